@@ -32,6 +32,8 @@ pub mod expire;
 pub mod fault;
 #[cfg(feature = "full")]
 pub mod host;
+#[cfg(feature = "full")]
+pub mod logical;
 #[cfg(feature = "program")]
 pub mod operate;
 pub mod pg;

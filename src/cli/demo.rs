@@ -57,7 +57,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_with_cleanup()?;
     let programs = Programs::find(args.bin.as_deref(), std::env::var_os("PATH").as_deref())?;
     let version = programs.version.clone();
-    let mut ground = Playground::new(programs, &cx.session.host.scratch)?;
+    let mut ground = Playground::new(programs, &cx.session.host.scratch, "demo")?;
     if args.keep {
         ground.keep();
     }

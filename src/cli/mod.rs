@@ -46,6 +46,7 @@ pub mod info;
 mod info_forecast;
 pub mod init;
 mod init_interactive;
+pub mod logical;
 pub mod pin;
 pub mod plan;
 pub mod receive;
@@ -74,7 +75,7 @@ use output::Output;
 /// Archive PostgreSQL's WAL, back up its clusters, and restore them to any moment
 ///
 /// Every command that answers a question takes --json. Exit statuses: 0 success, 1 failure, 2 usage, 3 configuration, 4 verify found
-/// damage or a gap, or wal gaps one, 5 the target cannot be reached, 6 warnings, 7 locked, 8 refused by a safety guard, 9 repository
+/// damage or a gap, wal gaps one, or logical check damage, 5 the target cannot be reached, 6 warnings, 7 locked, 8 refused by a safety guard, 9 repository
 /// unreachable, 10 partial success.
 #[derive(Parser)]
 #[command(
@@ -149,6 +150,7 @@ enum Command {
     Verify(verify::Args),
     Timeline(timeline::Args),
     Files(files::Args),
+    Logical(logical::Args),
     Help(help::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -339,7 +341,7 @@ fn context(cli: &Cli, environment: Environment) -> Context {
 /// The limits of bandwidth that a command keeps: those that move the bytes of backups.
 fn pacing(command: &Command) -> Pacing {
     match command {
-        Command::Backup(_) | Command::Files(_) => Pacing::limited(None),
+        Command::Backup(_) | Command::Files(_) | Command::Logical(_) => Pacing::limited(None),
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),
@@ -374,6 +376,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Receive(_)
         | Command::Repo(_)
         | Command::Files(_)
+        | Command::Logical(_)
         | Command::Help(_)
         | Command::Completions(_)
         | Command::Man(_)
@@ -422,6 +425,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Verify(args) => verify::run(args, cx),
         Command::Timeline(args) => timeline::run(args, cx),
         Command::Files(args) => files::run(args, cx),
+        Command::Logical(args) => logical::run(args, cx),
         Command::Help(args) => help::run(args, cx),
         Command::Completions(args) => completions::run(args, cx),
         Command::Man(args) => man::run(args, cx),

@@ -30,14 +30,16 @@ pub(super) enum Kind {
     Files,
     /// One section, which has no name.
     Retention,
+    Logical,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     Kind::Clusters,
     Kind::Repositories,
     Kind::Files,
     Kind::Retention,
+    Kind::Logical,
 ];
 
 impl Kind {
@@ -47,6 +49,7 @@ impl Kind {
             Kind::Repositories => "repositories",
             Kind::Files => "files",
             Kind::Retention => "retention",
+            Kind::Logical => "logical",
         }
     }
 
@@ -57,6 +60,7 @@ impl Kind {
             Kind::Repositories => "repository",
             Kind::Files => "set of files",
             Kind::Retention => "retention",
+            Kind::Logical => "logical backup",
         }
     }
 }
@@ -119,7 +123,7 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
-/// One `[clusters.NAME]`, `[repositories.NAME]` or `[files.NAME]`, or `[retention]`, whose name is empty.
+/// One `[clusters.NAME]`, `[repositories.NAME]`, `[files.NAME]` or `[logical.NAME]`, or `[retention]`, whose name is empty.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) kind: Kind,
@@ -220,7 +224,7 @@ impl Document {
         Ok(document)
     }
 
-    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…`, `PITR_FILES_…` and `PITR_RETENTION_…` replace and add values.
+    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…`, `PITR_FILES_…`, `PITR_RETENTION_…` and `PITR_LOGICAL_…` replace and add values.
     ///
     /// A variable is named for its key: upper case, `.` and `-` written as `_`. One that names no section of the file makes one,
     /// named in lower case.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, Encryption, Files, Location, LockMode, Millis, ObjectLock,
-    PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository, Retention,
-    S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location, retention::KEEP_MAX,
-    s3,
+    Acknowledge, Cluster, Encryption, Files, Location, LockMode, Logical, LogicalContent, Millis,
+    ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository,
+    Retention, S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location,
+    logical::JOBS_MAX, retention::KEEP_MAX, s3,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -66,6 +66,14 @@ keys! { RETENTION: |e, rules: Retention|
     "keep_within": within = e.period();
     "wal_window": wal_window = e.period();
     "min_copies": min_copies = e.of_repository();
+}
+
+// Those of `[logical.NAME]`.
+keys! { LOGICAL: |e, logical: Logical|
+    "cluster": cluster = e.string();
+    "databases": databases = e.list();
+    "jobs": jobs = e.count(JOBS_MAX);
+    "content": content = e.choice(&[("full", LogicalContent::Full), ("schema", LogicalContent::Schema), ("data", LogicalContent::Data)]);
 }
 
 // Those of `[repositories.NAME]`.
@@ -164,6 +172,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
         Kind::Repositories => REPOSITORY.iter().map(|(key, _)| *key).collect(),
         Kind::Files => FILES.iter().map(|(key, _)| *key).collect(),
         Kind::Retention => RETENTION.iter().map(|(key, _)| *key).collect(),
+        Kind::Logical => LOGICAL.iter().map(|(key, _)| *key).collect(),
     }
 }
 
@@ -285,6 +294,19 @@ pub(super) fn files(section: &Section) -> Result<Files> {
 /// Reads the rules of retention that hold for everything.
 pub(super) fn retention(section: &Section) -> Result<Retention> {
     fill(Retention::default(), section, RETENTION)
+}
+
+/// Reads a set of dumps.
+pub(super) fn logical(section: &Section) -> Result<Logical> {
+    let logical = fill(Logical::named(section.name.clone()), section, LOGICAL)?;
+    let is_named = !logical.databases.is_empty() && !logical.databases.iter().any(String::is_empty);
+    if let Some(entry) = section.get("databases").filter(|_| !is_named) {
+        return Err(entry.is_not("an array of names; without the key every database is dumped"));
+    }
+    match section.get("jobs").filter(|_| logical.jobs == 0) {
+        Some(entry) => Err(entry.is_not("a number from 1: a dump needs a connection")),
+        None => Ok(logical),
+    }
 }
 
 /// The kinds of values.

@@ -19,6 +19,7 @@ mod file;
 mod files;
 mod keys;
 mod location;
+mod logical;
 mod name;
 mod price;
 mod retention;
@@ -30,6 +31,7 @@ mod unit;
 pub use encryption::Encryption;
 pub use files::Files;
 pub use location::Location;
+pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
 pub use price::{Price, Prices};
 pub use retention::Retention;
@@ -348,6 +350,8 @@ pub struct Settings {
     pub files: Vec<Files>,
     /// Rules by which `pitr expire` keeps everything that has no rule in a narrower section.
     pub retention: Retention,
+    /// Sets of dumps, in the order of the file.
+    pub logical: Vec<Logical>,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.
     bare: bool,
@@ -617,6 +621,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         repositories: Vec::new(),
         files: Vec::new(),
         retention: Retention::default(),
+        logical: Vec::new(),
         cluster_flag: None,
         bare: false,
     };
@@ -639,6 +644,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             }
             Kind::Files => settings.files.push(keys::files(section)?),
             Kind::Retention => settings.retention = keys::retention(section)?,
+            Kind::Logical => settings.logical.push(keys::logical(section)?),
         }
     }
     Ok(settings)
@@ -888,6 +894,37 @@ mod tests {
         assert!(settings.repositories.iter().all(|r| r.required));
     }
 
+    #[test]
+    fn sets_of_dumps_are_read() {
+        let text = "[repositories.r]\nurl='file:///r'\n[logical.app]\ncluster='main'\ndatabases=['a','b c']\njobs=3\ncontent='data'\n[logical.other]";
+        let (_directory, mut environment) = place(Some(text));
+        environment
+            .variables
+            .insert("PITR_LOGICAL_OTHER_DATABASES".into(), "x,y".into());
+        let settings = Settings::load(&Flags::default(), &environment)
+            .ok()
+            .unwrap();
+        let [app, other] = settings.logical.as_slice() else {
+            panic!("two sets")
+        };
+        assert_eq!(
+            *app,
+            Logical {
+                cluster: Some("main".into()),
+                databases: vec!["a".into(), "b c".into()],
+                jobs: 3,
+                content: LogicalContent::Data,
+                ..Logical::named("app".into())
+            }
+        );
+        let expected = Logical {
+            databases: vec!["x".into(), "y".into()],
+            ..Logical::named("other".into())
+        };
+        assert_eq!(*other, expected);
+        assert_eq!((other.jobs, other.content), (2, LogicalContent::Full));
+    }
+
     /// A file, its complaint and perhaps the hint, one to a line.
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
@@ -923,6 +960,9 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [clusters.a.receive]\njournal_limit_bytes = -1 => pitr.toml:2:23: "receive.journal_limit_bytes" is not a number of bytes above 0
 [clusters.a.receive]\njournal_limit_bytes = 99999999999999999999 => pitr.toml:2:23: "receive.journal_limit_bytes" needs a number of bytes, found an integer out of range
 [clusters.a.receive]\nacknowledge = true => pitr.toml:2:15: "receive.acknowledge" needs a string, found a boolean
+[logical.a]\njobs = 0 => pitr.toml:2:8: "jobs" is not a number from 1: a dump needs a connection
+[logical.a]\ndatabases = [] => pitr.toml:2:13: "databases" is not an array of names; without the key every database is dumped
+[logical.a]\ncontent = 'all' => pitr.toml:2:11: "content" is "all" but must be "full" or "schema" or "data"
 [repositories.a] => pitr.toml:1:15: repository "a" has no url
 [repositories.a]\nurl='x'\nrequired = 'no' => pitr.toml:2:5: "x" is not the URL of a repository
 [repositories.a]\nurl='file:///x'\nrequired = false => no repository is required: a segment would be acknowledged before any holds it

@@ -36,6 +36,7 @@ pub mod keys;
 pub mod lag;
 pub mod left_behind;
 pub mod listing;
+pub mod logical;
 pub mod of;
 pub mod opened;
 pub mod owner;

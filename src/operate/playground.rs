@@ -45,14 +45,14 @@ pub struct Place {
 }
 
 impl Playground {
-    /// Makes the folder below `scratch`.
+    /// Makes the folder below `scratch`, with `purpose` in its name.
     ///
     /// # Errors
     /// `Usage` where a socket's path would be too long, or the user who runs servers for root cannot run this program; `Io`.
-    pub fn new(programs: Programs, scratch: &Path) -> Result<Playground> {
+    pub fn new(programs: Programs, scratch: &Path, purpose: &str) -> Result<Playground> {
         let failed = |e| Error::from_io(format!("make a folder in \"{}\"", scratch.display()), e);
         let folder = tempfile::Builder::new()
-            .prefix("pitr-demo-")
+            .prefix(&format!("pitr-{purpose}-"))
             .tempdir_in(scratch)
             .map_err(failed)?;
         let path = folder.path().to_owned();
@@ -253,7 +253,7 @@ fn unprivileged(pitr: &Path, programs: &Programs) -> Result<Option<User>> {
         if let Some(at) = user.kept_out_by(program, Access::Execute) {
             return Err(err!(
                 Usage,
-                "user {} runs the demonstration for root, and \"{}\" keeps it from \"{}\"",
+                "user {} runs the servers for root, and \"{}\" keeps it from \"{}\"",
                 user.name(),
                 at.display(),
                 program.display()

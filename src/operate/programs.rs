@@ -2,10 +2,10 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::err;
 use crate::error::Result;
+use crate::logical::tool;
 use crate::pg::version::Major;
 
 /// The folder with initdb, pg_ctl and postgres of one major.
@@ -37,36 +37,34 @@ impl Programs {
                 ))
             });
         }
-        let in_path: Vec<PathBuf> = search_path
-            .map(|path| std::env::split_paths(path).collect())
-            .unwrap_or_default();
-        let of_major = Major::ALL.into_iter().rev().flat_map(|major| {
-            let debian = format!("/usr/lib/postgresql/{major}/bin");
-            [debian, format!("/usr/pgsql-{major}/bin")].map(PathBuf::from)
-        });
-        in_path
-            .into_iter()
-            .chain(of_major)
-            .find_map(|folder| Programs::in_folder(&folder))
+        tool::folders(None, search_path)
+            .iter()
+            .find_map(|folder| Programs::in_folder(folder))
             .ok_or_else(|| {
                 none("no PostgreSQL server was found in the search path, /usr/lib/postgresql and /usr/pgsql-*".into())
             })
+    }
+
+    /// Finds those of the lowest major that is at least `least`, in the folder given or in the places of [`Programs::find`].
+    pub fn at_least(
+        least: Major,
+        given: Option<&Path>,
+        search_path: Option<&OsStr>,
+    ) -> Option<Programs> {
+        let folders = tool::folders(given, search_path);
+        let found = folders.iter().filter_map(|f| Programs::in_folder(f));
+        found.filter(|p| p.major >= least).min_by_key(|p| p.major)
     }
 
     fn in_folder(folder: &Path) -> Option<Programs> {
         if !NEEDED.iter().all(|name| folder.join(name).is_file()) {
             return None;
         }
-        let output = Command::new(folder.join("initdb"))
-            .arg("--version")
-            .output();
-        let text = String::from_utf8(output.ok()?.stdout).ok()?;
-        let version = text.split_whitespace().nth(2)?;
-        let number: String = version.chars().take_while(char::is_ascii_digit).collect();
+        let (major, version) = tool::version_of(&folder.join("initdb"))?;
         Some(Programs {
             folder: folder.to_owned(),
-            major: Major::from_number(number.parse().ok()?).ok()?,
-            version: version.to_owned(),
+            major,
+            version,
         })
     }
 

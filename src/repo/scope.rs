@@ -94,7 +94,7 @@ pub fn is_scope_name(name: &str) -> bool {
 pub const AUX: &str = "aux";
 
 /// Kinds of auxiliary content that this version knows. Only tests of the program write `test`.
-const KNOWN_KINDS: [&str; 2] = ["files", "test"];
+const KNOWN_KINDS: [&str; 3] = ["files", "logical", "test"];
 
 /// The owner of everything below one prefix: a cluster, or one piece of auxiliary content.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

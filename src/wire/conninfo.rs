@@ -330,19 +330,7 @@ impl ConnInfo {
     /// `Config` if the text cannot be parsed, a keyword or value is not known, or a service is not there. The message never holds the
     /// text itself.
     pub fn resolve(text: &str, environment: &Environment) -> Result<Self> {
-        let mut settings = if text.starts_with("postgresql://") || text.starts_with("postgres://") {
-            super::uri::parse(text)?
-        } else {
-            parse_pairs(text)?
-        };
-        add_service(&mut settings, environment)?;
-        for (keyword, variable, _) in KEYWORDS {
-            if let Some(value) = environment.variables.get(*variable)
-                && !settings.contains_key(keyword)
-            {
-                settings.insert(keyword, value.clone());
-            }
-        }
+        let settings = settings(text, environment)?;
         build(&settings, environment)
     }
 
@@ -351,6 +339,24 @@ impl ConnInfo {
         let hosts: Vec<_> = self.hosts.iter().map(Host::display).collect();
         hosts.join(", ")
     }
+}
+
+/// Reads a connection string, and fills in service and environment.
+pub(super) fn settings(text: &str, environment: &Environment) -> Result<Settings> {
+    let mut settings = if text.starts_with("postgresql://") || text.starts_with("postgres://") {
+        super::uri::parse(text)?
+    } else {
+        parse_pairs(text)?
+    };
+    add_service(&mut settings, environment)?;
+    for (keyword, variable, _) in KEYWORDS {
+        if let Some(value) = environment.variables.get(*variable)
+            && !settings.contains_key(keyword)
+        {
+            settings.insert(keyword, value.clone());
+        }
+    }
+    Ok(settings)
 }
 
 pub(super) fn config(message: String) -> Error {

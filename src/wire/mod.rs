@@ -22,6 +22,7 @@ mod message;
 mod passfile;
 pub mod replication;
 pub mod server_error;
+pub mod service_file;
 pub mod slot;
 pub mod sql;
 pub mod stop;

@@ -20,7 +20,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::{AsyncMessage, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::client::{ANSWER_SIZE_MAX, Client, Rows, Session, command_failed, report};
-use super::conninfo::ConnInfo;
+use super::conninfo::{ConnInfo, Host};
 use super::message::{Stream, lost};
 use super::server_error::{ServerMessage, protocol};
 use crate::error::{Error, Result};
@@ -37,6 +37,7 @@ pub struct Sql {
     server_version: String,
     version_num: u32,
     host: String,
+    place: Host,
     /// Bytes that the answer under way may still have.
     budget: Arc<AtomicUsize>,
     /// Why the connection has ended.
@@ -55,6 +56,7 @@ impl Sql {
 
     async fn take_over(client: Client, progress: Arc<dyn Progress>) -> Result<Sql> {
         let (host, version_num) = (client.host().to_owned(), client.version_num());
+        let place = client.place().clone();
         let server_version = client.parameter("server_version").unwrap_or_default();
         let server_version = server_version.to_owned();
         let budget = Arc::new(AtomicUsize::new(ANSWER_SIZE_MAX));
@@ -74,6 +76,7 @@ impl Sql {
             server_version,
             version_num,
             host,
+            place,
             budget,
             failure,
         })
@@ -135,6 +138,11 @@ impl Sql {
     /// The host as messages name it.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// The place that was reached, of the several that the settings may name.
+    pub fn place(&self) -> &Host {
+        &self.place
     }
 
     /// Ends the session in order.

@@ -38,6 +38,7 @@ mod init;
 mod init_interactive;
 mod limits;
 mod lives;
+mod logical;
 mod medium;
 mod newer;
 mod oracle;

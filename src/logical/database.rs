@@ -1,0 +1,245 @@
+//! The dump of one database, in a snapshot that a session of this process holds.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::member::DatabaseMember;
+use super::read_check::Dump;
+use super::rows::{self, TableRows};
+use super::source::{Database, Source, SqlSession, size_of};
+use super::tool::{self, Tool};
+use crate::config::LogicalContent;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::progress::Progress;
+use crate::wire::service_file::in_database;
+
+/// How long a dump waits for a lock: longer, everybody behind it would wait, too.
+const LOCK_WAIT: &str = "10s";
+
+/// How a dump is made.
+pub struct Making<'a> {
+    /// The server.
+    pub source: &'a Source,
+    /// `pg_dump`.
+    pub pg_dump: &'a Tool,
+    /// `pg_restore` of the same major, which reads what was written.
+    pub pg_restore: &'a Tool,
+    /// The service file.
+    pub service: &'a Path,
+    /// Connections of the dump.
+    pub jobs: u32,
+    /// Parts of the database that are dumped.
+    pub content: LogicalContent,
+    /// Hears notices of the server.
+    pub progress: &'a Arc<dyn Progress>,
+}
+
+/// The session that holds a snapshot, and what identifies that.
+struct Held {
+    session: SqlSession,
+    exported: String,
+    snapshot: String,
+    start_lsn: Lsn,
+    stop_lsn: Lsn,
+    is_standby: bool,
+}
+
+impl Held {
+    fn open(making: &Making<'_>, name: &str, stop: &Arc<AtomicBool>) -> Result<Held> {
+        let info = making.source.info_of(name);
+        let mut session = SqlSession::connect(&info, making.progress, stop)?;
+        let is_standby = making.source.is_standby;
+        // Names are looked up in the catalog alone. Rows that row security hides would be missing in silence: it is an error instead.
+        session.query(
+            "set search_path = pg_catalog; set row_security = off; set statement_timeout = 0; set lock_timeout = '10s'; \
+             set idle_in_transaction_session_timeout = 0; set client_min_messages = warning",
+        )?;
+        if session.session().version_num() >= 170_000 {
+            session.query("set transaction_timeout = 0")?;
+        }
+        let start_lsn = position(&mut session, is_standby)?;
+        session.query("begin isolation level repeatable read read only")?;
+        let rows = session.query("select pg_export_snapshot(), pg_current_snapshot()")?;
+        let (exported, snapshot) = (rows.value(0, 0)?, rows.value(0, 1)?);
+        let stop_lsn = position(&mut session, is_standby)?;
+        Ok(Held {
+            session,
+            exported,
+            snapshot,
+            start_lsn,
+            stop_lsn,
+            is_standby,
+        })
+    }
+
+    /// Counts the rows of each table whose data is dumped.
+    fn count(&mut self) -> Result<Vec<TableRows>> {
+        // Tables of extensions come with them, and an unlogged table has no content on a standby.
+        let tables = self.session.query(
+            "select c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname) from pg_class c \
+             join pg_namespace n on n.oid = c.relnamespace \
+             where c.relkind = 'r' and c.relpersistence <> 't' and (c.relpersistence <> 'u' or not pg_is_in_recovery()) \
+             and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' \
+             and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e') \
+             order by n.nspname, c.relname",
+        )?;
+        let mut all = Vec::new();
+        for row in 0..tables.rows.len() {
+            let quoted: String = tables.value(row, 3)?;
+            let counted = self
+                .session
+                .query(&format!("select count(*) from only {quoted}"))?;
+            all.push(TableRows {
+                oid: tables.value(row, 0)?,
+                schema: tables.value(row, 1)?,
+                table: tables.value(row, 2)?,
+                rows: counted.value(0, 0)?,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Requires that the session still holds the snapshot.
+    fn end(mut self) -> Result<()> {
+        position(&mut self.session, self.is_standby)?;
+        self.session.query("commit").map(|_| ())
+    }
+}
+
+/// The position that the server has reached.
+fn position(session: &mut SqlSession, is_standby: bool) -> Result<Lsn> {
+    let function = match is_standby {
+        true => "pg_last_wal_replay_lsn",
+        false => "pg_current_wal_insert_lsn",
+    };
+    let rows = session.query(&format!("select pg_catalog.{function}()"))?;
+    rows.value(0, 0)
+}
+
+impl Making<'_> {
+    /// Dumps a database into `below`, and requires that the dump can be read and has every row of its snapshot.
+    ///
+    /// # Errors
+    /// `Server` and others of `pg_dump`, `Unreachable` when the session is lost, `Damaged` when the dump is not whole; those of `tick`.
+    pub fn dump(
+        &self,
+        database: &Database,
+        below: &Path,
+        scratch: &Path,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<DatabaseMember> {
+        let doing = |e: Error| e.context(format!("dump database \"{}\"", database.name));
+        let directory = below.join(database.oid.to_string());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut held = Held::open(self, &database.name, &stop).map_err(doing)?;
+        let rows = self
+            .run(&mut held, database, &directory, &stop, tick)
+            .map_err(doing)?;
+        let (snapshot, start_lsn, stop_lsn) =
+            (held.snapshot.clone(), held.start_lsn, held.stop_lsn);
+        held.end().map_err(doing)?;
+        let dump = Dump {
+            directory: directory.clone(),
+            content: self.content,
+            rows: &rows,
+        };
+        let findings = dump.check_read(self.pg_restore, scratch, tick)?;
+        if let Some(first) = findings.first() {
+            return Err(err!(
+                Damaged,
+                "the dump of database \"{}\" is not whole: {first}",
+                database.name
+            )
+            .hint("Nothing was stored. Check the disk below TMPDIR, then take the backup again."));
+        }
+        let member = DatabaseMember {
+            name: database.name.clone(),
+            oid: database.oid,
+            encoding: database.encoding.clone(),
+            snapshot,
+            start_lsn,
+            stop_lsn,
+            size_bytes: size_below(&directory)?,
+            table_count: rows.len() as u64,
+            row_count: rows.iter().map(|t| t.rows).sum(),
+        };
+        let file = below.join(member.rows_file());
+        super::spool::write(&file, &rows::write(&rows)?)?;
+        Ok(member)
+    }
+
+    /// Runs `pg_dump`, and counts rows meanwhile in the session that holds the snapshot.
+    fn run(
+        &self,
+        held: &mut Held,
+        database: &Database,
+        directory: &Path,
+        stop: &Arc<AtomicBool>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<TableRows>> {
+        let mut command = self.pg_dump.command(Some(self.service));
+        command
+            .args(["-Fd", "-Z0", "--no-password", "--no-sync"])
+            .arg(format!("--lock-wait-timeout={LOCK_WAIT}"))
+            .arg(format!("--snapshot={}", held.exported))
+            .arg(format!("--jobs={}", self.jobs))
+            .args(match self.content {
+                LogicalContent::Full => None,
+                LogicalContent::Schema => Some("--schema-only"),
+                LogicalContent::Data => Some("--data-only"),
+            })
+            .arg("-f")
+            .arg(directory)
+            .arg(format!("--dbname={}", in_database(&database.name)));
+        let has_data = self.content != LogicalContent::Schema;
+        let has_failed = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let counting = threads.spawn(|| {
+                let counted = match has_data {
+                    true => held.count(),
+                    false => Ok(Vec::new()),
+                };
+                has_failed.store(counted.is_err(), Ordering::Relaxed);
+                counted
+            });
+            let dumped = tool::run(
+                &mut command,
+                &mut || match has_failed.load(Ordering::Relaxed) {
+                    true => Err(err!(Interrupted, "the rows could not be counted")),
+                    false => tick(),
+                },
+            );
+            let dumped = dumped.and_then(|warnings| {
+                warnings.iter().for_each(|line| self.progress.warn(line));
+                while !counting.is_finished() {
+                    tick()?;
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                }
+                Ok(())
+            });
+            stop.store(dumped.is_err(), Ordering::Relaxed);
+            let counted = counting
+                .join()
+                .unwrap_or_else(|_| Err(err!(Internal, "a thread that counts rows panicked")));
+            match (dumped, counted) {
+                (Ok(()), counted) => counted,
+                // The dump was given up for the sake of the count.
+                (Err(_), Err(e)) if e.code() != Code::Interrupted => Err(e),
+                (Err(e), _) => Err(e),
+            }
+        })
+    }
+}
+
+fn size_below(directory: &Path) -> Result<u64> {
+    let failed = |e| Error::from_io(format!("read \"{}\"", directory.display()), e);
+    let entries = std::fs::read_dir(directory).map_err(failed)?;
+    let paths: Vec<PathBuf> = entries
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<std::io::Result<_>>()
+        .map_err(failed)?;
+    paths.iter().map(|path| size_of(path)).sum()
+}

@@ -1,0 +1,106 @@
+//! The member `logical` of a root (format, section 16.4).
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::LogicalContent;
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+
+/// The facts of a backup of dumps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The server's `server_version`.
+    pub server_version: String,
+    /// The server's major.
+    pub server_major: u32,
+    /// The version of `pg_dump`.
+    pub pg_dump_version: String,
+    /// The major of `pg_dump`, on which the archives' format depends.
+    pub pg_dump_major: u32,
+    /// Whether the server was a standby.
+    pub from_standby: bool,
+    /// The parts of each database that were dumped.
+    pub content: LogicalContent,
+    /// The size of `globals.sql`.
+    pub globals_bytes: u64,
+    /// Whether `globals.sql` has the roles' password hashes.
+    pub role_passwords: bool,
+    /// The checks that passed before the root was written: `read`.
+    pub checks: Vec<String>,
+    /// The databases, in the order in which they were dumped.
+    pub databases: Vec<DatabaseMember>,
+}
+
+/// The dump of one database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseMember {
+    /// Its name.
+    pub name: String,
+    /// Its OID, which names the directory of its dump.
+    pub oid: u32,
+    /// Its encoding, as PostgreSQL names it.
+    pub encoding: String,
+    /// `pg_current_snapshot()` of the dump: `xmin:xmax:xip`.
+    pub snapshot: String,
+    /// The server's position just before the snapshot.
+    pub start_lsn: Lsn,
+    /// The server's position just after the snapshot.
+    pub stop_lsn: Lsn,
+    /// Bytes of the dump.
+    pub size_bytes: u64,
+    /// Tables whose rows were counted.
+    pub table_count: u64,
+    /// Their rows, in the snapshot.
+    pub row_count: u64,
+}
+
+impl Member {
+    /// Reads a member.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn read(value: &serde_json::Value) -> Result<Member> {
+        serde_json::from_value(value.clone())
+            .map_err(|e| err!(Damaged, "the member \"logical\" cannot be read").source(e))
+    }
+
+    /// Finds the database that is meant: the one of this name, or the only one.
+    ///
+    /// # Errors
+    /// `NotFound`; `Usage` when several could be meant.
+    pub fn database(&self, name: Option<&str>) -> Result<&DatabaseMember> {
+        let known = || -> String {
+            let names: Vec<&str> = self.databases.iter().map(|d| d.name.as_str()).collect();
+            names.join(", ")
+        };
+        let Some(name) = name else {
+            return match self.databases.as_slice() {
+                [only] => Ok(only),
+                _ => Err(
+                    err!(Usage, "the backup has several databases and none is named")
+                        .hint(format!("Add --database NAME. Known: {}", known())),
+                ),
+            };
+        };
+        self.databases
+            .iter()
+            .find(|d| d.name == name)
+            .ok_or_else(|| {
+                err!(NotFound, "the backup has no database \"{name}\"")
+                    .hint(format!("Known: {}", known()))
+            })
+    }
+}
+
+impl DatabaseMember {
+    /// Returns the name of the directory of its dump.
+    pub fn directory(&self) -> String {
+        self.oid.to_string()
+    }
+
+    /// Returns the name of the file with the rows of its tables.
+    pub fn rows_file(&self) -> String {
+        format!("{}.rows.json", self.oid)
+    }
+}

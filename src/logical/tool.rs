@@ -1,0 +1,303 @@
+//! A client program of PostgreSQL: found by its major, and run to its end.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::version::Major;
+
+/// How often a program that runs is looked after.
+const GLANCE: Duration = Duration::from_millis(20);
+/// How often its caller is asked whether to go on.
+const TICK: Duration = Duration::from_millis(200);
+/// How long a program may take to end when it is asked to.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How much of what it says is kept: the end.
+const KEPT_BYTES: usize = 16 << 10;
+/// How many of these lines a message repeats.
+const SHOWN_LINES: usize = 5;
+
+/// A program of a known version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tool {
+    /// The program.
+    pub path: PathBuf,
+    /// Its major.
+    pub major: Major,
+    /// Its version, say `17.6`.
+    pub version: String,
+}
+
+/// The folders in which programs are looked for: the one that is given, else the search path and those of distributions, newest major first.
+pub fn folders(given: Option<&Path>, search_path: Option<&OsStr>) -> Vec<PathBuf> {
+    if let Some(folder) = given {
+        return vec![folder.to_owned()];
+    }
+    let in_path = search_path.into_iter().flat_map(std::env::split_paths);
+    let of_major = Major::ALL.into_iter().rev().flat_map(|major| {
+        let debian = format!("/usr/lib/postgresql/{major}/bin");
+        [debian, format!("/usr/pgsql-{major}/bin")].map(PathBuf::from)
+    });
+    in_path.chain(of_major).collect()
+}
+
+/// Returns the version that a program reports, where it is one of a major that is supported.
+pub fn version_of(program: &Path) -> Option<(Major, String)> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text.split_whitespace().nth(2)?;
+    let number: String = version.chars().take_while(char::is_ascii_digit).collect();
+    let major = Major::from_number(number.parse().ok()?).ok()?;
+    Some((major, version.to_owned()))
+}
+
+impl Tool {
+    /// Finds the program of the lowest major that is at least `least`.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none.
+    pub fn find(name: &str, least: Major, folders: &[PathBuf]) -> Result<Tool> {
+        let found = folders.iter().filter_map(|folder| {
+            let path = folder.join(name);
+            // Debian's wrapper runs another program for each cluster, and has no version of its own.
+            let real = std::fs::canonicalize(&path).ok()?;
+            if real.file_name() != Some(OsStr::new(name)) {
+                return None;
+            }
+            let (major, version) = version_of(&path)?;
+            (major >= least).then_some(Tool {
+                path,
+                major,
+                version,
+            })
+        });
+        found.min_by_key(|tool| tool.major).ok_or_else(|| {
+            err!(
+                NotFound,
+                "no {name} of PostgreSQL {least} or newer was found in the search path, /usr/lib/postgresql and /usr/pgsql-*"
+            )
+            .hint(format!("Nothing was done. Install the client programs of PostgreSQL {least}, or name their folder: --bin DIR"))
+        })
+    }
+
+    /// Returns a command that finds the service file and nothing else of libpq's environment.
+    pub fn command(&self, service_file: Option<&Path>) -> Command {
+        let mut command = Command::new(&self.path);
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"PG") {
+                command.env_remove(name);
+            }
+        }
+        if let Some(file) = service_file {
+            command.env("PGSERVICEFILE", file);
+        }
+        command.env_remove("LANGUAGE").env("LC_ALL", "C");
+        command
+    }
+}
+
+/// Runs a program to its end, and asks `tick` all the while whether to go on. Returns the warnings of the program.
+///
+/// # Errors
+/// `Full` when the program found no room, `Server` when it failed otherwise, with the end of what it said; those of `tick`, after the program
+/// was stopped.
+pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
+    let name = Path::new(command.get_program());
+    let name = name.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.into_owned();
+    // Ctrl-C at the terminal is this process's alone: it ends the program in order.
+    let spawned = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn();
+    let mut child = spawned.map_err(|e| Error::from_io(format!("run {name}"), e))?;
+    let said = listen(&mut child);
+    let status = match wait(&mut child, tick) {
+        Ok(status) => status,
+        Err(e) => {
+            end(&mut child);
+            return Err(e);
+        }
+    };
+    // A worker that outlives the program holds the pipe open.
+    let said = said.recv_timeout(PATIENCE).unwrap_or_default();
+    match status.success() {
+        true => {
+            let warnings = said.lines().filter(|line| line.contains("warning: "));
+            Ok(warnings.map(str::to_owned).collect())
+        }
+        false => Err(failed(&name, status, &said)),
+    }
+}
+
+fn wait(child: &mut Child, tick: &mut dyn FnMut() -> Result<()>) -> Result<ExitStatus> {
+    let mut asked = Instant::now();
+    loop {
+        let ended = child.try_wait();
+        if let Some(status) = ended.map_err(|e| Error::from_io("wait for a program", e))? {
+            return Ok(status);
+        }
+        if asked.elapsed() >= TICK {
+            tick()?;
+            asked = Instant::now();
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// Ends a program and its workers.
+fn end(child: &mut Child) {
+    let group = Pid::from_child(child);
+    let since = Instant::now();
+    // A group that is gone needs no signal.
+    let _ = kill_process_group(group, Signal::TERM);
+    while matches!(child.try_wait(), Ok(None)) {
+        if since.elapsed() > PATIENCE {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// Reads what a program says on a thread: a full pipe would stop it.
+fn listen(child: &mut Child) -> Receiver<String> {
+    let (heard, said) = channel();
+    if let Some(mut pipe) = child.stderr.take() {
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                kept.extend_from_slice(buffer.get(..length).unwrap_or_default());
+                let surplus = kept.len().saturating_sub(KEPT_BYTES);
+                kept.drain(..surplus);
+            }
+            // Nobody listens any more where the program was stopped.
+            let _ = heard.send(String::from_utf8_lossy(&kept).into_owned());
+        });
+    }
+    said
+}
+
+fn failed(name: &str, status: ExitStatus, said: &str) -> Error {
+    let lines: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).collect();
+    // pg_restore repeats the statement behind its error.
+    let is_error = |line: &&&str| line.contains("error: ") || line.contains("ERROR: ");
+    let errors: Vec<&str> = lines.iter().filter(is_error).copied().collect();
+    let shown = match errors.is_empty() {
+        true => lines,
+        false => errors,
+    };
+    let last = shown.get(shown.len().saturating_sub(SHOWN_LINES)..);
+    let shown = last.unwrap_or_default().join(" · ");
+    let code = match said.contains("No space left on device") {
+        true => Code::Full,
+        false => Code::Server,
+    };
+    Error::new(code, format!("{name} failed ({status}): {shown}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_failure_says_what_the_program_said() {
+        let mut go_on = || Ok(());
+        let warnings = run(
+            &mut shell("echo 'x: warning: a circle' >&2; echo detail >&2"),
+            &mut go_on,
+        );
+        assert_eq!(warnings.unwrap(), ["x: warning: a circle"]);
+        let e = run(
+            &mut shell("for i in 1 2 3 4 5 6 7; do echo line $i >&2; done; exit 3"),
+            &mut go_on,
+        )
+        .unwrap_err();
+        assert_eq!(e.code(), Code::Server);
+        assert_eq!(
+            e.to_string(),
+            "sh failed (exit status: 3): line 3 · line 4 · line 5 · line 6 · line 7"
+        );
+        let e = run(
+            &mut shell("echo 'could not write: No space left on device' >&2; exit 1"),
+            &mut go_on,
+        )
+        .unwrap_err();
+        assert_eq!(e.code(), Code::Full);
+        let e = run(
+            &mut shell("echo 'x: error: no such type' >&2; echo 'Command was: CREATE' >&2; exit 1"),
+            &mut go_on,
+        )
+        .unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "sh failed (exit status: 1): x: error: no such type"
+        );
+    }
+
+    #[test]
+    fn a_program_and_its_workers_end_when_the_caller_stops() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = format!("sleep 600 & echo $! > {}; wait", file.display());
+        let mut asked = 0;
+        let e = run(&mut shell(&script), &mut || {
+            asked += 1;
+            let is_up = std::fs::read_to_string(&file).is_ok_and(|t| t.ends_with('\n'));
+            match is_up && asked > 1 {
+                true => Err(err!(Interrupted, "interrupted")),
+                false => Ok(()),
+            }
+        })
+        .unwrap_err();
+        assert_eq!(e.code(), Code::Interrupted);
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let pid: u32 = pid.trim().parse().unwrap();
+        let since = Instant::now();
+        while !crate::process::has_ended(pid) {
+            assert!(since.elapsed() < PATIENCE, "the worker runs on");
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    #[test]
+    fn the_lowest_major_that_will_do_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let folders: Vec<PathBuf> = ["18.1", "15.4", "16beta2", "12.3"]
+            .iter()
+            .map(|version| {
+                let folder = root.path().join(version);
+                std::fs::create_dir(&folder).unwrap();
+                let path = folder.join("pg_dump");
+                let script = format!("#!/bin/sh\necho \"pg_dump (PostgreSQL) {version} (X)\"\n");
+                std::fs::write(&path, script).unwrap();
+                std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+                folder
+            })
+            .collect();
+        let found = |least: u32| {
+            let least = Major::from_number(least).unwrap();
+            Tool::find("pg_dump", least, &folders).map(|t| t.version)
+        };
+        assert_eq!(found(13).unwrap(), "15.4");
+        assert_eq!(found(16).unwrap(), "16beta2");
+        assert_eq!(found(17).unwrap(), "18.1");
+        assert_eq!(found(19).unwrap_err().code(), Code::NotFound);
+    }
+}

@@ -1,0 +1,394 @@
+//! Dumps put back: as files, or into a database of a live server.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::{Stored, find, folders};
+use crate::config;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::logical::kind::put_back;
+use crate::logical::member::{DatabaseMember, Member};
+use crate::logical::read_check::contents;
+use crate::logical::source::{SqlSession, write_service};
+use crate::logical::spool::Spool;
+use crate::logical::tool::{self, Tool};
+use crate::operate::human;
+use crate::operate::session::Session;
+use crate::pg::version::Major;
+use crate::repo::id::BackupId;
+use crate::restore::content;
+use crate::wire::conninfo::{ConnInfo, Environment};
+use crate::wire::service_file::in_database;
+
+/// Dumps that were put back.
+pub struct Restored {
+    /// The backup.
+    pub id: BackupId,
+    /// The repository that gave it.
+    pub repository: String,
+    /// The facts of its dumps.
+    pub member: Member,
+    /// The database of the server that was filled; none of files.
+    pub database: Option<String>,
+    /// How many entries of the dump were selected; none where all of it was restored.
+    pub selected: Option<u64>,
+}
+
+/// The operator's request for a restore into a server.
+#[derive(Debug, Clone, Default)]
+pub struct Into {
+    /// How the server is reached, and its database.
+    pub conninfo: String,
+    /// The database of the backup.
+    pub database: Option<String>,
+    /// Schemas that are restored; none: all.
+    pub schemas: Vec<String>,
+    /// Tables that are restored, each `schema.table`.
+    pub tables: Vec<String>,
+    /// Connections; none: one, and all of it in one transaction.
+    pub jobs: Option<u16>,
+    /// Whether the database is created.
+    pub create: bool,
+    /// Whether what the dump names is dropped first.
+    pub replace: bool,
+    /// Whether the operator confirms that.
+    pub is_confirmed: bool,
+    /// Whether everything belongs to the role that restores.
+    pub no_owner: bool,
+    /// Whether grants are left out.
+    pub no_privileges: bool,
+    /// The folder of PostgreSQL's programs.
+    pub bin: Option<PathBuf>,
+}
+
+/// Puts the dumps into a directory that is empty or does not exist.
+///
+/// # Errors
+/// `Refused` when it is not empty; those of [`content::read`] and [`put_back`].
+pub fn to_directory(
+    session: &Session,
+    name: &str,
+    backup: Option<&BackupId>,
+    to: &Path,
+) -> Result<Restored> {
+    let to = session.environment.absolute(to);
+    if to.exists() {
+        content::check_empty(&to)?;
+    }
+    let stored = find(session, name, backup)?;
+    if !to.exists() {
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&to);
+        made.map_err(|e| Error::from_io(format!("make directory \"{}\"", to.display()), e))?;
+    }
+    extract(session, &stored, &to)?;
+    Ok(Restored {
+        id: stored.id,
+        repository: stored.repository_name,
+        member: stored.member,
+        database: None,
+        selected: None,
+    })
+}
+
+/// Puts the dumps of a backup below a directory that is empty.
+///
+/// # Errors
+/// Those of [`content::read`] and [`put_back`].
+pub(super) fn extract(session: &Session, stored: &Stored, to: &Path) -> Result<()> {
+    let place = (&stored.scope, &stored.id);
+    let host = &session.host;
+    host.progress.phase("read the dumps", None);
+    content::read(&stored.repository, place, (host, stored.planned), |open| {
+        put_back(open.snapshot, open.member, to, (host, open.tick)).map(|_| ())
+    })
+}
+
+/// Restores one database of a backup into a database of a live server.
+///
+/// # Errors
+/// `Usage`; `Refused` when the database is not empty, or exists already; `Server` when `pg_restore` fails; those of [`content::read`].
+pub fn to_server(
+    session: &Session,
+    name: &str,
+    backup: Option<&BackupId>,
+    asked: &Into,
+) -> Result<Restored> {
+    check_conninfo(&asked.conninfo)?;
+    let stored = find(session, name, backup)?;
+    let database = stored.member.database(asked.database.as_deref())?.clone();
+    let least = Major::from_number(stored.member.pg_dump_major)?;
+    let pg_restore = Tool::find("pg_restore", least, &folders(session, asked.bin.as_deref()))?;
+    let target = Target::open(session, asked, &stored.member, &database)?;
+    let spool = Spool::new(&session.host.scratch)?;
+    let dumps = spool.directory("dumps")?;
+    extract(session, &stored, &dumps)?;
+    let directory = dumps.join(database.directory());
+    let service = write_service(&asked.conninfo, &target.info, &spool)?;
+    let mut tick = || session.host.check_stop();
+    let selection = Selection {
+        asked,
+        existing: &target.schemas,
+    };
+    let mut command = pg_restore.command(Some(&service));
+    command.args(["--exit-on-error", "--no-password"]);
+    command.arg(format!("--dbname={}", in_database(&target.database)));
+    for (is_wanted, option) in [
+        (asked.no_owner, "--no-owner"),
+        (asked.no_privileges, "--no-privileges"),
+        (asked.create, "--create"),
+        (asked.replace, "--clean"),
+        (asked.replace, "--if-exists"),
+    ] {
+        if is_wanted {
+            command.arg(option);
+        }
+    }
+    match asked.jobs {
+        Some(jobs) => {
+            command.arg(format!("--jobs={jobs}"));
+        }
+        None if asked.create => {}
+        None => {
+            command.arg("--single-transaction");
+        }
+    }
+    let selected = selection.lines(&pg_restore, &directory, &spool, &mut tick)?;
+    if let Some(lines) = &selected {
+        let file = spool.file("selected", (lines.join("\n") + "\n").as_bytes())?;
+        command.arg("-L").arg(file);
+    }
+    command.arg(&directory);
+    let phase = format!("restore database \"{}\"", database.name);
+    session.host.progress.phase(&phase, None);
+    let warnings = tool::run(&mut command, &mut tick);
+    let warnings = warnings.map_err(|e| asked.explained(e, &database))?;
+    warnings.iter().for_each(|line| session.warn(line));
+    let filled = match asked.create {
+        true => database.name,
+        false => target.database,
+    };
+    Ok(Restored {
+        id: stored.id,
+        repository: stored.repository_name,
+        member: stored.member,
+        database: Some(filled),
+        selected: selected.map(|lines| lines.len() as u64),
+    })
+}
+
+/// Command lines are seen by everybody.
+fn check_conninfo(conninfo: &str) -> Result<()> {
+    match config::holds_password(conninfo) {
+        true => Err(err!(Usage, "--into holds a password or another secret")
+            .hint("Nothing was done. Put it into a password file, and add passfile=FILE instead.")),
+        false => Ok(()),
+    }
+}
+
+impl Into {
+    fn explained(&self, e: Error, database: &DatabaseMember) -> Error {
+        let is_whole = self.jobs.is_none() && !self.create;
+        let state = match (is_whole, self.create) {
+            (true, _) => "The database is as it was.".to_owned(),
+            (false, true) => format!(
+                "Database \"{}\" may exist in part: drop it before the next try.",
+                database.name
+            ),
+            (false, false) => {
+                "The database has a part of the dump. Without --jobs a restore is one transaction."
+                    .to_owned()
+            }
+        };
+        let is_part = !self.schemas.is_empty() || !self.tables.is_empty();
+        let next = match e.to_string() {
+            _ if e.code() == Code::Interrupted => "",
+            text if text.contains("role \"") => {
+                "\nCreate the roles from globals.sql of pitr logical restore --to DIR, or add --no-owner --no-privileges."
+            }
+            _ if is_part => {
+                "\nTypes, functions and tables outside of the selected part are not restored with it: select their schemas, too."
+            }
+            _ => "\nMend what the server names, then run the same command again.",
+        };
+        e.hint(format!("{state}{next}"))
+    }
+}
+
+/// The server that is restored into.
+struct Target {
+    /// How it is reached: the one host that answered.
+    info: ConnInfo,
+    /// The database that `pg_restore` connects to.
+    database: String,
+    /// Schemas that are there.
+    schemas: BTreeSet<String>,
+}
+
+impl Target {
+    fn open(
+        session: &Session,
+        asked: &Into,
+        member: &Member,
+        database: &DatabaseMember,
+    ) -> Result<Target> {
+        let mut info = ConnInfo::resolve(&asked.conninfo, &Environment::of_process())?;
+        let named = match (&info.dbname, asked.create) {
+            (Some(name), _) => name.clone(),
+            (None, true) => "postgres".to_owned(),
+            (None, false) => {
+                return Err(err!(Usage, "--into names no database").hint(
+                    "Nothing was done. Add dbname=NAME, a database that is empty, or --create.",
+                ));
+            }
+        };
+        info.dbname = Some(named.clone());
+        let host = &session.host;
+        let mut sql = SqlSession::connect(&info, &host.progress, &host.stop)?;
+        info.hosts = vec![sql.session().place().clone()];
+        let major = sql.session().major()?;
+        if major.number() < member.server_major {
+            return Err(err!(
+                Refused,
+                "the server runs PostgreSQL {major}, the dump is of PostgreSQL {}",
+                member.server_major
+            )
+            .hint("Nothing was done: a dump is restored into its own major or a newer one."));
+        }
+        if asked.create {
+            check_absent(&mut sql, &database.name)?;
+        } else {
+            check_contents(&mut sql, asked, &named)?;
+        }
+        let rows = sql.query("select nspname from pg_catalog.pg_namespace")?;
+        let schemas = (0..rows.rows.len()).map(|row| rows.value(row, 0));
+        Ok(Target {
+            schemas: schemas.collect::<Result<_>>()?,
+            database: named,
+            info,
+        })
+    }
+}
+
+fn check_absent(sql: &mut SqlSession, name: &str) -> Result<()> {
+    let literal = name.replace('\'', "''");
+    let rows = sql.query(&format!(
+        "set standard_conforming_strings = on; select count(*) from pg_catalog.pg_database where datname = '{literal}'"
+    ))?;
+    match rows.value::<u64>(0, 0)? {
+        0 => Ok(()),
+        _ => Err(err!(Refused, "database \"{name}\" exists").hint(
+            "Nothing was done. Without --create the database of --into is filled, when it is empty.",
+        )),
+    }
+}
+
+/// Requires that the database is empty, or that what the dump names may be dropped.
+fn check_contents(sql: &mut SqlSession, asked: &Into, name: &str) -> Result<()> {
+    // The contents that initdb and extensions made do not count.
+    let rows = sql.query(
+        "with own as (select oid from pg_catalog.pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema'), \
+         member as (select classid, objid from pg_catalog.pg_depend where deptype = 'e') \
+         select (select count(*) from pg_catalog.pg_class c where relnamespace in (select oid from own) and relkind in ('r', 'p', 'v', 'm', 'S', 'f', 'c') \
+           and not exists (select from member m where m.classid = 'pg_catalog.pg_class'::regclass and m.objid = c.oid)), \
+         (select count(*) from pg_catalog.pg_proc p where pronamespace in (select oid from own) \
+           and not exists (select from member m where m.classid = 'pg_catalog.pg_proc'::regclass and m.objid = p.oid)), \
+         (select count(*) from pg_catalog.pg_type t where typnamespace in (select oid from own) and typrelid = 0 and typelem = 0 \
+           and not exists (select from member m where m.classid = 'pg_catalog.pg_type'::regclass and m.objid = t.oid)), \
+         (select count(*) from own where oid >= 16384), (select count(*) from pg_catalog.pg_largeobject_metadata), \
+         pg_catalog.pg_is_in_recovery()",
+    )?;
+    if rows.text(0, 5)? == Some("t") {
+        return Err(
+            err!(Refused, "the server is a standby, and takes no writes")
+                .hint("Nothing was done. Name its primary with --into."),
+        );
+    }
+    let mut found = Vec::new();
+    for (column, noun) in ["relation", "function", "type", "schema", "large object"]
+        .into_iter()
+        .enumerate()
+    {
+        let count: u64 = rows.value(0, column)?;
+        if count > 0 {
+            found.push(human::count(count, noun));
+        }
+    }
+    if found.is_empty() || (asked.replace && asked.is_confirmed) {
+        return Ok(());
+    }
+    let e = err!(
+        Refused,
+        "database \"{name}\" is not empty: {}",
+        found.join(", ")
+    );
+    Err(match asked.replace {
+        true => e.hint("Nothing was done. With --confirm whatever the dump has under the same name is dropped first (pg_restore --clean --if-exists), in the same transaction."),
+        false => e.hint("Nothing was done. Name an empty database, add --create for a new one, or --replace --confirm to drop what the dump has under the same name."),
+    })
+}
+
+/// The entries of a dump that are restored.
+struct Selection<'a> {
+    asked: &'a Into,
+    existing: &'a BTreeSet<String>,
+}
+
+impl Selection<'_> {
+    /// Returns the lines of the dump's contents that are restored; none where all are.
+    fn lines(
+        &self,
+        pg_restore: &Tool,
+        directory: &Path,
+        spool: &Spool,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Option<Vec<String>>> {
+        if self.asked.schemas.is_empty() && self.asked.tables.is_empty() {
+            return Ok(None);
+        }
+        let file = spool.file("list", b"")?;
+        let all = contents(pg_restore, directory, &[], &file, tick)?;
+        let mut wanted: BTreeSet<String> = BTreeSet::new();
+        let mut schemas: BTreeSet<&str> = BTreeSet::new();
+        let of_schemas = self.asked.schemas.iter().map(|s| (s.as_str(), None));
+        let of_tables = self.asked.tables.iter().map(|t| match t.split_once('.') {
+            Some((schema, table)) => Ok((schema, Some(table))),
+            None => Err(err!(Usage, "\"{t}\" is not schema.table")
+                .hint("Nothing was done. Write the schema as well: --table public.orders")),
+        });
+        for wish in of_schemas.map(Ok).chain(of_tables) {
+            let (schema, table) = wish?;
+            let mut options = vec![format!("--schema={schema}")];
+            options.extend(table.map(|t| format!("--table={t}")));
+            let list = contents(pg_restore, directory, &options, &file, tick)?;
+            let found: Vec<&str> = entries(&list).collect();
+            if found.is_empty() {
+                let what = table.map_or(format!("schema \"{schema}\""), |t| {
+                    format!("table \"{schema}\".\"{t}\"")
+                });
+                return Err(err!(NotFound, "the dump has nothing of {what}")
+                    .hint("Nothing was done. Names are taken as they are, without quotes."));
+            }
+            schemas.insert(schema);
+            wanted.extend(found.into_iter().map(str::to_owned));
+        }
+        // pg_restore takes the schema's own entry for no part of it.
+        let missing: Vec<String> = schemas
+            .iter()
+            .filter(|schema| !self.existing.contains(**schema))
+            .map(|schema| format!("SCHEMA - {schema} "))
+            .collect();
+        let is_needed = |line: &str| {
+            let text = line.splitn(4, ' ').nth(3).unwrap_or_default();
+            wanted.contains(line) || missing.iter().any(|schema| text.starts_with(schema))
+        };
+        let lines = entries(&all).filter(|line| is_needed(line));
+        Ok(Some(lines.map(str::to_owned).collect()))
+    }
+}
+
+fn entries(list: &str) -> impl Iterator<Item = &str> {
+    list.lines()
+        .filter(|line| !line.starts_with(';') && !line.trim().is_empty())
+}

@@ -1,0 +1,159 @@
+//! A private server into which a dump is restored to prove that it can be.
+
+use std::io::Write;
+use std::path::Path;
+
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::logical::member::DatabaseMember;
+use crate::logical::rows::TableRows;
+use crate::logical::source::write_service;
+use crate::logical::spool::Spool;
+use crate::logical::tool::{self, Tool};
+use crate::operate::playground::{Place, Playground};
+use crate::operate::programs::Programs;
+use crate::operate::server::Server;
+use crate::operate::session::Session;
+use crate::wire::conninfo::{ConnInfo, Environment};
+use crate::wire::service_file::in_database;
+
+const PLACE: Place = Place {
+    data: "data",
+    port: 5503,
+};
+/// Nothing outlives the check, nothing is connected to, and nothing runs by itself.
+const SETTINGS: &str = "fsync = off\nfull_page_writes = off\nwal_level = minimal\nmax_wal_senders = 0\narchive_mode = off\n\
+    autovacuum = off\njit = off\nmax_logical_replication_workers = 0\nshared_preload_libraries = ''\nlogging_collector = off\n";
+/// The database into which each dump is restored in turn.
+const DATABASE: &str = "pitr_check";
+/// The most findings of one dump that are listed.
+const FINDINGS: usize = 100;
+
+/// The server, and what reaches it.
+pub struct Scratch {
+    ground: Playground,
+    info: ConnInfo,
+    conninfo: String,
+}
+
+impl Scratch {
+    /// Makes and starts the server.
+    ///
+    /// # Errors
+    /// Those of [`Playground`].
+    pub fn start(session: &Session, programs: Programs) -> Result<Scratch> {
+        let mut ground = Playground::new(programs, &session.host.scratch, "check")?;
+        ground.initdb(PLACE)?;
+        let file = ground.path().join(PLACE.data).join("postgresql.conf");
+        let appended = std::fs::OpenOptions::new().append(true).open(&file);
+        appended
+            .and_then(|mut file| file.write_all(SETTINGS.as_bytes()))
+            .map_err(|e| Error::from_io(format!("write \"{}\"", file.display()), e))?;
+        ground.start(PLACE)?;
+        let conninfo = format!(
+            "host={} port={} user=postgres",
+            ground.path().display(),
+            PLACE.port
+        );
+        let info = ConnInfo::resolve(&conninfo, &Environment::of_process())?;
+        Ok(Scratch {
+            ground,
+            info,
+            conninfo,
+        })
+    }
+
+    /// Creates the roles that the dumps name, without passwords and rights.
+    ///
+    /// # Errors
+    /// Errors of the server and the system.
+    pub fn create_roles(&self, globals: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(globals)
+            .map_err(|e| Error::from_io(format!("read \"{}\"", globals.display()), e))?;
+        let mut server = self.ground.connect(PLACE)?;
+        for line in text.lines().filter(|l| l.starts_with("CREATE ROLE ")) {
+            match server.query(line) {
+                Err(e) if !e.to_string().contains("already exists") => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores a dump, and compares the rows of its tables with those of the dump's snapshot; returns what is wrong.
+    ///
+    /// # Errors
+    /// Errors of the system and the server; `Interrupted`.
+    pub fn check(
+        &self,
+        session: &Session,
+        pg_restore: &Tool,
+        (database, directory): (&DatabaseMember, &Path),
+        rows: &[TableRows],
+    ) -> Result<Vec<String>> {
+        let mut server = self.ground.connect(PLACE)?;
+        server.query(&format!("drop database if exists {DATABASE}"))?;
+        server.query(&format!(
+            "create database {DATABASE} template template0 encoding '{}' lc_collate 'C' lc_ctype 'C'",
+            database.encoding.replace('\'', "''")
+        ))?;
+        let spool = Spool::new(&session.host.scratch)?;
+        let service = write_service(&self.conninfo, &self.info, &spool)?;
+        let mut command = pg_restore.command(Some(&service));
+        command
+            .args(["--exit-on-error", "--no-password", "--no-tablespaces"])
+            .args(["--no-security-labels", "--no-subscriptions"])
+            .arg(format!("--dbname={}", in_database(DATABASE)))
+            .arg(directory);
+        match tool::run(&mut command, &mut || session.host.check_stop()) {
+            Err(e) if e.code() == Code::Server => return Ok(vec![e.to_string()]),
+            other => other.map(|_| ())?,
+        }
+        let mut restored = Server::connect(&format!("{} dbname={DATABASE}", self.conninfo))?;
+        let mut findings = Vec::new();
+        for table in rows {
+            session.host.check_stop()?;
+            if let Some(wrong) = compare(&mut restored, table)?
+                && findings.len() < FINDINGS
+            {
+                findings.push(wrong);
+            }
+        }
+        Ok(findings)
+    }
+}
+
+/// The server's word about a table is a finding; a lost server is none.
+fn compare(server: &mut Server, table: &TableRows) -> Result<Option<String>> {
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let name = format!("{}.{}", quoted(&table.schema), quoted(&table.table));
+    let counted = server
+        .query(&format!("select count(*) from only {name}"))
+        .and_then(|rows| rows.value::<u64>(0, 0));
+    match counted {
+        Ok(rows) if rows == table.rows => Ok(None),
+        Ok(rows) => Ok(Some(format!(
+            "table {name}: {rows} rows were restored, its snapshot had {}",
+            table.rows
+        ))),
+        Err(e) if e.code() == Code::Server => Ok(Some(format!("table {name}: {e}"))),
+        Err(e) => Err(e),
+    }
+}
+
+/// Finds the programs of a server that can hold a dump.
+///
+/// # Errors
+/// `NotFound`.
+pub fn programs(session: &Session, least: &Tool, bin: Option<&Path>) -> Result<Programs> {
+    let path = session.environment.get("PATH");
+    let found = Programs::at_least(least.major, bin, path);
+    found.ok_or_else(|| {
+        err!(
+            NotFound,
+            "no PostgreSQL server of {} or newer was found for the restore",
+            least.major
+        )
+        .hint("Nothing was done. Install PostgreSQL's server, name the folder of its programs with --bin DIR, or check with --read.")
+    })
+}

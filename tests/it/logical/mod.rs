@@ -1,0 +1,314 @@
+//! Logical dumps: their whole life on real servers, under load, and with everything that fails on the way.
+
+mod faults;
+mod world;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use crate::common::{Cluster, files_below};
+use crate::per_major;
+use world::World;
+
+/// Moves money between accounts until it is told to end; each transfer has a row of history.
+fn load(cluster: &Cluster, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<u64>> {
+    (0..2)
+        .map(|n| {
+            let (client, stop) = (cluster.client_of("app"), Arc::clone(stop));
+            std::thread::spawn(move || {
+                let mut done = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let (from, to) = (1 + (done * 7 + n) % 500, 1 + (done * 13 + n + 5) % 500);
+                    client.sql(&format!(
+                        "begin; update app.accounts set euros = euros - 1 where id = least({from}, {to}); \
+                         update app.accounts set euros = euros + 1 where id = greatest({from}, {to}); \
+                         insert into app.history (account, euros) values ({from}, -1), ({to}, 1); commit"
+                    ));
+                    done += 1;
+                }
+                done
+            })
+        })
+        .collect()
+}
+
+/// A backup while money moves is one moment: no transfer is there by half, and the rows are those that were counted.
+fn d01_a_dump_under_load_is_one_snapshot(major: u32) {
+    let world = World::new(major);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers = load(&world.cluster, &stop);
+    let backup = world
+        .logical(&["backup", "app", "--label", "under load", "--json"])
+        .run()
+        .success();
+    stop.store(true, Ordering::Relaxed);
+    let transfers: u64 = writers.into_iter().map(|w| w.join().unwrap()).sum();
+    assert!(transfers > 0);
+    world.assert_spool_is_empty();
+    let member = &backup.json()["logical"];
+    assert_eq!(member["checks"], json!(["read"]));
+    assert_eq!(member["server_major"], major);
+    let database = &member["databases"][0];
+    let lsn =
+        |name: &str| -> pitr::pg::lsn::Lsn { database[name].as_str().unwrap().parse().unwrap() };
+    assert!(lsn("start_lsn") <= lsn("stop_lsn"));
+    let snapshot = database["snapshot"].as_str().unwrap();
+    assert_eq!(snapshot.split(':').count(), 3, "{snapshot}");
+
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    world
+        .logical(&["restore", "app", "--into", &into])
+        .run()
+        .success();
+    world.assert_spool_is_empty();
+    let one = |sql: &str| copy.query_one_string(sql);
+    assert_eq!(one("select sum(euros) from app.accounts"), "50000.00");
+    assert_eq!(
+        one("select coalesce(sum(euros), 0)::int from app.history"),
+        "0"
+    );
+    assert_eq!(one("select count(*) % 2 from app.history"), "0");
+    let rows: u64 = [
+        "app.accounts",
+        "app.history",
+        "app.parts",
+        "app.secrets",
+        "app.scratch",
+        "public.plain",
+        "app.no_columns",
+        "app.derived",
+        "app.\"Odd \"\"name\"\"; drop\"",
+    ]
+    .iter()
+    .map(|table| -> u64 {
+        one(&format!("select count(*) from {table}"))
+            .parse()
+            .unwrap()
+    })
+    .sum();
+    assert_eq!(database["row_count"], rows);
+    assert_eq!(one("select count(*) from pg_largeobject_metadata"), "1");
+    assert_eq!(one("select count(*) from pg_policies"), "1");
+    assert_eq!(
+        one("select nextval(pg_get_serial_sequence('public.plain', 'id'))"),
+        "31"
+    );
+    // Everything that does not move is the same.
+    let original = world.cluster.client_of("app");
+    for table in [
+        "app.parts",
+        "app.secrets",
+        "public.plain",
+        "app.\"Odd \"\"name\"\"; drop\"",
+    ] {
+        let sql = format!("select md5(string_agg(t::text, ',' order by t::text)) from {table} t");
+        assert_eq!(one(&sql), original.query_one_string(&sql), "{table}");
+    }
+    check_levels(&world);
+}
+
+/// Every level finds a whole backup whole, and says what that proves.
+fn check_levels(world: &World) {
+    for (level, proof) in [
+        ("--list", "table of contents can be parsed"),
+        ("--read", "data file has the rows of its snapshot"),
+        ("--restore", "a server took every definition"),
+    ] {
+        let run = world.logical(&["check", "app", level]).run().success();
+        run.expect_stdout("is whole").expect_stdout(proof);
+        let json = world
+            .logical(&["check", "app", level, "--json"])
+            .run()
+            .success()
+            .json();
+        assert_eq!(json["finding_count"], 0, "{json}");
+        world.assert_spool_is_empty();
+    }
+}
+
+per_major!(d01_a_dump_under_load_is_one_snapshot, v13 v15 v17);
+
+#[test]
+fn dumps_live_in_an_encrypted_repository() {
+    let world = World::sealed(18);
+    world
+        .cluster
+        .sql("alter role app_owner login password 'role-secret'");
+    let id = world.backup();
+    assert_eq!(world.ids("app"), [id.as_str()]);
+    check_levels(&world);
+    let verify = world.pitr(&["verify", "--json"]).run().success().json();
+    assert_eq!(verify["scopes"][0]["finding_count"], 0, "{verify}");
+    // As files, with the roles' hashes.
+    let to = world.sandbox.join("files");
+    world
+        .logical(&["restore", "app", "--to", to.to_str().unwrap()])
+        .run()
+        .success();
+    let globals = std::fs::read_to_string(to.join("globals.sql")).unwrap();
+    assert!(globals.contains("SCRAM-SHA-256$"), "{globals}");
+    let names = files_below(&to);
+    assert!(names.iter().any(|n| n.ends_with("/toc.dat")), "{names:?}");
+    assert!(names.iter().any(|n| n.ends_with(".rows.json")), "{names:?}");
+    world
+        .logical(&["restore", "app", "--to", to.to_str().unwrap()])
+        .run()
+        .expect_code(8);
+}
+
+#[test]
+fn every_database_is_dumped_and_retention_decides() {
+    let world = World::new(16);
+    world
+        .cluster
+        .sql("create database closed allow_connections false");
+    // A name with everything that a connection string takes for its own, and another encoding.
+    world.cluster.sql("create database \"it's = \\ odd\"");
+    world.cluster.sql(
+        "create database latin encoding 'LATIN1' template template0 lc_collate 'C' lc_ctype 'C'",
+    );
+    let latin = world.cluster.client_of("latin");
+    latin.sql("create table words (w text); insert into words values ('Größe'), ('')");
+    let first = world.logical(&["backup", "all", "--json"]).run().success();
+    let names: Vec<_> = first.json()["logical"]["databases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|d| d["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        ["app", "it's = \\ odd", "latin", "postgres", "template1"]
+    );
+    world.logical(&["backup", "all"]).run().success();
+    assert_eq!(world.ids("all").len(), 2);
+    // Several databases: one has to be named.
+    let into = world.cluster.conninfo("postgres");
+    let run = world.logical(&["restore", "all", "--into", &into]).run();
+    run.expect_code(2)
+        .expect_stderr("Add --database NAME. Known: app, it's = \\ odd, latin");
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    world
+        .logical(&["restore", "all", "--database", "latin", "--into", &into])
+        .run()
+        .success();
+    let words = copy.query_one_string("select string_agg(w, ',' order by w) from words");
+    assert_eq!(words, ",Größe");
+    world.pitr(&["verify"]).run().success();
+    for _ in 0..2 {
+        world.pitr(&crate::common::expire_at_once()).run();
+    }
+    assert_eq!(world.ids("all").len(), 1);
+    world
+        .logical(&["check", "all", "--restore"])
+        .run()
+        .success();
+}
+
+#[test]
+fn definitions_and_data_are_dumped_apart() {
+    let world = World::new(19);
+    for name in ["definitions", "data"] {
+        let run = world.logical(&["backup", name]).run().success();
+        // The programs' own warnings are not lost.
+        let has_warning = run.stderr.contains("circular foreign-key constraints");
+        assert_eq!(has_warning, name == "data", "{run}");
+    }
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    world
+        .logical(&["restore", "definitions", "--into", &into])
+        .run()
+        .success();
+    assert_eq!(
+        copy.query_one_string("select count(*) from app.accounts"),
+        "0"
+    );
+    world
+        .logical(&["check", "definitions", "--restore"])
+        .run()
+        .success();
+    let refused = world.logical(&["check", "data", "--restore"]).run();
+    refused
+        .expect_code(8)
+        .expect_stderr("have data and no definitions");
+    world.logical(&["check", "data", "--read"]).run().success();
+    // PostgreSQL refuses to run as root: the private server runs as another user then.
+    if crate::common::user::is_root() {
+        let as_root = world.logical(&["check", "definitions", "--restore"]);
+        as_root.privileged().env("TMPDIR", "/tmp").run().success();
+    }
+}
+
+#[test]
+fn a_standby_is_dumped() {
+    let world = World::new(18);
+    let standby = Cluster::builder(18)
+        .without_fsync()
+        .standby_of(&world.cluster)
+        .start();
+    world.point_to(&standby);
+    let run = world.logical(&["backup", "app", "--json"]).run().success();
+    let member = &run.json()["logical"];
+    assert_eq!(member["from_standby"], true);
+    // An unlogged table has no content there.
+    assert_eq!(
+        member["databases"][0]["row_count"],
+        500 + 200 + 2 + 50 + 30 + 2 + 1,
+        "{member}"
+    );
+    world
+        .logical(&["check", "app", "--restore"])
+        .run()
+        .success();
+    let into = standby.conninfo("postgres");
+    let run = world.logical(&["restore", "app", "--into", &into]).run();
+    run.expect_code(8).expect_stderr("the server is a standby");
+}
+
+#[test]
+fn a_part_of_a_dump_is_restored() {
+    let world = World::new(14);
+    world.backup();
+    let restored = |name: &str, options: &[&str]| {
+        let copy = world.database(name);
+        let into = world.cluster.conninfo(name);
+        let run = world
+            .logical(&[&["restore", "app", "--into", &into], options].concat())
+            .run();
+        (copy, run)
+    };
+    let tables = |copy: &crate::common::Client| {
+        copy.query_one_string("select coalesce(string_agg(relname, ',' order by relname), '') from pg_class c join pg_namespace n on n.oid = relnamespace where relkind = 'r' and nspname in ('app', 'public')")
+    };
+    let (copy, run) = restored("part1", &["--table", "app.empty"]);
+    run.success();
+    assert_eq!(tables(&copy), "empty");
+    // Its types are not its own.
+    let (copy, run) = restored("part0", &["--table", "app.history"]);
+    run.expect_code(1)
+        .expect_stderr("type \"app.euros\" does not exist")
+        .expect_stderr("The database is as it was.")
+        .expect_stderr("are not restored with it");
+    assert_eq!(tables(&copy), "");
+    let (copy, run) = restored("part2", &["--schema", "public"]);
+    run.success();
+    assert_eq!(tables(&copy), "plain");
+    assert_eq!(copy.query_one_string("select count(*) from plain"), "30");
+    let (copy, run) = restored(
+        "part3",
+        &["--schema", "app", "--table", "public.plain", "--jobs", "2"],
+    );
+    run.success();
+    assert!(tables(&copy).contains("accounts") && tables(&copy).contains("plain"));
+    let (copy, run) = restored("part4", &["--table", "app.nothing"]);
+    run.expect_code(2)
+        .expect_stderr("the dump has nothing of table \"app\".\"nothing\"");
+    assert_eq!(tables(&copy), "");
+    let (_, run) = restored("part5", &["--table", "plain"]);
+    run.expect_code(2).expect_stderr("is not schema.table");
+}
