@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::member::DatabaseMember;
 use super::read_check::Dump;
@@ -18,6 +19,11 @@ use crate::wire::service_file::in_database;
 
 /// How long a dump waits for a lock: longer, everybody behind it would wait, too.
 const LOCK_WAIT: &str = "10s";
+
+/// Tables that one statement locks.
+const LOCKED_AT_ONCE: usize = 500;
+/// How often the operator is heard while a session is opened.
+const TICK: Duration = Duration::from_millis(50);
 
 /// How a dump is made.
 pub struct Making<'a> {
@@ -57,9 +63,19 @@ impl Held {
             "set search_path = pg_catalog; set row_security = off; set statement_timeout = 0; set lock_timeout = '10s'; \
              set idle_in_transaction_session_timeout = 0; set client_min_messages = warning",
         )?;
-        if session.session().version_num() >= 170_000 {
+        let version = session.session().version_num();
+        if version >= 170_000 {
             session.query("set transaction_timeout = 0")?;
         }
+        if version >= 140_000 {
+            // A count that nobody waits for any more ends by itself.
+            session.query("set client_connection_check_interval = '10s'")?;
+        }
+        // Servers that know the setting read nothing but tables, whatever a name leads to by then (CVE-2024-7348).
+        session.query(
+            "select set_config(name, 'view, foreign-table', false) from pg_settings where name = 'restrict_nonsystem_relation_kind'; \
+             set tcp_keepalives_idle = 60; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 6",
+        )?;
         let start_lsn = position(&mut session, is_standby)?;
         session.query("begin isolation level repeatable read read only")?;
         let rows = session.query("select pg_export_snapshot(), pg_current_snapshot()")?;
@@ -75,8 +91,8 @@ impl Held {
         })
     }
 
-    /// Counts the rows of each table whose data is dumped.
-    fn count(&mut self) -> Result<Vec<TableRows>> {
+    /// Lists the tables whose data is dumped, and locks them as `pg_dump` does: nobody exchanges or empties one before its rows are counted.
+    fn lock(&mut self) -> Result<Vec<(TableRows, String)>> {
         // Tables of extensions come with them, and an unlogged table has no content on a standby.
         let tables = self.session.query(
             "select c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname) from pg_class c \
@@ -88,16 +104,52 @@ impl Held {
         )?;
         let mut all = Vec::new();
         for row in 0..tables.rows.len() {
-            let quoted: String = tables.value(row, 3)?;
-            let counted = self
-                .session
-                .query(&format!("select count(*) from only {quoted}"))?;
-            all.push(TableRows {
+            let table = TableRows {
                 oid: tables.value(row, 0)?,
                 schema: tables.value(row, 1)?,
                 table: tables.value(row, 2)?,
-                rows: counted.value(0, 0)?,
-            });
+                rows: 0,
+            };
+            all.push((table, tables.value::<String>(row, 3)?));
+        }
+        for some in all.chunks(LOCKED_AT_ONCE) {
+            let names: Vec<&str> = some.iter().map(|(_, name)| name.as_str()).collect();
+            let names = names.join(", only ");
+            self.session
+                .query(&format!("lock table only {names} in access share mode"))?;
+        }
+        for (table, name) in &all {
+            self.check_same(table, name)?;
+        }
+        Ok(all)
+    }
+
+    /// Requires that a name, now that it is locked, leads to the table that the snapshot has. These functions read the catalog as it is, not as the
+    /// snapshot has it; a view has no file.
+    fn check_same(&mut self, table: &TableRows, name: &str) -> Result<()> {
+        let literal = name.replace('\'', "''");
+        let found = self.session.query(&format!(
+            "set standard_conforming_strings = on; select to_regclass('{literal}')::oid = {} and pg_relation_filenode(to_regclass('{literal}')) is not null",
+            table.oid
+        ))?;
+        match found.text(0, 0)? {
+            Some("t") => Ok(()),
+            _ => Err(
+                err!(Server, "table {name} was replaced while the dump began")
+                    .hint("Nothing was stored. Take the backup again."),
+            ),
+        }
+    }
+
+    /// Counts the rows of tables. The locks of indexes, which a count takes, too, are given back after each.
+    fn count(&mut self, tables: Vec<(TableRows, String)>) -> Result<Vec<TableRows>> {
+        let mut all = Vec::with_capacity(tables.len());
+        for (table, name) in tables {
+            let counted = self.session.query(&format!(
+                "savepoint counted; select count(*) from only {name}; rollback to savepoint counted; release savepoint counted"
+            ))?;
+            let rows = counted.value(0, 0)?;
+            all.push(TableRows { rows, ..table });
         }
         Ok(all)
     }
@@ -134,9 +186,9 @@ impl Making<'_> {
         let doing = |e: Error| e.context(format!("dump database \"{}\"", database.name));
         let directory = below.join(database.oid.to_string());
         let stop = Arc::new(AtomicBool::new(false));
-        let mut held = Held::open(self, &database.name, &stop).map_err(doing)?;
+        let (mut held, tables) = self.open(database, &stop, tick).map_err(doing)?;
         let rows = self
-            .run(&mut held, database, &directory, &stop, tick)
+            .run((&mut held, tables), database, &directory, (&stop, tick))
             .map_err(doing)?;
         let (snapshot, start_lsn, stop_lsn) =
             (held.snapshot.clone(), held.start_lsn, held.stop_lsn);
@@ -171,14 +223,43 @@ impl Making<'_> {
         Ok(member)
     }
 
+    /// Opens the session that holds the snapshot, and locks the tables. A server that does not answer does not keep the operator from stopping.
+    fn open(
+        &self,
+        database: &Database,
+        stop: &Arc<AtomicBool>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Held, Vec<(TableRows, String)>)> {
+        std::thread::scope(|threads| {
+            let opening = threads.spawn(|| {
+                let mut held = Held::open(self, &database.name, stop)?;
+                let tables = match self.content {
+                    LogicalContent::Schema => Vec::new(),
+                    LogicalContent::Full | LogicalContent::Data => held.lock()?,
+                };
+                Ok((held, tables))
+            });
+            let mut ticked = Ok(());
+            while !opening.is_finished() {
+                if ticked.is_ok() {
+                    ticked = tick();
+                    stop.store(ticked.is_err(), Ordering::Relaxed);
+                }
+                std::thread::sleep(TICK);
+            }
+            let panicked = |_| Err(err!(Internal, "a thread that opens a session panicked"));
+            let opened = opening.join().unwrap_or_else(panicked);
+            ticked.and(opened)
+        })
+    }
+
     /// Runs `pg_dump`, and counts rows meanwhile in the session that holds the snapshot.
     fn run(
         &self,
-        held: &mut Held,
+        (held, tables): (&mut Held, Vec<(TableRows, String)>),
         database: &Database,
         directory: &Path,
-        stop: &Arc<AtomicBool>,
-        tick: &mut dyn FnMut() -> Result<()>,
+        (stop, tick): (&Arc<AtomicBool>, &mut dyn FnMut() -> Result<()>),
     ) -> Result<Vec<TableRows>> {
         let mut command = self.pg_dump.command(Some(self.service));
         command
@@ -194,14 +275,10 @@ impl Making<'_> {
             .arg("-f")
             .arg(directory)
             .arg(format!("--dbname={}", in_database(&database.name)));
-        let has_data = self.content != LogicalContent::Schema;
         let has_failed = AtomicBool::new(false);
         std::thread::scope(|threads| {
             let counting = threads.spawn(|| {
-                let counted = match has_data {
-                    true => held.count(),
-                    false => Ok(Vec::new()),
-                };
+                let counted = held.count(tables);
                 has_failed.store(counted.is_err(), Ordering::Relaxed);
                 counted
             });
@@ -216,7 +293,7 @@ impl Making<'_> {
                 warnings.iter().for_each(|line| self.progress.warn(line));
                 while !counting.is_finished() {
                     tick()?;
-                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    std::thread::sleep(TICK);
                 }
                 Ok(())
             });

@@ -130,6 +130,7 @@ impl Kind for Dumping {
         let spool = Spool::new(&work.host.scratch)?;
         let tree = spool.directory("dumps")?;
         let member = self.dump(&spool, &tree, work)?;
+        super::spool::close(&tree)?;
         let sizes = member.databases.iter().map(|d| d.size_bytes);
         work.host
             .progress

@@ -40,11 +40,14 @@ impl SqlSession {
             .map_err(|e| Error::from_io("start the runtime", e))?;
         let connecting = Sql::connect(info, Arc::clone(progress));
         let sql = runtime.block_on(unless_stopped(stop, connecting))?;
-        Ok(SqlSession {
+        let mut session = SqlSession {
             runtime,
             sql,
             stop: Arc::clone(stop),
-        })
+        };
+        // The owner of a database sets its search_path, and could offer operators of their own.
+        session.query("set search_path = pg_catalog")?;
+        Ok(session)
     }
 
     /// Runs statements.
@@ -162,7 +165,7 @@ pub fn write_service(conninfo: &str, info: &ConnInfo, spool: &Spool) -> Result<s
 fn databases(session: &mut SqlSession, wanted: &[String]) -> Result<Vec<Database>> {
     let rows = session.query(
         "select datname, oid, pg_catalog.pg_encoding_to_char(encoding) from pg_catalog.pg_database \
-         where datallowconn and datname <> 'template0' order by datname",
+         where datallowconn and datconnlimit <> -2 and datname <> 'template0' order by datname",
     )?;
     let mut all = Vec::new();
     for row in 0..rows.rows.len() {

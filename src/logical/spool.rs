@@ -1,6 +1,6 @@
 //! The private directory in which dumps wait: for their way into the repository, or for the server that reads them.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -37,7 +37,9 @@ impl Spool {
     /// Errors of the system.
     pub fn directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.folder.path().join(name);
-        std::fs::create_dir(&path)
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
             .map_err(|e| Error::from_io(format!("make directory \"{}\"", path.display()), e))?;
         Ok(path)
     }
@@ -51,6 +53,26 @@ impl Spool {
         write(&path, content)?;
         Ok(path)
     }
+}
+
+/// Takes all rights of others away from what programs wrote below a directory: a backup keeps modes, and a restore gives them back.
+///
+/// # Errors
+/// Errors of the system.
+pub fn close(directory: &Path) -> Result<()> {
+    let failed = |e| Error::from_io(format!("close \"{}\"", directory.display()), e);
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let mode = match path.is_dir() {
+            true => 0o700,
+            false => 0o600,
+        };
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).map_err(failed)?;
+        if path.is_dir() {
+            close(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file; a private directory lies above it.

@@ -3,6 +3,7 @@
 //! Nothing of the host is touched: the servers listen on sockets in the folder alone.
 
 use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -53,6 +54,8 @@ impl Playground {
         let failed = |e| Error::from_io(format!("make a folder in \"{}\"", scratch.display()), e);
         let folder = tempfile::Builder::new()
             .prefix(&format!("pitr-{purpose}-"))
+            // Its servers trust whoever reaches their socket.
+            .permissions(PermissionsExt::from_mode(0o700))
             .tempdir_in(scratch)
             .map_err(failed)?;
         let path = folder.path().to_owned();
@@ -145,7 +148,7 @@ impl Playground {
     pub fn start(&mut self, place: Place) -> Result<()> {
         let log = format!("{}.log", place.data);
         let options = format!(
-            "-p {} -k {} -c listen_addresses=",
+            "-p {} -k {} -c unix_socket_permissions=0700 -c listen_addresses=",
             place.port,
             self.path.display()
         );

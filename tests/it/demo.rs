@@ -54,6 +54,14 @@ per_major!(the_demonstration_brings_every_row_back_and_leaves_nothing);
 fn what_is_kept_of_the_demonstration_can_be_looked_at() {
     let scratch = Sandbox::new("d");
     let run = demo(17, &scratch).arg("--keep").run().success();
+    // Its servers trust whoever reaches their socket.
+    let folders = std::fs::read_dir(scratch.path())
+        .unwrap()
+        .map(|e| e.unwrap());
+    for folder in folders {
+        let mode = std::os::unix::fs::MetadataExt::mode(&folder.metadata().unwrap());
+        assert_eq!(mode & 0o777, 0o700, "{:?}", folder.path());
+    }
     let [folder] = &left(scratch.path())[..] else {
         panic!("one folder: {run}")
     };

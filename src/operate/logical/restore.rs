@@ -116,6 +116,11 @@ pub fn to_server(
     asked: &Into,
 ) -> Result<Restored> {
     check_conninfo(&asked.conninfo)?;
+    if asked.replace && !asked.tables.is_empty() {
+        return Err(err!(Usage, "--replace does not go with --table").hint(
+            "Nothing was done: pg_restore would drop the table with its indexes, constraints and triggers, and bring back definition and rows alone.\nRestore the table into another database, and copy its rows from there.",
+        ));
+    }
     let stored = find(session, name, backup)?;
     let database = stored.member.database(asked.database.as_deref())?.clone();
     let least = Major::from_number(stored.member.pg_dump_major)?;

@@ -71,7 +71,7 @@ impl Scratch {
         let text = std::fs::read_to_string(globals)
             .map_err(|e| Error::from_io(format!("read \"{}\"", globals.display()), e))?;
         let mut server = self.ground.connect(PLACE)?;
-        for line in text.lines().filter(|l| l.starts_with("CREATE ROLE ")) {
+        for line in text.lines().filter(|line| creates_role(line)) {
             match server.query(line) {
                 Err(e) if !e.to_string().contains("already exists") => return Err(e),
                 _ => {}
@@ -123,6 +123,23 @@ impl Scratch {
     }
 }
 
+/// Whether a line of the globals is a whole statement that creates a role: a line of a comment may look like the beginning of one.
+fn creates_role(line: &str) -> bool {
+    let statement = line.strip_prefix("CREATE ROLE ");
+    let Some(name) = statement.and_then(|rest| rest.strip_suffix(';')) else {
+        return false;
+    };
+    match name
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+    {
+        Some(quoted) => !quoted.replace("\"\"", "").contains('"'),
+        None => name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..)),
+    }
+}
+
 /// The server's word about a table is a finding; a lost server is none.
 fn compare(server: &mut Server, table: &TableRows) -> Result<Option<String>> {
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
@@ -156,4 +173,24 @@ pub fn programs(session: &Session, least: &Tool, bin: Option<&Path>) -> Result<P
         )
         .hint("Nothing was done. Install PostgreSQL's server, name the folder of its programs with --bin DIR, or check with --read.")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::creates_role;
+
+    #[test]
+    fn statements_that_create_roles_are_told_from_others() {
+        for line in ["CREATE ROLE app;", "CREATE ROLE \"a \"\"b\"\"; c\";"] {
+            assert!(creates_role(line), "{line}");
+        }
+        for line in [
+            "CREATE ROLE x; COPY t TO PROGRAM 'id';",
+            "CREATE ROLE \"x\"; COPY t TO PROGRAM \"id\";",
+            "CREATE ROLE x",
+            "ALTER ROLE x;",
+        ] {
+            assert!(!creates_role(line), "{line}");
+        }
+    }
 }

@@ -7,10 +7,10 @@ use crate::common::mount::SmallDisk;
 use crate::common::{Client, Cluster, PATIENCE, paths_below, wait_until};
 use crate::require_mounts;
 
-/// Makes the dump long enough to be met in the middle: `pg_dump` waits for a lock of a session of ours.
+/// Makes the dump long enough to be met in the middle: `pg_dump` waits for a lock of a session of ours, on a table that has no rows to be counted.
 fn locked(world: &World) -> Client {
     let client = world.cluster.client_of("app");
-    client.sql("begin; lock table app.empty in access exclusive mode");
+    client.sql("begin; lock table only app.parts in access exclusive mode");
     client
 }
 
