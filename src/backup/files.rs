@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::config;
 use crate::error::Result;
 use crate::snapshot::kind::{Kind, Produced, Work};
-use crate::tree::left_out::Part;
+use crate::tree::left_out::{Example, Part};
 use crate::tree::selection::Selection;
 use crate::tree::walk::{self, Taken, Tree};
 
@@ -18,7 +18,8 @@ const EXAMPLES: usize = 100;
 pub struct Files<'a> {
     source: &'a Path,
     identity: String,
-    selection: Selection,
+    /// Which of its entries are taken.
+    pub selection: Selection,
     readers: usize,
     /// The result of the walk, once it is over.
     pub taken: Taken,
@@ -70,13 +71,6 @@ impl Kind for Files<'_> {
         self.taken = walk::take(&tree, work.writer, work.tick)?;
         let left_out = &self.taken.left_out;
         let examples = left_out.examples().iter().take(EXAMPLES);
-        let examples = examples.map(|one| {
-            json!({
-                "path": String::from_utf8_lossy(&one.path),
-                "part": one.part.name(),
-                "reason": one.why,
-            })
-        });
         Ok(Produced {
             unstable_count: self.taken.unstable,
             incomplete_count: left_out.count(Part::Entry) + left_out.count(Part::Content),
@@ -86,7 +80,7 @@ impl Kind for Files<'_> {
                 "unchanged_count": self.taken.unchanged,
                 "read_count": self.taken.read,
                 "read_bytes": self.taken.read_bytes,
-                "left_out": examples.collect::<Vec<_>>(),
+                "left_out": examples.map(Example::as_json).collect::<Vec<_>>(),
             }),
         })
     }

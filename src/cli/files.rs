@@ -17,7 +17,7 @@ use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::snapshot::frame::FrameCodec;
 use crate::tree::extract::Permit;
-use crate::tree::left_out::LeftOut;
+use crate::tree::left_out::{Example, LeftOut};
 
 /// Examples that are printed.
 const SHOWN: usize = 20;
@@ -310,13 +310,7 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
 }
 
 fn left_out_as_json(left_out: &LeftOut) -> serde_json::Value {
-    let examples = left_out.examples().iter().map(|one| {
-        json!({
-            "path": String::from_utf8_lossy(&one.path),
-            "part": one.part.name(),
-            "reason": one.why,
-        })
-    });
+    let examples = left_out.examples().iter().map(Example::as_json);
     json!({ "count": left_out.total(), "examples": examples.collect::<Vec<_>>() })
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// A directory with what is in it, under one name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
     /// Its name, which is part of object keys.
     pub name: String,

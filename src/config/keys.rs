@@ -126,26 +126,14 @@ keys! { REPOSITORY: |e, draft: Draft|
 }
 
 // Those of `[files.NAME]`.
-keys! { FILES: |e, draft: FilesDraft|
+keys! { FILES: |e, files: Files|
     "source": source = e.path();
     "exclude": exclude = e.list();
     "exclude_if_present": exclude_if_present = e.list();
     "exclude_caches": exclude_caches = e.boolean();
-    "exclude_larger_than": exclude_larger_than = e.bytes();
+    "exclude_larger_than": exclude_larger_than_bytes = e.bytes();
     "one_file_system": one_file_system = e.boolean();
     "identity": identity = e.string();
-}
-
-/// A set of files of which not everything is read yet.
-#[derive(Default)]
-struct FilesDraft {
-    source: Option<PathBuf>,
-    exclude: Vec<String>,
-    exclude_if_present: Vec<String>,
-    exclude_caches: bool,
-    exclude_larger_than: Option<u64>,
-    one_file_system: bool,
-    identity: Option<String>,
 }
 
 /// More repositories nobody configures.
@@ -271,24 +259,18 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
 
 /// Reads a set of files.
 pub(super) fn files(section: &Section) -> Result<Files> {
-    let draft = fill(FilesDraft::default(), section, FILES)?;
-    let Some(source) = draft.source else {
+    if section.get("source").is_none() {
         let wrong = format!("set of files \"{}\" has no source", section.name);
         return Err(section
             .origin
             .error(wrong)
             .hint("Add source = \"/absolute/path\"."));
-    };
-    Ok(Files {
+    }
+    let named = Files {
         name: section.name.clone(),
-        source,
-        exclude: draft.exclude,
-        exclude_if_present: draft.exclude_if_present,
-        exclude_caches: draft.exclude_caches,
-        exclude_larger_than_bytes: draft.exclude_larger_than,
-        one_file_system: draft.one_file_system,
-        identity: draft.identity,
-    })
+        ..Files::default()
+    };
+    fill(named, section, FILES)
 }
 
 /// Reads the rules of retention that hold for everything.

@@ -137,7 +137,7 @@ impl Kind for Dumping {
             .phase("store the dumps", Some(sizes.sum()));
         let source = Tree {
             root: &tree,
-            selection: &Selection::new(&[])?,
+            selection: &Selection::all()?,
             before: None,
             readers: READERS,
             host: work.host,

@@ -30,7 +30,7 @@ use crate::snapshot::reader::{Items, Snapshot};
 use crate::snapshot::writer;
 use crate::tree::extract::{self, Extracted, Permit};
 use crate::tree::selection::Selection;
-use crate::tree::walk::Taken;
+use crate::tree::walk::{self, Taken};
 
 const KIND: &str = "files";
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -83,12 +83,11 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
         .ok_or_else(|| err!(Config, "no repository is configured"))?;
     let readers = wanted.jobs.clamp(1, MOST_READERS);
     let mut kind = Files::new(files, identity(files)?, readers)?;
-    check_places(&settings, files)?;
+    check_places(&settings, files, &kind.selection)?;
     let repository = session.open(configured)?;
     let mut snapshot =
         writer::Options::new(wanted.codec, wanted.jobs, session.host.scratch.clone());
-    // The walk has a sink of its own, and one for names that are gone.
-    snapshot.sinks = readers + 2;
+    snapshot.sinks = walk::sinks(readers);
     let options = Options {
         label: wanted.label.clone(),
         snapshot,
@@ -109,10 +108,9 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
 }
 
 /// Requires that no repository lies in the source: each backup would store the ones before.
-fn check_places(settings: &Settings, files: &config::Files) -> Result<()> {
+fn check_places(settings: &Settings, files: &config::Files, selection: &Selection) -> Result<()> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let source = real(&files.source);
-    let selection = Selection::new(&files.exclude)?;
     for repository in &settings.repositories {
         let Some(place) = repository.location.directory().map(real) else {
             continue;

@@ -54,7 +54,7 @@ impl Playground {
         let failed = |e| Error::from_io(format!("make a folder in \"{}\"", scratch.display()), e);
         let folder = tempfile::Builder::new()
             .prefix(&format!("pitr-{purpose}-"))
-            // Its servers trust whoever reaches their socket.
+            // Every user who reaches their socket is a superuser of its servers.
             .permissions(PermissionsExt::from_mode(0o700))
             .tempdir_in(scratch)
             .map_err(failed)?;

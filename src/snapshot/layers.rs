@@ -93,13 +93,11 @@ impl<'a> Layers<'a> {
             .split_first()
             .ok_or_else(|| err!(Internal, "an entry of the map was lost"))?;
         let kind = EntryKind::from_number(kind)?;
-        let mut is_gone = false;
         if kind.is_first() {
             // The metadata's key is the file's key and one byte.
             self.file.clear();
             let file = key.get(..key.len().saturating_sub(1)).unwrap_or_default();
             self.file.extend_from_slice(file);
-            is_gone = kind == EntryKind::Gone;
             if self.open.as_ref().is_some_and(|l| self.ends(l)) {
                 self.end_layer()?;
             }
@@ -131,7 +129,7 @@ impl<'a> Layers<'a> {
                 layer.writer.count_file(length);
             }
         }
-        if is_gone {
+        if kind == EntryKind::Gone {
             // Extents behind it are of a file that was given up while it was read.
             self.file.clear();
         }

@@ -51,6 +51,17 @@ pub struct Example {
     pub why: String,
 }
 
+impl Example {
+    /// The example as commands print it, and as roots have it.
+    pub fn as_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "path": String::from_utf8_lossy(&self.path),
+            "part": self.part.name(),
+            "reason": self.why,
+        })
+    }
+}
+
 /// All that was left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeftOut {

@@ -185,6 +185,11 @@ fn is_settled(status: &Status, moment: TimestampTz) -> bool {
     changed.is_some_and(|changed| changed.saturating_add(fault::shortened(RACY)) < moment)
 }
 
+/// The sinks that a walk with so many readers needs: one is the walk's own, and one for names that are gone.
+pub fn sinks(readers: usize) -> usize {
+    readers + 2
+}
+
 /// Takes a directory into a snapshot. `tick` is called several times a second.
 ///
 /// # Errors
@@ -269,28 +274,22 @@ fn take_with(source: &Source<'_>, writer: &SnapshotWriter<'_>) -> Result<Taken> 
             let panicked = |_| Err(err!(Internal, "a thread that reads files panicked"));
             reader.join().unwrap_or_else(panicked)
         });
-        let (mut failure, mut all) = (None::<Error>, Vec::new());
+        let mut failure = None;
         for taken in ended {
             match taken {
-                Ok(taken) => all.push(taken),
-                // One thread's error stops the others, which say so.
-                Err(e) => {
-                    let is_better = e.code() != Code::Interrupted;
-                    failure = match failure {
-                        Some(first) if !is_better => Some(first),
-                        _ => Some(e),
-                    };
+                Ok(taken) => {
+                    sum.left_out.merge(taken.left_out);
+                    sum.unstable += taken.unstable;
+                    sum.read += taken.read;
+                    sum.read_bytes += taken.read_bytes;
                 }
+                // One thread's error stops the others, which say that they were interrupted.
+                Err(e) if failure.is_none() || e.code() != Code::Interrupted => failure = Some(e),
+                Err(_) => {}
             }
         }
         if let Some(failure) = failure {
             return Err(failure);
-        }
-        for taken in all {
-            sum.left_out.merge(taken.left_out);
-            sum.unstable += taken.unstable;
-            sum.read += taken.read;
-            sum.read_bytes += taken.read_bytes;
         }
         let walked = walked?;
         sum.left_out.merge(walked.left_out);

@@ -54,7 +54,7 @@ per_major!(the_demonstration_brings_every_row_back_and_leaves_nothing);
 fn what_is_kept_of_the_demonstration_can_be_looked_at() {
     let scratch = Sandbox::new("d");
     let run = demo(17, &scratch).arg("--keep").run().success();
-    // Its servers trust whoever reaches their socket.
+    // Every user who reaches their socket is a superuser of its servers.
     let folders = std::fs::read_dir(scratch.path())
         .unwrap()
         .map(|e| e.unwrap());

@@ -16,6 +16,7 @@ use crate::pg::version::Major;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer;
+use crate::tree::walk;
 
 /// The operator's request.
 pub struct Asked<'a> {
@@ -96,8 +97,7 @@ pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut snapshot = writer::Options::new(FrameCodec::Lz4, threads, host.scratch.clone());
-    // The walk has a sink of its own, and one for names that are gone.
-    snapshot.sinks = READERS + 2;
+    snapshot.sinks = walk::sinks(READERS);
     let options = Options {
         label: asked.label,
         snapshot,

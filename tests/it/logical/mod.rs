@@ -12,7 +12,7 @@ use crate::common::{Cluster, files_below};
 use crate::per_major;
 use world::World;
 
-/// Moves money between accounts until it is told to end; each transfer has a row of history.
+/// Moves money between accounts until the test ends it. Each transfer writes a row of history.
 fn load(cluster: &Cluster, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<u64>> {
     (0..2)
         .map(|n| {
