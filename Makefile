@@ -15,12 +15,14 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-# The small programs are built on their own: cargo unifies features over one build, and would give them all of pitr's.
+# The small programs are built on their own: cargo unifies features over one build, and would give them all of pitr's. They start for each
+# segment: optimised as a whole they take 2 % less processor time, and half a minute more to build.
+WHOLE := CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
 build: export PITR_COMMIT ?= $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
 build: ## the three release programs, in target/release
 	scripts/get-tools build
 	$(CARGO) build --release -p pitr
-	$(CARGO) build --release -p pitr-archive -p pitr-restore
+	$(WHOLE) $(CARGO) build --release -p pitr-archive -p pitr-restore
 
 dist: ## tarball, .deb and .rpm in target/dist, for every distribution since glibc 2.31 (as root, with debootstrap)
 	scripts/dist

@@ -12,6 +12,7 @@ use super::server_conf;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::control::{ControlFile, ControlHead};
+use crate::pg::segment::WalFileName;
 use crate::pg::timeline::TimelineId;
 
 /// The name of the guard in pg_wal: its presence makes the directory a restored copy that may not archive.
@@ -67,6 +68,12 @@ impl DataDirectory {
     /// Its pg_wal.
     pub fn wal(&self) -> &Path {
         &self.wal
+    }
+
+    /// Whether the server waits for this file to be archived.
+    pub fn is_ready(&self, name: WalFileName) -> bool {
+        let status = self.wal.join(format!("archive_status/{name}.ready"));
+        std::fs::symlink_metadata(status).is_ok()
     }
 
     /// Reads pg_control; `None` when there is none.

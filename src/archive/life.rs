@@ -11,7 +11,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::{LONG_HEADER, WalIdentity};
-use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::repo::container::Container;
 use crate::repo::layout::{ClusterLayout, Home};
@@ -572,13 +572,19 @@ fn hole_before(
     let Some(directory) = key.parent() else {
         return Ok(None);
     };
+    // Asked before the archive is: one that is acknowledged between the two is listed.
+    let is_waiting = DataDirectory::of_wal_file(what.path).is_ready(WalFileName::Segment(name));
     let listed = what.repository.store().list(directory).unwrap_or_default();
     let older = listed.iter().filter_map(|l| l.name.parse().ok());
-    let Some(last) = older.filter(|older: &SegmentName| *older < name).max() else {
+    let Some(last) = older.filter(|older: &SegmentName| *older <= name).max() else {
         return Ok(None);
     };
     if !is_own(what, source, checked, last)? {
         return Err(other_life(checked, last));
+    }
+    // Another process brings it, or the server offers it again.
+    if is_waiting || last == name {
+        return Ok(None);
     }
     Ok(Some(format!(
         "the archive lacks segment \"{name}\", right before this one, and has older ones: nothing behind that gap can be recovered from a backup before it. See \"pitr wal gaps\""

@@ -68,7 +68,8 @@ pub struct Push<'a> {
 }
 
 /// Bytes read at once; a multiple of every WAL page size.
-const CHUNK: usize = 256 << 10;
+// Half of it takes 1 % more processor time: the two threads wake each other twice as often.
+const CHUNK: usize = 512 << 10;
 const SMALL_FILE_MAX: u64 = 1 << 20;
 
 /// Puts one WAL file into the repository under its own name. One that holds no WAL of the cluster is acknowledged with a warning.
@@ -832,7 +833,7 @@ fn in_turn(source: &mut dyn Content, checked: &Checked, mut writer: Writer) -> S
 }
 
 fn side_by_side(source: &mut dyn Content, checked: &Checked, writer: Writer) -> Result<Streamed> {
-    let (to_write, written) = sync_channel::<Chunk>(2);
+    let (to_write, written) = sync_channel::<Chunk>(1);
     let (to_reuse, reusable) = sync_channel::<Vec<u8>>(4);
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || compress(writer, &written, &to_reuse));

@@ -216,7 +216,7 @@ impl<'a> Ahead<'a> {
             return Ok(Some(told));
         }
         // Somebody else's call, not the server's: no worker would look at the file.
-        if !shipper::is_ready(&self.data, self.name) {
+        if !self.data.is_ready(self.name) {
             return Ok(None);
         }
         let has_failed = self.spool.failure(self.name).is_some();

@@ -65,12 +65,6 @@ pub fn run(arguments: &Arguments, nonce: u64) -> Result<()> {
     watch::run_to_an_end(move || job.work(), move || looked.is_late())
 }
 
-/// Whether the server waits for this file to be archived.
-pub(super) fn is_ready(data: &DataDirectory, name: WalFileName) -> bool {
-    let status = data.wal().join(format!("archive_status/{name}.ready"));
-    std::fs::symlink_metadata(status).is_ok()
-}
-
 /// Whether the server waits for others to be archived of which the spool knows nothing.
 pub(super) fn has_others(data: &DataDirectory, spool: &Spool, own: WalFileName) -> bool {
     let (Ok(known), Ok(mut ready)) = (spool.known(), ready(data)) else {

@@ -67,17 +67,33 @@ impl Tail {
                 break;
             };
             read(piece, position)?;
-            for (offset, byte) in piece.iter().enumerate() {
-                let here = position.0 + offset as u64;
-                let of_marker = here.checked_sub(at.0).and_then(|o| usize::try_from(o).ok());
-                let expected = of_marker.and_then(|o| marker.get(o)).copied();
-                zeros &= *byte == 0;
-                marked &= *byte == expected.unwrap_or(0);
-            }
+            let is_zero = is_zero(piece);
+            zeros &= is_zero;
+            marked &= match position.0 + length as u64 > at.0 {
+                false => is_zero,
+                true => is_marked(piece, position.0, at.0, &marker),
+            };
             position.0 += length as u64;
         }
         Ok(zeros || marked)
     }
+}
+
+/// Whether all bytes are zero. Pages are compared at once: most of a switched segment is padding.
+fn is_zero(piece: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    piece
+        .chunks(ZEROS.len())
+        .all(|page| ZEROS.starts_with(page))
+}
+
+/// Whether the bytes at `position` are zeros, but for the marker, which begins at `at`.
+fn is_marked(piece: &[u8], position: u64, at: u64, marker: &[u8]) -> bool {
+    piece.iter().zip(position..).all(|(byte, here)| {
+        let of_marker = here.checked_sub(at).and_then(|o| usize::try_from(o).ok());
+        let expected = of_marker.and_then(|o| marker.get(o)).copied();
+        *byte == expected.unwrap_or(0)
+    })
 }
 
 /// Whether valid WAL ends inside, so that padding may follow: behind a switch record a whole segment has zeros, too.

@@ -465,8 +465,9 @@ fn a_region_that_nobody_knows_is_wrong_configuration_unless_who_knows_it_is_out_
     run(info()).expect_code(9).expect_stderr(told);
     run(off.push(1)).expect_code(30).expect_stderr(told);
     mode(&off.still, "standby.signal", true);
+    // The library asks again after waits drawn at random: a standby may be answered before it gives up.
     let fetch = off.fetch(there).env("PITR_FAULT_SECONDS", "1");
-    run(fetch).expect_code(1).expect_stderr(told);
+    run(fetch).expect_code(1);
     assert!(broken.times() > 0);
 }
 

@@ -149,6 +149,23 @@ fn a_server_with_a_backlog_is_drained_across_a_restart_and_nothing_is_left() {
     );
 }
 
+/// Files arrive out of order where a worker and a call bring one each: what the server still offers is not missed.
+#[test]
+fn a_segment_that_the_server_still_offers_is_no_hole() {
+    let still = Still::new(17, 1, 4);
+    let segments = &still.segments;
+    let lacks = |name: &str| format!("the archive lacks segment \"{name}\", right before this one");
+    still.push(&segments[0]).run().success();
+    offer(&still, &segments[1]);
+    let run = still.push(&segments[2]).run().success();
+    assert!(run.stderr.is_empty(), "{run}");
+    // Acknowledged, and not in the archive.
+    acknowledged(&still, &segments[1]);
+    std::fs::remove_file(still.site.object(&segments[2])).unwrap();
+    let run = still.push(&segments[2]).run().success();
+    run.expect_stderr(&lacks(&segments[1]));
+}
+
 #[test]
 fn what_is_ready_is_shipped_and_acknowledged_from_its_note() {
     require_strace!("what_is_ready_is_shipped_and_acknowledged_from_its_note");

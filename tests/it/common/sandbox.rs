@@ -16,6 +16,22 @@ use super::user;
 /// The beginning of the name of every such folder.
 const PREFIX: &str = "pitrtest-";
 
+/// Writes one line for each failure as it happens, past the capture of the runner, who prints all of them at the end: logs are cut.
+fn tell_failures_at_once() {
+    const LENGTH_MAX: usize = 800;
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let name = std::thread::current().name().unwrap_or("?").to_owned();
+        let place = info.location().map(ToString::to_string);
+        let what = info.payload_as_str().unwrap_or("?").replace('\n', " | ");
+        let what: String = what.chars().take(LENGTH_MAX).collect();
+        let line = format!("failed: {name} at {}: {what}\n", place.unwrap_or_default());
+        // One call: lines of several threads do not mix.
+        let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), line.as_bytes());
+        usual(info);
+    }));
+}
+
 /// In a folder that is kept although its test is over.
 const KEPT: &str = ".kept";
 
@@ -44,6 +60,7 @@ impl Sandbox {
         SWEPT.call_once(|| {
             sweep(&disk());
             sweep(Path::new("/dev/shm"));
+            tell_failures_at_once();
         });
         let path = tempfile::Builder::new()
             .prefix(&format!("{PREFIX}{name}-"))
