@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::Period;
+
 /// A directory with what is in it, under one name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
@@ -21,4 +23,6 @@ pub struct Files {
     pub one_file_system: bool,
     /// The identity of the source; else the host's machine id.
     pub identity: Option<String>,
+    /// How old the newest backup may become before that is reported.
+    pub max_backup_age: Option<Period>,
 }

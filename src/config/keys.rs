@@ -74,6 +74,7 @@ keys! { LOGICAL: |e, logical: Logical|
     "databases": databases = e.list();
     "jobs": jobs = e.count(JOBS_MAX);
     "content": content = e.choice(&[("full", LogicalContent::Full), ("schema", LogicalContent::Schema), ("data", LogicalContent::Data)]);
+    "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
 }
 
 // Those of `[repositories.NAME]`.
@@ -134,6 +135,7 @@ keys! { FILES: |e, files: Files|
     "exclude_larger_than": exclude_larger_than_bytes = e.bytes();
     "one_file_system": one_file_system = e.boolean();
     "identity": identity = e.string();
+    "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
 }
 
 /// More repositories nobody configures.

@@ -1,5 +1,7 @@
 //! `[logical.NAME]`: dumps of a cluster's databases.
 
+use super::Period;
+
 /// One set of dumps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logical {
@@ -13,6 +15,8 @@ pub struct Logical {
     pub jobs: u32,
     /// Parts of each database that are dumped.
     pub content: LogicalContent,
+    /// How old the newest backup may become before that is reported.
+    pub max_backup_age: Option<Period>,
 }
 
 /// The parts of a database that a dump has.
@@ -42,6 +46,7 @@ impl Logical {
             databases: Vec::new(),
             jobs: JOBS,
             content: LogicalContent::default(),
+            max_backup_age: None,
         }
     }
 }

@@ -337,6 +337,17 @@ impl Repository {
     }
 }
 
+/// Content beside clusters, as far as all kinds of it are alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content<'s> {
+    /// The kind: the first part of the command and of the section.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: &'s str,
+    /// How old the newest backup may become before that is reported.
+    pub max_backup_age: Option<Period>,
+}
+
 /// Everything that was configured, and what the command line chose from it.
 #[derive(Clone)]
 pub struct Settings {
@@ -418,6 +429,21 @@ impl Settings {
         self.cluster_if_named()?.ok_or_else(|| {
             err!(Usage, "no cluster is configured and none is named").hint("Add --cluster NAME.")
         })
+    }
+
+    /// All content beside clusters.
+    pub fn contents(&self) -> impl Iterator<Item = Content<'_>> {
+        let files = self.files.iter().map(|files| Content {
+            kind: "files",
+            name: &files.name,
+            max_backup_age: files.max_backup_age,
+        });
+        let logical = self.logical.iter().map(|logical| Content {
+            kind: "logical",
+            name: &logical.name,
+            max_backup_age: logical.max_backup_age,
+        });
+        files.chain(logical)
     }
 
     /// The set of files of this name.

@@ -75,10 +75,15 @@ pub fn split<T>(
 /// # Errors
 /// Errors of the store.
 pub fn scopes(session: &Session, repository: &Repository) -> Result<Vec<Scope>> {
-    match session.flags.cluster.is_some() || session.system_identifier.is_some() {
-        true => Ok(Vec::new()),
-        false => repository.aux_scopes(),
+    match looks_at_all(session) {
+        true => repository.aux_scopes(),
+        false => Ok(Vec::new()),
     }
+}
+
+/// Whether no cluster is named.
+pub fn looks_at_all(session: &Session) -> bool {
+    session.flags.cluster.is_none() && session.system_identifier.is_none()
 }
 
 /// The registrations that a command works on; none where other content is all that the repository holds.

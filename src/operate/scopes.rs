@@ -3,8 +3,10 @@
 use serde::Serialize;
 
 use super::finding::{Finding, Level};
+use super::human;
 use super::of;
 use super::session::Session;
+use crate::config::{self, Settings};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Manifest, Reading};
@@ -59,23 +61,63 @@ pub struct ScopeBackup {
     pub pinned: bool,
 }
 
-/// Looks at every aux scope of every repository that answers.
+/// Looks at every aux scope of every repository that answers, and at the configured ones that have none.
 ///
 /// # Errors
 /// `Config`; what the stores say.
 pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
+    let settings = session.settings()?;
     let mut all = Vec::new();
-    for configured in session.settings()?.repositories {
+    for (index, configured) in settings.repositories.iter().enumerate() {
         // One that does not answer is reported with the clusters.
-        let Ok(repository) = session.open(&configured) else {
+        let Ok(repository) = session.open(configured) else {
             continue;
         };
-        for scope in of::scopes(session, &repository)? {
-            let now = session.host.now();
-            all.push(look_at(&repository, &scope, now)?.named(&configured.name));
+        let scopes = of::scopes(session, &repository)?;
+        let now = session.host.now();
+        for scope in &scopes {
+            let mut one = look_at(&repository, scope, now)?.named(&configured.name);
+            one.judge_newest(&settings, now);
+            all.push(one);
+        }
+        // Backups go to the first one. The others get copies, if the operator wants them to.
+        if index == 0 && of::looks_at_all(session) {
+            let has = |one: &config::Content<'_>| {
+                let prefix = prefix(one);
+                scopes.iter().any(|scope| scope.prefix() == prefix)
+            };
+            let missing = settings.contents().filter(|one| !has(one));
+            all.extend(missing.map(|one| ScopeInfo::empty(&one, &configured.name)));
         }
     }
     Ok(all)
+}
+
+fn prefix(content: &config::Content<'_>) -> String {
+    format!("aux/{}/{}", content.kind, content.name)
+}
+
+/// Pure: the trouble with the newest backup that no check found damaged.
+pub fn newest_trouble(
+    content: &config::Content<'_>,
+    newest: Option<TimestampTz>,
+    now: TimestampTz,
+) -> Option<String> {
+    let (kind, name) = (content.kind, content.name);
+    let Some(newest) = newest else {
+        return Some(format!(
+            "there is no undamaged backup: take one: pitr {kind} backup {name}"
+        ));
+    };
+    let age = now.duration_since(newest)?;
+    let limit = content.max_backup_age?.duration();
+    (age > limit).then(|| {
+        format!(
+            "the newest backup is {} old, max_backup_age is {}",
+            human::duration(age),
+            human::duration(limit)
+        )
+    })
 }
 
 /// Looks at one scope.
@@ -139,10 +181,68 @@ pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Resu
 }
 
 impl ScopeInfo {
+    /// One of which the repository has nothing.
+    fn empty(content: &config::Content<'_>, repository: &str) -> ScopeInfo {
+        let mut none = ScopeInfo {
+            scope: prefix(content),
+            repository: repository.to_owned(),
+            state: Level::Ok,
+            problems: Vec::new(),
+            backups: Vec::new(),
+        };
+        none.add(newest_trouble(content, None, TimestampTz(0)));
+        none
+    }
+
+    /// When the newest backup ended that no check found damaged.
+    pub fn newest_end(&self) -> Option<TimestampTz> {
+        let whole = self.backups.iter().filter(|b| b.damage.is_none());
+        whole.map(|b| b.stop_time).max()
+    }
+
+    /// Judges the newest backup, where the scope is configured here.
+    fn judge_newest(&mut self, settings: &Settings, now: TimestampTz) {
+        let configured = settings.contents().find(|one| prefix(one) == self.scope);
+        self.add(configured.and_then(|one| newest_trouble(&one, self.newest_end(), now)));
+    }
+
+    fn add(&mut self, trouble: Option<String>) {
+        if let Some(what) = trouble {
+            self.state = Level::Fail;
+            let found = Finding::new("content", "newest backup", Level::Fail, what);
+            self.problems.push(found);
+        }
+    }
+
     fn named(self, repository: &str) -> ScopeInfo {
         ScopeInfo {
             repository: repository.to_owned(),
             ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Content, Period};
+
+    #[test]
+    fn a_newest_backup_is_missed_and_becomes_too_old() {
+        let now = TimestampTz::from_unix_seconds(1_800_000_000).unwrap();
+        let before = |seconds: i64| TimestampTz(now.0 - seconds * 1_000_000);
+        let mut content = Content {
+            kind: "files",
+            name: "www",
+            max_backup_age: None,
+        };
+        let missed = newest_trouble(&content, None, now).unwrap();
+        assert!(missed.ends_with("pitr files backup www"), "{missed}");
+        assert_eq!(newest_trouble(&content, Some(before(1 << 30)), now), None);
+        content.max_backup_age = Some(Period(3600));
+        for (seconds, is_old) in [(-60, false), (0, false), (3600, false), (3601, true)] {
+            let trouble = newest_trouble(&content, Some(before(seconds)), now);
+            assert_eq!(trouble.is_some(), is_old, "{seconds}");
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::config::{Cluster, Settings};
 use crate::error::Result;
 
 mod archiver;
+mod content;
 mod loss;
 mod receiver;
 mod recipients;
@@ -62,6 +63,7 @@ pub fn doctor(session: &Session) -> Result<Vec<Finding>> {
         &seen,
         session,
     );
+    content::look(&mut found, &opened, &settings, session);
     if let Some(cluster) = cluster.as_ref().filter(|_| is_gone || seen.is_silent) {
         loss::look(&mut found, &opened, &settings, cluster, session);
     }
@@ -93,6 +95,9 @@ fn configuration(found: &mut Findings, settings: &Settings, cluster: Option<&Clu
         None => found.ok("file", "none is needed with --repository"),
     }
     let Some(cluster) = cluster else {
+        if settings.clusters.is_empty() && settings.contents().next().is_some() {
+            return;
+        }
         found.warn(
             "cluster",
             "none",

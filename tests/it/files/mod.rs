@@ -1,6 +1,7 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
 mod faults;
+mod health;
 mod tree;
 
 use std::collections::BTreeMap;
