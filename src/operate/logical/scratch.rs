@@ -1,5 +1,6 @@
 //! A private server into which a dump is restored to prove that it can be.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -110,16 +111,12 @@ impl Scratch {
             other => other.map(|_| ())?,
         }
         let mut restored = Server::connect(&format!("{} dbname={DATABASE}", self.conninfo))?;
-        let mut findings = Vec::new();
+        let mut comparison = Comparison::new(&mut restored)?;
         for table in rows {
             session.host.check_stop()?;
-            if let Some(wrong) = compare(&mut restored, table)?
-                && findings.len() < FINDINGS
-            {
-                findings.push(wrong);
-            }
+            comparison.add(&mut restored, table)?;
         }
-        Ok(findings)
+        Ok(comparison.finish())
     }
 }
 
@@ -140,21 +137,76 @@ fn creates_role(line: &str) -> bool {
     }
 }
 
-/// The server's word about a table is a finding; a lost server is none.
-fn compare(server: &mut Server, table: &TableRows) -> Result<Option<String>> {
-    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    let name = format!("{}.{}", quoted(&table.schema), quoted(&table.table));
-    let counted = server
-        .query(&format!("select count(*) from only {name}"))
-        .and_then(|rows| rows.value::<u64>(0, 0));
-    match counted {
-        Ok(rows) if rows == table.rows => Ok(None),
-        Ok(rows) => Ok(Some(format!(
-            "table {name}: {rows} rows were restored, its snapshot had {}",
-            table.rows
-        ))),
-        Err(e) if e.code() == Code::Server => Ok(Some(format!("table {name}: {e}"))),
-        Err(e) => Err(e),
+/// Rows that were restored beside those of the dump's snapshot.
+struct Comparison {
+    /// The root of each partition into which rows are sorted by a hash. That of an enum differs from server to server, so only sums are compared.
+    roots: BTreeMap<(String, String), String>,
+    /// Rows of such a root: those that were restored, and those of the snapshot.
+    sums: BTreeMap<String, (u64, u64)>,
+    findings: Vec<String>,
+}
+
+impl Comparison {
+    fn new(server: &mut Server) -> Result<Comparison> {
+        let found = server.query(
+            "select n.nspname, c.relname, pg_partition_root(c.oid)::regclass from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where c.relispartition and exists (select from pg_partition_ancestors(c.oid) a join pg_partitioned_table p on p.partrelid = a.relid where p.partstrat = 'h')",
+        )?;
+        let root = |row| {
+            let table = (found.value(row, 0)?, found.value(row, 1)?);
+            Ok((table, found.value(row, 2)?))
+        };
+        Ok(Comparison {
+            roots: (0..found.rows.len()).map(root).collect::<Result<_>>()?,
+            sums: BTreeMap::new(),
+            findings: Vec::new(),
+        })
+    }
+
+    /// Counts a table. The server's word about it is a finding; a lost server is none.
+    fn add(&mut self, server: &mut Server, table: &TableRows) -> Result<()> {
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let name = format!("{}.{}", quoted(&table.schema), quoted(&table.table));
+        let counted = server
+            .query(&format!("select count(*) from only {name}"))
+            .and_then(|rows| rows.value::<u64>(0, 0));
+        let rows = match counted {
+            Err(e) if e.code() == Code::Server => {
+                self.find(format!("table {name}: {e}"));
+                return Ok(());
+            }
+            counted => counted?,
+        };
+        let of = (table.schema.clone(), table.table.clone());
+        match self.roots.get(&of) {
+            Some(root) => {
+                let sums = self.sums.entry(root.clone()).or_default();
+                *sums = (sums.0 + rows, sums.1 + table.rows);
+            }
+            None if rows != table.rows => self.find(format!(
+                "table {name}: {rows} rows were restored, its snapshot had {}",
+                table.rows
+            )),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, wrong: String) {
+        if self.findings.len() < FINDINGS {
+            self.findings.push(wrong);
+        }
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        for (root, (rows, had)) in std::mem::take(&mut self.sums) {
+            if rows != had {
+                self.find(format!(
+                    "partitions of {root}: {rows} rows were restored, their snapshot had {had}"
+                ));
+            }
+        }
+        self.findings
     }
 }
 

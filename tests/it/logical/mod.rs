@@ -75,6 +75,7 @@ fn d01_a_dump_under_load_is_one_snapshot(major: u32) {
         "app.accounts",
         "app.history",
         "app.parts",
+        "app.moods",
         "app.secrets",
         "app.scratch",
         "public.plain",
@@ -100,6 +101,7 @@ fn d01_a_dump_under_load_is_one_snapshot(major: u32) {
     let original = world.cluster.client_of("app");
     for table in [
         "app.parts",
+        "app.moods",
         "app.secrets",
         "public.plain",
         "app.\"Odd \"\"name\"\"; drop\"",
@@ -258,7 +260,7 @@ fn a_standby_is_dumped() {
     // An unlogged table has no content there.
     assert_eq!(
         member["databases"][0]["row_count"],
-        500 + 200 + 2 + 50 + 30 + 2 + 1,
+        500 + 200 + 60 + 2 + 50 + 30 + 2 + 1,
         "{member}"
     );
     world

@@ -27,6 +27,11 @@ const DEFINITIONS: &str = "
     create table app.parts_1 partition of app.parts for values from (0) to (100);
     create table app.parts_2 partition of app.parts for values from (100) to (200);
     create table app.\"Odd \"\"name\"\"; drop\" (\"a b\" int, c bytea);
+    create table app.moods (mood app.mood, n int) partition by hash (mood);
+    create table app.moods_0 partition of app.moods for values with (modulus 3, remainder 0);
+    create table app.moods_1 partition of app.moods for values with (modulus 3, remainder 1);
+    create table app.moods_2 partition of app.moods for values with (modulus 3, remainder 2);
+    insert into app.moods select (enum_range(null::app.mood))[1 + g % 3], g from generate_series(1, 60) g;
     create table app.secrets (owner text, t text); alter table app.secrets enable row level security;
     create policy own on app.secrets to app_reader using (owner = current_user);
     create unlogged table app.scratch (n int);
