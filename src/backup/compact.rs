@@ -161,8 +161,7 @@ impl Compaction<'_> {
     fn check_origin(&self) -> Result<()> {
         let (store, id) = (self.repository.store(), &self.origin.head.id);
         let events = event::read_all(store, self.layout, &id.to_string())?;
-        let is_clean = event::standing(&events, "expire", "unexpire").is_empty()
-            && event::damage(&events).is_empty();
+        let is_clean = !event::is_marked(&events) && event::damage(&events).is_empty();
         let root = BackupRoot::read(store, self.layout, id)?;
         let is_same = root.is_some_and(|root| root.head.nonce == self.origin.head.nonce);
         match is_clean && is_same {

@@ -131,7 +131,7 @@ impl<R> Subject<R> {
         self.is_absent()
             && has_end
             && self.lost().is_none()
-            && event::standing(&self.events, "expire", "unexpire").is_empty()
+            && !event::is_marked(&self.events)
             && event::live_claims(&self.events, now).is_empty()
     }
 

@@ -280,7 +280,7 @@ pub fn completed(events: &[Recorded]) -> Option<Completed> {
 
 /// The completed backup of these events, where its root is not there: it is lost, unless a mark shows that it was deleted.
 pub fn lost(events: &[Recorded]) -> Option<Completed> {
-    let is_marked = !standing(events, "expire", "unexpire").is_empty();
+    let is_marked = is_marked(events);
     completed(events).filter(|_| !is_marked)
 }
 
@@ -473,6 +473,11 @@ pub fn live_pins(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
 /// Whether expiry let WAL behind a backup go on purpose: the first hole behind it is meant.
 pub fn is_trimmed(events: &[Recorded]) -> bool {
     !standing(events, TRIMMED, "").is_empty()
+}
+
+/// Whether a backup is marked for deletion.
+pub fn is_marked(events: &[Recorded]) -> bool {
+    !standing(events, "expire", "unexpire").is_empty()
 }
 
 /// The damage that stands.

@@ -125,7 +125,7 @@ impl<'a> Claim<'a> {
     pub fn complete(mut self, store: &dyn Store, scope: &Scope) {
         let id = self.claim.id().to_string();
         let events = event::read_all(store, scope, &id);
-        if events.is_ok_and(|events| event::standing(&events, "expire", "unexpire").is_empty()) {
+        if events.is_ok_and(|events| !event::is_marked(&events)) {
             self.release();
         } else if let Err(e) = self.claim.renew(REPLAY_SECONDS) {
             self.host.progress.warn(&format!(

@@ -100,7 +100,7 @@ impl Transfer<'_> {
         mut here: Option<&mut Claim<'_>>,
     ) -> Result<bool> {
         let events = event::read_all(self.from.store(), &self.layout, &root.id.to_string())?;
-        if !event::standing(&events, "expire", "unexpire").is_empty() {
+        if event::is_marked(&events) {
             self.host.progress.note(&format!(
                 "backup {} was marked for deletion meanwhile, and is not copied",
                 root.id

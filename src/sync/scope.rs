@@ -214,7 +214,7 @@ impl<'a> ScopeTransfer<'a> {
         let pair = &self.pair;
         let id = &root.outline.id;
         let events = event::read_all(pair.from.store(), &pair.scope, &id.to_string())?;
-        if !event::standing(&events, "expire", "unexpire").is_empty() {
+        if event::is_marked(&events) {
             let note = format!("backup {id} was marked for deletion meanwhile, and is not copied");
             pair.host.progress.note(&note);
             return Ok(false);

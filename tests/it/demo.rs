@@ -115,10 +115,16 @@ fn ctrl_c_on_a_terminal_leaves_nothing_however_often_it_comes() {
         assert!(shown.contains("interrupted"), "{moment}: {shown}");
         assert_eq!(left(scratch.path()).len(), 0, "{moment}: {shown}");
         let own = folder.to_str().unwrap();
-        let processes = std::fs::read_dir("/proc").unwrap().flatten();
-        let lines = processes.filter_map(|p| std::fs::read(p.path().join("cmdline")).ok());
-        let alive = lines.filter(|l| String::from_utf8_lossy(l).contains(own));
-        assert_eq!(alive.count(), 0, "{moment}: {shown}");
+        // An archive_command that ran meanwhile outlives its server by a moment.
+        wait_until(PATIENCE, "every process has ended", || {
+            let processes = std::fs::read_dir("/proc").unwrap().flatten();
+            let lines = processes.filter_map(|p| std::fs::read(p.path().join("cmdline")).ok());
+            lines
+                .filter(|l| String::from_utf8_lossy(l).contains(own))
+                .count()
+                == 0
+        });
+        assert_eq!(left(scratch.path()).len(), 0, "{moment}: {shown}");
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The order is the format's (section 10.1): claim, then events and root once more, then the layers.
 
-use crate::backup::incremental::held::has_packs;
+use crate::backup::incremental::held::is_whole;
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::repo::catalog::{Catalog, Reading};
@@ -11,7 +11,6 @@ use crate::repo::event::{self, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::{AuxBackup, AuxRoot};
 use crate::repo::scope::Scope;
-use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 
 /// A root names no more parts than 2^18; a prior leaves room for those of the new backup.
@@ -68,7 +67,7 @@ fn candidates(store: &dyn Store, scope: &Scope, source: Option<&str>) -> Result<
         .filter(|(_, subject, backup)| {
             backup.root.source.as_deref() == source
                 && !backup.root.is_foreign
-                && event::standing(&subject.events, "expire", "unexpire").is_empty()
+                && !event::is_marked(&subject.events)
                 && event::damage(&subject.events).is_empty()
         })
         .map(|(id, _, backup)| (backup.root.stop_time, id.clone()))
@@ -80,8 +79,7 @@ fn candidates(store: &dyn Store, scope: &Scope, source: Option<&str>) -> Result<
 /// Reads the root of a backup that is claimed by now; `None` where it is not whole, unmarked and undamaged, or has no room for another one's parts.
 fn good_root(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<AuxRoot>> {
     let events = event::read_all(store, scope, &id.to_string())?;
-    let is_clean = event::standing(&events, "expire", "unexpire").is_empty()
-        && event::damage(&events).is_empty();
+    let is_clean = !event::is_marked(&events) && event::damage(&events).is_empty();
     let stored = match AuxRoot::read(store, scope, id) {
         Err(e) if e.is_damage() => None,
         stored => stored?,
@@ -91,10 +89,5 @@ fn good_root(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<A
     };
     let layers = root.map.shards.iter().map(|shard| shard.layers.len());
     let has_room = layers.sum::<usize>() + root.map.packs.len() < PARTS_MAX;
-    let is_whole = match Snapshot::open(store, scope, &root) {
-        Ok(_) => has_packs(store, scope, &root.map)?,
-        Err(e) if e.is_damage() => false,
-        Err(e) => return Err(e),
-    };
-    Ok((has_room && is_whole).then_some(root))
+    Ok((has_room && is_whole(store, scope, &root)?).then_some(root))
 }

@@ -12,10 +12,10 @@ use crate::repo::event::{self, Writer};
 use crate::repo::id::{BackupId, PartKind};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::repo::root::{BackupRoot, Map};
+use crate::repo::root::BackupRoot;
 use crate::repo::runs::Runs;
 use crate::repo::scope::Scope;
-use crate::snapshot::reader::Snapshot;
+use crate::snapshot::reader::{Snapshot, SnapshotRoot};
 use crate::store::Store;
 use crate::wal::inventory::{Backup, Inventory};
 
@@ -91,26 +91,29 @@ fn good_root(
     chosen: &Candidate,
 ) -> Result<Option<BackupRoot>> {
     let events = event::read_all(store, layout, &chosen.id.to_string())?;
-    let is_clean = event::standing(&events, "expire", "unexpire").is_empty()
-        && event::damage(&events).is_empty();
+    let is_clean = !event::is_marked(&events) && event::damage(&events).is_empty();
     let stored = BackupRoot::read(store, layout, &chosen.id)?;
     let Some(root) = stored.filter(|root| is_clean && root.head.nonce == chosen.nonce) else {
         return Ok(None);
     };
-    let has_packs = match Snapshot::open(store, layout, &root) {
-        Ok(_) => has_packs(store, layout, &root.map)?,
-        Err(e) if e.is_damage() => false,
-        Err(e) => return Err(e),
-    };
-    Ok(has_packs.then_some(root))
+    Ok(is_whole(store, layout, &root)?.then_some(root))
 }
 
-/// Whether every pack of a backup is there, as listings tell: the new backup would not be whole without one.
+/// Whether a backup's map can be read, and every pack is there, as listings tell: the new backup would not be whole without one.
 ///
 /// # Errors
 /// Errors of the store.
-pub fn has_packs(store: &dyn Store, scope: &Scope, map: &Map) -> Result<bool> {
-    let needed = by_writer(map.packs.iter().map(|pack| pack.key.clone()));
+pub fn is_whole<'r>(
+    store: &dyn Store,
+    scope: &Scope,
+    root: impl Into<SnapshotRoot<'r>>,
+) -> Result<bool> {
+    let root = root.into();
+    match Snapshot::open(store, scope, root) {
+        Err(e) if e.is_damage() => return Ok(false),
+        open => open?,
+    };
+    let needed = by_writer(root.map.packs.iter().map(|pack| pack.key.clone()));
     for (id, needed) in &needed {
         let listed = store.list(&scope.parts(PartKind::Pack, Some(id)))?;
         let there = listed.iter().filter_map(|one| part_number(&one.name));

@@ -58,7 +58,7 @@ fn same_id(own: &event::Event, other: &event::Event) -> String {
 pub fn floor<'a, O: Ord + Clone, R: 'a>(
     committed: impl Iterator<Item = (O, &'a Subject<R>)>,
 ) -> Option<O> {
-    let is_marked = |s: &Subject<R>| !event::standing(&s.events, "expire", "unexpire").is_empty();
+    let is_marked = |s: &Subject<R>| event::is_marked(&s.events);
     let is_pinned = |s: &Subject<R>| !event::standing(&s.events, "pin", "unpin").is_empty();
     let unmarked: Vec<_> = committed.filter(|(_, s)| !is_marked(s)).collect();
     let kept = unmarked.iter().filter(|(_, s)| !is_pinned(s));
@@ -99,7 +99,7 @@ pub fn why_not<R>(
         return leave(conflict);
     }
     let events = &subject.events;
-    if !event::standing(events, "expire", "unexpire").is_empty() {
+    if event::is_marked(events) {
         return leave("it is marked for deletion");
     }
     // One that lost its root there was not expired.

@@ -162,7 +162,7 @@ impl Item<'_> {
 
     /// Whether it is marked for deletion.
     pub fn is_marked(&self) -> bool {
-        !event::standing(self.events, "expire", "unexpire").is_empty()
+        event::is_marked(self.events)
     }
 
     /// The same item, of which nothing is decided yet.
