@@ -367,8 +367,8 @@ mod tests {
             ..Load::default()
         };
         assert!(Backoff::start(Limits::default(), None).unwrap().is_none());
-        // Two answers, for one may be out of date by the first look.
-        let probe: Box<dyn Probe> = Box::new(Scripted(vec![busy, busy]));
+        // Several answers, for some may be out of date by the first look.
+        let probe: Box<dyn Probe> = Box::new(Scripted(vec![busy; 5]));
         let mut backoff = Backoff::start(limits, Some(probe)).unwrap().unwrap();
         let (rate, heard) = (Rate::new(None), Collector::default());
         let ended = Instant::now() + Duration::from_secs(60);

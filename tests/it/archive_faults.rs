@@ -558,12 +558,14 @@ fn p17_what_is_acknowledged_is_no_failure_at_the_deadline() {
     let hanging = HangingDisk::over(&folder);
     // The deadline comes before the patience with repositories that are not required has ended.
     configure(format!("{config}{}", other(false)));
-    still
-        .push(name)
-        .env("PITR_FAULT_SECONDS", "4")
-        .run()
-        .success()
-        .expect_stderr("one that is not required does not answer");
+    // On a busy disk the required one may take as long.
+    wait_until(PATIENCE, "what is acknowledged is no failure", || {
+        still.forget();
+        let run = still.push(name).env("PITR_FAULT_SECONDS", "4").run();
+        assert!(matches!(run.code(), 0 | 40), "{run}");
+        let told = "one that is not required does not answer";
+        run.code() == 0 && run.stderr.contains(told)
+    });
     // A required one that hangs holds up success, but not the copy in the other, wherever it stands: asking it for the name has an end.
     for text in [
         format!("{config}{}", other(true)),

@@ -19,6 +19,8 @@ fn healthy(major: u32) -> (Site, Cluster) {
     cluster.sql("create table t (a int)");
     cluster.archive_now();
     site.pitr().args(["backup", "--quiet"]).run().success();
+    // With it the backup's label, which comes later than the backup ends.
+    cluster.archive_now();
     let last = "select last_archived_wal from pg_stat_archiver";
     wait_until(PATIENCE, "it is counted", || {
         !cluster.query_one_string(last).is_empty()

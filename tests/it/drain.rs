@@ -272,7 +272,10 @@ fn empty(folder: &Path) {
 fn two_servers_whose_settings_differ_in_the_data_directory_alone_archive_side_by_side() {
     let one = Drain::new(16);
     let mut two = Cluster::builder(16).segment_size_mb(1).without_fsync();
-    two = two.own_identifier().config("max_wal_size", "1GB");
+    two = two
+        .own_identifier()
+        .config("max_wal_size", "1GB")
+        .config("wal_keep_size", "1GB");
     let mut two = two.config("archive_mode", "on").create();
     two.append_config("archive_command", "false");
     two.start();

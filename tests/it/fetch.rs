@@ -466,7 +466,7 @@ fn f01_who_hangs_is_asked_once_and_who_answers_is_asked_again() {
         Place {
             name: name.to_owned(),
             is_required: true,
-            patience: Duration::from_millis(100),
+            patience: Duration::from_secs(2),
             open: Box::new(move || {
                 asked.lock().unwrap().push(name);
                 wakes.map(|wakes| wakes.recv());

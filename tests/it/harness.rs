@@ -345,17 +345,19 @@ fn the_scripted_server_is_one_to_a_client_of_postgresql() {
 fn unit_tests_that_hang_are_ended() {
     let sandbox = Sandbox::new("runner");
     let runner = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/test-runner");
-    let run = |name: &str, script: &str| {
+    let run = |name: &str, script: &str, seconds: &str| {
         let path = sandbox.file(name, format!("#!/bin/sh\n{script}\n"));
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .unwrap();
-        let run = Program::new(runner).arg(path).env("PITR_UNIT_SECONDS", "1");
+        let run = Program::new(runner)
+            .arg(path)
+            .env("PITR_UNIT_SECONDS", seconds);
         run.privileged().run()
     };
-    run("unit-0123456789abcdef", "exec sleep 1000")
+    run("unit-0123456789abcdef", "exec sleep 1000", "1")
         .expect_code(124)
         .expect_stderr("unit-0123456789abcdef was ended after 1 s");
-    run("unit-fedcba9876543210", "exit 101").expect_code(101);
-    run("it-0123456789abcdef", "sleep 2; exit 7").expect_code(7);
-    run("unit", "sleep 2; exit 7").expect_code(7);
+    run("unit-fedcba9876543210", "exit 101", "60").expect_code(101);
+    run("it-0123456789abcdef", "sleep 2; exit 7", "1").expect_code(7);
+    run("unit", "sleep 2; exit 7", "1").expect_code(7);
 }

@@ -23,12 +23,13 @@ fn four_answers_end_with_a_recoverable_database() {
     cluster.sql("create table t (a int); insert into t values (1)");
     let sandbox = Sandbox::new("interactive");
     let mut running = interactive(&cluster, &sandbox, &["yes", ""]).spawn();
-    let settings = cluster.pgdata().join("postgresql.auto.conf");
-    wait_until(PATIENCE, "the settings are written", || {
+    wait_until(PATIENCE, "it waits for the restart", || {
         assert!(!running.is_done(), "{}", running.stderr());
-        let text = std::fs::read_to_string(&settings).unwrap();
-        text.contains("archive_mode = 'on'") && text.contains("archive_timeout")
+        running.stdout().contains("This command waits for it")
     });
+    let settings = cluster.pgdata().join("postgresql.auto.conf");
+    let text = std::fs::read_to_string(settings).unwrap();
+    assert!(text.contains("archive_mode = 'on'") && text.contains("archive_timeout"));
     cluster.restart();
     let run = running.wait().success();
     for part in [

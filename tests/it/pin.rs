@@ -179,7 +179,7 @@ fn a_pin_with_an_end_is_over_then(major: u32) {
     kept.pitr(&keep_one(&["--confirm", "--quiet"]))
         .run()
         .success();
-    let ends = now().saturating_add(Duration::from_secs(8));
+    let ends = now().saturating_add(Duration::from_secs(20));
     let text = ends.to_string();
     let run = kept.pitr(&pin).arg(&text).run().success();
     assert!(run.stdout.contains("marked for deletion"), "{}", run.stdout);

@@ -462,7 +462,8 @@ fn f22_a_hole_behind_the_target_does_not_keep_recovery_from_it(major: u32) {
 }
 per_major!(f22_a_hole_behind_the_target_does_not_keep_recovery_from_it, v14 v15 v19);
 
-/// A `restore_command` that waits, once, before it asks for a certain file: the test meanwhile does something to the repository.
+/// A `restore_command` that waits, once, before it asks for a certain file: the test meanwhile does something to the repository. That call alone
+/// gives up soon.
 pub struct Trap {
     folder: PathBuf,
 }
@@ -475,8 +476,8 @@ impl Trap {
             "trap/command",
             format!(
                 "if rm '{0}/'\"$1\" 2>/dev/null; then\n\
-                 touch '{0}/reached'; until rm '{0}/go' 2>/dev/null; do sleep 0.02; done\nfi\n\
-                 PITR_FAULT_SECONDS=2 PITR_CLUSTERS_MAIN_PREFETCH_SEGMENTS=0 exec {1} \"$1\" \"$2\"\n",
+                 touch '{0}/reached'; until rm '{0}/go' 2>/dev/null; do sleep 0.02; done; limit=2\nfi\n\
+                 PITR_FAULT_SECONDS=${{limit:-300}} PITR_CLUSTERS_MAIN_PREFETCH_SEGMENTS=0 exec {1} \"$1\" \"$2\"\n",
                 folder.display(),
                 site.restore().shell()
             ),

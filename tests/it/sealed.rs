@@ -367,7 +367,8 @@ fn a_host_that_only_writes_receives() {
     // Keys would be in it. A program that is given none, of the same user, can be dumped.
     assert!(!is_dumpable(running.pid()));
     let mut other = user::command("sleep").arg("600").spawn().unwrap();
-    assert!(is_dumpable(other.id()));
+    // The kernel sets it a moment after its program has begun.
+    wait_until(PATIENCE, "it can be dumped", || is_dumpable(other.id()));
     other.kill().unwrap();
     other.wait().unwrap();
     client.sql("create table ledger as select 'confidential note' from generate_series(1, 20000)");

@@ -65,7 +65,7 @@ fn b09_a_second_backup_is_refused_by_name_or_waits() {
     let (site, cluster) = Site::with_cluster(17);
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 50000) g");
-    let (mut running, first) = slow(&site, "4MiB", backup(&site));
+    let (mut running, first) = slow(&site, "2MiB", backup(&site));
     let refused = backup(&site).run().expect_code(7);
     let text = refused.json()["message"].as_str().unwrap().to_owned();
     assert!(text.contains(&format!("\"{first}\"")), "{refused}");
@@ -181,7 +181,7 @@ fn a_backup_of_the_standby_waits_for_that_of_the_primary() {
             .env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"))
             .env("PITR_CLUSTERS_MAIN_PGDATA", standby.pgdata())
     };
-    let (running, first) = slow(&site, "4MiB", backup(&site));
+    let (running, first) = slow(&site, "2MiB", backup(&site));
     of_standby().run().expect_code(7).expect_stdout(&first);
     let waits = of_standby()
         .args(["--method", "local", "--wait", "5m"])

@@ -202,6 +202,8 @@ impl Builder {
             ("timezone", "UTC"),
             ("log_timezone", "UTC"),
             ("log_line_prefix", "%m [%p] "),
+            // It would write WAL, end segments and change pages of tests that last longer than a minute.
+            ("autovacuum_naptime", "1d"),
         ];
         append_settings(&pgdata, &base.map(|(n, v)| (n.to_owned(), v.to_owned())));
         pgdata

@@ -333,6 +333,11 @@ impl Running {
         let _ = rustix::process::kill_process(pid, signal);
     }
 
+    /// Returns what it has written to standard output so far.
+    pub fn stdout(&self) -> String {
+        read(&self.stdout)
+    }
+
     /// Returns what it has written to standard error so far.
     pub fn stderr(&self) -> String {
         read(&self.stderr)

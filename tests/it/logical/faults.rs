@@ -61,6 +61,7 @@ fn d02_a_program_that_fails_leaves_no_backup() {
 fn d02_an_interrupt_ends_the_dump_and_leaves_nothing() {
     let world = World::new(16);
     let lock = locked(&world);
+    let client = world.cluster.client();
     for signal in [Signal::INT, Signal::TERM] {
         let running = world.logical(&["backup", "app"]).spawn();
         wait_for_dump(&world);
@@ -68,13 +69,13 @@ fn d02_an_interrupt_ends_the_dump_and_leaves_nothing() {
         let run = running.wait();
         world.assert_no_backup(&run);
         run.expect_code(130);
+        // The next round waits for a pg_dump of its own.
+        wait_until(PATIENCE, "pg_dump has ended", || {
+            client.query_one_string(
+                "select count(*) from pg_stat_activity where application_name = 'pg_dump'",
+            ) == "0"
+        });
     }
-    let client = world.cluster.client();
-    wait_until(PATIENCE, "pg_dump has ended", || {
-        client.query_one_string(
-            "select count(*) from pg_stat_activity where application_name = 'pg_dump'",
-        ) == "0"
-    });
     drop(lock);
     world.backup();
 }

@@ -1,13 +1,13 @@
 //! The conditions that must hold after each history.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 
 use super::model::{LifeId, State};
 use super::rows;
 use super::world::{Archived, World, said};
-use crate::common::{Cluster, Program, Run, Sandbox, Stop, pitr, pitr_archive};
+use crate::common::{Cluster, PATIENCE, Program, Run, Sandbox, Stop, pitr, pitr_archive};
 
 /// A server whose archiver is refused, and its words.
 struct Blocked {
@@ -91,7 +91,7 @@ fn has_a_way_out(world: &mut World, blocked: &Blocked) {
     };
     // Each repository refuses in its turn, and attempts that had begun before get their refusal after the decision. A copy of this server, too, may
     // have what was kept, and go on before it: then the next segment is decided.
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         let Refused { of, name, copy } = &refused;
         if !resolves(world, name, copy) {
