@@ -1,6 +1,9 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
 mod faults;
+mod git;
+mod parts;
+mod sources;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -29,6 +32,22 @@ impl World {
     fn new(more: &str) -> World {
         let sandbox = Sandbox::new("files");
         World::with(&sandbox.join("repo"), sandbox, "", more)
+    }
+
+    /// With another source than the directory.
+    fn of(source: &str, more: &str) -> World {
+        World::new("").with_source(source, more)
+    }
+
+    fn with_source(self, source: &str, more: &str) -> World {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let (before, _) = text.split_once("source = ").unwrap();
+        std::fs::write(
+            &self.config,
+            format!("{before}source = \"{source}\"\n{more}"),
+        )
+        .unwrap();
+        self
     }
 
     /// With the repository in a folder of its own.
