@@ -4,8 +4,8 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `process` · `program` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
-//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
+//! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
+//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `program` (other programs, run to their end) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |

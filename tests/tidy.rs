@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 /// Modules of the library, lowest layer first. A module imports from the layers before its own, and from `error`.
 const LAYERS: &[&[&str]] = &[
     &[
-        "error", "progress", "process", "program", "release", "durable", "fault", "text",
+        "error", "progress", "process", "release", "durable", "fault", "text",
     ],
-    &["pg", "exit", "seal"],
+    &["pg", "exit", "seal", "program"],
     &["config", "host"],
     &["store", "wire"],
     &["repo"],

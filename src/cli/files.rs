@@ -16,7 +16,6 @@ use crate::operate::human;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::snapshot::frame::FrameCodec;
-use crate::text::hex;
 use crate::tree::explain::Verdict;
 use crate::tree::extract::Permit;
 use crate::tree::left_out::{Example, LeftOut};
@@ -26,7 +25,8 @@ const SHOWN: usize = 20;
 
 /// Back up directories, and restore them
 ///
-/// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Backups lie in the same repositories as those of clusters, encrypted
+/// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Other sources are the output of a command, Git repositories, objects of
+/// Kubernetes, and states of Terraform; docs/files.md has their keys. Backups lie in the same repositories as those of clusters, encrypted
 /// like them; "pitr info", verify, expire and repo sync work on them, too.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -113,7 +113,6 @@ impl ChoiceArgs {
 /// user ones and ACLs are made with --privileged alone. The command prints what it did not make, and leaves with 6 then.
 ///
 /// Example: pitr files restore uploads --to /srv/restored
-/// Example: pitr files restore uploads --to /srv/some --path '/images/2026/' --path '*.pdf'
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
     /// The name under which it was backed up
@@ -496,7 +495,7 @@ fn sums(args: &SumsArgs, cx: &Context) -> Result<u8> {
     let id = files::sums(&cx.session, &args.name, &choice, &mut |path, sum| {
         if cx.out.is_json() {
             let path = String::from_utf8_lossy(path);
-            found.push(json!({ "path": path, "sha256": hex(sum) }));
+            found.push(json!({ "path": path, "sha256": sum }));
             return Ok(());
         }
         cx.out.bytes(&sum_line(path, sum))
@@ -509,7 +508,7 @@ fn sums(args: &SumsArgs, cx: &Context) -> Result<u8> {
 }
 
 /// Pure: a line as sha256sum writes it. One with a backslash first has a path in which some characters are escaped.
-fn sum_line(path: &[u8], sum: &[u8; 32]) -> Vec<u8> {
+fn sum_line(path: &[u8], sum: &str) -> Vec<u8> {
     let mut name = Vec::with_capacity(path.len());
     for byte in path {
         match byte {
@@ -520,7 +519,7 @@ fn sum_line(path: &[u8], sum: &[u8; 32]) -> Vec<u8> {
         }
     }
     let mark: &[u8] = if name.len() == path.len() { b"" } else { b"\\" };
-    [mark, hex(sum).as_bytes(), b"  ", &name, b"\n"].concat()
+    [mark, sum.as_bytes(), b"  ", &name, b"\n"].concat()
 }
 
 fn check_excludes(args: &CheckExcludesArgs, cx: &Context) -> Result<u8> {
@@ -632,7 +631,7 @@ mod tests {
     #[test]
     fn odd_names_are_written_as_sha256sum_writes_them() {
         let zeros = "00".repeat(32);
-        let text = |path: &[u8]| String::from_utf8(sum_line(path, &[0; 32])).unwrap();
+        let text = |path: &[u8]| String::from_utf8(sum_line(path, &zeros)).unwrap();
         assert_eq!(text(b"a b"), format!("{zeros}  a b\n"));
         assert_eq!(text(b"a\nb\\c\r"), format!("\\{zeros}  a\\nb\\\\c\\r\n"));
     }

@@ -31,6 +31,7 @@ use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Node, NodeKind};
 use crate::snapshot::reader::{Items, Snapshot};
 use crate::snapshot::writer;
+use crate::text::hex;
 use crate::tree::explain::{self, Verdict};
 use crate::tree::extract::{self, Extracted, Permit};
 use crate::tree::part::Part;
@@ -96,6 +97,7 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
     files_source::check_places(&settings, files)?;
     let repository = session.open(configured)?;
     let started = Instant::now();
+    let _alone = files_hooks::alone(session, files)?;
     let root = files_hooks::before(files, &session.host);
     let read_from = root.as_ref().ok().cloned().flatten();
     let done = root.and_then(|root| take(session, (&repository, files), root, wanted));
@@ -422,7 +424,7 @@ pub fn sums(
     session: &Session,
     name: &str,
     choice: &Choice,
-    see: &mut dyn FnMut(&[u8], &[u8; 32]) -> Result<()>,
+    see: &mut dyn FnMut(&[u8], &str) -> Result<()>,
 ) -> Result<BackupId> {
     let chosen = choose(session, name, choice)?;
     let place = (&chosen.scope, &chosen.id);
@@ -430,7 +432,7 @@ pub fn sums(
     read(&chosen.repository, place, at, |open| {
         let Open { snapshot, tick, .. } = open;
         let mut reader = ContentReader::new(snapshot);
-        let mut linked: BTreeMap<FileKey, [u8; 32]> = BTreeMap::new();
+        let mut linked: BTreeMap<FileKey, String> = BTreeMap::new();
         let mut items = snapshot.items();
         while let Some((key, path, node)) = next_node(&mut items)? {
             tick()?;
@@ -442,7 +444,7 @@ pub fn sums(
                 },
                 _ => continue,
             };
-            let known = linked.get(&from).copied();
+            let known = linked.get(&from).cloned();
             let sum = match known {
                 Some(sum) => sum,
                 None => {
@@ -451,14 +453,14 @@ pub fn sums(
                         hasher.update(bytes);
                         tick()
                     })?;
-                    hasher.finalize().into()
+                    hex(&hasher.finalize())
                 }
             };
+            see(&path, &sum)?;
             // Its other names follow.
             if node.links.is_some() {
                 linked.insert(from, sum);
             }
-            see(&path, &sum)?;
         }
         Ok(())
     })?;

@@ -1,8 +1,12 @@
 //! Programs of the operator's that run before and after a set of files is read, such as those that make and remove a snapshot.
 
+use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use super::files_source::cache;
+use super::session::Session;
+use crate::backup::sources;
 use crate::config::{Files, Source};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -11,6 +15,17 @@ use crate::program;
 
 /// More than a path.
 const OUTPUT_LIMIT_BYTES: usize = 64 << 10;
+
+/// Keeps other runs of a name with such programs away: they would share a snapshot, and remove it from under one another.
+///
+/// # Errors
+/// `Locked` while another one is under way; `Config` without a cache.
+pub fn alone(session: &Session, files: &Files) -> Result<Option<File>> {
+    if files.before.is_empty() && files.after.is_empty() {
+        return Ok(None);
+    }
+    sources::lock(&cache(session, "files", &files.name)?).map(Some)
+}
 
 /// Runs the program before; returns the directory that it printed, to be read in place of the source.
 ///

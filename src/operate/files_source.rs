@@ -130,6 +130,18 @@ fn require_sealed(is_so: bool, files: &config::Files, what: &str) -> Result<()> 
     }
 }
 
+/// The directory of one name in the cache.
+///
+/// # Errors
+/// `Config` where there is no cache.
+pub fn cache(session: &Session, use_of_it: &str, name: &str) -> Result<PathBuf> {
+    let cache = session.cache_dir()?.ok_or_else(|| {
+        err!(Config, "there is no directory for caches of \"{name}\"")
+            .hint("Nothing was stored.\nSet cache_dir of a cluster, or HOME.")
+    })?;
+    Ok(cache.join(use_of_it).join(name))
+}
+
 fn mirrored(
     session: &Session,
     files: &config::Files,
@@ -137,15 +149,7 @@ fn mirrored(
     (identity, readers): (String, usize),
 ) -> Result<Ready> {
     let host = &session.host;
-    let cache = session.cache_dir()?.ok_or_else(|| {
-        err!(
-            Config,
-            "there is no directory for the mirror of \"{}\"",
-            files.name
-        )
-        .hint("Nothing was stored.\nSet cache_dir of a cluster, or HOME.")
-    })?;
-    let place = cache.join("git").join(&files.name);
+    let place = cache(session, "git", &files.name)?;
     let mirror = explained("git", git::mirror(url, &place, host))?;
     let bundle = match files.bundle {
         true => Some(explained("git", git::bundle(&mirror, &files.name, host))?),

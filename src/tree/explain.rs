@@ -19,7 +19,7 @@ pub struct Verdict {
     pub path: String,
     /// Whether a backup has it.
     pub taken: bool,
-    /// Whether it is there now. Of a path that is not, only patterns can tell.
+    /// Whether it is there now. Patterns alone tell about a path that is not.
     pub exists: bool,
     /// The key of the rule that decides; none where no rule speaks of it.
     pub rule: Option<&'static str>,
@@ -54,7 +54,6 @@ pub fn explain(root: &Path, selection: &Selection, path: &[u8]) -> Result<Verdic
     let directory = rustix::fs::open(root, flags, Mode::empty()).map_err(failed)?;
     let device = Status::of(directory.as_fd()).map_err(failed)?.device;
     let is_named_directory = path.ends_with(b"/");
-    let path = path.trim_ascii_end();
     let path = path.strip_suffix(b"/").unwrap_or(path);
     let mut verdict = Verdict {
         path: String::from_utf8_lossy(path).into_owned(),

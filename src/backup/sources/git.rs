@@ -5,16 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
+use super::{lock, make, of};
 use crate::durable;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::program;
 
@@ -205,42 +205,6 @@ pub fn bundle(mirror: &Mirror, name: &str, host: &Host) -> Result<Bundle> {
     Ok(bundle)
 }
 
-fn of(path: &Path, e: std::io::Error) -> Error {
-    Error::from_io(format!("use \"{}\"", path.display()), e).hint(
-        "Nothing was stored. cache_dir of the cluster in the configuration names another place.",
-    )
-}
-
-fn make(directory: &Path) -> Result<()> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory);
-    made.map_err(|e| of(directory, e))
-}
-
-fn lock(cache: &Path) -> Result<File> {
-    make(cache)?;
-    let path = cache.join("lock");
-    let opened = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path);
-    let file = opened.map_err(|e| of(&path, e))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(err!(
-            Locked,
-            "another run uses the mirror in \"{}\"",
-            cache.display()
-        )
-        .hint("Nothing was stored.\nWait until it has ended.")),
-        Err(e) => Err(of(&path, e.into())),
-    }
-}
-
 /// Lines of object and name. Refs of earlier runs are not the origin's.
 fn listed(text: &str) -> Refs {
     let lines = text.lines().filter_map(|line| line.split_once(' '));
@@ -262,6 +226,8 @@ impl Git<'_> {
         }
         // Nobody is there to answer.
         command.env("GIT_TERMINAL_PROMPT", "0").env("LC_ALL", "C");
+        // Refs that replace objects would make history look other than it is.
+        command.env("GIT_NO_REPLACE_OBJECTS", "1");
         if std::env::var_os("SSH_ASKPASS_REQUIRE").is_none() {
             command.env("SSH_ASKPASS_REQUIRE", "force");
         }

@@ -8,7 +8,14 @@ pub mod objects;
 pub mod stream;
 pub mod terraform;
 
-use crate::error::Result;
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+
+use crate::err;
+use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::node::{Moment, Node, NodeKind};
@@ -41,6 +48,46 @@ fn file(time: TimestampTz, blake3: [u8; 32]) -> Node {
     let mut node = Node::new(NodeKind::File(0), FILE_MODE, moment(time));
     node.blake3 = Some(blake3);
     node
+}
+
+/// Makes a directory of the cache its caller's own, for as long as the file is open.
+///
+/// # Errors
+/// `Locked` while another run has it; those of the system.
+pub fn lock(directory: &Path) -> Result<File> {
+    make(directory)?;
+    let path = directory.join("lock");
+    let opened = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path);
+    let file = opened.map_err(|e| of(&path, e))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(err!(
+            Locked,
+            "another run of this name is under way: it holds \"{}\"",
+            path.display()
+        )
+        .hint("Nothing was stored.\nWait until it has ended.")),
+        Err(e) => Err(of(&path, e.into())),
+    }
+}
+
+fn make(directory: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(directory);
+    made.map_err(|e| of(directory, e))
+}
+
+fn of(path: &Path, e: std::io::Error) -> Error {
+    Error::from_io(format!("use \"{}\"", path.display()), e).hint(
+        "Nothing was stored.\nGive caches another place: cache_dir of a cluster in the configuration.",
+    )
 }
 
 #[cfg(test)]

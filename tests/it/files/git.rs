@@ -58,9 +58,7 @@ impl Origin {
     }
 
     fn run(&self) -> Run {
-        let run = self.world.pitr(&["files", "backup", "up", "--json"]);
-        let cache = path_text(&self.world.sandbox.join("cache"));
-        run.env("XDG_CACHE_HOME", cache).run()
+        self.world.pitr(&["files", "backup", "up", "--json"]).run()
     }
 
     fn clone(&self, from: &Path) -> PathBuf {
@@ -220,7 +218,7 @@ fn u22_an_origin_that_is_gone_or_locked_leaves_no_backup() {
     origin
         .run()
         .expect_code(7)
-        .expect_stdout("another run uses the mirror");
+        .expect_stdout("another run of this name is under way");
     drop(lock);
     fs::remove_dir_all(&origin.work).unwrap();
     origin

@@ -99,6 +99,7 @@ impl World {
             false => program,
         }
         .env("PITR_FAULT_SECONDS", "0")
+        .env("XDG_CACHE_HOME", path_text(&self.sandbox.join("cache")))
     }
 
     /// As a user without rights, who owns the repository.

@@ -415,3 +415,22 @@ fn u18_a_failure_after_is_a_status_of_its_own_and_the_backup_stays() {
     let text = run.expect_code(10).json()["after_error"].to_string();
     assert!(text.contains("still mounted"), "{text}");
 }
+
+#[test]
+fn u24_two_runs_with_such_programs_do_not_share_a_snapshot() {
+    let world = World::new("before = [\"/bin/sh\", \"-c\", \"touch $STARTED; sleep 600\"]\n");
+    let started = world.sandbox.join("started");
+    let first = backup(&world).env("STARTED", path_text(&started)).spawn();
+    let since = Instant::now();
+    while !started.exists() {
+        assert!(since.elapsed() < Duration::from_secs(30), "no program runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let second = backup(&world).env("STARTED", "/dev/null").run();
+    second
+        .expect_code(7)
+        .expect_stdout("another run of this name");
+    first.signal(Signal::INT);
+    first.wait().expect_code(130);
+    assert_eq!(backups(&world), 0);
+}
