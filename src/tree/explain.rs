@@ -55,10 +55,11 @@ pub fn explain(root: &Path, selection: &Selection, path: &[u8]) -> Result<Verdic
     let device = Status::of(directory.as_fd()).map_err(failed)?.device;
     let is_named_directory = path.ends_with(b"/");
     let path = path.strip_suffix(b"/").unwrap_or(path);
+    let found = beneath::open(directory.as_fd(), path, OFlags::PATH, Mode::empty());
     let mut verdict = Verdict {
         path: String::from_utf8_lossy(path).into_owned(),
         taken: false,
-        exists: true,
+        exists: found.is_ok(),
         rule: None,
         value: None,
         decided_at: None,
@@ -77,7 +78,6 @@ pub fn explain(root: &Path, selection: &Selection, path: &[u8]) -> Result<Verdic
         let status = opened
             .and_then(|parent| Status::at(parent.as_fd(), name))
             .ok();
-        verdict.exists = status.is_some();
         let is_directory = match status {
             Some(status) => status.kind == FileType::Directory,
             None => end < path.len() || is_named_directory,

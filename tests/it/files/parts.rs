@@ -205,7 +205,7 @@ fn the_rule_that_decides_is_shown() {
             "left out a.tmp: exclude \"*.tmp\", does not exist",
             "taken    keep.tmp: exclude \"!keep.tmp\", does not exist",
             "left out cache/x: exclude \"/cache/\", at \"cache\", does not exist",
-            "left out skip/x: exclude_if_present \".no\", at \"skip\"",
+            "left out skip/x: exclude_if_present \".no\", at \"skip\", does not exist",
             "taken    b: no rule, does not exist",
         ]
     );
