@@ -5,7 +5,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
-//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
+//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `program` (other programs, run to their end) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
@@ -40,6 +40,8 @@ pub mod pg;
 #[cfg(feature = "full")]
 pub mod plan;
 pub mod process;
+#[cfg(feature = "full")]
+pub mod program;
 pub mod progress;
 #[cfg(feature = "full")]
 pub mod receive;

@@ -1,8 +1,8 @@
 //! Directories as a kind of content.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config;
 use crate::error::Result;
@@ -14,39 +14,65 @@ use crate::tree::walk::{self, Taken, Tree};
 /// Examples of entries that could not be read, as a root has them.
 const EXAMPLES: usize = 100;
 
+/// A set of files that can be taken.
+pub trait Set: Kind {
+    /// Hands the result over, once it is taken.
+    fn taken(&mut self) -> Taken;
+
+    /// Returns facts about a source that is no directory.
+    fn facts(&self) -> Option<Value>;
+}
+
 /// A directory with what is in it.
-pub struct Files<'a> {
-    source: &'a Path,
-    identity: String,
+pub struct Files {
+    /// The directory that is read.
+    pub root: PathBuf,
+    /// The directory that is configured; none of a source that is none.
+    pub base: Option<String>,
+    /// The identity of the source.
+    pub identity: String,
     /// Which of its entries are taken.
     pub selection: Selection,
-    readers: usize,
+    /// How many threads read.
+    pub readers: usize,
+    /// Whether files are the same ones from run to run, so that a prior tells which have changed.
+    pub is_lasting: bool,
+    /// Facts about a source that is no directory.
+    pub facts: Option<Value>,
     /// The result of the walk, once it is over.
     pub taken: Taken,
 }
 
-impl<'a> Files<'a> {
-    /// The configured directory, read by so many threads.
-    ///
-    /// # Errors
-    /// `Config` for a pattern that has no meaning.
-    pub fn new(files: &'a config::Files, identity: String, readers: usize) -> Result<Files<'a>> {
-        let mut selection = Selection::new(&files.exclude)?;
-        selection.markers.clone_from(&files.exclude_if_present);
-        selection.caches = files.exclude_caches;
-        selection.larger_than_bytes = files.exclude_larger_than_bytes;
-        selection.one_file_system = files.one_file_system;
-        Ok(Files {
-            source: &files.source,
-            identity,
-            selection,
-            readers,
-            taken: Taken::default(),
-        })
-    }
+/// The rules of a set of files.
+///
+/// # Errors
+/// `Config` for a pattern that has no meaning.
+pub fn selection(files: &config::Files) -> Result<Selection> {
+    let mut selection = Selection::new(&files.exclude)?;
+    selection.markers.clone_from(&files.exclude_if_present);
+    selection.caches = files.exclude_caches;
+    selection.larger_than_bytes = files.exclude_larger_than_bytes;
+    selection.one_file_system = files.one_file_system;
+    Ok(selection)
 }
 
-impl Kind for Files<'_> {
+/// The member of a root: the result, and facts about a source that is no directory.
+pub fn member(taken: &Taken, facts: Option<Value>) -> Value {
+    let examples = taken.left_out.examples().iter().take(EXAMPLES);
+    let mut member = json!({
+        "excluded_count": taken.excluded,
+        "unchanged_count": taken.unchanged,
+        "read_count": taken.read,
+        "read_bytes": taken.read_bytes,
+        "left_out": examples.map(Example::as_json).collect::<Vec<_>>(),
+    });
+    if let (Some(member), Some(facts)) = (member.as_object_mut(), facts) {
+        member.insert("source".to_owned(), facts);
+    }
+    member
+}
+
+impl Kind for Files {
     fn name(&self) -> &'static str {
         "files"
     }
@@ -56,13 +82,13 @@ impl Kind for Files<'_> {
     }
 
     fn takes_changes(&self) -> bool {
-        true
+        self.is_lasting
     }
 
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
         work.host.progress.phase("copy", None);
         let tree = Tree {
-            root: self.source,
+            root: &self.root,
             selection: &self.selection,
             before: work.prior,
             readers: self.readers,
@@ -70,18 +96,21 @@ impl Kind for Files<'_> {
         };
         self.taken = walk::take(&tree, work.writer, work.tick)?;
         let left_out = &self.taken.left_out;
-        let examples = left_out.examples().iter().take(EXAMPLES);
         Ok(Produced {
             unstable_count: self.taken.unstable,
             incomplete_count: left_out.count(Part::Entry) + left_out.count(Part::Content),
-            base: self.source.to_str().map(str::to_owned),
-            member: json!({
-                "excluded_count": self.taken.excluded,
-                "unchanged_count": self.taken.unchanged,
-                "read_count": self.taken.read,
-                "read_bytes": self.taken.read_bytes,
-                "left_out": examples.map(Example::as_json).collect::<Vec<_>>(),
-            }),
+            base: self.base.clone(),
+            member: member(&self.taken, self.facts.clone()),
         })
+    }
+}
+
+impl Set for Files {
+    fn taken(&mut self) -> Taken {
+        std::mem::take(&mut self.taken)
+    }
+
+    fn facts(&self) -> Option<Value> {
+        self.facts.clone()
     }
 }

@@ -63,6 +63,7 @@ pub mod rate;
 pub mod reservation;
 pub mod seen;
 pub mod source;
+pub mod sources;
 pub mod stream;
 pub mod turn;
 pub mod wal;

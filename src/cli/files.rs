@@ -16,6 +16,7 @@ use crate::operate::human;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::snapshot::frame::FrameCodec;
+use crate::tree::explain::Verdict;
 use crate::tree::extract::Permit;
 use crate::tree::left_out::{Example, LeftOut};
 
@@ -24,7 +25,8 @@ const SHOWN: usize = 20;
 
 /// Back up directories, and restore them
 ///
-/// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Backups lie in the same repositories as those of clusters, encrypted
+/// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Other sources are the output of a command, Git repositories, objects of
+/// Kubernetes, and states of Terraform; docs/files.md has their keys. Backups lie in the same repositories as those of clusters, encrypted
 /// like them; "pitr info", verify, expire and repo sync work on them, too.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -41,6 +43,8 @@ pub enum Command {
     Cat(CatArgs),
     Find(FindArgs),
     Diff(DiffArgs),
+    Sums(SumsArgs),
+    CheckExcludes(CheckExcludesArgs),
 }
 
 /// Back up a directory
@@ -122,6 +126,10 @@ pub struct RestoreArgs {
     #[command(flatten)]
     pub choice: ChoiceArgs,
 
+    /// Only what this pattern of gitignore names, with what is below; repeatable
+    #[arg(long, value_name = "GLOB")]
+    pub path: Vec<String>,
+
     /// Make owners, setuid and setgid bits, devices, pipes, sockets and all extended attributes, too
     #[arg(long)]
     pub privileged: bool,
@@ -201,6 +209,38 @@ pub struct DiffArgs {
     pub to: Option<BackupId>,
 }
 
+/// Print the SHA-256 of every file in a backup
+///
+/// The list is that of sha256sum, which checks a directory against it: sha256sum --check --quiet list. All content of the backup is read.
+///
+/// Example: pitr files sums uploads > list
+#[derive(clap::Args, Debug)]
+pub struct SumsArgs {
+    /// The name under which it was backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
+}
+
+/// Tell which rule takes a path or leaves it out
+///
+/// Looks at the directory and the rules of the configuration, and at no backup. A path is absolute, or relative to the source; one that does not exist is
+/// judged by patterns alone, as a directory where it ends in a slash.
+///
+/// Example: pitr files check-excludes uploads cache/a.tmp
+#[derive(clap::Args, Debug)]
+pub struct CheckExcludesArgs {
+    /// The name in the configuration
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The paths
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
@@ -211,6 +251,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Cat(args) => cat(args, cx),
         Command::Find(args) => find(args, cx),
         Command::Diff(args) => diff(args, cx),
+        Command::Sums(args) => sums(args, cx),
+        Command::CheckExcludes(args) => check_excludes(args, cx),
     }
 }
 
@@ -254,8 +296,18 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             "the source has no file any more, and the backup before has {files}: is its filesystem mounted?"
         ));
     }
+    for note in &done.notes {
+        cx.out.note(note);
+    }
+    for warning in &done.warnings {
+        cx.out.warn(warning);
+    }
+    if let Some(e) = &done.after {
+        return Ok(cx.out.error(e));
+    }
     let troubles = done.taken.left_out.total() + done.taken.unstable;
-    Ok(status(troubles + done.lost_files.unwrap_or(0)))
+    let warnings = done.warnings.len() as u64;
+    Ok(status(troubles + warnings + done.lost_files.unwrap_or(0)))
 }
 
 fn status(troubles: u64) -> u8 {
@@ -305,6 +357,8 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
         "excluded_count": taken.excluded,
         "unstable_count": taken.unstable,
         "left_out": left_out_as_json(&taken.left_out),
+        "source": done.source,
+        "after_error": done.after.as_ref().map(ToString::to_string),
         "duration_ms": u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -333,6 +387,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         &RestoreWanted {
             name: args.name.clone(),
             choice: args.choice.choice(),
+            globs: args.path.clone(),
             to: args.to.clone(),
             permit: match args.privileged {
                 true => Permit::ALL,
@@ -352,6 +407,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "backup": root.head.id,
             "name": args.name,
             "to": args.to,
+            "paths": args.path,
             "entry_count": extracted.entries,
             "written_bytes": extracted.written_bytes,
             "left_out": left_out_as_json(&extracted.left_out),
@@ -433,6 +489,78 @@ fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
+fn sums(args: &SumsArgs, cx: &Context) -> Result<u8> {
+    let mut found = Vec::new();
+    let choice = args.choice.choice();
+    let id = files::sums(&cx.session, &args.name, &choice, &mut |path, sum| {
+        if cx.out.is_json() {
+            let path = String::from_utf8_lossy(path);
+            found.push(json!({ "path": path, "sha256": sum }));
+            return Ok(());
+        }
+        cx.out.bytes(&sum_line(path, sum))
+    })?;
+    if cx.out.is_json() {
+        cx.out
+            .json(&json!({ "backup": id, "name": args.name, "sums": found }))?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Pure: a line as sha256sum writes it. One with a backslash first has a path in which some characters are escaped.
+fn sum_line(path: &[u8], sum: &str) -> Vec<u8> {
+    let mut name = Vec::with_capacity(path.len());
+    for byte in path {
+        match byte {
+            b'\\' => name.extend(b"\\\\"),
+            b'\n' => name.extend(b"\\n"),
+            b'\r' => name.extend(b"\\r"),
+            _ => name.push(*byte),
+        }
+    }
+    let mark: &[u8] = if name.len() == path.len() { b"" } else { b"\\" };
+    [mark, sum.as_bytes(), b"  ", &name, b"\n"].concat()
+}
+
+fn check_excludes(args: &CheckExcludesArgs, cx: &Context) -> Result<u8> {
+    let verdicts = files::check_excludes(&cx.session, &args.name, &args.paths)?;
+    if cx.out.is_json() {
+        cx.out
+            .json(&json!({ "name": args.name, "paths": verdicts }))?;
+        return Ok(exit::SUCCESS);
+    }
+    for verdict in &verdicts {
+        cx.out.line(&verdict_line(verdict))?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn verdict_line(verdict: &Verdict) -> String {
+    let result = match verdict.taken {
+        true => "taken",
+        false => "left out",
+    };
+    let value = verdict.value.as_ref();
+    let value = value
+        .map(|value| format!(" \"{value}\""))
+        .unwrap_or_default();
+    let rule = match verdict.rule {
+        Some(rule) => format!("{rule}{value}"),
+        None => "no rule".to_owned(),
+    };
+    let at = verdict
+        .decided_at
+        .as_ref()
+        .filter(|at| **at != verdict.path);
+    let at = at.map(|at| format!(", at \"{at}\"")).unwrap_or_default();
+    let gone = if verdict.exists {
+        ""
+    } else {
+        ", does not exist"
+    };
+    format!("{result:<8} {}: {rule}{at}{gone}", verdict.path)
+}
+
 /// An entry as a line.
 fn line(entry: Entry) -> String {
     let size = entry.size_bytes.map(|b| b.to_string()).unwrap_or_default();
@@ -494,4 +622,17 @@ fn ls(args: &LsArgs, cx: &Context) -> Result<u8> {
             .json(&json!({ "backup": id, "name": args.name, "entries": entries }))?;
     }
     Ok(exit::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_are_written_as_sha256sum_writes_them() {
+        let zeros = "00".repeat(32);
+        let text = |path: &[u8]| String::from_utf8(sum_line(path, &zeros)).unwrap();
+        assert_eq!(text(b"a b"), format!("{zeros}  a b\n"));
+        assert_eq!(text(b"a\nb\\c\r"), format!("\\{zeros}  a\\nb\\\\c\\r\n"));
+    }
 }

@@ -1,16 +1,113 @@
 //! A set of files that is backed up beside clusters.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Period;
+use super::{Period, location};
+use crate::err;
+use crate::error::Result;
 
-/// A directory with what is in it, under one name.
+/// The place that a set of files comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A directory, absolute.
+    Directory(PathBuf),
+    /// The standard output of a command.
+    Command,
+    /// A Git repository, by its URL, which holds no secret.
+    Git(String),
+    /// The objects of a Kubernetes cluster, as kubectl shows them.
+    Kubernetes,
+    /// The state of a Terraform or OpenTofu directory, absolute.
+    Terraform(PathBuf),
+}
+
+impl Default for Source {
+    fn default() -> Source {
+        Source::Directory(PathBuf::new())
+    }
+}
+
+impl Source {
+    /// Reads the value of `source`.
+    ///
+    /// # Errors
+    /// `Config` for one that has no meaning, or a URL with a password.
+    pub fn parse(text: &str) -> Result<Source> {
+        match text.split_once(':') {
+            _ if text == "command" => Ok(Source::Command),
+            _ if text == "kubernetes" => Ok(Source::Kubernetes),
+            Some(("git", url)) => git(url),
+            Some(("terraform", path)) => location::absolute(Path::new(path)).map(Source::Terraform),
+            _ if text.starts_with('/') => {
+                location::absolute(Path::new(text)).map(Source::Directory)
+            }
+            _ => Err(err!(
+                Config,
+                "the source is no absolute path, and none of command, git:URL, kubernetes, terraform:/DIRECTORY"
+            )),
+        }
+    }
+
+    /// The word that names the kind of source; none of a directory.
+    pub fn kind(&self) -> Option<&'static str> {
+        match self {
+            Source::Directory(_) => None,
+            Source::Command => Some("command"),
+            Source::Git(_) => Some("git"),
+            Source::Kubernetes => Some("kubernetes"),
+            Source::Terraform(_) => Some("terraform"),
+        }
+    }
+}
+
+/// A URL that may be shown and be an argument: no error repeats one that may not.
+fn git(url: &str) -> Result<Source> {
+    let is_odd = |c: char| c.is_control() || c.is_whitespace();
+    if url.is_empty() || url.starts_with('-') || url.contains("::") || url.contains(is_odd) {
+        return Err(err!(Config, "\"git:\" is followed by no URL"));
+    }
+    if let Some((scheme, rest)) = url.split_once("://") {
+        let host = rest.split('/').next().unwrap_or_default();
+        let user = host.rsplit_once('@').map(|(user, _)| user);
+        let is_web = scheme.starts_with("http");
+        let has_secret = match user {
+            Some(user) => is_web || user.contains(':'),
+            None => is_web && rest.contains('?'),
+        };
+        if has_secret {
+            return Err(err!(Config, "the URL of the source may hold a secret").hint(
+                "Nothing was done.\nLeave user, password and token to a credential helper of Git, GIT_ASKPASS, or a key of ssh.",
+            ));
+        }
+    }
+    Ok(Source::Git(url.to_owned()))
+}
+
+/// Files with what is in them, under one name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
     /// Its name, which is part of object keys.
     pub name: String,
-    /// The directory, absolute.
-    pub source: PathBuf,
+    /// The place that they come from.
+    pub source: Source,
+    /// The program of a command with its arguments.
+    pub command: Vec<String>,
+    /// A program that reads the stream, too, and fails when it is no good; empty: none.
+    pub check: Vec<String>,
+    /// The name of the file that has the stream.
+    pub file_name: Option<String>,
+    /// A Git repository is stored as one file.
+    pub bundle: bool,
+    /// The context of kubectl; else its own choice.
+    pub context: Option<String>,
+    /// Secrets of Kubernetes are left out.
+    pub without_secrets: bool,
+    /// The program that has the state; else `terraform`.
+    pub program: Option<String>,
+    /// A program that runs before the source is read; empty: none.
+    pub before: Vec<String>,
+    /// A program that runs after that, whatever became of it; empty: none.
+    pub after: Vec<String>,
     /// Patterns of paths that are left out, in the syntax of gitignore; a later one goes before an earlier one.
     pub exclude: Vec<String>,
     /// A directory that has a file of one of these names is left out but for itself.
@@ -25,4 +122,52 @@ pub struct Files {
     pub identity: Option<String>,
     /// How old the newest backup may become before that is reported.
     pub max_backup_age: Option<Period>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_told_apart() {
+        let read = |text: &str| Source::parse(text).ok();
+        assert_eq!(read("/srv/x"), Some(Source::Directory("/srv/x".into())));
+        assert_eq!(read("command"), Some(Source::Command));
+        assert_eq!(read("terraform:/x"), Some(Source::Terraform("/x".into())));
+        for url in [
+            "ssh://git@host/x.git",
+            "git@host:x.git",
+            "https://host/x",
+            "/srv/x.git",
+        ] {
+            assert_eq!(
+                read(&format!("git:{url}")),
+                Some(Source::Git(url.to_owned()))
+            );
+        }
+        for text in [
+            "",
+            "srv",
+            "git:",
+            "git:-x",
+            "git:ext::sh",
+            "s3://b/p",
+            "terraform:x",
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_a_secret_is_refused_and_not_repeated() {
+        for url in [
+            "https://tok3n@host/x",
+            "https://me:tok3n@host/x",
+            "ssh://me:tok3n@host/x",
+            "http://host/x?key=tok3n",
+        ] {
+            let e = Source::parse(&format!("git:{url}")).unwrap_err();
+            assert!(!format!("{e:?}").contains("tok3n"), "{e:?}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::file::{Entry, Kind, Raw, Section};
 use super::{
     Acknowledge, Cluster, Encryption, Files, Location, LockMode, Logical, LogicalContent, Millis,
     ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository,
-    Retention, S3Settings, Secret, Size, Sse, StandbyOutage, holds_password, location,
+    Retention, S3Settings, Secret, Size, Source, Sse, StandbyOutage, holds_password, location,
     logical::JOBS_MAX, retention::KEEP_MAX, s3,
 };
 use crate::err;
@@ -128,7 +128,16 @@ keys! { REPOSITORY: |e, draft: Draft|
 
 // Those of `[files.NAME]`.
 keys! { FILES: |e, files: Files|
-    "source": source = e.path();
+    "source": source = e.checked(Source::parse);
+    "command": command = e.list();
+    "check": check = e.list();
+    "file_name": file_name = e.checked(file_name);
+    "bundle": bundle = e.boolean();
+    "context": context = e.string();
+    "secrets": without_secrets = e.boolean().map(|taken| !taken);
+    "program": program = e.string();
+    "before": before = e.list();
+    "after": after = e.list();
     "exclude": exclude = e.list();
     "exclude_if_present": exclude_if_present = e.list();
     "exclude_caches": exclude_caches = e.boolean();
@@ -137,6 +146,9 @@ keys! { FILES: |e, files: Files|
     "identity": identity = e.string();
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
 }
+
+/// Longest name of a file on Linux.
+const FILE_NAME_BYTES: usize = 255;
 
 /// More repositories nobody configures.
 const COPIES_MAX: u32 = 100;
@@ -263,16 +275,52 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
 pub(super) fn files(section: &Section) -> Result<Files> {
     if section.get("source").is_none() {
         let wrong = format!("set of files \"{}\" has no source", section.name);
-        return Err(section
-            .origin
-            .error(wrong)
-            .hint("Add source = \"/absolute/path\"."));
+        return Err(section.origin.error(wrong).hint(
+            "Add source = \"/absolute/path\", or one of the sources by command in docs/files.md.",
+        ));
     }
     let named = Files {
         name: section.name.clone(),
         ..Files::default()
     };
-    fill(named, section, FILES)
+    let files = fill(named, section, FILES)?;
+    let foreign = |e: &&Entry| !means_something(e.key, &files.source);
+    if let Some(entry) = section.entries.iter().find(foreign) {
+        let kind = files.source.kind().unwrap_or("directory");
+        return Err(entry.is_not(format_args!("a key of the source \"{kind}\"")));
+    }
+    match (files.source == Source::Command, files.command.is_empty()) {
+        (true, true) => Err(section
+            .origin
+            .error("the source \"command\" needs the command")
+            .hint("Add command = [\"program\", \"argument\"].")),
+        _ => Ok(files),
+    }
+}
+
+/// Whether a key of `[files.NAME]` means something to a source.
+fn means_something(key: &str, source: &Source) -> bool {
+    match key {
+        "source" | "identity" | "before" | "after" => true,
+        "command" | "check" | "file_name" => *source == Source::Command,
+        "bundle" => matches!(source, Source::Git(_)),
+        "context" | "secrets" => *source == Source::Kubernetes,
+        "program" => matches!(source, Source::Terraform(_)),
+        _ => matches!(source, Source::Directory(_)),
+    }
+}
+
+/// The name of a file that stands alone.
+fn file_name(text: &str) -> Result<String> {
+    let is_path = text.contains(['/', '\0']) || matches!(text, "." | "..");
+    match is_path || text.len() > FILE_NAME_BYTES {
+        true => Err(err!(
+            Config,
+            "\"{}\" is no name of a file",
+            text.escape_debug()
+        )),
+        false => Ok(text.to_owned()),
+    }
 }
 
 /// Reads the rules of retention that hold for everything.

@@ -29,7 +29,7 @@ mod trust;
 mod unit;
 
 pub use encryption::Encryption;
-pub use files::Files;
+pub use files::{Files, Source};
 pub use location::Location;
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;

@@ -1,27 +1,14 @@
 //! A client program of PostgreSQL: found by its major, and run to its end.
 
 use std::ffi::OsStr;
-use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process_group};
+use std::process::{Command, ExitStatus, Stdio};
 
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::version::Major;
+use crate::program::Running;
 
-/// How often a program that runs is looked after.
-const GLANCE: Duration = Duration::from_millis(20);
-/// How often its caller is asked whether to go on.
-const TICK: Duration = Duration::from_millis(200);
-/// How long a program may take to end when it is asked to.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How much of what it says is kept: the end.
-const KEPT_BYTES: usize = 16 << 10;
 /// How many of these lines a message repeats.
 const SHOWN_LINES: usize = 5;
 
@@ -113,23 +100,8 @@ pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Resul
     let name = Path::new(command.get_program());
     let name = name.file_name().unwrap_or_default().to_string_lossy();
     let name = name.into_owned();
-    // Ctrl-C at the terminal is this process's alone: it ends the program in order.
-    let spawned = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn();
-    let mut child = spawned.map_err(|e| Error::from_io(format!("run {name}"), e))?;
-    let said = listen(&mut child);
-    let status = match wait(&mut child, tick) {
-        Ok(status) => status,
-        Err(e) => {
-            end(&mut child);
-            return Err(e);
-        }
-    };
-    // A worker that outlives the program holds the pipe open.
-    let said = said.recv_timeout(PATIENCE).unwrap_or_default();
+    let running = Running::start(command.stdin(Stdio::null()))?;
+    let (status, said) = running.wait(tick)?;
     match status.success() {
         true => {
             let warnings = said.lines().filter(|line| line.contains("warning: "));
@@ -137,54 +109,6 @@ pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Resul
         }
         false => Err(failed(&name, status, &said)),
     }
-}
-
-fn wait(child: &mut Child, tick: &mut dyn FnMut() -> Result<()>) -> Result<ExitStatus> {
-    let mut asked = Instant::now();
-    loop {
-        let ended = child.try_wait();
-        if let Some(status) = ended.map_err(|e| Error::from_io("wait for a program", e))? {
-            return Ok(status);
-        }
-        if asked.elapsed() >= TICK {
-            tick()?;
-            asked = Instant::now();
-        }
-        std::thread::sleep(GLANCE);
-    }
-}
-
-/// Ends a program and its workers.
-fn end(child: &mut Child) {
-    let group = Pid::from_child(child);
-    let since = Instant::now();
-    // A group that is gone needs no signal.
-    let _ = kill_process_group(group, Signal::TERM);
-    while matches!(child.try_wait(), Ok(None)) {
-        if since.elapsed() > PATIENCE {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        std::thread::sleep(GLANCE);
-    }
-}
-
-/// Reads what a program says on a thread: a full pipe would stop it.
-fn listen(child: &mut Child) -> Receiver<String> {
-    let (heard, said) = channel();
-    if let Some(mut pipe) = child.stderr.take() {
-        std::thread::spawn(move || {
-            let mut kept = Vec::new();
-            let mut buffer = [0; 4096];
-            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
-                kept.extend_from_slice(buffer.get(..length).unwrap_or_default());
-                let surplus = kept.len().saturating_sub(KEPT_BYTES);
-                kept.drain(..surplus);
-            }
-            // Nobody listens any more where the program was stopped.
-            let _ = heard.send(String::from_utf8_lossy(&kept).into_owned());
-        });
-    }
-    said
 }
 
 fn failed(name: &str, status: ExitStatus, said: &str) -> Error {
@@ -249,31 +173,6 @@ mod tests {
             e.to_string(),
             "sh failed (exit status: 1): x: error: no such type"
         );
-    }
-
-    #[test]
-    fn a_program_and_its_workers_end_when_the_caller_stops() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("pid");
-        let script = format!("sleep 600 & echo $! > {}; wait", file.display());
-        let mut asked = 0;
-        let e = run(&mut shell(&script), &mut || {
-            asked += 1;
-            let is_up = std::fs::read_to_string(&file).is_ok_and(|t| t.ends_with('\n'));
-            match is_up && asked > 1 {
-                true => Err(err!(Interrupted, "interrupted")),
-                false => Ok(()),
-            }
-        })
-        .unwrap_err();
-        assert_eq!(e.code(), Code::Interrupted);
-        let pid = std::fs::read_to_string(&file).unwrap();
-        let pid: u32 = pid.trim().parse().unwrap();
-        let since = Instant::now();
-        while !crate::process::has_ended(pid) {
-            assert!(since.elapsed() < PATIENCE, "the worker runs on");
-            std::thread::sleep(GLANCE);
-        }
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Sets of files: a backup of a directory, and its restore.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::session::Session;
+use super::{files_hooks, files_source};
 use crate::backup::content::{self, Options};
-use crate::backup::files::Files;
-use crate::config::{self, Settings};
+use crate::backup::files::selection;
+use crate::config::{self, Source};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
@@ -28,12 +31,14 @@ use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Node, NodeKind};
 use crate::snapshot::reader::{Items, Snapshot};
 use crate::snapshot::writer;
+use crate::text::hex;
+use crate::tree::explain::{self, Verdict};
 use crate::tree::extract::{self, Extracted, Permit};
+use crate::tree::part::Part;
 use crate::tree::selection::Selection;
 use crate::tree::walk::{self, Taken};
 
 const KIND: &str = "files";
-const MACHINE_ID: &str = "/etc/machine-id";
 /// Most threads that read files: more wait for the disk and the threads that compress.
 const MOST_READERS: usize = 8;
 
@@ -64,6 +69,14 @@ pub struct Done {
     pub why_full: Option<String>,
     /// How many files its prior has, where this one has none.
     pub lost_files: Option<u64>,
+    /// Facts about a source that is no directory.
+    pub source: Option<serde_json::Value>,
+    /// Things about the source that the operator should hear of.
+    pub warnings: Vec<String>,
+    /// Things about the source that the operator may want to know.
+    pub notes: Vec<String>,
+    /// Why the program after the backup failed.
+    pub after: Option<Error>,
     /// The repository that has it.
     pub repository: String,
     /// How long it took.
@@ -73,7 +86,7 @@ pub struct Done {
 /// Takes a backup of a set of files into the first repository.
 ///
 /// # Errors
-/// `Usage` for a name that is not configured; `Config` without a repository or an identity; those of [`content::take`].
+/// `Usage` for a name that is not configured; `Config` without a repository or an identity; those of the source and of [`content::take`].
 pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
     let settings = session.settings_with_repositories()?;
     let files = settings.files_named(&wanted.name)?;
@@ -81,10 +94,40 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
         .repositories
         .first()
         .ok_or_else(|| err!(Config, "no repository is configured"))?;
-    let readers = wanted.jobs.clamp(1, MOST_READERS);
-    let mut kind = Files::new(files, identity(files)?, readers)?;
-    check_places(&settings, files, &kind.selection)?;
+    files_source::check_places(&settings, files)?;
     let repository = session.open(configured)?;
+    let started = Instant::now();
+    let _alone = files_hooks::alone(session, files)?;
+    let root = files_hooks::before(files, &session.host);
+    let read_from = root.as_ref().ok().cloned().flatten();
+    let done = root.and_then(|root| take(session, (&repository, files), root, wanted));
+    let after = files_hooks::after(files, read_from.as_ref(), done.is_ok());
+    match (done, after) {
+        (Ok(done), after) => Ok(Done {
+            repository: configured.name.clone(),
+            took: started.elapsed(),
+            after: after.err(),
+            ..done
+        }),
+        (Err(e), after) => {
+            if let Err(after) = after {
+                session.warn(&after.to_string());
+            }
+            Err(e)
+        }
+    }
+}
+
+/// Makes the source ready, and takes it.
+fn take(
+    session: &Session,
+    (repository, files): (&Repository, &config::Files),
+    root: Option<PathBuf>,
+    wanted: &Wanted,
+) -> Result<Done> {
+    let readers = wanted.jobs.clamp(1, MOST_READERS);
+    let is_sealed = repository.marker().key_set.is_some();
+    let mut ready = files_source::make_ready(session, files, root, (is_sealed, readers))?;
     let mut snapshot =
         writer::Options::new(wanted.codec, wanted.jobs, session.host.scratch.clone());
     snapshot.sinks = walk::sinks(readers);
@@ -94,75 +137,25 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
         is_full: wanted.is_full,
         takes_over: wanted.takes_over,
     };
-    let started = Instant::now();
-    let taken = content::take(&repository, &files.name, &mut kind, &options, &session.host)?;
+    let set = ready.set.as_mut();
+    let taken = content::take(repository, &files.name, set, &options, &session.host);
+    let taken = match &files.source {
+        Source::Command => files_source::explained("the command", taken)?,
+        _ => taken?,
+    };
     let is_empty = taken.root.head.file_count == 0;
     Ok(Done {
         lost_files: taken.prior_files.filter(|files| is_empty && *files > 0),
         root: taken.root,
-        taken: kind.taken,
+        taken: ready.set.taken(),
+        source: ready.set.facts(),
+        warnings: ready.warnings,
+        notes: ready.notes,
         why_full: taken.why_full,
-        repository: configured.name.clone(),
-        took: started.elapsed(),
+        after: None,
+        repository: String::new(),
+        took: Duration::ZERO,
     })
-}
-
-/// Requires that no repository lies in the source: each backup would store the ones before.
-fn check_places(settings: &Settings, files: &config::Files, selection: &Selection) -> Result<()> {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let source = real(&files.source);
-    for repository in &settings.repositories {
-        let Some(place) = repository.location.directory().map(real) else {
-            continue;
-        };
-        let Ok(inside) = place.strip_prefix(&source) else {
-            continue;
-        };
-        let above = inside
-            .ancestors()
-            .filter(|path| !path.as_os_str().is_empty());
-        let is_excluded = |path: &Path| {
-            selection
-                .excludes(path.as_os_str().as_bytes(), true)
-                .is_some()
-        };
-        if !above.into_iter().any(is_excluded) {
-            return Err(err!(
-                Refused,
-                "repository \"{}\" lies in \"{}\", which is backed up: each backup would store the ones before",
-                repository.name,
-                files.source.display()
-            )
-            .hint(format!(
-                "Nothing was stored.\nLeave it out: exclude = [\"/{}/\"] in [files.{}].",
-                inside.display(),
-                files.name
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// The identity of a source: the configured one, else that of the machine.
-fn identity(files: &config::Files) -> Result<String> {
-    if let Some(own) = &files.identity {
-        return Ok(own.clone());
-    }
-    let id = std::fs::read_to_string(MACHINE_ID).unwrap_or_default();
-    let id = id.trim_end_matches('\n');
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    match id.len() == 32 && id.bytes().all(is_digit) {
-        true => Ok(id.to_owned()),
-        false => Err(err!(
-            Config,
-            "{MACHINE_ID} does not tell which machine this is, so two hosts could mix their files under the name \"{}\"",
-            files.name
-        )
-        .hint(format!(
-            "Nothing was stored.\nGive the source a name of its own: identity = \"…\" in [files.{}].",
-            files.name
-        ))),
-    }
 }
 
 /// The backup that is read.
@@ -273,6 +266,8 @@ pub struct RestoreWanted {
     pub name: String,
     /// Which backup.
     pub choice: Choice,
+    /// Globs of the entries that are restored; everything without one.
+    pub globs: Vec<String>,
     /// The directory: it is empty, or does not exist.
     pub to: PathBuf,
     /// The things that any user may not make.
@@ -300,16 +295,21 @@ pub struct Restored {
 pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
     let started = Instant::now();
     let chosen = choose(session, &wanted.name, &wanted.choice)?;
-    make_directory(&wanted.to)?;
-    check_empty(&wanted.to)?;
     let place = (&chosen.scope, &chosen.id);
     let host = &session.host;
     read(&chosen.repository, place, (host, chosen.planned), |open| {
+        let part = match wanted.globs.is_empty() {
+            true => None,
+            false => Some(Part::find(open.snapshot, &wanted.globs, open.tick)?),
+        };
+        make_directory(&wanted.to)?;
+        check_empty(&wanted.to)?;
+        let size_bytes = open.root.head.size_bytes;
         host.progress
-            .phase("restore", Some(open.root.head.size_bytes));
+            .phase("restore", part.is_none().then_some(size_bytes));
         let (permit, jobs) = (wanted.permit, wanted.jobs);
-        let extracted =
-            extract::extract(open.snapshot, &wanted.to, permit, jobs, (host, open.tick))?;
+        let tree = (open.snapshot, part.as_ref());
+        let extracted = extract::extract_some(tree, &wanted.to, permit, jobs, (host, open.tick))?;
         Ok(Restored {
             root: open.root.clone(),
             not_stored: open.member["left_out"].clone(),
@@ -414,6 +414,97 @@ pub fn cat(
         })
     })?;
     Ok(chosen.id)
+}
+
+/// Hands the SHA-256 of every file of a backup to `see`, with its path, in order. Returns the backup's id.
+///
+/// # Errors
+/// `NotFound`; `Damaged`; those of `see` and of the store.
+pub fn sums(
+    session: &Session,
+    name: &str,
+    choice: &Choice,
+    see: &mut dyn FnMut(&[u8], &str) -> Result<()>,
+) -> Result<BackupId> {
+    let chosen = choose(session, name, choice)?;
+    let place = (&chosen.scope, &chosen.id);
+    let at = (&session.host, chosen.planned);
+    read(&chosen.repository, place, at, |open| {
+        let Open { snapshot, tick, .. } = open;
+        let mut reader = ContentReader::new(snapshot);
+        let mut linked: BTreeMap<FileKey, String> = BTreeMap::new();
+        let mut items = snapshot.items();
+        while let Some((key, path, node)) = next_node(&mut items)? {
+            tick()?;
+            let (from, length) = match node.kind {
+                NodeKind::File(length) => (key, length),
+                NodeKind::HardLink(_) => match file(snapshot, key)? {
+                    Some(found) => found,
+                    None => continue,
+                },
+                _ => continue,
+            };
+            let known = linked.get(&from).cloned();
+            let sum = match known {
+                Some(sum) => sum,
+                None => {
+                    let mut hasher = Sha256::new();
+                    reader.read(&from, length, &mut |bytes| {
+                        hasher.update(bytes);
+                        tick()
+                    })?;
+                    hex(&hasher.finalize())
+                }
+            };
+            see(&path, &sum)?;
+            // Its other names follow.
+            if node.links.is_some() {
+                linked.insert(from, sum);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(chosen.id)
+}
+
+/// Tells for each path which rule of a configured directory takes it, or leaves it out.
+///
+/// # Errors
+/// `Usage` for a source that is no directory, and a path outside of it; `Config`; those of [`explain::explain`].
+pub fn check_excludes(session: &Session, name: &str, paths: &[PathBuf]) -> Result<Vec<Verdict>> {
+    let settings = session.settings()?;
+    let files = settings.files_named(name)?;
+    let Source::Directory(directory) = &files.source else {
+        return Err(err!(
+            Usage,
+            "the source of \"{name}\" is no directory, and has no rules"
+        ));
+    };
+    let selection = selection(files)?;
+    let explain = |path: &PathBuf| {
+        let below = match path.is_absolute() {
+            true => path.strip_prefix(directory).ok(),
+            false => Some(path.as_path()),
+        };
+        let is_plain = |below: &&Path| {
+            let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+            below.components().all(plain)
+        };
+        let below = below.filter(is_plain).ok_or_else(|| {
+            let shown = path.display();
+            err!(
+                Usage,
+                "\"{shown}\" does not lie below \"{}\"",
+                directory.display()
+            )
+        })?;
+        let ends_in_slash = path.as_os_str().as_bytes().ends_with(b"/");
+        let mut below = below.components().as_path().as_os_str().as_bytes();
+        below = below.strip_prefix(b"./").unwrap_or(below);
+        let slash: &[u8] = if ends_in_slash { b"/" } else { b"" };
+        explain::explain(directory, &selection, &[below, slash].concat())
+    };
+    paths.iter().map(explain).collect()
 }
 
 /// The key that has the content of a file, and its length. A hard link leads to another key.

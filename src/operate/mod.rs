@@ -23,6 +23,8 @@ pub mod doctor;
 pub mod expire;
 pub mod failures;
 pub mod files;
+mod files_hooks;
+mod files_source;
 pub mod finding;
 pub mod forecast;
 pub mod former;

@@ -66,13 +66,17 @@ impl Session {
     }
 
     fn pace(&self, repository: &config::Repository) -> Result<Arc<Pace>> {
-        // The place of the file by which processes share the limit: the same, whatever environment each of them has.
-        let directory = || -> Result<Option<PathBuf>> {
-            let mut clusters = self.settings()?.clusters.into_iter();
-            let configured = clusters.find_map(|cluster| cluster.cache_dir);
-            Ok(configured.or_else(|| self.environment.cache_dir()))
-        };
-        self.pacing.of(repository, &self.host, directory)
+        self.pacing.of(repository, &self.host, || self.cache_dir())
+    }
+
+    /// The directory for caches: the first that a cluster names, so that it is the same whatever the environment of each process.
+    ///
+    /// # Errors
+    /// Those of [`Settings::load`].
+    pub fn cache_dir(&self) -> Result<Option<PathBuf>> {
+        let mut clusters = self.settings()?.clusters.into_iter();
+        let configured = clusters.find_map(|cluster| cluster.cache_dir);
+        Ok(configured.or_else(|| self.environment.cache_dir()))
     }
 
     /// The error with a next step, where access was denied.

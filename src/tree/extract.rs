@@ -19,13 +19,15 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::beneath;
-use super::left_out::{LeftOut, Part};
+use super::left_out::{self, LeftOut};
 use super::names::Names;
+use super::part::Part;
 use super::status::Holder;
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Node, NodeKind};
@@ -80,6 +82,20 @@ pub fn extract(
     target: &Path,
     permit: Permit,
     jobs: usize,
+    work: (&Host, &mut dyn FnMut() -> Result<()>),
+) -> Result<Extracted> {
+    extract_some((snapshot, None), target, permit, jobs, work)
+}
+
+/// As [`extract`], of a part of the tree where one is given.
+///
+/// # Errors
+/// Those of [`extract`].
+pub fn extract_some(
+    (snapshot, part): (&Snapshot<'_>, Option<&Part>),
+    target: &Path,
+    permit: Permit,
+    jobs: usize,
     (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
 ) -> Result<Extracted> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -89,7 +105,7 @@ pub fn extract(
     close_to_others(&root, target)?;
     let can_sync = durable::can_sync_filesystem(root.as_fd());
     let mut extraction = Extraction {
-        snapshot,
+        tree: Selected { snapshot, part },
         root: root.as_fd(),
         permit,
         host,
@@ -99,21 +115,10 @@ pub fn extract(
         done: Extracted::default(),
     };
     let mapped = extraction.make_entries(tick)?;
-    let contents = Contents {
-        extraction: &extraction,
-        next: AtomicU32::new(0),
-        seen: AtomicU64::new(0),
-        written: AtomicU64::new(0),
+    extraction.done.written_bytes = match part {
+        Some(_) => extraction.copy_part(tick)?,
+        None => extraction.copy_all(mapped, jobs, tick)?,
     };
-    contents.copy(jobs.max(1), tick)?;
-    let (seen, written) = (contents.seen.into_inner(), contents.written.into_inner());
-    if seen != mapped {
-        return Err(err!(
-            Damaged,
-            "the packs hold {seen} bytes of the backup, its map leads to {mapped}"
-        ));
-    }
-    extraction.done.written_bytes = written;
     extraction.finish_files(tick)?;
     extraction.make_symlinks(tick)?;
     extraction.finish_directories(tick)?;
@@ -193,7 +198,7 @@ fn is_of_entry(e: Errno) -> bool {
 }
 
 struct Extraction<'e> {
-    snapshot: &'e Snapshot<'e>,
+    tree: Selected<'e>,
     root: BorrowedFd<'e>,
     permit: Permit,
     host: &'e Host,
@@ -230,35 +235,82 @@ impl Above {
     }
 }
 
-/// Hands out each entry of the tree with its node, in key order.
-fn each_node(
-    snapshot: &Snapshot<'_>,
-    tick: &mut dyn FnMut() -> Result<()>,
-    mut take: impl FnMut(&Item, &Node) -> Result<()>,
-) -> Result<()> {
-    for item in snapshot.items() {
-        tick()?;
-        let item = item?;
-        match &item.metadata {
-            Metadata::Node(_) if item.key.is_attachment() => {}
-            Metadata::Node(node) => take(&item, node)?,
-            _ => return Err(err!(Damaged, "{:?} is no entry of a tree", item.key)),
+/// The entries that are extracted.
+#[derive(Clone, Copy)]
+struct Selected<'e> {
+    snapshot: &'e Snapshot<'e>,
+    part: Option<&'e Part>,
+}
+
+impl Selected<'_> {
+    /// Hands out each entry with its node, in key order. A hard link that stands for a file outside the part has that one's node.
+    fn each(
+        self,
+        tick: &mut dyn FnMut() -> Result<()>,
+        mut take: impl FnMut(&Item, &Node) -> Result<()>,
+    ) -> Result<()> {
+        for item in self.snapshot.items() {
+            tick()?;
+            let item = item?;
+            let node = match &item.metadata {
+                Metadata::Node(_) if item.key.is_attachment() => continue,
+                Metadata::Node(node) => node,
+                _ => return Err(err!(Damaged, "{:?} is no entry of a tree", item.key)),
+            };
+            let is_directory = node.kind == NodeKind::Directory;
+            if let Some(part) = self.part {
+                if !part.takes(&item.path, is_directory) {
+                    continue;
+                }
+                if let NodeKind::HardLink(to) = &node.kind
+                    && part.leader(to) == Some(&item.key)
+                {
+                    take(&item, &self.origin(&item, to)?)?;
+                    continue;
+                }
+            }
+            take(&item, node)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the node of the entry that a hard link is another name of.
+    fn origin(self, item: &Item, to: &FileKey) -> Result<Node> {
+        match self.snapshot.metadata(to)? {
+            Some(Metadata::Node(node))
+                if *to < item.key
+                    && !matches!(node.kind, NodeKind::Directory | NodeKind::HardLink(_)) =>
+            {
+                Ok(*node)
+            }
+            _ => Err(err!(
+                Damaged,
+                "{:?} is another name of {to:?}, which can have none",
+                item.key
+            )),
         }
     }
-    Ok(())
+
+    /// Returns the entry that has the content of a hard link here.
+    fn holder<'k>(&'k self, to: &'k FileKey) -> &'k FileKey {
+        self.part.and_then(|part| part.leader(to)).unwrap_or(to)
+    }
 }
 
 impl<'e> Extraction<'e> {
     fn leave(&mut self, item: &Item, why: impl Display) {
-        self.done.left_out.add(&item.path, Part::Entry, why);
+        self.done
+            .left_out
+            .add(&item.path, left_out::Part::Entry, why);
         self.missing.insert(item.key.clone());
     }
 
     /// Makes everything that is no link, files in full length; returns how many bytes come from frames.
     fn make_entries(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
+        let tree = self.tree;
         let mut above = Above::default();
         let mut mapped = 0_u64;
-        each_node(self.snapshot, tick, |item, node| {
+        tree.each(tick, |item, node| {
             mapped = mapped.saturating_add(item.mapped_bytes);
             self.make(&mut above, item, node)
         })?;
@@ -306,10 +358,76 @@ impl<'e> Extraction<'e> {
         Ok(())
     }
 
+    /// Copies the content of every file, pack by pack; returns how many bytes were written.
+    fn copy_all(
+        &self,
+        mapped: u64,
+        jobs: usize,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<u64> {
+        let contents = Contents {
+            extraction: self,
+            next: AtomicU32::new(0),
+            seen: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+        };
+        contents.copy(jobs.max(1), tick)?;
+        let (seen, written) = (contents.seen.into_inner(), contents.written.into_inner());
+        match seen == mapped {
+            true => Ok(written),
+            false => Err(err!(
+                Damaged,
+                "the packs hold {seen} bytes of the backup, its map leads to {mapped}"
+            )),
+        }
+    }
+
+    /// Copies the content of the part, file by file: packs are read as far as it needs them.
+    fn copy_part(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
+        let mut files = Vec::new();
+        self.tree.each(tick, |item, node| {
+            if let (NodeKind::File(length), false) = (&node.kind, self.missing.contains(&item.key))
+            {
+                let from = match &item.metadata {
+                    Metadata::Node(own) => match &own.kind {
+                        NodeKind::HardLink(to) => to.clone(),
+                        _ => item.key.clone(),
+                    },
+                    _ => item.key.clone(),
+                };
+                files.push((item.path.clone(), from, *length));
+            }
+            Ok(())
+        })?;
+        let mut reader = ContentReader::new(self.tree.snapshot);
+        let mut written = 0;
+        for (path, from, length) in &files {
+            let opened = beneath::open(self.root, path, OFlags::WRONLY, Mode::empty());
+            let file = File::from(opened.map_err(|e| failed(path, "open", e))?);
+            let mut at = 0;
+            reader.read(from, *length, &mut |bytes| {
+                tick()?;
+                // The file has its length, and zeros where nothing is written.
+                if bytes.iter().any(|b| *b != 0) {
+                    file.write_all_at(bytes, at).map_err(|e| {
+                        let e = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+                        failed(path, "write", e)
+                    })?;
+                    written += bytes.len() as u64;
+                }
+                at += bytes.len() as u64;
+                self.host.progress.advance(bytes.len() as u64);
+                Ok(())
+            })?;
+        }
+        Ok(written)
+    }
+
     /// Gives files, pipes, sockets and devices what their nodes say, and their further names.
     fn finish_files(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let tree = self.tree;
         let mut above = Above::default();
-        each_node(self.snapshot, tick, |item, node| match &node.kind {
+        tree.each(tick, |item, node| match &node.kind {
             _ if self.missing.contains(&item.key) => Ok(()),
             NodeKind::File(_) => {
                 let opened = beneath::open_file(self.root, &item.path);
@@ -321,7 +439,7 @@ impl<'e> Extraction<'e> {
                 }
             }
             NodeKind::Directory | NodeKind::Symlink(_) => Ok(()),
-            NodeKind::HardLink(to) => match self.target_of(item, to)? {
+            NodeKind::HardLink(to) => match self.tree.origin(item, to)?.kind {
                 NodeKind::Symlink(_) => Ok(()),
                 _ => self.link(&mut above, item, to),
             },
@@ -330,8 +448,9 @@ impl<'e> Extraction<'e> {
     }
 
     fn make_symlinks(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let tree = self.tree;
         let mut above = Above::default();
-        each_node(self.snapshot, tick, |item, node| match &node.kind {
+        tree.each(tick, |item, node| match &node.kind {
             _ if self.missing.contains(&item.key) => Ok(()),
             NodeKind::Symlink(target) => {
                 let target = Path::new(OsStr::from_bytes(target));
@@ -344,7 +463,7 @@ impl<'e> Extraction<'e> {
                     false => self.settle_named(&mut above, item, node),
                 }
             }
-            NodeKind::HardLink(to) => match self.target_of(item, to)? {
+            NodeKind::HardLink(to) => match self.tree.origin(item, to)?.kind {
                 NodeKind::Symlink(_) => self.link(&mut above, item, to),
                 _ => Ok(()),
             },
@@ -352,24 +471,9 @@ impl<'e> Extraction<'e> {
         })
     }
 
-    /// Returns the kind of the entry that a hard link is another name of.
-    fn target_of(&self, item: &Item, to: &FileKey) -> Result<NodeKind> {
-        match self.snapshot.metadata(to)? {
-            Some(Metadata::Node(node))
-                if *to < item.key
-                    && !matches!(node.kind, NodeKind::Directory | NodeKind::HardLink(_)) =>
-            {
-                Ok(node.kind)
-            }
-            _ => Err(err!(
-                Damaged,
-                "{:?} is another name of {to:?}, which can have none",
-                item.key
-            )),
-        }
-    }
-
     fn link(&mut self, above: &mut Above, item: &Item, to: &FileKey) -> Result<()> {
+        let tree = self.tree;
+        let to = tree.holder(to);
         if self.missing.contains(to) {
             self.leave(item, "what it is another name of was not made");
             return Ok(());
@@ -385,10 +489,11 @@ impl<'e> Extraction<'e> {
 
     /// Gives directories what their nodes say. One that its owner could not enter any more gets its permissions last.
     fn finish_directories(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let tree = self.tree;
         let mut closed = Vec::new();
         let mut top = None;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        each_node(self.snapshot, tick, |item, node| {
+        tree.each(tick, |item, node| {
             if node.kind != NodeKind::Directory || self.missing.contains(&item.key) {
                 return Ok(());
             }
@@ -416,7 +521,7 @@ impl<'e> Extraction<'e> {
                 directory.set_mode(directory.status()?.mode & !lacking)
             });
             if let Err(e) = closed {
-                self.done.left_out.add(path, Part::Mode, e);
+                self.done.left_out.add(path, left_out::Part::Mode, e);
             }
         }
         // From here on others may enter.
@@ -443,9 +548,13 @@ impl<'e> Extraction<'e> {
         for (name, value) in &node.xattrs {
             let shown = name.escape_ascii();
             if !self.permit.xattrs && !is_harmless(name) {
-                left_out.add(path, Part::Xattr, format!("\"{shown}\" was not asked for"));
+                left_out.add(
+                    path,
+                    left_out::Part::Xattr,
+                    format!("\"{shown}\" was not asked for"),
+                );
             } else if let Err(e) = holder.set_xattr(name, value) {
-                left_out.add(path, Part::Xattr, format!("\"{shown}\": {e}"));
+                left_out.add(path, left_out::Part::Xattr, format!("\"{shown}\": {e}"));
             }
         }
         let mut mode = node.mode;
@@ -453,20 +562,24 @@ impl<'e> Extraction<'e> {
             mode &= !SET_IDS;
             left_out.add(
                 path,
-                Part::Mode,
+                left_out::Part::Mode,
                 "setuid and setgid were not asked for, or it has another owner",
             );
         }
         if !matches!(node.kind, NodeKind::Symlink(_))
             && let Err(e) = holder.set_mode(mode)
         {
-            left_out.add(path, Part::Mode, e);
+            left_out.add(path, left_out::Part::Mode, e);
         }
         if let Err(e) = holder.set_mtime(node.mtime) {
-            left_out.add(path, Part::Time, e);
+            left_out.add(path, left_out::Part::Time, e);
         }
         for (tag, _) in &node.passed_over {
-            left_out.add(path, Part::Tag, format!("tag {tag} is of a newer version"));
+            left_out.add(
+                path,
+                left_out::Part::Tag,
+                format!("tag {tag} is of a newer version"),
+            );
         }
         Ok(())
     }
@@ -483,9 +596,13 @@ impl<'e> Extraction<'e> {
         }
         let left_out = &mut self.done.left_out;
         if !self.permit.owners {
-            left_out.add(path, Part::Owner, format!("{uid}:{gid} was not asked for"));
+            left_out.add(
+                path,
+                left_out::Part::Owner,
+                format!("{uid}:{gid} was not asked for"),
+            );
         } else if let Err(e) = holder.set_owner(uid, gid) {
-            left_out.add(path, Part::Owner, format!("{uid}:{gid}: {e}"));
+            left_out.add(path, left_out::Part::Owner, format!("{uid}:{gid}: {e}"));
         } else {
             return Ok(true);
         }
@@ -538,7 +655,7 @@ struct Contents<'c, 'e> {
 
 impl Contents<'_, '_> {
     fn copy(&self, jobs: usize, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let snapshot = self.extraction.snapshot;
+        let snapshot = self.extraction.tree.snapshot;
         for index in 0..snapshot.packs().len() {
             tick()?;
             let pack = &snapshot.pack(index)?;

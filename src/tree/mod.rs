@@ -4,10 +4,12 @@
 //! taken or made again are counted and named ([`left_out`]), never passed over in silence.
 
 pub mod beneath;
+pub mod explain;
 pub mod extract;
 mod filesystem;
 pub mod left_out;
 mod names;
+pub mod part;
 pub mod selection;
 mod status;
 #[cfg(test)]

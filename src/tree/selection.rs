@@ -69,10 +69,19 @@ impl Selection {
 
     /// Returns the pattern that leaves an entry out, if the last one that matches does.
     pub fn excludes(&self, path: &[u8], is_directory: bool) -> Option<&str> {
+        match self.decides(path, is_directory) {
+            Some((pattern, true)) => Some(pattern),
+            _ => None,
+        }
+    }
+
+    /// Returns the last pattern that matches an entry, and whether it leaves the entry out.
+    pub fn decides(&self, path: &[u8], is_directory: bool) -> Option<(&str, bool)> {
         let path = Path::new(OsStr::from_bytes(path));
         match self.patterns.matched(path, is_directory) {
-            Match::Ignore(glob) => Some(glob.original()),
-            Match::None | Match::Whitelist(_) => None,
+            Match::Ignore(glob) => Some((glob.original(), true)),
+            Match::Whitelist(glob) => Some((glob.original(), false)),
+            Match::None => None,
         }
     }
 
@@ -83,8 +92,16 @@ impl Selection {
 
     /// Whether something in a directory says that it is not to be read.
     pub(super) fn is_marked(&self, directory: BorrowedFd<'_>) -> bool {
-        let has = |name: &String| Status::at(directory, name.as_bytes()).is_ok();
-        self.markers.iter().any(has) || (self.caches && is_cache(directory))
+        self.mark(directory).is_some()
+    }
+
+    /// Returns the key by which a directory's content is left out, and the name of the entry that says so.
+    pub(super) fn mark(&self, directory: BorrowedFd<'_>) -> Option<(&'static str, Option<String>)> {
+        let has = |name: &&String| Status::at(directory, name.as_bytes()).is_ok();
+        match self.markers.iter().find(has) {
+            Some(name) => Some(("exclude_if_present", Some(name.clone()))),
+            None => (self.caches && is_cache(directory)).then_some(("exclude_caches", None)),
+        }
     }
 }
 

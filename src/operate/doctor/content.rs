@@ -1,7 +1,7 @@
 //! Content beside clusters: its source, the programs that it takes, and its newest backup.
 
 use super::Findings;
-use crate::config::{Content, Repository as Configured, Settings};
+use crate::config::{Content, Repository as Configured, Settings, Source};
 use crate::error::Result;
 use crate::logical::tool::{self, Tool};
 use crate::operate::human;
@@ -22,10 +22,13 @@ pub(super) fn look(
     }
     found.begin("content");
     for files in &settings.files {
-        if let Err(e) = std::fs::read_dir(&files.source) {
+        let Source::Directory(directory) = &files.source else {
+            continue;
+        };
+        if let Err(e) = std::fs::read_dir(directory) {
             found.fail(
                 &format!("files {}", files.name),
-                files.source.display().to_string(),
+                directory.display().to_string(),
                 format!("it cannot be read: {e}"),
                 "mount it, correct source, or give this user the right to read it",
             );

@@ -1,7 +1,10 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
 mod faults;
+mod git;
 mod health;
+mod parts;
+mod sources;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -30,6 +33,22 @@ impl World {
     fn new(more: &str) -> World {
         let sandbox = Sandbox::new("files");
         World::with(&sandbox.join("repo"), sandbox, "", more)
+    }
+
+    /// With another source than the directory.
+    fn of(source: &str, more: &str) -> World {
+        World::new("").with_source(source, more)
+    }
+
+    fn with_source(self, source: &str, more: &str) -> World {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let (before, _) = text.split_once("source = ").unwrap();
+        std::fs::write(
+            &self.config,
+            format!("{before}source = \"{source}\"\n{more}"),
+        )
+        .unwrap();
+        self
     }
 
     /// With the repository in a folder of its own.
@@ -81,6 +100,7 @@ impl World {
             false => program,
         }
         .env("PITR_FAULT_SECONDS", "0")
+        .env("XDG_CACHE_HOME", path_text(&self.sandbox.join("cache")))
     }
 
     /// As a user without rights, who owns the repository.

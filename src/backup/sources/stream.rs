@@ -1,0 +1,170 @@
+//! The standard output of a command, as one file.
+//!
+//! The stream goes into the snapshot as it comes, and to the check beside it: nothing lies on a disk in between. Command and check have
+//! ended well before the root is written.
+
+use std::io::{ErrorKind, Read, Write};
+use std::process::{ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{directory, file, key};
+use crate::backup::files::{Set, member};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::program::{self, Running};
+use crate::snapshot::kind::{Kind, Produced, Work};
+use crate::snapshot::sink::FileSink;
+use crate::tree::walk::Taken;
+
+const BUFFER_BYTES: usize = 256 << 10;
+/// How often the caller is heard while the stream flows.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A command whose standard output is stored.
+pub struct Stream {
+    /// The program with its arguments.
+    pub command: Vec<String>,
+    /// The program that reads the stream, too; empty: none.
+    pub check: Vec<String>,
+    /// The name of the file.
+    pub file_name: String,
+    /// The identity of the source.
+    pub identity: String,
+    /// The result, once the stream has ended.
+    pub taken: Taken,
+}
+
+impl Kind for Stream {
+    fn name(&self) -> &'static str {
+        "files"
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.clone())
+    }
+
+    fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
+        let host = work.host;
+        host.progress.phase("copy", None);
+        let mut sink = work.writer.sink();
+        let start_time = host.now();
+        let hash = self.copy(&mut sink, (host, work.tick))?;
+        sink.node(&key(b"")?, directory(start_time))?;
+        sink.end_node(file(host.now(), hash))?;
+        sink.finish()?;
+        Ok(Produced {
+            member: member(&self.taken, self.facts()),
+            ..Produced::default()
+        })
+    }
+}
+
+impl Set for Stream {
+    fn taken(&mut self) -> Taken {
+        std::mem::take(&mut self.taken)
+    }
+
+    /// Arguments may hold secrets: the program's name alone is recorded.
+    fn facts(&self) -> Option<Value> {
+        Some(json!({
+            "kind": "command",
+            "program": self.command.first(),
+            "check": self.check.first(),
+            "file_name": self.file_name,
+        }))
+    }
+}
+
+impl Stream {
+    /// Copies the stream into a file of `sink`, which stays open; returns the content's hash.
+    fn copy(
+        &mut self,
+        sink: &mut FileSink<'_>,
+        (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
+    ) -> Result<[u8; 32]> {
+        sink.begin(key(self.file_name.as_bytes())?)?;
+        let mut command = program::command(&self.command)?;
+        let mut running = Running::start(command.stdout(Stdio::piped()))?;
+        let mut check = match self.check.is_empty() {
+            true => None,
+            false => {
+                let mut check = program::command(&self.check)?;
+                let check = check.stdin(Stdio::piped()).stdout(Stdio::null());
+                Some(Running::start(check)?)
+            }
+        };
+        let pipes = (running.stdout(), check.as_mut().and_then(Running::stdin));
+        let mut programs = Some((running, check));
+        let (copied, asked) = std::thread::scope(|threads| {
+            let copying = threads.spawn(move || pump(pipes, sink, host));
+            let mut asked = Ok(());
+            while !copying.is_finished() {
+                if asked.is_ok() {
+                    asked = tick();
+                }
+                if asked.is_err() {
+                    // Both end, and with them the pipes.
+                    programs = None;
+                }
+                std::thread::sleep(TICK);
+            }
+            let copied = copying.join();
+            let panicked = |_| Err(err!(Internal, "the thread that copies the stream panicked"));
+            (copied.unwrap_or_else(panicked), asked)
+        });
+        asked?;
+        let (bytes, hash) = copied?;
+        let Some((running, check)) = programs else {
+            return Err(err!(Interrupted, "interrupted"));
+        };
+        running.succeed(tick)?;
+        if let Some(check) = check {
+            check.succeed(tick).map_err(|e| {
+                e.context("check the stream")
+                    .hint("Nothing was stored: the check reads the stream on its standard input.")
+            })?;
+        }
+        if bytes == 0 {
+            return Err(err!(SourceMissing, "the command printed nothing")
+                .hint("Nothing was stored.\nA command that leaves with 0 and prints nothing backs nothing up."));
+        }
+        self.taken.read = 1;
+        self.taken.read_bytes = bytes;
+        Ok(hash)
+    }
+}
+
+/// Copies until the command has closed its output. A check may stop reading: its status tells what it found.
+fn pump(
+    (from, mut check): (Option<ChildStdout>, Option<ChildStdin>),
+    sink: &mut FileSink<'_>,
+    host: &Host,
+) -> Result<(u64, [u8; 32])> {
+    let mut from = from.ok_or_else(|| err!(Internal, "a command without an output"))?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut hasher = blake3::Hasher::new();
+    loop {
+        let length = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::from_io("read from the command", e)),
+        };
+        let bytes = buffer.get(..length).unwrap_or_default();
+        hasher.update(bytes);
+        sink.append(bytes)?;
+        host.progress.advance(length as u64);
+        if let Some(to) = &mut check
+            && let Err(e) = to.write_all(bytes)
+        {
+            match e.kind() {
+                ErrorKind::BrokenPipe => check = None,
+                _ => return Err(Error::from_io("write to the check", e)),
+            }
+        }
+    }
+    Ok((sink.position(), *hasher.finalize().as_bytes()))
+}
