@@ -5,7 +5,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
-//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) |
+//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `secrets` (what of a text is secret) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
@@ -49,6 +49,8 @@ pub mod repo;
 pub mod restore;
 #[cfg(feature = "full")]
 pub mod seal;
+#[cfg(feature = "full")]
+pub mod secrets;
 #[cfg(feature = "full")]
 pub mod snapshot;
 pub mod store;

@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "error", "progress", "process", "release", "durable", "fault", "text",
     ],
-    &["pg", "exit", "seal"],
+    &["pg", "exit", "seal", "secrets"],
     &["config", "host"],
     &["store", "wire"],
     &["repo"],

@@ -148,12 +148,9 @@ fn identity(files: &config::Files) -> Result<String> {
     if let Some(own) = &files.identity {
         return Ok(own.clone());
     }
-    let id = std::fs::read_to_string(MACHINE_ID).unwrap_or_default();
-    let id = id.trim_end_matches('\n');
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    match id.len() == 32 && id.bytes().all(is_digit) {
-        true => Ok(id.to_owned()),
-        false => Err(err!(
+    match machine_id(Path::new(MACHINE_ID)) {
+        Some(id) => Ok(id),
+        None => Err(err!(
             Config,
             "{MACHINE_ID} does not tell which machine this is, so two hosts could mix their files under the name \"{}\"",
             files.name
@@ -163,6 +160,14 @@ fn identity(files: &config::Files) -> Result<String> {
             files.name
         ))),
     }
+}
+
+/// The id of this machine, where the file has a right one.
+pub(super) fn machine_id(path: &Path) -> Option<String> {
+    let id = std::fs::read_to_string(path).unwrap_or_default();
+    let id = id.trim_end_matches('\n');
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    (id.len() == 32 && id.bytes().all(is_digit)).then(|| id.to_owned())
 }
 
 /// The backup that is read.

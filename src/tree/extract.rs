@@ -82,6 +82,28 @@ pub fn extract(
     jobs: usize,
     (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
 ) -> Result<Extracted> {
+    extract_filled(
+        snapshot,
+        target,
+        permit,
+        jobs,
+        (host, tick),
+        &mut |_| Ok(()),
+    )
+}
+
+/// As [`extract`]. When the content is written and nobody else can read the files yet, `fill` may give them another one; it is handed the target.
+///
+/// # Errors
+/// As [`extract`], and those of `fill`.
+pub fn extract_filled(
+    snapshot: &Snapshot<'_>,
+    target: &Path,
+    permit: Permit,
+    jobs: usize,
+    (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
+    fill: &mut dyn FnMut(BorrowedFd<'_>) -> Result<()>,
+) -> Result<Extracted> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root =
         rustix::fs::open(target, flags, Mode::empty()).map_err(|e| failed(b"", "open", e))?;
@@ -114,6 +136,7 @@ pub fn extract(
         ));
     }
     extraction.done.written_bytes = written;
+    fill(root.as_fd())?;
     extraction.finish_files(tick)?;
     extraction.make_symlinks(tick)?;
     extraction.finish_directories(tick)?;

@@ -7,9 +7,9 @@ pub mod beneath;
 pub mod extract;
 mod filesystem;
 pub mod left_out;
-mod names;
+pub mod names;
 pub mod selection;
-mod status;
+pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod walk;
