@@ -55,7 +55,7 @@ fn userlist(finds: &mut Finds<'_>, at: usize, line: &str) {
     let quotes: Vec<usize> = line.match_indices('"').map(|(i, _)| i).collect();
     match quotes.as_slice() {
         [_, _, from, .., to] if to > from => {
-            finds.add(at + from + 1..at + to, "password", Rule::Place)
+            finds.add(at + from + 1..at + to, "password", Rule::Place);
         }
         _ => finds.add(at..at + line.len(), "", Rule::Line),
     }

@@ -27,17 +27,20 @@ pub const UNSEALED: &str = "unsealed/";
 /// Examples of entries that could not be read, as a root has them.
 const EXAMPLES: usize = 100;
 
+/// The part of a secrets pair that seals.
+pub struct Pair {
+    /// Its public half.
+    pub public: PublicHalf,
+    /// The key of envelopes and tokens.
+    pub mac: MacKey,
+    /// Source of random bytes.
+    pub random: Random,
+}
+
 /// The way in which originals with secrets are kept.
 pub enum Sealing {
     /// Sealed to a pair.
-    Pair {
-        /// Its public half.
-        public: PublicHalf,
-        /// The key of envelopes and tokens.
-        mac: MacKey,
-        /// Source of random bytes.
-        random: Random,
-    },
+    Pair(Box<Pair>),
     /// As they are: the operator allowed it.
     Unsealed,
     /// Not at all: a backup with a secret fails, with this as the next step.
@@ -55,8 +58,8 @@ impl Sealing {
             _ => "more",
         };
         match self {
-            Sealing::Pair { mac, .. } => {
-                format!("«sealed:{}:{class}»", envelope::token(value, mac))
+            Sealing::Pair(pair) => {
+                format!("«sealed:{}:{class}»", envelope::token(value, &pair.mac))
             }
             _ => format!("«secret:{class}»"),
         }
@@ -69,7 +72,7 @@ impl Sealing {
 
     fn pair(&self) -> Option<KeySetId> {
         match self {
-            Sealing::Pair { mac, .. } => Some(mac.id()),
+            Sealing::Pair(pair) => Some(pair.mac.id()),
             _ => None,
         }
     }
@@ -114,17 +117,13 @@ impl Configuration {
 
     fn original(&self, entry: &Entry, content: &[u8]) -> Result<(String, Zeroizing<Vec<u8>>)> {
         match &self.sealing {
-            Sealing::Pair {
-                public,
-                mac,
-                random,
-            } => {
+            Sealing::Pair(pair) => {
                 let drawn = Drawn {
-                    object_key: draw(*random)?,
-                    ephemeral: draw(*random)?,
+                    object_key: draw(pair.random)?,
+                    ephemeral: draw(pair.random)?,
                 };
                 let key = envelope_key(&self.scope, &entry.path);
-                let sealed = envelope::seal(content, &key, (public, mac), &drawn)?;
+                let sealed = envelope::seal(content, &key, (&pair.public, &pair.mac), &drawn)?;
                 Ok((SEALED.to_owned(), Zeroizing::new(sealed)))
             }
             Sealing::Unsealed => Ok((UNSEALED.to_owned(), Zeroizing::new(content.to_vec()))),

@@ -75,7 +75,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Taken> {
             )),
         );
     }
-    if let Sealing::Pair { .. } = kind.sealing {
+    if let Sealing::Pair(_) = kind.sealing {
         recipients::ensure(place, &repository)?;
     }
     let mut snapshot = writer::Options::new(FrameCodec::Lz4, 1, session.host.scratch.clone());

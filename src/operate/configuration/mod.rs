@@ -12,7 +12,7 @@ use super::server::Server;
 use super::session::Session;
 use crate::backup::configuration::collect::Wanted;
 use crate::backup::configuration::paths::{self, Said};
-use crate::backup::configuration::{NAME, Sealing};
+use crate::backup::configuration::{NAME, Pair, Sealing};
 use crate::config::{self, ConfigSet, DEFAULT_PATHS, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -155,11 +155,11 @@ fn sealing(
     let repository = &configured.name;
     if let Some(path) = file {
         let (public, mac) = WriterFile::read_secrets(path)?.keys(path)?;
-        return Ok(Sealing::Pair {
+        return Ok(Sealing::Pair(Box::new(Pair {
             public,
             mac,
             random: system_random,
-        });
+        })));
     }
     Ok(match (is_encrypted, allow_plain) {
         (true, _) => Sealing::Refused(format!(

@@ -1,6 +1,6 @@
 //! The recipients of a secrets pair: who may read originals.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -112,11 +112,7 @@ pub(super) fn ensure(configured: &config::Repository, repository: &Repository) -
 }
 
 /// Opens a pair with the key file of one of its recipients.
-pub(super) fn open(
-    store: &dyn Store,
-    pair: KeySetId,
-    path: &PathBuf,
-) -> Result<(String, Contents)> {
+pub(super) fn open(store: &dyn Store, pair: KeySetId, path: &Path) -> Result<(String, Contents)> {
     forbid_core_dumps()?;
     let file = ReaderFile::read(path)?;
     let name = &file.recipient;
