@@ -163,7 +163,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// As [`matches`]; case does not count.
+/// As [`matches()`]; case does not count.
 pub fn fits(pattern: &str, name: &str) -> bool {
     matches(&pattern.to_lowercase(), &name.to_lowercase())
 }
