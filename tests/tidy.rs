@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "error", "progress", "process", "release", "durable", "fault", "text",
     ],
-    &["pg", "exit", "seal", "program"],
+    &["pg", "exit", "seal", "program", "secrets"],
     &["config", "host"],
     &["store", "wire"],
     &["repo"],

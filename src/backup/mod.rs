@@ -48,6 +48,7 @@ pub mod attempt;
 pub mod backoff;
 mod beside;
 pub mod compact;
+pub mod configuration;
 pub mod content;
 pub mod damage;
 pub mod files;

@@ -26,6 +26,7 @@ use crate::release;
 use crate::repo::lives::Followed;
 
 pub mod completions;
+pub mod configuration;
 pub mod help;
 pub mod man;
 pub mod notify;
@@ -151,6 +152,7 @@ enum Command {
     Timeline(timeline::Args),
     Files(files::Args),
     Logical(logical::Args),
+    Config(configuration::Args),
     Help(help::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -341,7 +343,9 @@ fn context(cli: &Cli, environment: Environment) -> Context {
 /// The limits of bandwidth that a command keeps: those that move the bytes of backups.
 fn pacing(command: &Command) -> Pacing {
     match command {
-        Command::Backup(_) | Command::Files(_) | Command::Logical(_) => Pacing::limited(None),
+        Command::Backup(_) | Command::Files(_) | Command::Logical(_) | Command::Config(_) => {
+            Pacing::limited(None)
+        }
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),
@@ -377,6 +381,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Repo(_)
         | Command::Files(_)
         | Command::Logical(_)
+        | Command::Config(_)
         | Command::Help(_)
         | Command::Completions(_)
         | Command::Man(_)
@@ -426,6 +431,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Timeline(args) => timeline::run(args, cx),
         Command::Files(args) => files::run(args, cx),
         Command::Logical(args) => logical::run(args, cx),
+        Command::Config(args) => configuration::run(args, cx),
         Command::Help(args) => help::run(args, cx),
         Command::Completions(args) => completions::run(args, cx),
         Command::Man(args) => man::run(args, cx),

@@ -44,6 +44,10 @@ pub struct KeygenArgs {
     /// Only make the pairs of recipients, no key set
     #[arg(long, conflicts_with_all = ["public", "passphrase"])]
     pub pair_only: bool,
+
+    /// Make the pair to which pitr config seals files with secrets, in place of a key set
+    #[arg(long, conflicts_with_all = ["pair_only", "passphrase"])]
+    pub secrets: bool,
 }
 
 impl From<&Passphrase> for keys::Passphrase {
@@ -64,6 +68,7 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         passphrase: args.passphrase.clone(),
         source: (&args.source).into(),
         pair_only: args.pair_only,
+        secrets: args.secrets,
     };
     let made = keys::keygen(&cx.session, &asked)?;
     if cx.out.is_json() {
@@ -73,7 +78,11 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
     for path in &made.files {
         cx.out.line(&format!("Wrote {path}"))?;
     }
-    if let (Some(id), Some(writer)) = (&made.key_set, made.files.last()) {
+    if let (true, Some(id), Some(writer)) = (args.secrets, &made.key_set, made.files.last()) {
+        cx.out.line(&format!(
+            "\nSecrets pair {id}. On hosts that back up configuration:\n\n[repositories.NAME.encryption]\nsecrets = \"{writer}\"\n\nKeep the recipients' .key files away from those hosts, and at least one in a safe: without any of them no file with a secret can be restored."
+        ))?;
+    } else if let (Some(id), Some(writer)) = (&made.key_set, made.files.last()) {
         cx.out.line(&format!(
             "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\", or passphrase_file of a recipient with a passphrase. Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
         ))?;

@@ -20,6 +20,10 @@ pub struct Encryption {
     pub passphrase: Option<Secret>,
     /// The recipient that the passphrase belongs to.
     pub recipient: Option<String>,
+    /// The file of the secrets pair: its public half and the key of tokens.
+    pub secrets: Option<PathBuf>,
+    /// The private key of a recipient of the secrets pair.
+    pub secrets_key: Option<PathBuf>,
 }
 
 impl Encryption {
@@ -66,6 +70,8 @@ impl fmt::Debug for Encryption {
             .field("passphrase_file", &self.passphrase_file)
             .field("passphrase_fd", &self.passphrase_fd)
             .field("recipient", &self.recipient)
+            .field("secrets", &self.secrets)
+            .field("secrets_key", &self.secrets_key)
             .finish_non_exhaustive()
     }
 }

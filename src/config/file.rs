@@ -31,15 +31,17 @@ pub(super) enum Kind {
     /// One section, which has no name.
     Retention,
     Logical,
+    Config,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind::Clusters,
     Kind::Repositories,
     Kind::Files,
     Kind::Retention,
     Kind::Logical,
+    Kind::Config,
 ];
 
 impl Kind {
@@ -50,6 +52,7 @@ impl Kind {
             Kind::Files => "files",
             Kind::Retention => "retention",
             Kind::Logical => "logical",
+            Kind::Config => "config",
         }
     }
 
@@ -61,6 +64,7 @@ impl Kind {
             Kind::Files => "set of files",
             Kind::Retention => "retention",
             Kind::Logical => "logical backup",
+            Kind::Config => "set of configuration",
         }
     }
 }

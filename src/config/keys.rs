@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, Encryption, Files, Location, LockMode, Logical, LogicalContent, Millis,
-    ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Repository,
-    Retention, S3Settings, Secret, Size, Source, Sse, StandbyOutage, holds_password, location,
-    logical::JOBS_MAX, retention::KEEP_MAX, s3,
+    Acknowledge, Cluster, ConfigSet, Encryption, Files, Location, LockMode, Logical,
+    LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices,
+    PromoteUnreachable, Repository, Retention, S3Settings, Secret, Size, Source, Sse,
+    StandbyOutage, config_set::DEFAULT, holds_password, location, logical::JOBS_MAX,
+    retention::KEEP_MAX, s3,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -77,6 +78,16 @@ keys! { LOGICAL: |e, logical: Logical|
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
 }
 
+// Those of `[config.NAME]`.
+keys! { CONFIG: |e, set: ConfigSet|
+    "paths": paths = e.list_or_text();
+    "exclude": exclude = e.list();
+    "secret": secret = e.list();
+    "plain": plain = e.list();
+    "cluster": cluster = e.string();
+    "identity": identity = e.string();
+}
+
 // Those of `[repositories.NAME]`.
 keys! { REPOSITORY: |e, draft: Draft|
     "url": location = e.checked(Location::from_url);
@@ -99,6 +110,8 @@ keys! { REPOSITORY: |e, draft: Draft|
     "encryption.passphrase_fd": encryption.passphrase_fd = e.descriptor();
     "encryption.passphrase": encryption.passphrase = e.passphrase();
     "encryption.recipient": encryption.recipient = e.string();
+    "encryption.secrets": encryption.secrets = e.path();
+    "encryption.secrets_key": encryption.secrets_key = e.path();
     "region": s3.region = e.string();
     "endpoint": s3.endpoint = e.string();
     "path_style": s3.path_style = e.boolean();
@@ -175,6 +188,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
         Kind::Files => FILES.iter().map(|(key, _)| *key).collect(),
         Kind::Retention => RETENTION.iter().map(|(key, _)| *key).collect(),
         Kind::Logical => LOGICAL.iter().map(|(key, _)| *key).collect(),
+        Kind::Config => CONFIG.iter().map(|(key, _)| *key).collect(),
     }
 }
 
@@ -301,7 +315,7 @@ pub(super) fn files(section: &Section) -> Result<Files> {
 /// Whether a key of `[files.NAME]` means something to a source.
 fn means_something(key: &str, source: &Source) -> bool {
     match key {
-        "source" | "identity" | "before" | "after" => true,
+        "source" | "identity" | "before" | "after" | "max_backup_age" => true,
         "command" | "check" | "file_name" => *source == Source::Command,
         "bundle" => matches!(source, Source::Git(_)),
         "context" | "secrets" => *source == Source::Kubernetes,
@@ -320,6 +334,17 @@ fn file_name(text: &str) -> Result<String> {
             text.escape_debug()
         )),
         false => Ok(text.to_owned()),
+    }
+}
+
+/// Reads a set of configuration files.
+pub(super) fn config(section: &Section) -> Result<ConfigSet> {
+    let set = fill(ConfigSet::named(section.name.clone()), section, CONFIG)?;
+    let is_place = |path: &String| path == DEFAULT || Path::new(path).is_absolute();
+    match section.get("paths") {
+        None => Ok(set),
+        Some(_) if !set.paths.is_empty() && set.paths.iter().all(is_place) => Ok(set),
+        Some(entry) => Err(entry.is_not("an array of absolute paths, and \"default\"")),
     }
 }
 
@@ -391,6 +416,14 @@ impl Entry {
             Raw::List(list) => Ok(list.clone()),
             Raw::Variable(text) => Ok(text.split(',').map(|one| one.trim().to_owned()).collect()),
             _ => Err(self.wrong_type("an array of strings")),
+        }
+    }
+
+    /// As [`Entry::list`]; a text is a list of one.
+    fn list_or_text(&self) -> Result<Vec<String>> {
+        match &self.raw {
+            Raw::Text(text) => Ok(vec![text.clone()]),
+            _ => self.list(),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::err;
 use crate::error::{Error, Result, causes};
 
 pub mod account;
+mod config_set;
 mod encryption;
 mod file;
 mod files;
@@ -28,6 +29,7 @@ pub mod secret;
 mod trust;
 mod unit;
 
+pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
 pub use encryption::Encryption;
 pub use files::{Files, Source};
 pub use location::Location;
@@ -363,6 +365,8 @@ pub struct Settings {
     pub retention: Retention,
     /// Sets of dumps, in the order of the file.
     pub logical: Vec<Logical>,
+    /// Sets of configuration files, in the order of the file.
+    pub config: Vec<ConfigSet>,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.
     bare: bool,
@@ -648,6 +652,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         files: Vec::new(),
         retention: Retention::default(),
         logical: Vec::new(),
+        config: Vec::new(),
         cluster_flag: None,
         bare: false,
     };
@@ -671,6 +676,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             Kind::Files => settings.files.push(keys::files(section)?),
             Kind::Retention => settings.retention = keys::retention(section)?,
             Kind::Logical => settings.logical.push(keys::logical(section)?),
+            Kind::Config => settings.config.push(keys::config(section)?),
         }
     }
     Ok(settings)

@@ -232,8 +232,15 @@ pub fn check_places(settings: &Settings, files: &config::Files) -> Result<()> {
     Ok(())
 }
 
-/// The identity of this machine.
 fn machine(files: &config::Files) -> Result<String> {
+    machine_id("files", &files.name)
+}
+
+/// The identity of this machine, for content of this kind and name.
+///
+/// # Errors
+/// `Config` where the machine has none.
+pub fn machine_id(kind: &str, name: &str) -> Result<String> {
     let id = std::fs::read_to_string(MACHINE_ID).unwrap_or_default();
     let id = id.trim_end_matches('\n');
     let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
@@ -241,12 +248,10 @@ fn machine(files: &config::Files) -> Result<String> {
         true => Ok(id.to_owned()),
         false => Err(err!(
             Config,
-            "{MACHINE_ID} does not tell which machine this is, so two hosts could mix their files under the name \"{}\"",
-            files.name
+            "{MACHINE_ID} does not tell which machine this is, so two hosts could mix their files under the name \"{name}\""
         )
         .hint(format!(
-            "Nothing was stored.\nGive the source a name of its own: identity = \"…\" in [files.{}].",
-            files.name
+            "Nothing was stored.\nGive the source a name of its own: identity = \"…\" in [{kind}.{name}]."
         ))),
     }
 }

@@ -69,6 +69,8 @@ impl Passphrase {
 
 /// The file for hosts that write.
 const WRITER_FILE: &str = "writer.key";
+/// The file for hosts that seal originals to a secrets pair.
+const SECRETS_FILE: &str = "secrets.key";
 /// Passphrases of fewer characters are refused; of what is no text, of fewer bytes.
 const PASSPHRASE_MIN: usize = 14;
 
@@ -87,6 +89,8 @@ pub struct Asked {
     pub source: Passphrase,
     /// Whether no key set is made.
     pub pair_only: bool,
+    /// Whether a secrets pair is made, in place of a key set.
+    pub secrets: bool,
 }
 
 /// Keys that were made.
@@ -124,22 +128,32 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
         recipients.push(to_public(&contents, path)?);
     }
     if let Some(name) = &asked.passphrase {
+        if asked.secrets {
+            return Err(
+                err!(Usage, "a secrets pair has recipients with key files alone")
+                    .hint("Nothing was written. Name them with --recipient or --public."),
+            );
+        }
         let given = asked.source.read(session)?;
         recipients.push(to_passphrase(&contents, name, &given)?);
         passphrase = Some(given);
     }
     check_names(&recipients)?;
     if key_set.is_some() {
-        let writer = WriterFile::new(&contents, recipients)?;
+        let (writer, name) = match asked.secrets {
+            true => (WriterFile::of_secrets(&contents, recipients)?, SECRETS_FILE),
+            false => (WriterFile::new(&contents, recipients)?, WRITER_FILE),
+        };
         // Last: without it there is no key set.
         files.push(NewFile {
-            path: directory.join(WRITER_FILE),
+            path: directory.join(name),
             content: writer.text()?,
         });
     }
     write(&directory, &files, session)?;
     let written = Written {
         directory: &directory,
+        is_secrets: asked.secrets,
         pairs: &asked.recipients,
         passphrase: passphrase.as_deref().map(Vec::as_slice),
     };
@@ -160,6 +174,7 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
 /// Files as they were written: a key that opens nothing is noticed today, not when something is to be restored with it.
 struct Written<'a> {
     directory: &'a Path,
+    is_secrets: bool,
     /// The recipients whose pairs are among them.
     pairs: &'a [String],
     passphrase: Option<&'a [u8]>,
@@ -179,8 +194,18 @@ impl Written<'_> {
         let Some(id) = key_set else {
             return Ok(());
         };
-        let path = self.directory.join(WRITER_FILE);
-        let writer = WriterFile::read(&path)?;
+        let (path, writer) = match self.is_secrets {
+            true => {
+                let path = self.directory.join(SECRETS_FILE);
+                let writer = WriterFile::read_secrets(&path)?;
+                (path, writer)
+            }
+            false => {
+                let path = self.directory.join(WRITER_FILE);
+                let writer = WriterFile::read(&path)?;
+                (path, writer)
+            }
+        };
         let (public, mac) = writer.keys(&path)?;
         for recipient in writer.recipients() {
             let name = &recipient.recipient;
@@ -229,10 +254,10 @@ fn pair(
     key_set: Option<KeySetId>,
 ) -> Result<(PublicHalf, [NewFile; 2])> {
     let name = checked(name)?;
-    if name == "writer" {
+    if matches!(name, "writer" | "secrets") {
         return Err(err!(
             Usage,
-            "\"writer\" is the name of the file for hosts that write"
+            "\"{name}\" is the name of the file for hosts that write"
         ));
     }
     keyring::forbid_core_dumps()?;
@@ -250,7 +275,7 @@ fn pair(
     Ok((public, files))
 }
 
-pub(super) fn to_public(contents: &Contents, path: &Path) -> Result<Recipient> {
+pub(in crate::operate) fn to_public(contents: &Contents, path: &Path) -> Result<Recipient> {
     let file = PublicFile::read(path)?;
     contents.wrap_to_key(&file.recipient, &file.public(path)?, &draw(system_random)?)
 }

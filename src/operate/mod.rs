@@ -16,6 +16,7 @@ pub mod choice;
 pub mod claims;
 pub mod clusters;
 pub mod compact;
+pub mod configuration;
 pub mod conflicts;
 pub mod content;
 pub mod cost;

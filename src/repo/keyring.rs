@@ -25,6 +25,8 @@ use crate::text;
 pub const RECIPIENT: &str = "recipient";
 /// The kind of a writer's file.
 const WRITER: &str = "pitr writer keys";
+/// The kind of the file by which hosts seal originals to a secrets pair.
+const SECRETS: &str = "pitr secrets keys";
 /// The kind of a recipient's key file.
 const READER: &str = "pitr recipient key";
 /// The kind of the public part of it.
@@ -493,12 +495,32 @@ impl WriterFile {
         })
     }
 
+    /// The file of a secrets pair, by which hosts seal originals.
+    pub fn of_secrets(contents: &Contents, recipients: Vec<Recipient>) -> Result<WriterFile> {
+        let mut file = WriterFile::new(contents, recipients)?;
+        SECRETS.clone_into(&mut file.kind);
+        Ok(file)
+    }
+
     /// # Errors
     /// `Key` when it is none, or open to others.
     pub fn read(path: &Path) -> Result<WriterFile> {
+        WriterFile::read_kind(path, WRITER)
+    }
+
+    /// Reads the file of a secrets pair.
+    ///
+    /// # Errors
+    /// As [`WriterFile::read`].
+    pub fn read_secrets(path: &Path) -> Result<WriterFile> {
+        forbid_core_dumps()?;
+        WriterFile::read_kind(path, SECRETS)
+    }
+
+    fn read_kind(path: &Path, kind: &str) -> Result<WriterFile> {
         let text = read_secret("key file", path)?;
         let file: WriterFile = parse(path, &text)?;
-        match file.kind == WRITER && file.epoch == EPOCH {
+        match file.kind == kind && file.epoch == EPOCH {
             true => Ok(file),
             false => Err(not_one(path)),
         }
@@ -533,6 +555,12 @@ impl WriterFile {
             .hint("Nothing was read or written. Take the file as \"pitr repo keygen\" made it.")),
         }
     }
+}
+
+/// Whether a file holds the private key of a recipient.
+pub fn is_private_key(content: &[u8]) -> bool {
+    content.len() as u64 <= FILE_LIMIT_BYTES
+        && serde_json::from_slice::<ReaderFile>(content).is_ok_and(|file| file.kind == READER)
 }
 
 /// The key file that a recipient keeps.

@@ -26,6 +26,19 @@ pub fn recipient(epoch: u32, name: &str) -> Result<Key> {
     Key::new(format!("keys/{epoch}/{name}"))
 }
 
+/// Prefix of what the recipients of a secrets pair open.
+pub fn secrets_recipients(pair: &str) -> String {
+    format!("keys/secrets-{pair}")
+}
+
+/// Returns the key of the object that one recipient of a secrets pair opens.
+///
+/// # Errors
+/// `Damaged` when the name breaks the key grammar.
+pub fn secrets_recipient(pair: &str, name: &str) -> Result<Key> {
+    Key::new(format!("keys/secrets-{pair}/{name}"))
+}
+
 /// Whether an object under this key is sealed in an encrypted repository: all are but the marker, keys, registrations and events.
 pub fn is_sealed_form(key: &Key) -> bool {
     is_sealed(key.as_str())
@@ -94,7 +107,7 @@ pub fn is_scope_name(name: &str) -> bool {
 pub const AUX: &str = "aux";
 
 /// Kinds of auxiliary content that this version knows. Only tests of the program write `test`.
-const KNOWN_KINDS: [&str; 3] = ["files", "logical", "test"];
+const KNOWN_KINDS: [&str; 4] = ["config", "files", "logical", "test"];
 
 /// The owner of everything below one prefix: a cluster, or one piece of auxiliary content.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

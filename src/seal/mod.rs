@@ -5,6 +5,7 @@
 //! MAC key can check that an object is genuine. A holder of the private half can open it.
 
 mod aead;
+pub mod envelope;
 mod foot;
 mod head;
 mod key;

@@ -17,6 +17,11 @@ pub trait Kind {
     /// Returns what tells this source from others, as text; none where any host may write.
     fn identity(&self) -> Option<String>;
 
+    /// Returns the features that a reader must know, beside that of nodes.
+    fn features(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether it can leave out of the snapshot what has not changed since a prior.
     fn takes_changes(&self) -> bool {
         false

@@ -98,6 +98,22 @@ pub fn extract_some(
     jobs: usize,
     (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
 ) -> Result<Extracted> {
+    let kept = &mut |_: BorrowedFd<'_>| Ok(());
+    extract_filled((snapshot, part), target, permit, jobs, (host, tick), kept)
+}
+
+/// As [`extract_some`]. When the content is written and nobody else can read the files yet, `fill` may give them another one; it is handed the target.
+///
+/// # Errors
+/// As [`extract`], and those of `fill`.
+pub fn extract_filled(
+    (snapshot, part): (&Snapshot<'_>, Option<&Part>),
+    target: &Path,
+    permit: Permit,
+    jobs: usize,
+    (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
+    fill: &mut dyn FnMut(BorrowedFd<'_>) -> Result<()>,
+) -> Result<Extracted> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root =
         rustix::fs::open(target, flags, Mode::empty()).map_err(|e| failed(b"", "open", e))?;
@@ -119,6 +135,7 @@ pub fn extract_some(
         Some(_) => extraction.copy_part(tick)?,
         None => extraction.copy_all(mapped, jobs, tick)?,
     };
+    fill(root.as_fd())?;
     extraction.finish_files(tick)?;
     extraction.make_symlinks(tick)?;
     extraction.finish_directories(tick)?;

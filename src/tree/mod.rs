@@ -8,10 +8,10 @@ pub mod explain;
 pub mod extract;
 mod filesystem;
 pub mod left_out;
-mod names;
+pub mod names;
 pub mod part;
 pub mod selection;
-mod status;
+pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod walk;

@@ -196,6 +196,12 @@ pub struct XattrReader {
     value: Vec<u8>,
 }
 
+impl Default for XattrReader {
+    fn default() -> XattrReader {
+        XattrReader::new()
+    }
+}
+
 impl XattrReader {
     pub fn new() -> XattrReader {
         XattrReader {

@@ -209,6 +209,8 @@ impl Taking<'_> {
         let start_time = self.host.now();
         let (produced, written) = self.copy(kind, claims)?;
         let (mut root, member) = self.root(produced, written, start_time);
+        let features = kind.features().iter().map(|f| (*f).to_owned());
+        root.content.content_features.extend(features);
         if let Some((prior, _)) = self.before {
             (root.head, root.map) = complete(
                 (self.store, self.scope),

@@ -17,8 +17,12 @@ use crate::store::{Published, Store};
 
 /// The feature of a map with entries of kind 8.
 pub const NODES: &str = "nodes";
+/// The feature of a map with files that belong to no tree.
+pub const ATTACHMENTS: &str = "attachments";
+/// The feature of a backup whose originals lie in envelopes.
+pub const SECRETS: &str = "secrets";
 /// Features of layers and frames that this version can read.
-const CONTENT_FEATURES: [&str; 1] = [NODES];
+const CONTENT_FEATURES: [&str; 3] = [NODES, ATTACHMENTS, SECRETS];
 /// Features that a janitor of this version knows.
 const EXPIRE_FEATURES: [&str; 0] = [];
 

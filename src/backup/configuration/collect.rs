@@ -1,0 +1,338 @@
+//! Configuration files of this host: read whole, with what of them is secret.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use zeroize::Zeroizing;
+
+use crate::err;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::repo::keyring::is_private_key;
+use crate::secrets::{Found, Overrides, Values, matches, recognise};
+use crate::snapshot::node::{Node, NodeKind, unstable};
+use crate::tree::beneath;
+use crate::tree::left_out::{LeftOut, Part};
+use crate::tree::names::Names;
+use crate::tree::status::{Holder, Status, XattrReader};
+
+/// A larger file is no configuration.
+const FILE_LIMIT_BYTES: u64 = 8 << 20;
+/// All files are in memory at one time: a secret of one may stand in another.
+const ALL_LIMIT_BYTES: usize = 32 << 20;
+/// No set has more entries.
+const ENTRIES_MAX: usize = 20_000;
+
+/// One entry.
+pub struct Entry {
+    /// Its path without the first slash.
+    pub path: Vec<u8>,
+    /// Its metadata.
+    pub node: Node,
+    /// The content of a file.
+    pub content: Option<Zeroizing<Vec<u8>>>,
+    /// The secrets in it.
+    pub found: Vec<Found>,
+}
+
+/// All entries, by their paths.
+#[derive(Default)]
+pub struct Collected {
+    /// The entries.
+    pub entries: Vec<Entry>,
+    /// Things that were not taken.
+    pub left_out: LeftOut,
+}
+
+/// The files that are wanted.
+pub struct Wanted<'w> {
+    /// Paths that must be there.
+    pub required: Vec<PathBuf>,
+    /// Paths that may be absent.
+    pub optional: Vec<PathBuf>,
+    /// Patterns of paths that are left out.
+    pub exclude: &'w [String],
+    /// Keys that the operator judges.
+    pub overrides: Overrides,
+    /// Files that open the repository, which are refused; none where nothing is stored.
+    pub forbidden: Option<Vec<PathBuf>>,
+}
+
+struct Collector<'c> {
+    root: File,
+    wanted: &'c Wanted<'c>,
+    host: &'c Host,
+    names: Names,
+    xattrs: XattrReader,
+    entries: BTreeMap<Vec<u8>, Entry>,
+    left_out: LeftOut,
+    total_bytes: usize,
+}
+
+/// Reads the files.
+///
+/// # Errors
+/// `Refused` for a file that opens the repository, and for more than a set may hold; `Interrupted`.
+pub fn collect(wanted: &Wanted<'_>, host: &Host) -> Result<Collected> {
+    let root = File::open("/").map_err(|e| Error::from_io("open \"/\"", e))?;
+    let mut collector = Collector {
+        root,
+        wanted,
+        host,
+        names: Names::of_host(),
+        xattrs: XattrReader::new(),
+        entries: BTreeMap::new(),
+        left_out: LeftOut::default(),
+        total_bytes: 0,
+    };
+    let paths = wanted.required.iter().map(|p| (p, true));
+    for (path, is_required) in paths.chain(wanted.optional.iter().map(|p| (p, false))) {
+        collector.named(path, is_required)?;
+    }
+    collector.add_directories();
+    Ok(collector.finish())
+}
+
+/// The path without its first slash, as a backup has it.
+fn relative(path: &Path) -> Vec<u8> {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.strip_prefix(b"/").unwrap_or(bytes).to_vec()
+}
+
+impl Collector<'_> {
+    /// Takes what the operator named. A link is taken with what it leads to.
+    fn named(&mut self, path: &Path, is_required: bool) -> Result<()> {
+        let above = path.parent().unwrap_or(Path::new("/"));
+        let real = above.canonicalize().map(|above| match path.file_name() {
+            Some(name) => above.join(name),
+            None => above,
+        });
+        let found = real.and_then(|real| Ok((std::fs::symlink_metadata(&real)?, real)));
+        let (metadata, real) = match found {
+            Ok(found) => found,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_required => return Ok(()),
+            Err(e) => {
+                self.left_out.add(&relative(path), Part::Entry, e);
+                return Ok(());
+            }
+        };
+        self.take(&relative(&real), 0)?;
+        if metadata.is_symlink()
+            && let Ok(target) = real.canonicalize()
+        {
+            self.take(&relative(&target), 0)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, path: &[u8], depth: usize) -> Result<()> {
+        self.host.check_stop()?;
+        let shown = format!("/{}", String::from_utf8_lossy(path));
+        let is_excluded = self.wanted.exclude.iter().any(|p| matches(p, &shown));
+        if is_excluded || self.entries.contains_key(path) {
+            return Ok(());
+        }
+        if self.entries.len() >= ENTRIES_MAX || depth > 100 {
+            return Err(too_much("more entries than configuration has"));
+        }
+        let (above, name) = beneath::cut(path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let opened = beneath::open(self.root.as_fd(), above, flags, Mode::empty());
+        let status = opened.and_then(|above| Ok((Status::at(above.as_fd(), name)?, above)));
+        let (status, above) = match status {
+            Ok(found) => found,
+            Err(e) => {
+                self.left_out.add(path, Part::Entry, e);
+                return Ok(());
+            }
+        };
+        match status.kind {
+            FileType::Directory => self.directory(path, depth),
+            FileType::RegularFile => self.file(path),
+            FileType::Symlink => {
+                match rustix::fs::readlinkat(above.as_fd(), name, Vec::new()) {
+                    Ok(target) => {
+                        let node = status.node(NodeKind::Symlink(target.into_bytes()), &self.names);
+                        self.add(path, node, None);
+                    }
+                    Err(e) => self.left_out.add(path, Part::Entry, e),
+                }
+                Ok(())
+            }
+            _ => {
+                self.left_out
+                    .add(path, Part::Entry, "it is no file, directory or link");
+                Ok(())
+            }
+        }
+    }
+
+    fn directory(&mut self, path: &[u8], depth: usize) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let opened = beneath::open(self.root.as_fd(), path, flags, Mode::empty());
+        let read = opened.and_then(|directory| {
+            let status = Status::of(directory.as_fd())?;
+            let names: rustix::io::Result<Vec<Vec<u8>>> = rustix::fs::Dir::read_from(&directory)?
+                .map(|entry| Ok(entry?.file_name().to_bytes().to_vec()))
+                .collect();
+            Ok((status, names?))
+        });
+        let (status, mut names) = match read {
+            Ok(read) => read,
+            Err(e) => {
+                self.left_out.add(path, Part::Content, e);
+                return Ok(());
+            }
+        };
+        self.add(path, status.node(NodeKind::Directory, &self.names), None);
+        names.retain(|name| name != b"." && name != b"..");
+        names.sort();
+        for name in names {
+            let below = match path.is_empty() {
+                true => name,
+                false => [path, b"/", &name].concat(),
+            };
+            self.take(&below, depth + 1)?;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &[u8]) -> Result<()> {
+        let opened = beneath::open_file(self.root.as_fd(), path).map(File::from);
+        let read = opened.and_then(|file| {
+            let before = Status::of(file.as_fd())?;
+            let room = usize::try_from(before.length.min(FILE_LIMIT_BYTES)).unwrap_or(0);
+            // With room for all of it no copy of it stays behind.
+            let mut content = Zeroizing::new(Vec::with_capacity(room + 2));
+            (&file)
+                .take(room as u64 + 1)
+                .read_to_end(&mut content)
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+            Ok((Status::of(file.as_fd())?, before, content, file))
+        });
+        let (after, before, content, file) = match read {
+            Ok(read) => read,
+            Err(e) => {
+                self.left_out.add(path, Part::Entry, e);
+                return Ok(());
+            }
+        };
+        if before.length > FILE_LIMIT_BYTES {
+            let why = "it has more than 8 MiB, and is no configuration: pitr files takes it";
+            self.left_out.add(path, Part::Entry, why);
+            return Ok(());
+        }
+        self.check_own(path, &content)?;
+        self.total_bytes += content.len();
+        if self.total_bytes > ALL_LIMIT_BYTES {
+            return Err(too_much("more than 32 MiB"));
+        }
+        let mut node = before.node(NodeKind::File(0), &self.names);
+        let left_out = &mut self.left_out;
+        node.xattrs = self.xattrs.read(Holder::Open(file.as_fd()), &mut |why| {
+            left_out.add(path, Part::Xattr, why);
+        });
+        // Attributes of users may hold anything.
+        node.xattrs.retain(|(name, _)| !name.starts_with(b"user."));
+        node.links = None;
+        for (is_so, bit) in [
+            (after.length != before.length, unstable::SIZE),
+            (after.mtime != before.mtime, unstable::MTIME),
+            (after.ctime != before.ctime, unstable::CTIME),
+            ((content.len() as u64) < before.length, unstable::SHRANK),
+        ] {
+            node.unstable |= if is_so { bit } else { 0 };
+        }
+        self.add(path, node, Some(content));
+        Ok(())
+    }
+
+    /// Refuses a file that opens the repository: stored in it, it would be lost with it, and whoever reads it would open everything.
+    fn check_own(&self, path: &[u8], content: &[u8]) -> Result<()> {
+        let Some(forbidden) = &self.wanted.forbidden else {
+            return Ok(());
+        };
+        let place = Path::new("/").join(std::ffi::OsStr::from_bytes(path));
+        let is_forbidden = forbidden
+            .iter()
+            .any(|one| one.canonicalize().is_ok_and(|one| one == place) || *one == place);
+        if !is_forbidden && !is_private_key(content) {
+            return Ok(());
+        }
+        let shown = place.display();
+        Err(
+            err!(Refused, "\"{shown}\" is a private key or passphrase of a repository, which does not belong into it").hint(format!(
+                "Nothing was stored. Keep it in a safe, and leave it out here: exclude = [\"{shown}\"]."
+            )),
+        )
+    }
+
+    fn add(&mut self, path: &[u8], node: Node, content: Option<Zeroizing<Vec<u8>>>) {
+        let name = String::from_utf8_lossy(path);
+        let bytes = content.as_deref().map_or(&[][..], Vec::as_slice);
+        let found = recognise(&name, bytes, &self.wanted.overrides);
+        let entry = Entry {
+            path: path.to_vec(),
+            node,
+            content,
+            found,
+        };
+        self.entries.insert(path.to_vec(), entry);
+    }
+
+    /// Adds the directories on the way to the entries.
+    fn add_directories(&mut self) {
+        let mut above: Vec<Vec<u8>> = vec![Vec::new()];
+        for path in self.entries.keys() {
+            let mut path = path.as_slice();
+            while !path.is_empty() {
+                path = beneath::cut(path).0;
+                above.push(path.to_vec());
+            }
+        }
+        above.sort();
+        above.dedup();
+        for path in above {
+            if self.entries.contains_key(&path) {
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let opened = beneath::open(self.root.as_fd(), &path, flags, Mode::empty());
+            let node = match opened.and_then(|directory| Status::of(directory.as_fd())) {
+                Ok(status) => status.node(NodeKind::Directory, &self.names),
+                // It went meanwhile; the tree needs it all the same.
+                Err(_) => Node::new(NodeKind::Directory, 0o700, Default::default()),
+            };
+            self.add(&path, node, None);
+        }
+    }
+
+    fn finish(self) -> Collected {
+        let mut entries: Vec<Entry> = self.entries.into_values().collect();
+        let mut values = Values::default();
+        for entry in &entries {
+            if let Some(content) = &entry.content {
+                values.add(content, &entry.found);
+            }
+        }
+        values.find(entries.iter_mut().filter_map(|entry| {
+            let content = entry.content.as_ref()?;
+            Some((content.as_slice(), &mut entry.found))
+        }));
+        Collected {
+            entries,
+            left_out: self.left_out,
+        }
+    }
+}
+
+fn too_much(what: &str) -> Error {
+    err!(Refused, "the set has {what}")
+        .hint("Nothing was stored. Name fewer paths, or back the directory up with pitr files.")
+}

@@ -1,0 +1,463 @@
+//! `pitr config`: configuration files, with their secrets kept apart.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Context;
+use crate::err;
+use crate::error::Result;
+use crate::exit;
+use crate::operate::configuration::backup::{self, Asked, Taken};
+use crate::operate::configuration::original::{self, Restoring, Revealing};
+use crate::operate::configuration::redacted::{self, Sides};
+use crate::operate::configuration::{recipients, scan};
+use crate::operate::human;
+use crate::repo::id::BackupId;
+use crate::tree::left_out::{Example, LeftOut};
+
+/// Examples that are printed.
+const SHOWN: usize = 20;
+
+/// Back up configuration files, with their secrets kept apart
+///
+/// Each set has a name in the configuration: [config.NAME] with paths = ["default", "/srv/app/.env"]. A file with a secret is sealed to a secrets pair besides the
+/// repository's keys: "show" and "diff" print it with a mark in place of each secret, and only who holds a key of the pair gets the original. "pitr repo keygen
+/// --secrets" makes the pair.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pitr config`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    Backup(BackupArgs),
+    Show(ShowArgs),
+    Diff(DiffArgs),
+    Reveal(RevealArgs),
+    Restore(RestoreArgs),
+    Scan(ScanArgs),
+    Recipients(RecipientsArgs),
+}
+
+/// Back up configuration files
+///
+/// Example: pitr config backup host
+#[derive(clap::Args, Debug)]
+pub struct BackupArgs {
+    /// The name in the configuration
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Go on under a name whose earlier backups another host took
+    #[arg(long)]
+    pub confirm: bool,
+
+    /// A text to recognise the backup by
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub label: String,
+
+    /// Store secrets in a repository that is not encrypted
+    #[arg(long)]
+    pub allow_plain_secrets: bool,
+}
+
+/// List the files of a backup, or print one without its secrets
+///
+/// Example: pitr config show host /etc/postgresql/17/main/postgresql.conf
+#[derive(clap::Args, Debug)]
+pub struct ShowArgs {
+    /// The name under which they were backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The file
+    #[arg(value_name = "PATH")]
+    pub path: Option<String>,
+
+    /// Take this backup instead of the newest one
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<BackupId>,
+}
+
+/// Compare two backups, or a backup with this host, without secrets
+///
+/// Without FROM it is the backup before the last one, without TO the last. A mark differs where the secret does. Leaves with 6 when something differs.
+///
+/// Example: pitr config diff host --live
+#[derive(clap::Args, Debug)]
+pub struct DiffArgs {
+    /// The name under which they were backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The earlier backup
+    #[arg(value_name = "FROM")]
+    pub from: Option<BackupId>,
+
+    /// The later one
+    #[arg(value_name = "TO", conflicts_with = "live")]
+    pub to: Option<BackupId>,
+
+    /// Compare with the files of this host; without FROM the newest backup is the earlier side
+    #[arg(long)]
+    pub live: bool,
+}
+
+/// Print an original file, or the secrets under one of its keys
+///
+/// Needs the key file of a recipient of the secrets pair besides what reads the repository.
+///
+/// Example: pitr config reveal host /srv/app/.env STRIPE_KEY --secrets-key lead.key
+#[derive(clap::Args, Debug)]
+pub struct RevealArgs {
+    /// The name under which it was backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The file
+    #[arg(value_name = "PATH")]
+    pub path: String,
+
+    /// The key, as "scan" and the file itself name it
+    #[arg(value_name = "KEY")]
+    pub key: Option<String>,
+
+    /// Take this backup instead of the newest one
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<BackupId>,
+
+    /// The key file of a recipient of the secrets pair; else secrets_key of the configuration
+    #[arg(long, value_name = "FILE")]
+    pub secrets_key: Option<PathBuf>,
+}
+
+/// Restore configuration files below a directory
+///
+/// Writes below a directory that is empty or does not exist, and nowhere else: /etc/crontab becomes DIR/etc/crontab. Owners, setuid and setgid bits and extended
+/// attributes other than ACLs are made with --privileged alone.
+///
+/// Example: pitr config restore host --to /root/restored --secrets-key lead.key
+#[derive(clap::Args, Debug)]
+pub struct RestoreArgs {
+    /// The name under which they were backed up
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The directory
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+
+    /// Take this backup instead of the newest one
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<BackupId>,
+
+    /// Leave the marks in place of secrets; needs no key of the secrets pair
+    #[arg(long, conflicts_with = "secrets_key")]
+    pub redacted: bool,
+
+    /// The key file of a recipient of the secrets pair; else secrets_key of the configuration
+    #[arg(long, value_name = "FILE")]
+    pub secrets_key: Option<PathBuf>,
+
+    /// Make owners, setuid and setgid bits and all extended attributes, too
+    #[arg(long)]
+    pub privileged: bool,
+}
+
+/// Look for secrets in files of this host
+///
+/// Prints file, line, key and rule of each, and never its value. Leaves with 6 when there are any.
+///
+/// Example: pitr config scan /srv/app /etc/nginx
+#[derive(clap::Args, Debug)]
+pub struct ScanArgs {
+    /// Files and directories
+    #[arg(value_name = "PATH", required_unless_present = "set")]
+    pub paths: Vec<PathBuf>,
+
+    /// The rules of this set of the configuration, and its files where no path is named
+    #[arg(long, value_name = "NAME")]
+    pub set: Option<String>,
+}
+
+/// List who may read originals, give access, or take it
+///
+/// Without options it lists the recipients of the secrets pair. No data is touched: who has read an original before still knows it, and a new pair seals later
+/// backups from those who are gone.
+///
+/// Example: pitr config recipients --add new.pub --secrets-key lead.key
+#[derive(clap::Args, Debug)]
+pub struct RecipientsArgs {
+    /// Give access to the recipient whose .pub file this is. May be given several times
+    #[arg(long, value_name = "FILE")]
+    pub add: Vec<PathBuf>,
+
+    /// Withdraw a recipient's access; two who keep it must be proven. May be given several times
+    #[arg(long, value_name = "NAME")]
+    pub withdraw: Vec<String>,
+
+    /// The key file of a recipient who has access. May be given several times
+    #[arg(long, value_name = "FILE")]
+    pub secrets_key: Vec<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    match &args.command {
+        Command::Backup(args) => backup(args, cx),
+        Command::Show(args) => show(args, cx),
+        Command::Diff(args) => diff(args, cx),
+        Command::Reveal(args) => reveal(args, cx),
+        Command::Restore(args) => restore(args, cx),
+        Command::Scan(args) => scan(args, cx),
+        Command::Recipients(args) => recipients(args, cx),
+    }
+}
+
+fn status(troubles: u64) -> u8 {
+    match troubles {
+        0 => exit::SUCCESS,
+        _ => exit::WARNINGS,
+    }
+}
+
+fn left_out_as_json(left_out: &LeftOut) -> serde_json::Value {
+    let examples = left_out.examples().iter().map(Example::as_json);
+    json!({ "count": left_out.total(), "examples": examples.collect::<Vec<_>>() })
+}
+
+fn tell(cx: &Context, left_out: &LeftOut) {
+    for one in left_out.examples().iter().take(SHOWN) {
+        let path = String::from_utf8_lossy(&one.path);
+        cx.out
+            .warn(&format!("\"/{path}\", {}: {}", one.part.name(), one.why));
+    }
+    let more = left_out.total().saturating_sub(SHOWN as u64);
+    if more > 0 {
+        cx.out.warn(&format!("{more} more"));
+    }
+}
+
+fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
+    let taken = backup::run(
+        &cx.session,
+        &Asked {
+            name: args.name.clone(),
+            label: args.label.clone(),
+            takes_over: args.confirm,
+            allow_plain: args.allow_plain_secrets,
+        },
+    )?;
+    let Taken { root, left_out, .. } = &taken;
+    let head = &root.head;
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "id": head.id,
+            "name": args.name,
+            "label": head.label,
+            "repository": taken.repository,
+            "start_time": head.start_time,
+            "stop_time": head.stop_time,
+            "file_count": head.file_count,
+            "stored_bytes": head.stored_bytes,
+            "sealed_count": taken.sealed_files,
+            "secret_count": taken.secrets,
+            "unstable_count": root.content.unstable_count,
+            "left_out": left_out_as_json(left_out),
+            "duration_ms": u64::try_from(taken.took.as_millis()).unwrap_or(u64::MAX),
+        }))?;
+    } else {
+        let files = head.file_count.saturating_sub(taken.sealed_files as u64);
+        cx.out.report(&format!(
+            "backup {} of \"{}\": {}, {} of them with {}, stored as {} in {}",
+            head.id,
+            args.name,
+            human::count(files, "file"),
+            taken.sealed_files,
+            human::count(taken.secrets as u64, "secret"),
+            human::size(head.stored_bytes),
+            human::duration(taken.took)
+        ))?;
+        tell(cx, left_out);
+    }
+    Ok(status(left_out.total() + root.content.unstable_count))
+}
+
+fn show(args: &ShowArgs, cx: &Context) -> Result<u8> {
+    let backup = args.backup.as_ref();
+    let Some(path) = &args.path else {
+        let (id, lines) = redacted::list(&cx.session, &args.name, backup)?;
+        if cx.out.is_json() {
+            cx.out
+                .json(&json!({ "backup": id, "name": args.name, "entries": lines }))?;
+            return Ok(exit::SUCCESS);
+        }
+        for line in lines {
+            let secret = if line.has_secrets { "secret" } else { "" };
+            cx.out.line(&format!(
+                "{} {:<9} {secret:<6} {}",
+                line.mode, line.kind, line.path
+            ))?;
+        }
+        return Ok(exit::SUCCESS);
+    };
+    let (id, content) = redacted::show(&cx.session, &args.name, path, backup)?;
+    if cx.out.is_json() {
+        let text = String::from_utf8_lossy(&content);
+        cx.out
+            .json(&json!({ "backup": id, "name": args.name, "path": path, "redacted": text }))?;
+    } else {
+        cx.out.bytes(&content)?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
+    let sides = Sides {
+        from: args.from.clone(),
+        to: args.to.clone(),
+        is_live: args.live,
+    };
+    let differences = redacted::diff(&cx.session, &args.name, &sides)?;
+    if cx.out.is_json() {
+        cx.out
+            .json(&json!({ "name": args.name, "differences": differences }))?;
+    } else {
+        for one in &differences {
+            cx.out.line(&format!("{} {}", one.difference, one.path))?;
+            cx.out.text(&one.lines)?;
+        }
+    }
+    Ok(status(differences.len() as u64))
+}
+
+fn reveal(args: &RevealArgs, cx: &Context) -> Result<u8> {
+    if cx.out.is_json() {
+        return Err(err!(Usage, "an original is no JSON").hint("Leave --json out."));
+    }
+    let original = original::reveal(
+        &cx.session,
+        &Revealing {
+            name: args.name.clone(),
+            path: args.path.clone(),
+            key: args.key.clone(),
+            backup: args.backup.clone(),
+            secrets_key: args.secrets_key.clone(),
+        },
+    )?;
+    cx.out.bytes(&original)?;
+    Ok(exit::SUCCESS)
+}
+
+fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let restored = original::restore(
+        &cx.session,
+        &Restoring {
+            name: args.name.clone(),
+            backup: args.backup.clone(),
+            to: args.to.clone(),
+            is_privileged: args.privileged,
+            is_redacted: args.redacted,
+            secrets_key: args.secrets_key.clone(),
+        },
+    )?;
+    let extracted = &restored.extracted;
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "backup": restored.id,
+            "name": args.name,
+            "to": args.to,
+            "entry_count": extracted.entries,
+            "original_count": restored.originals,
+            "redacted": args.redacted,
+            "incomplete_count": restored.incomplete_count,
+            "left_out": left_out_as_json(&extracted.left_out),
+            "duration_ms": u64::try_from(restored.took.as_millis()).unwrap_or(u64::MAX),
+        }))?;
+    } else {
+        let originals = match args.redacted {
+            true => "without secrets".to_owned(),
+            false => format!("{} with secrets", restored.originals),
+        };
+        cx.out.report(&format!(
+            "backup {} of \"{}\" restored to \"{}\": {} entries, {originals}, in {}",
+            restored.id,
+            args.name,
+            args.to.display(),
+            extracted.entries,
+            human::duration(restored.took)
+        ))?;
+        tell(cx, &extracted.left_out);
+        if restored.incomplete_count > 0 {
+            let lacking = human::count(restored.incomplete_count, "thing");
+            cx.out.warn(&format!(
+                "the backup lacks {lacking} that could not be read"
+            ));
+        }
+    }
+    Ok(status(
+        extracted.left_out.total() + restored.incomplete_count,
+    ))
+}
+
+fn scan(args: &ScanArgs, cx: &Context) -> Result<u8> {
+    let scanned = scan::run(&cx.session, args.set.as_deref(), &args.paths)?;
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "file_count": scanned.files,
+            "findings": scanned.findings,
+            "left_out": left_out_as_json(&scanned.left_out),
+        }))?;
+    } else {
+        for one in &scanned.findings {
+            let open = if one.world_readable {
+                ", open to all"
+            } else {
+                ""
+            };
+            let key = match one.key.is_empty() {
+                true => "-",
+                false => &one.key,
+            };
+            cx.out.line(&format!(
+                "{}:{}: {key} ({}, mode {}{open})",
+                one.path, one.line, one.rule, one.mode
+            ))?;
+        }
+        tell(cx, &scanned.left_out);
+    }
+    Ok(status(
+        scanned.findings.len() as u64 + scanned.left_out.total(),
+    ))
+}
+
+fn recipients(args: &RecipientsArgs, cx: &Context) -> Result<u8> {
+    let asked = recipients::Asked {
+        add: args.add.clone(),
+        withdraw: args.withdraw.clone(),
+        keys: args.secrets_key.clone(),
+    };
+    let answers = recipients::run(&cx.session, &asked)?;
+    if cx.out.is_json() {
+        cx.out.json(&json!({ "repositories": answers }))?;
+        return Ok(exit::SUCCESS);
+    }
+    for one in &answers {
+        cx.out.line(&format!(
+            "Originals in {} are read by: {} (secrets pair {})",
+            one.name,
+            one.recipients.join(", "),
+            one.secrets_pair
+        ))?;
+    }
+    Ok(exit::SUCCESS)
+}

@@ -1,0 +1,246 @@
+//! Configuration files: backed up, shown without their secrets, compared, and given back to those who hold the key.
+
+pub mod backup;
+pub mod original;
+pub mod recipients;
+pub mod redacted;
+pub mod scan;
+
+use std::path::PathBuf;
+
+use super::server::Server;
+use super::session::Session;
+use crate::backup::configuration::collect::Wanted;
+use crate::backup::configuration::paths::{self, Said};
+use crate::backup::configuration::{NAME, Pair, Sealing};
+use crate::config::{self, ConfigSet, DEFAULT_PATHS, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::repo::catalog::{Catalog, Reading};
+use crate::repo::event;
+use crate::repo::id::BackupId;
+use crate::repo::keyring::{WriterFile, forbid_core_dumps, system_random};
+use crate::repo::repository::Repository;
+use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::scope::Scope;
+use crate::secrets::Overrides;
+
+/// A backup that is read.
+struct Stored {
+    repository: Repository,
+    /// The repository as configured.
+    configured: config::Repository,
+    scope: Scope,
+    id: BackupId,
+    planned: TimestampTz,
+}
+
+/// Returns the section of the configuration for a name.
+///
+/// # Errors
+/// `Config` when there is none, with the lines to add.
+fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s ConfigSet> {
+    let found = settings.config.iter().find(|set| set.name == name);
+    found.ok_or_else(|| {
+        err!(Config, "no set of configuration \"{name}\" is configured").hint(format!(
+            "Nothing was stored. Add to the configuration file: [config.{name}] and below it paths = [\"default\"]"
+        ))
+    })
+}
+
+/// The files of a set on this host.
+fn wanted<'s>(session: &Session, settings: &'s Settings, set: &'s ConfigSet) -> Result<Wanted<'s>> {
+    let mut wanted = Wanted {
+        required: Vec::new(),
+        optional: Vec::new(),
+        exclude: &set.exclude,
+        overrides: overrides(set),
+        forbidden: Some(forbidden(settings)),
+    };
+    for path in &set.paths {
+        match path == DEFAULT_PATHS {
+            true => wanted.optional.extend(defaults(session, settings, set)?),
+            false => wanted.required.extend(paths::expand(path)),
+        }
+    }
+    Ok(wanted)
+}
+
+fn overrides(set: &ConfigSet) -> Overrides {
+    Overrides {
+        secret: set.secret.clone(),
+        plain: set.plain.clone(),
+    }
+}
+
+/// Files that open a repository.
+fn forbidden(settings: &Settings) -> Vec<PathBuf> {
+    let keys = settings
+        .repositories
+        .iter()
+        .filter_map(|r| r.encryption.as_ref());
+    keys.flat_map(|e| [&e.key_file, &e.passphrase_file, &e.secrets_key])
+        .flatten()
+        .cloned()
+        .collect()
+}
+
+/// PostgreSQL's configuration, pitr's own, crontabs and units.
+fn defaults(session: &Session, settings: &Settings, set: &ConfigSet) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = paths::of_host().collect();
+    found.extend(settings.path.clone());
+    let named = set.cluster.as_deref();
+    let mut clusters = settings.clusters.iter();
+    let cluster = match named {
+        Some(name) => Some(clusters.find(|c| c.name.as_str() == name).ok_or_else(|| {
+            err!(
+                Config,
+                "[config.{}] names cluster \"{name}\", which is not configured",
+                set.name
+            )
+            .hint(format!(
+                "Nothing was stored. Add [clusters.{name}] with its pgdata."
+            ))
+        })?),
+        None if settings.clusters.len() > 1 => {
+            return Err(err!(
+                Config,
+                "several clusters are configured, and [config.{}] names none",
+                set.name
+            )
+            .hint("Nothing was stored. Add cluster = \"NAME\"."));
+        }
+        None => clusters.next(),
+    };
+    let Some(cluster) = cluster else {
+        return Ok(found);
+    };
+    let conninfo = cluster.conninfo.as_ref().map(config::Secret::expose);
+    let said = conninfo.map_or(Ok(None), said).unwrap_or_else(|e| {
+        session.note(&format!("the server does not say where its configuration is, so its data directory is asked: {e}"));
+        None
+    });
+    match &cluster.pgdata {
+        Some(pgdata) => found.extend(paths::of_server(pgdata, &said.unwrap_or_default())?),
+        None => session.warn(&format!(
+            "cluster \"{}\" has no pgdata in the configuration, so its files are not backed up",
+            cluster.name
+        )),
+    }
+    Ok(found)
+}
+
+/// The server's word on its files.
+fn said(conninfo: &str) -> Result<Option<Said>> {
+    let mut server = Server::connect(conninfo)?;
+    let rows = server.query("select current_setting('config_file'), current_setting('hba_file'), current_setting('ident_file')")?;
+    let path = |column| -> Result<Option<PathBuf>> { Ok(rows.text(0, column)?.map(PathBuf::from)) };
+    Ok(Some(Said {
+        config_file: path(0)?,
+        others: [path(1)?, path(2)?].into_iter().flatten().collect(),
+    }))
+}
+
+/// The way in which originals are kept in a repository.
+fn sealing(
+    configured: &config::Repository,
+    is_encrypted: bool,
+    allow_plain: bool,
+) -> Result<Sealing> {
+    let file = configured
+        .encryption
+        .as_ref()
+        .and_then(|e| e.secrets.as_ref());
+    let repository = &configured.name;
+    if let Some(path) = file {
+        let (public, mac) = WriterFile::read_secrets(path)?.keys(path)?;
+        return Ok(Sealing::Pair(Box::new(Pair {
+            public,
+            mac,
+            random: system_random,
+        })));
+    }
+    Ok(match (is_encrypted, allow_plain) {
+        (true, _) => Sealing::Refused(format!(
+            "Make a secrets pair with pitr repo keygen --secrets --dir DIR --recipient NAME --recipient escrow, and name it: secrets = \"DIR/secrets.key\" in [repositories.{repository}.encryption]."
+        )),
+        (false, true) => Sealing::Unsealed,
+        (false, false) => Sealing::Refused(format!(
+            "Repository \"{repository}\" is not encrypted: store secrets in one that is, or add --allow-plain-secrets."
+        )),
+    })
+}
+
+/// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it.
+fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stored> {
+    forbid_core_dumps()?;
+    let scope = Scope::aux(NAME, name)?;
+    let planned = session.host.now();
+    let mut first_error: Option<Error> = None;
+    for configured in &session.settings_with_repositories()?.repositories {
+        let found = session.open(configured).and_then(|repository| {
+            Ok(choose(&repository, &scope, wanted)?.map(|id| (repository, id)))
+        });
+        match found {
+            Ok(Some((repository, id))) => {
+                return Ok(Stored {
+                    repository,
+                    configured: configured.clone(),
+                    scope,
+                    id,
+                    planned,
+                });
+            }
+            Ok(None) => {}
+            Err(e) => {
+                session.warn(&format!("repository \"{}\": {e}", configured.name));
+                first_error.get_or_insert(e);
+            }
+        }
+    }
+    Err(first_error.unwrap_or_else(|| {
+        match wanted {
+            Some(id) => err!(NotFound, "configuration \"{name}\" has no backup \"{id}\""),
+            None => err!(NotFound, "configuration \"{name}\" has no undamaged backup"),
+        }
+        .hint(format!(
+            "pitr info shows what there is. Take one with pitr config backup {name}"
+        ))
+    }))
+}
+
+fn choose(
+    repository: &Repository,
+    scope: &Scope,
+    wanted: Option<&BackupId>,
+) -> Result<Option<BackupId>> {
+    let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
+    if let Some(wanted) = wanted {
+        let found = catalog.committed().find(|(id, ..)| *id == wanted);
+        return Ok(found.map(|(id, ..)| id.clone()));
+    }
+    let whole = catalog.committed().filter(|(_, subject, _)| {
+        event::damage(&subject.events).is_empty()
+            && event::standing(&subject.events, "expire", "unexpire").is_empty()
+    });
+    let newest = whole.max_by_key(|(id, subject, backup)| (backup.end(subject.stored), *id));
+    Ok(newest.map(|(id, ..)| id.clone()))
+}
+
+/// A path as operators write it, as a backup has it.
+fn stored_path(path: &str) -> Vec<u8> {
+    path.trim_matches('/').as_bytes().to_vec()
+}
+
+fn shown_path(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path))
+}
+
+/// The identity of this host's configuration: the configured one, else that of the machine.
+fn identity(set: &ConfigSet) -> Result<String> {
+    if let Some(own) = &set.identity {
+        return Ok(own.clone());
+    }
+    super::files_source::machine_id("config", &set.name)
+}

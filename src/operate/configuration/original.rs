@@ -1,0 +1,277 @@
+//! The second door: originals with their secrets, for the holders of a secrets pair.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use zeroize::Zeroizing;
+
+use super::recipients;
+use super::redacted::{content, originals, with};
+use super::{Stored, configured, find, overrides, shown_path, stored_path};
+use crate::backup::configuration::{SEALED, UNSEALED, envelope_key};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::operate::session::Session;
+use crate::repo::id::BackupId;
+use crate::restore::content::{Open, check_empty};
+use crate::seal::{Contents, envelope};
+use crate::secrets::{Overrides, recognise};
+use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::layer::Metadata;
+use crate::store::Store;
+use crate::tree::beneath;
+use crate::tree::extract::{Extracted, Permit, extract_filled};
+
+/// The holder of a secrets pair's key.
+struct Door<'d> {
+    store: &'d dyn Store,
+    scope: String,
+    /// Key files that may open the pair.
+    keys: Vec<PathBuf>,
+    opened: Option<Contents>,
+}
+
+impl<'d> Door<'d> {
+    fn new(stored: &'d Stored, key: Option<&PathBuf>) -> Door<'d> {
+        let configured = stored.configured.encryption.as_ref();
+        let configured = configured.and_then(|e| e.secrets_key.clone());
+        Door {
+            store: stored.repository.store(),
+            scope: stored.scope.prefix(),
+            keys: key.cloned().or(configured).into_iter().collect(),
+            opened: None,
+        }
+    }
+
+    /// Opens an envelope.
+    fn open(&mut self, sealed: &[u8], path: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+        let pair = envelope::sealed_to(sealed)?;
+        if self
+            .opened
+            .as_ref()
+            .is_none_or(|opened| opened.mac.id() != pair)
+        {
+            let key = self.keys.first().ok_or_else(|| {
+                err!(Key, "\"{}\" has secrets, and no key of the secrets pair is given", shown_path(path))
+                    .hint("Nothing of it was shown. Add --secrets-key FILE, the key file of a recipient of the pair. Without it there are pitr config show, and restore --redacted.")
+            })?;
+            let (_, contents) = recipients::open(self.store, pair, key)?;
+            self.opened = Some(contents);
+        }
+        let opened = self
+            .opened
+            .as_ref()
+            .ok_or_else(|| err!(Internal, "no pair was opened"))?;
+        envelope::open(sealed, &envelope_key(&self.scope, path), opened)
+            .map_err(|e| e.context(format!("open \"{}\"", shown_path(path))))
+    }
+
+    /// The original of a file: in an envelope, as it is, or the file itself where it has no secret.
+    fn original(&mut self, open: &Open<'_>, path: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        let [sealed, unsealed] = originals(path)?;
+        if let Some(sealed) = content(open, &sealed)? {
+            return self.open(&sealed, path).map(Some);
+        }
+        match content(open, &unsealed)? {
+            Some(original) => Ok(Some(original)),
+            None => content(open, &FileKey::from_path(path, Naming::Tree)?),
+        }
+    }
+}
+
+/// A secret that is asked for.
+#[derive(Debug, Clone)]
+pub struct Revealing {
+    /// Name of the set.
+    pub name: String,
+    /// The file.
+    pub path: String,
+    /// One key of it; else the whole file.
+    pub key: Option<String>,
+    /// Which backup; else the newest.
+    pub backup: Option<BackupId>,
+    /// The key file of a recipient of the secrets pair; else the configured one.
+    pub secrets_key: Option<PathBuf>,
+}
+
+/// Returns an original, or the values of one of its keys, one to a line.
+///
+/// # Errors
+/// `Key` without a key that opens it; `NotFound` for a file or key that is not there; `Damaged`; what the store says.
+pub fn reveal(session: &Session, asked: &Revealing) -> Result<Zeroizing<Vec<u8>>> {
+    let stored = find(session, &asked.name, asked.backup.as_ref())?;
+    let mut door = Door::new(&stored, asked.secrets_key.as_ref());
+    let path = stored_path(&asked.path);
+    let original = with(session, &stored, |open| door.original(&open, &path))?;
+    let original = original.ok_or_else(|| {
+        err!(
+            NotFound,
+            "backup \"{}\" has no file \"{}\"",
+            stored.id,
+            asked.path
+        )
+    })?;
+    let Some(key) = &asked.key else {
+        return Ok(original);
+    };
+    let settings = session.settings()?;
+    let overrides = match configured(&settings, &asked.name) {
+        Ok(set) => overrides(set),
+        // A host that only restores need not know the set.
+        Err(_) => Overrides::default(),
+    };
+    let mut values = Zeroizing::new(Vec::with_capacity(original.len() + 1));
+    for one in recognise(&asked.path, &original, &overrides) {
+        if one.key == *key {
+            values.extend_from_slice(original.get(one.span).unwrap_or_default());
+            values.push(b'\n');
+        }
+    }
+    match values.is_empty() {
+        true => Err(
+            err!(NotFound, "\"{}\" has no secret under this key", asked.path)
+                .hint("pitr config show prints the file without its secrets."),
+        ),
+        false => Ok(values),
+    }
+}
+
+/// A restore that is asked for.
+#[derive(Debug, Clone)]
+pub struct Restoring {
+    /// Name of the set.
+    pub name: String,
+    /// Which backup; else the newest.
+    pub backup: Option<BackupId>,
+    /// The directory: it is empty, or does not exist.
+    pub to: PathBuf,
+    /// Owners and all extended attributes are made, too.
+    pub is_privileged: bool,
+    /// Files keep their marks in place of secrets.
+    pub is_redacted: bool,
+    /// The key file of a recipient of the secrets pair; else the configured one.
+    pub secrets_key: Option<PathBuf>,
+}
+
+/// A restore that was made.
+pub struct Restored {
+    /// The backup.
+    pub id: BackupId,
+    /// Entries that it lacks, because they could not be read.
+    pub incomplete_count: u64,
+    /// Files that got their originals.
+    pub originals: u64,
+    /// The result of the extraction.
+    pub extracted: Extracted,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Restores a backup into an empty directory, which is made where it does not exist.
+///
+/// # Errors
+/// `Key` without a key that opens originals; `Refused` when the directory is not empty; those of [`extract_filled`] and of the store.
+pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
+    let started = Instant::now();
+    let stored = find(session, &asked.name, asked.backup.as_ref())?;
+    let mut door = Door::new(&stored, asked.secrets_key.as_ref());
+    with(session, &stored, |open| {
+        let files = match asked.is_redacted {
+            true => Vec::new(),
+            false => sealed_files(&open)?,
+        };
+        if !asked.is_redacted && open.member["sealed_count"].as_u64() != Some(files.len() as u64) {
+            return Err(err!(
+                Damaged,
+                "backup \"{}\" has {} originals, and says otherwise",
+                stored.id,
+                files.len()
+            ));
+        }
+        // A key that opens nothing is noticed before anything is written.
+        if let Some(first) = files.first() {
+            door.original(&open, first)?;
+        }
+        make_directory(&asked.to)?;
+        check_empty(&asked.to)?;
+        session.host.progress.phase("restore", None);
+        let permit = match asked.is_privileged {
+            true => Permit::ALL,
+            false => Permit::default(),
+        };
+        let Open {
+            root,
+            member,
+            snapshot,
+            tick,
+        } = open;
+        let extracted = extract_filled(
+            (snapshot, None),
+            &asked.to,
+            permit,
+            1,
+            (&session.host, &mut *tick),
+            &mut |target| {
+                let mut stay = || session.host.check_stop();
+                let open = Open {
+                    root,
+                    member,
+                    snapshot,
+                    tick: &mut stay,
+                };
+                for path in &files {
+                    let original = door.original(&open, path)?;
+                    let original = original.ok_or_else(|| err!(Damaged, "an original is gone"))?;
+                    let flags = OFlags::WRONLY | OFlags::TRUNC;
+                    let written = beneath::open(target, path, flags, Mode::empty())
+                        .map_err(std::io::Error::from)
+                        .and_then(|file| File::from(file).write_all(&original));
+                    written.map_err(|e| {
+                        Error::from_io(format!("write \"{}\"", shown_path(path)), e)
+                            .with_code(Code::TargetWrite)
+                    })?;
+                }
+                Ok(())
+            },
+        )?;
+        Ok(Restored {
+            id: stored.id.clone(),
+            incomplete_count: root.content.incomplete_count,
+            originals: files.len() as u64,
+            extracted,
+            took: started.elapsed(),
+        })
+    })
+}
+
+/// The paths of files whose originals are kept apart.
+fn sealed_files(open: &Open<'_>) -> Result<Vec<Vec<u8>>> {
+    let mut files = Vec::new();
+    for item in open.snapshot.items() {
+        let item = item?;
+        if !item.key.is_attachment() || !matches!(item.metadata, Metadata::Node(_)) {
+            continue;
+        }
+        let path = [SEALED, UNSEALED]
+            .iter()
+            .find_map(|prefix| item.path.strip_prefix(prefix.as_bytes()));
+        if let Some(path) = path {
+            files.push(path.to_vec());
+        }
+    }
+    Ok(files)
+}
+
+fn make_directory(to: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(0o700).create(to) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            let doing = format!("create directory \"{}\"", to.display());
+            Err(Error::from_io(doing, e).with_code(Code::TargetWrite))
+        }
+        _ => Ok(()),
+    }
+}

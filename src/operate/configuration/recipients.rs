@@ -1,0 +1,235 @@
+//! The recipients of a secrets pair: who may read originals.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::operate::keys::to_public;
+use crate::operate::session::Session;
+use crate::repo::json;
+use crate::repo::keyring::{ReaderFile, WriterFile, forbid_core_dumps};
+use crate::repo::repository::Repository;
+use crate::repo::scope;
+use crate::seal::{Access, Contents, KeySetId, Recipient, is_recipient_name};
+use crate::store::{Published, Store};
+
+/// The kind in the JSON of a recipient.
+const KIND: &str = "secrets_recipient";
+/// So many recipients besides the withdrawn ones must be proven.
+const PROVEN_MIN: usize = 2;
+
+/// The operator's request.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// The .pub files of recipients who get access.
+    pub add: Vec<PathBuf>,
+    /// Recipients whose access is withdrawn.
+    pub withdraw: Vec<String>,
+    /// Key files of recipients who keep access; the first opens the pair.
+    pub keys: Vec<PathBuf>,
+}
+
+/// A repository, and who reads originals in it.
+#[derive(Debug, Serialize)]
+pub struct Readers {
+    /// The repository.
+    pub name: String,
+    /// The pair.
+    pub secrets_pair: String,
+    /// Its recipients.
+    pub recipients: Vec<String>,
+}
+
+/// Returns what a repository keeps for a recipient of a pair.
+fn stored(store: &dyn Store, pair: KeySetId, name: &str) -> Result<Option<Recipient>> {
+    let key = scope::secrets_recipient(&pair.to_string(), name)?;
+    let read: Option<Recipient> = json::read(store, &key, KIND, json::LIMIT_BYTES)?;
+    match read {
+        Some(r) if r.recipient != name || r.key_set != pair.to_string() => {
+            Err(err!(Damaged, "object \"{key}\" is of another recipient"))
+        }
+        other => Ok(other),
+    }
+}
+
+fn names(store: &dyn Store, pair: KeySetId) -> Result<Vec<String>> {
+    let listed = store.list(&scope::secrets_recipients(&pair.to_string()))?;
+    let mut names: Vec<String> = listed
+        .into_iter()
+        .filter(|l| !l.is_prefix && is_recipient_name(&l.name))
+        .map(|l| l.name)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn give(store: &dyn Store, pair: KeySetId, recipient: &Recipient) -> Result<()> {
+    let name = &recipient.recipient;
+    let key = scope::secrets_recipient(&pair.to_string(), name)?;
+    if json::write(store, &key, KIND, recipient)? == Published::Created {
+        return Ok(());
+    }
+    match stored(store, pair, name)? {
+        // The wrapped bytes differ each time; the keys in them do not.
+        Some(stored) if stored.public_key == recipient.public_key => Ok(()),
+        _ => Err(err!(
+            Refused,
+            "recipient \"{name}\" has keys in \"{}\" already",
+            store.location()
+        )
+        .hint("Nothing was changed. Choose another name.")),
+    }
+}
+
+/// Stores what the recipients of the host's file open, where the repository has none of the pair yet.
+pub(super) fn ensure(configured: &config::Repository, repository: &Repository) -> Result<()> {
+    let Some(path) = configured
+        .encryption
+        .as_ref()
+        .and_then(|e| e.secrets.as_ref())
+    else {
+        return Ok(());
+    };
+    let file = WriterFile::read_secrets(path)?;
+    let (_, mac) = file.keys(path)?;
+    let store = repository.store();
+    if !names(store, mac.id())?.is_empty() {
+        return Ok(());
+    }
+    if file.recipients().is_empty() {
+        return Err(err!(
+            Key,
+            "\"{}\" has no recipient: nobody could read what is sealed",
+            path.display()
+        ));
+    }
+    file.recipients()
+        .iter()
+        .try_for_each(|recipient| give(store, mac.id(), recipient))
+}
+
+/// Opens a pair with the key file of one of its recipients.
+pub(super) fn open(store: &dyn Store, pair: KeySetId, path: &Path) -> Result<(String, Contents)> {
+    forbid_core_dumps()?;
+    let file = ReaderFile::read(path)?;
+    let name = &file.recipient;
+    let recipient = stored(store, pair, name)?.ok_or_else(|| {
+        err!(Key, "\"{}\" has no keys of secrets pair {pair} for recipient \"{name}\"", store.location())
+            .hint("Nothing was read. Its access was withdrawn, or was never given: somebody who has access gives it with pitr config recipients --add FILE.pub.")
+    })?;
+    let contents = recipient.open(&Access::Key(&file.private(path)?))?;
+    match contents.mac.id() == pair {
+        true => Ok((name.clone(), contents)),
+        false => Err(err!(
+            Damaged,
+            "recipient \"{name}\" opens another pair than {pair}"
+        )),
+    }
+}
+
+/// Changes the recipients in each repository that has a secrets pair, and returns them.
+///
+/// # Errors
+/// `Config` without a pair; `Key` without a key that opens it; `Refused` when too few recipients would be proven.
+pub fn run(session: &Session, asked: &Asked) -> Result<Vec<Readers>> {
+    forbid_core_dumps()?;
+    let settings = session.settings_with_repositories()?;
+    let mut all = Vec::new();
+    for configured in &settings.repositories {
+        let encryption = configured.encryption.as_ref();
+        let Some(path) = encryption.and_then(|e| e.secrets.as_ref()) else {
+            continue;
+        };
+        let (_, mac) = WriterFile::read_secrets(path)?.keys(path)?;
+        let mut keys: Vec<PathBuf> = encryption
+            .and_then(|e| e.secrets_key.clone())
+            .into_iter()
+            .collect();
+        keys.extend(asked.keys.iter().cloned());
+        let repository = session.open(configured)?;
+        ensure(configured, &repository)?;
+        let changed = change(asked, &repository, mac.id(), &keys);
+        all.push(Readers {
+            name: configured.name.clone(),
+            secrets_pair: mac.id().to_string(),
+            recipients: changed
+                .map_err(|e| e.context(format!("repository \"{}\"", configured.name)))?,
+        });
+    }
+    match all.is_empty() {
+        true => Err(err!(Config, "no repository has a secrets pair")
+            .hint("Make one with pitr repo keygen --secrets, and name it: secrets = \"…/secrets.key\" in [repositories.NAME.encryption].")),
+        false => Ok(all),
+    }
+}
+
+/// Gives first, takes last.
+fn change(
+    asked: &Asked,
+    repository: &Repository,
+    pair: KeySetId,
+    keys: &[PathBuf],
+) -> Result<Vec<String>> {
+    let store = repository.store();
+    if asked.add.is_empty() && asked.withdraw.is_empty() {
+        return names(store, pair);
+    }
+    let mut proven: Vec<(String, Contents)> = Vec::new();
+    for path in keys {
+        let one = open(store, pair, path)?;
+        proven.retain(|(name, _)| *name != one.0);
+        proven.push(one);
+    }
+    let Some((_, contents)) = proven.first() else {
+        return Err(err!(Key, "no key that opens the secrets pair is given").hint(
+            "Nothing was changed. Whoever gives or takes access must have it: add --secrets-key FILE.",
+        ));
+    };
+    for path in &asked.add {
+        give(store, pair, &to_public(contents, path)?)?;
+    }
+    withdraw(asked, store, pair, &proven)?;
+    names(store, pair)
+}
+
+fn withdraw(
+    asked: &Asked,
+    store: &dyn Store,
+    pair: KeySetId,
+    proven: &[(String, Contents)],
+) -> Result<()> {
+    if asked.withdraw.is_empty() {
+        return Ok(());
+    }
+    let there = names(store, pair)?;
+    if let Some(unknown) = asked.withdraw.iter().find(|name| !there.contains(name)) {
+        return Err(
+            err!(NotFound, "there is no recipient \"{unknown}\"").hint(format!(
+                "Nothing was withdrawn. Recipients: {}",
+                there.join(", ")
+            )),
+        );
+    }
+    let staying = proven
+        .iter()
+        .filter(|(name, _)| !asked.withdraw.contains(name))
+        .count();
+    if staying < PROVEN_MIN {
+        return Err(too_few(staying));
+    }
+    for name in &asked.withdraw {
+        store.delete(&scope::secrets_recipient(&pair.to_string(), name)?)?;
+    }
+    Ok(())
+}
+
+fn too_few(staying: usize) -> Error {
+    err!(
+        Refused,
+        "{PROVEN_MIN} recipients who keep access must be proven, and {staying} are"
+    )
+    .hint("Nothing was withdrawn. Show their key files with --secrets-key FILE, once for each.")
+}

@@ -1,0 +1,62 @@
+//! The format of a file, by its name and by how it begins.
+
+/// A format that has a scanner of its own, or rules of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Assignments for a shell or a container.
+    Env,
+    /// JSON, also with comments.
+    Json,
+    /// YAML.
+    Yaml,
+    /// `host:port:database:user:password`.
+    Pgpass,
+    /// `"user" "password"`.
+    Userlist,
+    /// Redis' configuration and its users.
+    Redis,
+    /// Names and values with white space between them.
+    Spaced,
+    /// Logins of programs: words with white space between them.
+    Netrc,
+    /// Anything else.
+    Other,
+}
+
+impl Format {
+    pub(super) fn of(name: &str, text: &str) -> Format {
+        let base = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+        let ends = |ends: &[&str]| ends.iter().any(|end| base.ends_with(end));
+        let begin = text.trim_start_matches('\u{feff}').trim_start();
+        let has_line = |wanted: &str| text.lines().take(50).any(|l| l.starts_with(wanted));
+        if base == ".env" || base.starts_with(".env.") || ends(&[".env"]) || base == "environment" {
+            Format::Env
+        } else if base.contains("pgpass") {
+            Format::Pgpass
+        } else if base == "userlist.txt" {
+            Format::Userlist
+        } else if ends(&["netrc"]) || base == "_netrc" {
+            Format::Netrc
+        } else if ends(&[".json", ".jsonc", ".json5", ".tfstate"])
+            || (begin.starts_with('{') && begin.contains('"'))
+        {
+            Format::Json
+        } else if ends(&[".yml", ".yaml"])
+            || base == "kubeconfig"
+            || begin.starts_with("---\n")
+            || has_line("apiVersion:")
+        {
+            Format::Yaml
+        } else if ends(&["users.acl"])
+            || ["redis", "valkey", "sentinel"]
+                .iter()
+                .any(|r| base.contains(r))
+        {
+            Format::Redis
+        } else if ends(&[".conf", ".cfg", ".cnf", ".acl", "_config", "rc", ".vcl"]) {
+            Format::Spaced
+        } else {
+            Format::Other
+        }
+    }
+}

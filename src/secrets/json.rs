@@ -1,0 +1,143 @@
+//! JSON, also with comments and commas too many: strings and numbers with their keys.
+
+use std::ops::Range;
+
+use super::Finds;
+use super::names::Verdict;
+
+/// Deeper levels have the key of this one.
+const DEPTH: usize = 200;
+/// Keys of which the one above tells more.
+const GENERIC: &[&str] = &[
+    "value",
+    "data",
+    "default",
+    "content",
+    "current",
+    "plain",
+    "plaintext",
+    "stringvalue",
+    "raw",
+];
+
+/// Whether a key tells nothing by itself.
+pub(super) fn is_generic(key: &str) -> bool {
+    GENERIC.iter().any(|g| key.eq_ignore_ascii_case(g))
+}
+
+#[derive(Default)]
+struct Level<'t> {
+    is_array: bool,
+    /// The key of the value that comes next.
+    key: &'t str,
+    /// The text of a sibling "name" or "key".
+    name: &'t str,
+}
+
+/// Adds the values of secret keys.
+pub(super) fn scan(finds: &mut Finds<'_>) {
+    let text = finds.text;
+    let bytes = text.as_bytes();
+    let mut levels: Vec<Level<'_>> = vec![Level::default()];
+    // Levels that were not kept.
+    let mut more = 0_usize;
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => {
+                match levels.len() < DEPTH {
+                    true => levels.push(Level {
+                        is_array: *byte == b'[',
+                        ..Level::default()
+                    }),
+                    false => more += 1,
+                }
+                at += 1;
+            }
+            b'}' | b']' => {
+                match more {
+                    0 if levels.len() > 1 => {
+                        levels.pop();
+                    }
+                    0 => {}
+                    _ => more -= 1,
+                }
+                at += 1;
+            }
+            b'"' => {
+                let end = string_end(bytes, at + 1);
+                let content = text.get(at + 1..end).unwrap_or_default();
+                let after = skip_spaces(bytes, end + 1);
+                let is_key = bytes.get(after) == Some(&b':');
+                if is_key && let Some(level) = levels.last_mut() {
+                    level.key = content;
+                    at = after + 1;
+                    continue;
+                }
+                value(finds, &mut levels, at + 1..end);
+                at = end + 1;
+            }
+            b'/' if bytes.get(at + 1) == Some(&b'/') => at = line_end(bytes, at),
+            b' ' | b'\t' | b'\n' | b'\r' | b',' | b':' => at += 1,
+            _ => {
+                let rest = bytes.get(at..).unwrap_or_default();
+                let length = rest
+                    .iter()
+                    .take_while(|b| !b" \t\r\n,:{}[]\"".contains(b))
+                    .count()
+                    .max(1);
+                value(finds, &mut levels, at..at + length);
+                at += length;
+            }
+        }
+    }
+}
+
+fn skip_spaces(bytes: &[u8], at: usize) -> usize {
+    let rest = bytes.get(at..).unwrap_or_default();
+    at + rest.iter().take_while(|b| b.is_ascii_whitespace()).count()
+}
+
+fn line_end(bytes: &[u8], at: usize) -> usize {
+    let rest = bytes.get(at..).unwrap_or_default();
+    at + rest.iter().take_while(|b| **b != b'\n').count()
+}
+
+/// The closing quote, or the end of the text.
+fn string_end(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+fn value<'t>(finds: &mut Finds<'t>, levels: &mut [Level<'t>], span: Range<usize>) {
+    let text = finds.text.get(span.clone()).unwrap_or_default();
+    // An array's elements belong to the key above it.
+    let own = levels.iter().rev().find(|level| !level.is_array);
+    let (own_key, own_name) = own.map_or(("", ""), |level| (level.key, level.name));
+    let above = levels
+        .iter()
+        .rev()
+        .filter(|level| !level.is_array)
+        .nth(1)
+        .map_or("", |level| level.key);
+    if let Some(level) = levels.last_mut().filter(|level| !level.is_array)
+        && ["name", "key"]
+            .iter()
+            .any(|k| level.key.eq_ignore_ascii_case(k))
+    {
+        level.name = text;
+    }
+    let (own_verdict, _) = finds.overrides.judge(own_key);
+    let key = match own_verdict {
+        Verdict::Unknown if is_generic(own_key) && !own_name.is_empty() => own_name,
+        Verdict::Unknown if is_generic(own_key) => above,
+        _ => own_key,
+    };
+    finds.judge(key, span);
+}

@@ -1,0 +1,234 @@
+//! Secrets in the text of configuration files: where they stand, and what a file looks like without them.
+//!
+//! Each format has a scanner of its own, and three scanners read every text: assignments in a line, PEM blocks, and tokens by shape and
+//! entropy. A value that any of them takes for a secret is one. The work is linear in the length of the text, and no text makes a scanner panic.
+
+mod assignments;
+mod format;
+mod json;
+mod lines;
+mod names;
+mod pem;
+mod redact;
+mod repeated;
+mod tokens;
+mod values;
+mod yaml;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+pub use names::matches;
+pub use redact::redact;
+pub use repeated::Values;
+
+use format::Format;
+use names::Verdict;
+
+/// A larger file is a secret as a whole.
+pub const TEXT_LIMIT_BYTES: usize = 4 << 20;
+
+/// The reason for which something is taken for a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// The configuration names the key.
+    Configured,
+    /// The name of the key.
+    Key,
+    /// The format has a secret in this place.
+    Place,
+    /// A private key.
+    Pem,
+    /// A URL with a password.
+    Url,
+    /// The shape of the value.
+    Shape,
+    /// The value is random.
+    Entropy,
+    /// A line that cannot be understood.
+    Line,
+    /// A file that is no text, or too long.
+    File,
+    /// The value is a secret elsewhere.
+    Repeated,
+}
+
+impl Rule {
+    /// Its name in output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::Configured => "configured",
+            Rule::Key => "key",
+            Rule::Place => "place",
+            Rule::Pem => "pem",
+            Rule::Url => "url",
+            Rule::Shape => "shape",
+            Rule::Entropy => "entropy",
+            Rule::Line => "line",
+            Rule::File => "file",
+            Rule::Repeated => "repeated",
+        }
+    }
+}
+
+/// A secret in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The bytes of the value.
+    pub span: Range<usize>,
+    /// The key that it is the value of; empty where there is none.
+    pub key: String,
+    /// Why it is taken for one.
+    pub rule: Rule,
+}
+
+/// Keys that the configuration judges itself, by patterns in which `*` stands for anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Keys whose values are secrets.
+    pub secret: Vec<String>,
+    /// Keys whose values are none.
+    pub plain: Vec<String>,
+}
+
+impl Overrides {
+    fn judge(&self, key: &str) -> (Verdict, Rule) {
+        let fits = |patterns: &[String]| patterns.iter().any(|p| names::fits(p, key));
+        match (fits(&self.secret), fits(&self.plain)) {
+            (true, _) => (Verdict::Password, Rule::Configured),
+            (_, true) => (Verdict::Plain, Rule::Key),
+            _ => (names::judge(key), Rule::Key),
+        }
+    }
+
+    /// Whether the value of a key is a secret, and by which rule.
+    fn rule(&self, key: &str, value: &str) -> Option<Rule> {
+        let (verdict, rule) = self.judge(key);
+        values::is_secret(verdict, value).then_some(rule)
+    }
+
+    fn is_plain(&self, key: &str) -> bool {
+        self.judge(key).0 == Verdict::Plain
+    }
+}
+
+/// The secrets of one text, as its scanners find them.
+struct Finds<'t> {
+    text: &'t str,
+    overrides: &'t Overrides,
+    found: Vec<Found>,
+}
+
+impl Finds<'_> {
+    /// The text in a range; nothing where the range is none.
+    fn at(&self, span: Range<usize>) -> &str {
+        self.text.get(span).unwrap_or_default()
+    }
+
+    /// Adds a secret, without the white space around it.
+    fn add(&mut self, span: Range<usize>, key: &str, rule: Rule) {
+        let value = self.at(span.clone());
+        let start = span.start + (value.len() - value.trim_start().len());
+        let end = start + value.trim().len();
+        if end > start {
+            self.found.push(Found {
+                span: start..end,
+                key: key.to_owned(),
+                rule,
+            });
+        }
+    }
+
+    /// Adds the value of a key, if it is a secret.
+    fn judge(&mut self, key: &str, span: Range<usize>) -> bool {
+        match self.overrides.rule(key, self.at(span.clone())) {
+            Some(rule) => {
+                self.add(span, key, rule);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Finds the secrets of a file. They are in order and do not overlap.
+pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found> {
+    let whole = |rule| {
+        vec![Found {
+            span: 0..content.len(),
+            key: String::new(),
+            rule,
+        }]
+    };
+    if content.is_empty() {
+        return Vec::new();
+    }
+    let text = match std::str::from_utf8(content) {
+        Ok(text) if text.len() <= TEXT_LIMIT_BYTES && !text.contains('\0') => text,
+        _ => return whole(Rule::File),
+    };
+    let format = Format::of(name, text);
+    let mut finds = Finds {
+        text,
+        overrides,
+        found: Vec::new(),
+    };
+    pem::scan(&mut finds);
+    match format {
+        Format::Json => json::scan(&mut finds),
+        Format::Yaml => yaml::scan(&mut finds),
+        _ => {}
+    }
+    lines::scan(&mut finds, format);
+    assignments::scan(&mut finds, format);
+    tokens::scan(&mut finds);
+    without_secret_names(text, merged(finds.found))
+}
+
+/// Secrets that overlap become one, which has the key and the rule of the first.
+fn merged(mut found: Vec<Found>) -> Vec<Found> {
+    found.sort_by(|a, b| {
+        (a.span.start, std::cmp::Reverse(a.span.end), a.rule).cmp(&(
+            b.span.start,
+            std::cmp::Reverse(b.span.end),
+            b.rule,
+        ))
+    });
+    let mut merged: Vec<Found> = Vec::with_capacity(found.len());
+    for one in found {
+        match merged.last_mut() {
+            Some(last) if one.span.start < last.span.end => {
+                last.span.end = last.span.end.max(one.span.end);
+            }
+            _ => merged.push(one),
+        }
+    }
+    merged
+}
+
+/// The name of a key is shown, so that no secret may stand in for one.
+fn without_secret_names(text: &str, mut found: Vec<Found>) -> Vec<Found> {
+    let values: BTreeSet<&str> = found
+        .iter()
+        .filter_map(|one| text.get(one.span.clone()))
+        .collect();
+    for one in &mut found {
+        if values.contains(one.key.as_str()) {
+            one.key.clear();
+        }
+    }
+    found
+}
+
+/// Lines of a text with the offsets at which they begin, without their ends.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut at = 0;
+    text.split_inclusive('\n').map(move |line| {
+        let start = at;
+        at += line.len();
+        (start, line.trim_end_matches(['\n', '\r']))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! Names of keys: which of them say that their value is a secret, and which that it is none.
+
+/// The verdict that a key's name alone allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// The value is no secret, however random it looks.
+    Plain,
+    /// The name says nothing.
+    Unknown,
+    /// The value is a secret when it does not look like a setting.
+    Weak,
+    /// The value is a secret when it is not a path, a number or a switch.
+    Strong,
+    /// The value is a secret, whatever it looks like.
+    Password,
+}
+
+/// Words that make the value a password.
+const PASSWORDS: &str = "password passwords passwd passphrase passcode passwort pass pwd pw";
+/// Words that make the value a secret.
+const STRONG: &str = "secret secrets token tokens apikey credential credentials dsn psk bearer authorization webhook sas mnemonic totp otp masterauth authkey hmac \
+    sharedkey connectionstring connstr kek dek";
+/// Words that may do so.
+const WEAK: &str = "auth cookie salt seed signing signature sig pin encryption private jwt pepper session creds cred";
+/// A last word of these makes the value a setting about the secret, and not the secret.
+const ABOUT: &str = "file files path paths dir directory name names ttl timeout expiry expires expiration expire lifetime age length len size min max count limit \
+    enabled enable disabled disable required require policy policies type types method methods algorithm algorithms algo alg encryption mode \
+    endpoint host hosts port header headers field prefix suffix format version issuer audience scope scopes realm provider server attempts \
+    retries interval rotation ref arn command cmd hint env var user username login email domain class backend plugin group groups role roles \
+    location strategy basic authentication days hours minutes seconds secs ms delay store manager service samesite secure httponly bits rounds \
+    cost iterations query engine region bucket uri url validity window threshold level source reset change changes renewal cache driver \
+    delegation title description db database namespace template id ids support fail failure request requests response page cipher ciphers";
+/// A last word of these makes random characters harmless.
+const IDENTITIES: &str = "id ids uuid guid hash digest sha sha1 sha256 sha512 md5 commit revision rev checksum checksums etag fingerprint thumbprint image tag \
+    integrity version build path file dir directory host hostname arn identifier serial name ref cert certificate ca crt pub label digests \
+    resolved";
+/// Words before "key" that make it a secret.
+const KEYS: &str = "api access secret private encryption signing master auth account shared service deploy app license ssh session crypt hmac aes storage admin \
+    client root server jwt cipher decryption webhook write read ingest integration preshared ssl tls backup wrapping unseal recovery agent \
+    activation instance rest cookie csrf";
+/// Words before "key" that make it none.
+const PLAIN_KEYS: &str = "primary foreign partition sort cache routing object index group host map hash row column unique lookup search event metric label tag public \
+    publishable config sharding shard dedup idempotency translation message dict json field order hot meta known";
+
+fn has(list: &str, word: &str) -> bool {
+    list.split(' ').any(|one| one == word)
+}
+
+/// Cuts a name into words: at what is no letter or digit, and where upper case begins.
+fn words(key: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before: Option<char> = None;
+    let mut chars = key.chars().peekable();
+    while let Some(c) = chars.next() {
+        let next_is_lower = chars.peek().is_some_and(|n| n.is_ascii_lowercase());
+        let is_boundary = c.is_ascii_uppercase()
+            && before.is_some_and(|b| {
+                b.is_ascii_lowercase()
+                    || b.is_ascii_digit()
+                    || (b.is_ascii_uppercase() && next_is_lower)
+            });
+        if !c.is_alphanumeric() || is_boundary {
+            words.push(String::new());
+        }
+        if c.is_alphanumeric()
+            && let Some(word) = words.last_mut()
+        {
+            word.extend(c.to_lowercase());
+        }
+        before = Some(c);
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+fn is_password_word(word: &str) -> bool {
+    let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
+    has(PASSWORDS, word)
+        || ["password", "passwd", "passphrase", "passwort"]
+            .iter()
+            .any(|part| word.contains(part))
+        || (word.ends_with("pass") && !["bypass", "compass", "trespass"].contains(&word))
+        || (word.ends_with("pwd") && word != "cwd")
+}
+
+fn is_strong_word(word: &str) -> bool {
+    let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
+    has(STRONG, word)
+        || [
+            "secret",
+            "apikey",
+            "accesskey",
+            "privatekey",
+            "credential",
+            "authtoken",
+        ]
+        .iter()
+        .any(|part| word.contains(part))
+        || (word.ends_with("token") && word != "notoken")
+        || (word.len() > 3 && word.ends_with("key") && KEYS.split(' ').any(|k| word.starts_with(k)))
+}
+
+/// Judges a key by its name.
+pub fn judge(key: &str) -> Verdict {
+    let words = words(key);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let Some((&last, before)) = words.split_last() else {
+        return Verdict::Unknown;
+    };
+    let previous = before.last().copied().unwrap_or_default();
+    if ["public", "publishable", "pub", "publickey", "pubkey"]
+        .iter()
+        .any(|w| words.contains(w))
+        || (words.first() == Some(&"no") && words.len() > 1)
+    {
+        return Verdict::Plain;
+    }
+    let is_key = matches!(last, "key" | "keys")
+        || (matches!(last, "data" | "value" | "pem" | "base64" | "b64") && previous == "key");
+    let verdict = if words.iter().any(|w| is_password_word(w)) {
+        Verdict::Password
+    } else if words.iter().any(|w| is_strong_word(w))
+        || words
+            .windows(2)
+            .any(|pair| pair == ["connection", "string"] || pair == ["conn", "str"])
+        || is_key && before.iter().any(|w| has(KEYS, w))
+    {
+        Verdict::Strong
+    } else if is_key && before.iter().any(|w| has(PLAIN_KEYS, w)) {
+        return Verdict::Plain;
+    } else if is_key || words.iter().any(|w| has(WEAK, w)) {
+        Verdict::Weak
+    } else {
+        Verdict::Unknown
+    };
+    // A word of its own, such as dsn, is not about anything.
+    if verdict > Verdict::Unknown && words.len() > 1 && has(ABOUT, last) {
+        return Verdict::Plain;
+    }
+    match verdict {
+        Verdict::Unknown if has(IDENTITIES, last) => Verdict::Plain,
+        verdict => verdict,
+    }
+}
+
+/// Whether a text fits a pattern in which `*` stands for anything.
+pub fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+/// As [`matches()`]; case does not count.
+pub fn fits(pattern: &str, name: &str) -> bool {
+    matches(&pattern.to_lowercase(), &name.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_what_is_secret() {
+        for (verdict, names) in [
+            (
+                Verdict::Password,
+                "password DB_PASSWORD PGPASSWORD MYSQL_PWD MAIL_PASS requirepass dbPassword sslpassword ldapbindpasswd auth-pass smtp.pass password_hash \
+                 keyPassphrase rootpw_pw POSTGRES_PASSWORD insecure-password",
+            ),
+            (
+                Verdict::Strong,
+                "API_KEY apiKey STRIPE_SECRET_KEY aws_secret_access_key token GITHUB_TOKEN accessToken DSN SENTRY_DSN private_key PrivateKey client-key-data \
+                 connectionString WEBHOOK secretKeyBase clientSecret masterauth SLACK_WEBHOOK PresharedKey AccountKey _authToken jwtKey",
+            ),
+            (Verdict::Weak, "auth COOKIE salt signing DEPLOYER_KEY key"),
+            (
+                Verdict::Plain,
+                "PASSWORD_FILE password_encryption TOKEN_TTL SECRET_NAME public_key PublicKey primary_key cache_key CLIENT_ID image git_commit auth_basic \
+                 PasswordAuthentication ssl_key_file auth_type no-password WEBHOOK_URL host DB_HOST password_min_length tokenEndpoint secret_name AWS_ACCESS_KEY_ID",
+            ),
+            (
+                Verdict::Unknown,
+                "port bypass max_connections compass tokenizer passive keyboard monkey",
+            ),
+        ] {
+            for name in names.split_whitespace() {
+                assert_eq!(judge(name), verdict, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_have_stars() {
+        assert!(fits("STRIPE_*", "stripe_key") && fits("*", "") && fits("a*b*c", "aXbYc"));
+        assert!(!fits("STRIPE_*", "my_stripe_key") && !fits("ab", "abc") && !fits("a*b*c", "acb"));
+        assert!(!fits("aa*aa", "aaa"));
+    }
+}

@@ -1,0 +1,363 @@
+//! Tables of texts with their secrets, and texts of any bytes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The texts that are taken for secrets.
+fn found(name: &str, text: &str) -> Vec<String> {
+    recognise(name, text.as_bytes(), &Overrides::default())
+        .into_iter()
+        .map(|one| text[one.span].to_owned())
+        .collect()
+}
+
+fn check(rows: &[(&str, &str, &[&str])]) {
+    let mut wrong = String::new();
+    for (name, text, expected) in rows {
+        let found = found(name, text);
+        if found != *expected {
+            wrong.push_str(&format!(
+                "{name}: {text:?}\n  found {found:?}\n  not   {expected:?}\n"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn dialects_of_env() {
+    check(&[
+        (".env", "DB_PASSWORD=s3cret", &["s3cret"]),
+        (".env", "DB_PASSWORD=a#b", &["a#b"]),
+        (".env", "DB_PASSWORD=\"x\"y", &["x\"y"]),
+        (".env", "export API_KEY='k v'", &["k v"]),
+        (".env", "DB_PASSWORD = spaced", &["spaced"]),
+        (".env", "DB_PASSWORD: yaml", &["yaml"]),
+        (".env", "\u{feff}DB_PASSWORD=bom\r\nA=b\r\n", &["bom"]),
+        (".env", "DB_PASSWORD=one\nDB_PASSWORD=two", &["one", "two"]),
+        (
+            ".env",
+            "DB_PASSWORD=\"two\nlines\"\nHOST=h",
+            &["two\nlines"],
+        ),
+        (".env", "DB_PASSWORD='it\nis'\nHOST=h", &["it\nis"]),
+        (".env", "DB_PASSWORD=\"a\\\"b\"", &["a\\\"b"]),
+        (".env", "DB_PASSWORD=${OTHER}", &[]),
+        (
+            ".env",
+            "DB_PASSWORD=${OTHER:-geheim}",
+            &["${OTHER:-geheim}"],
+        ),
+        (".env", "DB_PASSWORD=", &[]),
+        (".env", "DB_PASSWORD=\"\"", &[]),
+        (".env", "HOST=localhost\nPORT=5432", &[]),
+        (".env", "DATABASE_URL=postgres://u:pw1@h/db", &["pw1"]),
+        (".env", "URL=http://h:8080/a@b", &[]),
+        (".env", "this is no assignment", &["this is no assignment"]),
+        (".env", "A=\"never closed", &["A=\"never closed"]),
+        (".env", "# OLD_PASSWORD=gone1", &["gone1"]),
+        (".env", "MAIL_PASS=abc def", &["abc def"]),
+        (".env", "A=b DB_PASSWORD=x9", &["x9"]),
+        (".env", "BARE", &[]),
+    ]);
+    // A quote that never closes takes what is behind it.
+    assert_eq!(found(".env", "HOST=h\nA=\"x\nB=c\n").len(), 1);
+}
+
+#[test]
+fn formats_have_their_places() {
+    check(&[
+        (
+            ".pgpass",
+            "# c\nh:5432:db:u:pa\\:ss\n*:*:*:x:y z\n",
+            &["pa\\:ss", "y z"],
+        ),
+        (".pgpass", "too:short", &["too:short"]),
+        (
+            "pg_service.conf",
+            "[a]\nhost=h\npassword=abc1\nuser=u",
+            &["abc1"],
+        ),
+        (
+            "postgresql.conf",
+            "primary_conninfo = 'host=h user=r password=abc1 port=5432'",
+            &["abc1"],
+        ),
+        (
+            "postgresql.conf",
+            "primary_conninfo = 'host=h password=''a b'' port=5'",
+            &["a b"],
+        ),
+        (
+            "postgresql.conf",
+            "password_encryption = scram-sha-256\nssl_key_file = '/etc/k.key'",
+            &[],
+        ),
+        ("postgresql.conf", "ssl_passphrase_command = 'cat /x'", &[]),
+        (
+            "pg_hba.conf",
+            "host all all 0.0.0.0/0 scram-sha-256\nhost all all ::/0 ldap ldapserver=l ldapbindpasswd=geh1",
+            &["geh1"],
+        ),
+        (
+            "redis.conf",
+            "requirepass foobared\nmasterauth \"x y\"\nport 6379",
+            &["foobared", "x y"],
+        ),
+        (
+            "users.acl",
+            "user a on >pw1 ~* +@all #9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            &[
+                "pw1",
+                "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            ],
+        ),
+        (
+            "sentinel.conf",
+            "sentinel auth-pass mymaster geh1",
+            &["geh1"],
+        ),
+        ("userlist.txt", "\"app\" \"geheim\"\n", &["geheim"]),
+        (
+            "app.service",
+            "[Service]\nEnvironment=\"A=1\" \"DB_PASSWORD=x1 y\"\nEnvironment=API_TOKEN=abc1 B=2",
+            &["x1 y", "abc1"],
+        ),
+        (
+            "nginx.conf",
+            "proxy_set_header Authorization \"Basic dXNlcjpwYXNz\";\nssl_certificate_key /etc/k.pem;",
+            &["Basic dXNlcjpwYXNz"],
+        ),
+        (
+            "crontab",
+            "MAILTO=x\n1 * * * * root PGPASSWORD=geh1 psql -h h\n2 * * * * curl -u bob:geh2 https://h",
+            &["geh1", "geh2"],
+        ),
+        (
+            "crontab",
+            "1 * * * * redis-cli -a geh1 ping; mysql -uroot -pgeh2 x",
+            &["geh1", "geh2"],
+        ),
+        (".netrc", "machine h login u password geh1", &["geh1"]),
+        (
+            "haproxy.cfg",
+            "stats auth admin:geh1\n user a insecure-password geh2",
+            &["geh1", "geh2"],
+        ),
+        ("app.ini", "[db]\npassword = a;b c\nhost=h", &["a;b c"]),
+        (
+            "app.properties",
+            "spring.datasource.password=geh1\nserver.port=8080",
+            &["geh1"],
+        ),
+        (
+            "a.xml",
+            "<a><password>geh1</password><add key=\"DbPassword\" value=\"geh2\"/><entry key=\"api.token\">geh3</entry></a>",
+            &["geh1", "geh2", "geh3"],
+        ),
+        (
+            "a.toml",
+            "[db]\npassword = \"geh1\"\nx = { token = \"geh2\", port = 1 }\nsecret = \"\"\"\nl1\nl2\"\"\"",
+            &["geh1", "geh2", "l1\nl2"],
+        ),
+        (
+            "wp-config.php",
+            "define('DB_PASSWORD', 'geh1');\n$db['password'] = 'geh2';\n'api_key' => 'geh3',",
+            &["geh1", "geh2", "geh3"],
+        ),
+        (
+            ".npmrc",
+            "//registry.npmjs.org/:_authToken=abcd1",
+            &["abcd1"],
+        ),
+        ("x.conf", "Server=h;Password=geh1;Port=1", &["geh1"]),
+        (
+            "id",
+            "a\n-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\nb",
+            &["-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----"],
+        ),
+        (
+            "c.pem",
+            "-----BEGIN CERTIFICATE-----\nMIIDazCCAlOgAwIBAgIUQ3Jd9fKx0vLm2Zp8Rt5Yw1BnMA0GCSqGSIb3DQEBCwUA\n-----END CERTIFICATE-----\n",
+            &[],
+        ),
+        (
+            "htpasswd",
+            "bob:$apr1$abc$defghijk",
+            &["$apr1$abc$defghijk"],
+        ),
+        (
+            "known",
+            "k = AKIAIOSFODNN7EXAMPLE",
+            &["AKIAIOSFODNN7EXAMPLE"],
+        ),
+        (
+            "authorized_keys",
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIQ3Jd9fKx0vLm2Zp8Rt5Yw1Bn bob@h",
+            &[],
+        ),
+        (
+            "x",
+            "image: app@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            &[],
+        ),
+        (
+            "x",
+            "something: q3Jd9fKx0vLm2Zp8Rt5Yw1Bn",
+            &["q3Jd9fKx0vLm2Zp8Rt5Yw1Bn"],
+        ),
+        (
+            "x",
+            "git_commit: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b",
+            &[],
+        ),
+    ]);
+}
+
+#[test]
+fn json_and_yaml_have_keys_above_keys() {
+    check(&[
+        (
+            "a.json",
+            "{\"db\": {\"password\": \"ge\\\"h\", \"port\": 5432}, \"token\": 123456}",
+            &["ge\\\"h", "123456"],
+        ),
+        (
+            "config.json",
+            "{\"auths\": {\"h\": {\"auth\": \"dXNlcjpwYXNzd29yZA==\"}}}",
+            &["dXNlcjpwYXNzd29yZA=="],
+        ),
+        (
+            "a.json",
+            "{\"env\": [{\"name\": \"DB_PASSWORD\", \"value\": \"geh1\"}, {\"name\": \"HOST\", \"value\": \"h\"}]}",
+            &["geh1"],
+        ),
+        (
+            "a.json",
+            "{\"db_password\": {\"value\": \"geh1\", \"type\": \"string\"}, \"passwords\": [\"a1\", \"b2\"]}",
+            &["geh1", "a1", "b2"],
+        ),
+        (
+            "a.yaml",
+            "db:\n  password: geh1 # c\n  host: h\n  port: 5432\n",
+            &["geh1"],
+        ),
+        (
+            "a.yaml",
+            "password: \"a b\"\nother: 'x'\ntoken: 'y1'",
+            &["a b", "y1"],
+        ),
+        ("a.yaml", "password: |\n  l1\n  l2\nhost: h", &["l1\n  l2"]),
+        (
+            "a.yaml",
+            "env:\n- name: DB_PASSWORD\n  value: geh1\n- name: HOST\n  value: h\n",
+            &["geh1"],
+        ),
+        (
+            "a.yaml",
+            "environment:\n  - DB_PASSWORD=geh1\n  - HOST=h\n",
+            &["geh1"],
+        ),
+        (
+            "a.yaml",
+            "passwords:\n  - a1\n  - b2\nhosts:\n  - h\n",
+            &["a1", "b2"],
+        ),
+        (
+            "s.yaml",
+            "apiVersion: v1\nkind: Secret\nmetadata:\n  name: n\ndata:\n  whatever: Z2VoZWlt\n",
+            &["Z2VoZWlt"],
+        ),
+        (
+            "d.yaml",
+            "env:\n- name: P\n  valueFrom:\n    secretKeyRef:\n      name: db\n      key: user\n",
+            &[],
+        ),
+        (
+            "kubeconfig",
+            "users:\n- name: a\n  user:\n    client-certificate-data: LS0t\n    client-key-data: LS0tLS1CRUdJTg==\n",
+            &["LS0tLS1CRUdJTg=="],
+        ),
+        ("a.yaml", "db: {password: geh1, port: 1}", &["geh1"]),
+        ("a.yaml", "secrets:\n  db:\n    file: ./x.txt\n", &[]),
+    ]);
+}
+
+#[test]
+fn files_that_are_no_text_are_secrets() {
+    let whole = |bytes: &[u8]| recognise("x", bytes, &Overrides::default());
+    for bytes in [&b"a\xff"[..], b"a\0b"] {
+        assert_eq!(whole(bytes)[0].span, 0..bytes.len());
+        assert_eq!(whole(bytes)[0].rule, Rule::File);
+    }
+    assert_eq!(whole(&vec![b'a'; TEXT_LIMIT_BYTES + 1])[0].rule, Rule::File);
+    assert!(whole(b"").is_empty());
+}
+
+#[test]
+fn the_configuration_has_the_last_word() {
+    let overrides = Overrides {
+        secret: vec!["SHOP_*".into()],
+        plain: vec!["DB_PASSWORD".into()],
+    };
+    let text = "SHOP_CODE=x\nDB_PASSWORD=y\nAPI_TOKEN=z1";
+    let found = recognise(".env", text.as_bytes(), &overrides);
+    let shown: Vec<_> = found
+        .iter()
+        .map(|f| (&text[f.span.clone()], f.rule))
+        .collect();
+    assert_eq!(shown, [("x", Rule::Configured), ("z1", Rule::Key)]);
+}
+
+#[test]
+fn the_work_grows_with_the_text_alone() {
+    for part in [
+        "password=\"",
+        "password='\\\"",
+        "{\"a\":",
+        "- - - ",
+        "a: |\n",
+        "key=\"token\" ",
+        "://a:b",
+        "''",
+        "-----BEGIN X-----",
+        "name: \"",
+        "p=\"\"\"",
+        "user a >",
+        "x.y.",
+        "\\'",
+        "a=/",
+    ] {
+        for name in [".env", "a.json", "a.yaml", "users.acl", ".pgpass", "x"] {
+            let text = part.repeat((64 << 10) / part.len());
+            let started = std::time::Instant::now();
+            recognise(name, text.as_bytes(), &Overrides::default());
+            let took = started.elapsed();
+            assert!(took.as_secs() < 10, "{part:?} as {name} took {took:?}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_has_spans_in_order(
+        text in "([a-zA-Z_]{0,9}(password|token|key)?[=:'\"{}\\[\\], \\n\\t#|>@/\\\\$<.é-]{0,4}){0,40}",
+        name in prop::sample::select(vec![".env", "a.json", "a.yaml", "users.acl", ".pgpass", "x", "x.conf", "userlist.txt", ".netrc"]),
+    ) {
+        let mut end = 0;
+        for one in recognise(name, text.as_bytes(), &Overrides::default()) {
+            prop_assert!(one.span.start >= end && one.span.end <= text.len() && !one.span.is_empty());
+            prop_assert!(text.is_char_boundary(one.span.start) && text.is_char_boundary(one.span.end));
+            end = one.span.end;
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..300), ascii in any::<bool>()) {
+        let bytes: Vec<u8> = bytes.into_iter().map(|b| if ascii { b & 0x7f } else { b }).collect();
+        for name in [".env", "a.json", "a.yaml", "redis.conf", ".pgpass", "x"] {
+            recognise(name, &bytes, &Overrides::default());
+        }
+    }
+}

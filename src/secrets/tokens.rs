@@ -1,0 +1,229 @@
+//! Tokens by shape and entropy, and passwords in URLs, in any text.
+
+use std::ops::Range;
+
+use super::values::{has_shape, hash_in, is_random, is_reference};
+use super::{Finds, Rule, lines, pem};
+
+/// Text before a token that makes it a digest or a public key.
+const DIGESTS: &[&str] = &[
+    "sha1:",
+    "sha256:",
+    "sha384:",
+    "sha512:",
+    "sha1-",
+    "sha256-",
+    "sha384-",
+    "sha512-",
+    "md5:",
+    "blake3:",
+    "ssh-rsa ",
+    "ssh-ed25519 ",
+    "ssh-dss ",
+    "nistp256 ",
+    "nistp384 ",
+    "nistp521 ",
+    "age1",
+    "pk_live_",
+    "pk_test_",
+    "SHA256:",
+    "base64,",
+    "openssh.com ",
+    "SCRAM-SHA-",
+    "commit ",
+    "rev=",
+    "ref=",
+];
+/// Words before a secret in a header.
+const SCHEMES: &[&str] = &["Bearer ", "bearer ", "Basic ", "basic "];
+
+/// Adds what looks like a secret by itself.
+pub(super) fn scan(finds: &mut Finds<'_>) {
+    let mut in_public = false;
+    let mut found = Vec::new();
+    for (at, line) in lines(finds.text) {
+        if let Some(begins) = pem::public_border(line) {
+            in_public = begins;
+            continue;
+        }
+        let is_pem_line = line.len() <= 80 && !line.contains([' ', '=', ':'].as_slice())
+            || line
+                .trim()
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
+        if in_public && is_pem_line {
+            continue;
+        }
+        urls(line, at, &mut found);
+        schemes(line, at, &mut found);
+        spans(line, at, finds, &mut found);
+    }
+    for (span, key, rule) in found {
+        finds.add(span, &key, rule);
+    }
+}
+
+type Spans = Vec<(Range<usize>, String, Rule)>;
+
+/// Passwords between `://user:` and `@`.
+fn urls(line: &str, at: usize, found: &mut Spans) {
+    let ends = |c: char| c.is_whitespace() || "\"'<>`|".contains(c);
+    let mut from = 0;
+    while let Some(mark) = line.get(from..).and_then(|rest| rest.find("://")) {
+        let start = from + mark + 3;
+        let rest = line.get(start..).unwrap_or_default();
+        // One URL behind another in one token is read by itself.
+        let rest = rest.find("://").and_then(|n| rest.get(..n)).unwrap_or(rest);
+        let rest = rest.split(ends).next().unwrap_or_default();
+        from = start + rest.len();
+        let Some((user, _)) = rest.rsplit_once('@') else {
+            continue;
+        };
+        let (name, password) = match user.split_once(':') {
+            Some((name, password)) => (name.len() + 1, password),
+            None if user.len() >= 16 && !user.contains('/') => (0, user),
+            None => continue,
+        };
+        let port = password.split('/').next().unwrap_or_default();
+        let is_port =
+            password.contains('/') && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        if is_port
+            || user.get(..name).is_some_and(|n| n.contains('/'))
+            || password.is_empty()
+            || is_reference(password)
+        {
+            continue;
+        }
+        let begin = at + start + name;
+        found.push((begin..begin + password.len(), String::new(), Rule::Url));
+    }
+}
+
+/// Tokens behind `Bearer` and `Basic`.
+fn schemes(line: &str, at: usize, found: &mut Spans) {
+    for scheme in SCHEMES {
+        for (mark, _) in line.match_indices(scheme) {
+            let start = mark + scheme.len();
+            let rest = line.get(start..).unwrap_or_default();
+            let length = rest
+                .find(|c: char| c.is_whitespace() || "\"';,".contains(c))
+                .unwrap_or(rest.len());
+            let token = rest.get(..length).unwrap_or_default();
+            let is_token = token.len() >= 8
+                && token
+                    .bytes()
+                    .any(|b| b.is_ascii_digit() || b.is_ascii_uppercase() || b == b'=');
+            if is_token && !is_reference(token) {
+                let begin = at + start;
+                found.push((
+                    begin..begin + length,
+                    "Authorization".to_owned(),
+                    Rule::Shape,
+                ));
+            }
+        }
+    }
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"+/=_-.$:{}".contains(&byte)
+}
+
+/// Tokens of a line. Each is looked at with the key before it.
+fn spans(line: &str, at: usize, finds: &Finds<'_>, found: &mut Spans) {
+    let bytes = line.as_bytes();
+    let mut start = 0;
+    let mut key: Range<usize> = 0..0;
+    let mut is_plain = false;
+    while start < bytes.len() {
+        let length = bytes.get(start..).map_or(0, |rest| {
+            rest.iter().take_while(|b| is_token_byte(**b)).count()
+        });
+        if length == 0 {
+            start += 1;
+            continue;
+        }
+        let end = start + length;
+        let whole = line.get(start..end).unwrap_or_default();
+        if let Some((name, _)) = whole
+            .split_once(['=', ':'])
+            .filter(|(name, _)| is_name(name))
+        {
+            key = start..start + name.len();
+            is_plain = finds.overrides.is_plain(name);
+        } else if is_name(whole) {
+            let behind = line.get(end..).unwrap_or_default();
+            let behind = behind.trim_start_matches(['"', '\'', ' ', '\t']);
+            let is_key = behind.starts_with(['=', ':']);
+            key = if is_key { start..end } else { 0..0 };
+            is_plain = finds.overrides.is_plain(whole);
+        }
+        let before = line.get(..start).unwrap_or_default();
+        let shown = || line.get(key.clone()).unwrap_or_default().to_owned();
+        if let Some(hash) = has_shape(whole).then_some(0).or_else(|| hash_in(whole)) {
+            found.push((at + start + hash..at + end, shown(), Rule::Shape));
+        } else {
+            for part in parts(whole) {
+                let token = whole.get(part.clone()).unwrap_or_default();
+                let token_at = at + start + part.start;
+                let ahead = whole.get(..part.start).unwrap_or_default();
+                if has_shape(token) {
+                    found.push((token_at..token_at + token.len(), shown(), Rule::Shape));
+                    continue;
+                }
+                let is_digest = |text: &str| DIGESTS.iter().any(|d| text.ends_with(d));
+                let is_public = DIGESTS.iter().any(|d| token.starts_with(d))
+                    || is_digest(ahead)
+                    || (ahead.is_empty() && is_digest(before));
+                if !is_plain && !is_public && is_random(token) {
+                    found.push((token_at..token_at + token.len(), shown(), Rule::Entropy));
+                }
+            }
+        }
+        start = end;
+    }
+}
+
+/// Whether a token can be the name of a key.
+fn is_name(token: &str) -> bool {
+    token.len() <= 80
+        && token.bytes().any(|b| b.is_ascii_alphabetic())
+        && token
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+        && !is_random(token)
+        && !has_shape(token)
+}
+
+/// The parts of a token between what separates names and values.
+fn parts(token: &str) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    let bytes = token.as_bytes();
+    for (i, byte) in bytes.iter().enumerate() {
+        // An equals sign at the end is padding.
+        let is_padding = *byte == b'='
+            && bytes
+                .get(i + 1)
+                .is_none_or(|b| *b == b'=' || !b.is_ascii_alphanumeric());
+        if b":$.{}".contains(byte) || (*byte == b'=' && !is_padding) {
+            parts.push(start..i);
+            start = i + 1;
+        }
+    }
+    parts.push(start..token.len());
+    // A path is looked at part by part; a random token with slashes as a whole, too.
+    let mut all = Vec::new();
+    for part in parts {
+        let text = token.get(part.clone()).unwrap_or_default();
+        all.push(part.clone());
+        if text.contains('/') && !is_random(text) {
+            let mut at = part.start;
+            for piece in text.split('/') {
+                all.push(at..at + piece.len());
+                at += piece.len() + 1;
+            }
+        }
+    }
+    all
+}

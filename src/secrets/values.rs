@@ -1,0 +1,412 @@
+//! Values: which of them are secrets by their shape or their entropy, and which cannot be any.
+
+use super::names::Verdict;
+
+/// The shortest token whose entropy counts, where letters of both cases and digits alternate.
+const MIXED_MIN: usize = 16;
+/// The shortest other one.
+const TOKEN_MIN: usize = 20;
+/// The shortest one of hexadecimal digits.
+const HEX_MIN: usize = 32;
+/// Bits of a character from which on a token counts as random.
+const BITS_MIN: f64 = 3.5;
+/// Likewise of hexadecimal digits, which have four at most.
+const HEX_BITS_MIN: f64 = 3.0;
+
+/// Values that say that there is no value, or that switch something.
+const WORDS: &[&str] = &[
+    "",
+    "true",
+    "false",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "null",
+    "nil",
+    "none",
+    "~",
+    "required",
+    "optional",
+    "prompt",
+    "ask",
+    "always",
+    "never",
+    "auto",
+    "default",
+    "enabled",
+    "disabled",
+    "unset",
+    "undefined",
+    "{}",
+    "[]",
+    "prefer",
+    "allow",
+    "any",
+    "inherit",
+    "\"\"",
+    "''",
+    "0",
+    "1",
+];
+/// Parts of names of algorithms and methods.
+const METHODS: &str = "sha aes md5 rsa hs256 hs384 hs512 rs256 es256 scram ed25519 bcrypt argon x509 chacha hmac gcm tls oauth oidc ldap saml kerberos pbkdf trust \
+    peer ident";
+/// Beginnings of tokens of well-known services.
+const PREFIXES: &[(&str, usize)] = &[
+    ("AKIA", 20),
+    ("ASIA", 20),
+    ("ghp_", 20),
+    ("gho_", 20),
+    ("ghu_", 20),
+    ("ghs_", 20),
+    ("ghr_", 20),
+    ("github_pat_", 30),
+    ("glpat-", 20),
+    ("gldt-", 20),
+    ("xoxa-", 15),
+    ("xoxb-", 15),
+    ("xoxp-", 15),
+    ("xoxr-", 15),
+    ("xoxs-", 15),
+    ("xapp-", 15),
+    ("sk_live_", 16),
+    ("sk_test_", 16),
+    ("rk_live_", 16),
+    ("rk_test_", 16),
+    ("whsec_", 16),
+    ("sk-", 24),
+    ("AIza", 35),
+    ("ya29.", 20),
+    ("SG.", 20),
+    ("npm_", 30),
+    ("pypi-", 30),
+    ("dop_v1_", 30),
+    ("hvs.", 20),
+    ("hvb.", 20),
+    ("shpat_", 30),
+    ("shpss_", 30),
+    ("AGE-SECRET-KEY-", 40),
+    ("key-", 32),
+    ("EAACEdEose0cBA", 20),
+    ("glsa_", 30),
+    ("dckr_pat_", 20),
+    ("tskey-", 20),
+    ("sq0csp-", 20),
+    ("sq0atp-", 20),
+    ("figd_", 20),
+    ("lin_api_", 20),
+    ("nvapi-", 20),
+    ("hf_", 30),
+    ("eyJ", 30),
+];
+/// Beginnings of stored passwords.
+const HASHES: &[&str] = &[
+    "$2a$",
+    "$2b$",
+    "$2y$",
+    "$apr1$",
+    "$1$",
+    "$5$",
+    "$6$",
+    "$y$",
+    "$argon2",
+    "$scrypt$",
+    "$pbkdf2",
+    "SCRAM-SHA-256$",
+    "SCRAM-SHA-1$",
+    "{SSHA}",
+    "{SHA}",
+    "{PLAIN}",
+];
+
+/// Whether a value is only named, and stands somewhere else: `${NAME}`, `{{ name }}`, `<name>`, `****`.
+pub fn is_reference(value: &str) -> bool {
+    let value = value.trim();
+    let inner = |open: &str, close: &str| {
+        value
+            .strip_prefix(open)
+            .and_then(|rest| rest.strip_suffix(close))
+            .filter(|inner| !inner.contains(close))
+    };
+    let is_name = |text: &str| {
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_.-/ ".contains(&b))
+    };
+    if let Some(name) = inner("${", "}").or_else(|| inner("$(", ")")) {
+        return is_name(name);
+    }
+    if inner("{{", "}}").is_some() || inner("<%=", "%>").is_some() {
+        return true;
+    }
+    if let Some(name) = inner("<", ">").or_else(|| inner("%(", ")s")) {
+        return is_name(name);
+    }
+    if let Some(name) = inner("%", "%") {
+        return is_name(name) && !name.contains(' ');
+    }
+    if let Some(name) = value.strip_prefix('$') {
+        return name.len() > 1
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+    }
+    (value.len() > 2 && value.bytes().all(|b| b == b'*' || b == b'x' || b == b'X'))
+        || value.starts_with("!vault")
+        || value.starts_with("vault:")
+        || value.starts_with("process.env.")
+        || value.starts_with("os.environ")
+}
+
+fn is_number(value: &str) -> bool {
+    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == '%');
+    let unit = value.len() - digits.len();
+    unit <= 7
+        && digits.bytes().any(|b| b.is_ascii_digit())
+        && digits
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b".:-_+,TZ ".contains(&b))
+        && (digits.len() <= 5 || unit == 0)
+}
+
+fn is_path(value: &str) -> bool {
+    let begins = ["/", "./", "../", "~/", "file:", "C:\\", "unix:"]
+        .iter()
+        .any(|p| value.starts_with(p));
+    begins && !value.contains(char::is_whitespace) && !value.bytes().any(|b| b"=+".contains(&b))
+}
+
+fn is_plain_url(value: &str) -> bool {
+    value.contains("://") && !value.contains('@') && !value.contains('?')
+}
+
+/// Whether it is a word such as `scram-sha-256`, `md5` or `lax`.
+fn is_setting(value: &str) -> bool {
+    let lower = value.to_ascii_lowercase();
+    let is_word = lower
+        .bytes()
+        .all(|b| b.is_ascii_alphabetic() || b"_- .,".contains(&b));
+    let is_method = value.len() < 24 && METHODS.split(' ').any(|m| lower.contains(m));
+    (is_word && value.len() < 24) || is_method
+}
+
+/// Whether it is a name such as `app.kubernetes.io/name`: letters without a digit, and what joins them.
+fn is_label(value: &str) -> bool {
+    let is_joined = |b: u8| b.is_ascii_alphabetic() || b"._/-: ".contains(&b);
+    value.bytes().all(is_joined)
+        && value
+            .split(['.', '/', '-', '_', ':', ' '])
+            .all(is_word_like)
+}
+
+/// Whether a value is a secret, of a key that is judged so.
+pub fn is_secret(verdict: Verdict, value: &str) -> bool {
+    let value = value.trim();
+    let lower = value.to_ascii_lowercase();
+    if WORDS.contains(&lower.as_str())
+        && (verdict != Verdict::Password || !["0", "1", "default"].contains(&value))
+    {
+        return false;
+    }
+    if is_reference(value) {
+        return false;
+    }
+    match verdict {
+        Verdict::Plain | Verdict::Unknown => false,
+        Verdict::Password => true,
+        Verdict::Strong => {
+            !(is_number(value) && value.len() < 6
+                || is_path(value)
+                || is_plain_url(value) && !value.contains("hooks"))
+        }
+        Verdict::Weak => {
+            let is_other = is_number(value) || is_path(value) || is_plain_url(value);
+            value.len() >= 6 && !is_other && !is_setting(value) && !is_label(value)
+        }
+    }
+}
+
+/// Whether a token is a secret by how it begins.
+pub fn has_shape(token: &str) -> bool {
+    if PREFIXES
+        .iter()
+        .any(|(prefix, least)| token.len() >= *least && token.starts_with(prefix))
+    {
+        return !token.starts_with("eyJ") || token.contains('.');
+    }
+    let md5 = token
+        .strip_prefix("md5")
+        .is_some_and(|rest| rest.len() == 32 && is_hex(rest));
+    md5 || HASHES
+        .iter()
+        .any(|prefix| token.starts_with(prefix) && token.len() >= prefix.len() + 8)
+}
+
+/// The offset at which a stored password begins in a token such as `name:$apr1$…`.
+pub fn hash_in(token: &str) -> Option<usize> {
+    token
+        .match_indices([':', '"', '\''])
+        .map(|(at, _)| at + 1)
+        .take(4)
+        .find(|at| token.get(*at..).is_some_and(has_shape))
+}
+
+fn is_hex(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn is_uuid(text: &str) -> bool {
+    let mut parts = text.split('-');
+    let lengths = [8, 4, 4, 4, 12];
+    lengths
+        .iter()
+        .all(|n| parts.next().is_some_and(|p| p.len() == *n && is_hex(p)))
+        && parts.next().is_none()
+}
+
+/// A part of a name: letters, digits, or letters and a few digits behind.
+fn is_word_like(part: &str) -> bool {
+    let letters = part.trim_end_matches(|c: char| c.is_ascii_digit());
+    let digits = part.len() - letters.len();
+    let is_case = letters.bytes().all(|b| b.is_ascii_lowercase())
+        || letters.bytes().all(|b| b.is_ascii_uppercase())
+        || letters
+            .bytes()
+            .skip(1)
+            .filter(u8::is_ascii_uppercase)
+            .count()
+            * 5
+            <= letters.len();
+    let is_alphabetic = letters.bytes().all(|b| b.is_ascii_alphabetic());
+    (is_alphabetic
+        && is_case
+        && letters.len() <= 18
+        && (digits <= 5 || letters.is_empty() && digits <= 14))
+        || part.len() <= 4
+}
+
+fn entropy(text: &str) -> f64 {
+    let mut counts = [0_u32; 256];
+    for byte in text.bytes() {
+        if let Some(count) = counts.get_mut(usize::from(byte)) {
+            *count += 1;
+        }
+    }
+    let length = f64::from(u32::try_from(text.len()).unwrap_or(u32::MAX)).max(1.0);
+    let share = |count: u32| f64::from(count) / length;
+    let bits = counts
+        .iter()
+        .filter(|n| **n > 0)
+        .map(|n| share(*n) * share(*n).log2());
+    -bits.sum::<f64>()
+}
+
+/// Whether a token of letters, digits and `+ / = _ -` is random.
+pub fn is_random(token: &str) -> bool {
+    let token = token.trim_matches(['=', '-', '_', '/', '+']);
+    if token.len() < MIXED_MIN || is_uuid(token) {
+        return false;
+    }
+    let mut parts = token
+        .split(['-', '_', '/', '.', '=', '+'])
+        .filter(|p| !p.is_empty());
+    if parts.all(is_word_like) {
+        return false;
+    }
+    if is_hex(token) {
+        return token.len() >= HEX_MIN && entropy(token) >= HEX_BITS_MIN;
+    }
+    let (mut upper, mut lower, mut digits, mut changes) = (0, 0, 0, 0_usize);
+    let mut before = 0;
+    for byte in token.bytes() {
+        let class = match byte {
+            b'A'..=b'Z' => 1,
+            b'a'..=b'z' => 2,
+            b'0'..=b'9' => 3,
+            _ => 4,
+        };
+        match class {
+            1 => upper += 1,
+            2 => lower += 1,
+            3 => digits += 1,
+            _ => {}
+        }
+        changes += usize::from(before != 0 && class != before);
+        before = class;
+    }
+    let is_mixed = match (upper > 0, lower > 0, digits > 0) {
+        (true, true, true) if token.len() < TOKEN_MIN => changes * 5 >= token.len() * 2,
+        _ if token.len() < TOKEN_MIN => false,
+        (true, true, true) => changes * 5 >= token.len(),
+        (_, _, true) => changes >= 5 && changes * 6 >= token.len(),
+        (true, true, false) => changes * 5 >= token.len() * 2,
+        _ => false,
+    };
+    is_mixed && entropy(token) >= BITS_MIN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_tokens_are_told_from_names() {
+        for random in [
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            "a8f5f167f44f4964e6c998dee827110c",
+            "Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5MA==",
+            "q3Jd9fKx0vLm2Zp8Rt5Yw1Bn",
+            "kP7xQ2mZ9vR4tY8w",
+            "f7k2m9x4q1w8e5r3t6y0u2i7",
+            "QmFzZTY0RW5jb2RlZFNlY3JldA",
+        ] {
+            assert!(is_random(random), "{random}");
+        }
+        for name in [
+            "max_parallel_maintenance_workers",
+            "/usr/lib/postgresql/17/bin/postgres",
+            "123e4567-e89b-12d3-a456-426614174000",
+            "ec2-10-20-30-40-eu-central-1",
+            "org/springframework/boot/autoconfigure",
+            "2026-11-20T06-40-49-000000",
+            "AbstractSingletonProxyFactoryBean",
+            "Win32_ProcessStart2",
+            "x86_64-linux-gnu17",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "registry-example-com/team/app-server",
+            "x86_64-unknown-linux-gnu-gcc12",
+        ] {
+            assert!(!is_random(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn values_are_judged_by_their_keys() {
+        for (verdict, value, expected) in [
+            (Verdict::Password, "x", true),
+            (Verdict::Password, "${DB_PASSWORD}", false),
+            (Verdict::Password, "${A:-geheim}", true),
+            (Verdict::Password, "false", false),
+            (Verdict::Password, "/etc/x", true),
+            (Verdict::Password, "1234", true),
+            (Verdict::Strong, "/etc/key", false),
+            (Verdict::Strong, "3600", false),
+            (Verdict::Strong, "https://h/x", false),
+            (Verdict::Strong, "abc", true),
+            (Verdict::Weak, "scram-sha-256", false),
+            (Verdict::Weak, "md5", false),
+            (Verdict::Weak, "k3v9x2m1", true),
+            (Verdict::Password, "{{ vault_pw }}", false),
+            (Verdict::Password, "<password>", false),
+            (Verdict::Password, "$VAR_1", false),
+            (Verdict::Password, "$ecret", true),
+            (Verdict::Unknown, "x", false),
+        ] {
+            assert_eq!(is_secret(verdict, value), expected, "{verdict:?} {value}");
+        }
+        assert_eq!(hash_in("bob:$apr1$abc$defghijk"), Some(4));
+        assert!(has_shape("md5a8f5f167f44f4964e6c998dee827110c") && !has_shape("md5sum"));
+    }
+}

@@ -1,0 +1,152 @@
+//! How much of planted secrets is recognised, and how many harmless values are taken for secrets.
+//!
+//! A corpus is a directory of files, and `annotations.jsonl`: for each value its file, its line, itself, and whether it is a secret. That of
+//! `testdata/secrets-corpus` was written by somebody who had not read the recogniser.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use pitr::secrets::{Overrides, recognise};
+use serde::Deserialize;
+
+/// Of the planted secrets at least so many in a thousand must be recognised.
+const RECALL_PERMILLE: usize = 905;
+/// Of the harmless values at most so many in a thousand may be taken for secrets.
+const FALSE_ALARMS_PERMILLE: usize = 66;
+
+#[derive(Deserialize)]
+struct Annotation {
+    file: String,
+    /// From 1.
+    line: usize,
+    value: String,
+    is_secret: bool,
+}
+
+#[derive(Default)]
+struct Counts {
+    secrets: usize,
+    missed: Vec<String>,
+    harmless: usize,
+    taken: Vec<String>,
+}
+
+impl Counts {
+    fn read(&mut self, folder: &Path, file: &str, annotations: &[Annotation]) {
+        let content = std::fs::read(folder.join(file)).unwrap();
+        let name = Path::new(file).file_name().unwrap().to_str().unwrap();
+        let found = recognise(name, &content, &Overrides::default());
+        let starts: Vec<usize> = std::iter::once(0)
+            .chain(
+                (1..)
+                    .zip(&content)
+                    .filter(|(_, b)| **b == b'\n')
+                    .map(|(at, _)| at),
+            )
+            .collect();
+        for Annotation {
+            line,
+            value,
+            is_secret,
+            ..
+        } in annotations
+        {
+            let start = starts[line - 1];
+            let end = starts.get(*line).copied().unwrap_or(content.len());
+            let windows = content[start..end].windows(value.len()).enumerate();
+            let mut places = windows
+                .filter(|(_, window)| *window == value.as_bytes())
+                .map(|(at, _)| start + at..start + at + value.len())
+                .peekable();
+            assert!(places.peek().is_some(), "{file}:{line} has no {value:?}");
+            let told = format!("{file}:{line}: {value}");
+            if *is_secret {
+                self.secrets += 1;
+                // Every byte of it, in every place.
+                let is_hidden = places.all(|place| {
+                    let covers = |f: &pitr::secrets::Found| {
+                        f.span.start <= place.start && place.end <= f.span.end
+                    };
+                    found.iter().any(covers)
+                });
+                self.missed.extend((!is_hidden).then_some(told));
+            } else {
+                self.harmless += 1;
+                let is_taken = places.all(|place| {
+                    let meets = |f: &pitr::secrets::Found| {
+                        f.span.start < place.end && place.start < f.span.end
+                    };
+                    found.iter().any(meets)
+                });
+                self.taken.extend(is_taken.then_some(told));
+            }
+        }
+    }
+}
+
+fn count(folder: &Path) -> Counts {
+    let mut files: BTreeMap<String, Vec<Annotation>> = BTreeMap::new();
+    let text = std::fs::read_to_string(folder.join("annotations.jsonl")).unwrap();
+    for line in text.lines() {
+        let annotation: Annotation = serde_json::from_str(line).unwrap();
+        let all = files.entry(annotation.file.clone()).or_default();
+        all.push(annotation);
+    }
+    let mut counts = Counts::default();
+    for (file, annotations) in &files {
+        counts.read(folder, file, annotations);
+    }
+    counts
+}
+
+fn check(folder: &Path) -> Counts {
+    let counts = count(folder);
+    let (missed, taken) = (&counts.missed, &counts.taken);
+    println!(
+        "{} of {} secrets are missed: {missed:#?}",
+        missed.len(),
+        counts.secrets
+    );
+    println!(
+        "{} of {} harmless values are taken: {taken:#?}",
+        taken.len(),
+        counts.harmless
+    );
+    assert!(counts.secrets > 0 && counts.harmless > 0);
+    assert!(missed.len() * 1000 <= counts.secrets * (1000 - RECALL_PERMILLE));
+    assert!(taken.len() * 1000 <= counts.harmless * FALSE_ALARMS_PERMILLE);
+    counts
+}
+
+#[test]
+fn the_corpus_is_recognised() {
+    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "testdata", "secrets-corpus"]
+        .iter()
+        .collect();
+    let counts = check(&folder);
+    assert_eq!((counts.secrets, counts.harmless), (500, 2000));
+}
+
+#[test]
+fn a_miss_and_a_false_alarm_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("a.env", "COLOUR=hunter22\nDB_PASSWORD=blue\n");
+    let lines = [
+        ("hunter22", 1, true),
+        ("blue", 2, false),
+        ("COLOUR", 1, false),
+    ];
+    let text: String = lines
+        .iter()
+        .map(|(value, line, is_secret)| {
+            format!(
+                "{{\"file\":\"a.env\",\"line\":{line},\"value\":\"{value}\",\"is_secret\":{is_secret}}}\n"
+            )
+        })
+        .collect();
+    write("annotations.jsonl", &text);
+    let counts = count(folder.path());
+    assert_eq!((counts.secrets, counts.missed.len()), (1, 1));
+    assert_eq!((counts.harmless, counts.taken.len()), (2, 1));
+}

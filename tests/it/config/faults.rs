@@ -1,0 +1,113 @@
+//! Everything that goes wrong with configuration: rows Q01 to Q06 of docs/faults.md.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use super::World;
+use crate::common::paths_below;
+
+/// The packs of the repository.
+fn packs(world: &World) -> Vec<PathBuf> {
+    let mut found = paths_below(&world.path("repo/aux/config/host/packs"));
+    found.retain(|path| path.is_file());
+    found
+}
+
+#[test]
+fn q01_a_damaged_backup_gives_nothing_wrong_back() {
+    let world = World::new();
+    world.backup();
+    let packs = packs(&world);
+    assert_eq!(packs.len(), 1, "{packs:?}");
+    let whole = std::fs::read(&packs[0]).unwrap();
+    let env = world.host(".env");
+    for at in [200, whole.len() / 2, whole.len() - 400] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        std::fs::set_permissions(&packs[0], PermissionsExt::from_mode(0o644)).unwrap();
+        std::fs::write(&packs[0], &bytes).unwrap();
+        let verify = world.sees("operator", &["verify"]);
+        assert_eq!(verify.code(), 4, "{verify}");
+        let to = world.text(&format!("back-{at}"));
+        let restore = world.sees("lead", &["config", "restore", "host", "--to", &to]);
+        assert!(restore.code() != 0, "{restore}");
+        for command in ["reveal", "show"] {
+            let run = world.sees("lead", &["config", command, "host", &env]);
+            assert!(run.code() != 0 && run.stdout.is_empty(), "{run}");
+        }
+    }
+    std::fs::remove_file(&packs[0]).unwrap();
+    let verify = world.sees("operator", &["verify"]);
+    assert_eq!(verify.code(), 4, "{verify}");
+    let run = world.sees("lead", &["config", "reveal", "host", &env]);
+    assert!(run.code() != 0 && run.stdout.is_empty(), "{run}");
+}
+
+#[test]
+fn q04_a_file_that_cannot_be_read_is_counted_and_named() {
+    let world = World::new();
+    let lacking = world.text("nowhere");
+    let config = world.path("writer.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace("paths = [", &format!("paths = [\"{lacking}\", "));
+    std::fs::write(&config, text).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        world.path("host/pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    std::fs::write(world.path("host/huge"), vec![b'x'; 9 << 20]).unwrap();
+    let run = world.sees("writer", &["config", "backup", "host"]);
+    let run = run.expect_code(6).expect_stderr("nowhere");
+    run.expect_stderr("host/pipe").expect_stderr("host/huge");
+    let run = world.sees(
+        "lead",
+        &["config", "restore", "host", "--to", &world.text("back")],
+    );
+    run.expect_code(6).expect_stderr("could not be read");
+    // With nothing at all there is no backup.
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace(&world.text("host"), &world.text("gone"));
+    std::fs::write(&config, text).unwrap();
+    let run = world.sees("writer", &["config", "backup", "host"]);
+    assert!(run.code() != 0 && run.code() != 6, "{run}");
+}
+
+#[test]
+fn q06_keys_of_recipients_that_were_exchanged_open_nothing() {
+    let world = World::new();
+    world.backup();
+    let keys = paths_below(&world.path("repo/keys"));
+    let find = |name: &str| {
+        let found = keys
+            .iter()
+            .find(|path| path.ends_with(name) && path.is_file());
+        found.unwrap_or_else(|| panic!("{keys:?}")).clone()
+    };
+    let (lead, vault, ops) = (find("lead"), find("vault"), find("ops"));
+    let right = std::fs::read(&lead).unwrap();
+    let mut changed = right.clone();
+    let at = changed.windows(7).position(|w| w == b"wrapped").unwrap() + 20;
+    changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
+    for other in [
+        std::fs::read(vault).unwrap(),
+        std::fs::read(ops).unwrap(),
+        changed,
+        b"{}".to_vec(),
+    ] {
+        std::fs::set_permissions(&lead, PermissionsExt::from_mode(0o644)).unwrap();
+        std::fs::write(&lead, other).unwrap();
+        let run = world.sees("lead", &["config", "reveal", "host", &world.host(".env")]);
+        assert!(run.code() != 0 && run.stdout.is_empty(), "{run}");
+        // The redacted view needs no key of the pair.
+        world
+            .sees("operator", &["config", "show", "host", &world.host(".env")])
+            .success();
+    }
+    std::fs::write(&lead, right).unwrap();
+    world.restores("lead", "back", &[]);
+    world.is_same("back");
+}
