@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -83,6 +83,11 @@ impl Running {
         self.child.stdout.take()
     }
 
+    /// Whether the program itself has ended. A worker of it may go on.
+    pub fn is_over(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// Its process group, which ends with [`stop_group`].
     pub fn group(&self) -> Pid {
         Pid::from_child(&self.child)
@@ -138,7 +143,10 @@ impl Drop for Running {
             }
             std::thread::sleep(GLANCE);
         }
-        // Its workers have had as long.
+        // A shell leaves at once, and what it started cleans up.
+        while since.elapsed() < PATIENCE && test_kill_process_group(self.group()).is_ok() {
+            std::thread::sleep(GLANCE);
+        }
         let _ = kill_process_group(self.group(), Signal::KILL);
     }
 }

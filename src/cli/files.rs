@@ -243,7 +243,11 @@ pub struct CheckExcludesArgs {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    cx.stop_in_order()?;
+    match &args.command {
+        // The programs before and after it must not be cut short.
+        Command::Backup(_) => cx.stop_with_cleanup()?,
+        _ => cx.stop_in_order()?,
+    }
     match &args.command {
         Command::Backup(args) => backup(args, cx),
         Command::Restore(args) => restore(args, cx),

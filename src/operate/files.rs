@@ -98,9 +98,10 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
     let repository = session.open(configured)?;
     let started = Instant::now();
     let _alone = files_hooks::alone(session, files)?;
+    let began = session.host.now();
     let root = files_hooks::before(files, &session.host);
     let read_from = root.as_ref().ok().cloned().flatten();
-    let done = root.and_then(|root| take(session, (&repository, files), root, wanted));
+    let done = root.and_then(|root| take(session, (&repository, files), (root, began), wanted));
     let after = files_hooks::after(files, read_from.as_ref(), done.is_ok());
     match (done, after) {
         (Ok(done), after) => Ok(Done {
@@ -122,7 +123,7 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
 fn take(
     session: &Session,
     (repository, files): (&Repository, &config::Files),
-    root: Option<PathBuf>,
+    (root, began): (Option<PathBuf>, TimestampTz),
     wanted: &Wanted,
 ) -> Result<Done> {
     let readers = wanted.jobs.clamp(1, MOST_READERS);
@@ -136,6 +137,7 @@ fn take(
         snapshot,
         is_full: wanted.is_full,
         takes_over: wanted.takes_over,
+        began,
     };
     let set = ready.set.as_mut();
     let taken = content::take(repository, &files.name, set, &options, &session.host);
@@ -438,9 +440,15 @@ pub fn sums(
             tick()?;
             let (from, length) = match node.kind {
                 NodeKind::File(length) => (key, length),
-                NodeKind::HardLink(_) => match file(snapshot, key)? {
-                    Some(found) => found,
-                    None => continue,
+                NodeKind::HardLink(to) => match snapshot.metadata(&to)? {
+                    Some(Metadata::Node(origin)) => match origin.kind {
+                        NodeKind::File(length) => (to, length),
+                        _ => continue,
+                    },
+                    _ => {
+                        let path = path.escape_ascii();
+                        return Err(err!(Damaged, "\"{path}\" is a hard link to nothing"));
+                    }
                 },
                 _ => continue,
             };

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use super::files_source::cache;
 use super::session::Session;
@@ -11,7 +12,7 @@ use crate::config::{Files, Source};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::program;
+use crate::program::{self, Running};
 
 /// More than a path.
 const OUTPUT_LIMIT_BYTES: usize = 64 << 10;
@@ -82,11 +83,11 @@ pub fn after(files: &Files, root: Option<&PathBuf>, is_stored: bool) -> Result<(
             command.env("PITR_ROOT", root);
         }
         command.env("PITR_STATUS", if is_stored { "stored" } else { "failed" });
-        // It cleans up: also for an operator who has asked to stop.
-        program::output(&mut command, OUTPUT_LIMIT_BYTES, &mut || Ok(()))
+        // It cleans up: also for an operator who has asked to stop, and whatever it prints.
+        Running::start(command.stdout(Stdio::null()))?.succeed(&mut || Ok(()))
     };
     match run() {
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
         Err(e) => Err(Error::new(Code::Partial, "the program after the backup failed").source(e)),
     }
 }

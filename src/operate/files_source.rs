@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::session::Session;
 use crate::backup::files::{Files, Set, selection};
+use crate::backup::sources;
 use crate::backup::sources::git::{self, Bundle, Mirror};
 use crate::backup::sources::kubernetes::Cluster;
 use crate::backup::sources::stream::Stream;
@@ -130,16 +131,16 @@ fn require_sealed(is_so: bool, files: &config::Files, what: &str) -> Result<()> 
     }
 }
 
-/// The directory of one name in the cache.
+/// The directory of one name in this user's own cache: that of a cluster may belong to the server's user.
 ///
 /// # Errors
-/// `Config` where there is no cache.
+/// `Config` where there is no cache; `Refused` where others may change it.
 pub fn cache(session: &Session, use_of_it: &str, name: &str) -> Result<PathBuf> {
-    let cache = session.cache_dir()?.ok_or_else(|| {
+    let cache = session.environment.cache_dir().ok_or_else(|| {
         err!(Config, "there is no directory for caches of \"{name}\"")
-            .hint("Nothing was stored.\nSet cache_dir of a cluster, or HOME.")
+            .hint("Nothing was stored.\nSet HOME or XDG_CACHE_HOME.")
     })?;
-    Ok(cache.join(use_of_it).join(name))
+    Ok(sources::trusted(&cache)?.join(use_of_it).join(name))
 }
 
 fn mirrored(

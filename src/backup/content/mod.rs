@@ -38,6 +38,8 @@ pub struct Options {
     pub is_full: bool,
     /// A scope that another source wrote goes on with this one.
     pub takes_over: bool,
+    /// The source was asked for no earlier: a snapshot of a filesystem may have been made since.
+    pub began: TimestampTz,
 }
 
 /// A backup that was taken.
@@ -206,7 +208,7 @@ struct Taking<'a> {
 
 impl Taking<'_> {
     fn run(&mut self, kind: &mut dyn Kind, claims: &mut Claims<'_, '_, '_>) -> Result<AuxRoot> {
-        let start_time = self.host.now();
+        let start_time = self.options.began;
         let (produced, written) = self.copy(kind, claims)?;
         let (mut root, member) = self.root(produced, written, start_time);
         let features = kind.features().iter().map(|f| (*f).to_owned());

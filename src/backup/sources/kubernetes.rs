@@ -75,16 +75,9 @@ impl Cluster<'_> {
         };
         let mut files = BTreeMap::new();
         let mut left_out = LeftOut::default();
-        let mut versions = Map::new();
         for resource in known.split_whitespace().filter(is_taken) {
             match self.list(resource) {
-                Ok(list) => {
-                    versions.insert(
-                        resource.to_owned(),
-                        list["metadata"]["resourceVersion"].clone(),
-                    );
-                    take(resource, list, &mut files, &mut left_out)?;
-                }
+                Ok(list) => take(resource, list, &mut files, &mut left_out)?,
                 Err(e) if is_refusal(&e) => {
                     left_out.add(resource.as_bytes(), Part::Entry, e);
                 }
@@ -105,7 +98,6 @@ impl Cluster<'_> {
                 "kind": "kubernetes",
                 "cluster_uid": uid,
                 "with_secrets": self.with_secrets,
-                "resource_versions": versions,
             }),
             taken: Taken::default(),
         })
@@ -152,6 +144,13 @@ fn take(
 ) -> Result<()> {
     let items = list["items"].as_array_mut().map(std::mem::take);
     for object in items.unwrap_or_default() {
+        // For a list without objects some versions of kubectl print the list itself as one.
+        let is_list = object["kind"]
+            .as_str()
+            .is_some_and(|kind| kind.ends_with("List"));
+        if is_list && object["metadata"]["name"].is_null() {
+            continue;
+        }
         let Some(path) = path(&object) else {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             let shown = format!("{resource}/{}", name.escape_debug());

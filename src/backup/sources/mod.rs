@@ -9,8 +9,8 @@ pub mod stream;
 pub mod terraform;
 
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
@@ -50,6 +50,32 @@ fn file(time: TimestampTz, blake3: [u8; 32]) -> Node {
     node
 }
 
+/// Makes a directory for caches where it is missing, and requires that nobody but this user and root may change what lies in it: programs run
+/// there that believe what they find. Returns it without symbolic links.
+///
+/// # Errors
+/// `Refused` where others may; those of the system.
+pub fn trusted(directory: &Path) -> Result<PathBuf> {
+    make(directory)?;
+    let real = std::fs::canonicalize(directory).map_err(|e| of(directory, e))?;
+    for at in real.ancestors() {
+        let found = std::fs::metadata(at).map_err(|e| of(at, e))?;
+        let is_own = [rustix::process::geteuid().as_raw(), 0].contains(&found.uid());
+        // In a sticky directory nobody renames what is ours.
+        let is_closed = found.mode() & 0o022 == 0 || (at != real && found.mode() & 0o1000 != 0);
+        if !is_own || !is_closed {
+            return Err(err!(
+                Refused,
+                "caches in \"{}\" cannot be trusted: other users may change \"{}\"",
+                real.display(),
+                at.display()
+            )
+            .hint("Nothing was stored.\nGive caches another place: XDG_CACHE_HOME."));
+        }
+    }
+    Ok(real)
+}
+
 /// Makes a directory of the cache its caller's own, for as long as the file is open.
 ///
 /// # Errors
@@ -85,9 +111,8 @@ fn make(directory: &Path) -> Result<()> {
 }
 
 fn of(path: &Path, e: std::io::Error) -> Error {
-    Error::from_io(format!("use \"{}\"", path.display()), e).hint(
-        "Nothing was stored.\nGive caches another place: cache_dir of a cluster in the configuration.",
-    )
+    Error::from_io(format!("use \"{}\"", path.display()), e)
+        .hint("Nothing was stored.\nGive caches another place: XDG_CACHE_HOME.")
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{ChildStdin, ChildStdout, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
 use super::{directory, file, key};
@@ -22,6 +24,13 @@ use crate::tree::walk::Taken;
 const BUFFER_BYTES: usize = 256 << 10;
 /// How often the caller is heard while the stream flows.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a wait for more of the stream lasts before it is looked whether the stream was given up.
+const SHORT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
+/// How long the stream may stand still when the command has ended.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A command whose standard output is stored.
 pub struct Stream {
@@ -98,16 +107,30 @@ impl Stream {
         };
         let pipes = (running.stdout(), check.as_mut().and_then(Running::stdin));
         let mut programs = Some((running, check));
+        let (is_given_up, copied_bytes) = (AtomicBool::new(false), AtomicU64::new(0));
         let (copied, asked) = std::thread::scope(|threads| {
-            let copying = threads.spawn(move || pump(pipes, sink, host));
+            let watched = (&is_given_up, &copied_bytes);
+            let copying = threads.spawn(move || pump(pipes, sink, host, watched));
             let mut asked = Ok(());
+            let mut moved = (Instant::now(), 0);
             while !copying.is_finished() {
                 if asked.is_ok() {
                     asked = tick();
                 }
+                let bytes = copied_bytes.load(Ordering::Relaxed);
+                let is_over = programs
+                    .as_mut()
+                    .is_some_and(|(program, _)| program.is_over());
+                if !is_over || moved.1 != bytes {
+                    moved = (Instant::now(), bytes);
+                }
+                if asked.is_ok() && moved.0.elapsed() > PATIENCE {
+                    asked = Err(held_open());
+                }
                 if asked.is_err() {
-                    // Both end, and with them the pipes.
+                    // Both end, and with them the pipes, unless a worker holds one.
                     programs = None;
+                    is_given_up.store(true, Ordering::Relaxed);
                 }
                 std::thread::sleep(TICK);
             }
@@ -137,16 +160,31 @@ impl Stream {
     }
 }
 
-/// Copies until the command has closed its output. A check may stop reading: its status tells what it found.
+fn held_open() -> Error {
+    err!(SourceMissing, "the command has ended, and a program that it started holds its output open")
+        .hint("Nothing was stored.\nLet the command send the output of what it leaves running elsewhere: program >/dev/null &")
+}
+
+/// Copies until the command has closed its output, or `is_given_up`. A check may stop reading: its status tells what it found.
 fn pump(
     (from, mut check): (Option<ChildStdout>, Option<ChildStdin>),
     sink: &mut FileSink<'_>,
     host: &Host,
+    (is_given_up, copied_bytes): (&AtomicBool, &AtomicU64),
 ) -> Result<(u64, [u8; 32])> {
     let mut from = from.ok_or_else(|| err!(Internal, "a command without an output"))?;
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut hasher = blake3::Hasher::new();
     loop {
+        if is_given_up.load(Ordering::Relaxed) {
+            return Err(err!(Interrupted, "the stream was given up"));
+        }
+        let mut poll = [PollFd::new(&from, PollFlags::IN)];
+        match rustix::event::poll(&mut poll, Some(&SHORT)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(e) => return Err(Error::from_io("wait for the command", e.into())),
+        }
         let length = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => length,
@@ -157,6 +195,7 @@ fn pump(
         hasher.update(bytes);
         sink.append(bytes)?;
         host.progress.advance(length as u64);
+        copied_bytes.fetch_add(length as u64, Ordering::Relaxed);
         if let Some(to) = &mut check
             && let Err(e) = to.write_all(bytes)
         {

@@ -85,6 +85,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Taken> {
         snapshot,
         is_full: true,
         takes_over: asked.takes_over,
+        began: session.host.now(),
     };
     let taken = content::take(&repository, &set.name, &mut kind, &options, &session.host)?;
     let sealed = kind

@@ -103,6 +103,7 @@ pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
         snapshot,
         is_full: true,
         takes_over: asked.takes_over,
+        began: session.host.now(),
     };
     let started = Instant::now();
     let taken = content::take(&repository, asked.name, &mut dumping, &options, host)?;

@@ -70,6 +70,7 @@ pub fn take_into(repository: &Repository, name: &str, kind: &mut dyn Kind) -> Re
         snapshot,
         is_full: false,
         takes_over: false,
+        began: host.now(),
     };
     take(repository, name, kind, &options, &host).map(|taken| taken.root)
 }

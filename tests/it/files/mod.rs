@@ -27,6 +27,8 @@ struct World {
     config: PathBuf,
     is_root: bool,
     _cluster: Cluster,
+    /// Caches of root's: what lies in the sandbox another user may exchange.
+    _cache: tempfile::TempDir,
 }
 
 impl World {
@@ -78,11 +80,20 @@ impl World {
             repository.display(),
             sandbox.dir("source").display()
         );
+        let is_root = rustix::process::geteuid().is_root();
+        let cache = tempfile::Builder::new()
+            .prefix("pitrtest-cache-")
+            .tempdir()
+            .unwrap();
+        if is_root {
+            std::os::unix::fs::symlink(cache.path(), sandbox.join("cache")).unwrap();
+        }
         let world = World {
             config: sandbox.file("pitr.toml", text),
             sandbox,
-            is_root: rustix::process::geteuid().is_root(),
+            is_root,
             _cluster: cluster,
+            _cache: cache,
         };
         world.pitr(&["init", "--quiet"]).run().success();
         world

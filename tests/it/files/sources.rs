@@ -401,6 +401,51 @@ fn u17_a_failure_before_stores_nothing_and_the_program_after_runs() {
     );
 }
 
+/// What it leaves running in a session of its own is not the stream, and no signal reaches it.
+#[test]
+fn u15_a_worker_that_holds_the_output_open_holds_up_nothing_for_long() {
+    let world = stream("setsid sleep 600 & echo $! > \"$PIDS\"; echo hello", "");
+    let pids = world.sandbox.join("pid");
+    let run = backup(&world).env("PIDS", path_text(&pids)).run();
+    let pid: i32 = fs::read_to_string(&pids).unwrap().trim().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
+    run.expect_stdout("holds its output open");
+    assert_eq!(backups(&world), 0);
+}
+
+#[test]
+fn u17_the_program_after_runs_to_its_end_whatever_it_prints_and_whoever_hangs_up() {
+    let world = World::new(
+        "before = [\"/bin/sh\", \"-c\", \"touch $STARTED; exec sleep 600\"]\nafter = [\"/bin/sh\", \"-c\", \"seq 1 30000; touch $ENDED\"]\n",
+    );
+    let (started, ended) = (world.sandbox.join("started"), world.sandbox.join("ended"));
+    let running = backup(&world)
+        .env("STARTED", path_text(&started))
+        .env("ENDED", path_text(&ended))
+        .spawn();
+    let since = Instant::now();
+    while !started.exists() {
+        assert!(since.elapsed() < Duration::from_secs(30), "no program runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.signal(Signal::HUP);
+    running.wait().expect_code(130);
+    assert!(ended.exists());
+}
+
+/// Programs run in the cache that believe what they find there.
+#[test]
+fn u24_a_cache_that_others_may_change_is_refused() {
+    let world = World::new("before = [\"/bin/true\"]\n");
+    let open = world.sandbox.dir("open");
+    fs::create_dir(open.join("pitr")).unwrap();
+    fs::set_permissions(open.join("pitr"), PermissionsExt::from_mode(0o777)).unwrap();
+    let run = backup(&world).env("XDG_CACHE_HOME", path_text(&open)).run();
+    run.expect_code(8).expect_stdout("cannot be trusted");
+    assert_eq!(backups(&world), 0);
+}
+
 #[test]
 fn u18_a_failure_after_is_a_status_of_its_own_and_the_backup_stays() {
     let world = World::new("after = [\"/bin/sh\", \"-c\", \"echo still mounted >&2; exit 1\"]\n");
