@@ -1,5 +1,7 @@
 //! `[config.NAME]`: configuration files of a host.
 
+use super::Period;
+
 /// The path that stands for PostgreSQL's configuration, pitr's own, crontabs and units.
 pub const DEFAULT: &str = "default";
 
@@ -20,6 +22,8 @@ pub struct ConfigSet {
     pub cluster: Option<String>,
     /// The identity of the source; else the host's machine id.
     pub identity: Option<String>,
+    /// How old the newest backup may become before that is reported.
+    pub max_backup_age: Option<Period>,
 }
 
 impl ConfigSet {

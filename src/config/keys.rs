@@ -86,6 +86,7 @@ keys! { CONFIG: |e, set: ConfigSet|
     "plain": plain = e.list();
     "cluster": cluster = e.string();
     "identity": identity = e.string();
+    "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
 }
 
 // Those of `[repositories.NAME]`.

@@ -447,7 +447,12 @@ impl Settings {
             name: &logical.name,
             max_backup_age: logical.max_backup_age,
         });
-        files.chain(logical)
+        let config = self.config.iter().map(|set| Content {
+            kind: "config",
+            name: &set.name,
+            max_backup_age: set.max_backup_age,
+        });
+        files.chain(logical).chain(config)
     }
 
     /// The set of files of this name.

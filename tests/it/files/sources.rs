@@ -401,7 +401,7 @@ fn u17_a_failure_before_stores_nothing_and_the_program_after_runs() {
     );
 }
 
-/// What it leaves running in a session of its own is not the stream, and no signal reaches it.
+/// A program that a command leaves running in another session is not the stream, and no signal reaches it.
 #[test]
 fn u15_a_worker_that_holds_the_output_open_holds_up_nothing_for_long() {
     let world = stream("setsid sleep 600 & echo $! > \"$PIDS\"; echo hello", "");
