@@ -2,7 +2,7 @@
 //!
 //! A mirror follows its origin in everything, also in a disaster. So refs that went, or moved to where the old commit is no ancestor, keep
 //! their old object under `refs/pitr/<time>/`. The refs from before a fetch are written down first: a run that was killed loses none.
-//! What was kept is in a list until a root has it: a run that failed later leaves the report to the next one.
+//! A list names what was kept until a root has it: a run that failed later leaves the report to the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

@@ -439,3 +439,25 @@ fn a_repository_of_sha256_is_stored() {
     let taken = origin.run().success().json();
     assert_eq!(taken["source"]["refs"]["refs/heads/main"], head, "{taken}");
 }
+
+#[test]
+fn a_power_loss_between_the_list_and_its_refs_loses_none() {
+    let origin = Origin::new("");
+    let lost = origin.commit("lost");
+    origin.run().success();
+    git(&origin.mirror(), &["update-ref", "refs/heads/lost", &lost]);
+    // The list of a run that ended before the refs were there.
+    let kept_as = "refs/pitr/20260101T000000Z/heads/lost";
+    let list = serde_json::json!([{
+        "name": "refs/heads/lost", "object": lost, "now": null, "kept_as": kept_as, "is_head": true,
+    }]);
+    let place = origin.mirror().with_file_name("kept.json");
+    fs::write(&place, list.to_string()).unwrap();
+    let before = refs(&origin.mirror());
+    fs::write(origin.mirror().with_file_name("refs-before"), before).unwrap();
+    origin.run().expect_code(6);
+    assert!(refs(&origin.mirror()).contains(kept_as));
+    assert!(!place.exists());
+    fs::write(&place, "[{").unwrap();
+    origin.run().expect_code(1).expect_stdout("is damaged");
+}
