@@ -145,6 +145,7 @@ fn take(
         Source::Command => files_source::explained("the command", taken)?,
         _ => taken?,
     };
+    ready.stored();
     let is_empty = taken.root.head.file_count == 0;
     Ok(Done {
         lost_files: taken.prior_files.filter(|files| is_empty && *files > 0),

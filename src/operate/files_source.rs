@@ -27,7 +27,7 @@ pub struct Ready {
     /// Things that the operator may want to know.
     pub notes: Vec<String>,
     /// The mirror and the bundle, which must outlive the backup.
-    _held: (Option<Mirror>, Option<Bundle>),
+    held: (Option<Mirror>, Option<Bundle>),
 }
 
 impl Ready {
@@ -36,7 +36,17 @@ impl Ready {
             set: Box::new(set),
             warnings: Vec::new(),
             notes: Vec::new(),
-            _held: (None, None),
+            held: (None, None),
+        }
+    }
+
+    /// Ends the report of what the source lost, once a root has it.
+    pub fn stored(&mut self) {
+        if let (Some(mirror), _) = &self.held
+            && let Err(e) = mirror.forget_kept()
+        {
+            self.notes
+                .push(format!("the next run reports the same again: {e}"));
         }
     }
 }
@@ -156,7 +166,7 @@ fn mirrored(
         true => Some(explained("git", git::bundle(&mirror, &files.name, host))?),
         false => None,
     };
-    let (mut warnings, mut notes) = (Vec::new(), Vec::new());
+    let (mut warnings, mut notes) = (mirror.warnings.clone(), mirror.notes.clone());
     for kept in &mirror.kept {
         let how = match kept.now {
             Some(_) => "was rewritten",
@@ -186,7 +196,7 @@ fn mirrored(
         set: Box::new(set),
         warnings,
         notes,
-        _held: (Some(mirror), bundle),
+        held: (Some(mirror), bundle),
     })
 }
 

@@ -2,21 +2,24 @@
 //!
 //! A mirror follows its origin in everything, also in a disaster. So refs that went, or moved to where the old commit is no ancestor, keep
 //! their old object under `refs/pitr/<time>/`. The refs from before a fetch are written down first: a run that was killed loses none.
+//! A list names what was kept until a root has it: a run that failed later leaves the report to the next one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{lock, make, of};
 use crate::durable;
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::program;
+use crate::program::{self, Running};
 
 /// More than the refs of any repository.
 const OUTPUT_LIMIT_BYTES: usize = 1 << 30;
@@ -24,6 +27,31 @@ const OUTPUT_LIMIT_BYTES: usize = 1 << 30;
 const LISTED: usize = 10_000;
 /// The refs that hold what the origin no longer has.
 const KEPT: &str = "refs/pitr/";
+/// The ref of an origin's HEAD that leads to no ref.
+const DETACHED: &str = "refs/pitr-head";
+/// Refs that a forge makes anew by itself: trials of a merge.
+const TRIALS: [(&str, &str); 2] = [("refs/pull/", "/merge"), ("refs/merge-requests/", "/merge")];
+/// Refspecs of what is fetched; [`is_left_out`] says the same.
+const FETCHED: [&str; 5] = [
+    "+refs/*:refs/*",
+    "^refs/pitr/*",
+    "^refs/pitr-head",
+    "^refs/pull/*/merge",
+    "^refs/merge-requests/*/merge",
+];
+/// A push may come between a list and its fetch, which are then tried anew.
+const FETCHES: usize = 3;
+/// Refs that an error names.
+const NAMED: usize = 3;
+/// Digits of the URL's hash in the name of a directory.
+const URL_DIGITS: usize = 16;
+/// Programs that settings could start, and refs that a power loss could take.
+const SETTINGS: [&str; 4] = [
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "protocol.ext.allow=never",
+    "core.fsync=committed,loose-object",
+];
 /// Variables that lead Git to another repository than the one that is named.
 const LEADING: [&str; 6] = [
     "GIT_DIR",
@@ -42,13 +70,30 @@ pub struct Mirror {
     pub path: PathBuf,
     /// Facts for the root.
     pub facts: Value,
-    /// Refs whose old objects are kept.
+    /// Refs whose old objects are kept, since the last run that ended with a root.
     pub kept: Vec<Kept>,
+    /// Things that the operator should hear of.
+    pub warnings: Vec<String>,
+    /// Things that the operator may want to know.
+    pub notes: Vec<String>,
+    /// The list of `kept`.
+    list: PathBuf,
     _lock: File,
 }
 
+impl Mirror {
+    /// Forgets what was kept, once a root has it.
+    ///
+    /// # Errors
+    /// Those of the system: the next run reports it again.
+    pub fn forget_kept(&self) -> Result<()> {
+        durable::remove(&self.list)
+            .map_err(|e| Error::from_io(format!("remove \"{}\"", self.list.display()), e))
+    }
+}
+
 /// A ref that lost commits at the origin.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     /// The ref.
     pub name: String,
@@ -58,7 +103,7 @@ pub struct Kept {
     pub now: Option<String>,
     /// The ref that keeps the old object.
     pub kept_as: String,
-    /// Whether the origin's HEAD leads to it.
+    /// Whether the origin's HEAD leads to it, or did so before.
     pub is_head: bool,
 }
 
@@ -80,13 +125,19 @@ impl Bundle {
 /// `Locked` while another run has it; `SourceMissing` when Git fails; those of the system.
 pub fn mirror(url: &str, cache: &Path, host: &Host) -> Result<Mirror> {
     let lock = lock(cache)?;
-    let path = cache.join("mirror.git");
+    // Another URL has another mirror: the refs of two repositories would not stay apart.
+    let hash = blake3::hash(url.as_bytes()).to_hex();
+    let place = cache.join(hash.as_str().get(..URL_DIGITS).unwrap_or_default());
+    make(&place)?;
+    let path = place.join("mirror.git");
     let git = Git {
         directory: &path,
         host,
     };
-    git.prepare()?;
-    let note = cache.join("refs-before");
+    host.progress.phase("fetch", None);
+    let origin = git.origin(url)?;
+    git.prepare(origin.is_sha256())?;
+    let note = place.join("refs-before");
     let before = match std::fs::read_to_string(&note) {
         Ok(text) => listed(&text),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -97,52 +148,71 @@ pub fn mirror(url: &str, cache: &Path, host: &Host) -> Result<Mirror> {
         }
         Err(e) => return Err(of(&note, e)),
     };
-    host.progress.phase("fetch", None);
-    let all = format!("^{KEPT}*");
-    git.run(&[
-        "fetch",
-        "--quiet",
-        "--prune",
-        "--force",
-        "--no-write-fetch-head",
-        "--",
-        url,
-        "+refs/*:refs/*",
-        &all,
-    ])?;
-    let head = git.follow_head(url)?;
-    let refs = git.refs()?;
-    let kept = git.keep(&before, &refs, head.as_deref())?;
+    let origin = git.fetch(url, origin)?;
+    let heads = [git.head()?, origin.head.clone(), Some(DETACHED.to_owned())];
+    let list = place.join("kept.json");
+    let mut kept = read_list(&list)?;
+    for lost in git.lost(&before, &origin.refs, &heads)? {
+        let is_known = |k: &Kept| k.name == lost.name && k.object == lost.object;
+        if !kept.iter().any(is_known) {
+            kept.push(lost);
+        }
+    }
+    // The root lists the first ones.
+    kept.sort_by_key(|k| !k.is_head);
+    if !kept.is_empty() {
+        let text = serde_json::to_vec(&kept).unwrap_or_default();
+        durable::replace(&list, &text, host.random()).map_err(|e| of(&list, e))?;
+        git.keep(&kept)?;
+    }
+    git.follow_head(&origin)?;
+    durable::remove(&note).map_err(|e| of(&note, e))?;
     host.progress.phase("check every object", None);
-    git.run(&[
-        "fsck",
-        "--full",
-        "--strict",
-        "--no-dangling",
-        "--no-progress",
-    ])
-    .map_err(|e| {
+    let notes = git.check().map_err(|e| {
         e.context("check the mirror").hint(format!(
-            "Nothing was stored.\nLook at it: git --git-dir={} fsck --full --strict",
+            "Nothing was stored.\nLook at it: git --git-dir={} fsck --full",
             path.display()
         ))
     })?;
-    durable::remove(&note).map_err(|e| of(&note, e))?;
-    let shown: BTreeMap<_, _> = refs.iter().take(LISTED).collect();
-    let facts = json!({
-        "kind": "git",
-        "url": url,
-        "head": head,
-        "ref_count": refs.len(),
-        "refs": shown,
-        "kept": kept,
-    });
+    let mut warnings = Vec::new();
+    if origin.refs.is_empty() && !kept.is_empty() {
+        warnings.push("the origin has no branch or tag any more".to_owned());
+    }
     Ok(Mirror {
+        facts: facts(url, &origin, &kept),
         path,
-        facts,
         kept,
+        warnings,
+        notes: notes.into_iter().collect(),
+        list,
         _lock: lock,
     })
+}
+
+/// Facts for the root.
+fn facts(url: &str, origin: &Origin, kept: &[Kept]) -> Value {
+    let shown: BTreeMap<_, _> = origin.refs.iter().take(LISTED).collect();
+    json!({
+        "kind": "git",
+        "url": url,
+        "head": origin.head,
+        "ref_count": origin.refs.len(),
+        "refs": shown,
+        "kept": kept.get(..LISTED).unwrap_or(kept),
+    })
+}
+
+/// Reads what runs kept that ended without a root.
+fn read_list(path: &Path) -> Result<Vec<Kept>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+            err!(Damaged, "\"{}\" is damaged: {e}", path.display()).hint(format!(
+                "Nothing was stored.\nThe commits that it names are below {KEPT} of the mirror beside it.\nMove it away, and back up again."
+            ))
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(of(path, e)),
+    }
 }
 
 /// Writes a mirror into one file, clones from that, and compares.
@@ -178,7 +248,8 @@ pub fn bundle(mirror: &Mirror, name: &str, host: &Host) -> Result<Bundle> {
         directory: &clone,
         host,
     };
-    cloned.prepare()?;
+    let is_sha256 = refs.split(' ').next().is_some_and(is_sha256);
+    cloned.prepare(is_sha256)?;
     cloned.run(&[
         "fetch",
         "--quiet",
@@ -187,13 +258,7 @@ pub fn bundle(mirror: &Mirror, name: &str, host: &Host) -> Result<Bundle> {
         &file_name,
         "+refs/*:refs/*",
     ])?;
-    cloned.run(&[
-        "fsck",
-        "--full",
-        "--strict",
-        "--no-dangling",
-        "--no-progress",
-    ])?;
+    cloned.check()?;
     if cloned.all_refs()? != refs {
         return Err(err!(
             SourceMissing,
@@ -205,12 +270,66 @@ pub fn bundle(mirror: &Mirror, name: &str, host: &Host) -> Result<Bundle> {
     Ok(bundle)
 }
 
+/// Whether a ref of the origin is not fetched.
+fn is_left_out(name: &str) -> bool {
+    let is_trial = |(before, after): &(&str, &str)| {
+        let below = name.strip_prefix(before);
+        below.is_some_and(|below| below.ends_with(after))
+    };
+    name.starts_with(KEPT) || TRIALS.iter().any(is_trial)
+}
+
 /// Lines of object and name. Refs of earlier runs are not the origin's.
 fn listed(text: &str) -> Refs {
     let lines = text.lines().filter_map(|line| line.split_once(' '));
-    let own = lines.filter(|(_, name)| !name.starts_with(KEPT));
+    let own = lines.filter(|(_, name)| !is_left_out(name));
     own.map(|(object, name)| (name.to_owned(), object.to_owned()))
         .collect()
+}
+
+fn is_sha256(object: &str) -> bool {
+    object.len() == 64
+}
+
+/// An origin as it lists itself.
+#[derive(Debug, PartialEq, Eq)]
+struct Origin {
+    /// The refs that are fetched.
+    refs: Refs,
+    /// The ref that HEAD leads to.
+    head: Option<String>,
+}
+
+impl Origin {
+    /// From the lines of `git ls-remote --symref`.
+    fn of(text: &str) -> Origin {
+        let (mut refs, mut head, mut detached) = (Refs::new(), None, None);
+        for (left, name) in text.lines().filter_map(|line| line.split_once('\t')) {
+            match (left.strip_prefix("ref: "), name) {
+                (Some(leads_to), "HEAD") => head = Some(leads_to.to_owned()),
+                (None, "HEAD") => detached = Some(left.to_owned()),
+                (Some(_), _) => {}
+                (None, name) => {
+                    let is_peeled = name.ends_with("^{}");
+                    if !is_peeled && name != DETACHED && !is_left_out(name) {
+                        refs.insert(name.to_owned(), left.to_owned());
+                    }
+                }
+            }
+        }
+        if let (None, Some(object)) = (&head, detached) {
+            refs.insert(DETACHED.to_owned(), object);
+        }
+        Origin { refs, head }
+    }
+
+    fn detached(&self) -> Option<&String> {
+        self.refs.get(DETACHED)
+    }
+
+    fn is_sha256(&self) -> bool {
+        self.refs.values().any(|object| is_sha256(object))
+    }
 }
 
 struct Git<'g> {
@@ -231,13 +350,32 @@ impl Git<'_> {
         if std::env::var_os("SSH_ASKPASS_REQUIRE").is_none() {
             command.env("SSH_ASKPASS_REQUIRE", "force");
         }
+        for setting in SETTINGS {
+            command.args(["-c", setting]);
+        }
         let directory = ["--git-dir=".as_ref(), self.directory.as_os_str()];
         command.arg(directory.join("".as_ref())).args(arguments);
         Ok(command)
     }
 
     fn read(&self, arguments: &[&str]) -> Result<String> {
+        self.answer(self.command(arguments)?)
+    }
+
+    /// As [`Git::read`], of a command that reads `text`.
+    fn fed(&self, arguments: &[&str], text: &str) -> Result<String> {
+        let scratch = &self.host.scratch;
+        let file = tempfile::tempfile_in(scratch).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.rewind()?;
+            Ok(file)
+        });
         let mut command = self.command(arguments)?;
+        command.stdin(file.map_err(|e| of(scratch, e))?);
+        self.answer(command)
+    }
+
+    fn answer(&self, mut command: Command) -> Result<String> {
         let mut tick = || self.host.check_stop();
         let printed = program::output(&mut command, OUTPUT_LIMIT_BYTES, &mut tick)?;
         Ok(String::from_utf8_lossy(&printed).into_owned())
@@ -247,18 +385,13 @@ impl Git<'_> {
         self.read(arguments).map(drop)
     }
 
-    /// Whether Git answers with success; a failure is an answer, too.
-    fn holds(&self, arguments: &[&str]) -> Result<bool> {
-        match self.read(arguments) {
-            Ok(printed) => Ok(!printed.is_empty()),
-            Err(e) if e.code() == Code::SourceMissing => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
-
     /// Makes the bare repository, where it is not there. Objects that nothing leads to stay: Git's own cleaning would rewrite packs, too.
-    fn prepare(&self) -> Result<()> {
-        self.run(&["init", "--quiet", "--bare", "--template="])?;
+    fn prepare(&self, is_sha256: bool) -> Result<()> {
+        let mut arguments = vec!["init", "--quiet", "--bare", "--template="];
+        if is_sha256 {
+            arguments.push("--object-format=sha256");
+        }
+        self.run(&arguments)?;
         for (key, value) in [("gc.auto", "0"), ("maintenance.auto", "false")] {
             self.run(&["config", key, value])?;
         }
@@ -273,60 +406,173 @@ impl Git<'_> {
         Ok(listed(&self.all_refs()?))
     }
 
-    /// Makes HEAD that of the origin; returns the ref that it leads to.
-    fn follow_head(&self, url: &str) -> Result<Option<String>> {
-        let answer = self.read(&["ls-remote", "--symref", "--", url, "HEAD"])?;
-        let mut lines = answer
-            .lines()
-            .filter_map(|line| line.strip_suffix("\tHEAD"));
-        let Some(first) = lines.next() else {
-            return Ok(None);
+    /// Asks the origin for its list, outside of any repository: the origin may have another kind of hash.
+    fn origin(&self, url: &str) -> Result<Origin> {
+        let outside = Git {
+            directory: &self.directory.with_file_name("no-repository"),
+            host: self.host,
         };
-        if let Some(name) = first.strip_prefix("ref: ") {
-            self.run(&["symbolic-ref", "HEAD", name])?;
-            return Ok(Some(name.to_owned()));
-        }
-        self.run(&["update-ref", "--no-deref", "HEAD", first])?;
-        Ok(None)
+        let listing = outside.read(&["ls-remote", "--symref", "--", url])?;
+        Ok(Origin::of(&listing))
     }
 
-    /// Keeps the old objects of refs that lost something.
-    fn keep(&self, before: &Refs, after: &Refs, head: Option<&str>) -> Result<Vec<Kept>> {
-        let time = self.host.now().to_string().replace([':', '-'], "");
+    /// Fetches until the mirror has what the origin lists, and returns that. Git leaves refs out with a warning alone.
+    fn fetch(&self, url: &str, mut origin: Origin) -> Result<Origin> {
+        let mut tries = 1;
+        loop {
+            let mut command = self.command(&["fetch", "--quiet", "--prune", "--force"])?;
+            command
+                .args(["--no-write-fetch-head", "--", url])
+                .args(FETCHED);
+            match origin.detached() {
+                Some(_) => {
+                    command.arg(format!("+HEAD:{DETACHED}"));
+                }
+                None => self.run(&["update-ref", "-d", DETACHED])?,
+            }
+            let running = Running::start(command.stdout(Stdio::null()))?;
+            let (status, said) = running.wait(&mut || self.host.check_stop())?;
+            if !status.success() {
+                return Err(program::failed("git", status, &said));
+            }
+            let refs = self.refs()?;
+            if refs == origin.refs {
+                return Ok(origin);
+            }
+            if tries == FETCHES {
+                return Err(left_out(&origin.refs, &refs, said.contains("shallow")));
+            }
+            tries += 1;
+            origin = self.origin(url)?;
+        }
+    }
+
+    /// The ref that HEAD leads to.
+    fn head(&self) -> Result<Option<String>> {
+        match self.read(&["symbolic-ref", "--quiet", "HEAD"]) {
+            Ok(name) => Ok(Some(name.trim().to_owned())),
+            Err(e) if e.code() == Code::SourceMissing => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes HEAD that of the origin.
+    fn follow_head(&self, origin: &Origin) -> Result<()> {
+        match (&origin.head, origin.detached()) {
+            (Some(name), _) => self.run(&["symbolic-ref", "HEAD", name]),
+            (None, Some(object)) => self.run(&["update-ref", "--no-deref", "HEAD", object]),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Finds refs that lost something: a commit that no ref of the origin reaches, or a tag, which nothing else reaches.
+    fn lost(&self, before: &Refs, after: &Refs, heads: &[Option<String>]) -> Result<Vec<Kept>> {
+        let held: BTreeSet<&String> = after.values().collect();
+        let changed = before.iter().filter(|(_, object)| !held.contains(object));
+        let changed: Vec<_> = changed.collect();
+        if changed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let objects: String = changed.iter().map(|(_, o)| format!("{o}\n")).collect();
+        let kinds = self.fed(
+            &["cat-file", "--batch-check=%(objectname) %(objecttype)"],
+            &objects,
+        )?;
+        let commits: BTreeSet<&str> = kinds
+            .lines()
+            .filter_map(|line| line.strip_suffix(" commit"))
+            .collect();
+        let text: String = commits.iter().map(|c| format!("{c}\n")).collect();
+        let unreached = match commits.is_empty() {
+            true => String::new(),
+            false => self.fed(
+                &[
+                    "rev-list",
+                    "--stdin",
+                    "--exclude=refs/pitr/*",
+                    "--not",
+                    "--glob=refs/*",
+                ],
+                &text,
+            )?,
+        };
+        let unreached: BTreeSet<&str> = unreached.lines().collect();
+        let time = self.host.now().to_string();
         let time: String = time.chars().filter(char::is_ascii_alphanumeric).collect();
-        let mut kept = Vec::new();
-        for (name, object) in before {
-            let now = after.get(name);
-            if now == Some(object) || self.is_reached(object, now)? {
-                continue;
-            }
-            let below = name.strip_prefix("refs/").unwrap_or(name);
-            let kept_as = format!("{KEPT}{time}/{below}");
-            self.run(&["update-ref", &kept_as, object])?;
-            kept.push(Kept {
-                name: name.clone(),
-                object: object.clone(),
-                now: now.cloned(),
-                kept_as,
-                is_head: head == Some(name.as_str()),
-            });
-        }
-        Ok(kept)
+        let is_lost = |object: &str| !commits.contains(object) || unreached.contains(object);
+        let lost = changed.into_iter().filter(|(_, object)| is_lost(object));
+        let kept = lost.map(|(name, object)| Kept {
+            name: name.clone(),
+            object: object.clone(),
+            now: after.get(name).cloned(),
+            kept_as: format!(
+                "{KEPT}{time}/{}",
+                name.strip_prefix("refs/").unwrap_or(name)
+            ),
+            is_head: heads.iter().flatten().any(|head| head == name),
+        });
+        Ok(kept.collect())
     }
 
-    /// Whether a commit is an ancestor of `now`, or of any other ref. Tags that are objects are reached by nothing else.
-    fn is_reached(&self, object: &str, now: Option<&String>) -> Result<bool> {
-        if self.read(&["cat-file", "-t", object])?.trim() != "commit" {
-            return Ok(false);
-        }
-        if let Some(now) = now {
-            let base = self.read(&["merge-base", object, now]);
-            if base.is_ok_and(|base| base.trim() == object) {
-                return Ok(true);
-            }
-        }
-        self.holds(&["for-each-ref", "--count=1", "--contains", object])
+    /// Makes the refs that keep old objects, also those that are there already.
+    fn keep(&self, kept: &[Kept]) -> Result<()> {
+        let lines = kept
+            .iter()
+            .map(|k| format!("update {} {}\n", k.kept_as, k.object));
+        let text: String = lines.collect();
+        self.fed(&["update-ref", "--stdin"], &text).map(drop)
     }
+
+    /// Checks every object. Returns what is not damage: old tools wrote objects that `--strict` refuses.
+    fn check(&self) -> Result<Option<String>> {
+        let fsck = [
+            "fsck",
+            "--full",
+            "--no-dangling",
+            "--no-progress",
+            "--strict",
+        ];
+        let (strict, plain) = (self.run(&fsck), fsck.split_last());
+        match (strict, plain) {
+            (Err(e), Some((_, plain))) if e.code() == Code::SourceMissing => {
+                self.run(plain)?;
+                Ok(Some(format!(
+                    "the repository is whole, and stored as it is, but has objects that \"git fsck --strict\" refuses: {e}"
+                )))
+            }
+            (strict, _) => strict.map(|()| None),
+        }
+    }
+}
+
+/// The error of a fetch that succeeded without all refs.
+fn left_out(origin: &Refs, mirror: &Refs, is_shallow: bool) -> Error {
+    let names: BTreeSet<&String> = origin.keys().chain(mirror.keys()).collect();
+    let other: Vec<_> = names
+        .into_iter()
+        .filter(|name| origin.get(*name) != mirror.get(*name))
+        .collect();
+    let shown: Vec<_> = other
+        .iter()
+        .take(NAMED)
+        .map(|n| format!("\"{n}\""))
+        .collect();
+    let more = match other.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let (why, next) = match is_shallow {
+        true => (
+            "the origin is shallow, and Git fetches no ref whose history is cut",
+            "Complete the origin: git fetch --unshallow in it. Or name another one.",
+        ),
+        false => (
+            "the fetch did not bring the refs that the origin lists",
+            "Back up again. If it stays so, compare by hand: git ls-remote.",
+        ),
+    };
+    err!(SourceMissing, "{why}: {}{more}", shown.join(", "))
+        .hint(format!("Nothing was stored.\n{next}"))
 }
 
 #[cfg(test)]
@@ -341,5 +587,25 @@ mod tests {
         assert_eq!(refs.len(), 2);
         assert_eq!(refs["refs/heads/main"], "aa");
         assert_eq!(refs["refs/tags/v 1"], "cc");
+    }
+
+    #[test]
+    fn a_list_of_an_origin_has_what_is_fetched() {
+        let origin = Origin::of(
+            "ref: refs/heads/main\tHEAD\naa\tHEAD\naa\trefs/heads/main\nbb\trefs/pitr/x/heads/main\nbb\trefs/pitr-head\ncc\trefs/pull/7/head\ndd\trefs/pull/7/merge\ndd\trefs/merge-requests/7/merge\nref: refs/heads/main\trefs/remotes/o/HEAD\naa\trefs/remotes/o/HEAD\nee\trefs/tags/v1\naa\trefs/tags/v1^{}\n",
+        );
+        let names: Vec<_> = origin.refs.keys().map(String::as_str).collect();
+        let expected = [
+            "refs/heads/main",
+            "refs/pull/7/head",
+            "refs/remotes/o/HEAD",
+            "refs/tags/v1",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(origin.head.as_deref(), Some("refs/heads/main"));
+        assert_eq!(origin.detached(), None);
+        let origin = Origin::of("aa\tHEAD\naa\trefs/heads/main\n");
+        assert_eq!(origin.detached().map(String::as_str), Some("aa"));
+        assert_eq!(Origin::of("").refs.len(), 0);
     }
 }

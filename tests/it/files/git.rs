@@ -71,8 +71,33 @@ impl Origin {
         to
     }
 
+    /// The mirror, of which there is one for each URL.
     fn mirror(&self) -> PathBuf {
-        self.world.sandbox.join("cache/pitr/git/up/mirror.git")
+        let mirrors = self.mirrors();
+        assert_eq!(mirrors.len(), 1, "{mirrors:?}");
+        mirrors[0].clone()
+    }
+
+    fn mirrors(&self) -> Vec<PathBuf> {
+        let folders = fs::read_dir(self.world.sandbox.join("cache/pitr/git/up")).unwrap();
+        let mirrors = folders.map(|f| f.unwrap().path().join("mirror.git"));
+        mirrors.filter(|path| path.exists()).collect()
+    }
+
+    fn configure(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(&self.world.config).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&self.world.config, text.replace(from, to)).unwrap();
+    }
+
+    /// Rewrites the main branch; returns the commit that it lost.
+    fn rewrite(&self) -> String {
+        let lost = git(&self.work, &["rev-parse", "HEAD"]);
+        git(
+            &self.work,
+            &["commit", "--quiet", "--amend", "-m", &format!("not {lost}")],
+        );
+        lost
     }
 }
 
@@ -212,7 +237,7 @@ fn u21_a_damaged_mirror_is_found_before_the_root_is_written() {
 fn u22_an_origin_that_is_gone_or_locked_leaves_no_backup() {
     let origin = Origin::new("");
     origin.run().success();
-    let cache = origin.mirror().with_file_name("lock");
+    let cache = origin.world.sandbox.join("cache/pitr/git/up/lock");
     let lock = fs::File::open(&cache).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     origin
@@ -254,4 +279,185 @@ fn an_empty_origin_is_stored_but_not_as_a_bundle() {
             run.expect_stdout("has no commit");
         }
     }
+}
+
+#[test]
+fn u31_a_shallow_origin_is_an_error_and_no_empty_backup() {
+    let origin = Origin::new("");
+    origin.commit("two");
+    let shallow = origin.world.sandbox.join("shallow");
+    let (from, to) = (
+        format!("file://{}", path_text(&origin.work)),
+        path_text(&shallow),
+    );
+    let folder = origin.world.sandbox.path();
+    git(folder, &["clone", "--quiet", "--depth=1", &from, &to]);
+    origin.configure(&path_text(&origin.work), &to);
+    let run = origin.run().expect_code(1);
+    run.expect_stdout("the origin is shallow")
+        .expect_stdout("refs/heads/main")
+        .expect_stdout("--unshallow");
+    git(&shallow, &["fetch", "--quiet", "--unshallow"]);
+    origin.run().success();
+}
+
+#[test]
+fn u32_another_url_has_another_mirror() {
+    let origin = Origin::new("identity = \"same\"\n");
+    origin.commit("first repository");
+    origin.run().success();
+    let other = origin.world.sandbox.dir("other");
+    git(&other, &["init", "--quiet"]);
+    git(
+        &other,
+        &["commit", "--quiet", "--allow-empty", "-m", "other"],
+    );
+    let old = path_text(&origin.work);
+    origin.configure(&format!("git:{old}"), &format!("git:{}", path_text(&other)));
+    let taken = origin.run().success().json();
+    assert!(kept(&taken).is_empty(), "{taken}");
+    let back = origin.world.restored(id(&taken), "back");
+    assert_eq!(refs(&back), refs(&other));
+    assert_eq!(origin.mirrors().len(), 2);
+}
+
+#[test]
+fn u33_a_default_branch_that_goes_and_an_origin_that_empties_are_warnings() {
+    let origin = Origin::new("");
+    origin.commit("main alone");
+    origin.run().success();
+    git(&origin.work, &["checkout", "--quiet", "side"]);
+    git(&origin.work, &["branch", "--quiet", "-D", "main"]);
+    let run = origin.run().expect_code(6);
+    run.expect_stderr("\"refs/heads/main\" is gone at the origin");
+    origin.commit("side alone");
+    origin.run().success();
+    git(&origin.work, &["tag", "-d", "v1"]);
+    git(&origin.work, &["update-ref", "-d", "refs/heads/side"]);
+    let run = origin.run().expect_code(6);
+    run.expect_stderr("the origin has no branch or tag any more");
+}
+
+#[test]
+fn u34_what_was_kept_is_reported_by_the_first_run_that_stores_it() {
+    let origin = Origin::new("identity = \"first\"\n");
+    origin.commit("two");
+    origin.run().success();
+    let lost = [origin.rewrite()];
+    // The mirror is up to date, and then the name is refused.
+    origin.configure("\"first\"", "\"second\"");
+    origin.run().expect_code(8);
+    let lost = [lost[0].clone(), origin.rewrite()];
+    origin.run().expect_code(8);
+    origin.configure("\"second\"", "\"first\"");
+    let taken = origin.run().expect_code(6).json();
+    let kept = taken["source"]["kept"].as_array().unwrap();
+    let objects: Vec<_> = kept.iter().map(|k| k["object"].as_str().unwrap()).collect();
+    assert_eq!(objects, lost, "{taken}");
+    let back = origin.world.restored(id(&taken), "back");
+    for commit in &lost {
+        git(&back, &["cat-file", "-e", commit]);
+    }
+    let next = origin.run().success().json();
+    assert_eq!(next["source"]["kept"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_head_that_leads_to_no_branch_comes_back() {
+    let origin = Origin::new("");
+    git(&origin.work, &["checkout", "--quiet", "--detach"]);
+    let head = origin.commit("detached");
+    let first = origin.run().success().json();
+    let back = origin.world.restored(id(&first), "back");
+    assert_eq!(git(&back, &["rev-parse", "HEAD"]), head);
+    assert_eq!(git(&back, &["show", "HEAD:file"]), "detached");
+    origin.rewrite();
+    origin.run().expect_code(6);
+    git(&origin.work, &["checkout", "--quiet", "main"]);
+    let last = origin.run().expect_code(6).json();
+    assert_eq!(last["source"]["head"], "refs/heads/main", "{last}");
+    let again = origin.run().success().json();
+    assert_eq!(again["source"]["ref_count"], 3, "{again}");
+}
+
+#[test]
+fn objects_that_only_a_strict_check_refuses_are_stored_with_a_note() {
+    let origin = Origin::new("");
+    let empty = git(&origin.work, &["hash-object", "-t", "blob", "-w", "file"]);
+    // A mode that an old Git wrote.
+    let tree = origin.world.sandbox.join("raw-tree");
+    let mut raw = b"0100644 file\0".to_vec();
+    raw.extend(
+        (0..40)
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&empty[i..i + 2], 16).unwrap()),
+    );
+    fs::write(&tree, raw).unwrap();
+    let tree = git(
+        &origin.work,
+        &[
+            "hash-object",
+            "--literally",
+            "-t",
+            "tree",
+            "-w",
+            &path_text(&tree),
+        ],
+    );
+    let commit = git(&origin.work, &["commit-tree", "-m", "old", &tree]);
+    git(&origin.work, &["branch", "old", &commit]);
+    let run = origin.run().success();
+    run.expect_stderr("git fsck --strict");
+}
+
+#[test]
+fn trials_of_a_merge_are_left_out() {
+    let origin = Origin::new("");
+    for name in ["pull/1/head", "pull/1/merge", "merge-requests/1/merge"] {
+        git(
+            &origin.work,
+            &["update-ref", &format!("refs/{name}"), "HEAD"],
+        );
+    }
+    let taken = origin.run().success().json();
+    assert_eq!(taken["source"]["ref_count"], 4, "{taken}");
+    let mirrored = refs(&origin.mirror());
+    assert!(
+        mirrored.contains("pull/1/head") && !mirrored.contains("/merge"),
+        "{mirrored}"
+    );
+}
+
+#[test]
+fn a_repository_of_sha256_is_stored() {
+    let world = World::new("");
+    let work = world.source();
+    git(&work, &["init", "--quiet", "--object-format=sha256"]);
+    let world = world.with_source(&format!("git:{}", path_text(&work)), "bundle = true\n");
+    let origin = Origin { world, work };
+    let head = origin.commit("one");
+    let taken = origin.run().success().json();
+    assert_eq!(taken["source"]["refs"]["refs/heads/main"], head, "{taken}");
+}
+
+#[test]
+fn a_power_loss_between_the_list_and_its_refs_loses_none() {
+    let origin = Origin::new("");
+    let lost = origin.commit("lost");
+    origin.run().success();
+    git(&origin.mirror(), &["update-ref", "refs/heads/lost", &lost]);
+    // The list of a run that ended before the refs were there.
+    let kept_as = "refs/pitr/20260101T000000Z/heads/lost";
+    let list = serde_json::json!([{
+        "name": "refs/heads/lost", "object": lost, "now": null, "kept_as": kept_as, "is_head": true,
+    }]);
+    let place = origin.mirror().with_file_name("kept.json");
+    fs::write(&place, list.to_string()).unwrap();
+    let before = refs(&origin.mirror());
+    fs::write(origin.mirror().with_file_name("refs-before"), before).unwrap();
+    origin.run().expect_code(6);
+    assert!(refs(&origin.mirror()).contains(kept_as));
+    assert!(!place.exists());
+    fs::write(&place, "[{").unwrap();
+    origin.run().expect_code(1).expect_stdout("is damaged");
 }
