@@ -159,7 +159,7 @@ impl<'t> Scanner<'_, 't> {
         let (sep, next) = (self.byte(spaced), self.byte(spaced + 1));
         let value = match (sep, next) {
             (b'=', b'>') | (b':', b'=') | (b'?' | b'+', b'=') => spaced + 2,
-            (b'=', b'=') => spaced + 2,
+            (b'=' | b'!', b'=') => spaced + 2,
             (b':', b':' | b'/') if self.format != Format::Env => return None,
             (b'=' | b':', _) => spaced + 1,
             (b',', _) if is_quoted && self.is_define => spaced + 1,

@@ -9,6 +9,7 @@ mod json;
 mod lines;
 mod names;
 mod pem;
+mod phrases;
 mod redact;
 mod repeated;
 mod tokens;
@@ -180,6 +181,8 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
         _ => {}
     }
     lines::scan(&mut finds, format);
+    let base = format::base(name);
+    phrases::scan(&mut finds, &base, format);
     assignments::scan(&mut finds, format);
     tokens::scan(&mut finds);
     without_secret_names(text, merged(finds.found))

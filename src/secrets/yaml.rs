@@ -205,12 +205,20 @@ impl<'t> Scanner<'_, 't> {
                 above.indent < indent
                     && matches!(above.key, "data" | "stringData" | "encryptedData")
             });
+        let is_data = is_data && !is_harmless_name(key);
         if is_data {
             self.finds.add(span, key, Rule::Place);
         } else {
             self.finds.judge(key, span);
         }
     }
+}
+
+/// Whether a key of a Secret says that its value is none.
+fn is_harmless_name(key: &str) -> bool {
+    let last = key.rsplit(['_', '-', '.']).next().unwrap_or(key).to_ascii_lowercase();
+    let names = ["host", "hostname", "user", "username", "level", "region", "port", "crt"];
+    names.contains(&last.as_str()) && super::names::judge(key) <= Verdict::Unknown
 }
 
 fn unquoted(value: &str) -> &str {
