@@ -28,7 +28,17 @@ pub(super) fn base(name: &str) -> String {
     let base = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
     let mut base = base.as_str();
     let copies = [
-        "~", ".bak", ".old", ".orig", ".save", ".dpkg-old", ".dpkg-dist", ".dpkg-new", ".rpmsave", ".rpmnew", ".rpmorig",
+        "~",
+        ".bak",
+        ".old",
+        ".orig",
+        ".save",
+        ".dpkg-old",
+        ".dpkg-dist",
+        ".dpkg-new",
+        ".rpmsave",
+        ".rpmnew",
+        ".rpmorig",
     ];
     while let Some(rest) = copies.iter().find_map(|c| base.strip_suffix(c))
         && !rest.is_empty()

@@ -116,11 +116,20 @@ pub fn judge(key: &str) -> Verdict {
         .any(|w| words.contains(w));
     let is_off = words.first() == Some(&"no") && words.len() == 2;
     // Directives that pass a request on, names of objects, and hashes of public keys.
-    let is_other = matches!(words.as_slice(), ["proxy" | "fastcgi" | "uwsgi" | "grpc" | "scgi" | "memcached", "pass"])
-        || matches!(
-            words.as_slice(),
-            ["nopasswd"] | ["auth", "user", "pass"] | ["existing", "secret"] | ["pin", "sha256"] | ["secretary"]
-        );
+    let is_other = matches!(
+        words.as_slice(),
+        [
+            "proxy" | "fastcgi" | "uwsgi" | "grpc" | "scgi" | "memcached",
+            "pass"
+        ]
+    ) || matches!(
+        words.as_slice(),
+        ["nopasswd"]
+            | ["auth", "user", "pass"]
+            | ["existing", "secret"]
+            | ["pin", "sha256"]
+            | ["secretary"]
+    );
     if is_public && !has_password || is_off || is_other {
         return Verdict::Plain;
     }
@@ -142,6 +151,15 @@ pub fn judge(key: &str) -> Verdict {
     } else {
         Verdict::Unknown
     };
+    // Beside a secret these words say which one it is, and not what about it.
+    if last == "id" && previous == "secret" {
+        return Verdict::Strong;
+    }
+    if verdict == Verdict::Password
+        && matches!(last, "db" | "database" | "cache" | "email" | "reset")
+    {
+        return Verdict::Weak;
+    }
     // A word of its own, such as dsn, is not about anything.
     if verdict > Verdict::Unknown && words.len() > 1 && has(ABOUT, last) {
         return Verdict::Plain;

@@ -39,7 +39,8 @@ const COMMUNITIES: &[&str] = &[
     "trapcommunity",
 ];
 /// Algorithms before a passphrase of SNMP.
-const SNMP: &str = "md5 sha sha-224 sha-256 sha-384 sha-512 des aes aes128 aes-128 aes192 aes-192 aes256 aes-256";
+const SNMP: &str =
+    "md5 sha sha-224 sha-256 sha-384 sha-512 des aes aes128 aes-128 aes192 aes-192 aes256 aes-256";
 
 /// Cuts a line into words and texts in quotes.
 fn words(at: usize, line: &str) -> Vec<Word<'_>> {
@@ -73,11 +74,15 @@ fn words(at: usize, line: &str) -> Vec<Word<'_>> {
 /// Adds what stands behind such words.
 pub(super) fn scan(finds: &mut Finds<'_>, base: &str, format: Format) {
     let text = finds.text;
-    let is_map = ["sasl", "relay", "smtp"].iter().any(|w| base.contains(w)) && base.contains("pass");
+    let is_map =
+        ["sasl", "relay", "smtp"].iter().any(|w| base.contains(w)) && base.contains("pass");
     let mut users: Option<usize> = None;
     for (at, line) in lines(text) {
         let body = line.trim_start_matches(|c: char| c.is_whitespace() || "#;".contains(c));
-        let body = body.strip_prefix("--").filter(|b| b.starts_with(' ')).unwrap_or(body);
+        let body = body
+            .strip_prefix("--")
+            .filter(|b| b.starts_with(' '))
+            .unwrap_or(body);
         let indent = line.len() - line.trim_start().len();
         let is_comment = body.len() + indent != line.len();
         let words = words(at + line.len() - body.len(), body);
@@ -95,7 +100,11 @@ pub(super) fn scan(finds: &mut Finds<'_>, base: &str, format: Format) {
         }
         directive(finds, &words);
         anywhere(finds, &words);
-        if is_map || words.first().is_some_and(|w| w.text.starts_with('[') && w.text.contains("]:")) {
+        if is_map
+            || words
+                .first()
+                .is_some_and(|w| w.text.starts_with('[') && w.text.contains("]:"))
+        {
             map_entry(finds, &words);
         }
         if is_comment && matches!(format, Format::Spaced | Format::Redis) {
@@ -159,9 +168,14 @@ fn directive(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     if first.is(COMMUNITIES) {
         add(finds, second, 0, "community");
     } else if first.is(&["com2sec", "com2sec6"]) {
-        words.last().into_iter().for_each(|w| add(finds, w, 0, "community"));
+        words
+            .last()
+            .into_iter()
+            .for_each(|w| add(finds, w, 0, "community"));
     } else if first.is(&["trapsink", "trap2sink", "informsink"]) {
-        third.into_iter().for_each(|w| add(finds, w, 0, "community"));
+        third
+            .into_iter()
+            .for_each(|w| add(finds, w, 0, "community"));
     } else if first.is(&["createUser"]) {
         for pair in words.windows(2) {
             if let [kind, value] = pair
@@ -176,10 +190,17 @@ fn directive(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     } else if first.is(SETTERS) {
         let skip = usize::from(second.is(&["set", "append", "add", "setifempty"]));
         if let (Some(name), Some(value)) = (words.get(1 + skip), words.get(2 + skip)) {
-            let length = if value.is_quoted { value.text } else { value.text.trim_end_matches(';') };
+            let length = if value.is_quoted {
+                value.text
+            } else {
+                value.text.trim_end_matches(';')
+            };
             finds.judge(name.text, value.at..value.at + length.len());
         }
-    } else if is_mailbox && second.text == "=>" && let Some(box_) = third {
+    } else if is_mailbox
+        && second.text == "=>"
+        && let Some(box_) = third
+    {
         // A mailbox of a telephone system: number => PIN,name,address.
         if let Some((pin, _)) = box_.text.split_once(',') {
             finds.add(box_.at..box_.at + pin.len(), first.text, Rule::Place);
@@ -199,29 +220,51 @@ fn anywhere(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     let mut identified = 0;
     for (i, pair) in words.windows(2).enumerate() {
         let [word, value] = pair else { continue };
-        let before = i.checked_sub(1).and_then(|n| words.get(n)).map_or("", |w| w.text);
+        let before = i
+            .checked_sub(1)
+            .and_then(|n| words.get(n))
+            .map_or("", |w| w.text);
         if word.is(&["lftp", "ncftpput", "curl"]) {
             program = word.text;
         }
-        identified = if word.is(&["identified"]) { 5 } else { identified - i32::from(identified > 0) };
+        identified = if word.is(&["identified"]) {
+            5
+        } else {
+            identified - i32::from(identified > 0)
+        };
         let is_sql = word.is(&["password"]) || identified > 0 && word.is(&["by", "as", "password"]);
         let is_quote = value.is_quoted || value.text.starts_with('\'');
         let is_word = |c: char| c == '(' || c == ',';
-        let is_option = word.text.trim_start_matches(is_word).eq_ignore_ascii_case("password");
+        let is_option = word
+            .text
+            .trim_start_matches(is_word)
+            .eq_ignore_ascii_case("password");
         if (is_sql || is_option) && is_quote {
             add(finds, value, 0, "password");
         } else if word.is(&["psk", "xauth", "eap", "ntlm", "pin"]) && before.ends_with(':') {
             add(finds, value, 0, word.text);
-        } else if program == "lftp" && word.text == "-u"
+        } else if program == "lftp"
+            && word.text == "-u"
             && let Some(comma) = value.text.find(',')
         {
             add(finds, value, comma + 1, "-u");
         } else if word.text == ">" {
             program = "";
         }
-        let attached = value.text.strip_prefix("-u").or_else(|| value.text.strip_prefix("--user="));
-        if program == "curl" && let Some(login) = attached && let Some(colon) = login.find(':') {
-            add(finds, value, value.text.len() - login.len() + colon + 1, "-u");
+        let attached = value
+            .text
+            .strip_prefix("-u")
+            .or_else(|| value.text.strip_prefix("--user="));
+        if program == "curl"
+            && let Some(login) = attached
+            && let Some(colon) = login.find(':')
+        {
+            add(
+                finds,
+                value,
+                value.text.len() - login.len() + colon + 1,
+                "-u",
+            );
         }
     }
     echoed(finds, words);
@@ -232,7 +275,9 @@ fn echoed(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     let Some(name) = words.first() else { return };
     let lower = name.text.to_ascii_lowercase();
     let is_command = ["command", "cmd"].iter().any(|end| lower.ends_with(end));
-    let is_pass = ["pass", "secret", "token"].iter().any(|part| lower.contains(part));
+    let is_pass = ["pass", "secret", "token"]
+        .iter()
+        .any(|part| lower.contains(part));
     let line = words.last().filter(|_| is_command && is_pass);
     for end in ["echo ", "printf "] {
         if let Some(last) = line
@@ -240,7 +285,8 @@ fn echoed(finds: &mut Finds<'_>, words: &[Word<'_>]) {
             && let Some(found) = text.find(end)
         {
             let value = text.get(found + end.len()..).unwrap_or_default();
-            let trimmed = value.trim_start_matches(|c: char| c.is_whitespace() || "\"'\\-n".contains(c));
+            let trimmed =
+                value.trim_start_matches(|c: char| c.is_whitespace() || "\"'\\-n".contains(c));
             let start = name.at + text.len() - trimmed.len();
             finds.add(start..start + trimmed.len(), name.text, Rule::Place);
         }
@@ -252,7 +298,9 @@ fn go_dsn(finds: &mut Finds<'_>, at: usize, line: &str) {
     for mark in ["@tcp(", "@unix("] {
         let Some(end) = line.find(mark) else { continue };
         let ahead = line.get(..end).unwrap_or_default();
-        let start = ahead.rfind(|c: char| c.is_whitespace() || "\"'=".contains(c)).map_or(0, |n| n + 1);
+        let start = ahead
+            .rfind(|c: char| c.is_whitespace() || "\"'=".contains(c))
+            .map_or(0, |n| n + 1);
         let login = ahead.get(start..).unwrap_or_default();
         if let Some(colon) = login.find(':') {
             finds.add(at + start + colon + 1..at + end, "password", Rule::Url);
@@ -262,12 +310,17 @@ fn go_dsn(finds: &mut Finds<'_>, at: usize, line: &str) {
 
 /// A file of a name and a password, each on a line of its own.
 fn two_lines(finds: &mut Finds<'_>, base: &str) {
-    let is_login = ["auth", "pass", "login", "cred"].iter().any(|w| base.contains(w));
-    let mut rows = lines(finds.text).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+    let is_login = ["auth", "pass", "login", "cred"]
+        .iter()
+        .any(|w| base.contains(w));
+    let mut rows =
+        lines(finds.text).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
     let rows = (rows.next(), rows.next(), rows.next());
     if let (Some((_, user)), Some((at, password)), None) = rows
         && is_login
-        && [user, password].iter().all(|l| !l.trim().contains([' ', '=', ':', '\t']))
+        && [user, password]
+            .iter()
+            .all(|l| !l.trim().contains([' ', '=', ':', '\t']))
     {
         finds.add(at..at + password.len(), "password", Rule::Place);
     }

@@ -141,12 +141,17 @@ fn webhooks(line: &str, at: usize, found: &mut Spans) {
     for mark in ["hooks.slack.com/", "/api/webhooks/", "webhook.office.com/"] {
         for (start, _) in line.match_indices(mark) {
             let rest = line.get(start + mark.len()..).unwrap_or_default();
+            let rest = super::beginning(rest, 512);
             let rest = rest.split(|c: char| c.is_whitespace() || "\"'<>`,;)".contains(c));
             let rest = rest.into_iter().next().unwrap_or_default();
             let last = rest.rfind('/').map_or(0, |n| n + 1);
             let begin = start + mark.len();
             if rest.len() - last >= 8 && !is_reference(rest.get(last..).unwrap_or_default()) {
-                found.push((at + begin + last..at + begin + rest.len(), String::new(), Rule::Url));
+                found.push((
+                    at + begin + last..at + begin + rest.len(),
+                    String::new(),
+                    Rule::Url,
+                ));
             }
         }
     }
@@ -170,6 +175,7 @@ fn is_commit(token: &str) -> bool {
 
 /// Whether the key before a value is one of checksums: `checksum/config: `.
 fn is_checksum(before: &str) -> bool {
+    let before = super::ending(before);
     let key = before.trim_end_matches([' ', '"', '\'', ':', '=']);
     let start = key.rfind([' ', '{', ',', '"', '\t']).map_or(0, |n| n + 1);
     let key = key.get(start..).unwrap_or_default();

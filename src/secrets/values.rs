@@ -148,7 +148,14 @@ pub fn is_reference(value: &str) -> bool {
     if inner("$__file{", "}").is_some() || inner("$__env{", "}").is_some() {
         return true;
     }
-    let variables = ["$arg_", "$http_", "$cookie_", "$ssl_", "$upstream_", "$sent_http_"];
+    let variables = [
+        "$arg_",
+        "$http_",
+        "$cookie_",
+        "$ssl_",
+        "$upstream_",
+        "$sent_http_",
+    ];
     if variables.iter().any(|v| value.starts_with(v)) {
         return is_name(value.trim_start_matches('$'));
     }
@@ -196,7 +203,9 @@ fn is_version_or_time(value: &str) -> bool {
         && bytes.get(4) == Some(&b'-')
         && bytes.get(7) == Some(&b'-')
         && matches!(bytes.get(10), Some(b'T' | b' '))
-        && bytes.iter().all(|b| b.is_ascii_digit() || b"-:.TZ+ ".contains(b));
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_digit() || b"-:.TZ+ ".contains(b));
     is_version || is_time
 }
 
@@ -204,8 +213,17 @@ fn is_version_or_time(value: &str) -> bool {
 pub fn is_public_data(text: &str) -> bool {
     let text = text.trim();
     let begins = [
-        "iVBORw0KGgo", "/9j/4", "R0lGOD", "LS0tLS1CRUdJTiBDRVJUSUZJQ0FUR", "AwEAA", "AAAAC3NzaC1lZDI1NTE5", "AAAAB3NzaC1", "AAAAE2VjZHNhLXNoYTIt",
-        "ssh-ed25519 AAAA", "ssh-rsa AAAA", "ecdsa-sha2-",
+        "iVBORw0KGgo",
+        "/9j/4",
+        "R0lGOD",
+        "LS0tLS1CRUdJTiBDRVJUSUZJQ0FUR",
+        "AwEAA",
+        "AAAAC3NzaC1lZDI1NTE5",
+        "AAAAB3NzaC1",
+        "AAAAE2VjZHNhLXNoYTIt",
+        "ssh-ed25519 AAAA",
+        "ssh-rsa AAAA",
+        "ecdsa-sha2-",
     ];
     begins.iter().any(|b| text.starts_with(b)) && text.len() >= 24
 }
