@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use pitr::secrets::{Overrides, recognise};
 use serde::Deserialize;
 
-/// Of the planted secrets at least so many in a thousand must be recognised.
+/// The planted secrets in a thousand that must be recognised.
 const RECALL_PERMILLE: usize = 990;
-/// Of the harmless values at most so many in a thousand may be taken for secrets.
+/// The harmless values in a thousand that may be taken for secrets.
 const FALSE_ALARMS_PERMILLE: usize = 30;
 
 #[derive(Deserialize)]
