@@ -13,11 +13,16 @@ const QUOTED_LIMIT_BYTES: usize = 64 << 10;
 pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
     let mut skip_to = 0;
     let mut quotes = Quotes::default();
+    let mut section = "";
     for (at, line) in lines(finds.text) {
         if at + line.len() <= skip_to && skip_to > at {
             continue;
         }
+        section = section_of(line).unwrap_or(section);
         let mut scanner = Scanner {
+            section,
+            opening: line.find(['{', '[', '(', '<']).unwrap_or(line.len()),
+            query: line.find('?').unwrap_or(line.len()),
             finds,
             format,
             at,
@@ -27,6 +32,21 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
         };
         skip_to = skip_to.max(scanner.line(skip_to.saturating_sub(at)));
     }
+}
+
+/// The section or block that a line begins, if its name says that all of it is secret; nothing where it begins another.
+fn section_of(line: &str) -> Option<&str> {
+    let line = line.trim();
+    if line == "}" {
+        return Some("");
+    }
+    let name = match line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+        Some(name) => name.trim_matches(['[', ']']),
+        None => line.strip_suffix('{')?.trim_end_matches([' ', '=', ':']),
+    };
+    let name = name.rsplit('.').next().unwrap_or(name);
+    let is_secret = ["secrets", "passwords", "tokens", "credentials"].contains(&name);
+    Some(if is_secret { name } else { "" })
 }
 
 /// Quotes of which none closes any more: looked for once.
@@ -61,6 +81,12 @@ struct Scanner<'s, 't> {
     at: usize,
     line: &'t str,
     quotes: &'s mut Quotes,
+    /// The section or block of secrets that the line is in.
+    section: &'t str,
+    /// The offset of the first bracket.
+    opening: usize,
+    /// The offset of the first question mark.
+    query: usize,
     /// The line defines constants: `define('NAME', 'value')`.
     is_define: bool,
 }
@@ -90,9 +116,10 @@ impl<'t> Scanner<'_, 't> {
         let mut at = from;
         let mut end_of_value = 0;
         let trimmed = self.line.trim_start();
-        let is_comment = ["#", ";", "//", "--", "<!--", "*"]
+        let is_comment = ["#", ";", "//", "-- ", "<!--", "* "]
             .iter()
-            .any(|c| trimmed.starts_with(c));
+            .any(|c| trimmed.starts_with(c))
+            && !trimmed.starts_with("* *");
         let mut is_first = true;
         while at < self.line.len() {
             if !is_word(self.byte(at)) {
@@ -144,6 +171,11 @@ impl<'t> Scanner<'_, 't> {
         if let Some(end) = self.attribute(&word, name) {
             return Some(end);
         }
+        let is_inside = verdict == Verdict::Unknown && is_first && !is_comment;
+        let (name, verdict) = match is_inside && !self.section.is_empty() {
+            true => (self.section, Verdict::Strong),
+            false => (name, verdict),
+        };
         if verdict <= Verdict::Unknown {
             return None;
         }
@@ -159,7 +191,7 @@ impl<'t> Scanner<'_, 't> {
         let (sep, next) = (self.byte(spaced), self.byte(spaced + 1));
         let value = match (sep, next) {
             (b'=', b'>') | (b':', b'=') | (b'?' | b'+', b'=') => spaced + 2,
-            (b'=', b'=') => spaced + 2,
+            (b'=' | b'!', b'=') => spaced + 2,
             (b':', b':' | b'/') if self.format != Format::Env => return None,
             (b'=' | b':', _) => spaced + 1,
             (b',', _) if is_quoted && self.is_define => spaced + 1,
@@ -183,6 +215,20 @@ impl<'t> Scanner<'_, 't> {
             if let Some(length) = rest.find(char::from(opens)) {
                 return self.take(name, value..value + length);
             }
+        }
+        let is_remark = is_comment
+            && value > spaced + 1
+            && verdict == Verdict::Password
+            && sep == b':'
+            && !self.is_conninfo();
+        if is_remark && !matches!(self.byte(value), b'"' | b'\'') {
+            return self.take(name, value..self.line.len());
+        }
+        if verdict >= Verdict::Strong
+            && self.format != Format::Json
+            && matches!(self.byte(value), b'[' | b'{')
+        {
+            self.elements(name, value);
         }
         self.value(name, value, is_first && opens != b'<')
     }
@@ -245,6 +291,11 @@ impl<'t> Scanner<'_, 't> {
                 }
             }
         }
+        if rest.starts_with("${{")
+            && let Some(end) = rest.find("}}")
+        {
+            return self.take(name, at..at + end + 2);
+        }
         let quote = self.byte(at);
         if matches!(quote, b'"' | b'\'' | b'`') && at < line_end {
             let from = self.at + at + 1;
@@ -290,16 +341,12 @@ impl<'t> Scanner<'_, 't> {
             };
             return self.take(name, at..at + value.len());
         }
-        let ends: &[u8] = match self.format {
-            Format::Yaml => b",\"'{}",
-            _ => b",;&\"')}]><|",
-        };
         while end < line_end {
             let byte = self.byte(end);
             if byte == b'\\' {
                 end += 2;
             } else if byte.is_ascii_whitespace()
-                || ends.contains(&byte) && !(byte == b'}' && self.slice(at..end).contains("${"))
+                || self.is_end(at, end) && !(byte == b'}' && self.slice(at..end).contains("${"))
             {
                 break;
             } else {
@@ -323,6 +370,64 @@ impl<'t> Scanner<'_, 't> {
             return self.take(name, end..end + length);
         }
         self.take(name, at..end)
+    }
+
+    /// Takes the elements of a list or a map on one line.
+    fn elements(&mut self, name: &str, at: usize) {
+        let rest = super::beginning(self.slice(at + 1..self.line.len()), 4096);
+        let close = if self.byte(at) == b'[' { ']' } else { '}' };
+        let Some(end) = rest.find(close) else {
+            return;
+        };
+        if rest.starts_with(['{', '%']) {
+            return;
+        }
+        let mut start = at + 1;
+        for element in rest.get(..end).unwrap_or_default().split(',') {
+            let value = match close {
+                ']' => 0,
+                _ => element.find(['=', ':']).map_or(element.len(), |n| n + 1),
+            };
+            let text = element.get(value..).unwrap_or_default();
+            let own = element.get(..value).unwrap_or_default();
+            let own = own.trim_matches([' ', '"', '\'', '=', ':']);
+            let begin = text.len() - text.trim_start_matches([' ', '"', '\'']).len();
+            let inner = text.trim_matches([' ', '"', '\'']);
+            let is_quoted = text.trim_start().starts_with(['"', '\'']);
+            let is_unknown = self.finds.overrides.judge(own).0 == Verdict::Unknown;
+            if is_unknown && (is_quoted || close == ']') {
+                let from = start + value + begin;
+                self.take(name, from..from + inner.len());
+            }
+            start += element.len() + 1;
+        }
+    }
+
+    /// Whether an unquoted value that began at an offset ends before this byte.
+    fn is_end(&self, from: usize, at: usize) -> bool {
+        let is_nested = self.opening < from;
+        match self.byte(at) {
+            b'"' | b'\'' | b'<' => true,
+            b'&' => self.query < from,
+            b',' if !is_nested => {
+                // Options of a mount: the next name and its value.
+                let rest = super::beginning(self.slice(at + 1..self.line.len()), 40);
+                let name = rest.split('=').next().unwrap_or_default();
+                let is_name = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+                !name.is_empty() && name.len() < rest.len() && name.bytes().all(is_name)
+            }
+            b',' | b')' | b'}' | b']' | b'>' => is_nested,
+            b';' => {
+                let rest = super::beginning(self.slice(at + 1..self.line.len()), 80).trim_start();
+                let name = rest.split(['=', ';', '"', '\'']).next().unwrap_or_default();
+                let is_name = |b: u8| b.is_ascii_alphanumeric() || b" _-".contains(&b);
+                rest.is_empty()
+                    || rest.starts_with(['"', '\'', ';', '}', ')'])
+                    || name.len() < rest.len() && name.bytes().all(is_name)
+                    || self.slice(at + 1..at + 2) == " "
+            }
+            _ => false,
+        }
     }
 
     /// Whether the line holds settings of a connection: `host=… password=…`.
@@ -358,18 +463,22 @@ impl<'t> Scanner<'_, 't> {
     fn attribute(&mut self, word: &Range<usize>, name: &str) -> Option<usize> {
         let is_attribute = matches!(name, "name" | "key" | "id") && self.byte(word.end) == b'=';
         let quote = self.byte(word.end + 1);
+        // Further ahead it is another element.
+        let limit = (word.end + 4096).min(self.line.len());
+        let limit = word.end
+            + super::beginning(self.slice(word.end..self.line.len()), limit - word.end).len();
         if !is_attribute || !matches!(quote, b'"' | b'\'') {
             return None;
         }
         let start = word.end + 2;
-        let length = self.slice(start..self.line.len()).find(char::from(quote))?;
+        let length = self.slice(start..limit).find(char::from(quote))?;
         let key = self.slice(start..start + length);
         let (verdict, _) = self.finds.overrides.judge(key);
         if verdict <= Verdict::Unknown {
             return None;
         }
         let behind = start + length + 1;
-        let rest = self.slice(behind..self.line.len());
+        let rest = self.slice(behind..limit);
         let rest = rest.split("key=").next().unwrap_or_default();
         let value = ["value=\"", "value='"]
             .iter()
@@ -436,7 +545,10 @@ pub(super) fn commands(finds: &mut Finds<'_>, at: usize, line: &str) {
         };
         if let Some(skip) = value {
             let quote = usize::from(word.starts_with(['"', '\'']));
-            let span = start + quote + skip..start + quote + bare.len();
+            let end = start + quote + bare.len();
+            let text = finds.at(start + quote + skip..end);
+            let inner = text.trim_start_matches(['"', '\'']);
+            let span = end - inner.len()..end;
             found.push((span, before.to_owned()));
         }
         if !word.is_empty() {

@@ -23,9 +23,34 @@ pub(super) enum Format {
     Other,
 }
 
+/// The name of a file without its directory, and without what marks a copy.
+pub(super) fn base(name: &str) -> String {
+    let base = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+    let mut base = base.as_str();
+    let copies = [
+        "~",
+        ".bak",
+        ".old",
+        ".orig",
+        ".save",
+        ".dpkg-old",
+        ".dpkg-dist",
+        ".dpkg-new",
+        ".rpmsave",
+        ".rpmnew",
+        ".rpmorig",
+    ];
+    while let Some(rest) = copies.iter().find_map(|c| base.strip_suffix(c))
+        && !rest.is_empty()
+    {
+        base = rest;
+    }
+    base.to_owned()
+}
+
 impl Format {
     pub(super) fn of(name: &str, text: &str) -> Format {
-        let base = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+        let base = base(name);
         let ends = |ends: &[&str]| ends.iter().any(|end| base.ends_with(end));
         let begin = text.trim_start_matches('\u{feff}').trim_start();
         let has_line = |wanted: &str| text.lines().take(50).any(|l| l.starts_with(wanted));
@@ -33,7 +58,7 @@ impl Format {
             Format::Env
         } else if base.contains("pgpass") {
             Format::Pgpass
-        } else if base == "userlist.txt" {
+        } else if matches!(base.as_str(), "userlist.txt" | "users.txt") {
             Format::Userlist
         } else if ends(&["netrc"]) || base == "_netrc" {
             Format::Netrc
@@ -51,6 +76,9 @@ impl Format {
             || ["redis", "valkey", "sentinel"]
                 .iter()
                 .any(|r| base.contains(r))
+            || base
+                .strip_suffix(".conf")
+                .is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
         {
             Format::Redis
         } else if ends(&[".conf", ".cfg", ".cnf", ".acl", "_config", "rc", ".vcl"]) {

@@ -13,6 +13,7 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
         let is_comment = trimmed.is_empty() || trimmed.starts_with('#');
         match format {
             Format::Pgpass if !is_comment => pgpass(finds, at, line),
+            Format::Pgpass if line.matches(':').count() >= 4 => pgpass(finds, at, line),
             Format::Userlist if !is_comment => userlist(finds, at, line),
             Format::Redis if !is_comment => redis(finds, at, line),
             Format::Env => env(finds, at, line, &mut quote),

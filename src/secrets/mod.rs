@@ -9,6 +9,7 @@ mod json;
 mod lines;
 mod names;
 mod pem;
+mod phrases;
 mod redact;
 mod repeated;
 mod tokens;
@@ -93,6 +94,7 @@ pub struct Overrides {
 
 impl Overrides {
     fn judge(&self, key: &str) -> (Verdict, Rule) {
+        let key = ending(key);
         let fits = |patterns: &[String]| patterns.iter().any(|p| names::fits(p, key));
         match (fits(&self.secret), fits(&self.plain)) {
             (true, _) => (Verdict::Password, Rule::Configured),
@@ -110,6 +112,24 @@ impl Overrides {
     fn is_plain(&self, key: &str) -> bool {
         self.judge(key).0 == Verdict::Plain
     }
+}
+
+/// The end of a key: a longer one costs time for each value that it has.
+fn ending(key: &str) -> &str {
+    let mut from = key.len().saturating_sub(200);
+    while !key.is_char_boundary(from) {
+        from += 1;
+    }
+    key.get(from..).unwrap_or_default()
+}
+
+/// The beginning of a text, of at most so many bytes.
+fn beginning(text: &str, limit_bytes: usize) -> &str {
+    let mut end = limit_bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }
 
 /// The secrets of one text, as its scanners find them.
@@ -133,7 +153,7 @@ impl Finds<'_> {
         if end > start {
             self.found.push(Found {
                 span: start..end,
-                key: key.to_owned(),
+                key: ending(key).to_owned(),
                 rule,
             });
         }
@@ -180,6 +200,8 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
         _ => {}
     }
     lines::scan(&mut finds, format);
+    let base = format::base(name);
+    phrases::scan(&mut finds, &base, format);
     assignments::scan(&mut finds, format);
     tokens::scan(&mut finds);
     without_secret_names(text, merged(finds.found))

@@ -21,7 +21,7 @@ const PASSWORDS: &str = "password passwords passwd passphrase passcode passwort 
 const STRONG: &str = "secret secrets token tokens apikey credential credentials dsn psk bearer authorization webhook sas mnemonic totp otp masterauth authkey hmac \
     sharedkey connectionstring connstr kek dek";
 /// Words that may do so.
-const WEAK: &str = "auth cookie salt seed signing signature sig pin encryption private jwt pepper session creds cred";
+const WEAK: &str = "auth cookie salt seed signing signature sig pin encryption private jwt pepper session creds cred community";
 /// A last word of these makes the value a setting about the secret, and not the secret.
 const ABOUT: &str = "file files path paths dir directory name names ttl timeout expiry expires expiration expire lifetime age length len size min max count limit \
     enabled enable disabled disable required require policy policies type types method methods algorithm algorithms algo alg encryption mode \
@@ -29,11 +29,12 @@ const ABOUT: &str = "file files path paths dir directory name names ttl timeout 
     retries interval rotation ref arn command cmd hint env var user username login email domain class backend plugin group groups role roles \
     location strategy basic authentication days hours minutes seconds secs ms delay store manager service samesite secure httponly bits rounds \
     cost iterations query engine region bucket uri url validity window threshold level source reset change changes renewal cache driver \
-    delegation title description db database namespace template id ids support fail failure request requests response page cipher ciphers";
+    delegation title description db database namespace template id ids support fail failure request requests response page cipher ciphers \
+    scheme regex rule rules maps at";
 /// A last word of these makes random characters harmless.
 const IDENTITIES: &str = "id ids uuid guid hash digest sha sha1 sha256 sha512 md5 commit revision rev checksum checksums etag fingerprint thumbprint image tag \
     integrity version build path file dir directory host hostname arn identifier serial name ref cert certificate ca crt pub label digests \
-    resolved";
+    resolved head recipient ami";
 /// Words before "key" that make it a secret.
 const KEYS: &str = "api access secret private encryption signing master auth account shared service deploy app license ssh session crypt hmac aes storage admin \
     client root server jwt cipher decryption webhook write read ingest integration preshared ssl tls backup wrapping unseal recovery agent \
@@ -81,6 +82,7 @@ fn is_password_word(word: &str) -> bool {
             .any(|part| word.contains(part))
         || (word.ends_with("pass") && !["bypass", "compass", "trespass"].contains(&word))
         || (word.ends_with("pwd") && word != "cwd")
+        || (word.len() > 3 && word.ends_with("pw"))
 }
 
 fn is_strong_word(word: &str) -> bool {
@@ -108,11 +110,27 @@ pub fn judge(key: &str) -> Verdict {
         return Verdict::Unknown;
     };
     let previous = before.last().copied().unwrap_or_default();
-    if ["public", "publishable", "pub", "publickey", "pubkey"]
+    let has_password = words.iter().any(|w| is_password_word(w));
+    let is_public = ["public", "publishable", "pub", "publickey", "pubkey"]
         .iter()
-        .any(|w| words.contains(w))
-        || (words.first() == Some(&"no") && words.len() > 1)
-    {
+        .any(|w| words.contains(w));
+    let is_off = words.first() == Some(&"no") && words.len() == 2;
+    // Directives that pass a request on, names of objects, and hashes of public keys.
+    let is_other = matches!(
+        words.as_slice(),
+        [
+            "proxy" | "fastcgi" | "uwsgi" | "grpc" | "scgi" | "memcached",
+            "pass"
+        ]
+    ) || matches!(
+        words.as_slice(),
+        ["nopasswd"]
+            | ["auth", "user", "pass"]
+            | ["existing", "secret"]
+            | ["pin", "sha256"]
+            | ["secretary"]
+    );
+    if is_public && !has_password || is_off || is_other {
         return Verdict::Plain;
     }
     let is_key = matches!(last, "key" | "keys")
@@ -133,6 +151,15 @@ pub fn judge(key: &str) -> Verdict {
     } else {
         Verdict::Unknown
     };
+    // Beside a secret these words say which one it is, and not what about it.
+    if last == "id" && previous == "secret" {
+        return Verdict::Strong;
+    }
+    if verdict == Verdict::Password
+        && matches!(last, "db" | "database" | "cache" | "email" | "reset")
+    {
+        return Verdict::Weak;
+    }
     // A word of its own, such as dsn, is not about anything.
     if verdict > Verdict::Unknown && words.len() > 1 && has(ABOUT, last) {
         return Verdict::Plain;

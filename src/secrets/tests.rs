@@ -216,6 +216,140 @@ fn formats_have_their_places() {
 }
 
 #[test]
+fn directives_and_statements_have_their_places() {
+    check(&[
+        ("snmpd.conf", "rocommunity l3it 10.0.0.0/8", &["l3it"]),
+        (
+            "snmpd.conf",
+            "createUser u SHA \"ab cd\" AES \"x#y\"",
+            &["ab cd", "x#y"],
+        ),
+        ("ipsec.secrets", "1.2.3.4 h : PSK \"p#G q\"", &["p#G q"]),
+        ("sasl_passwd", "[smtp.h]:587  app:hunter2xq", &["hunter2xq"]),
+        (
+            "u.sql",
+            "CREATE ROLE app LOGIN PASSWORD 'hunter 2';",
+            &["hunter 2"],
+        ),
+        (
+            "u.sql",
+            "-- CREATE USER x IDENTIFIED BY 'hunter2';",
+            &["hunter2"],
+        ),
+        (
+            "u.sql",
+            "OPTIONS (user 'x', password 'hunter2xs');",
+            &["hunter2xs"],
+        ),
+        ("ks.cfg", "rootpw --plaintext hunter2", &["hunter2"]),
+        (
+            "user-data.yml",
+            "chpasswd:\n  list: |\n    root:hunter2\n",
+            &["hunter2"],
+        ),
+        ("h.conf", "SetEnv DB_PASSWORD hunter2xq", &["hunter2xq"]),
+        (
+            "n.conf",
+            "fastcgi_param DB_PASSWORD hunter2xq;",
+            &["hunter2xq"],
+        ),
+        (
+            "6379.conf",
+            "user a on >hunter2xq ~*\n# requirepass old2",
+            &["hunter2xq", "old2"],
+        ),
+        (
+            "p.conf",
+            "ssl_passphrase_command = 'echo LEAK99x'",
+            &["LEAK99x"],
+        ),
+        (
+            "b.sh",
+            "curl -uapp:hunter2xq h; curl --user=app:hunter3xq h",
+            &["hunter2xq", "hunter3xq"],
+        ),
+        (
+            "crontab",
+            "*/5 * * * * root sync --user app --password hunter2xq",
+            &["hunter2xq"],
+        ),
+        ("a.service", "  --token s3cr3tval9 \\", &["s3cr3tval9 \\"]),
+        ("up-auth.txt", "me\nhunter2\n", &["hunter2"]),
+        (
+            "x.conf",
+            "dsn = \"u:hun+2@tcp(h:1)/\"",
+            &["u:hun+2@tcp(h:1)/"],
+        ),
+        (
+            ".env",
+            "SLACK_WEBHOOK_URL=https://hooks.slack.com/services/T0/B0/FAKEq3Jd9fKx",
+            &["FAKEq3Jd9fKx"],
+        ),
+        (
+            ".env",
+            "VAULT_SECRET_ID=6a174c20-f6de-a53c-74d2-6018fcceff64",
+            &["6a174c20-f6de-a53c-74d2-6018fcceff64"],
+        ),
+        (
+            ".env",
+            "REDIS_PASSWORD_DB=hunter2xy\nNO_REPLY_PASSWORD=hunter2xq\nPUBLIC_DB_PASSWORD=hunter2xz",
+            &["hunter2xy", "hunter2xq", "hunter2xz"],
+        ),
+        (
+            "postgresql.conf",
+            "primary_conninfo = 'host=a user=rep password=ab,TAIL'",
+            &["ab,TAIL"],
+        ),
+        ("a.service", "Environment=DB_PASSWORD=ab&TAIL", &["ab&TAIL"]),
+        ("a.yaml", "e:\n  - DB_PASSWORD=hun,TAIL", &["hun,TAIL"]),
+        (
+            "a.yaml",
+            "password: &pw hunter2pass",
+            &["&pw", "hunter2pass"],
+        ),
+        ("a.yaml", "password:\n  LEAKnext9", &["LEAKnext9"]),
+        (
+            "a.yaml",
+            "passwords: [LEAKa1, LEAKb2]",
+            &["LEAKa1", "LEAKb2"],
+        ),
+        ("a.yaml", "secrets:\n  db: LEAKmap1", &["LEAKmap1"]),
+        (
+            "a.toml",
+            "[secrets]\ndb = \"hunter2xq\"\n[other]\ndb = \"x\"",
+            &["hunter2xq"],
+        ),
+        (
+            "a.tf",
+            "admin_passwords = { alice = \"a=b\", bob = \"hunter2\" }",
+            &["a=b", "hunter2"],
+        ),
+        (
+            "x.conf",
+            "# old password: correct LEAK two",
+            &["correct LEAK two"],
+        ),
+    ]);
+}
+
+#[test]
+fn public_data_is_no_secret() {
+    for (name, text) in [
+        ("b.sh", "TOKEN=$(vault kv get -field=token secret/ci)"),
+        ("ci.yml", "password: ${{ secrets.GITHUB_TOKEN }}"),
+        (
+            "go.sum",
+            "golang.org/x/crypto v0.14.0 h1:xDmlBUtmEzllPxzI8VMXYLN6nkx+rw13+psF1xdA2W0=",
+        ),
+        ("SUMS", "54551fd1d8e1c1c8d151abb21963405b *a.yaml"),
+        ("a.toml", "token_obtained_at = 2020-03-19T13:01:17Z"),
+        ("n.conf", "proxy_pass http://127.0.0.1:8080/;"),
+    ] {
+        assert!(found(name, text).is_empty(), "{text}");
+    }
+}
+
+#[test]
 fn json_and_yaml_have_keys_above_keys() {
     check(&[
         (
@@ -328,6 +462,11 @@ fn the_work_grows_with_the_text_alone() {
         "x.y.",
         "\\'",
         "a=/",
+        "name=\"password\" ",
+        "hooks.slack.com/",
+        "createUser SHA '",
+        "a!",
+        "secrets: [",
     ] {
         for name in [".env", "a.json", "a.yaml", "users.acl", ".pgpass", "x"] {
             let text = part.repeat((64 << 10) / part.len());
@@ -337,6 +476,14 @@ fn the_work_grows_with_the_text_alone() {
             assert!(took.as_secs() < 10, "{part:?} as {name} took {took:?}");
         }
     }
+}
+
+#[test]
+fn a_long_key_is_judged_in_short_time() {
+    let text = format!("{{\"{}\":[{}0]}}", "a".repeat(40_000), "0,".repeat(20_000));
+    let started = std::time::Instant::now();
+    recognise("a.json", text.as_bytes(), &Overrides::default());
+    assert!(started.elapsed().as_secs() < 10);
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::values::{has_shape, hash_in, is_random, is_reference};
+use super::values::{has_shape, hash_in, is_public_data, is_random, is_reference};
 use super::{Finds, Rule, lines, pem};
 
 /// Text before a token that makes it a digest or a public key.
@@ -32,6 +32,13 @@ const DIGESTS: &[&str] = &[
     "SCRAM-SHA-",
     "commit ",
     "rev=",
+    "h1:",
+    "zh:",
+    "sha256.",
+    "sha512.",
+    "sha224.",
+    "sha1.",
+    "|1|",
     "ref=",
 ];
 /// Words before a secret in a header.
@@ -55,6 +62,10 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
             continue;
         }
         urls(line, at, &mut found);
+        webhooks(line, at, &mut found);
+        if is_sum(line) || line.starts_with("|1|") {
+            continue;
+        }
         schemes(line, at, &mut found);
         spans(line, at, finds, &mut found);
     }
@@ -125,6 +136,52 @@ fn schemes(line: &str, at: usize, found: &mut Spans) {
     }
 }
 
+/// The last part of the address of a webhook.
+fn webhooks(line: &str, at: usize, found: &mut Spans) {
+    for mark in ["hooks.slack.com/", "/api/webhooks/", "webhook.office.com/"] {
+        for (start, _) in line.match_indices(mark) {
+            let rest = line.get(start + mark.len()..).unwrap_or_default();
+            let rest = super::beginning(rest, 512);
+            let rest = rest.split(|c: char| c.is_whitespace() || "\"'<>`,;)".contains(c));
+            let rest = rest.into_iter().next().unwrap_or_default();
+            let last = rest.rfind('/').map_or(0, |n| n + 1);
+            let begin = start + mark.len();
+            if rest.len() - last >= 8 && !is_reference(rest.get(last..).unwrap_or_default()) {
+                found.push((
+                    at + begin + last..at + begin + rest.len(),
+                    String::new(),
+                    Rule::Url,
+                ));
+            }
+        }
+    }
+}
+
+/// Whether a line is a checksum and the name of a file.
+fn is_sum(line: &str) -> bool {
+    let Some((sum, name)) = line.split_once(' ') else {
+        return false;
+    };
+    let name = name.trim_start_matches([' ', '*']);
+    [32, 40, 56, 64, 96, 128].contains(&sum.len())
+        && sum.bytes().all(|b| b.is_ascii_hexdigit())
+        && !name.is_empty()
+        && !name.contains(char::is_whitespace)
+}
+
+fn is_commit(token: &str) -> bool {
+    token.len() == 40 && token.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether the key before a value is one of checksums: `checksum/config: `.
+fn is_checksum(before: &str) -> bool {
+    let before = super::ending(before);
+    let key = before.trim_end_matches([' ', '"', '\'', ':', '=']);
+    let start = key.rfind([' ', '{', ',', '"', '\t']).map_or(0, |n| n + 1);
+    let key = key.get(start..).unwrap_or_default();
+    key.len() < before.len() && key.starts_with("checksum/")
+}
+
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"+/=_-.$:{}".contains(&byte)
 }
@@ -175,6 +232,10 @@ fn spans(line: &str, at: usize, finds: &Finds<'_>, found: &mut Spans) {
                 let is_public = DIGESTS.iter().any(|d| token.starts_with(d))
                     || is_digest(ahead)
                     || (ahead.is_empty() && is_digest(before));
+                let is_public = is_public
+                    || is_public_data(token)
+                    || is_commit(token) && (ahead.is_empty() && before.ends_with('@'))
+                    || is_checksum(before);
                 if !is_plain && !is_public && is_random(token) {
                     found.push((token_at..token_at + token.len(), shown(), Rule::Entropy));
                 }

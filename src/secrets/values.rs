@@ -135,8 +135,29 @@ pub fn is_reference(value: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"_.-/ ".contains(&b))
     };
-    if let Some(name) = inner("${", "}").or_else(|| inner("$(", ")")) {
-        return is_name(name);
+    if let Some(command) = inner("$(", ")") {
+        return !["echo", "printf"].iter().any(|w| command.contains(w));
+    }
+    if value.starts_with("${{") && value.ends_with("}}") {
+        return true;
+    }
+    if let Some(name) = inner("${", "}") {
+        // A default that is empty is none.
+        return is_name(name.trim_end_matches([':', '-']));
+    }
+    if inner("$__file{", "}").is_some() || inner("$__env{", "}").is_some() {
+        return true;
+    }
+    let variables = [
+        "$arg_",
+        "$http_",
+        "$cookie_",
+        "$ssl_",
+        "$upstream_",
+        "$sent_http_",
+    ];
+    if variables.iter().any(|v| value.starts_with(v)) {
+        return is_name(value.trim_start_matches('$'));
     }
     if inner("{{", "}}").is_some() || inner("<%=", "%>").is_some() {
         return true;
@@ -169,6 +190,42 @@ fn is_number(value: &str) -> bool {
             .bytes()
             .all(|b| b.is_ascii_digit() || b".:-_+,TZ ".contains(&b))
         && (digits.len() <= 5 || unit == 0)
+}
+
+/// Whether it is a version of three numbers, or a time as in RFC 3339.
+fn is_version_or_time(value: &str) -> bool {
+    let version = value.trim_start_matches(['~', '^', '=']);
+    let mut parts = version.split('.');
+    let is_numbers = |p: &str| (1..=4).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit());
+    let is_version = (0..3).all(|_| parts.next().is_some_and(is_numbers)) && parts.next().is_none();
+    let bytes = value.as_bytes();
+    let is_time = bytes.len() >= 19
+        && bytes.get(4) == Some(&b'-')
+        && bytes.get(7) == Some(&b'-')
+        && matches!(bytes.get(10), Some(b'T' | b' '))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_digit() || b"-:.TZ+ ".contains(b));
+    is_version || is_time
+}
+
+/// Whether a text begins as a public key, a certificate or an image does.
+pub fn is_public_data(text: &str) -> bool {
+    let text = text.trim();
+    let begins = [
+        "iVBORw0KGgo",
+        "/9j/4",
+        "R0lGOD",
+        "LS0tLS1CRUdJTiBDRVJUSUZJQ0FUR",
+        "AwEAA",
+        "AAAAC3NzaC1lZDI1NTE5",
+        "AAAAB3NzaC1",
+        "AAAAE2VjZHNhLXNoYTIt",
+        "ssh-ed25519 AAAA",
+        "ssh-rsa AAAA",
+        "ecdsa-sha2-",
+    ];
+    begins.iter().any(|b| text.starts_with(b)) && text.len() >= 24
 }
 
 fn is_path(value: &str) -> bool {
@@ -210,7 +267,14 @@ pub fn is_secret(verdict: Verdict, value: &str) -> bool {
     {
         return false;
     }
-    if is_reference(value) {
+    if is_reference(value) || is_public_data(value) || is_version_or_time(value) {
+        return false;
+    }
+    // Its password stands behind a name of its own.
+    if verdict == Verdict::Strong
+        && lower.contains(';')
+        && ["password=", "pwd="].iter().any(|k| lower.contains(k))
+    {
         return false;
     }
     match verdict {

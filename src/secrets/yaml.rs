@@ -114,7 +114,10 @@ impl<'t> Scanner<'_, 't> {
         let value_at = at + line.len() - rest.len();
         let Some((key, value)) = split(rest) else {
             // A plain element of a list, or the rest of a value.
-            if is_item || rest.starts_with('-') {
+            if is_item
+                || rest.starts_with('-')
+                || self.above.last().is_some_and(|a| a.indent < indent)
+            {
                 let parent = self.parent(indent);
                 self.scalar(parent, value_at, rest, indent);
             }
@@ -131,7 +134,15 @@ impl<'t> Scanner<'_, 't> {
         let name = if is_name { unquoted(value) } else { name };
         let meaning = match self.finds.overrides.judge(key).0 {
             Verdict::Unknown if is_generic(key) && !name.is_empty() => name,
-            Verdict::Unknown if is_generic(key) => self.parent(indent),
+            Verdict::Unknown
+                if is_generic(key)
+                    || matches!(
+                        self.parent(indent),
+                        "secrets" | "passwords" | "tokens" | "credentials"
+                    ) =>
+            {
+                self.parent(indent)
+            }
             _ => key,
         };
         if self.above.len() < DEPTH {
@@ -148,6 +159,14 @@ impl<'t> Scanner<'_, 't> {
     }
 
     fn scalar(&mut self, key: &'t str, at: usize, value: &'t str, indent: usize) {
+        // An anchor stands before its value.
+        if let Some(anchor) = value.trim_start().strip_prefix('&')
+            && let Some((_, behind)) = anchor.split_once(' ')
+            && !behind.trim().is_empty()
+        {
+            let start = at + value.len() - behind.len();
+            return self.scalar(key, start, behind, indent);
+        }
         let trimmed = value.trim();
         let is_tagged = trimmed.starts_with('!') && !trimmed.contains(' ');
         if trimmed.is_empty()
@@ -205,12 +224,26 @@ impl<'t> Scanner<'_, 't> {
                 above.indent < indent
                     && matches!(above.key, "data" | "stringData" | "encryptedData")
             });
+        let is_data = is_data && !is_harmless_name(key);
         if is_data {
             self.finds.add(span, key, Rule::Place);
         } else {
             self.finds.judge(key, span);
         }
     }
+}
+
+/// Whether a key of a Secret says that its value is none.
+fn is_harmless_name(key: &str) -> bool {
+    let last = key
+        .rsplit(['_', '-', '.'])
+        .next()
+        .unwrap_or(key)
+        .to_ascii_lowercase();
+    let names = [
+        "host", "hostname", "user", "username", "level", "region", "port", "crt",
+    ];
+    names.contains(&last.as_str()) && super::names::judge(key) <= Verdict::Unknown
 }
 
 fn unquoted(value: &str) -> &str {
