@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod paths;
+pub mod trust;
 
 use serde_json::json;
 use zeroize::Zeroizing;
