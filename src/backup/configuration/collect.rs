@@ -17,7 +17,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::repo::keyring::is_private_key;
-use crate::secrets::{Found, Overrides, Values, matches, recognise};
+use crate::secrets::{Found, Overrides, Searched, Values, matches, recognise};
 use crate::snapshot::node::{Node, NodeKind, unstable};
 use crate::tree::beneath;
 use crate::tree::left_out::{LeftOut, Part};
@@ -118,7 +118,7 @@ pub fn collect(wanted: &Wanted<'_>, host: &Host) -> Result<Collected> {
         }
     }
     collector.add_directories();
-    Ok(collector.finish())
+    collector.finish()
 }
 
 impl Collector<'_> {
@@ -354,22 +354,25 @@ impl Collector<'_> {
         }
     }
 
-    fn finish(self) -> Collected {
+    fn finish(self) -> Result<Collected> {
         let mut entries: Vec<Entry> = self.entries.into_values().collect();
         let mut values = Values::default();
         for entry in &entries {
-            if let Some(content) = &entry.content {
-                values.add(content, &entry.found);
+            if let (Some(content), Some(owner)) = (&entry.content, &entry.node.owner) {
+                values.add(owner.uid, content, &entry.found);
             }
         }
         values.find(entries.iter_mut().filter_map(|entry| {
-            let content = entry.content.as_ref()?;
-            Some((content.as_slice(), &mut entry.found))
-        }));
-        Collected {
+            Some(Searched {
+                owner: entry.node.owner.as_ref()?.uid,
+                content: entry.content.as_ref()?.as_slice(),
+                found: &mut entry.found,
+            })
+        }))?;
+        Ok(Collected {
             entries,
             left_out: self.left_out,
-        }
+        })
     }
 }
 
