@@ -107,7 +107,13 @@ fn q06_keys_of_recipients_that_were_exchanged_open_nothing() {
             .sees("operator", &["config", "show", "host", &world.host(".env")])
             .success();
     }
-    std::fs::write(&lead, right).unwrap();
+    // One that is not genuine does not count, and nothing is sealed to it.
+    let backup = world.sees("writer", &["config", "backup", "host"]);
+    assert_eq!(backup.code(), 4, "{backup}");
+    // One that is missing is stored again.
+    std::fs::remove_file(&lead).unwrap();
+    world.backup();
+    assert!(lead.is_file() && !right.is_empty());
     world.restores("lead", "back", &[]);
     world.is_same("back");
 }
