@@ -35,7 +35,7 @@ pub fn of_host() -> impl Iterator<Item = PathBuf> {
 pub struct Paths {
     /// The paths.
     pub found: Vec<PathBuf>,
-    /// What is not taken, and why.
+    /// Paths that are not taken, and why.
     pub left_out: Vec<(PathBuf, String)>,
 }
 
@@ -96,7 +96,7 @@ impl Reader {
     /// The owner of a data directory.
     ///
     /// # Errors
-    /// What the system says.
+    /// The errors of the system.
     pub fn of(pgdata: &Path) -> std::io::Result<Reader> {
         Ok(Reader(std::fs::metadata(pgdata)?.uid()))
     }

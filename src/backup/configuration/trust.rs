@@ -82,7 +82,7 @@ pub fn place(path: &Path) -> std::result::Result<PathBuf, Stop> {
 /// The names in a directory, which is given by its real path.
 ///
 /// # Errors
-/// What the system says; also for a link that took the place of a directory.
+/// The errors of the system; also for a link that took the place of a directory.
 pub fn list(real: &Path) -> Result<Vec<OsString>> {
     let root = File::open("/")?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;

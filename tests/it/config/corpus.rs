@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use pitr::secrets::{Overrides, recognise};
 use serde::Deserialize;
 
-/// Of the planted secrets at least so many in a thousand must be recognised.
+/// At least so many in a thousand of the planted secrets must be recognised.
 const RECALL_PERMILLE: usize = 905;
-/// Of the harmless values at most so many in a thousand may be taken for secrets.
+/// At most so many in a thousand of the harmless values may be taken for secrets.
 const FALSE_ALARMS_PERMILLE: usize = 66;
 
 #[derive(Deserialize)]
