@@ -1,5 +1,6 @@
 //! `pitr config`: configuration files, with their secrets kept apart.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -14,6 +15,7 @@ use crate::operate::configuration::redacted::{self, Sides};
 use crate::operate::configuration::{recipients, scan};
 use crate::operate::human;
 use crate::repo::id::BackupId;
+use crate::text::escaped;
 use crate::tree::left_out::{Example, LeftOut};
 
 /// Examples that are printed.
@@ -316,9 +318,19 @@ fn show(args: &ShowArgs, cx: &Context) -> Result<u8> {
         cx.out
             .json(&json!({ "backup": id, "name": args.name, "path": path, "redacted": text }))?;
     } else {
-        cx.out.bytes(&content)?;
+        match std::io::stdout().is_terminal() {
+            true => cx.out.bytes(for_terminal(&content).as_bytes())?,
+            false => cx.out.bytes(&content)?,
+        }
     }
     Ok(exit::SUCCESS)
+}
+
+/// The text of a file, in which only tabs and line feeds move the cursor.
+fn for_terminal(content: &[u8]) -> String {
+    let text = String::from_utf8_lossy(content);
+    let parts: Vec<String> = text.split('\t').map(escaped).collect();
+    parts.join("\t")
 }
 
 fn diff(args: &DiffArgs, cx: &Context) -> Result<u8> {
@@ -460,4 +472,15 @@ fn recipients(args: &RecipientsArgs, cx: &Context) -> Result<u8> {
         ))?;
     }
     Ok(exit::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_cannot_draw_on_a_terminal() {
+        let shown = for_terminal(b"a\t1\nb\x1b[2J\r\x9b\n");
+        assert_eq!(shown, "a\t1\nb\\u{1b}[2J\\u{d}\u{fffd}\n");
+    }
 }

@@ -1,4 +1,4 @@
-//! Envelopes: content that only the holders of another pair than the repository's may read (format, section 17.2).
+//! Envelopes: content that only the holders of another pair than the repository's may read (format, section 16.5).
 //!
 //! An envelope is a sealed object as any other. Its raw bytes are the length of the content, the content, and zeros that hide the length.
 
@@ -38,14 +38,23 @@ pub fn seal(
     (public, mac): (&PublicHalf, &MacKey),
     drawn: &Drawn,
 ) -> Result<Vec<u8>> {
+    let zeros = vec![0; padded(content.len()) - content.len() - 8];
+    seal_with(content, &zeros, key, (public, mac), drawn)
+}
+
+fn seal_with(
+    content: &[u8],
+    padding: &[u8],
+    key: &str,
+    (public, mac): (&PublicHalf, &MacKey),
+    drawn: &Drawn,
+) -> Result<Vec<u8>> {
     let failed = |e| Error::from_io("seal a file", e);
     let mut sealer = Sealer::new(Vec::new(), key, public, mac, drawn)?;
-    sealer
-        .write_all(&(content.len() as u64).to_le_bytes())
-        .map_err(failed)?;
-    sealer.write_all(content).map_err(failed)?;
-    let zeros = vec![0; padded(content.len()) - content.len() - 8];
-    sealer.write_all(&zeros).map_err(failed)?;
+    let length = (content.len() as u64).to_le_bytes();
+    for part in [&length[..], content, padding] {
+        sealer.write_all(part).map_err(failed)?;
+    }
     sealer.finish(b"{}", mac).map_err(failed)
 }
 
@@ -105,15 +114,18 @@ pub fn open(envelope: &[u8], key: &str, contents: &Contents) -> Result<Zeroizing
         .split_first_chunk::<8>()
         .ok_or_else(|| damaged("it is too short"))?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-    let content = rest
-        .get(..length)
+    let (content, padding) = rest
+        .split_at_checked(length)
         .ok_or_else(|| damaged("it is too short"))?;
+    if plain.len() != padded(length) || padding.iter().any(|byte| *byte != 0) {
+        return Err(damaged("its padding is not as it should be"));
+    }
     Ok(Zeroizing::new(content.to_vec()))
 }
 
-/// Eight digits that stand for a value: the same for the same value, and no way back without the key.
-pub fn token(value: &[u8], mac: &MacKey) -> String {
-    let tag = mac.sign(&[TOKEN, value]);
+/// Eight digits that stand for a value in a scope: the same for the same value, and no way back without the key.
+pub fn token(value: &[u8], scope: &str, mac: &MacKey) -> String {
+    let tag = mac.sign(&[TOKEN, &[0], scope.as_bytes(), &[0], value]);
     crate::text::hex(tag.get(..4).unwrap_or_default())
 }
 
@@ -165,6 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn padding_carries_nothing() {
+        let (public, contents) = pair(1);
+        let opened = |padding: &[u8]| {
+            let pair = (&public, &contents.mac);
+            let sealed = seal_with(b"content", padding, "a", pair, &drawn()).unwrap();
+            open(&sealed, "a", &contents).map_err(|e| e.code())
+        };
+        let mut padding = vec![0; padded(7) - 15];
+        assert_eq!(*opened(&padding).unwrap(), b"content");
+        assert_eq!(opened(&padding[1..]).unwrap_err(), Code::Damaged);
+        assert_eq!(
+            opened(&vec![0; padded(7) + 1009]).unwrap_err(),
+            Code::Damaged
+        );
+        *padding.last_mut().unwrap() = 1;
+        assert_eq!(opened(&padding).unwrap_err(), Code::Damaged);
+    }
+
+    #[test]
     fn lengths_are_hidden() {
         let lengths: std::collections::BTreeSet<usize> = (0..1000).map(padded).collect();
         assert_eq!(lengths.len(), 1);
@@ -176,7 +207,10 @@ mod tests {
     #[test]
     fn tokens_belong_to_values_and_keys() {
         let (a, b) = (pair(1).1.mac, pair(5).1.mac);
-        assert_eq!(token(b"x", &a), token(b"x", &a));
-        assert!(token(b"x", &a) != token(b"y", &a) && token(b"x", &a) != token(b"x", &b));
+        let token = |value: &[u8], scope, mac| token(value, scope, mac);
+        assert_eq!(token(b"x", "s", &a), token(b"x", "s", &a));
+        assert!(token(b"x", "s", &a) != token(b"y", "s", &a));
+        assert!(token(b"x", "s", &a) != token(b"x", "s", &b));
+        assert!(token(b"x", "s", &a) != token(b"x", "t", &a));
     }
 }

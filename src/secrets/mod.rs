@@ -21,7 +21,7 @@ use std::ops::Range;
 
 pub use names::matches;
 pub use redact::redact;
-pub use repeated::Values;
+pub use repeated::{Searched, Values};
 
 use format::Format;
 use names::Verdict;

@@ -11,11 +11,13 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
+use super::paths::Reader;
+use super::trust::{self, Stop, relative};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::repo::keyring::is_private_key;
-use crate::secrets::{Found, Overrides, Values, matches, recognise};
+use crate::secrets::{Found, Overrides, Searched, Values, matches, recognise};
 use crate::snapshot::node::{Node, NodeKind, unstable};
 use crate::tree::beneath;
 use crate::tree::left_out::{LeftOut, Part};
@@ -56,6 +58,10 @@ pub struct Wanted<'w> {
     pub required: Vec<PathBuf>,
     /// Paths that may be absent.
     pub optional: Vec<PathBuf>,
+    /// Files that a server's configuration names, and the user who reads them.
+    pub of_server: Option<(Reader, Vec<PathBuf>)>,
+    /// Paths that could not be looked at, and why.
+    pub left_out: Vec<(PathBuf, String)>,
     /// Patterns of paths that are left out.
     pub exclude: &'w [String],
     /// Keys that the operator judges.
@@ -73,6 +79,8 @@ struct Collector<'c> {
     entries: BTreeMap<Vec<u8>, Entry>,
     left_out: LeftOut,
     total_bytes: usize,
+    /// Set while files are taken that a server's configuration names.
+    reader: Option<Reader>,
 }
 
 /// Reads the files.
@@ -90,52 +98,72 @@ pub fn collect(wanted: &Wanted<'_>, host: &Host) -> Result<Collected> {
         entries: BTreeMap::new(),
         left_out: LeftOut::default(),
         total_bytes: 0,
+        reader: None,
     };
-    let paths = wanted.required.iter().map(|p| (p, true));
-    for (path, is_required) in paths.chain(wanted.optional.iter().map(|p| (p, false))) {
-        collector.named(path, is_required)?;
+    for (path, why) in &wanted.left_out {
+        if !collector.is_excluded(relative(path)) {
+            collector.left_out.add(relative(path), Part::Entry, why);
+        }
+    }
+    for path in &wanted.required {
+        collector.named(path, true)?;
+    }
+    for path in &wanted.optional {
+        collector.named(path, false)?;
+    }
+    if let Some((reader, paths)) = &wanted.of_server {
+        collector.reader = Some(*reader);
+        for path in paths {
+            collector.named(path, false)?;
+        }
     }
     collector.add_directories();
-    Ok(collector.finish())
-}
-
-/// The path without its first slash, as a backup has it.
-fn relative(path: &Path) -> Vec<u8> {
-    let bytes = path.as_os_str().as_bytes();
-    bytes.strip_prefix(b"/").unwrap_or(bytes).to_vec()
+    collector.finish()
 }
 
 impl Collector<'_> {
-    /// Takes what the operator named. A link is taken with what it leads to.
+    /// Takes what the operator named. A link is taken with what it leads to, if it is trusted.
     fn named(&mut self, path: &Path, is_required: bool) -> Result<()> {
-        let above = path.parent().unwrap_or(Path::new("/"));
-        let real = above.canonicalize().map(|above| match path.file_name() {
-            Some(name) => above.join(name),
-            None => above,
+        let found = trust::place(path).and_then(|place| {
+            let metadata = place.symlink_metadata().map_err(Stop::Failed)?;
+            Ok((metadata, place))
         });
-        let found = real.and_then(|real| Ok((std::fs::symlink_metadata(&real)?, real)));
-        let (metadata, real) = match found {
+        let (metadata, place) = match found {
             Ok(found) => found,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_required => return Ok(()),
-            Err(e) => {
-                self.left_out.add(&relative(path), Part::Entry, e);
-                return Ok(());
-            }
+            Err(stop) if stop.is_absence() && !is_required => return Ok(()),
+            Err(stop) => return self.stopped(path, &stop),
         };
-        self.take(&relative(&real), 0)?;
-        if metadata.is_symlink()
-            && let Ok(target) = real.canonicalize()
-        {
-            self.take(&relative(&target), 0)?;
+        self.take(relative(&place), 0)?;
+        if !metadata.is_symlink() {
+            return Ok(());
         }
-        Ok(())
+        match trust::resolve(&place) {
+            Ok(target) => self.take(relative(&target), 0),
+            Err(stop) if stop.is_absence() => Ok(()),
+            Err(stop) => self.stopped(path, &stop),
+        }
+    }
+
+    /// Names what was not reached. The link that ended the way is kept as one.
+    fn stopped(&mut self, path: &Path, stop: &Stop) -> Result<()> {
+        if self.is_excluded(relative(path)) {
+            return Ok(());
+        }
+        self.left_out.add(relative(path), Part::Entry, stop);
+        match stop {
+            Stop::Untrusted(link) => self.take(relative(link), 0),
+            Stop::Failed(_) => Ok(()),
+        }
+    }
+
+    fn is_excluded(&self, path: &[u8]) -> bool {
+        let shown = format!("/{}", String::from_utf8_lossy(path));
+        self.wanted.exclude.iter().any(|p| matches(p, &shown))
     }
 
     fn take(&mut self, path: &[u8], depth: usize) -> Result<()> {
         self.host.check_stop()?;
-        let shown = format!("/{}", String::from_utf8_lossy(path));
-        let is_excluded = self.wanted.exclude.iter().any(|p| matches(p, &shown));
-        if is_excluded || self.entries.contains_key(path) {
+        if self.is_excluded(path) || self.entries.contains_key(path) {
             return Ok(());
         }
         if self.entries.len() >= ENTRIES_MAX || depth > 100 {
@@ -153,6 +181,11 @@ impl Collector<'_> {
             }
         };
         match status.kind {
+            FileType::Directory if self.reader.is_some() => {
+                let why = "PostgreSQL's configuration names it as a file, and it is a directory";
+                self.left_out.add(path, Part::Entry, why);
+                Ok(())
+            }
             FileType::Directory => self.directory(path, depth),
             FileType::RegularFile => self.file(path),
             FileType::Symlink => {
@@ -207,6 +240,10 @@ impl Collector<'_> {
         let opened = beneath::open_file(self.root.as_fd(), path).map(File::from);
         let read = opened.and_then(|file| {
             let before = Status::of(file.as_fd())?;
+            let refusal = self.reader.and_then(|reader| reader.refusal(&before));
+            if let Some(why) = refusal {
+                return Ok(Err(why));
+            }
             let room = usize::try_from(before.length.min(FILE_LIMIT_BYTES)).unwrap_or(0);
             // With room for all of it no copy of it stays behind.
             let mut content = Zeroizing::new(Vec::with_capacity(room + 2));
@@ -214,10 +251,14 @@ impl Collector<'_> {
                 .take(room as u64 + 1)
                 .read_to_end(&mut content)
                 .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-            Ok((Status::of(file.as_fd())?, before, content, file))
+            Ok(Ok((Status::of(file.as_fd())?, before, content, file)))
         });
         let (after, before, content, file) = match read {
-            Ok(read) => read,
+            Ok(Ok(read)) => read,
+            Ok(Err(why)) => {
+                self.left_out.add(path, Part::Entry, why);
+                return Ok(());
+            }
             Err(e) => {
                 self.left_out.add(path, Part::Entry, e);
                 return Ok(());
@@ -313,22 +354,25 @@ impl Collector<'_> {
         }
     }
 
-    fn finish(self) -> Collected {
+    fn finish(self) -> Result<Collected> {
         let mut entries: Vec<Entry> = self.entries.into_values().collect();
         let mut values = Values::default();
         for entry in &entries {
-            if let Some(content) = &entry.content {
-                values.add(content, &entry.found);
+            if let (Some(content), Some(owner)) = (&entry.content, &entry.node.owner) {
+                values.add(owner.uid, content, &entry.found);
             }
         }
         values.find(entries.iter_mut().filter_map(|entry| {
-            let content = entry.content.as_ref()?;
-            Some((content.as_slice(), &mut entry.found))
-        }));
-        Collected {
+            Some(Searched {
+                owner: entry.node.owner.as_ref()?.uid,
+                content: entry.content.as_ref()?.as_slice(),
+                found: &mut entry.found,
+            })
+        }))?;
+        Ok(Collected {
             entries,
             left_out: self.left_out,
-        }
+        })
     }
 }
 

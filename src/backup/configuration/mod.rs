@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod paths;
+pub mod trust;
 
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -48,8 +49,8 @@ pub enum Sealing {
 }
 
 impl Sealing {
-    /// The mark that stands for a value.
-    pub fn mark(&self, value: &[u8]) -> String {
+    /// The mark that stands for a value in a set.
+    fn mark(&self, value: &[u8], scope: &str) -> String {
         let class = match value.len() {
             0..=8 => "8",
             9..=16 => "16",
@@ -59,15 +60,18 @@ impl Sealing {
         };
         match self {
             Sealing::Pair(pair) => {
-                format!("«sealed:{}:{class}»", envelope::token(value, &pair.mac))
+                format!(
+                    "«sealed:{}:{class}»",
+                    envelope::token(value, scope, &pair.mac)
+                )
             }
             _ => format!("«secret:{class}»"),
         }
     }
 
-    /// A content as operators see it.
-    pub fn redacted(&self, content: &[u8], found: &[Found]) -> Vec<u8> {
-        redact(content, found, &mut |value| self.mark(value))
+    /// A content of the set with this scope, as operators see it.
+    pub fn redacted(&self, content: &[u8], found: &[Found], scope: &str) -> Vec<u8> {
+        redact(content, found, &mut |value| self.mark(value, scope))
     }
 
     fn pair(&self) -> Option<KeySetId> {
@@ -158,7 +162,7 @@ impl Kind for Configuration {
                 continue;
             };
             sink.begin(key)?;
-            sink.append(&self.sealing.redacted(content, &entry.found))?;
+            sink.append(&self.sealing.redacted(content, &entry.found, &self.scope))?;
             sink.end_node(entry.node.clone())?;
             if entry.found.is_empty() {
                 continue;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use super::server::Server;
 use super::session::Session;
 use crate::backup::configuration::collect::Wanted;
-use crate::backup::configuration::paths::{self, Said};
+use crate::backup::configuration::paths::{self, Reader, Said};
 use crate::backup::configuration::{NAME, Pair, Sealing};
 use crate::config::{self, ConfigSet, DEFAULT_PATHS, Settings};
 use crate::err;
@@ -54,14 +54,20 @@ fn wanted<'s>(session: &Session, settings: &'s Settings, set: &'s ConfigSet) -> 
     let mut wanted = Wanted {
         required: Vec::new(),
         optional: Vec::new(),
+        of_server: None,
+        left_out: Vec::new(),
         exclude: &set.exclude,
         overrides: overrides(set),
         forbidden: Some(forbidden(settings)),
     };
     for path in &set.paths {
         match path == DEFAULT_PATHS {
-            true => wanted.optional.extend(defaults(session, settings, set)?),
-            false => wanted.required.extend(paths::expand(path)),
+            true => defaults(session, settings, set, &mut wanted)?,
+            false => {
+                let expanded = paths::expand(path);
+                wanted.required.extend(expanded.found);
+                wanted.left_out.extend(expanded.left_out);
+            }
         }
     }
     Ok(wanted)
@@ -87,9 +93,14 @@ fn forbidden(settings: &Settings) -> Vec<PathBuf> {
 }
 
 /// PostgreSQL's configuration, pitr's own, crontabs and units.
-fn defaults(session: &Session, settings: &Settings, set: &ConfigSet) -> Result<Vec<PathBuf>> {
-    let mut found: Vec<PathBuf> = paths::of_host().collect();
-    found.extend(settings.path.clone());
+fn defaults(
+    session: &Session,
+    settings: &Settings,
+    set: &ConfigSet,
+    wanted: &mut Wanted<'_>,
+) -> Result<()> {
+    wanted.optional.extend(paths::of_host());
+    wanted.optional.extend(settings.path.clone());
     let named = set.cluster.as_deref();
     let mut clusters = settings.clusters.iter();
     let cluster = match named {
@@ -114,21 +125,29 @@ fn defaults(session: &Session, settings: &Settings, set: &ConfigSet) -> Result<V
         None => clusters.next(),
     };
     let Some(cluster) = cluster else {
-        return Ok(found);
+        return Ok(());
     };
     let conninfo = cluster.conninfo.as_ref().map(config::Secret::expose);
     let said = conninfo.map_or(Ok(None), said).unwrap_or_else(|e| {
         session.note(&format!("the server does not say where its configuration is, so its data directory is asked: {e}"));
         None
     });
-    match &cluster.pgdata {
-        Some(pgdata) => found.extend(paths::of_server(pgdata, &said.unwrap_or_default())?),
-        None => session.warn(&format!(
+    let Some(pgdata) = &cluster.pgdata else {
+        session.warn(&format!(
             "cluster \"{}\" has no pgdata in the configuration, so its files are not backed up",
             cluster.name
-        )),
+        ));
+        return Ok(());
+    };
+    match Reader::of(pgdata) {
+        Ok(reader) => {
+            let paths = paths::of_server(pgdata, &said.unwrap_or_default(), reader)?;
+            wanted.of_server = Some((reader, paths.found));
+            wanted.left_out.extend(paths.left_out);
+        }
+        Err(e) => wanted.left_out.push((pgdata.clone(), e.to_string())),
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The server's word on its files.

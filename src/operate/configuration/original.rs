@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::recipients;
@@ -17,7 +18,7 @@ use crate::error::{Code, Error, Result};
 use crate::operate::session::Session;
 use crate::repo::id::BackupId;
 use crate::restore::content::{Open, check_empty};
-use crate::seal::{Contents, envelope};
+use crate::seal::{Contents, KeySetId, envelope};
 use crate::secrets::{Overrides, recognise};
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
@@ -47,8 +48,9 @@ impl<'d> Door<'d> {
     }
 
     /// Opens an envelope.
-    fn open(&mut self, sealed: &[u8], path: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+    fn open(&mut self, sealed: &[u8], path: &[u8], member: &Value) -> Result<Zeroizing<Vec<u8>>> {
         let pair = envelope::sealed_to(sealed)?;
+        check_pair(member, pair)?;
         if self
             .opened
             .as_ref()
@@ -73,7 +75,7 @@ impl<'d> Door<'d> {
     fn original(&mut self, open: &Open<'_>, path: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>> {
         let [sealed, unsealed] = originals(path)?;
         if let Some(sealed) = content(open, &sealed)? {
-            return self.open(&sealed, path).map(Some);
+            return self.open(&sealed, path, open.member).map(Some);
         }
         match content(open, &unsealed)? {
             Some(original) => Ok(Some(original)),
@@ -105,7 +107,10 @@ pub fn reveal(session: &Session, asked: &Revealing) -> Result<Zeroizing<Vec<u8>>
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
     let mut door = Door::new(&stored, asked.secrets_key.as_ref());
     let path = stored_path(&asked.path);
-    let original = with(session, &stored, |open| door.original(&open, &path))?;
+    let original = with(session, &stored, |open| {
+        check_count(open.member, sealed_files(&open)?.len())?;
+        door.original(&open, &path)
+    })?;
     let original = original.ok_or_else(|| {
         err!(
             NotFound,
@@ -183,13 +188,8 @@ pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
             true => Vec::new(),
             false => sealed_files(&open)?,
         };
-        if !asked.is_redacted && open.member["sealed_count"].as_u64() != Some(files.len() as u64) {
-            return Err(err!(
-                Damaged,
-                "backup \"{}\" has {} originals, and says otherwise",
-                stored.id,
-                files.len()
-            ));
+        if !asked.is_redacted {
+            check_count(open.member, files.len())?;
         }
         // A key that opens nothing is noticed before anything is written.
         if let Some(first) = files.first() {
@@ -265,6 +265,28 @@ fn sealed_files(open: &Open<'_>) -> Result<Vec<Vec<u8>>> {
     Ok(files)
 }
 
+/// Requires as many originals as the root says.
+fn check_count(member: &Value, count: usize) -> Result<()> {
+    match member["sealed_count"].as_u64() == Some(count as u64) {
+        true => Ok(()),
+        false => Err(err!(
+            Damaged,
+            "the backup has {count} originals, and says otherwise"
+        )),
+    }
+}
+
+/// Requires that an envelope is sealed to the pair that the root names.
+fn check_pair(member: &Value, pair: KeySetId) -> Result<()> {
+    match member["secrets_pair"].as_str() == Some(pair.to_string().as_str()) {
+        true => Ok(()),
+        false => Err(err!(
+            Damaged,
+            "an original is sealed to another secrets pair than the backup says"
+        )),
+    }
+}
+
 fn make_directory(to: &std::path::Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     match std::fs::DirBuilder::new().mode(0o700).create(to) {
@@ -273,5 +295,30 @@ fn make_directory(to: &std::path::Path) -> Result<()> {
             Err(Error::from_io(doing, e).with_code(Code::TargetWrite))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::seal::{Secret32, random_pair};
+
+    #[test]
+    fn a_root_vouches_for_its_originals() {
+        let id = |seed: u8| {
+            let (private, _) = random_pair(&Secret32::new([seed; 32]));
+            let contents = Contents::new(private, Secret32::new([seed; 32]));
+            contents.unwrap().mac.id()
+        };
+        let member = json!({ "sealed_count": 2, "secrets_pair": id(1).to_string() });
+        assert!(check_count(&member, 2).is_ok() && check_pair(&member, id(1)).is_ok());
+        let of = |result: Result<()>| result.unwrap_err().code();
+        assert_eq!(of(check_count(&member, 1)), Code::Damaged);
+        assert_eq!(of(check_pair(&member, id(2))), Code::Damaged);
+        let none = json!({ "secrets_pair": null });
+        assert_eq!(of(check_count(&none, 0)), Code::Damaged);
+        assert_eq!(of(check_pair(&none, id(1))), Code::Damaged);
     }
 }

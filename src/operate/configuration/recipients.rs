@@ -6,19 +6,19 @@ use serde::Serialize;
 
 use crate::config;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::operate::keys::to_public;
 use crate::operate::session::Session;
 use crate::repo::json;
 use crate::repo::keyring::{ReaderFile, WriterFile, forbid_core_dumps};
 use crate::repo::repository::Repository;
 use crate::repo::scope;
-use crate::seal::{Access, Contents, KeySetId, Recipient, is_recipient_name};
+use crate::seal::{Access, Contents, KeySetId, MacKey, Recipient, is_recipient_name};
 use crate::store::{Published, Store};
 
 /// The kind in the JSON of a recipient.
 const KIND: &str = "secrets_recipient";
-/// So many recipients besides the withdrawn ones must be proven.
+/// A pair has so many recipients, and so many besides the withdrawn ones must be proven.
 const PROVEN_MIN: usize = 2;
 
 /// The operator's request.
@@ -66,13 +66,35 @@ fn names(store: &dyn Store, pair: KeySetId) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn give(store: &dyn Store, pair: KeySetId, recipient: &Recipient) -> Result<()> {
+/// Recipients whose stored keys were made by a holder of the pair's MAC key.
+fn genuine_count(store: &dyn Store, mac: &MacKey) -> Result<usize> {
+    let mut count = 0;
+    for name in names(store, mac.id())? {
+        match stored(store, mac.id(), &name) {
+            Ok(found) => count += usize::from(found.is_some_and(|one| one.is_genuine(mac))),
+            Err(e) if e.code() == Code::Damaged => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(count)
+}
+
+fn give(store: &dyn Store, mac: &MacKey, recipient: &Recipient) -> Result<()> {
+    let pair = mac.id();
     let name = &recipient.recipient;
     let key = scope::secrets_recipient(&pair.to_string(), name)?;
     if json::write(store, &key, KIND, recipient)? == Published::Created {
         return Ok(());
     }
     match stored(store, pair, name)? {
+        Some(stored) if !stored.is_genuine(mac) => Err(err!(
+            Damaged,
+            "what \"{}\" has for recipient \"{name}\" was not made by a holder of the secrets' key",
+            store.location()
+        )
+        .hint(format!(
+            "Nothing was changed. Find out who wrote object \"{key}\", delete it, and repeat the command."
+        ))),
         // The wrapped bytes differ each time; the keys in them do not.
         Some(stored) if stored.public_key == recipient.public_key => Ok(()),
         _ => Err(err!(
@@ -84,7 +106,7 @@ fn give(store: &dyn Store, pair: KeySetId, recipient: &Recipient) -> Result<()> 
     }
 }
 
-/// Stores what the recipients of the host's file open, where the repository has none of the pair yet.
+/// Stores what the recipients of the host's file open, where the repository has too few of the pair.
 pub(super) fn ensure(configured: &config::Repository, repository: &Repository) -> Result<()> {
     let Some(path) = configured
         .encryption
@@ -96,19 +118,22 @@ pub(super) fn ensure(configured: &config::Repository, repository: &Repository) -
     let file = WriterFile::read_secrets(path)?;
     let (_, mac) = file.keys(path)?;
     let store = repository.store();
-    if !names(store, mac.id())?.is_empty() {
+    if genuine_count(store, &mac)? >= PROVEN_MIN {
         return Ok(());
     }
-    if file.recipients().is_empty() {
+    let genuine = file.recipients().iter().filter(|one| one.is_genuine(&mac));
+    let count = genuine.clone().count();
+    if count < PROVEN_MIN {
         return Err(err!(
             Key,
-            "\"{}\" has no recipient: nobody could read what is sealed",
+            "\"{}\" has {count} recipients of its own pair, and {PROVEN_MIN} are needed",
             path.display()
-        ));
+        )
+        .hint("Nothing was stored. When the only key is lost, every secret is. Make a pair with two recipients: pitr repo keygen --secrets --dir DIR --recipient NAME --recipient escrow"));
     }
-    file.recipients()
-        .iter()
-        .try_for_each(|recipient| give(store, mac.id(), recipient))
+    genuine
+        .into_iter()
+        .try_for_each(|recipient| give(store, &mac, recipient))
 }
 
 /// Opens a pair with the key file of one of its recipients.
@@ -189,7 +214,7 @@ fn change(
         ));
     };
     for path in &asked.add {
-        give(store, pair, &to_public(contents, path)?)?;
+        give(store, &contents.mac, &to_public(contents, path)?)?;
     }
     withdraw(asked, store, pair, &proven)?;
     names(store, pair)

@@ -266,10 +266,11 @@ fn live(session: &Session, name: &str, stored: &Stored) -> Result<Texts> {
         .hint(hint.clone()));
     }
     let collected = collect(&wanted(session, &settings, set)?, &session.host)?;
+    let scope = stored.scope.prefix();
     let entries = collected.entries.iter().filter_map(|entry| {
         let content = match (&entry.node.kind, &entry.content) {
             (NodeKind::Symlink(target), _) => target.clone(),
-            (_, Some(content)) => sealing.redacted(content, &entry.found),
+            (_, Some(content)) => sealing.redacted(content, &entry.found, &scope),
             _ => return None,
         };
         let mode = format!("{:04o}", entry.node.mode);

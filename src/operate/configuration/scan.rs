@@ -67,6 +67,8 @@ pub fn run(session: &Session, name: Option<&str>, paths: &[PathBuf]) -> Result<S
                 .map(|path| session.environment.absolute(path))
                 .collect(),
             optional: Vec::new(),
+            of_server: None,
+            left_out: Vec::new(),
             exclude: &[],
             overrides: set.map(overrides).unwrap_or_default(),
             forbidden: None,

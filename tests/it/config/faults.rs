@@ -107,7 +107,103 @@ fn q06_keys_of_recipients_that_were_exchanged_open_nothing() {
             .sees("operator", &["config", "show", "host", &world.host(".env")])
             .success();
     }
-    std::fs::write(&lead, right).unwrap();
+    // One that is not genuine does not count, and nothing is sealed to it.
+    let backup = world.sees("writer", &["config", "backup", "host"]);
+    backup.expect_code(1).expect_stderr("is damaged");
+    // One that is missing is stored again.
+    std::fs::remove_file(&lead).unwrap();
+    world.backup();
+    assert!(lead.is_file() && !right.is_empty());
     world.restores("lead", "back", &[]);
     world.is_same("back");
+}
+
+/// Root must not read for somebody else what he could not read himself.
+#[test]
+fn q08_links_and_includes_of_others_open_nothing_to_them() {
+    let world = World::new();
+    if !world.is_root {
+        // Only root reads more than the owner of a directory does.
+        return;
+    }
+    let nobody = Some(65_534);
+    world.write("private/secret.conf", b"key = only-for-root\n");
+    let private = world.path("private/secret.conf");
+    std::fs::set_permissions(&private, PermissionsExt::from_mode(0o600)).unwrap();
+    // An application plants links in its own directory: as a directory on the way, as the file, and below a pattern.
+    world.write("app/plain.conf", b"port = 1\n");
+    let link = |name: &str, to: PathBuf| {
+        let at = world.path(name);
+        std::os::unix::fs::symlink(to, &at).unwrap();
+        std::os::unix::fs::lchown(at, nobody, nobody).unwrap();
+    };
+    link("app/way", world.path("private"));
+    link("app/file", private.clone());
+    std::os::unix::fs::chown(world.path("app"), nobody, nobody).unwrap();
+    // The owner of a data directory includes files of others, and a directory.
+    world.write(
+        "data/postgresql.conf",
+        format!(
+            "include_if_exists '{}'\ninclude_dir 'conf.d'\nhba_file = '{}'\n",
+            private.display(),
+            world.text("private")
+        )
+        .as_bytes(),
+    );
+    world.write("data/conf.d/a.conf", b"port = 2\n");
+    world.write("data/conf.d/.pgpass", b"no configuration\n");
+    world.write("data/conf.d/below/b.conf", b"port = 3\n");
+    link("data/conf.d/z.conf", private.clone());
+    for name in [
+        "data",
+        "data/conf.d",
+        "data/postgresql.conf",
+        "data/conf.d/a.conf",
+    ] {
+        std::os::unix::fs::chown(world.path(name), nobody, nobody).unwrap();
+    }
+    let config = world.path("writer.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let pgdata = world.cluster.pgdata().display().to_string();
+    let paths = [
+        "app/way/secret.conf",
+        "app/file",
+        "app/*/secret.conf",
+        "app/plain.conf",
+    ];
+    let paths = paths
+        .map(|name| format!("\"{}\", ", world.text(name)))
+        .concat();
+    let text = text
+        .replace(&pgdata, &world.text("data"))
+        .replace("paths = [", &format!("paths = [\"default\", {paths}"));
+    let excluded = "exclude = [\"/etc/*\", \"/var/spool/*\"]\n";
+    std::fs::write(&config, text + excluded).unwrap();
+    let run = world.sees("writer", &["config", "backup", "host"]);
+    let run = run.expect_code(6);
+    for name in [
+        "app/way/secret.conf",
+        "app/file",
+        "private/secret.conf",
+        "conf.d/z.conf",
+    ] {
+        run.stderr
+            .contains(name)
+            .then_some(())
+            .unwrap_or_else(|| panic!("{name}: {run}"));
+    }
+    let list = world
+        .sees("operator", &["config", "show", "host"])
+        .success();
+    for name in [
+        "app/way",
+        "app/file",
+        "app/plain.conf",
+        "data/conf.d/a.conf",
+    ] {
+        assert!(list.stdout.contains(&world.text(name)), "{name}: {list}");
+    }
+    for name in ["secret.conf", ".pgpass", "b.conf"] {
+        assert!(!list.stdout.contains(name), "{name}: {list}");
+    }
 }
