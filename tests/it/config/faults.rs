@@ -187,10 +187,7 @@ fn q08_links_and_includes_of_others_open_nothing_to_them() {
         "private/secret.conf",
         "conf.d/z.conf",
     ] {
-        run.stderr
-            .contains(name)
-            .then_some(())
-            .unwrap_or_else(|| panic!("{name}: {run}"));
+        assert!(run.stderr.contains(name), "{name}: {run}");
     }
     let list = world
         .sees("operator", &["config", "show", "host"])
