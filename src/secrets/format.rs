@@ -48,6 +48,12 @@ pub(super) fn base(name: &str) -> String {
     base.to_owned()
 }
 
+/// Whether a file of this name is nothing but a secret: the cookie of a cluster, the list of a dial-in server.
+pub(super) fn is_secret(name: &str) -> bool {
+    let base = base(name);
+    base.ends_with(".cookie") || matches!(base.as_str(), "chap-secrets" | "pap-secrets")
+}
+
 impl Format {
     pub(super) fn of(name: &str, text: &str) -> Format {
         let base = base(name);

@@ -184,6 +184,7 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
         return Vec::new();
     }
     let text = match std::str::from_utf8(content) {
+        _ if format::is_secret(name) => return whole(Rule::File),
         Ok(text) if text.len() <= TEXT_LIMIT_BYTES && !text.contains('\0') => text,
         _ => return whole(Rule::File),
     };

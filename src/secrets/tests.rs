@@ -399,6 +399,16 @@ fn json_and_yaml_have_keys_above_keys() {
             &["a1", "b2"],
         ),
         (
+            ".erlang.cookie",
+            "WZQWFNCQDKRTVNGMAJSH",
+            &["WZQWFNCQDKRTVNGMAJSH"],
+        ),
+        (
+            "ppp/chap-secrets.bak",
+            "alice * hunter2xq *",
+            &["alice * hunter2xq *"],
+        ),
+        (
             "s.yaml",
             "apiVersion: v1\nkind: Secret\nmetadata:\n  name: n\ndata:\n  whatever: Z2VoZWlt\n",
             &["Z2VoZWlt"],
