@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{World, id, path_text};
-use crate::common::Program;
+use crate::common::{PATIENCE, Program};
 
 /// How many backups a name has.
 fn backups(world: &World) -> usize {
@@ -130,7 +130,7 @@ fn u15_a_run_that_is_stopped_ends_its_command() {
         if let Ok(pid) = text.trim().parse::<u32>() {
             break pid;
         }
-        assert!(since.elapsed() < Duration::from_secs(30), "no command runs");
+        assert!(since.elapsed() < PATIENCE, "no command runs");
         std::thread::sleep(Duration::from_millis(20));
     };
     std::thread::sleep(Duration::from_millis(300));
@@ -426,7 +426,7 @@ fn u17_the_program_after_runs_to_its_end_whatever_it_prints_and_whoever_hangs_up
         .spawn();
     let since = Instant::now();
     while !started.exists() {
-        assert!(since.elapsed() < Duration::from_secs(30), "no program runs");
+        assert!(since.elapsed() < PATIENCE, "no program runs");
         std::thread::sleep(Duration::from_millis(20));
     }
     running.signal(Signal::HUP);
@@ -468,7 +468,7 @@ fn u24_two_runs_with_such_programs_do_not_share_a_snapshot() {
     let first = backup(&world).env("STARTED", path_text(&started)).spawn();
     let since = Instant::now();
     while !started.exists() {
-        assert!(since.elapsed() < Duration::from_secs(30), "no program runs");
+        assert!(since.elapsed() < PATIENCE, "no program runs");
         std::thread::sleep(Duration::from_millis(20));
     }
     let second = backup(&world).env("STARTED", "/dev/null").run();
