@@ -323,12 +323,18 @@ fn status(troubles: u64) -> u8 {
 
 fn backup_line(name: &str, done: &Done) -> String {
     let head = &done.root.head;
+    let taken = &done.taken;
+    let known = match taken.reused_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of it stored before", human::size(bytes)),
+    };
     let how = match &head.prior {
         Some(prior) => format!(
-            "{} read, changed since {prior}",
-            human::count(done.taken.read, "file")
+            "{} read, changed since {prior}: {}{known}",
+            human::count(taken.read, "file"),
+            human::size(taken.read_bytes)
         ),
-        None => "full".to_owned(),
+        None => format!("full{known}"),
     };
     format!(
         "backup {} of \"{name}\": {} in {} stored as {} ({how}) in {}",
@@ -357,6 +363,7 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
         "stored_bytes": head.stored_bytes,
         "read_count": taken.read,
         "read_bytes": taken.read_bytes,
+        "reused_bytes": taken.reused_bytes,
         "unchanged_count": taken.unchanged,
         "excluded_count": taken.excluded,
         "unstable_count": taken.unstable,

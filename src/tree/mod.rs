@@ -11,6 +11,7 @@ pub mod left_out;
 pub mod names;
 pub mod part;
 pub mod selection;
+mod shared;
 pub mod status;
 #[cfg(test)]
 mod tests;

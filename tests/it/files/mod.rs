@@ -4,6 +4,7 @@ mod faults;
 mod git;
 mod health;
 mod parts;
+mod shared;
 mod sources;
 mod tree;
 

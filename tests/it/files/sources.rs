@@ -59,7 +59,7 @@ fn a_stream_is_one_file_that_comes_back() {
     // The arguments may hold secrets.
     assert!(!first.to_string().contains("200000"), "{first}");
     let second = backup(&world).run().success().json();
-    assert_eq!(second["kind"], "full", "{second}");
+    assert_eq!(second["kind"], "incremental", "{second}");
     assert!(second["kind_reason"].is_null(), "{second}");
     for backup in [&first, &second] {
         let back = world.restored(id(backup), "back");
