@@ -10,11 +10,12 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::recipients;
-use super::redacted::{content, originals, with};
-use super::{Stored, configured, find, overrides, shown_path, stored_path};
+use super::redacted::{content, originals};
+use super::{configured, find, overrides, shown_path, stored_path};
 use crate::backup::configuration::{SEALED, UNSEALED, envelope_key};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::operate::search::Stored;
 use crate::operate::session::Session;
 use crate::repo::id::BackupId;
 use crate::restore::content::{Open, check_empty};
@@ -107,7 +108,7 @@ pub fn reveal(session: &Session, asked: &Revealing) -> Result<Zeroizing<Vec<u8>>
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
     let mut door = Door::new(&stored, asked.secrets_key.as_ref());
     let path = stored_path(&asked.path);
-    let original = with(session, &stored, |open| {
+    let original = stored.read(session, |open| {
         check_count(open.member, sealed_files(&open)?.len())?;
         door.original(&open, &path)
     })?;
@@ -183,7 +184,7 @@ pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
     let started = Instant::now();
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
     let mut door = Door::new(&stored, asked.secrets_key.as_ref());
-    with(session, &stored, |open| {
+    stored.read(session, |open| {
         let files = match asked.is_redacted {
             true => Vec::new(),
             false => sealed_files(&open)?,
