@@ -26,7 +26,7 @@ mod price;
 mod retention;
 mod s3;
 pub mod secret;
-mod trust;
+pub mod trust;
 mod unit;
 
 pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
