@@ -91,10 +91,7 @@ pub struct Done {
 pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
     let settings = session.settings_with_repositories()?;
     let files = settings.files_named(&wanted.name)?;
-    let configured = settings
-        .repositories
-        .first()
-        .ok_or_else(|| err!(Config, "no repository is configured"))?;
+    let configured = settings.first_repository()?;
     files_source::check_places(&settings, files)?;
     let repository = session.open(configured)?;
     let started = Instant::now();

@@ -87,28 +87,17 @@ fn defaults(
 ) -> Result<()> {
     wanted.optional.extend(paths::of_host());
     wanted.optional.extend(settings.path.clone());
-    let named = set.cluster.as_deref();
-    let mut clusters = settings.clusters.iter();
-    let cluster = match named {
-        Some(name) => Some(clusters.find(|c| c.name.as_str() == name).ok_or_else(|| {
-            err!(
-                Config,
-                "[config.{}] names cluster \"{name}\", which is not configured",
-                set.name
-            )
-            .hint(format!(
-                "Nothing was stored. Add [clusters.{name}] with its pgdata."
-            ))
-        })?),
+    let section = format!("config.{}", set.name);
+    let cluster = match &set.cluster {
+        Some(name) => Some(settings.cluster_named_in(&section, name, "pgdata")?),
         None if settings.clusters.len() > 1 => {
             return Err(err!(
                 Config,
-                "several clusters are configured, and [config.{}] names none",
-                set.name
+                "several clusters are configured, and [{section}] names none"
             )
             .hint("Nothing was stored. Add cluster = \"NAME\"."));
         }
-        None => clusters.next(),
+        None => settings.clusters.first(),
     };
     let Some(cluster) = cluster else {
         return Ok(());
@@ -153,12 +142,8 @@ fn sealing(
     is_encrypted: bool,
     allow_plain: bool,
 ) -> Result<Sealing> {
-    let file = configured
-        .encryption
-        .as_ref()
-        .and_then(|e| e.secrets.as_ref());
     let repository = &configured.name;
-    if let Some(path) = file {
+    if let Some(path) = configured.secrets_file() {
         let (public, mac) = WriterFile::read_secrets(path)?.keys(path)?;
         return Ok(Sealing::Pair(Box::new(Pair {
             public,

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -38,8 +38,7 @@ struct Door<'d> {
 
 impl<'d> Door<'d> {
     fn new(stored: &'d Stored, key: Option<&PathBuf>) -> Door<'d> {
-        let configured = stored.configured.encryption.as_ref();
-        let configured = configured.and_then(|e| e.secrets_key.clone());
+        let configured = stored.configured.secrets_key_file().map(Path::to_owned);
         Door {
             store: stored.repository.store(),
             scope: stored.scope.prefix(),
@@ -288,7 +287,7 @@ fn check_pair(member: &Value, pair: KeySetId) -> Result<()> {
     }
 }
 
-fn make_directory(to: &std::path::Path) -> Result<()> {
+fn make_directory(to: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     match std::fs::DirBuilder::new().mode(0o700).create(to) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
