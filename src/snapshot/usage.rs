@@ -1,5 +1,6 @@
 //! Which packs a map leads to, and how much of each: what the root of an incremental says of packs that it shares.
 
+use super::frames::Frames;
 use super::reader::FramePlace;
 use crate::repo::root::PackRef;
 
@@ -16,51 +17,36 @@ pub struct Usage {
 
 /// Counts frames and bytes of packs while a map is walked.
 pub(super) struct Counter {
-    packs: Vec<Counted>,
-}
-
-#[derive(Clone, Default)]
-struct Counted {
-    /// A bit for each frame.
-    frames: Vec<u64>,
-    bytes: u64,
+    frames: Frames,
+    /// By the index of the pack in the root.
+    bytes: Vec<u64>,
 }
 
 impl Counter {
     /// Begins with so many packs.
     pub fn new(packs: usize) -> Counter {
         Counter {
-            packs: vec![Counted::default(); packs],
+            frames: Frames::default(),
+            bytes: vec![0; packs],
         }
     }
 
     /// Counts bytes that come from a frame.
     pub fn add(&mut self, at: FramePlace, bytes: u64) {
-        let Some(pack) = self.packs.get_mut(at.pack) else {
-            return;
-        };
-        let (word, bit) = (at.frame as usize / 64, at.frame % 64);
-        if pack.frames.len() <= word {
-            pack.frames.resize(word + 1, 0);
+        if let Some(counted) = self.bytes.get_mut(at.pack) {
+            *counted += bytes;
+            self.frames.add(at.pack, at.frame);
         }
-        if let Some(word) = pack.frames.get_mut(word) {
-            *word |= 1 << bit;
-        }
-        pack.bytes += bytes;
     }
 
     /// Returns those of `packs` that have a visible byte, with what was counted.
     pub fn finish(self, packs: &[PackRef]) -> Vec<PackRef> {
-        let counted = packs.iter().zip(self.packs);
-        let visible = counted.filter(|(_, counted)| counted.bytes > 0);
+        let counted = packs.iter().zip(self.bytes).enumerate();
+        let visible = counted.filter(|(_, (_, bytes))| *bytes > 0);
         visible
-            .map(|(pack, counted)| PackRef {
-                live_frames: counted
-                    .frames
-                    .iter()
-                    .map(|w| u64::from(w.count_ones()))
-                    .sum(),
-                live_bytes: counted.bytes,
+            .map(|(index, (pack, bytes))| PackRef {
+                live_frames: self.frames.count(index),
+                live_bytes: bytes,
                 // The one that wrote it named all of it as live.
                 all_frames: Some(pack.all_frames.unwrap_or(pack.live_frames)),
                 all_bytes: Some(pack.all_bytes.unwrap_or(pack.live_bytes)),
