@@ -61,6 +61,7 @@ pub mod retention;
 pub mod rewrap;
 pub mod rival;
 pub mod scopes;
+mod search;
 pub mod server;
 pub mod session;
 pub mod set_back;

@@ -19,9 +19,9 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::beneath;
-use super::left_out::{self, LeftOut};
+use super::left_out::{LeftOut, Part};
 use super::names::Names;
-use super::part::Part;
+use super::part;
 use super::shared::{self, LastFile};
 use super::status::Holder;
 use crate::durable;
@@ -97,7 +97,7 @@ pub fn extract(
 /// # Errors
 /// Those of [`extract`].
 pub fn extract_some(
-    (snapshot, part): (&Snapshot<'_>, Option<&Part>),
+    (snapshot, part): (&Snapshot<'_>, Option<&part::Part>),
     target: &Path,
     permit: Permit,
     jobs: usize,
@@ -112,7 +112,7 @@ pub fn extract_some(
 /// # Errors
 /// As [`extract`], and those of `fill`.
 pub fn extract_filled(
-    (snapshot, part): (&Snapshot<'_>, Option<&Part>),
+    (snapshot, part): (&Snapshot<'_>, Option<&part::Part>),
     target: &Path,
     permit: Permit,
     jobs: usize,
@@ -288,7 +288,7 @@ impl Above {
 #[derive(Clone, Copy)]
 struct Selected<'e> {
     snapshot: &'e Snapshot<'e>,
-    part: Option<&'e Part>,
+    part: Option<&'e part::Part>,
 }
 
 impl Selected<'_> {
@@ -358,9 +358,7 @@ impl Selected<'_> {
 
 impl<'e> Extraction<'e> {
     fn leave(&mut self, item: &Item, why: impl Display) {
-        self.done
-            .left_out
-            .add(&item.path, left_out::Part::Entry, why);
+        self.done.left_out.add(&item.path, Part::Entry, why);
         self.missing.insert(item.key.clone());
     }
 
@@ -590,7 +588,7 @@ impl<'e> Extraction<'e> {
                 directory.set_mode(directory.status()?.mode & !lacking)
             });
             if let Err(e) = closed {
-                self.done.left_out.add(path, left_out::Part::Mode, e);
+                self.done.left_out.add(path, Part::Mode, e);
             }
         }
         // From here on others may enter.
@@ -617,13 +615,9 @@ impl<'e> Extraction<'e> {
         for (name, value) in &node.xattrs {
             let shown = name.escape_ascii();
             if !self.permit.xattrs && !is_harmless(name) {
-                left_out.add(
-                    path,
-                    left_out::Part::Xattr,
-                    format!("\"{shown}\" was not asked for"),
-                );
+                left_out.add(path, Part::Xattr, format!("\"{shown}\" was not asked for"));
             } else if let Err(e) = holder.set_xattr(name, value) {
-                left_out.add(path, left_out::Part::Xattr, format!("\"{shown}\": {e}"));
+                left_out.add(path, Part::Xattr, format!("\"{shown}\": {e}"));
             }
         }
         let mut mode = node.mode;
@@ -631,24 +625,20 @@ impl<'e> Extraction<'e> {
             mode &= !SET_IDS;
             left_out.add(
                 path,
-                left_out::Part::Mode,
+                Part::Mode,
                 "setuid and setgid were not asked for, or it has another owner",
             );
         }
         if !matches!(node.kind, NodeKind::Symlink(_))
             && let Err(e) = holder.set_mode(mode)
         {
-            left_out.add(path, left_out::Part::Mode, e);
+            left_out.add(path, Part::Mode, e);
         }
         if let Err(e) = holder.set_mtime(node.mtime) {
-            left_out.add(path, left_out::Part::Time, e);
+            left_out.add(path, Part::Time, e);
         }
         for (tag, _) in &node.passed_over {
-            left_out.add(
-                path,
-                left_out::Part::Tag,
-                format!("tag {tag} is of a newer version"),
-            );
+            left_out.add(path, Part::Tag, format!("tag {tag} is of a newer version"));
         }
         Ok(())
     }
@@ -665,13 +655,9 @@ impl<'e> Extraction<'e> {
         }
         let left_out = &mut self.done.left_out;
         if !self.permit.owners {
-            left_out.add(
-                path,
-                left_out::Part::Owner,
-                format!("{uid}:{gid} was not asked for"),
-            );
+            left_out.add(path, Part::Owner, format!("{uid}:{gid} was not asked for"));
         } else if let Err(e) = holder.set_owner(uid, gid) {
-            left_out.add(path, left_out::Part::Owner, format!("{uid}:{gid}: {e}"));
+            left_out.add(path, Part::Owner, format!("{uid}:{gid}: {e}"));
         } else {
             return Ok(true);
         }
