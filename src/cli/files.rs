@@ -4,17 +4,19 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Context;
 use super::backup::Compression;
+use super::{Context, files_replaced};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::files::{
     self, Choice, Difference, Done, Entry, RestoreWanted, Restored, Wanted,
 };
+use crate::operate::files_replace;
 use crate::operate::human;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
+use crate::repo::root::aux_root::AuxContent;
 use crate::snapshot::frame::FrameCodec;
 use crate::tree::explain::Verdict;
 use crate::tree::extract::Permit;
@@ -99,7 +101,7 @@ pub struct ChoiceArgs {
 }
 
 impl ChoiceArgs {
-    fn choice(&self) -> Choice {
+    pub(super) fn choice(&self) -> Choice {
         Choice {
             backup: self.backup.clone(),
             by_time: self.target_time,
@@ -111,6 +113,9 @@ impl ChoiceArgs {
 ///
 /// Writes below a directory that is empty or does not exist, and nowhere else. Owners, setuid and setgid bits, devices, pipes, sockets, and extended attributes other than
 /// user ones and ACLs are made with --privileged alone. The command prints what it did not make, and leaves with 6 then.
+///
+/// With --delta the directory may have entries: those that differ from the backup are replaced, each of them whole or not at all. Without --confirm it shows the plan,
+/// and leaves with 8.
 ///
 /// Example: pitr files restore uploads --to /srv/restored
 #[derive(clap::Args, Debug)]
@@ -130,6 +135,13 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "GLOB")]
     pub path: Vec<String>,
 
+    /// Replace what differs in a directory that has entries
+    #[arg(long)]
+    pub delta: bool,
+
+    #[command(flatten)]
+    pub replace: ReplaceArgs,
+
     /// Make owners, setuid and setgid bits, devices, pipes, sockets and all extended attributes, too
     #[arg(long)]
     pub privileged: bool,
@@ -137,6 +149,26 @@ pub struct RestoreArgs {
     /// Write on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
+}
+
+/// How a directory that has entries is taken back.
+#[derive(clap::Args, Debug)]
+pub struct ReplaceArgs {
+    /// Compare files of equal length and time byte by byte, too
+    #[arg(long, requires = "delta")]
+    pub checksum: bool,
+
+    /// Remove what the backup lacks, but for entries that the configuration leaves out of backups
+    #[arg(long, requires = "delta")]
+    pub delete: bool,
+
+    /// Carry the plan out
+    #[arg(long, requires = "delta")]
+    pub confirm: bool,
+
+    /// Show the plan, and leave with 0
+    #[arg(long, requires = "delta", conflicts_with = "confirm")]
+    pub dry_run: bool,
 }
 
 /// List what a backup of a directory has
@@ -260,6 +292,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
 }
 
+/// The things that a restore may make.
+pub(super) fn permit(is_privileged: bool) -> Permit {
+    match is_privileged {
+        true => Permit::ALL,
+        false => Permit::default(),
+    }
+}
+
 fn jobs(asked: Option<u16>) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     asked.map_or(cores, usize::from)
@@ -314,7 +354,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     Ok(status(troubles + warnings + done.lost_files.unwrap_or(0)))
 }
 
-fn status(troubles: u64) -> u8 {
+pub(super) fn status(troubles: u64) -> u8 {
     match troubles {
         0 => exit::SUCCESS,
         _ => exit::WARNINGS,
@@ -367,13 +407,13 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
     })
 }
 
-fn left_out_as_json(left_out: &LeftOut) -> serde_json::Value {
+pub(super) fn left_out_as_json(left_out: &LeftOut) -> serde_json::Value {
     let examples = left_out.examples().iter().map(Example::as_json);
     json!({ "count": left_out.total(), "examples": examples.collect::<Vec<_>>() })
 }
 
 /// Warns of what was left out, with the first examples.
-fn tell(cx: &Context, what: &str, left_out: &LeftOut) {
+pub(super) fn tell(cx: &Context, what: &str, left_out: &LeftOut) {
     for one in left_out.examples().iter().take(SHOWN) {
         let path = String::from_utf8_lossy(&one.path);
         cx.out
@@ -386,6 +426,9 @@ fn tell(cx: &Context, what: &str, left_out: &LeftOut) {
 }
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    if args.delta && files_replace::has_entries(&args.to)? {
+        return files_replaced::run(args, cx);
+    }
     let restored = files::restore(
         &cx.session,
         &RestoreWanted {
@@ -393,10 +436,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             choice: args.choice.choice(),
             globs: args.path.clone(),
             to: args.to.clone(),
-            permit: match args.privileged {
-                true => Permit::ALL,
-                false => Permit::default(),
-            },
+            permit: permit(args.privileged),
             jobs: jobs(args.jobs),
         },
     )?;
@@ -431,7 +471,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             human::duration(*took)
         ))?;
         tell(cx, "were not made as they were", &extracted.left_out);
-        tell_of_backup(cx, &restored);
+        tell_of_backup(cx, &root.content, &restored.not_stored);
     }
     let content = &root.content;
     let troubles = content.incomplete_count + content.unstable_count;
@@ -585,9 +625,8 @@ fn line(entry: Entry) -> String {
 }
 
 /// Warns of what the backup never had.
-fn tell_of_backup(cx: &Context, restored: &Restored) {
-    let content = &restored.root.content;
-    let examples = restored.not_stored.as_array().into_iter().flatten();
+pub(super) fn tell_of_backup(cx: &Context, content: &AuxContent, not_stored: &serde_json::Value) {
+    let examples = not_stored.as_array().into_iter().flatten();
     for one in examples.take(SHOWN) {
         let text = |name: &str| one[name].as_str().unwrap_or_default().to_owned();
         cx.out.warn(&format!(

@@ -43,6 +43,7 @@ pub mod doctor;
 pub mod expire;
 mod expire_explain;
 pub mod files;
+mod files_replaced;
 pub mod info;
 mod info_forecast;
 pub mod init;

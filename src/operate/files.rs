@@ -171,12 +171,12 @@ pub struct Choice {
 }
 
 /// A chosen backup.
-struct Chosen {
-    repository: Repository,
-    scope: Scope,
-    id: BackupId,
+pub(super) struct Chosen {
+    pub(super) repository: Repository,
+    pub(super) scope: Scope,
+    pub(super) id: BackupId,
     /// When it was chosen.
-    planned: TimestampTz,
+    pub(super) planned: TimestampTz,
 }
 
 /// A backup of a name, as far as a choice has to know it.
@@ -189,7 +189,7 @@ struct Candidate {
 }
 
 /// Chooses the backup of a name in the first repository that has a fitting one.
-fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Chosen> {
+pub(super) fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Chosen> {
     let settings = session.settings_with_repositories()?;
     let scope = Scope::aux(KIND, name)?;
     let planned = session.host.now();

@@ -25,6 +25,7 @@ pub mod expire;
 pub mod failures;
 pub mod files;
 mod files_hooks;
+pub mod files_replace;
 mod files_source;
 pub mod finding;
 pub mod forecast;

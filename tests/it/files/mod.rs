@@ -1,5 +1,6 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
+mod delta;
 mod faults;
 mod git;
 mod health;
