@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::backup::Compression;
-use super::{Context, files_replaced};
+use super::{Context, files_replaced, rollback};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -41,6 +41,7 @@ pub struct Args {
 pub enum Command {
     Backup(BackupArgs),
     Restore(RestoreArgs),
+    Rollback(RollbackArgs),
     Ls(LsArgs),
     Cat(CatArgs),
     Find(FindArgs),
@@ -115,7 +116,7 @@ impl ChoiceArgs {
 /// user ones and ACLs are made with --privileged alone. The command prints what it did not make, and leaves with 6 then.
 ///
 /// With --delta the directory may have entries: those that differ from the backup are replaced, each of them whole or not at all. Without --confirm it shows the plan,
-/// and leaves with 8.
+/// and leaves with 8. With --in-place the directory is the configured one, and what is replaced or removed is kept: pitr files rollback puts it back.
 ///
 /// Example: pitr files restore uploads --to /srv/restored
 #[derive(clap::Args, Debug)]
@@ -125,8 +126,8 @@ pub struct RestoreArgs {
     pub name: String,
 
     /// The directory
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
+    pub to: Option<PathBuf>,
 
     #[command(flatten)]
     pub choice: ChoiceArgs,
@@ -136,8 +137,12 @@ pub struct RestoreArgs {
     pub path: Vec<String>,
 
     /// Replace what differs in a directory that has entries
-    #[arg(long)]
+    #[arg(long, group = "replaces")]
     pub delta: bool,
+
+    /// Replace what differs in the configured directory, and keep what is replaced
+    #[arg(long, group = "replaces", conflicts_with = "to")]
+    pub in_place: bool,
 
     #[command(flatten)]
     pub replace: ReplaceArgs,
@@ -151,23 +156,35 @@ pub struct RestoreArgs {
     pub jobs: Option<u16>,
 }
 
+/// Undo a restore in place
+///
+/// Puts back what the restore replaced or removed, and removes what it made. Without --confirm it shows the plan, and leaves with 8. Refused with 8 where restored
+/// entries were changed since.
+///
+/// Example: pitr files rollback uploads --confirm
+#[derive(clap::Args, Debug)]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    pub run: rollback::Args,
+}
+
 /// How a directory that has entries is taken back.
 #[derive(clap::Args, Debug)]
 pub struct ReplaceArgs {
     /// Compare files of equal length and time byte by byte, too
-    #[arg(long, requires = "delta")]
+    #[arg(long, requires = "replaces")]
     pub checksum: bool,
 
     /// Remove what the backup lacks, but for entries that the configuration leaves out of backups
-    #[arg(long, requires = "delta")]
+    #[arg(long, requires = "replaces")]
     pub delete: bool,
 
     /// Carry the plan out
-    #[arg(long, requires = "delta")]
+    #[arg(long, requires = "replaces")]
     pub confirm: bool,
 
     /// Show the plan, and leave with 0
-    #[arg(long, requires = "delta", conflicts_with = "confirm")]
+    #[arg(long, requires = "replaces", conflicts_with = "confirm")]
     pub dry_run: bool,
 }
 
@@ -283,6 +300,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         Command::Backup(args) => backup(args, cx),
         Command::Restore(args) => restore(args, cx),
+        Command::Rollback(args) => {
+            let to = files_replace::source(&cx.session, &args.run.name)?;
+            rollback::run(&args.run, ("files", &to), cx)
+        }
         Command::Ls(args) => ls(args, cx),
         Command::Cat(args) => cat(args, cx),
         Command::Find(args) => find(args, cx),
@@ -426,16 +447,17 @@ pub(super) fn tell(cx: &Context, what: &str, left_out: &LeftOut) {
 }
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
-    if args.delta && files_replace::has_entries(&args.to)? {
-        return files_replaced::run(args, cx);
-    }
+    let to = match &args.to {
+        Some(to) if !args.delta || !files_replace::has_entries(to)? => to,
+        _ => return files_replaced::run(args, cx),
+    };
     let restored = files::restore(
         &cx.session,
         &RestoreWanted {
             name: args.name.clone(),
             choice: args.choice.choice(),
             globs: args.path.clone(),
-            to: args.to.clone(),
+            to: to.clone(),
             permit: permit(args.privileged),
             jobs: jobs(args.jobs),
         },
@@ -450,7 +472,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         cx.out.json(&json!({
             "backup": root.head.id,
             "name": args.name,
-            "to": args.to,
+            "to": to,
             "paths": args.path,
             "entry_count": extracted.entries,
             "written_bytes": extracted.written_bytes,
@@ -465,7 +487,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "backup {} of \"{}\" restored to \"{}\": {} entries, {} written in {}",
             root.head.id,
             args.name,
-            args.to.display(),
+            to.display(),
             extracted.entries,
             human::size(extracted.written_bytes),
             human::duration(*took)

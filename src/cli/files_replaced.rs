@@ -1,4 +1,6 @@
-//! `pitr files restore --delta`: the plan, and what became of it.
+//! `pitr files restore` into a directory that has entries: the plan, and the result.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -9,6 +11,7 @@ use crate::exit;
 use crate::operate::files_replace::{self, Asked, Changes, Replaced};
 use crate::operate::human;
 use crate::tree::replace::compare::Change;
+use crate::tree::replace::depot::Run;
 
 /// Changes that are printed.
 const SHOWN: usize = 20;
@@ -49,9 +52,11 @@ fn as_json(args: &RestoreArgs, replaced: &Replaced) -> Value {
     json!({
         "backup": replaced.root.head.id,
         "name": args.name,
-        "to": args.to,
+        "to": replaced.to,
         "paths": args.path,
         "confirmed": replaced.is_carried_out,
+        "run": replaced.run.as_ref().map(ToString::to_string),
+        "undone_runs": runs_as_json(&replaced.interrupted),
         "changes": changes_as_json(&replaced.changes),
         "written_bytes": replaced.done.written_bytes,
         "left_out": left_out_as_json(&replaced.done.left_out),
@@ -86,6 +91,7 @@ pub(super) fn changes_as_json(changes: &Changes) -> Value {
 
 fn print(args: &RestoreArgs, cx: &Context, replaced: &Replaced) -> Result<()> {
     let (changes, done) = (&replaced.changes, &replaced.done);
+    tell_of_interrupted(cx, &replaced.interrupted, replaced.is_carried_out);
     if !replaced.is_carried_out {
         list(cx, changes)?;
     }
@@ -101,10 +107,16 @@ fn print(args: &RestoreArgs, cx: &Context, replaced: &Replaced) -> Result<()> {
             true => "restored to",
             false => "compared with",
         },
-        args.to.display(),
+        replaced.to.display(),
         summary(changes),
         human::duration(replaced.took)
     ))?;
+    tell_of_runs(
+        cx,
+        ("files", &args.name),
+        replaced.run.as_ref(),
+        &replaced.to,
+    );
     let lacking = match replaced.is_carried_out {
         true => "were not made as they were",
         false => "would not be made as they were",
@@ -112,6 +124,32 @@ fn print(args: &RestoreArgs, cx: &Context, replaced: &Replaced) -> Result<()> {
     tell(cx, lacking, &done.left_out);
     tell_of_backup(cx, &replaced.root.content, &replaced.not_stored);
     Ok(())
+}
+
+/// Runs as JSON has them.
+pub(super) fn runs_as_json(runs: &[Run]) -> Vec<String> {
+    runs.iter().map(ToString::to_string).collect()
+}
+
+/// Tells of restores that did not come to their end.
+pub(super) fn tell_of_interrupted(cx: &Context, runs: &[Run], is_undone: bool) {
+    for run in runs {
+        cx.out.note(&match is_undone {
+            true => format!("restore {run} had been interrupted, and was undone first"),
+            false => format!("restore {run} was interrupted, and is undone first: the plan shows its remains, too"),
+        });
+    }
+}
+
+/// Tells how a restore is undone.
+pub(super) fn tell_of_runs(cx: &Context, (kind, name): (&str, &str), run: Option<&Run>, to: &Path) {
+    if let Some(run) = run {
+        let kept = to.join(run.shown());
+        cx.out.note(&format!(
+            "the entries before lie in \"{}\": pitr {kind} rollback {name} {run} puts them back, and rm -r makes the restore final",
+            kept.display()
+        ));
+    }
 }
 
 /// Prints the first changes.

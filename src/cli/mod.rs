@@ -62,6 +62,7 @@ mod repo_rewrap;
 pub mod repo_sync;
 pub mod restore;
 mod restoring;
+pub mod rollback;
 pub mod standby;
 pub mod timeline;
 pub mod verify;

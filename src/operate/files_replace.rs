@@ -15,10 +15,13 @@ use crate::snapshot::content::ContentReader;
 use crate::tree::explain;
 use crate::tree::part::Part;
 use crate::tree::replace::compare::{Change, Plan};
+use crate::tree::replace::depot::Run;
+use crate::tree::replace::journal::Restore;
 use crate::tree::replace::{Done, Target, Wanted};
 use crate::tree::selection::Selection;
 use crate::tree::settle::Permit;
 
+const KIND: &str = "files";
 /// Examples of changes that are handed on.
 const EXAMPLES: usize = 1000;
 
@@ -31,8 +34,8 @@ pub struct Asked {
     pub choice: Choice,
     /// Globs of the entries that are restored; everything without one.
     pub globs: Vec<String>,
-    /// The directory.
-    pub to: PathBuf,
+    /// The directory; the configured source without it, and then what is replaced is kept.
+    pub to: Option<PathBuf>,
     /// The things that any user may not make.
     pub permit: Permit,
     /// Whether files of equal length and time are compared byte by byte.
@@ -83,6 +86,11 @@ impl Changes {
     pub fn total(&self) -> u64 {
         self.created + self.replaced + self.removed + self.settled
     }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.total() == 0
+    }
 }
 
 /// The result of a restore.
@@ -91,6 +99,12 @@ pub struct Replaced {
     pub root: AuxRoot,
     /// Examples of what could not be read when the backup was taken: an array of `path`, `part` and `reason`, or null.
     pub not_stored: serde_json::Value,
+    /// The directory.
+    pub to: PathBuf,
+    /// The restore by which it can be undone, where it was carried out.
+    pub run: Option<Run>,
+    /// Restores that were interrupted, and are undone before.
+    pub interrupted: Vec<Run>,
     /// The plan.
     pub changes: Changes,
     /// The result; things left out are those of the plan where nothing was done.
@@ -118,6 +132,10 @@ pub fn has_entries(to: &Path) -> Result<bool> {
 /// `NotFound`; `Refused` when the backup cannot tell what to remove; `Locked`; those of [`Target::stage`] and of the store.
 pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
     let started = Instant::now();
+    let to = match &asked.to {
+        Some(to) => to.clone(),
+        None => source(session, &asked.name)?,
+    };
     let chosen = choose(session, &asked.name, &asked.choice)?;
     let place = (&chosen.scope, &chosen.id);
     let host = &session.host;
@@ -135,12 +153,13 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
             true => None,
             false => Some(Part::find(open.snapshot, &asked.globs, open.tick)?),
         };
-        let target = Target::open(&asked.to)?;
+        let target = Target::open(&to)?;
+        let interrupted = interrupted(&target, asked.is_confirmed, open.tick)?;
         if asked.is_confirmed {
             target.clean()?;
         }
         let removes = |path: &[u8]| match &rules {
-            Some(rules) => explain::explain(&asked.to, rules, path).map(|verdict| verdict.taken),
+            Some(rules) => explain::explain(&to, rules, path).map(|verdict| verdict.taken),
             None => Ok(true),
         };
         let wanted = Wanted {
@@ -155,12 +174,24 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
         host.progress.phase("compare", None);
         let mut plan = target.compare(&wanted, &mut contents, open.tick)?;
         let changes = Changes::of(&plan);
+        let mut run = None;
         let done = match asked.is_confirmed {
             true => {
                 host.progress.phase("restore", Some(changes.content_bytes));
                 let staged =
                     target.stage(plan, asked.permit, &mut contents, (host, &mut *open.tick))?;
-                staged.switch(open.tick)?
+                if asked.to.is_none() && !changes.is_empty() {
+                    run = Some(staged.run.clone());
+                    let restore = Restore {
+                        kind: KIND.to_owned(),
+                        name: asked.name.clone(),
+                        backup: chosen.id.clone(),
+                        began: chosen.planned,
+                    };
+                    staged.switch_kept(restore, (host, &mut *open.tick))?
+                } else {
+                    staged.switch(open.tick)?
+                }
             }
             false => Done {
                 left_out: std::mem::take(&mut plan.left_out),
@@ -170,12 +201,50 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
         Ok(Replaced {
             root: open.root.clone(),
             not_stored: open.member["left_out"].clone(),
+            to: to.clone(),
+            run,
+            interrupted,
             changes,
             done,
             is_carried_out: asked.is_confirmed,
             took: started.elapsed(),
         })
     })
+}
+
+/// The directory that is configured under a name.
+///
+/// # Errors
+/// `Usage` for a name that is not configured, and for a source that is no directory.
+pub fn source(session: &Session, name: &str) -> Result<PathBuf> {
+    let settings = session.settings()?;
+    match &settings.files_named(name)?.source {
+        Source::Directory(directory) => Ok(directory.clone()),
+        _ => Err(err!(
+            Usage,
+            "the source of \"{name}\" is no directory: nothing of it can be taken back in place"
+        )
+        .hint("Restore it into a directory: --to DIR")),
+    }
+}
+
+/// Finds restores in place that were interrupted, and undoes them where that is confirmed.
+pub(super) fn interrupted(
+    target: &Target,
+    is_confirmed: bool,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Run>> {
+    let kept = target.kept()?.into_iter();
+    let runs: Vec<Run> = kept
+        .filter(|kept| !kept.is_complete)
+        .map(|kept| kept.run)
+        .collect();
+    if is_confirmed {
+        for run in runs.iter().rev() {
+            target.undo(run)?.carry_out(false, tick)?;
+        }
+    }
+    Ok(runs)
 }
 
 /// The rules of a configured directory. Entries that they leave out of backups are never removed.

@@ -61,6 +61,7 @@ pub mod restoring;
 pub mod retention;
 pub mod rewrap;
 pub mod rival;
+pub mod rollback;
 pub mod scopes;
 pub mod server;
 pub mod session;

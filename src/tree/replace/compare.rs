@@ -70,6 +70,7 @@ pub(super) struct Settled {
 /// The attributes of a directory.
 pub(super) struct Was {
     pub(super) status: Status,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// The kind of a change.
@@ -153,7 +154,10 @@ impl Target {
             settler: Settler::new(wanted.permit),
             xattrs: XattrReader::new(),
             above: Above::default(),
-            places: Places::default(),
+            places: Places {
+                paths: vec![Vec::new()],
+                last: None,
+            },
             fresh: HashMap::new(),
             skipped: HashSet::new(),
             kept: HashMap::new(),
@@ -306,7 +310,10 @@ impl Comparison<'_, '_, '_, '_> {
         self.plan.directories.push(Settled {
             path: path.to_vec(),
             node: gets.then(|| node.clone()),
-            was: Some(Was { status: *status }),
+            was: Some(Was {
+                status: *status,
+                xattrs: xattrs.unwrap_or_default(),
+            }),
             differs,
         });
         Ok(())
@@ -566,8 +573,7 @@ fn has_type(kind: &NodeKind, found: &Status) -> bool {
     }
 }
 
-/// The mounts that entries change in.
-#[derive(Default)]
+/// The mounts that entries change in; that of the target comes first.
 struct Places {
     paths: Vec<Vec<u8>>,
     last: Option<(Vec<u8>, usize)>,

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::journal::Journal;
 use super::{DEPOT_PREFIX, Target, failed, names_in};
 use crate::err;
 use crate::error::{Error, Result};
@@ -33,7 +34,18 @@ impl Run {
     }
 
     pub(super) fn directory(&self) -> Vec<u8> {
-        format!("{DEPOT_PREFIX}{self}").into_bytes()
+        self.shown().into_bytes()
+    }
+
+    /// The name of its depots.
+    pub fn shown(&self) -> String {
+        format!("{DEPOT_PREFIX}{self}")
+    }
+
+    /// The run that a depot is of, by its name.
+    pub(super) fn of_directory(name: &[u8]) -> Option<Run> {
+        let name = name.strip_prefix(DEPOT_PREFIX.as_bytes())?;
+        std::str::from_utf8(name).ok()?.parse().ok()
     }
 }
 
@@ -78,6 +90,11 @@ impl Depot {
         rustix::fs::mkdirat(&above, &name, Mode::RWXU)
             .map_err(|e| failed(&[place, &name].join(&b'/'), "make directory", e))?;
         Depot::open_in(above, place, name)
+    }
+
+    /// Opens one.
+    pub(super) fn open(root: BorrowedFd<'_>, place: &[u8], run: &Run) -> Result<Depot> {
+        Depot::open_in(open_place(root, place)?, place, run.directory())
     }
 
     fn open_in(above: OwnedFd, place: &[u8], name: Vec<u8>) -> Result<Depot> {
@@ -150,7 +167,7 @@ fn open_place(root: BorrowedFd<'_>, place: &[u8]) -> Result<OwnedFd> {
 }
 
 impl Target {
-    /// Removes the depot of a restore that was killed.
+    /// Removes the depot of a restore that was killed before anything moved, or that cannot be undone.
     ///
     /// # Errors
     /// `TargetWrite`.
@@ -166,12 +183,28 @@ impl Target {
                 let above = rustix::io::fcntl_dupfd_cloexec(&above, 0);
                 let above = above.map_err(|e| failed(place, "open", e))?;
                 // One of another user's is not ours.
-                if let Ok(depot) = Depot::open_in(above, place, name) {
+                let Ok(depot) = Depot::open_in(above, place, name) else {
+                    continue;
+                };
+                if !self.is_kept(&depot.name) {
                     depot.remove()?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl Target {
+    /// Whether the depots of this name are those of a restore that can be undone: the first one has the journal.
+    fn is_kept(&self, name: &[u8]) -> bool {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let first = beneath::open(self.root.as_fd(), name, flags, Mode::empty());
+        match first {
+            Ok(first) => Journal::is_in(first.as_fd()),
+            // One that cannot be looked at may have it.
+            Err(e) => e != Errno::NOENT,
+        }
     }
 }
 

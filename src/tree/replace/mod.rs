@@ -1,13 +1,16 @@
 //! Takes a directory back to a snapshot where it lies.
 //!
 //! Three steps: [`compare`] looks at each entry and changes nothing. [`stage`] makes what differs, complete, in a depot: a directory of mode 0700 below the
-//! target. The switch moves each entry to its place, so that a file is there whole or not at all. Content and owner of a file that is in
+//! target. The switch moves each entry to its place, and the one that was there into the depot: a file is there whole or not at all. With a [`journal`] the
+//! depot stays, and [`undo`] moves everything back. Content and owner of a file that is in
 //! place are never changed: another program may hold it open, or know it by another name. Directories alone get their attributes where they lie.
 
 pub mod compare;
-mod depot;
+pub mod depot;
+pub mod journal;
 pub mod stage;
 mod switch;
+pub mod undo;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

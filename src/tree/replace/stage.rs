@@ -24,6 +24,8 @@ use crate::tree::status::{Holder, Status};
 /// A restore whose entries are made.
 pub struct Staged<'t> {
     pub(super) target: &'t Target,
+    /// Its number.
+    pub run: Run,
     pub(super) plan: Plan,
     /// In the order of the plan's places.
     pub(super) depots: Vec<Depot>,
@@ -46,9 +48,9 @@ impl Target {
         (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
     ) -> Result<Staged<'_>> {
         self.clean_places(&plan.places)?;
-        let run = Run::draw(host);
         let mut staged = Staged {
             target: self,
+            run: Run::draw(host),
             depots: Vec::new(),
             settler: Settler::new(permit),
             made: Vec::new(),
@@ -62,7 +64,7 @@ impl Target {
             host,
             tick,
         };
-        match staging.all(&mut staged, &run) {
+        match staging.all(&mut staged) {
             Ok(()) => Ok(staged),
             Err(e) => {
                 // The next restore removes what cannot be removed now.
@@ -89,9 +91,9 @@ struct Staging<'g> {
 }
 
 impl Staging<'_> {
-    fn all(&mut self, staged: &mut Staged<'_>, run: &Run) -> Result<()> {
+    fn all(&mut self, staged: &mut Staged<'_>) -> Result<()> {
         for place in &staged.plan.places {
-            let depot = Depot::make(self.root, place, run)?;
+            let depot = Depot::make(self.root, place, &staged.run)?;
             staged.depots.push(depot);
         }
         let puts = std::mem::take(&mut staged.plan.puts);
@@ -243,9 +245,4 @@ pub(super) fn sync(depot: &Depot) -> Result<()> {
 
 pub(super) fn not_synced(e: std::io::Error) -> Error {
     Error::from_io("sync the restored files", e).with_code(Code::TargetWrite)
-}
-
-/// Counts what a plan leaves out.
-pub(super) fn taken(left_out: &mut LeftOut) -> LeftOut {
-    std::mem::take(left_out)
 }

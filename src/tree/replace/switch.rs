@@ -7,11 +7,13 @@ use rustix::io::Errno;
 
 use super::compare::Settled;
 use super::depot::Depot;
-use super::stage::{Staged, not_synced, sync, taken};
-use super::{Done, failed};
+use super::journal::{Bytes, Directory, End, Entry, Facts, Journal, Restore, time};
+use super::stage::{Staged, not_synced, sync};
+use super::{Done, failed, look};
 use crate::durable;
 use crate::err;
 use crate::error::Result;
+use crate::host::Host;
 use crate::tree::beneath;
 use crate::tree::extract::{Above, is_of_entry};
 use crate::tree::left_out::{LeftOut, Part};
@@ -24,12 +26,113 @@ impl Staged<'_> {
     /// # Errors
     /// `TargetWrite`, and those of `tick`: some entries are in their places then, each of them whole, and the next restore does the rest.
     pub fn switch(mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Done> {
-        self.move_all(tick)?;
+        self.move_all(false, tick)?;
         for depot in std::mem::take(&mut self.depots) {
             sync(&depot)?;
             depot.remove()?;
         }
         self.settle(tick)?;
+        self.finish()
+    }
+
+    /// As [`Staged::switch`], and keeps the entries that are replaced or removed, with a journal by which [`Target::undo`] puts them back.
+    ///
+    /// # Errors
+    /// `TargetWrite`, and those of `tick`. Everything is put back then; where that fails, the hint says how to do it.
+    pub fn switch_kept(
+        mut self,
+        restore: Restore,
+        (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
+    ) -> Result<Done> {
+        let name = (restore.kind.clone(), restore.name.clone());
+        let first = self.depots.first();
+        let first = first.ok_or_else(|| err!(Internal, "a restore without a depot"))?;
+        self.journal(restore).write(first, host.random())?;
+        let switched = self
+            .move_all(true, tick)
+            .and_then(|()| self.settle(tick))
+            .and_then(|()| self.finish())
+            .and_then(|done| {
+                let first = self.depots.first();
+                let first = first.ok_or_else(|| err!(Internal, "a restore without a depot"))?;
+                self.end()?.write(first, host.random())?;
+                Ok(done)
+            });
+        switched.map_err(|e| {
+            let (target, run) = (self.target, self.run);
+            drop(self.depots);
+            // The operator's wish to stop has been heard.
+            let undone = target
+                .undo(&run)
+                .and_then(|undo| undo.carry_out(false, &mut || Ok(())));
+            match undone {
+                Ok(_) => e.hint("Everything was put back as it was before."),
+                Err(_) => e.hint(format!(
+                    "Some entries are in their places. Put back the others: pitr {} rollback {} {run} --confirm",
+                    name.0, name.1
+                )),
+            }
+        })
+    }
+
+    fn journal(&self, restore: Restore) -> Journal {
+        let mut journal = Journal::new(self.run.to_string(), restore);
+        journal.places = self.plan.places.iter().cloned().map(Bytes).collect();
+        let puts = self.plan.puts.iter().zip(&self.made).enumerate();
+        for (slot, (put, made)) in puts {
+            if let Some(made) = made {
+                journal.entries.push(Entry {
+                    path: Bytes(put.path.clone()),
+                    place: put.place,
+                    slot,
+                    made: Some(Facts::of(made)),
+                });
+            }
+        }
+        let removes = self.plan.removes.iter().enumerate();
+        journal
+            .entries
+            .extend(removes.map(|(number, remove)| Entry {
+                path: Bytes(remove.path.clone()),
+                place: remove.place,
+                slot: self.plan.puts.len() + number,
+                made: None,
+            }));
+        let were = self.plan.directories.iter();
+        let were = were.filter_map(|one| Some(Directory::of(&one.path, one.was.as_ref()?)));
+        journal.directories = were.collect();
+        journal
+    }
+
+    /// The state of everything that was moved and settled.
+    fn end(&self) -> Result<End> {
+        let root = self.target.root.as_fd();
+        let mut end = End::default();
+        let mut above = Above::default();
+        let puts = self.plan.puts.iter().zip(&self.made).enumerate();
+        for (slot, (put, made)) in puts {
+            let is_file = made.is_some_and(|made| made.kind != FileType::Directory);
+            let now = match is_file {
+                true => look(&mut above, root, &put.path),
+                false => Ok(None),
+            };
+            if let Some(now) = now.map_err(|e| failed(&put.path, "look at", e))? {
+                end.ctimes.insert(slot, time(now.ctime));
+            }
+        }
+        for one in &self.plan.directories {
+            if let Some(settled) = settled(root, &one.path)? {
+                end.directories.insert(Bytes(one.path.clone()), settled);
+            }
+        }
+        Ok(end)
+    }
+
+    /// Makes all of it durable.
+    fn finish(&mut self) -> Result<Done> {
+        for depot in &self.depots {
+            sync(depot)?;
+        }
         let root = self.target.root.as_fd();
         match durable::sync_filesystem(root).map_err(not_synced)? {
             true => {}
@@ -37,11 +140,11 @@ impl Staged<'_> {
         }
         Ok(Done {
             written_bytes: self.written_bytes,
-            left_out: taken(&mut self.plan.left_out),
+            left_out: std::mem::take(&mut self.plan.left_out),
         })
     }
 
-    fn move_all(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn move_all(&self, keeps: bool, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let root = self.target.root.as_fd();
         let mut above = Above::default();
         let puts = self.plan.puts.iter().zip(&self.made).enumerate();
@@ -56,8 +159,9 @@ impl Staged<'_> {
             let place = place.map_err(|e| failed(&put.path, "open", e))?;
             put_in_place(slot, place).map_err(|e| failed(&put.path, "replace", e))?;
             // A directory that nobody has confirmed is not taken away.
-            let was_directory =
-                Status::at(slot.0, slot.1).is_ok_and(|status| status.kind == FileType::Directory);
+            let was_directory = !keeps
+                && Status::at(slot.0, slot.1)
+                    .is_ok_and(|status| status.kind == FileType::Directory);
             if was_directory && !put.was_directory {
                 put_in_place(slot, place).map_err(|e| failed(&put.path, "put back", e))?;
                 let path = put.path.escape_ascii();
@@ -97,8 +201,19 @@ impl Staged<'_> {
     }
 }
 
+/// Owner, group and permissions of a directory; none where there is no directory.
+pub(super) fn settled(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<(u32, u32, u32)>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let opened = beneath::open(root, path, flags, Mode::empty());
+    match opened.and_then(|directory| Status::of(directory.as_fd())) {
+        Ok(status) => Ok(Some((status.uid, status.gid, status.mode))),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(e) => Err(failed(path, "look at", e)),
+    }
+}
+
 /// Moves an entry to its place. The entry that is there takes the slot; the slot is empty where nothing was.
-fn put_in_place(
+pub(super) fn put_in_place(
     slot: (BorrowedFd<'_>, &[u8]),
     place: (BorrowedFd<'_>, &[u8]),
 ) -> rustix::io::Result<()> {
@@ -119,7 +234,7 @@ fn put_in_place(
 }
 
 /// The end of the name that a replaced entry has until its slot is free.
-const ASIDE: &[u8] = b".aside";
+pub(super) const ASIDE: &[u8] = b".aside";
 
 fn settle_directory(
     root: BorrowedFd<'_>,

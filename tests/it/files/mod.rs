@@ -4,6 +4,7 @@ mod delta;
 mod faults;
 mod git;
 mod health;
+mod in_place;
 mod parts;
 mod sources;
 mod tree;
