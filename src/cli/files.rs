@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::backup::Compression;
-use super::{Context, files_replaced, rollback};
+use super::{Context, replaced, rollback};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::files::{
     self, Choice, Difference, Done, Entry, RestoreWanted, Restored, Wanted,
 };
-use crate::operate::files_replace;
 use crate::operate::human;
+use crate::operate::{self, files_replace};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxContent;
@@ -102,7 +102,7 @@ pub struct ChoiceArgs {
 }
 
 impl ChoiceArgs {
-    pub(super) fn choice(&self) -> Choice {
+    fn choice(&self) -> Choice {
         Choice {
             backup: self.backup.clone(),
             by_time: self.target_time,
@@ -302,7 +302,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Restore(args) => restore(args, cx),
         Command::Rollback(args) => {
             let to = files_replace::source(&cx.session, &args.run.name)?;
-            rollback::run(&args.run, ("files", &to), cx)
+            let undo = |asked: &_| operate::rollback::run(&cx.session, &to, asked);
+            rollback::run(&args.run, "files", &undo, cx)
         }
         Command::Ls(args) => ls(args, cx),
         Command::Cat(args) => cat(args, cx),
@@ -314,7 +315,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 /// The things that a restore may make.
-pub(super) fn permit(is_privileged: bool) -> Permit {
+fn permit(is_privileged: bool) -> Permit {
     match is_privileged {
         true => Permit::ALL,
         false => Permit::default(),
@@ -449,7 +450,7 @@ pub(super) fn tell(cx: &Context, what: &str, left_out: &LeftOut) {
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
     let to = match &args.to {
         Some(to) if !args.delta || !files_replace::has_entries(to)? => to,
-        _ => return files_replaced::run(args, cx),
+        _ => return replace(args, cx),
     };
     let restored = files::restore(
         &cx.session,
@@ -498,6 +499,27 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
     let content = &root.content;
     let troubles = content.incomplete_count + content.unstable_count;
     Ok(status(extracted.left_out.total() + troubles))
+}
+
+/// Takes a directory that has entries back.
+fn replace(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let asked = files_replace::Asked {
+        name: args.name.clone(),
+        choice: args.choice.choice(),
+        globs: args.path.clone(),
+        to: args.to.clone(),
+        permit: permit(args.privileged),
+        compares_content: args.replace.checksum,
+        deletes: args.replace.delete,
+        is_confirmed: args.replace.confirm,
+    };
+    let shown = replaced::Shown {
+        kind: "files",
+        name: &args.name,
+        globs: &args.path,
+        is_dry_run: args.replace.dry_run,
+    };
+    replaced::show(&shown, cx, &files_replace::replace(&cx.session, &asked)?)
 }
 
 fn cat(args: &CatArgs, cx: &Context) -> Result<u8> {

@@ -1,14 +1,12 @@
 //! `pitr files rollback` and `pitr config rollback`: a restore in place is undone.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use super::files::{left_out_as_json, status, tell};
 use super::{Context, unconfirmed};
 use crate::error::Result;
 use crate::exit;
-use crate::operate::rollback::{self, Asked, RolledBack};
+use crate::operate::rollback::{Asked, RolledBack};
 use crate::tree::replace::depot::Run;
 
 /// Entries that are printed.
@@ -40,19 +38,20 @@ pub struct Args {
     pub dry_run: bool,
 }
 
-/// Undoes a restore of a kind into a directory.
-pub(super) fn run(args: &Args, (kind, to): (&'static str, &Path), cx: &Context) -> Result<u8> {
-    let done = rollback::run(
-        &cx.session,
-        to,
-        &Asked {
-            kind,
-            name: args.name.clone(),
-            run: args.run.clone(),
-            discards: args.discard_changes,
-            is_confirmed: args.confirm,
-        },
-    )?;
+/// Undoes a restore of a kind, and prints what became of it.
+pub(super) fn run(
+    args: &Args,
+    kind: &'static str,
+    undo: &dyn Fn(&Asked) -> Result<RolledBack>,
+    cx: &Context,
+) -> Result<u8> {
+    let done = undo(&Asked {
+        kind,
+        name: args.name.clone(),
+        run: args.run.clone(),
+        discards: args.discard_changes,
+        is_confirmed: args.confirm,
+    })?;
     match cx.out.is_json() {
         true => cx.out.json(&as_json(args, &done))?,
         false => print(args, cx, &done)?,

@@ -34,6 +34,7 @@ pub mod found;
 pub mod gaps;
 pub mod held;
 pub mod human;
+pub mod in_place;
 pub mod info;
 pub mod init;
 pub mod keys;

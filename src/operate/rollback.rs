@@ -46,7 +46,16 @@ pub struct RolledBack {
 /// # Errors
 /// `NotFound` without such a restore; those of [`Target::undo`] and of carrying it out.
 pub fn run(session: &Session, to: &Path, asked: &Asked) -> Result<RolledBack> {
-    let target = Target::open(to)?;
+    undo(session, &Target::open(to)?, to, asked)
+}
+
+/// As [`run`], in a place that is open.
+pub(super) fn undo(
+    session: &Session,
+    target: &Target,
+    to: &Path,
+    asked: &Asked,
+) -> Result<RolledBack> {
     let run = match &asked.run {
         Some(run) => run.clone(),
         None => {

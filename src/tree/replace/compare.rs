@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use zeroize::Zeroizing;
 
 use super::{
     Contents, DEPOT_PREFIX, Removes, Target, Wanted, failed, is_mount, look, mount, names_in,
@@ -154,10 +155,7 @@ impl Target {
             settler: Settler::new(wanted.permit),
             xattrs: XattrReader::new(),
             above: Above::default(),
-            places: Places {
-                paths: vec![Vec::new()],
-                last: None,
-            },
+            places: Places::new(self.root.as_fd(), &self.home)?,
             fresh: HashMap::new(),
             skipped: HashSet::new(),
             kept: HashMap::new(),
@@ -407,7 +405,8 @@ impl Comparison<'_, '_, '_, '_> {
             return Ok(false);
         };
         let mut file = File::from(file);
-        let mut buffer = vec![0; BUFFER_BYTES];
+        // It may be a secret.
+        let mut buffer = Zeroizing::new(vec![0; BUFFER_BYTES]);
         let mut is_same = true;
         let (from, tick) = (origin_key(item), self.tick);
         self.contents
@@ -573,45 +572,54 @@ fn has_type(kind: &NodeKind, found: &Status) -> bool {
     }
 }
 
-/// The mounts that entries change in; that of the target comes first.
+/// The mounts that entries change in, by a directory of each; that of the first depot comes first.
 struct Places {
     paths: Vec<Vec<u8>>,
+    mounts: Vec<u64>,
     last: Option<(Vec<u8>, usize)>,
 }
 
 impl Places {
+    fn new(root: BorrowedFd<'_>, home: &[u8]) -> Result<Places> {
+        Ok(Places {
+            paths: vec![home.to_vec()],
+            mounts: vec![mount_of(root, home)?],
+            last: None,
+        })
+    }
+
     /// The number of the mount that a directory lies in.
     fn of(&mut self, root: BorrowedFd<'_>, directory: &[u8]) -> Result<usize> {
         if let Some((_, place)) = self.last.as_ref().filter(|(last, _)| last == directory) {
             return Ok(*place);
         }
-        let start = start_of_mount(root, directory)?;
-        let known = self.paths.iter().position(|path| *path == start);
-        let place = known.unwrap_or_else(|| {
-            self.paths.push(start);
-            self.paths.len() - 1
-        });
+        let mount = mount_of(root, directory)?;
+        let place = match self.mounts.iter().position(|known| *known == mount) {
+            Some(known) => known,
+            None => {
+                self.paths.push(start_of_mount(root, directory, mount)?);
+                self.mounts.push(mount);
+                self.mounts.len() - 1
+            }
+        };
         self.last = Some((directory.to_vec(), place));
         Ok(place)
     }
 }
 
+fn mount_of(root: BorrowedFd<'_>, directory: &[u8]) -> Result<u64> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let opened = beneath::open(root, directory, flags, Mode::empty());
+    let found = opened.and_then(|directory| mount(directory.as_fd()));
+    found.map_err(|e| failed(directory, "look at", e))
+}
+
 /// The highest directory of a mount on the way to `directory`.
-fn start_of_mount(root: BorrowedFd<'_>, directory: &[u8]) -> Result<Vec<u8>> {
-    let of = |path: &[u8]| -> Result<u64> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let opened: rustix::io::Result<OwnedFd> = beneath::open(root, path, flags, Mode::empty());
-        let found = opened.and_then(|directory| mount(directory.as_fd()));
-        found.map_err(|e| failed(path, "look at", e))
-    };
+fn start_of_mount(root: BorrowedFd<'_>, directory: &[u8], mount: u64) -> Result<Vec<u8>> {
     let mut start = directory;
-    if start.is_empty() {
-        return Ok(Vec::new());
-    }
-    let here = of(start)?;
     while !start.is_empty() {
         let (above, _) = beneath::cut(start);
-        if of(above)? != here {
+        if mount_of(root, above)? != mount {
             break;
         }
         start = above;

@@ -172,7 +172,7 @@ impl Target {
     /// # Errors
     /// `TargetWrite`.
     pub fn clean(&self) -> Result<()> {
-        self.clean_places(&[Vec::new()])
+        self.clean_places(std::slice::from_ref(&self.home))
     }
 
     /// Removes such depots in mounts below the target.
@@ -199,7 +199,11 @@ impl Target {
     /// Whether the depots of this name are those of a restore that can be undone: the first one has the journal.
     fn is_kept(&self, name: &[u8]) -> bool {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let first = beneath::open(self.root.as_fd(), name, flags, Mode::empty());
+        let name = match &*self.home {
+            [] => name.to_vec(),
+            home => [home, name].join(&b'/'),
+        };
+        let first = beneath::open(self.root.as_fd(), &name, flags, Mode::empty());
         match first {
             Ok(first) => Journal::is_in(first.as_fd()),
             // One that cannot be looked at may have it.

@@ -13,11 +13,12 @@ mod switch;
 pub mod undo;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
+use super::beneath;
 use super::extract::Above;
 use super::left_out::LeftOut;
 use super::part::Part;
@@ -83,7 +84,9 @@ impl Contents for ContentReader<'_, '_> {
 /// A directory that is taken back. No other process of pitr does so while it is open.
 pub struct Target {
     root: OwnedFd,
-    path: PathBuf,
+    /// The directory below it that has the first depot.
+    home: Vec<u8>,
+    _lock: OwnedFd,
 }
 
 impl Target {
@@ -92,13 +95,23 @@ impl Target {
     /// # Errors
     /// `Locked` while another process takes it back; `TargetWrite` when it cannot be opened.
     pub fn open(path: &Path) -> Result<Target> {
+        Target::open_with_home(path, b"")
+    }
+
+    /// As [`Target::open`], with the depot in a directory below, of this path. Others may take back what lies beside that one.
+    ///
+    /// # Errors
+    /// Those of [`Target::open`].
+    pub fn open_with_home(path: &Path, home: &[u8]) -> Result<Target> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| {
             let error = Error::from_io(format!("open directory \"{}\"", path.display()), e.into());
             error.with_code(Code::TargetWrite)
         })?;
+        let directory = beneath::open(root.as_fd(), home, flags, Mode::empty());
+        let directory = directory.map_err(|e| failed(home, "open", e))?;
         // Some filesystems have no locks.
-        if let Err(Errno::WOULDBLOCK) = rustix::fs::flock(&root, LOCK) {
+        if let Err(Errno::WOULDBLOCK) = rustix::fs::flock(&directory, LOCK) {
             return Err(err!(
                 Locked,
                 "another restore into \"{}\" is under way",
@@ -108,7 +121,8 @@ impl Target {
         }
         Ok(Target {
             root,
-            path: path.to_owned(),
+            home: home.to_vec(),
+            _lock: directory,
         })
     }
 
@@ -119,11 +133,6 @@ impl Target {
     pub fn is_empty(&self) -> Result<bool> {
         let names = names_in(self.root.as_fd()).map_err(|e| failed(b"", "read", e))?;
         Ok(names.is_empty())
-    }
-
-    /// The path by which it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 }
 

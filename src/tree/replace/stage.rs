@@ -17,7 +17,7 @@ use crate::host::Host;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::node::NodeKind;
 use crate::tree::extract::{Above, is_of_entry, make_at};
-use crate::tree::left_out::{LeftOut, Part};
+use crate::tree::left_out::Part;
 use crate::tree::settle::{Permit, Settler};
 use crate::tree::status::{Holder, Status};
 

@@ -72,11 +72,14 @@ impl Target {
     /// # Errors
     /// `Damaged`; `Refused` for a journal of somebody else; `TargetWrite` when the target cannot be read.
     pub fn kept(&self) -> Result<Vec<Kept>> {
-        let names = names_in(self.root.as_fd()).map_err(|e| failed(b"", "read", e))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let names = beneath::open(self.root.as_fd(), &self.home, flags, Mode::empty())
+            .and_then(|home| names_in(home.as_fd()))
+            .map_err(|e| failed(&self.home, "read", e))?;
         let mut kept = Vec::new();
         for run in names.iter().filter_map(|name| Run::of_directory(name)) {
             // One of another user's can be undone by that user alone.
-            let Ok(depot) = Depot::open(self.root.as_fd(), b"", &run) else {
+            let Ok(depot) = Depot::open(self.root.as_fd(), &self.home, &run) else {
                 continue;
             };
             if let Some(journal) = self.journal(&depot, &run)? {
@@ -111,7 +114,7 @@ impl Target {
     pub fn undo(&self, run: &Run) -> Result<Undo<'_>> {
         let none = || err!(NotFound, "there is no restore {run} that could be undone");
         let root = self.root.as_fd();
-        let first = Depot::open(root, b"", run).map_err(|e| match e.code() {
+        let first = Depot::open(root, &self.home, run).map_err(|e| match e.code() {
             Code::Refused => e,
             _ => none().source(e),
         })?;

@@ -2,6 +2,7 @@
 
 mod corpus;
 mod faults;
+mod in_place;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

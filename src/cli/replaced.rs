@@ -1,43 +1,39 @@
-//! `pitr files restore` into a directory that has entries: the plan, and the result.
-
-use std::path::Path;
+//! Restores into a place that has entries: the plan, and the result.
 
 use serde_json::{Value, json};
 
-use super::files::{RestoreArgs, left_out_as_json, permit, status, tell, tell_of_backup};
+use super::files::{left_out_as_json, status, tell, tell_of_backup};
 use super::{Context, unconfirmed};
 use crate::error::Result;
 use crate::exit;
-use crate::operate::files_replace::{self, Asked, Changes, Replaced};
 use crate::operate::human;
+use crate::operate::in_place::{Changes, Replaced};
 use crate::tree::replace::compare::Change;
 use crate::tree::replace::depot::Run;
 
 /// Changes that are printed.
 const SHOWN: usize = 20;
 
-/// Takes a directory back.
-pub(super) fn run(args: &RestoreArgs, cx: &Context) -> Result<u8> {
-    let replaced = files_replace::replace(
-        &cx.session,
-        &Asked {
-            name: args.name.clone(),
-            choice: args.choice.choice(),
-            globs: args.path.clone(),
-            to: args.to.clone(),
-            permit: permit(args.privileged),
-            compares_content: args.replace.checksum,
-            deletes: args.replace.delete,
-            is_confirmed: args.replace.confirm,
-        },
-    )?;
-    if cx.out.is_json() {
-        cx.out.json(&as_json(args, &replaced))?;
-    } else {
-        print(args, cx, &replaced)?;
+/// The restore that was asked for.
+pub(super) struct Shown<'a> {
+    /// `files` or `config`.
+    pub(super) kind: &'static str,
+    /// Name of the set.
+    pub(super) name: &'a str,
+    /// Globs of what is restored.
+    pub(super) globs: &'a [String],
+    /// Whether the operator only looks.
+    pub(super) is_dry_run: bool,
+}
+
+/// Prints a plan or its result.
+pub(super) fn show(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<u8> {
+    match cx.out.is_json() {
+        true => cx.out.json(&as_json(shown, replaced))?,
+        false => print(shown, cx, replaced)?,
     }
     if !replaced.is_carried_out {
-        return match args.replace.dry_run {
+        return match shown.is_dry_run {
             true => Ok(exit::SUCCESS),
             false => Err(unconfirmed("The plan above would be carried out.")),
         };
@@ -47,16 +43,17 @@ pub(super) fn run(args: &RestoreArgs, cx: &Context) -> Result<u8> {
     Ok(status(replaced.done.left_out.total() + troubles))
 }
 
-fn as_json(args: &RestoreArgs, replaced: &Replaced) -> Value {
+fn as_json(shown: &Shown<'_>, replaced: &Replaced) -> Value {
     let content = &replaced.root.content;
+    let undone = replaced.interrupted.iter().map(ToString::to_string);
     json!({
         "backup": replaced.root.head.id,
-        "name": args.name,
+        "name": shown.name,
         "to": replaced.to,
-        "paths": args.path,
+        "paths": shown.globs,
         "confirmed": replaced.is_carried_out,
         "run": replaced.run.as_ref().map(ToString::to_string),
-        "undone_runs": runs_as_json(&replaced.interrupted),
+        "undone_runs": undone.collect::<Vec<_>>(),
         "changes": changes_as_json(&replaced.changes),
         "written_bytes": replaced.done.written_bytes,
         "left_out": left_out_as_json(&replaced.done.left_out),
@@ -68,7 +65,7 @@ fn as_json(args: &RestoreArgs, replaced: &Replaced) -> Value {
 }
 
 /// Changes as JSON has them.
-pub(super) fn changes_as_json(changes: &Changes) -> Value {
+fn changes_as_json(changes: &Changes) -> Value {
     let examples = changes.examples.iter().map(|(change, path)| {
         let change = match change {
             Change::Create => "create",
@@ -89,7 +86,7 @@ pub(super) fn changes_as_json(changes: &Changes) -> Value {
     })
 }
 
-fn print(args: &RestoreArgs, cx: &Context, replaced: &Replaced) -> Result<()> {
+fn print(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<()> {
     let (changes, done) = (&replaced.changes, &replaced.done);
     tell_of_interrupted(cx, &replaced.interrupted, replaced.is_carried_out);
     if !replaced.is_carried_out {
@@ -102,7 +99,7 @@ fn print(args: &RestoreArgs, cx: &Context, replaced: &Replaced) -> Result<()> {
     cx.out.report(&format!(
         "backup {} of \"{}\" {} \"{}\": {}, {what} in {}",
         replaced.root.head.id,
-        args.name,
+        shown.name,
         match replaced.is_carried_out {
             true => "restored to",
             false => "compared with",
@@ -111,12 +108,7 @@ fn print(args: &RestoreArgs, cx: &Context, replaced: &Replaced) -> Result<()> {
         summary(changes),
         human::duration(replaced.took)
     ))?;
-    tell_of_runs(
-        cx,
-        ("files", &args.name),
-        replaced.run.as_ref(),
-        &replaced.to,
-    );
+    tell_of_run(cx, shown, replaced);
     let lacking = match replaced.is_carried_out {
         true => "were not made as they were",
         false => "would not be made as they were",
@@ -126,13 +118,8 @@ fn print(args: &RestoreArgs, cx: &Context, replaced: &Replaced) -> Result<()> {
     Ok(())
 }
 
-/// Runs as JSON has them.
-pub(super) fn runs_as_json(runs: &[Run]) -> Vec<String> {
-    runs.iter().map(ToString::to_string).collect()
-}
-
 /// Tells of restores that did not come to their end.
-pub(super) fn tell_of_interrupted(cx: &Context, runs: &[Run], is_undone: bool) {
+fn tell_of_interrupted(cx: &Context, runs: &[Run], is_undone: bool) {
     for run in runs {
         cx.out.note(&match is_undone {
             true => format!("restore {run} had been interrupted, and was undone first"),
@@ -142,18 +129,20 @@ pub(super) fn tell_of_interrupted(cx: &Context, runs: &[Run], is_undone: bool) {
 }
 
 /// Tells how a restore is undone.
-pub(super) fn tell_of_runs(cx: &Context, (kind, name): (&str, &str), run: Option<&Run>, to: &Path) {
-    if let Some(run) = run {
-        let kept = to.join(run.shown());
+fn tell_of_run(cx: &Context, shown: &Shown<'_>, replaced: &Replaced) {
+    if let Some(run) = &replaced.run {
+        let kept = replaced.to.join(run.shown());
         cx.out.note(&format!(
-            "the entries before lie in \"{}\": pitr {kind} rollback {name} {run} puts them back, and rm -r makes the restore final",
-            kept.display()
+            "the entries before lie in \"{}\": pitr {} rollback {} {run} puts them back, and rm -r makes the restore final",
+            kept.display(),
+            shown.kind,
+            shown.name
         ));
     }
 }
 
 /// Prints the first changes.
-pub(super) fn list(cx: &Context, changes: &Changes) -> Result<()> {
+fn list(cx: &Context, changes: &Changes) -> Result<()> {
     for (change, path) in changes.examples.iter().take(SHOWN) {
         let sign = match change {
             Change::Create => '+',
@@ -175,7 +164,7 @@ pub(super) fn list(cx: &Context, changes: &Changes) -> Result<()> {
 }
 
 /// The counts of changes.
-pub(super) fn summary(changes: &Changes) -> String {
+fn summary(changes: &Changes) -> String {
     format!(
         "{} made, {} replaced, {} removed, {} with other attributes, {} kept",
         changes.created, changes.replaced, changes.removed, changes.settled, changes.kept
