@@ -32,6 +32,7 @@ mod expire;
 mod fetch;
 mod files;
 mod frozen;
+mod frozen_content;
 mod golden;
 mod harness;
 mod incremental;
