@@ -67,6 +67,7 @@ mod restore_hostile;
 mod restore_start;
 mod retention;
 mod s3;
+mod s3_content;
 mod s3_cycle;
 mod s3_faults;
 mod s3_hard;

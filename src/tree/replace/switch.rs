@@ -35,7 +35,7 @@ impl Staged<'_> {
         self.finish()
     }
 
-    /// As [`Staged::switch`], and keeps the entries that are replaced or removed, with a journal by which [`Target::undo`] puts them back.
+    /// As [`Staged::switch`], and keeps the entries that are replaced or removed, with a journal by which [`super::undo`] puts them back.
     ///
     /// # Errors
     /// `TargetWrite`, and those of `tick`. Everything is put back then; where that fails, the hint says how to do it.

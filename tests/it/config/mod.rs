@@ -3,6 +3,7 @@
 mod corpus;
 mod faults;
 mod in_place;
+mod sync;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

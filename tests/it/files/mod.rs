@@ -7,7 +7,7 @@ mod health;
 mod in_place;
 mod parts;
 mod sources;
-mod tree;
+pub mod tree;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
