@@ -611,12 +611,6 @@ pub fn check_identity(
     name: WalFileName,
 ) -> Result<()> {
     let identity = container.identity();
-    let kind = match name {
-        WalFileName::Segment(_) => Kind::Segment,
-        WalFileName::Partial(_) => Kind::Partial,
-        WalFileName::History(_) => Kind::History,
-        WalFileName::BackupHistory { .. } => Kind::Label,
-    };
     if identity.system_identifier != layout.system_identifier() {
         return Err(err!(
             WrongCluster,
@@ -625,7 +619,7 @@ pub fn check_identity(
             layout.system_identifier()
         ));
     }
-    if container.kind() != kind || identity.name != name.to_string() {
+    if container.kind() != Kind::of(name) || identity.name != name.to_string() {
         return Err(err!(
             Damaged,
             "it holds \"{}\"",

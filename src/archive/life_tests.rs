@@ -16,9 +16,9 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::progress::Silent;
 use crate::repo::container::{Codec, Container};
+use crate::repo::crafted;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::repository::{Registration, Repository};
-use crate::store::file::FileStore;
+use crate::repo::repository::Repository;
 use crate::wal::index::{self, flag};
 use crate::wal::link::{Before, Link};
 
@@ -38,20 +38,7 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new() -> Bench {
         let directory = tempfile::tempdir().unwrap();
-        let store = FileStore::create(&directory.path().join("r"), 1).unwrap();
-        let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
-        let registration = Registration {
-            name: "main".to_owned(),
-            system_identifier: Craft::new(Major::V17).identity.system_identifier,
-            major: 17,
-            segment_size_bytes: SEGMENT as u64,
-            block_size_bytes: 8192,
-            wal_block_size_bytes: 8192,
-            first_seen: TimestampTz(0),
-            features: Vec::new(),
-            is_lost: false,
-        };
-        repository.register(&registration).unwrap();
+        crafted::create(&directory.path().join("r"), &Craft::new(Major::V17));
         Bench { directory }
     }
 

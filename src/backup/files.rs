@@ -68,6 +68,7 @@ pub fn member(taken: &Taken, facts: Option<Value>) -> Value {
         "unchanged_count": taken.unchanged,
         "read_count": taken.read,
         "read_bytes": taken.read_bytes,
+        "reused_bytes": taken.reused_bytes,
         "left_out": examples.map(Example::as_json).collect::<Vec<_>>(),
     });
     if let (Some(member), Some(facts)) = (member.as_object_mut(), facts) {
@@ -96,6 +97,7 @@ impl Kind for Files {
             selection: &self.selection,
             before: work.prior,
             readers: self.readers,
+            is_shared: true,
             host: work.host,
         };
         self.taken = walk::take(&tree, work.writer, work.tick)?;

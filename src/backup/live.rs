@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::backoff::{Load, Probe};
 use super::source::{Archiver, Receivers, ServerFacts, Source, WalSource, WantedWal};
@@ -22,6 +22,7 @@ use crate::wire::basebackup::{BackupEvent, BaseBackup, BaseBackupOptions};
 use crate::wire::client::{Client, Rows, Session};
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
+use crate::wire::runtime;
 use crate::wire::slot::SlotName;
 use crate::wire::sql::Sql;
 use crate::wire::stop::unless_stopped;
@@ -56,10 +57,7 @@ impl LiveServer {
         progress: Arc<dyn Progress>,
         stop: Arc<AtomicBool>,
     ) -> Result<LiveServer> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Error::from_io("start the runtime", e))?;
+        let runtime = runtime::start()?;
         let connecting = Client::connect(info, Session::Replication, Arc::clone(&progress));
         let client = runtime.block_on(connecting)?;
         // No other of several hosts has the same WAL for sure, nor the same clock and archiver.
@@ -402,10 +400,7 @@ impl WalSource for Beside {
         what: &WantedWal,
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Error::from_io("start the runtime", e))?;
+        let runtime = runtime::start()?;
         let progress = Arc::clone(&self.progress);
         let streamed = async {
             let mut client = Client::connect(&self.info, Session::Replication, progress)
@@ -445,10 +440,7 @@ const WAL_LAG: &str = "select case when pg_is_in_recovery() then null else pg_cu
 impl Asking {
     fn session(&mut self) -> Result<&mut (Runtime, Sql)> {
         if self.session.is_none() {
-            let runtime = Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| Error::from_io("start the runtime", e))?;
+            let runtime = runtime::start()?;
             let sql = Sql::connect(&self.info, Arc::clone(&self.progress));
             let sql = runtime.block_on(sql).map_err(of_server)?;
             self.session = Some((runtime, sql));

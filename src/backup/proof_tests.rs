@@ -24,9 +24,10 @@ use crate::pg::version::Major;
 use crate::progress::Silent;
 use crate::repo::claim::Claim;
 use crate::repo::container::Codec;
+use crate::repo::crafted;
 use crate::repo::event::Writer;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::repository::{Registration, Repository};
+use crate::repo::repository::Repository;
 use crate::repo::wal_proof::{RawHash, WalProof};
 use crate::store::file::FileStore;
 use crate::store::{Key, NewObject, Object, Store};
@@ -258,21 +259,7 @@ impl Bench {
     fn new() -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("r");
-        let store = FileStore::create(&path, 1).unwrap();
-        let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
-        let system_identifier = Craft::new(Major::V17).identity.system_identifier;
-        let registration = Registration {
-            name: "main".to_owned(),
-            system_identifier,
-            major: 17,
-            segment_size_bytes: SEGMENT as u64,
-            block_size_bytes: 8192,
-            wal_block_size_bytes: 8192,
-            first_seen: TimestampTz(0),
-            features: Vec::new(),
-            is_lost: false,
-        };
-        repository.register(&registration).unwrap();
+        let (_, registration) = crafted::create(&path, &Craft::new(Major::V17));
         let settled = Settled::default();
         let store = Watched {
             inner: FileStore::open(&path, 9).unwrap(),
@@ -282,7 +269,7 @@ impl Bench {
             directory,
             settled,
             repository: Repository::open(Box::new(store)).unwrap(),
-            layout: ClusterLayout::new("main", system_identifier).unwrap(),
+            layout: ClusterLayout::new("main", registration.system_identifier).unwrap(),
         }
     }
 

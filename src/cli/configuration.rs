@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::left_out::{self, status};
 use super::{Context, replaced, rollback};
 use crate::err;
 use crate::error::Result;
@@ -16,11 +17,8 @@ use crate::operate::configuration::{in_place, recipients, scan};
 use crate::operate::human;
 use crate::repo::id::BackupId;
 use crate::text::escaped;
-use crate::tree::left_out::{Example, LeftOut};
 
 const KIND: &str = "config";
-/// Examples that are printed.
-const SHOWN: usize = 20;
 
 /// Back up configuration files, with their secrets kept apart
 ///
@@ -262,30 +260,6 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
 }
 
-fn status(troubles: u64) -> u8 {
-    match troubles {
-        0 => exit::SUCCESS,
-        _ => exit::WARNINGS,
-    }
-}
-
-fn left_out_as_json(left_out: &LeftOut) -> serde_json::Value {
-    let examples = left_out.examples().iter().map(Example::as_json);
-    json!({ "count": left_out.total(), "examples": examples.collect::<Vec<_>>() })
-}
-
-fn tell(cx: &Context, left_out: &LeftOut) {
-    for one in left_out.examples().iter().take(SHOWN) {
-        let path = String::from_utf8_lossy(&one.path);
-        cx.out
-            .warn(&format!("\"/{path}\", {}: {}", one.part.name(), one.why));
-    }
-    let more = left_out.total().saturating_sub(SHOWN as u64);
-    if more > 0 {
-        cx.out.warn(&format!("{more} more"));
-    }
-}
-
 fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     let taken = backup::run(
         &cx.session,
@@ -311,7 +285,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             "sealed_count": taken.sealed_files,
             "secret_count": taken.secrets,
             "unstable_count": root.content.unstable_count,
-            "left_out": left_out_as_json(left_out),
+            "left_out": left_out::as_json(left_out),
             "duration_ms": u64::try_from(taken.took.as_millis()).unwrap_or(u64::MAX),
         }))?;
     } else {
@@ -326,7 +300,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             human::size(head.stored_bytes),
             human::duration(taken.took)
         ))?;
-        tell(cx, left_out);
+        left_out::warn(cx, left_out, "/", "more");
     }
     Ok(status(left_out.total() + root.content.unstable_count))
 }
@@ -451,7 +425,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "original_count": restored.originals,
             "redacted": args.redacted,
             "incomplete_count": restored.incomplete_count,
-            "left_out": left_out_as_json(&extracted.left_out),
+            "left_out": left_out::as_json(&extracted.left_out),
             "duration_ms": u64::try_from(restored.took.as_millis()).unwrap_or(u64::MAX),
         }))?;
     } else {
@@ -467,7 +441,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             extracted.entries,
             human::duration(restored.took)
         ))?;
-        tell(cx, &extracted.left_out);
+        left_out::warn(cx, &extracted.left_out, "/", "more");
         if restored.incomplete_count > 0 {
             let lacking = human::count(restored.incomplete_count, "thing");
             cx.out.warn(&format!(
@@ -486,7 +460,7 @@ fn scan(args: &ScanArgs, cx: &Context) -> Result<u8> {
         cx.out.json(&json!({
             "file_count": scanned.files,
             "findings": scanned.findings,
-            "left_out": left_out_as_json(&scanned.left_out),
+            "left_out": left_out::as_json(&scanned.left_out),
         }))?;
     } else {
         for one in &scanned.findings {
@@ -504,7 +478,7 @@ fn scan(args: &ScanArgs, cx: &Context) -> Result<u8> {
                 one.path, one.line, one.rule, one.mode
             ))?;
         }
-        tell(cx, &scanned.left_out);
+        left_out::warn(cx, &scanned.left_out, "/", "more");
     }
     Ok(status(
         scanned.findings.len() as u64 + scanned.left_out.total(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::backup::Compression;
+use super::left_out::{self, SHOWN, status};
 use super::{Context, replaced, rollback};
 use crate::err;
 use crate::error::Result;
@@ -20,10 +21,6 @@ use crate::repo::root::aux_root::AuxContent;
 use crate::snapshot::frame::FrameCodec;
 use crate::tree::explain::Verdict;
 use crate::tree::extract::Permit;
-use crate::tree::left_out::{Example, LeftOut};
-
-/// Examples that are printed.
-const SHOWN: usize = 20;
 
 /// Back up directories, and restore them
 ///
@@ -349,7 +346,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         if let Some(why) = &done.why_full {
             cx.out.note(&format!("everything was stored: {why}"));
         }
-        tell(cx, "were not read", &done.taken.left_out);
+        left_out::warn(cx, &done.taken.left_out, "", "more were not read");
         if done.taken.unstable > 0 {
             cx.out.warn(&format!(
                 "{} changed while being read, and may hold parts of two states",
@@ -376,21 +373,20 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     Ok(status(troubles + warnings + done.lost_files.unwrap_or(0)))
 }
 
-pub(super) fn status(troubles: u64) -> u8 {
-    match troubles {
-        0 => exit::SUCCESS,
-        _ => exit::WARNINGS,
-    }
-}
-
 fn backup_line(name: &str, done: &Done) -> String {
     let head = &done.root.head;
+    let taken = &done.taken;
+    let known = match taken.reused_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of it stored before", human::size(bytes)),
+    };
     let how = match &head.prior {
         Some(prior) => format!(
-            "{} read, changed since {prior}",
-            human::count(done.taken.read, "file")
+            "{} read, changed since {prior}: {}{known}",
+            human::count(taken.read, "file"),
+            human::size(taken.read_bytes)
         ),
-        None => "full".to_owned(),
+        None => format!("full{known}"),
     };
     format!(
         "backup {} of \"{name}\": {} in {} stored as {} ({how}) in {}",
@@ -419,32 +415,15 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
         "stored_bytes": head.stored_bytes,
         "read_count": taken.read,
         "read_bytes": taken.read_bytes,
+        "reused_bytes": taken.reused_bytes,
         "unchanged_count": taken.unchanged,
         "excluded_count": taken.excluded,
         "unstable_count": taken.unstable,
-        "left_out": left_out_as_json(&taken.left_out),
+        "left_out": left_out::as_json(&taken.left_out),
         "source": done.source,
         "after_error": done.after.as_ref().map(ToString::to_string),
         "duration_ms": u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX),
     })
-}
-
-pub(super) fn left_out_as_json(left_out: &LeftOut) -> serde_json::Value {
-    let examples = left_out.examples().iter().map(Example::as_json);
-    json!({ "count": left_out.total(), "examples": examples.collect::<Vec<_>>() })
-}
-
-/// Warns of what was left out, with the first examples.
-pub(super) fn tell(cx: &Context, what: &str, left_out: &LeftOut) {
-    for one in left_out.examples().iter().take(SHOWN) {
-        let path = String::from_utf8_lossy(&one.path);
-        cx.out
-            .warn(&format!("\"{path}\", {}: {}", one.part.name(), one.why));
-    }
-    let more = left_out.total().saturating_sub(SHOWN as u64);
-    if more > 0 {
-        cx.out.warn(&format!("{more} more {what}"));
-    }
 }
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
@@ -477,7 +456,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "paths": args.path,
             "entry_count": extracted.entries,
             "written_bytes": extracted.written_bytes,
-            "left_out": left_out_as_json(&extracted.left_out),
+            "left_out": left_out::as_json(&extracted.left_out),
             "incomplete_count": root.content.incomplete_count,
             "unstable_count": root.content.unstable_count,
             "not_stored": restored.not_stored,
@@ -493,7 +472,12 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             human::size(extracted.written_bytes),
             human::duration(*took)
         ))?;
-        tell(cx, "were not made as they were", &extracted.left_out);
+        left_out::warn(
+            cx,
+            &extracted.left_out,
+            "",
+            "more were not made as they were",
+        );
         tell_of_backup(cx, &root.content, &restored.not_stored);
     }
     let content = &root.content;

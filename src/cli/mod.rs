@@ -47,6 +47,7 @@ pub mod info;
 mod info_forecast;
 pub mod init;
 mod init_interactive;
+mod left_out;
 pub mod logical;
 pub mod pin;
 pub mod plan;

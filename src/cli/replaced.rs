@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::files::{left_out_as_json, status, tell, tell_of_backup};
+use super::files::tell_of_backup;
+use super::left_out::{self, SHOWN, status};
 use super::{Context, unconfirmed};
 use crate::error::Result;
 use crate::exit;
@@ -10,9 +11,6 @@ use crate::operate::human;
 use crate::operate::in_place::{Changes, Replaced};
 use crate::tree::replace::compare::Change;
 use crate::tree::replace::depot::Run;
-
-/// Changes that are printed.
-const SHOWN: usize = 20;
 
 /// The restore that was asked for.
 pub(super) struct Shown<'a> {
@@ -56,7 +54,7 @@ fn as_json(shown: &Shown<'_>, replaced: &Replaced) -> Value {
         "undone_runs": undone.collect::<Vec<_>>(),
         "changes": changes_as_json(&replaced.changes),
         "written_bytes": replaced.done.written_bytes,
-        "left_out": left_out_as_json(&replaced.done.left_out),
+        "left_out": left_out::as_json(&replaced.done.left_out),
         "incomplete_count": content.incomplete_count,
         "unstable_count": content.unstable_count,
         "not_stored": replaced.not_stored,
@@ -110,10 +108,11 @@ fn print(shown: &Shown<'_>, cx: &Context, replaced: &Replaced) -> Result<()> {
     ))?;
     tell_of_run(cx, shown, replaced);
     let lacking = match replaced.is_carried_out {
-        true => "were not made as they were",
-        false => "would not be made as they were",
+        true => "more were not made as they were",
+        false => "more would not be made as they were",
     };
-    tell(cx, lacking, &done.left_out);
+    let root = if shown.kind == "files" { "" } else { "/" };
+    left_out::warn(cx, &done.left_out, root, lacking);
     tell_of_backup(cx, &replaced.root.content, &replaced.not_stored);
     Ok(())
 }

@@ -2,15 +2,13 @@
 
 use serde_json::json;
 
-use super::files::{left_out_as_json, status, tell};
+use super::left_out::{self, SHOWN, status};
 use super::{Context, unconfirmed};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::rollback::{Asked, RolledBack};
 use crate::tree::replace::depot::Run;
 
-/// Entries that are printed.
-const SHOWN: usize = 20;
 /// Entries that JSON has.
 const EXAMPLES: usize = 1000;
 
@@ -80,7 +78,7 @@ fn as_json(args: &Args, done: &RolledBack) -> serde_json::Value {
         "gone": paths(&done.gone),
         "changed_count": done.changed.len(),
         "changed": paths(&done.changed),
-        "left_out": left_out_as_json(&done.left_out),
+        "left_out": left_out::as_json(&done.left_out),
     })
 }
 
@@ -111,6 +109,6 @@ fn print(args: &Args, cx: &Context, done: &RolledBack) -> Result<()> {
         cx.out
             .warn(&format!("\"{path}\" was changed since the restore"));
     }
-    tell(cx, "could not be put back", &done.left_out);
+    left_out::warn(cx, &done.left_out, "", "more could not be put back");
     Ok(())
 }

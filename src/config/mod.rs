@@ -26,7 +26,7 @@ mod price;
 mod retention;
 mod s3;
 pub mod secret;
-mod trust;
+pub mod trust;
 mod unit;
 
 pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
@@ -327,6 +327,16 @@ impl Repository {
         }
     }
 
+    /// The file of the secrets pair.
+    pub fn secrets_file(&self) -> Option<&Path> {
+        self.encryption.as_ref()?.secrets.as_deref()
+    }
+
+    /// The private key of a recipient of the secrets pair.
+    pub fn secrets_key_file(&self) -> Option<&Path> {
+        self.encryption.as_ref()?.secrets_key.as_deref()
+    }
+
     /// The files it names: whoever uses the repository must be able to read them.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let keys = self.encryption.iter().flat_map(Encryption::files);
@@ -470,6 +480,32 @@ impl Settings {
             .hint(format!(
                 "Add it to the configuration: [files.{}] and, below, source = \"/absolute/path\".",
                 name.escape_debug()
+            ))
+        })
+    }
+
+    /// The repository that backups go to.
+    ///
+    /// # Errors
+    /// `Config` when none is configured.
+    pub fn first_repository(&self) -> Result<&Repository> {
+        let first = self.repositories.first();
+        first.ok_or_else(|| err!(Config, "no repository is configured"))
+    }
+
+    /// The cluster that a section of the configuration names, and of which it needs `key`.
+    ///
+    /// # Errors
+    /// `Config` when none is configured under that name, with the lines to add.
+    pub fn cluster_named_in(&self, section: &str, name: &str, key: &str) -> Result<&Cluster> {
+        let found = self.clusters.iter().find(|c| c.name.as_str() == name);
+        found.ok_or_else(|| {
+            err!(
+                Config,
+                "[{section}] names cluster \"{name}\", which is not configured"
+            )
+            .hint(format!(
+                "Nothing was stored. Add [clusters.{name}] with its {key}."
             ))
         })
     }

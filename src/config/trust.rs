@@ -57,17 +57,31 @@ fn check(path: &Path, at: &Path, metadata: &Metadata, sticky_is_closed: bool) ->
         true => String::new(),
         false => format!("lies below \"{}\", which ", at.display()),
     };
-    let owner = metadata.uid();
-    if ![rustix::process::geteuid().as_raw(), 0].contains(&owner) {
-        let name = Account::name_of(owner);
+    if !is_own(metadata) {
+        let name = Account::name_of(metadata.uid());
         return Err(refused(path, &format!("{which}belongs to user \"{name}\"")));
     }
-    let mode = metadata.mode() & 0o7777;
-    if mode & OTHERS_WRITE == 0 || (sticky_is_closed && mode & STICKY != 0) {
+    if is_closed(metadata) || (sticky_is_closed && is_sticky(metadata)) {
         return Ok(());
     }
+    let mode = metadata.mode() & 0o7777;
     let why = format!("{which}may be changed by other users: its mode is {mode:04o}");
     Err(refused(path, &why))
+}
+
+/// Whether root or this user owns it.
+pub fn is_own(metadata: &Metadata) -> bool {
+    [rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid())
+}
+
+/// Whether its mode lets nobody but its owner write.
+pub fn is_closed(metadata: &Metadata) -> bool {
+    metadata.mode() & OTHERS_WRITE == 0
+}
+
+/// Whether nobody may rename what others own in this directory.
+pub fn is_sticky(metadata: &Metadata) -> bool {
+    metadata.mode() & STICKY != 0
 }
 
 fn not_looked_at(path: &Path, at: &Path, e: &std::io::Error) -> Error {

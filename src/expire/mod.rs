@@ -301,8 +301,8 @@ mod tests {
     use crate::pg::timeline::TimelineId;
     use crate::pg::version::Major;
     use crate::repo::container::Codec;
+    use crate::repo::crafted;
     use crate::repo::runs::Runs;
-    use crate::store::file::FileStore;
     use crate::wal::inventory::Timeline;
     use crate::wal::survey::{Root, Subject};
 
@@ -321,21 +321,8 @@ mod tests {
 
     /// A repository with the five segments that one server wrote.
     fn archived(directory: &Path, byte: u8) -> (Repository, Registration) {
-        let store = FileStore::create(&directory.join("r"), 1).unwrap();
-        let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
         let mut craft = Craft::new(Major::V17);
-        let registration = Registration {
-            name: "main".to_owned(),
-            system_identifier: craft.identity.system_identifier,
-            major: 17,
-            segment_size_bytes: SEGMENT,
-            block_size_bytes: 8192,
-            wal_block_size_bytes: 8192,
-            first_seen: TimestampTz(0),
-            features: Vec::new(),
-            is_lost: false,
-        };
-        repository.register(&registration).unwrap();
+        let (repository, registration) = crafted::create(&directory.join("r"), &craft);
         for _ in 0..5 {
             craft.main(0, 0x20, 0, &[byte; 40]);
             craft.switch();

@@ -140,6 +140,8 @@ impl Kind for Dumping {
             selection: &Selection::all()?,
             before: None,
             readers: READERS,
+            // Dumps have no prior, and little in common with one another.
+            is_shared: false,
             host: work.host,
         };
         let taken = walk::take(&source, work.writer, work.tick)?;

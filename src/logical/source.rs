@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::spool::Spool;
 use crate::err;
@@ -13,6 +13,7 @@ use crate::pg::version::Major;
 use crate::progress::Progress;
 use crate::wire::client::Rows;
 use crate::wire::conninfo::{ConnInfo, Environment};
+use crate::wire::runtime;
 use crate::wire::service_file::service_file;
 use crate::wire::sql::Sql;
 use crate::wire::stop::unless_stopped;
@@ -34,10 +35,7 @@ impl SqlSession {
         progress: &Arc<dyn Progress>,
         stop: &Arc<AtomicBool>,
     ) -> Result<SqlSession> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Error::from_io("start the runtime", e))?;
+        let runtime = runtime::start()?;
         let connecting = Sql::connect(info, Arc::clone(progress));
         let sql = runtime.block_on(unless_stopped(stop, connecting))?;
         let mut session = SqlSession {

@@ -11,7 +11,6 @@ use crate::backup::local::Local;
 use crate::backup::producer::Producer;
 use crate::backup::stream::Streamed;
 use crate::backup::{self, Options};
-use crate::err;
 use crate::error::Result;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::cluster::Method;
@@ -38,10 +37,7 @@ pub struct Taken {
 pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken> {
     let settings = session.settings()?;
     let cluster = settings.cluster()?;
-    let configured = settings
-        .repositories
-        .first()
-        .ok_or_else(|| err!(Config, "no repository is configured"))?;
+    let configured = settings.first_repository()?;
     let repository = session.open(configured)?;
     if settings.repositories.len() > 1 {
         session.note(&format!(

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::search::{self, Stored};
 use super::session::Session;
 use super::{files_hooks, files_source};
 use crate::backup::content::{self, Options};
@@ -23,7 +24,7 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxRoot};
 use crate::repo::scope::Scope;
-use crate::restore::content::{Open, check_empty, read};
+use crate::restore::content::{Open, check_empty};
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::frame::FrameCodec;
@@ -90,10 +91,7 @@ pub struct Done {
 pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
     let settings = session.settings_with_repositories()?;
     let files = settings.files_named(&wanted.name)?;
-    let configured = settings
-        .repositories
-        .first()
-        .ok_or_else(|| err!(Config, "no repository is configured"))?;
+    let configured = settings.first_repository()?;
     files_source::check_places(&settings, files)?;
     let repository = session.open(configured)?;
     let started = Instant::now();
@@ -170,15 +168,6 @@ pub struct Choice {
     pub by_time: Option<TimestampTz>,
 }
 
-/// A chosen backup.
-pub(super) struct Chosen {
-    pub(super) repository: Repository,
-    pub(super) scope: Scope,
-    pub(super) id: BackupId,
-    /// When it was chosen.
-    pub(super) planned: TimestampTz,
-}
-
 /// A backup of a name, as far as a choice has to know it.
 #[derive(Debug, Clone)]
 struct Candidate {
@@ -189,50 +178,25 @@ struct Candidate {
 }
 
 /// Chooses the backup of a name in the first repository that has a fitting one.
-pub(super) fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Chosen> {
-    let settings = session.settings_with_repositories()?;
-    let scope = Scope::aux(KIND, name)?;
-    let planned = session.host.now();
-    let mut failure: Option<Error> = None;
-    for configured in &settings.repositories {
-        let opened = session.open(configured);
-        let found = opened.and_then(|repository| {
-            let all = backups(&repository, &scope)?;
-            Ok((fitting(&all, choice).cloned(), repository))
-        });
-        match found {
-            Ok((Some(chosen), repository)) => {
-                if chosen.is_damaged {
-                    session.warn(&format!(
-                        "backup \"{}\" is damaged: pitr verify says what of it",
-                        chosen.id
-                    ));
-                }
-                return Ok(Chosen {
-                    repository,
-                    scope,
-                    id: chosen.id,
-                    planned,
-                });
-            }
-            Ok((None, _)) => {}
-            Err(e) => {
-                session.warn(&format!(
-                    "repository \"{}\" is passed over: {e}",
-                    configured.name
-                ));
-                failure.get_or_insert(e);
-            }
+pub(super) fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Stored> {
+    let found = search::first(session, (KIND, name), |repository, scope| {
+        let all = backups(repository, scope)?;
+        let chosen = fitting(&all, choice);
+        if let Some(Candidate { id, .. }) = chosen.filter(|one| one.is_damaged) {
+            session.warn(&format!(
+                "backup \"{id}\" is damaged: pitr verify says what of it"
+            ));
         }
-    }
-    Err(failure.unwrap_or_else(|| {
+        Ok(chosen.map(|one| one.id.clone()))
+    })?;
+    found.ok_or_else(|| {
         let which = match (&choice.backup, choice.by_time) {
             (Some(id), _) => format!("backup \"{id}\" of \"{name}\""),
             (None, Some(time)) => format!("backup of \"{name}\" that had ended by {time}"),
             (None, None) => format!("backup of \"{name}\""),
         };
         err!(NotFound, "no repository has a {which}").hint("Look what there is: pitr info")
-    }))
+    })
 }
 
 /// The backups of a name, oldest first.
@@ -244,7 +208,7 @@ fn backups(repository: &Repository, scope: &Scope) -> Result<Vec<Candidate>> {
             id: id.clone(),
             ended: backup.root.stop_time,
             is_damaged: !event::damage(&subject.events).is_empty(),
-            is_marked: !event::standing(&subject.events, "expire", "unexpire").is_empty(),
+            is_marked: event::is_marked(&subject.events),
         })
         .collect();
     found.sort_by(|a, b| (a.ended, &a.id).cmp(&(b.ended, &b.id)));
@@ -298,9 +262,8 @@ pub struct Restored {
 pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
     let started = Instant::now();
     let chosen = choose(session, &wanted.name, &wanted.choice)?;
-    let place = (&chosen.scope, &chosen.id);
     let host = &session.host;
-    read(&chosen.repository, place, (host, chosen.planned), |open| {
+    chosen.read(session, |open| {
         let part = match wanted.globs.is_empty() {
             true => None,
             false => Some(Part::find(open.snapshot, &wanted.globs, open.tick)?),
@@ -368,20 +331,15 @@ pub fn list(
     let below = below.map(|path| path.trim_start_matches("./").trim_matches('/'));
     let below = below.filter(|path| *path != ".").map(str::as_bytes);
     let mut count = 0_u64;
-    read(
-        &chosen.repository,
-        (&chosen.scope, &chosen.id),
-        (&session.host, chosen.planned),
-        |open| {
-            each(open, |path, node| {
-                if !is_below(path, below) {
-                    return Ok(());
-                }
-                count += 1;
-                see(entry(path, node))
-            })
-        },
-    )?;
+    chosen.read(session, |open| {
+        each(open, |path, node| {
+            if !is_below(path, below) {
+                return Ok(());
+            }
+            count += 1;
+            see(entry(path, node))
+        })
+    })?;
     match (count, below) {
         (0, Some(path)) => Err(err!(
             NotFound,
@@ -405,9 +363,7 @@ pub fn cat(
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<BackupId> {
     let chosen = choose(session, name, choice)?;
-    let place = (&chosen.scope, &chosen.id);
-    let at = (&session.host, chosen.planned);
-    read(&chosen.repository, place, at, |open| {
+    chosen.read(session, |open| {
         let key = FileKey::from_path(path.trim_matches('/').as_bytes(), Naming::Tree)?;
         let (key, length) = file(open.snapshot, key)?
             .ok_or_else(|| err!(NotFound, "backup \"{}\" has no file \"{path}\"", chosen.id))?;
@@ -430,9 +386,7 @@ pub fn sums(
     see: &mut dyn FnMut(&[u8], &str) -> Result<()>,
 ) -> Result<BackupId> {
     let chosen = choose(session, name, choice)?;
-    let place = (&chosen.scope, &chosen.id);
-    let at = (&session.host, chosen.planned);
-    read(&chosen.repository, place, at, |open| {
+    chosen.read(session, |open| {
         let Open { snapshot, tick, .. } = open;
         let mut reader = ContentReader::new(snapshot);
         let mut linked: BTreeMap<FileKey, String> = BTreeMap::new();
@@ -545,10 +499,8 @@ pub fn find(
     let selection = Selection::new(&[pattern.to_owned()])?;
     let chosen = choose(session, name, &Choice::default())?;
     let backups = backups(&chosen.repository, &chosen.scope)?;
-    let at = (&session.host, chosen.planned);
     for Candidate { id, ended, .. } in backups.iter().rev() {
-        let place = (&chosen.scope, id);
-        read(&chosen.repository, place, at, |open| {
+        chosen.read_other(session, id, |open| {
             each(open, |path, node| {
                 let is_directory = node.kind == NodeKind::Directory;
                 match selection.excludes(path, is_directory) {
@@ -590,10 +542,8 @@ pub fn diff(
         by_time: None,
     };
     let chosen = choose(session, name, &choice)?;
-    let (repository, scope) = (&chosen.repository, &chosen.scope);
-    let at = (&session.host, chosen.planned);
-    read(repository, (scope, from), at, |before| {
-        read(repository, (scope, &chosen.id), at, |after| {
+    chosen.read_other(session, from, |before| {
+        chosen.read(session, |after| {
             let (mut old, mut new) = (before.snapshot.items(), after.snapshot.items());
             let (mut was, mut is) = (next_node(&mut old)?, next_node(&mut new)?);
             loop {

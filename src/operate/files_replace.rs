@@ -9,7 +9,6 @@ use crate::backup::files::selection;
 use crate::config::Source;
 use crate::err;
 use crate::error::Result;
-use crate::restore::content::read;
 use crate::snapshot::content::ContentReader;
 use crate::tree::explain;
 use crate::tree::part::Part;
@@ -62,10 +61,9 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
         None => source(session, &asked.name)?,
     };
     let chosen = choose(session, &asked.name, &asked.choice)?;
-    let place = (&chosen.scope, &chosen.id);
     let host = &session.host;
     let rules = rules(session, &asked.name)?;
-    read(&chosen.repository, place, (host, chosen.planned), |open| {
+    chosen.read(session, |open| {
         let lacking = open.root.content.incomplete_count;
         if asked.deletes && lacking > 0 {
             return Err(err!(
@@ -96,7 +94,7 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
             kind: KIND.to_owned(),
             name: asked.name.clone(),
             backup: chosen.id.clone(),
-            began: chosen.planned,
+            began: host.now(),
         });
         let work = Work {
             target: &target,

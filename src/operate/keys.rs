@@ -194,18 +194,12 @@ impl Written<'_> {
         let Some(id) = key_set else {
             return Ok(());
         };
-        let (path, writer) = match self.is_secrets {
-            true => {
-                let path = self.directory.join(SECRETS_FILE);
-                let writer = WriterFile::read_secrets(&path)?;
-                (path, writer)
-            }
-            false => {
-                let path = self.directory.join(WRITER_FILE);
-                let writer = WriterFile::read(&path)?;
-                (path, writer)
-            }
+        let (name, read): (_, fn(&Path) -> Result<WriterFile>) = match self.is_secrets {
+            true => (SECRETS_FILE, WriterFile::read_secrets),
+            false => (WRITER_FILE, WriterFile::read),
         };
+        let path = self.directory.join(name);
+        let writer = read(&path)?;
         let (public, mac) = writer.keys(&path)?;
         for recipient in writer.recipients() {
             let name = &recipient.recipient;

@@ -64,6 +64,7 @@ pub mod rewrap;
 pub mod rival;
 pub mod rollback;
 pub mod scopes;
+mod search;
 pub mod server;
 pub mod session;
 pub mod set_back;

@@ -12,6 +12,7 @@ use crate::pg::lsn::Lsn;
 use crate::receive::session::Options;
 use crate::wire::client::{self, Client};
 use crate::wire::conninfo::{self, ConnInfo};
+use crate::wire::runtime;
 use crate::wire::slot::SlotName;
 
 /// A connection that is dead on the way is noticed by the kernel too, unless conninfo says otherwise.
@@ -98,10 +99,7 @@ pub fn drop_slot(session: &Session, wanted: Option<&SlotName>) -> Result<Dropped
     let slot = slot_name(&cluster, wanted)?;
     let info = conninfo(&cluster)?;
     let progress = Arc::clone(&session.host.progress);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::from_io("start the runtime", e))?;
+    let runtime = runtime::start()?;
     let (host, was_there) = runtime.block_on(async {
         let mut client = Client::connect(&info, client::Session::Replication, progress).await?;
         let dropped = match client.drop_slot(&slot).await {

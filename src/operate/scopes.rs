@@ -162,7 +162,7 @@ pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Resu
             damage: event::damage(&subject.events)
                 .first()
                 .map(|found| found.event.detail.clone().unwrap_or_default()),
-            expire_not_before: event::standing(&subject.events, "expire", "unexpire")
+            expire_not_before: event::marks(&subject.events)
                 .iter()
                 .map(|e| e.event.not_before.unwrap_or(e.stored))
                 .min(),

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::progress::Silent;
 use crate::wire::client::{Client, Rows, Session, SystemIdentity};
 use crate::wire::conninfo::{ConnInfo, Environment};
+use crate::wire::runtime;
 use crate::wire::sql::Sql;
 
 /// A session for SQL, and the runtime that drives it.
@@ -22,7 +23,7 @@ impl Server {
     /// # Errors
     /// Those of [`ConnInfo::resolve`] and [`Sql::connect`].
     pub fn connect(conninfo: &str) -> Result<Server> {
-        let runtime = runtime()?;
+        let runtime = runtime::start()?;
         let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
         let sql = runtime.block_on(Sql::connect(&info, Arc::new(Silent)))?;
         Ok(Server { runtime, sql })
@@ -48,15 +49,8 @@ impl Server {
 /// Those of [`ConnInfo::resolve`], [`Client::connect`] and [`Client::identify_system`].
 pub fn identify(conninfo: &str) -> Result<SystemIdentity> {
     let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
-    runtime()?.block_on(async {
+    runtime::start()?.block_on(async {
         let mut client = Client::connect(&info, Session::Replication, Arc::new(Silent)).await?;
         client.identify_system().await
     })
-}
-
-fn runtime() -> Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::from_io("start the runtime", e))
 }

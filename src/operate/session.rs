@@ -1,6 +1,6 @@
 //! A session: what every use case works with, apart from its own arguments.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::access;
@@ -66,17 +66,12 @@ impl Session {
     }
 
     fn pace(&self, repository: &config::Repository) -> Result<Arc<Pace>> {
-        self.pacing.of(repository, &self.host, || self.cache_dir())
-    }
-
-    /// The directory for caches: the first that a cluster names, so that it is the same whatever the environment of each process.
-    ///
-    /// # Errors
-    /// Those of [`Settings::load`].
-    pub fn cache_dir(&self) -> Result<Option<PathBuf>> {
-        let mut clusters = self.settings()?.clusters.into_iter();
-        let configured = clusters.find_map(|cluster| cluster.cache_dir);
-        Ok(configured.or_else(|| self.environment.cache_dir()))
+        self.pacing.of(repository, &self.host, || {
+            // The first that a cluster names, so that it is the same whatever the environment of each process.
+            let mut clusters = self.settings()?.clusters.into_iter();
+            let configured = clusters.find_map(|cluster| cluster.cache_dir);
+            Ok(configured.or_else(|| self.environment.cache_dir()))
+        })
     }
 
     /// The error with a next step, where access was denied.

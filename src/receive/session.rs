@@ -34,6 +34,7 @@ use crate::wal::path::Path;
 use crate::wire::client::Client;
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{ReplicationStream, StartReplication};
+use crate::wire::runtime;
 use crate::wire::slot::{SlotName, SlotState};
 use crate::wire::stop::unless_stopped;
 
@@ -92,10 +93,7 @@ pub struct Ended {
 /// `Locked` when journal or slot are in use; `NotFound` when the slot is not there; `SlotLost`; `WrongCluster` or `Diverged` when no
 /// server is one that may be received from; `Denied`; `Io` when the journal's disk fails. It waits where waiting helps.
 pub fn run(options: &Options, host: &Host, watch: &dyn Fn(&Status)) -> Result<Option<Ended>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::from_io("start the runtime", e))?;
+    let runtime = runtime::start()?;
     let result = receive(&runtime, options, host, watch);
     // A repository that hangs may still hold a thread.
     runtime.shutdown_background();

@@ -372,8 +372,8 @@ mod tests {
     use crate::progress::Collector;
     use crate::receive::journal;
     use crate::repo::container::{Container, Kind};
-    use crate::repo::repository::{Registration, Repository};
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
+    use crate::repo::repository::Repository;
     use crate::wal::increment::{self, OpenSegment};
 
     const SEGMENT: u64 = 1 << 20;
@@ -409,20 +409,7 @@ mod tests {
         }
 
         fn create(&self, name: &str) {
-            let store = FileStore::create(&self.path(name), 1).unwrap();
-            let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
-            let registration = Registration {
-                name: "main".to_owned(),
-                system_identifier: self.craft.identity.system_identifier,
-                major: 17,
-                segment_size_bytes: SEGMENT,
-                block_size_bytes: 8192,
-                wal_block_size_bytes: 8192,
-                first_seen: TimestampTz(0),
-                features: Vec::new(),
-                is_lost: false,
-            };
-            repository.register(&registration).unwrap();
+            crafted::create(&self.path(name), &self.craft);
         }
 
         fn repository(&self, name: &str) -> Repository {

@@ -13,6 +13,7 @@ use super::varint::{self, Reader};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::WalFileName;
 use crate::pg::timeline::{History, TimelineId};
 use crate::store::{Key, NewObject, Object};
 
@@ -34,6 +35,16 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kind of the object that has a WAL file.
+    pub fn of(name: WalFileName) -> Kind {
+        match name {
+            WalFileName::Segment(_) => Kind::Segment,
+            WalFileName::Partial(_) => Kind::Partial,
+            WalFileName::History(_) => Kind::History,
+            WalFileName::BackupHistory { .. } => Kind::Label,
+        }
+    }
+
     /// Its name in the facts of a sealed object.
     fn word(self) -> &'static str {
         match self {

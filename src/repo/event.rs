@@ -475,9 +475,14 @@ pub fn is_trimmed(events: &[Recorded]) -> bool {
     !standing(events, TRIMMED, "").is_empty()
 }
 
+/// The marks for deletion that stand.
+pub fn marks(events: &[Recorded]) -> Vec<&Recorded> {
+    standing(events, "expire", "unexpire")
+}
+
 /// Whether a backup is marked for deletion.
 pub fn is_marked(events: &[Recorded]) -> bool {
-    !standing(events, "expire", "unexpire").is_empty()
+    !marks(events).is_empty()
 }
 
 /// The damage that stands.

@@ -214,8 +214,13 @@ pub fn recipient(store: &dyn Store, name: &str) -> Result<Option<Recipient>> {
 
 /// Names of the recipients, sorted.
 pub fn recipient_names(store: &dyn Store) -> Result<Vec<String>> {
+    names_below(store, &scope::recipients(EPOCH))
+}
+
+/// Names of the recipients whose objects lie below a prefix, sorted.
+pub fn names_below(store: &dyn Store, prefix: &str) -> Result<Vec<String>> {
     let mut names: Vec<String> = store
-        .list(&scope::recipients(EPOCH))?
+        .list(prefix)?
         .into_iter()
         .filter(|l| !l.is_prefix && is_recipient_name(&l.name))
         .map(|l| l.name)

@@ -8,6 +8,8 @@ pub mod catalog;
 pub mod claim;
 pub mod clock;
 pub mod container;
+#[cfg(test)]
+pub(crate) mod crafted;
 pub mod decision;
 #[cfg(all(test, feature = "full"))]
 mod decision_tests;

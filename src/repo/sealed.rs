@@ -38,6 +38,17 @@ pub struct SealedStore {
 }
 
 impl SealedStore {
+    fn mac_key(&self) -> Result<&MacKey> {
+        self.keys.mac.as_ref().ok_or_else(|| {
+            err!(
+                Key,
+                "the MAC key of repository \"{}\" is not configured",
+                self.location()
+            )
+            .hint(NO_KEY)
+        })
+    }
+
     /// Wraps the store of a repository whose marker names the key set of `keys`.
     pub fn new(inner: Box<dyn Store>, keys: Keys) -> SealedStore {
         SealedStore {
@@ -220,15 +231,15 @@ impl Store for SealedStore {
     }
 
     fn public_hash(&self, hash: &[u8; 32]) -> Result<[u8; 32]> {
-        match &self.keys.mac {
-            Some(mac) => Ok(mac.content(hash)),
-            None => Err(err!(
-                Key,
-                "the MAC key of repository \"{}\" is not configured",
-                self.location()
-            )
-            .hint(NO_KEY)),
-        }
+        Ok(self.mac_key()?.content(hash))
+    }
+
+    fn chunk_hash(&self, bytes: &[u8]) -> Result<(u8, [u8; 32])> {
+        Ok((1, self.mac_key()?.chunk(bytes)))
+    }
+
+    fn chunk_seed(&self) -> Result<u64> {
+        Ok(self.mac_key()?.chunk_seed())
     }
 
     fn mac(&self, key: &Key, content: &[u8]) -> Result<Option<String>> {

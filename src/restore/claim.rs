@@ -85,7 +85,7 @@ impl<'a> Claim<'a> {
             complained: false,
         };
         let events = event::read_all(store, scope, &id.to_string())?;
-        let marks = event::standing(&events, "expire", "unexpire");
+        let marks = event::marks(&events);
         let Some(mark) = marks.iter().map(|m| m.since(planned)).max() else {
             return Ok(Some(claim));
         };

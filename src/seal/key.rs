@@ -89,6 +89,8 @@ pub struct MacKey {
     id: KeySetId,
     mac: hmac::Key,
     content: hmac::Key,
+    chunks: Secret32,
+    chunker: u64,
 }
 
 impl MacKey {
@@ -104,12 +106,30 @@ impl MacKey {
             bytes.zeroize();
             Ok(key)
         };
-        Ok(MacKey {
+        let mut chunks = [0; 32];
+        derive(secret.expose(), b"", b"pitr/1/chunks", &mut chunks)?;
+        let mut chunker = [0; 8];
+        derive(secret.expose(), b"", b"pitr/1/chunker", &mut chunker)?;
+        let made = MacKey {
+            chunks: Secret32(chunks),
+            chunker: u64::from_le_bytes(chunker),
             id: KeySetId(id),
             mac: key(b"pitr/1/mac")?,
             content: key(b"pitr/1/content")?,
             secret,
-        })
+        };
+        chunks.zeroize();
+        Ok(made)
+    }
+
+    /// The hash that names a chunk of content.
+    pub fn chunk(&self, bytes: &[u8]) -> [u8; 32] {
+        blake3::keyed_hash(self.chunks.expose(), bytes).into()
+    }
+
+    /// The seed by which content is cut into chunks.
+    pub fn chunk_seed(&self) -> u64 {
+        self.chunker
     }
 
     /// The key set it belongs to.

@@ -183,8 +183,10 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
     if content.is_empty() {
         return Vec::new();
     }
+    if format::is_secret(name) {
+        return whole(Rule::File);
+    }
     let text = match std::str::from_utf8(content) {
-        _ if format::is_secret(name) => return whole(Rule::File),
         Ok(text) if text.len() <= TEXT_LIMIT_BYTES && !text.contains('\0') => text,
         _ => return whole(Rule::File),
     };

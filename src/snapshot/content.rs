@@ -1,5 +1,7 @@
 //! Reads files of a snapshot from their beginning to their end.
 
+use std::collections::VecDeque;
+
 use super::filekey::FileKey;
 use super::reader::{FramePlace, PackOfSnapshot, Place, Snapshot, VisibleFrame};
 use crate::err;
@@ -7,11 +9,14 @@ use crate::error::Result;
 
 /// Zeros are handed on in pieces of this length.
 const ZEROS: [u8; 8192] = [0; 8192];
+/// Packs that stay open: a file of shared chunks comes from several.
+const PACKS: usize = 8;
 
 /// Reads files. The frame that was read last is kept: the next file often goes on in it.
 pub struct ContentReader<'s, 'a> {
     snapshot: &'s Snapshot<'a>,
-    pack: Option<PackOfSnapshot<'s, 'a>>,
+    /// The last used one first.
+    packs: VecDeque<PackOfSnapshot<'s, 'a>>,
     frame: Option<(usize, u32, VisibleFrame)>,
 }
 
@@ -20,7 +25,7 @@ impl<'s, 'a> ContentReader<'s, 'a> {
     pub fn new(snapshot: &'s Snapshot<'a>) -> ContentReader<'s, 'a> {
         ContentReader {
             snapshot,
-            pack: None,
+            packs: VecDeque::new(),
             frame: None,
         }
     }
@@ -54,8 +59,13 @@ impl<'s, 'a> ContentReader<'s, 'a> {
         at: FramePlace,
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let naming = *self.snapshot.naming();
+        let snapshot = self.snapshot;
+        let naming = *snapshot.naming();
         let frame = self.frame(at)?;
+        if let Some(whole) = place.chunk {
+            let bytes = snapshot.chunk(frame.frame(), &whole)?;
+            return sink(whole.part(bytes, at.offset, place.length));
+        }
         let end = place.position + place.length;
         let found = frame.visible.iter().find_map(|visible| {
             let is_here = frame.file(visible) == Some(file)
@@ -83,16 +93,24 @@ impl<'s, 'a> ContentReader<'s, 'a> {
         let frame = match self.frame.take().filter(is_open) {
             Some(open) => open,
             None => {
-                let pack = match self.pack.take().filter(|pack| pack.index() == at.pack) {
-                    Some(pack) => pack,
-                    None => self.snapshot.pack(at.pack)?,
-                };
-                let frame = pack.frame(at.frame)?;
-                self.pack = Some(pack);
+                let frame = self.pack(at.pack)?.frame(at.frame)?;
                 (at.pack, at.frame, frame)
             }
         };
         Ok(&self.frame.insert(frame).2)
+    }
+
+    fn pack(&mut self, index: usize) -> Result<&PackOfSnapshot<'s, 'a>> {
+        let open = self.packs.iter().position(|pack| pack.index() == index);
+        let pack = match open.and_then(|at| self.packs.remove(at)) {
+            Some(pack) => pack,
+            None => self.snapshot.pack(index)?,
+        };
+        self.packs.truncate(PACKS - 1);
+        self.packs.push_front(pack);
+        self.packs
+            .front()
+            .ok_or_else(|| err!(Internal, "no pack is open"))
     }
 }
 

@@ -25,6 +25,8 @@ const PATH: u8 = 2;
 const ATTACHMENT: u8 = 3;
 const CHUNK: u8 = 4;
 const RELATION_LENGTH: usize = 18;
+/// Tag, function and hash.
+const CHUNK_LENGTH: usize = 34;
 
 /// How keys and paths lead to one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -280,10 +282,46 @@ impl FileKey {
         FileKey(file.encode().into())
     }
 
+    /// The key of content that files share, in the extent list of a frame (format, section 16.3).
+    pub fn chunk(id: &ChunkId) -> FileKey {
+        let mut key = Vec::with_capacity(CHUNK_LENGTH);
+        key.extend_from_slice(&[CHUNK, id.function]);
+        key.extend_from_slice(&id.hash);
+        FileKey(key.into())
+    }
+
+    /// Which chunk it is; `None` for files.
+    pub fn as_chunk(&self) -> Option<ChunkId> {
+        let (&[CHUNK, function], hash) = self.0.split_first_chunk()? else {
+            return None;
+        };
+        let hash = hash.try_into().ok()?;
+        Some(ChunkId { function, hash })
+    }
+
+    /// As [`FileKey::decode`], in the extent list of a frame, where chunks stand as well.
+    ///
+    /// # Errors
+    /// As [`FileKey::decode`]; `Unsupported` for a chunk whose function is not known.
+    pub fn decode_extent(bytes: &[u8], naming: impl Into<Naming>) -> Result<FileKey> {
+        let naming = naming.into();
+        let key = FileKey(bytes.into());
+        match key.as_chunk() {
+            Some(id) if naming == Naming::Tree => match id.function {
+                0 | 1 => Ok(key),
+                other => Err(
+                    err!(Unsupported, "chunks of function {other} are not known")
+                        .hint("Use the version of pitr that wrote the backup, or a newer one."),
+                ),
+            },
+            _ => FileKey::decode(bytes, naming),
+        }
+    }
+
     /// Checks that `bytes` are the one key of their path.
     ///
     /// # Errors
-    /// `Damaged` otherwise; `Unsupported` for a chunk.
+    /// `Damaged` otherwise.
     pub fn decode(bytes: &[u8], naming: impl Into<Naming>) -> Result<FileKey> {
         let naming = naming.into();
         let key = FileKey(bytes.into());
@@ -300,10 +338,6 @@ impl FileKey {
             (Naming::Tree, Some((&ATTACHMENT, rest))) => rest
                 .strip_suffix(&[0])
                 .is_some_and(|name| FileKey::attachment(name).is_ok()),
-            (Naming::Tree, Some((&CHUNK, _))) => {
-                return Err(err!(Unsupported, "shared chunks are not known")
-                    .hint("Use the version of pitr that wrote the backup, or a newer one."));
-            }
             _ => false,
         };
         if right {
@@ -367,6 +401,15 @@ impl fmt::Debug for FileKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0.escape_ascii())
     }
+}
+
+/// The name of a chunk: the hash of its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChunkId {
+    /// 0: BLAKE3. 1: keyed BLAKE3, in a repository with a key set.
+    pub function: u8,
+    /// The hash.
+    pub hash: [u8; 32],
 }
 
 /// Which entry of a file an entry key names.
@@ -523,8 +566,22 @@ pub(super) mod tests {
             let refused = FileKey::decode(bad, Naming::Tree).unwrap_err();
             assert_eq!(refused.code(), crate::error::Code::Damaged);
         }
-        let chunk = FileKey::decode(&[4; 34], Naming::Tree).unwrap_err();
-        assert_eq!(chunk.code(), crate::error::Code::Unsupported);
+        assert!(FileKey::decode(&[4; 34], Naming::Tree).is_err());
+        let unknown = FileKey::decode_extent(&[4; 34], Naming::Tree).unwrap_err();
+        assert_eq!(unknown.code(), crate::error::Code::Unsupported);
+        let id = ChunkId {
+            function: 1,
+            hash: [7; 32],
+        };
+        let key = FileKey::chunk(&id);
+        assert_eq!(key.as_chunk(), Some(id));
+        assert_eq!(
+            FileKey::decode_extent(key.as_bytes(), Naming::Tree).unwrap(),
+            key
+        );
+        assert!(FileKey::decode(key.as_bytes(), Naming::Tree).is_err());
+        assert!(FileKey::decode_extent(key.as_bytes(), NAMING).is_err());
+        assert!(FileKey::decode_extent(&key.as_bytes()[..33], Naming::Tree).is_err());
     }
 
     #[test]

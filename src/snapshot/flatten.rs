@@ -145,10 +145,17 @@ impl Flattening<'_, '_> {
         let (kind, value) = item.metadata.encode();
         layer.push(&item.key.metadata_entry(), kind, &value)?;
         let pieces = pieces(self.snapshot, layer, places)?;
+        let has_chunks = item.chunk_bytes > 0;
         for some in pieces.chunks(ENTRY_PIECES) {
             let first = some.first().map_or(0, |piece| piece.position);
-            let value = piece::encode(first, some, self.snapshot.naming().has_pages());
-            layer.push(&item.key.extents_entry(first), EntryKind::Extents, &value)?;
+            let (kind, value) = match has_chunks {
+                true => (EntryKind::Chunks, piece::encode_chunks(first, some)),
+                false => {
+                    let has_pages = self.snapshot.naming().has_pages();
+                    (EntryKind::Extents, piece::encode(first, some, has_pages))
+                }
+            };
+            layer.push(&item.key.extents_entry(first), kind, &value)?;
         }
         Ok(())
     }
@@ -159,27 +166,34 @@ impl OpenLayer {
         let pushed = self.writer.push(key, kind, value);
         pushed.map_err(|e| Error::from_io(format!("write layer \"{}\"", self.part), e))
     }
+
+    /// Returns the index in the layer's list of a pack of the root.
+    fn pack(&mut self, snapshot: &Snapshot<'_>, index: usize) -> Result<u32> {
+        if let Some(known) = self.packs.get(&index) {
+            return Ok(*known);
+        }
+        let part = snapshot.packs().get(index).map(|pack| &pack.key);
+        let known = part.and_then(|part| Some((part, snapshot.pack_hash(part)?)));
+        let (part, hash) = known.ok_or_else(|| err!(Internal, "no layer names pack {index}"))?;
+        let listed = self.writer.add_pack(part, hash);
+        self.packs.insert(index, listed);
+        Ok(listed)
+    }
 }
 
-/// The pieces of a file, those that follow one another in a frame as one.
+/// The pieces of a file, those that follow one another in a frame as one, but for chunks.
 fn pieces(snapshot: &Snapshot<'_>, layer: &mut OpenLayer, places: &[Place]) -> Result<Vec<Piece>> {
     let mut pieces: Vec<Piece> = Vec::new();
     for place in places {
-        let source = match place.at {
-            None => Source::Zeros,
-            Some(at) => Source::Frame {
-                pack: match layer.packs.get(&at.pack) {
-                    Some(known) => *known,
-                    None => {
-                        let pack = snapshot.packs().get(at.pack).map(|pack| &pack.key);
-                        let known = pack.and_then(|part| Some((part, snapshot.pack_hash(part)?)));
-                        let (part, hash) = known
-                            .ok_or_else(|| err!(Internal, "no layer names pack {}", at.pack))?;
-                        let index = layer.writer.add_pack(part, hash);
-                        layer.packs.insert(at.pack, index);
-                        index
-                    }
-                },
+        let source = match (place.at, place.chunk) {
+            (None, _) => Source::Zeros,
+            (Some(at), Some(whole)) => Source::Chunk {
+                pack: layer.pack(snapshot, at.pack)?,
+                frame: at.frame,
+                whole,
+            },
+            (Some(at), None) => Source::Frame {
+                pack: layer.pack(snapshot, at.pack)?,
                 frame: at.frame,
                 offset: at.offset,
             },

@@ -74,13 +74,14 @@ fn decode_extents(bytes: &[u8], raw_length: usize, naming: &Naming) -> Result<Ve
     let mut sum = 0_usize;
     for _ in 0..count {
         let extent = Extent {
-            file: FileKey::decode(r.blob()?, naming)?,
+            file: FileKey::decode_extent(r.blob()?, naming)?,
             position: r.varint()?,
             length: r.number()?,
         };
         sum = sum.saturating_add(extent.length as usize);
         let end = extent.position.checked_add(u64::from(extent.length));
-        if extent.length == 0 || end.is_none() || sum > raw_length {
+        let is_cut = extent.position > 0 && extent.file.as_chunk().is_some();
+        if extent.length == 0 || end.is_none() || sum > raw_length || is_cut {
             return Err(r.damaged());
         }
         extents.push(extent);

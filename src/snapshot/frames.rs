@@ -35,6 +35,12 @@ impl Frames {
         word.is_some_and(|word| word & bit != 0)
     }
 
+    /// How many frames of a pack it has.
+    pub fn count(&self, pack: usize) -> u64 {
+        let words = self.0.get(&pack).into_iter().flatten();
+        words.map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// Whether it has any frame of a pack.
     pub fn has_pack(&self, pack: usize) -> bool {
         let words = self.0.get(&pack);
@@ -63,6 +69,7 @@ mod tests {
         assert!(frames.contains(3, 65) && frames.contains(3, 2));
         assert!(!frames.contains(3, 1) && !frames.contains(3, 66) && !frames.contains(0, 0));
         assert!(frames.has_pack(3) && !frames.has_pack(0));
+        assert_eq!((frames.count(3), frames.count(0)), (2, 0));
         frames.remove(3, 65);
         assert!(frames.has_pack(3) && !frames.contains(3, 65));
         frames.remove(3, 2);

@@ -41,6 +41,8 @@ pub enum EntryKind {
     Gone = 4,
     /// Pieces of a file.
     Extents = 5,
+    /// Pieces of a file that is cut into chunks.
+    Chunks = 6,
     /// From where on older layers do not count.
     Limit = 7,
     /// Metadata of an entry of a tree.
@@ -51,7 +53,7 @@ impl EntryKind {
     /// The kind with this number.
     ///
     /// # Errors
-    /// `Unsupported` for kinds of a newer format, `chunks` among them.
+    /// `Unsupported` for kinds of a newer format.
     pub fn from_number(number: u8) -> Result<EntryKind> {
         [
             EntryKind::File,
@@ -59,6 +61,7 @@ impl EntryKind {
             EntryKind::Symlink,
             EntryKind::Gone,
             EntryKind::Extents,
+            EntryKind::Chunks,
             EntryKind::Limit,
             EntryKind::Node,
         ]
@@ -75,7 +78,9 @@ impl EntryKind {
             (Part::Metadata, EntryKind::Gone)
             | (Part::Limit, EntryKind::Limit)
             | (Part::Extents(_), EntryKind::Extents) => true,
-            (Part::Metadata, EntryKind::Node) => *naming == Naming::Tree,
+            (Part::Metadata, EntryKind::Node) | (Part::Extents(_), EntryKind::Chunks) => {
+                *naming == Naming::Tree
+            }
             (Part::Metadata, EntryKind::File | EntryKind::Directory | EntryKind::Symlink) => {
                 *naming != Naming::Tree
             }
@@ -85,7 +90,10 @@ impl EntryKind {
 
     /// Whether it is the first entry of a file.
     pub fn is_first(self) -> bool {
-        !matches!(self, EntryKind::Limit | EntryKind::Extents)
+        !matches!(
+            self,
+            EntryKind::Limit | EntryKind::Extents | EntryKind::Chunks
+        )
     }
 }
 
@@ -183,7 +191,9 @@ impl Metadata {
                 target: r.blob()?.to_vec(),
             },
             EntryKind::Node => return Ok(Metadata::Node(Box::new(Node::decode(value)?))),
-            EntryKind::Gone | EntryKind::Limit | EntryKind::Extents => return Err(r.damaged()),
+            EntryKind::Gone | EntryKind::Limit | EntryKind::Extents | EntryKind::Chunks => {
+                return Err(r.damaged());
+            }
         };
         r.finish()?;
         Ok(metadata)

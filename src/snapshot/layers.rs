@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::chunks::Stored;
 use super::layer::{EntryKind, LayerWriter, Metadata};
-use super::piece::{self, Piece, Source};
+use super::piece::{self, Piece, Source, WholeChunk};
 use super::pipeline::{FinishedPack, PackTarget, publish, written};
+use super::sink::UnresolvedChunk;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::PartName;
@@ -18,11 +20,16 @@ use crate::text::{hex, unhex};
 /// A shard ends at the file that follows this many raw bytes.
 const SHARD_BYTES: u64 = 64 << 30;
 
+/// The name and the hash of a pack of the prior, by its index in the prior's root.
+pub type PackOfPrior<'p> = dyn Fn(u32) -> Option<(PartName, [u8; 32])> + 'p;
+
 /// Layers under construction.
 pub struct Layers<'a> {
     target: &'a PackTarget<'a>,
     shard_files: u64,
     packs: &'a [FinishedPack],
+    pack_of_prior: &'a PackOfPrior<'a>,
+    has_chunks: bool,
     /// The shards of the prior with their first keys; none of a full.
     prior: Vec<(Vec<u8>, Shard)>,
     open: Option<OpenLayer>,
@@ -42,6 +49,8 @@ pub struct LayersWritten {
     pub stored_bytes: u64,
     /// Indexes of the packs that they lead to.
     pub used: BTreeSet<usize>,
+    /// Whether a file of them is cut into chunks.
+    pub has_chunks: bool,
 }
 
 struct OpenLayer {
@@ -52,6 +61,8 @@ struct OpenLayer {
     writer: LayerWriter<Box<dyn NewObject>>,
     /// Index in the layer's list of packs, by index in the list of all packs.
     pack_indexes: HashMap<usize, u32>,
+    /// The same of the prior's packs, by their indexes in its root.
+    prior_indexes: HashMap<u32, u32>,
     files: u64,
     bytes: u64,
 }
@@ -65,7 +76,7 @@ impl<'a> Layers<'a> {
     pub fn new(
         target: &'a PackTarget<'a>,
         shard_files: u64,
-        packs: &'a [FinishedPack],
+        (packs, pack_of_prior): (&'a [FinishedPack], &'a PackOfPrior<'a>),
         (prior, layers): (&[Shard], u32),
     ) -> Result<Self> {
         let keyed = |shard: &Shard| Some((unhex(&shard.first_key)?, shard.clone()));
@@ -74,6 +85,8 @@ impl<'a> Layers<'a> {
             target,
             shard_files,
             packs,
+            pack_of_prior,
+            has_chunks: false,
             prior: keyed.ok_or_else(|| err!(Damaged, "a shard of the prior has no key"))?,
             open: None,
             file: Vec::new(),
@@ -116,6 +129,12 @@ impl<'a> Layers<'a> {
             let first = pieces.first().map_or(0, |p| p.position);
             let has_pages = self.target.scope.tag().class == 0;
             resolved = piece::encode(first, &pieces, has_pages);
+            &resolved
+        } else if kind == EntryKind::Chunks {
+            self.has_chunks = true;
+            let pieces = resolve_chunks(value, packs, self.pack_of_prior, layer)?;
+            let first = pieces.first().map_or(0, |p| p.position);
+            resolved = piece::encode_chunks(first, &pieces);
             &resolved
         } else {
             value
@@ -175,6 +194,7 @@ impl<'a> Layers<'a> {
             },
             shard: follows.saturating_sub(1),
             pack_indexes: HashMap::new(),
+            prior_indexes: HashMap::new(),
             files: 0,
             bytes: 0,
         })
@@ -219,6 +239,7 @@ impl<'a> Layers<'a> {
             shards: of_prior.chain(self.shards).collect(),
             stored_bytes: self.stored_bytes,
             used: self.used,
+            has_chunks: self.has_chunks,
         })
     }
 }
@@ -233,22 +254,10 @@ fn resolve(value: &[u8], packs: &[FinishedPack], layer: &mut OpenLayer) -> Resul
         let source = match frame.checked_sub(1) {
             None => Source::Zeros,
             Some(number) => {
-                let (index, pack) = packs
-                    .partition_point(|p| p.first_frame <= number)
-                    .checked_sub(1)
-                    .and_then(|i| packs.get(i).map(|pack| (i, pack)))
-                    .ok_or_else(|| err!(Internal, "frame {number} is in no pack"))?;
-                let OpenLayer {
-                    pack_indexes,
-                    writer,
-                    ..
-                } = &mut *layer;
+                let (pack, frame) = layer.place(packs, number)?;
                 Source::Frame {
-                    pack: *pack_indexes
-                        .entry(index)
-                        .or_insert_with(|| writer.add_pack(&pack.part, &pack.summary.hash)),
-                    frame: u32::try_from(number - pack.first_frame)
-                        .map_err(|_| err!(Internal, "a pack has too many frames"))?,
+                    pack,
+                    frame,
                     offset,
                 }
             }
@@ -260,4 +269,77 @@ fn resolve(value: &[u8], packs: &[FinishedPack], layer: &mut OpenLayer) -> Resul
         });
     }
     Ok(pieces)
+}
+
+/// The same of chunks, of which some are in packs of the prior.
+fn resolve_chunks(
+    value: &[u8],
+    packs: &[FinishedPack],
+    pack_of_prior: &PackOfPrior<'_>,
+    layer: &mut OpenLayer,
+) -> Result<Vec<Piece>> {
+    let mut r = Reader::new(value, "unsorted chunks");
+    let mut pieces = Vec::new();
+    while r.remaining() > 0 {
+        let chunk = UnresolvedChunk::decode(&mut r)?;
+        let length = u32::try_from(chunk.length);
+        let source = match chunk.stored {
+            None => Source::Zeros,
+            Some((hash, stored)) => {
+                let (pack, frame, offset) = match stored {
+                    Stored::Here { frame, offset } => {
+                        let (pack, frame) = layer.place(packs, frame)?;
+                        (pack, frame, offset)
+                    }
+                    Stored::Before {
+                        pack,
+                        frame,
+                        offset,
+                    } => (layer.pack_of_prior(pack_of_prior, pack)?, frame, offset),
+                };
+                let length = length.map_err(|_| r.damaged())?;
+                let whole = WholeChunk {
+                    offset,
+                    length,
+                    hash,
+                };
+                Source::Chunk { pack, frame, whole }
+            }
+        };
+        pieces.push(Piece {
+            position: chunk.position,
+            length: chunk.length,
+            source,
+        });
+    }
+    Ok(pieces)
+}
+
+impl OpenLayer {
+    /// Returns the pack in the layer's list, and the frame in it, of a frame that is numbered over all packs.
+    fn place(&mut self, packs: &[FinishedPack], number: u64) -> Result<(u32, u32)> {
+        let index = packs
+            .partition_point(|p| p.first_frame <= number)
+            .checked_sub(1);
+        let (index, pack) = index
+            .and_then(|i| packs.get(i).map(|pack| (i, pack)))
+            .ok_or_else(|| err!(Internal, "frame {number} is in no pack"))?;
+        let writer = &mut self.writer;
+        let known = self.pack_indexes.entry(index);
+        let listed = known.or_insert_with(|| writer.add_pack(&pack.part, &pack.summary.hash));
+        let frame = u32::try_from(number - pack.first_frame)
+            .map_err(|_| err!(Internal, "a pack has too many frames"))?;
+        Ok((*listed, frame))
+    }
+
+    fn pack_of_prior(&mut self, of_prior: &PackOfPrior<'_>, index: u32) -> Result<u32> {
+        if let Some(listed) = self.prior_indexes.get(&index) {
+            return Ok(*listed);
+        }
+        let (part, hash) =
+            of_prior(index).ok_or_else(|| err!(Internal, "the prior has no pack {index}"))?;
+        let listed = self.writer.add_pack(&part, &hash);
+        self.prior_indexes.insert(index, listed);
+        Ok(listed)
+    }
 }

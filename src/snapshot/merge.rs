@@ -279,6 +279,8 @@ impl<'s, 'a> Merge<'s, 'a> {
         to: u64,
         found: &mut dyn FnMut(Place),
     ) -> Result<()> {
+        let from = at;
+        let mut has_chunks = None;
         while at < to {
             let mut end = to;
             let mut source = None;
@@ -300,32 +302,56 @@ impl<'s, 'a> Merge<'s, 'a> {
                     "no part of the map covers byte {at} of {file:?}"
                 ));
             };
-            found(Place {
-                position: at,
-                length: end - at,
-                at: self.place((self.shard, layer), &piece, at)?,
-            });
+            let place = self.place((self.shard, layer), &piece, (at, end))?;
+            let is_chunk = place.chunk.is_some();
+            // Only who asks for a part of the file gets a part of a chunk.
+            let is_cut = (at > piece.position && at > from)
+                || (end < piece.position + piece.length && end < to);
+            let is_mixed = place.at.is_some() && *has_chunks.get_or_insert(is_chunk) != is_chunk;
+            if is_mixed || (is_chunk && is_cut) {
+                let file = &self.file;
+                return Err(err!(
+                    Damaged,
+                    "the layers cut a chunk of {file:?} at byte {at}, or mix it with extents"
+                ));
+            }
+            found(place);
             at = end;
         }
         Ok(())
     }
 
-    fn place(&self, layer: (usize, usize), piece: &Piece, at: u64) -> Result<Option<FramePlace>> {
-        let Source::Frame {
-            pack,
-            frame,
-            offset,
-        } = piece.source
-        else {
-            return Ok(None);
+    /// The place of the bytes `[at, end)`, which lie in a piece.
+    fn place(&self, layer: (usize, usize), piece: &Piece, (at, end): (u64, u64)) -> Result<Place> {
+        let (pack, frame, offset, chunk) = match piece.source {
+            Source::Zeros => {
+                return Ok(Place {
+                    position: at,
+                    length: end - at,
+                    at: None,
+                    chunk: None,
+                });
+            }
+            Source::Frame {
+                pack,
+                frame,
+                offset,
+            } => (pack, frame, offset, None),
+            Source::Chunk { pack, frame, whole } => (pack, frame, whole.offset, Some(whole)),
         };
         // Pieces end inside the largest frame, so this fits.
         let skipped = u32::try_from(at - piece.position).unwrap_or(u32::MAX - offset);
-        Ok(Some(FramePlace {
+        let at_frame = FramePlace {
             pack: self.snapshot.pack_of(layer, pack)?,
             frame,
             offset: offset + skipped,
-        }))
+        };
+        Ok(Place {
+            position: at,
+            length: end - at,
+            at: Some(at_frame),
+            chunk,
+        })
     }
 
     /// Checks what is left of the file in every layer, and returns the cursors, which stand behind it.
@@ -363,6 +389,10 @@ impl Strand<'_, '_> {
             }
         }
         let visible = self.current.filter(|p| p.position.max(at) < self.ceiling);
+        let is_cut = |p: Piece| p.position + p.length > self.ceiling;
+        if visible.is_some_and(|p| matches!(p.source, Source::Chunk { .. }) && is_cut(p)) {
+            return Err(err!(Damaged, "the layers cut a chunk of {file:?}"));
+        }
         Ok(visible.map(|piece| Piece {
             length: piece.length.min(self.ceiling - piece.position),
             ..piece
@@ -389,8 +419,14 @@ impl Strand<'_, '_> {
             if let (Part::Extents(position), Some(entry)) = (part, self.cursor.entry()) {
                 let snapshot = self.cursor.snapshot;
                 let packs = snapshot.pack_count((self.cursor.shard, self.cursor.layer));
-                let has_pages = snapshot.naming().has_pages();
-                self.pieces = piece::decode(position, &entry.value, packs, has_pages)?.into_iter();
+                let pieces = match entry.kind {
+                    EntryKind::Chunks => piece::decode_chunks(position, &entry.value, packs)?,
+                    _ => {
+                        let has_pages = snapshot.naming().has_pages();
+                        piece::decode(position, &entry.value, packs, has_pages)?
+                    }
+                };
+                self.pieces = pieces.into_iter();
             }
             self.cursor.advance();
         }

@@ -502,6 +502,7 @@ proptest! {
     #[test]
     fn generations_come_back_from_maps_that_were_made_flat(history in any_history(), most_layers in 1_usize..4) {
         check(NAMING, &history, most_layers);
+        check(Naming::Tree, &history, most_layers);
     }
 }
 

@@ -4,6 +4,9 @@
 //! layers; the root that names them is the caller's, and is the commit point. Nothing here is visible before it.
 
 pub mod arrived;
+#[cfg(test)]
+mod chunk_tests;
+pub mod chunks;
 pub mod content;
 pub mod filekey;
 pub mod flatten;
@@ -26,4 +29,5 @@ pub mod sink;
 pub mod sort;
 pub mod spare;
 pub mod usage;
+pub mod uses;
 pub mod writer;

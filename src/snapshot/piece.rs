@@ -1,9 +1,11 @@
-//! The places from which the bytes of a file come: the values of extents entries (format, section 8.2).
+//! The places from which the bytes of a file come: the values of extents entries (format, section 8.2) and of chunks entries (16.3).
 
 use super::frame::{PAGE_BYTES, RAW_LIMIT_BYTES};
 use crate::error::Result;
 use crate::repo::varint::{self, Reader};
 
+/// The chunks and zeros of one entry are not shorter in the mean: a hostile map cannot fill the memory with pieces.
+const LEAST_MEAN_BYTES: u64 = 512;
 /// Most pieces of one entry; a longer file has several entries.
 pub const ENTRY_PIECES: usize = 512;
 
@@ -21,6 +23,35 @@ pub enum Source {
         /// Byte offset in the frame's raw content.
         offset: u32,
     },
+    /// A chunk, which other files may share.
+    Chunk {
+        /// Index in the layer's list of packs.
+        pack: u32,
+        /// Frame in that pack.
+        frame: u32,
+        /// The whole chunk.
+        whole: WholeChunk,
+    },
+}
+
+/// A chunk in its frame. A file may show a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WholeChunk {
+    /// Byte offset of its beginning in the frame's raw content.
+    pub offset: u32,
+    /// Bytes; never 0.
+    pub length: u32,
+    /// Its hash.
+    pub hash: [u8; 32],
+}
+
+impl WholeChunk {
+    /// The part of the chunk's bytes that begins at this offset in the frame.
+    pub fn part<'b>(&self, bytes: &'b [u8], offset: u32, length: u64) -> &'b [u8] {
+        let from = offset.saturating_sub(self.offset) as usize;
+        let to = from.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+        bytes.get(from..to.min(bytes.len())).unwrap_or_default()
+    }
 }
 
 /// A stretch of a file with one source.
@@ -81,13 +112,15 @@ fn put_source(out: &mut Vec<u8>, source: Source) {
             varint::put(out, u64::from(frame));
             varint::put(out, u64::from(offset));
         }
+        // They have entries of their own.
+        Source::Chunk { .. } => varint::put(out, 0),
     }
 }
 
 /// The source that a piece without one has behind this one.
 fn continued(piece: &Piece) -> Option<Source> {
     match piece.source {
-        Source::Zeros => None,
+        Source::Zeros | Source::Chunk { .. } => None,
         Source::Frame {
             pack,
             frame,
@@ -141,7 +174,7 @@ pub fn decode(position: u64, value: &[u8], packs: usize, has_pages: bool) -> Res
             source,
         };
         let inside_frame = match source {
-            Source::Zeros => true,
+            Source::Zeros | Source::Chunk { .. } => true,
             Source::Frame { offset, .. } => u64::from(offset)
                 .checked_add(length)
                 .is_some_and(|end| end <= RAW_LIMIT_BYTES as u64),
@@ -175,10 +208,134 @@ fn read_source(r: &mut Reader<'_>, packs: usize) -> Result<Source> {
     })
 }
 
+/// Encodes pieces of a file that is cut into chunks, ascending and disjoint, from the key's `position` on.
+pub fn encode_chunks(position: u64, pieces: &[Piece]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(32 * pieces.len() + 4);
+    varint::put(&mut out, pieces.len() as u64);
+    let mut at = position;
+    for piece in pieces {
+        let gap = piece.position - at;
+        match piece.source {
+            Source::Chunk { pack, frame, whole } => {
+                varint::put(&mut out, gap << 1);
+                varint::put(&mut out, u64::from(pack));
+                varint::put(&mut out, u64::from(frame));
+                varint::put(&mut out, u64::from(whole.offset));
+                varint::put(&mut out, u64::from(whole.length));
+                out.extend_from_slice(&whole.hash);
+            }
+            Source::Zeros | Source::Frame { .. } => {
+                varint::put(&mut out, gap << 1 | 1);
+                varint::put(&mut out, piece.length);
+            }
+        }
+        at = piece.position + piece.length;
+    }
+    out
+}
+
+/// Decodes what [`encode_chunks`] wrote; `packs` is the length of the layer's list of packs.
+///
+/// # Errors
+/// `Damaged` when pieces are empty, too many or overflow, or name a pack that is not listed or bytes that no frame can have.
+pub fn decode_chunks(position: u64, value: &[u8], packs: usize) -> Result<Vec<Piece>> {
+    let mut r = Reader::new(value, "chunks of a file");
+    let count = r.count(2)?;
+    let mut pieces = Vec::with_capacity(count);
+    let mut at = position;
+    for _ in 0..count {
+        let head = r.varint()?;
+        let start = at.checked_add(head >> 1).ok_or_else(|| r.damaged())?;
+        let (length, source) = match head & 1 {
+            1 => (r.varint()?, Source::Zeros),
+            _ => read_chunk(&mut r, packs)?,
+        };
+        at = start
+            .checked_add(length)
+            .filter(|_| length > 0)
+            .ok_or_else(|| r.damaged())?;
+        pieces.push(Piece {
+            position: start,
+            length,
+            source,
+        });
+    }
+    let most = 2 + (at - position) / LEAST_MEAN_BYTES;
+    if pieces.is_empty() || pieces.len() as u64 > most {
+        return Err(r.damaged());
+    }
+    r.finish()?;
+    Ok(pieces)
+}
+
+fn read_chunk(r: &mut Reader<'_>, packs: usize) -> Result<(u64, Source)> {
+    let pack: u32 = r.number()?;
+    let frame = r.number()?;
+    let whole = WholeChunk {
+        offset: r.number()?,
+        length: r.number()?,
+        hash: r.array()?,
+    };
+    let end = u64::from(whole.offset) + u64::from(whole.length);
+    if pack as usize >= packs || end > RAW_LIMIT_BYTES as u64 {
+        return Err(r.damaged());
+    }
+    let source = Source::Chunk { pack, frame, whole };
+    Ok((u64::from(whole.length), source))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn any_chunks() -> impl Strategy<Value = (u64, Vec<Piece>)> {
+        let chunk = (0_u32..5, 0_u32..2000, 0_u32..1 << 21, any::<[u8; 32]>());
+        let piece = (0_u64..4, 512_u32..1 << 21, proptest::option::of(chunk));
+        let pieces = proptest::collection::vec(piece, 1..40);
+        (0_u64..1 << 40, pieces).prop_map(|(first, raw)| {
+            let mut at = first;
+            let pieces = raw.into_iter().map(|(gap, length, chunk)| {
+                let piece = Piece {
+                    position: at + gap,
+                    length: u64::from(length),
+                    source: chunk.map_or(Source::Zeros, |(pack, frame, offset, hash)| {
+                        let whole = WholeChunk {
+                            offset,
+                            length,
+                            hash,
+                        };
+                        Source::Chunk { pack, frame, whole }
+                    }),
+                };
+                at = piece.position + piece.length;
+                piece
+            });
+            (first, pieces.collect())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_come_back((position, pieces) in any_chunks()) {
+            let value = encode_chunks(position, &pieces);
+            prop_assert_eq!(decode_chunks(position, &value, 5).unwrap(), pieces.clone());
+            for n in 0..value.len() {
+                prop_assert!(decode_chunks(position, &value[..n], 5).is_err());
+            }
+            if pieces.iter().any(|p| matches!(p.source, Source::Chunk { pack: 4, .. })) {
+                prop_assert!(decode_chunks(position, &value, 4).is_err());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_chunks_or_an_error(position in any::<u64>(), value in proptest::collection::vec(any::<u8>(), 0..99)) {
+            if let Ok(pieces) = decode_chunks(position, &value, 3) {
+                prop_assert!(pieces.iter().all(|p| p.length > 0));
+                prop_assert!(pieces.windows(2).all(|w| w[0].position + w[0].length <= w[1].position));
+            }
+        }
+    }
 
     fn any_pieces() -> impl Strategy<Value = (u64, Vec<Piece>)> {
         let source = prop_oneof![

@@ -6,7 +6,7 @@
 //!    └──────────────── empty slots ─────────────────────┘
 //! ```
 //! A fixed number of slots circulates: they are the memory, and the back-pressure. Frames enter packs by their numbers. A sink numbers a
-//! frame with its first page, when it has a slot already: the frame that all others wait for never waits for a slot itself. A thread that
+//! frame with its first content, when it has a slot already: the frame that all others wait for never waits for a slot itself. A thread that
 //! fails drops its end of the channels; all threads before and after it then stop, and the first sink that notices gets the error.
 
 use std::collections::BTreeMap;

@@ -11,12 +11,13 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use super::content::ContentReader;
-use super::filekey::{ClusterNaming, FileKey, Naming};
+use super::filekey::{ChunkId, ClusterNaming, FileKey, Naming};
 use super::frame::Frame;
 use super::layer::{Entry, Layer, Metadata};
 use super::merge::{Cursor, Merge};
 use super::node::NodeKind;
 use super::pack::PackReader;
+use super::piece::WholeChunk;
 use super::spare::Spares;
 use super::usage::{Counter, Usage};
 use crate::err;
@@ -99,8 +100,10 @@ pub struct Item {
     pub path: Vec<u8>,
     /// Metadata of the entry.
     pub metadata: Metadata,
-    /// Bytes of a file that come from frames; the others are zeros.
+    /// Bytes of a file that come from extents of its own in frames.
     pub mapped_bytes: u64,
+    /// Bytes of a file that come from chunks. All others are zeros.
+    pub chunk_bytes: u64,
 }
 
 /// The place of a stretch of a file.
@@ -112,6 +115,8 @@ pub struct Place {
     pub length: u64,
     /// Its source; `None` for zeros.
     pub at: Option<FramePlace>,
+    /// The chunk that it is a part of, where its content may be shared.
+    pub chunk: Option<WholeChunk>,
 }
 
 /// A place in a frame.
@@ -302,11 +307,21 @@ impl<'a> Snapshot<'a> {
         self.walk(0, self.shards.len())
     }
 
+    /// As [`Snapshot::items`]; `watch` hears of every place of a file in a frame before the item is handed out.
+    pub fn items_watched<'s>(&'s self, watch: &'s mut Watch<'s>) -> Items<'s, 'a> {
+        Items {
+            watch: Some(watch),
+            ..self.items()
+        }
+    }
+
     /// As [`Snapshot::items`], of one shard, with the places of each.
     pub(super) fn items_of(&self, shard: usize) -> Items<'_, 'a> {
         Items {
             counter: Some(Counter::new(0)),
             places: Some(Vec::new()),
+            // The directories above may be in an earlier shard.
+            checks_parents: false,
             ..self.walk(shard, shard + 1)
         }
     }
@@ -319,8 +334,10 @@ impl<'a> Snapshot<'a> {
             cursors: Vec::new(),
             order: BinaryHeap::new(),
             directories: Vec::new(),
+            checks_parents: true,
             counter: None,
             places: None,
+            watch: None,
             files: 0,
             bytes: 0,
             ended: false,
@@ -494,6 +511,43 @@ impl<'a> Snapshot<'a> {
         Ok(places)
     }
 
+    /// Returns the bytes of a chunk in its frame, which prove that they are the ones that the map means.
+    ///
+    /// # Errors
+    /// `Damaged` when the frame has another chunk at that place, or bytes that do not have its hash.
+    pub fn chunk<'f>(&self, frame: &'f Frame, whole: &WholeChunk) -> Result<&'f [u8]> {
+        let mut at = 0_u32;
+        let here = frame.extents.iter().find(|extent| {
+            let is_here = at == whole.offset;
+            at = at.saturating_add(extent.length);
+            is_here
+        });
+        let named = here.filter(|extent| extent.length == whole.length);
+        let id = named.and_then(|extent| extent.file.as_chunk());
+        let from = whole.offset as usize;
+        let bytes = frame.raw.get(from..from + whole.length as usize);
+        let (Some(id), Some(bytes)) = (id.filter(|id| id.hash == whole.hash), bytes) else {
+            return Err(err!(
+                Damaged,
+                "frame {} does not hold the chunk that the map expects",
+                frame.number
+            ));
+        };
+        self.check_chunk(&id, bytes)?;
+        Ok(bytes)
+    }
+
+    /// Requires that bytes are the chunk of their name.
+    ///
+    /// # Errors
+    /// `Damaged`; `Key` where the key of the hashes is not at hand.
+    pub fn check_chunk(&self, id: &ChunkId, bytes: &[u8]) -> Result<()> {
+        match self.store.chunk_hash(bytes)? == (id.function, id.hash) {
+            true => Ok(()),
+            false => Err(err!(Damaged, "a chunk does not have the hash of its name")),
+        }
+    }
+
     /// Whether the backup has a regular file of this path.
     ///
     /// # Errors
@@ -550,7 +604,11 @@ impl PackOfSnapshot<'_, '_> {
         &self.reader
     }
 
-    fn whole_frame(&self, number: u32) -> Result<Frame> {
+    /// Reads one frame, and checks all that can be checked of it by itself.
+    ///
+    /// # Errors
+    /// `Damaged` when a check fails.
+    pub fn whole_frame(&self, number: u32) -> Result<Frame> {
         let snapshot = self.snapshot;
         let Some(pack) = snapshot.root.map.packs.get(self.index) else {
             return self.reader.frame(number);
@@ -569,7 +627,7 @@ impl PackOfSnapshot<'_, '_> {
         })
     }
 
-    /// Reads one frame, checks it, and says which of its bytes the map leads to.
+    /// Reads one frame, checks it, and says which of its bytes the map leads to. Chunks are not among them: see [`Snapshot::chunk`].
     ///
     /// # Errors
     /// `Damaged` when frame or map fail a check.
@@ -579,6 +637,11 @@ impl PackOfSnapshot<'_, '_> {
         let mut offset = 0_u32;
         for (i, extent) in frame.extents.iter().enumerate() {
             let end = extent.position + u64::from(extent.length);
+            if extent.file.as_chunk().is_some() {
+                // The map leads to it, and it does not say for which files.
+                offset = offset.saturating_add(extent.length);
+                continue;
+            }
             let places = self.snapshot.places(&extent.file, extent.position, end)?;
             for place in places {
                 let skipped = u32::try_from(place.position - extent.position).unwrap_or(u32::MAX);
@@ -651,6 +714,9 @@ impl VisibleFrame {
     }
 }
 
+/// Hears of a place in a frame, and whose content is there.
+pub type Watch<'w> = dyn FnMut(&FileKey, FramePlace, &Place) -> Result<()> + 'w;
+
 /// Walks everything in key order; see [`Snapshot::items`].
 pub struct Items<'s, 'a> {
     snapshot: &'s Snapshot<'a>,
@@ -664,10 +730,13 @@ pub struct Items<'s, 'a> {
     order: BinaryHeap<Reverse<(FileKey, usize)>>,
     /// Directories of a tree below which entries may follow, ascending.
     directories: Vec<Vec<u8>>,
+    checks_parents: bool,
     /// Counter of a walk that counts visible bytes.
     counter: Option<Counter>,
     /// Those of the last item, in a walk that is asked for them.
     places: Option<Vec<Place>>,
+    /// Hears of each place of a file in a frame, in a walk that is watched.
+    watch: Option<&'s mut Watch<'s>>,
     files: u64,
     bytes: u64,
     ended: bool,
@@ -703,8 +772,10 @@ impl<'s, 'a> Items<'s, 'a> {
             }
             let metadata = merge.metadata().cloned();
             let length = metadata.as_ref().and_then(Metadata::file_length);
-            let mut mapped_bytes = 0;
+            let (mut mapped_bytes, mut chunk_bytes) = (0, 0);
+            let mut heard = Ok(());
             let (counter, places) = (&mut self.counter, &mut self.places);
+            let watch = &mut self.watch;
             if let Some(places) = places.as_mut() {
                 places.clear();
             }
@@ -713,11 +784,18 @@ impl<'s, 'a> Items<'s, 'a> {
                     places.push(place);
                 }
                 let Some(at) = place.at else { return };
-                mapped_bytes += place.length;
+                match place.chunk {
+                    Some(_) => chunk_bytes += place.length,
+                    None => mapped_bytes += place.length,
+                }
                 if let Some(counter) = counter.as_mut() {
-                    counter.add(at, place.length);
+                    counter.add(at, &place);
+                }
+                if let (Some(watch), Ok(())) = (watch.as_mut(), &heard) {
+                    heard = watch(&file, at, &place);
                 }
             })?;
+            heard?;
             for cursor in merge.finish()? {
                 self.put_back(cursor)?;
             }
@@ -727,7 +805,8 @@ impl<'s, 'a> Items<'s, 'a> {
             self.files += u64::from(length.is_some());
             self.bytes = self.bytes.saturating_add(length.unwrap_or(0));
             let path = file.path(snapshot.naming());
-            if *snapshot.naming() == Naming::Tree && !file.is_attachment() {
+            let is_of_tree = *snapshot.naming() == Naming::Tree && !file.is_attachment();
+            if is_of_tree && self.checks_parents {
                 self.check_parent(&path, &metadata)?;
             }
             return Ok(Some(Item {
@@ -735,6 +814,7 @@ impl<'s, 'a> Items<'s, 'a> {
                 path,
                 metadata,
                 mapped_bytes,
+                chunk_bytes,
             }));
         }
         match self.counter.is_some() || snapshot.has_counts(self.files, self.bytes) {
@@ -1004,6 +1084,7 @@ mod tests {
             file_count: 0,
             size_bytes: 0,
             stored_bytes: 0,
+            has_chunks: false,
         });
         root.content.timeline = 2;
         root.content

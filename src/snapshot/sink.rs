@@ -1,11 +1,13 @@
 //! Takes the files of one thread into a snapshot, one after another. Their lengths are known at their ends.
 //!
 //! Content is cut into pages of 8 KiB from each file's start. Pages of zeros are left out of frames; all others fill frames of up to
-//! 1 MiB, several small files to a frame.
+//! 1 MiB, several small files to a frame. A file whose content others may share is cut into chunks instead, and a chunk that is stored
+//! already is not stored again.
 
 use std::sync::Arc;
 
-use super::filekey::FileKey;
+use super::chunks::{self, MOST_BYTES, Stored, WHOLE_BELOW_BYTES};
+use super::filekey::{ChunkId, FileKey};
 use super::frame::{EXTENT_LIST_LIMIT_BYTES, Extent, PAGE_BYTES, extent_bytes};
 use super::layer::{EntryKind, Metadata};
 use super::node::{NODE_LIMIT_BYTES, Node, NodeKind};
@@ -14,7 +16,7 @@ use super::pipeline::Slot;
 use super::writer::Shared;
 use crate::err;
 use crate::error::Result;
-use crate::repo::varint;
+use crate::repo::varint::{self, Reader};
 
 /// A frame of whole files is closed before it grows beyond this.
 pub const FRAME_BYTES: usize = 1 << 20;
@@ -26,9 +28,11 @@ const ZEROS: u64 = 0;
 /// The file under construction.
 struct Current {
     key: FileKey,
-    /// Bytes in finished pages.
+    /// Bytes in finished pages or chunks.
     position: u64,
     pieces: Vec<Unresolved>,
+    chunks: Vec<UnresolvedChunk>,
+    is_shared: bool,
 }
 
 /// A piece whose frame is numbered over all packs: which pack it is in is known only once it is written.
@@ -41,9 +45,18 @@ struct Unresolved {
     offset: u32,
 }
 
-/// A frame under construction, which has a page at least.
+/// A chunk of the file, or zeros, whose place in packs is as little known.
+pub(super) struct UnresolvedChunk {
+    pub position: u64,
+    pub length: u64,
+    /// The hash and the place; none of zeros.
+    pub stored: Option<([u8; 32], Stored)>,
+}
+
+/// A frame under construction.
 struct Frame {
-    number: u64,
+    /// Its number over all packs, once it has content: the frames after it wait for it.
+    number: Option<u64>,
     slot: Box<Slot>,
     /// Upper limit of its extent list's length.
     list_bytes: usize,
@@ -59,6 +72,9 @@ pub struct FileSink<'t> {
     file: Option<Current>,
     /// The beginning of a page that is not complete.
     partial: Vec<u8>,
+    /// Content that is not cut into chunks yet, and from where on.
+    uncut: Vec<u8>,
+    cut: usize,
 }
 
 impl<'t> FileSink<'t> {
@@ -69,6 +85,8 @@ impl<'t> FileSink<'t> {
             frame_bytes: FRAME_BYTES,
             file: None,
             partial: Vec::with_capacity(PAGE_BYTES),
+            uncut: Vec::new(),
+            cut: 0,
         }
     }
 
@@ -140,6 +158,18 @@ impl<'t> FileSink<'t> {
     /// # Errors
     /// `Internal` while another file is open.
     pub fn begin(&mut self, key: FileKey) -> Result<()> {
+        self.begin_file(key, false)
+    }
+
+    /// As [`FileSink::begin`], a file of a tree whose content others may share: it is cut into chunks.
+    ///
+    /// # Errors
+    /// `Internal` while another file is open.
+    pub fn begin_shared(&mut self, key: FileKey) -> Result<()> {
+        self.begin_file(key, true)
+    }
+
+    fn begin_file(&mut self, key: FileKey, is_shared: bool) -> Result<()> {
         if self.file.is_some() {
             return Err(err!(Internal, "two files were begun at once in one sink"));
         }
@@ -147,6 +177,8 @@ impl<'t> FileSink<'t> {
             key,
             position: 0,
             pieces: Vec::new(),
+            chunks: Vec::new(),
+            is_shared,
         });
         Ok(())
     }
@@ -156,8 +188,10 @@ impl<'t> FileSink<'t> {
     /// # Errors
     /// `Internal` when none was begun; what made writing packs stop.
     pub fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
-        if self.file.is_none() {
-            return Err(err!(Internal, "content without a file"));
+        match &self.file {
+            None => return Err(err!(Internal, "content without a file")),
+            Some(file) if file.is_shared => return self.append_shared(bytes),
+            Some(_) => {}
         }
         while !bytes.is_empty() {
             if self.partial.is_empty()
@@ -183,6 +217,13 @@ impl<'t> FileSink<'t> {
     /// # Errors
     /// As [`FileSink::append`].
     pub fn hole(&mut self, length: u64) -> Result<()> {
+        if self.file.as_ref().is_some_and(|file| file.is_shared) {
+            self.cut_all()?;
+            if let Some(file) = self.file.as_mut().filter(|_| length > 0) {
+                file.add_chunk(length, None);
+            }
+            return Ok(());
+        }
         let zeros = [0; PAGE_BYTES];
         let some = |n: u64| {
             let n = usize::try_from(n).unwrap_or(PAGE_BYTES);
@@ -218,13 +259,111 @@ impl<'t> FileSink<'t> {
     /// How many bytes the file has that was begun.
     pub fn position(&self) -> u64 {
         let finished = self.file.as_ref().map_or(0, |file| file.position);
-        finished + self.partial.len() as u64
+        finished + (self.partial.len() + self.uncut.len() - self.cut) as u64
     }
 
     /// Forgets the file that was begun. The map leads to nothing of it.
     pub fn abandon(&mut self) {
         self.file = None;
         self.partial.clear();
+        self.uncut.clear();
+        self.cut = 0;
+    }
+
+    fn append_shared(&mut self, bytes: &[u8]) -> Result<()> {
+        // In steps, so that no more than a chunk and a step wait to be cut.
+        for step in bytes.chunks(MOST_BYTES) {
+            if self.cut > MOST_BYTES {
+                self.uncut.drain(..self.cut);
+                self.cut = 0;
+            }
+            self.uncut.extend_from_slice(step);
+            while self.uncut.len() - self.cut >= MOST_BYTES {
+                self.cut_one(MOST_BYTES)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts what is left. A file of less than 1 MiB is one chunk.
+    fn cut_all(&mut self) -> Result<()> {
+        while self.uncut.len() > self.cut {
+            self.cut_one(self.uncut.len() - self.cut)?;
+        }
+        self.uncut.clear();
+        self.cut = 0;
+        Ok(())
+    }
+
+    /// Cuts the next chunk off, which ends within so many bytes.
+    fn cut_one(&mut self, room: usize) -> Result<()> {
+        let bytes = std::mem::take(&mut self.uncut);
+        let rest = bytes.get(self.cut..self.cut + room).unwrap_or_default();
+        let is_small = self.position_of_file() == 0 && rest.len() < WHOLE_BELOW_BYTES;
+        let length = match is_small {
+            true => rest.len(),
+            false => chunks::cut(rest, self.shared.seed),
+        };
+        let taken = self.chunk(rest.get(..length).unwrap_or_default());
+        self.uncut = bytes;
+        self.cut += length;
+        taken
+    }
+
+    fn position_of_file(&self) -> u64 {
+        self.file.as_ref().map_or(0, |file| file.position)
+    }
+
+    /// Takes the next chunk into the file's pieces, and into a frame unless it is stored already, or all zeros.
+    fn chunk(&mut self, bytes: &[u8]) -> Result<()> {
+        let length = u32::try_from(bytes.len()).map_err(|_| err!(Internal, "chunk too large"))?;
+        let stored = match is_zero(bytes) {
+            true => None,
+            false => {
+                let (function, hash) = self.shared.store.chunk_hash(bytes)?;
+                let id = ChunkId { function, hash };
+                let stored = match self.shared.chunks.find(&id, length)? {
+                    Some(stored) => stored,
+                    None => self.store_chunk(&id, length, bytes)?,
+                };
+                Some((hash, stored))
+            }
+        };
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        file.add_chunk(u64::from(length), stored);
+        if file.chunks.len() >= ENTRY_PIECES {
+            flush_chunks(&self.shared, file)?;
+        }
+        Ok(())
+    }
+
+    fn store_chunk(&mut self, id: &ChunkId, length: u32, bytes: &[u8]) -> Result<Stored> {
+        let key = FileKey::chunk(id);
+        let shared = Arc::clone(&self.shared);
+        let wanted = (bytes.len(), extent_bytes(&key));
+        let frame = room(&mut self.frame, &shared, wanted, self.frame_bytes)?;
+        let offset =
+            u32::try_from(frame.slot.raw.len()).map_err(|_| err!(Internal, "frame too large"))?;
+        let known = &mut frame.number;
+        let place = || (frame_number(known, &shared), offset);
+        let (number, offset) = match shared.chunks.remember(id, place, length) {
+            Ok(own) => own,
+            // Another thread has met the same content since.
+            Err(stored) => return Ok(stored),
+        };
+        frame.slot.raw.extend_from_slice(bytes);
+        frame.list_bytes += extent_bytes(&key);
+        frame.slot.extents.push(Extent {
+            file: key,
+            position: 0,
+            length,
+        });
+        Ok(Stored::Here {
+            frame: number,
+            offset,
+        })
     }
 
     /// Adds bytes of a file that begin a page, beside other parts of it. The file's metadata is recorded by [`FileSink::again`].
@@ -273,32 +412,15 @@ impl<'t> FileSink<'t> {
         if is_zero(page) {
             file.add_piece(position, page.len() as u64, ZEROS, 0);
         } else {
-            let added = extent_bytes(&file.key) + 8;
-            let limit = self.frame_bytes;
-            let is_full = |frame: &Frame| {
-                frame.slot.raw.len() + page.len() > limit
-                    || frame.list_bytes + added > EXTENT_LIST_LIMIT_BYTES
-            };
-            if let Some(full) = self.frame.take_if(|frame| is_full(frame)) {
-                self.shared.pipeline.send(full.number, full.slot)?;
-            }
-            let frame = match &mut self.frame {
-                Some(frame) => frame,
-                none => {
-                    let slot = self.shared.pipeline.slot()?;
-                    none.insert(Frame {
-                        number: self.shared.pipeline.number(),
-                        slot,
-                        list_bytes: 0,
-                    })
-                }
-            };
+            let wanted = (page.len(), extent_bytes(&file.key) + 8);
+            let frame = room(&mut self.frame, &self.shared, wanted, self.frame_bytes)?;
             let offset = u32::try_from(frame.slot.raw.len())
                 .map_err(|_| err!(Internal, "frame too large"))?;
             frame.slot.raw.extend_from_slice(page);
             frame.list_bytes +=
                 add_extent(&mut frame.slot.extents, &file.key, position, page.len());
-            file.add_piece(position, page.len() as u64, frame.number + 1, offset);
+            let number = frame_number(&mut frame.number, &self.shared);
+            file.add_piece(position, page.len() as u64, number + 1, offset);
         }
         if file.pieces.len() >= ENTRY_PIECES {
             // The last piece may still grow.
@@ -333,6 +455,7 @@ impl<'t> FileSink<'t> {
     }
 
     fn end_with(&mut self, metadata: impl FnOnce(u64) -> Metadata) -> Result<u64> {
+        self.cut_all()?;
         if !self.partial.is_empty() {
             self.end_partial()?;
         }
@@ -340,6 +463,7 @@ impl<'t> FileSink<'t> {
             return Err(err!(Internal, "no file was begun"));
         };
         flush_pieces(&self.shared, &mut file)?;
+        flush_chunks(&self.shared, &mut file)?;
         let length = file.position;
         self.shared.count(length);
         self.metadata(&file.key, &metadata(length))?;
@@ -355,7 +479,7 @@ impl<'t> FileSink<'t> {
             return Err(err!(Internal, "a file was begun and not ended"));
         }
         match self.frame.take() {
-            Some(last) => self.shared.pipeline.send(last.number, last.slot),
+            Some(last) => send(&self.shared, last),
             None => Ok(()),
         }
     }
@@ -364,8 +488,51 @@ impl<'t> FileSink<'t> {
 impl Drop for FileSink<'_> {
     fn drop(&mut self) {
         // Other sinks' frames would wait for this one for ever.
-        if let Some(lost) = self.frame.take() {
-            self.shared.pipeline.give_up(lost.number, lost.slot);
+        if let Some(lost) = self.frame.take()
+            && let Some(number) = lost.number
+        {
+            self.shared.pipeline.give_up(number, lost.slot);
+        }
+    }
+}
+
+/// Returns the number of a frame that gets content.
+fn frame_number(number: &mut Option<u64>, shared: &Shared<'_>) -> u64 {
+    *number.get_or_insert_with(|| shared.pipeline.number())
+}
+
+/// Sends a frame off. One without content has no number, and nobody waits for it.
+fn send(shared: &Shared<'_>, frame: Frame) -> Result<()> {
+    match frame.number {
+        Some(number) => shared.pipeline.send(number, frame.slot),
+        None => Ok(()),
+    }
+}
+
+/// Returns the frame that has room for so many bytes, and for so many of its extent list; one that has none is sent off.
+fn room<'f>(
+    frame: &'f mut Option<Frame>,
+    shared: &Shared<'_>,
+    (bytes, list_bytes): (usize, usize),
+    limit: usize,
+) -> Result<&'f mut Frame> {
+    let is_full = |frame: &Frame| {
+        let is_long = frame.slot.raw.len() + bytes > limit
+            || frame.list_bytes + list_bytes > EXTENT_LIST_LIMIT_BYTES;
+        is_long && !frame.slot.raw.is_empty()
+    };
+    if let Some(full) = frame.take_if(|frame| is_full(frame)) {
+        send(shared, full)?;
+    }
+    match frame {
+        Some(frame) => Ok(frame),
+        none => {
+            let slot = shared.pipeline.slot()?;
+            Ok(none.insert(Frame {
+                number: None,
+                slot,
+                list_bytes: 0,
+            }))
         }
     }
 }
@@ -389,7 +556,86 @@ fn flush_pieces(shared: &Shared<'_>, file: &mut Current) -> Result<()> {
     shared.push(&key, &payload)
 }
 
+/// As it stands in the unsorted map: tag 0 is zeros, 1 a frame of this run, 2 one of the prior.
+fn flush_chunks(shared: &Shared<'_>, file: &mut Current) -> Result<()> {
+    let Some(first) = file.chunks.first() else {
+        return Ok(());
+    };
+    let key = file.key.extents_entry(first.position);
+    let mut payload = vec![EntryKind::Chunks as u8];
+    for chunk in file.chunks.drain(..) {
+        chunk.encode(&mut payload);
+    }
+    shared.push(&key, &payload)
+}
+
+impl UnresolvedChunk {
+    fn encode(&self, out: &mut Vec<u8>) {
+        varint::put(out, self.position);
+        varint::put(out, self.length);
+        let Some((hash, stored)) = &self.stored else {
+            return varint::put(out, 0);
+        };
+        let numbers = match *stored {
+            Stored::Here { frame, offset } => [1, 0, frame, u64::from(offset)],
+            Stored::Before {
+                pack,
+                frame,
+                offset,
+            } => [2, u64::from(pack), u64::from(frame), u64::from(offset)],
+        };
+        for number in numbers {
+            varint::put(out, number);
+        }
+        out.extend_from_slice(hash);
+    }
+
+    /// Reads what [`UnresolvedChunk::encode`] wrote.
+    ///
+    /// # Errors
+    /// `Damaged` when it is none.
+    pub fn decode(r: &mut Reader<'_>) -> Result<UnresolvedChunk> {
+        let (position, length) = (r.varint()?, r.varint()?);
+        let tag = r.varint()?;
+        let stored = match tag {
+            0 => None,
+            _ => {
+                let (pack, frame): (u32, u64) = (r.number()?, r.varint()?);
+                let offset = r.number()?;
+                let stored = match tag {
+                    1 => Stored::Here { frame, offset },
+                    _ => Stored::Before {
+                        pack,
+                        frame: u32::try_from(frame).map_err(|_| r.damaged())?,
+                        offset,
+                    },
+                };
+                Some((r.array()?, stored))
+            }
+        };
+        Ok(UnresolvedChunk {
+            position,
+            length,
+            stored,
+        })
+    }
+}
+
 impl Current {
+    /// Adds a chunk at the end. Zeros that follow zeros are one piece.
+    fn add_chunk(&mut self, length: u64, stored: Option<([u8; 32], Stored)>) {
+        let position = self.position;
+        self.position += length;
+        match self.chunks.last_mut() {
+            Some(last) if last.stored.is_none() && stored.is_none() => last.length += length,
+            _ => self.chunks.push(UnresolvedChunk {
+                position,
+                length,
+                stored,
+            }),
+        }
+    }
+
     fn add_piece(&mut self, position: u64, length: u64, frame: u64, offset: u32) {
         if let Some(last) = self.pieces.last_mut()
             && last.frame == frame

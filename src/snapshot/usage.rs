@@ -1,7 +1,13 @@
 //! Which packs a map leads to, and how much of each: what the root of an incremental says of packs that it shares.
 
-use super::reader::FramePlace;
+use std::collections::HashSet;
+
+use super::frames::Frames;
+use super::reader::{FramePlace, Place};
 use crate::repo::root::PackRef;
+
+/// Chunks that are known to be counted: 8 MB are enough for an estimate. Further ones that several files share may count more than once.
+const CHUNKS: usize = 450_000;
 
 /// The visible part of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,55 +22,59 @@ pub struct Usage {
 
 /// Counts frames and bytes of packs while a map is walked.
 pub(super) struct Counter {
-    packs: Vec<Counted>,
-}
-
-#[derive(Clone, Default)]
-struct Counted {
-    /// A bit for each frame.
-    frames: Vec<u64>,
-    bytes: u64,
+    frames: Frames,
+    /// By the index of the pack in the root.
+    bytes: Vec<u64>,
+    /// Pack, frame and offset of chunks.
+    chunks: HashSet<(usize, u32, u32)>,
 }
 
 impl Counter {
     /// Begins with so many packs.
     pub fn new(packs: usize) -> Counter {
         Counter {
-            packs: vec![Counted::default(); packs],
+            frames: Frames::default(),
+            bytes: vec![0; packs],
+            chunks: HashSet::new(),
         }
     }
 
-    /// Counts bytes that come from a frame.
-    pub fn add(&mut self, at: FramePlace, bytes: u64) {
-        let Some(pack) = self.packs.get_mut(at.pack) else {
-            return;
+    /// Counts bytes that come from a frame; a chunk once, and whole.
+    pub fn add(&mut self, at: FramePlace, place: &Place) {
+        let bytes = match place.chunk {
+            None => place.length,
+            Some(whole) => {
+                let chunk = (at.pack, at.frame, whole.offset);
+                if self.chunks.contains(&chunk) {
+                    return;
+                }
+                if self.chunks.len() < CHUNKS {
+                    self.chunks.insert(chunk);
+                }
+                u64::from(whole.length)
+            }
         };
-        let (word, bit) = (at.frame as usize / 64, at.frame % 64);
-        if pack.frames.len() <= word {
-            pack.frames.resize(word + 1, 0);
+        if let Some(counted) = self.bytes.get_mut(at.pack) {
+            *counted += bytes;
+            self.frames.add(at.pack, at.frame);
         }
-        if let Some(word) = pack.frames.get_mut(word) {
-            *word |= 1 << bit;
-        }
-        pack.bytes += bytes;
     }
 
     /// Returns those of `packs` that have a visible byte, with what was counted.
     pub fn finish(self, packs: &[PackRef]) -> Vec<PackRef> {
-        let counted = packs.iter().zip(self.packs);
-        let visible = counted.filter(|(_, counted)| counted.bytes > 0);
+        let counted = packs.iter().zip(self.bytes).enumerate();
+        let visible = counted.filter(|(_, (_, bytes))| *bytes > 0);
         visible
-            .map(|(pack, counted)| PackRef {
-                live_frames: counted
-                    .frames
-                    .iter()
-                    .map(|w| u64::from(w.count_ones()))
-                    .sum(),
-                live_bytes: counted.bytes,
+            .map(|(index, (pack, bytes))| {
                 // The one that wrote it named all of it as live.
-                all_frames: Some(pack.all_frames.unwrap_or(pack.live_frames)),
-                all_bytes: Some(pack.all_bytes.unwrap_or(pack.live_bytes)),
-                ..pack.clone()
+                let all_bytes = pack.all_bytes.unwrap_or(pack.live_bytes);
+                PackRef {
+                    live_frames: self.frames.count(index),
+                    live_bytes: bytes.min(all_bytes),
+                    all_frames: Some(pack.all_frames.unwrap_or(pack.live_frames)),
+                    all_bytes: Some(all_bytes),
+                    ..pack.clone()
+                }
             })
             .collect()
     }

@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use super::chunks::{Chunks, PriorChunks};
 use super::frame::FrameCodec;
-use super::layers::Layers;
+use super::layers::{Layers, PackOfPrior};
 use super::pipeline::{FinishedPack, PackTarget, Pipeline};
+use super::reader::Snapshot;
 use super::sink::FileSink;
 use super::sort::{MEMORY_BYTES, Sorter};
 use crate::err;
 use crate::error::Result;
+use crate::host::Host;
 use crate::repo::id::BackupId;
 use crate::repo::root::{PackRef, Shard};
 use crate::repo::scope::Scope;
@@ -75,11 +78,17 @@ pub struct Written {
     pub size_bytes: u64,
     /// Stored bytes of packs and layers.
     pub stored_bytes: u64,
+    /// Whether the map has chunks, which a reader must know.
+    pub has_chunks: bool,
 }
 
 /// The parts that all sinks of a snapshot share.
 pub(super) struct Shared<'t> {
     pub pipeline: Pipeline<'t>,
+    pub store: &'t dyn Store,
+    pub chunks: Chunks<'t>,
+    /// By which content is cut into chunks.
+    pub seed: u64,
     entries: Mutex<Sorter>,
     file_count: AtomicU64,
     size_bytes: AtomicU64,
@@ -134,6 +143,10 @@ impl<'t> SnapshotWriter<'t> {
         };
         let shared = Shared {
             pipeline: Pipeline::start(threads, target.clone(), options.jobs, options.sinks),
+            store,
+            chunks: Chunks::default(),
+            // Without the key nothing is stored, and the first chunk says so.
+            seed: store.chunk_seed().unwrap_or(0),
             entries: Mutex::new(Sorter::new(&options.scratch, MEMORY_BYTES)),
             file_count: AtomicU64::new(0),
             size_bytes: AtomicU64::new(0),
@@ -145,6 +158,17 @@ impl<'t> SnapshotWriter<'t> {
             layers: options.layers,
             shared: Arc::new(shared),
         }
+    }
+
+    /// Lets content that a prior has be taken over from there, where sinks are told that it may be shared. The layers of the new snapshot must go upon
+    /// those of the prior, and its claim must be held.
+    pub fn reuse(&self, prior: &'t Snapshot<'t>, host: &'t Host) {
+        self.shared.chunks.reuse(PriorChunks::new(prior, host));
+    }
+
+    /// How many bytes of files were found stored so far, under another name or in the prior.
+    pub fn reused_bytes(&self) -> u64 {
+        self.shared.chunks.reused_bytes()
     }
 
     /// Opens a sink, for any thread. At most as many as the options say may hold content at one time.
@@ -161,12 +185,10 @@ impl<'t> SnapshotWriter<'t> {
             return Err(err!(Internal, "a sink of the snapshot was not ended"));
         };
         let packs = shared.pipeline.finish()?;
-        let mut layers = Layers::new(
-            &self.target,
-            self.shard_files,
-            &packs,
-            (&self.prior, self.layers),
-        )?;
+        let pack_of_prior = |index| shared.chunks.pack(index);
+        let known = (packs.as_slice(), &pack_of_prior as &PackOfPrior<'_>);
+        let prior = (self.prior.as_slice(), self.layers);
+        let mut layers = Layers::new(&self.target, self.shard_files, known, prior)?;
         let entries = shared.entries.into_inner();
         entries
             .map_err(|_| err!(Internal, "a thread that writes the map panicked"))?
@@ -181,6 +203,7 @@ impl<'t> SnapshotWriter<'t> {
             file_count: shared.file_count.into_inner(),
             size_bytes: shared.size_bytes.into_inner(),
             stored_bytes: layers.stored_bytes + pack_bytes,
+            has_chunks: layers.has_chunks,
         })
     }
 }

@@ -232,6 +232,16 @@ pub trait Store: Send + Sync {
         Ok(*hash)
     }
 
+    /// The function and the hash that name a chunk of content which files share (format, section 16.3): BLAKE3, and keyed where the repository is encrypted.
+    fn chunk_hash(&self, bytes: &[u8]) -> Result<(u8, [u8; 32])> {
+        Ok((0, blake3::hash(bytes).into()))
+    }
+
+    /// The seed by which content is cut into chunks. It is secret in an encrypted repository, for lengths of chunks tell known files.
+    fn chunk_seed(&self) -> Result<u64> {
+        Ok(0)
+    }
+
     /// The MAC of an object that stays plain in an encrypted repository, over what stands in it before the MAC, in hexadecimal; `None` where
     /// nothing is encrypted, or the MAC key is not at hand.
     fn mac(&self, _key: &Key, _content: &[u8]) -> Result<Option<String>> {

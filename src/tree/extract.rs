@@ -19,10 +19,11 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::beneath;
-use super::left_out::{self, LeftOut};
-use super::part::Part;
+use super::left_out::{LeftOut, Part};
+use super::part;
 pub use super::settle::Permit;
 use super::settle::Settler;
+use super::shared::{self, LastFile};
 use super::status::Holder;
 use crate::durable;
 use crate::err;
@@ -30,9 +31,13 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::frames::Frames;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Node, NodeKind};
-use crate::snapshot::reader::{Item, PackOfSnapshot, Snapshot, VisibleFrame};
+use crate::snapshot::reader::{
+    FramePlace, Item, Items, PackOfSnapshot, Place, Snapshot, VisibleFrame, Watch,
+};
+use crate::snapshot::uses::{Use, Uses};
 
 /// The owner may enter the directory.
 const ENTER: u32 = 0o100;
@@ -68,7 +73,7 @@ pub fn extract(
 /// # Errors
 /// Those of [`extract`].
 pub fn extract_some(
-    (snapshot, part): (&Snapshot<'_>, Option<&Part>),
+    (snapshot, part): (&Snapshot<'_>, Option<&part::Part>),
     target: &Path,
     permit: Permit,
     jobs: usize,
@@ -83,7 +88,7 @@ pub fn extract_some(
 /// # Errors
 /// As [`extract`], and those of `fill`.
 pub fn extract_filled(
-    (snapshot, part): (&Snapshot<'_>, Option<&Part>),
+    (snapshot, part): (&Snapshot<'_>, Option<&part::Part>),
     target: &Path,
     permit: Permit,
     jobs: usize,
@@ -105,10 +110,20 @@ pub fn extract_filled(
         missing: BTreeSet::new(),
         done: Extracted::default(),
     };
-    let mapped = extraction.make_entries(tick)?;
     extraction.done.written_bytes = match part {
-        Some(_) => extraction.copy_part(tick)?,
-        None => extraction.copy_all(mapped, jobs, tick)?,
+        Some(_) => {
+            extraction.make_entries(snapshot.items(), tick)?;
+            extraction.copy_part(tick)?
+        }
+        None => {
+            let mut wanted = Wanted {
+                frames: Frames::default(),
+                uses: Uses::new(&host.scratch),
+            };
+            let watch: &mut Watch<'_> = &mut |file, at, place| wanted.add(file, at, place);
+            let mapped = extraction.make_entries(snapshot.items_watched(watch), tick)?;
+            extraction.copy_all((mapped, wanted), jobs, tick)?
+        }
     };
     fill(root.as_fd())?;
     extraction.finish_files(tick)?;
@@ -189,6 +204,23 @@ pub(super) fn is_of_entry(e: Errno) -> bool {
     .contains(&e)
 }
 
+/// The parts of packs that files need.
+struct Wanted {
+    /// Frames that say which files they belong to.
+    frames: Frames,
+    /// Chunks, which do not.
+    uses: Uses,
+}
+
+impl Wanted {
+    fn add(&mut self, file: &FileKey, at: FramePlace, place: &Place) -> Result<()> {
+        if place.chunk.is_none() {
+            self.frames.add(at.pack, at.frame);
+        }
+        self.uses.add(file, at, place)
+    }
+}
+
 struct Extraction<'e> {
     tree: Selected<'e>,
     root: BorrowedFd<'e>,
@@ -230,7 +262,7 @@ impl Above {
 #[derive(Clone, Copy)]
 pub(super) struct Selected<'e> {
     pub(super) snapshot: &'e Snapshot<'e>,
-    pub(super) part: Option<&'e Part>,
+    pub(super) part: Option<&'e part::Part>,
 }
 
 impl Selected<'_> {
@@ -238,9 +270,19 @@ impl Selected<'_> {
     pub(super) fn each(
         self,
         tick: &mut dyn FnMut() -> Result<()>,
+        take: impl FnMut(&Item, &Node) -> Result<()>,
+    ) -> Result<()> {
+        self.each_of(self.snapshot.items(), tick, take)
+    }
+
+    /// The same, of a walk through the snapshot.
+    fn each_of(
+        self,
+        items: Items<'_, '_>,
+        tick: &mut dyn FnMut() -> Result<()>,
         mut take: impl FnMut(&Item, &Node) -> Result<()>,
     ) -> Result<()> {
-        for item in self.snapshot.items() {
+        for item in items {
             tick()?;
             let item = item?;
             let node = match &item.metadata {
@@ -290,18 +332,20 @@ impl Selected<'_> {
 
 impl<'e> Extraction<'e> {
     fn leave(&mut self, item: &Item, why: impl Display) {
-        self.done
-            .left_out
-            .add(&item.path, left_out::Part::Entry, why);
+        self.done.left_out.add(&item.path, Part::Entry, why);
         self.missing.insert(item.key.clone());
     }
 
-    /// Makes everything that is no link, files in full length; returns how many bytes come from frames.
-    fn make_entries(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
+    /// Makes everything that is no link, files in full length; returns how many bytes come from extents in frames.
+    fn make_entries(
+        &mut self,
+        items: Items<'_, '_>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<u64> {
         let tree = self.tree;
         let mut above = Above::default();
         let mut mapped = 0_u64;
-        tree.each(tick, |item, node| {
+        tree.each_of(items, tick, |item, node| {
             mapped = mapped.saturating_add(item.mapped_bytes);
             self.make(&mut above, item, node)
         })?;
@@ -352,17 +396,23 @@ impl<'e> Extraction<'e> {
     /// Copies the content of every file, pack by pack; returns how many bytes were written.
     fn copy_all(
         &self,
-        mapped: u64,
+        (mapped, wanted): (u64, Wanted),
         jobs: usize,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<u64> {
         let contents = Contents {
             extraction: self,
+            wanted: wanted.frames,
             next: AtomicU32::new(0),
             seen: AtomicU64::new(0),
             written: AtomicU64::new(0),
         };
         contents.copy(jobs.max(1), tick)?;
+        let put = |of: &Use, bytes: &[u8], last: &mut LastFile| {
+            self.host.check_stop()?;
+            contents.put(&of.file, of.position, bytes, last)
+        };
+        shared::copy(self.tree.snapshot, wanted.uses, jobs.max(1), &put, tick)?;
         let (seen, written) = (contents.seen.into_inner(), contents.written.into_inner());
         match seen == mapped {
             true => Ok(written),
@@ -512,7 +562,7 @@ impl<'e> Extraction<'e> {
                 directory.set_mode(directory.status()?.mode & !lacking)
             });
             if let Err(e) = closed {
-                self.done.left_out.add(path, left_out::Part::Mode, e);
+                self.done.left_out.add(path, Part::Mode, e);
             }
         }
         // From here on others may enter.
@@ -573,6 +623,8 @@ pub(super) fn make_at(
 /// The content on its way out of the packs, on several threads.
 struct Contents<'c, 'e> {
     extraction: &'c Extraction<'e>,
+    /// The frames that files need.
+    wanted: Frames,
     /// The next frame of the pack.
     next: AtomicU32,
     seen: AtomicU64,
@@ -582,7 +634,7 @@ struct Contents<'c, 'e> {
 impl Contents<'_, '_> {
     fn copy(&self, jobs: usize, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let snapshot = self.extraction.tree.snapshot;
-        for index in 0..snapshot.packs().len() {
+        for index in self.wanted.packs() {
             tick()?;
             let pack = &snapshot.pack(index)?;
             self.next.store(0, Ordering::Relaxed);
@@ -606,6 +658,9 @@ impl Contents<'_, '_> {
                 return Ok(());
             }
             self.extraction.host.check_stop()?;
+            if !self.wanted.contains(pack.index(), number) {
+                continue;
+            }
             let written = pack.frame(number).and_then(|frame| self.write(&frame));
             // The others have no reason to go on.
             written.inspect_err(|_| self.next.store(pack.frame_count(), Ordering::Relaxed))?;
@@ -613,35 +668,41 @@ impl Contents<'_, '_> {
     }
 
     fn write(&self, frame: &VisibleFrame) -> Result<()> {
-        let mut open: Option<(&FileKey, File)> = None;
+        let mut last = None;
         for visible in &frame.visible {
             let key = match frame.file(visible) {
                 Some(key) if !key.is_attachment() => key,
                 _ => continue,
             };
-            let length = u64::from(visible.length);
-            self.seen.fetch_add(length, Ordering::Relaxed);
-            if self.extraction.missing.contains(key) {
-                continue;
-            }
-            let path = || key.path(Naming::Tree);
-            let file = match &open {
-                Some((same, file)) if *same == key => file,
-                _ => {
-                    let (root, flags) = (self.extraction.root, OFlags::WRONLY);
-                    let opened = beneath::open(root, &path(), flags, Mode::empty());
-                    let file = File::from(opened.map_err(|e| failed(&path(), "open", e))?);
-                    &open.insert((key, file)).1
-                }
-            };
-            file.write_all_at(frame.bytes(visible), visible.position)
-                .map_err(|e| {
-                    let e = Errno::from_io_error(&e).unwrap_or(Errno::IO);
-                    failed(&path(), "write", e)
-                })?;
-            self.written.fetch_add(length, Ordering::Relaxed);
-            self.extraction.host.progress.advance(length);
+            self.seen
+                .fetch_add(u64::from(visible.length), Ordering::Relaxed);
+            self.put(key, visible.position, frame.bytes(visible), &mut last)?;
         }
+        Ok(())
+    }
+
+    /// Writes bytes into a file of the tree, where it was made.
+    fn put(&self, key: &FileKey, position: u64, bytes: &[u8], last: &mut LastFile) -> Result<()> {
+        if key.is_attachment() || self.extraction.missing.contains(key) {
+            return Ok(());
+        }
+        let path = || key.path(Naming::Tree);
+        let file = match last {
+            Some((same, file)) if same == key => file,
+            _ => {
+                let (root, flags) = (self.extraction.root, OFlags::WRONLY);
+                let opened = beneath::open(root, &path(), flags, Mode::empty());
+                let file = File::from(opened.map_err(|e| failed(&path(), "open", e))?);
+                &mut last.insert((key.clone(), file)).1
+            }
+        };
+        file.write_all_at(bytes, position).map_err(|e| {
+            let e = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+            failed(&path(), "write", e)
+        })?;
+        let length = bytes.len() as u64;
+        self.written.fetch_add(length, Ordering::Relaxed);
+        self.extraction.host.progress.advance(length);
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ pub mod part;
 pub mod replace;
 pub mod selection;
 pub mod settle;
+mod shared;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -92,6 +92,7 @@ impl Site {
             selection: &Selection::all()?,
             before: None,
             readers: READERS,
+            is_shared: true,
             host: &self.host,
         };
         take(&tree, writer, &mut || Ok(()))
@@ -554,6 +555,7 @@ fn a_name_that_leaves_its_hard_link_meanwhile_has_its_own_content() {
                 selection: &Selection::all()?,
                 before: None,
                 readers: 1,
+                is_shared: true,
                 host: &site.host,
             };
             take(&tree, writer, &mut || Ok(()))
@@ -726,4 +728,53 @@ fn a_walk_ends_when_it_is_told_to_or_has_nowhere_to_begin() {
     site.host.stop.store(false, Ordering::Relaxed);
     fs::remove_dir_all(site.source()).unwrap();
     assert_eq!(site.take().unwrap_err().code(), Code::SourceMissing);
+}
+
+/// Backups of before bound all content to paths, and their layers stay below newer ones.
+#[test]
+fn files_that_share_content_come_back_beside_files_that_do_not() {
+    let site = Site::new();
+    let noise = |seed: &str, length: usize| {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new_derive_key(seed)
+            .finalize_xof()
+            .fill(&mut bytes);
+        bytes
+    };
+    let (one, two) = (noise("one", 2_500_000), noise("two", 70_000));
+    let files = [
+        ("a", &one),
+        ("b", &two),
+        ("c", &one),
+        ("d", &one),
+        ("e", &two),
+    ];
+    let key = |path: &str| FileKey::from_path(path.as_bytes(), Naming::Tree).unwrap();
+    let node = |kind| Node::new(kind, 0o700, Moment::default());
+    let ((), written) = site
+        .write(|writer| {
+            let mut sink = writer.sink();
+            sink.node(&key(""), node(NodeKind::Directory))?;
+            for (path, content) in files {
+                match path {
+                    "a" | "b" => sink.begin(key(path))?,
+                    _ => sink.begin_shared(key(path))?,
+                }
+                sink.append(content)?;
+                sink.end_node(node(NodeKind::File(0)))?;
+            }
+            sink.finish()
+        })
+        .unwrap();
+    let stored: u64 = written.packs.iter().map(|pack| pack.live_bytes).sum();
+    assert_eq!(stored, 2 * (one.len() + two.len()) as u64);
+    let extracted = site.extract(&written, Permit::ALL).unwrap();
+    let all = files.iter().map(|(_, content)| content.len() as u64);
+    assert_eq!(extracted.written_bytes, all.sum::<u64>());
+    for (path, content) in files {
+        assert!(
+            fs::read(site.path("target").join(path)).unwrap() == *content,
+            "{path}"
+        );
+    }
 }

@@ -68,6 +68,8 @@ pub struct Taken {
     pub read: u64,
     /// Their bytes.
     pub read_bytes: u64,
+    /// Bytes of them that were stored before, under another name or in the prior.
+    pub reused_bytes: u64,
 }
 
 /// The source of a walk.
@@ -80,6 +82,8 @@ pub struct Tree<'a> {
     pub before: Option<Before<'a>>,
     /// How many threads read files. The writer's options name as many sinks.
     pub readers: usize,
+    /// Whether files may have content in common, with one another or with a prior.
+    pub is_shared: bool,
     /// Stop flag, progress and scratch.
     pub host: &'a Host,
 }
@@ -237,6 +241,7 @@ pub fn take(
         result.and(taken)
     })?;
     taken.unchanged = source.unchanged.into_inner();
+    taken.reused_bytes = writer.reused_bytes();
     if let (Some(arrived), Some(before)) = (source.arrived.take(), &tree.before) {
         let arrived = arrived
             .into_inner()
@@ -655,7 +660,10 @@ impl<'r, 't> Reader<'r, 't> {
             return Ok(Some(inode));
         }
         let key = key(path)?;
-        self.sink.begin(key.clone())?;
+        match self.source.tree.is_shared {
+            true => self.sink.begin_shared(key.clone())?,
+            false => self.sink.begin(key.clone())?,
+        }
         let hash = match self.content(&file, &status)? {
             Ok(hash) => hash,
             Err(e) => return self.leave(path, e),

@@ -192,13 +192,7 @@ pub(super) fn check_identity(
     name: WalFileName,
 ) -> Result<()> {
     let identity = container.identity();
-    let kind = match name {
-        WalFileName::Segment(_) => Kind::Segment,
-        WalFileName::Partial(_) => Kind::Partial,
-        WalFileName::History(_) => Kind::History,
-        WalFileName::BackupHistory { .. } => Kind::Label,
-    };
-    if container.kind() != kind
+    if container.kind() != Kind::of(name)
         || identity.name != name.to_string()
         || identity.timeline != name.timeline().get()
     {

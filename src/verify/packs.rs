@@ -1,7 +1,8 @@
 //! The files of a backup of any content: the chain of hashes from the root to every frame, and the map against the frames.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::check::{Check, is_damage};
 use super::{About, FindingKind};
@@ -10,9 +11,12 @@ use crate::error::{Code, Result};
 use crate::pg::segment::SegmentNumber;
 use crate::repo::catalog::Parts;
 use crate::repo::id::PartName;
-use crate::snapshot::frame::check_pages;
+use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::frame::{Frame, check_pages};
 use crate::snapshot::layer::Layer;
-use crate::snapshot::reader::{PackOfSnapshot, Snapshot, SnapshotRoot, VisibleFrame};
+use crate::snapshot::piece::WholeChunk;
+use crate::snapshot::reader::{PackOfSnapshot, Snapshot, SnapshotRoot, VisibleFrame, Watch};
+use crate::snapshot::uses::{ChunkPlace, Record, Uses};
 
 /// Findings about one pack, at most.
 const LISTED_MAX: usize = 20;
@@ -92,14 +96,37 @@ pub(super) fn check_layers(work: &Check<'_>, root: &SnapshotRoot<'_>) -> Result<
     Ok(is_sound)
 }
 
-/// Walks the whole map; returns how many bytes it expects from frames.
-pub(super) fn mapped_bytes(work: &Check<'_>, snapshot: &Snapshot<'_>) -> Result<u64> {
-    let mut mapped = 0_u64;
-    for item in snapshot.items() {
-        work.host.check_stop()?;
-        mapped = mapped.saturating_add(item?.mapped_bytes);
+/// The content that a map expects of packs.
+pub(super) struct Mapped {
+    /// Bytes of files in extents of their own.
+    bytes: u64,
+    /// Chunks, and the files that need them.
+    uses: Mutex<Uses>,
+}
+
+impl Mapped {
+    /// Nothing: not all of the packs is compared with the map.
+    pub(super) fn nothing(work: &Check<'_>) -> Mapped {
+        Mapped {
+            bytes: 0,
+            uses: Mutex::new(Uses::new(&work.host.scratch)),
+        }
     }
-    Ok(mapped)
+
+    /// Walks the whole map.
+    pub(super) fn of(work: &Check<'_>, snapshot: &Snapshot<'_>) -> Result<Mapped> {
+        let mut uses = Uses::new(&work.host.scratch);
+        let watch: &mut Watch<'_> = &mut |file, at, place| uses.add(file, at, place);
+        let mut bytes = 0_u64;
+        for item in snapshot.items_watched(watch) {
+            work.host.check_stop()?;
+            bytes = bytes.saturating_add(item?.mapped_bytes);
+        }
+        Ok(Mapped {
+            bytes,
+            uses: Mutex::new(uses),
+        })
+    }
 }
 
 /// The data that the threads that read packs share.
@@ -109,9 +136,13 @@ struct Shared<'a> {
     snapshot: &'a Snapshot<'a>,
     inspect: &'a dyn Inspect,
     chosen: Chosen<'a>,
+    /// Takes the chunks down that are there, where all packs are read.
+    uses: &'a Mutex<Uses>,
     next: AtomicUsize,
     visible: AtomicU64,
     is_incomplete: AtomicUsize,
+    /// A frame is of a newer version: nothing is known of its content.
+    is_unread: AtomicBool,
 }
 
 /// Reads packs. Returns `false` where something is missing, which the check then reports, or where not every byte was
@@ -122,7 +153,7 @@ pub(super) fn read_packs(
     work: &Check<'_>,
     root: SnapshotRoot<'_>,
     (snapshot, chosen): (&Snapshot<'_>, Chosen<'_>),
-    mapped: u64,
+    mapped: Mapped,
     inspect: &dyn Inspect,
 ) -> Result<bool> {
     let id = &root.head.id;
@@ -134,9 +165,11 @@ pub(super) fn read_packs(
         snapshot,
         inspect,
         chosen,
+        uses: &mapped.uses,
         next: AtomicUsize::new(0),
         visible: AtomicU64::new(0),
         is_incomplete: AtomicUsize::new(0),
+        is_unread: AtomicBool::new(false),
     };
     std::thread::scope(|scope| -> Result<()> {
         let threads: Vec<_> = (0..work.threads.max(1))
@@ -152,15 +185,55 @@ pub(super) fn read_packs(
         result
     })?;
     let is_complete = shared.is_incomplete.load(Ordering::Relaxed) == 0;
-    if !is_complete || !matches!(chosen, Chosen::All) {
+    let visible = shared.visible.load(Ordering::Relaxed);
+    let is_unread = shared.is_unread.load(Ordering::Relaxed);
+    if !matches!(chosen, Chosen::All) {
         return Ok(false);
     }
-    let visible = shared.visible.load(Ordering::Relaxed);
-    if visible != mapped {
-        let detail = format!("the map expects {mapped} bytes, the packs hold {visible} of them");
+    let uses = mapped.uses.into_inner();
+    let uses = uses.map_err(|_| err!(Internal, "a reading thread panicked"))?;
+    if !is_unread && let Some(detail) = without_content(uses)? {
         work.find(FindingKind::Damaged, key.as_str(), detail, about());
     }
-    Ok(true)
+    let expected = mapped.bytes;
+    if is_complete && visible != expected {
+        let detail = format!("the map expects {expected} bytes, the packs hold {visible} of them");
+        work.find(FindingKind::Damaged, key.as_str(), detail, about());
+    }
+    Ok(is_complete)
+}
+
+/// Says which files need chunks that no pack holds whole; none where all are there.
+fn without_content(uses: Uses) -> Result<Option<String>> {
+    let mut there = None;
+    let mut files: BTreeSet<FileKey> = BTreeSet::new();
+    let mut is_more = false;
+    uses.drain(&mut |record| {
+        match record {
+            Record::There(chunk) => there = Some(chunk),
+            Record::Used(chunk, of) if there != Some(chunk) => {
+                is_more |= files.len() >= LISTED_MAX && !files.contains(&of.file);
+                if files.len() < LISTED_MAX {
+                    files.insert(of.file);
+                }
+            }
+            Record::Used(..) => {}
+        }
+        Ok(())
+    })?;
+    let names: Vec<String> = files.iter().map(shown).collect();
+    let more = if is_more { ", and more" } else { "" };
+    Ok(match names.is_empty() {
+        true => None,
+        false => Some(format!(
+            "packs do not hold the content of these files whole: {}{more}",
+            names.join(", ")
+        )),
+    })
+}
+
+fn shown(file: &FileKey) -> String {
+    format!("\"{}\"", file.path(Naming::Tree).escape_ascii())
 }
 
 impl Shared<'_> {
@@ -212,11 +285,13 @@ impl Shared<'_> {
                 if let Some(own) = own {
                     check_pages(frame.frame(), own)?;
                 }
-                Ok(frame)
+                let chunk_bytes = self.chunks(pack.index(), frame.frame())?;
+                Ok((frame, chunk_bytes))
             });
             match frame {
-                Ok(frame) => {
+                Ok((frame, chunk_bytes)) => {
                     let bytes = frame.visible_bytes();
+                    self.work.host.progress.advance(chunk_bytes);
                     self.visible.fetch_add(bytes, Ordering::Relaxed);
                     self.work.host.progress.advance(bytes);
                     self.inspect.frame(&frame);
@@ -234,6 +309,7 @@ impl Shared<'_> {
                 }
                 Err(e) if e.code() == Code::Unsupported => {
                     self.is_incomplete.fetch_add(1, Ordering::Relaxed);
+                    self.is_unread.store(true, Ordering::Relaxed);
                     self.work.pass_over(&e, key, about());
                     return Ok(false);
                 }
@@ -241,5 +317,38 @@ impl Shared<'_> {
             }
         }
         Ok(found == 0 && hashes.is_some())
+    }
+
+    /// Checks the chunks of a frame, and takes them down; returns how many bytes they have.
+    fn chunks(&self, pack: usize, frame: &Frame) -> Result<u64> {
+        let (mut offset, mut bytes) = (0_u32, 0);
+        for extent in &frame.extents {
+            let whole = extent.file.as_chunk().map(|id| (id, extent.length));
+            if let Some((id, length)) = whole {
+                let from = offset as usize;
+                let content = frame.raw.get(from..from + length as usize);
+                self.snapshot
+                    .check_chunk(&id, content.unwrap_or_default())?;
+                let chunk = ChunkPlace {
+                    pack,
+                    frame: frame.number,
+                    whole: WholeChunk {
+                        offset,
+                        length,
+                        hash: id.hash,
+                    },
+                };
+                if matches!(self.chosen, Chosen::All) {
+                    let mut uses = self
+                        .uses
+                        .lock()
+                        .map_err(|_| err!(Internal, "a reading thread panicked"))?;
+                    uses.add_there(&chunk)?;
+                }
+                bytes += u64::from(length);
+            }
+            offset = offset.saturating_add(extent.length);
+        }
+        Ok(bytes)
     }
 }

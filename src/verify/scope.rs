@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::check::Check;
 use super::depth::Depth;
 use super::oldest::{self, ReadParts, packs_of_backups};
-use super::packs::{Chosen, Nothing, check_layers, mapped_bytes, read_packs};
+use super::packs::{Chosen, Mapped, Nothing, check_layers, read_packs};
 use super::record::{Recorder, damaged_backups};
 use super::{About, FindingKind, Report, events, keys};
 use crate::error::Result;
@@ -175,7 +175,7 @@ impl ReadParts for Check<'_> {
         match self.settle(opened, key.as_str(), About::Backup(id.clone()))? {
             Some(snapshot) => {
                 let chosen = (&snapshot, Chosen::Only(packs));
-                read_packs(self, view, chosen, 0, &Nothing).map(|_| ())
+                read_packs(self, view, chosen, Mapped::nothing(self), &Nothing).map(|_| ())
             }
             None => Ok(()),
         }
@@ -204,7 +204,7 @@ fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
     let Some(snapshot) = check.settle(opened, key.as_str(), about())? else {
         return Ok(());
     };
-    let mapped = mapped_bytes(check, &snapshot);
+    let mapped = Mapped::of(check, &snapshot);
     let Some(mapped) = check.settle(mapped, key.as_str(), about())? else {
         return Ok(());
     };

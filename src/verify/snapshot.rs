@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::manifest::{Join, check_hash};
-use super::packs::{Chosen, Inspect, check_layers, mapped_bytes, read_packs};
+use super::packs::{Chosen, Inspect, Mapped, check_layers, read_packs};
 use super::{About, FindingKind, Work, files};
 use crate::err;
 use crate::error::Result;
@@ -55,7 +55,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
     let Some(snapshot) = work.settle(opened, key.as_str(), about())? else {
         return Ok(());
     };
-    let mapped = mapped_bytes(work, &snapshot);
+    let mapped = Mapped::of(work, &snapshot);
     let Some(mapped) = work.settle(mapped, key.as_str(), about())? else {
         return Ok(());
     };
@@ -80,7 +80,10 @@ pub(super) fn read_some(work: &Work<'_>, id: &BackupId, packs: &Parts) -> Result
     let opened = Snapshot::open(work.store, &work.layout, &root);
     let about = About::Backup(id.clone());
     match work.settle(opened, key.as_str(), about)? {
-        Some(snapshot) => read_files(work, &root, (&snapshot, Chosen::Only(packs)), 0, None),
+        Some(snapshot) => {
+            let nothing = Mapped::nothing(work);
+            read_files(work, &root, (&snapshot, Chosen::Only(packs)), nothing, None)
+        }
         None => Ok(()),
     }
 }
@@ -209,7 +212,7 @@ fn read_files(
     work: &Work<'_>,
     root: &BackupRoot,
     (snapshot, chosen): (&Snapshot<'_>, Chosen<'_>),
-    mapped: u64,
+    mapped: Mapped,
     manifest: Option<&Container>,
 ) -> Result<()> {
     let join = Join::default();

@@ -47,6 +47,20 @@ pub enum HeadEnd {
     Abandoned = 3,
 }
 
+impl HeadEnd {
+    /// Returns the one that an index has under this number.
+    pub fn from_number(number: u8) -> Option<HeadEnd> {
+        [
+            HeadEnd::None,
+            HeadEnd::Here,
+            HeadEnd::Continues,
+            HeadEnd::Abandoned,
+        ]
+        .into_iter()
+        .find(|one| *one as u8 == number)
+    }
+}
+
 /// The class of the record that continues in the next segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TailClass {
@@ -58,6 +72,20 @@ pub enum TailClass {
     Event = 2,
     /// Neither.
     Other = 3,
+}
+
+impl TailClass {
+    /// Returns the one that an index has under this number.
+    pub fn from_number(number: u8) -> Option<TailClass> {
+        [
+            TailClass::Unknown,
+            TailClass::TransactionEnd,
+            TailClass::Event,
+            TailClass::Other,
+        ]
+        .into_iter()
+        .find(|one| *one as u8 == number)
+    }
 }
 
 /// One transaction end as the summary names it.
@@ -199,24 +227,12 @@ impl Summary {
         let start_lsn = Lsn(r.u64()?);
         let (first_timeline, last_timeline) = (r.number()?, r.number()?);
         let (head_length, head_remaining) = (r.number()?, r.number()?);
-        let head_end = match r.u8()? {
-            0 => HeadEnd::None,
-            1 => HeadEnd::Here,
-            2 => HeadEnd::Continues,
-            3 => HeadEnd::Abandoned,
-            _ => return Err(r.damaged()),
-        };
+        let head_end = HeadEnd::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
         let (first, prev) = (r.u64()?, r.u64()?);
         let last_begun = some(r.u64()?);
         let (complete_start, complete_end) = (r.u64()?, r.u64()?);
         let (tail_length, tail_total) = (r.number()?, r.number()?);
-        let tail_class = match r.u8()? {
-            0 => TailClass::Unknown,
-            1 => TailClass::TransactionEnd,
-            2 => TailClass::Event,
-            3 => TailClass::Other,
-            _ => return Err(r.damaged()),
-        };
+        let tail_class = TailClass::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
         Ok(Summary {
             flags,
             start_lsn,

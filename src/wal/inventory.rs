@@ -230,7 +230,7 @@ impl Backup {
             self.damage = Some(format!("a check found damage: {detail}"));
             self.damaged_copies = 1;
         }
-        self.expire_mark = event::standing(events, "expire", "unexpire")
+        self.expire_mark = event::marks(events)
             .iter()
             .map(|e| e.event.not_before.unwrap_or(e.stored))
             .min();

@@ -802,8 +802,7 @@ mod tests {
     use super::*;
     use crate::pg::craft::{self, Craft};
     use crate::repo::container::{Codec, ContainerWriter, Identity};
-    use crate::repo::repository::Registration;
-    use crate::store::file::FileStore;
+    use crate::repo::crafted;
     use crate::wal::indexer::Indexer;
 
     const SEGMENT: usize = 1 << 20;
@@ -814,23 +813,7 @@ mod tests {
 
     /// A repository that holds the crafted WAL on timeline 1.
     fn repository(dir: &Path, craft: &Craft) -> Repository {
-        let store = FileStore::create(dir, 1).unwrap();
-        let now = TimestampTz(0);
-        let (repository, _) = Repository::create(Box::new(store), 7, now).unwrap();
-        let system_identifier = craft.identity.system_identifier;
-        repository
-            .register(&Registration {
-                name: "main".into(),
-                system_identifier,
-                major: craft.identity.major.unwrap().number(),
-                segment_size_bytes: SEGMENT as u64,
-                block_size_bytes: 8192,
-                wal_block_size_bytes: 8192,
-                first_seen: now,
-                features: Vec::new(),
-                is_lost: false,
-            })
-            .unwrap();
+        let (repository, _) = crafted::create(dir, craft);
         let mut bytes = craft.bytes.clone();
         bytes.resize(bytes.len().next_multiple_of(SEGMENT), 0);
         for (n, segment) in bytes.chunks(SEGMENT).enumerate() {

@@ -334,20 +334,8 @@ fn checked(row: &[u8]) -> Option<u64> {
 fn read_facts(body: &[u8]) -> Result<Facts> {
     let mut r = Reader::new(body, WHAT);
     let flags = r.u16()?;
-    let head_end = match r.u8()? {
-        0 => HeadEnd::None,
-        1 => HeadEnd::Here,
-        2 => HeadEnd::Continues,
-        3 => HeadEnd::Abandoned,
-        _ => return Err(r.damaged()),
-    };
-    let tail_class = match r.u8()? {
-        0 => TailClass::Unknown,
-        1 => TailClass::TransactionEnd,
-        2 => TailClass::Event,
-        3 => TailClass::Other,
-        _ => return Err(r.damaged()),
-    };
+    let head_end = HeadEnd::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
+    let tail_class = TailClass::from_number(r.u8()?).ok_or_else(|| r.damaged())?;
     Ok(Facts {
         flags,
         head_end,

@@ -21,6 +21,7 @@ pub mod conninfo;
 mod message;
 mod passfile;
 pub mod replication;
+pub mod runtime;
 pub mod server_error;
 pub mod service_file;
 pub mod slot;

@@ -116,7 +116,7 @@ fn b01_a_killed_backup_is_never_visible_and_the_server_ends_its_backup() {
 #[test]
 fn a_backup_that_listens_to_wal_is_no_synchronous_standby() {
     let (site, cluster) = slow();
-    // The server asks for a sign of life after two seconds, and cuts off whoever gives none in two more.
+    // The server asks for a sign of life after two seconds, and cuts off a client that gives none in two more.
     cluster.alter_system("wal_sender_timeout", "4s");
     cluster.alter_system("synchronous_standby_names", "*");
     cluster.reload();

@@ -350,6 +350,16 @@ impl Offline {
         self.fetch_with(&self.config, name)
     }
 
+    /// Fetches until the words come, and requires them.
+    fn fetch_until(&self, name: &str, words: &str) -> Run {
+        let run = |seconds: u64| {
+            let fetch = self.fetch(name);
+            fetch.env("PITR_FAULT_SECONDS", seconds.to_string()).run()
+        };
+        let run = patiently(run, |run| run.stderr.contains(words));
+        run.expect_stderr(words)
+    }
+
     pub fn fetch_with(&self, config: &Path, name: &str) -> Program {
         pitr_restore()
             .arg("--config")
@@ -468,16 +478,8 @@ fn s16_what_arrives_encoded_says_nothing_about_the_object() {
     let name = &off.still.segments[0];
     let line = format!("GET /bucket/{}", off.server().key(name));
     let gzipped = off.server().fault(&line, u64::MAX, Fault::Gzipped);
-    let run = patiently(
-        |seconds| {
-            let fetch = off.fetch(name);
-            fetch.env("PITR_FAULT_SECONDS", seconds.to_string()).run()
-        },
-        |run| run.stderr.contains("\"gzip\""),
-    );
-    run.expect_code(200)
-        .expect_stderr("R200")
-        .expect_stderr("\"gzip\"");
+    let run = off.fetch_until(name, "\"gzip\"");
+    run.expect_code(200).expect_stderr("R200");
     assert!(gzipped.times() > 0 && !off.still.wal("RECOVERYXLOG").exists());
     assert!(!damage_is_recorded(&off));
     off.server().heal();
@@ -494,16 +496,8 @@ fn s16_a_store_that_ignores_ranges_says_nothing_about_its_objects() {
     let stored = off.server().object(&key).len();
     assert!(stored > 64 << 10, "{stored} bytes are read at once");
     off.server().behave(|m| m.ignores_ranges = true);
-    let run = patiently(
-        |seconds| {
-            let fetch = off.fetch(name);
-            fetch.env("PITR_FAULT_SECONDS", seconds.to_string()).run()
-        },
-        |run| run.stderr.contains("ignores ranges"),
-    );
-    run.expect_code(200)
-        .expect_stderr("R200")
-        .expect_stderr("ignores ranges");
+    let run = off.fetch_until(name, "ignores ranges");
+    run.expect_code(200).expect_stderr("R200");
     assert!(!off.still.wal("RECOVERYXLOG").exists());
     assert!(!damage_is_recorded(&off));
     off.server().behave(|m| m.ignores_ranges = false);

@@ -300,7 +300,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Refuses a file that opens the repository: stored in it, it would be lost with it, and whoever reads it would open everything.
+    /// Refuses a key file of the repository: it would be lost with the repository, and each reader of the backup could open everything.
     fn check_own(&self, path: &[u8], content: &[u8]) -> Result<()> {
         let Some(forbidden) = &self.wanted.forbidden else {
             return Ok(());

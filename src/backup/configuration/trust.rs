@@ -8,11 +8,11 @@ use std::fs::{File, Metadata};
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Dir, Mode, OFlags};
 
+use crate::config::trust;
 use crate::tree::beneath;
 
 /// As many links as the kernel follows.
@@ -130,8 +130,7 @@ fn on_disk(path: &Path) -> Result<Seen> {
 
 /// A sticky directory is one that others write: a link in it may be anybody's.
 fn is_trusted(metadata: &Metadata) -> bool {
-    let is_own = metadata.uid() == 0 || metadata.uid() == rustix::process::geteuid().as_raw();
-    is_own && (metadata.is_symlink() || metadata.mode() & 0o022 == 0)
+    trust::is_own(metadata) && (metadata.is_symlink() || trust::is_closed(metadata))
 }
 
 fn parts(path: &Path) -> impl Iterator<Item = OsString> {

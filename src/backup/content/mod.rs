@@ -16,7 +16,7 @@ use crate::repo::claim::Claim;
 use crate::repo::clock;
 use crate::repo::event::Writer;
 use crate::repo::repository::Repository;
-use crate::repo::root::aux_root::{AuxContent, AuxOutline, AuxRoot, NODES};
+use crate::repo::root::aux_root::{AuxContent, AuxOutline, AuxRoot, CHUNKS, NODES};
 use crate::repo::root::{BackupKind, Stored};
 use crate::repo::scope::Scope;
 use crate::repo::source::{self, Registration};
@@ -210,7 +210,11 @@ impl Taking<'_> {
     fn run(&mut self, kind: &mut dyn Kind, claims: &mut Claims<'_, '_, '_>) -> Result<AuxRoot> {
         let start_time = self.options.began;
         let (produced, written) = self.copy(kind, claims)?;
+        let has_chunks = written.has_chunks || self.has_chunks_of_prior();
         let (mut root, member) = self.root(produced, written, start_time);
+        if has_chunks {
+            root.content.content_features.push(CHUNKS.to_owned());
+        }
         let features = kind.features().iter().map(|f| (*f).to_owned());
         root.content.content_features.extend(features);
         if let Some((prior, _)) = self.before {
@@ -244,6 +248,11 @@ impl Taking<'_> {
         Ok(root)
     }
 
+    fn has_chunks_of_prior(&self) -> bool {
+        let features = self.before.map(|(root, _)| &root.content.content_features);
+        features.is_some_and(|features| features.iter().any(|f| f == CHUNKS))
+    }
+
     fn tick(&self, claims: &mut Claims<'_, '_, '_>) -> Result<()> {
         self.host.check_stop()?;
         claims.keep()
@@ -271,6 +280,9 @@ impl Taking<'_> {
         }
         let (produced, mut written) = std::thread::scope(|threads| {
             let writer = SnapshotWriter::start(threads, self.store, self.scope, &id, &options);
+            if let Some((_, snapshot)) = self.before {
+                writer.reuse(snapshot, self.host);
+            }
             let produced = kind.produce(&mut Work {
                 writer: &writer,
                 naming: Naming::Tree,

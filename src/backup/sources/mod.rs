@@ -9,11 +9,12 @@ pub mod stream;
 pub mod terraform;
 
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
+use crate::config::trust;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
@@ -60,10 +61,9 @@ pub fn trusted(directory: &Path) -> Result<PathBuf> {
     let real = std::fs::canonicalize(directory).map_err(|e| of(directory, e))?;
     for at in real.ancestors() {
         let found = std::fs::metadata(at).map_err(|e| of(at, e))?;
-        let is_own = [rustix::process::geteuid().as_raw(), 0].contains(&found.uid());
         // In a sticky directory nobody renames what is ours.
-        let is_closed = found.mode() & 0o022 == 0 || (at != real && found.mode() & 0o1000 != 0);
-        if !is_own || !is_closed {
+        let is_closed = trust::is_closed(&found) || (at != real && trust::is_sticky(&found));
+        if !trust::is_own(&found) || !is_closed {
             return Err(err!(
                 Refused,
                 "caches in \"{}\" cannot be trusted: other users may change \"{}\"",

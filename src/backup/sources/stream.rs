@@ -17,6 +17,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::program::{self, Running};
+use crate::snapshot::arrived::Arrived;
 use crate::snapshot::kind::{Kind, Produced, Work};
 use crate::snapshot::sink::FileSink;
 use crate::tree::walk::Taken;
@@ -55,15 +56,30 @@ impl Kind for Stream {
         Some(self.identity.clone())
     }
 
+    /// The command says everything each time. A prior has much of it, and what it has is not stored again.
+    fn takes_changes(&self) -> bool {
+        true
+    }
+
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
         let host = work.host;
         host.progress.phase("copy", None);
         let mut sink = work.writer.sink();
         let start_time = host.now();
         let hash = self.copy(&mut sink, (host, work.tick))?;
-        sink.node(&key(b"")?, directory(start_time))?;
+        let (root, own) = (key(b"")?, key(self.file_name.as_bytes())?);
+        sink.node(&root, directory(start_time))?;
+        if let Some(prior) = &work.prior {
+            sink.limit(&own, 0)?;
+            let mut arrived = Arrived::new(&host.scratch);
+            arrived.add(&root)?;
+            arrived.add(&own)?;
+            // The file may have had another name.
+            arrived.finish(prior.snapshot, work.naming, &sink, work.tick)?;
+        }
         sink.end_node(file(host.now(), hash))?;
         sink.finish()?;
+        self.taken.reused_bytes = work.writer.reused_bytes();
         Ok(Produced {
             member: member(&self.taken, self.facts()),
             ..Produced::default()
@@ -94,7 +110,7 @@ impl Stream {
         sink: &mut FileSink<'_>,
         (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
     ) -> Result<[u8; 32]> {
-        sink.begin(key(self.file_name.as_bytes())?)?;
+        sink.begin_shared(key(self.file_name.as_bytes())?)?;
         let mut command = program::command(&self.command)?;
         let mut running = Running::start(command.stdout(Stdio::piped()))?;
         let mut check = match self.check.is_empty() {

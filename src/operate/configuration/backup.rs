@@ -54,8 +54,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Taken> {
     forbid_core_dumps()?;
     let settings = session.settings_with_repositories()?;
     let set = configured(&settings, &asked.name)?;
-    let repository = settings.repositories.first();
-    let place = repository.ok_or_else(|| err!(Config, "no repository is configured"))?;
+    let place = settings.first_repository()?;
     let repository = session.open(place)?;
     let started = Instant::now();
     let is_encrypted = repository.marker().key_set.is_some();

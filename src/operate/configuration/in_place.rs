@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::original::{Door, check_count, sealed_files};
-use super::redacted::with;
 use super::{configured, find};
 use crate::backup::configuration::NAME;
 use crate::config::{ConfigSet, DEFAULT_PATHS};
@@ -89,7 +88,7 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
     let home = home(session, &asked.name)?;
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
     let door = Door::new(&stored, asked.secrets_key.as_ref());
-    with(session, &stored, |open| {
+    stored.read(session, |open| {
         let files = sealed_files(&open)?;
         check_count(open.member, files.len())?;
         let part = match asked.globs.is_empty() {
@@ -122,7 +121,7 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
             kind: NAME.to_owned(),
             name: asked.name.clone(),
             backup: stored.id.clone(),
-            began: stored.planned,
+            began: session.host.now(),
         };
         let work = Work {
             target: &open_at(&home)?,

@@ -9,6 +9,7 @@ pub mod scan;
 
 use std::path::PathBuf;
 
+use super::search::{self, Stored};
 use super::server::Server;
 use super::session::Session;
 use crate::backup::configuration::collect::Wanted;
@@ -16,26 +17,11 @@ use crate::backup::configuration::paths::{self, Reader, Said};
 use crate::backup::configuration::{NAME, Pair, Sealing};
 use crate::config::{self, ConfigSet, DEFAULT_PATHS, Settings};
 use crate::err;
-use crate::error::{Error, Result};
-use crate::pg::time::TimestampTz;
-use crate::repo::catalog::{Catalog, Reading};
-use crate::repo::event;
+use crate::error::Result;
+use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::keyring::{WriterFile, forbid_core_dumps, system_random};
-use crate::repo::repository::Repository;
-use crate::repo::root::aux_root::AuxBackup;
-use crate::repo::scope::Scope;
 use crate::secrets::Overrides;
-
-/// A backup that is read.
-struct Stored {
-    repository: Repository,
-    /// The repository as configured.
-    configured: config::Repository,
-    scope: Scope,
-    id: BackupId,
-    planned: TimestampTz,
-}
 
 /// Returns the section of the configuration for a name.
 ///
@@ -102,28 +88,17 @@ fn defaults(
 ) -> Result<()> {
     wanted.optional.extend(paths::of_host());
     wanted.optional.extend(settings.path.clone());
-    let named = set.cluster.as_deref();
-    let mut clusters = settings.clusters.iter();
-    let cluster = match named {
-        Some(name) => Some(clusters.find(|c| c.name.as_str() == name).ok_or_else(|| {
-            err!(
-                Config,
-                "[config.{}] names cluster \"{name}\", which is not configured",
-                set.name
-            )
-            .hint(format!(
-                "Nothing was stored. Add [clusters.{name}] with its pgdata."
-            ))
-        })?),
+    let section = format!("config.{}", set.name);
+    let cluster = match &set.cluster {
+        Some(name) => Some(settings.cluster_named_in(&section, name, "pgdata")?),
         None if settings.clusters.len() > 1 => {
             return Err(err!(
                 Config,
-                "several clusters are configured, and [config.{}] names none",
-                set.name
+                "several clusters are configured, and [{section}] names none"
             )
             .hint("Nothing was stored. Add cluster = \"NAME\"."));
         }
-        None => clusters.next(),
+        None => settings.clusters.first(),
     };
     let Some(cluster) = cluster else {
         return Ok(());
@@ -168,12 +143,8 @@ fn sealing(
     is_encrypted: bool,
     allow_plain: bool,
 ) -> Result<Sealing> {
-    let file = configured
-        .encryption
-        .as_ref()
-        .and_then(|e| e.secrets.as_ref());
     let repository = &configured.name;
-    if let Some(path) = file {
+    if let Some(path) = configured.secrets_file() {
         let (public, mac) = WriterFile::read_secrets(path)?.keys(path)?;
         return Ok(Sealing::Pair(Box::new(Pair {
             public,
@@ -192,34 +163,15 @@ fn sealing(
     })
 }
 
-/// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it.
+/// Finds the backup: the one that is named, else the newest that is neither damaged nor marked for deletion, in the first repository that has it.
 fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stored> {
     forbid_core_dumps()?;
-    let scope = Scope::aux(NAME, name)?;
-    let planned = session.host.now();
-    let mut first_error: Option<Error> = None;
-    for configured in &session.settings_with_repositories()?.repositories {
-        let found = session.open(configured).and_then(|repository| {
-            Ok(choose(&repository, &scope, wanted)?.map(|id| (repository, id)))
-        });
-        match found {
-            Ok(Some((repository, id))) => {
-                return Ok(Stored {
-                    repository,
-                    configured: configured.clone(),
-                    scope,
-                    id,
-                    planned,
-                });
-            }
-            Ok(None) => {}
-            Err(e) => {
-                session.warn(&format!("repository \"{}\": {e}", configured.name));
-                first_error.get_or_insert(e);
-            }
-        }
-    }
-    Err(first_error.unwrap_or_else(|| {
+    let is_good =
+        |events: &[Recorded]| event::damage(events).is_empty() && !event::is_marked(events);
+    let found = search::first(session, (NAME, name), |repository, scope| {
+        search::named_or_newest(repository, scope, wanted, is_good)
+    })?;
+    found.ok_or_else(|| {
         match wanted {
             Some(id) => err!(NotFound, "configuration \"{name}\" has no backup \"{id}\""),
             None => err!(NotFound, "configuration \"{name}\" has no undamaged backup"),
@@ -227,25 +179,7 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
         .hint(format!(
             "pitr info shows what there is. Take one with pitr config backup {name}"
         ))
-    }))
-}
-
-fn choose(
-    repository: &Repository,
-    scope: &Scope,
-    wanted: Option<&BackupId>,
-) -> Result<Option<BackupId>> {
-    let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
-    if let Some(wanted) = wanted {
-        let found = catalog.committed().find(|(id, ..)| *id == wanted);
-        return Ok(found.map(|(id, ..)| id.clone()));
-    }
-    let whole = catalog.committed().filter(|(_, subject, _)| {
-        event::damage(&subject.events).is_empty()
-            && event::standing(&subject.events, "expire", "unexpire").is_empty()
-    });
-    let newest = whole.max_by_key(|(id, subject, backup)| (backup.end(subject.stored), *id));
-    Ok(newest.map(|(id, ..)| id.clone()))
+    })
 }
 
 /// A path as operators write it, as a backup has it.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -10,11 +10,12 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::recipients;
-use super::redacted::{content, originals, with};
-use super::{Stored, configured, find, overrides, shown_path, stored_path};
+use super::redacted::{content, originals};
+use super::{configured, find, overrides, shown_path, stored_path};
 use crate::backup::configuration::{SEALED, UNSEALED, envelope_key};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::operate::search::Stored;
 use crate::operate::session::Session;
 use crate::repo::id::BackupId;
 use crate::restore::content::{Open, check_empty};
@@ -37,8 +38,7 @@ pub(super) struct Door<'d> {
 
 impl<'d> Door<'d> {
     pub(super) fn new(stored: &'d Stored, key: Option<&PathBuf>) -> Door<'d> {
-        let configured = stored.configured.encryption.as_ref();
-        let configured = configured.and_then(|e| e.secrets_key.clone());
+        let configured = stored.configured.secrets_key_file().map(Path::to_owned);
         Door {
             store: stored.repository.store(),
             scope: stored.scope.prefix(),
@@ -111,7 +111,7 @@ pub fn reveal(session: &Session, asked: &Revealing) -> Result<Zeroizing<Vec<u8>>
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
     let mut door = Door::new(&stored, asked.secrets_key.as_ref());
     let path = stored_path(&asked.path);
-    let original = with(session, &stored, |open| {
+    let original = stored.read(session, |open| {
         check_count(open.member, sealed_files(&open)?.len())?;
         door.original(&open, &path)
     })?;
@@ -187,7 +187,7 @@ pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
     let started = Instant::now();
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
     let mut door = Door::new(&stored, asked.secrets_key.as_ref());
-    with(session, &stored, |open| {
+    stored.read(session, |open| {
         let files = match asked.is_redacted {
             true => Vec::new(),
             false => sealed_files(&open)?,
@@ -291,7 +291,7 @@ fn check_pair(member: &Value, pair: KeySetId) -> Result<()> {
     }
 }
 
-fn make_directory(to: &std::path::Path) -> Result<()> {
+fn make_directory(to: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     match std::fs::DirBuilder::new().mode(0o700).create(to) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {

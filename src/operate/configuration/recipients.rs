@@ -10,10 +10,10 @@ use crate::error::{Code, Error, Result};
 use crate::operate::keys::to_public;
 use crate::operate::session::Session;
 use crate::repo::json;
-use crate::repo::keyring::{ReaderFile, WriterFile, forbid_core_dumps};
+use crate::repo::keyring::{ReaderFile, WriterFile, forbid_core_dumps, names_below};
 use crate::repo::repository::Repository;
 use crate::repo::scope;
-use crate::seal::{Access, Contents, KeySetId, MacKey, Recipient, is_recipient_name};
+use crate::seal::{Access, Contents, KeySetId, MacKey, Recipient};
 use crate::store::{self, Published, Store};
 
 /// The kind in the JSON of a recipient.
@@ -56,14 +56,7 @@ fn stored(store: &dyn Store, pair: KeySetId, name: &str) -> Result<Option<Recipi
 }
 
 fn names(store: &dyn Store, pair: KeySetId) -> Result<Vec<String>> {
-    let listed = store.list(&scope::secrets_recipients(&pair.to_string()))?;
-    let mut names: Vec<String> = listed
-        .into_iter()
-        .filter(|l| !l.is_prefix && is_recipient_name(&l.name))
-        .map(|l| l.name)
-        .collect();
-    names.sort();
-    Ok(names)
+    names_below(store, &scope::secrets_recipients(&pair.to_string()))
 }
 
 /// Recipients whose stored keys were made by a holder of the pair's MAC key.
@@ -108,11 +101,7 @@ fn give(store: &dyn Store, mac: &MacKey, recipient: &Recipient) -> Result<()> {
 
 /// Stores what the recipients of the host's file open, where the repository has too few of the pair.
 pub(super) fn ensure(configured: &config::Repository, repository: &Repository) -> Result<()> {
-    let Some(path) = configured
-        .encryption
-        .as_ref()
-        .and_then(|e| e.secrets.as_ref())
-    else {
+    let Some(path) = configured.secrets_file() else {
         return Ok(());
     };
     let file = WriterFile::read_secrets(path)?;
@@ -244,16 +233,16 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Vec<Readers>> {
     let settings = session.settings_with_repositories()?;
     let mut all = Vec::new();
     for configured in &settings.repositories {
-        let encryption = configured.encryption.as_ref();
-        let Some(path) = encryption.and_then(|e| e.secrets.as_ref()) else {
+        let Some(path) = configured.secrets_file() else {
             continue;
         };
         let (_, mac) = WriterFile::read_secrets(path)?.keys(path)?;
-        let mut keys: Vec<PathBuf> = encryption
-            .and_then(|e| e.secrets_key.clone())
+        let keys: Vec<PathBuf> = configured
+            .secrets_key_file()
             .into_iter()
+            .chain(asked.keys.iter().map(PathBuf::as_path))
+            .map(Path::to_owned)
             .collect();
-        keys.extend(asked.keys.iter().cloned());
         let repository = session.open(configured)?;
         ensure(configured, &repository)?;
         let changed = change(asked, &repository, mac.id(), &keys);
@@ -290,7 +279,7 @@ fn change(
     }
     let Some((_, contents)) = proven.first() else {
         return Err(err!(Key, "no key that opens the secrets pair is given").hint(
-            "Nothing was changed. Whoever gives or takes access must have it: add --secrets-key FILE.",
+            "Nothing was changed. Only a recipient who has access can give it or withdraw it: add --secrets-key FILE.",
         ));
     };
     for path in &asked.add {

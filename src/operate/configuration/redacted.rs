@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Stored, configured, find, sealing, shown_path, stored_path, wanted};
+use super::{configured, find, sealing, shown_path, stored_path, wanted};
 use crate::backup::configuration::collect::collect;
 use crate::backup::configuration::{SEALED, Sealing, UNSEALED};
 use crate::err;
 use crate::error::Result;
+use crate::operate::search::Stored;
 use crate::operate::session::Session;
 use crate::repo::id::BackupId;
-use crate::restore::content::{Open, read};
+use crate::restore::content::Open;
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
@@ -40,7 +41,7 @@ pub fn list(
     backup: Option<&BackupId>,
 ) -> Result<(BackupId, Vec<Line>)> {
     let stored = find(session, name, backup)?;
-    let lines = with(session, &stored, |open| {
+    let lines = stored.read(session, |open| {
         let mut lines = Vec::new();
         for item in open.snapshot.items() {
             (open.tick)()?;
@@ -66,20 +67,6 @@ pub fn list(
         Ok(lines)
     })?;
     Ok((stored.id, lines))
-}
-
-pub(super) fn with<T>(
-    session: &Session,
-    stored: &Stored,
-    work: impl FnOnce(Open<'_>) -> Result<T>,
-) -> Result<T> {
-    let place = (&stored.scope, &stored.id);
-    read(
-        &stored.repository,
-        place,
-        (&session.host, stored.planned),
-        work,
-    )
 }
 
 /// The attachments that an original may be.
@@ -135,7 +122,7 @@ pub fn show(
     backup: Option<&BackupId>,
 ) -> Result<(BackupId, Vec<u8>)> {
     let stored = find(session, name, backup)?;
-    let shown = with(session, &stored, |open| {
+    let shown = stored.read(session, |open| {
         let key = FileKey::from_path(&stored_path(path), Naming::Tree)?;
         let found = content(&open, &key)?;
         found.ok_or_else(|| err!(NotFound, "backup \"{}\" has no file \"{path}\"", stored.id))
@@ -188,9 +175,9 @@ pub fn diff(session: &Session, name: &str, sides: &Sides) -> Result<Vec<Differen
         (from, _) => from.clone(),
     };
     let earlier = find(session, name, from.as_ref())?;
-    let old = with(session, &earlier, |open| texts(&open))?;
+    let old = earlier.read(session, |open| texts(&open))?;
     let new = match later {
-        Some(later) => with(session, &later, |open| texts(&open))?,
+        Some(later) => later.read(session, |open| texts(&open))?,
         None => live(session, name, &earlier)?,
     };
     Ok(compare(&old, &new))

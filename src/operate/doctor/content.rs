@@ -8,6 +8,7 @@ use crate::operate::human;
 use crate::operate::scopes::{self, ScopeInfo};
 use crate::operate::session::Session;
 use crate::pg::version::Major;
+use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 
 /// Looks at all that is configured.
@@ -42,23 +43,30 @@ pub(super) fn look(
     let Some(first) = first.filter(|first| opened.iter().any(|one| one.name == first.name)) else {
         return;
     };
+    let repository = session.open(first);
     for content in settings.contents() {
-        let name = format!("{} {}", content.kind, content.name);
-        match look_at(first, &content, session) {
-            Ok(info) => newest(found, &content, &info, session),
-            Err(e) => found.error(&name, &e),
+        let info = repository
+            .as_ref()
+            .map(|repository| look_at(repository, &content, session));
+        match info {
+            Ok(Ok(info)) => newest(found, &content, &info, session),
+            Ok(Err(e)) => found.error(&title(&content), &e),
+            Err(e) => found.error(&title(&content), e),
         }
     }
 }
 
-fn look_at(first: &Configured, content: &Content<'_>, session: &Session) -> Result<ScopeInfo> {
+fn title(content: &Content<'_>) -> String {
+    format!("{} {}", content.kind, content.name)
+}
+
+fn look_at(repository: &Repository, content: &Content<'_>, session: &Session) -> Result<ScopeInfo> {
     let scope = Scope::aux(content.kind, content.name)?;
-    let repository = session.open(first)?;
-    scopes::look_at(&repository, &scope, session.host.now())
+    scopes::look_at(repository, &scope, session.host.now())
 }
 
 fn newest(found: &mut Findings, content: &Content<'_>, info: &ScopeInfo, session: &Session) {
-    let name = format!("{} {}", content.kind, content.name);
+    let name = title(content);
     let (now, end) = (session.host.now(), info.newest_end());
     let command = format!("pitr {} backup {}", content.kind, content.name);
     for problem in &info.problems {

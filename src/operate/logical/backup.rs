@@ -57,23 +57,9 @@ pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
         return Err(err!(Config, "[logical.{name}] names no cluster")
             .hint("Nothing was stored. Add cluster = \"NAME\", a cluster of the configuration."));
     };
-    let cluster = settings
-        .clusters
-        .iter()
-        .find(|c| c.name.as_str() == cluster)
-        .ok_or_else(|| {
-            err!(
-                Config,
-                "[logical.{name}] names cluster \"{cluster}\", which is not configured"
-            )
-            .hint(format!(
-                "Nothing was stored. Add [clusters.{cluster}] with its conninfo."
-            ))
-        })?;
-    let configured = settings
-        .repositories
-        .first()
-        .ok_or_else(|| err!(Config, "no repository is configured"))?;
+    let section = format!("logical.{name}");
+    let cluster = settings.cluster_named_in(&section, cluster, "conninfo")?;
+    let configured = settings.first_repository()?;
     let repository = session.open(configured)?;
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
     let host = &session.host;

@@ -104,7 +104,7 @@ pub fn run(
             return Err(err!(
                 Refused,
                 "the dumps of backup \"{}\" have data and no definitions: no server can take them by themselves",
-                stored.id
+                stored.backup.id
             )
             .hint(format!("Nothing was done. Check it with pitr logical check {name} --read")));
         }
@@ -112,8 +112,8 @@ pub fn run(
         _ => None,
     };
     let mut checked = Checked {
-        id: stored.id.clone(),
-        repository: stored.repository_name.clone(),
+        id: stored.backup.id.clone(),
+        repository: stored.backup.configured.name.clone(),
         level,
         proves: None,
         findings: Vec::new(),

@@ -84,8 +84,8 @@ pub fn to_directory(
     }
     extract(session, &stored, &to)?;
     Ok(Restored {
-        id: stored.id,
-        repository: stored.repository_name,
+        id: stored.backup.id,
+        repository: stored.backup.configured.name,
         member: stored.member,
         database: None,
         selected: None,
@@ -97,10 +97,9 @@ pub fn to_directory(
 /// # Errors
 /// Those of [`content::read`] and [`put_back`].
 pub(super) fn extract(session: &Session, stored: &Stored, to: &Path) -> Result<()> {
-    let place = (&stored.scope, &stored.id);
     let host = &session.host;
     host.progress.phase("read the dumps", None);
-    content::read(&stored.repository, place, (host, stored.planned), |open| {
+    stored.backup.read(session, |open| {
         put_back(open.snapshot, open.member, to, (host, open.tick)).map(|_| ())
     })
 }
@@ -175,8 +174,8 @@ pub fn to_server(
         false => target.database,
     };
     Ok(Restored {
-        id: stored.id,
-        repository: stored.repository_name,
+        id: stored.backup.id,
+        repository: stored.backup.configured.name,
         member: stored.member,
         database: Some(filled),
         selected: selected.map(|lines| lines.len() as u64),

@@ -58,7 +58,7 @@ pub const CLOCK_SLACK: Duration = Duration::from_secs(3600);
 pub fn whole<R: Needs>(catalog: &Catalog<R>) -> Vec<BackupId> {
     let damaged = catalog.damaged_parts();
     let is_whole = |subject: &Subject<R>, root: &R| {
-        let marks = event::standing(&subject.events, "expire", "unexpire");
+        let marks = event::marks(&subject.events);
         marks.is_empty() && item::damage((catalog, &damaged), subject, root.needs()).is_none()
     };
     let whole = catalog.committed();

@@ -188,7 +188,7 @@ fn find_asked(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     let pin_clock = pin_clock(policy, now);
     for backup in &mut judged.items {
         let events = backup.events;
-        let marks = event::standing(events, "expire", "unexpire");
+        let marks = event::marks(events);
         backup.is_asked = marks.iter().any(|mark| event::is_request(mark, now))
             && event::live_pins(events, pin_clock).is_empty();
     }
@@ -683,7 +683,7 @@ pub fn mark_state(
     policy: &Policy,
     now: TimestampTz,
 ) -> Option<Option<TimestampTz>> {
-    let due = event::standing(events, "expire", "unexpire")
+    let due = event::marks(events)
         .iter()
         .map(|mark| {
             let own = mark.since(now).saturating_add(policy.grace);
@@ -698,7 +698,7 @@ fn decide(judged: &mut Judgement<'_>, at: usize, policy: &Policy, now: Timestamp
         return;
     };
     let events = backup.events;
-    let marks = event::standing(events, "expire", "unexpire");
+    let marks = event::marks(events);
     if let Some((_, hold)) = &backup.hold {
         // A reader avoids marked backups; one that retention wants again is no longer marked. A claim says nothing about that.
         let is_wanted = *hold == Hold::Pin || live_claims(events, now).is_empty();

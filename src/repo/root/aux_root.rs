@@ -21,8 +21,10 @@ pub const NODES: &str = "nodes";
 pub const ATTACHMENTS: &str = "attachments";
 /// The feature of a backup whose originals lie in envelopes.
 pub const SECRETS: &str = "secrets";
+/// The feature of a map with content that files share.
+pub const CHUNKS: &str = "chunks";
 /// Features of layers and frames that this version can read.
-const CONTENT_FEATURES: [&str; 3] = [NODES, ATTACHMENTS, SECRETS];
+const CONTENT_FEATURES: [&str; 4] = [NODES, ATTACHMENTS, SECRETS, CHUNKS];
 /// Features that a janitor of this version knows.
 const EXPIRE_FEATURES: [&str; 0] = [];
 

@@ -54,6 +54,14 @@ impl Store for PacedStore {
         self.inner.public_hash(hash)
     }
 
+    fn chunk_hash(&self, bytes: &[u8]) -> Result<(u8, [u8; 32])> {
+        self.inner.chunk_hash(bytes)
+    }
+
+    fn chunk_seed(&self) -> Result<u64> {
+        self.inner.chunk_seed()
+    }
+
     fn mac(&self, key: &Key, content: &[u8]) -> Result<Option<String>> {
         self.inner.mac(key, content)
     }

@@ -43,6 +43,29 @@ fn q01_a_damaged_backup_gives_nothing_wrong_back() {
     assert!(run.code() != 0 && run.stdout.is_empty(), "{run}");
 }
 
+/// A repository that is gone neither hides the backups of the next one, nor counts as one that has none.
+#[test]
+fn a_repository_that_is_gone_is_passed_over() {
+    let world = World::new();
+    let taken = world.backup();
+    let id = "20261120T064049Z-482913-full";
+    let unknown = ["config", "show", "host", "--backup", id];
+    let run = world.sees("operator", &unknown);
+    run.expect_code(2).expect_stderr("has no backup");
+    let config = world.path("operator.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let gone = world.text("gone");
+    let first = format!("[repositories.gone]\nurl = \"file://{gone}\"\n[repositories.local]\n");
+    std::fs::write(&config, text.replace("[repositories.local]\n", &first)).unwrap();
+    let run = world.sees("operator", &["config", "show", "host", "--json"]);
+    let run = run
+        .success()
+        .expect_stderr("repository \"gone\" is passed over");
+    assert_eq!(run.json()["backup"], taken.as_str());
+    let run = world.sees("operator", &unknown).expect_code(9);
+    assert!(!run.stderr.contains("has no backup"), "{run}");
+}
+
 #[test]
 fn q04_a_file_that_cannot_be_read_is_counted_and_named() {
     let world = World::new();

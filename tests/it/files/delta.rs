@@ -375,8 +375,8 @@ fn u39_a_link_that_takes_the_place_of_a_directory_meanwhile_is_not_followed() {
 }
 
 #[test]
-fn u40_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was() {
-    require_mounts!("u40_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was");
+fn u50_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was() {
+    require_mounts!("u50_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was");
     let disk = SmallDisk::new(3, 1000);
     let scene = Scene::of(World::new(""), "live");
     let large = scene.world.source().join("large");
@@ -412,8 +412,8 @@ fn u40_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was() {
 }
 
 #[test]
-fn u41_killed_at_any_point_each_file_is_whole_and_the_same_command_completes() {
-    require_strace!("u41_killed_at_any_point_each_file_is_whole_and_the_same_command_completes");
+fn u51_killed_at_any_point_each_file_is_whole_and_the_same_command_completes() {
+    require_strace!("u51_killed_at_any_point_each_file_is_whole_and_the_same_command_completes");
     let scene = Scene::new();
     let program = scene.delta(&["--confirm", "--delete"]);
     let mut names = fault::MUTATING.to_vec();

@@ -56,6 +56,34 @@ fn u01_a_file_that_grows_while_it_is_read_is_stored_and_counted() {
     world.gives(id(&next), &describe(&world.source()), "at rest");
 }
 
+/// A repository that is gone neither hides the backups of the next one, nor counts as one that has none.
+#[test]
+fn a_repository_that_is_gone_is_passed_over() {
+    let world = World::new("");
+    fs::write(world.source().join("x"), "x").unwrap();
+    let taken = world.backup();
+    let id = "20261120T064049Z-482913-full";
+    let unknown = ["files", "ls", "up", "--backup", id];
+    let run = world.pitr(&unknown).run();
+    run.expect_code(2)
+        .expect_stderr("no repository has a backup");
+    let text = fs::read_to_string(&world.config).unwrap();
+    let gone = path_text(&world.sandbox.join("gone"));
+    let first = format!("[repositories.gone]\nurl = \"file://{gone}\"\n[repositories.local]\n");
+    fs::write(
+        &world.config,
+        text.replace("[repositories.local]\n", &first),
+    )
+    .unwrap();
+    let run = world.pitr(&["files", "ls", "up", "--json"]).run();
+    let run = run
+        .success()
+        .expect_stderr("repository \"gone\" is passed over");
+    assert_eq!(run.json()["backup"], taken["id"]);
+    let run = world.pitr(&unknown).run().expect_code(9);
+    assert!(!run.stderr.contains("no repository has"), "{run}");
+}
+
 #[test]
 fn u02_what_cannot_be_read_is_named_and_the_rest_is_stored() {
     let world = World::new("");

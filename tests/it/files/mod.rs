@@ -6,6 +6,7 @@ mod git;
 mod health;
 mod in_place;
 mod parts;
+mod shared;
 mod sources;
 pub mod tree;
 

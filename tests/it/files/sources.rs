@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{World, id, path_text};
-use crate::common::{PATIENCE, Program};
+use crate::common::{PATIENCE, Program, Run};
 
 /// How many backups a name has.
 fn backups(world: &World) -> usize {
@@ -59,7 +59,7 @@ fn a_stream_is_one_file_that_comes_back() {
     // The arguments may hold secrets.
     assert!(!first.to_string().contains("200000"), "{first}");
     let second = backup(&world).run().success().json();
-    assert_eq!(second["kind"], "full", "{second}");
+    assert_eq!(second["kind"], "incremental", "{second}");
     assert!(second["kind_reason"].is_null(), "{second}");
     for backup in [&first, &second] {
         let back = world.restored(id(backup), "back");
@@ -185,64 +185,78 @@ case "$*" in
 esac
 "#;
 
-fn kubernetes(world: &World) -> (String, String) {
-    let path = with_program(world, "kubectl", KUBECTL);
-    let shapes = world.sandbox.join("shapes");
-    fs::create_dir_all(&shapes).unwrap();
-    let object = |kind: &str, version: &str, name: &str, namespace: Option<&str>| {
-        let mut metadata = json!({"name": name, "uid": format!("u-{name}"), "resourceVersion": "7",
+/// A program in place of kubectl.
+struct Kubectl {
+    path: String,
+    /// The folder of its answers.
+    shapes: String,
+}
+
+impl Kubectl {
+    fn new(world: &World) -> Kubectl {
+        let path = with_program(world, "kubectl", KUBECTL);
+        let shapes = world.sandbox.join("shapes");
+        fs::create_dir_all(&shapes).unwrap();
+        let object = |kind: &str, version: &str, name: &str, namespace: Option<&str>| {
+            let mut metadata = json!({"name": name, "uid": format!("u-{name}"), "resourceVersion": "7",
             "managedFields": [{"manager": "kubectl"}], "creationTimestamp": "2026-11-20T06:40:49Z"});
-        if let Some(namespace) = namespace {
-            metadata["namespace"] = namespace.into();
+            if let Some(namespace) = namespace {
+                metadata["namespace"] = namespace.into();
+            }
+            json!({"kind": kind, "apiVersion": version, "metadata": metadata, "spec": {"z": 1, "a": 2}, "status": {"phase": "x"}})
+        };
+        let list = |items: Value| {
+            json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": ""}, "items": items}).to_string()
+        };
+        let mut secret = object("Secret", "v1", "db", Some("shop"));
+        secret["data"] = json!({"password": "dG9rM24="});
+        for (name, text) in [
+            (
+                "namespace",
+                object("Namespace", "v1", "kube-system", None).to_string(),
+            ),
+            (
+                "resources",
+                "events\nsecrets\ndeployments.apps\npersistentvolumes\nnodes.metrics.k8s.io\n"
+                    .to_owned(),
+            ),
+            ("secrets", list(json!([secret]))),
+            (
+                "deployments.apps",
+                list(json!([object(
+                    "Deployment",
+                    "apps/v1",
+                    "web",
+                    Some("shop")
+                )])),
+            ),
+            (
+                "persistentvolumes",
+                list(json!([object("PersistentVolume", "v1", "pv-1", None)])),
+            ),
+        ] {
+            fs::write(shapes.join(name), text).unwrap();
         }
-        json!({"kind": kind, "apiVersion": version, "metadata": metadata, "spec": {"z": 1, "a": 2}, "status": {"phase": "x"}})
-    };
-    let list = |items: Value| {
-        json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": ""}, "items": items}).to_string()
-    };
-    let mut secret = object("Secret", "v1", "db", Some("shop"));
-    secret["data"] = json!({"password": "dG9rM24="});
-    for (name, text) in [
-        (
-            "namespace",
-            object("Namespace", "v1", "kube-system", None).to_string(),
-        ),
-        (
-            "resources",
-            "events\nsecrets\ndeployments.apps\npersistentvolumes\nnodes.metrics.k8s.io\n"
-                .to_owned(),
-        ),
-        ("secrets", list(json!([secret]))),
-        (
-            "deployments.apps",
-            list(json!([object(
-                "Deployment",
-                "apps/v1",
-                "web",
-                Some("shop")
-            )])),
-        ),
-        (
-            "persistentvolumes",
-            list(json!([object("PersistentVolume", "v1", "pv-1", None)])),
-        ),
-    ] {
-        fs::write(shapes.join(name), text).unwrap();
+        Kubectl {
+            path,
+            shapes: path_text(&shapes),
+        }
     }
-    (path, path_text(&shapes))
+
+    fn backup(&self, world: &World) -> Run {
+        backup(world)
+            .env("PATH", &self.path)
+            .env("SHAPES", &self.shapes)
+            .run()
+    }
 }
 
 #[test]
 fn objects_of_kubernetes_come_back_as_sorted_files() {
     let world = World::sealed().with_source("kubernetes", "context = \"prod\"\n");
-    let (path, shapes) = kubernetes(&world);
-    let run = |world: &World| {
-        backup(world)
-            .env("PATH", &path)
-            .env("SHAPES", &shapes)
-            .run()
-    };
-    let taken = run(&world).success().json();
+    let kubectl = Kubectl::new(&world);
+    let shapes = &kubectl.shapes;
+    let taken = kubectl.backup(&world).success().json();
     assert_eq!(taken["source"]["cluster_uid"], "u-kube-system", "{taken}");
     let back = world.restored(id(&taken), "back");
     let mut names = crate::common::files_below(&back);
@@ -270,7 +284,7 @@ fn objects_of_kubernetes_come_back_as_sorted_files() {
     // A resource that this user may not list is named.
     let error = "Error from server (Forbidden): deployments.apps is forbidden\n";
     fs::write(format!("{shapes}/deployments.apps.error"), error).unwrap();
-    let partial = run(&world).expect_code(6).json();
+    let partial = kubectl.backup(&world).expect_code(6).json();
     assert_eq!(
         partial["left_out"]["examples"][0]["path"], "deployments.apps",
         "{partial}"
@@ -281,7 +295,8 @@ fn objects_of_kubernetes_come_back_as_sorted_files() {
         "connection refused\n",
     )
     .unwrap();
-    run(&world)
+    kubectl
+        .backup(&world)
         .expect_code(1)
         .expect_stdout("connection refused");
     assert_eq!(backups(&world), 2);
@@ -290,16 +305,13 @@ fn objects_of_kubernetes_come_back_as_sorted_files() {
 #[test]
 fn u16_secrets_are_refused_where_nothing_is_encrypted() {
     let world = World::of("kubernetes", "");
-    let (path, shapes) = kubernetes(&world);
-    let run = |world: &World| {
-        backup(world)
-            .env("PATH", &path)
-            .env("SHAPES", &shapes)
-            .run()
-    };
-    run(&world).expect_code(8).expect_stdout("secrets = false");
+    let kubectl = Kubectl::new(&world);
+    kubectl
+        .backup(&world)
+        .expect_code(8)
+        .expect_stdout("secrets = false");
     let world = world.with_source("kubernetes", "secrets = false\n");
-    let taken = run(&world).success().json();
+    let taken = kubectl.backup(&world).success().json();
     let back = world.restored(id(&taken), "back");
     assert!(
         back.join("shop/Deployment.apps/web.json").exists() && !back.join("shop/Secret").exists()
@@ -415,7 +427,7 @@ fn u15_a_worker_that_holds_the_output_open_holds_up_nothing_for_long() {
 }
 
 #[test]
-fn u17_the_program_after_runs_to_its_end_whatever_it_prints_and_whoever_hangs_up() {
+fn u17_the_program_after_runs_to_its_end_also_when_it_prints_much_and_the_terminal_hangs_up() {
     let world = World::new(
         "before = [\"/bin/sh\", \"-c\", \"touch $STARTED; exec sleep 600\"]\nafter = [\"/bin/sh\", \"-c\", \"seq 1 30000; touch $ENDED\"]\n",
     );

@@ -1,0 +1,116 @@
+//! The search for a backup of content: in the first repository that has it.
+
+use super::session::Session;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::repo::catalog::{Catalog, Reading};
+use crate::repo::event::Recorded;
+use crate::repo::id::BackupId;
+use crate::repo::repository::Repository;
+use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::scope::Scope;
+use crate::restore::content::{self, Open};
+
+/// A backup that is read.
+pub struct Stored {
+    /// Its repository.
+    pub repository: Repository,
+    /// The repository as configured.
+    pub configured: config::Repository,
+    /// Its scope.
+    pub scope: Scope,
+    /// Its id.
+    pub id: BackupId,
+    /// When it was chosen.
+    planned: TimestampTz,
+}
+
+impl Stored {
+    /// Returns the result of `work` on the backup.
+    ///
+    /// # Errors
+    /// Those of [`content::read`].
+    pub fn read<T>(
+        &self,
+        session: &Session,
+        work: impl FnOnce(Open<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.read_other(session, &self.id, work)
+    }
+
+    /// As [`Stored::read`], on another backup of the same scope.
+    ///
+    /// # Errors
+    /// Those of [`content::read`].
+    pub fn read_other<T>(
+        &self,
+        session: &Session,
+        id: &BackupId,
+        work: impl FnOnce(Open<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let at = (&session.host, self.planned);
+        content::read(&self.repository, (&self.scope, id), at, work)
+    }
+}
+
+/// Returns the backup that `choose` takes from the first repository in which it finds one; none where every repository answers and none has one.
+///
+/// # Errors
+/// The error of the first repository that failed, where no other one has a backup.
+pub fn first(
+    session: &Session,
+    (kind, name): (&str, &str),
+    choose: impl Fn(&Repository, &Scope) -> Result<Option<BackupId>>,
+) -> Result<Option<Stored>> {
+    let scope = Scope::aux(kind, name)?;
+    let planned = session.host.now();
+    let mut failure: Option<Error> = None;
+    for configured in session.settings_with_repositories()?.repositories {
+        let found = session.open(&configured).and_then(|repository| {
+            let id = choose(&repository, &scope)?;
+            Ok(id.map(|id| (repository, id)))
+        });
+        match found {
+            Ok(Some((repository, id))) => {
+                return Ok(Some(Stored {
+                    repository,
+                    configured,
+                    scope,
+                    id,
+                    planned,
+                }));
+            }
+            Ok(None) => {}
+            Err(e) => {
+                session.warn(&format!(
+                    "repository \"{}\" is passed over: {e}",
+                    configured.name
+                ));
+                failure.get_or_insert(e);
+            }
+        }
+    }
+    failure.map_or(Ok(None), Err)
+}
+
+/// Returns the backup that is named, else the newest one whose events are good.
+///
+/// # Errors
+/// Errors of the store.
+pub fn named_or_newest(
+    repository: &Repository,
+    scope: &Scope,
+    wanted: Option<&BackupId>,
+    is_good: impl Fn(&[Recorded]) -> bool,
+) -> Result<Option<BackupId>> {
+    let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
+    let mut committed = catalog.committed();
+    let found = match wanted {
+        Some(wanted) => committed.find(|(id, ..)| *id == wanted),
+        None => committed
+            .filter(|(_, subject, _)| is_good(&subject.events))
+            .max_by_key(|(id, subject, backup)| (backup.end(subject.stored), *id)),
+    };
+    Ok(found.map(|(id, ..)| id.clone()))
+}
