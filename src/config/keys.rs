@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, ConfigSet, Encryption, Files, Location, LockMode, Logical,
+    Acknowledge, Cluster, ConfigSet, Encryption, Files, Hours, Location, LockMode, Logical,
     LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices,
     PromoteUnreachable, Repository, Retention, S3Settings, Secret, Size, Source, Sse,
     StandbyOutage, config_set::DEFAULT, holds_password, location, logical::JOBS_MAX,
@@ -94,6 +94,7 @@ keys! { REPOSITORY: |e, draft: Draft|
     "url": location = e.checked(Location::from_url);
     "required": required = e.boolean();
     "max_rate": max_rate = e.bytes();
+    "max_rate_hours": max_rate_hours = e.checked(str::parse::<Hours>);
     "price.currency": prices.currency = e.string();
     "price.storage": prices.storage = e.price();
     "price.standard": prices.standard = e.price();
@@ -173,6 +174,7 @@ struct Draft {
     location: Option<Location>,
     required: Option<bool>,
     max_rate: Option<u64>,
+    max_rate_hours: Option<Hours>,
     prices: Prices,
     encryption: Encryption,
     s3: S3Settings,
@@ -241,7 +243,7 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     let foreign = |e: &&Entry| {
         let anywhere = ["encryption.", "price.", "retention."];
         let is_anywhere = anywhere.iter().any(|table| e.key.starts_with(table));
-        !matches!(e.key, "url" | "required" | "max_rate") && !is_anywhere
+        !matches!(e.key, "url" | "required" | "max_rate" | "max_rate_hours") && !is_anywhere
     };
     if !location.is_remote()
         && let Some(entry) = section.entries.iter().find(foreign)
@@ -274,11 +276,15 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
             "encryption.recipient says whose passphrase it is; a key file names its recipient itself",
         ));
     }
+    if draft.max_rate_hours.is_some() && draft.max_rate.is_none() {
+        return Err(wrong("\"max_rate_hours\" needs max_rate"));
+    }
     Ok(Repository {
         name: section.name.clone(),
         location,
         required: draft.required.unwrap_or(true),
         max_rate_bytes_per_s: draft.max_rate,
+        max_rate_hours: draft.max_rate_hours,
         prices: draft.prices,
         s3,
         encryption: (encryption != Encryption::default()).then_some(encryption),

@@ -18,6 +18,7 @@ mod config_set;
 mod encryption;
 mod file;
 mod files;
+mod hours;
 mod keys;
 mod location;
 mod logical;
@@ -32,6 +33,7 @@ mod unit;
 pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
 pub use encryption::Encryption;
 pub use files::{Files, Source};
+pub use hours::Hours;
 pub use location::Location;
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
@@ -302,6 +304,8 @@ pub struct Repository {
     pub required: bool,
     /// The limit of everything but WAL, in and out together; all processes of an account share it.
     pub max_rate_bytes_per_s: Option<u64>,
+    /// The hours of the host's day in which the limit holds; none: always.
+    pub max_rate_hours: Option<Hours>,
     /// Prices of its store.
     pub prices: Prices,
     /// How it is reached, where it is in an object store.
@@ -320,6 +324,7 @@ impl Repository {
             location,
             required: true,
             max_rate_bytes_per_s: None,
+            max_rate_hours: None,
             prices: Prices::default(),
             s3: S3Settings::default(),
             encryption: None,

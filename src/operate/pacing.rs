@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chrono::{Local, Timelike};
+
 use super::human;
-use crate::config::{self, Size};
+use crate::config::{self, Hours, Size};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::store::pace::Pace;
+use crate::store::pace::{Pace, When};
 
 /// The directory, below the caches, of the file by which processes share a limit.
 const DIRECTORY: &str = "rate";
@@ -55,6 +57,19 @@ impl Default for Pacing {
     }
 }
 
+/// Whether the host's clock shows one of these hours, in the host's time zone.
+fn at(hours: Hours, host: &Host) -> When {
+    let clock = Arc::clone(&host.clock);
+    Arc::new(move || {
+        let micros = clock().unix_micros().unwrap_or_default();
+        let local =
+            chrono::DateTime::from_timestamp_micros(micros).map(|t| t.with_timezone(&Local));
+        // A moment that no calendar has is no reason to hurry.
+        let minute = local.and_then(|t| u16::try_from(t.hour() * 60 + t.minute()).ok());
+        minute.is_none_or(|minute| hours.contains(minute))
+    })
+}
+
 impl Pacing {
     /// The limits of the configuration, and what the operator asked for.
     pub fn limited(asked: Option<MaxRate>) -> Pacing {
@@ -89,14 +104,18 @@ impl Pacing {
             pace = pace.own(rate);
         }
         if let Some(rate) = configured {
+            let when = repository.max_rate_hours.clone();
+            let hours = when.as_ref().map(|hours| format!(" from {hours}"));
             host.progress.note(&format!(
-                "repository \"{}\": at most {} a second, shared with the other backups, restores and checks of this account (max_rate)",
+                "repository \"{}\": at most {} a second{}, shared with the other backups, restores and checks of this account (max_rate)",
                 repository.name,
-                human::size(rate)
+                human::size(rate),
+                hours.unwrap_or_default()
             ));
             let directory = directory()?.map(|caches| caches.join(DIRECTORY));
             let progress = Arc::clone(&host.progress);
-            pace = pace.shared(rate, (directory.as_deref(), &location), progress);
+            let when = when.map(|hours| at(hours, host));
+            pace = pace.shared((rate, when), (directory.as_deref(), &location), progress);
         }
         let pace = Arc::new(pace);
         known.insert(location, Arc::clone(&pace));

@@ -18,7 +18,7 @@ use super::filekey::ChunkId;
 use super::piece::WholeChunk;
 use super::reader::Snapshot;
 use super::sort::{MEMORY_BYTES, Sorter};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::repo::id::PartName;
 
@@ -28,7 +28,7 @@ pub const WHOLE_BELOW_BYTES: usize = 1 << 20;
 const LEAST_BYTES: usize = 128 << 10;
 const MEAN_BYTES: usize = 512 << 10;
 /// Longest chunk.
-pub const MOST_BYTES: usize = 2 << 20;
+pub const MOST_BYTES: usize = 1 << 20;
 
 /// Chunks of the own run that are remembered: 25 MB. Further ones are stored as often as they come.
 const REMEMBERED: usize = 450_000;
@@ -80,6 +80,17 @@ impl<'t> Chunks<'t> {
     pub fn reuse(&self, prior: PriorChunks<'t>) {
         // Asked for once, before the first sink.
         let _ = self.prior.set(prior);
+    }
+
+    /// Reads the map of the prior now, and not when the first chunk is looked for.
+    ///
+    /// # Errors
+    /// As [`Chunks::find`].
+    pub fn prepare(&self) -> Result<()> {
+        match self.prior.get() {
+            Some(prior) => prior.index().map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// Finds a chunk of this length.
@@ -150,12 +161,19 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether the chunks of a prior are known.
+enum Asked {
+    /// Nobody has asked yet.
+    Not,
+    Known(Arc<Index>),
+    Without,
+}
+
 /// The chunks that the map of a prior shows.
 pub struct PriorChunks<'t> {
     snapshot: &'t Snapshot<'t>,
     host: &'t Host,
-    /// None before the first question.
-    index: Mutex<Option<Arc<Index>>>,
+    index: Mutex<Asked>,
     /// How many frames a pack has that was opened; none of one that does not pass its checks.
     packs: Mutex<HashMap<u32, Option<u32>>>,
 }
@@ -166,15 +184,17 @@ impl<'t> PriorChunks<'t> {
         PriorChunks {
             snapshot,
             host,
-            index: Mutex::new(None),
+            index: Mutex::new(Asked::Not),
             packs: Mutex::default(),
         }
     }
 
     fn find(&self, id: &ChunkId, length: u32) -> Result<Option<Stored>> {
-        let Some(known) = self.index()?.find(&id.hash)? else {
-            return Ok(None);
+        let known = match self.index()? {
+            Some(index) => index.find(&id.hash)?,
+            None => None,
         };
+        let Some(known) = known else { return Ok(None) };
         let (pack, frame) = (known.pack, known.frame);
         if known.whole.length != length || !self.is_sound(pack, frame)? {
             return Ok(None);
@@ -187,13 +207,27 @@ impl<'t> PriorChunks<'t> {
         }))
     }
 
-    fn index(&self) -> Result<Arc<Index>> {
-        let mut index = locked(&self.index);
-        if let Some(index) = &*index {
-            return Ok(Arc::clone(index));
+    /// Returns the index, which is made once; none where it cannot be made. A run needs it only to store less.
+    fn index(&self) -> Result<Option<Arc<Index>>> {
+        let mut asked = locked(&self.index);
+        match &*asked {
+            Asked::Known(index) => return Ok(Some(Arc::clone(index))),
+            Asked::Without => return Ok(None),
+            Asked::Not => *asked = Asked::Without,
         }
-        let made = Arc::new(Index::of(self.snapshot, self.host)?);
-        Ok(Arc::clone(index.insert(made)))
+        match Index::of(self.snapshot, self.host) {
+            Ok(index) => {
+                let index = Arc::new(index);
+                *asked = Asked::Known(Arc::clone(&index));
+                Ok(Some(index))
+            }
+            Err(e) if e.is_damage() || e.code() == Code::Interrupted => Err(e),
+            Err(e) => {
+                let what = "content that the backup before has is stored again, for it cannot be looked up";
+                self.host.progress.warn(&format!("{what}: {e}"));
+                Ok(None)
+            }
+        }
     }
 
     /// Whether a pack is there, the one that the map means, and has that frame. Nothing is built upon a pack that a reader would refuse.

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use super::filekey::Naming;
 use super::layer::{EntryKind, LayerWriter};
 use super::piece::{self, ENTRY_PIECES, Piece, Source};
 use super::pipeline::{publish, written};
@@ -18,6 +19,8 @@ use crate::text::hex;
 
 /// A shard with so many layers gets a single one.
 pub const LAYERS: usize = 64;
+/// Newer layers of a tree's shard that are larger, and larger than twice the first one, are made one with it.
+const HEAVY_BYTES: u64 = 4 << 20;
 
 /// The shards of a snapshot, of which none has many layers.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,7 +59,8 @@ pub fn flatten(
         },
     };
     for (number, shard) in snapshot.map().shards.iter().enumerate() {
-        if shard.layers.len() < most_layers {
+        let is_light = *snapshot.naming() != Naming::Tree || !is_heavy(shard);
+        if shard.layers.len() < most_layers && is_light {
             flattening.flat.shards.push(shard.clone());
             continue;
         }
@@ -69,6 +73,13 @@ pub fn flatten(
         flattening.end()?;
     }
     Ok(flattening.flat)
+}
+
+/// Whether most of a shard's map is hidden: a file of a tree that changes has all of its pieces in each layer.
+fn is_heavy(shard: &Shard) -> bool {
+    let mut lengths = shard.layers.iter().map(|layer| layer.length);
+    let first = lengths.next().unwrap_or_default();
+    lengths.sum::<u64>() > HEAVY_BYTES.max(2 * first)
 }
 
 struct Flattening<'f, 's> {

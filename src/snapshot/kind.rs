@@ -27,6 +27,12 @@ pub trait Kind {
         false
     }
 
+    /// Whether it hands everything over each time, so that a map of its own is shorter than one upon the prior's. Content is taken over from there
+    /// all the same.
+    fn begins_anew(&self) -> bool {
+        false
+    }
+
     /// Reads the content into the snapshot.
     ///
     /// # Errors

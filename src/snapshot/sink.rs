@@ -273,7 +273,7 @@ impl<'t> FileSink<'t> {
     fn append_shared(&mut self, bytes: &[u8]) -> Result<()> {
         // In steps, so that no more than a chunk and a step wait to be cut.
         for step in bytes.chunks(MOST_BYTES) {
-            if self.cut > MOST_BYTES {
+            if self.cut >= MOST_BYTES / 2 {
                 self.uncut.drain(..self.cut);
                 self.cut = 0;
             }

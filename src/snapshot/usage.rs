@@ -41,6 +41,9 @@ impl Counter {
 
     /// Counts bytes that come from a frame; a chunk once, and whole.
     pub fn add(&mut self, at: FramePlace, place: &Place) {
+        let Some(counted) = self.bytes.get_mut(at.pack) else {
+            return;
+        };
         let bytes = match place.chunk {
             None => place.length,
             Some(whole) => {
@@ -54,10 +57,8 @@ impl Counter {
                 u64::from(whole.length)
             }
         };
-        if let Some(counted) = self.bytes.get_mut(at.pack) {
-            *counted += bytes;
-            self.frames.add(at.pack, at.frame);
-        }
+        *counted += bytes;
+        self.frames.add(at.pack, at.frame);
     }
 
     /// Returns those of `packs` that have a visible byte, with what was counted.

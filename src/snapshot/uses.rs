@@ -56,6 +56,10 @@ impl Uses {
         let Some(whole) = place.chunk else {
             return Ok(());
         };
+        // The rest of a chunk that was asked for in two steps was taken down with its beginning.
+        if at.offset != whole.offset {
+            return Ok(());
+        }
         let chunk = ChunkPlace {
             pack: at.pack,
             frame: at.frame,

@@ -166,6 +166,14 @@ impl<'t> SnapshotWriter<'t> {
         self.shared.chunks.reuse(PriorChunks::new(prior, host));
     }
 
+    /// Reads the map of the prior now, so that no content has to wait for it.
+    ///
+    /// # Errors
+    /// `Damaged` when the map fails a check; `Interrupted`.
+    pub fn prepare_reuse(&self) -> Result<()> {
+        self.shared.chunks.prepare()
+    }
+
     /// How many bytes of files were found stored so far, under another name or in the prior.
     pub fn reused_bytes(&self) -> u64 {
         self.shared.chunks.reused_bytes()

@@ -113,7 +113,7 @@ pub fn extract_filled(
     extraction.done.written_bytes = match part {
         Some(_) => {
             extraction.make_entries(snapshot.items(), tick)?;
-            extraction.copy_part(tick)?
+            extraction.copy_part(jobs, tick)?
         }
         None => {
             let mut wanted = Wanted {
@@ -121,8 +121,8 @@ pub fn extract_filled(
                 uses: Uses::new(&host.scratch),
             };
             let watch: &mut Watch<'_> = &mut |file, at, place| wanted.add(file, at, place);
-            let mapped = extraction.make_entries(snapshot.items_watched(watch), tick)?;
-            extraction.copy_all((mapped, wanted), jobs, tick)?
+            let expected = extraction.make_entries(snapshot.items_watched(watch), tick)?;
+            extraction.copy_all((expected, wanted), jobs, tick)?
         }
     };
     fill(root.as_fd())?;
@@ -336,7 +336,7 @@ impl<'e> Extraction<'e> {
         self.missing.insert(item.key.clone());
     }
 
-    /// Makes everything that is no link, files in full length; returns how many bytes come from extents in frames.
+    /// Makes everything that is no link, files in full length; returns how many bytes come from frames.
     fn make_entries(
         &mut self,
         items: Items<'_, '_>,
@@ -346,7 +346,8 @@ impl<'e> Extraction<'e> {
         let mut above = Above::default();
         let mut mapped = 0_u64;
         tree.each_of(items, tick, |item, node| {
-            mapped = mapped.saturating_add(item.mapped_bytes);
+            let bytes = item.mapped_bytes.saturating_add(item.chunk_bytes);
+            mapped = mapped.saturating_add(bytes);
             self.make(&mut above, item, node)
         })?;
         Ok(mapped)
@@ -396,35 +397,18 @@ impl<'e> Extraction<'e> {
     /// Copies the content of every file, pack by pack; returns how many bytes were written.
     fn copy_all(
         &self,
-        (mapped, wanted): (u64, Wanted),
+        (expected, wanted): (u64, Wanted),
         jobs: usize,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<u64> {
-        let contents = Contents {
-            extraction: self,
-            wanted: wanted.frames,
-            next: AtomicU32::new(0),
-            seen: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-        };
+        let contents = Contents::new(self, wanted.frames);
         contents.copy(jobs.max(1), tick)?;
-        let put = |of: &Use, bytes: &[u8], last: &mut LastFile| {
-            self.host.check_stop()?;
-            contents.put(&of.file, of.position, bytes, last)
-        };
-        shared::copy(self.tree.snapshot, wanted.uses, jobs.max(1), &put, tick)?;
-        let (seen, written) = (contents.seen.into_inner(), contents.written.into_inner());
-        match seen == mapped {
-            true => Ok(written),
-            false => Err(err!(
-                Damaged,
-                "the packs hold {seen} bytes of the backup, its map leads to {mapped}"
-            )),
-        }
+        contents.copy_shared(wanted.uses, jobs, tick)?;
+        contents.finish(expected)
     }
 
-    /// Copies the content of the part, file by file: packs are read as far as it needs them.
-    fn copy_part(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
+    /// Copies the content of the part: packs are read as far as it needs them.
+    fn copy_part(&self, jobs: usize, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
         let mut files = Vec::new();
         self.tree.each(tick, |item, node| {
             if let (NodeKind::File(length), false) = (&node.kind, self.missing.contains(&item.key))
@@ -441,8 +425,15 @@ impl<'e> Extraction<'e> {
             Ok(())
         })?;
         let mut reader = ContentReader::new(self.tree.snapshot);
-        let mut written = 0;
+        let contents = Contents::new(self, Frames::default());
+        let mut uses = Uses::new(&self.host.scratch);
+        let (mut written, mut shared_bytes) = (0, 0);
         for (path, from, length) in &files {
+            let taken = self.take_uses(&mut uses, path, (from, *length), tick)?;
+            if taken > 0 {
+                shared_bytes += taken;
+                continue;
+            }
             let opened = beneath::open(self.root, path, OFlags::WRONLY, Mode::empty());
             let file = File::from(opened.map_err(|e| failed(path, "open", e))?);
             let mut at = 0;
@@ -461,7 +452,31 @@ impl<'e> Extraction<'e> {
                 Ok(())
             })?;
         }
-        Ok(written)
+        contents.copy_shared(uses, jobs, tick)?;
+        Ok(written + contents.finish(shared_bytes)?)
+    }
+
+    /// Takes the chunks down that the file at `path` needs, and returns how many bytes they have.
+    fn take_uses(
+        &self,
+        uses: &mut Uses,
+        path: &[u8],
+        (from, length): (&FileKey, u64),
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<u64> {
+        let own = FileKey::from_path(path, Naming::Tree)?;
+        let mut bytes = 0;
+        for step in self.tree.snapshot.steps(from, length) {
+            tick()?;
+            for place in step? {
+                let Some(at) = place.at.filter(|_| place.chunk.is_some()) else {
+                    continue;
+                };
+                uses.add(&own, at, &place)?;
+                bytes += place.length;
+            }
+        }
+        Ok(bytes)
     }
 
     /// Gives files, pipes, sockets and devices what their nodes say, and their further names.
@@ -631,7 +646,47 @@ struct Contents<'c, 'e> {
     written: AtomicU64,
 }
 
-impl Contents<'_, '_> {
+impl<'c, 'e> Contents<'c, 'e> {
+    fn new(extraction: &'c Extraction<'e>, wanted: Frames) -> Contents<'c, 'e> {
+        Contents {
+            extraction,
+            wanted,
+            next: AtomicU32::new(0),
+            seen: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns how many bytes were written, once all were delivered that the map leads to.
+    fn finish(self, expected: u64) -> Result<u64> {
+        let seen = self.seen.into_inner();
+        match seen == expected {
+            true => Ok(self.written.into_inner()),
+            false => Err(err!(
+                Damaged,
+                "the packs hold {seen} bytes of the backup, its map leads to {expected}"
+            )),
+        }
+    }
+
+    /// Copies content that files share.
+    fn copy_shared(
+        &self,
+        uses: Uses,
+        jobs: usize,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let put = |of: &Use, bytes: &[u8], last: &mut LastFile| {
+            self.extraction.host.check_stop()?;
+            if !of.file.is_attachment() {
+                self.seen.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            self.put(&of.file, of.position, bytes, last)
+        };
+        let snapshot = self.extraction.tree.snapshot;
+        shared::copy(snapshot, uses, jobs.max(1), &put, tick)
+    }
+
     fn copy(&self, jobs: usize, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let snapshot = self.extraction.tree.snapshot;
         for index in self.wanted.packs() {

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::err;
 use crate::error::{Code, Result};
 use crate::snapshot::filekey::FileKey;
+use crate::snapshot::frame::Frame;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot};
 use crate::snapshot::uses::{ChunkPlace, Record, Use, Uses};
 
@@ -24,10 +25,12 @@ pub type Put<'p> = dyn Fn(&Use, &[u8], &mut LastFile) -> Result<()> + Sync + 'p;
 struct Batch<'s> {
     pack: Arc<PackOfSnapshot<'s, 's>>,
     frame: u32,
+    /// The frame, once a thread has read it.
+    content: Arc<OnceLock<Frame>>,
     uses: Vec<(ChunkPlace, Use)>,
 }
 
-/// Copies every chunk into the files that need it, with `jobs` threads. A frame is read once, unless very many files need it.
+/// Copies every chunk into the files that need it, with `jobs` threads. Each frame is read once.
 ///
 /// # Errors
 /// `Damaged` when a frame does not hold the chunk that the map expects; those of `put`, of `tick` and of the store.
@@ -39,12 +42,17 @@ pub fn copy<'s>(
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let (batches, queue) = sync_channel::<Batch<'s>>(2 * jobs);
-    let (queue, is_over) = (Mutex::new(queue), AtomicBool::new(false));
+    let (queue, is_over) = (Arc::new(Mutex::new(queue)), AtomicBool::new(false));
     std::thread::scope(|threads| {
-        let (queue, is_over) = (&queue, &is_over);
-        let threads: Vec<_> = (0..jobs)
-            .map(|_| threads.spawn(move || work(snapshot, (queue, is_over), put)))
+        let is_over = &is_over;
+        let workers: Vec<_> = (0..jobs)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                threads.spawn(move || work(snapshot, (&queue, is_over), put))
+            })
             .collect();
+        // The workers alone hold the queue's end: nothing waits for workers that are gone.
+        drop(queue);
         let mut sent = send_all(snapshot, uses, &mut |batch| {
             tick()?;
             match is_over.load(Ordering::Relaxed) || batches.send(batch).is_err() {
@@ -54,7 +62,7 @@ pub fn copy<'s>(
         });
         // They end when there is no more.
         drop(batches);
-        for thread in threads {
+        for thread in workers {
             let panicked = |_| Err(err!(Internal, "a thread that writes files panicked"));
             let written = thread.join().unwrap_or_else(panicked);
             let is_cause =
@@ -78,7 +86,10 @@ fn send_all<'s>(
         let Record::Used(chunk, of) = record else {
             return Ok(());
         };
-        let open = waiting.as_ref().map(|batch| Arc::clone(&batch.pack));
+        let last = waiting.as_ref().map(|batch| {
+            let (pack, content) = (Arc::clone(&batch.pack), Arc::clone(&batch.content));
+            (pack, batch.frame, content)
+        });
         let is_full = |batch: &Batch<'_>| {
             batch.pack.index() != chunk.pack
                 || batch.frame != chunk.frame
@@ -88,13 +99,16 @@ fn send_all<'s>(
             send(full)?;
         }
         if waiting.is_none() {
-            let pack = match open.filter(|pack| pack.index() == chunk.pack) {
-                Some(pack) => pack,
-                None => Arc::new(snapshot.pack(chunk.pack)?),
+            let (pack, content) = match last.filter(|(pack, ..)| pack.index() == chunk.pack) {
+                // Very many files need the same frame.
+                Some((pack, frame, content)) if frame == chunk.frame => (pack, content),
+                Some((pack, ..)) => (pack, Arc::default()),
+                None => (Arc::new(snapshot.pack(chunk.pack)?), Arc::default()),
             };
             waiting = Some(Batch {
                 pack,
                 frame: chunk.frame,
+                content,
                 uses: Vec::new(),
             });
         }
@@ -133,14 +147,20 @@ fn write(
     put: &Put<'_>,
     last: &mut LastFile,
 ) -> Result<()> {
-    let frame = batch.pack.whole_frame(batch.frame)?;
+    let frame = match batch.content.get() {
+        Some(frame) => frame,
+        None => {
+            let read = batch.pack.whole_frame(batch.frame)?;
+            batch.content.get_or_init(|| read)
+        }
+    };
     let mut proven: Option<(ChunkPlace, &[u8])> = None;
     for (chunk, of) in &batch.uses {
         let bytes = match proven {
             Some((same, bytes)) if same == *chunk => bytes,
             _ => {
                 proven
-                    .insert((*chunk, snapshot.chunk(&frame, &chunk.whole)?))
+                    .insert((*chunk, snapshot.chunk(frame, &chunk.whole)?))
                     .1
             }
         };

@@ -45,6 +45,7 @@ use crate::snapshot::writer::SnapshotWriter;
 /// Files on their way to the readers.
 const QUEUE: usize = 256;
 const BUFFER_BYTES: usize = 256 << 10;
+const SHORT_HOLE_BYTES: u64 = 4096;
 /// Names of one directory that are in memory; more are sorted on disk.
 const NAMES_BYTES: usize = 1 << 20;
 /// How often the caller is heard while others work.
@@ -755,8 +756,13 @@ fn next_data(file: &File, at: u64, length: u64) -> (u64, u64) {
         Err(Errno::NXIO) => return (length, length),
         Err(_) => return (at, length),
     };
-    match rustix::fs::seek(file, SeekFrom::Hole(data)) {
-        Ok(end) if end > data => (data, end.min(length)),
-        _ => (data, length),
+    let end = match rustix::fs::seek(file, SeekFrom::Hole(data)) {
+        Ok(end) if end > data => end.min(length),
+        _ => length,
+    };
+    // A short hole is read as zeros: each stretch costs a piece of the map.
+    match data - at < SHORT_HOLE_BYTES {
+        true => (at, end),
+        false => (data, end),
     }
 }

@@ -45,6 +45,9 @@ impl Chosen<'_> {
     }
 }
 
+/// Characters of a path in a finding, at most.
+const SHOWN_CHARS: usize = 400;
+
 /// Looks at content that the map leads to and that passed every check of the engine.
 pub(super) trait Inspect: Sync {
     fn frame(&self, _frame: &VisibleFrame) {}
@@ -233,7 +236,9 @@ fn without_content(uses: Uses) -> Result<Option<String>> {
 }
 
 fn shown(file: &FileKey) -> String {
-    format!("\"{}\"", file.path(Naming::Tree).escape_ascii())
+    let path = file.path(Naming::Tree).escape_ascii().to_string();
+    let short: String = path.chars().take(SHOWN_CHARS).collect();
+    format!("\"{short}\"")
 }
 
 impl Shared<'_> {

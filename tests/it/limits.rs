@@ -112,6 +112,31 @@ fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
 }
 
 #[test]
+fn b16_a_limit_for_some_hours_leaves_the_others_free() {
+    let (site, _cluster) = filled(15);
+    timed(&site.pitr().args(["backup"]));
+    let (_, line) = caches(&site);
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let hour = seconds.unwrap().as_secs() / 3600 % 24;
+    let bytes = packs(site.repository());
+    // Six hours from now, and six hours ago in the zone of the second run.
+    let hours = format!("{:02}:00-{:02}:00", (hour + 5) % 24, (hour + 8) % 24);
+    let limit = |rate: u64| format!("max_rate = {rate}\n");
+    let verify = |zone: &str| timed(&site.pitr().arg("verify").env("TZ", zone));
+    let hours_line = format!("max_rate_hours = \"{hours}\"\n");
+    configure(&site, &line, &(limit(bytes / 1000) + &hours_line));
+    let (run, took) = verify("UTC");
+    assert!(took < Duration::from_secs(200), "{took:?}");
+    run.expect_stderr(&format!("a second from {hours}, shared with the other"));
+    // By POSIX, this zone is ahead of UTC.
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let faster = config.replace(&limit(bytes / 1000), &limit(bytes / 4));
+    std::fs::write(site.config(), faster).unwrap();
+    let (run, took) = verify("XXX-6");
+    assert!(took >= Duration::from_millis(3500), "{took:?} {run}");
+}
+
+#[test]
 fn max_rate_of_the_command_line_holds_where_nothing_is_configured() {
     let (site, _cluster) = filled(16);
     timed(&site.pitr().args(["backup"]));

@@ -218,9 +218,14 @@ impl Taking<'_> {
         let features = kind.features().iter().map(|f| (*f).to_owned());
         root.content.content_features.extend(features);
         if let Some((prior, _)) = self.before {
+            // Layers that were not put upon the prior's have the counts of this run.
+            let counted = match kind.begins_anew() {
+                true => root.head.clone(),
+                false => prior.head.clone(),
+            };
             (root.head, root.map) = complete(
                 (self.store, self.scope),
-                (&prior.head, &prior.map),
+                (&counted, &prior.map),
                 (root.head, root.map),
                 Naming::Tree,
                 &mut || self.tick(claims),
@@ -266,7 +271,9 @@ impl Taking<'_> {
         let id = claims.0.id().clone();
         let mut options = self.options.snapshot.clone();
         let mut flat_bytes = 0;
-        if let Some((_, snapshot)) = self.before {
+        if let Some((_, snapshot)) = self.before
+            && !kind.begins_anew()
+        {
             let flat = flatten(
                 snapshot,
                 (self.store, self.scope),

@@ -17,7 +17,6 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::program::{self, Running};
-use crate::snapshot::arrived::Arrived;
 use crate::snapshot::kind::{Kind, Produced, Work};
 use crate::snapshot::sink::FileSink;
 use crate::tree::walk::Taken;
@@ -61,22 +60,19 @@ impl Kind for Stream {
         true
     }
 
+    fn begins_anew(&self) -> bool {
+        true
+    }
+
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
         let host = work.host;
         host.progress.phase("copy", None);
         let mut sink = work.writer.sink();
+        // A command that has ended waits for nobody, and one that a damaged prior ends would run twice.
+        work.writer.prepare_reuse()?;
         let start_time = host.now();
         let hash = self.copy(&mut sink, (host, work.tick))?;
-        let (root, own) = (key(b"")?, key(self.file_name.as_bytes())?);
-        sink.node(&root, directory(start_time))?;
-        if let Some(prior) = &work.prior {
-            sink.limit(&own, 0)?;
-            let mut arrived = Arrived::new(&host.scratch);
-            arrived.add(&root)?;
-            arrived.add(&own)?;
-            // The file may have had another name.
-            arrived.finish(prior.snapshot, work.naming, &sink, work.tick)?;
-        }
+        sink.node(&key(b"")?, directory(start_time))?;
         sink.end_node(file(host.now(), hash))?;
         sink.finish()?;
         self.taken.reused_bytes = work.writer.reused_bytes();

@@ -26,6 +26,9 @@ const OWED_MAX: Duration = Duration::from_secs(60);
 /// The interval at which a wait looks whether the command is stopping.
 const TICK: Duration = Duration::from_millis(50);
 
+/// Whether a limit holds at the moment.
+pub type When = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Limits of what is read from and written to one repository.
 pub struct Pace {
     buckets: Vec<Bucket>,
@@ -51,10 +54,10 @@ impl Pace {
     /// Adds a limit that all processes of this account share, by a file in `directory` for the repository at `location`.
     ///
     /// If that file cannot be used, the limit holds for this process alone, and `progress` gets a warning with the
-    /// reason.
+    /// reason. With `when` it holds at these times only.
     pub fn shared(
         mut self,
-        bytes_per_s: u64,
+        (bytes_per_s, when): (u64, Option<When>),
         (directory, location): (Option<&Path>, &str),
         progress: Arc<dyn Progress>,
     ) -> Pace {
@@ -73,7 +76,9 @@ impl Pace {
             }
         };
         let file = file.map(|file| (file, progress));
-        self.buckets.push(Bucket::new(bytes_per_s, file));
+        let mut bucket = Bucket::new(bytes_per_s, file);
+        bucket.when = when;
+        self.buckets.push(bucket);
         self
     }
 
@@ -93,6 +98,8 @@ impl Pace {
 /// One limit.
 struct Bucket {
     bytes_per_s: u64,
+    /// None: always.
+    when: Option<When>,
     /// Bytes that are paid for and have not passed yet. Threads of this process wait here for one another.
     paid_bytes: Mutex<u64>,
     /// The moment at which everything taken is paid for, where no other process has to know it.
@@ -105,6 +112,7 @@ impl Bucket {
     fn new(bytes_per_s: u64, file: Option<(SharedFile, Arc<dyn Progress>)>) -> Bucket {
         Bucket {
             bytes_per_s: bytes_per_s.max(1),
+            when: None,
             paid_bytes: Mutex::new(0),
             paid_at_ns: AtomicU64::new(0),
             file,
@@ -125,7 +133,10 @@ impl Bucket {
             if stop.load(Ordering::Relaxed) {
                 return;
             }
-            wait_until(self.reserve(share), stop);
+            // Asked once for each share, so that a long transfer follows the clock.
+            if self.when.as_ref().is_none_or(|holds| holds()) {
+                wait_until(self.reserve(share), stop);
+            }
             *paid = share;
         }
         *paid -= left;
@@ -251,7 +262,7 @@ mod tests {
         let stop = Arc::default();
         let pace = || {
             let file = (Some(directory.as_path()), "file:///r");
-            Pace::new(&stop).shared(4 << 20, file, heard.clone())
+            Pace::new(&stop).shared((4 << 20, None), file, heard.clone())
         };
         let begun = Instant::now();
         std::thread::scope(|scope| {
@@ -271,7 +282,8 @@ mod tests {
     #[test]
     fn without_a_file_the_limit_holds_for_the_process() {
         let heard = Arc::new(Collector::default());
-        let pace = Pace::new(&Arc::default()).shared(1 << 20, (None, "file:///r"), heard.clone());
+        let pace =
+            Pace::new(&Arc::default()).shared((1 << 20, None), (None, "file:///r"), heard.clone());
         let begun = Instant::now();
         (0..16).for_each(|_| pace.take(64 << 10));
         assert!(begun.elapsed() >= Duration::from_millis(700));
@@ -280,6 +292,26 @@ mod tests {
             lines[0].contains("holds for this process alone"),
             "{lines:?}"
         );
+    }
+
+    #[test]
+    fn outside_of_its_hours_a_limit_holds_nothing_up() {
+        let place = tempfile::tempdir().unwrap();
+        let is_day = Arc::new(AtomicBool::new(false));
+        let when: When = {
+            let is_day = Arc::clone(&is_day);
+            Arc::new(move || is_day.load(Ordering::Relaxed))
+        };
+        let file = (Some(place.path()), "file:///r");
+        let heard = Arc::new(Collector::default());
+        let pace = Pace::new(&Arc::default()).shared((1 << 20, Some(when)), file, heard);
+        let begun = Instant::now();
+        (0..1600).for_each(|_| pace.take(64 << 10));
+        assert!(begun.elapsed() < Duration::from_secs(50));
+        is_day.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
+        (0..16).for_each(|_| pace.take(64 << 10));
+        assert!(begun.elapsed() >= Duration::from_millis(500));
     }
 
     #[test]
