@@ -64,7 +64,7 @@ test-localstack: ## the same on LocalStack's S3, likewise; neither docker nor an
 	$(MAKE) --no-print-directory on-s3 S3=localstack
 
 # The same code that make test runs on the S3 server of the tests. S3 may be s3s-fs or garage, too, which do not pass: docs/stores.md.
-ON_S3 := s3::an_object_store_keeps_every_promise s3_cycle::a_whole_cycle_on_s3 s3_cycle::a_cycle_in_a_bucket_that_locks
+ON_S3 := s3::an_object_store_keeps_every_promise s3_cycle::a_whole_cycle_on_s3 s3_cycle::a_cycle_in_a_bucket_that_locks s3_content::files_on_s3 s3_content::dumps_on_s3 s3_content::configuration_on_s3
 .PHONY: on-s3
 on-s3:
 	scripts/get-tools test

@@ -360,6 +360,45 @@ pub fn name_again(
     rustix::fs::linkat(from_directory, from, to_directory, to, AtFlags::empty())
 }
 
+/// Moves an entry to a name that is free, in the same filesystem; `EXIST` when it is taken. The sync of the directories is the caller's.
+pub fn move_to_free(
+    (from_directory, from): (BorrowedFd<'_>, &[u8]),
+    (to_directory, to): (BorrowedFd<'_>, &[u8]),
+) -> rustix::io::Result<()> {
+    use rustix::fs::RenameFlags;
+    let flags = RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(from_directory, from, to_directory, to, flags) {
+        // Filesystems without the flag.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            match rustix::fs::statat(to_directory, to, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(rustix::io::Errno::NOENT) => {
+                    move_over((from_directory, from), (to_directory, to))
+                }
+                Err(e) => Err(e),
+                Ok(_) => Err(rustix::io::Errno::EXIST),
+            }
+        }
+        answer => answer,
+    }
+}
+
+/// Moves an entry over another one, which is gone then. The sync of the directories is the caller's.
+pub fn move_over(
+    (from_directory, from): (BorrowedFd<'_>, &[u8]),
+    (to_directory, to): (BorrowedFd<'_>, &[u8]),
+) -> rustix::io::Result<()> {
+    rustix::fs::renameat(from_directory, from, to_directory, to)
+}
+
+/// Exchanges two entries of one filesystem in one step; `INVAL` where the filesystem cannot. The sync of the directories is the caller's.
+pub fn exchange(
+    (one_directory, one): (BorrowedFd<'_>, &[u8]),
+    (other_directory, other): (BorrowedFd<'_>, &[u8]),
+) -> rustix::io::Result<()> {
+    let flags = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(one_directory, one, other_directory, other, flags)
+}
+
 /// Removes `name` from `directory` durably; absence is fine, but is made durable too.
 pub fn remove_in(directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {

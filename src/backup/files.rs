@@ -8,6 +8,7 @@ use crate::config;
 use crate::error::Result;
 use crate::snapshot::kind::{Kind, Produced, Work};
 use crate::tree::left_out::{Example, Part};
+use crate::tree::replace::DEPOT_PATTERN;
 use crate::tree::selection::Selection;
 use crate::tree::walk::{self, Taken, Tree};
 
@@ -48,7 +49,10 @@ pub struct Files {
 /// # Errors
 /// `Config` for a pattern that has no meaning.
 pub fn selection(files: &config::Files) -> Result<Selection> {
-    let mut selection = Selection::new(&files.exclude)?;
+    // Depots of restores in place lie in the source. The last pattern decides.
+    let mut patterns = files.exclude.clone();
+    patterns.push(DEPOT_PATTERN.to_owned());
+    let mut selection = Selection::new(&patterns)?;
     selection.markers.clone_from(&files.exclude_if_present);
     selection.caches = files.exclude_caches;
     selection.larger_than_bytes = files.exclude_larger_than_bytes;

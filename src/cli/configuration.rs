@@ -5,18 +5,20 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Context;
 use super::left_out::{self, status};
+use super::{Context, replaced, rollback};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::configuration::backup::{self, Asked, Taken};
 use crate::operate::configuration::original::{self, Restoring, Revealing};
 use crate::operate::configuration::redacted::{self, Sides};
-use crate::operate::configuration::{recipients, scan};
+use crate::operate::configuration::{in_place, recipients, scan};
 use crate::operate::human;
 use crate::repo::id::BackupId;
 use crate::text::escaped;
+
+const KIND: &str = "config";
 
 /// Back up configuration files, with their secrets kept apart
 ///
@@ -37,6 +39,7 @@ pub enum Command {
     Diff(DiffArgs),
     Reveal(RevealArgs),
     Restore(RestoreArgs),
+    Rollback(RollbackArgs),
     Scan(ScanArgs),
     Recipients(RecipientsArgs),
 }
@@ -143,6 +146,9 @@ pub struct RevealArgs {
 /// Writes below a directory that is empty or does not exist, and nowhere else: /etc/crontab becomes DIR/etc/crontab. Owners, setuid and setgid bits and extended
 /// attributes other than ACLs are made with --privileged alone.
 ///
+/// With --in-place files go back to where they were. Those that are replaced are kept: pitr config rollback puts them back. Nothing is removed, and directories that are
+/// there keep their attributes. Files without secrets need no key of the secrets pair. Without --confirm the plan is shown, with exit status 8.
+///
 /// Example: pitr config restore host --to /root/restored --secrets-key lead.key
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
@@ -151,8 +157,24 @@ pub struct RestoreArgs {
     pub name: String,
 
     /// The directory
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
+    pub to: Option<PathBuf>,
+
+    /// Replace what differs where it lies, and keep what is replaced
+    #[arg(long, conflicts_with_all = ["to", "redacted"])]
+    pub in_place: bool,
+
+    /// In place, only what this pattern of gitignore names, with what is below; repeatable
+    #[arg(long, value_name = "GLOB", requires = "in_place")]
+    pub path: Vec<String>,
+
+    /// Carry the plan out
+    #[arg(long, requires = "in_place")]
+    pub confirm: bool,
+
+    /// Show the plan, and leave with 0
+    #[arg(long, requires = "in_place", conflicts_with = "confirm")]
+    pub dry_run: bool,
 
     /// Take this backup instead of the newest one
     #[arg(long, value_name = "ID")]
@@ -169,6 +191,18 @@ pub struct RestoreArgs {
     /// Make owners, setuid and setgid bits and all extended attributes, too
     #[arg(long)]
     pub privileged: bool,
+}
+
+/// Undo a restore in place
+///
+/// Puts back the files that the restore replaced, and removes those that it made. Without --confirm it shows the plan, and leaves with 8. Refused with 8 where restored
+/// files were changed since.
+///
+/// Example: pitr config rollback host --confirm
+#[derive(clap::Args, Debug)]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    pub run: rollback::Args,
 }
 
 /// Look for secrets in files of this host
@@ -217,6 +251,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Diff(args) => diff(args, cx),
         Command::Reveal(args) => reveal(args, cx),
         Command::Restore(args) => restore(args, cx),
+        Command::Rollback(args) => {
+            let undo = |asked: &_| in_place::roll_back(&cx.session, asked);
+            rollback::run(&args.run, KIND, &undo, cx)
+        }
         Command::Scan(args) => scan(args, cx),
         Command::Recipients(args) => recipients(args, cx),
     }
@@ -343,13 +381,35 @@ fn reveal(args: &RevealArgs, cx: &Context) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
+/// Takes files back where they lie.
+fn replace(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let asked = in_place::Asked {
+        name: args.name.clone(),
+        backup: args.backup.clone(),
+        globs: args.path.clone(),
+        is_privileged: args.privileged,
+        secrets_key: args.secrets_key.clone(),
+        is_confirmed: args.confirm,
+    };
+    let shown = replaced::Shown {
+        kind: KIND,
+        name: &args.name,
+        globs: &args.path,
+        is_dry_run: args.dry_run,
+    };
+    replaced::show(&shown, cx, &in_place::restore(&cx.session, &asked)?)
+}
+
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let Some(to) = &args.to else {
+        return replace(args, cx);
+    };
     let restored = original::restore(
         &cx.session,
         &Restoring {
             name: args.name.clone(),
             backup: args.backup.clone(),
-            to: args.to.clone(),
+            to: to.clone(),
             is_privileged: args.privileged,
             is_redacted: args.redacted,
             secrets_key: args.secrets_key.clone(),
@@ -360,7 +420,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         cx.out.json(&json!({
             "backup": restored.id,
             "name": args.name,
-            "to": args.to,
+            "to": to,
             "entry_count": extracted.entries,
             "original_count": restored.originals,
             "redacted": args.redacted,
@@ -377,7 +437,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "backup {} of \"{}\" restored to \"{}\": {} entries, {originals}, in {}",
             restored.id,
             args.name,
-            args.to.display(),
+            to.display(),
             extracted.entries,
             human::duration(restored.took)
         ))?;

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Context;
 use super::backup::Compression;
 use super::left_out::{self, SHOWN, status};
+use super::{Context, replaced, rollback};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -14,8 +14,10 @@ use crate::operate::files::{
     self, Choice, Difference, Done, Entry, RestoreWanted, Restored, Wanted,
 };
 use crate::operate::human;
+use crate::operate::{self, files_replace};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
+use crate::repo::root::aux_root::AuxContent;
 use crate::snapshot::frame::FrameCodec;
 use crate::tree::explain::Verdict;
 use crate::tree::extract::Permit;
@@ -36,6 +38,7 @@ pub struct Args {
 pub enum Command {
     Backup(BackupArgs),
     Restore(RestoreArgs),
+    Rollback(RollbackArgs),
     Ls(LsArgs),
     Cat(CatArgs),
     Find(FindArgs),
@@ -109,6 +112,9 @@ impl ChoiceArgs {
 /// Writes below a directory that is empty or does not exist, and nowhere else. Owners, setuid and setgid bits, devices, pipes, sockets, and extended attributes other than
 /// user ones and ACLs are made with --privileged alone. The command prints what it did not make, and leaves with 6 then.
 ///
+/// With --delta the directory may have entries: those that differ from the backup are replaced, each of them whole or not at all. Without --confirm it shows the plan,
+/// and leaves with 8. With --in-place the directory is the configured one, and what is replaced or removed is kept: pitr files rollback puts it back.
+///
 /// Example: pitr files restore uploads --to /srv/restored
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
@@ -117,8 +123,8 @@ pub struct RestoreArgs {
     pub name: String,
 
     /// The directory
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
+    pub to: Option<PathBuf>,
 
     #[command(flatten)]
     pub choice: ChoiceArgs,
@@ -127,6 +133,17 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "GLOB")]
     pub path: Vec<String>,
 
+    /// Replace what differs in a directory that has entries
+    #[arg(long, group = "replaces")]
+    pub delta: bool,
+
+    /// Replace what differs in the configured directory, and keep what is replaced
+    #[arg(long, group = "replaces", conflicts_with = "to")]
+    pub in_place: bool,
+
+    #[command(flatten)]
+    pub replace: ReplaceArgs,
+
     /// Make owners, setuid and setgid bits, devices, pipes, sockets and all extended attributes, too
     #[arg(long)]
     pub privileged: bool,
@@ -134,6 +151,38 @@ pub struct RestoreArgs {
     /// Write on this many cores, 1 to 256; all of them without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
+}
+
+/// Undo a restore in place
+///
+/// Puts back what the restore replaced or removed, and removes what it made. Without --confirm it shows the plan, and leaves with 8. Refused with 8 where restored
+/// entries were changed since.
+///
+/// Example: pitr files rollback uploads --confirm
+#[derive(clap::Args, Debug)]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    pub run: rollback::Args,
+}
+
+/// How a directory that has entries is taken back.
+#[derive(clap::Args, Debug)]
+pub struct ReplaceArgs {
+    /// Compare files of equal length and time byte by byte, too
+    #[arg(long, requires = "replaces")]
+    pub checksum: bool,
+
+    /// Remove what the backup lacks, but for entries that the configuration leaves out of backups
+    #[arg(long, requires = "replaces")]
+    pub delete: bool,
+
+    /// Carry the plan out
+    #[arg(long, requires = "replaces")]
+    pub confirm: bool,
+
+    /// Show the plan, and leave with 0
+    #[arg(long, requires = "replaces", conflicts_with = "confirm")]
+    pub dry_run: bool,
 }
 
 /// List what a backup of a directory has
@@ -248,12 +297,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         Command::Backup(args) => backup(args, cx),
         Command::Restore(args) => restore(args, cx),
+        Command::Rollback(args) => {
+            let to = files_replace::source(&cx.session, &args.run.name)?;
+            let undo = |asked: &_| operate::rollback::run(&cx.session, &to, asked);
+            rollback::run(&args.run, "files", &undo, cx)
+        }
         Command::Ls(args) => ls(args, cx),
         Command::Cat(args) => cat(args, cx),
         Command::Find(args) => find(args, cx),
         Command::Diff(args) => diff(args, cx),
         Command::Sums(args) => sums(args, cx),
         Command::CheckExcludes(args) => check_excludes(args, cx),
+    }
+}
+
+/// The things that a restore may make.
+fn permit(is_privileged: bool) -> Permit {
+    match is_privileged {
+        true => Permit::ALL,
+        false => Permit::default(),
     }
 }
 
@@ -365,17 +427,18 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
 }
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let to = match &args.to {
+        Some(to) if !args.delta || !files_replace::has_entries(to)? => to,
+        _ => return replace(args, cx),
+    };
     let restored = files::restore(
         &cx.session,
         &RestoreWanted {
             name: args.name.clone(),
             choice: args.choice.choice(),
             globs: args.path.clone(),
-            to: args.to.clone(),
-            permit: match args.privileged {
-                true => Permit::ALL,
-                false => Permit::default(),
-            },
+            to: to.clone(),
+            permit: permit(args.privileged),
             jobs: jobs(args.jobs),
         },
     )?;
@@ -389,7 +452,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         cx.out.json(&json!({
             "backup": root.head.id,
             "name": args.name,
-            "to": args.to,
+            "to": to,
             "paths": args.path,
             "entry_count": extracted.entries,
             "written_bytes": extracted.written_bytes,
@@ -404,7 +467,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "backup {} of \"{}\" restored to \"{}\": {} entries, {} written in {}",
             root.head.id,
             args.name,
-            args.to.display(),
+            to.display(),
             extracted.entries,
             human::size(extracted.written_bytes),
             human::duration(*took)
@@ -415,11 +478,32 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "",
             "more were not made as they were",
         );
-        tell_of_backup(cx, &restored);
+        tell_of_backup(cx, &root.content, &restored.not_stored);
     }
     let content = &root.content;
     let troubles = content.incomplete_count + content.unstable_count;
     Ok(status(extracted.left_out.total() + troubles))
+}
+
+/// Takes a directory that has entries back.
+fn replace(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let asked = files_replace::Asked {
+        name: args.name.clone(),
+        choice: args.choice.choice(),
+        globs: args.path.clone(),
+        to: args.to.clone(),
+        permit: permit(args.privileged),
+        compares_content: args.replace.checksum,
+        deletes: args.replace.delete,
+        is_confirmed: args.replace.confirm,
+    };
+    let shown = replaced::Shown {
+        kind: "files",
+        name: &args.name,
+        globs: &args.path,
+        is_dry_run: args.replace.dry_run,
+    };
+    replaced::show(&shown, cx, &files_replace::replace(&cx.session, &asked)?)
 }
 
 fn cat(args: &CatArgs, cx: &Context) -> Result<u8> {
@@ -569,9 +653,8 @@ fn line(entry: Entry) -> String {
 }
 
 /// Warns of what the backup never had.
-fn tell_of_backup(cx: &Context, restored: &Restored) {
-    let content = &restored.root.content;
-    let examples = restored.not_stored.as_array().into_iter().flatten();
+pub(super) fn tell_of_backup(cx: &Context, content: &AuxContent, not_stored: &serde_json::Value) {
+    let examples = not_stored.as_array().into_iter().flatten();
     for one in examples.take(SHOWN) {
         let text = |name: &str| one[name].as_str().unwrap_or_default().to_owned();
         cx.out.warn(&format!(

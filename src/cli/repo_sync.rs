@@ -5,10 +5,11 @@ use serde_json::json;
 use super::Context;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::configuration::recipients::Brought;
 use crate::operate::human;
 use crate::operate::of::Of;
 use crate::operate::pacing::MaxRate;
-use crate::operate::sync::{self, Asked, Done};
+use crate::operate::sync::{self, Asked, Done, Synced};
 use crate::plan::lacking::Cause;
 use crate::sync::Report;
 
@@ -63,7 +64,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     cx.stop_in_order()?;
     let synced = sync::run(&cx.session, &asked)?;
-    report(cx, args, &synced.done, &synced.warnings)?;
+    report(cx, args, &synced)?;
     let is_whole = cx.told(synced.failures)?;
     Ok(
         match is_whole && !synced.done.iter().any(Done::has_problems) {
@@ -73,17 +74,44 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     )
 }
 
-fn report(cx: &Context, args: &Args, done: &[Done], warnings: &[String]) -> Result<()> {
+fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
     if cx.out.is_json() {
-        let transfers: Vec<_> = done.iter().map(shown).collect();
-        return cx.out.json(
-            &json!({ "dry_run": args.dry_run, "transfers": transfers, "warnings": warnings }),
-        );
+        let transfers: Vec<_> = synced.done.iter().map(shown).collect();
+        return cx.out.json(&json!({
+            "dry_run": args.dry_run,
+            "transfers": transfers,
+            "recipients": synced.recipients,
+            "warnings": synced.warnings,
+        }));
     }
-    for warning in warnings {
+    for warning in &synced.warnings {
         cx.out.warn(warning);
     }
-    done.iter().try_for_each(|one| print(cx, one))
+    synced.done.iter().try_for_each(|one| print(cx, one))?;
+    for one in &synced.recipients {
+        print_recipients(cx, args, one)?;
+    }
+    Ok(())
+}
+
+fn print_recipients(cx: &Context, args: &Args, one: &Brought) -> Result<()> {
+    let pair = &one.secrets_pair;
+    if !one.copied.is_empty() {
+        let got = if args.dry_run { "would get" } else { "got" };
+        let names = one.copied.join(", ");
+        cx.out.report(&format!(
+            "{} from {}, secrets pair {pair}: {got} the recipients {names}",
+            one.to, one.from
+        ))?;
+    }
+    if !one.not_copied.is_empty() {
+        let names = one.not_copied.join(", ");
+        cx.out.note(&format!(
+            "secrets pair {pair}: \"{}\" alone has {names}, and \"{}\" has recipients of its own: pitr config recipients --add gives access there",
+            one.from, one.to
+        ));
+    }
+    Ok(())
 }
 
 fn shown(done: &Done) -> serde_json::Value {

@@ -178,7 +178,7 @@ struct Candidate {
 }
 
 /// Chooses the backup of a name in the first repository that has a fitting one.
-fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Stored> {
+pub(super) fn choose(session: &Session, name: &str, choice: &Choice) -> Result<Stored> {
     let found = search::first(session, (KIND, name), |repository, scope| {
         let all = backups(repository, scope)?;
         let chosen = fitting(&all, choice);

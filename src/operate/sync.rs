@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::configuration::recipients::{self, Brought};
 use super::failures::Failures;
 use super::of::{self, Of};
 use super::retention::Rules;
@@ -41,6 +42,8 @@ pub struct Asked {
 pub struct Synced {
     /// Each cluster, from each repository into each other one.
     pub done: Vec<Done>,
+    /// Recipients of secrets pairs that a repository lacked.
+    pub recipients: Vec<Brought>,
     /// Warnings about repositories whose objects are not proven.
     pub warnings: Vec<String>,
     /// Errors, repository by repository.
@@ -92,6 +95,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
         rules: Rules::new(session, settings.clone(), None),
         session,
         done: Vec::new(),
+        recipients: Vec::new(),
         clusters: BTreeSet::new(),
         failures,
     };
@@ -106,6 +110,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
     }
     Ok(Synced {
         done: sync.done,
+        recipients: sync.recipients,
         warnings,
         failures: sync.failures,
     })
@@ -202,6 +207,7 @@ struct Sync<'a> {
     rules: Rules,
     session: &'a Session,
     done: Vec<Done>,
+    recipients: Vec<Brought>,
     clusters: BTreeSet<String>,
     failures: Failures,
 }
@@ -253,6 +259,11 @@ impl Sync<'_> {
             if is_away || !is_wanted {
                 return is_wanted;
             }
+        }
+        let (giving, getting) = ((&*from.0.name, &from.1), (&*to.0.name, &to.1));
+        match recipients::bring(giving, getting, self.asked.dry_run) {
+            Ok(brought) => self.recipients.extend(brought),
+            Err(e) => return self.failures.add(e, doing),
         }
         true
     }

@@ -26,9 +26,14 @@ pub fn recipient(epoch: u32, name: &str) -> Result<Key> {
     Key::new(format!("keys/{epoch}/{name}"))
 }
 
+/// The keys of recipients.
+pub const KEYS: &str = "keys";
+/// The beginning of the name of a secrets pair's.
+pub const SECRETS: &str = "secrets-";
+
 /// Prefix of what the recipients of a secrets pair open.
 pub fn secrets_recipients(pair: &str) -> String {
-    format!("keys/secrets-{pair}")
+    format!("{KEYS}/{SECRETS}{pair}")
 }
 
 /// Returns the key of the object that one recipient of a secrets pair opens.
@@ -36,7 +41,7 @@ pub fn secrets_recipients(pair: &str) -> String {
 /// # Errors
 /// `Damaged` when the name breaks the key grammar.
 pub fn secrets_recipient(pair: &str, name: &str) -> Result<Key> {
-    Key::new(format!("keys/secrets-{pair}/{name}"))
+    Key::new(format!("{}/{name}", secrets_recipients(pair)))
 }
 
 /// Whether an object under this key is sealed in an encrypted repository: all are but the marker, keys, registrations and events.

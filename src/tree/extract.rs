@@ -20,8 +20,9 @@ use rustix::io::Errno;
 
 use super::beneath;
 use super::left_out::{LeftOut, Part};
-use super::names::Names;
 use super::part;
+pub use super::settle::Permit;
+use super::settle::Settler;
 use super::shared::{self, LastFile};
 use super::status::Holder;
 use crate::durable;
@@ -38,34 +39,9 @@ use crate::snapshot::reader::{
 };
 use crate::snapshot::uses::{Use, Uses};
 
-const SET_IDS: u32 = 0o6000;
 /// The owner may enter the directory.
 const ENTER: u32 = 0o100;
 const ALL_OF_OWNER: u32 = 0o700;
-
-/// The things that the operator allows an extraction to make, beside those that any user may make. The process must
-/// have the right to make them as well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Permit {
-    /// Pipes, sockets and devices.
-    pub specials: bool,
-    /// The bits setuid and setgid.
-    pub set_ids: bool,
-    /// Owners and groups.
-    pub owners: bool,
-    /// Extended attributes other than `user.` and POSIX ACLs.
-    pub xattrs: bool,
-}
-
-impl Permit {
-    /// All of it.
-    pub const ALL: Permit = Permit {
-        specials: true,
-        set_ids: true,
-        owners: true,
-        xattrs: true,
-    };
-}
 
 /// The result of an extraction.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -128,9 +104,8 @@ pub fn extract_filled(
     let mut extraction = Extraction {
         tree: Selected { snapshot, part },
         root: root.as_fd(),
-        permit,
+        settler: Settler::new(permit),
         host,
-        names: Names::of_host(),
         syncs_each: !can_sync.map_err(not_synced)?,
         missing: BTreeSet::new(),
         done: Extracted::default(),
@@ -210,7 +185,7 @@ fn failed(path: &[u8], doing: &str, e: Errno) -> Error {
 }
 
 /// Whether an error concerns one entry, and not the whole place.
-fn is_of_entry(e: Errno) -> bool {
+pub(super) fn is_of_entry(e: Errno) -> bool {
     [
         Errno::PERM,
         Errno::ACCESS,
@@ -249,9 +224,8 @@ impl Wanted {
 struct Extraction<'e> {
     tree: Selected<'e>,
     root: BorrowedFd<'e>,
-    permit: Permit,
+    settler: Settler,
     host: &'e Host,
-    names: Names,
     /// The filesystem cannot be synced as a whole.
     syncs_each: bool,
     /// Entries that could not be made: nothing is written where their names lead to.
@@ -261,12 +235,12 @@ struct Extraction<'e> {
 
 /// The directory that the entry before was made in: the next one often lies there, too.
 #[derive(Default)]
-struct Above {
+pub(super) struct Above {
     open: Option<(Vec<u8>, OwnedFd)>,
 }
 
 impl Above {
-    fn of<'n>(
+    pub(super) fn of<'n>(
         &mut self,
         root: BorrowedFd<'_>,
         path: &'n [u8],
@@ -286,14 +260,14 @@ impl Above {
 
 /// The entries that are extracted.
 #[derive(Clone, Copy)]
-struct Selected<'e> {
-    snapshot: &'e Snapshot<'e>,
-    part: Option<&'e part::Part>,
+pub(super) struct Selected<'e> {
+    pub(super) snapshot: &'e Snapshot<'e>,
+    pub(super) part: Option<&'e part::Part>,
 }
 
 impl Selected<'_> {
     /// Hands out each entry with its node, in key order. A hard link that stands for a file outside the part has that one's node.
-    fn each(
+    pub(super) fn each(
         self,
         tick: &mut dyn FnMut() -> Result<()>,
         take: impl FnMut(&Item, &Node) -> Result<()>,
@@ -351,7 +325,7 @@ impl Selected<'_> {
     }
 
     /// Returns the entry that has the content of a hard link here.
-    fn holder<'k>(&'k self, to: &'k FileKey) -> &'k FileKey {
+    pub(super) fn holder<'k>(&'k self, to: &'k FileKey) -> &'k FileKey {
         self.part.and_then(|part| part.leader(to)).unwrap_or(to)
     }
 }
@@ -391,7 +365,7 @@ impl<'e> Extraction<'e> {
         let is_special = !matches!(node.kind, NodeKind::Directory | NodeKind::File(_));
         match node.kind {
             NodeKind::Symlink(_) | NodeKind::HardLink(_) => return Ok(()),
-            _ if is_special && !self.permit.specials => {
+            _ if is_special && !self.settler.permit.specials => {
                 self.leave(item, "pipes, sockets and devices were not asked for");
                 return Ok(());
             }
@@ -623,70 +597,17 @@ impl<'e> Extraction<'e> {
         self.settle(Holder::Named(directory, name), &item.path, node)
     }
 
-    /// Sets owner, extended attributes, permissions and time, in this order: each clears some of those after it.
     fn settle(&mut self, holder: Holder<'_>, path: &[u8], node: &Node) -> Result<()> {
-        let is_owned = self.set_owner(holder, path, node)?;
-        let left_out = &mut self.done.left_out;
-        for (name, value) in &node.xattrs {
-            let shown = name.escape_ascii();
-            if !self.permit.xattrs && !is_harmless(name) {
-                left_out.add(path, Part::Xattr, format!("\"{shown}\" was not asked for"));
-            } else if let Err(e) = holder.set_xattr(name, value) {
-                left_out.add(path, Part::Xattr, format!("\"{shown}\": {e}"));
-            }
-        }
-        let mut mode = node.mode;
-        if mode & SET_IDS != 0 && !(self.permit.set_ids && is_owned) {
-            mode &= !SET_IDS;
-            left_out.add(
-                path,
-                Part::Mode,
-                "setuid and setgid were not asked for, or it has another owner",
-            );
-        }
-        if !matches!(node.kind, NodeKind::Symlink(_))
-            && let Err(e) = holder.set_mode(mode)
-        {
-            left_out.add(path, Part::Mode, e);
-        }
-        if let Err(e) = holder.set_mtime(node.mtime) {
-            left_out.add(path, Part::Time, e);
-        }
-        for (tag, _) in &node.passed_over {
-            left_out.add(path, Part::Tag, format!("tag {tag} is of a newer version"));
-        }
-        Ok(())
-    }
-
-    /// Gives an entry to its owner; returns whether it is the owner's.
-    fn set_owner(&mut self, holder: Holder<'_>, path: &[u8], node: &Node) -> Result<bool> {
-        let Some(owner) = &node.owner else {
-            return Ok(true);
-        };
-        let (uid, gid) = self.names.numbers(owner);
-        let status = holder.status().map_err(|e| failed(path, "look at", e))?;
-        if (status.uid, status.gid) == (uid, gid) {
-            return Ok(true);
-        }
-        let left_out = &mut self.done.left_out;
-        if !self.permit.owners {
-            left_out.add(path, Part::Owner, format!("{uid}:{gid} was not asked for"));
-        } else if let Err(e) = holder.set_owner(uid, gid) {
-            left_out.add(path, Part::Owner, format!("{uid}:{gid}: {e}"));
-        } else {
-            return Ok(true);
-        }
-        Ok(false)
+        self.settler
+            .settle(holder, path, node, &mut self.done.left_out)
     }
 }
 
-/// Whether anybody may set an extended attribute for what is theirs.
-fn is_harmless(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
-        || [&b"system.posix_acl_access"[..], b"system.posix_acl_default"].contains(&name)
-}
-
-fn make_at(directory: BorrowedFd<'_>, name: &[u8], kind: &NodeKind) -> rustix::io::Result<()> {
+pub(super) fn make_at(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    kind: &NodeKind,
+) -> rustix::io::Result<()> {
     let (mode, no_device) = (Mode::RUSR | Mode::WUSR, rustix::fs::makedev(0, 0));
     let node = |kind, device| rustix::fs::mknodat(directory, name, kind, mode, device);
     match kind {

@@ -92,10 +92,13 @@ impl Part {
     pub fn takes(&self, path: &[u8], is_directory: bool) -> bool {
         path.is_empty()
             || (is_directory && self.above.contains(path))
-            || self
-                .globs
-                .iter()
-                .any(|glob| names(glob, path, is_directory))
+            || self.is_named(path, is_directory)
+    }
+
+    /// Whether a glob names an entry, or a directory above it.
+    pub fn is_named(&self, path: &[u8], is_directory: bool) -> bool {
+        let mut globs = self.globs.iter();
+        globs.any(|glob| names(glob, path, is_directory))
     }
 
     /// The entry of the part that stands for a file outside it.

@@ -188,6 +188,16 @@ impl Holder<'_> {
             }
         }
     }
+
+    /// Removes an extended attribute.
+    pub fn remove_xattr(self, xattr: &[u8]) -> rustix::io::Result<()> {
+        match self {
+            Holder::Open(file) => rustix::fs::fremovexattr(file, xattr),
+            Holder::Named(directory, name) => {
+                rustix::fs::lremovexattr(Holder::path(directory, name), xattr)
+            }
+        }
+    }
 }
 
 /// Reads extended attributes, with room that is used again.

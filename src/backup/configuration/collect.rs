@@ -22,6 +22,7 @@ use crate::snapshot::node::{Node, NodeKind, unstable};
 use crate::tree::beneath;
 use crate::tree::left_out::{LeftOut, Part};
 use crate::tree::names::Names;
+use crate::tree::replace::DEPOT_PREFIX;
 use crate::tree::status::{Holder, Status, XattrReader};
 
 /// A larger file is no configuration.
@@ -157,6 +158,11 @@ impl Collector<'_> {
     }
 
     fn is_excluded(&self, path: &[u8]) -> bool {
+        // Entries that a restore in place keeps.
+        let is_kept = |name: &[u8]| name.starts_with(DEPOT_PREFIX.as_bytes());
+        if path.split(|b| *b == b'/').any(is_kept) {
+            return true;
+        }
         let shown = format!("/{}", String::from_utf8_lossy(path));
         self.wanted.exclude.iter().any(|p| matches(p, &shown))
     }

@@ -1,6 +1,7 @@
 //! Configuration files: backed up, shown without their secrets, compared, and given back to those who hold the key.
 
 pub mod backup;
+pub mod in_place;
 pub mod original;
 pub mod recipients;
 pub mod redacted;

@@ -28,7 +28,7 @@ use crate::tree::beneath;
 use crate::tree::extract::{Extracted, Permit, extract_filled};
 
 /// The holder of a secrets pair's key.
-struct Door<'d> {
+pub(super) struct Door<'d> {
     store: &'d dyn Store,
     scope: String,
     /// Key files that may open the pair.
@@ -37,7 +37,7 @@ struct Door<'d> {
 }
 
 impl<'d> Door<'d> {
-    fn new(stored: &'d Stored, key: Option<&PathBuf>) -> Door<'d> {
+    pub(super) fn new(stored: &'d Stored, key: Option<&PathBuf>) -> Door<'d> {
         let configured = stored.configured.secrets_key_file().map(Path::to_owned);
         Door {
             store: stored.repository.store(),
@@ -72,7 +72,11 @@ impl<'d> Door<'d> {
     }
 
     /// The original of a file: in an envelope, as it is, or the file itself where it has no secret.
-    fn original(&mut self, open: &Open<'_>, path: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    pub(super) fn original(
+        &mut self,
+        open: &Open<'_>,
+        path: &[u8],
+    ) -> Result<Option<Zeroizing<Vec<u8>>>> {
         let [sealed, unsealed] = originals(path)?;
         if let Some(sealed) = content(open, &sealed)? {
             return self.open(&sealed, path, open.member).map(Some);
@@ -248,7 +252,7 @@ pub fn restore(session: &Session, asked: &Restoring) -> Result<Restored> {
 }
 
 /// The paths of files whose originals are kept apart.
-fn sealed_files(open: &Open<'_>) -> Result<Vec<Vec<u8>>> {
+pub(super) fn sealed_files(open: &Open<'_>) -> Result<Vec<Vec<u8>>> {
     let mut files = Vec::new();
     for item in open.snapshot.items() {
         let item = item?;
@@ -266,7 +270,7 @@ fn sealed_files(open: &Open<'_>) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Requires as many originals as the root says.
-fn check_count(member: &Value, count: usize) -> Result<()> {
+pub(super) fn check_count(member: &Value, count: usize) -> Result<()> {
     match member["sealed_count"].as_u64() == Some(count as u64) {
         true => Ok(()),
         false => Err(err!(

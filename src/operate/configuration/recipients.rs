@@ -14,7 +14,7 @@ use crate::repo::keyring::{ReaderFile, WriterFile, forbid_core_dumps, names_belo
 use crate::repo::repository::Repository;
 use crate::repo::scope;
 use crate::seal::{Access, Contents, KeySetId, MacKey, Recipient};
-use crate::store::{Published, Store};
+use crate::store::{self, Published, Store};
 
 /// The kind in the JSON of a recipient.
 const KIND: &str = "secrets_recipient";
@@ -123,6 +123,86 @@ pub(super) fn ensure(configured: &config::Repository, repository: &Repository) -
     genuine
         .into_iter()
         .try_for_each(|recipient| give(store, &mac, recipient))
+}
+
+/// The recipients of a pair that a repository has got from another one.
+#[derive(Debug, Serialize)]
+pub struct Brought {
+    /// The repository that gives.
+    pub from: String,
+    /// The repository that gets.
+    pub to: String,
+    /// The pair.
+    pub secrets_pair: String,
+    /// Recipients whose keys were copied; that would be in a dry run.
+    pub copied: Vec<String>,
+    /// Recipients that the giving one has alone: the other one has withdrawn them, or never had them.
+    pub not_copied: Vec<String>,
+}
+
+/// Gives a repository the recipients of each secrets pair that it lacks.
+///
+/// A pair has two recipients at least, for a withdrawal leaves as many. A repository with two is left alone: a copy would give access back that
+/// was withdrawn there.
+///
+/// # Errors
+/// `Damaged` for an object that is no recipient of its pair; what the stores say.
+pub fn bring(
+    (from_name, from): (&str, &Repository),
+    (to_name, to): (&str, &Repository),
+    is_dry_run: bool,
+) -> Result<Vec<Brought>> {
+    let (from, to) = (from.store(), to.store());
+    let mut brought = Vec::new();
+    for pair in pairs(from)? {
+        let there = names(to, pair)?;
+        let mut lacking = names(from, pair)?;
+        lacking.retain(|name| !there.contains(name));
+        if lacking.is_empty() {
+            continue;
+        }
+        let is_lacking = there.len() < PROVEN_MIN;
+        let copied = lacking.iter().filter(|_| is_lacking && !is_dry_run);
+        copied
+            .into_iter()
+            .try_for_each(|name| copy(from, to, pair, name))?;
+        let (copied, not_copied) = match is_lacking {
+            true => (lacking, Vec::new()),
+            false => (Vec::new(), lacking),
+        };
+        brought.push(Brought {
+            from: from_name.to_owned(),
+            to: to_name.to_owned(),
+            secrets_pair: pair.to_string(),
+            copied,
+            not_copied,
+        });
+    }
+    Ok(brought)
+}
+
+/// The secrets pairs that a repository has recipients of.
+fn pairs(store: &dyn Store) -> Result<Vec<KeySetId>> {
+    let listed = store.list(scope::KEYS)?.into_iter();
+    let mut pairs: Vec<KeySetId> = listed
+        .filter(|found| found.is_prefix)
+        .filter_map(|found| found.name.strip_prefix(scope::SECRETS)?.parse().ok())
+        .collect();
+    pairs.sort_unstable_by_key(ToString::to_string);
+    Ok(pairs)
+}
+
+/// Copies a recipient byte by byte: a newer version may have written more into it.
+fn copy(from: &dyn Store, to: &dyn Store, pair: KeySetId, name: &str) -> Result<()> {
+    if stored(from, pair, name)?.is_none() {
+        // Withdrawn meanwhile.
+        return Ok(());
+    }
+    let key = scope::secrets_recipient(&pair.to_string(), name)?;
+    let Some(bytes) = store::get(from, &key, json::LIMIT_BYTES)? else {
+        return Ok(());
+    };
+    store::put(to, &key, &bytes).map(|_| ())
 }
 
 /// Opens a pair with the key file of one of its recipients.

@@ -2,6 +2,8 @@
 
 mod corpus;
 mod faults;
+mod in_place;
+mod sync;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,14 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
+mod delta;
 mod faults;
 mod git;
 mod health;
+mod in_place;
 mod parts;
 mod shared;
 mod sources;
-mod tree;
+pub mod tree;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,134 @@
+//! Takes a directory back to a backup of files where it lies.
+
+use std::path::{Path, PathBuf};
+
+use super::files::{Choice, choose};
+use super::in_place::{self, Replaced, Work};
+use super::session::Session;
+use crate::backup::files::selection;
+use crate::config::Source;
+use crate::err;
+use crate::error::Result;
+use crate::snapshot::content::ContentReader;
+use crate::tree::explain;
+use crate::tree::part::Part;
+use crate::tree::replace::journal::Restore;
+use crate::tree::replace::{Target, Wanted};
+use crate::tree::selection::Selection;
+use crate::tree::settle::Permit;
+
+const KIND: &str = "files";
+
+/// A restore that is asked for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Name of the set of files.
+    pub name: String,
+    /// Which backup.
+    pub choice: Choice,
+    /// Globs of the entries that are restored; everything without one.
+    pub globs: Vec<String>,
+    /// The directory; the configured source without it, and then what is replaced is kept.
+    pub to: Option<PathBuf>,
+    /// The things that any user may not make.
+    pub permit: Permit,
+    /// Whether files of equal length and time are compared byte by byte.
+    pub compares_content: bool,
+    /// Whether entries that the backup lacks are removed.
+    pub deletes: bool,
+    /// Whether the plan is carried out.
+    pub is_confirmed: bool,
+}
+
+/// Whether a directory has entries; one that does not exist has none.
+///
+/// # Errors
+/// `TargetWrite` when it cannot be read.
+pub fn has_entries(to: &Path) -> Result<bool> {
+    match std::fs::exists(to) {
+        Ok(false) => Ok(false),
+        _ => Target::open(to)?.is_empty().map(|is_empty| !is_empty),
+    }
+}
+
+/// Takes a directory back to a backup: makes and replaces what differs, and removes what the backup lacks where that is asked for.
+///
+/// # Errors
+/// `NotFound`; `Refused` when the backup cannot tell what to remove; `Locked`; those of [`Target::stage`] and of the store.
+pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
+    let to = match &asked.to {
+        Some(to) => to.clone(),
+        None => source(session, &asked.name)?,
+    };
+    let chosen = choose(session, &asked.name, &asked.choice)?;
+    let host = &session.host;
+    let rules = rules(session, &asked.name)?;
+    chosen.read(session, |open| {
+        let lacking = open.root.content.incomplete_count;
+        if asked.deletes && lacking > 0 {
+            return Err(err!(
+                Refused,
+                "the backup lacks {lacking} things that could not be read, and --delete would remove them"
+            )
+            .hint("Nothing was changed. Leave --delete out, or take another backup: pitr info"));
+        }
+        let part = match asked.globs.is_empty() {
+            true => None,
+            false => Some(Part::find(open.snapshot, &asked.globs, open.tick)?),
+        };
+        let removes = |path: &[u8]| match &rules {
+            Some(rules) => explain::explain(&to, rules, path).map(|verdict| verdict.taken),
+            None => Ok(true),
+        };
+        let wanted = Wanted {
+            snapshot: open.snapshot,
+            part: part.as_ref(),
+            permit: asked.permit,
+            trusts_times: !asked.compares_content,
+            settles_directories: true,
+            removes: if asked.deletes { Some(&removes) } else { None },
+        };
+        let target = Target::open(&to)?;
+        let keeps = asked.to.is_none();
+        let restore = keeps.then(|| Restore {
+            kind: KIND.to_owned(),
+            name: asked.name.clone(),
+            backup: chosen.id.clone(),
+            began: host.now(),
+        });
+        let work = Work {
+            target: &target,
+            to: &to,
+            wanted: &wanted,
+            contents: &mut ContentReader::new(open.snapshot),
+            restore,
+            is_confirmed: asked.is_confirmed,
+        };
+        in_place::take_back(host, open, work)
+    })
+}
+
+/// The directory that is configured under a name.
+///
+/// # Errors
+/// `Usage` for a name that is not configured, and for a source that is no directory.
+pub fn source(session: &Session, name: &str) -> Result<PathBuf> {
+    let settings = session.settings()?;
+    match &settings.files_named(name)?.source {
+        Source::Directory(directory) => Ok(directory.clone()),
+        _ => Err(err!(
+            Usage,
+            "the source of \"{name}\" is no directory: nothing of it can be taken back in place"
+        )
+        .hint("Restore it into a directory: --to DIR")),
+    }
+}
+
+/// The rules of a configured directory. Entries that they leave out of backups are never removed.
+fn rules(session: &Session, name: &str) -> Result<Option<Selection>> {
+    let settings = session.settings()?;
+    match settings.files_named(name) {
+        Ok(files) if matches!(files.source, Source::Directory(_)) => selection(files).map(Some),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,628 @@
+//! Compares a directory with a snapshot: finds the entries that are made, replaced or removed, and changes nothing.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use zeroize::Zeroizing;
+
+use super::{
+    Contents, DEPOT_PREFIX, Removes, Target, Wanted, failed, is_mount, look, mount, names_in,
+};
+use crate::error::Result;
+use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::node::{Node, NodeKind};
+use crate::snapshot::reader::Item;
+use crate::tree::beneath;
+use crate::tree::extract::{Above, Selected, is_of_entry};
+use crate::tree::left_out::{LeftOut, Part};
+use crate::tree::settle::{Settler, is_harmless};
+use crate::tree::status::{Holder, Status, XattrReader};
+
+const BUFFER_BYTES: usize = 64 << 10;
+/// A file has capabilities by this one: one that the backup lacks is a difference.
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// An entry that is made, or takes the place of another one.
+pub(super) struct Put {
+    pub(super) key: FileKey,
+    pub(super) path: Vec<u8>,
+    pub(super) node: Node,
+    pub(super) origin: Origin,
+    /// Whether nothing is there.
+    pub(super) is_new: bool,
+    /// Whether a directory is there.
+    pub(super) was_directory: bool,
+    /// Number of the mount whose depot it is made in.
+    pub(super) place: usize,
+}
+
+/// The origin of an entry's content.
+pub(super) enum Origin {
+    /// It has none: a directory, a symbolic link, a pipe, a socket, a device.
+    Node,
+    /// A file of the map, of this length.
+    Content(FileKey, u64),
+    /// Another name of an entry of the target.
+    Name(FileKey),
+}
+
+/// An entry that the backup lacks.
+pub(super) struct Remove {
+    pub(super) path: Vec<u8>,
+    pub(super) place: usize,
+}
+
+/// A directory whose attributes are set, or whose entries change.
+pub(super) struct Settled {
+    pub(super) path: Vec<u8>,
+    /// Attributes that it gets; none where it keeps its own.
+    pub(super) node: Option<Node>,
+    /// Attributes that it has; none where it is made.
+    pub(super) was: Option<Was>,
+    differs: bool,
+}
+
+/// The attributes of a directory.
+pub(super) struct Was {
+    pub(super) status: Status,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The kind of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The entry is made.
+    Create,
+    /// It takes the place of another one.
+    Replace,
+    /// It goes.
+    Remove,
+    /// The directory gets other attributes.
+    Settle,
+}
+
+/// All that a restore changes.
+#[derive(Default)]
+pub struct Plan {
+    pub(super) puts: Vec<Put>,
+    pub(super) removes: Vec<Remove>,
+    /// Parents come first.
+    pub(super) directories: Vec<Settled>,
+    /// Mounts that depots are made in, by the path at which they begin.
+    pub(super) places: Vec<Vec<u8>>,
+    /// Entries that stay as they are.
+    pub kept: u64,
+    /// Bytes of files that are made or replaced.
+    pub content_bytes: u64,
+    /// Things that the restore does not make, or not as they were.
+    pub left_out: LeftOut,
+}
+
+impl Plan {
+    /// The changes, with their paths.
+    pub fn changes(&self) -> impl Iterator<Item = (Change, &[u8])> {
+        let puts = self.puts.iter().map(|put| match put.is_new {
+            true => (Change::Create, &*put.path),
+            false => (Change::Replace, &*put.path),
+        });
+        let removes = self.removes.iter();
+        let removes = removes.map(|remove| (Change::Remove, &*remove.path));
+        let settled = self.directories.iter().filter(|one| one.differs);
+        let settled = settled.map(|one| (Change::Settle, &*one.path));
+        puts.chain(removes).chain(settled)
+    }
+
+    /// How many changes of a kind there are.
+    pub fn count(&self, kind: Change) -> u64 {
+        self.changes().filter(|(change, _)| *change == kind).count() as u64
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.changes().next().is_none()
+    }
+}
+
+impl Target {
+    /// Finds what a restore changes.
+    ///
+    /// # Errors
+    /// `Damaged` when a check of the backup fails; `TargetWrite` when the target cannot be read; those of `tick`.
+    pub fn compare(
+        &self,
+        wanted: &Wanted<'_, '_>,
+        contents: &mut dyn Contents,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Plan> {
+        let tree = Selected {
+            snapshot: wanted.snapshot,
+            part: wanted.part,
+        };
+        // The walk has it, and so has content that is compared.
+        let tick = RefCell::new(tick);
+        let mut comparison = Comparison {
+            tick: &tick,
+            root: self.root.as_fd(),
+            wanted,
+            tree,
+            contents,
+            settler: Settler::new(wanted.permit),
+            xattrs: XattrReader::new(),
+            above: Above::default(),
+            places: Places::new(self.root.as_fd(), &self.home)?,
+            fresh: HashMap::new(),
+            skipped: HashSet::new(),
+            kept: HashMap::new(),
+            claimed: HashSet::new(),
+            plan: Plan::default(),
+        };
+        tree.each(&mut || (tick.borrow_mut())(), |item, node| {
+            comparison.entry(item, node)
+        })?;
+        if let Some(removes) = wanted.removes {
+            comparison.strays(removes)?;
+        }
+        Ok(comparison.finish())
+    }
+}
+
+type Inode = (u64, u64);
+
+struct Comparison<'c, 't, 'w, 's> {
+    root: BorrowedFd<'c>,
+    wanted: &'c Wanted<'w, 's>,
+    tree: Selected<'c>,
+    contents: &'c mut dyn Contents,
+    tick: &'c RefCell<&'t mut (dyn FnMut() -> Result<()> + 't)>,
+    settler: Settler,
+    xattrs: XattrReader,
+    above: Above,
+    places: Places,
+    /// Directories that are made, with the places of what is made in them.
+    fresh: HashMap<Vec<u8>, usize>,
+    /// Entries that are not made.
+    skipped: HashSet<FileKey>,
+    /// Files that stay and have several names.
+    kept: HashMap<FileKey, Inode>,
+    /// The same files: each one is one file of the backup.
+    claimed: HashSet<Inode>,
+    plan: Plan,
+}
+
+impl Comparison<'_, '_, '_, '_> {
+    fn entry(&mut self, item: &Item, node: &Node) -> Result<()> {
+        let path = &item.path;
+        if path.is_empty() {
+            let status = Status::of(self.root).map_err(|e| failed(b"", "look at", e))?;
+            return self.directory(path, node, &status);
+        }
+        if self.is_orphan(path)? {
+            self.leave(item, "its directory was not made");
+            return Ok(());
+        }
+        let is_fresh = self.fresh.contains_key(beneath::cut(path).0);
+        let found = match is_fresh {
+            true => Ok(None),
+            false => look(&mut self.above, self.root, path),
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(e) if is_of_entry(e) || e == Errno::NOTDIR || e == Errno::LOOP => {
+                self.leave(item, e);
+                return Ok(());
+            }
+            Err(e) => return Err(failed(path, "look at", e)),
+        };
+        match (&node.kind, &found) {
+            (NodeKind::Directory, Some(found)) if found.kind == FileType::Directory => {
+                self.directory(path, node, found)
+            }
+            (NodeKind::HardLink(to), _) => {
+                let to = self.tree.holder(to).clone();
+                self.name(item, node, to, found)
+            }
+            _ if self.is_unwanted_special(node) => {
+                match found.filter(|found| has_type(&node.kind, found)) {
+                    Some(found) => self.keep(item, &found),
+                    None => self.leave(item, "pipes, sockets and devices were not asked for"),
+                }
+                Ok(())
+            }
+            (_, Some(found)) if self.is_same(item, node, found)? => {
+                self.keep(item, found);
+                Ok(())
+            }
+            _ => {
+                let origin = match &node.kind {
+                    NodeKind::File(length) => Origin::Content(origin_key(item), *length),
+                    _ => Origin::Node,
+                };
+                self.put(item, node, origin, found)
+            }
+        }
+    }
+
+    fn keep(&mut self, item: &Item, found: &Status) {
+        self.plan.kept += 1;
+        if found.links > 1 {
+            let inode = (found.device, found.inode);
+            self.kept.insert(item.key.clone(), inode);
+        }
+    }
+
+    fn is_unwanted_special(&self, node: &Node) -> bool {
+        let is_special = !matches!(
+            node.kind,
+            NodeKind::Directory | NodeKind::File(_) | NodeKind::Symlink(_)
+        );
+        is_special && !self.settler.permit.specials
+    }
+
+    fn is_orphan(&self, path: &[u8]) -> Result<bool> {
+        let (above, _) = beneath::cut(path);
+        Ok(!self.skipped.is_empty()
+            && self
+                .skipped
+                .contains(&FileKey::from_path(above, Naming::Tree)?))
+    }
+
+    fn leave(&mut self, item: &Item, why: impl std::fmt::Display) {
+        self.plan.left_out.add(&item.path, Part::Entry, why);
+        self.skipped.insert(item.key.clone());
+    }
+
+    /// Takes down a directory that is there.
+    fn directory(&mut self, path: &[u8], node: &Node, status: &Status) -> Result<()> {
+        let is_named = self
+            .wanted
+            .part
+            .is_none_or(|part| part.is_named(path, true));
+        let gets = is_named && self.wanted.settles_directories;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let opened = beneath::open(self.root, path, flags, Mode::empty());
+        let xattrs = match opened {
+            Ok(directory) => self.xattrs_of(Holder::Open(directory.as_fd())),
+            Err(e) if is_of_entry(e) => {
+                // Entries below it are looked at all the same; the system says what may not be.
+                self.plan.left_out.add(path, Part::Content, e);
+                None
+            }
+            Err(e) => return Err(failed(path, "open", e)),
+        };
+        let mut differs = false;
+        if gets {
+            let left_out = &mut self.plan.left_out;
+            let due = self.settler.due(status, path, node, left_out);
+            differs = due.owner.is_some()
+                || due.mode != Some(status.mode)
+                || node.mtime != status.mtime
+                || !self.has_xattrs(xattrs.as_deref(), &due.xattrs);
+        }
+        self.plan.kept += u64::from(!differs);
+        self.plan.directories.push(Settled {
+            path: path.to_vec(),
+            node: gets.then(|| node.clone()),
+            was: Some(Was {
+                status: *status,
+                xattrs: xattrs.unwrap_or_default(),
+            }),
+            differs,
+        });
+        Ok(())
+    }
+
+    /// The attributes of an entry; none where one cannot be read.
+    fn xattrs_of(&mut self, holder: Holder<'_>) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut is_whole = true;
+        let found = self.xattrs.read(holder, &mut |_| is_whole = false);
+        is_whole.then_some(found)
+    }
+
+    /// Whether an entry has these attributes, and none that a restore would not make. Labels that the system makes by itself do not count.
+    fn has_xattrs(
+        &self,
+        found: Option<&[(Vec<u8>, Vec<u8>)]>,
+        due: &[&(Vec<u8>, Vec<u8>)],
+    ) -> bool {
+        let Some(found) = found else { return false };
+        let counts = |name: &[u8]| is_harmless(name) || name == CAPABILITY;
+        due.iter().all(|xattr| found.contains(xattr))
+            && found
+                .iter()
+                .all(|xattr| !counts(&xattr.0) || due.contains(&xattr))
+    }
+
+    /// Compares another name of a file.
+    fn name(&mut self, item: &Item, node: &Node, to: FileKey, found: Option<Status>) -> Result<()> {
+        if self.skipped.contains(&to) {
+            self.leave(item, "what it is another name of was not made");
+            return Ok(());
+        }
+        let inode = found.map(|found| (found.device, found.inode));
+        if inode.is_some() && self.kept.get(&to) == inode.as_ref() {
+            self.plan.kept += 1;
+            return Ok(());
+        }
+        self.put(item, node, Origin::Name(to), found)
+    }
+
+    /// Whether an entry is as the backup has it.
+    fn is_same(&mut self, item: &Item, node: &Node, found: &Status) -> Result<bool> {
+        if !has_type(&node.kind, found) || node.mtime != found.mtime {
+            return Ok(false);
+        }
+        let inode = (found.device, found.inode);
+        if found.links > 1 && self.claimed.contains(&inode) {
+            return Ok(false);
+        }
+        let mut left_out = LeftOut::default();
+        let due = self.settler.due(found, &item.path, node, &mut left_out);
+        let has_mode = due.mode.is_none_or(|mode| mode == found.mode);
+        if due.owner.is_some() || !has_mode {
+            return Ok(false);
+        }
+        let above = self.above.of(self.root, &item.path);
+        let (directory, name) = above.map_err(|e| failed(&item.path, "open", e))?;
+        if let NodeKind::Symlink(target) = &node.kind {
+            let target_now = rustix::fs::readlinkat(directory, name, Vec::new());
+            if !target_now.is_ok_and(|now| now.as_bytes() == target) {
+                return Ok(false);
+            }
+        }
+        let mut is_whole = true;
+        let xattrs = self
+            .xattrs
+            .read(Holder::Named(directory, name), &mut |_| is_whole = false);
+        let xattrs = is_whole.then_some(xattrs);
+        if !self.has_xattrs(xattrs.as_deref(), &due.xattrs) {
+            return Ok(false);
+        }
+        if let NodeKind::File(length) = node.kind {
+            let has_content = match self.wanted.trusts_times {
+                true => found.length == length,
+                false => self.has_content(item, length)?,
+            };
+            if !has_content {
+                return Ok(false);
+            }
+        }
+        if found.links > 1 {
+            self.claimed.insert(inode);
+        }
+        self.plan.left_out.merge(left_out);
+        Ok(true)
+    }
+
+    /// Compares the content of a file byte by byte. One that cannot be read differs.
+    fn has_content(&mut self, item: &Item, length: u64) -> Result<bool> {
+        let Ok(file) = beneath::open_file(self.root, &item.path) else {
+            return Ok(false);
+        };
+        let mut file = File::from(file);
+        // It may be a secret.
+        let mut buffer = Zeroizing::new(vec![0; BUFFER_BYTES]);
+        let mut is_same = true;
+        let (from, tick) = (origin_key(item), self.tick);
+        self.contents
+            .read(&item.path, (&from, length), &mut |bytes| {
+                (tick.borrow_mut())()?;
+                for piece in bytes.chunks(BUFFER_BYTES) {
+                    let found = buffer.get_mut(..piece.len()).unwrap_or_default();
+                    is_same = is_same && file.read_exact(found).is_ok() && found == piece;
+                }
+                Ok(())
+            })?;
+        let is_at_end = matches!(file.read(&mut [0]), Ok(0));
+        Ok(is_same && is_at_end)
+    }
+
+    fn put(
+        &mut self,
+        item: &Item,
+        node: &Node,
+        origin: Origin,
+        found: Option<Status>,
+    ) -> Result<()> {
+        let was_directory = found.is_some_and(|found| found.kind == FileType::Directory);
+        if was_directory && self.wanted.removes.is_none() {
+            self.leave(
+                item,
+                "a directory is in its place, and nothing may be removed",
+            );
+            return Ok(());
+        }
+        let (above, name) = beneath::cut(&item.path);
+        let place = match self.fresh.get(above) {
+            Some(place) => *place,
+            None => {
+                let opened = self.above.of(self.root, &item.path);
+                let (directory, _) = opened.map_err(|e| failed(&item.path, "open", e))?;
+                if found.is_some() && is_mount(directory, name) {
+                    self.leave(item, "something is mounted in its place");
+                    return Ok(());
+                }
+                self.places.of(self.root, above)?
+            }
+        };
+        if node.kind == NodeKind::Directory {
+            self.fresh.insert(item.path.clone(), place);
+            self.plan.directories.push(Settled {
+                path: item.path.clone(),
+                node: Some(node.clone()),
+                was: None,
+                differs: false,
+            });
+        }
+        if let Origin::Content(_, length) = &origin {
+            self.plan.content_bytes = self.plan.content_bytes.saturating_add(*length);
+        }
+        self.plan.puts.push(Put {
+            key: item.key.clone(),
+            path: item.path.clone(),
+            node: node.clone(),
+            origin,
+            is_new: found.is_none(),
+            was_directory,
+            place,
+        });
+        Ok(())
+    }
+
+    /// Finds entries that the backup lacks, in the directories that stay.
+    fn strays(&mut self, removes: &Removes<'_>) -> Result<()> {
+        let directories = std::mem::take(&mut self.plan.directories);
+        let stay = directories.iter().filter(|one| one.was.is_some());
+        let found = stay.map(|one| &one.path).try_for_each(|path| {
+            (self.tick.borrow_mut())()?;
+            self.strays_in(path, removes)
+        });
+        self.plan.directories = directories;
+        found
+    }
+
+    fn strays_in(&mut self, above: &[u8], removes: &Removes<'_>) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let opened = beneath::open(self.root, above, flags, Mode::empty());
+        let Ok(directory) = opened else { return Ok(()) };
+        let names = names_in(directory.as_fd()).map_err(|e| failed(above, "read", e))?;
+        for name in names {
+            let path = match above {
+                [] => name.clone(),
+                above => [above, &name].join(&b'/'),
+            };
+            if name.starts_with(DEPOT_PREFIX.as_bytes()) || self.has(&path)? {
+                continue;
+            }
+            let status = Status::at(directory.as_fd(), &name);
+            let is_directory = status.is_ok_and(|status| status.kind == FileType::Directory);
+            let mut part = self.wanted.part.iter();
+            if !part.all(|part| part.is_named(&path, is_directory)) || !removes(&path)? {
+                continue;
+            }
+            if is_mount(directory.as_fd(), &name) {
+                let left_out = &mut self.plan.left_out;
+                left_out.add(&path, Part::Entry, "something is mounted in it: it stays");
+                continue;
+            }
+            let place = self.places.of(self.root, above)?;
+            self.plan.removes.push(Remove { path, place });
+        }
+        Ok(())
+    }
+
+    fn has(&self, path: &[u8]) -> Result<bool> {
+        match FileKey::from_path(path, Naming::Tree) {
+            Ok(key) => Ok(matches!(
+                self.tree.snapshot.metadata(&key)?,
+                Some(Metadata::Node(_))
+            )),
+            // A path that no backup can have.
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Drops the directories of which nothing changes.
+    fn finish(mut self) -> Plan {
+        let puts = self.plan.puts.iter().map(|put| &put.path);
+        let removes = self.plan.removes.iter().map(|remove| &remove.path);
+        let mut touched: HashSet<Vec<u8>> = puts
+            .chain(removes)
+            .map(|path| beneath::cut(path).0.to_vec())
+            .collect();
+        touched.extend(self.places.paths.iter().cloned());
+        let changes =
+            |one: &Settled| one.differs || one.was.is_none() || touched.contains(&one.path);
+        self.plan.directories.retain(changes);
+        self.plan.places = self.places.paths;
+        self.plan
+    }
+}
+
+/// The key under which the map has the content of an entry. A hard link that stands for a file outside the part has that one's.
+fn origin_key(item: &Item) -> FileKey {
+    match &item.metadata {
+        Metadata::Node(own) => match &own.kind {
+            NodeKind::HardLink(to) => to.clone(),
+            _ => item.key.clone(),
+        },
+        _ => item.key.clone(),
+    }
+}
+
+/// Whether an entry has the type of a node, and the number of a device.
+fn has_type(kind: &NodeKind, found: &Status) -> bool {
+    let number = |device: &crate::snapshot::node::Device| {
+        rustix::fs::makedev(device.major, device.minor) == found.number
+    };
+    match kind {
+        NodeKind::File(_) => found.kind == FileType::RegularFile,
+        NodeKind::Directory => found.kind == FileType::Directory,
+        NodeKind::Symlink(_) => found.kind == FileType::Symlink,
+        NodeKind::Fifo => found.kind == FileType::Fifo,
+        NodeKind::Socket => found.kind == FileType::Socket,
+        NodeKind::CharDevice(device) => found.kind == FileType::CharacterDevice && number(device),
+        NodeKind::BlockDevice(device) => found.kind == FileType::BlockDevice && number(device),
+        NodeKind::HardLink(_) => false,
+    }
+}
+
+/// The mounts that entries change in, by a directory of each; that of the first depot comes first.
+struct Places {
+    paths: Vec<Vec<u8>>,
+    mounts: Vec<u64>,
+    last: Option<(Vec<u8>, usize)>,
+}
+
+impl Places {
+    fn new(root: BorrowedFd<'_>, home: &[u8]) -> Result<Places> {
+        Ok(Places {
+            paths: vec![home.to_vec()],
+            mounts: vec![mount_of(root, home)?],
+            last: None,
+        })
+    }
+
+    /// The number of the mount that a directory lies in.
+    fn of(&mut self, root: BorrowedFd<'_>, directory: &[u8]) -> Result<usize> {
+        if let Some((_, place)) = self.last.as_ref().filter(|(last, _)| last == directory) {
+            return Ok(*place);
+        }
+        let mount = mount_of(root, directory)?;
+        let place = match self.mounts.iter().position(|known| *known == mount) {
+            Some(known) => known,
+            None => {
+                self.paths.push(start_of_mount(root, directory, mount)?);
+                self.mounts.push(mount);
+                self.mounts.len() - 1
+            }
+        };
+        self.last = Some((directory.to_vec(), place));
+        Ok(place)
+    }
+}
+
+fn mount_of(root: BorrowedFd<'_>, directory: &[u8]) -> Result<u64> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let opened = beneath::open(root, directory, flags, Mode::empty());
+    let found = opened.and_then(|directory| mount(directory.as_fd()));
+    found.map_err(|e| failed(directory, "look at", e))
+}
+
+/// The highest directory of a mount on the way to `directory`.
+fn start_of_mount(root: BorrowedFd<'_>, directory: &[u8], mount: u64) -> Result<Vec<u8>> {
+    let mut start = directory;
+    while !start.is_empty() {
+        let (above, _) = beneath::cut(start);
+        if mount_of(root, above)? != mount {
+            break;
+        }
+        start = above;
+    }
+    Ok(start.to_vec())
+}

@@ -1,0 +1,459 @@
+//! `pitr files restore --delta`: a directory that has entries is taken back, and nothing else is touched.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, FileTimes, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::tree::{Changes, describe};
+use super::{World, id, path_text};
+use crate::common::mount::SmallDisk;
+use crate::common::{Program, fault, files_below};
+use crate::{require_mounts, require_strace};
+
+const STEPS: u64 = 60;
+const STEPS_TO_BACKUP: u64 = 4;
+
+fn delta(world: &World, id: &str, to: &Path, more: &[&str]) -> Program {
+    let to = path_text(to);
+    let restore = ["files", "restore", "up", "--json", "--privileged"];
+    let arguments = [
+        &restore[..],
+        &["--delta", "--backup", id, "--to", &to],
+        more,
+    ]
+    .concat();
+    world.pitr(&arguments)
+}
+
+fn taken_back(world: &World, id: &str, to: &Path, more: &[&str]) -> Value {
+    let more = [&["--confirm"], more].concat();
+    delta(world, id, to, &more).run().success().json()
+}
+
+fn count(json: &Value, name: &str) -> u64 {
+    json["changes"][name].as_u64().unwrap()
+}
+
+/// The test of the whole: one directory is taken back to this backup and to that one, and is each time as it was.
+#[test]
+fn a_directory_is_taken_to_any_backup_and_back() {
+    let seed = std::env::var("PITR_FILES_SEED").ok();
+    let seed: u64 = seed.map_or_else(|| std::process::id().into(), |s| s.parse().unwrap());
+    let world = World::new("");
+    let mut changes = Changes::new(world.source(), seed);
+    let live = world.sandbox.dir("live");
+    fs::write(live.join("stray"), "x").unwrap();
+    let mut taken: Vec<(String, BTreeMap<PathBuf, String>)> = Vec::new();
+    let mut done = Vec::new();
+    for step in 1..=STEPS {
+        done.push(changes.step());
+        if step % STEPS_TO_BACKUP != 0 {
+            continue;
+        }
+        let backup = world.backup();
+        taken.push((id(&backup).to_owned(), describe(&world.source())));
+        let (id, expected) = &taken[changes.random.below(taken.len())];
+        taken_back(&world, id, &live, &["--delete"]);
+        let found = describe(&live);
+        for (path, text) in expected {
+            let why = format!("PITR_FILES_SEED={seed}, step {step}, {path:?} of {id}: {done:?}");
+            assert_eq!(found.get(path), Some(text), "{why}");
+        }
+        let more: Vec<_> = found
+            .keys()
+            .filter(|p| !expected.contains_key(*p))
+            .collect();
+        assert!(
+            more.is_empty(),
+            "PITR_FILES_SEED={seed}: {more:?} of {id}, too"
+        );
+        // Nothing is left to be done.
+        let again = delta(&world, id, &live, &["--delete", "--dry-run"]).run();
+        let again = again.success().json();
+        for name in [
+            "created_count",
+            "replaced_count",
+            "removed_count",
+            "attributes_count",
+        ] {
+            assert_eq!(count(&again, name), 0, "PITR_FILES_SEED={seed}: {again}");
+        }
+    }
+}
+
+/// A source with a backup, and a copy of it that has gone on.
+struct Scene {
+    world: World,
+    id: String,
+    live: PathBuf,
+    was: BTreeMap<PathBuf, String>,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Scene::of(World::new(""), "live")
+    }
+
+    fn of(world: World, live: &str) -> Scene {
+        let source = world.source();
+        fs::create_dir_all(source.join("a/b")).unwrap();
+        for name in ["one", "two", "a/three", "a/b/four", "a/b/five"] {
+            fs::write(source.join(name), name.repeat(1000)).unwrap();
+        }
+        fs::hard_link(source.join("one"), source.join("a/same")).unwrap();
+        symlink("two", source.join("link")).unwrap();
+        let backup = world.backup();
+        let (id, was) = (id(&backup).to_owned(), describe(&source));
+        let live = world.sandbox.join(live);
+        let scene = Scene {
+            world,
+            id,
+            live,
+            was,
+        };
+        scene.renew();
+        scene
+    }
+
+    /// Restores, and changes a little.
+    fn renew(&self) {
+        if self.live.exists() {
+            fs::remove_dir_all(&self.live).unwrap();
+        }
+        let to = path_text(&self.live);
+        let restore = ["files", "restore", "up", "--privileged", "--to", &to];
+        self.world.pitr(&restore).run().success();
+        fs::write(self.live.join("two"), "changed").unwrap();
+        fs::remove_file(self.live.join("a/three")).unwrap();
+        fs::write(self.live.join("a/stray"), "stray").unwrap();
+    }
+
+    fn delta(&self, more: &[&str]) -> Program {
+        delta(&self.world, &self.id, &self.live, more)
+    }
+
+    fn is_whole(&self) {
+        assert_eq!(describe(&self.live), self.was);
+    }
+}
+
+#[test]
+fn only_what_differs_is_written_and_nothing_is_removed_unasked() {
+    let scene = Scene::new();
+    let inode = |name: &str| fs::symlink_metadata(scene.live.join(name)).unwrap().ino();
+    let kept = ["one", "a/same", "link", "a/b/four", "a/b"].map(inode);
+    let before = describe(&scene.live);
+    // Without a confirmation nothing is touched.
+    let run = scene.delta(&[]).run();
+    run.expect_code(8).expect_stderr("nothing was changed");
+    scene.delta(&["--dry-run"]).run().success();
+    assert_eq!(describe(&scene.live), before);
+    let json = scene.delta(&["--confirm"]).run().success().json();
+    assert_eq!(count(&json, "created_count"), 1, "{json}");
+    assert_eq!(count(&json, "replaced_count"), 1, "{json}");
+    assert_eq!(count(&json, "removed_count"), 0, "{json}");
+    assert_eq!(json["written_bytes"], 3000 + 7000, "{json}");
+    assert_eq!(
+        ["one", "a/same", "link", "a/b/four", "a/b"].map(inode),
+        kept
+    );
+    assert!(scene.live.join("a/stray").exists());
+    let json = scene
+        .delta(&["--confirm", "--delete"])
+        .run()
+        .success()
+        .json();
+    assert_eq!(count(&json, "removed_count"), 1, "{json}");
+    scene.is_whole();
+    // The plan of text names the changes.
+    fs::write(scene.live.join("new"), "new").unwrap();
+    fs::remove_file(scene.live.join("one")).unwrap();
+    fs::set_permissions(scene.live.join("a"), Permissions::from_mode(0o700)).unwrap();
+    let to = path_text(&scene.live);
+    let restore = [
+        "files",
+        "restore",
+        "up",
+        "--delta",
+        "--delete",
+        "--privileged",
+    ];
+    let run = scene
+        .world
+        .pitr(&[&restore[..], &["--dry-run", "--to", &to]].concat());
+    let run = run.run().success();
+    run.expect_stdout("+ one\n")
+        .expect_stdout("- new\n")
+        .expect_stdout("m a\n");
+    // A part leaves the rest alone.
+    let json = scene
+        .delta(&["--confirm", "--path", "/one"])
+        .run()
+        .success()
+        .json();
+    assert_eq!(count(&json, "created_count"), 1, "{json}");
+    assert_eq!(
+        fs::metadata(scene.live.join("a")).unwrap().mode() & 0o777,
+        0o700
+    );
+    // An empty directory, or none, is restored as always.
+    let none = path_text(&scene.world.sandbox.join("none"));
+    let restore = [
+        "files",
+        "restore",
+        "up",
+        "--delta",
+        "--privileged",
+        "--to",
+        &none,
+    ];
+    scene.world.pitr(&restore).run().success();
+    assert_eq!(describe(Path::new(&none)), scene.was);
+}
+
+#[test]
+fn u35_a_change_behind_an_equal_time_is_found_by_content() {
+    let scene = Scene::new();
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    let file = scene.live.join("a/b/five");
+    let (time, length) = (fs::metadata(&file).unwrap().modified().unwrap(), 8 * 1000);
+    fs::write(&file, vec![b'x'; length]).unwrap();
+    let times = FileTimes::new().set_modified(time);
+    File::options()
+        .append(true)
+        .open(&file)
+        .unwrap()
+        .set_times(times)
+        .unwrap();
+    let json = scene.delta(&["--confirm"]).run().success().json();
+    assert_eq!(count(&json, "replaced_count"), 0, "{json}");
+    let json = scene
+        .delta(&["--confirm", "--checksum"])
+        .run()
+        .success()
+        .json();
+    assert_eq!(count(&json, "replaced_count"), 1, "{json}");
+    scene.is_whole();
+}
+
+/// Two files of the backup that became one, and one that became two.
+#[test]
+fn names_of_a_file_are_made_and_parted() {
+    let scene = Scene::new();
+    let place = |name: &str| scene.live.join(name);
+    let same_time = |name: &str, as_in: &str| {
+        let time = fs::metadata(scene.world.source().join(as_in))
+            .unwrap()
+            .modified()
+            .unwrap();
+        let times = FileTimes::new().set_modified(time);
+        File::options()
+            .append(true)
+            .open(place(name))
+            .unwrap()
+            .set_times(times)
+            .unwrap();
+    };
+    fs::remove_file(place("a/same")).unwrap();
+    fs::copy(place("one"), place("a/same")).unwrap();
+    same_time("a/same", "one");
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.is_whole();
+    // A file with a further name outside of the backup stays, and so does the name.
+    let outside = scene.world.sandbox.join("outside");
+    fs::hard_link(place("two"), &outside).unwrap();
+    fs::set_permissions(place("two"), Permissions::from_mode(0o600)).unwrap();
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.is_whole();
+    assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn u36_a_directory_in_the_place_of_a_file_stays_until_it_may_be_removed() {
+    let scene = Scene::new();
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    fs::remove_file(scene.live.join("two")).unwrap();
+    fs::create_dir(scene.live.join("two")).unwrap();
+    fs::write(scene.live.join("two/x"), "x").unwrap();
+    // And the other way round.
+    fs::remove_dir_all(scene.live.join("a/b")).unwrap();
+    fs::write(scene.live.join("a/b"), "b").unwrap();
+    let run = scene.delta(&["--confirm"]).run().expect_code(6).json();
+    assert_eq!(run["left_out"]["examples"][0]["path"], "two", "{run}");
+    assert_eq!(fs::read(scene.live.join("two/x")).unwrap(), b"x");
+    assert!(scene.live.join("a/b/four").is_file());
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.is_whole();
+}
+
+#[test]
+fn u37_what_backups_leave_out_or_lack_is_never_removed() {
+    let world = World::new("exclude = [\"*.tmp\", \"/cache/\"]\n");
+    let source = world.source();
+    fs::write(source.join("x"), "x").unwrap();
+    fs::create_dir(source.join("cache")).unwrap();
+    for name in ["a.tmp", "cache/y"] {
+        fs::write(source.join(name), "left out").unwrap();
+    }
+    let first = world.backup();
+    fs::write(source.join("z"), "z").unwrap();
+    let json = taken_back(&world, id(&first), &source, &["--delete"]);
+    assert_eq!(count(&json, "removed_count"), 1, "{json}");
+    assert_eq!(files_below(&source), ["a.tmp", "cache/y", "x"]);
+    // Root may read everything.
+    fs::set_permissions(source.join("x"), Permissions::from_mode(0o000)).unwrap();
+    let run = world.as_user(&["files", "backup", "up", "--json"]).run();
+    let lacks = run.expect_code(6).json();
+    let run = delta(&world, id(&lacks), &source, &["--confirm", "--delete"]).run();
+    run.expect_code(8).expect_stdout("could not be read");
+    assert!(source.join("x").exists());
+}
+
+#[test]
+fn u38_without_the_right_to_set_an_attribute_that_is_said() {
+    let scene = Scene::new();
+    if !scene.world.is_root {
+        crate::skip!(
+            "u38_without_the_right_to_set_an_attribute_that_is_said",
+            "needs root"
+        );
+    }
+    let theirs = scene.world.source().join("theirs");
+    fs::write(&theirs, "theirs").unwrap();
+    rustix::fs::chown(&theirs, Some(rustix::fs::Uid::from_raw(4711)), None).unwrap();
+    let backup = scene.world.backup();
+    let to = path_text(&scene.live);
+    let restore = [
+        "files",
+        "restore",
+        "up",
+        "--json",
+        "--delta",
+        "--confirm",
+        "--to",
+        &to,
+    ];
+    for _ in 0..2 {
+        // Made, and then kept: it is said each time.
+        let json = scene.world.pitr(&restore).run().expect_code(6).json();
+        let left = &json["left_out"]["examples"][0];
+        assert_eq!(
+            (&left["path"], &left["part"]),
+            (&"theirs".into(), &"owner".into()),
+            "{json}"
+        );
+        assert_eq!(fs::metadata(scene.live.join("theirs")).unwrap().uid(), 0);
+    }
+    let json = taken_back(&scene.world, id(&backup), &scene.live, &[]);
+    assert_eq!(count(&json, "replaced_count"), 1, "{json}");
+    assert_eq!(fs::metadata(scene.live.join("theirs")).unwrap().uid(), 4711);
+}
+
+#[test]
+fn u39_a_link_that_takes_the_place_of_a_directory_meanwhile_is_not_followed() {
+    require_strace!("u39_a_link_that_takes_the_place_of_a_directory_meanwhile_is_not_followed");
+    let scene = Scene::new();
+    let outside = scene.world.sandbox.dir("outside");
+    fs::write(outside.join("three"), "outside").unwrap();
+    let before = describe(&outside);
+    let (a, aside) = (scene.live.join("a"), scene.world.sandbox.join("aside"));
+    // Just before the first entry is moved to its place.
+    let run = fault::pause(&scene.delta(&["--confirm"]), "renameat2", || {
+        fs::rename(&a, &aside).unwrap();
+        symlink(&outside, &a).unwrap();
+    });
+    run.expect_code(1);
+    assert_eq!(describe(&outside), before);
+    // The link itself differs from the backup.
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    assert_eq!(describe(&outside), before);
+    scene.is_whole();
+}
+
+#[test]
+fn u50_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was() {
+    require_mounts!("u50_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was");
+    let disk = SmallDisk::new(3, 1000);
+    let scene = Scene::of(World::new(""), "live");
+    let large = scene.world.source().join("large");
+    let mut noise = vec![0; 6 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    fs::write(large, noise).unwrap();
+    let backup = scene.world.backup();
+    let live = disk.path().join("live");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&scene.live, &live])
+        .status();
+    assert!(copied.unwrap().success());
+    let before = describe(&live);
+    let run = delta(&scene.world, id(&backup), &live, &["--confirm"]).run();
+    run.expect_code(1).expect_stdout("No space left on device");
+    assert_eq!(describe(&live), before);
+    let packs = scene
+        .world
+        .sandbox
+        .join("repo/aux/files/up/packs")
+        .join(id(&backup));
+    let pack = fs::read_dir(packs).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::set_permissions(&pack, Permissions::from_mode(0o600)).unwrap();
+    fs::write(&pack, bytes).unwrap();
+    let before = describe(&scene.live);
+    let run = delta(&scene.world, id(&backup), &scene.live, &["--confirm"]).run();
+    run.expect_code(1).expect_stdout("damaged");
+    assert_eq!(describe(&scene.live), before);
+}
+
+#[test]
+fn u51_killed_at_any_point_each_file_is_whole_and_the_same_command_completes() {
+    require_strace!("u51_killed_at_any_point_each_file_is_whole_and_the_same_command_completes");
+    let scene = Scene::new();
+    let program = scene.delta(&["--confirm", "--delete"]);
+    let mut names = fault::MUTATING.to_vec();
+    names.push("syncfs");
+    let (run, calls) = fault::trace(&program, &names);
+    run.success();
+    let calls: Vec<_> = calls.iter().filter(|c| c.touches(&scene.live)).collect();
+    assert!(calls.len() > 20, "{calls:?}");
+    let old_time = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    for call in calls {
+        scene.renew();
+        // Times of the entries that are changed by hand differ from run to run.
+        let changed = File::options()
+            .append(true)
+            .open(scene.live.join("two"))
+            .unwrap();
+        changed
+            .set_times(FileTimes::new().set_modified(old_time))
+            .unwrap();
+        let (run, fired) = fault::inject(&program, &call.kill());
+        assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
+        for name in ["one", "two", "a/same", "a/b/four", "a/b/five"] {
+            let content = fs::read(scene.live.join(name)).unwrap();
+            let is_new = content == fs::read(scene.world.source().join(name)).unwrap();
+            assert!(is_new || content == b"changed", "{name}, {}", call.text);
+        }
+        program.run().success();
+        scene.is_whole();
+    }
+}
+
+#[test]
+fn u42_two_restores_into_one_directory_exclude_one_another() {
+    require_strace!("u42_two_restores_into_one_directory_exclude_one_another");
+    let scene = Scene::new();
+    let program = scene.delta(&["--confirm", "--delete"]);
+    let run = fault::pause(&program, "renameat2", || {
+        let run = program.run();
+        run.expect_code(7).expect_stdout("another restore into");
+    });
+    run.success();
+    scene.is_whole();
+}
