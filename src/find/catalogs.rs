@@ -25,6 +25,13 @@ impl CatalogFiles {
         }
     }
 
+    /// Adds the files that others know. Returns whether one of them is new.
+    pub fn add_all(&mut self, other: &CatalogFiles) -> bool {
+        let before = self.0.len();
+        self.0.extend(&other.0);
+        self.0.len() > before
+    }
+
     /// Adds the files that a map names.
     pub fn add_map(&mut self, map: &FileMap) {
         map.files

@@ -7,7 +7,7 @@
 //!
 //! Page images are why a stretch begins at the redo point of a checkpoint: the first change of a page behind it brings the whole page.
 
-mod catalogs;
+pub mod catalogs;
 mod digest;
 pub mod event;
 pub mod names;

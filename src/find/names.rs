@@ -82,6 +82,9 @@ impl Names {
         let Some(known) = self.known(oid, relation) else {
             return true;
         };
+        if relation.schema.is_none() && relation.name.as_ref() == Some(&known.name) {
+            relation.schema = Some(known.schema.clone());
+        }
         if relation.name.is_none() {
             relation.oid = Some(known.oid);
             relation.name = Some(known.name.clone());

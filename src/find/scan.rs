@@ -5,7 +5,7 @@
 //! stretch that tells everything: it has each record of the transaction, and the image of each page that it changed. Only segments
 //! whose index says that they change a catalog are decoded. Counting rows takes all of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,8 +32,8 @@ use crate::wal::rollup::Rollup;
 const COMMIT_WITHIN: usize = 64;
 /// Indexes are read by this many threads: reading waits for the store.
 const READERS: usize = 8;
-/// So many segments a thread are decoded before they are put together: more would only fill memory.
-const BATCH: usize = 4;
+/// So much WAL is decoded before it is put together: more would only fill memory.
+const BATCH_BYTES: u64 = 256 << 20;
 
 /// The question.
 #[derive(Debug, Clone)]
@@ -85,6 +85,9 @@ pub struct Found {
     pub decoded: u64,
 }
 
+/// Stored segments, in order.
+type Segments = Vec<(SegmentNumber, SegmentName)>;
+
 /// A stretch to decode: places in the list of segments.
 #[derive(Debug, Clone)]
 struct Range {
@@ -102,10 +105,12 @@ pub struct Scan<'a> {
     host: &'a Host,
     major: Major,
     request: &'a Request,
-    segments: Vec<(SegmentNumber, SegmentName)>,
+    segments: Segments,
+    /// Positions up to which the WAL of a segment counts: its timeline was left there, and the file of the next one is missing.
+    limits: BTreeMap<SegmentNumber, Lsn>,
     size: crate::pg::segment::SegmentSize,
-    /// Next xid of each checkpoint.
-    checkpoints: Mutex<HashMap<Lsn, u32>>,
+    /// Checkpoints of the segments that were looked at for them.
+    checkpoints: Mutex<HashMap<usize, Vec<(Lsn, u32)>>>,
     unread: Mutex<Vec<Unread>>,
 }
 
@@ -122,8 +127,10 @@ impl<'a> Scan<'a> {
     ) -> Result<Scan<'a>> {
         let path = Path::new(inventory.history(timeline)?, inventory.segment_size);
         let major = Major::from_number(inventory.major)?;
+        let (segments, limits) = segments(inventory, &path)?;
         let scan = Scan {
-            segments: segments(inventory, &path)?,
+            segments,
+            limits,
             size: inventory.segment_size,
             rollup,
             host,
@@ -496,51 +503,49 @@ impl<'a> Scan<'a> {
 
     /// The segment of the redo point of the last checkpoint of a segment behind which the transaction began.
     fn begin_by_checkpoint(&self, at: usize, xid: u32) -> Result<Option<usize>> {
-        let (Some(name), Some((number, _))) = (self.name(at), self.segments.get(at)) else {
+        let checkpoints = self.checkpoints_in(at)?;
+        let mut checkpoints = checkpoints.iter().rev();
+        let Some((redo_lsn, _)) = checkpoints.find(|(_, next)| !precedes(xid, *next)) else {
             return Ok(None);
         };
-        let events = self.tolerate(at, self.rollup.events(name))?.flatten();
-        let events = events.unwrap_or_default();
-        for (lsn, event) in events.iter().rev() {
-            let WalEvent::Checkpoint { redo_lsn, .. } = event else {
-                continue;
-            };
-            if *redo_lsn == Lsn(0)
-                || self
-                    .next_xid(at, name, *lsn)?
-                    .is_none_or(|next| precedes(xid, next))
-            {
-                continue;
-            }
-            let back = number
-                .0
-                .saturating_sub(SegmentNumber::of(*redo_lsn, self.size).0);
-            let begin = usize::try_from(back)
-                .ok()
-                .and_then(|back| at.checked_sub(back));
-            // Without the WAL from the redo point on, an older checkpoint is no better.
-            let is_there = |b: &usize| (*b..at).all(|n| self.is_followed(n));
-            return Ok(Some(begin.filter(is_there).unwrap_or(at)));
-        }
-        Ok(None)
+        let redo = SegmentNumber::of(*redo_lsn, self.size);
+        let begin = self.segments.binary_search_by_key(&redo, |(n, _)| *n);
+        // Without the WAL from the redo point on, an older checkpoint is no better.
+        let is_there = |b: &usize| (*b..at).all(|n| self.is_followed(n));
+        Ok(Some(begin.ok().filter(is_there).unwrap_or(at)))
     }
 
-    /// The next transaction id that a checkpoint names.
-    fn next_xid(&self, at: usize, name: SegmentName, lsn: Lsn) -> Result<Option<u32>> {
-        if let Some(known) = locked(&self.checkpoints).get(&lsn) {
-            return Ok(Some(*known));
+    /// Redo point and next transaction id of each checkpoint in a segment.
+    fn checkpoints_in(&self, at: usize) -> Result<Vec<(Lsn, u32)>> {
+        let Some(name) = self.name(at) else {
+            return Ok(Vec::new());
+        };
+        if let Some(known) = locked(&self.checkpoints).get(&at) {
+            return Ok(known.clone());
         }
-        let mut checkpoints = locked(&self.checkpoints);
+        let events = self.tolerate(at, self.rollup.events(name))?.flatten();
+        let redo: BTreeMap<Lsn, Lsn> = events
+            .into_iter()
+            .flatten()
+            .filter_map(|(lsn, event)| match event {
+                WalEvent::Checkpoint { redo_lsn, .. } => Some((lsn, redo_lsn)),
+                _ => None,
+            })
+            .collect();
+        let mut checkpoints = Vec::new();
         let scanned = self.rollup.scan(name, &|_| None, &mut |entry| {
-            if let EntryKind::Checkpoint { next_xid } = entry.kind {
+            if let EntryKind::Checkpoint { next_xid } = entry.kind
+                && let Some(redo) = redo.get(&entry.start)
+            {
                 // The lower half is the id, the upper one counts wraparounds.
                 let next_xid = next_xid & u64::from(u32::MAX);
-                checkpoints.insert(entry.start, u32::try_from(next_xid).unwrap_or_default());
+                checkpoints.push((*redo, u32::try_from(next_xid).unwrap_or_default()));
             }
         });
         // Those before the damage count all the same.
         self.tolerate(at, scanned)?;
-        Ok(checkpoints.get(&lsn).copied())
+        locked(&self.checkpoints).insert(at, checkpoints.clone());
+        Ok(checkpoints)
     }
 
     /// Tells the story of a stretch, anew with more files of catalogs where it names some.
@@ -575,7 +580,8 @@ impl<'a> Scan<'a> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let all: Vec<usize> = (range.first..=range.last).collect();
         let mut decoded = 0;
-        for batch in all.chunks(threads * BATCH) {
+        let many = usize::try_from(BATCH_BYTES / self.size.bytes()).unwrap_or(1);
+        for batch in all.chunks(many.max(threads)) {
             self.host.check_stop()?;
             let digests = parallel(threads, batch, self.host, |at| {
                 self.digest(*at, range, files)
@@ -655,17 +661,18 @@ impl<'a> Scan<'a> {
             counts_rows,
             digest: Digest::default(),
         };
-        if let Some(name) = self.name(at) {
+        if let Some((number, name)) = self.segments.get(at) {
             let next = |from: SegmentName| {
                 let number = from.number(self.size).ok()?;
-                let at = self
-                    .segments
-                    .binary_search_by_key(&number, |(n, _)| *n)
-                    .ok()?;
-                self.next(at)
+                let found = self.segments.binary_search_by_key(&number, |(n, _)| *n);
+                self.next(found.ok()?)
             };
-            self.rollup
-                .records(name, &next, &mut |record| digester.record(record))?;
+            let limit = self.limits.get(number).copied().unwrap_or(Lsn(u64::MAX));
+            self.rollup.records(*name, &next, &mut |record| {
+                if record.start_lsn < limit {
+                    digester.record(record);
+                }
+            })?;
         }
         Ok(digester.digest)
     }
@@ -783,9 +790,12 @@ fn rename(event: &mut Event, story: &Story) {
     }
 }
 
-/// The stored segments on a path, in order.
-fn segments(inventory: &Inventory, path: &Path) -> Result<Vec<(SegmentNumber, SegmentName)>> {
-    let mut segments = Vec::new();
+/// The stored segments on a path, in order, and the limits of those whose timeline was left.
+fn segments(
+    inventory: &Inventory,
+    path: &Path,
+) -> Result<(Segments, BTreeMap<SegmentNumber, Lsn>)> {
+    let (mut segments, mut limits) = (Segments::new(), BTreeMap::new());
     let mut number = SegmentNumber(0);
     while let Some(next) = path.next_there(number, inventory) {
         let is_there = |timeline| Ok(inventory.holds(timeline, next));
@@ -793,10 +803,11 @@ fn segments(inventory: &Inventory, path: &Path) -> Result<Vec<(SegmentNumber, Se
             && let Some(name) = next.name(pick.timeline, path.size())
         {
             segments.push((next, name));
+            limits.extend(pick.limit.map(|limit| (next, limit)));
         }
         number = next.next();
     }
-    Ok(segments)
+    Ok((segments, limits))
 }
 
 /// Joins stretches that overlap or touch.

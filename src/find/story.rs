@@ -274,17 +274,8 @@ impl Story {
             if is_own || is_mapped || is_new(file) {
                 continue;
             }
-            let row = self.catalogs.relation(file.database, file.number);
-            if row.is_some_and(|row| !TABLES.contains(&row.kind)) {
+            let Some(relation) = self.table(file) else {
                 continue;
-            }
-            let relation = match row.cloned() {
-                Some(row) => self.named(file.database, &row),
-                None => Relation {
-                    file: Some(file.number),
-                    tablespace: Some(file.tablespace),
-                    ..Relation::default()
-                },
             };
             let event = draft.event(kind, end.lsn, end.lsn);
             self.events.push(Event {
@@ -314,17 +305,8 @@ impl Story {
             sum.updated += count.updated;
         }
         for (file, count) in counts {
-            let row = self.catalogs.relation(file.database, file.number).cloned();
-            if row.as_ref().is_some_and(|row| !TABLES.contains(&row.kind)) {
+            let Some(relation) = self.table(&file) else {
                 continue;
-            }
-            let relation = match row {
-                Some(row) => self.named(file.database, &row),
-                None => Relation {
-                    file: Some(file.number),
-                    tablespace: Some(file.tablespace),
-                    ..Relation::default()
-                },
             };
             for (kind, rows, first_lsn) in [
                 (Kind::Delete, count.deleted, count.first_delete),
@@ -340,6 +322,20 @@ impl Story {
                 }
             }
         }
+    }
+
+    /// The relation of a file, by its numbers where no row of it is known; `None` of an index or the like.
+    fn table(&self, file: &record::Relation) -> Option<Relation> {
+        let Some(row) = self.catalogs.relation(file.database, file.number) else {
+            return Some(Relation {
+                file: Some(file.number),
+                tablespace: Some(file.tablespace),
+                ..Relation::default()
+            });
+        };
+        TABLES
+            .contains(&row.kind)
+            .then(|| self.named(file.database, row))
     }
 
     fn named(&self, database: u32, row: &ClassRow) -> Relation {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::listed_names::Lists;
 use super::live_names;
 use super::reading::Reading;
 use super::session::Session;
@@ -108,20 +109,24 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
     };
     let rollup = reading.rollup(session, &inventory)?;
     let scan = Scan::new((&inventory, &rollup), timeline, &session.host, &request)?;
-    let mut found = scan.run(&Names::default().files)?;
+    let mut lists = Lists::new(session, &reading, &inventory)?;
+    let mut files = lists.files(request.since);
+    let mut found = scan.run(&files)?;
     found.events.retain(|event| is_of_kind(&kinds, event.kind));
     let live = live(session, &reading, &inventory, question, &found);
+    if let Some(live) = &live
+        && files.add_all(&live.files)
+        && found.events.iter().any(is_vague)
+    {
+        // The catalogs have other files than WAL told: with them it tells more.
+        found = scan.run(&files)?;
+        found.events.retain(|event| is_of_kind(&kinds, event.kind));
+    }
+    found.events.retain_mut(|event| lists.complete(event));
     if let Some(live) = &live {
-        if live.files != Names::default().files && found.events.iter().any(is_vague) {
-            // The catalogs have other files than WAL told: with them it tells more.
-            found = scan.run(&live.files)?;
-            found.events.retain(|event| is_of_kind(&kinds, event.kind));
-        }
         found.events.retain_mut(|event| live.complete(event));
-        found
-            .events
-            .iter_mut()
-            .for_each(|event| add_newer_name(event, live));
+        let named = found.events.iter_mut();
+        named.for_each(|event| add_newer_name(event, live));
     }
     found.events.iter_mut().for_each(add_own_schema);
     let is_nameless = |e: &Event| e.relation.as_ref().is_some_and(|r| r.name.is_none());

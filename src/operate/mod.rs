@@ -41,6 +41,7 @@ pub mod init;
 pub mod keys;
 pub mod lag;
 pub mod left_behind;
+pub mod listed_names;
 pub mod listing;
 pub mod live_names;
 pub mod logical;

@@ -2,6 +2,7 @@
 
 mod edge;
 mod history;
+mod list;
 
 use std::collections::BTreeSet;
 
