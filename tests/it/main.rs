@@ -31,6 +31,7 @@ mod drain_s3;
 mod expire;
 mod fetch;
 mod files;
+mod find;
 mod frozen;
 mod frozen_content;
 mod golden;
