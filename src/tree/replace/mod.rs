@@ -195,7 +195,7 @@ struct Volume {
 
 /// The facts that decide whether an entry can be moved.
 struct Seen {
-    /// Of a file an overlay shows another device.
+    /// The filesystem; that of a file differs from its directory's below an overlay.
     volume: Volume,
     is_directory: bool,
     is_mount: bool,
