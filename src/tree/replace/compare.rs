@@ -27,6 +27,10 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// A file has capabilities by this one: one that the backup lacks is a difference.
 const CAPABILITY: &[u8] = b"security.capability";
 
+/// Each depot is one directory, and entries do not move from one filesystem to another.
+const OTHER_FILESYSTEM: &str =
+    "lies on another filesystem: name that directory as the target of a restore of its own";
+
 /// An entry that is made, or takes the place of another one.
 pub(super) struct Put {
     pub(super) key: FileKey,
@@ -37,8 +41,6 @@ pub(super) struct Put {
     pub(super) is_new: bool,
     /// Whether a directory is there.
     pub(super) was_directory: bool,
-    /// Number of the mount whose depot it is made in.
-    pub(super) place: usize,
 }
 
 /// The origin of an entry's content.
@@ -54,7 +56,6 @@ pub(super) enum Origin {
 /// An entry that the backup lacks.
 pub(super) struct Remove {
     pub(super) path: Vec<u8>,
-    pub(super) place: usize,
 }
 
 /// A directory whose attributes are set, or whose entries change.
@@ -93,8 +94,6 @@ pub struct Plan {
     pub(super) removes: Vec<Remove>,
     /// Parents come first.
     pub(super) directories: Vec<Settled>,
-    /// Mounts that depots are made in, by the path at which they begin.
-    pub(super) places: Vec<Vec<u8>>,
     /// Entries that stay as they are.
     pub kept: u64,
     /// Bytes of files that are made or replaced.
@@ -155,8 +154,9 @@ impl Target {
             xattrs: XattrReader::new(),
             above: Above::default(),
             volume: volume_of(self.root.as_fd(), &self.home)?,
-            places: Places::new(self.root.as_fd(), &self.home)?,
-            fresh: HashMap::new(),
+            last: None,
+            home: &self.home,
+            fresh: HashSet::new(),
             skipped: HashSet::new(),
             kept: HashMap::new(),
             claimed: HashSet::new(),
@@ -185,9 +185,12 @@ struct Comparison<'c, 't, 'w, 's> {
     above: Above,
     /// The one that the depot lies in.
     volume: Volume,
-    places: Places,
-    /// Directories that are made, with the places of what is made in them.
-    fresh: HashMap<Vec<u8>, usize>,
+    /// Whether the directory that was asked about last lies in it.
+    last: Option<(Vec<u8>, bool)>,
+    /// The directory that the depot lies in.
+    home: &'c [u8],
+    /// Directories that are made.
+    fresh: HashSet<Vec<u8>>,
     /// Entries that are not made.
     skipped: HashSet<FileKey>,
     /// Files that stay and have several names.
@@ -208,7 +211,7 @@ impl Comparison<'_, '_, '_, '_> {
             self.leave(item, "its directory was not made");
             return Ok(());
         }
-        let is_fresh = self.fresh.contains_key(beneath::cut(path).0);
+        let is_fresh = self.fresh.contains(beneath::cut(path).0);
         let found = match is_fresh {
             true => Ok(None),
             false => look(&mut self.above, self.root, path),
@@ -305,6 +308,13 @@ impl Comparison<'_, '_, '_, '_> {
                 || due.mode != Some(status.mode)
                 || node.mtime != status.mtime
                 || !self.has_xattrs(xattrs.as_deref(), &due.xattrs);
+        }
+        if !self.is_in_volume(path)? {
+            match differs {
+                true => self.plan.left_out.add(path, Part::Entry, OTHER_FILESYSTEM),
+                false => self.plan.kept += 1,
+            }
+            return Ok(());
         }
         self.plan.kept += u64::from(!differs);
         self.plan.directories.push(Settled {
@@ -433,20 +443,20 @@ impl Comparison<'_, '_, '_, '_> {
     ) -> Result<()> {
         let was_directory = found.is_some_and(|found| found.kind == FileType::Directory);
         let (above, _) = beneath::cut(&item.path);
-        let place = match self.fresh.get(above) {
-            Some(place) => *place,
-            None => {
-                if found.is_some()
-                    && let Some(why) = self.stays(&item.path, was_directory)?
-                {
-                    self.leave(item, why);
-                    return Ok(());
-                }
-                self.places.of(self.root, above)?
+        if !self.fresh.contains(above) {
+            if !self.is_in_volume(above)? {
+                self.leave(item, OTHER_FILESYSTEM);
+                return Ok(());
             }
-        };
+            if found.is_some()
+                && let Some(why) = self.stays(&item.path, was_directory)?
+            {
+                self.leave(item, why);
+                return Ok(());
+            }
+        }
         if node.kind == NodeKind::Directory {
-            self.fresh.insert(item.path.clone(), place);
+            self.fresh.insert(item.path.clone());
             self.plan.directories.push(Settled {
                 path: item.path.clone(),
                 node: Some(node.clone()),
@@ -464,9 +474,18 @@ impl Comparison<'_, '_, '_, '_> {
             origin,
             is_new: found.is_none(),
             was_directory,
-            place,
         });
         Ok(())
+    }
+
+    /// Whether a directory lies where the depot does: entries move between the two.
+    fn is_in_volume(&mut self, directory: &[u8]) -> Result<bool> {
+        if let Some((_, known)) = self.last.as_ref().filter(|(last, _)| last == directory) {
+            return Ok(*known);
+        }
+        let is_in = volume_of(self.root, directory)? == self.volume;
+        self.last = Some((directory.to_vec(), is_in));
+        Ok(is_in)
     }
 
     /// The reason for which an entry may not give way.
@@ -530,8 +549,7 @@ impl Comparison<'_, '_, '_, '_> {
                 left_out.add(&path, Part::Entry, format!("it stays: {found}"));
                 continue;
             }
-            let place = self.places.of(self.root, above)?;
-            self.plan.removes.push(Remove { path, place });
+            self.plan.removes.push(Remove { path });
         }
         Ok(())
     }
@@ -568,11 +586,10 @@ impl Comparison<'_, '_, '_, '_> {
             .chain(removes)
             .map(|path| beneath::cut(path).0.to_vec())
             .collect();
-        touched.extend(self.places.paths.iter().cloned());
+        touched.insert(self.home.to_vec());
         let changes =
             |one: &Settled| one.differs || one.was.is_none() || touched.contains(&one.path);
         self.plan.directories.retain(changes);
-        self.plan.places = self.places.paths;
         self.plan
     }
 }
@@ -605,41 +622,6 @@ fn has_type(kind: &NodeKind, found: &Status) -> bool {
     }
 }
 
-/// The mounts that entries change in, by a directory of each; that of the first depot comes first.
-struct Places {
-    paths: Vec<Vec<u8>>,
-    mounts: Vec<Volume>,
-    last: Option<(Vec<u8>, usize)>,
-}
-
-impl Places {
-    fn new(root: BorrowedFd<'_>, home: &[u8]) -> Result<Places> {
-        Ok(Places {
-            paths: vec![home.to_vec()],
-            mounts: vec![volume_of(root, home)?],
-            last: None,
-        })
-    }
-
-    /// The number of the mount that a directory lies in.
-    fn of(&mut self, root: BorrowedFd<'_>, directory: &[u8]) -> Result<usize> {
-        if let Some((_, place)) = self.last.as_ref().filter(|(last, _)| last == directory) {
-            return Ok(*place);
-        }
-        let mount = volume_of(root, directory)?;
-        let place = match self.mounts.iter().position(|known| *known == mount) {
-            Some(known) => known,
-            None => {
-                self.paths.push(start_of_mount(root, directory, mount)?);
-                self.mounts.push(mount);
-                self.mounts.len() - 1
-            }
-        };
-        self.last = Some((directory.to_vec(), place));
-        Ok(place)
-    }
-}
-
 /// The volume that a directory lies in.
 pub(super) fn volume_of(root: BorrowedFd<'_>, directory: &[u8]) -> Result<Volume> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -649,17 +631,4 @@ pub(super) fn volume_of(root: BorrowedFd<'_>, directory: &[u8]) -> Result<Volume
         Ok(seen) => Ok(seen.volume),
         Err(e) => Err(failed(directory, "look at", e)),
     }
-}
-
-/// The highest directory of a mount on the way to `directory`.
-fn start_of_mount(root: BorrowedFd<'_>, directory: &[u8], mount: Volume) -> Result<Vec<u8>> {
-    let mut start = directory;
-    while !start.is_empty() {
-        let (above, _) = beneath::cut(start);
-        if volume_of(root, above)? != mount {
-            break;
-        }
-        start = above;
-    }
-    Ok(start.to_vec())
 }

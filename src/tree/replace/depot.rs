@@ -1,4 +1,4 @@
-//! Depots: the private directories in which entries are made before they take their places, one in each mount.
+//! Depots: the private directories in which entries are made before they take their places.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -125,7 +125,7 @@ impl Depot {
     }
 
     /// Removes the depot with what is in it.
-    pub(super) fn remove(self) -> Result<()> {
+    pub(super) fn remove(&self) -> Result<()> {
         let directory = self.directory.as_fd();
         let seen = see(directory, b"").map_err(|e| failed(&self.name, "look at", e))?;
         remove_all(directory, &self.name, seen.volume)?;
@@ -185,45 +185,22 @@ impl Target {
     /// Removes the depot of a restore that was killed before anything moved, or that cannot be undone.
     ///
     /// # Errors
-    /// `TargetWrite`.
+    /// `TargetWrite`; `Refused` where something is mounted in it.
     pub fn clean(&self) -> Result<()> {
-        self.clean_places(std::slice::from_ref(&self.home))
-    }
-
-    /// Removes such depots in mounts below the target.
-    pub(super) fn clean_places(&self, places: &[Vec<u8>]) -> Result<()> {
-        for place in places {
-            let above = open_place(self.root.as_fd(), place)?;
-            for name in depots_in(above.as_fd(), place)? {
-                let above = rustix::io::fcntl_dupfd_cloexec(&above, 0);
-                let above = above.map_err(|e| failed(place, "open", e))?;
-                // One of another user's is not ours.
-                let Ok(depot) = Depot::open_in(above, place, name) else {
-                    continue;
-                };
-                if !self.is_kept(&depot.name) {
-                    depot.remove()?;
-                }
+        let place = &self.home;
+        let above = open_place(self.root.as_fd(), place)?;
+        for name in depots_in(above.as_fd(), place)? {
+            let above = rustix::io::fcntl_dupfd_cloexec(&above, 0);
+            let above = above.map_err(|e| failed(place, "open", e))?;
+            // One of another user's is not ours.
+            let Ok(depot) = Depot::open_in(above, place, name) else {
+                continue;
+            };
+            if !Journal::is_in(depot.directory.as_fd()) {
+                depot.remove()?;
             }
         }
         Ok(())
-    }
-}
-
-impl Target {
-    /// Whether the depots of this name are those of a restore that can be undone: the first one has the journal.
-    fn is_kept(&self, name: &[u8]) -> bool {
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let name = match &*self.home {
-            [] => name.to_vec(),
-            home => [home, name].join(&b'/'),
-        };
-        let first = beneath::open(self.root.as_fd(), &name, flags, Mode::empty());
-        match first {
-            Ok(first) => Journal::is_in(first.as_fd()),
-            // One that cannot be looked at may have it.
-            Err(e) => e != Errno::NOENT,
-        }
     }
 }
 

@@ -107,8 +107,6 @@ impl Facts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) path: Bytes,
-    /// Number of its depot.
-    pub(super) place: usize,
     /// Number of its slot.
     pub(super) slot: usize,
     /// The entry that takes the path; none where the path is removed.
@@ -148,8 +146,6 @@ pub(super) struct Journal {
     format: u32,
     pub(super) run: String,
     pub(super) restore: Restore,
-    /// The directories that depots lie in; the first one is the target.
-    pub(super) places: Vec<Bytes>,
     /// In the order of the moves.
     pub(super) entries: Vec<Entry>,
     /// Parents come first.
@@ -162,7 +158,6 @@ impl Journal {
             format: FORMAT,
             run,
             restore,
-            places: Vec::new(),
             entries: Vec::new(),
             directories: Vec::new(),
         }
@@ -321,7 +316,7 @@ mod tests {
             ("{", Code::Damaged),
             ("{\"format\":1}", Code::Damaged),
             (
-                "{\"format\":2,\"run\":\"\",\"restore\":{\"kind\":\"\",\"name\":\"\",\"backup\":\"20261120T064049Z-482913-full\",\"began\":\"2026-11-20T06:40:49Z\"},\"places\":[],\"entries\":[],\"directories\":[]}",
+                "{\"format\":2,\"run\":\"\",\"restore\":{\"kind\":\"\",\"name\":\"\",\"backup\":\"20261120T064049Z-482913-full\",\"began\":\"2026-11-20T06:40:49Z\"},\"entries\":[],\"directories\":[]}",
                 Code::Unsupported,
             ),
         ] {

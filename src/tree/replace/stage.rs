@@ -1,4 +1,4 @@
-//! Makes the entries that a restore puts in place, complete, in depots. Nothing of the target changes but their directories.
+//! Makes the entries that a restore puts in place, complete, in the depot. Nothing of the target changes but the depot's directory.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -27,8 +27,7 @@ pub struct Staged<'t> {
     /// Its number.
     pub run: Run,
     pub(super) plan: Plan,
-    /// In the order of the plan's places.
-    pub(super) depots: Vec<Depot>,
+    pub(super) depot: Depot,
     pub(super) settler: Settler,
     /// The status of each entry that was made, in the order of the plan; none of those that could not be.
     pub(super) made: Vec<Option<Status>>,
@@ -39,7 +38,7 @@ impl Target {
     /// Makes the entries of a plan.
     ///
     /// # Errors
-    /// `Damaged` when a check of the backup fails; `TargetWrite`, `Full`; `Interrupted`. Depots are removed then.
+    /// `Damaged` when a check of the backup fails; `TargetWrite`, `Full`; `Interrupted`. The depot is removed then.
     pub fn stage(
         &self,
         plan: Plan,
@@ -47,11 +46,12 @@ impl Target {
         contents: &mut dyn Contents,
         (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
     ) -> Result<Staged<'_>> {
-        self.clean_places(&plan.places)?;
+        self.clean()?;
+        let run = Run::draw(host);
         let mut staged = Staged {
             target: self,
-            run: Run::draw(host),
-            depots: Vec::new(),
+            depot: Depot::make(self.root.as_fd(), &self.home, &run)?,
+            run,
             settler: Settler::new(permit),
             made: Vec::new(),
             written_bytes: 0,
@@ -68,11 +68,9 @@ impl Target {
             Ok(()) => Ok(staged),
             Err(e) => {
                 // The next restore removes what cannot be removed now.
-                for depot in staged.depots {
-                    let _ = depot.remove();
-                }
-                let times = staged.plan.directories.iter();
-                for one in times.filter(|one| staged.plan.places.contains(&one.path)) {
+                let _ = staged.depot.remove();
+                let directories = staged.plan.directories.iter();
+                for one in directories.filter(|one| one.path == self.home) {
                     super::switch::set_time_back(self.root.as_fd(), one);
                 }
                 Err(e)
@@ -92,10 +90,6 @@ struct Staging<'g> {
 
 impl Staging<'_> {
     fn all(&mut self, staged: &mut Staged<'_>) -> Result<()> {
-        for place in &staged.plan.places {
-            let depot = Depot::make(self.root, place, &staged.run)?;
-            staged.depots.push(depot);
-        }
         let puts = std::mem::take(&mut staged.plan.puts);
         let made = puts
             .iter()
@@ -103,18 +97,12 @@ impl Staging<'_> {
             .try_for_each(|(number, put)| self.one(staged, number, put));
         staged.plan.puts = puts;
         made?;
-        for depot in &staged.depots {
-            sync(depot)?;
-        }
-        Ok(())
+        sync(&staged.depot)
     }
 
     fn one(&mut self, staged: &mut Staged<'_>, number: usize, put: &Put) -> Result<()> {
         (self.tick)()?;
-        let Some(depot) = staged.depots.get(put.place) else {
-            return Ok(());
-        };
-        let directory = depot.directory.as_fd();
+        let directory = staged.depot.directory.as_fd();
         let slot = Depot::slot(number);
         let left_out = &mut staged.plan.left_out;
         let made = match &put.origin {
@@ -133,7 +121,7 @@ impl Staging<'_> {
                 }
                 Ok(())
             }
-            Origin::Name(to) => self.name(&staged.depots, (directory, &slot), put, to),
+            Origin::Name(to) => self.name((directory, &slot), put, to),
             Origin::Node => node(directory, &slot, &put.node.kind),
         };
         match made {
@@ -194,18 +182,12 @@ impl Staging<'_> {
     /// Gives an entry that is made, or stays, a further name.
     fn name(
         &self,
-        depots: &[Depot],
         to_slot: (BorrowedFd<'_>, &[u8]),
         put: &Put,
         to: &FileKey,
     ) -> rustix::io::Result<()> {
         if let Some(number) = self.slots.get(to) {
-            // The place of the other one: its depot has the slot.
-            let slot = Depot::slot(*number);
-            let mut depots = depots.iter().map(|depot| depot.directory.as_fd());
-            let has = |directory: &BorrowedFd<'_>| Status::at(*directory, &slot).is_ok();
-            let from = depots.find(has).ok_or(Errno::NOENT)?;
-            return durable::name_again((from, &slot), to_slot);
+            return durable::name_again((to_slot.0, &Depot::slot(*number)), to_slot);
         }
         let path = to.path(Naming::Tree);
         let mut above = Above::default();

@@ -1,4 +1,4 @@
-//! Moves entries to their places, and what they replace into the depots.
+//! Moves entries to their places, and what they replace into the depot.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -28,10 +28,8 @@ impl Staged<'_> {
     /// `TargetWrite`, and those of `tick`: some entries are in their places then, each of them whole, and the next restore does the rest.
     pub fn switch(mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Done> {
         self.move_all(tick)?;
-        for depot in std::mem::take(&mut self.depots) {
-            sync(&depot)?;
-            depot.remove()?;
-        }
+        sync(&self.depot)?;
+        self.depot.remove()?;
         self.settle(tick)?;
         self.finish()
     }
@@ -46,22 +44,18 @@ impl Staged<'_> {
         (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
     ) -> Result<Done> {
         let name = (restore.kind.clone(), restore.name.clone());
-        let first = self.depots.first();
-        let first = first.ok_or_else(|| err!(Internal, "a restore without a depot"))?;
-        self.journal(restore).write(first, host.random())?;
+        self.journal(restore).write(&self.depot, host.random())?;
         let switched = self
             .move_all(tick)
             .and_then(|()| self.settle(tick))
             .and_then(|()| self.finish())
             .and_then(|done| {
-                let first = self.depots.first();
-                let first = first.ok_or_else(|| err!(Internal, "a restore without a depot"))?;
-                self.end()?.write(first, host.random())?;
+                self.end()?.write(&self.depot, host.random())?;
                 Ok(done)
             });
         switched.map_err(|e| {
             let (target, run) = (self.target, self.run);
-            drop(self.depots);
+            drop(self.depot);
             // The operator's wish to stop has been heard.
             let undone = target
                 .undo(&run)
@@ -78,13 +72,11 @@ impl Staged<'_> {
 
     fn journal(&self, restore: Restore) -> Journal {
         let mut journal = Journal::new(self.run.to_string(), restore);
-        journal.places = self.plan.places.iter().cloned().map(Bytes).collect();
         let puts = self.plan.puts.iter().zip(&self.made).enumerate();
         for (slot, (put, made)) in puts {
             if let Some(made) = made {
                 journal.entries.push(Entry {
                     path: Bytes(put.path.clone()),
-                    place: put.place,
                     slot,
                     made: Some(Facts::of(made)),
                 });
@@ -95,7 +87,6 @@ impl Staged<'_> {
             .entries
             .extend(removes.map(|(number, remove)| Entry {
                 path: Bytes(remove.path.clone()),
-                place: remove.place,
                 slot: self.plan.puts.len() + number,
                 made: None,
             }));
@@ -131,9 +122,7 @@ impl Staged<'_> {
 
     /// Makes all of it durable.
     fn finish(&mut self) -> Result<Done> {
-        for depot in &self.depots {
-            sync(depot)?;
-        }
+        sync(&self.depot)?;
         let root = self.target.root.as_fd();
         match durable::sync_filesystem(root).map_err(not_synced)? {
             true => {}
@@ -147,15 +136,16 @@ impl Staged<'_> {
 
     fn move_all(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let root = self.target.root.as_fd();
+        let depot = self.depot.directory.as_fd();
         let mut above = Above::default();
         let puts = self.plan.puts.iter().zip(&self.made).enumerate();
         for (number, (put, made)) in puts {
             tick()?;
-            let (Some(depot), Some(_)) = (self.depots.get(put.place), made) else {
+            if made.is_none() {
                 continue;
-            };
+            }
             let slot = Depot::slot(number);
-            let slot = (depot.directory.as_fd(), &*slot);
+            let slot = (depot, &*slot);
             let place = above.of(root, &put.path);
             let place = place.map_err(|e| failed(&put.path, "open", e))?;
             if put.was_directory {
@@ -173,14 +163,11 @@ impl Staged<'_> {
         let first = self.plan.puts.len();
         for (number, remove) in self.plan.removes.iter().enumerate() {
             tick()?;
-            let Some(depot) = self.depots.get(remove.place) else {
-                continue;
-            };
             let slot = Depot::slot(first + number);
             let place = above.of(root, &remove.path);
             let place = place.map_err(|e| failed(&remove.path, "open", e))?;
             self.check_below(place, &remove.path)?;
-            match durable::move_to_free(place, (depot.directory.as_fd(), &slot)) {
+            match durable::move_to_free(place, (depot, &slot)) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(failed(&remove.path, "remove", e)),
             }

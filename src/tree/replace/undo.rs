@@ -54,7 +54,7 @@ enum State {
 /// An undo, as it would be made.
 pub struct Undo<'t> {
     target: &'t Target,
-    depots: Vec<Depot>,
+    depot: Depot,
     journal: Journal,
     /// In the order of the journal's entries.
     states: Vec<State>,
@@ -114,19 +114,15 @@ impl Target {
     pub fn undo(&self, run: &Run) -> Result<Undo<'_>> {
         let none = || err!(NotFound, "there is no restore {run} that could be undone");
         let root = self.root.as_fd();
-        let first = Depot::open(root, &self.home, run).map_err(|e| match e.code() {
+        let depot = Depot::open(root, &self.home, run).map_err(|e| match e.code() {
             Code::Refused => e,
             _ => none().source(e),
         })?;
-        let journal = self.journal(&first, run)?.ok_or_else(none)?;
-        let end = End::read(&first)?;
-        let mut depots = vec![first];
-        for place in journal.places.iter().skip(1) {
-            depots.push(Depot::open(root, &place.0, run)?);
-        }
+        let journal = self.journal(&depot, run)?.ok_or_else(none)?;
+        let end = End::read(&depot)?;
         let mut undo = Undo {
             target: self,
-            depots,
+            depot,
             journal,
             states: Vec::new(),
             back: Vec::new(),
@@ -144,16 +140,6 @@ impl Undo<'_> {
         &self.journal.restore
     }
 
-    fn depot(&self, entry: &Entry) -> Result<&Depot> {
-        let depot = self.depots.get(entry.place);
-        depot.ok_or_else(|| {
-            err!(
-                Damaged,
-                "the journal of the restore names a depot that it lacks"
-            )
-        })
-    }
-
     /// Finds the state of each change.
     fn look(&mut self, end: Option<&End>) -> Result<()> {
         let paths = self.journal.entries.iter().map(|entry| &entry.path.0);
@@ -164,7 +150,7 @@ impl Undo<'_> {
         for entry in &self.journal.entries {
             let path = &entry.path.0;
             let slot = Depot::slot(entry.slot);
-            let depot = self.depot(entry)?.directory.as_fd();
+            let depot = self.depot.directory.as_fd();
             let aside = Status::at(depot, &[&*slot, ASIDE].concat()).ok();
             let slot = Status::at(depot, &slot).ok();
             let place = match look(&mut above, self.target.root.as_fd(), path) {
@@ -237,9 +223,7 @@ impl Undo<'_> {
                 self.journal.restore.kind, self.journal.restore.name, self.journal.run
             )));
         }
-        let first = self.depots.first();
-        let first = first.ok_or_else(|| err!(Internal, "a restore without a depot"))?;
-        End::remove(first)?;
+        End::remove(&self.depot)?;
         self.open_directories();
         let mut above = Above::default();
         let entries = self.journal.entries.iter().zip(&self.states);
@@ -253,21 +237,15 @@ impl Undo<'_> {
             tick()?;
             self.settle(directory, &mut left_out)?;
         }
-        for depot in &self.depots {
-            sync(depot)?;
+        sync(&self.depot)?;
+        Journal::remove(&self.depot)?;
+        self.depot.remove()?;
+        // The depot was an entry of it.
+        let home = &self.target.home;
+        let mut directories = self.journal.directories.iter();
+        if let Some(home) = directories.find(|one| one.path.0 == *home) {
+            set_time(self.target, home)?;
         }
-        Journal::remove(first)?;
-        let places: HashSet<_> = self.journal.places.iter().collect();
-        for depot in self.depots {
-            depot.remove()?;
-        }
-        // The depots were entries of theirs.
-        let mut places = self
-            .journal
-            .directories
-            .iter()
-            .filter(|one| places.contains(&one.path));
-        places.try_for_each(|one| set_time(self.target, one))?;
         Ok(left_out)
     }
 
@@ -292,8 +270,7 @@ impl Undo<'_> {
         if state == State::Before {
             return Ok(());
         }
-        let depot = self.depots.get(entry.place).ok_or(Errno::NOENT)?;
-        let depot = depot.directory.as_fd();
+        let depot = self.depot.directory.as_fd();
         let slot = Depot::slot(entry.slot);
         let aside = [&*slot, ASIDE].concat();
         let place = above.of(self.target.root.as_fd(), &entry.path.0)?;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::tree::{Changes, describe};
 use super::{World, id};
-use crate::common::mount::SmallDisk;
+use crate::common::mount::{DiskOver, SmallDisk};
 use crate::common::{Program, fault};
 use crate::{require_mounts, require_strace};
 
@@ -433,6 +433,36 @@ fn u47_a_full_disk_leaves_the_source_as_it_was() {
     assert_eq!(fs::read(live.join("large")).unwrap(), noise(1));
     rollback(&world, &["--confirm"]).run().success();
     is_same(&describe(&live), &before, "undone");
+}
+
+#[test]
+fn u54_nothing_of_a_filesystem_below_the_source_is_changed() {
+    require_mounts!("u54_nothing_of_a_filesystem_below_the_source_is_changed");
+    let world = World::new("");
+    let place = |name: &str| world.source().join(name);
+    fs::create_dir_all(place("volume/sub")).unwrap();
+    let _disk = DiskOver::mount(&place("volume"));
+    fs::create_dir(place("volume/sub")).unwrap();
+    for name in ["one", "volume/same", "volume/two", "volume/sub/three"] {
+        fs::write(place(name), name).unwrap();
+    }
+    let backup = world.backup();
+    fs::write(place("one"), "changed").unwrap();
+    fs::write(place("volume/two"), "changed").unwrap();
+    fs::remove_dir_all(place("volume/sub")).unwrap();
+    fs::write(place("volume/stray"), "stray").unwrap();
+    let volume = describe(&place("volume"));
+    let run = in_place(&world, id(&backup), &["--confirm"]).run();
+    let json = run.expect_code(6).json();
+    for name in ["volume/two", "volume/sub", "volume/sub/three"] {
+        let examples = json["left_out"]["examples"].as_array().unwrap();
+        assert!(examples.iter().any(|one| one["path"] == name), "{json}");
+    }
+    assert_eq!(fs::read(place("one")).unwrap(), b"one");
+    assert_eq!(describe(&place("volume")), volume);
+    rollback(&world, &["--confirm"]).run().success();
+    assert_eq!(fs::read(place("one")).unwrap(), b"changed");
+    assert_eq!(describe(&place("volume")), volume);
 }
 
 #[test]
