@@ -428,7 +428,8 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
     let to = match &args.to {
-        Some(to) if !args.delta || !files_replace::has_entries(to)? => to,
+        // All jobs write at once there.
+        Some(to) if !args.delta || (!args.replace.dry_run && files_replace::is_fresh(to)?) => to,
         _ => return replace(args, cx),
     };
     let restored = files::restore(

@@ -40,14 +40,14 @@ pub struct Asked {
     pub is_confirmed: bool,
 }
 
-/// Whether a directory has entries; one that does not exist has none.
+/// Whether a directory is restored as a whole: it does not exist, or it is ours and has no entry.
 ///
 /// # Errors
 /// `TargetWrite` when it cannot be read.
-pub fn has_entries(to: &Path) -> Result<bool> {
+pub fn is_fresh(to: &Path) -> Result<bool> {
     match std::fs::exists(to) {
-        Ok(false) => Ok(false),
-        _ => Target::open(to)?.is_empty().map(|is_empty| !is_empty),
+        Ok(false) => Ok(true),
+        _ => Target::open(to)?.is_empty_and_ours(),
     }
 }
 
@@ -72,6 +72,18 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
             )
             .hint("Nothing was changed. Leave --delete out, or take another backup: pitr info"));
         }
+        let excluded = open.member["excluded_count"].as_u64().unwrap_or(0);
+        if asked.deletes && rules.is_none() && excluded > 0 {
+            return Err(err!(
+                Refused,
+                "rules left {excluded} entries out of the backup, and \"{}\" is not configured here: --delete would remove such entries",
+                asked.name
+            )
+            .hint(format!(
+                "Nothing was changed. Leave --delete out, or give [files.{}] the rules of the host that was backed up",
+                asked.name
+            )));
+        }
         let part = match asked.globs.is_empty() {
             true => None,
             false => Some(Part::find(open.snapshot, &asked.globs, open.tick)?),
@@ -86,9 +98,14 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
             permit: asked.permit,
             trusts_times: !asked.compares_content,
             settles_directories: true,
+            refuses: None,
             removes: if asked.deletes { Some(&removes) } else { None },
         };
-        let target = Target::open(&to)?;
+        let is_there = std::fs::exists(&to).unwrap_or(true);
+        let target = match is_there || asked.is_confirmed {
+            true => Target::open(&to)?,
+            false => Target::empty(host)?,
+        };
         let keeps = asked.to.is_none();
         let restore = keeps.then(|| Restore {
             kind: KIND.to_owned(),

@@ -128,10 +128,14 @@ pub(super) fn take_back(host: &Host, open: Open<'_>, work: Work<'_, '_>) -> Resu
                 _ => staged.switch(open.tick)?,
             }
         }
-        false => Done {
-            left_out: std::mem::take(&mut plan.left_out),
-            ..Done::default()
-        },
+        false => {
+            let mut left_out = std::mem::take(&mut plan.left_out);
+            left_out.merge(std::mem::take(&mut plan.foreseen));
+            Done {
+                left_out,
+                ..Done::default()
+            }
+        }
     };
     Ok(Replaced {
         root: open.root.clone(),

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use super::beneath;
 use super::left_out::{LeftOut, Part};
 use super::part;
+use super::replace::DEPOT_PREFIX;
 pub use super::settle::Permit;
 use super::settle::Settler;
 use super::shared::{self, LastFile};
@@ -182,6 +183,15 @@ fn failed(path: &[u8], doing: &str, e: Errno) -> Error {
             .with_code(Code::TargetWrite)
             .hint("Restore into an empty directory once the cause is gone."),
     }
+}
+
+/// Why an entry of a backup with the name of a depot is not made: a journal in it would be carried out.
+pub(super) const OF_DEPOT: &str = "the name is that of a directory in which pitr keeps entries";
+
+/// Whether a path has the name of a depot in it.
+pub(super) fn is_of_depot(path: &[u8]) -> bool {
+    let mut parts = path.split(|b| *b == b'/');
+    parts.any(|part| part.starts_with(DEPOT_PREFIX.as_bytes()))
 }
 
 /// Whether an error concerns one entry, and not the whole place.
@@ -356,6 +366,10 @@ impl<'e> Extraction<'e> {
     fn make(&mut self, above: &mut Above, item: &Item, node: &Node) -> Result<()> {
         if item.path.is_empty() {
             self.done.entries += 1;
+            return Ok(());
+        }
+        if is_of_depot(&item.path) {
+            self.leave(item, OF_DEPOT);
             return Ok(());
         }
         if self.is_orphan(item)? {

@@ -1,6 +1,7 @@
 //! Configuration files go back to where they were.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::original::{Door, check_count, sealed_files};
 use super::{configured, find};
-use crate::backup::configuration::NAME;
+use crate::backup::configuration::{NAME, paths};
 use crate::config::{ConfigSet, DEFAULT_PATHS};
 use crate::err;
 use crate::error::Result;
@@ -19,16 +20,21 @@ use crate::operate::session::Session;
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::restore::content::Open;
+use crate::secrets::matches;
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::reader::Snapshot;
 use crate::tree::part::Part;
+use crate::tree::replace::depot::Run;
 use crate::tree::replace::journal::Restore;
+use crate::tree::replace::undo::{Kept, kept_at};
 use crate::tree::replace::{Contents, Target, Wanted};
 use crate::tree::settle::Permit;
 
 /// Paths of configuration are those of the host.
 const ROOT: &str = "/";
+/// The reason for which an entry of another path is not made.
+const OUTSIDE: &str = "lies outside the paths of the set as it is configured here";
 
 /// A restore that is asked for.
 #[derive(Debug, Clone)]
@@ -85,7 +91,14 @@ impl Contents for Originals<'_, '_> {
 /// # Errors
 /// `Config` for a set that is not configured here; `Key` without a key that opens an original; `NotFound`; `Damaged`; those of the system.
 pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
-    let home = home(session, &asked.name)?;
+    let settings = session.settings()?;
+    let set = configured(&settings, &asked.name)?;
+    let home = home_of_interrupted(home_of(set), &asked.name)?;
+    let scope = PathScope::of(set);
+    let refuses = |path: &[u8], is_directory: bool| {
+        let is_refused = !scope.has(path, is_directory);
+        is_refused.then_some(OUTSIDE)
+    };
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
     let door = Door::new(&stored, asked.secrets_key.as_ref());
     stored.read(session, |open| {
@@ -106,6 +119,7 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
             trusts_times: false,
             // Directories on the way are not the set's.
             settles_directories: false,
+            refuses: Some(&refuses),
             removes: None,
         };
         let mut originals = Originals {
@@ -140,8 +154,39 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
 /// # Errors
 /// `Config` for a set that is not configured here; those of [`rollback::run`].
 pub fn roll_back(session: &Session, asked: &rollback::Asked) -> Result<RolledBack> {
-    let home = home(session, &asked.name)?;
+    let settings = session.settings()?;
+    let home = home_of(configured(&settings, &asked.name)?);
+    let home = home_of_kept(home, &asked.name, |kept| {
+        asked.run.as_ref().is_none_or(|run| *run == kept.run)
+    })?;
     rollback::undo(session, &open_at(&home)?, &home, asked)
+}
+
+/// The directory that has the newest restore of a set which is wanted: `home`, or one above it. A restore makes a configured directory that was lost, and has
+/// its journal above it then.
+fn home_of_kept(home: PathBuf, name: &str, is_wanted: impl Fn(&Kept) -> bool) -> Result<PathBuf> {
+    let mut newest: Option<(Run, &Path)> = None;
+    for directory in home.ancestors() {
+        // One that we may not read has none of ours.
+        let Ok(kept) = kept_at(directory) else {
+            continue;
+        };
+        let kept = kept.into_iter();
+        let mut of_set = kept.filter(|kept| kept.restore.kind == NAME && kept.restore.name == name);
+        let found = of_set.rfind(|kept| is_wanted(kept));
+        if let Some(found) = found
+            && newest.as_ref().is_none_or(|(run, _)| *run < found.run)
+        {
+            newest = Some((found.run, directory));
+        }
+    }
+    let found = newest.map(|(_, directory)| directory.to_owned());
+    Ok(found.unwrap_or(home))
+}
+
+/// As [`home_of_kept`], of a restore that was interrupted: it is undone where it was made.
+fn home_of_interrupted(home: PathBuf, name: &str) -> Result<PathBuf> {
+    home_of_kept(home, name, |kept| !kept.is_complete)
 }
 
 fn open_at(home: &Path) -> Result<Target> {
@@ -149,12 +194,7 @@ fn open_at(home: &Path) -> Result<Target> {
     Target::open_with_home(Path::new(ROOT), below.as_os_str().as_bytes())
 }
 
-/// The directory that has the journal: the lowest one above all paths of the set.
-fn home(session: &Session, name: &str) -> Result<PathBuf> {
-    let settings = session.settings()?;
-    Ok(home_of(configured(&settings, name)?))
-}
-
+/// The directory in which a restore has its journal: the lowest one that is there above all paths of the set.
 fn home_of(set: &ConfigSet) -> PathBuf {
     let homes = set.paths.iter().map(|path| match path == DEFAULT_PATHS {
         true => PathBuf::from(ROOT),
@@ -178,6 +218,56 @@ fn directory_of(path: &Path) -> PathBuf {
         directory = above;
     }
     directory.to_owned()
+}
+
+/// The places that the paths of a set lead to now, and those that its patterns name.
+enum PathScope {
+    /// The set has files of PostgreSQL's, of pitr's and of the host.
+    Everything,
+    Paths {
+        patterns: Vec<String>,
+        places: Vec<PathBuf>,
+    },
+}
+
+impl PathScope {
+    fn of(set: &ConfigSet) -> PathScope {
+        if set.paths.iter().any(|path| path == DEFAULT_PATHS) {
+            return PathScope::Everything;
+        }
+        let expanded = set.paths.iter().flat_map(|path| paths::expand(path).found);
+        // Backups have a link, and what it leads to.
+        let places = expanded.filter_map(|path| std::fs::canonicalize(path).ok());
+        PathScope::Paths {
+            places: places.collect(),
+            patterns: set.paths.clone(),
+        }
+    }
+
+    /// Whether an entry is one of them or lies below one, or is a directory on the way to one.
+    fn has(&self, path: &[u8], is_directory: bool) -> bool {
+        let PathScope::Paths { patterns, places } = self else {
+            return true;
+        };
+        let path = Path::new(ROOT).join(OsStr::from_bytes(path));
+        let is_place =
+            |place: &PathBuf| path.starts_with(place) || (is_directory && place.starts_with(&path));
+        places.iter().any(is_place)
+            || patterns.iter().any(|pattern| {
+                let pattern = Path::new(pattern);
+                let is_long = path.components().count() >= pattern.components().count();
+                (is_long || is_directory) && agree(pattern, &path)
+            })
+    }
+}
+
+/// Pure: whether a pattern and a path agree in all parts that both have.
+fn agree(pattern: &Path, path: &Path) -> bool {
+    let mut pairs = pattern.components().zip(path.components());
+    pairs.all(|(wanted, part)| {
+        let texts = (wanted.as_os_str().to_str(), part.as_os_str().to_str());
+        wanted == part || matches!(texts, (Some(wanted), Some(part)) if matches(wanted, part))
+    })
 }
 
 fn common(a: &Path, b: &Path) -> PathBuf {

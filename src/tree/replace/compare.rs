@@ -18,7 +18,7 @@ use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Node, NodeKind};
 use crate::snapshot::reader::Item;
 use crate::tree::beneath;
-use crate::tree::extract::{Above, Selected, is_of_entry};
+use crate::tree::extract::{Above, OF_DEPOT, Selected, is_of_depot, is_of_entry};
 use crate::tree::left_out::{LeftOut, Part};
 use crate::tree::settle::{Settler, is_harmless};
 use crate::tree::status::{Holder, Status, XattrReader};
@@ -71,7 +71,8 @@ pub(super) struct Settled {
 /// The attributes of a directory.
 pub(super) struct Was {
     pub(super) status: Status,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// None where one of them could not be read.
+    pub(super) xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
 }
 
 /// The kind of a change.
@@ -100,6 +101,8 @@ pub struct Plan {
     pub content_bytes: u64,
     /// Things that the restore does not make, or not as they were.
     pub left_out: LeftOut,
+    /// Attributes that entries which are made would not get. The restore itself names them when it makes the entries.
+    pub foreseen: LeftOut,
 }
 
 impl Plan {
@@ -154,6 +157,7 @@ impl Target {
             xattrs: XattrReader::new(),
             above: Above::default(),
             volume: volume_of(self.root.as_fd(), &self.home)?,
+            as_made: as_made(self.root.as_fd())?,
             last: None,
             home: &self.home,
             fresh: HashSet::new(),
@@ -185,6 +189,8 @@ struct Comparison<'c, 't, 'w, 's> {
     above: Above,
     /// The one that the depot lies in.
     volume: Volume,
+    /// The status of an entry that we make: its owner alone counts.
+    as_made: Status,
     /// Whether the directory that was asked about last lies in it.
     last: Option<(Vec<u8>, bool)>,
     /// The directory that the depot lies in.
@@ -206,6 +212,10 @@ impl Comparison<'_, '_, '_, '_> {
         if path.is_empty() {
             let status = Status::of(self.root).map_err(|e| failed(b"", "look at", e))?;
             return self.directory(path, node, &status);
+        }
+        if is_of_depot(path) {
+            self.leave(item, OF_DEPOT);
+            return Ok(());
         }
         if self.is_orphan(path)? {
             self.leave(item, "its directory was not made");
@@ -322,7 +332,7 @@ impl Comparison<'_, '_, '_, '_> {
             node: gets.then(|| node.clone()),
             was: Some(Was {
                 status: *status,
-                xattrs: xattrs.unwrap_or_default(),
+                xattrs,
             }),
             differs,
         });
@@ -441,6 +451,12 @@ impl Comparison<'_, '_, '_, '_> {
         origin: Origin,
         found: Option<Status>,
     ) -> Result<()> {
+        let refuses = self.wanted.refuses;
+        let is_directory = node.kind == NodeKind::Directory;
+        if let Some(why) = refuses.and_then(|refuses| refuses(&item.path, is_directory)) {
+            self.leave(item, why);
+            return Ok(());
+        }
         let was_directory = found.is_some_and(|found| found.kind == FileType::Directory);
         let (above, _) = beneath::cut(&item.path);
         if !self.fresh.contains(above) {
@@ -463,6 +479,10 @@ impl Comparison<'_, '_, '_, '_> {
                 was: None,
                 differs: false,
             });
+        }
+        if !matches!(origin, Origin::Name(_)) {
+            let foreseen = &mut self.plan.foreseen;
+            self.settler.due(&self.as_made, &item.path, node, foreseen);
         }
         if let Origin::Content(_, length) = &origin {
             self.plan.content_bytes = self.plan.content_bytes.saturating_add(*length);
@@ -620,6 +640,15 @@ fn has_type(kind: &NodeKind, found: &Status) -> bool {
         NodeKind::BlockDevice(device) => found.kind == FileType::BlockDevice && number(device),
         NodeKind::HardLink(_) => false,
     }
+}
+
+fn as_made(root: BorrowedFd<'_>) -> Result<Status> {
+    let status = Status::of(root).map_err(|e| failed(b"", "look at", e))?;
+    Ok(Status {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        ..status
+    })
 }
 
 /// The volume that a directory lies in.

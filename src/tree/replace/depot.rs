@@ -13,7 +13,10 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::tree::beneath;
-use crate::tree::status::Status;
+use crate::tree::status::{Holder, Status};
+
+/// ACLs that a directory has from the one around it: entries that are made in it would have them as well.
+const INHERITED: [&[u8]; 2] = [b"system.posix_acl_default", b"system.posix_acl_access"];
 
 /// The number of a run, `20261120T064049Z-482913`: when it began, and a random part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,7 +90,17 @@ impl Depot {
         let name = run.directory();
         rustix::fs::mkdirat(&above, &name, Mode::RWXU)
             .map_err(|e| failed(&[place, &name].join(&b'/'), "make directory", e))?;
-        Depot::open_in(above, place, name)
+        let depot = Depot::open_in(above, place, name)?;
+        for acl in INHERITED {
+            match Holder::Open(depot.directory.as_fd()).remove_xattr(acl) {
+                Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOSYS) => {}
+                Err(e) => {
+                    let _ = depot.remove();
+                    return Err(failed(&depot.name, "remove the ACL of", e));
+                }
+            }
+        }
+        Ok(depot)
     }
 
     /// Opens one.
@@ -117,6 +130,11 @@ impl Depot {
             above,
             name,
         })
+    }
+
+    /// Its name.
+    pub(super) fn shown(&self) -> String {
+        self.name.escape_ascii().to_string()
     }
 
     /// The name of the slot of a change.

@@ -121,21 +121,21 @@ pub(super) struct Directory {
     pub(super) gid: u32,
     pub(super) mode: u32,
     pub(super) mtime: Time,
-    pub(super) xattrs: Vec<(Bytes, Bytes)>,
+    /// None where they could not be read: an undo leaves them alone.
+    pub(super) xattrs: Option<Vec<(Bytes, Bytes)>>,
 }
 
 impl Directory {
     pub(super) fn of(path: &[u8], was: &Was) -> Directory {
-        let xattrs = was.xattrs.iter();
+        let bytes = |one: &(Vec<u8>, Vec<u8>)| (Bytes(one.0.clone()), Bytes(one.1.clone()));
+        let xattrs = was.xattrs.as_ref();
         Directory {
             path: Bytes(path.to_vec()),
             uid: was.status.uid,
             gid: was.status.gid,
             mode: was.status.mode,
             mtime: time(was.status.mtime),
-            xattrs: xattrs
-                .map(|(name, value)| (Bytes(name.clone()), Bytes(value.clone())))
-                .collect(),
+            xattrs: xattrs.map(|xattrs| xattrs.iter().map(bytes).collect()),
         }
     }
 }

@@ -14,6 +14,7 @@ mod switch;
 pub mod undo;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -27,6 +28,7 @@ use super::settle::Permit;
 use super::status::Status;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::reader::Snapshot;
@@ -41,6 +43,9 @@ const LOCK: FlockOperation = FlockOperation::NonBlockingLockExclusive;
 /// Tells whether an entry that the backup lacks is removed.
 pub type Removes<'r> = dyn Fn(&[u8]) -> Result<bool> + 'r;
 
+/// Tells why an entry of the backup is not made, by its path, and whether it is a directory.
+pub type Refuses<'r> = dyn Fn(&[u8], bool) -> Option<&'static str> + 'r;
+
 /// The restore that is asked for.
 pub struct Wanted<'w, 's> {
     /// The backup.
@@ -53,6 +58,8 @@ pub struct Wanted<'w, 's> {
     pub trusts_times: bool,
     /// Whether directories that are there get their owner, permissions, attributes and times.
     pub settles_directories: bool,
+    /// The reason for which an entry is neither made nor replaced; none where it is.
+    pub refuses: Option<&'w Refuses<'w>>,
     /// Whether an entry that the backup lacks is removed, by its path; where none is removed, a directory does not give way to a file either.
     pub removes: Option<&'w Removes<'w>>,
 }
@@ -99,6 +106,20 @@ impl Target {
         Target::open_with_home(path, b"")
     }
 
+    /// A directory without a name and without entries: the plan of a restore into one that does not exist is that into this one.
+    ///
+    /// # Errors
+    /// `TargetWrite` when the scratch directory takes none.
+    pub fn empty(host: &Host) -> Result<Target> {
+        let path = host.scratch.join(format!("pitr-{:016x}", host.random()));
+        let made = rustix::fs::mkdir(&path, Mode::RWXU);
+        made.map_err(|e| failed(path.as_os_str().as_bytes(), "make directory", e))?;
+        let target = Target::open(&path);
+        let removed = rustix::fs::rmdir(&path);
+        removed.map_err(|e| failed(path.as_os_str().as_bytes(), "remove", e))?;
+        target
+    }
+
     /// As [`Target::open`], with the depot in a directory below, of this path. Others may take back what lies beside that one.
     ///
     /// # Errors
@@ -127,13 +148,14 @@ impl Target {
         })
     }
 
-    /// Whether it has no entry.
+    /// Whether it has no entry, and belongs to this user.
     ///
     /// # Errors
     /// `TargetWrite` when it cannot be read.
-    pub fn is_empty(&self) -> Result<bool> {
+    pub fn is_empty_and_ours(&self) -> Result<bool> {
         let names = names_in(self.root.as_fd()).map_err(|e| failed(b"", "read", e))?;
-        Ok(names.is_empty())
+        let status = Status::of(self.root.as_fd()).map_err(|e| failed(b"", "look at", e))?;
+        Ok(names.is_empty() && status.uid == rustix::process::geteuid().as_raw())
     }
 }
 

@@ -4,13 +4,15 @@
 //! restore's end goes first: the times in it hold no longer. The journal goes when everything is back, and then what is left.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::depot::{Depot, Run};
-use super::journal::{Directory, End, Entry, Facts, Journal, Restore, time};
+use super::journal::{Bytes, Directory, End, Entry, Facts, Journal, Restore, time};
 use super::stage::{not_synced, sync};
 use super::switch::{ASIDE, put_in_place};
 use super::{Target, failed, look, names_in};
@@ -72,39 +74,7 @@ impl Target {
     /// # Errors
     /// `Damaged`; `Refused` for a journal of somebody else; `TargetWrite` when the target cannot be read.
     pub fn kept(&self) -> Result<Vec<Kept>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let names = beneath::open(self.root.as_fd(), &self.home, flags, Mode::empty())
-            .and_then(|home| names_in(home.as_fd()))
-            .map_err(|e| failed(&self.home, "read", e))?;
-        let mut kept = Vec::new();
-        for run in names.iter().filter_map(|name| Run::of_directory(name)) {
-            // One of another user's can be undone by that user alone.
-            let Ok(depot) = Depot::open(self.root.as_fd(), &self.home, &run) else {
-                continue;
-            };
-            if let Some(journal) = self.journal(&depot, &run)? {
-                kept.push(Kept {
-                    run,
-                    restore: journal.restore,
-                    is_complete: End::read(&depot)?.is_some(),
-                });
-            }
-        }
-        kept.sort_by(|a, b| a.run.cmp(&b.run));
-        Ok(kept)
-    }
-
-    fn journal(&self, depot: &Depot, run: &Run) -> Result<Option<Journal>> {
-        let journal = Journal::read(depot)?;
-        match journal {
-            Some(journal) if journal.run != run.to_string() => Err(err!(
-                Refused,
-                "the journal in \"{}\" is that of another restore",
-                run.shown()
-            )
-            .hint("Nothing was changed. Give the directory its name back.")),
-            journal => Ok(journal),
-        }
+        kept_in(self.root.as_fd(), &self.home)
     }
 
     /// Finds what undoing a restore changes.
@@ -118,7 +88,7 @@ impl Target {
             Code::Refused => e,
             _ => none().source(e),
         })?;
-        let journal = self.journal(&depot, run)?.ok_or_else(none)?;
+        let journal = journal_of(&depot, run)?.ok_or_else(none)?;
         let end = End::read(&depot)?;
         let mut undo = Undo {
             target: self,
@@ -131,6 +101,54 @@ impl Target {
         };
         undo.look(end.as_ref())?;
         Ok(undo)
+    }
+}
+
+/// The restores into a directory that can be undone, oldest first. Another one may be under way.
+///
+/// # Errors
+/// Those of [`Target::kept`].
+pub fn kept_at(path: &Path) -> Result<Vec<Kept>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let shown = path.as_os_str().as_bytes();
+    let directory = rustix::fs::open(path, flags, Mode::empty());
+    let directory = directory.map_err(|e| failed(shown, "open", e))?;
+    kept_in(directory.as_fd(), b"")
+}
+
+fn kept_in(root: BorrowedFd<'_>, home: &[u8]) -> Result<Vec<Kept>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let names = beneath::open(root, home, flags, Mode::empty())
+        .and_then(|home| names_in(home.as_fd()))
+        .map_err(|e| failed(home, "read", e))?;
+    let mut kept = Vec::new();
+    for run in names.iter().filter_map(|name| Run::of_directory(name)) {
+        // One of another user's can be undone by that user alone.
+        let Ok(depot) = Depot::open(root, home, &run) else {
+            continue;
+        };
+        if let Some(journal) = journal_of(&depot, &run)? {
+            kept.push(Kept {
+                run,
+                restore: journal.restore,
+                is_complete: End::read(&depot)?.is_some(),
+            });
+        }
+    }
+    kept.sort_by(|a, b| a.run.cmp(&b.run));
+    Ok(kept)
+}
+
+fn journal_of(depot: &Depot, run: &Run) -> Result<Option<Journal>> {
+    let journal = Journal::read(depot)?;
+    match journal {
+        Some(journal) if journal.run != run.to_string() => Err(err!(
+            Refused,
+            "the journal in \"{}\" is that of another restore",
+            run.shown()
+        )
+        .hint("Nothing was changed. Give the directory its name back.")),
+        journal => Ok(journal),
     }
 }
 
@@ -151,14 +169,24 @@ impl Undo<'_> {
             let path = &entry.path.0;
             let slot = Depot::slot(entry.slot);
             let depot = self.depot.directory.as_fd();
+            let discarded = [&*slot, DISCARDED].concat();
             let aside = Status::at(depot, &[&*slot, ASIDE].concat()).ok();
             let slot = Status::at(depot, &slot).ok();
-            let place = match look(&mut above, self.target.root.as_fd(), path) {
-                Ok(place) => place,
-                Err(Errno::NOTDIR | Errno::LOOP) => None,
+            let is_discarded = Status::at(depot, &discarded).is_ok();
+            let parent = above.of(self.target.root.as_fd(), path).map(drop);
+            let (place, has_parent) = match parent {
+                Ok(()) => (self.in_place(&mut above, path)?, true),
+                Err(e) if is_gone(e) => (None, false),
                 Err(e) => return Err(failed(path, "look at", e)),
             };
-            let mut state = state_of(entry, (slot, aside), place, end);
+            let mut state = match is_discarded {
+                true => state_of_discarded(entry, (slot, aside), place),
+                false => state_of(entry, (slot, aside), place, end),
+            };
+            // Nothing can be put back there.
+            if state != State::Before && !has_parent {
+                state = State::Changed;
+            }
             if state == State::After
                 && entry.made.as_ref().is_some_and(|made| made.is_directory)
                 && self.has_strays(path, &known)?
@@ -181,6 +209,15 @@ impl Undo<'_> {
         }
         (self.states, self.back, self.gone, self.changed) = (states, back, gone, changed);
         Ok(())
+    }
+
+    /// The entry that is at a path; none where nothing is.
+    fn in_place(&self, above: &mut Above, path: &[u8]) -> Result<Option<Status>> {
+        match look(above, self.target.root.as_fd(), path) {
+            Ok(place) => Ok(place),
+            Err(e) if is_gone(e) => Ok(None),
+            Err(e) => Err(failed(path, "look at", e)),
+        }
     }
 
     /// Owner, group and permissions of a directory.
@@ -225,19 +262,35 @@ impl Undo<'_> {
         }
         End::remove(&self.depot)?;
         self.open_directories();
+        let mut left_out = LeftOut::default();
         let mut above = Above::default();
         let entries = self.journal.entries.iter().zip(&self.states);
         for (entry, state) in entries.rev() {
             tick()?;
-            self.one(&mut above, entry, *state)
-                .map_err(|e| failed(&entry.path.0, "put back", e))?;
+            match self.one(&mut above, entry, *state) {
+                Ok(()) => {}
+                Err(e) if discards && is_gone(e) => {
+                    if self.has_old(entry) {
+                        let why = format!(
+                            "its directory is gone: what it was lies in \"{}\", as number {}",
+                            self.depot.shown(),
+                            entry.slot
+                        );
+                        left_out.add(&entry.path.0, Part::Entry, why);
+                    }
+                }
+                Err(e) => return Err(failed(&entry.path.0, "put back", e)),
+            }
         }
-        let mut left_out = LeftOut::default();
+        let is_whole = left_out.total() == 0;
         for directory in self.journal.directories.iter().rev() {
             tick()?;
             self.settle(directory, &mut left_out)?;
         }
         sync(&self.depot)?;
+        if !is_whole {
+            return Ok(left_out);
+        }
         Journal::remove(&self.depot)?;
         self.depot.remove()?;
         // The depot was an entry of it.
@@ -247,6 +300,13 @@ impl Undo<'_> {
             set_time(self.target, home)?;
         }
         Ok(left_out)
+    }
+
+    /// Whether the depot has what an entry was before.
+    fn has_old(&self, entry: &Entry) -> bool {
+        let slot = Depot::slot(entry.slot);
+        let is_in = |name: &[u8]| Status::at(self.depot.directory.as_fd(), name).is_ok();
+        is_in(&slot) || is_in(&[&*slot, ASIDE].concat())
     }
 
     /// Lets ourselves into directories that the restore has closed.
@@ -311,7 +371,7 @@ impl Undo<'_> {
         let opened = beneath::open(self.target.root.as_fd(), path, flags, Mode::empty());
         let directory = match opened {
             Ok(directory) => directory,
-            Err(e) if is_of_entry(e) || e == Errno::NOENT => {
+            Err(e) if is_of_entry(e) || is_gone(e) => {
                 left_out.add(path, Part::Entry, e);
                 return Ok(());
             }
@@ -327,22 +387,36 @@ impl Undo<'_> {
         if (status.uid, status.gid) != (was.uid, was.gid) {
             note(Part::Owner, holder.set_owner(was.uid, was.gid));
         }
-        let now = XattrReader::new().read(holder, &mut |_| {});
-        let had = |name: &[u8]| was.xattrs.iter().any(|(had, _)| had.0 == name);
-        for (name, _) in now.iter().filter(|(name, _)| !had(name)) {
-            note(Part::Xattr, holder.remove_xattr(name));
-        }
-        for (name, value) in &was.xattrs {
-            let is_there = now.iter().any(|one| one.0 == name.0 && one.1 == value.0);
-            if !is_there {
-                note(Part::Xattr, holder.set_xattr(&name.0, &value.0));
-            }
+        if let Some(xattrs) = &was.xattrs {
+            put_xattrs_back(holder, xattrs, &mut note);
         }
         note(Part::Mode, holder.set_mode(was.mode));
         note(Part::Time, holder.set_mtime(moment(was)));
+        if was.xattrs.is_none() {
+            let why = "could not be read before the restore: they stay as they are";
+            left_out.add(path, Part::Xattr, why);
+        }
         match durable::can_sync_filesystem(directory.as_fd()).map_err(not_synced)? {
             true => Ok(()),
             false => durable::sync_directory(directory.as_fd()).map_err(not_synced),
+        }
+    }
+}
+
+fn put_xattrs_back(
+    holder: Holder<'_>,
+    were: &[(Bytes, Bytes)],
+    note: &mut dyn FnMut(Part, rustix::io::Result<()>),
+) {
+    let now = XattrReader::new().read(holder, &mut |_| {});
+    let had = |name: &[u8]| were.iter().any(|(had, _)| had.0 == name);
+    for (name, _) in now.iter().filter(|(name, _)| !had(name)) {
+        note(Part::Xattr, holder.remove_xattr(name));
+    }
+    for (name, value) in were {
+        let is_there = now.iter().any(|one| one.0 == name.0 && one.1 == value.0);
+        if !is_there {
+            note(Part::Xattr, holder.set_xattr(&name.0, &value.0));
         }
     }
 }
@@ -360,6 +434,26 @@ fn set_time(target: &Target, was: &Directory) -> Result<()> {
     beneath::open(target.root.as_fd(), path, flags, Mode::empty())
         .and_then(|directory| Holder::Open(directory.as_fd()).set_mtime(moment(was)))
         .map_err(|e| failed(path, "set the time of", e))
+}
+
+/// Whether an error says that a directory on the way is not there, or is none any more.
+fn is_gone(e: Errno) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].contains(&e)
+}
+
+/// Pure: the state of a change whose entry an interrupted undo has discarded.
+fn state_of_discarded(
+    entry: &Entry,
+    (slot, aside): (Option<Status>, Option<Status>),
+    place: Option<Status>,
+) -> State {
+    let made = entry.made.as_ref().map(|made| made.inode);
+    let old = aside.or(slot.filter(|slot| made != Some(slot.inode)));
+    match (old, place) {
+        (None, _) => State::Before,
+        (Some(_), None) => State::Between,
+        (Some(_), Some(_)) => State::Changed,
+    }
 }
 
 /// Pure: the state of a change, by what is in its slot, aside, and in its place.

@@ -141,3 +141,52 @@ fn q10_without_the_second_key_only_files_without_secrets_go_back() {
     run.expect_code(2).expect_stderr("can be undone in");
     world.sees("operator", &rollback).success();
 }
+
+#[test]
+fn q13_a_directory_that_was_lost_is_made_and_taken_back() {
+    let world = World::new();
+    let (host, lost) = (world.path("host"), world.path("host/pg"));
+    for who in ["writer", "lead"] {
+        let config = world.path(&format!("{who}.toml"));
+        let text = std::fs::read_to_string(&config).unwrap();
+        let wide = format!("\"{}\"", host.display());
+        let text = text.replace(&wide, &format!("\"{}\"", lost.display()));
+        std::fs::write(&config, text).unwrap();
+    }
+    world.backup();
+    let was = state(&host);
+    std::fs::remove_dir_all(&lost).unwrap();
+    in_place(&world, "lead", &["--confirm"]).success();
+    assert_eq!(state(&host), was);
+    let rollback = ["config", "rollback", "host", "--confirm"];
+    world.sees("lead", &rollback).success();
+    assert!(!lost.exists());
+    // One is found by its number, too.
+    let run = in_place(&world, "lead", &["--confirm", "--json"]).success();
+    let run = run.json()["run"].as_str().unwrap().to_owned();
+    let arguments = ["config", "rollback", "host", &run, "--confirm"];
+    world.sees("lead", &arguments).success();
+    assert!(!lost.exists());
+}
+
+#[test]
+fn q14_files_outside_the_configured_paths_are_not_touched() {
+    let world = World::new();
+    world.backup();
+    world.write("host/pg/postgresql.conf", b"port = 5433\n");
+    world.write("host/plain.conf", b"listen = 81\n");
+    std::fs::remove_file(world.path("host/app.yaml")).unwrap();
+    let config = world.path("lead.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let (wide, narrow) = (world.text("host"), world.text("host/p*"));
+    let text = text.replace(&format!("\"{wide}\""), &format!("\"{narrow}/*.conf\""));
+    std::fs::write(&config, text).unwrap();
+    let run = in_place(&world, "lead", &["--confirm"]).expect_code(6);
+    run.expect_stderr("plain.conf")
+        .expect_stderr("app.yaml")
+        .expect_stderr("outside the paths of the set");
+    let read = |name: &str| std::fs::read(world.path(name)).unwrap();
+    assert!(read("host/pg/postgresql.conf").starts_with(b"port = 5432\n"));
+    assert_eq!(read("host/plain.conf"), b"listen = 81\n");
+    assert!(!world.path("host/app.yaml").exists());
+}

@@ -211,6 +211,14 @@ fn only_what_differs_is_written_and_nothing_is_removed_unasked() {
         "--to",
         &none,
     ];
+    // The plan of it writes nothing.
+    let plan = scene.world.pitr(&[&restore[..], &["--dry-run"]].concat());
+    plan.run().success().expect_stdout("+ one\n");
+    assert!(!Path::new(&none).exists());
+    fs::create_dir(&none).unwrap();
+    plan.run().success().expect_stdout("+ one\n");
+    assert_eq!(files_below(Path::new(&none)), [""; 0]);
+    fs::remove_dir(&none).unwrap();
     scene.world.pitr(&restore).run().success();
     assert_eq!(describe(Path::new(&none)), scene.was);
 }
@@ -360,6 +368,80 @@ fn u52_a_directory_stays_where_something_below_it_may_not_go() {
 }
 
 #[test]
+fn u55_rules_that_this_host_does_not_know_are_no_reason_to_remove() {
+    let world = World::new("exclude = [\"*.tmp\"]\n");
+    let source = world.source();
+    for name in ["x", "a.tmp"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    let backup = world.backup();
+    fs::write(source.join("stray"), "stray").unwrap();
+    let text = fs::read_to_string(&world.config).unwrap();
+    let (before, _) = text.split_once("[files.up]").unwrap();
+    fs::write(&world.config, before).unwrap();
+    let run = delta(&world, id(&backup), &source, &["--confirm", "--delete"]).run();
+    run.expect_code(8).expect_stdout("is not configured here");
+    taken_back(&world, id(&backup), &source, &[]);
+    assert_eq!(files_below(&source), ["a.tmp", "stray", "x"]);
+}
+
+#[test]
+fn u56_an_entry_with_the_name_of_a_kept_directory_is_not_made() {
+    let world = World::new("");
+    let planted = ".pitr-rollback-20261120T064049Z-482913";
+    fs::create_dir(world.source().join("a")).unwrap();
+    for name in ["x", "a/y", planted, &format!("a/{planted}")] {
+        fs::write(world.source().join(name), "x").unwrap();
+    }
+    let backup = world.backup();
+    let to = world.sandbox.join("to");
+    let name = path_text(&to);
+    let restore = ["files", "restore", "up", "--json", "--to", &name];
+    let is_named = |json: &Value| {
+        let named = json["left_out"]["examples"].as_array().unwrap();
+        let named: Vec<_> = named
+            .iter()
+            .map(|one| one["path"].as_str().unwrap())
+            .collect();
+        for path in [planted, &format!("a/{planted}")] {
+            assert!(named.contains(&path), "{json}");
+        }
+    };
+    is_named(&world.pitr(&restore).run().expect_code(6).json());
+    assert_eq!(files_below(&to), ["a/y", "x"]);
+    fs::remove_file(to.join("x")).unwrap();
+    let run = delta(&world, id(&backup), &to, &["--confirm", "--delete"]).run();
+    is_named(&run.expect_code(6).json());
+    assert_eq!(files_below(&to), ["a/y", "x"]);
+}
+
+#[test]
+fn u57_restored_files_do_not_inherit_an_acl() {
+    let scene = Scene::new();
+    // rwx for the owner, for user 4711, for the group, for the mask, and for others.
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, id) in [
+        (1_u16, u32::MAX),
+        (2, 4711),
+        (4, u32::MAX),
+        (16, u32::MAX),
+        (32, u32::MAX),
+    ] {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(7_u16.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    for directory in [scene.live.clone(), scene.live.join("a")] {
+        let name = "system.posix_acl_default";
+        rustix::fs::setxattr(&directory, name, &acl, flags).unwrap();
+    }
+    fs::remove_dir_all(scene.live.join("a/b")).unwrap();
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.is_whole();
+}
+
+#[test]
 fn u53_what_is_mounted_deep_in_a_directory_is_not_emptied() {
     require_mounts!("u53_what_is_mounted_deep_in_a_directory_is_not_emptied");
     require_strace!("u53_what_is_mounted_deep_in_a_directory_is_not_emptied");
@@ -430,6 +512,20 @@ fn u38_without_the_right_to_set_an_attribute_that_is_said() {
         "--to",
         &to,
     ];
+    let plan = [
+        "files",
+        "restore",
+        "up",
+        "--json",
+        "--delta",
+        "--dry-run",
+        "--to",
+        &to,
+    ];
+    let plan = scene.world.pitr(&plan).run().success().json();
+    let left = plan["left_out"]["examples"].as_array().unwrap();
+    let is_foreseen = |one: &Value| one["path"] == "theirs" && one["part"] == "owner";
+    assert!(left.iter().any(is_foreseen), "{plan}");
     for _ in 0..2 {
         // Made, and then kept: it is said each time.
         let json = scene.world.pitr(&restore).run().expect_code(6).json();

@@ -370,6 +370,102 @@ fn u45_what_was_changed_since_is_not_lost_unasked() {
     fs::remove_file(place("a/b/since")).unwrap();
 }
 
+/// Changes since the restore, of each kind that an undo discards.
+fn change_since(scene: &Scene) {
+    let place = |name: &str| scene.world.source().join(name);
+    fs::write(place("two"), "since").unwrap();
+    fs::remove_file(place("a/three")).unwrap();
+    fs::write(place("a/three"), "since").unwrap();
+    fs::write(place("a/stray"), "since").unwrap();
+    fs::write(place("c/since"), "since").unwrap();
+}
+
+#[test]
+fn u58_a_rollback_that_discards_changes_and_is_killed_is_completed_by_the_next_one() {
+    require_strace!(
+        "u58_a_rollback_that_discards_changes_and_is_killed_is_completed_by_the_next_one"
+    );
+    let scene = Scene::new();
+    let before = describe(&scene.world.source());
+    let discarding = || rollback(&scene.world, &["--confirm", "--discard-changes"]);
+    scene.restore().run().success();
+    change_since(&scene);
+    let mut names = fault::MUTATING.to_vec();
+    names.push("syncfs");
+    let (run, calls) = fault::trace(&discarding(), &names);
+    run.success();
+    is_same(&describe(&scene.world.source()), &before, "undone");
+    let source_path = scene.world.source();
+    let calls: Vec<_> = calls.iter().filter(|c| c.touches(&source_path)).collect();
+    assert!(calls.len() > 20, "{calls:?}");
+    let mut again = 0;
+    for call in calls {
+        scene.restore().run().success();
+        change_since(&scene);
+        let (run, fired) = fault::inject(&discarding(), &call.kill());
+        assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
+        let run = discarding().run();
+        if run.is_success() {
+            again += 1;
+            is_same(&describe(&scene.world.source()), &before, &call.text);
+            continue;
+        }
+        run.expect_code(2);
+        let (mut found, mut expected) = (source(&scene.world), before.clone());
+        found.remove(&PathBuf::new());
+        expected.remove(&PathBuf::new());
+        is_same(&found, &expected, &call.text);
+        scene.restore().run().success();
+        scene.rollback().run().success();
+        set_time_of_root(&scene, &before);
+    }
+    assert!(again > 10, "{again}");
+}
+
+#[test]
+fn u59_a_directory_that_is_gone_keeps_what_belongs_into_it() {
+    let scene = Scene::new();
+    let before = describe(&scene.world.source());
+    let json = scene.restore().run().success().json();
+    let depot = format!(".pitr-rollback-{}", json["run"].as_str().unwrap());
+    let (a, aside) = (
+        scene.world.source().join("a"),
+        scene.world.sandbox.join("aside"),
+    );
+    fs::rename(&a, &aside).unwrap();
+    let is = describe(&scene.world.source());
+    let run = scene.rollback().run();
+    run.expect_code(8).expect_stdout("were changed since");
+    is_same(&describe(&scene.world.source()), &is, "refused");
+    // All else goes back, and the old entry is not lost.
+    let discarding = rollback(&scene.world, &["--confirm", "--discard-changes"]);
+    let json = discarding.run().expect_code(6).json();
+    let examples = json["left_out"]["examples"].as_array().unwrap();
+    let is_named =
+        |one: &Value| one["path"] == "a/stray" && one["reason"].as_str().unwrap().contains(&depot);
+    assert!(examples.iter().any(is_named), "{json}");
+    assert!(scene.world.source().join("c").is_file());
+    assert!(scene.world.source().join(&depot).exists());
+    fs::rename(&aside, &a).unwrap();
+    discarding.run().success();
+    is_same(&describe(&scene.world.source()), &before, "undone");
+}
+
+#[test]
+fn u60_attributes_that_could_not_be_read_stay_and_are_named() {
+    require_strace!("u60_attributes_that_could_not_be_read_stay_and_are_named");
+    let scene = Scene::new();
+    let before = describe(&scene.world.source());
+    let fault = fault::Fault::error("flistxattr", "EIO");
+    let (run, fired) = fault::inject(&scene.restore(), &fault);
+    assert!(fired > 0 && [0, 6].contains(&run.code()), "{run}");
+    let json = scene.rollback().run().expect_code(6).json();
+    let examples = json["left_out"]["examples"].as_array().unwrap();
+    let is_named = |one: &Value| one["path"] == "a/b" && one["part"] == "xattr";
+    assert!(examples.iter().any(is_named), "{json}");
+    is_same(&describe(&scene.world.source()), &before, "undone");
+}
+
 #[test]
 fn u46_a_failure_on_the_way_puts_everything_back() {
     require_strace!("u46_a_failure_on_the_way_puts_everything_back");
