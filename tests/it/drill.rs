@@ -558,3 +558,17 @@ fn y18_a_result_that_cannot_be_recorded_is_said() {
     assert_eq!(run.json()["passed"], true, "{run}");
     run.expect_stderr("could not be recorded");
 }
+
+#[test]
+fn y19_a_superuser_who_may_not_log_in_any_more_keeps_no_drill_out() {
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create role boss superuser login");
+    let drilled = Drilled::of(site, cluster);
+    let client = drilled.cluster.client();
+    // In the backup the superuser may still log in; the WAL takes that away.
+    client.sql("alter role postgres nologin");
+    let name = client.query_one_string("select pg_walfile_name(pg_switch_wal())");
+    let object = drilled.site.object(&name);
+    wait_until(PATIENCE, "the segment is archived", || object.exists());
+    drilled.drill().run().success();
+}

@@ -196,13 +196,11 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Report> {
     course.end(session, &writes_to)
 }
 
-/// Whether an error proves that recovery does not work, in contrast to one that keeps it from being tried.
+/// Whether an error proves that recovery does not work, in contrast to one that keeps it from being tried: objects of a newer version, and
+/// those that the store has to thaw first, say nothing.
 fn is_broken(e: &Error) -> bool {
-    let is_damage = matches!(
-        e.code(),
-        Code::Damaged | Code::Findings | Code::Gap | Code::OutOfReach | Code::Diverged
-    );
-    is_damage || e.is_damage()
+    let codes = [Code::Damaged, Code::Findings, Code::Gap, Code::OutOfReach];
+    codes.contains(&e.code()) && !e.is_frozen()
 }
 
 /// The repository that records the result.
@@ -423,9 +421,11 @@ impl Course {
         };
         self.report.reached_lsn = compared.reached;
         self.report.new_timeline = compared.timeline;
-        let backup_stop = begun.plan.backup.as_ref().map(|b| b.stop_time);
-        let last_commit = begun.plan.last_commit.map(|c| c.time);
-        self.report.reached_time = last_commit.or(backup_stop);
+        if compared.checks.iter().all(|check| check.passed) {
+            let backup_stop = begun.plan.backup.as_ref().map(|b| b.stop_time);
+            let last_commit = begun.plan.last_commit.map(|c| c.time);
+            self.report.reached_time = last_commit.or(backup_stop);
+        }
         self.add(compared.checks);
         self.time(Phase::Compare, comparing, None);
         self.check(begun, &mut server, &data)
@@ -524,4 +524,19 @@ struct Findings {
 /// A path in a mapping, whose equals signs are written with a backslash.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace('=', "\\=")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_wrong_with_the_archive_proves_that_recovery_is_broken() {
+        let of = |code| Error::new(code, "x");
+        assert!(is_broken(&of(Code::Damaged)) && is_broken(&of(Code::Findings)));
+        assert!(!is_broken(&of(Code::Damaged).frozen()));
+        for code in [Code::Unreachable, Code::Unsupported, Code::Full, Code::Key] {
+            assert!(!is_broken(&of(code)), "{code:?}");
+        }
+    }
 }

@@ -18,6 +18,8 @@ use crate::repo::drilled::{Phase, Timed};
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a server may log nothing: recovery logs each segment that it asks for.
 const SILENCE_MAX: Duration = Duration::from_secs(3600);
+/// How long a server that is ready may refuse our sessions: a superuser who was renamed, a locale that the host lacks.
+const REFUSAL_MAX: Duration = Duration::from_secs(30);
 /// Lines at the end of the log that are kept.
 const KEPT_LINES: usize = 200;
 /// Lines that a cause repeats.
@@ -76,6 +78,7 @@ pub(super) fn wait(session: &Session, server: &mut Quarantined) -> Result<Recove
     };
     let mut log = Log::new(server.log());
     let mut heard = Instant::now();
+    let mut ready = None;
     loop {
         session.host.check_stop()?;
         let ended = server.ended()?;
@@ -98,9 +101,19 @@ pub(super) fn wait(session: &Session, server: &mut Quarantined) -> Result<Recove
             recovery.broken = Some((recovery.phase(), cause));
             return Ok(recovery);
         }
-        if recovery.done.is_some() && is_open(server)? {
-            recovery.open = Some(Instant::now());
-            return Ok(recovery);
+        ready = ready.or(log.is_ready.then_some(now));
+        if recovery.done.is_some() {
+            match is_open(server) {
+                Ok(true) => {
+                    recovery.open = Some(Instant::now());
+                    return Ok(recovery);
+                }
+                Err(e) if !is_passing(&e) || ready.is_some_and(|at| at.elapsed() > REFUSAL_MAX) => {
+                    session.host.check_stop()?;
+                    return Err(e.context("connect to the recovered server"));
+                }
+                _ => {}
+            }
         }
         if heard.elapsed() > SILENCE_MAX {
             let cause = format!("the server has logged nothing for an hour: {}", log.cause());
@@ -111,16 +124,11 @@ pub(super) fn wait(session: &Session, server: &mut Quarantined) -> Result<Recove
     }
 }
 
-/// Whether recovery has ended. A server that does not take the session yet has not.
+/// Whether recovery has ended.
 fn is_open(server: &mut Quarantined) -> Result<bool> {
-    let asked = server
-        .connect("template1")
-        .and_then(|mut session| session.query("select pg_is_in_recovery()"))
-        .and_then(|rows| Ok(rows.text(0, 0)? == Some("f")));
-    match asked {
-        Err(e) if is_passing(&e) => Ok(false),
-        asked => asked,
-    }
+    let mut session = server.connect("template1")?;
+    let rows = session.query("select pg_is_in_recovery()")?;
+    Ok(rows.text(0, 0)? == Some("f"))
 }
 
 /// Tells what is no fault of the archive: the drill could not be carried out.
@@ -152,6 +160,7 @@ struct Log {
     last: VecDeque<String>,
     has_begun: bool,
     is_done: bool,
+    is_ready: bool,
 }
 
 impl Log {
@@ -163,6 +172,7 @@ impl Log {
             last: VecDeque::new(),
             has_begun: false,
             is_done: false,
+            is_ready: false,
         }
     }
 
@@ -196,6 +206,8 @@ impl Log {
             let line = String::from_utf8_lossy(line).into_owned();
             self.has_begun |= line.contains("redo starts at");
             self.is_done |= line.contains("redo done at");
+            // Before the end of recovery it says "read-only connections".
+            self.is_ready |= line.contains("ready to accept connections");
             self.last.push_back(line);
             if self.last.len() > KEPT_LINES {
                 self.last.pop_front();
