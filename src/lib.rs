@@ -10,7 +10,7 @@
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `wal` · `snapshot` |
-//! | 6 | `archive` · `plan` (pure) · `tree` (real directories) |
+//! | 6 | `archive` · `plan` (pure) · `find` (what WAL did to data) · `tree` (real directories) |
 //! | 7 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
 //! | 8 | `operate` (the use cases, as values) |
 //! | 9 | `cli` |
@@ -30,6 +30,8 @@ pub mod exit;
 #[cfg(feature = "full")]
 pub mod expire;
 pub mod fault;
+#[cfg(feature = "full")]
+pub mod find;
 #[cfg(feature = "full")]
 pub mod host;
 #[cfg(feature = "full")]

@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["store", "wire"],
     &["repo"],
     &["wal", "snapshot"],
-    &["archive", "plan", "tree"],
+    &["archive", "plan", "find", "tree"],
     &[
         "command", "receive", "backup", "restore", "expire", "verify", "sync", "logical",
     ],

@@ -147,5 +147,6 @@ impl<'a> Attempt<'a> {
             }
         }
         let _ = self.store.delete(&self.scope.server_manifest(&self.id));
+        let _ = self.store.delete(&self.scope.relations(&self.id));
     }
 }

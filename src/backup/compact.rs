@@ -263,6 +263,8 @@ impl Compaction<'_> {
             content: ClusterContent {
                 whole_scan_time: scanned(origin),
                 oldest_content: Some(base(origin)),
+                // The list names the backup that it was made with, which keeps it.
+                relations: None,
                 ..content.clone()
             },
         })

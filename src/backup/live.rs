@@ -10,7 +10,8 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 
 use super::backoff::{Load, Probe};
-use super::source::{Archiver, Receivers, ServerFacts, Source, WalSource, WantedWal};
+use super::relations;
+use super::source::{Archiver, Lister, Receivers, ServerFacts, Source, WalSource, WantedWal};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
@@ -313,6 +314,12 @@ impl Source for LiveServer {
             over,
             progress: Arc::clone(&self.progress),
         })
+    }
+
+    fn relations(&mut self) -> Option<Lister> {
+        self.sql.as_ref()?;
+        let (info, stop) = (self.info.clone(), Arc::clone(&self.stop));
+        Some(Box::new(move || relations::list(&info, &stop)))
     }
 
     fn probe(&mut self, segment_size: SegmentSize) -> Option<Box<dyn Probe>> {

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,11 +28,14 @@ use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::cluster;
 use crate::progress::Progress;
+use crate::repo;
 use crate::repo::claim::Claim;
+use crate::repo::container::Identity;
 use crate::repo::deletion;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::relations::{ListOfRelations, Listed};
 use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, PARTIAL, Tablespace};
 use crate::repo::root::outline::Outline;
@@ -61,6 +65,7 @@ pub mod proof;
 #[cfg(test)]
 mod proof_tests;
 pub mod rate;
+pub mod relations;
 pub mod reservation;
 pub mod seen;
 pub mod source;
@@ -77,7 +82,7 @@ use kind::Wish;
 use producer::{Produced, Producer, Watch, Work};
 use proof::{Landmarks, Prover};
 use rate::Rate;
-use source::{ServerFacts, Source, WalSource};
+use source::{Lister, ServerFacts, Source, WalSource};
 use witness::{Listener, Witness};
 
 const LABEL_LIMIT_BYTES: usize = 1023;
@@ -266,6 +271,7 @@ impl Taking<'_> {
             prior: prior.as_ref(),
             prior_claim,
             held_back: None,
+            listed: None,
         };
         let result = backup.run(source, producer, request, &mut claim);
         if result.is_err() {
@@ -349,6 +355,8 @@ struct Watcher<'w, 'c, 'p> {
     prior: Option<&'w mut Claim<'p>>,
     segment_size: SegmentSize,
     beside: Option<Box<dyn WalSource + Send>>,
+    lister: Option<Lister>,
+    listing: Option<JoinHandle<Result<Listed>>>,
     over: Arc<AtomicBool>,
     listener: Option<Listener>,
     backoff: Option<Backoff>,
@@ -360,6 +368,11 @@ impl Watch for Watcher<'_, '_, '_> {
     fn began(&mut self, start: &BackupStart) -> Result<()> {
         let (timeline, lsn) = (start.timeline, start.start_lsn);
         self.claim.protect_from(timeline.get(), lsn)?;
+        // A list that cannot be made never fails a backup.
+        self.listing = self.lister.take().and_then(|lister| {
+            let named = std::thread::Builder::new().name("relations".into());
+            named.spawn(lister).ok()
+        });
         if let Some(beside) = self.beside.take() {
             let first = SegmentNumber::of(lsn, self.segment_size).range(self.segment_size);
             let over = Arc::clone(&self.over);
@@ -396,6 +409,8 @@ struct Backup<'a, 'c> {
     prior: Option<&'a Prior<'a>>,
     prior_claim: Option<&'a mut Claim<'c>>,
     held_back: Option<HeldBack>,
+    /// The server's relations, where they could be listed.
+    listed: Option<Listed>,
 }
 
 impl Backup<'_, '_> {
@@ -471,6 +486,7 @@ impl Backup<'_, '_> {
             let stored = store.head(&self.layout.server_manifest(claim.id()))?;
             root.head.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
         }
+        root.content.relations = self.write_relations(claim.id(), &root.content);
         (root.content.damage, root.content.damage_count) =
             (produced.damage.pages, produced.damage.count);
         if produced.end.checksum_failure {
@@ -528,6 +544,29 @@ impl Backup<'_, '_> {
         Ok(root)
     }
 
+    /// Writes the list of relations; `None` where there is none, which fails no backup.
+    fn write_relations(&self, id: &BackupId, content: &ClusterContent) -> Option<ListOfRelations> {
+        let listed = self.listed.as_ref()?;
+        let identity = Identity {
+            hash: [0; 32],
+            raw_bytes: 0,
+            system_identifier: content.system_identifier,
+            timeline: content.timeline,
+            major: content.major,
+            segment_size_bytes: content.wal_segment_size_bytes,
+            name: String::new(),
+            from_lsn: 0,
+            to_lsn: 0,
+        };
+        let place = (&**self.layout, id);
+        let written = repo::relations::write(self.repository.store(), place, listed, &identity);
+        written.unwrap_or_else(|e| {
+            let progress = &self.host.progress;
+            progress.warn(&format!("the list of relations is not stored: {e}"));
+            None
+        })
+    }
+
     /// Copies the files into packs and the map into layers.
     fn copy(
         &mut self,
@@ -576,6 +615,8 @@ impl Backup<'_, '_> {
             prior: self.prior_claim.as_deref_mut(),
             segment_size: self.facts.segment_size,
             beside: Some(source.beside(Arc::clone(&over))),
+            lister: source.relations(),
+            listing: None,
             over,
             listener: None,
             backoff: Backoff::start(limits, probe)?,
@@ -607,6 +648,10 @@ impl Backup<'_, '_> {
         written.stored_bytes += flat_bytes;
         let backoff = watcher.backoff.take();
         self.held_back = backoff.map(|backoff| backoff.finish(&rate));
+        self.listed = watcher.listing.take().and_then(|listing| {
+            host.progress.phase("list the relations", None);
+            listing.join().ok()?.ok()
+        });
         Ok((produced, written, watcher.listener))
     }
 
@@ -723,6 +768,7 @@ impl Backup<'_, '_> {
                 timezone: self.facts.timezone.clone(),
                 tablespaces: tablespaces(produced),
                 server_manifest: None,
+                relations: None,
                 wal_proof: None,
                 whole_scan_time: self
                     .prior

@@ -13,6 +13,7 @@ use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
+use crate::repo::relations::Listed;
 use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
 use crate::wire::client::Rows;
 
@@ -80,6 +81,9 @@ pub struct WantedWal {
     pub limit: Option<Duration>,
 }
 
+/// Lists the relations of a server.
+pub type Lister = Box<dyn FnOnce() -> Result<Listed> + Send>;
+
 /// A stream of the WAL of a server.
 pub trait WalSource {
     /// Streams the WAL of `what` to `sink` in order, piece by piece. The connection of a backup must have ended it before.
@@ -128,6 +132,11 @@ pub trait Source: WalSource {
     /// # Errors
     /// `Interrupted` once a stop was asked for; `Server`, `Denied`, `Damaged`: the backup is then worth nothing.
     fn next_event(&mut self) -> Result<Option<BackupEvent>>;
+
+    /// Lists the server's relations over connections of its own, in a thread beside the backup; `None` where no SQL can be asked.
+    fn relations(&mut self) -> Option<Lister> {
+        None
+    }
 
     /// A session that asks the server how busy it is; `None` where that cannot be asked.
     fn probe(&mut self, _segment_size: SegmentSize) -> Option<Box<dyn Probe>> {

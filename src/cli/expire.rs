@@ -270,6 +270,7 @@ fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
     match deletion {
         Deletion::Manifest(id) => one("backup", id),
         Deletion::ServerManifest(id) => one("server_manifest", id),
+        Deletion::Relations(id) => one("relations", id),
         Deletion::Layers(id, first, last) => many("layers", id, *first, *last),
         Deletion::Packs(id, first, last) => many("packs", id, *first, *last),
         Deletion::Segments(timeline, first, last) => {

@@ -45,6 +45,7 @@ mod drill_page;
 pub mod expire;
 mod expire_explain;
 pub mod files;
+pub mod find;
 pub mod info;
 mod info_forecast;
 pub mod init;
@@ -143,6 +144,7 @@ enum Command {
     Doctor(doctor::Args),
     Backup(backup::Args),
     Info(info::Args),
+    Find(find::Args),
     Plan(plan::Args),
     Restore(restore::Args),
     Drill(drill::Args),
@@ -399,6 +401,7 @@ fn takes_identifier(command: &Command) -> bool {
             wal::Command::Push { .. } | wal::Command::Backfill { .. }
         ),
         Command::Info(_)
+        | Command::Find(_)
         | Command::Plan(_)
         | Command::Restore(_)
         | Command::Drill(_)
@@ -425,6 +428,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Doctor(args) => doctor::run(args, cx),
         Command::Backup(args) => backup::run(args, cx),
         Command::Info(args) => info::run(args, cx),
+        Command::Find(args) => find::run(args, cx),
         Command::Plan(args) => plan::run(args, cx),
         Command::Restore(args) => restore::run(args, cx),
         Command::Drill(args) => drill::run(args, cx),

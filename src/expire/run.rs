@@ -192,6 +192,9 @@ impl<'a> Run<'a> {
             Deletion::ServerManifest(id) => {
                 self.remove(&self.scope.server_manifest(id))?;
             }
+            Deletion::Relations(id) => {
+                self.remove(&self.scope.relations(id))?;
+            }
             Deletion::Layers(id, first, last) => {
                 for number in *first..=*last {
                     self.remove(&self.scope.layer(&part(id, number)))?;

@@ -23,8 +23,19 @@ impl Server {
     /// # Errors
     /// Those of [`ConnInfo::resolve`] and [`Sql::connect`].
     pub fn connect(conninfo: &str) -> Result<Server> {
+        Server::connect_to(conninfo, None)
+    }
+
+    /// As [`Server::connect`], to the database that is named.
+    ///
+    /// # Errors
+    /// Those of [`Server::connect`].
+    pub fn connect_to(conninfo: &str, database: Option<&str>) -> Result<Server> {
         let runtime = runtime::start()?;
-        let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
+        let mut info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
+        if let Some(database) = database {
+            info.dbname = Some(database.to_owned());
+        }
         let sql = runtime.block_on(Sql::connect(&info, Arc::new(Silent)))?;
         Ok(Server { runtime, sql })
     }

@@ -1,6 +1,8 @@
 //! PostgreSQL's own formats, majors 13–19. No I/O, no clock, no runtime.
 
 pub mod body;
+#[cfg(feature = "full")]
+pub mod catalog;
 pub mod change;
 pub mod conf;
 pub mod control;
@@ -13,6 +15,10 @@ pub mod cursor;
 pub mod databases;
 pub mod datapage;
 pub mod finding;
+#[cfg(feature = "full")]
+pub mod heap;
+#[cfg(feature = "full")]
+pub mod image;
 pub mod label;
 pub mod lsn;
 #[cfg(feature = "full")]

@@ -63,6 +63,8 @@ pub struct Subject<R> {
     pub stored: Option<TimestampTz>,
     /// Whether PostgreSQL's own manifest is there.
     pub has_server_manifest: bool,
+    /// Whether a list of its relations is there.
+    pub has_relations: bool,
     /// Numbers of its layer objects.
     pub layers: Runs,
     /// Numbers of its packs.
@@ -81,6 +83,7 @@ impl<R> Default for Subject<R> {
             manifest: Manifest::Absent,
             stored: None,
             has_server_manifest: false,
+            has_relations: false,
             layers: Runs::default(),
             packs: Runs::default(),
             newest_part: None,
@@ -335,7 +338,9 @@ impl<'a, R: Reduced> Reading<'a, R> {
                     self.catalog.healed.push((key, has(base)));
                 }
             }
-            self.catalog.subject(id.clone()).has_server_manifest = has("server-manifest");
+            let subject = self.catalog.subject(id.clone());
+            subject.has_server_manifest = has("server-manifest");
+            subject.has_relations = has("relations");
             if has("manifest") {
                 self.manifest(id)?;
             }
@@ -423,7 +428,7 @@ impl<'a, R: Reduced> Reading<'a, R> {
                 }
                 _ => {}
             }
-            let mut keys = vec![self.scope.server_manifest(&id)];
+            let mut keys = vec![self.scope.server_manifest(&id), self.scope.relations(&id)];
             for kind in [PartKind::Layer, PartKind::Pack] {
                 let names = part_names(&id, subject.parts(kind));
                 keys.extend(names.map(|name| self.scope.part(kind, &name)));

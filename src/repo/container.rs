@@ -32,6 +32,8 @@ pub enum Kind {
     Increment = 5,
     /// PostgreSQL's backup manifest.
     ServerManifest = 6,
+    /// The list of a backup's relations.
+    Relations = 8,
 }
 
 impl Kind {
@@ -54,6 +56,7 @@ impl Kind {
             Kind::Label => "label",
             Kind::Increment => "increment",
             Kind::ServerManifest => "server_manifest",
+            Kind::Relations => "relations",
         }
     }
 
@@ -65,6 +68,7 @@ impl Kind {
             Kind::Label,
             Kind::Increment,
             Kind::ServerManifest,
+            Kind::Relations,
         ]
         .into_iter()
         .find(|k| *k as u8 == number)

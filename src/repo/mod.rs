@@ -29,6 +29,7 @@ mod lz4;
 pub mod mark;
 #[cfg(feature = "full")]
 pub mod portion;
+pub mod relations;
 pub mod repository;
 pub mod root;
 #[cfg(feature = "full")]

@@ -234,6 +234,11 @@ impl Scope {
         self.key(&format!("backups/{id}/server-manifest"))
     }
 
+    /// The list of a backup's relations.
+    pub fn relations(&self, id: &BackupId) -> Key {
+        self.key(&format!("backups/{id}/relations"))
+    }
+
     /// A layer object, by the `<id>/<n>` that roots use.
     pub fn layer(&self, part: &PartName) -> Key {
         self.key(&format!("layers/{part}"))

@@ -986,6 +986,7 @@ mod tests {
                 timezone: None,
                 tablespaces: Vec::new(),
                 server_manifest: None,
+                relations: None,
                 wal_proof: None,
                 whole_scan_time: None,
                 left_out_databases: Vec::new(),

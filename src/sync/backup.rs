@@ -10,6 +10,7 @@ use crate::repo::container::Kind;
 use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::json;
+use crate::repo::relations;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::outline::Outline;
 use crate::repo::scope;
@@ -125,6 +126,7 @@ impl Transfer<'_> {
                 let snapshot = Snapshot::open(self.from.store(), &self.layout, whole)?;
                 self.copy_parts((&whole.head.id, &whole.map), &snapshot, &mut tick)?;
                 self.copy_server_manifest(whole)?;
+                self.copy_relations(whole)?;
             }
         }
         wal.prove(root)?;
@@ -189,7 +191,12 @@ impl Transfer<'_> {
         let key = self.layout.server_manifest(&root.id);
         match self.copy_as_stored(&key)? {
             // Not every server gives one, and only the root tells.
-            Copied::Gone => self.require_no_server_manifest(&root.id),
+            Copied::Gone => self.require_no_server_manifest(&root.id)?,
+            copied => self.settle(key.as_str(), Ok(copied)).map(|_| ())?,
+        }
+        let key = self.layout.relations(&root.id);
+        match self.copy_as_stored(&key)? {
+            Copied::Gone => Ok(()),
             copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
         }
     }
@@ -202,6 +209,28 @@ impl Transfer<'_> {
             }
             Err(e) if e.code() != Code::Key => Err(e),
             _ => Ok(()),
+        }
+    }
+
+    /// Copies the list of relations, where there is one: a program that did not know it may have brought the backup here without.
+    fn copy_relations(&self, root: &BackupRoot) -> Result<()> {
+        let Some(wanted) = &root.content.relations else {
+            return Ok(());
+        };
+        let key = self.layout.relations(&root.head.id);
+        let system_identifier = self.layout.system_identifier();
+        let copied = self.copy_container(&key, &|container| match relations::is_own(
+            container,
+            system_identifier,
+            wanted,
+        ) {
+            true => Ok(()),
+            false => Err(err!(Damaged, "it is not the list of this backup")),
+        });
+        match copied {
+            Ok(Copied::Gone) => Ok(()),
+            Err(e) => Err(e.context(format!("copy object \"{key}\""))),
+            copied => self.settle(key.as_str(), copied).map(|_| ()),
         }
     }
 

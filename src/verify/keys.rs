@@ -185,7 +185,7 @@ fn increments(work: &Work<'_>, prefix: &str, segment: SegmentName) -> Result<()>
 fn backup(work: &Check<'_>, id: &BackupId) -> Result<()> {
     let prefix = format!("{}/{id}", work.scope.backups());
     names(work, &prefix, |name, p| {
-        !p && ["manifest", "server-manifest"].contains(&name)
+        !p && ["manifest", "server-manifest", "relations"].contains(&name)
     })?;
     for kind in [PartKind::Layer, PartKind::Pack] {
         names(work, &work.scope.parts(kind, Some(id)), |name, p| {

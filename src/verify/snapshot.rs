@@ -16,6 +16,7 @@ use crate::repo::container::Container;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Lives;
+use crate::repo::relations;
 use crate::repo::root::BackupRoot;
 use crate::repo::wal_proof::{WalProof, foreign};
 use crate::snapshot::filekey::FileKey;
@@ -63,6 +64,8 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
         require_server_manifest(work, &root)?;
         return read_files(work, &root, (&snapshot, chosen), mapped, None);
     }
+    let list_key = work.layout.relations(id);
+    work.settle(check_relations(work, &root), list_key.as_str(), about())?;
     let manifest_key = work.layout.server_manifest(id);
     let manifest = server_manifest(work, &root);
     let manifest = work
@@ -183,6 +186,27 @@ fn require_server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
         let about = About::Backup(root.head.id.clone());
         let detail = "the server's manifest is missing";
         work.find(FindingKind::Missing, key.as_str(), detail, about);
+    }
+    Ok(())
+}
+
+/// Reads the list of relations. Without it nothing of the backup is lost, and programs that do not know it copy none.
+fn check_relations(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
+    let Some(wanted) = &root.content.relations else {
+        return Ok(());
+    };
+    let place = (&*work.layout, &root.head.id);
+    let system_identifier = work.layout.system_identifier();
+    match relations::open(work.store, place, system_identifier, wanted)? {
+        Some(container) => {
+            container.check_stored()?;
+            container.read_body(&mut |_| Ok(()))?;
+            work.count(container.stored_bytes());
+        }
+        None => work.warn(format!(
+            "backup \"{}\" has no list of its relations any more: pitr find does without",
+            root.head.id
+        )),
     }
     Ok(())
 }

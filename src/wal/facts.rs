@@ -21,6 +21,10 @@ pub mod flag {
     pub const XIDS_UNKNOWN: u16 = 1 << 9;
     /// The segment holds a change of parameters, or it is not known that it holds none.
     pub const PARAMETERS: u16 = 1 << 10;
+    /// Files, a database or a tablespace were removed in the segment, or it is not known that none were.
+    pub const REMOVALS: u16 = 1 << 11;
+    /// The segment holds a checkpoint, or it is not known that it holds none.
+    pub const CHECKPOINTS: u16 = 1 << 12;
 }
 
 /// The facts from the index of a segment, reduced to the needs of plans. LSNs are 0/0 where there is none.

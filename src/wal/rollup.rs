@@ -14,7 +14,7 @@ use super::edge::{self, Edges, Prefix};
 use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal, flag};
 use super::feeder::Feeder;
 use super::increment::OpenSegment;
-use super::index::{self, Fragments, SegmentIndex, Summary, WalEvent};
+use super::index::{self, Blocks, Fragments, SegmentIndex, Summary, WalEvent};
 use super::inventory::Inventory;
 use super::link::{Brief, Link};
 use super::remnant::Remnant;
@@ -365,12 +365,21 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
                 match event {
                     WalEvent::RestorePoint { .. } => flags |= flag::RESTORE_POINTS,
                     WalEvent::ParameterChange { .. } => flags |= flag::PARAMETERS,
-                    WalEvent::Undecoded { xid: 0, .. } => flags |= flag::XIDS_UNKNOWN,
+                    WalEvent::Undecoded { xid, .. } => {
+                        flags |= flag::REMOVALS;
+                        flags |= if *xid == 0 { flag::XIDS_UNKNOWN } else { 0 };
+                    }
+                    WalEvent::Relation { action: 0, .. }
+                    | WalEvent::Database { action: 2, .. }
+                    | WalEvent::Tablespace { action: 1, .. } => flags |= flag::REMOVALS,
+                    WalEvent::Checkpoint { .. } => flags |= flag::CHECKPOINTS,
                     _ => {}
                 }
             }
         }
-        None => flags |= flag::RESTORE_POINTS | flag::PARAMETERS,
+        None => {
+            flags |= flag::RESTORE_POINTS | flag::PARAMETERS | flag::REMOVALS | flag::CHECKPOINTS;
+        }
     }
     let (first_record, first_prev) = summary.first_record.unwrap_or_default();
     let (last_complete, last_complete_end) = summary.last_complete.unwrap_or_default();
@@ -476,13 +485,7 @@ impl Wal for Rollup<'_> {
     }
 
     fn restore_points(&self, name: SegmentName) -> Result<Option<Vec<NamedPoint>>> {
-        let events = match self.stored(name)? {
-            Stored::Whole(container) => {
-                index::read_events(&container, name.start_lsn(self.size())?)?
-            }
-            Stored::Tail(tail) => tail.index().events.clone(),
-        };
-        Ok(events.map(points_in))
+        Ok(self.events(name)?.map(points_in))
     }
 
     fn scan(
@@ -491,43 +494,13 @@ impl Wal for Rollup<'_> {
         next: &dyn Fn(SegmentName) -> Option<SegmentName>,
         visit: &mut dyn FnMut(&Entry),
     ) -> Result<()> {
-        if let Stored::Whole(container) = self.stored(name)? {
-            self.replace(name, self.row_of(name, &container)?)?;
-        }
-        let range = name.number(self.size())?.range(self.size());
-        let mut visitor = Visitor {
-            visit,
-            end: range.end,
-            done: false,
-        };
-        let mut feeder = Feeder::default();
-        let wrap = |e: Error| e.context(format!("segment \"{name}\""));
-        feeder.begin(name, range.start);
-        self.read_body(name, &mut |piece| feeder.feed(piece, &mut visitor))
-            .map_err(wrap)?;
-        let mut open = feeder.finish();
-        let mut at = name;
-        while open && !visitor.done {
-            let Some(following) = next(at) else {
-                break;
-            };
-            feeder.begin(following, following.start_lsn(self.size())?);
-            let read = self.read_body(following, &mut |piece| {
-                feeder.feed(piece, &mut visitor)?;
-                // The record has ended: the rest of the segment is another scan's business.
-                match visitor.done {
-                    true => Err(err!(Interrupted, "enough")),
-                    false => Ok(()),
-                }
+        self.records(name, next, &mut |record| {
+            visit(&Entry {
+                start: record.start_lsn,
+                end: record.end_lsn,
+                kind: kind_of(record),
             });
-            match read {
-                Err(e) if e.code() == Code::Interrupted && visitor.done => break,
-                Err(e) => return Err(e.context(format!("segment \"{following}\""))),
-                Ok(()) => open = feeder.finish(),
-            }
-            at = following;
-        }
-        Ok(())
+        })
     }
 
     fn has_hash(&self, name: SegmentName, hash: RawHash) -> Result<bool> {
@@ -580,6 +553,92 @@ impl Wal for Rollup<'_> {
             self.replace(name, row)?;
         }
         Ok(())
+    }
+}
+
+impl Rollup<'_> {
+    /// Decodes a segment's body as [`Wal::scan`] does, and shows whole records.
+    ///
+    /// # Errors
+    /// Those of [`Wal::scan`].
+    pub fn records(
+        &self,
+        name: SegmentName,
+        next: &dyn Fn(SegmentName) -> Option<SegmentName>,
+        visit: &mut dyn FnMut(&Record<'_>),
+    ) -> Result<()> {
+        if let Stored::Whole(container) = self.stored(name)? {
+            self.replace(name, self.row_of(name, &container)?)?;
+        }
+        let range = name.number(self.size())?.range(self.size());
+        let mut visitor = Visitor {
+            visit,
+            end: range.end,
+            done: false,
+        };
+        let mut feeder = Feeder::default();
+        let wrap = |e: Error| e.context(format!("segment \"{name}\""));
+        feeder.begin(name, range.start);
+        self.read_body(name, &mut |piece| feeder.feed(piece, &mut visitor))
+            .map_err(wrap)?;
+        let mut open = feeder.finish();
+        let mut at = name;
+        while open && !visitor.done {
+            let Some(following) = next(at) else {
+                break;
+            };
+            feeder.begin(following, following.start_lsn(self.size())?);
+            let read = self.read_body(following, &mut |piece| {
+                feeder.feed(piece, &mut visitor)?;
+                // The record has ended: the rest of the segment is another scan's business.
+                match visitor.done {
+                    true => Err(err!(Interrupted, "enough")),
+                    false => Ok(()),
+                }
+            });
+            match read {
+                Err(e) if e.code() == Code::Interrupted && visitor.done => break,
+                Err(e) => return Err(e.context(format!("segment \"{following}\""))),
+                Ok(()) => open = feeder.finish(),
+            }
+            at = following;
+        }
+        Ok(())
+    }
+
+    /// Reads the events of a segment; `None` where its index does not record them.
+    ///
+    /// # Errors
+    /// As [`Wal::facts`].
+    pub fn events(&self, name: SegmentName) -> Result<Option<Vec<(Lsn, WalEvent)>>> {
+        Ok(match self.stored(name)? {
+            Stored::Whole(container) => {
+                index::read_events(&container, name.start_lsn(self.size())?)?
+            }
+            Stored::Tail(tail) => tail.index().events.clone(),
+        })
+    }
+
+    /// Reads which blocks a segment changes; `None` where its index does not record them.
+    ///
+    /// # Errors
+    /// As [`Wal::facts`].
+    pub fn blocks(&self, name: SegmentName) -> Result<Option<Blocks>> {
+        Ok(match self.stored(name)? {
+            Stored::Whole(container) => index::read_blocks(&container)?,
+            Stored::Tail(tail) => tail.index().blocks.clone(),
+        })
+    }
+
+    /// Reads the parts of records that cross the edges of a segment; empty where its index does not keep them.
+    ///
+    /// # Errors
+    /// As [`Wal::facts`].
+    pub fn fragments(&self, name: SegmentName) -> Result<Fragments> {
+        match self.stored(name)? {
+            Stored::Whole(container) => index::read_fragments(&container),
+            Stored::Tail(tail) => Ok(tail.index().fragments.clone()),
+        }
     }
 }
 
@@ -721,7 +780,7 @@ impl Rollup<'_> {
 
 /// Shows the records that begin in one segment, up to the first finding.
 struct Visitor<'a> {
-    visit: &'a mut dyn FnMut(&Entry),
+    visit: &'a mut dyn FnMut(&Record<'_>),
     /// The end of that segment.
     end: Lsn,
     /// Everything that begins in it was shown, or nothing more can be.
@@ -737,11 +796,7 @@ impl Sink for Visitor<'_> {
             self.done = true;
             return;
         }
-        (self.visit)(&Entry {
-            start: record.start_lsn,
-            end: record.end_lsn,
-            kind: kind_of(record),
-        });
+        (self.visit)(record);
         // The one that crosses the border is the last.
         self.done = record.end_lsn > self.end;
     }

@@ -30,7 +30,7 @@ impl Frozen {
             "[clusters.main]\n\n[repositories.frozen]\nurl = \"file://{}\"\n",
             repository.display()
         );
-        if form == "encrypted" {
+        if form.starts_with("encrypted") {
             config += "\n[repositories.frozen.encryption]\n";
             for (key, name) in [("key_file", "ops.key"), ("secrets_key", "secrets/lead.key")] {
                 let file = std::fs::read(root.join("keys").join(name)).unwrap();
@@ -229,9 +229,11 @@ fn everything_comes_back(form: &str) {
 #[test]
 fn frozen_content_comes_back() {
     everything_comes_back("plain");
+    everything_comes_back("plain-2");
 }
 
 #[test]
 fn frozen_encrypted_content_comes_back() {
     everything_comes_back("encrypted");
+    everything_comes_back("encrypted-2");
 }

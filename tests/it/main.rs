@@ -32,6 +32,7 @@ mod drill;
 mod expire;
 mod fetch;
 mod files;
+mod find;
 mod frozen;
 mod frozen_content;
 mod golden;

@@ -298,6 +298,7 @@ fn backup(number: u64, index: u64) -> BackupRoot {
             timezone: Some("UTC".into()),
             tablespaces: Vec::new(),
             server_manifest: None,
+            relations: None,
             wal_proof: None,
             whole_scan_time: None,
             left_out_databases: Vec::new(),
@@ -453,6 +454,10 @@ fn a_plan_over_many_segments_stays_small() {
     );
     assert_eq!(plan["last_commit"]["xid"], xid_of(middle) + 7);
     measured(&run(&["info"]), "info, warm");
+    let (found, _, peak) = measured(&run(&["find"]), "find by the indexes, warm");
+    assert_eq!(found["events"].as_array().unwrap().len(), 0, "{found:#}");
+    assert_eq!(found["segment_count"], last, "{found:#}");
+    assert!(peak < 100 << 20, "{peak} bytes");
     restore_reads_every_end(&folder, last, &|args| {
         run(args).arg("--to").arg(sandbox.dir("copy").join("data"))
     });

@@ -186,6 +186,8 @@ pub enum Deletion {
     Manifest(BackupId),
     /// PostgreSQL's own manifest.
     ServerManifest(BackupId),
+    /// The list of a backup's relations.
+    Relations(BackupId),
     /// Layer objects, first to last number.
     Layers(BackupId, u32, u32),
     /// Packs, first to last number.
@@ -372,6 +374,7 @@ fn restrict(plan: &mut ExpirePlan, id: &BackupId) {
         _ if !goes => false,
         Deletion::Manifest(of)
         | Deletion::ServerManifest(of)
+        | Deletion::Relations(of)
         | Deletion::Layers(of, ..)
         | Deletion::Packs(of, ..)
         | Deletion::Begin(of) => of == id,

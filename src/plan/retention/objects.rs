@@ -161,6 +161,9 @@ fn delete_parts<R>(ids: &Ids<'_, R>, items: &[Item<'_>], plan: &mut ExpirePlan) 
         if one.subject.has_server_manifest && one.state != State::Remains {
             plan.deletions.push(Deletion::ServerManifest((*id).clone()));
         }
+        if one.subject.has_relations && one.state != State::Remains {
+            plan.deletions.push(Deletion::Relations((*id).clone()));
+        }
         for (have, named, make) in [
             (
                 &one.subject.layers,

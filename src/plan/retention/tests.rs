@@ -114,6 +114,7 @@ fn add_backup(survey: &mut Survey, n: usize, timeline: u32, start: u64, stop: u6
         manifest: Manifest::Committed(Box::new(root)),
         stored: Some(ago(48)),
         has_server_manifest: true,
+        has_relations: true,
         layers: Runs::from_numbers(vec![0]),
         packs: Runs::from_numbers(vec![0]),
         events: vec![event("begin", ago(48))],
@@ -194,6 +195,9 @@ pub(super) fn apply(survey: &mut Survey, plan: &ExpirePlan, at: TimestampTz) {
             }
             Deletion::ServerManifest(id) => {
                 survey.ids.get_mut(id).unwrap().has_server_manifest = false;
+            }
+            Deletion::Relations(id) => {
+                survey.ids.get_mut(id).unwrap().has_relations = false;
             }
             Deletion::Layers(id, first, last) => {
                 let subject = survey.ids.get_mut(id).unwrap();

@@ -8,6 +8,7 @@ use super::{Content, Root};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
+use crate::repo::relations::ListOfRelations;
 use crate::repo::scope::{Scope, Tag};
 use crate::repo::wal_proof::WalProof;
 use crate::text::{decimal, hex, path_of, text_or_hex, unhex};
@@ -193,6 +194,9 @@ pub struct ClusterContent {
     pub tablespaces: Vec<Tablespace>,
     /// BLAKE3 of the raw server manifest, 64 hexadecimal digits.
     pub server_manifest: Option<String>,
+    /// The list of its relations; none where none could be made, and in backups of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relations: Option<ListOfRelations>,
     /// Proof of its WAL; none in backups of earlier versions.
     #[serde(default)]
     pub wal_proof: Option<WalProof>,

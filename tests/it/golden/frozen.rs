@@ -161,6 +161,21 @@ fn plans_as_json() {
 }
 
 #[test]
+fn what_happened() {
+    play(
+        "frozen-find",
+        18,
+        &[
+            &["find"],
+            &["find", "--since", "2026-11-21 00:00Z", "--min-rows", "10"],
+            &["find", "--kind", "delete", "--min-rows", "1", "--json"],
+            &["find", "--kind", "vanish"],
+            &["find", "--since", "tomorrow"],
+        ],
+    );
+}
+
+#[test]
 fn dry_restores() {
     let mut stage = Stage::new("frozen-restore-dry-run", 18, "plain");
     for more in [

@@ -1,0 +1,199 @@
+//! `pitr find`.
+
+use super::Context;
+use crate::err;
+use crate::error::Result;
+use crate::exit;
+use crate::find::event::{Event, Kind};
+use crate::operate::find::{self, Answer, Question, Shown};
+use crate::operate::human;
+use crate::plan::target_time::WrittenTime;
+
+/// Find what happened to data, when, by which transaction, and the target just before it
+///
+/// Reads the archived WAL of the timeline that is the cluster. Tables that were dropped, truncated or written anew (VACUUM FULL, CLUSTER, ALTER
+/// TABLE, REFRESH MATERIALIZED VIEW), databases and tablespaces are found by the segments' indexes; rows that were deleted or updated take the
+/// decoding of each segment, and are looked for where --since, --xid or --kind asks for it. Each answer ends with the command that plans a
+/// restore to the moment before. Changes nothing. Exit status 10 where a part of the WAL could not be looked at.
+///
+/// Example: pitr find --table public.orders --since "2026-11-20 06:00+01"
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Only this table, by the name that it had then or has now
+    ///
+    /// With its schema, as public.orders, or without it in any schema.
+    #[arg(long, value_name = "[SCHEMA.]NAME")]
+    pub table: Option<String>,
+
+    /// Only these kinds, several with commas: drop, truncate, delete, update, rewrite, database, tablespace
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
+    pub kind: Vec<Kind>,
+
+    /// Only what was committed at this time or later, such as "2026-11-20 06:40:49+01"
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<WrittenTime>,
+
+    /// Only what was committed at this time or earlier
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<WrittenTime>,
+
+    /// Only what this transaction did; of a subtransaction take the one around it
+    #[arg(long, value_name = "XID")]
+    pub xid: Option<u32>,
+
+    /// Leave out deletes and updates of fewer rows of a table in one transaction
+    ///
+    /// 1000 unless said otherwise; 1 with --table or --xid.
+    #[arg(long, value_name = "N")]
+    pub min_rows: Option<u64>,
+}
+
+fn kind(text: &str) -> Result<Kind> {
+    let all = [
+        Kind::Drop,
+        Kind::Truncate,
+        Kind::Delete,
+        Kind::Update,
+        Kind::Rewrite,
+        Kind::Database,
+        Kind::Tablespace,
+    ];
+    all.into_iter().find(|k| k.as_str() == text).ok_or_else(|| {
+        let known: Vec<&str> = all.iter().map(|k| k.as_str()).collect();
+        err!(Usage, "the kinds are {}", known.join(", "))
+    })
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    let question = Question {
+        table: args.table.clone(),
+        kinds: args.kind.iter().copied().collect(),
+        since: args.since.clone(),
+        until: args.until.clone(),
+        xid: args.xid,
+        rows_min: args.min_rows,
+    };
+    let answer = find::look(&cx.session, &question)?;
+    match cx.out.is_json() {
+        true => cx.out.json(&answer)?,
+        false => show(cx, &answer, &question)?,
+    }
+    Ok(match answer.unread.is_empty() {
+        true => exit::SUCCESS,
+        false => exit::status(exit::Program::Pitr, crate::error::Code::Partial),
+    })
+}
+
+fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
+    for shown in &answer.events {
+        cx.out.line(&render(shown))?;
+    }
+    for unread in &answer.unread {
+        cx.out.warn(&format!(
+            "the WAL from {} to {} was not looked at: {}",
+            unread.from_lsn, unread.to_lsn, unread.why
+        ));
+    }
+    if answer.nameless_count > 0 && question.table.is_some() {
+        let count = human::count(answer.nameless_count, "event");
+        cx.out.note(&format!(
+            "{count} of relations whose name is not known: without --table they are shown by number"
+        ));
+    }
+    if !answer.kinds.iter().any(|kind| kind.needs_rows()) && question.kinds.is_empty() {
+        cx.out
+            .note("deleted and updated rows were not looked for: add --since TIME");
+    }
+    let found = human::count(answer.events.len() as u64, "event");
+    cx.out.note(&format!(
+        "{found}; {}, {} decoded",
+        human::count(answer.segment_count, "segment"),
+        answer.decoded_count
+    ));
+    Ok(())
+}
+
+/// An event as people read it.
+pub fn render(shown: &Shown) -> String {
+    let event = &shown.event;
+    let mut text = format!("{:<10} {}\n", event.kind.as_str(), subject(event));
+    let mut add = |label: &str, value: String| text.push_str(&format!("  {label:<13} {value}\n"));
+    match (event.time, event.commit_lsn) {
+        (Some(time), Some(lsn)) => add(
+            "committed",
+            format!(
+                "{}, transaction {}, at {lsn}",
+                human::exact_time(time),
+                event.xid
+            ),
+        ),
+        _ => add(
+            "committed",
+            format!("never: transaction {} has no end in the archive", event.xid),
+        ),
+    }
+    if !event.subxids.is_empty() {
+        let subxids: Vec<String> = event.subxids.iter().map(u32::to_string).collect();
+        add("within", format!("subtransaction {}", subxids.join(", ")));
+    }
+    if let Some(rows) = event.rows {
+        add("rows", rows.to_string());
+    }
+    add("first record", event.first_lsn.to_string());
+    if let Some(commit) = event.last_commit {
+        let time = human::exact_time(commit.time);
+        add(
+            "last whole",
+            format!("{time}, after transaction {}", commit.xid),
+        );
+    }
+    if let Some(gid) = &event.gid {
+        let gid = gid.replace('\'', "''");
+        add(
+            "prepared",
+            format!("at the target it still holds its locks: rollback prepared '{gid}' there"),
+        );
+    }
+    if event
+        .relation
+        .as_ref()
+        .is_some_and(|r| r.persistence == Some('u'))
+    {
+        add(
+            "unlogged",
+            "its rows are in no WAL: it comes back empty".into(),
+        );
+    }
+    add("before it", shown.command.clone());
+    text
+}
+
+fn subject(event: &Event) -> String {
+    let named = |what: &str, named: &crate::find::event::Named| match &named.name {
+        Some(name) => format!("{what} {name} (oid {})", named.oid),
+        None => format!("{what} with oid {}", named.oid),
+    };
+    if let Some(tablespace) = &event.tablespace {
+        return named("tablespace", tablespace);
+    }
+    let database = event.database.as_ref();
+    let database = database.map(|d| named("database", d)).unwrap_or_default();
+    let Some(relation) = &event.relation else {
+        return database;
+    };
+    let mut text = match relation.full_name() {
+        Some(name) => name,
+        None => "a relation whose name is not known".to_owned(),
+    };
+    let numbers = [("oid", relation.oid), ("file", relation.file)];
+    let numbers = numbers
+        .iter()
+        .filter_map(|(n, v)| Some(format!("{n} {}", (*v)?)));
+    text.push_str(&format!(" ({})", numbers.collect::<Vec<_>>().join(", ")));
+    if let Some(now) = &relation.name_now {
+        text.push_str(&format!(", later {now}"));
+    }
+    format!("{text} in {database}")
+}

@@ -1,0 +1,333 @@
+//! The rows of the catalogs along a stretch of WAL, as far as its page images and heap records tell.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::digest::{Place, RowStep};
+use super::event::Commit;
+use crate::pg::catalog::{self, Catalog, ClassRow, FileMap};
+use crate::pg::heap::{PageRow, Row, RowChange};
+use crate::pg::lsn::Lsn;
+use crate::pg::version::Major;
+
+/// More rows than this are not kept: a relation whose row is lost so is shown by its numbers.
+const ROWS_MAX: usize = 2_000_000;
+
+/// Which files are catalogs: those that have their oid as number, and others that maps or lists name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CatalogFiles(BTreeMap<(u32, u32), Catalog>);
+
+impl CatalogFiles {
+    /// Adds the file of a catalog, by the catalog's oid.
+    pub fn add(&mut self, database: u32, oid: u32, file: u32) {
+        let known = Catalog::ALL.into_iter().find(|c| c.oid() == oid);
+        if let Some(catalog) = known.filter(|c| file != oid && c.is_shared() == (database == 0)) {
+            self.0.insert((database, file), catalog);
+        }
+    }
+
+    /// Adds the files that others know. Returns whether one of them is new.
+    pub fn add_all(&mut self, other: &CatalogFiles) -> bool {
+        let before = self.0.len();
+        self.0.extend(&other.0);
+        self.0.len() > before
+    }
+
+    /// Adds the files that a map names.
+    pub fn add_map(&mut self, map: &FileMap) {
+        map.files
+            .iter()
+            .for_each(|(oid, file)| self.add(map.database, *oid, *file));
+    }
+
+    /// Returns the catalog of a file; `None` for files of other relations.
+    pub fn catalog(&self, database: u32, file: u32) -> Option<Catalog> {
+        let own = Catalog::ALL.into_iter();
+        let mut own = own.filter(|c| c.oid() == file && c.is_shared() == (database == 0));
+        own.next()
+            .or_else(|| self.0.get(&(database, file)).copied())
+    }
+}
+
+/// A row's place: that of its page, and its offset there.
+type RowPlace = (Place, u16);
+
+/// A change of a row of `pg_class`.
+#[derive(Debug, Clone)]
+pub struct ClassChange {
+    /// Start of the record.
+    pub lsn: Lsn,
+    /// Transaction or subtransaction.
+    pub xid: u32,
+    /// Oid of the database.
+    pub database: u32,
+    /// Whether there was a row before.
+    pub had_row: bool,
+    /// The row before; none where it is not known, or was none.
+    pub before: Option<ClassRow>,
+    /// Whether there is a row after it.
+    pub has_row: bool,
+    /// The row after; none where it is not known, or is none.
+    pub after: Option<ClassRow>,
+}
+
+/// A change that the story of a transaction takes up.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A row of pg_class changed.
+    Class(ClassChange),
+    /// The row of a database was deleted.
+    DropDatabase {
+        /// Oid and name, where they are known.
+        named: Option<(u32, String)>,
+        /// The in-place update before it that made the database invalid, and the last commit before that.
+        invalid: Option<(Lsn, Option<Commit>)>,
+    },
+    /// The row of a tablespace was deleted.
+    DropTablespace(Option<(u32, String)>),
+    /// A schema, database or tablespace got this row.
+    Named(Place, Row),
+}
+
+/// The known rows.
+pub struct Catalogs {
+    /// Files of catalogs that maps and rows name.
+    pub own_files: CatalogFiles,
+    major: Major,
+    rows: HashMap<RowPlace, Row>,
+    /// Transactions that were rolled back: their rows count for nothing.
+    void: HashSet<u32>,
+    /// Rows of databases that were made invalid in place.
+    invalid: HashMap<RowPlace, (Lsn, Option<Commit>)>,
+    /// Newest known row of each relation, by database and oid.
+    relations: HashMap<(u32, u32), ClassRow>,
+    /// Oids of relations by database and file.
+    files: HashMap<(u32, u32), u32>,
+    /// Names of schemas, by database and oid.
+    schemas: HashMap<(u32, u32), String>,
+    databases: HashMap<u32, String>,
+    tablespaces: HashMap<u32, String>,
+}
+
+impl Catalogs {
+    /// Nothing is known yet.
+    pub fn new(major: Major, own_files: CatalogFiles) -> Catalogs {
+        Catalogs {
+            own_files,
+            major,
+            rows: HashMap::new(),
+            void: HashSet::new(),
+            invalid: HashMap::new(),
+            relations: HashMap::new(),
+            files: HashMap::new(),
+            schemas: HashMap::new(),
+            databases: HashMap::new(),
+            tablespaces: HashMap::new(),
+        }
+    }
+
+    /// Takes the rows of a page.
+    pub fn page(&mut self, place: Place, rows: Vec<PageRow>) {
+        // Rows that something touched may be old versions: they name a relation only where no better row does.
+        for row in &rows {
+            if !row.is_void && !self.void.contains(&row.xmin) {
+                self.learn(place, &row.row, row.is_untouched);
+            }
+        }
+        for row in rows {
+            self.keep((place, row.offset), row.row);
+        }
+    }
+
+    /// Takes a change of a row; `last_commit` is the last commit before it.
+    pub fn change(&mut self, step: RowStep, last_commit: Option<Commit>) -> Option<Change> {
+        let place = step.place;
+        match step.change {
+            RowChange::Insert { offset } => {
+                let row = match &step.data {
+                    Some(data) => Row::inserted(data),
+                    None => self.rows.get(&(place, offset)).cloned(),
+                };
+                if let Some(row) = &row {
+                    self.keep((place, offset), row.clone());
+                }
+                if place.catalog != Catalog::Class {
+                    return row.map(|row| Change::Named(place, row));
+                }
+                let class = self.class(row.as_ref());
+                Some(Change::Class(class_change(
+                    &step,
+                    (false, None),
+                    (true, class),
+                )))
+            }
+            RowChange::Delete { offset, .. } => self.delete(&step, offset),
+            RowChange::Update { old, new, flags } => {
+                let old_place = Place {
+                    block: step.old_block,
+                    ..place
+                };
+                let before = self.rows.get(&(old_place, old)).cloned();
+                let row = match &step.data {
+                    Some(data) => Row::updated(data, flags, before.as_ref()),
+                    None => self.rows.get(&(place, new)).cloned(),
+                };
+                match &row {
+                    Some(row) => self.keep((place, new), row.clone()),
+                    None => drop(self.rows.remove(&(place, new))),
+                }
+                if place.catalog != Catalog::Class {
+                    return row.map(|row| Change::Named(place, row));
+                }
+                let (before, after) = (self.class(before.as_ref()), self.class(row.as_ref()));
+                Some(Change::Class(class_change(
+                    &step,
+                    (true, before),
+                    (true, after),
+                )))
+            }
+            RowChange::InPlace { offset } => {
+                self.overwrite(&step, offset, last_commit);
+                None
+            }
+        }
+    }
+
+    fn delete(&mut self, step: &RowStep, offset: u16) -> Option<Change> {
+        let at = (step.place, offset);
+        let row = self.rows.get(&at);
+        let named = || row.and_then(Row::columns).and_then(catalog::named);
+        match step.place.catalog {
+            Catalog::Class => {
+                let before = self.class(row);
+                Some(Change::Class(class_change(
+                    step,
+                    (true, before),
+                    (false, None),
+                )))
+            }
+            Catalog::Database => Some(Change::DropDatabase {
+                named: named(),
+                invalid: self.invalid.get(&at).copied(),
+            }),
+            Catalog::Tablespace => Some(Change::DropTablespace(named())),
+            Catalog::Namespace => None,
+        }
+    }
+
+    /// Takes an in-place update; that of a database which is about to be dropped cannot be undone.
+    fn overwrite(&mut self, step: &RowStep, offset: u16, last_commit: Option<Commit>) {
+        let at = (step.place, offset);
+        if let Some(data) = &step.data {
+            let new = self.rows.get(&at).and_then(|row| row.overwritten(data));
+            match new {
+                Some(new) => self.keep(at, new),
+                None => drop(self.rows.remove(&at)),
+            }
+        }
+        if step.place.catalog != Catalog::Database {
+            return;
+        }
+        let columns = match &step.data {
+            Some(data) => Some(data.as_slice()),
+            None => self.rows.get(&at).and_then(Row::columns),
+        };
+        match columns.is_some_and(|c| catalog::is_invalid_database(c, self.major)) {
+            true => drop(self.invalid.entry(at).or_insert((step.lsn, last_commit))),
+            false => drop(self.invalid.remove(&at)),
+        }
+    }
+
+    fn keep(&mut self, at: RowPlace, row: Row) {
+        if self.rows.len() < ROWS_MAX || self.rows.contains_key(&at) {
+            self.rows.insert(at, row);
+        }
+    }
+
+    fn class(&self, row: Option<&Row>) -> Option<ClassRow> {
+        ClassRow::read(row?.columns()?, self.major)
+    }
+
+    /// Takes the names that a row gives; `is_newest` where it takes the place of what is known.
+    pub fn learn(&mut self, place: Place, row: &Row, is_newest: bool) {
+        let Some(columns) = row.columns() else {
+            return;
+        };
+        if place.catalog == Catalog::Class {
+            if let Some(class) = ClassRow::read(columns, self.major) {
+                self.learn_class(place.database, class, is_newest);
+            }
+            return;
+        }
+        let Some((oid, name)) = catalog::named(columns) else {
+            return;
+        };
+        match place.catalog {
+            Catalog::Namespace => put(&mut self.schemas, (place.database, oid), name, is_newest),
+            Catalog::Database => put(&mut self.databases, oid, name, is_newest),
+            _ => put(&mut self.tablespaces, oid, name, is_newest),
+        }
+    }
+
+    /// Takes a row of `pg_class`.
+    pub fn learn_class(&mut self, database: u32, class: ClassRow, is_newest: bool) {
+        if class.file != 0 {
+            self.own_files.add(database, class.oid, class.file);
+            put(
+                &mut self.files,
+                (database, class.file),
+                class.oid,
+                is_newest,
+            );
+        }
+        put(&mut self.relations, (database, class.oid), class, is_newest);
+    }
+
+    /// Takes the end of a transaction that was rolled back.
+    pub fn roll_back(&mut self, xid: u32) {
+        self.void.insert(xid);
+    }
+
+    /// Returns the relation that has a file.
+    pub fn relation(&self, database: u32, file: u32) -> Option<&ClassRow> {
+        let oid = self.files.get(&(database, file))?;
+        self.relations.get(&(database, *oid))
+    }
+
+    /// Returns the newest known row of a relation.
+    pub fn newest(&self, database: u32, oid: u32) -> Option<&ClassRow> {
+        self.relations.get(&(database, oid))
+    }
+
+    /// Returns the name of a schema.
+    pub fn schema(&self, database: u32, oid: u32) -> Option<&String> {
+        self.schemas.get(&(database, oid))
+    }
+
+    /// Returns the name of a database.
+    pub fn database(&self, oid: u32) -> Option<&String> {
+        self.databases.get(&oid)
+    }
+}
+
+fn put<K: std::hash::Hash + Eq, V>(map: &mut HashMap<K, V>, key: K, value: V, is_newest: bool) {
+    match is_newest {
+        true => drop(map.insert(key, value)),
+        false => drop(map.entry(key).or_insert(value)),
+    }
+}
+
+fn class_change(
+    step: &RowStep,
+    (had_row, before): (bool, Option<ClassRow>),
+    (has_row, after): (bool, Option<ClassRow>),
+) -> ClassChange {
+    ClassChange {
+        lsn: step.lsn,
+        xid: step.xid,
+        database: step.place.database,
+        had_row,
+        before,
+        has_row,
+        after,
+    }
+}

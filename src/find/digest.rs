@@ -1,0 +1,284 @@
+//! Reduces the records of a segment to what the story of a stretch needs: changes of catalogs, ends of transactions, counts of rows.
+
+use std::collections::HashMap;
+
+use super::catalogs::CatalogFiles;
+use crate::pg::catalog::{Catalog, FIRST_NORMAL_OID, FileMap};
+use crate::pg::change::{self, Change};
+use crate::pg::heap::{self, DeleteCause, PageRow, RowChange};
+use crate::pg::image;
+use crate::pg::lsn::Lsn;
+use crate::pg::record::{Body, Fork, Record, Relation};
+use crate::pg::rmgr;
+use crate::pg::time::TimestampTz;
+use crate::pg::xact::{self, TransactionRecord};
+
+/// A place of a catalog's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The catalog.
+    pub catalog: Catalog,
+    /// Oid of the database; 0 for a shared one.
+    pub database: u32,
+    /// Number of the file.
+    pub file: u32,
+    /// Block in it.
+    pub block: u32,
+}
+
+/// A change of a catalog's row.
+#[derive(Debug)]
+pub struct RowStep {
+    /// Start of the record.
+    pub lsn: Lsn,
+    /// Its transaction.
+    pub xid: u32,
+    /// Block of the new version, or of the only one.
+    pub place: Place,
+    /// Block of the old version.
+    pub old_block: u32,
+    /// The change.
+    pub change: RowChange,
+    /// Data of the record about the block; none where an image of the page, which came before, has the row.
+    pub data: Option<Vec<u8>>,
+}
+
+/// The end of a transaction.
+#[derive(Debug)]
+pub struct EndStep {
+    /// Start of the record.
+    pub lsn: Lsn,
+    /// The transaction.
+    pub xid: u32,
+    /// Its time.
+    pub time: TimestampTz,
+    /// Whether its changes stay.
+    pub is_commit: bool,
+    /// Its subtransactions.
+    pub subxids: Vec<u32>,
+    /// Relations whose files are removed.
+    pub dropped: Vec<Relation>,
+}
+
+/// Something that the story needs, in the order of the WAL.
+#[derive(Debug)]
+pub enum Step {
+    /// The rows of a page of a catalog, after the record that follows.
+    Page(Place, Vec<PageRow>),
+    /// A change of a catalog's row.
+    Row(RowStep),
+    /// A transaction gave catalogs of a database other files.
+    Map(u32, FileMap),
+    /// A relation got a file.
+    Create(u32, Relation),
+    /// The files of a database were removed.
+    DropDatabase {
+        /// Start of the record.
+        lsn: Lsn,
+        /// Its transaction.
+        xid: u32,
+        /// Oid of the database.
+        database: u32,
+    },
+    /// The directories of a tablespace were removed.
+    DropTablespace {
+        /// Start of the record.
+        lsn: Lsn,
+        /// Its transaction.
+        xid: u32,
+        /// Oid of the tablespace.
+        tablespace: u32,
+    },
+    /// A transaction was prepared, under this name.
+    Prepare(u32, String),
+    /// A transaction ended.
+    End(EndStep),
+}
+
+/// Rows of a relation that a transaction changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RowCount {
+    /// Rows deleted.
+    pub deleted: u64,
+    /// The first record that deleted one.
+    pub first_delete: Lsn,
+    /// Rows updated.
+    pub updated: u64,
+    /// The first record that updated one.
+    pub first_update: Lsn,
+}
+
+impl RowCount {
+    /// Adds rows that were changed later.
+    pub fn add(&mut self, later: &RowCount) {
+        let first = |own: Lsn, other: Lsn| if own == Lsn(0) { other } else { own };
+        self.first_delete = first(self.first_delete, later.first_delete);
+        self.first_update = first(self.first_update, later.first_update);
+        self.deleted += later.deleted;
+        self.updated += later.updated;
+    }
+}
+
+/// The records that begin in a segment, reduced.
+#[derive(Debug, Default)]
+pub struct Digest {
+    /// Steps, in order.
+    pub steps: Vec<Step>,
+    /// Rows by transaction and relation.
+    pub rows: HashMap<(u32, Relation), RowCount>,
+    /// Records that could not be taken apart although their checksum is right.
+    pub unread: u64,
+}
+
+/// Fills a [`Digest`].
+pub struct Digester<'a> {
+    /// Files that are catalogs.
+    pub files: &'a CatalogFiles,
+    /// Whether rows of relations are counted.
+    pub counts_rows: bool,
+    /// The result.
+    pub digest: Digest,
+}
+
+impl Digester<'_> {
+    /// Takes the next record.
+    pub fn record(&mut self, record: &Record<'_>) {
+        if self.take(record).is_none() {
+            self.digest.unread += 1;
+        }
+    }
+
+    fn take(&mut self, record: &Record<'_>) -> Option<()> {
+        match record.rmid {
+            rmgr::HEAP | rmgr::HEAP2 | rmgr::XLOG => {
+                let body = record.body().ok()?;
+                self.images(&body, record.block_size);
+                if let Some(change) = heap::row_change(record, body.main_data) {
+                    self.row(record, &body, change)?;
+                }
+            }
+            rmgr::TRANSACTION => self.transaction(record)?,
+            rmgr::STORAGE | rmgr::DATABASE | rmgr::TABLESPACE => {
+                let body = record.body().ok()?;
+                let steps = &mut self.digest.steps;
+                let (lsn, xid) = (record.start_lsn, record.xid.0);
+                change::changes(record, &body, |change| match change {
+                    Change::Create {
+                        relation,
+                        fork: Fork::MAIN,
+                    } => steps.push(Step::Create(xid, relation)),
+                    Change::DatabaseDrop { database, .. } => {
+                        steps.push(Step::DropDatabase { lsn, xid, database });
+                    }
+                    Change::TablespaceDrop { tablespace } => steps.push(Step::DropTablespace {
+                        lsn,
+                        xid,
+                        tablespace,
+                    }),
+                    _ => {}
+                })
+                .ok()?;
+            }
+            rmgr::RELMAP => {
+                let body = record.body().ok()?;
+                let map = FileMap::read(record, body.main_data)?;
+                self.digest.steps.push(Step::Map(record.xid.0, map));
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn place(&self, relation: &Relation, block: u32) -> Option<Place> {
+        Some(Place {
+            catalog: self.files.catalog(relation.database, relation.number)?,
+            database: relation.database,
+            file: relation.number,
+            block,
+        })
+    }
+
+    /// Takes the rows of pages of catalogs.
+    fn images(&mut self, body: &Body<'_>, block_size: u32) {
+        for block in body.blocks().filter(|b| b.fork == Fork::MAIN) {
+            let Some(image) = block.image.filter(|image| image.apply) else {
+                continue;
+            };
+            let Some(place) = self.place(&block.relation, block.block) else {
+                continue;
+            };
+            match image::restore(&image, block_size) {
+                Some(page) => {
+                    let rows = heap::rows_of(&page);
+                    self.digest.steps.push(Step::Page(place, rows));
+                }
+                None => self.digest.unread += 1,
+            }
+        }
+    }
+
+    fn row(&mut self, record: &Record<'_>, body: &Body<'_>, change: RowChange) -> Option<()> {
+        let mut blocks = body.blocks();
+        let block = blocks.next()?;
+        if let Some(place) = self.place(&block.relation, block.block) {
+            let is_imaged = block.image.is_some_and(|image| image.apply);
+            let is_second = |b: &crate::pg::record::Block<'_>| b.id == 1;
+            self.digest.steps.push(Step::Row(RowStep {
+                lsn: record.start_lsn,
+                xid: record.xid.0,
+                place,
+                old_block: blocks.find(is_second).map_or(block.block, |b| b.block),
+                change,
+                data: (!is_imaged).then(|| block.data.to_vec()),
+            }));
+        } else if self.counts_rows && block.relation.number >= FIRST_NORMAL_OID {
+            self.count((record.xid.0, block.relation), record.start_lsn, change);
+        }
+        Some(())
+    }
+
+    fn count(&mut self, key: (u32, Relation), lsn: Lsn, change: RowChange) {
+        let count = match change {
+            RowChange::Delete {
+                cause: DeleteCause::Delete,
+                ..
+            } => RowCount {
+                deleted: 1,
+                first_delete: lsn,
+                ..RowCount::default()
+            },
+            RowChange::Update { .. }
+            | RowChange::Delete {
+                cause: DeleteCause::PartitionMove,
+                ..
+            } => RowCount {
+                updated: 1,
+                first_update: lsn,
+                ..RowCount::default()
+            },
+            _ => return,
+        };
+        self.digest.rows.entry(key).or_default().add(&count);
+    }
+
+    fn transaction(&mut self, record: &Record<'_>) -> Option<()> {
+        let body = record.body().ok()?;
+        let step = match xact::decode(record, body.main_data).ok()?? {
+            TransactionRecord::End(end) => Step::End(EndStep {
+                lsn: record.start_lsn,
+                xid: end.xid.0,
+                time: end.time,
+                is_commit: end.outcome.is_commit(),
+                subxids: end.subxids.iter().collect(),
+                dropped: end.dropped.iter().collect(),
+            }),
+            TransactionRecord::Prepare(prepared) => {
+                let gid = String::from_utf8_lossy(prepared.gid).into_owned();
+                Step::Prepare(prepared.xid.0, gid)
+            }
+            _ => return Some(()),
+        };
+        self.digest.steps.push(step);
+        Some(())
+    }
+}

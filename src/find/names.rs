@@ -1,0 +1,102 @@
+//! Names that WAL does not tell: from lists that were kept with backups, and from the server that lives.
+
+use std::collections::HashMap;
+
+use super::catalogs::CatalogFiles;
+use super::event::{Event, Relation};
+
+/// A relation as a list or a server names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its oid.
+    pub oid: u32,
+    /// Number of its file; 0 where it has none.
+    pub file: u32,
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// `relkind`.
+    pub kind: char,
+}
+
+/// The names of one moment.
+#[derive(Debug, Default)]
+pub struct Names {
+    by_file: HashMap<(u32, u32), usize>,
+    by_oid: HashMap<(u32, u32), usize>,
+    relations: Vec<Known>,
+    databases: HashMap<u32, String>,
+    schemas: HashMap<(u32, u32), String>,
+    /// Files of catalogs.
+    pub files: CatalogFiles,
+}
+
+impl Names {
+    /// Adds a database.
+    pub fn add_database(&mut self, oid: u32, name: String) {
+        self.databases.insert(oid, name);
+    }
+
+    /// Adds a schema of a database.
+    pub fn add_schema(&mut self, database: u32, oid: u32, name: String) {
+        self.schemas.insert((database, oid), name);
+    }
+
+    /// Adds a relation of a database; 0 for a shared one.
+    pub fn add(&mut self, database: u32, relation: Known) {
+        self.files.add(database, relation.oid, relation.file);
+        let at = self.relations.len();
+        if relation.file != 0 {
+            self.by_file.insert((database, relation.file), at);
+        }
+        self.by_oid.insert((database, relation.oid), at);
+        self.relations.push(relation);
+    }
+
+    fn known(&self, database: u32, relation: &Relation) -> Option<&Known> {
+        let by_oid = || self.by_oid.get(&(database, relation.oid?));
+        let by_file = || self.by_file.get(&(database, relation.file?));
+        let at = match relation.oid {
+            Some(_) => by_oid(),
+            None => by_file(),
+        };
+        self.relations.get(*at?)
+    }
+
+    /// Adds to an event what is missing there. Returns false where the event is about an index or the like, which holds no rows of its own.
+    pub fn complete(&self, event: &mut Event) -> bool {
+        let Some(database) = &mut event.database else {
+            return true;
+        };
+        if database.name.is_none() {
+            database.name = self.databases.get(&database.oid).cloned();
+        }
+        let oid = database.oid;
+        let Some(relation) = &mut event.relation else {
+            return true;
+        };
+        if relation.schema.is_none() && relation.namespace != 0 {
+            relation.schema = self.schemas.get(&(oid, relation.namespace)).cloned();
+        }
+        let Some(known) = self.known(oid, relation) else {
+            return true;
+        };
+        if relation.schema.is_none() && relation.name.as_ref() == Some(&known.name) {
+            relation.schema = Some(known.schema.clone());
+        }
+        if relation.name.is_none() {
+            relation.oid = Some(known.oid);
+            relation.name = Some(known.name.clone());
+            relation.kind = Some(known.kind);
+            relation.schema = Some(known.schema.clone());
+        }
+        matches!(relation.kind, Some('r' | 'p' | 'm') | None)
+    }
+
+    /// Returns schema and name that a relation has in these names.
+    pub fn full_name(&self, database: u32, relation: &Relation) -> Option<String> {
+        let known = self.known(database, relation)?;
+        Some(format!("{}.{}", known.schema, known.name))
+    }
+}

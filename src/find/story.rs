@@ -1,0 +1,464 @@
+//! Puts digests together, in order, and judges each transaction where it ends.
+//!
+//! A relation that a transaction leaves without a row in `pg_class` was dropped. One that it leaves with another file was truncated, or
+//! written anew: then the new file was made for a transient relation, or lies in another tablespace.
+//!
+//! PostgreSQL: src/backend/commands/cluster.c (make_new_heap, swap_relation_files), tablecmds.c (ExecuteTruncateGuts, ATExecSetTableSpace),
+//! src/backend/utils/cache/relcache.c (RelationSetNewRelfilenumber), src/backend/commands/dbcommands.c (dropdb).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::catalogs::{CatalogFiles, Catalogs, Change, ClassChange};
+use super::digest::{Digest, EndStep, RowCount, Step};
+use super::event::{Commit, Event, Kind, Named, Relation};
+use crate::pg::catalog::{ClassRow, FIRST_NORMAL_OID};
+use crate::pg::lsn::Lsn;
+use crate::pg::record;
+use crate::pg::version::Major;
+
+/// Kinds of relations whose end is an event: tables, partitioned tables, materialized views.
+const TABLES: &[u8] = b"rpm";
+
+/// A transaction or subtransaction that has not ended.
+#[derive(Debug, Default)]
+struct Open {
+    changes: Vec<Change>,
+    created: HashSet<record::Relation>,
+    /// Databases of which it wrote the map of the catalogs' files; 0 for the shared one.
+    maps: HashSet<u32>,
+    databases: Vec<(Lsn, u32, Option<Commit>)>,
+    tablespaces: Vec<(Lsn, u32, Option<Commit>)>,
+    rows: HashMap<record::Relation, RowCount>,
+    gid: Option<String>,
+}
+
+/// A stretch of WAL, as it goes on.
+pub struct Story {
+    /// The known rows of the catalogs.
+    pub catalogs: Catalogs,
+    /// The events found.
+    pub events: Vec<Event>,
+    open: HashMap<u32, Open>,
+    last_commit: Option<Commit>,
+    /// Fewer rows than this of one relation and transaction are no event.
+    rows_min: u64,
+}
+
+/// The fate of a relation in a transaction.
+#[derive(Debug, Default)]
+struct Fate {
+    first_lsn: Lsn,
+    xids: Vec<u32>,
+    /// The row before the transaction; none where it made the relation.
+    before: Option<ClassRow>,
+    after: Option<ClassRow>,
+    is_truncated: bool,
+    is_rewritten: bool,
+}
+
+impl Story {
+    /// Begins a stretch.
+    pub fn new(major: Major, files: CatalogFiles, rows_min: u64) -> Story {
+        Story {
+            catalogs: Catalogs::new(major, files),
+            events: Vec::new(),
+            open: HashMap::new(),
+            last_commit: None,
+            rows_min,
+        }
+    }
+
+    /// Says that segments follow which were not decoded: which commit was the last is not known.
+    pub fn skip(&mut self) {
+        self.last_commit = None;
+    }
+
+    /// Takes the next digest.
+    pub fn take(&mut self, digest: Digest) {
+        for ((xid, relation), count) in digest.rows {
+            self.of(xid).rows.entry(relation).or_default().add(&count);
+        }
+        for step in digest.steps {
+            self.step(step);
+        }
+    }
+
+    /// Ends the stretch. Databases that were destroyed by a transaction without an end are gone all the same.
+    pub fn finish(&mut self) {
+        let mut open: Vec<_> = self.open.drain().collect();
+        open.sort_unstable_by_key(|(xid, _)| *xid);
+        for (xid, open) in open {
+            let event = Draft::new(xid, None);
+            self.destroyed(&event, &[open]);
+        }
+    }
+
+    fn of(&mut self, xid: u32) -> &mut Open {
+        self.open.entry(xid).or_default()
+    }
+
+    fn step(&mut self, step: Step) {
+        let last = self.last_commit;
+        match step {
+            Step::Page(place, rows) => self.catalogs.page(place, rows),
+            Step::Row(step) => {
+                let xid = step.xid;
+                if let Some(change) = self.catalogs.change(step, last) {
+                    self.of(xid).changes.push(change);
+                }
+            }
+            Step::Map(xid, map) => {
+                self.catalogs.own_files.add_map(&map);
+                self.of(xid).maps.insert(map.database);
+            }
+            Step::Create(xid, relation) => drop(self.of(xid).created.insert(relation)),
+            Step::DropDatabase { lsn, xid, database } => {
+                self.of(xid).databases.push((lsn, database, last));
+            }
+            Step::DropTablespace {
+                lsn,
+                xid,
+                tablespace,
+            } => self.of(xid).tablespaces.push((lsn, tablespace, last)),
+            Step::Prepare(xid, gid) => self.of(xid).gid = Some(gid),
+            Step::End(end) => self.end(&end),
+        }
+    }
+
+    fn end(&mut self, end: &EndStep) {
+        let xids: Vec<u32> = [end.xid]
+            .into_iter()
+            .chain(end.subxids.iter().copied())
+            .collect();
+        let open: Vec<Open> = xids
+            .iter()
+            .filter_map(|xid| self.open.remove(xid))
+            .collect();
+        if end.is_commit {
+            if !open.is_empty() || !end.dropped.is_empty() {
+                self.judge(end, &open);
+            }
+            self.last_commit = Some(Commit {
+                xid: end.xid,
+                lsn: end.lsn,
+                time: end.time,
+            });
+            return;
+        }
+        // A database that is destroyed stays so.
+        self.destroyed(&Draft::new(end.xid, None), &open);
+        if open.iter().any(|o| !o.changes.is_empty()) {
+            xids.iter().for_each(|xid| self.catalogs.roll_back(*xid));
+        }
+    }
+
+    fn judge(&mut self, end: &EndStep, open: &[Open]) {
+        let draft = Draft {
+            gid: open.iter().find_map(|o| o.gid.clone()),
+            last_commit: self.last_commit,
+            ..Draft::new(end.xid, Some(end))
+        };
+        self.destroyed(&draft, open);
+        let mut changes: Vec<&ClassChange> = Vec::new();
+        for change in open.iter().flat_map(|o| &o.changes) {
+            match change {
+                Change::Class(change) => changes.push(change),
+                Change::Named(place, row) => self.catalogs.learn(*place, row, true),
+                _ => {}
+            }
+        }
+        changes.sort_unstable_by_key(|c| c.lsn);
+        let fates = fates(&changes);
+        for ((database, _), fate) in &fates {
+            // A catalog that is written anew has its transient relation made in one file of pg_class, and dropped in another.
+            let is_transient = |b: &ClassRow| b.name.starts_with("pg_temp_");
+            let is_mapped = open.iter().any(|o| o.maps.contains(database));
+            if !is_mapped || !fate.before.as_ref().is_some_and(is_transient) {
+                self.relation(&draft, *database, fate);
+            }
+        }
+        self.leftover(&draft, end, (open, &changes));
+        self.rows(&draft, open);
+        for change in changes {
+            if let Some(after) = &change.after {
+                self.catalogs
+                    .learn_class(change.database, after.clone(), true);
+            }
+        }
+    }
+
+    /// Reports databases and tablespaces that are gone: their target is the record that removed them, or made the database invalid.
+    fn destroyed(&mut self, draft: &Draft, open: &[Open]) {
+        let changes = || open.iter().flat_map(|o| &o.changes);
+        for (lsn, oid, last) in open.iter().flat_map(|o| &o.databases) {
+            // ALTER DATABASE SET TABLESPACE removes files as well, and CREATE DATABASE that fails.
+            let deleted = changes().find_map(|change| match change {
+                Change::DropDatabase { named, invalid } if is_of(named.as_ref(), *oid) => {
+                    Some((named, invalid))
+                }
+                _ => None,
+            });
+            let Some((named, invalid)) = deleted else {
+                continue;
+            };
+            let (target, last) = invalid.unwrap_or((*lsn, *last));
+            let name = named.as_ref().map(|(_, name)| name.clone());
+            self.events.push(Event {
+                database: Some(Named { oid: *oid, name }),
+                last_commit: last,
+                ..draft.event(Kind::Database, target, target)
+            });
+        }
+        for (lsn, oid, last) in open.iter().flat_map(|o| &o.tablespaces) {
+            let name = changes().find_map(|change| match change {
+                Change::DropTablespace(Some((own, name))) if own == oid => Some(name.clone()),
+                _ => None,
+            });
+            self.events.push(Event {
+                tablespace: Some(Named { oid: *oid, name }),
+                last_commit: *last,
+                ..draft.event(Kind::Tablespace, *lsn, *lsn)
+            });
+        }
+    }
+
+    /// Reports the fate of a relation.
+    fn relation(&mut self, draft: &Draft, database: u32, fate: &Fate) {
+        let Some(before) = &fate.before else {
+            return;
+        };
+        let kind = match &fate.after {
+            None => Kind::Drop,
+            Some(_) if fate.is_truncated => Kind::Truncate,
+            Some(_) if fate.is_rewritten => Kind::Rewrite,
+            Some(_) => return,
+        };
+        if !TABLES.contains(&before.kind) || before.oid < FIRST_NORMAL_OID {
+            return;
+        }
+        let relation = self.named(database, before);
+        let event = draft.event(kind, fate.first_lsn, draft.commit_lsn());
+        self.events.push(Event {
+            subxids: fate
+                .xids
+                .iter()
+                .copied()
+                .filter(|x| *x != draft.xid)
+                .collect(),
+            database: Some(self.database(database)),
+            relation: Some(relation),
+            ..event
+        });
+    }
+
+    /// Reports files that were removed, and of which no row of `pg_class` told.
+    fn leftover(
+        &mut self,
+        draft: &Draft,
+        end: &EndStep,
+        (open, changes): (&[Open], &[&ClassChange]),
+    ) {
+        let rows = changes.iter().flat_map(|c| [&c.before, &c.after]).flatten();
+        let known: HashSet<u32> = rows.map(|row| row.file).collect();
+        let is_new = |relation| open.iter().any(|o| o.created.contains(relation));
+        let unknown = |c: &&&ClassChange| c.had_row && c.before.is_none();
+        // Rows that were only deleted are relations that were dropped, whichever these were.
+        let kind = match changes.iter().filter(unknown).all(|c| !c.has_row) {
+            true if changes.iter().any(|c| unknown(&c)) => Kind::Drop,
+            _ => Kind::Unclear,
+        };
+        for file in &end.dropped {
+            // A map that was written explains the file of a catalog, which pg_class does not have.
+            let is_mapped = open.iter().any(|o| o.maps.contains(&file.database));
+            let is_own = file.number < FIRST_NORMAL_OID || known.contains(&file.number);
+            if is_own || is_mapped || is_new(file) {
+                continue;
+            }
+            let Some(relation) = self.table(file) else {
+                continue;
+            };
+            let event = draft.event(kind, end.lsn, end.lsn);
+            self.events.push(Event {
+                database: Some(self.database(file.database)),
+                relation: Some(relation),
+                ..event
+            });
+        }
+    }
+
+    /// Reports relations of which many rows were deleted or updated.
+    fn rows(&mut self, draft: &Draft, open: &[Open]) {
+        let mut counts: BTreeMap<record::Relation, RowCount> = BTreeMap::new();
+        for (relation, count) in open.iter().flat_map(|o| &o.rows) {
+            // Subtransactions follow their parent, and each other, in no certain order: the first record of all counts.
+            let sum = counts.entry(*relation).or_default();
+            let first = |a: Lsn, b: Lsn| {
+                if a == Lsn(0) || (b < a && b != Lsn(0)) {
+                    b
+                } else {
+                    a
+                }
+            };
+            sum.first_delete = first(sum.first_delete, count.first_delete);
+            sum.first_update = first(sum.first_update, count.first_update);
+            sum.deleted += count.deleted;
+            sum.updated += count.updated;
+        }
+        for (file, count) in counts {
+            let Some(relation) = self.table(&file) else {
+                continue;
+            };
+            for (kind, rows, first_lsn) in [
+                (Kind::Delete, count.deleted, count.first_delete),
+                (Kind::Update, count.updated, count.first_update),
+            ] {
+                if rows >= self.rows_min.max(1) {
+                    self.events.push(Event {
+                        rows: Some(rows),
+                        database: Some(self.database(file.database)),
+                        relation: Some(relation.clone()),
+                        ..draft.event(kind, first_lsn, draft.commit_lsn())
+                    });
+                }
+            }
+        }
+    }
+
+    /// The relation of a file, by its numbers where no row of it is known; `None` of an index or the like.
+    fn table(&self, file: &record::Relation) -> Option<Relation> {
+        let Some(row) = self.catalogs.relation(file.database, file.number) else {
+            return Some(Relation {
+                file: Some(file.number),
+                tablespace: Some(file.tablespace),
+                ..Relation::default()
+            });
+        };
+        TABLES
+            .contains(&row.kind)
+            .then(|| self.named(file.database, row))
+    }
+
+    fn named(&self, database: u32, row: &ClassRow) -> Relation {
+        Relation {
+            oid: Some(row.oid),
+            file: (row.file != 0).then_some(row.file),
+            tablespace: (row.tablespace != 0).then_some(row.tablespace),
+            schema: self.catalogs.schema(database, row.namespace).cloned(),
+            name: Some(row.name.clone()),
+            name_now: None,
+            kind: Some(char::from(row.kind)),
+            persistence: Some(char::from(row.persistence)),
+            namespace: row.namespace,
+        }
+    }
+
+    fn database(&self, oid: u32) -> Named {
+        Named {
+            oid,
+            name: self.catalogs.database(oid).cloned(),
+        }
+    }
+}
+
+/// Whether a row that was deleted may be that of an oid.
+fn is_of(named: Option<&(u32, String)>, oid: u32) -> bool {
+    named.is_none_or(|(own, _)| *own == oid)
+}
+
+/// The members that all events of a transaction share.
+struct Draft {
+    xid: u32,
+    commit: Option<Commit>,
+    gid: Option<String>,
+    last_commit: Option<Commit>,
+}
+
+impl Draft {
+    fn new(xid: u32, end: Option<&EndStep>) -> Draft {
+        Draft {
+            xid,
+            commit: end.map(|end| Commit {
+                xid: end.xid,
+                lsn: end.lsn,
+                time: end.time,
+            }),
+            gid: None,
+            last_commit: None,
+        }
+    }
+
+    fn commit_lsn(&self) -> Lsn {
+        self.commit.map_or(Lsn(0), |c| c.lsn)
+    }
+
+    fn event(&self, kind: Kind, first_lsn: Lsn, target_lsn: Lsn) -> Event {
+        Event {
+            kind,
+            time: self.commit.map(|c| c.time),
+            xid: self.xid,
+            subxids: Vec::new(),
+            gid: self.gid.clone(),
+            database: None,
+            relation: None,
+            tablespace: None,
+            rows: None,
+            commit_lsn: self.commit.map(|c| c.lsn),
+            first_lsn,
+            target_lsn,
+            last_commit: self.last_commit,
+        }
+    }
+}
+
+/// Follows each relation through the changes of a transaction, which are in order.
+fn fates(changes: &[&ClassChange]) -> BTreeMap<(u32, u32), Fate> {
+    let mut fates: BTreeMap<(u32, u32), Fate> = BTreeMap::new();
+    // Files of relations that the transaction itself made: what is swapped in from there was written anew.
+    let mut made: HashSet<(u32, u32)> = HashSet::new();
+    for change in changes {
+        if !change.had_row
+            && let Some(after) = &change.after
+        {
+            made.insert((change.database, after.file));
+        }
+        let Some(row) = change.before.as_ref().or(change.after.as_ref()) else {
+            continue;
+        };
+        let key = (change.database, row.oid);
+        let is_first = !fates.contains_key(&key);
+        let fate = fates.entry(key).or_default();
+        if is_first {
+            fate.before = change.before.clone();
+        }
+        if change.has_row && change.after.is_none() {
+            // Its new version is not known: as it was, but for what it does not tell.
+            fate.after = change.before.clone();
+            continue;
+        }
+        fate.after = change.after.clone();
+        let Some((before, after)) = change.before.as_ref().zip(change.after.as_ref()) else {
+            if !change.has_row {
+                note(fate, change);
+            }
+            continue;
+        };
+        if before.file != after.file && before.file != 0 {
+            note(fate, change);
+            let is_swapped = made.contains(&(change.database, after.file));
+            match is_swapped || before.tablespace != after.tablespace {
+                true => fate.is_rewritten = true,
+                false => fate.is_truncated = true,
+            }
+        }
+    }
+    fates
+}
+
+fn note(fate: &mut Fate, change: &ClassChange) {
+    if fate.first_lsn == Lsn(0) {
+        fate.first_lsn = change.lsn;
+    }
+    if !fate.xids.contains(&change.xid) {
+        fate.xids.push(change.xid);
+    }
+}

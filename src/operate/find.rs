@@ -1,0 +1,287 @@
+//! Finds what happened to data, and the target that comes just before it.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::listed_names::Lists;
+use super::live_names;
+use super::reading::Reading;
+use super::session::Session;
+use super::target::{AskedTarget, Point};
+use crate::err;
+use crate::error::Result;
+use crate::find::event::{Event, Kind};
+use crate::find::names::Names;
+use crate::find::scan::{Found, Request, Scan, Unread};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::plan::cluster::DECIDE;
+use crate::plan::target::{Inclusive, Target, TargetTimeline};
+use crate::plan::target_time::WrittenTime;
+use crate::wal::inventory::Inventory;
+
+/// Fewer rows than this are no event, where neither a table nor a transaction is named.
+pub const ROWS_MIN: u64 = 1000;
+
+/// The request.
+#[derive(Debug, Clone, Default)]
+pub struct Question {
+    /// A table, with or without its schema.
+    pub table: Option<String>,
+    /// Kinds of events; none = all that the indexes show, and with a beginning or a transaction those of rows, too.
+    pub kinds: BTreeSet<Kind>,
+    /// Nothing before.
+    pub since: Option<WrittenTime>,
+    /// Nothing after.
+    pub until: Option<WrittenTime>,
+    /// One transaction.
+    pub xid: Option<u32>,
+    /// Fewer rows are no event.
+    pub rows_min: Option<u64>,
+}
+
+/// An event, and the command that leads to the moment before it.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// The event.
+    #[serde(flatten)]
+    pub event: Event,
+    /// The command.
+    pub command: String,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+pub struct Answer {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Its system identifier.
+    pub system_identifier: String,
+    /// The timeline that was followed.
+    pub timeline: u32,
+    /// The kinds that were looked for.
+    pub kinds: Vec<Kind>,
+    /// Fewer rows are no event of kind `delete` or `update`.
+    pub rows_min: u64,
+    /// As it was asked.
+    pub since: Option<TimestampTz>,
+    /// As it was asked.
+    pub until: Option<TimestampTz>,
+    /// Events, in the order of the WAL.
+    pub events: Vec<Shown>,
+    /// Events of relations without a known name: where a table is asked for, they are counted and not shown.
+    pub nameless_count: u64,
+    /// WAL that was not looked at.
+    pub unread: Vec<Unread>,
+    /// Segments that are stored.
+    pub segment_count: u64,
+    /// Segments that were decoded.
+    pub decoded_count: u64,
+}
+
+/// Looks for events.
+///
+/// # Errors
+/// Errors of the repository; `Refused` while it is undecided which timeline is the cluster; `Usage` for words that mean nothing.
+pub fn look(session: &Session, question: &Question) -> Result<Answer> {
+    let reading = Reading::open(session)?;
+    let inventory = reading.inventory(session)?;
+    let cluster = reading.decide(session, &inventory, &[])?;
+    let Some(timeline) = cluster.timeline() else {
+        let why = cluster.undecided().unwrap_or_default();
+        return Err(err!(Refused, "{why}").hint(format!("Nothing was looked at. {DECIDE}.")));
+    };
+    let moment = |written: &Option<WrittenTime>| match written {
+        Some(written) => time(session, &reading, &inventory, written).map(Some),
+        None => Ok(None),
+    };
+    let kinds = question.kinds();
+    let is_narrow = question.table.is_some() || question.xid.is_some();
+    let request = Request {
+        counts_rows: kinds.iter().any(|kind| kind.needs_rows()),
+        rows_min: question
+            .rows_min
+            .unwrap_or(if is_narrow { 1 } else { ROWS_MIN }),
+        since: moment(&question.since)?,
+        until: moment(&question.until)?,
+        xid: question.xid,
+    };
+    let rollup = reading.rollup(session, &inventory)?;
+    let scan = Scan::new((&inventory, &rollup), timeline, &session.host, &request)?;
+    let mut lists = Lists::new(session, &reading, &inventory)?;
+    let mut files = lists.files(request.since);
+    let mut found = scan.run(&files)?;
+    found.events.retain(|event| is_of_kind(&kinds, event.kind));
+    let live = live(session, &reading, &inventory, question, &found);
+    if let Some(live) = &live
+        && files.add_all(&live.files)
+        && found.events.iter().any(is_vague)
+    {
+        // The catalogs have other files than WAL told: with them it tells more.
+        found = scan.run(&files)?;
+        found.events.retain(|event| is_of_kind(&kinds, event.kind));
+    }
+    found.events.retain_mut(|event| lists.complete(event));
+    if let Some(live) = &live {
+        found.events.retain_mut(|event| live.complete(event));
+        let named = found.events.iter_mut();
+        named.for_each(|event| add_newer_name(event, live));
+    }
+    found.events.iter_mut().for_each(add_own_schema);
+    let is_nameless = |e: &Event| e.relation.as_ref().is_some_and(|r| r.name.is_none());
+    let nameless_count = found.events.iter().filter(|e| is_nameless(e)).count() as u64;
+    if let Some(table) = &question.table {
+        found.events.retain(|event| is_table(event, table));
+    }
+    let order = |e: &Event| (e.commit_lsn.unwrap_or(e.first_lsn), e.kind, e.target_lsn);
+    found.events.sort_by_key(order);
+    let options = session.options(session.flags.cluster.as_deref());
+    let shown = |event: Event| Shown {
+        command: command(&options, event.target_lsn),
+        event,
+    };
+    Ok(Answer {
+        cluster: inventory.cluster.clone(),
+        system_identifier: inventory.system_identifier.to_string(),
+        timeline: timeline.decimal(),
+        kinds: kinds.into_iter().collect(),
+        rows_min: request.rows_min,
+        since: request.since,
+        until: request.until,
+        events: found.events.into_iter().map(shown).collect(),
+        nameless_count,
+        unread: found.unread,
+        segment_count: found.segments,
+        decoded_count: found.decoded,
+    })
+}
+
+impl Question {
+    /// The kinds that are looked for.
+    fn kinds(&self) -> BTreeSet<Kind> {
+        if !self.kinds.is_empty() {
+            return self.kinds.clone();
+        }
+        let mut kinds = BTreeSet::from([
+            Kind::Drop,
+            Kind::Truncate,
+            Kind::Rewrite,
+            Kind::Database,
+            Kind::Tablespace,
+        ]);
+        // Rows take every segment of the window: without a beginning that is the whole archive.
+        if self.since.is_some() || self.xid.is_some() {
+            kinds.extend([Kind::Delete, Kind::Update]);
+        }
+        kinds
+    }
+}
+
+/// Whether an event is of a kind that is looked for; a removed file may have been any of three.
+fn is_of_kind(kinds: &BTreeSet<Kind>, kind: Kind) -> bool {
+    let files = [Kind::Drop, Kind::Truncate, Kind::Rewrite];
+    kinds.contains(&kind) || (kind == Kind::Unclear && files.iter().any(|k| kinds.contains(k)))
+}
+
+fn is_table(event: &Event, table: &str) -> bool {
+    let Some(relation) = &event.relation else {
+        return false;
+    };
+    // A table whose schema is not known may be the one that is asked for.
+    let is_it = |name: &str| match (name.rsplit_once('.'), table.rsplit_once('.')) {
+        (Some((_, own)), None) => own == table,
+        (None, Some((_, wanted))) => name == wanted,
+        _ => name == table,
+    };
+    let then = relation.full_name();
+    [then.as_deref(), relation.name_now.as_deref()]
+        .into_iter()
+        .flatten()
+        .any(is_it)
+}
+
+/// Whether something of an event is not known that the server may know.
+fn is_vague(event: &Event) -> bool {
+    let lacks_name = |r: &crate::find::event::Relation| r.name.is_none() || r.schema.is_none();
+    event.kind == Kind::Unclear || event.relation.as_ref().is_some_and(lacks_name)
+}
+
+/// Asks the server, where it can tell something.
+fn live(
+    session: &Session,
+    reading: &Reading,
+    inventory: &Inventory,
+    question: &Question,
+    found: &Found,
+) -> Option<Names> {
+    let lacks_database = |e: &&Event| e.database.as_ref().is_some_and(|d| d.name.is_none());
+    let wanted = |e: &&Event| is_vague(e) || lacks_database(e) || question.table.is_some();
+    let wanted = found.events.iter().filter(wanted);
+    let databases: BTreeSet<u32> = wanted
+        .filter_map(|e| Some(e.database.as_ref()?.oid))
+        .collect();
+    if databases.is_empty() {
+        return None;
+    }
+    let conninfo = reading.cluster.as_ref()?.conninfo.as_ref()?;
+    match live_names::ask(conninfo.expose(), inventory.system_identifier, &databases) {
+        Ok(names) => Some(names),
+        Err(e) => {
+            session.note(&format!(
+                "names that only the server knows are missing: {e}"
+            ));
+            None
+        }
+    }
+}
+
+/// Takes the name that a relation has on the server.
+fn add_newer_name(event: &mut Event, live: &Names) {
+    let Some((database, relation)) = event.database.as_ref().zip(event.relation.as_mut()) else {
+        return;
+    };
+    let now = live.full_name(database.oid, relation);
+    if let Some(now) = now.filter(|now| Some(now) != relation.full_name().as_ref()) {
+        relation.name_now = Some(now);
+    }
+}
+
+/// Takes the name of a schema that has had its oid from initdb on; a new name would stand in the WAL, or on the server.
+///
+/// PostgreSQL: src/include/catalog/pg_namespace.dat.
+fn add_own_schema(event: &mut Event) {
+    if let Some(relation) = &mut event.relation
+        && relation.schema.is_none()
+    {
+        relation.schema = match relation.namespace {
+            2200 => Some("public".to_owned()),
+            11 => Some("pg_catalog".to_owned()),
+            _ => None,
+        };
+    }
+}
+
+fn command(options: &str, target_lsn: Lsn) -> String {
+    format!("pitr plan{options} --target-lsn {target_lsn} --exclusive")
+}
+
+fn time(
+    session: &Session,
+    reading: &Reading,
+    inventory: &Inventory,
+    written: &WrittenTime,
+) -> Result<TimestampTz> {
+    let asked = AskedTarget {
+        point: Point::Time(written.clone()),
+        inclusive: Inclusive::Yes,
+        timeline: TargetTimeline::Latest,
+        timezone: None,
+        backup: None,
+        allow_end: false,
+    };
+    match reading.resolve(session, inventory, &asked)?.target.target {
+        Target::Time(at) => Ok(at),
+        other => Err(err!(Internal, "a time became {other}")),
+    }
+}

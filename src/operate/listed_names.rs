@@ -1,0 +1,122 @@
+//! The names that backups keep: each has a list of the relations that the server had then.
+
+use std::collections::BTreeMap;
+
+use super::reading::Reading;
+use super::session::Session;
+use crate::error::Result;
+use crate::find::catalogs::CatalogFiles;
+use crate::find::event::Event;
+use crate::find::names::{Known, Names};
+use crate::pg::time::TimestampTz;
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::relations::{self, Listed};
+use crate::repo::root::BackupRoot;
+use crate::wal::inventory::{Backup, Inventory};
+
+/// The lists of a cluster's backups, each read when it is first needed.
+pub struct Lists<'a> {
+    session: &'a Session,
+    reading: &'a Reading,
+    inventory: &'a Inventory,
+    layout: ClusterLayout,
+    read: BTreeMap<BackupId, Option<Names>>,
+}
+
+impl<'a> Lists<'a> {
+    /// The lists of these backups.
+    ///
+    /// # Errors
+    /// Those of [`Inventory::layout`].
+    pub fn new(
+        session: &'a Session,
+        reading: &'a Reading,
+        inventory: &'a Inventory,
+    ) -> Result<Lists<'a>> {
+        Ok(Lists {
+            layout: inventory.layout()?,
+            session,
+            reading,
+            inventory,
+            read: BTreeMap::new(),
+        })
+    }
+
+    /// Returns the files of catalogs when the window begins, as far as a backup of that time tells.
+    pub fn files(&mut self, since: Option<TimestampTz>) -> CatalogFiles {
+        let is_before = |b: &&Backup| since.is_some_and(|since| b.stop_time <= since);
+        let backups = &self.inventory.backups;
+        let before = backups.iter().rev().find(is_before);
+        let id = before.or(backups.first()).map(|b| b.id.clone());
+        let names = id.and_then(|id| self.names(&id));
+        names.map(|names| names.files.clone()).unwrap_or_default()
+    }
+
+    /// Adds to an event what is missing there, by the last backup before it that has it, else by the first one behind it. Returns false where the
+    /// event is about an index or the like.
+    pub fn complete(&mut self, event: &mut Event) -> bool {
+        let is_complete = |event: &Event| {
+            let database = event.database.as_ref().is_none_or(|d| d.name.is_some());
+            let relation = event.relation.as_ref();
+            database && relation.is_none_or(|r| r.name.is_some() && r.schema.is_some())
+        };
+        let backups = self.inventory.backups.iter();
+        let (before, behind): (Vec<&Backup>, Vec<&Backup>) =
+            backups.partition(|b| b.stop_lsn <= event.target_lsn);
+        for backup in before.into_iter().rev().chain(behind) {
+            if is_complete(event) {
+                break;
+            }
+            if let Some(names) = self.names(&backup.id)
+                && !names.complete(event)
+            {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn names(&mut self, id: &BackupId) -> Option<&Names> {
+        if !self.read.contains_key(id) {
+            let names = self.load(id).unwrap_or_else(|e| {
+                let note = format!("the list of relations of backup \"{id}\" cannot be read: {e}");
+                self.session.warn(&note);
+                None
+            });
+            self.read.insert(id.clone(), names);
+        }
+        self.read.get(id)?.as_ref()
+    }
+
+    fn load(&self, id: &BackupId) -> Result<Option<Names>> {
+        let store = self.reading.repository.store();
+        let root = BackupRoot::read(store, &self.layout, id)?;
+        let Some(wanted) = root.and_then(|root| root.content.relations) else {
+            return Ok(None);
+        };
+        let system_identifier = self.inventory.system_identifier;
+        let listed = relations::read(store, (&self.layout, id), system_identifier, &wanted)?;
+        Ok(listed.map(names_of))
+    }
+}
+
+fn names_of(listed: Listed) -> Names {
+    let mut names = Names::default();
+    for (database, relations) in listed {
+        if let Some(name) = database.database {
+            names.add_database(database.oid, name);
+        }
+        for relation in relations {
+            let known = Known {
+                oid: relation.oid,
+                file: relation.file,
+                schema: relation.schema,
+                name: relation.name,
+                kind: relation.kind,
+            };
+            names.add(database.oid, known);
+        }
+    }
+    names
+}

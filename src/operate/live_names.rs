@@ -1,0 +1,64 @@
+//! The names that the server knows now.
+
+use std::collections::BTreeSet;
+
+use super::server::Server;
+use crate::err;
+use crate::error::Result;
+use crate::find::names::{Known, Names};
+
+/// Every relation, with the file that it has.
+const RELATIONS: &str = "select c.oid, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0), n.nspname, c.relname, c.relkind, \
+     case when c.relisshared then 1 else 0 end \
+     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
+
+/// Asks the server for the names in some of its databases, by their oids.
+///
+/// # Errors
+/// Those of [`Server::connect`]; `WrongCluster` where another cluster answers.
+pub fn ask(conninfo: &str, system_identifier: u64, databases: &BTreeSet<u32>) -> Result<Names> {
+    let mut server = Server::connect(conninfo)?;
+    let own = server.query("select system_identifier from pg_catalog.pg_control_system()")?;
+    let own: u64 = own.value::<i64>(0, 0)?.cast_unsigned();
+    if own != system_identifier {
+        return Err(err!(
+            WrongCluster,
+            "the server that answers has system identifier {own}, not {system_identifier}"
+        ));
+    }
+    let mut names = Names::default();
+    let listed = server.query("select oid, datname, datallowconn from pg_catalog.pg_database")?;
+    for row in 0..listed.rows.len() {
+        let oid: u32 = listed.value(row, 0)?;
+        let name: String = listed.value(row, 1)?;
+        names.add_database(oid, name.clone());
+        if databases.contains(&oid) && listed.text(row, 2)? == Some("t") {
+            relations(
+                &mut Server::connect_to(conninfo, Some(&name))?,
+                oid,
+                &mut names,
+            )?;
+        }
+    }
+    Ok(names)
+}
+
+fn relations(server: &mut Server, database: u32, names: &mut Names) -> Result<()> {
+    let schemas = server.query("select oid, nspname from pg_catalog.pg_namespace")?;
+    for row in 0..schemas.rows.len() {
+        names.add_schema(database, schemas.value(row, 0)?, schemas.value(row, 1)?);
+    }
+    let listed = server.query(RELATIONS)?;
+    for row in 0..listed.rows.len() {
+        let is_shared = listed.value::<u32>(row, 5)? == 1;
+        let known = Known {
+            oid: listed.value(row, 0)?,
+            file: listed.value(row, 1)?,
+            schema: listed.value(row, 2)?,
+            name: listed.value(row, 3)?,
+            kind: listed.value(row, 4)?,
+        };
+        names.add(if is_shared { 0 } else { database }, known);
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! WAL that is missing, damaged, sealed, or stored in part; names that WAL does not tell.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use pitr::pg::lsn::Lsn;
+use pitr::pg::segment::{SegmentName, SegmentSize};
+use pitr::pg::timeline::TimelineId;
+
+use super::{events, find, only, titles, transaction};
+use crate::common::{Cluster, Site, Stop};
+use crate::sealed::Sealed;
+use crate::tails;
+
+const MIB: u64 = 1 << 20;
+
+fn rows(cluster: &Cluster, table: &str) {
+    cluster.sql(&format!(
+        "create table {table} as select g as a from generate_series(1, 100) g"
+    ));
+}
+
+/// Drops one table in each of three segments; returns the names of these.
+fn three_drops(cluster: &Cluster) -> Vec<String> {
+    for table in ["one", "two", "three"] {
+        rows(cluster, table);
+    }
+    let segment = |table: &str| {
+        cluster.archive_now();
+        cluster.sql("checkpoint");
+        cluster.sql(&format!("drop table {table}"));
+        let name = cluster.query_one_string("select pg_walfile_name(pg_current_wal_insert_lsn())");
+        cluster.archive_now();
+        name
+    };
+    ["one", "two", "three"].map(segment).to_vec()
+}
+
+fn flip_in_the_middle(path: &Path) {
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let middle = file.metadata().unwrap().len() / 4;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[!byte[0]], middle).unwrap();
+}
+
+#[test]
+fn n03_wal_that_is_missing_or_damaged_is_named_and_the_rest_is_found() {
+    for spoil in [
+        |path: &Path| std::fs::remove_file(path).unwrap(),
+        flip_in_the_middle,
+    ] {
+        let (site, cluster) = Site::with_cluster(17);
+        let segments = three_drops(&cluster);
+        spoil(&site.object(&segments[1]));
+        let all = "drop,delete";
+        for kinds in [&["--kind", all][..], &["--kind", "drop"]] {
+            let run = site.pitr().args(["find", "--json"]).args(kinds).run();
+            let answer = run.expect_code(10).json();
+            let found = titles(&answer);
+            let is_found = |name: &str| found.contains(&format!("drop postgres.public.{name}"));
+            assert!(
+                is_found("one") && is_found("three") && !is_found("two"),
+                "{answer:#}"
+            );
+            let segment: SegmentName = segments[1].parse().unwrap();
+            let start = segment.start_lsn(SegmentSize::new(MIB).unwrap()).unwrap();
+            assert_eq!(
+                answer["unread"][0]["from_lsn"],
+                start.to_string(),
+                "{answer:#}"
+            );
+            assert_eq!(answer["unread"].as_array().unwrap().len(), 1, "{answer:#}");
+        }
+        let run = site
+            .pitr()
+            .args(["find", "--kind", "drop"])
+            .run()
+            .expect_code(10);
+        run.expect_stderr("was not looked at");
+    }
+}
+
+#[test]
+fn n03_what_is_stored_of_the_open_segment_counts() {
+    let (site, cluster) = Site::with_cluster(18);
+    let mut cluster = cluster;
+    rows(&cluster, "t");
+    cluster.archive_now();
+    cluster.sql("checkpoint");
+    cluster.sql("drop table t");
+    let end: Lsn = cluster
+        .query_one_string("select pg_current_wal_insert_lsn()::text")
+        .parse()
+        .unwrap();
+    let size = SegmentSize::new(MIB).unwrap();
+    let name = SegmentName::of(TimelineId::FIRST, Lsn(end.0 - 1), size);
+    let path = cluster.pgdata().join("pg_wal").join(name.to_string());
+    assert_eq!(titles(&find(&site, &[])).len(), 0);
+    cluster.stop(Stop::Immediate);
+    let start = name.start_lsn(size).unwrap();
+    tails::stream(&site, &path, name, start, end, 10_000);
+    // The server is down: WAL alone tells the name of the table, and no page tells that of the database.
+    let answer = find(&site, &[]);
+    let event = only(&answer, "drop ?.public.t");
+    assert!(event["last_commit"].is_object(), "{event:#}");
+}
+
+#[test]
+fn n03_a_sealed_repository_is_read_with_its_key_alone() {
+    let (sealed, cluster) = Sealed::archived(18);
+    rows(&cluster, "secret");
+    cluster.sql("drop table secret");
+    cluster.archive_now();
+    let run = sealed.on("reader").args(["find", "--json"]).run();
+    let answer = run.success().json();
+    only(&answer, "drop postgres.public.secret");
+    let run = sealed.on("writer").args(["find", "--json"]).run();
+    assert!(!run.is_success(), "{run}");
+    assert!(!run.stdout.contains("secret"), "{run}");
+}
+
+#[test]
+fn n04_without_page_images_the_server_gives_names_and_nothing_is_guessed() {
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let builder = builder.config("full_page_writes", "off");
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    for table in ["dropped", "cut", "thinned"] {
+        rows(&cluster, table);
+    }
+    cluster.archive_now();
+    cluster.sql("checkpoint");
+    let client = cluster.client();
+    let since = client.query_one_string("select clock_timestamp()::text");
+    let drop = transaction(&client, "drop table dropped");
+    let cut = transaction(&client, "truncate cut");
+    let thin = transaction(&client, "delete from thinned");
+    cluster.archive_now();
+    // Rows that were inserted before the checkpoint are not seen.
+    let answer = find(&site, &["--since", &since, "--min-rows", "1"]);
+    let of = |xid: u64| events(&answer).iter().filter(move |e| e["xid"] == xid);
+    assert!(of(drop).count() >= 1, "{answer:#}");
+    for event in of(drop) {
+        assert!(event["relation"]["name"].is_null(), "{event:#}");
+        assert!(event["relation"]["file"].is_number(), "{event:#}");
+    }
+    assert!(of(cut).all(|e| e["kind"] != "drop"), "{answer:#}");
+    let thinned: Vec<_> = of(thin).collect();
+    assert_eq!(thinned.len(), 1, "{answer:#}");
+    assert_eq!(thinned[0]["relation"]["name"], "thinned");
+    assert_eq!(thinned[0]["rows"], 100);
+    let found = find(&site, &["--since", &since, "--table", "dropped"]);
+    assert_eq!(events(&found).len(), 0);
+    assert!(found["nameless_count"].as_u64().unwrap() >= 1);
+}

@@ -1,0 +1,127 @@
+//! The list of relations that a backup keeps, and the names that `pitr find` takes from it.
+
+use std::path::PathBuf;
+
+use super::{events, find, only, titles, transaction};
+use crate::common::{Cluster, Site, Stop};
+use crate::per_major;
+
+fn backup(site: &Site) -> (String, PathBuf) {
+    let run = site.pitr().args(["backup", "--json"]).run();
+    let id = run.success().json()["id"].as_str().unwrap().to_owned();
+    let list = site
+        .cluster_folder()
+        .join("backups")
+        .join(&id)
+        .join("relations");
+    (id, list)
+}
+
+/// Without images in the WAL and without a server, the last backup tells which table it was.
+fn n05_a_backup_keeps_the_names_of_relations(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let builder = builder
+        .config("full_page_writes", "off")
+        .config("autovacuum", "off");
+    let (site, mut cluster) = Site::with_cluster_of(builder);
+    cluster.sql("create schema app");
+    cluster.sql("create database other");
+    for table in ["app.orders", "app.kept"] {
+        cluster.sql(&format!("create table {table} (a int primary key, b text); insert into {table} select g, repeat('x', 3000) from generate_series(1, 100) g"));
+    }
+    let other = cluster.client_of("other");
+    other.sql("create table elsewhere as select 1 as a");
+    let (id, list) = backup(&site);
+    assert!(list.exists());
+    let info = site.pitr().args(["verify", "--json"]).run().success();
+    assert!(!info.stdout.contains("relations"), "{info}");
+    cluster.archive_now();
+    cluster.sql("checkpoint");
+    let client = cluster.client();
+    let since = client.query_one_string("select clock_timestamp()::text");
+    let gone = transaction(&client, "drop table app.orders");
+    let thin = transaction(&client, "delete from app.kept");
+    other.sql("drop table elsewhere");
+    cluster.archive_now();
+    drop((other, client));
+    cluster.stop(Stop::Fast);
+
+    let answer = find(&site, &["--since", &since, "--min-rows", "1"]);
+    // Neither indexes nor TOAST tables are events.
+    assert_eq!(
+        titles(&answer),
+        [
+            "drop postgres.app.orders",
+            "delete postgres.app.kept",
+            "drop other.public.elsewhere"
+        ],
+        "{answer:#}"
+    );
+    assert_eq!(only(&answer, "drop postgres.app.orders")["xid"], gone);
+    assert_eq!(only(&answer, "delete postgres.app.kept")["xid"], thin);
+    let found = find(&site, &["--table", "app.orders"]);
+    assert_eq!(events(&found).len(), 1);
+
+    // Damaged: verify says so, and find does without.
+    let bytes = std::fs::read(&list).unwrap();
+    let mut spoilt = bytes.clone();
+    let middle = bytes.len() / 3;
+    spoilt[middle] ^= 0xFF;
+    std::fs::write(&list, &spoilt).unwrap();
+    let run = site.pitr().args(["verify", "--json"]).run().expect_code(4);
+    assert!(
+        run.stdout.contains(&format!("backups/{id}/relations")),
+        "{run}"
+    );
+    let run = site
+        .pitr()
+        .args(["find", "--json", "--since", &since])
+        .run();
+    let found = run.success();
+    assert!(found.stderr.contains("list of relations"), "{found}");
+    assert!(
+        titles(&found.json()).iter().all(|t| t.contains('?')),
+        "{found}"
+    );
+    // Gone: a warning, and no damage.
+    std::fs::remove_file(&list).unwrap();
+    let run = site.pitr().arg("verify").run();
+    assert!(run.stderr.contains("no list of its relations"), "{run}");
+    assert_ne!(run.code(), 4, "{run}");
+}
+
+per_major!(n05_a_backup_keeps_the_names_of_relations);
+
+/// It is copied with its backup, and goes with it.
+#[test]
+fn n05_a_list_is_copied_and_deleted_with_its_backup() {
+    let (site, cluster) = Site::with_cluster(18);
+    cluster.sql("create table t (a int)");
+    let (first, list) = backup(&site);
+    let second = site.add_repository("second", "");
+    site.pitr()
+        .args(["repo", "sync", "--to", "second"])
+        .run()
+        .success();
+    let below = list.strip_prefix(site.repository()).unwrap();
+    let copy = second.join(below);
+    assert_eq!(std::fs::read(&list).unwrap(), std::fs::read(copy).unwrap());
+
+    let (_, newer) = backup(&site);
+    site.pitr()
+        .args([
+            "expire",
+            "--keep",
+            "1",
+            "--min-age",
+            "0s",
+            "--grace",
+            "0",
+            "--confirm",
+        ])
+        .arg("--repository")
+        .arg(site.repository())
+        .run()
+        .success();
+    assert!(!list.exists() && newer.exists(), "{first}");
+}
