@@ -8,7 +8,7 @@ use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::operate::drill::{self, Asked, Report, checks};
 use crate::operate::human;
-use crate::repo::drilled::Timed;
+use crate::repo::drilled::{self, Timed};
 
 /// Try a restore: in a sandbox, with a server in quarantine, held against the plan
 ///
@@ -71,14 +71,18 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     cx.stop_with_cleanup()?;
     let report = drill::run(&cx.session, &asked)?;
-    if let Some(path) = &args.html {
-        write_page(&cx.session.environment.absolute(path), &report)?;
-    }
     match cx.out.is_json() {
         true => cx.out.json(&report)?,
         false => cx.out.line(text(&report).trim_end())?,
     }
-    Ok(status(cx, &report))
+    // The verdict counts more than the page.
+    let page = args.html.as_ref().map_or(Ok(()), |path| {
+        write_page(&cx.session.environment.absolute(path), &report)
+    });
+    if let Err(e) = &page {
+        cx.out.warn(&format!("the page was not written: {e}"));
+    }
+    Ok(status(cx, &report, page.is_ok()))
 }
 
 /// The folder below which it restores; none where temporary files go.
@@ -90,16 +94,16 @@ fn folder(args: &Args, cx: &Context) -> Result<Option<PathBuf>> {
     Ok(cluster.and_then(|c| c.drill_dir))
 }
 
-fn status(cx: &Context, report: &Report) -> u8 {
+fn status(cx: &Context, report: &Report, has_page: bool) -> u8 {
     if let Some(why) = &report.not_recorded {
         cx.out.warn(&format!(
             "the result could not be recorded in repository \"{}\", so pitr info does not show it: {why}",
             report.repository
         ));
     }
-    let code = match (report.passed, &report.not_recorded) {
-        (true, None) => return exit::SUCCESS,
-        (true, Some(_)) => Code::Partial,
+    let code = match (report.passed, has_page && report.not_recorded.is_none()) {
+        (true, true) => return exit::SUCCESS,
+        (true, false) => Code::Partial,
         (false, _) => Code::Findings,
     };
     exit::status(Program::Pitr, code)
@@ -156,6 +160,9 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     );
     let new = report.new_timeline.map(|t| t.decimal().to_string());
     add("new timeline", new);
+    let not_checked = drilled::names(&report.not_checked);
+    let not_checked = Some(not_checked).filter(|names| !names.is_empty());
+    add("not checked", not_checked);
     let kept = report.kept.as_ref().map(|p| p.display().to_string());
     add("left behind", kept);
     facts

@@ -54,8 +54,12 @@ pub fn line(all: &[Proven]) -> Option<String> {
         format!(": recovered to {}", human::time(time))
     });
     let time = human::time(held.time);
+    let not_checked = match held.drill.not_checked.as_slice() {
+        [] => String::new(),
+        phases => format!(" (not wholly checked: {})", drilled::names(phases)),
+    };
     Some(format!(
-        "recovery proven: {time}, by a drill of {name}{reached}"
+        "recovery proven: {time}, by a drill of {name}{reached}{not_checked}"
     ))
 }
 

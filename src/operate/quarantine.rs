@@ -25,6 +25,7 @@ use crate::host::Host;
 use crate::pg::conf::{self, Setting};
 use crate::pg::roles;
 use crate::pg::version::Major;
+use crate::wire::server_error;
 
 /// The port in the socket's name.
 const PORT: u16 = 5504;
@@ -35,11 +36,13 @@ const ALLOWED_LIBRARIES: [&str; 2] = ["orioledb", "pg_tde"];
 /// A catalog of roles is smaller.
 const ROLES_BYTES: u64 = 64 << 20;
 const MAP_BYTES: u64 = 64 << 10;
+/// The first major that keeps event triggers from firing by a setting.
+const EVENT_TRIGGERS_SINCE: u32 = 17;
 /// How long a server may take to end at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Settings of each session, which count more than those of roles and databases.
-const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8 -c search_path=pg_catalog,public";
+/// Settings of each session, which count more than those of roles and databases. A prepared transaction may hold a lock for ever.
+const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica -c default_transaction_read_only=off -c statement_timeout=30min -c lock_timeout=10s -c lc_messages=C -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8 -c search_path=pg_catalog,public";
 
 /// The private folder of one server, and how the server is to be run in it.
 pub struct Quarantine<'a> {
@@ -128,7 +131,7 @@ fn settings(folder: &Path, major: Major, libraries: &Libraries) -> Vec<(&'static
         (13, "dynamic_library_path", "$libdir"),
         (18, "extension_control_path", "$system"),
         (18, "oauth_validator_libraries", ""),
-        (17, "event_triggers", "off"),
+        (EVENT_TRIGGERS_SINCE, "event_triggers", "off"),
         (13, "autovacuum", "off"),
         (13, "jit", "off"),
         // It fits on a small host, and nothing of it has to last.
@@ -148,6 +151,44 @@ fn settings(folder: &Path, major: Major, libraries: &Libraries) -> Vec<(&'static
     let known = fixed.iter().filter(|(since, ..)| *since <= number);
     settings.extend(known.map(|(_, name, value)| (*name, (*value).to_owned())));
     settings
+}
+
+/// The options of each session, as far as this major knows them.
+fn session(major: Major) -> String {
+    match major.number() >= EVENT_TRIGGERS_SINCE {
+        true => format!("{SESSION} -c event_triggers=off"),
+        false => SESSION.to_owned(),
+    }
+}
+
+/// Disables the event triggers of a database, before anything is created in it: `ENABLE ALWAYS` fires in replicas, too, and before 17 no
+/// setting keeps it from that. The command itself fires none.
+///
+/// # Errors
+/// Those of [`Server::query`].
+pub fn disable_event_triggers(sql: &mut Server) -> Result<()> {
+    const ENABLED: &str = "select format('alter event trigger %I disable', evtname) from pg_event_trigger where evtenabled <> 'D'";
+    let commands = sql.query(ENABLED)?;
+    for row in 0..commands.rows.len() {
+        if let Some(command) = commands.text(row, 0)? {
+            sql.query(command)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the server only says that this host or the time did not suffice for a query: nothing about what was recovered.
+pub fn is_not_checked(error: &Error) -> bool {
+    let Some(state) = server_error::sqlstate(error) else {
+        return false;
+    };
+    match state {
+        // A function that needs another library, or an older version of an extension; a lock; the time.
+        "42883" | "55P03" | "57014" => true,
+        // A library that the host lacks. A file of a relation that is gone has the same code, and is damage.
+        "58P01" => error.to_string().contains("could not access file"),
+        _ => state.starts_with("53"),
+    }
 }
 
 impl Quarantine<'_> {
@@ -200,6 +241,7 @@ impl Quarantine<'_> {
             is_over,
             folder: self.folder.to_owned(),
             superusers,
+            session: session(self.programs.major),
         })
     }
 }
@@ -260,6 +302,7 @@ pub struct Quarantined {
     is_over: Over,
     folder: PathBuf,
     superusers: Vec<String>,
+    session: String,
 }
 
 impl Quarantined {
@@ -284,7 +327,7 @@ impl Quarantined {
     /// Connects to a database as a superuser.
     ///
     /// # Errors
-    /// Those of [`Server::connect`].
+    /// Those of [`Server::connect_alone`].
     pub fn connect(&mut self, database: &str) -> Result<Server> {
         let mut failed = None;
         for (at, name) in self.superusers.iter().enumerate() {
@@ -293,9 +336,9 @@ impl Quarantined {
                 quoted(&self.folder.display().to_string()),
                 quoted(name),
                 quoted(database),
-                quoted(SESSION),
+                quoted(&self.session),
             );
-            match Server::connect(&conninfo) {
+            match Server::connect_alone(&conninfo) {
                 Ok(server) => {
                     self.superusers.swap(0, at);
                     return Ok(server);
@@ -397,6 +440,8 @@ mod tests {
         assert!(!of(13).contains(&"archive_library") && of(15).contains(&"archive_library"));
         assert!(!of(16).contains(&"event_triggers") && of(17).contains(&"event_triggers"));
         assert!(of(13).contains(&"listen_addresses"));
+        let session = |major| session(Major::from_number(major).unwrap());
+        assert!(!session(16).contains("event_triggers") && session(17).contains("event_triggers"));
     }
 
     #[test]

@@ -66,6 +66,12 @@ impl Phase {
     }
 }
 
+/// The names of phases, in one line.
+pub fn names(phases: &[Phase]) -> String {
+    let names: Vec<&str> = phases.iter().map(|phase| phase.name()).collect();
+    names.join(", ")
+}
+
 /// The duration of a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timed {
@@ -104,6 +110,9 @@ pub struct Drill {
     pub checks_passed: u64,
     /// Checks that failed.
     pub checks_failed: u64,
+    /// Phases that checked nothing, or not everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_checked: Vec<Phase>,
 }
 
 /// A drill as it was recorded.

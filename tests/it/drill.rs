@@ -264,6 +264,12 @@ fn y06_a_check_that_fails_makes_the_drill_fail_and_others_still_run() {
     let passed: Vec<_> = own.map(|c| c["passed"].as_bool().unwrap()).collect();
     assert_eq!(passed, [false, false, false, true, false], "{run}");
     assert!(run.stdout.contains("read-only transaction"), "{run}");
+    // A value that would not be compared is refused, not passed over.
+    let wrong = "-- Expect: 7\nselect count(*) from t;\n";
+    let wrong = drilled.site.sandbox().file("wrong.sql", wrong);
+    let run = drilled.drill().arg("--checks").arg(wrong).run();
+    run.expect_code(2)
+        .expect_stdout("line 1: this comment looks like");
     // A file that says nothing is refused before anything is done.
     let empty = drilled.site.sandbox().file("empty.sql", "-- nothing\n");
     let run = drilled.drill().arg("--checks").arg(empty).run();
@@ -571,4 +577,129 @@ fn y19_a_superuser_who_may_not_log_in_any_more_keeps_no_drill_out() {
     let object = drilled.site.object(&name);
     wait_until(PATIENCE, "the segment is archived", || object.exists());
     drilled.drill().run().success();
+}
+
+#[test]
+fn y20_the_environment_of_the_caller_leads_no_session_elsewhere() {
+    let drilled = Drilled::new(17);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let variables = [
+        ("PGHOSTADDR", "127.0.0.1"),
+        ("PGPORT", &port),
+        ("PGSERVICE", "nowhere"),
+        ("PGTARGETSESSIONATTRS", "standby"),
+        ("PGREQUIREAUTH", "scram-sha-256"),
+        ("PGSSLMODE", "verify-full"),
+    ];
+    let drill = variables
+        .into_iter()
+        .fold(drilled.drill(), |drill, (name, value)| {
+            drill.env(name, value)
+        });
+    let run = drill.run().success();
+    assert_eq!(run.json()["not_checked"], serde_json::json!([]), "{run}");
+    let accepted = listener.accept().map(|_| ()).unwrap_err().kind();
+    assert_eq!(accepted, std::io::ErrorKind::WouldBlock);
+}
+
+fn y21_event_triggers_and_an_old_amcheck_keep_no_check_out(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.sql("create extension amcheck version '1.0'");
+    // Whatever is created or changed in the sandbox would fail.
+    cluster.sql(
+        "create function loud() returns event_trigger language plpgsql as $$ begin raise exception 'an event trigger ran'; end $$",
+    );
+    let drilled = Drilled::of(site, cluster);
+    drilled
+        .cluster
+        .sql("create event trigger \"Loud one\" on ddl_command_start execute function loud()");
+    drilled
+        .cluster
+        .sql("alter event trigger \"Loud one\" enable always");
+    drilled.cluster.archive_now();
+    let run = drilled.drill().run().success();
+    let json = run.json();
+    // A cluster without checksums has no pages that could be checked.
+    let not_checked = json["not_checked"].to_string();
+    assert!(!not_checked.contains("amcheck"), "{run}");
+    assert!(!json["notes"].to_string().contains("database "), "{run}");
+}
+per_major!(
+    y21_event_triggers_and_an_old_amcheck_keep_no_check_out,
+    v13 v16 v18
+);
+
+#[test]
+fn y22_what_could_not_be_checked_is_named_and_breaks_nothing() {
+    let builder = Cluster::builder(17).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("max_prepared_transactions", 5));
+    let drilled = Drilled::of(site, cluster);
+    drilled.cluster.sql("create table held (a int)");
+    let client = drilled.cluster.client();
+    client.sql("begin");
+    client.sql("lock table held in access exclusive mode");
+    client.sql("prepare transaction 'forgotten'");
+    drilled.cluster.archive_now();
+    let text = "select absent();\n-- expect: 3000\nselect count(*) from t;\n";
+    let checks = drilled.site.sandbox().file("checks.sql", text);
+    let run = drilled.drill().arg("--checks").arg(&checks).run().success();
+    let json = run.json();
+    assert_eq!(
+        json["not_checked"],
+        serde_json::json!(["amcheck", "checks"]),
+        "{run}"
+    );
+    let notes = json["notes"].to_string();
+    assert!(notes.contains("held could not be checked"), "{run}");
+    assert!(notes.contains("lock timeout"), "{run}");
+    assert!(notes.contains("select absent()"), "{run}");
+    let proven = drills(&drilled.info())[0]["proven"].clone();
+    assert_eq!(proven["not_checked"], json["not_checked"]);
+    let text = drilled.site.pitr().arg("info").run().success();
+    text.expect_stdout("(not wholly checked: amcheck, checks)");
+}
+
+#[test]
+fn y23_a_page_that_cannot_be_written_hides_no_verdict() {
+    let drilled = Drilled::new(17);
+    let page = drilled.site.sandbox().join("nowhere/page.html");
+    let run = drilled.drill().arg("--html").arg(&page).run();
+    let run = run.expect_code(10);
+    assert_eq!(run.json()["passed"], true, "{run}");
+    run.expect_stderr("the page was not written");
+    let text = "-- expect: 7\nselect 1;\n";
+    let checks = drilled.site.sandbox().file("checks.sql", text);
+    let drill = drilled.drill().arg("--checks").arg(checks);
+    let run = drill.arg("--html").arg(&page).run().expect_code(4);
+    assert_eq!(broken(&run).0, "checks");
+}
+
+#[test]
+fn y24_a_repository_that_cannot_be_tried_keeps_no_other_one_out() {
+    let two = Two::new();
+    two.work(500);
+    two.backup();
+    two.work(500);
+    two.sync().run().success();
+    let folder = Sandbox::new("drills");
+    let programs = bin(17, "initdb").unwrap();
+    let drill = || {
+        let drill = two.site.pitr().args(["drill", "--json", "--dir"]);
+        let drill = drill.arg(folder.path()).arg("--bin");
+        drill.arg(programs.parent().unwrap())
+    };
+    let packs = two.site.cluster_folder().join("packs");
+    let may = |mode| std::fs::set_permissions(&packs, PermissionsExt::from_mode(mode)).unwrap();
+    may(0o000);
+    let run = drill().run();
+    let first = two.first();
+    let alone = drill().args(["--repository", &first]).run();
+    may(0o700);
+    let run = run.success();
+    assert_eq!(run.json()["repository"], "second", "{run}");
+    run.expect_stderr("could not be drilled");
+    assert!(![0, 4].contains(&alone.code()), "{alone}");
+    assert!(files_below(folder.path()).is_empty());
 }

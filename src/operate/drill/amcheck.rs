@@ -3,11 +3,12 @@
 //! PostgreSQL: contrib/amcheck; `verify_heapam` is there from 14 on. 13 has no program pg_amcheck.
 
 use super::{Checked, Findings};
-use crate::error::{Code, Result};
-use crate::operate::quarantine::Quarantined;
+use crate::error::{Code, Error, Result};
+use crate::operate::quarantine::{self, Quarantined, is_not_checked};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::repo::drilled::Phase;
+use crate::wire::server_error;
 
 /// Findings that are listed.
 const LISTED_MAX: usize = 100;
@@ -24,21 +25,30 @@ const TABLES: &str = "select c.oid, c.oid::regclass::text from pg_class c join p
 ///
 /// # Errors
 /// `Interrupted`; errors of the session that are not the server's word about a relation.
-pub(super) fn run(session: &Session, server: &mut Quarantined) -> Result<Findings> {
+pub(super) fn run(
+    session: &Session,
+    server: &mut Quarantined,
+    left_out: &[u32],
+) -> Result<Findings> {
     let mut found = Findings::default();
     let rows = server
         .connect("template1")?
-        .query("select datname from pg_database where datallowconn order by oid")?;
+        .query("select datname, oid from pg_database where datallowconn order by oid")?;
     for row in 0..rows.rows.len() {
         let Some(database) = rows.text(row, 0)? else {
             continue;
         };
+        if left_out.contains(&rows.value(row, 1)?) {
+            found.notes.push(format!("database {database}: its content is left out of the backup, so its indexes and tables were not checked"));
+            continue;
+        }
         session.host.check_stop()?;
         let checked = server
             .connect(database)
             .and_then(|mut sql| of_database(session, &mut sql, database, &mut found));
         session.host.check_stop()?;
         match checked {
+            Err(e) if is_not_checked(&e) => found.notes.push(unchecked(database, &e)),
             // The server runs, and this database cannot be used.
             Err(e) if is_its_word(e.code()) => {
                 found
@@ -55,19 +65,38 @@ fn is_its_word(code: Code) -> bool {
     matches!(code, Code::Server | Code::Denied)
 }
 
+/// Whether the server says that its data is damaged, and not that it refuses.
+fn is_damage(e: &Error) -> bool {
+    let state = server_error::sqlstate(e).unwrap_or_default();
+    state.starts_with("XX") || (state.starts_with("58") && !is_not_checked(e))
+}
+
+fn unchecked(place: &str, e: &Error) -> String {
+    format!("database {place} could not be checked: {e}")
+}
+
 fn of_database(
     session: &Session,
     sql: &mut Server,
     database: &str,
     found: &mut Findings,
 ) -> Result<()> {
-    let Some(schema) = schema(sql)? else {
+    quarantine::disable_event_triggers(sql)?;
+    let schema = match schema(sql) {
+        // Catalogs that are damaged are a finding; an extension that cannot be made is none.
+        Err(e) if is_its_word(e.code()) && !is_damage(&e) => {
+            found.notes.push(unchecked(database, &e));
+            return Ok(());
+        }
+        schema => schema?,
+    };
+    let Some(schema) = schema else {
         found.notes.push(format!("database {database}: the extension amcheck is not available on this host, so its indexes and tables were not checked"));
         return Ok(());
     };
     let indexes = sql.query(INDEXES)?;
     let of_index = |oid: &str| format!("select {schema}.bt_index_check({oid}::regclass, false)");
-    let mut wrong = each(session, sql, &indexes, &of_index)?;
+    let mut wrong = each(session, sql, database, &indexes, &of_index, found)?;
     let mut count = indexes.rows.len();
     let is_newer = sql.session().version_num() / 10_000 >= HEAP_SINCE;
     if is_newer {
@@ -77,7 +106,7 @@ fn of_database(
                 "select 'block ' || blkno || ': ' || msg from {schema}.verify_heapam({oid}::regclass) limit 1"
             )
         };
-        wrong.extend(each(session, sql, &tables, &of_table)?);
+        wrong.extend(each(session, sql, database, &tables, &of_table, found)?);
         count += tables.rows.len();
     }
     let kinds = if is_newer {
@@ -105,13 +134,16 @@ fn of_database(
 /// The schema with the extension's functions, which is made where it is not; none where the host lacks it.
 fn schema(sql: &mut Server) -> Result<Option<String>> {
     const INSTALLED: &str = "select quote_ident(n.nspname) from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'amcheck'";
-    let rows = sql.query(INSTALLED)?;
-    if let Some(name) = rows.rows.first().and(rows.text(0, 0)?) {
-        return Ok(Some(name.to_owned()));
-    }
     let there = sql.query("select 1 from pg_available_extensions where name = 'amcheck'")?;
     if there.rows.is_empty() {
         return Ok(None);
+    }
+    let rows = sql.query(INSTALLED)?;
+    if !rows.rows.is_empty() {
+        let name = rows.text(0, 0)?.unwrap_or_default().to_owned();
+        // An older version lacks functions.
+        sql.query("alter extension amcheck update")?;
+        return Ok(Some(name));
     }
     sql.query(&format!("create schema {SCHEMA}"))?;
     sql.query(&format!("create extension amcheck schema {SCHEMA}"))?;
@@ -122,8 +154,10 @@ fn schema(sql: &mut Server) -> Result<Option<String>> {
 fn each(
     session: &Session,
     sql: &mut Server,
+    database: &str,
     relations: &crate::wire::client::Rows,
     call: &dyn Fn(&str) -> String,
+    found: &mut Findings,
 ) -> Result<Vec<(String, String)>> {
     let mut wrong = Vec::new();
     for row in 0..relations.rows.len() {
@@ -138,6 +172,11 @@ fn each(
                 if !said.is_empty() {
                     wrong.push((name.to_owned(), said.to_owned()));
                 }
+            }
+            Err(e) if is_not_checked(&e) => {
+                found
+                    .notes
+                    .push(unchecked(&format!("{database}: {name}"), &e));
             }
             Err(e) if is_its_word(e.code()) => wrong.push((name.to_owned(), e.to_string())),
             Err(e) => return Err(e),

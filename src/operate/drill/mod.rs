@@ -2,7 +2,7 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `turn` | the repository whose turn it is |
+//! | `turn` | the repositories in turn |
 //! | `moment` | a random moment |
 //! | `sandbox` | the private folder, and what a drill that was killed left |
 //! | `recovery` | the server's way to the target, by its log |
@@ -139,6 +139,8 @@ pub struct Report {
     pub phases: Vec<Timed>,
     /// Everything that was checked.
     pub checks: Vec<Checked>,
+    /// Phases that checked nothing, or not everything.
+    pub not_checked: Vec<Phase>,
     /// Checks that could not be made, and libraries that were left out.
     pub notes: Vec<String>,
     /// The folder, where it was left behind.
@@ -159,8 +161,25 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Report> {
         return Err(err!(Refused, "PostgreSQL refuses to run as root, so a drill cannot run as root")
             .hint("Nothing was done. Run it as the server's user or another one that may read the configuration: sudo -u postgres pitr drill"));
     }
-    let (session, opened) = turn::next(session)?;
-    let (session, began) = (&session, session.host.now());
+    let mut failed = None;
+    let due = turn::due(session)?;
+    let is_only = due.len() == 1;
+    for (own, opened) in due {
+        let name = opened.reading.configured.name.clone();
+        match of_repository(&own, opened, asked) {
+            Err(e) if !is_only && e.code() != Code::Interrupted => {
+                session.warn(&format!("repository \"{name}\" could not be drilled: {e}"));
+                failed.get_or_insert(e);
+            }
+            report => return report,
+        }
+    }
+    Err(failed.unwrap_or_else(|| err!(Internal, "no repository to drill")))
+}
+
+/// Tries a restore from the one repository that a session asks.
+fn of_repository(session: &Session, opened: Opened, asked: &Asked) -> Result<Report> {
+    let began = session.host.now();
     let started = Instant::now();
     let mut asked = asked.clone();
     if let Some(seed) = asked.random {
@@ -257,6 +276,7 @@ impl Course {
             new_timeline: None,
             phases: Vec::new(),
             checks: Vec::new(),
+            not_checked: Vec::new(),
             notes: Vec::new(),
             kept: None,
             not_recorded: None,
@@ -280,6 +300,15 @@ impl Course {
     fn time(&mut self, phase: Phase, since: Instant, bytes: Option<u64>) {
         let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.report.phases.push(Timed { phase, ms, bytes });
+    }
+
+    /// Takes down findings of a phase; each note tells something that it did not check.
+    fn take(&mut self, phase: Phase, found: Findings) {
+        if !found.notes.is_empty() {
+            self.report.not_checked.push(phase);
+        }
+        self.report.notes.extend(found.notes);
+        self.add(found.checks);
     }
 
     fn add(&mut self, checks: Vec<Checked>) {
@@ -328,7 +357,6 @@ impl Course {
         let begun = Begun {
             session,
             asked,
-            plan,
             programs: &programs,
         };
         let done = self.restored(&begun, &wanted, started).and_then(|copied| {
@@ -346,7 +374,7 @@ impl Course {
         begun: &Begun<'_>,
         wanted: &restore::Asked,
         started: Instant,
-    ) -> Result<Option<(Restored, Libraries)>> {
+    ) -> Result<Option<Copied>> {
         let session = begun.session;
         let way = match restore::prepare(session, wanted) {
             Err(e) if is_broken(&e) => {
@@ -358,10 +386,16 @@ impl Course {
         let prepared = match way {
             restore::Way::Ready(prepared) => prepared,
             restore::Way::OutOfReach(unreached) => {
+                self.planned(&unreached.plan);
                 self.broken(Phase::Plan, unreached.error.to_string());
                 return Ok(None);
             }
         };
+        // The repository may have grown since the first plan: this one is carried out.
+        let plan = prepared.job.plan.clone();
+        let plan = plan.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
+        self.planned(&plan);
+        let left_out = prepared.left_out_oids();
         self.time(Phase::Plan, started, None);
         let brought = prepared.brought().value("shared_preload_libraries");
         let libraries = Libraries::of(brought.unwrap_or_default(), begun.programs);
@@ -376,7 +410,12 @@ impl Course {
             restored => restored?,
         };
         self.time(Phase::Copy, copying, Some(restored.report.raw_bytes));
-        Ok(Some((restored, libraries)))
+        Ok(Some(Copied {
+            restored,
+            libraries,
+            plan,
+            left_out,
+        }))
     }
 
     fn note_libraries(&mut self, libraries: &Libraries) {
@@ -392,12 +431,7 @@ impl Course {
     }
 
     /// Starts the server, waits for the target, and checks what is there.
-    fn started(
-        &mut self,
-        begun: &Begun<'_>,
-        sandbox: &Sandbox,
-        (restored, libraries): &(Restored, Libraries),
-    ) -> Result<()> {
+    fn started(&mut self, begun: &Begun<'_>, sandbox: &Sandbox, copied: &Copied) -> Result<()> {
         let data = sandbox.data();
         let quarantine = Quarantine {
             folder: sandbox.path(),
@@ -405,30 +439,34 @@ impl Course {
             programs: begun.programs,
         };
         let session = begun.session;
-        let mut server = quarantine.start(&session.host, libraries, &restored.report.settings)?;
+        let mut server = quarantine.start(
+            &session.host,
+            &copied.libraries,
+            &copied.restored.report.settings,
+        )?;
         session.host.progress.phase("replay", None);
         let recovery = recovery::wait(session, &mut server)?;
-        let replayed = Some(begun.plan.bytes_to_replay);
+        let replayed = Some(copied.plan.bytes_to_replay);
         self.report.phases.extend(recovery.phases(replayed));
         if let Some((phase, cause)) = recovery.broken {
             self.broken(phase, cause);
             return Ok(());
         }
         let comparing = Instant::now();
-        let compared = comparison::compare(&mut server, &data, begun.plan);
+        let compared = comparison::compare(&mut server, &data, &copied.plan);
         let Some(compared) = self.answered(session, Phase::Compare, compared)? else {
             return Ok(());
         };
         self.report.reached_lsn = compared.reached;
         self.report.new_timeline = compared.timeline;
         if compared.checks.iter().all(|check| check.passed) {
-            let backup_stop = begun.plan.backup.as_ref().map(|b| b.stop_time);
-            let last_commit = begun.plan.last_commit.map(|c| c.time);
+            let backup_stop = copied.plan.backup.as_ref().map(|b| b.stop_time);
+            let last_commit = copied.plan.last_commit.map(|c| c.time);
             self.report.reached_time = last_commit.or(backup_stop);
         }
         self.add(compared.checks);
         self.time(Phase::Compare, comparing, None);
-        self.check(begun, &mut server, &data)
+        self.check(begun, copied, &mut server, &data)
     }
 
     /// The answer of a server that still runs; none from one that was lost or does not answer, which is broken then.
@@ -451,24 +489,29 @@ impl Course {
     }
 
     /// Checks the content of the recovered cluster.
-    fn check(&mut self, begun: &Begun<'_>, server: &mut Quarantined, data: &Path) -> Result<()> {
+    fn check(
+        &mut self,
+        begun: &Begun<'_>,
+        copied: &Copied,
+        server: &mut Quarantined,
+        data: &Path,
+    ) -> Result<()> {
         let session = begun.session;
         let checking = Instant::now();
         session.host.progress.phase("amcheck", None);
-        let found = amcheck::run(session, server);
+        let found = amcheck::run(session, server, &copied.left_out);
         let Some(found) = self.answered(session, Phase::Amcheck, found)? else {
             return Ok(());
         };
-        self.report.notes.extend(found.notes);
-        self.add(found.checks);
+        self.take(Phase::Amcheck, found);
         self.time(Phase::Amcheck, checking, None);
         if !begun.asked.checks.is_empty() {
             let checking = Instant::now();
-            let found = checks::run(session, server, &begun.asked.checks);
+            let found = checks::run(session, server, &begun.asked.checks, &copied.left_out);
             let Some(found) = self.answered(session, Phase::Checks, found)? else {
                 return Ok(());
             };
-            self.add(found);
+            self.take(Phase::Checks, found);
             self.time(Phase::Checks, checking, None);
         }
         let checking = Instant::now();
@@ -478,8 +521,7 @@ impl Course {
             stopped => stopped?,
         }
         let found = pages::run(session, begun.programs, data)?;
-        self.report.notes.extend(found.notes);
-        self.add(found.checks);
+        self.take(Phase::Pages, found);
         self.time(Phase::Pages, checking, None);
         Ok(())
     }
@@ -499,6 +541,7 @@ impl Course {
             phases: report.phases.clone(),
             checks_passed: passed,
             checks_failed: report.checks.len() as u64 - passed,
+            not_checked: report.not_checked.clone(),
         };
         let recorded = place.record(session, &drill);
         report.not_recorded = recorded.err().map(|e| e.to_string());
@@ -510,8 +553,17 @@ impl Course {
 struct Begun<'a> {
     session: &'a Session,
     asked: &'a Asked,
-    plan: &'a Plan,
     programs: &'a Programs,
+}
+
+/// A copy that was written.
+struct Copied {
+    restored: Restored,
+    libraries: Libraries,
+    /// The plan that it was written by.
+    plan: Plan,
+    /// Databases without content, by their oid.
+    left_out: Vec<u32>,
 }
 
 /// Checks of one phase, and what could not be checked.

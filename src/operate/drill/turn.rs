@@ -1,4 +1,4 @@
-//! The repository whose turn it is: the one that was drilled longest ago.
+//! The repositories in turn: first the one that was drilled longest ago.
 
 use crate::err;
 use crate::error::Result;
@@ -11,11 +11,11 @@ use crate::pg::time::TimestampTz;
 use crate::repo::drilled;
 use crate::repo::event;
 
-/// A session in which one repository alone is asked, and that repository. So a drill proves that this one leads to the moment by itself.
+/// Sessions in which one repository alone is asked, and that repository, the one that is due in front. So a drill proves that this one leads to the moment by itself.
 ///
 /// # Errors
 /// That of the first repository, where none can be opened.
-pub(super) fn next(session: &Session) -> Result<(Session, Opened)> {
+pub(super) fn due(session: &Session) -> Result<Vec<(Session, Opened)>> {
     let settings = session.settings()?;
     let names: Vec<String> = settings
         .repositories
@@ -25,28 +25,26 @@ pub(super) fn next(session: &Session) -> Result<(Session, Opened)> {
     if session.flags.repository.is_some() || names.len() < 2 {
         let own = narrowed(session, session.flags.repository.clone());
         let opened = opened::open(&own, Reading::open(&own)?)?;
-        return Ok((own, opened));
+        return Ok(vec![(own, opened)]);
     }
-    let mut due: Option<(Option<TimestampTz>, Session, Opened)> = None;
+    let mut due: Vec<(Option<TimestampTz>, Session, Opened)> = Vec::new();
     let mut failed = None;
     for name in names {
         let own = narrowed(session, Some(name.clone()));
         match look(&own) {
-            Ok((drilled, opened)) => {
-                if due.as_ref().is_none_or(|(time, ..)| drilled < *time) {
-                    due = Some((drilled, own, opened));
-                }
-            }
+            Ok((drilled, opened)) => due.push((drilled, own, opened)),
             Err(e) => {
                 session.warn(&format!("repository \"{name}\" cannot be drilled: {e}"));
                 failed.get_or_insert(e);
             }
         }
     }
-    match due {
-        Some((_, own, opened)) => Ok((own, opened)),
-        None => Err(failed.unwrap_or_else(|| err!(Config, "no repository is configured"))),
+    if due.is_empty() {
+        return Err(failed.unwrap_or_else(|| err!(Config, "no repository is configured")));
     }
+    due.sort_by_key(|(drilled, ..)| *drilled);
+    let due = due.into_iter().map(|(_, own, opened)| (own, opened));
+    Ok(due.collect())
 }
 
 /// Opens a repository, and finds when it was drilled last.
