@@ -24,6 +24,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// More relations than this make no list: they would fill memory.
 const RELATIONS_MAX: usize = 1_000_000;
 
+/// A user of a database could give an operator or a function of its own the name of one that is asked for here.
+pub const OWN_NAMES: &str = "set search_path to pg_catalog, pg_temp";
 const DATABASES: &str = "select oid, datname, dattablespace, datallowconn, pg_catalog.pg_encoding_to_char(encoding) from pg_catalog.pg_database order by oid";
 const POSITION: &str = "select (case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn() \
      else pg_catalog.pg_current_wal_insert_lsn() end)::text, \
@@ -94,6 +96,7 @@ pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Listed> {
 
 async fn databases(info: &ConnInfo, stop: &AtomicBool) -> Result<Rows> {
     let mut sql = Sql::connect(info, Arc::new(Silent)).await?;
+    sql.query(OWN_NAMES).await?;
     let rows = unless_stopped(stop, sql.query(DATABASES)).await?;
     sql.close().await;
     Ok(rows)
@@ -119,6 +122,7 @@ async fn read(
     let mut info = info.clone();
     info.dbname.clone_from(&database.database);
     let mut sql = Sql::connect(&info, Arc::new(Silent)).await?;
+    sql.query(OWN_NAMES).await?;
     sql.query("begin isolation level repeatable read read only")
         .await?;
     let position = sql.query(POSITION).await?;

@@ -102,6 +102,10 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
             "{count} of relations whose name is not known: without --table they are shown by number"
         ));
     }
+    if answer.events.is_empty() && question.table.is_some() {
+        cx.out
+            .note("a partitioned table has no rows of its own: ask for its partitions");
+    }
     if !answer.kinds.iter().any(|kind| kind.needs_rows()) && question.kinds.is_empty() {
         cx.out
             .note("deleted and updated rows were not looked for: add --since TIME");
@@ -118,8 +122,12 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
 /// An event as people read it.
 pub fn render(shown: &Shown) -> String {
     let event = &shown.event;
-    let mut text = format!("{:<10} {}\n", event.kind.as_str(), subject(event));
-    let mut add = |label: &str, value: String| text.push_str(&format!("  {label:<13} {value}\n"));
+    let subject = one_line(&subject(event));
+    let mut text = format!("{:<10} {subject}\n", event.kind.as_str());
+    // A name may have line feeds, and is no line of its own.
+    let mut add = |label: &str, value: String| {
+        text.push_str(&format!("  {label:<13} {}\n", one_line(&value)));
+    };
     match (event.time, event.commit_lsn) {
         (Some(time), Some(lsn)) => add(
             "committed",
@@ -168,6 +176,10 @@ pub fn render(shown: &Shown) -> String {
     }
     add("before it", shown.command.clone());
     text
+}
+
+fn one_line(text: &str) -> String {
+    text.replace('\n', "\\n")
 }
 
 fn subject(event: &Event) -> String {

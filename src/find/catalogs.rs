@@ -147,6 +147,8 @@ impl Catalogs {
                     Some(data) => Row::inserted(data),
                     None => self.rows.get(&(place, offset)).cloned(),
                 };
+                // The place was another row's before.
+                self.invalid.remove(&(place, offset));
                 if let Some(row) = &row {
                     self.keep((place, offset), row.clone());
                 }
@@ -194,6 +196,8 @@ impl Catalogs {
 
     fn delete(&mut self, step: &RowStep, offset: u16) -> Option<Change> {
         let at = (step.place, offset);
+        // Whatever takes the place later is another row.
+        let invalid = self.invalid.remove(&at);
         let row = self.rows.get(&at);
         let named = || row.and_then(Row::columns).and_then(catalog::named);
         match step.place.catalog {
@@ -207,7 +211,7 @@ impl Catalogs {
             }
             Catalog::Database => Some(Change::DropDatabase {
                 named: named(),
-                invalid: self.invalid.get(&at).copied(),
+                invalid,
             }),
             Catalog::Tablespace => Some(Change::DropTablespace(named())),
             Catalog::Namespace => None,

@@ -443,11 +443,12 @@ impl<'a> Scan<'a> {
                 }
             }
         }
-        if facts.tail_length > 0
-            && facts.tail_class != crate::wal::index::TailClass::Other
-            && let Some(digest) = self.joined(at, &facts, &CatalogFiles::default())?
-        {
-            add_removals(&digest, &mut removals);
+        if facts.tail_length > 0 && facts.tail_class != crate::wal::index::TailClass::Other {
+            match self.joined(at, &facts, &CatalogFiles::default())? {
+                Some(digest) => add_removals(&digest, &mut removals),
+                // The indexes do not have a long record, such as that of DROP SCHEMA.
+                None => self.removals_by_decoding(at, &mut removals)?,
+            }
         }
         Ok(removals)
     }

@@ -233,7 +233,9 @@ impl Story {
             Some(_) if fate.is_rewritten => Kind::Rewrite,
             Some(_) => return,
         };
-        if !TABLES.contains(&before.kind) || before.oid < FIRST_NORMAL_OID {
+        // WAL has the rows of pg_class of temporary tables, and nothing of their content.
+        let is_temporary = before.persistence == b't';
+        if !TABLES.contains(&before.kind) || before.oid < FIRST_NORMAL_OID || is_temporary {
             return;
         }
         let relation = self.named(database, before);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::server::Server;
+use crate::backup::relations::OWN_NAMES;
 use crate::err;
 use crate::error::Result;
 use crate::find::names::{Known, Names};
@@ -18,6 +19,7 @@ const RELATIONS: &str = "select c.oid, coalesce(pg_catalog.pg_relation_filenode(
 /// Those of [`Server::connect`]; `WrongCluster` where another cluster answers.
 pub fn ask(conninfo: &str, system_identifier: u64, databases: &BTreeSet<u32>) -> Result<Names> {
     let mut server = Server::connect(conninfo)?;
+    server.query(OWN_NAMES)?;
     let own = server.query("select system_identifier from pg_catalog.pg_control_system()")?;
     let own: u64 = own.value::<i64>(0, 0)?.cast_unsigned();
     if own != system_identifier {
@@ -44,6 +46,7 @@ pub fn ask(conninfo: &str, system_identifier: u64, databases: &BTreeSet<u32>) ->
 }
 
 fn relations(server: &mut Server, database: u32, names: &mut Names) -> Result<()> {
+    server.query(OWN_NAMES)?;
     let schemas = server.query("select oid, nspname from pg_catalog.pg_namespace")?;
     for row in 0..schemas.rows.len() {
         names.add_schema(database, schemas.value(row, 0)?, schemas.value(row, 1)?);

@@ -10,9 +10,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use super::{
-    Contents, DEPOT_PREFIX, Removes, Target, Wanted, failed, is_mount, look, mount, names_in,
-};
+use super::below::{Obstacle, obstacle};
+use super::{Contents, DEPOT_PREFIX, Removes, Target, Volume, Wanted, failed, look, names_in, see};
 use crate::error::Result;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
@@ -155,6 +154,7 @@ impl Target {
             settler: Settler::new(wanted.permit),
             xattrs: XattrReader::new(),
             above: Above::default(),
+            volume: volume_of(self.root.as_fd(), &self.home)?,
             places: Places::new(self.root.as_fd(), &self.home)?,
             fresh: HashMap::new(),
             skipped: HashSet::new(),
@@ -183,6 +183,8 @@ struct Comparison<'c, 't, 'w, 's> {
     settler: Settler,
     xattrs: XattrReader,
     above: Above,
+    /// The one that the depot lies in.
+    volume: Volume,
     places: Places,
     /// Directories that are made, with the places of what is made in them.
     fresh: HashMap<Vec<u8>, usize>,
@@ -430,21 +432,14 @@ impl Comparison<'_, '_, '_, '_> {
         found: Option<Status>,
     ) -> Result<()> {
         let was_directory = found.is_some_and(|found| found.kind == FileType::Directory);
-        if was_directory && self.wanted.removes.is_none() {
-            self.leave(
-                item,
-                "a directory is in its place, and nothing may be removed",
-            );
-            return Ok(());
-        }
-        let (above, name) = beneath::cut(&item.path);
+        let (above, _) = beneath::cut(&item.path);
         let place = match self.fresh.get(above) {
             Some(place) => *place,
             None => {
-                let opened = self.above.of(self.root, &item.path);
-                let (directory, _) = opened.map_err(|e| failed(&item.path, "open", e))?;
-                if found.is_some() && is_mount(directory, name) {
-                    self.leave(item, "something is mounted in its place");
+                if found.is_some()
+                    && let Some(why) = self.stays(&item.path, was_directory)?
+                {
+                    self.leave(item, why);
                     return Ok(());
                 }
                 self.places.of(self.root, above)?
@@ -472,6 +467,30 @@ impl Comparison<'_, '_, '_, '_> {
             place,
         });
         Ok(())
+    }
+
+    /// The reason for which an entry may not give way.
+    fn stays(&mut self, path: &[u8], is_directory: bool) -> Result<Option<String>> {
+        if is_directory {
+            match self.wanted.removes {
+                None => {
+                    let why = "a directory is in its place, and nothing may be removed";
+                    return Ok(Some(why.to_owned()));
+                }
+                Some(removes) if !removes(path)? => {
+                    let why = "a directory is in its place that the rules leave out of backups";
+                    return Ok(Some(why.to_owned()));
+                }
+                Some(_) => {}
+            }
+        }
+        let everything: &Removes<'_> = &|_| Ok(true);
+        let removes = self.wanted.removes.unwrap_or(everything);
+        let mut parent = Above::default();
+        let at = parent.of(self.root, path);
+        let at = at.map_err(|e| failed(path, "open", e))?;
+        let found = self.obstacle(at, path, removes)?;
+        Ok(found.map(|found| format!("an entry is in its place and stays: {found}")))
     }
 
     /// Finds entries that the backup lacks, in the directories that stay.
@@ -505,15 +524,29 @@ impl Comparison<'_, '_, '_, '_> {
             if !part.all(|part| part.is_named(&path, is_directory)) || !removes(&path)? {
                 continue;
             }
-            if is_mount(directory.as_fd(), &name) {
+            let at = (directory.as_fd(), &*name);
+            if let Some(found) = self.obstacle(at, &path, removes)? {
                 let left_out = &mut self.plan.left_out;
-                left_out.add(&path, Part::Entry, "something is mounted in it: it stays");
+                left_out.add(&path, Part::Entry, format!("it stays: {found}"));
                 continue;
             }
             let place = self.places.of(self.root, above)?;
             self.plan.removes.push(Remove { path, place });
         }
         Ok(())
+    }
+
+    /// The reason for which an entry may not be removed, with all that is below it.
+    fn obstacle(
+        &self,
+        at: (BorrowedFd<'_>, &[u8]),
+        path: &[u8],
+        removes: &Removes<'_>,
+    ) -> Result<Option<Obstacle>> {
+        obstacle(at, path, self.volume, &mut |path| {
+            (self.tick.borrow_mut())()?;
+            removes(path)
+        })
     }
 
     fn has(&self, path: &[u8]) -> Result<bool> {
@@ -575,7 +608,7 @@ fn has_type(kind: &NodeKind, found: &Status) -> bool {
 /// The mounts that entries change in, by a directory of each; that of the first depot comes first.
 struct Places {
     paths: Vec<Vec<u8>>,
-    mounts: Vec<u64>,
+    mounts: Vec<Volume>,
     last: Option<(Vec<u8>, usize)>,
 }
 
@@ -583,7 +616,7 @@ impl Places {
     fn new(root: BorrowedFd<'_>, home: &[u8]) -> Result<Places> {
         Ok(Places {
             paths: vec![home.to_vec()],
-            mounts: vec![mount_of(root, home)?],
+            mounts: vec![volume_of(root, home)?],
             last: None,
         })
     }
@@ -593,7 +626,7 @@ impl Places {
         if let Some((_, place)) = self.last.as_ref().filter(|(last, _)| last == directory) {
             return Ok(*place);
         }
-        let mount = mount_of(root, directory)?;
+        let mount = volume_of(root, directory)?;
         let place = match self.mounts.iter().position(|known| *known == mount) {
             Some(known) => known,
             None => {
@@ -607,19 +640,23 @@ impl Places {
     }
 }
 
-fn mount_of(root: BorrowedFd<'_>, directory: &[u8]) -> Result<u64> {
+/// The volume that a directory lies in.
+pub(super) fn volume_of(root: BorrowedFd<'_>, directory: &[u8]) -> Result<Volume> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let opened = beneath::open(root, directory, flags, Mode::empty());
-    let found = opened.and_then(|directory| mount(directory.as_fd()));
-    found.map_err(|e| failed(directory, "look at", e))
+    let seen = opened.and_then(|directory| see(directory.as_fd(), b""));
+    match seen {
+        Ok(seen) => Ok(seen.volume),
+        Err(e) => Err(failed(directory, "look at", e)),
+    }
 }
 
 /// The highest directory of a mount on the way to `directory`.
-fn start_of_mount(root: BorrowedFd<'_>, directory: &[u8], mount: u64) -> Result<Vec<u8>> {
+fn start_of_mount(root: BorrowedFd<'_>, directory: &[u8], mount: Volume) -> Result<Vec<u8>> {
     let mut start = directory;
     while !start.is_empty() {
         let (above, _) = beneath::cut(start);
-        if mount_of(root, above)? != mount {
+        if volume_of(root, above)? != mount {
             break;
         }
         start = above;

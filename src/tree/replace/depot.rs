@@ -1,16 +1,14 @@
 //! Depots: the private directories in which entries are made before they take their places, one in each mount.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::journal::Journal;
-use super::{DEPOT_PREFIX, Target, failed, names_in};
+use super::{DEPOT_PREFIX, Target, Volume, failed, names_in, see};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -128,7 +126,9 @@ impl Depot {
 
     /// Removes the depot with what is in it.
     pub(super) fn remove(self) -> Result<()> {
-        remove_all(self.directory.as_fd(), &self.name)?;
+        let directory = self.directory.as_fd();
+        let seen = see(directory, b"").map_err(|e| failed(&self.name, "look at", e))?;
+        remove_all(directory, &self.name, seen.volume)?;
         match rustix::fs::unlinkat(&self.above, &self.name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(failed(&self.name, "remove", e)),
@@ -136,29 +136,44 @@ impl Depot {
     }
 }
 
-/// Removes what is in a directory.
-fn remove_all(directory: BorrowedFd<'_>, shown: &[u8]) -> Result<()> {
+/// Removes what is in a directory of a volume, and nothing that is mounted in it.
+fn remove_all(directory: BorrowedFd<'_>, shown: &[u8], volume: Volume) -> Result<()> {
     let names = names_in(directory).map_err(|e| failed(shown, "read", e))?;
     for name in names {
+        let path = [shown, &name].join(&b'/');
         match rustix::fs::unlinkat(directory, &name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            // A directory: the library follows no link either.
             Err(Errno::ISDIR | Errno::PERM) => {
-                let base = format!("/proc/self/fd/{}", directory.as_raw_fd());
-                let path = Path::new(&base).join(std::ffi::OsStr::from_bytes(&name));
-                std::fs::remove_dir_all(path).map_err(|e| {
-                    let path = [shown, &name].join(&b'/');
-                    failed(
-                        &path,
-                        "remove",
-                        Errno::from_io_error(&e).unwrap_or(Errno::IO),
-                    )
-                })?;
+                remove_directory((directory, &name), &path, volume)?;
             }
-            Err(e) => return Err(failed(&[shown, &name].join(&b'/'), "remove", e)),
+            Err(e) => return Err(failed(&path, "remove", e)),
         }
     }
     Ok(())
+}
+
+fn remove_directory(
+    (above, name): (BorrowedFd<'_>, &[u8]),
+    path: &[u8],
+    volume: Volume,
+) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(above, name, flags, Mode::empty());
+    let directory = directory.map_err(|e| failed(path, "remove", e))?;
+    let seen = see(directory.as_fd(), b"").map_err(|e| failed(path, "look at", e))?;
+    if seen.is_mount || seen.volume != volume {
+        return Err(err!(
+            Refused,
+            "another filesystem is mounted at \"{}\": nothing of it is removed",
+            path.escape_ascii()
+        )
+        .hint("Unmount it, then run the same command again."));
+    }
+    remove_all(directory.as_fd(), path, volume)?;
+    match rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(failed(path, "remove", e)),
+    }
 }
 
 fn open_place(root: BorrowedFd<'_>, place: &[u8]) -> Result<OwnedFd> {

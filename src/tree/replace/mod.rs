@@ -5,6 +5,7 @@
 //! depot stays, and [`undo`] moves everything back. Content and owner of a file that is in
 //! place are never changed: another program may hold it open, or know it by another name. Directories alone get their attributes where they lie.
 
+mod below;
 pub mod compare;
 pub mod depot;
 pub mod journal;
@@ -15,7 +16,7 @@ pub mod undo;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::beneath;
@@ -184,18 +185,39 @@ fn look(
     }
 }
 
-/// The mount that a directory lies in; its filesystem where the kernel does not tell mounts apart (before 5.8).
-fn mount(directory: BorrowedFd<'_>) -> rustix::io::Result<u64> {
-    let told = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
-    match told.stx_mask & StatxFlags::MNT_ID.bits() {
-        0 => Ok(Status::of(directory)?.device),
-        _ => Ok(told.stx_mnt_id),
-    }
+/// The mount and the device of a directory. An entry is never moved from one to another: a volume of btrfs has a device of its own, and a bind mount has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Volume {
+    /// 0 where the kernel does not tell mounts apart (before 5.8).
+    mount: u64,
+    device: (u32, u32),
 }
 
-/// Whether something is mounted at a name: it cannot be moved.
-fn is_mount(directory: BorrowedFd<'_>, name: &[u8]) -> bool {
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::statx(directory, name, flags, StatxFlags::TYPE)
-        .is_ok_and(|told| told.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+/// The facts that decide whether an entry can be moved.
+struct Seen {
+    /// The filesystem; that of a file differs from its directory's below an overlay.
+    volume: Volume,
+    is_directory: bool,
+    is_mount: bool,
+}
+
+/// Looks at a name in a directory; the empty name is the directory itself.
+fn see(directory: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Seen> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let told = rustix::fs::statx(
+        directory,
+        name,
+        flags,
+        StatxFlags::TYPE | StatxFlags::MNT_ID,
+    )?;
+    let tells_mount = told.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    let mode = told.stx_mode.into();
+    Ok(Seen {
+        volume: Volume {
+            mount: if tells_mount { told.stx_mnt_id } else { 0 },
+            device: (told.stx_dev_major, told.stx_dev_minor),
+        },
+        is_directory: FileType::from_raw_mode(mode) == FileType::Directory,
+        is_mount: told.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+    })
 }

@@ -5,14 +5,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::compare::Settled;
+use super::below::obstacle;
+use super::compare::{Settled, volume_of};
 use super::depot::Depot;
 use super::journal::{Bytes, Directory, End, Entry, Facts, Journal, Restore, time};
 use super::stage::{Staged, not_synced, sync};
 use super::{Done, failed, look};
 use crate::durable;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::tree::beneath;
 use crate::tree::extract::{Above, is_of_entry};
@@ -26,7 +27,7 @@ impl Staged<'_> {
     /// # Errors
     /// `TargetWrite`, and those of `tick`: some entries are in their places then, each of them whole, and the next restore does the rest.
     pub fn switch(mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Done> {
-        self.move_all(false, tick)?;
+        self.move_all(tick)?;
         for depot in std::mem::take(&mut self.depots) {
             sync(&depot)?;
             depot.remove()?;
@@ -49,7 +50,7 @@ impl Staged<'_> {
         let first = first.ok_or_else(|| err!(Internal, "a restore without a depot"))?;
         self.journal(restore).write(first, host.random())?;
         let switched = self
-            .move_all(true, tick)
+            .move_all(tick)
             .and_then(|()| self.settle(tick))
             .and_then(|()| self.finish())
             .and_then(|done| {
@@ -144,7 +145,7 @@ impl Staged<'_> {
         })
     }
 
-    fn move_all(&self, keeps: bool, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn move_all(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let root = self.target.root.as_fd();
         let mut above = Above::default();
         let puts = self.plan.puts.iter().zip(&self.made).enumerate();
@@ -157,19 +158,16 @@ impl Staged<'_> {
             let slot = (depot.directory.as_fd(), &*slot);
             let place = above.of(root, &put.path);
             let place = place.map_err(|e| failed(&put.path, "open", e))?;
+            if put.was_directory {
+                self.check_below(place, &put.path)?;
+            }
             put_in_place(slot, place).map_err(|e| failed(&put.path, "replace", e))?;
             // A directory that nobody has confirmed is not taken away.
-            let was_directory = !keeps
-                && Status::at(slot.0, slot.1)
-                    .is_ok_and(|status| status.kind == FileType::Directory);
+            let status = Status::at(slot.0, slot.1);
+            let was_directory = status.is_ok_and(|status| status.kind == FileType::Directory);
             if was_directory && !put.was_directory {
                 put_in_place(slot, place).map_err(|e| failed(&put.path, "put back", e))?;
-                let path = put.path.escape_ascii();
-                return Err(err!(
-                    Refused,
-                    "\"{path}\" became a directory while the restore was under way"
-                )
-                .hint("It was left as it is. Run the command again."));
+                return Err(changed(&put.path, "became a directory"));
             }
         }
         let first = self.plan.puts.len();
@@ -181,12 +179,22 @@ impl Staged<'_> {
             let slot = Depot::slot(first + number);
             let place = above.of(root, &remove.path);
             let place = place.map_err(|e| failed(&remove.path, "open", e))?;
+            self.check_below(place, &remove.path)?;
             match durable::move_to_free(place, (depot.directory.as_fd(), &slot)) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(failed(&remove.path, "remove", e)),
             }
         }
         Ok(())
+    }
+
+    /// Looks once more that nothing is mounted in a directory that goes: the mount would go with it.
+    fn check_below(&self, at: (BorrowedFd<'_>, &[u8]), path: &[u8]) -> Result<()> {
+        let volume = volume_of(self.target.root.as_fd(), &self.target.home)?;
+        match obstacle(at, path, volume, &mut |_| Ok(true))? {
+            Some(found) => Err(changed(path, &format!("may not go any more: {found}"))),
+            None => Ok(()),
+        }
     }
 
     /// Gives directories their attributes, the lowest first: one may be closed to ourselves then.
@@ -199,6 +207,15 @@ impl Staged<'_> {
         }
         Ok(())
     }
+}
+
+fn changed(path: &[u8], how: &str) -> Error {
+    err!(
+        Refused,
+        "\"{}\" {how}, while the restore was under way",
+        path.escape_ascii()
+    )
+    .hint("It was left as it is. Run the command again.")
 }
 
 /// Owner, group and permissions of a directory; none where there is no directory.

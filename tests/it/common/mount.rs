@@ -162,6 +162,25 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A small filesystem over a folder that is there. Unmounted when dropped.
+pub struct DiskOver(PathBuf);
+
+impl DiskOver {
+    pub fn mount(path: &Path) -> DiskOver {
+        with_right_to_mount(|| {
+            let options = ["-t", "tmpfs", "-o", "size=1m", "pitr-test", text(path)];
+            run("mount", &options);
+        });
+        DiskOver(path.to_owned())
+    }
+}
+
+impl Drop for DiskOver {
+    fn drop(&mut self) {
+        with_right_to_mount(|| unmount(&self.0));
+    }
+}
+
 /// An ext4 filesystem on a file, owned by the unprivileged user, whose power can be cut.
 pub struct PowerDisk {
     path: PathBuf,

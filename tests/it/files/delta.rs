@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::tree::{Changes, describe};
 use super::{World, id, path_text};
-use crate::common::mount::SmallDisk;
+use crate::common::mount::{DiskOver, SmallDisk};
 use crate::common::{Program, fault, files_below};
 use crate::{require_mounts, require_strace};
 
@@ -311,6 +311,99 @@ fn u37_what_backups_leave_out_or_lack_is_never_removed() {
     let run = delta(&world, id(&lacks), &source, &["--confirm", "--delete"]).run();
     run.expect_code(8).expect_stdout("could not be read");
     assert!(source.join("x").exists());
+}
+
+#[test]
+fn u52_a_directory_stays_where_something_below_it_may_not_go() {
+    let world = World::new("exclude = [\"*.keep\"]\n");
+    let source = world.source();
+    fs::write(source.join("x"), "x").unwrap();
+    fs::write(source.join("y"), "y").unwrap();
+    let backup = world.backup();
+    // A stray directory, and one that would give way to a file.
+    fs::remove_file(source.join("y")).unwrap();
+    for top in ["stray", "y"] {
+        fs::create_dir_all(source.join(top).join("a/b")).unwrap();
+        fs::write(source.join(top).join("a/b/data.keep"), "kept").unwrap();
+    }
+    let depot = "other/.pitr-rollback-20261120T064049Z-482913";
+    fs::create_dir_all(source.join(depot)).unwrap();
+    fs::write(source.join(depot).join("0"), "kept").unwrap();
+    let before = describe(&source);
+    for (more, code) in [("--dry-run", 0), ("--confirm", 6)] {
+        let run = delta(&world, id(&backup), &source, &["--delete", more]).run();
+        let json = run.expect_code(code).json();
+        assert_eq!(count(&json, "removed_count"), 0, "{json}");
+        let examples = json["left_out"]["examples"].as_array().unwrap();
+        let about = |path: &str, reason: &str| {
+            let is_it = |one: &&Value| one["path"] == path;
+            let found = examples.iter().find(is_it).unwrap();
+            assert!(found["reason"].as_str().unwrap().contains(reason), "{json}");
+        };
+        about("stray", "\"stray/a/b/data.keep\" is left out of backups");
+        about("y", "\"y/a/b/data.keep\" is left out of backups");
+        about("other", "is kept by a restore in place");
+        let mut found = describe(&source);
+        found.remove(&PathBuf::new());
+        let mut before = before.clone();
+        before.remove(&PathBuf::new());
+        assert_eq!(found, before);
+    }
+    // With nothing of the kind below they go.
+    for gone in ["stray/a/b/data.keep", "y/a/b/data.keep"] {
+        fs::remove_file(source.join(gone)).unwrap();
+    }
+    fs::remove_dir_all(source.join("other")).unwrap();
+    let json = taken_back(&world, id(&backup), &source, &["--delete"]);
+    assert_eq!(count(&json, "removed_count"), 1, "{json}");
+    assert_eq!(files_below(&source), ["x", "y"]);
+}
+
+#[test]
+fn u53_what_is_mounted_deep_in_a_directory_is_not_emptied() {
+    require_mounts!("u53_what_is_mounted_deep_in_a_directory_is_not_emptied");
+    require_strace!("u53_what_is_mounted_deep_in_a_directory_is_not_emptied");
+    let scene = Scene::new();
+    let volume = scene.live.join("stray/deep/volume");
+    let data = volume.join("data");
+    let is_there = |why: &str| assert_eq!(fs::read(&data).unwrap(), b"data", "{why}");
+    fs::create_dir_all(&volume).unwrap();
+    {
+        let _disk = DiskOver::mount(&volume);
+        fs::write(&data, "data").unwrap();
+        let run = scene.delta(&["--confirm", "--delete"]).run();
+        run.expect_code(6)
+            .expect_stdout("\\\"stray/deep/volume\\\" is a mount");
+        is_there("planned");
+    }
+    // It comes in after the plan was made.
+    scene.renew();
+    fs::create_dir_all(&volume).unwrap();
+    let mut disk = None;
+    let run = fault::pause(
+        &scene.delta(&["--confirm", "--delete"]),
+        "renameat2",
+        || {
+            disk = Some(DiskOver::mount(&volume));
+            fs::write(&data, "data").unwrap();
+        },
+    );
+    run.expect_code(8).expect_stdout("may not go any more");
+    is_there("mounted meanwhile");
+    drop(disk);
+    // It lies in what a killed restore left over.
+    let left = scene.live.join(".pitr-rollback-20261120T064049Z-482913");
+    let volume = left.join("7/deep");
+    fs::create_dir_all(&volume).unwrap();
+    fs::set_permissions(&left, Permissions::from_mode(0o700)).unwrap();
+    let disk = DiskOver::mount(&volume);
+    fs::write(volume.join("data"), "data").unwrap();
+    let run = scene.delta(&["--confirm", "--delete"]).run();
+    run.expect_code(8).expect_stdout("is mounted at");
+    assert_eq!(fs::read(volume.join("data")).unwrap(), b"data");
+    drop(disk);
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.is_whole();
 }
 
 #[test]

@@ -125,3 +125,23 @@ fn n05_a_list_is_copied_and_deleted_with_its_backup() {
         .success();
     assert!(!list.exists() && newer.exists(), "{first}");
 }
+
+/// A user who may create in a schema could have a function of his own called by whoever takes backups.
+#[test]
+fn n05_operators_of_users_are_not_called_for_a_list() {
+    let (site, cluster) = Site::with_cluster_of(Cluster::builder(14).without_fsync());
+    cluster.sql(
+        "create function public.called(oid, int4) returns bool language plpgsql as $$begin raise exception 'called'; end$$",
+    );
+    for name in [">", "="] {
+        cluster.sql(&format!(
+            "create operator public.{name} (leftarg = oid, rightarg = int4, function = public.called)"
+        ));
+    }
+    cluster.sql("alter database postgres set search_path = public, pg_catalog");
+    let (_, list) = backup(&site);
+    let root = std::fs::read(list.with_file_name("manifest")).unwrap();
+    let root: serde_json::Value = serde_json::from_slice(&root).unwrap();
+    // template0 takes no connections, and is the only one that is not read.
+    assert_eq!(root["relations"]["unread"], 1, "{root}");
+}
