@@ -7,6 +7,7 @@ use crate::exit;
 use crate::operate::finding::Level;
 use crate::operate::human::{self, SizeUnit};
 use crate::operate::info::{self, BackupInfo, ClusterInfo};
+use crate::operate::proven;
 use crate::operate::read_back;
 use crate::operate::scopes::ScopeInfo;
 use crate::pg::timeline::TimelineId;
@@ -71,6 +72,9 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
     })?;
     if shown.read_back != Share::default() {
         cx.out.line(&read_back::line(&shown.read_back))?;
+    }
+    if let Some(line) = proven::line(&shown.drills) {
+        cx.out.line(&line)?;
     }
     if let Some(receiver) = &shown.receiver {
         cx.out.line(&receiver.line())?;

@@ -40,6 +40,8 @@ pub mod backup;
 mod backup_delete;
 pub mod demo;
 pub mod doctor;
+pub mod drill;
+mod drill_page;
 pub mod expire;
 mod expire_explain;
 pub mod files;
@@ -80,7 +82,7 @@ use output::Output;
 /// Archive PostgreSQL's WAL, back up its clusters, and restore them to any moment
 ///
 /// Every command that answers a question takes --json. Exit statuses: 0 success, 1 failure, 2 usage, 3 configuration, 4 verify found
-/// damage or a gap, wal gaps one, or logical check damage, 5 the target cannot be reached, 6 warnings, 7 locked, 8 refused by a safety guard, 9 repository
+/// damage or a gap, wal gaps one, logical check damage, or a drill broken recovery, 5 the target cannot be reached, 6 warnings, 7 locked, 8 refused by a safety guard, 9 repository
 /// unreachable, 10 partial success.
 #[derive(Parser)]
 #[command(
@@ -145,6 +147,7 @@ enum Command {
     Find(find::Args),
     Plan(plan::Args),
     Restore(restore::Args),
+    Drill(drill::Args),
     Standby(standby::Args),
     Adopt(adopt::Args),
     Receive(receive::Args),
@@ -367,6 +370,7 @@ fn followed(command: &Command) -> Followed {
     let as_stored = match command {
         Command::Plan(args) => args.target.as_stored,
         Command::Restore(args) => args.target.as_stored,
+        Command::Drill(args) => args.target.as_stored,
         _ => false,
     };
     match as_stored {
@@ -400,6 +404,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Find(_)
         | Command::Plan(_)
         | Command::Restore(_)
+        | Command::Drill(_)
         | Command::Standby(_)
         | Command::Expire(_)
         | Command::Pin(_)
@@ -426,6 +431,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Find(args) => find::run(args, cx),
         Command::Plan(args) => plan::run(args, cx),
         Command::Restore(args) => restore::run(args, cx),
+        Command::Drill(args) => drill::run(args, cx),
         Command::Standby(args) => standby::run(args, cx),
         Command::Adopt(args) => adopt::run(args, cx),
         Command::Receive(args) => receive::run(args, cx),

@@ -32,6 +32,8 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "pgdata": pgdata = e.path();
     "conninfo": conninfo = e.string().map(Secret::new);
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
+    "max_drill_age": max_drill_age = e.checked(str::parse::<Period>);
+    "drill_dir": drill_dir = e.path();
     "full_every": full_every = e.period();
     "backoff.latency": backoff.latency = e.latency();
     "backoff.wal_lag": backoff.wal_lag_bytes = e.bytes();

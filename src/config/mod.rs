@@ -244,6 +244,10 @@ pub struct Cluster {
     pub conninfo: Option<Secret>,
     /// Age that the newest backup may reach before monitoring reports it.
     pub max_backup_age: Option<Period>,
+    /// Age that the newest drill that passed may reach before monitoring reports it.
+    pub max_drill_age: Option<Period>,
+    /// The directory below which drills restore.
+    pub drill_dir: Option<PathBuf>,
     /// How old the content of a backup may become before a full one is taken; without it every backup is full that is not asked to be incremental.
     pub full_every: Option<Duration>,
     /// How busy the server may be before a backup slows down.
@@ -279,6 +283,8 @@ impl Cluster {
             pgdata: None,
             conninfo: None,
             max_backup_age: None,
+            max_drill_age: None,
+            drill_dir: None,
             full_every: None,
             backoff: Backoff::default(),
             standby_outage: StandbyOutage::default(),
@@ -811,6 +817,8 @@ mod tests {
             pgdata = "/var/lib/postgresql/17/main/"
             conninfo = "host=/run/postgresql user=postgres"
             max_backup_age = "26h"
+            max_drill_age = "8d"
+            drill_dir = "/srv/drills"
             full_every = "7d"
             standby_outage = "stop"
             promote_unreachable = "refuse"
@@ -871,6 +879,8 @@ mod tests {
             Some("host=/run/postgresql user=postgres")
         );
         assert_eq!(cluster.max_backup_age, Some(Period(26 * 3600)));
+        assert_eq!(cluster.max_drill_age, Some(Period(8 * 24 * 3600)));
+        assert_eq!(cluster.drill_dir.as_deref(), Some(Path::new("/srv/drills")));
         assert_eq!(cluster.full_every, Some(Duration::from_secs(7 * 86_400)));
         let backoff = Backoff {
             latency: Some(Duration::from_millis(50)),
@@ -1007,7 +1017,7 @@ mod tests {
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
 [clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Did you mean "retention"?
-[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
+[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
 [clusters.main.retention]\nkeep_dayly = 1 => pitr.toml:2:1: key "keep_dayly" does not exist in [clusters.main.retention] => Did you mean "keep_daily"?
 [clusters.main.retention]\nkeep_last = -1 => pitr.toml:2:13: "retention.keep_last" is not a number from 0 to 100000
 [clusters.main.retention]\nwal_window = "0d" => pitr.toml:2:14: "retention.wal_window" must be longer than 0

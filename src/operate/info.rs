@@ -12,6 +12,7 @@ use super::former::{self, Former};
 use super::human;
 use super::lag::{self, Lag};
 use super::left_behind::LeftBehind;
+use super::proven::{self, Proven};
 use super::read_back;
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
@@ -89,6 +90,9 @@ pub struct ClusterInfo {
     pub segments: u64,
     /// How much of it `pitr verify` read back, and when.
     pub read_back: Share,
+    /// When recovery was last proven, by repository.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drills: Vec<Proven>,
     /// The receiver, as it was last seen from here.
     pub receiver: Option<Receiver>,
     /// All that are configured, where there are several.
@@ -297,6 +301,16 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
         "creating",
         configured.filter_map(weakly_created).collect(),
     );
+    let mut drills = proven::look(session, reading, identifier)?;
+    let max_drill_age = reading.cluster.as_ref().and_then(|c| c.max_drill_age);
+    let max_drill_age = max_drill_age.map(|age| age.duration());
+    let judged = proven::problems(&drills, max_drill_age, session.host.now());
+    problems.extend(judged);
+    drills.retain(|proven| proven.drills.newest.is_some());
+    let mut warn = |group, name: &str, messages: Vec<String>| {
+        let found = messages.into_iter();
+        problems.extend(found.map(|m| Finding::new(group, name, Level::Warn, m)));
+    };
     let undecided = cluster.undecided().map(|why| format!("{why}. {DECIDE}"));
     warn("cluster", "timeline", undecided.into_iter().collect());
     warn("cluster", "timelines", cluster.describe_beside());
@@ -352,6 +366,7 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
             .map(|t| t.segments.count())
             .sum(),
         read_back: read_back::share(session, reading, &inventory)?,
+        drills,
         receiver,
         repositories,
         tails: tails(&inventory),

@@ -56,6 +56,13 @@ impl Programs {
         found.filter(|p| p.major >= least).min_by_key(|p| p.major)
     }
 
+    /// Finds those of exactly this major, likewise.
+    pub fn of(major: Major, given: Option<&Path>, search_path: Option<&OsStr>) -> Option<Programs> {
+        let folders = tool::folders(given, search_path);
+        let mut found = folders.iter().filter_map(|f| Programs::in_folder(f));
+        found.find(|p| p.major == major)
+    }
+
     fn in_folder(folder: &Path) -> Option<Programs> {
         if !NEEDED.iter().all(|name| folder.join(name).is_file()) {
             return None;

@@ -166,6 +166,13 @@ impl Prepared {
         self.survey.left_out(&self.job.left_out)
     }
 
+    /// The oids of all databases whose content the copy will lack, be it that the backup lacks it already.
+    pub fn left_out_oids(&self) -> Vec<u32> {
+        let already = &self.root.content.left_out_databases;
+        let all = self.job.left_out.iter().chain(already);
+        all.map(|database| database.oid).collect()
+    }
+
     /// The configuration that comes with the backup.
     pub fn brought(&self) -> &Brought {
         &self.survey.brought

@@ -31,12 +31,24 @@ impl Server {
     /// # Errors
     /// Those of [`Server::connect`].
     pub fn connect_to(conninfo: &str, database: Option<&str>) -> Result<Server> {
-        let runtime = runtime::start()?;
         let mut info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
         if let Some(database) = database {
             info.dbname = Some(database.to_owned());
         }
-        let sql = runtime.block_on(Sql::connect(&info, Arc::new(Silent)))?;
+        Server::open(&info)
+    }
+
+    /// Connects by `conninfo` alone: no variable, service or file of the caller leads elsewhere.
+    ///
+    /// # Errors
+    /// Those of [`Server::connect`].
+    pub fn connect_alone(conninfo: &str) -> Result<Server> {
+        Server::open(&ConnInfo::resolve(conninfo, &Environment::default())?)
+    }
+
+    fn open(info: &ConnInfo) -> Result<Server> {
+        let runtime = runtime::start()?;
+        let sql = runtime.block_on(Sql::connect(info, Arc::new(Silent)))?;
         Ok(Server { runtime, sql })
     }
 

@@ -75,6 +75,11 @@ struct Row {
 
 /// Returns the file number of pg_database by a `global/pg_filenode.map`; `None` when the map fails its check.
 pub fn file_of_catalog(map: &[u8]) -> Option<u32> {
+    file_of(map, PG_DATABASE)
+}
+
+/// Returns the file number of a shared catalog, likewise.
+pub(super) fn file_of(map: &[u8], catalog: u32) -> Option<u32> {
     let words = |at: usize| Some(u32::from_le_bytes(*map.get(at..)?.first_chunk::<4>()?));
     let count = usize::try_from(words(4)?).ok()?;
     let checks_out = |most: usize| {
@@ -86,7 +91,7 @@ pub fn file_of_catalog(map: &[u8]) -> Option<u32> {
         return None;
     }
     let mut mappings = (0..count).map(|n| MAPPINGS + n * 8);
-    let at = mappings.find(|at| words(*at) == Some(PG_DATABASE))?;
+    let at = mappings.find(|at| words(*at) == Some(catalog))?;
     words(at + 4)
 }
 
@@ -122,6 +127,12 @@ fn database(rows: Vec<Row>) -> Option<Database> {
 
 /// Reads the rows of a page that can be, or have been, visible.
 fn rows(page: &[u8], major: u32) -> Vec<Row> {
+    let tuples = tuples(page).into_iter();
+    tuples.filter_map(|tuple| row(tuple, major)).collect()
+}
+
+/// The tuples of a page.
+pub(super) fn tuples(page: &[u8]) -> Vec<&[u8]> {
     let Some(header) = PageHeader::parse(page).filter(|header| !header.is_new()) else {
         return Vec::new();
     };
@@ -135,7 +146,7 @@ fn rows(page: &[u8], major: u32) -> Vec<Row> {
         let (offset, length) = (offset as usize, length as usize);
         page.get(offset..offset + length).filter(|_| is_normal)
     });
-    items.filter_map(|tuple| row(tuple, major)).collect()
+    items.collect()
 }
 
 /// Reads a tuple; `None` when it was never visible, or is none.

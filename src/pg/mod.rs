@@ -28,6 +28,8 @@ pub mod parameters;
 pub mod reader;
 pub mod record;
 pub mod rmgr;
+#[cfg(feature = "full")]
+pub mod roles;
 pub mod segment;
 pub mod slot;
 pub mod summary;

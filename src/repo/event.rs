@@ -37,7 +37,7 @@ pub const TRIMMED: &str = "trimmed";
 /// Kinds that take something away: protection, trust, WAL. They do not count without the MAC that an encrypted
 /// repository's events bear. Kinds that only keep things (`begin`, `claim`, `pin`, `unexpire`, those of a newer
 /// version) count without it. A janitor and a sync without keys make some of these.
-const NEED_PROOF: [&str; 16] = [
+const NEED_PROOF: [&str; 17] = [
     "expire",
     TRIMMED,
     "completed",
@@ -53,6 +53,7 @@ const NEED_PROOF: [&str; 16] = [
     "unresolve",
     "segment_size",
     "source",
+    "drilled",
     MEANINGLESS,
 ];
 
@@ -60,9 +61,9 @@ const NEED_PROOF: [&str; 16] = [
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
     /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `resolve`, `unresolve`,
-    /// `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`.
+    /// `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`, `drilled`.
     pub event: String,
-    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope` or `checks`.
+    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope`, `checks` or `drills`.
     pub subject: String,
     /// The writer's clock.
     pub time: TimestampTz,
@@ -136,6 +137,10 @@ pub struct Event {
     #[cfg(feature = "full")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub portion: Option<super::portion::Stated>,
+    /// `drilled`: the result.
+    #[cfg(feature = "full")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<super::drilled::Drill>,
 }
 
 /// An event with its place in the repository.

@@ -15,6 +15,8 @@ pub mod decision;
 mod decision_tests;
 #[cfg(feature = "full")]
 pub mod deletion;
+#[cfg(feature = "full")]
+pub mod drilled;
 pub mod event;
 mod evidence;
 pub mod id;

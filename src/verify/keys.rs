@@ -10,6 +10,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::catalog::{Catalog, Manifest, Needs, Subject, numbers, part_number};
+use crate::repo::drilled;
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
@@ -49,7 +50,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         let wal = name
             .strip_prefix("wal-")
             .is_some_and(|n| n.parse::<SegmentName>().is_ok() || n.parse::<TimelineId>().is_ok());
-        let own = [event::CLUSTER, portion::SUBJECT].contains(&name);
+        let own = [event::CLUSTER, portion::SUBJECT, drilled::SUBJECT].contains(&name);
         is_prefix && (own || wal || name.parse::<BackupId>().is_ok())
     })?;
     unnamed(work, &survey.catalog);

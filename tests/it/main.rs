@@ -28,6 +28,7 @@ mod demo;
 mod doctor;
 mod drain;
 mod drain_s3;
+mod drill;
 mod expire;
 mod fetch;
 mod files;

@@ -8,9 +8,10 @@ use super::{Findings, archiver, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
-use crate::operate::finding::Finding;
+use crate::operate::finding::{Finding, Level};
 use crate::operate::lag::{self, PATIENCE, answers};
 use crate::operate::owner::{Access, User};
+use crate::operate::proven::{self, Proven};
 use crate::operate::session::Session;
 use crate::operate::{human, receiver};
 use crate::pg::lsn::Lsn;
@@ -19,6 +20,8 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{self, DECIDE, Side, Tree};
 use crate::plan::gap;
+use crate::repo::drilled;
+use crate::repo::event;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::store::probe::probe;
@@ -78,6 +81,10 @@ pub(super) fn look<'a>(
                 let helps = (new_backup.as_str(), lost_wal.as_str());
                 identifier = Some(layout.system_identifier());
                 let about = (cluster, seen);
+                let drilled = newest_drill(found, (cluster, name), &repository, &layout, session);
+                if let Err(e) = drilled {
+                    found.error("drill", &e);
+                }
                 match content(found, about, &repository, &layout, helps, session) {
                     Ok(inventory) if configured.required => {
                         archived(found, &inventory, pgdata, seen);
@@ -497,6 +504,31 @@ fn newest_backup(
             format!("{}, {} old", b.id, human::duration(age)),
         ),
     }
+}
+
+/// When recovery was last tried.
+fn newest_drill(
+    found: &mut Findings,
+    (cluster, name): (&Cluster, &str),
+    repository: &Repository,
+    layout: &ClusterLayout,
+    session: &Session,
+) -> Result<()> {
+    let proven = Proven {
+        repository: name.to_owned(),
+        drills: drilled::newest(repository.store(), layout, &event::host())?,
+    };
+    let limit = cluster.max_drill_age.map(|age| age.duration());
+    let next = proven::next(name);
+    match proven::judge(&proven, limit, session.host.now()) {
+        Some((Level::Fail, value)) => found.fail("drill", "failed", value, next),
+        Some((_, value)) => found.warn("drill", "due", value, next),
+        None => {
+            let line = proven::line(std::slice::from_ref(&proven));
+            line.into_iter().for_each(|line| found.ok("drill", line));
+        }
+    }
+    Ok(())
 }
 
 /// How many backups carry no proof that their WAL is their own server's: an older version took them.

@@ -1,0 +1,195 @@
+//! Indexes and tables, by the extension amcheck: its functions are called one relation at a time, so that a finding has a name.
+//!
+//! PostgreSQL: contrib/amcheck; `verify_heapam` is there from 14 on. 13 has no program pg_amcheck.
+
+use super::{Checked, Findings};
+use crate::error::{Code, Error, Result};
+use crate::operate::quarantine::{self, Quarantined, is_not_checked};
+use crate::operate::server::Server;
+use crate::operate::session::Session;
+use crate::repo::drilled::Phase;
+use crate::wire::server_error;
+
+/// Findings that are listed.
+const LISTED_MAX: usize = 100;
+const SCHEMA: &str = "pitr_drill";
+/// The first major with `verify_heapam`.
+const HEAP_SINCE: u32 = 14;
+
+const INDEXES: &str = "select c.oid, c.oid::regclass::text from pg_class c join pg_index i on i.indexrelid = c.oid join pg_am a on a.oid = c.relam \
+    where a.amname = 'btree' and c.relkind = 'i' and c.relpersistence = 'p' and i.indisready and i.indisvalid order by c.oid";
+const TABLES: &str = "select c.oid, c.oid::regclass::text from pg_class c join pg_am a on a.oid = c.relam \
+    where a.amname = 'heap' and c.relkind in ('r', 'm', 't') and c.relpersistence = 'p' order by c.oid";
+
+/// Checks every database that takes sessions.
+///
+/// # Errors
+/// `Interrupted`; errors of the session that are not the server's word about a relation.
+pub(super) fn run(
+    session: &Session,
+    server: &mut Quarantined,
+    left_out: &[u32],
+) -> Result<Findings> {
+    let mut found = Findings::default();
+    let rows = server
+        .connect("template1")?
+        .query("select datname, oid from pg_database where datallowconn order by oid")?;
+    for row in 0..rows.rows.len() {
+        let Some(database) = rows.text(row, 0)? else {
+            continue;
+        };
+        if left_out.contains(&rows.value(row, 1)?) {
+            found.notes.push(format!("database {database}: its content is left out of the backup, so its indexes and tables were not checked"));
+            continue;
+        }
+        session.host.check_stop()?;
+        let checked = server
+            .connect(database)
+            .and_then(|mut sql| of_database(session, &mut sql, database, &mut found));
+        session.host.check_stop()?;
+        match checked {
+            Err(e) if is_not_checked(&e) => found.notes.push(unchecked(database, &e)),
+            // The server runs, and this database cannot be used.
+            Err(e) if is_its_word(e.code()) => {
+                found
+                    .checks
+                    .push(failed(format!("database {database}"), e.to_string()));
+            }
+            checked => checked?,
+        }
+    }
+    Ok(found)
+}
+
+fn is_its_word(code: Code) -> bool {
+    matches!(code, Code::Server | Code::Denied)
+}
+
+/// Whether the server says that its data is damaged, and not that it refuses.
+fn is_damage(e: &Error) -> bool {
+    let state = server_error::sqlstate(e).unwrap_or_default();
+    state.starts_with("XX") || (state.starts_with("58") && !is_not_checked(e))
+}
+
+fn unchecked(place: &str, e: &Error) -> String {
+    format!("database {place} could not be checked: {e}")
+}
+
+fn of_database(
+    session: &Session,
+    sql: &mut Server,
+    database: &str,
+    found: &mut Findings,
+) -> Result<()> {
+    quarantine::disable_event_triggers(sql)?;
+    let schema = match schema(sql) {
+        // Catalogs that are damaged are a finding; an extension that cannot be made is none.
+        Err(e) if is_its_word(e.code()) && !is_damage(&e) => {
+            found.notes.push(unchecked(database, &e));
+            return Ok(());
+        }
+        schema => schema?,
+    };
+    let Some(schema) = schema else {
+        found.notes.push(format!("database {database}: the extension amcheck is not available on this host, so its indexes and tables were not checked"));
+        return Ok(());
+    };
+    let indexes = sql.query(INDEXES)?;
+    let of_index = |oid: &str| format!("select {schema}.bt_index_check({oid}::regclass, false)");
+    let mut wrong = each(session, sql, database, &indexes, &of_index, found)?;
+    let mut count = indexes.rows.len();
+    let is_newer = sql.session().version_num() / 10_000 >= HEAP_SINCE;
+    if is_newer {
+        let tables = sql.query(TABLES)?;
+        let of_table = |oid: &str| {
+            format!(
+                "select 'block ' || blkno || ': ' || msg from {schema}.verify_heapam({oid}::regclass) limit 1"
+            )
+        };
+        wrong.extend(each(session, sql, database, &tables, &of_table, found)?);
+        count += tables.rows.len();
+    }
+    let kinds = if is_newer {
+        "B-tree indexes and tables"
+    } else {
+        "B-tree indexes"
+    };
+    let name = format!("database {database}: {count} {kinds}");
+    if wrong.is_empty() {
+        found.checks.push(Checked {
+            phase: Phase::Amcheck,
+            name,
+            passed: true,
+            found: None,
+        });
+        return Ok(());
+    }
+    let wrong = wrong.into_iter().take(LISTED_MAX);
+    let wrong =
+        wrong.map(|(relation, why)| failed(format!("database {database}: {relation}"), why));
+    found.checks.extend(wrong);
+    Ok(())
+}
+
+/// The schema with the extension's functions, which is made where it is not; none where the host lacks it.
+fn schema(sql: &mut Server) -> Result<Option<String>> {
+    const INSTALLED: &str = "select quote_ident(n.nspname) from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'amcheck'";
+    let there = sql.query("select 1 from pg_available_extensions where name = 'amcheck'")?;
+    if there.rows.is_empty() {
+        return Ok(None);
+    }
+    let rows = sql.query(INSTALLED)?;
+    if !rows.rows.is_empty() {
+        let name = rows.text(0, 0)?.unwrap_or_default().to_owned();
+        // An older version lacks functions.
+        sql.query("alter extension amcheck update")?;
+        return Ok(Some(name));
+    }
+    sql.query(&format!("create schema {SCHEMA}"))?;
+    sql.query(&format!("create extension amcheck schema {SCHEMA}"))?;
+    Ok(Some(SCHEMA.to_owned()))
+}
+
+/// Calls a function for each relation; returns those with what is wrong.
+fn each(
+    session: &Session,
+    sql: &mut Server,
+    database: &str,
+    relations: &crate::wire::client::Rows,
+    call: &dyn Fn(&str) -> String,
+    found: &mut Findings,
+) -> Result<Vec<(String, String)>> {
+    let mut wrong = Vec::new();
+    for row in 0..relations.rows.len() {
+        session.host.check_stop()?;
+        let oid = relations.text(row, 0)?.unwrap_or_default();
+        let name = relations.text(row, 1)?.unwrap_or_default();
+        match sql.query(&call(oid)) {
+            Ok(rows) if rows.rows.is_empty() => {}
+            Ok(rows) => {
+                let said = rows.text(0, 0)?.unwrap_or_default();
+                // A function that returns nothing returns an empty value.
+                if !said.is_empty() {
+                    wrong.push((name.to_owned(), said.to_owned()));
+                }
+            }
+            Err(e) if is_not_checked(&e) => {
+                found
+                    .notes
+                    .push(unchecked(&format!("{database}: {name}"), &e));
+            }
+            Err(e) if is_its_word(e.code()) => wrong.push((name.to_owned(), e.to_string())),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(wrong)
+}
+
+fn failed(name: String, why: String) -> Checked {
+    Checked {
+        phase: Phase::Amcheck,
+        name,
+        passed: false,
+        found: Some(why),
+    }
+}

@@ -1,0 +1,189 @@
+//! The private folder of a drill, and what drills that were killed left.
+//!
+//! A drill holds a lock on a file in its folder. A folder whose lock is free is left over: the next drill stops its server and removes it.
+
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation::NonBlockingLockExclusive;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::err;
+use crate::error::{Error, Result};
+
+/// The beginning of the folder's name.
+const PREFIX: &str = "pitr-drill-";
+/// The file that is locked.
+const LOCK: &str = "drill.lock";
+const DATA: &str = "data";
+/// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
+const FOLDER_BYTES_MAX: usize = 80;
+/// How long a server that was left behind may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The folder; it is gone when this is dropped.
+pub(super) struct Sandbox {
+    path: PathBuf,
+    folder: Option<TempDir>,
+    _lock: File,
+}
+
+impl Sandbox {
+    /// Removes what is left over below a folder, and makes a new one there.
+    ///
+    /// # Errors
+    /// `Refused` where the folder is not there, or its path too long for a socket; `Io`.
+    pub(super) fn make(below: &Path) -> Result<Sandbox> {
+        let shown = below.display();
+        let below = below.canonicalize().ok().filter(|path| path.is_dir());
+        let below = below.ok_or_else(|| {
+            err!(Refused, "\"{shown}\" is not a directory")
+                .hint("Nothing was done. Make it, or name another one with --dir DIR.")
+        })?;
+        sweep(&below);
+        let failed = |e| Error::from_io(format!("make a folder in \"{shown}\""), e);
+        let folder = tempfile::Builder::new()
+            .prefix(PREFIX)
+            // Every user who reaches the socket is a superuser of the server.
+            .permissions(PermissionsExt::from_mode(0o700))
+            .tempdir_in(&below)
+            .map_err(failed)?;
+        let path = folder.path().to_owned();
+        if path.as_os_str().len() > FOLDER_BYTES_MAX || path.to_str().is_none() {
+            return Err(err!(
+                Refused,
+                "the path of \"{}\" is too long for a socket, or no UTF-8",
+                path.display()
+            )
+            .hint("Nothing was done. Name a directory with a shorter path: --dir DIR."));
+        }
+        let lock = File::create(path.join(LOCK)).map_err(failed)?;
+        rustix::fs::flock(&lock, NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
+        let tablespaces = path.join("tablespaces");
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700).create(&tablespaces).map_err(failed)?;
+        Ok(Sandbox {
+            path,
+            folder: Some(folder),
+            _lock: lock,
+        })
+    }
+
+    /// The folder.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The data directory.
+    pub(super) fn data(&self) -> PathBuf {
+        self.path.join(DATA)
+    }
+
+    /// The place of a tablespace.
+    pub(super) fn tablespace(&self, oid: u32) -> PathBuf {
+        self.path.join("tablespaces").join(oid.to_string())
+    }
+
+    /// Leaves the folder behind; no later drill removes it.
+    pub(super) fn keep(&mut self) -> PathBuf {
+        if let Some(folder) = self.folder.take() {
+            let path = folder.keep();
+            // Without it the folder is nobody's leftover.
+            let _ = std::fs::remove_file(path.join(LOCK));
+        }
+        self.path.clone()
+    }
+}
+
+/// Removes the folders of drills that were killed, as far as they are ours. A folder that cannot be removed costs room only.
+fn sweep(below: &Path) {
+    let entries = std::fs::read_dir(below).into_iter().flatten().flatten();
+    let is_ours = |entry: &std::fs::DirEntry| {
+        let is_named = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        // This is about the entry itself: a link is no directory.
+        let meta = entry.metadata().ok().filter(|_| is_named);
+        let own = rustix::process::geteuid().as_raw();
+        meta.is_some_and(|meta| meta.is_dir() && meta.uid() == own)
+    };
+    for entry in entries.filter(is_ours) {
+        let path = entry.path();
+        let Ok(lock) = File::open(path.join(LOCK)) else {
+            // Killed before it had a lock: then it is empty. One that was kept is not.
+            let _ = std::fs::remove_dir(&path);
+            continue;
+        };
+        if rustix::fs::flock(&lock, NonBlockingLockExclusive).is_ok() && stop(&path.join(DATA)) {
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// Ends the server of a data directory at once; whether none runs there any more.
+fn stop(data: &Path) -> bool {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let number = text
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse().ok());
+    let Some(pid) = number.and_then(Pid::from_raw) else {
+        return true;
+    };
+    let began = Instant::now();
+    while runs_in(pid, data) {
+        let _ = kill_process(pid, Signal::QUIT);
+        if began.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    true
+}
+
+/// Whether a process is the server of this data directory: the number may have been given to another one.
+fn runs_in(pid: Pid, data: &Path) -> bool {
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let is_there = std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == *data);
+    let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+    is_there && name.trim() == "postgres"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_over_goes_and_what_is_in_use_or_kept_stays() {
+        let below = tempfile::tempdir().unwrap();
+        let running = Sandbox::make(below.path()).unwrap();
+        let mut kept = Sandbox::make(below.path()).unwrap();
+        let kept_path = kept.keep();
+        let left = below.path().join("pitr-drill-left");
+        std::fs::create_dir_all(left.join(DATA)).unwrap();
+        std::fs::write(left.join(LOCK), "").unwrap();
+        // A number that is not the server's: it is not killed.
+        let own = std::process::id().to_string();
+        std::fs::write(left.join(DATA).join("postmaster.pid"), own).unwrap();
+        let next = Sandbox::make(below.path()).unwrap();
+        assert!(!left.exists());
+        assert!(running.path().exists() && kept_path.exists());
+        let path = next.path().to_owned();
+        drop(next);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_or_has_too_long_a_path_is_refused() {
+        use crate::error::Code;
+        let below = tempfile::tempdir().unwrap();
+        let long = below.path().join("x".repeat(80));
+        let refused = |path: &Path| Sandbox::make(path).err().unwrap().code();
+        assert_eq!(refused(&long), Code::Refused);
+        std::fs::create_dir(&long).unwrap();
+        assert_eq!(refused(&long), Code::Refused);
+        assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,451 @@
+//! Quarantine: a restored copy runs as a server that reaches nothing and that nobody else reaches.
+//!
+//! The server gets no configuration of the cluster: its files lie beside the data directory, and every setting that runs code, connects,
+//! archives or listens stands on its command line, which counts more than any file. postgresql.auto.conf keeps only what the restore
+//! wrote. Sessions set aside what roles and databases have for sessions.
+//!
+//! PostgreSQL: src/backend/utils/misc/guc.c (`GucSource`), src/backend/commands/event_trigger.c (session_replication_role).
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::programs::Programs;
+use super::server::Server;
+use crate::archive::guard::{AUTO_CONF, COMMENT};
+use crate::config::Environment;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::pg::conf::{self, Setting};
+use crate::pg::roles;
+use crate::pg::version::Major;
+use crate::wire::server_error;
+
+/// The port in the socket's name.
+const PORT: u16 = 5504;
+/// The file that has the server's words.
+const LOG: &str = "server.log";
+/// Libraries that are loaded all the same: WAL has records that only they can replay.
+const ALLOWED_LIBRARIES: [&str; 2] = ["orioledb", "pg_tde"];
+/// A catalog of roles is smaller.
+const ROLES_BYTES: u64 = 64 << 20;
+const MAP_BYTES: u64 = 64 << 10;
+/// The first major that keeps event triggers from firing by a setting.
+const EVENT_TRIGGERS_SINCE: u32 = 17;
+/// How long a server may take to end at once.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(20);
+/// Settings of each session, which count more than those of roles and databases. A prepared transaction may hold a lock for ever.
+const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica -c default_transaction_read_only=off -c statement_timeout=30min -c lock_timeout=10s -c lc_messages=C -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8 -c search_path=pg_catalog,public";
+
+/// The private folder of one server, and how the server is to be run in it.
+pub struct Quarantine<'a> {
+    /// The folder, which only the server's user may enter.
+    pub folder: &'a Path,
+    /// The restored data directory.
+    pub data: &'a Path,
+    /// The programs of its major.
+    pub programs: &'a Programs,
+}
+
+/// The libraries that a server was to load at its start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Libraries {
+    /// Those that are loaded.
+    pub kept: Vec<String>,
+    /// Those that the quarantine leaves out.
+    pub left_out: Vec<String>,
+    /// Those that should be loaded, and are not on this host.
+    pub missing: Vec<String>,
+}
+
+impl Libraries {
+    /// Divides the libraries of `shared_preload_libraries`.
+    pub fn of(setting: &str, programs: &Programs) -> Libraries {
+        let mut libraries = Libraries::default();
+        let names = setting.split(',').map(|n| n.trim().trim_matches('"'));
+        for name in names.filter(|name| !name.is_empty()) {
+            let bare = name.rsplit('/').next().unwrap_or(name);
+            let bare = bare.trim_end_matches(".so");
+            let list = match ALLOWED_LIBRARIES.contains(&bare) {
+                false => &mut libraries.left_out,
+                true if is_installed(bare, programs) => &mut libraries.kept,
+                true => &mut libraries.missing,
+            };
+            list.push(match ALLOWED_LIBRARIES.contains(&bare) {
+                true => bare.to_owned(),
+                false => name.to_owned(),
+            });
+        }
+        libraries
+    }
+}
+
+/// Whether a library lies where this major's programs look for it.
+fn is_installed(library: &str, programs: &Programs) -> bool {
+    let file = format!("{library}.so");
+    let beside = |below: &str| programs.folder.parent().map(|p| p.join(below).join(&file));
+    let places = ["lib", "lib/postgresql"];
+    places.into_iter().filter_map(beside).any(|p| p.is_file())
+}
+
+/// The settings of the command line.
+fn settings(folder: &Path, major: Major, libraries: &Libraries) -> Vec<(&'static str, String)> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let mut settings: Vec<(&'static str, String)> = vec![
+        ("config_file", file("postgresql.conf")),
+        ("hba_file", file("pg_hba.conf")),
+        ("ident_file", file("pg_ident.conf")),
+        ("unix_socket_directories", folder.display().to_string()),
+        ("port", PORT.to_string()),
+        ("shared_preload_libraries", libraries.kept.join(",")),
+    ];
+    let number = major.number();
+    let fixed = [
+        // Nobody else gets in.
+        (13, "listen_addresses", ""),
+        (13, "unix_socket_permissions", "0700"),
+        (13, "unix_socket_group", ""),
+        (13, "bonjour", "off"),
+        (13, "ssl", "off"),
+        // Nothing gets out.
+        (13, "archive_mode", "off"),
+        (13, "archive_command", ""),
+        (15, "archive_library", ""),
+        (13, "primary_conninfo", ""),
+        (13, "primary_slot_name", ""),
+        (13, "synchronous_standby_names", ""),
+        (13, "max_logical_replication_workers", "0"),
+        (17, "sync_replication_slots", "off"),
+        // No code of the cluster runs by itself.
+        (13, "archive_cleanup_command", ""),
+        (13, "ssl_passphrase_command", ""),
+        (13, "session_preload_libraries", ""),
+        (13, "local_preload_libraries", ""),
+        (13, "dynamic_library_path", "$libdir"),
+        (18, "extension_control_path", "$system"),
+        (18, "oauth_validator_libraries", ""),
+        (EVENT_TRIGGERS_SINCE, "event_triggers", "off"),
+        (13, "autovacuum", "off"),
+        (13, "jit", "off"),
+        // It fits on a small host, and nothing of it has to last.
+        (13, "shared_buffers", "128MB"),
+        (13, "huge_pages", "off"),
+        (13, "fsync", "off"),
+        (13, "wal_level", "replica"),
+        // The log is read.
+        (13, "logging_collector", "off"),
+        (13, "log_destination", "stderr"),
+        (13, "log_min_messages", "warning"),
+        (13, "log_line_prefix", ""),
+        (13, "log_timezone", "UTC"),
+        (13, "lc_messages", "C"),
+        (13, "external_pid_file", ""),
+    ];
+    let known = fixed.iter().filter(|(since, ..)| *since <= number);
+    settings.extend(known.map(|(_, name, value)| (*name, (*value).to_owned())));
+    settings
+}
+
+/// The options of each session, as far as this major knows them.
+fn session(major: Major) -> String {
+    match major.number() >= EVENT_TRIGGERS_SINCE {
+        true => format!("{SESSION} -c event_triggers=off"),
+        false => SESSION.to_owned(),
+    }
+}
+
+/// Disables the event triggers of a database, before anything is created in it: `ENABLE ALWAYS` fires in replicas, too, and before 17 no
+/// setting keeps it from that. The command itself fires none.
+///
+/// # Errors
+/// Those of [`Server::query`].
+pub fn disable_event_triggers(sql: &mut Server) -> Result<()> {
+    const ENABLED: &str = "select format('alter event trigger %I disable', evtname) from pg_event_trigger where evtenabled <> 'D'";
+    let commands = sql.query(ENABLED)?;
+    for row in 0..commands.rows.len() {
+        if let Some(command) = commands.text(row, 0)? {
+            sql.query(command)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the server only says that this host or the time did not suffice for a query: nothing about what was recovered.
+pub fn is_not_checked(error: &Error) -> bool {
+    let Some(state) = server_error::sqlstate(error) else {
+        return false;
+    };
+    match state {
+        // A function that needs another library, or an older version of an extension; a lock; the time.
+        "42883" | "55P03" | "57014" => true,
+        // A library that the host lacks. A file of a relation that is gone has the same code, and is damage.
+        "58P01" => error.to_string().contains("could not access file"),
+        _ => state.starts_with("53"),
+    }
+}
+
+impl Quarantine<'_> {
+    /// Starts the server of a restored data directory; `written` are the settings that the restore wrote. When the operator wants to stop it
+    /// ends at once, so that no query is waited for.
+    ///
+    /// # Errors
+    /// `Io`; `Usage` for values that no file can carry.
+    pub fn start(
+        &self,
+        host: &Host,
+        libraries: &Libraries,
+        written: &[Setting],
+    ) -> Result<Quarantined> {
+        let superusers = superusers(self.data);
+        let text = conf::append(b"", COMMENT, written)?;
+        write(&self.data.join(AUTO_CONF), &text)?;
+        write(&self.folder.join("postgresql.conf"), b"")?;
+        write(&self.folder.join("pg_ident.conf"), b"")?;
+        let hba = b"local all all trust\n";
+        write(&self.folder.join("pg_hba.conf"), hba)?;
+        let path = self.folder.join(LOG);
+        let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
+        let log = File::create(&path).map_err(failed)?;
+        let mut command = Command::new(self.programs.program("postgres"));
+        command.arg("-D").arg(self.data).current_dir(self.folder);
+        for (name, value) in settings(self.folder, self.programs.major, libraries) {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        // Variables of the repository stay, for restore_command may need them; libpq's and another server's go.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"PG") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(failed)?)
+            .stderr(log)
+            // Ctrl-C at the terminal is this process's alone: it ends the server in order.
+            .process_group(0);
+        let child = command
+            .spawn()
+            .map_err(|e| Error::from_io("run postgres", e))?;
+        let is_over = Arc::new(Mutex::new(None));
+        watch(Pid::from_child(&child), Arc::clone(&is_over), host.clone());
+        Ok(Quarantined {
+            child,
+            is_over,
+            folder: self.folder.to_owned(),
+            superusers,
+            session: session(self.programs.major),
+        })
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(true).mode(0o600);
+    opened
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+}
+
+/// The names under which a superuser may be reached.
+fn superusers(data: &Path) -> Vec<String> {
+    let global = data.join("global");
+    let read = |path: PathBuf, most: u64| {
+        let is_small = std::fs::metadata(&path).is_ok_and(|m| m.len() <= most);
+        is_small.then(|| std::fs::read(&path).ok())?
+    };
+    let file = read(global.join("pg_filenode.map"), MAP_BYTES)
+        .and_then(|map| roles::file_of_catalog(&map));
+    let pages = file.and_then(|file| read(global.join(file.to_string()), ROLES_BYTES));
+    let mut names = pages.map(|p| roles::superusers(&p)).unwrap_or_default();
+    // The usual one first: each that is tried in vain costs a connection.
+    names.sort_by_key(|name| name != "postgres");
+    if names.is_empty() {
+        names.push("postgres".to_owned());
+    }
+    names
+}
+
+/// How a server has ended. Who signals it holds this lock: once its end was seen, the number may be another process's.
+type Over = Arc<Mutex<Option<ExitStatus>>>;
+
+/// Ends the server when the operator wants to stop; a thread that ends with the server.
+fn watch(pid: Pid, is_over: Over, host: Host) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(PAUSE);
+            let over = is_over.lock().unwrap_or_else(PoisonError::into_inner);
+            if over.is_some() {
+                return;
+            }
+            if host.is_stopping() {
+                let _ = kill_process(pid, Signal::QUIT);
+                return;
+            }
+        }
+    });
+}
+
+/// A server in quarantine. Dropped, it ends at once.
+pub struct Quarantined {
+    child: Child,
+    is_over: Over,
+    folder: PathBuf,
+    superusers: Vec<String>,
+    session: String,
+}
+
+impl Quarantined {
+    /// The file with the server's words.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join(LOG)
+    }
+
+    /// How the server has ended; none while it runs.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let mut is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_over.is_none() {
+            let ended = self.child.try_wait();
+            *is_over = ended.map_err(|e| Error::from_io("wait for postgres", e))?;
+        }
+        Ok(*is_over)
+    }
+
+    /// Connects to a database as a superuser.
+    ///
+    /// # Errors
+    /// Those of [`Server::connect_alone`].
+    pub fn connect(&mut self, database: &str) -> Result<Server> {
+        let mut failed = None;
+        for (at, name) in self.superusers.iter().enumerate() {
+            let conninfo = format!(
+                "host={} port={PORT} user={} dbname={} options={}",
+                quoted(&self.folder.display().to_string()),
+                quoted(name),
+                quoted(database),
+                quoted(&self.session),
+            );
+            match Server::connect_alone(&conninfo) {
+                Ok(server) => {
+                    self.superusers.swap(0, at);
+                    return Ok(server);
+                }
+                Err(e) => failed = failed.or(Some(e)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| err!(Internal, "no superuser to connect as")))
+    }
+
+    /// Stops the server in order: its files are then whole.
+    ///
+    /// # Errors
+    /// `Server` where it does not end, or not well.
+    pub fn stop(&mut self, tick: &dyn Fn() -> Result<()>) -> Result<()> {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::INT);
+        loop {
+            match self.ended()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(err!(Server, "the server ended with {status}")),
+                None => tick()?,
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl Drop for Quarantined {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        // Once its end was seen, the number may be another process's.
+        while matches!(self.ended(), Ok(None)) {
+            let signal = match began.elapsed() > PATIENCE {
+                true => Signal::KILL,
+                false => Signal::QUIT,
+            };
+            let _ = kill_process(Pid::from_child(&self.child), signal);
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// A value of a connection string.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// Finds the programs of a major on this host.
+///
+/// # Errors
+/// `Refused` with the version that is needed.
+pub fn programs(environment: &Environment, major: u32, given: Option<&Path>) -> Result<Programs> {
+    let wanted = Major::from_number(major)?;
+    let found = Programs::of(wanted, given, environment.get("PATH"));
+    found.ok_or_else(|| {
+        err!(
+            Refused,
+            "no server of PostgreSQL {major} was found on this host: initdb, pg_ctl and postgres of that very major are needed"
+        )
+        .hint("Nothing was done. Install it, or name the folder of its programs with --bin DIR.")
+    })
+}
+
+/// Whether an error only says that the server is not ready yet.
+pub fn is_passing(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Code::Unreachable | Code::Server | Code::Denied
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn programs() -> Programs {
+        Programs {
+            folder: "/nowhere/bin".into(),
+            major: Major::from_number(17).unwrap(),
+            version: "17.1".into(),
+        }
+    }
+
+    #[test]
+    fn libraries_are_loaded_by_an_allow_list_and_missing_ones_are_named() {
+        let libraries = Libraries::of(" pg_cron, \"pg_tde\",$libdir/timescaledb.so,", &programs());
+        assert_eq!(libraries.left_out, ["pg_cron", "$libdir/timescaledb.so"]);
+        assert_eq!(libraries.missing, ["pg_tde"]);
+        assert!(libraries.kept.is_empty());
+    }
+
+    #[test]
+    fn an_older_server_gets_no_setting_that_it_does_not_know() {
+        let of = |major| -> Vec<&str> {
+            let major = Major::from_number(major).unwrap();
+            let all = settings(Path::new("/f"), major, &Libraries::default());
+            all.into_iter().map(|(name, _)| name).collect()
+        };
+        assert!(!of(13).contains(&"archive_library") && of(15).contains(&"archive_library"));
+        assert!(!of(16).contains(&"event_triggers") && of(17).contains(&"event_triggers"));
+        assert!(of(13).contains(&"listen_addresses"));
+        let session = |major| session(Major::from_number(major).unwrap());
+        assert!(!session(16).contains("event_triggers") && session(17).contains("event_triggers"));
+    }
+
+    #[test]
+    fn values_of_a_connection_string_are_quoted() {
+        assert_eq!(quoted("a'b\\c"), "'a\\'b\\\\c'");
+    }
+}

@@ -1,0 +1,259 @@
+//! Drills: restores that were tried, as events tell them (format, section 9).
+//!
+//! The subject is of its own, as that of `checked` events is: an unknown event of a backup id keeps the backup for ever in older programs, and
+//! an unknown subject concerns nobody there.
+//!
+//! An event tells names of phases, numbers and positions, and no text of a server or of an operator: events stay plain in encrypted
+//! repositories. One that does not count proves nothing: whoever lacks the MAC key makes no drill that passed.
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{self, Recorded};
+use super::id::BackupId;
+use super::scope::Scope;
+use crate::error::{Code, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::store::Store;
+
+/// The subject of these events.
+pub const SUBJECT: &str = "drills";
+/// The kind of event.
+pub const DRILLED: &str = "drilled";
+/// Events that are read at most, newest first: a drill of each night for half a year.
+const READ_MAX: usize = 200;
+/// Measurements that an estimate rests on.
+const MEASURED: usize = 3;
+
+/// A part of a drill. The order is that in which they happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The plan, and whether there is room.
+    Plan,
+    /// The files of the backup.
+    Copy,
+    /// The server, until it replays.
+    Start,
+    /// The replay, until the target.
+    Replay,
+    /// The checkpoint after it, until the server takes writes.
+    Checkpoint,
+    /// The plan beside what the server did.
+    Compare,
+    /// Indexes and tables, by amcheck.
+    Amcheck,
+    /// The operator's own queries.
+    Checks,
+    /// Checksums of all pages.
+    Pages,
+}
+
+impl Phase {
+    /// The phase as events and JSON name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Plan => "plan",
+            Phase::Copy => "copy",
+            Phase::Start => "start",
+            Phase::Replay => "replay",
+            Phase::Checkpoint => "checkpoint",
+            Phase::Compare => "compare",
+            Phase::Amcheck => "amcheck",
+            Phase::Checks => "checks",
+            Phase::Pages => "pages",
+        }
+    }
+}
+
+/// The names of phases, in one line.
+pub fn names(phases: &[Phase]) -> String {
+    let names: Vec<&str> = phases.iter().map(|phase| phase.name()).collect();
+    names.join(", ")
+}
+
+/// The duration of a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timed {
+    /// The phase.
+    pub phase: Phase,
+    /// How long it took.
+    pub ms: u64,
+    /// The bytes that it went through: files, or WAL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+/// The result of a drill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Drill {
+    /// The backup that was restored; none where no plan led to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    /// The kind of target: `end`, `time`, `xid`, `lsn`, `name` or `immediate`.
+    pub target: String,
+    /// The seed of a random target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// The position at which the server ended recovery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_lsn: Option<Lsn>,
+    /// The moment that it was recovered to: that of the last commit, or of the backup's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached_time: Option<TimestampTz>,
+    /// The phase that showed that recovery is broken; none where the drill passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Phase>,
+    /// The durations of its phases.
+    pub phases: Vec<Timed>,
+    /// Checks that passed.
+    pub checks_passed: u64,
+    /// Checks that failed.
+    pub checks_failed: u64,
+    /// Phases that checked nothing, or not everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_checked: Vec<Phase>,
+}
+
+/// A drill as it was recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// When it ended: the earlier of the writer's clock and the store's, so that no clock that is ahead keeps a drill young.
+    pub time: TimestampTz,
+    /// The host that it ran on.
+    pub host: String,
+    /// Its result.
+    #[serde(flatten)]
+    pub drill: Drill,
+}
+
+impl Held {
+    /// Whether it proved recovery.
+    pub fn is_passed(&self) -> bool {
+        self.drill.failed.is_none()
+    }
+}
+
+/// The newest drills of a scope.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Drills {
+    /// The newest one.
+    pub newest: Option<Held>,
+    /// The newest one that passed.
+    pub proven: Option<Held>,
+    /// The newest that passed on this host, of which durations are learnt.
+    #[serde(skip)]
+    pub measured: Vec<Held>,
+}
+
+/// Reads the newest drills, as far as they count; `host` is that whose durations are wanted.
+///
+/// # Errors
+/// Errors of the store. An event that cannot be read proves nothing.
+pub fn newest(store: &dyn Store, scope: &Scope, host: &str) -> Result<Drills> {
+    let mut names: Vec<String> = store
+        .list(&scope.subject(SUBJECT))?
+        .into_iter()
+        .filter(|listed| !listed.is_prefix && event::kind_in(&listed.name) == DRILLED)
+        .map(|listed| listed.name)
+        .collect();
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    let mut found = Drills::default();
+    for name in names.iter().take(READ_MAX) {
+        let read = match event::read_some(store, scope, SUBJECT, &|n| n == name) {
+            Err(e) if e.code() == Code::Damaged => continue,
+            read => read?,
+        };
+        read.into_iter()
+            .filter_map(held)
+            .for_each(|h| found.add(h, host));
+        if found.proven.is_some() && found.measured.len() >= MEASURED {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+impl Drills {
+    fn add(&mut self, held: Held, host: &str) {
+        let is_newer = |than: &Option<Held>| than.as_ref().is_none_or(|t| t.time < held.time);
+        if held.is_passed() {
+            if is_newer(&self.proven) {
+                self.proven = Some(held.clone());
+            }
+            if held.host == host && self.measured.len() < MEASURED {
+                self.measured.push(held.clone());
+            }
+        }
+        if is_newer(&self.newest) {
+            self.newest = Some(held);
+        }
+    }
+}
+
+fn held(recorded: Recorded) -> Option<Held> {
+    let counts = recorded.counts() && recorded.event.event == DRILLED;
+    let drill = recorded.event.drill.filter(|_| counts)?;
+    Some(Held {
+        time: recorded.event.time.min(recorded.stored),
+        host: recorded.event.host,
+        drill,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::event::Event;
+    use crate::store::file::FileStore;
+
+    fn record(store: &FileStore, scope: &Scope, time: &str, failed: Option<Phase>) {
+        let event = Event {
+            event: DRILLED.into(),
+            subject: SUBJECT.into(),
+            time: time.parse().unwrap(),
+            host: "here".into(),
+            drill: Some(Drill {
+                target: "end".into(),
+                failed,
+                ..Drill::default()
+            }),
+            ..Event::default()
+        };
+        event::record(store, scope, &event, 7).unwrap();
+    }
+
+    #[test]
+    fn the_newest_drill_and_the_newest_that_passed_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        assert_eq!(newest(&store, &scope, "here").unwrap(), Drills::default());
+        record(&store, &scope, "2020-11-20T06:00:00Z", None);
+        record(&store, &scope, "2020-11-21T06:00:00Z", Some(Phase::Replay));
+        let drills = newest(&store, &scope, "here").unwrap();
+        assert_eq!(drills.newest.unwrap().drill.failed, Some(Phase::Replay));
+        let proven = drills.proven.unwrap();
+        assert_eq!(proven.time, "2020-11-20T06:00:00Z".parse().unwrap());
+        assert_eq!(drills.measured.len(), 1);
+        assert!(newest(&store, &scope, "there").unwrap().measured.is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_keeps_no_drill_young_and_a_damaged_event_proves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        record(&store, &scope, "2999-11-20T06:00:00Z", None);
+        let proven = newest(&store, &scope, "here").unwrap().proven.unwrap();
+        assert!(proven.time < "2900-01-01T00:00:00Z".parse().unwrap());
+        let folder = dir.path().join(scope.subject(SUBJECT));
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, text.replace("\"target\"", "\"tarket\"")).unwrap();
+        }
+        assert_eq!(newest(&store, &scope, "here").unwrap(), Drills::default());
+    }
+}
