@@ -127,6 +127,9 @@ fn predicted(run: &Run, prefix: &str) -> BTreeSet<String> {
             "server_manifest" => {
                 gone.extend([format!("{prefix}/backups/{}/server-manifest", text("name"))]);
             }
+            "relations" => {
+                gone.extend([format!("{prefix}/backups/{}/relations", text("name"))]);
+            }
             "layers" => gone.extend(parts("layers")),
             "packs" => gone.extend(parts("packs")),
             "segments" => {

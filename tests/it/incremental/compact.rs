@@ -121,6 +121,8 @@ fn gives_the_same_bytes(major: u32) {
         let content = |r: &BackupRoot| {
             let mut content = r.content.clone();
             content.oldest_content = None;
+            // The list of relations stays with the backup that asked the server.
+            content.relations = None;
             content
         };
         assert_eq!(content(&after), content(&before));
