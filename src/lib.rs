@@ -36,6 +36,8 @@ pub mod find;
 pub mod host;
 #[cfg(feature = "full")]
 pub mod logical;
+#[cfg(feature = "full")]
+pub mod mount;
 #[cfg(feature = "program")]
 pub mod operate;
 pub mod pg;

@@ -38,6 +38,7 @@ pub mod terminal;
 pub mod adopt;
 pub mod backup;
 mod backup_delete;
+pub mod clone;
 pub mod demo;
 pub mod doctor;
 pub mod drill;
@@ -52,8 +53,10 @@ pub mod init;
 mod init_interactive;
 mod left_out;
 pub mod logical;
+pub mod mount;
 pub mod pin;
 pub mod plan;
+pub mod query;
 pub mod receive;
 mod replaced;
 pub mod repo;
@@ -64,6 +67,7 @@ mod repo_cost;
 mod repo_keys;
 mod repo_rewrap;
 pub mod repo_sync;
+pub mod rescue;
 pub mod restore;
 mod restoring;
 pub mod rollback;
@@ -148,6 +152,10 @@ enum Command {
     Plan(plan::Args),
     Restore(restore::Args),
     Drill(drill::Args),
+    Clone(clone::Args),
+    Mount(mount::Args),
+    Query(query::Args),
+    Rescue(Box<rescue::Args>),
     Standby(standby::Args),
     Adopt(adopt::Args),
     Receive(receive::Args),
@@ -371,6 +379,10 @@ fn followed(command: &Command) -> Followed {
         Command::Plan(args) => args.target.as_stored,
         Command::Restore(args) => args.target.as_stored,
         Command::Drill(args) => args.target.as_stored,
+        Command::Clone(args) => args.make.target.as_stored,
+        Command::Mount(args) => args.target.as_stored,
+        Command::Query(args) => args.target.as_stored,
+        Command::Rescue(args) => args.target.as_stored,
         _ => false,
     };
     match as_stored {
@@ -405,6 +417,10 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Plan(_)
         | Command::Restore(_)
         | Command::Drill(_)
+        | Command::Clone(_)
+        | Command::Mount(_)
+        | Command::Query(_)
+        | Command::Rescue(_)
         | Command::Standby(_)
         | Command::Expire(_)
         | Command::Pin(_)
@@ -432,6 +448,10 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Plan(args) => plan::run(args, cx),
         Command::Restore(args) => restore::run(args, cx),
         Command::Drill(args) => drill::run(args, cx),
+        Command::Clone(args) => clone::run(args, cx),
+        Command::Mount(args) => mount::run(args, cx),
+        Command::Query(args) => query::run(args, cx),
+        Command::Rescue(args) => rescue::run(args, cx),
         Command::Standby(args) => standby::run(args, cx),
         Command::Adopt(args) => adopt::run(args, cx),
         Command::Receive(args) => receive::run(args, cx),

@@ -131,6 +131,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         mappings: args.tablespace_mapping.clone(),
         databases: wanted(args),
         delta: args.delta,
+        is_hollow: false,
         adopt: args.adopt,
         is_confirmed: args.confirm,
         dry_run: args.dry_run,

@@ -34,6 +34,7 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
     "max_drill_age": max_drill_age = e.checked(str::parse::<Period>);
     "drill_dir": drill_dir = e.path();
+    "clone_dir": clone_dir = e.path();
     "full_every": full_every = e.period();
     "backoff.latency": backoff.latency = e.latency();
     "backoff.wal_lag": backoff.wal_lag_bytes = e.bytes();

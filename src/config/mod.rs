@@ -248,6 +248,8 @@ pub struct Cluster {
     pub max_drill_age: Option<Period>,
     /// The directory below which drills restore.
     pub drill_dir: Option<PathBuf>,
+    /// The directory below which clones lie; none where temporary files go.
+    pub clone_dir: Option<PathBuf>,
     /// How old the content of a backup may become before a full one is taken; without it every backup is full that is not asked to be incremental.
     pub full_every: Option<Duration>,
     /// How busy the server may be before a backup slows down.
@@ -285,6 +287,7 @@ impl Cluster {
             max_backup_age: None,
             max_drill_age: None,
             drill_dir: None,
+            clone_dir: None,
             full_every: None,
             backoff: Backoff::default(),
             standby_outage: StandbyOutage::default(),
@@ -1017,7 +1020,7 @@ mod tests {
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
 [clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Did you mean "retention"?
-[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
+[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
 [clusters.main.retention]\nkeep_dayly = 1 => pitr.toml:2:1: key "keep_dayly" does not exist in [clusters.main.retention] => Did you mean "keep_daily"?
 [clusters.main.retention]\nkeep_last = -1 => pitr.toml:2:13: "retention.keep_last" is not a number from 0 to 100000
 [clusters.main.retention]\nwal_window = "0d" => pitr.toml:2:14: "retention.wal_window" must be longer than 0

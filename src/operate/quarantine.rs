@@ -29,6 +29,10 @@ use crate::wire::server_error;
 
 /// The port in the socket's name.
 const PORT: u16 = 5504;
+/// The one address that it may listen on.
+const LOOPBACK: &str = "127.0.0.1";
+/// Who enters the folder is trusted; over the network the cluster's own passwords count.
+const HBA: &[u8] = b"local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
 /// The file that has the server's words.
 const LOG: &str = "server.log";
 /// Libraries that are loaded all the same: WAL has records that only they can replay.
@@ -52,6 +56,10 @@ pub struct Quarantine<'a> {
     pub data: &'a Path,
     /// The programs of its major.
     pub programs: &'a Programs,
+    /// Words before the server's own, of programs that take rights away.
+    pub before: &'a [String],
+    /// The port of this host that it listens on, where the operator asks for one.
+    pub listens: Option<u16>,
 }
 
 /// The libraries that a server was to load at its start.
@@ -96,20 +104,26 @@ fn is_installed(library: &str, programs: &Programs) -> bool {
 }
 
 /// The settings of the command line.
-fn settings(folder: &Path, major: Major, libraries: &Libraries) -> Vec<(&'static str, String)> {
+fn settings(
+    folder: &Path,
+    major: Major,
+    libraries: &Libraries,
+    listens: Option<u16>,
+) -> Vec<(&'static str, String)> {
     let file = |name: &str| folder.join(name).display().to_string();
+    let addresses = listens.map_or("", |_| LOOPBACK);
     let mut settings: Vec<(&'static str, String)> = vec![
         ("config_file", file("postgresql.conf")),
         ("hba_file", file("pg_hba.conf")),
         ("ident_file", file("pg_ident.conf")),
         ("unix_socket_directories", folder.display().to_string()),
-        ("port", PORT.to_string()),
+        ("port", listens.unwrap_or(PORT).to_string()),
+        ("listen_addresses", addresses.to_owned()),
         ("shared_preload_libraries", libraries.kept.join(",")),
     ];
     let number = major.number();
     let fixed = [
         // Nobody else gets in.
-        (13, "listen_addresses", ""),
         (13, "unix_socket_permissions", "0700"),
         (13, "unix_socket_group", ""),
         (13, "bonjour", "off"),
@@ -208,14 +222,14 @@ impl Quarantine<'_> {
         write(&self.data.join(AUTO_CONF), &text)?;
         write(&self.folder.join("postgresql.conf"), b"")?;
         write(&self.folder.join("pg_ident.conf"), b"")?;
-        let hba = b"local all all trust\n";
-        write(&self.folder.join("pg_hba.conf"), hba)?;
+        write(&self.folder.join("pg_hba.conf"), HBA)?;
         let path = self.folder.join(LOG);
         let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
         let log = File::create(&path).map_err(failed)?;
-        let mut command = Command::new(self.programs.program("postgres"));
+        let mut command = self.command();
         command.arg("-D").arg(self.data).current_dir(self.folder);
-        for (name, value) in settings(self.folder, self.programs.major, libraries) {
+        let major = self.programs.major;
+        for (name, value) in settings(self.folder, major, libraries, self.listens) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // Variables of the repository stay, for restore_command may need them; libpq's and another server's go.
@@ -240,9 +254,22 @@ impl Quarantine<'_> {
             child,
             is_over,
             folder: self.folder.to_owned(),
+            port: self.listens.unwrap_or(PORT),
             superusers,
             session: session(self.programs.major),
         })
+    }
+
+    fn command(&self) -> Command {
+        let server = self.programs.program("postgres");
+        match self.before {
+            [] => Command::new(server),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(server);
+                command
+            }
+        }
     }
 }
 
@@ -301,6 +328,7 @@ pub struct Quarantined {
     child: Child,
     is_over: Over,
     folder: PathBuf,
+    port: u16,
     superusers: Vec<String>,
     session: String,
 }
@@ -331,14 +359,7 @@ impl Quarantined {
     pub fn connect(&mut self, database: &str) -> Result<Server> {
         let mut failed = None;
         for (at, name) in self.superusers.iter().enumerate() {
-            let conninfo = format!(
-                "host={} port={PORT} user={} dbname={} options={}",
-                quoted(&self.folder.display().to_string()),
-                quoted(name),
-                quoted(database),
-                quoted(&self.session),
-            );
-            match Server::connect_alone(&conninfo) {
+            match Server::connect_alone(&self.conninfo_as(name, database)) {
                 Ok(server) => {
                     self.superusers.swap(0, at);
                     return Ok(server);
@@ -347,6 +368,32 @@ impl Quarantined {
             }
         }
         Err(failed.unwrap_or_else(|| err!(Internal, "no superuser to connect as")))
+    }
+
+    /// How a session of ours connects to a database, once one was opened. No secret is in it.
+    pub fn conninfo(&self, database: &str) -> String {
+        self.conninfo_as(self.superuser(), database)
+    }
+
+    fn conninfo_as(&self, user: &str, database: &str) -> String {
+        format!(
+            "host={} port={} user={} dbname={} options={}",
+            quoted(&self.folder.display().to_string()),
+            self.port,
+            quoted(user),
+            quoted(database),
+            quoted(&self.session),
+        )
+    }
+
+    /// The superuser that sessions are opened as, once one was.
+    pub fn superuser(&self) -> &str {
+        self.superusers.first().map_or("postgres", String::as_str)
+    }
+
+    /// The port in the name of its socket.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Stops the server in order: its files are then whole.
@@ -434,7 +481,7 @@ mod tests {
     fn an_older_server_gets_no_setting_that_it_does_not_know() {
         let of = |major| -> Vec<&str> {
             let major = Major::from_number(major).unwrap();
-            let all = settings(Path::new("/f"), major, &Libraries::default());
+            let all = settings(Path::new("/f"), major, &Libraries::default(), None);
             all.into_iter().map(|(name, _)| name).collect()
         };
         assert!(!of(13).contains(&"archive_library") && of(15).contains(&"archive_library"));

@@ -34,6 +34,8 @@ pub struct Asked {
     pub databases: Option<Wanted>,
     /// Whether a data directory is restored in place.
     pub delta: bool,
+    /// Whether the content is left to a mount.
+    pub is_hollow: bool,
     /// Whether the copy may archive.
     pub adopt: bool,
     /// Whether tablespaces may lie where the backup says, and the copy beside a running server.
@@ -76,7 +78,8 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         mappings,
         as_in_backup,
     )
-    .in_place(asked.delta);
+    .in_place(asked.delta)
+    .hollow(asked.is_hollow);
     let target = place.look()?;
     let opened = opened::open(session, reading)?;
     let resolved = opened

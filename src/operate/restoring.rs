@@ -28,6 +28,7 @@ pub struct Place {
     repositories: Vec<PathBuf>,
     home: Option<PathBuf>,
     delta: bool,
+    is_hollow: bool,
 }
 
 impl Place {
@@ -48,6 +49,7 @@ impl Place {
             repositories: repositories.map(Path::to_owned).collect(),
             home: session.environment.home().map(Path::to_owned),
             delta: false,
+            is_hollow: false,
         }
     }
 
@@ -55,6 +57,12 @@ impl Place {
     #[must_use]
     pub fn in_place(self, delta: bool) -> Place {
         Place { delta, ..self }
+    }
+
+    /// The same place, in which the content is not copied.
+    #[must_use]
+    pub fn hollow(self, is_hollow: bool) -> Place {
+        Place { is_hollow, ..self }
     }
 
     fn wanted(&self) -> Wanted<'_> {
@@ -136,7 +144,8 @@ impl Prepared {
         };
         let survey = {
             let spares = opened.spares(session);
-            restore::survey(&source(&opened, &root, &spares), &job, &target)?
+            let source = source(&opened, &root, &spares);
+            restore::survey(&source, &job, &target, place.is_hollow)?
         };
         if let (Purpose::Restore { adopt, .. }, Some(plan)) = (&job.request.purpose, &mut job.plan)
         {
@@ -200,14 +209,36 @@ impl Prepared {
         );
         tell_taken(session, &self.opened, job, &spares);
         let (report, took) = (report?, started.elapsed());
-        let cluster = self.opened.reading.cluster.as_ref();
-        let original = cluster.and_then(|c| c.pgdata.as_deref());
-        let major = self.root.content.major;
         Ok(Restored {
-            start: start_line::compose(job, target, &self.survey.brought, major, original),
+            start: self.start_line(),
             report,
             took,
         })
+    }
+}
+
+impl Prepared {
+    /// The repository that the backup is read from.
+    pub fn source<'a>(&'a self, spares: &'a Spares<'a>) -> Source<'a> {
+        source(&self.opened, &self.root, spares)
+    }
+
+    /// The place that was checked, and the content of the backup.
+    pub fn place(&self) -> (&Target, &Survey) {
+        (&self.target, &self.survey)
+    }
+
+    /// The major of the backup.
+    pub fn major(&self) -> u32 {
+        self.root.content.major
+    }
+
+    /// The line that starts a server on the directory.
+    pub fn start_line(&self) -> Start {
+        let cluster = self.opened.reading.cluster.as_ref();
+        let original = cluster.and_then(|c| c.pgdata.as_deref());
+        let brought = &self.survey.brought;
+        start_line::compose(&self.job, &self.target, brought, self.major(), original)
     }
 }
 

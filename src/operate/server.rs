@@ -60,6 +60,36 @@ impl Server {
         self.runtime.block_on(self.sql.query(sql))
     }
 
+    /// Opens a second session on the same runtime, by `conninfo` alone where `is_alone`.
+    ///
+    /// # Errors
+    /// Those of [`Server::connect`].
+    pub fn beside(&self, conninfo: &str, database: Option<&str>, is_alone: bool) -> Result<Sql> {
+        let environment = match is_alone {
+            true => Environment::default(),
+            false => Environment::of_process(),
+        };
+        let mut info = ConnInfo::resolve(conninfo, &environment)?;
+        if let Some(database) = database {
+            info.dbname = Some(database.to_owned());
+        }
+        self.runtime.block_on(Sql::connect(&info, Arc::new(Silent)))
+    }
+
+    /// Copies rows from another session on the same runtime into this one.
+    ///
+    /// # Errors
+    /// Those of [`Sql::copy_into`].
+    pub fn copy_from(
+        &mut self,
+        other: &mut Sql,
+        (out, command): (&str, &str),
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<u64> {
+        let copied = other.copy_into(out, &mut self.sql, command, tick);
+        self.runtime.block_on(copied)
+    }
+
     /// The session, for what it knows by itself.
     pub fn session(&self) -> &Sql {
         &self.sql

@@ -7,6 +7,7 @@
 //! | `claim` | keeps the backup from being deleted meanwhile |
 //! | `sweep` | what a data directory that is restored in place has beyond the backup |
 //! | `extract` | directories, files and their bytes |
+//! | `hollow` | the same directory without the content, which a mount brings |
 //! | `unchanged` | the frames that need not be fetched, because the target has their bytes |
 //! | `databases` | the choice of databases of a cluster that are restored with their content |
 //! | `needed` | the content that need not be fetched, because no restored file holds it |
@@ -28,6 +29,7 @@ pub mod content;
 pub mod databases;
 pub mod extract;
 pub mod finish;
+pub mod hollow;
 pub mod job;
 pub mod manifest_check;
 mod needed;
@@ -59,7 +61,7 @@ use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
 use job::{Earlier, Job};
 use manifest_check::ManifestCheck;
-use target_dir::{CONTROL, Found, Target};
+use target_dir::{CONTROL, Found, Need, Target};
 use tree::{Tree, write_error};
 
 /// WAL that is kept in pg_wal while a server recovers, at most: restartpoints recycle beyond max_wal_size, 1 GiB unless set.
@@ -80,7 +82,11 @@ pub struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn snapshot(&self) -> Result<Snapshot<'a>> {
+    /// Opens the backup's map.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::open_with`].
+    pub fn snapshot(&self) -> Result<Snapshot<'a>> {
         Snapshot::open_with(self.store, self.layout, self.root, Some(self.spares))
     }
 }
@@ -106,11 +112,11 @@ pub struct Report {
     pub links: Vec<String>,
 }
 
-/// Requires room for the restore before its first write; returns what the backup holds.
+/// Requires room for the restore before its first write; returns what the backup holds. One that `is_hollow` needs room for WAL alone.
 ///
 /// # Errors
 /// `Refused` with numbers; `Damaged` when the map fails a check; `NotFound` when the backup was deleted meanwhile.
-pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey> {
+pub fn survey(source: &Source<'_>, job: &Job, target: &Target, is_hollow: bool) -> Result<Survey> {
     let (store, layout) = (source.store, source.layout);
     let look = |snapshot: Snapshot<'_>| {
         let mut survey = extract::survey(&snapshot, &job.left_out)?;
@@ -127,7 +133,11 @@ pub fn survey(source: &Source<'_>, job: &Job, target: &Target) -> Result<Survey>
         .as_ref()
         .map_or(WAL_KEPT_BYTES, |p| p.bytes_to_replay);
     let wal = replayed.min(WAL_KEPT_BYTES) + SEGMENTS_BESIDES * segment;
-    target_dir::check_space(target, &survey.need_of(target, wal))?;
+    let need = match is_hollow {
+        true => Need::of_data_directory(wal),
+        false => survey.need_of(target, wal),
+    };
+    target_dir::check_space(target, &need)?;
     Ok(survey)
 }
 

@@ -200,6 +200,16 @@ pub struct Need {
     pub files: BTreeMap<u32, u64>,
 }
 
+impl Need {
+    /// So many bytes in the data directory, and nothing else.
+    pub fn of_data_directory(bytes: u64) -> Need {
+        Need {
+            bytes: BTreeMap::from([(0, bytes)]),
+            files: BTreeMap::new(),
+        }
+    }
+}
+
 /// Checks the data directory, before anything is planned. Changes nothing.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
@@ -115,6 +116,37 @@ impl Sql {
         failure
             .take()
             .unwrap_or_else(|| lost("run a query", io::Error::other(error)))
+    }
+
+    /// Hands what `COPY … TO STDOUT` gives on to `COPY … FROM STDIN` of another session; returns its rows. `tick` is called for each piece.
+    ///
+    /// The other server has taken nothing unless all of it came: a session that breaks off ends its copy with an error.
+    ///
+    /// # Errors
+    /// Those of [`Sql::query`], of either side; those of `tick`.
+    pub async fn copy_into(
+        &mut self,
+        out: &str,
+        into: &mut Sql,
+        command: &str,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<u64> {
+        self.budget.store(ANSWER_SIZE_MAX, Ordering::Relaxed);
+        into.budget.store(ANSWER_SIZE_MAX, Ordering::Relaxed);
+        let from = self.client.copy_out(out).await;
+        let from = from.map_err(|error| self.failed(error, out))?;
+        let to = into.client.copy_in::<_, Bytes>(command).await;
+        let to = to.map_err(|error| into.failed(error, command))?;
+        let (mut from, mut to) = (Box::pin(from), Box::pin(to));
+        while let Some(piece) = from.next().await {
+            self.budget.store(ANSWER_SIZE_MAX, Ordering::Relaxed);
+            let piece = piece.map_err(|error| self.failed(error, out))?;
+            let sent = to.feed(piece).await;
+            sent.map_err(|error| into.failed(error, command))?;
+            tick()?;
+        }
+        let finished = to.as_mut().finish().await;
+        finished.map_err(|error| into.failed(error, command))
     }
 
     /// The server's version as `server_version_num` counts: 150020 for 15.20.

@@ -20,6 +20,7 @@ mod backup_local;
 mod cli_bad_input;
 mod cli_repo;
 mod clock;
+mod clone;
 mod config;
 mod content;
 mod corruption;

@@ -18,8 +18,8 @@ pub mod checks;
 mod comparison;
 mod moment;
 mod pages;
-mod recovery;
-mod sandbox;
+pub(super) mod recovery;
+pub(super) mod sandbox;
 mod turn;
 
 use std::path::{Path, PathBuf};
@@ -350,6 +350,7 @@ impl Course {
             mappings: mappings.collect::<Result<_>>()?,
             databases: None,
             delta: false,
+            is_hollow: false,
             adopt: false,
             is_confirmed: false,
             dry_run: false,
@@ -437,6 +438,8 @@ impl Course {
             folder: sandbox.path(),
             data: &data,
             programs: begun.programs,
+            before: &[],
+            listens: None,
         };
         let session = begun.session;
         let mut server = quarantine.start(

@@ -30,18 +30,18 @@ const READ_BYTES: u64 = 1 << 20;
 const LINE_BYTES: usize = 4096;
 
 /// Recovery as it was seen.
-pub(super) struct Recovery {
+pub(in crate::operate) struct Recovery {
     started: Instant,
     redo: Option<Instant>,
     done: Option<Instant>,
     open: Option<Instant>,
     /// The phase in which it broke off, and why.
-    pub(super) broken: Option<(Phase, String)>,
+    pub(in crate::operate) broken: Option<(Phase, String)>,
 }
 
 impl Recovery {
     /// The durations of what was reached; `bytes` is the WAL.
-    pub(super) fn phases(&self, bytes: Option<u64>) -> Vec<Timed> {
+    pub(in crate::operate) fn phases(&self, bytes: Option<u64>) -> Vec<Timed> {
         let steps = [
             (Phase::Start, Some(self.started), self.redo, None),
             (Phase::Replay, self.redo, self.done, bytes),
@@ -68,7 +68,7 @@ impl Recovery {
 ///
 /// # Errors
 /// `Interrupted`; `Full`, `Unreachable` and the like for what is no fault of the archive; `Io`.
-pub(super) fn wait(session: &Session, server: &mut Quarantined) -> Result<Recovery> {
+pub(in crate::operate) fn wait(session: &Session, server: &mut Quarantined) -> Result<Recovery> {
     let mut recovery = Recovery {
         started: Instant::now(),
         redo: None,

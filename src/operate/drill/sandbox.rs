@@ -123,7 +123,7 @@ fn sweep(below: &Path) {
 }
 
 /// Ends the server of a data directory at once; whether none runs there any more.
-fn stop(data: &Path) -> bool {
+pub(in crate::operate) fn stop(data: &Path) -> bool {
     let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let number = text
         .lines()

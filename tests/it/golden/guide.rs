@@ -135,7 +135,12 @@ fn played(guide: &str, stage: &Stage) -> String {
 /// a segment when a busy machine comes to archive it.
 fn redacted(text: &str) -> String {
     let is_count = |line: &&str| {
-        let begins = ["WAL      ", "already there ", "not used yet "];
+        let begins = [
+            "WAL      ",
+            "already there ",
+            "not used yet ",
+            "read back: ",
+        ];
         begins.iter().any(|begin| line.starts_with(begin))
             || line.contains("no link to the one before")
             || line.contains(" were there, ")

@@ -1,0 +1,327 @@
+//! `pitr clone`.
+
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::Context;
+use super::target::TargetArgs;
+use crate::config::Period;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::operate::clone::folder::{self, Folder, Stage, State};
+use crate::operate::clone::{self, Asked, namespace};
+use crate::operate::human;
+
+/// How often the state of a clone that is made is looked at.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Have a moment as a running server before anything is copied
+///
+/// Lays the restored data directory out, mounts it, starts PostgreSQL on it, lets it replay to the target and prints how to connect. Its
+/// files are read from the repository as PostgreSQL asks for them. The server takes writes, reaches nothing, and nobody but this user
+/// reaches it. It goes on in the background until it is stopped; then it is thrown away, unless it was kept.
+///
+/// Example: pitr clone --target-time "2026-03-01 12:00:00+01"
+#[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    #[command(flatten)]
+    pub make: MakeArgs,
+}
+
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// List the clones below a directory
+    List {
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Stop a clone: it is thrown away, unless it was kept and is whole
+    Stop {
+        /// The clone, as list shows it
+        id: String,
+        /// Throw away a clone that was to be kept, before it is whole
+        #[arg(long)]
+        confirm: bool,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Keep a clone: the rest is copied while it serves, and stopped it is a plain data directory
+    Keep {
+        /// The clone, as list shows it
+        id: String,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+}
+
+#[derive(clap::Args, Debug, Clone)]
+pub struct PlaceArgs {
+    /// The directory below which clones lie; else clone_dir of the configuration, else where temporary files go
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct MakeArgs {
+    /// Listen on this port of 127.0.0.1, too, where the cluster's own passwords count
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+
+    /// End the clone after this time, as 2h
+    #[arg(long = "for", value_name = "PERIOD")]
+    pub lasts: Option<Period>,
+
+    /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
+    #[arg(long, value_name = "DIR")]
+    pub bin: Option<PathBuf>,
+
+    /// Be the process of the clone in this folder
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub serve: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub place: PlaceArgs,
+
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    match &args.command {
+        None => make(&args.make, cx),
+        Some(Command::List { place }) => list(&folder_of(place, cx)?, cx),
+        Some(Command::Stop { id, confirm, place }) => {
+            stop(&folder_of(place, cx)?, id, *confirm, cx)
+        }
+        Some(Command::Keep { id, place }) => keep(&folder_of(place, cx)?, id, cx),
+    }
+}
+
+/// The directory below which clones lie.
+pub(super) fn folder_of(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
+    if let Some(dir) = &args.dir {
+        return Ok(cx.session.environment.absolute(dir));
+    }
+    let cluster = cx.session.settings()?.cluster_if_named()?;
+    let configured = cluster.and_then(|c| c.clone_dir);
+    Ok(configured.unwrap_or_else(|| cx.session.host.scratch.clone()))
+}
+
+fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
+    let asked = Asked {
+        target: args.target.parse()?,
+        bin: args.bin.clone(),
+        port: args.port,
+        lasts: args.lasts.map(Period::duration),
+    };
+    if let Some(at) = &args.serve {
+        cx.stop_with_cleanup()?;
+        clone::serve(&cx.session, &asked, at)?;
+        return Ok(exit::SUCCESS);
+    }
+    clone::check_possible()?;
+    let below = folder_of(&args.place, cx)?;
+    let at = Folder::choose(&below, cx.session.host.random())?;
+    cx.stop_with_cleanup()?;
+    match begin(&at, cx)? {
+        Begun::Ready(state) => {
+            match cx.out.is_json() {
+                true => cx.out.json(&state)?,
+                false => cx.out.line(ready(&state).trim_end())?,
+            }
+            Ok(exit::SUCCESS)
+        }
+        Begun::Failed(status) => Ok(status),
+    }
+}
+
+enum Begun {
+    Ready(Box<State>),
+    /// It has said why.
+    Failed(u8),
+}
+
+/// Starts the process of the clone, and waits until it takes queries.
+fn begin(at: &Path, cx: &Context) -> Result<Begun> {
+    let failed = |e| Error::from_io("start the process of the clone", e);
+    let mut said = tempfile::tempfile().map_err(failed)?;
+    let mut answered = tempfile::tempfile().map_err(failed)?;
+    let arguments = std::env::args_os().skip(1);
+    let arguments = arguments.chain(["--serve".into(), at.into()]);
+    let mut command = namespace::command(arguments)?;
+    use std::os::unix::process::CommandExt;
+    command
+        // Ctrl-C at the terminal is not meant for it.
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(answered.try_clone().map_err(failed)?)
+        .stderr(said.try_clone().map_err(failed)?);
+    let mut child = command.spawn().map_err(failed)?;
+    let mut stage = None;
+    let mut is_stopped = false;
+    loop {
+        let state = folder::state(at);
+        if let Some(state) = state {
+            if state.stage == Stage::Ready {
+                relay(&mut said, &mut std::io::stderr());
+                return Ok(Begun::Ready(Box::new(state)));
+            }
+            if stage != Some(state.stage) {
+                stage = Some(state.stage);
+                cx.session.host.progress.phase(phase(state.stage), None);
+            }
+        }
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            relay(&mut said, &mut std::io::stderr());
+            relay(&mut answered, &mut std::io::stdout());
+            let status = status.code().and_then(|code| u8::try_from(code).ok());
+            cx.session.host.check_stop()?;
+            return Ok(Begun::Failed(match status {
+                Some(0) | None => exit::status(Program::Pitr, Code::Internal),
+                Some(status) => status,
+            }));
+        }
+        if cx.session.host.is_stopping() && !is_stopped {
+            is_stopped = true;
+            if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Hands on what the process of the clone has said.
+fn relay(from: &mut std::fs::File, to: &mut dyn std::io::Write) {
+    let mut text = Vec::new();
+    let read = from.rewind().and_then(|()| from.read_to_end(&mut text));
+    if read.is_ok() {
+        let _ = to.write_all(&text);
+    }
+}
+
+fn phase(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Starting => "lay out",
+        Stage::Replaying => "replay",
+        Stage::Ready => "ready",
+        Stage::Copying => "copying",
+        Stage::Whole => "whole",
+        Stage::Kept => "kept",
+    }
+}
+
+fn ready(state: &State) -> String {
+    let mut text = format!(
+        "clone {} is ready: {}, from backup {} of cluster \"{}\"\n",
+        state.id, state.target, state.backup, state.cluster
+    );
+    if let Some(ms) = state.ready_after_ms {
+        let took = human::duration(Duration::from_millis(ms));
+        text.push_str(&format!(
+            "it takes queries after {took}; nothing was copied but what was read\n"
+        ));
+    }
+    if let Some(connection) = &state.connection {
+        text.push_str(&format!("\n  psql \"{connection}\"\n"));
+    }
+    text.push_str(&match state.ends {
+        Some(ends) => format!("\nIt is thrown away at {}", human::time(ends)),
+        None => "\nIt is thrown away when it is stopped".to_owned(),
+    });
+    text.push_str(&format!(
+        ": pitr clone stop {0} · pitr clone keep {0}\n",
+        state.id
+    ));
+    text
+}
+
+fn list(below: &Path, cx: &Context) -> Result<u8> {
+    let all = folder::list(below);
+    if cx.out.is_json() {
+        cx.out.json(&all)?;
+        return Ok(exit::SUCCESS);
+    }
+    if all.is_empty() {
+        cx.out
+            .line(&format!("no clones below \"{}\"", below.display()))?;
+    }
+    for state in &all {
+        let how = match (state.stage, &state.connection) {
+            (Stage::Kept, _) => format!("data directory \"{}\"", state.data.display()),
+            (_, Some(connection)) => format!("psql \"{connection}\""),
+            (_, None) => String::new(),
+        };
+        let line = format!(
+            "{}  {:<9} {}  cluster \"{}\", {}  {how}",
+            state.id,
+            phase(state.stage),
+            human::time(state.began),
+            state.cluster,
+            state.target
+        );
+        cx.out.line(line.trim_end())?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
+    let (path, state) = folder::find(below, id)?;
+    if state.stage == Stage::Kept {
+        return Err(err!(
+            Refused,
+            "clone {id} was stopped and kept: it is the data directory \"{}\"",
+            state.data.display()
+        )
+        .hint("Nothing was done. Remove the directory by hand where it is not needed."));
+    }
+    if state.stage == Stage::Copying && !is_confirmed {
+        return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
+            .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", or throw it away: pitr clone stop {id} --confirm")));
+    }
+    folder::ask_to_stop(&state);
+    while folder::is_held(&path) {
+        cx.session.host.check_stop()?;
+        std::thread::sleep(PAUSE);
+    }
+    let left = folder::state(&path);
+    if cx.out.is_json() {
+        cx.out.json(&left)?;
+    } else {
+        cx.out.line(&match left {
+            Some(state) => format!(
+                "clone {id} is stopped and kept: its data directory is \"{}\"\nIt must not archive until it is adopted: pitr adopt",
+                state.data.display()
+            ),
+            None => format!("clone {id} is stopped, and nothing of it is left"),
+        })?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn keep(below: &Path, id: &str, cx: &Context) -> Result<u8> {
+    let (path, state) = folder::find(below, id)?;
+    match state.stage {
+        Stage::Kept => {}
+        _ => folder::ask_to_keep(&path)?,
+    }
+    let text = match state.stage {
+        Stage::Whole | Stage::Kept => format!("clone {id} is whole"),
+        _ => format!(
+            "clone {id} is kept: the rest is copied while it serves, and pitr clone list says \"whole\" once it is there.\nUntil it was stopped then (pitr clone stop {id}), a power cut costs it."
+        ),
+    };
+    match cx.out.is_json() {
+        true => cx.out.json(&folder::state(&path))?,
+        false => cx.out.line(&text)?,
+    }
+    Ok(exit::SUCCESS)
+}

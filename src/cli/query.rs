@@ -1,0 +1,139 @@
+//! `pitr query`.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::Context;
+use super::clone::{PlaceArgs, folder_of};
+use super::output::{Align, Table};
+use super::target::TargetArgs;
+use crate::error::Result;
+use crate::exit;
+use crate::operate::clone::folder::State;
+use crate::operate::clone::{Asked, check_possible, namespace};
+use crate::operate::query;
+use crate::wire::client::Rows;
+
+/// Ask an earlier moment a question in SQL
+///
+/// Makes a clone of the moment, runs the statement there as a superuser, prints the rows, and throws the clone away. What the statement
+/// writes is lost with it.
+///
+/// Example: pitr query "select count(*) from orders" --database shop --target-time "2026-03-01 12:00:00+01"
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The statement; of several, the rows of the last one are printed
+    #[arg(value_name = "SQL")]
+    pub sql: String,
+
+    /// The database
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    pub database: String,
+
+    /// Print the rows as CSV, with a line of names
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+
+    /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
+    #[arg(long, value_name = "DIR")]
+    pub bin: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub place: PlaceArgs,
+
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    clone: &'a State,
+    columns: &'a [String],
+    rows: Vec<Vec<Option<String>>>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let asked = Asked {
+        target: args.target.parse()?,
+        bin: args.bin.clone(),
+        port: None,
+        lasts: None,
+    };
+    check_possible()?;
+    namespace::enter(&cx.session.environment)?;
+    let below = folder_of(&args.place, cx)?;
+    cx.stop_with_cleanup()?;
+    let what = (args.database.as_str(), args.sql.as_str());
+    let (rows, state) = query::run(&cx.session, &asked, &below, what)?;
+    let cells = cells(&rows)?;
+    if cx.out.is_json() {
+        cx.out.json(&Answer {
+            clone: &state,
+            columns: &rows.columns,
+            rows: cells,
+        })?;
+    } else if args.csv {
+        cx.out
+            .line(csv(&rows.columns, &cells).trim_end_matches('\n'))?;
+    } else {
+        let columns: Vec<(&str, Align)> = rows
+            .columns
+            .iter()
+            .map(|name| (name.as_str(), Align::Left))
+            .collect();
+        let mut table = Table::new(&columns);
+        for row in &cells {
+            table.row(row.iter().map(|cell| cell.as_deref().unwrap_or("")));
+        }
+        if !columns.is_empty() {
+            cx.out.table(&table)?;
+        }
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn cells(rows: &Rows) -> Result<Vec<Vec<Option<String>>>> {
+    let row = |row: usize| {
+        let cell = |column: usize| Ok(rows.text(row, column)?.map(str::to_owned));
+        (0..rows.columns.len()).map(cell).collect()
+    };
+    (0..rows.rows.len()).map(row).collect()
+}
+
+/// RFC 4180; a null is an empty field without quotes, an empty text has them, as in PostgreSQL's own CSV.
+fn csv(columns: &[String], rows: &[Vec<Option<String>>]) -> String {
+    let field = |value: Option<&str>| match value {
+        None => String::new(),
+        Some(text) if text.is_empty() || text.contains(['"', ',', '\n', '\r']) => {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        }
+        Some(text) => text.to_owned(),
+    };
+    let line = |fields: Vec<String>| format!("{}\n", fields.join(","));
+    let mut text = line(columns.iter().map(|name| field(Some(name))).collect());
+    for row in rows {
+        text.push_str(&line(
+            row.iter().map(|cell| field(cell.as_deref())).collect(),
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::csv;
+
+    #[test]
+    fn csv_tells_null_from_empty_and_quotes_what_needs_it() {
+        let row = ["a,b", "say \"x\"", "plain", ""].map(|text| Some(text.to_owned()));
+        let mut row = row.to_vec();
+        row.push(None);
+        let columns: Vec<String> = "vwxyz".chars().map(String::from).collect();
+        assert_eq!(
+            csv(&columns, &[row]),
+            "v,w,x,y,z\n\"a,b\",\"say \"\"x\"\"\",plain,\"\",\n"
+        );
+    }
+}

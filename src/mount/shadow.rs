@@ -1,0 +1,348 @@
+//! The local directory beneath a mount: files without content, and the names they have now.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::blocks::{BLOCK_BYTES, Blocks};
+use crate::restore::hollow::HollowFile;
+use crate::snapshot::filekey::FileKey;
+
+/// A file of a backup that was laid out without its content.
+#[derive(Debug)]
+pub struct Hollow {
+    /// Its key in the snapshot.
+    pub key: FileKey,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Its path now; none once it was removed.
+    path: Option<PathBuf>,
+    blocks: Blocks,
+    /// The end of what was asked for last, and how far ahead of it is read.
+    ahead: Ahead,
+}
+
+/// How a file is read: one after the other, or here and there.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ahead {
+    expected: u64,
+    window: u64,
+    asked: u64,
+}
+
+/// The first step ahead of a reader that goes on where it was.
+const WINDOW_MIN_BYTES: u64 = 1 << 20;
+/// The last one.
+const WINDOW_MAX_BYTES: u64 = 16 << 20;
+
+impl Hollow {
+    fn new(file: HollowFile, path: PathBuf) -> Hollow {
+        Hollow {
+            key: file.key,
+            state: Mutex::new(State {
+                path: Some(path),
+                blocks: Blocks::new(file.length),
+                ahead: Ahead::default(),
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first stretch of absent blocks that these bytes touch.
+    pub fn absent(&self, from: u64, to: u64) -> Option<std::ops::Range<u64>> {
+        self.state().blocks.absent(from, to)
+    }
+
+    /// Whether all of it is there, or it was removed.
+    pub fn is_whole(&self) -> bool {
+        let state = self.state();
+        state.path.is_none() || state.blocks.is_whole()
+    }
+
+    /// Takes down that these bytes are there.
+    pub fn add(&self, from: u64, to: u64) {
+        self.state().blocks.add(from, to);
+    }
+
+    /// The bytes that a reader of `[from, to)`, which were absent, is going to ask for.
+    pub fn ahead_of(&self, from: u64, to: u64) -> Option<std::ops::Range<u64>> {
+        let mut state = self.state();
+        let ahead = &mut state.ahead;
+        let goes_on = from >= ahead.expected && from - ahead.expected <= ahead.window;
+        ahead.window = match goes_on && ahead.expected > 0 {
+            true => (ahead.window * 2).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
+            false => 0,
+        };
+        ahead.expected = to;
+        if ahead.window == 0 {
+            ahead.asked = to;
+            return None;
+        }
+        let start = ahead.asked.max(to);
+        let end = to + ahead.window;
+        ahead.asked = end.max(start);
+        (start < end).then_some(start..end)
+    }
+
+    /// Writes bytes of the backup where they are absent; nothing once the file was removed.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn fill(
+        &self,
+        position: u64,
+        bytes: &[u8],
+        files: &mut LastFile,
+        shadow: &Shadow,
+    ) -> std::io::Result<()> {
+        let mut state = self.state();
+        let end = position + bytes.len() as u64;
+        let Some(path) = state.path.clone() else {
+            return Ok(());
+        };
+        let mut at = position;
+        while let Some(absent) = state.blocks.absent(at, end) {
+            let (from, to) = (absent.start.max(position), absent.end.min(end));
+            let file = files.get(&self.key, || shadow.open(&path))?;
+            file.write_all_at(part(bytes, position, from, to), from)?;
+            at = absent.end;
+        }
+        state.blocks.add(position, end);
+        Ok(())
+    }
+
+    /// Writes a user's bytes. Blocks that they cover in part are there already.
+    ///
+    /// # Errors
+    /// `WouldBlock` where one is not, for it has to be brought first; what the filesystem says.
+    pub fn write(&self, file: &File, bytes: &[u8], position: u64) -> std::io::Result<()> {
+        let mut state = self.state();
+        let end = position + bytes.len() as u64;
+        if partly(position, end).any(|(from, to)| state.blocks.absent(from, to).is_some()) {
+            return Err(std::io::ErrorKind::WouldBlock.into());
+        }
+        file.write_all_at(bytes, position)?;
+        state.blocks.add(position, end);
+        Ok(())
+    }
+
+    /// Cuts or lengthens the file. The block in which it is cut is there already.
+    ///
+    /// # Errors
+    /// As [`Hollow::write`].
+    pub fn set_length(&self, file: &File, length: u64) -> std::io::Result<()> {
+        let mut state = self.state();
+        if let Some((from, to)) = cut_block(length)
+            && state.blocks.absent(from, to).is_some()
+        {
+            return Err(std::io::ErrorKind::WouldBlock.into());
+        }
+        file.set_len(length)?;
+        state.blocks.cut(length);
+        Ok(())
+    }
+}
+
+/// The bytes `[from, to)` of a file, out of those that begin at `position`.
+fn part(bytes: &[u8], position: u64, from: u64, to: u64) -> &[u8] {
+    let at = |n: u64| usize::try_from(n - position).unwrap_or(usize::MAX);
+    bytes.get(at(from)..at(to)).unwrap_or_default()
+}
+
+/// The blocks at both ends that the bytes `[from, to)` cover in part, as bytes.
+pub fn partly(from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+    let start = !from.is_multiple_of(BLOCK_BYTES);
+    let end = !to.is_multiple_of(BLOCK_BYTES);
+    let first = start.then(|| (from / BLOCK_BYTES * BLOCK_BYTES, from));
+    let last = end.then(|| (to, to.next_multiple_of(BLOCK_BYTES)));
+    first.into_iter().chain(last)
+}
+
+/// The kept bytes of the block in which a file of this length ends.
+pub fn cut_block(length: u64) -> Option<(u64, u64)> {
+    let from = length / BLOCK_BYTES * BLOCK_BYTES;
+    (from < length).then_some((from, length))
+}
+
+/// The file that one thread wrote last. Whoever is removed or replaced keeps its inode, so that nothing is written to another file.
+#[derive(Default)]
+pub struct LastFile(Option<(FileKey, File)>);
+
+impl LastFile {
+    fn get(
+        &mut self,
+        key: &FileKey,
+        open: impl FnOnce() -> std::io::Result<File>,
+    ) -> std::io::Result<&File> {
+        let last = self.0.take().filter(|(last, _)| last == key);
+        let last = match last {
+            Some(last) => last,
+            None => (key.clone(), open()?),
+        };
+        Ok(&self.0.insert(last).1)
+    }
+}
+
+/// The local directory.
+#[derive(Debug)]
+pub struct Shadow {
+    /// Keeps the directory open beneath the mount.
+    _root: OwnedFd,
+    /// A path that leads beneath the mount.
+    beneath: PathBuf,
+    by_key: HashMap<FileKey, Arc<Hollow>>,
+    by_path: RwLock<HashMap<PathBuf, Arc<Hollow>>>,
+    alias: Alias,
+}
+
+/// A file that has another name in the local directory than in the mount.
+#[derive(Debug)]
+pub struct Alias {
+    /// Its path in the mount.
+    pub shown: PathBuf,
+    /// Its path in the local directory.
+    pub stored: PathBuf,
+}
+
+impl Shadow {
+    /// Opens the directory; it is not mounted over yet.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn open_root(path: &Path, files: Vec<HollowFile>, alias: Alias) -> std::io::Result<Shadow> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let beneath = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+        let (mut by_key, mut by_path) = (HashMap::new(), HashMap::new());
+        for file in files {
+            let below = file
+                .path
+                .strip_prefix(path)
+                .map_err(std::io::Error::other)?;
+            let below = below.to_owned();
+            let hollow = Arc::new(Hollow::new(file, below.clone()));
+            by_key.insert(hollow.key.clone(), Arc::clone(&hollow));
+            by_path.insert(below, hollow);
+        }
+        Ok(Shadow {
+            _root: root,
+            beneath,
+            by_key,
+            by_path: RwLock::new(by_path),
+            alias,
+        })
+    }
+
+    /// The place of a path beneath the mount.
+    pub fn real(&self, path: &Path) -> PathBuf {
+        match path {
+            // Not the link in /proc itself.
+            path if path.as_os_str().is_empty() => self.beneath.join("."),
+            path if path == self.alias.shown => self.beneath.join(&self.alias.stored),
+            path => self.beneath.join(path),
+        }
+    }
+
+    /// The name that a file of a directory has in the mount.
+    pub fn shown_name(&self, directory: &Path, stored: &OsStr) -> OsString {
+        let alias = &self.alias;
+        let is_it =
+            alias.stored.parent() == Some(directory) && alias.stored.file_name() == Some(stored);
+        let shown = alias.shown.file_name().filter(|_| is_it);
+        shown.unwrap_or(stored).to_owned()
+    }
+
+    /// Opens a file for reading and writing.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    pub fn open(&self, path: &Path) -> std::io::Result<File> {
+        let mut options = File::options();
+        options.read(true).write(true).open(self.real(path))
+    }
+
+    /// The file of a key.
+    pub fn of_key(&self, key: &FileKey) -> Option<&Arc<Hollow>> {
+        self.by_key.get(key)
+    }
+
+    /// The file that has this path now.
+    pub fn of_path(&self, path: &Path) -> Option<Arc<Hollow>> {
+        let paths = self.by_path.read().unwrap_or_else(PoisonError::into_inner);
+        paths.get(path).cloned()
+    }
+
+    /// All files that are not whole.
+    pub fn lacking(&self) -> impl Iterator<Item = &Arc<Hollow>> {
+        self.by_key.values().filter(|hollow| !hollow.is_whole())
+    }
+
+    /// Removes a name by `remove`; a file of the backup is never filled any more.
+    ///
+    /// # Errors
+    /// Those of `remove`.
+    pub fn removed(
+        &self,
+        path: &Path,
+        remove: impl FnOnce() -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let mut paths = self.by_path.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(hollow) = paths.get(path).cloned() else {
+            return remove();
+        };
+        let mut state = hollow.state();
+        remove()?;
+        state.path = None;
+        paths.remove(path);
+        Ok(())
+    }
+
+    /// Renames by `rename`; what had the new name before is gone.
+    ///
+    /// # Errors
+    /// Those of `rename`.
+    pub fn renamed(
+        &self,
+        from: &Path,
+        to: &Path,
+        rename: impl FnOnce() -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let mut paths = self.by_path.write().unwrap_or_else(PoisonError::into_inner);
+        let replaced = paths.get(to).cloned().filter(|_| from != to);
+        let moved: Vec<(PathBuf, Arc<Hollow>)> = paths
+            .iter()
+            .filter(|(path, _)| path.starts_with(from))
+            .map(|(path, hollow)| (path.clone(), Arc::clone(hollow)))
+            .collect();
+        let mut replaced_state = replaced.as_ref().map(|hollow| hollow.state());
+        let mut states: Vec<_> = moved.iter().map(|(_, hollow)| hollow.state()).collect();
+        rename()?;
+        if let Some(state) = &mut replaced_state {
+            state.path = None;
+            paths.remove(to);
+        }
+        for ((path, hollow), state) in moved.iter().zip(&mut states) {
+            let below = path.strip_prefix(from).unwrap_or(path);
+            let new = match below.as_os_str().is_empty() {
+                true => to.to_owned(),
+                false => to.join(below),
+            };
+            state.path = Some(new.clone());
+            paths.remove(path);
+            paths.insert(new, Arc::clone(hollow));
+        }
+        Ok(())
+    }
+}

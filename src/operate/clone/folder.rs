@@ -1,0 +1,277 @@
+//! The private folder of a clone, what is known of it, and what clones that were killed left.
+//!
+//! The process that mounts holds a lock on a file in the folder. A folder whose lock is free is left over: the next command that looks at
+//! clones ends its server and removes it.
+
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation::NonBlockingLockExclusive;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+use crate::err;
+use crate::error::{Error, Result};
+use crate::operate::drill::sandbox;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+
+/// The beginning of the folder's name.
+const PREFIX: &str = "pitr-clone-";
+const LOCK: &str = "clone.lock";
+const STATE: &str = "clone.json";
+/// There once somebody wants to keep it.
+const KEEP: &str = "keep";
+/// What is mounted over.
+const TREE: &str = "tree";
+/// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
+const FOLDER_BYTES_MAX: usize = 80;
+
+/// How far a clone is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// It is laid out and mounted.
+    Starting,
+    /// The server replays WAL.
+    Replaying,
+    /// It takes queries.
+    Ready,
+    /// The same, while the rest of the content is copied.
+    Copying,
+    /// All content is there: a plain data directory as soon as the server stops.
+    Whole,
+    /// It was stopped, and is a plain data directory.
+    Kept,
+}
+
+/// What is known of a clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Its name.
+    pub id: String,
+    /// The cluster.
+    pub cluster: String,
+    /// The repository that gives the content.
+    pub repository: String,
+    /// The backup.
+    pub backup: String,
+    /// The target in words.
+    pub target: String,
+    /// How far it is.
+    pub stage: Stage,
+    /// When it was begun.
+    pub began: TimestampTz,
+    /// When it ends by itself.
+    pub ends: Option<TimestampTz>,
+    /// The process that serves it.
+    pub pid: u32,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// The position at which recovery ended.
+    pub reached_lsn: Option<Lsn>,
+    /// How to connect, for psql.
+    pub connection: Option<String>,
+    /// Milliseconds from the command to the first query.
+    pub ready_after_ms: Option<u64>,
+}
+
+/// A folder.
+pub struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Chooses a name below a directory, and removes what is left over there.
+    ///
+    /// # Errors
+    /// `Refused` where the directory is not there, or the path is too long for a socket.
+    pub fn choose(below: &Path, random: u64) -> Result<PathBuf> {
+        let shown = below.display();
+        let below = below.canonicalize().ok().filter(|path| path.is_dir());
+        let below = below.ok_or_else(|| {
+            err!(Refused, "\"{shown}\" is not a directory")
+                .hint("Nothing was done. Make it, or name another one with --dir DIR.")
+        })?;
+        let path = below.join(format!("{PREFIX}{:06x}", random & 0xff_ffff));
+        if path.as_os_str().len() > FOLDER_BYTES_MAX || path.to_str().is_none() {
+            return Err(err!(
+                Refused,
+                "the path of \"{}\" is too long for a socket, or no UTF-8",
+                path.display()
+            )
+            .hint("Nothing was done. Name a directory with a shorter path: --dir DIR."));
+        }
+        sweep(&below);
+        Ok(path)
+    }
+
+    /// Makes the folder of a chosen name, and locks it.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn make(path: &Path) -> Result<Folder> {
+        let failed = |e| Error::from_io(format!("make \"{}\"", path.display()), e);
+        let mut builder = std::fs::DirBuilder::new();
+        // Every user who reaches the socket is a superuser of the server.
+        builder.mode(0o700);
+        builder.create(path).map_err(failed)?;
+        let lock = File::create(path.join(LOCK)).map_err(failed)?;
+        rustix::fs::flock(&lock, NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
+        let folder = Folder {
+            path: path.to_owned(),
+            _lock: lock,
+        };
+        builder.create(folder.tree()).map_err(failed)?;
+        builder
+            .create(folder.tree().join("tablespaces"))
+            .map_err(failed)?;
+        Ok(folder)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that is mounted over.
+    pub fn tree(&self) -> PathBuf {
+        self.path.join(TREE)
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.tree().join("data")
+    }
+
+    /// The place of a tablespace.
+    pub fn tablespace(&self, oid: u32) -> PathBuf {
+        self.tree().join("tablespaces").join(oid.to_string())
+    }
+
+    /// Writes what is known.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn put(&self, state: &State) -> Result<()> {
+        let failed = |e| Error::from_io("write the state of the clone", e);
+        let json = serde_json::to_vec_pretty(state)
+            .map_err(|e| err!(Internal, "could not serialize the state").source(e))?;
+        let new = self.path.join("clone.json.new");
+        std::fs::write(&new, json).map_err(failed)?;
+        std::fs::rename(&new, self.path.join(STATE)).map_err(failed)
+    }
+
+    /// Whether somebody wants to keep it.
+    pub fn is_wanted(&self) -> bool {
+        self.path.join(KEEP).exists()
+    }
+
+    /// Removes the folder with all that is in it.
+    pub fn remove(self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+
+    /// Leaves the folder behind; no later command removes it.
+    pub fn release(self) {
+        // Without it the folder is nobody's leftover.
+        let _ = std::fs::remove_file(self.path.join(LOCK));
+    }
+}
+
+/// Reads what is known of a clone; none before it has written anything.
+pub fn state(folder: &Path) -> Option<State> {
+    let text = std::fs::read(folder.join(STATE)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// All clones below a directory, after what is left over there was removed.
+pub fn list(below: &Path) -> Vec<State> {
+    sweep(below);
+    let mut states: Vec<State> = folders(below).iter().filter_map(|f| state(f)).collect();
+    states.sort_by(|a, b| (a.began, &a.id).cmp(&(b.began, &b.id)));
+    states
+}
+
+/// Finds a clone by its name.
+///
+/// # Errors
+/// `NotFound`, with the names that there are.
+pub fn find(below: &Path, id: &str) -> Result<(PathBuf, State)> {
+    let all = list(below);
+    let found = all.iter().find(|state| state.id == id);
+    found
+        .map(|state| (below.join(format!("{PREFIX}{id}")), state.clone()))
+        .ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|state| state.id.as_str()).collect();
+            let there = match names.is_empty() {
+                true => "There is none".to_owned(),
+                false => format!("There are {}", names.join(", ")),
+            };
+            err!(NotFound, "no clone \"{id}\" below \"{}\"", below.display()).hint(format!(
+                "{there}. Those of another directory need --dir DIR."
+            ))
+        })
+}
+
+/// The name of a clone, by its folder.
+pub fn id_of(folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix(PREFIX).unwrap_or(&name).to_owned()
+}
+
+/// Asks the process of a clone to end; it stops the server and removes the folder.
+pub fn ask_to_stop(state: &State) {
+    let pid = i32::try_from(state.pid).ok().and_then(Pid::from_raw);
+    if let Some(pid) = pid {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// Asks the process of a clone to keep it.
+///
+/// # Errors
+/// `Io`.
+pub fn ask_to_keep(folder: &Path) -> Result<()> {
+    let made = File::create(folder.join(KEEP));
+    made.map(drop)
+        .map_err(|e| Error::from_io("ask to keep the clone", e))
+}
+
+/// Whether a process holds the folder.
+pub fn is_held(folder: &Path) -> bool {
+    let Ok(lock) = File::open(folder.join(LOCK)) else {
+        return false;
+    };
+    rustix::fs::flock(&lock, NonBlockingLockExclusive).is_err()
+}
+
+fn folders(below: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(below).into_iter().flatten().flatten();
+    let is_ours = |entry: &std::fs::DirEntry| {
+        let is_named = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        // This is about the entry itself: a link is no directory.
+        let meta = entry.metadata().ok().filter(|_| is_named);
+        let own = rustix::process::geteuid().as_raw();
+        meta.is_some_and(|meta| meta.is_dir() && meta.uid() == own)
+    };
+    entries.filter(is_ours).map(|entry| entry.path()).collect()
+}
+
+/// Removes the folders of clones that were killed. A folder that cannot be removed costs room only.
+fn sweep(below: &Path) {
+    for path in folders(below) {
+        if !path.join(LOCK).exists() {
+            // Killed before it had a lock: then it is empty. One that was kept is not.
+            let _ = std::fs::remove_dir(&path);
+            continue;
+        }
+        if !is_held(&path) && sandbox::stop(&path.join(TREE).join("data")) {
+            // A mount that was left to everybody's sight.
+            let _ = rustix::mount::unmount(path.join(TREE), rustix::mount::UnmountFlags::DETACH);
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}

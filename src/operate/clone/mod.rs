@@ -1,0 +1,363 @@
+//! Clones: a moment as a running server before anything was copied.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `namespace` | mounts that nobody else sees |
+//! | `folder` | the private folder, what is known of a clone, and what was left over |
+//!
+//! A clone is a restore whose content is brought when it is read (`operate::mounted`), with a server in quarantine on it. Its process
+//! serves the mount as long as the server runs. It is thrown away in the end, unless it was kept.
+
+pub mod folder;
+pub mod namespace;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::folder::{Folder, Stage, State};
+use super::choice::{Question, Unless};
+use super::drill::recovery;
+use super::mounted::{self, Mount};
+use super::opened;
+use super::quarantine::{self, Libraries, Quarantine, Quarantined};
+use super::reading::Reading;
+use super::restore;
+use super::restoring::Prepared;
+use super::session::Session;
+use super::target::AskedTarget;
+use crate::archive::guard::{AUTO_CONF, COMMENT};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::pg::conf;
+use crate::pg::time::TimestampTz;
+use crate::plan::recovery::{Action, Plan};
+use crate::restore::hollow;
+use crate::restore::target_dir::Mapping;
+
+/// How often a clone looks at its server and at what is wanted of it.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The operator's request.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The recovery target.
+    pub target: AskedTarget,
+    /// The folder of PostgreSQL's programs.
+    pub bin: Option<PathBuf>,
+    /// The port of this host that the server listens on.
+    pub port: Option<u16>,
+    /// How long the clone lives.
+    pub lasts: Option<Duration>,
+}
+
+/// A server on a clone.
+pub struct Running<'r, 'm> {
+    /// The server.
+    pub server: &'r mut Quarantined,
+    /// What is known.
+    pub state: &'r mut State,
+    /// The files beneath it.
+    pub mount: &'r mut Mount<'m>,
+    /// The programs of its major.
+    pub programs: &'r super::programs::Programs,
+}
+
+/// Requires what a clone needs of this host and of its user.
+///
+/// # Errors
+/// `Refused`.
+pub fn check_possible() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Err(err!(Refused, "PostgreSQL refuses to run as root, so a clone cannot run as root")
+            .hint("Nothing was done. Run it as the server's user or another one that may read the configuration: sudo -u postgres pitr clone"));
+    }
+    mounted::check_possible()
+}
+
+/// Makes a clone in a folder, and does `work` with its server. The server is ended afterwards, and the mount is gone. Also returns the
+/// restore that it was.
+///
+/// # Errors
+/// Those of the plan; `OutOfReach`; those of [`mounted::with_mount`] and of `work`; `Server` where the server does not recover.
+pub fn with_server<T>(
+    session: &Session,
+    asked: &Asked,
+    folder: &Folder,
+    work: impl FnOnce(&mut Running<'_, '_>) -> Result<T>,
+) -> Result<(T, Box<Prepared>)> {
+    let started = Instant::now();
+    session.host.progress.phase("plan", None);
+    let tablespace = |oid| folder.tablespace(oid);
+    let (prepared, plan) = prepare(session, &asked.target, &folder.data(), &tablespace)?;
+    let programs =
+        quarantine::programs(&session.environment, prepared.major(), asked.bin.as_deref())?;
+    let mut state = State {
+        id: folder::id_of(folder.path()),
+        cluster: prepared.opened.layout.name().to_owned(),
+        repository: prepared.opened.reading.configured.name.clone(),
+        backup: prepared.job.backup.to_string(),
+        target: plan.target.target.to_string(),
+        stage: Stage::Starting,
+        began: session.host.now(),
+        ends: None,
+        pid: std::process::id(),
+        data: folder.data(),
+        reached_lsn: None,
+        connection: None,
+        ready_after_ms: None,
+    };
+    folder.put(&state)?;
+    let is_alone = namespace::is_inside(&session.environment);
+    let done = mounted::with_mount(session, &prepared, (&folder.tree(), is_alone), |mount| {
+        let needs_network = asked.port.is_some()
+            || prepared
+                .opened
+                .reading
+                .configured
+                .location
+                .directory()
+                .is_none();
+        let before = namespace::before_server(&session.environment, needs_network);
+        let data = folder.data();
+        let quarantine = Quarantine {
+            folder: folder.path(),
+            data: &data,
+            programs: &programs,
+            before: &before,
+            listens: asked.port,
+        };
+        let preload = prepared.brought().value("shared_preload_libraries");
+        let libraries = Libraries::of(preload.unwrap_or_default(), &programs);
+        tell_libraries(session, &libraries);
+        session.host.progress.phase("replay", None);
+        state.stage = Stage::Replaying;
+        folder.put(&state)?;
+        // The server is stopped in order where it is kept: the wish to stop does not reach it by itself.
+        let host = Host {
+            stop: Arc::default(),
+            ..session.host.clone()
+        };
+        let mut server = quarantine.start(&host, &libraries, &mount.settings)?;
+        let recovered = recovery::wait(session, &mut server)?;
+        if let Some((_, cause)) = recovered.broken {
+            return Err(err!(Server, "the server did not reach the target: {cause}"));
+        }
+        let mut sql = server.connect("template1")?;
+        state.reached_lsn = sql
+            .query("select pg_last_wal_replay_lsn()")?
+            .text(0, 0)?
+            .and_then(|lsn| lsn.parse().ok());
+        drop(sql);
+        state.connection = Some(connection(&server, folder));
+        state.ready_after_ms = u64::try_from(started.elapsed().as_millis()).ok();
+        state.ends = asked.lasts.and_then(|lasts| {
+            let micros = i64::try_from(lasts.as_micros()).ok()?;
+            Some(TimestampTz(session.host.now().0.checked_add(micros)?))
+        });
+        state.stage = Stage::Ready;
+        folder.put(&state)?;
+        let done = work(&mut Running {
+            server: &mut server,
+            state: &mut state,
+            mount,
+            programs: &programs,
+        });
+        drop(server);
+        done
+    })?;
+    Ok((done, prepared))
+}
+
+/// Plans a moment, and decides the restore that has its content brought when it is read.
+///
+/// # Errors
+/// Those of the plan; `OutOfReach`; those of [`restore::prepare`].
+pub fn prepare(
+    session: &Session,
+    target: &AskedTarget,
+    data: &Path,
+    tablespace: &dyn Fn(u32) -> PathBuf,
+) -> Result<(Box<Prepared>, Plan)> {
+    let plan = planned(session, target)?;
+    let backup = plan.backup.as_ref();
+    let backup = backup.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
+    let mappings = backup.tablespaces.iter().map(|one| Mapping {
+        old: one.oid.to_string().into(),
+        new: tablespace(one.oid),
+    });
+    let wanted = restore::Asked {
+        to: data.to_owned(),
+        target: AskedTarget {
+            backup: Some(backup.id.to_string()),
+            ..target.clone()
+        },
+        action: Action::Promote,
+        mappings: mappings.collect(),
+        databases: None,
+        delta: false,
+        is_hollow: true,
+        adopt: false,
+        is_confirmed: false,
+        dry_run: false,
+    };
+    match restore::prepare(session, &wanted)?.0 {
+        restore::Way::Ready(prepared) => Ok((prepared, plan)),
+        restore::Way::OutOfReach(unreached) => Err(unreached.error),
+    }
+}
+
+fn planned(session: &Session, target: &AskedTarget) -> Result<Plan> {
+    let reading = Reading::open(session)?;
+    let opened = opened::open(session, reading)?;
+    let question = Question {
+        target,
+        action: Action::Promote,
+        is_carried_out: true,
+    };
+    let chosen = question.answer(session, opened)?;
+    match chosen.unless {
+        None => Ok(chosen.plan),
+        Some(Unless::NotKnown(e)) => Err(e),
+        Some(Unless::OutOfReach { why, .. }) => Err(err!(OutOfReach, "{why}")
+            .hint("Nothing was done. pitr plan with the same target names the nearest moments.")),
+    }
+}
+
+fn tell_libraries(session: &Session, libraries: &Libraries) {
+    if !libraries.left_out.is_empty() {
+        let names = libraries.left_out.join(", ");
+        session.note(&format!("the server is started without {names} of shared_preload_libraries: nothing of the cluster runs by itself in a clone"));
+    }
+    if !libraries.missing.is_empty() {
+        let names = libraries.missing.join(", ");
+        session.warn(&format!(
+            "{names} of shared_preload_libraries is not installed on this host, and WAL may need it"
+        ));
+    }
+}
+
+/// The arguments of psql that lead to the server.
+fn connection(server: &Quarantined, folder: &Folder) -> String {
+    format!(
+        "host={} port={} user={} dbname=postgres",
+        folder.path().display(),
+        server.port(),
+        server.superuser()
+    )
+}
+
+/// Makes a clone below a directory for as long as `work` takes, and throws it away.
+///
+/// # Errors
+/// Those of [`with_server`].
+pub fn for_a_while<T>(
+    session: &Session,
+    asked: &Asked,
+    below: &Path,
+    work: impl FnOnce(&Folder, &mut Running<'_, '_>) -> Result<T>,
+) -> Result<T> {
+    check_possible()?;
+    let folder = Folder::make(&Folder::choose(below, session.host.random())?)?;
+    let done = with_server(session, asked, &folder, |running| work(&folder, running));
+    folder.remove();
+    done.map(|(done, _)| done)
+}
+
+/// Serves a clone until it is stopped, its time is over or its server ends. One that was to be kept, and is whole, is left behind as a plain
+/// data directory: then its state is returned.
+///
+/// # Errors
+/// Those of [`with_server`]; `Server` where the server ended by itself.
+pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State>> {
+    let folder = Folder::make(at)?;
+    let served = with_server(session, asked, &folder, |running| {
+        let until = asked.lasts.map(|lasts| Instant::now() + lasts);
+        attend(session, &folder, running, until)
+    });
+    let committed = served.and_then(|(kept, prepared)| match kept {
+        None => Ok(None),
+        Some(state) => commit(&folder, &prepared, state).map(Some),
+    });
+    match &committed {
+        Ok(Some(_)) => folder.release(),
+        _ => folder.remove(),
+    }
+    committed
+}
+
+/// Looks after a clone; returns its state where it is left behind, whose server was stopped in order.
+fn attend(
+    session: &Session,
+    folder: &Folder,
+    running: &mut Running<'_, '_>,
+    until: Option<Instant>,
+) -> Result<Option<State>> {
+    let bring_all = running.mount.bring_all;
+    std::thread::scope(|scope| {
+        let mut copying = None;
+        loop {
+            (running.mount.keep)();
+            if running.server.ended()?.is_some() {
+                let log = running.server.log();
+                return Err(err!(Server, "the server of the clone has ended by itself")
+                    .hint(format!("Its words: {}", last_lines(&log))));
+            }
+            if folder.is_wanted() && copying.is_none() && running.state.stage == Stage::Ready {
+                copying = Some(scope.spawn(bring_all));
+                running.state.stage = Stage::Copying;
+                folder.put(running.state)?;
+            }
+            if let Some(done) = copying.take_if(|copying| copying.is_finished()) {
+                let panicked = |_| Err(err!(Internal, "a thread of the clone panicked"));
+                match done.join().unwrap_or_else(panicked) {
+                    Ok(()) => running.state.stage = Stage::Whole,
+                    Err(_) if session.host.is_stopping() => return Ok(None),
+                    Err(e) => return Err(e.context("copy the rest of the clone")),
+                }
+                folder.put(running.state)?;
+            }
+            let is_kept = matches!(running.state.stage, Stage::Copying | Stage::Whole);
+            let is_over = until.is_some_and(|until| Instant::now() >= until) && !is_kept;
+            if session.host.is_stopping() || is_over {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        if running.state.stage != Stage::Whole {
+            return Ok(None);
+        }
+        running.server.stop(&|| Ok(()))?;
+        Ok(Some(running.state.clone()))
+    })
+}
+
+fn last_lines(log: &Path) -> String {
+    const LINES: usize = 5;
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(LINES);
+    lines.get(from..).unwrap_or_default().join(" · ")
+}
+
+/// Makes a whole directory, which is not mounted any more, durable and ready for a server.
+fn commit(folder: &Folder, prepared: &Prepared, state: State) -> Result<State> {
+    let path = folder.data().join(AUTO_CONF);
+    let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
+    // The quarantine had taken out what the cluster itself has set there.
+    let now = std::fs::read(&path).map_err(failed)?;
+    let ours = conf::settings(&now);
+    let text = conf::append(&prepared.brought().auto, COMMENT, &ours)?;
+    std::fs::write(&path, text).map_err(failed)?;
+    let (target, survey) = prepared.place();
+    hollow::commit(target, &prepared.job, survey.group)?;
+    let state = State {
+        stage: Stage::Kept,
+        connection: None,
+        ends: None,
+        ..state
+    };
+    folder.put(&state)?;
+    Ok(state)
+}

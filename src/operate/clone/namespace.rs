@@ -1,0 +1,91 @@
+//! Namespaces of its own: what a clone mounts nobody else sees, and it is gone with the last process of the clone.
+//!
+//! `unshare` of util-linux makes them, for an ordinary user too: it begins a user namespace in which this user may mount. Where the host
+//! does not allow that, mounts go through fusermount3 and are seen by everybody.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use crate::config::Environment;
+use crate::err;
+use crate::error::{Error, Result};
+
+/// Set in the environment of a process that is inside.
+const INSIDE: &str = "PITR_IN_NAMESPACE";
+const UNSHARE: [&str; 6] = [
+    "unshare",
+    "--user",
+    "--map-current-user",
+    "--mount",
+    "--keep-caps",
+    "--",
+];
+/// The server loses what the namespace gives, and ends with the process that mounts its files.
+const SETPRIV: [&str; 5] = [
+    "setpriv",
+    "--inh-caps=-all",
+    "--ambient-caps=-all",
+    "--pdeathsig=QUIT",
+    "--",
+];
+const NO_NETWORK: [&str; 3] = ["unshare", "--net", "--"];
+
+/// Whether this process has namespaces of its own.
+pub fn is_inside(environment: &Environment) -> bool {
+    environment.get(INSIDE).is_some()
+}
+
+fn works(words: &[&str]) -> bool {
+    let Some((first, rest)) = words.split_first() else {
+        return false;
+    };
+    let mut command = Command::new(first);
+    command.args(rest).arg("true");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let status = command.stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// This program with these arguments, inside where the host allows it.
+///
+/// # Errors
+/// `Io`.
+pub fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
+    let program = std::env::current_exe().map_err(|e| Error::from_io("find this program", e))?;
+    let mut command = match works(&UNSHARE) {
+        true => {
+            let [first, rest @ ..] = UNSHARE;
+            let mut command = Command::new(first);
+            command.args(rest).arg(program).env(INSIDE, "yes");
+            command
+        }
+        false => Command::new(program),
+    };
+    command.args(arguments);
+    Ok(command)
+}
+
+/// Goes inside: runs the same command line again in the place of this process, where the host allows it and it is not inside yet.
+///
+/// # Errors
+/// `Io`; returns without one where there is nothing to do.
+pub fn enter(environment: &Environment) -> Result<()> {
+    if is_inside(environment) || !works(&UNSHARE) {
+        return Ok(());
+    }
+    let e = command(std::env::args_os().skip(1))?.exec();
+    Err(err!(Io, "this program could not be run again").source(e))
+}
+
+/// The words before the server's own; without a network where it needs none.
+pub fn before_server(environment: &Environment, needs_network: bool) -> Vec<String> {
+    let mut words: Vec<&str> = Vec::new();
+    if is_inside(environment) {
+        if !needs_network && works(&NO_NETWORK) {
+            words.extend(NO_NETWORK);
+        }
+        words.extend(SETPRIV);
+    }
+    words.into_iter().map(str::to_owned).collect()
+}

@@ -1,0 +1,151 @@
+//! A restore whose content is brought when it is read: the directory is laid out, mounted over, and given to work that needs it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuser::{Config, MountOption, SessionACL};
+
+use super::restoring::Prepared;
+use super::session::Session;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::mount::filesystem::Mounted;
+use crate::mount::filler::{Filler, Queue};
+use crate::mount::shadow::{Alias, Shadow};
+use crate::pg::conf::Setting;
+use crate::restore::hollow;
+use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
+
+/// The device that mounts go by.
+const DEVICE: &str = "/dev/fuse";
+/// Threads that answer the kernel: each may wait for the repository.
+const THREADS: usize = 16;
+
+/// A directory that is mounted.
+pub struct Mount<'m> {
+    /// Settings that were written into postgresql.auto.conf.
+    pub settings: Vec<Setting>,
+    /// Keeps the backup from being deleted; to be called now and then.
+    pub keep: &'m mut dyn FnMut(),
+    /// Brings everything that is absent.
+    pub bring_all: &'m (dyn Fn() -> Result<()> + Sync),
+}
+
+/// Requires that this host can mount.
+///
+/// # Errors
+/// `Refused`.
+pub fn check_possible() -> Result<()> {
+    let opened = std::fs::File::options().read(true).write(true).open(DEVICE);
+    opened.map(drop).map_err(|e| {
+        err!(Refused, "this host offers no mounts to this user: {DEVICE}: {e}")
+            .hint("Nothing was done. Load the kernel's module (modprobe fuse) and let users open the device (chmod 666 /dev/fuse; a container needs --device /dev/fuse), or take pitr restore, which copies everything first.")
+    })
+}
+
+/// Lays a restore out below `root`, mounts it there, and does `work`; the mount is gone afterwards. `is_alone` says that nobody else sees
+/// the mounts of this process.
+///
+/// # Errors
+/// Those of [`hollow::lay_out`] and of `work`; `Refused` where the kernel does not mount it.
+pub fn with_mount<T>(
+    session: &Session,
+    prepared: &Prepared,
+    (root, is_alone): (&Path, bool),
+    work: impl FnOnce(&mut Mount<'_>) -> Result<T>,
+) -> Result<T> {
+    let host = &session.host;
+    let spares = prepared.opened.spares(session);
+    let source = prepared.source(&spares);
+    let job = &prepared.job;
+    hollow::check_whole(&source)?;
+    let snapshot = source.snapshot()?;
+    let mut claim = hollow::claim(&source, job, host)?;
+    host.progress.phase("lay out", None);
+    let (target, survey) = prepared.place();
+    let laid = hollow::lay_out(&source, &snapshot, (job, target, survey), host)?;
+    let below = target.data.strip_prefix(root).unwrap_or(&target.data);
+    let alias = Alias {
+        shown: below.join(CONTROL),
+        stored: below.join(WAITING_CONTROL),
+    };
+    let shadow = Shadow::open_root(root, laid.files, alias);
+    let shadow = Arc::new(shadow.map_err(|e| cannot(root, e))?);
+    let queue = Arc::new(Queue::default());
+    let filler = Filler::new(&snapshot, &shadow, &queue, host);
+    let done = filler.serve(|| {
+        let session = mount(root, &shadow, &queue)?;
+        let wal = is_alone
+            .then(|| PlainWal::make(&shadow, root, below))
+            .flatten();
+        let done = work(&mut Mount {
+            settings: laid.settings,
+            keep: &mut || {
+                if let Some(claim) = &mut claim {
+                    claim.keep();
+                }
+            },
+            bring_all: &|| filler.bring_all(),
+        });
+        drop(wal);
+        // Who still has a file open there keeps it until it ends.
+        let unmounted = session.umount_and_join().map_err(|e| cannot(root, e));
+        done.and_then(|done| unmounted.map(|()| done))
+    });
+    if let Some(claim) = claim {
+        claim.release();
+    }
+    done
+}
+
+fn mount(
+    root: &Path,
+    shadow: &Arc<Shadow>,
+    queue: &Arc<Queue>,
+) -> Result<fuser::BackgroundSession> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName("pitr".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoAtime,
+    ];
+    config.n_threads = Some(THREADS);
+    // Root mounts for the server's user, whose the files are.
+    if rustix::process::geteuid().is_root() {
+        config.acl = SessionACL::All;
+    }
+    let mounted = Mounted::new(Arc::clone(shadow), Arc::clone(queue));
+    let session = fuser::Session::new(mounted, root, &config);
+    session
+        .and_then(fuser::Session::spawn)
+        .map_err(|e| cannot(root, e))
+}
+
+fn cannot(root: &Path, e: std::io::Error) -> Error {
+    Error::new(
+        Code::Refused,
+        format!("\"{}\" could not be mounted: {e}", root.display()),
+    )
+    .hint("A user other than root needs user namespaces (unshare of util-linux) or fusermount3 (package fuse3). pitr restore copies everything first, and needs neither.")
+}
+
+/// pg_wal as a plain directory in place of the mounted one: nothing of it is in the backup.
+struct PlainWal(PathBuf);
+
+impl PlainWal {
+    /// None where this user may not mount: then it is read and written through the mount.
+    fn make(shadow: &Shadow, root: &Path, data: &Path) -> Option<PlainWal> {
+        let wal = data.join("pg_wal");
+        let place = root.join(&wal);
+        rustix::mount::mount_bind(shadow.real(&wal), &place).ok()?;
+        Some(PlainWal(place))
+    }
+}
+
+impl Drop for PlainWal {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}

@@ -1,0 +1,260 @@
+//! Rescue: tables of an earlier moment, back into the live server or into a file.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `tables` | what is meant, as the moment has it and as the live server has it |
+//! | `carry` | whole tables, by pg_dump and pg_restore |
+//! | `rows` | rows alone, by COPY in one transaction |
+//!
+//! The moment is a clone, which is thrown away. Nothing is overwritten unless the operator says so, and each table arrives whole or not at all.
+
+mod carry;
+mod rows;
+mod tables;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use self::tables::Table;
+use super::clone::{self, Running, folder::Folder, folder::State};
+use super::server::Server;
+use super::session::Session;
+use crate::config::secret::Secret;
+use crate::err;
+use crate::error::Result;
+
+/// What is rescued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// Tables, by names as SQL writes them. The partitions of a partitioned one belong to it.
+    Tables(Vec<String>),
+    /// A schema with all that is in it.
+    Schema(String),
+    /// The whole database.
+    Database,
+}
+
+/// What becomes of a table that the live server has, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// It is refused.
+    Create,
+    /// The rows go into a new table of this name.
+    As(String),
+    /// Only rows whose key is missing are added.
+    MissingRows,
+    /// Its rows are replaced.
+    Replace,
+}
+
+/// Where it goes.
+#[derive(Clone)]
+pub enum To {
+    /// Into an archive of pg_dump.
+    File(PathBuf),
+    /// Into a live server.
+    Server {
+        /// How to connect.
+        conninfo: Secret,
+        /// What becomes of what is there.
+        mode: Mode,
+    },
+}
+
+/// The operator's request.
+#[derive(Clone)]
+pub struct Asked {
+    /// The moment.
+    pub clone: clone::Asked,
+    /// The database at that moment; that of the live server without it.
+    pub database: Option<String>,
+    /// What is rescued.
+    pub what: What,
+    /// Where it goes.
+    pub to: To,
+}
+
+/// A table that was rescued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rescued {
+    /// Its name at that moment.
+    pub table: String,
+    /// Its name now, where that differs.
+    pub new_name: Option<String>,
+    /// The rows that it had.
+    pub rows: u64,
+    /// The rows that were added, where only some were.
+    pub added_rows: Option<u64>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The moment.
+    pub clone: State,
+    /// The database.
+    pub database: String,
+    /// The tables.
+    pub tables: Vec<Rescued>,
+    /// The file, where it went into one.
+    pub file: Option<PathBuf>,
+    /// What was not carried, and has to be done by hand.
+    pub notes: Vec<String>,
+}
+
+/// Rescues what is asked for, by a clone below a directory.
+///
+/// # Errors
+/// `Refused` where something is in the way, before anything is done where that is known by then; `NotFound` for what the moment does not
+/// have; those of [`clone::for_a_while`]; `Server`.
+pub fn run(session: &Session, asked: &Asked, below: &Path) -> Result<Report> {
+    let database = match (&asked.database, &asked.to) {
+        (Some(database), _) => database.clone(),
+        (None, To::Server { conninfo, .. }) => database_of(conninfo)?,
+        (None, To::File(_)) => {
+            return Err(err!(Usage, "the database is not named")
+                .hint("Nothing was done. Name it: --database NAME"));
+        }
+    };
+    check_free(asked)?;
+    clone::for_a_while(session, &asked.clone, below, |folder, running| {
+        session.host.progress.phase("rescue", None);
+        match &asked.to {
+            To::File(path) => into_file(session, asked, (folder, running), &database, path),
+            To::Server { conninfo, mode } => into_server(
+                session,
+                asked,
+                (folder, running),
+                &database,
+                (conninfo, mode),
+            ),
+        }
+    })
+}
+
+/// Refuses what would be in the way, before the clone is made.
+fn check_free(asked: &Asked) -> Result<()> {
+    match &asked.to {
+        To::File(path) if path.exists() => {
+            Err(err!(Refused, "\"{}\" is there already", path.display())
+                .hint("Nothing was done. Name another file."))
+        }
+        To::File(_) => Ok(()),
+        To::Server { conninfo, mode } => {
+            let mut live = Server::connect(conninfo.expose())?;
+            match (&asked.what, mode) {
+                (What::Tables(names), Mode::Create) => names
+                    .iter()
+                    .try_for_each(|name| tables::check_absent(&mut live, name)),
+                (What::Tables(_), Mode::As(name)) => tables::check_absent(&mut live, name),
+                (What::Tables(names), Mode::MissingRows | Mode::Replace) => names
+                    .iter()
+                    .try_for_each(|name| tables::check_present(&mut live, name)),
+                (What::Schema(_) | What::Database, _) => Ok(()),
+            }
+        }
+    }
+}
+
+fn database_of(conninfo: &Secret) -> Result<String> {
+    let mut live = Server::connect(conninfo.expose())?;
+    let rows = live.query("select current_database()")?;
+    rows.value(0, 0)
+}
+
+/// The tables that are meant, with their partitions; none where more than tables is.
+fn meant(source: &mut Server, what: &What) -> Result<Vec<Table>> {
+    match what {
+        What::Tables(names) => {
+            let found = names.iter().map(|name| tables::find(source, name));
+            Ok(found.collect::<Result<Vec<_>>>()?.concat())
+        }
+        What::Schema(schema) => tables::of_schema(source, Some(schema)),
+        What::Database => tables::of_schema(source, None),
+    }
+}
+
+fn into_file(
+    session: &Session,
+    asked: &Asked,
+    (_, running): (&Folder, &mut Running<'_, '_>),
+    database: &str,
+    path: &Path,
+) -> Result<Report> {
+    let mut source = running.server.connect(database)?;
+    let tables = meant(&mut source, &asked.what)?;
+    carry::dump(session, running, (database, &asked.what, &tables), path)?;
+    let notes = tables::lacking(&mut source, &asked.what, &tables)?;
+    report(&mut source, running, (database, &tables), notes, Some(path))
+}
+
+fn into_server(
+    session: &Session,
+    asked: &Asked,
+    (folder, running): (&Folder, &mut Running<'_, '_>),
+    database: &str,
+    (conninfo, mode): (&Secret, &Mode),
+) -> Result<Report> {
+    let mut source = running.server.connect(database)?;
+    let tables = meant(&mut source, &asked.what)?;
+    let mut live = Server::connect(conninfo.expose())?;
+    let rescued = match mode {
+        Mode::Create => {
+            let archive = folder.path().join("rescued.dump");
+            carry::dump(session, running, (database, &asked.what, &tables), &archive)?;
+            carry::restore(
+                session,
+                running,
+                (folder, &archive),
+                (conninfo, &mut live),
+                &tables,
+            )?;
+            tables::compare(&mut source, &mut live, &tables)?
+        }
+        _ => {
+            let from = running.server.conninfo(database);
+            rows::carry(session, (&mut source, &from), &mut live, (&tables, mode))?
+        }
+    };
+    let notes = match mode {
+        Mode::Create => tables::lacking(&mut source, &asked.what, &tables)?,
+        Mode::As(_) => vec![
+            "the new table has the rows and columns alone: no index, no constraint, no default"
+                .to_owned(),
+        ],
+        Mode::MissingRows | Mode::Replace => Vec::new(),
+    };
+    Ok(Report {
+        clone: running.state.clone(),
+        database: database.to_owned(),
+        tables: rescued,
+        file: None,
+        notes,
+    })
+}
+
+fn report(
+    source: &mut Server,
+    running: &Running<'_, '_>,
+    (database, tables): (&str, &[Table]),
+    notes: Vec<String>,
+    file: Option<&Path>,
+) -> Result<Report> {
+    let counted = tables.iter().filter(|table| table.has_rows());
+    let counted = counted.map(|table| {
+        Ok(Rescued {
+            table: table.shown(),
+            new_name: None,
+            rows: table.count(source)?,
+            added_rows: None,
+        })
+    });
+    Ok(Report {
+        clone: running.state.clone(),
+        database: database.to_owned(),
+        tables: counted.collect::<Result<_>>()?,
+        file: file.map(Path::to_owned),
+        notes,
+    })
+}

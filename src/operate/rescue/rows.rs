@@ -1,0 +1,193 @@
+//! Rows alone, by COPY, in one transaction of the live server.
+
+use super::tables::{Table, identifier, literal};
+use super::{Mode, Rescued};
+use crate::err;
+use crate::error::Result;
+use crate::operate::server::Server;
+use crate::operate::session::Session;
+
+/// A column that is carried.
+struct Column {
+    name: String,
+    definition: String,
+    is_generated: bool,
+}
+
+/// Carries the rows of tables; each session has its own connection for the stream.
+///
+/// # Errors
+/// `Refused` where the tables do not fit; `Server`.
+pub fn carry(
+    session: &Session,
+    (source, from): (&mut Server, &str),
+    live: &mut Server,
+    (tables, mode): (&[Table], &Mode),
+) -> Result<Vec<Rescued>> {
+    let [table] = tables else {
+        return Err(err!(Usage, "--as, --rows-missing-only and --replace take one table that has no partitions, {} were found", tables.len())
+            .hint("Nothing was done. Name one table, or a single partition."));
+    };
+    let columns = columns_of(source, table)?;
+    live.query("begin")?;
+    let done = one(session, (source, from), live, (table, &columns), mode);
+    match done {
+        Ok(rescued) => {
+            live.query("commit")?;
+            Ok(vec![rescued])
+        }
+        Err(e) => {
+            // The connection may be gone: then the server has done it.
+            let _ = live.query("rollback");
+            Err(e)
+        }
+    }
+}
+
+fn columns_of(source: &mut Server, table: &Table) -> Result<Vec<Column>> {
+    let rows = source.query(&format!(
+        "select a.attname, pg_catalog.format('%I %s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), case when a.attcollation <> t.typcollation and a.attcollation <> 0 then ' collate ' || a.attcollation::pg_catalog.regcollation else '' end), a.attgenerated <> '' from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid where a.attrelid = {} and a.attnum > 0 and not a.attisdropped order by a.attnum",
+        table.oid
+    ))?;
+    let read = (0..rows.rows.len()).map(|row| {
+        Ok(Column {
+            name: rows.value(row, 0)?,
+            definition: rows.value(row, 1)?,
+            is_generated: rows.text(row, 2)? == Some("t"),
+        })
+    });
+    read.collect()
+}
+
+fn list(columns: &[&Column]) -> String {
+    let names: Vec<String> = columns.iter().map(|c| identifier(&c.name)).collect();
+    names.join(", ")
+}
+
+fn one(
+    session: &Session,
+    (source, from): (&mut Server, &str),
+    live: &mut Server,
+    (table, columns): (&Table, &[Column]),
+    mode: &Mode,
+) -> Result<Rescued> {
+    let rows = table.count(source)?;
+    // What a server computes it computes again.
+    let carried: Vec<&Column> = match mode {
+        Mode::As(_) => columns.iter().collect(),
+        _ => columns.iter().filter(|c| !c.is_generated).collect(),
+    };
+    let names = list(&carried);
+    let defined: Vec<&str> = carried.iter().map(|c| c.definition.as_str()).collect();
+    let defined = defined.join(", ");
+    let arrives = match mode {
+        Mode::As(name) => {
+            live.query(&format!("create table {name} ({defined})"))?;
+            name.clone()
+        }
+        _ => {
+            check_columns(live, table, columns)?;
+            live.query(&format!(
+                "create temporary table pitr_rescued ({defined}) on commit drop"
+            ))?;
+            "pg_temp.pitr_rescued".to_owned()
+        }
+    };
+    let out = format!(
+        "copy (select {names} from only {}) to stdout",
+        table.quoted()
+    );
+    let mut stream = live.beside(from, None, true)?;
+    let copied = live.copy_from(
+        &mut stream,
+        (&out, &format!("copy {arrives} ({names}) from stdin")),
+        &mut || session.host.check_stop(),
+    )?;
+    if copied != rows {
+        return Err(err!(Server, "{copied} rows arrived of {rows}"));
+    }
+    let live_name = table.quoted();
+    let all = format!(
+        "insert into {live_name} ({names}) overriding system value select {names} from {arrives}"
+    );
+    let added = match mode {
+        Mode::As(_) | Mode::Create => None,
+        Mode::MissingRows => {
+            let key = key_of(live, table)?;
+            let is_same: Vec<String> = key
+                .iter()
+                .map(|name| identifier(name))
+                .map(|name| format!("l.{name} = r.{name}"))
+                .collect();
+            let missing = format!(
+                "insert into {live_name} ({names}) overriding system value select {names} from {arrives} r where not exists (select from {live_name} l where {})",
+                is_same.join(" and ")
+            );
+            Some(count_of(live, &missing)?)
+        }
+        Mode::Replace => {
+            live.query(&format!("truncate only {live_name}"))?;
+            Some(count_of(live, &all)?)
+        }
+    };
+    Ok(Rescued {
+        table: table.shown(),
+        new_name: match mode {
+            Mode::As(name) => Some(name.clone()),
+            _ => None,
+        },
+        rows,
+        added_rows: added,
+    })
+}
+
+/// Runs an INSERT, and returns how many rows it has put in.
+fn count_of(live: &mut Server, insert: &str) -> Result<u64> {
+    let rows = live.query(&format!(
+        "with added as ({insert} returning 1) select count(*) from added"
+    ))?;
+    rows.value(0, 0)
+}
+
+/// Requires that the live table has the columns of the moment.
+fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result<()> {
+    let rows = live.query(&format!(
+        "select a.attname from pg_catalog.pg_attribute a where a.attrelid = pg_catalog.to_regclass({}) and a.attnum > 0 and not a.attisdropped",
+        literal(&table.quoted())
+    ))?;
+    let mut there = Vec::new();
+    for row in 0..rows.rows.len() {
+        there.push(rows.text(row, 0)?.unwrap_or_default().to_owned());
+    }
+    let missing: Vec<&str> = columns
+        .iter()
+        .map(|c| c.name.as_str())
+        .filter(|name| !there.iter().any(|t| t == name))
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(err!(Refused, "the live table {} has no column {}", table.shown(), missing.join(", "))
+            .hint("Nothing was changed. Put the table beside it, and carry the rows over by SQL: --as NAME")),
+    }
+}
+
+/// The columns of the live table's primary key.
+fn key_of(live: &mut Server, table: &Table) -> Result<Vec<String>> {
+    let rows = live.query(&format!(
+        "select a.attname from pg_catalog.pg_index i join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey) where i.indisprimary and i.indrelid = pg_catalog.to_regclass({})",
+        literal(&table.quoted())
+    ))?;
+    let mut key = Vec::new();
+    for row in 0..rows.rows.len() {
+        key.push(rows.text(row, 0)?.unwrap_or_default().to_owned());
+    }
+    match key.is_empty() {
+        false => Ok(key),
+        true => Err(err!(
+            Refused,
+            "{} has no primary key, so it cannot be said which rows are missing",
+            table.shown()
+        )
+        .hint("Nothing was changed. Put the table beside it: --as NAME")),
+    }
+}

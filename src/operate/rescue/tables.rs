@@ -1,0 +1,220 @@
+//! What is meant by the names of tables, as a moment has them and as a live server has them.
+
+use super::{Rescued, What};
+use crate::err;
+use crate::error::Result;
+use crate::operate::server::Server;
+
+/// A table at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its oid.
+    pub oid: u32,
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// pg_class.relkind.
+    pub kind: String,
+}
+
+/// A value as SQL writes it.
+pub fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    match text.contains('\\') {
+        true => format!(" E'{}'", quoted.replace('\\', "\\\\")),
+        false => format!("'{quoted}'"),
+    }
+}
+
+/// A name as SQL writes it, whatever is in it.
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+impl Table {
+    /// The name as SQL writes it, which is a pattern of pg_dump for this table alone, too.
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", identifier(&self.schema), identifier(&self.name))
+    }
+
+    /// The name for people.
+    pub fn shown(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// Whether it has rows of its own.
+    pub fn has_rows(&self) -> bool {
+        self.kind == "r"
+    }
+
+    /// Counts its rows.
+    ///
+    /// # Errors
+    /// Those of [`Server::query`].
+    pub fn count(&self, server: &mut Server) -> Result<u64> {
+        let rows = server.query(&format!("select count(*) from only {}", self.quoted()))?;
+        rows.value(0, 0)
+    }
+}
+
+const COLUMNS: &str = "c.oid, n.nspname, c.relname, c.relkind from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
+
+fn read(server: &mut Server, sql: &str) -> Result<Vec<Table>> {
+    let rows = server.query(sql)?;
+    let read = (0..rows.rows.len()).map(|row| {
+        Ok(Table {
+            oid: rows.value(row, 0)?,
+            schema: rows.value(row, 1)?,
+            name: rows.value(row, 2)?,
+            kind: rows.value(row, 3)?,
+        })
+    });
+    read.collect()
+}
+
+/// Finds a table by its name, with all its partitions.
+///
+/// # Errors
+/// `NotFound`; `Refused` for what is no table.
+pub fn find(server: &mut Server, name: &str) -> Result<Vec<Table>> {
+    let wanted = format!("pg_catalog.to_regclass({})", literal(name));
+    let found = read(server, &format!("select {COLUMNS} where c.oid = {wanted}"))?;
+    let Some(table) = found.into_iter().next() else {
+        return Err(err!(NotFound, "there is no table {name} at that moment").hint(
+            "Nothing was done. pitr find --table NAME says when it was dropped or renamed; a name without a schema is looked for in public.",
+        ));
+    };
+    match table.kind.as_str() {
+        "r" => Ok(vec![table]),
+        "p" => {
+            let tree = format!("select {COLUMNS} join pg_catalog.pg_partition_tree({}) t on t.relid = c.oid order by t.level, 2, 3", table.oid);
+            read(server, &tree)
+        }
+        other => Err(err!(Refused, "{name} is no table (relkind {other})").hint(
+            "Nothing was done. Views, sequences and foreign tables come with --schema or without --table, into a file: --to FILE.",
+        )),
+    }
+}
+
+/// All tables of a schema, or of the database.
+///
+/// # Errors
+/// `NotFound` for a schema that is not there.
+pub fn of_schema(server: &mut Server, schema: Option<&str>) -> Result<Vec<Table>> {
+    let of = match schema {
+        Some(schema) => format!("n.nspname = {}", literal(schema)),
+        None => "n.nspname <> 'information_schema' and n.nspname !~ '^pg_'".to_owned(),
+    };
+    if let Some(schema) = schema {
+        let there = format!("select 1 from pg_catalog.pg_namespace n where {of}");
+        if server.query(&there)?.rows.is_empty() {
+            return Err(err!(NotFound, "there is no schema {schema} at that moment")
+                .hint("Nothing was done. pitr query 'select nspname from pg_namespace' with the same target lists them."));
+        }
+    }
+    read(
+        server,
+        &format!("select {COLUMNS} where {of} and c.relkind in ('r', 'p') order by 2, 3"),
+    )
+}
+
+fn is_there(live: &mut Server, name: &str) -> Result<bool> {
+    let rows = live.query(&format!(
+        "select pg_catalog.to_regclass({}) is not null",
+        literal(name)
+    ))?;
+    Ok(rows.text(0, 0)? == Some("t"))
+}
+
+/// Requires that the live server has no table of a name.
+///
+/// # Errors
+/// `Refused`.
+pub fn check_absent(live: &mut Server, name: &str) -> Result<()> {
+    match is_there(live, name)? {
+        false => Ok(()),
+        true => Err(err!(Refused, "the live server has {name}").hint(
+            "Nothing was done. Put it beside it (--as NAME), add only the rows that are missing (--rows-missing-only), or replace its rows (--replace --confirm).",
+        )),
+    }
+}
+
+/// Requires that the live server has a table.
+///
+/// # Errors
+/// `NotFound`.
+pub fn check_present(live: &mut Server, name: &str) -> Result<()> {
+    match is_there(live, name)? {
+        true => Ok(()),
+        false => Err(err!(NotFound, "the live server has no {name}").hint(
+            "Nothing was done. Without --rows-missing-only and --replace the table is made.",
+        )),
+    }
+}
+
+/// Compares tables that were carried with what they were.
+///
+/// # Errors
+/// `Server` where a table has other rows.
+pub fn compare(source: &mut Server, live: &mut Server, tables: &[Table]) -> Result<Vec<Rescued>> {
+    let mut rescued = Vec::new();
+    for table in tables.iter().filter(|table| table.has_rows()) {
+        let (was, is) = (table.count(source)?, table.count(live)?);
+        if was != is {
+            return Err(err!(Server, "{} has {is} rows now, and had {was} at that moment", table.shown())
+                .hint("The table was carried whole, so somebody else changes it already, or a trigger or rule has changed what arrived."));
+        }
+        rescued.push(Rescued {
+            table: table.shown(),
+            new_name: None,
+            rows: was,
+            added_rows: None,
+        });
+    }
+    Ok(rescued)
+}
+
+/// What pg_dump does not carry with tables, as lines for people.
+///
+/// # Errors
+/// Those of [`Server::query`].
+pub fn lacking(source: &mut Server, what: &What, tables: &[Table]) -> Result<Vec<String>> {
+    let What::Tables(_) = what else {
+        return Ok(Vec::new());
+    };
+    let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
+    let oids = oids.join(", ");
+    let mut notes = Vec::new();
+    let foreign = source.query(&format!(
+        "select pg_catalog.format('alter table %s add constraint %I %s;', k.conrelid::pg_catalog.regclass, k.conname, pg_catalog.pg_get_constraintdef(k.oid)) from pg_catalog.pg_constraint k where k.contype = 'f' and k.confrelid in ({oids}) and k.conrelid not in ({oids}) and k.conparentid = 0 order by 1"
+    ))?;
+    for row in 0..foreign.rows.len() {
+        if let Some(command) = foreign.text(row, 0)? {
+            notes.push(format!(
+                "a foreign key of another table that leads here was not carried: {command}"
+            ));
+        }
+    }
+    let large = source.query(&format!(
+        "select pg_catalog.format('%s.%I', a.attrelid::pg_catalog.regclass, a.attname) from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid where a.attrelid in ({oids}) and a.attnum > 0 and not a.attisdropped and (t.typname = 'lo' or t.typname = 'oid') and exists (select from pg_catalog.pg_largeobject_metadata) order by 1"
+    ))?;
+    for row in 0..large.rows.len() {
+        if let Some(column) = large.text(row, 0)? {
+            notes.push(format!("{column} may name large objects, which do not come with a table: rescue them with the whole database into a file (--to FILE)"));
+        }
+    }
+    Ok(notes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_values_are_quoted() {
+        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal("a\\b'"), " E'a\\\\b'''");
+    }
+}

@@ -1,0 +1,132 @@
+//! A restore without its content: directories, files in full length with holes, settings. A mount brings the content when it is read.
+//!
+//! Nothing is synced, and pg_control keeps its waiting name: to everybody else the directory is a restore that was not finished.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use super::claim::Claim;
+use super::extract::{self, Destination, Survey, withholds_file};
+use super::job::Job;
+use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
+use super::tree::Tree;
+use super::{Source, finish, prepare};
+use crate::archive::guard::AUTO_CONF;
+use crate::archive::left_out::MARKER;
+use crate::err;
+use crate::error::Result;
+use crate::host::Host;
+use crate::pg::conf::Setting;
+use crate::snapshot::filekey::FileKey;
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::reader::Snapshot;
+
+/// Files that are read and written before the server starts: they are small, and there from the beginning.
+const BROUGHT_AT_ONCE: [&str; 4] = [CONTROL, "backup_label", AUTO_CONF, MARKER];
+/// None of them is larger.
+const SMALL_BYTES: usize = 1 << 20;
+
+/// A file whose content is absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HollowFile {
+    /// Its key in the snapshot.
+    pub key: FileKey,
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Its length.
+    pub length: u64,
+}
+
+/// What was laid out.
+pub struct LaidOut {
+    /// Files whose content is absent.
+    pub files: Vec<HollowFile>,
+    /// Settings written into postgresql.auto.conf.
+    pub settings: Vec<Setting>,
+}
+
+/// Claims the backup, so that it is not deleted while it is read.
+///
+/// # Errors
+/// Those of [`Claim::take`].
+pub fn claim<'a>(source: &Source<'a>, job: &Job, host: &'a Host) -> Result<Option<Claim<'a>>> {
+    Claim::take(source.store, source.layout, host, &job.backup, job.planned)
+}
+
+/// Makes the directory, whose target was checked and is empty.
+///
+/// # Errors
+/// `Refused`, `TargetWrite`, `Full`; `Damaged` when the map or a small file fails its check.
+pub fn lay_out(
+    source: &Source<'_>,
+    snapshot: &Snapshot<'_>,
+    (job, target, survey): (&Job, &Target, &Survey),
+    host: &Host,
+) -> Result<LaidOut> {
+    let group = survey.group;
+    let destination = prepare(target, job, false, group, host)?;
+    extract::lay_out(snapshot, &destination, survey, false, &host.stop)?;
+    let mut files = Vec::new();
+    for item in snapshot.items() {
+        let item = item?;
+        let Metadata::File { length, .. } = item.metadata else {
+            continue;
+        };
+        let is_small = BROUGHT_AT_ONCE
+            .iter()
+            .any(|name| name.as_bytes() == item.path);
+        if item.mapped_bytes == 0 || is_small || withholds_file(&item.path) {
+            continue;
+        }
+        if let Some((tree, relative)) = destination.place_of(&item.path)? {
+            let relative = OsStr::from_bytes(relative);
+            files.push(HollowFile {
+                key: item.key,
+                path: tree.path().join(relative),
+                length,
+            });
+        }
+    }
+    for name in BROUGHT_AT_ONCE {
+        if let Some(content) = snapshot.read_file(name, SMALL_BYTES)? {
+            let name = if name == CONTROL {
+                WAITING_CONTROL
+            } else {
+                name
+            };
+            destination.data().put(name.as_bytes(), &content, group)?;
+        }
+    }
+    finish::check_identity(&destination, source)?;
+    finish::put_links(&destination, target)?;
+    let settings = finish::put_settings(&destination, job, &survey.brought, host, group)?;
+    Ok(LaidOut { files, settings })
+}
+
+/// Makes a directory whose files are whole durable, and a data directory that a server can start on.
+///
+/// # Errors
+/// `TargetWrite`.
+pub fn commit(target: &Target, job: &Job, group: bool) -> Result<()> {
+    let data = Tree::open(&target.data, target.owner)?;
+    let destination = Destination::make(target, data, group)?;
+    finish::sync(&destination)?;
+    finish::commit(destination.data(), job)
+}
+
+/// Requires that a backup has all databases.
+///
+/// # Errors
+/// `Refused`.
+pub fn check_whole(source: &Source<'_>) -> Result<()> {
+    match source.root.content.left_out_databases.first() {
+        None => Ok(()),
+        Some(one) => Err(err!(
+            Refused,
+            "backup \"{}\" has no content of database {one}: it is partial",
+            source.root.head.id
+        )
+        .hint("Nothing was written. Choose another backup: --backup ID. pitr restore takes a partial one.")),
+    }
+}

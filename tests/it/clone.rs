@@ -1,0 +1,460 @@
+//! `pitr clone`: a moment as a running server before anything is copied, on real servers.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::common::{
+    Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, bin, files_below, user, wait_until,
+};
+use crate::{per_major, require_root};
+
+/// Lets an ordinary user open the device of mounts, as hosts with udev do; whether one can.
+pub fn can_mount() -> bool {
+    let device = Path::new("/dev/fuse");
+    if user::is_root() {
+        std::fs::set_permissions(device, PermissionsExt::from_mode(0o666)).unwrap();
+    }
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(device)
+        .is_ok()
+}
+
+/// Ends the test as skipped where this user may not mount.
+macro_rules! require_fuse {
+    ($name:expr) => {
+        if !can_mount() {
+            $crate::skip!($name, "needs /dev/fuse");
+        }
+    };
+}
+
+/// A cluster with a backup, rows behind it, and a table that is dropped then.
+pub struct Cloned {
+    pub site: Site,
+    pub cluster: Cluster,
+    pub folder: Sandbox,
+    /// Just before the table was dropped.
+    pub before: String,
+}
+
+/// Everything that is compared: rows of all tables.
+pub const SUM: &str =
+    "select count(*) || ' ' || coalesce(sum(hashtext(t::text)::bigint), 0) from t";
+
+impl Cloned {
+    pub fn new(major: u32) -> Cloned {
+        let (site, cluster) = Site::with_cluster(major);
+        Cloned::of(site, cluster)
+    }
+
+    pub fn of(site: Site, cluster: Cluster) -> Cloned {
+        cluster.sql(
+            "create table t as select g as id, repeat(md5(g::text), 20) as b from generate_series(1, 30000) g; alter table t add primary key (id); create table big as select g as id, repeat('x', 500) as b from generate_series(1, 40000) g",
+        );
+        site.pitr().args(["backup", "--quiet"]).run().success();
+        cluster.sql("insert into t select g, 'later' from generate_series(30001, 31000) g; update t set b = 'changed' where id % 100 = 0");
+        let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+        cluster.sql("drop table t");
+        cluster.archive_now();
+        Cloned {
+            site,
+            cluster,
+            folder: Sandbox::new("c"),
+            before,
+        }
+    }
+
+    pub fn bin(&self) -> PathBuf {
+        let initdb = bin(self.cluster.major(), "initdb").unwrap();
+        initdb.parent().unwrap().to_owned()
+    }
+
+    pub fn at_moment(&self, program: Program) -> Program {
+        program
+            .args(["--target-lsn", &self.before, "--dir"])
+            .arg(self.folder.path())
+            .arg("--bin")
+            .arg(self.bin())
+    }
+
+    pub fn clone(&self) -> Program {
+        self.at_moment(self.site.pitr().args(["clone", "--json"]))
+    }
+
+    pub fn below(&self, arguments: &[&str]) -> Program {
+        let program = self.site.pitr().arg("clone").args(arguments);
+        program.arg("--dir").arg(self.folder.path())
+    }
+
+    pub fn left(&self) -> Vec<String> {
+        files_below(self.folder.path())
+    }
+}
+
+/// A client of a clone.
+fn client(run: &Run) -> Client {
+    let json = run.json();
+    let connection = json["connection"].as_str().unwrap();
+    Client::connect(connection).unwrap()
+}
+
+fn id(run: &Run) -> String {
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+fn k01_a_clone_has_the_rows_of_its_moment_and_takes_writes(major: u32) {
+    if !can_mount() {
+        refused(major);
+        return;
+    }
+    let cloned = Cloned::new(major);
+    let run = cloned.clone().run().success();
+    let clone = client(&run);
+    assert_eq!(clone.query_one_string("select count(*) from t"), "31000");
+    assert_eq!(
+        clone.query_one_string("select count(*) from t where b = 'changed'"),
+        "310"
+    );
+    assert_eq!(clone.query_one_string("select count(*) from big"), "40000");
+    clone.sql("update t set b = 'mine' where id <= 500; create table own as select * from t; truncate big");
+    clone.sql("vacuum t");
+    clone.sql("checkpoint");
+    assert_eq!(
+        clone.query_one_string("select count(*) from own where b = 'mine'"),
+        "500"
+    );
+    assert_eq!(clone.query_one_string("select count(*) from big"), "0");
+    let listed = cloned.below(&["list", "--json"]).run().success().json();
+    assert_eq!(listed[0]["id"].as_str().unwrap(), id(&run));
+    assert_eq!(listed[0]["stage"], "ready");
+    drop(clone);
+    let id = id(&run);
+    cloned.below(&["stop", &id]).run().success();
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+    cloned
+        .site
+        .pitr()
+        .args(["verify", "--quiet"])
+        .run()
+        .success();
+}
+per_major!(k01_a_clone_has_the_rows_of_its_moment_and_takes_writes);
+
+fn refused(major: u32) {
+    let cloned = Cloned::new(major);
+    let run = cloned.clone().run().expect_code(8);
+    run.expect_stderr("/dev/fuse").expect_stderr("pitr restore");
+    assert!(cloned.left().is_empty());
+}
+
+fn k02_a_kept_clone_becomes_a_plain_data_directory(major: u32) {
+    require_fuse!("k02_a_kept_clone_becomes_a_plain_data_directory");
+    let cloned = Cloned::new(major);
+    let run = cloned.clone().run().success();
+    let id = id(&run);
+    let clone = client(&run);
+    clone.sql("insert into t values (99999, 'kept')");
+    cloned.below(&["keep", &id]).run().success();
+    wait_until(PATIENCE, "the clone is whole", || {
+        let listed = cloned.below(&["list", "--json"]).run().success().json();
+        listed[0]["stage"] == "whole"
+    });
+    let sum = clone.query_one_string(SUM);
+    drop(clone);
+    let stopped = cloned.below(&["stop", &id, "--json"]).run().success();
+    let data = stopped.json()["data"].as_str().unwrap().to_owned();
+    let mut own = Cluster::open(major, &data).create();
+    own.start();
+    assert_eq!(own.query_one_string(SUM), sum);
+    assert_eq!(
+        own.query_one_string("select b from t where id = 99999"),
+        "kept"
+    );
+    assert_eq!(own.query_one_string("select count(*) from big"), "40000");
+    assert_eq!(own.query_one_string("show archive_mode"), "off");
+}
+per_major!(k02_a_kept_clone_becomes_a_plain_data_directory, v13 v17 v19);
+
+/// Whether a process is there.
+fn is_alive(pid: i32) -> bool {
+    Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
+}
+
+#[test]
+fn k03_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up() {
+    require_fuse!("k03_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up");
+    let cloned = Cloned::new(17);
+    let before = cloned.site.files();
+    let run = cloned.clone().run().success();
+    let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
+    let clone = client(&run);
+    let server: i32 = clone
+        .query_one_string("select pg_backend_pid()")
+        .parse()
+        .unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    wait_until(PATIENCE, "the server has ended", || !is_alive(server));
+    wait_until(PATIENCE, "nothing is left", || {
+        let listed = cloned.below(&["list", "--json"]).run().success().json();
+        listed.as_array().unwrap().is_empty() && cloned.left().is_empty()
+    });
+    // Nothing of the original was touched but for claims.
+    let mut after = cloned.site.files();
+    after.retain(|name| before.contains(name));
+    assert_eq!(after, before);
+    assert_eq!(
+        cloned.cluster.query_one_string("select count(*) from big"),
+        "40000"
+    );
+}
+
+fn k04_a_question_is_asked_of_a_moment(major: u32) {
+    require_fuse!("k04_a_question_is_asked_of_a_moment");
+    let cloned = Cloned::new(major);
+    let query = |more: &[&str]| {
+        let program = cloned.at_moment(cloned.site.pitr().arg("query"));
+        program.args(more).run()
+    };
+    let csv = query(&["select id, null as n, b from t where id > 30998", "--csv"]).success();
+    assert_eq!(
+        csv.stdout, "id,n,b\n30999,,later\n31000,,changed\n",
+        "{csv}"
+    );
+    let json = query(&["select count(*) from t", "--json"])
+        .success()
+        .json();
+    assert_eq!(json["rows"][0][0], "31000");
+    query(&["select 1 from nowhere"])
+        .expect_code(1)
+        .expect_stderr("nowhere");
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+}
+per_major!(k04_a_question_is_asked_of_a_moment, v13 v18);
+
+/// A cluster in which a table with all that may belong to one is dropped.
+fn dropped(major: u32) -> Cloned {
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.sql("create schema shop; create table shop.kinds (id int primary key, name text); insert into shop.kinds values (1, 'a'), (2, 'b');
+        create table shop.orders (id bigserial primary key, kind int references shop.kinds, \"Note\" text not null default 'x', check (id > 0));
+        create index on shop.orders (kind, \"Note\");
+        insert into shop.orders (kind, \"Note\") select g % 2 + 1, 'note ' || g from generate_series(1, 5000) g;
+        create table shop.lines (id int primary key, o bigint references shop.orders);
+        create table shop.parts (at int, v text) partition by range (at);
+        create table shop.parts_1 partition of shop.parts for values from (0) to (100);
+        create table shop.parts_2 partition of shop.parts for values from (100) to (200);
+        insert into shop.parts select g, 'v' || g from generate_series(0, 199) g;
+        create index on shop.parts (v)");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("insert into shop.orders (kind) select 1 from generate_series(1, 10)");
+    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    cluster.sql("drop table shop.orders cascade; drop table shop.parts");
+    cluster.archive_now();
+    Cloned {
+        site,
+        cluster,
+        folder: Sandbox::new("c"),
+        before,
+    }
+}
+
+fn rescue(cloned: &Cloned, more: &[&str]) -> Run {
+    let into = cloned.cluster.conninfo("postgres");
+    let program = cloned.at_moment(
+        cloned
+            .site
+            .pitr()
+            .args(["rescue", "--json", "--into"])
+            .arg(into),
+    );
+    program.args(more).run()
+}
+
+fn k05_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
+    require_fuse!("k05_a_dropped_table_comes_back_with_all_that_belongs_to_it");
+    let cloned = dropped(major);
+    let run = rescue(
+        &cloned,
+        &["--table", "shop.orders", "--table", "shop.parts"],
+    )
+    .success();
+    let json = run.json();
+    assert_eq!(json["tables"][0]["rows"], 5010, "{run}");
+    let notes = json["notes"].to_string();
+    assert!(
+        notes.contains("alter table shop.lines add constraint"),
+        "{run}"
+    );
+    let live = &cloned.cluster;
+    let one = |sql: &str| live.query_one_string(sql);
+    assert_eq!(one("select count(*) from shop.orders"), "5010");
+    assert_eq!(one("select count(*) from shop.parts"), "200");
+    assert_eq!(one("select count(*) from shop.parts_2"), "100");
+    assert_eq!(
+        one("select count(*) from pg_indexes where tablename = 'orders'"),
+        "2"
+    );
+    let constraints = "select count(*) from pg_constraint where conrelid = 'shop.orders'::regclass and contype in ('p', 'f', 'c')";
+    assert_eq!(one(constraints), "3");
+    // The sequence goes on where it was.
+    let next = one("insert into shop.orders (kind) values (1) returning id || \"Note\"");
+    let next: u32 = next.strip_suffix('x').unwrap().parse().unwrap();
+    // A server that recovered leaves out up to 32 values.
+    assert!((5011..=5043).contains(&next), "{next}");
+    let line = notes.split(": ").nth(1).unwrap();
+    live.sql(line.split(';').next().unwrap());
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+    let gone = rescue(&cloned, &["--table", "shop.nothing"]).expect_code(2);
+    gone.expect_stdout("no table shop.nothing");
+}
+// Of the other majors only the server's programs are at hand.
+per_major!(k05_a_dropped_table_comes_back_with_all_that_belongs_to_it, v13 v15 v17 v19);
+
+#[test]
+fn k06_a_table_that_is_there_is_touched_only_as_the_operator_says() {
+    require_fuse!("k06_a_table_that_is_there_is_touched_only_as_the_operator_says");
+    let cloned = Cloned::new(17);
+    let live = &cloned.cluster;
+    live.sql("create table t (id int primary key, b text); insert into t select g, 'new' from generate_series(1, 100) g");
+    rescue(&cloned, &["--table", "t"])
+        .expect_code(8)
+        .expect_stdout("--rows-missing-only");
+    rescue(&cloned, &["--table", "t", "--replace"]).expect_code(8);
+    assert_eq!(live.query_one_string(SUM), live.query_one_string(SUM));
+    let beside = rescue(&cloned, &["--table", "t", "--as", "t_before"]).success();
+    assert_eq!(beside.json()["tables"][0]["rows"], 31000);
+    assert_eq!(
+        live.query_one_string("select count(*) from t_before"),
+        "31000"
+    );
+    assert_eq!(live.query_one_string("select count(*) from t"), "100");
+    let missing = rescue(&cloned, &["--table", "t", "--rows-missing-only"]).success();
+    assert_eq!(missing.json()["tables"][0]["added_rows"], 30900);
+    assert_eq!(
+        live.query_one_string("select count(*) from t where b = 'new'"),
+        "100"
+    );
+    rescue(&cloned, &["--table", "t", "--replace", "--confirm"]).success();
+    let differs = "select count(*) from (select * from t except select * from t_before) d";
+    assert_eq!(live.query_one_string(differs), "0");
+    assert_eq!(live.query_one_string("select count(*) from t"), "31000");
+    // A table that has fewer columns takes nothing.
+    live.sql("alter table t drop column b");
+    rescue(&cloned, &["--table", "t", "--replace", "--confirm"])
+        .expect_code(8)
+        .expect_stdout("no column b");
+    assert_eq!(live.query_one_string("select count(*) from t"), "31000");
+    let file = cloned.folder.join("t.dump");
+    let to = cloned.at_moment(
+        cloned
+            .site
+            .pitr()
+            .args(["rescue", "--database", "postgres", "--to"])
+            .arg(&file),
+    );
+    let to = to.arg("--table").arg("t");
+    to.run().success();
+    to.run().expect_code(8);
+    live.sql("drop table t");
+    let restore = live
+        .tool("pg_restore")
+        .args(["-d", &live.conninfo("postgres")]);
+    restore.arg(&file).run().success();
+    assert_eq!(live.query_one_string("select count(*) from t"), "31000");
+}
+
+#[test]
+fn k07_damaged_content_is_an_error_and_never_wrong_rows() {
+    require_fuse!("k07_damaged_content_is_an_error_and_never_wrong_rows");
+    let cloned = Cloned::new(17);
+    // The frames of the large table, somewhere in the middle of the pack.
+    let packs = files_below(cloned.site.repository());
+    let pack = packs.iter().filter(|name| name.contains("/packs/"));
+    let pack = pack.max_by_key(|name| {
+        std::fs::metadata(cloned.site.repository().join(name))
+            .unwrap()
+            .len()
+    });
+    let pack = cloned.site.repository().join(pack.unwrap());
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let run = cloned.clone().run().success();
+    let clone = client(&run);
+    for at in (bytes.len() / 4..bytes.len() * 3 / 4).step_by(4096) {
+        bytes[at] ^= 1;
+    }
+    // In place: the clone has the pack open.
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(&pack).unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+    let failed = clone
+        .try_sql("select sum(hashtext(big::text)), (select sum(hashtext(t::text)) from t) from big")
+        .unwrap_err();
+    assert!(
+        crate::common::text_of(&failed).contains("Input/output error"),
+        "{failed:?}"
+    );
+    assert_eq!(clone.query_one_string("select 1"), "1");
+    drop(clone);
+    cloned.below(&["stop", &id(&run)]).run().success();
+}
+
+#[test]
+fn k08_tablespaces_are_mounted_too() {
+    require_fuse!("k08_tablespaces_are_mounted_too");
+    let (site, cluster) = Site::with_cluster(18);
+    let space = Sandbox::new("space");
+    cluster.sql(&format!(
+        "create tablespace fast location '{}'",
+        space.path().display()
+    ));
+    cluster.sql("create table s (id int primary key using index tablespace fast, b text) tablespace fast; insert into s select g, repeat('s', 300) from generate_series(1, 20000) g");
+    let cloned = Cloned::of(site, cluster);
+    let run = cloned.clone().run().success();
+    let clone = client(&run);
+    assert_eq!(
+        clone.query_one_string("select count(*) || ' ' || sum(length(b)) from s"),
+        "20000 6000000"
+    );
+    clone.sql("insert into s select g from generate_series(30000, 31000) g");
+    clone.sql("vacuum full s");
+    drop(clone);
+    cloned.below(&["stop", &id(&run)]).run().success();
+    assert_eq!(
+        cloned.cluster.query_one_string("select count(*) from s"),
+        "20000"
+    );
+}
+
+#[test]
+fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
+    require_root!("k09_a_moment_is_mounted_for_a_server_of_the_operator");
+    require_fuse!("k09_a_moment_is_mounted_for_a_server_of_the_operator");
+    let cloned = Cloned::new(17);
+    let at = cloned.folder.dir("m");
+    user::own(&at);
+    let mount = cloned.site.pitr().privileged().arg("mount").arg(&at);
+    let mount = mount.args(["--json", "--target-lsn", &cloned.before]);
+    let running = mount.spawn();
+    wait_until(PATIENCE, "it is mounted", || running.stdout().contains("}"));
+    let shown: serde_json::Value = serde_json::from_str(&running.stdout()).unwrap();
+    let data = PathBuf::from(shown["data"].as_str().unwrap());
+    let control = cloned.cluster.tool("pg_controldata").arg(&data).run();
+    let identifier = cloned.cluster.system_identifier().to_string();
+    control.success().expect_stdout(&identifier);
+    let mut own = Cluster::open(17, &data).create();
+    own.start();
+    own.wait_promoted();
+    assert_eq!(own.query_one_string("select count(*) from t"), "31000");
+    own.stop(crate::common::Stop::Fast);
+    drop(own);
+    running.signal(Signal::INT);
+    running.wait().success();
+    assert_eq!(std::fs::read_dir(&at).unwrap().count(), 0);
+    // A directory that holds something is left alone.
+    std::fs::write(at.join("x"), "").unwrap();
+    mount.run().expect_code(8);
+    assert!(at.join("x").exists());
+}
