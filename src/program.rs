@@ -44,12 +44,21 @@ pub fn command(words: &[String]) -> Result<Command> {
     };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
+    remove_variables(&mut command, OWN_VARIABLES);
+    Ok(command)
+}
+
+/// Keeps libpq's variables, and those of another server, from a program.
+pub fn without_libpq(command: &mut Command) {
+    remove_variables(command, b"PG");
+}
+
+fn remove_variables(command: &mut Command, prefix: &[u8]) {
     for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(OWN_VARIABLES) {
+        if name.as_encoded_bytes().starts_with(prefix) {
             command.env_remove(name);
         }
     }
-    Ok(command)
 }
 
 impl Running {

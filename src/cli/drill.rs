@@ -1,13 +1,13 @@
 //! `pitr drill`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::target::TargetArgs;
 use super::{Context, drill_page};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::drill::{self, Asked, Report, checks};
-use crate::operate::human;
+use crate::operate::{human, quarantine};
 use crate::repo::drilled::{self, Timed};
 
 /// Try a restore: in a sandbox, with a server in quarantine, held against the plan
@@ -77,7 +77,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     // The verdict counts more than the page.
     let page = args.html.as_ref().map_or(Ok(()), |path| {
-        write_page(&cx.session.environment.absolute(path), &report)
+        let page = drill_page::page(&report);
+        quarantine::write(&cx.session.environment.absolute(path), page.as_bytes())
     });
     if let Err(e) = &page {
         cx.out.warn(&format!("the page was not written: {e}"));
@@ -107,18 +108,6 @@ fn status(cx: &Context, report: &Report, has_page: bool) -> u8 {
         (false, _) => Code::Findings,
     };
     exit::status(Program::Pitr, code)
-}
-
-fn write_page(path: &Path, report: &Report) -> Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let page = drill_page::page(report);
-    options
-        .open(path)
-        .and_then(|mut file| file.write_all(page.as_bytes()))
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }
 
 /// The verdict in one line.

@@ -49,15 +49,7 @@ pub struct Args {
 }
 
 fn kind(text: &str) -> Result<Kind> {
-    let all = [
-        Kind::Drop,
-        Kind::Truncate,
-        Kind::Delete,
-        Kind::Update,
-        Kind::Rewrite,
-        Kind::Database,
-        Kind::Tablespace,
-    ];
+    let all = Kind::ALL;
     all.into_iter().find(|k| k.as_str() == text).ok_or_else(|| {
         let known: Vec<&str> = all.iter().map(|k| k.as_str()).collect();
         err!(Usage, "the kinds are {}", known.join(", "))

@@ -109,13 +109,17 @@ pub struct RowCount {
 }
 
 impl RowCount {
-    /// Adds rows that were changed later.
-    pub fn add(&mut self, later: &RowCount) {
-        let first = |own: Lsn, other: Lsn| if own == Lsn(0) { other } else { own };
-        self.first_delete = first(self.first_delete, later.first_delete);
-        self.first_update = first(self.first_update, later.first_update);
-        self.deleted += later.deleted;
-        self.updated += later.updated;
+    /// Adds rows that were changed before or later.
+    pub fn add(&mut self, other: &RowCount) {
+        // 0 where there is none.
+        let first = |a: Lsn, b: Lsn| match a == Lsn(0) || b == Lsn(0) {
+            true => a.max(b),
+            false => a.min(b),
+        };
+        self.first_delete = first(self.first_delete, other.first_delete);
+        self.first_update = first(self.first_update, other.first_update);
+        self.deleted += other.deleted;
+        self.updated += other.updated;
     }
 }
 

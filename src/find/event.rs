@@ -28,6 +28,17 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Those that may be asked for.
+    pub const ALL: [Kind; 7] = [
+        Kind::Drop,
+        Kind::Truncate,
+        Kind::Delete,
+        Kind::Update,
+        Kind::Rewrite,
+        Kind::Database,
+        Kind::Tablespace,
+    ];
+
     /// As it is shown and asked for.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -79,6 +90,13 @@ pub struct Relation {
     /// Oid of the schema.
     #[serde(skip)]
     pub namespace: u32,
+}
+
+impl Relation {
+    /// Whether its schema and name are known.
+    pub fn is_named(&self) -> bool {
+        self.schema.is_some() && self.name.is_some()
+    }
 }
 
 impl Relation {

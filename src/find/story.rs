@@ -293,18 +293,7 @@ impl Story {
         let mut counts: BTreeMap<record::Relation, RowCount> = BTreeMap::new();
         for (relation, count) in open.iter().flat_map(|o| &o.rows) {
             // Subtransactions follow their parent, and each other, in no certain order: the first record of all counts.
-            let sum = counts.entry(*relation).or_default();
-            let first = |a: Lsn, b: Lsn| {
-                if a == Lsn(0) || (b < a && b != Lsn(0)) {
-                    b
-                } else {
-                    a
-                }
-            };
-            sum.first_delete = first(sum.first_delete, count.first_delete);
-            sum.first_update = first(sum.first_update, count.first_update);
-            sum.deleted += count.deleted;
-            sum.updated += count.updated;
+            counts.entry(*relation).or_default().add(count);
         }
         for (file, count) in counts {
             let Some(relation) = self.table(&file) else {

@@ -7,7 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::version::Major;
-use crate::program::Running;
+use crate::program::{self, Running};
 
 /// How many of these lines a message repeats.
 const SHOWN_LINES: usize = 5;
@@ -78,11 +78,7 @@ impl Tool {
     /// Returns a command that finds the service file and nothing else of libpq's environment.
     pub fn command(&self, service_file: Option<&Path>) -> Command {
         let mut command = Command::new(&self.path);
-        for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"PG") {
-                command.env_remove(name);
-            }
-        }
+        program::without_libpq(&mut command);
         if let Some(file) = service_file {
             command.env("PGSERVICEFILE", file);
         }

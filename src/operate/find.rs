@@ -11,7 +11,7 @@ use super::session::Session;
 use super::target::{AskedTarget, Point};
 use crate::err;
 use crate::error::Result;
-use crate::find::event::{Event, Kind};
+use crate::find::event::{Event, Kind, Relation};
 use crate::find::names::Names;
 use crate::find::scan::{Found, Request, Scan, Unread};
 use crate::pg::lsn::Lsn;
@@ -203,8 +203,8 @@ fn is_table(event: &Event, table: &str) -> bool {
 
 /// Whether something of an event is not known that the server may know.
 fn is_vague(event: &Event) -> bool {
-    let lacks_name = |r: &crate::find::event::Relation| r.name.is_none() || r.schema.is_none();
-    event.kind == Kind::Unclear || event.relation.as_ref().is_some_and(lacks_name)
+    let is_named = event.relation.as_ref().is_none_or(Relation::is_named);
+    event.kind == Kind::Unclear || !is_named
 }
 
 /// Asks the server, where it can tell something.

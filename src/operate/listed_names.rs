@@ -6,7 +6,7 @@ use super::reading::Reading;
 use super::session::Session;
 use crate::error::Result;
 use crate::find::catalogs::CatalogFiles;
-use crate::find::event::Event;
+use crate::find::event::{Event, Relation};
 use crate::find::names::{Known, Names};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
@@ -58,8 +58,7 @@ impl<'a> Lists<'a> {
     pub fn complete(&mut self, event: &mut Event) -> bool {
         let is_complete = |event: &Event| {
             let database = event.database.as_ref().is_none_or(|d| d.name.is_some());
-            let relation = event.relation.as_ref();
-            database && relation.is_none_or(|r| r.name.is_some() && r.schema.is_some())
+            database && event.relation.as_ref().is_none_or(Relation::is_named)
         };
         let backups = self.inventory.backups.iter();
         let (before, behind): (Vec<&Backup>, Vec<&Backup>) =

@@ -38,7 +38,7 @@ pub fn look(session: &Session, reading: &Reading, identifier: u64) -> Result<Vec
         })
     };
     let mut all = vec![of(reading)?];
-    // One that is away is told elsewhere.
+    // `info` and `doctor` themselves report a repository that cannot be reached.
     let others = reading.all_others(session);
     all.extend(others.filter_map(|(_, other)| of(&other.ok()?).ok()));
     Ok(all)

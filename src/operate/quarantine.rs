@@ -25,6 +25,8 @@ use crate::host::Host;
 use crate::pg::conf::{self, Setting};
 use crate::pg::roles;
 use crate::pg::version::Major;
+use crate::program;
+use crate::wire::conninfo::quoted;
 use crate::wire::server_error;
 
 /// The port in the socket's name.
@@ -233,11 +235,7 @@ impl Quarantine<'_> {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // Variables of the repository stay, for restore_command may need them; libpq's and another server's go.
-        for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"PG") {
-                command.env_remove(name);
-            }
-        }
+        program::without_libpq(&mut command);
         command
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
@@ -273,7 +271,11 @@ impl Quarantine<'_> {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file that only its owner reads, over one that is there.
+///
+/// # Errors
+/// Those of the system, with the path.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();
@@ -428,11 +430,6 @@ impl Drop for Quarantined {
     }
 }
 
-/// A value of a connection string.
-fn quoted(value: &str) -> String {
-    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
 /// Finds the programs of a major on this host.
 ///
 /// # Errors
@@ -489,10 +486,5 @@ mod tests {
         assert!(of(13).contains(&"listen_addresses"));
         let session = |major| session(Major::from_number(major).unwrap());
         assert!(!session(16).contains("event_triggers") && session(17).contains("event_triggers"));
-    }
-
-    #[test]
-    fn values_of_a_connection_string_are_quoted() {
-        assert_eq!(quoted("a'b\\c"), "'a\\'b\\\\c'");
     }
 }

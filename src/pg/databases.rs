@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use super::datapage::{DEFAULT_PAGE_SIZE, PAGE_HEADER_SIZE, PageHeader};
+use super::datapage::{self, DEFAULT_PAGE_SIZE};
 
 /// The oid of pg_database.
 const PG_DATABASE: u32 = 1262;
@@ -127,26 +127,8 @@ fn database(rows: Vec<Row>) -> Option<Database> {
 
 /// Reads the rows of a page that can be, or have been, visible.
 fn rows(page: &[u8], major: u32) -> Vec<Row> {
-    let tuples = tuples(page).into_iter();
-    tuples.filter_map(|tuple| row(tuple, major)).collect()
-}
-
-/// The tuples of a page.
-pub(super) fn tuples(page: &[u8]) -> Vec<&[u8]> {
-    let Some(header) = PageHeader::parse(page).filter(|header| !header.is_new()) else {
-        return Vec::new();
-    };
-    let lower = usize::from(header.lower).min(page.len());
-    let pointers = page.get(PAGE_HEADER_SIZE..lower).unwrap_or_default();
-    let (pointers, _) = pointers.as_chunks::<4>();
-    let items = pointers.iter().filter_map(|pointer| {
-        let pointer = u32::from_le_bytes(*pointer);
-        let (offset, flags, length) = (pointer & 0x7fff, pointer >> 15 & 3, pointer >> 17);
-        let is_normal = flags == 1;
-        let (offset, length) = (offset as usize, length as usize);
-        page.get(offset..offset + length).filter(|_| is_normal)
-    });
-    items.collect()
+    let tuples = datapage::items(page);
+    tuples.filter_map(|(_, tuple)| row(tuple, major)).collect()
 }
 
 /// Reads a tuple; `None` when it was never visible, or is none.

@@ -62,6 +62,24 @@ fn lsn(page: &[u8]) -> Option<Lsn> {
     ))
 }
 
+/// The items of a page with their numbers, from 1. Those of line pointers that lead nowhere, or have no storage, are left out.
+///
+/// PostgreSQL: src/include/storage/itemid.h, LP_NORMAL.
+pub fn items(page: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let header = PageHeader::parse(page).filter(|header| !header.is_new());
+    let lower = header.map_or(0, |header| usize::from(header.lower));
+    let lower = lower.min(page.len());
+    let pointers = page.get(PAGE_HEADER_SIZE..lower).unwrap_or_default();
+    let pointers = (1..).zip(pointers.as_chunks::<4>().0);
+    pointers.filter_map(|(number, pointer)| {
+        let pointer = u32::from_le_bytes(*pointer);
+        let (start, length) = ((pointer & 0x7FFF) as usize, (pointer >> 17) as usize);
+        let is_normal = pointer >> 15 & 3 == 1;
+        let item = page.get(start..start + length).filter(|_| is_normal)?;
+        Some((number, item))
+    })
+}
+
 /// Whether every byte of the page is zero.
 pub fn is_zeroed(page: &[u8]) -> bool {
     page.iter().all(|&byte| byte == 0)

@@ -4,6 +4,7 @@
 //! 18: heapam_xlog.c), 13–19.
 
 use super::cursor::{self, Cursor};
+use super::datapage;
 use super::record::Record;
 use super::rmgr;
 
@@ -177,21 +178,12 @@ pub struct PageRow {
 
 /// Reads the rows of a heap page; damaged line pointers are left out.
 pub fn rows_of(page: &[u8]) -> Vec<PageRow> {
-    let lower = usize::from(cursor::u16_at(page, 12).unwrap_or(0));
-    let pointers = page.get(24..lower).unwrap_or_default();
-    let pointers = pointers.as_chunks::<4>().0.iter();
-    let read = |(at, pointer): (usize, &[u8; 4])| {
-        let pointer = u32::from_le_bytes(*pointer);
-        let (start, length) = ((pointer & 0x7FFF) as usize, (pointer >> 17) as usize);
-        if pointer >> 15 & 3 != 1 {
-            return None;
-        }
-        let item = page.get(start..start + length)?;
+    let read = |(offset, item)| {
         let mask = cursor::u16_at(item, 20)?;
         let (is_committed, is_void) = (mask & XMIN_COMMITTED != 0, mask & XMIN_INVALID != 0);
         let xmin = cursor::u32_at(item, 0)?;
         Some(PageRow {
-            offset: u16::try_from(at + 1).ok()?,
+            offset,
             xmin: if is_committed || is_void { 0 } else { xmin },
             // Both bits together mean frozen.
             is_void: is_void && !is_committed,
@@ -199,7 +191,7 @@ pub fn rows_of(page: &[u8]) -> Vec<PageRow> {
             row: Row::of_page(item)?,
         })
     };
-    pointers.enumerate().filter_map(read).collect()
+    datapage::items(page).filter_map(read).collect()
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //!
 //! PostgreSQL: src/include/catalog/pg_authid.h, whose first columns are the same in 13 to 19.
 
-use super::databases::{file_of, tuples};
-use super::datapage::DEFAULT_PAGE_SIZE;
+use super::databases::file_of;
+use super::datapage::{self, DEFAULT_PAGE_SIZE};
 
 /// The oid of pg_authid.
 const PG_AUTHID: u32 = 1260;
@@ -23,7 +23,7 @@ pub fn file_of_catalog(map: &[u8]) -> Option<u32> {
 pub fn superusers(file: &[u8]) -> Vec<String> {
     let pages = file.chunks_exact(DEFAULT_PAGE_SIZE);
     let mut names: Vec<String> = pages
-        .flat_map(|page| tuples(page).into_iter().filter_map(superuser))
+        .flat_map(|page| datapage::items(page).filter_map(|(_, tuple)| superuser(tuple)))
         .collect();
     names.sort_unstable();
     names.dedup();

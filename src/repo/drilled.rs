@@ -4,7 +4,7 @@
 //! an unknown subject concerns nobody there.
 //!
 //! An event tells names of phases, numbers and positions, and no text of a server or of an operator: events stay plain in encrypted
-//! repositories. One that does not count proves nothing: whoever lacks the MAC key makes no drill that passed.
+//! repositories. An event that does not count proves nothing: without the MAC key nobody can record a drill that passed.
 
 use serde::{Deserialize, Serialize};
 

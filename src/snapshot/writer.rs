@@ -160,7 +160,7 @@ impl<'t> SnapshotWriter<'t> {
         }
     }
 
-    /// Lets content that a prior has be taken over from there, where sinks are told that it may be shared. The layers of the new snapshot must go upon
+    /// Takes content over from a prior snapshot where that has it, for sinks whose content may be shared. The layers of the new snapshot must go upon
     /// those of the prior, and its claim must be held.
     pub fn reuse(&self, prior: &'t Snapshot<'t>, host: &'t Host) {
         self.shared.chunks.reuse(PriorChunks::new(prior, host));

@@ -427,14 +427,7 @@ impl<'e> Extraction<'e> {
         self.tree.each(tick, |item, node| {
             if let (NodeKind::File(length), false) = (&node.kind, self.missing.contains(&item.key))
             {
-                let from = match &item.metadata {
-                    Metadata::Node(own) => match &own.kind {
-                        NodeKind::HardLink(to) => to.clone(),
-                        _ => item.key.clone(),
-                    },
-                    _ => item.key.clone(),
-                };
-                files.push((item.path.clone(), from, *length));
+                files.push((item.path.clone(), origin_key(item), *length));
             }
             Ok(())
         })?;
@@ -773,5 +766,16 @@ impl<'c, 'e> Contents<'c, 'e> {
         self.written.fetch_add(length, Ordering::Relaxed);
         self.extraction.host.progress.advance(length);
         Ok(())
+    }
+}
+
+/// The key under which the map has the content of an entry. A hard link that stands for a file outside the part has that one's.
+pub(super) fn origin_key(item: &Item) -> FileKey {
+    match &item.metadata {
+        Metadata::Node(own) => match &own.kind {
+            NodeKind::HardLink(to) => to.clone(),
+            _ => item.key.clone(),
+        },
+        _ => item.key.clone(),
     }
 }

@@ -359,6 +359,11 @@ pub(super) fn settings(text: &str, environment: &Environment) -> Result<Settings
     Ok(settings)
 }
 
+/// A value of a connection string, in quotes.
+pub fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 pub(super) fn config(message: String) -> Error {
     Error::new(crate::error::Code::Config, message)
 }

@@ -2,7 +2,7 @@
 //!
 //! PostgreSQL: src/interfaces/libpq/fe-connect.c, parseServiceFile.
 
-use super::conninfo::{Environment, Host, HostAddress, config, settings};
+use super::conninfo::{Environment, Host, HostAddress, config, quoted, settings};
 use crate::error::Result;
 
 /// The service that the file defines.
@@ -59,8 +59,7 @@ pub fn service_file(conninfo: &str, environment: &Environment, host: &Host) -> R
 
 /// Returns the connection string by which a program uses the service, in one database.
 pub fn in_database(database: &str) -> String {
-    let quoted = database.replace('\\', "\\\\").replace('\'', "\\'");
-    format!("service={SERVICE} dbname='{quoted}'")
+    format!("service={SERVICE} dbname={}", quoted(database))
 }
 
 #[cfg(test)]

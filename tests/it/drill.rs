@@ -171,20 +171,28 @@ fn y02_a_random_moment_is_drilled_and_its_seed_repeats_it(major: u32) {
 }
 per_major!(y02_a_random_moment_is_drilled_and_its_seed_repeats_it, v13 v17 v19);
 
-#[test]
-fn y03_several_repositories_are_drilled_in_turn_each_one_alone() {
+/// Two repositories that have the same.
+fn two_alike() -> Two {
     let two = Two::new();
     two.work(500);
     two.backup();
     two.work(500);
     two.sync().run().success();
-    let folder = Sandbox::new("drills");
+    two
+}
+
+fn drill_of(two: &Two, folder: &Sandbox) -> Program {
     let programs = bin(17, "initdb").unwrap();
-    let drill = || {
-        let drill = two.site.pitr().args(["drill", "--json", "--dir"]);
-        let drill = drill.arg(folder.path()).arg("--bin");
-        drill.arg(programs.parent().unwrap())
-    };
+    let drill = two.site.pitr().args(["drill", "--json", "--dir"]);
+    let drill = drill.arg(folder.path()).arg("--bin");
+    drill.arg(programs.parent().unwrap())
+}
+
+#[test]
+fn y03_several_repositories_are_drilled_in_turn_each_one_alone() {
+    let two = two_alike();
+    let folder = Sandbox::new("drills");
+    let drill = || drill_of(&two, &folder);
     let name = |run: Run| {
         let json = run.success().json();
         let url = json["plan"]["repository"].as_str().unwrap().to_owned();
@@ -678,18 +686,9 @@ fn y23_a_page_that_cannot_be_written_hides_no_verdict() {
 
 #[test]
 fn y24_a_repository_that_cannot_be_tried_keeps_no_other_one_out() {
-    let two = Two::new();
-    two.work(500);
-    two.backup();
-    two.work(500);
-    two.sync().run().success();
+    let two = two_alike();
     let folder = Sandbox::new("drills");
-    let programs = bin(17, "initdb").unwrap();
-    let drill = || {
-        let drill = two.site.pitr().args(["drill", "--json", "--dir"]);
-        let drill = drill.arg(folder.path()).arg("--bin");
-        drill.arg(programs.parent().unwrap())
-    };
+    let drill = || drill_of(&two, &folder);
     let packs = two.site.cluster_folder().join("packs");
     let may = |mode| std::fs::set_permissions(&packs, PermissionsExt::from_mode(mode)).unwrap();
     may(0o000);

@@ -219,13 +219,11 @@ impl Taking<'_> {
         root.content.content_features.extend(features);
         if let Some((prior, _)) = self.before {
             // Layers that were not put upon the prior's have the counts of this run.
-            let counted = match kind.begins_anew() {
-                true => root.head.clone(),
-                false => prior.head.clone(),
-            };
+            let own = kind.begins_anew().then(|| root.head.clone());
+            let counted = own.as_ref().unwrap_or(&prior.head);
             (root.head, root.map) = complete(
                 (self.store, self.scope),
-                (&counted, &prior.map),
+                (counted, &prior.map),
                 (root.head, root.map),
                 Naming::Tree,
                 &mut || self.tick(claims),

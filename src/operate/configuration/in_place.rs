@@ -93,7 +93,8 @@ impl Contents for Originals<'_, '_> {
 pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
     let settings = session.settings()?;
     let set = configured(&settings, &asked.name)?;
-    let home = home_of_interrupted(home_of(set), &asked.name)?;
+    // A restore that was interrupted is undone where it was made.
+    let home = home_of_kept(home_of(set), &asked.name, |kept| !kept.is_complete)?;
     let scope = PathScope::of(set);
     let refuses = |path: &[u8], is_directory: bool| {
         let is_refused = !scope.has(path, is_directory);
@@ -182,11 +183,6 @@ fn home_of_kept(home: PathBuf, name: &str, is_wanted: impl Fn(&Kept) -> bool) ->
     }
     let found = newest.map(|(_, directory)| directory.to_owned());
     Ok(found.unwrap_or(home))
-}
-
-/// As [`home_of_kept`], of a restore that was interrupted: it is undone where it was made.
-fn home_of_interrupted(home: PathBuf, name: &str) -> Result<PathBuf> {
-    home_of_kept(home, name, |kept| !kept.is_complete)
 }
 
 fn open_at(home: &Path) -> Result<Target> {

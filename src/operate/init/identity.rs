@@ -8,6 +8,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
+use crate::wire::conninfo;
 
 /// The identity of the cluster.
 pub struct Identity {
@@ -122,7 +123,7 @@ fn running_at(pgdata: &Path) -> Option<String> {
     let (port, socket) = (lines.get(3)?, lines.get(4)?);
     port.parse::<u16>().ok()?;
     let word = |t: &str| match t.contains([' ', '\'', '\\']) {
-        true => format!("'{}'", t.replace('\\', "\\\\").replace('\'', "\\'")),
+        true => conninfo::quoted(t),
         false => t.to_owned(),
     };
     (!socket.is_empty()).then(|| format!("host={} port={port} user=postgres", word(socket)))

@@ -18,7 +18,7 @@ use crate::snapshot::layer::Metadata;
 use crate::snapshot::node::{Node, NodeKind};
 use crate::snapshot::reader::Item;
 use crate::tree::beneath;
-use crate::tree::extract::{Above, OF_DEPOT, Selected, is_of_depot, is_of_entry};
+use crate::tree::extract::{Above, OF_DEPOT, Selected, is_of_depot, is_of_entry, origin_key};
 use crate::tree::left_out::{LeftOut, Part};
 use crate::tree::settle::{Settler, is_harmless};
 use crate::tree::status::{Holder, Status, XattrReader};
@@ -611,17 +611,6 @@ impl Comparison<'_, '_, '_, '_> {
             |one: &Settled| one.differs || one.was.is_none() || touched.contains(&one.path);
         self.plan.directories.retain(changes);
         self.plan
-    }
-}
-
-/// The key under which the map has the content of an entry. A hard link that stands for a file outside the part has that one's.
-fn origin_key(item: &Item) -> FileKey {
-    match &item.metadata {
-        Metadata::Node(own) => match &own.kind {
-            NodeKind::HardLink(to) => to.clone(),
-            _ => item.key.clone(),
-        },
-        _ => item.key.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use super::shared::flip;
 use super::tree::{Changes, describe};
 use super::{World, id, path_text};
 use crate::common::mount::{DiskOver, SmallDisk};
@@ -527,7 +528,7 @@ fn u38_without_the_right_to_set_an_attribute_that_is_said() {
     let is_foreseen = |one: &Value| one["path"] == "theirs" && one["part"] == "owner";
     assert!(left.iter().any(is_foreseen), "{plan}");
     for _ in 0..2 {
-        // Made, and then kept: it is said each time.
+        // The first run makes the file, the second one keeps it: both report the owner that was not set.
         let json = scene.world.pitr(&restore).run().expect_code(6).json();
         let left = &json["left_out"]["examples"][0];
         assert_eq!(
@@ -589,11 +590,7 @@ fn u50_a_damaged_backup_or_a_full_disk_leaves_the_directory_as_it_was() {
         .join("repo/aux/files/up/packs")
         .join(id(&backup));
     let pack = fs::read_dir(packs).unwrap().next().unwrap().unwrap().path();
-    let mut bytes = fs::read(&pack).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::set_permissions(&pack, Permissions::from_mode(0o600)).unwrap();
-    fs::write(&pack, bytes).unwrap();
+    flip(&pack);
     let before = describe(&scene.live);
     let run = delta(&scene.world, id(&backup), &scene.live, &["--confirm"]).run();
     run.expect_code(1).expect_stdout("damaged");

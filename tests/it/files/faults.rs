@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::shared::flip;
 use super::tree::describe;
 use super::{World, id, path_text};
 use crate::common::mount::SmallDisk;
@@ -336,11 +337,7 @@ fn u09_a_damaged_pack_is_found_and_nothing_wrong_is_restored() {
         .join("repo/aux/files/up/packs")
         .join(id(&backup));
     let pack = fs::read_dir(packs).unwrap().next().unwrap().unwrap().path();
-    let mut bytes = fs::read(&pack).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::set_permissions(&pack, Permissions::from_mode(0o600)).unwrap();
-    fs::write(&pack, bytes).unwrap();
+    flip(&pack);
     world.pitr(&["verify"]).run().expect_code(4);
     let to = path_text(&world.sandbox.join("back"));
     let run = world.pitr(&["files", "restore", "up", "--to", &to]).run();

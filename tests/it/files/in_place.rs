@@ -54,6 +54,17 @@ fn source(world: &World) -> Tree {
     found
 }
 
+/// Requires that everything is back where an undo was killed at its end: the next restore removes the rest.
+fn is_back_but_for_the_depot(scene: &Scene, before: &Tree, why: &str) {
+    let (mut found, mut expected) = (source(&scene.world), before.clone());
+    found.remove(&PathBuf::new());
+    expected.remove(&PathBuf::new());
+    is_same(&found, &expected, why);
+    scene.restore().run().success();
+    scene.rollback().run().success();
+    set_time_of_root(scene, before);
+}
+
 fn is_same(found: &Tree, expected: &Tree, why: &str) {
     for (path, text) in expected {
         assert_eq!(found.get(path), Some(text), "{path:?}, {why}");
@@ -312,15 +323,8 @@ fn u44_a_rollback_that_is_killed_is_completed_by_the_next_one() {
             is_same(&describe(&scene.world.source()), &before, &call.text);
             continue;
         }
-        // Everything was back: what is left is removed by the next restore.
         run.expect_code(2);
-        let (mut found, mut expected) = (source(&scene.world), before.clone());
-        found.remove(&PathBuf::new());
-        expected.remove(&PathBuf::new());
-        is_same(&found, &expected, &call.text);
-        scene.restore().run().success();
-        scene.rollback().run().success();
-        set_time_of_root(&scene, &before);
+        is_back_but_for_the_depot(&scene, &before, &call.text);
     }
     assert!(again > 10, "{again}");
 }
@@ -411,13 +415,7 @@ fn u58_a_rollback_that_discards_changes_and_is_killed_is_completed_by_the_next_o
             continue;
         }
         run.expect_code(2);
-        let (mut found, mut expected) = (source(&scene.world), before.clone());
-        found.remove(&PathBuf::new());
-        expected.remove(&PathBuf::new());
-        is_same(&found, &expected, &call.text);
-        scene.restore().run().success();
-        scene.rollback().run().success();
-        set_time_of_root(&scene, &before);
+        is_back_but_for_the_depot(&scene, &before, &call.text);
     }
     assert!(again > 10, "{again}");
 }

@@ -109,7 +109,7 @@ fn a_stream_stores_what_the_one_before_does_not_have() {
     assert_eq!(fs::read_dir(&back).unwrap().count(), 1);
 }
 
-fn flip(pack: &Path) {
+pub fn flip(pack: &Path) {
     let mut bytes = fs::read(pack).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

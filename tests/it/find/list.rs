@@ -126,7 +126,7 @@ fn n05_a_list_is_copied_and_deleted_with_its_backup() {
     assert!(!list.exists() && newer.exists(), "{first}");
 }
 
-/// A user who may create in a schema could have a function of his own called by whoever takes backups.
+/// A user may create operators in a schema. The role that takes backups must not call their functions.
 #[test]
 fn n05_operators_of_users_are_not_called_for_a_list() {
     let (site, cluster) = Site::with_cluster_of(Cluster::builder(14).without_fsync());
