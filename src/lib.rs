@@ -10,7 +10,7 @@
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `wal` · `snapshot` |
-//! | 6 | `archive` · `plan` (pure) · `find` (what WAL did to data) · `tree` (real directories) |
+//! | 6 | `archive` · `plan` (pure) · `find` (what WAL did to data) · `tree` (real directories) · `mount` (a snapshot that is read when it is asked for) |
 //! | 7 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
 //! | 8 | `operate` (the use cases, as values) |
 //! | 9 | `cli` |

@@ -18,6 +18,9 @@ use crate::operate::human;
 /// How often the state of a clone that is made is looked at.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Tells the process of a clone its folder.
+const FOLDER: &str = "PITR_CLONE_FOLDER";
+
 /// Have a moment as a running server before anything is copied
 ///
 /// Lays the restored data directory out, mounts it, starts PostgreSQL on it, lets it replay to the target and prints how to connect. Its
@@ -82,10 +85,6 @@ pub struct MakeArgs {
     #[arg(long, value_name = "DIR")]
     pub bin: Option<PathBuf>,
 
-    /// Be the process of the clone in this folder
-    #[arg(long, value_name = "DIR", hide = true)]
-    pub serve: Option<PathBuf>,
-
     #[command(flatten)]
     pub place: PlaceArgs,
 
@@ -122,9 +121,9 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
         port: args.port,
         lasts: args.lasts.map(Period::duration),
     };
-    if let Some(at) = &args.serve {
+    if let Some(at) = cx.session.environment.get(FOLDER) {
         cx.stop_with_cleanup()?;
-        clone::serve(&cx.session, &asked, at)?;
+        clone::serve(&cx.session, &asked, Path::new(at))?;
         return Ok(exit::SUCCESS);
     }
     clone::check_possible()?;
@@ -154,9 +153,8 @@ fn begin(at: &Path, cx: &Context) -> Result<Begun> {
     let failed = |e| Error::from_io("start the process of the clone", e);
     let mut said = tempfile::tempfile().map_err(failed)?;
     let mut answered = tempfile::tempfile().map_err(failed)?;
-    let arguments = std::env::args_os().skip(1);
-    let arguments = arguments.chain(["--serve".into(), at.into()]);
-    let mut command = namespace::command(arguments)?;
+    let mut command = namespace::command(std::env::args_os().skip(1))?;
+    command.env(FOLDER, at);
     use std::os::unix::process::CommandExt;
     command
         // Ctrl-C at the terminal is not meant for it.

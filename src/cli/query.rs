@@ -17,8 +17,8 @@ use crate::wire::client::Rows;
 
 /// Ask an earlier moment a question in SQL
 ///
-/// Makes a clone of the moment, runs the statement there as a superuser, prints the rows, and throws the clone away. What the statement
-/// writes is lost with it.
+/// Makes a clone of the moment, runs the statement there as a superuser, prints the rows, and throws the clone away. The rows
+/// that the statement writes are lost with it.
 ///
 /// Example: pitr query "select count(*) from orders" --database shop --target-time "2026-03-01 12:00:00+01"
 #[derive(clap::Args, Debug)]

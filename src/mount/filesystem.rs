@@ -366,9 +366,9 @@ impl Filesystem for Mounted {
         let make = || {
             let path = self.child(parent, name)?;
             let mut builder = std::fs::DirBuilder::new();
-            builder
-                .mode(mode & 0o7777)
-                .create(self.shadow.real(&path))?;
+            let real = self.shadow.real(&path);
+            builder.mode(mode & 0o7777).create(&real)?;
+            give(request, &real)?;
             self.entry(&path)
         };
         match make() {
@@ -434,7 +434,8 @@ impl Filesystem for Mounted {
             }
             let (from, to) = (self.child(parent, name)?, self.child(new_parent, new_name)?);
             let (old, new) = (self.shadow.real(&from), self.shadow.real(&to));
-            let rename = || std::fs::rename(old, new);
+            // The program that asks syncs the directory.
+            let rename = || Ok(rustix::fs::rename(old, new)?);
             self.shadow.renamed(&from, &to, rename)?;
             self.nodes().renamed(&from, &to);
             Ok(())

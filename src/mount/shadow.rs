@@ -11,10 +11,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::fs::{Mode, OFlags};
 
 use super::blocks::{BLOCK_BYTES, Blocks};
-use crate::restore::hollow::HollowFile;
 use crate::snapshot::filekey::FileKey;
 
 /// A file of a backup that was laid out without its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HollowFile {
+    /// Its key in the snapshot.
+    pub key: FileKey,
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Its length.
+    pub length: u64,
+}
+
+/// The same file while it is mounted.
 #[derive(Debug)]
 pub struct Hollow {
     /// Its key in the snapshot.
@@ -99,7 +109,7 @@ impl Hollow {
     /// Writes bytes of the backup where they are absent; nothing once the file was removed.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// Errors of the filesystem.
     pub fn fill(
         &self,
         position: u64,
@@ -126,7 +136,7 @@ impl Hollow {
     /// Writes a user's bytes. Blocks that they cover in part are there already.
     ///
     /// # Errors
-    /// `WouldBlock` where one is not, for it has to be brought first; what the filesystem says.
+    /// `WouldBlock` where one is not, for it has to be brought first; errors of the filesystem.
     pub fn write(&self, file: &File, bytes: &[u8], position: u64) -> std::io::Result<()> {
         let mut state = self.state();
         let end = position + bytes.len() as u64;
@@ -176,7 +186,7 @@ pub fn cut_block(length: u64) -> Option<(u64, u64)> {
     (from < length).then_some((from, length))
 }
 
-/// The file that one thread wrote last. Whoever is removed or replaced keeps its inode, so that nothing is written to another file.
+/// The file that one thread wrote last. A file that is removed or replaced keeps its inode, so that nothing is written to another one.
 #[derive(Default)]
 pub struct LastFile(Option<(FileKey, File)>);
 
@@ -220,7 +230,7 @@ impl Shadow {
     /// Opens the directory; it is not mounted over yet.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// Errors of the filesystem.
     pub fn open_root(path: &Path, files: Vec<HollowFile>, alias: Alias) -> std::io::Result<Shadow> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
@@ -267,7 +277,7 @@ impl Shadow {
     /// Opens a file for reading and writing.
     ///
     /// # Errors
-    /// What the filesystem says.
+    /// Errors of the filesystem.
     pub fn open(&self, path: &Path) -> std::io::Result<File> {
         let mut options = File::options();
         options.read(true).write(true).open(self.real(path))

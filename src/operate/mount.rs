@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 const PAUSE: Duration = Duration::from_millis(100);
 const DATA: &str = "data";
 
-/// What is mounted.
+/// A data directory that is mounted.
 pub struct Ready {
     /// The data directory.
     pub data: PathBuf,

@@ -4,7 +4,6 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use super::claim::Claim;
 use super::extract::{self, Destination, Survey, withholds_file};
@@ -17,8 +16,8 @@ use crate::archive::left_out::MARKER;
 use crate::err;
 use crate::error::Result;
 use crate::host::Host;
+use crate::mount::shadow::HollowFile;
 use crate::pg::conf::Setting;
-use crate::snapshot::filekey::FileKey;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
 
@@ -27,18 +26,7 @@ const BROUGHT_AT_ONCE: [&str; 4] = [CONTROL, "backup_label", AUTO_CONF, MARKER];
 /// None of them is larger.
 const SMALL_BYTES: usize = 1 << 20;
 
-/// A file whose content is absent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HollowFile {
-    /// Its key in the snapshot.
-    pub key: FileKey,
-    /// Its absolute path.
-    pub path: PathBuf,
-    /// Its length.
-    pub length: u64,
-}
-
-/// What was laid out.
+/// A directory that was laid out.
 pub struct LaidOut {
     /// Files whose content is absent.
     pub files: Vec<HollowFile>,

@@ -310,7 +310,7 @@ fn k05_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
     let gone = rescue(&cloned, &["--table", "shop.nothing"]).expect_code(2);
     gone.expect_stdout("no table shop.nothing");
 }
-// Of the other majors only the server's programs are at hand.
+// The other majors have only the server's programs here.
 per_major!(k05_a_dropped_table_comes_back_with_all_that_belongs_to_it, v13 v15 v17 v19);
 
 #[test]

@@ -11,6 +11,7 @@ use rustix::fs::FlockOperation::NonBlockingLockExclusive;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
+use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::drill::sandbox;
@@ -23,7 +24,7 @@ const LOCK: &str = "clone.lock";
 const STATE: &str = "clone.json";
 /// There once somebody wants to keep it.
 const KEEP: &str = "keep";
-/// What is mounted over.
+/// The directory that is mounted over.
 const TREE: &str = "tree";
 /// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
 const FOLDER_BYTES_MAX: usize = 80;
@@ -46,7 +47,7 @@ pub enum Stage {
     Kept,
 }
 
-/// What is known of a clone.
+/// The record of a clone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Its name.
@@ -159,9 +160,8 @@ impl Folder {
         let failed = |e| Error::from_io("write the state of the clone", e);
         let json = serde_json::to_vec_pretty(state)
             .map_err(|e| err!(Internal, "could not serialize the state").source(e))?;
-        let new = self.path.join("clone.json.new");
-        std::fs::write(&new, json).map_err(failed)?;
-        std::fs::rename(&new, self.path.join(STATE)).map_err(failed)
+        let nonce = u64::from(state.pid);
+        durable::replace(&self.path.join(STATE), &json, nonce).map_err(failed)
     }
 
     /// Whether somebody wants to keep it.

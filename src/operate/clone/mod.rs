@@ -56,7 +56,7 @@ pub struct Asked {
 pub struct Running<'r, 'm> {
     /// The server.
     pub server: &'r mut Quarantined,
-    /// What is known.
+    /// Its record.
     pub state: &'r mut State,
     /// The files beneath it.
     pub mount: &'r mut Mount<'m>,

@@ -1,7 +1,7 @@
 //! Namespaces of its own: what a clone mounts nobody else sees, and it is gone with the last process of the clone.
 //!
-//! `unshare` of util-linux makes them, for an ordinary user too: it begins a user namespace in which this user may mount. Where the host
-//! does not allow that, mounts go through fusermount3 and are seen by everybody.
+//! `unshare` of util-linux makes them, for an ordinary user too: it begins a user namespace in which this user may mount. A host
+//! that does not allow that has fusermount3, and everybody sees the mount.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

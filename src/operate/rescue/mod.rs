@@ -24,7 +24,7 @@ use crate::config::secret::Secret;
 use crate::err;
 use crate::error::Result;
 
-/// What is rescued.
+/// The objects that are rescued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
     /// Tables, by names as SQL writes them. The partitions of a partitioned one belong to it.
@@ -35,7 +35,7 @@ pub enum What {
     Database,
 }
 
-/// What becomes of a table that the live server has, too.
+/// The fate of a table that the live server has, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// It is refused.
@@ -48,7 +48,7 @@ pub enum Mode {
     Replace,
 }
 
-/// Where it goes.
+/// The place for them.
 #[derive(Clone)]
 pub enum To {
     /// Into an archive of pg_dump.
@@ -57,7 +57,7 @@ pub enum To {
     Server {
         /// How to connect.
         conninfo: Secret,
-        /// What becomes of what is there.
+        /// The fate of tables that are there.
         mode: Mode,
     },
 }
@@ -69,9 +69,9 @@ pub struct Asked {
     pub clone: clone::Asked,
     /// The database at that moment; that of the live server without it.
     pub database: Option<String>,
-    /// What is rescued.
+    /// The objects that are rescued.
     pub what: What,
-    /// Where it goes.
+    /// The place for them.
     pub to: To,
 }
 
@@ -88,7 +88,7 @@ pub struct Rescued {
     pub added_rows: Option<u64>,
 }
 
-/// What was done.
+/// The result.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// The moment.
@@ -99,7 +99,7 @@ pub struct Report {
     pub tables: Vec<Rescued>,
     /// The file, where it went into one.
     pub file: Option<PathBuf>,
-    /// What was not carried, and has to be done by hand.
+    /// Things that were not carried, and have to be done by hand.
     pub notes: Vec<String>,
 }
 

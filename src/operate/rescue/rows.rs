@@ -72,7 +72,7 @@ fn one(
     mode: &Mode,
 ) -> Result<Rescued> {
     let rows = table.count(source)?;
-    // What a server computes it computes again.
+    // Generated columns are generated again.
     let carried: Vec<&Column> = match mode {
         Mode::As(_) => columns.iter().collect(),
         _ => columns.iter().filter(|c| !c.is_generated).collect(),

@@ -1,4 +1,4 @@
-//! What is meant by the names of tables, as a moment has them and as a live server has them.
+//! The tables that names mean, as a moment has them and as a live server has them.
 
 use super::{Rescued, What};
 use crate::err;
@@ -175,7 +175,7 @@ pub fn compare(source: &mut Server, live: &mut Server, tables: &[Table]) -> Resu
     Ok(rescued)
 }
 
-/// What pg_dump does not carry with tables, as lines for people.
+/// Lists things that pg_dump does not carry with tables, as lines for people.
 ///
 /// # Errors
 /// Those of [`Server::query`].
