@@ -43,7 +43,7 @@ test-containers: ## examples/testcontainers in Python and in Rust, with the imag
 manifests: ## docker/kubernetes against the schemas of Kubernetes, which pip fetches once (120 MB)
 	scripts/check-manifests
 
-demo: build ## a table is dropped and comes back; then a whole server is lost, and every confirmed commit comes back
+demo: build ## a table comes back; a whole server is lost, and every confirmed commit comes back; a table comes back into the running server
 	scripts/demo
 
 demo-s3: build ## the lost server with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use crate::common::s3::peer::Peer;
 use crate::common::{
     Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, bin, files_below, user, wait_until,
 };
+use crate::s3_cycle::Bucketed;
+use crate::sealed::Sealed;
 use crate::{per_major, require_root};
 
 /// Lets an ordinary user open the device of mounts, as hosts with udev do; whether one can.
@@ -426,6 +429,56 @@ fn k08_tablespaces_are_mounted_too() {
         cloned.cluster.query_one_string("select count(*) from s"),
         "20000"
     );
+}
+
+#[test]
+fn k08_an_encrypted_repository_gives_a_clone() {
+    require_fuse!("k08_an_encrypted_repository_gives_a_clone");
+    let (sealed, cluster) = Sealed::archived(17);
+    cluster.sql("create table t as select g as id, repeat(md5(g::text), 20) as b from generate_series(1, 20000) g");
+    sealed
+        .on("writer")
+        .args(["backup", "--quiet"])
+        .run()
+        .success();
+    cluster.sql("insert into t select g, 'later' from generate_series(20001, 20100) g");
+    cluster.archive_now();
+    let folder = Sandbox::new("c");
+    let programs = bin(17, "initdb").unwrap();
+    let clone = sealed.on("reader").args(["clone", "--json", "--dir"]);
+    let clone = clone.arg(folder.path()).arg("--bin");
+    let run = clone.arg(programs.parent().unwrap()).run().success();
+    let sum = cluster.query_one_string(SUM);
+    assert_eq!(client(&run).query_one_string(SUM), sum);
+    let stop = sealed
+        .on("reader")
+        .args(["clone", "stop", &id(&run), "--dir"]);
+    stop.arg(folder.path()).run().success();
+    assert!(files_below(folder.path()).is_empty());
+}
+
+#[test]
+fn k08_a_bucket_gives_a_clone() {
+    require_fuse!("k08_a_bucket_gives_a_clone");
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let site = Bucketed::new(&cluster, Peer::start(), "");
+    site.attach(&cluster);
+    cluster.start();
+    cluster.sql("create table t as select g as id, repeat(md5(g::text), 20) as b from generate_series(1, 20000) g");
+    site.backup();
+    cluster.sql("insert into t select g, 'later' from generate_series(20001, 20100) g");
+    cluster.archive_now();
+    let folder = Sandbox::new("c");
+    let programs = bin(18, "initdb").unwrap();
+    let clone = site.pitr().args(["clone", "--json", "--dir"]);
+    let clone = clone.arg(folder.path()).arg("--bin");
+    let run = clone.arg(programs.parent().unwrap()).run().success();
+    let sum = cluster.query_one_string(SUM);
+    assert_eq!(client(&run).query_one_string(SUM), sum);
+    let stop = site.pitr().args(["clone", "stop", &id(&run), "--dir"]);
+    stop.arg(folder.path()).run().success();
+    assert!(files_below(folder.path()).is_empty());
 }
 
 #[test]
