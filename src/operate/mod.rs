@@ -36,6 +36,7 @@ pub mod former;
 pub mod found;
 pub mod gaps;
 pub mod held;
+pub mod how_long;
 pub mod human;
 pub mod in_place;
 pub mod info;
