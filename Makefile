@@ -98,6 +98,10 @@ soak-short: ## the same, 50 rounds
 	scripts/get-postgres
 	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- soak:: --nocapture
 
+estimates: ## after three drills, ten more are estimated by "pitr plan": nine within 20 %, normalised by a control copy
+	scripts/get-postgres 17
+	PITR_ESTIMATES=$${PITR_ESTIMATES:-10} $(CARGO) test --test it -- estimates:: --nocapture
+
 patroni: ## 50 rounds: the leader of three nodes under Patroni dies under load, and everything that was promised is there
 	scripts/get-tools test
 	scripts/get-postgres

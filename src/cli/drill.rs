@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "random_target")]
     pub seed: Option<u64>,
 
-    /// Run the queries of this file, too; a line "-- expect: VALUE" above a query says what it must return
+    /// Run the queries of this file, too; a line "-- expect: VALUE" above a query says what it must return, "-- expect: FIGURE ~ 5 %" a number
     #[arg(long, value_name = "FILE")]
     pub checks: Option<PathBuf>,
 
@@ -149,7 +149,7 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     );
     let new = report.new_timeline.map(|t| t.decimal().to_string());
     add("new timeline", new);
-    let not_checked = drilled::names(&report.not_checked);
+    let not_checked = drilled::named(&report.not_checked);
     let not_checked = Some(not_checked).filter(|names| !names.is_empty());
     add("not checked", not_checked);
     let kept = report.kept.as_ref().map(|p| p.display().to_string());

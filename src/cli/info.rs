@@ -5,6 +5,7 @@ use super::{Context, info_forecast};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::finding::Level;
+use crate::operate::how_long;
 use crate::operate::human::{self, SizeUnit};
 use crate::operate::info::{self, BackupInfo, ClusterInfo};
 use crate::operate::proven;
@@ -74,6 +75,10 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
         cx.out.line(&read_back::line(&shown.read_back))?;
     }
     if let Some(line) = proven::line(&shown.drills) {
+        cx.out.line(&line)?;
+    }
+    if let Some(estimate) = &shown.estimate {
+        let line = format!("time to recovery: {}", how_long::line(estimate));
         cx.out.line(&line)?;
     }
     if let Some(receiver) = &shown.receiver {

@@ -5,9 +5,11 @@ use super::target::TargetArgs;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::operate::choice::{Question, Unless};
+use crate::operate::how_long;
 use crate::operate::human;
 use crate::operate::opened::{self, Opened};
 use crate::operate::reading::Reading;
+use crate::plan::estimate::Estimate;
 use crate::plan::recovery::{
     Action, EndKind, Moment, Outcome, Plan, Side, Stop, StopRecord, TransactionEnd,
 };
@@ -42,7 +44,16 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         is_carried_out: false,
     };
     let chosen = question.answer(&cx.session, first)?;
-    show(cx, &chosen.plan, chosen.resolved.local_time.as_deref())?;
+    let estimate = how_long::of_plan(&cx.session, &chosen.opened, &chosen.plan);
+    let shown = Shown {
+        plan: &chosen.plan,
+        estimate,
+    };
+    let local_time = chosen.resolved.local_time.as_deref();
+    match cx.out.is_json() {
+        true => cx.out.json(&shown)?,
+        false => print(cx, &shown, local_time)?,
+    }
     match chosen.unless {
         None => {
             require_thawed(cx, &chosen.opened, &chosen.plan)?;
@@ -84,6 +95,14 @@ fn require_thawed(cx: &Context, opened: &Opened, plan: &Plan) -> Result<()> {
     }
 }
 
+/// A plan, and how long it takes.
+#[derive(serde::Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    estimate: Option<Estimate>,
+}
+
 /// Prints a plan; `local_time` is a target time as it was written.
 ///
 /// # Errors
@@ -92,15 +111,21 @@ pub fn show(cx: &Context, plan: &Plan, local_time: Option<&str>) -> Result<()> {
     if cx.out.is_json() {
         return cx.out.json(plan);
     }
-    cx.out.line(render(plan, local_time).trim_end())?;
-    for warning in &plan.warnings {
+    let estimate = None;
+    print(cx, &Shown { plan, estimate }, local_time)
+}
+
+fn print(cx: &Context, shown: &Shown<'_>, local_time: Option<&str>) -> Result<()> {
+    cx.out.line(render(shown, local_time).trim_end())?;
+    for warning in &shown.plan.warnings {
         cx.out.warn(warning);
     }
     Ok(())
 }
 
 /// A plan as people read it.
-pub fn render(plan: &Plan, local_time: Option<&str>) -> String {
+fn render(shown: &Shown<'_>, local_time: Option<&str>) -> String {
+    let plan = shown.plan;
     let mut page = Page::default();
     let mut asked = plan.target.target.to_string();
     if let Some(local) = local_time {
@@ -113,7 +138,7 @@ pub fn render(plan: &Plan, local_time: Option<&str>) -> String {
     page.add("target", &asked);
     page.add("outcome", &outcome(plan));
     match plan.reachable {
-        true => reachable(plan, &mut page),
+        true => reachable(plan, shown.estimate.as_ref(), &mut page),
         false => unreachable(plan, &mut page),
     }
     if !plan.backups_not_chosen.is_empty() {
@@ -208,7 +233,7 @@ fn moment_text(moment: &Moment) -> String {
     text
 }
 
-fn reachable(plan: &Plan, page: &mut Page) {
+fn reachable(plan: &Plan, estimate: Option<&Estimate>, page: &mut Page) {
     if let Some(backup) = &plan.backup {
         page.add(
             "backup",
@@ -256,6 +281,9 @@ fn reachable(plan: &Plan, page: &mut Page) {
             human::size(plan.bytes_to_replay)
         ),
     );
+    if let Some(estimate) = estimate {
+        page.add("time", &how_long::line(estimate));
+    }
     page.blank();
     for (name, value) in &plan.recovery_settings {
         page.add(

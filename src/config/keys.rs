@@ -57,6 +57,7 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "retention.keep_yearly": retention.yearly = e.count(KEEP_MAX);
     "retention.keep_within": retention.within = e.period();
     "retention.wal_window": retention.wal_window = e.period();
+    "retention.keep_proven": retention.proven = e.boolean();
     "retention.min_copies": retention.min_copies = e.of_repository();
 }
 
@@ -69,6 +70,7 @@ keys! { RETENTION: |e, rules: Retention|
     "keep_yearly": yearly = e.count(KEEP_MAX);
     "keep_within": within = e.period();
     "wal_window": wal_window = e.period();
+    "keep_proven": proven = e.boolean();
     "min_copies": min_copies = e.of_repository();
 }
 
@@ -141,6 +143,7 @@ keys! { REPOSITORY: |e, draft: Draft|
     "retention.keep_yearly": retention.yearly = e.count(KEEP_MAX);
     "retention.keep_within": retention.within = e.period();
     "retention.wal_window": retention.wal_window = e.period();
+    "retention.keep_proven": retention.proven = e.boolean();
     "retention.min_copies": retention.min_copies = e.count(COPIES_MAX);
 }
 

@@ -917,6 +917,7 @@ mod tests {
             within: days(7),
             wal_window: days(14),
             min_copies: None,
+            proven: None,
         };
         assert_eq!(cluster.retention, rules);
         let (near, far) = (&settings.repositories[0], &settings.repositories[1]);

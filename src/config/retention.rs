@@ -24,6 +24,8 @@ pub struct Retention {
     pub wal_window: Option<Duration>,
     /// A backup leaves only while so many repositories have it, this one among them.
     pub min_copies: Option<u32>,
+    /// Whether the newest backup that a drill proved stays.
+    pub proven: Option<bool>,
 }
 
 impl Retention {
@@ -47,6 +49,7 @@ impl Retention {
             within: self.within.or(base.within),
             wal_window: self.wal_window.or(base.wal_window),
             min_copies: self.min_copies.or(base.min_copies),
+            proven: self.proven.or(base.proven),
         }
     }
 
@@ -93,13 +96,21 @@ mod tests {
         let repository = Retention {
             daily: Some(0),
             min_copies: Some(2),
+            proven: Some(true),
             ..Retention::default()
         };
         let both = repository.or(&cluster);
         assert_eq!((both.daily, both.monthly), (Some(0), Some(12)));
         assert!(both.keeps_backups() && both.goes_by_time());
         assert_eq!((both.most(), both.min_copies), (12, Some(2)));
+        // A rule that may keep none lets no other backup go.
         assert!(!repository.keeps_backups());
+        let off = Retention {
+            proven: Some(false),
+            ..Retention::default()
+        };
+        assert_eq!(off.or(&both).proven, Some(false));
+        assert_eq!(cluster.or(&both).proven, Some(true));
         assert_eq!(repository.most(), 1);
     }
 }

@@ -108,6 +108,8 @@ fn one_repository(
             session.warn(&unruled(&of, configured));
             continue;
         };
+        let proven = Rules::proven(&policy.rules, repository.store(), &layout)?;
+        let policy = Policy { proven, ..policy };
         let expire = Expire {
             repository: &repository,
             registration: &registration,

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{Fate, Judged, Policy, retention};
 use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
 use crate::wal::inventory::Inventory;
 use crate::wal::survey::Survey;
 
@@ -93,7 +94,9 @@ pub fn look(
         return Ok(None);
     };
     let zone = rules.zone(session, cluster)?;
+    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
     let policy = Policy {
+        proven: Rules::proven(&kept, reading.repository.store(), &layout)?,
         rules: kept.clone(),
         zone: Some(zone),
         grace: DAY,
@@ -127,6 +130,10 @@ fn text(rules: &Retention) -> String {
         period("keep_within", rules.within),
         period("wal_window", rules.wal_window),
         number("min_copies", rules.min_copies),
+        rules
+            .proven
+            .filter(|is| *is)
+            .map(|_| "keep_proven".to_owned()),
     ];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

@@ -9,6 +9,7 @@ use super::failures::Failures;
 use super::finding::{Finding, Level};
 use super::forecast::{self, Forecast};
 use super::former::{self, Former};
+use super::how_long;
 use super::human;
 use super::lag::{self, Lag};
 use super::left_behind::LeftBehind;
@@ -29,6 +30,7 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::plan::base::lies_on;
 use crate::plan::cluster::{Cluster, DECIDE};
+use crate::plan::estimate::Estimate;
 use crate::plan::gap::{self, Gap};
 use crate::plan::retention::Policy;
 use crate::plan::window::{Window, Windows};
@@ -93,6 +95,8 @@ pub struct ClusterInfo {
     /// When recovery was last proven, by repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub drills: Vec<Proven>,
+    /// How long recovery to the end of the window takes; none where nothing can be recovered.
+    pub estimate: Option<Estimate>,
     /// The receiver, as it was last seen from here.
     pub receiver: Option<Receiver>,
     /// All that are configured, where there are several.
@@ -306,6 +310,12 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
     let max_drill_age = max_drill_age.map(|age| age.duration());
     let judged = proven::problems(&drills, max_drill_age, session.host.now());
     problems.extend(judged);
+    let own = drills
+        .first()
+        .map_or(&[][..], |own| own.drills.measured.as_slice());
+    let window = of_cluster(&found.windows, cluster.timeline(), &inventory);
+    let estimate = window.and_then(|w| w.work(&inventory));
+    let estimate = estimate.map(|work| how_long::of(own, work));
     drills.retain(|proven| proven.drills.newest.is_some());
     let mut warn = |group, name: &str, messages: Vec<String>| {
         let found = messages.into_iter();
@@ -367,6 +377,7 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
             .sum(),
         read_back: read_back::share(session, reading, &inventory)?,
         drills,
+        estimate,
         receiver,
         repositories,
         tails: tails(&inventory),

@@ -37,6 +37,7 @@ pub mod found;
 pub mod gaps;
 pub mod heal;
 pub mod held;
+pub mod how_long;
 pub mod human;
 pub mod in_place;
 pub mod info;

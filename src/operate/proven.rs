@@ -56,7 +56,7 @@ pub fn line(all: &[Proven]) -> Option<String> {
     let time = human::time(held.time);
     let not_checked = match held.drill.not_checked.as_slice() {
         [] => String::new(),
-        phases => format!(" (not wholly checked: {})", drilled::names(phases)),
+        phases => format!(" (not wholly checked: {})", drilled::named(phases)),
     };
     Some(format!(
         "recovery proven: {time}, by a drill of {name}{reached}{not_checked}"

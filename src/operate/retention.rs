@@ -1,6 +1,6 @@
 //! The rules of retention that hold for a cluster, or for other content, in one repository.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::session::Session;
 use super::target::{configured_zone, host_zone};
@@ -10,8 +10,11 @@ use crate::error::{Error, Result};
 use crate::plan::retention::{Copies, Policy, whole};
 use crate::plan::target_time::Zone;
 use crate::repo::catalog::{Needs, Reading, Reduced};
+use crate::repo::drilled;
+use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
+use crate::store::Store;
 
 /// The error where no rule says which backups stay.
 pub fn no_rule() -> Error {
@@ -104,6 +107,21 @@ impl Rules {
             confirm_burst: true,
             ..Policy::default()
         }))
+    }
+
+    /// The backups of a cluster that a drill proved, where the rules keep the newest of them.
+    ///
+    /// # Errors
+    /// Errors of the store: a drill that was not read must let no backup go.
+    pub fn proven(
+        rules: &Retention,
+        store: &dyn Store,
+        scope: &Scope,
+    ) -> Result<BTreeSet<BackupId>> {
+        match rules.proven {
+            Some(true) => drilled::proven_backups(store, scope),
+            _ => Ok(BTreeSet::new()),
+        }
     }
 
     /// The policy for a scope: `base` with these rules; `None` where no rule says which backups stay.

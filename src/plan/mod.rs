@@ -5,7 +5,8 @@
 //! rules of where recovery stops, and `search` applies them to one backup. `cluster` decides which timeline is the
 //! cluster. `base` chooses the backup, and `choice` chooses the repository. `account` reports the consequences, and
 //! `unreachable` reports why there is no way to the target. `recovery` is the plan as a value. `retention` computes the
-//! deletions of expire, and `lacking` computes the objects that one repository lacks of another.
+//! deletions of expire, and `lacking` computes the objects that one repository lacks of another. `estimate` tells how long
+//! a recovery takes.
 
 mod account;
 pub mod base;
@@ -13,6 +14,7 @@ pub mod chain;
 pub mod choice;
 pub mod cluster;
 mod elsewhere;
+pub mod estimate;
 pub mod gap;
 pub mod lacking;
 #[cfg(test)]

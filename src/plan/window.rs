@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::base::{foreign_segment, lies_on};
 use super::chain::{Chain, Stretch, StretchEnd};
+use super::estimate::Work;
 use super::proof::with_proof;
 use super::search::Search;
 use crate::error::{Code, Result};
@@ -50,6 +51,17 @@ impl Window {
         let is_meant =
             last.is_trimmed || is_pinned && SegmentNumber::ending_at(self.to_lsn, size) <= end;
         is_meant && !self.to_end
+    }
+
+    /// The work of a recovery to its end, from its newest backup.
+    pub fn work(&self, inventory: &Inventory) -> Option<Work> {
+        let newest = self.backups.last()?;
+        let mut backups = inventory.backups.iter();
+        let backup = backups.find(|b| b.id.to_string() == *newest)?;
+        Some(Work {
+            copy: backup.size_bytes,
+            replay: self.to_lsn.0.saturating_sub(backup.start_lsn.0),
+        })
     }
 }
 

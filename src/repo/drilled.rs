@@ -6,6 +6,8 @@
 //! An event tells names of phases, numbers and positions, and no text of a server or of an operator: events stay plain in encrypted
 //! repositories. An event that does not count proves nothing: without the MAC key nobody can record a drill that passed.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::event::{self, Recorded};
@@ -23,7 +25,7 @@ pub const DRILLED: &str = "drilled";
 /// Events that are read at most, newest first: a drill of each night for half a year.
 const READ_MAX: usize = 200;
 /// Measurements that an estimate rests on.
-const MEASURED: usize = 3;
+const MEASURED: usize = 9;
 
 /// A part of a drill. The order is that in which they happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -67,7 +69,7 @@ impl Phase {
 }
 
 /// The names of phases, in one line.
-pub fn names(phases: &[Phase]) -> String {
+pub fn named(phases: &[Phase]) -> String {
     let names: Vec<&str> = phases.iter().map(|phase| phase.name()).collect();
     names.join(", ")
 }
@@ -151,6 +153,41 @@ pub struct Drills {
 /// # Errors
 /// Errors of the store. An event that cannot be read proves nothing.
 pub fn newest(store: &dyn Store, scope: &Scope, host: &str) -> Result<Drills> {
+    let mut found = Drills::default();
+    for name in names(store, scope)?.iter().take(READ_MAX) {
+        let read = read(store, scope, name)?;
+        read.into_iter().for_each(|held| found.add(held, host));
+        if found.proven.is_some() && found.measured.len() >= MEASURED {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The backups that a drill proved, among the newest drills. The last drill of a backup decides. One in which only the operator's own queries
+/// failed tells nothing: these may ask for what the moment did not have.
+///
+/// # Errors
+/// Errors of the store. An event that cannot be read proves nothing.
+pub fn proven_backups(store: &dyn Store, scope: &Scope) -> Result<BTreeSet<BackupId>> {
+    let mut last: BTreeMap<BackupId, Held> = BTreeMap::new();
+    for name in names(store, scope)?.iter().take(READ_MAX) {
+        for held in read(store, scope, name)? {
+            let tells = held.drill.failed != Some(Phase::Checks);
+            let Some(id) = held.drill.backup.clone().filter(|_| tells) else {
+                continue;
+            };
+            if last.get(&id).is_none_or(|other| other.time < held.time) {
+                last.insert(id, held);
+            }
+        }
+    }
+    let passed = last.into_iter().filter(|(_, held)| held.is_passed());
+    Ok(passed.map(|(id, _)| id).collect())
+}
+
+/// The names of the events, newest first.
+fn names(store: &dyn Store, scope: &Scope) -> Result<Vec<String>> {
     let mut names: Vec<String> = store
         .list(&scope.subject(SUBJECT))?
         .into_iter()
@@ -158,20 +195,15 @@ pub fn newest(store: &dyn Store, scope: &Scope, host: &str) -> Result<Drills> {
         .map(|listed| listed.name)
         .collect();
     names.sort_unstable_by(|a, b| b.cmp(a));
-    let mut found = Drills::default();
-    for name in names.iter().take(READ_MAX) {
-        let read = match event::read_some(store, scope, SUBJECT, &|n| n == name) {
-            Err(e) if e.code() == Code::Damaged => continue,
-            read => read?,
-        };
-        read.into_iter()
-            .filter_map(held)
-            .for_each(|h| found.add(h, host));
-        if found.proven.is_some() && found.measured.len() >= MEASURED {
-            break;
-        }
+    Ok(names)
+}
+
+/// Reads an event; one that is damaged or does not count gives none.
+fn read(store: &dyn Store, scope: &Scope, name: &str) -> Result<Vec<Held>> {
+    match event::read_some(store, scope, SUBJECT, &|n| n == name) {
+        Err(e) if e.code() == Code::Damaged => Ok(Vec::new()),
+        read => Ok(read?.into_iter().filter_map(held).collect()),
     }
-    Ok(found)
 }
 
 impl Drills {
@@ -237,6 +269,38 @@ mod tests {
         assert_eq!(proven.time, "2020-11-20T06:00:00Z".parse().unwrap());
         assert_eq!(drills.measured.len(), 1);
         assert!(newest(&store, &scope, "there").unwrap().measured.is_empty());
+    }
+
+    #[test]
+    fn the_last_drill_of_a_backup_decides_and_own_queries_decide_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let [a, b, c]: [BackupId; 3] =
+            ["01", "02", "03"].map(|day| format!("202011{day}T060000Z-full").parse().unwrap());
+        let drilled = |id: &BackupId, day: u32, failed| {
+            let event = Event {
+                event: DRILLED.into(),
+                subject: SUBJECT.into(),
+                time: format!("2020-11-{day}T06:00:00Z").parse().unwrap(),
+                drill: Some(Drill {
+                    backup: Some(id.clone()),
+                    failed,
+                    ..Drill::default()
+                }),
+                ..Event::default()
+            };
+            event::record(&store, &scope, &event, 7).unwrap();
+        };
+        drilled(&a, 10, None);
+        drilled(&b, 11, None);
+        drilled(&b, 12, Some(Phase::Copy));
+        drilled(&a, 13, Some(Phase::Checks));
+        drilled(&c, 14, Some(Phase::Checks));
+        let proven = || proven_backups(&store, &scope).unwrap();
+        assert_eq!(proven(), BTreeSet::from([a.clone()]));
+        drilled(&b, 15, None);
+        assert_eq!(proven(), BTreeSet::from([a, b]));
     }
 
     #[test]

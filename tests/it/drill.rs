@@ -702,3 +702,199 @@ fn y24_a_repository_that_cannot_be_tried_keeps_no_other_one_out() {
     assert!(![0, 4].contains(&alone.code()), "{alone}");
     assert!(files_below(folder.path()).is_empty());
 }
+
+#[test]
+fn y25_expire_keeps_the_newest_backup_that_a_drill_proved() {
+    let drilled = Drilled::new(17);
+    let id = |run: Run| run.json()["id"].as_str().unwrap().to_owned();
+    let proven = drilled.drill().run().success().json()["backup"].clone();
+    let backup = || {
+        drilled
+            .cluster
+            .sql("insert into t select max(id) + 1, 'more' from t");
+        drilled.cluster.archive_now();
+        let run = drilled.site.pitr().args(["backup", "--json"]).run();
+        id(run.success())
+    };
+    let (second, third) = (backup(), backup());
+    let rules = |lines: &str| {
+        let config = std::fs::read_to_string(drilled.site.config()).unwrap();
+        let kept = config.split("[retention]").next().unwrap();
+        std::fs::write(drilled.site.config(), format!("{kept}[retention]\n{lines}")).unwrap();
+    };
+    let at_once = ["expire", "--min-age", "0s", "--grace", "0s", "--json"];
+    let judged = || {
+        let run = drilled.site.pitr().args(at_once).arg("--dry-run").run();
+        let backups = run.success().json()["clusters"][0]["backups"].clone();
+        let text = |v: &serde_json::Value| v.as_str().unwrap().to_owned();
+        let one = |b: &serde_json::Value| (text(&b["id"]), text(&b["fate"]));
+        backups
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(one)
+            .collect::<Vec<_>>()
+    };
+    let first = proven.as_str().unwrap().to_owned();
+    let fates = |fates: [&str; 3]| -> Vec<(String, String)> {
+        let ids = [first.clone(), second.clone(), third.clone()];
+        ids.into_iter().zip(fates.map(str::to_owned)).collect()
+    };
+    rules("keep_last = 1\n");
+    assert_eq!(judged(), fates(["delete", "delete", "keep"]));
+    rules("keep_last = 1\nkeep_proven = true\n");
+    assert_eq!(judged(), fates(["keep", "delete", "keep"]));
+    let explained = drilled
+        .site
+        .pitr()
+        .args(["expire", "--explain", &first])
+        .run();
+    explained
+        .success()
+        .expect_stdout("keep_proven: the newest that a drill proved");
+    let info = drilled.info().json();
+    let foretold = &info["clusters"][0]["retention"];
+    assert_eq!(foretold["rules"], "keep_last 1, keep_proven");
+    assert_eq!(foretold["backups"][0]["fate"], "keep");
+    let confirmed = drilled.site.pitr().args(at_once).arg("--confirm").run();
+    confirmed.success();
+    let left = drilled.info().json()["clusters"][0]["backups"].clone();
+    let left: Vec<_> = left
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|b| b["id"].clone())
+        .collect();
+    assert_eq!(left, [proven, third.clone().into()]);
+    // Once a newer one is proven, the old one may go.
+    drilled.drill().run().success();
+    assert_eq!(
+        judged(),
+        [(first, "delete".to_owned()), (third, "keep".to_owned())]
+    );
+}
+
+fn y26_a_count_is_held_against_the_rows_of_the_catalog(major: u32) {
+    let drilled = Drilled::new(major);
+    drilled
+        .cluster
+        .sql("create table unknown (a int); insert into unknown values (1); analyze t");
+    drilled.cluster.archive_now();
+    let text = "-- expect: reltuples of public.t ~ 1 %\nselect count(*) from t;\n-- expect: 3100 ~ 5 %\nselect count(*) from t;\n";
+    let text =
+        format!("{text}-- expect: reltuples of unknown ~ 1 %\nselect count(*) from unknown;\n");
+    let checks = drilled.site.sandbox().file("checks.sql", text);
+    let run = drilled.drill().arg("--checks").arg(&checks).run().success();
+    let json = run.json();
+    let all = json["checks"].as_array().unwrap();
+    let own = all.iter().filter(|c| c["phase"] == "checks").count();
+    assert_eq!(own, 2, "{run}");
+    assert_eq!(
+        json["not_checked"].as_array().unwrap().last().unwrap(),
+        "checks",
+        "{run}"
+    );
+    run.expect_stdout("unknown had never been analyzed");
+    // Rows that went after the table was counted are missed.
+    drilled
+        .cluster
+        .sql("alter table t set (autovacuum_enabled = off); delete from t where id > 1500");
+    drilled.cluster.archive_now();
+    let run = drilled
+        .drill()
+        .arg("--checks")
+        .arg(&checks)
+        .run()
+        .expect_code(4);
+    let (phase, cause) = broken(&run);
+    assert_eq!(phase, "checks", "{run}");
+    assert!(
+        cause.contains("it returned 1500, 3000 was expected, within 1 % (reltuples of public.t)"),
+        "{run}"
+    );
+    let wrong = drilled
+        .site
+        .sandbox()
+        .file("wrong.sql", "-- expect: reltuples of t\nselect 1;\n");
+    let run = drilled.drill().arg("--checks").arg(wrong).run();
+    run.expect_code(2).expect_stdout("needs a tolerance");
+}
+per_major!(y26_a_count_is_held_against_the_rows_of_the_catalog, v13 v17);
+
+#[test]
+fn y27_plan_and_info_tell_how_long_it_takes_and_by_what() {
+    let drilled = Drilled::new(17);
+    let plan = || {
+        drilled
+            .site
+            .pitr()
+            .args(["plan", "--json"])
+            .run()
+            .success()
+            .json()
+    };
+    let text = |args: &str| drilled.site.pitr().arg(args).run().success();
+    let before = plan()["estimate"].clone();
+    let basis = |estimate: &serde_json::Value| -> Vec<String> {
+        let parts = estimate["parts"].as_array().unwrap().iter();
+        parts
+            .map(|p| p["basis"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(basis(&before), ["default"; 5]);
+    text("plan").expect_stdout("these are defaults");
+    text("info").expect_stdout("time to recovery: about ");
+    let drill = drilled.drill().run().success().json();
+    let after = plan()["estimate"].clone();
+    assert_eq!(basis(&after), ["measured"; 5]);
+    assert_eq!(after["drills"], 1);
+    let phases = drill["phases"].as_array().unwrap();
+    let ms = |name: &str| phases.iter().find(|p| p["phase"] == name).unwrap()["ms"].as_u64();
+    let start = after["parts"][2].clone();
+    assert_eq!(
+        (start["phase"].as_str(), start["ms"].as_u64()),
+        (Some("start"), ms("start"))
+    );
+    text("plan").expect_stdout("by 1 drill on this host");
+    // A plan and the information of the same moment say the same.
+    assert_eq!(drilled.info().json()["clusters"][0]["estimate"], after);
+    // A target out of reach takes no time.
+    let late = ["plan", "--json", "--target-lsn", "FF/0"];
+    let run = drilled.site.pitr().args(late).run();
+    assert!(run.expect_code(5).json()["estimate"].is_null());
+}
+
+#[test]
+fn y29_a_catalog_that_is_wrong_makes_the_drill_fail() {
+    let drilled = Drilled::new(17);
+    drilled.cluster.sql("set allow_system_table_mods = on; delete from pg_attribute where attrelid = 't'::regclass and attname = 'b'");
+    drilled.cluster.archive_now();
+    let run = drilled.drill().run().expect_code(4);
+    let (phase, cause) = broken(&run);
+    assert_eq!(phase, "amcheck", "{run}");
+    assert!(
+        cause.contains("pg_attribute catalog is missing 1 attribute"),
+        "{run}"
+    );
+    assert!(drilled.left().is_empty());
+}
+
+#[test]
+fn y30_a_damaged_map_of_pieces_makes_the_drill_fail_while_it_copies() {
+    let drilled = Drilled::new(17);
+    let folder = drilled.site.cluster_folder();
+    let all = files_below(&folder);
+    let layers: Vec<_> = all.iter().filter(|f| f.contains("layers/")).collect();
+    assert!(!layers.is_empty(), "{all:?}");
+    for layer in layers {
+        let mut bytes = std::fs::read(folder.join(layer)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        std::fs::write(folder.join(layer), bytes).unwrap();
+    }
+    let run = drilled.drill().run().expect_code(4);
+    let (phase, cause) = broken(&run);
+    assert_eq!(phase, "copy", "{run}");
+    assert!(cause.contains("layer"), "{run}");
+    assert!(drilled.left().is_empty());
+}

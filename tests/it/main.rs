@@ -30,6 +30,7 @@ mod doctor;
 mod drain;
 mod drain_s3;
 mod drill;
+mod estimates;
 mod expire;
 mod fetch;
 mod files;

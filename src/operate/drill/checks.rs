@@ -4,6 +4,8 @@
 //! -- database: shop
 //! -- expect: 3
 //! select count(*) from warehouses;
+//! -- expect: reltuples of orders ~ 5 %
+//! select count(*) from orders;
 //! ```
 
 use std::path::Path;
@@ -24,14 +26,75 @@ const NAME_CHARACTERS: usize = 60;
 const DATABASE: &str = "postgres";
 
 /// A query.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Check {
     /// The database in which it runs.
     pub database: String,
     /// The query, without its semicolon.
     pub query: String,
     /// The value of its first row's first column; none where it only has to run.
-    pub expected: Option<String>,
+    pub expected: Option<Expected>,
+}
+
+/// The value that a query has to return.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Expected {
+    /// This very text.
+    Text(String),
+    /// A number that differs from the figure by so many percent of it at most.
+    About(Figure, f64),
+}
+
+/// The figure that a number is compared with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Figure {
+    /// The operator's own.
+    Number(f64),
+    /// The rows of a table, as its catalog had them at the moment: by the last ANALYZE or VACUUM before it.
+    Reltuples(String),
+}
+
+impl Expected {
+    /// Reads the words behind "expect:".
+    fn parse(words: &str) -> std::result::Result<Expected, &'static str> {
+        let figure = words.split_once('~').map_or(words, |(figure, _)| figure);
+        let table = figure.trim().strip_prefix("reltuples of ").map(str::trim);
+        let percent = words
+            .rsplit_once('~')
+            .and_then(|(_, percent)| percent.trim().strip_suffix('%'));
+        let Some(percent) = percent else {
+            return match table {
+                Some(_) => Err("reltuples is an estimate, and needs a tolerance"),
+                None => Ok(Expected::Text(words.to_owned())),
+            };
+        };
+        let percent = percent.trim().parse::<f64>().ok();
+        let percent = percent.filter(|p| p.is_finite() && *p >= 0.0);
+        let figure = match table {
+            Some(table) => Some(Figure::Reltuples(table.to_owned())),
+            None => number(figure).map(Figure::Number),
+        };
+        match (figure, percent) {
+            (Some(figure), Some(percent)) => Ok(Expected::About(figure, percent)),
+            _ => Err("a tolerance needs a figure before it and percent behind it"),
+        }
+    }
+}
+
+/// A number as people and servers write it.
+fn number(text: &str) -> Option<f64> {
+    text.trim().parse().ok().filter(|n: &f64| n.is_finite())
+}
+
+/// Judges a value by a figure; returns what is wrong, if anything is.
+fn about(value: &str, figure: f64, percent: f64) -> Option<String> {
+    let is_near = |value: f64| (value - figure).abs() <= figure.abs() * percent / 100.0;
+    match number(value) {
+        Some(value) if is_near(value) => None,
+        _ => Some(format!(
+            "it returned {value}, {figure} was expected, within {percent} %"
+        )),
+    }
 }
 
 impl Check {
@@ -185,7 +248,7 @@ fn dollar<'a>(text: &'a str, before: &str) -> Option<&'a str> {
 pub fn parse(text: &str) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     let mut database = DATABASE.to_owned();
-    let mut expected: Option<String> = None;
+    let mut expected: Option<Expected> = None;
     let mut query = String::new();
     let mut first = 1;
     for (at, line) in text.lines().enumerate() {
@@ -197,7 +260,11 @@ pub fn parse(text: &str) -> Result<Vec<Check>> {
                     let at = at + 1;
                     return Err(err!(Usage, "line {at}: a second value for one query"));
                 }
-                expected = Some(value.trim().to_owned());
+                let value = Expected::parse(value.trim());
+                expected = Some(value.map_err(|why| {
+                    err!(Usage, "line {}: {why}", at + 1)
+                        .hint("Nothing was done. Write \"-- expect: 3000 ~ 5 %\" or \"-- expect: reltuples of public.orders ~ 5 %\".")
+                })?);
             } else if let Some(name) = comment.strip_prefix("database:") {
                 database = name.trim().to_owned();
             } else if is_like_directive(comment) {
@@ -258,6 +325,15 @@ pub(super) fn run(
         let asked = server
             .connect(&check.database)
             .and_then(|mut sql| ask(&mut sql, check));
+        let asked = match asked {
+            Ok(Asked::NoFigure(why)) => {
+                done.notes
+                    .push(format!("check \"{name}\" could not be made: {why}"));
+                continue;
+            }
+            Ok(Asked::Found(found)) => Ok(found),
+            Err(e) => Err(e),
+        };
         let found = match asked {
             Err(_) if session.host.is_stopping() => {
                 return session.host.check_stop().map(|()| done);
@@ -296,16 +372,52 @@ fn lacking(server: &mut Quarantined, left_out: &[u32]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Asks a query; returns what is wrong, if anything is.
-fn ask(sql: &mut Server, check: &Check) -> Result<Option<String>> {
+/// The answer to a query.
+enum Asked {
+    /// Judged: what is wrong, if anything is.
+    Found(Option<String>),
+    /// Not judged, because nothing tells the figure.
+    NoFigure(String),
+}
+
+/// Asks a query.
+fn ask(sql: &mut Server, check: &Check) -> Result<Asked> {
     sql.query("begin transaction read only")?;
     let rows = sql.query(&check.query)?;
     let value = match rows.rows.first() {
         None => "no row".to_owned(),
         Some(_) => rows.text(0, 0)?.unwrap_or("null").to_owned(),
     };
-    let expected = check.expected.as_ref().filter(|e| **e != value);
-    Ok(expected.map(|expected| format!("it returned {value}, {expected} was expected")))
+    Ok(Asked::Found(match &check.expected {
+        None => None,
+        Some(Expected::Text(expected)) => {
+            (*expected != value).then(|| format!("it returned {value}, {expected} was expected"))
+        }
+        Some(Expected::About(Figure::Number(figure), percent)) => about(&value, *figure, *percent),
+        Some(Expected::About(Figure::Reltuples(table), percent)) => match reltuples(sql, table)? {
+            None => {
+                return Ok(Asked::NoFigure(format!(
+                    "at this moment {table} had never been analyzed, so no figure of its rows is known: run ANALYZE on the cluster"
+                )));
+            }
+            Some(figure) => about(&value, figure, *percent)
+                .map(|found| format!("{found} (reltuples of {table})")),
+        },
+    }))
+}
+
+/// The rows of a table by its catalog; none where nobody has counted. That is -1, and before 14 it is 0 with no page.
+///
+/// PostgreSQL: src/include/catalog/pg_class.h (`reltuples`).
+fn reltuples(sql: &mut Server, table: &str) -> Result<Option<f64>> {
+    let name = table.replace('\'', "''");
+    let rows = sql.query(&format!(
+        "select reltuples::float8, relpages from pg_catalog.pg_class where oid = '{name}'::pg_catalog.regclass"
+    ))?;
+    let figure = rows.text(0, 0)?.and_then(number);
+    let is_unknown =
+        |figure: &f64| *figure < 0.0 || *figure == 0.0 && matches!(rows.text(0, 1), Ok(Some("0")));
+    Ok(figure.filter(|figure| !is_unknown(figure)))
 }
 
 #[cfg(test)]
@@ -318,7 +430,7 @@ mod tests {
         let check = |database: &str, query: &str, expected: Option<&str>| Check {
             database: database.into(),
             query: query.into(),
-            expected: expected.map(Into::into),
+            expected: expected.map(|text| Expected::Text(text.into())),
         };
         let checks = parse(text).unwrap();
         assert_eq!(
@@ -331,6 +443,41 @@ mod tests {
         );
         assert_eq!(checks[0].name(), "select count(*) from w");
         assert!(check("a", &"x".repeat(100), None).name().ends_with('…'));
+    }
+
+    #[test]
+    fn a_tolerance_is_percent_of_a_number_or_of_the_rows_in_the_catalog() {
+        let of = |words: &str| Expected::parse(words);
+        let number = Expected::About(Figure::Number(3000.0), 5.0);
+        assert_eq!(of("3000 ~ 5 %"), Ok(number.clone()));
+        assert_eq!(of("3000~5%"), Ok(number));
+        let table = Figure::Reltuples("public.\"Or ders\"".into());
+        let rows = Expected::About(table, 0.5);
+        assert_eq!(of("reltuples of public.\"Or ders\" ~ 0.5 %"), Ok(rows));
+        for text in ["a ~ b", "100 %", "", "~", "it's ~ 5"] {
+            assert_eq!(of(text), Ok(Expected::Text(text.into())));
+        }
+        for wrong in [
+            "reltuples of t",
+            "x ~ 5 %",
+            "~ 5 %",
+            "3 ~ %",
+            "3 ~ -1 %",
+            "3 ~ NaN %",
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        let error = parse("-- all\n-- expect: reltuples of t\nselect 1;").unwrap_err();
+        assert_eq!(error.code(), Code::Usage);
+        assert!(error.to_string().contains("line 2"), "{error}");
+        assert_eq!(about("2850", 3000.0, 5.0), None);
+        assert_eq!(about("3150", 3000.0, 5.0), None);
+        assert!(about("2849", 3000.0, 5.0).is_some());
+        // A heap that was lost counts 0 rows.
+        assert!(about("0", 3000.0, 50.0).unwrap().contains("within 50 %"));
+        for no_number in ["null", "no row", "NaN", "inf"] {
+            assert!(about(no_number, 0.0, 100.0).is_some());
+        }
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct Policy {
     pub zone: Option<Zone>,
     /// How many repositories have a backup, where that is asked for.
     pub copies: Option<Copies>,
+    /// Backups that a drill proved, where the rules ask for them.
+    pub proven: BTreeSet<BackupId>,
     /// Marks younger than this delete nothing.
     pub grace: Duration,
     /// Backups that cannot be deleted, because the store refused.

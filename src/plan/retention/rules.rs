@@ -237,6 +237,12 @@ fn keep_but_twins(
     now: TimestampTz,
 ) {
     let items = std::mem::take(&mut judged.items);
+    // A drill of one of them proved the content of all: the one that counts stays for it.
+    let proven = items.iter().filter(|i| policy.proven.contains(i.id));
+    let policy = &Policy {
+        proven: proven.map(|i| i.counted().clone()).collect(),
+        ..policy.clone()
+    };
     let (twins, counted): (Vec<_>, Vec<_>) = items.into_iter().partition(|i| i.twin.is_some());
     judged.items = counted;
     keep_counted(judged, constraint, policy, now);
@@ -362,6 +368,7 @@ fn keep_by_rules(
     };
     keep_within(judged, policy, &dated);
     keep_periods(judged, policy, &dated, today, false);
+    keep_proven(judged, policy);
     judged.refusal = refusal(&judged.items, policy);
     while let Some(lack) = constraint.lacks(&judged.items) {
         judged.warnings.extend(lack.warning);
@@ -398,6 +405,21 @@ fn keep_newest(judged: &mut Judgement<'_>, policy: &Policy) {
         };
         let is_bounded = begin.is_some_and(|begin| item.taken < begin);
         item.keep(reason, KeptBy { rule, until: None }, is_bounded);
+    }
+}
+
+/// The newest good one that a drill proved.
+fn keep_proven(judged: &mut Judgement<'_>, policy: &Policy) {
+    let begin = judged.window_begin;
+    let is_proven = |i: &&mut Item<'_>| i.damage.is_none() && policy.proven.contains(i.id);
+    if let Some(item) = judged.items.iter_mut().rev().find(is_proven) {
+        let is_bounded = begin.is_some_and(|begin| item.taken < begin);
+        let reason = "keep_proven: the newest that a drill proved".to_owned();
+        let kept_by = KeptBy {
+            rule: "keep_proven",
+            until: None,
+        };
+        item.keep(reason, kept_by, is_bounded);
     }
 }
 

@@ -129,6 +129,7 @@ pub(super) fn policy(keep: u32, grace_hours: u32) -> Policy {
         rules: Retention::newest(keep),
         zone: None,
         copies: None,
+        proven: BTreeSet::new(),
         grace: HOUR * grace_hours,
         spared: BTreeSet::new(),
         given_up: BTreeSet::new(),
@@ -1023,6 +1024,69 @@ fn each_rule_counts_for_itself_and_the_newest_stays_under_any() {
     };
     let newest = vec!["newest", "keep_within"];
     assert_eq!(kept_by(&survey, &by(nothing)), [(9, newest)]);
+}
+
+#[test]
+fn the_newest_proven_backup_stays_and_an_older_proven_one_goes() {
+    let mut survey = nine_days();
+    let with = |proven: &[usize]| Policy {
+        proven: proven.iter().map(|n| id(*n)).collect(),
+        ..policy(2, 0)
+    };
+    let last = |n| (n, vec!["keep_last"]);
+    assert_eq!(kept_by(&survey, &with(&[])), [last(8), last(9)]);
+    let proven = (5, vec!["keep_proven"]);
+    let three = [proven, last(8), last(9)];
+    assert_eq!(kept_by(&survey, &with(&[3, 5])), three);
+    let plan = retention(&survey, &with(&[3, 5]), now());
+    let own = judged_at(&plan, &id(5));
+    assert_eq!(own.reason, "keep_proven: the newest that a drill proved");
+    // It leads to every moment behind it, as a backup of any other rule does.
+    assert!(own.is_promised && own.kept_until.is_none());
+    // A backup that another rule keeps is named by both, and holds no older one.
+    let both = (9, vec!["keep_last", "keep_proven"]);
+    assert_eq!(kept_by(&survey, &with(&[5, 9])), [last(8), both]);
+    // One that was damaged since proves nothing any more; the one before it stays.
+    record(&mut survey, &id(5), "damaged");
+    let older = (3, vec!["keep_proven"]);
+    let kept = kept_by(&survey, &with(&[3, 5]));
+    assert!(kept.contains(&older), "{kept:?}");
+}
+
+#[test]
+fn a_proven_backup_before_the_window_keeps_its_own_wal_alone() {
+    let survey = nine_days();
+    let policy = Policy {
+        proven: BTreeSet::from([id(2)]),
+        ..by(Retention {
+            last: Some(1),
+            wal_window: Some(HOUR * 48),
+            ..Retention::default()
+        })
+    };
+    let plan = retention(&survey, &policy, now());
+    let own = judged_at(&plan, &id(2));
+    assert!(own.fate == Fate::Keep && own.is_bounded, "{own:?}");
+    assert_eq!(own.rules, ["keep_proven"]);
+}
+
+#[test]
+fn where_a_proven_backup_was_compacted_the_one_that_counts_stays() {
+    let mut survey = straight();
+    let origin = id(4);
+    let new = compact_backup(&mut survey, &origin, 20);
+    let with = Policy {
+        proven: BTreeSet::from([origin.clone()]),
+        ..policy(1, 0)
+    };
+    let rules = |survey: &Survey, id: &BackupId| {
+        let plan = retention(survey, &with, now());
+        judged_at(&plan, id).rules.clone()
+    };
+    assert_eq!(rules(&survey, &origin), ["keep_proven"]);
+    verify_now(&mut survey, &new);
+    assert_eq!(rules(&survey, &new), ["keep_proven"]);
+    assert!(rules(&survey, &origin).is_empty());
 }
 
 #[test]
