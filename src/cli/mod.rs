@@ -70,6 +70,7 @@ mod repo_rewrap;
 pub mod repo_sync;
 pub mod rescue;
 pub mod restore;
+mod restore_replaced;
 mod restoring;
 pub mod rollback;
 pub mod standby;
@@ -580,6 +581,11 @@ mod tests {
             ),
             ("restore --target-immediate", false),
             ("restore --to /d --tablespace-mapping 16385", false),
+            ("restore --to /d --replace --confirm", true),
+            ("restore --to /d --replace --delta", false),
+            ("restore --to /d --undo --confirm --discard-changes", true),
+            ("restore --to /d --discard-changes", false),
+            ("restore --to /d --undo --target-immediate", false),
             ("standby --to /d --primary-conninfo host=h --slot s", true),
             ("standby --to /d", false),
             ("adopt --pgdata /d --as n", true),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
+use super::restore_replaced::{self, Replaced};
 use super::restoring::{ShownReport, print_report};
 use super::target::TargetArgs;
 use super::{Context, plan};
@@ -30,7 +31,7 @@ use crate::restore::target_dir::{Mapping, PlacedTablespace};
 /// Example: pitr restore --to /var/lib/postgresql/17/restored --target-time "2026-11-20 06:40:49+01"
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The directory to restore into: empty, or not there yet; with --delta a data directory of the cluster
+    /// The directory to restore into: empty, or not there yet; with --delta and --replace a data directory of the cluster
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 
@@ -45,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "OLD=NEW", value_parser = mapping())]
     pub tablespace_mapping: Vec<Mapping>,
 
-    /// Put tablespaces without a mapping where the backup says, which are shown and refused else; with --delta, overwrite the data directory; with --adopt, do so beside a running server
+    /// Put tablespaces without a mapping where the backup says, which are shown and refused else; with --delta, overwrite the data directory; with --replace and --undo, exchange it; with --adopt, do so beside a running server
     #[arg(long)]
     pub confirm: bool,
 
@@ -53,6 +54,18 @@ pub struct Args {
     /// its WAL too; with --confirm
     #[arg(long)]
     pub delta: bool,
+
+    /// Put the restored cluster in the place of the data directory of a stopped server; the old one is moved aside and kept; with --confirm
+    #[arg(long, conflicts_with = "delta")]
+    pub replace: bool,
+
+    /// Put the cluster back that --replace has moved aside; with --confirm
+    #[arg(long, conflicts_with_all = ["replace", "delta", "adopt", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
+    pub undo: bool,
+
+    /// Undo it even though the restored cluster has accepted writes; it is kept aside
+    #[arg(long, requires = "undo")]
+    pub discard_changes: bool,
 
     /// Restore the content of these databases only, by name or oid, with commas between; others become files of zeros that can be dropped
     #[arg(
@@ -120,10 +133,15 @@ struct Shown<'a> {
     left_out_databases: &'a [LeftOut],
     dry_run: bool,
     restored: Option<ShownReport<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced: Option<Replaced>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    if args.undo {
+        return restore_replaced::undo(args, cx);
+    }
     let asked = Asked {
         to: args.to.clone(),
         target: args.target.parse()?,
@@ -132,16 +150,22 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         databases: wanted(args),
         delta: args.delta,
         is_hollow: false,
+        replace: args.replace,
         adopt: args.adopt,
         is_confirmed: args.confirm,
         dry_run: args.dry_run,
     };
+    if args.replace
+        && let Some(status) = restore_replaced::taken_up(args, &asked, cx)?
+    {
+        return Ok(status);
+    }
     let (way, local_time) = prepare(&cx.session, &asked)?;
     let prepared = match way {
         Way::Ready(prepared) => prepared,
         Way::OutOfReach(unreached) => return out_of_reach(cx, args, *unreached, local_time),
     };
-    let job = &prepared.job;
+    let job = &prepared.final_job();
     let Some(plan) = &job.plan else {
         return Err(err!(Internal, "a restore without a plan"));
     };
@@ -153,6 +177,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         left_out_databases: &left_out,
         dry_run: args.dry_run,
         restored: None,
+        replaced: prepared.replaces.as_ref().map(Replaced::planned),
     };
     if !cx.out.is_json() {
         plan::show(cx, plan, local_time.as_deref())?;
@@ -161,6 +186,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     if args.dry_run {
         show_tablespaces(args, cx, job)?;
+        restore_replaced::show(cx, &prepared)?;
         print_left_out(cx, &left_out)?;
         return Ok(exit::SUCCESS);
     }
@@ -173,11 +199,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             job.request.to
         )));
     }
+    if let Some(old) = prepared.replaces.as_ref().filter(|_| !args.confirm) {
+        if cx.out.is_json() {
+            cx.out.json(&shown)?;
+        }
+        restore_replaced::show(cx, &prepared)?;
+        return Err(super::unconfirmed(&format!(
+            "\"{}\" would be moved aside, and the restored cluster would take its place.",
+            old.data.display()
+        )));
+    }
     cx.stop_in_order()?;
+    restore_replaced::warn(cx, &prepared)?;
     let restored = prepared.run(&cx.session, args.jobs)?;
+    let undo = restored.replaced.as_ref();
+    let replaced = undo.map(Replaced::done);
     if cx.out.is_json() {
         cx.out.json(&Shown {
             restored: Some(ShownReport::new(job, &restored)),
+            replaced,
             ..shown
         })?;
         return Ok(exit::SUCCESS);
@@ -185,6 +225,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.out.line("")?;
     print_report(cx, job, &restored)?;
     print_next(cx, &prepared, plan)?;
+    if let Some(replaced) = &replaced {
+        replaced.print(cx)?;
+    }
     print_left_out(cx, &left_out)?;
     Ok(exit::SUCCESS)
 }
@@ -205,6 +248,7 @@ fn out_of_reach(
             left_out_databases: &[],
             dry_run: args.dry_run,
             restored: None,
+            replaced: None,
         })?,
         false => plan::show(cx, plan, local_time.as_deref())?,
     }
@@ -259,7 +303,7 @@ fn is_off(value: Option<&str>) -> bool {
 }
 
 fn print_next(cx: &Context, prepared: &Prepared, plan: &Plan) -> Result<()> {
-    let (out, job, opened) = (&cx.out, &prepared.job, &prepared.opened);
+    let (out, job, opened) = (&cx.out, &prepared.final_job(), &prepared.opened);
     let Purpose::Restore { action, adopt, .. } = &job.request.purpose else {
         return Ok(());
     };

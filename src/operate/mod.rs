@@ -67,6 +67,7 @@ pub mod reading;
 pub mod receive;
 pub mod receiver;
 pub mod registered;
+pub mod replace;
 pub mod repositories;
 pub mod rescue;
 pub mod resolve;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::choice::{Question, Unless};
 use super::opened::{self, Opened};
 use super::reading::Reading;
+use super::replace;
 use super::restoring::{Place, Prepared, path_text};
 use super::rival;
 use super::session::Session;
@@ -17,7 +18,8 @@ use crate::repo::lives::Followed;
 use crate::repo::root::BackupRoot;
 use crate::restore::databases::Wanted;
 use crate::restore::job::{self, Earlier, Job, Purpose, Request};
-use crate::restore::target_dir::{Found, Mapping, Target};
+use crate::restore::replace::Old;
+use crate::restore::target_dir::{Found, Mapping};
 
 /// The operator's request.
 #[derive(Debug, Clone)]
@@ -36,6 +38,8 @@ pub struct Asked {
     pub delta: bool,
     /// Whether the content is left to a mount.
     pub is_hollow: bool,
+    /// Whether the data directory there is replaced.
+    pub replace: bool,
     /// Whether the copy may archive.
     pub adopt: bool,
     /// Whether tablespaces may lie where the backup says, and the copy beside a running server.
@@ -71,6 +75,8 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     // A dry run shows where they would go.
     let as_in_backup = asked.is_confirmed || asked.dry_run;
     let mappings = asked.mappings.clone();
+    let to = session.environment.absolute(&asked.to);
+    let old = asked.replace.then(|| Old::look(&to)).transpose()?;
     let place = Place::new(
         session,
         &reading.settings,
@@ -79,7 +85,8 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         as_in_backup,
     )
     .in_place(asked.delta)
-    .hollow(asked.is_hollow);
+    .hollow(asked.is_hollow)
+    .replacing(old.clone(), replace::words(session, asked));
     let target = place.look()?;
     let opened = opened::open(session, reading)?;
     let resolved = opened
@@ -102,7 +109,12 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     };
     let local_time = resolved.local_time;
     let earlier = job::earlier(&target.found, &request)?;
-    check_cluster(&target, opened.inventory.system_identifier)?;
+    let found = match (&old, &target.found) {
+        (Some(old), _) => Some((&old.data, old.system_identifier)),
+        (None, Found::Data(found)) => Some((&target.data, *found)),
+        _ => None,
+    };
+    check_cluster(found, opened.inventory.system_identifier)?;
     let cluster = opened.reading.cluster.as_ref();
     if let Some(cluster) = cluster.filter(|_| asked.adopt && !asked.dry_run) {
         let copy = (target.data.as_path(), opened.inventory.system_identifier);
@@ -122,13 +134,13 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     Ok((Way::Ready(Box::new(prepared)), local_time))
 }
 
-/// Requires that a data directory that is restored in place is one of the cluster.
-fn check_cluster(target: &Target, wanted: u64) -> Result<()> {
-    match target.found {
-        Found::Data(found) if found != wanted => Err(err!(
+/// Requires that a data directory that is restored in place, or replaced, is one of the cluster.
+fn check_cluster(found: Option<(&PathBuf, u64)>, wanted: u64) -> Result<()> {
+    match found {
+        Some((data, found)) if found != wanted => Err(err!(
             Refused,
             "\"{}\" is a data directory of system identifier {found}, the backup is of {wanted}",
-            target.data.display()
+            data.display()
         )
         .hint("Nothing was changed. Restore into an empty directory.")),
         _ => Ok(()),

@@ -14,6 +14,7 @@ use crate::repo::event::Writer;
 use crate::repo::root::BackupRoot;
 use crate::restore::extract::{LeftOut, Survey};
 use crate::restore::job::{Earlier, Job, Purpose};
+use crate::restore::replace::{self, New, Old, Standing};
 use crate::restore::settings::{self, Brought};
 use crate::restore::target_dir::{self, Found, Mapping, Target, Wanted};
 use crate::restore::{self, Report, Source};
@@ -29,6 +30,8 @@ pub struct Place {
     home: Option<PathBuf>,
     delta: bool,
     is_hollow: bool,
+    replaces: Option<Old>,
+    asked: String,
 }
 
 impl Place {
@@ -50,6 +53,8 @@ impl Place {
             home: session.environment.home().map(Path::to_owned),
             delta: false,
             is_hollow: false,
+            replaces: None,
+            asked: String::new(),
         }
     }
 
@@ -65,6 +70,17 @@ impl Place {
         Place { is_hollow, ..self }
     }
 
+    /// A place beside a data directory, which is replaced in the end; `asked` is recorded then.
+    #[must_use]
+    pub fn replacing(self, old: Option<Old>, asked: String) -> Place {
+        Place {
+            to: old.as_ref().map_or(self.to, Old::waiting),
+            replaces: old,
+            asked,
+            ..self
+        }
+    }
+
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
             to: &self.to,
@@ -73,6 +89,7 @@ impl Place {
             repositories: &self.repositories,
             home: self.home.as_deref(),
             delta: self.delta,
+            replaces: self.replaces.as_ref(),
         }
     }
 
@@ -114,6 +131,9 @@ pub struct Prepared {
     target: Target,
     survey: Survey,
     earlier: Earlier,
+    /// The data directory that is replaced.
+    pub replaces: Option<Old>,
+    asked: String,
 }
 
 /// A restore that was written.
@@ -122,6 +142,8 @@ pub struct Restored {
     pub report: Report,
     /// The line that starts the server.
     pub start: Start,
+    /// The replacement of another data directory.
+    pub replaced: Option<Standing>,
     /// How long it took.
     pub took: Duration,
 }
@@ -162,7 +184,18 @@ impl Prepared {
             target,
             survey,
             earlier,
+            replaces: place.replaces.clone(),
+            asked: place.asked.clone(),
         })
+    }
+
+    /// The job as it is when all is done: in the place of the data directory that is replaced.
+    pub fn final_job(&self) -> Job {
+        let mut job = self.job.clone();
+        if let Some(old) = &self.replaces {
+            job.request.to = old.data.to_string_lossy().into_owned();
+        }
+        job
     }
 
     /// Whether a data directory is overwritten in place.
@@ -187,10 +220,10 @@ impl Prepared {
         &self.survey.brought
     }
 
-    /// Writes it, on so many cores; all of them without a number.
+    /// Writes it, on so many cores; all of them without a number. In the end it takes the place of the data directory that it replaces.
     ///
     /// # Errors
-    /// Those of [`restore::run`].
+    /// Those of [`restore::run`] and [`replace::replace`].
     pub fn run(&self, session: &Session, jobs: Option<u16>) -> Result<Restored> {
         let spares = self.opened.spares(session);
         let source = source(&self.opened, &self.root, &spares);
@@ -209,9 +242,21 @@ impl Prepared {
         );
         tell_taken(session, &self.opened, job, &spares);
         let (report, took) = (report?, started.elapsed());
+        let replaced = self.replaces.as_ref().map(|old| {
+            let plan = job.plan.as_ref();
+            let new = New {
+                asked: &self.asked,
+                backup: job.backup.to_string(),
+                target: plan.map_or_else(String::new, |plan| plan.target.target.to_string()),
+                tablespaces: &job.tablespaces,
+            };
+            replace::replace(old, &new, &session.host)
+        });
+        let replaced = replaced.transpose()?;
         Ok(Restored {
             start: self.start_line(),
             report,
+            replaced,
             took,
         })
     }
@@ -238,7 +283,15 @@ impl Prepared {
         let cluster = self.opened.reading.cluster.as_ref();
         let original = cluster.and_then(|c| c.pgdata.as_deref());
         let brought = &self.survey.brought;
-        start_line::compose(&self.job, &self.target, brought, self.major(), original)
+        let target = Target {
+            data: self
+                .replaces
+                .as_ref()
+                .map_or(&self.target.data, |old| &old.data)
+                .clone(),
+            ..self.target.clone()
+        };
+        start_line::compose(&self.final_job(), &target, brought, self.major(), original)
     }
 }
 

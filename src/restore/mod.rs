@@ -16,6 +16,7 @@
 //! | `settings` | the settings that the server gets, and the code that it would run |
 //! | `finish` | the last checks, and the order in which the directory becomes startable |
 //! | `tree` | nothing is written outside of the target |
+//! | `replace` | a restored cluster takes the place of another one, and gives it back |
 //! | `adopt` | a copy becomes a cluster that may archive |
 //!
 //! Write order: the directory and `pg_wal/pitr.restore` (the job); directories and files; content; settings, guard, manifest; one sync
@@ -33,6 +34,7 @@ pub mod hollow;
 pub mod job;
 pub mod manifest_check;
 mod needed;
+pub mod replace;
 #[cfg(test)]
 mod rights_tests;
 pub mod settings;
@@ -61,7 +63,7 @@ use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
 use job::{Earlier, Job};
 use manifest_check::ManifestCheck;
-use target_dir::{CONTROL, Found, Need, Target};
+use target_dir::{CONTROL, Found, Need, Target, WAITING_CONTROL};
 use tree::{Tree, write_error};
 
 /// WAL that is kept in pg_wal while a server recovers, at most: restartpoints recycle beyond max_wal_size, 1 GiB unless set.
@@ -192,7 +194,11 @@ pub fn run(
 }
 
 fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -> Result<Report> {
-    finish::name_control(&Tree::open(&target.data, target.owner)?, job)?;
+    let data = Tree::open(&target.data, target.owner)?;
+    // One that has yet to replace another directory may have it already.
+    if data.stat(WAITING_CONTROL.as_bytes())?.is_some() {
+        finish::name_control(&data, job)?;
+    }
     let settings = finish::settings_of(job, &survey.brought)?.all();
     Ok(Report {
         resumed: true,

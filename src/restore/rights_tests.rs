@@ -108,6 +108,7 @@ fn b2_a_tablespace_lies_below_no_directory_of_a_stranger() {
             repositories: &[],
             home: None,
             delta: false,
+            replaces: None,
         };
         place(look(&wanted)?, &wanted, &tablespaces)
     };

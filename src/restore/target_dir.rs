@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Access, AtFlags, Gid, Uid};
 use serde::{Deserialize, Serialize};
 
+use super::replace::{Old, WAITING};
 use super::tree::{Owner, is_roots_alone};
 use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::durable::TEMPORARY_PREFIX;
@@ -104,6 +105,8 @@ pub struct Wanted<'a> {
     pub home: Option<&'a Path>,
     /// Whether a data directory may be restored in place.
     pub delta: bool,
+    /// The data directory that the one at `to` is to replace.
+    pub replaces: Option<&'a Old>,
 }
 
 /// The state of the place.
@@ -218,7 +221,7 @@ pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
     let data = resolve(wanted.to)?;
     check_not_special(&data, wanted)?;
     check_not_inside_another(&data)?;
-    let found = inspect(&data, wanted.delta)?;
+    let found = inspect(&data, wanted)?;
     let owner = check_rights(&data)?;
     Ok(Target {
         data,
@@ -324,7 +327,7 @@ fn is_mount_point(path: &Path) -> bool {
 }
 
 /// Tells an empty directory from an unfinished restore and from data.
-fn inspect(data: &Path, delta: bool) -> Result<Found> {
+fn inspect(data: &Path, wanted: &Wanted<'_>) -> Result<Found> {
     let names = match names(data) {
         Ok(names) => names,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Empty),
@@ -341,8 +344,9 @@ fn inspect(data: &Path, delta: bool) -> Result<Found> {
         return Ok(Found::Unfinished(record));
     }
     let is_there = |name: &str| std::fs::symlink_metadata(data.join(name)).is_ok();
-    if is_there(WAITING_CONTROL)
-        && !is_there(CONTROL)
+    // One that replaces another directory has yet to take its place.
+    let is_last_step = is_there(WAITING_CONTROL) && !is_there(CONTROL);
+    if (is_last_step || wanted.replaces.is_some())
         && let Some(record) = read_limited(&wal.join(SETTINGS))?
     {
         return Ok(Found::LastStep(record));
@@ -356,7 +360,7 @@ fn inspect(data: &Path, delta: bool) -> Result<Found> {
     if is_fresh {
         return Ok(Found::Empty);
     }
-    if delta {
+    if wanted.delta {
         return in_place(data).map(Found::Data);
     }
     let entries = match names.len() {
@@ -597,6 +601,7 @@ fn check_tablespaces(
             )),
         };
         let path = resolve(&tablespace.path)
+            .and_then(|path| beside_another(path, wanted))
             .map_err(|e| say(e.context(format!("place tablespace {}", tablespace.oid))))?;
         let shown = path.display();
         if path.starts_with(&target.data) || target.data.starts_with(&path) {
@@ -626,6 +631,31 @@ fn check_tablespaces(
         tablespace.real = path;
     }
     Ok(tablespaces)
+}
+
+/// The directory in which a tablespace is restored: where a data directory is replaced, it waits in that of the tablespace.
+fn beside_another(path: PathBuf, wanted: &Wanted<'_>) -> Result<PathBuf> {
+    let Some(old) = wanted.replaces else {
+        return Ok(path);
+    };
+    let refused = |why: &str| {
+        err!(
+            Refused,
+            "a tablespace cannot be in \"{}\": {why}",
+            path.display()
+        )
+        .hint("Nothing was written. Name another directory: --tablespace-mapping OLD=NEW")
+    };
+    if path.starts_with(&old.data) {
+        return Err(refused("it lies in the data directory that is replaced"));
+    }
+    let entries = names(&path).map_err(|e| refused("it is not there").source(e))?;
+    if !old.has_tablespace(&path) && entries.iter().any(|name| name != WAITING) {
+        return Err(refused(
+            "it is not empty, and not one of the cluster that is replaced",
+        ));
+    }
+    Ok(path.join(WAITING))
 }
 
 /// Requires that a tablespace takes nothing from anybody: directories of the server's user, unless the operator names others.
@@ -725,10 +755,12 @@ fn check_tablespace_rights(path: &Path, target: &Target) -> Result<()> {
     }
 }
 
-/// The place of a tablespace in a data directory that is restored in place.
+/// The place of a tablespace in a data directory that is restored in place, or replaced.
 fn linked(wanted: &Wanted<'_>, data: &Path, oid: &str) -> Option<PathBuf> {
+    let is_there = wanted.delta || wanted.replaces.is_some();
+    let data = wanted.replaces.map_or(data, |old| &old.data);
     let link = data.join("pg_tblspc").join(oid);
-    std::fs::read_link(link).ok().filter(|_| wanted.delta)
+    std::fs::read_link(link).ok().filter(|_| is_there)
 }
 
 /// Whether a data directory has a tablespace in this directory.
@@ -749,7 +781,7 @@ pub fn check_space(target: &Target, need: &Need) -> Result<()> {
         files: u64,
     }
     let mut demands: BTreeMap<u64, Demand> = BTreeMap::new();
-    let tablespaces = target.tablespaces.iter().map(|t| (t.oid, t.path.as_path()));
+    let tablespaces = target.tablespaces.iter().map(|t| (t.oid, t.real.as_path()));
     for (oid, path) in std::iter::once((0, target.data.as_path())).chain(tablespaces) {
         let (there_bytes, there_files) = match target.found {
             Found::Empty => (0, 0),
@@ -830,6 +862,7 @@ mod tests {
             repositories: &[],
             home: None,
             delta: false,
+            replaces: None,
         }
     }
 
@@ -939,6 +972,7 @@ mod tests {
                 repositories: &[],
                 home: None,
                 delta: false,
+                replaces: None,
             };
             place(look(&wanted)?, &wanted, &tablespaces)
         };

@@ -69,6 +69,7 @@ mod restore_databases;
 mod restore_delta;
 mod restore_faults;
 mod restore_hostile;
+mod restore_replace;
 mod restore_start;
 mod retention;
 mod s3;

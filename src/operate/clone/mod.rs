@@ -198,6 +198,7 @@ pub fn prepare(
         databases: None,
         delta: false,
         is_hollow: true,
+        replace: false,
         adopt: false,
         is_confirmed: false,
         dry_run: false,

@@ -351,6 +351,7 @@ impl Course {
             databases: None,
             delta: false,
             is_hollow: false,
+            replace: false,
             adopt: false,
             is_confirmed: false,
             dry_run: false,

@@ -93,6 +93,13 @@ fn wrong_places() {
     stage.run(&restore.clone().arg(to("a/b/c")));
     stage.run(&restore.clone().arg("/proc/pitr"));
     stage.run(&restore.arg("relative").args(["--target-name", "holiday"]));
+    stage.say("There is nothing to replace, or to undo.");
+    let replace = stage.program().args(["restore", "--replace", "--to"]);
+    stage.run(&replace.clone().arg(to("nowhere")));
+    stage.run(&replace.arg(to("repository")));
+    let undo = stage.program().args(["restore", "--undo", "--to"]);
+    stage.run(&undo.clone().arg(to("nowhere")));
+    stage.run(&undo.arg(to("nowhere")).arg("--delta"));
     let adopt = stage.program().args(["adopt", "--pgdata"]);
     stage.run(&adopt.clone().arg(to("nowhere")));
     stage.run(&adopt.arg(to("repository")));

@@ -1,0 +1,184 @@
+//! `pitr restore --replace` and `--undo`: a restored cluster takes the place of another one, and gives it back.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::restore::Args;
+use super::{Context, unconfirmed};
+use crate::error::Result;
+use crate::exit;
+use crate::operate::archive_command::shell_word;
+use crate::operate::human;
+use crate::operate::replace::{self, Earlier};
+use crate::operate::restore::Asked;
+use crate::operate::restoring::Prepared;
+use crate::restore::replace::{Old, Standing, State};
+
+/// A replacement, planned or made, as JSON.
+#[derive(Serialize)]
+pub(super) struct Replaced {
+    /// The directories that are moved aside.
+    moved: Vec<String>,
+    /// The names that they have since, in the same order; empty while nothing was done.
+    aside: Vec<String>,
+    undo_command: Option<String>,
+}
+
+impl Replaced {
+    /// That of a plan.
+    pub(super) fn planned(old: &Old) -> Replaced {
+        Replaced {
+            moved: old.moved().iter().map(|path| text(path)).collect(),
+            aside: Vec::new(),
+            undo_command: None,
+        }
+    }
+
+    /// One that was made.
+    pub(super) fn done(standing: &Standing) -> Replaced {
+        Replaced {
+            moved: standing.places().into_iter().map(text).collect(),
+            aside: standing.replaced().into_iter().map(text).collect(),
+            undo_command: Some(replace::undo_line(standing.data())),
+        }
+    }
+
+    /// Says where the old cluster is, and how it comes back.
+    pub(super) fn print(&self, cx: &Context) -> Result<()> {
+        cx.out
+            .line("The old cluster is kept, and cannot be started there:")?;
+        for (was, is) in self.moved.iter().zip(&self.aside) {
+            cx.out.line(&format!("  {was} is now {is}"))?;
+        }
+        let undo = self.undo_command.as_deref().unwrap_or_default();
+        cx.out
+            .line("This puts it back while no server runs there:")?;
+        cx.out.line(&format!("  {undo}"))
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Shows what would be moved aside.
+pub(super) fn show(cx: &Context, prepared: &Prepared) -> Result<()> {
+    let Some(old) = prepared.replaces.as_ref().filter(|_| !cx.out.is_json()) else {
+        return Ok(());
+    };
+    for path in old.moved() {
+        let path = path.display();
+        cx.out
+            .line(&format!("\"{path}\" is moved aside, and kept"))?;
+    }
+    Ok(())
+}
+
+/// Warns of what the old cluster has, and what the repository lacks.
+pub(super) fn warn(cx: &Context, prepared: &Prepared) -> Result<()> {
+    let Some(old) = &prepared.replaces else {
+        return Ok(());
+    };
+    if old.unarchived > 0 {
+        let wal = shell_word(&text(&old.data.join("pg_wal")));
+        cx.out.warn(&format!(
+            "{} of the old cluster wait to be archived, so its last commits may be missing in the new one. They are kept with it; pitr wal backfill --from {wal} brings them in beforehand",
+            human::count(old.unarchived as u64, "WAL file")
+        ));
+    }
+    if let Some(earlier) = Standing::find(&old.data)? {
+        let aside = earlier.replaced();
+        cx.out.warn(&format!(
+            "--undo leads back to the cluster that is there now, and no more to \"{}\"",
+            aside.first().map(|path| text(path)).unwrap_or_default()
+        ));
+    }
+    Ok(())
+}
+
+/// Goes on with a replacement that was interrupted while names were exchanged, or tells that it is complete. None where there is none.
+pub(super) fn taken_up(args: &Args, asked: &Asked, cx: &Context) -> Result<Option<u8>> {
+    let (mut standing, is_complete) = match replace::earlier(&cx.session, asked)? {
+        Earlier::None => return Ok(None),
+        Earlier::Interrupted(standing) => (standing, false),
+        Earlier::Complete(standing) => (standing, true),
+    };
+    let is_due = !is_complete && args.confirm && !args.dry_run;
+    if is_due {
+        standing.finish(&cx.session.host)?;
+    }
+    let replaced = Replaced::done(&standing);
+    let data = text(standing.data());
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "to": data,
+            "backup": standing.backup(),
+            "target": standing.target(),
+            "complete": is_complete || is_due,
+            "dry_run": args.dry_run,
+            "replaced": replaced,
+        }))?;
+    } else {
+        let how = match (is_complete, is_due) {
+            (true, _) => "was put in place before, and no server has run since",
+            (false, true) => "is in its place",
+            (false, false) => "waits to be put in its place: an earlier run was interrupted",
+        };
+        cx.out.line(&format!(
+            "the cluster restored from backup {} to {} {how}: {data}",
+            standing.backup(),
+            standing.target()
+        ))?;
+        if is_complete || is_due {
+            replaced.print(cx)?;
+        }
+    }
+    match is_complete || is_due || args.dry_run {
+        true => Ok(Some(exit::SUCCESS)),
+        false => Err(unconfirmed("The restored cluster would take its place.")),
+    }
+}
+
+/// Puts the old cluster back, or shows what that does.
+pub(super) fn undo(args: &Args, cx: &Context) -> Result<u8> {
+    let is_confirmed = args.confirm && !args.dry_run;
+    let standing = replace::undo(&cx.session, &args.to, args.discard_changes, is_confirmed)?;
+    let wrote = !is_confirmed && standing.has_accepted_writes()?;
+    let (data, aside) = (text(standing.data()), standing.undone());
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "to": data,
+            "backup": standing.backup(),
+            "target": standing.target(),
+            "replaced_at": standing.began(),
+            "interrupted": standing.state() != State::Switched,
+            "accepted_writes": wrote,
+            "confirmed": is_confirmed,
+            "aside": aside.iter().map(|path| text(path)).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        let verb = if is_confirmed { "undone" } else { "found" };
+        cx.out.line(&format!(
+            "replacement of {} in {data} {verb}: backup {}, {}",
+            standing.began(),
+            standing.backup(),
+            standing.target()
+        ))?;
+        let is = if is_confirmed { "is now" } else { "would be" };
+        for path in aside {
+            cx.out.line(&format!(
+                "  the restored cluster {is} kept in {}",
+                path.display()
+            ))?;
+        }
+        if wrote {
+            cx.out.line("It has accepted writes, which the old cluster does not have: --discard-changes is needed.")?;
+        }
+    }
+    match (is_confirmed, args.dry_run) {
+        (true, _) | (false, true) => Ok(exit::SUCCESS),
+        (false, false) => Err(unconfirmed("The old cluster would be put back.")),
+    }
+}

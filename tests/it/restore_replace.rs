@@ -1,0 +1,596 @@
+//! `pitr restore --replace` and `--undo`: a restored cluster takes the place of the old one, and gives it back.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::common::mount::{DiskOver, SmallDisk};
+use crate::common::{Cluster, Program, Run, Site, Stop, fault, user};
+use crate::restore::{AT_END, AT_POINT, Scene, content, rows};
+use crate::{per_major, require_mounts, require_strace};
+
+fn replace(site: &Site, data: &Path) -> Program {
+    let restore = site.pitr().args(["restore", "--json", "--replace"]);
+    restore
+        .args(["--jobs", "1", "--target-name", "here", "--to"])
+        .arg(data)
+}
+
+fn undo(site: &Site, data: &Path) -> Program {
+    let restore = site.pitr().args(["restore", "--json", "--undo", "--to"]);
+    restore.arg(data)
+}
+
+fn confirmed(program: Program) -> Program {
+    program.arg("--confirm")
+}
+
+/// The names beside a data directory that pitr made.
+fn beside(data: &Path) -> Vec<String> {
+    let name = data.file_name().unwrap().to_str().unwrap();
+    let entries = fs::read_dir(data.parent().unwrap()).unwrap();
+    let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names
+        .filter_map(|n| Some(n.strip_prefix(name)?.strip_prefix('.')?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+fn aside(json: &Value) -> Vec<PathBuf> {
+    let paths = json["replaced"]["aside"].as_array();
+    let paths = paths.or_else(|| json["aside"].as_array()).unwrap();
+    paths.iter().map(|p| p.as_str().unwrap().into()).collect()
+}
+
+fn t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back(major: u32) {
+    let mut scene = Scene::new(major);
+    let data = scene.cluster.pgdata().to_owned();
+    // The backup does not have this tablespace: recovery makes it again.
+    let late = scene.cluster.sandbox().dir("late");
+    scene.cluster.sql(&format!(
+        "create tablespace late location '{}'",
+        late.display()
+    ));
+    for step in [
+        "create table l tablespace late as select g as a from generate_series(1, 700) g",
+        "select pg_create_restore_point('there')",
+        "insert into l select g from generate_series(1, 300) g",
+        "delete from s where a > 10",
+    ] {
+        scene.cluster.sql(step);
+    }
+    scene.cluster.archive_now();
+    let there = |program: Program| program.args(["--target-name", "there"]);
+    let replace = || {
+        let restore = scene.site.pitr().args(["restore", "--json", "--replace"]);
+        there(restore.arg("--to").arg(&data))
+    };
+    // A running server keeps its directory.
+    let run = confirmed(replace()).run().expect_code(8);
+    run.expect_stdout("a server may run in");
+    scene.cluster.stop(Stop::Fast);
+    let state = |at: &Path| {
+        let mut all = content(at);
+        all.retain(|(name, _)| !name.starts_with("global/pg_control"));
+        all
+    };
+    let (before, space, of_late) = (state(&data), content(&scene.space), content(&late));
+    replace().run().expect_code(8).expect_stderr("--confirm");
+    replace().arg("--dry-run").run().success();
+    assert!(state(&data) == before && beside(&data).is_empty());
+    let run = confirmed(replace()).run().success();
+    let json = run.json();
+    assert_eq!(json["to"], data.to_str().unwrap(), "{run}");
+    let moved = aside(&json);
+    assert_eq!(moved.len(), 3, "{run}");
+    assert!(state(&moved[0]) == before, "{run}");
+    // It cannot be started there: its links lead to the other one's tablespaces.
+    assert!(!moved[0].join("global/pg_control").exists());
+    let names = |at: &Path| content(at).into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+    for (at, was) in [(&scene.space, &space), (&late, &of_late)] {
+        let kept = moved.iter().find(|path| path.starts_with(at)).unwrap();
+        let version = kept.file_name().unwrap().to_str().unwrap();
+        let was: Vec<_> = was
+            .iter()
+            .filter_map(|(n, c)| Some((n.strip_prefix(version)?.strip_prefix('/')?, c)))
+            .filter(|(n, _)| !n.is_empty())
+            .collect();
+        let now = content(kept);
+        assert_eq!(now.len(), was.len());
+        for ((name, bytes), (old, wanted)) in now.iter().zip(was) {
+            assert!(name == old && bytes == wanted, "{name}");
+        }
+        assert!(!names(at).iter().any(|n| n.starts_with("pitr-new")));
+    }
+    let command = json["replaced"]["undo_command"].as_str().unwrap();
+    assert!(command.starts_with("pitr restore --undo --to "), "{run}");
+    // The same command finds it done, and restores nothing again.
+    let again = confirmed(replace()).run().success();
+    assert_eq!(again.json()["complete"], true, "{again}");
+    scene.cluster.start();
+    scene.cluster.wait_promoted();
+    let count = |cluster: &Cluster, table: &str| {
+        cluster.query_one_string(&format!("select count(*) from {table}"))
+    };
+    assert_eq!(rows(&scene.cluster), AT_END);
+    assert_eq!(count(&scene.cluster, "s"), "5000");
+    assert_eq!(count(&scene.cluster, "l"), "700");
+    scene.cluster.sql("create table since as select 1 as a");
+    // The old cluster has its own directory in a tablespace that the new one drops.
+    scene.cluster.sql("drop table s");
+    scene.cluster.sql("drop tablespace ts");
+    confirmed(undo(&scene.site, &data)).run().expect_code(8);
+    scene.cluster.stop(Stop::Fast);
+    // It has accepted writes.
+    let run = undo(&scene.site, &data).run().expect_code(8);
+    assert_eq!(run.json()["accepted_writes"], true, "{run}");
+    let run = confirmed(undo(&scene.site, &data)).run().expect_code(8);
+    run.expect_stdout("--discard-changes");
+    let run = confirmed(undo(&scene.site, &data))
+        .arg("--discard-changes")
+        .run()
+        .success();
+    assert!(state(&data) == before, "{run}");
+    assert!(content(&late).iter().zip(&of_late).count() > 2);
+    let kept = aside(&run.json());
+    assert!(kept[0].join("PG_VERSION").exists() && !kept[0].join("global/pg_control").exists());
+    confirmed(undo(&scene.site, &data)).run().expect_code(2);
+    scene.cluster.start();
+    assert_eq!(rows(&scene.cluster), AT_END);
+    assert_eq!(count(&scene.cluster, "s"), "10");
+    assert_eq!(count(&scene.cluster, "l"), "1000");
+    let since = "select count(*) from pg_class where relname = 'since'";
+    assert_eq!(scene.cluster.query_one_string(since), "0");
+}
+per_major!(t20_a_restored_cluster_takes_the_place_and_undo_gives_the_old_one_back, v13 v17 v19);
+
+/// A stopped cluster with a tablespace, where that is wanted, and its backup.
+struct Small {
+    site: Site,
+    cluster: Cluster,
+    data: PathBuf,
+    space: Option<PathBuf>,
+    /// The directory that pg_wal leads to.
+    wal: Option<PathBuf>,
+}
+
+impl Small {
+    fn new(has_space: bool) -> Small {
+        let (site, mut cluster) = Site::with_cluster(17);
+        let space = has_space.then(|| cluster.sandbox().dir("space"));
+        if let Some(space) = &space {
+            let location = space.display();
+            cluster.sql(&format!("create tablespace ts location '{location}'"));
+            cluster.sql(
+                "create table s tablespace ts as select g as a from generate_series(1, 900) g",
+            );
+        }
+        cluster.sql("create table t as select g as a from generate_series(1, 2000) g");
+        site.pitr().args(["backup", "--quiet"]).run().success();
+        cluster.sql("insert into t select g from generate_series(1, 500) g");
+        cluster.sql("select pg_create_restore_point('here')");
+        cluster.sql("insert into t select g from generate_series(1, 500) g");
+        cluster.archive_now();
+        cluster.stop(Stop::Fast);
+        let data = cluster.pgdata().to_owned();
+        Small {
+            site,
+            cluster,
+            data,
+            space,
+            wal: None,
+        }
+    }
+
+    /// One whose pg_wal is a link.
+    fn linked() -> Small {
+        let small = Small::new(false);
+        let wal = small.cluster.sandbox().dir("elsewhere").join("wal");
+        link_wal(&small.data, &wal);
+        Small {
+            wal: Some(wal),
+            ..small
+        }
+    }
+
+    fn replace(&self) -> Program {
+        confirmed(replace(&self.site, &self.data))
+    }
+
+    fn undo(&self) -> Program {
+        confirmed(undo(&self.site, &self.data))
+    }
+
+    fn inode(&self) -> Option<u64> {
+        fs::symlink_metadata(&self.data).ok().map(|m| m.ino())
+    }
+
+    /// Everything in its place that belongs to the cluster.
+    fn state(&self) -> Vec<(String, Vec<u8>)> {
+        let mut all = content(&self.data);
+        if let Some(space) = &self.space {
+            let version = |name: &str| name.starts_with("PG_");
+            all.extend(content(space).into_iter().filter(|(n, _)| version(n)));
+        }
+        if let Some(wal) = &self.wal {
+            all.extend(content(wal));
+        }
+        all
+    }
+
+    fn is_startable(&self) -> bool {
+        self.data.join("global/pg_control").exists()
+    }
+
+    /// Removes what was put aside, as an operator would.
+    fn clean(&self) {
+        for name in beside(&self.data) {
+            let path = self.data.with_file_name(format!("data.{name}"));
+            let _ = fs::remove_dir_all(path);
+        }
+        if let Some(wal) = &self.wal {
+            for name in beside(wal) {
+                fs::remove_dir_all(wal.with_file_name(format!("wal.{name}"))).unwrap();
+            }
+        }
+        let spaces = self.space.iter().flat_map(|at| fs::read_dir(at).unwrap());
+        for entry in spaces {
+            let path = entry.unwrap().path();
+            if path
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("pitr-")
+            {
+                fs::remove_dir_all(path).unwrap();
+            }
+        }
+    }
+}
+
+fn link_wal(data: &Path, wal: &Path) {
+    fs::rename(data.join("pg_wal"), wal).unwrap();
+    symlink(wal, data.join("pg_wal")).unwrap();
+    user::own_all(&data.join("pg_wal"));
+}
+
+/// The calls by which names are exchanged.
+const NAMES: [&str; 8] = [
+    "rename",
+    "renameat",
+    "renameat2",
+    "symlinkat",
+    "mkdirat",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+];
+
+/// Kills a program at every one of its last calls that change names, from the record on. Returns how often the old and the new cluster were in
+/// place, and how often none could be started.
+fn sweep(small: &Small, kills_undo: bool) -> (u32, u32, u32) {
+    let old = small.state();
+    let old_inode = small.inode();
+    let subject = |small: &Small| {
+        if kills_undo {
+            small.undo()
+        } else {
+            small.replace()
+        }
+    };
+    if kills_undo {
+        small.replace().run().success();
+    }
+    let (run, calls) = fault::trace(&subject(small), &NAMES);
+    run.success();
+    if !kills_undo {
+        small.undo().run().success();
+    }
+    small.clean();
+    let parent = format!("<{}>", small.data.parent().unwrap().display());
+    let is_record = |call: &fault::Call| call.name == "renameat" && call.text.contains(&parent);
+    let first = calls.iter().position(is_record).unwrap();
+    let calls = calls.get(first..).unwrap();
+    assert!(calls.len() > 3, "{calls:?}");
+    let (mut olds, mut news, mut neither) = (0, 0, 0);
+    for (n, call) in calls.iter().enumerate() {
+        if kills_undo {
+            small.replace().run().success();
+        }
+        let (run, fired) = fault::inject(&subject(small), &call.kill());
+        assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
+        match (small.is_startable(), small.inode() == old_inode) {
+            (true, true) => {
+                assert!(small.state() == old, "{}", call.text);
+                olds += 1;
+            }
+            (true, false) => {
+                assert!(
+                    small.data.join("pg_wal/pitr.guard").exists(),
+                    "{}",
+                    call.text
+                );
+                news += 1;
+            }
+            (false, _) => neither += 1,
+        }
+        let has_record = beside(&small.data).contains(&"pitr-replaced".to_owned());
+        // Every other time the opposite command is the one that follows.
+        let again = match (kills_undo, n % 2 == 0) {
+            (false, true) => small.replace(),
+            (false, false) | (true, true) => small.undo(),
+            (true, false) => small.replace(),
+        };
+        let run = again.run();
+        match (kills_undo, n % 2 == 0) {
+            // The undo has to be completed first.
+            (true, false) if has_record && run.code() == 8 => {
+                run.expect_stdout("was interrupted");
+                small.undo().run().success();
+            }
+            (true, false) => {
+                run.success();
+                small.undo().run().success();
+            }
+            _ if !has_record && run.code() == 2 => {}
+            _ => {
+                run.success();
+                if !kills_undo && n % 2 == 0 {
+                    assert!(small.is_startable() && small.inode() != old_inode);
+                    small.undo().run().success();
+                }
+            }
+        }
+        assert_eq!(small.inode(), old_inode, "{}", call.text);
+        assert!(small.state() == old, "{}", call.text);
+        small.clean();
+    }
+    println!("{olds} times the old one, {news} times the new one, {neither} times none");
+    (olds, news, neither)
+}
+
+#[test]
+fn t21_killed_while_names_are_exchanged_the_old_or_the_new_is_whole_in_place() {
+    require_strace!("t21_killed_while_names_are_exchanged_the_old_or_the_new_is_whole_in_place");
+    let small = Small::new(false);
+    for kills_undo in [false, true] {
+        let (olds, news, neither) = sweep(&small, kills_undo);
+        assert!(olds > 0 && news > 0 && neither == 0);
+    }
+}
+
+#[test]
+fn t21_killed_while_tablespaces_change_no_server_starts_on_a_mixture() {
+    require_strace!("t21_killed_while_tablespaces_change_no_server_starts_on_a_mixture");
+    let small = Small::new(true);
+    for kills_undo in [false, true] {
+        let (olds, news, neither) = sweep(&small, kills_undo);
+        assert!(olds > 0 && news > 0 && neither > 0);
+    }
+}
+
+#[test]
+fn t21_killed_while_a_linked_pg_wal_changes_no_server_starts_on_a_mixture() {
+    require_strace!("t21_killed_while_a_linked_pg_wal_changes_no_server_starts_on_a_mixture");
+    let small = Small::linked();
+    for kills_undo in [false, true] {
+        let (olds, news, neither) = sweep(&small, kills_undo);
+        assert!(olds > 0 && news > 0 && neither > 0);
+    }
+}
+
+#[test]
+fn t21_killed_while_it_copies_the_old_is_untouched_and_the_same_command_goes_on() {
+    let name = "t21_killed_while_it_copies_the_old_is_untouched_and_the_same_command_goes_on";
+    require_strace!(name);
+    let small = Small::new(true);
+    let old = small.state();
+    let (run, calls) = fault::trace(&small.replace(), &["pwrite64", "write", "fsync", "syncfs"]);
+    run.success();
+    small.undo().run().success();
+    small.clean();
+    let waiting = small.data.with_file_name("data.pitr-new");
+    let calls: Vec<_> = calls.iter().filter(|c| c.touches(&waiting)).collect();
+    assert!(calls.len() > 20, "{}", calls.len());
+    let step = calls.len() / 8;
+    for call in calls.iter().step_by(step) {
+        let (run, fired) = fault::inject(&small.replace(), &call.kill());
+        assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
+        assert!(small.state() == old, "{}", call.text);
+        small.undo().run().expect_code(2);
+        small.replace().run().success();
+        small.undo().run().success();
+        assert!(small.state() == old, "{}", call.text);
+        small.clean();
+    }
+}
+
+#[test]
+fn t22_what_cannot_be_moved_is_refused_before_anything_is_copied() {
+    require_mounts!("t22_what_cannot_be_moved_is_refused_before_anything_is_copied");
+    let small = Small::new(true);
+    let old = small.state();
+    let refused = |say: &str| -> Run {
+        let run = small.replace().run().expect_code(8);
+        let run = run.expect_stdout(say);
+        assert!(beside(&small.data).is_empty(), "{run}");
+        run
+    };
+    {
+        let _disk = DiskOver::mount(&small.data.join("pg_stat_tmp"));
+        refused("a filesystem is mounted on");
+    }
+    // A data directory that is a filesystem of its own.
+    let disk = SmallDisk::new(300, 20_000);
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([small.data.join("."), disk.path().to_owned()])
+        .status();
+    assert!(copied.unwrap().success());
+    let run = confirmed(replace(&small.site, disk.path())).run();
+    run.expect_code(8)
+        .expect_stdout("a filesystem is mounted on");
+    assert!(beside(disk.path()).is_empty());
+    let space = small.space.clone().unwrap();
+    let version = fs::read_dir(&space)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    {
+        let _disk = DiskOver::mount(&version);
+        refused("a filesystem is mounted on");
+    }
+    let parent = small.data.parent().unwrap();
+    let may = |mode| fs::set_permissions(parent, PermissionsExt::from_mode(mode)).unwrap();
+    let was = fs::metadata(parent).unwrap().mode();
+    may(0o555);
+    refused("we may not write into");
+    may(was & 0o7777);
+    let pid = small.data.join("postmaster.pid");
+    fs::write(&pid, "1\n").unwrap();
+    refused("postmaster.pid is there");
+    fs::remove_file(&pid).unwrap();
+    let control = small.data.join("global/pg_control");
+    let hidden = small.data.join("global/hidden");
+    fs::rename(&control, &hidden).unwrap();
+    refused("is no data directory");
+    fs::rename(&hidden, &control).unwrap();
+    let other = Cluster::builder(17).own_identifier().create();
+    let run = confirmed(replace(&small.site, other.pgdata())).run();
+    let run = run.expect_code(8);
+    run.expect_stdout("is a data directory of system identifier");
+    assert!(beside(other.pgdata()).is_empty());
+    let nowhere = small.data.with_file_name("nowhere");
+    let run = confirmed(replace(&small.site, &nowhere)).run();
+    run.expect_code(8)
+        .expect_stdout("there is nothing to replace");
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t23_a_cluster_that_has_not_been_started_is_taken_away_without_a_question() {
+    let small = Small::new(false);
+    let old = small.state();
+    small.replace().run().success();
+    let run = undo(&small.site, &small.data).run().expect_code(8);
+    assert_eq!(run.json()["accepted_writes"], false, "{run}");
+    small.undo().run().success();
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t23_a_cluster_that_still_recovers_has_accepted_no_writes() {
+    let mut small = Small::new(false);
+    let old = small.state();
+    let pause = ["--target-action", "pause"];
+    small.replace().args(pause).run().success();
+    small.cluster.start();
+    small.cluster.wait_log("pausing at the end of recovery");
+    small.cluster.stop(Stop::Fast);
+    small.undo().run().success();
+    assert!(small.state() == old);
+}
+
+fn t24_a_pg_wal_that_is_a_link_stays_one(major: u32) {
+    let mut scene = Scene::new(major);
+    scene.cluster.stop(Stop::Fast);
+    let data = scene.cluster.pgdata().to_owned();
+    let wal = scene.cluster.sandbox().dir("elsewhere").join("wal");
+    link_wal(&data, &wal);
+    let old_wal = content(&wal);
+    let run = confirmed(replace(&scene.site, &data)).run().success();
+    let moved = aside(&run.json());
+    let kept = moved.iter().find(|p| p.parent() == wal.parent()).unwrap();
+    assert!(content(kept) == old_wal, "{run}");
+    assert_eq!(fs::read_link(data.join("pg_wal")).unwrap(), wal);
+    assert!(wal.join("pitr.guard").exists());
+    scene.cluster.start();
+    scene.cluster.wait_promoted();
+    assert_eq!(rows(&scene.cluster), AT_POINT);
+    scene.cluster.stop(Stop::Fast);
+    let run = confirmed(undo(&scene.site, &data)).arg("--discard-changes");
+    run.run().success();
+    assert!(content(&wal) == old_wal);
+    scene.cluster.start();
+    assert_eq!(rows(&scene.cluster), AT_END);
+}
+per_major!(t24_a_pg_wal_that_is_a_link_stays_one, v14 v18);
+
+#[test]
+fn t25_a_server_that_is_started_meanwhile_keeps_its_directory() {
+    require_strace!("t25_a_server_that_is_started_meanwhile_keeps_its_directory");
+    let small = Small::new(false);
+    let (old, inode) = (small.state(), small.inode());
+    let (run, calls) = fault::trace(&small.replace(), &["renameat2"]);
+    run.success();
+    small.undo().run().success();
+    small.clean();
+    let exchange = calls.iter().find(|c| c.text.contains("RENAME_EXCHANGE"));
+    let exchange = exchange.expect("the directories are exchanged");
+    let stop = fault::Fault::signal("renameat2", "SIGSTOP").at(exchange.nth);
+    let pid = small.data.join("postmaster.pid");
+    // The signal comes after the call.
+    let aside = small.data.with_file_name("data.pitr-new/postmaster.pid");
+    let run = fault::pause_at(&small.replace(), &stop, || {
+        let at = if small.inode() == inode { &pid } else { &aside };
+        fs::write(at, "1\n").unwrap();
+        user::own_all(at);
+    });
+    run.expect_code(8).expect_stdout("a server may run in");
+    assert_eq!(small.inode(), inode);
+    fs::remove_file(&pid).unwrap();
+    assert!(small.state() == old);
+    // The same command goes on, and so does an undo.
+    small.replace().run().success();
+    assert_ne!(small.inode(), inode);
+    small.undo().run().success();
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t26_a_filesystem_that_cannot_exchange_names_will_do() {
+    require_strace!("t26_a_filesystem_that_cannot_exchange_names_will_do");
+    let small = Small::new(true);
+    let (old, inode) = (small.state(), small.inode());
+    let lacks = fault::Fault::error("renameat2", "EINVAL");
+    let (run, fired) = fault::inject(&small.replace(), &lacks);
+    assert!(fired > 2, "{run}");
+    run.success();
+    assert_ne!(small.inode(), inode);
+    let (run, fired) = fault::inject(&small.undo(), &lacks);
+    assert!(fired > 2, "{run}");
+    run.success();
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t27_an_exchange_that_fails_leaves_the_old_one_in_place() {
+    require_strace!("t27_an_exchange_that_fails_leaves_the_old_one_in_place");
+    let small = Small::new(true);
+    let old = small.state();
+    let (run, calls) = fault::trace(&small.replace(), &["renameat2"]);
+    run.success();
+    small.undo().run().success();
+    small.clean();
+    let exchange = calls.iter().rfind(|c| c.text.contains("RENAME_EXCHANGE"));
+    let exchange = exchange.expect("the directories are exchanged");
+    let (run, fired) = fault::inject(&small.replace(), &exchange.fail("EACCES"));
+    assert!(fired > 0, "{run}");
+    assert_ne!(run.code(), 0, "{run}");
+    assert!(small.state() == old, "{run}");
+    run.expect_stdout("The old cluster is in its place as before");
+    // Another request does not take up what waits there.
+    let other = small.site.pitr().args(["restore", "--json", "--replace"]);
+    let other = confirmed(other.args(["--target-immediate", "--to"]).arg(&small.data));
+    other.run().expect_code(8).expect_stdout("was interrupted");
+    small.replace().run().success();
+    small.undo().run().success();
+    assert!(small.state() == old);
+}
