@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages image test-compose test-containers manifests demo demo-s3 test corruption test-moto test-localstack patroni oracle sweep soak soak-short expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages image test-compose test-containers manifests demo demo-s3 test corruption heal-campaign test-moto test-localstack patroni oracle sweep soak soak-short expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -115,6 +115,11 @@ corruption: ## 100 000 times one object of a repository, plain or encrypted, is 
 	scripts/get-postgres 18
 	PITR_CORRUPTIONS=$${PITR_CORRUPTIONS:-100000} PITR_CORRUPTION_SEED=$${PITR_CORRUPTION_SEED:-$$RANDOM} \
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- corruption:: --nocapture
+
+heal-campaign: ## 10 000 times an object in one of two repositories is damaged, and they heal from one another
+	scripts/get-postgres 18
+	PITR_HEAL_DAMAGES=$${PITR_HEAL_DAMAGES:-10000} PITR_HEAL_SEED=$${PITR_HEAL_SEED:-$$RANDOM} \
+	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- heal::campaign:: --nocapture
 
 sweep: ## backup and expire are killed at every call on the repository, not only at those that decide
 	scripts/get-tools test

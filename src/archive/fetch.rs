@@ -29,6 +29,7 @@ use crate::progress::Progress;
 use crate::repo::container::{Container, Kind};
 use crate::repo::decision::Decisions;
 use crate::repo::event;
+use crate::repo::healed;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
@@ -351,7 +352,14 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
     }
     let key = layout.wal_file(what.name);
     let store = repository.store();
-    let object = match store.open(&key)? {
+    let opened = match store.open(&key) {
+        Err(e) => match healed(&key, repository, &e) {
+            Some(copy) => Some(copy),
+            None => return Err(e),
+        },
+        Ok(opened) => opened,
+    };
+    let object = match opened {
         Some(object) => object,
         None => {
             let instead = without(what, repository, &layout);
@@ -371,14 +379,21 @@ fn look_in(what: &Fetch, repository: &Repository) -> Result<Found> {
             }
         }
     };
-    let stored = Stored::open(object, what.name, &layout);
-    let read = stored.and_then(|stored| {
+    let hand_out = |object| -> Result<bool> {
+        let stored = Stored::open(object, what.name, &layout)?;
         if let WalFileName::Segment(name) = what.name {
             life::check_fetched(&what.target, &stored.container, name)?;
         }
         deliver(what, |sink| stored.read(sink))?;
         is_of_life(what, None)
-    });
+    };
+    let read = match hand_out(object) {
+        Err(e) => match healed(&key, repository, &e) {
+            Some(copy) => hand_out(copy),
+            None => Err(e),
+        },
+        read => read,
+    };
     match read {
         Ok(true) => Ok(Found::Delivered),
         Ok(false) => Ok(Found::Absent),
@@ -703,6 +718,18 @@ fn check_first_page(piece: &[u8], container: &Container, name: WalFileName) -> R
         ));
     }
     Ok(())
+}
+
+/// The healed copy of an object that was found damaged, if there is a whole one.
+fn healed(key: &Key, repository: &Repository, e: &Error) -> Option<Box<dyn Object>> {
+    let store = repository.store();
+    let is_damaged = healed::is_of_the_object(e);
+    if !is_damaged || store.healed_copies(key).ok()?.is_empty() {
+        return None;
+    }
+    let copy = store.open(key).ok()?;
+    let is_another = || store.healed_in_use().iter().any(|(of, _)| of == key);
+    copy.filter(|_| is_another())
 }
 
 /// A copy that cannot be read is as good as a damaged one: the object was there, and another repository may have a whole one.

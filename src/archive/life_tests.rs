@@ -523,19 +523,31 @@ fn c05_a_segment_that_is_damaged_inside_is_no_partial() {
 }
 
 #[test]
-fn p08_a_repeat_is_not_acknowledged_where_the_stored_copy_is_damaged() {
+fn p08_a_repeat_heals_a_damaged_copy_and_is_not_acknowledged_where_it_cannot() {
     let bench = Bench::new();
     let one = bench.life("one", 1);
     one.push(&bench.repository(), 1).unwrap();
     let key = bench.layout().segment(one.name(1));
     let path = bench.directory.path().join("r").join(key.as_str());
     let sound = std::fs::read(&path).unwrap();
-    let mut bytes = sound.clone();
-    let at = bytes.len() / 3;
-    bytes[at] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
+    let damage = |at: usize| {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    };
+    // Its end does not say any more what it held: a conflict cannot be excluded.
+    damage(sound.len() - 2);
     let error = one.push(&bench.repository(), 1).err().unwrap();
     assert_eq!(error.code(), Code::Damaged, "{error}");
+    damage(sound.len() / 3);
+    let (pushed, warnings) = one.push(&bench.repository(), 1).unwrap();
+    assert_eq!(pushed, Pushed::Stored);
+    assert!(warnings[0].contains("is healed"), "{warnings:?}");
+    let copy = path.with_file_name(format!("{}.heal-1", one.name(1)));
+    assert!(copy.exists() && std::fs::read(&path).unwrap() != sound);
+    let (pushed, _) = one.push(&bench.repository(), 1).unwrap();
+    assert_eq!(pushed, Pushed::AlreadyThere);
+    std::fs::remove_file(copy).unwrap();
     std::fs::write(&path, sound).unwrap();
     let (pushed, _) = one.push(&bench.repository(), 1).unwrap();
     assert_eq!(pushed, Pushed::AlreadyThere);

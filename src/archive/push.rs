@@ -23,6 +23,7 @@ use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::version::Major;
 use crate::repo::container::{self, Codec, Container, ContainerWriter, Identity, Kind};
+use crate::repo::healed::{self, COPIES_MAX};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
@@ -1002,7 +1003,9 @@ fn already_there(
     source.check_unchanged()?;
     let hash = *hasher.finalize().as_bytes();
     if container.has_hash(&hash) {
-        check_stored(&container, key)?;
+        if let Err(e) = check_stored(&container, key) {
+            return heal_stored(what, source, checked, (key, e));
+        }
         container.object().settle()?;
         if !checked.is_partial && !container.is_opaque() {
             let link = Link::read(&container).map_err(|e| stored_damaged(key, e))?;
@@ -1033,6 +1036,48 @@ fn already_there(
         &container,
         &hash,
     ))
+}
+
+/// Puts a healed copy beside a damaged object that says of itself that it held the very content that is offered (format, section 12).
+///
+/// # Errors
+/// `e`, which says the damage, where none can be written; those of [`store_wal`].
+fn heal_stored(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+    (key, e): (&Key, Error),
+) -> Result<(Pushed, Warnings)> {
+    if e.code() != Code::Damaged || scope::is_conflict(key) {
+        return Err(e);
+    }
+    let store = what.repository.store();
+    let copies = store.healed_copies(key)?;
+    // Somebody has healed it before: what is read in its place is looked at.
+    if let Some(object) = store.open(key)?.filter(|_| !copies.is_empty()) {
+        let container = Container::open(object)?;
+        if check_stored(&container, key).is_ok() {
+            container.object().settle()?;
+            return Ok((Pushed::AlreadyThere, Vec::new()));
+        }
+    }
+    let number = u32::try_from(copies.len()).unwrap_or(COPIES_MAX) + 1;
+    if number > COPIES_MAX {
+        return Err(e);
+    }
+    let copy = healed::copy_key(key, number)?;
+    let Stored::Put(put) = store_wal(what, source, checked, &copy)? else {
+        return Err(e);
+    };
+    if put.published == Published::Created {
+        read_back(what.repository, &copy, &put.identity)?;
+    }
+    store.forget_healed(key);
+    let warning = format!(
+        "the stored copy of \"{}\" is damaged; it is healed: the same content lies beside it, under \"{copy}\"",
+        checked.name
+    );
+    Ok((Pushed::Stored, vec![warning]))
 }
 
 /// Keeps a copy under the key of refused ones, and returns that key.
@@ -1133,7 +1178,7 @@ fn stored_damaged(key: &Key, e: Error) -> Error {
         return e;
     }
     err!(Damaged, "the copy stored under \"{key}\" is damaged").source(e).hint(
-        "PostgreSQL keeps the file. Run \"pitr verify\" to see what else is; move the damaged object away by hand and archiving stores it anew.",
+        "PostgreSQL keeps the file. Run \"pitr verify\" to see what else is; where another repository has it whole, \"pitr verify --heal\" puts a healed copy beside it.",
     )
 }
 

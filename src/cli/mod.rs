@@ -47,6 +47,7 @@ pub mod expire;
 mod expire_explain;
 pub mod files;
 pub mod find;
+mod heal;
 pub mod info;
 mod info_forecast;
 pub mod init;

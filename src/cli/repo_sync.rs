@@ -10,6 +10,7 @@ use crate::operate::human;
 use crate::operate::of::Of;
 use crate::operate::pacing::MaxRate;
 use crate::operate::sync::{self, Asked, Done, Synced};
+use crate::operate::verify;
 use crate::plan::lacking::Cause;
 use crate::sync::Report;
 
@@ -47,6 +48,12 @@ pub struct Args {
     #[arg(long, value_name = "SIZE")]
     pub max_rate: Option<MaxRate>,
 
+    /// Then heal each repository that was brought up to date: write a copy of what is damaged, and what is missing, from another one that has it whole
+    ///
+    /// Looks at what is recorded as damaged, and at what shows without reading content; pitr verify --heal reads everything.
+    #[arg(long)]
+    pub heal: bool,
+
     /// Show what would be copied, and copy nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -61,13 +68,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         is_confirmed: args.confirm,
         jobs: usize::from(args.jobs),
         dry_run: args.dry_run,
+        heal: args.heal,
     };
     cx.stop_in_order()?;
     let synced = sync::run(&cx.session, &asked)?;
     report(cx, args, &synced)?;
+    let is_lost = synced.healed.iter().any(|h| h.report.finding_count > 0);
     let is_whole = cx.told(synced.failures)?;
     Ok(
-        match is_whole && !synced.done.iter().any(Done::has_problems) {
+        match is_whole && !synced.done.iter().any(Done::has_problems) && !is_lost {
             true => exit::SUCCESS,
             false => exit::status(Program::Pitr, Code::Partial),
         },
@@ -77,12 +86,17 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
     if cx.out.is_json() {
         let transfers: Vec<_> = synced.done.iter().map(shown).collect();
-        return cx.out.json(&json!({
+        let mut members = json!({
             "dry_run": args.dry_run,
             "transfers": transfers,
             "recipients": synced.recipients,
             "warnings": synced.warnings,
-        }));
+        });
+        if args.heal {
+            let shown = |one: &verify::Done| super::verify::shown(Some(args.dry_run), one);
+            members["healed"] = synced.healed.iter().map(shown).collect();
+        }
+        return cx.out.json(&members);
     }
     for warning in &synced.warnings {
         cx.out.warn(warning);
@@ -90,6 +104,9 @@ fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
     synced.done.iter().try_for_each(|one| print(cx, one))?;
     for one in &synced.recipients {
         print_recipients(cx, args, one)?;
+    }
+    for one in &synced.healed {
+        super::verify::print(cx, Some(args.dry_run), one)?;
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
-use super::Context;
+use super::{Context, heal};
 use crate::config::{Period, Size};
+use crate::operate::heal::has_others;
 use crate::operate::human;
 use crate::operate::of::{self, Of};
 use crate::operate::pacing::MaxRate;
@@ -11,7 +12,7 @@ use crate::operate::read_back;
 
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::operate::verify::{self, Done};
+use crate::operate::verify::{self, Done, Heal};
 use crate::repo::id::BackupId;
 use crate::text::hex;
 use crate::verify::depth::{Budget, Depth};
@@ -34,6 +35,16 @@ pub struct Args {
     /// Print the SHA-256 of every file of the backup, as sha256sum does (with --json one object a line); nothing else is checked or recorded
     #[arg(long, requires = "backup", conflicts_with_all = ["fast", "since"])]
     pub sha256sums: bool,
+
+    /// Write a healed copy of what is damaged, and what is missing, from another configured repository that has it whole
+    ///
+    /// Objects are only added. The rest is checked again, and the report says what stays lost.
+    #[arg(long, conflicts_with_all = ["fast", "since", "sha256sums"])]
+    pub heal: bool,
+
+    /// With --heal: show what would be healed, and write nothing
+    #[arg(long, requires = "heal")]
+    pub dry_run: bool,
 
     /// Read what leads to the content, and not the content
     #[arg(long, conflicts_with = "since")]
@@ -64,6 +75,10 @@ pub enum Since {
 }
 
 impl Args {
+    fn is_dry(&self) -> Option<bool> {
+        self.heal.then_some(self.dry_run)
+    }
+
     fn depth(&self) -> Depth {
         match self.since {
             Some(Since::Last) => Depth::Oldest(Budget {
@@ -84,8 +99,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         verify::sums(&cx.session, id, &mut |path, sum| print_sum(cx, path, sum))?;
         return Ok(exit::SUCCESS);
     }
-    let (done, failures) = verify::run(&cx.session, backup.as_ref(), &args.depth())?;
-    report(cx, &done)?;
+    let wish = args.is_dry().map(|dry_run| Heal { dry_run });
+    let (done, failures) = verify::run(&cx.session, backup.as_ref(), &args.depth(), wish)?;
+    report(cx, args, &done)?;
     let is_whole = cx.told(failures)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
     let is_whole = is_whole && done.iter().all(|d| d.report.unsupported_count == 0);
@@ -111,14 +127,17 @@ fn print_sum(cx: &Context, path: &[u8], sum: [u8; 32]) -> Result<()> {
     cx.out.raw(&format!("{mark}{sum}  {escaped}\n"))
 }
 
-fn report(cx: &Context, done: &[Done]) -> Result<()> {
+fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
     if cx.out.is_json() {
+        let shown = |one: &Done| shown(args.is_dry(), one);
         return cx.out.json(&of::split(done, |one| &one.of, shown));
     }
-    done.iter().try_for_each(|one| print(cx, one))
+    let is_dry = args.is_dry();
+    done.iter().try_for_each(|one| print(cx, is_dry, one))
 }
 
-fn shown(done: &Done) -> serde_json::Value {
+/// A report as JSON; of a run that heals it is known whether it was a dry one.
+pub(super) fn shown(is_dry: Option<bool>, done: &Done) -> serde_json::Value {
     let report = &done.report;
     let findings: Vec<_> = report
         .findings
@@ -137,7 +156,7 @@ fn shown(done: &Done) -> serde_json::Value {
         .iter()
         .map(|(id, usable)| json!({ "id": id.to_string(), "restorable": usable }))
         .collect();
-    done.of.named(json!({
+    let mut members = json!({
         "repository": done.repository,
         "findings": findings,
         "finding_count": report.finding_count,
@@ -149,11 +168,18 @@ fn shown(done: &Done) -> serde_json::Value {
         "objects": report.object_count,
         "read_bytes": report.read_bytes,
         "read_back": report.read_back,
-    }))
+    });
+    if let Some(is_dry) = is_dry {
+        let outcome = done.outcome.clone().unwrap_or_default();
+        members["dry_run"] = is_dry.into();
+        members["healed"] = json!(outcome.healed);
+        members["not_healed"] = json!(outcome.unhealed);
+    }
+    done.of.named(members)
 }
 
 /// Names the remedy for the findings.
-fn next(cx: &Context, done: &Done) -> Option<String> {
+fn next(cx: &Context, is_dry: Option<bool>, done: &Done) -> Option<String> {
     let report = &done.report;
     let has = |kinds: &[&str]| {
         report
@@ -164,6 +190,12 @@ fn next(cx: &Context, done: &Done) -> Option<String> {
     let flags = cx.session.options(done.of.cluster());
     if report.finding_count == 0 {
         return None;
+    }
+    let may_heal = is_dry != Some(false);
+    if may_heal && has(&["damaged", "missing", "gap"]) && has_others(&cx.session) {
+        return Some(format!(
+            "pitr verify{flags} --heal writes what another repository has whole, and says what stays lost"
+        ));
     }
     if let Of::Scope(_) = done.of {
         return Some(
@@ -184,7 +216,11 @@ fn next(cx: &Context, done: &Done) -> Option<String> {
     })
 }
 
-fn print(cx: &Context, done: &Done) -> Result<()> {
+/// Prints what was healed, and the report of what is left.
+pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<()> {
+    if let Some(outcome) = &done.outcome {
+        heal::print(cx, outcome, is_dry == Some(true))?;
+    }
     let report = &done.report;
     for finding in &report.findings {
         cx.out.line(&format!(
@@ -233,7 +269,7 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     if !report.read_back.is_complete() {
         cx.out.report(&read_back::line(&report.read_back))?;
     }
-    if let Some(next) = next(cx, done) {
+    if let Some(next) = next(cx, is_dry, done) {
         cx.out.line(&format!("next: {next}"))?;
     }
     if report.unlinked_count > 0 {

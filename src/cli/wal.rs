@@ -61,7 +61,16 @@ pub enum Command {
     /// Show WAL that should be there and is not
     ///
     /// Exit status 4 when there is a gap.
-    Gaps {},
+    Gaps {
+        /// Fill the gaps of every repository, from the pg_wal of the configured server on this host and from the other repositories
+        ///
+        /// Exit status 4 when a gap is left.
+        #[arg(long)]
+        heal: bool,
+        /// With --heal: show what would come, and write nothing
+        #[arg(long, requires = "heal")]
+        dry_run: bool,
+    },
     /// Show segments that were offered again with other content
     ///
     /// Example: pitr wal conflicts 000000010000000000000042
@@ -95,7 +104,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Fetch { name, path } => fetch(cx, name, path),
         Command::List {} => wal_list::list(cx),
         Command::Show { name } => wal_show::show(cx, name),
-        Command::Gaps {} => wal_gaps::gaps(cx),
+        Command::Gaps {
+            heal: true,
+            dry_run,
+        } => wal_gaps::heal(cx, *dry_run),
+        Command::Gaps { .. } => wal_gaps::gaps(cx),
         Command::Conflicts { name } => wal_conflicts::run(cx, name.as_deref()),
         Command::Resolve(args) => wal_resolve::run(cx, args),
         Command::Backfill { from } => backfill(cx, from),

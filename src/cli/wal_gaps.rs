@@ -6,6 +6,66 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::gaps::{self, NamedGap};
 
+/// `pitr wal gaps --heal`.
+pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
+    cx.stop_in_order()?;
+    let done = gaps::heal(&cx.session, dry_run)?;
+    let found = done.iter().any(|one| !one.gaps.is_empty());
+    if cx.out.is_json() {
+        cx.out
+            .json(&serde_json::json!({ "dry_run": dry_run, "repositories": done }))?;
+    } else {
+        let word = if dry_run { "would come" } else { "came" };
+        for one in &done {
+            for healed in &one.healed {
+                cx.out.line(&format!(
+                    "repository \"{}\": {} {word} from \"{}\"",
+                    one.repository, healed.object, healed.from
+                ))?;
+            }
+            if one.gaps.is_empty() {
+                cx.out
+                    .note(&format!("repository \"{}\": no gaps", one.repository));
+                continue;
+            }
+            cx.out
+                .line(&format!("repository \"{}\" lacks:", one.repository))?;
+            table(cx, &one.gaps)?;
+        }
+        if found {
+            cx.out.note("next: pitr wal backfill --from the pg_wal of another node that still has them, then pitr backup");
+        }
+    }
+    Ok(status(found))
+}
+
+fn table(cx: &Context, gaps: &[NamedGap]) -> Result<()> {
+    let mut table = Table::new(&[
+        ("timeline", Align::Right),
+        ("from", Align::Left),
+        ("to", Align::Left),
+        ("segments", Align::Right),
+        ("first missing", Align::Left),
+    ]);
+    for NamedGap { gap, names } in gaps {
+        table.row([
+            gap.timeline.decimal().to_string(),
+            gap.from_lsn.to_string(),
+            gap.to_lsn.to_string(),
+            gap.segments.to_string(),
+            names.first().map(ToString::to_string).unwrap_or_default(),
+        ]);
+    }
+    cx.out.table(&table)
+}
+
+fn status(found: bool) -> u8 {
+    match found {
+        true => exit::status(Program::Pitr, Code::Findings),
+        false => exit::SUCCESS,
+    }
+}
+
 /// `pitr wal gaps`.
 pub fn gaps(cx: &Context) -> Result<u8> {
     let gaps = gaps::look(&cx.session)?;
@@ -13,30 +73,10 @@ pub fn gaps(cx: &Context) -> Result<u8> {
     if cx.out.is_json() {
         cx.out.json(&serde_json::json!({ "gaps": gaps }))?;
     } else if found {
-        let mut table = Table::new(&[
-            ("timeline", Align::Right),
-            ("from", Align::Left),
-            ("to", Align::Left),
-            ("segments", Align::Right),
-            ("first missing", Align::Left),
-        ]);
-        for NamedGap { gap, names } in &gaps {
-            table.row([
-                gap.timeline.decimal().to_string(),
-                gap.from_lsn.to_string(),
-                gap.to_lsn.to_string(),
-                gap.segments.to_string(),
-                names.first().map(ToString::to_string).unwrap_or_default(),
-            ]);
-        }
-        cx.out.table(&table)?;
-        cx.out.note("next: pitr wal backfill --from the pg_wal of a node that still has them, then pitr backup");
+        table(cx, &gaps)?;
+        cx.out.note("next: pitr wal gaps --heal looks in the other repositories and in the server's own pg_wal; else pitr wal backfill --from the pg_wal of a node that still has them, then pitr backup");
     } else {
         cx.out.note("no gaps");
     }
-    Ok(if found {
-        exit::status(Program::Pitr, Code::Findings)
-    } else {
-        exit::SUCCESS
-    })
+    Ok(status(found))
 }

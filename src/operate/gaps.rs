@@ -1,10 +1,15 @@
 //! WAL that should be there and is not.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
+use super::backfill;
+use super::heal::{self, Healed};
+use super::of::Of;
 use super::reading::Reading;
 use super::session::Session;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::gap::{self, Gap};
 
@@ -26,7 +31,10 @@ pub struct NamedGap {
 /// # Errors
 /// Errors of the repository.
 pub fn look(session: &Session) -> Result<Vec<NamedGap>> {
-    let reading = Reading::open(session)?;
+    look_in(session, &Reading::open(session)?)
+}
+
+fn look_in(session: &Session, reading: &Reading) -> Result<Vec<NamedGap>> {
     let inventory = reading.inventory(session)?;
     let size = inventory.segment_size;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
@@ -41,4 +49,88 @@ pub fn look(session: &Session) -> Result<Vec<NamedGap>> {
         })
         .collect();
     Ok(gaps)
+}
+
+/// The gaps of one repository, and what was done about them.
+#[derive(Serialize)]
+pub struct HealedGaps {
+    /// Name of the repository.
+    pub repository: String,
+    /// Segments that came, or would come.
+    pub healed: Vec<Healed>,
+    /// The gaps that are left.
+    pub gaps: Vec<NamedGap>,
+}
+
+/// Fills the gaps of every repository: from the pg_wal of the configured server, where it is on this host, and from the other repositories.
+/// A place that cannot be asked is a warning.
+///
+/// # Errors
+/// Errors of the repositories; `Interrupted`.
+pub fn heal(session: &Session, dry_run: bool) -> Result<Vec<HealedGaps>> {
+    let own = Reading::open(session)?;
+    let readings: Vec<Reading> = match session.flags.repository {
+        Some(_) => vec![own],
+        None => {
+            let others: Vec<Reading> = own.others(session).collect();
+            std::iter::once(own).chain(others).collect()
+        }
+    };
+    let mut done = Vec::new();
+    for reading in &readings {
+        let name = reading.configured.name.clone();
+        let mut gaps = look_in(session, reading)?;
+        let mut healed = Vec::new();
+        if !gaps.is_empty() {
+            healed = fill(session, reading, &gaps, dry_run)?;
+        }
+        if !dry_run && !healed.is_empty() {
+            gaps = look_in(session, reading)?;
+        }
+        done.push(HealedGaps {
+            repository: name,
+            healed,
+            gaps,
+        });
+    }
+    Ok(done)
+}
+
+fn fill(
+    session: &Session,
+    reading: &Reading,
+    gaps: &[NamedGap],
+    dry_run: bool,
+) -> Result<Vec<Healed>> {
+    let mut left: BTreeSet<SegmentName> =
+        gaps.iter().flat_map(|g| g.names.iter().copied()).collect();
+    let mut healed = Vec::new();
+    let pgdata = reading.cluster.as_ref().and_then(|c| c.pgdata.clone());
+    if let Some(pgdata) = pgdata {
+        let found = backfill::chosen(session, &pgdata, &left, dry_run);
+        match found {
+            Ok((names, failed)) => {
+                if let Some(e) = failed {
+                    session.warn(&format!("WAL in \"{}\": {e}", pgdata.display()));
+                }
+                for name in names {
+                    left.remove(&name);
+                    healed.push(Healed::wal(name, pgdata.display().to_string()));
+                }
+            }
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            Err(e) => session.warn(&format!(
+                "missing WAL could not be looked for in \"{}\": {e}",
+                pgdata.display()
+            )),
+        }
+    }
+    let registrations = reading.repository.registrations(&reading.name)?;
+    let others = heal::others(session, &reading.configured)?;
+    for registration in registrations {
+        let of = Of::Cluster(registration);
+        let place = (&reading.repository, &of);
+        healed.extend(heal::fill(session, place, &left, &others, dry_run)?);
+    }
+    Ok(healed)
 }

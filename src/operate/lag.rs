@@ -452,7 +452,7 @@ impl Lag {
             };
             concerns.push(match self.only_contradicts {
                 true => concern(format!("contradicting another: {first}{more}"), "nothing is damaged; what only one of them has is lost with it, and pitr repo sync does not bring it", "pitr repo sync --dry-run shows all of it".to_owned()),
-                false => concern(format!("not whole: {first}{more}"), "the others have to give what it cannot; pitr repo sync does not heal it", format!("pitr verify --repository {name}")),
+                false => concern(format!("not whole: {first}{more}"), "the others have to give what it cannot, until pitr verify --heal has written copies of it", format!("pitr verify --repository {name}")),
             });
         }
         concerns

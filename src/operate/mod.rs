@@ -35,6 +35,7 @@ pub mod forecast;
 pub mod former;
 pub mod found;
 pub mod gaps;
+pub mod heal;
 pub mod held;
 pub mod human;
 pub mod in_place;

@@ -8,6 +8,7 @@ use super::of::{self, Of};
 use super::retention::Rules;
 use super::session::Session;
 use super::unproven;
+use super::verify::{self, Heal};
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -36,6 +37,8 @@ pub struct Asked {
     pub jobs: usize,
     /// Whether nothing is copied.
     pub dry_run: bool,
+    /// Heal each repository that is brought up to date, once that is done.
+    pub heal: bool,
 }
 
 /// The result of a run.
@@ -44,6 +47,8 @@ pub struct Synced {
     pub done: Vec<Done>,
     /// Recipients of secrets pairs that a repository lacked.
     pub recipients: Vec<Brought>,
+    /// Objects that were healed, by cluster and other content of each repository in which something was wrong.
+    pub healed: Vec<verify::Done>,
     /// Warnings about repositories whose objects are not proven.
     pub warnings: Vec<String>,
     /// Errors, repository by repository.
@@ -104,6 +109,26 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
             break;
         }
     }
+    let mut healed = Vec::new();
+    let wish = Heal {
+        dry_run: asked.dry_run,
+    };
+    let is_getting = |name: &str| asked.to.as_deref().is_none_or(|to| to == name);
+    for (configured, repository) in opened
+        .iter()
+        .filter(|(c, _)| asked.heal && is_getting(&c.name))
+    {
+        let done = verify::heal_known((session, configured, repository), wanted, wish);
+        match done {
+            Ok(done) => healed.extend(done),
+            Err(e) => {
+                let doing = format!("heal repository \"{}\"", configured.name);
+                if !sync.failures.add(e, doing) {
+                    break;
+                }
+            }
+        }
+    }
     sync.failures.first_if(session, sync.done.is_empty())?;
     if sync.clusters.is_empty() {
         return Err(no_cluster(wanted));
@@ -111,6 +136,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
     Ok(Synced {
         done: sync.done,
         recipients: sync.recipients,
+        healed,
         warnings,
         failures: sync.failures,
     })

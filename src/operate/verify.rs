@@ -1,14 +1,17 @@
 //! The check of everything that the repositories hold.
 
 use super::failures::Failures;
+use super::heal::{self, Outcome};
 use super::of::{self, Of};
 use super::session::Session;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
 use crate::verify::depth::Depth;
 use crate::verify::scope::VerifyScope;
 use crate::verify::{Report, Verify, sums};
@@ -22,11 +25,64 @@ pub struct Done {
     pub repository: String,
     /// The cluster in it, or other content.
     pub of: Of,
-    /// The report.
+    /// The report: of what is left, where something was healed.
     pub report: Report,
+    /// The healing, where that was asked for and something was found.
+    pub outcome: Option<Outcome>,
 }
 
-/// Reads back as deep as is asked and checks it; all that there is, or only a backup and the WAL it needs.
+/// Objects lead to others: packs are known only once the layers are whole.
+const ROUNDS_MAX: usize = 4;
+
+/// The wish to heal what is found.
+#[derive(Debug, Clone, Copy)]
+pub struct Heal {
+    /// Whether nothing is written.
+    pub dry_run: bool,
+}
+
+/// A check, and the healing of what it finds.
+struct Healer<'a> {
+    session: &'a Session,
+    configured: &'a config::Repository,
+    repository: &'a Repository,
+    wish: Option<Heal>,
+}
+
+impl Healer<'_> {
+    /// Checks, heals and checks again what was healed: the last report says what stays lost, and what that costs.
+    fn run(&self, of: Of, verify: &dyn Fn() -> Result<Report>) -> Result<Done> {
+        let mut report = verify()?;
+        let mut outcome: Option<Outcome> = None;
+        if let Some(Heal { dry_run }) = self.wish
+            && report.finding_count > 0
+        {
+            let others = heal::others(self.session, self.configured)?;
+            for _ in 0..ROUNDS_MAX {
+                let place = (self.repository, &of);
+                let later = heal::heal(self.session, place, &report, &others, dry_run)?;
+                let is_over = dry_run || later.healed.is_empty();
+                outcome.get_or_insert_default().add(later);
+                if is_over {
+                    break;
+                }
+                report = verify()?;
+                if report.finding_count == 0 {
+                    outcome.get_or_insert_default().unhealed.clear();
+                    break;
+                }
+            }
+        }
+        Ok(Done {
+            repository: self.configured.name.clone(),
+            of,
+            report,
+            outcome,
+        })
+    }
+}
+
+/// Reads back as deep as is asked and checks it; all that there is, or only a backup and the WAL it needs. Heals what is found, where that is wished.
 ///
 /// # Errors
 /// `Config` without a repository; the first failure when nothing was checked at all.
@@ -34,6 +90,7 @@ pub fn run(
     session: &Session,
     backup: Option<&BackupId>,
     depth: &Depth,
+    wish: Option<Heal>,
 ) -> Result<(Vec<Done>, Failures)> {
     let settings = session.settings_with_repositories()?;
     let wanted = settings.cluster_if_named()?;
@@ -41,7 +98,14 @@ pub fn run(
     let mut done = Vec::new();
     let mut failures = Failures::default();
     failures.in_each(&settings.repositories, "verify", |configured| {
-        one_repository(session, configured, name, (backup, depth), &mut done)
+        let repository = session.open(configured)?;
+        let healer = Healer {
+            session,
+            configured,
+            repository: &repository,
+            wish,
+        };
+        one_repository(&healer, name, (backup, depth), &mut done)
     });
     // A backup is in one repository, as a rule.
     if backup.is_some() && !done.is_empty() {
@@ -51,54 +115,122 @@ pub fn run(
     Ok((done, failures))
 }
 
+/// Heals a repository in which something shows without reading content, or was recorded as damaged before: what is found so is then read whole.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn heal_known(
+    (session, configured, repository): (&Session, &config::Repository, &Repository),
+    cluster: Option<&str>,
+    wish: Heal,
+) -> Result<Vec<Done>> {
+    let healer = Healer {
+        session,
+        configured,
+        repository,
+        wish: Some(wish),
+    };
+    let mut done = Vec::new();
+    let scopes = of::scopes(session, repository)?;
+    for registration in of::registrations_beside(&scopes, session, repository, cluster)? {
+        let verify = |depth: Depth| {
+            Verify {
+                repository,
+                registration: &registration,
+                backup: None,
+                depth,
+                threads: THREADS,
+                host: &session.host,
+            }
+            .run()
+        };
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &layout)? {
+            let of = Of::Cluster(registration.clone());
+            done.push(healer.run(of, &|| verify(Depth::Everything))?);
+        }
+    }
+    for scope in scopes {
+        let verify = |depth: Depth| {
+            VerifyScope {
+                repository,
+                scope: &scope,
+                depth,
+                threads: THREADS,
+                host: &session.host,
+            }
+            .run()
+        };
+        if verify(Depth::Fast)?.finding_count > 0 || has_damage(repository, &scope)? {
+            let of = Of::Scope(scope.clone());
+            done.push(healer.run(of, &|| verify(Depth::Everything))?);
+        }
+    }
+    Ok(done)
+}
+
+/// Whether damage is recorded of anything, that nothing has ended.
+fn has_damage(repository: &Repository, scope: &Scope) -> Result<bool> {
+    let store = repository.store();
+    for subject in store.list(&scope.events())? {
+        let names = store.list(&scope.subject(&subject.name))?;
+        let is_damaged = |name: &str| event::kind_in(name) == "damaged";
+        if !names.iter().any(|listed| is_damaged(&listed.name)) {
+            continue;
+        }
+        let events = event::read_all(store, scope, &subject.name)?;
+        if !event::damage(&events).is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn one_repository(
-    session: &Session,
-    configured: &config::Repository,
+    healer: &Healer<'_>,
     cluster: Option<&str>,
     (backup, depth): (Option<&BackupId>, &Depth),
     done: &mut Vec<Done>,
 ) -> Result<()> {
-    let repository = session.open(configured)?;
+    let (session, repository) = (healer.session, healer.repository);
     let mut missing = None;
     let scopes = match backup {
-        None => of::scopes(session, &repository)?,
+        None => of::scopes(session, repository)?,
         Some(_) => Vec::new(),
     };
-    let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
+    let registrations = of::registrations_beside(&scopes, session, repository, cluster)?;
     let before = done.len();
     for registration in registrations {
-        let verify = Verify {
-            repository: &repository,
-            registration: &registration,
-            backup: backup.cloned(),
-            depth: depth.clone(),
-            threads: THREADS,
-            host: &session.host,
+        let verify = || {
+            Verify {
+                repository,
+                registration: &registration,
+                backup: backup.cloned(),
+                depth: depth.clone(),
+                threads: THREADS,
+                host: &session.host,
+            }
+            .run()
         };
-        match verify.run() {
-            Ok(report) => done.push(Done {
-                repository: configured.name.clone(),
-                of: Of::Cluster(registration),
-                report,
-            }),
+        match healer.run(Of::Cluster(registration.clone()), &verify) {
+            Ok(one) => done.push(one),
             // Another identifier of the cluster may have it.
             Err(e) if e.code() == Code::NotFound => missing = Some(e),
             Err(e) => return Err(e),
         }
     }
     for scope in scopes {
-        let verify = VerifyScope {
-            repository: &repository,
-            scope: &scope,
-            depth: depth.clone(),
-            threads: THREADS,
-            host: &session.host,
+        let verify = || {
+            VerifyScope {
+                repository,
+                scope: &scope,
+                depth: depth.clone(),
+                threads: THREADS,
+                host: &session.host,
+            }
+            .run()
         };
-        done.push(Done {
-            repository: configured.name.clone(),
-            report: verify.run()?,
-            of: Of::Scope(scope),
-        });
+        done.push(healer.run(Of::Scope(scope.clone()), &verify)?);
     }
     match missing {
         Some(e) if done.len() == before => Err(e),

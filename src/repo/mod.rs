@@ -19,6 +19,7 @@ pub mod deletion;
 pub mod drilled;
 pub mod event;
 mod evidence;
+pub mod healed;
 pub mod id;
 pub mod json;
 #[cfg(feature = "full")]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::container::{Codec, Container, ContainerWriter, Identity, Kind};
+use super::healed;
 use super::id::BackupId;
 use super::scope::Scope;
 use crate::err;
@@ -165,17 +166,19 @@ pub fn open(
     wanted: &ListOfRelations,
 ) -> Result<Option<Container>> {
     let key = scope.relations(id);
-    let Some(object) = store.open(&key)? else {
-        return Ok(None);
-    };
-    let container = Container::open_under(&key, object)?;
-    match is_own(&container, system_identifier, wanted) {
-        true => Ok(Some(container)),
-        false => Err(err!(
-            Damaged,
-            "object \"{key}\" is not the list of its backup"
-        )),
-    }
+    healed::read(store, &key, |store| {
+        let Some(object) = store.open(&key)? else {
+            return Ok(None);
+        };
+        let container = Container::open_under(&key, object)?;
+        match is_own(&container, system_identifier, wanted) {
+            true => Ok(Some(container)),
+            false => Err(err!(
+                Damaged,
+                "object \"{key}\" is not the list of its backup"
+            )),
+        }
+    })
 }
 
 /// Whether a container is the list that a root names.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::event::{self, Event};
+use super::healed::HealedStore;
 use super::layout::ClusterLayout;
 use super::lives::Followed;
 use super::mark::Mark;
@@ -214,7 +215,7 @@ impl Repository {
         let marker = Marker::read(store.as_ref())?;
         let store = unlocked(store, &marker, encryption)?;
         Ok(Repository {
-            store,
+            store: Box::new(HealedStore::new(store)),
             marker,
             known: Mutex::default(),
             is_looked_at_first: AtomicBool::new(true),

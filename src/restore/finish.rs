@@ -34,6 +34,7 @@ use crate::pg::manifest::{ManifestWriter, WalRange};
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::repo::container::{Container, Kind};
+use crate::repo::healed;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 
@@ -96,8 +97,12 @@ pub fn put_manifest(destination: &Destination, source: &Source<'_>, group: bool)
     };
     let key = source.layout.server_manifest(&root.head.id);
     let data = destination.data();
-    let own = copy_manifest(data, source.store, source, hash, group);
-    let written = |store: &dyn Store| copy_manifest(data, store, source, hash, group);
+    let written = |store: &dyn Store| {
+        healed::read(store, &key, |store| {
+            copy_manifest(data, store, source, hash, group)
+        })
+    };
+    let own = written(source.store);
     source.spares.or_other(&key, own, written)?;
     Ok(true)
 }

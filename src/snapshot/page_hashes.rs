@@ -235,7 +235,7 @@ fn poisoned<T>(_: T) -> Error {
 impl<'s, 'a> Pack<'s, 'a> {
     fn open(snapshot: &'s Snapshot<'a>, index: usize) -> Result<Pack<'s, 'a>> {
         let pack = snapshot.pack(index)?;
-        let hashes = pack.reader().page_hashes()?;
+        let hashes = pack.page_hashes()?;
         let mut next = 0_u32;
         let first = (0..pack.frame_count()).map(|number| {
             let own = pack.reader().entry(number);

@@ -22,6 +22,7 @@ use super::spare::Spares;
 use super::usage::{Counter, Usage};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::repo::healed;
 use crate::repo::id::PartName;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::root::{BackupRoot, Head, LayerRef, Map, PackRef};
@@ -233,11 +234,25 @@ impl<'a> Snapshot<'a> {
 
     /// Returns the result of `read` on the store, or on another one that has the object whole.
     fn proven<T>(&self, key: &Key, read: impl Fn(&dyn Store) -> Result<T>) -> Result<T> {
-        let own = read(self.store);
+        let own = healed::read(self.store, key, &read);
         match self.spares {
-            Some(spares) => spares.or_other(key, own, read),
+            Some(spares) => spares.or_other(key, own, |store| healed::read(store, key, &read)),
             None => own,
         }
+    }
+
+    /// As [`Snapshot::proven`], of a part that is open: `own` is what it gave.
+    fn proven_again<T>(
+        &self,
+        key: &Key,
+        own: Result<T>,
+        read: impl Fn(&dyn Store) -> Result<T>,
+    ) -> Result<T> {
+        match own {
+            Err(e) if healed::is_of_the_object(&e) || e.is_frozen() => {}
+            other => return other,
+        }
+        self.proven(key, read)
     }
 
     fn open_layer(&self, reference: &LayerRef) -> Result<Layer> {
@@ -455,12 +470,8 @@ impl<'a> Snapshot<'a> {
     /// Decodes a block, by shard, layer and number.
     pub(super) fn whole_block(&self, (shard, layer, number): BlockPlace) -> Result<Vec<Entry>> {
         let open = self.open_at((shard, layer))?;
-        let own = open.layer.block(number);
-        let Some(spares) = self.spares else {
-            return own;
-        };
         let key = self.scope.layer(&open.reference.key);
-        spares.or_other(&key, own, |store| {
+        self.proven_again(&key, open.layer.block(number), |store| {
             self.open_layer_in(store, open.reference)?.block(number)
         })
     }
@@ -618,12 +629,26 @@ impl PackOfSnapshot<'_, '_> {
             e.context(format!("read frame {number} of pack \"{part}\""))
         };
         let own = self.reader.frame(number).map_err(named);
-        let Some(spares) = snapshot.spares else {
+        let key = snapshot.scope.pack(&pack.key);
+        snapshot.proven_again(&key, own, |store| {
+            let reader = snapshot.open_pack_in(store, pack)?;
+            reader.frame(number).map_err(named)
+        })
+    }
+
+    /// Reads all page hashes, frame by frame in order.
+    ///
+    /// # Errors
+    /// `Damaged` when their check fails.
+    pub fn page_hashes(&self) -> Result<Vec<u64>> {
+        let snapshot = self.snapshot;
+        let own = self.reader.page_hashes();
+        let Some(pack) = snapshot.root.map.packs.get(self.index) else {
             return own;
         };
         let key = snapshot.scope.pack(&pack.key);
-        spares.or_other(&key, own, |store| {
-            snapshot.open_pack_in(store, pack)?.frame(number)
+        snapshot.proven_again(&key, own, |store| {
+            snapshot.open_pack_in(store, pack)?.page_hashes()
         })
     }
 

@@ -298,6 +298,22 @@ pub trait Store: Send + Sync {
     /// Length and time of an object; `None` is proven absence.
     fn head(&self, key: &Key) -> Result<Option<Meta>>;
 
+    /// Returns the keys of the healed copies of an object that was found damaged, in order; none of one that is not there.
+    fn healed_copies(&self, _key: &Key) -> Result<Vec<Key>> {
+        Ok(Vec::new())
+    }
+
+    /// Remembers that a copy is read in place of its damaged original.
+    fn note_healed(&self, _key: &Key, _copy: &Key) {}
+
+    /// Forgets which of an object's copies is read: one more was written.
+    fn forget_healed(&self, _key: &Key) {}
+
+    /// Returns the damaged objects of which healed copies were read, each with the copy.
+    fn healed_in_use(&self) -> Vec<(Key, Key)> {
+        Vec::new()
+    }
+
     /// Deletes an object; `false` when it was absent. Only the janitor calls this.
     ///
     /// # Errors
@@ -345,13 +361,8 @@ pub trait Store: Send + Sync {
 }
 
 /// The methods of a [`Store`] around `self.inner` that only pass the question on. A store confirms the bytes that it was given, sealed or not.
-#[cfg(feature = "full")]
 macro_rules! pass_on {
     () => {
-        fn location(&self) -> String {
-            self.inner.location()
-        }
-
         fn list(&self, prefix: &str) -> $crate::error::Result<Vec<$crate::store::Listed>> {
             self.inner.list(prefix)
         }
@@ -362,6 +373,17 @@ macro_rules! pass_on {
             see: &mut dyn FnMut(&str, bool),
         ) -> $crate::error::Result<()> {
             self.inner.visit(prefix, see)
+        }
+
+        fn delete(&self, key: &$crate::store::Key) -> $crate::error::Result<bool> {
+            self.inner.delete(key)
+        }
+
+        $crate::store::pass_on!(all but listings and delete);
+    };
+    (all but listings and delete) => {
+        fn location(&self) -> String {
+            self.inner.location()
         }
 
         fn objects(
@@ -391,10 +413,6 @@ macro_rules! pass_on {
             names: Option<[&str; 2]>,
         ) -> $crate::error::Result<Option<$crate::store::Frozen>> {
             self.inner.frozen(prefix, names)
-        }
-
-        fn delete(&self, key: &$crate::store::Key) -> $crate::error::Result<bool> {
-            self.inner.delete(key)
         }
 
         fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()> {
@@ -430,8 +448,41 @@ macro_rules! pass_on {
         }
     };
 }
-#[cfg(feature = "full")]
 pub(crate) use pass_on;
+
+/// The methods of a [`Store`] around `self.inner` that know keys of encryption, passed on.
+macro_rules! pass_keys {
+    () => {
+        fn encrypted(&self) -> Option<&dyn $crate::store::Store> {
+            self.inner.encrypted()
+        }
+
+        fn public_hash(&self, hash: &[u8; 32]) -> $crate::error::Result<[u8; 32]> {
+            self.inner.public_hash(hash)
+        }
+
+        fn chunk_hash(&self, bytes: &[u8]) -> $crate::error::Result<(u8, [u8; 32])> {
+            self.inner.chunk_hash(bytes)
+        }
+
+        fn chunk_seed(&self) -> $crate::error::Result<u64> {
+            self.inner.chunk_seed()
+        }
+
+        fn mac(
+            &self,
+            key: &$crate::store::Key,
+            content: &[u8],
+        ) -> $crate::error::Result<Option<String>> {
+            self.inner.mac(key, content)
+        }
+
+        fn is_genuine(&self, key: &$crate::store::Key, content: &[u8], mac: Option<&str>) -> bool {
+            self.inner.is_genuine(key, content, mac)
+        }
+    };
+}
+pub(crate) use pass_keys;
 
 /// Opens the store of a repository; `nonce` is random.
 ///

@@ -227,12 +227,25 @@ impl Pair<'_> {
         check: &dyn Fn(&Tee) -> Result<()>,
         is_same: SameContent<'_>,
     ) -> Result<Copied> {
-        let source = match self.begin(key)? {
+        self.copy_as((key, key), check, is_same)
+    }
+
+    /// As [`Pair::copy`], of the object under the first key, stored under the second.
+    ///
+    /// # Errors
+    /// Those of [`Pair::copy`].
+    pub(super) fn copy_as(
+        &self,
+        (key, target): (&Key, &Key),
+        check: &dyn Fn(&Tee) -> Result<()>,
+        is_same: SameContent<'_>,
+    ) -> Result<Copied> {
+        let source = match self.begin(key, target)? {
             ControlFlow::Continue(source) => source,
             ControlFlow::Break(copied) => return Ok(copied),
         };
         let size = source.size_bytes();
-        let tee = Tee::new(source, self.create(key)?);
+        let tee = Tee::new(source, self.create(target)?);
         let checked = check(&tee);
         if let Some(failed) = tee.state().failed.take() {
             return Err(self.target_failed(failed));
@@ -242,17 +255,19 @@ impl Pair<'_> {
             return Err(err!(Internal, "a part of object \"{key}\" was not copied"));
         }
         let published = tee.publish().map_err(|e| self.target_failed(e))?;
-        self.published(key, published, size, is_same, is_same)
+        self.published(target, published, size, is_same, is_same)
     }
 
     /// Opens an object that is to be copied. An encrypted one is copied at once, as it is stored.
-    fn begin(&self, key: &Key) -> Result<ControlFlow<Copied, Box<dyn Object>>> {
+    fn begin(&self, key: &Key, target: &Key) -> Result<ControlFlow<Copied, Box<dyn Object>>> {
         self.check_stop()?;
         let Some(source) = self.from.store().open(key)? else {
             return Ok(ControlFlow::Break(Copied::Gone));
         };
         if let Some(sealed) = source.sealed() {
-            return self.copy_sealed(key, sealed).map(ControlFlow::Break);
+            return self
+                .copy_sealed((key, target), sealed)
+                .map(ControlFlow::Break);
         }
         Ok(ControlFlow::Continue(source))
     }
@@ -280,7 +295,7 @@ impl Pair<'_> {
     /// Copies an encrypted object as it is stored: both repositories have one key set, and no key is needed. Who it is was proven by
     /// opening it, as far as keys are at hand: without the MAC key, whoever can create objects in the source could have made it. Its foot
     /// is taken from memory, as it was proven; all other bytes are by their hash.
-    fn copy_sealed(&self, key: &Key, proven: &dyn Opaque) -> Result<Copied> {
+    fn copy_sealed(&self, (key, target_key): (&Key, &Key), proven: &dyn Opaque) -> Result<Copied> {
         let stores = (self.from.store().encrypted(), self.to.store().encrypted());
         let (Some(from), Some(to)) = stores else {
             return Err(err!(
@@ -297,7 +312,7 @@ impl Pair<'_> {
         if covered.checked_add(foot.len() as u64) != Some(size) {
             return Err(err!(Damaged, "its length changed while it was read"));
         }
-        let mut target = to.create(key).map_err(|e| self.target_failed(e))?;
+        let mut target = to.create(target_key).map_err(|e| self.target_failed(e))?;
         let mut hasher = blake3::Hasher::new();
         let mut at = 0;
         while at < covered {
@@ -334,7 +349,7 @@ impl Pair<'_> {
             Ok(there.is_some_and(|there| is_same_sealing(proven, there)))
         };
         let published = target.publish().map_err(|e| self.target_failed(e))?;
-        self.published(key, published, size, &is_same, &is_written)
+        self.published(target_key, published, size, &is_same, &is_written)
     }
 
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
@@ -430,7 +445,7 @@ impl Pair<'_> {
         limit_bytes: u64,
         check: &dyn Fn(&[u8]) -> Result<()>,
     ) -> Result<Copied> {
-        let source = match self.begin(key)? {
+        let source = match self.begin(key, key)? {
             ControlFlow::Continue(source) => source,
             ControlFlow::Break(copied) => return Ok(copied),
         };

@@ -8,11 +8,13 @@
 mod backup;
 mod copy;
 pub mod fork;
+pub mod heal;
 mod pair;
 mod parts;
 pub mod scope;
 mod wal;
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 
 use crate::err;
@@ -27,6 +29,7 @@ use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::is_resolution;
 use crate::repo::repository::{Registration, Repository, check_registration};
+use crate::repo::runs::Runs;
 use crate::wal::survey::Survey;
 pub use pair::Pair;
 
@@ -181,6 +184,39 @@ impl<'a> Transfer<'a> {
         wal.copy_beside()?;
         self.copy_pins(&lacking.pins, &lacking.backups)?;
         self.copy_facts()
+    }
+
+    /// Copies those of these segments that the other side lacks and may have; nothing of a timeline of which the two sides have different WAL.
+    ///
+    /// # Errors
+    /// Those of [`Transfer::run`].
+    pub fn fill(&self, wanted: &BTreeSet<SegmentName>, dry_run: bool) -> Result<Vec<SegmentName>> {
+        let mut lacking = self.plan()?;
+        let mut names = Vec::new();
+        for (timeline, runs) in &mut lacking.segments {
+            let of_timeline = wanted.iter().filter(|name| name.timeline == *timeline);
+            let numbers =
+                of_timeline.filter_map(|name| Some((name.number(self.size).ok()?, *name)));
+            let there: Vec<_> = numbers.filter(|(n, _)| runs.contains(*n)).collect();
+            names.extend(there.iter().map(|(_, name)| *name));
+            *runs = Runs::from_numbers(there.iter().map(|(n, _)| n.0).collect());
+        }
+        lacking.segments.retain(|_, runs| !runs.is_empty());
+        lacking
+            .histories
+            .retain(|t| wanted.iter().any(|name| name.timeline == *t));
+        if dry_run || names.is_empty() {
+            return Ok(names);
+        }
+        wal::Wal::begin(self, &lacking)?.copy_rest()?;
+        let store = self.to.store();
+        let mut filled = Vec::new();
+        for name in names {
+            if store.head(&self.layout.segment(name))?.is_some() {
+                filled.push(name);
+            }
+        }
+        Ok(filled)
     }
 
     fn register(&self) -> Result<()> {

@@ -234,7 +234,7 @@ impl Pair<'_> {
 }
 
 /// An object that several readers have open.
-struct Shared(std::sync::Arc<dyn Object>);
+pub(super) struct Shared(pub(super) std::sync::Arc<dyn Object>);
 
 impl Object for Shared {
     fn size_bytes(&self) -> u64 {

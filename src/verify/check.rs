@@ -132,6 +132,18 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// Says which objects are damaged and cost nothing, for a healed copy of them was read.
+    pub fn warn_healed(&self) {
+        let prefix = format!("{}/", self.scope.prefix());
+        let used = self.store.healed_in_use().into_iter();
+        for (key, copy) in used.filter(|(key, _)| key.as_str().starts_with(&prefix)) {
+            self.warn(format!(
+                "\"{key}\" is damaged, and costs nothing: its healed copy \"{}\" is read",
+                copy.name()
+            ));
+        }
+    }
+
     pub fn warn(&self, warning: String) {
         let mut found = self.found();
         if found.warnings.len() < LISTED_MAX {

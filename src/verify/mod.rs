@@ -193,6 +193,7 @@ impl Verify<'_> {
         if let n @ 1.. = work.undecoded.load(Ordering::Relaxed) {
             work.warn(undecoded(n));
         }
+        work.warn_healed();
         let recorder = self.recorder(&work.layout);
         recorder.record_read(&work);
         if !work.is_disturbed() {

@@ -10,6 +10,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::segment::SegmentNumber;
 use crate::repo::catalog::Parts;
+use crate::repo::healed;
 use crate::repo::id::PartName;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::frame::{Frame, check_pages};
@@ -17,6 +18,7 @@ use crate::snapshot::layer::Layer;
 use crate::snapshot::piece::WholeChunk;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, SnapshotRoot, VisibleFrame, Watch};
 use crate::snapshot::uses::{ChunkPlace, Record, Uses};
+use crate::store::Store;
 
 /// Findings about one pack, at most.
 const LISTED_MAX: usize = 20;
@@ -65,9 +67,8 @@ pub(super) fn check_layers(work: &Check<'_>, root: &SnapshotRoot<'_>) -> Result<
     for reference in root.map.shards.iter().flat_map(|s| &s.layers) {
         work.host.check_stop()?;
         let key = work.scope.layer(&reference.key);
-        let read = || -> Result<()> {
-            let object = work
-                .store
+        let read = |store: &dyn Store| -> Result<()> {
+            let object = store
                 .open(&key)?
                 .ok_or_else(|| err!(Damaged, "the layer is missing"))?;
             let hash = blake3::Hash::from_hex(&reference.hash)
@@ -82,19 +83,29 @@ pub(super) fn check_layers(work: &Check<'_>, root: &SnapshotRoot<'_>) -> Result<
             (0..layer.block_count()).try_for_each(|n| layer.block(n).map(|_| ()))
         };
         let about = About::Backup(root.head.id.clone());
-        is_sound &= work.settle(read(), key.as_str(), about)?.is_some();
+        let read = healed::read(work.store, &key, read);
+        is_sound &= work.settle(read, key.as_str(), about)?.is_some();
         work.count(reference.length);
         *known.entry(&reference.key).or_default() += reference.length;
     }
     for (part, length) in known {
         // Only its own root names all that is in an object.
         let key = work.scope.layer(part);
-        let stored = work.store.open(&key)?.map_or(0, |o| o.size_bytes());
-        if is_sound && part.id == root.head.id && stored != length {
-            let detail = format!("it has {stored} bytes, its layers have {length}");
-            let about = About::Backup(root.head.id.clone());
-            work.find(FindingKind::Damaged, key.as_str(), detail, about);
+        if !is_sound || part.id != root.head.id {
+            continue;
         }
+        let read = healed::read(work.store, &key, |store| {
+            let stored = store.open(&key)?.map_or(0, |o| o.size_bytes());
+            match stored == length {
+                true => Ok(()),
+                false => Err(err!(
+                    Damaged,
+                    "it has {stored} bytes, its layers have {length}"
+                )),
+            }
+        });
+        let about = About::Backup(root.head.id.clone());
+        work.settle(read, key.as_str(), about)?;
     }
     Ok(is_sound)
 }
@@ -274,7 +285,7 @@ impl Shared<'_> {
     fn frames(&self, pack: &PackOfSnapshot<'_, '_>, key: &str) -> Result<bool> {
         self.work.count(pack.reader().stored_bytes());
         let about = || About::Backup(self.root.head.id.clone());
-        let hashes = pack.reader().page_hashes();
+        let hashes = pack.page_hashes();
         let hashes = self.work.settle(hashes, key, about())?;
         let mut at = 0;
         let mut found = 0;

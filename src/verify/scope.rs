@@ -66,6 +66,7 @@ impl VerifyScope<'_> {
             let wanted = (&read_back, budget);
             oldest::read((&check, &recorder), (&catalog, &there), wanted, &check)?;
         }
+        check.warn_healed();
         recorder.record_read(&check);
         let catalog = match check.is_disturbed() {
             true => self.read_again(&check)?,

@@ -865,8 +865,12 @@ fn read_history(
     timeline: TimelineId,
 ) -> Result<HistoryFile> {
     let key = layout.history(timeline);
-    let Some(object) = repository.store().open(&key)? else {
-        return Ok(HistoryFile::Absent);
+    // An encrypted one may fail as it is opened.
+    let object = match repository.store().open(&key) {
+        Ok(Some(object)) => object,
+        Ok(None) => return Ok(HistoryFile::Absent),
+        Err(e) if e.is_damage() => return Ok(HistoryFile::Damaged(e.to_string())),
+        Err(e) => return Err(e),
     };
     let read = || -> Result<History> {
         let container = Container::open(object)?;

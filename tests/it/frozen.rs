@@ -91,6 +91,10 @@ impl Frozen {
         self.sandbox.path()
     }
 
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
     pub fn pitr(&self) -> Program {
         let config = self.sandbox.join("pitr.toml");
         pitr().arg("--config").arg(config)

@@ -38,6 +38,7 @@ mod frozen;
 mod frozen_content;
 mod golden;
 mod harness;
+mod heal;
 mod incremental;
 mod init;
 mod init_interactive;

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{self, Needs, Reduced, by_writer};
 use crate::repo::clock;
+use crate::repo::healed;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::json;
 use crate::repo::scope::Scope;
@@ -90,10 +91,15 @@ impl AuxRoot {
     /// `Damaged` when the root has none; `Key`, `Unsupported`, and what the store says.
     pub fn member(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Value>> {
         let key = scope.manifest(id);
-        let (Some(kind), Some(bytes)) = (
-            scope.kind(),
-            crate::store::get(store, &key, json::ROOT_LIMIT_BYTES)?,
-        ) else {
+        let bytes = healed::read(store, &key, |store| {
+            let bytes = crate::store::get(store, &key, json::ROOT_LIMIT_BYTES)?;
+            let checked = bytes
+                .as_deref()
+                .map(|b| json::decode::<Value>(&key, super::KIND, b));
+            checked.transpose()?;
+            Ok(bytes)
+        })?;
+        let (Some(kind), Some(bytes)) = (scope.kind(), bytes) else {
             return Ok(None);
         };
         let member = json::member(&bytes, kind);
@@ -248,6 +254,11 @@ impl AuxOutline {
     /// # Errors
     /// `Damaged`, `Unsupported`, and what the store says.
     pub fn stored(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<AuxOutline>> {
+        let key = scope.manifest(id);
+        healed::read(store, &key, |store| AuxOutline::stored_in(store, scope, id))
+    }
+
+    fn stored_in(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<AuxOutline>> {
         let key = scope.manifest(id);
         let Some(object) = store.open(&key)? else {
             return Ok(Stored::Absent);

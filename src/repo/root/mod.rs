@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::id::{BackupId, PartName};
-use super::json;
 use super::scope::Scope;
+use super::{healed, json};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
@@ -188,9 +188,21 @@ impl<C: Content> Root<C> {
     /// `Key` when it is sealed and no private half is at hand; `Damaged`, `Unsupported`, and what the store says.
     pub fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Option<Self>> {
         let key = scope.manifest(id);
-        match store.open(&key)? {
+        healed::read(store, &key, |store| match store.open(&key)? {
             Some(object) => Ok(Self::decode(object.as_ref(), &key, scope, id)?.root()),
             None => Ok(None),
+        })
+    }
+
+    /// Requires that an object is the root of this backup, whole.
+    ///
+    /// # Errors
+    /// `Damaged`, also for a tombstone; `Unsupported`, and what the store says.
+    pub fn check(object: &dyn Object, scope: &Scope, id: &BackupId) -> Result<()> {
+        let key = scope.manifest(id);
+        match Self::decode(object, &key, scope, id)? {
+            Stored::Root(_) => Ok(()),
+            _ => Err(err!(Damaged, "object \"{key}\" is no root")),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::repo::container::{history_facts, history_text};
+use crate::repo::healed;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::scope::{Scope, Tag};
 use crate::repo::wal_proof::WalProof;
@@ -179,6 +180,11 @@ impl Outline {
     /// # Errors
     /// Those of [`Outline::read`].
     pub fn stored(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Outline>> {
+        let key = scope.manifest(id);
+        healed::read(store, &key, |store| Outline::stored_in(store, scope, id))
+    }
+
+    fn stored_in(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Outline>> {
         let key = scope.manifest(id);
         let Some(object) = store.open(&key)? else {
             return Ok(Stored::Absent);

@@ -1,0 +1,353 @@
+//! Healing: what is damaged or missing in one repository comes back from another one that has it whole (format, section 12).
+
+mod campaign;
+pub mod copies;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::{Program, Run, Still, expire_at_once};
+use crate::several::{Two, flip, is_segment, objects};
+
+/// Two repositories with the same backup and the same WAL; the server is gone.
+struct Pair {
+    two: Two,
+    id: String,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let two = Two::new();
+        two.work(3000);
+        let id = two.backup();
+        two.work(500);
+        two.sync().run().success();
+        Pair { two, id }
+    }
+
+    fn first(&self) -> &Path {
+        self.two.site.repository()
+    }
+
+    fn verify(&self, args: &[&str]) -> Program {
+        let name = self.two.first();
+        let program = self
+            .two
+            .site
+            .pitr()
+            .args(["verify", "--json", "--repository"]);
+        program.arg(name).args(args)
+    }
+
+    /// All but events: checks write those.
+    fn objects(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut objects = objects(self.first());
+        objects.retain(|key, _| !key.contains("/events/"));
+        objects
+    }
+
+    /// The first object of the backup whose key has this part.
+    fn object(&self, part: &str) -> String {
+        let objects = self.objects();
+        let found = objects.keys().find(|key| key.contains(part));
+        found
+            .unwrap_or_else(|| panic!("no object has {part}: {:?}", objects.keys()))
+            .clone()
+    }
+
+    /// A segment that a restore reads.
+    fn segment(&self) -> String {
+        let objects = self.objects();
+        let labels = objects.keys().find(|key| key.contains("/labels/")).unwrap();
+        let first = labels.rsplit('/').next().unwrap()[..24].to_owned();
+        let found = objects
+            .keys()
+            .find(|k| is_segment(k) && k.ends_with(&first));
+        found.unwrap().clone()
+    }
+
+    /// A restore from the first repository, while the second one is away. Every file is compared with the server's manifest.
+    fn restores(&self) -> Run {
+        self.two.is_away(true);
+        let to = self.two.site.sandbox().join("restored");
+        let restore = self.two.site.pitr().args(["restore", "--json", "--to"]);
+        let run = restore.arg(&to).run();
+        self.two.is_away(false);
+        let _ = std::fs::remove_dir_all(&to);
+        run
+    }
+
+    fn fetches(&self, segment: &str) -> Vec<u8> {
+        self.two.is_away(true);
+        let name = segment.rsplit('/').next().unwrap();
+        let to = self.two.site.sandbox().join("fetched");
+        let fetch = self.two.site.pitr().args(["wal", "fetch", name]).arg(&to);
+        let fetch = fetch.args(["--repository", &self.two.first()]);
+        let id = self.two.site.system_identifier().to_string();
+        fetch.args(["--system-identifier", &id]).run().success();
+        self.two.is_away(false);
+        std::fs::read(to).unwrap()
+    }
+}
+
+fn member<'a>(run: &'a Value, name: &str) -> &'a Vec<Value> {
+    run["clusters"][0][name].as_array().unwrap()
+}
+
+fn copy_of(repository: &Path, key: &str, number: u32) -> PathBuf {
+    repository.join(format!("{key}.heal-{number}"))
+}
+
+/// The thinnest whole path: one pack and one segment, healed, and then all that is needed without the other repository.
+#[test]
+fn j01_a_damaged_pack_and_a_damaged_segment_are_healed_from_another_repository() {
+    let pair = Pair::new();
+    let (pack, segment) = (pair.object("/packs/"), pair.segment());
+    let whole = pair.objects();
+    let wal = pair.fetches(&segment);
+    for key in [&pack, &segment] {
+        flip(pair.first(), key);
+    }
+    let damaged = pair.objects();
+    assert!([&pack, &segment].iter().all(|k| damaged[*k] != whole[*k]));
+    let found = pair.verify(&[]).run().expect_code(4).json();
+    assert!(member(&found, "findings").len() >= 2, "{found}");
+    pair.restores().expect_code(9);
+
+    // A dry run says the same, and writes nothing.
+    let before = pair.objects();
+    let dry = pair
+        .verify(&["--heal", "--dry-run"])
+        .run()
+        .expect_code(4)
+        .json();
+    assert_eq!(member(&dry, "healed").len(), 2, "{dry}");
+    assert!(pair.objects() == before, "a dry run wrote something");
+
+    let healed = pair.verify(&["--heal"]).run().success().json();
+    assert_eq!(member(&healed, "findings").len(), 0, "{healed}");
+    assert_eq!(member(&healed, "healed").len(), 2, "{healed}");
+    assert_eq!(member(&healed, "not_healed").len(), 0, "{healed}");
+    for key in [&pack, &segment] {
+        assert_eq!(
+            std::fs::read(copy_of(pair.first(), key, 1)).unwrap(),
+            whole[key]
+        );
+        // The damaged original stays what it is.
+        assert_eq!(pair.objects()[key], damaged[key]);
+    }
+    let again = pair.verify(&["--heal"]).run().success().json();
+    assert_eq!(member(&again, "healed").len(), 0, "{again}");
+    assert!(!copy_of(pair.first(), &pack, 2).exists());
+
+    assert!(pair.fetches(&segment) == wal);
+    let restored = pair.restores().success().json();
+    assert_eq!(
+        restored["restored"]["backup"],
+        Value::from(pair.id.as_str()),
+        "{restored}"
+    );
+}
+
+/// Damage that a restore came upon is recorded; a sync that heals looks at it, and at what is missing.
+#[test]
+fn j10_a_sync_that_heals_mends_what_is_recorded_as_damaged_and_what_is_missing() {
+    let pair = Pair::new();
+    let whole = pair.objects();
+    let damaged = [pair.object("/packs/"), pair.object("/relations")];
+    let missing = pair.object("/server-manifest");
+    for key in &damaged {
+        flip(pair.first(), key);
+    }
+    std::fs::remove_file(pair.first().join(&missing)).unwrap();
+    pair.restores().expect_code(9);
+    let sync = |args: &[&str]| pair.two.sync().args(["--heal"]).args(args).run();
+    let before = pair.objects();
+    let dry = sync(&["--dry-run"]).expect_code(10).json();
+    assert_eq!(
+        dry["healed"][0]["healed"].as_array().unwrap().len(),
+        3,
+        "{dry}"
+    );
+    assert!(pair.objects() == before, "a dry run wrote something");
+    let done = sync(&[]).success().json();
+    let healed = done["healed"].as_array().unwrap();
+    assert_eq!(healed.len(), 1, "the second repository is whole: {done}");
+    assert_eq!(healed[0]["healed"].as_array().unwrap().len(), 3, "{done}");
+    for key in &damaged {
+        let copy = std::fs::read(copy_of(pair.first(), key, 1)).unwrap();
+        assert!(copy == whole[key], "another copy of {key}");
+    }
+    // A missing object comes back under its own key.
+    assert!(pair.objects()[&missing] == whole[&missing]);
+    let again = sync(&[]).success().json();
+    assert_eq!(again["healed"].as_array().unwrap().len(), 0, "{again}");
+    pair.restores().success();
+}
+
+#[test]
+fn j11_healed_copies_go_with_their_backup() {
+    let pair = Pair::new();
+    let keys = [
+        pair.object("/packs/"),
+        pair.object("/layers/"),
+        pair.object("/manifest"),
+        pair.segment(),
+    ];
+    for key in &keys {
+        flip(pair.first(), key);
+    }
+    pair.verify(&["--heal"]).run().success();
+    assert!(
+        keys.iter()
+            .all(|key| copy_of(pair.first(), key, 1).exists())
+    );
+    pair.two.work(100);
+    pair.two.backup();
+    let expire = pair.two.site.pitr().args(expire_at_once());
+    expire
+        .args(["--repository", &pair.two.first()])
+        .run()
+        .success();
+    let left: Vec<String> = pair
+        .objects()
+        .into_keys()
+        .filter(|k| k.contains(".heal-"))
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+    assert!(keys.iter().all(|key| !pair.first().join(key).exists()));
+    pair.verify(&[]).run().success();
+}
+
+#[test]
+fn j08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
+    let two = Two::new();
+    two.work(500);
+    two.backup();
+    // Kept in pg_wal: all of it, for the server is young.
+    for _ in 0..6 {
+        two.work(200);
+    }
+    two.sync().run().success();
+    let first = two.site.repository();
+    let segments: Vec<String> = objects(first)
+        .into_keys()
+        .filter(|k| is_segment(k))
+        .collect();
+    let missing = &segments[segments.len() - 3..segments.len() - 1];
+    let whole: Vec<Vec<u8>> = missing
+        .iter()
+        .map(|k| std::fs::read(first.join(k)).unwrap())
+        .collect();
+    let name = two.first();
+    let gaps = |args: &[&str]| {
+        two.site
+            .pitr()
+            .args(["wal", "gaps", "--json"])
+            .args(args)
+            .run()
+    };
+    let lose = |from: &Path| {
+        missing
+            .iter()
+            .for_each(|k| std::fs::remove_file(from.join(k)).unwrap())
+    };
+
+    // The other repository gives, where the server has nothing.
+    let pgdata = format!(
+        "PITR_CLUSTERS_MAIN_PGDATA={}",
+        two.site.sandbox().join("none").display()
+    );
+    let (variable, none) = pgdata.split_once('=').unwrap();
+    lose(first);
+    gaps(&["--repository", &name]).expect_code(4);
+    let fill = two
+        .site
+        .pitr()
+        .args(["wal", "gaps", "--json", "--heal"])
+        .env(variable, none);
+    let run = fill.args(["--repository", &name]).run().success();
+    let done = run.json();
+    assert_eq!(
+        done["repositories"][0]["healed"].as_array().unwrap().len(),
+        2,
+        "{done}"
+    );
+    assert_eq!(
+        done["repositories"][0]["healed"][0]["from"], "second",
+        "{done}"
+    );
+    for (key, bytes) in missing.iter().zip(&whole) {
+        assert!(std::fs::read(first.join(key)).unwrap() == *bytes);
+    }
+
+    // The server gives, where both repositories lack them.
+    lose(first);
+    lose(&two.second);
+    let dry = gaps(&["--heal", "--dry-run"]).expect_code(4).json();
+    assert_eq!(
+        dry["repositories"][0]["healed"].as_array().unwrap().len(),
+        2,
+        "{dry}"
+    );
+    assert!(!first.join(&missing[0]).exists());
+    let done = gaps(&["--heal"]).success().json();
+    assert_eq!(done["repositories"].as_array().unwrap().len(), 2, "{done}");
+    for key in missing {
+        assert!(
+            first.join(key).exists() && two.second.join(key).exists(),
+            "{key}: {done}"
+        );
+    }
+    // Neither has one: it stays a gap, and that is the status.
+    for root in [first, &two.second] {
+        std::fs::remove_file(root.join(&missing[0])).unwrap();
+    }
+    std::fs::remove_file(
+        two.cluster
+            .pgdata()
+            .join("pg_wal")
+            .join(missing[0].rsplit('/').next().unwrap()),
+    )
+    .unwrap();
+    let left = gaps(&["--heal"]).expect_code(4).json();
+    assert_eq!(left["repositories"][0]["gaps"][0]["segments"], 1, "{left}");
+}
+
+#[test]
+fn j08_a_segment_that_is_offered_again_heals_the_damaged_one() {
+    let still = Still::new(17, 1, 3);
+    still.push_all();
+    let name = &still.segments[1];
+    let object = still.site.object(name);
+    let whole = std::fs::read(&object).unwrap();
+    let damage = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        std::fs::write(&object, bytes).unwrap();
+    };
+    damage(whole.len() / 2);
+    still.fetch(name).run().expect_code(201);
+    still
+        .push(name)
+        .run()
+        .success()
+        .expect_stderr("it is healed");
+    still.check(name);
+    // It is healed, and stays so; no copy comes twice.
+    still.push(name).run().success();
+    let folder = object.parent().unwrap();
+    assert!(folder.join(format!("{name}.heal-1")).exists());
+    assert!(!folder.join(format!("{name}.heal-2")).exists());
+    // A conflict cannot be excluded once it does not say what it held.
+    std::fs::remove_file(folder.join(format!("{name}.heal-1"))).unwrap();
+    damage(whole.len() - 2);
+    still
+        .push(name)
+        .run()
+        .expect_code(35)
+        .expect_stderr("is damaged");
+    assert!(!folder.join(format!("{name}.heal-1")).exists());
+}
