@@ -145,7 +145,7 @@ fn fitted(tried: &[(u64, u64)]) -> Option<Law> {
         let ps = (i128::from(large.1) - i128::from(small.1)) * PS;
         is_wide.then(|| ps / (i128::from(large.0) - i128::from(small.0)).max(1))
     });
-    // Where noise outweighs the sizes, a slope says that more bytes take no longer: it must not promise that of any size.
+    // A slope that is mostly noise may say that more bytes take no longer: it must not promise that of any size.
     if let Some(slope) = median(slopes.collect()).filter(|slope| *slope > 0) {
         let fixed = |(bytes, ms): &(u64, u64)| i128::from(*ms) - slope * i128::from(*bytes) / PS;
         let fixed = median(tried.iter().map(fixed).collect())?.max(0);
