@@ -306,7 +306,7 @@ fn j04_a_hostile_giver_is_not_believed() {
         .filter(|k| k.contains("clusters/") && k.ends_with("/manifest"))
         .collect();
     let lie = |key: &str, with: &str| {
-        std::fs::write(copies.second.join(key), copies.original(with)).unwrap()
+        std::fs::write(copies.second.join(key), copies.original(with)).unwrap();
     };
     // The WAL of another life under the very name; the whole of another key; another backup's pack, and root.
     let forged = [

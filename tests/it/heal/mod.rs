@@ -252,7 +252,7 @@ fn j08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
     let lose = |from: &Path| {
         missing
             .iter()
-            .for_each(|k| std::fs::remove_file(from.join(k)).unwrap())
+            .for_each(|k| std::fs::remove_file(from.join(k)).unwrap());
     };
 
     // The other repository gives, where the server has nothing.
