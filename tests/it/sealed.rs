@@ -603,6 +603,24 @@ impl Stored {
         std::fs::write(self.path(n), right).unwrap();
     }
 
+    /// As [`Stored::refuses`]; a host that only writes, and offers the same segment again, puts a healed copy beside them, by their foot alone.
+    fn refuses_until_offered_again(&self, n: usize, bytes: &[u8], why: &str) {
+        self.refuses(n, bytes, why);
+        let right = self.bytes(n);
+        std::fs::write(self.path(n), bytes).unwrap();
+        let run = self.sealed.push(&self.still, "writer", n).run();
+        run.success().expect_stderr("it is healed");
+        let fetch = self.sealed.fetch(&self.still, "reader", n).run();
+        fetch.success();
+        let fetched = std::fs::read(self.still.wal("RECOVERYXLOG")).unwrap();
+        let offered = std::fs::read(self.still.wal(&self.still.segments[n])).unwrap();
+        assert!(fetched == offered, "{why}");
+        std::fs::remove_file(self.still.wal("RECOVERYXLOG")).unwrap();
+        let copy = format!("{}.heal-1", self.path(n).display());
+        std::fs::remove_file(copy).unwrap();
+        std::fs::write(self.path(n), right).unwrap();
+    }
+
     fn verify(&self) -> Program {
         self.sealed.on("reader").args(["verify", "--quiet"])
     }
@@ -677,8 +695,8 @@ fn what_was_cut_or_changed_of_a_sealed_object_is_refused() {
     stored.both_refuse(1, &hole, "it was cut or lengthened");
     let longer = [&right[..2000], &right[1000..]].concat();
     stored.both_refuse(1, &longer, "it was cut or lengthened");
-    stored.both_refuse(1, &flipped(&right, 5000), "chunk 0 was changed");
-    stored.both_refuse(1, &flipped(&right, 60), "the head of object");
+    stored.refuses_until_offered_again(1, &flipped(&right, 5000), "chunk 0 was changed");
+    stored.refuses_until_offered_again(1, &flipped(&right, 60), "the head of object");
     let in_foot = right.len() - 300;
     stored.both_refuse(1, &flipped(&right, in_foot), "its foot is damaged");
     // One bit of the last byte: nothing says any more that it is a foot.
