@@ -140,7 +140,7 @@ fn redacted(text: &str) -> String {
             "already there ",
             "not used yet ",
             "read back: ",
-            // Of two parts, each is "< 1 s" or not as the machine pleases.
+            // Its parts are "< 1 s" or not as the machine pleases.
             "time to recovery: ",
         ];
         begins.iter().any(|begin| line.starts_with(begin))
