@@ -66,6 +66,13 @@ pub fn is_long() -> bool {
     std::env::var_os("PITR_SWEEP").is_some()
 }
 
+/// Whether call `n` of a sweep is hit in this turn (`PITR_TEST_TURN`, Makefile): every third one, and without turns each.
+pub fn is_of_turn(n: usize) -> bool {
+    let turn = std::env::var("PITR_TEST_TURN").ok();
+    let turn: Option<usize> = turn.map(|t| t.parse().expect("PITR_TEST_TURN is a number"));
+    turn.is_none_or(|turn| turn % 3 == n % 3)
+}
+
 /// The calls of a long sweep.
 pub fn every_call() -> Vec<&'static str> {
     [MUTATING, READING].concat()
