@@ -6,6 +6,7 @@ use super::target::TargetArgs;
 use super::{Context, drill_page};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::clone::namespace;
 use crate::operate::drill::{self, Asked, Report, checks};
 use crate::operate::{human, quarantine};
 use crate::repo::drilled::{self, Timed};
@@ -16,6 +17,8 @@ use crate::repo::drilled::{self, Timed};
 /// and compares what the server did with what the plan said. Then it checks indexes and tables (amcheck), your own queries and the checksums
 /// of all pages. The repository keeps the result, and `pitr info` shows it. It tries one of several repositories, alone: that which
 /// was tried longest ago. The folder is gone in the end.
+///
+/// With --fast nothing is copied beforehand: the content is brought when it is read, as a clone's is. Then not all of it is checked.
 ///
 /// Exit status 4: recovery is broken. Any other failure says that it could not be tried.
 ///
@@ -46,6 +49,10 @@ pub struct Args {
     #[arg(long)]
     pub keep: bool,
 
+    /// Bring content only where replay and your own queries read it; amcheck and the checksums of all pages are left out
+    #[arg(long, conflicts_with = "keep")]
+    pub fast: bool,
+
     /// Write the report as one HTML page into this file, too
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -68,7 +75,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         folder: folder(args, cx)?,
         bin: args.bin.clone(),
         keep: args.keep,
+        is_fast: args.fast,
     };
+    if asked.is_fast {
+        namespace::enter(&cx.session.environment)?;
+    }
     cx.stop_with_cleanup()?;
     let report = drill::run(&cx.session, &asked)?;
     match cx.out.is_json() {

@@ -98,6 +98,17 @@ pub fn with_mount<T>(
     done
 }
 
+/// Takes away a mount that a process left behind when it was killed: an ordinary user's by fusermount3, which made it.
+pub fn leave(root: &Path) {
+    let is_gone = rustix::mount::unmount(root, rustix::mount::UnmountFlags::DETACH).is_ok();
+    if !is_gone && std::fs::metadata(root).is_err() {
+        let mut command = std::process::Command::new("fusermount3");
+        command.args(["-u", "-z", "-q", "--"]).arg(root);
+        let quiet = std::process::Stdio::null;
+        let _ = command.stdout(quiet()).stderr(quiet()).status();
+    }
+}
+
 fn mount(
     root: &Path,
     shadow: &Arc<Shadow>,

@@ -134,6 +134,11 @@ impl Held {
     pub fn is_passed(&self) -> bool {
         self.drill.failed.is_none()
     }
+
+    /// Whether every byte of the backup was read: a fast drill leaves the copy out.
+    pub fn is_whole(&self) -> bool {
+        !self.drill.not_checked.contains(&Phase::Copy)
+    }
 }
 
 /// The newest drills of a scope.
@@ -173,7 +178,9 @@ pub fn proven_backups(store: &dyn Store, scope: &Scope) -> Result<BTreeSet<Backu
     let mut last: BTreeMap<BackupId, Held> = BTreeMap::new();
     for name in names(store, scope)?.iter().take(READ_MAX) {
         for held in read(store, scope, name)? {
-            let tells = held.drill.failed != Some(Phase::Checks);
+            // A fast drill that passed has not read everything; one that failed tells something.
+            let is_told = held.is_whole() || !held.is_passed();
+            let tells = is_told && held.drill.failed != Some(Phase::Checks);
             let Some(id) = held.drill.backup.clone().filter(|_| tells) else {
                 continue;
             };
@@ -213,7 +220,7 @@ impl Drills {
             if is_newer(&self.proven) {
                 self.proven = Some(held.clone());
             }
-            if held.host == host && self.measured.len() < MEASURED {
+            if held.is_whole() && held.host == host && self.measured.len() < MEASURED {
                 self.measured.push(held.clone());
             }
         }

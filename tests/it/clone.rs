@@ -27,9 +27,10 @@ pub fn can_mount() -> bool {
 }
 
 /// Ends the test as skipped where this user may not mount.
+#[macro_export]
 macro_rules! require_fuse {
     ($name:expr) => {
-        if !can_mount() {
+        if !$crate::clone::can_mount() {
             $crate::skip!($name, "needs /dev/fuse");
         }
     };

@@ -13,9 +13,9 @@ use rustix::process::{Pid, Signal};
 
 use crate::common::mount::SmallDisk;
 use crate::common::{Cluster, PATIENCE, Program, Run, Sandbox, Site, bin, files_below, wait_until};
-use crate::per_major;
 use crate::sealed::Sealed;
 use crate::several::Two;
+use crate::{per_major, require_fuse};
 
 /// A cluster that is archived, with a backup and rows behind it, and a folder for drills.
 struct Drilled {
@@ -897,4 +897,87 @@ fn y30_a_damaged_map_of_pieces_makes_the_drill_fail_while_it_copies() {
     assert_eq!(phase, "copy", "{run}");
     assert!(cause.contains("layer"), "{run}");
     assert!(drilled.left().is_empty());
+}
+
+/// Flips a bit in each page of the packs, but for what they begin and end with.
+fn damage_packs(drilled: &Drilled) {
+    let folder = drilled.site.cluster_folder().join("packs");
+    for name in files_below(&folder) {
+        let path = folder.join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for at in (8192..bytes.len().saturating_sub(8192)).step_by(4096) {
+            bytes[at] ^= 1;
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+}
+
+fn y31_a_fast_drill_brings_what_is_read_and_proves_no_whole_backup(major: u32) {
+    require_fuse!("y31_a_fast_drill_brings_what_is_read_and_proves_no_whole_backup");
+    let drilled = Drilled::new(major);
+    let checks = drilled.folder.file(
+        "checks.sql",
+        "-- expect: 3000\nselect count(*) from t;\n-- expect: later\nselect b from t where id = 3000;\n",
+    );
+    let fast = || drilled.drill().arg("--fast").arg("--checks").arg(&checks);
+    let run = fast().run().success();
+    let json = run.json();
+    assert_eq!(json["passed"], true, "{run}");
+    assert_eq!(
+        json["reached_lsn"], json["plan"]["stop"]["recovery_end_lsn"],
+        "{run}"
+    );
+    let not_checked = serde_json::json!(["copy", "amcheck", "pages"]);
+    assert_eq!(json["not_checked"], not_checked, "{run}");
+    let phases = json["phases"].as_array().unwrap();
+    assert!(phases.iter().all(|p| p["phase"] != "copy"), "{run}");
+    assert_eq!(drilled.left(), ["checks.sql"]);
+    let text = drilled.site.pitr().arg("info").run().success();
+    let text = text.expect_stdout("not wholly checked: copy, amcheck, pages");
+    // Its durations tell nothing of a restore.
+    text.expect_stdout("no drill on this host has measured it");
+    // Rows of the backup are damaged: replay and queries come to them.
+    damage_packs(&drilled);
+    let run = fast().run().expect_code(4);
+    broken(&run);
+    assert_eq!(drilled.left(), ["checks.sql"]);
+}
+per_major!(y31_a_fast_drill_brings_what_is_read_and_proves_no_whole_backup);
+
+#[test]
+fn y31_a_fast_drill_keeps_no_backup() {
+    require_fuse!("y31_a_fast_drill_keeps_no_backup");
+    let drilled = Drilled::new(17);
+    let first = drilled.drill().arg("--fast").run().success().json()["backup"].clone();
+    drilled.cluster.archive_now();
+    let backup = drilled.site.pitr().args(["backup", "--quiet"]);
+    backup.run().success();
+    let config = std::fs::read_to_string(drilled.site.config()).unwrap();
+    let kept = config.split("[retention]").next().unwrap();
+    let rules = "[retention]\nkeep_last = 1\nkeep_proven = true\n";
+    std::fs::write(drilled.site.config(), format!("{kept}{rules}")).unwrap();
+    let at_once = ["expire", "--min-age", "0s", "--grace", "0s", "--json"];
+    let run = drilled.site.pitr().args(at_once).arg("--dry-run").run();
+    let judged = run.success().json()["clusters"][0]["backups"][0].clone();
+    assert_eq!(judged["id"], first);
+    assert_eq!(judged["fate"], "delete", "{judged}");
+}
+
+#[test]
+fn y31_a_fast_drill_that_was_killed_leaves_nothing() {
+    require_fuse!("y31_a_fast_drill_that_was_killed_leaves_nothing");
+    let drilled = Drilled::new(17);
+    let running = drilled.drill().arg("--fast").spawn();
+    wait_until(PATIENCE, "the tree is there", || {
+        drilled
+            .left()
+            .iter()
+            .any(|name| name.contains("/tree/data/"))
+    });
+    running.signal(Signal::KILL);
+    running.wait();
+    // The next drill takes away whatever the other one left.
+    let run = drilled.drill().arg("--fast").run().success();
+    assert_eq!(run.json()["passed"], true, "{run}");
+    assert!(drilled.left().is_empty(), "{:?}", drilled.left());
 }

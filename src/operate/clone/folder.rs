@@ -15,6 +15,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::drill::sandbox;
+use crate::operate::mounted;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 
@@ -269,8 +270,7 @@ fn sweep(below: &Path) {
             continue;
         }
         if !is_held(&path) && sandbox::stop(&path.join(TREE).join("data")) {
-            // A mount that was left to everybody's sight.
-            let _ = rustix::mount::unmount(path.join(TREE), rustix::mount::UnmountFlags::DETACH);
+            mounted::leave(&path.join(TREE));
             let _ = std::fs::remove_dir_all(&path);
         }
     }

@@ -111,14 +111,7 @@ pub fn with_server<T>(
     folder.put(&state)?;
     let is_alone = namespace::is_inside(&session.environment);
     let done = mounted::with_mount(session, &prepared, (&folder.tree(), is_alone), |mount| {
-        let needs_network = asked.port.is_some()
-            || prepared
-                .opened
-                .reading
-                .configured
-                .location
-                .directory()
-                .is_none();
+        let needs_network = asked.port.is_some() || needs_network(&prepared);
         let before = namespace::before_server(&session.environment, needs_network);
         let data = folder.data();
         let quarantine = Quarantine {
@@ -168,6 +161,12 @@ pub fn with_server<T>(
         done
     })?;
     Ok((done, prepared))
+}
+
+/// Whether the server's restore_command needs a network: it does where the repository is no directory.
+pub fn needs_network(prepared: &Prepared) -> bool {
+    let location = &prepared.opened.reading.configured.location;
+    location.directory().is_none()
 }
 
 /// Plans a moment, and decides the restore that has its content brought when it is read.

@@ -30,15 +30,18 @@ use serde::Serialize;
 use self::checks::Check;
 use self::sandbox::Sandbox;
 use super::choice::{Question, Unless};
+use super::clone::{self, namespace};
+use super::mounted;
 use super::opened::Opened;
 use super::programs::Programs;
 use super::quarantine::{self, Libraries, Quarantine, Quarantined};
 use super::restore;
-use super::restoring::Restored;
+use super::restoring::Prepared;
 use super::session::Session;
 use super::target::{AskedTarget, Point};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::conf::Setting;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -64,6 +67,8 @@ pub struct Asked {
     pub bin: Option<PathBuf>,
     /// Whether the sandbox is left behind.
     pub keep: bool,
+    /// Whether the content is brought when the server reads it, as a clone's is: then not all of it is read.
+    pub is_fast: bool,
 }
 
 impl Asked {
@@ -160,6 +165,9 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Report> {
     if rustix::process::geteuid().is_root() {
         return Err(err!(Refused, "PostgreSQL refuses to run as root, so a drill cannot run as root")
             .hint("Nothing was done. Run it as the server's user or another one that may read the configuration: sudo -u postgres pitr drill"));
+    }
+    if asked.is_fast {
+        mounted::check_possible()?;
     }
     let mut failed = None;
     let due = turn::due(session)?;
@@ -334,7 +342,8 @@ impl Course {
         let bin = asked.bin.as_deref();
         let programs = quarantine::programs(&session.environment, backup.major, bin)?;
         let folder = asked.folder.as_deref();
-        let mut sandbox = Sandbox::make(folder.unwrap_or(&session.host.scratch))?;
+        let folder = folder.unwrap_or(&session.host.scratch);
+        let mut sandbox = Sandbox::make(folder, asked.is_fast)?;
         let mappings = backup.tablespaces.iter().map(|tablespace| {
             let to = sandbox.tablespace(tablespace.oid);
             let text = format!("{}={}", tablespace.oid, escaped(&to));
@@ -350,7 +359,7 @@ impl Course {
             mappings: mappings.collect::<Result<_>>()?,
             databases: None,
             delta: false,
-            is_hollow: false,
+            is_hollow: asked.is_fast,
             replace: false,
             adopt: false,
             is_confirmed: false,
@@ -361,8 +370,11 @@ impl Course {
             asked,
             programs: &programs,
         };
-        let done = self.restored(&begun, &wanted, started).and_then(|copied| {
-            copied.map_or(Ok(()), |copied| self.started(&begun, &sandbox, &copied))
+        let done = self.prepared(&begun, &wanted, started).and_then(|ready| {
+            ready.map_or(Ok(()), |ready| match asked.is_fast {
+                true => self.mounted(&begun, &sandbox, ready),
+                false => self.copied(&begun, &sandbox, ready),
+            })
         });
         if asked.keep && done.is_ok() {
             self.report.kept = Some(sandbox.keep());
@@ -370,13 +382,13 @@ impl Course {
         done
     }
 
-    /// Copies the files; none where they cannot be had.
-    fn restored(
+    /// Plans what is carried out; none where that cannot be had.
+    fn prepared(
         &mut self,
         begun: &Begun<'_>,
         wanted: &restore::Asked,
         started: Instant,
-    ) -> Result<Option<Copied>> {
+    ) -> Result<Option<Ready>> {
         let session = begun.session;
         let way = match restore::prepare(session, wanted) {
             Err(e) if is_broken(&e) => {
@@ -397,27 +409,69 @@ impl Course {
         let plan = prepared.job.plan.clone();
         let plan = plan.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
         self.planned(&plan);
-        let left_out = prepared.left_out_oids();
         self.time(Phase::Plan, started, None);
         let brought = prepared.brought().value("shared_preload_libraries");
         let libraries = Libraries::of(brought.unwrap_or_default(), begun.programs);
         self.note_libraries(&libraries);
+        Ok(Some(Ready {
+            left_out: prepared.left_out_oids(),
+            prepared,
+            libraries,
+            plan,
+        }))
+    }
+
+    /// Copies the files, and tries a server on them.
+    fn copied(&mut self, begun: &Begun<'_>, sandbox: &Sandbox, ready: Ready) -> Result<()> {
         let copying = Instant::now();
-        let restored = match prepared.run(session, None) {
+        let restored = match ready.prepared.run(begun.session, None) {
             Err(e) if is_broken(&e) => {
                 self.time(Phase::Copy, copying, None);
                 self.broken(Phase::Copy, e.to_string());
-                return Ok(None);
+                return Ok(());
             }
             restored => restored?,
         };
         self.time(Phase::Copy, copying, Some(restored.report.raw_bytes));
-        Ok(Some(Copied {
-            restored,
+        let copied = Copied {
+            settings: restored.report.settings,
+            before: Vec::new(),
+            libraries: ready.libraries,
+            plan: ready.plan,
+            left_out: ready.left_out,
+        };
+        self.started(begun, sandbox, &copied)
+    }
+
+    /// Mounts the files, whose content is brought when it is read, and tries a server on them.
+    fn mounted(&mut self, begun: &Begun<'_>, sandbox: &Sandbox, ready: Ready) -> Result<()> {
+        let session = begun.session;
+        let environment = &session.environment;
+        self.report.not_checked.push(Phase::Copy);
+        let place = (sandbox.tree(), namespace::is_inside(environment));
+        let Ready {
+            prepared,
             libraries,
             plan,
             left_out,
-        }))
+        } = ready;
+        let done = mounted::with_mount(session, &prepared, place, |mount| {
+            let copied = Copied {
+                settings: mount.settings.clone(),
+                before: namespace::before_server(environment, clone::needs_network(&prepared)),
+                libraries,
+                plan,
+                left_out,
+            };
+            self.started(begun, sandbox, &copied)
+        });
+        match done {
+            Err(e) if is_broken(&e) => {
+                self.broken(Phase::Copy, e.to_string());
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     fn note_libraries(&mut self, libraries: &Libraries) {
@@ -439,15 +493,11 @@ impl Course {
             folder: sandbox.path(),
             data: &data,
             programs: begun.programs,
-            before: &[],
+            before: &copied.before,
             listens: None,
         };
         let session = begun.session;
-        let mut server = quarantine.start(
-            &session.host,
-            &copied.libraries,
-            &copied.restored.report.settings,
-        )?;
+        let mut server = quarantine.start(&session.host, &copied.libraries, &copied.settings)?;
         session.host.progress.phase("replay", None);
         let recovery = recovery::wait(session, &mut server)?;
         let replayed = Some(copied.plan.bytes_to_replay);
@@ -501,14 +551,22 @@ impl Course {
         data: &Path,
     ) -> Result<()> {
         let session = begun.session;
-        let checking = Instant::now();
-        session.host.progress.phase("amcheck", None);
-        let found = amcheck::run(session, server, &copied.left_out);
-        let Some(found) = self.answered(session, Phase::Amcheck, found)? else {
-            return Ok(());
-        };
-        self.take(Phase::Amcheck, found);
-        self.time(Phase::Amcheck, checking, None);
+        let is_fast = begun.asked.is_fast;
+        if is_fast {
+            let phases = [Phase::Amcheck, Phase::Pages];
+            self.report.not_checked.extend(phases);
+            let note = "the drill was fast: only what replay and your own queries read was brought from the repository and checked";
+            self.report.notes.push(note.to_owned());
+        } else {
+            let checking = Instant::now();
+            session.host.progress.phase("amcheck", None);
+            let found = amcheck::run(session, server, &copied.left_out);
+            let Some(found) = self.answered(session, Phase::Amcheck, found)? else {
+                return Ok(());
+            };
+            self.take(Phase::Amcheck, found);
+            self.time(Phase::Amcheck, checking, None);
+        }
         if !begun.asked.checks.is_empty() {
             let checking = Instant::now();
             let found = checks::run(session, server, &begun.asked.checks, &copied.left_out);
@@ -524,9 +582,11 @@ impl Course {
             Err(e) if e.code() == Code::Server => self.broken(Phase::Pages, e.to_string()),
             stopped => stopped?,
         }
-        let found = pages::run(session, begun.programs, data)?;
-        self.take(Phase::Pages, found);
-        self.time(Phase::Pages, checking, None);
+        if !is_fast {
+            let found = pages::run(session, begun.programs, data)?;
+            self.take(Phase::Pages, found);
+            self.time(Phase::Pages, checking, None);
+        }
         Ok(())
     }
 
@@ -560,9 +620,22 @@ struct Begun<'a> {
     programs: &'a Programs,
 }
 
-/// A copy that was written.
+/// A restore that was planned.
+struct Ready {
+    prepared: Box<Prepared>,
+    libraries: Libraries,
+    /// The plan that is carried out.
+    plan: Plan,
+    /// Databases without content, by their oid.
+    left_out: Vec<u32>,
+}
+
+/// A copy that was written, or that appears as it is read.
 struct Copied {
-    restored: Restored,
+    /// Settings of recovery.
+    settings: Vec<Setting>,
+    /// The words before the server's own.
+    before: Vec<String>,
     libraries: Libraries,
     /// The plan that it was written by.
     plan: Plan,

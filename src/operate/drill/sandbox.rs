@@ -13,12 +13,15 @@ use tempfile::TempDir;
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::mounted;
 
 /// The beginning of the folder's name.
 const PREFIX: &str = "pitr-drill-";
 /// The file that is locked.
 const LOCK: &str = "drill.lock";
 const DATA: &str = "data";
+/// The directory that a fast drill mounts over.
+const TREE: &str = "tree";
 /// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
 const FOLDER_BYTES_MAX: usize = 80;
 /// How long a server that was left behind may take to end.
@@ -28,16 +31,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The folder; it is gone when this is dropped.
 pub(super) struct Sandbox {
     path: PathBuf,
+    /// The directory that holds the data directory and its tablespaces.
+    tree: PathBuf,
     folder: Option<TempDir>,
     _lock: File,
 }
 
 impl Sandbox {
-    /// Removes what is left over below a folder, and makes a new one there.
+    /// Removes what is left over below a folder, and makes a new one there. One for a mount has a directory of its own for it.
     ///
     /// # Errors
     /// `Refused` where the folder is not there, or its path too long for a socket; `Io`.
-    pub(super) fn make(below: &Path) -> Result<Sandbox> {
+    pub(super) fn make(below: &Path, is_for_mount: bool) -> Result<Sandbox> {
         let shown = below.display();
         let below = below.canonicalize().ok().filter(|path| path.is_dir());
         let below = below.ok_or_else(|| {
@@ -63,11 +68,16 @@ impl Sandbox {
         }
         let lock = File::create(path.join(LOCK)).map_err(failed)?;
         rustix::fs::flock(&lock, NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
-        let tablespaces = path.join("tablespaces");
+        let tree = match is_for_mount {
+            true => path.join(TREE),
+            false => path.clone(),
+        };
         let mut builder = std::fs::DirBuilder::new();
-        builder.mode(0o700).create(&tablespaces).map_err(failed)?;
+        builder.mode(0o700).recursive(true);
+        builder.create(tree.join("tablespaces")).map_err(failed)?;
         Ok(Sandbox {
             path,
+            tree,
             folder: Some(folder),
             _lock: lock,
         })
@@ -80,12 +90,17 @@ impl Sandbox {
 
     /// The data directory.
     pub(super) fn data(&self) -> PathBuf {
-        self.path.join(DATA)
+        self.tree.join(DATA)
+    }
+
+    /// The directory that holds the data directory and its tablespaces.
+    pub(super) fn tree(&self) -> &Path {
+        &self.tree
     }
 
     /// The place of a tablespace.
     pub(super) fn tablespace(&self, oid: u32) -> PathBuf {
-        self.path.join("tablespaces").join(oid.to_string())
+        self.tree.join("tablespaces").join(oid.to_string())
     }
 
     /// Leaves the folder behind; no later drill removes it.
@@ -116,7 +131,10 @@ fn sweep(below: &Path) {
             let _ = std::fs::remove_dir(&path);
             continue;
         };
-        if rustix::fs::flock(&lock, NonBlockingLockExclusive).is_ok() && stop(&path.join(DATA)) {
+        let tree = path.join(TREE);
+        let is_free = rustix::fs::flock(&lock, NonBlockingLockExclusive).is_ok();
+        if is_free && stop(&path.join(DATA)) && stop(&tree.join(DATA)) {
+            mounted::leave(&tree);
             let _ = std::fs::remove_dir_all(&path);
         }
     }
@@ -158,8 +176,8 @@ mod tests {
     #[test]
     fn what_is_left_over_goes_and_what_is_in_use_or_kept_stays() {
         let below = tempfile::tempdir().unwrap();
-        let running = Sandbox::make(below.path()).unwrap();
-        let mut kept = Sandbox::make(below.path()).unwrap();
+        let running = Sandbox::make(below.path(), false).unwrap();
+        let mut kept = Sandbox::make(below.path(), false).unwrap();
         let kept_path = kept.keep();
         let left = below.path().join("pitr-drill-left");
         std::fs::create_dir_all(left.join(DATA)).unwrap();
@@ -167,7 +185,7 @@ mod tests {
         // A number that is not the server's: it is not killed.
         let own = std::process::id().to_string();
         std::fs::write(left.join(DATA).join("postmaster.pid"), own).unwrap();
-        let next = Sandbox::make(below.path()).unwrap();
+        let next = Sandbox::make(below.path(), false).unwrap();
         assert!(!left.exists());
         assert!(running.path().exists() && kept_path.exists());
         let path = next.path().to_owned();
@@ -180,7 +198,7 @@ mod tests {
         use crate::error::Code;
         let below = tempfile::tempdir().unwrap();
         let long = below.path().join("x".repeat(80));
-        let refused = |path: &Path| Sandbox::make(path).err().unwrap().code();
+        let refused = |path: &Path| Sandbox::make(path, true).err().unwrap().code();
         assert_eq!(refused(&long), Code::Refused);
         std::fs::create_dir(&long).unwrap();
         assert_eq!(refused(&long), Code::Refused);
