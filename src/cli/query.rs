@@ -11,7 +11,7 @@ use super::target::TargetArgs;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::clone::folder::State;
-use crate::operate::clone::{Asked, check_possible, namespace};
+use crate::operate::clone::{Asked, check_user, namespace};
 use crate::operate::query;
 use crate::wire::client::Rows;
 
@@ -61,7 +61,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         port: None,
         lasts: None,
     };
-    check_possible()?;
+    check_user()?;
     namespace::enter(&cx.session.environment)?;
     let below = folder_of(&args.place, cx)?;
     cx.stop_with_cleanup()?;

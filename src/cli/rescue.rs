@@ -9,7 +9,7 @@ use crate::config::secret::Secret;
 use crate::err;
 use crate::error::Result;
 use crate::exit;
-use crate::operate::clone::{self, check_possible, namespace};
+use crate::operate::clone::{self, check_user, namespace};
 use crate::operate::human;
 use crate::operate::rescue::{self, Asked, Mode, Report, To, What};
 
@@ -130,7 +130,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         what: args.what(),
         to: args.to(cx)?,
     };
-    check_possible()?;
+    check_user()?;
     namespace::enter(&cx.session.environment)?;
     let below = folder_of(&args.place, cx)?;
     cx.stop_with_cleanup()?;

@@ -17,7 +17,7 @@ pub fn run(
     below: &Path,
     (database, sql): (&str, &str),
 ) -> Result<(Rows, State)> {
-    clone::for_a_while(session, asked, below, |_, running| {
+    clone::for_a_while(session, asked, (database, below), |_, running| {
         let rows = running.server.connect(database)?.query(sql)?;
         Ok((rows, running.state.clone()))
     })

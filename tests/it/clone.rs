@@ -512,3 +512,100 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     mount.run().expect_code(8);
     assert!(at.join("x").exists());
 }
+
+/// A program on a host without FUSE: its /dev, in namespaces of its own, has nothing but what programs cannot do without.
+fn without_fuse(cloned: &Cloned, program: Program) -> Program {
+    let devices = cloned.folder.dir("dev");
+    let script = "cd \"$0\"; mkdir -p shm; for d in null zero random urandom; do : >$d; mount --bind /dev/$d $d; done
+        mount --bind /dev/shm shm; mount --rbind . /dev; test ! -e /dev/fuse && exec \"$@\"";
+    let alone = "unshare --user --map-current-user --keep-caps --mount -- sh -euc";
+    let words = alone
+        .split(' ')
+        .chain([script])
+        .map(std::ffi::OsString::from);
+    program.under(words.chain([devices.into_os_string()]))
+}
+
+fn k10_without_mounts_the_database_is_copied_first(major: u32) {
+    let cloned = dropped(major);
+    let live = &cloned.cluster;
+    let bare = |words: &[&str]| {
+        let program = cloned.site.pitr().args(["rescue", "--json", "--into"]);
+        let program = cloned.at_moment(program.arg(live.conninfo("postgres")));
+        without_fuse(&cloned, program.args(words))
+    };
+    let run = bare(&["--table", "shop.orders", "--table", "shop.parts"]).run();
+    let run = run.success().expect_stderr("copied first");
+    assert_eq!(run.json()["tables"][0]["rows"], 5010, "{run}");
+    let one = |sql: &str| live.query_one_string(sql);
+    assert_eq!(one("select count(*) from shop.orders"), "5010");
+    assert_eq!(one("select count(*) from shop.parts_2"), "100");
+    let query = cloned
+        .site
+        .pitr()
+        .args(["query", "select count(*) from shop.orders"]);
+    let query = without_fuse(&cloned, cloned.at_moment(query)).run();
+    query.success().expect_stdout("5010");
+    // A clone and a mount have to be mounted.
+    let clone = without_fuse(&cloned, cloned.clone()).run().expect_code(8);
+    clone.expect_stdout("pitr restore");
+    let left: Vec<String> = cloned
+        .left()
+        .into_iter()
+        .filter(|name| !name.starts_with("dev/"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+per_major!(k10_without_mounts_the_database_is_copied_first, v13 v15 v17 v19);
+
+#[test]
+fn k10_a_database_that_may_be_hollow_is_refused() {
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create database pattern");
+    let pattern = Client::connect(&cluster.conninfo("pattern")).unwrap();
+    pattern.sql("create table t as select g as id from generate_series(1, 5000) g");
+    drop(pattern);
+    cluster.sql("create database shop");
+    cluster.sql("create database own");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    // The files of the new one are copies of files that a restore of "shop" alone has not.
+    cluster.sql("drop database shop");
+    cluster.sql("create database shop template pattern strategy file_copy");
+    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    cluster.archive_now();
+    let cloned = Cloned {
+        site,
+        cluster,
+        folder: Sandbox::new("c"),
+        before,
+    };
+    let ask = |database: &str| {
+        let query = cloned.site.pitr().args([
+            "query",
+            "select count(*) from pg_class where relname = 't'",
+            "--database",
+            database,
+        ]);
+        without_fuse(&cloned, cloned.at_moment(query)).run()
+    };
+    let run = ask("shop").expect_code(8);
+    run.expect_stderr("is not the one of the backup");
+    ask("pattern").success().expect_stdout("1");
+    // The backup does not know it: everything is copied.
+    cloned.cluster.sql("alter database own rename to renamed");
+    let before = cloned
+        .cluster
+        .query_one_string("select pg_current_wal_insert_lsn()");
+    cloned.cluster.archive_now();
+    let cloned = Cloned { before, ..cloned };
+    let query = cloned.site.pitr().args([
+        "query",
+        "select count(*) from pg_class where relname = 't'",
+        "--database",
+        "renamed",
+    ]);
+    without_fuse(&cloned, cloned.at_moment(query))
+        .run()
+        .success()
+        .expect_stdout("0");
+}

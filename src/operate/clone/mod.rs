@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `namespace` | mounts that nobody else sees |
 //! | `folder` | the private folder, what is known of a clone, and what was left over |
+//! | `copied` | the same for a short while where nothing can be mounted: one database is copied first |
 //!
 //! A clone is a restore whose content is brought when it is read (`operate::mounted`), with a server in quarantine on it. Its process
 //! serves the mount as long as the server runs. It is thrown away in the end, unless it was kept.
 
+mod copied;
 pub mod folder;
 pub mod namespace;
 
@@ -20,6 +22,7 @@ use super::choice::{Question, Unless};
 use super::drill::recovery;
 use super::mounted::{self, Mount};
 use super::opened;
+use super::programs::Programs;
 use super::quarantine::{self, Libraries, Quarantine, Quarantined};
 use super::reading::Reading;
 use super::restore;
@@ -30,7 +33,7 @@ use crate::archive::guard::{AUTO_CONF, COMMENT};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::pg::conf;
+use crate::pg::conf::{self, Setting};
 use crate::pg::time::TimestampTz;
 use crate::plan::recovery::{Action, Plan};
 use crate::restore::hollow;
@@ -53,15 +56,13 @@ pub struct Asked {
 }
 
 /// A server on a clone.
-pub struct Running<'r, 'm> {
+pub struct Running<'r> {
     /// The server.
     pub server: &'r mut Quarantined,
     /// Its record.
     pub state: &'r mut State,
-    /// The files beneath it.
-    pub mount: &'r mut Mount<'m>,
     /// The programs of its major.
-    pub programs: &'r super::programs::Programs,
+    pub programs: &'r Programs,
 }
 
 /// Requires what a clone needs of this host and of its user.
@@ -69,11 +70,116 @@ pub struct Running<'r, 'm> {
 /// # Errors
 /// `Refused`.
 pub fn check_possible() -> Result<()> {
+    check_user()?;
+    mounted::check_possible()
+}
+
+/// Requires a user whose server PostgreSQL starts.
+///
+/// # Errors
+/// `Refused`.
+pub fn check_user() -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Err(err!(Refused, "PostgreSQL refuses to run as root, so a clone cannot run as root")
             .hint("Nothing was done. Run it as the server's user or another one that may read the configuration: sudo -u postgres pitr clone"));
     }
-    mounted::check_possible()
+    Ok(())
+}
+
+/// A clone that is being made.
+struct Making<'a> {
+    session: &'a Session,
+    asked: &'a Asked,
+    folder: &'a Folder,
+    programs: Programs,
+    state: State,
+    started: Instant,
+}
+
+impl<'a> Making<'a> {
+    fn begin(
+        (session, asked, folder): (&'a Session, &'a Asked, &'a Folder),
+        (prepared, plan): (&Prepared, &Plan),
+        started: Instant,
+    ) -> Result<Making<'a>> {
+        let bin = asked.bin.as_deref();
+        let programs = quarantine::programs(&session.environment, prepared.major(), bin)?;
+        let state = State {
+            id: folder::id_of(folder.path()),
+            cluster: prepared.opened.layout.name().to_owned(),
+            repository: prepared.opened.reading.configured.name.clone(),
+            backup: prepared.job.backup.to_string(),
+            target: plan.target.target.to_string(),
+            stage: Stage::Starting,
+            began: session.host.now(),
+            ends: None,
+            pid: std::process::id(),
+            data: folder.data(),
+            reached_lsn: None,
+            connection: None,
+            ready_after_ms: None,
+        };
+        folder.put(&state)?;
+        Ok(Making {
+            session,
+            asked,
+            folder,
+            programs,
+            state,
+            started,
+        })
+    }
+
+    /// Starts the server, and lets it replay to the target.
+    fn recover(&mut self, prepared: &Prepared, settings: &[Setting]) -> Result<Quarantined> {
+        let session = self.session;
+        let needs_network = self.asked.port.is_some() || needs_network(prepared);
+        let before = namespace::before_server(&session.environment, needs_network);
+        let data = self.folder.data();
+        let quarantine = Quarantine {
+            folder: self.folder.path(),
+            data: &data,
+            programs: &self.programs,
+            before: &before,
+            listens: self.asked.port,
+        };
+        let preload = prepared.brought().value("shared_preload_libraries");
+        let libraries = Libraries::of(preload.unwrap_or_default(), &self.programs);
+        tell_libraries(session, &libraries);
+        session.host.progress.phase("replay", None);
+        self.state.stage = Stage::Replaying;
+        self.folder.put(&self.state)?;
+        // The server is stopped in order where it is kept: the wish to stop does not reach it by itself.
+        let host = Host {
+            stop: Arc::default(),
+            ..session.host.clone()
+        };
+        let mut server = quarantine.start(&host, &libraries, settings)?;
+        let recovered = recovery::wait(session, &mut server)?;
+        if let Some((_, cause)) = recovered.broken {
+            return Err(err!(Server, "the server did not reach the target: {cause}"));
+        }
+        let mut sql = server.connect("template1")?;
+        self.state.reached_lsn = sql
+            .query("select pg_last_wal_replay_lsn()")?
+            .text(0, 0)?
+            .and_then(|lsn| lsn.parse().ok());
+        drop(sql);
+        self.ready(connection(&server, self.folder))?;
+        Ok(server)
+    }
+
+    fn ready(&mut self, connection: String) -> Result<()> {
+        let state = &mut self.state;
+        state.connection = Some(connection);
+        state.ready_after_ms = u64::try_from(self.started.elapsed().as_millis()).ok();
+        state.ends = self.asked.lasts.and_then(|lasts| {
+            let micros = i64::try_from(lasts.as_micros()).ok()?;
+            Some(TimestampTz(self.session.host.now().0.checked_add(micros)?))
+        });
+        state.stage = Stage::Ready;
+        self.folder.put(state)
+    }
 }
 
 /// Makes a clone in a folder, and does `work` with its server. The server is ended afterwards, and the mount is gone. Also returns the
@@ -81,84 +187,27 @@ pub fn check_possible() -> Result<()> {
 ///
 /// # Errors
 /// Those of the plan; `OutOfReach`; those of [`mounted::with_mount`] and of `work`; `Server` where the server does not recover.
-pub fn with_server<T>(
+fn with_server<T>(
     session: &Session,
     asked: &Asked,
     folder: &Folder,
-    work: impl FnOnce(&mut Running<'_, '_>) -> Result<T>,
+    work: impl FnOnce(&mut Running<'_>, &mut Mount<'_>) -> Result<T>,
 ) -> Result<(T, Box<Prepared>)> {
     let started = Instant::now();
     session.host.progress.phase("plan", None);
     let tablespace = |oid| folder.tablespace(oid);
     let (prepared, plan) = prepare(session, &asked.target, &folder.data(), &tablespace)?;
-    let programs =
-        quarantine::programs(&session.environment, prepared.major(), asked.bin.as_deref())?;
-    let mut state = State {
-        id: folder::id_of(folder.path()),
-        cluster: prepared.opened.layout.name().to_owned(),
-        repository: prepared.opened.reading.configured.name.clone(),
-        backup: prepared.job.backup.to_string(),
-        target: plan.target.target.to_string(),
-        stage: Stage::Starting,
-        began: session.host.now(),
-        ends: None,
-        pid: std::process::id(),
-        data: folder.data(),
-        reached_lsn: None,
-        connection: None,
-        ready_after_ms: None,
-    };
-    folder.put(&state)?;
+    let place = (session, asked, folder);
+    let mut making = Making::begin(place, (&prepared, &plan), started)?;
     let is_alone = namespace::is_inside(&session.environment);
     let done = mounted::with_mount(session, &prepared, (&folder.tree(), is_alone), |mount| {
-        let needs_network = asked.port.is_some() || needs_network(&prepared);
-        let before = namespace::before_server(&session.environment, needs_network);
-        let data = folder.data();
-        let quarantine = Quarantine {
-            folder: folder.path(),
-            data: &data,
-            programs: &programs,
-            before: &before,
-            listens: asked.port,
-        };
-        let preload = prepared.brought().value("shared_preload_libraries");
-        let libraries = Libraries::of(preload.unwrap_or_default(), &programs);
-        tell_libraries(session, &libraries);
-        session.host.progress.phase("replay", None);
-        state.stage = Stage::Replaying;
-        folder.put(&state)?;
-        // The server is stopped in order where it is kept: the wish to stop does not reach it by itself.
-        let host = Host {
-            stop: Arc::default(),
-            ..session.host.clone()
-        };
-        let mut server = quarantine.start(&host, &libraries, &mount.settings)?;
-        let recovered = recovery::wait(session, &mut server)?;
-        if let Some((_, cause)) = recovered.broken {
-            return Err(err!(Server, "the server did not reach the target: {cause}"));
-        }
-        let mut sql = server.connect("template1")?;
-        state.reached_lsn = sql
-            .query("select pg_last_wal_replay_lsn()")?
-            .text(0, 0)?
-            .and_then(|lsn| lsn.parse().ok());
-        drop(sql);
-        state.connection = Some(connection(&server, folder));
-        state.ready_after_ms = u64::try_from(started.elapsed().as_millis()).ok();
-        state.ends = asked.lasts.and_then(|lasts| {
-            let micros = i64::try_from(lasts.as_micros()).ok()?;
-            Some(TimestampTz(session.host.now().0.checked_add(micros)?))
-        });
-        state.stage = Stage::Ready;
-        folder.put(&state)?;
-        let done = work(&mut Running {
+        let mut server = making.recover(&prepared, &mount.settings)?;
+        let mut running = Running {
             server: &mut server,
-            state: &mut state,
-            mount,
-            programs: &programs,
-        });
-        drop(server);
-        done
+            state: &mut making.state,
+            programs: &making.programs,
+        };
+        work(&mut running, mount)
     })?;
     Ok((done, prepared))
 }
@@ -180,13 +229,23 @@ pub fn prepare(
     tablespace: &dyn Fn(u32) -> PathBuf,
 ) -> Result<(Box<Prepared>, Plan)> {
     let plan = planned(session, target)?;
+    let wanted = wanted((target, &plan), data, tablespace)?;
+    Ok((ready(session, &wanted)?, plan))
+}
+
+/// The restore of a plan, whose content is brought when it is read.
+fn wanted(
+    (target, plan): (&AskedTarget, &Plan),
+    data: &Path,
+    tablespace: &dyn Fn(u32) -> PathBuf,
+) -> Result<restore::Asked> {
     let backup = plan.backup.as_ref();
     let backup = backup.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
     let mappings = backup.tablespaces.iter().map(|one| Mapping {
         old: one.oid.to_string().into(),
         new: tablespace(one.oid),
     });
-    let wanted = restore::Asked {
+    Ok(restore::Asked {
         to: data.to_owned(),
         target: AskedTarget {
             backup: Some(backup.id.to_string()),
@@ -201,9 +260,12 @@ pub fn prepare(
         adopt: false,
         is_confirmed: false,
         dry_run: false,
-    };
-    match restore::prepare(session, &wanted)?.0 {
-        restore::Way::Ready(prepared) => Ok((prepared, plan)),
+    })
+}
+
+fn ready(session: &Session, wanted: &restore::Asked) -> Result<Box<Prepared>> {
+    match restore::prepare(session, wanted)?.0 {
+        restore::Way::Ready(prepared) => Ok(prepared),
         restore::Way::OutOfReach(unreached) => Err(unreached.error),
     }
 }
@@ -248,21 +310,30 @@ fn connection(server: &Quarantined, folder: &Folder) -> String {
     )
 }
 
-/// Makes a clone below a directory for as long as `work` takes, and throws it away.
+/// Makes a clone below a directory for as long as `work` takes, and throws it away. A host that offers no mounts has what
+/// `database` needs copied instead.
 ///
 /// # Errors
-/// Those of [`with_server`].
+/// `Refused` for root; those of the plan; `OutOfReach`; those of [`mounted::with_mount`], of a restore, and of `work`; `Server`.
 pub fn for_a_while<T>(
     session: &Session,
     asked: &Asked,
-    below: &Path,
-    work: impl FnOnce(&Folder, &mut Running<'_, '_>) -> Result<T>,
+    (database, below): (&str, &Path),
+    work: impl FnOnce(&Folder, &mut Running<'_>) -> Result<T>,
 ) -> Result<T> {
-    check_possible()?;
+    check_user()?;
     let folder = Folder::make(&Folder::choose(below, session.host.random())?)?;
-    let done = with_server(session, asked, &folder, |running| work(&folder, running));
+    let done = match mounted::check_possible() {
+        Ok(()) => {
+            let done = with_server(session, asked, &folder, |running, _| work(&folder, running));
+            done.map(|(done, _)| done)
+        }
+        Err(_) => copied::with_server(session, asked, (&folder, database), |running| {
+            work(&folder, running)
+        }),
+    };
     folder.remove();
-    done.map(|(done, _)| done)
+    done
 }
 
 /// Serves a clone until it is stopped, its time is over or its server ends. One that was to be kept, and is whole, is left behind as a plain
@@ -272,9 +343,9 @@ pub fn for_a_while<T>(
 /// Those of [`with_server`]; `Server` where the server ended by itself.
 pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State>> {
     let folder = Folder::make(at)?;
-    let served = with_server(session, asked, &folder, |running| {
+    let served = with_server(session, asked, &folder, |running, mount| {
         let until = asked.lasts.map(|lasts| Instant::now() + lasts);
-        attend(session, &folder, running, until)
+        attend(session, &folder, (running, mount), until)
     });
     let committed = served.and_then(|(kept, prepared)| match kept {
         None => Ok(None),
@@ -291,14 +362,14 @@ pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State
 fn attend(
     session: &Session,
     folder: &Folder,
-    running: &mut Running<'_, '_>,
+    (running, mount): (&mut Running<'_>, &mut Mount<'_>),
     until: Option<Instant>,
 ) -> Result<Option<State>> {
-    let bring_all = running.mount.bring_all;
+    let bring_all = mount.bring_all;
     std::thread::scope(|scope| {
         let mut copying = None;
         loop {
-            (running.mount.keep)();
+            (mount.keep)();
             if running.server.ended()?.is_some() {
                 let log = running.server.log();
                 return Err(err!(Server, "the server of the clone has ended by itself")

@@ -36,7 +36,7 @@ fn program(programs: &Programs, name: &str) -> Result<Tool> {
 /// Those of [`tool::run`]; `Io`.
 pub fn dump(
     session: &Session,
-    running: &Running<'_, '_>,
+    running: &Running<'_>,
     (database, what, tables): (&str, &What, &[Table]),
     path: &Path,
 ) -> Result<()> {
@@ -82,7 +82,7 @@ pub fn dump(
 /// `Refused` for a live server that is older; those of [`tool::run`].
 pub fn restore(
     session: &Session,
-    running: &Running<'_, '_>,
+    running: &Running<'_>,
     (folder, archive): (&Folder, &Path),
     (conninfo, live): (&Secret, &mut Server),
     tables: &[Table],

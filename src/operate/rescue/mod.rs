@@ -118,19 +118,24 @@ pub fn run(session: &Session, asked: &Asked, below: &Path) -> Result<Report> {
         }
     };
     check_free(asked)?;
-    clone::for_a_while(session, &asked.clone, below, |folder, running| {
-        session.host.progress.phase("rescue", None);
-        match &asked.to {
-            To::File(path) => into_file(session, asked, (folder, running), &database, path),
-            To::Server { conninfo, mode } => into_server(
-                session,
-                asked,
-                (folder, running),
-                &database,
-                (conninfo, mode),
-            ),
-        }
-    })
+    clone::for_a_while(
+        session,
+        &asked.clone,
+        (&database, below),
+        |folder, running| {
+            session.host.progress.phase("rescue", None);
+            match &asked.to {
+                To::File(path) => into_file(session, asked, (folder, running), &database, path),
+                To::Server { conninfo, mode } => into_server(
+                    session,
+                    asked,
+                    (folder, running),
+                    &database,
+                    (conninfo, mode),
+                ),
+            }
+        },
+    )
 }
 
 /// Refuses what would be in the way, before the clone is made.
@@ -178,7 +183,7 @@ fn meant(source: &mut Server, what: &What) -> Result<Vec<Table>> {
 fn into_file(
     session: &Session,
     asked: &Asked,
-    (_, running): (&Folder, &mut Running<'_, '_>),
+    (_, running): (&Folder, &mut Running<'_>),
     database: &str,
     path: &Path,
 ) -> Result<Report> {
@@ -192,7 +197,7 @@ fn into_file(
 fn into_server(
     session: &Session,
     asked: &Asked,
-    (folder, running): (&Folder, &mut Running<'_, '_>),
+    (folder, running): (&Folder, &mut Running<'_>),
     database: &str,
     (conninfo, mode): (&Secret, &Mode),
 ) -> Result<Report> {
@@ -236,7 +241,7 @@ fn into_server(
 
 fn report(
     source: &mut Server,
-    running: &Running<'_, '_>,
+    running: &Running<'_>,
     (database, tables): (&str, &[Table]),
     notes: Vec<String>,
     file: Option<&Path>,

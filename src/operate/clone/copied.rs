@@ -1,0 +1,103 @@
+//! A server at a moment where nothing can be mounted: what one database needs is copied first.
+//!
+//! The other databases lie there as files of zeros. A database whose files were made of theirs during the replay would be hollow without
+//! anybody noticing, so the database must be one that the backup itself has.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::folder::Folder;
+use super::{Asked, Making, Running, planned, ready, wanted};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::operate::quarantine::Quarantined;
+use crate::operate::restore;
+use crate::operate::restoring::Prepared;
+use crate::operate::session::Session;
+use crate::restore::databases::Wanted;
+
+/// Copies what a database needs, and does `work` with a server on it.
+///
+/// # Errors
+/// Those of the plan and of a restore; `OutOfReach`; `Server` where the server does not recover; `Refused` for a database whose content may
+/// come from one that was not copied; those of `work`.
+pub(super) fn with_server<T>(
+    session: &Session,
+    asked: &Asked,
+    (folder, database): (&Folder, &str),
+    work: impl FnOnce(&mut Running<'_>) -> Result<T>,
+) -> Result<T> {
+    let started = Instant::now();
+    session.note("this host offers no mounts to this user, so the database is copied first: /dev/fuse would spare that");
+    session.host.progress.phase("plan", None);
+    let plan = planned(session, &asked.target)?;
+    let tablespace = |oid| folder.tablespace(oid);
+    let whole = restore::Asked {
+        is_hollow: false,
+        ..wanted((&asked.target, &plan), &folder.data(), &tablespace)?
+    };
+    let prepared = prepare(session, whole, database)?;
+    let place = (session, asked, folder);
+    let mut making = Making::begin(place, (&prepared, &plan), started)?;
+    let restored = prepared.run(session, None)?;
+    let real = copied(folder, &prepared);
+    let mut server = making.recover(&prepared, &restored.report.settings)?;
+    if !prepared.left_out().is_empty() {
+        check_real(&mut server, &real, database)?;
+    }
+    work(&mut Running {
+        server: &mut server,
+        state: &mut making.state,
+        programs: &making.programs,
+    })
+}
+
+/// Decides the restore of one database; of all where the backup does not know it by this name.
+fn prepare(session: &Session, whole: restore::Asked, database: &str) -> Result<Box<Prepared>> {
+    let one = restore::Asked {
+        databases: Some(Wanted::Only(vec![database.to_owned()])),
+        ..whole.clone()
+    };
+    match ready(session, &one) {
+        Err(e) if e.code() == Code::NotFound => ready(session, &whole),
+        prepared => prepared,
+    }
+}
+
+/// The databases whose content was copied, by their oid, before anything was replayed.
+fn copied(folder: &Folder, prepared: &Prepared) -> BTreeSet<u32> {
+    let names = |path: &Path| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let spaces = names(&folder.tree().join("tablespaces"));
+    let mut homes: Vec<PathBuf> = spaces.iter().flat_map(|space| names(space)).collect();
+    homes.push(folder.data().join("base"));
+    let all = homes.iter().flat_map(|home| names(home));
+    let mut oids: BTreeSet<u32> = all
+        .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+        .collect();
+    for oid in prepared.left_out_oids() {
+        oids.remove(&oid);
+    }
+    oids
+}
+
+/// Requires that the database of this name is one of those that were copied. One that the moment does not have is told when it is asked for.
+fn check_real(server: &mut Quarantined, real: &BTreeSet<u32>, database: &str) -> Result<()> {
+    let mut sql = server.connect("template1")?;
+    let all = sql.query("select oid::text, datname from pg_catalog.pg_database")?;
+    for row in 0..all.rows.len() {
+        let oid = all.text(row, 0)?.and_then(|oid| oid.parse().ok());
+        let is_meant = all.text(row, 1)? == Some(database);
+        if is_meant && !oid.is_some_and(|oid| real.contains(&oid)) {
+            return Err(err!(
+                Refused,
+                "database \"{database}\" of that moment is not the one of the backup: its files may come from one that was not copied"
+            )
+            .hint("Nothing was carried. Restore the whole cluster beside it: pitr restore with the same target."));
+        }
+    }
+    Ok(())
+}
