@@ -66,11 +66,21 @@ pub fn is_long() -> bool {
     std::env::var_os("PITR_SWEEP").is_some()
 }
 
-/// Whether call `n` of a sweep is hit in this turn (`PITR_TEST_TURN`, Makefile): every third one, and without turns each.
+/// Whether point `n` of a sweep is tried in this turn (`PITR_TEST_TURN`, Makefile): every third one, and without turns each.
 pub fn is_of_turn(n: usize) -> bool {
-    let turn = std::env::var("PITR_TEST_TURN").ok();
-    let turn: Option<usize> = turn.map(|t| t.parse().expect("PITR_TEST_TURN is a number"));
-    turn.is_none_or(|turn| turn % 3 == n % 3)
+    turn().is_none_or(|turn| turn % TURNS == n % TURNS)
+}
+
+/// The share of a number of points that one turn tries, rounded down.
+pub fn share(points: usize) -> usize {
+    points / turn().map_or(1, |_| TURNS)
+}
+
+const TURNS: usize = 3;
+
+fn turn() -> Option<usize> {
+    let turn = std::env::var("PITR_TEST_TURN").ok()?;
+    Some(turn.parse().expect("PITR_TEST_TURN is a number"))
 }
 
 /// The calls of a long sweep.
