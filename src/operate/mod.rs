@@ -50,7 +50,7 @@ pub mod listing;
 pub mod live_names;
 pub mod logical;
 pub mod mount;
-mod mounted;
+pub mod mounted;
 pub mod of;
 pub mod opened;
 pub mod owner;

@@ -340,7 +340,7 @@ pub fn for_a_while<T>(
 /// data directory: then its state is returned.
 ///
 /// # Errors
-/// Those of [`with_server`]; `Server` where the server ended by itself.
+/// Those of the plan; `OutOfReach`; those of [`mounted::with_mount`]; `Server` where the server does not recover, or ended by itself.
 pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State>> {
     let folder = Folder::make(at)?;
     let served = with_server(session, asked, &folder, |running, mount| {
