@@ -59,11 +59,13 @@ fn conflict(
 ) -> Result<Option<Conflict>> {
     let mut error: Option<String> = None;
     let mut open = |key: &Key| -> Result<Option<Option<Container>>> {
-        let Some(object) = store.open(key)? else {
-            return Ok(None);
-        };
-        match Container::open_under(key, object) {
-            Ok(container) => Ok(Some(Some(container))),
+        let under = |object| Container::open_under(key, object);
+        match store
+            .open(key)
+            .and_then(|found| found.map(under).transpose())
+        {
+            Ok(None) => Ok(None),
+            Ok(container) => Ok(Some(container)),
             Err(e) if e.is_damage() => {
                 error.get_or_insert(format!("object \"{key}\": {e}"));
                 Ok(Some(None))

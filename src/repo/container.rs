@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::WalFileName;
 use crate::pg::timeline::{History, TimelineId};
-use crate::store::{Key, NewObject, Object};
+use crate::store::{Key, NewObject, Object, Store};
 
 /// The kind of a container's content; part of the trailer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -576,6 +576,15 @@ pub struct Container {
 }
 
 impl Container {
+    /// Opens what is stored under a key; none where nothing is. Damage shows when the object is opened, where objects are sealed, or in the
+    /// container: to the caller it is the same.
+    ///
+    /// # Errors
+    /// Those of the store and of [`Container::open`].
+    pub fn stored(store: &dyn Store, key: &Key) -> Result<Option<Container>> {
+        store.open(key)?.map(Container::open).transpose()
+    }
+
     /// Reads trailer, directory and identity.
     ///
     /// # Errors

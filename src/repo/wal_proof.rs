@@ -123,11 +123,8 @@ impl WalProof {
         layout: &ClusterLayout,
     ) -> Result<Option<SegmentName>> {
         for (name, hash) in self.segments() {
-            let Some(object) = store.open(&layout.segment(name))? else {
-                continue;
-            };
-            match Container::open(object) {
-                Ok(container) if !hash.is_of(&container) => return Ok(Some(name)),
+            match Container::stored(store, &layout.segment(name)) {
+                Ok(Some(container)) if !hash.is_of(&container) => return Ok(Some(name)),
                 Err(e) if !e.is_damage() => {
                     return Err(e.context(format!("open segment \"{name}\"")));
                 }

@@ -356,11 +356,14 @@ fn continues_another_life(work: &Work<'_>, before: SegmentName, link: Link) -> R
         return Ok(false);
     };
     let stored = work.layout.home(before.timeline, None).segment(before);
-    let Some(object) = work.store.open(&stored)? else {
-        return Ok(false);
-    };
-    let own = Container::open(object).and_then(|container| Link::read(&container));
-    Ok(timeline == before.timeline && own.is_ok_and(|link| link.own == Some(mark)))
+    match Link::stored(work.store, &stored) {
+        Ok(link) => {
+            Ok(timeline == before.timeline && link.is_some_and(|(l, _)| l.own == Some(mark)))
+        }
+        // Its own check tells of the damage.
+        Err(e) if e.code() == Code::Damaged => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// The mark of the WAL in a segment. Its last bytes are at hand; where WAL ends far before them, it is read once more.

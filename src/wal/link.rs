@@ -109,7 +109,7 @@ impl Link {
     /// # Errors
     /// `Damaged`; those of the store.
     pub fn stored(store: &dyn Store, key: &Key) -> Result<Option<(Link, bool)>> {
-        let container = store.open(key)?.map(Container::open).transpose()?;
+        let container = Container::stored(store, key)?;
         let read = |c: Container| Ok((Link::read(&c)?, c.is_opaque()));
         container.map(read).transpose()
     }

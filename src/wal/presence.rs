@@ -27,11 +27,9 @@ pub fn of_segment(
     layout: &ClusterLayout,
     name: SegmentName,
 ) -> Result<Presence> {
-    let Some(object) = store.open(&layout.segment(name))? else {
-        return Ok(Presence::Absent);
-    };
-    let container = match Container::open(object) {
-        Ok(container) => container,
+    let container = match Container::stored(store, &layout.segment(name)) {
+        Ok(Some(container)) => container,
+        Ok(None) => return Ok(Presence::Absent),
         Err(e) if e.code() == Code::Damaged => {
             return Ok(Presence::Unusable(format!("is damaged ({e})")));
         }

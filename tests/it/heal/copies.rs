@@ -494,3 +494,41 @@ fn j07_a_damaged_copy_is_healed_in_its_turn() {
     let report = swapped.run().success().json();
     assert_eq!(all(&report, "healed").len(), 2, "{report:#}");
 }
+
+#[test]
+fn j02_what_is_cut_in_an_encrypted_repository_ends_no_check() {
+    let copies = Copies::new("encrypted-2");
+    let verify = |more: &[&str]| {
+        let program = copies.frozen.pitr().args(["verify", "--json"]);
+        program.args(["--repository", "second"]).args(more).run()
+    };
+    let keys = copies.keys();
+    let segments: Vec<&String> = keys.iter().filter(|key| is_segment(key)).collect();
+    assert!(segments.iter().any(|key| key.contains("/lives/")));
+    for key in segments {
+        let good = std::fs::read(copies.second.join(key)).unwrap();
+        damage(&copies.second, key, 2);
+        verify(&[]).expect_code(4).expect_stdout(key);
+        std::fs::write(copies.second.join(key), good).unwrap();
+    }
+    let history = keys
+        .iter()
+        .find(|key| key.ends_with("00000003/history"))
+        .unwrap();
+    damage(&copies.second, history, 2);
+    let key = keys
+        .iter()
+        .find(|key| is_segment(key) && key.contains("/lives/"));
+    damage(&copies.second, key.unwrap(), 2);
+    verify(&[]).expect_code(4);
+    verify(&["--heal"]).success();
+    verify(&["--heal"]).success();
+}
+
+fn is_segment(key: &str) -> bool {
+    let name = key.rsplit('/').next().unwrap_or_default();
+    key.contains("/wal/")
+        && name.len() == 24
+        && !key.contains("partial")
+        && !key.contains("conflicts")
+}
