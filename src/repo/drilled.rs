@@ -22,8 +22,10 @@ use crate::store::Store;
 pub const SUBJECT: &str = "drills";
 /// The kind of event.
 pub const DRILLED: &str = "drilled";
-/// Events that are read at most, newest first: a drill of each night for half a year.
+/// Drills that are read at most, newest first: one of each night for half a year.
 const READ_MAX: usize = 200;
+/// Events that are read at most: of junk, and of events that somebody without a key has written, there may be any number.
+const NAMES_MAX: usize = 20_000;
 /// Measurements that an estimate rests on.
 const MEASURED: usize = 9;
 
@@ -159,8 +161,13 @@ pub struct Drills {
 /// Errors of the store. An event that cannot be read proves nothing.
 pub fn newest(store: &dyn Store, scope: &Scope, host: &str) -> Result<Drills> {
     let mut found = Drills::default();
-    for name in names(store, scope)?.iter().take(READ_MAX) {
+    let mut drills = 0;
+    for name in names(store, scope)?.iter().take(NAMES_MAX) {
+        if drills == READ_MAX {
+            break;
+        }
         let read = read(store, scope, name)?;
+        drills += read.len();
         read.into_iter().for_each(|held| found.add(held, host));
         if found.proven.is_some() && found.measured.len() >= MEASURED {
             break;
@@ -176,8 +183,14 @@ pub fn newest(store: &dyn Store, scope: &Scope, host: &str) -> Result<Drills> {
 /// Errors of the store. An event that cannot be read proves nothing.
 pub fn proven_backups(store: &dyn Store, scope: &Scope) -> Result<BTreeSet<BackupId>> {
     let mut last: BTreeMap<BackupId, Held> = BTreeMap::new();
-    for name in names(store, scope)?.iter().take(READ_MAX) {
+    let mut passed = 0;
+    for name in names(store, scope)?.iter().take(NAMES_MAX) {
+        // Neither drills that failed nor junk push the proof of a backup out of sight.
+        if passed == READ_MAX {
+            break;
+        }
         for held in read(store, scope, name)? {
+            passed += usize::from(held.is_passed());
             // A fast drill that passed has not read everything; one that failed tells something.
             let is_told = held.is_whole() || !held.is_passed();
             let tells = is_told && held.drill.failed != Some(Phase::Checks);
@@ -308,6 +321,49 @@ mod tests {
         assert_eq!(proven(), BTreeSet::from([a.clone()]));
         drilled(&b, 15, None);
         assert_eq!(proven(), BTreeSet::from([a, b]));
+    }
+
+    #[test]
+    fn neither_junk_nor_drills_that_failed_hide_a_proof() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let id: BackupId = "20201101T060000Z-full".parse().unwrap();
+        let drilled = |minute: usize, drill: Drill| {
+            let time = format!("2020-11-10T{:02}:{:02}:00Z", minute / 60, minute % 60);
+            let event = Event {
+                event: DRILLED.into(),
+                subject: SUBJECT.into(),
+                time: time.parse().unwrap(),
+                drill: Some(drill),
+                ..Event::default()
+            };
+            event::record(&store, &scope, &event, 7).unwrap();
+        };
+        let passed = Drill {
+            backup: Some(id.clone()),
+            ..Drill::default()
+        };
+        drilled(0, passed);
+        for minute in 1..=READ_MAX + 5 {
+            drilled(
+                minute,
+                Drill {
+                    failed: Some(Phase::Amcheck),
+                    ..Drill::default()
+                },
+            );
+        }
+        let folder = dir.path().join(scope.subject(SUBJECT));
+        for n in 0..READ_MAX + 5 {
+            let name = format!("29991231T000000.000000Z-{DRILLED}-{n:08x}");
+            std::fs::write(folder.join(name), "junk").unwrap();
+        }
+        assert!(!names(&store, &scope).unwrap().is_empty());
+        assert_eq!(
+            proven_backups(&store, &scope).unwrap(),
+            BTreeSet::from([id])
+        );
     }
 
     #[test]

@@ -9,13 +9,12 @@ use crate::repo::claim::Claim;
 use crate::repo::container::Kind;
 use crate::repo::event;
 use crate::repo::id::BackupId;
-use crate::repo::json;
 use crate::repo::relations;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::outline::Outline;
 use crate::repo::scope;
 use crate::snapshot::reader::Snapshot;
-use crate::store::{Store, get};
+use crate::store::Store;
 
 impl Transfer<'_> {
     /// Copies a backup; what is wrong with it is taken down.
@@ -42,14 +41,13 @@ impl Transfer<'_> {
 
     /// `false` when it is not to be had any more.
     fn copy_claimed(&self, id: &BackupId, wal: &Wal<'_>) -> Result<bool> {
-        let key = self.layout.manifest(id);
         let store = self.from.store();
         // An encrypted root is copied as it is stored.
         let (root, whole) = match self.is_sealed() {
             true => (Outline::read(store, &self.layout, id)?, None),
             false => {
                 let read = BackupRoot::read(store, &self.layout, id)?;
-                let whole = read.zip(get(store, &key, json::ROOT_LIMIT_BYTES)?);
+                let whole = read.zip(self.root_bytes(id)?);
                 let root = whole.as_ref().map(|(root, _)| Outline::of(root));
                 (root.transpose()?, whole)
             }

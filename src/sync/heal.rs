@@ -234,8 +234,27 @@ impl<'a> Healing<'a> {
                 }
             }
             Proof::Root(id) => self.check_begin(id),
-            Proof::Pack { .. } | Proof::Layers { .. } => Ok(()),
+            // The MAC says nothing of whose backup it is: two may have one id.
+            Proof::Pack { part, .. } | Proof::Layers { part, .. } => self.check_no_other(&part.id),
         }
+    }
+
+    /// Two reservations of one id must not differ. That of a backup that was expired is gone, while others still need its parts.
+    fn check_no_other(&self, id: &BackupId) -> Result<()> {
+        match self.reservations(id)? {
+            (Some(here), Some(there)) if here != there => Err(err!(
+                Conflict,
+                "the two repositories have different reservations of its id: it is another backup"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The bytes of the reservation of an id, here and over there.
+    fn reservations(&self, id: &BackupId) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+        let key = self.pair.scope.begin(id);
+        let of = |repository: &Repository| get(repository.store(), &key, json::LIMIT_BYTES);
+        Ok((of(self.pair.to)?, of(self.pair.from)?))
     }
 
     /// Checks every byte of an object.
@@ -317,9 +336,7 @@ impl<'a> Healing<'a> {
 
     /// Both sides must have the same reservation: another backup may have the id over there.
     fn check_begin(&self, id: &BackupId) -> Result<()> {
-        let key = self.pair.scope.begin(id);
-        let of = |repository: &Repository| get(repository.store(), &key, json::LIMIT_BYTES);
-        let (here, there) = (of(self.pair.to)?, of(self.pair.from)?);
+        let (here, there) = self.reservations(id)?;
         match here.is_some() && here == there {
             true => Ok(()),
             false => Err(err!(
@@ -345,8 +362,15 @@ impl<'a> Healing<'a> {
         Ok(to.head(&conflict)?.is_some())
     }
 
-    /// A segment of which the original says nothing any more has to be joined to its neighbours, as far as links tell.
+    /// An object of which the original says nothing any more is none that was refused here. A segment has to be joined to its neighbours, too, as
+    /// far as links tell.
     fn check_neighbours(&self, key: &Key, container: &Container) -> Result<()> {
+        if self.is_refused(key, container)? {
+            return Err(err!(
+                Conflict,
+                "it is the copy of another server that was refused here under this name"
+            ));
+        }
         let (Ok(name), Some(size)) = (key.name().parse::<SegmentName>(), self.segment_size) else {
             return Ok(());
         };
@@ -356,12 +380,6 @@ impl<'a> Healing<'a> {
         let link = Link::read(container)?;
         let number = name.number(size)?;
         let to = self.pair.to.store();
-        if self.is_refused(key, container)? {
-            return Err(err!(
-                Conflict,
-                "it is the copy of another server that was refused here under this name"
-            ));
-        }
         let neighbour = |number: Option<u64>| -> Option<(SegmentName, Link)> {
             let other = SegmentNumber(number?).name(name.timeline, size)?;
             // In the same home: a neighbour elsewhere belongs to another life.

@@ -7,9 +7,11 @@ use super::copy::{Copied, Tee};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::repo::event;
+use crate::repo::healed;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::json;
-use crate::repo::root::{LayerRef, Map, PackRef};
+use crate::repo::root::aux_root::AuxRoot;
+use crate::repo::root::{BackupRoot, LayerRef, Map, PackRef};
 use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
 use crate::snapshot::reader::Snapshot;
@@ -203,6 +205,21 @@ impl Pair<'_> {
             tee.pass(tee.size_bytes(), may_pass)
         };
         self.copy(&key, &check, &is_same)
+    }
+
+    /// The bytes of a root as it was read: those of its healed copy where the original is damaged.
+    pub(super) fn root_bytes(&self, id: &BackupId) -> Result<Option<Vec<u8>>> {
+        let key = self.scope.manifest(id);
+        healed::read(self.from.store(), &key, |view| {
+            let Some(object) = view.open(&key)? else {
+                return Ok(None);
+            };
+            match self.scope.kind() {
+                None => BackupRoot::check(object.as_ref(), &self.scope, id)?,
+                Some(_) => AuxRoot::check(object.as_ref(), &self.scope, id)?,
+            }
+            get(view, &key, json::ROOT_LIMIT_BYTES)
+        })
     }
 
     /// From here on the backup exists there.

@@ -19,7 +19,7 @@ use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
 use crate::repo::scope::{self, Scope};
 use crate::repo::source;
 use crate::snapshot::reader::Snapshot;
-use crate::store::{Store, get};
+use crate::store::Store;
 
 /// One aux scope, from one repository into another.
 pub struct ScopeTransfer<'a> {
@@ -166,8 +166,7 @@ impl<'a> ScopeTransfer<'a> {
             }));
         }
         let read = AuxRoot::read(store, &pair.scope, id)?;
-        let bytes = get(store, &pair.scope.manifest(id), json::ROOT_LIMIT_BYTES)?;
-        let Some((root, bytes)) = read.zip(bytes) else {
+        let Some((root, bytes)) = read.zip(pair.root_bytes(id)?) else {
             return Ok(None);
         };
         // Plain content is checked while it is copied.

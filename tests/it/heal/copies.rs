@@ -532,3 +532,42 @@ fn is_segment(key: &str) -> bool {
         && !key.contains("partial")
         && !key.contains("conflicts")
 }
+
+#[test]
+fn j10_the_healed_copy_of_a_root_is_what_a_new_repository_gets() {
+    let copies = Copies::new("plain-2");
+    let roots: Vec<String> = copies
+        .keys()
+        .into_iter()
+        .filter(|key| key.ends_with("/manifest"))
+        .collect();
+    assert!(roots.len() > 2);
+    for key in &roots {
+        damage(&copies.first, key, 0);
+    }
+    copies.verify(&["--heal"]).run().success();
+    // The second one is lost, and made anew.
+    for key in files_below(&copies.second) {
+        if key != "pitr.json" {
+            std::fs::remove_file(copies.second.join(key)).unwrap();
+        }
+    }
+    // One of them is marked for deletion, and is not copied.
+    let is_copied = |key: &str| key.starts_with("clusters/") && !key.contains("20261122T101445Z");
+    let sync = copies
+        .frozen
+        .pitr()
+        .args(["repo", "sync", "--from", "frozen", "--to", "second"]);
+    let synced = sync.run();
+    for key in roots.iter().filter(|key| is_copied(key)) {
+        let bytes = std::fs::read(copies.second.join(key));
+        let bytes = bytes.unwrap_or_else(|e| panic!("{key}: {e}: {synced}"));
+        let copy = std::fs::read(copies.copy(key, 1)).unwrap();
+        assert!(bytes == copy, "{key}: {synced}");
+    }
+    let plan = copies
+        .frozen
+        .pitr()
+        .args(["plan", "--repository", "second"]);
+    plan.run().success();
+}
