@@ -281,7 +281,8 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         )
         .hint("Nothing was done. Remove the directory by hand where it is not needed."));
     }
-    if state.stage == Stage::Copying && !is_confirmed {
+    let is_wanted = folder::is_asked_for(&path) && state.stage != Stage::Whole;
+    if is_wanted && !is_confirmed {
         return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
             .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", or throw it away: pitr clone stop {id} --confirm")));
     }
@@ -290,7 +291,7 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         cx.session.host.check_stop()?;
         std::thread::sleep(PAUSE);
     }
-    let left = folder::state(&path);
+    let left = folder::state(&path).filter(|state| state.stage == Stage::Kept);
     if cx.out.is_json() {
         cx.out.json(&left)?;
     } else {

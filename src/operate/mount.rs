@@ -1,5 +1,6 @@
 //! A mounted restore for programs of the operator: it is there until it is stopped, and thrown away then.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,10 +41,11 @@ pub fn run(
     mounted::check_possible()?;
     let root = empty(at)?;
     let data = root.join(DATA);
-    let tablespace = |oid: u32| root.join("tablespaces").join(oid.to_string());
-    let (prepared, plan) = clone::prepare(session, target, &data, &tablespace)?;
-    let made = std::fs::create_dir(root.join("tablespaces"));
-    made.map_err(|e| Error::from_io(format!("make a directory in \"{}\"", root.display()), e))?;
+    let tablespaces = root.join("tablespaces");
+    make(&tablespaces, &root)?;
+    let tablespace = |oid: u32| tablespaces.join(oid.to_string());
+    let prepared = clone::prepare(session, target, &data, &tablespace);
+    let (prepared, plan) = prepared.inspect_err(|_| clear(&root))?;
     let shown = Ready {
         data,
         backup: prepared.job.backup.to_string(),
@@ -87,6 +89,18 @@ fn empty(at: &Path) -> Result<PathBuf> {
         None => Ok(root),
         Some(_) => Err(refused("is not empty")),
     }
+}
+
+/// Makes a directory that belongs to whom another one belongs.
+fn make(path: &Path, like: &Path) -> Result<()> {
+    let made = std::fs::create_dir(path).and_then(|()| {
+        let meta = std::fs::metadata(like)?;
+        match rustix::process::geteuid().is_root() {
+            true => std::os::unix::fs::lchown(path, Some(meta.uid()), Some(meta.gid())),
+            false => Ok(()),
+        }
+    });
+    made.map_err(|e| Error::from_io(format!("make \"{}\"", path.display()), e))
 }
 
 fn clear(root: &Path) {

@@ -486,7 +486,12 @@ fn k08_a_bucket_gives_a_clone() {
 fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     require_root!("k09_a_moment_is_mounted_for_a_server_of_the_operator");
     require_fuse!("k09_a_moment_is_mounted_for_a_server_of_the_operator");
-    let cloned = Cloned::new(17);
+    let (site, cluster) = Site::with_cluster(17);
+    let space = Sandbox::new("space");
+    let place = space.path().display().to_string();
+    cluster.sql(&format!("create tablespace fast location '{place}'"));
+    cluster.sql("create table s tablespace fast as select g from generate_series(1, 5000) g");
+    let cloned = Cloned::of(site, cluster);
     let at = cloned.folder.dir("m");
     user::own(&at);
     let mount = cloned.site.pitr().privileged().arg("mount").arg(&at);
@@ -502,6 +507,7 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     own.start();
     own.wait_promoted();
     assert_eq!(own.query_one_string("select count(*) from t"), "31000");
+    assert_eq!(own.query_one_string("select count(*) from s"), "5000");
     own.stop(crate::common::Stop::Fast);
     drop(own);
     running.signal(Signal::INT);
@@ -608,4 +614,49 @@ fn k10_a_database_that_may_be_hollow_is_refused() {
         .run()
         .success()
         .expect_stdout("0");
+}
+
+#[test]
+fn k11_a_kept_clone_is_nobodys_leftover_and_one_that_is_wanted_is_not_thrown_away() {
+    require_fuse!("k11_a_kept_clone_is_nobodys_leftover_and_one_that_is_wanted_is_not_thrown_away");
+    let cloned = Cloned::new(17);
+    let run = cloned.clone().run().success();
+    let id = id(&run);
+    cloned.below(&["keep", &id]).run().success();
+    let stop = cloned.below(&["stop", &id]);
+    // Either it is whole already, or it is not lost without a word.
+    wait_until(PATIENCE, "it is stopped as whole", || {
+        let run = stop.run();
+        assert!(matches!(run.code(), 0 | 8), "{run}");
+        run.is_success()
+    });
+    let folder = cloned.folder.join(format!("pitr-clone-{id}"));
+    assert!(folder.join("tree/data/PG_VERSION").exists());
+    // As a power cut leaves it that undoes the last step.
+    let lock = folder.join("clone.lock");
+    std::fs::write(&lock, "").unwrap();
+    user::own(&lock);
+    cloned.below(&["list"]).run().success();
+    assert!(folder.join("tree/data/PG_VERSION").exists() && !lock.exists());
+    cloned.below(&["stop", &id]).run().expect_code(8);
+}
+
+#[test]
+fn k11_a_live_table_that_does_not_take_all_rows_keeps_its_own() {
+    require_fuse!("k11_a_live_table_that_does_not_take_all_rows_keeps_its_own");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table g (id int primary key, a int, double int generated always as (a * 2) stored); insert into g select n, n from generate_series(1, 100) n");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    let one = |sql: &str| live.query_one_string(sql);
+    live.sql("alter table g alter double drop expression");
+    live.sql("update g set double = 7");
+    rescue(&cloned, &["--table", "g", "--replace", "--confirm"]).success();
+    assert_eq!(one("select sum(double) from g"), "10100");
+    live.sql("create function drops() returns trigger language plpgsql as 'begin if new.id > 90 then return null; end if; return new; end'; create trigger drops before insert on g for each row execute function drops()");
+    live.sql("update g set a = -1");
+    rescue(&cloned, &["--table", "g", "--replace", "--confirm"])
+        .expect_code(1)
+        .expect_stdout("took 90 of 100 rows");
+    assert_eq!(one("select count(*) || ' ' || sum(a) from g"), "100 -100");
 }

@@ -167,18 +167,27 @@ impl Folder {
 
     /// Whether somebody wants to keep it.
     pub fn is_wanted(&self) -> bool {
-        self.path.join(KEEP).exists()
+        is_asked_for(&self.path)
     }
 
-    /// Removes the folder with all that is in it.
+    /// Removes the folder with all that is in it. The lock goes last: a folder without one is nobody's leftover.
     pub fn remove(self) {
+        let _ = std::fs::remove_dir_all(self.tree());
+        let entries = std::fs::read_dir(&self.path)
+            .into_iter()
+            .flatten()
+            .flatten();
+        for entry in entries.filter(|entry| entry.file_name() != LOCK) {
+            let _ = std::fs::remove_file(entry.path());
+        }
         let _ = std::fs::remove_dir_all(&self.path);
     }
 
     /// Leaves the folder behind; no later command removes it.
     pub fn release(self) {
-        // Without it the folder is nobody's leftover.
+        // Without it the folder is nobody's leftover. Its record says the same, should a power cut bring the lock back.
         let _ = std::fs::remove_file(self.path.join(LOCK));
+        let _ = durable::sync_directory_at(&self.path);
     }
 }
 
@@ -241,6 +250,11 @@ pub fn ask_to_keep(folder: &Path) -> Result<()> {
         .map_err(|e| Error::from_io("ask to keep the clone", e))
 }
 
+/// Whether somebody has asked for a clone to be kept.
+pub fn is_asked_for(folder: &Path) -> bool {
+    folder.join(KEEP).exists()
+}
+
 /// Whether a process holds the folder.
 pub fn is_held(folder: &Path) -> bool {
     let Ok(lock) = File::open(folder.join(LOCK)) else {
@@ -267,6 +281,13 @@ fn sweep(below: &Path) {
         if !path.join(LOCK).exists() {
             // Killed before it had a lock: then it is empty. One that was kept is not.
             let _ = std::fs::remove_dir(&path);
+            continue;
+        }
+        if state(&path).is_some_and(|state| state.stage == Stage::Kept) {
+            // A power cut, or a kill behind its last step, has left the lock.
+            if !is_held(&path) {
+                let _ = std::fs::remove_file(path.join(LOCK));
+            }
             continue;
         }
         if !is_held(&path) && sandbox::stop(&path.join(TREE).join("data")) {

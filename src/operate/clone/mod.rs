@@ -212,10 +212,10 @@ fn with_server<T>(
     Ok((done, prepared))
 }
 
-/// Whether the server's restore_command needs a network: it does where the repository is no directory.
+/// Whether the server's restore_command needs a network: it asks all repositories for what is not there, and does where one is no directory.
 pub fn needs_network(prepared: &Prepared) -> bool {
-    let location = &prepared.opened.reading.configured.location;
-    location.directory().is_none()
+    let mut repositories = prepared.opened.reading.settings.repositories.iter();
+    repositories.any(|one| one.location.directory().is_none())
 }
 
 /// Plans a moment, and decides the restore that has its content brought when it is read.

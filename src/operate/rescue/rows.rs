@@ -11,7 +11,6 @@ use crate::operate::session::Session;
 struct Column {
     name: String,
     definition: String,
-    is_generated: bool,
 }
 
 /// Carries the rows of tables; each session has its own connection for the stream.
@@ -46,14 +45,13 @@ pub fn carry(
 
 fn columns_of(source: &mut Server, table: &Table) -> Result<Vec<Column>> {
     let rows = source.query(&format!(
-        "select a.attname, pg_catalog.format('%I %s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), case when a.attcollation <> t.typcollation and a.attcollation <> 0 then ' collate ' || a.attcollation::pg_catalog.regcollation else '' end), a.attgenerated <> '' from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid where a.attrelid = {} and a.attnum > 0 and not a.attisdropped order by a.attnum",
+        "select a.attname, pg_catalog.format('%I %s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), case when a.attcollation <> t.typcollation and a.attcollation <> 0 then ' collate ' || a.attcollation::pg_catalog.regcollation else '' end) from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid where a.attrelid = {} and a.attnum > 0 and not a.attisdropped order by a.attnum",
         table.oid
     ))?;
     let read = (0..rows.rows.len()).map(|row| {
         Ok(Column {
             name: rows.value(row, 0)?,
             definition: rows.value(row, 1)?,
-            is_generated: rows.text(row, 2)? == Some("t"),
         })
     });
     read.collect()
@@ -72,11 +70,13 @@ fn one(
     mode: &Mode,
 ) -> Result<Rescued> {
     let rows = table.count(source)?;
-    // Generated columns are generated again.
-    let carried: Vec<&Column> = match mode {
-        Mode::As(_) => columns.iter().collect(),
-        _ => columns.iter().filter(|c| !c.is_generated).collect(),
+    // A column that the live table generates takes no value. One that was generated at the moment, and is plain now, has its value from there.
+    let generated = match mode {
+        Mode::As(_) => Vec::new(),
+        _ => check_columns(live, table, columns)?,
     };
+    let is_carried = |column: &&Column| !generated.contains(&column.name);
+    let carried: Vec<&Column> = columns.iter().filter(is_carried).collect();
     let names = list(&carried);
     let defined: Vec<&str> = carried.iter().map(|c| c.definition.as_str()).collect();
     let defined = defined.join(", ");
@@ -86,7 +86,6 @@ fn one(
             name.clone()
         }
         _ => {
-            check_columns(live, table, columns)?;
             live.query(&format!(
                 "create temporary table pitr_rescued ({defined}) on commit drop"
             ))?;
@@ -127,7 +126,16 @@ fn one(
         }
         Mode::Replace => {
             live.query(&format!("truncate only {live_name}"))?;
-            Some(count_of(live, &all)?)
+            let added = count_of(live, &all)?;
+            // A trigger of the live table may leave rows out.
+            if added != rows {
+                return Err(err!(
+                    Server,
+                    "the live table took {added} of {rows} rows: a trigger or a rule of it leaves rows out"
+                )
+                .hint("Nothing was changed. Disable what does it, or put the table beside it: --as NAME"));
+            }
+            Some(added)
         }
     };
     Ok(Rescued {
@@ -149,15 +157,19 @@ fn count_of(live: &mut Server, insert: &str) -> Result<u64> {
     rows.value(0, 0)
 }
 
-/// Requires that the live table has the columns of the moment.
-fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result<()> {
+/// Requires that the live table has the columns of the moment; returns the names of those that it generates itself.
+fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result<Vec<String>> {
     let rows = live.query(&format!(
-        "select a.attname from pg_catalog.pg_attribute a where a.attrelid = pg_catalog.to_regclass({}) and a.attnum > 0 and not a.attisdropped",
+        "select a.attname, a.attgenerated <> '' from pg_catalog.pg_attribute a where a.attrelid = pg_catalog.to_regclass({}) and a.attnum > 0 and not a.attisdropped",
         literal(&table.quoted())
     ))?;
-    let mut there = Vec::new();
+    let (mut there, mut generated) = (Vec::new(), Vec::new());
     for row in 0..rows.rows.len() {
-        there.push(rows.text(row, 0)?.unwrap_or_default().to_owned());
+        let name = rows.text(row, 0)?.unwrap_or_default().to_owned();
+        if rows.text(row, 1)? == Some("t") {
+            generated.push(name.clone());
+        }
+        there.push(name);
     }
     let missing: Vec<&str> = columns
         .iter()
@@ -165,7 +177,7 @@ fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result
         .filter(|name| !there.iter().any(|t| t == name))
         .collect();
     match missing.is_empty() {
-        true => Ok(()),
+        true => Ok(generated),
         false => Err(err!(Refused, "the live table {} has no column {}", table.shown(), missing.join(", "))
             .hint("Nothing was changed. Put the table beside it, and carry the rows over by SQL: --as NAME")),
     }
