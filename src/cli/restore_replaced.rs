@@ -88,6 +88,12 @@ pub(super) fn warn(cx: &Context, prepared: &Prepared) -> Result<()> {
             human::count(old.unarchived as u64, "WAL file")
         ));
     }
+    if old.is_crashed {
+        let wal = shell_word(&text(&old.data.join("pg_wal")));
+        cx.out.warn(&format!(
+            "the server of the old cluster was not shut down cleanly, and its last WAL was never offered to be archived, so its last commits may be missing in the new one. They are kept with it. Beforehand, start it and stop it cleanly, or run pitr wal backfill --from {wal}, which brings in the segments that are whole"
+        ));
+    }
     if let Some(earlier) = Standing::find(&old.data)? {
         let aside = earlier.replaced();
         cx.out.warn(&format!(

@@ -75,7 +75,7 @@ pub fn undo_line(to: &Path) -> String {
 /// `NotFound` without a replacement; those of [`Standing::undo`].
 pub fn undo(session: &Session, to: &Path, discards: bool, is_confirmed: bool) -> Result<Standing> {
     let to = session.environment.absolute(to);
-    let standing = Standing::find(&to)?.ok_or_else(|| {
+    let mut standing = Standing::find(&to)?.ok_or_else(|| {
         err!(
             NotFound,
             "no replacement of \"{}\" is recorded",
@@ -83,13 +83,14 @@ pub fn undo(session: &Session, to: &Path, discards: bool, is_confirmed: bool) ->
         )
         .hint("Nothing was changed. A restore that did not come to its end has moved nothing: the data directory is as it was.")
     })?;
-    match is_confirmed {
-        true => standing.clone().undo(discards, &session.host)?,
-        false => match standing.check_undo(discards) {
-            // The plan says it.
-            Err(e) if e.code() == Code::Refused && standing.has_accepted_writes()? => {}
-            answer => answer?,
-        },
+    match standing.check_undo(discards) {
+        // The plan says it.
+        Err(e)
+            if !is_confirmed && e.code() == Code::Refused && standing.has_accepted_writes()? => {}
+        answer => answer?,
+    }
+    if is_confirmed {
+        standing.clone().undo(discards, &session.host)?;
     }
     Ok(standing)
 }

@@ -121,7 +121,11 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         rival::check(session, copy, cluster, asked.is_confirmed)?;
     }
     let begun = match &earlier {
-        Earlier::LastStep(job) => taken_up(session, opened, job, None)?,
+        // The one that has yet to take another's place may wait since long.
+        Earlier::LastStep(job) => {
+            let plan = job.plan.as_ref().filter(|_| asked.replace);
+            taken_up(session, opened, job, plan)?
+        }
         Earlier::Copying(job) => taken_up(session, opened, job, job.plan.as_ref())?,
         Earlier::None => match planned(session, asked, opened, request)? {
             ControlFlow::Continue(begun) => begun,

@@ -58,6 +58,9 @@ pub struct Part {
     pub bytes: Option<u64>,
     /// The origin of the estimate.
     pub basis: Basis,
+    /// How many drills measured it.
+    #[serde(skip)]
+    pub drills: usize,
     /// Whether it is far larger than anything that was tried.
     pub is_far: bool,
 }
@@ -69,7 +72,7 @@ pub struct Estimate {
     pub ms: u64,
     /// The phases, in the order in which they happen.
     pub parts: Vec<Part>,
-    /// How many drills it rests on.
+    /// How many drills it rests on: as many as measured the part that fewest of them measured, defaults aside.
     pub drills: usize,
 }
 
@@ -97,10 +100,11 @@ pub fn estimate(drills: &[&[Timed]], work: Work) -> Estimate {
         of_bytes(drills, Phase::Replay, work.replay, REPLAY),
         of_step(drills, Phase::Checkpoint),
     ];
+    let measured = parts.iter().filter(|p| p.basis == Basis::Measured);
     Estimate {
+        drills: measured.map(|p| p.drills).min().unwrap_or(0),
         ms: parts.iter().fold(0, |sum, p| sum.saturating_add(p.ms)),
         parts: parts.into(),
-        drills: drills.len(),
     }
 }
 
@@ -110,13 +114,15 @@ fn timed<'a>(drills: &'a [&[Timed]], phase: Phase) -> impl Iterator<Item = &'a T
 }
 
 fn of_step(drills: &[&[Timed]], phase: Phase) -> Part {
-    let all = timed(drills, phase).map(|t| i128::from(t.ms)).collect();
+    let all: Vec<i128> = timed(drills, phase).map(|t| i128::from(t.ms)).collect();
+    let count = all.len();
     let measured = median(all).and_then(|ms| u64::try_from(ms).ok());
     Part {
         phase,
         ms: measured.unwrap_or(STEP_MS),
         bytes: None,
         basis: measured.map_or(Basis::Default, |_| Basis::Measured),
+        drills: count,
         is_far: false,
     }
 }
@@ -131,6 +137,7 @@ fn of_bytes(drills: &[&[Timed]], phase: Phase, bytes: u64, default: Law) -> Part
         ms: law.unwrap_or(default).ms(bytes),
         bytes: Some(bytes),
         basis: law.map_or(Basis::Default, |_| Basis::Measured),
+        drills: tried.len(),
         is_far: largest.is_some_and(|largest| bytes / FAR > largest),
     }
 }
@@ -273,6 +280,19 @@ mod tests {
         let basis = |phase| told.parts.iter().find(|p| p.phase == phase).unwrap().basis;
         assert_eq!(basis(Phase::Copy), Basis::Measured);
         assert_eq!(basis(Phase::Replay), Basis::Default);
+    }
+
+    #[test]
+    fn the_part_that_fewest_drills_measured_says_how_many_it_rests_on() {
+        let mut drills = vec![drill((100, 1_000), (0, 5), 30); 8];
+        drills.push(drill((100, 1_000), (16, 320), 30));
+        let told = of(&drills, 100, 50);
+        let count = |phase| told.parts.iter().find(|p| p.phase == phase).unwrap().drills;
+        assert_eq!((count(Phase::Copy), count(Phase::Replay)), (9, 1));
+        assert_eq!(told.drills, 1);
+        // A part that is a default rests on none, and the others still on theirs.
+        drills.pop();
+        assert_eq!(of(&drills, 100, 50).drills, 8);
     }
 
     #[test]

@@ -428,22 +428,22 @@ pub(super) fn kind(
 ///
 /// # Errors
 /// `TargetWrite`.
-pub fn commit(data: &Tree, job: &Job) -> Result<()> {
+pub fn commit(data: &Tree, job: &Job, control: &'static str) -> Result<()> {
     let wal = data.directory(b"pg_wal")?;
     durable::remove_in(wal.as_fd(), UNFINISHED)
         .map_err(|e| write_error(&format!("pg_wal/{UNFINISHED}"), e))?;
-    name_control(data, job)
+    name_control(data, job, control)
 }
 
-/// Step 4: pg_control gets its name.
+/// Step 4: pg_control gets its name, or the one under which no server starts yet.
 ///
 /// # Errors
 /// `TargetWrite`.
-pub fn name_control(data: &Tree, job: &Job) -> Result<()> {
+pub fn name_control(data: &Tree, job: &Job, control: &'static str) -> Result<()> {
     let global = data.directory(b"global")?;
     let last = |path: &'static str| path.rsplit('/').next().unwrap_or(path);
-    durable::name_in(global.as_fd(), last(WAITING_CONTROL), last(CONTROL))
-        .map_err(|e| write_error(CONTROL, e))?;
+    durable::name_in(global.as_fd(), last(WAITING_CONTROL), last(control))
+        .map_err(|e| write_error(control, e))?;
     if matches!(job.request.purpose, Purpose::Standby { .. }) {
         // Nothing of a standby's settings is ever taken away.
         let wal = data.directory(b"pg_wal")?;

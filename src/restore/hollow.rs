@@ -100,7 +100,7 @@ pub fn commit(target: &Target, job: &Job, group: bool) -> Result<()> {
     let data = Tree::open(&target.data, target.owner)?;
     let destination = Destination::make(target, data, group)?;
     finish::sync(&destination)?;
-    finish::commit(destination.data(), job)
+    finish::commit(destination.data(), job, target.control)
 }
 
 /// Requires that a backup has all databases.

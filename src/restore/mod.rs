@@ -197,7 +197,7 @@ fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -
     let data = Tree::open(&target.data, target.owner)?;
     // One that has yet to replace another directory may have it already.
     if data.stat(WAITING_CONTROL.as_bytes())?.is_some() {
-        finish::name_control(&data, job)?;
+        finish::name_control(&data, job, target.control)?;
     }
     let settings = finish::settings_of(job, &survey.brought)?.all();
     Ok(Report {
@@ -273,7 +273,7 @@ fn copy_all(
     host.progress.phase("sync", None);
     finish::sync(&destination)?;
     tick();
-    finish::commit(destination.data(), job)?;
+    finish::commit(destination.data(), job, target.control)?;
     Ok(Report {
         resumed: *earlier != Earlier::None,
         removed_files,

@@ -19,7 +19,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::target_dir::{CONTROL, PlacedTablespace};
+use super::target_dir::{CLOSED, CONTROL, PlacedTablespace};
 use super::tree::write_error;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::{UNFINISHED, read_limited};
@@ -28,15 +28,13 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::host::Host;
-use crate::pg::control::ClusterState;
+use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::time::TimestampTz;
 
 /// The end of the name under which a cluster is restored beside the one that it replaces; in a tablespace the name itself.
 pub const WAITING: &str = "pitr-new";
 /// The end of the record's name.
 const RECORD: &str = "pitr-replaced";
-/// The name of pg_control in a cluster that is not in its place.
-const CLOSED: &str = "global/pg_control.pitr-closed";
 /// The name that the link of pg_wal has until it takes its place.
 const LINK: &str = "pg_wal.pitr-link";
 const FORMAT: u32 = 1;
@@ -91,6 +89,17 @@ impl Pair {
 
     fn names(&self) -> [&Path; 4] {
         [&self.place, &self.waiting, &self.replaced, &self.undone]
+    }
+
+    /// Whether a cluster's directory has one of the names.
+    fn has(&self, side: Side) -> Result<bool> {
+        let wanted = self.inode(side);
+        for path in self.names() {
+            if wanted.is_some() && inode_of(path)? == wanted {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The path that a cluster's directory has now.
@@ -179,6 +188,12 @@ struct Record {
     state: State,
     /// BLAKE3 of the new cluster's pg_control as it was restored.
     control: String,
+    /// BLAKE3 of the old cluster's pg_control; earlier versions did not take it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    old_control: Option<String>,
+    /// BLAKE3 of the new cluster's pg_control when an undo was allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    allowed: Option<String>,
     data: Pair,
     /// Directories outside of the data directory.
     others: Vec<Pair>,
@@ -205,6 +220,10 @@ pub struct Old {
     pub system_identifier: u64,
     /// Files of WAL that wait to be archived.
     pub unarchived: usize,
+    /// Whether its server was not shut down cleanly: the WAL of its last segment was never offered to be archived.
+    pub is_crashed: bool,
+    /// BLAKE3 of its pg_control, which every server changes.
+    control: String,
     /// Name of its directory in each tablespace.
     version: String,
     /// Directories of its tablespaces, without links.
@@ -233,18 +252,23 @@ impl Old {
                 "Nothing was changed. Complete it with the command that began it, or remove the directory.",
             ));
         }
-        let control = directory.control()?.ok_or_else(|| {
+        let (control, bytes) = directory.control_with_bytes()?.ok_or_else(|| {
             err!(
                 Refused,
                 "\"{shown}\" is no data directory: it has no {CONTROL}"
             )
             .hint(UNCHANGED)
         })?;
-        let version = format!("PG_{}_{}", control.major.number(), control.catalog_version);
+        let version = version_of(&control);
         check_movable(&data)?;
         let mut old = Old {
             system_identifier: control.system_identifier,
             unarchived: unarchived(&directory),
+            is_crashed: !matches!(
+                control.state,
+                ClusterState::ShutDown | ClusterState::ShutDownInRecovery
+            ),
+            control: digest(&bytes),
             version,
             tablespaces: BTreeSet::new(),
             wal: None,
@@ -256,16 +280,33 @@ impl Old {
             check_movable(&real)?;
             old.wal = Some((text, real));
         }
-        let links = old.data.join("pg_tblspc");
-        for entry in std::fs::read_dir(&links).map_err(|e| looked(&links, e))? {
-            let link = entry.map_err(|e| looked(&links, e))?.path();
-            if std::fs::read_link(&link).is_ok() {
-                let space = link.canonicalize().map_err(|e| looked(&link, e))?;
-                check_tablespace(&old, &space)?;
-                old.tablespaces.insert(space);
+        for link in linked_tablespaces(&old.data)? {
+            let space = link.canonicalize().map_err(|e| looked(&link, e))?;
+            check_tablespace(&old, &space)?;
+            old.tablespaces.insert(space);
+        }
+        old.check_apart()?;
+        Ok(old)
+    }
+
+    /// Requires that no directory that is moved lies in another one: names in it would be exchanged in the cluster that leaves.
+    fn check_apart(&self) -> Result<()> {
+        let moved = self.moved();
+        for inner in &moved {
+            let outer = moved
+                .iter()
+                .find(|outer| *outer != inner && inner.starts_with(outer));
+            if let Some(outer) = outer {
+                return Err(err!(
+                    Refused,
+                    "\"{}\" lies in \"{}\", so the two cannot be moved aside one by one",
+                    inner.display(),
+                    outer.display()
+                )
+                .hint("Nothing was changed. Restore into another directory."));
             }
         }
-        Ok(old)
+        Ok(())
     }
 
     /// The directory in which the new cluster is restored.
@@ -314,10 +355,20 @@ pub struct New<'a> {
 /// `Refused` when a server was started meanwhile; `TargetWrite`. The old cluster is in its place then, unless the hint says otherwise.
 pub fn replace(old: &Old, new: &New<'_>, host: &Host) -> Result<Standing> {
     check_stopped(&old.data)?;
+    // Its tablespaces, and what is to be archived, may be others since.
+    if control_of(&old.data)?.map(|bytes| digest(&bytes)).as_ref() != Some(&old.control) {
+        return Err(err!(
+            Refused,
+            "a server has run in \"{}\" while the new cluster was restored",
+            old.data.display()
+        )
+        .hint("Nothing was changed. Run the same command again: it looks at the old cluster anew, and takes up what was restored."));
+    }
     let waiting = old.waiting();
     check_stopped(&waiting)?;
-    let control = DataDirectory::at(&waiting).control_with_bytes()?;
-    let control = control.ok_or_else(|| err!(Internal, "the restored cluster has no {CONTROL}"))?;
+    close_waiting(&waiting)?;
+    let control = control_of(&waiting)?;
+    let control = control.ok_or_else(|| err!(Internal, "the restored cluster has no {CLOSED}"))?;
     let began = host.now();
     let stamp = free_stamp(&old.data, began);
     let (replaced, undone) = (format!("replaced-{stamp}"), format!("undone-{stamp}"));
@@ -358,7 +409,9 @@ pub fn replace(old: &Old, new: &New<'_>, host: &Host) -> Result<Standing> {
         target: new.target.clone(),
         began,
         state: State::Switching,
-        control: digest(&control.1),
+        control: digest(&control),
+        old_control: Some(old.control.clone()),
+        allowed: None,
         data: plain(&old.data)?,
         others,
     };
@@ -408,6 +461,13 @@ impl Standing {
             return Err(refused("is the record of another program or place"));
         }
         let mut standing = Standing { path, record };
+        // An undo that was recorded and moved nothing holds until a server runs: what it writes nobody has allowed to take away.
+        if standing.state() == State::Undoing
+            && standing.is_in_place(Side::New)?
+            && standing.digest_of_new()? != standing.record.allowed
+        {
+            standing.record.state = State::Switched;
+        }
         if standing.state() == State::Switched {
             standing.see_others()?;
         }
@@ -419,7 +479,65 @@ impl Standing {
         for pair in &mut self.record.others {
             pair.new = inode_of(&pair.place)?.filter(|found| Some(*found) != pair.old);
         }
+        let data = &self.record.data;
+        let Some(control) = DataDirectory::at(&data.place).control()? else {
+            return Ok(());
+        };
+        let version = version_of(&control);
+        let names = [WAITING.to_owned()].into_iter();
+        let ends =
+            [&data.replaced, &data.undone].map(|aside| format!("pitr-{}", end_of(data, aside)));
+        let names: Vec<String> = names.chain(ends).collect();
+        for space in linked_tablespaces(&data.place)? {
+            // A link that leads nowhere has nothing that could be moved.
+            let Ok(space) = space.canonicalize() else {
+                continue;
+            };
+            let place = space.join(&version);
+            let is_known = self.record.others.iter().any(|pair| pair.place == place);
+            let [waiting, replaced, undone] = names.as_slice() else {
+                continue;
+            };
+            if is_known || inode_of(&place)?.is_none() {
+                continue;
+            }
+            let names = [waiting, replaced, undone].map(|end| space.join(end).join(&version));
+            let new = inode_of(&place)?;
+            self.record.others.push(Pair {
+                old: None,
+                new,
+                ..pair(place, names)?
+            });
+        }
         Ok(())
+    }
+
+    /// Takes down what is there beside an old cluster that is whole in its place: it may have run, and made or dropped tablespaces.
+    /// The undo of a replacement that moved nothing asks for no more than that.
+    fn see_old(&mut self) -> Result<()> {
+        let record = &mut self.record;
+        for pair in std::iter::once(&mut record.data).chain(&mut record.others) {
+            if !pair.has(Side::New)? {
+                pair.new = None;
+            }
+            pair.old = inode_of(&pair.place)?.filter(|found| Some(*found) != pair.new);
+        }
+        Ok(())
+    }
+
+    /// Whether a cluster is in its place and can be started, so that all of its directories are in theirs.
+    fn is_in_place(&self, side: Side) -> Result<bool> {
+        let data = &self.record.data;
+        let is_there = inode_of(&data.place)?.is_some_and(|found| data.inode(side) == Some(found));
+        Ok(is_there && inode_of(&data.place.join(CONTROL))?.is_some())
+    }
+
+    /// BLAKE3 of the new cluster's pg_control.
+    fn digest_of_new(&self) -> Result<Option<String>> {
+        let Some(at) = self.record.data.find(Side::New)? else {
+            return Ok(None);
+        };
+        Ok(control_of(at)?.map(|bytes| digest(&bytes)))
     }
 
     /// How far it came.
@@ -513,6 +631,7 @@ impl Standing {
         if let Some(at) = self.record.data.find(Side::Old)? {
             check_stopped(at)?;
         }
+        self.check_unchanged()?;
         self.link_wal()?;
         if let Err(e) = self.switch(Way::Replace) {
             let to = self.data().display();
@@ -525,6 +644,36 @@ impl Standing {
         self.write(host)
     }
 
+    /// Requires that no server has run on either cluster since the record was written, as long as the old one is in its place.
+    fn check_unchanged(&self) -> Result<()> {
+        let data = &self.record.data;
+        let is_new_there = data.find(Side::New)?.is_some();
+        if is_new_there && data.find(Side::Old)? != Some(&data.place) {
+            return Ok(());
+        }
+        let wanted = [
+            (Side::Old, self.record.old_control.as_ref()),
+            (Side::New, Some(&self.record.control)),
+        ];
+        for (side, wanted) in wanted {
+            let Some(at) = data.find(side)? else { continue };
+            let now = control_of(at)?.map(|bytes| digest(&bytes));
+            if wanted.is_some() && now.as_ref() != wanted {
+                let to = data.place.display();
+                return Err(err!(
+                    Refused,
+                    "a server has run in \"{}\" since the replacement of {} was interrupted",
+                    at.display(),
+                    self.record.began
+                )
+                .hint(format!(
+                    "Nothing was changed. The old cluster is in its place. Give this replacement up, then begin anew: pitr restore --undo --to {to} --confirm"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the old cluster back. The new one is kept aside.
     ///
     /// # Errors
@@ -534,6 +683,7 @@ impl Standing {
         self.check_undo(discards)?;
         let _lock = self.lock()?;
         self.record.state = State::Undoing;
+        self.record.allowed = self.digest_of_new()?;
         self.write(host)?;
         fault::point("undo-recorded");
         self.switch(Way::Undo).map_err(|e| {
@@ -546,7 +696,10 @@ impl Standing {
     ///
     /// # Errors
     /// As [`Standing::undo`].
-    pub fn check_undo(&self, discards: bool) -> Result<()> {
+    pub fn check_undo(&mut self, discards: bool) -> Result<()> {
+        if self.is_in_place(Side::Old)? {
+            self.see_old()?;
+        }
         for side in [Side::Old, Side::New] {
             if let Some(at) = self.record.data.find(side)? {
                 check_stopped(at)?;
@@ -554,7 +707,11 @@ impl Standing {
         }
         for pair in &self.record.others {
             pair.find(Side::Old)?;
-            pair.find(Side::New)?;
+            let new = pair.find(Side::New)?;
+            // The new cluster has made it, so nobody has looked at it yet.
+            if pair.old.is_none() && new == Some(pair.place.as_path()) {
+                check_movable(&pair.place)?;
+            }
         }
         // An undo that has begun was allowed.
         let is_begun = self.record.state == State::Undoing;
@@ -684,6 +841,34 @@ impl Standing {
     }
 }
 
+/// Closes a restored cluster that an earlier version left open. One on which a server has run is refused: it is not the backup any more.
+fn close_waiting(waiting: &Path) -> Result<()> {
+    let open = waiting.join(CONTROL);
+    if inode_of(&open)?.is_none() {
+        return Ok(());
+    }
+    // A server renames the label as soon as it recovers.
+    if inode_of(&waiting.join("backup_label"))?.is_none() {
+        return Err(err!(
+            Refused,
+            "a server has run in \"{}\", which was to take the place of the old cluster",
+            waiting.display()
+        )
+        .hint("The old cluster is in its place as before. Remove that directory, then run the same command again."));
+    }
+    move_to(&open, &waiting.join(CLOSED))?;
+    let global = waiting.join("global");
+    durable::sync_directory_at(&global).map_err(|e| failed(&global, e))
+}
+
+/// The bytes of a cluster's pg_control, whichever name it has.
+fn control_of(data: &Path) -> Result<Option<Vec<u8>>> {
+    match read_limited(&data.join(CONTROL))? {
+        Some(bytes) => Ok(Some(bytes)),
+        None => read_limited(&data.join(CLOSED)),
+    }
+}
+
 /// Copies the files of a restored pg_wal beside the directory in which they are to lie: a handful, for no server has run there.
 fn stage_wal(waiting: &Path, real: &Path) -> Result<()> {
     let (from, to) = (waiting.join("pg_wal"), beside(real, WAITING));
@@ -750,6 +935,39 @@ fn free_stamp(data: &Path, now: TimestampTz) -> String {
         false => stamp,
         true => numbered.find(|one| !is_taken(one)).unwrap_or(stamp),
     }
+}
+
+/// The name of a cluster's directory in each tablespace.
+fn version_of(control: &ControlFile) -> String {
+    format!("PG_{}_{}", control.major.number(), control.catalog_version)
+}
+
+/// The links to a cluster's tablespaces. A tablespace that is a plain directory lies in the data directory.
+fn linked_tablespaces(data: &Path) -> Result<Vec<PathBuf>> {
+    let links = data.join("pg_tblspc");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&links).map_err(|e| looked(&links, e))? {
+        let link = entry.map_err(|e| looked(&links, e))?.path();
+        if std::fs::read_link(&link).is_ok() {
+            found.push(link);
+        }
+    }
+    Ok(found)
+}
+
+/// `replaced-<time>` of `DIR.replaced-<time>`.
+fn end_of(data: &Pair, aside: &Path) -> String {
+    let name = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let (place, aside) = (name(&data.place), name(aside));
+    let end = aside
+        .strip_prefix(&place)
+        .and_then(|rest| rest.strip_prefix('.'));
+    end.unwrap_or(&aside).to_owned()
 }
 
 fn digest(bytes: &[u8]) -> String {

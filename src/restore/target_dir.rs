@@ -27,6 +27,8 @@ use crate::text::{hex, path_of, text_or_hex};
 pub const WAITING_CONTROL: &str = "global/pg_control.pitr";
 /// Its final place.
 pub const CONTROL: &str = "global/pg_control";
+/// The name of pg_control in a cluster that is not in its place: no server starts there.
+pub const CLOSED: &str = "global/pg_control.pitr-closed";
 
 /// One `--tablespace-mapping OLD=NEW`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,6 +194,8 @@ pub struct Target {
     pub owner: Option<Owner>,
     /// The state that was found.
     pub found: Found,
+    /// The name that pg_control gets in the end: [`CLOSED`] where the cluster has yet to take another one's place.
+    pub control: &'static str,
 }
 
 /// Space that a restore takes.
@@ -228,6 +232,7 @@ pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
         tablespaces: Vec::new(),
         owner,
         found,
+        control: wanted.replaces.map_or(CONTROL, |_| CLOSED),
     })
 }
 

@@ -402,6 +402,7 @@ fn t21_killed_while_it_copies_the_old_is_untouched_and_the_same_command_goes_on(
         let (run, fired) = fault::inject(&small.replace(), &call.kill());
         assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
         assert!(small.state() == old, "{}", call.text);
+        assert!(!is_open_beside(&small), "{}", call.text);
         small.undo().run().expect_code(2);
         small.replace().run().success();
         small.undo().run().success();
@@ -593,4 +594,232 @@ fn t27_an_exchange_that_fails_leaves_the_old_one_in_place() {
     small.replace().run().success();
     small.undo().run().success();
     assert!(small.state() == old);
+}
+
+/// Whether a server could be started on the cluster that waits beside the old one.
+fn is_open_beside(small: &Small) -> bool {
+    let waiting = small.data.with_file_name("data.pitr-new");
+    waiting.join("global/pg_control").exists()
+}
+
+#[test]
+fn t28_no_server_starts_on_a_cluster_that_waits_to_take_the_place() {
+    let small = Small::new(true);
+    let old = small.state();
+    let space = small.space.clone().unwrap();
+    let waiting = small.data.with_file_name("data.pitr-new");
+    let killed = small.replace().env("PITR_FAULT", "replace-recorded").run();
+    assert_ne!(killed.code(), 0, "{killed}");
+    // Its links lead into the tablespaces of the old one.
+    let links = fs::read_dir(waiting.join("pg_tblspc")).unwrap();
+    let mut links = links.map(|link| fs::read_link(link.unwrap().path()).unwrap());
+    assert!(links.any(|to| to == space));
+    assert!(!is_open_beside(&small) && waiting.join("PG_VERSION").exists());
+    assert!(small.state() == old, "{killed}");
+    small.undo().run().success();
+    small.clean();
+    // The old one was started meanwhile, so that nothing is exchanged.
+    let pid = small.data.join("postmaster.pid");
+    require_strace!("t28_no_server_starts_on_a_cluster_that_waits_to_take_the_place");
+    let run = fault::pause(&small.replace(), "syncfs", || {
+        fs::write(&pid, "1\n").unwrap();
+        user::own_all(&pid);
+    });
+    run.expect_code(8).expect_stdout("a server may run in");
+    assert!(!is_open_beside(&small) && waiting.join("PG_VERSION").exists());
+    fs::remove_file(&pid).unwrap();
+    // A cluster that an earlier version left open there, and on which a server has run, takes no place.
+    let [open, closed] =
+        ["pg_control", "pg_control.pitr-closed"].map(|n| waiting.join("global").join(n));
+    fs::rename(&closed, &open).unwrap();
+    let label = ["backup_label", "backup_label.old"].map(|n| waiting.join(n));
+    fs::rename(&label[0], &label[1]).unwrap();
+    small
+        .replace()
+        .run()
+        .expect_code(8)
+        .expect_stdout("a server has run in");
+    assert!(small.state() == old);
+    fs::rename(&label[1], &label[0]).unwrap();
+    small.replace().run().success();
+    assert!(small.is_startable());
+    small.undo().run().success();
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t29_an_old_cluster_that_has_run_since_is_not_replaced_by_what_was_recorded() {
+    let mut small = Small::new(true);
+    let killed = small.replace().env("PITR_FAULT", "replace-recorded").run();
+    assert_ne!(killed.code(), 0, "{killed}");
+    small.cluster.start();
+    let later = small.cluster.sandbox().dir("later");
+    for step in [
+        "drop table s".to_owned(),
+        "drop tablespace ts".to_owned(),
+        format!("create tablespace later location '{}'", later.display()),
+        "create table n tablespace later as select 7 as a".to_owned(),
+    ] {
+        small.cluster.sql(&step);
+    }
+    small.cluster.archive_now();
+    small.cluster.stop(Stop::Fast);
+    let (old, inode, of_later) = (small.state(), small.inode(), content(&later));
+    let run = small.replace().run().expect_code(8);
+    run.expect_stdout("has run in").expect_stdout("--undo");
+    assert!(small.state() == old && small.inode() == inode);
+    // It is given up, although one of the old directories is gone, and the restored one stays.
+    let run = small.undo().run().success();
+    assert!(small.state() == old && small.inode() == inode, "{run}");
+    assert!(content(&later) == of_later);
+    assert!(aside(&run.json())[0].join("PG_VERSION").exists(), "{run}");
+    small.clean();
+    // A new one knows the new tablespace.
+    let run = small.replace().run().success();
+    assert!(
+        aside(&run.json()).iter().any(|at| at.starts_with(&later)),
+        "{run}"
+    );
+    small.undo().run().success();
+    assert!(content(&later) == of_later);
+    small.cluster.start();
+    assert_eq!(small.cluster.query_one_string("select a from n"), "7");
+}
+
+#[test]
+fn t29_an_old_cluster_that_runs_while_the_new_one_is_restored_is_looked_at_again() {
+    let name = "t29_an_old_cluster_that_runs_while_the_new_one_is_restored_is_looked_at_again";
+    require_strace!(name);
+    let mut small = Small::new(false);
+    let later = small.cluster.sandbox().dir("later");
+    let replace = small.replace();
+    let run = fault::pause(&replace, "syncfs", || {
+        small.cluster.start();
+        let location = later.display();
+        small
+            .cluster
+            .sql(&format!("create tablespace later location '{location}'"));
+        small.cluster.archive_now();
+        small.cluster.stop(Stop::Fast);
+    });
+    run.expect_code(8)
+        .expect_stdout("while the new cluster was restored");
+    let old = small.state();
+    assert!(!beside(&small.data).contains(&"pitr-replaced".to_owned()));
+    let run = small.replace().run().success();
+    assert!(
+        aside(&run.json()).iter().any(|at| at.starts_with(&later)),
+        "{run}"
+    );
+    small.undo().run().success();
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t30_an_undo_that_moved_nothing_does_not_take_later_writes_away() {
+    let mut small = Small::new(false);
+    let old = small.state();
+    small.replace().run().success();
+    let new = small.inode();
+    let killed = small.undo().env("PITR_FAULT", "undo-recorded").run();
+    assert_ne!(killed.code(), 0, "{killed}");
+    small
+        .replace()
+        .run()
+        .expect_code(8)
+        .expect_stdout("was interrupted");
+    small.cluster.start();
+    small.cluster.wait_promoted();
+    small.cluster.sql("create table later as select 1 as a");
+    small.cluster.stop(Stop::Fast);
+    let run = undo(&small.site, &small.data).run().expect_code(8);
+    assert_eq!(run.json()["accepted_writes"], true, "{run}");
+    small
+        .undo()
+        .run()
+        .expect_code(8)
+        .expect_stdout("--discard-changes");
+    assert_eq!(small.inode(), new);
+    // The undo counts as given up: a further replacement is planned.
+    let run = replace(&small.site, &small.data)
+        .arg("--dry-run")
+        .run()
+        .success();
+    assert!(!run.stdout.contains("interrupted"), "{run}");
+    // One that was allowed goes on without being allowed again.
+    let discards = small.undo().arg("--discard-changes");
+    discards.clone().env("PITR_FAULT", "undo-recorded").run();
+    assert_eq!(small.inode(), new);
+    small.undo().run().success();
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t31_a_tablespace_that_the_new_cluster_made_is_put_aside_with_it() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    let made = cluster.sandbox().dir("made");
+    cluster.sql("create table t as select g as a from generate_series(1, 2000) g");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql(&format!(
+        "create tablespace x location '{}'",
+        made.display()
+    ));
+    cluster.sql("create table m tablespace x as select g as a from generate_series(1, 50) g");
+    cluster.sql("select pg_create_restore_point('here')");
+    cluster.sql("drop table m");
+    cluster.sql("drop tablespace x");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    let data = cluster.pgdata().to_owned();
+    let entries = || {
+        let names = fs::read_dir(&made).unwrap();
+        let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(entries().len(), 0);
+    for turn in ["first", "second"] {
+        confirmed(replace(&site, &data)).run().success();
+        cluster.start();
+        cluster.wait_promoted();
+        assert_eq!(cluster.query_one_string("select count(*) from m"), "50");
+        cluster.sql("insert into m select 1");
+        cluster.stop(Stop::Fast);
+        let run = confirmed(undo(&site, &data)).arg("--discard-changes");
+        let run = run.run().success();
+        let kept = aside(&run.json());
+        let kept = kept.iter().find(|at| at.starts_with(&made)).unwrap();
+        assert!(content(kept).len() > 1, "{turn}\n{run}");
+        assert!(
+            entries().iter().all(|n| n.starts_with("pitr-undone-")),
+            "{run}"
+        );
+    }
+    assert_eq!(entries().len(), 2);
+}
+
+#[test]
+fn t32_a_pg_wal_in_the_data_directory_is_refused() {
+    let small = Small::new(false);
+    link_wal(&small.data, &small.data.join("xlog"));
+    let old = small.state();
+    let run = small.replace().run().expect_code(8);
+    run.expect_stdout("lies in");
+    assert!(beside(&small.data).is_empty());
+    assert!(small.state() == old);
+}
+
+#[test]
+fn t33_the_last_commits_of_a_crashed_cluster_are_said_to_be_missing() {
+    let mut small = Small::new(false);
+    let say = "was not shut down cleanly";
+    let run = replace(&small.site, &small.data).arg("--dry-run").run();
+    let run = run.success();
+    assert!(!run.stderr.contains(say), "{run}");
+    small.cluster.start();
+    small.cluster.sql("insert into t select 1");
+    small.cluster.stop(Stop::Immediate);
+    let run = replace(&small.site, &small.data).arg("--dry-run").run();
+    run.success()
+        .expect_stderr(say)
+        .expect_stderr("pitr wal backfill --from");
 }
