@@ -187,6 +187,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.dry_run {
         show_tablespaces(args, cx, job)?;
         restore_replaced::show(cx, &prepared)?;
+        restore_replaced::warn(cx, &prepared)?;
         print_left_out(cx, &left_out)?;
         return Ok(exit::SUCCESS);
     }
@@ -204,6 +205,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             cx.out.json(&shown)?;
         }
         restore_replaced::show(cx, &prepared)?;
+        restore_replaced::warn(cx, &prepared)?;
         return Err(super::unconfirmed(&format!(
             "\"{}\" would be moved aside, and the restored cluster would take its place.",
             old.data.display()

@@ -1,6 +1,6 @@
 //! Puts a restored cluster in the place of a data directory, and takes the old one back.
 //!
-//! The new cluster is restored beside the old one. Then names are exchanged. Each directory that changes its place is a [`Pair`]; which of the
+//! The new cluster is restored beside the old one. Then names are exchanged. Each directory that changes its place is a pair; which of the
 //! two lies where is told by the inode, which a rename keeps. So a run that was killed anywhere goes on by what it finds.
 //!
 //! A cluster that is not in its place cannot be started: its pg_control has another name. Without directories outside of the data directory

@@ -242,7 +242,7 @@ impl<'a> Healing<'a> {
     /// Two reservations of one id must not differ. That of a backup that was expired is gone, while others still need its parts.
     fn check_no_other(&self, id: &BackupId) -> Result<()> {
         match self.reservations(id)? {
-            (Some(here), Some(there)) if here != there => Err(err!(
+            [Some(here), Some(there)] if here != there => Err(err!(
                 Conflict,
                 "the two repositories have different reservations of its id: it is another backup"
             )),
@@ -251,10 +251,10 @@ impl<'a> Healing<'a> {
     }
 
     /// The bytes of the reservation of an id, here and over there.
-    fn reservations(&self, id: &BackupId) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+    fn reservations(&self, id: &BackupId) -> Result<[Option<Vec<u8>>; 2]> {
         let key = self.pair.scope.begin(id);
         let of = |repository: &Repository| get(repository.store(), &key, json::LIMIT_BYTES);
-        Ok((of(self.pair.to)?, of(self.pair.from)?))
+        Ok([of(self.pair.to)?, of(self.pair.from)?])
     }
 
     /// Checks every byte of an object.
@@ -336,7 +336,7 @@ impl<'a> Healing<'a> {
 
     /// Both sides must have the same reservation: another backup may have the id over there.
     fn check_begin(&self, id: &BackupId) -> Result<()> {
-        let (here, there) = self.reservations(id)?;
+        let [here, there] = self.reservations(id)?;
         match here.is_some() && here == there {
             true => Ok(()),
             false => Err(err!(
