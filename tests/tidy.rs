@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["archive", "plan", "find", "tree", "mount"],
     &[
         "command", "receive", "backup", "restore", "expire", "verify", "sync", "logical",
+        "redis",
     ],
     &["operate"],
     &["cli"],

@@ -65,6 +65,7 @@ pub mod query;
 pub mod read_back;
 pub mod reading;
 pub mod receive;
+pub mod redis;
 pub mod receiver;
 pub mod registered;
 pub mod replace;

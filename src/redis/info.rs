@@ -1,0 +1,114 @@
+//! What `INFO` says of a server. Pure.
+
+use std::collections::BTreeMap;
+
+use super::member::{Database, Module};
+use super::version::{Flavor, ServerVersion};
+use crate::err;
+use crate::error::Result;
+
+/// The sections that a backup asks for.
+pub const SECTIONS: [&str; 5] = [
+    "server",
+    "replication",
+    "persistence",
+    "keyspace",
+    "modules",
+];
+
+/// The fields of `INFO`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Info {
+    fields: BTreeMap<String, String>,
+    /// Modules, in the order in which the server names them.
+    pub modules: Vec<Module>,
+}
+
+impl Info {
+    /// Adds the fields of a section.
+    pub fn add(&mut self, text: &str) {
+        for line in text.lines() {
+            match line.split_once(':') {
+                Some(("module", values)) => self.modules.extend(module(values)),
+                Some((name, value)) if !line.starts_with('#') => {
+                    self.fields
+                        .insert(name.to_owned(), value.trim_end().to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns a field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name).map(String::as_str)
+    }
+
+    /// Whether a field is there and says 1.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.field(name) == Some("1")
+    }
+
+    /// Returns the version of the server. Valkey names one of Redis besides, for clients that ask for it.
+    ///
+    /// # Errors
+    /// `Server` for a server that names none.
+    pub fn version(&self) -> Result<ServerVersion> {
+        let own = self.field("valkey_version").map(|v| (Flavor::Valkey, v));
+        let named = own.or_else(|| self.field("redis_version").map(|v| (Flavor::Redis, v)));
+        let none = || err!(Server, "the server does not tell its version");
+        let (flavor, version) = named.ok_or_else(none)?;
+        ServerVersion::new(flavor, version)
+    }
+
+    /// Returns the databases with keys, in order.
+    pub fn keyspace(&self) -> Vec<Database> {
+        let databases = self.fields.iter().filter_map(|(name, value)| {
+            let db = name.strip_prefix("db")?.parse().ok()?;
+            Some(Database {
+                db,
+                keys: value_of(value, "keys")?.parse().ok()?,
+                expires: value_of(value, "expires")?.parse().ok()?,
+            })
+        });
+        let mut databases: Vec<Database> = databases.collect();
+        databases.sort_by_key(|database| database.db);
+        databases
+    }
+}
+
+/// Reads `name=ReJSON,ver=20007,api=1,…`.
+fn module(values: &str) -> Option<Module> {
+    Some(Module {
+        name: value_of(values, "name")?.to_owned(),
+        version: value_of(values, "ver")?.parse().ok()?,
+    })
+}
+
+fn value_of<'v>(values: &'v str, name: &str) -> Option<&'v str> {
+    let mut pairs = values.split(',').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_databases_and_modules_are_read() {
+        let mut info = Info::default();
+        info.add("# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.1\r\nrun_id:abc\r\n");
+        info.add("# Keyspace\r\ndb10:keys=1,expires=0,avg_ttl=0\r\ndb2:keys=7,expires=3,avg_ttl=9,subexpiry=0\r\ndb_x:keys=1\r\n");
+        info.add("# Modules\r\nmodule:name=ReJSON,ver=20007,api=1,filters=0,usedby=[search],using=[],options=[]\r\nodd\r\n");
+        assert_eq!(info.version().unwrap().to_string(), "Valkey 8.1.1");
+        assert_eq!(info.field("run_id"), Some("abc"));
+        let database = |db, keys, expires| Database { db, keys, expires };
+        assert_eq!(info.keyspace(), [database(2, 7, 3), database(10, 1, 0)]);
+        let json = Module {
+            name: "ReJSON".to_owned(),
+            version: 20007,
+        };
+        assert_eq!(info.modules, [json]);
+        assert!(Info::default().version().is_err());
+    }
+}
