@@ -1069,9 +1069,11 @@ fn heal_stored(
     let Stored::Put(put) = store_wal(what, source, checked, &copy)? else {
         return Err(e);
     };
-    if put.published == Published::Created {
-        read_back(what.repository, &copy, &put.identity)?;
+    // Nobody has looked at the one that another writer put there meanwhile: PostgreSQL offers the file again.
+    if put.published == Published::Exists {
+        return Err(e);
     }
+    read_back(what.repository, &copy, &put.identity)?;
     store.forget_healed(key);
     let warning = format!(
         "the stored copy of \"{}\" is damaged; it is healed: the same content lies beside it, under \"{copy}\"",

@@ -168,7 +168,8 @@ fn begin(at: &Path, cx: &Context) -> Result<Begun> {
     loop {
         let state = folder::state(at);
         if let Some(state) = state {
-            if state.stage == Stage::Ready {
+            // One that is to be kept may have gone on from there already.
+            if state.connection.is_some() {
                 relay(&mut said, &mut std::io::stderr());
                 return Ok(Begun::Ready(Box::new(state)));
             }
@@ -267,6 +268,9 @@ fn list(below: &Path, cx: &Context) -> Result<u8> {
             state.target
         );
         cx.out.line(line.trim_end())?;
+        if let Some(why) = &state.not_kept {
+            cx.out.line(&format!("          it is not kept: {why}"))?;
+        }
     }
     Ok(exit::SUCCESS)
 }

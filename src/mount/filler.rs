@@ -5,6 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -226,7 +227,9 @@ impl<'f, 's> Filler<'f, 's> {
                 }
             }
             // The rest of these blocks is zeros, as in the file itself.
-            hollow.add(absent.start, absent.end);
+            if !hollow.add(absent.start, absent.end) {
+                return Err(err!(NotFound, "the file was removed"));
+            }
         }
         Ok(())
     }
@@ -299,17 +302,17 @@ impl<'f, 's> Filler<'f, 's> {
         Ok(pack)
     }
 
-    /// Brings everything that is still absent. Called on one thread, it works with the others' queue untouched.
+    /// Brings everything that is still absent, unless `is_over` becomes true. Called on one thread, it works with the others' queue untouched.
     ///
     /// # Errors
     /// Those of the repository; `Damaged` when a file is not whole in the end; `Interrupted`.
-    pub fn bring_all(&self) -> Result<()> {
+    pub fn bring_all(&self, is_over: &AtomicBool) -> Result<()> {
         let mut files = LastFile::default();
         for index in 0..self.snapshot.packs().len() {
-            let pack = self.again(|| self.pack(index))?;
+            let pack = self.again(is_over, || self.pack(index))?;
             for number in 0..pack.frame_count() {
-                self.host.check_stop()?;
-                let frame = self.again(|| pack.frame(number))?;
+                self.check_over(is_over)?;
+                let frame = self.again(is_over, || pack.frame(number))?;
                 self.write(&frame, &mut files)?;
             }
         }
@@ -320,7 +323,12 @@ impl<'f, 's> Filler<'f, 's> {
                 since: Instant::now(),
                 answer: None,
             };
-            self.again(|| self.bring_once(&request, &mut LastFile::default()))?;
+            let brought = self.again(is_over, || {
+                self.bring_once(&request, &mut LastFile::default())
+            });
+            if !hollow.is_whole() {
+                brought?;
+            }
         }
         match self.shadow.lacking().next() {
             None => Ok(()),
@@ -332,13 +340,21 @@ impl<'f, 's> Filler<'f, 's> {
         }
     }
 
+    fn check_over(&self, is_over: &AtomicBool) -> Result<()> {
+        self.host.check_stop()?;
+        match is_over.load(Ordering::Relaxed) {
+            true => Err(err!(Interrupted, "what is copied is not wanted any more")),
+            false => Ok(()),
+        }
+    }
+
     /// Asks a repository that is away again, for as long as it takes.
-    fn again<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
+    fn again<T>(&self, is_over: &AtomicBool, ask: impl Fn() -> Result<T>) -> Result<T> {
         loop {
             match ask() {
                 Err(e) if is_passing(&e) => {
                     self.tell(&e);
-                    self.host.check_stop()?;
+                    self.check_over(is_over)?;
                     std::thread::sleep(PAUSE);
                 }
                 answer => return answer,

@@ -81,9 +81,13 @@ impl Hollow {
         state.path.is_none() || state.blocks.is_whole()
     }
 
-    /// Takes down that these bytes are there.
-    pub fn add(&self, from: u64, to: u64) {
-        self.state().blocks.add(from, to);
+    /// Takes down that these bytes are there; false once the file was removed, for then nothing was written.
+    pub fn add(&self, from: u64, to: u64) -> bool {
+        let mut state = self.state();
+        if state.path.is_some() {
+            state.blocks.add(from, to);
+        }
+        state.path.is_some()
     }
 
     /// The bytes that a reader of `[from, to)`, which were absent, is going to ask for.

@@ -12,6 +12,7 @@ use super::session::Session;
 use crate::error::{Code, Result};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::gap::{self, Gap};
+use crate::repo::layout::ClusterLayout;
 
 /// A gap names at most this many of its segments.
 const NAMES_MAX: u64 = 1000;
@@ -31,10 +32,11 @@ pub struct NamedGap {
 /// # Errors
 /// Errors of the repository.
 pub fn look(session: &Session) -> Result<Vec<NamedGap>> {
-    look_in(session, &Reading::open(session)?)
+    look_in(session, &Reading::open(session)?).map(|(_, gaps)| gaps)
 }
 
-fn look_in(session: &Session, reading: &Reading) -> Result<Vec<NamedGap>> {
+/// Returns the gaps of the life that is read, by its system identifier.
+fn look_in(session: &Session, reading: &Reading) -> Result<(u64, Vec<NamedGap>)> {
     let inventory = reading.inventory(session)?;
     let size = inventory.segment_size;
     let oldest = inventory.backups.iter().map(|b| b.start_lsn).min();
@@ -48,7 +50,7 @@ fn look_in(session: &Session, reading: &Reading) -> Result<Vec<NamedGap>> {
             NamedGap { gap, names }
         })
         .collect();
-    Ok(gaps)
+    Ok((inventory.system_identifier, gaps))
 }
 
 /// The gaps of one repository, and what was done about them.
@@ -79,13 +81,13 @@ pub fn heal(session: &Session, dry_run: bool) -> Result<Vec<HealedGaps>> {
     let mut done = Vec::new();
     for reading in &readings {
         let name = reading.configured.name.clone();
-        let mut gaps = look_in(session, reading)?;
+        let (identifier, mut gaps) = look_in(session, reading)?;
         let mut healed = Vec::new();
         if !gaps.is_empty() {
-            healed = fill(session, reading, &gaps, dry_run)?;
+            healed = fill(session, reading, (identifier, &gaps), dry_run)?;
         }
         if !dry_run && !healed.is_empty() {
-            gaps = look_in(session, reading)?;
+            (_, gaps) = look_in(session, reading)?;
         }
         done.push(HealedGaps {
             repository: name,
@@ -99,9 +101,13 @@ pub fn heal(session: &Session, dry_run: bool) -> Result<Vec<HealedGaps>> {
 fn fill(
     session: &Session,
     reading: &Reading,
-    gaps: &[NamedGap],
+    (identifier, gaps): (u64, &[NamedGap]),
     dry_run: bool,
 ) -> Result<Vec<Healed>> {
+    let (store, layout) = (
+        reading.repository.store(),
+        ClusterLayout::new(&reading.name, identifier)?,
+    );
     let mut left: BTreeSet<SegmentName> =
         gaps.iter().flat_map(|g| g.names.iter().copied()).collect();
     let mut healed = Vec::new();
@@ -114,8 +120,11 @@ fn fill(
                     session.warn(&format!("WAL in \"{}\": {e}", pgdata.display()));
                 }
                 for name in names {
-                    left.remove(&name);
-                    healed.push(Healed::wal(name, pgdata.display().to_string()));
+                    // It may have gone to the other repositories alone: an optional one that refuses writes ends nothing.
+                    if dry_run || store.head(&layout.segment(name))?.is_some() {
+                        left.remove(&name);
+                        healed.push(Healed::wal(name, pgdata.display().to_string()));
+                    }
                 }
             }
             Err(e) if e.code() == Code::Interrupted => return Err(e),
@@ -127,7 +136,11 @@ fn fill(
     }
     let registrations = reading.repository.registrations(&reading.name)?;
     let others = heal::others(session, &reading.configured)?;
-    for registration in registrations {
+    // A cluster that was made anew under the same name has segments of the same names.
+    for registration in registrations
+        .into_iter()
+        .filter(|r| r.system_identifier == identifier)
+    {
         let of = Of::Cluster(registration);
         let place = (&reading.repository, &of);
         healed.extend(heal::fill(session, place, &left, &others, dry_run)?);

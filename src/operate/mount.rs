@@ -64,10 +64,9 @@ fn attend(
     root: &Path,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    mounted::with_mount(session, prepared, (root, false), |mount| {
+    mounted::with_mount(session, prepared, (root, false), |_| {
         ready()?;
         while !session.host.is_stopping() {
-            (mount.keep)();
             std::thread::sleep(PAUSE);
         }
         Ok(())

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use fuser::{Config, MountOption, SessionACL};
 
@@ -13,6 +15,7 @@ use crate::mount::filesystem::Mounted;
 use crate::mount::filler::{Filler, Queue};
 use crate::mount::shadow::{Alias, Shadow};
 use crate::pg::conf::Setting;
+use crate::restore::claim::Claim;
 use crate::restore::hollow;
 use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
 
@@ -20,15 +23,14 @@ use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
 const DEVICE: &str = "/dev/fuse";
 /// Threads that answer the kernel: each may wait for the repository.
 const THREADS: usize = 16;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A directory that is mounted.
 pub struct Mount<'m> {
     /// Settings that were written into postgresql.auto.conf.
     pub settings: Vec<Setting>,
-    /// Keeps the backup from being deleted; to be called now and then.
-    pub keep: &'m mut dyn FnMut(),
-    /// Brings everything that is absent.
-    pub bring_all: &'m (dyn Fn() -> Result<()> + Sync),
+    /// Brings everything that is absent, until it is told that this is not wanted any more.
+    pub bring_all: &'m (dyn Fn(&AtomicBool) -> Result<()> + Sync),
 }
 
 /// Requires that this host can mount.
@@ -73,24 +75,23 @@ pub fn with_mount<T>(
     let shadow = Arc::new(shadow.map_err(|e| cannot(root, e))?);
     let queue = Arc::new(Queue::default());
     let filler = Filler::new(&snapshot, &shadow, &queue, host);
-    let done = filler.serve(|| {
-        let session = mount(root, &shadow, &queue)?;
-        let wal = is_alone
-            .then(|| PlainWal::make(&shadow, root, below))
-            .flatten();
-        let done = work(&mut Mount {
-            settings: laid.settings,
-            keep: &mut || {
-                if let Some(claim) = &mut claim {
-                    claim.keep();
-                }
-            },
-            bring_all: &|| filler.bring_all(),
-        });
-        drop(wal);
-        // Who still has a file open there keeps it until it ends.
-        let unmounted = session.umount_and_join().map_err(|e| cannot(root, e));
-        done.and_then(|done| unmounted.map(|()| done))
+    let done = while_claimed(claim.as_mut(), || {
+        filler.serve(|| {
+            let session = mount(root, &shadow, &queue)?;
+            let wal = is_alone
+                .then(|| PlainWal::make(&shadow, root, below))
+                .flatten();
+            let done = work(&mut Mount {
+                settings: laid.settings,
+                bring_all: &|is_over| filler.bring_all(is_over),
+            });
+            drop(wal);
+            // A program that still has a file open there must not keep the mount: it gets errors from now on.
+            if session.umount_and_join().is_err() {
+                detach(root);
+            }
+            done
+        })
     });
     if let Some(claim) = claim {
         claim.release();
@@ -98,10 +99,44 @@ pub fn with_mount<T>(
     done
 }
 
-/// Takes away a mount that a process left behind when it was killed: an ordinary user's by fusermount3, which made it.
+/// Does `work`, and renews the claim of the backup as long as that takes: a replay or a dump may take hours.
+fn while_claimed<T>(claim: Option<&mut Claim<'_>>, work: impl FnOnce() -> T) -> T {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        if let Some(claim) = claim {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    claim.keep();
+                    std::thread::sleep(PAUSE);
+                }
+            });
+        }
+        let _over = SetOnDrop(&is_over);
+        work()
+    })
+}
+
+/// Ends what waits for a flag, also where a thread panics.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Takes away a mount that a process left behind when it was killed.
 pub fn leave(root: &Path) {
     let is_gone = rustix::mount::unmount(root, rustix::mount::UnmountFlags::DETACH).is_ok();
     if !is_gone && std::fs::metadata(root).is_err() {
+        detach(root);
+    }
+}
+
+/// Takes a mount away, whoever uses it: an ordinary user's by fusermount3, which made it.
+fn detach(root: &Path) {
+    let is_gone = rustix::mount::unmount(root, rustix::mount::UnmountFlags::DETACH).is_ok();
+    if !is_gone {
         let mut command = std::process::Command::new("fusermount3");
         command.args(["-u", "-z", "-q", "--"]).arg(root);
         let quiet = std::process::Stdio::null;

@@ -388,6 +388,11 @@ impl Quarantined {
         )
     }
 
+    /// Lets sessions that are opened from now on take as long as they need.
+    pub fn lift_time_limit(&mut self) {
+        self.session.push_str(" -c statement_timeout=0");
+    }
+
     /// The superuser that sessions are opened as, once one was.
     pub fn superuser(&self) -> &str {
         self.superusers.first().map_or("postgres", String::as_str)

@@ -15,6 +15,7 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
+use crate::repo::scope::healed_base;
 use crate::store::Key;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::survey::{Root, Subject, Survey};
@@ -433,7 +434,7 @@ impl Asked<'_> {
                 && !is_whole(self.from)
                 && !is_whole(self.to)
             {
-                let keys = keys.iter().filter(|k| !known.contains(k));
+                let keys = keys.iter().filter(|k| !known.contains(k) && is_original(k));
                 self.out.increments.extend(keys.cloned());
             }
         }
@@ -451,7 +452,7 @@ impl Asked<'_> {
                 | WalFileName::Partial(s)
                 | WalFileName::BackupHistory { segment: s, .. } => is_needed(*s),
             };
-            is_wanted && !known.contains(key)
+            is_wanted && !known.contains(key) && is_original(key)
         });
         self.out.refused = refused.cloned().collect();
     }
@@ -468,6 +469,11 @@ fn is_same(a: &History, b: &History) -> bool {
         ancestors.map(|a| (a.timeline, a.switch_lsn)).collect()
     };
     bare(a) == bare(b)
+}
+
+/// Whether it is no healed copy: those are not copied, for what is read under the original's key is.
+fn is_original(key: &Key) -> bool {
+    healed_base(key.as_str()).is_none()
 }
 
 #[cfg(test)]

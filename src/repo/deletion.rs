@@ -128,7 +128,7 @@ impl<'a> DeletionClaim<'a> {
 /// Errors of the store, and `tick`.
 pub fn wait(
     (store, scope): (&dyn Store, &Scope),
-    clock: &dyn Fn() -> TimestampTz,
+    clock: &(dyn Fn() -> TimestampTz + Sync),
     progress: &dyn Progress,
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
@@ -177,7 +177,7 @@ mod tests {
         let now = TimestampTz::from_system_time(std::time::SystemTime::now());
         let (clock, random) = (|| now, || 5);
         let deletion = DeletionClaim::take(&store, &scope, Writer::new(&clock, &random)).unwrap();
-        let ask = |clock: &dyn Fn() -> TimestampTz| {
+        let ask = |clock: &(dyn Fn() -> TimestampTz + Sync)| {
             let mut stop = || Err(err!(Interrupted, "it waits"));
             wait((&store, &scope), clock, &Silent, &mut stop).map_err(|e| e.code())
         };

@@ -182,14 +182,17 @@ pub struct Writer<'a> {
     /// Name and version.
     pub program: &'a str,
     /// The current time.
-    pub clock: &'a dyn Fn() -> TimestampTz,
+    pub clock: &'a (dyn Fn() -> TimestampTz + Sync),
     /// Random numbers.
-    pub random: &'a dyn Fn() -> u64,
+    pub random: &'a (dyn Fn() -> u64 + Sync),
 }
 
 impl<'a> Writer<'a> {
     /// This program, `pitr`.
-    pub fn new(clock: &'a dyn Fn() -> TimestampTz, random: &'a dyn Fn() -> u64) -> Writer<'a> {
+    pub fn new(
+        clock: &'a (dyn Fn() -> TimestampTz + Sync),
+        random: &'a (dyn Fn() -> u64 + Sync),
+    ) -> Writer<'a> {
         Writer {
             program: PROGRAM,
             clock,
@@ -290,7 +293,7 @@ pub fn lost(events: &[Recorded]) -> Option<Completed> {
 }
 
 /// 32 hexadecimal digits.
-pub fn nonce(random: &dyn Fn() -> u64) -> String {
+pub fn nonce(random: &(dyn Fn() -> u64 + Sync)) -> String {
     format!("{:016x}{:016x}", random(), random())
 }
 

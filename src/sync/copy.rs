@@ -258,6 +258,29 @@ impl Pair<'_> {
         self.published(target, published, size, is_same, is_same)
     }
 
+    /// Copies a part of a backup like [`Pair::copy`]; the healed copy takes the place of a part that is damaged here.
+    ///
+    /// # Errors
+    /// Errors of [`Pair::copy`] on the part itself.
+    pub(super) fn copy_healed(
+        &self,
+        key: &Key,
+        check: &dyn Fn(&Tee) -> Result<()>,
+        is_same: SameContent<'_>,
+    ) -> Result<Copied> {
+        let e = match self.copy(key, check, is_same) {
+            Err(e) if is_of_the_object(&e) => e,
+            other => return other,
+        };
+        for copy in self.from.store().healed_copies(key)? {
+            match self.copy_as((&copy, key), check, is_same) {
+                Err(e) if is_of_the_object(&e) => {}
+                other => return other,
+            }
+        }
+        Err(e)
+    }
+
     /// Opens an object that is to be copied. An encrypted one is copied at once, as it is stored.
     fn begin(&self, key: &Key, target: &Key) -> Result<ControlFlow<Copied, Box<dyn Object>>> {
         self.check_stop()?;

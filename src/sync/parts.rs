@@ -47,7 +47,7 @@ impl Pair<'_> {
 
     pub(super) fn copy_as_stored(&self, key: &Key) -> Result<Copied> {
         let unsealed = || err!(Damaged, "object \"{key}\" is not sealed");
-        self.copy(key, &|_| Err(unsealed()), &|_| Err(unsealed()))
+        self.copy_healed(key, &|_| Err(unsealed()), &|_| Err(unsealed()))
             .map_err(|e| e.context(format!("copy object \"{key}\"")))
     }
 
@@ -162,7 +162,7 @@ impl Pair<'_> {
             reader.page_hashes()?;
             tee.pass(tee.size_bytes(), false)
         };
-        self.copy(&key, &check, &is_same)
+        self.copy_healed(&key, &check, &is_same)
     }
 
     fn copy_layers(
@@ -204,7 +204,7 @@ impl Pair<'_> {
             }
             tee.pass(tee.size_bytes(), may_pass)
         };
-        self.copy(&key, &check, &is_same)
+        self.copy_healed(&key, &check, &is_same)
     }
 
     /// The bytes of a root as it was read: those of its healed copy where the original is damaged.

@@ -491,8 +491,11 @@ impl Trap {
     }
 
     fn touch(&self, name: &str) {
-        std::fs::write(self.folder.join(name), "").unwrap();
-        user::own(&self.folder.join(name));
+        // The command takes the file away as soon as it sees it: it appears whole.
+        let made = self.folder.join("made");
+        std::fs::write(&made, "").unwrap();
+        user::own(&made);
+        std::fs::rename(made, self.folder.join(name)).unwrap();
     }
 
     /// The next time that `file` is asked for, the command waits.

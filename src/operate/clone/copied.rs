@@ -42,7 +42,7 @@ pub(super) fn with_server<T>(
     let mut making = Making::begin(place, (&prepared, &plan), started)?;
     let restored = prepared.run(session, None)?;
     let real = copied(folder, &prepared);
-    let mut server = making.recover(&prepared, &restored.report.settings)?;
+    let mut server = making.recover(&prepared, (&restored.report.settings, &session.host))?;
     if !prepared.left_out().is_empty() {
         check_real(&mut server, &real, database)?;
     }

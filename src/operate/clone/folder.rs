@@ -77,6 +77,9 @@ pub struct State {
     pub connection: Option<String>,
     /// Milliseconds from the command to the first query.
     pub ready_after_ms: Option<u64>,
+    /// The reason why a clone that was to be kept is not.
+    #[serde(default)]
+    pub not_kept: Option<String>,
 }
 
 /// A folder.
@@ -168,6 +171,11 @@ impl Folder {
     /// Whether somebody wants to keep it.
     pub fn is_wanted(&self) -> bool {
         is_asked_for(&self.path)
+    }
+
+    /// Forgets that somebody wants to keep it.
+    pub fn unwant(&self) {
+        let _ = std::fs::remove_file(self.path.join(KEEP));
     }
 
     /// Removes the folder with all that is in it. The lock goes last: a folder without one is nobody's leftover.

@@ -15,12 +15,13 @@ pub mod namespace;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use self::folder::{Folder, Stage, State};
 use super::choice::{Question, Unless};
 use super::drill::recovery;
-use super::mounted::{self, Mount};
+use super::mounted::{self, Mount, SetOnDrop};
 use super::opened;
 use super::programs::Programs;
 use super::quarantine::{self, Libraries, Quarantine, Quarantined};
@@ -118,6 +119,7 @@ impl<'a> Making<'a> {
             reached_lsn: None,
             connection: None,
             ready_after_ms: None,
+            not_kept: None,
         };
         folder.put(&state)?;
         Ok(Making {
@@ -130,8 +132,12 @@ impl<'a> Making<'a> {
         })
     }
 
-    /// Starts the server, and lets it replay to the target.
-    fn recover(&mut self, prepared: &Prepared, settings: &[Setting]) -> Result<Quarantined> {
+    /// Starts the server, and lets it replay to the target. The server is ended at once when `host` wants to stop.
+    fn recover(
+        &mut self,
+        prepared: &Prepared,
+        (settings, host): (&[Setting], &Host),
+    ) -> Result<Quarantined> {
         let session = self.session;
         let needs_network = self.asked.port.is_some() || needs_network(prepared);
         let before = namespace::before_server(&session.environment, needs_network);
@@ -149,12 +155,7 @@ impl<'a> Making<'a> {
         session.host.progress.phase("replay", None);
         self.state.stage = Stage::Replaying;
         self.folder.put(&self.state)?;
-        // The server is stopped in order where it is kept: the wish to stop does not reach it by itself.
-        let host = Host {
-            stop: Arc::default(),
-            ..session.host.clone()
-        };
-        let mut server = quarantine.start(&host, &libraries, settings)?;
+        let mut server = quarantine.start(host, &libraries, settings)?;
         let recovered = recovery::wait(session, &mut server)?;
         if let Some((_, cause)) = recovered.broken {
             return Err(err!(Server, "the server did not reach the target: {cause}"));
@@ -189,7 +190,7 @@ impl<'a> Making<'a> {
 /// Those of the plan; `OutOfReach`; those of [`mounted::with_mount`] and of `work`; `Server` where the server does not recover.
 fn with_server<T>(
     session: &Session,
-    asked: &Asked,
+    (asked, host): (&Asked, &Host),
     folder: &Folder,
     work: impl FnOnce(&mut Running<'_>, &mut Mount<'_>) -> Result<T>,
 ) -> Result<(T, Box<Prepared>)> {
@@ -201,7 +202,7 @@ fn with_server<T>(
     let mut making = Making::begin(place, (&prepared, &plan), started)?;
     let is_alone = namespace::is_inside(&session.environment);
     let done = mounted::with_mount(session, &prepared, (&folder.tree(), is_alone), |mount| {
-        let mut server = making.recover(&prepared, &mount.settings)?;
+        let mut server = making.recover(&prepared, (&mount.settings, host))?;
         let mut running = Running {
             server: &mut server,
             state: &mut making.state,
@@ -325,10 +326,14 @@ pub fn for_a_while<T>(
     let folder = Folder::make(&Folder::choose(below, session.host.random())?)?;
     let done = match mounted::check_possible() {
         Ok(()) => {
-            let done = with_server(session, asked, &folder, |running, _| work(&folder, running));
+            let done = with_server(session, (asked, &session.host), &folder, |running, _| {
+                running.server.lift_time_limit();
+                work(&folder, running)
+            });
             done.map(|(done, _)| done)
         }
         Err(_) => copied::with_server(session, asked, (&folder, database), |running| {
+            running.server.lift_time_limit();
             work(&folder, running)
         }),
     };
@@ -343,7 +348,12 @@ pub fn for_a_while<T>(
 /// Those of the plan; `OutOfReach`; those of [`mounted::with_mount`]; `Server` where the server does not recover, or ended by itself.
 pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State>> {
     let folder = Folder::make(at)?;
-    let served = with_server(session, asked, &folder, |running, mount| {
+    // The server is stopped in order where it is kept: the wish to stop does not reach it by itself.
+    let host = Host {
+        stop: Arc::default(),
+        ..session.host.clone()
+    };
+    let served = with_server(session, (asked, &host), &folder, |running, mount| {
         let until = asked.lasts.map(|lasts| Instant::now() + lasts);
         attend(session, &folder, (running, mount), until)
     });
@@ -366,18 +376,25 @@ fn attend(
     until: Option<Instant>,
 ) -> Result<Option<State>> {
     let bring_all = mount.bring_all;
+    let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = SetOnDrop(&is_over);
         let mut copying = None;
         loop {
-            (mount.keep)();
             if running.server.ended()?.is_some() {
-                let log = running.server.log();
-                return Err(err!(Server, "the server of the clone has ended by itself")
-                    .hint(format!("Its words: {}", last_lines(&log))));
+                let words = last_lines(&running.server.log());
+                let ended = "the server of the clone has ended by itself";
+                // All content is in the directory, from which a server recovers as after a crash.
+                if running.state.stage == Stage::Whole {
+                    session.warn(&format!("{ended}, and is kept: {words}"));
+                    return Ok(Some(running.state.clone()));
+                }
+                return Err(err!(Server, "{ended}").hint(format!("Its words: {words}")));
             }
             if folder.is_wanted() && copying.is_none() && running.state.stage == Stage::Ready {
-                copying = Some(scope.spawn(bring_all));
+                copying = Some(scope.spawn(|| bring_all(&is_over)));
                 running.state.stage = Stage::Copying;
+                running.state.not_kept = None;
                 folder.put(running.state)?;
             }
             if let Some(done) = copying.take_if(|copying| copying.is_finished()) {
@@ -385,7 +402,14 @@ fn attend(
                 match done.join().unwrap_or_else(panicked) {
                     Ok(()) => running.state.stage = Stage::Whole,
                     Err(_) if session.host.is_stopping() => return Ok(None),
-                    Err(e) => return Err(e.context("copy the rest of the clone")),
+                    // The clone and what was written to it stay, and it can be asked for again.
+                    Err(e) => {
+                        let e = e.context("copy the rest of the clone");
+                        session.warn(&format!("the clone is not kept: {e}"));
+                        folder.unwant();
+                        running.state.stage = Stage::Ready;
+                        running.state.not_kept = Some(e.to_string());
+                    }
                 }
                 folder.put(running.state)?;
             }

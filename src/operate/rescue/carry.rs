@@ -85,7 +85,7 @@ pub fn restore(
     running: &Running<'_>,
     (folder, archive): (&Folder, &Path),
     (conninfo, live): (&Secret, &mut Server),
-    tables: &[Table],
+    (what, tables): (&What, &[Table]),
 ) -> Result<()> {
     let (is, was) = (live.session().major()?, running.programs.major);
     if is < was {
@@ -98,8 +98,13 @@ pub fn restore(
         ));
     }
     let database: String = live.query("select current_database()")?.value(0, 0)?;
-    let mut schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+    // An archive of a schema or of a database has its schemas, with owners and grants.
+    let mut schemas: Vec<&str> = match what {
+        What::Tables(_) => tables.iter().map(|table| table.schema.as_str()).collect(),
+        What::Schema(_) | What::Database => Vec::new(),
+    };
     schemas.dedup();
+    let mut made = Vec::new();
     for schema in schemas {
         let there = format!(
             "select 1 from pg_catalog.pg_namespace where nspname = {}",
@@ -107,9 +112,7 @@ pub fn restore(
         );
         if live.query(&there)?.rows.is_empty() {
             live.query(&format!("create schema {}", identifier(schema)))?;
-            session.note(&format!(
-                "schema {schema} was not there any more, and was created"
-            ));
+            made.push(schema);
         }
     }
     let service = folder.path().join("service");
@@ -130,10 +133,19 @@ pub fn restore(
     ]);
     command.arg(in_database(&database)).arg(archive);
     let warnings = tool::run(&mut command, &mut || session.host.check_stop()).map_err(|e| {
+        for schema in &made {
+            // Somebody may have put something there meanwhile: then it stays.
+            let _ = live.query(&format!("drop schema {}", identifier(schema)));
+        }
         e.hint("Nothing was changed: all of it arrives, or nothing. A role that is gone has to be created first; what else is in the way can be seen with --to FILE and pg_restore.")
     })?;
     for warning in warnings {
         session.warn(&warning);
+    }
+    for schema in made {
+        session.note(&format!(
+            "schema {schema} was not there any more; it was created, and belongs to the role of --into, without grants"
+        ));
     }
     Ok(())
 }

@@ -213,7 +213,7 @@ fn into_server(
                 running,
                 (folder, &archive),
                 (conninfo, &mut live),
-                &tables,
+                (&asked.what, &tables),
             )?;
             tables::compare(&mut source, &mut live, &tables)?
         }

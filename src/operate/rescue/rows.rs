@@ -7,6 +7,9 @@ use crate::error::Result;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 
+/// How long the live table's users may be kept waiting.
+const LOCK_TIMEOUT: &str = "10s";
+
 /// A column that is carried.
 struct Column {
     name: String,
@@ -125,7 +128,11 @@ fn one(
             Some(count_of(live, &missing)?)
         }
         Mode::Replace => {
-            live.query(&format!("truncate only {live_name}"))?;
+            // Whoever else wants the table waits behind this, so it must not wait long.
+            live.query(&format!("set local lock_timeout = '{LOCK_TIMEOUT}'"))?;
+            live.query(&format!("truncate only {live_name}")).map_err(|e| {
+                e.hint("Nothing was changed. Other sessions use the table: end them (pg_locks names them), or try again.")
+            })?;
             let added = count_of(live, &all)?;
             // A trigger of the live table may leave rows out.
             if added != rows {
@@ -138,6 +145,9 @@ fn one(
             Some(added)
         }
     };
+    if added.is_some() {
+        advance_sequences(live, &live_name)?;
+    }
     Ok(Rescued {
         table: table.shown(),
         new_name: match mode {
@@ -147,6 +157,26 @@ fn one(
         rows,
         added_rows: added,
     })
+}
+
+/// Lets the sequences of a table's columns go on behind the greatest value that is there now, so that the next row finds its number free.
+fn advance_sequences(live: &mut Server, table: &str) -> Result<()> {
+    let owned = live.query(&format!(
+        "select pg_catalog.quote_ident(a.attname), s.sequence::text, q.seqincrement > 0 from pg_catalog.pg_attribute a, lateral (select pg_catalog.pg_get_serial_sequence({}, a.attname)::pg_catalog.regclass) s (sequence), pg_catalog.pg_sequence q where a.attrelid = {}::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped and q.seqrelid = s.sequence",
+        literal(table), literal(table)
+    ))?;
+    for row in 0..owned.rows.len() {
+        let (column, sequence): (String, String) = (owned.value(row, 0)?, owned.value(row, 1)?);
+        let (last, is_beyond) = match owned.text(row, 2)? {
+            Some("t") => ("max", ">"),
+            _ => ("min", "<"),
+        };
+        live.query(&format!(
+            "select pg_catalog.setval({}::pg_catalog.regclass, t.last) from (select {last}({column}) from {table}) t (last), {sequence} s where t.last {is_beyond} s.last_value or (t.last = s.last_value and not s.is_called)",
+            literal(&sequence)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Runs an INSERT, and returns how many rows it has put in.
