@@ -290,6 +290,8 @@ mod tests {
             rdb_version: 10,
             replid: "0".repeat(40),
             offset: 7,
+            parent: None,
+            fork: None,
             role: "master".into(),
             run_id: "r".into(),
             stream_db: Some(31),

@@ -61,6 +61,15 @@ impl Info {
         ServerVersion::new(flavor, version)
     }
 
+    /// Returns the history that `replid` goes on from, and how many bytes of it it has; none where the server knows of none, or is in another history by now.
+    pub fn parent(&self, replid: &str) -> Option<(String, u64)> {
+        let parent = self.field("master_replid2")?;
+        let second: u64 = self.field("second_repl_offset")?.parse().ok()?;
+        let is_own = self.field("master_replid") == Some(replid);
+        let is_named = parent.bytes().any(|digit| digit != b'0');
+        (is_own && is_named && second > 0).then(|| (parent.to_owned(), second - 1))
+    }
+
     /// Returns the databases with keys, in order.
     pub fn keyspace(&self) -> Vec<Database> {
         let databases = self.fields.iter().filter_map(|(name, value)| {
@@ -110,5 +119,22 @@ mod tests {
         };
         assert_eq!(info.modules, [json]);
         assert!(Info::default().version().is_err());
+    }
+
+    #[test]
+    fn a_history_has_the_parent_that_the_server_names() {
+        let (own, parent) = ("a".repeat(40), "b".repeat(40));
+        let told = |replid2: &str, second: i64| {
+            let mut info = Info::default();
+            info.add(&format!(
+                "master_replid:{own}\r\nmaster_replid2:{replid2}\r\nsecond_repl_offset:{second}\r\n"
+            ));
+            info
+        };
+        let forked = told(&parent, 71);
+        assert_eq!(forked.parent(&own), Some((parent.clone(), 70)));
+        assert_eq!(forked.parent(&parent), None);
+        assert_eq!(told(&"0".repeat(40), -1).parent(&own), None);
+        assert_eq!(Info::default().parent(&own), None);
     }
 }

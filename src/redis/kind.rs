@@ -54,12 +54,15 @@ impl Base {
         } = received;
         let (info, version) = (&self.source.info, &self.source.version);
         let stream_db = head.field("repl-stream-db");
+        let (parent, fork) = info.parent(&position.replid).unzip();
         Ok(Member {
             flavor: version.flavor.name().to_owned(),
             server_version: version.text().to_owned(),
             rdb_version: head.version,
             replid: position.replid,
             offset: position.offset,
+            parent,
+            fork,
             role: self.source.role().to_owned(),
             run_id: info.field("run_id").unwrap_or_default().to_owned(),
             stream_db: stream_db.and_then(|db| db.parse().ok()),

@@ -23,6 +23,10 @@ pub struct Member {
     pub replid: String,
     /// The bytes of the history that the data set holds.
     pub offset: u64,
+    /// The history that this one goes on from, as the server said just before; none where it knows of none.
+    pub parent: Option<String>,
+    /// The bytes of the parent that this history begins with.
+    pub fork: Option<u64>,
     /// `master` or `replica`.
     pub role: String,
     /// The run of the server.
