@@ -59,6 +59,7 @@ OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ::v,$(SKIPPED_$(shell echo $
 test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-tools test
 	scripts/get-postgres
+	scripts/get-redis
 	$(CARGO) test --workspace --no-fail-fast -- $(OF_TURN)
 
 test-moto: ## the contract of stores and whole cycles on moto's S3, which pip fetches once (290 MB)

@@ -11,7 +11,7 @@
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `wal` · `snapshot` |
 //! | 6 | `archive` · `plan` (pure) · `find` (what WAL did to data) · `tree` (real directories) · `mount` (a snapshot that is read when it is asked for) |
-//! | 7 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` |
+//! | 7 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` · `logical` · `redis` (other content) |
 //! | 8 | `operate` (the use cases, as values) |
 //! | 9 | `cli` |
 //!
@@ -49,6 +49,8 @@ pub mod program;
 pub mod progress;
 #[cfg(feature = "full")]
 pub mod receive;
+#[cfg(feature = "full")]
+pub mod redis;
 pub mod release;
 pub mod repo;
 #[cfg(feature = "full")]

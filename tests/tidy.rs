@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["wal", "snapshot"],
     &["archive", "plan", "find", "tree", "mount"],
     &[
-        "command", "receive", "backup", "restore", "expire", "verify", "sync", "logical",
+        "command", "receive", "backup", "restore", "expire", "verify", "sync", "logical", "redis",
     ],
     &["operate"],
     &["cli"],

@@ -59,6 +59,7 @@ pub mod pin;
 pub mod plan;
 pub mod query;
 pub mod receive;
+pub mod redis;
 mod replaced;
 pub mod repo;
 pub mod repo_check;
@@ -170,6 +171,7 @@ enum Command {
     Timeline(timeline::Args),
     Files(files::Args),
     Logical(logical::Args),
+    Redis(redis::Args),
     Config(configuration::Args),
     Help(help::Args),
     Completions(completions::Args),
@@ -361,9 +363,11 @@ fn context(cli: &Cli, environment: Environment) -> Context {
 /// The limits of bandwidth that a command keeps: those that move the bytes of backups.
 fn pacing(command: &Command) -> Pacing {
     match command {
-        Command::Backup(_) | Command::Files(_) | Command::Logical(_) | Command::Config(_) => {
-            Pacing::limited(None)
-        }
+        Command::Backup(_)
+        | Command::Files(_)
+        | Command::Logical(_)
+        | Command::Redis(_)
+        | Command::Config(_) => Pacing::limited(None),
         Command::Restore(args) => Pacing::limited(args.max_rate),
         Command::Standby(args) => Pacing::limited(args.max_rate),
         Command::Verify(args) => Pacing::limited(args.max_rate),
@@ -404,6 +408,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Repo(_)
         | Command::Files(_)
         | Command::Logical(_)
+        | Command::Redis(_)
         | Command::Config(_)
         | Command::Help(_)
         | Command::Completions(_)
@@ -466,6 +471,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Timeline(args) => timeline::run(args, cx),
         Command::Files(args) => files::run(args, cx),
         Command::Logical(args) => logical::run(args, cx),
+        Command::Redis(args) => redis::run(args, cx),
         Command::Config(args) => configuration::run(args, cx),
         Command::Help(args) => help::run(args, cx),
         Command::Completions(args) => completions::run(args, cx),

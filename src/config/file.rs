@@ -32,16 +32,18 @@ pub(super) enum Kind {
     Retention,
     Logical,
     Config,
+    Redis,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind::Clusters,
     Kind::Repositories,
     Kind::Files,
     Kind::Retention,
     Kind::Logical,
     Kind::Config,
+    Kind::Redis,
 ];
 
 impl Kind {
@@ -53,6 +55,7 @@ impl Kind {
             Kind::Retention => "retention",
             Kind::Logical => "logical",
             Kind::Config => "config",
+            Kind::Redis => "redis",
         }
     }
 
@@ -65,6 +68,7 @@ impl Kind {
             Kind::Retention => "retention",
             Kind::Logical => "logical backup",
             Kind::Config => "set of configuration",
+            Kind::Redis => "Redis server",
         }
     }
 }
@@ -127,7 +131,7 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
-/// One `[clusters.NAME]`, `[repositories.NAME]`, `[files.NAME]` or `[logical.NAME]`, or `[retention]`, whose name is empty.
+/// One `[clusters.NAME]`, `[repositories.NAME]`, `[files.NAME]` or another section with a name, or `[retention]`, whose name is empty.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) kind: Kind,
@@ -228,7 +232,7 @@ impl Document {
         Ok(document)
     }
 
-    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…`, `PITR_FILES_…`, `PITR_RETENTION_…` and `PITR_LOGICAL_…` replace and add values.
+    /// Lets the environment's `PITR_CLUSTERS_…`, `PITR_REPOSITORIES_…` and those of the other tables replace and add values.
     ///
     /// A variable is named for its key: upper case, `.` and `-` written as `_`. One that names no section of the file makes one,
     /// named in lower case.

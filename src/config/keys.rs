@@ -9,8 +9,8 @@ use super::file::{Entry, Kind, Raw, Section};
 use super::{
     Acknowledge, Cluster, ConfigSet, Encryption, Files, Hours, Location, LockMode, Logical,
     LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices,
-    PromoteUnreachable, Repository, Retention, S3Settings, Secret, Size, Source, Sse,
-    StandbyOutage, config_set::DEFAULT, holds_password, location, logical::JOBS_MAX,
+    PromoteUnreachable, Redis, RedisAddress, Repository, Retention, S3Settings, Secret, Size,
+    Source, Sse, StandbyOutage, config_set::DEFAULT, holds_password, location, logical::JOBS_MAX,
     retention::KEEP_MAX, s3,
 };
 use crate::err;
@@ -90,6 +90,19 @@ keys! { CONFIG: |e, set: ConfigSet|
     "secret": secret = e.list();
     "plain": plain = e.list();
     "cluster": cluster = e.string();
+    "identity": identity = e.string();
+    "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
+}
+
+// Those of `[redis.NAME]`.
+keys! { REDIS: |e, redis: Redis|
+    "address": address = e.checked(RedisAddress::parse);
+    "user": user = e.string();
+    "password_file": password_file = e.path();
+    "tls.ca_file": tls.ca_file = e.path();
+    "tls.cert_file": tls.cert_file = e.path();
+    "tls.key_file": tls.key_file = e.path();
+    "stall_timeout": stall_timeout = e.period();
     "identity": identity = e.string();
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
 }
@@ -198,6 +211,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
         Kind::Retention => RETENTION.iter().map(|(key, _)| *key).collect(),
         Kind::Logical => LOGICAL.iter().map(|(key, _)| *key).collect(),
         Kind::Config => CONFIG.iter().map(|(key, _)| *key).collect(),
+        Kind::Redis => REDIS.iter().map(|(key, _)| *key).collect(),
     }
 }
 
@@ -377,6 +391,37 @@ pub(super) fn logical(section: &Section) -> Result<Logical> {
         Some(entry) => Err(entry.is_not("a number from 1: a dump needs a connection")),
         None => Ok(logical),
     }
+}
+
+/// Reads a Redis server.
+pub(super) fn redis(section: &Section) -> Result<Redis> {
+    let redis = fill(Redis::named(section.name.clone()), section, REDIS)?;
+    let wrong = |message: &str| section.origin.error(message);
+    let tls = &redis.tls;
+    match &redis.address {
+        None => {
+            return Err(
+                wrong(&format!("Redis server \"{}\" has no address", redis.name))
+                    .hint("Add address = \"127.0.0.1:6379\", or \"unix:/path\" of its socket."),
+            );
+        }
+        Some(RedisAddress::Unix(_)) if tls.ca_file.is_some() => {
+            return Err(wrong("TLS means nothing to a socket of this host"));
+        }
+        Some(_) => {}
+    }
+    if tls.cert_file.is_some() != tls.key_file.is_some() {
+        return Err(wrong("tls needs both cert_file and key_file, or neither"));
+    }
+    if tls.ca_file.is_none() && tls.cert_file.is_some() {
+        return Err(wrong("tls has no ca_file").hint(
+            "Name the file with the certificates of those who may sign the server's. The system's are in /etc/ssl/certs/ca-certificates.crt.",
+        ));
+    }
+    if redis.user.is_some() && redis.password_file.is_none() {
+        return Err(wrong("\"user\" needs password_file"));
+    }
+    Ok(redis)
 }
 
 /// The kinds of values.

@@ -24,6 +24,7 @@ mod location;
 mod logical;
 mod name;
 mod price;
+mod redis;
 mod retention;
 mod s3;
 pub mod secret;
@@ -38,6 +39,7 @@ pub use location::Location;
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
 pub use price::{Price, Prices};
+pub use redis::{Redis, RedisAddress, RedisTls};
 pub use retention::Retention;
 pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
@@ -391,6 +393,8 @@ pub struct Settings {
     pub logical: Vec<Logical>,
     /// Sets of configuration files, in the order of the file.
     pub config: Vec<ConfigSet>,
+    /// Redis servers, in the order of the file.
+    pub redis: Vec<Redis>,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.
     bare: bool,
@@ -476,7 +480,12 @@ impl Settings {
             name: &set.name,
             max_backup_age: set.max_backup_age,
         });
-        files.chain(logical).chain(config)
+        let redis = self.redis.iter().map(|redis| Content {
+            kind: "redis",
+            name: &redis.name,
+            max_backup_age: redis.max_backup_age,
+        });
+        files.chain(logical).chain(config).chain(redis)
     }
 
     /// The set of files of this name.
@@ -708,6 +717,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         retention: Retention::default(),
         logical: Vec::new(),
         config: Vec::new(),
+        redis: Vec::new(),
         cluster_flag: None,
         bare: false,
     };
@@ -732,6 +742,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             Kind::Retention => settings.retention = keys::retention(section)?,
             Kind::Logical => settings.logical.push(keys::logical(section)?),
             Kind::Config => settings.config.push(keys::config(section)?),
+            Kind::Redis => settings.redis.push(keys::redis(section)?),
         }
     }
     Ok(settings)

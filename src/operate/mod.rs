@@ -66,6 +66,7 @@ pub mod read_back;
 pub mod reading;
 pub mod receive;
 pub mod receiver;
+pub mod redis;
 pub mod registered;
 pub mod replace;
 pub mod repositories;

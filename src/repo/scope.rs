@@ -112,7 +112,7 @@ pub fn is_scope_name(name: &str) -> bool {
 pub const AUX: &str = "aux";
 
 /// Kinds of auxiliary content that this version knows. Only tests of the program write `test`.
-const KNOWN_KINDS: [&str; 4] = ["config", "files", "logical", "test"];
+const KNOWN_KINDS: [&str; 5] = ["config", "files", "logical", "redis", "test"];
 
 /// The owner of everything below one prefix: a cluster, or one piece of auxiliary content.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -28,5 +28,5 @@ pub mod slot;
 pub mod sql;
 pub mod stop;
 pub mod tar;
-mod tls;
+pub mod tls;
 mod uri;

@@ -2,7 +2,7 @@
 //!
 //! Knowledge: doc/src/sgml/libpq.sgml (SSL support); RFC 5929 (tls-server-end-point); src/interfaces/libpq/fe-secure-openssl.c.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -42,8 +42,19 @@ enum Check {
 /// # Errors
 /// `Config` if a certificate file is missing or cannot be read.
 pub(super) fn configuration(info: &ConnInfo) -> Result<Arc<ClientConfig>> {
+    let (check, trusted) = trust(info)?;
+    let own = client_certificate(info.client_certificate.as_ref())?;
+    let mut config = client(check, trusted, own)?;
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn client(
+    check: Check,
+    (roots, trusted): Trusted,
+    own: Option<CertificateAndKey>,
+) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let (check, (roots, trusted)) = trust(info)?;
     let verifier = Verifier {
         check,
         roots,
@@ -55,14 +66,32 @@ pub(super) fn configuration(info: &ConnInfo) -> Result<Arc<ClientConfig>> {
         .map_err(|error| err!(Internal, "could not set up TLS").source(error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match client_certificate(info.client_certificate.as_ref())? {
-        None => builder.with_no_client_auth(),
+    match own {
+        None => Ok(builder.with_no_client_auth()),
         Some((chain, key)) => builder
             .with_client_auth_cert(chain, key)
-            .map_err(|error| err!(Config, "client certificate cannot be used").source(error))?,
-    };
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
-    Ok(Arc::new(config))
+            .map_err(|error| err!(Config, "client certificate cannot be used").source(error)),
+    }
+}
+
+/// The files of a connection that is none to PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// Certificates of the authorities that may have signed the server's, or the server's own.
+    pub ca_file: PathBuf,
+    /// The certificate of this side, and its private key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+}
+
+/// Makes the TLS settings of a connection that is none to PostgreSQL: the certificate has to be the host's.
+///
+/// # Errors
+/// `Config` if a file is missing or cannot be read.
+pub fn for_files(files: &Files) -> Result<Arc<ClientConfig>> {
+    let trusted = file_roots(&files.ca_file)?;
+    let own = files.certificate.as_ref();
+    let own = own.map(|(certificate, key)| read_pair(certificate, key));
+    client(Check::AuthorityAndName, trusted, own.transpose()?).map(Arc::new)
 }
 
 /// Shakes hands. `name` is the host as the user named it.
@@ -206,15 +235,19 @@ fn client_certificate(files: Option<&ClientCertificate>) -> Result<Option<Certif
     if !files.explicit && !files.certificate.exists() {
         return Ok(None);
     }
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| {
+    read_pair(&files.certificate, &files.key).map(Some)
+}
+
+fn read_pair(certificate: &Path, key: &Path) -> Result<CertificateAndKey> {
+    let read = PrivateKeyDer::from_pem_file(key).map_err(|error| {
         err!(
             Config,
             "could not read private key file \"{}\"",
-            files.key.display()
+            key.display()
         )
         .source(error)
     })?;
-    Ok(Some((certificates(&files.certificate)?, key)))
+    Ok((certificates(certificate)?, read))
 }
 
 /// The check of certificates, by sslmode.

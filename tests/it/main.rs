@@ -63,6 +63,7 @@ mod receive_journal;
 mod receive_network;
 mod recipients;
 mod recovering;
+mod redis;
 mod resolve;
 mod restore;
 mod restore_databases;

@@ -28,6 +28,8 @@ pub const CHUNKS: &str = "chunks";
 const CONTENT_FEATURES: [&str; 4] = [NODES, ATTACHMENTS, SECRETS, CHUNKS];
 /// Features that a janitor of this version knows.
 const EXPIRE_FEATURES: [&str; 0] = [];
+/// The kind of content whose facts have a position.
+const REDIS: &str = "redis";
 
 /// The root of a backup of an aux scope, without the member of its kind.
 pub type AuxRoot = Root<AuxContent>;
@@ -77,11 +79,16 @@ impl AuxRoot {
     /// `Damaged` when it names too many parts; what the store says.
     pub fn commit(&self, store: &dyn Store, scope: &Scope, member: Value) -> Result<Published> {
         let kind = scope.kind().unwrap_or_default().to_owned();
+        let mut outline = AuxOutline::of(self)?;
+        if kind == REDIS {
+            outline.replid = member.get("replid").cloned();
+            outline.offset = member.get("offset").cloned();
+        }
+        let facts = outline.facts()?;
         let whole = Whole {
             root: self,
             member: std::iter::once((kind, member)).collect(),
         };
-        let facts = AuxOutline::of(self)?.facts()?;
         super::write(store, &scope.manifest(&self.head.id), &whole, facts)
     }
 
@@ -176,6 +183,11 @@ pub struct AuxOutline {
     packs: Parts,
     #[serde(default)]
     expire_features: Vec<String>,
+    /// The position of a data set of Redis, for janitors that delete its log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replid: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    offset: Option<Value>,
     /// Label that the operator gave it; none without a key.
     #[serde(skip)]
     pub label: Option<String>,
@@ -210,6 +222,8 @@ impl AuxOutline {
             layers: parts(layers().map(|layer| &layer.key)),
             packs: parts(root.map.packs.iter().map(|pack| &pack.key)),
             expire_features: content.expire_features.clone(),
+            replid: None,
+            offset: None,
             label: Some(head.label.clone()),
             is_foreign: root.check_content().is_err(),
         })

@@ -1,0 +1,321 @@
+//! `pitr redis`: data sets of Redis and Valkey.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Context;
+use super::output::{Align, Table};
+use crate::error::Result;
+use crate::exit;
+use crate::operate::human;
+use crate::operate::redis::backup::{self, Asked, Taken};
+use crate::operate::redis::list::{self, Listed};
+use crate::operate::redis::restore::{self, Restored};
+use crate::repo::id::BackupId;
+
+/// Back up Redis and Valkey servers, and restore their data sets
+///
+/// A backup is the data set of one moment. It is taken over the network as a replica takes it: nothing depends on the server's own files.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pitr redis`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    Backup(BackupArgs),
+    Restore(RestoreArgs),
+    Ls(LsArgs),
+}
+
+/// Back up the data set of [redis.NAME]
+///
+/// The server forks and sends its data set, as to a new replica (PSYNC). The stream goes straight into the repository, and its checksum is compared before the
+/// backup exists. A failure leaves no backup. The user needs the rights +psync +replconf +ping +info.
+///
+/// Exit status 6 when the server writes no checksum.
+///
+/// Example: pitr redis backup cache --label "before the release"
+#[derive(clap::Args, Debug)]
+pub struct BackupArgs {
+    /// The name in the configuration
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// A text to recognise the backup by
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+
+    /// Go on under a name whose earlier backups are of another server
+    #[arg(long)]
+    pub confirm: bool,
+}
+
+/// Restore a data set as a directory that a server loads
+///
+/// --to gets the data set as the base of an append-only file, and a redis.conf that makes the server load it: Redis 7 and newer, and Valkey, from a directory with
+/// a manifest, Redis 4 to 6 from a single file. A server whose version cannot load the data set is refused (8) before anything is written. redis-check-aof or
+/// valkey-check-aof looks at the result where it is on the search path.
+///
+/// Keys whose time to live is over vanish when a server loads them. --as-replica makes the server the replica of a master that is not there: it keeps them, and
+/// takes no writes.
+///
+/// Example: pitr redis restore cache --to /var/lib/redis-restored
+#[derive(clap::Args, Debug)]
+pub struct RestoreArgs {
+    /// The name of the data set
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Write into this directory: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+
+    /// Restore this backup; without it the newest
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<BackupId>,
+
+    /// Keep keys whose time to live is over, for a look at the data as they were
+    #[arg(long)]
+    pub as_replica: bool,
+
+    /// The version of the server that shall load it, such as 7.2 or "valkey 8.1"; without it that of the server on the search path
+    #[arg(long, value_name = "V")]
+    pub server_version: Option<String>,
+
+    /// Show what would be written, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// List the backups of a data set
+///
+/// Example: pitr redis ls cache
+#[derive(clap::Args, Debug)]
+pub struct LsArgs {
+    /// The name of the data set
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    match &args.command {
+        Command::Backup(args) => {
+            cx.stop_in_order()?;
+            run_backup(args, cx)
+        }
+        Command::Restore(args) => {
+            cx.stop_in_order()?;
+            run_restore(args, cx)
+        }
+        Command::Ls(args) => run_ls(args, cx),
+    }
+}
+
+fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
+    let asked = Asked {
+        name: &args.name,
+        label: args.label.clone().unwrap_or_default(),
+        takes_over: args.confirm,
+    };
+    let Taken {
+        root,
+        member,
+        repository,
+        took,
+        warnings,
+    } = backup::run(&cx.session, asked)?;
+    for warning in &warnings {
+        cx.out.warn(warning);
+    }
+    let status = match member.has_checksum {
+        true => exit::SUCCESS,
+        false => exit::WARNINGS,
+    };
+    let head = &root.head;
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "id": head.id,
+            "name": args.name,
+            "label": head.label,
+            "repository": repository,
+            "start_time": head.start_time,
+            "stop_time": head.stop_time,
+            "file_count": head.file_count,
+            "size_bytes": head.size_bytes,
+            "stored_bytes": head.stored_bytes,
+            "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "warnings": warnings,
+            "redis": member,
+        }))?;
+        return Ok(status);
+    }
+    cx.out.report(&format!(
+        "backup {}: {} of {} {} ({}) at {}, offset {} of {}",
+        head.id,
+        human::count(member.keys(), "key"),
+        member.flavor,
+        member.server_version,
+        member.role,
+        human::time(member.received_time),
+        member.offset,
+        member.replid,
+    ))?;
+    cx.out.report(&format!(
+        "{}, stored as {} in {}; {}",
+        human::size(member.rdb_bytes),
+        human::size(head.stored_bytes),
+        human::duration(took),
+        match member.has_checksum {
+            true => "the checksum is right",
+            false => "the server writes no checksum",
+        }
+    ))?;
+    Ok(status)
+}
+
+fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let asked = restore::Asked {
+        name: &args.name,
+        to: &args.to,
+        backup: args.backup.as_ref(),
+        as_replica: args.as_replica,
+        server_version: args.server_version.as_deref(),
+        is_dry_run: args.dry_run,
+    };
+    let restored = restore::run(&cx.session, &asked)?;
+    if restored.target.is_none() {
+        cx.out.warn(&format!(
+            "no server is on the search path, and no --server-version is given: the files are made for {} {}, from which the backup came",
+            restored.member.flavor, restored.member.server_version
+        ));
+    }
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "id": restored.id,
+            "name": args.name,
+            "repository": restored.repository,
+            "to": restored.to,
+            "files": restored.files,
+            "target_version": restored.target.as_ref().map(ToString::to_string),
+            "as_replica": args.as_replica,
+            "dry_run": args.dry_run,
+            "checked": restored.checked.is_ok() && !args.dry_run,
+            "not_checked": restored.checked.as_ref().err(),
+            "start": restored.start,
+            "redis": restored.member,
+        }))?;
+        return Ok(exit::SUCCESS);
+    }
+    report_restore(args, cx, &restored)?;
+    Ok(exit::SUCCESS)
+}
+
+fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {
+    let member = &restored.member;
+    let verb = match args.dry_run {
+        true => "would be written to",
+        false => "in",
+    };
+    cx.out.report(&format!(
+        "backup {}: {} of {} {} at {}, {}, {verb} \"{}\"",
+        restored.id,
+        human::count(member.keys(), "key"),
+        member.flavor,
+        member.server_version,
+        human::time(member.received_time),
+        human::size(member.rdb_bytes),
+        restored.to.display()
+    ))?;
+    for file in &restored.files {
+        cx.out.report(&format!("  {}", file.display()))?;
+    }
+    match (&restored.checked, args.dry_run) {
+        (Ok(()), false) => cx
+            .out
+            .report("the program that checks append-only files finds it valid")?,
+        (Ok(()), true) => cx
+            .out
+            .report("the program that checks append-only files would look at it")?,
+        (Err(why), _) => cx
+            .out
+            .note(&format!("nothing checked the append-only file: {why}")),
+    }
+    if member.expires() > 0 && !args.as_replica {
+        cx.out.note(&format!(
+            "{} of them had a time to live when the backup was taken: those whose time is over vanish when a server loads them (--as-replica keeps them)",
+            human::count(member.expires(), "key")
+        ));
+    }
+    for module in &member.modules {
+        cx.out.note(&format!(
+            "the server needs module {}, version {} or newer: name it in redis.conf",
+            module.name, module.version
+        ));
+    }
+    if !member.has_checksum {
+        cx.out.warn("the data set has no checksum of its server: damage on its way to the backup would not have been found");
+    }
+    cx.out.note(&format!("next: {}", restored.start));
+    Ok(())
+}
+
+fn run_ls(args: &LsArgs, cx: &Context) -> Result<u8> {
+    let (repository, listed) = list::run(&cx.session, &args.name)?;
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "name": args.name,
+            "repository": repository,
+            "backups": listed,
+        }))?;
+        return Ok(exit::SUCCESS);
+    }
+    if listed.is_empty() {
+        cx.out.note(&format!(
+            "there is no backup: take one with pitr redis backup {}",
+            args.name
+        ));
+        return Ok(exit::SUCCESS);
+    }
+    let mut table = Table::new(&[
+        ("BACKUP", Align::Left),
+        ("TIME", Align::Left),
+        ("KEYS", Align::Right),
+        ("SIZE", Align::Right),
+        ("SERVER", Align::Left),
+        ("OFFSET", Align::Right),
+        ("STATE", Align::Left),
+        ("LABEL", Align::Left),
+    ]);
+    for one in &listed {
+        table.row(row(one));
+    }
+    cx.out.table(&table)?;
+    Ok(exit::SUCCESS)
+}
+
+fn row(one: &Listed) -> [String; 8] {
+    let (backup, member) = (&one.backup, one.redis.as_ref());
+    let known = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());
+    let state = match (&backup.damage, backup.expire_not_before, backup.pinned) {
+        (Some(_), _, _) => "damaged",
+        (None, Some(_), _) => "expires",
+        (None, None, true) => "pinned",
+        (None, None, false) => "",
+    };
+    [
+        backup.id.to_string(),
+        human::time(member.map_or(backup.stop_time, |m| m.received_time)),
+        known(member.map(|m| m.keys().to_string())),
+        human::size(backup.size_bytes),
+        known(member.map(|m| format!("{} {}", m.flavor, m.server_version))),
+        known(member.map(|m| m.offset.to_string())),
+        state.to_owned(),
+        backup.label.clone().unwrap_or_default(),
+    ]
+}

@@ -1,0 +1,156 @@
+//! `[redis.NAME]`: a Redis or Valkey server whose data set is backed up.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Period;
+use crate::err;
+use crate::error::Result;
+
+/// The silence of a server after which it counts as gone, where none is configured.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A server that is backed up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redis {
+    /// Its name in configuration and repository.
+    pub name: String,
+    /// The place where it listens.
+    pub address: Option<RedisAddress>,
+    /// The ACL user; none: the default user.
+    pub user: Option<String>,
+    /// The file that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// TLS; none: plain.
+    pub tls: RedisTls,
+    /// How long the server may be silent before it counts as gone.
+    pub stall_timeout: Duration,
+    /// The identity of the source; else the address.
+    pub identity: Option<String>,
+    /// How old the newest backup may become before that is reported.
+    pub max_backup_age: Option<Period>,
+}
+
+/// The files of a connection by TLS. There is one where `ca_file` is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Certificates of the authorities that may have signed the server's.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that this side shows.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
+}
+
+/// The place where a server listens. Its text is that of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// A host and a port.
+    Tcp {
+        /// Name or address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A socket, absolute.
+    Unix(PathBuf),
+}
+
+impl Redis {
+    /// A server of which nothing but the name is known.
+    pub(super) fn named(name: String) -> Redis {
+        Redis {
+            name,
+            address: None,
+            user: None,
+            password_file: None,
+            tls: RedisTls::default(),
+            stall_timeout: STALL_TIMEOUT,
+            identity: None,
+            max_backup_age: None,
+        }
+    }
+}
+
+impl RedisAddress {
+    /// Reads `host:port`, `[v6]:port` or `unix:/path`.
+    ///
+    /// # Errors
+    /// `Config`. The text is not repeated: a URL in its place may hold a password.
+    pub fn parse(text: &str) -> Result<RedisAddress> {
+        RedisAddress::read(text).ok_or_else(|| {
+            err!(
+                Config,
+                "the address is none of host:port, [v6 address]:port and unix:/path"
+            )
+            .hint("User and password have keys of their own: user and password_file.")
+        })
+    }
+
+    fn read(text: &str) -> Option<RedisAddress> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let is_path = path.starts_with('/') && !path.contains('\0');
+            return is_path.then(|| RedisAddress::Unix(PathBuf::from(path)));
+        }
+        let (host, port) = text.rsplit_once(':')?;
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        let host = match host.strip_prefix('[') {
+            Some(v6) => v6.strip_suffix(']').filter(|v6| v6.contains(':'))?,
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let is_odd = |c: char| c.is_control() || c.is_whitespace() || "/@?#[]".contains(c);
+        let is_host = !host.is_empty() && !host.contains(is_odd);
+        is_host.then(|| RedisAddress::Tcp {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for RedisAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RedisAddress::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            RedisAddress::Tcp { host, port } => write!(f, "{host}:{port}"),
+            RedisAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_reads_back_as_it_was_written() {
+        for text in [
+            "127.0.0.1:6379",
+            "cache.example:7000",
+            "[::1]:6379",
+            "unix:/run/redis/redis.sock",
+        ] {
+            assert_eq!(RedisAddress::parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_and_not_repeated() {
+        for text in [
+            "",
+            "cache",
+            "cache:",
+            "cache:0",
+            "cache:70000",
+            ":6379",
+            "::1:6379",
+            "unix:run/redis.sock",
+            "redis://me:tok3n@cache:6379",
+            "me:tok3n@cache:6379",
+        ] {
+            let e = RedisAddress::parse(text).unwrap_err();
+            assert!(!format!("{e:?}").contains("tok3n"), "{e:?}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Data sets of Redis and Valkey: taken, put back, and listed.
+
+pub mod backup;
+pub mod list;
+pub mod restore;
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::search;
+use super::session::Session;
+use crate::config::secret::check_closed;
+use crate::config::{Redis, Secret, Settings};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::redis::connection::Way;
+use crate::redis::kind::NAME;
+use crate::redis::member::Member;
+use crate::redis::source::Source;
+use crate::repo::event::{self, Recorded};
+use crate::repo::id::BackupId;
+use crate::repo::root::aux_root::AuxRoot;
+use crate::wire::tls;
+
+/// No password is longer.
+const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+
+/// A backup that is read.
+pub struct Stored {
+    /// The backup and its repository.
+    pub backup: search::Stored,
+    /// The facts of its data set.
+    pub member: Member,
+}
+
+/// Returns the section of the configuration for a name.
+///
+/// # Errors
+/// `Config` when there is none, with the lines to add.
+fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s Redis> {
+    settings
+        .redis
+        .iter()
+        .find(|redis| redis.name == name)
+        .ok_or_else(|| {
+            err!(
+                Config,
+                "no Redis server \"{}\" is configured",
+                name.escape_debug()
+            )
+            .hint(format!(
+                "Nothing was stored.\nAdd to the configuration file: [redis.{}] and below it address = \"127.0.0.1:6379\"",
+                name.escape_debug()
+            ))
+        })
+}
+
+/// Connects to a configured server, and asks it about itself.
+///
+/// # Errors
+/// `Config` for a file that cannot be read or is open to others; those of [`Source::connect`].
+pub(super) fn connect(session: &Session, redis: &Redis) -> Result<Source> {
+    let Some(address) = &redis.address else {
+        return Err(err!(Config, "[redis.{}] has no address", redis.name));
+    };
+    let tls = redis.tls.ca_file.as_ref().map(|ca_file| tls::Files {
+        ca_file: ca_file.clone(),
+        certificate: redis.tls.cert_file.clone().zip(redis.tls.key_file.clone()),
+    });
+    if let Some(key) = &redis.tls.key_file {
+        let metadata = std::fs::metadata(key);
+        let metadata = metadata.map_err(|e| unreadable("private key file", key, e))?;
+        check_closed(Code::Config, "private key file", key, &metadata)?;
+    }
+    let way = Way {
+        address: address.clone(),
+        tls,
+        stall_timeout: redis.stall_timeout,
+        user: redis.user.clone(),
+    };
+    let password = redis.password_file.as_deref().map(password).transpose()?;
+    let mut tick = || session.host.check_stop();
+    Source::connect(way, password.as_ref(), &mut tick)
+}
+
+/// Reads the first line of a password file.
+fn password(path: &Path) -> Result<Secret> {
+    let failed = |e| unreadable("password file", path, e);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() || metadata.size() > PASSWORD_BYTES_MAX {
+        return Err(err!(
+            Config,
+            "password file \"{}\" is no small file",
+            path.display()
+        ));
+    }
+    check_closed(Code::Config, "password file", path, &metadata)?;
+    let mut text = String::new();
+    let read = file.take(PASSWORD_BYTES_MAX).read_to_string(&mut text);
+    // The error of the conversion would name no byte of it; the file's name says enough.
+    read.map_err(failed)?;
+    match text.lines().next().filter(|line| !line.is_empty()) {
+        Some(line) => Ok(Secret::new(line.to_owned())),
+        None => Err(err!(
+            Config,
+            "password file \"{}\" has no password in its first line",
+            path.display()
+        )),
+    }
+}
+
+fn unreadable(kind: &str, path: &Path, error: std::io::Error) -> Error {
+    err!(Config, "could not read {kind} \"{}\"", path.display()).source(error)
+}
+
+/// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it.
+///
+/// # Errors
+/// `NotFound`; that of the first repository, when none can be read; `Damaged` when its member cannot be read.
+fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stored> {
+    let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
+    let found = search::first(session, (NAME, name), |repository, scope| {
+        search::named_or_newest(repository, scope, wanted, is_whole)
+    })?;
+    let backup = found.ok_or_else(|| {
+        match wanted {
+            Some(id) => err!(NotFound, "redis \"{name}\" has no backup \"{id}\""),
+            None => err!(NotFound, "redis \"{name}\" has no undamaged backup"),
+        }
+        .hint(format!(
+            "Nothing was written.\npitr redis ls {name} shows what there is. Take one with pitr redis backup {name}"
+        ))
+    })?;
+    let id = &backup.id;
+    let member = AuxRoot::member(backup.repository.store(), &backup.scope, id)?;
+    let member = member.ok_or_else(|| err!(NotFound, "backup \"{id}\" is gone"))?;
+    Ok(Stored {
+        member: Member::read(&member)?,
+        backup,
+    })
+}

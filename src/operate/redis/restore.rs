@@ -1,0 +1,187 @@
+//! A data set put back as a directory that a server loads.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::{Stored, find};
+use crate::durable;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::operate::session::Session;
+use crate::redis::directory::{CONFIGURATION, Plan};
+use crate::redis::member::{Member, PSYNC};
+use crate::redis::program::{self, Installed};
+use crate::redis::version::{Loads, ServerVersion};
+use crate::repo::id::BackupId;
+use crate::restore::content;
+
+/// The operator's request.
+pub struct Asked<'a> {
+    /// Name of the data set.
+    pub name: &'a str,
+    /// The directory: empty, or not there yet.
+    pub to: &'a Path,
+    /// The backup; none: the newest.
+    pub backup: Option<&'a BackupId>,
+    /// The server that loads it keeps keys whose time is over.
+    pub as_replica: bool,
+    /// The version of the server that shall load it; none: the one on the search path.
+    pub server_version: Option<&'a str>,
+    /// Nothing is written.
+    pub is_dry_run: bool,
+}
+
+/// A data set that was put back, or would be.
+pub struct Restored {
+    /// The backup.
+    pub id: BackupId,
+    /// The repository that gave it.
+    pub repository: String,
+    /// The facts of its data set.
+    pub member: Member,
+    /// The directory, absolute.
+    pub to: PathBuf,
+    /// The files in it.
+    pub files: Vec<PathBuf>,
+    /// The version of the server for which it is made; none where none is known, and it is made for that of the source.
+    pub target: Option<ServerVersion>,
+    /// Whether a program of the server's family found the files good; else why none looked.
+    pub checked: std::result::Result<(), String>,
+    /// The command that starts a server with it.
+    pub start: String,
+}
+
+/// Puts a data set into a directory.
+///
+/// # Errors
+/// `Refused` when the directory is not empty, or the server cannot load the data set: nothing was written. `Usage`, `NotFound`; `Damaged` when the backup is,
+/// or a check of what was written failed; those of the system.
+pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
+    let to = session.environment.absolute(asked.to);
+    if to.exists() {
+        content::check_empty(&to)?;
+    }
+    let stored = find(session, asked.name, asked.backup)?;
+    let member = &stored.member;
+    let source = member.server()?;
+    if member.method != PSYNC {
+        return Err(err!(
+            Unsupported,
+            "backup \"{}\" was taken by \"{}\"",
+            stored.backup.id,
+            member.method.escape_debug()
+        )
+        .hint("Nothing was written.\nUse the version of pitr that took it, or a newer one."));
+    }
+    let installed = program::find(session.environment.get("PATH"), source.flavor);
+    let target = target(asked, &source, installed.as_ref())?;
+    check_loads(target.as_ref(), member, &source)?;
+    let plan = Plan {
+        member,
+        target: target.as_ref().unwrap_or(&source),
+        to: &to,
+        as_replica: asked.as_replica,
+    };
+    let checker = checker(&plan, &source, installed.as_ref());
+    let checked = match asked.is_dry_run {
+        true => checker.map(|_| ()),
+        false => {
+            write(session, &stored, &plan)?;
+            match checker {
+                Ok(program) => {
+                    session.host.progress.phase("check the files", None);
+                    let mut tick = || session.host.check_stop();
+                    program::check_aof(&program, &plan.checked_file(), &mut tick)?;
+                    Ok(())
+                }
+                Err(why) => Err(why),
+            }
+        }
+    };
+    let server = format!("{}-server", plan.target.flavor.name());
+    Ok(Restored {
+        files: plan.files(),
+        start: format!("{server} {} --port 6379", to.join(CONFIGURATION).display()),
+        id: stored.backup.id,
+        repository: stored.backup.configured.name,
+        member: stored.member,
+        to,
+        target,
+        checked,
+    })
+}
+
+/// The version of the server that shall load the data set: the one that is named, else the one that is installed.
+fn target(
+    asked: &Asked<'_>,
+    source: &ServerVersion,
+    installed: Option<&Installed>,
+) -> Result<Option<ServerVersion>> {
+    match asked.server_version {
+        Some(text) => ServerVersion::named(text, source.flavor).map(Some),
+        None => Ok(installed.map(|i| i.version.clone())),
+    }
+}
+
+fn check_loads(
+    target: Option<&ServerVersion>,
+    member: &Member,
+    source: &ServerVersion,
+) -> Result<()> {
+    let version = member.rdb_version;
+    match target.map(|target| (target, target.loads(version, source))) {
+        Some((target, Loads::No)) => Err(err!(
+            Refused,
+            "{target} cannot load RDB version {version}, which {source} wrote"
+        )
+        .hint(format!(
+            "Nothing was written.\nLoad it with {source} or a newer one of its family, and name that version where it is not the one of this host: --server-version \"{} {}\"",
+            source.flavor.name(),
+            source.text()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The program that checks the files, or why there is none.
+fn checker(
+    plan: &Plan<'_>,
+    source: &ServerVersion,
+    installed: Option<&Installed>,
+) -> std::result::Result<PathBuf, String> {
+    let Some(installed) = installed else {
+        return Err("no redis-check-aof or valkey-check-aof is on the search path".to_owned());
+    };
+    let version = &installed.version;
+    let can_read = version.loads(plan.member.rdb_version, source) == Loads::Yes;
+    if !can_read || version.has_directory() != plan.target.has_directory() {
+        return Err(format!(
+            "the programs on the search path are those of {version}"
+        ));
+    }
+    let none = || format!("{version} has no check-aof beside its server");
+    installed.check_aof.clone().ok_or_else(none)
+}
+
+fn write(session: &Session, stored: &Stored, plan: &Plan<'_>) -> Result<()> {
+    let is_new = !plan.to.exists();
+    if is_new {
+        let made = std::fs::DirBuilder::new().mode(0o700).create(plan.to);
+        let doing = || format!("make directory \"{}\"", plan.to.display());
+        made.map_err(|e| Error::from_io(doing(), e).with_code(Code::TargetWrite))?;
+    }
+    let host = &session.host;
+    let bytes = Some(plan.member.rdb_bytes);
+    host.progress.phase("write the data set", bytes);
+    let written = stored
+        .backup
+        .read(session, |open| plan.write(open.snapshot, (host, open.tick)));
+    if written.is_err() && is_new {
+        // The error that made it stop is the one to be told.
+        let _ = std::fs::remove_dir(plan.to);
+    }
+    written?;
+    let parent = plan.to.parent().unwrap_or(plan.to);
+    durable::sync_directory_at(parent)
+        .map_err(|e| Error::from_io(format!("sync directory \"{}\"", parent.display()), e))
+}

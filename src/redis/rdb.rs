@@ -1,0 +1,344 @@
+//! The envelope of an RDB file: its head, its end and its checksum. Pure. Values are not looked at: their encodings differ by version and module.
+//!
+//! Redis: src/rdb.c (rdbSaveRio, rdbLoadLen, rdbSaveInfoAuxFields, rdbGenericLoadStringObject).
+
+use crc_fast::{CrcAlgorithm, Digest};
+
+use super::version::FIRST_OF_VALKEY;
+use crate::err;
+use crate::error::Result;
+
+/// The length of the checksum, with which a file ends.
+pub const CRC_BYTES: usize = 8;
+/// The head is looked for in so many bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The oldest version that is written by a server with histories: Redis 4.
+const VERSION_MIN: u32 = 8;
+/// The byte before a field of the head.
+const AUX: u8 = 0xFA;
+/// The byte before the checksum.
+const END: u8 = 0xFF;
+
+/// The head of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The version of the format.
+    pub version: u32,
+    /// The fields before everything else, in order.
+    pub fields: Vec<(String, String)>,
+}
+
+/// The checksum of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksum {
+    /// It is that of the content.
+    Right,
+    /// The server writes none: `rdbchecksum no`.
+    Off,
+    /// It is another one than the content's.
+    Wrong,
+}
+
+/// A file that passes by, the end of which shows in time.
+pub struct Passing {
+    digest: Digest,
+    head: Vec<u8>,
+    found: Option<Head>,
+    /// The last bytes, which may be checksum and mark.
+    held: Vec<u8>,
+    held_most: usize,
+    last: Option<u8>,
+    passed: u64,
+}
+
+impl Head {
+    /// Returns the value of a field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let found = self.fields.iter().find(|(field, _)| field == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Reads the head of a file; none where more bytes are needed.
+    ///
+    /// # Errors
+    /// `Damaged` for bytes that are no RDB file; `Unsupported` for one of a server without histories.
+    pub fn read(bytes: &[u8]) -> Result<Option<Head>> {
+        let (magic, digits) = match bytes.first() {
+            Some(b'V') => (&b"VALKEY"[..], 3),
+            _ => (&b"REDIS"[..], 4),
+        };
+        let known = bytes.get(..magic.len().min(bytes.len()));
+        if known != magic.get(..magic.len().min(bytes.len())) {
+            return Err(err!(Damaged, "it does not begin as an RDB file does"));
+        }
+        let Some(number) = bytes.get(magic.len()..magic.len() + digits) else {
+            return Ok(None);
+        };
+        let text = std::str::from_utf8(number).ok();
+        let text = text.filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+        let version: Option<u32> = text.and_then(|t| t.parse().ok());
+        let is_fitting = |v: &u32| (*v >= FIRST_OF_VALKEY) == (magic == b"VALKEY");
+        let Some(version) = version.filter(is_fitting) else {
+            return Err(err!(Damaged, "its RDB version is no number of its family"));
+        };
+        if version < VERSION_MIN {
+            return Err(err!(
+                Unsupported,
+                "RDB version {version} is that of a server before Redis 4"
+            ));
+        }
+        let mut at = magic.len() + digits;
+        let mut fields = Vec::new();
+        loop {
+            match bytes.get(at) {
+                None => return Ok(None),
+                Some(&AUX) => {}
+                Some(_) => return Ok(Some(Head { version, fields })),
+            }
+            let Some((name, after)) = string(bytes, at + 1)? else {
+                return Ok(None);
+            };
+            let Some((value, after)) = string(bytes, after)? else {
+                return Ok(None);
+            };
+            fields.push((name, value));
+            at = after;
+        }
+    }
+}
+
+/// Reads a string, and where it ends; none where more bytes are needed.
+fn string(bytes: &[u8], at: usize) -> Result<Option<(String, usize)>> {
+    let Some(&first) = bytes.get(at) else {
+        return Ok(None);
+    };
+    let low = usize::from(first & 0x3F);
+    let (start, length) = match (first >> 6, low) {
+        (0, length) => (at + 1, length),
+        (1, high) => match bytes.get(at + 1) {
+            None => return Ok(None),
+            Some(&low) => (at + 2, high << 8 | usize::from(low)),
+        },
+        (2, 0) => match bytes.get(at + 1..).and_then(|b| b.first_chunk::<4>()) {
+            None => return Ok(None),
+            Some(length) => (at + 5, u32::from_be_bytes(*length) as usize),
+        },
+        (3, size @ 0..=2) => return Ok(integer(bytes, at + 1, 1 << size)),
+        _ => return Err(err!(Damaged, "a field of its head has an unknown form")),
+    };
+    if length > HEAD_BYTES_MAX {
+        return Err(err!(Damaged, "a field of its head has {length} bytes"));
+    }
+    let text = bytes.get(start..start + length);
+    let text = text.map(|text| String::from_utf8_lossy(text).into_owned());
+    Ok(text.map(|text| (text, start + length)))
+}
+
+/// Reads a number of 1, 2 or 4 bytes.
+fn integer(bytes: &[u8], at: usize, size: usize) -> Option<(String, usize)> {
+    let number = bytes.get(at..at + size)?;
+    let value = match *number {
+        [a] => i64::from(i8::from_le_bytes([a])),
+        [a, b] => i64::from(i16::from_le_bytes([a, b])),
+        [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
+        _ => return None,
+    };
+    Some((value.to_string(), at + size))
+}
+
+impl Passing {
+    /// Begins a file that `mark_bytes` follow which are not part of it.
+    pub fn new(mark_bytes: usize) -> Passing {
+        Passing {
+            digest: Digest::new(CrcAlgorithm::Crc64Redis),
+            head: Vec::new(),
+            found: None,
+            held: Vec::with_capacity(CRC_BYTES + mark_bytes),
+            held_most: CRC_BYTES + mark_bytes,
+            last: None,
+            passed: 0,
+        }
+    }
+
+    /// Takes the next bytes in, and hands on what is surely content.
+    ///
+    /// # Errors
+    /// As [`Head::read`]; those of `out`.
+    pub fn take(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let surplus = (self.held.len() + bytes.len()).saturating_sub(self.held_most);
+        let (old, new) = (
+            surplus.min(self.held.len()),
+            surplus.saturating_sub(self.held.len()),
+        );
+        let held: Vec<u8> = self.held.drain(..old).collect();
+        let (passing, staying) = bytes.split_at_checked(new).unwrap_or((bytes, &[]));
+        self.held.extend_from_slice(staying);
+        self.pass(&held, out)?;
+        self.pass(passing, out)
+    }
+
+    fn pass(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.digest.update(bytes);
+        self.last = bytes.last().copied();
+        self.passed += bytes.len() as u64;
+        if self.found.is_none() {
+            let room = HEAD_BYTES_MAX.saturating_sub(self.head.len());
+            self.head
+                .extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+            self.found = Head::read(&self.head)?;
+            let is_endless = self.found.is_none() && self.head.len() >= HEAD_BYTES_MAX;
+            if is_endless {
+                return Err(err!(Damaged, "its head does not end"));
+            }
+            if self.found.is_some() {
+                self.head = Vec::new();
+            }
+        }
+        out(bytes)
+    }
+
+    /// Whether the bytes taken in end with this mark.
+    pub fn ends_with(&self, mark: &[u8]) -> bool {
+        self.held.len() == self.held_most && self.held.ends_with(mark)
+    }
+
+    /// Judges the checksum, if the file ended here.
+    pub fn checksum(&self) -> Checksum {
+        match self.held.first_chunk::<CRC_BYTES>() {
+            Some(bytes) if self.last == Some(END) => match u64::from_le_bytes(*bytes) {
+                0 => Checksum::Off,
+                stored if stored == self.digest.finalize() => Checksum::Right,
+                _ => Checksum::Wrong,
+            },
+            _ => Checksum::Wrong,
+        }
+    }
+
+    /// Ends the file here: hands on its checksum, and returns its head and its length.
+    ///
+    /// # Errors
+    /// `Damaged` for a file without a head; those of `out`.
+    pub fn end(self, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<(Head, u64)> {
+        let (Some(head), Some(crc)) = (self.found, self.held.first_chunk::<CRC_BYTES>()) else {
+            return Err(err!(Damaged, "it is too short for an RDB file"));
+        };
+        out(crc)?;
+        Ok((head, self.passed + CRC_BYTES as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// An empty data set of Redis 7.0.15, as `DEBUG RELOAD` writes it, with a field of each form.
+    fn file() -> Vec<u8> {
+        let mut bytes = b"REDIS0010\xFA\x09redis-ver\x067.0.15\xFA\x0Aredis-bits\xC0\x40".to_vec();
+        bytes.extend_from_slice(b"\xFA\x05ctime\xC2\x15\xCD\x5B\x07\xFA\x0Erepl-stream-db\xC0\x00");
+        bytes.extend_from_slice(b"\xFA\x04long\x40\x03abc\xFF");
+        let crc = crc_fast::checksum(CrcAlgorithm::Crc64Redis, &bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    fn pass(bytes: &[u8], step: usize, mark: &[u8]) -> (Passing, Vec<u8>) {
+        let mut passing = Passing::new(mark.len());
+        let mut out = Vec::new();
+        for part in bytes.chunks(step) {
+            passing
+                .take(part, &mut |b| {
+                    out.extend_from_slice(b);
+                    Ok(())
+                })
+                .unwrap();
+        }
+        (passing, out)
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_redis() {
+        let crc = crc_fast::checksum(CrcAlgorithm::Crc64Redis, b"123456789");
+        // Redis: src/crc64.c, the first line of its self-test.
+        assert_eq!(crc, 0xe9c6_d914_c4b8_d9ca);
+    }
+
+    #[test]
+    fn a_head_is_read_once_it_is_whole() {
+        let file = file();
+        let body = file.len() - CRC_BYTES;
+        let head = Head::read(&file).unwrap().unwrap();
+        assert_eq!(head.version, 10);
+        assert_eq!(head.field("redis-ver"), Some("7.0.15"));
+        assert_eq!(head.field("redis-bits"), Some("64"));
+        assert_eq!(head.field("ctime"), Some("123456789"));
+        assert_eq!(head.field("repl-stream-db"), Some("0"));
+        assert_eq!(head.field("long"), Some("abc"));
+        assert_eq!(head.field("none"), None);
+        for end in 0..body - 1 {
+            assert_eq!(Head::read(&file[..end]).unwrap(), None, "{end}");
+        }
+        assert_eq!(Head::read(b"VALKEY080\xFF").unwrap().unwrap().version, 80);
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        for bytes in [
+            &b"PGDMP"[..],
+            b"RADIS0010",
+            b"REDIS00x0\xFF",
+            b"REDIS0080\xFF",
+            b"VALKEY011\xFF",
+            b"REDIS0003\xFF",
+            b"REDIS0010\xFA\xC3\x01",
+            b"REDIS0010\xFA\x81",
+        ] {
+            assert!(Head::read(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_passes_in_any_steps_and_its_mark_does_not() {
+        let mark = [b'm'; 40];
+        let whole = file();
+        let sent = [&whole[..], &mark].concat();
+        for step in [1, 2, 7, 47, 48, 49, 500] {
+            let (passing, mut out) = pass(&sent, step, &mark);
+            assert!(passing.ends_with(&mark));
+            assert_eq!(passing.checksum(), Checksum::Right);
+            let (head, length) = passing
+                .end(&mut |b| {
+                    out.extend_from_slice(b);
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!((head.version, length), (10, whole.len() as u64));
+            assert_eq!(out, whole, "{step}");
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_and_a_missing_checksum_show() {
+        let mut changed = file();
+        changed[20] ^= 1;
+        assert_eq!(pass(&changed, 9, b"").0.checksum(), Checksum::Wrong);
+        let mut off = file();
+        let at = off.len() - CRC_BYTES;
+        off[at..].fill(0);
+        assert_eq!(pass(&off, 9, b"").0.checksum(), Checksum::Off);
+        let (cut, _) = pass(&off[..at - 1], 9, b"");
+        assert_eq!(cut.checksum(), Checksum::Wrong);
+        assert!(pass(b"REDIS0010", 9, b"").0.end(&mut |_| Ok(())).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Head::read(&bytes);
+            let _ = Head::read(&[b"REDIS0011", bytes.as_slice()].concat());
+        }
+    }
+}

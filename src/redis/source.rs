@@ -1,0 +1,99 @@
+//! The server whose data set is backed up.
+
+use super::connection::{Connection, Tick, Way};
+use super::info::{Info, SECTIONS};
+use super::resp::Reply;
+use super::version::ServerVersion;
+use crate::config::Secret;
+use crate::err;
+use crate::error::{Code, Error, Result};
+
+/// A server, as one connection sees it.
+pub struct Source {
+    /// The connection.
+    pub connection: Connection,
+    /// Its own account of itself.
+    pub info: Info,
+    /// Its version.
+    pub version: ServerVersion,
+}
+
+impl Source {
+    /// Connects, names the user, and asks the server about itself.
+    ///
+    /// # Errors
+    /// Those of [`Connection::open`]; those of the server, explained; those of `tick`.
+    pub fn connect(way: Way, password: Option<&Secret>, tick: Tick<'_>) -> Result<Source> {
+        let user = way.user.clone();
+        let mut connection = Connection::open(way, tick)?;
+        if let Some(password) = password {
+            let mut words = vec![&b"AUTH"[..]];
+            words.extend(user.as_deref().map(str::as_bytes));
+            words.push(password.expose().as_bytes());
+            connection.ask(&words, tick)?;
+        }
+        connection.ask(&[b"PING"], tick)?;
+        let mut info = Info::default();
+        for section in SECTIONS {
+            match connection.ask(&[b"INFO", section.as_bytes()], tick)? {
+                Reply::Bulk(Some(text)) => info.add(&String::from_utf8_lossy(&text)),
+                _ => return Err(err!(Server, "the server does not answer to INFO")),
+            }
+        }
+        let version = info.version()?;
+        Ok(Source {
+            connection,
+            info,
+            version,
+        })
+    }
+
+    /// Requires that it can give its data set now.
+    ///
+    /// # Errors
+    /// `Unreachable` where it cannot yet; `Unsupported` for a server before histories.
+    pub fn check_ready(&self) -> Result<()> {
+        if self.version.release < (4, 0) {
+            return Err(
+                err!(Unsupported, "{} has no replication histories", self.version)
+                    .hint("The oldest server that pitr backs up is Redis 4.0: upgrade it."),
+            );
+        }
+        if self.info.is_on("loading") {
+            return Err(self.connection.refused(&[b"PSYNC"], "LOADING"));
+        }
+        let is_cut_off = self.info.field("master_link_status") == Some("down");
+        if self.role() == REPLICA && is_cut_off {
+            return Err(self.connection.refused(&[b"PSYNC"], "MASTERDOWN"));
+        }
+        Ok(())
+    }
+
+    /// Returns `master` or `replica`.
+    pub fn role(&self) -> &'static str {
+        match self.info.field("role") {
+            Some("slave" | "replica") => REPLICA,
+            _ => "master",
+        }
+    }
+
+    /// Whether it is one of the servers of a cluster.
+    pub fn is_shard(&self) -> bool {
+        self.info.is_on("cluster_enabled") || self.info.field("redis_mode") == Some("cluster")
+    }
+}
+
+const REPLICA: &str = "replica";
+
+/// Adds to an error that nothing came of the backup.
+pub fn no_backup(error: Error) -> Error {
+    if error.code() == Code::Interrupted {
+        return error;
+    }
+    let hint = match error.hint_text() {
+        Some(hint) if hint.starts_with("No") => return error,
+        Some(hint) => format!("No backup was made.\n{hint}"),
+        None => "No backup was made.\nRun the command again.".to_owned(),
+    };
+    error.hint(hint)
+}

@@ -1,0 +1,210 @@
+//! Redis and Valkey servers of the test environment, which `scripts/get-redis` fetches.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::common::{Lock, PATIENCE, Program, Running, Sandbox, free_port, wait_until};
+
+/// Longer than any test.
+const LIFE: Duration = Duration::from_secs(1800);
+
+/// Makes one test for each server out of `fn name(server: &'static str)`.
+#[macro_export]
+macro_rules! per_server {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn redis6() {
+                super::$name("redis-6");
+            }
+            #[test]
+            fn redis7() {
+                super::$name("redis-7");
+            }
+            #[test]
+            fn redis8() {
+                super::$name("redis-8");
+            }
+            #[test]
+            fn valkey8() {
+                super::$name("valkey-8");
+            }
+            #[test]
+            fn valkey9() {
+                super::$name("valkey-9");
+            }
+        }
+    };
+}
+
+/// The folder of all servers.
+fn cache() -> &'static Path {
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
+    CACHE.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/get-redis");
+        let fetched = Command::new(&script).status().expect("scripts/get-redis");
+        assert!(fetched.success(), "scripts/get-redis: {fetched}");
+        let told = Command::new(&script).arg("--where").output().unwrap();
+        PathBuf::from(String::from_utf8(told.stdout).unwrap().trim())
+    })
+}
+
+/// The folder of a server's programs.
+pub fn bin(name: &str) -> PathBuf {
+    cache().join(name).join("bin")
+}
+
+/// A program of a server: `server`, `cli`, `check-aof`.
+pub fn program(name: &str, what: &str) -> PathBuf {
+    let product = name.split('-').next().unwrap();
+    bin(name).join(format!("{product}-{what}"))
+}
+
+/// A server that listens on a socket.
+pub struct Server {
+    /// Its name here.
+    pub name: &'static str,
+    sandbox: Sandbox,
+    arguments: Vec<String>,
+    process: Option<Running>,
+    port: Option<(u16, Lock)>,
+}
+
+impl Server {
+    /// Starts an empty one that saves nothing by itself.
+    pub fn start(name: &'static str, more: &[&str]) -> Server {
+        let sandbox = Sandbox::new("redis");
+        let dir = sandbox.dir("data");
+        let mut arguments = vec!["--dir".to_owned(), dir.display().to_string()];
+        arguments.extend(["--save", ""].map(str::to_owned));
+        arguments.extend(more.iter().map(|word| (*word).to_owned()));
+        Server::run(name, sandbox, arguments)
+    }
+
+    /// Starts one that listens on a port besides, given by this option.
+    pub fn listening(name: &'static str, option: &str, more: &[&str]) -> Server {
+        let (port, lock) = free_port();
+        let number = port.to_string();
+        let mut server = Server::start(name, &[&[option, &number], more].concat());
+        server.port = Some((port, lock));
+        server
+    }
+
+    /// The port of one that listens.
+    pub fn port(&self) -> u16 {
+        self.port.as_ref().unwrap().0
+    }
+
+    /// Starts one on a restored directory.
+    pub fn on(name: &'static str, restored: &Path, more: &[&str]) -> Server {
+        let mut arguments = vec![restored.join("redis.conf").display().to_string()];
+        arguments.extend(more.iter().map(|word| (*word).to_owned()));
+        Server::run(name, Sandbox::new("redis"), arguments)
+    }
+
+    fn run(name: &'static str, sandbox: Sandbox, mut arguments: Vec<String>) -> Server {
+        let socket = sandbox.join("s").display().to_string();
+        if !arguments.iter().any(|word| word == "--port") {
+            arguments.extend(["--port", "0"].map(str::to_owned));
+        }
+        arguments.extend(["--unixsocket".to_owned(), socket]);
+        // The oldest one allows it always, and knows no such setting.
+        if name != "redis-6" {
+            arguments.extend(["--enable-debug-command", "yes"].map(str::to_owned));
+        }
+        let mut server = Server {
+            name,
+            sandbox,
+            arguments,
+            process: None,
+            port: None,
+        };
+        server.begin();
+        server
+    }
+
+    /// Starts the process, and waits until it answers.
+    pub fn begin(&mut self) {
+        let _ = std::fs::remove_file(self.socket());
+        let command = Program::new(program(self.name, "server")).args(&self.arguments);
+        let process = command.timeout(LIFE).spawn();
+        self.process = Some(process);
+        wait_until(PATIENCE, "the server answers", || {
+            let process = self.process.as_mut().unwrap();
+            assert!(
+                !process.is_done(),
+                "{}{}",
+                process.stdout(),
+                process.stderr()
+            );
+            let answer = self.cli(&["PING"]).run();
+            // One that wants a password answers, too.
+            answer.stdout.contains("PONG") || answer.stdout.contains("NOAUTH")
+        });
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.signal(Signal::KILL);
+            process.wait();
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.sandbox.join("s")
+    }
+
+    /// The address in a configuration.
+    pub fn address(&self) -> String {
+        format!("unix:{}", self.socket().display())
+    }
+
+    /// A command by the server's own client.
+    pub fn cli(&self, words: &[&str]) -> Program {
+        Program::new(program(self.name, "cli"))
+            .arg("-s")
+            .arg(self.socket())
+            .args(words)
+    }
+
+    /// Runs one command, and returns what it answers.
+    pub fn ask(&self, words: &[&str]) -> String {
+        let run = self.cli(words).run().success();
+        run.stdout.trim_end().to_owned()
+    }
+
+    /// Runs commands, one in a line, on one connection.
+    pub fn feed(&self, lines: &str) {
+        let run = self.cli(&[]).stdin(lines.as_bytes()).run().success();
+        let wrong = run.stdout.lines().find(|line| {
+            let word = line.split(' ').next().unwrap_or_default();
+            word.len() > 2 && word.chars().all(|c| c.is_ascii_uppercase()) && line.len() > 20
+        });
+        assert_eq!(wrong, None, "{}", run.stdout);
+    }
+
+    /// Its digest, and the number of keys of each database: they stand for the whole content.
+    pub fn content(&self) -> String {
+        let digest = self.ask(&["DEBUG", "DIGEST"]);
+        assert_eq!(digest.len(), 40, "{digest}");
+        let counts: Vec<String> = (0..16)
+            .map(|db| self.ask(&["-n", &db.to_string(), "DBSIZE"]))
+            .collect();
+        format!("{digest} {}", counts.join(" "))
+    }
+
+    /// A field of `INFO`.
+    pub fn info(&self, field: &str) -> String {
+        let all = self.ask(&["INFO", "all"]);
+        let prefix = format!("{field}:");
+        let line = all.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.unwrap_or_else(|| panic!("no {field} in {all}"))
+            .trim_end()
+            .to_owned()
+    }
+}

@@ -1,0 +1,117 @@
+//! A repository, and configurations that lead to servers.
+
+use std::path::{Path, PathBuf};
+
+use super::server::{Server, bin};
+use crate::common::{Cluster, Program, Run, Sandbox, pitr};
+use crate::sealed::keygen;
+
+pub struct World {
+    pub sandbox: Sandbox,
+    /// Repositories are made for a cluster.
+    cluster: Cluster,
+    encryption: String,
+    /// The family and version whose programs are on the search path.
+    pub installed: &'static str,
+}
+
+impl World {
+    /// A repository, and `[redis.cache]` for this server.
+    pub fn new(server: &Server) -> World {
+        let world = World::without_server(server.name, false);
+        world.configure(&format!("address = \"{}\"", server.address()));
+        world.pitr(&["init", "--quiet"]).run().success();
+        world
+    }
+
+    pub fn sealed(server: &Server) -> World {
+        let world = World::without_server(server.name, true);
+        world.configure(&format!("address = \"{}\"", server.address()));
+        world.pitr(&["init", "--quiet"]).run().success();
+        world
+    }
+
+    fn without_server(installed: &'static str, is_sealed: bool) -> World {
+        let sandbox = Sandbox::new("redis");
+        let cluster = Cluster::builder(17).without_fsync().create();
+        let keys = sandbox.join("keys");
+        let mut encryption = String::new();
+        if is_sealed {
+            keygen(&keys, &["ops", "escrow"]).run().success();
+            encryption = format!(
+                "[repositories.one.encryption]\nkey_set = \"{0}/writer.key\"\nkey_file = \"{0}/ops.key\"\n",
+                keys.display()
+            );
+        }
+        World {
+            sandbox,
+            cluster,
+            encryption,
+            installed,
+        }
+    }
+
+    /// Gives `[redis.cache]` these lines.
+    pub fn configure(&self, lines: &str) {
+        let text = format!(
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.one]\nurl = \"file://{}\"\n{}[redis.cache]\n{lines}\n",
+            self.cluster.pgdata().display(),
+            self.repository().display(),
+            self.encryption,
+        );
+        self.sandbox.file("pitr.toml", text);
+    }
+
+    pub fn repository(&self) -> PathBuf {
+        self.sandbox.join("one")
+    }
+
+    pub fn pitr(&self, arguments: &[&str]) -> Program {
+        let path = format!("{}:/usr/bin:/bin", bin(self.installed).display());
+        pitr()
+            .arg("--config")
+            .arg(self.sandbox.join("pitr.toml"))
+            .args(arguments)
+            .env("PATH", path)
+    }
+
+    /// `pitr redis …`.
+    pub fn redis(&self, arguments: &[&str]) -> Program {
+        self.pitr(&[&["redis"], arguments].concat())
+    }
+
+    /// Takes a backup; its JSON.
+    pub fn backup(&self) -> serde_json::Value {
+        let run = self.redis(&["backup", "cache", "--json"]).run().success();
+        run.json()
+    }
+
+    /// Restores the newest backup into a new directory of this name.
+    pub fn restore(&self, name: &str, more: &[&str]) -> PathBuf {
+        let to = self.sandbox.join(name);
+        let run = self.restoring(&to, more).run().success();
+        run.expect_stdout("finds it valid");
+        to
+    }
+
+    pub fn restoring(&self, to: &Path, more: &[&str]) -> Program {
+        self.redis(&["restore", "cache", "--to"]).arg(to).args(more)
+    }
+
+    /// The ids of the backups that exist.
+    pub fn ids(&self) -> Vec<String> {
+        let run = self.redis(&["ls", "cache", "--json"]).run().success();
+        let json = run.json();
+        let backups = json["backups"].as_array().unwrap().iter();
+        backups
+            .map(|b| b["id"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Requires that a backup failed with this status and these words, and left nothing.
+    pub fn assert_none(&self, run: Run, status: i32, words: &str) {
+        let run = run.expect_code(status).expect_stderr(words);
+        assert!(run.stderr.contains("No backup was made"), "{run}");
+        assert_eq!(self.ids(), Vec::<String>::new());
+    }
+}
