@@ -137,7 +137,7 @@ mod tests {
                 "DENIED Redis is running in protected mode because",
                 Code::Denied,
                 "protected mode",
-                "own host",
+                "on its host",
             ),
             (
                 "INFO",
