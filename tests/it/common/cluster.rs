@@ -139,7 +139,7 @@ impl Builder {
         let sandbox = if self.on_disk {
             Sandbox::new(&name)
         } else {
-            Sandbox::new(&name)
+            Sandbox::in_memory(&name)
         };
         sandbox.dir("sock");
         let pgdata = match (&self.pgdata, &self.primary) {

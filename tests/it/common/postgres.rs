@@ -108,11 +108,10 @@ pub fn initdb(shape: Shape, pgdata: &Path) {
         .arg("-D")
         .arg(pgdata)
         .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"])
-        .args(["--locale=C", "--no-instructions"])
+        .arg("--locale=C")
         .arg(format!("--wal-segsize={}", shape.segment_size_mb));
-    if shape.major < 14 {
-        // --no-instructions came with 14.
-        command = without(&command, "--no-instructions");
+    if shape.major >= 14 {
+        command.arg("--no-instructions");
     }
     // 18 writes checksums unless told otherwise; before it there was no option against them.
     match (shape.checksums, shape.major) {
@@ -127,12 +126,6 @@ pub fn initdb(shape: Shape, pgdata: &Path) {
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr)
     );
-}
-
-fn without(command: &Command, unwanted: &str) -> Command {
-    let mut new = user::command(command.get_program());
-    new.args(command.get_args().filter(|arg| *arg != unwanted));
-    new
 }
 
 /// Copies a data directory that initdb made with these options to `pgdata`.

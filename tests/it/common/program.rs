@@ -181,14 +181,14 @@ impl Program {
 
     /// Returns it as a command of the standard library.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.words[0]);
+        let mut command = match self.privileged {
+            true => Command::new(&self.words[0]),
+            false => user::command(&self.words[0]),
+        };
         user::clean(&mut command)
             .args(&self.words[1..])
             .current_dir(&self.dir)
             .envs(self.env.iter().map(|(name, value)| (name, value)));
-        if !self.privileged {
-            user::apply(&mut command);
-        }
         command
     }
 

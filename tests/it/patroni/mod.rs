@@ -68,7 +68,7 @@ impl Campaign {
     fn new(major: u32, is_long: bool, random: Random) -> Campaign {
         let sandbox = match is_long {
             true => Sandbox::new("patroni"),
-            false => Sandbox::new("patroni"),
+            false => Sandbox::in_memory("patroni"),
         };
         if is_long {
             sandbox.keep_on_failure();
