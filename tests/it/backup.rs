@@ -177,7 +177,7 @@ fn a_backup_holds_what_the_server_sent_and_recovers(major: u32) {
     cluster.sql("insert into t values (0, 'after')");
     cluster.archive_now();
     let expected = fingerprint(&cluster);
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     let folder = copy.dir("data");
     extract(&site, &root, &folder);
     verify_with_server_tool(major, &folder);
@@ -415,7 +415,7 @@ fn a_tablespace_in_place_and_a_linked_pg_wal_are_plain_directories() {
     let run = backup(&site).run().success();
     let root = root(&site, run.json()["id"].as_str().unwrap());
     assert!(root.content.tablespaces.is_empty());
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     let folder = copy.dir("data");
     extract(&site, &root, &folder);
     verify_with_server_tool(17, &folder);

@@ -441,7 +441,7 @@ fn is_new_and_whole(site: &Site, known: &mut Vec<String>, result: &Result<Backup
         [id] => {
             // The root was written; what came after it is only the claim's release.
             let root = root(site, id);
-            let copy = Sandbox::in_memory("copy");
+            let copy = Sandbox::new("copy");
             extract(site, &root, &copy.dir("data"));
         }
         more => panic!("{more:?}: {result:?}"),
@@ -523,7 +523,7 @@ fn sweep(site: &Site, program: &Program, short: &[(&str, [&str; 2])]) {
                 assert!(!run.is_success() || new.len() == 1, "{run}");
                 if let [id] = new.as_slice() {
                     let root = root(site, id);
-                    let copy = Sandbox::in_memory("copy");
+                    let copy = Sandbox::new("copy");
                     extract(site, &root, &copy.dir("data"));
                 }
                 known = ids;
@@ -849,7 +849,7 @@ fn b06_files_that_grow_shrink_vanish_and_appear() {
 
 /// A cluster recovered from a backup to the end of the archive.
 fn recovered(site: &Site, root: &BackupRoot) -> Cluster {
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     let folder = copy.dir("data");
     extract(site, root, &folder);
     verify_with_server_tool(root.content.major, &folder);
@@ -887,7 +887,7 @@ fn b07_ten_thousand_files_fit_in_memory() {
         usage.peak_memory_bytes
     );
     let root = root(&site, shown["id"].as_str().unwrap());
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     extract(&site, &root, &copy.dir("data"));
     verify_with_server_tool(15, &copy.join("data"));
 }
@@ -927,7 +927,7 @@ fn b09_two_backups_at_once_both_complete() {
     assert_eq!(committed(&site).len(), 2);
     for shown in [first, second] {
         let root = root(&site, shown["id"].as_str().unwrap());
-        let copy = Sandbox::in_memory("copy");
+        let copy = Sandbox::new("copy");
         extract(&site, &root, &copy.dir("data"));
         verify_with_server_tool(15, &copy.join("data"));
     }
@@ -1074,7 +1074,7 @@ fn b07_two_thousand_tablespaces_and_a_linked_pg_wal() {
     assert!(usage.peak_memory_bytes < 100 << 20, "{usage:?}");
     cluster.archive_now();
 
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     let to = copy.dir("copy").join("data");
     copy.dir("moved");
     let mut restore = site.pitr().args(["restore", "--to"]).arg(&to);

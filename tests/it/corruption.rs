@@ -784,7 +784,7 @@ fn try_all(worlds: &[World; 2], seed: u64, numbers: Range<usize>) -> BTreeMap<Ca
 
 #[test]
 fn tm5_every_change_to_one_object_is_found_and_no_wrong_byte_is_read() {
-    let sandbox = Sandbox::in_memory("corruption");
+    let sandbox = Sandbox::new("corruption");
     let worlds = World::both(sandbox.path());
     let seed = number_of("PITR_CORRUPTION_SEED").unwrap_or(SEED);
     let only = number_of("PITR_CORRUPTION_CASE").map(|n| n as usize);

@@ -722,7 +722,7 @@ fn expire_over_many_segments_stays_small() {
     let count: u64 = std::env::var("PITR_SCALE_SEGMENTS").map_or(2000, |n| {
         n.parse().expect("PITR_SCALE_SEGMENTS is a number")
     });
-    let sandbox = Sandbox::in_memory("scale");
+    let sandbox = Sandbox::new("scale");
     let folder = sandbox.dir("r");
     crate::plan_scale::repository(&folder, count, &[]);
     let run = |what: &str| {

@@ -524,7 +524,7 @@ impl Split {
 
     /// The rows of a restored copy by life, and what the restore said.
     fn restored(&self, args: &[&str]) -> (String, Run) {
-        let folder = Sandbox::in_memory("restored");
+        let folder = Sandbox::new("restored");
         let to = folder.join("data");
         let restore = self.two.site.pitr().args(["restore", "--to"]).arg(&to);
         let run = restore.args(args).run().success();

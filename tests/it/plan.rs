@@ -71,7 +71,7 @@ fn before_the_first_backup_and_before_wal_is_archived_the_next_step_is_named() {
 /// Starts the backup with the settings of a plan and returns the server, promoted.
 fn recover(site: &Site, major: u32, plan: &Value) -> (Cluster, Sandbox) {
     let id = plan["backup"]["id"].as_str().unwrap();
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     let folder = copy.dir("data");
     extract(site, &root(site, id), &folder);
     std::fs::write(folder.join("recovery.signal"), "").unwrap();

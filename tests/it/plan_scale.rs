@@ -420,7 +420,7 @@ fn a_plan_over_many_segments_stays_small() {
         .ok()
         .and_then(|s| s.parse().ok())
         .unwrap_or(3000);
-    let sandbox = Sandbox::in_memory("scale");
+    let sandbox = Sandbox::new("scale");
     let folder = sandbox.join("repo");
     // The end, and a moment that is proven by one segment behind a switch: nothing crosses its borders.
     let middle = count / 2 / 5 * 5 + 3;

@@ -575,7 +575,7 @@ fn w13_the_last_commit_of_a_quiet_server_is_in_the_repository(major: u32) {
     } = reception;
     cluster.stop(Stop::Immediate);
     std::fs::remove_dir_all(cluster.pgdata()).unwrap();
-    let folder = Sandbox::in_memory("quiet");
+    let folder = Sandbox::new("quiet");
     let to = folder.join("data");
     site.pitr()
         .args(["restore", "--to"])

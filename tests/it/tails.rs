@@ -116,7 +116,7 @@ impl Lost {
     }
 
     fn restored(&self, name: &str, args: &[&str]) -> (Cluster, Sandbox) {
-        let copy = Sandbox::in_memory(name);
+        let copy = Sandbox::new(name);
         let to = copy.join("data");
         self.site
             .pitr()
@@ -135,7 +135,7 @@ impl Lost {
 
     /// A server on the backup without any target: it goes as far as it gets WAL.
     fn recovered(&self, id: &str) -> (Cluster, Sandbox) {
-        let copy = Sandbox::in_memory("copy");
+        let copy = Sandbox::new("copy");
         let folder = copy.dir("data");
         extract(&self.site, &root(&self.site, id), &folder);
         std::fs::write(folder.join("recovery.signal"), "").unwrap();
@@ -220,7 +220,7 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     assert_eq!(p["reachable"], true, "{p:#}");
     assert_eq!(p["last_commit"]["xid"], last_xid, "{p:#}");
     for (timeline, rows) in [("1", "{1,2}"), ("2", "{1,2,3}")] {
-        let copy = Sandbox::in_memory("copy");
+        let copy = Sandbox::new("copy");
         let to = copy.join("data");
         site.pitr()
             .args(["restore", "--target-timeline", timeline, "--to"])
@@ -531,7 +531,7 @@ fn t01_immediate_from_a_standbys_backup_stops_where_the_plan_says(major: u32) {
     primary.archive_now();
     let p = plan(&site, &["--target-immediate"]);
     assert_eq!(p["reachable"], true, "{p:#}");
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     let to = copy.join("data");
     site.pitr()
         .args(["restore", "--target-immediate", "--to"])

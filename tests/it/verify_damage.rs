@@ -70,7 +70,7 @@ impl World {
         }
         cluster.stop(Stop::Fast);
         other_kinds(&site, &cluster);
-        let sandbox = Rc::new(Sandbox::in_memory("damage"));
+        let sandbox = Rc::new(Sandbox::new("damage"));
         let root = sandbox.join("r");
         let status = std::process::Command::new("cp")
             .arg("-a")

@@ -137,9 +137,9 @@ impl Builder {
     pub fn create(self) -> Cluster {
         let name = format!("pg{}", self.shape.major);
         let sandbox = if self.on_disk {
-            Sandbox::new(&name)
+            Sandbox::on_disk(&name)
         } else {
-            Sandbox::in_memory(&name)
+            Sandbox::new(&name)
         };
         sandbox.dir("sock");
         let pgdata = match (&self.pgdata, &self.primary) {

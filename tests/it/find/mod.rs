@@ -68,7 +68,7 @@ fn before(site: &Site, cluster: &Cluster, event: &Value) -> (Cluster, Sandbox) {
     let start = options.find(" --target-lsn").unwrap();
     let options: Vec<&str> = options[start..].split_whitespace().collect();
     site.pitr().arg("plan").args(&options).run().success();
-    let copy = Sandbox::in_memory("copy");
+    let copy = Sandbox::new("copy");
     let to = copy.join("data");
     let mut restore = site
         .pitr()

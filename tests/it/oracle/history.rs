@@ -47,7 +47,7 @@ pub fn live(major: u32, random: &mut Random) -> History {
         tablespace,
         names: Vec::new(),
         sandbox,
-        memory: Sandbox::in_memory(&format!("oracle-restored-{major}")),
+        memory: Sandbox::new(&format!("oracle-restored-{major}")),
     };
     let archive = pitr_archive()
         .arg("--config")

@@ -67,8 +67,8 @@ struct Campaign {
 impl Campaign {
     fn new(major: u32, is_long: bool, random: Random) -> Campaign {
         let sandbox = match is_long {
-            true => Sandbox::new("patroni"),
-            false => Sandbox::in_memory("patroni"),
+            true => Sandbox::on_disk("patroni"),
+            false => Sandbox::new("patroni"),
         };
         if is_long {
             sandbox.keep_on_failure();

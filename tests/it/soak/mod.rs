@@ -282,7 +282,7 @@ impl Campaign {
         let verify = self.site.pitr().arg("verify").timeout(AN_HOUR);
         verify.run().success();
         std::fs::remove_dir_all(self.cluster.pgdata()).unwrap();
-        let folder = Sandbox::in_memory("soak-restored");
+        let folder = Sandbox::new("soak-restored");
         let to = folder.join("data");
         say("verified");
         let restore = self.site.pitr().args(["restore", "--to"]).arg(&to);

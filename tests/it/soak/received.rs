@@ -44,7 +44,7 @@ fn first(site: &Site, timeline: u32) -> u64 {
 
 /// Fails unless the received WAL of a timeline is the primary's pg_wal, byte for byte and without a hole, up to `end`.
 pub fn compare(site: &Site, primary: &Cluster, timeline: u32, end: u64) {
-    let folder = Sandbox::in_memory("received");
+    let folder = Sandbox::new("received");
     let (from, last) = (first(site, timeline), (end - 1) / SEGMENT);
     assert!(from <= last, "segments {from} to {last}");
     for number in from..=last {

@@ -411,7 +411,7 @@ fn restored(world: &World, args: &[&str]) -> Result<State, Run> {
 
 /// As [`restored`], by a program with its configuration.
 fn restored_by(world: &World, pitr: &Program, args: &[&str]) -> Result<State, Run> {
-    let folder = Sandbox::in_memory("restored");
+    let folder = Sandbox::new("restored");
     let to = folder.join("data");
     let restore = pitr.clone().args(["restore", "--quiet", "--to"]).arg(&to);
     let run = restore.args(args).run();

@@ -241,7 +241,7 @@ fn clone(world: &mut World, at: usize) {
 
 /// A restored copy is promoted and archives, for its guard was taken away by hand.
 fn drill(world: &mut World) -> bool {
-    let folder = Sandbox::in_memory("drill");
+    let folder = Sandbox::new("drill");
     let to = folder.join("data");
     let restore = world
         .site

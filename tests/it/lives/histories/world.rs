@@ -316,7 +316,7 @@ impl World {
 
     /// A copy of a stopped server's data directory in a folder of its own.
     pub fn copy(&self, at: usize, name: &str) -> (Sandbox, PathBuf) {
-        let folder = Sandbox::in_memory(name);
+        let folder = Sandbox::new(name);
         let data = folder.join("data");
         copy_tree(self.servers[at].cluster.pgdata(), &data);
         user::own_all(&data);
