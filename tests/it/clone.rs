@@ -67,7 +67,7 @@ impl Cloned {
         Cloned {
             site,
             cluster,
-            folder: Sandbox::new("c"),
+            folder: Sandbox::on_disk("c"),
             before,
         }
     }
@@ -582,7 +582,7 @@ fn k10_a_database_that_may_be_hollow_is_refused() {
     let cloned = Cloned {
         site,
         cluster,
-        folder: Sandbox::new("c"),
+        folder: Sandbox::on_disk("c"),
         before,
     };
     let ask = |database: &str| {

@@ -14,8 +14,8 @@ use pitr::sync::{Options, Transfer};
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, expire_at_once, fault, keep_one,
-    paths_below, pin, pitr, user, wait_until,
+    Builder, Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, expire_at_once, fault,
+    keep_one, paths_below, pin, pitr, user, wait_until,
 };
 
 /// A cluster that archives into two repositories, `local` and `second`.
@@ -27,10 +27,16 @@ pub struct Two {
 
 impl Two {
     pub fn new() -> Two {
-        let mut cluster = Cluster::builder(17)
-            .segment_size_mb(1)
-            .without_fsync()
-            .create();
+        Two::of(Two::builder())
+    }
+
+    /// The cluster of [`Two::new`].
+    pub fn builder() -> Builder {
+        Cluster::builder(17).segment_size_mb(1).without_fsync()
+    }
+
+    pub fn of(builder: Builder) -> Two {
+        let mut cluster = builder.create();
         let site = Site::new(&cluster);
         let second = site.add_repository("second", "required = false\n");
         site.attach(&cluster);

@@ -284,6 +284,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Whether its data directory was asked to be on a disk.
+    pub fn is_on_disk(&self) -> bool {
+        self.sandbox.is_on_disk()
+    }
+
     /// Describes a new cluster: 16 MiB segments, checksums, initdb's settings.
     pub fn builder(major: u32) -> Builder {
         Builder {

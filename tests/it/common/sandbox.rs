@@ -78,6 +78,11 @@ impl Sandbox {
         }
     }
 
+    /// Whether it is not in memory.
+    pub fn is_on_disk(&self) -> bool {
+        memory().is_none_or(|memory| !self.path.starts_with(memory))
+    }
+
     /// Returns the folder itself.
     pub fn path(&self) -> &Path {
         &self.path

@@ -22,7 +22,10 @@ pub struct Site {
 impl Site {
     /// Runs `pitr init` for a cluster, which may run or not.
     pub fn new(cluster: &Cluster) -> Site {
-        let sandbox = Sandbox::new("site");
+        let sandbox = match cluster.is_on_disk() {
+            true => Sandbox::on_disk("site"),
+            false => Sandbox::new("site"),
+        };
         let repository = sandbox.join("repo");
         Site::at(cluster, sandbox, repository)
     }

@@ -237,7 +237,7 @@ pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 fn wal_data(start: u64, data: &[u8]) -> Vec<u8> {
     let mut body = vec![b'w'];
     body.extend(start.to_be_bytes());
-    body.extend((start + data.len() as u64).to_be_bytes());
+    body.extend(start.wrapping_add(data.len() as u64).to_be_bytes());
     body.extend(0_i64.to_be_bytes());
     body.extend(data);
     message(b'd', &body)

@@ -30,7 +30,7 @@ fn three_ports() -> u16 {
 
 impl Stage {
     fn new() -> Stage {
-        let sandbox = Sandbox::new("g");
+        let sandbox = Sandbox::on_disk("g");
         sandbox.dir("srv");
         let folder = |path: PathBuf| path.parent().unwrap().display().to_string();
         let server = bin(17, "pg_ctl").unwrap();

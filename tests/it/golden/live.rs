@@ -33,7 +33,7 @@ pub fn scene(name: &str, site: &Site, cluster: &Cluster) -> Scene {
 fn keys_and_init() {
     // On the disk of the repository, which is remarked on, whether the machine has room in memory or not.
     let cluster = quiet().without_fsync().on_disk().start();
-    let sandbox = Sandbox::new("init");
+    let sandbox = Sandbox::on_disk("init");
     let places: &[(&Path, &str)] = &[
         (sandbox.path(), "[sandbox]"),
         (cluster.sandbox().path(), "[server]"),
@@ -79,7 +79,7 @@ fn keys_and_init() {
 
 #[test]
 fn the_first_day() {
-    let (site, cluster) = Site::with_cluster_of(quiet().without_fsync());
+    let (site, cluster) = Site::with_cluster_of(quiet().without_fsync().on_disk());
     let mut scene = scene("live-first-day", &site, &cluster);
     scene.say("Nothing is archived, and there is no backup.");
     for args in [&["info"][..], &["plan"], &["verify"], &["timeline", "list"]] {
@@ -172,7 +172,7 @@ fn the_doctor() {
 
 #[test]
 fn the_receiver() {
-    let reception = Reception::of(quiet().without_fsync());
+    let reception = Reception::of(quiet().without_fsync().on_disk());
     let site = &reception.site;
     let mut scene = scene("live-receive", site, &reception.cluster);
     scene

@@ -14,7 +14,7 @@ fn flip(path: &Path) {
 
 #[test]
 fn damage() {
-    let (site, cluster) = Site::with_cluster_of(quiet().without_fsync());
+    let (site, cluster) = Site::with_cluster_of(quiet().without_fsync().on_disk());
     let mut scene = scene("live-damage", &site, &cluster);
     cluster.sql("create table t (a int)");
     site.pitr().args(["backup", "--quiet"]).run().success();
@@ -68,7 +68,7 @@ fn damage() {
 
 #[test]
 fn the_small_programs() {
-    let (site, cluster) = Site::with_cluster_of(quiet().without_fsync());
+    let (site, cluster) = Site::with_cluster_of(quiet().without_fsync().on_disk());
     let mut scene = scene("live-small-programs", &site, &cluster);
     let name = cluster.archive_now();
     let out = site.sandbox().dir("out").join("f");

@@ -8,7 +8,7 @@ use crate::several::{Two, is_segment, objects};
 /// the next backup then ends one more.
 fn undisturbed(segments: usize, work: impl Fn(&Two)) -> Two {
     let attempts = std::iter::repeat_with(|| {
-        let two = Two::new();
+        let two = Two::of(Two::builder().on_disk());
         work(&two);
         two
     });
@@ -22,7 +22,7 @@ fn undisturbed(segments: usize, work: impl Fn(&Two)) -> Two {
 
 #[test]
 fn two_repositories() {
-    let two = Two::new();
+    let two = Two::of(Two::builder().on_disk());
     let site = &two.site;
     let mut scene = scene("live-two-repositories", site, &two.cluster);
     two.work(10);

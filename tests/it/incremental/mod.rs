@@ -72,8 +72,6 @@ impl World {
             .segment_size_mb(1)
             .without_fsync()
             .checksums(checksums)
-            // A backup compares its last segment with the server's own, whatever the load has written by then.
-            .config("wal_keep_size", "1GB")
             .config("autovacuum", "off");
         let (site, cluster) = Site::with_cluster_of(builder);
         let space = cluster.sandbox().dir("space");

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use crate::common::fault;
 use crate::common::random::Random;
 use step::Kind;
 use world::World;
@@ -177,7 +178,11 @@ fn part(part: u64) {
         return;
     }
     let histories = number("LIVES_HISTORIES").unwrap_or(HISTORIES);
-    let more = MENDED.into_iter().filter(|seed| *seed >= histories);
+    let of_turn = |(n, _): &(usize, u64)| fault::is_of_turn(*n);
+    let mended = MENDED.into_iter().enumerate().filter(of_turn);
+    let more = mended
+        .map(|(_, seed)| seed)
+        .filter(|seed| *seed >= histories);
     for seed in (0..histories)
         .chain(more)
         .filter(|seed| seed % PARTS == part)
