@@ -59,7 +59,7 @@ impl Sandbox {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(|| {
             sweep(&disk());
-            sweep(Path::new("/dev/shm"));
+            sweep(Path::new(MEMORY));
             tell_failures_at_once();
         });
         let path = tempfile::Builder::new()
@@ -80,7 +80,7 @@ impl Sandbox {
 
     /// Whether it is not in memory.
     pub fn is_on_disk(&self) -> bool {
-        memory().is_none_or(|memory| !self.path.starts_with(memory))
+        !self.path.starts_with(MEMORY)
     }
 
     /// Returns the folder itself.
@@ -153,14 +153,26 @@ fn disk() -> PathBuf {
     PathBuf::from(std::env::var_os("PITR_TEST_TMP").unwrap_or_else(|| "/tmp".into()))
 }
 
-/// `/dev/shm`, unless the caller chose a place or it is small, as it is in containers.
+const MEMORY: &str = "/dev/shm";
+
+/// [`MEMORY`], unless the caller chose a place, or it or the machine's memory is small, as it is in containers.
 fn memory() -> Option<PathBuf> {
     const ROOM: u64 = 4 << 30;
-    let path = PathBuf::from("/dev/shm");
-    let stat = rustix::fs::statvfs(&path).ok()?;
+    let stat = rustix::fs::statvfs(MEMORY).ok()?;
     let is_usable = stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM
+        && available_memory()? >= 2 * ROOM
         && std::env::var_os("PITR_TEST_TMP").is_none();
-    is_usable.then_some(path)
+    is_usable.then(|| MEMORY.into())
+}
+
+/// Bytes that programs may still use, by the kernel's estimate and the limit of the container.
+fn available_memory() -> Option<u64> {
+    let all = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = all.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let available = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|limit| limit.trim().parse().ok());
+    Some(limit.map_or(available, |limit: u64| available.min(limit)))
 }
 
 /// Removes what tests left behind that were killed: folders of ours which nobody holds locked.
