@@ -35,6 +35,8 @@ pub mod find;
 #[cfg(feature = "full")]
 pub mod host;
 #[cfg(feature = "full")]
+pub mod journal;
+#[cfg(feature = "full")]
 pub mod logical;
 #[cfg(feature = "full")]
 pub mod mount;

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["pg", "exit", "seal", "program", "secrets"],
     &["config", "host"],
     &["store", "wire"],
-    &["repo"],
+    &["repo", "journal"],
     &["wal", "snapshot"],
     &["archive", "plan", "find", "tree", "mount"],
     &[

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::content::Received;
-use super::journal::{Follower, Segment};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::journal::{Follower, Segment};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::pg::timeline::History;

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 
-use super::frame::Frames;
-use super::journal::{Follower, Segment};
 use crate::archive::push::Content;
 use crate::err;
 use crate::error::Result;
+use crate::journal::frame::Frames;
+use crate::journal::{Follower, Segment};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::growth::Growth;
 use super::upstream;
+use crate::journal::growth::Growth;
 use crate::progress::Progress;
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::slot::{KeptWal, SlotName};

@@ -5,14 +5,9 @@
 //! journal → `fdatasync` → position published by [`journal`] → reported by the session. Apart from that, [`ship`]
 //! brings durable WAL into the repositories and lets the journal's files go.
 
-pub mod backoff;
 pub mod compare;
 pub mod content;
-pub mod files;
-pub mod frame;
-pub mod growth;
 pub mod holdings;
-pub mod journal;
 pub mod kept;
 pub mod position;
 pub mod session;
@@ -21,4 +16,3 @@ mod shipment;
 pub mod status;
 pub mod stream;
 pub mod upstream;
-mod writer;

@@ -12,10 +12,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::backoff::Backoff;
 use super::compare::{self, Compared};
 use super::holdings::{self, Holdings, Identity, Reach};
-use super::journal::{self, Condition, Journal};
 use super::kept::Kept;
 use super::position::{self, Known, Start};
 use super::ship::{self, Shipper};
@@ -26,11 +24,14 @@ use crate::config::{self, Acknowledge};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::journal::shipping::{self, Shipped};
+use crate::journal::{self, Condition, Journal};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::timeline::{History, Position, TimelineId};
 use crate::repo::event::Writer;
 use crate::wal::path::Path;
+use crate::wire::backoff::Backoff;
 use crate::wire::client::Client;
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::replication::{ReplicationStream, StartReplication};
@@ -128,10 +129,12 @@ fn receive(
         &journal,
         ship::Options {
             cluster: options.cluster.clone(),
-            repositories: options.repositories.clone(),
             acknowledge: options.acknowledge,
-            nonce: host.random(),
-            clock: Arc::clone(&host.clock),
+            shipping: shipping::Options {
+                repositories: options.repositories.clone(),
+                nonce: host.random(),
+                clock: Arc::clone(&host.clock),
+            },
         },
         progress,
     )?);
@@ -967,7 +970,7 @@ impl<'a> Session<'a> {
     }
 }
 
-fn shown(shipped: ship::Shipped) -> RepositoryStatus {
+fn shown(shipped: Shipped) -> RepositoryStatus {
     RepositoryStatus {
         name: shipped.repository,
         required: shipped.is_required,

@@ -1,206 +1,35 @@
-//! Ships the durable WAL of the journal into the repositories: whole segments by the engine of archiving, the open one as increments;
-//! and the journal's files are let go.
-//!
-//! Each repository has a thread of its own, so that one that hangs holds up nothing but itself.
+//! Ships the durable WAL of the journal into the repositories: whole segments by the engine of archiving, the open one as increments.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::journal::{Follower, Journal};
 use super::shipment::Shipment;
 use crate::archive::push::push_history;
-use crate::config::{self, Acknowledge};
-use crate::error::{Error, Result};
-use crate::host::Clock;
-use crate::pg::segment::SegmentName;
-use crate::pg::time::TimestampTz;
+use crate::config::Acknowledge;
+use crate::error::Result;
+use crate::journal::Journal;
+use crate::journal::shipping::{self, Shipped, Work};
 use crate::pg::timeline::{Position, TimelineId};
 use crate::progress::Progress;
 use crate::repo;
 use crate::repo::layout::ClusterLayout;
 
-/// The repository to ship to, and how.
+/// The cluster whose WAL is shipped, and how.
 pub struct Options {
     /// The cluster's name in the repositories.
     pub cluster: String,
-    /// The repositories. Required ones hold journal files back until they have them; without any required one, all are.
-    pub repositories: Vec<config::Repository>,
     /// With `Repository`, increments go out at once.
     pub acknowledge: Acknowledge,
-    /// Random, for temporary names.
-    pub nonce: u64,
-    /// The clock, for the times in [`Shipped`].
-    pub clock: Clock,
+    /// The repositories.
+    pub shipping: shipping::Options,
 }
 
-/// The WAL that one repository holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shipped {
-    /// Its name in the configuration.
-    pub repository: String,
-    /// Whether it is required.
-    pub is_required: bool,
-    /// Behind the last byte that it holds, of what came through this journal; none before anything is known.
-    pub position: Option<Position>,
-    /// When that position was reached.
-    pub since: Option<TimestampTz>,
-    /// Why it goes no further, while it does not.
-    pub error: Option<String>,
-}
-
-/// The state that the threads share.
-pub(super) struct Ship {
-    pub(super) follower: Follower,
-    pub(super) layout: ClusterLayout,
-    pub(super) acknowledge: Acknowledge,
-    pub(super) progress: Arc<dyn Progress>,
-    clock: Clock,
-    nonce: AtomicU64,
-    places: Vec<config::Repository>,
-    table: Mutex<Table>,
-    /// A thread has ended, or all shall.
-    changed: Condvar,
-    archived: watch::Sender<Option<Position>>,
-    is_stopping: AtomicBool,
-}
-
-struct Table {
-    rows: Vec<Row>,
-}
-
-struct Row {
-    shipped: Shipped,
-    /// Segments in the journal that it holds.
-    stored: BTreeSet<SegmentName>,
-    /// How many segments were let go that it does not hold, since it began to fail.
-    missed: u64,
-    /// Set when its thread has ended: whether it holds all that is durable.
-    ended: Option<bool>,
-}
-
-impl Ship {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        // Rows are changed field by field, and each field is right by itself.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn place(&self, index: usize) -> &config::Repository {
-        &self.places[index]
-    }
-
-    pub(super) fn name(&self, index: usize) -> String {
-        let table = self.table();
-        table
-            .rows
-            .get(index)
-            .map_or(String::new(), |r| r.shipped.repository.clone())
-    }
-
-    pub(super) fn next_nonce(&self) -> u64 {
-        self.nonce.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.is_stopping.load(Ordering::Acquire)
-    }
-
-    /// Waits before something is tried again; not when all shall end.
-    pub(super) fn pause(&self, time: Duration) {
-        let table = self.table();
-        let _ = self
-            .changed
-            .wait_timeout_while(table, time, |_| !self.is_stopping());
-    }
-
-    pub(super) fn set_error(&self, index: usize, error: Option<String>) {
-        if let Some(row) = self.table().rows.get_mut(index) {
-            if error.is_none() && row.missed > 0 {
-                self.progress.warn(&format!(
-                    "repository \"{}\" lacks {} segments that were let go while it failed; the required repositories have them",
-                    row.shipped.repository, row.missed
-                ));
-                row.missed = 0;
-            }
-            row.shipped.error = error;
-        }
-        // An optional repository that fails holds no file back.
-        self.let_go();
-    }
-
-    /// A repository holds everything before `position`.
-    pub(super) fn reached(&self, index: usize, position: Position) {
-        let mut table = self.table();
-        if let Some(row) = table.rows.get_mut(index) {
-            row.shipped.position = Some(position);
-            row.shipped.since = Some((self.clock)());
-        }
-        // None, where nothing is known yet, is the smallest.
-        let required = table.rows.iter().filter(|r| r.shipped.is_required);
-        let least = required.map(|r| r.shipped.position).min().flatten();
-        drop(table);
-        self.archived.send_if_modified(|archived| {
-            let is_new = *archived < least;
-            if is_new {
-                *archived = least;
-            }
-            is_new
-        });
-    }
-
-    /// A repository holds all that there will be of a segment.
-    pub(super) fn stored(&self, index: usize, name: SegmentName) {
-        if let Some(row) = self.table().rows.get_mut(index) {
-            row.stored.insert(name);
-        }
-        self.let_go();
-    }
-
-    /// Lets files go that every required repository holds, and every other one that takes anything.
-    fn let_go(&self) {
-        let mut table = self.table();
-        let segments = self.follower.segments();
-        for row in &mut table.rows {
-            row.stored
-                .retain(|name| segments.binary_search_by_key(name, |s| s.name).is_ok());
-        }
-        let is_needed = |name: &SegmentName| {
-            table.rows.iter().any(|row| {
-                let waits = row.shipped.is_required || row.shipped.error.is_none();
-                waits && !row.stored.contains(name)
-            })
-        };
-        // In the table's lock, so that two threads do not let the same file go.
-        let let_go: Vec<SegmentName> = segments
-            .iter()
-            .map(|s| s.name)
-            .filter(|name| !is_needed(name))
-            .collect();
-        for name in let_go {
-            if let Err(e) = self.follower.release(name) {
-                self.progress.warn(&e.to_string());
-            }
-            for row in table.rows.iter_mut().filter(|r| !r.stored.contains(&name)) {
-                row.missed += 1;
-                if row.missed == 1 {
-                    self.progress.warn(&format!(
-                        "repository \"{}\" is not required and fails: segment \"{name}\" is let go without it",
-                        row.shipped.repository
-                    ));
-                }
-            }
-        }
-    }
-}
-
-/// The threads that ship, one for each repository.
+/// The threads that ship WAL, one for each repository.
 pub struct Shipper {
-    ship: Arc<Ship>,
-    threads: Vec<JoinHandle<()>>,
+    layout: ClusterLayout,
+    inner: shipping::Shipper,
 }
 
 impl Shipper {
@@ -213,56 +42,31 @@ impl Shipper {
         options: Options,
         progress: Arc<dyn Progress>,
     ) -> Result<Shipper> {
-        let follower = journal.follower();
-        let layout = ClusterLayout::new(&options.cluster, follower.system_identifier())?;
-        let none_required = options.repositories.iter().all(|r| !r.required);
-        let rows = options.repositories.iter().map(|r| Row {
-            shipped: Shipped {
-                repository: r.name.clone(),
-                is_required: r.required || none_required,
-                position: None,
-                since: None,
-                error: None,
-            },
-            stored: BTreeSet::new(),
-            missed: 0,
-            ended: None,
+        let system_identifier = journal.follower().system_identifier();
+        let layout = ClusterLayout::new(&options.cluster, system_identifier)?;
+        let (of, acknowledge) = (layout.clone(), options.acknowledge);
+        let work: Work = Arc::new(move |ship, index| {
+            Shipment::new(Arc::clone(ship), index, of.clone(), acknowledge).run()
         });
-        let (archived, _) = watch::channel(None);
-        let ship = Arc::new(Ship {
-            follower,
+        Ok(Shipper {
             layout,
-            acknowledge: options.acknowledge,
-            progress,
-            clock: options.clock,
-            nonce: AtomicU64::new(options.nonce),
-            table: Mutex::new(Table {
-                rows: rows.collect(),
-            }),
-            places: options.repositories.clone(),
-            changed: Condvar::new(),
-            archived,
-            is_stopping: AtomicBool::new(false),
-        });
-        let mut shipper = Shipper {
-            threads: Vec::new(),
-            ship,
-        };
-        for index in 0..shipper.ship.places.len() {
-            shipper.threads.push(start_one(&shipper.ship, index)?);
-        }
-        Ok(shipper)
+            inner: shipping::Shipper::start(journal, options.shipping, &work, progress)?,
+        })
     }
 
     /// Behind the last byte that every required repository holds.
     pub fn archived(&self) -> watch::Receiver<Option<Position>> {
-        self.ship.archived.subscribe()
+        self.inner.archived()
     }
 
     /// Returns the WAL that each repository holds.
     pub fn shipped(&self) -> Vec<Shipped> {
-        let table = self.ship.table();
-        table.rows.iter().map(|r| r.shipped.clone()).collect()
+        self.inner.shipped()
+    }
+
+    /// As [`shipping::Shipper::finish`].
+    pub fn finish(self, deadline: Duration) -> bool {
+        self.inner.finish(deadline)
     }
 
     /// Stores a timeline's history file, as the server gave it, in every repository. Call it before WAL of that timeline is fed.
@@ -270,10 +74,11 @@ impl Shipper {
     /// # Errors
     /// Those of [`push_history`], of the first required repository that failed. Others only cause a warning.
     pub fn archive_history(&self, timeline: TimelineId, content: &[u8]) -> Result<()> {
-        let ship = &self.ship;
-        for (shipped, place) in self.shipped().iter().zip(&ship.places) {
+        let ship = self.inner.ship();
+        for (index, shipped) in self.shipped().iter().enumerate() {
+            let place = ship.place(index);
             let stored = repo::open(place, ship.next_nonce())
-                .and_then(|r| push_history(&r, &ship.layout, timeline, content))
+                .and_then(|r| push_history(&r, &self.layout, timeline, content))
                 .map_err(|e| e.context(format!("repository \"{}\"", shipped.repository)));
             match stored {
                 Ok(_) => {}
@@ -283,75 +88,6 @@ impl Shipper {
         }
         Ok(())
     }
-
-    /// Brings what is durable into the repositories, the open segment as an increment, and ends. `false` when a required one does not
-    /// hold all of it within `deadline`: what is missing stays in the journal.
-    pub fn finish(mut self, deadline: Duration) -> bool {
-        self.stop();
-        let is_done = self.wait(Instant::now() + deadline);
-        // Those that hang are left behind. The others share the journal's lock until they are gone.
-        let has_ended: Vec<bool> = {
-            let table = self.ship.table();
-            table.rows.iter().map(|r| r.ended.is_some()).collect()
-        };
-        for (thread, _) in self.threads.drain(..).zip(has_ended).filter(|(_, e)| *e) {
-            let _ = thread.join();
-        }
-        is_done
-    }
-
-    /// Waits until all threads have ended; returns whether the required ones have shipped everything.
-    fn wait(&self, until: Instant) -> bool {
-        let mut table = self.ship.table();
-        loop {
-            let is_running = table.rows.iter().any(|r| r.ended.is_none());
-            let left = until.saturating_duration_since(Instant::now());
-            if !is_running || left.is_zero() {
-                let mut required = table.rows.iter().filter(|r| r.shipped.is_required);
-                return required.all(|r| r.ended == Some(true));
-            }
-            table = match self.ship.changed.wait_timeout(table, left) {
-                Ok((table, _)) => table,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
-        }
-    }
-
-    fn stop(&self) {
-        self.ship.is_stopping.store(true, Ordering::Release);
-        // With the lock in hand: nobody is between a look at the flag and the wait.
-        drop(self.ship.table());
-        self.ship.changed.notify_all();
-        self.ship.follower.wake();
-    }
-}
-
-impl Drop for Shipper {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn start_one(ship: &Arc<Ship>, index: usize) -> Result<JoinHandle<()>> {
-    /// A thread that panics has ended, too.
-    struct Ended(Arc<Ship>, usize, bool);
-    impl Drop for Ended {
-        fn drop(&mut self) {
-            if let Some(row) = self.0.table().rows.get_mut(self.1) {
-                row.ended = Some(self.2);
-            }
-            self.0.changed.notify_all();
-        }
-    }
-    let ended = Ended(Arc::clone(ship), index, false);
-    std::thread::Builder::new()
-        .name(format!("ship-{index}"))
-        .spawn(move || {
-            // All of it: the closure would take a copy of the flag alone.
-            let mut ended = ended;
-            ended.2 = Shipment::new(Arc::clone(&ended.0), index).run();
-        })
-        .map_err(|e| Error::from_io("start a thread that ships WAL", e))
 }
 
 #[cfg(test)]
@@ -360,17 +96,20 @@ mod tests {
 
     use bytes::Bytes;
 
+    use std::time::Instant;
+
     use super::*;
-    use crate::config::Location;
+    use crate::config::{self, Location};
     use crate::error::Code;
+    use crate::journal;
     use crate::pg::craft::{self, Craft};
     use crate::pg::lsn::Lsn;
     use crate::pg::rmgr;
-    use crate::pg::segment::{SegmentSize, WalFileName};
+    use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+    use crate::pg::time::TimestampTz;
     use crate::pg::timeline::History;
     use crate::pg::version::Major;
     use crate::progress::Collector;
-    use crate::receive::journal;
     use crate::repo::container::{Container, Kind};
     use crate::repo::crafted;
     use crate::repo::repository::Repository;
@@ -465,10 +204,12 @@ mod tests {
             });
             let options = Options {
                 cluster: "main".to_owned(),
-                repositories: repositories.collect(),
                 acknowledge,
-                nonce: 99,
-                clock: Arc::new(|| TimestampTz(5)),
+                shipping: shipping::Options {
+                    repositories: repositories.collect(),
+                    nonce: 99,
+                    clock: Arc::new(|| TimestampTz(5)),
+                },
             };
             Shipper::start(journal, options, self.progress()).unwrap()
         }

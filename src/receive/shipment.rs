@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::content::Received;
-use super::journal::{Segment, Wake};
-use super::ship::Ship;
 use crate::archive::life;
 use crate::archive::push::{Push, push_content};
 use crate::archive::received::Prefix;
 use crate::config::Acknowledge;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::journal::shipping::{Attempts, Ship};
+use crate::journal::{Segment, Wake};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::Position;
@@ -31,11 +31,6 @@ const EVERY: Duration = Duration::from_secs(1);
 const MERGE_COUNT: u64 = 64;
 /// A merged one writes the segment anew from its start, so a long one is written more rarely: once for so much per increment.
 const MERGE_BYTES: u64 = 256 << 10;
-/// How long after a failure it is tried again; doubled each time.
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_LAST: Duration = Duration::from_secs(5);
-/// How often a failure that lasts is reported.
-const REPEAT: Duration = Duration::from_secs(30);
 /// How long a remote repository is used before its marker is read again.
 const KEPT_OPEN: Duration = Duration::from_secs(60);
 /// Nothing to do: it is looked up again even so.
@@ -44,13 +39,14 @@ const IDLE: Duration = Duration::from_secs(60);
 /// One repository, and what is known to be in it.
 pub(super) struct Shipment {
     ship: Arc<Ship>,
-    /// The cluster's place in the repository.
+    acknowledge: Acknowledge,
+    /// The cluster's place in the repository, with the lives that are known.
     layout: ClusterLayout,
     /// Its place in the table of [`Ship`].
     index: usize,
     stored: BTreeSet<SegmentName>,
     tail: Option<Tail>,
-    failing: Option<Failing>,
+    attempts: Attempts,
     /// The last whole segment, and its own mark: what the next one is joined to.
     last_mark: Option<(SegmentName, Mark)>,
     /// When something was stored last, an increment or a whole segment: while segments fill in less than a second, none needs increments.
@@ -71,12 +67,6 @@ struct Tail {
     count: u64,
 }
 
-struct Failing {
-    since: Instant,
-    said: Instant,
-    pause: Duration,
-}
-
 /// The next step.
 enum Work {
     /// A complete segment.
@@ -92,14 +82,20 @@ enum Work {
 }
 
 impl Shipment {
-    pub(super) fn new(ship: Arc<Ship>, index: usize) -> Shipment {
+    pub(super) fn new(
+        ship: Arc<Ship>,
+        index: usize,
+        layout: ClusterLayout,
+        acknowledge: Acknowledge,
+    ) -> Shipment {
         Shipment {
-            layout: ship.layout.clone(),
+            layout,
+            acknowledge,
+            attempts: Attempts::new(&ship, index, "WAL"),
             ship,
             index,
             stored: BTreeSet::new(),
             tail: None,
-            failing: None,
             last_mark: None,
             last_put: None,
             open: None,
@@ -127,12 +123,12 @@ impl Shipment {
                 Work::Done => return true,
             };
             match done {
-                Ok(()) => self.succeeded(),
+                Ok(()) => self.attempts.succeeded(),
                 // An optional repository is not waited for: the file was let go while it was being read.
                 Err(_) if !self.is_held(segment.name) => self.tail = None,
                 Err(e) => {
                     if self.ship.is_stopping() {
-                        self.report(&e);
+                        self.attempts.report(&e);
                         return false;
                     }
                     self.failed(&e);
@@ -175,7 +171,7 @@ impl Shipment {
         }
         let is_due = is_stopping
             || !segment.is_last
-            || self.ship.acknowledge == Acknowledge::Repository
+            || self.acknowledge == Acknowledge::Repository
             || waiting >= LIMIT_BYTES as u64;
         let since = self.last_put.map_or(EVERY, |at| at.elapsed());
         match is_due || since >= EVERY {
@@ -199,7 +195,7 @@ impl Shipment {
                 (repo::open(place, self.ship.next_nonce())?, Instant::now())
             }
         };
-        let layout = repository.recent_lives(&self.ship.layout)?;
+        let layout = repository.recent_lives(&self.layout)?;
         if self.layout != layout {
             // The known tail of the open segment is of another home.
             self.tail = None;
@@ -217,7 +213,7 @@ impl Shipment {
         let content = Received::open(&self.ship.follower, segment)?.with_own_increments(has_own);
         let what = Push {
             repository,
-            cluster: self.ship.layout.name(),
+            cluster: self.layout.name(),
             path: &self.ship.follower.file(segment.name),
             name: WalFileName::Segment(segment.name),
             codec: CODEC,
@@ -324,46 +320,10 @@ impl Shipment {
         Ok(())
     }
 
-    fn succeeded(&mut self) {
-        if let Some(failing) = self.failing.take() {
-            self.ship.set_error(self.index, None);
-            self.ship.progress.note(&format!(
-                "repository \"{}\" takes WAL again after {} s",
-                self.ship.name(self.index),
-                failing.since.elapsed().as_secs()
-            ));
-        }
-    }
-
-    fn report(&self, error: &Error) {
-        self.ship.set_error(self.index, Some(error.to_string()));
-        let hint = error.hint_text().unwrap_or_default();
-        self.ship.progress.warn(&format!(
-            "repository \"{}\" does not take WAL, which stays in the journal: {error}. {hint}",
-            self.ship.name(self.index)
-        ));
-    }
-
     fn failed(&mut self, error: &Error) {
         // Knowledge of the open segment may not hold any more: another disk may be mounted.
         self.tail = None;
-        let now = Instant::now();
-        let is_first = self.failing.is_none();
-        let failing = self.failing.get_or_insert(Failing {
-            since: now,
-            said: now,
-            pause: RETRY_FIRST,
-        });
-        let is_due = is_first || now.duration_since(failing.said) >= REPEAT;
-        if is_due {
-            failing.said = now;
-        }
-        let pause = failing.pause;
-        failing.pause = (pause * 2).min(RETRY_LAST);
-        if is_due {
-            self.report(error);
-        }
-        self.ship.pause(pause);
+        self.attempts.failed(error);
     }
 }
 

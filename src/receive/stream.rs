@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
-use super::journal::{Condition, Durable, Feeder, Room};
 use crate::config::Acknowledge;
 use crate::err;
 use crate::error::Result;
 use crate::host::Clock;
+use crate::journal::{Condition, Durable, Feeder, Room};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{Position, TimelineId};

@@ -14,6 +14,7 @@
 //! ```
 
 mod auth;
+pub mod backoff;
 pub mod basebackup;
 pub mod client;
 mod connect;

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pitr::journal::{Journal, Options};
 use pitr::pg::segment::{SegmentName, SegmentSize};
 use pitr::pg::time::TimestampTz;
 use pitr::progress::Silent;
-use pitr::receive::journal::{Journal, Options};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 

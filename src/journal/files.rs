@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags};
 
+use super::Options;
 use super::frame::{FileHeader, Frames, HEADER_BYTES, HEADER_USED};
-use super::journal::Options;
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};

@@ -1,7 +1,13 @@
-//! The journal: received WAL on the local disk, and how far it is durable (`docs/journal-format.md`).
+//! The journal: what a receiver got, WAL or the log of another server, on the local disk, and how far it is durable (`docs/journal-format.md`).
 //!
 //! One thread writes: all that has arrived becomes one write and one `fdatasync`, then the position is published; what arrives
 //! meanwhile is the next round.
+
+pub mod files;
+pub mod frame;
+pub mod growth;
+pub mod shipping;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,9 +19,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::files::{Files, Found};
-use super::frame::Frames;
-use super::writer::{Message, Piece, Writer};
+use self::files::{Files, Found};
+use self::frame::Frames;
+use self::writer::{Message, Piece, Writer};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
@@ -76,9 +82,9 @@ pub struct Durable {
 }
 
 /// The state that the threads of a journal share.
-pub(super) struct Shared {
-    pub(super) files: Files,
-    pub(super) segment_size: SegmentSize,
+struct Shared {
+    files: Files,
+    segment_size: SegmentSize,
     state: Mutex<State>,
     /// After every round.
     rounds: Condvar,
@@ -160,7 +166,7 @@ impl Shared {
     }
 
     /// A round is on the disk.
-    pub(super) fn publish(&self, segment: SegmentName, to: Lsn) {
+    fn publish(&self, segment: SegmentName, to: Lsn) {
         let mut state = self.state();
         state.segments.insert(segment, to);
         state.version.rounds += 1;
@@ -180,7 +186,7 @@ impl Shared {
         });
     }
 
-    pub(super) fn set_condition(&self, condition: Condition) {
+    fn set_condition(&self, condition: Condition) {
         self.watch.send_if_modified(|durable| {
             let is_new = durable.condition != condition;
             durable.condition = condition;
@@ -189,18 +195,18 @@ impl Shared {
     }
 
     /// Writing has ended, for good.
-    pub(super) fn fail(&self, error: Error) {
+    fn fail(&self, error: Error) {
         self.change(|state| state.failure = Some(error));
         self.room.close();
         self.set_condition(Condition::Failed);
     }
 
-    pub(super) fn is_closing(&self) -> bool {
+    fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Acquire)
     }
 
     /// Waits for a file to be let go, for the end, or for `time`.
-    pub(super) fn wait(&self, time: Duration) {
+    fn wait(&self, time: Duration) {
         let state = self.state();
         if !self.is_closing() {
             let _ = self.marks.wait_timeout(state, time);
@@ -522,7 +528,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::frame::FRAME_HEADER;
+    use super::frame::FRAME_HEADER;
     use super::*;
     use crate::error::Code;
     use crate::progress::{Collector, Silent};
@@ -896,7 +902,7 @@ mod tests {
                     .unwrap();
                 let mut head = vec![0; 64];
                 file.read_exact_at(&mut head, 0).unwrap();
-                let header = super::super::frame::FileHeader::decode(&head).unwrap();
+                let header = super::frame::FileHeader::decode(&head).unwrap();
                 let mut frames = Frames::new(file, header);
                 assert!(frames.skip_to(safe).unwrap());
                 let offset = frames.offset() + at as u64;

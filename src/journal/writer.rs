@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::files::Open;
 use super::frame::{FRAME_HEADER, FileHeader, PAYLOAD_MAX};
 use super::growth::Growth;
-use super::journal::{Condition, Shared};
+use super::{Condition, Shared};
 use crate::durable;
 use crate::error::{Code, Error, Result};
 use crate::fault;
