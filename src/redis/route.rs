@@ -55,7 +55,7 @@ impl Route {
 /// Finds the way on from a position of a history.
 ///
 /// # Errors
-/// `Unreachable` is never one of the log; `NotFound` when the target lies behind what is stored; `Refused` where two histories go on from one; `Damaged`; those
+/// `OutOfReach` when the target lies behind what is stored; `Refused` where two histories go on from one; `Damaged`; those
 /// of the store.
 pub fn plan(
     repository: &Repository,
@@ -188,7 +188,7 @@ impl Search<'_> {
         });
         let until = until.map_or(String::new(), |time| format!(", of {time}"));
         err!(
-            NotFound,
+            OutOfReach,
             "the target lies behind all that is stored: history {replid} ends at position {reached}{until}"
         )
         .hint("Nothing was written.\nA receiver that runs stores more within a minute: pitr redis receive NAME. --latest takes all there is.")

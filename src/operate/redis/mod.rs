@@ -125,7 +125,7 @@ fn unreadable(kind: &str, path: &Path, error: std::io::Error) -> Error {
 /// Finds the newest undamaged backup whose facts fit, in the first repository that has one.
 ///
 /// # Errors
-/// `NotFound`; that of the first repository, when none can be read; `Damaged` when a member cannot be read.
+/// `OutOfReach`; that of the first repository, when none can be read; `Damaged` when a member cannot be read.
 fn newest(session: &Session, name: &str, fits: &dyn Fn(&Member) -> bool) -> Result<Stored> {
     let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
     let found = search::first(session, (NAME, name), |repository, scope| {
@@ -141,7 +141,7 @@ fn newest(session: &Session, name: &str, fits: &dyn Fn(&Member) -> bool) -> Resu
     })?;
     let backup = found.ok_or_else(|| {
         err!(
-            NotFound,
+            OutOfReach,
             "redis \"{name}\" has no undamaged backup at or before the target"
         )
         .hint(format!(
