@@ -62,7 +62,7 @@ pub struct BackupArgs {
 
 /// Receive the commands of [redis.NAME] all the time
 ///
-/// The receiver is a replica to the server. What it gets goes to receive.journal, is synced, and then acknowledged: WAIT counts it. From there it goes into every
+/// The receiver is a replica to the server. The commands go to receive.journal, are synced, and then acknowledged: WAIT counts them. From there they go into every
 /// repository. With a backup it makes any moment restorable: pitr redis restore NAME --to DIR --target-time TIME. It runs until SIGTERM or Ctrl-C.
 ///
 /// receive.acknowledge = "none" tells the server nothing: WAIT does not count the receiver then.

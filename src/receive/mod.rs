@@ -2,7 +2,7 @@
 //! there into the repositories.
 //!
 //! The session reports to the server only positions that a power cut cannot take back. So the order is: bytes into the
-//! journal → `fdatasync` → position published by [`journal`] → reported by the session. Apart from that, [`ship`]
+//! journal → `fdatasync` → position published by [`crate::journal`] → reported by the session. Apart from that, [`ship`]
 //! brings durable WAL into the repositories and lets the journal's files go.
 
 pub mod compare;

@@ -117,7 +117,7 @@ impl Reader {
         self.position
     }
 
-    /// Where the history may end: behind the last command outside of a transaction, or where the reader began.
+    /// The position at which the history may end: behind the last command outside of a transaction, or where the reader began.
     pub fn cut(&self) -> u64 {
         self.cut
     }

@@ -1,4 +1,4 @@
-//! Where a receiver goes on. Pure.
+//! The position at which a receiver goes on. Pure.
 //!
 //! Redis: src/replication.c (masterTryPartialResynchronization).
 

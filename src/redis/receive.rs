@@ -34,7 +34,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// A journal that has no room for so long is full: the connection is given up, so that the server's memory does not grow.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where the receiver is.
+/// How far the receiver is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progressed {
     /// The state behind the last byte that was received.
@@ -223,7 +223,7 @@ fn begun(
 impl Stream<'_, '_> {
     fn receive(&mut self, watch: &mut dyn FnMut(&Progressed), tick: Tick<'_>) -> Result<()> {
         let mut heard = Instant::now();
-        // What was received with the answers before.
+        // Some bytes came with the answers before.
         self.take(tick)?;
         loop {
             let patience = if self.fed.is_empty() { LONG } else { SHORT };

@@ -25,7 +25,7 @@ const FILL: u8 = 0;
 const STATE: u8 = 1;
 const BYTES: u8 = 2;
 
-/// Whose bytes follow, and the reader's state in front of them.
+/// The history whose bytes follow, and the reader's state in front of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// The history: 40 hexadecimal digits.

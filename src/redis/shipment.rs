@@ -126,7 +126,7 @@ struct Cursor {
     frames: Frames<File>,
 }
 
-/// Whose log it is.
+/// The server whose log it is.
 #[derive(Clone)]
 pub struct Origin {
     /// Its place in the repository.
