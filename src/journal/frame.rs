@@ -23,6 +23,8 @@ pub const PAYLOAD_MAX: usize = 256 << 10;
 /// Bytes that are read at once where frames are short. Long frames are read as far as needed, with the header behind them: those that are
 /// passed over are not read at all, and of those that are read nothing has to be moved.
 const READ_BYTES: usize = 32 << 10;
+/// Of frames that are passed over and are longer, the header alone is read.
+const SHORT_BYTES: usize = 4 << 10;
 
 const FILE_MAGIC: &[u8; 8] = b"PITRJRNL";
 const VERSION: u32 = 1;
@@ -204,6 +206,8 @@ pub struct Frames<F> {
     /// The rest of the present frame's payload, in the window.
     payload: Range<usize>,
     lsn: Lsn,
+    /// So many bytes are read at least.
+    least_read: usize,
 }
 
 impl<F: ReadAt> Frames<F> {
@@ -218,6 +222,7 @@ impl<F: ReadAt> Frames<F> {
             next: 0,
             payload: 0..0,
             lsn: header.start_lsn,
+            least_read: READ_BYTES,
         }
     }
 
@@ -279,6 +284,14 @@ impl<F: ReadAt> Frames<F> {
         if lsn < self.lsn {
             self.rewind();
         }
+        let is_there = self.pass_to(lsn);
+        self.least_read = READ_BYTES;
+        is_there
+    }
+
+    fn pass_to(&mut self, lsn: Lsn) -> io::Result<bool> {
+        // The file may only grow.
+        let mut size = 0;
         while self.lsn < lsn {
             let step = lsn.0 - self.lsn.0;
             if self.payload.is_empty() {
@@ -286,10 +299,18 @@ impl<F: ReadAt> Frames<F> {
                     return Ok(false);
                 };
                 if length as u64 <= step {
-                    if self.offset() + (FRAME_HEADER + length) as u64 > self.file.size()? {
+                    let end = self.offset() + (FRAME_HEADER + length) as u64;
+                    if end > size {
+                        size = self.file.size()?;
+                    }
+                    if end > size {
                         return Ok(false);
                     }
                     self.pass(length);
+                    self.least_read = match length < SHORT_BYTES {
+                        true => READ_BYTES,
+                        false => FRAME_HEADER,
+                    };
                     continue;
                 }
                 if !self.load()? {
@@ -372,7 +393,7 @@ impl<F: ReadAt> Frames<F> {
         self.next = 0;
         self.payload = 0..0;
         let wanted = (length + FRAME_HEADER)
-            .max(READ_BYTES)
+            .max(self.least_read)
             .min(self.window.len());
         while self.filled < length {
             let rest = self.window.get_mut(self.filled..wanted);
