@@ -32,8 +32,6 @@ pub enum Kind {
     Increment = 5,
     /// PostgreSQL's backup manifest.
     ServerManifest = 6,
-    /// Bytes of a history of Redis.
-    Log = 7,
     /// The list of a backup's relations.
     Relations = 8,
 }
@@ -58,7 +56,6 @@ impl Kind {
             Kind::Label => "label",
             Kind::Increment => "increment",
             Kind::ServerManifest => "server_manifest",
-            Kind::Log => "log",
             Kind::Relations => "relations",
         }
     }
@@ -71,7 +68,6 @@ impl Kind {
             Kind::Label,
             Kind::Increment,
             Kind::ServerManifest,
-            Kind::Log,
             Kind::Relations,
         ]
         .into_iter()

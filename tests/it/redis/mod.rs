@@ -2,7 +2,6 @@
 
 mod faults;
 mod load;
-mod receive;
 mod server;
 mod world;
 
