@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use pitr::pg::lsn::Lsn;
 use pitr::pg::segment::SegmentSize;
 use pitr::pg::timeline::TimelineId;
-use pitr::receive::frame::{FRAME_HEADER, FileHeader, Frames, HEADER_BYTES, HEADER_USED};
+use pitr::journal::frame::{FRAME_HEADER, FileHeader, Frames, HEADER_BYTES, HEADER_USED};
 use pitr_fuzz::{Input, SYSTEM_IDENTIFIER, within};
 
 const CEILING: usize = 16 << 20;
