@@ -6,12 +6,16 @@ use serde_json::json;
 
 use super::Context;
 use super::output::{Align, Table};
+use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
 use crate::operate::redis::backup::{self, Asked, Taken};
 use crate::operate::redis::list::{self, Listed};
+use crate::operate::redis::receive;
 use crate::operate::redis::restore::{self, Restored};
+use crate::pg::time::TimestampTz;
+use crate::redis::route::{Route, Target};
 use crate::repo::id::BackupId;
 
 /// Back up Redis and Valkey servers, and restore their data sets
@@ -28,6 +32,7 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Backup(BackupArgs),
+    Receive(ReceiveArgs),
     Restore(RestoreArgs),
     Ls(LsArgs),
 }
@@ -55,6 +60,21 @@ pub struct BackupArgs {
     pub confirm: bool,
 }
 
+/// Receive the commands of [redis.NAME] all the time
+///
+/// The receiver is a replica to the server. The commands go to receive.journal, are synced, and then acknowledged: WAIT counts them. From there they go into every
+/// repository. With a backup it makes any moment restorable: pitr redis restore NAME --to DIR --target-time TIME. It runs until SIGTERM or Ctrl-C.
+///
+/// receive.acknowledge = "none" tells the server nothing: WAIT does not count the receiver then.
+///
+/// Example: pitr redis receive cache
+#[derive(clap::Args, Debug)]
+pub struct ReceiveArgs {
+    /// The name in the configuration
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
 /// Restore a data set as a directory that a server loads
 ///
 /// --to gets the data set as the base of an append-only file, and a redis.conf that makes the server load it: Redis 7 and newer, and Valkey, from a directory with
@@ -78,6 +98,18 @@ pub struct RestoreArgs {
     /// Restore this backup; without it the newest
     #[arg(long, value_name = "ID")]
     pub backup: Option<BackupId>,
+
+    /// Replay what a receiver stored, up to this time
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["target_offset", "latest"])]
+    pub target_time: Option<TimestampTz>,
+
+    /// Replay what a receiver stored, up to this offset of the server's replication
+    #[arg(long, value_name = "N", conflicts_with = "latest")]
+    pub target_offset: Option<u64>,
+
+    /// Replay all that a receiver stored
+    #[arg(long)]
+    pub latest: bool,
 
     /// Keep keys whose time to live is over, for a look at the data as they were
     #[arg(long)]
@@ -109,12 +141,39 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             cx.stop_in_order()?;
             run_backup(args, cx)
         }
+        Command::Receive(args) => {
+            cx.stop_in_order()?;
+            run_receive(args, cx)
+        }
         Command::Restore(args) => {
             cx.stop_in_order()?;
             run_restore(args, cx)
         }
         Command::Ls(args) => run_ls(args, cx),
     }
+}
+
+fn run_receive(args: &ReceiveArgs, cx: &Context) -> Result<u8> {
+    let ended = receive::run(&cx.session, &args.name, &mut |_| {})?;
+    let (replid, position) = ended.position.unzip();
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "name": args.name,
+            "replid": replid,
+            "offset": position,
+            "shipped": ended.is_shipped,
+        }))?;
+    } else if let Some((replid, position)) = replid.zip(position) {
+        cx.out.report(&format!(
+            "redis \"{}\": received up to offset {position} of {replid}",
+            args.name
+        ))?;
+    }
+    if !ended.is_shipped {
+        cx.out.warn("a repository does not hold all of it yet: the rest is in the journal, and the next receiver ships it");
+        return Ok(exit::WARNINGS);
+    }
+    Ok(exit::SUCCESS)
 }
 
 fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
@@ -184,6 +243,7 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         name: &args.name,
         to: &args.to,
         backup: args.backup.as_ref(),
+        target: target(args)?,
         as_replica: args.as_replica,
         server_version: args.server_version.as_deref(),
         is_dry_run: args.dry_run,
@@ -195,6 +255,7 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             restored.member.flavor, restored.member.server_version
         ));
     }
+    let end = restored.route.as_ref().and_then(Route::end);
     if cx.out.is_json() {
         cx.out.json(&json!({
             "id": restored.id,
@@ -209,11 +270,24 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             "not_checked": restored.checked.as_ref().err(),
             "start": restored.start,
             "redis": restored.member,
+            "log_bytes": restored.route.as_ref().map(Route::bytes),
+            "replid": end.map(|(replid, _)| replid),
+            "offset": end.map(|(_, offset)| offset),
         }))?;
         return Ok(exit::SUCCESS);
     }
     report_restore(args, cx, &restored)?;
     Ok(exit::SUCCESS)
+}
+
+fn target(args: &RestoreArgs) -> Result<Option<Target>> {
+    if let Some(time) = args.target_time {
+        let micros = time.unix_micros();
+        let micros = micros.ok_or_else(|| err!(Usage, "--target-time is out of range"))?;
+        return Ok(Some(Target::Time(micros)));
+    }
+    let offset = args.target_offset.map(Target::Position);
+    Ok(offset.or_else(|| args.latest.then_some(Target::End)))
 }
 
 fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {
@@ -232,6 +306,13 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
         human::size(member.rdb_bytes),
         restored.to.display()
     ))?;
+    if let Some((replid, offset)) = restored.route.as_ref().and_then(Route::end) {
+        let bytes = restored.route.as_ref().map_or(0, Route::bytes);
+        cx.out.report(&format!(
+            "and {} of its log, up to offset {offset} of {replid}",
+            human::size(bytes)
+        ))?;
+    }
     for file in &restored.files {
         cx.out.report(&format!("  {}", file.display()))?;
     }

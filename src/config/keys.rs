@@ -9,9 +9,9 @@ use super::file::{Entry, Kind, Raw, Section};
 use super::{
     Acknowledge, Cluster, ConfigSet, Encryption, Files, Hours, Location, LockMode, Logical,
     LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices,
-    PromoteUnreachable, Redis, RedisAddress, Repository, Retention, S3Settings, Secret, Size,
-    Source, Sse, StandbyOutage, config_set::DEFAULT, holds_password, location, logical::JOBS_MAX,
-    retention::KEEP_MAX, s3,
+    PromoteUnreachable, Redis, RedisAcknowledge, RedisAddress, Repository, Retention, S3Settings,
+    Secret, Size, Source, Sse, StandbyOutage, config_set::DEFAULT, holds_password, location,
+    logical::JOBS_MAX, retention::KEEP_MAX, s3,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -105,6 +105,9 @@ keys! { REDIS: |e, redis: Redis|
     "stall_timeout": stall_timeout = e.period();
     "identity": identity = e.string();
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
+    "receive.journal": journal = e.path();
+    "receive.journal_limit_bytes": journal_limit_bytes = e.bytes();
+    "receive.acknowledge": acknowledge = e.choice(&[("journal", RedisAcknowledge::Journal), ("none", RedisAcknowledge::None)]);
 }
 
 // Those of `[repositories.NAME]`.

@@ -39,7 +39,7 @@ pub use location::Location;
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
 pub use price::{Price, Prices};
-pub use redis::{Redis, RedisAddress, RedisTls};
+pub use redis::{Redis, RedisAcknowledge, RedisAddress, RedisTls};
 pub use retention::Retention;
 pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,

@@ -30,6 +30,21 @@ pub struct Redis {
     pub identity: Option<String>,
     /// How old the newest backup may become before that is reported.
     pub max_backup_age: Option<Period>,
+    /// The directory of the receiver's journal, absolute.
+    pub journal: Option<PathBuf>,
+    /// How large the journal may grow.
+    pub journal_limit_bytes: Option<u64>,
+    /// How far the receiver tells the server that it is.
+    pub acknowledge: RedisAcknowledge,
+}
+
+/// How far a receiver tells the server that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedisAcknowledge {
+    /// As far as its journal is durable.
+    Journal,
+    /// Nothing: `WAIT` does not count it.
+    None,
 }
 
 /// The files of a connection by TLS. There is one where `ca_file` is given.
@@ -69,6 +84,9 @@ impl Redis {
             stall_timeout: STALL_TIMEOUT,
             identity: None,
             max_backup_age: None,
+            journal: None,
+            journal_limit_bytes: None,
+            acknowledge: RedisAcknowledge::Journal,
         }
     }
 }

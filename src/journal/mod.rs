@@ -1,4 +1,4 @@
-//! The journal: received WAL on the local disk, and how far it is durable (`docs/journal-format.md`).
+//! The journal: what a receiver got, WAL or the log of another server, on the local disk, and how far it is durable (`docs/journal-format.md`).
 //!
 //! One thread writes: all that has arrived becomes one write and one `fdatasync`, then the position is published; what arrives
 //! meanwhile is the next round.

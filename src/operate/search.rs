@@ -94,6 +94,25 @@ pub fn first(
     failure.map_or(Ok(None), Err)
 }
 
+/// Returns the backups whose events are good, newest first.
+///
+/// # Errors
+/// Errors of the store.
+pub fn newest_first(
+    repository: &Repository,
+    scope: &Scope,
+    is_good: impl Fn(&[Recorded]) -> bool,
+) -> Result<Vec<BackupId>> {
+    let catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
+    let committed = catalog.committed();
+    let mut good: Vec<_> = committed
+        .filter(|(_, subject, _)| is_good(&subject.events))
+        .map(|(id, subject, backup)| (backup.end(subject.stored), id.clone()))
+        .collect();
+    good.sort_unstable();
+    Ok(good.into_iter().rev().map(|(_, id)| id).collect())
+}
+
 /// Returns the backup that is named, else the newest one whose events are good.
 ///
 /// # Errors

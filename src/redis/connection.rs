@@ -64,6 +64,8 @@ enum Stream {
 pub struct Connection {
     way: Way,
     stream: Stream,
+    /// How long a read blocks.
+    block: Duration,
     buffer: Vec<u8>,
     /// The part of the buffer that was received and not taken yet.
     start: usize,
@@ -85,6 +87,7 @@ impl Connection {
         Ok(Connection {
             way,
             stream,
+            block: TICK,
             buffer: vec![0; BUFFER_BYTES],
             start: 0,
             end: 0,
@@ -178,6 +181,7 @@ impl Connection {
     /// `Unreachable` when the connection breaks; those of `tick`.
     pub fn more(&mut self, patience: Duration, tick: Tick<'_>) -> Result<Arrived> {
         self.make_room()?;
+        self.set_block(patience.clamp(Duration::from_millis(1), TICK))?;
         let since = Instant::now();
         loop {
             tick()?;
@@ -198,6 +202,20 @@ impl Connection {
                 Err(e) => return Err(lost().source(e)),
             }
         }
+    }
+
+    /// How long a read may block from now on, unless bytes come.
+    fn set_block(&mut self, time: Duration) -> Result<()> {
+        if self.block == time {
+            return Ok(());
+        }
+        self.block = time;
+        let set = match &self.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(time)),
+            Stream::Tls(stream) => stream.sock.set_read_timeout(Some(time)),
+            Stream::Unix(stream) => stream.set_read_timeout(Some(time)),
+        };
+        set.map_err(|e| Error::from_io("set up the connection", e))
     }
 
     fn make_room(&mut self) -> Result<()> {

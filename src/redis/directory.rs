@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::effects::Effects;
 use super::kind::BASE;
 use super::member::Member;
 use super::rdb::{Checksum, Passing};
@@ -38,6 +39,9 @@ const FIRST_BASE: &str = "appendonly.aof.1.base.rdb";
 const FIRST_INCREMENT: &str = "appendonly.aof.1.incr.aof";
 /// Databases of a server that is not told otherwise.
 const USUAL_DATABASES: u32 = 16;
+
+/// Gives the bytes of the history that follow the data set, up to a place where it may end.
+pub type Log<'l> = &'l dyn Fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
 /// The files to be written.
 pub struct Plan<'p> {
@@ -119,16 +123,17 @@ impl Plan<'_> {
         db.map_or(Vec::new(), |db| resp::command(&[b"SELECT", db.as_bytes()]))
     }
 
-    /// Writes the files into the directory, which is empty. A failure removes what was made.
+    /// Writes the files into the directory, which is empty. A failure removes what was made. `log` follows the data set.
     ///
     /// # Errors
     /// `Damaged` when the data set is not that of the member; those of the store and of the system; those of `tick`.
     pub fn write(
         &self,
         snapshot: &Snapshot<'_>,
+        log: Log<'_>,
         (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
     ) -> Result<()> {
-        let written = self.write_all(snapshot, (host, tick));
+        let written = self.write_all(snapshot, log, (host, tick));
         if written.is_err() {
             for file in self.files() {
                 // The error that made it stop is the one to be told.
@@ -142,6 +147,7 @@ impl Plan<'_> {
     fn write_all(
         &self,
         snapshot: &Snapshot<'_>,
+        log: Log<'_>,
         (host, tick): (&Host, &mut dyn FnMut() -> Result<()>),
     ) -> Result<()> {
         let root = open(self.to)?;
@@ -162,16 +168,37 @@ impl Plan<'_> {
         let mut file = Target::create(&folder, name, host)?;
         self.copy(snapshot, &mut file, tick)?;
         if !self.target.has_directory() {
-            file.write(&self.increment())?;
+            self.replay(log, &mut file, tick)?;
         }
         file.publish()?;
         if self.target.has_directory() {
             let manifest =
                 format!("file {FIRST_BASE} seq 1 type b\nfile {FIRST_INCREMENT} seq 1 type i\n");
-            put(&folder, FIRST_INCREMENT, &self.increment(), host)?;
+            let mut file = Target::create(&folder, FIRST_INCREMENT, host)?;
+            self.replay(log, &mut file, tick)?;
+            file.publish()?;
             put(&folder, MANIFEST, manifest.as_bytes(), host)?;
         }
         put(self.to, CONFIGURATION, &self.configuration(), host)
+    }
+
+    /// Writes what follows the data set.
+    fn replay(
+        &self,
+        log: Log<'_>,
+        file: &mut Target,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        file.write(&self.increment())?;
+        let mut effects = Effects::new(self.member.offset, self.member.stream_db);
+        log(&mut |bytes| {
+            tick()?;
+            effects.pass(bytes, &mut |bytes| file.write(bytes))
+        })?;
+        match effects.is_at_cut() {
+            true => Ok(()),
+            false => Err(err!(Damaged, "the log ends inside of a command")),
+        }
     }
 
     /// Copies the data set, and requires that it is the one that the member tells of.

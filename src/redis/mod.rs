@@ -2,16 +2,29 @@
 //!
 //! The tree of a backup has one file, `base.rdb`. The root's member `redis` is [`member::Member`]. `resp`, `info`, `refusal`, `rdb` and `version` are pure;
 //! `connection` speaks with the server, `transfer` asks for a full resynchronisation and receives it, and `directory` writes what a server loads.
+//!
+//! A receiver gets what follows a data set: `position` decides where it goes on, `receive` brings the server's commands (`command`) into the journal (`record`),
+//! and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again.
 
+pub mod command;
 pub mod connection;
 pub mod directory;
+pub mod effects;
+pub mod history;
 pub mod info;
 pub mod kind;
+pub mod log;
 pub mod member;
+pub mod position;
 pub mod program;
 pub mod rdb;
+pub mod receive;
+pub mod record;
 mod refusal;
 pub mod resp;
+pub mod route;
+pub mod shipment;
 pub mod source;
 pub mod transfer;
 pub mod version;
+pub mod walk;

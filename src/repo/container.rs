@@ -32,6 +32,8 @@ pub enum Kind {
     Increment = 5,
     /// PostgreSQL's backup manifest.
     ServerManifest = 6,
+    /// Bytes of a history of Redis.
+    Log = 7,
     /// The list of a backup's relations.
     Relations = 8,
 }
@@ -56,6 +58,7 @@ impl Kind {
             Kind::Label => "label",
             Kind::Increment => "increment",
             Kind::ServerManifest => "server_manifest",
+            Kind::Log => "log",
             Kind::Relations => "relations",
         }
     }
@@ -68,6 +71,7 @@ impl Kind {
             Kind::Label,
             Kind::Increment,
             Kind::ServerManifest,
+            Kind::Log,
             Kind::Relations,
         ]
         .into_iter()

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{configured, connect};
+use super::{configured, connect, identity};
 use crate::backup::content::{self, Options};
 use crate::err;
 use crate::error::Result;
@@ -56,11 +56,9 @@ pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
     let source = connect(session, wanted).map_err(no_backup)?;
     source.check_ready().map_err(no_backup)?;
     let is_shard = source.is_shard();
-    let address = wanted.address.as_ref().map(ToString::to_string);
-    let identity = wanted.identity.clone().or(address);
     let mut base = Base {
         source,
-        identity: identity.unwrap_or_default(),
+        identity: identity(wanted),
         member: None,
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod list;
+pub mod receive;
 pub mod restore;
 
 use std::io::Read;
@@ -54,6 +55,12 @@ fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s Redis> {
                 name.escape_debug()
             ))
         })
+}
+
+/// The text that tells a configured server from others.
+fn identity(redis: &Redis) -> String {
+    let address = redis.address.as_ref().map(ToString::to_string);
+    redis.identity.clone().or(address).unwrap_or_default()
 }
 
 /// Connects to a configured server, and asks it about itself.
@@ -115,6 +122,35 @@ fn unreadable(kind: &str, path: &Path, error: std::io::Error) -> Error {
     err!(Config, "could not read {kind} \"{}\"", path.display()).source(error)
 }
 
+/// Finds the newest undamaged backup whose facts fit, in the first repository that has one.
+///
+/// # Errors
+/// `OutOfReach`; that of the first repository, when none can be read; `Damaged` when a member cannot be read.
+fn newest(session: &Session, name: &str, fits: &dyn Fn(&Member) -> bool) -> Result<Stored> {
+    let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
+    let found = search::first(session, (NAME, name), |repository, scope| {
+        for id in search::newest_first(repository, scope, is_whole)? {
+            let member = AuxRoot::member(repository.store(), scope, &id)?;
+            if let Some(member) = member
+                && fits(&Member::read(&member)?)
+            {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    })?;
+    let backup = found.ok_or_else(|| {
+        err!(
+            OutOfReach,
+            "redis \"{name}\" has no undamaged backup at or before the target"
+        )
+        .hint(format!(
+            "Nothing was written.\npitr redis ls {name} shows what there is."
+        ))
+    })?;
+    read(backup)
+}
+
 /// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it.
 ///
 /// # Errors
@@ -133,6 +169,10 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
             "Nothing was written.\npitr redis ls {name} shows what there is. Take one with pitr redis backup {name}"
         ))
     })?;
+    read(backup)
+}
+
+fn read(backup: search::Stored) -> Result<Stored> {
     let id = &backup.id;
     let member = AuxRoot::member(backup.repository.store(), &backup.scope, id)?;
     let member = member.ok_or_else(|| err!(NotFound, "backup \"{id}\" is gone"))?;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::{Stored, find};
+use super::{Stored, find, newest};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -11,6 +11,7 @@ use crate::operate::session::Session;
 use crate::redis::directory::{CONFIGURATION, Plan};
 use crate::redis::member::{Member, PSYNC};
 use crate::redis::program::{self, Installed};
+use crate::redis::route::{self, Route, Target};
 use crate::redis::version::{Loads, ServerVersion};
 use crate::repo::id::BackupId;
 use crate::restore::content;
@@ -23,6 +24,8 @@ pub struct Asked<'a> {
     pub to: &'a Path,
     /// The backup; none: the newest.
     pub backup: Option<&'a BackupId>,
+    /// The moment to which the log is replayed upon it; none: none of it is.
+    pub target: Option<Target>,
     /// The server that loads it keeps keys whose time is over.
     pub as_replica: bool,
     /// The version of the server that shall load it; none: the one on the search path.
@@ -39,6 +42,8 @@ pub struct Restored {
     pub repository: String,
     /// The facts of its data set.
     pub member: Member,
+    /// The log that is replayed upon it.
+    pub route: Option<Route>,
     /// The directory, absolute.
     pub to: PathBuf,
     /// The files in it.
@@ -61,7 +66,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
     if to.exists() {
         content::check_empty(&to)?;
     }
-    let stored = find(session, asked.name, asked.backup)?;
+    let stored = base(session, asked)?;
     let member = &stored.member;
     let source = member.server()?;
     if member.method != PSYNC {
@@ -76,6 +81,11 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
     let installed = program::find(session.environment.get("PATH"), source.flavor);
     let target = target(asked, &source, installed.as_ref())?;
     check_loads(target.as_ref(), member, &source)?;
+    let (repository, scope) = (&stored.backup.repository, &stored.backup.scope);
+    let route = asked
+        .target
+        .map(|target| route::plan(repository, scope, (&member.replid, member.offset), target))
+        .transpose()?;
     let plan = Plan {
         member,
         target: target.as_ref().unwrap_or(&source),
@@ -86,7 +96,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
     let checked = match asked.is_dry_run {
         true => checker.map(|_| ()),
         false => {
-            write(session, &stored, &plan)?;
+            write(session, &stored, &plan, route.as_ref())?;
             match checker {
                 Ok(program) => {
                     session.host.progress.phase("check the files", None);
@@ -105,6 +115,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
         id: stored.backup.id,
         repository: stored.backup.configured.name,
         member: stored.member,
+        route,
         to,
         target,
         checked,
@@ -163,7 +174,34 @@ fn checker(
     installed.check_aof.clone().ok_or_else(none)
 }
 
-fn write(session: &Session, stored: &Stored, plan: &Plan<'_>) -> Result<()> {
+/// The backup that is named, else the newest one at or before the moment.
+fn base(session: &Session, asked: &Asked<'_>) -> Result<Stored> {
+    let fits = |member: &Member| match asked.target {
+        Some(Target::Time(wanted)) => {
+            let received = member.received_time.unix_micros();
+            received.is_some_and(|received| received <= wanted)
+        }
+        Some(Target::Position(wanted)) => member.offset <= wanted,
+        Some(Target::End) | None => true,
+    };
+    match (asked.backup, asked.target) {
+        (None, Some(Target::Time(_) | Target::Position(_))) => newest(session, asked.name, &fits),
+        (backup, _) => {
+            let stored = find(session, asked.name, backup)?;
+            match fits(&stored.member) {
+                true => Ok(stored),
+                false => Err(err!(
+                    Refused,
+                    "backup \"{}\" is of a later moment than the target",
+                    stored.backup.id
+                )
+                .hint("Nothing was written.\nLeave --backup out: the newest one before the target is taken then.")),
+            }
+        }
+    }
+}
+
+fn write(session: &Session, stored: &Stored, plan: &Plan<'_>, route: Option<&Route>) -> Result<()> {
     let is_new = !plan.to.exists();
     if is_new {
         let made = std::fs::DirBuilder::new().mode(0o700).create(plan.to);
@@ -173,9 +211,14 @@ fn write(session: &Session, stored: &Stored, plan: &Plan<'_>) -> Result<()> {
     let host = &session.host;
     let bytes = Some(plan.member.rdb_bytes);
     host.progress.phase("write the data set", bytes);
-    let written = stored
-        .backup
-        .read(session, |open| plan.write(open.snapshot, (host, open.tick)));
+    let (repository, scope) = (&stored.backup.repository, &stored.backup.scope);
+    let log = |out: &mut dyn FnMut(&[u8]) -> Result<()>| match route {
+        Some(route) => route::read(repository, scope, route, out),
+        None => Ok(()),
+    };
+    let written = stored.backup.read(session, |open| {
+        plan.write(open.snapshot, &log, (host, open.tick))
+    });
     if written.is_err() && is_new {
         // The error that made it stop is the one to be told.
         let _ = std::fs::remove_dir(plan.to);

@@ -2,6 +2,7 @@
 
 mod faults;
 mod load;
+mod receive;
 mod server;
 mod world;
 

@@ -1,0 +1,274 @@
+//! The receiver of a server's history.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{configured, connect, identity};
+use crate::config::{Redis, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::journal::frame::Frames;
+use crate::journal::shipping::{self, Shipper, Work};
+use crate::journal::{self, Journal};
+use crate::operate::session::Session;
+use crate::pg::segment::SegmentSize;
+use crate::redis::command::Reader;
+use crate::redis::history::History;
+use crate::redis::info::Info;
+use crate::redis::kind::NAME;
+use crate::redis::log::LogKeys;
+use crate::redis::receive::{self, Progressed, Sink};
+use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
+use crate::redis::shipment::{self, Origin, Shipment};
+use crate::redis::walk;
+use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
+use crate::wire::backoff::Backoff;
+use crate::wire::runtime;
+
+/// How long the repositories have to take what is in the journal, when the receiver ends.
+const FINISH_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether the process shall end.
+const LOOK: Duration = Duration::from_millis(100);
+/// A journal has the number of a cluster in its path; that of a server is made from its name and identity.
+const NUMBER_BYTES: usize = 8;
+
+/// How a receiver ended.
+pub struct Ended {
+    /// Behind the last byte that was received; none where nothing was.
+    pub position: Option<(String, u64)>,
+    /// Whether the required repositories hold all of it.
+    pub is_shipped: bool,
+}
+
+/// Receives until the process is told to stop.
+///
+/// # Errors
+/// `Config` without a journal or for a name that is not configured; `Locked` where another receiver has the journal; those of the server that another attempt
+/// would not mend.
+pub fn run(session: &Session, name: &str, watch: &mut dyn FnMut(&Progressed)) -> Result<Ended> {
+    let settings = session.settings_with_repositories()?;
+    let redis = configured(&settings, name)?;
+    let scope = Scope::aux(NAME, name)?;
+    let journal = open_journal(session, redis)?;
+    let shipper = ship(session, (redis, &settings), &journal, &scope)?;
+    let (held, end) = tail(&journal)?;
+    let runtime = runtime::start()?;
+    let mut sink = Sink {
+        feeder: journal.feeder(),
+        watch: journal.watch(),
+        runtime: &runtime,
+        held,
+        place: end.next_multiple_of(SEGMENT_BYTES),
+    };
+    let received = receive_until_stopped(session, (redis, &settings, &scope), &mut sink, watch);
+    let position = sink
+        .held
+        .as_ref()
+        .map(|held| (held.replid.clone(), held.reader.position()));
+    drop(sink);
+    let failure = journal.failure();
+    let is_shipped = shipper.finish(FINISH_MAX);
+    journal.close()?;
+    failure.map_or(received, Err)?;
+    Ok(Ended {
+        position,
+        is_shipped,
+    })
+}
+
+fn open_journal(session: &Session, redis: &Redis) -> Result<Journal> {
+    let host = &session.host;
+    let directory = redis.journal.clone().ok_or_else(|| {
+        err!(Config, "[redis.{}] has no receive.journal", redis.name).hint(
+            "The receiver keeps the history there until the repository has it. Add a directory on a disk that syncs: receive.journal = \"/var/lib/pitr/journal\"",
+        )
+    })?;
+    let options = journal::Options {
+        directory: directory.join(format!("redis-{}", redis.name)),
+        system_identifier: number_of(redis),
+        segment_size: SegmentSize::new(SEGMENT_BYTES)?,
+        limit_bytes: redis.journal_limit_bytes,
+        nonce: host.random(),
+        now: host.now(),
+    };
+    std::fs::create_dir_all(&directory)
+        .map_err(|e| Error::from_io(format!("make directory \"{}\"", directory.display()), e))?;
+    Journal::open(&options, Arc::clone(&host.progress))
+}
+
+/// The number that tells the journals of two servers of one name from each other.
+fn number_of(redis: &Redis) -> u64 {
+    let text = format!("{}\0{}", redis.name, identity(redis));
+    let hash = blake3::hash(text.as_bytes());
+    let first = hash.as_bytes().first_chunk::<NUMBER_BYTES>();
+    u64::from_le_bytes(first.copied().unwrap_or_default())
+}
+
+fn ship(
+    session: &Session,
+    (redis, settings): (&Redis, &Settings),
+    journal: &Journal,
+    scope: &Scope,
+) -> Result<Shipper> {
+    let host = &session.host;
+    let origin = Origin {
+        scope: scope.clone(),
+        identity: identity(redis),
+        clock: Arc::clone(&host.clock),
+    };
+    let work: Work =
+        Arc::new(move |ship, index| Shipment::new(Arc::clone(ship), index, origin.clone()).run());
+    let options = shipping::Options {
+        repositories: settings.repositories.clone(),
+        nonce: host.random(),
+        clock: Arc::clone(&host.clock),
+    };
+    Shipper::start(journal, options, &work, Arc::clone(&host.progress))
+}
+
+/// Reads the end of the journal: the state behind its last byte, and the place of that.
+fn tail(journal: &Journal) -> Result<(Option<State>, u64)> {
+    let follower = journal.follower();
+    let segments = follower.segments();
+    let end = segments.last().map_or(0, |segment| segment.to.0);
+    for segment in segments.iter().rev() {
+        let mut frames = follower.open(segment.name)?;
+        let left = segment.to.0 - segment.from.0;
+        if let Some(state) = replay(&mut frames, left)? {
+            return Ok((Some(state), end));
+        }
+    }
+    Ok((None, end))
+}
+
+fn replay(frames: &mut Frames<std::fs::File>, left: u64) -> Result<Option<State>> {
+    let mut records = Records::new(left, |buffer: &mut [u8]| shipment::fill(frames, buffer));
+    let mut held: Option<State> = None;
+    while let Some(record) = records.read()? {
+        match (record, &mut held) {
+            (Record::State(state), _) => held = Some(*state),
+            (Record::Bytes { bytes, .. }, Some(state)) => {
+                state.reader.read(&bytes, &mut |_| Ok(()))?;
+            }
+            (Record::Bytes { .. }, None) => {
+                return Err(err!(Damaged, "the journal has bytes of no history"));
+            }
+        }
+    }
+    Ok(held)
+}
+
+fn receive_until_stopped(
+    session: &Session,
+    (redis, settings, scope): (&Redis, &Settings, &Scope),
+    sink: &mut Sink<'_>,
+    watch: &mut dyn FnMut(&Progressed),
+) -> Result<()> {
+    let host = &session.host;
+    let mut backoff = Backoff::default();
+    let mut said = String::new();
+    loop {
+        let mut tick = || host.check_stop();
+        let attempt = connect(session, redis).and_then(|source| {
+            if sink.held.is_none() {
+                sink.held = stored(session, settings, scope, &source.info)?;
+            }
+            let mut began = |state: &State, why: Option<&str>| {
+                host.progress.note(&begun(redis, state, why));
+            };
+            let mut watch = |progressed: &Progressed| {
+                backoff.reset();
+                said.clear();
+                watch(progressed);
+            };
+            let to = (&mut *sink, host);
+            receive::run(
+                source,
+                redis.acknowledge,
+                to,
+                &mut began,
+                &mut watch,
+                &mut tick,
+            )
+        });
+        let Err(error) = attempt else {
+            return Ok(());
+        };
+        if host.check_stop().is_err() {
+            return Ok(());
+        }
+        if !receive::may_try_again(&error) {
+            return Err(error);
+        }
+        let text = error.to_string();
+        if said != text {
+            host.progress
+                .warn(&format!("{text}; the receiver tries again"));
+            said = text;
+        }
+        pause(host, backoff.next(host.random()));
+    }
+}
+
+fn begun(redis: &Redis, state: &State, why: Option<&str>) -> String {
+    let (name, replid, from) = (&redis.name, &state.replid, state.from);
+    let next = format!(
+        "Take a backup now, or nothing behind it can be restored: pitr redis backup {name}"
+    );
+    match why {
+        Some(why) => {
+            format!("gap: {why}. History {replid} is received from position {from} on. {next}")
+        }
+        None => format!("history {replid} is received from position {from} on. {next}"),
+    }
+}
+
+/// The end of what the repositories hold of the server's history, where the journal holds nothing.
+fn stored(
+    session: &Session,
+    settings: &Settings,
+    scope: &Scope,
+    info: &Info,
+) -> Result<Option<State>> {
+    let configured = settings.first_repository()?;
+    let repository = session.open(configured)?;
+    for field in ["master_replid", "master_replid2"] {
+        let Some(replid) = info.field(field) else {
+            continue;
+        };
+        if let Some(state) = end_of(&repository, scope, replid)? {
+            return Ok(Some(state));
+        }
+    }
+    Ok(None)
+}
+
+/// The state at the last place at which the stored history of this name may be gone on with.
+fn end_of(repository: &Repository, scope: &Scope, replid: &str) -> Result<Option<State>> {
+    let keys = LogKeys::new(scope, replid);
+    let Some(history) = History::read(repository, &keys)? else {
+        return Ok(None);
+    };
+    let Some(cut) = walk::last_cut(repository, &keys)? else {
+        return Ok(None);
+    };
+    Ok(Some(State {
+        replid: replid.to_owned(),
+        parent: history.parent.zip(history.fork),
+        run_id: history.run_id,
+        server_version: history.server_version,
+        flavor: history.flavor,
+        from: cut.position,
+        reader: Reader::new(cut.position, cut.db),
+    }))
+}
+
+/// Waits, unless the process shall end.
+fn pause(host: &Host, time: Duration) {
+    let until = Instant::now() + time;
+    while !host.is_stopping() && Instant::now() < until {
+        std::thread::sleep(LOOK.min(time));
+    }
+}

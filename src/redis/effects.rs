@@ -1,0 +1,120 @@
+//! A history without the commands that change nothing: servers never write `PING` and `REPLCONF` into an append-only file.
+
+use super::command::{Effect, Reader};
+use crate::error::Result;
+
+/// A command is held back until its end shows that it changes something, or until it is longer than this.
+const HELD_BYTES_MAX: usize = 4096;
+
+/// Passes on the commands of a history that change something.
+pub struct Effects {
+    reader: Reader,
+    /// The beginning of a command.
+    held: Vec<u8>,
+    /// The present command is passed on as it comes.
+    is_passing: bool,
+    /// Commands that change keys.
+    writes: u64,
+}
+
+impl Effects {
+    /// Begins with a command.
+    pub fn new(position: u64, db: Option<u32>) -> Effects {
+        Effects {
+            reader: Reader::new(position, db),
+            held: Vec::new(),
+            is_passing: false,
+            writes: 0,
+        }
+    }
+
+    /// Passes bytes on to `out`.
+    ///
+    /// # Errors
+    /// `Damaged` for bytes that are no commands; those of `out`.
+    pub fn pass(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let start = self.reader.position();
+        let mut ends = Vec::new();
+        self.reader.read(bytes, &mut |command| {
+            ends.push((command.end, command.effect));
+            Ok(())
+        })?;
+        let mut passed = Vec::with_capacity(self.held.len() + bytes.len());
+        let mut rest = bytes;
+        let mut at = start;
+        for (end, effect) in ends {
+            let length = usize::try_from(end - at).unwrap_or(usize::MAX);
+            let (command, later) = rest.split_at(length.min(rest.len()));
+            if effect != Effect::None || self.is_passing {
+                passed.append(&mut self.held);
+                passed.extend_from_slice(command);
+            }
+            self.writes += u64::from(effect == Effect::Write);
+            self.held.clear();
+            self.is_passing = false;
+            (at, rest) = (end, later);
+        }
+        if self.is_passing {
+            passed.extend_from_slice(rest);
+        } else {
+            self.held.extend_from_slice(rest);
+            if self.held.len() > HELD_BYTES_MAX {
+                passed.append(&mut self.held);
+                self.is_passing = true;
+            }
+        }
+        match passed.is_empty() {
+            true => Ok(()),
+            false => out(&passed),
+        }
+    }
+
+    /// Commands that change keys, so far.
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// Whether all commands so far are whole, and no transaction is open.
+    pub fn is_at_cut(&self) -> bool {
+        self.reader.is_at_cut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::resp;
+
+    #[test]
+    fn what_changes_nothing_is_left_out_however_the_bytes_come() {
+        let long = vec![b'x'; 10_000];
+        let commands: [&[&[u8]]; 7] = [
+            &[b"PING"],
+            &[b"SET", b"a", &long],
+            &[b"REPLCONF", b"GETACK", b"*"],
+            &[b"MULTI"],
+            &[b"DEL", b"a"],
+            &[b"EXEC"],
+            &[b"PING"],
+        ];
+        let all: Vec<u8> = commands.iter().flat_map(|c| resp::command(c)).collect();
+        let wanted = [1, 3, 4, 5];
+        let expected: Vec<u8> = wanted
+            .iter()
+            .flat_map(|n| resp::command(commands[*n]))
+            .collect();
+        for size in [1, 7, 100, 5000, all.len()] {
+            let (mut effects, mut found) = (Effects::new(0, None), Vec::new());
+            for piece in all.chunks(size) {
+                effects
+                    .pass(piece, &mut |bytes| {
+                        found.extend_from_slice(bytes);
+                        Ok(())
+                    })
+                    .unwrap();
+            }
+            assert_eq!(found, expected, "{size}");
+            assert_eq!((effects.writes(), effects.is_at_cut()), (2, true));
+        }
+    }
+}

@@ -1,0 +1,584 @@
+//! Objects of a history's log (format, section 17.1): its bytes between two positions, and what tells where it may be cut.
+//!
+//! A whole segment has the bytes between two multiples of [`SEGMENT_BYTES`], or from the position on at which its history left its parent. All else is stored
+//! in increments, which a whole segment supersedes.
+
+use super::command::{Effect, Reader};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind, Section, tag};
+use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
+use crate::repo::varint;
+use crate::store::{Key, Published};
+
+/// The length of a whole segment.
+pub const SEGMENT_BYTES: u64 = 16 << 20;
+/// Marks of time are at least so far apart.
+const MARK_EVERY_US: i64 = 1000;
+/// No object has more marks of time: some are left out then, evenly.
+const MARKS_MAX: usize = 1 << 18;
+/// No object names more events.
+const EVENTS_MAX: usize = 4096;
+/// Tags of sections.
+const SUMMARY: u8 = tag::SUMMARY;
+const EVENTS: u8 = tag::EVENTS;
+const TIMES: u8 = 9;
+/// The flag of a summary that names not all events.
+const MORE_EVENTS: u64 = 1;
+
+/// A moment of arrival: all bytes before the position had come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// The position.
+    pub position: u64,
+    /// Microseconds since 1970. They never go back within a history.
+    pub arrived_us: i64,
+}
+
+/// Adds a mark of time, unless the one before it is as good.
+pub fn add_mark(marks: &mut Vec<Mark>, position: u64, arrived_us: i64) {
+    match marks.as_mut_slice() {
+        [.., before, last] if last.arrived_us - before.arrived_us < MARK_EVERY_US => {
+            last.position = position;
+            last.arrived_us = last.arrived_us.max(arrived_us);
+        }
+        [.., last] => {
+            let arrived_us = arrived_us.max(last.arrived_us);
+            marks.push(Mark {
+                position,
+                arrived_us,
+            });
+        }
+        [] => marks.push(Mark {
+            position,
+            arrived_us,
+        }),
+    }
+}
+
+/// A place where a history may be cut: behind a command, outside of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// The position.
+    pub position: u64,
+    /// The database that is selected there, where it is known.
+    pub db: Option<u32>,
+}
+
+/// A command that an operator may want to go back before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// The kind: [`Effect::FlushAll`], [`Effect::FlushDb`], [`Effect::Swap`] or [`Effect::Function`].
+    pub effect: Effect,
+    /// The position of its first byte.
+    pub position: u64,
+    /// The database that was selected.
+    pub db: Option<u32>,
+}
+
+/// The summary of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// The first place where a reading may begin; none where no command begins.
+    pub first: Option<Cut>,
+    /// The last place where the history may end.
+    pub last: Option<Cut>,
+    /// Commands that end here.
+    pub commands: u64,
+    /// Those of them that change keys.
+    pub writes: u64,
+    /// Whether there are more events than are named.
+    pub has_more_events: bool,
+}
+
+/// Bytes of a history, to be stored.
+pub struct Piece<'a> {
+    /// The history.
+    pub replid: &'a str,
+    /// The bytes.
+    pub bytes: &'a [u8],
+    /// The reader in front of them.
+    pub reader: &'a Reader,
+    /// Marks of time between their ends, ascending, those before them too.
+    pub marks: &'a [Mark],
+}
+
+/// Keys of a history's log.
+pub struct LogKeys<'a> {
+    prefix: String,
+    replid: &'a str,
+}
+
+impl<'a> LogKeys<'a> {
+    /// Those of a history.
+    pub fn new(scope: &Scope, replid: &'a str) -> LogKeys<'a> {
+        LogKeys {
+            prefix: format!("{}/{replid}", logs(scope)),
+            replid,
+        }
+    }
+
+    /// The history's own object.
+    ///
+    /// # Errors
+    /// `Damaged` when the replication id breaks the key grammar.
+    pub fn history(&self) -> Result<Key> {
+        Key::new(format!("{}/history", self.prefix))
+    }
+
+    /// The whole segment that begins at a position, or at the fork behind it.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn whole(&self, segment: u64) -> Result<Key> {
+        let name = position_name(segment);
+        let folder = name.get(..8).unwrap_or_default();
+        Key::new(format!("{}/{folder}/{name}", self.prefix))
+    }
+
+    /// Below it are folders of whole segments, and the increments.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Below it are the segments that have increments.
+    pub fn open_segments(&self) -> String {
+        format!("{}/open", self.prefix)
+    }
+
+    /// Below it are the increments of a segment.
+    pub fn increments(&self, segment: u64) -> String {
+        format!("{}/open/{}", self.prefix, position_name(segment))
+    }
+
+    /// An increment.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn increment(&self, from: u64, to: u64) -> Result<Key> {
+        let folder = self.increments(segment_of(from));
+        Key::new(format!(
+            "{folder}/{}-{}",
+            position_name(from),
+            position_name(to)
+        ))
+    }
+
+    fn name(&self, segment: u64) -> String {
+        format!("{}/{}", self.replid, position_name(segment))
+    }
+}
+
+/// Below it are the histories of a server.
+pub fn logs(scope: &Scope) -> String {
+    format!("{}/log", scope.prefix())
+}
+
+/// The segment in which a position lies.
+pub fn segment_of(position: u64) -> u64 {
+    position - position % SEGMENT_BYTES
+}
+
+/// The name of a position in a key.
+pub fn position_name(position: u64) -> String {
+    format!("{position:016X}")
+}
+
+/// Reads the name of a position.
+pub fn parse_position(name: &str) -> Option<u64> {
+    let position = u64::from_str_radix(name, 16).ok()?;
+    (position_name(position) == name).then_some(position)
+}
+
+/// Reads the name of an increment: its first position, and the one behind its last byte.
+pub fn parse_range(name: &str) -> Option<(u64, u64)> {
+    let (from, to) = name.split_once('-')?;
+    let (from, to) = (parse_position(from)?, parse_position(to)?);
+    (from < to).then_some((from, to))
+}
+
+impl Piece<'_> {
+    fn from(&self) -> u64 {
+        self.reader.position()
+    }
+
+    fn to(&self) -> u64 {
+        self.from() + self.bytes.len() as u64
+    }
+
+    fn identity(&self, keys: &LogKeys<'_>) -> Identity {
+        Identity {
+            hash: *blake3::hash(self.bytes).as_bytes(),
+            raw_bytes: self.bytes.len() as u64,
+            system_identifier: 0,
+            timeline: 0,
+            major: 0,
+            segment_size_bytes: SEGMENT_BYTES,
+            name: keys.name(segment_of(self.from())),
+            from_lsn: self.from(),
+            to_lsn: self.to(),
+        }
+    }
+
+    /// Reads the commands, and returns what a reader of the object wants to know.
+    fn sections(&self) -> Result<Vec<Section>> {
+        let (summary, events) = summarize(self.reader, self.bytes)?;
+        Ok(vec![
+            section(SUMMARY, summary.encode(self.from())),
+            section(EVENTS, encode_events(&events, self.from())),
+            section(TIMES, encode_marks(self.marks, self.from(), self.to())),
+        ])
+    }
+}
+
+fn section(tag: u8, bytes: Vec<u8>) -> Section {
+    Section {
+        tag,
+        bytes,
+        compress: tag != SUMMARY,
+    }
+}
+
+fn summarize(reader: &Reader, bytes: &[u8]) -> Result<(Summary, Vec<Event>)> {
+    let mut reader = reader.clone();
+    let begins = reader.is_at_cut().then(|| Cut {
+        position: reader.position(),
+        db: reader.db(),
+    });
+    let mut summary = Summary {
+        first: begins,
+        last: begins,
+        commands: 0,
+        writes: 0,
+        has_more_events: false,
+    };
+    let mut events = Vec::new();
+    let mut db = reader.db();
+    reader.read(bytes, &mut |command| {
+        summary.commands += 1;
+        summary.writes += u64::from(command.effect == Effect::Write);
+        if !command.is_in_transaction {
+            let cut = Cut {
+                position: command.end,
+                db: command.db,
+            };
+            summary.first.get_or_insert(cut);
+            summary.last = Some(cut);
+        }
+        if event_number(command.effect).is_some() {
+            if events.len() < EVENTS_MAX {
+                events.push(Event {
+                    effect: command.effect,
+                    position: command.start,
+                    db,
+                });
+            } else {
+                summary.has_more_events = true;
+            }
+        }
+        db = command.db;
+        Ok(())
+    })?;
+    Ok((summary, events))
+}
+
+impl Summary {
+    fn encode(&self, from: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint::put(&mut out, if self.has_more_events { MORE_EVENTS } else { 0 });
+        for cut in [self.first, self.last] {
+            varint::put(&mut out, cut.map_or(0, |cut| cut.position - from + 1));
+            varint::put(&mut out, database(cut.and_then(|cut| cut.db)));
+        }
+        varint::put(&mut out, self.commands);
+        varint::put(&mut out, self.writes);
+        out
+    }
+
+    fn decode(bytes: &[u8], (from, to): (u64, u64)) -> Result<Summary> {
+        let mut r = varint::Reader::new(bytes, "summary of a log");
+        let flags = r.varint()?;
+        let mut cut = || -> Result<Option<Cut>> {
+            let (position, db) = (r.varint()?, r.varint()?);
+            let Some(offset) = position.checked_sub(1) else {
+                return Ok(None);
+            };
+            let position = from.checked_add(offset).filter(|position| *position <= to);
+            Ok(Some(Cut {
+                position: position.ok_or_else(|| r.damaged())?,
+                db: of_database(db),
+            }))
+        };
+        let (first, last) = (cut()?, cut()?);
+        Ok(Summary {
+            first,
+            last,
+            commands: r.varint()?,
+            writes: r.varint()?,
+            has_more_events: flags & MORE_EVENTS != 0,
+        })
+    }
+}
+
+fn database(db: Option<u32>) -> u64 {
+    db.map_or(0, |db| u64::from(db) + 1)
+}
+
+fn of_database(number: u64) -> Option<u32> {
+    u32::try_from(number.checked_sub(1)?).ok()
+}
+
+fn event_number(effect: Effect) -> Option<u64> {
+    match effect {
+        Effect::FlushAll => Some(1),
+        Effect::FlushDb => Some(2),
+        Effect::Swap => Some(3),
+        Effect::Function => Some(4),
+        Effect::None | Effect::Select | Effect::Transaction | Effect::Write => None,
+    }
+}
+
+fn encode_events(events: &[Event], from: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    for event in events {
+        let Some(number) = event_number(event.effect) else {
+            continue;
+        };
+        varint::put(&mut out, number);
+        // It may begin in an earlier object.
+        varint::put(&mut out, from.saturating_sub(event.position));
+        varint::put(&mut out, event.position.saturating_sub(from));
+        varint::put(&mut out, database(event.db));
+    }
+    out
+}
+
+fn decode_events(bytes: &[u8], from: u64) -> Result<Vec<Event>> {
+    let mut r = varint::Reader::new(bytes, "events of a log");
+    let mut events = Vec::new();
+    while r.remaining() > 0 {
+        let number = r.varint()?;
+        let (before, behind, db) = (r.varint()?, r.varint()?, r.varint()?);
+        let position = from.checked_sub(before).and_then(|p| p.checked_add(behind));
+        let position = position.ok_or_else(|| r.damaged())?;
+        let known = [
+            Effect::FlushAll,
+            Effect::FlushDb,
+            Effect::Swap,
+            Effect::Function,
+        ];
+        let known = known.into_iter().find(|e| event_number(*e) == Some(number));
+        // A later version may know more kinds.
+        events.extend(known.map(|effect| Event {
+            effect,
+            position,
+            db: of_database(db),
+        }));
+    }
+    Ok(events)
+}
+
+fn encode_marks(marks: &[Mark], from: u64, to: u64) -> Vec<u8> {
+    let begin = marks.partition_point(|mark| mark.position <= from);
+    let marks = marks.get(begin..).unwrap_or_default();
+    let end = marks.partition_point(|mark| mark.position < to);
+    // The mark at or behind the end says when the last byte had come.
+    let last = marks.get(end).map(|mark| Mark {
+        position: to,
+        ..*mark
+    });
+    let marks = marks.get(..end).unwrap_or_default();
+    let step = marks.len() / MARKS_MAX + 1;
+    let mut out = Vec::new();
+    let (mut position, mut time) = (from, 0);
+    for mark in marks
+        .iter()
+        .skip(step - 1)
+        .step_by(step)
+        .copied()
+        .chain(last)
+    {
+        varint::put(&mut out, mark.position - position);
+        varint::put_zigzag(&mut out, mark.arrived_us.wrapping_sub(time));
+        (position, time) = (mark.position, mark.arrived_us);
+    }
+    out
+}
+
+fn decode_marks(bytes: &[u8], (from, to): (u64, u64)) -> Result<Vec<Mark>> {
+    let mut r = varint::Reader::new(bytes, "times of a log");
+    let mut marks: Vec<Mark> = Vec::new();
+    let (mut position, mut time) = (from, 0_i64);
+    while r.remaining() > 0 {
+        let (behind, later) = (r.varint()?, r.zigzag()?);
+        let next = position.checked_add(behind).filter(|next| *next <= to);
+        position = next.ok_or_else(|| r.damaged())?;
+        time = time.checked_add(later).ok_or_else(|| r.damaged())?;
+        if behind == 0 || marks.last().is_some_and(|last| last.arrived_us > time) {
+            return Err(r.damaged());
+        }
+        marks.push(Mark {
+            position,
+            arrived_us: time,
+        });
+    }
+    Ok(marks)
+}
+
+/// Stores a piece under a key of its history; `Exists` means that the same bytes were there, and are durable.
+///
+/// # Errors
+/// `Conflict` when other bytes have the key; `Damaged` for bytes that are no commands, and when the stored copy cannot be compared; those of the store.
+pub fn put(
+    repository: &Repository,
+    keys: &LogKeys<'_>,
+    key: &Key,
+    piece: &Piece<'_>,
+) -> Result<Published> {
+    let identity = piece.identity(keys);
+    if let Some(published) = compare(repository, key, &identity)? {
+        return Ok(published);
+    }
+    let sections = piece.sections()?;
+    let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
+    let object = repository.store().create(key)?;
+    let mut writer = ContainerWriter::new(object, Kind::Log, Codec::Lz4).map_err(failed)?;
+    writer.write(piece.bytes).map_err(failed)?;
+    let object = writer.complete(&identity, sections).map_err(failed)?;
+    if object.publish()? == Published::Created {
+        return Ok(Published::Created);
+    }
+    compare(repository, key, &identity)?
+        .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))
+}
+
+fn compare(repository: &Repository, key: &Key, offered: &Identity) -> Result<Option<Published>> {
+    let Some(object) = repository.store().open(key)? else {
+        return Ok(None);
+    };
+    let damaged = |e: Error| match e.code() {
+        Code::Damaged => err!(Damaged, "the copy stored under \"{key}\" is damaged").source(e),
+        _ => e,
+    };
+    let stored = Container::open(object)
+        .and_then(|c| c.check_stored().map(|()| c))
+        .map_err(damaged)?;
+    if stored.kind() != Kind::Log || !stored.is(offered) {
+        return Err(err!(
+            Conflict,
+            "\"{key}\" is already stored with other content"
+        )
+        .hint("Nothing was overwritten. Likely two servers go on with the same history: a clone, or one that was set back. Stop the receiver of the wrong one."));
+    }
+    stored.object().settle()?;
+    Ok(Some(Published::Exists))
+}
+
+/// An object that is read.
+pub struct Stored {
+    container: Container,
+    /// Its first position.
+    pub from: u64,
+    /// Behind its last byte.
+    pub to: u64,
+    /// The summary.
+    pub summary: Summary,
+}
+
+impl Stored {
+    /// Opens an object of a history; none where there is none.
+    ///
+    /// # Errors
+    /// `Damaged` when it is not what its key says; those of the store.
+    pub fn open(repository: &Repository, keys: &LogKeys<'_>, key: &Key) -> Result<Option<Stored>> {
+        let Some(container) = Container::stored(repository.store(), key)? else {
+            return Ok(None);
+        };
+        let identity = container.identity();
+        let (from, to) = (identity.from_lsn, identity.to_lsn);
+        let is_inside = from < to && to <= segment_of(from).saturating_add(SEGMENT_BYTES);
+        let is_own = container.kind() == Kind::Log
+            && is_inside
+            && identity.name == keys.name(segment_of(from))
+            && identity.raw_bytes == to - from
+            && match parse_range(key.name()) {
+                Some(range) => range == (from, to),
+                None => {
+                    parse_position(key.name()) == Some(segment_of(from))
+                        && to == segment_of(from).saturating_add(SEGMENT_BYTES)
+                }
+            };
+        let damaged = |e: Error| e.context(format!("read object \"{key}\""));
+        if !is_own {
+            return Err(damaged(err!(Damaged, "it is not what its key says")));
+        }
+        let summary = container.section(SUMMARY).map_err(damaged)?;
+        let summary = summary.ok_or_else(|| damaged(err!(Damaged, "it has no summary")))?;
+        Ok(Some(Stored {
+            summary: Summary::decode(&summary, (from, to)).map_err(damaged)?,
+            container,
+            from,
+            to,
+        }))
+    }
+
+    /// When its bytes had arrived.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the store.
+    pub fn marks(&self) -> Result<Vec<Mark>> {
+        let bytes = self.container.section(TIMES)?.unwrap_or_default();
+        decode_marks(&bytes, (self.from, self.to))
+    }
+
+    /// The events that it names.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the store.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        let bytes = self.container.section(EVENTS)?.unwrap_or_default();
+        decode_events(&bytes, self.from)
+    }
+
+    /// The bytes, checked at the end against their hash.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the store and of `out`.
+    pub fn read(&self, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.container.read_body(out)
+    }
+}
+
+/// The increments of a segment: their first positions, and those behind their last bytes, ascending.
+///
+/// # Errors
+/// Those of the store.
+pub fn increments(
+    repository: &Repository,
+    keys: &LogKeys<'_>,
+    segment: u64,
+) -> Result<Vec<(u64, u64)>> {
+    let listed = repository.store().list(&keys.increments(segment))?;
+    let mut ranges: Vec<(u64, u64)> = listed
+        .iter()
+        .filter(|listed| !listed.is_prefix)
+        .filter_map(|listed| parse_range(&listed.name))
+        .filter(|(from, to)| {
+            segment_of(*from) == segment && *to <= segment.saturating_add(SEGMENT_BYTES)
+        })
+        .collect();
+    ranges.sort_unstable();
+    Ok(ranges)
+}
+
+/// How far ascending ranges reach from a position on without a gap.
+pub fn covered(ranges: &[(u64, u64)], from: u64) -> u64 {
+    ranges.iter().fold(from, |reached, (start, end)| {
+        if *start <= reached {
+            reached.max(*end)
+        } else {
+            reached
+        }
+    })
+}
