@@ -15,7 +15,8 @@ use crate::operate::redis::list::{self, Listed};
 use crate::operate::redis::receive;
 use crate::operate::redis::restore::{self, Restored};
 use crate::pg::time::TimestampTz;
-use crate::redis::route::{Route, Target};
+use crate::redis::log;
+use crate::redis::route::{Moment, Route, Target};
 use crate::repo::id::BackupId;
 
 /// Back up Redis and Valkey servers, and restore their data sets
@@ -104,12 +105,16 @@ pub struct RestoreArgs {
     pub target_time: Option<TimestampTz>,
 
     /// Replay what a receiver stored, up to this offset of the server's replication
-    #[arg(long, value_name = "N", conflicts_with = "latest")]
-    pub target_offset: Option<u64>,
+    #[arg(long, value_name = "REPLID:N", conflicts_with_all = ["latest", "history"], value_parser = offset)]
+    pub target_offset: Option<(String, u64)>,
 
     /// Replay all that a receiver stored
     #[arg(long)]
     pub latest: bool,
+
+    /// Follow the server to this replication id, where a failover left two
+    #[arg(long, value_name = "REPLID", value_parser = replid)]
+    pub history: Option<String>,
 
     /// Keep keys whose time to live is over, for a look at the data as they were
     #[arg(long)]
@@ -281,13 +286,39 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
 }
 
 fn target(args: &RestoreArgs) -> Result<Option<Target>> {
-    if let Some(time) = args.target_time {
-        let micros = time.unix_micros();
-        let micros = micros.ok_or_else(|| err!(Usage, "--target-time is out of range"))?;
-        return Ok(Some(Target::Time(micros)));
+    if let Some((replid, position)) = &args.target_offset {
+        return Ok(Some(Target {
+            moment: Moment::Position(*position),
+            replid: Some(replid.clone()),
+        }));
     }
-    let offset = args.target_offset.map(Target::Position);
-    Ok(offset.or_else(|| args.latest.then_some(Target::End)))
+    let moment = match args.target_time {
+        Some(time) => {
+            let micros = time.unix_micros();
+            Moment::Time(micros.ok_or_else(|| err!(Usage, "--target-time is out of range"))?)
+        }
+        None if args.latest => Moment::End,
+        None => return Ok(None),
+    };
+    Ok(Some(Target {
+        moment,
+        replid: args.history.clone(),
+    }))
+}
+
+/// Reads a position with its history.
+fn offset(text: &str) -> std::result::Result<(String, u64), String> {
+    let parts = text.split_once(':');
+    let read = parts.and_then(|(id, n)| Some((replid(id).ok()?, n.parse().ok()?)));
+    read.ok_or_else(|| "a replication id of 40 hexadecimal digits, a colon and an offset are needed, as pitr redis info shows them".to_owned())
+}
+
+/// Reads the name of a history.
+fn replid(text: &str) -> std::result::Result<String, String> {
+    match log::is_replid(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a replication id has 40 hexadecimal digits".to_owned()),
+    }
 }
 
 fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {

@@ -13,8 +13,8 @@ const WORDS_KEPT: usize = 3;
 const WORD_BYTES_KEPT: usize = 64;
 /// No length is longer in decimal digits, with the sign before it and the line end.
 const LINE_BYTES_MAX: usize = 24;
-/// No command has more words (src/networking.c).
-const WORDS_MAX: u64 = 1 << 20;
+/// No command has more words: a master is held to no smaller number (src/networking.c).
+const WORDS_MAX: u64 = i32::MAX as u64;
 /// No word is longer; `proto-max-bulk-len` is 512 MiB unless somebody raised it.
 const WORD_BYTES_MAX: u64 = 1 << 40;
 
@@ -57,6 +57,19 @@ pub struct Command<'a> {
 }
 
 impl Command<'_> {
+    /// The greatest number of a database that it names; 0 where it names none.
+    pub fn greatest_db(&self) -> u32 {
+        let names = match self.effect {
+            Effect::Select | Effect::Swap => self.words.get(1..).unwrap_or_default(),
+            _ => &[],
+        };
+        let numbers = names.iter().filter_map(|word| decimal(word));
+        numbers
+            .filter_map(|n| u32::try_from(n).ok())
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Whether the server asks how far its replica is.
     pub fn asks_for_acknowledgement(&self) -> bool {
         let [name, option, ..] = self.words else {
@@ -388,7 +401,7 @@ mod tests {
             b"*1\r\n:5\r\n",
             b"*1\r\n$-1\r\n",
             b"*2\r\n$6\r\nSELECT\r\n$1\r\nx\r\n",
-            b"*1048577\r\n",
+            b"*2147483648\r\n",
             b"*11111111111111111111111111111111",
         ] {
             let mut reader = Reader::new(0, None);

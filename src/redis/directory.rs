@@ -77,8 +77,8 @@ impl Plan<'_> {
         }
     }
 
-    /// The text of the configuration.
-    pub fn configuration(&self) -> Vec<u8> {
+    /// The text of the configuration. `last_db` is the greatest number of a database that the log names.
+    pub fn configuration(&self, last_db: u32) -> Vec<u8> {
         let member = self.member;
         let mut lines = vec![
             format!(
@@ -98,7 +98,10 @@ impl Plan<'_> {
             "aof-use-rdb-preamble yes".to_owned(),
             "# A file that is cut must not pass for a whole one.".to_owned(),
             "aof-load-truncated no".to_owned(),
-            format!("databases {}", USUAL_DATABASES.max(member.last_db() + 1)),
+            format!(
+                "databases {}",
+                USUAL_DATABASES.max(member.last_db().max(last_db) + 1)
+            ),
             "# Nobody but this host, until passwords and users are set up again.".to_owned(),
             "bind 127.0.0.1".to_owned(),
         ]);
@@ -167,28 +170,29 @@ impl Plan<'_> {
         };
         let mut file = Target::create(&folder, name, host)?;
         self.copy(snapshot, &mut file, tick)?;
+        let mut last_db = 0;
         if !self.target.has_directory() {
-            self.replay(log, &mut file, tick)?;
+            last_db = self.replay(log, &mut file, tick)?;
         }
         file.publish()?;
         if self.target.has_directory() {
             let manifest =
                 format!("file {FIRST_BASE} seq 1 type b\nfile {FIRST_INCREMENT} seq 1 type i\n");
             let mut file = Target::create(&folder, FIRST_INCREMENT, host)?;
-            self.replay(log, &mut file, tick)?;
+            last_db = self.replay(log, &mut file, tick)?;
             file.publish()?;
             put(&folder, MANIFEST, manifest.as_bytes(), host)?;
         }
-        put(self.to, CONFIGURATION, &self.configuration(), host)
+        put(self.to, CONFIGURATION, &self.configuration(last_db), host)
     }
 
-    /// Writes what follows the data set.
+    /// Writes what follows the data set, and returns the greatest number of a database that it names.
     fn replay(
         &self,
         log: Log<'_>,
         file: &mut Target,
         tick: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         file.write(&self.increment())?;
         let mut effects = Effects::new(self.member.offset, self.member.stream_db);
         log(&mut |bytes| {
@@ -196,7 +200,7 @@ impl Plan<'_> {
             effects.pass(bytes, &mut |bytes| file.write(bytes))
         })?;
         match effects.is_at_cut() {
-            true => Ok(()),
+            true => Ok(effects.last_db()),
             false => Err(err!(Damaged, "the log ends inside of a command")),
         }
     }
@@ -349,7 +353,7 @@ mod tests {
             to: Path::new("/srv/a \"b\"\n"),
             as_replica,
         };
-        String::from_utf8(plan.configuration()).unwrap()
+        String::from_utf8(plan.configuration(0)).unwrap()
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Effects {
     is_passing: bool,
     /// Commands that change keys.
     writes: u64,
+    /// The greatest number of a database that was named.
+    last_db: u32,
 }
 
 impl Effects {
@@ -25,6 +27,7 @@ impl Effects {
             held: Vec::new(),
             is_passing: false,
             writes: 0,
+            last_db: db.unwrap_or(0),
         }
     }
 
@@ -35,8 +38,10 @@ impl Effects {
     pub fn pass(&mut self, bytes: &[u8], out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let start = self.reader.position();
         let mut ends = Vec::new();
+        let last_db = &mut self.last_db;
         self.reader.read(bytes, &mut |command| {
             ends.push((command.end, command.effect));
+            *last_db = (*last_db).max(command.greatest_db());
             Ok(())
         })?;
         let mut passed = Vec::with_capacity(self.held.len() + bytes.len());
@@ -74,6 +79,11 @@ impl Effects {
         self.writes
     }
 
+    /// The greatest number of a database that was named so far.
+    pub fn last_db(&self) -> u32 {
+        self.last_db
+    }
+
     /// Whether all commands so far are whole, and no transaction is open.
     pub fn is_at_cut(&self) -> bool {
         self.reader.is_at_cut()
@@ -93,7 +103,7 @@ mod tests {
             &[b"SET", b"a", &long],
             &[b"REPLCONF", b"GETACK", b"*"],
             &[b"MULTI"],
-            &[b"DEL", b"a"],
+            &[b"SWAPDB", b"3", b"40"],
             &[b"EXEC"],
             &[b"PING"],
         ];
@@ -114,7 +124,8 @@ mod tests {
                     .unwrap();
             }
             assert_eq!(found, expected, "{size}");
-            assert_eq!((effects.writes(), effects.is_at_cut()), (2, true));
+            assert_eq!((effects.writes(), effects.is_at_cut()), (1, true));
+            assert_eq!(effects.last_db(), 40);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Objects of a history's log (format, section 17.1): its bytes between two positions, and what tells where it may be cut.
 //!
-//! A whole segment has the bytes between two multiples of [`SEGMENT_BYTES`], or from the position on at which its history left its parent. All else is stored
-//! in increments, which a whole segment supersedes.
+//! A whole segment has the bytes between two multiples of [`SEGMENT_BYTES`]. All else is stored in increments, which a whole segment supersedes.
+
+use serde_json::{Map, Value};
 
 use super::command::{Effect, Reader};
 use crate::err;
@@ -24,6 +25,9 @@ const EVENTS_MAX: usize = 4096;
 const SUMMARY: u8 = tag::SUMMARY;
 const EVENTS: u8 = tag::EVENTS;
 const TIMES: u8 = 9;
+/// Facts: the last cut, and the database that is selected there.
+const LAST_CUT: &str = "last_cut";
+const LAST_CUT_DB: &str = "last_cut_db";
 /// The flag of a summary that names not all events.
 const MORE_EVENTS: u64 = 1;
 
@@ -32,28 +36,20 @@ const MORE_EVENTS: u64 = 1;
 pub struct Mark {
     /// The position.
     pub position: u64,
-    /// Microseconds since 1970. They never go back within a history.
+    /// Microseconds since 1970, as the receiver's clock was: it may have been set back.
     pub arrived_us: i64,
 }
 
-/// Adds a mark of time, unless the one before it is as good.
+/// Adds a mark of time. One that comes so soon that the mark before the last is as good moves the last one.
 pub fn add_mark(marks: &mut Vec<Mark>, position: u64, arrived_us: i64) {
+    let mark = Mark {
+        position,
+        arrived_us,
+    };
+    let is_soon = |before: &Mark| (0..MARK_EVERY_US).contains(&(arrived_us - before.arrived_us));
     match marks.as_mut_slice() {
-        [.., before, last] if last.arrived_us - before.arrived_us < MARK_EVERY_US => {
-            last.position = position;
-            last.arrived_us = last.arrived_us.max(arrived_us);
-        }
-        [.., last] => {
-            let arrived_us = arrived_us.max(last.arrived_us);
-            marks.push(Mark {
-                position,
-                arrived_us,
-            });
-        }
-        [] => marks.push(Mark {
-            position,
-            arrived_us,
-        }),
+        [.., before, last] if is_soon(before) => *last = mark,
+        _ => marks.push(mark),
     }
 }
 
@@ -94,8 +90,6 @@ pub struct Summary {
 
 /// Bytes of a history, to be stored.
 pub struct Piece<'a> {
-    /// The history.
-    pub replid: &'a str,
     /// The bytes.
     pub bytes: &'a [u8],
     /// The reader in front of them.
@@ -105,17 +99,15 @@ pub struct Piece<'a> {
 }
 
 /// Keys of a history's log.
-pub struct LogKeys<'a> {
+pub struct LogKeys {
     prefix: String,
-    replid: &'a str,
 }
 
-impl<'a> LogKeys<'a> {
+impl LogKeys {
     /// Those of a history.
-    pub fn new(scope: &Scope, replid: &'a str) -> LogKeys<'a> {
+    pub fn new(scope: &Scope, replid: &str) -> LogKeys {
         LogKeys {
             prefix: format!("{}/{replid}", logs(scope)),
-            replid,
         }
     }
 
@@ -127,7 +119,37 @@ impl<'a> LogKeys<'a> {
         Key::new(format!("{}/history", self.prefix))
     }
 
-    /// The whole segment that begins at a position, or at the fork behind it.
+    /// Says that the history begins with so many bytes of another one.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn parent(&self, parent: &str, fork: u64) -> Result<Key> {
+        Key::new(format!(
+            "{}/{parent}-{}",
+            self.parents(),
+            position_name(fork)
+        ))
+    }
+
+    /// Below it is what says so.
+    pub fn parents(&self) -> String {
+        format!("{}/parents", self.prefix)
+    }
+
+    /// Says why bytes are received from a position on, and none of those before it.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn beginning(&self, position: u64) -> Result<Key> {
+        Key::new(format!("{}/{}", self.beginnings(), position_name(position)))
+    }
+
+    /// Below it is what says so.
+    pub fn beginnings(&self) -> String {
+        format!("{}/begins", self.prefix)
+    }
+
+    /// The whole segment that begins at a position.
     ///
     /// # Errors
     /// As [`LogKeys::history`].
@@ -165,8 +187,9 @@ impl<'a> LogKeys<'a> {
         ))
     }
 
+    /// The name that an object of a segment has inside: with the scope, so that none passes for one of another server.
     fn name(&self, segment: u64) -> String {
-        format!("{}/{}", self.replid, position_name(segment))
+        format!("{}/{}", self.prefix, position_name(segment))
     }
 }
 
@@ -183,6 +206,12 @@ pub fn segment_of(position: u64) -> u64 {
 /// The name of a position in a key.
 pub fn position_name(position: u64) -> String {
     format!("{position:016X}")
+}
+
+/// Whether a text can be the name of a history.
+pub fn is_replid(name: &str) -> bool {
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    name.len() == 40 && name.bytes().all(is_digit)
 }
 
 /// Reads the name of a position.
@@ -207,28 +236,34 @@ impl Piece<'_> {
         self.from() + self.bytes.len() as u64
     }
 
-    fn identity(&self, keys: &LogKeys<'_>) -> Identity {
+    fn identity(&self, keys: &LogKeys) -> Identity {
         Identity {
             hash: *blake3::hash(self.bytes).as_bytes(),
             raw_bytes: self.bytes.len() as u64,
             system_identifier: 0,
             timeline: 0,
             major: 0,
-            segment_size_bytes: SEGMENT_BYTES,
+            segment_size_bytes: 0,
             name: keys.name(segment_of(self.from())),
             from_lsn: self.from(),
             to_lsn: self.to(),
         }
     }
 
-    /// Reads the commands, and returns what a reader of the object wants to know.
-    fn sections(&self) -> Result<Vec<Section>> {
+    /// Reads the commands, and returns what a reader of the object wants to know, and what of it stays plain in an encrypted repository.
+    fn sections(&self) -> Result<(Vec<Section>, Map<String, Value>)> {
         let (summary, events) = summarize(self.reader, self.bytes)?;
-        Ok(vec![
+        let sections = vec![
             section(SUMMARY, summary.encode(self.from())),
             section(EVENTS, encode_events(&events, self.from())),
             section(TIMES, encode_marks(self.marks, self.from(), self.to())),
-        ])
+        ];
+        let mut facts = Map::new();
+        if let Some(cut) = summary.last {
+            facts.insert(LAST_CUT.to_owned(), cut.position.into());
+            facts.insert(LAST_CUT_DB.to_owned(), cut.db.into());
+        }
+        Ok((sections, facts))
     }
 }
 
@@ -415,7 +450,7 @@ fn decode_marks(bytes: &[u8], (from, to): (u64, u64)) -> Result<Vec<Mark>> {
         let next = position.checked_add(behind).filter(|next| *next <= to);
         position = next.ok_or_else(|| r.damaged())?;
         time = time.checked_add(later).ok_or_else(|| r.damaged())?;
-        if behind == 0 || marks.last().is_some_and(|last| last.arrived_us > time) {
+        if behind == 0 {
             return Err(r.damaged());
         }
         marks.push(Mark {
@@ -432,28 +467,46 @@ fn decode_marks(bytes: &[u8], (from, to): (u64, u64)) -> Result<Vec<Mark>> {
 /// `Conflict` when other bytes have the key; `Damaged` for bytes that are no commands, and when the stored copy cannot be compared; those of the store.
 pub fn put(
     repository: &Repository,
-    keys: &LogKeys<'_>,
+    keys: &LogKeys,
     key: &Key,
     piece: &Piece<'_>,
 ) -> Result<Published> {
     let identity = piece.identity(keys);
-    if let Some(published) = compare(repository, key, &identity)? {
+    if let Some(published) = compare_identity(repository, key, &identity)? {
         return Ok(published);
     }
-    let sections = piece.sections()?;
+    let (sections, facts) = piece.sections()?;
     let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
     let object = repository.store().create(key)?;
     let mut writer = ContainerWriter::new(object, Kind::Log, Codec::Lz4).map_err(failed)?;
     writer.write(piece.bytes).map_err(failed)?;
-    let object = writer.complete(&identity, sections).map_err(failed)?;
+    let mut object = writer.complete(&identity, sections).map_err(failed)?;
+    object.describe(facts, None);
     if object.publish()? == Published::Created {
         return Ok(Published::Created);
     }
-    compare(repository, key, &identity)?
+    compare_identity(repository, key, &identity)?
         .ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))
 }
 
-fn compare(repository: &Repository, key: &Key, offered: &Identity) -> Result<Option<Published>> {
+/// Whether a piece is stored under a key, and durable; none where nothing is.
+///
+/// # Errors
+/// As [`put`].
+pub fn compare(
+    repository: &Repository,
+    keys: &LogKeys,
+    key: &Key,
+    piece: &Piece<'_>,
+) -> Result<Option<Published>> {
+    compare_identity(repository, key, &piece.identity(keys))
+}
+
+fn compare_identity(
+    repository: &Repository,
+    key: &Key,
+    offered: &Identity,
+) -> Result<Option<Published>> {
     let Some(object) = repository.store().open(key)? else {
         return Ok(None);
     };
@@ -482,44 +535,69 @@ pub struct Stored {
     pub from: u64,
     /// Behind its last byte.
     pub to: u64,
-    /// The summary.
-    pub summary: Summary,
 }
 
 impl Stored {
-    /// Opens an object of a history; none where there is none.
+    /// Opens an object of a history; none where there is none. Without the key its bytes cannot be read, but what is asked of it before.
     ///
     /// # Errors
     /// `Damaged` when it is not what its key says; those of the store.
-    pub fn open(repository: &Repository, keys: &LogKeys<'_>, key: &Key) -> Result<Option<Stored>> {
-        let Some(container) = Container::stored(repository.store(), key)? else {
+    pub fn open(repository: &Repository, keys: &LogKeys, key: &Key) -> Result<Option<Stored>> {
+        let damaged = |e: Error| e.context(format!("read object \"{key}\""));
+        let container = Container::stored(repository.store(), key).map_err(damaged)?;
+        let Some(container) = container else {
             return Ok(None);
         };
         let identity = container.identity();
         let (from, to) = (identity.from_lsn, identity.to_lsn);
-        let is_inside = from < to && to <= segment_of(from).saturating_add(SEGMENT_BYTES);
+        let segment = segment_of(from);
+        let is_inside = from < to && to <= segment.saturating_add(SEGMENT_BYTES);
+        let is_under_key = match parse_range(key.name()) {
+            Some(range) => range == (from, to),
+            None => {
+                parse_position(key.name()) == Some(from)
+                    && (from, to) == (segment, segment.saturating_add(SEGMENT_BYTES))
+            }
+        };
         let is_own = container.kind() == Kind::Log
             && is_inside
-            && identity.name == keys.name(segment_of(from))
-            && identity.raw_bytes == to - from
-            && match parse_range(key.name()) {
-                Some(range) => range == (from, to),
-                None => {
-                    parse_position(key.name()) == Some(segment_of(from))
-                        && to == segment_of(from).saturating_add(SEGMENT_BYTES)
-                }
-            };
-        let damaged = |e: Error| e.context(format!("read object \"{key}\""));
-        if !is_own {
-            return Err(damaged(err!(Damaged, "it is not what its key says")));
+            && is_under_key
+            && identity.name == keys.name(segment)
+            && identity.raw_bytes == to - from;
+        match is_own {
+            true => Ok(Some(Stored {
+                container,
+                from,
+                to,
+            })),
+            false => Err(damaged(err!(Damaged, "it is not what its key says"))),
         }
-        let summary = container.section(SUMMARY).map_err(damaged)?;
-        let summary = summary.ok_or_else(|| damaged(err!(Damaged, "it has no summary")))?;
-        Ok(Some(Stored {
-            summary: Summary::decode(&summary, (from, to)).map_err(damaged)?,
-            container,
-            from,
-            to,
+    }
+
+    /// The summary.
+    ///
+    /// # Errors
+    /// `Damaged`; `Key` where it cannot be read; those of the store.
+    pub fn summary(&self) -> Result<Summary> {
+        let bytes = self.container.section(SUMMARY)?;
+        let bytes = bytes.ok_or_else(|| err!(Damaged, "an object of the log has no summary"))?;
+        Summary::decode(&bytes, (self.from, self.to))
+    }
+
+    /// The last place where the history may end; known without the key, too.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the store.
+    pub fn last_cut(&self) -> Result<Option<Cut>> {
+        let Some(opaque) = self.container.object().opaque() else {
+            return Ok(self.summary()?.last);
+        };
+        let position = opaque.facts().get(LAST_CUT).and_then(Value::as_u64);
+        let db = opaque.facts().get(LAST_CUT_DB).and_then(Value::as_u64);
+        let is_inside = |position: &u64| (self.from..=self.to).contains(position);
+        Ok(position.filter(is_inside).map(|position| Cut {
+            position,
+            db: db.and_then(|db| u32::try_from(db).ok()),
         }))
     }
 
@@ -541,12 +619,12 @@ impl Stored {
         decode_events(&bytes, self.from)
     }
 
-    /// The bytes, checked at the end against their hash.
+    /// The bytes, checked against their hash.
     ///
     /// # Errors
-    /// `Damaged`; those of the store and of `out`.
-    pub fn read(&self, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.container.read_body(out)
+    /// `Damaged`; those of the store.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        self.container.read_small(SEGMENT_BYTES)
     }
 }
 
@@ -556,7 +634,7 @@ impl Stored {
 /// Those of the store.
 pub fn increments(
     repository: &Repository,
-    keys: &LogKeys<'_>,
+    keys: &LogKeys,
     segment: u64,
 ) -> Result<Vec<(u64, u64)>> {
     let listed = repository.store().list(&keys.increments(segment))?;
@@ -572,13 +650,43 @@ pub fn increments(
     Ok(ranges)
 }
 
-/// How far ascending ranges reach from a position on without a gap.
-pub fn covered(ranges: &[(u64, u64)], from: u64) -> u64 {
-    ranges.iter().fold(from, |reached, (start, end)| {
-        if *start <= reached {
-            reached.max(*end)
-        } else {
-            reached
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_tell_within_a_millisecond_when_bytes_came_also_after_a_pause_and_a_clock_that_was_set_back()
+     {
+        let mut marks = Vec::new();
+        let arrivals = [
+            (10, 0),
+            (20, 400),
+            (30, 900),
+            (40, 5_000_000),
+            (50, 5_000_400),
+            (60, 5_000_900),
+            (70, 5_001_100),
+            (80, 100),
+        ];
+        for (position, at) in arrivals {
+            add_mark(&mut marks, position, at);
         }
-    })
+        let kept: Vec<u64> = marks.iter().map(|mark| mark.position).collect();
+        assert_eq!(kept, [10, 30, 40, 60, 70, 80]);
+        for (position, at) in arrivals {
+            let known = marks.iter().find(|mark| mark.position >= position).unwrap();
+            assert!((known.arrived_us - at).abs() < MARK_EVERY_US, "{position}");
+        }
+        let bytes = encode_marks(&marks, 15, 75);
+        let read = decode_marks(&bytes, (15, 75)).unwrap();
+        let read: Vec<(u64, i64)> = read.iter().map(|m| (m.position, m.arrived_us)).collect();
+        let expected = [
+            (30, 900),
+            (40, 5_000_000),
+            (60, 5_000_900),
+            (70, 5_001_100),
+            (75, 100),
+        ];
+        assert_eq!(read, expected);
+    }
 }

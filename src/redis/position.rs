@@ -12,6 +12,11 @@ pub enum Action {
     GoOn,
     /// Ask for all: nothing is held, or what follows is not to be had any more. The text says why.
     Begin(Option<&'static str>),
+    /// Ask for the bytes of its present history behind so many of the one that is held: the rest of that one is not in it.
+    Leave {
+        /// The history's first bytes that both have.
+        fork: u64,
+    },
     /// The server has fewer bytes of this history than were received from it.
     WentBack {
         /// How many it has.
@@ -40,27 +45,34 @@ pub fn action(held: Option<&State>, info: &Info) -> Action {
     let own = info.field("master_replid") == Some(&held.replid);
     let end = number("master_repl_offset");
     if own && let Some(has) = end.filter(|end| *end < position) {
-        return Action::WentBack { has };
+        return match info.field("role") {
+            Some("slave") => Action::Wait("it is a replica that has not yet what was received"),
+            _ => Action::WentBack { has },
+        };
     }
     let former = info.field("master_replid2") == Some(&held.replid);
-    // `second_repl_offset` is the first byte that the former history does not have; positions count the bytes before.
-    let is_before_fork = number("second_repl_offset").is_some_and(|second| position < second);
     if !own && !former {
         return Action::Begin(Some("the server goes on with another history"));
     }
-    if !own && !is_before_fork {
-        return Action::Begin(Some(
-            "the server left the history before the last byte that was received",
-        ));
-    }
+    // `second_repl_offset` is the first byte that the former history does not have; positions count the bytes before.
+    let second = number("second_repl_offset").filter(|second| *second > 0);
+    let fork = match (own, second) {
+        (true, _) => None,
+        (false, Some(second)) => Some(second - 1).filter(|fork| *fork < position),
+        (false, None) => {
+            return Action::Begin(Some("the server does not say where its history begins"));
+        }
+    };
+    let position = fork.unwrap_or(position);
+    let go_on = fork.map_or(Action::GoOn, |fork| Action::Leave { fork });
     // Bytes are counted from one there.
     let first =
         number("repl_backlog_first_byte_offset").filter(|_| info.is_on("repl_backlog_active"));
     match first {
-        Some(first) if first <= position.saturating_add(1) => Action::GoOn,
+        Some(first) if first <= position.saturating_add(1) => go_on,
         Some(_) => Action::Begin(Some("the server's backlog does not reach back so far")),
         // Nothing is lost by asking where nothing came since.
-        None if end == Some(position) => Action::GoOn,
+        None if end == Some(position) => go_on,
         None => Action::Begin(Some("the server has no backlog")),
     }
 }
@@ -77,7 +89,7 @@ mod tests {
             parent: None,
             server_version: String::new(),
             flavor: String::new(),
-            from: 0,
+            beginning: None,
             reader: Reader::new(position, None),
         }
     }
@@ -109,7 +121,22 @@ mod tests {
         let second = "second_repl_offset:301";
         let failed_over = [former.as_str(), second, active, first, end];
         assert_eq!(asked(300, &failed_over), Action::GoOn);
-        assert!(begins(asked(301, &failed_over)));
+        assert_eq!(asked(301, &failed_over), Action::Leave { fork: 300 });
+        assert!(begins(asked(
+            301,
+            &[
+                &former,
+                second,
+                active,
+                "repl_backlog_first_byte_offset:302",
+                end
+            ]
+        )));
+        assert!(begins(asked(301, &[&former, active, first, end])));
+        assert!(matches!(
+            asked(501, &[&own, "role:slave", active, first, end]),
+            Action::Wait(_)
+        ));
         assert_eq!(
             asked(100, &["loading:1", &own]),
             Action::Wait("it is loading its data set")

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::connection::{Arrived, Connection, Tick, lost, silent};
+use super::history::{Beginning, Held, Parent};
 use super::position::{self, Action};
 use super::record::{Recorder, State};
 use super::resp::{self, FullResync, Reply};
@@ -39,8 +40,8 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Progressed {
     /// The state behind the last byte that was received.
     pub state: State,
-    /// The position up to which the journal is durable.
-    pub durable: u64,
+    /// The position up to which the journal is durable; none before anything of this connection is.
+    pub durable: Option<u64>,
 }
 
 /// The receiver's side of the journal.
@@ -66,7 +67,8 @@ struct Stream<'s, 'a> {
     acknowledged: RedisAcknowledge,
     /// Places in the journal, and the positions of the history that they have behind them.
     fed: VecDeque<(u64, u64)>,
-    durable: u64,
+    /// None before anything of this connection is: the server may have been promoted, and what was durable before may not be its own.
+    durable: Option<u64>,
     told: Option<(u64, Instant)>,
     is_asked: bool,
     /// The history that begins at a position not reached yet.
@@ -75,7 +77,7 @@ struct Stream<'s, 'a> {
 
 /// Receives until the connection ends, which is an error, or until `tick` says so.
 ///
-/// `began` hears of each history that begins without what was held before, and why.
+/// `began` hears of each place where reception begins without the bytes before it.
 ///
 /// # Errors
 /// Those of the server and of the connection; `Full` when the journal has no room; those of `tick`.
@@ -83,27 +85,31 @@ pub fn run(
     source: Source,
     acknowledged: RedisAcknowledge,
     (sink, host): (&mut Sink<'_>, &Host),
-    began: &mut dyn FnMut(&State, Option<&str>),
+    began: &mut dyn FnMut(&State, &Beginning),
     watch: &mut dyn FnMut(&Progressed),
     tick: Tick<'_>,
 ) -> Result<()> {
     let mut source = source;
-    let (state, fork) = match position::action(sink.held.as_ref(), &source.info) {
+    let held = sink.held.clone();
+    let Begun { state, fork } = match position::action(held.as_ref(), &source.info) {
         Action::Wait(why) => {
             return Err(err!(Unreachable, "the server sends no history now: {why}"));
         }
         Action::WentBack { has } => {
-            let position = sink.held.as_ref().map_or(0, |held| held.reader.position());
+            let position = held.as_ref().map_or(0, |held| held.reader.position());
             return Err(err!(
                 Refused,
                 "the server has {has} bytes of its history, and {position} were received from it: it was set back, or is another one"
             )
-            .hint("Nothing was received. Point the receiver at the right server; or, where it was set back on purpose, restart it (redis-cli shutdown nosave is not needed: any restart without its dump file begins another history)."));
+            .hint("Nothing was received. Point the receiver at the right server; or, where it was set back on purpose, restart it: it begins another history then."));
         }
-        Action::GoOn => go_on(&mut source, sink.held.as_ref(), began, tick)?,
-        Action::Begin(why) => (begin(&mut source, why, began, tick)?, None),
+        Action::GoOn => go_on(&mut source, required(held)?, host, tick)?,
+        Action::Leave { fork } => leave(&mut source, required(held)?, fork, host, tick)?,
+        Action::Begin(why) => begin(&mut source, held.as_ref(), why, host, tick)?,
     };
-    let position = state.reader.position();
+    if let Some(beginning) = &state.beginning {
+        began(&state, beginning);
+    }
     let mut stream = Stream {
         connection: source.connection,
         host,
@@ -111,7 +117,7 @@ pub fn run(
         sink,
         acknowledged,
         fed: VecDeque::new(),
-        durable: position,
+        durable: None,
         told: None,
         is_asked: false,
         fork,
@@ -122,67 +128,140 @@ pub fn run(
     stream.receive(watch, tick)
 }
 
+/// The state in front of the first byte of a connection, and the history that begins at a later position.
+struct Begun {
+    state: State,
+    fork: Option<(u64, State)>,
+}
+
+fn required(held: Option<State>) -> Result<State> {
+    held.ok_or_else(|| err!(Internal, "nothing is held"))
+}
+
 /// Asks for what follows the bytes that are held.
-fn go_on(
+fn go_on(source: &mut Source, held: State, host: &Host, tick: Tick<'_>) -> Result<Begun> {
+    let position = held.reader.position();
+    match ask(source, &held.replid, position, tick)? {
+        Answer::Full(full) => full_after(source, &full, Some((&held, NOT_CONTINUED)), host, tick),
+        Answer::Continue(replid) if replid.as_ref().is_none_or(|r| *r == held.replid) => {
+            let parent = source.parent(&held.replid);
+            let state = State {
+                parent: parent.or(held.parent),
+                beginning: None,
+                reader: held.reader,
+                ..source.state(held.replid, position)
+            };
+            Ok(Begun { state, fork: None })
+        }
+        Answer::Continue(replid) => {
+            let replid = replid.unwrap_or_default();
+            let fork = source.fork(&replid, &held.replid)?;
+            let next = source.state(replid, fork);
+            let state = State {
+                beginning: None,
+                run_id: next.run_id.clone(),
+                ..held
+            };
+            Ok(Begun {
+                state,
+                fork: Some((fork, next)),
+            })
+        }
+    }
+}
+
+/// Leaves the history that is held at a position before its end, for the one that the server went on with there.
+fn leave(
     source: &mut Source,
-    held: Option<&State>,
-    began: &mut dyn FnMut(&State, Option<&str>),
+    held: State,
+    fork: u64,
+    host: &Host,
     tick: Tick<'_>,
-) -> Result<(State, Option<(u64, State)>)> {
-    let held = held
-        .ok_or_else(|| err!(Internal, "nothing is held"))?
-        .clone();
+) -> Result<Begun> {
+    match ask(source, &held.replid, fork, tick)? {
+        Answer::Full(full) => full_after(source, &full, Some((&held, NOT_CONTINUED)), host, tick),
+        Answer::Continue(replid) => {
+            let replid = replid.ok_or_else(changed)?;
+            match source.fork(&replid, &held.replid)? == fork {
+                true => Ok(Begun {
+                    state: source.state(replid, fork),
+                    fork: None,
+                }),
+                false => Err(changed()),
+            }
+        }
+    }
+}
+
+const NOT_CONTINUED: &str = "the server did not go on where the receiver was";
+
+fn changed() -> Error {
+    err!(Unreachable, "the server changed its history meanwhile")
+}
+
+/// The answer to the question for a history from a position on.
+enum Answer {
+    /// All of it, and it is this one.
+    Full(FullResync),
+    /// What follows; by which name, where the server says so.
+    Continue(Option<String>),
+}
+
+fn ask(source: &mut Source, replid: &str, position: u64, tick: Tick<'_>) -> Result<Answer> {
     let connection = &mut source.connection;
     connection.ask(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"], tick)?;
-    let next = (held.reader.position() + 1).to_string();
-    let words: [&[u8]; 3] = [b"PSYNC", held.replid.as_bytes(), next.as_bytes()];
+    // Bytes are counted from one there.
+    let next = position.saturating_add(1).to_string();
+    let words: [&[u8]; 3] = [b"PSYNC", replid.as_bytes(), next.as_bytes()];
     let Reply::Line(line) = connection.ask(&words, tick)? else {
         return Err(resp::no_sense(b"a bulk string"));
     };
     if let Some(full) = resp::full_resync(&line) {
-        let why = "the server did not go on where the receiver was";
-        return Ok((begun(source, &full, Some(why), began, tick)?, None));
+        return Ok(Answer::Full(full));
     }
     let mut words = line.split_ascii_whitespace();
-    let is_continued = words.next() == Some("CONTINUE");
-    let replid = words.next().unwrap_or(&held.replid).to_owned();
-    if !is_continued {
-        return Err(resp::no_sense(line.as_bytes()));
+    match words.next() {
+        Some("CONTINUE") => Ok(Answer::Continue(words.next().map(str::to_owned))),
+        _ => Err(resp::no_sense(line.as_bytes())),
     }
-    let run_id = source.info.field("run_id").unwrap_or_default().to_owned();
-    if replid == held.replid {
-        return Ok((State { run_id, ..held }, None));
+}
+
+impl Source {
+    /// The history that one of its own goes on from, as it said before it was asked for it.
+    fn parent(&self, replid: &str) -> Option<Parent> {
+        let (replid, fork) = self.info.parent(replid)?;
+        Some(Parent { replid, fork })
     }
-    // A failover since the question would name another history.
-    let Some((parent, fork)) = source
-        .info
-        .parent(&replid)
-        .filter(|(p, _)| *p == held.replid)
-    else {
-        return Err(err!(
-            Unreachable,
-            "the server changed its history meanwhile"
-        ));
-    };
-    let next = State {
-        replid,
-        run_id,
-        parent: Some((parent, fork)),
-        server_version: source.version.text().to_owned(),
-        flavor: source.version.flavor.name().to_owned(),
-        from: fork,
-        reader: held.reader.clone(),
-    };
-    Ok((held, Some((fork, next))))
+
+    /// The position at which a history of its own goes on from the one that is held.
+    fn fork(&self, replid: &str, held: &str) -> Result<u64> {
+        let parent = self.parent(replid).filter(|parent| parent.replid == held);
+        // A failover since the question names another history.
+        Ok(parent.ok_or_else(changed)?.fork)
+    }
+
+    /// The state in front of a position of one of its histories, between two commands.
+    pub fn state(&self, replid: String, position: u64) -> State {
+        State {
+            parent: self.parent(&replid),
+            replid,
+            run_id: self.info.field("run_id").unwrap_or_default().to_owned(),
+            server_version: self.version.text().to_owned(),
+            flavor: self.version.flavor.name().to_owned(),
+            beginning: None,
+            reader: Reader::new(position, None),
+        }
+    }
 }
 
 /// Asks for a history from its present end on.
 fn begin(
     source: &mut Source,
-    why: Option<&str>,
-    began: &mut dyn FnMut(&State, Option<&str>),
+    held: Option<&State>,
+    why: Option<&'static str>,
+    host: &Host,
     tick: Tick<'_>,
-) -> Result<State> {
+) -> Result<Begun> {
     let connection = &mut source.connection;
     connection.ask(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"], tick)?;
     // The data set is not wanted here: a base is taken by a connection of its own. Servers before 7.0 do not know that, and send it.
@@ -191,33 +270,38 @@ fn begin(
     match connection.ask(&[b"PSYNC", b"?", b"-1"], tick)? {
         Reply::Line(line) => {
             let full = resp::full_resync(&line).ok_or_else(|| resp::no_sense(line.as_bytes()))?;
-            begun(source, &full, why, began, tick)
+            full_after(source, &full, held.zip(why), host, tick)
         }
         Reply::Error(_) | Reply::Bulk(_) => Err(resp::no_sense(b"a bulk string")),
     }
 }
 
-/// Passes over the data set, behind which the history goes on.
-fn begun(
+/// Passes over the data set, behind which the history goes on. What lies between the bytes that were held and these is a gap.
+fn full_after(
     source: &mut Source,
     full: &FullResync,
-    why: Option<&str>,
-    began: &mut dyn FnMut(&State, Option<&str>),
+    gap: Option<(&State, &str)>,
+    host: &Host,
     tick: Tick<'_>,
-) -> Result<State> {
+) -> Result<Begun> {
     let received = transfer::receive(&mut source.connection, &mut |_| Ok(()), tick)?;
     let db = received.head.field("repl-stream-db");
+    let (after, reason) = gap.unzip();
+    let after = after.map(|held| Held {
+        replid: held.replid.clone(),
+        position: held.reader.position(),
+    });
     let state = State {
-        replid: full.replid.clone(),
-        run_id: source.info.field("run_id").unwrap_or_default().to_owned(),
-        parent: None,
-        server_version: source.version.text().to_owned(),
-        flavor: source.version.flavor.name().to_owned(),
-        from: full.offset,
+        beginning: Some(Beginning {
+            position: full.offset,
+            after,
+            reason: reason.map(str::to_owned),
+            time: host.now(),
+        }),
         reader: Reader::new(full.offset, db.and_then(|db| db.parse().ok())),
+        ..source.state(full.replid.clone(), full.offset)
     };
-    began(&state, why);
-    Ok(state)
+    Ok(Begun { state, fork: None })
 }
 
 impl Stream<'_, '_> {
@@ -318,7 +402,7 @@ impl Stream<'_, '_> {
         }
         let place = durable.position.map_or(0, |position| position.lsn.0);
         while let Some((_, position)) = self.fed.front().filter(|(end, _)| *end <= place) {
-            self.durable = *position;
+            self.durable = Some(*position);
             self.fed.pop_front();
         }
         Ok(())
@@ -327,7 +411,7 @@ impl Stream<'_, '_> {
     /// Tells the server how far the journal is durable: at once when that changed, and every second.
     fn acknowledge(&mut self) -> Result<()> {
         let position = match self.acknowledged {
-            RedisAcknowledge::Journal => self.durable,
+            RedisAcknowledge::Journal => self.durable.unwrap_or(0),
             RedisAcknowledge::None => 0,
         };
         let is_due = self

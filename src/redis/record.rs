@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, Reader};
+use super::history::{Beginning, Parent};
 use crate::err;
 use crate::error::Result;
 
@@ -32,14 +33,14 @@ pub struct State {
     pub replid: String,
     /// The process that sends it.
     pub run_id: String,
-    /// The history that this one goes on from, and at which position.
-    pub parent: Option<(String, u64)>,
+    /// The history that this one goes on from.
+    pub parent: Option<Parent>,
     /// The version of the server, as it names it.
     pub server_version: String,
     /// The family of the server.
     pub flavor: String,
-    /// The first position that was received of this history without a gap up to here.
-    pub from: u64,
+    /// The place where reception began without the bytes before it; none where it goes on with what was received.
+    pub beginning: Option<Beginning>,
     /// The reader in front of the next byte.
     pub reader: Reader,
 }
@@ -257,7 +258,7 @@ mod tests {
             parent: None,
             server_version: "7.2.4".to_owned(),
             flavor: "redis".to_owned(),
-            from: position,
+            beginning: None,
             reader: Reader::new(position, None),
         }
     }

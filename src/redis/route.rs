@@ -1,23 +1,32 @@
 //! The way from a data set to a later moment: which bytes of which histories follow it.
 
 use super::command::Reader;
-use super::history::History;
-use super::log::{LogKeys, Mark, SEGMENT_BYTES, Stored, segment_of};
-use super::walk;
+use super::log::{LogKeys, Mark, SEGMENT_BYTES, segment_of};
+use super::walk::{self, Known};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 
 /// The moment that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum Moment {
     /// The last one at or before a time: microseconds since 1970, by the receiver's clock.
     Time(i64),
     /// The last one at or before a position.
     Position(u64),
     /// The last one that is stored.
     End,
+}
+
+/// The moment, and the history in which it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The moment.
+    pub moment: Moment,
+    /// The history; none: the one that the server went on with.
+    pub replid: Option<String>,
 }
 
 /// Bytes of one history.
@@ -55,20 +64,25 @@ impl Route {
 /// Finds the way on from a position of a history.
 ///
 /// # Errors
-/// `OutOfReach` when the target lies behind what is stored; `Refused` where two histories go on from one; `Damaged`; those
-/// of the store.
+/// `OutOfReach` when the target lies behind what is stored, or in another history; `Refused` where it is not known with which of two histories the server went
+/// on; `Damaged`; those of the store.
 pub fn plan(
     repository: &Repository,
     scope: &Scope,
     (replid, offset): (&str, u64),
-    target: Target,
+    target: &Target,
 ) -> Result<Route> {
     let histories = walk::histories(repository, scope)?;
+    let chain = match &target.replid {
+        Some(wanted) => Some(chain(&histories, (replid, offset), wanted)?),
+        None => None,
+    };
     let mut search = Search {
         repository,
         scope,
         histories: &histories,
-        target,
+        chain,
+        moment: target.moment,
         legs: Vec::new(),
         last: None,
     };
@@ -80,14 +94,60 @@ pub fn plan(
     })
 }
 
+/// The histories on the way from a position of one to another, each with the position at which the one before it is left, last first.
+fn chain(
+    histories: &[Known],
+    (replid, offset): (&str, u64),
+    wanted: &str,
+) -> Result<Vec<(String, u64)>> {
+    let mut chain = Vec::new();
+    let mut at = wanted;
+    while at != replid {
+        let parents = histories.iter().find(|(id, _)| id == at).map(|(_, p)| p);
+        let on_way =
+            |parent: &str| parent == replid || histories.iter().any(|(id, _)| id == parent);
+        let parent = parents.and_then(|p| p.iter().find(|parent| on_way(&parent.replid)));
+        let known = |id: &str| chain.iter().any(|(known, _): &(String, u64)| known == id);
+        let Some(parent) = parent.filter(|_| !known(at)) else {
+            return Err(err!(
+                OutOfReach,
+                "history {wanted} does not go on from history {replid} of the backup"
+            )
+            .hint("Nothing was written.\npitr redis info NAME shows the histories."));
+        };
+        chain.push((at.to_owned(), parent.fork));
+        at = &parent.replid;
+    }
+    match chain.last() {
+        Some((_, fork)) if *fork < offset => Err(err!(
+            OutOfReach,
+            "history {wanted} left history {replid} at position {fork}, before the backup of position {offset}"
+        )
+        .hint("Nothing was written.\nAn older backup, or one of that history, leads there.")),
+        _ => Ok(chain),
+    }
+}
+
 struct Search<'a> {
     repository: &'a Repository,
     scope: &'a Scope,
-    histories: &'a [(String, History)],
-    target: Target,
+    histories: &'a [Known],
+    /// The histories that follow, last first, where one is wanted.
+    chain: Option<Vec<(String, u64)>>,
+    moment: Moment,
     legs: Vec<Leg>,
     /// The last mark of time on the way.
     last: Option<Mark>,
+}
+
+/// How far a history was followed.
+enum Reached {
+    /// To the target.
+    Target(u64),
+    /// To where the next history goes on.
+    Fork(u64),
+    /// To the end of what is stored, or to a gap.
+    End(u64),
 }
 
 impl Search<'_> {
@@ -95,75 +155,118 @@ impl Search<'_> {
         let mut replid = replid.to_owned();
         let mut from = offset;
         loop {
-            let next = self.child(&replid, from)?;
-            let limit = next.as_ref().map(|(_, fork)| *fork);
-            let (reached, is_end) = self.walk(&replid, from, limit)?;
-            let goes_on = !is_end && limit == Some(reached);
-            let to = match (is_end || !goes_on, &next) {
-                (true, _) => self.cut(&replid, from, reached)?,
-                (false, _) => reached,
+            let next = self.next(&replid, from)?;
+            let reached = self.walk(&replid, from, next.as_ref())?;
+            let to = match reached {
+                Reached::Fork(position) => position,
+                Reached::Target(position) | Reached::End(position) => {
+                    self.cut(&replid, from, position)?
+                }
             };
             self.legs.push(Leg {
                 replid: replid.clone(),
                 from,
                 to,
             });
-            match next {
-                Some((child, fork)) if goes_on => (replid, from) = (child, fork),
-                _ if is_end || self.target == Target::End => return Ok(()),
-                _ => return Err(self.too_late(&replid, reached)),
+            match (reached, next) {
+                (Reached::Fork(position), Some((child, _))) => (replid, from) = (child, position),
+                (Reached::Target(_), _) => return Ok(()),
+                (Reached::End(_), None) if self.moment == Moment::End => return Ok(()),
+                (Reached::Fork(position) | Reached::End(position), next) => {
+                    return Err(self.too_late(&replid, position, next.as_ref()));
+                }
             }
         }
     }
 
-    /// The history that goes on from this one behind a position.
-    fn child(&self, replid: &str, from: u64) -> Result<Option<(String, u64)>> {
-        let mut children = self.histories.iter().filter_map(|(id, history)| {
-            let fork = history.fork.filter(|fork| *fork >= from)?;
-            (history.parent.as_deref() == Some(replid)).then(|| (id.clone(), fork))
-        });
-        match (children.next(), children.next()) {
-            (Some((one, _)), Some((two, _))) => Err(err!(
-                Refused,
-                "two histories go on from {replid}: {one} and {two}"
-            )
-            .hint("Nothing was written.\nRestore a backup of the one that is wanted: --backup ID")),
-            (child, _) => Ok(child),
+    /// The history that goes on from this one behind a position, and where.
+    fn next(&mut self, replid: &str, from: u64) -> Result<Option<(String, u64)>> {
+        if let Some(chain) = &mut self.chain {
+            return Ok(chain.pop());
+        }
+        let until = match self.moment {
+            Moment::Time(wanted) => wanted,
+            Moment::Position(_) | Moment::End => i64::MAX,
+        };
+        let mut found: Option<(String, u64, Mark)> = None;
+        for (child, parents) in self.histories {
+            let parent = parents
+                .iter()
+                .find(|p| p.replid == replid && p.fork >= from);
+            let Some(fork) = parent.map(|parent| parent.fork) else {
+                continue;
+            };
+            let keys = LogKeys::new(self.scope, child);
+            let Some((first, _)) = walk::life(self.repository, &keys, fork)? else {
+                continue;
+            };
+            // At that time the server had not gone on with it.
+            if first.arrived_us > until {
+                continue;
+            }
+            if let Some((other, ..)) = found {
+                return Err(undecided(replid, &other, child));
+            }
+            found = Some((child.clone(), fork, first));
+        }
+        let Some((child, fork, first)) = found else {
+            return Ok(None);
+        };
+        let keys = LogKeys::new(self.scope, replid);
+        let tail = walk::life(self.repository, &keys, fork)?;
+        match tail.is_some_and(|(_, last)| last.arrived_us > first.arrived_us) {
+            true => Err(undecided(replid, replid, &child)),
+            false => Ok(Some((child, fork))),
         }
     }
 
-    /// Goes on in a history up to the target or to a limit. Returns how far, and whether the target is there.
-    fn walk(&mut self, replid: &str, from: u64, limit: Option<u64>) -> Result<(u64, bool)> {
+    /// Goes on in a history up to the target or to where the next one goes on.
+    fn walk(&mut self, replid: &str, from: u64, next: Option<&(String, u64)>) -> Result<Reached> {
         let keys = LogKeys::new(self.scope, replid);
+        let limit = next.map_or(u64::MAX, |(_, fork)| *fork);
         let mut reached = from;
         loop {
-            if let Target::Position(wanted) = self.target
+            if let Moment::Position(wanted) = self.moment
                 && reached >= wanted
             {
-                return Ok((wanted.max(from), true));
+                return Ok(Reached::Target(wanted.max(from)));
             }
-            if limit.is_some_and(|limit| reached >= limit) {
-                return Ok((limit.unwrap_or(reached), false));
+            if reached >= limit {
+                return Ok(Reached::Fork(limit));
             }
             let Some(object) = walk::object_at(self.repository, &keys, reached)? else {
-                return Ok((reached, false));
+                return self.goes_on_in(next, reached);
             };
-            for mark in object.marks()? {
-                if let Target::Time(wanted) = self.target
+            for mark in object.marks.iter().filter(|mark| mark.position > reached) {
+                if let Moment::Time(wanted) = self.moment
                     && mark.arrived_us > wanted
                 {
-                    return Ok((reached, true));
+                    return Ok(Reached::Target(self.seen(from, limit)));
                 }
-                if limit.is_none_or(|limit| mark.position <= limit) {
-                    reached = reached.max(mark.position);
-                    self.last = Some(mark);
+                if mark.position <= limit {
+                    self.last = Some(*mark);
                 }
             }
-            reached = reached.max(object.to);
-            if let Some(limit) = limit {
-                reached = reached.min(limit);
-            }
+            reached = object.to.min(limit);
         }
+    }
+
+    /// The position of the last mark, in the history that is walked along.
+    fn seen(&self, from: u64, limit: u64) -> u64 {
+        self.last
+            .map_or(from, |mark| mark.position.clamp(from, limit))
+    }
+
+    /// Where a history ends before the next one goes on: that one may have the bytes of both.
+    fn goes_on_in(&self, next: Option<&(String, u64)>, reached: u64) -> Result<Reached> {
+        let Some((child, _)) = next else {
+            return Ok(Reached::End(reached));
+        };
+        let keys = LogKeys::new(self.scope, child);
+        Ok(match walk::object_at(self.repository, &keys, reached)? {
+            Some(_) => Reached::Fork(reached),
+            None => Reached::End(reached),
+        })
     }
 
     /// The last place at or before a position where the history may end.
@@ -171,49 +274,70 @@ impl Search<'_> {
         let keys = LogKeys::new(self.scope, replid);
         let mut behind = limit;
         while behind > from {
-            let Some(object) = walk::object_at(self.repository, &keys, behind - 1)? else {
-                return Err(lost(replid, behind));
-            };
-            if let Some(first) = object.summary.first.filter(|cut| cut.position <= limit) {
-                return Ok(last_cut(&object, first.position, limit)?.max(from));
+            let found = walk::bytes_at(self.repository, &keys, behind - 1)?;
+            let (object, bytes) = found.ok_or_else(|| lost(replid, behind))?;
+            if let Some(first) = object.first_cut.filter(|cut| cut.position <= limit) {
+                let cut = last_cut((object.from, &bytes), first.position, limit)?;
+                return Ok(cut.max(from));
             }
             behind = object.from.min(behind - 1);
         }
         Ok(from)
     }
 
-    fn too_late(&self, replid: &str, reached: u64) -> crate::error::Error {
-        let until = self.last.and_then(|mark| {
-            crate::pg::time::TimestampTz::from_unix_micros(mark.arrived_us).map(|t| t.to_string())
-        });
-        let until = until.map_or(String::new(), |time| format!(", of {time}"));
-        err!(
-            OutOfReach,
-            "the target lies behind all that is stored: history {replid} ends at position {reached}{until}"
-        )
-        .hint("Nothing was written.\nA receiver that runs stores more within a minute: pitr redis receive NAME. --latest takes all there is.")
+    fn too_late(&self, replid: &str, reached: u64, next: Option<&(String, u64)>) -> Error {
+        let time = self
+            .last
+            .and_then(|mark| TimestampTz::from_unix_micros(mark.arrived_us));
+        let until = time.map_or(String::new(), |time| format!(", of {time}"));
+        let keys = LogKeys::new(self.scope, replid);
+        let ranges = walk::ranges(self.repository, &keys).unwrap_or_default();
+        let behind = ranges.iter().find(|(from, _)| *from > reached);
+        let gap = match (behind, next) {
+            (Some((from, _)), _) => Some(format!(
+                "the bytes up to position {from} were never received"
+            )),
+            (None, Some((child, fork))) => {
+                Some(format!("history {child} goes on at position {fork}"))
+            }
+            (None, None) => None,
+        };
+        match gap {
+            Some(gap) => err!(
+                OutOfReach,
+                "the target lies behind a gap: what is stored of history {replid} ends at position {reached}{until}, and {gap}"
+            )
+            .hint("Nothing was written.\nA backup that was taken behind the gap leads there; pitr redis info NAME shows both."),
+            None => err!(
+                OutOfReach,
+                "the target lies behind all that is stored: history {replid} ends at position {reached}{until}"
+            )
+            .hint("Nothing was written.\nA receiver that runs stores more within a minute: pitr redis receive NAME. --latest takes all there is."),
+        }
     }
 }
 
-/// Reads an object from one of its cuts on, and returns its last cut up to a limit.
-fn last_cut(object: &Stored, first: u64, limit: u64) -> Result<u64> {
+fn undecided(parent: &str, one: &str, other: &str) -> Error {
+    err!(
+        Refused,
+        "two histories go on from {parent} at that time: {one} and {other}"
+    )
+    .hint("Nothing was written.\nSay which one is wanted: --history REPLID. pitr redis info NAME shows when each was received.")
+}
+
+/// Reads bytes from one of their cuts on, and returns the last cut up to a limit.
+fn last_cut((start, bytes): (u64, &[u8]), first: u64, limit: u64) -> Result<u64> {
     let mut reader = Reader::new(first, None);
-    let mut position = object.from;
-    object.read(&mut |bytes| {
-        let end = position + bytes.len() as u64;
-        let from = first.clamp(position, end) - position;
-        let to = limit.clamp(position, end) - position;
-        let (from, to) = (
-            usize::try_from(from).unwrap_or(0),
-            usize::try_from(to).unwrap_or(0),
-        );
-        position = end;
-        reader.read(bytes.get(from..to).unwrap_or_default(), &mut |_| Ok(()))
-    })?;
+    let index = |position: u64| {
+        let offset = usize::try_from(position.saturating_sub(start)).unwrap_or(usize::MAX);
+        offset.min(bytes.len())
+    };
+    let part = bytes.get(index(first)..index(limit)).unwrap_or_default();
+    reader.read(part, &mut |_| Ok(()))?;
     Ok(reader.cut())
 }
 
-/// Reads the bytes of a way.
+/// Reads the bytes of a way. Each piece was checked before it is handed on.
 ///
 /// # Errors
 /// `Damaged` when some are gone or wrong; those of the store and of `out`.
@@ -227,23 +351,13 @@ pub fn read(
         let keys = LogKeys::new(scope, &leg.replid);
         let mut reached = leg.from;
         while reached < leg.to {
-            let Some(object) = walk::object_at(repository, &keys, reached)? else {
-                return Err(lost(&leg.replid, reached));
-            };
-            let mut position = object.from;
-            let (from, to) = (reached, leg.to.min(object.to));
-            object.read(&mut |bytes| {
-                let end = position + bytes.len() as u64;
-                let begin = from.clamp(position, end) - position;
-                let stop = to.clamp(position, end) - position;
-                position = end;
-                let range = usize::try_from(begin).unwrap_or(0)..usize::try_from(stop).unwrap_or(0);
-                match bytes.get(range).unwrap_or_default() {
-                    [] => Ok(()),
-                    part => out(part),
-                }
-            })?;
-            reached = to;
+            let found = walk::bytes_at(repository, &keys, reached)?;
+            let (object, bytes) = found.ok_or_else(|| lost(&leg.replid, reached))?;
+            let (start, end) = (object.from, object.to.min(leg.to));
+            let index = |position: u64| usize::try_from(position - start).unwrap_or(usize::MAX);
+            let (from, to) = (index(reached), index(end));
+            out(bytes.get(from..to).unwrap_or_default())?;
+            reached = end;
         }
     }
     Ok(())

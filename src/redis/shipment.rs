@@ -5,34 +5,70 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::command::Reader;
-use super::history::History;
+use super::history::{Beginning, Held, History, Parent};
 use super::kind::NAME;
 use super::log::{self, LogKeys, Mark, Piece, SEGMENT_BYTES, segment_of};
 use super::record::{Record, Records, State};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::host::Clock;
 use crate::journal::frame::Frames;
 use crate::journal::shipping::{Attempts, Ship};
 use crate::journal::{Segment, Wake};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{Position, TimelineId};
 use crate::repo;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 use crate::repo::source;
+use crate::store::Key;
 
 /// How often increments are written while keys change.
 const EVERY: Duration = Duration::from_secs(2);
 /// How often they are written while nothing comes that changes any: so that a plan knows how far time has gone on.
 const EVERY_IDLE: Duration = Duration::from_secs(60);
-/// So many increments are merged for readers.
+/// So many increments are merged for readers, and so many merged ones again.
 const MERGE_COUNT: u32 = 64;
 /// So many files of the journal wait for the end of one segment.
 const FINISHED_MAX: usize = 4;
 /// A remote repository is used for so long before its marker is read again.
 const KEPT_OPEN: Duration = Duration::from_secs(60);
+
+/// Increments since the last merged ones, so that a byte is stored three times at most.
+#[derive(Default)]
+struct Runs {
+    /// Small ones since the last merged one, and merged ones since the last that has all of the segment.
+    counts: [u32; 2],
+    /// Behind the last merged one; none before the first.
+    merged: Option<u64>,
+}
+
+impl Runs {
+    /// The position from which the next increment goes on: what came since, or with what was stored before.
+    fn next(&mut self, (segment, shipped): (u64, u64)) -> u64 {
+        let merged = *self.merged.get_or_insert(shipped);
+        let [small, large] = &mut self.counts;
+        *small += 1;
+        if *small < MERGE_COUNT {
+            return shipped;
+        }
+        (*small, *large) = (0, *large + 1);
+        if *large < MERGE_COUNT {
+            return merged;
+        }
+        *large = 0;
+        segment
+    }
+
+    /// The increment that [`Runs::next`] wanted is stored.
+    fn stored(&mut self, to: u64) {
+        if self.counts[0] == 0 {
+            self.merged = Some(to);
+        }
+    }
+}
 
 /// Bytes of one segment of a history, as far as they were read from the journal.
 struct Assembly {
@@ -45,8 +81,7 @@ struct Assembly {
     marks: Vec<Mark>,
     /// Behind the last byte that the repository has; none before it was asked.
     shipped: Option<u64>,
-    /// Increments since the last merged one.
-    count: u32,
+    runs: Runs,
     /// Whether something came that changes keys and is not stored.
     is_changed: bool,
 }
@@ -61,7 +96,7 @@ impl Assembly {
             bytes: Vec::new(),
             marks: Vec::new(),
             shipped: None,
-            count: 0,
+            runs: Runs::default(),
             is_changed: false,
         }
     }
@@ -79,10 +114,9 @@ impl Assembly {
         segment_of(self.from()) + SEGMENT_BYTES
     }
 
-    /// Whether a whole segment begins with it: at its start, or at the fork.
+    /// Whether it has the segment from its start on.
     fn is_whole_segment(&self) -> bool {
-        let fork = self.state.parent.as_ref().map(|(_, fork)| *fork);
-        self.from() == segment_of(self.from()) || fork == Some(self.from())
+        self.from() == segment_of(self.from())
     }
 
     fn append(&mut self, arrived_us: i64, bytes: &[u8]) -> Result<()> {
@@ -98,16 +132,78 @@ impl Assembly {
         Ok(())
     }
 
-    /// The bytes from a position on.
-    fn piece(&self, from: u64) -> Result<(Reader, &[u8])> {
-        let offset = usize::try_from(from - self.from()).unwrap_or(usize::MAX);
-        let (before, bytes) = self
-            .bytes
-            .split_at_checked(offset)
-            .ok_or_else(|| err!(Internal, "position {from} is not in the segment"))?;
-        let mut reader = self.begin.clone();
+    /// The piece from a position on, up to another.
+    fn piece<'a>(&'a self, reader: &'a mut Reader, (from, to): (u64, u64)) -> Result<Piece<'a>> {
+        let index = |position: u64| {
+            let offset = position.saturating_sub(self.from());
+            usize::try_from(offset).unwrap_or(usize::MAX)
+        };
+        let (begin, end) = (index(from), index(to));
+        let outside = || err!(Internal, "positions {from} to {to} are not in the segment");
+        let before = self.bytes.get(..begin).ok_or_else(outside)?;
+        let bytes = self.bytes.get(begin..end).ok_or_else(outside)?;
+        *reader = self.begin.clone();
         reader.read(before, &mut |_| Ok(()))?;
-        Ok((reader, bytes))
+        Ok(Piece {
+            bytes,
+            reader,
+            marks: &self.marks,
+        })
+    }
+
+    /// Stores all from a position on.
+    fn put(&self, repository: &Repository, keys: &LogKeys, key: &Key, from: u64) -> Result<()> {
+        let mut reader = self.begin.clone();
+        let piece = self.piece(&mut reader, (from, self.to()))?;
+        log::put(repository, keys, key, &piece).map(|_| ())
+    }
+
+    /// How far the repository has these bytes without a gap, each object compared and durable.
+    fn stored(&self, repository: &Repository, keys: &LogKeys) -> Result<u64> {
+        let listed = log::increments(repository, keys, segment_of(self.from()))?;
+        let is_inside = |(from, to): &(u64, u64)| *from >= self.from() && *to <= self.to();
+        let mut left: Vec<(u64, u64)> = listed.into_iter().filter(is_inside).collect();
+        let mut reached = self.from();
+        loop {
+            let next = left
+                .iter()
+                .filter(|(from, to)| *from <= reached && reached < *to);
+            let Some(range) = next.max_by_key(|(_, to)| *to).copied() else {
+                return Ok(reached);
+            };
+            left.retain(|other| *other != range);
+            let mut reader = self.begin.clone();
+            let piece = self.piece(&mut reader, range)?;
+            let key = keys.increment(range.0, range.1)?;
+            match log::compare(repository, keys, &key, &piece) {
+                Ok(Some(_)) => reached = range.1,
+                Ok(None) => {}
+                // It is stored once more, in another one.
+                Err(e) if e.code() == Code::Damaged => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Says of a state that follows in the journal whether bytes between are lost.
+    fn before(&self, state: &mut State, now: TimestampTz) {
+        let position = state.reader.position();
+        let goes_on = state.replid == self.state.replid && position == self.to();
+        let is_child = state.parent.as_ref().is_some_and(|parent| {
+            parent.replid == self.state.replid && parent.fork == position && position <= self.to()
+        });
+        if state.beginning.is_some() || goes_on || is_child {
+            return;
+        }
+        state.beginning = Some(Beginning {
+            position,
+            after: Some(Held {
+                replid: self.state.replid.clone(),
+                position: self.to(),
+            }),
+            reason: Some("the journal was damaged".to_owned()),
+            time: now,
+        });
     }
 
     /// The segment that follows.
@@ -124,6 +220,8 @@ impl Assembly {
 struct Cursor {
     name: SegmentName,
     frames: Frames<File>,
+    /// Behind the last record that was read whole.
+    place: Lsn,
 }
 
 /// The server whose log it is.
@@ -138,13 +236,32 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Registers the scope, or requires that this server may write it.
-    fn require(&self, repository: &Repository) -> Result<()> {
+    /// Registers the scope, or requires that this server may write it. Returns the text that stands for the server there.
+    fn require(&self, repository: &Repository) -> Result<String> {
         let (store, scope) = (repository.store(), &self.scope);
         let own = source::source_of(NAME, &self.identity);
         let named = (Some(own.as_str()), Some(self.identity.as_str()));
         let registered = source::register(store, scope, named, (self.clock)())?;
-        source::require(store, scope, &registered, Some(&own))
+        source::require(store, scope, &registered, Some(&own))?;
+        Ok(own)
+    }
+}
+
+/// Stores what is known of a history.
+fn tell(repository: &Repository, keys: &LogKeys, state: &State, source: String) -> Result<()> {
+    let history = History {
+        source,
+        run_id: state.run_id.clone(),
+        server_version: state.server_version.clone(),
+        flavor: state.flavor.clone(),
+    };
+    history.put(repository, keys)?;
+    if let Some(parent) = &state.parent {
+        parent.put(repository, keys)?;
+    }
+    match &state.beginning {
+        Some(beginning) => beginning.put(repository, keys),
+        None => Ok(()),
     }
 }
 
@@ -165,10 +282,15 @@ pub struct Shipment {
     /// The number of the present assembly.
     number: u64,
     last_put: Option<Instant>,
-    /// The history whose object was stored last.
-    known: Option<String>,
+    /// What the repository was told last of the history.
+    known: Option<Told>,
+    /// The place in the journal that could not be read.
+    unreadable: Option<(SegmentName, Lsn)>,
     open: Option<(Repository, Instant)>,
 }
+
+/// A history, the one that it goes on from, and where its reception began.
+type Told = (String, Option<Parent>, Option<Beginning>);
 
 /// The step that was taken.
 enum Step {
@@ -193,6 +315,7 @@ impl Shipment {
             number: 0,
             last_put: None,
             known: None,
+            unreadable: None,
             open: None,
         }
     }
@@ -280,6 +403,8 @@ impl Shipment {
                         self.waiting = Some(Record::State(state));
                         return Ok(());
                     }
+                    // Another process, or more is known of where it comes from.
+                    assembly.state = *state;
                 }
                 (Some(Record::Bytes { .. }), None) => {
                     return Err(err!(Damaged, "the journal has bytes of no history"));
@@ -310,21 +435,31 @@ impl Shipment {
             let Some(segment) = self.current(&segments) else {
                 return Ok(None);
             };
-            if self.cursor.as_ref().is_none_or(|c| c.name != segment.name) {
-                self.cursor = Some(Cursor {
-                    name: segment.name,
-                    frames: self.ship.follower.open(segment.name)?,
-                });
-            }
-            let Some(cursor) = &mut self.cursor else {
+            let Some(cursor) = self.cursor_in(segment.name)? else {
                 return Ok(None);
             };
             cursor.frames.look_again();
-            let left = segment.to.0.saturating_sub(cursor.frames.lsn().0);
+            let place = cursor.place;
+            let left = segment.to.0.saturating_sub(place.0);
             let frames = &mut cursor.frames;
             let mut records = Records::new(left, |buffer: &mut [u8]| fill(frames, buffer));
-            let record = records.read()?;
-            let is_filled = records.left() == 0 && record.is_none() && left > 0;
+            let record = match records.read() {
+                Ok(record) => record,
+                Err(e) if segment.is_last || self.unreadable != Some((segment.name, place)) => {
+                    // It is read once more from the record's beginning.
+                    self.unreadable = Some((segment.name, place));
+                    self.cursor = None;
+                    return Err(e);
+                }
+                Err(_) => {
+                    // What follows in the file is lost: the next one begins with a state, which tells how much that is.
+                    self.read_to_its_end(segment.name);
+                    continue;
+                }
+            };
+            let left_behind = records.left();
+            cursor.place = cursor.frames.lsn();
+            let is_filled = left_behind == 0 && record.is_none() && left > 0;
             if record.is_some() {
                 return Ok(record);
             }
@@ -332,10 +467,32 @@ impl Shipment {
             if segment.is_last && !(is_filled && segment.is_complete()) {
                 return Ok(None);
             }
-            self.last_read = Some(segment.name);
-            self.finished.push((segment.name, self.number));
-            self.cursor = None;
+            self.read_to_its_end(segment.name);
         }
+    }
+
+    fn read_to_its_end(&mut self, name: SegmentName) {
+        self.last_read = Some(name);
+        self.finished.push((name, self.number));
+        self.cursor = None;
+    }
+
+    /// The cursor, in a file of this name: where it was, or where a reading failed.
+    fn cursor_in(&mut self, name: SegmentName) -> Result<Option<&mut Cursor>> {
+        if self.cursor.as_ref().is_none_or(|c| c.name != name) {
+            let mut frames = self.ship.follower.open(name)?;
+            if let Some((_, place)) = self.unreadable.filter(|(failed, _)| *failed == name) {
+                let skipped = frames.skip_to(place);
+                skipped.map_err(|e| Error::from_io(format!("read the journal at {place}"), e))?;
+            }
+            let place = frames.lsn();
+            self.cursor = Some(Cursor {
+                name,
+                frames,
+                place,
+            });
+        }
+        Ok(self.cursor.as_mut())
     }
 
     /// The file to read from: the first one behind those that were read.
@@ -360,22 +517,25 @@ impl Shipment {
         Ok(())
     }
 
-    /// Stores the history's own object, and asks what there is of the segment.
+    /// Tells the repository of the history, and asks what it has of the segment.
     fn begin(&mut self, repository: &Repository) -> Result<()> {
         let Some(assembly) = &mut self.assembly else {
             return Ok(());
         };
         let state = &assembly.state;
         let keys = LogKeys::new(&self.origin.scope, &state.replid);
-        if self.known.as_ref() != Some(&state.replid) {
-            self.origin.require(repository)?;
-            History::of(state).put(repository, &keys)?;
-            self.known = Some(state.replid.clone());
+        let told = (
+            state.replid.clone(),
+            state.parent.clone(),
+            state.beginning.clone(),
+        );
+        if self.known.as_ref() != Some(&told) {
+            let source = self.origin.require(repository)?;
+            tell(repository, &keys, state, source)?;
+            self.known = Some(told);
         }
         if assembly.shipped.is_none() {
-            let found = log::increments(repository, &keys, segment_of(assembly.from()))?;
-            assembly.shipped = Some(log::covered(&found, assembly.from()).min(assembly.to()));
-            assembly.count = u32::try_from(found.len()).unwrap_or(u32::MAX);
+            assembly.shipped = Some(assembly.stored(repository, &keys)?);
         }
         Ok(())
     }
@@ -386,30 +546,15 @@ impl Shipment {
             return Ok(());
         };
         let keys = LogKeys::new(&self.origin.scope, &assembly.state.replid);
-        let is_merged = assembly.count >= MERGE_COUNT;
         let shipped = assembly.shipped.unwrap_or(assembly.from());
-        let from = if is_merged { assembly.from() } else { shipped };
-        if shipped < assembly.to() {
-            let (reader, bytes) = assembly.piece(from)?;
-            let piece = Piece {
-                replid: &assembly.state.replid,
-                bytes,
-                reader: &reader,
-                marks: &assembly.marks,
-            };
-            log::put(
-                repository,
-                &keys,
-                &keys.increment(from, assembly.to())?,
-                &piece,
-            )?;
-            assembly.count = if is_merged {
-                0
-            } else {
-                assembly.count.saturating_add(1)
-            };
+        let to = assembly.to();
+        if shipped < to {
+            let from = assembly.runs.next((assembly.from(), shipped));
+            let key = keys.increment(from, to)?;
+            assembly.put(repository, &keys, &key, from)?;
+            assembly.runs.stored(to);
         }
-        assembly.shipped = Some(assembly.to());
+        assembly.shipped = Some(to);
         assembly.is_changed = false;
         self.last_put = Some(Instant::now());
         self.reached();
@@ -431,21 +576,20 @@ impl Shipment {
         let is_full = assembly.to() == assembly.limit();
         if is_full && assembly.is_whole_segment() {
             let keys = LogKeys::new(&self.origin.scope, &assembly.state.replid);
-            let piece = Piece {
-                replid: &assembly.state.replid,
-                bytes: &assembly.bytes,
-                reader: &assembly.begin,
-                marks: &assembly.marks,
-            };
-            let key = keys.whole(segment_of(assembly.from()))?;
-            log::put(repository, &keys, &key, &piece)?;
+            let key = keys.whole(assembly.from())?;
+            assembly.put(repository, &keys, &key, assembly.from())?;
             self.last_put = Some(Instant::now());
         } else {
             self.increment(repository)?;
         }
         self.reached();
         self.assembly = match self.waiting.take() {
-            Some(Record::State(state)) => Some(Assembly::new(*state)),
+            Some(Record::State(mut state)) => {
+                if let Some(assembly) = &self.assembly {
+                    assembly.before(&mut state, (self.origin.clock)());
+                }
+                Some(Assembly::new(*state))
+            }
             other => {
                 self.waiting = other;
                 self.assembly.as_ref().map(Assembly::next)
@@ -504,4 +648,36 @@ pub fn fill(frames: &mut Frames<File>, buffer: &mut [u8]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_is_stored_three_times_at_most_and_a_reader_opens_few_objects() {
+        let mut runs = Runs::default();
+        let (mut stored, mut shipped) = (0, 0);
+        let mut objects: Vec<(u64, u64)> = Vec::new();
+        for to in 1..=MERGE_COUNT as u64 * MERGE_COUNT as u64 {
+            let from = runs.next((0, shipped));
+            runs.stored(to);
+            objects.push((from, to));
+            stored += to - from;
+            shipped = to;
+            if to % 997 == 0 {
+                let (mut reached, mut opened) = (0, 0);
+                while reached < to {
+                    let inside = objects
+                        .iter()
+                        .filter(|(from, to)| *from <= reached && reached < *to);
+                    reached = inside.map(|(_, to)| *to).max().unwrap();
+                    opened += 1;
+                }
+                assert!(opened <= 2 * MERGE_COUNT, "{opened} up to {to}");
+            }
+        }
+        assert!(stored <= 3 * shipped, "{stored} of {shipped}");
+        assert_eq!(objects.last(), Some(&(0, shipped)));
+    }
 }

@@ -1,40 +1,100 @@
 //! The stored bytes of a history, from a position on.
 
-use super::history::History;
-use super::log::{self, Cut, LogKeys, SEGMENT_BYTES, Stored, segment_of};
-use crate::error::Result;
+use super::history::Parent;
+use super::log::{self, Cut, LogKeys, Mark, SEGMENT_BYTES, Stored, segment_of};
+use crate::error::{Error, Result};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
+use crate::store::Key;
 
-/// Returns the object that reaches furthest from a position on, with the bytes there; none where no stored byte follows.
+/// The keys of the objects that have the byte at a position, in the order in which they count: the whole segment, then the increment that reaches furthest.
+fn candidates(repository: &Repository, keys: &LogKeys, position: u64) -> Result<Vec<Key>> {
+    let segment = segment_of(position);
+    let mut found = vec![keys.whole(segment)?];
+    let mut ranges = log::increments(repository, keys, segment)?;
+    ranges.retain(|(from, to)| *from <= position && position < *to);
+    ranges.sort_unstable_by_key(|(from, to)| (std::cmp::Reverse(*to), *from));
+    for (from, to) in ranges {
+        found.push(keys.increment(from, to)?);
+    }
+    Ok(found)
+}
+
+/// Reads from the first object that has the byte at a position and is whole; none where no stored byte follows. One that is damaged ends nothing where another
+/// one has the same bytes.
 ///
 /// # Errors
-/// `Damaged`; those of the store.
-pub fn object_at(
+/// `Damaged` when all are; those of the store.
+fn first_whole<T>(
     repository: &Repository,
-    keys: &LogKeys<'_>,
+    keys: &LogKeys,
     position: u64,
-) -> Result<Option<Stored>> {
-    let segment = segment_of(position);
-    let whole = Stored::open(repository, keys, &keys.whole(segment)?)?;
-    if let Some(whole) = whole.filter(|whole| whole.from <= position) {
-        return Ok(Some(whole));
+    read: &dyn Fn(&Stored) -> Result<T>,
+) -> Result<Option<T>> {
+    let mut damage: Option<Error> = None;
+    for key in candidates(repository, keys, position)? {
+        let found = Stored::open(repository, keys, &key)
+            .and_then(|stored| stored.as_ref().map(read).transpose());
+        match found {
+            Ok(None) => {}
+            Ok(Some(found)) => return Ok(Some(found)),
+            Err(e) if e.is_damage() => {
+                damage.get_or_insert(e);
+            }
+            Err(e) => return Err(e),
+        }
     }
-    let found = log::increments(repository, keys, segment)?;
-    let holds = found
-        .iter()
-        .filter(|(from, to)| *from <= position && position < *to);
-    let Some((from, to)) = holds.max_by_key(|(_, to)| *to).copied() else {
-        return Ok(None);
-    };
-    Stored::open(repository, keys, &keys.increment(from, to)?)
+    damage.map_or(Ok(None), Err)
+}
+
+/// An object, as far as a plan reads it.
+pub struct Seen {
+    /// Its first position.
+    pub from: u64,
+    /// Behind its last byte.
+    pub to: u64,
+    /// Its first place at which a reading may begin.
+    pub first_cut: Option<Cut>,
+    /// When its bytes had arrived.
+    pub marks: Vec<Mark>,
+}
+
+/// Looks at the object that counts for a position; none where no stored byte follows.
+///
+/// # Errors
+/// `Damaged`; `Key` where it cannot be read; those of the store.
+pub fn object_at(repository: &Repository, keys: &LogKeys, position: u64) -> Result<Option<Seen>> {
+    first_whole(repository, keys, position, &|stored| seen(stored))
+}
+
+fn seen(stored: &Stored) -> Result<Seen> {
+    Ok(Seen {
+        from: stored.from,
+        to: stored.to,
+        first_cut: stored.summary()?.first,
+        marks: stored.marks()?,
+    })
+}
+
+/// Reads the object that counts for a position, and its bytes.
+///
+/// # Errors
+/// As [`object_at`].
+pub fn bytes_at(
+    repository: &Repository,
+    keys: &LogKeys,
+    position: u64,
+) -> Result<Option<(Seen, Vec<u8>)>> {
+    first_whole(repository, keys, position, &|stored| {
+        Ok((seen(stored)?, stored.bytes()?))
+    })
 }
 
 /// The segments of a history of which something is stored, ascending.
 ///
 /// # Errors
 /// Those of the store.
-pub fn segments(repository: &Repository, keys: &LogKeys<'_>) -> Result<Vec<u64>> {
+pub fn segments(repository: &Repository, keys: &LogKeys) -> Result<Vec<u64>> {
     let store = repository.store();
     let mut segments = Vec::new();
     for folder in store.list(keys.prefix())? {
@@ -51,24 +111,45 @@ pub fn segments(repository: &Repository, keys: &LogKeys<'_>) -> Result<Vec<u64>>
     Ok(segments)
 }
 
-/// The last stored place at which a history may be gone on with.
+/// The stored ranges of a history, ascending, without those that touch or overlap: between two of them is a gap.
+///
+/// # Errors
+/// Those of the store.
+pub fn ranges(repository: &Repository, keys: &LogKeys) -> Result<Vec<(u64, u64)>> {
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for segment in segments(repository, keys)? {
+        let end = segment.saturating_add(SEGMENT_BYTES);
+        let found = match repository.store().open(&keys.whole(segment)?) {
+            Ok(Some(_)) => vec![(segment, end)],
+            _ => log::increments(repository, keys, segment)?,
+        };
+        for (from, to) in found {
+            match joined.last_mut() {
+                Some(last) if from <= last.1 => last.1 = last.1.max(to),
+                _ => joined.push((from, to)),
+            }
+        }
+    }
+    Ok(joined)
+}
+
+/// The last stored place at which a history may be gone on with; known without the keys, too.
 ///
 /// # Errors
 /// `Damaged`; those of the store.
-pub fn last_cut(repository: &Repository, keys: &LogKeys<'_>) -> Result<Option<Cut>> {
+pub fn last_cut(repository: &Repository, keys: &LogKeys) -> Result<Option<Cut>> {
     for segment in segments(repository, keys)?.into_iter().rev() {
         if let Some(whole) = Stored::open(repository, keys, &keys.whole(segment)?)? {
-            if let Some(cut) = whole.summary.last {
+            if let Some(cut) = whole.last_cut()? {
                 return Ok(Some(cut));
             }
             continue;
         }
-        for (from, to) in log::increments(repository, keys, segment)?
-            .into_iter()
-            .rev()
-        {
+        let mut ranges = log::increments(repository, keys, segment)?;
+        ranges.sort_unstable_by_key(|(_, to)| std::cmp::Reverse(*to));
+        for (from, to) in ranges {
             let stored = Stored::open(repository, keys, &keys.increment(from, to)?)?;
-            if let Some(cut) = stored.and_then(|stored| stored.summary.last) {
+            if let Some(cut) = stored.map_or(Ok(None), |stored| stored.last_cut())? {
                 return Ok(Some(cut));
             }
         }
@@ -76,25 +157,56 @@ pub fn last_cut(repository: &Repository, keys: &LogKeys<'_>) -> Result<Option<Cu
     Ok(None)
 }
 
+/// The first mark of time of the bytes behind a position, and the last one of the history.
+///
+/// # Errors
+/// As [`object_at`].
+pub fn life(repository: &Repository, keys: &LogKeys, behind: u64) -> Result<Option<(Mark, Mark)>> {
+    let ranges = ranges(repository, keys)?;
+    let first = ranges.iter().find(|(_, to)| *to > behind);
+    let (Some((from, _)), Some((_, end))) = (first, ranges.last()) else {
+        return Ok(None);
+    };
+    let first = object_at(repository, keys, behind.max(*from))?;
+    let first = first.and_then(|seen| seen.marks.into_iter().find(|m| m.position > behind));
+    let last = object_at(repository, keys, end.saturating_sub(1))?;
+    let last = last.and_then(|seen| seen.marks.last().copied());
+    Ok(first.zip(last))
+}
+
+/// The history whose bytes arrived last, and when.
+///
+/// # Errors
+/// As [`object_at`].
+pub fn latest(repository: &Repository, scope: &Scope) -> Result<Option<(String, Mark)>> {
+    let mut latest: Option<(String, Mark)> = None;
+    for (replid, _) in histories(repository, scope)? {
+        let life = life(repository, &LogKeys::new(scope, &replid), 0)?;
+        if let Some((_, last)) = life
+            && latest
+                .as_ref()
+                .is_none_or(|(_, mark)| mark.arrived_us < last.arrived_us)
+        {
+            latest = Some((replid, last));
+        }
+    }
+    Ok(latest)
+}
+
+/// A history of which something is stored, and those that it goes on from.
+pub type Known = (String, Vec<Parent>);
+
 /// The histories of a server of which something is stored.
 ///
 /// # Errors
-/// `Damaged`; those of the store.
-pub fn histories(repository: &Repository, scope: &Scope) -> Result<Vec<(String, History)>> {
+/// Those of the store.
+pub fn histories(repository: &Repository, scope: &Scope) -> Result<Vec<Known>> {
     let mut found = Vec::new();
     for listed in repository.store().list(&log::logs(scope))? {
-        if listed.is_prefix && is_replid(&listed.name) {
+        if listed.is_prefix && log::is_replid(&listed.name) {
             let keys = LogKeys::new(scope, &listed.name);
-            let history = History::read(repository, &keys)?;
-            found.extend(history.map(|history| (listed.name.clone(), history)));
+            found.push((listed.name.clone(), Parent::of(repository, &keys)?));
         }
     }
     Ok(found)
-}
-
-fn is_replid(name: &str) -> bool {
-    name.len() == 40
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -5,6 +5,7 @@ pub mod list;
 pub mod receive;
 pub mod restore;
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -18,10 +19,14 @@ use crate::error::{Code, Error, Result};
 use crate::redis::connection::Way;
 use crate::redis::kind::NAME;
 use crate::redis::member::Member;
+use crate::redis::route::{self, Moment, Route, Target};
 use crate::redis::source::Source;
+use crate::redis::walk;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
+use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxRoot;
+use crate::repo::scope::Scope;
 use crate::wire::tls;
 
 /// No password is longer.
@@ -122,33 +127,95 @@ fn unreadable(kind: &str, path: &Path, error: std::io::Error) -> Error {
     err!(Config, "could not read {kind} \"{}\"", path.display()).source(error)
 }
 
-/// Finds the newest undamaged backup whose facts fit, in the first repository that has one.
+/// A backup that does not lead to the target is followed by an older one, so often.
+const ATTEMPTS_MAX: usize = 16;
+
+/// Finds the newest undamaged backup from which a way leads to the target, or the one that is named, in the first repository that has one; and the way.
 ///
 /// # Errors
-/// `OutOfReach`; that of the first repository, when none can be read; `Damaged` when a member cannot be read.
-fn newest(session: &Session, name: &str, fits: &dyn Fn(&Member) -> bool) -> Result<Stored> {
+/// `OutOfReach`; `Refused` where it is not known which history is wanted; that of the first repository, when none can be read; `Damaged`.
+fn on_way(
+    session: &Session,
+    name: &str,
+    wanted: Option<&BackupId>,
+    target: &Target,
+) -> Result<(Stored, Route)> {
     let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
+    let way = RefCell::new(None);
     let found = search::first(session, (NAME, name), |repository, scope| {
-        for id in search::newest_first(repository, scope, is_whole)? {
+        let candidates = match wanted {
+            Some(_) => search::named_or_newest(repository, scope, wanted, is_whole)?
+                .into_iter()
+                .collect(),
+            None => search::newest_first(repository, scope, is_whole)?,
+        };
+        let mut failure = None;
+        let mut attempts = 0;
+        for id in candidates {
             let member = AuxRoot::member(repository.store(), scope, &id)?;
-            if let Some(member) = member
-                && fits(&Member::read(&member)?)
-            {
-                return Ok(Some(id));
+            let Some(member) = member.as_ref().map(Member::read).transpose()? else {
+                continue;
+            };
+            if !is_before(&member, target) {
+                continue;
+            }
+            match way_from(repository, scope, &member, target) {
+                Ok(route) => {
+                    way.replace(Some(route));
+                    return Ok(Some(id));
+                }
+                Err(e) if e.code() == Code::OutOfReach && attempts < ATTEMPTS_MAX => {
+                    attempts += 1;
+                    failure.get_or_insert(e);
+                }
+                Err(e) => return Err(e),
             }
         }
-        Ok(None)
+        failure.map_or(Ok(None), Err)
     })?;
-    let backup = found.ok_or_else(|| {
-        err!(
+    match (found, way.into_inner()) {
+        (Some(backup), Some(route)) => Ok((read(backup)?, route)),
+        _ => Err(err!(
             OutOfReach,
             "redis \"{name}\" has no undamaged backup at or before the target"
         )
         .hint(format!(
             "Nothing was written.\npitr redis ls {name} shows what there is."
-        ))
-    })?;
-    read(backup)
+        ))),
+    }
+}
+
+fn is_before(member: &Member, target: &Target) -> bool {
+    match target.moment {
+        Moment::Time(wanted) => {
+            let received = member.received_time.unix_micros();
+            received.is_some_and(|received| received <= wanted)
+        }
+        Moment::Position(wanted) => member.offset <= wanted,
+        Moment::End => true,
+    }
+}
+
+fn way_from(
+    repository: &Repository,
+    scope: &Scope,
+    member: &Member,
+    target: &Target,
+) -> Result<Route> {
+    let route = route::plan(repository, scope, (&member.replid, member.offset), target)?;
+    if target.moment != Moment::End || target.replid.is_some() {
+        return Ok(route);
+    }
+    // The end of a history that the server has left is not the end.
+    let latest = walk::latest(repository, scope)?;
+    match latest.filter(|(replid, _)| route.legs.iter().all(|leg| leg.replid != *replid)) {
+        Some((replid, mark)) if Some(mark.arrived_us) > route.arrived_us => Err(err!(
+            OutOfReach,
+            "the last bytes that were received are of history {replid}, and no way leads there"
+        )
+        .hint("Nothing was written.\nTake a backup now. --history REPLID goes to the end of another one; pitr redis info NAME shows them.")),
+        _ => Ok(route),
+    }
 }
 
 /// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it.

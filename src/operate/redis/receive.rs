@@ -14,13 +14,13 @@ use crate::journal::{self, Journal};
 use crate::operate::session::Session;
 use crate::pg::segment::SegmentSize;
 use crate::redis::command::Reader;
-use crate::redis::history::History;
-use crate::redis::info::Info;
+use crate::redis::history::Beginning;
 use crate::redis::kind::NAME;
 use crate::redis::log::LogKeys;
 use crate::redis::receive::{self, Progressed, Sink};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
 use crate::redis::shipment::{self, Origin, Shipment};
+use crate::redis::source::Source;
 use crate::redis::walk;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
@@ -146,7 +146,14 @@ fn tail(journal: &Journal) -> Result<(Option<State>, u64)> {
 fn replay(frames: &mut Frames<std::fs::File>, left: u64) -> Result<Option<State>> {
     let mut records = Records::new(left, |buffer: &mut [u8]| shipment::fill(frames, buffer));
     let mut held: Option<State> = None;
-    while let Some(record) = records.read()? {
+    loop {
+        let record = match records.read() {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(held),
+            // The server is asked once more for what follows; the shipping says what is lost where it has it no more.
+            Err(_) if held.is_some() => return Ok(held),
+            Err(e) => return Err(e),
+        };
         match (record, &mut held) {
             (Record::State(state), _) => held = Some(*state),
             (Record::Bytes { bytes, .. }, Some(state)) => {
@@ -157,7 +164,6 @@ fn replay(frames: &mut Frames<std::fs::File>, left: u64) -> Result<Option<State>
             }
         }
     }
-    Ok(held)
 }
 
 fn receive_until_stopped(
@@ -173,10 +179,10 @@ fn receive_until_stopped(
         let mut tick = || host.check_stop();
         let attempt = connect(session, redis).and_then(|source| {
             if sink.held.is_none() {
-                sink.held = stored(session, settings, scope, &source.info)?;
+                sink.held = stored(session, settings, scope, &source)?;
             }
-            let mut began = |state: &State, why: Option<&str>| {
-                host.progress.note(&begun(redis, state, why));
+            let mut began = |state: &State, beginning: &Beginning| {
+                host.progress.note(&begun(redis, state, beginning));
             };
             let mut watch = |progressed: &Progressed| {
                 backoff.reset();
@@ -212,12 +218,12 @@ fn receive_until_stopped(
     }
 }
 
-fn begun(redis: &Redis, state: &State, why: Option<&str>) -> String {
-    let (name, replid, from) = (&redis.name, &state.replid, state.from);
+fn begun(redis: &Redis, state: &State, beginning: &Beginning) -> String {
+    let (name, replid, from) = (&redis.name, &state.replid, beginning.position);
     let next = format!(
         "Take a backup now, or nothing behind it can be restored: pitr redis backup {name}"
     );
-    match why {
+    match &beginning.reason {
         Some(why) => {
             format!("gap: {why}. History {replid} is received from position {from} on. {next}")
         }
@@ -230,15 +236,15 @@ fn stored(
     session: &Session,
     settings: &Settings,
     scope: &Scope,
-    info: &Info,
+    source: &Source,
 ) -> Result<Option<State>> {
     let configured = settings.first_repository()?;
     let repository = session.open(configured)?;
     for field in ["master_replid", "master_replid2"] {
-        let Some(replid) = info.field(field) else {
+        let Some(replid) = source.info.field(field) else {
             continue;
         };
-        if let Some(state) = end_of(&repository, scope, replid)? {
+        if let Some(state) = end_of(&repository, scope, replid, source)? {
             return Ok(Some(state));
         }
     }
@@ -246,22 +252,17 @@ fn stored(
 }
 
 /// The state at the last place at which the stored history of this name may be gone on with.
-fn end_of(repository: &Repository, scope: &Scope, replid: &str) -> Result<Option<State>> {
+fn end_of(
+    repository: &Repository,
+    scope: &Scope,
+    replid: &str,
+    source: &Source,
+) -> Result<Option<State>> {
     let keys = LogKeys::new(scope, replid);
-    let Some(history) = History::read(repository, &keys)? else {
-        return Ok(None);
-    };
-    let Some(cut) = walk::last_cut(repository, &keys)? else {
-        return Ok(None);
-    };
-    Ok(Some(State {
-        replid: replid.to_owned(),
-        parent: history.parent.zip(history.fork),
-        run_id: history.run_id,
-        server_version: history.server_version,
-        flavor: history.flavor,
-        from: cut.position,
+    let cut = walk::last_cut(repository, &keys)?;
+    Ok(cut.map(|cut| State {
         reader: Reader::new(cut.position, cut.db),
+        ..source.state(replid.to_owned(), cut.position)
     }))
 }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::{Stored, find, newest};
+use super::{Stored, find, on_way};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -66,7 +66,13 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
     if to.exists() {
         content::check_empty(&to)?;
     }
-    let stored = base(session, asked)?;
+    let (stored, route) = match &asked.target {
+        Some(target) => {
+            let (stored, route) = on_way(session, asked.name, asked.backup, target)?;
+            (stored, Some(route))
+        }
+        None => (find(session, asked.name, asked.backup)?, None),
+    };
     let member = &stored.member;
     let source = member.server()?;
     if member.method != PSYNC {
@@ -81,11 +87,6 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
     let installed = program::find(session.environment.get("PATH"), source.flavor);
     let target = target(asked, &source, installed.as_ref())?;
     check_loads(target.as_ref(), member, &source)?;
-    let (repository, scope) = (&stored.backup.repository, &stored.backup.scope);
-    let route = asked
-        .target
-        .map(|target| route::plan(repository, scope, (&member.replid, member.offset), target))
-        .transpose()?;
     let plan = Plan {
         member,
         target: target.as_ref().unwrap_or(&source),
@@ -172,33 +173,6 @@ fn checker(
     }
     let none = || format!("{version} has no check-aof beside its server");
     installed.check_aof.clone().ok_or_else(none)
-}
-
-/// The backup that is named, else the newest one at or before the moment.
-fn base(session: &Session, asked: &Asked<'_>) -> Result<Stored> {
-    let fits = |member: &Member| match asked.target {
-        Some(Target::Time(wanted)) => {
-            let received = member.received_time.unix_micros();
-            received.is_some_and(|received| received <= wanted)
-        }
-        Some(Target::Position(wanted)) => member.offset <= wanted,
-        Some(Target::End) | None => true,
-    };
-    match (asked.backup, asked.target) {
-        (None, Some(Target::Time(_) | Target::Position(_))) => newest(session, asked.name, &fits),
-        (backup, _) => {
-            let stored = find(session, asked.name, backup)?;
-            match fits(&stored.member) {
-                true => Ok(stored),
-                false => Err(err!(
-                    Refused,
-                    "backup \"{}\" is of a later moment than the target",
-                    stored.backup.id
-                )
-                .hint("Nothing was written.\nLeave --backup out: the newest one before the target is taken then.")),
-            }
-        }
-    }
 }
 
 fn write(session: &Session, stored: &Stored, plan: &Plan<'_>, route: Option<&Route>) -> Result<()> {

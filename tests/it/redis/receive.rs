@@ -45,6 +45,7 @@ pub fn stop(running: Running) -> Run {
 
 /// A moment of a server.
 pub struct Moment {
+    pub replid: String,
     pub offset: u64,
     pub content: String,
 }
@@ -53,7 +54,17 @@ impl Moment {
     pub fn of(server: &Server) -> Moment {
         let content = server.content();
         let offset = server.info("master_repl_offset").parse().unwrap();
-        Moment { offset, content }
+        let replid = server.info("master_replid");
+        Moment {
+            replid,
+            offset,
+            content,
+        }
+    }
+
+    /// The value of `--target-offset`.
+    pub fn target(&self) -> String {
+        format!("{}:{}", self.replid, self.offset)
     }
 }
 
@@ -77,7 +88,7 @@ fn r20_every_moment_comes_back(name: &'static str) {
     let ended = stop(running);
     assert!(ended.stdout.contains("received up to offset"), "{ended}");
     for (n, moment) in moments.iter().enumerate() {
-        let offset = moment.offset.to_string();
+        let offset = moment.target();
         let options = ["--target-offset", &offset, "--as-replica"];
         let copy = world.restore(&format!("copy{n}"), &options);
         let content = Server::on(name, &copy, &[]).content();
@@ -118,7 +129,7 @@ fn r21_what_wait_confirmed_survives_a_kill_of_the_receiver(name: &'static str) {
     stop(running);
     // The last answers of the server itself are confirmed, too.
     for (n, moment) in known.iter().enumerate() {
-        let offset = moment.offset.to_string();
+        let offset = moment.target();
         let copy = world.restore(&format!("copy{n}"), &["--target-offset", &offset]);
         let content = Server::on(name, &copy, &[]).content();
         assert_eq!(content, moment.content, "round {n}");
@@ -206,7 +217,7 @@ fn r23_a_failover_leaves_no_gap(name: &'static str) {
     let third = Moment::of(&replica);
     stop(running);
     for (n, moment) in [first, second, third].iter().enumerate() {
-        let offset = moment.offset.to_string();
+        let offset = moment.target();
         let copy = world.restore(&format!("copy{n}"), &["--target-offset", &offset]);
         let content = Server::on(name, &copy, &[]).content();
         assert_eq!(content, moment.content, "moment {n}");
@@ -215,3 +226,192 @@ fn r23_a_failover_leaves_no_gap(name: &'static str) {
     assert_eq!(histories.count(), 2);
 }
 per_server!(r23_a_failover_leaves_no_gap);
+
+/// A receiver that has more than the replica which is promoted leaves the old history where the replica did, and both can be had.
+fn r24_what_the_promoted_replica_never_had_is_left(name: &'static str) {
+    let delay = ["--repl-diskless-sync-delay", "0"];
+    let mut master = Server::listening(name, "--port", &delay);
+    let port = master.port().to_string();
+    let replica = Server::start(name, &delay);
+    replica.ask(&["REPLICAOF", "127.0.0.1", &port]);
+    wait_until(PATIENCE, "the replica is there", || {
+        replica
+            .ask(&["INFO", "replication"])
+            .contains("master_link_status:up")
+    });
+    let world = World::new(&master);
+    configure(&world, &master, "identity = \"shop\"");
+    let running = receiver(&world, &master);
+    world.backup();
+    confirm(&master, "SELECT 2\nSET a 1\n", 2);
+    let both = Moment::of(&master);
+    replica.ask(&["REPLICAOF", "NO", "ONE"]);
+    confirm(&master, "SELECT 3\nSET only:there 1\n", 1);
+    let before = Moment::of(&master);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let time = now();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    confirm(&master, "SET only:there 2\n", 1);
+    let tail = Moment::of(&master);
+    stop(running);
+    master.kill();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    configure(&world, &replica, "identity = \"shop\"");
+    let forks = replica.info("sync_full");
+    let running = receiver(&world, &replica);
+    assert_eq!(replica.info("sync_full"), forks, "{}", running.stderr());
+    confirm(&replica, "SELECT 4\nSET only:here 1\n", 1);
+    let end = Moment::of(&replica);
+    stop(running);
+    let wanted = [
+        (both.target(), &both),
+        (tail.target(), &tail),
+        (end.target(), &end),
+    ];
+    for (n, (target, moment)) in wanted.iter().enumerate() {
+        let copy = world.restore(&format!("copy{n}"), &["--target-offset", target]);
+        assert_eq!(
+            Server::on(name, &copy, &[]).content(),
+            moment.content,
+            "{n}"
+        );
+    }
+    let options: [(&[&str], &Moment); 3] = [
+        (&["--latest"], &end),
+        (&["--latest", "--history", &tail.replid], &tail),
+        (&["--target-time", &time], &before),
+    ];
+    for (n, (options, moment)) in options.iter().enumerate() {
+        let copy = world.restore(&format!("by{n}"), options);
+        let content = Server::on(name, &copy, &[]).content();
+        assert_eq!(content, moment.content, "{options:?}");
+    }
+}
+per_server!(r24_what_the_promoted_replica_never_had_is_left);
+
+/// A damaged object ends nothing where another one has the same bytes; where none has, nothing is written.
+#[test]
+fn r25_a_damaged_object_of_the_log_is_passed_over_or_named() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    world.backup();
+    let mut middle = None;
+    for round in 0..6 {
+        let lines: String = (0..3000)
+            .map(|n| format!("SET key:{round}:{n} {}\n", "v".repeat(1000)))
+            .collect();
+        confirm(&server, &lines, 1);
+        if round == 3 {
+            middle = Some(Moment::of(&server));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2200));
+    }
+    let end = Moment::of(&server);
+    let middle = middle.unwrap();
+    stop(running);
+    let log = world
+        .repository()
+        .join("aux/redis/cache/log")
+        .join(&end.replid);
+    let files = crate::common::files_below(&log);
+    let whole: Vec<&String> = files.iter().filter(|f| is_whole(f)).collect();
+    assert_eq!(whole.len(), 1, "{files:?}");
+    damage(&log.join(whole[0]));
+    let target = middle.target();
+    let copy = world.restore("copy", &["--target-offset", &target]);
+    assert_eq!(Server::on("redis-7", &copy, &[]).content(), middle.content);
+    for file in files.iter().filter(|f| f.starts_with("open/")) {
+        damage(&log.join(file));
+    }
+    let none = world.sandbox.join("none");
+    for options in [&["--latest"][..], &["--target-offset", &target]] {
+        let run = world.restoring(&none, options).run();
+        run.expect_code(1).expect_stderr("error damaged");
+        assert!(!none.exists());
+    }
+}
+
+fn is_whole(file: &str) -> bool {
+    let (folder, name) = file.split_once('/').unwrap_or_default();
+    folder.len() == 8 && name.len() == 16
+}
+
+/// Turns a byte in the middle of a file.
+fn damage(path: &std::path::Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// What the journal lost before it was shipped is asked of the server again; where that has it no more, the gap is recorded with its reason.
+#[test]
+fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
+    for is_lost in [false, true] {
+        let options = [
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-backlog-size",
+            "2mb",
+        ];
+        let server = Server::start("redis-7", &options);
+        let world = World::new(&server);
+        configure(&world, &server, "");
+        let running = receiver(&world, &server);
+        world.backup();
+        confirm(&server, "SET a 1\n", 1);
+        let first = Moment::of(&server);
+        stop(running);
+        // Nothing is shipped while the repository is away.
+        let away = world.sandbox.join("away");
+        std::fs::rename(world.repository(), &away).unwrap();
+        let running = receiver(&world, &server);
+        let lines: String = (0..500)
+            .map(|n| format!("SET key:{n} {}\n", "v".repeat(1000)))
+            .collect();
+        confirm(&server, &lines, 1);
+        running.signal(Signal::KILL);
+        running.wait();
+        if is_lost {
+            let lines: String = (0..4000)
+                .map(|n| format!("SET late:{n} {}\n", "v".repeat(1000)))
+                .collect();
+            server.feed(&lines);
+        }
+        let journal = world.sandbox.join("journal");
+        let mut files = crate::common::files_below(&journal);
+        files.retain(|file| file.ends_with(".wal"));
+        files.sort();
+        let path = journal.join(files.last().unwrap());
+        let bytes = std::fs::read(&path).unwrap();
+        let used = bytes.iter().rposition(|b| *b != 0).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"damage", (used / 2) as u64).unwrap();
+        std::fs::rename(&away, world.repository()).unwrap();
+        let running = receiver(&world, &server);
+        confirm(&server, "SET last 1\n", 1);
+        let end = Moment::of(&server);
+        stop(running);
+        let log = world
+            .repository()
+            .join("aux/redis/cache/log")
+            .join(&end.replid);
+        let gaps = std::fs::read_dir(log.join("begins")).unwrap().count();
+        // The receiver's own beginning is one.
+        assert_eq!(gaps, 1 + usize::from(is_lost));
+        let none = world.sandbox.join("none");
+        let target = end.target();
+        let run = world.restoring(&none, &["--target-offset", &target]).run();
+        if is_lost {
+            run.expect_code(5).expect_stderr("gap");
+            let copy = world.restore("copy", &["--target-offset", &first.target()]);
+            assert_eq!(Server::on("redis-7", &copy, &[]).content(), first.content);
+        } else {
+            run.success();
+            assert_eq!(Server::on("redis-7", &none, &[]).content(), end.content);
+        }
+    }
+}
