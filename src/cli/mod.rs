@@ -60,6 +60,7 @@ pub mod plan;
 pub mod query;
 pub mod receive;
 pub mod redis;
+pub mod redis_moments;
 mod replaced;
 pub mod repo;
 pub mod repo_check;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Context;
 use super::output::{Align, Table};
-use crate::err;
+use super::redis_moments::{self, InfoArgs, PlanArgs, TargetArgs};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
@@ -14,9 +14,7 @@ use crate::operate::redis::backup::{self, Asked, Taken};
 use crate::operate::redis::list::{self, Listed};
 use crate::operate::redis::receive;
 use crate::operate::redis::restore::{self, Restored};
-use crate::pg::time::TimestampTz;
-use crate::redis::log;
-use crate::redis::route::{Moment, Route, Target};
+use crate::redis::route::Route;
 use crate::repo::id::BackupId;
 
 /// Back up Redis and Valkey servers, and restore their data sets
@@ -34,6 +32,8 @@ pub struct Args {
 pub enum Command {
     Backup(BackupArgs),
     Receive(ReceiveArgs),
+    Info(InfoArgs),
+    Plan(PlanArgs),
     Restore(RestoreArgs),
     Ls(LsArgs),
 }
@@ -100,21 +100,9 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "ID")]
     pub backup: Option<BackupId>,
 
-    /// Replay what a receiver stored, up to this time
-    #[arg(long, value_name = "TIME", conflicts_with_all = ["target_offset", "latest"])]
-    pub target_time: Option<TimestampTz>,
-
-    /// Replay what a receiver stored, up to this offset of the server's replication
-    #[arg(long, value_name = "REPLID:N", conflicts_with_all = ["latest", "history"], value_parser = offset)]
-    pub target_offset: Option<(String, u64)>,
-
-    /// Replay all that a receiver stored
-    #[arg(long)]
-    pub latest: bool,
-
-    /// Follow the server to this replication id, where a failover left two
-    #[arg(long, value_name = "REPLID", value_parser = replid)]
-    pub history: Option<String>,
+    /// The moment.
+    #[command(flatten)]
+    pub target: TargetArgs,
 
     /// Keep keys whose time to live is over, for a look at the data as they were
     #[arg(long)]
@@ -155,6 +143,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             run_restore(args, cx)
         }
         Command::Ls(args) => run_ls(args, cx),
+        Command::Info(args) => redis_moments::info(args, cx),
+        Command::Plan(args) => redis_moments::plan(args, cx),
     }
 }
 
@@ -248,7 +238,7 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         name: &args.name,
         to: &args.to,
         backup: args.backup.as_ref(),
-        target: target(args)?,
+        target: args.target.read()?,
         as_replica: args.as_replica,
         server_version: args.server_version.as_deref(),
         is_dry_run: args.dry_run,
@@ -283,42 +273,6 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
     }
     report_restore(args, cx, &restored)?;
     Ok(exit::SUCCESS)
-}
-
-fn target(args: &RestoreArgs) -> Result<Option<Target>> {
-    if let Some((replid, position)) = &args.target_offset {
-        return Ok(Some(Target {
-            moment: Moment::Position(*position),
-            replid: Some(replid.clone()),
-        }));
-    }
-    let moment = match args.target_time {
-        Some(time) => {
-            let micros = time.unix_micros();
-            Moment::Time(micros.ok_or_else(|| err!(Usage, "--target-time is out of range"))?)
-        }
-        None if args.latest => Moment::End,
-        None => return Ok(None),
-    };
-    Ok(Some(Target {
-        moment,
-        replid: args.history.clone(),
-    }))
-}
-
-/// Reads a position with its history.
-fn offset(text: &str) -> std::result::Result<(String, u64), String> {
-    let parts = text.split_once(':');
-    let read = parts.and_then(|(id, n)| Some((replid(id).ok()?, n.parse().ok()?)));
-    read.ok_or_else(|| "a replication id of 40 hexadecimal digits, a colon and an offset are needed, as pitr redis info shows them".to_owned())
-}
-
-/// Reads the name of a history.
-fn replid(text: &str) -> std::result::Result<String, String> {
-    match log::is_replid(text) {
-        true => Ok(text.to_owned()),
-        false => Err("a replication id has 40 hexadecimal digits".to_owned()),
-    }
 }
 
 fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {

@@ -23,7 +23,7 @@ pub const PAYLOAD_MAX: usize = 256 << 10;
 /// Bytes that are read at once where frames are short. Long frames are read as far as needed, with the header behind them: those that are
 /// passed over are not read at all, and of those that are read nothing has to be moved.
 const READ_BYTES: usize = 32 << 10;
-/// Of frames that are passed over and are longer, the header alone is read.
+/// The header alone is read of frames that are passed over and are longer.
 const SHORT_BYTES: usize = 4 << 10;
 
 const FILE_MAGIC: &[u8; 8] = b"PITRJRNL";

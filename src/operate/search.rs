@@ -65,28 +65,37 @@ pub fn first(
 ) -> Result<Option<Stored>> {
     let scope = Scope::aux(kind, name)?;
     let planned = session.host.now();
+    in_first(session, |repository, configured| {
+        let id = choose(&repository, &scope)?;
+        Ok(id.map(|id| Stored {
+            repository,
+            configured,
+            scope: scope.clone(),
+            id,
+            planned,
+        }))
+    })
+}
+
+/// Returns what `find` finds in the first repository in which it finds anything; none where every repository answers and none has anything.
+///
+/// # Errors
+/// The error of the first repository that failed, where no other one has anything.
+pub fn in_first<T>(
+    session: &Session,
+    find: impl Fn(Repository, config::Repository) -> Result<Option<T>>,
+) -> Result<Option<T>> {
     let mut failure: Option<Error> = None;
     for configured in session.settings_with_repositories()?.repositories {
-        let found = session.open(&configured).and_then(|repository| {
-            let id = choose(&repository, &scope)?;
-            Ok(id.map(|id| (repository, id)))
-        });
+        let name = configured.name.clone();
+        let found = session
+            .open(&configured)
+            .and_then(|repository| find(repository, configured));
         match found {
-            Ok(Some((repository, id))) => {
-                return Ok(Some(Stored {
-                    repository,
-                    configured,
-                    scope,
-                    id,
-                    planned,
-                }));
-            }
             Ok(None) => {}
+            Ok(found) => return Ok(found),
             Err(e) => {
-                session.warn(&format!(
-                    "repository \"{}\" is passed over: {e}",
-                    configured.name
-                ));
+                session.warn(&format!("repository \"{name}\" is passed over: {e}"));
                 failure.get_or_insert(e);
             }
         }

@@ -1,4 +1,4 @@
-//! What a repository says about a history: who sent it, which others it goes on from, and where its reception began (format, section 16.7).
+//! The objects that say of a history who sent it, which others it goes on from, and where its reception began (format, section 16.7).
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -4,7 +4,7 @@
 //! `connection` speaks with the server, `transfer` asks for a full resynchronisation and receives it, and `directory` writes what a server loads.
 //!
 //! A receiver gets what follows a data set: `position` decides where it goes on, `receive` brings the server's commands (`command`) into the journal (`record`),
-//! and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again.
+//! and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again, `route` the way to a moment, and `overview` shows all.
 
 pub mod command;
 pub mod connection;
@@ -15,6 +15,7 @@ pub mod info;
 pub mod kind;
 pub mod log;
 pub mod member;
+pub mod overview;
 pub mod position;
 pub mod program;
 pub mod rdb;

@@ -203,7 +203,7 @@ fn changed() -> Error {
 enum Answer {
     /// All of it, and it is this one.
     Full(FullResync),
-    /// What follows; by which name, where the server says so.
+    /// The bytes that follow; by which name, where the server says so.
     Continue(Option<String>),
 }
 
@@ -276,7 +276,7 @@ fn begin(
     }
 }
 
-/// Passes over the data set, behind which the history goes on. What lies between the bytes that were held and these is a gap.
+/// Passes over the data set, behind which the history goes on. The bytes between those that were held and these are lost.
 fn full_after(
     source: &mut Source,
     full: &FullResync,

@@ -257,7 +257,7 @@ impl Search<'_> {
             .map_or(from, |mark| mark.position.clamp(from, limit))
     }
 
-    /// Where a history ends before the next one goes on: that one may have the bytes of both.
+    /// The next step where nothing more is stored of a history: the next one may have the bytes of both.
     fn goes_on_in(&self, next: Option<&(String, u64)>, reached: u64) -> Result<Reached> {
         let Some((child, _)) = next else {
             return Ok(Reached::End(reached));

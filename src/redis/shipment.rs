@@ -282,7 +282,7 @@ pub struct Shipment {
     /// The number of the present assembly.
     number: u64,
     last_put: Option<Instant>,
-    /// What the repository was told last of the history.
+    /// The repository was told this of the history last.
     known: Option<Told>,
     /// The place in the journal that could not be read.
     unreadable: Option<(SegmentName, Lsn)>,
@@ -452,7 +452,7 @@ impl Shipment {
                     return Err(e);
                 }
                 Err(_) => {
-                    // What follows in the file is lost: the next one begins with a state, which tells how much that is.
+                    // The rest of the file is lost: the next one begins with a state, which tells how much that is.
                     self.read_to_its_end(segment.name);
                     continue;
                 }
@@ -659,13 +659,13 @@ mod tests {
         let mut runs = Runs::default();
         let (mut stored, mut shipped) = (0, 0);
         let mut objects: Vec<(u64, u64)> = Vec::new();
-        for to in 1..=MERGE_COUNT as u64 * MERGE_COUNT as u64 {
+        for to in 1..=u64::from(MERGE_COUNT * MERGE_COUNT) {
             let from = runs.next((0, shipped));
             runs.stored(to);
             objects.push((from, to));
             stored += to - from;
             shipped = to;
-            if to % 997 == 0 {
+            if to.is_multiple_of(997) {
                 let (mut reached, mut opened) = (0, 0);
                 while reached < to {
                     let inside = objects

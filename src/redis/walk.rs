@@ -1,7 +1,7 @@
 //! The stored bytes of a history, from a position on.
 
 use super::history::Parent;
-use super::log::{self, Cut, LogKeys, Mark, SEGMENT_BYTES, Stored, segment_of};
+use super::log::{self, Cut, Event, LogKeys, Mark, SEGMENT_BYTES, Stored, segment_of};
 use crate::error::{Error, Result};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
@@ -87,6 +87,20 @@ pub fn bytes_at(
 ) -> Result<Option<(Seen, Vec<u8>)>> {
     first_whole(repository, keys, position, &|stored| {
         Ok((seen(stored)?, stored.bytes()?))
+    })
+}
+
+/// Looks at the object that counts for a position, and at the commands that it names.
+///
+/// # Errors
+/// As [`object_at`].
+pub fn events_at(
+    repository: &Repository,
+    keys: &LogKeys,
+    position: u64,
+) -> Result<Option<(Seen, Vec<Event>)>> {
+    first_whole(repository, keys, position, &|stored| {
+        Ok((seen(stored)?, stored.events()?))
     })
 }
 

@@ -1,7 +1,9 @@
 //! Data sets of Redis and Valkey: taken, put back, and listed.
 
 pub mod backup;
+pub mod info;
 pub mod list;
+pub mod plan;
 pub mod receive;
 pub mod restore;
 

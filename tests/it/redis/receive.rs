@@ -20,12 +20,13 @@ pub fn configure(world: &World, server: &Server, more: &str) {
 
 /// Starts a receiver, and waits until the server counts it.
 pub fn receiver(world: &World, server: &Server) -> Running {
+    let online = || {
+        let told = server.ask(&["INFO", "replication"]);
+        told.matches("state=online").count()
+    };
+    let before = online();
     let running = world.redis(&["receive", "cache"]).spawn();
-    wait_until(PATIENCE, "the receiver is online", || {
-        server
-            .ask(&["INFO", "replication"])
-            .contains("state=online")
-    });
+    wait_until(PATIENCE, "the receiver is online", || online() > before);
     running
 }
 
@@ -154,17 +155,33 @@ fn r22_a_time_is_a_target() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     let time = now();
     std::thread::sleep(std::time::Duration::from_millis(50));
-    confirm(
-        &server,
-        "SELECT 3\nSET more 1\nFLUSHALL\nSET account 0\n",
-        1,
-    );
+    confirm(&server, "SELECT 3\nSET more 1\n", 1);
+    let whole = Moment::of(&server);
+    confirm(&server, "SELECT 3\nFLUSHALL\nSET account 0\n", 1);
     let end = Moment::of(&server);
     stop(running);
     let copy = world.restore("copy", &["--target-time", &time]);
     assert_eq!(Server::on("redis-7", &copy, &[]).content(), good.content);
     let copy = world.restore("last", &["--latest"]);
     assert_eq!(Server::on("redis-7", &copy, &[]).content(), end.content);
+    let info = world.json(&["info", "cache", "--commands"]);
+    let flushed = &info["histories"][0]["notable"][0];
+    assert_eq!(flushed["command"], "FLUSHALL", "{info}");
+    assert_eq!(flushed["db"], 3, "{info}");
+    let target = format!("{}:{}", end.replid, flushed["position"]);
+    let planned = world.json(&["plan", "cache", "--target-offset", &target]);
+    assert_eq!(planned["offset"], whole.offset, "{planned}");
+    assert_eq!(world.json(&["plan", "cache"])["offset"], end.offset);
+    let copy = world.restore("whole", &["--target-offset", &target]);
+    assert_eq!(Server::on("redis-7", &copy, &[]).content(), whole.content);
+    let shown = world
+        .redis(&["info", "cache", "--commands"])
+        .run()
+        .success();
+    assert!(
+        shown.stdout.contains(&format!("--target-offset {target}")),
+        "{shown}"
+    );
     let none = world.sandbox.join("none");
     let late = now();
     let run = world.restoring(&none, &["--target-time", &late]).run();
@@ -347,7 +364,7 @@ fn damage(path: &std::path::Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// What the journal lost before it was shipped is asked of the server again; where that has it no more, the gap is recorded with its reason.
+/// The server is asked again for bytes that the journal lost before they were shipped; where it has them no more, the gap is recorded with its reason.
 #[test]
 fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
     for is_lost in [false, true] {
@@ -405,6 +422,9 @@ fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
         let none = world.sandbox.join("none");
         let target = end.target();
         let run = world.restoring(&none, &["--target-offset", &target]).run();
+        let info = world.redis(&["info", "cache"]).run().success();
+        let told = info.stdout.contains("gap behind offset");
+        assert_eq!(told, is_lost, "{info}");
         if is_lost {
             run.expect_code(5).expect_stderr("gap");
             let copy = world.restore("copy", &["--target-offset", &first.target()]);
@@ -413,5 +433,46 @@ fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
             run.success();
             assert_eq!(Server::on("redis-7", &none, &[]).content(), end.content);
         }
+    }
+}
+
+/// A host without the private half of the keys receives into an encrypted repository, and goes on there also when its journal is lost.
+#[test]
+fn r27_a_host_that_cannot_read_goes_on_in_an_encrypted_repository() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::sealed(&server);
+    configure(&world, &server, "");
+    world.backup();
+    world.hide_private_key(true);
+    let running = receiver(&world, &server);
+    stop(running);
+    world.hide_private_key(false);
+    world.backup();
+    world.hide_private_key(true);
+    let mut moments = Vec::new();
+    for round in 0..3 {
+        let forks = server.info("sync_full");
+        let running = receiver(&world, &server);
+        assert_eq!(server.info("sync_full"), forks, "{}", running.stderr());
+        let lines = format!("SELECT {round}\nSET key:{round} {round}\n");
+        confirm(&server, &lines, 1);
+        moments.push(Moment::of(&server));
+        stop(running);
+        if round == 1 {
+            std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
+        }
+    }
+    let none = world.sandbox.join("none");
+    world
+        .restoring(&none, &["--latest"])
+        .run()
+        .expect_stderr("key");
+    assert!(!none.exists());
+    world.hide_private_key(false);
+    for (n, moment) in moments.iter().enumerate() {
+        let options = ["--target-offset", &moment.target()];
+        let copy = world.restore(&format!("copy{n}"), &options);
+        let content = Server::on("redis-7", &copy, &[]).content();
+        assert_eq!(content, moment.content, "moment {n}");
     }
 }

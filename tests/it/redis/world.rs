@@ -80,6 +80,24 @@ impl World {
         self.pitr(&[&["redis"], arguments].concat())
     }
 
+    /// The answer of a command with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let run = self.redis(arguments).arg("--json").run();
+        run.success().json()
+    }
+
+    /// Takes the private half of the keys out of the configuration, or puts it back.
+    pub fn hide_private_key(&self, is_hidden: bool) {
+        let path = self.sandbox.join("pitr.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (from, to) = match is_hidden {
+            true => ("\nkey_file", "\n#key_file"),
+            false => ("\n#key_file", "\nkey_file"),
+        };
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+    }
+
     /// Takes a backup; its JSON.
     pub fn backup(&self) -> serde_json::Value {
         let run = self.redis(&["backup", "cache", "--json"]).run().success();

@@ -1,0 +1,303 @@
+//! `pitr redis info` and `pitr redis plan`: the moments of a server that can be had back.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Context;
+use super::output::{Align, Table};
+use crate::err;
+use crate::error::Result;
+use crate::exit;
+use crate::operate::human;
+use crate::operate::redis::{info, plan};
+use crate::pg::time::TimestampTz;
+use crate::redis::log;
+use crate::redis::overview::{self, Line, Range};
+use crate::redis::route::{Moment, Route, Target};
+use crate::repo::id::BackupId;
+
+/// The moment that is wanted.
+#[derive(clap::Args, Debug)]
+pub struct TargetArgs {
+    /// Replay what a receiver stored, up to this time
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["target_offset", "latest"])]
+    pub target_time: Option<TimestampTz>,
+
+    /// Replay what a receiver stored, up to this offset of the server's replication, as "pitr redis info" shows it
+    #[arg(long, value_name = "REPLID:N", conflicts_with_all = ["latest", "history"], value_parser = offset)]
+    pub target_offset: Option<(String, u64)>,
+
+    /// Replay all that a receiver stored
+    #[arg(long)]
+    pub latest: bool,
+
+    /// Follow the server to this replication id, where a failover left two
+    #[arg(long, value_name = "REPLID", value_parser = replid)]
+    pub history: Option<String>,
+}
+
+impl TargetArgs {
+    /// The target; none where none of its options is given.
+    ///
+    /// # Errors
+    /// `Usage` for a time out of range, and for a history without a moment.
+    pub fn read(&self) -> Result<Option<Target>> {
+        if let Some((replid, position)) = &self.target_offset {
+            return Ok(Some(Target {
+                moment: Moment::Position(*position),
+                replid: Some(replid.clone()),
+            }));
+        }
+        let moment = match (self.target_time, self.latest, &self.history) {
+            (Some(time), ..) => {
+                let micros = time.unix_micros();
+                Moment::Time(micros.ok_or_else(|| err!(Usage, "--target-time is out of range"))?)
+            }
+            (None, true, _) => Moment::End,
+            (None, false, None) => return Ok(None),
+            (None, false, Some(_)) => {
+                return Err(err!(Usage, "--history needs --target-time or --latest"));
+            }
+        };
+        Ok(Some(Target {
+            moment,
+            replid: self.history.clone(),
+        }))
+    }
+}
+
+fn offset(text: &str) -> std::result::Result<(String, u64), String> {
+    overview::parse_target(text).ok_or_else(|| {
+        "a replication id of 40 hexadecimal digits, a colon and an offset are needed".to_owned()
+    })
+}
+
+fn replid(text: &str) -> std::result::Result<String, String> {
+    match log::is_replid(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a replication id has 40 hexadecimal digits".to_owned()),
+    }
+}
+
+/// Show what a receiver stored of [redis.NAME]: histories, times, gaps
+///
+/// Each history is the stream of commands of one server, named by its replication id. A failover begins another one, which goes on from it. --commands adds what
+/// emptied or exchanged databases, with the target just before it.
+///
+/// Example: pitr redis info cache --commands
+#[derive(clap::Args, Debug)]
+pub struct InfoArgs {
+    /// The name of the data set
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Show each FLUSHALL, FLUSHDB, SWAPDB and FUNCTION, too
+    #[arg(long)]
+    pub commands: bool,
+}
+
+/// Show whether a moment of [redis.NAME] can be had back, and from what
+///
+/// Without a target it is the last moment that is stored. Nothing is written.
+///
+/// Exit status 5 when the moment is out of reach, 8 when two histories lead there.
+///
+/// Example: pitr redis plan cache --target-time "2026-11-24 08:15:00+01"
+#[derive(clap::Args, Debug)]
+pub struct PlanArgs {
+    /// The name of the data set
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Begin with this backup; without it with the newest before the target
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<BackupId>,
+
+    /// The moment.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// Runs `pitr redis info`.
+///
+/// # Errors
+/// Those of [`info::run`].
+pub fn info(args: &InfoArgs, cx: &Context) -> Result<u8> {
+    let info = info::run(&cx.session, &args.name, args.commands)?;
+    if cx.out.is_json() {
+        let (repository, histories) = info.map(|i| (i.repository, i.histories)).unzip();
+        cx.out.json(&json!({
+            "name": args.name,
+            "repository": repository,
+            "histories": histories.unwrap_or_default(),
+        }))?;
+        return Ok(exit::SUCCESS);
+    }
+    let Some(info) = info else {
+        cx.out.note(&format!(
+            "nothing was received: pitr redis receive {} makes every moment restorable",
+            args.name
+        ));
+        return Ok(exit::SUCCESS);
+    };
+    for history in &info.histories {
+        report_history(history, cx)?;
+    }
+    if args.commands {
+        report_commands(&info.histories, cx)?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn report_history(history: &Line, cx: &Context) -> Result<()> {
+    let server = history.server.as_ref();
+    let server = server.map(|s| format!(", {} {}", s.flavor, s.server_version));
+    cx.out.report(&format!(
+        "history {}{}",
+        history.replid,
+        server.unwrap_or_default()
+    ))?;
+    for parent in &history.parents {
+        cx.out.report(&format!(
+            "  goes on from {} at offset {}",
+            parent.replid, parent.fork
+        ))?;
+    }
+    for range in &history.ranges {
+        for beginning in &history.beginnings {
+            if beginning.position == range.from
+                && let (Some(after), Some(why)) = (&beginning.after, &beginning.reason)
+            {
+                cx.out.report(&format!(
+                    "  gap behind offset {} of {}: {why}",
+                    after.position, after.replid
+                ))?;
+            }
+        }
+        cx.out.report(&format!("  {}", shown(range)))?;
+    }
+    Ok(())
+}
+
+fn shown(range: &Range) -> String {
+    let time = |time: Option<TimestampTz>| time.map_or("?".to_owned(), human::time);
+    format!(
+        "offsets {} to {}, {} to {}, {}",
+        range.from,
+        range.to,
+        time(range.from_time),
+        time(range.to_time),
+        human::size(range.to - range.from)
+    )
+}
+
+fn report_commands(histories: &[Line], cx: &Context) -> Result<()> {
+    let mut table = Table::new(&[
+        ("TIME", Align::Left),
+        ("COMMAND", Align::Left),
+        ("DATABASE", Align::Right),
+        ("JUST BEFORE IT", Align::Left),
+    ]);
+    for history in histories {
+        for one in &history.notable {
+            table.row([
+                one.time.map_or("?".to_owned(), |time| time.to_string()),
+                one.command.to_owned(),
+                one.db.map_or("?".to_owned(), |db| db.to_string()),
+                format!(
+                    "--target-offset {}",
+                    overview::target(&history.replid, one.position)
+                ),
+            ]);
+        }
+    }
+    match table.is_empty() {
+        true => cx
+            .out
+            .report("no FLUSHALL, FLUSHDB, SWAPDB or FUNCTION was received"),
+        false => cx.out.table(&table),
+    }
+}
+
+/// Runs `pitr redis plan`.
+///
+/// # Errors
+/// Those of [`plan::run`].
+pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
+    let end = Target {
+        moment: Moment::End,
+        replid: None,
+    };
+    let target = args.target.read()?.unwrap_or(end);
+    let planned = plan::run(&cx.session, &args.name, args.backup.as_ref(), &target)?;
+    let (member, route) = (&planned.member, &planned.route);
+    let (replid, offset) = route
+        .end()
+        .unwrap_or((member.replid.as_str(), member.offset));
+    let arrived = route.arrived_us.and_then(TimestampTz::from_unix_micros);
+    let next = format!(
+        "pitr redis restore {} --to DIR --backup {} --target-offset {}",
+        args.name,
+        planned.id,
+        overview::target(replid, offset)
+    );
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "name": args.name,
+            "repository": planned.repository,
+            "backup": planned.id,
+            "received_time": member.received_time,
+            "size_bytes": member.rdb_bytes,
+            "log_bytes": route.bytes(),
+            "replid": replid,
+            "offset": offset,
+            "arrived_time": arrived,
+            "next": next,
+        }))?;
+        return Ok(exit::SUCCESS);
+    }
+    cx.out.report(&format!(
+        "backup {}: {} of {} {} at {}, {}, from {}",
+        planned.id,
+        human::count(member.keys(), "key"),
+        member.flavor,
+        member.server_version,
+        human::time(member.received_time),
+        human::size(member.rdb_bytes),
+        planned.repository
+    ))?;
+    cx.out.report(&format!("log: {}", legs(route)))?;
+    cx.out.report(&format!(
+        "state: offset {offset} of {replid}{}",
+        arrived.map_or(String::new(), |time| format!(
+            ", of {time}{}",
+            ago(cx, time)
+        ))
+    ))?;
+    cx.out.note(&format!("next: {next}"));
+    Ok(exit::SUCCESS)
+}
+
+fn legs(route: &Route) -> String {
+    let legs: Vec<String> = route
+        .legs
+        .iter()
+        .map(|leg| format!("{} to {} of {}", leg.from, leg.to, leg.replid))
+        .collect();
+    format!(
+        "{}, offsets {}",
+        human::size(route.bytes()),
+        legs.join(", then ")
+    )
+}
+
+/// How long ago a time was, where it was.
+fn ago(cx: &Context, time: TimestampTz) -> String {
+    let now = cx.session.host.now().unix_micros();
+    let past = now.zip(time.unix_micros()).map(|(now, then)| now - then);
+    let past = past.and_then(|micros| u64::try_from(micros).ok());
+    past.map_or(String::new(), |micros| {
+        format!(" ({} ago)", human::duration(Duration::from_micros(micros)))
+    })
+}
