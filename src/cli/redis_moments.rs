@@ -12,10 +12,10 @@ use crate::exit;
 use crate::operate::human;
 use crate::operate::redis::{info, plan};
 use crate::pg::time::TimestampTz;
-use crate::redis::log;
 use crate::redis::overview::{self, Line, Range};
 use crate::redis::route::{Moment, Route, Target};
 use crate::repo::id::BackupId;
+use crate::repo::log_keys;
 
 /// The moment that is wanted.
 #[derive(clap::Args, Debug)]
@@ -74,7 +74,7 @@ fn offset(text: &str) -> std::result::Result<(String, u64), String> {
 }
 
 fn replid(text: &str) -> std::result::Result<String, String> {
-    match log::is_replid(text) {
+    match log_keys::is_replid(text) {
         true => Ok(text.to_owned()),
         false => Err("a replication id has 40 hexadecimal digits".to_owned()),
     }

@@ -163,6 +163,7 @@ fn shown(done: &Done) -> serde_json::Value {
             "segments": lacking.segment_count(),
             "histories": lacking.histories.len(),
             "increments": lacking.increments.len(),
+            "log_objects": lacking.log_objects,
         },
         "unneeded_segments": lacking.unneeded_segments,
         "left_out": left_out,
@@ -191,8 +192,12 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
     let deed = match &done.report {
         _ if lacking.is_empty() => "lacks nothing that it may have".to_owned(),
         None => format!(
-            "would get {}",
-            what(lacking.backups.len(), lacking.segment_count())
+            "would get {}{}",
+            what(lacking.backups.len(), lacking.segment_count()),
+            match lacking.log_objects {
+                0 => String::new(),
+                objects => format!(", {} of the log", human::count(objects, "object")),
+            }
         ),
         Some(r) => format!(
             "got {}, {} in all ({}){}",

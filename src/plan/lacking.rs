@@ -63,6 +63,8 @@ pub struct Lacking {
     pub backups: Vec<BackupId>,
     /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
     pub pins: Vec<(BackupId, String)>,
+    /// How many objects of the log of an aux scope.
+    pub log_objects: u64,
     /// Segments that both have and that are compared: they would show histories of two servers.
     pub compared: Vec<SegmentName>,
     /// The segments that both have of these timelines: where the first difference is looked for.
@@ -92,6 +94,7 @@ impl Lacking {
             && self.refused.is_empty()
             && self.backups.is_empty()
             && self.pins.is_empty()
+            && self.log_objects == 0
     }
 }
 

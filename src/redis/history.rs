@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::log::{self, LogKeys};
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::repo::json;
+use crate::repo::log_keys::{self, LogKeys};
 use crate::repo::repository::Repository;
 use crate::store::Key;
 
@@ -92,8 +92,8 @@ impl Parent {
 fn parse_parent(name: &str) -> Option<Parent> {
     let (replid, fork) = name.split_once('-')?;
     Some(Parent {
-        replid: Some(replid).filter(|r| log::is_replid(r))?.to_owned(),
-        fork: log::parse_position(fork)?,
+        replid: Some(replid).filter(|r| log_keys::is_replid(r))?.to_owned(),
+        fork: log_keys::parse_position(fork)?,
     })
 }
 
@@ -137,7 +137,7 @@ impl Beginning {
         let mut positions: Vec<u64> = listed
             .iter()
             .filter(|listed| !listed.is_prefix)
-            .filter_map(|listed| log::parse_position(&listed.name))
+            .filter_map(|listed| log_keys::parse_position(&listed.name))
             .collect();
         positions.sort_unstable();
         let read = |position: u64| {

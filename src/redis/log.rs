@@ -8,13 +8,11 @@ use super::command::{Effect, Reader};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::repo::container::{Codec, Container, ContainerWriter, Identity, Kind, Section, tag};
+use crate::repo::log_keys::{self, LogKeys, SEGMENT_BYTES, parse_range, segment_of};
 use crate::repo::repository::Repository;
-use crate::repo::scope::Scope;
 use crate::repo::varint;
 use crate::store::{Key, Published};
 
-/// The length of a whole segment.
-pub const SEGMENT_BYTES: u64 = 16 << 20;
 /// Marks of time are at least so far apart.
 const MARK_EVERY_US: i64 = 1000;
 /// No object has more marks of time: some are left out then, evenly.
@@ -96,135 +94,6 @@ pub struct Piece<'a> {
     pub reader: &'a Reader,
     /// Marks of time between their ends, ascending, those before them too.
     pub marks: &'a [Mark],
-}
-
-/// Keys of a history's log.
-pub struct LogKeys {
-    prefix: String,
-}
-
-impl LogKeys {
-    /// Those of a history.
-    pub fn new(scope: &Scope, replid: &str) -> LogKeys {
-        LogKeys {
-            prefix: format!("{}/{replid}", logs(scope)),
-        }
-    }
-
-    /// The history's own object.
-    ///
-    /// # Errors
-    /// `Damaged` when the replication id breaks the key grammar.
-    pub fn history(&self) -> Result<Key> {
-        Key::new(format!("{}/history", self.prefix))
-    }
-
-    /// Says that the history begins with so many bytes of another one.
-    ///
-    /// # Errors
-    /// As [`LogKeys::history`].
-    pub fn parent(&self, parent: &str, fork: u64) -> Result<Key> {
-        Key::new(format!(
-            "{}/{parent}-{}",
-            self.parents(),
-            position_name(fork)
-        ))
-    }
-
-    /// Below it is what says so.
-    pub fn parents(&self) -> String {
-        format!("{}/parents", self.prefix)
-    }
-
-    /// Says why bytes are received from a position on, and none of those before it.
-    ///
-    /// # Errors
-    /// As [`LogKeys::history`].
-    pub fn beginning(&self, position: u64) -> Result<Key> {
-        Key::new(format!("{}/{}", self.beginnings(), position_name(position)))
-    }
-
-    /// Below it is what says so.
-    pub fn beginnings(&self) -> String {
-        format!("{}/begins", self.prefix)
-    }
-
-    /// The whole segment that begins at a position.
-    ///
-    /// # Errors
-    /// As [`LogKeys::history`].
-    pub fn whole(&self, segment: u64) -> Result<Key> {
-        let name = position_name(segment);
-        let folder = name.get(..8).unwrap_or_default();
-        Key::new(format!("{}/{folder}/{name}", self.prefix))
-    }
-
-    /// Below it are folders of whole segments, and the increments.
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
-
-    /// Below it are the segments that have increments.
-    pub fn open_segments(&self) -> String {
-        format!("{}/open", self.prefix)
-    }
-
-    /// Below it are the increments of a segment.
-    pub fn increments(&self, segment: u64) -> String {
-        format!("{}/open/{}", self.prefix, position_name(segment))
-    }
-
-    /// An increment.
-    ///
-    /// # Errors
-    /// As [`LogKeys::history`].
-    pub fn increment(&self, from: u64, to: u64) -> Result<Key> {
-        let folder = self.increments(segment_of(from));
-        Key::new(format!(
-            "{folder}/{}-{}",
-            position_name(from),
-            position_name(to)
-        ))
-    }
-
-    /// The name that an object of a segment has inside: with the scope, so that none passes for one of another server.
-    fn name(&self, segment: u64) -> String {
-        format!("{}/{}", self.prefix, position_name(segment))
-    }
-}
-
-/// Below it are the histories of a server.
-pub fn logs(scope: &Scope) -> String {
-    format!("{}/log", scope.prefix())
-}
-
-/// The segment in which a position lies.
-pub fn segment_of(position: u64) -> u64 {
-    position - position % SEGMENT_BYTES
-}
-
-/// The name of a position in a key.
-pub fn position_name(position: u64) -> String {
-    format!("{position:016X}")
-}
-
-/// Whether a text can be the name of a history.
-pub fn is_replid(name: &str) -> bool {
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    name.len() == 40 && name.bytes().all(is_digit)
-}
-
-/// Reads the name of a position.
-pub fn parse_position(name: &str) -> Option<u64> {
-    let position = u64::from_str_radix(name, 16).ok()?;
-    (position_name(position) == name).then_some(position)
-}
-
-/// Reads the name of an increment: its first position, and the one behind its last byte.
-pub fn parse_range(name: &str) -> Option<(u64, u64)> {
-    let (from, to) = name.split_once('-')?;
-    let (from, to) = (parse_position(from)?, parse_position(to)?);
-    (from < to).then_some((from, to))
 }
 
 impl Piece<'_> {
@@ -542,36 +411,19 @@ impl Stored {
     ///
     /// # Errors
     /// `Damaged` when it is not what its key says; those of the store.
-    pub fn open(repository: &Repository, keys: &LogKeys, key: &Key) -> Result<Option<Stored>> {
+    pub fn open(repository: &Repository, key: &Key) -> Result<Option<Stored>> {
         let damaged = |e: Error| e.context(format!("read object \"{key}\""));
         let container = Container::stored(repository.store(), key).map_err(damaged)?;
         let Some(container) = container else {
             return Ok(None);
         };
-        let identity = container.identity();
-        let (from, to) = (identity.from_lsn, identity.to_lsn);
-        let segment = segment_of(from);
-        let is_inside = from < to && to <= segment.saturating_add(SEGMENT_BYTES);
-        let is_under_key = match parse_range(key.name()) {
-            Some(range) => range == (from, to),
-            None => {
-                parse_position(key.name()) == Some(from)
-                    && (from, to) == (segment, segment.saturating_add(SEGMENT_BYTES))
-            }
-        };
-        let is_own = container.kind() == Kind::Log
-            && is_inside
-            && is_under_key
-            && identity.name == keys.name(segment)
-            && identity.raw_bytes == to - from;
-        match is_own {
-            true => Ok(Some(Stored {
-                container,
-                from,
-                to,
-            })),
-            false => Err(damaged(err!(Damaged, "it is not what its key says"))),
-        }
+        log_keys::check(&container, key).map_err(damaged)?;
+        let (from, to) = (container.identity().from_lsn, container.identity().to_lsn);
+        Ok(Some(Stored {
+            container,
+            from,
+            to,
+        }))
     }
 
     /// The summary.

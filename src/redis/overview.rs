@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use super::command::Effect;
 use super::history::{Beginning, History, Parent};
-use super::log::{self, Event, LogKeys};
+use super::log::Event;
 use super::walk;
 use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
+use crate::repo::log_keys::{self, LogKeys};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 
@@ -157,5 +158,5 @@ pub fn parse_target(text: &str) -> Option<(String, u64)> {
     let (replid, position) = text.split_once(':')?;
     let is_number = !position.is_empty() && position.bytes().all(|b| b.is_ascii_digit());
     let position = position.parse().ok().filter(|_| is_number)?;
-    log::is_replid(replid).then(|| (replid.to_owned(), position))
+    log_keys::is_replid(replid).then(|| (replid.to_owned(), position))
 }

@@ -1,11 +1,12 @@
 //! The way from a data set to a later moment: which bytes of which histories follow it.
 
 use super::command::Reader;
-use super::log::{LogKeys, Mark, SEGMENT_BYTES, segment_of};
+use super::log::Mark;
 use super::walk::{self, Known};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
+use crate::repo::log_keys::{LogKeys, SEGMENT_BYTES, segment_of};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 

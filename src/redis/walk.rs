@@ -1,8 +1,9 @@
 //! The stored bytes of a history, from a position on.
 
 use super::history::Parent;
-use super::log::{self, Cut, Event, LogKeys, Mark, SEGMENT_BYTES, Stored, segment_of};
+use super::log::{self, Cut, Event, Mark, Stored};
 use crate::error::{Error, Result};
+use crate::repo::log_keys::{self, LogKeys, SEGMENT_BYTES, segment_of};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 use crate::store::Key;
@@ -33,8 +34,8 @@ fn first_whole<T>(
 ) -> Result<Option<T>> {
     let mut damage: Option<Error> = None;
     for key in candidates(repository, keys, position)? {
-        let found = Stored::open(repository, keys, &key)
-            .and_then(|stored| stored.as_ref().map(read).transpose());
+        let found =
+            Stored::open(repository, &key).and_then(|stored| stored.as_ref().map(read).transpose());
         match found {
             Ok(None) => {}
             Ok(Some(found)) => return Ok(Some(found)),
@@ -114,11 +115,18 @@ pub fn segments(repository: &Repository, keys: &LogKeys) -> Result<Vec<u64>> {
     for folder in store.list(keys.prefix())? {
         if folder.is_prefix && folder.name.len() == 8 {
             let listed = store.list(&format!("{}/{}", keys.prefix(), folder.name))?;
-            segments.extend(listed.iter().filter_map(|l| log::parse_position(&l.name)));
+            segments.extend(
+                listed
+                    .iter()
+                    .filter_map(|l| log_keys::parse_position(&l.name)),
+            );
         }
     }
     let open = store.list(&keys.open_segments())?;
-    segments.extend(open.iter().filter_map(|l| log::parse_position(&l.name)));
+    segments.extend(
+        open.iter()
+            .filter_map(|l| log_keys::parse_position(&l.name)),
+    );
     segments.retain(|segment| segment.is_multiple_of(SEGMENT_BYTES));
     segments.sort_unstable();
     segments.dedup();
@@ -153,7 +161,7 @@ pub fn ranges(repository: &Repository, keys: &LogKeys) -> Result<Vec<(u64, u64)>
 /// `Damaged`; those of the store.
 pub fn last_cut(repository: &Repository, keys: &LogKeys) -> Result<Option<Cut>> {
     for segment in segments(repository, keys)?.into_iter().rev() {
-        if let Some(whole) = Stored::open(repository, keys, &keys.whole(segment)?)? {
+        if let Some(whole) = Stored::open(repository, &keys.whole(segment)?)? {
             if let Some(cut) = whole.last_cut()? {
                 return Ok(Some(cut));
             }
@@ -162,7 +170,7 @@ pub fn last_cut(repository: &Repository, keys: &LogKeys) -> Result<Option<Cut>> 
         let mut ranges = log::increments(repository, keys, segment)?;
         ranges.sort_unstable_by_key(|(_, to)| std::cmp::Reverse(*to));
         for (from, to) in ranges {
-            let stored = Stored::open(repository, keys, &keys.increment(from, to)?)?;
+            let stored = Stored::open(repository, &keys.increment(from, to)?)?;
             if let Some(cut) = stored.map_or(Ok(None), |stored| stored.last_cut())? {
                 return Ok(Some(cut));
             }
@@ -216,8 +224,8 @@ pub type Known = (String, Vec<Parent>);
 /// Those of the store.
 pub fn histories(repository: &Repository, scope: &Scope) -> Result<Vec<Known>> {
     let mut found = Vec::new();
-    for listed in repository.store().list(&log::logs(scope))? {
-        if listed.is_prefix && log::is_replid(&listed.name) {
+    for listed in repository.store().list(&log_keys::logs(scope))? {
+        if listed.is_prefix && log_keys::is_replid(&listed.name) {
             let keys = LogKeys::new(scope, &listed.name);
             found.push((listed.name.clone(), Parent::of(repository, &keys)?));
         }

@@ -26,6 +26,8 @@ pub mod json;
 pub mod keyring;
 pub mod layout;
 pub mod lives;
+#[cfg(feature = "full")]
+pub mod log_keys;
 mod lz4;
 pub mod mark;
 #[cfg(feature = "full")]

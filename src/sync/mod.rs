@@ -9,6 +9,7 @@ mod backup;
 mod copy;
 pub mod fork;
 pub mod heal;
+mod log;
 mod pair;
 mod parts;
 pub mod scope;

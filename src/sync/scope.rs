@@ -1,6 +1,6 @@
 //! One aux scope, from one repository into another (format, section 12).
 //!
-//! Order: registration and `source` events → per backup, oldest first: reservation, claims, packs, layers, root, `completed` → pins.
+//! Order: registration and `source` events → per backup, oldest first: reservation, claims, packs, layers, root, `completed` → log → pins.
 
 use std::collections::BTreeSet;
 
@@ -14,6 +14,7 @@ use crate::repo::claim::Claim;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::json;
+use crate::repo::log_keys;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
 use crate::repo::scope::{self, Scope};
@@ -79,12 +80,12 @@ impl<'a> ScopeTransfer<'a> {
             Reading::begin(repository.store(), &pair.scope)?.everything()
         };
         let (from, to) = (read(pair.from)?, read(pair.to)?);
-        Ok(lacking(
-            &from,
-            &to,
-            (pair.options.everything, pair.options.rules),
-            pair.host.now(),
-        ))
+        let log = |repository: &Repository| log_keys::objects(repository.store(), &pair.scope);
+        let rules = (pair.options.everything, pair.options.rules);
+        Ok(LackingBackups {
+            log: log(pair.from)?.without(&log(pair.to)?),
+            ..lacking(&from, &to, rules, pair.host.now())
+        })
     }
 
     /// Copies what a plan made just now says.
@@ -104,6 +105,7 @@ impl<'a> ScopeTransfer<'a> {
         for id in &lacking.backups {
             self.copy_backup(id)?;
         }
+        pair.copy_log(&lacking.log)?;
         pair.copy_pins(&lacking.pins, &lacking.backups)
     }
 

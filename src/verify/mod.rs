@@ -10,6 +10,7 @@ pub mod depth;
 mod events;
 mod files;
 mod keys;
+mod log;
 mod manifest;
 mod oldest;
 mod open_segment;

@@ -8,7 +8,7 @@ use super::depth::Depth;
 use super::oldest::{self, ReadParts, packs_of_backups};
 use super::packs::{Chosen, Mapped, Nothing, check_layers, read_packs};
 use super::record::{Recorder, damaged_backups};
-use super::{About, FindingKind, Report, events, keys};
+use super::{About, FindingKind, Report, events, keys, log};
 use crate::error::Result;
 use crate::host::Host;
 use crate::repo::catalog::{Catalog, Manifest, Needs, Parts, Reading};
@@ -52,6 +52,7 @@ impl VerifyScope<'_> {
         let lost = lost(&catalog);
         events::find_lost(&check, &catalog, &lost, true);
         keys::check_scope(&check, &catalog)?;
+        log::check(&check, &self.depth)?;
         for (id, subject) in &catalog.ids {
             match subject.manifest {
                 Manifest::Committed(_) => backup(&check, id, self.depth.of_packs())?,

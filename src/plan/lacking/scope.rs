@@ -7,6 +7,7 @@ use crate::plan::retention::Policy;
 use crate::plan::retention::aux_items::retention;
 use crate::repo::catalog::{Catalog, Subject};
 use crate::repo::id::BackupId;
+use crate::repo::log_keys::Objects;
 use crate::repo::root::aux_root::AuxBackup;
 
 /// The backups and pins that are copied, and the objects that are left out.
@@ -16,6 +17,8 @@ pub struct LackingBackups {
     pub backups: Vec<BackupId>,
     /// Pins of backups that both have or will have, and what says that one is complete: subject and the last part of the key.
     pub pins: Vec<(BackupId, String)>,
+    /// Objects of the log.
+    pub log: Objects,
     /// Objects that are not copied, each with the reason.
     pub left_out: Vec<LeftOut>,
     /// Objects of the giving side that cannot be read.
@@ -25,7 +28,7 @@ pub struct LackingBackups {
 impl LackingBackups {
     /// Whether the other side lacks nothing that it may be given.
     pub fn is_empty(&self) -> bool {
-        self.backups.is_empty() && self.pins.is_empty()
+        self.backups.is_empty() && self.pins.is_empty() && self.log.is_empty()
     }
 }
 
@@ -35,6 +38,7 @@ impl From<LackingBackups> for Lacking {
         Lacking {
             backups: lacking.backups,
             pins: lacking.pins,
+            log_objects: lacking.log.count(),
             left_out: lacking.left_out,
             unreadable: lacking.unreadable,
             ..Lacking::default()

@@ -335,7 +335,10 @@ fn r25_a_damaged_object_of_the_log_is_passed_over_or_named() {
     let files = crate::common::files_below(&log);
     let whole: Vec<&String> = files.iter().filter(|f| is_whole(f)).collect();
     assert_eq!(whole.len(), 1, "{files:?}");
+    world.pitr(&["verify"]).run().success();
     damage(&log.join(whole[0]));
+    let found = world.pitr(&["verify"]).run();
+    found.expect_code(4).expect_stdout(whole[0]);
     let target = middle.target();
     let copy = world.restore("copy", &["--target-offset", &target]);
     assert_eq!(Server::on("redis-7", &copy, &[]).content(), middle.content);
@@ -474,5 +477,53 @@ fn r27_a_host_that_cannot_read_goes_on_in_an_encrypted_repository() {
         let copy = world.restore(&format!("copy{n}"), &options);
         let content = Server::on("redis-7", &copy, &[]).content();
         assert_eq!(content, moment.content, "moment {n}");
+    }
+}
+
+/// `pitr repo sync` brings the log along, and again what came since: every moment comes back from the copy alone.
+#[test]
+fn r28_the_log_is_copied_with_the_backups() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    for is_sealed in [false, true] {
+        let world = match is_sealed {
+            true => World::sealed(&server),
+            false => World::new(&server),
+        };
+        let copy = world.sandbox.join("second");
+        let second = format!("[repositories.two]\nurl = \"file://{}\"", copy.display());
+        let encryption = match is_sealed {
+            true => world
+                .encryption
+                .replace("repositories.one", "repositories.two"),
+            false => String::new(),
+        };
+        let mut last = None;
+        for round in 0..2 {
+            configure(&world, &server, "");
+            let running = receiver(&world, &server);
+            if round == 0 {
+                world.backup();
+            }
+            confirm(&server, &format!("SET round {round}\n"), 1);
+            last = Some(Moment::of(&server));
+            stop(running);
+            configure(&world, &server, &format!("{second}\n{encryption}"));
+            if round == 0 {
+                world.pitr(&["init", "--quiet"]).run().success();
+            }
+            let sync = ["repo", "sync", "--from", "one", "--to", "two"];
+            world.pitr(&sync).run().success();
+            let again = world.pitr(&sync).arg("--json").run().success().json();
+            assert!(again.to_string().contains("\"log_objects\":0"), "{again}");
+        }
+        std::fs::rename(world.repository(), world.sandbox.join("away")).unwrap();
+        world
+            .pitr(&["verify", "--repository", "two"])
+            .run()
+            .success();
+        let last = last.unwrap();
+        let target = last.target();
+        let copy = world.restore("copy", &["--target-offset", &target]);
+        assert_eq!(Server::on("redis-7", &copy, &[]).content(), last.content);
     }
 }

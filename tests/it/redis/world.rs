@@ -10,7 +10,8 @@ pub struct World {
     pub sandbox: Sandbox,
     /// Repositories are made for a cluster.
     cluster: Cluster,
-    encryption: String,
+    /// The sections of the configuration that name keys.
+    pub encryption: String,
     /// The family and version whose programs are on the search path.
     pub installed: &'static str,
 }

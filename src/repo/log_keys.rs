@@ -1,0 +1,251 @@
+//! Keys of the log of an aux scope, and what lies under them (format, section 16.7).
+
+use std::collections::BTreeSet;
+
+use super::container::{Container, Kind};
+use super::scope::Scope;
+use crate::err;
+use crate::error::Result;
+use crate::store::{Key, Store};
+
+/// The length of a whole segment.
+pub const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// Keys of a history's log.
+pub struct LogKeys {
+    prefix: String,
+}
+
+impl LogKeys {
+    /// Those of a history.
+    pub fn new(scope: &Scope, replid: &str) -> LogKeys {
+        LogKeys {
+            prefix: format!("{}/{replid}", logs(scope)),
+        }
+    }
+
+    /// The history's own object.
+    ///
+    /// # Errors
+    /// `Damaged` when the replication id breaks the key grammar.
+    pub fn history(&self) -> Result<Key> {
+        Key::new(format!("{}/history", self.prefix))
+    }
+
+    /// Says that the history begins with so many bytes of another one.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn parent(&self, parent: &str, fork: u64) -> Result<Key> {
+        Key::new(format!(
+            "{}/{parent}-{}",
+            self.parents(),
+            position_name(fork)
+        ))
+    }
+
+    /// Below it is what says so.
+    pub fn parents(&self) -> String {
+        format!("{}/parents", self.prefix)
+    }
+
+    /// Says why bytes are received from a position on, and none of those before it.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn beginning(&self, position: u64) -> Result<Key> {
+        Key::new(format!("{}/{}", self.beginnings(), position_name(position)))
+    }
+
+    /// Below it is what says so.
+    pub fn beginnings(&self) -> String {
+        format!("{}/begins", self.prefix)
+    }
+
+    /// The whole segment that begins at a position.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn whole(&self, segment: u64) -> Result<Key> {
+        let name = position_name(segment);
+        let folder = name.get(..8).unwrap_or_default();
+        Key::new(format!("{}/{folder}/{name}", self.prefix))
+    }
+
+    /// Below it are folders of whole segments, and the increments.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Below it are the segments that have increments.
+    pub fn open_segments(&self) -> String {
+        format!("{}/open", self.prefix)
+    }
+
+    /// Below it are the increments of a segment.
+    pub fn increments(&self, segment: u64) -> String {
+        format!("{}/open/{}", self.prefix, position_name(segment))
+    }
+
+    /// An increment.
+    ///
+    /// # Errors
+    /// As [`LogKeys::history`].
+    pub fn increment(&self, from: u64, to: u64) -> Result<Key> {
+        let folder = self.increments(segment_of(from));
+        Key::new(format!(
+            "{folder}/{}-{}",
+            position_name(from),
+            position_name(to)
+        ))
+    }
+
+    /// The name that an object of a segment has inside: with the scope, so that none passes for one of another server.
+    pub fn name(&self, segment: u64) -> String {
+        format!("{}/{}", self.prefix, position_name(segment))
+    }
+}
+
+/// Below it are the histories of a server.
+pub fn logs(scope: &Scope) -> String {
+    format!("{}/log", scope.prefix())
+}
+
+/// The segment in which a position lies.
+pub fn segment_of(position: u64) -> u64 {
+    position - position % SEGMENT_BYTES
+}
+
+/// The name of a position in a key.
+pub fn position_name(position: u64) -> String {
+    format!("{position:016X}")
+}
+
+/// Whether a text can be the name of a history.
+pub fn is_replid(name: &str) -> bool {
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    name.len() == 40 && name.bytes().all(is_digit)
+}
+
+/// Reads the name of a position.
+pub fn parse_position(name: &str) -> Option<u64> {
+    let position = u64::from_str_radix(name, 16).ok()?;
+    (position_name(position) == name).then_some(position)
+}
+
+/// Reads the name of an increment: its first position, and the one behind its last byte.
+pub fn parse_range(name: &str) -> Option<(u64, u64)> {
+    let (from, to) = name.split_once('-')?;
+    let (from, to) = (parse_position(from)?, parse_position(to)?);
+    (from < to).then_some((from, to))
+}
+
+/// Requires that a container of a log is what its key says.
+///
+/// # Errors
+/// `Damaged`.
+pub fn check(container: &Container, key: &Key) -> Result<()> {
+    let identity = container.identity();
+    let (from, to) = (identity.from_lsn, identity.to_lsn);
+    let segment = segment_of(from);
+    let end = segment.saturating_add(SEGMENT_BYTES);
+    // The folder of an increment has the name of its segment, and that of a whole segment begins it.
+    let folder = key.parent().unwrap_or_default();
+    let prefix = match parse_range(key.name()) {
+        Some(range) if range == (from, to) => {
+            folder.strip_suffix(&format!("/open/{}", position_name(segment)))
+        }
+        None if parse_position(key.name()) == Some(from) && (from, to) == (segment, end) => {
+            let (prefix, first) = folder.rsplit_once('/').unwrap_or_default();
+            key.name().starts_with(first).then_some(prefix)
+        }
+        _ => None,
+    };
+    let name = prefix.map(|prefix| format!("{prefix}/{}", position_name(segment)));
+    let is_own = container.kind() == Kind::Log
+        && from < to
+        && to <= end
+        && name.as_deref() == Some(identity.name.as_str())
+        && identity.raw_bytes == to - from;
+    match is_own {
+        true => Ok(()),
+        false => Err(err!(Damaged, "it is not what its key says")),
+    }
+}
+
+/// The keys of a log, in the order in which they are to be copied: what is said of a history before its bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// JSON objects.
+    pub small: Vec<Key>,
+    /// Containers.
+    pub containers: Vec<Key>,
+    /// Names that are none of this format.
+    pub unknown: Vec<String>,
+}
+
+impl Objects {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        (self.small.len() + self.containers.len()) as u64
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
+    /// Those that others are not among.
+    pub fn without(self, others: &Objects) -> Objects {
+        let left = |keys: Vec<Key>, others: &[Key]| -> Vec<Key> {
+            let others: BTreeSet<&str> = others.iter().map(Key::as_str).collect();
+            let is_left = |key: &Key| !others.contains(key.as_str());
+            keys.into_iter().filter(is_left).collect()
+        };
+        Objects {
+            small: left(self.small, &others.small),
+            containers: left(self.containers, &others.containers),
+            unknown: self.unknown,
+        }
+    }
+}
+
+/// Lists the objects of the log of a scope.
+///
+/// # Errors
+/// Those of the store.
+pub fn objects(store: &dyn Store, scope: &Scope) -> Result<Objects> {
+    let mut found = Objects::default();
+    for history in store.list(&logs(scope))? {
+        let prefix = format!("{}/{}", logs(scope), history.name);
+        if !history.is_prefix || !is_replid(&history.name) {
+            found.unknown.push(prefix);
+            continue;
+        }
+        for listed in store.list(&prefix)? {
+            let at = format!("{prefix}/{}", listed.name);
+            match (listed.name.as_str(), listed.is_prefix) {
+                ("history", false) => found.small.push(Key::new(at)?),
+                ("parents" | "begins", true) => leaves(store, &at, &mut found.small)?,
+                ("open", true) => {
+                    for segment in store.list(&at)? {
+                        let at = format!("{at}/{}", segment.name);
+                        leaves(store, &at, &mut found.containers)?;
+                    }
+                }
+                (name, true) if name.len() == 8 => leaves(store, &at, &mut found.containers)?,
+                _ => found.unknown.push(at),
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn leaves(store: &dyn Store, prefix: &str, keys: &mut Vec<Key>) -> Result<()> {
+    for listed in store.list(prefix)? {
+        if !listed.is_prefix {
+            keys.push(Key::new(format!("{prefix}/{}", listed.name))?);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The log of an aux scope: each object against its key and its checksums.
+
+use super::About;
+use super::check::Check;
+use super::depth::Depth;
+use crate::error::Result;
+use crate::repo::container::Container;
+use crate::repo::json;
+use crate::repo::log_keys;
+use crate::store::{self, Key};
+
+/// Checks all objects of a log. Less than [`Depth::Everything`] reads the ends of containers, which say what they are.
+pub(super) fn check(check: &Check<'_>, depth: &Depth) -> Result<()> {
+    let objects = log_keys::objects(check.store, &check.scope)?;
+    if objects.containers.is_empty() && objects.small.is_empty() {
+        return Ok(());
+    }
+    let phase = format!("verify the log of {}", check.scope.prefix());
+    check.host.progress.phase(&phase, None);
+    for name in objects.unknown {
+        check.warn(format!("\"{name}\" is no object of this format"));
+    }
+    for key in &objects.small {
+        check.host.check_stop()?;
+        let read = small(check, key);
+        settle(check, key, read)?;
+    }
+    for key in &objects.containers {
+        check.host.check_stop()?;
+        let read = container(check, key, *depth == Depth::Everything);
+        settle(check, key, read)?;
+    }
+    Ok(())
+}
+
+/// Counts what was read; what came and went meanwhile is nothing.
+fn settle(check: &Check<'_>, key: &Key, read: Result<Option<u64>>) -> Result<()> {
+    if let Some(Some(bytes)) = check.settle(read, key.as_str(), About::Other)? {
+        check.count(bytes);
+    }
+    Ok(())
+}
+
+fn small(check: &Check<'_>, key: &Key) -> Result<Option<u64>> {
+    let Some(object) = check.store.open(key)? else {
+        return Ok(None);
+    };
+    if let Some(opaque) = object.opaque() {
+        opaque.check_stored()?;
+        return Ok(Some(object.size_bytes()));
+    }
+    let bytes = store::read(object.as_ref(), key, json::LIMIT_BYTES)?;
+    let kind = json::kind_of(&bytes).unwrap_or_default();
+    json::decode::<serde_json::Value>(key, &kind, &bytes)?;
+    Ok(Some(bytes.len() as u64))
+}
+
+fn container(check: &Check<'_>, key: &Key, is_whole: bool) -> Result<Option<u64>> {
+    let Some(container) = Container::stored(check.store, key)? else {
+        return Ok(None);
+    };
+    log_keys::check(&container, key)?;
+    match (is_whole, container.is_opaque()) {
+        (true, false) => container.read_body(&mut |_| Ok(()))?,
+        (true, true) => container.check_stored()?,
+        (false, _) => return Ok(Some(0)),
+    }
+    Ok(Some(container.stored_bytes()))
+}
