@@ -1,5 +1,7 @@
 //! The stored bytes of a history, from a position on.
 
+use std::collections::BTreeMap;
+
 use super::history::Parent;
 use super::log::{self, Cut, Event, Mark, Stored};
 use crate::error::{Error, Result};
@@ -105,31 +107,24 @@ pub fn events_at(
     })
 }
 
-/// The segments of a history of which something is stored, ascending.
+/// The segments of a history of which something is stored, ascending, and whether they are stored whole.
 ///
 /// # Errors
 /// Those of the store.
-pub fn segments(repository: &Repository, keys: &LogKeys) -> Result<Vec<u64>> {
+pub fn segments(repository: &Repository, keys: &LogKeys) -> Result<BTreeMap<u64, bool>> {
     let store = repository.store();
-    let mut segments = Vec::new();
+    let mut segments = BTreeMap::new();
+    for listed in store.list(&keys.open_segments())? {
+        segments.extend(log_keys::parse_position(&listed.name).map(|segment| (segment, false)));
+    }
     for folder in store.list(keys.prefix())? {
         if folder.is_prefix && folder.name.len() == 8 {
             let listed = store.list(&format!("{}/{}", keys.prefix(), folder.name))?;
-            segments.extend(
-                listed
-                    .iter()
-                    .filter_map(|l| log_keys::parse_position(&l.name)),
-            );
+            let named = listed.iter().map(|l| log_keys::parse_position(&l.name));
+            segments.extend(named.flatten().map(|segment| (segment, true)));
         }
     }
-    let open = store.list(&keys.open_segments())?;
-    segments.extend(
-        open.iter()
-            .filter_map(|l| log_keys::parse_position(&l.name)),
-    );
-    segments.retain(|segment| segment.is_multiple_of(SEGMENT_BYTES));
-    segments.sort_unstable();
-    segments.dedup();
+    segments.retain(|segment, _| segment.is_multiple_of(SEGMENT_BYTES));
     Ok(segments)
 }
 
@@ -139,11 +134,10 @@ pub fn segments(repository: &Repository, keys: &LogKeys) -> Result<Vec<u64>> {
 /// Those of the store.
 pub fn ranges(repository: &Repository, keys: &LogKeys) -> Result<Vec<(u64, u64)>> {
     let mut joined: Vec<(u64, u64)> = Vec::new();
-    for segment in segments(repository, keys)? {
-        let end = segment.saturating_add(SEGMENT_BYTES);
-        let found = match repository.store().open(&keys.whole(segment)?) {
-            Ok(Some(_)) => vec![(segment, end)],
-            _ => log::increments(repository, keys, segment)?,
+    for (segment, is_whole) in segments(repository, keys)? {
+        let found = match is_whole {
+            true => vec![(segment, segment.saturating_add(SEGMENT_BYTES))],
+            false => log::increments(repository, keys, segment)?,
         };
         for (from, to) in found {
             match joined.last_mut() {
@@ -160,7 +154,7 @@ pub fn ranges(repository: &Repository, keys: &LogKeys) -> Result<Vec<(u64, u64)>
 /// # Errors
 /// `Damaged`; those of the store.
 pub fn last_cut(repository: &Repository, keys: &LogKeys) -> Result<Option<Cut>> {
-    for segment in segments(repository, keys)?.into_iter().rev() {
+    for segment in segments(repository, keys)?.into_keys().rev() {
         if let Some(whole) = Stored::open(repository, &keys.whole(segment)?)? {
             if let Some(cut) = whole.last_cut()? {
                 return Ok(Some(cut));
