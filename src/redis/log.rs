@@ -1,4 +1,4 @@
-//! Objects of a history's log (format, section 17.1): its bytes between two positions, and what tells where it may be cut.
+//! Objects of a history's log (format, section 16.7): its bytes between two positions, and what tells where it may be cut.
 //!
 //! A whole segment has the bytes between two multiples of [`SEGMENT_BYTES`]. All else is stored in increments, which a whole segment supersedes.
 

@@ -35,10 +35,7 @@ impl Source {
         connection.ask(&[b"PING"], tick)?;
         let mut info = Info::default();
         for section in SECTIONS {
-            match connection.ask(&[b"INFO", section.as_bytes()], tick)? {
-                Reply::Bulk(Some(text)) => info.add(&String::from_utf8_lossy(&text)),
-                _ => return Err(err!(Server, "the server does not answer to INFO")),
-            }
+            info.add(&ask(&mut connection, section, tick)?);
         }
         let version = info.version()?;
         Ok(Source {
@@ -46,6 +43,16 @@ impl Source {
             info,
             version,
         })
+    }
+
+    /// Asks for a section of its account of itself, as it is now.
+    ///
+    /// # Errors
+    /// Those of the server and of the connection; those of `tick`.
+    pub fn ask(&mut self, section: &str, tick: Tick<'_>) -> Result<Info> {
+        let mut info = Info::default();
+        info.add(&ask(&mut self.connection, section, tick)?);
+        Ok(info)
     }
 
     /// Requires that it can give its data set now.
@@ -80,6 +87,13 @@ impl Source {
     /// Whether it is one of the servers of a cluster.
     pub fn is_shard(&self) -> bool {
         self.info.is_on("cluster_enabled") || self.info.field("redis_mode") == Some("cluster")
+    }
+}
+
+fn ask(connection: &mut Connection, section: &str, tick: Tick<'_>) -> Result<String> {
+    match connection.ask(&[b"INFO", section.as_bytes()], tick)? {
+        Reply::Bulk(Some(text)) => Ok(String::from_utf8_lossy(&text).into_owned()),
+        _ => Err(err!(Server, "the server does not answer to INFO")),
     }
 }
 

@@ -19,6 +19,7 @@ mod content;
 mod loss;
 mod receiver;
 mod recipients;
+mod redis;
 mod repository;
 mod server;
 
@@ -64,6 +65,7 @@ pub fn doctor(session: &Session) -> Result<Vec<Finding>> {
         session,
     );
     content::look(&mut found, &opened, &settings, session);
+    redis::look(&mut found, &settings, session);
     if let Some(cluster) = cluster.as_ref().filter(|_| is_gone || seen.is_silent) {
         loss::look(&mut found, &opened, &settings, cluster, session);
     }

@@ -527,3 +527,42 @@ fn r28_the_log_is_copied_with_the_backups() {
         assert_eq!(Server::on("redis-7", &copy, &[]).content(), last.content);
     }
 }
+
+/// `pitr doctor` says how long the receiver may be away, and what helps where that is too short.
+#[test]
+fn r29_doctor_compares_the_backlog_with_what_is_written() {
+    let options = [
+        "--repl-diskless-sync-delay",
+        "0",
+        "--repl-backlog-size",
+        "64kb",
+    ];
+    let server = Server::start("redis-7", &options);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let finding = |name: &str| -> serde_json::Value {
+        let told = world.pitr(&["doctor", "--json"]).run().json();
+        let all = told["findings"].as_array().unwrap().clone();
+        let named = |f: &&serde_json::Value| f["group"] == "redis" && f["name"] == name;
+        all.iter().find(named).cloned().unwrap_or_default()
+    };
+    let lonely = finding("cache backlog");
+    assert_eq!(lonely["level"], "warn", "{lonely}");
+    let running = receiver(&world, &server);
+    assert_eq!(finding("cache")["level"], "ok");
+    assert_eq!(finding("cache fork")["level"], "ok");
+    assert_eq!(finding("cache backlog")["level"], "ok");
+    let value = "v".repeat(20_000);
+    let writing = server
+        .cli(&["-r", "10000000", "SET", "key", &value])
+        .spawn();
+    let busy = finding("cache backlog");
+    writing.signal(Signal::KILL);
+    writing.wait();
+    assert_eq!(busy["level"], "warn", "{busy}");
+    assert!(busy.to_string().contains("may be away for"), "{busy}");
+    assert!(busy.to_string().contains("repl-backlog-size"), "{busy}");
+    stop(running);
+    server.ask(&["SHUTDOWN", "NOSAVE"]);
+    assert_eq!(finding("cache")["level"], "fail");
+}

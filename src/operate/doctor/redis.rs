@@ -1,0 +1,127 @@
+//! Servers of Redis and Valkey: whether each can be backed up, and how long its receiver may be away.
+
+use std::time::{Duration, Instant};
+
+use crate::config::{Redis, Settings};
+use crate::error::Result;
+use crate::operate::finding::Findings;
+use crate::operate::human;
+use crate::operate::redis::connect;
+use crate::operate::session::Session;
+use crate::redis::info::Info;
+use crate::redis::source::Source;
+
+/// For so long it is looked how much a server writes.
+const LOOK: Duration = Duration::from_secs(1);
+/// A receiver that may be away for less is in danger: a restart of its host takes as long.
+const AWAY_MIN_SECONDS: u64 = 300;
+
+/// Looks at each configured server.
+pub fn look(found: &mut Findings, settings: &Settings, session: &Session) {
+    found.begin("redis");
+    for redis in &settings.redis {
+        let looked = connect(session, redis).and_then(|source| {
+            source.check_ready()?;
+            server(found, redis, source, session)
+        });
+        if let Err(e) = looked {
+            found.error(&redis.name, &e);
+        }
+    }
+}
+
+fn server(
+    found: &mut Findings,
+    redis: &Redis,
+    mut source: Source,
+    session: &Session,
+) -> Result<()> {
+    let role = source.role();
+    found.ok(&redis.name, format!("{}, {role}", source.version));
+    let mut tick = || session.host.check_stop();
+    let memory = source.ask("memory", &mut tick)?;
+    fork(found, redis, &memory);
+    if redis.journal.is_none() {
+        return Ok(());
+    }
+    let (began, before) = (Instant::now(), offset(&source.info));
+    while began.elapsed() < LOOK {
+        tick()?;
+        std::thread::sleep(LOOK / 10);
+    }
+    let after = source.ask("replication", &mut tick)?;
+    let written = offset(&after).saturating_sub(before);
+    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    away(
+        found,
+        redis,
+        &after,
+        written.saturating_mul(1000) / millis.max(1),
+    );
+    Ok(())
+}
+
+fn number(info: &Info, name: &str) -> Option<u64> {
+    info.field(name)?.parse().ok()
+}
+
+fn offset(info: &Info) -> u64 {
+    number(info, "master_repl_offset").unwrap_or(0)
+}
+
+/// A fork needs memory for each page that is written while it lives: at worst for all.
+fn fork(found: &mut Findings, redis: &Redis, memory: &Info) {
+    let used = number(memory, "used_memory_rss");
+    let total = number(memory, "total_system_memory").filter(|total| *total > 0);
+    let Some((used, total)) = used.zip(total) else {
+        return;
+    };
+    let name = format!("{} fork", redis.name);
+    let value = format!("{} of {} used", human::size(used), human::size(total));
+    match used.saturating_mul(2) > total {
+        true => found.warn(
+            &name,
+            value,
+            "a backup makes the server fork: if many keys change meanwhile, its memory doubles, and the kernel may end it",
+            "name a replica as address, or back up while little is written",
+        ),
+        false => found.ok(&name, value),
+    }
+}
+
+/// The backlog is all that a receiver can catch up with.
+fn away(found: &mut Findings, redis: &Redis, replication: &Info, bytes_per_second: u64) {
+    let name = format!("{} backlog", redis.name);
+    if !replication.is_on("repl_backlog_active") {
+        found.warn(
+            &name,
+            "none",
+            "no replica is connected, and no receiver: what is written now is in backups alone",
+            format!("pitr redis receive {}", redis.name),
+        );
+        return;
+    }
+    let size = number(replication, "repl_backlog_size").unwrap_or(0);
+    let rate = format!("{}/s written", human::size(bytes_per_second));
+    let Some(seconds) = size.checked_div(bytes_per_second) else {
+        found.ok(&name, format!("{}, nothing written", human::size(size)));
+        return;
+    };
+    let time = human::duration(Duration::from_secs(seconds));
+    let value = format!(
+        "{}, {rate}: a receiver may be away for {time}",
+        human::size(size)
+    );
+    match seconds < AWAY_MIN_SECONDS {
+        true => found.warn(
+            &name,
+            value,
+            "a receiver that is away for longer leaves a gap, up to the next backup",
+            format!(
+                "redis-cli CONFIG SET repl-backlog-size {} (an hour of this), and the same in redis.conf",
+                bytes_per_second.saturating_mul(3600)
+            ),
+        ),
+        false => found.ok(&name, value),
+    }
+}
