@@ -526,6 +526,50 @@ fn every_integration_test_is_compiled() {
     fail_if_any(&problems, "a test that is not compiled does not run:");
 }
 
+/// Fuzz targets are a workspace of their own, which is not built with the tests.
+#[test]
+fn modules_that_fuzz_targets_name_are_there() {
+    let targets = sources(&["fuzz/targets"]);
+    assert!(targets.len() > 5, "the fuzz targets were not found");
+    let mut problems = Vec::new();
+    for source in &targets {
+        for at in find_all(&source.code, "pitr::") {
+            let path = source.code[at + "pitr::".len()..]
+                .split(|c: char| {
+                    !(c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c))
+                })
+                .next()
+                .unwrap();
+            let modules: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
+            if !is_in_library(&modules) {
+                let line = line_of(&source.code, at);
+                problems.push(format!("{}:{line} pitr::{path}", source.path));
+            }
+        }
+    }
+    fail_if_any(&problems, "a fuzz target names what the library has:");
+}
+
+/// Whether a path leads to a module, or to an item that the last module on it names.
+fn is_in_library(path: &[&str]) -> bool {
+    let mut folder = root().join("src");
+    let mut file = folder.join("lib.rs");
+    for part in path {
+        folder.push(part);
+        let next = [folder.with_extension("rs"), folder.join("mod.rs")];
+        match next.into_iter().find(|next| next.is_file()) {
+            Some(next) => file = next,
+            None => {
+                let code = code_only(&fs::read_to_string(&file).unwrap());
+                return ["fn ", "mod ", "::"]
+                    .iter()
+                    .any(|before| code.contains(&format!("{before}{part}")));
+            }
+        }
+    }
+    true
+}
+
 #[test]
 fn links_of_the_documentation_lead_somewhere() {
     let mut paths: Vec<PathBuf> = fs::read_dir(root())
