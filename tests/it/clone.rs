@@ -523,7 +523,7 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
 fn without_fuse(cloned: &Cloned, program: Program) -> Program {
     let devices = cloned.folder.dir("dev");
     let script = "cd \"$0\"; mkdir -p shm; for d in null zero random urandom; do : >$d; mount --bind /dev/$d $d; done
-        mount --bind /dev/shm shm; mount --rbind . /dev; test ! -e /dev/fuse && exec \"$@\"";
+        mount --rbind /dev/shm shm; mount --rbind . /dev; test ! -e /dev/fuse && exec \"$@\"";
     let alone = "unshare --user --map-current-user --keep-caps --mount -- sh -euc";
     let words = alone
         .split(' ')
