@@ -149,7 +149,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn run_receive(args: &ReceiveArgs, cx: &Context) -> Result<u8> {
-    let ended = receive::run(&cx.session, &args.name, &mut |_| {})?;
+    let ended = receive::run(&cx.session, &args.name)?;
     let (replid, position) = ended.position.unzip();
     if cx.out.is_json() {
         cx.out.json(&json!({

@@ -16,8 +16,8 @@ use crate::journal::{Segment, Wake};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::pg::timeline::Position;
-use crate::repo;
 use crate::repo::container::{Codec, Container};
+use crate::repo::kept_open::KeptOpen;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::wal::increment::{self, LIMIT_BYTES, OpenSegment};
@@ -31,8 +31,6 @@ const EVERY: Duration = Duration::from_secs(1);
 const MERGE_COUNT: u64 = 64;
 /// A merged one writes the segment anew from its start, so a long one is written more rarely: once for so much per increment.
 const MERGE_BYTES: u64 = 256 << 10;
-/// How long a remote repository is used before its marker is read again.
-const KEPT_OPEN: Duration = Duration::from_secs(60);
 /// Nothing to do: it is looked up again even so.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -52,7 +50,7 @@ pub(super) struct Shipment {
     /// When something was stored last, an increment or a whole segment: while segments fill in less than a second, none needs increments.
     last_put: Option<Instant>,
     /// The repository, where it is one that may stay open: what was read of it need not be asked again for each segment.
-    open: Option<(Repository, Instant)>,
+    open: KeptOpen,
 }
 
 /// The segment that is stored in increments.
@@ -98,7 +96,7 @@ impl Shipment {
             tail: None,
             last_mark: None,
             last_put: None,
-            open: None,
+            open: KeptOpen::default(),
         }
     }
 
@@ -181,28 +179,22 @@ impl Shipment {
         }
     }
 
-    /// Runs `work` on the repository. A directory is opened each time: a place that is not mounted any more is not mistaken for the
-    /// repository, and none is kept from being unmounted. A remote one stays open for a minute: nothing else would show that it was emptied,
-    /// or is another one, than its marker.
+    /// Runs `work` on the repository.
     fn with_repository(
         &mut self,
         work: impl FnOnce(&mut Shipment, &Repository) -> Result<()>,
     ) -> Result<()> {
-        let (repository, since) = match self.open.take() {
-            Some((open, since)) if since.elapsed() < KEPT_OPEN => (open, since),
-            _ => {
-                let place = self.ship.place(self.index);
-                (repo::open(place, self.ship.next_nonce())?, Instant::now())
-            }
-        };
+        let place = self.ship.place(self.index);
+        let open = self.open.take(place, || self.ship.next_nonce())?;
+        let repository = &open.0;
         let layout = repository.recent_lives(&self.layout)?;
         if self.layout != layout {
             // The known tail of the open segment is of another home.
             self.tail = None;
             self.layout = layout;
         }
-        work(self, &repository)?;
-        self.open = Some((repository, since)).filter(|(r, _)| r.store().is_remote());
+        work(self, repository)?;
+        self.open.keep(open);
         Ok(())
     }
 

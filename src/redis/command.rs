@@ -150,11 +150,6 @@ impl Reader {
         self.start == self.position
     }
 
-    /// Whether a transaction is open.
-    pub fn is_in_transaction(&self) -> bool {
-        self.is_in_transaction
-    }
-
     /// Reads on. Each command that ends in `bytes` goes to `out`.
     ///
     /// # Errors

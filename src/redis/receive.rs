@@ -35,15 +35,6 @@ const PIECE_BYTES: usize = 1 << 20;
 /// A journal that has no room for so long is full: the connection is given up, so that the server's memory does not grow.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How far the receiver is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progressed {
-    /// The state behind the last byte that was received.
-    pub state: State,
-    /// The position up to which the journal is durable; none before anything of this connection is.
-    pub durable: Option<u64>,
-}
-
 /// The receiver's side of the journal.
 pub struct Sink<'a> {
     /// The way into the journal.
@@ -77,7 +68,7 @@ struct Stream<'s, 'a> {
 
 /// Receives until the connection ends, which is an error, or until `tick` says so.
 ///
-/// `began` hears of each place where reception begins without the bytes before it.
+/// `began` hears of each place where reception begins without the bytes before it; `succeeded` is called again and again while the connection works.
 ///
 /// # Errors
 /// Those of the server and of the connection; `Full` when the journal has no room; those of `tick`.
@@ -86,7 +77,7 @@ pub fn run(
     acknowledged: RedisAcknowledge,
     (sink, host): (&mut Sink<'_>, &Host),
     began: &mut dyn FnMut(&State, &Beginning),
-    watch: &mut dyn FnMut(&Progressed),
+    succeeded: &mut dyn FnMut(),
     tick: Tick<'_>,
 ) -> Result<()> {
     let mut source = source;
@@ -125,7 +116,7 @@ pub fn run(
     let mut records = Vec::new();
     stream.recorder.begin(state, &mut records)?;
     stream.feed(records, tick)?;
-    stream.receive(watch, tick)
+    stream.receive(succeeded, tick)
 }
 
 /// The state in front of the first byte of a connection, and the history that begins at a later position.
@@ -305,7 +296,7 @@ fn full_after(
 }
 
 impl Stream<'_, '_> {
-    fn receive(&mut self, watch: &mut dyn FnMut(&Progressed), tick: Tick<'_>) -> Result<()> {
+    fn receive(&mut self, succeeded: &mut dyn FnMut(), tick: Tick<'_>) -> Result<()> {
         let mut heard = Instant::now();
         // Some bytes came with the answers before.
         self.take(tick)?;
@@ -326,10 +317,7 @@ impl Stream<'_, '_> {
             }
             self.see_durable()?;
             self.acknowledge()?;
-            watch(&Progressed {
-                state: self.recorder.state().clone(),
-                durable: self.durable,
-            });
+            succeeded();
         }
     }
 

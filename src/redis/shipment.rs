@@ -19,7 +19,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{Position, TimelineId};
-use crate::repo;
+use crate::repo::kept_open::KeptOpen;
 use crate::repo::log_keys::{LogKeys, SEGMENT_BYTES, segment_of};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
@@ -34,8 +34,6 @@ const EVERY_IDLE: Duration = Duration::from_secs(60);
 const MERGE_COUNT: u32 = 64;
 /// So many files of the journal wait for the end of one segment.
 const FINISHED_MAX: usize = 4;
-/// A remote repository is used for so long before its marker is read again.
-const KEPT_OPEN: Duration = Duration::from_secs(60);
 
 /// Increments since the last merged ones, so that a byte is stored three times at most.
 #[derive(Default)]
@@ -82,6 +80,8 @@ struct Assembly {
     marks: Vec<Mark>,
     /// Behind the last byte that the repository has; none before it was asked.
     shipped: Option<u64>,
+    /// The reader behind the last increment: what comes before it is not read again.
+    ready: Reader,
     runs: Runs,
     /// Whether something came that changes keys and is not stored.
     is_changed: bool,
@@ -93,6 +93,7 @@ impl Assembly {
         Assembly {
             state,
             begin: reader.clone(),
+            ready: reader.clone(),
             end: reader,
             bytes: Vec::new(),
             marks: Vec::new(),
@@ -141,10 +142,11 @@ impl Assembly {
         };
         let (begin, end) = (index(from), index(to));
         let outside = || err!(Internal, "positions {from} to {to} are not in the segment");
-        let before = self.bytes.get(..begin).ok_or_else(outside)?;
         let bytes = self.bytes.get(begin..end).ok_or_else(outside)?;
-        *reader = self.begin.clone();
-        reader.read(before, &mut |_| Ok(()))?;
+        let is_ready = self.ready.position() <= from;
+        *reader = if is_ready { &self.ready } else { &self.begin }.clone();
+        let before = self.bytes.get(index(reader.position())..begin);
+        reader.read(before.ok_or_else(outside)?, &mut |_| Ok(()))?;
         Ok(Piece {
             bytes,
             reader,
@@ -283,11 +285,11 @@ pub struct Shipment {
     /// The number of the present assembly.
     number: u64,
     last_put: Option<Instant>,
-    /// The repository was told this of the history last.
+    /// The facts of the history that the repository has.
     known: Option<Told>,
     /// The place in the journal that could not be read.
     unreadable: Option<(SegmentName, Lsn)>,
-    open: Option<(Repository, Instant)>,
+    open: KeptOpen,
 }
 
 /// A history, the one that it goes on from, and where its reception began.
@@ -317,7 +319,7 @@ impl Shipment {
             last_put: None,
             known: None,
             unreadable: None,
-            open: None,
+            open: KeptOpen::default(),
         }
     }
 
@@ -338,7 +340,7 @@ impl Shipment {
                         assembly.shipped = None;
                     }
                     self.known = None;
-                    self.open = None;
+                    self.open.forget();
                     self.attempts.failed(&e);
                 }
             }
@@ -506,15 +508,11 @@ impl Shipment {
         &mut self,
         work: impl FnOnce(&mut Shipment, &Repository) -> Result<()>,
     ) -> Result<()> {
-        let (repository, since) = match self.open.take() {
-            Some((open, since)) if since.elapsed() < KEPT_OPEN => (open, since),
-            _ => {
-                let place = self.ship.place(self.index);
-                (repo::open(place, self.ship.next_nonce())?, Instant::now())
-            }
-        };
-        work(self, &repository)?;
-        self.open = Some((repository, since)).filter(|(r, _)| r.store().is_remote());
+        let place = self.ship.place(self.index);
+        let open = self.open.take(place, || self.ship.next_nonce())?;
+        let repository = &open.0;
+        work(self, repository)?;
+        self.open.keep(open);
         Ok(())
     }
 
@@ -556,6 +554,7 @@ impl Shipment {
             assembly.runs.stored(to);
         }
         assembly.shipped = Some(to);
+        assembly.ready = assembly.end.clone();
         assembly.is_changed = false;
         self.last_put = Some(Instant::now());
         self.reached();

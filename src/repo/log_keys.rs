@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::container::{Container, Kind};
+use super::json;
 use super::scope::Scope;
 use crate::err;
 use crate::error::Result;
@@ -173,7 +174,16 @@ pub fn check(container: &Container, key: &Key) -> Result<()> {
     }
 }
 
-/// The keys of a log, in the order in which they are to be copied: what is said of a history before its bytes.
+/// Requires that a JSON object of a log is whole.
+///
+/// # Errors
+/// `Damaged`.
+pub fn check_small(key: &Key, bytes: &[u8]) -> Result<()> {
+    let kind = json::kind_of(bytes).unwrap_or_default();
+    json::decode::<serde_json::Value>(key, &kind, bytes).map(|_| ())
+}
+
+/// The keys of a log. The objects that describe a history are copied before those that have its bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
     /// JSON objects.

@@ -23,6 +23,8 @@ pub mod healed;
 pub mod id;
 pub mod json;
 #[cfg(feature = "full")]
+pub mod kept_open;
+#[cfg(feature = "full")]
 pub mod keyring;
 pub mod layout;
 pub mod lives;

@@ -13,10 +13,8 @@ impl Pair<'_> {
     pub(super) fn copy_log(&self, objects: &Objects) -> Result<()> {
         for key in &objects.small {
             self.check_stop()?;
-            let copied = self.copy_small(key, json::LIMIT_BYTES, &|bytes| {
-                let kind = json::kind_of(bytes).unwrap_or_default();
-                json::decode::<serde_json::Value>(key, &kind, bytes).map(|_| ())
-            });
+            let whole = |bytes: &[u8]| log_keys::check_small(key, bytes);
+            let copied = self.copy_small(key, json::LIMIT_BYTES, &whole);
             self.settle(key.as_str(), copied)?;
         }
         let container = |key: &_| -> Result<()> {

@@ -50,8 +50,7 @@ fn small(check: &Check<'_>, key: &Key) -> Result<Option<u64>> {
         return Ok(Some(object.size_bytes()));
     }
     let bytes = store::read(object.as_ref(), key, json::LIMIT_BYTES)?;
-    let kind = json::kind_of(&bytes).unwrap_or_default();
-    json::decode::<serde_json::Value>(key, &kind, &bytes)?;
+    log_keys::check_small(key, &bytes)?;
     Ok(Some(bytes.len() as u64))
 }
 

@@ -16,7 +16,7 @@ use crate::pg::segment::SegmentSize;
 use crate::redis::command::Reader;
 use crate::redis::history::Beginning;
 use crate::redis::kind::NAME;
-use crate::redis::receive::{self, Progressed, Sink};
+use crate::redis::receive::{self, Sink};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
 use crate::redis::shipment::{self, Origin, Shipment};
 use crate::redis::source::Source;
@@ -42,12 +42,12 @@ pub struct Ended {
     pub is_shipped: bool,
 }
 
-/// Receives until the process is told to stop.
+/// Runs the receiver until the process is told to stop.
 ///
 /// # Errors
 /// `Config` without a journal or for a name that is not configured; `Locked` where another receiver has the journal; those of the server that another attempt
 /// would not mend.
-pub fn run(session: &Session, name: &str, watch: &mut dyn FnMut(&Progressed)) -> Result<Ended> {
+pub fn run(session: &Session, name: &str) -> Result<Ended> {
     let settings = session.settings_with_repositories()?;
     let redis = configured(&settings, name)?;
     let scope = Scope::aux(NAME, name)?;
@@ -62,7 +62,7 @@ pub fn run(session: &Session, name: &str, watch: &mut dyn FnMut(&Progressed)) ->
         held,
         place: end.next_multiple_of(SEGMENT_BYTES),
     };
-    let received = receive_until_stopped(session, (redis, &settings, &scope), &mut sink, watch);
+    let received = receive_until_stopped(session, (redis, &settings, &scope), &mut sink);
     let position = sink
         .held
         .as_ref()
@@ -170,7 +170,6 @@ fn receive_until_stopped(
     session: &Session,
     (redis, settings, scope): (&Redis, &Settings, &Scope),
     sink: &mut Sink<'_>,
-    watch: &mut dyn FnMut(&Progressed),
 ) -> Result<()> {
     let host = &session.host;
     let mut backoff = Backoff::default();
@@ -184,10 +183,9 @@ fn receive_until_stopped(
             let mut began = |state: &State, beginning: &Beginning| {
                 host.progress.note(&begun(redis, state, beginning));
             };
-            let mut watch = |progressed: &Progressed| {
+            let mut succeeded = || {
                 backoff.reset();
                 said.clear();
-                watch(progressed);
             };
             let to = (&mut *sink, host);
             receive::run(
@@ -195,7 +193,7 @@ fn receive_until_stopped(
                 redis.acknowledge,
                 to,
                 &mut began,
-                &mut watch,
+                &mut succeeded,
                 &mut tick,
             )
         });

@@ -200,10 +200,9 @@ fn now() -> String {
     time.to_string()
 }
 
-/// After a failover the receiver goes on without a gap, with the replica's own history.
-fn r23_a_failover_leaves_no_gap(name: &'static str) {
+fn master_and_replica(name: &'static str) -> (Server, Server) {
     let delay = ["--repl-diskless-sync-delay", "0"];
-    let mut master = Server::listening(name, "--port", &delay);
+    let master = Server::listening(name, "--port", &delay);
     let port = master.port().to_string();
     let replica = Server::start(name, &delay);
     replica.ask(&["REPLICAOF", "127.0.0.1", &port]);
@@ -212,6 +211,21 @@ fn r23_a_failover_leaves_no_gap(name: &'static str) {
             .ask(&["INFO", "replication"])
             .contains("master_link_status:up")
     });
+    (master, replica)
+}
+
+/// Starts a receiver of another server with the same identity, which is asked for no data set.
+fn receiver_goes_on(world: &World, server: &Server) -> Running {
+    configure(world, server, "identity = \"shop\"");
+    let forks = server.info("sync_full");
+    let running = receiver(world, server);
+    assert_eq!(server.info("sync_full"), forks, "{}", running.stderr());
+    running
+}
+
+/// After a failover the receiver goes on without a gap, with the replica's own history.
+fn r23_a_failover_leaves_no_gap(name: &'static str) {
+    let (mut master, replica) = master_and_replica(name);
     let world = World::new(&master);
     configure(&world, &master, "identity = \"shop\"");
     let running = receiver(&world, &master);
@@ -226,10 +240,7 @@ fn r23_a_failover_leaves_no_gap(name: &'static str) {
     master.kill();
     replica.ask(&["REPLICAOF", "NO", "ONE"]);
     assert_ne!(replica.info("master_replid"), parent);
-    configure(&world, &replica, "identity = \"shop\"");
-    let forks = replica.info("sync_full");
-    let running = receiver(&world, &replica);
-    assert_eq!(replica.info("sync_full"), forks, "{}", running.stderr());
+    let running = receiver_goes_on(&world, &replica);
     confirm(&replica, "SET d 1\nSELECT 4\nDEL c\n", 1);
     let third = Moment::of(&replica);
     stop(running);
@@ -246,16 +257,7 @@ per_server!(r23_a_failover_leaves_no_gap);
 
 /// A receiver that has more than the replica which is promoted leaves the old history where the replica did, and both can be had.
 fn r24_what_the_promoted_replica_never_had_is_left(name: &'static str) {
-    let delay = ["--repl-diskless-sync-delay", "0"];
-    let mut master = Server::listening(name, "--port", &delay);
-    let port = master.port().to_string();
-    let replica = Server::start(name, &delay);
-    replica.ask(&["REPLICAOF", "127.0.0.1", &port]);
-    wait_until(PATIENCE, "the replica is there", || {
-        replica
-            .ask(&["INFO", "replication"])
-            .contains("master_link_status:up")
-    });
+    let (mut master, replica) = master_and_replica(name);
     let world = World::new(&master);
     configure(&world, &master, "identity = \"shop\"");
     let running = receiver(&world, &master);
@@ -273,10 +275,7 @@ fn r24_what_the_promoted_replica_never_had_is_left(name: &'static str) {
     stop(running);
     master.kill();
     std::thread::sleep(std::time::Duration::from_millis(50));
-    configure(&world, &replica, "identity = \"shop\"");
-    let forks = replica.info("sync_full");
-    let running = receiver(&world, &replica);
-    assert_eq!(replica.info("sync_full"), forks, "{}", running.stderr());
+    let running = receiver_goes_on(&world, &replica);
     confirm(&replica, "SELECT 4\nSET only:here 1\n", 1);
     let end = Moment::of(&replica);
     stop(running);
