@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages image test-compose test-containers manifests demo demo-s3 test corruption heal-campaign test-moto test-localstack patroni oracle sweep soak soak-short expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption heal-campaign test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -24,11 +24,16 @@ build: ## the three release programs, in target/release
 	$(CARGO) build --release -p pitr
 	$(WHOLE) $(CARGO) build --release -p pitr-archive -p pitr-restore
 
-dist: ## tarball, .deb and .rpm in target/dist, for every distribution since glibc 2.31 (as root, with debootstrap)
-	scripts/dist
+# ARCH=aarch64 makes packages for that processor, and tests them under qemu.
+ARCH ?=
+dist: ## tarball, .deb and .rpm in target/dist, for every distribution since glibc 2.31 (as root, with debootstrap; ARCH=aarch64)
+	scripts/dist $(addprefix --arch ,$(ARCH))
 
-test-packages: ## the .deb in fresh roots of Debian 12 and 13: installed, archived, backed up, restored (as root, after make dist)
-	scripts/test-packages
+test-packages: ## the .deb in fresh roots of Debian 12 and 13: installed, archived, backed up, restored (as root, after make dist; ARCH=aarch64)
+	scripts/test-packages $(addprefix --arch ,$(ARCH))
+
+test-failover: ## docs/repmgr.md with Debian's repmgr and pg_auto_failover: the primary dies under load, and comes back (as root, after make dist)
+	scripts/test-failover
 
 image: ## the image pitr-postgres, from the .deb of target/dist (after make dist), and the image pitr, without a server
 	docker build --file docker/Dockerfile --tag pitr-postgres .
@@ -40,20 +45,36 @@ test-compose: ## docker/compose.yaml: bucket, receiver, scheduled backups, stand
 test-containers: ## examples/testcontainers in Python and in Rust, with the image of this tree (a Docker engine, or root)
 	scripts/test-containers
 
+test-volumes: ## volumes of Docker as a source of files, with their containers stopped, paused, and pitr killed (a Docker engine, and root)
+	scripts/test-volumes
+
+test-page: ## the agent's status page in Chromium: what it shows, by keyboard, on a telephone, light and dark, with 1 000 backups (PITR_PAGE_PICTURES=docs/images takes the pictures)
+	scripts/get-tools test
+	$(CARGO) build --bin pitr
+	scripts/test-page
+
 manifests: ## docker/kubernetes against the schemas of Kubernetes, which pip fetches once (120 MB)
 	scripts/check-manifests
 
 demo: build ## a table comes back; a whole server is lost, and every confirmed commit comes back; a table comes back into the running server
 	scripts/demo
 
+demo-full: build ## a shop of PostgreSQL, Redis, uploads and settings is wrecked, and comes back to the minute before with one command
+	scripts/demo-full
+
 demo-s3: build ## the lost server with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
 # With a number as PITR_TEST_TURN (.ci/run sets it) one of six turns runs: of the tests that are listed by major those of one and of 19. Sweeps over
-# every call take every third one.
+# every call take every third one, and so do the campaigns: each of the three groups has its day (the fuzz targets have the first, .ci/run).
 OLDER := 13 14 15 16 17 18
 CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
-OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ::v,$(filter-out $(CHOSEN),$(OLDER))))
+GROUP1 := files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05
+GROUP2 := lives::histories:: oracle:: backup_soak:: restore_faults::
+GROUP3 := incremental::resume:: incremental::write_only:: incremental::compact:: heal::campaign:: drain_s3::p20 sftp:: restore_replace::t21 redis::into::
+# Shifted with every round of the majors, so that each group meets each of them.
+GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 3 + 1 ))),1 2 3),$(GROUP$(n)))
+OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ,$(addprefix ::v,$(filter-out $(CHOSEN),$(OLDER))) $(GROUPS_OF_OTHER_DAYS)))
 
 test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-tools test
@@ -77,6 +98,23 @@ on-s3:
 	mkdir -p target/on-s3
 	scripts/s3-server $(S3) $(CARGO) test --test it -- --exact --show-output $(ON_S3) 2>&1 | tee target/on-s3/$(S3).log
 	@grep -q '^test result: ok. $(words $(ON_S3)) passed' target/on-s3/$(S3).log
+
+# The contract and a whole cycle on emulators of Azure and Google, which npm and pip fetch once. GCS=fake-gcs does not pass: docs/stores.md.
+GCS := fake-gcs-with-conditions
+.PHONY: on-azure on-gcs on-blobs
+on-azure: ## the contract of stores and a whole cycle on Azurite, which npm fetches once
+	$(MAKE) --no-print-directory on-blobs BLOBS=azurite ON_BLOBS="blob::azure_keeps_every_promise blob_cycle::a_whole_cycle_on_azure"
+
+on-gcs: ## the same on fake-gcs-server, which pip fetches once
+	$(MAKE) --no-print-directory on-blobs BLOBS=$(GCS) ON_BLOBS="blob::google_keeps_every_promise blob_cycle::a_whole_cycle_on_google"
+
+on-blobs:
+	scripts/get-tools test
+	scripts/get-postgres 18
+	$(CARGO) test --test it --no-run
+	mkdir -p target/on-blobs
+	scripts/blob-server $(BLOBS) $(CARGO) test --test it -- --exact --show-output $(ON_BLOBS) 2>&1 | tee target/on-blobs/$(BLOBS).log
+	@grep -q '^test result: ok. $(words $(ON_BLOBS)) passed' target/on-blobs/$(BLOBS).log
 
 # A snapshot that no scene writes any more is removed by hand: golden::every_snapshot_belongs_to_a_scene names it.
 golden: ## accept what the commands print now as what they shall print (tests/it/golden/snapshots); read the diff
@@ -102,9 +140,22 @@ soak-short: ## the same, 50 rounds
 	scripts/get-postgres
 	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- soak:: --nocapture
 
+# What has passed stands in BACKUP_SOAK_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
+soak-backups: ## 20 histories of 25 steps on each major: backups of every kind and method under load, killed and deleted; random moments come back
+	scripts/get-tools test
+	scripts/get-postgres
+	BACKUP_SOAK_HISTORIES=$${BACKUP_SOAK_HISTORIES:-20} BACKUP_SOAK_PROGRESS=$${BACKUP_SOAK_PROGRESS:-$(CURDIR)/target/backup-soak/progress} \
+	$(CARGO) test --test it -- backup_soak:: --nocapture
+
 estimates: ## after three drills, ten more are estimated by "pitr plan": nine within 20 %, normalised by a control copy
 	scripts/get-postgres 17
 	PITR_ESTIMATES=$${PITR_ESTIMATES:-10} $(CARGO) test --test it -- estimates:: --nocapture
+
+sets: ## 100 rounds: recoveries of a set to marks that were made under load, killed at random steps, and taken back
+	scripts/get-tools test
+	scripts/get-postgres 17
+	scripts/get-redis redis-7
+	PITR_TEST_SET_ROUNDS=$${PITR_TEST_SET_ROUNDS:-100} $(CARGO) test --test it -- sets::campaign:: --nocapture
 
 patroni: ## 50 rounds: the leader of three nodes under Patroni dies under load, and everything that was promised is there
 	scripts/get-tools test
@@ -138,7 +189,7 @@ check: ## format, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --quiet -p pitr-archive -p pitr-restore -- -D warnings
-	$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
+	$(CARGO) check --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target}
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "advisories are not looked at without cargo deny (cargo install --locked cargo-deny); tests/tidy.rs holds the rest of deny.toml"; fi

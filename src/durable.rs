@@ -290,9 +290,19 @@ pub fn write_new(path: &Path, content: &[u8], nonce: u64) -> io::Result<Publishe
 
 /// Replaces a whole small file durably (temporary file, sync, rename, directory sync). Never used inside a repository.
 pub fn replace(path: &Path, content: &[u8], nonce: u64) -> io::Result<()> {
+    replace_with_mode(path, content, nonce, Mode::RUSR | Mode::WUSR)
+}
+
+/// As [`replace`], of a file that everybody may read.
+pub fn replace_readable(path: &Path, content: &[u8], nonce: u64) -> io::Result<()> {
+    replace_with_mode(path, content, nonce, Mode::from_raw_mode(0o644))
+}
+
+fn replace_with_mode(path: &Path, content: &[u8], nonce: u64, mode: Mode) -> io::Result<()> {
     let (directory, name) = split(path)?;
     let (temporary, mut file) = Temporary::create(&directory, &name, nonce)?;
     file.write_all(content)?;
+    rustix::fs::fchmod(&file, mode)?;
     file.sync_all()?;
     close(file)?;
     rustix::fs::renameat(&directory, &temporary.name, &directory, &name)?;

@@ -117,6 +117,14 @@ impl Error {
         }))
     }
 
+    /// Returns the cause among the failures of threads that stop one another: the first that is no interruption, else the last.
+    pub fn cause(first: Option<Error>, other: Error) -> Error {
+        match first {
+            Some(first) if first.code() != Code::Interrupted => first,
+            _ => other,
+        }
+    }
+
     /// Adds impact and next command, as full sentences.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {

@@ -1,6 +1,6 @@
 //! Named fault points for tests, where no system call marks the spot. Nothing of it is in a release build.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Panics here when `$PITR_FAULT` names this point.
 #[cfg(debug_assertions)]
@@ -13,6 +13,24 @@ pub fn point(name: &str) {
 /// Does nothing.
 #[cfg(not(debug_assertions))]
 pub fn point(_name: &str) {}
+
+/// Makes the file `PATH` and waits until it is gone, when `$PITR_FAULT_PAUSE` is `NAME=PATH`.
+#[cfg(debug_assertions)]
+pub fn pause(name: &str) {
+    let wanted = std::env::var("PITR_FAULT_PAUSE").unwrap_or_default();
+    let path = wanted.split_once('=').filter(|(wanted, _)| *wanted == name);
+    if let Some((_, path)) = path
+        && std::fs::write(path, "").is_ok()
+    {
+        while std::fs::exists(path).unwrap_or(false) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Does nothing.
+#[cfg(not(debug_assertions))]
+pub fn pause(_name: &str) {}
 
 /// A length of time that `$PITR_FAULT_SECONDS` shortens, so that a test need not wait for the real one.
 #[cfg(debug_assertions)]
@@ -30,10 +48,64 @@ pub fn shortened(time: Duration) -> Duration {
     time
 }
 
+/// A length of time of the clock of schedules, on the clock of the host: `$PITR_FAULT_CLOCK` makes it go faster.
+#[cfg(debug_assertions)]
+pub fn hastened(time: Duration) -> Duration {
+    match clock() {
+        // Whoever looks more often than this does nothing else.
+        Some((_, _, factor)) => (time / factor.max(1)).max(Duration::from_millis(50)),
+        None => time,
+    }
+}
+
+/// The time itself.
+#[cfg(not(debug_assertions))]
+pub fn hastened(time: Duration) -> Duration {
+    time
+}
+
+/// The time that `$PITR_FAULT_CLOCK` makes of the system's: `<start>,<origin>,<factor>`. At `<origin>`, in seconds of the system's clock, it is `<start>`, and from
+/// then on `<factor>` seconds pass in each.
+#[cfg(debug_assertions)]
+pub fn time(system: SystemTime) -> SystemTime {
+    let Some((start, origin, factor)) = clock() else {
+        return system;
+    };
+    let origin = SystemTime::UNIX_EPOCH + Duration::from_secs(origin);
+    let passed = system.duration_since(origin).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(start) + passed * factor
+}
+
+/// The time itself.
+#[cfg(not(debug_assertions))]
+pub fn time(system: SystemTime) -> SystemTime {
+    system
+}
+
+#[cfg(debug_assertions)]
+fn clock() -> Option<(u64, u64, u32)> {
+    let text = std::env::var("PITR_FAULT_CLOCK").ok()?;
+    let mut parts = text.split(',');
+    let mut next = || parts.next()?.parse().ok();
+    let (start, origin, factor) = (next()?, next()?, next()?);
+    Some((start, origin, u32::try_from(factor).ok()?))
+}
+
 /// A limit that `$PITR_FAULT_LIMIT` lowers, so that a test need not reach the real one.
 #[cfg(debug_assertions)]
 pub fn lowered(limit: usize) -> usize {
-    let wanted = std::env::var("PITR_FAULT_LIMIT").ok();
+    lowered_by("PITR_FAULT_LIMIT", limit)
+}
+
+/// The length of packs, which `$PITR_FAULT_PACK_BYTES` lowers likewise.
+#[cfg(debug_assertions)]
+pub fn pack_bytes(limit: usize) -> usize {
+    lowered_by("PITR_FAULT_PACK_BYTES", limit)
+}
+
+#[cfg(debug_assertions)]
+fn lowered_by(variable: &str, limit: usize) -> usize {
+    let wanted = std::env::var(variable).ok();
     let wanted = wanted.and_then(|s| s.parse().ok());
     wanted.map_or(limit, |w: usize| w.min(limit))
 }
@@ -41,5 +113,11 @@ pub fn lowered(limit: usize) -> usize {
 /// The limit itself.
 #[cfg(not(debug_assertions))]
 pub fn lowered(limit: usize) -> usize {
+    limit
+}
+
+/// The length itself.
+#[cfg(not(debug_assertions))]
+pub fn pack_bytes(limit: usize) -> usize {
     limit
 }

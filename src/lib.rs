@@ -4,19 +4,23 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `text` (hexadecimal digits) |
+//! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `lock` · `text` (hexadecimal digits) |
 //! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `program` (other programs, run to their end) · `secrets` (what of a text is secret) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
 //! | 5 | `wal` · `snapshot` |
-//! | 6 | `archive` · `plan` (pure) · `find` (what WAL did to data) · `tree` (real directories) · `mount` (a snapshot that is read when it is asked for) |
-//! | 7 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` · `logical` · `redis` (other content) |
-//! | 8 | `operate` (the use cases, as values) |
-//! | 9 | `cli` |
+//! | 6 | `archive` · `plan` (pure) · `find` (what WAL did to data) · `tree` (real directories) |
+//! | 7 | `mount` (a snapshot that is read when it is asked for) |
+//! | 8 | `command` (what PostgreSQL runs) · `receive` · `backup` · `restore` · `expire` · `verify` · `sync` · `logical` · `redis` (other content) |
+//! | 9 | `operate` (the use cases, as values) |
+//! | 10 | `agent` (schedule, supervision, metrics, alerts) |
+//! | 11 | `cli` |
 //!
-//! Without the feature `program`, object stores, `operate` and `cli` are left out; without `full` (both are on by default) only what `pitr-archive` and `pitr-restore` need is built.
+//! Without the feature `program`, object stores, `operate`, `agent` and `cli` are left out; without `full` (both are on by default) only what `pitr-archive` and `pitr-restore` need is built.
 
+#[cfg(feature = "program")]
+pub mod agent;
 pub mod archive;
 #[cfg(feature = "full")]
 pub mod backup;
@@ -36,6 +40,8 @@ pub mod find;
 pub mod host;
 #[cfg(feature = "full")]
 pub mod journal;
+#[cfg(feature = "full")]
+pub mod lock;
 #[cfg(feature = "full")]
 pub mod logical;
 #[cfg(feature = "full")]

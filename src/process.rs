@@ -20,6 +20,15 @@ pub fn has_ended(pid: u32) -> bool {
     is_zombie || is_gone
 }
 
+/// The tick of the system at which a process began: with its number it names the process for as long as the system runs.
+#[cfg(feature = "full")]
+pub fn started_at(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    // proc_pid_stat(5): field 22, and the rest begins with field 3.
+    rest.split(' ').nth(19)?.parse().ok()
+}
+
 /// Whether the process has started, by however many others, the one that asks.
 pub fn is_ancestor(pid: i32) -> bool {
     let mut at = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get());

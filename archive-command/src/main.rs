@@ -43,7 +43,7 @@ fn run() -> Result<u8, Error> {
     if arguments.switches.iter().any(|s| s == archive::SHIP) {
         return shipper::run(&arguments, nonce).map(|()| shipper::STATUS);
     }
-    let settings = command::settings(&arguments.flags, &Environment::of_process())?;
+    let settings = command::settings(&arguments, &Environment::of_process())?;
     let told = if delegate::is_needed(&settings) {
         let given = std::env::args_os().skip(1).collect();
         ahead::delegated(&arguments, &settings, given, nonce)?

@@ -192,7 +192,7 @@ fn sealed_and_changed(place: &Place, input: &mut Input<'_>) {
     let mut sealer =
         Sealer::new(Vec::new(), place.key.as_str(), &PUBLIC, &OWN.mac, &drawn).unwrap();
     std::io::Write::write_all(&mut sealer, &plain).unwrap();
-    let mut object = sealer.finish(b"{}", &OWN.mac).unwrap();
+    let mut object = sealer.finish(b"{}", &OWN.mac).unwrap().0;
     assert_eq!(content(place, &object).unwrap(), plain);
     let whole = object.clone();
     for (at, flip) in changes {

@@ -81,7 +81,7 @@ fn run() -> Result<u8, Error> {
 /// Fetches from the repositories.
 fn fetch(arguments: &Arguments, environment: &Environment, nonce: u64) -> Result<u8, Error> {
     // An error in the configuration is reported by the program that does the work.
-    let settings = command::settings(&arguments.flags, environment);
+    let settings = command::settings(arguments, environment);
     if settings.is_ok_and(|settings| delegate::is_needed(&settings)) {
         let given: Vec<_> = std::env::args_os().skip(1).collect();
         return restore::delegated(arguments.clone(), warn, || {

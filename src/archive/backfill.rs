@@ -30,6 +30,8 @@ pub struct Candidate {
     pub left_out: Option<String>,
     /// The server keeps it for WAL to come: it was preallocated, or is an old segment under the name of a later one.
     pub is_spare: bool,
+    /// It is the last written one of its timeline, and its WAL ends inside: whole as far as the server came.
+    pub is_unfinished: bool,
 }
 
 /// The directory with the WAL files: the one given, or the pg_wal in it.
@@ -70,7 +72,7 @@ pub fn candidates(directory: &Path) -> Result<Vec<Candidate>> {
         found.push((name, entry.path()));
     }
     found.sort_by_key(|(name, _)| (!matches!(name, WalFileName::History(_)), name.to_string()));
-    let spare = spare(&found);
+    let (spare, last) = spare(&found);
     Ok(found
         .into_iter()
         .map(|(name, path)| {
@@ -80,13 +82,15 @@ pub fn candidates(directory: &Path) -> Result<Vec<Candidate>> {
                     name,
                     left_out: Some("kept for WAL to come".into()),
                     is_spare: true,
+                    is_unfinished: false,
                 };
             }
-            let left_out = match name {
+            let (left_out, is_unfinished) = match name {
                 WalFileName::Segment(segment) => incomplete(&path, segment),
-                _ => None,
+                _ => (None, false),
             };
             Candidate {
+                is_unfinished: is_unfinished && last.contains(&path),
                 path,
                 name,
                 left_out,
@@ -96,10 +100,10 @@ pub fn candidates(directory: &Path) -> Result<Vec<Candidate>> {
         .collect())
 }
 
-/// The files at the end of each timeline that hold nothing of what their names say. A damaged one is behind nothing of the kind: a segment
-/// that was written follows it.
-fn spare(ascending: &[(WalFileName, PathBuf)]) -> BTreeSet<PathBuf> {
-    let mut spare = BTreeSet::new();
+/// The files at the end of each timeline that hold nothing of what their names say, and the last one that does. A damaged one is
+/// behind nothing of the kind: a segment that was written follows it.
+fn spare(ascending: &[(WalFileName, PathBuf)]) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
+    let (mut spare, mut last) = (BTreeSet::new(), BTreeSet::new());
     let mut written = BTreeSet::new();
     for (name, path) in ascending.iter().rev() {
         let WalFileName::Segment(segment) = name else {
@@ -107,11 +111,11 @@ fn spare(ascending: &[(WalFileName, PathBuf)]) -> BTreeSet<PathBuf> {
         };
         if !written.contains(&segment.timeline) && is_unwritten(path, *segment) {
             spare.insert(path.clone());
-        } else {
-            written.insert(segment.timeline);
+        } else if written.insert(segment.timeline) {
+            last.insert(path.clone());
         }
     }
-    spare
+    (spare, last)
 }
 
 /// Whether a file begins with zeros, or with the first page of an earlier segment.
@@ -130,25 +134,21 @@ fn is_unwritten(path: &Path, name: SegmentName) -> bool {
     })
 }
 
-/// Why a segment is not whole, if it is not.
-fn incomplete(path: &Path, name: SegmentName) -> Option<String> {
-    match read(path, name) {
-        Ok(problem) => problem,
-        Err(e) => Some(e.to_string()),
+/// Why a segment is not whole, if it is not, and whether it is sound up to where its WAL ends.
+fn incomplete(path: &Path, name: SegmentName) -> (Option<String>, bool) {
+    match decode(path, name, false) {
+        Ok(None) => (Some("it is empty".into()), false),
+        Ok(Some(summary)) if is_whole(&summary) => (None, false),
+        Ok(Some(summary)) => {
+            let why = format!("its records end at {}", summary.valid_end);
+            (Some(why), !summary.has(flag::DAMAGED))
+        }
+        Err(e) => (Some(e.to_string()), false),
     }
 }
 
-fn read(path: &Path, name: SegmentName) -> Result<Option<String>> {
-    let Some(summary) = decode(path, name, false)? else {
-        return Ok(Some("it is empty".into()));
-    };
-    Ok(if summary.has(flag::SWITCH) {
-        None
-    } else if summary.has(flag::DAMAGED) || summary.has(flag::ENDS_INSIDE) {
-        Some(format!("its records end at {}", summary.valid_end))
-    } else {
-        None
-    })
+fn is_whole(summary: &Summary) -> bool {
+    summary.has(flag::SWITCH) || !(summary.has(flag::DAMAGED) || summary.has(flag::ENDS_INSIDE))
 }
 
 /// Decodes a segment's file; `None` when it is empty.

@@ -40,7 +40,7 @@ impl Idle {
     fn remedy(self) -> &'static str {
         match self {
             Idle::ModeOff => {
-                "Set archive_mode = on and archive_command as \"pitr init\" prints them, and restart the server; or receive its WAL: pitr receive --create-slot"
+                "Set archive_mode = on and archive_command as \"pitr init\" prints them, and restart the server. If they are set, only the restart is missing. If this is a restored copy that replaces the cluster: pitr adopt. Or receive its WAL: pitr receive --create-slot"
             }
             Idle::NoCommand => {
                 "Set archive_command as \"pitr init\" prints it, and select pg_reload_conf(); or receive the server's WAL: pitr receive --create-slot"

@@ -1,10 +1,11 @@
-//! The steps of every backup around its content: the commit, and the removal of one that failed.
+//! The steps of every backup around its content: the commit, and what becomes of one that failed.
 
 use crate::err;
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
-use crate::repo::event::{self, Event, Writer};
+use crate::repo::claim::Claim;
+use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::{BackupId, PartKind};
 use crate::repo::root::{BackupKind, Head, Map};
 use crate::repo::scope::Scope;
@@ -133,20 +134,47 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Deletes what an uncommitted backup wrote, as far as it may. The janitor deletes the rest: it knows the id by its `begin`.
-    pub fn discard(&self) {
+    /// Deletes what an uncommitted backup wrote, as far as it may. The janitor deletes the rest: it knows the id by its `begin`. With `keeps_packs` packs
+    /// stay, for the next backup to go on from. Returns how many are kept.
+    ///
+    /// Packs stay as well where another backup may take them over, or has: it claims the id before it reads them, and not before this one's claim is old.
+    pub fn discard(&self, claim: &Claim<'_>, keeps_packs: bool) -> usize {
         if self.is_committing {
-            return;
+            return 0;
         }
-        for kind in [PartKind::Pack, PartKind::Layer] {
-            let prefix = self.scope.parts(kind, Some(&self.id));
-            for listed in self.store.list(&prefix).unwrap_or_default() {
-                if let Ok(key) = Key::new(format!("{prefix}/{}", listed.name)) {
-                    let _ = self.store.delete(&key);
+        let packs = self.parts(PartKind::Pack);
+        let keeps_packs = keeps_packs && !packs.is_empty();
+        if !keeps_packs && !self.may_be_claimed() {
+            for key in &packs {
+                if !claim.is_fresh() {
+                    break;
                 }
+                let _ = self.store.delete(key);
             }
+        }
+        for key in self.parts(PartKind::Layer) {
+            let _ = self.store.delete(&key);
         }
         let _ = self.store.delete(&self.scope.server_manifest(&self.id));
         let _ = self.store.delete(&self.scope.relations(&self.id));
+        if keeps_packs { packs.len() } else { 0 }
+    }
+
+    fn parts(&self, kind: PartKind) -> Vec<Key> {
+        let prefix = self.scope.parts(kind, Some(&self.id));
+        let listed = self.store.list(&prefix).unwrap_or_default();
+        let keys = listed.into_iter();
+        keys.filter_map(|listed| Key::new(format!("{prefix}/{}", listed.name)).ok())
+            .collect()
+    }
+
+    /// Whether anybody else has claimed the id, or that is not known.
+    fn may_be_claimed(&self) -> bool {
+        let events = event::read_all(self.store, self.scope, &self.id.to_string());
+        let is_other = |e: &Recorded| {
+            let purpose = e.event.purpose.as_deref();
+            purpose.is_some_and(|purpose| purpose != "backup")
+        };
+        events.map_or(true, |events| events.iter().any(is_other))
     }
 }

@@ -151,7 +151,7 @@ impl Compaction<'_> {
         let mut attempt = Attempt::new(place, &id, host);
         let written = self.write(&mut attempt, (&mut claim, kept));
         if written.is_err() {
-            attempt.discard();
+            attempt.discard(&claim, false);
         }
         claim.release(host.progress.as_ref());
         written.map(Some)

@@ -22,6 +22,11 @@ pub trait Set: Kind {
 
     /// Returns facts about a source that is no directory.
     fn facts(&self) -> Option<Value>;
+
+    /// Returns what the operator should hear of once it is taken.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A directory with what is in it.
@@ -38,6 +43,8 @@ pub struct Files {
     pub readers: usize,
     /// Whether files are the same ones from run to run, so that a prior tells which have changed.
     pub is_lasting: bool,
+    /// Whether nothing is left of a backup that has nothing new upon its prior.
+    pub only_changes: bool,
     /// Facts about a source that is no directory.
     pub facts: Option<Value>,
     /// The result of the walk, once it is over.
@@ -88,6 +95,10 @@ impl Kind for Files {
 
     fn takes_changes(&self) -> bool {
         self.is_lasting
+    }
+
+    fn takes_changes_alone(&self) -> bool {
+        self.only_changes
     }
 
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 
 use super::backoff::{Load, Probe};
+use super::keeper::Keeping;
 use super::relations;
 use super::source::{Archiver, Lister, Receivers, ServerFacts, Source, WalSource, WantedWal};
 use crate::err;
@@ -40,6 +41,7 @@ pub struct LiveServer {
     /// For another connection, should this one end.
     info: ConnInfo,
     progress: Arc<dyn Progress>,
+    keeping: Keeping,
 }
 
 enum Replication {
@@ -81,6 +83,7 @@ impl LiveServer {
             stop,
             info,
             progress,
+            keeping: Keeping::new(),
         })
     }
 
@@ -329,6 +332,32 @@ impl Source for LiveServer {
             segment_size,
             session: None,
         }))
+    }
+
+    fn keep_wal(&mut self, is_last: bool) {
+        let (runtime, info, progress) = (&self.runtime, &self.info, &self.progress);
+        if is_last {
+            return self.keeping.settle(runtime, info, progress);
+        }
+        let Replication::Running(backup) = &self.replication else {
+            return;
+        };
+        // Without a session nobody says when an old slot may go, and a slot for the whole backup could fill the server's disk.
+        let (Some(sql), Some(pid)) = (&mut self.sql, backup.pid()) else {
+            return;
+        };
+        let phase = format!(
+            "select phase = 'streaming database files' from pg_catalog.pg_stat_progress_basebackup where pid = {pid}"
+        );
+        let is_sending = || {
+            let rows = runtime.block_on(sql.query(&phase))?;
+            Ok(!rows.rows.is_empty() && rows.text(0, 0)? == Some("t"))
+        };
+        self.keeping.tick((runtime, info, progress), is_sending);
+    }
+
+    fn let_wal_go(&mut self) {
+        self.keeping.end(&self.runtime);
     }
 
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes> {

@@ -2,8 +2,8 @@
 //!
 //! Write order (format, section 10): `begin` reserves the id → claim → packs → layers → the server's manifest → WAL from start to stop
 //! LSN proven present and the server's own → history file → the root, which is the commit point. Each is durable before the next. Killed before the last,
-//! nothing is visible and the janitor removes what is left; a backup that fails removes its packs and layers itself, so that a
-//! repository that ran full has room for WAL again.
+//! nothing is visible, and the next backup goes on from the packs ([`resume`]) before the janitor removes what is left. So it does from those of a
+//! backup that fails, but for one that ran the repository full: that removes its packs and layers itself, so that WAL has room again.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -39,10 +39,11 @@ use crate::repo::relations::{ListOfRelations, Listed};
 use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{Method, PARTIAL, Tablespace};
 use crate::repo::root::outline::Outline;
-use crate::repo::root::{BackupKind, BackupRoot, ClusterContent};
+use crate::repo::root::{BackupKind, BackupRoot, ClusterContent, Map};
 use crate::snapshot::filekey::{ClusterNaming, Naming};
 use crate::snapshot::flatten::{LAYERS, flatten};
 use crate::snapshot::frame::FrameCodec;
+use crate::snapshot::leftovers::Leftovers;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
 use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
@@ -57,6 +58,7 @@ pub mod content;
 pub mod damage;
 pub mod files;
 pub mod incremental;
+mod keeper;
 pub mod kind;
 pub mod live;
 pub mod local;
@@ -67,6 +69,7 @@ mod proof_tests;
 pub mod rate;
 pub mod relations;
 pub mod reservation;
+pub mod resume;
 pub mod seen;
 pub mod source;
 pub mod sources;
@@ -82,6 +85,7 @@ use kind::Wish;
 use producer::{Produced, Producer, Watch, Work};
 use proof::{Landmarks, Prover};
 use rate::Rate;
+use resume::{Resumed, TakenOver};
 use source::{Lister, ServerFacts, Source, WalSource};
 use witness::{Listener, Witness};
 
@@ -110,6 +114,8 @@ pub struct Options {
     pub wish: Option<Wish>,
     /// How long to wait for another backup of the cluster that runs.
     pub wait: Duration,
+    /// Whether it goes on from interrupted backups, and leaves its packs for the next one where it fails.
+    pub resume: bool,
 }
 
 /// A backup that was taken.
@@ -121,6 +127,8 @@ pub struct Taken {
     pub why: Option<String>,
     /// Cost of slowing down for the server; none if that is not configured.
     pub held_back: Option<HeldBack>,
+    /// The interrupted backups that it went on from.
+    pub taken_over: Vec<TakenOver>,
 }
 
 /// Takes a backup of the server behind `source` into `repository`, as cluster `cluster`. `producer` reads its files.
@@ -140,6 +148,8 @@ pub fn take(
     host: &Host,
 ) -> Result<Taken> {
     let request = request(options)?;
+    let recalling = repository.recalling();
+    let reading = recalling.as_ref().unwrap_or(repository);
     let mut facts = source.facts()?;
     let layout = ClusterLayout::new(cluster, facts.system_identifier)?;
     check_registration(repository, &layout, &facts)?;
@@ -153,11 +163,12 @@ pub fn take(
         archiving::check(source, &facts, host.progress.as_ref())?;
         let history = check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
         producer.prepare(source, &facts)?;
-        let places = (repository, &layout);
+        let places = (reading, &layout);
         let chosen = kind::choose(places, (source, producer), &history, options.wish, host)?;
         let (prior, mut prior_claim) = chosen.prior.map(|p| (p.root, p.claim)).unzip();
         let taken = Taking {
             repository,
+            reading,
             layout: &layout,
             facts: &facts,
             options,
@@ -172,12 +183,10 @@ pub fn take(
         if let Some(claim) = prior_claim {
             claim.release(host.progress.as_ref());
         }
-        if let Some((root, held_back)) = taken? {
-            let why = chosen.why;
+        if let Some(taken) = taken? {
             return Ok(Taken {
-                root,
-                why,
-                held_back,
+                why: chosen.why,
+                ..taken
             });
         }
         turn::stand_back(host);
@@ -229,6 +238,8 @@ fn wait_for_turn(
 /// A backup whose server, registration and prior are settled.
 struct Taking<'a> {
     repository: &'a Repository,
+    /// The same, in which this host reads what it kept of a prior.
+    reading: &'a Repository,
     layout: &'a ClusterLayout,
     facts: &'a ServerFacts,
     options: &'a Options,
@@ -244,11 +255,11 @@ impl Taking<'_> {
         (source, producer): (&mut dyn Source, &mut dyn Producer),
         request: &BaseBackupOptions,
         (prior, prior_claim): (Option<&BackupRoot>, Option<&mut Claim<'_>>),
-    ) -> Result<Option<(BackupRoot, Option<HeldBack>)>> {
+    ) -> Result<Option<Taken>> {
         let (repository, layout, host) = (self.repository, self.layout, self.host);
         let store = repository.store();
         let prior = prior
-            .map(|root| Prior::open(repository, layout, root, self.history.clone()))
+            .map(|root| Prior::open(self.reading, layout, root, self.history.clone()))
             .transpose()?;
         let kind = match prior {
             Some(_) => BackupKind::Incremental,
@@ -269,25 +280,56 @@ impl Taking<'_> {
             host,
             attempt: Attempt::new((store, layout), &id, host),
             prior: prior.as_ref(),
-            prior_claim,
+            others: Others {
+                prior: prior_claim,
+                left: Vec::new(),
+            },
             held_back: None,
             listed: None,
+            taken_over: Vec::new(),
         };
         let result = backup.run(source, producer, request, &mut claim);
-        if result.is_err() {
-            backup.attempt.discard();
+        resume::release(std::mem::take(&mut backup.others.left), host);
+        match result {
+            Ok(root) => {
+                claim.release(host.progress.as_ref());
+                Ok(Some(Taken {
+                    root,
+                    why: None,
+                    held_back: backup.held_back,
+                    taken_over: backup.taken_over,
+                }))
+            }
+            Err(e) => Err(self.failed(&backup.attempt, claim, e)),
         }
-        claim.release(host.progress.as_ref());
-        let held_back = backup.held_back;
-        ended(result, &id).map(|root| Some((root, held_back)))
     }
-}
 
-/// Says of an interruption what it means for the backup.
-fn ended(result: Result<BackupRoot>, id: &BackupId) -> Result<BackupRoot> {
-    match result {
-        Err(e) if e.code() == Code::Interrupted => Err(interrupted(id)),
-        other => other,
+    /// Leaves packs of a backup that failed to the next one, or takes them back, and says so.
+    fn failed(&self, attempt: &Attempt<'_>, claim: Claim<'_>, e: Error) -> Error {
+        let (progress, id) = (self.host.progress.as_ref(), claim.id().clone());
+        let place = (self.repository.store(), &**self.layout);
+        let keeps_packs = self.options.resume
+            && resume::may_resume(&e)
+            && resume::can_read_own(place, &id, Naming::Cluster(naming(self.facts)));
+        let kept = attempt.discard(&claim, keeps_packs);
+        match kept {
+            0 => claim.release(progress),
+            _ => claim.leave(progress),
+        }
+        let next = match kept {
+            0 => "what it had stored is deleted again.\nThe next backup begins from the start: pitr backup".to_owned(),
+            _ => format!("the packs that it had stored, {kept}, stay for a day.\nThe next backup goes on from there: pitr backup"),
+        };
+        if e.code() == Code::Interrupted {
+            return err!(Interrupted, "backup \"{id}\" was interrupted")
+                .hint(format!("Nothing of it is visible, and {next}"));
+        }
+        if kept > 0 {
+            progress.note(&format!(
+                "nothing of backup \"{id}\" is visible, and {next}"
+            ));
+        }
+        e
     }
 }
 
@@ -311,12 +353,6 @@ fn check_timeline(
         Err(e) => return Err(e.with_code(Code::Refused)),
     }
     Ok(history)
-}
-
-fn interrupted(id: &BackupId) -> Error {
-    err!(Interrupted, "backup \"{id}\" was interrupted").hint(
-        "Nothing of it is visible, and what it had stored is deleted again.\nThe next backup begins from the start: pitr backup",
-    )
 }
 
 /// The options with which the server is asked for a backup.
@@ -350,9 +386,9 @@ fn request(options: &Options) -> Result<BaseBackupOptions> {
 }
 
 /// Keeps the claim, and has the first WAL listened to, while files are copied.
-struct Watcher<'w, 'c, 'p> {
+struct Watcher<'w, 'c, 'a, 'p> {
     claim: &'w mut Claim<'c>,
-    prior: Option<&'w mut Claim<'p>>,
+    others: &'w mut Others<'a, 'p>,
     segment_size: SegmentSize,
     beside: Option<Box<dyn WalSource + Send>>,
     lister: Option<Lister>,
@@ -364,7 +400,7 @@ struct Watcher<'w, 'c, 'p> {
     progress: &'w dyn Progress,
 }
 
-impl Watch for Watcher<'_, '_, '_> {
+impl Watch for Watcher<'_, '_, '_, '_> {
     fn began(&mut self, start: &BackupStart) -> Result<()> {
         let (timeline, lsn) = (start.timeline, start.start_lsn);
         self.claim.protect_from(timeline.get(), lsn)?;
@@ -386,15 +422,42 @@ impl Watch for Watcher<'_, '_, '_> {
         if let Some(backoff) = &mut self.backoff {
             backoff.tick(self.rate, self.progress);
         }
-        self.prior.as_mut().map_or(Ok(()), |prior| prior.keep())
+        self.others.keep()
     }
 }
 
-/// Keeps both claims while a map is walked, unless the operator stops that.
-fn keep(host: &Host, claim: &mut Claim<'_>, prior: Option<&mut Claim<'_>>) -> Result<()> {
+/// Keeps all claims while a map is walked, unless the operator stops that.
+fn keep(host: &Host, claim: &mut Claim<'_>, others: &mut Others<'_, '_>) -> Result<()> {
     host.check_stop()?;
     claim.keep()?;
-    prior.map_or(Ok(()), Claim::keep)
+    others.keep()
+}
+
+/// How paths and keys of the server's files lead to one another.
+fn naming(facts: &ServerFacts) -> ClusterNaming {
+    ClusterNaming {
+        major: facts.major.number(),
+        catalog_version: facts.catalog_version,
+    }
+}
+
+/// The claims on backups of which a new one takes something over.
+struct Others<'a, 'c> {
+    prior: Option<&'a mut Claim<'c>>,
+    /// On those that were interrupted.
+    left: Vec<Claim<'a>>,
+}
+
+impl Others<'_, '_> {
+    fn keep(&mut self) -> Result<()> {
+        self.left.iter_mut().try_for_each(Claim::keep)?;
+        self.prior.as_mut().map_or(Ok(()), |prior| prior.keep())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.left.iter().try_for_each(Claim::check)?;
+        self.prior.as_ref().map_or(Ok(()), |prior| prior.check())
+    }
 }
 
 /// One backup under way.
@@ -407,13 +470,43 @@ struct Backup<'a, 'c> {
     attempt: Attempt<'a>,
     /// Prior of an incremental.
     prior: Option<&'a Prior<'a>>,
-    prior_claim: Option<&'a mut Claim<'c>>,
+    others: Others<'a, 'c>,
     held_back: Option<HeldBack>,
     /// The server's relations, where they could be listed.
     listed: Option<Listed>,
+    /// The interrupted backups that it went on from.
+    taken_over: Vec<TakenOver>,
 }
 
-impl Backup<'_, '_> {
+impl<'a> Backup<'a, '_> {
+    /// Claims what interrupted backups left, and reads it back. The session is used meanwhile.
+    fn resume(
+        &mut self,
+        source: &mut dyn Source,
+        claim: &mut Claim<'_>,
+    ) -> Result<Option<Leftovers<'a>>> {
+        if !self.options.resume {
+            return Ok(None);
+        }
+        let (host, own) = (self.host, claim.id().clone());
+        let mut used = Instant::now();
+        let mut tick = || {
+            if used.elapsed() >= PING {
+                source.clock();
+                used = Instant::now();
+            }
+            keep(host, claim, &mut self.others)
+        };
+        let how = (Naming::Cluster(naming(self.facts)), self.options.jobs);
+        let place = (self.repository.store(), self.layout);
+        let resumed = Resumed::hold(place, &own, how, host, &mut tick)?;
+        Ok(resumed.map(|resumed| {
+            let (leftovers, claims) = resumed.split();
+            self.others.left = claims;
+            leftovers
+        }))
+    }
+
     fn run(
         &mut self,
         source: &mut dyn Source,
@@ -429,8 +522,11 @@ impl Backup<'_, '_> {
             self.layout.name(),
             self.facts.host
         ));
+        let leftovers = self.resume(source, claim)?;
         let start_time = source.clock().unwrap_or_else(|| host.now());
-        let (produced, written, listener) = self.copy(source, producer, request, claim)?;
+        let copied = self.copy((source, producer), request, claim, leftovers.as_ref())?;
+        let (produced, written, listener) = copied;
+        fault::pause("backup-stopped");
         let stop_time = source.clock().unwrap_or_else(|| host.now());
         self.check(&produced)?;
         let needed = wal::Needed {
@@ -467,13 +563,27 @@ impl Backup<'_, '_> {
         let mut root = self.root(producer.method(), &produced, written, times)?;
         if let Some(prior) = self.prior {
             incremental::check_bounds(&prior.root.content, &root.content)?;
+        }
+        let is_shared = root.map.packs.iter().any(|pack| pack.key.id != *claim.id());
+        if self.prior.is_some() || is_shared {
+            let nothing = Map {
+                shards: Vec::new(),
+                packs: Vec::new(),
+            };
+            let own = (root.head.clone(), nothing);
+            let before = self.prior.map(|p| (&p.root.head, &p.root.map));
+            // A host that cannot read its backups back reads what it has kept of them.
+            let readable = self.prior.map_or(store, |prior| prior.repository.store());
             (root.head, root.map) = incremental::complete(
-                (store, self.layout),
-                (&prior.root.head, &prior.root.map),
+                (readable, self.layout),
+                before.unwrap_or((&own.0, &own.1)),
                 (root.head, root.map),
                 Naming::Cluster(ClusterNaming::from(&root.content)),
-                &mut || keep(host, claim, self.prior_claim.as_deref_mut()),
+                &mut || keep(host, claim, &mut self.others),
             )?;
+        }
+        if let Some(leftovers) = &leftovers {
+            self.taken_over = resume::taken_over(leftovers, &root.map.packs);
         }
         let timeline = produced.end.timeline;
         if let Some(manifest) = produced.manifest {
@@ -511,12 +621,8 @@ impl Backup<'_, '_> {
             circumstances,
             prover,
         };
-        let prior_claim = &mut self.prior_claim;
-        let mut tick = || {
-            host.check_stop()?;
-            claim.keep()?;
-            prior_claim.as_mut().map_or(Ok(()), |prior| prior.keep())
-        };
+        let others = &mut self.others;
+        let mut tick = || keep(host, claim, others);
         deletion::wait(
             (store, layout),
             host.clock.as_ref(),
@@ -524,15 +630,17 @@ impl Backup<'_, '_> {
             &mut tick,
         )?;
         waiter.wait(&needed, limit, &mut tick)?;
+        waiter.source.let_wal_go();
         root.content.wal_proof = Some(waiter.prover.finish(&landmarks)?);
         if timeline.get() > 1 {
             root.content.set_history(&self.history(source, timeline)?);
         }
         host.check_stop()?;
-        claim.check()?;
-        if let Some(prior) = &self.prior_claim {
-            prior.check()?;
+        if is_shared {
+            resume::check_packs(store, layout, &root.map.packs)?;
         }
+        claim.check()?;
+        self.others.check()?;
         let commit = RootOfCluster {
             store,
             layout,
@@ -541,6 +649,12 @@ impl Backup<'_, '_> {
         self.attempt.commit(&commit)?;
         let completed = Outline::of(&root).map(|root| Writer::of(host).completed(&root));
         self.attempt.record_completed(completed);
+        // Who takes full backups alone has no use for the state.
+        let warn = |why: &str| match self.options.wish {
+            None | Some(Wish::Full) => {}
+            Some(_) => host.progress.warn(why),
+        };
+        incremental::state::settle((self.repository, layout), &root, &warn);
         Ok(root)
     }
 
@@ -570,17 +684,14 @@ impl Backup<'_, '_> {
     /// Copies the files into packs and the map into layers.
     fn copy(
         &mut self,
-        source: &mut dyn Source,
-        producer: &mut dyn Producer,
+        (source, producer): (&mut dyn Source, &mut dyn Producer),
         request: &BaseBackupOptions,
         claim: &mut Claim<'_>,
+        leftovers: Option<&Leftovers<'a>>,
     ) -> Result<(Produced, Written, Option<Listener>)> {
         let store = self.repository.store();
         let host = self.host;
-        let naming = ClusterNaming {
-            major: self.facts.major.number(),
-            catalog_version: self.facts.catalog_version,
-        };
+        let naming = naming(self.facts);
         let id = claim.id().clone();
         let mut options =
             writer::Options::new(self.options.codec, self.options.jobs, host.scratch.clone());
@@ -594,7 +705,7 @@ impl Backup<'_, '_> {
                 &id,
                 fault::lowered(LAYERS),
                 options.shard_files,
-                &mut || keep(host, claim, self.prior_claim.as_deref_mut()),
+                &mut || keep(host, claim, &mut self.others),
             )?;
             (options.prior, options.layers) = (flat.shards, flat.layers);
             flat_bytes = flat.stored_bytes;
@@ -612,7 +723,7 @@ impl Backup<'_, '_> {
         let over = Arc::new(AtomicBool::new(false));
         let mut watcher = Watcher {
             claim,
-            prior: self.prior_claim.as_deref_mut(),
+            others: &mut self.others,
             segment_size: self.facts.segment_size,
             beside: Some(source.beside(Arc::clone(&over))),
             lister: source.relations(),
@@ -624,7 +735,8 @@ impl Backup<'_, '_> {
             progress: host.progress.as_ref(),
         };
         let (produced, mut written) = std::thread::scope(|threads| {
-            let writer = SnapshotWriter::start(threads, store, self.layout, &id, &options);
+            let place = (store, &**self.layout);
+            let writer = SnapshotWriter::start_upon(threads, place, &id, &options, leftovers);
             let work = Work {
                 threads,
                 writer: &writer,

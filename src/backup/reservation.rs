@@ -43,6 +43,7 @@ pub fn reserve(
             time: now,
             backup_kind: Some(kind.into()),
             pid: Some(std::process::id()),
+            resumable: true,
             source: source.map(str::to_owned),
             ..Writer::of(host).event("begin", &id.to_string())
         };

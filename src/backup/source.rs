@@ -147,6 +147,13 @@ pub trait Source: WalSource {
     /// While it lasts the server keeps that WAL, where it has a slot to spare.
     fn beside(&mut self, over: Arc<AtomicBool>) -> Box<dyn WalSource + Send>;
 
+    /// Makes the server keep the WAL in which the backup is going to stop, as far as it can. Called often while files arrive, and once with `is_last` just
+    /// before the backup is stopped.
+    fn keep_wal(&mut self, _is_last: bool) {}
+
+    /// Lets the server remove that WAL.
+    fn let_wal_go(&mut self) {}
+
     /// The history file of a timeline, before the backup or once it has ended.
     ///
     /// # Errors

@@ -218,7 +218,10 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
                 }
                 Some(BackupEvent::Archive { .. }) => {}
                 Some(BackupEvent::Entry(entry)) => self.entry(entry)?,
-                Some(BackupEvent::Data(data)) => self.data(&data)?,
+                Some(BackupEvent::Data(data)) => {
+                    source.keep_wal(false);
+                    self.data(&data)?;
+                }
                 Some(BackupEvent::EntryEnd) => self.entry_end()?,
                 Some(BackupEvent::Manifest(piece)) => self.manifest(piece)?,
                 Some(BackupEvent::End(end)) => return self.end(end),

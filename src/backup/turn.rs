@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::process;
@@ -65,6 +65,37 @@ impl Here<'_> {
             until,
         })
     }
+
+    fn is_over(&self, id: &BackupId, events: &[Recorded]) -> bool {
+        let Some(begin) = events.iter().find(|e| e.name == "begin") else {
+            return false;
+        };
+        let is_own = |e: &&Recorded| e.event.purpose.as_deref() == Some("backup");
+        let standing = event::standing(events, "claim", "release");
+        let was_released = events.iter().any(|e| is_own(&e)) && !standing.iter().any(is_own);
+        let is_here = begin.event.host == self.host;
+        let has_ended = is_here && begin.event.pid.is_some_and(|pid| (self.has_ended)(pid));
+        self.running(id, events).is_none() && (begin.event.resumable || was_released || has_ended)
+    }
+}
+
+/// Whether a process of this host has ended; this one does not count.
+fn has_ended(pid: u32) -> bool {
+    pid == std::process::id() || process::has_ended(pid)
+}
+
+/// Whether the writer of an id without a root is over, and deletes nothing that it stored any more.
+///
+/// A writer that may only have stood still gives what others claimed no more away, as its `begin` says. An older program takes everything back when it
+/// wakes up. So of that one it must be proven that it has ended.
+pub fn is_over(id: &BackupId, events: &[Recorded], now: TimestampTz) -> bool {
+    let name = event::host();
+    let here = Here {
+        now,
+        host: &name,
+        has_ended: &has_ended,
+    };
+    here.is_over(id, events)
 }
 
 /// Waits until no other backup of the scope runs, for at most `limit`; whether it waited. `tick` is called meanwhile.
@@ -138,44 +169,19 @@ pub fn stand_back(host: &Host) {
 }
 
 /// A running backup of the scope beside `own`.
-///
-/// No id is older than the newest committed one, but for what clocks may differ, and runs: the two would have run at once. So few events are read.
 fn other(
     (store, scope): (&dyn Store, &Scope),
     own: Option<&BackupId>,
     host: &Host,
 ) -> Result<Option<Running>> {
     let name = event::host();
-    let pid = std::process::id();
     let here = Here {
         now: host.now(),
         host: &name,
-        has_ended: &|other| other == pid || process::has_ended(other),
+        has_ended: &has_ended,
     };
-    // Events before roots: a backup that commits meanwhile is then seen as running or as committed.
-    let listed = store.list(&scope.events())?;
-    let begun: Vec<BackupId> = listed.iter().filter_map(|l| l.name.parse().ok()).collect();
-    let mut with_more = catalog::ids(store, scope)?;
-    with_more.retain(|id| begun.contains(id));
-    with_more.sort_unstable();
-    let mut floor = None;
-    let mut committed = Vec::new();
-    for id in with_more.into_iter().rev() {
-        if floor.is_some_and(|floor| id.time() < Some(floor)) {
-            break;
-        }
-        if store.head(&scope.manifest(&id))?.is_none() {
-            continue;
-        }
-        // One of the future says nothing of what is older.
-        let known = |t: &TimestampTz| *t <= here.now.saturating_add(MAY_DIFFER);
-        let begun = id.time().filter(known);
-        floor = floor.or(begun.map(|t| t.saturating_sub(2 * MAY_DIFFER)));
-        committed.push(id);
-    }
-    for id in begun {
-        let is_old = floor.is_some_and(|floor| id.time() < Some(floor));
-        if is_old || Some(&id) == own || committed.contains(&id) {
+    for id in unfinished((store, scope), here.now)? {
+        if Some(&id) == own {
             continue;
         }
         let events = match event::read_all(store, scope, &id.to_string()) {
@@ -188,6 +194,53 @@ fn other(
         }
     }
     Ok(None)
+}
+
+/// Ids that were reserved and have no root. Those that are older than the newest committed backup are left out, but for what clocks may differ.
+///
+/// None of these runs, for the two would have run at once, and the committed one has gone on from what they left. So few events are read.
+///
+/// # Errors
+/// Errors of the store.
+pub fn unfinished((store, scope): (&dyn Store, &Scope), now: TimestampTz) -> Result<Vec<BackupId>> {
+    // Events before roots: a backup that commits meanwhile is then seen as running or as committed.
+    let listed = store.list(&scope.events())?;
+    let mut begun: Vec<BackupId> = listed.iter().filter_map(|l| l.name.parse().ok()).collect();
+    let mut with_more = catalog::ids(store, scope)?;
+    with_more.retain(|id| begun.contains(id));
+    with_more.sort_unstable();
+    let mut floor = None;
+    let mut committed = Vec::new();
+    for id in with_more.into_iter().rev() {
+        if floor.is_some_and(|floor| id.time() < Some(floor)) {
+            break;
+        }
+        if !is_committed(store, scope, &id)? {
+            continue;
+        }
+        // One of the future says nothing of what is older.
+        let known = |t: &TimestampTz| *t <= now.saturating_add(MAY_DIFFER);
+        let begun = id.time().filter(known);
+        floor = floor.or(begun.map(|t| t.saturating_sub(2 * MAY_DIFFER)));
+        committed.push(id);
+    }
+    begun.retain(|id| {
+        let is_old = floor.is_some_and(|floor| id.time() < Some(floor));
+        !is_old && !committed.contains(id)
+    });
+    Ok(begun)
+}
+
+/// Whether an id has a root. A host that may not ask for it looks at the names.
+fn is_committed(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<bool> {
+    let root = scope.manifest(id);
+    match store.head(&root) {
+        Err(e) if e.code() == Code::Denied => {
+            let listed = store.list(root.parent().unwrap_or_default())?;
+            Ok(listed.iter().any(|listed| listed.name == root.name()))
+        }
+        found => Ok(found?.is_some()),
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::{Context, backup_delete};
 use crate::backup::Options;
 use crate::backup::backoff::HeldBack;
 use crate::backup::kind::Wish;
+use crate::backup::resume::TakenOver;
 use crate::config::{Backoff, Period, Size};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -25,7 +26,7 @@ use crate::wire::basebackup::StartCheckpoint;
 /// Copies the cluster over the replication protocol, or from its files, into one repository: the first of the configuration, or the one that --repository
 /// names. (WAL goes into every required one.) The backup exists once the WAL from its start to its stop is in that repository too, and was
 /// compared with the server's own, for which it takes a second connection (max_wal_senders). WAL of a clone, or of this machine before it was
-/// set back to a snapshot, completes no backup: exit status 1. Ctrl-C takes back what was stored. When nothing can bring that WAL, because archiving is off and nobody receives it, nothing is begun: exit status 8.
+/// set back to a snapshot, completes no backup: exit status 1. When nothing can bring that WAL, because archiving is off and nobody receives it, nothing is begun: exit status 8.
 ///
 /// --method local reads the data directory with several readers, on the database's own host, as a user who may read it. It starts and stops the backup by SQL
 /// (pg_backup_start, pg_backup_stop), and refuses files that are not the connected server's own: exit status 8.
@@ -37,6 +38,9 @@ use crate::wire::basebackup::StartCheckpoint;
 ///
 /// One backup of a cluster runs at a time in a repository, whatever host takes it. Another one is refused with the id of the first: exit status 7; with --wait it waits for
 /// its end. One that was killed holds up nobody on its own host, and others for half an hour.
+///
+/// A backup that was interrupted leaves its packs for a day. The next one, of either kind and method, takes them over: it reads each page again, and stores it again where it has
+/// changed. A backup that ran the repository full, or met damage, takes back what it stored.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]
@@ -85,6 +89,10 @@ pub struct Args {
     /// Compress with this codec
     #[arg(long, value_enum)]
     pub compression: Option<Compression>,
+
+    /// Store everything again that an interrupted backup stored, and take back what was stored when this one fails
+    #[arg(long)]
+    pub no_resume: bool,
 }
 
 /// The commands of `pitr backup`.
@@ -146,6 +154,7 @@ struct Shown<'a> {
     damage: &'a [DamagedPage],
     duration_ms: u64,
     held_back: Option<&'a HeldBack>,
+    resumed: &'a [TakenOver],
 }
 
 /// Runs the command.
@@ -158,16 +167,19 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         root,
         why,
         held_back,
+        taken_over,
         repository,
         took,
     } = backup::run(&cx.session, reading(args.method), options(args))?;
     if cx.out.is_json() {
         cx.out.json(&Shown {
             held_back: held_back.as_ref(),
+            resumed: &taken_over,
             ..shown(&root, why.as_deref(), &repository, took)
         })?;
     } else {
         print(cx, &root, took)?;
+        tell_taken_over(cx, &taken_over);
         tell_held_back(cx, held_back);
     }
     Ok(if root.content.is_damaged() {
@@ -211,6 +223,7 @@ fn options(args: &Args) -> Options {
         },
         wish: wish(args),
         wait: args.wait.duration(),
+        resume: !args.no_resume,
     }
 }
 
@@ -244,6 +257,21 @@ fn shown<'a>(
         damage: &root.content.damage,
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         held_back: None,
+        resumed: &[],
+    }
+}
+
+/// Prints what interrupted backups had stored already.
+fn tell_taken_over(cx: &Context, taken_over: &[TakenOver]) {
+    for of in taken_over {
+        cx.out.note(&format!(
+            "resumed {}: {} of {} {}, {} were not stored again",
+            of.id,
+            of.used_packs,
+            of.packs,
+            if of.packs == 1 { "pack" } else { "packs" },
+            human::size(of.bytes)
+        ));
     }
 }
 

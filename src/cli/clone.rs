@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Context;
 use super::target::TargetArgs;
+use crate::archive::guard::UNFINISHED;
 use crate::config::Period;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -14,6 +15,7 @@ use crate::exit::{self, Program};
 use crate::operate::clone::folder::{self, Folder, Stage, State};
 use crate::operate::clone::{self, Asked, namespace};
 use crate::operate::human;
+use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
 
 /// How often the state of a clone that is made is looked at.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -120,6 +122,7 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
         bin: args.bin.clone(),
         port: args.port,
         lasts: args.lasts.map(Period::duration),
+        clients: &[],
     };
     if let Some(at) = cx.session.environment.get(FOLDER) {
         cx.stop_with_cleanup()?;
@@ -131,6 +134,11 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
     let at = Folder::choose(&below, cx.session.host.random())?;
     cx.stop_with_cleanup()?;
     match begin(&at, cx)? {
+        // Another command has kept and stopped it since.
+        Begun::Ready(state) if state.stage == Stage::Kept => {
+            let id = state.id.clone();
+            stopped(&id, Some(*state), cx)
+        }
         Begun::Ready(state) => {
             match cx.out.is_json() {
                 true => cx.out.json(&state)?,
@@ -183,6 +191,9 @@ fn begin(at: &Path, cx: &Context) -> Result<Begun> {
             relay(&mut answered, &mut std::io::stdout());
             let status = status.code().and_then(|code| u8::try_from(code).ok());
             cx.session.host.check_stop()?;
+            if let (Some(0), Some(state)) = (status, folder::state(at)) {
+                return Ok(Begun::Ready(Box::new(state)));
+            }
             return Ok(Begun::Failed(match status {
                 Some(0) | None => exit::status(Program::Pitr, Code::Internal),
                 Some(status) => status,
@@ -255,7 +266,9 @@ fn list(below: &Path, cx: &Context) -> Result<u8> {
     }
     for state in &all {
         let how = match (state.stage, &state.connection) {
-            (Stage::Kept, _) => format!("data directory \"{}\"", state.data.display()),
+            (Stage::Kept, _) | (Stage::Whole, None) => {
+                format!("data directory \"{}\"", state.data.display())
+            }
             (_, Some(connection)) => format!("psql \"{connection}\""),
             (_, None) => String::new(),
         };
@@ -285,6 +298,13 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         )
         .hint("Nothing was done. Remove the directory by hand where it is not needed."));
     }
+    if let Some(why) = not_settled(&path, &state) {
+        if !is_confirmed {
+            return Err(why);
+        }
+        folder::discard(&path)?;
+        return stopped(id, None, cx);
+    }
     let is_wanted = folder::is_asked_for(&path) && state.stage != Stage::Whole;
     if is_wanted && !is_confirmed {
         return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
@@ -295,7 +315,31 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         cx.session.host.check_stop()?;
         std::thread::sleep(PAUSE);
     }
-    let left = folder::state(&path).filter(|state| state.stage == Stage::Kept);
+    match folder::state(&path) {
+        Some(state) => match not_settled(&path, &state) {
+            Some(why) => Err(why),
+            None => stopped(id, Some(state).filter(|s| s.stage == Stage::Kept), cx),
+        },
+        None => stopped(id, None, cx),
+    }
+}
+
+/// Why a clone that was stopped as whole is no data directory yet.
+fn not_settled(path: &Path, state: &State) -> Option<Error> {
+    if state.stage != Stage::Whole || folder::is_held(path) {
+        return None;
+    }
+    let why = state
+        .not_kept
+        .as_deref()
+        .unwrap_or("there was no room to take down why");
+    let (id, data) = (&state.id, state.data.display());
+    Some(err!(Io, "clone {id} is stopped and whole, and could not be made durable: {why}").hint(format!(
+        "All of it is in \"{data}\". Correct the cause and sync the filesystem; then \"rm {data}/pg_wal/{UNFINISHED}; mv {data}/{WAITING_CONTROL} {data}/{CONTROL}\" makes it a data directory. To throw it away: pitr clone stop {id} --confirm"
+    )))
+}
+
+fn stopped(id: &str, left: Option<State>, cx: &Context) -> Result<u8> {
     if cx.out.is_json() {
         cx.out.json(&left)?;
     } else {
@@ -312,6 +356,9 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
 
 fn keep(below: &Path, id: &str, cx: &Context) -> Result<u8> {
     let (path, state) = folder::find(below, id)?;
+    if let Some(why) = not_settled(&path, &state) {
+        return Err(why);
+    }
     match state.stage {
         Stage::Kept => {}
         _ => folder::ask_to_keep(&path)?,

@@ -1,6 +1,7 @@
 //! `pitr doctor`.
 
 use super::Context;
+use super::roles::RoleArg;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::doctor;
@@ -13,11 +14,18 @@ use crate::operate::finding::{Finding, Level};
 ///
 /// Example: pitr doctor --json
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    /// Compare keys and rights of this host with those of a role; tries to create and delete an object in each repository
+    #[arg(long, value_enum)]
+    pub role: Option<RoleArg>,
+}
 
 /// Runs the command.
-pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
-    report(&doctor::doctor(&cx.session)?, cx)
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    report(
+        &doctor::doctor(&cx.session, args.role.map(RoleArg::role))?,
+        cx,
+    )
 }
 
 fn report(findings: &[Finding], cx: &Context) -> Result<u8> {

@@ -4,7 +4,8 @@ use super::drill::{facts, timed, verdict};
 use crate::operate::drill::Report;
 use crate::operate::human;
 
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}\
+/// The style of a page.
+pub(super) const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}\
 h1{font-size:1.4em}.good{color:#0a6b2d}.bad{color:#a8071a}table{border-collapse:collapse;margin:1em 0;width:100%}\
 th,td{text-align:left;vertical-align:top;padding:.3em .8em .3em 0;border-bottom:1px solid #ddd;overflow-wrap:anywhere}th{white-space:nowrap}";
 
@@ -52,7 +53,7 @@ fn table(rows: impl Iterator<Item = [String; 2]>) -> String {
 }
 
 /// Text in HTML: names and messages come from servers and files.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -36,6 +36,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub keep: Option<u32>,
 
+    /// Keep this many complete, undamaged backups where the configuration has no rule
+    #[arg(long, value_name = "N", conflicts_with = "keep")]
+    pub default_keep: Option<u32>,
+
     /// Delete only what was marked this long ago
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub grace: Period,
@@ -100,7 +104,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         ..Policy::default()
     };
     let asked = Asked {
-        keep: keep(args)?,
+        keep: at_least_one(args.keep)?,
+        default_keep: at_least_one(args.default_keep)?,
         policy,
         is_confirmed: args.confirm,
     };
@@ -118,8 +123,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 /// How many backups the command line asks for; never none.
-fn keep(args: &Args) -> Result<Option<u32>> {
-    match args.keep {
+fn at_least_one(keep: Option<u32>) -> Result<Option<u32>> {
+    match keep {
         Some(0) => Err(err!(Config, "at least 1 backup has to be kept").hint(
             "Nothing was deleted. Say how many with --keep N, at least 1: pitr expire --keep 7 --dry-run",
         )),
@@ -343,7 +348,9 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
 
 fn warn(cx: &Context, done: &Done) {
     for warning in done.warnings().chain(&done.plan.withheld) {
-        cx.out.warn(warning);
+        let (title, repository) = (done.of.title(), &done.repository);
+        cx.out
+            .warn(&format!("{title} in repository {repository}: {warning}"));
     }
     for refused in done.outcome.iter().flat_map(|o| &o.refused) {
         cx.out.warn(&format!("could not delete {refused}"));

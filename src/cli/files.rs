@@ -1,20 +1,23 @@
 //! `pitr files`: directories beside clusters.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::backup::Compression;
 use super::left_out::{self, SHOWN, status};
-use super::{Context, replaced, rollback};
+use super::{Context, replaced, rollback, unconfirmed};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::files::{
     self, Choice, Difference, Done, Entry, RestoreWanted, Restored, Wanted,
 };
+use crate::operate::files_copy::{self, CopyDone, CopyWanted};
+use crate::operate::files_watch::{self, Behind, WatchWanted};
 use crate::operate::human;
-use crate::operate::{self, files_replace};
+use crate::operate::{self, files_bucket, files_replace};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxContent;
@@ -24,8 +27,8 @@ use crate::tree::extract::Permit;
 
 /// Back up directories, and restore them
 ///
-/// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Other sources are the output of a command, Git repositories, objects of
-/// Kubernetes, and states of Terraform; docs/files.md has their keys. Backups lie in the same repositories as those of clusters, encrypted
+/// Each has a name in the configuration: [files.NAME] with source = "/absolute/path". Other sources are buckets, the output of a command, Git repositories, volumes of
+/// Docker, objects of Kubernetes, and states of Terraform; docs/files.md has their keys. Backups lie in the same repositories as those of clusters, encrypted
 /// like them; "pitr info", verify, expire and repo sync work on them, too.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -44,6 +47,8 @@ pub enum Command {
     Find(FindArgs),
     Diff(DiffArgs),
     Sums(SumsArgs),
+    Copy(CopyArgs),
+    Watch(WatchArgs),
     CheckExcludes(CheckExcludesArgs),
 }
 
@@ -122,7 +127,7 @@ pub struct RestoreArgs {
     #[arg(value_name = "NAME")]
     pub name: String,
 
-    /// The directory
+    /// The directory, or the URL of a bucket's prefix without any object
     #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
     pub to: Option<PathBuf>,
 
@@ -270,6 +275,68 @@ pub struct SumsArgs {
     pub choice: ChoiceArgs,
 }
 
+/// Copy a bucket to another place
+///
+/// Copies the objects that a source s3://… has now, with their metadata, below --to; no backup is read or made. A store copies by itself where it has both
+/// places. Objects that are there already are left, also from a copy that was cut short: the same command goes on with it. Objects that differ there are replaced
+/// with --confirm alone: without it the command shows them, copies nothing, and leaves with 8. Nothing is removed.
+///
+/// Example: pitr files copy media --to s3://elsewhere/media
+#[derive(clap::Args, Debug)]
+pub struct CopyArgs {
+    /// The name in the configuration, of which the source is a bucket
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// The place
+    #[arg(long, value_name = "URL")]
+    pub to: String,
+
+    /// Replace objects that differ
+    #[arg(long)]
+    pub confirm: bool,
+
+    /// Show what would be copied, and leave with 0
+    #[arg(long, conflicts_with = "confirm")]
+    pub dry_run: bool,
+
+    /// Copy on this many threads, 1 to 256; 8 at most are used
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+}
+
+/// Back a directory up whenever something in it changes
+///
+/// Runs until it is stopped. A backup is taken when nothing has changed for two seconds, or half of --within after the first change. The kernel tells of changes
+/// (inotify); each backup walks the whole directory, so that nothing depends on what it tells. A walk every ten minutes finds what the kernel does not tell, such as stores
+/// through a mapping. No backup is taken while the directory is not there, or its filesystem is not mounted. A backup that fails is tried again.
+///
+/// With --status it prints how far the running watcher of NAME is behind.
+///
+/// Example: pitr files watch uploads
+#[derive(clap::Args, Debug)]
+pub struct WatchArgs {
+    /// The name in the configuration, of which the source is a directory
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// A change is in a backup after so many seconds, 2 to 3600; 60 without it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, hide_default_value = true, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    pub within: u64,
+
+    /// Print how far the watcher is behind
+    #[arg(long)]
+    pub status: bool,
+
+    /// Read and compress on this many cores, 1 to 256; all of them without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+
+    /// Compress with this codec
+    #[arg(long, value_enum)]
+    pub compression: Option<Compression>,
+}
+
 /// Tell which rule takes a path or leaves it out
 ///
 /// Looks at the directory and the rules of the configuration, and at no backup. A path is absolute, or relative to the source; one that does not exist is
@@ -291,7 +358,7 @@ pub struct CheckExcludesArgs {
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         // The programs before and after it must not be cut short.
-        Command::Backup(_) => cx.stop_with_cleanup()?,
+        Command::Backup(_) | Command::Watch(_) => cx.stop_with_cleanup()?,
         _ => cx.stop_in_order()?,
     }
     match &args.command {
@@ -307,6 +374,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Find(args) => find(args, cx),
         Command::Diff(args) => diff(args, cx),
         Command::Sums(args) => sums(args, cx),
+        Command::Copy(args) => copy(args, cx),
+        Command::Watch(args) if args.status => watch_status(args, cx),
+        Command::Watch(args) => watch(args, cx),
         Command::CheckExcludes(args) => check_excludes(args, cx),
     }
 }
@@ -324,6 +394,13 @@ fn jobs(asked: Option<u16>) -> usize {
     asked.map_or(cores, usize::from)
 }
 
+fn codec(asked: Option<Compression>) -> FrameCodec {
+    match asked {
+        None | Some(Compression::Lz4) => FrameCodec::Lz4,
+        Some(Compression::Zstd) => FrameCodec::Zstd(1),
+    }
+}
+
 fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     let done = files::backup(
         &cx.session,
@@ -332,11 +409,9 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             label: args.label.clone(),
             is_full: args.full,
             takes_over: args.confirm,
+            only_changes: false,
             jobs: jobs(args.jobs),
-            codec: match args.compression {
-                None | Some(Compression::Lz4) => FrameCodec::Lz4,
-                Some(Compression::Zstd) => FrameCodec::Zstd(1),
-            },
+            codec: codec(args.compression),
         },
     )?;
     if cx.out.is_json() {
@@ -427,22 +502,29 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
 }
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    let bucket = args.to.as_deref().and_then(files_bucket::is_bucket);
+    if bucket.is_some() && args.delta {
+        return Err(err!(Usage, "--delta is for directories")
+            .hint("Restore into a prefix without any object."));
+    }
     let to = match &args.to {
+        Some(to) if bucket.is_some() => to,
         // All jobs write at once there.
         Some(to) if !args.delta || (!args.replace.dry_run && files_replace::is_fresh(to)?) => to,
         _ => return replace(args, cx),
     };
-    let restored = files::restore(
-        &cx.session,
-        &RestoreWanted {
-            name: args.name.clone(),
-            choice: args.choice.choice(),
-            globs: args.path.clone(),
-            to: to.clone(),
-            permit: permit(args.privileged),
-            jobs: jobs(args.jobs),
-        },
-    )?;
+    let wanted = RestoreWanted {
+        name: args.name.clone(),
+        choice: args.choice.choice(),
+        globs: args.path.clone(),
+        to: to.clone(),
+        permit: permit(args.privileged),
+        jobs: jobs(args.jobs),
+    };
+    let restored = match bucket {
+        Some(url) => files_bucket::restore(&cx.session, &wanted, url)?,
+        None => files::restore(&cx.session, &wanted)?,
+    };
     let Restored {
         root,
         extracted,
@@ -505,6 +587,136 @@ fn replace(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         is_dry_run: args.replace.dry_run,
     };
     replaced::show(&shown, cx, &files_replace::replace(&cx.session, &asked)?)
+}
+
+fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
+    let wanted = WatchWanted {
+        name: args.name.clone(),
+        within: Duration::from_secs(args.within),
+        jobs: jobs(args.jobs),
+        codec: codec(args.compression),
+    };
+    files_watch::watch(&cx.session, &wanted, &mut |done| {
+        match cx.out.is_json() {
+            true => cx.out.json(&backup_as_json(&args.name, done))?,
+            false => cx.out.report(&backup_line(&args.name, done))?,
+        }
+        left_out::warn(cx, &done.taken.left_out, "", "more were not read");
+        if let Some(e) = &done.after {
+            cx.out.warn(&e.to_string());
+        }
+        Ok(())
+    })?;
+    Ok(exit::SUCCESS)
+}
+
+fn watch_status(args: &WatchArgs, cx: &Context) -> Result<u8> {
+    let found = files_watch::behind(&cx.session, &args.name)?;
+    let state = found.state.as_ref();
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "name": args.name,
+            "is_running": found.is_running,
+            "behind_ms": found.behind.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            "activity": state.map(|state| state.activity).filter(|_| found.is_running),
+            "changed_since": state.and_then(|state| state.changed_since),
+            "covered_until": state.and_then(|state| state.covered_until),
+            "backup": state.and_then(|state| state.backup.as_ref()),
+            "error": state.and_then(|state| state.error.as_ref()),
+            "directory_count": state.map(|state| state.directory_count),
+            "is_complete": state.map(|state| state.is_complete),
+        }))?;
+    } else {
+        cx.out.line(&status_line(&args.name, &found))?;
+    }
+    let is_well = found.is_running && state.is_some_and(|state| state.error.is_none());
+    Ok(status(u64::from(!is_well)))
+}
+
+fn status_line(name: &str, found: &Behind) -> String {
+    let state = found.state.as_ref();
+    let until = match state.and_then(|state| state.covered_until) {
+        Some(until) => format!("backups have everything until {}", human::time(until)),
+        None => "it has taken no backup yet".to_owned(),
+    };
+    let error = state.and_then(|state| state.error.as_ref());
+    let error = error.map(|e| format!("; the last attempt failed: {e}"));
+    match (found.is_running, found.behind) {
+        (true, Some(behind)) if behind.is_zero() => format!(
+            "\"{name}\" is watched, and every change is in a backup; {until}{}",
+            error.unwrap_or_default()
+        ),
+        (true, Some(behind)) => format!(
+            "\"{name}\" is watched, and {} behind; {until}{}",
+            human::duration(behind),
+            error.unwrap_or_default()
+        ),
+        (true, None) => format!("\"{name}\" is watched, and nothing is noted yet"),
+        (false, _) => format!(
+            "no watcher of \"{name}\" runs here; {until}{}",
+            error.unwrap_or_default()
+        ),
+    }
+}
+
+fn copy(args: &CopyArgs, cx: &Context) -> Result<u8> {
+    let done = files_copy::copy(
+        &cx.session,
+        &CopyWanted {
+            name: args.name.clone(),
+            to: args.to.clone(),
+            is_confirmed: args.confirm,
+            is_dry_run: args.dry_run,
+            jobs: jobs(args.jobs),
+        },
+    )?;
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "name": args.name,
+            "from": done.from,
+            "to": done.to,
+            "is_plan": done.is_plan,
+            "new_count": done.new_count,
+            "differing_count": done.differing_count,
+            "differing": done.differing,
+            "unchanged_count": done.unchanged_count,
+            "other_count": done.other_count,
+            "size_bytes": done.size_bytes,
+            "copied_count": done.copied_count,
+            "by_store_count": done.by_store_count,
+            "left_out": left_out::as_json(&done.left_out),
+            "duration_ms": u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX),
+        }))?;
+    } else {
+        for key in &done.differing {
+            cx.out.line(&format!("* {}", key.escape_debug()))?;
+        }
+        cx.out.report(&copy_line(&done))?;
+        left_out::warn(cx, &done.left_out, "", "more were not copied");
+    }
+    if done.is_plan && done.differing_count > 0 && !args.dry_run {
+        return Err(unconfirmed("The plan above would be carried out."));
+    }
+    Ok(status(done.left_out.total()))
+}
+
+fn copy_line(done: &CopyDone) -> String {
+    let (new, differing) = (done.new_count, done.differing_count);
+    let there = human::count(done.unchanged_count, "object");
+    let (from, to) = (&done.from, &done.to);
+    match done.is_plan {
+        true => format!(
+            "to be copied from {from} to {to}: {} ({}), of which {differing} differ there; {there} are there already",
+            human::count(new + differing, "object"),
+            human::size(done.size_bytes)
+        ),
+        false => format!(
+            "copied from {from} to {to}: {}, {} by the store itself; {there} were there already, in {}",
+            human::count(done.copied_count, "object"),
+            done.by_store_count,
+            human::duration(done.took)
+        ),
+    }
 }
 
 fn cat(args: &CatArgs, cx: &Context) -> Result<u8> {

@@ -1,10 +1,15 @@
 //! `pitr find`.
 
+use std::path::PathBuf;
+
 use super::Context;
+use super::clone::{PlaceArgs, folder_of};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::find::event::{Event, Kind};
+use crate::operate::clone::{check_user, namespace};
+use crate::operate::cloned_names::Place;
 use crate::operate::find::{self, Answer, Question, Shown};
 use crate::operate::human;
 use crate::plan::target_time::WrittenTime;
@@ -46,6 +51,19 @@ pub struct Args {
     /// 1000 unless said otherwise; 1 with --table or --xid.
     #[arg(long, value_name = "N")]
     pub min_rows: Option<u64>,
+
+    /// Let PostgreSQL tell the names that nothing else tells, on clones of the moments before
+    ///
+    /// A clone replays from the backup before its moment, and is thrown away; at most 10 are made. Needs what "pitr clone" needs.
+    #[arg(long = "clone")]
+    pub clones: bool,
+
+    /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
+    #[arg(long, value_name = "DIR", requires = "clones")]
+    pub bin: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub place: PlaceArgs,
 }
 
 fn kind(text: &str) -> Result<Kind> {
@@ -58,7 +76,7 @@ fn kind(text: &str) -> Result<Kind> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    cx.stop_in_order()?;
+    let clones = place(args, cx)?;
     let question = Question {
         table: args.table.clone(),
         kinds: args.kind.iter().copied().collect(),
@@ -66,6 +84,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         until: args.until.clone(),
         xid: args.xid,
         rows_min: args.min_rows,
+        clones,
     };
     let answer = find::look(&cx.session, &question)?;
     match cx.out.is_json() {
@@ -76,6 +95,22 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         true => exit::SUCCESS,
         false => exit::status(exit::Program::Pitr, crate::error::Code::Partial),
     })
+}
+
+/// Returns where clones may be made. A clone has namespaces of its own, which this command enters before anything else.
+fn place(args: &Args, cx: &Context) -> Result<Option<Place>> {
+    if !args.clones {
+        cx.stop_in_order()?;
+        return Ok(None);
+    }
+    check_user()?;
+    namespace::enter(&cx.session.environment)?;
+    let below = folder_of(&args.place, cx)?;
+    cx.stop_with_cleanup()?;
+    Ok(Some(Place {
+        below,
+        bin: args.bin.clone(),
+    }))
 }
 
 fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
@@ -108,6 +143,14 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
         human::count(answer.segment_count, "segment"),
         answer.decoded_count
     ));
+    if answer.events.is_empty()
+        && question.until.is_none()
+        && let Some(end) = answer.archived_lsn
+    {
+        cx.out.note(&format!(
+            "the archived WAL ends at {end}; for what came later: select pg_switch_wal() on the server, and ask again"
+        ));
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! `pitr info`.
 
 use super::output::{Align, Table};
-use super::{Context, info_forecast};
+use super::{Context, info_forecast, info_set};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::finding::Level;
@@ -22,10 +22,17 @@ use crate::repo::portion::Share;
 ///
 /// Example: pitr info --repository file:///var/backups/pitr
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    /// Show a recovery set instead: the moments that all members reach, and its marks
+    #[arg(long, value_name = "SET")]
+    pub set: Option<String>,
+}
 
 /// Runs the command.
-pub fn run(_args: &Args, cx: &Context) -> Result<u8> {
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    if let Some(set) = &args.set {
+        return info_set::run(set, cx);
+    }
     let info = info::look(&cx.session)?;
     if cx.out.is_json() {
         cx.out.json(&info)?;
@@ -93,7 +100,10 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
                 }
                 _ => format!(", newest backup {id}"),
             },
-            None => ", no backup".to_owned(),
+            None => format!(
+                ", no backup: nothing can be restored from it before pitr backup --repository {}",
+                lag.name
+            ),
         };
         let line = format!("repository {}: {}{backup}", lag.name, lag.value());
         cx.out.line(&line)?;

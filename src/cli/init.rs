@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::roles::{self, RoleArg};
 use super::{Context, init_interactive};
 use crate::error::Result;
 use crate::exit;
@@ -43,10 +44,17 @@ pub struct Args {
     /// Register another system identifier under a name that is taken
     #[arg(long)]
     pub confirm: bool,
+
+    /// Only print the rights that a host of this role needs: policies of buckets, statements for the server, keys, modes of files
+    #[arg(long, value_enum, conflicts_with_all = ["pgdata", "conninfo", "key_set", "interactive", "confirm"])]
+    pub role: Option<RoleArg>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    if let Some(role) = args.role {
+        return roles::print(role, cx);
+    }
     if args.interactive {
         return init_interactive::run(args, cx);
     }
@@ -102,6 +110,10 @@ pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
         state(made.config_written, "written", "was there, not changed")
     ))?;
     for one in &made.repositories {
+        let of = match made.repositories.len() {
+            1 => String::new(),
+            _ => format!(" in \"{}\"", one.name),
+        };
         cx.out.line(&format!(
             "repository     \"{}\"  {}  {}",
             one.name,
@@ -109,7 +121,7 @@ pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
             state(one.created, "created", "was there")
         ))?;
         cx.out.line(&format!(
-            "cluster        \"{}\"  PostgreSQL {}, system identifier {}, segments of {}  {}",
+            "cluster        \"{}\"  PostgreSQL {}, system identifier {}, segments of {}  {}{of}",
             made.cluster,
             identity.major,
             identity.system_identifier,

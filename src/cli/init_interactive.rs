@@ -17,6 +17,7 @@ use crate::operate::away::Away;
 use crate::operate::clusters::{Candidate, Clusters};
 use crate::operate::init::settle::{self, Change, Standing};
 use crate::operate::init::{self as use_case, Made, Request};
+use crate::operate::owner::{Access, User};
 use crate::operate::pacing::Pacing;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
@@ -26,6 +27,8 @@ const RESTART_MAX: Duration = Duration::from_secs(1800);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often a question that waits for its answer looks whether it is to end.
 const GLANCE: Duration = Duration::from_millis(100);
+/// The configuration file of the host.
+const SYSTEM: &str = "/etc/pitr/pitr.toml";
 /// The proposal for a repository.
 const REPOSITORY: &str = "file:///var/backups/pitr";
 
@@ -58,6 +61,14 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     };
     let pgdata = dialogue.cluster(args.pgdata.as_deref())?;
     let (place, is_configured) = config::place(&session.flags, &session.environment)?;
+    if !is_configured && !is_named(cx) && place != Path::new(SYSTEM) {
+        cx.out.line(&format!(
+            "The configuration will be {}. For it to be {SYSTEM}, where every user of the host finds it, run first:\n  sudo install -d -o {} -m 755 {}",
+            place.display(),
+            User::of_process().name(),
+            Path::new(SYSTEM).parent().unwrap_or(Path::new("/")).display(),
+        ))?;
+    }
     let repository = match (&session.flags.repository, is_configured) {
         (Some(given), _) => Some(given.clone()),
         (None, true) => {
@@ -94,18 +105,20 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
     dialogue.back_up(&made)
 }
 
-/// The session, with the place of the configuration file: the user's own, where none is named and none is there.
+/// The session, with the place of the configuration file where none is named and none is there: the host's where this user may write
+/// it, else the user's own.
 fn session(cx: &Context) -> Result<Session> {
     let (environment, mut flags) = (cx.session.environment.clone(), cx.session.flags.clone());
     let own = environment
         .get("HOME")
         .map(|home| Path::new(home).join(".config/pitr/pitr.toml"));
     let (place, exists) = config::place(&flags, &environment)?;
-    let is_named = flags.config.is_some() || environment.get("PITR_CONFIG").is_some();
-    flags.config = match own.filter(|_| !exists && !is_named) {
-        Some(own) => Some(own),
-        None => Some(place),
-    };
+    flags.config = Some(match exists || is_named(cx) {
+        true => place,
+        // A test that hides the host's file must not write it either.
+        false if environment.hides(Path::new(SYSTEM)) => own.unwrap_or(place),
+        false => new_place(Path::new(SYSTEM), own).unwrap_or(place),
+    });
     Ok(Session {
         host: cx.session.host.clone(),
         environment,
@@ -115,6 +128,19 @@ fn session(cx: &Context) -> Result<Session> {
         away: Away::default(),
         pacing: Pacing::default(),
     })
+}
+
+/// Whether the command line or the environment names a configuration file.
+fn is_named(cx: &Context) -> bool {
+    let session = &cx.session;
+    session.flags.config.is_some() || session.environment.get("PITR_CONFIG").is_some()
+}
+
+/// The place of a new configuration file.
+fn new_place(system: &Path, own: Option<PathBuf>) -> Option<PathBuf> {
+    let folder = system.parent().and_then(|p| std::fs::metadata(p).ok());
+    let is_ours = folder.is_some_and(|m| m.is_dir() && User::of_process().may(&m, Access::Use));
+    is_ours.then(|| system.to_owned()).or(own)
 }
 
 /// Asks on standard output, and takes the answers from standard input.
@@ -229,7 +255,7 @@ impl Dialogue<'_> {
 
     fn repository(&mut self, pgdata: &Path) -> Result<String> {
         let answer = self.ask(
-            "Where do WAL and backups go? A directory on another disk, or s3://bucket/prefix",
+            "Where do WAL and backups go? A directory on another disk, s3://bucket/prefix, azure://account/container/prefix, gs://bucket/prefix, or sftp://user@host/path",
             REPOSITORY,
         )?;
         let path = answer.strip_prefix("file://").unwrap_or(&answer);
@@ -270,7 +296,11 @@ impl Dialogue<'_> {
             false => "Run these statements?",
         };
         if !self.agrees(question, !replaces)? {
-            return Err(err!(Refused, "the server does not archive: its settings were not changed")
+            let now = match replaces {
+                true => "the server archives as before, and not into the repository",
+                false => "the server does not archive",
+            };
+            return Err(err!(Refused, "{now}: its settings were not changed")
                 .hint("Repository and configuration are made. Put the settings into postgresql.conf, restart the server, and run \"pitr doctor\" and \"pitr backup\"."));
         }
         settle::apply(&mut server, &changes)?;
@@ -407,4 +437,19 @@ fn restart_command(pgdata: &Path) -> String {
         "pg_ctl -D {} restart   (or its service, by systemctl)",
         shell_word(&pgdata.to_string_lossy())
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_configuration_comes_first_where_it_may_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (system, own) = (folder.path().join("pitr.toml"), PathBuf::from("/home/own"));
+        assert_eq!(new_place(&system, Some(own.clone())), Some(system.clone()));
+        let absent = folder.path().join("absent/pitr.toml");
+        assert_eq!(new_place(&absent, Some(own.clone())), Some(own));
+        assert_eq!(new_place(&absent, None), None);
+    }
 }

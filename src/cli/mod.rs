@@ -16,15 +16,19 @@ use crate::config::{Environment, Flags};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::fault;
 use crate::host::Host;
+use crate::operate::audit as operate_audit;
 use crate::operate::away::Away;
 use crate::operate::failures::Failures;
 use crate::operate::pacing::Pacing;
 use crate::operate::session::Session;
+use crate::operate::sets::FOLLOWS;
 use crate::pg::time::TimestampTz;
 use crate::release;
 use crate::repo::lives::Followed;
 
+mod askpass;
 pub mod completions;
 pub mod configuration;
 pub mod help;
@@ -36,6 +40,10 @@ pub mod target;
 pub mod terminal;
 
 pub mod adopt;
+pub mod agent;
+pub mod alert;
+pub mod audit;
+mod audited;
 pub mod backup;
 mod backup_delete;
 pub mod clone;
@@ -50,15 +58,19 @@ pub mod find;
 mod heal;
 pub mod info;
 mod info_forecast;
+mod info_set;
 pub mod init;
 mod init_interactive;
 mod left_out;
 pub mod logical;
+pub mod mark;
+pub mod metrics;
 pub mod mount;
 pub mod pin;
 pub mod plan;
 pub mod query;
 pub mod receive;
+pub mod recover;
 pub mod redis;
 pub mod redis_moments;
 mod replaced;
@@ -68,13 +80,20 @@ mod repo_claims;
 mod repo_compact;
 mod repo_cost;
 mod repo_keys;
+mod repo_lifecycle;
 mod repo_rewrap;
 pub mod repo_sync;
+mod repo_thaw;
+mod repo_tier;
+pub mod report;
+mod report_page;
 pub mod rescue;
 pub mod restore;
 mod restore_replaced;
 mod restoring;
+pub mod roles;
 pub mod rollback;
+pub mod runbook;
 pub mod standby;
 pub mod timeline;
 pub mod verify;
@@ -174,6 +193,14 @@ enum Command {
     Logical(logical::Args),
     Redis(redis::Args),
     Config(configuration::Args),
+    Metrics(metrics::Args),
+    Agent(agent::Args),
+    Alert(alert::Args),
+    Audit(audit::Args),
+    Report(report::Args),
+    Mark(mark::Args),
+    Recover(recover::Args),
+    Runbook(runbook::Args),
     Help(help::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -195,7 +222,7 @@ pub struct Context {
     reason = "the command line is where the clock is asked"
 )]
 pub fn now() -> TimestampTz {
-    TimestampTz::from_system_time(SystemTime::now())
+    TimestampTz::from_system_time(fault::time(SystemTime::now()))
 }
 
 /// The refusal of a command that shows a plan, and was given neither --confirm nor --dry-run; `shown` says what the plan is.
@@ -266,6 +293,10 @@ impl Context {
 pub fn main() -> u8 {
     raise_open_files();
     let environment = Environment::of_process();
+    if let Some(status) = askpass::answer(&environment) {
+        return status;
+    }
+    follow(&environment);
     match catch_unwind(AssertUnwindSafe(|| {
         run(std::env::args_os().collect(), environment)
     })) {
@@ -274,6 +305,25 @@ pub fn main() -> u8 {
             // The panic hook has said where; a panic's own status, 101, would mean nothing to anybody.
             exit::status(Program::Pitr, Code::Internal)
         }
+    }
+}
+
+/// Ends with the process that started this one as a step of its own, where it says so: a step does not outlive its run.
+fn follow(environment: &Environment) {
+    use rustix::process::{Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
+    let caller = environment.get(FOLLOWS).and_then(|text| text.to_str());
+    let Some(caller) = caller.and_then(|text| text.parse::<i32>().ok()) else {
+        return;
+    };
+    let is_parent = || getppid().map(|p| p.as_raw_nonzero().get()) == Some(caller);
+    // A process that this one starts inherits the variable, and is not meant.
+    if !is_parent() {
+        return;
+    }
+    let follows = set_parent_process_death_signal(Some(Signal::KILL));
+    if follows.is_err() || !is_parent() {
+        // The caller is gone already: this is what the signal would have done.
+        let _ = kill_process(getpid(), Signal::KILL);
     }
 }
 
@@ -330,7 +380,15 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
         }
     };
     let cx = context(&cli, environment);
-    match dispatch(&cli.command, &cx) {
+    let only = || {
+        let settings = cx.session.settings().ok()?;
+        settings
+            .cluster()
+            .ok()
+            .map(|one| one.name.as_str().to_owned())
+    };
+    let about = audited::about(&cli.command, &|| cli.global.cluster.clone().or_else(only));
+    match operate_audit::framed(&cx.session, about, || dispatch(&cli.command, &cx)) {
         Ok(status) => status,
         Err(e) => cx.out.error(&cx.session.explained(e)),
     }
@@ -411,6 +469,14 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Logical(_)
         | Command::Redis(_)
         | Command::Config(_)
+        | Command::Metrics(_)
+        | Command::Agent(_)
+        | Command::Alert(_)
+        | Command::Audit(_)
+        | Command::Report(_)
+        | Command::Mark(_)
+        | Command::Recover(_)
+        | Command::Runbook(_)
         | Command::Help(_)
         | Command::Completions(_)
         | Command::Man(_)
@@ -474,6 +540,14 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Logical(args) => logical::run(args, cx),
         Command::Redis(args) => redis::run(args, cx),
         Command::Config(args) => configuration::run(args, cx),
+        Command::Metrics(args) => metrics::run(args, cx),
+        Command::Agent(args) => agent::run(args, cx),
+        Command::Alert(args) => alert::run(args, cx),
+        Command::Audit(args) => audit::run(args, cx),
+        Command::Report(args) => report::run(args, cx),
+        Command::Mark(args) => mark::run(args, cx),
+        Command::Recover(args) => recover::run(args, cx),
+        Command::Runbook(args) => runbook::run(args, cx),
         Command::Help(args) => help::run(args, cx),
         Command::Completions(args) => completions::run(args, cx),
         Command::Man(args) => man::run(args, cx),

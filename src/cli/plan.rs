@@ -4,6 +4,7 @@ use super::Context;
 use super::target::TargetArgs;
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
+use crate::fault;
 use crate::operate::choice::{Question, Unless};
 use crate::operate::how_long;
 use crate::operate::human;
@@ -37,6 +38,7 @@ const NOT_TAKEN_SHOWN: usize = 3;
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     // An error in the words is reported before anything is opened.
     let target = args.target.parse()?;
+    fault::pause("plan");
     let first = opened::open(&cx.session, Reading::open(&cx.session)?)?;
     let question = Question {
         target: &target,

@@ -60,6 +60,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         bin: args.bin.clone(),
         port: None,
         lasts: None,
+        clients: &[],
     };
     check_user()?;
     namespace::enter(&cx.session.environment)?;

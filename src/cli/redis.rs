@@ -7,10 +7,12 @@ use serde_json::json;
 use super::Context;
 use super::output::{Align, Table};
 use super::redis_moments::{self, InfoArgs, PlanArgs, TargetArgs};
+use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
 use crate::operate::redis::backup::{self, Asked, Taken};
+use crate::operate::redis::into::{self, Replaced};
 use crate::operate::redis::list::{self, Listed};
 use crate::operate::redis::receive;
 use crate::operate::redis::restore::{self, Restored};
@@ -76,7 +78,7 @@ pub struct ReceiveArgs {
     pub name: String,
 }
 
-/// Restore a data set as a directory that a server loads
+/// Restore a data set as a directory that a server loads, or into a running server
 ///
 /// --to gets the data set as the base of an append-only file, and a redis.conf that makes the server load it: Redis 7 and newer, and Valkey, from a directory with
 /// a manifest, Redis 4 to 6 from a single file. A server whose version cannot load the data set is refused (8) before anything is written. redis-check-aof or
@@ -84,6 +86,9 @@ pub struct ReceiveArgs {
 ///
 /// Keys whose time to live is over vanish when a server loads them. --as-replica makes the server the replica of a master that is not there: it keeps them, and
 /// takes no writes.
+///
+/// --into replaces all keys of a running server. A scratch server loads the data set on this host, and the running server is its replica until both have the same.
+/// A backup of what is there is taken before. Stop what writes there: writes are refused meanwhile, and those of the time between are lost. It needs --confirm.
 ///
 /// Example: pitr redis restore cache --to /var/lib/redis-restored
 #[derive(clap::Args, Debug)]
@@ -93,8 +98,20 @@ pub struct RestoreArgs {
     pub name: String,
 
     /// Write into this directory: empty, or not there yet
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "into")]
+    pub to: Option<PathBuf>,
+
+    /// Replace all keys of the running server of this section of the configuration
+    #[arg(long, value_name = "SECTION", conflicts_with_all = ["to", "as_replica", "server_version"])]
+    pub into: Option<String>,
+
+    /// Replace the keys that the running server has
+    #[arg(long, requires = "into")]
+    pub confirm: bool,
+
+    /// Take no backup of what the running server has
+    #[arg(long, requires = "into")]
+    pub no_safety: bool,
 
     /// Restore this backup; without it the newest
     #[arg(long, value_name = "ID")]
@@ -233,10 +250,81 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     Ok(status)
 }
 
+fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
+    let asked = into::Asked {
+        name: &args.name,
+        into,
+        backup: args.backup.as_ref(),
+        target: args.target.read()?,
+        is_safe: !args.no_safety,
+        is_confirmed: args.confirm,
+        is_dry_run: args.dry_run,
+    };
+    let Replaced {
+        restored,
+        server,
+        replicas,
+        safety,
+        keys_before,
+        keys,
+    } = into::run(&cx.session, &asked)?;
+    let route = restored.route.as_ref();
+    let end = route.and_then(Route::end);
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "id": restored.id,
+            "name": args.name,
+            "repository": restored.repository,
+            "into": into,
+            "server_version": server.to_string(),
+            "dry_run": args.dry_run,
+            "safety": safety,
+            "replicas": replicas,
+            "keys_before": keys_before,
+            "keys": keys,
+            "log_bytes": route.map(Route::bytes),
+            "replid": end.map(|(replid, _)| replid),
+            "offset": end.map(|(_, offset)| offset),
+            "redis": restored.member,
+        }))?;
+        return Ok(exit::SUCCESS);
+    }
+    let log = end.map(|(replid, offset)| format!(" and its log up to offset {offset} of {replid}"));
+    let (log, had) = (log.unwrap_or_default(), human::count(keys_before, "key"));
+    match keys {
+        Some(keys) => cx.out.report(&format!(
+            "backup {}{log}: {} in {server} of [redis.{into}], which had {had}",
+            restored.id,
+            human::count(keys, "key"),
+        ))?,
+        None => cx.out.report(&format!(
+            "backup {}{log}: would replace {had} in {server} of [redis.{into}]",
+            restored.id
+        ))?,
+    }
+    if let Some(id) = safety {
+        cx.out.note(&format!(
+            "back to what it had: pitr redis restore {into} --backup {id} --into {into} --confirm"
+        ));
+    }
+    if replicas > 0 && !args.dry_run {
+        cx.out.note(&format!(
+            "{} copied the new data set, too; a receiver begins anew: take a backup with pitr redis backup {into}",
+            human::count(replicas, "replica")
+        ));
+    }
+    Ok(exit::SUCCESS)
+}
+
 fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    if let Some(into) = &args.into {
+        return run_into(args, into, cx);
+    }
+    let none = || err!(Usage, "--to or --into is needed");
+    let to = args.to.as_deref().ok_or_else(none)?;
     let asked = restore::Asked {
         name: &args.name,
-        to: &args.to,
+        to,
         backup: args.backup.as_ref(),
         target: args.target.read()?,
         as_replica: args.as_replica,

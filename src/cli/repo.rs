@@ -2,7 +2,8 @@
 
 use super::output::{Align, Table};
 use super::{
-    Context, repo_check, repo_claims, repo_compact, repo_cost, repo_keys, repo_rewrap, repo_sync,
+    Context, repo_check, repo_claims, repo_compact, repo_cost, repo_keys, repo_lifecycle,
+    repo_rewrap, repo_sync, repo_thaw, repo_tier,
 };
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -64,6 +65,33 @@ pub enum Command {
     ///
     /// Example: pitr repo cost --repository offsite
     Cost {},
+    /// Move packs and WAL that no young backup needs to colder storage classes
+    ///
+    /// The classes, and the age at which they begin, are those of the configuration ("tier"). A pack is as old as the newest backup that names
+    /// it. Packs that the newest backup needs stay, and so do those that a backup or a restore reads now. With tier_by = "rules", each object
+    /// is tagged (pitr-tier), and rules of the bucket move it within a day or two: "pitr repo lifecycle" prints them. With "copy", the store
+    /// copies each object onto itself; locked ones stay.
+    ///
+    /// Run it by the janitor, after "pitr expire". Killed, the next run goes on. Without --confirm nothing is moved: exit status 8. Exit status
+    /// 10 when the store refused a move.
+    ///
+    /// Example: pitr repo tier --dry-run
+    Tier(repo_tier::Args),
+    /// Print the lifecycle rules that "tier" needs in the bucket, and check those that are there
+    ///
+    /// Prints the rules as JSON, for aws s3api put-bucket-lifecycle-configuration, which replaces all rules of the bucket. Warns when one of
+    /// them is lacking, and of every other rule that deletes or moves objects of the repository. Exit status 6 then.
+    ///
+    /// Example: pitr repo lifecycle --repository offsite > rules.json
+    Lifecycle {},
+    /// Have the store thaw what a restore of a backup needs
+    ///
+    /// Objects in the classes GLACIER and DEEP_ARCHIVE must be thawed before they can be read, which takes hours and costs money. This requests
+    /// it for each object of the backup, and shows how far the store is. Run again, it requests what is left. The objects stay readable for
+    /// some days, and are frozen again by themselves.
+    ///
+    /// Example: pitr repo thaw --backup 20261120T064049Z-482913-full --wait
+    Thaw(repo_thaw::Args),
     /// Store a backup once more, without the packs of which little is visible
     ///
     /// After many incrementals a backup reads old packs of which it needs a small part, and these cannot be deleted. This stores that part
@@ -101,6 +129,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Claims(args) => repo_claims::run(args, cx),
         Command::Compact(args) => repo_compact::run(args, cx),
         Command::Cost {} => repo_cost::run(cx),
+        Command::Tier(args) => repo_tier::run(args, cx),
+        Command::Lifecycle {} => repo_lifecycle::run(cx),
+        Command::Thaw(args) => repo_thaw::run(args, cx),
         Command::Keygen(args) => repo_keys::keygen(args, cx),
         Command::Rewrap(args) => repo_rewrap::run(args, cx),
     }

@@ -56,12 +56,8 @@ fn print(cx: &Context, checked: &Checked) -> Result<()> {
     if !checked.checks.is_empty() {
         cx.out.table(&table)?;
     }
-    let kind = match checked.url.starts_with("s3://") {
-        true => "store",
-        false => "filesystem",
-    };
     for weakness in &checked.weaknesses {
-        cx.out.warn(&format!("the {kind} {weakness}"));
+        cx.out.warn(&format!("the {} {weakness}", checked.kind));
     }
     match checked.may_delete {
         Some(true) => cx.out.warn(

@@ -35,6 +35,7 @@ fn show(cx: &Context, cost: &Cost) -> Result<()> {
         ("objects", Align::Right),
         ("stored", Align::Right),
         ("of the last 30 days", Align::Right),
+        ("by requests", Align::Right),
         (&month, Align::Right),
     ]);
     for part in &cost.parts {
@@ -44,6 +45,7 @@ fn show(cx: &Context, cost: &Cost) -> Result<()> {
             &part.all.object_count.to_string(),
             &human::size(part.all.stored_bytes),
             &human::size(part.last_month.stored_bytes),
+            &part.put_requests.to_string(),
             part.month_price.as_deref().unwrap_or("?"),
         ]);
     }
@@ -53,6 +55,7 @@ fn show(cx: &Context, cost: &Cost) -> Result<()> {
         &cost.all.object_count.to_string(),
         &human::size(cost.all.stored_bytes),
         &human::size(cost.last_month.stored_bytes),
+        &cost.put_requests.to_string(),
         cost.month_price.as_deref().unwrap_or("?"),
     ]);
     cx.out.table(&table)?;

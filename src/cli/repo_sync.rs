@@ -90,6 +90,7 @@ fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
             "dry_run": args.dry_run,
             "transfers": transfers,
             "recipients": synced.recipients,
+            "audit": synced.records,
             "warnings": synced.warnings,
         });
         if args.heal {
@@ -104,6 +105,14 @@ fn report(cx: &Context, args: &Args, synced: &Synced) -> Result<()> {
     synced.done.iter().try_for_each(|one| print(cx, one))?;
     for one in &synced.recipients {
         print_recipients(cx, args, one)?;
+    }
+    for one in &synced.records {
+        let got = if args.dry_run { "would get" } else { "got" };
+        let count = human::count(one.records, "record");
+        cx.out.report(&format!(
+            "{} from {}, audit log: {got} {count}",
+            one.to, one.from
+        ))?;
     }
     for one in &synced.healed {
         super::verify::print(cx, Some(args.dry_run), one)?;

@@ -119,16 +119,18 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let to = args.to(cx)?;
     let asked = Asked {
         clone: clone::Asked {
             target: args.target.parse()?,
             bin: args.bin.clone(),
             port: None,
             lasts: None,
+            clients: to.clients(),
         },
         database: args.database.clone(),
         what: args.what(),
-        to: args.to(cx)?,
+        to,
     };
     check_user()?;
     namespace::enter(&cx.session.environment)?;

@@ -10,7 +10,7 @@ use crate::command::{self, ahead, archive, delegate, detach, prefetch, shipper};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit::{self, Program};
-use crate::store::s3;
+use crate::store::runtime;
 
 /// Do the work of one of the two small programs
 #[derive(clap::Args, Debug)]
@@ -75,7 +75,7 @@ fn follow(caller: i32) -> Result<()> {
 fn limit(given_ms: Option<u64>) -> Duration {
     let longest = archive::deadline();
     let limit = given_ms.map_or(longest, |ms| Duration::from_millis(ms).min(longest));
-    s3::end_at(Instant::now() + delegate::sooner(limit));
+    runtime::end_at(Instant::now() + delegate::sooner(limit));
     limit
 }
 

@@ -8,7 +8,7 @@ use super::restoring::{ShownReport, print_report};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::pacing::MaxRate;
-use crate::operate::standby::{Asked, prepare};
+use crate::operate::standby::{Asked, prepare, silent_primary};
 use crate::restore::target_dir::Mapping;
 
 /// Restore the best backup as a streaming standby
@@ -73,6 +73,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cx.out.warn(&format!(
             "recovery_target_timeline = '{0}', because a timeline with a higher number is not the cluster: the standby follows timeline {0}, and does not follow the next promotion by itself; after one, set it to the new number and reload",
             timeline.decimal()
+        ));
+    }
+    if let Some(e) = silent_primary(&args.primary_conninfo) {
+        cx.out.warn(&format!(
+            "no server answers at primary_conninfo: {e}. The standby replays the archive and streams nothing until one does; correct primary_conninfo in its postgresql.auto.conf"
         ));
     }
     cx.out.line(

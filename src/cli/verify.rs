@@ -12,7 +12,7 @@ use crate::operate::read_back;
 
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
-use crate::operate::verify::{self, Done, Heal};
+use crate::operate::verify::{self, Done, Heal, Verified};
 use crate::repo::id::BackupId;
 use crate::text::hex;
 use crate::verify::depth::{Budget, Depth};
@@ -23,7 +23,7 @@ use crate::verify::depth::{Budget, Depth};
 /// avoid them. The repository remembers what was read back when: --since last goes on there, and pitr info shows it.
 ///
 /// --fast reads no content: it finds what is missing, has another length, or does not belong together. Exit status 4 when there is damage or a gap, 10 when something could not be checked: a repository that cannot be opened,
-/// or an object that a newer version wrote.
+/// or an object that a newer version wrote. A repository that this host only writes is left out beside others, and named.
 ///
 /// Example: pitr verify --backup 20261120T064049Z-full
 #[derive(clap::Args, Debug)]
@@ -100,9 +100,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Ok(exit::SUCCESS);
     }
     let wish = args.is_dry().map(|dry_run| Heal { dry_run });
-    let (done, failures) = verify::run(&cx.session, backup.as_ref(), &args.depth(), wish)?;
-    report(cx, args, &done)?;
-    let is_whole = cx.told(failures)?;
+    let verified = verify::run(&cx.session, backup.as_ref(), &args.depth(), wish)?;
+    report(cx, args, &verified)?;
+    let done = verified.done;
+    let is_whole = cx.told(verified.failures)?;
     let has_findings = done.iter().any(|d| d.report.finding_count > 0);
     let is_whole = is_whole && done.iter().all(|d| d.report.unsupported_count == 0);
     Ok(match (has_findings, is_whole) {
@@ -127,13 +128,23 @@ fn print_sum(cx: &Context, path: &[u8], sum: [u8; 32]) -> Result<()> {
     cx.out.raw(&format!("{mark}{sum}  {escaped}\n"))
 }
 
-fn report(cx: &Context, args: &Args, done: &[Done]) -> Result<()> {
+fn report(cx: &Context, args: &Args, verified: &Verified) -> Result<()> {
+    let (done, only_written) = (&verified.done, &verified.only_written);
     if cx.out.is_json() {
         let shown = |one: &Done| shown(args.is_dry(), one);
-        return cx.out.json(&of::split(done, |one| &one.of, shown));
+        let mut answer = of::split(done, |one| &one.of, shown);
+        if !only_written.is_empty() {
+            answer.insert("only_written".into(), json!(only_written));
+        }
+        return cx.out.json(&answer);
     }
     let is_dry = args.is_dry();
-    done.iter().try_for_each(|one| print(cx, is_dry, one))
+    done.iter().try_for_each(|one| print(cx, is_dry, one))?;
+    only_written.iter().try_for_each(|name| {
+        cx.out.report(&format!(
+            "repository {name}: not read, because this host only writes into it: verify it where a reader's key is"
+        ))
+    })
 }
 
 /// A report as JSON; of a run that heals it is known whether it was a dry one.
@@ -230,10 +241,10 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
             finding.detail
         ))?;
         for cost in &finding.costs {
-            cx.out.line(&format!("  lost: {cost}"))?;
+            cx.out.line(&format!("  lost here: {cost}"))?;
         }
         if finding.costs.is_empty() {
-            cx.out.line("  lost: nothing that recovery needs")?;
+            cx.out.line("  lost here: nothing that recovery needs")?;
         }
     }
     let listed = report.findings.len() as u64;
@@ -277,8 +288,9 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
             1 => ("has", "it"),
             _ => ("have", "them"),
         };
+        // So is every first one after a restore: its server never had the one before.
         cx.out.report(&format!(
-            "{} {have} no link to the one before: an older pitr stored {them}, or the server had that one no longer. Positions and checksums join {them}.",
+            "{} {have} no link to the one before. That is no damage: the server had that one no longer, or an older pitr stored {them}. Positions and checksums join {them}.",
             human::count(report.unlinked_count, "segment")
         ))?;
     }

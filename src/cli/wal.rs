@@ -89,7 +89,8 @@ pub enum Command {
     Resolve(wal_resolve::Args),
     /// Archive what a failover left behind in a server's pg_wal
     ///
-    /// Takes only segments whose records reach their end. Example: pitr wal backfill --from /var/lib/postgresql/17/old/pg_wal
+    /// Takes only segments whose records reach their end. It prints the command that archives the last one of a server that does not
+    /// run: there are the newest commits. Example: pitr wal backfill --from /var/lib/postgresql/17/old/pg_wal
     Backfill {
         /// The directory with the segments: a server's pg_wal, or its data directory
         #[arg(long, value_name = "DIR")]
@@ -117,7 +118,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 fn push(cx: &Context, path: &Path) -> Result<u8> {
     let arguments = arguments(&cx.session, vec![path.into()]);
-    let settings = command::settings(&cx.session.flags.clone(), &cx.session.environment)?;
+    let settings = command::settings(&arguments, &cx.session.environment)?;
     let archived = command::archive::run(&arguments, &settings, cx.session.host.random(), &|| {})?;
     for warning in &archived.warnings {
         cx.out.warn(warning);
@@ -168,11 +169,18 @@ fn backfill(cx: &Context, from: &Path) -> Result<u8> {
         spare,
         failed,
         refused,
+        next,
     } = backfill::run(&cx.session, from)?;
     if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "files": files }))?;
+        cx.out
+            .json(&serde_json::json!({ "files": files, "next": next }))?;
     } else {
         show(cx, &files, &spare)?;
+        for command in &next {
+            cx.out.note(&format!(
+                "next, if that server never runs again, for the commits in its last segment: {command}"
+            ));
+        }
     }
     // The files before the failed one are in the archive, and have been shown.
     if let Some(e) = failed {

@@ -133,7 +133,7 @@ pub fn delegated(
 /// Those of [`archive::run`], of the configuration, and `Deadline`.
 pub fn on_behalf(arguments: Arguments, nonce: u64, limit: Duration) -> Result<Archived> {
     let environment = Environment::of_process();
-    let settings = super::settings(&arguments.flags, &environment)?;
+    let settings = super::settings(&arguments, &environment)?;
     let (given, known) = (arguments.clone(), settings.clone());
     let archived =
         archive::under_watch(limit, move |mark| archive::run(&given, &known, nonce, mark));

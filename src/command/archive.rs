@@ -375,7 +375,8 @@ impl Tally {
                 self.stored += 1;
                 self.is_new |= pushed == Pushed::Stored;
                 self.is_known |= pushed == Pushed::AlreadyThere;
-                self.warnings.extend(more);
+                // Several repositories may have the same to say of the file.
+                more.into_iter().for_each(|one| self.warn(one));
             }
             Err(e) if required && self.failed.is_none() => {
                 let goes_on = !is_conflict(&e);
@@ -383,9 +384,25 @@ impl Tally {
                 return goes_on;
             }
             Err(e) if !required && self.optional.is_none() => self.optional = Some(e),
-            Err(e) => self.warnings.push(elsewhere(&e)),
+            Err(e) => self.fails_elsewhere(&e),
         }
         true
+    }
+
+    fn warn(&mut self, text: String) {
+        if !self.warnings.contains(&text) {
+            self.warnings.push(text);
+        }
+    }
+
+    /// One more repository does not have the file; for the reason that is told already, as a rule.
+    fn fails_elsewhere(&mut self, error: &Error) {
+        let told = [&self.failed, &self.optional].into_iter().flatten();
+        let told: Vec<String> = told.map(Error::to_string).collect();
+        let text = error.to_string();
+        if !told.contains(&text) {
+            self.warn(format!("not stored in every repository: {text}"));
+        }
     }
 
     fn outcome(mut self, name: WalFileName) -> Result<Archived> {
@@ -393,7 +410,7 @@ impl Tally {
             .optional
             .take_if(|_| self.failed.is_some() || self.stored > 0)
         {
-            self.warnings.push(elsewhere(&optional));
+            self.fails_elsewhere(&optional);
         }
         let (warnings, stored) = (self.warnings, self.stored);
         let also = match warnings.as_slice() {
@@ -426,10 +443,6 @@ impl Tally {
 
 fn is_conflict(error: &Error) -> bool {
     matches!(error.code(), Code::Conflict | Code::TimelineReused)
-}
-
-fn elsewhere(error: &Error) -> String {
-    format!("not stored in every repository: {error}")
 }
 
 pub(super) fn path_of(arguments: &Arguments) -> Result<&Path> {

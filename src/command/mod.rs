@@ -4,11 +4,12 @@
 //! (`exit`). Their `main` prints what is returned here.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::archive::datadir::DataDirectory;
 use crate::config::{Environment, Flags, Settings};
 use crate::err;
 use crate::error::Result;
@@ -93,10 +94,17 @@ pub fn parse(arguments: Vec<OsString>, switches: &[&str]) -> Result<Arguments> {
 
 /// The settings, which name at least one repository. None is opened: one that hangs must not hold up the others.
 ///
+/// Several clusters may be configured and none be named: then the `pgdata` in which the last file lies names it. So a second section
+/// does not stop the archiving of the first cluster. The system identifier still has to be the registered one.
+///
 /// # Errors
 /// `Config` and `Usage`.
-pub fn settings(flags: &Flags, environment: &Environment) -> Result<Settings> {
-    let settings = Settings::load(flags, environment)?;
+pub fn settings(arguments: &Arguments, environment: &Environment) -> Result<Settings> {
+    let mut settings = Settings::load(&arguments.flags, environment)?;
+    if let Some(path) = arguments.files.last() {
+        let path = environment.absolute(Path::new(path));
+        settings.name_cluster_at(DataDirectory::of_wal_file(&path).path());
+    }
     if settings.repositories.is_empty() {
         return Err(err!(Config, "no repository is configured")
             .hint("Add a [repositories.NAME] section with its url, or run \"pitr init\"."));

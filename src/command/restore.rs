@@ -344,7 +344,7 @@ impl Job {
         questions: &mut Questions,
     ) -> std::result::Result<Fetched, (Error, Outage)> {
         let plain = |e: Error| (e, Outage::default());
-        let settings = super::settings(&self.arguments.flags, environment).map_err(plain)?;
+        let settings = super::settings(&self.arguments, environment).map_err(plain)?;
         let outage = Outage::of(&settings).map_err(plain)?;
         self.fetch(&settings, nonce, progress, questions)
             .map_err(|e| (e, outage))

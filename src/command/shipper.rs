@@ -209,7 +209,7 @@ impl Job {
         let [wal] = arguments.files.as_slice() else {
             return Err(refused());
         };
-        let settings = super::settings(&arguments.flags, environment)?;
+        let settings = super::settings(arguments, environment)?;
         let data = DataDirectory::of_wal_file(&Path::new(wal).join("-"));
         let cluster = settings.cluster()?;
         let place = spool::place(&cluster, &settings, environment, &data);

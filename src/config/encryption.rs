@@ -20,6 +20,8 @@ pub struct Encryption {
     pub passphrase: Option<Secret>,
     /// The recipient that the passphrase belongs to.
     pub recipient: Option<String>,
+    /// The directory in which a host that only writes keeps parts of its objects, absolute; else `state` below the caches.
+    pub state_dir: Option<PathBuf>,
     /// The file of the secrets pair: its public half and the key of tokens.
     pub secrets: Option<PathBuf>,
     /// The private key of a recipient of the secrets pair.
@@ -36,6 +38,11 @@ impl Encryption {
     /// Whether it names what opens objects, and not only what seals them.
     pub fn can_read(&self) -> bool {
         self.key_file.is_some() || self.has_passphrase()
+    }
+
+    /// Whether it seals objects and opens none: so does a host that attackers reach first.
+    pub fn only_writes(&self) -> bool {
+        self.key_set.is_some() && !self.can_read()
     }
 
     /// Whether it names what proves objects: every key file has the MAC key.
@@ -70,6 +77,7 @@ impl fmt::Debug for Encryption {
             .field("passphrase_file", &self.passphrase_file)
             .field("passphrase_fd", &self.passphrase_fd)
             .field("recipient", &self.recipient)
+            .field("state_dir", &self.state_dir)
             .field("secrets", &self.secrets)
             .field("secrets_key", &self.secrets_key)
             .finish_non_exhaustive()

@@ -33,10 +33,19 @@ pub(super) enum Kind {
     Logical,
     Config,
     Redis,
+    /// One section, which has no name.
+    Agent,
+    /// One section, which has no name.
+    Page,
+    /// One section, which has no name.
+    Audit,
+    Jobs,
+    Alerts,
+    Sets,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 13] = [
     Kind::Clusters,
     Kind::Repositories,
     Kind::Files,
@@ -44,6 +53,12 @@ const KINDS: [Kind; 7] = [
     Kind::Logical,
     Kind::Config,
     Kind::Redis,
+    Kind::Agent,
+    Kind::Page,
+    Kind::Audit,
+    Kind::Jobs,
+    Kind::Alerts,
+    Kind::Sets,
 ];
 
 impl Kind {
@@ -56,6 +71,12 @@ impl Kind {
             Kind::Logical => "logical",
             Kind::Config => "config",
             Kind::Redis => "redis",
+            Kind::Agent => "agent",
+            Kind::Page => "page",
+            Kind::Audit => "audit",
+            Kind::Jobs => "jobs",
+            Kind::Alerts => "alerts",
+            Kind::Sets => "sets",
         }
     }
 
@@ -69,7 +90,21 @@ impl Kind {
             Kind::Logical => "logical backup",
             Kind::Config => "set of configuration",
             Kind::Redis => "Redis server",
+            Kind::Agent => "agent",
+            Kind::Page => "page",
+            Kind::Audit => "audit",
+            Kind::Jobs => "job",
+            Kind::Alerts => "alert sink",
+            Kind::Sets => "recovery set",
         }
+    }
+
+    /// Whether there is one section of it alone, without a name.
+    fn is_unnamed(self) -> bool {
+        matches!(
+            self,
+            Kind::Retention | Kind::Agent | Kind::Page | Kind::Audit
+        )
     }
 }
 
@@ -117,6 +152,8 @@ pub(super) enum Raw {
     Boolean(bool),
     /// An array of strings.
     List(Vec<String>),
+    /// An array of tables of strings.
+    Tables(Vec<Vec<(String, String)>>),
     /// From the environment, where everything is text.
     Variable(String),
     /// Something no key of ours takes, by its name.
@@ -131,7 +168,7 @@ pub(super) struct Entry {
     pub(super) origin: Origin,
 }
 
-/// One `[clusters.NAME]`, `[repositories.NAME]`, `[files.NAME]` or another section with a name, or `[retention]`, whose name is empty.
+/// One `[clusters.NAME]`, `[repositories.NAME]`, `[files.NAME]` or another section with a name, or `[retention]`, `[agent]` or `[page]`, whose name is empty.
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) kind: Kind,
@@ -220,7 +257,7 @@ impl Document {
                 return Err(no_such_key(&at, name, "the file", &KINDS.map(Kind::table)));
             };
             let table = source.table(kind.table(), value)?;
-            if kind == Kind::Retention {
+            if kind.is_unnamed() {
                 let origin = source.origin(&key.span());
                 document.sections.push(source.unnamed(kind, origin, table)?);
                 continue;
@@ -244,7 +281,7 @@ impl Document {
                 let rest = variable.strip_prefix(&prefix).unwrap_or(variable);
                 let keys = keys::names(kind);
                 let found = keys.iter().find_map(|key| {
-                    if kind == Kind::Retention {
+                    if kind.is_unnamed() {
                         return (rest == variable_form(key)).then_some((*key, ""));
                     }
                     let name = rest.strip_suffix(&format!("_{}", variable_form(key)))?;
@@ -410,10 +447,27 @@ fn raw(value: &DeValue<'_>) -> Raw {
         DeValue::Array(values) => {
             let texts = values.iter().map(|value| value.get_ref().as_str());
             let texts: Option<Vec<String>> = texts.map(|t| t.map(str::to_owned)).collect();
-            texts.map_or(Raw::Other("an array of other things"), Raw::List)
+            let tables = values.iter().map(|value| texts_of(value.get_ref()));
+            let tables: Option<Vec<_>> = tables.collect();
+            let read = texts.map(Raw::List).or(tables.map(Raw::Tables));
+            read.unwrap_or(Raw::Other("an array of other things"))
         }
         other => Raw::Other(type_name(other)),
     }
+}
+
+/// The members of a table of strings.
+fn texts_of(value: &DeValue<'_>) -> Option<Vec<(String, String)>> {
+    let member = |(key, value): (&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'_>>)| {
+        Some((
+            key.get_ref().to_string(),
+            value.get_ref().as_str()?.to_owned(),
+        ))
+    };
+    in_order(value.as_table()?)
+        .into_iter()
+        .map(member)
+        .collect()
 }
 
 fn type_name(value: &DeValue<'_>) -> &'static str {

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Period, location};
+use serde::{Deserialize, Serialize};
+
+use super::{Hours, Location, Period, S3Settings, location};
 use crate::err;
 use crate::error::Result;
 
@@ -15,6 +17,15 @@ pub enum Source {
     Command,
     /// A Git repository, by its URL, which holds no secret.
     Git(String),
+    /// The objects of a bucket, or of a prefix in it.
+    Bucket {
+        /// The bucket's name.
+        bucket: String,
+        /// Parts of a key with slashes between them; empty where it is the whole bucket.
+        prefix: String,
+    },
+    /// Volumes of Docker: a name, or `label=KEY` or `label=KEY=VALUE`.
+    Docker(String),
     /// The objects of a Kubernetes cluster, as kubectl shows them.
     Kubernetes,
     /// The state of a Terraform or OpenTofu directory, absolute.
@@ -37,13 +48,18 @@ impl Source {
             _ if text == "command" => Ok(Source::Command),
             _ if text == "kubernetes" => Ok(Source::Kubernetes),
             Some(("git", url)) => git(url),
+            Some(("s3", _)) => match Location::from_url(text)? {
+                Location::S3 { bucket, prefix } => Ok(Source::Bucket { bucket, prefix }),
+                _ => Err(err!(Config, "the source is no bucket")),
+            },
+            Some(("docker-volume", which)) => docker(which),
             Some(("terraform", path)) => location::absolute(Path::new(path)).map(Source::Terraform),
             _ if text.starts_with('/') => {
                 location::absolute(Path::new(text)).map(Source::Directory)
             }
             _ => Err(err!(
                 Config,
-                "the source is no absolute path, and none of command, git:URL, kubernetes, terraform:/DIRECTORY"
+                "the source is no absolute path, and none of s3://BUCKET/PREFIX, command, git:URL, docker-volume:NAME, docker-volume:label=KEY=VALUE, kubernetes, terraform:/DIRECTORY"
             )),
         }
     }
@@ -54,6 +70,8 @@ impl Source {
             Source::Directory(_) => None,
             Source::Command => Some("command"),
             Source::Git(_) => Some("git"),
+            Source::Bucket { .. } => Some("s3"),
+            Source::Docker(_) => Some("docker-volume"),
             Source::Kubernetes => Some("kubernetes"),
             Source::Terraform(_) => Some("terraform"),
         }
@@ -83,6 +101,34 @@ fn git(url: &str) -> Result<Source> {
     Ok(Source::Git(url.to_owned()))
 }
 
+/// Volumes that may be named in arguments.
+fn docker(which: &str) -> Result<Source> {
+    let (text, is_label) = match which.strip_prefix("label=") {
+        Some(label) => (label, true),
+        None => (which, false),
+    };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let is_fine = |c: char| is_plain(c) || (is_label && "=/:".contains(c));
+    let begins_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    match begins_well && text.chars().all(is_fine) {
+        true => Ok(Source::Docker(which.to_owned())),
+        false => Err(err!(
+            Config,
+            "\"docker-volume:\" is followed by no name of a volume, and no label=KEY=VALUE"
+        )),
+    }
+}
+
+/// How containers are brought to rest while their volumes are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quiesce {
+    /// They are stopped, and started again.
+    Stop,
+    /// Their processes are frozen.
+    Pause,
+}
+
 /// Files with what is in them, under one name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
@@ -98,10 +144,14 @@ pub struct Files {
     pub file_name: Option<String>,
     /// A Git repository is stored as one file.
     pub bundle: bool,
+    /// The large files of Git LFS are fetched, or left out; none: left out with a warning.
+    pub lfs: Option<bool>,
     /// The context of kubectl; else its own choice.
     pub context: Option<String>,
     /// Secrets of Kubernetes are left out.
     pub without_secrets: bool,
+    /// How containers are brought to rest; none: they go on.
+    pub quiesce: Option<Quiesce>,
     /// The program that has the state; else `terraform`.
     pub program: Option<String>,
     /// A program that runs before the source is read; empty: none.
@@ -118,6 +168,12 @@ pub struct Files {
     pub exclude_larger_than_bytes: Option<u64>,
     /// Other filesystems that are mounted below are left out but for their mount points.
     pub one_file_system: bool,
+    /// How a bucket is reached.
+    pub s3: S3Settings,
+    /// The most bytes a second that are read from and written to a bucket.
+    pub max_rate_bytes_per_s: Option<u64>,
+    /// The hours in which that limit holds; else always.
+    pub max_rate_hours: Option<Hours>,
     /// The identity of the source; else the host's machine id.
     pub identity: Option<String>,
     /// How old the newest backup may become before that is reported.
@@ -132,8 +188,18 @@ mod tests {
     fn sources_are_told_apart() {
         let read = |text: &str| Source::parse(text).ok();
         assert_eq!(read("/srv/x"), Some(Source::Directory("/srv/x".into())));
+        for which in ["db", "label=backup", "label=com.example/backup=daily"] {
+            let expected = Source::Docker(which.to_owned());
+            assert_eq!(read(&format!("docker-volume:{which}")), Some(expected));
+        }
         assert_eq!(read("command"), Some(Source::Command));
         assert_eq!(read("terraform:/x"), Some(Source::Terraform("/x".into())));
+        let bucket = |prefix: &str| {
+            let (bucket, prefix) = ("media".to_owned(), prefix.to_owned());
+            Some(Source::Bucket { bucket, prefix })
+        };
+        assert_eq!(read("s3://media/up/"), bucket("up"));
+        assert_eq!(read("s3://media"), bucket(""));
         for url in [
             "ssh://git@host/x.git",
             "git@host:x.git",
@@ -151,8 +217,14 @@ mod tests {
             "git:",
             "git:-x",
             "git:ext::sh",
-            "s3://b/p",
+            "s3://b",
+            "s3://me:key@bucket/p",
+            "s3://bucket/a//b",
             "terraform:x",
+            "docker-volume:",
+            "docker-volume:-v",
+            "docker-volume:/x",
+            "docker-volume:label=",
         ] {
             assert_eq!(read(text), None, "{text}");
         }

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::agent::{JobDraft, Page, RETRIES_MAX, SinkDraft};
+use super::audit::{Audit, Records};
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Cluster, ConfigSet, Encryption, Files, Hours, Location, LockMode, Logical,
-    LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX, Period, Price, Prices,
-    PromoteUnreachable, Redis, RedisAcknowledge, RedisAddress, Repository, Retention, S3Settings,
-    Secret, Size, Source, Sse, StandbyOutage, config_set::DEFAULT, holds_password, location,
-    logical::JOBS_MAX, retention::KEEP_MAX, s3,
+    Acknowledge, Agent, BlobService, Cluster, ConfigSet, Copies, Encryption, Files, Hours, Job,
+    Location, LockMode, Logical, LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX, Period,
+    Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis, RedisAcknowledge, RedisAddress,
+    Repository, Retention, S3Settings, Secret, Severity, SftpSettings, Shape, Sink, SinkKind, Size,
+    Source, Sse, StandbyOutage, Tier, TierBy, config_set::DEFAULT, holds_password, location,
+    logical::JOBS_MAX, retention::KEEP_MAX, s3, set, tier,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -50,6 +53,9 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "receive.journal": receive.journal = e.path();
     "receive.journal_limit_bytes": receive.journal_limit_bytes = e.bytes();
     "receive.acknowledge": receive.acknowledge = e.choice(&[("journal", Acknowledge::Journal), ("repository", Acknowledge::Repository)]);
+    "rpo": objectives.rpo = e.checked(str::parse::<Period>);
+    "rto": objectives.rto = e.checked(str::parse::<Period>);
+    "copies": objectives.copies = e.checked(str::parse::<Copies>);
     "retention.keep_last": retention.last = e.count(KEEP_MAX);
     "retention.keep_daily": retention.daily = e.count(KEEP_MAX);
     "retention.keep_weekly": retention.weekly = e.count(KEEP_MAX);
@@ -59,6 +65,8 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "retention.wal_window": retention.wal_window = e.period();
     "retention.keep_proven": retention.proven = e.boolean();
     "retention.min_copies": retention.min_copies = e.of_repository();
+    "service.stop": service.stop = e.list();
+    "service.start": service.start = e.list();
 }
 
 // Those of `[retention]`.
@@ -108,6 +116,18 @@ keys! { REDIS: |e, redis: Redis|
     "receive.journal": journal = e.path();
     "receive.journal_limit_bytes": journal_limit_bytes = e.bytes();
     "receive.acknowledge": acknowledge = e.choice(&[("journal", RedisAcknowledge::Journal), ("none", RedisAcknowledge::None)]);
+    "service.data_directory": service.data_directory = e.path();
+    "service.stop": service.stop = e.list();
+    "service.start": service.start = e.list();
+}
+
+// Those of `[sets.NAME]`.
+keys! { SET: |e, set: RecoverySet|
+    "members": members = e.list().and_then(|texts| set::members(&texts).map_err(|error| e.origin.wrap(&error)));
+    "stop": stop = e.list();
+    "start": start = e.list();
+    "health": health = e.list();
+    "state_dir": state_dir = e.path();
 }
 
 // Those of `[repositories.NAME]`.
@@ -127,14 +147,22 @@ keys! { REPOSITORY: |e, draft: Draft|
     "price.glacier": prices.glacier = e.price();
     "price.deep_archive": prices.deep_archive = e.price();
     "price.put": prices.put = e.price();
+    "price.transition": prices.transition = e.price();
+    "price.thaw_expedited": prices.thaw_expedited = e.price();
+    "price.thaw_standard": prices.thaw_standard = e.price();
+    "price.thaw_bulk": prices.thaw_bulk = e.price();
     "encryption.key_set": encryption.key_set = e.path();
     "encryption.key_file": encryption.key_file = e.path();
     "encryption.passphrase_file": encryption.passphrase_file = e.path();
     "encryption.passphrase_fd": encryption.passphrase_fd = e.descriptor();
     "encryption.passphrase": encryption.passphrase = e.passphrase();
     "encryption.recipient": encryption.recipient = e.string();
+    "encryption.state_dir": encryption.state_dir = e.path();
     "encryption.secrets": encryption.secrets = e.path();
     "encryption.secrets_key": encryption.secrets_key = e.path();
+    "ssh_key_file": sftp.key_file = e.path();
+    "ssh_passphrase_file": sftp.passphrase_file = e.path();
+    "ssh_known_hosts_file": sftp.known_hosts_file = e.path();
     "region": s3.region = e.string();
     "endpoint": s3.endpoint = e.string();
     "path_style": s3.path_style = e.boolean();
@@ -145,6 +173,8 @@ keys! { REPOSITORY: |e, draft: Draft|
     "storage_class.wal": s3.storage_class.wal = e.checked(s3::storage_class);
     "storage_class.packs": s3.storage_class.packs = e.checked(s3::storage_class);
     "storage_class.manifests": s3.storage_class.manifests = e.checked(s3::storage_class);
+    "tier": s3.tiers = e.tiers();
+    "tier_by": s3.tier_by = e.choice(&[("rules", TierBy::Rules), ("copy", TierBy::Copy)]);
     "sse": s3.sse = e.choice(&[("AES256", Sse::S3), ("aws:kms", Sse::Kms)]);
     "sse_kms_key_id": s3.sse_kms_key_id = e.string();
     "object_lock.mode": lock_mode = e.choice(&[("governance", LockMode::Governance), ("compliance", LockMode::Compliance)]);
@@ -170,8 +200,10 @@ keys! { FILES: |e, files: Files|
     "check": check = e.list();
     "file_name": file_name = e.checked(file_name);
     "bundle": bundle = e.boolean();
+    "lfs": lfs = e.boolean();
     "context": context = e.string();
     "secrets": without_secrets = e.boolean().map(|taken| !taken);
+    "quiesce": quiesce = e.choice(&[("none", None), ("stop", Some(Quiesce::Stop)), ("pause", Some(Quiesce::Pause))]);
     "program": program = e.string();
     "before": before = e.list();
     "after": after = e.list();
@@ -180,8 +212,77 @@ keys! { FILES: |e, files: Files|
     "exclude_caches": exclude_caches = e.boolean();
     "exclude_larger_than": exclude_larger_than_bytes = e.bytes();
     "one_file_system": one_file_system = e.boolean();
+    "region": s3.region = e.string();
+    "endpoint": s3.endpoint = e.string();
+    "path_style": s3.path_style = e.boolean();
+    "ca_file": s3.ca_file = e.path();
+    "allow_http": s3.allow_http = e.boolean();
+    "profile": s3.profile = e.string();
+    "credentials_file": s3.credentials_file = e.path();
+    "stall_timeout": s3.stall_timeout = e.period();
+    "retry_budget": s3.retry_budget = e.period();
+    "max_rate": max_rate_bytes_per_s = e.bytes();
+    "max_rate_hours": max_rate_hours = e.checked(str::parse::<Hours>);
     "identity": identity = e.string();
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
+}
+
+// Those of `[agent]`.
+keys! { AGENT: |e, agent: Agent|
+    "listen": listen = e.checked(address);
+    "state_dir": state_dir = e.path();
+    "interval": interval = e.period();
+}
+
+// Those of `[page]`.
+keys! { PAGE: |e, page: Page|
+    "enabled": is_enabled = e.boolean();
+    "token_file": token_file = e.path();
+    "actions": has_actions = e.boolean();
+}
+
+// Those of `[audit]`.
+keys! { AUDIT: |e, audit: Audit|
+    "records": records = e.choice(&[("off", Records::Off), ("on", Records::On), ("required", Records::Required)]);
+    "keep": keep = e.period();
+}
+
+// Those of `[jobs.NAME]`.
+keys! { JOB: |e, job: JobDraft|
+    "run": run = e.list_or_text();
+    "schedule": schedule = e.string();
+    "after": after = e.string();
+    "zone": zone = e.string();
+    "jitter": jitter = e.checked(str::parse::<Period>).map(Period::duration);
+    "catch_up": catch_up = e.boolean();
+    "time_limit": time_limit = e.period();
+    "retries": retries = e.count(RETRIES_MAX);
+    "claim": is_claimed = e.boolean();
+}
+
+// Those of `[alerts.NAME]`.
+keys! { ALERT: |e, sink: SinkDraft|
+    "kind": kind = e.choice(&[
+        ("email", SinkKind::Email), ("slack", SinkKind::Webhook(Shape::Slack)), ("teams", SinkKind::Webhook(Shape::Teams)),
+        ("discord", SinkKind::Webhook(Shape::Discord)), ("pagerduty", SinkKind::Webhook(Shape::PagerDuty)),
+        ("webhook", SinkKind::Webhook(Shape::Generic)), ("command", SinkKind::Command), ("syslog", SinkKind::Syslog),
+    ]);
+    "url": url = e.string().map(Secret::new);
+    "url_file": url_file = e.path();
+    "template": template = e.string();
+    "command": command = e.list();
+    "key_file": key_file = e.path();
+    "smtp": smtp = e.string();
+    "user": user = e.string();
+    "password_file": password_file = e.path();
+    "from": from = e.string();
+    "to": to = e.list_or_text();
+    "severity": severity = e.choice(&[
+        ("critical", Severity::Critical), ("high", Severity::High), ("medium", Severity::Medium), ("low", Severity::Low),
+    ]);
+    "repeat": repeat = e.period();
+    "quiet_hours": quiet_hours = e.checked(str::parse::<Hours>);
+    "zone": zone = e.string();
 }
 
 /// Longest name of a file on Linux.
@@ -200,6 +301,7 @@ struct Draft {
     prices: Prices,
     encryption: Encryption,
     s3: S3Settings,
+    sftp: SftpSettings,
     lock_mode: Option<LockMode>,
     lock_period: Option<Duration>,
     retention: Retention,
@@ -215,6 +317,12 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
         Kind::Logical => LOGICAL.iter().map(|(key, _)| *key).collect(),
         Kind::Config => CONFIG.iter().map(|(key, _)| *key).collect(),
         Kind::Redis => REDIS.iter().map(|(key, _)| *key).collect(),
+        Kind::Agent => AGENT.iter().map(|(key, _)| *key).collect(),
+        Kind::Page => PAGE.iter().map(|(key, _)| *key).collect(),
+        Kind::Audit => AUDIT.iter().map(|(key, _)| *key).collect(),
+        Kind::Jobs => JOB.iter().map(|(key, _)| *key).collect(),
+        Kind::Alerts => ALERT.iter().map(|(key, _)| *key).collect(),
+        Kind::Sets => SET.iter().map(|(key, _)| *key).collect(),
     }
 }
 
@@ -263,21 +371,27 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     };
     // First, for it decides what else has a meaning.
     let location = url.checked(Location::from_url)?;
-    let foreign = |e: &&Entry| {
-        let anywhere = ["encryption.", "price.", "retention."];
-        let is_anywhere = anywhere.iter().any(|table| e.key.starts_with(table));
-        !matches!(e.key, "url" | "required" | "max_rate" | "max_rate_hours") && !is_anywhere
-    };
-    if !location.is_remote()
-        && let Some(entry) = section.entries.iter().find(foreign)
-    {
+    if let Some(entry) = section.entries.iter().find(|e| !is_meant(e.key, &location)) {
+        let what = match &location {
+            Location::File(_) => "in a directory",
+            Location::S3 { .. } => "in an object store",
+            Location::Blob { service, .. } => match service {
+                BlobService::Azure { .. } => "in Azure Blob Storage",
+                BlobService::Google => "in Google Cloud Storage",
+            },
+            Location::Sftp { .. } => "on an SFTP server",
+        };
         return Err(entry.origin.error(format_args!(
-            "\"{}\" means nothing to a repository in a directory",
+            "\"{}\" means nothing to a repository {what}",
             entry.key
         )));
     }
     let draft = fill(Draft::default(), section, REPOSITORY)?;
-    let (encryption, mut s3) = (draft.encryption, draft.s3);
+    let (encryption, mut s3, mut sftp) = (draft.encryption, draft.s3, draft.sftp);
+    (sftp.stall_timeout, sftp.retry_budget) = (s3.stall_timeout, s3.retry_budget);
+    if sftp.passphrase_file.is_some() && sftp.key_file.is_none() {
+        return Err(wrong("\"ssh_passphrase_file\" needs ssh_key_file"));
+    }
     if let Some(entry) = section.get("endpoint") {
         s3.endpoint = Some(entry.checked(|url| s3::endpoint(url, s3.allow_http))?);
     }
@@ -289,6 +403,17 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
         (Some(mode), Some(period)) => Some(ObjectLock { mode, period }),
         _ => return Err(wrong("\"object_lock\" needs both mode and period")),
     };
+    if let Some(entry) = section.get("tier") {
+        tier::check(&s3.tiers, s3.tier_by).map_err(|e| entry.origin.wrap(&e))?;
+    }
+    if let Some(entry) = section.get("tier_by")
+        && (s3.tier_by, s3.object_lock.is_some()) == (TierBy::Copy, true)
+    {
+        return Err(entry
+            .origin
+            .error("objects that are locked cannot be copied onto themselves")
+            .hint("Leave tier_by away: rules of the bucket move locked objects, too."));
+    }
     if encryption.ways_to_read() > 1 {
         return Err(wrong(
             "one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
@@ -310,9 +435,33 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
         max_rate_hours: draft.max_rate_hours,
         prices: draft.prices,
         s3,
+        sftp,
         encryption: (encryption != Encryption::default()).then_some(encryption),
         retention: draft.retention,
     })
+}
+
+/// Whether a key has a meaning for a repository in such a place.
+fn is_meant(key: &str, location: &Location) -> bool {
+    let anywhere = ["encryption.", "price.", "retention."];
+    if matches!(key, "url" | "required" | "max_rate" | "max_rate_hours")
+        || anywhere.iter().any(|table| key.starts_with(table))
+    {
+        return true;
+    }
+    match location {
+        Location::File(_) => false,
+        Location::S3 { .. } => !key.starts_with("ssh_"),
+        Location::Blob { service, .. } => match key {
+            "endpoint" | "ca_file" | "allow_http" | "credentials_file" => true,
+            "stall_timeout" | "retry_budget" => true,
+            "path_style" => *service != BlobService::Google,
+            _ => false,
+        },
+        Location::Sftp { .. } => {
+            key.starts_with("ssh_") || matches!(key, "stall_timeout" | "retry_budget")
+        }
+    }
 }
 
 /// Reads a set of files.
@@ -327,11 +476,17 @@ pub(super) fn files(section: &Section) -> Result<Files> {
         name: section.name.clone(),
         ..Files::default()
     };
-    let files = fill(named, section, FILES)?;
+    let mut files = fill(named, section, FILES)?;
     let foreign = |e: &&Entry| !means_something(e.key, &files.source);
     if let Some(entry) = section.entries.iter().find(foreign) {
         let kind = files.source.kind().unwrap_or("directory");
         return Err(entry.is_not(format_args!("a key of the source \"{kind}\"")));
+    }
+    if let Some(entry) = section.get("endpoint") {
+        files.s3.endpoint = Some(entry.checked(|url| s3::endpoint(url, files.s3.allow_http))?);
+    }
+    if files.max_rate_hours.is_some() && files.max_rate_bytes_per_s.is_none() {
+        return Err(section.origin.error("\"max_rate_hours\" needs max_rate"));
     }
     match (files.source == Source::Command, files.command.is_empty()) {
         (true, true) => Err(section
@@ -347,9 +502,21 @@ fn means_something(key: &str, source: &Source) -> bool {
     match key {
         "source" | "identity" | "before" | "after" | "max_backup_age" => true,
         "command" | "check" | "file_name" => *source == Source::Command,
-        "bundle" => matches!(source, Source::Git(_)),
+        "bundle" | "lfs" => matches!(source, Source::Git(_)),
         "context" | "secrets" => *source == Source::Kubernetes,
         "program" => matches!(source, Source::Terraform(_)),
+        "exclude" | "exclude_larger_than" => matches!(
+            source,
+            Source::Directory(_) | Source::Bucket { .. } | Source::Docker(_)
+        ),
+        "exclude_caches" | "exclude_if_present" => {
+            matches!(source, Source::Directory(_) | Source::Docker(_))
+        }
+        "quiesce" => matches!(source, Source::Docker(_)),
+        "region" | "endpoint" | "path_style" | "ca_file" | "allow_http" | "profile"
+        | "credentials_file" | "stall_timeout" | "retry_budget" | "max_rate" | "max_rate_hours" => {
+            matches!(source, Source::Bucket { .. })
+        }
         _ => matches!(source, Source::Directory(_)),
     }
 }
@@ -381,6 +548,55 @@ pub(super) fn config(section: &Section) -> Result<ConfigSet> {
 /// Reads the rules of retention that hold for everything.
 pub(super) fn retention(section: &Section) -> Result<Retention> {
     fill(Retention::default(), section, RETENTION)
+}
+
+/// Reads what holds for the agent.
+pub(super) fn agent(section: &Section) -> Result<Agent> {
+    fill(Agent::default(), section, AGENT)
+}
+
+/// Reads what holds for the status page.
+pub(super) fn page(section: &Section) -> Result<Page> {
+    let page = fill(Page::default(), section, PAGE)?;
+    match section.get("actions") {
+        Some(entry) if page.has_actions && page.token_file.is_none() => Err(entry
+            .origin
+            .error("a page that starts jobs needs token_file")
+            .hint("Write a token: openssl rand -hex 32, into a file of mode 600.")),
+        _ => Ok(page),
+    }
+}
+
+/// Reads the settings of the audit log.
+pub(super) fn audit(section: &Section) -> Result<Audit> {
+    fill(Audit::default(), section, AUDIT)
+}
+
+/// Reads a job of the agent.
+pub(super) fn job(section: &Section) -> Result<Job> {
+    let draft = fill(JobDraft::default(), section, JOB)?;
+    let job = draft.finish(&section.name);
+    job.map_err(|e| section.origin.wrap(&e))
+}
+
+/// Reads a sink of alerts.
+pub(super) fn alert(section: &Section) -> Result<Sink> {
+    let draft = fill(SinkDraft::default(), section, ALERT)?;
+    let sink = draft.finish(&section.name);
+    sink.map_err(|e| section.origin.wrap(&e))
+}
+
+/// An address to listen at.
+fn address(text: &str) -> Result<std::net::SocketAddr> {
+    let wrong = || {
+        err!(
+            Config,
+            "\"{}\" is no address to listen at",
+            text.escape_debug()
+        )
+        .hint("Write address and port, such as 127.0.0.1:9870.")
+    };
+    text.parse().map_err(|_| wrong())
 }
 
 /// Reads a set of dumps.
@@ -427,6 +643,21 @@ pub(super) fn redis(section: &Section) -> Result<Redis> {
     Ok(redis)
 }
 
+/// Reads a recovery set.
+pub(super) fn set(section: &Section) -> Result<RecoverySet> {
+    let named = RecoverySet {
+        name: section.name.clone(),
+        ..RecoverySet::default()
+    };
+    match section.get("members") {
+        Some(_) => fill(named, section, SET),
+        None => Err(section
+            .origin
+            .error(format!("recovery set \"{}\" has no members", section.name))
+            .hint("Add members = [\"main\", \"redis:NAME\", \"files:NAME\"].")),
+    }
+}
+
 /// The kinds of values.
 impl Entry {
     fn wrong_type(&self, wanted: &str) -> Error {
@@ -434,7 +665,7 @@ impl Entry {
             Raw::Text(_) | Raw::Variable(_) => "a string",
             Raw::Integer(_) => "an integer",
             Raw::Boolean(_) => "a boolean",
-            Raw::List(_) => "an array",
+            Raw::List(_) | Raw::Tables(_) => "an array",
             Raw::Other(name) => name,
         };
         self.origin.error(format_args!(
@@ -486,6 +717,18 @@ impl Entry {
             Raw::Text(text) => Ok(vec![text.clone()]),
             _ => self.list(),
         }
+    }
+
+    /// The tiers of a repository, an array of tables; from the environment `30d:STANDARD_IA`, with commas between.
+    fn tiers(&self) -> Result<Vec<Tier>> {
+        let read = |text: &str| text.trim().parse();
+        let tiers: Result<Vec<Tier>> = match &self.raw {
+            Raw::Tables(tables) => tables.iter().map(|table| tier_of(table)).collect(),
+            Raw::List(list) if list.is_empty() => Ok(Vec::new()),
+            Raw::Variable(text) => text.split(',').map(read).collect(),
+            _ => return Err(self.wrong_type("an array of tables")),
+        };
+        tiers.map_err(|e| self.origin.wrap(&e))
     }
 
     fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
@@ -593,6 +836,23 @@ impl Entry {
                 .error(format_args!("\"{}\" is taken from the environment only", self.key))
                 .hint("Put the passphrase into a file of its own that only its owner can read, and name it with passphrase_file.")),
         }
+    }
+}
+
+/// Reads one table of `tier`.
+fn tier_of(table: &[(String, String)]) -> Result<Tier> {
+    let is_part = |name: &str| matches!(name, "after" | "class" | "kind");
+    if let Some((name, _)) = table.iter().find(|(name, _)| !is_part(name)) {
+        let wrong = err!(Usage, "\"{}\" is no part of a tier", name.escape_debug());
+        return Err(wrong.hint("Parts are after, class and kind."));
+    }
+    let member = |name: &str| {
+        let found = table.iter().find(|(n, _)| n == name);
+        found.map(|(_, value)| value.as_str())
+    };
+    match (member("after"), member("class")) {
+        (Some(after), Some(class)) => Tier::new(after, class, member("kind")),
+        _ => Err(err!(Usage, "a tier needs after and class")),
     }
 }
 

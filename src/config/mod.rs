@@ -14,6 +14,8 @@ use crate::err;
 use crate::error::{Error, Result, causes};
 
 pub mod account;
+pub mod agent;
+pub mod audit;
 mod config_set;
 mod encryption;
 mod file;
@@ -28,23 +30,31 @@ mod redis;
 mod retention;
 mod s3;
 pub mod secret;
+mod set;
+mod sftp;
+mod tier;
 pub mod trust;
 mod unit;
 
+pub use agent::{Agent, Copies, Job, Objectives, Page, Severity, Shape, Sink, SinkKind, When};
+pub use audit::{Audit, Records};
 pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
 pub use encryption::Encryption;
-pub use files::{Files, Source};
+pub use files::{Files, Quiesce, Source};
 pub use hours::Hours;
-pub use location::Location;
+pub use location::{BlobService, Location, is_part};
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
-pub use price::{Price, Prices};
+pub use price::{Price, Prices, of_gib};
 pub use redis::{Redis, RedisAcknowledge, RedisAddress, RedisTls};
 pub use retention::Retention;
 pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
 };
 pub use secret::Secret;
+pub use set::{MemberKind, RecoverySet, Service, SetMember};
+pub use sftp::SftpSettings;
+pub use tier::{StorageClass, Tier, TierBy, TierKind};
 pub use unit::{Millis, Period, Size};
 
 use account::Account;
@@ -151,7 +161,7 @@ impl Environment {
     }
 
     /// Whether `$PITR_FAULT_HIDE` names this file: a test takes it for absent, so that no test reads the machine's own configuration.
-    fn hides(&self, path: &Path) -> bool {
+    pub fn hides(&self, path: &Path) -> bool {
         cfg!(debug_assertions) && self.get("PITR_FAULT_HIDE") == Some(path.as_os_str())
     }
 
@@ -270,8 +280,12 @@ pub struct Cluster {
     pub prefetch_segments: u32,
     /// The streaming receiver.
     pub receive: Receive,
+    /// The promises about it.
+    pub objectives: Objectives,
     /// Rules by which `pitr expire` keeps its backups.
     pub retention: Retention,
+    /// The commands of its service.
+    pub service: Service,
 }
 
 /// The number of segments fetched ahead if none is configured.
@@ -299,7 +313,9 @@ impl Cluster {
             timezone: None,
             prefetch_segments: PREFETCH_SEGMENTS,
             receive: Receive::default(),
+            objectives: Objectives::default(),
             retention: Retention::default(),
+            service: Service::default(),
         }
     }
 }
@@ -321,6 +337,8 @@ pub struct Repository {
     pub prices: Prices,
     /// How it is reached, where it is in an object store.
     pub s3: S3Settings,
+    /// How it is reached, where it is on an SFTP server.
+    pub sftp: SftpSettings,
     /// The places of its keys, if it is encrypted.
     pub encryption: Option<Encryption>,
     /// Rules by which `pitr expire` keeps its content; they go before the rules of clusters.
@@ -338,9 +356,15 @@ impl Repository {
             max_rate_hours: None,
             prices: Prices::default(),
             s3: S3Settings::default(),
+            sftp: SftpSettings::default(),
             encryption: None,
             retention: Retention::default(),
         }
+    }
+
+    /// Whether this host seals its objects and opens none.
+    pub fn only_writes(&self) -> bool {
+        (self.encryption.as_ref()).is_some_and(Encryption::only_writes)
     }
 
     /// The file of the secrets pair.
@@ -356,7 +380,14 @@ impl Repository {
     /// The files it names: whoever uses the repository must be able to read them.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let keys = self.encryption.iter().flat_map(Encryption::files);
-        let store = [&self.s3.credentials_file, &self.s3.ca_file];
+        let sftp = &self.sftp;
+        let store = [
+            &self.s3.credentials_file,
+            &self.s3.ca_file,
+            &sftp.key_file,
+            &sftp.passphrase_file,
+            &sftp.known_hosts_file,
+        ];
         store
             .into_iter()
             .flatten()
@@ -395,6 +426,18 @@ pub struct Settings {
     pub config: Vec<ConfigSet>,
     /// Redis servers, in the order of the file.
     pub redis: Vec<Redis>,
+    /// Settings of the agent.
+    pub agent: Agent,
+    /// Settings of its status page.
+    pub page: Page,
+    /// Settings of the audit log.
+    pub audit: Audit,
+    /// Its jobs, in the order of the file.
+    pub jobs: Vec<Job>,
+    /// Who hears of what is wrong, in the order of the file.
+    pub alerts: Vec<Sink>,
+    /// Recovery sets, in the order of the file.
+    pub sets: Vec<RecoverySet>,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.
     bare: bool,
@@ -436,6 +479,7 @@ impl Settings {
         document.overlay(environment)?;
         let mut settings = settings(path, &document)?;
         settings.cluster_flag.clone_from(&flags.cluster);
+        settings.settle_state_dirs(environment);
         if !settings.repositories.is_empty() && settings.repositories.iter().all(|r| !r.required) {
             return Err(err!(
                 Config,
@@ -451,6 +495,31 @@ impl Settings {
             }
         }
         Ok(settings)
+    }
+
+    /// Gives hosts that only write a place for what they keep, where none is configured: below the caches.
+    fn settle_state_dirs(&mut self, environment: &Environment) {
+        let configured = self.clusters.iter().find_map(|c| c.cache_dir.clone());
+        let Some(caches) = configured.or_else(|| environment.cache_dir()) else {
+            return;
+        };
+        for encryption in self.repositories.iter_mut().flat_map(|r| &mut r.encryption) {
+            if encryption.key_set.is_some() && !encryption.can_read() {
+                encryption
+                    .state_dir
+                    .get_or_insert_with(|| caches.join("state"));
+            }
+        }
+    }
+
+    /// The directory of what commands and the agent remember: that of `[agent]`, else `state` below the caches.
+    pub fn state_dir(&self, environment: &Environment) -> Option<PathBuf> {
+        let configured = self.clusters.iter().find_map(|c| c.cache_dir.clone());
+        let caches = || configured.or_else(|| environment.cache_dir());
+        self.agent
+            .state_dir
+            .clone()
+            .or_else(|| Some(caches()?.join("state")))
     }
 
     /// The cluster that a command works on: `--cluster`, or the only one.
@@ -576,6 +645,24 @@ impl Settings {
             None => "the environment".into(),
         };
         Err(err!(Usage, "no cluster \"{wanted}\" in {place}").hint(format!("Known: {}", names())))
+    }
+
+    /// The one cluster whose `pgdata` this directory is.
+    pub fn cluster_at(&self, directory: &Path) -> Option<&Cluster> {
+        let directory = std::fs::canonicalize(directory).ok()?;
+        let is_it = |pgdata: &PathBuf| std::fs::canonicalize(pgdata).is_ok_and(|p| p == directory);
+        let here = |c: &&Cluster| c.pgdata.as_ref().is_some_and(is_it);
+        let mut here = self.clusters.iter().filter(here);
+        // Two sections for one directory would be a guess.
+        here.next().filter(|_| here.next().is_none())
+    }
+
+    /// Takes that cluster, where several are configured and the command line names none.
+    pub fn name_cluster_at(&mut self, directory: &Path) {
+        if self.cluster_flag.is_none() && self.clusters.len() > 1 {
+            let found = self.cluster_at(directory);
+            self.cluster_flag = found.map(|c| c.name.to_string());
+        }
     }
 
     /// Narrows the repositories to the one that the command line names.
@@ -718,6 +805,12 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         logical: Vec::new(),
         config: Vec::new(),
         redis: Vec::new(),
+        agent: Agent::default(),
+        page: Page::default(),
+        audit: Audit::default(),
+        jobs: Vec::new(),
+        alerts: Vec::new(),
+        sets: Vec::new(),
         cluster_flag: None,
         bare: false,
     };
@@ -743,6 +836,12 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             Kind::Logical => settings.logical.push(keys::logical(section)?),
             Kind::Config => settings.config.push(keys::config(section)?),
             Kind::Redis => settings.redis.push(keys::redis(section)?),
+            Kind::Agent => settings.agent = keys::agent(section)?,
+            Kind::Page => settings.page = keys::page(section)?,
+            Kind::Audit => settings.audit = keys::audit(section)?,
+            Kind::Jobs => settings.jobs.push(keys::job(section)?),
+            Kind::Alerts => settings.alerts.push(keys::alert(section)?),
+            Kind::Sets => settings.sets.push(keys::set(section)?),
         }
     }
     Ok(settings)
@@ -866,6 +965,8 @@ mod tests {
             url = "s3://bucket/prefix"
             max_rate = "50MB"
             price = { currency = "USD", standard_ia = "0.0125", put = "0.01" }
+            tier = [{ after = "30d", class = "STANDARD_IA" }, { after = "60d", class = "GLACIER_IR", kind = "wal" }]
+            tier_by = "rules"
             region = "x"
             endpoint = "http://127.0.0.1:9000"
             path_style = true
@@ -975,6 +1076,10 @@ mod tests {
                     wal: Some("STANDARD_IA".into()),
                     ..StorageClasses::default()
                 },
+                tiers: vec![
+                    "30d:STANDARD_IA".parse().unwrap(),
+                    "60d:GLACIER_IR:wal".parse().unwrap(),
+                ],
                 object_lock: Some(ObjectLock {
                     mode: LockMode::Compliance,
                     period: std::time::Duration::from_secs(30 * 86_400),
@@ -1032,7 +1137,7 @@ mod tests {
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
 [clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Did you mean "retention"?
-[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.
+[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, rpo, rto, copies, retention, service.
 [clusters.main.retention]\nkeep_dayly = 1 => pitr.toml:2:1: key "keep_dayly" does not exist in [clusters.main.retention] => Did you mean "keep_daily"?
 [clusters.main.retention]\nkeep_last = -1 => pitr.toml:2:13: "retention.keep_last" is not a number from 0 to 100000
 [clusters.main.retention]\nwal_window = "0d" => pitr.toml:2:14: "retention.wal_window" must be longer than 0
@@ -1069,10 +1174,23 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [repositories.a] => pitr.toml:1:15: repository "a" has no url
 [repositories.a]\nurl='x'\nrequired = 'no' => pitr.toml:2:5: "x" is not the URL of a repository
 [repositories.a]\nurl='file:///x'\nrequired = false => no repository is required: a segment would be acknowledged before any holds it
+[repositories.a]\nurl='sftp://h/x'\nregion = 'x' => pitr.toml:3:10: "region" means nothing to a repository on an SFTP server
+[repositories.a]\nurl='s3://bucket'\nssh_key_file = '/k' => pitr.toml:3:16: "ssh_key_file" means nothing to a repository in an object store
+[repositories.a]\nurl='sftp://h/x'\nssh_passphrase_file = '/k' => pitr.toml:1:15: "ssh_passphrase_file" needs ssh_key_file
+[repositories.a]\nurl='gs://bucket'\nregion = 'x' => pitr.toml:3:10: "region" means nothing to a repository in Google Cloud Storage
+[repositories.a]\nurl='azure://acc/box'\nsse = 'AES256' => pitr.toml:3:7: "sse" means nothing to a repository in Azure Blob Storage
 [repositories.a]\nurl='file:///x'\nregion = 'x' => pitr.toml:3:10: "region" means nothing to a repository in a directory
 [repositories.a]\nurl='s3://bucket'\nendpoint = 'http://minio' => pitr.toml:3:12: "http://minio" is plain HTTP to another machine
 [repositories.a]\nurl='s3://bucket'\nobject_lock = { mode = 'governance' } => pitr.toml:1:15: "object_lock" needs both mode and period
 [repositories.a]\nurl='s3://bucket'\nstorage_class = { wal = 'GLACIER' } => pitr.toml:3:25: "GLACIER" is not a storage class that can be used
+[repositories.a]\nurl='s3://bucket'\ntier = [{ after = '30d', class = 'COLD' }] => pitr.toml:3:8: "COLD" is not a storage class to move to
+[repositories.a]\nurl='s3://bucket'\ntier = [{ after = '30d' }] => pitr.toml:3:8: a tier needs after and class
+[repositories.a]\nurl='s3://bucket'\ntier = [{ after = '30d', class = 'GLACIER', age = 'x' }] => pitr.toml:3:8: "age" is no part of a tier => Parts are after, class and kind.
+[repositories.a]\nurl='s3://bucket'\ntier = 'x' => pitr.toml:3:8: "tier" needs an array of tables, found a string
+[repositories.a]\nurl='s3://bucket'\ntier = [{ after = 1, class = 'GLACIER' }] => pitr.toml:3:8: "tier" needs an array of tables, found an array of other things
+[repositories.a]\nurl='s3://bucket'\ntier = [{ after = '1d', class = 'STANDARD_IA' }] => pitr.toml:3:8: rules of a bucket move nothing to STANDARD_IA before it is 30 days old
+[repositories.a]\nurl='s3://bucket'\ntier_by = 'copy'\nobject_lock = { mode = 'governance', period = '1d' } => pitr.toml:3:11: objects that are locked cannot be copied onto themselves => Leave tier_by away: rules of the bucket move locked objects, too.
+[repositories.a]\nurl='file:///x'\ntier = [{ after = '30d', class = 'GLACIER' }] => pitr.toml:3:8: "tier" means nothing to a repository in a directory
 [repositories.a]\nurl='s3://bucket'\nstall_timeout = '0s' => pitr.toml:3:17: "stall_timeout" must be longer than 0
 [repositories.a]\nurl='file:///x'\nrequired = 'no' => pitr.toml:3:12: "required" needs true or false, found a string
 [repositories.a]\nurl='s3://B' => pitr.toml:2:5: "B" is not the name of a bucket: 3 to 63 of a-z, 0-9, "." and "-" are needed
@@ -1080,6 +1198,13 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\npassphrase='correct horse' => pitr.toml:4:12: "encryption.passphrase" is taken from the environment only
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p' => pitr.toml:1:15: one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\nrecipient='ops' => pitr.toml:1:15: encryption.recipient says whose passphrase it is; a key file names its recipient itself
+[jobs.a]\nrun='info' => pitr.toml:1:7: job "a" needs one of schedule and after
+[jobs.a]\nrun='info'\nschedule='always'\nclaim=true => pitr.toml:1:7: job "a" claims no time, for it has none
+[jobs.a]\nschedule='always' => pitr.toml:1:7: job "a" runs nothing
+[alerts.a]\nkind='email' => pitr.toml:1:9: alert sink "a" needs smtp, from and to
+[agent]\nlisten='x' => pitr.toml:2:8: "x" is no address to listen at
+[page]\nactions=true => pitr.toml:2:9: a page that starts jobs needs token_file
+[clusters.a]\ncopies='3' => pitr.toml:2:8: "3" are no copies
 [repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x' => pitr.toml:4:5: path "/y/../x" holds ".."
 [repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///x/' => pitr.toml:3:15: repositories "a" and "b" are the same place: "file:///x"
 "#;
@@ -1321,6 +1446,34 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
     }
 
     #[test]
+    fn a_data_directory_names_its_cluster() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, link) = (folder.path().join("data"), folder.path().join("link"));
+        std::fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink(&data, &link).unwrap();
+        let named = |one: &Path, two: &Path, flag: Option<&str>| {
+            let text = format!(
+                "[clusters.a]\npgdata='{}'\n[clusters.b]\npgdata='{}'\n[repositories.r]\nurl='file:///r'",
+                one.display(),
+                two.display()
+            );
+            let (_directory, environment) = place(Some(&text));
+            let mut settings = Settings::load(&flags(flag, None), &environment)
+                .ok()
+                .unwrap();
+            settings.name_cluster_at(&data);
+            let cluster = settings.cluster_if_named().ok().flatten();
+            cluster.map(|c| c.name.to_string())
+        };
+        let none = folder.path().join("none");
+        assert_eq!(named(&none, &link, None).as_deref(), Some("b"));
+        assert_eq!(named(&none, &link, Some("a")).as_deref(), Some("a"));
+        assert_eq!(named(&none, &none, None), None);
+        // Two of them are no answer.
+        assert_eq!(named(&data, &link, None), None);
+    }
+
+    #[test]
     fn a_cluster_is_named_when_there_are_several() {
         let (_directory, environment) = place(Some(TWO));
         let cluster = |name: Option<&str>| {
@@ -1406,6 +1559,27 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
         ] {
             assert_eq!(holds_password(conninfo), holds, "{conninfo}");
         }
+    }
+
+    #[test]
+    fn a_host_that_only_writes_keeps_its_state_below_the_caches() {
+        let state = |cache: &str, more: &str| {
+            let text = format!(
+                "[clusters.a]\n{cache}\n[repositories.r]\nurl='file:///r'\n[repositories.r.encryption]\n{more}"
+            );
+            let settings = load(&text).ok().unwrap();
+            settings.repositories[0]
+                .encryption
+                .clone()
+                .unwrap()
+                .state_dir
+        };
+        let caches = "cache_dir='/c'";
+        assert_eq!(state(caches, "key_set='/k'"), Some("/c/state".into()));
+        let configured = state(caches, "key_set='/k'\nstate_dir='/s'");
+        assert_eq!(configured, Some("/s".into()));
+        assert_eq!(state(caches, "key_file='/k'"), None);
+        assert_eq!(state(caches, "key_set='/k'\nkey_file='/k'"), None);
     }
 
     #[test]

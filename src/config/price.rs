@@ -59,6 +59,14 @@ pub struct Prices {
     pub deep_archive: Option<Price>,
     /// A thousand requests that store an object.
     pub put: Option<Price>,
+    /// A thousand objects that move to another class.
+    pub transition: Option<Price>,
+    /// A GiB that is thawed within minutes.
+    pub thaw_expedited: Option<Price>,
+    /// A GiB that is thawed within hours.
+    pub thaw_standard: Option<Price>,
+    /// A GiB that is thawed within a day or two.
+    pub thaw_bulk: Option<Price>,
 }
 
 impl Prices {
@@ -73,10 +81,8 @@ impl Prices {
 
     /// The price of bytes that lie in a class for a month; none where it is not known.
     pub fn of_bytes(&self, class: Option<&str>, bytes: u64) -> Option<Price> {
-        let Price(price) = self
-            .of_class(class.unwrap_or("STANDARD"))
-            .or(self.storage)?;
-        Some(Price(u128::from(bytes) * price / (1 << 30)))
+        let price = self.of_class(class.unwrap_or("STANDARD"));
+        of_gib(price.or(self.storage), bytes)
     }
 
     fn of_class(&self, class: &str) -> Option<Price> {
@@ -95,9 +101,25 @@ impl Prices {
 
     /// The price of storing so many objects; none where it is not known.
     pub fn of_puts(&self, objects: u64) -> Option<Price> {
-        let Price(price) = self.put?;
-        Some(Price(u128::from(objects) * price / 1000))
+        of_thousand(self.put, objects)
     }
+
+    /// The price of moving so many objects to another class; none where it is not known.
+    pub fn of_transitions(&self, objects: u64) -> Option<Price> {
+        of_thousand(self.transition, objects)
+    }
+}
+
+/// The price of so many requests, of which a thousand cost `price`.
+fn of_thousand(price: Option<Price>, requests: u64) -> Option<Price> {
+    let Price(price) = price?;
+    Some(Price(u128::from(requests) * price / 1000))
+}
+
+/// The price of so many bytes, of which a GiB costs `price`.
+pub fn of_gib(price: Option<Price>, bytes: u64) -> Option<Price> {
+    let Price(price) = price?;
+    Some(Price(u128::from(bytes) * price / (1 << 30)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Period;
+use super::{Period, Service};
 use crate::err;
 use crate::error::Result;
 
@@ -36,6 +36,8 @@ pub struct Redis {
     pub journal_limit_bytes: Option<u64>,
     /// How far the receiver tells the server that it is.
     pub acknowledge: RedisAcknowledge,
+    /// Its data directory, and the commands of its service.
+    pub service: Service,
 }
 
 /// How far a receiver tells the server that it is.
@@ -87,6 +89,7 @@ impl Redis {
             journal: None,
             journal_limit_bytes: None,
             acknowledge: RedisAcknowledge::Journal,
+            service: Service::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::{Tier, TierBy};
 use crate::err;
 use crate::error::Result;
 
@@ -25,6 +26,10 @@ pub struct S3Settings {
     pub credentials_file: Option<PathBuf>,
     /// Storage classes by kind of object.
     pub storage_class: StorageClasses,
+    /// Classes that content moves to as it ages.
+    pub tiers: Vec<Tier>,
+    /// The way in which it moves.
+    pub tier_by: TierBy,
     /// How the store encrypts what it keeps.
     pub sse: Option<Sse>,
     /// The key of `aws:kms`.
@@ -50,6 +55,8 @@ impl Default for S3Settings {
             profile: None,
             credentials_file: None,
             storage_class: StorageClasses::default(),
+            tiers: Vec::new(),
+            tier_by: TierBy::default(),
             sse: None,
             sse_kms_key_id: None,
             object_lock: None,

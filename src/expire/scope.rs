@@ -13,6 +13,7 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline};
 use crate::repo::scope::Scope;
+use crate::repo::set_mark::KIND;
 use crate::repo::source;
 
 /// One run of expiry on one aux scope in one repository.
@@ -71,9 +72,13 @@ impl ExpireScope<'_> {
                 backup.fate = Fate::Keep;
             }
             plan = ExpirePlan {
-                withheld: vec![format!(
-                    "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""
-                )],
+                // Marks are never deleted so far, and nobody has to hear it each night.
+                withheld: match kind {
+                    KIND => Vec::new(),
+                    _ => vec![format!(
+                        "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""
+                    )],
+                },
                 backups: plan.backups,
                 ..ExpirePlan::default()
             };

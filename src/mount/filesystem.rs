@@ -4,10 +4,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{Error, ErrorKind, Result};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -102,7 +102,7 @@ impl Mounted {
 
     /// Learns a path and answers with its metadata.
     fn entry(&self, path: &Path) -> Result<FileAttr> {
-        let metadata = self.shadow.real(path).symlink_metadata()?;
+        let metadata = self.shadow.directory.metadata(path)?;
         let number = self.nodes().look_up(path);
         Ok(attributes(number, &metadata))
     }
@@ -110,14 +110,18 @@ impl Mounted {
     fn metadata(&self, number: INodeNo) -> Result<FileAttr> {
         let path = self.nodes().path(number.0).map(Path::to_owned);
         let metadata = match path {
-            Some(path) => self.shadow.real(&path).symlink_metadata()?,
+            Some(path) => self.shadow.directory.metadata(&path)?,
             None => {
                 let open = self.any_handle(number);
                 let open = open.ok_or_else(|| Error::from(ErrorKind::NotFound))?;
                 open.file.metadata()?
             }
         };
-        Ok(attributes(number.0, &metadata))
+        let mut found = attributes(number.0, &metadata);
+        if let (INodeNo::ROOT, Some(owner)) = (number, self.shadow.owner) {
+            (found.uid, found.gid) = owner;
+        }
+        Ok(found)
     }
 
     fn bring(&self, hollow: &Arc<Hollow>, from: u64, to: u64) -> Result<()> {
@@ -161,7 +165,7 @@ impl Mounted {
                 let path = self.path(number)?;
                 Arc::new(Open {
                     number: number.0,
-                    file: self.shadow.open(&path)?,
+                    file: self.shadow.directory.file(&path, true)?,
                     hollow: self.shadow.of_path(&path),
                 })
             }
@@ -184,15 +188,11 @@ impl Mounted {
     ) -> Result<(FileAttr, FileHandle)> {
         let path = self.child(parent, name)?;
         let excl = i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(mode & 0o7777);
-        match flags & excl {
-            0 => options.create(true),
-            _ => options.create_new(true),
-        };
-        let real = self.shadow.real(&path);
-        let file = options.open(&real)?;
-        give(request, &real)?;
+        let file = self
+            .shadow
+            .directory
+            .create(&path, mode, flags & excl != 0)?;
+        self.give(request, &path)?;
         let attributes = self.entry(&path)?;
         let handle = self.add_handle(Open {
             number: attributes.ino.0,
@@ -206,9 +206,7 @@ impl Mounted {
         let path = self.path(number)?;
         let hollow = self.shadow.of_path(&path);
         let is_written = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let mut options = OpenOptions::new();
-        options.read(true).write(is_written);
-        let file = options.open(self.shadow.real(&path))?;
+        let file = self.shadow.directory.file(&path, is_written)?;
         Ok(self.add_handle(Open {
             number: number.0,
             file,
@@ -218,8 +216,7 @@ impl Mounted {
 
     fn remove(&self, parent: INodeNo, name: &OsStr) -> Result<()> {
         let path = self.child(parent, name)?;
-        let real = self.shadow.real(&path);
-        let remove = || std::fs::remove_file(real);
+        let remove = || self.shadow.directory.remove(&path, false);
         self.shadow.removed(&path, remove)?;
         self.nodes().removed(&path);
         Ok(())
@@ -237,24 +234,28 @@ impl Mounted {
                 kind: FileType::Directory,
             },
         ];
-        for entry in std::fs::read_dir(self.shadow.real(&path))? {
-            let entry = entry?;
-            let kind = FileType::from_std(entry.file_type()?);
-            let name = self.shadow.shown_name(&path, &entry.file_name());
+        for (name, kind) in self.shadow.directory.list(&path)? {
             listed.push(Listed {
-                name: name.as_bytes().to_vec(),
-                kind: kind.unwrap_or(FileType::RegularFile),
+                name: name.into_vec(),
+                kind: match kind {
+                    rustix::fs::FileType::Directory => FileType::Directory,
+                    rustix::fs::FileType::Symlink => FileType::Symlink,
+                    _ => FileType::RegularFile,
+                },
             });
         }
         Ok(listed)
     }
-}
 
-/// Gives what root made through the mount to the program that made it.
-fn give(request: &Request, real: &Path) -> Result<()> {
-    match rustix::process::geteuid().is_root() {
-        true => std::os::unix::fs::lchown(real, Some(request.uid()), Some(request.gid())),
-        false => Ok(()),
+    /// Gives what root made through the mount to the program that made it.
+    fn give(&self, request: &Request, path: &Path) -> Result<()> {
+        match rustix::process::geteuid().is_root() {
+            true => self
+                .shadow
+                .directory
+                .give(path, request.uid(), request.gid()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -335,8 +336,7 @@ impl Filesystem for Mounted {
                 self.set_length(number, handle, size)?;
             }
             if let Some(mode) = mode {
-                let real = self.shadow.real(&self.path(number)?);
-                std::fs::set_permissions(real, PermissionsExt::from_mode(mode & 0o7777))?;
+                self.shadow.directory.set_mode(&self.path(number)?, mode)?;
             }
             self.metadata(number)
         };
@@ -348,8 +348,8 @@ impl Filesystem for Mounted {
 
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
         let path = self.path(number);
-        match path.and_then(|path| std::fs::read_link(self.shadow.real(&path))) {
-            Ok(target) => reply.data(target.as_os_str().as_bytes()),
+        match path.and_then(|path| self.shadow.directory.link_text(&path)) {
+            Ok(text) => reply.data(text.as_bytes()),
             Err(e) => reply.error(e.into()),
         }
     }
@@ -365,10 +365,8 @@ impl Filesystem for Mounted {
     ) {
         let make = || {
             let path = self.child(parent, name)?;
-            let mut builder = std::fs::DirBuilder::new();
-            let real = self.shadow.real(&path);
-            builder.mode(mode & 0o7777).create(&real)?;
-            give(request, &real)?;
+            self.shadow.directory.make_directory(&path, mode)?;
+            self.give(request, &path)?;
             self.entry(&path)
         };
         match make() {
@@ -387,7 +385,7 @@ impl Filesystem for Mounted {
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let remove = || {
             let path = self.child(parent, name)?;
-            std::fs::remove_dir(self.shadow.real(&path))?;
+            self.shadow.directory.remove(&path, true)?;
             self.nodes().removed(&path);
             Ok(())
         };
@@ -402,14 +400,13 @@ impl Filesystem for Mounted {
         request: &Request,
         parent: INodeNo,
         name: &OsStr,
-        target: &Path,
+        text: &Path,
         reply: ReplyEntry,
     ) {
         let make = || {
             let path = self.child(parent, name)?;
-            let real = self.shadow.real(&path);
-            std::os::unix::fs::symlink(target, &real)?;
-            give(request, &real)?;
+            self.shadow.directory.make_link(&path, text)?;
+            self.give(request, &path)?;
             self.entry(&path)
         };
         match make() {
@@ -433,9 +430,7 @@ impl Filesystem for Mounted {
                 return Err(ErrorKind::InvalidInput.into());
             }
             let (from, to) = (self.child(parent, name)?, self.child(new_parent, new_name)?);
-            let (old, new) = (self.shadow.real(&from), self.shadow.real(&to));
-            // The program that asks syncs the directory.
-            let rename = || Ok(rustix::fs::rename(old, new)?);
+            let rename = || self.shadow.directory.rename(&from, &to);
             self.shadow.renamed(&from, &to, rename)?;
             self.nodes().renamed(&from, &to);
             Ok(())
@@ -460,7 +455,7 @@ impl Filesystem for Mounted {
             if self.shadow.of_path(&from).is_some() {
                 return Err(ErrorKind::PermissionDenied.into());
             }
-            std::fs::hard_link(self.shadow.real(&from), self.shadow.real(&to))?;
+            self.shadow.directory.add_name(&from, &to)?;
             self.nodes().linked(number.0, &to);
             self.metadata(number)
         };
@@ -645,7 +640,7 @@ impl Filesystem for Mounted {
 
     fn fsyncdir(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let path = self.path(number);
-        let sync = path.and_then(|path| File::open(self.shadow.real(&path))?.sync_all());
+        let sync = path.and_then(|path| self.shadow.directory.sync(&path));
         match sync {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e.into()),
@@ -653,7 +648,7 @@ impl Filesystem for Mounted {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match rustix::fs::statvfs(self.shadow.real(Path::new(""))) {
+        match self.shadow.directory.room() {
             Ok(found) => reply.statfs(
                 found.f_blocks,
                 found.f_bfree,
@@ -664,7 +659,7 @@ impl Filesystem for Mounted {
                 u32::try_from(found.f_namemax).unwrap_or(255),
                 u32::try_from(found.f_frsize).unwrap_or(4096),
             ),
-            Err(e) => reply.error(Error::from(e).into()),
+            Err(e) => reply.error(e.into()),
         }
     }
 }

@@ -3,7 +3,8 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `blocks` | which blocks of a file are there |
-//! | `shadow` | the local directory beneath the mount: files without content, and the names they have now |
+//! | `directory` | the local directory beneath the mount, by descriptors |
+//! | `shadow` | files without content, and the names they have now |
 //! | `filler` | the threads that bring frames from the repository |
 //! | `nodes` | the kernel's numbers of files |
 //! | `filesystem` | the kernel's requests |
@@ -14,6 +15,7 @@
 //! holes when the mount is gone.
 
 mod blocks;
+pub mod directory;
 pub mod filesystem;
 pub mod filler;
 mod nodes;

@@ -1,16 +1,13 @@
 //! The local directory beneath a mount: files without content, and the names they have now.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use rustix::fs::{Mode, OFlags};
-
 use super::blocks::{BLOCK_BYTES, Blocks};
+use super::directory::{Alias, Directory};
 use crate::snapshot::filekey::FileKey;
 
 /// A file of a backup that was laid out without its content.
@@ -129,7 +126,7 @@ impl Hollow {
         let mut at = position;
         while let Some(absent) = state.blocks.absent(at, end) {
             let (from, to) = (absent.start.max(position), absent.end.min(end));
-            let file = files.get(&self.key, || shadow.open(&path))?;
+            let file = files.get(&self.key, || shadow.directory.file(&path, true))?;
             file.write_all_at(part(bytes, position, from, to), from)?;
             at = absent.end;
         }
@@ -209,25 +206,15 @@ impl LastFile {
     }
 }
 
-/// The local directory.
+/// The local directory, and the files of the backup in it.
 #[derive(Debug)]
 pub struct Shadow {
-    /// Keeps the directory open beneath the mount.
-    _root: OwnedFd,
-    /// A path that leads beneath the mount.
-    beneath: PathBuf,
+    /// The directory itself.
+    pub directory: Directory,
+    /// User and group that the directory is shown to belong to, while root holds it.
+    pub owner: Option<(u32, u32)>,
     by_key: HashMap<FileKey, Arc<Hollow>>,
     by_path: RwLock<HashMap<PathBuf, Arc<Hollow>>>,
-    alias: Alias,
-}
-
-/// A file that has another name in the local directory than in the mount.
-#[derive(Debug)]
-pub struct Alias {
-    /// Its path in the mount.
-    pub shown: PathBuf,
-    /// Its path in the local directory.
-    pub stored: PathBuf,
 }
 
 impl Shadow {
@@ -235,10 +222,13 @@ impl Shadow {
     ///
     /// # Errors
     /// Errors of the filesystem.
-    pub fn open_root(path: &Path, files: Vec<HollowFile>, alias: Alias) -> std::io::Result<Shadow> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty())?;
-        let beneath = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+    pub fn open_root(
+        path: &Path,
+        files: Vec<HollowFile>,
+        alias: Alias,
+        owner: Option<(u32, u32)>,
+    ) -> std::io::Result<Shadow> {
+        let directory = Directory::open(path, alias)?;
         let (mut by_key, mut by_path) = (HashMap::new(), HashMap::new());
         for file in files {
             let below = file
@@ -251,40 +241,11 @@ impl Shadow {
             by_path.insert(below, hollow);
         }
         Ok(Shadow {
-            _root: root,
-            beneath,
+            directory,
+            owner,
             by_key,
             by_path: RwLock::new(by_path),
-            alias,
         })
-    }
-
-    /// The place of a path beneath the mount.
-    pub fn real(&self, path: &Path) -> PathBuf {
-        match path {
-            // Not the link in /proc itself.
-            path if path.as_os_str().is_empty() => self.beneath.join("."),
-            path if path == self.alias.shown => self.beneath.join(&self.alias.stored),
-            path => self.beneath.join(path),
-        }
-    }
-
-    /// The name that a file of a directory has in the mount.
-    pub fn shown_name(&self, directory: &Path, stored: &OsStr) -> OsString {
-        let alias = &self.alias;
-        let is_it =
-            alias.stored.parent() == Some(directory) && alias.stored.file_name() == Some(stored);
-        let shown = alias.shown.file_name().filter(|_| is_it);
-        shown.unwrap_or(stored).to_owned()
-    }
-
-    /// Opens a file for reading and writing.
-    ///
-    /// # Errors
-    /// Errors of the filesystem.
-    pub fn open(&self, path: &Path) -> std::io::Result<File> {
-        let mut options = File::options();
-        options.read(true).write(true).open(self.real(path))
     }
 
     /// The file of a key.
@@ -358,5 +319,40 @@ impl Shadow {
             paths.insert(new, Arc::clone(hollow));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::filekey::Naming;
+
+    #[test]
+    fn the_absent_blocks_of_a_removed_file_are_never_taken_for_zeros() {
+        const B: u64 = BLOCK_BYTES;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        File::create(&path).unwrap().set_len(4 * B).unwrap();
+        let file = HollowFile {
+            key: FileKey::from_path(b"f", Naming::Tree).unwrap(),
+            path,
+            length: 4 * B,
+        };
+        let alias = Alias {
+            shown: "shown".into(),
+            stored: "stored".into(),
+        };
+        let shadow = Shadow::open_root(folder.path(), vec![file], alias, None).unwrap();
+        let hollow = shadow.of_path(Path::new("f")).unwrap();
+        let block = [7; 8192];
+        let mut files = LastFile::default();
+        hollow.fill(0, &block, &mut files, &shadow).unwrap();
+        let remove = || shadow.directory.remove(Path::new("f"), false);
+        shadow.removed(Path::new("f"), remove).unwrap();
+        // A program that has it open reads what was there, and gets an error for the rest.
+        hollow.fill(B, &block, &mut files, &shadow).unwrap();
+        assert!(!hollow.add(B, 4 * B));
+        assert_eq!(hollow.absent(0, B), None);
+        assert_eq!(hollow.absent(0, 4 * B), Some(B..4 * B));
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::archive_command::shell_word;
 use super::owner::{Access, User};
 use crate::error::Error;
 
@@ -19,17 +20,30 @@ pub fn explain(error: Error, repositories: &[PathBuf]) -> Error {
     }
     let named = named_in(&error.to_string());
     let places = named.iter().chain(repositories);
-    let hint = match places.filter_map(|p| obstacle(p)).next() {
-        Some(place) => hint_at(&place),
+    let hint = match places.filter_map(|p| Some((p, obstacle(p)?))).next() {
+        Some((wanted, place)) => hint_at(&place, wanted),
         None => "Run this as the user who owns it, which should be the server's: sudo -u postgres pitr …, or correct its permissions.".into(),
     };
     error.hint(hint)
 }
 
-fn hint_at(place: &Path) -> String {
+fn hint_at(place: &Path, wanted: &Path) -> String {
     let me = User::of_process().name();
-    let owner = User::owner_of(place).map_or_else(|_| "postgres".into(), |owner| owner.name());
+    let owner = User::owner_of(place);
+    let is_roots = owner.as_ref().is_ok_and(|owner| owner.uid == 0);
+    let owner = owner.map_or_else(|_| "postgres".into(), |owner| owner.name());
     let shown = place.display();
+    // Made as root, it would be out of the server's reach.
+    if is_roots && owner != me && place.is_dir() && place != wanted && !wanted.exists() {
+        let directory = match wanted.extension() {
+            Some(_) => wanted.parent().unwrap_or(wanted),
+            None => wanted,
+        };
+        return format!(
+            "\"{shown}\" belongs to root, and this runs as {me}.\nMake the directory as root, then run the command again: sudo install -d -o {me} -m 700 {}",
+            shell_word(&directory.to_string_lossy())
+        );
+    }
     if owner == me {
         return format!(
             "Correct the permissions of \"{shown}\": it belongs to the user who runs this."

@@ -8,6 +8,7 @@ use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::config::{self, ClusterName, Settings};
 use crate::err;
 use crate::error::Result;
+use crate::process;
 use crate::restore::adopt::{self, Adopted};
 
 /// A copy that was adopted.
@@ -112,7 +113,13 @@ impl Steps<'_> {
                 old.display()
             ));
         }
-        steps.push("restart the server, so that archive_mode takes effect".into());
+        let server = DataDirectory::at(self.pgdata).server();
+        steps.push(
+            match server.is_some_and(|(pid, _)| process::is_alive(pid)) {
+                true => "restart the server, so that archive_mode takes effect".into(),
+                false => "start the server: it recovers, and archives from then on".into(),
+            },
+        );
         if !self.is_renamed && self.configured.is_some_and(receives) {
             steps.push(format!(
                 "pitr receive --create-slot{}: the replication slot of the old server is not in the copy",

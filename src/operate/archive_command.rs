@@ -49,6 +49,8 @@ pub struct Judged {
     pub program: Option<String>,
     /// The file after `--config`.
     pub config: Option<String>,
+    /// Whether `--cluster` is given.
+    pub names_cluster: bool,
     /// Problems, worst first.
     pub problems: Vec<(Weight, String)>,
 }
@@ -181,7 +183,9 @@ fn judge_call(words: &[&str], judged: &mut Judged) {
         match word.split_once('=') {
             Some(("--config", path)) => config = Some(path.to_owned()),
             _ if *word == "--config" => config = rest.next().map(|w| (*w).to_owned()),
+            Some(("--cluster", _)) => judged.names_cluster = true,
             _ if matches!(*word, "--cluster" | "--repository") => {
+                judged.names_cluster |= *word == "--cluster";
                 rest.next();
             }
             _ if word.starts_with("--") || matches!(*word, "wal" | "push") => {}
@@ -343,6 +347,7 @@ mod tests {
                 let line = compose(Path::new(program), Path::new(config), cluster);
                 let judged = judge(&line);
                 assert_eq!(judged.problems, [], "{line}");
+                assert_eq!(judged.names_cluster, cluster.is_some());
                 assert_eq!(judged.program.as_deref(), Some(program));
                 assert_eq!(judged.config.as_deref(), Some(config));
             }

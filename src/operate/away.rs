@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::human;
-use crate::config;
+use crate::config::{self, Location};
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::progress::Progress;
@@ -71,12 +71,13 @@ pub fn explained(configured: &config::Repository, error: Error) -> Error {
     {
         return error;
     }
-    let place = match &configured.s3.endpoint {
-        Some(endpoint) => endpoint.to_string(),
-        None => "the store".to_owned(),
+    let (place, key) = match (&configured.location, &configured.s3.endpoint) {
+        (Location::Sftp { host, .. }, _) => (host.clone(), "url"),
+        (_, Some(endpoint)) => (endpoint.to_string(), "endpoint"),
+        (_, None) => ("the store".to_owned(), "endpoint"),
     };
     error.hint(format!(
-        "Look at the network between this host and {place}, and at endpoint in the section of repository \"{}\".",
+        "Look at the network between this host and {place}, and at {key} in the section of repository \"{}\".",
         configured.name
     ))
 }

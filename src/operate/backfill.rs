@@ -6,13 +6,16 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::archive_command::shell_word;
 use super::session::Session;
 use crate::archive::backfill::{self, Candidate};
+use crate::archive::datadir::DataDirectory;
 use crate::command;
 use crate::config::Settings;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::{SegmentName, WalFileName};
+use crate::process;
 
 /// It was stored.
 pub const STORED: &str = "stored";
@@ -54,6 +57,8 @@ pub struct Backfill {
     pub failed: Option<Error>,
     /// The first refusal.
     pub refused: Option<Error>,
+    /// The commands that archive the last WAL of a server that never runs again; none where one runs there.
+    pub next: Vec<String>,
 }
 
 /// Archives the segments of a directory whose records reach their end.
@@ -71,7 +76,29 @@ pub fn run(session: &Session, from: &Path) -> Result<Backfill> {
         )
         .hint("Nothing was archived.\nName the pg_wal of a server: pitr wal backfill --from /var/lib/postgresql/17/main/pg_wal"));
     }
-    archive(session, candidates)
+    let next = match is_running(&directory) {
+        true => Vec::new(),
+        false => last_ones(session, &candidates),
+    };
+    let done = archive(session, candidates)?;
+    Ok(Backfill { next, ..done })
+}
+
+/// Whether the server lives whose pg_wal this is: it archives its last segment itself, once that is full.
+fn is_running(wal: &Path) -> bool {
+    let server = DataDirectory::of_wal_file(&wal.join("-")).server();
+    server.is_some_and(|(pid, _)| process::is_alive(pid))
+}
+
+/// A dead server's newest commits lie in a segment that it did not fill, and never offered. `push` archives it as a partial one.
+fn last_ones(session: &Session, candidates: &[Candidate]) -> Vec<String> {
+    let last = candidates.iter().filter(|c| c.is_unfinished);
+    let options = session.options(session.flags.cluster.as_deref());
+    let push = |c: &Candidate| {
+        let path = shell_word(&c.path.to_string_lossy());
+        format!("pitr wal push{options} {path}")
+    };
+    last.map(push).collect()
 }
 
 /// Archives those of these segments that a directory holds whole.
@@ -109,7 +136,9 @@ fn segment(name: WalFileName) -> Option<SegmentName> {
 }
 
 fn archive(session: &Session, candidates: Vec<Candidate>) -> Result<Backfill> {
-    let settings = command::settings(&session.flags.clone(), &session.environment)?;
+    let first = candidates.first().map(|c| c.path.clone().into());
+    let of_first = arguments(session, first.into_iter().collect());
+    let settings = command::settings(&of_first, &session.environment)?;
     let mut files = Vec::new();
     let mut spare = Vec::new();
     let mut refused: Option<Error> = None;
@@ -136,6 +165,7 @@ fn archive(session: &Session, candidates: Vec<Candidate>) -> Result<Backfill> {
         spare,
         failed,
         refused,
+        next: Vec::new(),
     })
 }
 

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::counters::{self, Label};
 use super::session::Session;
 use crate::backup::backoff::HeldBack;
 use crate::backup::kind::Wish;
 use crate::backup::live::LiveServer;
 use crate::backup::local::Local;
 use crate::backup::producer::Producer;
+use crate::backup::resume::TakenOver;
 use crate::backup::stream::Streamed;
 use crate::backup::{self, Options};
+use crate::config::{Cluster, Repository, Settings};
 use crate::error::Result;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::cluster::Method;
@@ -24,6 +27,8 @@ pub struct Taken {
     pub why: Option<String>,
     /// Cost of slowing down for the server; none if that is not configured.
     pub held_back: Option<HeldBack>,
+    /// The interrupted backups that it went on from.
+    pub taken_over: Vec<TakenOver>,
     /// The repository that has it.
     pub repository: String,
     /// How long it took.
@@ -38,6 +43,35 @@ pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken>
     let settings = session.settings()?;
     let cluster = settings.cluster()?;
     let configured = settings.first_repository()?;
+    let wish = options.wish.or(cluster.full_every.map(Wish::FullEvery));
+    let label = Label {
+        cluster: cluster.name.to_string(),
+        component: "postgres".to_owned(),
+        kind: expected(wish).to_owned(),
+        repo: configured.name.clone(),
+    };
+    let options = Options { wish, ..options };
+    let work = || take(session, &settings, (&cluster, configured), method, options);
+    counters::counted((session, &settings), &label, work, |taken| {
+        taken.root.head.backup_kind
+    })
+}
+
+/// The kind that is counted where a backup fails.
+fn expected(wish: Option<Wish>) -> &'static str {
+    match wish {
+        None | Some(Wish::Full) => "full",
+        Some(Wish::Incremental | Wish::FullEvery(_)) => "incr",
+    }
+}
+
+fn take(
+    session: &Session,
+    settings: &Settings,
+    (cluster, configured): (&Cluster, &Repository),
+    method: Method,
+    options: Options,
+) -> Result<Taken> {
     let repository = session.open(configured)?;
     if settings.repositories.len() > 1 {
         session.note(&format!(
@@ -55,7 +89,6 @@ pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken>
         Method::Local => Box::new(Local::new(cluster.pgdata.clone())),
     };
     let options = Options {
-        wish: options.wish.or(cluster.full_every.map(Wish::FullEvery)),
         backoff: cluster.backoff,
         ..options
     };
@@ -72,6 +105,7 @@ pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken>
         root: taken.root,
         why: taken.why,
         held_back: taken.held_back,
+        taken_over: taken.taken_over,
         repository: configured.name.clone(),
         took: started.elapsed(),
     })

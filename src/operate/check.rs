@@ -6,10 +6,12 @@ use super::failures::ShownError;
 use super::session::Session;
 use crate::config::{self, Location};
 use crate::error::{Code, Error, Result};
+use crate::store::blob::BlobStore;
 use crate::store::conformance::{CLAUSES, Clause};
 use crate::store::file::FileStore;
 use crate::store::probe::probe;
 use crate::store::s3::S3Store;
+use crate::store::sftp::SftpStore;
 use crate::store::{Store, s3};
 
 /// The report on one repository.
@@ -19,6 +21,9 @@ pub struct Checked {
     pub name: String,
     /// Its place.
     pub url: String,
+    /// The kind of thing that keeps the bytes.
+    #[serde(skip)]
+    pub kind: &'static str,
     /// Whether it may be used; none where it could not be tried.
     pub usable: Option<bool>,
     /// The promises that were tried.
@@ -54,6 +59,7 @@ pub fn run(session: &Session) -> Result<(Vec<Checked>, Vec<Error>)> {
         let mut checked = Checked {
             name: configured.name.clone(),
             url: configured.location.to_string(),
+            kind: configured.location.kind(),
             usable: None,
             checks: Vec::new(),
             weaknesses: Vec::new(),
@@ -100,6 +106,27 @@ fn tried(configured: &config::Repository, checked: &mut Checked, session: &Sessi
             let aside = store.aside(session.host.random());
             clauses(&aside, may_delete == Some(true), checked);
             aside.clear().map(|_| ())
+        }
+        location @ Location::Blob { .. } => {
+            let store = BlobStore::open(location, &configured.s3, session.host.random())?;
+            let may_delete = store.probe(session.host.random())?;
+            checked.may_delete = Some(may_delete);
+            if let Some(seconds) = s3::clock_differs(&store, || session.host.now())? {
+                let off = s3::shown_difference(seconds);
+                checked.weaknesses.push(format!(
+                    "has a clock that is {off}: requests are signed with this host's time. Correct the one that is wrong"
+                ));
+            }
+            let aside = store.aside(session.host.random());
+            clauses(&aside, may_delete, checked);
+            aside.clear().map(|_| ())
+        }
+        location @ Location::Sftp { .. } => {
+            let store = SftpStore::open(location, &configured.sftp, session.host.random())?;
+            store.probe(session.host.random())?;
+            let (aside, name) = store.aside(session.host.random())?;
+            clauses(&aside, true, checked);
+            store.discard(&name).map(|_| ())
         }
     }
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::owner::User;
+use crate::archive::datadir::DataDirectory;
 
 /// A cluster of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,18 @@ impl Clusters {
             .chain(running("/proc".as_ref()))
             .chain(of_distributions("".as_ref()));
         Clusters::among(places, rustix::process::geteuid().as_raw())
+    }
+
+    /// Returns the system identifiers of the clusters of this host, by data directory, as far as they can be read.
+    pub fn identified() -> Vec<(PathBuf, u64)> {
+        let found = Clusters::find(None);
+        let own = found.own.into_iter().map(|c| c.pgdata);
+        let all = own.chain(found.foreign.into_iter().map(|(pgdata, _)| pgdata));
+        let identified = all.filter_map(|pgdata| {
+            let control = DataDirectory::at(&pgdata).control_head().ok()??;
+            Some((pgdata, control.system_identifier))
+        });
+        identified.collect()
     }
 
     fn among(places: impl Iterator<Item = PathBuf>, uid: u32) -> Clusters {

@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use super::failures::Failures;
 use super::session::Session;
-use crate::config::{self, Price};
+use crate::config::{self, Location, Price};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::scope;
+use crate::store::s3::put_requests;
 use crate::store::{Shown, Store};
 
 /// The month by which growth is measured, and for which it is foretold.
@@ -88,8 +89,12 @@ pub struct Part {
     pub all: Amount,
     /// The share of the last 30 days.
     pub last_month: Amount,
+    /// Requests that stored that share, at least.
+    pub put_requests: u64,
     /// A month of it, as a decimal number; none without a price.
     pub month_price: Option<String>,
+    /// The price of those requests; none without a price.
+    pub put_price: Option<String>,
 }
 
 /// A repository and its cost.
@@ -106,6 +111,8 @@ pub struct Cost {
     pub all: Amount,
     /// The share of the last 30 days.
     pub last_month: Amount,
+    /// Requests that stored that share, at least.
+    pub put_requests: u64,
     /// A month of what is there; none where a class has no price.
     pub month_price: Option<String>,
     /// Storing the objects of the last 30 days; none without a price.
@@ -125,7 +132,13 @@ pub fn look(session: &Session) -> Result<(Vec<Cost>, Failures)> {
     let (mut costs, mut failures) = (Vec::new(), Failures::default());
     for configured in &settings.repositories {
         let looked = session.open(configured).and_then(|repository| {
-            let counted = count(repository.store(), session.host.now())?;
+            let requests: fn(&str, u64) -> u64 = match configured.location {
+                Location::S3 { .. } => put_requests,
+                Location::Blob { .. } => crate::store::blob::put_requests,
+                // Files, of which a price may be known all the same.
+                Location::File(_) | Location::Sftp { .. } => |_, _| 1,
+            };
+            let counted = count(repository.store(), requests, session.host.now())?;
             Ok(cost(configured, counted))
         });
         match looked {
@@ -139,15 +152,15 @@ pub fn look(session: &Session) -> Result<(Vec<Cost>, Failures)> {
     Ok((costs, failures))
 }
 
-type Counted = BTreeMap<(Kind, Option<String>), (Amount, Amount)>;
+type Counted = BTreeMap<(Kind, Option<String>), (Amount, Amount, u64)>;
 
-/// Counts all objects, and beside them those of the last month.
-fn count(store: &dyn Store, now: TimestampTz) -> Result<Counted> {
+/// Counts all objects, and beside them those of the last month and the requests that stored these.
+fn count(store: &dyn Store, requests: fn(&str, u64) -> u64, now: TimestampTz) -> Result<Counted> {
     let month_ago = now.saturating_sub(MONTH);
     let mut counted = Counted::new();
     store.objects(&mut |object: Shown<'_>| {
         let place = (Kind::of(object.key), object.class.map(str::to_owned));
-        let (all, recent) = counted.entry(place).or_default();
+        let (all, recent, puts) = counted.entry(place).or_default();
         let one = Amount {
             object_count: 1,
             stored_bytes: object.meta.size_bytes,
@@ -155,6 +168,7 @@ fn count(store: &dyn Store, now: TimestampTz) -> Result<Counted> {
         all.add(one);
         if object.meta.modified > month_ago {
             recent.add(one);
+            *puts += requests(object.key, one.stored_bytes);
         }
     })?;
     Ok(counted)
@@ -164,10 +178,11 @@ fn cost(configured: &config::Repository, counted: Counted) -> Cost {
     let prices = &configured.prices;
     let (mut all, mut recent) = (Amount::default(), Amount::default());
     let (mut now, mut next) = (Some(Price::default()), Some(Price::default()));
-    let mut parts = Vec::new();
-    for ((kind, class), (amount, last)) in counted {
+    let (mut parts, mut requests) = (Vec::new(), 0);
+    for ((kind, class), (amount, last, puts)) in counted {
         all.add(amount);
         recent.add(last);
+        requests += puts;
         let price = |bytes| prices.of_bytes(class.as_deref(), bytes);
         let month = price(amount.stored_bytes);
         now = sum(now, month);
@@ -179,6 +194,8 @@ fn cost(configured: &config::Repository, counted: Counted) -> Cost {
             kind,
             all: amount,
             last_month: last,
+            put_requests: puts,
+            put_price: prices.of_puts(puts).map(|p| p.to_string()),
             month_price: month.map(|p| p.to_string()),
             class,
         });
@@ -190,8 +207,9 @@ fn cost(configured: &config::Repository, counted: Counted) -> Cost {
         parts,
         all,
         last_month: recent,
+        put_requests: requests,
         month_price: shown(now),
-        put_price: prices.of_puts(recent.object_count).map(|p| p.to_string()),
+        put_price: prices.of_puts(requests).map(|p| p.to_string()),
         next_month_bytes: all.stored_bytes.saturating_add(recent.stored_bytes),
         next_month_price: shown(next),
     }

@@ -1,5 +1,7 @@
 //! Expiry of the clusters of every repository.
 
+use super::audit;
+use super::counters;
 use super::failures::Failures;
 use super::of::{self, Of};
 use super::retention::{Rules, no_rule};
@@ -13,6 +15,7 @@ use crate::pg::segment::SegmentSize;
 use crate::plan::retention::{ExpirePlan, Policy};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::run_claim;
 use crate::wal::survey::Root;
 
 /// The danger of a run that cannot tell forged backups.
@@ -55,6 +58,8 @@ impl Done {
 pub struct Asked {
     /// `--keep`: the newest backups, in the place of `keep_last`.
     pub keep: Option<u32>,
+    /// `--default-keep`: the newest backups of what no rule of the configuration holds for.
+    pub default_keep: Option<u32>,
     /// The rest of the policy; rules and zone come from the configuration.
     pub policy: Policy,
     /// Whether the plan is carried out.
@@ -67,7 +72,7 @@ pub struct Asked {
 /// `Config` without a repository, and without a rule; the first failure when nothing was planned at all.
 pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Done>, Failures)> {
     let settings = session.settings_with_repositories()?;
-    let rules = Rules::new(session, settings.clone(), asked.keep);
+    let rules = Rules::new(session, settings.clone(), asked.keep).with_default(asked.default_keep);
     rules.check()?;
     let wanted = settings.cluster_if_named()?;
     let name = wanted.as_ref().map(|c| c.name.as_str());
@@ -77,6 +82,9 @@ pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Done>, Failures)> {
         one_repository(session, (configured, &rules), name, asked, &mut done)
     });
     failures.first_if(session, done.is_empty())?;
+    if asked.is_confirmed && failures.is_empty() && done.iter().all(Done::went_well) {
+        counters::succeeded(session, "expire", name.unwrap_or_default());
+    }
     match done.is_empty() {
         true => Err(no_rule()),
         false => Ok((done, failures)),
@@ -92,6 +100,15 @@ fn one_repository(
 ) -> Result<()> {
     let repository = session.open(configured)?;
     let scopes = of::scopes(session, &repository)?;
+    if asked.is_confirmed {
+        // They cost room only: backups are expired all the same.
+        if let Err(e) = run_claim::forget(repository.store(), session.host.now()) {
+            session.warn(&format!(
+                "old claims of jobs stay in repository \"{}\": {e}",
+                configured.name
+            ));
+        }
+    }
     let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
     let mut run = Run {
         repository: &configured.name,
@@ -138,6 +155,9 @@ fn one_repository(
         run.one(of, expire.plan()?, |plan, outcome| {
             expire.run(plan, outcome)
         })?;
+    }
+    if asked.is_confirmed {
+        audit::expire(session, configured, repository.store())?;
     }
     Ok(())
 }

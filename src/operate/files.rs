@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::counters;
 use super::search::{self, Stored};
 use super::session::Session;
 use super::{files_hooks, files_source};
@@ -35,6 +36,7 @@ use crate::snapshot::writer;
 use crate::text::hex;
 use crate::tree::explain::{self, Verdict};
 use crate::tree::extract::{self, Extracted, Permit};
+use crate::tree::left_out::{self, LeftOut};
 use crate::tree::part::Part;
 use crate::tree::selection::Selection;
 use crate::tree::walk::{self, Taken};
@@ -54,6 +56,8 @@ pub struct Wanted {
     pub is_full: bool,
     /// A name that another source wrote goes on with this one.
     pub takes_over: bool,
+    /// Nothing is left of a backup of a directory that has nothing new.
+    pub only_changes: bool,
     /// Cores that read and compress.
     pub jobs: usize,
     /// Codec of frames.
@@ -62,8 +66,10 @@ pub struct Wanted {
 
 /// A backup that was taken.
 pub struct Done {
-    /// Its root.
+    /// Its root; that of the backup before where nothing is new.
     pub root: AuxRoot,
+    /// Whether there is a new backup.
+    pub is_new: bool,
     /// The result of the walk.
     pub taken: Taken,
     /// Why it is a full one though that was not asked for.
@@ -91,8 +97,25 @@ pub struct Done {
 pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
     let settings = session.settings_with_repositories()?;
     let files = settings.files_named(&wanted.name)?;
+    let component = match files.source {
+        config::Source::Git(_) => "git",
+        _ => KIND,
+    };
+    let label = counters::of_content(component, &wanted.name, settings.first_repository()?);
+    let work = || backup_counted(session, wanted, &settings, files);
+    counters::counted((session, &settings), &label, work, |done| {
+        done.root.head.backup_kind
+    })
+}
+
+fn backup_counted(
+    session: &Session,
+    wanted: &Wanted,
+    settings: &config::Settings,
+    files: &config::Files,
+) -> Result<Done> {
     let configured = settings.first_repository()?;
-    files_source::check_places(&settings, files)?;
+    files_source::check_places(settings, files)?;
     let repository = session.open(configured)?;
     let started = Instant::now();
     let _alone = files_hooks::alone(session, files)?;
@@ -105,7 +128,7 @@ pub fn backup(session: &Session, wanted: &Wanted) -> Result<Done> {
         (Ok(done), after) => Ok(Done {
             repository: configured.name.clone(),
             took: started.elapsed(),
-            after: after.err(),
+            after: after.err().or(done.after),
             ..done
         }),
         (Err(e), after) => {
@@ -124,9 +147,18 @@ fn take(
     (root, began): (Option<PathBuf>, TimestampTz),
     wanted: &Wanted,
 ) -> Result<Done> {
-    let readers = wanted.jobs.clamp(1, MOST_READERS);
+    let readers = match &files.source {
+        // Requests take their time whatever the host has to do.
+        Source::Bucket { .. } => MOST_READERS,
+        _ => wanted.jobs.clamp(1, MOST_READERS),
+    };
     let is_sealed = repository.marker().key_set.is_some();
-    let mut ready = files_source::make_ready(session, files, root, (is_sealed, readers))?;
+    let mut ready = files_source::make_ready(
+        session,
+        files,
+        root,
+        (is_sealed, readers, wanted.only_changes),
+    )?;
     let mut snapshot =
         writer::Options::new(wanted.codec, wanted.jobs, session.host.scratch.clone());
     snapshot.sinks = walk::sinks(readers);
@@ -139,21 +171,27 @@ fn take(
     };
     let set = ready.set.as_mut();
     let taken = content::take(repository, &files.name, set, &options, &session.host);
+    let rest = ready.end_rest();
+    if let (Err(rest), Err(_)) = (&rest, &taken) {
+        session.warn(&rest.to_string());
+    }
     let taken = match &files.source {
         Source::Command => files_source::explained("the command", taken)?,
         _ => taken?,
     };
     ready.stored();
+    ready.warnings.extend(ready.set.warnings());
     let is_empty = taken.root.head.file_count == 0;
     Ok(Done {
         lost_files: taken.prior_files.filter(|files| is_empty && *files > 0),
         root: taken.root,
+        is_new: taken.is_new,
         taken: ready.set.taken(),
         source: ready.set.facts(),
         warnings: ready.warnings,
         notes: ready.notes,
         why_full: taken.why_full,
-        after: None,
+        after: rest.err(),
         repository: String::new(),
         took: Duration::ZERO,
     })
@@ -275,7 +313,16 @@ pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
             .phase("restore", part.is_none().then_some(size_bytes));
         let (permit, jobs) = (wanted.permit, wanted.jobs);
         let tree = (open.snapshot, part.as_ref());
-        let extracted = extract::extract_some(tree, &wanted.to, permit, jobs, (host, open.tick))?;
+        let mut extracted =
+            extract::extract_some(tree, &wanted.to, permit, jobs, (host, open.tick))?;
+        if open.member["source"]["beside_count"] != 0 {
+            leave_objects(
+                open.snapshot,
+                part.as_ref(),
+                &mut extracted.left_out,
+                open.tick,
+            )?;
+        }
         Ok(Restored {
             root: open.root.clone(),
             not_stored: open.member["left_out"].clone(),
@@ -284,6 +331,28 @@ pub fn restore(session: &Session, wanted: &RestoreWanted) -> Result<Restored> {
         })
     })
 }
+
+/// Names the objects of a bucket that no directory can have.
+fn leave_objects(
+    snapshot: &Snapshot<'_>,
+    part: Option<&Part>,
+    left_out: &mut LeftOut,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
+    for item in snapshot.items() {
+        tick()?;
+        let item = item?;
+        let is_wanted = part.is_none_or(|part| part.is_named(&item.path, false));
+        if item.key.is_attachment() && is_wanted {
+            left_out.add(&item.path, left_out::Part::Entry, OBJECT_ALONE);
+        }
+    }
+    Ok(())
+}
+
+/// Why an object is not in a directory.
+const OBJECT_ALONE: &str =
+    "its key is no path, or that of a directory: it is restored into a bucket alone";
 
 fn make_directory(to: &Path) -> Result<()> {
     match std::fs::create_dir(to) {
@@ -300,7 +369,7 @@ fn make_directory(to: &Path) -> Result<()> {
 pub struct Entry {
     /// Path below the source; bytes that are no UTF-8 are replaced.
     pub path: String,
-    /// `file`, `directory`, `symlink`, `hard_link`, `fifo`, `socket`, `char_device` or `block_device`.
+    /// `file`, `directory`, `symlink`, `hard_link`, `fifo`, `socket`, `char_device`, `block_device`, or `object`: one whose key is no path.
     pub kind: &'static str,
     /// Permissions, octal.
     pub mode: String,
@@ -332,12 +401,12 @@ pub fn list(
     let below = below.filter(|path| *path != ".").map(str::as_bytes);
     let mut count = 0_u64;
     chosen.read(session, |open| {
-        each(open, |path, node| {
+        each(open, |path, node, is_object| {
             if !is_below(path, below) {
                 return Ok(());
             }
             count += 1;
-            see(entry(path, node))
+            see(entry(path, node, is_object))
         })
     })?;
     match (count, below) {
@@ -364,8 +433,12 @@ pub fn cat(
 ) -> Result<BackupId> {
     let chosen = choose(session, name, choice)?;
     chosen.read(session, |open| {
-        let key = FileKey::from_path(path.trim_matches('/').as_bytes(), Naming::Tree)?;
-        let (key, length) = file(open.snapshot, key)?
+        let key = FileKey::from_path(path.trim_matches('/').as_bytes(), Naming::Tree);
+        let mut found = None;
+        for key in key.into_iter().chain(FileKey::attachment(path.as_bytes())) {
+            found = found.or(file(open.snapshot, key)?);
+        }
+        let (key, length) = found
             .ok_or_else(|| err!(NotFound, "backup \"{}\" has no file \"{path}\"", chosen.id))?;
         ContentReader::new(open.snapshot).read(&key, length, &mut |bytes| {
             (open.tick)()?;
@@ -501,10 +574,10 @@ pub fn find(
     let backups = backups(&chosen.repository, &chosen.scope)?;
     for Candidate { id, ended, .. } in backups.iter().rev() {
         chosen.read_other(session, id, |open| {
-            each(open, |path, node| {
+            each(open, |path, node, is_object| {
                 let is_directory = node.kind == NodeKind::Directory;
                 match selection.excludes(path, is_directory) {
-                    Some(_) => see(id, *ended, entry(path, node)),
+                    Some(_) => see(id, *ended, entry(path, node, is_object)),
                     None => Ok(()),
                 }
             })
@@ -555,16 +628,16 @@ pub fn diff(
                     (Some(_), None) => Ordering::Less,
                     (Some((a, _, _)), Some((b, _, _))) => a.cmp(b),
                 };
-                if let (Ordering::Equal, Some((_, _, a)), Some((_, path, b))) = (order, &was, &is)
+                if let (Ordering::Equal, Some((_, _, a)), Some((key, path, b))) = (order, &was, &is)
                     && let Some(difference) = difference(a, b)
                 {
-                    see(difference, entry(path, b))?;
+                    see(difference, entry(path, b, key.is_attachment()))?;
                 }
-                if let (Ordering::Less, Some((_, path, node))) = (order, &was) {
-                    see(Difference::Removed, entry(path, node))?;
+                if let (Ordering::Less, Some((key, path, node))) = (order, &was) {
+                    see(Difference::Removed, entry(path, node, key.is_attachment()))?;
                 }
-                if let (Ordering::Greater, Some((_, path, node))) = (order, &is) {
-                    see(Difference::Added, entry(path, node))?;
+                if let (Ordering::Greater, Some((key, path, node))) = (order, &is) {
+                    see(Difference::Added, entry(path, node, key.is_attachment()))?;
                 }
                 if order != Ordering::Greater {
                     was = next_node(&mut old)?;
@@ -583,9 +656,7 @@ type Found = (FileKey, Vec<u8>, Node);
 fn next_node(items: &mut Items<'_, '_>) -> Result<Option<Found>> {
     for item in items {
         let item = item?;
-        if let Metadata::Node(node) = item.metadata
-            && !item.key.is_attachment()
-        {
+        if let Metadata::Node(node) = item.metadata {
             return Ok(Some((item.key, item.path, *node)));
         }
     }
@@ -601,7 +672,8 @@ fn difference(a: &Node, b: &Node) -> Option<Difference> {
     };
     let is_same_time = a.mtime == b.mtime || a.kind == NodeKind::Directory;
     let is_same = a.kind == b.kind && is_same_time && is_same_content;
-    let attributes = |node: &Node| (node.mode, node.owner.clone(), node.xattrs.clone());
+    let described = |node: &Node| (node.xattrs.clone(), node.bucket.clone());
+    let attributes = |node: &Node| (node.mode, node.owner.clone(), described(node));
     match (is_same, attributes(a) == attributes(b)) {
         (false, _) => Some(Difference::Changed),
         (true, false) => Some(Difference::Attributes),
@@ -609,15 +681,13 @@ fn difference(a: &Node, b: &Node) -> Option<Difference> {
     }
 }
 
-/// Hands each entry of a tree to `see`, in order.
-fn each(open: Open<'_>, mut see: impl FnMut(&[u8], &Node) -> Result<()>) -> Result<()> {
+/// Hands each entry of a tree to `see`, in order, then the objects beside it.
+fn each(open: Open<'_>, mut see: impl FnMut(&[u8], &Node, bool) -> Result<()>) -> Result<()> {
     for item in open.snapshot.items() {
         (open.tick)()?;
         let item = item?;
-        if let Metadata::Node(node) = &item.metadata
-            && !item.key.is_attachment()
-        {
-            see(&item.path, node)?;
+        if let Metadata::Node(node) = &item.metadata {
+            see(&item.path, node, item.key.is_attachment())?;
         }
     }
     Ok(())
@@ -631,9 +701,10 @@ fn is_below(path: &[u8], below: Option<&[u8]>) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn entry(path: &[u8], node: &Node) -> Entry {
+fn entry(path: &[u8], node: &Node, is_object: bool) -> Entry {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (kind, size_bytes, target) = match &node.kind {
+        NodeKind::File(length) if is_object => ("object", Some(*length), None),
         NodeKind::File(length) => ("file", Some(*length), None),
         NodeKind::Directory => ("directory", None, None),
         NodeKind::Symlink(target) => ("symlink", None, Some(text(target))),

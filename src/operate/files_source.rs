@@ -1,18 +1,25 @@
 //! The source of a set of files, made ready to be read: a directory as it stands, a mirror that is fetched, objects that a program printed.
 
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
+use super::files_bucket;
 use super::session::Session;
 use crate::backup::files::{Files, Set, selection};
 use crate::backup::sources;
-use crate::backup::sources::git::{self, Bundle, Mirror};
+use crate::backup::sources::bucket::{Bucket, Counts};
+use crate::backup::sources::docker::{self, Engine, Quiet};
+use crate::backup::sources::git::{self, Bundle, LargeFiles, Mirror};
 use crate::backup::sources::kubernetes::Cluster;
 use crate::backup::sources::stream::Stream;
 use crate::backup::sources::terraform;
-use crate::config::{self, Settings, Source};
+use crate::config::{self, Location, Settings, Source};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::fault;
 use crate::tree::selection::Selection;
 use crate::tree::walk::Taken;
 
@@ -28,6 +35,9 @@ pub struct Ready {
     pub notes: Vec<String>,
     /// The mirror and the bundle, which must outlive the backup.
     held: (Option<Mirror>, Option<Bundle>),
+    /// Containers at rest, and the lock of their name, which is let go after them.
+    quiet: Quiet,
+    _alone: Option<File>,
 }
 
 impl Ready {
@@ -37,7 +47,17 @@ impl Ready {
             warnings: Vec::new(),
             notes: Vec::new(),
             held: (None, None),
+            quiet: Quiet::nothing(),
+            _alone: None,
         }
+    }
+
+    /// Lets what was at rest go on, whatever became of the backup.
+    ///
+    /// # Errors
+    /// `Partial` when a container does not run.
+    pub fn end_rest(&mut self) -> Result<()> {
+        std::mem::replace(&mut self.quiet, Quiet::nothing()).end()
     }
 
     /// Ends the report of what the source lost, once a root has it.
@@ -59,7 +79,7 @@ pub fn make_ready(
     session: &Session,
     files: &config::Files,
     root: Option<PathBuf>,
-    (is_sealed, readers): (bool, usize),
+    (is_sealed, readers, only_changes): (bool, usize, bool),
 ) -> Result<Ready> {
     let host = &session.host;
     let identity = |own: Result<String>| match &files.identity {
@@ -74,6 +94,7 @@ pub fn make_ready(
             selection: selection(files)?,
             readers,
             is_lasting: true,
+            only_changes,
             facts: None,
             taken: Taken::default(),
         })),
@@ -90,6 +111,32 @@ pub fn make_ready(
         Source::Git(url) => {
             let identity = identity(Ok(format!("git:{url}")))?;
             mirrored(session, files, url, (identity, readers))
+        }
+        Source::Bucket { .. } => {
+            let place = files_bucket::source(session, files)?;
+            let endpoint = files.s3.endpoint.clone();
+            let server = endpoint.as_ref().map(|server| format!(" at {server}"));
+            let own = format!(
+                "{}{}",
+                place.contents.location(),
+                server.unwrap_or_default()
+            );
+            Ok(Ready::new(Bucket {
+                contents: place.contents,
+                endpoint,
+                identity: identity(Ok(own))?,
+                selection: selection(files)?,
+                readers,
+                pace: place.pace,
+                counts: Counts::default(),
+                taken: Taken::default(),
+            }))
+        }
+        Source::Docker(which) => {
+            let engine = Engine { host };
+            let own = explained("docker", engine.id())?;
+            let identity = identity(Ok(format!("docker:{own}")))?;
+            volumes(session, files, (&engine, which), (identity, readers))
         }
         Source::Kubernetes => {
             require_sealed(is_sealed || files.without_secrets, files, "Secrets of the cluster")
@@ -161,7 +208,11 @@ fn mirrored(
 ) -> Result<Ready> {
     let host = &session.host;
     let place = cache(session, "git", &files.name)?;
-    let mirror = explained("git", git::mirror(url, &place, host))?;
+    let large = LargeFiles {
+        are_wanted: files.lfs,
+        have_room: !files.bundle,
+    };
+    let mirror = explained("git", git::mirror(url, &place, large, host))?;
     let bundle = match files.bundle {
         true => Some(explained("git", git::bundle(&mirror, &files.name, host))?),
         false => None,
@@ -189,6 +240,7 @@ fn mirrored(
         selection: Selection::all()?,
         readers,
         is_lasting: bundle.is_none(),
+        only_changes: false,
         facts: Some(mirror.facts.clone()),
         taken: Taken::default(),
     };
@@ -197,6 +249,61 @@ fn mirrored(
         warnings,
         notes,
         held: (Some(mirror), bundle),
+        quiet: Quiet::nothing(),
+        _alone: None,
+    })
+}
+
+/// Volumes of Docker, with the containers that use them at rest.
+fn volumes(
+    session: &Session,
+    files: &config::Files,
+    (engine, which): (&Engine<'_>, &str),
+    (identity, readers): (String, usize),
+) -> Result<Ready> {
+    let place = cache(session, "docker", &files.name)?;
+    let alone = sources::lock(&place)?;
+    let mut notes = Vec::new();
+    match explained("docker", engine.repair(&place))? {
+        0 => {}
+        count => notes.push(format!(
+            "an earlier run was killed: {count} containers that it had brought to rest run again"
+        )),
+    }
+    let volumes = explained("docker", engine.volumes(which))?;
+    let (root, mut patterns) = docker::root(&volumes)?;
+    patterns.extend(files.exclude.iter().cloned());
+    let mut selection = Selection::new(&patterns)?;
+    selection.markers.clone_from(&files.exclude_if_present);
+    selection.caches = files.exclude_caches;
+    selection.larger_than_bytes = files.exclude_larger_than_bytes;
+    let quiet = match files.quiesce {
+        None => Quiet::nothing(),
+        Some(how) => explained("docker", engine.quiesce(&volumes, how, &place))?,
+    };
+    fault::point("files-at-rest");
+    let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+    let facts = json!({
+        "kind": "docker-volume",
+        "volumes": names,
+        "quiesced_count": quiet.count(),
+    });
+    let set = Files {
+        root,
+        base: None,
+        identity,
+        selection,
+        readers,
+        is_lasting: true,
+        only_changes: false,
+        facts: Some(facts),
+        taken: Taken::default(),
+    };
+    Ok(Ready {
+        notes,
+        quiet,
+        _alone: Some(alone),
+        ..Ready::new(set)
     })
 }
 
@@ -205,8 +312,12 @@ fn mirrored(
 /// # Errors
 /// `Refused`; `Config` for a pattern without a meaning.
 pub fn check_places(settings: &Settings, files: &config::Files) -> Result<()> {
-    let Source::Directory(directory) = &files.source else {
-        return Ok(());
+    let directory = match &files.source {
+        Source::Directory(directory) => directory,
+        Source::Bucket { bucket, prefix } => {
+            return check_buckets(settings, files, (bucket, prefix));
+        }
+        _ => return Ok(()),
     };
     let selection = selection(files)?;
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -236,6 +347,49 @@ pub fn check_places(settings: &Settings, files: &config::Files) -> Result<()> {
             .hint(format!(
                 "Nothing was stored.\nLeave it out: exclude = [\"/{}/\"] in [files.{}].",
                 inside.display(),
+                files.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// As [`check_places`], of a bucket.
+fn check_buckets(
+    settings: &Settings,
+    files: &config::Files,
+    (bucket, prefix): (&str, &str),
+) -> Result<()> {
+    let selection = selection(files)?;
+    for repository in &settings.repositories {
+        let Location::S3 {
+            bucket: other,
+            prefix: below,
+        } = &repository.location
+        else {
+            continue;
+        };
+        let is_one = other == bucket && repository.s3.endpoint == files.s3.endpoint;
+        if !is_one || !files_bucket::is_within(below, prefix) {
+            continue;
+        }
+        let inside = below
+            .get(prefix.len()..)
+            .unwrap_or_default()
+            .trim_start_matches('/');
+        let above = inside.match_indices('/').map(|(at, _)| at);
+        let is_excluded = |end: usize| {
+            let path = inside.get(..end).unwrap_or_default();
+            selection.excludes(path.as_bytes(), true).is_some()
+        };
+        if inside.is_empty() || !above.chain([inside.len()]).any(is_excluded) {
+            return Err(err!(
+                Refused,
+                "repository \"{}\" lies in the bucket that is backed up: each backup would store the ones before",
+                repository.name
+            )
+            .hint(format!(
+                "Nothing was stored.\nLeave it out: exclude = [\"/{inside}/\"] in [files.{}].",
                 files.name
             )));
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::cloned_names::{self, Place};
 use super::listed_names::Lists;
 use super::live_names;
 use super::reading::Reading;
@@ -16,6 +17,7 @@ use crate::find::names::Names;
 use crate::find::scan::{Found, Request, Scan, Unread};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::plan::cluster::DECIDE;
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
 use crate::plan::target_time::WrittenTime;
@@ -39,6 +41,8 @@ pub struct Question {
     pub xid: Option<u32>,
     /// Fewer rows are no event.
     pub rows_min: Option<u64>,
+    /// The place of clones for names that nothing else tells; none where no clone is wanted.
+    pub clones: Option<Place>,
 }
 
 /// An event, and the command that leads to the moment before it.
@@ -74,6 +78,8 @@ pub struct Answer {
     pub nameless_count: u64,
     /// WAL that was not looked at.
     pub unread: Vec<Unread>,
+    /// The end of the last archived segment of the timeline: later WAL was not looked at.
+    pub archived_lsn: Option<Lsn>,
     /// Segments that are stored.
     pub segment_count: u64,
     /// Segments that were decoded.
@@ -129,6 +135,10 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         named.for_each(|event| add_newer_name(event, live));
     }
     found.events.iter_mut().for_each(add_own_schema);
+    if let Some(place) = &question.clones {
+        let asked = (place, inventory.system_identifier);
+        cloned_names::complete(session, asked, &mut found.events)?;
+    }
     let is_nameless = |e: &Event| e.relation.as_ref().is_some_and(|r| r.name.is_none());
     let nameless_count = found.events.iter().filter(|e| is_nameless(e)).count() as u64;
     if let Some(table) = &question.table {
@@ -152,9 +162,18 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         events: found.events.into_iter().map(shown).collect(),
         nameless_count,
         unread: found.unread,
+        archived_lsn: archived_end(&inventory, timeline),
         segment_count: found.segments,
         decoded_count: found.decoded,
     })
+}
+
+/// The end of a timeline's last segment, or of what increments bring of a later one.
+fn archived_end(inventory: &Inventory, timeline: TimelineId) -> Option<Lsn> {
+    let stored = inventory.timelines.get(&timeline)?;
+    let (_, last) = stored.segments.iter().last()?;
+    let whole = last.range(inventory.segment_size).end;
+    Some(stored.tails.values().copied().fold(whole, Lsn::max))
 }
 
 impl Question {

@@ -1,6 +1,7 @@
 //! WAL that should be there and is not.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -9,6 +10,7 @@ use super::heal::{self, Healed};
 use super::of::Of;
 use super::reading::Reading;
 use super::session::Session;
+use crate::archive::datadir::DataDirectory;
 use crate::error::{Code, Result};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::gap::{self, Gap};
@@ -112,7 +114,12 @@ fn fill(
         gaps.iter().flat_map(|g| g.names.iter().copied()).collect();
     let mut healed = Vec::new();
     let pgdata = reading.cluster.as_ref().and_then(|c| c.pgdata.clone());
-    if let Some(pgdata) = pgdata {
+    // The server that has the name now may be another cluster.
+    let is_own = |pgdata: &PathBuf| {
+        let control = DataDirectory::at(pgdata).control_head().ok().flatten();
+        control.is_none_or(|control| control.system_identifier == identifier)
+    };
+    if let Some(pgdata) = pgdata.filter(is_own) {
         let found = backfill::chosen(session, &pgdata, &left, dry_run);
         match found {
             Ok((names, failed)) => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::blocked::{Blocked, PASSING, Waiting};
+use super::exposure::{self, Exposure};
 use super::failures::Failures;
 use super::finding::{Finding, Level};
 use super::forecast::{self, Forecast};
@@ -13,6 +14,7 @@ use super::how_long;
 use super::human;
 use super::lag::{self, Lag};
 use super::left_behind::LeftBehind;
+use super::objectives;
 use super::proven::{self, Proven};
 use super::read_back;
 use super::reading::Reading;
@@ -64,6 +66,12 @@ pub struct ClusterInfo {
     pub system_identifier: String,
     /// The repository that was read, without secrets.
     pub repository: String,
+    /// Its name in the configuration.
+    #[serde(skip)]
+    pub repository_name: String,
+    /// The WAL that is in no repository; none where that is not known, or nobody asked.
+    #[serde(skip)]
+    pub exposure: Option<Exposure>,
     /// PostgreSQL major.
     pub major: u32,
     /// The worst of its problems.
@@ -226,10 +234,27 @@ impl BackupInfo {
 /// # Errors
 /// Those of [`Reading::open_each`]; the first failure when no cluster could be looked at.
 pub fn look(session: &Session) -> Result<Info> {
+    look_with(session, Asks::Promises)
+}
+
+/// The question to the server itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// Only what a promise of the configuration needs.
+    Promises,
+    /// Its end of WAL, in any case.
+    EndOfWal,
+}
+
+/// As [`look`], with what the server is asked for.
+///
+/// # Errors
+/// Those of [`look`].
+pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
     let mut clusters = Vec::new();
     let mut failures = Failures::default();
     for reading in Reading::open_each(session)? {
-        match look_at(session, &reading) {
+        match look_at(session, &reading, asks) {
             Ok(one) => clusters.push(one),
             Err(e) => {
                 failures.add(e, format!("look at cluster \"{}\"", reading.name));
@@ -252,7 +277,7 @@ pub fn look(session: &Session) -> Result<Info> {
     })
 }
 
-fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
+fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterInfo> {
     let inventory = reading.inventory(session)?;
     let found = reading.windows(session, &inventory)?;
     let (cluster, _) = reading.decide_with_others(session, &inventory)?;
@@ -316,6 +341,26 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
     let window = of_cluster(&found.windows, cluster.timeline(), &inventory);
     let estimate = window.and_then(|w| w.work(&inventory));
     let estimate = estimate.map(|work| how_long::of(own, work));
+    let promised = reading.cluster.as_ref().map(|c| c.objectives.clone());
+    let promised = promised.unwrap_or_default();
+    let is_asked = asks == Asks::EndOfWal || promised.rpo.is_some();
+    let exposure = match (&reading.cluster, window.filter(|_| is_asked)) {
+        (Some(own), Some(window)) => {
+            let now = session.host.now();
+            exposure::look(own, window, &inventory, receiver.as_ref(), now)
+        }
+        _ => None,
+    };
+    problems.extend(objectives::judge(
+        &promised,
+        &objectives::State {
+            exposure: exposure.as_ref(),
+            estimate: estimate.as_ref(),
+            repositories: &reading.settings.repositories,
+            lags: &repositories,
+            has_backup: inventory.backups.iter().any(|b| b.damage.is_none()),
+        },
+    ));
     drills.retain(|proven| proven.drills.newest.is_some());
     let mut warn = |group, name: &str, messages: Vec<String>| {
         let found = messages.into_iter();
@@ -351,6 +396,8 @@ fn look_at(session: &Session, reading: &Reading) -> Result<ClusterInfo> {
         name: inventory.cluster.clone(),
         system_identifier: inventory.system_identifier.to_string(),
         repository: inventory.repository.clone(),
+        repository_name: reading.configured.name.clone(),
+        exposure,
         major: inventory.major,
         state,
         problems,

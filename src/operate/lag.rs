@@ -496,7 +496,7 @@ impl Lag {
         match (parts.is_empty(), self.unasked.first()) {
             (false, _) => format!("behind by {}", parts.join(", ")),
             (true, Some(other)) => {
-                format!("not behind those that could be asked: \"{other}\" could not")
+                format!("not behind the repositories that answered (\"{other}\" did not)")
             }
             (true, None) if self.trouble_count > 0 && self.only_contradicts => {
                 "lacks nothing that can be copied, and contradicts another".to_owned()
@@ -563,7 +563,7 @@ mod tests {
         let mut lag = level();
         lag.unasked = vec!["offsite".into()];
         assert!(
-            lag.value().contains("\"offsite\" could not"),
+            lag.value().contains("\"offsite\" did not"),
             "{}",
             lag.value()
         );

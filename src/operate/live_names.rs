@@ -18,7 +18,23 @@ const RELATIONS: &str = "select c.oid, coalesce(pg_catalog.pg_relation_filenode(
 /// # Errors
 /// Those of [`Server::connect`]; `WrongCluster` where another cluster answers.
 pub fn ask(conninfo: &str, system_identifier: u64, databases: &BTreeSet<u32>) -> Result<Names> {
-    let mut server = Server::connect(conninfo)?;
+    of(
+        &mut |database| Server::connect_to(conninfo, database),
+        system_identifier,
+        databases,
+    )
+}
+
+/// As [`ask`], over the connections that `connect` makes: to a database that is named, and first to any.
+///
+/// # Errors
+/// As [`ask`].
+pub fn of(
+    connect: &mut dyn FnMut(Option<&str>) -> Result<Server>,
+    system_identifier: u64,
+    databases: &BTreeSet<u32>,
+) -> Result<Names> {
+    let mut server = connect(None)?;
     server.query(OWN_NAMES)?;
     let own = server.query("select system_identifier from pg_catalog.pg_control_system()")?;
     let own: u64 = own.value::<i64>(0, 0)?.cast_unsigned();
@@ -35,11 +51,7 @@ pub fn ask(conninfo: &str, system_identifier: u64, databases: &BTreeSet<u32>) ->
         let name: String = listed.value(row, 1)?;
         names.add_database(oid, name.clone());
         if databases.contains(&oid) && listed.text(row, 2)? == Some("t") {
-            relations(
-                &mut Server::connect_to(conninfo, Some(&name))?,
-                oid,
-                &mut names,
-            )?;
+            relations(&mut connect(Some(&name))?, oid, &mut names)?;
         }
     }
     Ok(names)

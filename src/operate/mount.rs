@@ -1,20 +1,20 @@
 //! A mounted restore for programs of the operator: it is there until it is stopped, and thrown away then.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::clone;
+use super::mount_point::MountPoint;
 use super::mounted;
-use super::restoring::{Prepared, path_text};
+use super::restoring::Prepared;
 use super::session::Session;
 use super::target::AskedTarget;
-use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// How often the mount looks whether it is to end.
 const PAUSE: Duration = Duration::from_millis(100);
 const DATA: &str = "data";
+const TABLESPACES: &str = "tablespaces";
 
 /// A data directory that is mounted.
 pub struct Ready {
@@ -31,7 +31,7 @@ pub struct Ready {
 /// Mounts a moment on an empty directory, calls `ready`, and unmounts it when the operator wants to stop.
 ///
 /// # Errors
-/// `Refused` for a directory that is not there or not empty; those of [`mounted::with_mount`].
+/// Those of taking the mount point, of the plan and of [`mounted::with_mount`].
 pub fn run(
     session: &Session,
     target: &AskedTarget,
@@ -39,23 +39,22 @@ pub fn run(
     ready: impl FnOnce(&Ready) -> Result<()>,
 ) -> Result<()> {
     mounted::check_possible()?;
-    let root = empty(at)?;
-    let data = root.join(DATA);
-    let tablespaces = root.join("tablespaces");
-    make(&tablespaces, &root)?;
-    let tablespace = |oid: u32| tablespaces.join(oid.to_string());
-    let prepared = clone::prepare(session, target, &data, &tablespace);
-    let (prepared, plan) = prepared.inspect_err(|_| clear(&root))?;
-    let shown = Ready {
-        data,
-        backup: prepared.job.backup.to_string(),
-        target: plan.target.target.to_string(),
-        start: prepared.start_line().command,
-    };
-    let done = attend(session, &prepared, &root, || ready(&shown));
+    let point = MountPoint::take(at)?;
+    let made = point.make(DATA).and_then(|data| {
+        let tablespaces = point.make(TABLESPACES)?;
+        let tablespace = |oid: u32| tablespaces.join(oid.to_string());
+        let (prepared, plan) = clone::prepare(session, target, &data, &tablespace)?;
+        let shown = Ready {
+            data,
+            backup: prepared.job.backup.to_string(),
+            target: plan.target.target.to_string(),
+            start: prepared.start_line().command,
+        };
+        attend(session, &prepared, point.path(), || ready(&shown))
+    });
     // Only what was laid out and written through the mount: the directory was empty.
-    clear(&root);
-    done
+    clear(point.path());
+    made
 }
 
 fn attend(
@@ -73,37 +72,8 @@ fn attend(
     })
 }
 
-/// The directory, without links; it has to be empty.
-fn empty(at: &Path) -> Result<PathBuf> {
-    let refused = |why: &str| {
-        err!(Refused, "\"{}\" {why}", at.display())
-            .hint("Nothing was done. Name an empty directory.")
-    };
-    let root = at.canonicalize().ok().filter(|path| path.is_dir());
-    let root = root.ok_or_else(|| refused("is not a directory"))?;
-    path_text(&root)?;
-    let mut entries = std::fs::read_dir(&root)
-        .map_err(|e| Error::from_io(format!("read \"{}\"", root.display()), e))?;
-    match entries.next() {
-        None => Ok(root),
-        Some(_) => Err(refused("is not empty")),
-    }
-}
-
-/// Makes a directory that belongs to whom another one belongs.
-fn make(path: &Path, like: &Path) -> Result<()> {
-    let made = std::fs::create_dir(path).and_then(|()| {
-        let meta = std::fs::metadata(like)?;
-        match rustix::process::geteuid().is_root() {
-            true => std::os::unix::fs::lchown(path, Some(meta.uid()), Some(meta.gid())),
-            false => Ok(()),
-        }
-    });
-    made.map_err(|e| Error::from_io(format!("make \"{}\"", path.display()), e))
-}
-
 fn clear(root: &Path) {
-    for name in [DATA, "tablespaces"] {
+    for name in [DATA, TABLESPACES] {
         // A directory that cannot be removed costs room only, and no server starts on it.
         let _ = std::fs::remove_dir_all(root.join(name));
     }

@@ -11,12 +11,15 @@ use super::restoring::Prepared;
 use super::session::Session;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::mount::directory::Alias;
 use crate::mount::filesystem::Mounted;
 use crate::mount::filler::{Filler, Queue};
-use crate::mount::shadow::{Alias, Shadow};
+use crate::mount::shadow::Shadow;
 use crate::pg::conf::Setting;
-use crate::restore::claim::Claim;
+use crate::restore::Source;
 use crate::restore::hollow;
+use crate::restore::job::Job;
 use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
 
 /// The device that mounts go by.
@@ -62,20 +65,20 @@ pub fn with_mount<T>(
     let job = &prepared.job;
     hollow::check_whole(&source)?;
     let snapshot = source.snapshot()?;
-    let mut claim = hollow::claim(&source, job, host)?;
-    host.progress.phase("lay out", None);
-    let (target, survey) = prepared.place();
-    let laid = hollow::lay_out(&source, &snapshot, (job, target, survey), host)?;
-    let below = target.data.strip_prefix(root).unwrap_or(&target.data);
-    let alias = Alias {
-        shown: below.join(CONTROL),
-        stored: below.join(WAITING_CONTROL),
-    };
-    let shadow = Shadow::open_root(root, laid.files, alias);
-    let shadow = Arc::new(shadow.map_err(|e| cannot(root, e))?);
-    let queue = Arc::new(Queue::default());
-    let filler = Filler::new(&snapshot, &shadow, &queue, host);
-    let done = while_claimed(claim.as_mut(), || {
+    while_claimed(&source, job, host, || {
+        host.progress.phase("lay out", None);
+        let (target, survey) = prepared.place();
+        let laid = hollow::lay_out(&source, &snapshot, (job, target, survey), host)?;
+        let below = target.data.strip_prefix(root).unwrap_or(&target.data);
+        let alias = Alias {
+            shown: below.join(CONTROL),
+            stored: below.join(WAITING_CONTROL),
+        };
+        let owner = target.owner.map(|o| (o.uid.as_raw(), o.gid.as_raw()));
+        let shadow = Shadow::open_root(root, laid.files, alias, owner);
+        let shadow = Arc::new(shadow.map_err(|e| cannot(root, e))?);
+        let queue = Arc::new(Queue::default());
+        let filler = Filler::new(&snapshot, &shadow, &queue, host);
         filler.serve(|| {
             let session = mount(root, &shadow, &queue)?;
             let wal = is_alone
@@ -92,18 +95,23 @@ pub fn with_mount<T>(
             }
             done
         })
-    });
-    if let Some(claim) = claim {
-        claim.release();
-    }
-    done
+    })
 }
 
-/// Does `work`, and renews the claim of the backup as long as that takes: a replay or a dump may take hours.
-fn while_claimed<T>(claim: Option<&mut Claim<'_>>, work: impl FnOnce() -> T) -> T {
+/// Does `work`, and claims the backup as long as that takes: a replay or a dump may take hours.
+///
+/// # Errors
+/// Those of [`hollow::claim`] and of `work`.
+pub fn while_claimed<T>(
+    source: &Source<'_>,
+    job: &Job,
+    host: &Host,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let mut claim = hollow::claim(source, job, host)?;
     let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        if let Some(claim) = claim {
+    let done = std::thread::scope(|scope| {
+        if let Some(claim) = &mut claim {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     claim.keep();
@@ -113,7 +121,11 @@ fn while_claimed<T>(claim: Option<&mut Claim<'_>>, work: impl FnOnce() -> T) -> 
         }
         let _over = SetOnDrop(&is_over);
         work()
-    })
+    });
+    if let Some(claim) = claim {
+        claim.release();
+    }
+    done
 }
 
 /// Ends what waits for a flag, also where a thread panics.
@@ -183,10 +195,8 @@ struct PlainWal(PathBuf);
 impl PlainWal {
     /// None where this user may not mount: then it is read and written through the mount.
     fn make(shadow: &Shadow, root: &Path, data: &Path) -> Option<PlainWal> {
-        let wal = data.join("pg_wal");
-        let place = root.join(&wal);
-        rustix::mount::mount_bind(shadow.real(&wal), &place).ok()?;
-        Some(PlainWal(place))
+        let bound = shadow.directory.bind(&data.join("pg_wal"), root);
+        bound.ok().map(PlainWal)
     }
 }
 

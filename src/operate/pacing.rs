@@ -57,6 +57,16 @@ impl Default for Pacing {
     }
 }
 
+/// A limit as the configuration has it.
+struct Limit {
+    /// The place that it limits, for messages.
+    whose: String,
+    /// The name under which processes share it.
+    location: String,
+    bytes_per_s: Option<u64>,
+    hours: Option<Hours>,
+}
+
 /// Whether the host's clock shows one of these hours, in the host's time zone.
 fn at(hours: Hours, host: &Host) -> When {
     let clock = Arc::clone(&host.clock);
@@ -89,32 +99,70 @@ impl Pacing {
         host: &Host,
         directory: impl FnOnce() -> Result<Option<PathBuf>>,
     ) -> Result<Arc<Pace>> {
+        let limit = Limit {
+            whose: format!("repository \"{}\"", repository.name),
+            location: repository.location.to_string(),
+            bytes_per_s: repository.max_rate_bytes_per_s,
+            hours: repository.max_rate_hours.clone(),
+        };
+        self.limited_to(limit, host, directory)
+    }
+
+    /// The pace of a bucket that files come from, or go to.
+    ///
+    /// # Errors
+    /// Those of `directory`.
+    pub fn of_source(
+        &self,
+        files: &config::Files,
+        location: &str,
+        host: &Host,
+        directory: impl FnOnce() -> Result<Option<PathBuf>>,
+    ) -> Result<Arc<Pace>> {
+        let limit = Limit {
+            whose: format!("bucket \"{location}\""),
+            location: format!("{location} of {}", files.name),
+            bytes_per_s: files.max_rate_bytes_per_s,
+            hours: files.max_rate_hours.clone(),
+        };
+        self.limited_to(limit, host, directory)
+    }
+
+    fn limited_to(
+        &self,
+        limit: Limit,
+        host: &Host,
+        directory: impl FnOnce() -> Result<Option<PathBuf>>,
+    ) -> Result<Arc<Pace>> {
         let mut pace = Pace::new(&host.stop);
-        let location = repository.location.to_string();
+        let Limit {
+            whose,
+            location,
+            bytes_per_s,
+            hours,
+        } = limit;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pace) = known.get(&location) {
             return Ok(Arc::clone(pace));
         }
         let (own, configured) = match self.asked {
             Some(MaxRate::Unlimited) => (None, None),
-            Some(MaxRate::BytesPerSecond(rate)) => (Some(rate), repository.max_rate_bytes_per_s),
-            None => (None, repository.max_rate_bytes_per_s),
+            Some(MaxRate::BytesPerSecond(rate)) => (Some(rate), bytes_per_s),
+            None => (None, bytes_per_s),
         };
         if let Some(rate) = own {
             pace = pace.own(rate);
         }
         if let Some(rate) = configured {
-            let when = repository.max_rate_hours.clone();
-            let hours = when.as_ref().map(|hours| format!(" from {hours}"));
+            let shown = hours.as_ref().map(|hours| format!(" from {hours}"));
             host.progress.note(&format!(
-                "repository \"{}\": at most {} a second{}, shared with the other backups, restores and checks of this account (max_rate)",
-                repository.name,
+                "{whose}: at most {} a second{}, shared with the other backups, restores and checks of this account (max_rate)",
                 human::size(rate),
-                hours.unwrap_or_default()
+                shown.unwrap_or_default()
             ));
             let directory = directory()?.map(|caches| caches.join(DIRECTORY));
             let progress = Arc::clone(&host.progress);
-            let when = when.map(|hours| at(hours, host));
+            let when = hours.map(|hours| at(hours, host));
             pace = pace.shared((rate, when), (directory.as_deref(), &location), progress);
         }
         let pace = Arc::new(pace);

@@ -1,26 +1,65 @@
 //! TCP ports of this host that servers listen on, as the kernel lists them: nobody is connected to.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::rival::is_same;
 
 /// PostgreSQL's, where no setting names another.
 pub const DEFAULT: u16 = 5432;
 
-/// The ports that are taken: by a TCP socket that listens, or by a server's Unix socket. Empty where the kernel does not tell.
-pub fn taken() -> BTreeSet<u16> {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let tcp = [read("/proc/net/tcp"), read("/proc/net/tcp6")];
-    let mut ports: BTreeSet<u16> = tcp
-        .iter()
-        .flat_map(|t| t.lines())
-        .filter_map(tcp_port)
-        .collect();
-    ports.extend(read("/proc/net/unix").lines().filter_map(unix_port));
-    ports
+/// Ports that sockets listen on. Empty where the kernel does not tell.
+pub struct Taken {
+    tcp: BTreeSet<u16>,
+    /// Unix sockets of PostgreSQL's servers, with their directories.
+    unix: Vec<(PathBuf, u16)>,
 }
 
-/// The first port behind `port` that is not taken.
-pub fn free_after(port: u16, taken: &BTreeSet<u16>) -> Option<u16> {
-    (port.saturating_add(1)..u16::MAX).find(|p| !taken.contains(p))
+/// Places where a server listens; `None`: its settings do not say.
+pub struct Listens<'a> {
+    /// `listen_addresses`: empty for no TCP at all.
+    pub addresses: Option<&'a str>,
+    /// `unix_socket_directories`: empty for no Unix socket.
+    pub directories: Option<&'a str>,
+}
+
+impl Taken {
+    /// Asks the kernel.
+    pub fn look() -> Taken {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let tcp = [read("/proc/net/tcp"), read("/proc/net/tcp6")];
+        Taken {
+            tcp: tcp
+                .iter()
+                .flat_map(|t| t.lines())
+                .filter_map(tcp_port)
+                .collect(),
+            unix: read("/proc/net/unix")
+                .lines()
+                .filter_map(unix_socket)
+                .collect(),
+        }
+    }
+
+    /// Whether a server that listens there could not start on this port.
+    pub fn keeps_out(&self, port: u16, server: &Listens<'_>) -> bool {
+        let has_tcp = server.addresses.is_none_or(|a| !a.trim().is_empty());
+        let is_its = |directory: &Path| {
+            let mut own = server.directories.into_iter().flat_map(|d| d.split(','));
+            server.directories.is_none() || own.any(|own| is_same(Path::new(own.trim()), directory))
+        };
+        (has_tcp && self.tcp.contains(&port))
+            || self
+                .unix
+                .iter()
+                .any(|(at, taken)| *taken == port && is_its(at))
+    }
+
+    /// The first port behind `port` on which nobody listens, whatever the server's settings.
+    pub fn free_after(&self, port: u16) -> Option<u16> {
+        let is_taken = |p: &u16| self.tcp.contains(p) || self.unix.iter().any(|(_, t)| t == p);
+        (port.saturating_add(1)..u16::MAX).find(|p| !is_taken(p))
+    }
 }
 
 /// `sl local_address rem_address st …`, where state 0A is LISTEN.
@@ -31,8 +70,14 @@ fn tcp_port(line: &str) -> Option<u16> {
     u16::from_str_radix(port, 16).ok().filter(|_| state == "0A")
 }
 
-fn unix_port(line: &str) -> Option<u16> {
-    line.rsplit_once(".s.PGSQL.")?.1.trim_end().parse().ok()
+/// `address refs protocol flags type state inode path`.
+fn unix_socket(line: &str) -> Option<(PathBuf, u16)> {
+    let (before, port) = line.rsplit_once(".s.PGSQL.")?;
+    let (_, directory) = before.split_once(" /")?;
+    Some((
+        Path::new("/").join(directory),
+        port.trim_end().parse().ok()?,
+    ))
 }
 
 #[cfg(test)]
@@ -45,14 +90,39 @@ mod tests {
         assert_eq!(tcp_port(line), Some(5432));
         assert_eq!(tcp_port(&line.replace(" 0A ", " 01 ")), None);
         assert_eq!(tcp_port("  sl  local_address rem_address   st"), None);
-        let line = "0000: 00000002 00000000 00010000 0001 01 29 /run/postgresql/.s.PGSQL.5433";
-        assert_eq!(unix_port(line), Some(5433));
+        let line = "0000: 00000002 00000000 00010000 0001 01 29 /no run/postgresql/.s.PGSQL.5433";
+        let socket = (PathBuf::from("/no run/postgresql/"), 5433);
+        assert_eq!(unix_socket(line), Some(socket));
         assert_eq!(
-            unix_port("Num RefCount Protocol Flags Type St Inode Path"),
+            unix_socket("Num RefCount Protocol Flags Type St Inode Path"),
             None
         );
-        assert_eq!(free_after(5432, &BTreeSet::from([5433])), Some(5434));
         let own = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        assert!(taken().contains(&own.local_addr().unwrap().port()));
+        assert!(
+            Taken::look()
+                .tcp
+                .contains(&own.local_addr().unwrap().port())
+        );
+    }
+
+    #[test]
+    fn a_port_is_taken_for_those_who_would_listen_in_the_same_place() {
+        let taken = Taken {
+            tcp: BTreeSet::from([5432]),
+            unix: vec![(PathBuf::from("/no/run/"), 5433)],
+        };
+        let listens = |addresses, directories| Listens {
+            addresses,
+            directories,
+        };
+        let keeps_out = |port, server: Listens<'_>| taken.keeps_out(port, &server);
+        assert!(keeps_out(5432, listens(None, Some(""))));
+        assert!(keeps_out(5432, listens(Some("localhost"), Some(""))));
+        assert!(!keeps_out(5432, listens(Some(" "), None)));
+        assert!(keeps_out(5433, listens(Some(""), None)));
+        assert!(keeps_out(5433, listens(Some(""), Some("/tmp, /no/run"))));
+        assert!(!keeps_out(5433, listens(None, Some("/tmp"))));
+        assert!(!keeps_out(5433, listens(None, Some(""))));
+        assert_eq!(taken.free_after(5431), Some(5434));
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::err;
 use crate::error::Result;
-use crate::logical::tool;
+use crate::logical::tool::{self, Tool};
 use crate::pg::version::Major;
 
 /// The folder with initdb, pg_ctl and postgres of one major.
@@ -75,6 +75,32 @@ impl Programs {
         })
     }
 
+    /// Finds a client program of this major: beside them, else in the search path and where distributions put it.
+    ///
+    /// # Errors
+    /// `NotFound` where none is of this major.
+    pub fn client(&self, name: &str, search_path: Option<&OsStr>) -> Result<Tool> {
+        let beside = std::iter::once(self.folder.clone());
+        let mut places = beside
+            .chain(tool::folders(None, search_path))
+            .map(|f| f.join(name));
+        places
+            .find_map(|path| {
+                let (major, version) = path.is_file().then(|| tool::version_of(&path))??;
+                (major == self.major).then_some(Tool { path, major, version })
+            })
+            .ok_or_else(|| {
+                let beside = self.program(name);
+                err!(
+                    NotFound,
+                    "there is no {name} of PostgreSQL {}: neither \"{}\" nor one in the search path",
+                    self.major,
+                    beside.display()
+                )
+                .hint("Nothing was done. Install the client programs of that PostgreSQL beside the server's.")
+            })
+    }
+
     /// One of them.
     pub fn program(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -83,4 +109,47 @@ impl Programs {
 
 fn none(what: String) -> crate::error::Error {
     err!(NotFound, "{what}").hint("Nothing was done. Install a PostgreSQL server, or name the folder of its programs: --bin DIR")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_client_of_the_same_major_is_found_in_the_search_path() {
+        let host = tempfile::tempdir().unwrap();
+        let put = |folder: &str, name: &str, version: &str| {
+            let folder = host.path().join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            let script = format!("#!/bin/sh\necho '{name} (PostgreSQL) {version}'\n");
+            std::fs::write(folder.join(name), script).unwrap();
+            let mode = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(folder.join(name), mode).unwrap();
+            folder
+        };
+        let programs = Programs {
+            folder: host.path().join("server"),
+            major: Major::from_number(17).unwrap(),
+            version: "17.5".into(),
+        };
+        let search_path = |folders: &[&Path]| std::env::join_paths(folders).unwrap();
+        let (newer, same) = (put("a", "pg_dump", "18.1"), put("b", "pg_dump", "17.2"));
+        let path = search_path(&[&newer, &same]);
+        let tool = programs.client("pg_dump", Some(&path)).unwrap();
+        assert_eq!(
+            (tool.path, tool.version.as_str()),
+            (same.join("pg_dump"), "17.2")
+        );
+        put("server", "pg_dump", "17.5");
+        let beside = programs.client("pg_dump", Some(&path)).unwrap();
+        assert_eq!(beside.version, "17.5");
+        let none = programs.client("pg_restored", Some(&search_path(&[&newer])));
+        assert!(
+            none.unwrap_err()
+                .to_string()
+                .contains("no pg_restored of PostgreSQL 17")
+        );
+    }
 }

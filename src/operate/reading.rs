@@ -23,7 +23,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
 use crate::repo::root::outline::Outline;
-use crate::store::Store;
+use crate::store::{Key, Store};
 use crate::wal::inventory::{Backup, Inventory};
 use crate::wal::rollup::Rollup;
 
@@ -231,9 +231,10 @@ impl Reading {
     pub fn windows(&self, session: &Session, inventory: &Inventory) -> Result<Windows> {
         let rollup = self.rollup(session, inventory)?;
         for _ in 0..ATTEMPTS {
-            let windows = window::windows(inventory, &rollup)?;
+            // An error may come from what the cache knew, too.
+            let windows = window::windows(inventory, &rollup);
             if !rollup.has_changed() {
-                return Ok(windows);
+                return windows;
             }
         }
         Err(changes())
@@ -258,9 +259,9 @@ impl Reading {
             .map(|(inventory, wal)| Side { inventory, wal })
             .collect();
         for _ in 0..ATTEMPTS {
-            let cluster = cluster::decide_by(&sides)?;
+            let cluster = cluster::decide_by(&sides);
             if !rollups.iter().any(|(_, wal)| wal.has_changed()) {
-                return Ok(cluster);
+                return cluster;
             }
         }
         Err(changes())
@@ -407,7 +408,11 @@ impl Reading {
             let logs = run.first.log..=run.last.log;
             let homes = layout.homes(run.first.timeline);
             for folder in logs.flat_map(|log| homes.iter().map(move |home| home.log(log))) {
-                let frozen = store.frozen(&folder, Some([&first, &last]))?;
+                let is_needed = |key: &str| {
+                    let name = key.get(folder.len() + 1..).unwrap_or_default();
+                    (first.as_str()..=last.as_str()).contains(&name)
+                };
+                let frozen = store.frozen(&folder, &is_needed)?;
                 let name = frozen.and_then(|f| {
                     let name: SegmentName = f.key.rsplit('/').next()?.parse().ok()?;
                     (layout.segment(name).as_str() == f.key.as_str()).then_some(name)
@@ -462,9 +467,9 @@ impl Reading {
     ) -> Result<Option<Parameters>> {
         let rollup = self.rollup(session, inventory)?;
         for _ in 0..ATTEMPTS {
-            let found = base::parameters_behind(inventory, &rollup, backup, timeline)?;
+            let found = base::parameters_behind(inventory, &rollup, backup, timeline);
             if !rollup.has_changed() {
-                return Ok(found);
+                return found;
             }
         }
         Err(changes())
@@ -572,9 +577,10 @@ fn settled(
             &resolved.target,
             options,
             session.host.now(),
-        )?;
+        );
+        // An error may come from what the cache knew, too.
         if !rollup.has_changed() {
-            return Ok(plan);
+            return plan;
         }
     }
     Err(changes())
@@ -612,7 +618,7 @@ fn first_that_opens(
             Ok(repository) => {
                 if first_error.is_some() {
                     session.warn(&format!(
-                        "repository \"{}\" is read instead; if the one before it is lost, \"--repository {0}\" works without it, and recovery does not wait for it",
+                        "repository \"{}\" is read instead; where that one is lost for good, \"--repository {0}\" goes on without it, and recovery does not wait for it",
                         configured.name
                     ));
                 }
@@ -667,12 +673,11 @@ fn only_cluster(repository: &Repository) -> Result<String> {
 fn check_thawed(store: &dyn Store, layout: &ClusterLayout, root: &Outline) -> Result<()> {
     let layers = root.layers().map(|part| layout.layer(&part));
     let packs = root.packs().map(|part| layout.pack(&part));
-    let places: BTreeSet<String> = layers
-        .chain(packs)
-        .filter_map(|key| key.parent().map(str::to_owned))
-        .collect();
+    let needed: BTreeSet<Key> = layers.chain(packs).collect();
+    let places: BTreeSet<&str> = needed.iter().filter_map(Key::parent).collect();
+    let needed: BTreeSet<&str> = needed.iter().map(Key::as_str).collect();
     for place in places {
-        let Some(frozen) = store.frozen(&place, None)? else {
+        let Some(frozen) = store.frozen(place, &|key| needed.contains(key))? else {
             continue;
         };
         let are = if frozen.count == 1 { "is" } else { "are" };
@@ -685,7 +690,7 @@ fn check_thawed(store: &dyn Store, layout: &ClusterLayout, root: &Outline) -> Re
             frozen.key.escape_debug()
         )
         .frozen()
-        .hint("Nothing was written. Have the store restore these objects first (aws s3api restore-object), which takes hours; a lifecycle rule of the bucket has moved them, and will again."));
+        .hint(format!("Nothing was written. Have the store thaw these objects first, which takes hours: pitr repo thaw --backup {}", root.id)));
     }
     Ok(())
 }

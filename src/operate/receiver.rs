@@ -113,6 +113,31 @@ impl Receiver {
         }
     }
 
+    /// The end of WAL that is safe in its journal, while it runs.
+    pub fn safe_lsn(&self) -> Option<Lsn> {
+        self.flushed_lsn.filter(|_| self.running)
+    }
+
+    /// Whether it streams.
+    pub fn is_connected(&self) -> bool {
+        self.running
+    }
+
+    /// The positions that it reported, by the name that metrics give each.
+    pub fn positions(&self) -> [(&'static str, Option<u64>); 4] {
+        [
+            ("pitr_receiver_received_lsn", self.received_lsn.map(|l| l.0)),
+            ("pitr_receiver_flushed_lsn", self.flushed_lsn.map(|l| l.0)),
+            ("pitr_receiver_uploaded_lsn", self.archived_lsn.map(|l| l.0)),
+            ("pitr_receiver_lag_bytes", self.lag_bytes),
+        ]
+    }
+
+    /// The slot that it streams from.
+    pub fn slot(&self) -> &str {
+        self.slot.as_deref().unwrap_or(SLOT_DEFAULT)
+    }
+
     /// The line for people.
     pub fn line(&self) -> String {
         if let Some(over) = self.over() {

@@ -364,7 +364,16 @@ fn resolution(
                 continue;
             }
             let events = event::read_all(reading.repository.store(), &layout, &listed.name)?;
-            if !event::live_claims(&events, session.host.now()).is_empty() {
+            let is_committed = inventory
+                .backups
+                .iter()
+                .any(|backup| backup.id.to_string() == listed.name);
+            let claims = event::live_claims(&events, session.host.now());
+            // The packs of an interrupted backup wait for the next one without its WAL.
+            let mut of_wal = claims
+                .iter()
+                .filter(|claim| is_committed || claim.event.purpose.as_deref() != Some("prior"));
+            if of_wal.next().is_some() {
                 in_use.insert(listed.name);
             }
         }

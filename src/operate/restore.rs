@@ -226,7 +226,7 @@ fn what_helps(plan: &Plan) -> String {
     };
     let thaw = match plan.repository.starts_with("s3:") {
         true => {
-            "What must be thawed the store restores (aws s3api restore-object), which takes hours. "
+            "What must be thawed \"pitr repo thaw --backup ID --wal\" requests, which takes hours. "
         }
         false => "",
     };

@@ -28,6 +28,8 @@ pub struct Rules {
     settings: Settings,
     /// `--keep`, for this run.
     keep: Option<u32>,
+    /// `--default-keep`: for what no rule of the configuration holds.
+    default_keep: Option<u32>,
     /// Every repository of the configuration, also where the command line names one.
     all: Vec<config::Repository>,
 }
@@ -45,6 +47,15 @@ impl Rules {
             all: all.map_or_else(|_| settings.repositories.clone(), |s| s.repositories),
             settings,
             keep,
+            default_keep: None,
+        }
+    }
+
+    /// These, and a number of backups for what has no rule.
+    pub fn with_default(self, default_keep: Option<u32>) -> Rules {
+        Rules {
+            default_keep,
+            ..self
         }
     }
 
@@ -58,7 +69,7 @@ impl Rules {
         let mut all = clusters
             .chain(repositories)
             .chain([&self.settings.retention]);
-        match self.keep.is_some() || all.any(Retention::keeps_backups) {
+        match self.keep.or(self.default_keep).is_some() || all.any(Retention::keeps_backups) {
             true => Ok(()),
             false => Err(no_rule()),
         }
@@ -72,7 +83,11 @@ impl Rules {
             ..Retention::default()
         }
         .or(&configured);
-        rules.keeps_backups().then_some(rules)
+        if rules.keeps_backups() {
+            return Some(rules);
+        }
+        let last = Some(self.default_keep?);
+        Some(Retention { last, ..rules })
     }
 
     /// The zone in which days begin: the cluster's, else the host's, else UTC.

@@ -15,6 +15,7 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::scope::Scope;
+use crate::repo::set_mark::KIND;
 use crate::repo::source;
 
 /// An aux scope in one repository.
@@ -75,7 +76,9 @@ pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
         };
         let scopes = of::scopes(session, &repository)?;
         let now = session.host.now();
-        for scope in &scopes {
+        // A recovery set has marks, which pitr info --set shows, and no backups.
+        let with_backups = scopes.iter().filter(|scope| scope.kind() != Some(KIND));
+        for scope in with_backups {
             let mut one = look_at(&repository, scope, now)?.named(&configured.name);
             one.judge_newest(&settings, now);
             all.push(one);

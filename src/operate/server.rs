@@ -1,6 +1,7 @@
 //! A connection for verbs that only ask the server something: plain SQL, one statement after the other.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::runtime::Runtime;
 
@@ -10,11 +11,14 @@ use crate::wire::client::{Client, Rows, Session, SystemIdentity};
 use crate::wire::conninfo::{ConnInfo, Environment};
 use crate::wire::runtime;
 use crate::wire::sql::Sql;
+use crate::wire::stop::unless_stopped;
 
 /// A session for SQL, and the runtime that drives it.
 pub struct Server {
     runtime: Runtime,
     sql: Sql,
+    /// Ends a question that is under way.
+    stop: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -43,21 +47,39 @@ impl Server {
     /// # Errors
     /// Those of [`Server::connect`].
     pub fn connect_alone(conninfo: &str) -> Result<Server> {
-        Server::open(&ConnInfo::resolve(conninfo, &Environment::default())?)
+        // The account gives the role that is not named, as for libpq.
+        let environment = Environment {
+            user: Environment::of_process().user,
+            ..Environment::default()
+        };
+        Server::open(&ConnInfo::resolve(conninfo, &environment)?)
     }
 
     fn open(info: &ConnInfo) -> Result<Server> {
         let runtime = runtime::start()?;
         let sql = runtime.block_on(Sql::connect(info, Arc::new(Silent)))?;
-        Ok(Server { runtime, sql })
+        Ok(Server {
+            runtime,
+            sql,
+            stop: Arc::default(),
+        })
+    }
+
+    /// The same session, whose questions end when the operator wants to stop.
+    pub fn heeding(self, stop: &Arc<AtomicBool>) -> Server {
+        Server {
+            stop: Arc::clone(stop),
+            ..self
+        }
     }
 
     /// Runs one statement.
     ///
     /// # Errors
-    /// Those of [`Sql::query`].
+    /// Those of [`Sql::query`]; `Interrupted`, after which the session is of no use.
     pub fn query(&mut self, sql: &str) -> Result<Rows> {
-        self.runtime.block_on(self.sql.query(sql))
+        let asked = self.sql.query(sql);
+        self.runtime.block_on(unless_stopped(&self.stop, asked))
     }
 
     /// Opens a second session on the same runtime, by `conninfo` alone where `is_alone`.
@@ -74,6 +96,15 @@ impl Server {
             info.dbname = Some(database.to_owned());
         }
         self.runtime.block_on(Sql::connect(&info, Arc::new(Silent)))
+    }
+
+    /// Runs one statement in another session on the same runtime.
+    ///
+    /// # Errors
+    /// Those of [`Server::query`].
+    pub fn ask_beside(&self, other: &mut Sql, sql: &str) -> Result<Rows> {
+        let asked = other.query(sql);
+        self.runtime.block_on(unless_stopped(&self.stop, asked))
     }
 
     /// Copies rows from another session on the same runtime into this one.

@@ -1,6 +1,6 @@
 //! A session: what every use case works with, apart from its own arguments.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::access;
@@ -66,12 +66,24 @@ impl Session {
     }
 
     fn pace(&self, repository: &config::Repository) -> Result<Arc<Pace>> {
-        self.pacing.of(repository, &self.host, || {
-            // The first that a cluster names, so that it is the same whatever the environment of each process.
-            let mut clusters = self.settings()?.clusters.into_iter();
-            let configured = clusters.find_map(|cluster| cluster.cache_dir);
-            Ok(configured.or_else(|| self.environment.cache_dir()))
-        })
+        self.pacing
+            .of(repository, &self.host, || self.shared_cache())
+    }
+
+    /// The pace of a bucket that files come from, or go to.
+    ///
+    /// # Errors
+    /// Those of the configuration.
+    pub fn pace_of_source(&self, files: &config::Files, location: &str) -> Result<Arc<Pace>> {
+        self.pacing
+            .of_source(files, location, &self.host, || self.shared_cache())
+    }
+
+    /// The first directory of caches that a cluster names, so that it is the same whatever the environment of each process.
+    fn shared_cache(&self) -> Result<Option<PathBuf>> {
+        let mut clusters = self.settings()?.clusters.into_iter();
+        let configured = clusters.find_map(|cluster| cluster.cache_dir);
+        Ok(configured.or_else(|| self.environment.cache_dir()))
     }
 
     /// The error with a next step, where access was denied.

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use super::opened::{self, Opened};
 use super::reading::{Elsewhere, Reading, not_known};
 use super::restoring::{Place, Prepared, path_text};
+use super::server::Server;
 use super::session::Session;
 use crate::config;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::slot::is_slot_name;
 use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
@@ -30,6 +31,13 @@ pub struct Asked {
     pub mappings: Vec<Mapping>,
     /// Whether tablespaces may lie where the backup says.
     pub is_confirmed: bool,
+}
+
+/// The error where no server answers at `primary_conninfo`, asked as the standby will ask: without this process's variables.
+pub fn silent_primary(primary_conninfo: &str) -> Option<Error> {
+    let error = Server::connect_alone(primary_conninfo).err()?;
+    // Any other answer comes from a server: a standby needs no database, and another line of pg_hba.conf.
+    (error.code() == Code::Unreachable).then_some(error)
 }
 
 /// Decides and checks a standby, up to the first write.

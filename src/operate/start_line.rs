@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::archive_command::shell_word;
 use super::owner::User;
 use super::port;
+use super::rival::is_same;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::AUTO_CONF;
 use crate::archive::server_conf::{self, Configuration, Disk, Started};
@@ -19,6 +20,8 @@ use crate::restore::job::{Job, Purpose};
 use crate::restore::settings::{self, Brought};
 use crate::restore::target_dir::Target;
 
+/// The folder of clusters' configurations on Debian.
+const ETC: &str = "/etc/postgresql";
 /// Stands for a directory that only the operator knows.
 const PLACEHOLDER: &str = "CONFIG_DIR";
 
@@ -65,7 +68,7 @@ pub fn compose(
         .filter(|pgdata| is_of(pgdata, major))
         .map(Started::read)
         .unwrap_or_default();
-    let main = main_file(brought, major, original, &started);
+    let main = main_file(brought, major, (original, &target.data), &started);
     let mut line = Line {
         to: &target.data,
         configuration: effective(&main, brought),
@@ -113,26 +116,46 @@ fn is_of(pgdata: &Path, major: u32) -> bool {
     version.is_ok_and(|text| text.trim() == major.to_string())
 }
 
-fn main_file(brought: &Brought, major: u32, original: Option<&Path>, started: &Started) -> Main {
+fn main_file(
+    brought: &Brought,
+    major: u32,
+    (original, to): (Option<&Path>, &Path),
+    started: &Started,
+) -> Main {
     let outside = |file: PathBuf| {
         let is_outside = !original.is_some_and(|pgdata| file.starts_with(pgdata));
         (file.is_absolute() && is_outside && is_there(&file)).then_some(file)
     };
     let told = started.option("config_file").map(PathBuf::from);
     let beside = || Some(started.directory.as_ref()?.join("postgresql.conf"));
-    // As Debian's pg_createcluster lays clusters out.
-    let debian = || {
-        let name = original?.file_name()?;
-        let etc = Path::new("/etc/postgresql").join(major.to_string());
-        Some(etc.join(name).join("postgresql.conf"))
-    };
+    let debian = |pgdata: &Path| debian_file(Path::new(ETC), major, pgdata);
     if let Some(file) = told.or_else(beside).and_then(outside) {
         return Main::Of(file);
     }
     if brought.has_main {
         return Main::Own;
     }
-    debian().and_then(outside).map_or(Main::Missing, Main::Of)
+    // A cluster that was made for this very directory comes before the one that the backup was taken from.
+    let made_for = debian(to).filter(|file| names_directory(file, to));
+    let of_original = || original.and_then(debian);
+    let found = made_for
+        .and_then(outside)
+        .or_else(|| of_original().and_then(outside));
+    found.map_or(Main::Missing, Main::Of)
+}
+
+/// The place of a data directory's postgresql.conf, as Debian's pg_createcluster lays clusters out.
+fn debian_file(etc: &Path, major: u32, pgdata: &Path) -> Option<PathBuf> {
+    let place = etc.join(major.to_string()).join(pgdata.file_name()?);
+    Some(place.join("postgresql.conf"))
+}
+
+/// Whether a configuration file says that its server lives in this directory.
+fn names_directory(file: &Path, pgdata: &Path) -> bool {
+    let mut configuration = Configuration::default();
+    let read = configuration.add(file, &Disk);
+    let named = configuration.value_of("data_directory");
+    read.is_ok() && named.is_some_and(|named| is_same(Path::new(named), pgdata))
 }
 
 /// Whether a file is there, be it out of our reach.
@@ -231,7 +254,7 @@ impl Line<'_> {
         self.set("data_directory", self.to);
         self.access_files(&directory, brought);
         self.notes.push(format!(
-            "The backup was taken from a server whose configuration is not in its data directory: the line uses {}",
+            "The configuration is not in the backup: the line uses {}",
             file.display()
         ));
     }
@@ -278,14 +301,18 @@ impl Line<'_> {
     fn port(&mut self) -> (u16, bool) {
         let named = self.value("port").and_then(|p| p.parse().ok());
         let port = named.unwrap_or(port::DEFAULT);
-        let taken = port::taken();
-        if !taken.contains(&port) {
+        let taken = port::Taken::look();
+        let listens = port::Listens {
+            addresses: self.configuration.value_of("listen_addresses"),
+            directories: self.configuration.value_of("unix_socket_directories"),
+        };
+        if !taken.keeps_out(port, &listens) {
             self.notes.push(format!(
                 "It listens on port {port}; on another one with -p PORT among the options of -o."
             ));
             return (port, false);
         }
-        let free = port::free_after(port, &taken);
+        let free = taken.free_after(port);
         let free = free.map_or_else(|| "PORT".to_owned(), |p| p.to_string());
         self.notes.push(format!(
             "Port {port}, which its settings name, is taken on this host: the line gives it {free}. Any other that is free will do."

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::audit;
 use super::configuration::recipients::{self, Brought};
 use super::failures::Failures;
 use super::of::{self, Of};
@@ -47,6 +48,8 @@ pub struct Synced {
     pub done: Vec<Done>,
     /// Recipients of secrets pairs that a repository lacked.
     pub recipients: Vec<Brought>,
+    /// Records of the audit log that a repository lacked.
+    pub records: Vec<audit::Brought>,
     /// Objects that were healed, by cluster and other content of each repository in which something was wrong.
     pub healed: Vec<verify::Done>,
     /// Warnings about repositories whose objects are not proven.
@@ -101,10 +104,11 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
         session,
         done: Vec::new(),
         recipients: Vec::new(),
+        records: Vec::new(),
         clusters: BTreeSet::new(),
         failures,
     };
-    for (to, from) in pairs(asked, &opened) {
+    for (to, from) in of_same_keys(session, pairs(asked, &opened)) {
         if !sync.pair(from, to, wanted) {
             break;
         }
@@ -136,6 +140,7 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Synced> {
     Ok(Synced {
         done: sync.done,
         recipients: sync.recipients,
+        records: sync.records,
         healed,
         warnings,
         failures: sync.failures,
@@ -185,6 +190,9 @@ fn check(asked: &Asked, session: &Session, settings: &Settings) -> Result<()> {
 
 type Opened<'a> = (&'a config::Repository, Repository);
 
+/// The repository that gets, and the one that gives.
+type Direction<'o, 'a> = (&'o Opened<'a>, &'o Opened<'a>);
+
 /// Opens the repositories that take part. One that cannot be opened is reported as a failure, and the others go on.
 fn open<'a>(
     asked: &Asked,
@@ -212,7 +220,7 @@ fn open<'a>(
 }
 
 /// Who gets from whom, in the order of the configuration.
-fn pairs<'o, 'a>(asked: &Asked, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>, &'o Opened<'a>)> {
+fn pairs<'o, 'a>(asked: &Asked, opened: &'o [Opened<'a>]) -> Vec<Direction<'o, 'a>> {
     let is_wanted =
         |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
     let mut pairs = Vec::new();
@@ -227,6 +235,25 @@ fn pairs<'o, 'a>(asked: &Asked, opened: &'o [Opened<'a>]) -> Vec<(&'o Opened<'a>
     pairs
 }
 
+/// Leaves out pairs between which nothing can be copied, because their keys differ, where others are left. Alone, such a pair is refused.
+fn of_same_keys<'o, 'a>(
+    session: &Session,
+    pairs: Vec<Direction<'o, 'a>>,
+) -> Vec<Direction<'o, 'a>> {
+    let is_same = |(to, from): &Direction<'_, '_>| to.1.marker().key_set == from.1.marker().key_set;
+    let (same, other): (Vec<_>, Vec<_>) = pairs.iter().partition(|pair| is_same(pair));
+    if same.is_empty() {
+        return pairs;
+    }
+    for (to, from) in other {
+        let (to, from) = (&to.0.name, &from.0.name);
+        session.note(&format!(
+            "nothing goes from \"{from}\" to \"{to}\": their keys differ, and each needs backups of its own: pitr backup --repository {to}"
+        ));
+    }
+    same
+}
+
 /// A run: what it works with, and what came of it.
 struct Sync<'a> {
     asked: &'a Asked,
@@ -234,6 +261,7 @@ struct Sync<'a> {
     session: &'a Session,
     done: Vec<Done>,
     recipients: Vec<Brought>,
+    records: Vec<audit::Brought>,
     clusters: BTreeSet<String>,
     failures: Failures,
 }
@@ -289,6 +317,10 @@ impl Sync<'_> {
         let (giving, getting) = ((&*from.0.name, &from.1), (&*to.0.name, &to.1));
         match recipients::bring(giving, getting, self.asked.dry_run) {
             Ok(brought) => self.recipients.extend(brought),
+            Err(e) => return self.failures.add(e, doing),
+        }
+        match audit::bring(self.session, giving, getting, self.asked.dry_run) {
+            Ok(brought) => self.records.extend(brought),
             Err(e) => return self.failures.add(e, doing),
         }
         true

@@ -1,5 +1,6 @@
 //! The check of everything that the repositories hold.
 
+use super::counters;
 use super::failures::Failures;
 use super::heal::{self, Outcome};
 use super::of::{self, Of};
@@ -18,6 +19,17 @@ use crate::verify::{Report, Verify, sums};
 
 /// Threads that read.
 const THREADS: usize = 2;
+
+/// A check of all repositories.
+#[derive(Default)]
+pub struct Verified {
+    /// The reports.
+    pub done: Vec<Done>,
+    /// Errors of repositories, and of the operator who wants no more.
+    pub failures: Failures,
+    /// Repositories that were not read, because this host only writes into them, beside others that were.
+    pub only_written: Vec<String>,
+}
 
 /// The report on one cluster, or on other content, in one repository.
 pub struct Done {
@@ -83,6 +95,7 @@ impl Healer<'_> {
 }
 
 /// Reads back as deep as is asked and checks it; all that there is, or only a backup and the WAL it needs. Heals what is found, where that is wished.
+/// A repository that this host only writes is left out where another one answers.
 ///
 /// # Errors
 /// `Config` without a repository; the first failure when nothing was checked at all.
@@ -91,13 +104,13 @@ pub fn run(
     backup: Option<&BackupId>,
     depth: &Depth,
     wish: Option<Heal>,
-) -> Result<(Vec<Done>, Failures)> {
+) -> Result<Verified> {
     let settings = session.settings_with_repositories()?;
     let wanted = settings.cluster_if_named()?;
     let name = wanted.as_ref().map(|c| c.name.as_str());
     let mut done = Vec::new();
     let mut failures = Failures::default();
-    failures.in_each(&settings.repositories, "verify", |configured| {
+    let one = |configured: &config::Repository, done: &mut Vec<Done>| {
         let repository = session.open(configured)?;
         let healer = Healer {
             session,
@@ -105,14 +118,31 @@ pub fn run(
             repository: &repository,
             wish,
         };
-        one_repository(&healer, name, (backup, depth), &mut done)
-    });
+        one_repository(&healer, name, (backup, depth), done)
+    };
+    let repositories = settings.repositories.iter().cloned();
+    let (mut sealed, readable): (Vec<_>, Vec<_>) = repositories.partition(|r| r.only_writes());
+    failures.in_each(&readable, "verify", |r| one(r, &mut done));
+    if done.is_empty() && failures.interrupted.is_none() {
+        let sealed = std::mem::take(&mut sealed);
+        failures.in_each(&sealed, "verify", |r| one(r, &mut done));
+    }
     // A backup is in one repository, as a rule.
     if backup.is_some() && !done.is_empty() {
         failures.forget(Code::NotFound);
     }
     failures.first_if(session, done.is_empty())?;
-    Ok((done, failures))
+    let is_well = |d: &Done| d.report.finding_count == 0 && d.report.unsupported_count == 0;
+    // A part of it, or a look that reads no content, is no verification.
+    let is_whole = backup.is_none() && !matches!(depth, Depth::Fast);
+    if is_whole && failures.is_empty() && done.iter().all(is_well) {
+        counters::succeeded(session, "verify", name.unwrap_or_default());
+    }
+    Ok(Verified {
+        done,
+        failures,
+        only_written: sealed.into_iter().map(|r| r.name).collect(),
+    })
 }
 
 /// Heals a repository in which something shows without reading content, or was recorded as damaged before: what is found so is then read whole.

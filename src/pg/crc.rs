@@ -4,7 +4,6 @@
 //! XLogRecordAssemble). `crc32c` is made for long inputs and takes the odd bytes at both ends one by one, which on short records is most of
 //! the work.
 
-use super::cursor;
 use super::record::HEADER;
 
 /// The part of the header that is covered.
@@ -35,6 +34,7 @@ pub fn behind(body: u32, header: &[u8]) -> u32 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse4.2")]
 fn of_short_record(header: &[u8; HEADER], body: &[u8]) -> u32 {
+    use super::cursor;
     use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
     let (words, rest) = body.as_chunks::<8>();
     let mut crc = u64::from(u32::MAX);

@@ -6,7 +6,7 @@ pub mod catalog;
 pub mod change;
 pub mod conf;
 pub mod control;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "craft"))]
 #[doc(hidden)]
 pub mod craft;
 mod crc;

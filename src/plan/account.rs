@@ -180,10 +180,10 @@ fn warn_of_end(planner: &Planner<'_>, plan: &mut Plan, beyond: Option<&BackupId>
     };
     let warning = match (target, beyond) {
         (Target::Time(_), Some(id)) => format!(
-            "no transaction ended behind the target time, {last}: everything that is archived is replayed. Backup {id} was complete later, so the archived WAL goes beyond the target"
+            "no transaction ended after the target time, {last}: everything that is archived is replayed. Backup {id} was complete later, so the archived WAL goes beyond the target"
         ),
         (Target::Time(_) | Target::Lsn(_), _) => format!(
-            "{target} lies behind the archived WAL, {last}: its end is taken for the target (--allow-end). What was committed later and is not archived yet would be missing: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again"
+            "{target} lies beyond the archived WAL, {last}: its end is taken for the target (--allow-end). What was committed later and is not archived yet would be missing: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again"
         ),
         _ => return,
     };

@@ -404,7 +404,7 @@ impl<'a> Chain<'a> {
             return Ok(Some(StretchEnd::Undecoded { at: name }));
         }
         if let Err(why) = walk.check(&facts) {
-            return Ok(Some(StretchEnd::Broken { at: name, why }));
+            return self.broken(walk, name, why).map(Some);
         }
         if facts.has(wide(flag::MINIMAL)) && self.inventory.major >= MINIMAL_STOPS {
             return Ok(Some(StretchEnd::Minimal { at: name }));
@@ -419,6 +419,17 @@ impl<'a> Chain<'a> {
         }
         walk.take(timeline, number, &facts);
         Ok(self.inner_end(number, name, &facts))
+    }
+
+    /// Ends the walk between two segments. A cache may have told of either, so both are compared with what is stored.
+    fn broken(&self, walk: &Walk, at: SegmentName, why: String) -> Result<StretchEnd> {
+        let before = walk.pieces.last().map(|p| self.name(p.timeline, p.last));
+        for name in [before.transpose()?, Some(at)].into_iter().flatten() {
+            if let Err(e) = self.wal.confirm(name) {
+                return damaged(name, e);
+            }
+        }
+        Ok(StretchEnd::Broken { at, why })
     }
 
     /// Why WAL does not go on behind this segment, if the segment itself says so.

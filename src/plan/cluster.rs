@@ -684,12 +684,28 @@ impl Side<'_> {
             };
             let is_cut = number.start_lsn(size) < from && !self.is_before(name, since)?;
             match unless_damaged(self.commits_in(name, is_cut, from))? {
-                Ok(Some(found)) => return Ok(LastCommit::At(found.last)),
+                // It was read whole.
+                Ok(Some(found)) if is_cut => return Ok(LastCommit::At(found.last)),
+                Ok(Some(_)) => {
+                    // A cache may have told that, of another segment.
+                    self.confirm(name)?;
+                    if let Ok(Some(found)) = unless_damaged(self.commits_in(name, false, from))? {
+                        return Ok(LastCommit::At(found.last));
+                    }
+                }
                 Ok(None) => {}
                 Err(why) => return Ok(LastCommit::Unknown(why)),
             }
         }
         Ok(LastCommit::None)
+    }
+
+    /// Confirms what was read of a segment: [`Wal::confirm`], where this host has the key for it.
+    fn confirm(&self, name: SegmentName) -> Result<()> {
+        match self.wal.confirm(name) {
+            Err(e) if e.code() == Code::Key || e.is_damage() => Ok(()),
+            confirmed => confirmed,
+        }
     }
 
     /// Returns the facts from the index of a segment. `None` on a host that only writes an encrypted repository: it

@@ -6,7 +6,7 @@
 //! cluster. `base` chooses the backup, and `choice` chooses the repository. `account` reports the consequences, and
 //! `unreachable` reports why there is no way to the target. `recovery` is the plan as a value. `retention` computes the
 //! deletions of expire, and `lacking` computes the objects that one repository lacks of another. `estimate` tells how long
-//! a recovery takes.
+//! a recovery takes. `tiers` computes which objects move to a colder storage class. `sets` is the plan of several members that come back together.
 
 mod account;
 pub mod base;
@@ -23,9 +23,11 @@ mod proof;
 pub mod recovery;
 pub mod retention;
 pub mod search;
+pub mod sets;
 pub mod stop;
 pub mod target;
 pub mod target_time;
+pub mod tiers;
 pub mod unreachable;
 pub mod window;
 

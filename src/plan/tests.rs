@@ -327,7 +327,7 @@ fn a12_a_target_behind_the_archived_wal_is_refused() {
         assert_eq!((p.reachable, p.outcome), (true, Outcome::EndOfWal));
         assert!(p.recovery_settings.contains_key("recovery_target_lsn"));
         assert!(!p.recovery_settings.contains_key("recovery_target_time"));
-        assert!(p.warnings[0].contains("lies behind the archived WAL"));
+        assert!(p.warnings[0].contains("lies beyond the archived WAL"));
     }
     // In the future it is refused.
     let target = asked(

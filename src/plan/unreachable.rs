@@ -177,7 +177,7 @@ pub(super) fn not_found(
         ),
         Target::Time(_) => (
             Reason::AfterEnd,
-            format!("no transaction ended behind the target time, {end}"),
+            format!("no transaction ended after the target time, {end}"),
         ),
         Target::Immediate => (
             Reason::AfterEnd,
@@ -268,8 +268,12 @@ fn warn_of_open_wal(
         && planner.may_follow(main.backup, chain, stretch)?
     {
         plan.warnings.push(format!(
-            "if {} lies in WAL that is not archived yet: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again; pitr receive archives WAL as it is written",
-            planner.target.target
+            "if {} lies in WAL that is not archived yet: while the server lives, select pg_switch_wal() on it, wait until that is archived, and plan again; pitr receive archives WAL as it is written{}",
+            planner.target.target,
+            match planner.target.target {
+                Target::Time(_) => ". Where nothing was committed after it, no WAL shows that: add --allow-end",
+                _ => "",
+            }
         ));
     }
     Ok(())
@@ -298,7 +302,7 @@ fn sentence(planner: &Planner<'_>, chain: &Chain<'_>, main: &Tried<'_>) -> Strin
         Reason::AfterEnd => match target {
             Target::Immediate => main.refusal.detail.clone(),
             _ => format!(
-                "{target} lies behind the archive: {} (with --allow-end that end is taken for it)",
+                "{target} lies beyond the archive: {} (with --allow-end that end is taken for it)",
                 end()
             ),
         },

@@ -4,7 +4,7 @@
 //! for any slow replica.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -168,6 +168,17 @@ impl Connection {
     /// Takes bytes of what was received.
     pub fn taken(&mut self, count: usize) {
         self.start = (self.start + count).min(self.end);
+    }
+
+    /// The address of this host that the server sees; none where the server is on this host.
+    pub fn own_ip(&self) -> Option<IpAddr> {
+        let address = match &self.stream {
+            Stream::Tcp(stream) => stream.local_addr(),
+            Stream::Tls(stream) => stream.sock.local_addr(),
+            Stream::Unix(_) => return None,
+        };
+        let ip = address.ok().map(|address| address.ip());
+        ip.filter(|ip| !ip.is_loopback())
     }
 
     /// How long the server may be silent.

@@ -297,7 +297,7 @@ fn failed(doing: &str, path: &Path, error: std::io::Error) -> Error {
 }
 
 /// A word of a configuration file.
-fn quoted(bytes: &[u8]) -> String {
+pub fn quoted(bytes: &[u8]) -> String {
     let mut out = String::from("\"");
     for byte in bytes {
         match byte {

@@ -263,7 +263,7 @@ fn begin(
             let full = resp::full_resync(&line).ok_or_else(|| resp::no_sense(line.as_bytes()))?;
             full_after(source, &full, held.zip(why), host, tick)
         }
-        Reply::Error(_) | Reply::Bulk(_) => Err(resp::no_sense(b"a bulk string")),
+        Reply::Error(_) | Reply::Bulk(_) | Reply::Array(_) => Err(resp::no_sense(b"a bulk string")),
     }
 }
 

@@ -11,6 +11,9 @@ const SHOWN_CHARS: usize = 200;
 /// The rights that a backup needs.
 const RIGHTS: &str = "+psync +replconf +ping +info";
 
+/// The rights that a restore into the server needs besides.
+const RIGHTS_INTO: &str = "+replicaof +slaveof +config|get +config|set +pubsub|numsub";
+
 /// Explains an error that a server gives in reply to `command`. `user` is the configured one.
 pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
     let word = said.split([' ', '\r', '\n']).next().unwrap_or_default();
@@ -22,6 +25,11 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         "NOAUTH" => err!(Denied, "the server wants a password before {command}").hint(
             "Add password_file, and user where the server has ACL users.",
         ),
+        "NOPERM" if !matches!(command, "PSYNC" | "REPLCONF" | "PING" | "INFO") => {
+            err!(Denied, "user \"{shown_user}\" may not run {command}").hint(format!(
+                "A restore into the server needs these rights: ACL SETUSER {shown_user} {RIGHTS_INTO}\nBefore Redis 7: +replicaof +slaveof +config +pubsub"
+            ))
+        }
         "NOPERM" => err!(Denied, "user \"{shown_user}\" may not run {command}").hint(format!(
             "PSYNC hands out the whole data set: give it to a user of its own.\nGive the right on the server: ACL SETUSER {shown_user} {RIGHTS}"
         )),
@@ -38,6 +46,11 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         "DENIED" => err!(Denied, "the server is in protected mode, and takes connections of its own host alone").hint(
             "Give the server a password, or run pitr on its host.",
         ),
+        _ if said.starts_with("ERR unknown command") && command != "PSYNC" => {
+            err!(Server, "the server does not know {command}").hint(format!(
+                "{command} was renamed, or a managed service or a proxy withholds it."
+            ))
+        }
         _ if said.starts_with("ERR unknown command") => {
             err!(Server, "the server does not know {command}").hint(format!(
                 "{command} was renamed, or a managed service or a proxy withholds it. A base without PSYNC, by BGSAVE and its file, is not there yet.\nOn a server of your own remove rename-command {command} from its configuration, and start it again. Else use the service's own snapshots."
@@ -131,6 +144,20 @@ mod tests {
                 Code::Server,
                 "does not know PSYNC",
                 "not there yet",
+            ),
+            (
+                "REPLICAOF",
+                "NOPERM this user has no permissions to run the 'replicaof' command",
+                Code::Denied,
+                "user \"pitr\" may not run REPLICAOF",
+                "+replicaof",
+            ),
+            (
+                "CONFIG",
+                "ERR unknown command 'CONFIG', with args beginning with: 'SET' 'masterauth'",
+                Code::Server,
+                "does not know CONFIG",
+                "was renamed",
             ),
             (
                 "PING",

@@ -9,6 +9,8 @@ use crate::error::Result;
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// A bulk string of a reply has no more bytes: `INFO` of a server with thousands of replicas is smaller.
 const BULK_BYTES_MAX: usize = 16 << 20;
+/// An array of a reply has no more elements, and no array in it: the settings of a server are fewer.
+const ARRAY_LENGTH_MAX: usize = 64 << 10;
 /// How much of an answer that makes no sense is repeated.
 const SHOWN_CHARS: usize = 80;
 /// The length of the mark at the end of a transfer whose length is not known before.
@@ -23,6 +25,8 @@ pub enum Reply {
     Error(String),
     /// A bulk string; none of the null one.
     Bulk(Option<Vec<u8>>),
+    /// An array of the others.
+    Array(Vec<Reply>),
 }
 
 /// The answer to a request for a full resynchronisation.
@@ -80,6 +84,33 @@ pub fn line(bytes: &[u8]) -> Result<Option<(&[u8], usize)>> {
 /// # Errors
 /// `Server` for what no server answers to the commands of a replica.
 pub fn reply(bytes: &[u8]) -> Result<Option<(Reply, usize)>> {
+    let Some((line, used)) = line(bytes)? else {
+        return Ok(None);
+    };
+    match line.strip_prefix(b"*") {
+        Some(digits) => array(digits, bytes, used),
+        None => single(bytes),
+    }
+}
+
+fn array(digits: &[u8], bytes: &[u8], mut used: usize) -> Result<Option<(Reply, usize)>> {
+    let length = number(digits).and_then(|n| usize::try_from(n).ok());
+    let length = length.filter(|n| *n <= ARRAY_LENGTH_MAX);
+    let length = length.ok_or_else(|| no_sense(digits))?;
+    let mut elements = Vec::new();
+    for _ in 0..length {
+        match single(bytes.get(used..).unwrap_or_default())? {
+            Some((element, more)) => {
+                elements.push(element);
+                used += more;
+            }
+            None => return Ok(None),
+        }
+    }
+    Ok(Some((Reply::Array(elements), used)))
+}
+
+fn single(bytes: &[u8]) -> Result<Option<(Reply, usize)>> {
     let Some((line, used)) = line(bytes)? else {
         return Ok(None);
     };

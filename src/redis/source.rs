@@ -55,6 +55,24 @@ impl Source {
         Ok(info)
     }
 
+    /// Asks for a setting; none where the server does not know it.
+    ///
+    /// # Errors
+    /// As [`Source::ask`].
+    pub fn setting(&mut self, name: &'static str, tick: Tick<'_>) -> Result<Option<Secret>> {
+        let words: [&[u8]; 3] = [b"CONFIG", b"GET", name.as_bytes()];
+        let Reply::Array(pair) = self.connection.ask(&words, tick)? else {
+            return Err(err!(Server, "the server does not answer to CONFIG GET"));
+        };
+        match pair.as_slice() {
+            [] => Ok(None),
+            [_, Reply::Bulk(Some(value))] => Ok(Some(Secret::new(
+                String::from_utf8_lossy(value).into_owned(),
+            ))),
+            _ => Err(err!(Server, "the server does not answer to CONFIG GET")),
+        }
+    }
+
     /// Requires that it can give its data set now.
     ///
     /// # Errors

@@ -51,7 +51,7 @@ pub fn request(connection: &mut Connection, tick: Tick<'_>) -> Result<FullResync
         Reply::Line(line) => {
             resp::full_resync(&line).ok_or_else(|| resp::no_sense(line.as_bytes()))
         }
-        Reply::Error(_) | Reply::Bulk(_) => Err(resp::no_sense(b"a bulk string")),
+        Reply::Error(_) | Reply::Bulk(_) | Reply::Array(_) => Err(resp::no_sense(b"a bulk string")),
     }
 }
 

@@ -155,6 +155,24 @@ impl ServerVersion {
         }
     }
 
+    /// Returns the version of the data sets that it writes; none where it is newer than all that are known here.
+    pub fn writes(&self) -> Option<u32> {
+        let table: &[Greatest] = match self.flavor {
+            Flavor::Redis => &REDIS,
+            Flavor::Valkey => &VALKEY,
+        };
+        let known = table.iter().rev().find(|(first, _)| *first <= self.release);
+        let is_newer = table.last().is_some_and(|(last, _)| self.release > *last);
+        known.filter(|_| !is_newer).map(|(_, version)| *version)
+    }
+
+    /// Whether it can be a replica of `master`: it loads what that one writes.
+    pub fn can_follow(&self, master: &ServerVersion) -> bool {
+        let is_own = self.flavor == master.flavor && self.release >= master.release;
+        let loads = |written| self.loads(written, master) != Loads::No;
+        is_own || master.writes().is_some_and(loads)
+    }
+
     /// Returns the version without its family.
     pub fn text(&self) -> &str {
         &self.text
@@ -237,6 +255,25 @@ mod tests {
         // The table may lag behind what a server says of itself.
         let own = ServerVersion::named("redis 8.4", Flavor::Redis).unwrap();
         assert_eq!(own.loads(13, &own), Yes);
+    }
+
+    #[test]
+    fn a_replica_loads_what_its_master_writes() {
+        for (replica, master, expected) in [
+            ("redis 7.0.15", "redis 7.0.15", true),
+            ("redis 8.0", "redis 7.0", true),
+            ("redis 7.0", "redis 8.0", false),
+            ("valkey 8.1", "redis 7.2", true),
+            ("valkey 8.1", "redis 8.0", false),
+            ("redis 7.2", "valkey 8.1", true),
+            ("redis 8.0", "valkey 9.1", false),
+            ("redis 8.0", "redis 99.0", false),
+            ("redis 99.0", "redis 99.0", true),
+        ] {
+            let version = |text| ServerVersion::named(text, Flavor::Redis).unwrap();
+            let found = version(replica).can_follow(&version(master));
+            assert_eq!(found, expected, "{replica}, {master}");
+        }
     }
 
     #[test]

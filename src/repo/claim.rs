@@ -18,6 +18,11 @@ pub const RENEWAL_SECONDS: u64 = 3600;
 /// After how long that of a backup is renewed, which is a sign of life for others that wait.
 pub const BACKUP_RENEWAL_SECONDS: u64 = 600;
 
+/// How long a backup that failed keeps what it stored, for the next one to go on from.
+pub const LEFT_SECONDS: u64 = 24 * 3600;
+/// A backup deletes what it stored only while its claim is younger: by then no other backup takes it for killed.
+const DELETES_SECONDS: u64 = BACKUP_RENEWAL_SECONDS + BACKUP_RENEWAL_SECONDS / 2;
+
 /// A standing claim.
 pub struct Claim<'a> {
     store: &'a dyn Store,
@@ -159,6 +164,22 @@ impl<'a> Claim<'a> {
         Ok(())
     }
 
+    /// Whether the claim is so young that no other backup takes its writer for killed.
+    pub fn is_fresh(&self) -> bool {
+        self.age_seconds() < DELETES_SECONDS
+    }
+
+    /// Ends the claim of a backup that failed. One of purpose `prior` takes its place: what was stored stays for a day.
+    pub fn leave(mut self, progress: &dyn Progress) {
+        self.purpose = "prior";
+        if let Err(e) = self.renew(LEFT_SECONDS) {
+            progress.note(&format!(
+                "the claim of backup \"{}\" could not be handed over, it ends by itself: {e}",
+                self.id
+            ));
+        }
+    }
+
     /// Ends the claim. When that fails it ends by itself in some hours.
     pub fn release(self, progress: &dyn Progress) {
         let release = Event {
@@ -225,6 +246,10 @@ mod tests {
         let mut claim = Claim::take((&store, &scope), writer, &id, "backup", None).unwrap();
         claim.check().unwrap();
         claim.keep().unwrap();
+        assert!(claim.is_fresh());
+        claim.renewed = seconds_since_boot() - DELETES_SECONDS.cast_signed();
+        assert!(!claim.is_fresh());
+        claim.check().unwrap();
         claim.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();
         for result in [claim.check(), claim.keep(), claim.protect_from(1, Lsn(8))] {
             assert_eq!(result.unwrap_err().code(), Code::Conflict);

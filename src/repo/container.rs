@@ -362,11 +362,22 @@ impl<W: Write> ContainerWriter<W> {
     }
 
     /// Ends the body, writes `identity`, `sections` and the trailer, and returns the sink.
-    pub fn finish(self, identity: &Identity, mut sections: Vec<Section>) -> io::Result<W> {
+    pub fn finish(self, identity: &Identity, sections: Vec<Section>) -> io::Result<W> {
+        self.end(identity, sections, |_| {})
+    }
+
+    /// As [`ContainerWriter::finish`]; calls `behind_body` when the body is written.
+    fn end(
+        self,
+        identity: &Identity,
+        mut sections: Vec<Section>,
+        behind_body: impl FnOnce(&mut W),
+    ) -> io::Result<W> {
         let mut stored = match self.encoder {
             Encoder::Lz4(e) => e.finish()?,
             Encoder::Zstd(e) => e.finish()?,
         };
+        behind_body(&mut stored.sink);
         sections.push(Section {
             tag: tag::IDENTITY,
             bytes: identity.encode(),
@@ -418,7 +429,9 @@ impl ContainerWriter<Box<dyn NewObject>> {
         sections: Vec<Section>,
     ) -> io::Result<Box<dyn NewObject>> {
         let facts = facts(self.kind, identity)?;
-        let mut object = self.finish(identity, sections)?;
+        // Its index is what an incremental asks for.
+        let is_kept = self.kind == Kind::Segment && !self.is_refused;
+        let mut object = self.end(identity, sections, |object| object.keep(is_kept))?;
         object.describe(facts, Some(&identity.hash));
         Ok(object)
     }
@@ -624,7 +637,8 @@ impl Container {
             return Ok(Container::opaque(object, kind, identity));
         }
         let want = size.min(TAIL_READ_BYTES);
-        let tail_offset = size - want;
+        let tail_offset = (size - want).max(object.readable_from());
+        let want = size.saturating_sub(tail_offset);
         let mut tail = vec![0; usize::try_from(want).unwrap_or(0)];
         object.read_at(&mut tail, tail_offset)?;
         let trailer_at = tail

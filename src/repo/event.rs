@@ -37,7 +37,7 @@ pub const TRIMMED: &str = "trimmed";
 /// Kinds that take something away: protection, trust, WAL. They do not count without the MAC that an encrypted
 /// repository's events bear. Kinds that only keep things (`begin`, `claim`, `pin`, `unexpire`, those of a newer
 /// version) count without it. A janitor and a sync without keys make some of these.
-const NEED_PROOF: [&str; 17] = [
+const NEED_PROOF: [&str; 18] = [
     "expire",
     TRIMMED,
     "completed",
@@ -54,6 +54,7 @@ const NEED_PROOF: [&str; 17] = [
     "segment_size",
     "source",
     "drilled",
+    "mark",
     MEANINGLESS,
 ];
 
@@ -61,9 +62,9 @@ const NEED_PROOF: [&str; 17] = [
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
     /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `resolve`, `unresolve`,
-    /// `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`, `drilled`.
+    /// `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`, `drilled`, `mark`.
     pub event: String,
-    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope`, `checks` or `drills`.
+    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope`, `checks`, `drills` or `marks-<day>`.
     pub subject: String,
     /// The writer's clock.
     pub time: TimestampTz,
@@ -118,6 +119,9 @@ pub struct Event {
     /// `begin`: process id of the writer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// `begin`: the writer deletes nothing that it stored once another backup has claimed its id, or may take it for killed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumable: bool,
     /// `adopted`: the name it continues under.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "as")]
     pub as_name: Option<String>,
@@ -141,6 +145,10 @@ pub struct Event {
     #[cfg(feature = "full")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill: Option<super::drilled::Drill>,
+    /// `mark`: one point in every member of a recovery set.
+    #[cfg(feature = "full")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<super::set_mark::Stated>,
 }
 
 /// An event with its place in the repository.

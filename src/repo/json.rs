@@ -97,6 +97,17 @@ fn split_mac(body: &[u8]) -> Option<(&[u8], &str)> {
     Some((content, std::str::from_utf8(digits).ok()?))
 }
 
+/// The hash of an object's content: of every byte before its MAC, or before its checksum where it bears no MAC.
+///
+/// # Errors
+/// `Damaged` when the checksum is wrong.
+#[cfg(feature = "full")]
+pub fn content_hash(key: &Key, bytes: &[u8]) -> Result<[u8; 32]> {
+    let body = covered(key, bytes)?;
+    let content = split_mac(body).map_or(body, |(content, _)| content);
+    Ok(blake3::hash(content).into())
+}
+
 /// Checks and parses an object that was found under `key`.
 ///
 /// # Errors

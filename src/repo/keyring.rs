@@ -439,7 +439,7 @@ fn read_descriptor(number: i32) -> Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Reads a file that holds a secret, and that nobody else may read.
-fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+pub(super) fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let shown = path.display();
     let failed = |e| {
         err!(Key, "could not read {kind} \"{shown}\"")

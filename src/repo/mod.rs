@@ -3,6 +3,10 @@
 //! The page is the authority; a change here that it does not say is a defect.
 
 #[cfg(feature = "full")]
+pub mod audit;
+#[cfg(feature = "full")]
+pub mod audit_chain;
+#[cfg(feature = "full")]
 pub mod catalog;
 #[cfg(feature = "full")]
 pub mod claim;
@@ -23,6 +27,8 @@ pub mod healed;
 pub mod id;
 pub mod json;
 #[cfg(feature = "full")]
+pub mod kept;
+#[cfg(feature = "full")]
 pub mod kept_open;
 #[cfg(feature = "full")]
 pub mod keyring;
@@ -38,11 +44,15 @@ pub mod relations;
 pub mod repository;
 pub mod root;
 #[cfg(feature = "full")]
+pub mod run_claim;
+#[cfg(feature = "full")]
 pub mod runs;
 mod same_bytes;
 pub mod scope;
 #[cfg(feature = "full")]
 pub mod sealed;
+#[cfg(feature = "full")]
+pub mod set_mark;
 #[cfg(feature = "full")]
 pub mod source;
 pub mod varint;

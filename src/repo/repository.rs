@@ -44,9 +44,10 @@ impl Marker {
             .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
         read.ok_or_else(|| {
             let location = store.location();
-            let remedy = match location.starts_with("s3://") {
-                true => "Correct the url",
-                false => "Mount the disk or correct the url",
+            let remedy = match location.split_once("://") {
+                Some(("s3", _)) => "Correct the url",
+                Some(_) => "Mount the disk on the server or correct the url",
+                None => "Mount the disk or correct the url",
             };
             err!(
                 NoRepository,
@@ -108,15 +109,21 @@ pub fn check_registration(
     }
 }
 
+/// The store of an encrypted repository, where this program has one.
+#[cfg(feature = "full")]
+type Sealed = Option<super::sealed::SealedStore>;
+#[cfg(not(feature = "full"))]
+type Sealed = Option<()>;
+
 /// The store of a repository as those see it who have these keys.
 fn unlocked(
     store: Box<dyn Store>,
     marker: &Marker,
     encryption: Option<&Encryption>,
-) -> Result<Box<dyn Store>> {
+) -> Result<(Box<dyn Store>, Sealed)> {
     let Some(key_set) = &marker.key_set else {
         return match encryption {
-            None => Ok(store),
+            None => Ok((store, None)),
             Some(_) => Err(err!(
                 Key,
                 "repository \"{}\" is not encrypted, and encryption is configured for it",
@@ -125,27 +132,36 @@ fn unlocked(
             .hint("Nothing was read or written. Look whether somebody put another repository in its place; to encrypt, create a new repository.")),
         };
     };
-    unsealed(store, key_set, encryption)
+    unsealed(store, (key_set, &marker.uuid), encryption)
 }
 
 #[cfg(feature = "full")]
 fn unsealed(
     store: Box<dyn Store>,
-    key_set: &str,
+    (key_set, uuid): (&str, &str),
     encryption: Option<&Encryption>,
-) -> Result<Box<dyn Store>> {
+) -> Result<(Box<dyn Store>, Sealed)> {
+    use super::{kept::Kept, sealed::SealedStore};
     let keys = super::keyring::Keys::load(store.as_ref(), key_set.parse()?, encryption)
         .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
-    Ok(Box::new(super::sealed::SealedStore::new(store, keys)))
+    let sealed = SealedStore::new(store, keys);
+    // The marker is anybody's, and becomes a path.
+    let state = encryption.and_then(|from| from.state_dir.as_ref());
+    let is_uuid = uuid.len() == 32 && uuid.bytes().all(|b| b.is_ascii_hexdigit());
+    let sealed = match state.filter(|_| is_uuid) {
+        Some(state) => sealed.keeping(Kept::new(state.join(uuid))),
+        None => sealed,
+    };
+    Ok((Box::new(sealed.clone()), Some(sealed)))
 }
 
 /// The small programs have pitr do it where they know that a repository is encrypted.
 #[cfg(not(feature = "full"))]
 fn unsealed(
     store: Box<dyn Store>,
-    _key_set: &str,
+    _key_set: (&str, &str),
     _encryption: Option<&Encryption>,
-) -> Result<Box<dyn Store>> {
+) -> Result<(Box<dyn Store>, Sealed)> {
     Err(err!(
         Key,
         "repository \"{}\" is encrypted, and no encryption is configured for it",
@@ -157,6 +173,8 @@ fn unsealed(
 /// An open repository: its marker was read in this session.
 pub struct Repository {
     store: Box<dyn Store>,
+    #[cfg(feature = "full")]
+    sealed: Sealed,
     marker: Marker,
     known: Mutex<Known>,
     /// The last file that was archived found its name taken, or none was archived yet.
@@ -213,13 +231,40 @@ impl Repository {
     /// Those of [`Repository::open`].
     pub fn open_with(store: Box<dyn Store>, encryption: Option<&Encryption>) -> Result<Repository> {
         let marker = Marker::read(store.as_ref())?;
-        let store = unlocked(store, &marker, encryption)?;
-        Ok(Repository {
+        let (store, sealed) = unlocked(store, &marker, encryption)?;
+        Ok(Repository::with(store, sealed, marker))
+    }
+
+    fn with(store: Box<dyn Store>, sealed: Sealed, marker: Marker) -> Repository {
+        #[cfg(not(feature = "full"))]
+        let _ = sealed;
+        Repository {
             store: Box::new(HealedStore::new(store)),
+            #[cfg(feature = "full")]
+            sealed,
             marker,
             known: Mutex::default(),
             is_looked_at_first: AtomicBool::new(true),
-        })
+        }
+    }
+
+    /// Returns this repository with the objects of clusters readable as far as this host kept parts of them, for who
+    /// builds on a backup; none where it reads them itself, or keeps nothing.
+    #[cfg(feature = "full")]
+    pub fn recalling(&self) -> Option<Repository> {
+        let sealed = self
+            .sealed
+            .as_ref()
+            .filter(|sealed| sealed.kept().is_some())?;
+        let sealed = sealed.recalling();
+        let store = Box::new(sealed.clone());
+        Some(Repository::with(store, Some(sealed), self.marker.clone()))
+    }
+
+    /// Returns the state of a host that cannot read back what it writes here; none where it can.
+    #[cfg(feature = "full")]
+    pub fn kept(&self) -> Option<&super::kept::Kept> {
+        self.sealed.as_ref()?.kept().map(std::sync::Arc::as_ref)
     }
 
     /// Creates the marker, or opens the repository that is there.
@@ -516,7 +561,7 @@ impl Repository {
             layout.system_identifier(),
             layout.name()
         )
-        .hint("Nothing was stored. If this is another cluster, correct --cluster or the repository; after initdb or pg_upgrade, run \"pitr init --confirm\"."))
+        .hint("Nothing was stored. If this is another cluster, correct --cluster or the repository; after initdb or pg_upgrade, set pgdata and conninfo to the new cluster's, and run \"pitr init --confirm\"."))
     }
 
     /// Registers a cluster; its being registered already is fine.

@@ -10,7 +10,7 @@ use crate::store::Key;
 
 /// The repository's marker.
 pub fn marker() -> Key {
-    fixed("pitr.json".to_owned())
+    fixed(crate::store::MARKER.to_owned())
 }
 
 /// Prefix of what the recipients of an encrypted repository open.
@@ -61,6 +61,12 @@ fn is_sealed(key: &str) -> bool {
             | [AUX, _, _, "events", _, _]
             | ["audit" | "jobs", _, ..]
     )
+}
+
+/// Whether an object belongs to a cluster.
+pub fn is_of_cluster(key: &Key) -> bool {
+    let rest = key.as_str().strip_prefix(CLUSTERS);
+    rest.is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Returns the name or key without the suffix of a healed copy, where it has one. An object that is not of a sealed

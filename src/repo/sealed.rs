@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use serde_json::{Map, Value};
 
 use super::json;
+use super::kept::{Kept, Parts, Recalled};
 use super::keyring::Keys;
 use super::root::{TOMBSTONE, Tombstone};
 use super::scope;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::seal::{
     self, CHUNK, EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, MacKey, Opener, Sealer, TAG, TAIL,
 };
@@ -32,9 +33,14 @@ const NO_KEY: &str = "Configure the repository's encryption on this host: key_se
 const ONLY_WRITES: &str = "Nothing was read, and nothing is wrong with what this host writes: its key_set reads nothing, not even that. Run the command on a host that has a reader's key, or add key_file or a passphrase to the repository's encryption here; \"pitr doctor\" looks after a host that only writes.";
 
 /// Seals and opens what goes through it.
+#[derive(Clone)]
 pub struct SealedStore {
-    inner: Box<dyn Store>,
+    inner: Arc<dyn Store>,
     keys: Arc<Keys>,
+    /// The state of a host that cannot read its own objects back.
+    kept: Option<Arc<Kept>>,
+    /// Whether objects are read from there.
+    is_recalling: bool,
 }
 
 impl SealedStore {
@@ -52,8 +58,31 @@ impl SealedStore {
     /// Wraps the store of a repository whose marker names the key set of `keys`.
     pub fn new(inner: Box<dyn Store>, keys: Keys) -> SealedStore {
         SealedStore {
-            inner,
+            inner: Arc::from(inner),
             keys: Arc::new(keys),
+            kept: None,
+            is_recalling: false,
+        }
+    }
+
+    /// Keeps parts of what it creates in this state directory, where the keys at hand seal and do not open.
+    pub fn keeping(mut self, kept: Kept) -> SealedStore {
+        let keys = &self.keys;
+        let only_writes = keys.private.is_none() && keys.public.is_some() && keys.mac.is_some();
+        self.kept = only_writes.then(|| Arc::new(kept));
+        self
+    }
+
+    /// Returns the state that it keeps; none where it reads everything itself.
+    pub fn kept(&self) -> Option<&Arc<Kept>> {
+        self.kept.as_ref()
+    }
+
+    /// Returns the same store, which reads objects of a cluster as far as parts of them were kept.
+    pub fn recalling(&self) -> SealedStore {
+        SealedStore {
+            is_recalling: true,
+            ..self.clone()
         }
     }
 
@@ -89,6 +118,27 @@ impl SealedStore {
         self.check(key, &foot).map_err(of_object)?;
         foot.check_length(size, length).map_err(of_object)?;
         Ok(Found::Sealed(Box::new(foot), tail.split_off(at)))
+    }
+
+    /// Opens what was kept of an object that the store does not let this host read. A listing has to show roots and
+    /// layers with the same length.
+    fn unseen(&self, key: &Key, denied: Error) -> Result<Option<Box<dyn Object>>> {
+        let Some(kept) = self.kept.as_ref().filter(|_| scope::is_sealed_form(key)) else {
+            return Err(denied);
+        };
+        let mut stored_bytes = None;
+        if key.name() == "manifest" || key.as_str().contains("/layers/") {
+            let listed = self.inner.list(key.parent().unwrap_or_default())?;
+            let Some(found) = listed.iter().find(|listed| listed.name == key.name()) else {
+                return Ok(None);
+            };
+            stored_bytes = found.meta.map(|meta| meta.size_bytes);
+        }
+        match kept.recall_unseen(key, stored_bytes) {
+            Ok(recalled) => Ok(Some(Box::new(Unseen(recalled)))),
+            // As one of a newer format: it is passed over, and not called damaged.
+            Err(why) => Err(denied.with_code(Code::Unsupported).context(why)),
+        }
     }
 
     /// Whether the foot is that of this object of this key set.
@@ -171,7 +221,11 @@ impl Store for SealedStore {
     crate::store::pass_on!();
 
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
-        let Some(object) = self.inner.open(key)? else {
+        let object = match self.inner.open(key) {
+            Err(e) if e.code() == Code::Denied && self.is_recalling => return self.unseen(key, e),
+            object => object?,
+        };
+        let Some(object) = object else {
             return Ok(None);
         };
         if !scope::is_sealed_form(key) {
@@ -187,6 +241,9 @@ impl Store for SealedStore {
         };
         let facts = serde_json::from_slice(&foot.facts)
             .map_err(|e| Error::from(e).context(format!("read object \"{key}\"")))?;
+        let kept = self.kept.as_ref().filter(|_| self.is_recalling);
+        let base = Key::new(scope::own_key(key))?;
+        let recalled = kept.map(|kept| kept.recall(&base, &stored_foot));
         let sealed = SealedObject {
             inner: object,
             foot,
@@ -195,7 +252,8 @@ impl Store for SealedStore {
             key: key.clone(),
             keys: Arc::clone(&self.keys),
             opener: OnceLock::new(),
-            kept: Mutex::new(None),
+            recalled,
+            last: Mutex::new(None),
         };
         Ok(Some(Box::new(sealed)))
     }
@@ -219,6 +277,8 @@ impl Store for SealedStore {
             mac: mac.clone(),
             facts: Map::new(),
             key: key.clone(),
+            parts: Parts::default(),
+            kept: self.kept.clone().filter(|_| scope::is_of_cluster(key)),
         }))
     }
 
@@ -292,17 +352,43 @@ impl Object for PlainObject {
     }
 }
 
+/// The kept parts of an object that the store does not show.
+struct Unseen(Recalled);
+
+impl Object for Unseen {
+    fn size_bytes(&self) -> u64 {
+        self.0.plain_bytes()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let read = self.0.read_at(buffer, offset);
+        read.unwrap_or_else(|| Err(err!(Key, "this host keeps no content of the object")))
+    }
+
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn readable_from(&self) -> u64 {
+        self.0.readable_from()
+    }
+}
+
 /// An object on its way into the store.
 struct SealedNew {
     sealer: Sealer<Box<dyn NewObject>>,
     mac: MacKey,
     facts: Map<String, Value>,
     key: Key,
+    parts: Parts,
+    kept: Option<Arc<Kept>>,
 }
 
 impl Write for SealedNew {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sealer.write(bytes)
+        let written = self.sealer.write(bytes)?;
+        self.parts.add(bytes.get(..written).unwrap_or_default());
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -319,14 +405,22 @@ impl NewObject for SealedNew {
         }
     }
 
+    fn keep(&mut self, is_kept: bool) {
+        self.parts.keep(is_kept && self.kept.is_some());
+    }
+
     fn publish(self: Box<Self>) -> Result<Published> {
         let facts = serde_json::to_vec(&Value::Object(self.facts))
             .map_err(|e| err!(Internal, "the facts of an object could not be written").source(e))?;
-        let inner = self
+        let (inner, foot) = self
             .sealer
             .finish(&facts, &self.mac)
             .map_err(|e| Error::from_io(format!("write object \"{}\"", self.key), e))?;
-        inner.publish()
+        let published = inner.publish()?;
+        if let (Published::Created, Some(kept)) = (published, &self.kept) {
+            kept.put(&self.key, &foot, &self.parts);
+        }
+        Ok(published)
     }
 }
 
@@ -340,14 +434,23 @@ struct SealedObject {
     key: Key,
     keys: Arc<Keys>,
     opener: OnceLock<Opener>,
+    /// The parts that this host kept, or why it has none; none where objects are not read from there.
+    recalled: Option<std::result::Result<Recalled, String>>,
     /// The chunk that was read last, by its number: the next read often begins in it.
-    kept: Mutex<Option<(u64, Vec<u8>)>>,
+    last: Mutex<Option<(u64, Vec<u8>)>>,
 }
 
 impl SealedObject {
     fn opener(&self) -> Result<&Opener> {
         if let Some(opener) = self.opener.get() {
             return Ok(opener);
+        }
+        if let Some(recalled) = &self.recalled {
+            let why = match recalled {
+                Ok(_) => format!("this host keeps no content of object \"{}\"", self.key),
+                Err(why) => why.clone(),
+            };
+            return Err(err!(Key, "{why}").hint(ONLY_WRITES));
         }
         let (Some(mac), Some(private)) = (&self.keys.mac, &self.keys.private) else {
             return Err(err!(
@@ -445,13 +548,18 @@ impl Object for SealedObject {
                 buffer.len()
             )
         })?;
+        if let Some(Ok(recalled)) = &self.recalled
+            && let Some(read) = recalled.read_at(buffer, offset)
+        {
+            return read;
+        }
         let mut next = offset / CHUNK as u64;
         // Nothing is asked of an empty range; but an empty object is proven by opening its only chunk.
         let behind = match buffer.is_empty() {
             true => seal::chunks(self.foot.plain_bytes).min(next + 1),
             false => end.div_ceil(CHUNK as u64),
         };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((number, raw)) = kept.as_ref().filter(|(number, _)| *number == next) {
             copy(buffer, offset, *number, raw);
             next += 1;
@@ -467,7 +575,7 @@ impl Object for SealedObject {
                 copy(buffer, offset, number, raw);
             })?;
         }
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = newest;
         Ok(())
     }
 
@@ -476,9 +584,14 @@ impl Object for SealedObject {
     }
 
     fn opaque(&self) -> Option<&dyn Opaque> {
-        match self.keys.private {
-            Some(_) => None,
-            None => Some(self),
+        let is_readable = self.keys.private.is_some() || matches!(self.recalled, Some(Ok(_)));
+        (!is_readable).then_some(self as &dyn Opaque)
+    }
+
+    fn readable_from(&self) -> u64 {
+        match &self.recalled {
+            Some(Ok(recalled)) => recalled.readable_from(),
+            _ => 0,
         }
     }
 

@@ -55,7 +55,8 @@ fn seal_with(
     for part in [&length[..], content, padding] {
         sealer.write_all(part).map_err(failed)?;
     }
-    sealer.finish(b"{}", mac).map_err(failed)
+    let (sealed, _) = sealer.finish(b"{}", mac).map_err(failed)?;
+    Ok(sealed)
 }
 
 fn foot(envelope: &[u8]) -> Result<(Foot, usize)> {

@@ -113,11 +113,11 @@ impl<W: Write> Sealer<W> {
         Ok(())
     }
 
-    /// Seals the last chunk, adds the foot with `facts`, and returns the sink.
+    /// Seals the last chunk, adds the foot with `facts`, and returns the sink and the foot.
     ///
     /// # Errors
     /// Errors of the sink.
-    pub fn finish(mut self, facts: &[u8], mac: &MacKey) -> io::Result<W> {
+    pub fn finish(mut self, facts: &[u8], mac: &MacKey) -> io::Result<(W, Vec<u8>)> {
         self.emit(true)?;
         let stored = *self.stored.finalize().as_bytes();
         let foot = foot::encode(
@@ -129,8 +129,9 @@ impl<W: Write> Sealer<W> {
             self.plain_bytes,
             mac,
         );
-        self.sink.write_all(&foot.map_err(io::Error::other)?)?;
-        Ok(self.sink)
+        let foot = foot.map_err(io::Error::other)?;
+        self.sink.write_all(&foot)?;
+        Ok((self.sink, foot))
     }
 }
 

@@ -40,7 +40,7 @@ fn sealed(key: &str, plain: &[u8], seed: u8) -> Vec<u8> {
     for piece in plain.chunks(10_007) {
         sealer.write_all(piece).unwrap();
     }
-    sealer.finish(FACTS, &keys.mac).unwrap()
+    sealer.finish(FACTS, &keys.mac).unwrap().0
 }
 
 /// As a reader does it: foot, MAC, key, length, chunks, head.

@@ -246,14 +246,19 @@ impl<'t> PriorChunks<'t> {
 }
 
 /// A chunk of the prior.
-struct Known {
-    pack: u32,
-    frame: u32,
-    whole: WholeChunk,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Index of its pack in the root.
+    pub pack: u32,
+    /// Number of its frame in the pack.
+    pub frame: u32,
+    /// Its place in the frame, and its hash.
+    pub whole: WholeChunk,
 }
 
 impl Known {
-    fn encode(&self) -> [u8; RECORD_BYTES] {
+    /// The record of an [`Index`].
+    pub fn encode(&self) -> [u8; RECORD_BYTES] {
         let mut record = [0; RECORD_BYTES];
         let numbers = [self.pack, self.frame, self.whole.offset, self.whole.length];
         let bytes = numbers.into_iter().flat_map(u32::to_le_bytes);
@@ -283,7 +288,7 @@ impl Known {
 }
 
 /// Chunks sorted by their hashes, in an unnamed file.
-struct Index {
+pub struct Index {
     file: File,
     records: u64,
     /// The hash of the first record of each page.
@@ -311,7 +316,11 @@ impl Index {
         Index::sorted(sorter, &host.scratch)
     }
 
-    fn sorted(sorter: Sorter, scratch: &Path) -> Result<Index> {
+    /// The index of the records in `sorter`, in a file in `scratch`.
+    ///
+    /// # Errors
+    /// Those of the scratch files.
+    pub fn sorted(sorter: Sorter, scratch: &Path) -> Result<Index> {
         let failed = |e: io::Error| {
             Error::from_io(
                 format!("write a temporary file in \"{}\"", scratch.display()),
@@ -344,7 +353,11 @@ impl Index {
         })
     }
 
-    fn find(&self, hash: &[u8; 32]) -> Result<Option<Known>> {
+    /// The chunk of this hash.
+    ///
+    /// # Errors
+    /// Those of the scratch file.
+    pub fn find(&self, hash: &[u8; 32]) -> Result<Option<Known>> {
         let Some(page) = self.fences.partition_point(|f| f <= hash).checked_sub(1) else {
             return Ok(None);
         };

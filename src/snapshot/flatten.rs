@@ -108,7 +108,8 @@ impl Flattening<'_, '_> {
             number: self.flat.layers,
         };
         self.flat.layers += 1;
-        let object = self.store.create(&self.scope.layer(&part))?;
+        let mut object = self.store.create(&self.scope.layer(&part))?;
+        object.keep(true);
         let writer = LayerWriter::new(object, &part, self.scope.tag());
         self.open = Some(OpenLayer {
             writer: written(writer, &format!("layer \"{part}\""))?,

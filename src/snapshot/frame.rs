@@ -45,7 +45,8 @@ pub struct Extent {
 }
 
 impl Extent {
-    fn pages(&self) -> usize {
+    /// How many page hashes it has.
+    pub fn pages(&self) -> usize {
         (self.length as usize).div_ceil(PAGE_BYTES)
     }
 }

@@ -33,6 +33,11 @@ pub trait Kind {
         false
     }
 
+    /// Whether nothing is left of a backup that has nothing new upon its prior.
+    fn takes_changes_alone(&self) -> bool {
+        false
+    }
+
     /// Reads the content into the snapshot.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::chunks::Stored;
 use super::layer::{EntryKind, LayerWriter, Metadata};
 use super::piece::{self, Piece, Source, WholeChunk};
 use super::pipeline::{FinishedPack, PackTarget, publish, written};
-use super::sink::UnresolvedChunk;
+use super::sink::{Origin, UnresolvedChunk};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::id::PartName;
@@ -20,7 +20,7 @@ use crate::text::{hex, unhex};
 /// A shard ends at the file that follows this many raw bytes.
 const SHARD_BYTES: u64 = 64 << 30;
 
-/// The name and the hash of a pack of the prior, by its index in the prior's root.
+/// The name and the hash of a pack that was there before: by its index in the root of the prior, or among those that interrupted backups left.
 pub type PackOfPrior<'p> = dyn Fn(u32) -> Option<(PartName, [u8; 32])> + 'p;
 
 /// Layers under construction.
@@ -39,6 +39,7 @@ pub struct Layers<'a> {
     layers: u32,
     stored_bytes: u64,
     used: BTreeSet<usize>,
+    used_before: BTreeSet<u32>,
 }
 
 /// The finished layers, for the root.
@@ -49,6 +50,8 @@ pub struct LayersWritten {
     pub stored_bytes: u64,
     /// Indexes of the packs that they lead to.
     pub used: BTreeSet<usize>,
+    /// The same of packs that were there before.
+    pub used_before: BTreeSet<u32>,
     /// Whether a file of them is cut into chunks.
     pub has_chunks: bool,
 }
@@ -61,7 +64,7 @@ struct OpenLayer {
     writer: LayerWriter<Box<dyn NewObject>>,
     /// Index in the layer's list of packs, by index in the list of all packs.
     pack_indexes: HashMap<usize, u32>,
-    /// The same of the prior's packs, by their indexes in its root.
+    /// The same of packs that were there before.
     prior_indexes: HashMap<u32, u32>,
     files: u64,
     bytes: u64,
@@ -94,6 +97,7 @@ impl<'a> Layers<'a> {
             layers,
             stored_bytes: 0,
             used: BTreeSet::new(),
+            used_before: BTreeSet::new(),
         })
     }
 
@@ -125,7 +129,7 @@ impl<'a> Layers<'a> {
         let layer = self.open.insert(layer);
         let resolved;
         let value = if kind == EntryKind::Extents {
-            let pieces = resolve(value, packs, layer)?;
+            let pieces = resolve(value, packs, self.pack_of_prior, layer)?;
             let first = pieces.first().map_or(0, |p| p.position);
             let has_pages = self.target.scope.tag().class == 0;
             resolved = piece::encode(first, &pieces, has_pages);
@@ -181,7 +185,8 @@ impl<'a> Layers<'a> {
             id: self.target.id.clone(),
             number,
         };
-        let object = self.target.store.create(&self.target.scope.layer(&part))?;
+        let mut object = self.target.store.create(&self.target.scope.layer(&part))?;
+        object.keep(true);
         let what = format!("layer \"{part}\"");
         let tag = self.target.scope.tag();
         let follows = self.prior.partition_point(|(first, _)| *first <= self.file);
@@ -209,6 +214,7 @@ impl<'a> Layers<'a> {
         publish(object, &what)?;
         self.stored_bytes += summary.length;
         self.used.extend(layer.pack_indexes.into_keys());
+        self.used_before.extend(layer.prior_indexes.into_keys());
         let reference = LayerRef {
             key: layer.part,
             offset: 0,
@@ -239,28 +245,38 @@ impl<'a> Layers<'a> {
             shards: of_prior.chain(self.shards).collect(),
             stored_bytes: self.stored_bytes,
             used: self.used,
+            used_before: self.used_before,
             has_chunks: self.has_chunks,
         })
     }
 }
 
 /// Gives pieces the pack and the frame in it that their number over all packs stands for.
-fn resolve(value: &[u8], packs: &[FinishedPack], layer: &mut OpenLayer) -> Result<Vec<Piece>> {
+fn resolve(
+    value: &[u8],
+    packs: &[FinishedPack],
+    pack_of_prior: &PackOfPrior<'_>,
+    layer: &mut OpenLayer,
+) -> Result<Vec<Piece>> {
     let mut r = Reader::new(value, "unsorted extents");
     let mut pieces = Vec::new();
     while r.remaining() > 0 {
         let (position, length) = (r.varint()?, r.varint()?);
-        let (frame, offset) = (r.varint()?, r.number()?);
-        let source = match frame.checked_sub(1) {
-            None => Source::Zeros,
-            Some(number) => {
-                let (pack, frame) = layer.place(packs, number)?;
-                Source::Frame {
-                    pack,
-                    frame,
-                    offset,
-                }
+        let (origin, offset) = (Origin::decode(&mut r)?, r.number()?);
+        let place = match origin {
+            Origin::Zeros => None,
+            Origin::Here(number) => Some(layer.place(packs, number)?),
+            Origin::Left { pack, frame } => {
+                Some((layer.pack_of_prior(pack_of_prior, pack)?, frame))
             }
+        };
+        let source = match place {
+            None => Source::Zeros,
+            Some((pack, frame)) => Source::Frame {
+                pack,
+                frame,
+                offset,
+            },
         };
         pieces.push(Piece {
             position,
@@ -337,7 +353,7 @@ impl OpenLayer {
             return Ok(*listed);
         }
         let (part, hash) =
-            of_prior(index).ok_or_else(|| err!(Internal, "the prior has no pack {index}"))?;
+            of_prior(index).ok_or_else(|| err!(Internal, "there was no pack {index} before"))?;
         let listed = self.writer.add_pack(&part, &hash);
         self.prior_indexes.insert(index, listed);
         Ok(listed)

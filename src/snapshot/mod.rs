@@ -15,6 +15,7 @@ pub mod frames;
 pub mod kind;
 pub mod layer;
 mod layers;
+pub mod leftovers;
 mod merge;
 #[cfg(test)]
 mod merge_tests;

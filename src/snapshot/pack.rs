@@ -96,6 +96,11 @@ impl<W: Write> PackWriter<W> {
         Ok(())
     }
 
+    /// Returns the sink.
+    pub fn sink_mut(&mut self) -> &mut W {
+        &mut self.sink
+    }
+
     /// Whether the pack should take no more: it has `target_bytes`, or its hashes or directory grow large.
     pub fn is_full(&self, target_bytes: u64) -> bool {
         self.at >= target_bytes

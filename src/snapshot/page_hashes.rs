@@ -13,7 +13,7 @@ use super::frame::{Frame, FrameEntry, PAGE_BYTES};
 use super::layer::Metadata;
 use super::reader::{FramePlace, PackOfSnapshot, Place, Snapshot};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// Memory for hashes and directories of packs. In a long chain a file lies in a pack of each backup, and files that follow lie in the same ones.
 const PACKS_BYTES: usize = 24 << 20;
@@ -40,7 +40,7 @@ pub struct PageHashes<'s, 'a> {
 }
 
 /// Values that were used last, up to a number of them and of bytes.
-struct Recent<K, V> {
+pub(super) struct Recent<K, V> {
     /// Each with its bytes and its last use.
     kept: HashMap<K, (Arc<V>, usize, u64)>,
     uses: u64,
@@ -50,7 +50,7 @@ struct Recent<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V> Recent<K, V> {
-    fn new(limit: usize, limit_bytes: usize) -> Recent<K, V> {
+    pub fn new(limit: usize, limit_bytes: usize) -> Recent<K, V> {
         Recent {
             kept: HashMap::new(),
             uses: 0,
@@ -60,7 +60,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         }
     }
 
-    fn get(&mut self, key: K) -> Option<Arc<V>> {
+    pub fn get(&mut self, key: K) -> Option<Arc<V>> {
         self.uses += 1;
         let (value, _, used) = self.kept.get_mut(&key)?;
         *used = self.uses;
@@ -68,7 +68,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
     }
 
     /// Keeps a value, and lets go those that were not used for the longest time.
-    fn put(&mut self, key: K, value: &Arc<V>, bytes: usize) {
+    pub fn put(&mut self, key: K, value: &Arc<V>, bytes: usize) {
         self.uses += 1;
         let before = self.kept.insert(key, (Arc::clone(value), bytes, self.uses));
         self.bytes += bytes - before.map_or(0, |(_, bytes, _)| bytes);
@@ -107,7 +107,7 @@ impl<'s, 'a> PageHashes<'s, 'a> {
     }
 
     /// Returns the hash of each page of a file, in order; of the last one that of its bytes. `None` of a page that was written in pieces: no
-    /// hash is kept of it.
+    /// hash is kept of it. The same of one in a frame that has to be read, on a host without the key for that.
     ///
     /// # Errors
     /// `Damaged` when map or packs fail a check; what the store says.
@@ -133,7 +133,7 @@ impl<'s, 'a> PageHashes<'s, 'a> {
                 }
                 let known = self.page(place, page * PAGE, &mut pack)?;
                 if let Some(slot) = usize::try_from(page).ok().and_then(|at| hashes.get_mut(at)) {
-                    *slot = Some(known);
+                    *slot = known;
                 }
             }
         }
@@ -168,11 +168,16 @@ impl<'s, 'a> PageHashes<'s, 'a> {
     }
 
     /// The hash of the page at `at`, which lies in `place`, or of as much of it as does. `pack` is the one that was asked last.
-    fn page(&self, place: &Place, at: u64, pack: &mut Option<Arc<Pack<'s, 'a>>>) -> Result<u64> {
+    fn page(
+        &self,
+        place: &Place,
+        at: u64,
+        pack: &mut Option<Arc<Pack<'s, 'a>>>,
+    ) -> Result<Option<u64>> {
         let left = place.position + place.length - at;
         let length = usize::try_from(left.min(PAGE)).unwrap_or(PAGE_BYTES);
         let Some(from) = place.at else {
-            return Ok(hash(ZEROS.get(..length).unwrap_or(&ZEROS)));
+            return Ok(Some(hash(ZEROS.get(..length).unwrap_or(&ZEROS))));
         };
         let pack = match pack {
             Some(pack) if pack.index == from.pack => pack,
@@ -180,7 +185,10 @@ impl<'s, 'a> PageHashes<'s, 'a> {
         };
         let skipped = u32::try_from(at - place.position).unwrap_or(u32::MAX);
         let offset = from.offset.saturating_add(skipped);
-        self.in_pack(pack, FramePlace { offset, ..from }, length)
+        match self.in_pack(pack, FramePlace { offset, ..from }, length) {
+            Err(e) if e.code() == Code::Key => Ok(None),
+            known => known.map(Some),
+        }
     }
 
     fn in_pack(&self, pack: &Pack<'s, 'a>, at: FramePlace, length: usize) -> Result<u64> {

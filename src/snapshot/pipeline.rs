@@ -324,9 +324,12 @@ fn begin(target: &PackTarget<'_>, number: usize, first_frame: u64) -> Result<Ope
             .filter(|n| *n < 999_999)
             .ok_or_else(|| err!(Unsupported, "a backup cannot have more packs"))?,
     };
-    let object = target.store.create(&target.scope.pack(&part))?;
-    let writer =
+    let mut object = target.store.create(&target.scope.pack(&part))?;
+    // All but the frames: what tells whether pages have changed.
+    object.keep(true);
+    let mut writer =
         PackWriter::new(object, &part, target.scope.tag()).map_err(|e| write_failed(&part, e))?;
+    writer.sink_mut().keep(false);
     Ok(Open {
         part,
         first_frame,
@@ -334,7 +337,8 @@ fn begin(target: &PackTarget<'_>, number: usize, first_frame: u64) -> Result<Ope
     })
 }
 
-fn end(open: Open, to_publish: &Publish) -> Result<FinishedPack> {
+fn end(mut open: Open, to_publish: &Publish) -> Result<FinishedPack> {
+    open.writer.sink_mut().keep(true);
     let finished = open.writer.finish();
     let (object, summary) = finished.map_err(|e| write_failed(&open.part, e))?;
     to_publish

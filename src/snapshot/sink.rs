@@ -1,8 +1,8 @@
 //! Takes the files of one thread into a snapshot, one after another. Their lengths are known at their ends.
 //!
 //! Content is cut into pages of 8 KiB from each file's start. Pages of zeros are left out of frames; all others fill frames of up to
-//! 1 MiB, several small files to a frame. A file whose content others may share is cut into chunks instead, and a chunk that is stored
-//! already is not stored again.
+//! 1 MiB, several small files to a frame. A page that an interrupted backup left is not stored again. A file whose content
+//! others may share is cut into chunks instead, and a chunk that is stored already is not stored again.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::chunks::{self, MOST_BYTES, Stored, WHOLE_BELOW_BYTES};
 use super::filekey::{ChunkId, FileKey};
 use super::frame::{EXTENT_LIST_LIMIT_BYTES, Extent, PAGE_BYTES, extent_bytes};
 use super::layer::{EntryKind, Metadata};
+use super::leftovers::{LeftFile, LeftPage};
 use super::node::{NODE_LIMIT_BYTES, Node, NodeKind};
 use super::piece::ENTRY_PIECES;
 use super::pipeline::Slot;
@@ -22,8 +23,6 @@ use crate::repo::varint::{self, Reader};
 pub const FRAME_BYTES: usize = 1 << 20;
 /// A frame of changed pages is closed before it grows beyond this: pages of it go out of use one by one.
 pub const CHANGED_FRAME_BYTES: usize = 256 << 10;
-/// The number of no frame: a piece of zeros. Frames count from 1 here.
-const ZEROS: u64 = 0;
 
 /// The file under construction.
 struct Current {
@@ -35,14 +34,59 @@ struct Current {
     is_shared: bool,
 }
 
-/// A piece whose frame is numbered over all packs: which pack it is in is known only once it is written.
+/// A piece whose place in the layer's list of packs is not known yet.
 #[derive(Clone, Copy)]
 struct Unresolved {
     position: u64,
     length: u64,
-    /// Frame number + 1, or [`ZEROS`].
-    frame: u64,
+    from: Origin,
     offset: u32,
+}
+
+/// The source of a piece, before packs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Zeros.
+    Zeros,
+    /// A frame of this run, numbered over all its packs.
+    Here(u64),
+    /// A frame of a pack that an interrupted backup left.
+    Left {
+        /// Index of the pack.
+        pack: u32,
+        /// Frame in that pack.
+        frame: u32,
+    },
+}
+
+impl Origin {
+    /// Zero, an odd number of a frame of this run, or an even one: numbers of this run stay short.
+    fn encode(self) -> u64 {
+        match self {
+            Origin::Zeros => 0,
+            Origin::Here(number) => number << 1 | 1,
+            Origin::Left { pack, frame } => (u64::from(pack) << 32 | u64::from(frame)) * 2 + 2,
+        }
+    }
+
+    /// Reads what [`Origin::encode`] made.
+    ///
+    /// # Errors
+    /// `Damaged` when it is none.
+    pub fn decode(r: &mut Reader<'_>) -> Result<Origin> {
+        let coded = r.varint()?;
+        Ok(match (coded, coded & 1) {
+            (0, _) => Origin::Zeros,
+            (_, 1) => Origin::Here(coded >> 1),
+            _ => {
+                let place = coded / 2 - 1;
+                Origin::Left {
+                    pack: u32::try_from(place >> 32).map_err(|_| r.damaged())?,
+                    frame: u32::try_from(place & u64::from(u32::MAX)).map_err(|_| r.damaged())?,
+                }
+            }
+        })
+    }
 }
 
 /// A chunk of the file, or zeros, whose place in packs is as little known.
@@ -70,6 +114,8 @@ pub struct FileSink<'t> {
     frame: Option<Frame>,
     frame_bytes: usize,
     file: Option<Current>,
+    /// The pages of that file that interrupted backups left.
+    left: Option<LeftFile<'t>>,
     /// The beginning of a page that is not complete.
     partial: Vec<u8>,
     /// Content that is not cut into chunks yet, and from where on.
@@ -84,6 +130,7 @@ impl<'t> FileSink<'t> {
             frame: None,
             frame_bytes: FRAME_BYTES,
             file: None,
+            left: None,
             partial: Vec::with_capacity(PAGE_BYTES),
             uncut: Vec::new(),
             cut: 0,
@@ -173,6 +220,10 @@ impl<'t> FileSink<'t> {
         if self.file.is_some() {
             return Err(err!(Internal, "two files were begun at once in one sink"));
         }
+        self.left = match self.shared.leftovers {
+            Some(leftovers) if !is_shared => leftovers.of(&key)?,
+            _ => None,
+        };
         self.file = Some(Current {
             key,
             position: 0,
@@ -235,7 +286,7 @@ impl<'t> FileSink<'t> {
         let last = (length - first) % PAGE_BYTES as u64;
         let whole = length - first - last;
         if let Some(file) = self.file.as_mut().filter(|_| whole > 0) {
-            file.add_piece(file.position, whole, ZEROS, 0);
+            file.add_piece(file.position, whole, Origin::Zeros, 0);
             file.position += whole;
         }
         self.append(some(last))
@@ -409,8 +460,20 @@ impl<'t> FileSink<'t> {
         };
         let position = file.position;
         file.position += page.len() as u64;
-        if is_zero(page) {
-            file.add_piece(position, page.len() as u64, ZEROS, 0);
+        let known = match &mut self.left {
+            Some(left) if !is_zero(page) => left.find(position, page)?,
+            _ => None,
+        };
+        if let Some(LeftPage {
+            pack,
+            frame,
+            offset,
+        }) = known
+        {
+            let from = Origin::Left { pack, frame };
+            file.add_piece(position, page.len() as u64, from, offset);
+        } else if is_zero(page) {
+            file.add_piece(position, page.len() as u64, Origin::Zeros, 0);
         } else {
             let wanted = (page.len(), extent_bytes(&file.key) + 8);
             let frame = room(&mut self.frame, &self.shared, wanted, self.frame_bytes)?;
@@ -420,7 +483,7 @@ impl<'t> FileSink<'t> {
             frame.list_bytes +=
                 add_extent(&mut frame.slot.extents, &file.key, position, page.len());
             let number = frame_number(&mut frame.number, &self.shared);
-            file.add_piece(position, page.len() as u64, number + 1, offset);
+            file.add_piece(position, page.len() as u64, Origin::Here(number), offset);
         }
         if file.pieces.len() >= ENTRY_PIECES {
             // The last piece may still grow.
@@ -547,7 +610,7 @@ fn flush_pieces(shared: &Shared<'_>, file: &mut Current) -> Result<()> {
         for number in [
             piece.position,
             piece.length,
-            piece.frame,
+            piece.from.encode(),
             u64::from(piece.offset),
         ] {
             varint::put(&mut payload, number);
@@ -636,11 +699,11 @@ impl Current {
         }
     }
 
-    fn add_piece(&mut self, position: u64, length: u64, frame: u64, offset: u32) {
+    fn add_piece(&mut self, position: u64, length: u64, from: Origin, offset: u32) {
         if let Some(last) = self.pieces.last_mut()
-            && last.frame == frame
+            && last.from == from
             && last.position + last.length == position
-            && (frame == ZEROS || u64::from(last.offset) + last.length == u64::from(offset))
+            && (from == Origin::Zeros || u64::from(last.offset) + last.length == u64::from(offset))
         {
             last.length += length;
             return;
@@ -648,7 +711,7 @@ impl Current {
         self.pieces.push(Unresolved {
             position,
             length,
-            frame,
+            from,
             offset,
         });
     }

@@ -11,12 +11,14 @@ use std::thread;
 use super::chunks::{Chunks, PriorChunks};
 use super::frame::FrameCodec;
 use super::layers::{Layers, PackOfPrior};
+use super::leftovers::Leftovers;
 use super::pipeline::{FinishedPack, PackTarget, Pipeline};
 use super::reader::Snapshot;
 use super::sink::FileSink;
 use super::sort::{MEMORY_BYTES, Sorter};
 use crate::err;
 use crate::error::Result;
+use crate::fault;
 use crate::host::Host;
 use crate::repo::id::BackupId;
 use crate::repo::root::{PackRef, Shard};
@@ -24,7 +26,7 @@ use crate::repo::scope::Scope;
 use crate::store::Store;
 
 /// A pack is closed once it has this length.
-const PACK_BYTES: u64 = 256 << 20;
+const PACK_BYTES: usize = 256 << 20;
 /// A shard is closed once it has so many files.
 pub const SHARD_FILES: u64 = 65_536;
 
@@ -57,7 +59,7 @@ impl Options {
             jobs,
             sinks: 1,
             scratch,
-            pack_bytes: PACK_BYTES,
+            pack_bytes: fault::pack_bytes(PACK_BYTES) as u64,
             shard_files: SHARD_FILES,
             prior: Vec::new(),
             layers: 0,
@@ -70,7 +72,7 @@ impl Options {
 pub struct Written {
     /// Key ranges and their layers, those of the prior among them.
     pub shards: Vec<Shard>,
-    /// The packs that it wrote.
+    /// The packs that it wrote, then those that interrupted backups left and that it leads to.
     pub packs: Vec<PackRef>,
     /// Regular files that it wrote.
     pub file_count: u64,
@@ -87,6 +89,8 @@ pub(super) struct Shared<'t> {
     pub pipeline: Pipeline<'t>,
     pub store: &'t dyn Store,
     pub chunks: Chunks<'t>,
+    /// The content that interrupted backups left.
+    pub leftovers: Option<&'t Leftovers<'t>>,
     /// By which content is cut into chunks.
     pub seed: u64,
     entries: Mutex<Sorter>,
@@ -134,6 +138,17 @@ impl<'t> SnapshotWriter<'t> {
         id: &BackupId,
         options: &Options,
     ) -> SnapshotWriter<'t> {
+        SnapshotWriter::start_upon(threads, (store, scope), id, options, None)
+    }
+
+    /// As [`SnapshotWriter::start`]; pages of a cluster that interrupted backups left are not stored again. Their packs must be claimed.
+    pub fn start_upon(
+        threads: &'t thread::Scope<'t, '_>,
+        (store, scope): (&'t dyn Store, &Scope),
+        id: &BackupId,
+        options: &Options,
+        leftovers: Option<&'t Leftovers<'t>>,
+    ) -> SnapshotWriter<'t> {
         let target = PackTarget {
             store,
             scope: scope.clone(),
@@ -145,6 +160,7 @@ impl<'t> SnapshotWriter<'t> {
             pipeline: Pipeline::start(threads, target.clone(), options.jobs, options.sinks),
             store,
             chunks: Chunks::default(),
+            leftovers,
             // Without the key nothing is stored, and the first chunk says so.
             seed: store.chunk_seed().unwrap_or(0),
             entries: Mutex::new(Sorter::new(&options.scratch, MEMORY_BYTES)),
@@ -193,7 +209,10 @@ impl<'t> SnapshotWriter<'t> {
             return Err(err!(Internal, "a sink of the snapshot was not ended"));
         };
         let packs = shared.pipeline.finish()?;
-        let pack_of_prior = |index| shared.chunks.pack(index);
+        let pack_of_prior = |index| match shared.leftovers {
+            Some(leftovers) => leftovers.pack(index),
+            None => shared.chunks.pack(index),
+        };
         let known = (packs.as_slice(), &pack_of_prior as &PackOfPrior<'_>);
         let prior = (self.prior.as_slice(), self.layers);
         let mut layers = Layers::new(&self.target, self.shard_files, known, prior)?;
@@ -205,9 +224,12 @@ impl<'t> SnapshotWriter<'t> {
         let pack_bytes: u64 = packs.iter().map(|p| p.summary.length).sum();
         // A pack that only has frames of files that were given up is named by no root.
         let used = (0..).zip(&packs).filter(|(i, _)| layers.used.contains(i));
+        let left = shared.leftovers.into_iter();
+        let left =
+            left.flat_map(|left| layers.used_before.iter().filter_map(|i| left.reference(*i)));
         Ok(Written {
             shards: layers.shards,
-            packs: used.map(|(_, pack)| pack_ref(pack)).collect(),
+            packs: used.map(|(_, pack)| pack_ref(pack)).chain(left).collect(),
             file_count: shared.file_count.into_inner(),
             size_bytes: shared.size_bytes.into_inner(),
             stored_bytes: layers.stored_bytes + pack_bytes,

@@ -13,6 +13,10 @@ use crate::err;
 use crate::error::{Error, Result};
 
 #[cfg(feature = "program")]
+mod ahead;
+#[cfg(feature = "program")]
+pub mod blob;
+#[cfg(feature = "program")]
 pub mod conformance;
 pub mod file;
 pub mod life;
@@ -20,9 +24,16 @@ pub mod life;
 pub mod pace;
 pub mod probe;
 #[cfg(feature = "program")]
+pub mod runtime;
+#[cfg(feature = "program")]
 pub mod s3;
+#[cfg(feature = "program")]
+pub mod sftp;
 
 pub use crate::durable::Published;
+
+/// The name of the object by which a repository is known.
+pub const MARKER: &str = "pitr.json";
 
 /// A relative object key of checked grammar: `A-Z a-z 0-9 . _ -` in parts of 1–200 bytes separated by `/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,14 +72,7 @@ impl Key {
 
 /// Whether a text may stand between the slashes of a key.
 fn is_part(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 200
-        && text != "."
-        && text != ".."
-        && !text.starts_with(crate::durable::TEMPORARY_PREFIX)
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    text.len() <= 200 && crate::config::is_part(text)
 }
 
 impl fmt::Display for Key {
@@ -161,6 +165,11 @@ pub trait Object: Send + Sync {
         None
     }
 
+    /// Returns the offset from which on it can be read: a host that cannot read back what it wrote has parts alone.
+    fn readable_from(&self) -> u64 {
+        0
+    }
+
     /// As [`Object::opaque`], whether it can be read or not.
     fn sealed(&self) -> Option<&dyn Opaque> {
         None
@@ -191,6 +200,9 @@ pub trait NewObject: Write + Send {
     /// that of the raw content.
     fn describe(&mut self, _facts: Map<String, Value>, _hash: Option<&[u8; 32]>) {}
 
+    /// Says whether what is written from now on is kept by a host that cannot read the object back.
+    fn keep(&mut self, _is_kept: bool) {}
+
     /// Makes the object durable and visible, unless the key is taken.
     fn publish(self: Box<Self>) -> Result<Published>;
 }
@@ -208,10 +220,14 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
-    /// Objects below `prefix` (no trailing slash) that are there and cannot be read before they are thawed; where `names` says a first
-    /// and a last, none but those between.
-    fn frozen(&self, _prefix: &str, _names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
+    /// Objects below `prefix` (no trailing slash) that are there and cannot be read before they are thawed; only keys that are `wanted` count.
+    fn frozen(&self, _prefix: &str, _wanted: &dyn Fn(&str) -> bool) -> Result<Option<Frozen>> {
         Ok(None)
+    }
+
+    /// Whether the configuration has objects moved to where they must be thawed before they can be read.
+    fn has_archive(&self) -> bool {
+        false
     }
 
     /// Begins a new object. Parents appear as needed.
@@ -410,9 +426,13 @@ macro_rules! pass_on {
         fn frozen(
             &self,
             prefix: &str,
-            names: Option<[&str; 2]>,
+            wanted: &dyn Fn(&str) -> bool,
         ) -> $crate::error::Result<Option<$crate::store::Frozen>> {
-            self.inner.frozen(prefix, names)
+            self.inner.frozen(prefix, wanted)
+        }
+
+        fn has_archive(&self) -> bool {
+            self.inner.has_archive()
         }
 
         fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()> {
@@ -496,11 +516,21 @@ pub fn open(place: &config::Repository, nonce: u64) -> Result<Box<dyn Store>> {
             let store = s3::S3Store::open(bucket, prefix, &place.s3, nonce)?;
             Ok(Box::new(store))
         }
+        #[cfg(feature = "program")]
+        location @ Location::Blob { .. } => {
+            let store = blob::BlobStore::open(location, &place.s3, nonce)?;
+            Ok(Box::new(store))
+        }
+        #[cfg(feature = "program")]
+        location @ Location::Sftp { .. } => {
+            let store = sftp::SftpStore::open(location, &place.sftp, nonce)?;
+            Ok(Box::new(store))
+        }
         // The small programs have pitr do it, and never come here.
         #[cfg(not(feature = "program"))]
-        Location::S3 { .. } => Err(err!(
+        Location::S3 { .. } | Location::Blob { .. } | Location::Sftp { .. } => Err(err!(
             Internal,
-            "\"{}\" is in an object store, which this program does not reach",
+            "\"{}\" is across a network, which this program does not reach",
             place.location
         )),
     }

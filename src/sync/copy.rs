@@ -258,10 +258,10 @@ impl Pair<'_> {
         self.published(target, published, size, is_same, is_same)
     }
 
-    /// Copies a part of a backup like [`Pair::copy`]; the healed copy takes the place of a part that is damaged here.
+    /// Copies an object like [`Pair::copy`]; the healed copy takes the place of one that is damaged here.
     ///
     /// # Errors
-    /// Errors of [`Pair::copy`] on the part itself.
+    /// Errors of [`Pair::copy`] on the object itself.
     pub(super) fn copy_healed(
         &self,
         key: &Key,
@@ -455,7 +455,7 @@ impl Pair<'_> {
             let own = (container.kind(), container.identity().clone());
             Ok(seen.lock().is_ok_and(|seen| seen.as_ref() == Some(&own)))
         };
-        self.copy(key, &check, &is_same)
+        self.copy_healed(key, &check, &is_same)
     }
 
     /// Copies an object of at most `limit_bytes` that `check` accepts. Its bytes must be the same on both sides.
@@ -531,7 +531,7 @@ fn is_same_sealing(a: &dyn Opaque, b: &dyn Opaque) -> bool {
 /// Whether two repositories hold the same raw content, each under a key; `None` when one does not hold it.
 ///
 /// # Errors
-/// `Damaged` when one cannot be read; what the stores say.
+/// `Damaged` when one cannot be read; `Key` when this host has no key to compare them with; what the stores say.
 pub(super) fn is_same(
     (a, at): (&dyn Store, &Key),
     (b, there): (&dyn Store, &Key),
@@ -544,6 +544,25 @@ pub(super) fn is_same(
     if let (Some(a), Some(b)) = (a.sealed(), b.sealed()) {
         return Ok(Some(is_same_sealed(a, b)));
     }
-    let hash = |key, object| Container::open_under(key, object).map(|c| c.identity().hash);
-    Ok(Some(hash(at, a)? == hash(there, b)?))
+    let (a, b) = (
+        Container::open_under(at, a)?,
+        Container::open_under(there, b)?,
+    );
+    // Without a reader's key, sealed WAL has a keyed hash. A writer's key set makes the same one of a raw hash.
+    let (opaque, other) = match (a.is_opaque(), b.is_opaque()) {
+        (true, false) => (&a, &b),
+        (false, true) => (&b, &a),
+        _ => return Ok(Some(a.identity().hash == b.identity().hash)),
+    };
+    match opaque
+        .object()
+        .opaque()
+        .and_then(|o| o.public_hash(&other.identity().hash))
+    {
+        Some(keyed) => Ok(Some(keyed == opaque.identity().hash)),
+        None => Err(err!(
+            Key,
+            "one of the two is encrypted, and no key to compare them with is configured"
+        )),
+    }
 }

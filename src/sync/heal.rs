@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::copy::{Copied, Tee};
+use super::copy::{Copied, Tee, is_same};
 use super::{Options, Pair};
 use crate::err;
 use crate::error::{Code, Result};
@@ -195,11 +195,11 @@ impl<'a> Healing<'a> {
             };
             tee.pass(tee.size_bytes(), may_pass)
         };
-        let is_same = |there: Box<dyn Object>| {
+        let is_whole = |there: Box<dyn Object>| {
             self.check(pair.to.store(), key, there, proof)?;
             Ok(true)
         };
-        pair.copy_as((source, target), &check, &is_same)
+        pair.copy_as((source, target), &check, &is_whole)
     }
 
     /// Checks every byte of what a store holds of the object `key` under `source`: that key, or a healed copy's.
@@ -371,6 +371,9 @@ impl<'a> Healing<'a> {
                 "it is the copy of another server that was refused here under this name"
             ));
         }
+        if container.kind() == Kind::History {
+            return self.check_history(key);
+        }
         let (Ok(name), Some(size)) = (key.name().parse::<SegmentName>(), self.segment_size) else {
             return Ok(());
         };
@@ -409,6 +412,37 @@ impl<'a> Healing<'a> {
                 "it is the WAL of another server: the segments beside the damaged one do not join it"
             )),
         }
+    }
+
+    /// Two servers may have been promoted to one timeline. So a history of which the original says nothing any more has to come from where the
+    /// WAL of that timeline is the same as here.
+    fn check_history(&self, key: &Key) -> Result<()> {
+        let (to, from) = (self.pair.to.store(), self.pair.from.store());
+        let timeline = key.parent().unwrap_or_default();
+        for log in to.list(timeline)?.iter().filter(|log| log.is_prefix) {
+            for listed in to.list(&format!("{timeline}/{}", log.name))? {
+                if listed.name.parse::<SegmentName>().is_err() {
+                    continue;
+                }
+                let segment = Key::new(format!("{timeline}/{}/{}", log.name, listed.name))?;
+                match is_same((to, &segment), (from, &segment)) {
+                    Ok(Some(true)) => return Ok(()),
+                    Ok(Some(false)) => {
+                        return Err(err!(
+                            Conflict,
+                            "it is the history of another server: the WAL of its timeline is not the one that is here"
+                        ));
+                    }
+                    Ok(None) => {}
+                    Err(e) if is_of_one(&e) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Err(err!(
+            Conflict,
+            "nothing proves that it is the history of the server whose WAL is here: the two repositories have no segment of its timeline in common"
+        ))
     }
 
     /// Returns the facts that an object has to agree with.

@@ -18,13 +18,16 @@ mod wal;
 use std::collections::BTreeSet;
 use std::ops::Deref;
 
+use crate::archive::fetch::check_identity;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::plan::lacking::{Lacking, lacking};
 use crate::plan::retention::Policy;
+use crate::repo::container::Container;
 use crate::repo::event::{self, CLUSTER};
+use crate::repo::healed;
 use crate::repo::id::BackupId;
 use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
@@ -206,7 +209,10 @@ impl<'a> Transfer<'a> {
         lacking
             .histories
             .retain(|t| wanted.iter().any(|name| name.timeline == *t));
-        if dry_run || names.is_empty() {
+        if dry_run {
+            return self.fillable(&lacking, names);
+        }
+        if names.is_empty() {
             return Ok(names);
         }
         wal::Wal::begin(self, &lacking)?.copy_rest()?;
@@ -218,6 +224,30 @@ impl<'a> Transfer<'a> {
             }
         }
         Ok(filled)
+    }
+
+    /// Those of the lacking segments that would be copied: they are read whole.
+    fn fillable(&self, lacking: &Lacking, names: Vec<SegmentName>) -> Result<Vec<SegmentName>> {
+        let torn = fork::find(self, lacking)?;
+        let mut whole = Vec::new();
+        for name in names
+            .into_iter()
+            .filter(|n| !torn.contains_key(&n.timeline))
+        {
+            self.check_stop()?;
+            let read = Container::stored(self.from.store(), &self.layout.segment(name));
+            let read = read.and_then(|container| {
+                let container = container.ok_or_else(|| err!(Damaged, "it has gone"))?;
+                check_identity(&container, &self.layout, WalFileName::Segment(name))?;
+                healed::check_whole(&container)
+            });
+            match read {
+                Ok(()) => whole.push(name),
+                Err(e) if is_of_the_object(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(whole)
     }
 
     fn register(&self) -> Result<()> {

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, SeekFrom};
@@ -275,33 +276,35 @@ fn take_with(source: &Source<'_>, writer: &SnapshotWriter<'_>) -> Result<Taken> 
             .collect();
         drop(queue);
         let walked = Walk::new(source, sink, files).run();
-        let mut sum = Taken::default();
-        let ended = readers.into_iter().map(|reader| {
-            let panicked = |_| Err(err!(Internal, "a thread that reads files panicked"));
-            reader.join().unwrap_or_else(panicked)
-        });
-        let mut failure = None;
-        for taken in ended {
-            match taken {
-                Ok(taken) => {
-                    sum.left_out.merge(taken.left_out);
-                    sum.unstable += taken.unstable;
-                    sum.read += taken.read;
-                    sum.read_bytes += taken.read_bytes;
-                }
-                // One thread's error stops the others, which say that they were interrupted.
-                Err(e) if failure.is_none() || e.code() != Code::Interrupted => failure = Some(e),
-                Err(_) => {}
-            }
-        }
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
+        let mut sum = joined(readers, "files")?;
         let walked = walked?;
         sum.left_out.merge(walked.left_out);
         sum.excluded = walked.excluded;
         Ok(sum)
     })
+}
+
+/// Joins the threads that read `things`, and adds up what they took.
+///
+/// # Errors
+/// That of a thread. One's error stops the others, which say that they were interrupted.
+pub fn joined(readers: Vec<ScopedJoinHandle<'_, Result<Taken>>>, things: &str) -> Result<Taken> {
+    let mut sum = Taken::default();
+    let mut failure = None;
+    for reader in readers {
+        let panicked = |_| Err(err!(Internal, "a thread that reads {things} panicked"));
+        match reader.join().unwrap_or_else(panicked) {
+            Ok(taken) => {
+                sum.left_out.merge(taken.left_out);
+                sum.unstable += taken.unstable;
+                sum.read += taken.read;
+                sum.read_bytes += taken.read_bytes;
+            }
+            Err(e) if failure.is_none() || e.code() != Code::Interrupted => failure = Some(e),
+            Err(_) => {}
+        }
+    }
+    failure.map_or(Ok(sum), Err)
 }
 
 fn key(path: &[u8]) -> Result<FileKey> {

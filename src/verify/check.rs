@@ -1,5 +1,6 @@
 //! The means and the findings of every check: of a cluster, and of any other scope.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -26,6 +27,8 @@ pub(super) struct Found {
     pub warnings: Vec<String>,
     /// Subjects that this version cannot check.
     pub unread: Vec<About>,
+    /// How many objects of each backup its store must thaw first, where the configuration has moved them there.
+    pub archived: BTreeMap<BackupId, u64>,
     /// Backups of lives that are not followed: the check judges none of them, whole or not.
     pub elsewhere: Vec<BackupId>,
 }
@@ -144,6 +147,19 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// Says how much was not read because tiers have moved it to where it must be thawed first.
+    pub fn warn_archived(&self) {
+        let found = self.found();
+        let (backups, objects) = (found.archived.len(), found.archived.values().sum::<u64>());
+        let first = found.archived.keys().next().cloned();
+        drop(found);
+        if let Some(id) = first {
+            self.warn(format!(
+                "not read, because tiers have moved them to a class from which they must be thawed: {objects} objects of {backups} backups (pitr repo thaw --backup {id})"
+            ));
+        }
+    }
+
     pub fn warn(&self, warning: String) {
         let mut found = self.found();
         if found.warnings.len() < LISTED_MAX {
@@ -162,6 +178,11 @@ impl<'a> Check<'a> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(e) if e.is_frozen() => {
+                // Moved there on purpose, it is no finding: it was not read.
+                if let (About::Backup(id), true) = (&about, self.store.has_archive()) {
+                    *self.found().archived.entry(id.clone()).or_default() += 1;
+                    return Ok(None);
+                }
                 self.found().unread.push(about.clone());
                 self.find(FindingKind::Frozen, object, e.to_string(), about);
                 Ok(None)

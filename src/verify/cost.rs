@@ -301,7 +301,8 @@ pub(super) fn report(
         .iter()
         .filter(|id| !found.elsewhere.contains(id))
         .map(|id| {
-            let is_read = !found.unread.contains(&About::Backup(id.clone()));
+            let is_read = !found.unread.contains(&About::Backup(id.clone()))
+                && !found.archived.contains_key(id);
             (id.clone(), is_read && !lost.contains(id))
         })
         .collect();

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
+use crate::repo::audit;
 use crate::repo::catalog::{Catalog, Manifest, Needs, Subject, numbers, part_number};
 use crate::repo::drilled;
 use crate::repo::event;
@@ -16,6 +17,7 @@ use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
 use crate::repo::lives::is_copy;
 use crate::repo::portion;
+use crate::repo::run_claim;
 use crate::repo::runs::Runs;
 use crate::repo::scope;
 use crate::seal::{EPOCH, is_recipient_name};
@@ -23,7 +25,14 @@ use crate::wal::survey::Survey;
 
 /// Looks through a cluster, and through what belongs to the repository as a whole.
 pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
-    let root = ["pitr.json", "clusters", "keys", "aux"];
+    let root = [
+        "pitr.json",
+        "clusters",
+        "keys",
+        "aux",
+        audit::ROOT,
+        run_claim::ROOT,
+    ];
     names(work, "", |name, _| root.contains(&name))?;
     let cluster = [
         "cluster.json",

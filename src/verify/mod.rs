@@ -195,6 +195,7 @@ impl Verify<'_> {
             work.warn(undecoded(n));
         }
         work.warn_healed();
+        work.warn_archived();
         let recorder = self.recorder(&work.layout);
         recorder.record_read(&work);
         if !work.is_disturbed() {

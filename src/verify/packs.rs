@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::check::{Check, is_damage};
 use super::{About, FindingKind};
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentNumber;
 use crate::repo::catalog::Parts;
 use crate::repo::healed;
@@ -266,6 +266,10 @@ impl Shared<'_> {
             let key = self.work.scope.pack(&part.key);
             let about = || About::Backup(self.root.head.id.clone());
             let opened = self.snapshot.pack(index);
+            // A frozen pack may hold the chunks that no other does.
+            if opened.as_ref().is_err_and(Error::is_frozen) {
+                self.is_unread.store(true, Ordering::Relaxed);
+            }
             match self.work.settle(opened, key.as_str(), about())? {
                 Some(_) if matches!(self.chosen, Chosen::Directories) => self.work.count(0),
                 Some(pack) => {

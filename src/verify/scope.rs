@@ -68,6 +68,7 @@ impl VerifyScope<'_> {
             oldest::read((&check, &recorder), (&catalog, &there), wanted, &check)?;
         }
         check.warn_healed();
+        check.warn_archived();
         recorder.record_read(&check);
         let catalog = match check.is_disturbed() {
             true => self.read_again(&check)?,
@@ -231,7 +232,8 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
     warnings.sort();
     let there = catalog.committed().map(|(id, ..)| id.clone());
     let backups = there.map(|id| {
-        let is_read = !found.unread.contains(&About::Backup(id.clone()));
+        let is_read =
+            !found.unread.contains(&About::Backup(id.clone())) && !found.archived.contains_key(&id);
         let is_whole = is_read && !bad.contains(&id);
         (id, is_whole)
     });

@@ -339,6 +339,20 @@ impl<'c> Decoder<'c> {
         }
     }
 
+    /// Forgets the segments so far: the next one is read as the first.
+    pub fn restart(&mut self) {
+        self.feeder = Feeder::default();
+        self.sink.problem = None;
+    }
+
+    /// Adds what a record changed that was put together elsewhere.
+    ///
+    /// # Errors
+    /// A [`Problem`] if the record does not tell everything.
+    pub fn add(&mut self, record: &Record<'_>) -> Result<(), Problem> {
+        add_record(self.sink.changed, record)
+    }
+
     /// Begins a segment, which follows the one before.
     pub fn begin(&mut self, name: SegmentName, start: Lsn) {
         self.feeder.begin(name, start);

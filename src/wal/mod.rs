@@ -18,7 +18,7 @@ pub mod edge;
 #[cfg(feature = "full")]
 pub mod facts;
 #[cfg(feature = "full")]
-mod feeder;
+pub mod feeder;
 pub mod increment;
 pub mod increments;
 pub mod index;

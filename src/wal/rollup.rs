@@ -2,8 +2,9 @@
 //!
 //! Indexes prune: they are read once, many at a time, and kept under `cache_dir` by repository, key, size and time.
 //! Bodies prove: a scan reads a segment whole, checks its hash, and decodes it. The scan also compares the cached
-//! facts: [`Rollup::has_changed`] reports a difference, so that the plan is made again. Before a command carries a plan
-//! out, it has the ends of all segments that the plan needs compared.
+//! facts: [`Rollup::has_changed`] reports a difference, so that the plan is made again. One difference drops all of the
+//! cache: a repository that was put back has other segments under the old names. Before a command carries a plan out, it
+//! has the ends of all segments that the plan needs compared.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,8 @@ pub struct Rollup<'a> {
     /// Whether segments have the hashes that were asked for.
     hashes: Mutex<Hashes>,
     changed: AtomicBool,
+    /// A segment was another one than the cache knew: no cache is read any more.
+    is_cache_wrong: AtomicBool,
 }
 
 /// Whether segments have hashes.
@@ -83,6 +86,15 @@ impl Table {
     /// Takes a segment out; the file that said of it what is not so goes, too.
     fn forget(&mut self, number: u64) {
         self.rows.forget(number);
+        self.forget_file();
+    }
+
+    fn forget_all(&mut self) {
+        self.rows = Rows::default();
+        self.forget_file();
+    }
+
+    fn forget_file(&self) {
         if let Some(cache) = &self.cache {
             cache.forget();
         }
@@ -122,6 +134,7 @@ impl<'a> Rollup<'a> {
             tails: Mutex::new(BTreeMap::new()),
             hashes: Mutex::default(),
             changed: AtomicBool::new(false),
+            is_cache_wrong: AtomicBool::new(false),
         })
     }
 
@@ -192,11 +205,30 @@ impl<'a> Rollup<'a> {
             }
         };
         let cache = CacheFile::new(directory, &name, &identity);
+        if self.is_cache_wrong.load(Ordering::Relaxed) {
+            cache.forget();
+            return Table {
+                rows: Rows::default(),
+                cache: Some(cache),
+            };
+        }
         let rows = cache.read(&mut |number| self.inventory.has(timeline, SegmentNumber(number)));
         Table {
             rows,
             cache: Some(cache),
         }
+    }
+
+    /// Drops the known facts of all segments: one of them was of another segment, and so may be others.
+    fn distrust(&self) -> Result<()> {
+        self.changed.store(true, Ordering::Relaxed);
+        self.is_cache_wrong.store(true, Ordering::Relaxed);
+        let mut tables = self
+            .tables
+            .lock()
+            .map_err(|_| err!(Internal, "a thread panicked"))?;
+        tables.values_mut().for_each(Table::forget_all);
+        Ok(())
     }
 
     fn number(&self, name: SegmentName) -> Result<u64> {
@@ -308,12 +340,12 @@ impl<'a> Rollup<'a> {
 
     /// Puts a row that was read anew in the place of the known one.
     fn replace(&self, name: SegmentName, row: Row) -> Result<()> {
+        let old = self.with_table(name.timeline, |table| table.rows.get(row.number))?;
+        if old.is_some_and(|old| (old.facts, old.edges) != (row.facts, row.edges)) {
+            self.distrust()?;
+        }
         self.with_table(name.timeline, |table| {
-            let old = table.rows.get(row.number);
-            if old.is_some_and(|old| (old.facts, old.edges) != (row.facts, row.edges)) {
-                self.changed.store(true, Ordering::Relaxed);
-            }
-            if old != Some(row) {
+            if table.rows.get(row.number) != Some(row) {
                 table.put(&[row]);
             }
         })
@@ -702,23 +734,28 @@ impl Rollup<'_> {
 
     /// Puts rows that were read anew in the place of the known ones.
     fn compare(&self, timeline: TimelineId, read: &ManyRows) -> Result<()> {
+        let is_known = |old: &Row, row: &Row| (old.facts, old.edges) == (row.facts, row.edges);
         let is_same = self.with_table(timeline, |table| {
-            let mut is_same = read.damaged.is_empty();
-            let mut other = Vec::new();
-            for row in &read.rows {
-                let old = table.rows.get(row.number);
-                is_same &= old.is_none_or(|old| (old.facts, old.edges) == (row.facts, row.edges));
-                if old != Some(*row) {
-                    other.push(*row);
-                }
-            }
-            table.put(&other);
+            let known = |row: &Row| {
+                table
+                    .rows
+                    .get(row.number)
+                    .is_none_or(|old| is_known(&old, row))
+            };
+            read.rows.iter().all(known)
+        })?;
+        if !is_same {
+            self.distrust()?;
+        }
+        self.with_table(timeline, |table| {
+            let is_new = |row: &&Row| table.rows.get(row.number) != Some(**row);
+            let new: Vec<Row> = read.rows.iter().filter(is_new).copied().collect();
+            table.put(&new);
             for number in &read.damaged {
                 table.forget(*number);
             }
-            is_same
         })?;
-        if !is_same {
+        if !read.damaged.is_empty() {
             self.changed.store(true, Ordering::Relaxed);
         }
         Ok(())

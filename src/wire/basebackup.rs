@@ -239,6 +239,11 @@ impl BaseBackup {
         })
     }
 
+    /// The server's process, where it says so.
+    pub fn pid(&self) -> Option<i32> {
+        self.client.pid()
+    }
+
     /// Returns the next event; `None` after `End`. It may be dropped at its await and called again.
     ///
     /// Nothing is read ahead of the caller beyond one message, so a slow caller slows the server.

@@ -134,7 +134,7 @@ pub(super) fn refused(message: ServerMessage, connection: &Refused) -> Error {
             identifier(connection.user)
         )),
         (INVALID_AUTHORIZATION, Some("InitializeSessionUserId")) => Some(format!(
-            "Create the role, or let it log in: CREATE ROLE {0} LOGIN{1} PASSWORD '...'; or ALTER ROLE {0} LOGIN;",
+            "Name another role with user= in conninfo, or create this one: CREATE ROLE {0} LOGIN{1} PASSWORD '...'; or let it log in: ALTER ROLE {0} LOGIN;",
             identifier(connection.user),
             if connection.replication { " REPLICATION" } else { "" }
         )),

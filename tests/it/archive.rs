@@ -390,6 +390,15 @@ fn p11_a_segment_of_another_cluster_is_refused() {
         "{run}"
     );
     assert!(still.site.files().iter().all(|f| !f.contains("/wal/")));
+
+    // Three repositories have the same to say, which is said once.
+    let add = |name, more| crate::ship::add_repository(&still.site, name, more);
+    add("second", "");
+    add("third", "required = false");
+    let push = still.site.archive().arg(format!("pg_wal/{name}"));
+    let run = push.dir(other.pgdata()).run().expect_code(21);
+    assert_eq!(run.stderr.matches("is not registered").count(), 1, "{run}");
+    run.expect_stderr("Nothing was stored.");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use pitr::repo::root::cluster::Method;
 use rustix::process::Signal;
 
 use crate::backup::{backup, committed, root};
-use crate::backup_faults::{damage, nothing_is_left, slow};
+use crate::backup_faults::{damage, nothing_is_left, nothing_is_visible, slow};
 use crate::common::{Cluster, PATIENCE, Program, Running, Sandbox, Site, user, wait_until};
 use crate::per_major;
 use crate::restore::{Scene, go_the_whole_way, verify_backup};
@@ -270,7 +270,7 @@ fn b05_a_standby_promoted_during_its_backup_is_noticed() {
     standby.promote();
     let run = running.wait().expect_code(1);
     assert!(run.stdout.contains("promoted"), "{run}");
-    nothing_is_left(&site, &run);
+    nothing_is_visible(&site, &run);
 }
 
 /// `pitr backup --method local` with the connection of one server and a directory of our choice.
@@ -343,7 +343,7 @@ fn b02_a_server_that_restarts_ends_the_backup() {
     cluster.stop(crate::common::Stop::Immediate);
     cluster.start();
     let run = running.wait().expect_code(1);
-    nothing_is_left(&site, &run);
+    nothing_is_visible(&site, &run);
 }
 
 #[test]

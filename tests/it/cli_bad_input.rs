@@ -42,7 +42,7 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
         ),
         (
             "[clusters.main]\nfolder = '/d'",
-            "error config: pitr.toml:2:1: key \"folder\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, retention.\n",
+            "error config: pitr.toml:2:1: key \"folder\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, rpo, rto, copies, retention, service.\n",
         ),
         (
             "[clusters.main]\npgdta = '/d'",
@@ -58,7 +58,7 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
         ),
         (
             "[repositories.r]\nurl = 'backups'",
-            "error config: pitr.toml:2:7: \"backups\" is not the URL of a repository\n  next:   Accepted are file:///absolute/path, s3://bucket/prefix and, on the command line, /absolute/path.\n",
+            "error config: pitr.toml:2:7: \"backups\" is not the URL of a repository\n  next:   Accepted are file:///absolute/path, s3://bucket/prefix, azure://account/container/prefix, gs://bucket/prefix, sftp://user@host/absolute/path and, on the command line, /absolute/path.\n",
         ),
         (
             "[repositories.r]\nurl = 's3://B'",
@@ -199,7 +199,7 @@ fn a_repository_is_named_or_placed_correctly() {
         (
             "ftp://host/x",
             3,
-            "error config: \"ftp\" is not a kind of repository: \"ftp://host/x\"\n  next:   Accepted are file:///absolute/path, s3://bucket/prefix and, on the command line, /absolute/path.\n",
+            "error config: \"ftp\" is not a kind of repository: \"ftp://host/x\"\n  next:   Accepted are file:///absolute/path, s3://bucket/prefix, azure://account/container/prefix, gs://bucket/prefix, sftp://user@host/absolute/path and, on the command line, /absolute/path.\n",
         ),
     ] {
         let run = repo_show(&sandbox)

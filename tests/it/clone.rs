@@ -100,13 +100,13 @@ impl Cloned {
 }
 
 /// A client of a clone.
-fn client(run: &Run) -> Client {
+pub fn client(run: &Run) -> Client {
     let json = run.json();
     let connection = json["connection"].as_str().unwrap();
     Client::connect(connection).unwrap()
 }
 
-fn id(run: &Run) -> String {
+pub fn id(run: &Run) -> String {
     run.json()["id"].as_str().unwrap().to_owned()
 }
 
@@ -265,7 +265,11 @@ fn dropped(major: u32) -> Cloned {
     }
 }
 
-fn rescue(cloned: &Cloned, more: &[&str]) -> Run {
+pub fn rescue(cloned: &Cloned, more: &[&str]) -> Run {
+    rescuing(cloned, more).run()
+}
+
+pub fn rescuing(cloned: &Cloned, more: &[&str]) -> Program {
     let into = cloned.cluster.conninfo("postgres");
     let program = cloned.at_moment(
         cloned
@@ -274,7 +278,7 @@ fn rescue(cloned: &Cloned, more: &[&str]) -> Run {
             .args(["rescue", "--json", "--into"])
             .arg(into),
     );
-    program.args(more).run()
+    program.args(more)
 }
 
 fn k05_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
@@ -316,6 +320,31 @@ fn k05_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
 }
 // The other majors have only the server's programs here.
 per_major!(k05_a_dropped_table_comes_back_with_all_that_belongs_to_it, v13 v15 v17 v19);
+
+/// A foreign key of the dropped table leads to a table that is locked: whoever came later would wait behind `pg_restore`.
+#[test]
+fn k15_a_locked_table_holds_a_dropped_one_up_for_ten_seconds() {
+    require_fuse!("k15_a_locked_table_holds_a_dropped_one_up_for_ten_seconds");
+    let cloned = dropped(17);
+    let live = &cloned.cluster;
+    let holder = live.client();
+    holder.sql("begin; lock table shop.kinds in share row exclusive mode");
+    let own = holder.query_one_string("select pg_backend_pid()");
+    let orders = ["--table", "shop.orders"];
+    let run = rescue(&cloned, &orders).expect_code(7);
+    assert_eq!(run.json()["code"], "locked", "{run}");
+    run.expect_stdout(&format!("(process {own})"));
+    let there = "select count(*) from pg_class where relname = 'orders'";
+    assert_eq!(live.query_one_string(there), "0");
+    let left = "select count(*) from pg_stat_activity where application_name like 'pitr_rescue%'";
+    wait_until(PATIENCE, "no session is left", || {
+        live.query_one_string(left) == "0"
+    });
+    holder.sql("rollback");
+    rescue(&cloned, &orders).success();
+    let rows = live.query_one_string("select count(*) from shop.orders");
+    assert_eq!(rows, "5010");
+}
 
 #[test]
 fn k06_a_table_that_is_there_is_touched_only_as_the_operator_says() {
@@ -482,6 +511,25 @@ fn k08_a_bucket_gives_a_clone() {
     assert!(files_below(folder.path()).is_empty());
 }
 
+/// A directory of root's alone, and in it one that root mounts on for the server's user.
+pub struct Place {
+    pub root: tempfile::TempDir,
+    pub at: PathBuf,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        let root = tempfile::Builder::new().prefix("pitr-mount-").tempdir();
+        let root = root.unwrap();
+        let mode = PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(root.path(), mode).unwrap();
+        let at = root.path().join("m");
+        std::fs::create_dir(&at).unwrap();
+        user::own(&at);
+        Place { root, at }
+    }
+}
+
 #[test]
 fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     require_root!("k09_a_moment_is_mounted_for_a_server_of_the_operator");
@@ -492,8 +540,8 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     cluster.sql(&format!("create tablespace fast location '{place}'"));
     cluster.sql("create table s tablespace fast as select g from generate_series(1, 5000) g");
     let cloned = Cloned::of(site, cluster);
-    let at = cloned.folder.dir("m");
-    user::own(&at);
+    let place = Place::new();
+    let at = place.at.clone();
     let mount = cloned.site.pitr().privileged().arg("mount").arg(&at);
     let mount = mount.args(["--json", "--target-lsn", &cloned.before]);
     let running = mount.spawn();

@@ -95,11 +95,17 @@ fn a_bucket_is_counted_by_storage_class() {
     let shown = run.json()["repositories"][0].clone();
     let keys = site.peer.server().keys();
     let ours = keys.iter().filter(|key| !key.contains(".tmp."));
-    assert_eq!(
-        number(&shown, "object_count"),
-        ours.count() as u64,
-        "{keys:#?}"
-    );
+    let count = ours.count() as u64;
+    assert_eq!(number(&shown, "object_count"), count, "{keys:#?}");
+    // As many requests as stored objects, where none takes parts.
+    let puts: u64 = shown["parts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| number(p, "put_requests"))
+        .sum();
+    assert_eq!((puts, number(&shown, "put_requests")), (puts, puts));
+    assert!(puts >= count, "{shown}");
     assert!(kind(&shown, "wal").0 > 0 && kind(&shown, "packs").0 > 0);
     let parts = shown["parts"].as_array().unwrap();
     let class = |kind: &str| {

@@ -201,8 +201,18 @@ fn g05_settings_that_keep_wal_from_the_archive_are_critical() {
         "nothing can be recovered",
         "pitr backup",
     );
-    // A setting that ALTER SYSTEM has changed and no restart has brought.
+    assert_eq!(finding(&json, "repository", "timeline")["level"], "ok");
+    // A setting that ALTER SYSTEM has written and no restart has brought, before and after the server read it again.
     cluster.alter_system("archive_mode", "on");
+    let json = doctor(&site).run().json();
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archive_mode",
+        "postgresql.auto.conf:",
+        "restart the server",
+    );
     cluster.reload();
     let json = doctor(&site).run().json();
     bad(
@@ -450,12 +460,25 @@ fn archiving_that_is_stuck_is_critical() {
 
 #[test]
 fn a_restored_copy_and_a_foreign_server_are_told() {
-    let (site, cluster) = healthy(19);
+    let (site, mut cluster) = healthy(19);
     let guard = cluster.pgdata().join("pg_wal/pitr.guard");
     std::fs::write(&guard, "").unwrap();
     user::own(&guard);
     let json = doctor(&site).run().expect_code(1).json();
+    bad(&json, "fail", "configuration", "pgdata", "", "pitr adopt");
     assert_eq!(finding(&json, "configuration", "pgdata")["value"], "clone");
+    // As pitr restore leaves it.
+    cluster.alter_system("archive_mode", "off");
+    cluster.restart();
+    let json = doctor(&site).run().expect_code(1).json();
+    bad(
+        &json,
+        "fail",
+        "server",
+        "archive_mode",
+        "restored copy",
+        "pitr adopt, then restart",
+    );
     std::fs::remove_file(guard).unwrap();
     let other = Cluster::builder(19)
         .segment_size_mb(1)

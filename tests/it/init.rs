@@ -124,6 +124,11 @@ fn another_system_identifier_needs_a_confirmation() {
         .success()
         .expect_stdout("registered");
     assert_eq!(names(&sandbox.join("repo/clusters/main")).len(), 2);
+    // Once more, as where the configuration still leads to the old cluster.
+    let run = init(&other, &sandbox).arg("--confirm").run().success();
+    run.expect_stderr("--confirm registered nothing")
+        .expect_stderr(", which was registered")
+        .expect_stderr("set pgdata and conninfo in [clusters.main]");
 }
 
 #[test]
@@ -251,8 +256,10 @@ fn an_existing_configuration_is_used_and_never_changed() {
         .run();
     assert_eq!(run.code(), 2, "--pgdata twice: {run}");
     let init = |args: &[&str]| pitr().dir(sandbox.path()).arg("init").args(args).run();
-    let run = init(&["--cluster", "one", "--pgdata", "/nowhere"]).expect_code(8);
+    let run = init(&["--cluster", "one", "--pgdata", "/usr"]).expect_code(8);
     assert!(run.stderr.contains("names another data directory"), "{run}");
+    let mistyped = init(&["--cluster", "one", "--pgdata", "/nowhere"]).expect_code(2);
+    mistyped.expect_stderr("Correct --pgdata, or leave it out");
     let run = init(&["--cluster", "one", "--repository", "/nowhere/repo"]).expect_code(8);
     assert!(run.stderr.contains("does not name the repository"), "{run}");
     init(&[]).expect_code(2);
@@ -303,6 +310,44 @@ fn an_existing_configuration_is_used_and_never_changed() {
         std::fs::read_to_string(sandbox.join("pitr.toml")).unwrap(),
         text
     );
+}
+
+#[test]
+fn a_second_section_does_not_stop_the_first_clusters_archiving() {
+    let (site, cluster) = Site::with_cluster(17);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let inter = "[clusters.inter]\npgdata = '/nonexistent/inter'\n";
+    std::fs::write(site.config(), format!("{config}\n{inter}")).unwrap();
+    // Its archive_command names no cluster, as `pitr init` once wrote it.
+    let segment = cluster.archive_now();
+    let target = cluster.pgdata().join("pg_wal/RECOVERYXLOG");
+    let fetch = site.restore().args([&segment, "pg_wal/RECOVERYXLOG"]);
+    fetch.dir(cluster.pgdata()).run().success();
+    assert!(target.exists());
+    let doctor = || site.pitr().args(["doctor", "--cluster", "main"]).run();
+    let run = doctor();
+    assert!(!run.stdout.contains("it names none"), "{run}");
+    // New lines name it, so that they do not depend on the directory.
+    let init = site.pitr().args(["init", "--cluster", "main"]).run();
+    let run = init.success();
+    assert!(settings(&run).contains("--cluster main %p"), "{run}");
+    let run = site.pitr().args(["init", "--cluster", "third"]).run();
+    run.expect_code(8)
+        .expect_stderr("has no cluster \"third\"")
+        .expect_stderr("[clusters.third]");
+
+    // No section has the directory of the server.
+    let pgdata = format!("pgdata   = \"{}\"\n", cluster.pgdata().display());
+    assert!(config.contains(&pgdata), "{config}");
+    std::fs::write(
+        site.config(),
+        format!("{}\n{inter}", config.replace(&pgdata, "")),
+    )
+    .unwrap();
+    let push = site.archive().arg(format!("pg_wal/{segment}"));
+    let run = push.dir(cluster.pgdata()).run().expect_code(1);
+    assert!(run.stderr.contains("none is named: main, inter"), "{run}");
+    doctor().expect_code(1).expect_stdout("it names none");
 }
 
 /// Registers cluster `two` beside `one`, under another identifier.
@@ -483,6 +528,40 @@ fn what_root_makes_belongs_to_the_servers_user() {
         .success()
         .expect_stderr(&format!("cannot use \"{}\": chown ", writer.display()));
 
+    // The server lets its own user in, and root not: that is no warning.
+    let running = Cluster::builder(17).segment_size_mb(1).start();
+    let conninfo = running.conninfo("postgres");
+    let conninfo = conninfo.replace("user=postgres", "user=absent");
+    let again = pitr()
+        .args(["init", "--conninfo", &conninfo, "--pgdata"])
+        .arg(running.pgdata())
+        .arg("--config")
+        .arg(sandbox.join("peer.toml"))
+        .arg("--repository")
+        .arg(sandbox.join("peer"))
+        .privileged()
+        .run()
+        .success()
+        .expect_stderr("pitr doctor asks it");
+    assert!(!again.stderr.contains("could not be asked"), "{again}");
+    // A place of root's, where the server's user can make no repository.
+    let roots = sandbox.dir("roots");
+    std::os::unix::fs::chown(&roots, Some(0), Some(0)).unwrap();
+    let wanted = roots.join("inter");
+    let refused = pitr()
+        .args(["init", "--pgdata"])
+        .arg(cluster.pgdata())
+        .arg("--config")
+        .arg(sandbox.join("roots.toml"))
+        .arg("--repository")
+        .arg(&wanted)
+        .run()
+        .expect_code(1);
+    let install = format!("-m 700 {}", wanted.display());
+    refused
+        .expect_stderr("sudo install -d -o ")
+        .expect_stderr(&install);
+
     // A configuration that this user cannot reach is named, with what to do.
     let closed = sandbox.dir("closed");
     std::os::unix::fs::chown(&closed, Some(0), Some(0)).unwrap();
@@ -534,6 +613,47 @@ fn init_that_is_killed_at_any_write_can_be_run_again() {
         );
         assert!(sandbox.join("pitr.toml").exists());
     }
+}
+
+#[test]
+fn an_init_that_fails_leaves_nothing_that_it_does_not_name() {
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let sandbox = Sandbox::new("init");
+    let elsewhere = ["--config", "/etc/pitr-none/pitr.toml"];
+    let run = init(&cluster, &sandbox).args(elsewhere).run();
+    run.expect_code(1)
+        .expect_stderr("Nothing was written. Give this user write access to \"/etc\"");
+    assert!(names(sandbox.path()).is_empty());
+    // The second one of two repositories cannot be made.
+    let text = format!(
+        "[clusters.main]\npgdata = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n[repositories.other]\nurl = \"file:///proc/pitr-none/repo\"\n",
+        cluster.pgdata().display(),
+        sandbox.join("repo").display()
+    );
+    let config = sandbox.file("pitr.toml", &text);
+    let again = || pitr().arg("--config").arg(&config).arg("init").run();
+    again()
+        .expect_code(1)
+        .expect_stderr("Made before, and kept: repository \"local\" (file://");
+    let other = format!("{}/other", sandbox.path().display());
+    std::fs::write(&config, text.replace("/proc/pitr-none/repo", &other)).unwrap();
+    again().success();
+    assert_eq!(names(&sandbox.join("other")), names(&sandbox.join("repo")));
+}
+
+#[test]
+fn a_repository_that_came_to_nothing_takes_its_directory_along() {
+    use crate::common::fault::{self, MUTATING};
+    crate::require_strace!("a_repository_that_came_to_nothing_takes_its_directory_along");
+    let cluster = Cluster::builder(17).segment_size_mb(1).create();
+    let probe = Sandbox::new("init");
+    let (_, calls) = fault::trace(&init(&cluster, &probe), MUTATING);
+    let is_marker = |c: &&fault::Call| c.text.contains("pitr.json");
+    let marker = calls.iter().find(is_marker).expect("the marker is written");
+    let sandbox = Sandbox::new("init");
+    let (run, fired) = fault::inject(&init(&cluster, &sandbox), &marker.fail("EIO"));
+    assert_eq!((run.code(), fired), (1, 1), "{}: {run}", marker.text);
+    assert!(names(sandbox.path()).is_empty(), "{run}");
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn without_consent_no_setting_is_changed_and_the_reason_is_said() {
     let run = interactive(&cluster, &sandbox, &[""])
         .run()
         .expect_code(8)
-        .expect_stderr("the server does not archive: its settings were not changed");
+        .expect_stderr("the server archives as before, and not into the repository: its settings");
     assert!(run.stdout.contains("would be replaced"), "{run}");
     assert_eq!(
         cluster.query_one_string("show archive_command"),

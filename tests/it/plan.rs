@@ -1,11 +1,12 @@
 //! `pitr plan`, `pitr info` and `pitr wal` through the real program, against what real servers archived and how they recover.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::backup::{backup, extract, root};
-use crate::common::{Cluster, Program, Sandbox, Site, Stop, bin, user};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, Stop, bin, copy_tree, user};
 use crate::per_major;
 
 fn plan(site: &Site, args: &[&str]) -> Value {
@@ -227,6 +228,74 @@ fn m11_one_deleted_segment_changes_the_answer_whatever_the_cache_says() {
     run(&["info"]).run().expect_code(1);
 }
 
+/// The names that the cache knows from before have other WAL: of fewer segments, and of as many.
+#[test]
+fn m11_a_repository_that_was_put_back_is_planned_from_what_it_holds_now() {
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let (site, mut cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    cluster.sql("create table t (a int)");
+    backup(&site).run().success();
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    let places = [cluster.pgdata().to_owned(), site.repository().to_owned()];
+    let aside = site.sandbox().dir("aside");
+    let asides = ["data", "repository"].map(|name| aside.join(name));
+    for (place, aside) in places.iter().zip(&asides) {
+        copy_tree(place, aside);
+    }
+    cluster.start();
+    for value in 0..12 {
+        insert(&cluster, value);
+        cluster.archive_now();
+    }
+    let ask = |verb: &[&str], cache: &Path| {
+        let run = site.pitr().args(verb).arg("--json");
+        run.env("XDG_CACHE_HOME", cache).run()
+    };
+    let to = site.sandbox().dir("copy").join("data");
+    let verbs: [&[&str]; 4] = [
+        &["plan"],
+        &["info"],
+        &["timeline", "list"],
+        &["restore", "--dry-run", "--to", to.to_str().unwrap()],
+    ];
+    let before = site.sandbox().dir("before");
+    ask(verbs[0], &before).success();
+    for (round, segments) in [2, 12].into_iter().enumerate() {
+        cluster.stop(Stop::Fast);
+        for (place, aside) in places.iter().zip(&asides) {
+            std::fs::remove_dir_all(place).unwrap();
+            copy_tree(aside, place);
+        }
+        cluster.start();
+        for _ in 0..segments {
+            cluster.sql("insert into t select generate_series(1, 1000)");
+            cluster.archive_now();
+        }
+        let fresh = site.sandbox().dir(format!("fresh-{round}"));
+        ask(verbs[0], &fresh).success();
+        for (n, verb) in verbs.iter().enumerate() {
+            let stale = site.sandbox().join(format!("stale-{round}-{n}"));
+            copy_tree(&before, &stale);
+            let (expected, found) = (ask(verb, &fresh), ask(verb, &stale));
+            assert_eq!(found.code(), expected.code(), "{found}{expected}");
+            let told = |run: &Run| {
+                let all = run.json();
+                let cluster = &all["clusters"][0];
+                [
+                    &all["segments_needed"],
+                    &all["last_commit"],
+                    &all["timelines"],
+                    &cluster["recovery_windows"],
+                    &cluster["gaps"],
+                ]
+                .map(Value::to_string)
+            };
+            assert_eq!(told(&found), told(&expected), "{found}{expected}");
+        }
+    }
+}
+
 #[test]
 fn the_verbs_show_what_is_archived() {
     let (site, cluster) = Site::with_cluster(17);
@@ -364,7 +433,7 @@ fn t01_targets_out_of_reach_are_refused_with_one_message() {
             5,
             "did you mean \"before drop\"?",
         ),
-        (vec!["--target-lsn", "9/0"], 5, "lies behind the archive"),
+        (vec!["--target-lsn", "9/0"], 5, "lies beyond the archive"),
         (
             vec!["--target-time", "2999-01-01T00:00:00Z"],
             5,

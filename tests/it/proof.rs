@@ -342,3 +342,137 @@ fn a1_a_backup_asks_no_other_host_for_its_wal() {
         (0, 3)
     );
 }
+
+/// A server that writes much more WAL than it keeps, while a backup that has stopped still writes its map.
+struct Rush {
+    site: Site,
+    cluster: Cluster,
+}
+
+impl Rush {
+    fn new(major: u32, slots: u32) -> Rush {
+        let builder = Cluster::builder(major)
+            .segment_size_mb(1)
+            .without_fsync()
+            .config("max_replication_slots", slots)
+            .config("max_wal_size", "2MB")
+            .config("min_wal_size", "2MB");
+        let (site, cluster) = Site::with_cluster_of(builder);
+        cluster.sql("create table t as select g as a from generate_series(1, 5000) g");
+        Rush { site, cluster }
+    }
+
+    fn pass(&self, segments: usize) {
+        for _ in 0..segments {
+            self.cluster.sql("update t set a = a + 1");
+            // A checkpoint removes only what is archived.
+            self.cluster.archive_now();
+            self.cluster.sql("checkpoint");
+        }
+    }
+
+    /// Takes a backup in which WAL passes for long after the stop. Returns how many slots there were then.
+    fn take(&self, arguments: &[&str], during: impl FnOnce()) -> (String, Run) {
+        let mark = self.site.sandbox().join("paused");
+        let running = backup_of(&self.site, &self.cluster)
+            .args(arguments)
+            .env("PITR_FAULT_SECONDS", "1")
+            .env(
+                "PITR_FAULT_PAUSE",
+                format!("backup-stopped={}", mark.display()),
+            )
+            .spawn();
+        during();
+        crate::common::wait_until(crate::common::PATIENCE, "the backup stopped", || {
+            mark.exists()
+        });
+        self.pass(6);
+        let slots = "select count(*) from pg_replication_slots where slot_name like 'pitr_last%'";
+        let slots = self.cluster.query_one_string(slots);
+        std::fs::remove_file(&mark).unwrap();
+        let run = running.wait();
+        let all = "select count(*) from pg_replication_slots";
+        assert_eq!(self.cluster.query_one_string(all), "0", "{run}");
+        (slots, run)
+    }
+}
+
+fn b24_the_server_keeps_the_last_segment_until_it_was_compared(major: u32) {
+    let rush = Rush::new(major, 10);
+    let (slots, run) = rush.take(&["--method", "local"], || {});
+    run.success();
+    assert_eq!(slots, "1");
+
+    // The slot of a stream follows it: less is kept than the stream takes.
+    let (slots, run) = rush.take(&["--max-rate", "4MiB"], || {
+        let kept = "select count(*) from pg_replication_slots where slot_name like 'pitr_last%' and active";
+        crate::common::wait_until(crate::common::PATIENCE, "a slot", || {
+            rush.cluster.query_one_string(kept) == "1"
+        });
+        let from = "select min(restart_lsn) from pg_replication_slots where slot_name like 'pitr_last%'";
+        let first = rush.cluster.query_one_string(from);
+        rush.pass(2);
+        let is_later = format!("select ({from}) > '{first}'");
+        crate::common::wait_until(crate::common::PATIENCE, "a later slot", || {
+            rush.cluster.query_one_string(&is_later) == "t"
+        });
+    });
+    run.success();
+    assert_eq!(slots, "1");
+    rush.site.pitr().arg("verify").run().success();
+}
+per_major!(b24_the_server_keeps_the_last_segment_until_it_was_compared);
+
+/// The server has no slot to spare.
+#[test]
+fn b24_a_last_segment_that_the_server_has_removed_proves_no_backup() {
+    let rush = Rush::new(17, 0);
+    let before = committed(&rush.site);
+    let (slots, run) = rush.take(&["--method", "local"], || {});
+    assert_eq!(slots, "0");
+    let run = run.expect_code(8);
+    assert!(run.stdout.contains("the server has removed"), "{run}");
+    assert!(run.stdout.contains("wal_keep_size"), "{run}");
+    assert_eq!(committed(&rush.site), before);
+}
+
+fn b24_a_standby_keeps_the_last_segment_until_it_was_compared(major: u32) {
+    let rush = Rush::new(major, 10);
+    let standby = Cluster::builder(major)
+        .standby_of(&rush.cluster)
+        .config("max_wal_size", "2MB")
+        .start();
+    let mark = rush.site.sandbox().join("paused");
+    let running = backup_of(&rush.site, &standby)
+        .args(["--max-rate", "4MiB"])
+        .env(
+            "PITR_FAULT_PAUSE",
+            format!("backup-stopped={}", mark.display()),
+        )
+        .spawn();
+    crate::common::wait_until(crate::common::PATIENCE, "the backup stopped", || {
+        mark.exists()
+    });
+    let kept = standby.query_one_string(
+        "select restart_lsn from pg_replication_slots where slot_name like 'pitr_last%'",
+    );
+    let name = rush
+        .cluster
+        .query_one_string(&format!("select pg_walfile_name('{kept}')"));
+    let pass = || {
+        rush.pass(1);
+        let end = "select pg_current_wal_flush_lsn()";
+        let end = rush.cluster.query_one_string(end);
+        let is_there = format!("select pg_last_wal_replay_lsn() >= '{end}'");
+        crate::common::wait_until(crate::common::PATIENCE, "the standby follows", || {
+            standby.query_one_string(&is_there) == "t"
+        });
+        standby.sql("checkpoint");
+        standby.pgdata().join("pg_wal").join(&name).exists()
+    };
+    assert!((0..6).all(|_| pass()));
+    std::fs::remove_file(&mark).unwrap();
+    running.wait().success();
+    assert!(!(0..2).all(|_| pass()));
+}
+per_major!(b24_a_standby_keeps_the_last_segment_until_it_was_compared, v13 v17 v19);

@@ -648,6 +648,30 @@ fn t28_no_server_starts_on_a_cluster_that_waits_to_take_the_place() {
 }
 
 #[test]
+fn t29_a_record_of_the_version_before_does_not_prove_that_the_old_cluster_stood_still() {
+    let small = Small::new(true);
+    let old = small.state();
+    let killed = small.replace().env("PITR_FAULT", "replace-recorded").run();
+    assert_ne!(killed.code(), 0, "{killed}");
+    let path = small.data.with_file_name("data.pitr-replaced");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert!(
+        record
+            .as_object_mut()
+            .unwrap()
+            .remove("old_control")
+            .is_some()
+    );
+    fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+    let run = small.replace().run().expect_code(8);
+    run.expect_stdout("earlier version").expect_stdout("--undo");
+    assert!(small.state() == old);
+    small.undo().run().success();
+    small.replace().run().success();
+    assert!(small.is_startable());
+}
+
+#[test]
 fn t29_an_old_cluster_that_has_run_since_is_not_replaced_by_what_was_recorded() {
     let mut small = Small::new(true);
     let killed = small.replace().env("PITR_FAULT", "replace-recorded").run();

@@ -9,6 +9,7 @@ use crate::common::{
     Builder, Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, Stop, majors, path_of, pitr,
     pitr_archive, user, wait_until,
 };
+use crate::require_root;
 
 /// A server whose configuration lies outside of the data directory, as Debian has it.
 struct Elsewhere {
@@ -192,6 +193,56 @@ fn the_printed_line_starts_a_copy_of_a_server_whose_configuration_is_in_etc() {
     ] {
         assert!(line.contains(&option), "{option}: {line}");
     }
+}
+
+/// As `pg_createcluster` leaves it on the new host; each copy of /etc is seen by one command alone.
+#[test]
+fn a_configuration_that_debian_has_for_the_very_directory_is_found() {
+    require_root!("a_configuration_that_debian_has_for_the_very_directory_is_found");
+    let there = Elsewhere::new(17);
+    there.site.pitr().arg("backup").run().success();
+    there.server.archive_now();
+    let etc = there.site.sandbox().join("etc-copy");
+    let copied = std::process::Command::new("cp")
+        .args(["-a", "/etc"])
+        .arg(&etc)
+        .status();
+    assert!(copied.unwrap().success());
+    let (uid, gid) = user::ids();
+    let restore = |name: &str, said: &str| {
+        let to = there.to(name);
+        let conf = etc.join("postgresql/17").join(name);
+        std::fs::create_dir_all(&conf).unwrap();
+        for file in ["pg_hba.conf", "pg_ident.conf"] {
+            std::fs::copy(there.etc.join(file), conf.join(file)).unwrap();
+        }
+        let text = format!("data_directory = '{said}'\nport = 6122\n");
+        std::fs::write(conf.join("postgresql.conf"), text).unwrap();
+        let script = format!(
+            "mount --bind {} /etc && exec setpriv --reuid={uid} --regid={gid} --clear-groups \"$@\"",
+            etc.display()
+        );
+        let restore = pitr().args(["restore", "--repository"]);
+        let restore = restore.arg(there.site.repository()).arg("--to").arg(&to);
+        let restore = restore.privileged();
+        restore
+            .under(["unshare", "-m", "sh", "-c", &script, "sh"])
+            .run()
+            .success()
+    };
+    let to = there.to("year").display().to_string();
+    let run = restore("year", &to).expect_stdout("port 6122");
+    let line = next_line(&run);
+    assert!(
+        line.contains("config_file=/etc/postgresql/17/year/postgresql.conf"),
+        "{line}"
+    );
+    assert!(
+        line.contains("hba_file=/etc/postgresql/17/year/pg_hba.conf"),
+        "{line}"
+    );
+    // The file of another directory that happens to have this name is not this one's.
+    restore("other", "/srv/elsewhere/other").expect_stdout("in place of CONFIG_DIR");
 }
 
 #[test]

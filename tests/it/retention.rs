@@ -91,6 +91,29 @@ fn hours_back(hours: u64) -> TimestampTz {
     now().saturating_sub(Duration::from_secs(hours * 3600))
 }
 
+#[test]
+fn a_default_number_holds_only_where_no_rule_of_the_configuration_does() {
+    let kept = Kept::new(17, 3);
+    let count = || {
+        let judged = kept.judged(&["--default-keep", "2"]);
+        judged.iter().filter(|(fate, _)| fate == "keep").count()
+    };
+    assert_eq!(count(), 2);
+    // The rules of another cluster are none of this one.
+    kept.configure("[clusters.other.retention]\nkeep_last = 1");
+    let named = ["--default-keep", "2", "--cluster", "main"];
+    let judged = kept.judged(&named);
+    assert_eq!(judged.iter().filter(|(fate, _)| fate == "keep").count(), 2);
+    let config = std::fs::read_to_string(kept.site.config()).unwrap();
+    let config = config.replace("[clusters.other.retention]", "[clusters.main.retention]");
+    std::fs::write(kept.site.config(), config).unwrap();
+    assert_eq!(count(), 1);
+    let both = ["expire", "--keep", "1", "--default-keep", "2"];
+    kept.pitr(&both).run().expect_code(2);
+    let none = ["expire", "--default-keep", "0"];
+    kept.pitr(&none).run().expect_code(3);
+}
+
 /// Restores one backup to its own end, and counts the rows there.
 fn restored_rows(kept: &Kept, id: &str) -> u64 {
     let to = kept.site.sandbox().dir(format!("copy-{id}")).join("data");

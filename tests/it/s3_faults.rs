@@ -190,7 +190,7 @@ fn wal_that_must_be_thawed_leads_nowhere(site: &Bucketed, cluster: &Cluster) {
     told(asked(&["plan"], "warm"), true);
     told(asked(&["plan"], "cold"), true);
     let restored = asked(&["restore"], "cold");
-    told(restored.expect_stderr("restore-object"), false);
+    told(restored.expect_stderr("repo thaw"), false);
     assert!(!to.exists());
     // A segment that the target does not need may be frozen, and one that was thawed is needed no less.
     let target = ["plan", "--target-immediate"];
@@ -336,7 +336,8 @@ fn s14_doctor_warns_of_rules_that_delete() {
             "<Rule><ID>tidy</ID><Filter><Prefix></Prefix></Filter><Status>Enabled</Status><Expiration><Days>30</Days></Expiration></Rule>\
              <Rule><ID>cold</ID><Filter><Prefix>pg/</Prefix></Filter><Status>Enabled</Status><Transition><Days>7</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>\
              <Rule><ID>logs</ID><Filter><Prefix>logs/</Prefix></Filter><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule>\
-             <Rule><ID>off</ID><Filter><Prefix></Prefix></Filter><Status>Disabled</Status><Expiration><Days>1</Days></Expiration></Rule>",
+             <Rule><ID>off</ID><Filter><Prefix></Prefix></Filter><Status>Disabled</Status><Expiration><Days>1</Days></Expiration></Rule>"
+                .to_owned(),
         );
     });
     let said = doctor();

@@ -276,6 +276,102 @@ fn a_plain_repository_beside_a_sealed_one_has_backups_of_its_own() {
         assert_eq!(finding.unwrap()["value"], "up to date", "{doctor}");
     }
     refused(&writer(&["repo", "sync"]), 8, "Take a backup into each");
+    // The host verifies what it can read; it names the rest, which others verify.
+    let run = writer(&["verify"])
+        .success()
+        .expect_stdout("in repository plain: ")
+        .expect_stdout("repository local: not read, because this host only writes into it");
+    assert_eq!(run.stderr, "");
+    let quiet = writer(&["verify", "--quiet"]).success();
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    let told = writer(&["verify", "--json"]).success().json();
+    assert_eq!(told["only_written"], serde_json::json!(["local"]), "{told}");
+    refused(&writer(&["verify", "--repository", "local"]), 1, "no key");
+    let backups = writer(&["info", "--repository", "plain", "--json"]).json();
+    let of_plain = backups["clusters"][0]["backups"][0]["id"].as_str().unwrap();
+    writer(&["verify", "--backup", of_plain]).success();
+    writer(&["verify", "--backup", "20200101T000000Z-000000-full"]).expect_code(2);
+    // Repositories with other keys are no failure while others have the same.
+    let config = std::fs::read_to_string(sealed.config("writer")).unwrap();
+    let third = section
+        .replace("plain]", "third]")
+        .replace("/plain\"", "/third\"");
+    std::fs::write(sealed.config("writer"), config + "\n" + &third).unwrap();
+    writer(&["init", "--quiet"]).success();
+    let run = writer(&["repo", "sync", "--to", "third"]).success();
+    assert!(run.stdout.contains("third from plain"), "{run}");
+    run.expect_stderr("nothing goes from \"local\" to \"third\": their keys differ");
+}
+
+/// A plain repository, then the sealed one, on a host that only writes into that.
+fn plain_first(sealed: &Sealed) -> PathBuf {
+    let config = std::fs::read_to_string(sealed.config("writer")).unwrap();
+    let plain = sealed.sandbox.join("plain").display().to_string();
+    let alone = config.split("[repositories.").next().unwrap();
+    let section = format!("[repositories.plain]\nurl = \"file://{plain}\"\n");
+    sealed
+        .sandbox
+        .file("plain.toml", format!("{alone}{section}"));
+    let both = config.replace(
+        "[repositories.local]",
+        &format!("{section}[repositories.local]"),
+    );
+    sealed.sandbox.file("both.toml", both)
+}
+
+#[test]
+fn wal_that_a_host_cannot_read_is_compared_with_plain_wal_all_the_same() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let sealed = Sealed::new(&cluster);
+    let both = plain_first(&sealed);
+    let on = |config: &Path| pitr().arg("--config").arg(config);
+    on(&both).args(["init", "--quiet"]).run().success();
+    let archive = |host: &str| {
+        let archive = pitr_archive().arg("--config").arg(sealed.config(host));
+        archive.arg("%p").shell()
+    };
+    cluster.append_config("archive_mode", "on");
+    cluster.append_config("archive_command", &archive("both"));
+    cluster.start();
+    cluster.sql("create table t as select g as a from generate_series(1, 1000) g");
+    on(&both).args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    let plan = || on(&both).args(["plan", "--json"]).run().success();
+    // Both have the same, and recovery may ask both.
+    let run = plan();
+    assert_eq!(run.json()["warnings"], serde_json::json!([]), "{run}");
+    let asks = |run: &Run| run.json()["recovery_settings"]["restore_command"].to_string();
+    assert!(!asks(&run).contains("--repository"), "{run}");
+
+    // A clone goes on in the sealed one, and the server in the plain one.
+    cluster.stop(Stop::Fast);
+    let copy = sealed.sandbox.join("clone");
+    copy_tree(cluster.pgdata(), &copy);
+    user::own_all(&copy);
+    let mut clone = Cluster::open(17, &copy).without_fsync().create();
+    for (server, host, sql) in [
+        (&mut clone, "writer", "update t set a = a + 1"),
+        (&mut cluster, "plain", "update t set a = a - 1"),
+    ] {
+        server.append_config("archive_command", &archive(host));
+        server.start();
+        server.sql(sql);
+        server.archive_now();
+        server.stop(Stop::Immediate);
+    }
+    let run = plan();
+    let warnings = run.json()["warnings"].to_string();
+    assert!(warnings.contains("has the WAL of another server"), "{run}");
+    assert!(asks(&run).contains("--repository"), "{run}");
+    // Without any key nothing can be compared: that tells of no other server.
+    let config = std::fs::read_to_string(&both).unwrap();
+    let keys = config.find("[repositories.local.encryption]").unwrap();
+    std::fs::write(&both, &config[..keys]).unwrap();
+    let run = plan();
+    assert_eq!(run.json()["warnings"], serde_json::json!([]), "{run}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `pitr wal push`, `fetch`, `conflicts` and `backfill` through the real program.
 
+use crate::common::reception::lsn;
 use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, Still, Stop, user, wait_until};
 use crate::per_major;
 
@@ -49,6 +50,8 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
     let wal = standby.pgdata().join("pg_wal");
     let backfill = site.pitr().args(["wal", "backfill", "--from"]).arg(&wal);
     let json = backfill.clone().arg("--json").run().success().json();
+    // It archives the segment that it writes itself.
+    assert_eq!(json["next"], serde_json::json!([]), "{json:#}");
     let done = outcomes(&json);
     for name in &lost {
         assert_eq!(done[name], "stored", "{json:#}");
@@ -80,6 +83,42 @@ fn h01_what_a_failed_primary_did_not_archive_comes_from_its_successor(major: u32
     standby.stop(Stop::Immediate);
 }
 per_major!(h01_what_a_failed_primary_did_not_archive_comes_from_its_successor, v14 v17 v19);
+
+#[test]
+fn h01_the_last_segment_of_a_dead_server_is_brought_in_by_the_printed_line() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    site.add_repository("second", "");
+    cluster.sql("create table t (a int)");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    cluster.sql("insert into t values (1)");
+    let committed = cluster.query_one_string("select pg_current_wal_lsn()");
+    let last = cluster.query_one_string("select pg_walfile_name(pg_current_wal_lsn())");
+    cluster.stop(Stop::Immediate);
+    let end = || -> u64 {
+        let plan = site.pitr().args(["plan", "--json"]).run().success();
+        let end = plan.json()["stop"]["recovery_end_lsn"].clone();
+        lsn(end.as_str().unwrap())
+    };
+    assert!(end() < lsn(&committed));
+    let backfill = site.pitr().args(["wal", "backfill", "--from"]);
+    let run = backfill.arg(cluster.pgdata()).run().success();
+    let path = cluster.pgdata().join("pg_wal").join(&last);
+    let printed = format!(
+        "pitr wal push --config {} {}",
+        site.config().display(),
+        path.display()
+    );
+    let run = run.expect_stderr(&printed);
+    assert!(
+        run.stdout.contains(&format!("left out      {last}")),
+        "{run}"
+    );
+    let run = site.pitr().args(["wal", "push"]).arg(&path).run().success();
+    let warned = run.stderr.matches("archived as a partial segment").count();
+    assert_eq!(warned, 1, "one for all repositories: {run}");
+    assert!(end() >= lsn(&committed));
+}
 
 /// Two copies of one cluster were promoted to the same timeline number: what the second writes is none of the first's.
 #[test]

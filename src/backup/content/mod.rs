@@ -7,6 +7,7 @@ mod prior;
 use super::attempt::{Attempt, Commit};
 use super::incremental::complete;
 use super::reservation;
+use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
@@ -45,8 +46,10 @@ pub struct Options {
 /// A backup that was taken.
 #[derive(Debug)]
 pub struct Taken {
-    /// Its root.
+    /// Its root; that of the prior where nothing is new.
     pub root: AuxRoot,
+    /// Whether there is a new backup.
+    pub is_new: bool,
     /// Why it is a full one though that was not asked for; none of a kind whose backups always are.
     pub why_full: Option<String>,
     /// How many files its prior has; none of a full one.
@@ -108,21 +111,25 @@ pub fn take(
         why_full = Some(format!("backup \"{id}\" is damaged"));
         taken = take_upon((store, &scope), (kind, options, host), &whose, (None, None));
     }
-    let prior_files = prior.map(|prior| prior.head.file_count);
-    taken.map(|root| Taken {
-        root,
+    let prior_files = prior.as_ref().map(|prior| prior.head.file_count);
+    let taken = taken?;
+    let is_new = taken.is_some();
+    let root = taken.or(prior);
+    Ok(Taken {
+        root: root.ok_or_else(|| err!(Internal, "a backup without a prior has nothing new"))?,
+        is_new,
         why_full,
         prior_files,
     })
 }
 
-/// Reserves the id, takes the backup, and takes back what was stored when it fails.
+/// Reserves the id, takes the backup, and takes back what was stored when it fails. None where nothing is new, and the kind wants no backup then.
 fn take_upon(
     (store, scope): (&dyn Store, &Scope),
     (kind, options, host): (&mut dyn Kind, &Options, &Host),
     (registered, own, newest): &(Registration, Option<String>, Option<TimestampTz>),
     (prior, prior_claim): (Option<&AuxRoot>, Option<&mut Claim<'_>>),
-) -> Result<AuxRoot> {
+) -> Result<Option<AuxRoot>> {
     let backup_kind = match prior {
         Some(_) => BackupKind::Incremental,
         None => BackupKind::Full,
@@ -144,8 +151,8 @@ fn take_upon(
         attempt: Attempt::new((store, scope), &id, host),
     };
     let taken = taking.run(kind, &mut Claims(&mut claim, prior_claim));
-    if taken.is_err() {
-        taking.attempt.discard();
+    if !matches!(taken, Ok(Some(_))) {
+        taking.attempt.discard(&claim, false);
     }
     claim.release(host.progress.as_ref());
     taken
@@ -207,9 +214,20 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    fn run(&mut self, kind: &mut dyn Kind, claims: &mut Claims<'_, '_, '_>) -> Result<AuxRoot> {
+    fn run(
+        &mut self,
+        kind: &mut dyn Kind,
+        claims: &mut Claims<'_, '_, '_>,
+    ) -> Result<Option<AuxRoot>> {
         let start_time = self.options.began;
         let (produced, written) = self.copy(kind, claims)?;
+        if kind.takes_changes_alone()
+            && self
+                .before
+                .is_some_and(|(prior, _)| prior.map.shards == written.shards)
+        {
+            return Ok(None);
+        }
         let has_chunks = written.has_chunks || self.has_chunks_of_prior();
         let (mut root, member) = self.root(produced, written, start_time);
         if has_chunks {
@@ -248,7 +266,7 @@ impl Taking<'_> {
         let id = root.head.id.to_string();
         let completed = Writer::of(self.host).event("completed", &id);
         self.attempt.record_completed(Ok(completed));
-        Ok(root)
+        Ok(Some(root))
     }
 
     fn has_chunks_of_prior(&self) -> bool {

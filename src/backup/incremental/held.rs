@@ -2,9 +2,9 @@
 //!
 //! The order is the format's (section 10.1): claim, then events and root once more, then the layers.
 
-use super::base;
 use super::prior::{Candidate, FullEvery, Server, Shape, choose};
-use crate::error::{Code, Result};
+use super::{base, state};
+use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::repo::catalog::{by_writer, part_number};
 use crate::repo::claim::Claim;
@@ -12,7 +12,7 @@ use crate::repo::event::{self, Writer};
 use crate::repo::id::{BackupId, PartKind};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
-use crate::repo::root::BackupRoot;
+use crate::repo::root::{BackupRoot, PackRef};
 use crate::repo::runs::Runs;
 use crate::repo::scope::Scope;
 use crate::snapshot::reader::{Snapshot, SnapshotRoot};
@@ -44,23 +44,31 @@ pub fn hold<'a>(
     let identifier = layout.system_identifier();
     let inventory = Inventory::read(repository, layout.name(), Some(identifier))?;
     let mut candidates = Vec::new();
+    let mut unread = Vec::new();
     for backup in &inventory.backups {
         match BackupRoot::read(store, layout, &backup.id) {
             Ok(Some(root)) => candidates.push(candidate(backup, &root)),
             Ok(None) => {}
-            Err(e) if e.code() == Code::Key => return Ok(Err(unreadable())),
+            Err(e) if e.code() == Code::Key => {
+                unread.push((&backup.id, unreadable(repository, &e)));
+            }
             Err(e) if e.is_damage() => {}
             Err(e) => return Err(e),
         }
     }
-    let mut lacking = None;
+    if repository.kept().is_some() {
+        let damaged = inventory.unreadable.iter();
+        unread.extend(damaged.map(|one| (&one.id, one.problem.clone())));
+    }
+    let newest = unread.into_iter().max().map(|(_, why)| why);
+    let mut lacking = newest.filter(|_| candidates.is_empty());
     loop {
         let chosen = match choose(&candidates, server, limit) {
             Ok(at) => candidates.remove(at),
             Err(why) => return Ok(Err(lacking.unwrap_or(why))),
         };
         let claim = Claim::take((store, layout), Writer::of(host), &chosen.id, "prior", None)?;
-        match good_root(store, layout, &chosen) {
+        match good_root(repository, layout, &chosen) {
             Ok(Some(root)) => {
                 let base = chosen.base;
                 return Ok(Ok(Held { root, base, claim }));
@@ -74,9 +82,9 @@ pub fn hold<'a>(
             }
             Err(e) => {
                 claim.release(progress);
-                return match e.code() {
-                    Code::Key => Ok(Err(unreadable())),
-                    _ => Err(e),
+                match e.code() {
+                    Code::Key => lacking.get_or_insert(unreadable(repository, &e)),
+                    _ => return Err(e),
                 };
             }
         }
@@ -86,16 +94,20 @@ pub fn hold<'a>(
 /// Reads the root of a backup that is claimed by now; `None` where the backup is no more the one that was chosen, unmarked and undamaged, with a map
 /// that can be read.
 fn good_root(
-    store: &dyn Store,
+    repository: &Repository,
     layout: &ClusterLayout,
     chosen: &Candidate,
 ) -> Result<Option<BackupRoot>> {
+    let store = repository.store();
     let events = event::read_all(store, layout, &chosen.id.to_string())?;
     let is_clean = !event::is_marked(&events) && event::damage(&events).is_empty();
     let stored = BackupRoot::read(store, layout, &chosen.id)?;
     let Some(root) = stored.filter(|root| is_clean && root.head.nonce == chosen.nonce) else {
         return Ok(None);
     };
+    if let Some(kept) = repository.kept() {
+        state::check(kept, layout, &root)?;
+    }
     Ok(is_whole(store, layout, &root)?.then_some(root))
 }
 
@@ -113,7 +125,15 @@ pub fn is_whole<'r>(
         Err(e) if e.is_damage() => return Ok(false),
         open => open?,
     };
-    let needed = by_writer(root.map.packs.iter().map(|pack| pack.key.clone()));
+    has_packs(store, scope, &root.map.packs)
+}
+
+/// Whether every pack is there, as listings tell.
+///
+/// # Errors
+/// Errors of the store.
+pub fn has_packs(store: &dyn Store, scope: &Scope, packs: &[PackRef]) -> Result<bool> {
+    let needed = by_writer(packs.iter().map(|pack| pack.key.clone()));
     for (id, needed) in &needed {
         let listed = store.list(&scope.parts(PartKind::Pack, Some(id)))?;
         let there = listed.iter().filter_map(|one| part_number(&one.name));
@@ -125,8 +145,12 @@ pub fn is_whole<'r>(
     Ok(true)
 }
 
-fn unreadable() -> String {
-    "this host has no key to read the maps of earlier backups".to_owned()
+/// Why a backup that cannot be read is no prior.
+fn unreadable(repository: &Repository, e: &Error) -> String {
+    match repository.kept() {
+        Some(_) => e.to_string(),
+        None => "this host has no key to read the maps of earlier backups".to_owned(),
+    }
 }
 
 fn candidate(backup: &Backup, root: &BackupRoot) -> Candidate {

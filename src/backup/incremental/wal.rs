@@ -17,7 +17,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::record::{DEFAULT_BLOCK_SIZE, Record};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
-use crate::pg::summary::SegmentEnd;
+use crate::pg::summary::{SegmentEnd, SegmentSummary};
 use crate::pg::timeline::History;
 use crate::pg::version::Major;
 use crate::plan::chain::{Chain, Stretch, StretchEnd};
@@ -75,11 +75,14 @@ struct Round {
 /// A result, or the problem that keeps it from being known.
 type Told<T> = Result<std::result::Result<T, Problem>>;
 
-/// Turns damage of single objects and files into a problem: this source does not serve.
+/// Turns damage of single objects and files into a problem: this source does not serve. Neither does one that cannot
+/// be read for want of a key.
 fn told<T>(result: Result<T>) -> Told<T> {
     match result {
         Ok(value) => Ok(Ok(value)),
-        Err(e) if e.is_damage() || e.code() == Code::NotFound => Ok(Err(e.to_string())),
+        Err(e) if e.is_damage() || matches!(e.code(), Code::NotFound | Code::Key) => {
+            Ok(Err(e.to_string()))
+        }
         Err(e) => Err(e),
     }
 }
@@ -291,8 +294,48 @@ impl Interval<'_> {
     fn decode_one(&self, name: SegmentName, decoder: &mut Decoder<'_>) -> Told<()> {
         let container = known!(told(self.open(name))?);
         decoder.begin(name, name.start_lsn(self.size)?);
-        known!(told(container.read_body(&mut |piece| decoder.feed(piece)))?);
-        Ok(whole(name, decoder))
+        match container.read_body(&mut |piece| decoder.feed(piece)) {
+            Err(e) if e.code() == Code::Key => known!(self.decode_own(name, &container, decoder)?),
+            read => known!(told(read)?),
+        }
+        Ok(whole(name, decoder).map(drop))
+    }
+
+    /// Decodes a segment that cannot be read back from the server's file of it, which has to have the same bytes.
+    fn decode_own(
+        &self,
+        name: SegmentName,
+        container: &Container,
+        decoder: &mut Decoder<'_>,
+    ) -> Told<()> {
+        let another = || {
+            Ok(Err(format!(
+                "segment \"{name}\" cannot be read back, and the server has another one"
+            )))
+        };
+        let path = self.server.join(name.to_string());
+        let Ok(file) = open_at_once(&path) else {
+            return Ok(Err(format!(
+                "segment \"{name}\" cannot be read back, and the server has it no more"
+            )));
+        };
+        let mut hasher = blake3::Hasher::new();
+        let mut at = 0;
+        while at < self.size.bytes() {
+            let mut piece = vec![0; usize::try_from(PIECE_BYTES).unwrap_or(0)];
+            piece.truncate(usize::try_from(self.size.bytes() - at).unwrap_or(usize::MAX));
+            // It may be recycled while it is read: then its hash is another one.
+            if file.read_exact_at(&mut piece, at).is_err() {
+                return another();
+            }
+            hasher.update(&piece);
+            known!(told(decoder.feed(&piece))?);
+            at += piece.len() as u64;
+        }
+        match container.has_hash(hasher.finalize().as_bytes()) {
+            true => Ok(Ok(())),
+            false => another(),
+        }
     }
 
     /// Requires that the newest archived segment is the server's own, where the server still has it.
@@ -341,12 +384,22 @@ impl Interval<'_> {
     }
 
     /// Adds what the segments behind the newest archived one changed, from the server's own pg_wal. That one is decoded, too: what follows has to continue
-    /// it.
+    /// it. On a host that cannot read it back its index serves for that.
     fn unarchived(&self, newest: Option<SegmentName>, changed: &mut Changed) -> Told<()> {
         let mut decoder = Decoder::new(changed);
         let (mut number, last) = self.bounds();
+        let mut edge = None;
         if let Some(newest) = newest {
-            known!(self.decode_one(newest, &mut decoder)?);
+            let decoded = self.decode_one(newest, &mut decoder)?;
+            if let Err(problem) = decoded {
+                // Its own file would have the bytes.
+                let is_there = self.server.join(newest.to_string()).exists();
+                if self.repository.kept().is_none() || is_there {
+                    return Ok(Err(problem));
+                }
+                decoder.restart();
+                edge = Some(known!(self.edge(newest)?));
+            }
             number = newest.number(self.size)?.next();
         }
         let path = crate::wal::path::Path::new(self.history.clone(), self.size);
@@ -355,10 +408,25 @@ impl Interval<'_> {
             let Some(name) = path.name(number) else {
                 return Ok(Err(format!("{} has no segment", self.end)));
             };
-            known!(self.server_segment(name, number, &mut decoder)?);
+            let summary = known!(self.server_segment(name, number, &mut decoder)?);
+            if let Some(edge) = edge.take() {
+                known!(edge.join(&summary, self.major, &mut decoder));
+            }
             number = number.next();
         }
         Ok(Ok(()))
+    }
+
+    /// Reads the end of an archived segment from its index.
+    fn edge(&self, name: SegmentName) -> Told<Edge> {
+        let container = known!(told(self.open(name))?);
+        let summary = known!(told(index::read_summary(&container))?);
+        let tail = known!(told(index::read_fragments(&container))?).tail;
+        Ok(Ok(Edge {
+            name,
+            summary,
+            tail,
+        }))
     }
 
     fn server_segment(
@@ -366,7 +434,7 @@ impl Interval<'_> {
         name: SegmentName,
         number: SegmentNumber,
         decoder: &mut Decoder<'_>,
-    ) -> Told<()> {
+    ) -> Told<SegmentSummary> {
         let lacking = |why: &str| {
             Ok(Err(format!(
                 "segment \"{name}\" is not in the repository, and {why}"
@@ -407,7 +475,7 @@ impl Interval<'_> {
         }
         let summary = known!(decoder.end());
         match summary.end == SegmentEnd::ZeroLength && summary.valid_end == self.end {
-            true => Ok(Ok(())),
+            true => Ok(Ok(summary)),
             false => lacking(&format!(
                 "the server's file of it ends at {}, before the backup's start",
                 summary.valid_end
@@ -425,10 +493,13 @@ impl Interval<'_> {
 }
 
 /// Requires that a segment was whole.
-fn whole(name: SegmentName, decoder: &mut Decoder<'_>) -> std::result::Result<(), Problem> {
+fn whole(
+    name: SegmentName,
+    decoder: &mut Decoder<'_>,
+) -> std::result::Result<SegmentSummary, Problem> {
     let summary = decoder.end()?;
     match summary.end {
-        SegmentEnd::Full | SegmentEnd::Switch(_) => Ok(()),
+        SegmentEnd::Full | SegmentEnd::Switch(_) => Ok(summary),
         _ => Err(format!("the WAL of segment \"{name}\" ends inside")),
     }
 }
@@ -444,6 +515,49 @@ fn take_index(container: &Container, summary: &Summary, changed: &mut Changed) -
     Ok(blocks
         .zip(events)
         .is_some_and(|(blocks, events)| changed.add_index(&blocks, &events).is_ok()))
+}
+
+/// The end of a segment that is known by its index alone.
+struct Edge {
+    name: SegmentName,
+    summary: Summary,
+    /// The beginning of the record that crosses the border; empty where there is none.
+    tail: Vec<u8>,
+}
+
+impl Edge {
+    /// Requires that the next segment continues this one, and adds what the record changed that crosses the border.
+    fn join(
+        &self,
+        next: &SegmentSummary,
+        major: Major,
+        decoder: &mut Decoder<'_>,
+    ) -> std::result::Result<(), Problem> {
+        let breaks = || {
+            format!(
+                "the server's own WAL does not continue segment \"{}\"",
+                self.name
+            )
+        };
+        let begun = self.summary.last_begun.ok_or_else(breaks)?;
+        match &next.head {
+            None if self.summary.tail_length == 0 => {}
+            Some(head)
+                if head.end_lsn.is_some()
+                    && self.tail.len() == self.summary.tail_length as usize
+                    && head.bytes.len() == head.length as usize =>
+            {
+                let bytes = [self.tail.as_slice(), &head.bytes].concat();
+                let record = Record::parse(major, DEFAULT_BLOCK_SIZE, begun, begun, &bytes);
+                decoder.add(&record.map_err(|_| breaks())?)?;
+            }
+            _ => return Err(breaks()),
+        }
+        match next.first_record {
+            Some((_, before)) if before != begun => Err(breaks()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A record that crosses borders of segments.

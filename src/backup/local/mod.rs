@@ -21,7 +21,7 @@ use super::incremental::wal::Interval;
 use super::producer::{Produced, Producer, Work};
 use super::source::{ServerFacts, Source};
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::pg::label::{self, BackupLabel, TablespaceLink};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
@@ -159,6 +159,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             false => e,
         })?;
         let control = self.copy_control()?;
+        self.source.keep_wal(true);
         let stopped = session::stop(self.source, major)?;
         self.owner.check_again(self.source)?;
         let end_timeline = session::timeline(self.source, timeline)?;
@@ -452,14 +453,7 @@ fn joined(running: Vec<Thread<'_>>, watched: Result<()>) -> Result<Findings> {
         let result = thread.join();
         match result.unwrap_or_else(|_| Err(err!(Internal, "a thread that reads files panicked"))) {
             Ok(findings) => all.add(findings),
-            Err(e)
-                if failure
-                    .as_ref()
-                    .is_none_or(|f| f.code() == Code::Interrupted) =>
-            {
-                failure = Some(e);
-            }
-            Err(_) => {}
+            Err(e) => failure = Some(Error::cause(failure.take(), e)),
         }
     }
     failure.map_or(Ok(all), Err)

@@ -43,6 +43,10 @@ const FETCHED: [&str; 5] = [
 const FETCHES: usize = 3;
 /// Refs that an error names.
 const NAMED: usize = 3;
+/// Bytes of a pointer of Git LFS.
+const POINTER_BYTES: std::ops::RangeInclusive<u64> = 100..=1024;
+/// Objects whose content is read by one command.
+const POINTERS_AT_ONCE: usize = 10_000;
 /// Digits of the URL's hash in the name of a directory.
 const URL_DIGITS: usize = 16;
 /// Programs that settings could start, and refs that a power loss could take.
@@ -119,11 +123,20 @@ impl Bundle {
     }
 }
 
+/// The treatment of large files that Git LFS keeps beside a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LargeFiles {
+    /// They are fetched; left out; or, where nobody decided, left out with a warning.
+    pub are_wanted: Option<bool>,
+    /// The backup has room for them: a bundle has none.
+    pub have_room: bool,
+}
+
 /// Brings the mirror of `url` in the directory `cache` up to date, and checks every object of it.
 ///
 /// # Errors
-/// `Locked` while another run has it; `SourceMissing` when Git fails; those of the system.
-pub fn mirror(url: &str, cache: &Path, host: &Host) -> Result<Mirror> {
+/// `Locked` while another run has it; `SourceMissing` when Git fails, or lacks a large file that is wanted; those of the system.
+pub fn mirror(url: &str, cache: &Path, large: LargeFiles, host: &Host) -> Result<Mirror> {
     let lock = lock(cache)?;
     // Another URL has another mirror: the refs of two repositories would not stay apart.
     let hash = blake3::hash(url.as_bytes()).to_hex();
@@ -174,23 +187,36 @@ pub fn mirror(url: &str, cache: &Path, host: &Host) -> Result<Mirror> {
             path.display()
         ))
     })?;
-    let mut warnings = Vec::new();
+    let (mut warnings, mut notes) = (Vec::new(), notes.into_iter().collect::<Vec<_>>());
+    let beside = git.beside(url, large)?;
+    if beside.is_unasked && beside.lacking > 0 {
+        warnings.push(format!(
+            "{} large files that Git LFS keeps beside the repository are not in the backup: write lfs = true to have them, or lfs = false",
+            beside.lacking
+        ));
+    }
+    if !beside.submodules.is_empty() {
+        notes.push(format!(
+            "submodules are repositories of their own, and not in the backup: {}",
+            beside.submodules.join(", ")
+        ));
+    }
     if origin.refs.is_empty() && !kept.is_empty() {
         warnings.push("the origin has no branch or tag any more".to_owned());
     }
     Ok(Mirror {
-        facts: facts(url, &origin, &kept),
+        facts: facts(url, &origin, &kept, &beside),
         path,
         kept,
         warnings,
-        notes: notes.into_iter().collect(),
+        notes,
         list,
         _lock: lock,
     })
 }
 
 /// Facts for the root.
-fn facts(url: &str, origin: &Origin, kept: &[Kept]) -> Value {
+fn facts(url: &str, origin: &Origin, kept: &[Kept], beside: &Beside) -> Value {
     let shown: BTreeMap<_, _> = origin.refs.iter().take(LISTED).collect();
     json!({
         "kind": "git",
@@ -199,6 +225,9 @@ fn facts(url: &str, origin: &Origin, kept: &[Kept]) -> Value {
         "ref_count": origin.refs.len(),
         "refs": shown,
         "kept": kept.get(..LISTED).unwrap_or(kept),
+        "lfs_count": beside.large,
+        "lfs_lacking_count": beside.lacking,
+        "submodules": beside.submodules,
     })
 }
 
@@ -268,6 +297,29 @@ pub fn bundle(mirror: &Mirror, name: &str, host: &Host) -> Result<Bundle> {
     }
     std::fs::remove_dir_all(&clone).map_err(|e| of(&clone, e))?;
     Ok(bundle)
+}
+
+/// Things that belong to a repository, and do not lie in it.
+#[derive(Debug, Default)]
+struct Beside {
+    /// Large files that are named by objects of the repository.
+    large: usize,
+    /// Those of them that the backup lacks.
+    lacking: usize,
+    /// Whether nobody decided about them.
+    is_unasked: bool,
+    /// Paths of submodules.
+    submodules: Vec<String>,
+}
+
+/// The hash and the length in a pointer of Git LFS (git-lfs: docs/spec.md).
+fn pointer(content: &str) -> Option<(String, u64)> {
+    let rest = content.strip_prefix("version https://git-lfs.github.com/spec/")?;
+    let value = |name: &str| rest.lines().find_map(|line| line.strip_prefix(name));
+    let hash = value("oid sha256:")?;
+    let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hash.then_some(())?;
+    Some((hash.to_owned(), value("size ")?.parse().ok()?))
 }
 
 /// Whether a ref of the origin is not fetched.
@@ -445,6 +497,123 @@ impl Git<'_> {
             tries += 1;
             origin = self.origin(url)?;
         }
+    }
+
+    /// Looks for what lies beside the repository, and fetches the large files that are wanted.
+    fn beside(&self, url: &str, wanted: LargeFiles) -> Result<Beside> {
+        let mut beside = Beside {
+            submodules: self.submodules()?,
+            is_unasked: wanted.are_wanted.is_none() || !wanted.have_room,
+            ..Beside::default()
+        };
+        if !self.has_large()? {
+            return Ok(beside);
+        }
+        let is_fetched = wanted.are_wanted == Some(true) && wanted.have_room;
+        if is_fetched {
+            self.host.progress.phase("fetch large files", None);
+            let remote = format!("remote.pitr.url={url}");
+            let fetch = ["-c", &remote, "lfs", "fetch", "--all", "pitr"];
+            self.run(&fetch).map_err(|e| {
+                e.context("fetch large files with git-lfs").hint(
+                    "Nothing was stored.\nInstall git-lfs, or write lfs = false to leave them out.",
+                )
+            })?;
+        }
+        let large = self.large()?;
+        let is_there = |(hash, length): &(&String, &u64)| {
+            let (one, two) = (hash.get(..2), hash.get(2..4));
+            let place = self.directory.join("lfs/objects");
+            let place = place
+                .join(one.unwrap_or_default())
+                .join(two.unwrap_or_default());
+            let found = std::fs::metadata(place.join(hash));
+            wanted.have_room && found.is_ok_and(|found| found.len() == **length)
+        };
+        let lacking: Vec<_> = large.iter().filter(|one| !is_there(one)).collect();
+        (beside.large, beside.lacking) = (large.len(), lacking.len());
+        match (is_fetched, lacking.first()) {
+            (true, Some((hash, _))) => Err(err!(
+                SourceMissing,
+                "the origin lacks {} of {} large files, such as {hash}",
+                lacking.len(),
+                large.len()
+            )
+            .hint("Nothing was stored.\nLook at them: git lfs ls-files --all. Without lfs = true a backup has what is there.")),
+            _ => Ok(beside),
+        }
+    }
+
+    /// Paths of the submodules of HEAD.
+    fn submodules(&self) -> Result<Vec<String>> {
+        let listing = [
+            "config",
+            "--blob",
+            "HEAD:.gitmodules",
+            "--get-regexp",
+            "^submodule\\..*\\.path$",
+        ];
+        let text = match self.read(&listing) {
+            Ok(text) => text,
+            // No such file, or no commit.
+            Err(e) if e.code() == Code::SourceMissing => String::new(),
+            Err(e) => return Err(e),
+        };
+        let paths = text.lines().filter_map(|line| line.split_once(' '));
+        Ok(paths.map(|(_, path)| path.to_owned()).collect())
+    }
+
+    /// Whether attributes at a branch lead to Git LFS.
+    fn has_large(&self) -> Result<bool> {
+        let heads = self.read(&[
+            "for-each-ref",
+            "--format=%(objectname)",
+            "refs/heads",
+            "refs/tags",
+            DETACHED,
+        ])?;
+        let heads: BTreeSet<&str> = heads.lines().collect();
+        for head in heads {
+            let grep = [
+                "grep",
+                "--quiet",
+                "filter=lfs",
+                head,
+                "--",
+                ":(glob)**/.gitattributes",
+            ];
+            let running = Running::start(self.command(&grep)?.stdout(Stdio::null()))?;
+            let (status, said) = running.wait(&mut || self.host.check_stop())?;
+            match status.code() {
+                Some(0) => return Ok(true),
+                Some(1) => {}
+                // A tag of something that is no tree has no attributes.
+                _ if said.contains("unable to grep") => {}
+                _ => return Err(program::failed("git", status, &said)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The large files that any object of the repository names, with their lengths.
+    fn large(&self) -> Result<BTreeMap<String, u64>> {
+        let format = "--batch-check=%(objecttype) %(objectsize) %(objectname)";
+        let all = self.read(&["cat-file", "--batch-all-objects", "--unordered", format])?;
+        let small = all.lines().filter_map(|line| {
+            let (length, name) = line.strip_prefix("blob ")?.split_once(' ')?;
+            let is_pointer = POINTER_BYTES.contains(&length.parse().ok()?);
+            is_pointer.then_some(name)
+        });
+        let small: Vec<&str> = small.collect();
+        let mut found = BTreeMap::new();
+        for names in small.chunks(POINTERS_AT_ONCE) {
+            let printed = self.fed(&["cat-file", "--batch"], &(names.join("\n") + "\n"))?;
+            let contents = printed.split("version https://git-lfs").skip(1);
+            let pointers =
+                contents.filter_map(|rest| pointer(&format!("version https://git-lfs{rest}")));
+            found.extend(pointers);
+        }
+        Ok(found)
     }
 
     /// The ref that HEAD leads to.

@@ -1,8 +1,12 @@
-//! Sets of files that a program hands over: its stream, a Git mirror, objects of Kubernetes, a Terraform state.
+//! Sets of files that a program hands over: its stream, a Git mirror, objects of Kubernetes, a Terraform state; and objects of a bucket.
 //!
 //! A source that fails leaves no root: programs end, and are looked at, before the root is written.
 
+#[cfg(feature = "program")]
+pub mod bucket;
+pub mod docker;
 pub mod git;
+pub mod keys;
 pub mod kubernetes;
 pub mod objects;
 pub mod stream;
@@ -11,12 +15,12 @@ pub mod terraform;
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::FlockOperation;
+use std::time::Duration;
 
 use crate::config::trust;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::lock;
 use crate::pg::time::TimestampTz;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::node::{Moment, Node, NodeKind};
@@ -76,13 +80,18 @@ pub fn trusted(directory: &Path) -> Result<PathBuf> {
     Ok(real)
 }
 
+/// The lock of a directory of the cache.
+const LOCK: &str = "lock";
+/// How long one who only asks whether a run is under way may hold the lock.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 /// Makes a directory of the cache its caller's own, for as long as the file is open.
 ///
 /// # Errors
 /// `Locked` while another run has it; those of the system.
 pub fn lock(directory: &Path) -> Result<File> {
     make(directory)?;
-    let path = directory.join("lock");
+    let path = directory.join(LOCK);
     let opened = File::options()
         .create(true)
         .truncate(false)
@@ -90,16 +99,25 @@ pub fn lock(directory: &Path) -> Result<File> {
         .mode(0o600)
         .open(&path);
     let file = opened.map_err(|e| of(&path, e))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(err!(
+    match lock::within(&file, PATIENCE) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(err!(
             Locked,
             "another run of this name is under way: it holds \"{}\"",
             path.display()
         )
         .hint("Nothing was stored.\nWait until it has ended.")),
-        Err(e) => Err(of(&path, e.into())),
+        Err(e) => Err(of(&path, e)),
     }
+}
+
+/// Whether a run has the directory.
+///
+/// # Errors
+/// Those of the system.
+pub fn is_locked(directory: &Path) -> Result<bool> {
+    let path = directory.join(LOCK);
+    lock::is_held(&path).map_err(|e| of(&path, e))
 }
 
 fn make(directory: &Path) -> Result<()> {

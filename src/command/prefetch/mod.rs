@@ -63,7 +63,7 @@ impl Prefetch {
         if !recovers(&directory) || !process::is_ancestor(server) {
             return None;
         }
-        let settings = super::settings(&arguments.flags, environment).ok()?;
+        let settings = super::settings(arguments, environment).ok()?;
         let cluster = cluster_of(&settings)?;
         if cluster.prefetch_segments == 0 {
             prefetched::sweep(&directory);

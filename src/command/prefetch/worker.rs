@@ -95,7 +95,7 @@ impl Worker {
         };
         let position = name.to_str().unwrap_or_default().parse()?;
         let directory = DataDirectory::of_wal_file(Path::new(target));
-        let settings = crate::command::settings(&arguments.flags, environment)?;
+        let settings = crate::command::settings(arguments, environment)?;
         let cluster = cluster_of(&settings);
         let limit = cluster
             .as_ref()

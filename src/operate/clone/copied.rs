@@ -11,6 +11,7 @@ use super::folder::Folder;
 use super::{Asked, Making, Running, planned, ready, wanted};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::operate::mounted;
 use crate::operate::quarantine::Quarantined;
 use crate::operate::restore;
 use crate::operate::restoring::Prepared;
@@ -40,16 +41,20 @@ pub(super) fn with_server<T>(
     let prepared = prepare(session, whole, database)?;
     let place = (session, asked, folder);
     let mut making = Making::begin(place, (&prepared, &plan), started)?;
-    let restored = prepared.run(session, None)?;
-    let real = copied(folder, &prepared);
-    let mut server = making.recover(&prepared, (&restored.report.settings, &session.host))?;
-    if !prepared.left_out().is_empty() {
-        check_real(&mut server, &real, database)?;
-    }
-    work(&mut Running {
-        server: &mut server,
-        state: &mut making.state,
-        programs: &making.programs,
+    let spares = prepared.opened.spares(session);
+    let (source, host) = (prepared.source(&spares), &session.host);
+    mounted::while_claimed(&source, &prepared.job, host, || {
+        let restored = prepared.run(session, None)?;
+        let real = copied(folder, &prepared);
+        let mut server = making.recover(&prepared, (&restored.report.settings, host))?;
+        if !prepared.left_out().is_empty() {
+            check_real(&mut server, &real, database)?;
+        }
+        work(&mut Running {
+            server: &mut server,
+            state: &mut making.state,
+            programs: &making.programs,
+        })
     })
 }
 

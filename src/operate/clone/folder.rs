@@ -199,6 +199,15 @@ impl Folder {
     }
 }
 
+/// Removes a clone that is whole and could not be kept.
+///
+/// # Errors
+/// `Io`.
+pub fn discard(folder: &Path) -> Result<()> {
+    std::fs::remove_dir_all(folder)
+        .map_err(|e| Error::from_io(format!("remove \"{}\"", folder.display()), e))
+}
+
 /// Reads what is known of a clone; none before it has written anything.
 pub fn state(folder: &Path) -> Option<State> {
     let text = std::fs::read(folder.join(STATE)).ok()?;

@@ -54,6 +54,8 @@ pub struct Asked {
     pub port: Option<u16>,
     /// How long the clone lives.
     pub lasts: Option<Duration>,
+    /// Client programs of the same folder that are needed besides the server's.
+    pub clients: &'static [&'static str],
 }
 
 /// A server on a clone.
@@ -105,6 +107,11 @@ impl<'a> Making<'a> {
     ) -> Result<Making<'a>> {
         let bin = asked.bin.as_deref();
         let programs = quarantine::programs(&session.environment, prepared.major(), bin)?;
+        asked.clients.iter().try_for_each(|name| {
+            programs
+                .client(name, session.environment.get("PATH"))
+                .map(drop)
+        })?;
         let state = State {
             id: folder::id_of(folder.path()),
             cluster: prepared.opened.layout.name().to_owned(),
@@ -338,7 +345,8 @@ pub fn for_a_while<T>(
         }),
     };
     folder.remove();
-    done
+    // The server was ended, and the session that asked it something says that it is gone.
+    done.map_err(|e| session.host.check_stop().err().unwrap_or(e))
 }
 
 /// Serves a clone until it is stopped, its time is over or its server ends. One that was to be kept, and is whole, is left behind as a plain
@@ -357,15 +365,26 @@ pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State
         let until = asked.lasts.map(|lasts| Instant::now() + lasts);
         attend(session, &folder, (running, mount), until)
     });
-    let committed = served.and_then(|(kept, prepared)| match kept {
-        None => Ok(None),
-        Some(state) => commit(&folder, &prepared, state).map(Some),
-    });
-    match &committed {
-        Ok(Some(_)) => folder.release(),
-        _ => folder.remove(),
+    match served {
+        Ok((Some(state), prepared)) => {
+            let kept = commit(&folder, &prepared, state.clone());
+            if let Err(e) = &kept {
+                // It holds all that was written to it, so it is not thrown away.
+                let not_kept = Some(e.to_string());
+                let _ = folder.put(&State {
+                    connection: None,
+                    not_kept,
+                    ..state
+                });
+            }
+            folder.release();
+            kept.map(Some)
+        }
+        other => {
+            folder.remove();
+            other.map(|_| None)
+        }
     }
-    committed
 }
 
 /// Looks after a clone; returns its state where it is left behind, whose server was stopped in order.
@@ -383,13 +402,12 @@ fn attend(
         loop {
             if running.server.ended()?.is_some() {
                 let words = last_lines(&running.server.log());
-                let ended = "the server of the clone has ended by itself";
-                // All content is in the directory, from which a server recovers as after a crash.
-                if running.state.stage == Stage::Whole {
-                    session.warn(&format!("{ended}, and is kept: {words}"));
-                    return Ok(Some(running.state.clone()));
+                let ended = err!(Server, "the server of the clone has ended by itself");
+                if running.state.stage != Stage::Whole {
+                    return Err(ended.hint(format!("Its words: {words}")));
                 }
-                return Err(err!(Server, "{ended}").hint(format!("Its words: {words}")));
+                warn_crashed(session, &ended, &words);
+                return Ok(Some(running.state.clone()));
             }
             if folder.is_wanted() && copying.is_none() && running.state.stage == Stage::Ready {
                 copying = Some(scope.spawn(|| bring_all(&is_over)));
@@ -423,9 +441,16 @@ fn attend(
         if running.state.stage != Stage::Whole {
             return Ok(None);
         }
-        running.server.stop(&|| Ok(()))?;
+        if let Err(e) = running.server.stop(&|| Ok(())) {
+            warn_crashed(session, &e, &last_lines(&running.server.log()));
+        }
         Ok(Some(running.state.clone()))
     })
+}
+
+/// All content is in the directory, from which a server recovers as after a crash.
+fn warn_crashed(session: &Session, e: &Error, words: &str) {
+    session.warn(&format!("{e}, and the clone is kept: {words}"));
 }
 
 fn last_lines(log: &Path) -> String {

@@ -6,8 +6,10 @@ use super::{configured, identity, recipients, sealing, wanted};
 use crate::backup::configuration::collect::collect;
 use crate::backup::configuration::{Configuration, NAME, Sealing};
 use crate::backup::content::{self, Options};
+use crate::config::Settings;
 use crate::err;
 use crate::error::Result;
+use crate::operate::counters;
 use crate::operate::session::Session;
 use crate::repo::keyring::forbid_core_dumps;
 use crate::repo::root::aux_root::AuxRoot;
@@ -51,14 +53,23 @@ pub struct Taken {
 /// `Config` for a name that is not configured; `Refused` for a secret that nothing seals, and for a file that opens the repository; those of
 /// [`content::take`]. Nothing of the backup is visible then.
 pub fn run(session: &Session, asked: &Asked) -> Result<Taken> {
-    forbid_core_dumps()?;
     let settings = session.settings_with_repositories()?;
-    let set = configured(&settings, &asked.name)?;
+    let first = settings.first_repository()?;
+    let label = counters::of_content("config", &asked.name, first);
+    let work = || take(session, &settings, asked);
+    counters::counted((session, &settings), &label, work, |taken| {
+        taken.root.head.backup_kind
+    })
+}
+
+fn take(session: &Session, settings: &Settings, asked: &Asked) -> Result<Taken> {
+    forbid_core_dumps()?;
+    let set = configured(settings, &asked.name)?;
     let place = settings.first_repository()?;
     let repository = session.open(place)?;
     let started = Instant::now();
     let is_encrypted = repository.marker().key_set.is_some();
-    let wanted = wanted(session, &settings, set)?;
+    let wanted = wanted(session, settings, set)?;
     let mut kind = Configuration {
         scope: Scope::aux(NAME, &set.name)?.prefix(),
         identity: identity(set)?,

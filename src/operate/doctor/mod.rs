@@ -8,6 +8,8 @@ use std::path::Path;
 
 use super::finding::{Finding, Findings, Level};
 use super::owner::{Access, User};
+use super::rival::is_same;
+use super::roles::{self, Role};
 use super::session::Session;
 use super::target;
 use crate::archive::datadir::DataDirectory;
@@ -15,6 +17,7 @@ use crate::config::{Cluster, Settings};
 use crate::error::Result;
 
 mod archiver;
+mod audit;
 mod content;
 mod loss;
 mod receiver;
@@ -27,7 +30,7 @@ mod server;
 ///
 /// # Errors
 /// Those of the configuration; everything else is a finding.
-pub fn doctor(session: &Session) -> Result<Vec<Finding>> {
+pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     let settings = session.settings()?;
     let cluster = settings.cluster_if_named()?;
     let mut found = Findings::default();
@@ -41,7 +44,10 @@ pub fn doctor(session: &Session) -> Result<Vec<Finding>> {
         .as_ref()
         .and_then(|c| c.pgdata.clone())
         .or(seen.pgdata.clone());
-    if let Some(served) = &seen.pgdata {
+    let configured = cluster.as_ref().and_then(|c| c.pgdata.as_deref());
+    if let Some(served) = &seen.pgdata
+        && !configured.is_some_and(|pgdata| is_same(pgdata, served))
+    {
         is_elsewhere(
             found.all.get_mut(..before_server).unwrap_or_default(),
             served,
@@ -66,6 +72,10 @@ pub fn doctor(session: &Session) -> Result<Vec<Finding>> {
     );
     content::look(&mut found, &opened, &settings, session);
     redis::look(&mut found, &settings, session);
+    audit::look(&mut found, &settings, session);
+    if let Some(role) = role {
+        roles::look(&mut found, &settings, role, session);
+    }
     if let Some(cluster) = cluster.as_ref().filter(|_| is_gone || seen.is_silent) {
         loss::look(&mut found, &opened, &settings, cluster, session);
     }

@@ -24,10 +24,16 @@ use crate::repo::drilled;
 use crate::repo::event;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::store::Store as _;
 use crate::store::probe::probe;
+use crate::store::s3::tiering::TAG;
 use crate::store::s3::{self, S3Store};
+use crate::store::sftp::SftpStore;
 use crate::wal::inventory::{Backup, Inventory};
 use crate::wal::rollup::Rollup;
+
+/// A server's disk with less room than this is nearly full; its whole size is not asked for.
+const LITTLE_BYTES: u64 = 1 << 30;
 
 /// Looks at each; returns those that could be opened.
 pub(super) fn look<'a>(
@@ -169,12 +175,21 @@ fn rules(found: &mut Findings, configured: &Configured, session: &Session) {
         return;
     };
     let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
-    for rule in store.and_then(|s| s.harmful_rules()).unwrap_or_default() {
+    let rules = store.and_then(|s| s.rules()).unwrap_or_default();
+    for rule in rules.harmful {
         found.warn(
             "lifecycle",
             rule,
             "WAL and backups go, or cannot be read at once, without pitr knowing: a gap, and a restore that waits for hours",
             "let the rule leave out this prefix, and delete by pitr expire alone",
+        );
+    }
+    for class in rules.lacking {
+        found.warn(
+            "lifecycle",
+            format!("no rule moves to {class} what is tagged {TAG}={class}"),
+            "what has aged stays where it is, and costs what it did",
+            "put the rules into the bucket that pitr repo lifecycle prints",
         );
     }
 }
@@ -202,6 +217,9 @@ fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, s
     store_clock(found, configured, session);
     match configured.location.directory() {
         Some(path) => directory(found, path, pgdata, session),
+        None if matches!(configured.location, Location::Sftp { .. }) => {
+            server(found, configured, session);
+        }
         None if configured.s3.unsafe_overwrite => found.warn(
             "creating",
             "unsafe_overwrite = true",
@@ -209,6 +227,34 @@ fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, s
             "use a store that honours If-None-Match, and remove the key: pitr repo check",
         ),
         None => {}
+    }
+}
+
+/// A directory on a server: tried, and how full.
+fn server(found: &mut Findings, configured: &Configured, session: &Session) {
+    let store = SftpStore::open(
+        &configured.location,
+        &configured.sftp,
+        session.host.random(),
+    );
+    let tried = store.and_then(|store| {
+        store.probe(session.host.random())?;
+        store.free_bytes()
+    });
+    let free = match tried {
+        Err(e) => return found.error("writable and durable", &e),
+        Ok(free) => free,
+    };
+    found.ok("writable and durable", "yes");
+    match free {
+        None => {}
+        Some(free @ ..LITTLE_BYTES) => found.warn(
+            "space",
+            format!("{} free", human::size(free)),
+            "archiving stops when it is full, and pg_wal grows",
+            "pitr expire --dry-run, or more room on the server",
+        ),
+        Some(free) => found.ok("space", format!("{} free", human::size(free))),
     }
 }
 
@@ -416,7 +462,8 @@ fn timelines(
     let decided = cluster::decide_by(&[side])?;
     match (decided.timeline(), decided.undecided()) {
         (Some(timeline), _) => found.ok("timeline", timeline.decimal().to_string()),
-        (None, why) => found.warn("timeline", "undecided", why.unwrap_or_default(), DECIDE),
+        (None, Some(why)) => found.warn("timeline", "undecided", why, DECIDE),
+        (None, None) => found.ok("timeline", "none yet: nothing is archived"),
     }
     for beside in decided.describe_beside() {
         found.warn("timelines", "two go on", beside, DECIDE);
@@ -429,7 +476,7 @@ fn timelines(
         found.fail(
             "timeline of the server",
             timeline.decimal().to_string(),
-            format!("{e}: plans follow another timeline, and pitr backup and pitr receive refuse this server"),
+            format!("{e}: so says this repository alone, and plans from it follow another timeline. pitr backup and pitr receive ask all repositories, and refuse this server where none says otherwise"),
             e.hint_text().unwrap_or_default().replace("Nothing was stored. ", ""),
         );
     }

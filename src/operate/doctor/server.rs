@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Findings, receiver};
+use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::archive::server_conf::Started;
 use crate::config::{Cluster, Settings};
 use crate::error::{Code, Result};
@@ -35,12 +36,21 @@ pub(super) struct Seen {
     pub last_archived: Option<String>,
     /// The right archive_command.
     pub ours: Option<String>,
+    /// Several clusters are configured, and pitr-archive does not know this one by its data directory.
+    pub needs_name: bool,
 }
 
 /// A setting as pg_settings has it.
 struct Setting {
     value: String,
     pending_restart: bool,
+}
+
+/// A setting as the configuration files have it, whether the server has read them or not.
+struct Written {
+    value: String,
+    /// File and line.
+    place: String,
 }
 
 type Values = BTreeMap<String, Setting>;
@@ -110,7 +120,9 @@ fn ask(
         },
     );
     seen.ours = composed(settings, cluster);
-    archiving(found, &values, cluster, seen);
+    seen.needs_name = needs_name(settings, seen.pgdata.as_deref());
+    let written = written(server, "archive_mode");
+    archiving(found, &values, written.as_ref(), cluster, seen);
     durability(found, &values, server.session().version_num() / 10_000);
     if !seen.leaves_archiving && (mode != "off" || !receiver::is_configured(cluster)) {
         seen.last_archived = counters(found, server, seen.in_recovery)?;
@@ -136,15 +148,30 @@ fn values(server: &mut Server) -> Result<Values> {
     Ok(values)
 }
 
+/// Reads the last value of a setting in the configuration files. Only a superuser may: to all others they are unknown.
+fn written(server: &mut Server, name: &str) -> Option<Written> {
+    let rows = server.query(&format!(
+        "select setting, sourcefile || ':' || sourceline from pg_catalog.pg_file_settings where name = '{name}' order by seqno desc limit 1"
+    ));
+    let rows = rows.ok().filter(|rows| !rows.rows.is_empty())?;
+    Some(Written {
+        value: rows.text(0, 0).ok()??.to_owned(),
+        place: rows.text(0, 1).ok()??.to_owned(),
+    })
+}
+
 /// The archive_command that `pitr init` would print.
 fn composed(settings: &Settings, cluster: &Cluster) -> Option<String> {
     let program = std::env::current_exe().ok()?.parent()?.join("pitr-archive");
-    let several = settings.clusters.len() > 1;
-    Some(compose(
-        &program,
-        settings.path.as_deref()?,
-        several.then(|| cluster.name.as_str()),
-    ))
+    let name = Some(cluster.name.as_str());
+    Some(compose(&program, settings.path.as_deref()?, name))
+}
+
+/// Whether pitr-archive cannot know without `--cluster` whose WAL it is given.
+fn needs_name(settings: &Settings, pgdata: Option<&Path>) -> bool {
+    // A server on another host, or a directory that cannot be looked at, tells nothing here.
+    let is_unknown = |pgdata| settings.cluster_at(pgdata).is_none();
+    settings.clusters.len() > 1 && pgdata.is_some_and(is_unknown)
 }
 
 fn alter(name: &str, value: &str) -> String {
@@ -158,7 +185,35 @@ fn restart(name: &str, value: &str) -> String {
     format!("alter system set {name} = '{value}', then restart the server")
 }
 
-fn archiving(found: &mut Findings, values: &Values, cluster: &Cluster, seen: &mut Seen) {
+/// Reports that nothing is archived, and what brings the server to archive.
+fn archive_off(found: &mut Findings, is_pending: bool, written: Option<&Written>, seen: &Seen) {
+    let is_copy = |pgdata: &Path| DataDirectory::at(pgdata).wal().join(GUARD).exists();
+    let written = written.filter(|w| ["on", "always"].contains(&w.value.as_str()));
+    let (cause, fix) = match written {
+        _ if seen.pgdata.as_deref().is_some_and(is_copy) => (
+            "this is a restored copy, and pitr restore wrote archive_mode = off into it".to_owned(),
+            "if it replaces the cluster: pitr adopt, then restart the server; else point conninfo at the cluster".to_owned(),
+        ),
+        Some(written) => (
+            format!("{} sets it to {}, and that takes effect with a restart", written.place, written.value),
+            "restart the server".to_owned(),
+        ),
+        None if is_pending => (
+            "it was changed, and takes effect with a restart".to_owned(),
+            "restart the server".to_owned(),
+        ),
+        None => ("nothing is archived".to_owned(), restart("archive_mode", "on")),
+    };
+    found.fail("archive_mode", "off", cause, fix);
+}
+
+fn archiving(
+    found: &mut Findings,
+    values: &Values,
+    written: Option<&Written>,
+    cluster: &Cluster,
+    seen: &mut Seen,
+) {
     let get = |name: &str| values.get(name).map_or("", |s| s.value.as_str());
     match get("wal_level") {
         "minimal" => found.fail(
@@ -173,22 +228,11 @@ fn archiving(found: &mut Findings, values: &Values, cluster: &Cluster, seen: &mu
         .get("archive_mode")
         .is_some_and(|s| s.pending_restart);
     match get("archive_mode") {
-        "off" if pending => found.fail(
-            "archive_mode",
-            "off",
-            "it was changed, and takes effect with a restart",
-            "restart the server",
-        ),
-        "off" if receiver::is_configured(cluster) => {
+        "off" if !pending && receiver::is_configured(cluster) => {
             found.ok("archive_mode", "off: the receiver brings the WAL");
             return;
         }
-        "off" => found.fail(
-            "archive_mode",
-            "off",
-            "nothing is archived",
-            restart("archive_mode", "on"),
-        ),
+        "off" => archive_off(found, pending, written, seen),
         mode => found.ok("archive_mode", mode),
     }
     let library = get("archive_library");
@@ -227,7 +271,11 @@ fn command(found: &mut Findings, value: &str, seen: &mut Seen) {
         );
         return;
     }
-    let judged = judge(value);
+    let mut judged = judge(value);
+    if seen.needs_name && judged.program.is_some() && !judged.names_cluster {
+        let why = "several clusters are configured, it names none, and no section has this server's data directory as its pgdata: nothing is archived (A101)";
+        judged.problems.insert(0, (Weight::Failure, why.to_owned()));
+    }
     match judged.problems.first() {
         None => found.ok("archive_command", value),
         Some((weight, _)) => {

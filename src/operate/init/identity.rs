@@ -6,6 +6,7 @@ use super::Wanted;
 use crate::archive::datadir::DataDirectory;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::operate::owner::User;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::wire::conninfo;
@@ -47,7 +48,16 @@ pub(super) fn identity(wanted: &Wanted, session: &Session) -> Result<Identity> {
     match (from_files, asked) {
         (None, asked) => asked,
         (Some(files), Err(e)) => {
-            session.warn(&format!("the server could not be asked: {e}"));
+            // Peer authentication lets the server's user in, and no other.
+            match User::owner_of(&pgdata_of(&files)) {
+                Ok(user) if e.code() == Code::Denied && rustix::process::geteuid().is_root() => {
+                    session.note(&format!(
+                        "the server was not asked, which lets {} in and not root: sudo -u {0} pitr doctor asks it",
+                        user.name()
+                    ));
+                }
+                _ => session.warn(&format!("the server could not be asked: {e}")),
+            }
             Ok(Identity {
                 conninfo: Some(conninfo.clone()),
                 ..files
@@ -61,6 +71,10 @@ pub(super) fn identity(wanted: &Wanted, session: &Session) -> Result<Identity> {
             })
         }
     }
+}
+
+fn pgdata_of(identity: &Identity) -> PathBuf {
+    identity.pgdata.clone().unwrap_or_default()
 }
 
 /// The identity of a cluster whose pg_control cannot be read, as its running server tells it; the front of the file must agree.

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::archive_command::{compose, shell_word};
+use super::clusters::Clusters;
 use super::session::Session;
 use crate::config::{self, ClusterName, Flags, Location, Settings};
 use crate::durable;
@@ -70,12 +71,17 @@ pub fn init(session: &Session, request: &Request) -> Result<Made> {
     for repository in &wanted.repositories {
         prepared.push(prepare(&wanted, repository, &identity, request, session)?);
     }
+    if !wanted.config_exists {
+        place_of_config(&wanted.config)?;
+    }
     let server = ServerUser::find(identity.pgdata.as_deref());
     let mut done = Vec::new();
     for one in &prepared {
-        done.push(create(&wanted, one, &identity, &server, session)?);
+        let made = create(&wanted, one, &identity, &server, session);
+        done.push(made.map_err(|e| with_made(&done, e))?);
     }
-    let config_written = write_config(&wanted, &identity, &server, session)?;
+    let config_written = write_config(&wanted, &identity, &server, session);
+    let config_written = config_written.map_err(|e| with_made(&done, e))?;
     drop(prepared);
     let program = archiver();
     if !program.exists() {
@@ -86,9 +92,12 @@ pub fn init(session: &Session, request: &Request) -> Result<Made> {
     }
     let mut warnings = server.obstacles(&wanted, &program);
     warnings.extend(done.iter().flat_map(Done::warnings));
+    if request.confirm && done.iter().all(|d| !d.registered) {
+        warnings.push(nothing_to_confirm(&wanted, &identity));
+    }
     let cluster = wanted.several_clusters.then(|| wanted.cluster.as_str());
     Ok(Made {
-        settings: settings(&wanted, &identity, &program, cluster),
+        settings: settings(&wanted, &identity, &program),
         next: next(&wanted, cluster, &server),
         warnings,
         config: wanted.config,
@@ -97,6 +106,62 @@ pub fn init(session: &Session, request: &Request) -> Result<Made> {
         identity,
         repositories: done,
     })
+}
+
+/// Requires a directory that takes the configuration file, which is written last. Its ancestors may be missing.
+fn place_of_config(config: &Path) -> Result<()> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    let parent = config.parent().unwrap_or(Path::new("/"));
+    let there = parent.ancestors().find(|p| p.exists()).unwrap_or(parent);
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    accessat(CWD, there, access, AtFlags::EACCESS).map_err(|e| {
+        let doing = format!("write configuration file \"{}\"", config.display());
+        Error::from_io(doing, e.into()).hint(format!(
+            "Nothing was written. Give this user write access to \"{}\", or name another file with --config.",
+            there.display()
+        ))
+    })
+}
+
+/// Names the repositories that were made before the error, beside what helps against that.
+fn with_made(done: &[Done], error: Error) -> Error {
+    let made = done.iter().filter(|d| d.created || d.registered);
+    let made: Vec<String> = made
+        .map(|d| format!("\"{}\" ({})", d.name, d.url))
+        .collect();
+    if made.is_empty() {
+        return error;
+    }
+    let hint = error
+        .hint_text()
+        .map_or_else(String::new, |h| format!("{h} "));
+    error.hint(format!(
+        "{hint}Made before, and kept: repository {}. The same command goes on there.",
+        made.join(", ")
+    ))
+}
+
+/// After pg_upgrade the new cluster often has another directory and port, and the configuration still leads to the old one.
+fn nothing_to_confirm(wanted: &Wanted, identity: &Identity) -> String {
+    let is_other = |(_, found): &(PathBuf, u64)| *found != identity.system_identifier;
+    let others = Clusters::identified().into_iter().filter(is_other);
+    let others: Vec<String> = others
+        .map(|(pgdata, found)| format!("\"{}\" has {found}", pgdata.display()))
+        .collect();
+    let others = match others.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", others.join(", ")),
+    };
+    let configured = match &identity.pgdata {
+        Some(pgdata) => format!("\"{}\"", pgdata.display()),
+        None => "the configured cluster".into(),
+    };
+    format!(
+        "--confirm registered nothing: {configured} has system identifier {}, which was registered. If another cluster takes its place{others}, set pgdata and conninfo in [clusters.{}] of \"{}\" to that one's, then run the same command again",
+        identity.system_identifier,
+        wanted.cluster,
+        wanted.config.display()
+    )
 }
 
 /// The request, completed by the configuration file if there is one.
@@ -154,6 +219,12 @@ fn wanted(request: &Request, session: &Session) -> Result<Wanted> {
             name: match location {
                 Location::File(_) => "local",
                 Location::S3 { .. } => "s3",
+                Location::Blob {
+                    service: config::BlobService::Azure { .. },
+                    ..
+                } => "azure",
+                Location::Blob { .. } => "gs",
+                Location::Sftp { .. } => "sftp",
             }
             .to_owned(),
             encryption: request.key_set.as_deref().map(|path| config::Encryption {
@@ -188,10 +259,25 @@ fn wanted_by_file(
             format!("[clusters.{name}]"),
         ));
     }
+    if let Some(name) = (flags.cluster.as_ref())
+        .filter(|name| !settings.clusters.iter().any(|c| c.name.as_str() == **name))
+    {
+        let name: ClusterName = name.parse()?;
+        return Err(differs(
+            format!("has no cluster \"{name}\""),
+            section_of(&name, pgdata.as_deref()),
+        ));
+    }
     let cluster = settings.cluster()?;
     if let (Some(flag), Some(file)) = (&pgdata, &cluster.pgdata)
         && flag != file
     {
+        if !flag.is_dir() {
+            return Err(err!(NotFound, "\"{}\" is no directory", flag.display()).hint(format!(
+                "Nothing was written. Correct --pgdata, or leave it out: \"{shown}\" names \"{}\".",
+                file.display()
+            )));
+        }
         return Err(differs(
             format!("names another data directory: \"{}\"", file.display()),
             format!("pgdata = \"{}\"", flag.display()),
@@ -249,6 +335,12 @@ fn wanted_by_file(
         repositories,
         several_clusters: settings.clusters.len() > 1,
     })
+}
+
+/// The section that a cluster lacks, as a person would write it.
+fn section_of(cluster: &ClusterName, pgdata: Option<&Path>) -> String {
+    let pgdata = pgdata.map_or_else(|| "DIR".into(), Path::to_string_lossy);
+    format!("[clusters.{cluster}] and pgdata = \"{pgdata}\"")
 }
 
 fn absolute(path: &Path, session: &Session) -> PathBuf {
@@ -350,18 +442,14 @@ fn archiver() -> PathBuf {
 }
 
 /// The settings that belong into postgresql.conf.
-fn settings(
-    wanted: &Wanted,
-    identity: &Identity,
-    program: &Path,
-    cluster: Option<&str>,
-) -> [(&'static str, String); 4] {
+fn settings(wanted: &Wanted, identity: &Identity, program: &Path) -> [(&'static str, String); 4] {
     let level = if identity.logical {
         "logical"
     } else {
         "replica"
     };
-    let command = compose(program, &wanted.config, cluster);
+    // Named also where it is the only one: a second section of the configuration must not stop the first cluster's archiving.
+    let command = compose(program, &wanted.config, Some(wanted.cluster.as_str()));
     [
         ("wal_level", level.to_owned()),
         ("archive_mode", "on".to_owned()),

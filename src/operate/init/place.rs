@@ -16,9 +16,11 @@ use crate::operate::away;
 use crate::operate::session::Session;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
+use crate::store::blob::BlobStore;
 use crate::store::file::FileStore;
 use crate::store::probe::probe;
 use crate::store::s3::S3Store;
+use crate::store::sftp::SftpStore;
 use crate::store::{Published, Store};
 
 /// The state of a repository's place before anything is done to it.
@@ -88,6 +90,23 @@ fn look(configured: &config::Repository, session: &Session) -> Result<State> {
                 Some(key) => Err(not_empty(&store.location(), &key, 1)),
             };
         }
+        location @ Location::Blob { .. } => {
+            let store = BlobStore::open(location, &configured.s3, session.host.random())?;
+            let found = away::telling(configured, session.host.progress.as_ref(), || {
+                store.head(&scope::marker())
+            });
+            if found.map_err(|e| away::explained(configured, e))?.is_some() {
+                return Ok(State::Repository { registered: false });
+            }
+            return match store.first_key()? {
+                None => Ok(State::Empty),
+                Some(_) if configured.encryption.is_some() && has_keys_only(&store)? => {
+                    Ok(State::Empty)
+                }
+                Some(key) => Err(not_empty(&store.location(), &key, 1)),
+            };
+        }
+        location @ Location::Sftp { .. } => return look_on_server(location, configured, session),
     };
     match std::fs::symlink_metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State::Missing),
@@ -103,6 +122,28 @@ fn look(configured: &config::Repository, session: &Session) -> Result<State> {
     }
     if configured.encryption.is_none() || !has_keys_only(&store)? {
         check_empty(path)?;
+    }
+    Ok(State::Empty)
+}
+
+/// Looks at a directory on a server.
+fn look_on_server(
+    location: &Location,
+    configured: &config::Repository,
+    session: &Session,
+) -> Result<State> {
+    let store = SftpStore::open(location, &configured.sftp, session.host.random())?;
+    let is_there = away::telling(configured, session.host.progress.as_ref(), || {
+        store.is_there()
+    });
+    if !is_there.map_err(|e| away::explained(configured, e))? {
+        return Ok(State::Missing);
+    }
+    if store.head(&scope::marker())?.is_some() {
+        return Ok(State::Repository { registered: false });
+    }
+    if configured.encryption.is_none() || !has_keys_only(&store)? {
+        check_empty_of(&store.location(), store.names()?)?;
     }
     Ok(State::Empty)
 }
@@ -173,16 +214,18 @@ fn check_empty(path: &Path) -> Result<()> {
     let shown = path.display();
     let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let entries = entries.map_err(|e| Error::from_io(format!("list directory \"{shown}\""), e))?;
-    let mut names: Vec<String> = entries
-        .iter()
-        .map(|e| e.file_name().to_string_lossy().into_owned())
-        .filter(|n| n != "lost+found" && !n.starts_with(durable::TEMPORARY_PREFIX))
-        .collect();
+    let names = entries.iter().map(|e| e.file_name());
+    let names = names.map(|n| n.to_string_lossy().into_owned()).collect();
+    check_empty_of(&shown.to_string(), names)
+}
+
+fn check_empty_of(place: &str, mut names: Vec<String>) -> Result<()> {
+    names.retain(|n| n != "lost+found" && !n.starts_with(durable::TEMPORARY_PREFIX));
     names.sort();
-    let Some(first) = names.first() else {
-        return Ok(());
-    };
-    Err(not_empty(&shown.to_string(), first, names.len()))
+    match names.first() {
+        None => Ok(()),
+        Some(first) => Err(not_empty(place, first, names.len())),
+    }
 }
 
 fn not_empty(place: &str, first: &str, count: usize) -> Error {
@@ -263,6 +306,9 @@ pub struct Done {
     pub name: String,
     /// Its place.
     pub url: String,
+    /// The kind of thing that keeps its bytes.
+    #[serde(skip)]
+    pub kind: &'static str,
     /// Whether it was made.
     pub created: bool,
     /// Whether the cluster was registered.
@@ -274,11 +320,7 @@ pub struct Done {
 impl Done {
     /// Warns of promises that its place does not keep.
     pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
-        let kind = match self.url.starts_with("s3://") {
-            true => "store",
-            false => "filesystem",
-        };
-        let name = &self.name;
+        let (name, kind) = (&self.name, self.kind);
         let weaknesses = self.weaknesses.iter();
         weaknesses.map(move |w| format!("the {kind} of repository \"{name}\" {w}"))
     }
@@ -307,12 +349,34 @@ pub(super) fn create(
                 ours: Vec::new(),
             }
         }
+        location @ Location::Blob { .. } => {
+            let settings = &prepared.configured.s3;
+            let store = BlobStore::open(location, settings, session.host.random())?;
+            store.probe(session.host.random())?;
+            Made {
+                weaknesses: Vec::new(),
+                store: Box::new(store),
+                ours: Vec::new(),
+            }
+        }
+        location @ Location::Sftp { .. } => {
+            let settings = &prepared.configured.sftp;
+            let store = SftpStore::open(location, settings, session.host.random())?;
+            store.create_root()?;
+            store.probe(session.host.random())?;
+            Made {
+                weaknesses: Vec::new(),
+                store: Box::new(store),
+                ours: Vec::new(),
+            }
+        }
     };
     let uuid = (u128::from(session.host.random()) << 64) | u128::from(session.host.random());
     let key_set = prepared.key_set.as_ref();
     if let Some(key_set) = key_set {
         // Before the marker: there is no moment at which objects could be sealed that nobody opens.
-        key_set.give_access(made.store.as_ref())?;
+        let given = key_set.give_access(made.store.as_ref());
+        given.inspect_err(|_| remove_empty(&made.ours))?;
     }
     let (repository, published) = Repository::create_with(
         made.store,
@@ -320,7 +384,8 @@ pub(super) fn create(
         session.host.now(),
         key_set.map(|k| k.id.to_string()),
         prepared.configured.encryption.as_ref(),
-    )?;
+    )
+    .inspect_err(|_| remove_empty(&made.ours))?;
     if !was_registered {
         repository.register(&registration(wanted, identity, session))?;
     }
@@ -333,6 +398,7 @@ pub(super) fn create(
     Ok(Done {
         name: prepared.configured.name.clone(),
         url: prepared.configured.location.to_string(),
+        kind: prepared.configured.location.kind(),
         created: published == Published::Created,
         registered: !was_registered,
         weaknesses: made.weaknesses,
@@ -377,10 +443,7 @@ fn directory(
     let mut weaknesses = match tried {
         Ok(weak) => weak,
         Err(e) => {
-            // The directories that were made for the trial go away again, deepest first.
-            for directory in ours.iter().rev() {
-                let _ = std::fs::remove_dir(directory);
-            }
+            remove_empty(&ours);
             return Err(e);
         }
     };
@@ -394,6 +457,13 @@ fn directory(
         weaknesses,
         ours,
     })
+}
+
+/// Takes back the directories that were made for a repository that came to nothing, deepest first; what holds anything stays.
+fn remove_empty(ours: &[PathBuf]) {
+    for directory in ours.iter().rev() {
+        let _ = std::fs::remove_dir(directory);
+    }
 }
 
 /// The directories that must be created for `path` to be, highest first.

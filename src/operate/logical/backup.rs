@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::{configured, folders};
 use crate::backup::content::{self, Options};
+use crate::config::Settings;
 use crate::err;
 use crate::error::Result;
 use crate::logical::kind::{Dumping, READERS, Tools};
 use crate::logical::member::Member;
 use crate::logical::source::Source;
 use crate::logical::tool::Tool;
+use crate::operate::counters;
 use crate::operate::session::Session;
 use crate::pg::version::Major;
 use crate::repo::root::aux_root::AuxRoot;
@@ -51,7 +53,16 @@ pub struct Taken {
 /// [`content::take`]. Nothing of the backup is visible then.
 pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
     let settings = session.settings_with_repositories()?;
-    let wanted = configured(&settings, asked.name)?;
+    let first = settings.first_repository()?;
+    let label = counters::of_content("logical", asked.name, first);
+    let work = || take(session, &settings, asked);
+    counters::counted((session, &settings), &label, work, |taken| {
+        taken.root.head.backup_kind
+    })
+}
+
+fn take(session: &Session, settings: &Settings, asked: Asked<'_>) -> Result<Taken> {
+    let wanted = configured(settings, asked.name)?;
     let name = &wanted.name;
     let Some(cluster) = &wanted.cluster else {
         return Err(err!(Config, "[logical.{name}] names no cluster")

@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::{configured, connect, identity};
 use crate::backup::content::{self, Options};
+use crate::config::Settings;
 use crate::err;
 use crate::error::Result;
+use crate::operate::counters;
 use crate::operate::session::Session;
 use crate::redis::kind::Base;
 use crate::redis::member::Member;
@@ -47,7 +49,16 @@ pub struct Taken {
 /// `Config` for a name that is not configured; those of the server, and of [`content::take`]. Nothing of the backup is visible then.
 pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
     let settings = session.settings_with_repositories()?;
-    let wanted = configured(&settings, asked.name)?;
+    let first = settings.first_repository()?;
+    let label = counters::of_content("redis", asked.name, first);
+    let work = || take(session, &settings, asked);
+    counters::counted((session, &settings), &label, work, |taken| {
+        taken.root.head.backup_kind
+    })
+}
+
+fn take(session: &Session, settings: &Settings, asked: Asked<'_>) -> Result<Taken> {
+    let wanted = configured(settings, asked.name)?;
     let configured = settings.first_repository()?;
     let repository = session.open(configured)?;
     let host = &session.host;

@@ -2,10 +2,12 @@
 
 pub mod backup;
 pub mod info;
+pub mod into;
 pub mod list;
 pub mod plan;
 pub mod receive;
 pub mod restore;
+mod scratch;
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -18,7 +20,7 @@ use crate::config::secret::check_closed;
 use crate::config::{Redis, Secret, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::redis::connection::Way;
+use crate::redis::connection::{Tick, Way};
 use crate::redis::kind::NAME;
 use crate::redis::member::Member;
 use crate::redis::route::{self, Moment, Route, Target};
@@ -75,6 +77,11 @@ fn identity(redis: &Redis) -> String {
 /// # Errors
 /// `Config` for a file that cannot be read or is open to others; those of [`Source::connect`].
 pub(super) fn connect(session: &Session, redis: &Redis) -> Result<Source> {
+    connect_while(redis, &mut || session.host.check_stop())
+}
+
+/// As [`connect`], and asks `tick` whether to go on.
+fn connect_while(redis: &Redis, tick: Tick<'_>) -> Result<Source> {
     let Some(address) = &redis.address else {
         return Err(err!(Config, "[redis.{}] has no address", redis.name));
     };
@@ -94,8 +101,7 @@ pub(super) fn connect(session: &Session, redis: &Redis) -> Result<Source> {
         user: redis.user.clone(),
     };
     let password = redis.password_file.as_deref().map(password).transpose()?;
-    let mut tick = || session.host.check_stop();
-    Source::connect(way, password.as_ref(), &mut tick)
+    Source::connect(way, password.as_ref(), tick)
 }
 
 /// Reads the first line of a password file.
@@ -145,7 +151,7 @@ fn on_way(
     let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
     let way = RefCell::new(None);
     let found = search::first(session, (NAME, name), |repository, scope| {
-        let candidates = match wanted {
+        let candidates: Vec<BackupId> = match wanted {
             Some(_) => search::named_or_newest(repository, scope, wanted, is_whole)?
                 .into_iter()
                 .collect(),
@@ -153,18 +159,27 @@ fn on_way(
         };
         let mut failure = None;
         let mut attempts = 0;
-        for id in candidates {
-            let member = AuxRoot::member(repository.store(), scope, &id)?;
+        // A server that was started often has many newer backups of other histories.
+        let passes: &[bool] = match target.replid {
+            Some(_) => &[true, false],
+            None => &[false],
+        };
+        let all = passes
+            .iter()
+            .flat_map(|own| candidates.iter().map(move |id| (*own, id)));
+        for (is_own, id) in all {
+            let member = AuxRoot::member(repository.store(), scope, id)?;
             let Some(member) = member.as_ref().map(Member::read).transpose()? else {
                 continue;
             };
-            if !is_before(&member, target) {
+            let is_of_history = target.replid.as_ref() == Some(&member.replid);
+            if is_of_history != is_own || !is_before(&member, target) {
                 continue;
             }
             match way_from(repository, scope, &member, target) {
                 Ok(route) => {
                     way.replace(Some(route));
-                    return Ok(Some(id));
+                    return Ok(Some(id.clone()));
                 }
                 Err(e) if e.code() == Code::OutOfReach && attempts < ATTEMPTS_MAX => {
                     attempts += 1;

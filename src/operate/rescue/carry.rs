@@ -1,34 +1,22 @@
 //! Whole tables, schemas and databases, by pg_dump and pg_restore of the moment's major.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::What;
-use super::tables::{Table, identifier};
+use super::tables::{Table, identifier, literal};
 use crate::config::secret::Secret;
 use crate::durable;
 use crate::err;
-use crate::error::{Error, Result};
-use crate::logical::tool::{self, Tool};
+use crate::error::{Code, Error, Result};
+use crate::logical::tool;
 use crate::operate::clone::{Running, folder::Folder};
-use crate::operate::programs::Programs;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::wire::conninfo::Environment;
 use crate::wire::service_file::{in_database, service_file};
-
-fn program(programs: &Programs, name: &str) -> Result<Tool> {
-    let path = programs.program(name);
-    match path.is_file() {
-        true => Ok(Tool {
-            path,
-            major: programs.major,
-            version: programs.version.clone(),
-        }),
-        false => Err(err!(NotFound, "\"{}\" does not exist", path.display())
-            .hint("Nothing was done. Install the client programs of that PostgreSQL beside the server's.")),
-    }
-}
 
 /// Writes an archive of what is meant.
 ///
@@ -40,7 +28,9 @@ pub fn dump(
     (database, what, tables): (&str, &What, &[Table]),
     path: &Path,
 ) -> Result<()> {
-    let tool = program(running.programs, "pg_dump")?;
+    let tool = running
+        .programs
+        .client("pg_dump", session.environment.get("PATH"))?;
     let mut command = tool.command(None);
     command.args([
         "--format=custom",
@@ -63,6 +53,8 @@ pub fn dump(
     command
         .arg("--dbname")
         .arg(running.server.conninfo(database));
+    // The program would make it for everybody to read.
+    make_private(path)?;
     let warnings = tool::run(&mut command, &mut || session.host.check_stop());
     let warnings = warnings.inspect_err(|_| {
         // An archive that ends early is none.
@@ -76,6 +68,43 @@ pub fn dump(
     synced.map_err(|e| Error::from_io(format!("sync \"{}\"", path.display()), e))
 }
 
+/// Makes a file that nobody but its owner reads.
+fn make_private(path: &Path) -> Result<()> {
+    let mut options = File::options();
+    let made = options.write(true).create_new(true).mode(0o600).open(path);
+    made.map(drop)
+        .map_err(|e| Error::from_io(format!("make \"{}\"", path.display()), e))
+}
+
+/// Removes schemas that nothing came into. A session of its own does that also where the operator has ended the other one.
+fn drop_schemas(conninfo: &Secret, made: &[&str]) {
+    let Ok(mut live) = Server::connect(conninfo.expose()) else {
+        return;
+    };
+    for schema in made {
+        // Somebody may have put something there meanwhile: then it stays.
+        let _ = live.query(&format!("drop schema {}", identifier(schema)));
+    }
+}
+
+/// The statements that make a schema as the moment has it: one transaction.
+fn schema_of(source: &mut Server, schema: &str) -> Result<String> {
+    let named = format!("n.nspname = {}", literal(schema));
+    let owner: String = source
+        .query(&format!("select pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(n.nspowner)) from pg_catalog.pg_namespace n where {named}"))?
+        .value(0, 0)?;
+    let schema = identifier(schema);
+    let mut statements = vec![format!("create schema {schema} authorization {owner}")];
+    let grants = source.query(&format!(
+        "select pg_catalog.format('grant %s on schema %s to %s%s', a.privilege_type, {}, case a.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) end, case when a.is_grantable then ' with grant option' else '' end) from pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a where {named} and a.grantee <> n.nspowner",
+        literal(&schema)
+    ))?;
+    for row in 0..grants.rows.len() {
+        statements.extend(grants.text(row, 0)?.map(str::to_owned));
+    }
+    Ok(statements.join("; "))
+}
+
 /// Brings an archive into a live server, in one transaction.
 ///
 /// # Errors
@@ -84,7 +113,7 @@ pub fn restore(
     session: &Session,
     running: &Running<'_>,
     (folder, archive): (&Folder, &Path),
-    (conninfo, live): (&Secret, &mut Server),
+    (source, conninfo, live): (&mut Server, &Secret, &mut Server),
     (what, tables): (&What, &[Table]),
 ) -> Result<()> {
     let (is, was) = (live.session().major()?, running.programs.major);
@@ -108,10 +137,10 @@ pub fn restore(
     for schema in schemas {
         let there = format!(
             "select 1 from pg_catalog.pg_namespace where nspname = {}",
-            super::tables::literal(schema)
+            literal(schema)
         );
         if live.query(&there)?.rows.is_empty() {
-            live.query(&format!("create schema {}", identifier(schema)))?;
+            live.query(&schema_of(source, schema)?)?;
             made.push(schema);
         }
     }
@@ -123,7 +152,9 @@ pub fn restore(
     )?;
     // The folder is this user's alone.
     std::fs::write(&service, text).map_err(|e| Error::from_io("write the service file", e))?;
-    let tool = program(running.programs, "pg_restore")?;
+    let tool = running
+        .programs
+        .client("pg_restore", session.environment.get("PATH"))?;
     let mut command = tool.command(Some(&service));
     command.args([
         "--single-transaction",
@@ -131,11 +162,21 @@ pub fn restore(
         "--no-password",
         "--dbname",
     ]);
-    command.arg(in_database(&database)).arg(archive);
-    let warnings = tool::run(&mut command, &mut || session.host.check_stop()).map_err(|e| {
-        for schema in &made {
-            // Somebody may have put something there meanwhile: then it stays.
-            let _ = live.query(&format!("drop schema {}", identifier(schema)));
+    let mut waiting = Waiting::new();
+    let target = format!(
+        "{} application_name={}",
+        in_database(&database),
+        waiting.name
+    );
+    command.arg(target).arg(archive);
+    let mut tick = || {
+        session.host.check_stop()?;
+        waiting.check(live)
+    };
+    let warnings = tool::run(&mut command, &mut tick).map_err(|e| {
+        drop_schemas(conninfo, &made);
+        if e.code() == Code::Locked {
+            return e;
         }
         e.hint("Nothing was changed: all of it arrives, or nothing. A role that is gone has to be created first; what else is in the way can be seen with --to FILE and pg_restore.")
     })?;
@@ -144,8 +185,65 @@ pub fn restore(
     }
     for schema in made {
         session.note(&format!(
-            "schema {schema} was not there any more; it was created, and belongs to the role of --into, without grants"
+            "schema {schema} was not there any more; it was created, with the owner and the grants that it had"
         ));
     }
     Ok(())
+}
+
+/// How long `pg_restore` may wait for a lock of the live server, as a session for rows may.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How often the live server is asked.
+const EACH: Duration = Duration::from_secs(1);
+
+/// Ends `pg_restore` when it waits for a lock too long: whoever comes after it waits behind it. No setting does that, for every archive sets
+/// `lock_timeout` to 0.
+///
+/// PostgreSQL: src/bin/pg_dump/pg_backup_archiver.c, `_doSetFixedOutputState`.
+struct Waiting {
+    /// The name of its session.
+    name: String,
+    asked: Instant,
+    since: Option<Instant>,
+}
+
+impl Waiting {
+    fn new() -> Waiting {
+        Waiting {
+            name: format!("pitr_rescue_{}", std::process::id()),
+            asked: Instant::now(),
+            since: None,
+        }
+    }
+
+    fn check(&mut self, live: &mut Server) -> Result<()> {
+        if self.asked.elapsed() < EACH {
+            return Ok(());
+        }
+        self.asked = Instant::now();
+        let own = format!(
+            "from pg_catalog.pg_stat_activity where application_name = {} and wait_event_type = 'Lock'",
+            literal(&self.name)
+        );
+        let waits = live.query(&format!(
+            "select pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(pid), ', ') {own}"
+        ))?;
+        if waits.rows.is_empty() {
+            self.since = None;
+            return Ok(());
+        }
+        if self.since.get_or_insert_with(Instant::now).elapsed() < LOCK_WAIT {
+            return Ok(());
+        }
+        let holders = waits.text(0, 0)?.unwrap_or_default().to_owned();
+        // A session that waits for a lock does not notice that its client has gone.
+        live.query(&format!(
+            "select pg_catalog.pg_terminate_backend(pid) {own}"
+        ))?;
+        Err(err!(
+            Locked,
+            "pg_restore waits for a lock that another session holds (process {holders})"
+        )
+        .hint("Nothing was changed. End that session, or let it end, and try again."))
+    }
 }

@@ -62,6 +62,17 @@ pub enum To {
     },
 }
 
+impl To {
+    /// The client programs that it takes.
+    pub fn clients(&self) -> &'static [&'static str] {
+        match self {
+            To::File(_) => &["pg_dump"],
+            To::Server { mode, .. } if *mode == Mode::Create => &["pg_dump", "pg_restore"],
+            To::Server { .. } => &[],
+        }
+    }
+}
+
 /// The operator's request.
 #[derive(Clone)]
 pub struct Asked {
@@ -111,13 +122,13 @@ pub struct Report {
 pub fn run(session: &Session, asked: &Asked, below: &Path) -> Result<Report> {
     let database = match (&asked.database, &asked.to) {
         (Some(database), _) => database.clone(),
-        (None, To::Server { conninfo, .. }) => database_of(conninfo)?,
+        (None, To::Server { conninfo, .. }) => database_of(session, conninfo)?,
         (None, To::File(_)) => {
             return Err(err!(Usage, "the database is not named")
                 .hint("Nothing was done. Name it: --database NAME"));
         }
     };
-    check_free(asked)?;
+    check_free(session, asked)?;
     clone::for_a_while(
         session,
         &asked.clone,
@@ -139,7 +150,7 @@ pub fn run(session: &Session, asked: &Asked, below: &Path) -> Result<Report> {
 }
 
 /// Refuses what would be in the way, before the clone is made.
-fn check_free(asked: &Asked) -> Result<()> {
+fn check_free(session: &Session, asked: &Asked) -> Result<()> {
     match &asked.to {
         To::File(path) if path.exists() => {
             Err(err!(Refused, "\"{}\" is there already", path.display())
@@ -147,7 +158,7 @@ fn check_free(asked: &Asked) -> Result<()> {
         }
         To::File(_) => Ok(()),
         To::Server { conninfo, mode } => {
-            let mut live = Server::connect(conninfo.expose())?;
+            let mut live = connect(session, conninfo)?;
             match (&asked.what, mode) {
                 (What::Tables(names), Mode::Create) => names
                     .iter()
@@ -162,8 +173,13 @@ fn check_free(asked: &Asked) -> Result<()> {
     }
 }
 
-fn database_of(conninfo: &Secret) -> Result<String> {
-    let mut live = Server::connect(conninfo.expose())?;
+/// Connects to the live server.
+fn connect(session: &Session, conninfo: &Secret) -> Result<Server> {
+    Ok(Server::connect(conninfo.expose())?.heeding(&session.host.stop))
+}
+
+fn database_of(session: &Session, conninfo: &Secret) -> Result<String> {
+    let mut live = connect(session, conninfo)?;
     let rows = live.query("select current_database()")?;
     rows.value(0, 0)
 }
@@ -203,7 +219,7 @@ fn into_server(
 ) -> Result<Report> {
     let mut source = running.server.connect(database)?;
     let tables = meant(&mut source, &asked.what)?;
-    let mut live = Server::connect(conninfo.expose())?;
+    let mut live = connect(session, conninfo)?;
     let rescued = match mode {
         Mode::Create => {
             let archive = folder.path().join("rescued.dump");
@@ -212,7 +228,7 @@ fn into_server(
                 session,
                 running,
                 (folder, &archive),
-                (conninfo, &mut live),
+                (&mut source, conninfo, &mut live),
                 (&asked.what, &tables),
             )?;
             tables::compare(&mut source, &mut live, &tables)?

@@ -7,8 +7,23 @@ use crate::error::Result;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 
-/// How long the live table's users may be kept waiting.
-const LOCK_TIMEOUT: &str = "10s";
+/// Settings under which text means the same on both sides, whatever roles and databases have set.
+const OF_BOTH: [&str; 7] = [
+    "extra_float_digits = 3",
+    "datestyle = 'ISO, YMD'",
+    "intervalstyle = 'postgres'",
+    "bytea_output = 'hex'",
+    "lc_monetary = 'C'",
+    "timezone = 'UTC'",
+    "xmloption = 'content'",
+];
+/// Others who want the live table wait behind this. A row that a policy hides must not be taken for one that is missing.
+const OF_LIVE: [&str; 2] = ["lock_timeout = '10s'", "row_security = off"];
+
+fn set(word: &str, settings: &[&str]) -> String {
+    let all: Vec<String> = settings.iter().map(|s| format!("{word} {s}")).collect();
+    all.join("; ")
+}
 
 /// A column that is carried.
 struct Column {
@@ -31,6 +46,8 @@ pub fn carry(
             .hint("Nothing was done. Name one table, or a single partition."));
     };
     let columns = columns_of(source, table)?;
+    // Older servers, and some systems, do not know it: there a statement that is given up goes on to its end, and is not committed.
+    let _ = live.query("set client_connection_check_interval = '1s'");
     live.query("begin")?;
     let done = one(session, (source, from), live, (table, &columns), mode);
     match done {
@@ -72,6 +89,7 @@ fn one(
     (table, columns): (&Table, &[Column]),
     mode: &Mode,
 ) -> Result<Rescued> {
+    live.query(&set("set local", &[&OF_BOTH[..], &OF_LIVE].concat()))?;
     let rows = table.count(source)?;
     // A column that the live table generates takes no value. One that was generated at the moment, and is plain now, has its value from there.
     let generated = match mode {
@@ -100,6 +118,7 @@ fn one(
         table.quoted()
     );
     let mut stream = live.beside(from, None, true)?;
+    live.ask_beside(&mut stream, &set("set", &OF_BOTH))?;
     let copied = live.copy_from(
         &mut stream,
         (&out, &format!("copy {arrives} ({names}) from stdin")),
@@ -128,8 +147,6 @@ fn one(
             Some(count_of(live, &missing)?)
         }
         Mode::Replace => {
-            // Whoever else wants the table waits behind this, so it must not wait long.
-            live.query(&format!("set local lock_timeout = '{LOCK_TIMEOUT}'"))?;
             live.query(&format!("truncate only {live_name}")).map_err(|e| {
                 e.hint("Nothing was changed. Other sessions use the table: end them (pg_locks names them), or try again.")
             })?;
@@ -216,7 +233,7 @@ fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result
 /// The columns of the live table's primary key.
 fn key_of(live: &mut Server, table: &Table) -> Result<Vec<String>> {
     let rows = live.query(&format!(
-        "select a.attname from pg_catalog.pg_index i join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey) where i.indisprimary and i.indrelid = pg_catalog.to_regclass({})",
+        "select a.attname from pg_catalog.pg_index i join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = any ((i.indkey::pg_catalog.int2[])[0:i.indnkeyatts - 1]) where i.indisprimary and i.indrelid = pg_catalog.to_regclass({})",
         literal(&table.quoted())
     ))?;
     let mut key = Vec::new();

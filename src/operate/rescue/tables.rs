@@ -175,6 +175,14 @@ pub fn compare(source: &mut Server, live: &mut Server, tables: &[Table]) -> Resu
     Ok(rescued)
 }
 
+/// Things that stay behind when tables are carried alone, each query giving lines for people.
+const NOT_CARRIED: [&str; 4] = [
+    "select pg_catalog.format('a foreign key of another table that leads here was not carried: alter table %s add constraint %I %s;', k.conrelid::pg_catalog.regclass, k.conname, pg_catalog.pg_get_constraintdef(k.oid)) from pg_catalog.pg_constraint k where k.contype = 'f' and k.confrelid in ({oids}) and k.conrelid not in ({oids}) and k.conparentid = 0 order by 1",
+    "select distinct pg_catalog.format('%s %s reads a table that was carried, and was not carried itself: it comes with --schema', case v.relkind when 'm' then 'materialized view' else 'view' end, v.oid::pg_catalog.regclass) from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid join pg_catalog.pg_class v on v.oid = r.ev_class where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid in ({oids}) and v.relkind in ('v', 'm') order by 1",
+    "select pg_catalog.format('a publication was not carried: alter publication %I add table %s;', p.pubname, r.prrelid::pg_catalog.regclass) from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid where r.prrelid in ({oids}) order by 1",
+    "select pg_catalog.format('table %s inherits from %s, and was not carried: it comes with --table, too', i.inhrelid::pg_catalog.regclass, i.inhparent::pg_catalog.regclass) from pg_catalog.pg_inherits i where i.inhparent in ({oids}) and i.inhrelid not in ({oids}) order by 1",
+];
+
 /// Lists things that pg_dump does not carry with tables, as lines for people.
 ///
 /// # Errors
@@ -186,14 +194,10 @@ pub fn lacking(source: &mut Server, what: &What, tables: &[Table]) -> Result<Vec
     let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
     let oids = oids.join(", ");
     let mut notes = Vec::new();
-    let foreign = source.query(&format!(
-        "select pg_catalog.format('alter table %s add constraint %I %s;', k.conrelid::pg_catalog.regclass, k.conname, pg_catalog.pg_get_constraintdef(k.oid)) from pg_catalog.pg_constraint k where k.contype = 'f' and k.confrelid in ({oids}) and k.conrelid not in ({oids}) and k.conparentid = 0 order by 1"
-    ))?;
-    for row in 0..foreign.rows.len() {
-        if let Some(command) = foreign.text(row, 0)? {
-            notes.push(format!(
-                "a foreign key of another table that leads here was not carried: {command}"
-            ));
+    for sql in NOT_CARRIED {
+        let found = source.query(&sql.replace("{oids}", &oids))?;
+        for row in 0..found.rows.len() {
+            notes.extend(found.text(row, 0)?.map(str::to_owned));
         }
     }
     let large = source.query(&format!(

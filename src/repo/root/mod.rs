@@ -237,6 +237,7 @@ fn write(
     let bytes = json::encode(key, KIND, root)?;
     let mut object = store.create(key)?;
     object.describe(facts, None);
+    object.keep(true);
     object
         .write_all(&bytes)
         .map_err(|e| Error::from_io(format!("write object \"{key}\""), e))?;

@@ -19,10 +19,11 @@ use std::time::Duration;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::lock;
+
 const LENGTH: usize = 16;
 /// The lock is held for microseconds. If it is not to be had, a process that has it was stopped, or the disk hangs.
-const LOCK_TRIES: u32 = 200;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The open file.
 pub(super) struct SharedFile {
@@ -86,17 +87,13 @@ impl SharedFile {
     }
 
     fn lock(&self) -> io::Result<()> {
-        for _ in 0..LOCK_TRIES {
-            match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(()),
-                Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
-                Err(e) => return Err(e.into()),
-            }
+        match lock::within(&self.file, LOCK_PATIENCE)? {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "another process keeps the lock of its file",
+            )),
         }
-        Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "another process keeps the lock of its file",
-        ))
     }
 
     fn encode(&self, moment_ns: u64) -> [u8; LENGTH] {

@@ -21,14 +21,14 @@ use crate::store::life;
 /// A body is handed to the connection in pieces of this size, so that its progress is visible. The bytes that
 /// connection and system buffer are not visible. They are up to some megabytes, for which a slow link needs its time
 /// after the last piece.
-pub(super) const PIECE_BYTES: usize = 64 << 10;
+pub(in crate::store) const PIECE_BYTES: usize = 64 << 10;
 
 tokio::task_local! {
     static CURRENT: Arc<Attempt>;
 }
 
 /// How an attempt gets on.
-pub(super) struct Attempt {
+pub(in crate::store) struct Attempt {
     moves: Mutex<Moves>,
     secrets: Arc<Secrets>,
     signature: OnceLock<String>,
@@ -46,7 +46,7 @@ struct Moves {
 }
 
 impl Attempt {
-    pub(super) fn new(secrets: &Arc<Secrets>) -> Arc<Attempt> {
+    pub(in crate::store) fn new(secrets: &Arc<Secrets>) -> Arc<Attempt> {
         let now = Instant::now();
         Arc::new(Attempt {
             moves: Mutex::new(Moves {
@@ -62,12 +62,12 @@ impl Attempt {
     }
 
     /// The attempt that this task makes.
-    pub(super) fn current() -> Option<Arc<Attempt>> {
+    pub(in crate::store) fn current() -> Option<Arc<Attempt>> {
         CURRENT.try_with(Arc::clone).ok()
     }
 
     /// Makes it; none when nothing has moved for so long, or at the `end`.
-    pub(super) async fn run<T>(
+    pub(in crate::store) async fn run<T>(
         self: &Arc<Self>,
         silence: Duration,
         end: Option<Instant>,
@@ -88,19 +88,19 @@ impl Attempt {
     }
 
     /// How much of its time nothing of a body came or went. Waiting for the answer to one that has gone is such time.
-    pub(super) fn idle(&self) -> Duration {
+    pub(in crate::store) fn idle(&self) -> Duration {
         let moves = self.moves();
         let moving = moves.bodies.map_or(Duration::ZERO, |(from, to)| to - from);
         moves.begun.elapsed().saturating_sub(moving)
     }
 
     /// For how long nothing has come or gone.
-    pub(super) fn quiet(&self) -> Duration {
+    pub(in crate::store) fn quiet(&self) -> Duration {
         self.moves().last.elapsed()
     }
 
     /// Why it was given up.
-    pub(super) fn given_up(&self) -> String {
+    pub(in crate::store) fn given_up(&self) -> String {
         let moves = self.moves();
         let seconds = |moment: Instant| format!("{:.1} s", moment.elapsed().as_secs_f32());
         let mut text = format!("no whole answer within {}", seconds(moves.begun));
@@ -115,14 +115,14 @@ impl Attempt {
     }
 
     /// The request is signed: nobody needs to read by what.
-    pub(super) fn is_signed(&self, authorization: &str) {
+    pub(in crate::store) fn is_signed(&self, authorization: &str) {
         if let Some((_, signature)) = authorization.split_once("Signature=") {
             let _ = self.signature.set(signature.to_owned());
         }
     }
 
     /// A text of the store, without what nobody may read.
-    pub(super) fn scrub(&self, text: &str) -> String {
+    pub(in crate::store) fn scrub(&self, text: &str) -> String {
         let text = self.secrets.scrub(text);
         match self.signature.get() {
             Some(signature) => super::secrets::without(&text, signature),
@@ -131,7 +131,7 @@ impl Attempt {
     }
 
     /// The answer has begun.
-    pub(super) fn is_heard(&self) {
+    pub(in crate::store) fn is_heard(&self) {
         self.moves().last = Instant::now();
     }
 
@@ -161,13 +161,13 @@ fn later(moment: Instant, by: Duration) -> Instant {
 
 /// The direction of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(in crate::store) enum Way {
     ToStore,
     FromStore,
 }
 
 /// A body that is watched while it passes.
-pub(super) struct Watched {
+pub(in crate::store) struct Watched {
     body: SdkBody,
     /// The rest of a piece that is too long.
     rest: Bytes,
@@ -177,7 +177,7 @@ pub(super) struct Watched {
 
 impl Watched {
     /// Takes the place of a body in the attempt that this task makes.
-    pub(super) fn watch(body: &mut SdkBody, way: Way) {
+    pub(in crate::store) fn watch(body: &mut SdkBody, way: Way) {
         if let Some(attempt) = Attempt::current() {
             let watched = Watched {
                 body: std::mem::replace(body, SdkBody::taken()),

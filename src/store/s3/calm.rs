@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 /// Until when nothing is asked.
 #[derive(Debug, Default)]
-pub(super) struct Calm(Mutex<Option<Instant>>);
+pub(in crate::store) struct Calm(Mutex<Option<Instant>>);
 
 impl Calm {
     /// Nobody is to begin an attempt for so long.
-    pub(super) fn keep(&self, pause: Duration, now: Instant) {
+    pub(in crate::store) fn keep(&self, pause: Duration, now: Instant) {
         let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *until = (*until).max(now.checked_add(pause));
     }
 
     /// How long that still is.
-    pub(super) fn left(&self, now: Instant) -> Duration {
+    pub(in crate::store) fn left(&self, now: Instant) -> Duration {
         let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }

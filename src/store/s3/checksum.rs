@@ -38,16 +38,40 @@ pub(super) fn check_sum(answered: Option<&str>, sent: &str) -> Answered<Confirme
     }
 }
 
+/// The digits of base64.
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 /// CRC-32C as it stands in a header: base64 of four bytes, the highest first.
 pub(super) fn checksum(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bits = u64::from(crc32c::crc32c(bytes)) << 4;
+    encoded(crc32c::crc32c(bytes))
+}
+
+fn encoded(sum: u32) -> String {
+    let bits = u64::from(sum) << 4;
     let mut text: String = (0..6)
         .rev()
         .map(|n| char::from(DIGITS[usize::try_from(bits >> (6 * n) & 63).unwrap_or(0)]))
         .collect();
     text.push_str("==");
     text
+}
+
+fn decoded(text: &str) -> Option<u32> {
+    let digits = text.strip_suffix("==").filter(|digits| digits.len() == 6)?;
+    let bits = digits.bytes().try_fold(0_u64, |bits, digit| {
+        let value = DIGITS.iter().position(|d| *d == digit)?;
+        Some(bits << 6 | u64::try_from(value).ok()?)
+    });
+    u32::try_from(bits? >> 4).ok()
+}
+
+/// The checksum of an object from those of its parts, each with its length.
+pub(super) fn joined<'a>(parts: impl Iterator<Item = (&'a str, usize)>) -> Option<String> {
+    let mut whole = 0;
+    for (sum, length) in parts {
+        whole = crc32c::crc32c_combine(whole, decoded(sum)?, length);
+    }
+    Some(encoded(whole))
 }
 
 /// Whether the checksum in an answer counts. To find out takes a request, as much as reading an object's end.
@@ -103,5 +127,22 @@ mod tests {
         assert_eq!(check_sum(None, "x").unwrap(), Confirmed::No);
         assert_eq!(check_sum(Some("x"), "x").unwrap(), Confirmed::Yes);
         assert!(check_sum(Some("y"), "x").is_err());
+    }
+
+    #[test]
+    fn the_checksum_of_the_whole_follows_from_those_of_the_parts() {
+        let bytes: Vec<u8> = (0..100_000_u32)
+            .map(|n| n.wrapping_mul(n).to_le_bytes()[1])
+            .collect();
+        for cuts in [vec![], vec![1], vec![40_000, 99_999]] {
+            let ends = cuts.iter().copied().chain([bytes.len()]);
+            let begins = [0].into_iter().chain(cuts.iter().copied());
+            let parts: Vec<&[u8]> = begins.zip(ends).map(|(a, b)| &bytes[a..b]).collect();
+            let sums: Vec<_> = parts.iter().map(|p| (checksum(p), p.len())).collect();
+            let told = sums.iter().map(|(sum, length)| (sum.as_str(), *length));
+            assert_eq!(joined(told), Some(checksum(&bytes)));
+        }
+        assert_eq!(joined([("x", 1)].into_iter()), None);
+        assert_eq!(decoded(&encoded(0xDEAD_BEEF)), Some(0xDEAD_BEEF));
     }
 }

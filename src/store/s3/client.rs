@@ -1,8 +1,7 @@
-//! The connection to an object store: runtime, TLS, credentials, region. One for all repositories of a process that are configured
+//! The connection to an object store: TLS, credentials, region. One for all repositories of a process that are configured
 //! alike, so that connections and credentials are kept from one open to the next.
 
-use std::future::Future;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_config::profile::ProfileFileCredentialsProvider;
@@ -20,7 +19,6 @@ use aws_sdk_s3::error::ConnectorError;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_types::service_config::ServiceConfigKey;
-use tokio::runtime::Runtime;
 
 use super::calm::Calm;
 use super::clock::Clock;
@@ -32,6 +30,7 @@ use super::sums::Sums;
 use crate::config::{S3Settings, check_endpoint};
 use crate::err;
 use crate::error::{Code, Error, Result, causes};
+pub(super) use crate::store::runtime::{runtime, wait};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -145,42 +144,6 @@ impl Link {
 /// Locks a mutex. The value that a panic left is still a client or a list of links.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs a future on the store's own runtime and waits for it. Callers may be inside another runtime, whose threads must not enter this
-/// one: only a channel is waited for.
-///
-/// # Errors
-/// `Internal` when the runtime cannot be started, or the future panics.
-pub(super) fn wait<T: Send + 'static>(
-    future: impl Future<Output = T> + Send + 'static,
-) -> Result<T> {
-    let (done, answer) = std::sync::mpsc::channel();
-    runtime()?.spawn(async move {
-        let _ = done.send(future.await);
-    });
-    answer
-        .recv()
-        .map_err(|_| err!(Internal, "a request ended without an answer"))
-}
-
-/// One thread drives all requests of the process; it also sees connections end that nobody uses just then.
-pub(super) fn runtime() -> Result<&'static Runtime> {
-    static RUNTIME: LazyLock<std::io::Result<Runtime>> = LazyLock::new(|| {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            // Names are resolved by threads of their own, and a name server that is away holds each for long.
-            .max_blocking_threads(64)
-            .thread_name("s3")
-            .enable_all()
-            .build()
-    });
-    RUNTIME.as_ref().map_err(|e| {
-        err!(
-            Internal,
-            "could not start the runtime of the object store: {e}"
-        )
-    })
 }
 
 /// The client, and what is known of the checksums of the store that it asks: Amazon's own, unless settings, environment or profile name another.
@@ -445,13 +408,5 @@ mod tests {
             let asked = asked(path_style);
             assert!(asked.starts_with(expected), "{asked}");
         }
-    }
-
-    #[test]
-    fn waiting_works_inside_another_runtime() {
-        let other = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        assert_eq!(other.block_on(async { wait(async { 7 }).unwrap() }), 7);
     }
 }

@@ -14,26 +14,26 @@ use crate::err;
 use crate::error::{Code, Error, causes};
 
 /// The result of a request.
-pub(super) type Answered<T> = std::result::Result<T, Failure>;
+pub(in crate::store) type Answered<T> = std::result::Result<T, Failure>;
 
 /// How a request failed.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) kind: Kind,
-    pub(super) error: Error,
+pub(in crate::store) struct Failure {
+    pub(in crate::store) kind: Kind,
+    pub(in crate::store) error: Error,
     /// An earlier attempt of the same request may have taken effect.
-    pub(super) is_ambiguous: bool,
+    pub(in crate::store) is_ambiguous: bool,
     /// The upload in parts that was asked for is not there: completed, taken back, or never begun.
-    pub(super) is_upload_gone: bool,
+    pub(in crate::store) is_upload_gone: bool,
     /// The store is asked too much: by all of this host, as far as it can tell.
-    pub(super) is_throttled: bool,
+    pub(in crate::store) is_throttled: bool,
     /// The head of the answer says success, and nobody can tell what the body says: the request may have taken effect.
-    pub(super) is_unreadable: bool,
+    pub(in crate::store) is_unreadable: bool,
 }
 
 /// The action that a failure requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::store) enum Kind {
     /// The store says that it has no such object.
     Absent,
     /// The name is taken.
@@ -55,7 +55,7 @@ pub(super) enum Kind {
 }
 
 impl Failure {
-    pub(super) fn new(kind: Kind, error: Error) -> Failure {
+    pub(in crate::store) fn new(kind: Kind, error: Error) -> Failure {
         Failure {
             kind,
             error,
@@ -66,13 +66,13 @@ impl Failure {
         }
     }
 
-    pub(super) fn again(message: impl Into<String>) -> Failure {
+    pub(in crate::store) fn again(message: impl Into<String>) -> Failure {
         Failure::new(Kind::Again, Error::new(Code::Unreachable, message))
     }
 
     /// Converts the failure of a request that sets no condition. "The condition does not hold" is not the store's
     /// answer to it, and says nothing about a name.
-    pub(super) fn without_condition(self) -> Failure {
+    pub(in crate::store) fn without_condition(self) -> Failure {
         match self.kind {
             Kind::Taken => Failure {
                 kind: Kind::Final,
@@ -184,7 +184,7 @@ fn left_out(text: &str) -> Option<&'static str> {
 }
 
 /// The messages of an error and its causes, each once, of bounded length.
-fn chain(error: &(dyn StdError + 'static)) -> String {
+pub(in crate::store) fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut cause = Some(error);
     while let Some(this) = cause {
@@ -198,7 +198,7 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 }
 
 /// A text that comes from the store, of bounded length and without what nobody may read.
-pub(super) fn shown(text: &str) -> String {
+pub(in crate::store) fn shown(text: &str) -> String {
     let text = Attempt::current().map_or_else(|| text.to_owned(), |a| a.scrub(text));
     text.escape_debug().take(400).collect()
 }
@@ -255,7 +255,7 @@ impl Answer<'_> {
 
     fn meaning(&self) -> (Kind, Code) {
         match (self.status, self.code) {
-            (404, "NoSuchKey") => (Kind::Absent, Code::NotFound),
+            (404, "NoSuchKey" | "NoSuchVersion") => (Kind::Absent, Code::NotFound),
             (_, "NoSuchBucket") => (Kind::Final, Code::NoRepository),
             (412, _) | (_, "PreconditionFailed") => (Kind::Taken, Code::Conflict),
             (416, _) => (Kind::Range, Code::Damaged),
@@ -361,7 +361,7 @@ impl Answer<'_> {
                 "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Raise the quota; never delete from pg_wal by hand."
             }
             (Code::Damaged, Kind::Final) => {
-                "The object is in an archive class: have the store restore it first (aws s3api restore-object), which takes hours."
+                "The object is in an archive class: have the store thaw it first, which takes hours (pitr repo thaw --backup ID)."
             }
             (Code::Denied, _) => {
                 "Look at the credentials and at the bucket's policy: \"pitr repo check\" shows what they may do. Readers need the right to list (s3:ListBucket): without it an absent object cannot be told from a forbidden one."

@@ -2,7 +2,7 @@
 
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::ObjectStorageClass;
+use aws_sdk_s3::types::{EncodingType, Object, ObjectStorageClass};
 
 use std::sync::mpsc::SyncSender;
 
@@ -30,12 +30,19 @@ pub(super) struct Found {
     /// Without the prefix of the place; of a folder with its slash.
     pub(super) key: String,
     is_prefix: bool,
-    modified: Option<DateTime>,
-    size: Option<i64>,
+    pub(super) modified: Option<DateTime>,
+    pub(super) size: Option<i64>,
     pub(super) class: Option<ObjectStorageClass>,
+    pub(super) tag: Option<String>,
 }
 
 impl Found {
+    /// Its length; 0 where the listing does not say it.
+    pub(super) fn size_bytes(&self) -> u64 {
+        let size = self.size.map(u64::try_from);
+        size.and_then(Result::ok).unwrap_or(0)
+    }
+
     /// Length and time, where the listing says both.
     fn meta(&self) -> Option<Meta> {
         let size = self.size.filter(|_| !self.is_prefix)?;
@@ -53,6 +60,8 @@ pub(super) struct Listing<'a> {
     prefix: String,
     /// Keys below a further slash are shown as one.
     delimited: bool,
+    /// Keys may have characters that XML has no form for: the store is asked to encode them.
+    encoded: bool,
     most: i32,
     /// The token of the next page; none before the first.
     token: Option<String>,
@@ -68,11 +77,21 @@ impl<'a> Listing<'a> {
             bucket,
             prefix: prefix.to_owned(),
             delimited,
+            encoded: false,
             most: 1000,
             token: None,
             last: None,
             empty: 0,
             is_over: false,
+        }
+    }
+
+    /// A listing of keys that others made.
+    pub(super) fn of_others(bucket: &'a Bucket, most: i32) -> Listing<'a> {
+        Listing {
+            encoded: true,
+            most,
+            ..Listing::of(bucket, "", false)
         }
     }
 
@@ -90,6 +109,7 @@ impl<'a> Listing<'a> {
                     .bucket(&asked.bucket.bucket)
                     .prefix(asked.full())
                     .set_delimiter(asked.delimited.then(|| "/".to_owned()))
+                    .set_encoding_type(asked.encoded.then_some(EncodingType::Url))
                     .max_keys(asked.most)
                     .set_continuation_token(asked.token.clone())
                     .send()
@@ -115,24 +135,26 @@ impl<'a> Listing<'a> {
     /// Returns the entries of a page, and the token of the next page.
     fn check(&self, page: &ListObjectsV2Output) -> Answered<(Vec<Found>, Option<String>)> {
         let full = self.full();
-        if page.prefix().is_some_and(|prefix| prefix != full) {
+        let is_encoded = page.encoding_type() == Some(&EncodingType::Url);
+        let text = |text: &str| match is_encoded {
+            false => Ok(text.to_owned()),
+            true => decoded(text)
+                .ok_or_else(|| Failure::again("a listing encodes keys as nothing is encoded")),
+        };
+        if let Some(prefix) = page.prefix()
+            && text(prefix)? != full
+        {
             return Err(Failure::again("a listing is of another prefix"));
         }
         let objects = page.contents().iter();
-        let objects = objects.map(|o| {
-            (
-                o.key(),
-                false,
-                (o.last_modified(), o.size()),
-                o.storage_class(),
-            )
-        });
+        let objects = objects.map(|o| (o.key(), Some(o)));
         let folders = page.common_prefixes().iter();
-        let folders = folders.map(|p| (p.prefix(), true, (None, None), None));
+        let folders = folders.map(|p| (p.prefix(), None));
         let mut found = Vec::new();
-        for (key, is_prefix, (modified, size), class) in objects.chain(folders) {
+        for (key, object) in objects.chain(folders) {
             let key = key.ok_or_else(|| Failure::again("a listing names no key"))?;
-            let is_asked = key.starts_with(&full) && (!is_prefix || key.ends_with('/'));
+            let key = text(key)?;
+            let is_asked = key.starts_with(&full) && (object.is_some() || key.ends_with('/'));
             let Some(key) = key.strip_prefix(&self.bucket.prefix).filter(|_| is_asked) else {
                 return Err(Failure::again(
                     "a listing names keys that were not asked for",
@@ -144,10 +166,11 @@ impl<'a> Listing<'a> {
             }
             found.push(Found {
                 key: key.to_owned(),
-                is_prefix,
-                modified: modified.copied(),
-                size,
-                class: class.cloned(),
+                is_prefix: object.is_none(),
+                modified: object.and_then(|o| o.last_modified()).copied(),
+                size: object.and_then(Object::size),
+                class: object.and_then(|o| o.storage_class()).cloned(),
+                tag: object.and_then(|o| o.e_tag()).map(str::to_owned),
             });
         }
         Ok((found, self.token_after(page)?))
@@ -168,6 +191,23 @@ impl<'a> Listing<'a> {
             (Some(true), None) => Err(Failure::again("a listing goes on, and does not say where")),
         }
     }
+}
+
+/// A key as a listing of the encoding `url` has it: a form, in which a space may be a plus.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            plain => plain,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// A listing that is larger than anything pitr writes.

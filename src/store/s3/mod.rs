@@ -7,41 +7,45 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Shown, Store};
-use crate::config::S3Settings;
+use crate::config::{S3Settings, StorageClass, TierBy};
 use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 
-mod attempt;
-mod calm;
+pub(super) mod attempt;
+pub(super) mod calm;
 mod certificate;
 mod checksum;
-mod class;
+pub mod class;
 mod client;
 mod clock;
+pub mod contents;
 mod credential_process;
-mod failure;
+pub(super) mod failure;
 mod guard;
 mod headers;
-mod lifecycle;
+pub mod lifecycle;
 mod listing;
 mod markers;
 mod multipart;
-mod object;
+pub(super) mod object;
 pub mod probe;
 mod profile;
-mod request;
-mod secrets;
+pub(super) mod request;
+pub(super) mod secrets;
 mod sums;
+pub mod tiering;
 mod upload;
 mod version;
 
+use class::{Archived, Speed, Thaw};
 use client::{Link, wait};
 use markers::Markers;
-use object::{Part, S3Object, read};
+use object::{S3Object, glance};
 use request::Bucket;
-pub use request::end_at;
+use tiering::Moved;
 use upload::Upload;
+pub use upload::put_requests;
 
 /// Pages of a listing that wait for who goes through them.
 const LISTED_AHEAD: usize = 4;
@@ -90,14 +94,58 @@ impl S3Store {
         Ok(wait(async move { listing::first_key(&bucket).await })??)
     }
 
-    /// Returns the bucket's harmful rules for objects in this place: rules that delete them, or move them to a class
-    /// from which they must be thawed.
+    /// Returns what the rules of the bucket do to objects in this place, and which rules tiers need.
     ///
     /// # Errors
     /// Errors of the store; many know no such rules, or do not tell everybody.
-    pub fn harmful_rules(&self) -> Result<Vec<String>> {
+    pub fn rules(&self) -> Result<lifecycle::Rules> {
         let bucket = Arc::clone(&self.bucket);
-        Ok(wait(async move { lifecycle::harmful(&bucket).await })??)
+        Ok(wait(async move { lifecycle::read(&bucket).await })??)
+    }
+
+    /// Lists what is below `prefix` in a class from which it must be thawed, thawed or not.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn archived(&self, prefix: &str) -> Result<Vec<Archived>> {
+        let (bucket, prefix) = (Arc::clone(&self.bucket), prefix.to_owned());
+        Ok(wait(
+            async move { class::archived(&bucket, &prefix).await },
+        )??)
+    }
+
+    /// Asks how far an archived object is.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn thaw_state(&self, key: &str) -> Result<Thaw> {
+        let (bucket, key) = (Arc::clone(&self.bucket), key.to_owned());
+        Ok(wait(async move { class::state(&bucket, &key).await })??)
+    }
+
+    /// Asks the store to thaw an object for so many days; `false` when it was at it already.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn thaw(&self, key: &str, days: u32, speed: Speed) -> Result<bool> {
+        let (bucket, key) = (Arc::clone(&self.bucket), key.to_owned());
+        Ok(wait(async move {
+            class::thaw(&bucket, &key, days, speed).await
+        })??)
+    }
+
+    /// Moves an object to a colder class, in the way that the configuration says.
+    ///
+    /// # Errors
+    /// `Locked` for one that would have to be copied while the store keeps it; `ReadBack` when a copy is another object; errors of the store.
+    pub fn move_to(&self, key: &str, class: StorageClass) -> Result<Moved> {
+        let (bucket, key) = (Arc::clone(&self.bucket), key.to_owned());
+        Ok(wait(async move {
+            match bucket.link.settings.tier_by {
+                TierBy::Rules => tiering::tag(&bucket, &key, class).await,
+                TierBy::Copy => tiering::copy(&bucket, &key, class).await,
+            }
+        })??)
     }
 }
 
@@ -158,7 +206,7 @@ impl Store for S3Store {
 
     /// By reading a byte: to a request for the head alone "not found" is answered without saying what was not found.
     fn head(&self, key: &Key) -> Result<Option<Meta>> {
-        Ok(read(&self.bucket, key, Part::From(0, 1))?.map(|piece| piece.meta))
+        Ok(glance(&self.bucket, key)?.map(|piece| piece.meta))
     }
 
     fn deleted(&self, key: &Key) -> Result<Option<Deleted>> {
@@ -171,17 +219,30 @@ impl Store for S3Store {
         })??))
     }
 
-    fn frozen(&self, prefix: &str, names: Option<[&str; 2]>) -> Result<Option<Frozen>> {
-        let (bucket, prefix) = (Arc::clone(&self.bucket), prefix.to_owned());
-        let names = names.map(|names| names.map(str::to_owned));
-        Ok(wait(async move {
-            class::frozen(&bucket, &prefix, names.as_ref()).await
-        })??)
+    fn frozen(&self, prefix: &str, wanted: &dyn Fn(&str) -> bool) -> Result<Option<Frozen>> {
+        let cold = self.archived(prefix)?.into_iter();
+        let cold: Vec<_> = cold.filter(|one| wanted(&one.key)).collect();
+        for one in &cold {
+            let (bucket, key) = (Arc::clone(&self.bucket), one.key.clone());
+            if wait(async move { class::is_frozen(&bucket, &key).await })?? {
+                return Ok(Some(Frozen {
+                    key: one.key.clone(),
+                    class: one.class.to_string(),
+                    count: cold.len(),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn has_archive(&self) -> bool {
+        let mut tiers = self.bucket.link.settings.tiers.iter();
+        tiers.any(|tier| tier.class.is_archive())
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {
         // Deleting what is not there is answered like deleting what was, and a locked object is only hidden by it.
-        let Some(piece) = read(&self.bucket, key, Part::From(0, 1))? else {
+        let Some(piece) = glance(&self.bucket, key)? else {
             return Ok(false);
         };
         piece.check_lock(self.bucket.link.clock.unix_seconds())?;

@@ -1,10 +1,11 @@
 //! Reading: ranges of an object, its end first, and what follows a piece that was read before it is asked for.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
-use aws_sdk_s3::types::ObjectLockLegalHoldStatus;
+use aws_sdk_s3::types::{ObjectLockLegalHoldStatus, ObjectLockMode};
 use bytes::Bytes;
 
 use super::client::wait;
@@ -13,17 +14,11 @@ use super::request::Bucket;
 use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
+use crate::store::ahead::{AHEAD_MAX, Ahead, TAIL_BYTES};
 use crate::store::{Key, Meta, Object, life};
 
-/// Opening an object reads so much of its end: small objects whole, of large ones what says where everything is.
-const TAIL_BYTES: u64 = 64 << 10;
-/// A reader that goes on where it was gets so much ahead at first, and twice as much each time.
-const AHEAD_MIN: u64 = 1 << 20;
-/// No piece read ahead is longer.
-const AHEAD_MAX: u64 = 4 << 20;
-
 /// So many bytes that came are a sign of life. Who waits five seconds for one takes less than 3 KiB a second for silence, as an attempt does.
-const SIGN_BYTES: usize = 16 << 10;
+pub(in crate::store) const SIGN_BYTES: usize = 16 << 10;
 
 /// A piece of an object, and what the answer says about the whole.
 pub(super) struct Piece {
@@ -34,24 +29,56 @@ pub(super) struct Piece {
 }
 
 /// Until when the store keeps an object, whoever deletes it.
-struct Lock {
+pub(super) struct Lock {
     /// Seconds since 1970; none while it is held without a date.
     until: Option<i64>,
     mode: String,
 }
 
 impl Lock {
-    fn of(answer: &GetObjectOutput) -> Option<Lock> {
-        if answer.object_lock_legal_hold_status() == Some(&ObjectLockLegalHoldStatus::On) {
+    pub(super) fn of(answer: &GetObjectOutput) -> Option<Lock> {
+        let held = answer.object_lock_legal_hold_status();
+        let until = answer.object_lock_retain_until_date();
+        Lock::read(held, until, answer.object_lock_mode())
+    }
+
+    fn of_head(answer: &HeadObjectOutput) -> Option<Lock> {
+        let held = answer.object_lock_legal_hold_status();
+        let until = answer.object_lock_retain_until_date();
+        Lock::read(held, until, answer.object_lock_mode())
+    }
+
+    fn read(
+        held: Option<&ObjectLockLegalHoldStatus>,
+        until: Option<&DateTime>,
+        mode: Option<&ObjectLockMode>,
+    ) -> Option<Lock> {
+        if held == Some(&ObjectLockLegalHoldStatus::On) {
             let mode = "legal hold".to_owned();
             return Some(Lock { until: None, mode });
         }
-        let until = Some(answer.object_lock_retain_until_date()?.secs());
-        let mode = answer.object_lock_mode().map_or("locked", |m| m.as_str());
+        let until = Some(until?.secs());
+        let mode = mode.map_or("locked", |m| m.as_str());
         Some(Lock {
             until,
             mode: shown(&mode.to_lowercase()),
         })
+    }
+}
+
+impl Lock {
+    /// Requires that it is over at this time, in seconds since 1970.
+    ///
+    /// # Errors
+    /// `Locked`, saying until when.
+    pub(super) fn check(&self, now: Option<i64>) -> Result<()> {
+        let until = match (self.until, now) {
+            (Some(until), Some(now)) if until <= now => return Ok(()),
+            (Some(until), _) => TimestampTz::from_unix_seconds(until),
+            (None, _) => None,
+        };
+        let until = until.map_or_else(|| "for good".to_owned(), |t| format!("until {t}"));
+        Err(err!(Locked, "kept by the store {until} ({})", self.mode))
     }
 }
 
@@ -61,16 +88,7 @@ impl Piece {
     /// # Errors
     /// `Locked`, saying until when.
     pub(super) fn check_lock(&self, now: Option<i64>) -> Result<()> {
-        let Some(lock) = &self.lock else {
-            return Ok(());
-        };
-        let until = match (lock.until, now) {
-            (Some(until), Some(now)) if until <= now => return Ok(()),
-            (Some(until), _) => TimestampTz::from_unix_seconds(until),
-            (None, _) => None,
-        };
-        let until = until.map_or_else(|| "for good".to_owned(), |t| format!("until {t}"));
-        Err(err!(Locked, "kept by the store {until} ({})", lock.mode))
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.check(now))
     }
 }
 
@@ -150,6 +168,33 @@ pub(super) async fn fetch(bucket: &Bucket, key: &str, part: Part) -> Answered<Op
     }
 }
 
+/// Reads a byte of an object, for what the answer says about the whole. One that must be thawed first is there: its head says the rest.
+pub(super) async fn look(bucket: &Bucket, key: &str) -> Answered<Option<Piece>> {
+    match fetch(bucket, key, Part::From(0, 1)).await {
+        Err(failure) if failure.error.is_frozen() => head_of_frozen(bucket, key).await.map(Some),
+        other => other,
+    }
+}
+
+async fn head_of_frozen(bucket: &Bucket, key: &str) -> Answered<Piece> {
+    let head = bucket
+        .run(&format!("look at object \"{key}\""), |client| async move {
+            let request = client.head_object().bucket(&bucket.bucket);
+            Ok(request.key(bucket.full(key)).send().await?)
+        })
+        .await?;
+    let size = head.content_length().and_then(|n| u64::try_from(n).ok());
+    Ok(Piece {
+        offset: 0,
+        bytes: Bytes::new(),
+        meta: Meta {
+            size_bytes: size.ok_or_else(|| Failure::again("the answer has no length"))?,
+            modified: time(head.last_modified())?,
+        },
+        lock: Lock::of_head(&head),
+    })
+}
+
 /// A range was refused: of an empty object that is no error.
 async fn empty(
     bucket: &Bucket,
@@ -223,7 +268,7 @@ fn check(part: Part, offset: u64, end: u64, size: u64) -> Answered<()> {
 }
 
 /// `bytes 0-9/100` as begin, end and size.
-fn range_of(text: &str) -> Option<(u64, u64, u64)> {
+pub(in crate::store) fn range_of(text: &str) -> Option<(u64, u64, u64)> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     Some((
@@ -234,7 +279,7 @@ fn range_of(text: &str) -> Option<(u64, u64, u64)> {
 }
 
 /// Exactly `length` bytes; a body that ends before is a broken connection.
-async fn collect(mut body: ByteStream, length: u64) -> Answered<Bytes> {
+pub(super) async fn collect(mut body: ByteStream, length: u64) -> Answered<Bytes> {
     let length = usize::try_from(length).map_err(|_| Failure::again("the answer is too long"))?;
     let mut bytes =
         Vec::with_capacity(length.min(usize::try_from(AHEAD_MAX).unwrap_or(usize::MAX)));
@@ -281,19 +326,7 @@ pub(super) fn time(time: Option<&DateTime>) -> Answered<TimestampTz> {
 pub(super) struct S3Object {
     bucket: Arc<Bucket>,
     key: Key,
-    tail: Piece,
-    window: Mutex<Window>,
-}
-
-/// The bytes that were read last.
-#[derive(Default)]
-struct Window {
-    offset: u64,
-    bytes: Bytes,
-    /// End of the last read.
-    next: u64,
-    /// How much is read ahead.
-    ahead: u64,
+    ahead: Ahead,
 }
 
 impl S3Object {
@@ -303,22 +336,35 @@ impl S3Object {
         Ok(tail.map(|tail| S3Object {
             bucket: Arc::clone(bucket),
             key: key.clone(),
-            tail,
-            window: Mutex::new(Window::default()),
+            ahead: Ahead::new(tail.meta.size_bytes, tail.offset, tail.bytes),
         }))
     }
 
-    /// How much to ask for: what is wanted, and more for a reader that goes on where it was.
-    fn ask(&self, offset: u64, wanted: u64) -> u64 {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        window.ahead = match window.next == offset {
-            true => window.ahead.saturating_mul(2).clamp(AHEAD_MIN, AHEAD_MAX),
-            false => 0,
+    /// All of a range, which must be that of the same object.
+    fn fetch(&self, offset: u64, bytes: u64) -> Result<Bytes> {
+        let piece = read(&self.bucket, &self.key, Part::From(offset, bytes))?;
+        let Some(piece) = piece else {
+            return Err(err!(
+                Damaged,
+                "object \"{}\" is gone while it is read",
+                self.key
+            ));
         };
-        wanted
-            .max(window.ahead)
-            .min(self.tail.meta.size_bytes.saturating_sub(offset))
+        match piece.meta.size_bytes == self.size_bytes() {
+            true => Ok(piece.bytes),
+            false => Err(err!(
+                Damaged,
+                "object \"{}\" changed while it was read",
+                self.key
+            )),
+        }
     }
+}
+
+/// Waits for [`look`].
+pub(super) fn glance(bucket: &Arc<Bucket>, key: &Key) -> Result<Option<Piece>> {
+    let (bucket, key) = (Arc::clone(bucket), key.clone());
+    Ok(wait(async move { look(&bucket, key.as_str()).await })??)
 }
 
 /// Waits for [`fetch`].
@@ -329,72 +375,14 @@ pub(super) fn read(bucket: &Arc<Bucket>, key: &Key, part: Part) -> Result<Option
     )??)
 }
 
-/// Copies what `bytes`, which lie at `offset`, have of the wanted range; whether that was all.
-fn copy(bytes: &Bytes, offset: u64, buffer: &mut [u8], wanted: u64) -> bool {
-    let Some(begin) = wanted
-        .checked_sub(offset)
-        .and_then(|b| usize::try_from(b).ok())
-    else {
-        return false;
-    };
-    let Some(found) = begin
-        .checked_add(buffer.len())
-        .and_then(|end| bytes.get(begin..end))
-    else {
-        return false;
-    };
-    buffer.copy_from_slice(found);
-    true
-}
-
 impl Object for S3Object {
     fn size_bytes(&self) -> u64 {
-        self.tail.meta.size_bytes
+        self.ahead.size_bytes()
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let end = offset.saturating_add(buffer.len() as u64);
-        if end > self.size_bytes() {
-            return Err(err!(
-                Damaged,
-                "object \"{}\" ends before its byte {end}",
-                self.key
-            ));
-        }
-        if buffer.is_empty() || copy(&self.tail.bytes, self.tail.offset, buffer, offset) {
-            return Ok(());
-        }
-        {
-            let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-            if copy(&window.bytes, window.offset, buffer, offset) {
-                window.next = end;
-                return Ok(());
-            }
-        }
-        let bytes = self.ask(offset, buffer.len() as u64);
-        let piece = read(&self.bucket, &self.key, Part::From(offset, bytes))?;
-        let Some(piece) = piece else {
-            return Err(err!(
-                Damaged,
-                "object \"{}\" is gone while it is read",
-                self.key
-            ));
-        };
-        if piece.meta.size_bytes != self.size_bytes() || !copy(&piece.bytes, offset, buffer, offset)
-        {
-            return Err(err!(
-                Damaged,
-                "object \"{}\" changed while it was read",
-                self.key
-            ));
-        }
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        window.next = end;
-        // Bytes are kept only if the next read may go on with them.
-        if piece.bytes.len() > buffer.len() {
-            (window.offset, window.bytes) = (offset, piece.bytes);
-        }
-        Ok(())
+        let fetch = |offset, bytes| self.fetch(offset, bytes);
+        self.ahead.read_at(&self.key, buffer, offset, fetch)
     }
 
     /// The store acknowledges only what is durable.
@@ -467,17 +455,6 @@ mod tests {
                 (Kind::Final, code),
                 "{other}"
             );
-        }
-    }
-
-    #[test]
-    fn pieces_give_what_they_have() {
-        let bytes = Bytes::from_static(b"0123456789");
-        let mut two = [0; 2];
-        assert!(copy(&bytes, 100, &mut two, 108));
-        assert_eq!(&two, b"89");
-        for offset in [99, 109, u64::MAX] {
-            assert!(!copy(&bytes, 100, &mut two, offset), "{offset}");
         }
     }
 }

@@ -4,8 +4,8 @@
 //! later "taken" is judged by that.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
@@ -15,26 +15,19 @@ use super::certificate;
 use super::client::{Connected, Link};
 use super::failure::{Answered, Failure, Kind};
 use super::markers::Markers;
-use crate::store::life;
+use crate::config::S3Settings;
+use crate::store::{life, runtime};
 
 /// The longest pause after the first failure; doubled by each one that follows.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(in crate::store) const PAUSE: Duration = Duration::from_millis(200);
 /// No pause is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// So long an upload in parts may take to be completed: the store puts the parts together, which S3 says can take minutes.
 const COMPLETION: Duration = Duration::from_secs(300);
 
-/// When everything that this process asks of object stores must be over.
-static END: OnceLock<Instant> = OnceLock::new();
-
-/// Ends all requests of this process at a moment, so that several in a row are not each tried for their whole time; the first call counts.
-pub fn end_at(moment: Instant) {
-    let _ = END.set(moment);
-}
-
 /// The special purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(in crate::store) enum Purpose {
     /// Nothing.
     Plain,
     /// It names an object if the name is free.
@@ -82,7 +75,7 @@ impl Bucket {
         F: Fn(Client) -> Fut,
         Fut: Future<Output = Answered<T>>,
     {
-        let mut time = Time::of(&self.link, purpose);
+        let mut time = Time::of(&self.link.settings, purpose);
         let mut tried = Tried::default();
         let mut before: Option<Failure> = None;
         self.pause(Duration::ZERO, &mut time).await;
@@ -208,57 +201,61 @@ impl Bucket {
     /// The next number of a sequence that looks random (splitmix64).
     pub(super) fn next_random(&self) -> u64 {
         const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-        let seed = self.random.fetch_add(STEP, Ordering::Relaxed);
-        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
+        mixed(self.random.fetch_add(STEP, Ordering::Relaxed))
     }
 }
 
+/// Mixes the bits of a counter (splitmix64).
+pub(in crate::store) fn mixed(seed: u64) -> u64 {
+    let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
+
 /// Anything up to `most`, so that those who failed together do not come back together.
-fn part(most: Duration, random: u64) -> Duration {
+pub(in crate::store) fn part(most: Duration, random: u64) -> Duration {
     let micros = most.as_micros().saturating_mul(u128::from(random)) >> 64;
     Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
 }
 
 /// How long a request is tried.
-struct Time {
+pub(in crate::store) struct Time {
     /// So long nothing may come or go in one attempt.
-    stall: Duration,
+    pub(in crate::store) stall: Duration,
     /// Time left for all attempts and the pauses between them. Time in which bytes come or go is not taken from it.
     budget: Duration,
     /// When the whole process must be done, however it gets on.
-    last: Option<Instant>,
+    pub(in crate::store) last: Option<Instant>,
     purpose: Purpose,
 }
 
 impl Time {
-    fn of(link: &Link, purpose: Purpose) -> Time {
-        let stall = link.settings.stall_timeout;
+    pub(in crate::store) fn of(settings: &S3Settings, purpose: Purpose) -> Time {
+        let stall = settings.stall_timeout;
         Time {
             stall: match purpose {
                 Purpose::Completing => stall.max(COMPLETION),
                 Purpose::Plain | Purpose::Creating => stall,
             },
-            budget: link.settings.retry_budget,
-            last: END.get().copied(),
+            budget: settings.retry_budget,
+            last: runtime::end(),
             purpose,
         }
     }
 
-    fn spend(&mut self, time: Duration) {
+    pub(in crate::store) fn spend(&mut self, time: Duration) {
         self.budget = self.budget.saturating_sub(time);
     }
 
     /// Returns the time that is left.
-    fn left(&self) -> Duration {
+    pub(in crate::store) fn left(&self) -> Duration {
         let whole = |last: Instant| last.saturating_duration_since(Instant::now());
         self.last
             .map_or(self.budget, |last| whole(last).min(self.budget))
     }
 
     /// How long an attempt may be silent. The first is not cut short by a small budget.
-    fn of_attempt(&self, is_first: bool) -> Duration {
+    pub(in crate::store) fn of_attempt(&self, is_first: bool) -> Duration {
         match is_first || self.purpose == Purpose::Completing {
             true => self.stall,
             false => self.left().min(self.stall),
@@ -267,7 +264,11 @@ impl Time {
 }
 
 /// An attempt that was given up. One that was cut short says less than the failure before it.
-fn given_up(attempt: &Attempt, is_cut: bool, before: Option<Failure>) -> Failure {
+pub(in crate::store) fn given_up(
+    attempt: &Attempt,
+    is_cut: bool,
+    before: Option<Failure>,
+) -> Failure {
     match before {
         Some(before) if is_cut => Failure {
             kind: Kind::Again,
@@ -279,15 +280,15 @@ fn given_up(attempt: &Attempt, is_cut: bool, before: Option<Failure>) -> Failure
 
 /// The repairs and repetitions that a request has had so far.
 #[derive(Debug, Default)]
-struct Tried {
-    again: u32,
+pub(in crate::store) struct Tried {
+    pub(in crate::store) again: u32,
     renewed: bool,
     skewed: bool,
     moved: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Next {
+pub(in crate::store) enum Next {
     Fail,
     Now,
     Renew(Option<String>),
@@ -295,7 +296,7 @@ enum Next {
 }
 
 impl Tried {
-    fn next(&mut self, kind: &Kind, random: u64) -> Next {
+    pub(in crate::store) fn next(&mut self, kind: &Kind, random: u64) -> Next {
         match kind {
             Kind::Again => {
                 let most = PAUSE.saturating_mul(1 << self.again.min(10));

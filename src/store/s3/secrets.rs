@@ -18,10 +18,10 @@ const MASK: &str = "[secret]";
 
 /// The secrets of one set of settings, as they were given out.
 #[derive(Debug, Default)]
-pub(super) struct Secrets(Mutex<VecDeque<String>>);
+pub(in crate::store) struct Secrets(Mutex<VecDeque<String>>);
 
 impl Secrets {
-    fn remember(&self, secret: &str) {
+    pub(in crate::store) fn remember(&self, secret: &str) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if secret.len() >= SHORTEST && !known.iter().any(|k| k == secret) {
             known.truncate(KNOWN - 1);
@@ -30,7 +30,7 @@ impl Secrets {
     }
 
     /// The text without them.
-    pub(super) fn scrub(&self, text: &str) -> String {
+    pub(in crate::store) fn scrub(&self, text: &str) -> String {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = text.to_owned();
         for secret in known.iter() {

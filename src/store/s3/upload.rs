@@ -48,6 +48,24 @@ pub(super) struct Upload {
     end: Bytes,
 }
 
+/// How many bytes of an object one request takes; a larger one goes in parts.
+fn whole_max(key: &Key) -> usize {
+    match Sort::of(key) {
+        Sort::Wal => SEGMENT_BYTES,
+        Sort::Pack | Sort::Other => PART_BYTES,
+    }
+}
+
+/// How many requests store an object of this length, each tried once.
+pub fn put_requests(key: &str, size_bytes: u64) -> u64 {
+    let whole = Key::new(key).map_or(PART_BYTES, |key| whole_max(&key));
+    match size_bytes <= whole as u64 {
+        true => 1,
+        // The first opens the upload, and the last completes it.
+        false => size_bytes.div_ceil(PART_BYTES as u64) + 2,
+    }
+}
+
 impl Upload {
     pub(super) fn new(bucket: &Arc<Bucket>, key: &Key) -> Upload {
         Upload {
@@ -55,10 +73,7 @@ impl Upload {
             bucket: Arc::clone(bucket),
             key: key.clone(),
             buffer: Vec::new(),
-            whole_max: match Sort::of(key) {
-                Sort::Wal => SEGMENT_BYTES,
-                Sort::Pack | Sort::Other => PART_BYTES,
-            },
+            whole_max: whole_max(key),
             multipart: None,
             broken: None,
             size: 0,
@@ -268,4 +283,23 @@ pub(super) async fn put(
             },
         )
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_objects_take_requests_for_their_parts() {
+        let mib = |n: u64| n << 20;
+        for (key, size, requests) in [
+            ("clusters/a/7/packs/b/000000", 0, 1),
+            ("clusters/a/7/packs/b/000000", mib(8), 1),
+            ("clusters/a/7/packs/b/000000", mib(8) + 1, 4),
+            ("clusters/a/7/packs/b/000000", mib(64), 10),
+            ("clusters/a/7/wal/00000001/00000000/x", mib(16), 1),
+        ] {
+            assert_eq!(put_requests(key, size), requests, "{key} {size}");
+        }
+    }
 }

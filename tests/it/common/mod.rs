@@ -16,6 +16,7 @@
 //! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
 //! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |
 //! | `s3/` | [`s3::S3Server`]: an object store with faults on demand |
+//! | `sftp.rs` | [`sftp::SftpServer`]: OpenSSH's server with keys of its own |
 //! | `random.rs` | [`random::Random`]: a seeded generator |
 //! | `replay.rs` | a server's answers recorded and played back |
 //! | `site.rs` | [`Site`]: a cluster's repository and configuration, made by `pitr init` |
@@ -30,6 +31,8 @@
     reason = "a harness serves tests that are yet to come"
 )]
 
+pub mod blob;
+pub mod blob_server;
 mod client;
 mod cluster;
 pub mod fault;
@@ -43,6 +46,7 @@ pub mod reception;
 pub mod replay;
 pub mod s3;
 mod sandbox;
+pub mod sftp;
 mod site;
 pub mod terminal;
 pub mod user;

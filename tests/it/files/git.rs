@@ -461,3 +461,103 @@ fn a_power_loss_between_the_list_and_its_refs_loses_none() {
     fs::write(&place, "[{").unwrap();
     origin.run().expect_code(1).expect_stdout("is damaged");
 }
+
+/// An origin in which Git LFS keeps a large file.
+fn with_large(more: &str) -> Origin {
+    let origin = Origin::new(more);
+    // git-lfs asks Git about the origin, which believes its owner alone.
+    let own = rustix::process::geteuid().as_raw();
+    std::os::unix::fs::chown(&origin.work, Some(own), None).unwrap();
+    git(&origin.work, &["lfs", "install", "--local"]);
+    fs::write(
+        origin.work.join(".gitattributes"),
+        "*.bin filter=lfs diff=lfs merge=lfs -text\n",
+    )
+    .unwrap();
+    fs::write(origin.work.join("large.bin"), vec![7; 300_000]).unwrap();
+    git(&origin.work, &["add", ".gitattributes", "large.bin"]);
+    git(&origin.work, &["commit", "--quiet", "-m", "large"]);
+    let url = format!("git:file://{}", path_text(&origin.work));
+    let Origin { world, work } = origin;
+    let world = world.with_source(&url, more);
+    Origin { world, work }
+}
+
+#[test]
+fn u76_large_files_of_git_lfs_are_in_the_backup_or_missed() {
+    let origin = with_large("");
+    let run = origin.run().expect_code(6);
+    let run = run.expect_stderr("1 large files that Git LFS keeps beside the repository");
+    assert_eq!(run.json()["source"]["lfs_lacking_count"], 1, "{run}");
+    let configure = |lfs: bool| {
+        let text = fs::read_to_string(&origin.world.config).unwrap();
+        let (text, _) = text
+            .split_once("lfs = ")
+            .map_or((text.as_str(), ""), |(t, r)| (t, r));
+        let text = format!("{text}lfs = {lfs}\n");
+        fs::write(&origin.world.config, text).unwrap();
+    };
+    configure(false);
+    assert_eq!(
+        origin.run().success().json()["source"]["lfs_lacking_count"],
+        1
+    );
+    configure(true);
+    let run = origin.run().success().json();
+    assert_eq!(
+        (
+            &run["source"]["lfs_count"],
+            &run["source"]["lfs_lacking_count"]
+        ),
+        (&1.into(), &0.into()),
+        "{run}"
+    );
+    let back = origin.world.restored(id(&run), "back");
+    let clone = origin.world.sandbox.join("with-large");
+    let from = format!("file://{}", path_text(&back));
+    git(
+        origin.world.sandbox.path(),
+        &["clone", "--quiet", &from, &path_text(&clone)],
+    );
+    git(&clone, &["lfs", "install", "--local"]);
+    git(&clone, &["lfs", "pull"]);
+    let found = fs::read(clone.join("large.bin")).unwrap();
+    assert!(found == vec![7; 300_000], "{} bytes", found.len());
+
+    // An object that the origin lost: nothing is stored that claims it.
+    fs::write(origin.work.join("lost.bin"), vec![8; 200_000]).unwrap();
+    git(&origin.work, &["add", "lost.bin"]);
+    git(&origin.work, &["commit", "--quiet", "-m", "lost"]);
+    fs::remove_dir_all(origin.work.join(".git/lfs/objects")).unwrap();
+    let run = origin.run();
+    assert!(!run.is_success() && run.code() != 6, "{run}");
+}
+
+#[test]
+fn submodules_are_named() {
+    let origin = Origin::new("");
+    let other = origin.world.sandbox.dir("other");
+    git(&other, &["init", "--quiet"]);
+    fs::write(other.join("x"), "x").unwrap();
+    git(&other, &["add", "x"]);
+    git(&other, &["commit", "--quiet", "-m", "x"]);
+    let from = path_text(&other);
+    let add = [
+        "-c",
+        "protocol.file.allow=always",
+        "submodule",
+        "--quiet",
+        "add",
+        &from,
+        "vendor/other",
+    ];
+    git(&origin.work, &add);
+    git(&origin.work, &["commit", "--quiet", "-m", "vendor"]);
+    let run = origin.run().success();
+    let run = run.expect_stderr("vendor/other");
+    assert_eq!(
+        run.json()["source"]["submodules"],
+        serde_json::json!(["vendor/other"]),
+        "{run}"
+    );
+}

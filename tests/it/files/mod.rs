@@ -1,6 +1,9 @@
 //! `pitr files`: directories are backed up and come back, whatever happened in them.
 
+mod bucket;
+mod bucket_copy;
 mod delta;
+mod docker;
 mod faults;
 mod git;
 mod health;
@@ -9,6 +12,7 @@ mod parts;
 mod shared;
 mod sources;
 pub mod tree;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

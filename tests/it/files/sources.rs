@@ -32,7 +32,7 @@ fn stream(script: &str, more: &str) -> World {
 }
 
 /// A program in a folder of its own, which stands first in the search path.
-fn with_program(world: &World, name: &str, script: &str) -> String {
+pub fn with_program(world: &World, name: &str, script: &str) -> String {
     let folder = world.sandbox.join("programs");
     fs::create_dir_all(&folder).unwrap();
     let place = folder.join(name);
@@ -162,7 +162,12 @@ fn keys_that_mean_nothing_to_a_source_are_refused() {
             "command = [\"x\"]\nfile_name = \"../y\"\n",
             "is no name of a file",
         ),
-        ("s3://bucket/x", "", "none of command, git:URL"),
+        ("s3://B/x", "", "is not the name of a bucket"),
+        (
+            "ftp://host/x",
+            "",
+            "none of s3://BUCKET/PREFIX, command, git:URL",
+        ),
         ("git:https://me:tok3n@host/x", "", "may hold a secret"),
     ] {
         let world = World::of(source, more);

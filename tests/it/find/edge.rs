@@ -101,6 +101,8 @@ fn n03_what_is_stored_of_the_open_segment_counts() {
     let name = SegmentName::of(TimelineId::FIRST, Lsn(end.0 - 1), size);
     let path = cluster.pgdata().join("pg_wal").join(name.to_string());
     assert_eq!(titles(&find(&site, &[])).len(), 0);
+    let run = site.pitr().arg("find").run().success();
+    run.expect_stderr("for what came later: select pg_switch_wal() on the server, and ask again");
     cluster.stop(Stop::Immediate);
     let start = name.start_lsn(size).unwrap();
     tails::stream(&site, &path, name, start, end, 10_000);

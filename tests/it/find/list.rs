@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{events, find, only, titles, transaction};
-use crate::common::{Cluster, Site, Stop};
-use crate::per_major;
+use crate::common::{Cluster, Sandbox, Site, Stop};
+use crate::{per_major, require_fuse};
 
 fn backup(site: &Site) -> (String, PathBuf) {
     let run = site.pitr().args(["backup", "--json"]).run();
@@ -144,4 +144,45 @@ fn n05_operators_of_users_are_not_called_for_a_list() {
     let root: serde_json::Value = serde_json::from_slice(&root).unwrap();
     // template0 takes no connections, and is the only one that is not read.
     assert_eq!(root["relations"]["unread"], 1, "{root}");
+}
+
+/// WAL has no images, the table is younger than the backup, and the server is gone: PostgreSQL reads its catalogs on a clone.
+#[test]
+fn n05_a_clone_of_the_moment_before_tells_names_that_nothing_else_tells() {
+    require_fuse!("n05_a_clone_of_the_moment_before_tells_names_that_nothing_else_tells");
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let builder = builder
+        .config("full_page_writes", "off")
+        .config("autovacuum", "off");
+    let (site, mut cluster) = Site::with_cluster_of(builder);
+    backup(&site);
+    cluster.sql("create schema app; create table app.orders (a int primary key, b text); insert into app.orders select g, repeat('x', 3000) from generate_series(1, 100) g");
+    cluster.archive_now();
+    cluster.sql("checkpoint");
+    cluster.sql("drop table app.orders");
+    cluster.archive_now();
+    cluster.stop(Stop::Fast);
+    let answer = find(&site, &[]);
+    assert!(!titles(&answer).is_empty(), "{answer:#}");
+    assert!(
+        titles(&answer).iter().all(|t| t.contains('?')),
+        "{answer:#}"
+    );
+    let folder = Sandbox::on_disk("c");
+    let below = folder.path().display().to_string();
+    let bin = cluster.bin("postgres").unwrap();
+    let bin = bin.parent().unwrap().display().to_string();
+    let answer = find(&site, &["--clone", "--dir", &below, "--bin", &bin]);
+    // Its index and its TOAST table are no events.
+    assert_eq!(titles(&answer), ["drop postgres.app.orders"], "{answer:#}");
+    assert_eq!(answer["nameless_count"], 0);
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 0);
+    // A clone that cannot be had is noted, and the numbers stay.
+    let run = site
+        .pitr()
+        .args(["find", "--json", "--clone", "--dir", &below]);
+    let run = run.args(["--bin", "/nonexistent"]).run().success();
+    assert!(run.stderr.contains("no clone tells the names"), "{run}");
+    assert!(run.json()["nameless_count"].as_u64().unwrap() > 0, "{run}");
 }

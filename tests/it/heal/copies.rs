@@ -571,3 +571,91 @@ fn j10_the_healed_copy_of_a_root_is_what_a_new_repository_gets() {
         .args(["plan", "--repository", "second"]);
     plan.run().success();
 }
+
+/// Empties the second repository, as where it is lost and made anew.
+fn empty(copies: &Copies) {
+    let has_content = |key: &String| key.starts_with("clusters/") || key.starts_with("aux/");
+    for key in files_below(&copies.second).into_iter().filter(has_content) {
+        std::fs::remove_file(copies.second.join(key)).unwrap();
+    }
+}
+
+#[test]
+fn j12_healed_wal_of_an_encrypted_repository_goes_to_a_new_one() {
+    let copies = Copies::new("encrypted-2");
+    let wal: Vec<String> = copies
+        .keys()
+        .into_iter()
+        .filter(|key| key.contains("/wal/") || key.ends_with("server-manifest"))
+        .collect();
+    for kind in ["/open/", "/history", "server-manifest"] {
+        assert!(wal.iter().any(|key| key.contains(kind)), "no {kind}");
+    }
+    for key in &wal {
+        damage(&copies.first, key, 0);
+    }
+    copies.verify(&["--heal"]).run().success();
+    let truth: Vec<Vec<u8>> = wal.iter().map(|key| copies.original(key)).collect();
+    empty(&copies);
+    let sync = copies
+        .frozen
+        .pitr()
+        .args(["repo", "sync", "--all", "--json"]);
+    let synced = sync.args(["--from", "frozen", "--to", "second"]).run();
+    let report = synced.json().to_string();
+    assert!(!report.contains("is damaged"), "{synced}");
+    let mut copied = 0;
+    for (key, truth) in wal.iter().zip(&truth) {
+        if let Ok(bytes) = std::fs::read(copies.second.join(key)) {
+            assert!(bytes == *truth, "{key}");
+            copied += 1;
+        }
+    }
+    assert!(
+        copied * 2 > wal.len(),
+        "{copied} of {}: {synced}",
+        wal.len()
+    );
+}
+
+#[test]
+fn j13_a_history_that_says_nothing_is_healed_only_from_where_its_wal_is_the_same() {
+    let copies = Copies::new("plain-2");
+    let history = copies.key("/history");
+    let timeline = history.trim_end_matches("history").to_owned();
+    let all_segments: Vec<String> = copies.keys();
+    let all_segments = all_segments.into_iter().filter(|key| is_segment(key));
+    let (segments, others): (Vec<String>, Vec<String>) =
+        all_segments.partition(|key| key.starts_with(&timeline) && !key.contains("/lives/"));
+    let own = &segments[0];
+    let reason = || {
+        let report = copies.verify(&["--heal"]).run().json();
+        let left = all(&report, "not_healed");
+        left.iter()
+            .find(|one| one["object"] == history.as_str())
+            .map(|one| one["reasons"].to_string())
+    };
+    // The giver has the WAL of another life under the very names.
+    damage(&copies.first, &history, 4);
+    let kept: Vec<(String, Vec<u8>)> = segments
+        .iter()
+        .map(|key| (key.clone(), copies.original(key)))
+        .collect();
+    let foreign = copies.original(&others[0]);
+    for key in &segments {
+        std::fs::remove_file(copies.second.join(key)).unwrap();
+    }
+    std::fs::write(copies.second.join(own), &foreign).unwrap();
+    let said = reason().unwrap_or_default();
+    assert!(said.contains("history of another server"), "{own}: {said}");
+    // It has none.
+    std::fs::remove_file(copies.second.join(own)).unwrap();
+    let said = reason().unwrap_or_default();
+    assert!(said.contains("no segment of its timeline"), "{said}");
+    assert!(!copies.copy(&history, 1).exists());
+    for (key, bytes) in kept {
+        std::fs::write(copies.second.join(key), bytes).unwrap();
+    }
+    assert_eq!(reason(), None);
+    assert!(copies.copy(&history, 1).exists());
+}

@@ -268,7 +268,15 @@ fn j08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
         .pitr()
         .args(["wal", "gaps", "--json", "--heal"])
         .env(variable, none);
-    let run = fill.args(["--repository", &name]).run().success();
+    let fill = fill.args(["--repository", &name]);
+    // A dry run counts nothing that the other one has not whole.
+    let there = two.second.join(&missing[0]);
+    flip(&two.second, &missing[0]);
+    let dry = fill.clone().arg("--dry-run").run().expect_code(4).json();
+    let healed = &dry["repositories"][0]["healed"];
+    assert_eq!(healed.as_array().unwrap().len(), 1, "{dry}");
+    std::fs::write(there, &whole[0]).unwrap();
+    let run = fill.run().success();
     let done = run.json();
     assert_eq!(
         done["repositories"][0]["healed"].as_array().unwrap().len(),

@@ -102,6 +102,8 @@ impl Node {
                 // No other: where it fails, the node does not come back.
                 "create_replica_methods": ["pitr"],
                 "pitr": { "command": standby.shell(), "no_params": true },
+                // A leader that goes away under pg_rewind leaves half a data directory, on which no server starts.
+                "remove_data_directory_on_rewind_failure": true,
                 "parameters": {
                     "unix_socket_directories": self.folder, "fsync": "off", "shared_buffers": "16MB", "jit": "off", "timezone": "UTC",
                     "wal_retrieve_retry_interval": "200ms", "max_wal_size": "64MB",

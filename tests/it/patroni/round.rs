@@ -238,7 +238,9 @@ impl Campaign {
         });
         let log = self.nodes[old].log();
         let log = &log[mark..];
-        let how = if log.contains("replica has been created using pitr") {
+        let how = if log.contains("remove_data_directory_on_rewind_failure is set") {
+            "from the repository, after pg_rewind failed"
+        } else if log.contains("replica has been created using pitr") {
             "from the repository"
         } else if log.contains("pg_rewind exit code=0") {
             "by pg_rewind"

@@ -263,6 +263,8 @@ fn r08_tls_is_verified() {
             &certificate,
             "--tls-key-file",
             &key,
+            "--tls-replication",
+            "yes",
         ],
     );
     server.feed("SET a 1\n");
@@ -293,4 +295,9 @@ fn r08_tls_is_verified() {
     assert!(!run.is_success(), "{run}");
     configure("localhost", &mutual);
     world.backup();
+    // R51: its replication would not be encrypted.
+    let into = world.redis(&["restore", "cache", "--into", "cache", "--confirm"]);
+    let run = into.run().expect_code(1);
+    run.expect_stderr("reached by TLS")
+        .expect_stderr("was not changed");
 }

@@ -1,9 +1,10 @@
 //! `pitr redis`: what a server held comes back, on every kind of server.
 
 mod faults;
+mod into;
 mod load;
 mod receive;
-mod server;
+pub mod server;
 mod world;
 
 use crate::common::random::Random;

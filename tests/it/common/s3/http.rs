@@ -137,7 +137,7 @@ pub fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
     })
 }
 
-fn decoded(text: &str) -> String {
+pub fn decoded(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {

@@ -18,6 +18,22 @@ pub struct Stored {
     tag: String,
     /// Somebody has asked for it.
     asked: bool,
+    /// Tags, of others and for rules of the lifecycle.
+    pub tags: BTreeMap<String, String>,
+    /// How far an archived one is thawed.
+    pub thaw: Thaw,
+    /// Lengths of the parts of which it was put together.
+    parts: Vec<usize>,
+}
+
+/// How far an object in an archive class is thawed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Thaw {
+    #[default]
+    Frozen,
+    /// For so many days, at this speed.
+    Asked(u32, String),
+    Until(DateTime<Utc>),
 }
 
 /// An upload in parts.
@@ -42,14 +58,48 @@ pub struct Keep {
 /// The key that a request is about.
 pub fn key_of(request: &Request) -> String {
     let rest = request.path.strip_prefix(&format!("/{BUCKET}"));
-    rest.unwrap_or("").trim_start_matches('/').to_owned()
+    let rest = rest.unwrap_or("");
+    rest.strip_prefix('/').unwrap_or(rest).to_owned()
 }
 
 impl Stored {
-    fn class(&self) -> &str {
-        let class = self.headers.get("x-amz-storage-class");
+    pub fn class(&self) -> &str {
+        let class = self.headers.get(CLASS);
         class.map_or("STANDARD", String::as_str)
     }
+
+    pub fn reclassify(&mut self, class: &str) {
+        self.headers.insert(CLASS.to_owned(), class.to_owned());
+        self.thaw = Thaw::Frozen;
+    }
+
+    fn is_archived(&self) -> bool {
+        ["GLACIER", "DEEP_ARCHIVE"].contains(&self.class())
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.is_archived() && !matches!(self.thaw, Thaw::Until(_))
+    }
+}
+
+const CLASS: &str = "x-amz-storage-class";
+
+fn frozen() -> Response {
+    Response::error(403, "InvalidObjectState", "the storage class forbids it")
+}
+
+/// The text of the first element of a name.
+pub fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once(&format!("</{name}>"))?.0)
+}
+
+/// The texts of all elements of a name.
+pub fn elements<'a>(xml: &'a str, name: &str) -> Vec<&'a str> {
+    let (begin, end) = (format!("<{name}>"), format!("</{name}>"));
+    let all = xml.split(begin.as_str()).skip(1);
+    all.filter_map(|rest| Some(rest.split_once(&end)?.0))
+        .collect()
 }
 
 const LOCK_MODE: &str = "x-amz-object-lock-mode";
@@ -85,7 +135,7 @@ fn lock(headers: &mut BTreeMap<String, String>, manner: &Manner, now: DateTime<U
 }
 
 fn lifecycle(manner: &Manner) -> Response {
-    match manner.lifecycle {
+    match &manner.lifecycle {
         Some(rules) => Response::new(
             200,
             format!("<LifecycleConfiguration>{rules}</LifecycleConfiguration>"),
@@ -97,6 +147,12 @@ fn lifecycle(manner: &Manner) -> Response {
 fn taken() -> Response {
     Response::error(412, "PreconditionFailed", "the name is taken")
 }
+
+fn another() -> Response {
+    Response::error(412, "PreconditionFailed", "another object")
+}
+
+const COPY_SOURCE: &str = "x-amz-copy-source";
 
 fn absent() -> Response {
     Response::error(404, "NoSuchKey", "no such key")
@@ -117,6 +173,38 @@ impl Keep {
         is_there
     }
 
+    /// Moves objects as the rules of the lifecycle say, at once; returns how many.
+    pub fn apply(&mut self, rules: &str) -> usize {
+        let mut moved = 0;
+        for rule in elements(rules, "Rule") {
+            let tags = elements(rule, "Tag").into_iter();
+            let tags: Vec<_> = tags
+                .map(|t| (element(t, "Key"), element(t, "Value")))
+                .collect();
+            let prefix = element(rule, "Prefix").unwrap_or_default();
+            let Some(class) = element(rule, "StorageClass") else {
+                continue;
+            };
+            let is_meant = |key: &str, stored: &Stored| {
+                let has = |(name, value): &(Option<&str>, Option<&str>)| {
+                    stored.tags.get(name.unwrap()).map(String::as_str) == *value
+                };
+                let is_large = stored.bytes.len() >= 128 << 10;
+                is_large
+                    && stored.class() != class
+                    && key.starts_with(prefix)
+                    && tags.iter().all(has)
+            };
+            for (key, stored) in &mut self.objects {
+                if is_meant(key, stored) {
+                    stored.reclassify(class);
+                    moved += 1;
+                }
+            }
+        }
+        moved
+    }
+
     fn insert(
         &mut self,
         key: &str,
@@ -126,12 +214,22 @@ impl Keep {
     ) -> String {
         self.count += 1;
         let tag = format!("\"tag-{}\"", self.count);
+        let tags = headers.get("x-amz-tagging").into_iter();
+        let tags = tags.flat_map(|tags| tags.split('&'));
+        let tags = tags.map(|tag| tag.split_once('=').unwrap());
+        let text = super::http::decoded;
+        let tags = tags
+            .map(|(name, value)| (text(name), text(value)))
+            .collect();
         let stored = Stored {
             bytes,
             headers,
             modified: now,
             tag: tag.clone(),
             asked: false,
+            tags,
+            thaw: Thaw::Frozen,
+            parts: Vec::new(),
         };
         self.deleted.remove(key);
         self.objects.insert(key.to_owned(), stored);
@@ -148,9 +246,19 @@ impl Keep {
             }
             ("GET", "", None) if request.query("lifecycle").is_some() => lifecycle(manner),
             ("GET", "", None) => self.list(request, manner),
+            ("GET", _, None) if request.query("tagging").is_some() => self.tags(&key),
+            ("GET", _, None) if request.query("attributes").is_some() => self.parts(&key),
             ("GET", _, None) => self.get(&key, request, manner),
-            ("HEAD", _, None) => self.head(&key),
+            ("HEAD", _, None) => self.head(&key, request),
+            ("PUT", _, None) if request.query("tagging").is_some() => self.set_tags(&key, request),
+            ("PUT", _, None) if !request.header("x-amz-copy-source").is_empty() => {
+                self.copy(&key, request, manner, now)
+            }
+            ("POST", _, None) if request.query("restore").is_some() => self.thaw(&key, request),
             ("PUT", _, None) => self.put(&key, request, manner, now),
+            ("PUT", _, Some(id)) if !request.header(COPY_SOURCE).is_empty() => {
+                self.part_of_copy(&id, request)
+            }
             ("PUT", _, Some(id)) => self.part(&id, request, manner),
             ("POST", _, None) => self.begin(&key, request, now),
             ("POST", _, Some(id)) => self.complete(&id, request, manner, now),
@@ -180,6 +288,11 @@ impl Keep {
         let wants_new = request.header("if-none-match") == "*";
         if wants_new && !manner.overwrites && self.objects.contains_key(key) {
             return taken();
+        }
+        let wanted = request.header("if-match");
+        let there = self.objects.get(key).map(|stored| stored.tag.as_str());
+        if !wanted.is_empty() && there != Some(wanted) {
+            return another();
         }
         let mut headers = request.headers.clone();
         lock(&mut headers, manner, now);
@@ -259,6 +372,7 @@ impl Keep {
         let mut headers = upload.headers;
         lock(&mut headers, manner, now);
         let tag = self.insert(&upload.key, bytes, headers, now);
+        self.objects.get_mut(&upload.key).unwrap().parts = sizes;
         Response::new(
             200,
             format!(
@@ -269,11 +383,187 @@ impl Keep {
         )
     }
 
-    fn head(&self, key: &str) -> Response {
+    fn tags(&self, key: &str) -> Response {
+        let Some(stored) = self.objects.get(key) else {
+            return absent();
+        };
+        let text = |text: &String| text.replace('&', "&amp;").replace('<', "&lt;");
+        let tag = |(key, value)| {
+            let (key, value) = (text(key), text(value));
+            format!("<Tag><Key>{key}</Key><Value>{value}</Value></Tag>")
+        };
+        let tags: String = stored.tags.iter().map(tag).collect();
+        Response::new(200, format!("<Tagging><TagSet>{tags}</TagSet></Tagging>"))
+    }
+
+    fn parts(&self, key: &str) -> Response {
+        let Some(stored) = self.objects.get(key) else {
+            return absent();
+        };
+        let mut at = 0;
+        let mut part = |(number, length): (usize, &usize)| {
+            at += length;
+            format!(
+                "<Part><PartNumber>{}</PartNumber><Size>{length}</Size><ChecksumCRC32C>{}</ChecksumCRC32C></Part>",
+                number + 1,
+                sum(&stored.bytes[at - length..at])
+            )
+        };
+        let parts: String = stored.parts.iter().enumerate().map(&mut part).collect();
+        let answer = format!(
+            "<GetObjectAttributesResponse><ObjectParts><IsTruncated>false</IsTruncated>{parts}</ObjectParts></GetObjectAttributesResponse>"
+        );
+        Response::new(200, answer).with("Last-Modified", http_date(stored.modified))
+    }
+
+    fn set_tags(&mut self, key: &str, request: &Request) -> Response {
+        let Some(stored) = self.objects.get_mut(key) else {
+            return absent();
+        };
+        let body = String::from_utf8(request.body.clone()).unwrap();
+        let tag = |tag: &str| {
+            let part = |name| element(tag, name).unwrap().to_owned();
+            (part("Key"), part("Value"))
+        };
+        // They replace all that were there.
+        stored.tags = elements(&body, "Tag").into_iter().map(tag).collect();
+        assert!(stored.tags.len() <= 10);
+        Response::new(200, "")
+    }
+
+    /// Takes a part of an object as a part of an upload.
+    fn part_of_copy(&mut self, id: &str, request: &Request) -> Response {
+        let number: u32 = request.query("partNumber").unwrap().parse().unwrap();
+        let stored = match self.source_of_copy(request) {
+            Ok(stored) => stored,
+            Err(refused) => return refused,
+        };
+        let range = request.header("x-amz-copy-source-range");
+        let (first, last) = range
+            .strip_prefix("bytes=")
+            .unwrap()
+            .split_once('-')
+            .unwrap();
+        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+        let Some(upload) = self.uploads.get_mut(id) else {
+            return Response::error(404, "NoSuchUpload", "no such upload");
+        };
+        upload
+            .parts
+            .insert(number, stored.bytes[first..=last].to_vec());
+        Response::new(
+            200,
+            format!("<CopyPartResult><ETag>&quot;part-{number}&quot;</ETag></CopyPartResult>"),
+        )
+    }
+
+    fn source_of_copy(&self, request: &Request) -> Result<Stored, Response> {
+        let source = super::http::decoded(request.header(COPY_SOURCE));
+        let key = source.strip_prefix(&format!("{BUCKET}/")).unwrap();
+        let stored = self.objects.get(key).cloned().ok_or_else(absent)?;
+        let wanted = request.header("x-amz-copy-source-if-match");
+        match wanted.is_empty() || wanted == stored.tag {
+            true => Ok(stored),
+            false => Err(another()),
+        }
+    }
+
+    /// Copies within the bucket.
+    fn copy(
+        &mut self,
+        key: &str,
+        request: &Request,
+        manner: &Manner,
+        now: DateTime<Utc>,
+    ) -> Response {
+        assert_eq!(request.header("x-amz-metadata-directive"), "COPY");
+        let stored = match self.source_of_copy(request) {
+            Ok(stored) => stored,
+            Err(refused) => return refused,
+        };
+        if request.header("if-none-match") == "*" && self.objects.contains_key(key) {
+            return taken();
+        }
+        let wanted = request.header("if-match");
+        let there = self.objects.get(key).map(|stored| stored.tag.as_str());
+        if !wanted.is_empty() && there != Some(wanted) {
+            return another();
+        }
+        if stored.is_frozen() {
+            return frozen();
+        }
+        let mut bytes = stored.bytes;
+        if let Some(last) = bytes.last_mut().filter(|_| manner.spoils) {
+            *last ^= 1;
+        }
+        let mut headers = stored.headers;
+        headers.retain(|name, _| !name.starts_with("x-amz-object-lock-"));
+        let class = request
+            .headers
+            .get(CLASS)
+            .map_or("STANDARD", String::as_str);
+        headers.insert(CLASS.to_owned(), class.to_owned());
+        // The checksum of a copy is that of all its bytes.
+        if !request.header("x-amz-checksum-algorithm").is_empty() {
+            headers.insert("x-amz-checksum-crc32c".to_owned(), String::new());
+        }
+        lock(&mut headers, manner, now);
+        let tag = self.insert(key, bytes, headers, now);
+        self.objects.get_mut(key).unwrap().tags = stored.tags;
+        Response::new(
+            200,
+            format!(
+                "<CopyObjectResult><ETag>{}</ETag><LastModified>{}</LastModified></CopyObjectResult>",
+                tag.replace('"', "&quot;"),
+                iso(now)
+            ),
+        )
+    }
+
+    fn thaw(&mut self, key: &str, request: &Request) -> Response {
+        let Some(stored) = self.objects.get_mut(key) else {
+            return absent();
+        };
+        if !stored.is_archived() {
+            return Response::error(403, "InvalidObjectState", "it is not archived");
+        }
+        let body = String::from_utf8(request.body.clone()).unwrap();
+        let days: u32 = element(&body, "Days").unwrap().parse().unwrap();
+        let speed = element(&body, "Tier").unwrap().to_owned();
+        match stored.thaw {
+            Thaw::Asked(..) => Response::error(409, "RestoreAlreadyInProgress", "it is under way"),
+            Thaw::Until(_) => Response::new(200, ""),
+            Thaw::Frozen => {
+                stored.thaw = Thaw::Asked(days, speed);
+                Response::new(202, "")
+            }
+        }
+    }
+
+    fn head(&self, key: &str, request: &Request) -> Response {
         let Some(stored) = self.objects.get(key) else {
             return Response::new(404, "");
         };
         let mut answer = described(Response::new(200, ""), stored);
+        if stored.class() != "STANDARD" {
+            answer = answer.with(CLASS, stored.class());
+        }
+        let said = match &stored.thaw {
+            Thaw::Frozen => None,
+            Thaw::Asked(..) => Some("ongoing-request=\"true\"".to_owned()),
+            Thaw::Until(end) => {
+                let end = end.format("%a, %d %b %Y %H:%M:%S GMT");
+                Some(format!("ongoing-request=\"false\", expiry-date=\"{end}\""))
+            }
+        };
+        if let Some(said) = said {
+            answer = answer.with("x-amz-restore", said);
+        }
+        // That of an object of several parts is another one.
+        let is_whole = stored.headers.contains_key("x-amz-checksum-crc32c");
+        if is_whole && request.header("x-amz-checksum-mode") == "ENABLED" {
+            answer = answer.with("x-amz-checksum-crc32c", sum(&stored.bytes));
+        }
         answer.head_of = Some(stored.bytes.len());
         answer
     }
@@ -289,8 +579,12 @@ impl Keep {
         if manner.reads_late && !std::mem::replace(&mut stored.asked, true) {
             return absent();
         }
-        if ["GLACIER", "DEEP_ARCHIVE"].contains(&stored.class()) {
-            return Response::error(403, "InvalidObjectState", "the storage class forbids it");
+        if stored.is_frozen() {
+            return frozen();
+        }
+        let wanted = request.header("if-match");
+        if !wanted.is_empty() && wanted != stored.tag {
+            return another();
         }
         let size = stored.bytes.len();
         let range = request.header("range").strip_prefix("bytes=");
@@ -349,11 +643,16 @@ impl Keep {
             true => "",
             false => request.query("continuation-token").unwrap_or(""),
         };
+        let is_encoded = request.query("encoding-type") == Some("url");
+        let shown = |key: &str| match is_encoded {
+            true => form(key),
+            false => key.to_owned(),
+        };
         let mut entries: BTreeMap<String, String> = BTreeMap::new();
         let there = self.objects.iter().filter(|_| !manner.lists_late);
         let gone = self.deleted.iter().filter(|_| manner.shows_deleted);
-        let shown = there.chain(gone.map(|(key, (stored, _))| (key, stored)));
-        for (key, stored) in shown.filter(|(k, _)| k.starts_with(prefix)) {
+        let all = there.chain(gone.map(|(key, (stored, _))| (key, stored)));
+        for (key, stored) in all.filter(|(k, _)| k.starts_with(prefix)) {
             let rest = &key[prefix.len()..];
             let below = delimiter.and_then(|d| rest.split_once(d));
             match below {
@@ -365,7 +664,8 @@ impl Keep {
                 }
                 None => {
                     let text = format!(
-                        "<Contents><Key>{key}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size><StorageClass>{}</StorageClass></Contents>",
+                        "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size><StorageClass>{}</StorageClass></Contents>",
+                        shown(key),
                         iso(stored.modified),
                         stored.tag.replace('"', "&quot;"),
                         stored.bytes.len(),
@@ -391,10 +691,14 @@ impl Keep {
             ),
             false => "<IsTruncated>false</IsTruncated>".to_owned(),
         };
+        let encoding = match is_encoded {
+            true => "<EncodingType>url</EncodingType>",
+            false => "",
+        };
         Response::new(
             200,
             format!(
-                "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult><Name>{BUCKET}</Name>{page}{more}</ListBucketResult>"
+                "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult><Name>{BUCKET}</Name>{encoding}{page}{more}</ListBucketResult>"
             ),
         )
     }
@@ -423,6 +727,28 @@ impl Keep {
     }
 }
 
+/// A key as a form has it.
+fn form(key: &str) -> String {
+    let byte = |b: u8| match b {
+        b' ' => "+".to_owned(),
+        b'/' | b'-' | b'.' | b'_' => char::from(b).to_string(),
+        _ if b.is_ascii_alphanumeric() => char::from(b).to_string(),
+        _ => format!("%{b:02X}"),
+    };
+    key.bytes().map(byte).collect()
+}
+
+/// Headers that say what an object is, as they were sent.
+const DESCRIPTIONS: [&str; 7] = [
+    "content-type",
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "expires",
+    "x-amz-website-redirect-location",
+];
+
 /// The header value of a request whose body is not part of its signature.
 pub const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
@@ -434,14 +760,16 @@ fn with_sum(answer: Response, request: &Request, manner: &Manner) -> Response {
 }
 
 fn described(answer: Response, stored: &Stored) -> Response {
-    let modified = stored
-        .modified
-        .format("%a, %d %b %Y %H:%M:%S GMT")
-        .to_string();
+    let modified = http_date(stored.modified);
     let metadata = stored.headers.iter();
     let metadata = metadata.filter(|(name, _)| {
-        name.starts_with("x-amz-meta-") || name.starts_with("x-amz-object-lock-")
+        let is_own = name.starts_with("x-amz-meta-") || name.starts_with("x-amz-object-lock-");
+        is_own || DESCRIPTIONS.contains(&name.as_str())
     });
+    let answer = match stored.tags.len() {
+        0 => answer,
+        count => answer.with("x-amz-tagging-count", count.to_string()),
+    };
     metadata.fold(
         answer
             .with("ETag", stored.tag.clone())
@@ -475,6 +803,10 @@ fn damaged(request: &Request, manner: &Manner) -> Option<Response> {
 
 fn sum(bytes: &[u8]) -> String {
     base64(&crc32c::crc32c(bytes).to_be_bytes())
+}
+
+fn http_date(time: DateTime<Utc>) -> String {
+    time.format("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
 fn iso(time: DateTime<Utc>) -> String {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
-use keep::Keep;
+use keep::{Keep, Thaw};
 pub use place::{Place, key, large};
 
 use super::{PATIENCE, Sandbox};
@@ -107,7 +107,7 @@ pub struct Manner {
     /// An object is not there when it is asked for the first time.
     pub reads_late: bool,
     /// The rules of the bucket's lifecycle, as XML.
-    pub lifecycle: Option<&'static str>,
+    pub lifecycle: Option<String>,
     /// Keys in one page of a listing.
     pub page_keys: usize,
     /// Every page of a listing is the first one, and names another that follows.
@@ -270,6 +270,17 @@ impl S3Server {
         locked(&self.state.keep).plant(key, bytes);
     }
 
+    /// Takes an object away, where there is one.
+    pub fn lose_if_there(&self, key: &str) {
+        locked(&self.state.keep).bury(key, chrono::Utc::now());
+    }
+
+    /// Flips a bit of an object, of which everything else stays as it was.
+    pub fn rot(&self, key: &str) {
+        let mut keep = locked(&self.state.keep);
+        keep.objects.get_mut(key).unwrap().bytes[0] ^= 1;
+    }
+
     /// Takes one away likewise; where versions are kept it is only hidden.
     pub fn lose(&self, key: &str) {
         assert!(locked(&self.state.keep).bury(key, chrono::Utc::now()));
@@ -289,10 +300,51 @@ impl S3Server {
         let found = keep.objects.iter_mut().filter(|(k, _)| k.contains(holds));
         found
             .map(|(_, stored)| {
-                let name = "x-amz-storage-class".to_owned();
-                stored.headers.insert(name, class.to_owned());
+                stored.reclassify(class);
             })
             .count()
+    }
+
+    /// How many objects whose key holds this are in each storage class.
+    pub fn classes(&self, holds: &str) -> BTreeMap<String, usize> {
+        let keep = locked(&self.state.keep);
+        let mut classes = BTreeMap::new();
+        for (_, stored) in keep.objects.iter().filter(|(k, _)| k.contains(holds)) {
+            *classes.entry(stored.class().to_owned()).or_default() += 1;
+        }
+        classes
+    }
+
+    /// The tags of an object.
+    pub fn tags(&self, key: &str) -> BTreeMap<String, String> {
+        locked(&self.state.keep).objects[key].tags.clone()
+    }
+
+    /// Gives an object a tag.
+    pub fn tag(&self, key: &str, name: &str, value: &str) {
+        let mut keep = locked(&self.state.keep);
+        let stored = keep.objects.get_mut(key).unwrap();
+        stored.tags.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Does at once what the rules of the lifecycle do in a day or two; returns how many objects moved.
+    pub fn apply_lifecycle(&self) -> usize {
+        let rules = locked(&self.state.manner).lifecycle.clone();
+        locked(&self.state.keep).apply(&rules.unwrap_or_default())
+    }
+
+    /// Ends every thaw that is under way; returns for how many days and at which speed each was asked for.
+    pub fn finish_thaw(&self) -> Vec<(u32, String)> {
+        let mut keep = locked(&self.state.keep);
+        let mut asked = Vec::new();
+        for stored in keep.objects.values_mut() {
+            if let Thaw::Asked(days, speed) = stored.thaw.clone() {
+                let end = chrono::Utc::now() + chrono::Duration::days(days.into());
+                stored.thaw = Thaw::Until(end);
+                asked.push((days, speed));
+            }
+        }
+        asked
     }
 
     /// How many uploads in parts are neither completed nor taken back.

@@ -1,0 +1,313 @@
+//! Conditions: everything that is wrong now, from findings of `pitr info`, jobs, durations, sizes, room.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::decide::{Condition, Failing};
+use crate::config::{Location, Settings, Severity};
+use crate::operate::counters::{self, Counts, Label};
+use crate::operate::finding::{Finding, Level};
+use crate::operate::human;
+use crate::operate::info::{BackupInfo, ClusterInfo};
+use crate::operate::metrics::Metrics;
+use crate::operate::runs::Runs;
+use crate::operate::session::Session;
+use crate::repo::root::BackupKind;
+
+/// So many results are needed before one is unusual.
+const USUAL_MIN: u64 = 5;
+/// A duration of more than this many per cent of the usual one is slow.
+const SLOW_PERCENT: u64 = 200;
+/// Room that may be used, in per cent.
+const USED_PERCENT: u64 = 80;
+/// Room above which nothing may be used soon.
+const FULL_PERCENT: u64 = 95;
+
+/// Collects all conditions. A part that could not be looked at is one.
+pub fn all(
+    session: &Session,
+    settings: &Settings,
+    state_dir: &Path,
+    metrics: &Metrics,
+) -> Vec<Condition> {
+    let mut found = Vec::new();
+    if let Some(e) = &metrics.failed {
+        let next = Some("pitr info".to_owned());
+        found.push(new(
+            "look",
+            Severity::Critical,
+            format!("what can be recovered is not known: {e}"),
+            next,
+        ));
+    }
+    if let Some(info) = &metrics.info {
+        for one in &info.clusters {
+            found.extend(of_findings(&one.name, &one.problems));
+            found.extend(of_sizes(one));
+        }
+        for scope in &info.scopes {
+            found.extend(of_findings(&scope.scope, &scope.problems));
+        }
+        for e in &info.failures.errors {
+            let next = Some("pitr info".to_owned());
+            found.push(new("look", Severity::Critical, e.to_string(), next));
+        }
+    }
+    if let Ok(Some(counters)) = counters::read(session, settings) {
+        found.extend(
+            counters
+                .series
+                .iter()
+                .filter_map(|(l, c)| of_duration(l, c)),
+        );
+    }
+    found.extend(
+        settings
+            .jobs
+            .iter()
+            .filter_map(|job| of_job(state_dir, &job.name)),
+    );
+    found.extend(
+        settings
+            .repositories
+            .iter()
+            .filter_map(|r| of_room(&r.name, &r.location)),
+    );
+    merged(found)
+}
+
+/// A sink that does not take what it is sent.
+pub fn of_sink((name, failing): (&String, &Failing)) -> Condition {
+    let summary = format!(
+        "alert sink \"{name}\" takes nothing since {}: {}",
+        human::time(failing.since),
+        failing.error
+    );
+    Condition {
+        about: Some(name.clone()),
+        ..new(
+            &format!("alerts/{name}"),
+            Severity::High,
+            summary,
+            Some(format!("pitr alert test --sink {name}")),
+        )
+    }
+}
+
+fn new(id: &str, severity: Severity, summary: String, next: Option<String>) -> Condition {
+    Condition {
+        id: id.to_owned(),
+        severity,
+        summary,
+        next,
+        about: None,
+    }
+}
+
+/// Several findings of one name are one condition: its id must not change with their number.
+fn merged(found: Vec<Condition>) -> Vec<Condition> {
+    let mut by_id: BTreeMap<String, (Condition, usize)> = BTreeMap::new();
+    for one in found {
+        match by_id.get_mut(&one.id) {
+            None => {
+                by_id.insert(one.id.clone(), (one, 0));
+            }
+            Some((first, more)) => {
+                *more += 1;
+                if one.severity > first.severity {
+                    *first = one;
+                }
+            }
+        }
+    }
+    let told = |(mut one, more): (Condition, usize)| {
+        if more > 0 {
+            one.summary.push_str(&format!(" (and {more} more)"));
+        }
+        one
+    };
+    by_id.into_values().map(told).collect()
+}
+
+fn of_findings(subject: &str, findings: &[Finding]) -> Vec<Condition> {
+    let one = |f: &Finding| {
+        let severity = match f.level {
+            Level::Ok => return None,
+            Level::Warn => Severity::Medium,
+            Level::Fail => Severity::Critical,
+        };
+        let id = format!("{subject}/{}/{}", f.group, f.name);
+        let next = f.next.clone().unwrap_or_else(|| "pitr info".to_owned());
+        Some(new(
+            &id,
+            severity,
+            format!("{subject}: {}", f.value),
+            Some(next),
+        ))
+    };
+    findings.iter().filter_map(one).collect()
+}
+
+/// The last backup beside those before it.
+fn of_sizes(one: &ClusterInfo) -> Option<Condition> {
+    let full = one
+        .backups
+        .iter()
+        .filter(|b| b.kind == BackupKind::Full && !b.damaged);
+    let full: Vec<&BackupInfo> = full.collect();
+    let (last, before) = full.split_last()?;
+    let count = before.len() as u64;
+    let usual = before
+        .iter()
+        .map(|b| b.stored_bytes)
+        .sum::<u64>()
+        .checked_div(count)?;
+    let percent = last.stored_bytes.saturating_mul(100).checked_div(usual)?;
+    (count >= USUAL_MIN && !(50..=150).contains(&percent)).then(|| {
+        let summary = format!(
+            "{}: the newest full backup has {}, {percent} % of the usual {}",
+            one.name,
+            human::size(last.stored_bytes),
+            human::size(usual)
+        );
+        new(
+            &format!("{}/backup/size", one.name),
+            Severity::Medium,
+            summary,
+            Some("pitr info".to_owned()),
+        )
+    })
+}
+
+fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
+    let count = counts.within.last().copied()?;
+    let last = counts.last_ms?;
+    let before = count.checked_sub(1).filter(|n| *n >= USUAL_MIN)?;
+    let usual = counts.total_ms.saturating_sub(last) / before;
+    let is_slow = last.saturating_mul(100) > usual.saturating_mul(SLOW_PERCENT);
+    let Label {
+        cluster,
+        component,
+        kind,
+        ..
+    } = label;
+    // A second more or less is nothing.
+    (is_slow && last > 10_000).then(|| {
+        let long = |ms| human::duration(std::time::Duration::from_millis(ms));
+        let summary = format!(
+            "{cluster}: the last {kind} backup ({component}) took {}, usual are {}",
+            long(last),
+            long(usual)
+        );
+        new(
+            &format!("{cluster}/{component}/{kind}/slow"),
+            Severity::High,
+            summary,
+            Some("pitr doctor".to_owned()),
+        )
+    })
+}
+
+fn of_job(state_dir: &Path, name: &str) -> Option<Condition> {
+    let state = Runs::of(state_dir, name).state().ok()?;
+    let last = state.runs.iter().rfind(|run| !run.is_elsewhere())?;
+    if state.is_running || last.is_success() {
+        return None;
+    }
+    let why = match &last.ended {
+        None => "it was killed".to_owned(),
+        Some(ended) if ended.is_over_time => "it took too long, and was ended".to_owned(),
+        Some(ended) => {
+            let said = ended
+                .said
+                .lines()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or_default();
+            let status = ended
+                .status
+                .map_or("a signal".to_owned(), |s| format!("status {s}"));
+            match said {
+                "" => status,
+                said => format!("{status}: {said}"),
+            }
+        }
+    };
+    let summary = format!("job \"{name}\" failed, {why}");
+    Some(new(
+        &format!("jobs/{name}"),
+        Severity::High,
+        summary,
+        Some("pitr agent status".to_owned()),
+    ))
+}
+
+fn of_room(name: &str, location: &Location) -> Option<Condition> {
+    let Location::File(place) = location else {
+        return None;
+    };
+    let stat = rustix::fs::statvfs(place).ok()?;
+    let free = stat
+        .f_bavail
+        .saturating_mul(100)
+        .checked_div(stat.f_blocks)?;
+    let used = 100_u64.saturating_sub(free);
+    let severity = match used {
+        FULL_PERCENT.. => Severity::Critical,
+        USED_PERCENT.. => Severity::Medium,
+        _ => return None,
+    };
+    let summary = format!("the disk of repository \"{name}\" is used to {used} %");
+    Some(new(
+        &format!("repository/{name}/room"),
+        severity,
+        summary,
+        Some("pitr expire".to_owned()),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_of_one_name_are_one_condition() {
+        let finding = |level, value: &str| Finding::new("recovery", "gap", level, value);
+        let found = of_findings(
+            "main",
+            &[
+                finding(Level::Warn, "a"),
+                finding(Level::Fail, "b"),
+                finding(Level::Ok, "c"),
+            ],
+        );
+        let all = merged(found);
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].severity, Severity::Critical);
+        assert_eq!(all[0].summary, "main: b (and 1 more)");
+    }
+
+    #[test]
+    fn twice_the_usual_duration_is_slow() {
+        let label = counters::Label {
+            cluster: "main".into(),
+            component: "postgres".into(),
+            kind: "full".into(),
+            repo: "r".into(),
+        };
+        let counts = |last: u64, before: u64| Counts {
+            attempts: before + 1,
+            last_ms: Some(last),
+            within: vec![before + 1],
+            total_ms: before * 60_000 + last,
+            ..Counts::default()
+        };
+        assert_eq!(of_duration(&label, &counts(119_000, 5)), None);
+        assert_eq!(
+            of_duration(&label, &counts(121_000, 4)),
+            None,
+            "too few to know"
+        );
+        let slow = of_duration(&label, &counts(121_000, 5)).unwrap();
+        assert_eq!(slow.severity, Severity::High);
+    }
+}

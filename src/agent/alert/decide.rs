@@ -1,0 +1,427 @@
+//! Decides which notices each sink gets: a function of the conditions, of the notices that were taken, and of the clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Severity, Sink};
+use crate::pg::time::TimestampTz;
+
+/// Something that is wrong now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// Its name, which stays the same for as long as it lasts.
+    pub id: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The trouble, in a line.
+    pub summary: String,
+    /// The command that helps.
+    pub next: Option<String>,
+    /// The sink that it is about, which cannot hear of it.
+    pub about: Option<String>,
+}
+
+/// The reason of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// It is new, or has become worse.
+    New,
+    /// It goes on.
+    Repeat,
+    /// It has ended.
+    Resolved,
+    /// A test.
+    Test,
+}
+
+/// A message for one sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The sink.
+    pub sink: String,
+    /// Why it is sent.
+    pub event: Event,
+    /// The name of the condition.
+    pub id: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The trouble.
+    pub summary: String,
+    /// The command that helps.
+    pub next: Option<String>,
+    /// When it was first seen.
+    pub since: TimestampTz,
+}
+
+/// A condition that a sink was told of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// When.
+    pub time: TimestampTz,
+    /// How bad it was then.
+    pub severity: Severity,
+}
+
+/// A condition that lasts, or of which some sink has not heard that it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// When it was first seen.
+    pub since: TimestampTz,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The trouble.
+    pub summary: String,
+    /// The command that helps.
+    pub next: Option<String>,
+    /// Whether it has ended.
+    pub is_over: bool,
+    /// The sinks that took it.
+    pub told: BTreeMap<String, Told>,
+}
+
+/// A sink that does not take what it is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failing {
+    /// Since when.
+    pub since: TimestampTz,
+    /// Why.
+    pub error: String,
+}
+
+/// Everything that was told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Book {
+    /// Conditions by name.
+    pub open: BTreeMap<String, Open>,
+    /// Sinks by name.
+    pub failing: BTreeMap<String, Failing>,
+}
+
+/// Takes down what is wrong, and returns the notices that are due.
+pub fn decide(
+    now: TimestampTz,
+    conditions: &[Condition],
+    book: &mut Book,
+    sinks: &[Sink],
+) -> Vec<Notice> {
+    book.take_down(now, conditions, sinks);
+    let mut notices = Vec::new();
+    for (id, open) in &book.open {
+        let about = conditions
+            .iter()
+            .find(|c| c.id == *id)
+            .and_then(|c| c.about.as_deref());
+        for sink in sinks
+            .iter()
+            .filter(|sink| Some(sink.name.as_str()) != about)
+        {
+            if let Some(event) = open.event(now, sink) {
+                notices.push(Notice {
+                    sink: sink.name.clone(),
+                    event,
+                    id: id.clone(),
+                    severity: open.severity,
+                    summary: open.summary.clone(),
+                    next: open.next.clone(),
+                    since: open.since,
+                });
+            }
+        }
+    }
+    // The worst first: a kill or a slow sink delays the rest.
+    notices.sort_by_key(|notice| std::cmp::Reverse(notice.severity));
+    notices
+}
+
+impl Book {
+    fn take_down(&mut self, now: TimestampTz, conditions: &[Condition], sinks: &[Sink]) {
+        for one in conditions {
+            let open = self.open.entry(one.id.clone()).or_insert_with(|| Open {
+                since: now,
+                severity: one.severity,
+                summary: String::new(),
+                next: None,
+                is_over: false,
+                told: BTreeMap::new(),
+            });
+            if open.is_over {
+                // It came back before everybody heard that it had ended.
+                open.since = now;
+                open.is_over = false;
+            }
+            open.severity = one.severity;
+            open.summary.clone_from(&one.summary);
+            open.next.clone_from(&one.next);
+        }
+        let is_there: BTreeSet<&String> = conditions.iter().map(|c| &c.id).collect();
+        let names: BTreeSet<&str> = sinks.iter().map(|s| s.name.as_str()).collect();
+        for (id, open) in &mut self.open {
+            open.is_over = !is_there.contains(id);
+            open.told.retain(|sink, _| names.contains(sink.as_str()));
+        }
+        self.open
+            .retain(|_, open| !open.is_over || !open.told.is_empty());
+        self.failing.retain(|sink, _| names.contains(sink.as_str()));
+    }
+
+    /// Notes what became of a notice.
+    pub fn note(&mut self, notice: &Notice, now: TimestampTz, error: Option<String>) {
+        if let Some(error) = error {
+            let failing = self.failing.entry(notice.sink.clone());
+            let failing = failing.or_insert_with(|| Failing {
+                since: now,
+                error: String::new(),
+            });
+            failing.error = error;
+            return;
+        }
+        self.failing.remove(&notice.sink);
+        let Some(open) = self.open.get_mut(&notice.id) else {
+            return;
+        };
+        match notice.event {
+            Event::Resolved => {
+                open.told.remove(&notice.sink);
+            }
+            _ => {
+                let told = Told {
+                    time: now,
+                    severity: notice.severity,
+                };
+                open.told.insert(notice.sink.clone(), told);
+            }
+        }
+        self.open
+            .retain(|_, open| !open.is_over || !open.told.is_empty());
+    }
+}
+
+impl Open {
+    /// The reason to tell a sink now; none where there is none.
+    fn event(&self, now: TimestampTz, sink: &Sink) -> Option<Event> {
+        let told = self.told.get(&sink.name);
+        let event = match told {
+            Some(_) if self.is_over => Event::Resolved,
+            None if self.is_over => return None,
+            None => Event::New,
+            Some(told) if self.severity > told.severity => Event::New,
+            Some(told) => {
+                // A clock that went back lets it be told again.
+                let passed = now.duration_since(told.time);
+                passed
+                    .is_none_or(|passed| passed >= sink.repeat)
+                    .then_some(Event::Repeat)?
+            }
+        };
+        // That it ended hears who heard that it began.
+        let is_heard = event == Event::Resolved || self.severity >= sink.severity;
+        let is_quiet = self.severity < Severity::Critical && is_quiet(now, sink);
+        (is_heard && !is_quiet).then_some(event)
+    }
+}
+
+/// Whether a sink has its quiet hours.
+fn is_quiet(now: TimestampTz, sink: &Sink) -> bool {
+    let Some(hours) = &sink.quiet_hours else {
+        return false;
+    };
+    let zone = sink
+        .zone
+        .as_deref()
+        .unwrap_or("UTC")
+        .parse::<chrono_tz::Tz>();
+    let at = now
+        .unix_micros()
+        .and_then(chrono::DateTime::<chrono::Utc>::from_timestamp_micros);
+    // A zone that is not known silences nobody.
+    let (Ok(zone), Some(at)) = (zone, at) else {
+        return false;
+    };
+    let at = chrono::Timelike::num_seconds_from_midnight(&at.with_timezone(&zone));
+    u16::try_from(at / 60).is_ok_and(|minute| hours.contains(minute))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SinkKind;
+    use std::time::Duration;
+
+    fn time(text: &str) -> TimestampTz {
+        text.parse().unwrap()
+    }
+
+    fn sink(name: &str, severity: Severity) -> Sink {
+        Sink {
+            name: name.into(),
+            kind: SinkKind::Syslog,
+            url: None,
+            url_file: None,
+            template: None,
+            command: vec![],
+            key_file: None,
+            smtp: None,
+            user: None,
+            password_file: None,
+            from: None,
+            to: vec![],
+            severity,
+            repeat: Duration::from_secs(4 * 3600),
+            quiet_hours: None,
+            zone: None,
+        }
+    }
+
+    fn wrong(id: &str, severity: Severity) -> Condition {
+        Condition {
+            id: id.into(),
+            severity,
+            summary: format!("{id} is wrong"),
+            next: None,
+            about: None,
+        }
+    }
+
+    /// Decides, and lets every sink but `deaf` take what it is sent.
+    fn round(
+        now: &str,
+        conditions: &[Condition],
+        book: &mut Book,
+        sinks: &[Sink],
+        deaf: &str,
+    ) -> Vec<(String, String, Event)> {
+        let now = time(now);
+        let notices = decide(now, conditions, book, sinks);
+        for notice in &notices {
+            let error = (notice.sink == deaf).then(|| "away".to_owned());
+            book.note(notice, now, error);
+        }
+        notices
+            .into_iter()
+            .map(|n| (n.sink, n.id, n.event))
+            .collect()
+    }
+
+    fn told(sink: &str, id: &str, event: Event) -> (String, String, Event) {
+        (sink.into(), id.into(), event)
+    }
+
+    #[test]
+    fn a_condition_is_told_once_repeated_and_resolved() {
+        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Medium)]);
+        let gap = [wrong("gap", Severity::Critical)];
+        assert_eq!(
+            round("2026-11-20T02:00:00Z", &gap, &mut book, &sinks, ""),
+            [told("a", "gap", Event::New)]
+        );
+        assert!(round("2026-11-20T03:00:00Z", &gap, &mut book, &sinks, "").is_empty());
+        assert_eq!(
+            round("2026-11-20T06:00:00Z", &gap, &mut book, &sinks, ""),
+            [told("a", "gap", Event::Repeat)]
+        );
+        assert_eq!(
+            round("2026-11-20T06:01:00Z", &[], &mut book, &sinks, ""),
+            [told("a", "gap", Event::Resolved)]
+        );
+        assert_eq!(book, Book::default());
+    }
+
+    #[test]
+    fn what_a_sink_did_not_take_is_offered_again_and_the_others_hear_of_the_sink() {
+        let (mut book, sinks) = (
+            Book::default(),
+            [sink("a", Severity::Low), sink("b", Severity::Low)],
+        );
+        let gap = [wrong("gap", Severity::Critical)];
+        assert_eq!(
+            round("2026-11-20T02:00:00Z", &gap, &mut book, &sinks, "a").len(),
+            2
+        );
+        assert_eq!(book.failing["a"].error, "away");
+        let about_a = Condition {
+            about: Some("a".into()),
+            ..wrong("sink a", Severity::High)
+        };
+        let both = [gap[0].clone(), about_a];
+        let sent = round("2026-11-20T02:01:00Z", &both, &mut book, &sinks, "a");
+        assert_eq!(
+            sent,
+            [
+                told("a", "gap", Event::New),
+                told("b", "sink a", Event::New)
+            ]
+        );
+        // It ends while the sink is away: whoever never heard of it hears nothing.
+        let sent = round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, "a");
+        assert_eq!(
+            sent,
+            [
+                told("b", "gap", Event::Resolved),
+                told("b", "sink a", Event::Resolved)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_end_that_was_not_taken_is_told_later() {
+        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
+        let gap = [wrong("gap", Severity::Critical)];
+        round("2026-11-20T02:00:00Z", &gap, &mut book, &sinks, "");
+        assert_eq!(
+            round("2026-11-20T02:01:00Z", &[], &mut book, &sinks, "a").len(),
+            1
+        );
+        assert_eq!(
+            round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, ""),
+            [told("a", "gap", Event::Resolved)]
+        );
+        assert!(book.open.is_empty());
+    }
+
+    #[test]
+    fn a_sink_hears_of_its_severity_and_above_and_of_what_becomes_worse() {
+        let (mut book, sinks) = (Book::default(), [sink("a", Severity::High)]);
+        assert!(
+            round(
+                "2026-11-20T02:00:00Z",
+                &[wrong("x", Severity::Medium)],
+                &mut book,
+                &sinks,
+                ""
+            )
+            .is_empty()
+        );
+        let high = [wrong("x", Severity::High)];
+        assert_eq!(
+            round("2026-11-20T02:01:00Z", &high, &mut book, &sinks, ""),
+            [told("a", "x", Event::New)]
+        );
+        let critical = [wrong("x", Severity::Critical)];
+        assert_eq!(
+            round("2026-11-20T02:02:00Z", &critical, &mut book, &sinks, ""),
+            [told("a", "x", Event::New)]
+        );
+    }
+
+    #[test]
+    fn quiet_hours_delay_all_that_is_not_critical() {
+        let quiet = Sink {
+            quiet_hours: Some("22:00-06:00".parse().unwrap()),
+            zone: Some("Europe/Berlin".into()),
+            ..sink("a", Severity::Low)
+        };
+        let (mut book, sinks) = (Book::default(), [quiet]);
+        let both = [wrong("x", Severity::Medium), wrong("y", Severity::Critical)];
+        // 05:30 in Berlin, then 06:30.
+        assert_eq!(
+            round("2026-11-20T04:30:00Z", &both, &mut book, &sinks, ""),
+            [told("a", "y", Event::New)]
+        );
+        assert_eq!(
+            round("2026-11-20T05:30:00Z", &both, &mut book, &sinks, ""),
+            [told("a", "x", Event::New)]
+        );
+    }
+}

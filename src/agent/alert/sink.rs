@@ -1,0 +1,124 @@
+//! Delivery of a notice. A sink has ten seconds to take it. Otherwise it is offered again.
+
+use std::io::Write as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use super::decide::Notice;
+use super::{http, mail, payload};
+use crate::config::{Secret, Severity, Shape, Sink, SinkKind};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::operate::session::Session;
+use crate::program;
+use crate::repo::event;
+
+/// How long a delivery may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The place where PagerDuty takes events.
+const PAGER_DUTY: &str = "https://events.pagerduty.com/v2/enqueue";
+/// The socket of the system's log.
+const LOG: &str = "/dev/log";
+/// Files of secrets are not larger.
+const SECRET_BYTES: u64 = 8 << 10;
+
+/// Delivers a notice.
+///
+/// # Errors
+/// `Unreachable`, `Denied` or `Server` as the sink fails; `Deadline`; `Config` for a file that cannot be read. No error has a secret.
+pub fn deliver(sink: &Sink, notice: &Notice, session: &Session) -> Result<()> {
+    let host = event::host();
+    let deadline = fault::shortened(DEADLINE);
+    match sink.kind {
+        SinkKind::Command => run(sink, notice, &host, deadline),
+        SinkKind::Webhook(shape) => {
+            let key = sink.key_file.as_deref().map(secret).transpose()?;
+            let key = key.as_ref().map_or("", |k| k.expose());
+            let body = payload::body(shape, sink.template.as_deref(), notice, &host, key);
+            let url = url(sink, shape)?;
+            http::post(url.expose(), body, deadline)
+        }
+        SinkKind::Email => mail::send(sink, notice, &host, deadline),
+        SinkKind::Syslog => log(sink, &payload::line(notice, &host), notice.severity),
+    }
+    .map_err(|e| session.explained(e))
+}
+
+fn url(sink: &Sink, shape: Shape) -> Result<Secret> {
+    match (&sink.url, &sink.url_file) {
+        (_, Some(file)) => secret(file),
+        (Some(url), None) => Ok(url.clone()),
+        (None, None) if shape == Shape::PagerDuty => Ok(Secret::new(PAGER_DUTY.to_owned())),
+        (None, None) => Err(err!(Config, "the sink has no url")),
+    }
+}
+
+/// Reads a file that holds a secret, without the end of its line.
+pub(super) fn secret(file: &Path) -> Result<Secret> {
+    use std::io::Read as _;
+    let failed = |e| Error::from_io(format!("read \"{}\"", file.display()), e);
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).map_err(failed)?;
+    opened
+        .take(SECRET_BYTES)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    Ok(Secret::new(text.trim_end().to_owned()))
+}
+
+fn run(sink: &Sink, notice: &Notice, host: &str, deadline: Duration) -> Result<()> {
+    let mut command = program::command(&sink.command)?;
+    command
+        .env("PITR_ALERT_EVENT", event_name(notice))
+        .env("PITR_ALERT_ID", &notice.id)
+        .env("PITR_ALERT_SEVERITY", notice.severity.name())
+        .env("PITR_ALERT_SUMMARY", &notice.summary)
+        .env(
+            "PITR_ALERT_NEXT",
+            notice.next.as_deref().unwrap_or_default(),
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    let mut running = program::Running::start(&mut command)?;
+    if let Some(mut pipe) = running.stdin() {
+        let text = payload::fields(notice, host).to_string();
+        // A program that does not read it has the variables.
+        let _ = pipe.write_all(text.as_bytes());
+    }
+    let started = Instant::now();
+    running.succeed(&mut || match started.elapsed() < deadline {
+        true => Ok(()),
+        false => Err(err!(
+            Deadline,
+            "the program has not ended for {} s",
+            deadline.as_secs()
+        )),
+    })
+}
+
+fn event_name(notice: &Notice) -> String {
+    let value = serde_json::to_value(notice.event).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// RFC 3164, as the system's own programs write it: facility "daemon", severity, and the name of the program.
+fn log(sink: &Sink, line: &str, severity: Severity) -> Result<()> {
+    let place = sink.url.as_ref().map_or(LOG, |url| url.expose());
+    let severity = match severity {
+        Severity::Critical => 2,
+        Severity::High => 3,
+        Severity::Medium => 4,
+        Severity::Low => 6,
+    };
+    let text = format!("<{}>pitr[{}]: {line}", 3 * 8 + severity, std::process::id());
+    let failed = |e| Error::from_io(format!("write to \"{place}\""), e);
+    let socket = UnixDatagram::unbound().map_err(failed)?;
+    socket.set_write_timeout(Some(DEADLINE)).map_err(failed)?;
+    socket
+        .send_to(text.as_bytes(), place)
+        .map(drop)
+        .map_err(failed)
+}

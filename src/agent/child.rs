@@ -1,0 +1,204 @@
+//! A run of a job: the command, and beside it this process, which keeps the record.
+
+use std::fs::File;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::claim;
+use crate::config::{Job, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::operate::runs::{Begun, Ended, RunId, Runs};
+use crate::operate::session::Session;
+use crate::process;
+
+/// How often the command is looked after.
+const GLANCE: Duration = Duration::from_millis(100);
+/// How long it may take to end when it is asked to.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The end of the path of a program that was replaced while it ran.
+const DELETED: &str = " (deleted)";
+
+/// The result of a run.
+#[derive(Debug)]
+pub enum Done {
+    /// The command ran, and this is its end.
+    Ended(Ended),
+    /// Another run of the job is under way.
+    Busy,
+    /// This run was begun by another process.
+    Known,
+    /// Another agent has claimed it.
+    Elsewhere,
+}
+
+/// This program, also after another version was installed in its place.
+///
+/// # Errors
+/// Those of the system.
+pub fn own_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().map_err(|e| Error::from_io("find the program itself", e))?;
+    let text = path.to_string_lossy();
+    Ok(match text.strip_suffix(DELETED) {
+        Some(replaced) => PathBuf::from(replaced),
+        None => path,
+    })
+}
+
+/// A command of pitr with the configuration of the session.
+///
+/// # Errors
+/// Those of [`own_program`].
+pub fn command(settings: &Settings) -> Result<Command> {
+    let mut command = Command::new(own_program()?);
+    if let Some(path) = &settings.path {
+        command.arg("--config").arg(path);
+    }
+    Ok(command)
+}
+
+/// Runs a job to its end, and keeps the record. With `is_shown` its output is that of this process, else it goes to the file of the run.
+///
+/// # Errors
+/// Those of the system. A command that cannot be started is a run that failed.
+pub fn run(
+    session: &Session,
+    settings: &Settings,
+    (state_dir, job): (&Path, &Job),
+    id: RunId,
+    is_shown: bool,
+) -> Result<Done> {
+    let runs = Runs::of(state_dir, &job.name);
+    runs.begin(session.host.now(), session.host.random())?;
+    let Some(held) = runs.hold()? else {
+        return Ok(Done::Busy);
+    };
+    // By hand, and again after a failure, it is this host's in any case.
+    let elsewhere = match job.is_claimed && !is_shown && id.attempt == 0 {
+        true => claim::take(session, settings, state_dir, (&job.name, id.scheduled))?,
+        false => None,
+    };
+    fault::point("run-claimed");
+    let begun = Begun {
+        started: session.host.now(),
+        pid: std::process::id(),
+        tick: process::started_at(std::process::id()),
+    };
+    fault::point("run-begins");
+    if !runs.record_begin(&held, id, &begun, session.host.random())? {
+        return Ok(Done::Known);
+    }
+    if elsewhere.is_some() {
+        let ended = Ended {
+            ended: session.host.now(),
+            status: None,
+            said: String::new(),
+            elsewhere,
+            is_over_time: false,
+        };
+        runs.record_end(&held, id, &ended, session.host.random())?;
+        return Ok(Done::Elsewhere);
+    }
+    let mut command = command(settings)?;
+    // The command holds the lock for as long as it runs, whatever becomes of this process.
+    let lock = held
+        .lock
+        .try_clone()
+        .map_err(|e| Error::from_io("share the lock of a job", e))?;
+    command
+        .args(&job.run)
+        .stdin(Stdio::from(lock))
+        .process_group(0);
+    if !is_shown {
+        let log = File::create(runs.log(id)).and_then(|log| Ok((log.try_clone()?, log)));
+        let (out, err) =
+            log.map_err(|e| Error::from_io("create the file of what a job prints", e))?;
+        command.stdout(out).stderr(err);
+    }
+    let (status, is_over_time, said) = match command.spawn() {
+        Ok(child) => {
+            let (status, is_over_time) = wait(child, job.time_limit, session)?;
+            (status.code(), is_over_time, signal_of(status))
+        }
+        Err(e) => (None, false, format!("the command cannot be started: {e}")),
+    };
+    let said = match said.is_empty() {
+        true => runs.said(id),
+        false => said,
+    };
+    let ended = Ended {
+        ended: session.host.now(),
+        status,
+        said,
+        elsewhere: None,
+        is_over_time,
+    };
+    fault::point("run-ends");
+    runs.record_end(&held, id, &ended, session.host.random())?;
+    Ok(Done::Ended(ended))
+}
+
+fn signal_of(status: ExitStatus) -> String {
+    let ended = status.signal();
+    ended.map_or(String::new(), |signal| format!("ended by signal {signal}"))
+}
+
+/// Waits for the end. A command that takes too long is asked to end, and so it is when this process is asked to.
+fn wait(
+    mut child: Child,
+    limit: Option<Duration>,
+    session: &Session,
+) -> Result<(ExitStatus, bool)> {
+    let started = Instant::now();
+    let limit = limit.map(fault::shortened);
+    let group = Pid::from_child(&child);
+    let mut asked: Option<Instant> = None;
+    let mut is_over_time = false;
+    loop {
+        let ended = child
+            .try_wait()
+            .map_err(|e| Error::from_io("wait for a command", e))?;
+        if let Some(status) = ended {
+            return Ok((status, is_over_time));
+        }
+        match asked {
+            None => {
+                is_over_time = limit.is_some_and(|limit| started.elapsed() >= limit);
+                if is_over_time || session.host.is_stopping() {
+                    // A group that is gone needs no signal.
+                    let _ = kill_process_group(group, Signal::TERM);
+                    asked = Some(Instant::now());
+                }
+            }
+            Some(since) if since.elapsed() >= PATIENCE => {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            Some(_) => {}
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// Starts the process that runs a job and keeps its record. It has a session of its own, and does not end with the agent.
+///
+/// # Errors
+/// Those of the system.
+pub fn start(settings: &Settings, job: &str, id: RunId) -> Result<Child> {
+    let scheduled = id.scheduled.unix_micros();
+    let scheduled = scheduled.ok_or_else(|| err!(Internal, "a run has no time"))?;
+    let mut command = command(settings)?;
+    command
+        .args(["agent", "exec", job])
+        .args(["--scheduled", &scheduled.to_string()])
+        .args(["--attempt", &id.attempt.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+        .spawn()
+        .map_err(|e| Error::from_io(format!("start job \"{job}\""), e))
+}

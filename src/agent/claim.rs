@@ -1,0 +1,75 @@
+//! The claim of a scheduled run, where several agents have the same job.
+//!
+//! It stands in the first repository of the configuration, and there alone: two places could give one run to two agents. Nothing runs
+//! while that does not answer, and the agent tries again for as long as the run may be caught up.
+
+use std::path::Path;
+
+use crate::config::Settings;
+use crate::durable;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
+use crate::repo::event;
+use crate::repo::run_claim::{self, Claimed, RunClaim};
+
+/// The file that tells this agent from others, also from one with the same host name.
+const FILE: &str = "agent.id";
+
+/// Claims a run. Returns the host that has it, where that is another agent's.
+///
+/// # Errors
+/// Those of the repository: nobody has the run then, as far as is known.
+pub(super) fn take(
+    session: &Session,
+    settings: &Settings,
+    state_dir: &Path,
+    (job, scheduled): (&str, TimestampTz),
+) -> Result<Option<String>> {
+    let configured = settings.first_repository()?;
+    let of_run = |e: Error| {
+        e.context(format!(
+            "claim a run of job \"{job}\" in repository \"{}\"",
+            configured.name
+        ))
+    };
+    let id = identity(session, state_dir)?;
+    let repository = session.open(configured).map_err(of_run)?;
+    // The same at each try: an agent that was killed behind its claim finds it again.
+    let nonce = blake3::hash(format!("{id}/{job}/{scheduled}").as_bytes());
+    let claim = RunClaim {
+        job: job.to_owned(),
+        scheduled,
+        host: event::host(),
+        pid: std::process::id(),
+        nonce: nonce.to_hex().chars().take(32).collect(),
+    };
+    match run_claim::take(repository.store(), &claim).map_err(of_run)? {
+        Claimed::Ours => Ok(None),
+        Claimed::Others(host) => Ok(Some(host)),
+        Claimed::Void(why) => {
+            session.warn(&format!(
+                "the claim of job \"{job}\" for {scheduled} counts for nothing, because {why}: the job runs, and other agents may run it, too"
+            ));
+            Ok(None)
+        }
+    }
+}
+
+fn identity(session: &Session, state_dir: &Path) -> Result<String> {
+    let path = state_dir.join(FILE);
+    let failed = |e| Error::from_io(format!("keep \"{}\"", path.display()), e);
+    let new = event::nonce(session.host.random.as_ref());
+    // The first one stays.
+    durable::write_new(&path, new.as_bytes(), session.host.random()).map_err(failed)?;
+    let id = std::fs::read_to_string(&path).map_err(failed)?;
+    match id.len() {
+        32 => Ok(id),
+        _ => Err(err!(
+            Damaged,
+            "\"{}\" is not what the agent wrote: remove it",
+            path.display()
+        )),
+    }
+}

@@ -1,0 +1,140 @@
+//! The jobs of a configuration, checked as a whole before any of them starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::schedule::Schedule;
+use super::scheduler::{Planned, Trigger};
+use crate::config::{Job, Settings, When};
+use crate::err;
+use crate::error::Result;
+use crate::operate::session::Session;
+
+/// Says whether the words are a command of pitr.
+pub type Check<'a> = &'a dyn Fn(&[String]) -> Result<()>;
+
+/// Everything that the agent works with.
+pub struct Loaded {
+    /// The configuration.
+    pub settings: Settings,
+    /// The directory of what it remembers.
+    pub state_dir: PathBuf,
+    /// The jobs, in the order of the file.
+    pub jobs: Vec<Planned>,
+}
+
+/// Reads the configuration, and checks every job.
+///
+/// # Errors
+/// `Config` for a job that could never run, and without a place for what the agent remembers; `Refused` for a job that this host must not run.
+pub fn load(session: &Session, check: Check<'_>) -> Result<Loaded> {
+    let settings = session.settings()?;
+    let Some(state_dir) = settings.state_dir(&session.environment) else {
+        return Err(err!(Config, "the agent has no place for what it remembers")
+            .hint("Add state_dir to [agent]."));
+    };
+    let host = crate::repo::event::host();
+    let jobs = settings.jobs.iter();
+    let jobs: Result<Vec<Planned>> = jobs
+        .map(|job| planned(job, &settings, &host, check))
+        .collect();
+    Ok(Loaded {
+        jobs: jobs?,
+        settings,
+        state_dir,
+    })
+}
+
+/// The job of this name.
+///
+/// # Errors
+/// `Usage` for one that is not configured.
+pub fn named<'s>(settings: &'s Settings, name: &str) -> Result<&'s Job> {
+    let found = settings.jobs.iter().find(|job| job.name == name);
+    found.ok_or_else(|| {
+        let known: Vec<&str> = settings.jobs.iter().map(|j| j.name.as_str()).collect();
+        let error = err!(Usage, "no job \"{}\" is configured", name.escape_debug());
+        match known.is_empty() {
+            true => error.hint("Add [jobs.NAME] with run and schedule to the configuration."),
+            false => error.hint(format!("Known: {}", known.join(", "))),
+        }
+    })
+}
+
+/// Refuses a job that this host must not run, and one that could never run.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn permit(job: &Job, settings: &Settings, check: Check<'_>) -> Result<()> {
+    let of_job = |e: crate::error::Error| e.context(format!("job \"{}\"", job.name));
+    let first = job.run.iter().find(|word| !word.starts_with('-'));
+    if first.is_some_and(|word| word == "agent") {
+        return Err(of_job(err!(Config, "the agent cannot run itself")));
+    }
+    check(&job.run).map_err(of_job)?;
+    if job.run.iter().any(|word| word == "expire")
+        && let Some(repository) = settings.repositories.iter().find(|r| r.only_writes())
+    {
+        return Err(err!(
+            Refused,
+            "job \"{}\" would delete with the credentials of a host that only writes (repository \"{}\")",
+            job.name,
+            repository.name
+        )
+        .hint("Nothing was started. Run expire on the host of the janitor, and remove the job here."));
+    }
+    Ok(())
+}
+
+fn planned(job: &Job, settings: &Settings, host: &str, check: Check<'_>) -> Result<Planned> {
+    permit(job, settings, check)?;
+    let trigger = match &job.when {
+        When::Always => Trigger::Always,
+        When::After(other) => {
+            follows(job, settings)?;
+            Trigger::After(other.clone())
+        }
+        When::Cron(text) => {
+            let schedule = Schedule::new(text, job.zone.as_deref());
+            let schedule = schedule.map_err(|e| e.context(format!("job \"{}\"", job.name)))?;
+            Trigger::Scheduled(Box::new(schedule))
+        }
+    };
+    Ok(Planned {
+        name: job.name.clone(),
+        trigger,
+        delay: delay(job, host),
+        catch_up: job.catch_up,
+        retries: job.retries,
+    })
+}
+
+/// Follows the jobs before one to the first, which has a schedule.
+fn follows(job: &Job, settings: &Settings) -> Result<()> {
+    let mut at = job;
+    for _ in &settings.jobs {
+        let When::After(other) = &at.when else {
+            return Ok(());
+        };
+        at = named(settings, other)
+            .map_err(|e| e.context(format!("job \"{}\" comes after another", at.name)))?;
+        if at.when == When::Always {
+            return Err(err!(
+                Config,
+                "job \"{}\" comes after \"{}\", which never ends",
+                job.name,
+                at.name
+            ));
+        }
+    }
+    Err(err!(Config, "job \"{}\" comes after itself", job.name))
+}
+
+/// The part of the jitter that falls to this host: the same each day.
+fn delay(job: &Job, host: &str) -> Duration {
+    let millis = u64::try_from(job.jitter.as_millis()).unwrap_or(u64::MAX);
+    let hash = blake3::hash(format!("{host}/{}", job.name).as_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
+    let number = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    Duration::from_millis(number.checked_rem(millis).unwrap_or(0))
+}

@@ -1,0 +1,342 @@
+//! The status page: what the last look found, how the jobs stand, and what a restore to a moment would do.
+//!
+//! It has no knowledge of its own. It shows the file that the last look wrote and the records of jobs, and has `pitr plan` run. It reads nothing
+//! while nobody asks. Names and messages come from repositories and servers: the script makes text of them, never markup.
+
+mod door;
+mod plan;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{
+    CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, SET_COOKIE, WWW_AUTHENTICATE,
+};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use self::door::{Admission, Door};
+use super::load::Loaded;
+use super::{child, jobs, load};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::host::Host;
+use crate::operate::runs::{RunId, Runs};
+use crate::release;
+use crate::repo::event;
+
+/// A file of what was found is old after so long.
+const OLD: Duration = Duration::from_secs(600);
+/// A form is no longer.
+const FORM_BYTES: usize = 4096;
+/// A wrong token is answered after so long.
+const WRONG: Duration = Duration::from_secs(1);
+/// Nothing comes from elsewhere, nothing goes elsewhere, and no text becomes a script.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+const HEADERS: [(&str, &str); 6] = [
+    ("content-security-policy", POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("cache-control", "no-store"),
+];
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
+
+type Answer = Response<Full<Bytes>>;
+
+/// The page of an agent.
+pub struct Page {
+    host: Host,
+    file: PathBuf,
+    /// Stays until the agent is started again.
+    listen: SocketAddr,
+    /// None where the configuration wants no page.
+    door: Mutex<Option<Arc<Door>>>,
+    loaded: Mutex<Loaded>,
+    /// One plan at a time: it reads a repository.
+    is_planning: AtomicBool,
+}
+
+impl Page {
+    /// Makes the page of a configuration.
+    ///
+    /// # Errors
+    /// Those of its token.
+    pub fn new(host: Host, file: PathBuf, loaded: Loaded, listen: SocketAddr) -> Result<Page> {
+        let door = opened(&host, &loaded, listen)?;
+        Ok(Page {
+            host,
+            file,
+            listen,
+            door: Mutex::new(door),
+            loaded: Mutex::new(loaded),
+            is_planning: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes another configuration. The directory of what is remembered stays.
+    ///
+    /// # Errors
+    /// Those of its token: then everything stays.
+    pub fn reload(&self, loaded: Loaded) -> Result<()> {
+        let door = opened(&self.host, &loaded, self.listen)?;
+        *held(&self.door) = door;
+        let mut own = held(&self.loaded);
+        let state_dir = own.state_dir.clone();
+        *own = Loaded {
+            state_dir,
+            ..loaded
+        };
+        Ok(())
+    }
+
+    /// Answers what is asked of the page; none for a path that is not its.
+    pub async fn answer(self: Arc<Page>, request: Request<Incoming>) -> Option<Answer> {
+        let door = held(&self.door).clone()?;
+        let is_post = *request.method() == Method::POST;
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let path = request.uri().path().to_owned();
+        let answer = match (path.as_str(), is_read, is_post) {
+            ("/page.css", true, _) => text("text/css; charset=utf-8", include_str!("page.css")),
+            ("/page.js", true, _) => {
+                text("text/javascript; charset=utf-8", include_str!("page.js"))
+            }
+            ("/login", true, _) => text(HTML, include_str!("login.html")),
+            ("/login", _, true) => login(&door, request).await,
+            ("/" | "/api/state" | "/api/plan", true, _) | ("/api/run", _, true) => {
+                match door.admit(request.headers()) {
+                    Admission::In => self.inside(&path, &door, request).await,
+                    Admission::Login if path == "/" => to("login"),
+                    Admission::Login => unauthorized(),
+                    Admission::Closed(why) => {
+                        refused(StatusCode::FORBIDDEN, &format!("the page is closed: {why}"))
+                    }
+                }
+            }
+            ("/" | "/api/state" | "/api/plan" | "/api/run" | "/login", ..) => refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this is not how it is asked for",
+            ),
+            _ => return None,
+        };
+        Some(guarded(answer))
+    }
+
+    async fn inside(
+        self: Arc<Page>,
+        path: &str,
+        door: &Arc<Door>,
+        request: Request<Incoming>,
+    ) -> Answer {
+        if path == "/" {
+            return text(HTML, include_str!("page.html"));
+        }
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        if path == "/api/run" {
+            if !door.has_actions() {
+                return refused(
+                    StatusCode::FORBIDDEN,
+                    "the page starts nothing without actions = true and token_file in [page]",
+                );
+            }
+            if !Door::is_own(request.headers()) {
+                return refused(StatusCode::FORBIDDEN, "another site asks for this");
+            }
+        }
+        let has_actions = door.has_actions();
+        let path = path.to_owned();
+        // Files, processes: nothing for the thread that serves.
+        let done = tokio::task::spawn_blocking(move || match path.as_str() {
+            "/api/plan" => self.plan(&query),
+            "/api/run" => self.run(&query),
+            _ => self.state(has_actions),
+        });
+        match done.await {
+            Ok(Ok((status, body))) => with(status, JSON, body),
+            Ok(Err(e)) => refused(status_of(&e), &e.to_string()),
+            Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the answer was lost"),
+        }
+    }
+
+    /// Everything that is known, in one object.
+    fn state(&self, has_actions: bool) -> Result<(StatusCode, String)> {
+        let now = self.host.now();
+        let jobs = jobs::shown(&held(&self.loaded), now)?;
+        let failed = |e| Error::from_io("read what was found", e);
+        let (observed, is_old) = match std::fs::read_to_string(&self.file) {
+            Ok(text) => {
+                let modified = std::fs::metadata(&self.file)
+                    .and_then(|m| m.modified())
+                    .map_err(failed)?;
+                // A clock that was set back makes the age unknown, and no younger.
+                (text, modified.elapsed().unwrap_or(Duration::MAX) > OLD)
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => ("null".to_owned(), false),
+            Err(e) => return Err(failed(e)),
+        };
+        let head = json!({
+            "now": now, "host": event::host(), "version": release::NUMBER, "actions": has_actions, "is_old": is_old, "jobs": jobs
+        });
+        let head = head.to_string();
+        let head = head.strip_suffix('}').unwrap_or_default();
+        // The file is as large as the history is long: it is handed on as it is.
+        Ok((StatusCode::OK, format!("{head},\"observed\":{observed}}}")))
+    }
+
+    fn plan(&self, query: &str) -> Result<(StatusCode, String)> {
+        if self.is_planning.swap(true, Ordering::AcqRel) {
+            return Err(err!(Locked, "another plan is being made: ask again"));
+        }
+        let settings = held(&self.loaded).settings.clone();
+        let made = plan::make(&settings, value(query, "cluster"), value(query, "time"));
+        self.is_planning.store(false, Ordering::Release);
+        Ok((StatusCode::OK, made?.to_string()))
+    }
+
+    /// Starts a job, as its schedule would.
+    fn run(&self, query: &str) -> Result<(StatusCode, String)> {
+        let name = value(query, "job");
+        let (settings, state_dir) = {
+            let loaded = held(&self.loaded);
+            load::named(&loaded.settings, name)?;
+            (loaded.settings.clone(), loaded.state_dir.clone())
+        };
+        let runs = Runs::of(&state_dir, name);
+        runs.begin(self.host.now(), self.host.random())?;
+        if runs.is_locked()? {
+            return Err(err!(Locked, "a run of job \"{name}\" is under way"));
+        }
+        let id = RunId {
+            scheduled: self.host.now(),
+            attempt: 0,
+        };
+        let mut child = child::start(&settings, name, id)?;
+        // It keeps its record itself; this only buries it.
+        std::thread::spawn(move || child.wait());
+        Ok((
+            StatusCode::ACCEPTED,
+            json!({ "started": name, "scheduled": id.scheduled }).to_string(),
+        ))
+    }
+}
+
+fn opened(host: &Host, loaded: &Loaded, listen: SocketAddr) -> Result<Option<Arc<Door>>> {
+    let page = &loaded.settings.page;
+    if !page.is_enabled {
+        return Ok(None);
+    }
+    let door = Door::new(page, listen)?;
+    if door.is_exposed() {
+        host.progress.warn(
+            "the token of the page crosses the network unencrypted: put a proxy with TLS before it",
+        );
+    }
+    Ok(Some(Arc::new(door)))
+}
+
+/// A value that a thread left when it panicked is whole: nobody changes it in place.
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value of a query or form. Values that matter here need no escapes, and one that has some is no name of anything.
+fn value<'q>(query: &'q str, name: &str) -> &'q str {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let mut found = pairs.filter(|(key, _)| *key == name);
+    found.next().map_or("", |(_, value)| value)
+}
+
+async fn login(door: &Door, request: Request<Incoming>) -> Answer {
+    if !Door::is_own(request.headers()) {
+        return refused(StatusCode::FORBIDDEN, "another site asks for this");
+    }
+    let body = Limited::new(request.into_body(), FORM_BYTES)
+        .collect()
+        .await;
+    let Ok(body) = body.map(|body| body.to_bytes()) else {
+        return refused(StatusCode::BAD_REQUEST, "that is no form");
+    };
+    let form = String::from_utf8_lossy(&body);
+    match door.cookie(value(&form, "token")) {
+        Some(cookie) => {
+            let mut answer = to(".");
+            if let Ok(cookie) = HeaderValue::from_str(&cookie) {
+                answer.headers_mut().insert(SET_COOKIE, cookie);
+            }
+            answer
+        }
+        None => {
+            tokio::time::sleep(WRONG).await;
+            let again = include_str!("login.html").replace(
+                "<form",
+                "<p class=\"bad\" role=\"alert\">That is not the token.</p>\n<form",
+            );
+            with(StatusCode::UNAUTHORIZED, HTML, again)
+        }
+    }
+}
+
+fn status_of(e: &Error) -> StatusCode {
+    match e.code() {
+        Code::Usage => StatusCode::BAD_REQUEST,
+        Code::Locked => StatusCode::CONFLICT,
+        Code::Deadline => StatusCode::GATEWAY_TIMEOUT,
+        Code::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn with(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+fn text(kind: &'static str, body: &'static str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+fn refused(status: StatusCode, why: &str) -> Answer {
+    with(status, JSON, json!({ "error": why }).to_string())
+}
+
+fn unauthorized() -> Answer {
+    let mut answer = refused(StatusCode::UNAUTHORIZED, "a token is needed");
+    answer
+        .headers_mut()
+        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    answer
+}
+
+fn to(place: &'static str) -> Answer {
+    let mut answer = with(StatusCode::SEE_OTHER, HTML, String::new());
+    answer
+        .headers_mut()
+        .insert(LOCATION, HeaderValue::from_static(place));
+    answer
+}
+
+fn guarded(mut answer: Answer) -> Answer {
+    for (name, value) in HEADERS {
+        answer.headers_mut().insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        );
+    }
+    answer
+}

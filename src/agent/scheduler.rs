@@ -1,0 +1,375 @@
+//! The runs that are to start now: a function of the clock, the jobs and how they stand. It does nothing, and remembers nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::schedule::Schedule;
+use crate::operate::runs::{JobState, Run, RunId};
+use crate::pg::time::TimestampTz;
+
+/// A job that is not caught up may begin so much late: the agent had something else to do.
+const LATE: Duration = Duration::from_secs(120);
+/// The first wait before another attempt; each further one is twice as long.
+const RETRY: Duration = Duration::from_secs(60);
+/// The longest wait before another attempt.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// A run that ends earlier than this had trouble with its start.
+const SHORT: Duration = Duration::from_secs(60);
+/// The longest wait before something that runs always is started again.
+const RESTART_MAX: Duration = Duration::from_secs(60);
+
+/// When a job runs.
+#[derive(Debug)]
+pub enum Trigger {
+    /// By a schedule.
+    Scheduled(Box<Schedule>),
+    /// All the time.
+    Always,
+    /// After each success of another job.
+    After(String),
+}
+
+/// A job, as far as its times are concerned.
+#[derive(Debug)]
+pub struct Planned {
+    /// Its name.
+    pub name: String,
+    /// When it runs.
+    pub trigger: Trigger,
+    /// How much later than scheduled it starts on this host.
+    pub delay: Duration,
+    /// Whether a run that was missed is caught up.
+    pub catch_up: bool,
+    /// How often it is tried again.
+    pub retries: u32,
+}
+
+/// The runs that are to start now, each with the name of its job. A job that is not in `states` is not known yet, and starts nothing.
+pub fn due<'a>(
+    now: TimestampTz,
+    jobs: &'a [Planned],
+    states: &BTreeMap<String, JobState>,
+) -> Vec<(&'a str, RunId)> {
+    let one = |job: &'a Planned| {
+        let state = states.get(&job.name)?;
+        let run = match state.is_running {
+            true => None,
+            false => job.due(now, state, states),
+        };
+        Some((job.name.as_str(), run?))
+    };
+    jobs.iter().filter_map(one).collect()
+}
+
+impl Planned {
+    fn due(
+        &self,
+        now: TimestampTz,
+        state: &JobState,
+        states: &BTreeMap<String, JobState>,
+    ) -> Option<RunId> {
+        let fresh = |scheduled| RunId {
+            scheduled,
+            attempt: 0,
+        };
+        let last = state.runs.last();
+        let floor = last.map_or(state.since, |run| run.id.scheduled);
+        let scheduled = match &self.trigger {
+            Trigger::Always => return may_restart(now, &state.runs).then(|| fresh(now)),
+            Trigger::Scheduled(schedule) => self.scheduled(schedule, floor, now),
+            Trigger::After(other) => succeeded(states.get(other)?, state, last),
+        };
+        scheduled.map(fresh).or_else(|| self.again(now, last?))
+    }
+
+    /// The newest time that was missed, or is now.
+    fn scheduled(
+        &self,
+        schedule: &Schedule,
+        floor: TimestampTz,
+        now: TimestampTz,
+    ) -> Option<TimestampTz> {
+        let due = schedule.last(floor, now.saturating_sub(self.delay))?;
+        let late = now.duration_since(due.saturating_add(self.delay));
+        (self.catch_up || late.unwrap_or_default() <= LATE).then_some(due)
+    }
+
+    /// Another attempt after one that failed.
+    fn again(&self, now: TimestampTz, last: &Run) -> Option<RunId> {
+        let attempt = last.id.attempt.checked_add(1)?;
+        let is_left = attempt <= self.retries && !last.is_success() && !last.is_elsewhere();
+        let wait = doubled(RETRY, last.id.attempt).min(RETRY_MAX);
+        (is_left && has_passed(wait, end_of(last), now)).then_some(RunId { attempt, ..last.id })
+    }
+
+    /// The next time at which it starts by its schedule.
+    pub fn next(&self, now: TimestampTz) -> Option<TimestampTz> {
+        match &self.trigger {
+            Trigger::Scheduled(schedule) => {
+                let next = schedule.next(now.saturating_sub(self.delay))?;
+                Some(next.saturating_add(self.delay))
+            }
+            Trigger::Always | Trigger::After(_) => None,
+        }
+    }
+}
+
+/// The newest success of the job before, where this one did not follow it yet.
+fn succeeded(before: &JobState, own: &JobState, last: Option<&Run>) -> Option<TimestampTz> {
+    let success = before.runs.iter().rfind(|run| run.is_success())?;
+    let is_new = match last {
+        Some(last) => success.id.scheduled > last.id.scheduled,
+        None => end_of(success) >= own.since,
+    };
+    is_new.then_some(success.id.scheduled)
+}
+
+/// Whether something that runs always may be started again: at once, and ever later where it ends soon.
+fn may_restart(now: TimestampTz, runs: &[Run]) -> bool {
+    let Some(last) = runs.last() else { return true };
+    let is_short = |run: &&Run| {
+        let took = end_of(run).duration_since(run.begun.started);
+        took.unwrap_or_default() < SHORT
+    };
+    let short = runs.iter().rev().take_while(is_short).count();
+    let Some(before) = short.checked_sub(1) else {
+        return true;
+    };
+    let exponent = u32::try_from(before).unwrap_or(u32::MAX);
+    let wait = doubled(Duration::from_secs(1), exponent).min(RESTART_MAX);
+    has_passed(wait, end_of(last), now)
+}
+
+/// A clock that went back makes nobody wait for longer than was meant: the wait counts as over.
+fn has_passed(wait: Duration, since: TimestampTz, now: TimestampTz) -> bool {
+    now.duration_since(since)
+        .is_none_or(|passed| passed >= wait)
+}
+
+fn doubled(first: Duration, times: u32) -> Duration {
+    first.saturating_mul(1 << times.min(16))
+}
+
+/// A run that was killed with its record ended at its start, as far as anybody knows.
+fn end_of(run: &Run) -> TimestampTz {
+    run.ended.as_ref().map_or(run.begun.started, |e| e.ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operate::runs::{Begun, Ended};
+    use proptest::prelude::*;
+
+    fn time(text: &str) -> TimestampTz {
+        text.parse().unwrap()
+    }
+
+    fn run(
+        scheduled: TimestampTz,
+        attempt: u32,
+        started: TimestampTz,
+        ended: Option<(TimestampTz, i32)>,
+    ) -> Run {
+        Run {
+            id: RunId { scheduled, attempt },
+            begun: Begun {
+                started,
+                pid: 1,
+                tick: None,
+            },
+            ended: ended.map(|(ended, status)| Ended {
+                ended,
+                status: Some(status),
+                said: String::new(),
+                elsewhere: None,
+                is_over_time: false,
+            }),
+        }
+    }
+
+    fn daily(catch_up: bool, retries: u32) -> Planned {
+        Planned {
+            name: "a".into(),
+            trigger: Trigger::Scheduled(Box::new(Schedule::new("0 2 * * *", None).unwrap())),
+            delay: Duration::ZERO,
+            catch_up,
+            retries,
+        }
+    }
+
+    fn state(runs: Vec<Run>) -> JobState {
+        JobState {
+            since: time("2026-11-01T00:00:00Z"),
+            is_running: false,
+            runs,
+        }
+    }
+
+    fn starts(job: Planned, state: JobState, now: &str) -> Option<RunId> {
+        let states = [("a".to_owned(), state)].into();
+        let jobs = [job];
+        let due = due(time(now), &jobs, &states);
+        due.first().map(|(_, id)| *id)
+    }
+
+    #[test]
+    fn a_missed_time_is_caught_up_once() {
+        let two = time("2026-11-20T02:00:00Z");
+        let id = RunId {
+            scheduled: two,
+            attempt: 0,
+        };
+        let late = "2026-11-20T09:00:00Z";
+        assert_eq!(starts(daily(true, 0), state(vec![]), late), Some(id));
+        assert_eq!(starts(daily(false, 0), state(vec![]), late), None);
+        assert_eq!(
+            starts(daily(false, 0), state(vec![]), "2026-11-20T02:00:30Z"),
+            Some(id)
+        );
+        let done = run(two, 0, two, Some((two, 0)));
+        assert_eq!(starts(daily(true, 0), state(vec![done]), late), None);
+        let running = JobState {
+            is_running: true,
+            ..state(vec![])
+        };
+        assert_eq!(starts(daily(true, 0), running, late), None);
+    }
+
+    #[test]
+    fn a_failure_is_tried_again_as_often_as_was_asked() {
+        let two = time("2026-11-20T02:00:00Z");
+        let failed = |attempt| run(two, attempt, two, Some((two, 1)));
+        let after = |retries, attempt, now: &str| {
+            starts(daily(true, retries), state(vec![failed(attempt)]), now).map(|id| id.attempt)
+        };
+        assert_eq!(after(0, 0, "2026-11-20T02:05:00Z"), None);
+        assert_eq!(after(2, 0, "2026-11-20T02:00:30Z"), None, "too early");
+        assert_eq!(after(2, 0, "2026-11-20T02:01:00Z"), Some(1));
+        assert_eq!(after(2, 1, "2026-11-20T02:02:00Z"), Some(2));
+        assert_eq!(after(2, 2, "2026-11-20T09:00:00Z"), None);
+        // Killed with its record: it did not succeed.
+        let lost = state(vec![run(two, 0, two, None)]);
+        assert_eq!(
+            starts(daily(true, 1), lost, "2026-11-20T02:01:00Z").map(|id| id.attempt),
+            Some(1)
+        );
+    }
+
+    #[test]
+    fn one_job_follows_each_success_of_another() {
+        let two = time("2026-11-20T02:00:00Z");
+        let jobs = [Planned {
+            trigger: Trigger::After("b".into()),
+            ..daily(true, 0)
+        }];
+        let of = |before: Vec<Run>, own: Vec<Run>| {
+            let states = [
+                ("a".to_owned(), state(own)),
+                ("b".to_owned(), state(before)),
+            ]
+            .into();
+            due(time("2026-11-20T03:00:00Z"), &jobs, &states)
+                .first()
+                .map(|(_, id)| id.scheduled)
+        };
+        let good = run(two, 0, two, Some((two, 0)));
+        let bad = run(two, 0, two, Some((two, 1)));
+        assert_eq!(of(vec![], vec![]), None);
+        assert_eq!(of(vec![bad.clone()], vec![]), None);
+        assert_eq!(of(vec![good.clone()], vec![]), Some(two));
+        assert_eq!(of(vec![good.clone()], vec![good.clone()]), None);
+        assert_eq!(of(vec![good], vec![bad]), None, "it followed, and failed");
+    }
+
+    #[test]
+    fn what_runs_always_is_started_again_ever_later() {
+        let begin = time("2026-11-20T02:00:00Z");
+        let job = || Planned {
+            trigger: Trigger::Always,
+            ..daily(true, 0)
+        };
+        let after = |count: u64, seconds: u64| {
+            let at = |n: u64| begin.saturating_add(Duration::from_secs(n));
+            let runs: Vec<Run> = (0..count)
+                .map(|n| run(at(n), 0, at(n), Some((at(n), 1))))
+                .collect();
+            let now = at(count.saturating_sub(1) + seconds).to_string();
+            starts(job(), state(runs), &now).is_some()
+        };
+        assert!(after(0, 0));
+        assert!(!after(1, 0) && after(1, 1));
+        assert!(!after(4, 7) && after(4, 8));
+        assert!(!after(40, 59) && after(40, 60));
+        // A long run is started again at once.
+        let long = run(begin, 0, begin, Some((time("2026-11-20T03:00:00Z"), 1)));
+        assert!(starts(job(), state(vec![long]), "2026-11-20T03:00:00Z").is_some());
+    }
+
+    /// A day of one host: the agent is there or not, and a job takes some time and fails at times.
+    #[derive(Debug, Clone)]
+    struct Step {
+        minutes: u64,
+        is_down: bool,
+        takes: u64,
+        fails: bool,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = (1_u64..90, any::<bool>(), 0_u64..150, any::<bool>());
+        let step = step.prop_map(|(minutes, is_down, takes, fails)| Step {
+            minutes,
+            is_down,
+            takes,
+            fails,
+        });
+        prop::collection::vec(step, 1..80)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        /// Over random clocks and outages, across both changes of the clock: no run overlaps another, none begins twice, each is of a due
+        /// time, and after a while with the agent up the newest due time was run.
+        #[test]
+        fn no_run_is_lost_or_doubled(steps in steps(), spring in any::<bool>(), retries in 0_u32..3) {
+            let start = match spring {
+                true => time("2026-03-28T20:00:00Z"),
+                false => time("2026-10-24T20:00:00Z"),
+            };
+            let schedule = || Schedule::new("30 */2 * * *", Some("Europe/Berlin")).unwrap();
+            let job = [Planned {
+                trigger: Trigger::Scheduled(Box::new(schedule())),
+                ..daily(true, retries)
+            }];
+            let oracle = schedule();
+            let mut now = start;
+            let mut runs: Vec<Run> = Vec::new();
+            let mut busy_until = start;
+            for step in steps {
+                for _ in 0..step.minutes {
+                    now = now.saturating_add(Duration::from_secs(60));
+                    if step.is_down { continue; }
+                    let own = JobState { since: start, is_running: now < busy_until, runs: runs.clone() };
+                    let states = [("a".to_owned(), own)].into();
+                    let decided = due(now, &job, &states);
+                    let Some((_, id)) = decided.first() else {
+                        // Idle means: the newest due time was begun.
+                        if now >= busy_until {
+                            prop_assert_eq!(oracle.last(runs.last().map_or(start, |r| r.id.scheduled), now), None);
+                        }
+                        continue;
+                    };
+                    prop_assert!(now >= busy_until, "overlap");
+                    prop_assert!(id.scheduled <= now);
+                    prop_assert!(runs.iter().all(|r| r.id < *id), "begun twice or out of order");
+                    prop_assert!(id.attempt <= retries);
+                    let just_before = id.scheduled.saturating_sub(Duration::from_secs(1));
+                    prop_assert_eq!(oracle.next(just_before), Some(id.scheduled), "not a due time");
+                    busy_until = now.saturating_add(Duration::from_secs(step.takes * 60));
+                    let status = i32::from(step.fails);
+                    runs.push(run(id.scheduled, id.attempt, now, Some((busy_until, status))));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! `/metrics`, `/healthz`, `/readyz` and the status page over HTTP.
+//!
+//! The answer was collected by another process, and stands in a file. A file that grew old is not served: its values would look like those
+//! of now.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use super::page::Page;
+use crate::config::Settings;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+
+/// The place where it listens, unless the configuration names another one.
+const LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 9870);
+/// The format of the text.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// A file of metrics that is older is not served.
+const OLD: Duration = Duration::from_secs(600);
+/// A file that is older says nothing about whether the repositories answer.
+const READY: Duration = Duration::from_secs(180);
+/// How often another try is made to listen.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long a client may take to ask.
+const CLIENT: Duration = Duration::from_secs(10);
+
+/// Everything that is served.
+#[derive(Clone)]
+pub struct Served {
+    file: PathBuf,
+    page: Arc<Page>,
+}
+
+/// The address of a configuration.
+pub fn address(settings: &Settings) -> SocketAddr {
+    settings
+        .agent
+        .listen
+        .unwrap_or_else(|| SocketAddr::from(LISTEN))
+}
+
+impl Served {
+    /// Serves the metrics of this file, and this page.
+    pub fn new(file: PathBuf, page: Arc<Page>) -> Served {
+        Served { file, page }
+    }
+
+    /// Serves on a thread of its own. A port that is taken keeps no job from running: it is tried again.
+    pub fn begin(&self, address: SocketAddr, stop: Arc<AtomicBool>, progress: Arc<dyn Progress>) {
+        let served = self.clone();
+        std::thread::spawn(move || {
+            let mut is_told = false;
+            while !stop.load(Ordering::Relaxed) {
+                if let Err(e) = served.serve(address)
+                    && !is_told
+                {
+                    progress.warn(&format!(
+                        "metrics are not served, and it is tried again: {e}"
+                    ));
+                    is_told = true;
+                }
+                std::thread::sleep(RETRY);
+            }
+        });
+    }
+
+    fn serve(&self, address: SocketAddr) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.map_err(|e| Error::from_io("start a runtime", e))?;
+        let failed = |e| Error::from_io(format!("listen at {address}"), e);
+        runtime.block_on(async {
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            loop {
+                let (stream, _) = listener.accept().await.map_err(failed)?;
+                let served = self.clone();
+                tokio::spawn(async move {
+                    let answer = service_fn(move |request| {
+                        let served = served.clone();
+                        async move { Ok::<_, Infallible>(served.answer(request).await) }
+                    });
+                    // A client that breaks off is its own loss.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(CLIENT)
+                        .serve_connection(TokioIo::new(stream), answer)
+                        .await;
+                });
+            }
+        })
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let is_metric = matches!(path.as_str(), "/metrics" | "/healthz" | "/readyz");
+        if !is_metric && let Some(answer) = Arc::clone(&self.page).answer(request).await {
+            return answer;
+        }
+        let (status, body) = match path.as_str() {
+            _ if !is_read => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET is answered\n".to_owned(),
+            ),
+            "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" => match self.ready() {
+                Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+                Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")),
+            },
+            "/metrics" => match self.metrics(OLD) {
+                Ok(text) => (StatusCode::OK, text),
+                Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("# {e}\n")),
+            },
+            _ => (
+                StatusCode::NOT_FOUND,
+                "there are /, /metrics, /healthz and /readyz\n".to_owned(),
+            ),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(TEXT));
+        response
+    }
+
+    /// The metrics, unless they are older than this.
+    fn metrics(&self, limit: Duration) -> Result<String> {
+        let failed = |e| Error::from_io("read the metrics", e);
+        let modified = std::fs::metadata(&self.file)
+            .and_then(|m| m.modified())
+            .map_err(failed)?;
+        // A clock that was set back makes the age unknown, and no younger.
+        let age = modified.elapsed().unwrap_or(Duration::MAX);
+        if age > limit {
+            return Err(err!(
+                Unreachable,
+                "the metrics are old: nobody has collected them lately"
+            ));
+        }
+        std::fs::read_to_string(&self.file).map_err(failed)
+    }
+
+    fn ready(&self) -> Result<()> {
+        let text = self.metrics(READY)?;
+        let is_down = |line: &&str| line.starts_with("pitr_repo_up{") && line.ends_with(" 0");
+        match text.lines().find(is_down) {
+            None => Ok(()),
+            Some(line) => Err(err!(Unreachable, "a repository does not answer: {line}")),
+        }
+    }
+}

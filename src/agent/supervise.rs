@@ -1,0 +1,347 @@
+//! The loop of the agent: what is due starts, what ended is buried, and once in a while everything is looked at.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::load::{self, Check, Loaded};
+use super::page::Page;
+use super::scheduler;
+use super::serve::{self, Served};
+use super::{child, observe, observed};
+use crate::config::agent::INTERVAL;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::lock;
+use crate::operate::counters::make;
+use crate::operate::runs::{JobState, RunId, Runs};
+use crate::operate::session::Session;
+use crate::process;
+
+/// The lock of the agent, below `state_dir`.
+pub const LOCK: &str = "agent.lock";
+/// How long one who only looks may hold it.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// How often it looks whether something is due.
+const TICK: Duration = Duration::from_secs(1);
+/// How often it looks whether somebody wants something.
+const GLANCE: Duration = Duration::from_millis(250);
+/// A run whose start left no record is started again after so long.
+const AGAIN: Duration = Duration::from_secs(30);
+/// Looking at everything may take so long.
+const OBSERVE_MAX: Duration = Duration::from_secs(300);
+
+/// Requests from outside.
+pub struct Requests {
+    /// The configuration has changed.
+    pub reload: Arc<AtomicBool>,
+    /// Hears how the agent stands, in one line.
+    pub status: Box<dyn Fn(&str)>,
+}
+
+/// A job as it was last read, and when its directory last changed.
+type Known = (Option<SystemTime>, JobState);
+
+struct Agent<'a> {
+    session: &'a Session,
+    check: Check<'a>,
+    loaded: Loaded,
+    page: Arc<Page>,
+    known: BTreeMap<String, Known>,
+    /// Runs that were started, and of which no record has been seen yet.
+    asked: BTreeMap<String, (RunId, Instant)>,
+    children: Vec<Child>,
+    observing: Option<(Child, Instant)>,
+    observed: Option<Instant>,
+    /// Trouble that was reported, so that it is reported once.
+    troubles: BTreeMap<String, String>,
+}
+
+/// Runs until the session is to stop. Jobs go on.
+///
+/// # Errors
+/// Those of [`load::load`]; `Locked` when another agent runs with the same memory.
+pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<()> {
+    let loaded = load::load(session, check)?;
+    make(&loaded.state_dir)?;
+    let _lock = lock(&loaded.state_dir)?;
+    // The page has a copy of its own: it is asked on another thread.
+    let page = Arc::new(Page::new(
+        session.host.clone(),
+        observed::file(&loaded.state_dir),
+        load::load(session, check)?,
+        serve::address(&loaded.settings),
+    )?);
+    let served = Served::new(observe::file(&loaded.state_dir), Arc::clone(&page));
+    served.begin(
+        serve::address(&loaded.settings),
+        Arc::clone(&session.host.stop),
+        Arc::clone(&session.host.progress),
+    );
+    let mut agent = Agent {
+        session,
+        check,
+        loaded,
+        page,
+        known: BTreeMap::new(),
+        asked: BTreeMap::new(),
+        children: Vec::new(),
+        observing: None,
+        observed: None,
+        troubles: BTreeMap::new(),
+    };
+    (requests.status)(&agent.line());
+    loop {
+        agent.tick();
+        let ticked = Instant::now();
+        while ticked.elapsed() < fault::hastened(TICK) {
+            if session.host.is_stopping() {
+                agent.leave();
+                return Ok(());
+            }
+            if requests.reload.swap(false, Ordering::Relaxed) {
+                agent.reload();
+                (requests.status)(&agent.line());
+            }
+            std::thread::sleep(GLANCE.min(fault::hastened(TICK)));
+        }
+    }
+}
+
+fn lock(state_dir: &Path) -> Result<File> {
+    let path = state_dir.join(LOCK);
+    let failed = |e| Error::from_io(format!("lock \"{}\"", path.display()), e);
+    lock::take(&path, LOCK_PATIENCE)
+        .map_err(failed)?
+        .ok_or_else(|| {
+            err!(
+                Locked,
+                "another agent runs, which holds \"{}\"",
+                path.display()
+            )
+            .hint("Nothing was done. pitr agent status shows what it does.")
+        })
+}
+
+/// Whether an agent runs.
+pub fn is_running(state_dir: &Path) -> bool {
+    lock::is_held(&state_dir.join(LOCK)).unwrap_or(false)
+}
+
+impl Agent<'_> {
+    fn line(&self) -> String {
+        format!("{} jobs", self.loaded.jobs.len())
+    }
+
+    fn tick(&mut self) {
+        // One that has ended is buried; its record tells how.
+        self.children
+            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        let states = self.states();
+        let now = self.session.host.now();
+        let due = scheduler::due(now, &self.loaded.jobs, &states);
+        let due: Vec<(String, RunId)> = due
+            .into_iter()
+            .map(|(name, id)| (name.to_owned(), id))
+            .collect();
+        for (name, id) in due {
+            self.start(&name, id);
+        }
+        self.observe();
+    }
+
+    fn start(&mut self, name: &str, id: RunId) {
+        let is_always =
+            |job: &scheduler::Planned| matches!(job.trigger, scheduler::Trigger::Always);
+        let is_always = self
+            .loaded
+            .jobs
+            .iter()
+            .any(|job| job.name == name && is_always(job));
+        if let Some((asked, since)) = self.asked.get(name)
+            && (*asked == id || is_always)
+            && since.elapsed() < fault::shortened(AGAIN)
+        {
+            return;
+        }
+        self.asked.insert(name.to_owned(), (id, Instant::now()));
+        match child::start(&self.loaded.settings, name, id) {
+            Ok(child) => self.children.push(child),
+            Err(e) => self.trouble(name, &e.to_string()),
+        }
+    }
+
+    /// Reads the jobs whose records have changed, and those that run.
+    fn states(&mut self) -> BTreeMap<String, JobState> {
+        let names: Vec<String> = self
+            .loaded
+            .jobs
+            .iter()
+            .map(|job| job.name.clone())
+            .collect();
+        for name in names {
+            match self.state(&name) {
+                Ok(known) => {
+                    let has_begun =
+                        |(id, _): &(RunId, Instant)| known.1.runs.iter().any(|run| run.id >= *id);
+                    if self.asked.get(&name).is_some_and(has_begun) {
+                        self.asked.remove(&name);
+                    }
+                    self.troubles.remove(&name);
+                    self.known.insert(name, known);
+                }
+                Err(e) => {
+                    self.known.remove(&name);
+                    self.trouble(&name, &e.to_string());
+                }
+            }
+        }
+        self.known
+            .iter()
+            .map(|(name, (_, state))| (name.clone(), state.clone()))
+            .collect()
+    }
+
+    fn state(&self, name: &str) -> Result<Known> {
+        let runs = Runs::of(&self.loaded.state_dir, name);
+        let changed = runs.changed();
+        if let Some((then, state)) = self.known.get(name)
+            && changed.is_some()
+            && *then == changed
+            && state.runs.last().is_none_or(|run| run.ended.is_some())
+            // A lock may be held by a run that has not begun yet.
+            && !state.is_running
+        {
+            return Ok((*then, state.clone()));
+        }
+        runs.begin(self.session.host.now(), self.session.host.random())?;
+        let changed = runs.changed();
+        Ok((changed, runs.state()?))
+    }
+
+    fn trouble(&mut self, name: &str, message: &str) {
+        if self.troubles.get(name).is_none_or(|known| known != message) {
+            self.session.warn(&format!("job \"{name}\": {message}"));
+            self.troubles.insert(name.to_owned(), message.to_owned());
+        }
+    }
+
+    /// Has everything looked at, by a process of its own.
+    fn observe(&mut self) {
+        if let Some((child, since)) = &mut self.observing {
+            match child.try_wait() {
+                Ok(None) if since.elapsed() < OBSERVE_MAX => return,
+                Ok(None) => {
+                    self.session
+                        .warn("looking at everything takes too long, and is given up");
+                    // It is ours and not buried yet, so the number is its.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                }
+                _ => {}
+            }
+            self.observing = None;
+        }
+        let interval = self.loaded.settings.agent.interval.unwrap_or(INTERVAL);
+        if self
+            .observed
+            .is_some_and(|at| at.elapsed() < fault::hastened(interval))
+        {
+            return;
+        }
+        self.observed = Some(Instant::now());
+        let started = child::command(&self.loaded.settings).and_then(|mut command| {
+            command
+                .args(["agent", "observe"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null());
+            command
+                .spawn()
+                .map_err(|e| Error::from_io("start looking at everything", e))
+        });
+        match started {
+            Ok(child) => self.observing = Some((child, Instant::now())),
+            Err(e) => self.session.warn(&e.to_string()),
+        }
+    }
+
+    /// Reads the configuration again; one that is wrong changes nothing.
+    fn reload(&mut self) {
+        let read = || -> Result<Loaded> {
+            let loaded = load::load(self.session, self.check)?;
+            let copy = load::load(self.session, self.check)?;
+            self.page.reload(copy)?;
+            Ok(loaded)
+        };
+        let loaded = match read() {
+            Ok(loaded) => loaded,
+            Err(e) => {
+                self.session.warn(&format!(
+                    "the configuration is wrong, and the agent goes on with the one before: {e}"
+                ));
+                return;
+            }
+        };
+        if loaded.state_dir != self.loaded.state_dir
+            || loaded.settings.agent.listen != self.loaded.settings.agent.listen
+        {
+            self.session
+                .warn("state_dir and listen of [agent] change when the agent is started again");
+        }
+        let is_kept = |name: &str| loaded.jobs.iter().any(|job| job.name == name);
+        let always = self
+            .loaded
+            .jobs
+            .iter()
+            .filter(|job| matches!(job.trigger, scheduler::Trigger::Always));
+        for job in always.filter(|job| !is_kept(&job.name)) {
+            self.end(&job.name);
+        }
+        let state_dir = self.loaded.state_dir.clone();
+        self.known.retain(|name, _| is_kept(name));
+        self.loaded = Loaded {
+            state_dir,
+            ..loaded
+        };
+        self.session.note("the configuration was read again");
+    }
+
+    /// Asks what runs always, and is configured no more, to end.
+    fn end(&self, name: &str) {
+        let Some((_, state)) = self.known.get(name) else {
+            return;
+        };
+        let Some(run) = state
+            .runs
+            .last()
+            .filter(|run| state.is_running && run.ended.is_none())
+        else {
+            return;
+        };
+        let pid = i32::try_from(run.begun.pid).ok().and_then(Pid::from_raw);
+        // The number may be another's by now; with the tick it is this process.
+        if let Some(pid) = pid
+            && run.begun.tick.is_some()
+            && process::started_at(run.begun.pid) == run.begun.tick
+        {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some((child, _)) = &mut self.observing {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let running = self.children.len();
+        self.session
+            .note(&format!("the agent leaves; {running} of its jobs go on"));
+    }
+}

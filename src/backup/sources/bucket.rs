@@ -1,0 +1,710 @@
+//! Objects of a bucket. A listing tells which there are and which changed; several threads read those.
+//!
+//! An object is stored as one version of it, or not at all: each read names the version, and one that is replaced meanwhile is read from its
+//! beginning again. A sample that is read again in turn finds what the store's marks hide.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::keys::Place;
+use super::{DIRECTORY_MODE, FILE_MODE};
+use crate::backup::files::{Set, member};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::fault;
+use crate::host::Host;
+use crate::pg::time::TimestampTz;
+use crate::snapshot::arrived::Arrived;
+use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::kind::{Before, Kind, Produced, Work};
+use crate::snapshot::layer::Metadata;
+use crate::snapshot::node::{Moment, Node, NodeKind};
+use crate::snapshot::sink::FileSink;
+use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
+use crate::snapshot::writer::SnapshotWriter;
+use crate::store::pace::Pace;
+use crate::store::s3::contents::{Answer, Contents, Entry, Facts};
+use crate::tree::left_out::{LeftOut, Part};
+use crate::tree::selection::Selection;
+use crate::tree::walk::{self, Taken};
+
+/// Bytes of one request.
+const PIECE_BYTES: u64 = 4 << 20;
+/// Objects on their way to the readers.
+const QUEUE: usize = 256;
+/// How often an object that is replaced meanwhile is read.
+const ATTEMPTS: u32 = 3;
+/// How often the caller is heard while others work.
+const TICK: Duration = Duration::from_millis(200);
+/// In this time each object is read once, whatever the listing says.
+const ROUND: Duration = Duration::from_secs(50 * 24 * 3600);
+/// More JSON about an object no node has (format, section 16.2).
+const FACTS_LIMIT_BYTES: usize = 16 << 10;
+
+/// A bucket, or a prefix in it, as a set of files.
+pub struct Bucket {
+    /// The bucket.
+    pub contents: Contents,
+    /// The server, where the configuration names it.
+    pub endpoint: Option<String>,
+    /// The identity of the source.
+    pub identity: String,
+    /// Which of its objects are taken.
+    pub selection: Selection,
+    /// How many threads read. The writer's options name as many sinks as a walk has.
+    pub readers: usize,
+    /// The limit of bandwidth.
+    pub pace: Arc<Pace>,
+    /// Counts, once it was read.
+    pub counts: Counts,
+    /// The result, once it was read.
+    pub taken: Taken,
+}
+
+/// Counts of objects that are not simply files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Objects that stand beside the tree.
+    pub beside: u64,
+    /// Objects that were read though the listing says they are as before.
+    pub sampled: u64,
+    /// Those of them that were not.
+    pub silent: u64,
+}
+
+impl Kind for Bucket {
+    fn name(&self) -> &'static str {
+        "files"
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.clone())
+    }
+
+    fn takes_changes(&self) -> bool {
+        true
+    }
+
+    fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
+        work.host.progress.phase("copy", None);
+        let source = Source {
+            bucket: self,
+            before: work.prior,
+            host: work.host,
+            now: work.host.now(),
+            arrived: work
+                .prior
+                .map(|_| Mutex::new(Arrived::new(&work.host.scratch))),
+            silent: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+        };
+        let (taken, counts) = source.take(work.writer, work.tick)?;
+        (self.taken, self.counts) = (taken, counts);
+        Ok(Produced {
+            incomplete_count: self.taken.left_out.count(Part::Entry),
+            member: member(&self.taken, self.facts()),
+            ..Produced::default()
+        })
+    }
+}
+
+impl Set for Bucket {
+    fn taken(&mut self) -> Taken {
+        std::mem::take(&mut self.taken)
+    }
+
+    fn facts(&self) -> Option<Value> {
+        Some(json!({
+            "kind": "s3",
+            "url": self.contents.location(),
+            "endpoint": self.endpoint,
+            "beside_count": self.counts.beside,
+            "sampled_count": self.counts.sampled,
+            "silent_count": self.counts.silent,
+        }))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        match self.counts.silent {
+            0 => Vec::new(),
+            n => vec![format!(
+                "{n} of {} objects that were read again have other content than before, and the store says that nothing changed; they were stored as they are now",
+                self.counts.sampled
+            )],
+        }
+    }
+}
+
+/// The data that all threads share.
+struct Source<'a> {
+    bucket: &'a Bucket,
+    before: Option<Before<'a>>,
+    host: &'a Host,
+    now: TimestampTz,
+    /// The names that were met, where there is a prior.
+    arrived: Option<Mutex<Arrived>>,
+    silent: AtomicU64,
+    /// Set when everything has to end.
+    is_over: AtomicBool,
+}
+
+/// An object to be read.
+struct Wanted {
+    key: FileKey,
+    entry: Entry,
+    /// The content that it had, where the listing says that it has it still.
+    known: Option<Option<[u8; 32]>>,
+}
+
+impl Source<'_> {
+    fn check_stop(&self) -> Result<()> {
+        self.host.check_stop()?;
+        match self.is_over.load(Ordering::Relaxed) {
+            true => Err(err!(Interrupted, "the reading was given up")),
+            false => Ok(()),
+        }
+    }
+
+    fn meet(&self, key: &FileKey) -> Result<()> {
+        match self.arrived.as_ref().map(Mutex::lock) {
+            None => Ok(()),
+            Some(Ok(mut arrived)) => arrived.add(key),
+            Some(Err(_)) => Err(panicked()),
+        }
+    }
+
+    fn known(&self, key: &FileKey) -> Result<Option<Box<Node>>> {
+        let Some(before) = &self.before else {
+            return Ok(None);
+        };
+        Ok(match before.snapshot.metadata(key)? {
+            Some(Metadata::Node(node)) => Some(node),
+            _ => None,
+        })
+    }
+
+    /// Reads everything, and hears the caller all the while.
+    fn take(
+        mut self,
+        writer: &SnapshotWriter<'_>,
+        tick: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Taken, Counts)> {
+        let source = &self;
+        let (mut taken, mut counts) = std::thread::scope(|threads| {
+            let (ended, end) = sync_channel::<()>(1);
+            let working = threads.spawn(move || {
+                let _ended = ended;
+                source.take_with(writer)
+            });
+            let mut result = Ok(());
+            while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(TICK) {
+                if result.is_ok() {
+                    result = tick();
+                    // The threads end by themselves, and soon.
+                    source.is_over.store(result.is_err(), Ordering::Relaxed);
+                }
+            }
+            let taken = working.join().unwrap_or_else(|_| Err(panicked()));
+            result.and(taken)
+        })?;
+        counts.silent = self.silent.load(Ordering::Relaxed);
+        taken.reused_bytes = writer.reused_bytes();
+        if let (Some(arrived), Some(before)) = (self.arrived.take(), &self.before) {
+            let arrived = arrived.into_inner().map_err(|_| panicked())?;
+            let sink = writer.sink();
+            arrived.finish(before.snapshot, Naming::Tree, &sink, tick)?;
+            sink.finish()?;
+        }
+        Ok((taken, counts))
+    }
+
+    /// Lists, and reads objects with several threads.
+    fn take_with(&self, writer: &SnapshotWriter<'_>) -> Result<(Taken, Counts)> {
+        let sink = writer.sink();
+        std::thread::scope(|threads| {
+            let (wanted, queue) = sync_channel(QUEUE);
+            // The readers alone hold the queue's end: the walk ends when all of them have.
+            let queue = Arc::new(Mutex::new(queue));
+            let readers: Vec<_> = (0..self.bucket.readers.max(1))
+                .map(|_| {
+                    let reader = Reader::new(self, writer.sink());
+                    let queue = Arc::clone(&queue);
+                    threads.spawn(move || {
+                        let read = reader.run(&queue);
+                        // The others have no reason to go on.
+                        self.is_over.fetch_or(read.is_err(), Ordering::Relaxed);
+                        read
+                    })
+                })
+                .collect();
+            drop(queue);
+            let listed = Walk::new(self, sink, wanted).run();
+            match (walk::joined(readers, "objects"), listed) {
+                // The listing ends by the readers' end, and not the other way round.
+                (Err(e), Ok(_)) => Err(e),
+                (Err(e), Err(listed)) if listed.code() == Code::Interrupted => Err(e),
+                (_, Err(listed)) => Err(listed),
+                (Ok(mut sum), Ok((walked, counts))) => {
+                    sum.left_out.merge(walked.left_out);
+                    sum.excluded = walked.excluded;
+                    sum.unchanged = walked.unchanged;
+                    Ok((sum, counts))
+                }
+            }
+        })
+    }
+}
+
+fn panicked() -> crate::error::Error {
+    err!(Internal, "a thread that reads objects panicked")
+}
+
+/// A directory whose objects are passing.
+struct Level {
+    path: Vec<u8>,
+    /// Time of the newest object below it.
+    newest: i64,
+    /// The object that stands for it, where there is one.
+    marker: Option<Entry>,
+    is_excluded: bool,
+}
+
+/// The thread that lists.
+struct Walk<'w, 't> {
+    source: &'w Source<'w>,
+    sink: FileSink<'t>,
+    wanted: SyncSender<Wanted>,
+    /// The root, and each directory on the way to the last object.
+    open: Vec<Level>,
+    taken: Taken,
+    counts: Counts,
+}
+
+impl<'w, 't> Walk<'w, 't> {
+    fn new(source: &'w Source<'w>, sink: FileSink<'t>, wanted: SyncSender<Wanted>) -> Walk<'w, 't> {
+        let root = Level {
+            path: Vec::new(),
+            newest: 0,
+            marker: None,
+            is_excluded: false,
+        };
+        Walk {
+            source,
+            sink,
+            wanted,
+            open: vec![root],
+            taken: Taken::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    fn run(mut self) -> Result<(Taken, Counts)> {
+        let mut sorter = Sorter::new(&self.source.host.scratch, MEMORY_BYTES);
+        self.source.bucket.contents.list(&mut |entry| {
+            self.source.check_stop()?;
+            let order = Place::of(&entry.key, entry.size_bytes).order();
+            let Entry {
+                key,
+                size_bytes,
+                modified,
+                tag,
+            } = entry;
+            let record = serde_json::to_vec(&(key, size_bytes, modified, tag));
+            let record = record.map_err(|e| err!(Internal, "an object cannot be noted: {e}"))?;
+            sorter.push(&order, &record)
+        })?;
+        let mut before: Option<(Place, Entry)> = None;
+        sorter.drain(&mut |_, record| {
+            self.source.check_stop()?;
+            let read = serde_json::from_slice::<(String, u64, i64, String)>(record);
+            let (key, size_bytes, modified, tag) =
+                read.map_err(|e| err!(Internal, "a note of an object is damaged: {e}"))?;
+            let entry = Entry {
+                key,
+                size_bytes,
+                modified,
+                tag,
+            };
+            let place = Place::of(&entry.key, size_bytes);
+            if let Some((last, entry)) = before.take() {
+                self.settle(last, Some(&place), entry)?;
+            }
+            before = Some((place, entry));
+            Ok(())
+        })?;
+        if let Some((last, entry)) = before {
+            self.settle(last, None, entry)?;
+        }
+        while let Some(level) = self.open.pop() {
+            self.close(level)?;
+        }
+        self.sink.finish()?;
+        Ok((self.taken, self.counts))
+    }
+
+    /// Takes an object, of which `next` follows in order.
+    fn settle(&mut self, place: Place, next: Option<&Place>, entry: Entry) -> Result<()> {
+        let is_above = next.is_some_and(|next| place.is_above(next));
+        let selection = &self.source.bucket.selection;
+        match place {
+            Place::File(path) if !is_above => {
+                let is_out =
+                    self.enter(above(&path))? || selection.excludes(&path, false).is_some();
+                if is_out || selection.is_too_large(entry.size_bytes) {
+                    self.taken.excluded += 1;
+                    return Ok(());
+                }
+                self.see(entry.modified);
+                self.file(FileKey::from_path(&path, Naming::Tree)?, entry)
+            }
+            Place::Directory(path) => {
+                if self.enter(&path)? {
+                    self.taken.excluded += 1;
+                    return Ok(());
+                }
+                self.see(entry.modified);
+                if let Some(level) = self.open.last_mut() {
+                    level.marker = Some(entry);
+                }
+                Ok(())
+            }
+            Place::File(key) | Place::Beside(key) => {
+                if selection.excludes(&key, false).is_some()
+                    || selection.is_too_large(entry.size_bytes)
+                {
+                    self.taken.excluded += 1;
+                    return Ok(());
+                }
+                let Ok(place) = FileKey::attachment(&key) else {
+                    let why = "no backup has an object of this key";
+                    self.taken.left_out.add(&key, Part::Entry, why);
+                    return Ok(());
+                };
+                self.counts.beside += 1;
+                self.file(place, entry)
+            }
+        }
+    }
+
+    fn see(&mut self, modified: i64) {
+        if let Some(level) = self.open.last_mut() {
+            level.newest = level.newest.max(modified);
+        }
+    }
+
+    /// Opens the directories on the way to `path`, itself one, and closes the others; returns whether a rule leaves it out.
+    fn enter(&mut self, path: &[u8]) -> Result<bool> {
+        while let Some(level) = self.open.pop_if(|level| !is_within(path, &level.path)) {
+            self.close(level)?;
+        }
+        let last = self.open.last();
+        let mut is_excluded = last.is_some_and(|level| level.is_excluded);
+        let mut at = last.map_or(0, |level| level.path.len());
+        let rest = path.get(at..).unwrap_or_default();
+        for part in rest.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            at += part.len() + usize::from(at > 0);
+            let below = path.get(..at).unwrap_or(path);
+            let selection = &self.source.bucket.selection;
+            is_excluded |= selection.excludes(below, true).is_some();
+            self.open.push(Level {
+                path: below.to_vec(),
+                newest: 0,
+                marker: None,
+                is_excluded,
+            });
+        }
+        Ok(is_excluded)
+    }
+
+    /// Records a directory: nothing below it follows.
+    fn close(&mut self, level: Level) -> Result<()> {
+        if level.is_excluded {
+            return Ok(());
+        }
+        self.see(level.newest);
+        let key = FileKey::from_path(&level.path, Naming::Tree)?;
+        let known = self.source.known(&key)?;
+        let mut node = Node::new(NodeKind::Directory, DIRECTORY_MODE, moment(level.newest));
+        if let Some(marker) = &level.marker {
+            node.bucket = match &known {
+                Some(known) if is_same(known, marker) => known.bucket.clone(),
+                _ => self.marker(&level.path, marker)?,
+            };
+        }
+        self.source.meet(&key)?;
+        match known {
+            Some(known) if *known == node => Ok(()),
+            _ => self.sink.node(&key, node),
+        }
+    }
+
+    /// The metadata of an object that stands for a directory.
+    fn marker(&mut self, path: &[u8], entry: &Entry) -> Result<Option<Vec<u8>>> {
+        let left_out = &mut self.taken.left_out;
+        match self.source.bucket.contents.facts(entry)? {
+            Answer::There(facts) => Ok(Some(noted(facts, path, left_out)?)),
+            Answer::Gone | Answer::Changed => Ok(None),
+            Answer::Refused(why) => {
+                left_out.add(entry.key.as_bytes(), Part::Xattr, why);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sends an object to the readers, unless the prior has it as it is listed and it is not its turn.
+    fn file(&mut self, key: FileKey, entry: Entry) -> Result<()> {
+        let known = match self.source.known(&key)? {
+            Some(known)
+                if known.kind == NodeKind::File(entry.size_bytes) && is_same(&known, &entry) =>
+            {
+                let since = self.source.before.map(|before| before.start_time);
+                if !since.is_some_and(|since| is_due(key.as_bytes(), since, self.source.now)) {
+                    self.taken.unchanged += 1;
+                    return self.source.meet(&key);
+                }
+                self.counts.sampled += 1;
+                Some(known.blake3)
+            }
+            _ => None,
+        };
+        let sent = self.wanted.send(Wanted { key, entry, known });
+        sent.map_err(|_| err!(Interrupted, "the readers have ended"))
+    }
+}
+
+/// Whether `path` is this directory, or lies below it.
+fn is_within(path: &[u8], directory: &[u8]) -> bool {
+    directory.is_empty()
+        || path
+            .strip_prefix(directory)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+fn above(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+    path.get(..end).unwrap_or_default()
+}
+
+fn moment(seconds: i64) -> Moment {
+    Moment {
+        seconds,
+        nanoseconds: 0,
+    }
+}
+
+/// Whether a node is of the version that a listing shows.
+fn is_same(known: &Node, entry: &Entry) -> bool {
+    let facts = known.bucket.as_deref().map(serde_json::from_slice::<Facts>);
+    let is_version = |facts: &Facts| facts.etag == entry.tag && facts.modified == entry.modified;
+    known.unstable == 0 && matches!(facts, Some(Ok(facts)) if is_version(&facts))
+}
+
+/// Whether it is an object's turn to be read between two moments. Each has one in every round, whenever backups are taken.
+fn is_due(key: &[u8], since: TimestampTz, now: TimestampTz) -> bool {
+    let round = i64::try_from(fault::shortened(ROUND).as_secs()).unwrap_or(i64::MAX);
+    let seconds = |time: TimestampTz| time.unix_micros().unwrap_or(0).div_euclid(1_000_000);
+    if round == 0 {
+        return true;
+    }
+    let hash: [u8; 32] = blake3::hash(key).into();
+    let slot = hash
+        .first_chunk()
+        .map_or(0, |first| u32::from_le_bytes(*first));
+    let first = seconds(since) + 1;
+    first + (i64::from(slot) - first).rem_euclid(round) <= seconds(now)
+}
+
+/// JSON of what is known about an object. Metadata that no node has room for is left out, and named.
+fn noted(facts: Facts, path: &[u8], left_out: &mut LeftOut) -> Result<Vec<u8>> {
+    let json = |facts: &Facts| {
+        serde_json::to_vec(facts).map_err(|e| err!(Internal, "metadata cannot be noted: {e}"))
+    };
+    let whole = json(&facts)?;
+    if whole.len() <= FACTS_LIMIT_BYTES {
+        return Ok(whole);
+    }
+    let why = format!(
+        "its metadata has {} bytes of JSON, and {FACTS_LIMIT_BYTES} are kept",
+        whole.len()
+    );
+    left_out.add(path, Part::Xattr, why);
+    json(&Facts {
+        etag: facts.etag,
+        modified: facts.modified,
+        ..Facts::default()
+    })
+}
+
+/// A thread that reads objects.
+struct Reader<'r, 't> {
+    source: &'r Source<'r>,
+    sink: FileSink<'t>,
+    taken: Taken,
+}
+
+impl<'r, 't> Reader<'r, 't> {
+    fn new(source: &'r Source<'r>, sink: FileSink<'t>) -> Reader<'r, 't> {
+        Reader {
+            source,
+            sink,
+            taken: Taken::default(),
+        }
+    }
+
+    fn run(mut self, queue: &Mutex<Receiver<Wanted>>) -> Result<Taken> {
+        loop {
+            let next = match queue.lock() {
+                Ok(queue) => queue.recv(),
+                Err(_) => return Err(panicked()),
+            };
+            let Ok(wanted) = next else { break };
+            self.object(&wanted)?;
+        }
+        self.sink.finish()?;
+        Ok(self.taken)
+    }
+
+    /// Takes an object in one version. One that is gone by now is passed over, as if it had not been listed.
+    fn object(&mut self, wanted: &Wanted) -> Result<()> {
+        let name = wanted.entry.key.as_bytes();
+        for _ in 0..ATTEMPTS {
+            self.source.check_stop()?;
+            match self.version(wanted)? {
+                Answer::There(()) => return Ok(()),
+                Answer::Gone => {
+                    self.sink.abandon();
+                    return Ok(());
+                }
+                Answer::Changed => self.sink.abandon(),
+                Answer::Refused(why) => {
+                    self.sink.abandon();
+                    self.taken.left_out.add(name, Part::Entry, why);
+                    return Ok(());
+                }
+            }
+        }
+        let why = format!("it was replaced each of the {ATTEMPTS} times it was read");
+        self.taken.left_out.add(name, Part::Entry, why);
+        Ok(())
+    }
+
+    fn version(&mut self, wanted: &Wanted) -> Result<Answer<()>> {
+        let Wanted { key, entry, known } = wanted;
+        let mut hasher = blake3::Hasher::new();
+        let mut facts: Option<(Facts, u32)> = None;
+        let (mut at, mut size) = (0, entry.size_bytes);
+        self.sink.begin_shared(key.clone())?;
+        while facts.is_none() || at < size {
+            self.source.check_stop()?;
+            let length = PIECE_BYTES.min(size.saturating_sub(at).max(1));
+            self.source
+                .bucket
+                .pace
+                .take(usize::try_from(length).unwrap_or(usize::MAX));
+            let version = facts.as_ref().map(|(facts, _)| facts);
+            let read = self
+                .source
+                .bucket
+                .contents
+                .read(&entry.key, (at, length), version)?;
+            let piece = match read {
+                Answer::There(piece) => piece,
+                Answer::Gone if facts.is_some() => return Ok(Answer::Changed),
+                Answer::Gone => return Ok(Answer::Gone),
+                Answer::Changed => return Ok(Answer::Changed),
+                Answer::Refused(why) => return Ok(Answer::Refused(why)),
+            };
+            if facts.is_some() && piece.size_bytes != size {
+                return Ok(Answer::Changed);
+            }
+            size = piece.size_bytes;
+            hasher.update(&piece.bytes);
+            self.sink.append(&piece.bytes)?;
+            at += piece.bytes.len() as u64;
+            self.taken.read_bytes += piece.bytes.len() as u64;
+            self.source.host.progress.advance(piece.bytes.len() as u64);
+            facts.get_or_insert((piece.facts, piece.tag_count));
+        }
+        let Some((mut facts, tags)) = facts else {
+            return Ok(Answer::Changed);
+        };
+        match self.tags(entry, &facts, tags)? {
+            Answer::There(tags) => facts.tags = tags,
+            Answer::Gone | Answer::Changed => return Ok(Answer::Changed),
+            Answer::Refused(why) => {
+                let why = format!("its tags: {why}");
+                self.taken
+                    .left_out
+                    .add(entry.key.as_bytes(), Part::Xattr, why);
+            }
+        }
+        let hash: [u8; 32] = hasher.finalize().into();
+        let is_as_listed = facts.etag == entry.tag;
+        if is_as_listed && known.flatten().is_some_and(|known| known != hash) {
+            self.source.silent.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut node = Node::new(NodeKind::File(0), FILE_MODE, moment(facts.modified));
+        node.bucket = Some(noted(
+            facts,
+            entry.key.as_bytes(),
+            &mut self.taken.left_out,
+        )?);
+        node.blake3 = Some(hash);
+        self.taken.read += 1;
+        self.source.meet(key)?;
+        if self.source.before.is_some() {
+            // Bytes of this key in older layers count no more.
+            self.sink.limit(key, 0)?;
+        }
+        self.sink.end_node(node)?;
+        Ok(Answer::There(()))
+    }
+
+    fn tags(
+        &self,
+        entry: &Entry,
+        facts: &Facts,
+        count: u32,
+    ) -> Result<Answer<BTreeMap<String, String>>> {
+        match count {
+            0 => Ok(Answer::There(BTreeMap::new())),
+            _ => self.source.bucket.contents.tags(&entry.key, facts),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_object_has_one_turn_in_a_round() {
+        let at = |seconds: i64| TimestampTz::from_unix_seconds(1_700_000_000 + seconds).unwrap();
+        let round = i64::try_from(ROUND.as_secs()).unwrap();
+        for key in [&b"a"[..], b"b", b"images/1"] {
+            // Whatever the distance of backups is.
+            for step in [3600, 86_400, 7 * 86_400, 50 * 86_400] {
+                let turns = (0..round / step)
+                    .filter(|n| is_due(key, at(n * step), at((n + 1) * step)))
+                    .count();
+                assert!(turns <= 1, "{step}");
+                let missed = round % step;
+                assert!(missed > 0 || turns == 1, "{step}");
+            }
+            assert!(is_due(key, at(0), at(round)));
+            assert!(!is_due(key, at(0), at(0)));
+        }
+    }
+
+    #[test]
+    fn a_directory_has_what_is_below_it() {
+        assert!(is_within(b"a/b", b"a") && is_within(b"a", b"a") && is_within(b"a", b""));
+        assert!(!is_within(b"ab", b"a") && !is_within(b"", b"a"));
+        assert_eq!((above(b"a/b/c"), above(b"a")), (&b"a/b"[..], &b""[..]));
+    }
+}

@@ -1,0 +1,246 @@
+//! `pitr agent`.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::Context;
+use super::notify::Notify;
+use super::output::{Align, Table};
+use crate::agent::child::{self, Done};
+use crate::agent::jobs::{self, Shown};
+use crate::agent::supervise::{self, Requests};
+use crate::agent::{alert, load, observe};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::exit;
+use crate::operate::human;
+use crate::operate::runs::RunId;
+use crate::pg::time::TimestampTz;
+
+/// Run the jobs of the configuration when they are due
+///
+/// One process of a host. It starts the jobs of [jobs.NAME], serves a status page, /metrics, /healthz and /readyz at http://127.0.0.1:9870/, and has the sinks of [alerts.NAME] told of what is wrong.
+///
+/// A job is a command of pitr in a process of its own, which goes on when the agent ends or dies; the next agent finds it. A job never overlaps itself, what was missed is caught up
+/// once, and schedules know their zone. SIGHUP reads the configuration again; after SIGTERM the agent leaves within seconds.
+///
+/// Without the agent, cron and systemd's timers run the same commands.
+///
+/// Example: pitr agent
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Without one, the agent runs until it is told to end.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The commands of `pitr agent`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// Run a job now, and wait for its end
+    ///
+    /// The exit status is that of the job's command; 7 when a run of the job is under way. The schedule goes on as it was.
+    Run {
+        /// The name of the job
+        #[arg(value_name = "JOB")]
+        job: String,
+    },
+    /// Show the jobs: how they went, and when they run next
+    ///
+    /// Exit status: 0 well, 1 when the last run of a job failed.
+    Status,
+    #[command(hide = true)]
+    Exec {
+        job: String,
+        #[arg(long)]
+        scheduled: i64,
+        #[arg(long)]
+        attempt: u32,
+    },
+    #[command(hide = true)]
+    Observe,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    match &args.command {
+        None => agent(cx),
+        Some(Command::Run { job }) => run_now(cx, job),
+        Some(Command::Status) => status(cx),
+        Some(Command::Exec {
+            job,
+            scheduled,
+            attempt,
+        }) => exec(cx, job, *scheduled, *attempt),
+        Some(Command::Observe) => {
+            let loaded = load::load(&cx.session, &is_command)?;
+            observe::observe(&cx.session, &loaded.state_dir)?;
+            Ok(exit::SUCCESS)
+        }
+    }
+}
+
+/// Whether the words are a command line of pitr.
+fn is_command(words: &[String]) -> Result<()> {
+    let line: Vec<OsString> = std::iter::once("pitr")
+        .chain(words.iter().map(String::as_str))
+        .map(OsString::from)
+        .collect();
+    match super::parsed(&line) {
+        Ok(_) => Ok(()),
+        Err(e) if e.use_stderr() => {
+            let text = e.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            Err(err!(
+                Config,
+                "\"{}\" is no command of pitr: {}",
+                words.join(" "),
+                first.trim_start_matches("error: ")
+            ))
+        }
+        Err(_) => Err(err!(Config, "\"{}\" does nothing", words.join(" "))),
+    }
+}
+
+fn agent(cx: &Context) -> Result<u8> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let reload = Arc::new(AtomicBool::new(false));
+    let on = |signal, flag: &Arc<AtomicBool>| {
+        signal_hook::flag::register(signal, Arc::clone(flag))
+            .map_err(|e| Error::from_io("install the handler of signals", e))
+    };
+    on(SIGHUP, &reload)?;
+    on(SIGTERM, &cx.session.host.stop)?;
+    on(SIGINT, &cx.session.host.stop)?;
+    let notify = Notify::new(&cx.session.environment);
+    let requests = Requests {
+        reload,
+        status: Box::new(move |line| notify.send(&format!("READY=1\nSTATUS={line}"))),
+    };
+    supervise::run(&cx.session, &requests, &is_command)?;
+    Ok(exit::SUCCESS)
+}
+
+fn run_now(cx: &Context, name: &str) -> Result<u8> {
+    cx.stop_with_cleanup()?;
+    let loaded = load::load(&cx.session, &is_command)?;
+    let job = load::named(&loaded.settings, name)?;
+    let id = RunId {
+        scheduled: cx.session.host.now(),
+        attempt: 0,
+    };
+    let done = child::run(
+        &cx.session,
+        &loaded.settings,
+        (&loaded.state_dir, job),
+        id,
+        true,
+    )?;
+    match done {
+        Done::Ended(ended) => {
+            if ended.is_over_time {
+                return Err(err!(
+                    Deadline,
+                    "job \"{name}\" took too long, and was ended"
+                ));
+            }
+            let status = ended.status.and_then(|status| u8::try_from(status).ok());
+            Ok(status.unwrap_or(exit::INTERRUPTED))
+        }
+        Done::Busy | Done::Known | Done::Elsewhere => {
+            Err(err!(Locked, "a run of job \"{name}\" is under way")
+                .hint("Nothing was started. pitr agent status shows it."))
+        }
+    }
+}
+
+/// Runs a job for the agent, in a session of its own.
+fn exec(cx: &Context, name: &str, scheduled: i64, attempt: u32) -> Result<u8> {
+    // As the leader of a group already, it stays with that.
+    let _ = rustix::process::setsid();
+    cx.stop_with_cleanup()?;
+    let loaded = load::load(&cx.session, &is_command)?;
+    let job = load::named(&loaded.settings, name)?;
+    let scheduled = TimestampTz::from_unix_micros(scheduled)
+        .ok_or_else(|| err!(Usage, "no time: {scheduled}"))?;
+    let id = RunId { scheduled, attempt };
+    child::run(
+        &cx.session,
+        &loaded.settings,
+        (&loaded.state_dir, job),
+        id,
+        false,
+    )?;
+    Ok(exit::SUCCESS)
+}
+
+fn status(cx: &Context) -> Result<u8> {
+    let loaded = load::load(&cx.session, &is_command)?;
+    let agent_runs = supervise::is_running(&loaded.state_dir);
+    let shown = jobs::shown(&loaded, cx.session.host.now())?;
+    let told = alert::told(&cx.session, &loaded.state_dir)?;
+    if cx.out.is_json() {
+        cx.out.json(&serde_json::json!({ "running": agent_runs, "jobs": shown, "alerts": told.open, "failing_sinks": told.failing }))?;
+    } else {
+        print(cx, agent_runs, &shown)?;
+        for (id, open) in told.open.iter().filter(|(_, open)| !open.is_over) {
+            cx.out.line(&format!(
+                "{}: {id} since {}: {}",
+                open.severity.name(),
+                human::time(open.since),
+                open.summary
+            ))?;
+        }
+        for (sink, failing) in &told.failing {
+            cx.out.line(&format!(
+                "alert sink \"{sink}\" takes nothing since {}: {}",
+                human::time(failing.since),
+                failing.error
+            ))?;
+        }
+    }
+    Ok(
+        match shown.iter().any(|job| job.last_success == Some(false)) {
+            true => exit::CRITICAL,
+            false => exit::SUCCESS,
+        },
+    )
+}
+
+fn print(cx: &Context, agent_runs: bool, shown: &[Shown]) -> Result<()> {
+    cx.out.line(match agent_runs {
+        true => "the agent runs",
+        false => "the agent does not run: nothing is started until it does (pitr agent)",
+    })?;
+    let mut table = Table::new(&[
+        ("job", Align::Left),
+        ("command", Align::Left),
+        ("last run", Align::Left),
+        ("result", Align::Left),
+        ("next run", Align::Left),
+    ]);
+    for job in shown {
+        let result = match (job.running, job.last_success, job.last_status) {
+            (true, _, _) => "running".to_owned(),
+            (_, Some(true), _) => "ok".to_owned(),
+            (_, Some(false), Some(status)) => format!("failed, status {status}"),
+            (_, Some(false), None) => "killed".to_owned(),
+            (_, None, _) => match &job.elsewhere {
+                Some(host) => format!("ran on {host}"),
+                None => "never ran".to_owned(),
+            },
+        };
+        table.row([
+            job.name.clone(),
+            job.command.clone(),
+            job.last_scheduled.map_or(String::new(), human::time),
+            result,
+            job.next.map_or(String::new(), human::time),
+        ]);
+    }
+    if !shown.is_empty() {
+        cx.out.table(&table)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! `pitr alert`.
+
+use super::Context;
+use crate::agent::alert;
+use crate::error::Result;
+use crate::exit::{self, Program};
+
+/// Try the sinks of alerts
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pitr alert`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// Send a test to each sink
+    ///
+    /// When one did not take it, the exit status is that of its error.
+    ///
+    /// Example: pitr alert test --sink mail
+    Test {
+        /// Send to this one alone
+        #[arg(long, value_name = "NAME")]
+        sink: Option<String>,
+    },
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let Command::Test { sink } = &args.command;
+    let settings = cx.session.settings()?;
+    let tried = alert::test(&cx.session, &settings, sink.as_deref())?;
+    if cx.out.is_json() {
+        let shown = tried.iter().map(|one| serde_json::json!({ "sink": one.sink, "error": one.failed.as_ref().map(ToString::to_string) }));
+        cx.out
+            .json(&serde_json::json!({ "sinks": shown.collect::<Vec<_>>() }))?;
+    } else {
+        for one in &tried {
+            let result = match &one.failed {
+                None => "took the test".to_owned(),
+                Some(e) => format!("FAILED: {e}"),
+            };
+            cx.out.line(&format!("{}: {result}", one.sink))?;
+        }
+    }
+    let failed = tried.iter().find_map(|one| one.failed.as_ref());
+    Ok(failed.map_or(exit::SUCCESS, |e| {
+        match exit::status(Program::Pitr, e.code()) {
+            exit::SUCCESS => exit::CRITICAL,
+            status => status,
+        }
+    }))
+}

@@ -1,0 +1,232 @@
+//! `pitr audit`: who ran what, and whether the log of it is whole.
+
+use std::time::Duration;
+
+use super::Context;
+use super::output::{Align, Table};
+use crate::config::Period;
+use crate::error::{Code, Result};
+use crate::exit::{self, Program};
+use crate::operate::audit::{self, Given, Listed, Range, Verified};
+use crate::operate::human;
+use crate::pg::time::TimestampTz;
+
+/// Show who ran what, and check that nobody changed the log of it
+///
+/// With records = "on" in [audit], each command that changes something or shows data leaves a record before it works and one when it ended: user, host,
+/// command, outcome. They lie in every repository, in one chain for each host.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pitr audit`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// List records, oldest first
+    ///
+    /// A record without the MAC of an encrypted repository is marked: anybody who may create objects can have written it.
+    ///
+    /// Example: pitr audit list --since 7d
+    List(RangeArgs),
+    /// Read every record, and find what was removed, changed or reordered
+    ///
+    /// Compares chains with what their records say of one another, with the anchors in them, with this host's own state, and repositories with one another. A removal
+    /// from the end of a chain after the last anchor cannot be found where none of these knows it.
+    ///
+    /// Exit status: 0 whole, 4 changed, 6 warnings, 10 when a repository cannot be read.
+    ///
+    /// Example: pitr audit verify --anchor db1-4f2a9c01/1042:5f0c…
+    Verify(VerifyArgs),
+    /// Record the newest record of every chain, and print a line that proves all of them
+    ///
+    /// Keep the line outside of the repositories: with it, pitr audit verify finds what is removed later, whoever removes it.
+    ///
+    /// Example: pitr audit anchor | mail -s "audit anchor" auditors@example.com
+    Anchor {},
+}
+
+/// The time of records.
+#[derive(clap::Args, Debug, Clone, Copy, Default)]
+pub struct RangeArgs {
+    /// From then on: a day, a time such as 2026-11-20T06:00:00Z, or an age such as 7d
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub since: Option<Moment>,
+
+    /// Before then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub until: Option<Moment>,
+}
+
+/// The check.
+#[derive(clap::Args, Debug)]
+pub struct VerifyArgs {
+    /// A line that pitr audit anchor printed. May be given several times
+    #[arg(long = "anchor", value_name = "LINE")]
+    pub anchors: Vec<Given>,
+}
+
+/// A moment of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// A time.
+    At(TimestampTz),
+    /// So long ago.
+    Ago(Duration),
+}
+
+fn moment(text: &str) -> Result<Moment> {
+    if let Ok(period) = text.parse::<Period>() {
+        return Ok(Moment::Ago(period.duration()));
+    }
+    let is_day = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+    let text = match is_day {
+        true => format!("{text}T00:00:00Z"),
+        false => text.to_owned(),
+    };
+    text.parse().map(Moment::At)
+}
+
+impl RangeArgs {
+    /// The range, for a clock that says `now`.
+    pub fn range(self, now: TimestampTz) -> Range {
+        let at = |moment: Moment| match moment {
+            Moment::At(time) => time,
+            Moment::Ago(ago) => now.saturating_sub(ago),
+        };
+        Range {
+            since: self.since.map(at),
+            until: self.until.map(at),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    match &args.command {
+        Command::List(range) => list(cx, *range),
+        Command::Verify(args) => verify(cx, args),
+        Command::Anchor {} => anchor(cx),
+    }
+}
+
+fn list(cx: &Context, range: RangeArgs) -> Result<u8> {
+    let range = range.range(cx.session.host.now());
+    let (records, failures) = audit::list(&cx.session, range)?;
+    if cx.out.is_json() {
+        cx.out.json(&serde_json::json!({ "records": records }))?;
+    } else if records.is_empty() {
+        cx.out.note("no record of that time");
+    } else {
+        cx.out.table(&table(&records))?;
+    }
+    let is_whole = cx.told(failures)?;
+    super::timeline::partial_unless(is_whole)
+}
+
+fn table(records: &[Listed]) -> Table {
+    let mut table = Table::new(&[
+        ("time", Align::Left),
+        ("user", Align::Left),
+        ("host", Align::Left),
+        ("command", Align::Left),
+        ("of", Align::Left),
+        ("outcome", Align::Left),
+        ("record", Align::Left),
+    ]);
+    for one in records {
+        table.row([
+            human::time(one.record.time),
+            who(one),
+            one.record.host.clone(),
+            one.record.command.clone(),
+            one.record.object.clone().unwrap_or_default(),
+            outcome(one),
+            format!("{}/{}", one.record.writer, one.record.seq),
+        ]);
+    }
+    table
+}
+
+/// The user, and those behind it.
+pub(super) fn who(one: &Listed) -> String {
+    let record = &one.record;
+    match &record.sudo_user {
+        Some(sudo) => format!("{} (sudo: {sudo})", record.actor),
+        None => record.actor.clone(),
+    }
+}
+
+/// The outcome in words.
+pub(super) fn outcome(one: &Listed) -> String {
+    let record = &one.record;
+    let mut text = record.outcome.name().to_owned();
+    if let Some(reason) = &record.reason {
+        text = format!("{text}: {reason}");
+    } else if let Some(status) = record.status.filter(|status| *status > 0) {
+        text = format!("{text}: exit status {status}");
+    }
+    match one.doubted {
+        true => format!("{text} (doubted)"),
+        false => text,
+    }
+}
+
+fn verify(cx: &Context, args: &VerifyArgs) -> Result<u8> {
+    let verified = audit::verify(&cx.session, &args.anchors)?;
+    if cx.out.is_json() {
+        cx.out.json(&verified)?;
+    } else {
+        print(cx, &verified)?;
+    }
+    let (is_damaged, has_warnings) = (verified.is_damaged(), !verified.problems.is_empty());
+    let is_whole = cx.told(verified.failures)?;
+    Ok(match (is_damaged, is_whole, has_warnings) {
+        (true, _, _) => exit::status(Program::Pitr, Code::Findings),
+        (_, false, _) => exit::status(Program::Pitr, Code::Partial),
+        (_, _, true) => exit::WARNINGS,
+        _ => exit::SUCCESS,
+    })
+}
+
+fn print(cx: &Context, verified: &Verified) -> Result<()> {
+    for one in &verified.repositories {
+        cx.out.report(&format!(
+            "{}: {} in {}, compared with {}",
+            one.repository,
+            human::count(one.records as u64, "record"),
+            human::count(one.chains as u64, "chain"),
+            human::count(one.anchors as u64, "anchor"),
+        ))?;
+    }
+    for problem in &verified.problems {
+        let word = if problem.is_damage {
+            "CHANGED"
+        } else {
+            "warning"
+        };
+        cx.out.line(&format!(
+            "{word}: {}, {}: {}: {}",
+            problem.repository, problem.writer, problem.problem, problem.detail
+        ))?;
+    }
+    Ok(())
+}
+
+fn anchor(cx: &Context) -> Result<u8> {
+    let anchored = audit::anchor(&cx.session)?;
+    let is_stored = !anchored.repositories.is_empty();
+    if cx.out.is_json() {
+        cx.out.json(&anchored)?;
+    } else {
+        cx.out.line(&anchored.anchor)?;
+        if !is_stored {
+            cx.out
+                .warn("no repository has the record of this anchor yet: it waits on this host");
+        }
+    }
+    super::timeline::partial_unless(is_stored)
+}

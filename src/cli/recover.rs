@@ -1,0 +1,378 @@
+//! `pitr recover`: the members of a set, back at one moment.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::output::{Align, Table};
+use super::{Context, unconfirmed};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::exit::{self, Program};
+use crate::operate::human;
+use crate::operate::sets::back::{self, AskedBack};
+use crate::operate::sets::plan::{AskedMoment, AskedRecovery};
+use crate::operate::sets::recover::{self, Report};
+use crate::operate::sets::scratch::{self, Tested};
+use crate::operate::target::{AskedTarget, Point};
+use crate::plan::sets::{Extent, MemberPlan, SetPlan};
+use crate::plan::target::{Inclusive, TargetTimeline};
+
+/// Bring the members of a recovery set back to one moment
+///
+/// One plan for all members. test recovers them into a folder that is thrown away. full, database and application put them in their places: the applications and servers
+/// are stopped and started by the commands of the configuration, and what was there is kept aside. Every step is recorded on this host. The same command goes on with
+/// a run that was killed or failed, and "pitr recover rollback" takes it back.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pitr recover`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// Recover every member into a folder that is thrown away, and report
+    ///
+    /// Clusters are drilled: a server of its own recovers and is checked. Redis servers load their data in quarantine. Files and configuration are restored. Exit status 4
+    /// when a member fails.
+    ///
+    /// Example: pitr recover test --set shop --mark 20261120T064049Z-4f2a9c
+    Test(TestArgs),
+    /// Recover clusters and Redis servers in their places
+    ///
+    /// Example: pitr recover database --set shop --target-time "2026-11-20 06:40:49+01"
+    Database(InPlaceArgs),
+    /// Recover files and configuration in their places
+    ///
+    /// Example: pitr recover application --set shop --mark "before the release"
+    Application(InPlaceArgs),
+    /// Recover every member in its place
+    ///
+    /// Example: pitr recover full --set shop --mark 20261120T064049Z-4f2a9c --confirm
+    Full(InPlaceArgs),
+    Rollback(RollbackArgs),
+}
+
+/// The moment.
+#[derive(clap::Args, Debug)]
+pub struct MomentArgs {
+    /// The set in the configuration; the only one without it
+    #[arg(long, value_name = "SET")]
+    pub set: Option<String>,
+
+    /// A mark: its name, the beginning of it, or its label
+    #[arg(
+        long,
+        value_name = "MARK",
+        required_unless_present = "target_time",
+        conflicts_with = "target_time"
+    )]
+    pub mark: Option<String>,
+
+    /// A time, such as "2026-11-20 06:40:49+01": each member by its own clock, files as of the first backup after it
+    #[arg(long, value_name = "TIME")]
+    pub target_time: Option<String>,
+}
+
+/// A test.
+#[derive(clap::Args, Debug)]
+pub struct TestArgs {
+    #[command(flatten)]
+    pub moment: MomentArgs,
+
+    /// Restore below this directory; without it where temporary files go
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// Show the plan, and leave with 0
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// A recovery in place.
+#[derive(clap::Args, Debug)]
+pub struct InPlaceArgs {
+    #[command(flatten)]
+    pub moment: MomentArgs,
+
+    /// Carry the plan out
+    #[arg(long)]
+    pub confirm: bool,
+
+    /// Show the plan, and leave with 0
+    #[arg(long, conflicts_with = "confirm")]
+    pub dry_run: bool,
+}
+
+/// Take a run back
+///
+/// The former state is in its place again, and what was restored is kept aside. Refused with 8 where a transaction has committed, a key or a file was changed since:
+/// --discard-changes goes back all the same. Only the newest run can be taken back. The new timeline of a cluster is abandoned.
+///
+/// Example: pitr recover rollback 20261120T064512Z-shop --confirm
+#[derive(clap::Args, Debug)]
+pub struct RollbackArgs {
+    /// The run, as it was printed; the newest without it
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+
+    /// The set in the configuration; the only one without it
+    #[arg(long, value_name = "SET")]
+    pub set: Option<String>,
+
+    /// Go back even though something was written since
+    #[arg(long)]
+    pub discard_changes: bool,
+
+    /// Carry it out
+    #[arg(long)]
+    pub confirm: bool,
+
+    /// Show what would be done, and leave with 0
+    #[arg(long, conflicts_with = "confirm")]
+    pub dry_run: bool,
+}
+
+impl MomentArgs {
+    fn asked(&self, extent: Extent) -> Result<AskedRecovery> {
+        let moment = match (&self.mark, &self.target_time) {
+            (Some(mark), _) => AskedMoment::Mark(mark.clone()),
+            (None, Some(time)) => AskedMoment::Time(AskedTarget {
+                point: Point::Time(time.parse()?),
+                inclusive: Inclusive::Yes,
+                timeline: TargetTimeline::Latest,
+                timezone: None,
+                backup: None,
+                allow_end: false,
+            }),
+            (None, None) => return Err(err!(Usage, "a mark or a time is needed")),
+        };
+        Ok(AskedRecovery {
+            set: self.set.clone(),
+            extent,
+            moment,
+        })
+    }
+
+    /// The words by which the same command is known again.
+    fn words(&self) -> String {
+        match (&self.mark, &self.target_time) {
+            (Some(mark), _) => format!("mark {mark}"),
+            (None, time) => format!("time {}", time.as_deref().unwrap_or_default()),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    match &args.command {
+        Command::Test(args) => test(args, cx),
+        Command::Database(args) => in_place(args, Extent::Database, cx),
+        Command::Application(args) => in_place(args, Extent::Application, cx),
+        Command::Full(args) => in_place(args, Extent::Full, cx),
+        Command::Rollback(args) => rollback(args, cx),
+    }
+}
+
+fn test(args: &TestArgs, cx: &Context) -> Result<u8> {
+    cx.stop_with_cleanup()?;
+    let asked = args.moment.asked(Extent::Full)?;
+    let prepared = scratch::prepare(&cx.session, &asked)?;
+    if args.dry_run {
+        match cx.out.is_json() {
+            true => cx.out.json(&prepared.1)?,
+            false => print_plan(cx, &prepared.1.plan)?,
+        }
+        return Ok(exit::SUCCESS);
+    }
+    let dir = args
+        .dir
+        .as_ref()
+        .map(|dir| cx.session.environment.absolute(dir));
+    let tested = scratch::run(&cx.session, prepared, dir.as_deref())?;
+    match cx.out.is_json() {
+        true => cx.out.json(&tested)?,
+        false => print_tested(cx, &tested)?,
+    }
+    match tested.passed {
+        true => Ok(exit::SUCCESS),
+        false => Ok(exit::status(Program::Pitr, Code::Findings)),
+    }
+}
+
+fn print_tested(cx: &Context, tested: &Tested) -> Result<()> {
+    print_plan(cx, &tested.plan)?;
+    cx.out.line("")?;
+    for one in &tested.members {
+        let took = human::duration(Duration::from_millis(one.ms));
+        cx.out.line(&match &one.failed {
+            None => format!("ok      {} in {took}", one.member),
+            Some(why) => format!("FAILED  {}: {why}", one.member),
+        })?;
+    }
+    cx.out.line(match tested.passed {
+        true => "every member comes back",
+        false => "RECOVERY IS BROKEN",
+    })
+}
+
+fn in_place(args: &InPlaceArgs, extent: Extent, cx: &Context) -> Result<u8> {
+    let asked = args.moment.asked(extent)?;
+    let prepared = recover::prepare(&cx.session, &asked, &args.moment.words())?;
+    if !args.confirm {
+        let shown = prepared.shown()?;
+        match cx.out.is_json() {
+            true => cx.out.json(&shown)?,
+            false => print_report(cx, &shown)?,
+        }
+        return match args.dry_run {
+            true => Ok(exit::SUCCESS),
+            false => Err(unconfirmed("The steps above would be carried out.")),
+        };
+    }
+    cx.stop_with_cleanup()?;
+    let report = prepared.carry_out(&cx.session)?;
+    match cx.out.is_json() {
+        true => cx.out.json(&report)?,
+        false => print_report(cx, &report)?,
+    }
+    for warning in &report.warnings {
+        cx.out.warn(warning);
+    }
+    if let Some(run) = &report.run {
+        cx.out.note(&format!(
+            "take it back: pitr recover rollback {run} --confirm"
+        ));
+    }
+    match report.warnings.is_empty() {
+        true => Ok(exit::SUCCESS),
+        false => Ok(exit::WARNINGS),
+    }
+}
+
+/// Prints a plan of a set.
+fn print_plan(cx: &Context, plan: &SetPlan) -> Result<()> {
+    let level = plan
+        .level
+        .map(|level| format!(", level {}", level.number()));
+    cx.out.line(&format!(
+        "moment {}{}",
+        human::exact_time(plan.time),
+        level.unwrap_or_default()
+    ))?;
+    let mut table = Table::new(&[
+        ("MEMBER", Align::Left),
+        ("BACKUP", Align::Left),
+        ("STATE OF", Align::Left),
+        ("LOST", Align::Left),
+        ("SIZE", Align::Right),
+        ("TIME", Align::Right),
+    ]);
+    for one in &plan.members {
+        table.row(row(one));
+    }
+    cx.out.table(&table)?;
+    let time = human::duration(Duration::from_millis(plan.ms));
+    let untimed: Vec<String> = plan.untimed.iter().map(ToString::to_string).collect();
+    let besides = match untimed.is_empty() {
+        true => String::new(),
+        false => format!(", without {}: nothing measures them", untimed.join(", ")),
+    };
+    cx.out.line(&format!(
+        "{} to write, about {time}{besides}",
+        human::size(plan.bytes)
+    ))
+}
+
+fn row(one: &MemberPlan) -> [String; 6] {
+    let seconds = |s: u64| human::duration(Duration::from_secs(s));
+    let Some(reached) = &one.reached else {
+        let why = one.why.clone().unwrap_or_default();
+        return [
+            one.member.to_string(),
+            why,
+            String::new(),
+            String::new(),
+            String::new(),
+            String::new(),
+        ];
+    };
+    let lost = one.loss_seconds.map(seconds).unwrap_or_default();
+    [
+        one.member.to_string(),
+        reached.backup.clone(),
+        reached.moment.map(human::exact_time).unwrap_or_default(),
+        lost,
+        human::size(reached.bytes),
+        reached
+            .ms
+            .map(|ms| seconds(ms.div_ceil(1000)))
+            .unwrap_or_default(),
+    ]
+}
+
+fn print_report(cx: &Context, report: &Report) -> Result<()> {
+    if let Some(run) = &report.run {
+        let how = if report.is_resumed { " goes on" } else { "" };
+        cx.out
+            .line(&format!("run {run} of set \"{}\"{how}", report.set))?;
+    }
+    if let Some(plan) = &report.plan {
+        print_plan(cx, plan)?;
+    }
+    cx.out.line("")?;
+    for (number, done) in report.steps.iter().enumerate() {
+        let took = done
+            .ms
+            .map(|ms| format!("  ({})", human::duration(Duration::from_millis(ms))));
+        let command = done
+            .step
+            .command
+            .as_ref()
+            .map(|command| format!(": {command}"));
+        cx.out.line(&format!(
+            "{:>2}. {}{}{}",
+            number + 1,
+            done.step.step,
+            command.unwrap_or_default(),
+            took.unwrap_or_default()
+        ))?;
+    }
+    Ok(())
+}
+
+fn rollback(args: &RollbackArgs, cx: &Context) -> Result<u8> {
+    cx.stop_with_cleanup()?;
+    let asked = AskedBack {
+        set: args.set.clone(),
+        run: args.run.clone(),
+        discards: args.discard_changes,
+        is_confirmed: args.confirm,
+    };
+    let back = back::rollback(&cx.session, &asked)?;
+    if cx.out.is_json() {
+        cx.out.json(&back)?;
+    } else {
+        let how = if back.confirmed {
+            "is taken back"
+        } else {
+            "would be taken back"
+        };
+        cx.out.line(&format!("run {} {how}", back.run))?;
+        for step in &back.steps {
+            cx.out.line(&format!("  {step}"))?;
+        }
+        for one in &back.written {
+            cx.out.line(&format!("written since: {one}"))?;
+        }
+    }
+    for warning in &back.warnings {
+        cx.out.warn(warning);
+    }
+    match (args.confirm, args.dry_run, back.warnings.is_empty()) {
+        (true, _, true) | (false, true, _) => Ok(exit::SUCCESS),
+        (true, _, false) => Ok(exit::WARNINGS),
+        (false, false, _) => Err(unconfirmed("The run would be taken back.")),
+    }
+}

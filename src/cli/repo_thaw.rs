@@ -1,0 +1,197 @@
+//! `pitr repo thaw`.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::Context;
+use super::output::{Align, Table};
+use crate::error::Result;
+use crate::exit;
+use crate::operate::human;
+use crate::operate::thaw::{self, Asked, Object, Planned};
+use crate::plan::tiers::Sum;
+use crate::repo::id::BackupId;
+use crate::store::s3::class::{Speed, Thaw};
+
+/// The backup to thaw, and how.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Thaw what a restore of this backup needs
+    #[arg(long, value_name = "ID")]
+    pub backup: BackupId,
+
+    /// Thaw the WAL behind its end, too
+    #[arg(long)]
+    pub wal: bool,
+
+    /// How fast the store works, and how dear: minutes, hours, or up to two days
+    #[arg(long, value_enum, default_value_t = Pace::Standard)]
+    pub speed: Pace,
+
+    /// For how many days the objects stay readable
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=365))]
+    pub days: u32,
+
+    /// Wait until everything can be read
+    #[arg(long)]
+    pub wait: bool,
+
+    /// Show what would be requested, and request nothing
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
+}
+
+/// How fast the store thaws.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Minutes; not from DEEP_ARCHIVE.
+    Expedited,
+    /// Hours.
+    Standard,
+    /// Half a day; from DEEP_ARCHIVE two days.
+    Bulk,
+}
+
+impl Pace {
+    fn speed(self) -> Speed {
+        match self {
+            Pace::Expedited => Speed::Expedited,
+            Pace::Standard => Speed::Standard,
+            Pace::Bulk => Speed::Bulk,
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    let asked = Asked {
+        backup: args.backup.clone(),
+        with_wal: args.wal,
+        days: args.days,
+        speed: args.speed.speed(),
+    };
+    let mut planned = thaw::plan(&cx.session, &asked)?;
+    let price = planned.price(asked.speed).map(|p| p.to_string());
+    let requested = match args.dry_run {
+        true => 0,
+        false => planned.request(&cx.session, &asked)?,
+    };
+    let takes = planned.takes(asked.speed);
+    if args.wait {
+        planned.wait(&cx.session)?;
+    }
+    if cx.out.is_json() {
+        cx.out
+            .json(&as_json(args, &planned, requested, price.as_deref()))?;
+        return Ok(exit::SUCCESS);
+    }
+    show(cx, args, &planned, price.as_deref())?;
+    match (planned.is_ready(), takes) {
+        (true, _) => cx
+            .out
+            .report("everything that the backup needs can be read")?,
+        (false, Some(takes)) => cx.out.report(&format!(
+            "{} within {}",
+            if args.dry_run {
+                "it would be readable"
+            } else {
+                "it can be read"
+            },
+            human::duration(takes)
+        ))?,
+        (false, None) => {}
+    }
+    if !args.dry_run && !planned.is_ready() {
+        cx.out.note(&format!(
+            "next: pitr repo thaw --backup {} --wait",
+            args.backup
+        ));
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn word(state: Thaw) -> &'static str {
+    match state {
+        Thaw::Frozen => "frozen",
+        Thaw::Thawing => "thawing",
+        Thaw::Thawed(_) => "readable",
+    }
+}
+
+fn until(object: &Object) -> Option<crate::pg::time::TimestampTz> {
+    match object.state {
+        Thaw::Thawed(until) => until,
+        Thaw::Frozen | Thaw::Thawing => None,
+    }
+}
+
+fn show(cx: &Context, args: &Args, planned: &Planned, price: Option<&str>) -> Result<()> {
+    let mut groups: BTreeMap<(&str, &str), (Sum, Option<_>)> = BTreeMap::new();
+    for object in &planned.objects {
+        let place = (object.object.class.name(), word(object.state));
+        let (sum, first) = groups.entry(place).or_default();
+        sum.add(object.object.size_bytes);
+        *first = [*first, until(object)].into_iter().flatten().min();
+    }
+    let mut table = Table::new(&[
+        ("class", Align::Left),
+        ("state", Align::Left),
+        ("objects", Align::Right),
+        ("stored", Align::Right),
+        ("until", Align::Left),
+    ]);
+    for ((class, state), (sum, first)) in &groups {
+        table.row([
+            *class,
+            state,
+            &sum.objects.to_string(),
+            &human::size(sum.bytes),
+            &first.map_or_else(String::new, human::time),
+        ]);
+    }
+    if !groups.is_empty() {
+        cx.out.table(&table)?;
+    }
+    let price = match (price, &planned.configured.prices.currency) {
+        (Some(price), Some(currency)) => format!(", at {price} {currency}"),
+        (Some(price), None) => format!(", at {price}"),
+        (None, _) => String::new(),
+    };
+    cx.out.report(&format!(
+        "backup {} in repository {}: {} of {} in classes that must be thawed{price}",
+        args.backup,
+        planned.configured.name,
+        planned.objects.len(),
+        human::count(planned.needed_count as u64, "object"),
+    ))
+}
+
+fn as_json(
+    args: &Args,
+    planned: &Planned,
+    requested: u64,
+    price: Option<&str>,
+) -> serde_json::Value {
+    let object = |one: &Object| {
+        json!({
+            "key": one.object.key,
+            "stored_bytes": one.object.size_bytes,
+            "class": one.object.class.name(),
+            "state": word(one.state),
+            "until": until(one).map(|t| t.to_string()),
+        })
+    };
+    json!({
+        "repository": planned.configured.name,
+        "backup": args.backup.to_string(),
+        "needed_count": planned.needed_count,
+        "objects": planned.objects.iter().map(object).collect::<Vec<_>>(),
+        "requested_count": requested,
+        "price": price,
+        "currency": planned.configured.prices.currency,
+        "ready": planned.is_ready(),
+        "takes_seconds": planned.takes(args.speed.speed()).map(|d| d.as_secs()),
+    })
+}

@@ -1,0 +1,238 @@
+//! `pitr repo tier`.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::Context;
+use super::output::{Align, Table};
+use crate::config::{Price, Prices, StorageClass, TierBy, TierKind};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::exit::{self, Program};
+use crate::operate::tiers::{self, Done};
+use crate::operate::{human, of};
+use crate::plan::tiers::{Move, Sum};
+
+/// Whether objects move.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Show what would move, and move nothing
+    #[arg(long, conflicts_with = "confirm")]
+    pub dry_run: bool,
+
+    /// Do it
+    #[arg(long)]
+    pub confirm: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    let (done, failures) = tiers::run(&cx.session, args.confirm)?;
+    if cx.out.is_json() {
+        let mut all = of::split(&done, |one| &one.of, shown);
+        all.insert("confirmed".to_owned(), args.confirm.into());
+        cx.out.json(&all)?;
+    } else {
+        for one in &done {
+            print(cx, one)?;
+            warn(cx, one);
+        }
+    }
+    let is_whole = cx.told(failures)?;
+    let outcomes = done.iter().filter_map(|one| one.outcome.as_ref());
+    let refused: u64 = outcomes.map(|outcome| outcome.refused_count).sum();
+    if refused > 0 {
+        return Err(err!(Partial, "the repository refused {}", human::count(refused, "move"))
+            .hint("What is left is tried again by the next run. The credentials need s3:GetObjectTagging and s3:PutObjectTagging, or to read and write where tier_by = \"copy\"."));
+    }
+    if !args.dry_run && !args.confirm && done.iter().any(|one| !one.plan.moves.is_empty()) {
+        return Err(super::unconfirmed("What is shown above would be moved."));
+    }
+    Ok(
+        match (is_whole, done.iter().all(|one| one.withheld.is_empty())) {
+            (false, _) => exit::status(Program::Pitr, Code::Partial),
+            (true, false) => exit::WARNINGS,
+            (true, true) => exit::SUCCESS,
+        },
+    )
+}
+
+/// The price of the moves, and what a month costs less; none where a price is not known.
+fn prices(moves: &[Move], prices: &Prices) -> (Option<Price>, Option<String>) {
+    let month = |class: StorageClass, one: &Move| {
+        let Price(price) = prices.of_bytes(Some(class.name()), one.size_bytes)?;
+        i128::try_from(price).ok()
+    };
+    let saved = moves
+        .iter()
+        .map(|one| Some(month(one.from, one)? - month(one.to, one)?));
+    let saved: Option<i128> = saved.sum();
+    let shown = |saved: i128| {
+        let sign = if saved < 0 { "-" } else { "" };
+        format!("{sign}{}", Price(saved.unsigned_abs()))
+    };
+    let is_known = !prices.is_empty();
+    let saved = saved.filter(|_| is_known).map(shown);
+    (prices.of_transitions(moves.len() as u64), saved)
+}
+
+fn shown(done: &Done) -> serde_json::Value {
+    let plan = &done.plan;
+    let one = |one: &Move| {
+        json!({
+            "key": one.key,
+            "kind": one.kind,
+            "stored_bytes": one.size_bytes,
+            "from": one.from.name(),
+            "to": one.to.name(),
+            "backup": one.backup.as_ref().map(ToString::to_string),
+            "early": one.is_early,
+        })
+    };
+    let sum = |sum: Sum| json!({ "object_count": sum.objects, "stored_bytes": sum.bytes });
+    let (price, saved) = prices(&plan.moves, &done.configured.prices);
+    done.of.named(json!({
+        "repository": done.configured.name,
+        "moves": plan.moves.iter().map(one).collect::<Vec<_>>(),
+        "held": sum(plan.held),
+        "small": sum(plan.small),
+        "leaving": sum(plan.leaving),
+        "withheld": done.withheld,
+        "price": price.map(|p| p.to_string()),
+        "saved_month_price": saved,
+        "currency": done.configured.prices.currency,
+        "outcome": done.outcome,
+    }))
+}
+
+fn print(cx: &Context, done: &Done) -> Result<()> {
+    let plan = &done.plan;
+    cx.out.report(&format!(
+        "{} in repository {}",
+        done.of.title(),
+        done.configured.name
+    ))?;
+    let mut groups: BTreeMap<(TierKind, String, StorageClass, StorageClass), Sum> = BTreeMap::new();
+    for one in &plan.moves {
+        let backup = one
+            .backup
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), ToString::to_string);
+        let sum = groups
+            .entry((one.kind, backup, one.from, one.to))
+            .or_default();
+        sum.add(one.size_bytes);
+    }
+    let mut table = Table::new(&[
+        ("kind", Align::Left),
+        ("newest backup that needs it", Align::Left),
+        ("from", Align::Left),
+        ("to", Align::Left),
+        ("objects", Align::Right),
+        ("stored", Align::Right),
+    ]);
+    for ((kind, backup, from, to), sum) in &groups {
+        table.row([
+            kind.noun(),
+            backup,
+            from.name(),
+            to.name(),
+            &sum.objects.to_string(),
+            &human::size(sum.bytes),
+        ]);
+    }
+    if !groups.is_empty() && !cx.out.is_quiet() {
+        cx.out.table(&table)?;
+    }
+    for line in lines(done) {
+        cx.out.report(&line)?;
+    }
+    Ok(())
+}
+
+fn lines(done: &Done) -> Vec<String> {
+    let (plan, configured) = (&done.plan, &done.configured);
+    let mut lines = Vec::new();
+    let objects = |sum: Sum| {
+        format!(
+            "{} ({})",
+            human::count(sum.objects, "object"),
+            human::size(sum.bytes)
+        )
+    };
+    let stays = [
+        (
+            plan.held,
+            "needed by the newest backup, or by one that is read now",
+        ),
+        (
+            plan.small,
+            "smaller than 128 KiB, for which colder classes charge",
+        ),
+        (plan.leaving, "of backups that expiry lets go"),
+    ];
+    for (sum, why) in stays.into_iter().filter(|(sum, _)| sum.objects > 0) {
+        lines.push(format!("old enough, and stays: {} {why}", objects(sum)));
+    }
+    let currency = configured.prices.currency.as_deref().unwrap_or_default();
+    let (price, saved) = prices(&plan.moves, &configured.prices);
+    if !plan.moves.is_empty() {
+        lines.extend(price.map(|p| {
+            format!("the moves cost {p} {currency}")
+                .trim_end()
+                .to_owned()
+        }));
+        lines.extend(
+            saved.map(|s| format!("a month then costs {s} {currency} less").replace("  ", " ")),
+        );
+    }
+    match &done.outcome {
+        None if plan.moves.is_empty() => lines.push("nothing to move".to_owned()),
+        None => {}
+        Some(o) => {
+            let verb = match configured.s3.tier_by {
+                TierBy::Rules => "tagged for the rules of the bucket",
+                TierBy::Copy => "moved",
+            };
+            lines.push(format!("{verb}: {}", human::count(o.moved, "object")));
+            if o.waiting > 0 {
+                let count = human::count(o.waiting, "object");
+                lines.push(format!(
+                    "tagged before, and not moved by a rule yet: {count}"
+                ));
+            }
+            if o.locked_count > 0 {
+                let count = human::count(o.locked_count, "object");
+                lines.push(format!("locked by the store, and not copied: {count}"));
+            }
+        }
+    }
+    lines
+}
+
+fn warn(cx: &Context, done: &Done) {
+    let mut early: BTreeMap<StorageClass, Sum> = BTreeMap::new();
+    for one in done.plan.moves.iter().filter(|one| one.is_early) {
+        early.entry(one.to).or_default().add(one.size_bytes);
+    }
+    for (class, sum) in early {
+        cx.out.warn(&format!(
+            "retention may delete {} ({}) before the {} are over for which {class} is paid at least",
+            human::count(sum.objects, "object"),
+            human::size(sum.bytes),
+            human::duration(class.least_stay())
+        ));
+    }
+    for withheld in &done.withheld {
+        cx.out.warn(withheld);
+    }
+    let outcome = done.outcome.iter();
+    for refused in outcome.clone().flat_map(|o| &o.refused) {
+        cx.out.warn(&format!("could not move {refused}"));
+    }
+    for locked in outcome.flat_map(|o| &o.locked) {
+        cx.out.note(&format!("not moved: {locked}"));
+    }
+}

@@ -1,0 +1,262 @@
+//! `pitr report`: what ran, what is proven, and what somebody should do.
+
+use std::path::PathBuf;
+
+use super::audit::RangeArgs;
+use super::output::{Align, Table};
+use super::{Context, report_page};
+use crate::durable;
+use crate::error::{Code, Error, Result};
+use crate::exit::{self, Program};
+use crate::operate::finding::Level;
+use crate::operate::human;
+use crate::operate::report::{self, Kind, Report, Run};
+
+/// Report what ran, what is proven, and what is to be done
+///
+/// daily: runs, new backups, drills, findings with what helps. audit: each run, and whether the audit log is whole. compliance: controls, each with the command behind it.
+///
+/// Runs come from the audit log (key records of section audit); without it a report knows none. Exit status: 0, 4 when the log was changed, 10 when something could not be looked at.
+///
+/// Example: pitr report daily --format html --output report.html
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The report
+    #[arg(value_enum)]
+    pub kind: KindArg,
+
+    /// The time that it is about; without it, the last 24 hours
+    #[command(flatten)]
+    pub range: RangeArgs,
+
+    /// The form of the report
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+
+    /// Write the HTML page or the JSON into this file
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// The kinds of reports.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KindArg {
+    /// Runs, backups, drills, and findings with what helps
+    Daily,
+    /// Every run, and whether the audit log is whole
+    Audit,
+    /// The state of each control
+    Compliance,
+}
+
+/// The forms of reports.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Tables
+    Text,
+    /// One page that needs nothing but itself
+    Html,
+    /// For programs, as --json
+    Json,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    cx.stop_in_order()?;
+    let kind = match args.kind {
+        KindArg::Daily => Kind::Daily,
+        KindArg::Audit => Kind::Audit,
+        KindArg::Compliance => Kind::Compliance,
+    };
+    let range = args.range.range(cx.session.host.now());
+    let report = report::make(&cx.session, kind, range)?;
+    let format = if cx.out.is_json() {
+        Format::Json
+    } else {
+        args.format
+    };
+    match format {
+        Format::Text => print(cx, &report)?,
+        Format::Html => write(cx, args, report_page::page(&report))?,
+        Format::Json if args.output.is_none() => cx.out.json(&report)?,
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&report)
+                .map_err(|e| crate::err!(Internal, "write JSON").source(e))?;
+            write(cx, args, text + "\n")?;
+        }
+    }
+    let is_damaged = report.log.as_ref().is_some_and(|log| log.is_damaged());
+    let is_whole = cx.told(report.failures)?;
+    Ok(match (is_damaged, is_whole) {
+        (true, _) => exit::status(Program::Pitr, Code::Findings),
+        (_, false) => exit::status(Program::Pitr, Code::Partial),
+        _ => exit::SUCCESS,
+    })
+}
+
+fn write(cx: &Context, args: &Args, text: String) -> Result<()> {
+    let Some(path) = &args.output else {
+        return cx.out.raw(&text);
+    };
+    durable::replace(path, text.as_bytes(), cx.session.host.random())
+        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+}
+
+/// The title of a report.
+pub(super) fn title(report: &Report) -> String {
+    let kind = match report.kind {
+        Kind::Daily => "Daily report",
+        Kind::Audit => "Audit report",
+        Kind::Compliance => "Compliance report",
+    };
+    format!(
+        "{kind}, {} to {}",
+        human::time(report.since),
+        human::time(report.until)
+    )
+}
+
+/// A table of a report: its title, its columns and its rows.
+pub(super) struct Part {
+    pub title: &'static str,
+    pub columns: &'static [&'static str],
+    pub rows: Vec<Vec<String>>,
+    /// The text where there is no row.
+    pub none: &'static str,
+}
+
+/// The tables of a report.
+pub(super) fn parts(report: &Report) -> Vec<Part> {
+    let mut parts = Vec::new();
+    if report.kind == Kind::Compliance {
+        let rows = report.controls.iter().map(|one| {
+            vec![
+                state(one.state),
+                one.control.to_owned(),
+                one.observed.clone(),
+                one.command.to_owned(),
+            ]
+        });
+        parts.push(Part {
+            title: "Controls",
+            columns: &["state", "control", "observed", "command"],
+            rows: rows.collect(),
+            none: "nothing could be looked at",
+        });
+    }
+    let findings = report.recommendations.iter().map(|one| {
+        let next = one.next.clone().unwrap_or_default();
+        vec![state(one.state), one.of.clone(), one.finding.clone(), next]
+    });
+    parts.push(Part {
+        title: "What somebody should do",
+        columns: &["state", "of", "finding", "next"],
+        rows: findings.collect(),
+        none: "nothing",
+    });
+    parts.push(Part {
+        title: "Runs",
+        columns: &["began", "took", "user", "host", "command", "of", "outcome"],
+        rows: report.runs.iter().map(ran).collect(),
+        none: "none is recorded: see [audit] in the configuration",
+    });
+    let backups = report.backups.iter().map(|one| {
+        vec![
+            human::time(one.stop_time),
+            one.of.clone(),
+            one.repository.clone(),
+            one.id.clone(),
+            human::size(one.stored_bytes),
+            one.damage.clone().unwrap_or_default(),
+        ]
+    });
+    parts.push(Part {
+        title: "Backups that ended in this time",
+        columns: &["ended", "of", "repository", "backup", "stored", "damage"],
+        rows: backups.collect(),
+        none: "none",
+    });
+    let proofs = report.proofs.iter().map(|one| {
+        let word = match (one.time, one.passed) {
+            (None, _) => "no drill is known",
+            (_, true) => "recovery proven",
+            (_, false) => "recovery broken",
+        };
+        let time = one.time.map_or_else(String::new, human::time);
+        vec![
+            one.cluster.clone(),
+            one.repository.clone(),
+            time,
+            word.to_owned(),
+        ]
+    });
+    parts.push(Part {
+        title: "Newest drills",
+        columns: &["cluster", "repository", "time", "result"],
+        rows: proofs.collect(),
+        none: "none",
+    });
+    if let Some(log) = &report.log {
+        let rows = log.problems.iter().map(|one| {
+            let word = if one.is_damage { "CHANGED" } else { "warning" };
+            let chain = format!("{}: {}", one.repository, one.writer);
+            vec![
+                word.to_owned(),
+                chain,
+                one.problem.to_owned(),
+                one.detail.clone(),
+            ]
+        });
+        parts.push(Part {
+            title: "The audit log",
+            columns: &["state", "chain", "problem", "observed"],
+            rows: rows.collect(),
+            none: "it is whole, as far as its anchors reach",
+        });
+    }
+    parts
+}
+
+fn ran(run: &Run) -> Vec<String> {
+    let took = run.ended.and_then(|ended| ended.duration_since(run.began));
+    let user = match &run.sudo_user {
+        Some(sudo) => format!("{} (sudo: {sudo})", run.actor),
+        None => run.actor.clone(),
+    };
+    let mut outcome = run.outcome.name().to_owned();
+    if let Some(reason) = &run.reason {
+        outcome = format!("{outcome}: {reason}");
+    }
+    if run.doubted {
+        outcome += " (doubted)";
+    }
+    vec![
+        human::time(run.began),
+        took.map_or_else(String::new, human::duration),
+        user,
+        run.host.clone(),
+        run.command.clone(),
+        run.object.clone().unwrap_or_default(),
+        outcome,
+    ]
+}
+
+fn state(level: Level) -> String {
+    level.state().to_owned()
+}
+
+fn print(cx: &Context, report: &Report) -> Result<()> {
+    cx.out.line(&title(report))?;
+    for part in parts(report) {
+        cx.out.line(&format!("\n{}", part.title))?;
+        if part.rows.is_empty() {
+            cx.out.line(part.none)?;
+            continue;
+        }
+        let columns: Vec<_> = part.columns.iter().map(|c| (*c, Align::Left)).collect();
+        let mut table = Table::new(&columns);
+        part.rows.iter().for_each(|row| table.row(row));
+        cx.out.table(&table)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! `pitr init --role`: the rights of a host, to be given by somebody else.
+
+use super::Context;
+use crate::error::Result;
+use crate::exit;
+use crate::operate::roles::{self, Profile, Role};
+
+/// The work of a host.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleArg {
+    /// Restores, drills and looks
+    Reader,
+    /// Archives and backs up; deletes nothing
+    Writer,
+    /// Expires; reads no data
+    Janitor,
+    /// Does all but expire
+    Operator,
+}
+
+impl RoleArg {
+    /// The role.
+    pub fn role(self) -> Role {
+        match self {
+            RoleArg::Reader => Role::Reader,
+            RoleArg::Writer => Role::Writer,
+            RoleArg::Janitor => Role::Janitor,
+            RoleArg::Operator => Role::Operator,
+        }
+    }
+}
+
+/// Prints the rights of a role.
+pub(super) fn print(role: RoleArg, cx: &Context) -> Result<u8> {
+    let profile = roles::profile(&cx.session, role.role())?;
+    match cx.out.is_json() {
+        true => cx.out.json(&profile)?,
+        false => show(cx, &profile)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn show(cx: &Context, profile: &Profile) -> Result<()> {
+    for one in &profile.repositories {
+        cx.out
+            .line(&format!("repository {} ({})", one.repository, one.url))?;
+        if let Some(policy) = &one.policy {
+            cx.out.json(policy)?;
+        }
+        if let Some(directory) = &one.directory {
+            cx.out.line(&format!("  {directory}"))?;
+        }
+    }
+    section(cx, "server, as a superuser", &profile.sql)?;
+    section(cx, "keys of an encrypted repository", &profile.keys)?;
+    section(cx, "files", &profile.files)?;
+    let name = profile.role.name();
+    cx.out.note(&format!(
+        "on the host itself, \"pitr doctor --role {name}\" compares"
+    ));
+    Ok(())
+}
+
+fn section(cx: &Context, title: &str, lines: &[impl AsRef<str>]) -> Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    cx.out.line(title)?;
+    lines
+        .iter()
+        .try_for_each(|line| cx.out.line(&format!("  {}", line.as_ref())))
+}

@@ -1,0 +1,248 @@
+//! The content of the audit log, and whether it is whole.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::Spool;
+use crate::config::{self, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::operate::failures::Failures;
+use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
+use crate::repo::audit::{self, Hash, Record};
+use crate::repo::audit_chain::{self, Anchor, Chains, Problem};
+use crate::repo::clock;
+use crate::store::Store;
+
+/// The time of records that are wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Range {
+    /// From here on.
+    pub since: Option<TimestampTz>,
+    /// Before that.
+    pub until: Option<TimestampTz>,
+}
+
+impl Range {
+    fn holds(self, time: TimestampTz) -> bool {
+        self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time < until)
+    }
+}
+
+/// A record, and where it lies.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// The record.
+    #[serde(flatten)]
+    pub record: Record,
+    /// It bears no MAC in a repository with a key set: anybody may have written it.
+    pub doubted: bool,
+    /// The repositories that have it.
+    pub repositories: Vec<String>,
+}
+
+/// Records by writer, number and content: two repositories may have different ones under one name.
+type Found = BTreeMap<(String, u64, Hash), Listed>;
+
+/// Lists the records of a time, in order of time.
+///
+/// # Errors
+/// The first failure when no repository can be read.
+pub fn list(session: &Session, range: Range) -> Result<(Vec<Listed>, Failures)> {
+    let settings = session.settings_with_repositories()?;
+    let mut found = Found::new();
+    let mut failures = Failures::default();
+    failures.in_each(
+        &settings.repositories,
+        "read the audit log of",
+        |configured| {
+            let repository = session.open(configured)?;
+            collect(session, configured, repository.store(), range, &mut found)
+        },
+    );
+    failures.first_if(session, found.is_empty())?;
+    let mut records: Vec<Listed> = found.into_values().collect();
+    records.sort_by(|a, b| {
+        let key = |one: &Listed| (one.record.time, one.record.seq);
+        key(a)
+            .cmp(&key(b))
+            .then_with(|| a.record.writer.cmp(&b.record.writer))
+    });
+    Ok((records, failures))
+}
+
+fn collect(
+    session: &Session,
+    configured: &config::Repository,
+    store: &dyn Store,
+    range: Range,
+    found: &mut Found,
+) -> Result<()> {
+    for (writer, numbers) in audit::names(store)?.chains {
+        // The newest first: a record is stored when it was made, or later.
+        for (seq, meta) in numbers.into_iter().rev() {
+            session.host.check_stop()?;
+            let is_over = |since: TimestampTz| {
+                meta.is_some_and(|meta| meta.modified.saturating_add(clock::MAY_DIFFER) < since)
+            };
+            if range.since.is_some_and(is_over) {
+                break;
+            }
+            let stored = match audit::read(store, &writer, seq) {
+                Ok(Some(stored)) => stored,
+                Ok(None) => continue,
+                Err(e) if audit::is_of_the_record(&e) => {
+                    session.warn(&format!("\"{}\": {e}", configured.name));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            if !range.holds(stored.record.time) {
+                continue;
+            }
+            let key = (writer.clone(), seq, stored.hash);
+            let listed = found.entry(key).or_insert_with(|| Listed {
+                record: stored.record,
+                doubted: stored.is_doubted,
+                repositories: Vec::new(),
+            });
+            listed.repositories.push(configured.name.clone());
+        }
+    }
+    Ok(())
+}
+
+/// An anchor that was kept elsewhere: `<writer>/<seq>:<hash>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    writer: String,
+    seq: u64,
+    hash: Hash,
+}
+
+impl FromStr for Given {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Given> {
+        let parsed = || {
+            let (place, hash) = text.trim().split_once(':')?;
+            let (writer, seq) = place.split_once('/')?;
+            let seq = seq.parse().ok().filter(|seq| *seq > 0)?;
+            audit::key(writer, seq).ok()?;
+            Some(Given {
+                writer: writer.to_owned(),
+                seq,
+                hash: audit::hash_of(hash)?,
+            })
+        };
+        parsed().ok_or_else(|| {
+            err!(
+                Usage,
+                "an anchor is WRITER/NUMBER:HASH, as \"pitr audit anchor\" prints it"
+            )
+        })
+    }
+}
+
+/// The result of a check.
+#[derive(Serialize)]
+pub struct Verified {
+    /// Each repository that was read.
+    pub repositories: Vec<Checked>,
+    /// Problems, repository by repository.
+    pub problems: Vec<Problem>,
+    /// Repositories that could not be read.
+    #[serde(skip)]
+    pub failures: Failures,
+}
+
+/// One repository.
+#[derive(Debug, Serialize)]
+pub struct Checked {
+    /// Its name.
+    pub repository: String,
+    /// Chains.
+    pub chains: usize,
+    /// Records.
+    pub records: usize,
+    /// Statements of records about other records, and of this host, that were compared.
+    pub anchors: usize,
+}
+
+impl Verified {
+    /// Whether the log was changed.
+    pub fn is_damaged(&self) -> bool {
+        self.problems.iter().any(|p| p.is_damage)
+    }
+}
+
+/// Reads every record of every repository, and compares them with one another, with this host's state, and with anchors that were kept elsewhere.
+///
+/// # Errors
+/// The first failure when no repository can be read.
+pub fn verify(session: &Session, given: &[Given]) -> Result<Verified> {
+    let settings = session.settings_with_repositories()?;
+    let mut failures = Failures::default();
+    let mut all: Vec<(Chains, Vec<Anchor>)> = Vec::new();
+    failures.in_each(
+        &settings.repositories,
+        "read the audit log of",
+        |configured| {
+            let repository = session.open(configured)?;
+            let chains = Chains::read(&configured.name, repository.store(), &session.host)?;
+            let outside = outside(session, &settings, configured, given)?;
+            all.push((chains, outside));
+            Ok(())
+        },
+    );
+    failures.first_if(session, all.is_empty())?;
+    let problems = audit_chain::judge(&mut all, settings.audit.keep());
+    let repositories = all.iter().map(|(chains, outside)| Checked {
+        repository: chains.repository.clone(),
+        chains: chains.chain_count(),
+        records: chains.record_count(),
+        anchors: chains.anchor_count() + outside.len(),
+    });
+    Ok(Verified {
+        repositories: repositories.collect(),
+        problems,
+        failures,
+    })
+}
+
+/// The records that this host remembers of its own chain, and those that the operator kept.
+fn outside(
+    session: &Session,
+    settings: &Settings,
+    configured: &config::Repository,
+    given: &[Given],
+) -> Result<Vec<Anchor>> {
+    let now = session.host.now();
+    let mut anchors: Vec<Anchor> = given
+        .iter()
+        .map(|given| Anchor {
+            by: "the anchor of the command line".to_owned(),
+            // When it was made is not known: it proves nothing of ages.
+            time: TimestampTz::default(),
+            writer: given.writer.clone(),
+            seq: given.seq,
+            hash: given.hash,
+        })
+        .collect();
+    let place = settings.state_dir(&session.environment);
+    let spool = place.and_then(|place| Spool::existing(&place, settings));
+    let own = spool.map_or(Ok(None), |spool| spool.newest_sent(configured))?;
+    if let Some((record, hash)) = own {
+        anchors.push(Anchor {
+            by: "this host".to_owned(),
+            time: record.time.min(now),
+            writer: record.writer,
+            seq: record.seq,
+            hash,
+        });
+    }
+    Ok(anchors)
+}

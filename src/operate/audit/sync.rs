@@ -1,0 +1,70 @@
+//! Records that one repository has and another lacks.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::operate::session::Session;
+use crate::repo::audit;
+use crate::repo::repository::Repository;
+
+/// Records that a repository lacked.
+#[derive(Debug, Serialize)]
+pub struct Brought {
+    /// The repository that gives.
+    pub from: String,
+    /// The repository that gets.
+    pub to: String,
+    /// Records that were copied, or would be.
+    pub records: u64,
+}
+
+/// Copies the records that the other side lacks, but for those that are old enough to have expired there.
+///
+/// # Errors
+/// Those of the stores; `Interrupted`. A record that cannot be read is a warning.
+pub fn bring(
+    session: &Session,
+    (from_name, from): (&str, &Repository),
+    (to_name, to): (&str, &Repository),
+    is_dry_run: bool,
+) -> Result<Option<Brought>> {
+    if from.marker().key_set != to.marker().key_set {
+        return Ok(None);
+    }
+    let (from, to) = (from.store(), to.store());
+    let before = session
+        .host
+        .now()
+        .saturating_sub(session.settings()?.audit.keep());
+    let mut there = audit::names(to)?.chains;
+    let mut records = 0;
+    for (writer, numbers) in audit::names(from)?.chains {
+        let known: BTreeSet<u64> = there
+            .remove(&writer)
+            .unwrap_or_default()
+            .into_keys()
+            .collect();
+        for seq in numbers.into_keys().filter(|seq| !known.contains(seq)) {
+            session.host.check_stop()?;
+            let read = match audit::read(from, &writer, seq) {
+                Ok(Some(stored)) => stored,
+                Ok(None) => continue,
+                Err(e) if audit::is_of_the_record(&e) => {
+                    session.warn(&format!("not copied from \"{from_name}\": {e}"));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            if read.record.time >= before && (is_dry_run || audit::copy(from, to, &writer, seq)?) {
+                records += 1;
+            }
+        }
+    }
+    Ok((records > 0).then(|| Brought {
+        from: from_name.to_owned(),
+        to: to_name.to_owned(),
+        records,
+    }))
+}

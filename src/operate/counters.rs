@@ -1,0 +1,425 @@
+//! Counts of what the commands of this host have done: attempts, successes and failures of backups, and the last success of other commands.
+//!
+//! A repository knows what became of a backup that was committed, and nothing of those that failed. So each command adds its own result to a
+//! file of the host. A command that was killed adds nothing: it is noted before it begins, and the next one that looks finds its process gone.
+//! The file makes no command fail: what cannot be counted is warned about.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::session::Session;
+use crate::config::{Repository, Settings};
+use crate::durable;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::lock;
+use crate::pg::time::TimestampTz;
+use crate::process;
+use crate::repo::root::BackupKind;
+
+/// The file, below `state_dir`.
+const FILE: &str = "counters.json";
+/// Its lock.
+const LOCK: &str = "counters.lock";
+/// How long another command may hold it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The reason of one that was killed.
+pub const KILLED: &str = "killed";
+/// Upper bounds of the durations that are counted, in seconds.
+pub const BOUNDS: [u32; 9] = [10, 60, 300, 900, 1_800, 3_600, 7_200, 14_400, 43_200];
+/// Reasons of failures. They are few and fixed, so that each series stands at 0 before the first failure.
+pub const REASONS: [&str; 9] = [
+    "config",
+    "server",
+    "repository",
+    "space",
+    "locked",
+    "refused",
+    "damage",
+    "interrupted",
+    KILLED,
+];
+
+/// The series of one kind of backup.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Label {
+    /// The cluster, or the name of other content.
+    pub cluster: String,
+    /// `postgres`, `redis`, `files`, `config`, `git` or `logical`.
+    pub component: String,
+    /// `full` or `incr`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The repository.
+    pub repo: String,
+}
+
+/// The counts of one series.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// All that ended, in whatever way.
+    pub attempts: u64,
+    /// Those that were committed.
+    pub successes: u64,
+    /// The others, by reason.
+    #[serde(default)]
+    pub failures: BTreeMap<String, u64>,
+    /// The duration of the last one.
+    #[serde(default)]
+    pub last_ms: Option<u64>,
+    /// How many took no longer than each of [`BOUNDS`].
+    #[serde(default)]
+    pub within: Vec<u64>,
+    /// The sum of durations.
+    #[serde(default)]
+    pub total_ms: u64,
+}
+
+/// A backup that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Begun {
+    #[serde(flatten)]
+    label: Label,
+    pid: u32,
+    /// The tick of the system at which the process began: a number comes again, the two do not.
+    tick: Option<u64>,
+    since: TimestampTz,
+}
+
+/// One series as it is stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    label: Label,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+/// The file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Book {
+    #[serde(default)]
+    series: Vec<Stored>,
+    #[serde(default)]
+    running: Vec<Begun>,
+    /// The last success of other commands, as `verify cluster`.
+    #[serde(default)]
+    successes: BTreeMap<String, TimestampTz>,
+}
+
+/// The counts of this host.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Each series that ever ended here.
+    pub series: BTreeMap<Label, Counts>,
+    /// Those that run now.
+    pub running: Vec<Label>,
+    /// The last success of other commands, as `verify cluster`.
+    pub successes: BTreeMap<String, TimestampTz>,
+}
+
+/// The series of content beside clusters, which is full unless its end tells something else.
+pub fn of_content(component: &str, name: &str, repository: &Repository) -> Label {
+    Label {
+        cluster: name.to_owned(),
+        component: component.to_owned(),
+        kind: "full".to_owned(),
+        repo: repository.name.clone(),
+    }
+}
+
+/// The name of a kind in series.
+pub fn kind_name(kind: BackupKind) -> &'static str {
+    match kind {
+        BackupKind::Full => "full",
+        BackupKind::Incremental => "incr",
+    }
+}
+
+/// Runs a backup, and counts what became of it. `label` says what is expected; `kind` tells the kind from the result.
+///
+/// # Errors
+/// Those of `work`.
+pub fn counted<T>(
+    (session, settings): (&Session, &Settings),
+    label: &Label,
+    work: impl FnOnce() -> Result<T>,
+    kind: impl FnOnce(&T) -> BackupKind,
+) -> Result<T> {
+    let own = Begun {
+        label: label.clone(),
+        pid: std::process::id(),
+        tick: process::started_at(std::process::id()),
+        since: session.host.now(),
+    };
+    let begun = own.clone();
+    update((session, settings), |book| book.running.push(begun));
+    let started = Instant::now();
+    let done = work();
+    let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (label, reason) = match &done {
+        Ok(done) => {
+            let kind = kind_name(kind(done)).to_owned();
+            let label = Label {
+                kind,
+                ..label.clone()
+            };
+            (label, None)
+        }
+        Err(e) => (label.clone(), Some(reason(e.code()))),
+    };
+    update((session, settings), |book| {
+        book.running.retain(|one| *one != own);
+        book.add(&label, reason, Some(took));
+    });
+    done
+}
+
+/// Notes that a command succeeded.
+pub fn succeeded(session: &Session, command: &str, cluster: &str) {
+    let Ok(settings) = session.settings() else {
+        return;
+    };
+    let now = session.host.now();
+    update((session, &settings), |book| {
+        book.successes.insert(format!("{command} {cluster}"), now);
+    });
+}
+
+/// Reads the counts, with those that were killed meanwhile; none where no command can keep any.
+///
+/// # Errors
+/// `Io` when the file cannot be read or written; `Deadline` when it stays locked.
+pub fn read(session: &Session, settings: &Settings) -> Result<Option<Counters>> {
+    let Some(place) = settings.state_dir(&session.environment) else {
+        return Ok(None);
+    };
+    let book = match change(session, &place, |_| ()) {
+        Ok(book) => book,
+        Err(_) if settings.agent.state_dir.is_none() && !place.join(FILE).exists() => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    let series = book.series.into_iter().map(|s| (s.label, s.counts));
+    Ok(Some(Counters {
+        series: series.collect(),
+        running: book.running.into_iter().map(|one| one.label).collect(),
+        successes: book.successes,
+    }))
+}
+
+/// The reason by which a failure is counted.
+pub fn reason(code: Code) -> &'static str {
+    match code {
+        Code::Usage | Code::Config | Code::Key | Code::NotFound => "config",
+        Code::Unreachable | Code::NoRepository | Code::Io | Code::ReadOnly | Code::Partial => {
+            "repository"
+        }
+        Code::Full => "space",
+        Code::Locked | Code::Deadline => "locked",
+        Code::Refused | Code::Clone | Code::WrongCluster | Code::Conflict | Code::Diverged => {
+            "refused"
+        }
+        Code::Damaged | Code::ReadBack | Code::Gap => "damage",
+        Code::Interrupted => "interrupted",
+        _ => "server",
+    }
+}
+
+impl Book {
+    fn add(&mut self, label: &Label, reason: Option<&str>, took: Option<u64>) {
+        let at = match self.series.iter().position(|s| s.label == *label) {
+            Some(at) => at,
+            None => {
+                self.series.push(Stored {
+                    label: label.clone(),
+                    counts: Counts::default(),
+                });
+                self.series.len() - 1
+            }
+        };
+        let Some(Stored { counts, .. }) = self.series.get_mut(at) else {
+            return;
+        };
+        counts.attempts += 1;
+        match reason {
+            None => counts.successes += 1,
+            Some(reason) => *counts.failures.entry(reason.to_owned()).or_default() += 1,
+        }
+        let Some(took) = took else { return };
+        counts.last_ms = Some(took);
+        counts.total_ms = counts.total_ms.saturating_add(took);
+        counts.within.resize(BOUNDS.len() + 1, 0);
+        let bounds = BOUNDS.iter().map(|b| u64::from(*b) * 1000);
+        // The last one counts all.
+        for (within, bound) in counts.within.iter_mut().zip(bounds.chain([u64::MAX])) {
+            *within += u64::from(took <= bound);
+        }
+    }
+
+    /// Counts those whose process is gone.
+    fn reap(&mut self) {
+        let (alive, gone): (Vec<Begun>, Vec<Begun>) =
+            self.running.drain(..).partition(|one| one.is_alive());
+        self.running = alive;
+        gone.iter()
+            .for_each(|one| self.add(&one.label, Some(KILLED), None));
+    }
+}
+
+impl Begun {
+    fn is_alive(&self) -> bool {
+        match (self.tick, process::started_at(self.pid)) {
+            (Some(then), Some(now)) => then == now && !process::has_ended(self.pid),
+            // Hidden by the system: only its end is proof.
+            _ => !process::has_ended(self.pid),
+        }
+    }
+}
+
+/// As [`change`], for a command that goes on whatever becomes of it.
+fn update((session, settings): (&Session, &Settings), with: impl FnOnce(&mut Book)) {
+    let Some(place) = settings.state_dir(&session.environment) else {
+        return;
+    };
+    // Without a place of its own nothing is counted on a host without room for caches, and `pitr metrics` says so.
+    if let Err(e) = change(session, &place, with)
+        && settings.agent.state_dir.is_some()
+    {
+        session.warn(&format!(
+            "what this command did is missing from the metrics: {e}"
+        ));
+    }
+}
+
+/// Changes the file under its lock.
+fn change(session: &Session, state_dir: &Path, with: impl FnOnce(&mut Book)) -> Result<Book> {
+    make(state_dir)?;
+    let _lock = lock(&state_dir.join(LOCK))?;
+    let path = state_dir.join(FILE);
+    let mut book = load(session, &path)?;
+    let before = serde_json::to_vec(&book).unwrap_or_default();
+    book.reap();
+    with(&mut book);
+    let text = serde_json::to_vec(&book)
+        .map_err(|e| err!(Internal, "counters cannot be written").source(e))?;
+    if text != before {
+        durable::replace(&path, &text, session.host.random())
+            .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
+    }
+    Ok(book)
+}
+
+/// Makes a directory of state, which nobody else may read.
+///
+/// # Errors
+/// Those of the system.
+pub fn make(directory: &Path) -> Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.mode(0o700).recursive(true).create(directory);
+    made.map_err(|e| Error::from_io(format!("make directory \"{}\"", directory.display()), e))
+}
+
+/// Reads the file. A damaged one begins anew: a counter that goes back to 0 is what a reader of counters expects of a new host.
+fn load(session: &Session, path: &PathBuf) -> Result<Book> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Book::default()),
+        Err(e) => return Err(Error::from_io(format!("read \"{}\"", path.display()), e)),
+    };
+    Ok(serde_json::from_slice(&bytes).unwrap_or_else(|e| {
+        session.warn(&format!(
+            "\"{}\" is damaged, and counting begins anew: {e}",
+            path.display()
+        ));
+        Book::default()
+    }))
+}
+
+/// Takes a lock that is held for moments only.
+fn lock(path: &Path) -> Result<File> {
+    let failed = |e| Error::from_io(format!("lock \"{}\"", path.display()), e);
+    lock::take(path, PATIENCE).map_err(failed)?.ok_or_else(|| {
+        err!(
+            Deadline,
+            "\"{}\" is locked by another process",
+            path.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(kind: &str) -> Label {
+        Label {
+            cluster: "main".into(),
+            component: "postgres".into(),
+            kind: kind.into(),
+            repo: "local".into(),
+        }
+    }
+
+    #[test]
+    fn every_end_is_an_attempt_with_one_result() {
+        let mut book = Book::default();
+        book.add(&label("full"), None, Some(61_000));
+        book.add(&label("full"), Some("space"), Some(1));
+        book.add(&label("incr"), None, Some(5));
+        let full = &book.series[0].counts;
+        assert_eq!((full.attempts, full.successes), (2, 1));
+        assert_eq!(full.failures["space"], 1);
+        assert_eq!(full.within, [1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(full.total_ms, 61_001);
+    }
+
+    #[test]
+    fn one_whose_process_is_gone_was_killed() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let begun = |pid, tick| Begun {
+            label: label("full"),
+            pid,
+            tick,
+            since: "2026-11-20T00:00:00Z".parse().unwrap(),
+        };
+        child.wait().unwrap();
+        let own = std::process::id();
+        let mut book = Book {
+            running: vec![
+                begun(child.id(), Some(1)),
+                begun(own, process::started_at(own)),
+                // Another process that has the number now.
+                begun(own, Some(1)),
+            ],
+            ..Book::default()
+        };
+        book.reap();
+        assert_eq!(book.running.len(), 1);
+        assert_eq!(book.series[0].counts.failures[KILLED], 2);
+        assert_eq!(book.series[0].counts.last_ms, None);
+    }
+
+    #[test]
+    fn every_reason_has_a_series() {
+        for code in [
+            Code::Config,
+            Code::Server,
+            Code::Unreachable,
+            Code::Full,
+            Code::Locked,
+            Code::Refused,
+            Code::Damaged,
+            Code::Interrupted,
+            Code::Internal,
+        ] {
+            assert!(REASONS.contains(&reason(code)), "{code:?}");
+        }
+    }
+}

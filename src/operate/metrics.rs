@@ -1,0 +1,686 @@
+//! Metrics: what `pitr info` finds and what the commands of this host have counted, as series.
+//!
+//! A value that is not known has no series: 0 would say that something was looked at, and is well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::blocked::Waiting;
+use super::counters::{self, BOUNDS, Counters, Counts, Label, REASONS, kind_name};
+use super::exposition::{Exposition, Labels, Type};
+use super::finding::{Finding, Level};
+use super::info::{self, Asks, ClusterInfo, Info};
+use super::runs::Runs;
+use super::scopes::ScopeInfo;
+use super::session::Session;
+use crate::config::{Location, Settings, Source};
+use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::plan::window::Window;
+use crate::release;
+use crate::repo::drilled::Phase;
+use crate::repo::root::BackupKind;
+
+/// Name, type and help of a family.
+type Family = (&'static str, Type, &'static str);
+
+const SUCCESS: Family = (
+    "backup_success_total",
+    Type::Counter,
+    "Backups that were committed, by this host.",
+);
+const ATTEMPTS: Family = (
+    "backup_attempts_total",
+    Type::Counter,
+    "Backups that were begun by this host, and have ended.",
+);
+const FAILURES: Family = (
+    "backup_failures_total",
+    Type::Counter,
+    "Backups of this host that ended without commit.",
+);
+const FAILURE: Family = (
+    "backup_failure_total",
+    Type::Counter,
+    "As backup_failures_total, without cluster, repository and reason.",
+);
+const DURATION: Family = (
+    "backup_duration_seconds",
+    Type::Gauge,
+    "Run time of the last backup of this host.",
+);
+const DURATIONS: Family = (
+    "backup_duration_seconds_hist",
+    Type::Histogram,
+    "Run times of backups of this host.",
+);
+const SIZE: Family = (
+    "backup_size_bytes",
+    Type::Gauge,
+    "Stored size of the last committed backup.",
+);
+const TIMESTAMP: Family = (
+    "backup_timestamp_seconds",
+    Type::Gauge,
+    "End of the last committed backup.",
+);
+const RUNNING: Family = (
+    "pitr_backup_running",
+    Type::Gauge,
+    "Backups that this host takes now.",
+);
+const LAST_SUCCESS: Family = (
+    "pitr_backup_last_success_timestamp_seconds",
+    Type::Gauge,
+    "End of the newest undamaged backup.",
+);
+const BACKUPS: Family = ("pitr_backups", Type::Gauge, "Backups in the repository.");
+const READY: Family = (
+    "pitr_archive_ready_segments",
+    Type::Gauge,
+    "Files that wait in pg_wal to be archived.",
+);
+const READY_AGE: Family = (
+    "pitr_archive_oldest_ready_seconds",
+    Type::Gauge,
+    "Age of the file that waits longest.",
+);
+const LAST_LSN: Family = (
+    "pitr_archive_last_lsn",
+    Type::Gauge,
+    "End of the WAL that is safe, as a number of bytes.",
+);
+const LAG_BYTES: Family = (
+    "pitr_archive_lag_bytes",
+    Type::Gauge,
+    "From the server's end of WAL to what is safe.",
+);
+const WAL_BYTES: Family = (
+    "pitr_pg_wal_bytes",
+    Type::Gauge,
+    "Size of the files in pg_wal.",
+);
+const WAL_FREE: Family = (
+    "pitr_pg_wal_fs_free_bytes",
+    Type::Gauge,
+    "Room on the filesystem of pg_wal.",
+);
+const RPO: Family = (
+    "pitr_rpo_seconds",
+    Type::Gauge,
+    "Age of the last commit that is safe where WAL is at risk, else 0.",
+);
+const RPO_BYTES: Family = ("pitr_rpo_bytes", Type::Gauge, "WAL that would be lost now.");
+const RTO: Family = (
+    "pitr_rto_estimate_seconds",
+    Type::Gauge,
+    "How long recovery probably takes.",
+);
+const WINDOW_START: Family = (
+    "pitr_window_start_timestamp_seconds",
+    Type::Gauge,
+    "First moment that can be recovered.",
+);
+const WINDOW_END: Family = (
+    "pitr_window_end_timestamp_seconds",
+    Type::Gauge,
+    "Last moment that can be recovered.",
+);
+const WINDOW: Family = (
+    "pitr_window_seconds",
+    Type::Gauge,
+    "Length of the recovery window.",
+);
+const GAPS: Family = ("pitr_gaps", Type::Gauge, "Holes in the archived WAL.");
+const GAP_BYTES: Family = (
+    "pitr_gap_bytes",
+    Type::Gauge,
+    "WAL that is missing in them.",
+);
+const GAP_INSIDE: Family = (
+    "pitr_gap_inside_window",
+    Type::Gauge,
+    "Holes behind the oldest backup.",
+);
+const PINS: Family = ("pitr_pins", Type::Gauge, "Backups that are pinned.");
+const VERIFY: Family = (
+    "pitr_verify_last_success_timestamp_seconds",
+    Type::Gauge,
+    "Last time that pitr verify found everything whole on this host.",
+);
+const COVERAGE: Family = (
+    "pitr_verify_coverage_ratio",
+    Type::Gauge,
+    "Part of packs and segments that was ever read back.",
+);
+const OLDEST_READ: Family = (
+    "pitr_verify_oldest_read_timestamp_seconds",
+    Type::Gauge,
+    "When the part was read back that was read longest ago.",
+);
+const DAMAGED: Family = (
+    "pitr_verify_damaged_objects",
+    Type::Gauge,
+    "Backups and segments that a check found damaged.",
+);
+const EXPIRE: Family = (
+    "pitr_expire_last_success_timestamp_seconds",
+    Type::Gauge,
+    "Last time that pitr expire went well on this host.",
+);
+const DRILL: Family = (
+    "pitr_drill_last_success_timestamp_seconds",
+    Type::Gauge,
+    "Last drill that passed.",
+);
+const DRILL_RESULT: Family = (
+    "pitr_drill_last_result",
+    Type::Gauge,
+    "0 where the last drill passed, else 1.",
+);
+const DRILL_RTO: Family = (
+    "pitr_drill_rto_seconds",
+    Type::Gauge,
+    "Time to recovery in the last drill that passed.",
+);
+const CONNECTED: Family = (
+    "pitr_receiver_connected",
+    Type::Gauge,
+    "Whether the receiver streams.",
+);
+const REPO_UP: Family = (
+    "pitr_repo_up",
+    Type::Gauge,
+    "Whether the repository answers.",
+);
+const REPO_FREE: Family = (
+    "pitr_repo_free_bytes",
+    Type::Gauge,
+    "Room on the filesystem of a repository in a directory.",
+);
+const STATUS: Family = (
+    "pitr_status",
+    Type::Gauge,
+    "0 ok, 1 warning, 2 critical: the worst finding of pitr info.",
+);
+const COLLECTED: Family = (
+    "pitr_metrics_timestamp_seconds",
+    Type::Gauge,
+    "When these metrics were collected.",
+);
+const JOB_RUNNING: Family = (
+    "pitr_job_running",
+    Type::Gauge,
+    "Whether a run of the job is under way.",
+);
+const JOB_RESULT: Family = (
+    "pitr_job_last_result",
+    Type::Gauge,
+    "0 where the last run of the job went well, else 1.",
+);
+const JOB_SUCCESS: Family = (
+    "pitr_job_last_success_timestamp_seconds",
+    Type::Gauge,
+    "End of the last run of the job that went well.",
+);
+const ERRORS: Family = (
+    "pitr_metrics_errors",
+    Type::Gauge,
+    "Parts that could not be looked at.",
+);
+const BUILD: Family = ("pitr_build_info", Type::Gauge, "Version of the program.");
+
+/// Positions of receivers.
+const RECEIVER: [Family; 4] = [
+    (
+        "pitr_receiver_received_lsn",
+        Type::Gauge,
+        "End of the WAL that arrived, as a number of bytes.",
+    ),
+    (
+        "pitr_receiver_flushed_lsn",
+        Type::Gauge,
+        "End of the WAL in the journal.",
+    ),
+    (
+        "pitr_receiver_uploaded_lsn",
+        Type::Gauge,
+        "End of the WAL in every required repository.",
+    ),
+    (
+        "pitr_receiver_lag_bytes",
+        Type::Gauge,
+        "From the server's end of WAL to what every required repository has.",
+    ),
+];
+
+/// Groups of findings that `pitr_status` has always.
+const CHECKS: [&str; 6] = [
+    "archiving",
+    "cluster",
+    "objectives",
+    "receiver",
+    "recovery",
+    "repository",
+];
+
+/// Everything that was collected.
+pub struct Metrics {
+    /// The text.
+    pub text: String,
+    /// The findings of `pitr info`; none where it failed.
+    pub info: Option<Info>,
+    /// The error with which it failed.
+    pub failed: Option<Error>,
+}
+
+/// Collects the metrics. A repository that is away leaves out what only it can tell.
+///
+/// # Errors
+/// `Config`; those of the file of counters.
+pub fn collect(session: &Session) -> Result<Metrics> {
+    let settings = session.settings()?;
+    let now = session.host.now();
+    let mut all = Exposition::default();
+    all.add(&BUILD, &[("version", release::NUMBER)], 1.0);
+    all.add(&COLLECTED, &[], seconds(now));
+    let counters = counters::read(session, &settings)?;
+    match &counters {
+        Some(counters) => of_counters(&mut all, &settings, counters),
+        None => session.warn("attempts and failures of backups are not counted on this host: set state_dir in [agent]"),
+    }
+    let counters = counters.unwrap_or_default();
+    if let Some(place) = settings.state_dir(&session.environment) {
+        of_jobs(&mut all, &settings, &place);
+    }
+    of_hosts(&mut all, &settings, now);
+    // Content beside clusters needs none.
+    let looked = info::look_with(session, Asks::EndOfWal);
+    let (info, failed) = match looked {
+        Ok(info) => (Some(info), None),
+        Err(e) => (None, Some(e)),
+    };
+    let errors = match &info {
+        Some(info) => info.failures.errors.len(),
+        None => 1,
+    };
+    all.add(&ERRORS, &[], counted(errors));
+    if let Some(info) = &info {
+        info.clusters
+            .iter()
+            .for_each(|one| of_cluster(&mut all, one, &counters));
+        of_scopes(&mut all, &info.scopes, &settings);
+    }
+    of_repositories(&mut all, session, &settings, info.as_ref());
+    Ok(Metrics {
+        text: all.text(),
+        info,
+        failed,
+    })
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "samples are floating-point numbers; nothing counts so far that it matters"
+)]
+fn number(value: u64) -> f64 {
+    value as f64
+}
+
+fn counted(value: usize) -> f64 {
+    number(value as u64)
+}
+
+fn seconds(time: TimestampTz) -> f64 {
+    let micros = time.unix_micros().unwrap_or_default();
+    number(u64::try_from(micros).unwrap_or_default()) / 1e6
+}
+
+/// The series that the configuration leads to, so that each stands at 0 before something happens, and those that are counted.
+fn of_counters(all: &mut Exposition, settings: &Settings, counters: &Counters) {
+    let mut series: BTreeMap<Label, Counts> = expected(settings)
+        .into_iter()
+        .map(|label| (label, Counts::default()))
+        .collect();
+    series.extend(counters.series.iter().map(|(l, c)| (l.clone(), c.clone())));
+    let mut alias: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for (label, counts) in &series {
+        let labels = of_label(label);
+        all.add(&ATTEMPTS, &labels, number(counts.attempts));
+        all.add(&SUCCESS, &labels, number(counts.successes));
+        for reason in REASONS {
+            let count = counts.failures.get(reason).copied().unwrap_or(0);
+            let with = [labels.as_slice(), &[("reason", reason)]].concat();
+            all.add(&FAILURES, &with, number(count));
+            *alias.entry((&label.kind, &label.component)).or_default() += count;
+        }
+        let running = counters.running.iter().filter(|one| *one == label).count();
+        all.add(&RUNNING, &labels, counted(running));
+        all.add_known(
+            &DURATION,
+            &labels,
+            counts.last_ms.map(|ms| number(ms) / 1000.0),
+        );
+        histogram(all, &labels, counts);
+    }
+    for ((kind, component), count) in alias {
+        all.add(
+            &FAILURE,
+            &[("type", kind), ("component", component)],
+            number(count),
+        );
+    }
+}
+
+/// How the jobs of the agent went. One that never ran has no result.
+fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path) {
+    for job in &settings.jobs {
+        let Ok(state) = Runs::of(state_dir, &job.name).state() else {
+            continue;
+        };
+        let labels = [("job_name", job.name.as_str())];
+        all.add(&JOB_RUNNING, &labels, f64::from(u8::from(state.is_running)));
+        let over = state
+            .runs
+            .iter()
+            .rev()
+            .filter(|run| !run.is_elsewhere())
+            .find(|run| run.ended.is_some() || !state.is_running);
+        let result = over.map(|run| f64::from(u8::from(!run.is_success())));
+        all.add_known(&JOB_RESULT, &labels, result);
+        let success = state.runs.iter().rfind(|run| run.is_success());
+        let success = success.and_then(|run| run.ended.as_ref());
+        all.add_known(&JOB_SUCCESS, &labels, success.map(|e| seconds(e.ended)));
+    }
+}
+
+fn histogram(all: &mut Exposition, labels: Labels<'_>, counts: &Counts) {
+    let bounds = BOUNDS.iter().map(u32::to_string).chain(["+Inf".to_owned()]);
+    for (index, bound) in bounds.enumerate() {
+        let count = counts.within.get(index).copied().unwrap_or(0);
+        let with = [labels, &[("le", bound.as_str())]].concat();
+        all.sample(&DURATIONS, "_bucket", &with, number(count));
+    }
+    let count = counts.within.last().copied().unwrap_or(0);
+    all.sample(&DURATIONS, "_sum", labels, number(counts.total_ms) / 1000.0);
+    all.sample(&DURATIONS, "_count", labels, number(count));
+}
+
+fn of_label(label: &Label) -> [(&'static str, &str); 4] {
+    [
+        ("cluster", &label.cluster),
+        ("type", &label.kind),
+        ("component", &label.component),
+        ("repo", &label.repo),
+    ]
+}
+
+fn expected(settings: &Settings) -> BTreeSet<Label> {
+    // Backups go into the first one.
+    let Ok(first) = settings.first_repository() else {
+        return BTreeSet::new();
+    };
+    let both = |cluster: &str, component: &str| {
+        ["full", "incr"].map(|kind| Label {
+            kind: kind.to_owned(),
+            ..counters::of_content(component, cluster, first)
+        })
+    };
+    let clusters = settings.clusters.iter();
+    let clusters = clusters.flat_map(|c| both(c.name.as_str(), "postgres"));
+    let contents = settings.contents().flat_map(|one| {
+        let kinds = both(one.name, component(settings, one.kind, one.name));
+        let has_incrementals = one.kind == "files";
+        kinds
+            .into_iter()
+            .filter(move |l| has_incrementals || l.kind == "full")
+    });
+    clusters.chain(contents).collect()
+}
+
+/// The component of other content.
+fn component<'a>(settings: &Settings, kind: &'a str, name: &str) -> &'a str {
+    let files = settings
+        .files
+        .iter()
+        .find(|f| kind == "files" && f.name == name);
+    match files.map(|f| &f.source) {
+        Some(Source::Git(_)) => "git",
+        _ => kind,
+    }
+}
+
+/// Adds what the data directories of this host show.
+fn of_hosts(all: &mut Exposition, settings: &Settings, now: TimestampTz) {
+    for cluster in &settings.clusters {
+        let Some(pgdata) = &cluster.pgdata else {
+            continue;
+        };
+        let labels = [("cluster", cluster.name.as_str())];
+        if let Ok(waiting) = Waiting::read(pgdata, now) {
+            all.add(&READY, &labels, number(waiting.count));
+            all.add(&READY_AGE, &labels, waiting.age.as_secs_f64());
+        }
+        let wal = pgdata.join("pg_wal");
+        all.add_known(&WAL_BYTES, &labels, size_of(&wal).map(number));
+        all.add_known(&WAL_FREE, &labels, free(&wal).map(number));
+    }
+}
+
+fn size_of(directory: &Path) -> Option<u64> {
+    let entries = std::fs::read_dir(directory).ok()?.flatten();
+    let files = entries
+        .filter_map(|e| e.metadata().ok())
+        .filter(std::fs::Metadata::is_file);
+    Some(files.map(|m| m.len()).sum())
+}
+
+fn free(directory: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(directory).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
+    let cluster = [("cluster", one.name.as_str())];
+    let labels = [cluster[0], ("repo", one.repository_name.as_str())];
+    of_backups(all, one, &labels);
+    let gaps = one.gaps.iter();
+    all.add(&GAPS, &labels, counted(one.gaps.len()));
+    all.add(
+        &GAP_BYTES,
+        &labels,
+        number(gaps.map(|g| g.to_lsn.0.saturating_sub(g.from_lsn.0)).sum()),
+    );
+    // Only gaps behind the oldest backup are listed.
+    all.add(&GAP_INSIDE, &labels, counted(one.gaps.len()));
+    of_windows(all, one, &labels);
+    if let Some(exposure) = &one.exposure {
+        all.add(&RPO, &cluster, exposure.age.as_secs_f64());
+        all.add(&RPO_BYTES, &cluster, number(exposure.bytes));
+        all.add(&LAG_BYTES, &cluster, number(exposure.bytes));
+        all.add(&LAST_LSN, &cluster, number(exposure.safe_lsn.0));
+    }
+    let rto = one.estimate.as_ref().map(|e| number(e.ms) / 1000.0);
+    all.add_known(&RTO, &[labels[0], labels[1], ("target", "latest")], rto);
+    of_checks(all, one, counters, &labels);
+    if let Some(receiver) = &one.receiver {
+        let labels = [cluster[0], ("slot", receiver.slot())];
+        all.add(
+            &CONNECTED,
+            &labels,
+            f64::from(u8::from(receiver.is_connected())),
+        );
+        for (name, value) in receiver.positions() {
+            let family = RECEIVER.iter().find(|(known, _, _)| *known == name);
+            family
+                .into_iter()
+                .for_each(|f| all.add_known(f, &labels, value.map(number)));
+        }
+    }
+    of_status(all, &one.problems, &cluster);
+}
+
+fn of_backups(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, &str); 2]) {
+    let [cluster, repo] = *labels;
+    for kind in [BackupKind::Full, BackupKind::Incremental] {
+        let name = kind_name(kind);
+        let ours = one.backups.iter().filter(|b| b.kind == kind);
+        let damaged = ours.clone().filter(|b| b.damaged).count();
+        let good = ours.clone().filter(|b| !b.damaged);
+        for (state, count) in [("ok", good.clone().count()), ("damaged", damaged)] {
+            let with = [cluster, ("type", name), repo, ("state", state)];
+            all.add(&BACKUPS, &with, counted(count));
+        }
+        let Some(newest) = ours.max_by_key(|b| b.stop_time) else {
+            continue;
+        };
+        let required = [cluster, ("type", name), ("component", "postgres"), repo];
+        all.add(&SIZE, &required, number(newest.stored_bytes));
+        all.add(&TIMESTAMP, &required, seconds(newest.stop_time));
+        let newest = good.map(|b| b.stop_time).max();
+        all.add_known(
+            &LAST_SUCCESS,
+            &[cluster, ("type", name), repo],
+            newest.map(seconds),
+        );
+    }
+    let pinned = one.backups.iter().filter(|b| b.pinned).count();
+    all.add(&PINS, labels, counted(pinned));
+}
+
+fn of_windows(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, &str); 2]) {
+    let timeline = one.timeline.and_then(TimelineId::new);
+    let Some(window): Option<&Window> =
+        info::of_cluster(&one.recovery_windows, timeline, &one.inventory)
+    else {
+        return;
+    };
+    let timeline = window.timeline.decimal().to_string();
+    let labels = [labels[0], labels[1], ("timeline", timeline.as_str())];
+    all.add(&WINDOW_START, &labels, seconds(window.from));
+    all.add(&WINDOW_END, &labels, seconds(window.to));
+    let length = window.to.duration_since(window.from);
+    all.add_known(&WINDOW, &labels, length.map(|l| l.as_secs_f64()));
+}
+
+fn of_checks(
+    all: &mut Exposition,
+    one: &ClusterInfo,
+    counters: &Counters,
+    labels: &[(&'static str, &str); 2],
+) {
+    let [cluster, repo] = *labels;
+    let share = &one.read_back;
+    let (read, there) = (
+        share.packs_read + share.segments_read,
+        share.packs + share.segments,
+    );
+    let deep = [cluster, repo, ("depth", "full")];
+    if there > 0 {
+        all.add(&COVERAGE, &deep, number(read) / number(there));
+    }
+    all.add_known(&OLDEST_READ, &deep, share.oldest.map(seconds));
+    let damaged = one.backups.iter().filter(|b| b.damaged).count();
+    let damaged = damaged + one.unreadable_backups.len() + one.inventory.suspects.len();
+    all.add(&DAMAGED, labels, counted(damaged));
+    let last = |command: &str| counters.successes.get(&format!("{command} {}", one.name));
+    all.add_known(
+        &VERIFY,
+        &[cluster, ("depth", "full")],
+        last("verify").map(|t| seconds(*t)),
+    );
+    all.add_known(&EXPIRE, &[cluster], last("expire").map(|t| seconds(*t)));
+    for proven in &one.drills {
+        let labels = [cluster, ("repo", proven.repository.as_str())];
+        if let Some(newest) = &proven.drills.newest {
+            all.add(
+                &DRILL_RESULT,
+                &labels,
+                f64::from(u8::from(!newest.is_passed())),
+            );
+        }
+        if let Some(passed) = &proven.drills.proven {
+            all.add(&DRILL, &labels, seconds(passed.time));
+            let is_recovery = |phase: Phase| phase <= Phase::Checkpoint;
+            let phases = passed.drill.phases.iter().filter(|t| is_recovery(t.phase));
+            all.add(
+                &DRILL_RTO,
+                &labels,
+                number(phases.map(|t| t.ms).sum()) / 1000.0,
+            );
+        }
+    }
+}
+
+fn of_status(all: &mut Exposition, problems: &[Finding], cluster: &[(&'static str, &str); 1]) {
+    let mut worst: BTreeMap<&str, Level> = CHECKS.map(|check| (check, Level::Ok)).into();
+    for problem in problems {
+        let level = worst.entry(problem.group).or_insert(Level::Ok);
+        *level = (*level).max(problem.level);
+    }
+    for (check, level) in worst {
+        all.add(
+            &STATUS,
+            &[cluster[0], ("check", check)],
+            f64::from(level as u8),
+        );
+    }
+}
+
+fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
+    for one in scopes {
+        // The name in the repository is aux, the kind and the name.
+        let mut parts = one.scope.splitn(3, '/').skip(1);
+        let (Some(kind), Some(name)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let component = component(settings, kind, name);
+        let Some(newest) = one.backups.iter().max_by_key(|b| b.stop_time) else {
+            continue;
+        };
+        let kind = match newest.id.to_string().contains("-incr") {
+            true => "incr",
+            false => "full",
+        };
+        let labels = [
+            ("cluster", name),
+            ("type", kind),
+            ("component", component),
+            ("repo", one.repository.as_str()),
+        ];
+        all.add(&SIZE, &labels, number(newest.stored_bytes));
+        all.add(&TIMESTAMP, &labels, seconds(newest.stop_time));
+    }
+}
+
+fn of_repositories(
+    all: &mut Exposition,
+    session: &Session,
+    settings: &Settings,
+    info: Option<&Info>,
+) {
+    let clusters = info.map(|i| i.clusters.as_slice()).unwrap_or_default();
+    for repository in &settings.repositories {
+        let labels = [("repo", repository.name.as_str())];
+        let was_read = clusters
+            .iter()
+            .any(|c| c.repository_name == repository.name);
+        let lags = clusters.iter().flat_map(|c| &c.repositories);
+        let seen = lags
+            .filter(|lag| lag.name == repository.name)
+            .map(|lag| lag.away.is_none());
+        let is_up = was_read
+            || seen
+                .max()
+                .unwrap_or_else(|| session.open(repository).is_ok());
+        all.add(&REPO_UP, &labels, f64::from(u8::from(is_up)));
+        if let Location::File(place) = &repository.location {
+            all.add_known(
+                &REPO_FREE,
+                &labels,
+                free(place).filter(|_| is_up).map(number),
+            );
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! Reports: what ran, what was proven, what is there, and what somebody should do.
+//!
+//! Everything comes from the audit log and from what `pitr info` finds: a report decides nothing of its own.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::audit::{self, Listed, Range, Verified};
+use super::failures::Failures;
+use super::finding::{Finding, Level};
+use super::info::{self, ClusterInfo, Info};
+use super::scopes::ScopeInfo;
+use super::session::Session;
+use crate::config::{Records, Settings};
+use crate::error::Result;
+use crate::pg::time::TimestampTz;
+use crate::repo::audit::Outcome;
+use crate::repo::event::{self, PROGRAM};
+
+/// The kind of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Runs, backups, drills, and findings.
+    Daily,
+    /// Every record, and whether the log is whole.
+    Audit,
+    /// The state of each control.
+    Compliance,
+}
+
+/// A report.
+#[derive(Serialize)]
+pub struct Report {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its first moment.
+    pub since: TimestampTz,
+    /// The first moment after it.
+    pub until: TimestampTz,
+    /// The host that made it.
+    pub host: String,
+    /// Name and version of the program.
+    pub program: String,
+    /// Runs of commands, in order of time.
+    pub runs: Vec<Run>,
+    /// Backups that ended in this time, and their state now.
+    pub backups: Vec<Entry>,
+    /// Restores that were tried: the newest drill of each repository.
+    pub proofs: Vec<Proof>,
+    /// The controls; of a report about compliance alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<Control>,
+    /// The check of the audit log; none of a daily report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<Verified>,
+    /// Findings, worst first, with what helps.
+    pub recommendations: Vec<Recommendation>,
+    /// Errors of what could not be looked at.
+    #[serde(skip)]
+    pub failures: Failures,
+}
+
+/// One run of a command, from its records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Run {
+    /// When it began, or ended where that alone is recorded.
+    pub began: TimestampTz,
+    /// When it ended; none where it was killed, and while it runs.
+    pub ended: Option<TimestampTz>,
+    /// The user.
+    pub actor: String,
+    /// The user who called sudo.
+    pub sudo_user: Option<String>,
+    /// The host.
+    pub host: String,
+    /// The command.
+    pub command: String,
+    /// The object of it.
+    pub object: Option<String>,
+    /// `begun`, `succeeded`, `failed` or `noted`.
+    pub outcome: Outcome,
+    /// The error's code.
+    pub reason: Option<String>,
+    /// Anybody may have written a record of it.
+    pub doubted: bool,
+}
+
+/// A backup.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    /// The cluster, or `aux/<kind>/<name>`.
+    pub of: String,
+    /// The repository.
+    pub repository: String,
+    /// Its id.
+    pub id: String,
+    /// When it ended.
+    pub stop_time: TimestampTz,
+    /// Bytes that it takes.
+    pub stored_bytes: u64,
+    /// Damage that was found.
+    pub damage: Option<String>,
+}
+
+/// The newest drill of a cluster in a repository.
+#[derive(Debug, Serialize)]
+pub struct Proof {
+    /// The cluster.
+    pub cluster: String,
+    /// The repository.
+    pub repository: String,
+    /// When it ended; none where no drill is known.
+    pub time: Option<TimestampTz>,
+    /// Whether it proved recovery.
+    pub passed: bool,
+}
+
+/// A control, and how it stands.
+#[derive(Debug, Serialize)]
+pub struct Control {
+    /// Its name.
+    pub control: &'static str,
+    /// How it stands.
+    #[serde(serialize_with = "Level::as_state")]
+    pub state: Level,
+    /// The observation.
+    pub observed: String,
+    /// The command behind it.
+    pub command: &'static str,
+}
+
+/// A finding, and what helps.
+#[derive(Debug, Serialize)]
+pub struct Recommendation {
+    /// The cluster or the content.
+    pub of: String,
+    /// How bad it is.
+    #[serde(serialize_with = "Level::as_state")]
+    pub state: Level,
+    /// The finding.
+    pub finding: String,
+    /// The command that helps.
+    pub next: Option<String>,
+}
+
+/// Makes a report.
+///
+/// # Errors
+/// Those of the configuration; the first failure when nothing could be looked at.
+pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
+    let settings = session.settings_with_repositories()?;
+    let now = session.host.now();
+    let until = range.until.unwrap_or(now);
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let since = range.since.unwrap_or_else(|| until.saturating_sub(day));
+    let range = Range {
+        since: Some(since),
+        until: Some(until),
+    };
+    let (records, mut failures) = audit::list(session, range)?;
+    let log = match kind {
+        Kind::Daily => None,
+        Kind::Audit | Kind::Compliance => Some(audit::verify(session, &[])?),
+    };
+    let info = match info::look(session) {
+        Ok(info) => Some(info),
+        Err(e) => {
+            failures.add(e, "look at what can be recovered".to_owned());
+            None
+        }
+    };
+    let controls = match (kind, &info, &log) {
+        (Kind::Compliance, Some(info), Some(log)) => controls(&settings, info, log, &records),
+        _ => Vec::new(),
+    };
+    let (clusters, scopes) =
+        info.map_or_else(Default::default, |info| (info.clusters, info.scopes));
+    Ok(Report {
+        kind,
+        since,
+        until,
+        host: event::host(),
+        program: PROGRAM.to_owned(),
+        runs: runs(&records),
+        backups: backups(&clusters, &scopes, since, until),
+        proofs: clusters.iter().flat_map(proofs).collect(),
+        controls,
+        log,
+        recommendations: recommendations(&clusters, &scopes),
+        failures,
+    })
+}
+
+/// Joins the records of each run.
+fn runs(records: &[Listed]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut open: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
+    for one in records {
+        let record = &one.record;
+        let key = (
+            record.host.as_str(),
+            record.run.as_str(),
+            record.command.as_str(),
+        );
+        // Anybody can repeat the name of a run: a doubted record ends none that is not.
+        let known = open.get(&key).and_then(|at| runs.get_mut(*at));
+        if let Some(run) = known.filter(|run| run.ended.is_none() && run.doubted == one.doubted) {
+            if record.outcome != Outcome::Begun {
+                run.ended = Some(record.time);
+                run.outcome = record.outcome;
+                run.reason.clone_from(&record.reason);
+            }
+            continue;
+        }
+        open.insert(key, runs.len());
+        runs.push(Run {
+            began: record.time,
+            ended: (record.outcome != Outcome::Begun).then_some(record.time),
+            actor: record.actor.clone(),
+            sudo_user: record.sudo_user.clone(),
+            host: record.host.clone(),
+            command: record.command.clone(),
+            object: record.object.clone(),
+            outcome: record.outcome,
+            reason: record.reason.clone(),
+            doubted: one.doubted,
+        });
+    }
+    runs
+}
+
+fn backups(
+    clusters: &[ClusterInfo],
+    scopes: &[ScopeInfo],
+    since: TimestampTz,
+    until: TimestampTz,
+) -> Vec<Entry> {
+    let is_in = |time: TimestampTz| time >= since && time < until;
+    let of_clusters = clusters.iter().flat_map(|cluster| {
+        let backups = cluster.backups.iter().filter(|b| is_in(b.stop_time));
+        backups.map(|b| Entry {
+            of: cluster.name.clone(),
+            repository: cluster.repository_name.clone(),
+            id: b.id.clone(),
+            stop_time: b.stop_time,
+            stored_bytes: b.stored_bytes,
+            damage: b.damage.clone(),
+        })
+    });
+    let of_scopes = scopes.iter().flat_map(|scope| {
+        let backups = scope.backups.iter().filter(|b| is_in(b.stop_time));
+        backups.map(|b| Entry {
+            of: scope.scope.clone(),
+            repository: scope.repository.clone(),
+            id: b.id.to_string(),
+            stop_time: b.stop_time,
+            stored_bytes: b.stored_bytes,
+            damage: b.damage.clone(),
+        })
+    });
+    of_clusters.chain(of_scopes).collect()
+}
+
+fn proofs(cluster: &ClusterInfo) -> Vec<Proof> {
+    let of = |proven: &super::proven::Proven| {
+        let newest = proven.drills.newest.as_ref();
+        Proof {
+            cluster: cluster.name.clone(),
+            repository: proven.repository.clone(),
+            time: newest.map(|held| held.time),
+            passed: newest.is_some_and(crate::repo::drilled::Held::is_passed),
+        }
+    };
+    cluster.drills.iter().map(of).collect()
+}
+
+fn recommendations(clusters: &[ClusterInfo], scopes: &[ScopeInfo]) -> Vec<Recommendation> {
+    let of = |name: &str, finding: &Finding| Recommendation {
+        of: name.to_owned(),
+        state: finding.level,
+        finding: finding.value.clone(),
+        next: finding.next.clone(),
+    };
+    let of_clusters = clusters
+        .iter()
+        .flat_map(|c| c.problems.iter().map(|found| of(&c.name, found)));
+    let of_scopes = scopes
+        .iter()
+        .flat_map(|s| s.problems.iter().map(|found| of(&s.scope, found)));
+    let mut all: Vec<Recommendation> = of_clusters.chain(of_scopes).collect();
+    all.retain(|one| one.state != Level::Ok);
+    all.sort_by_key(|one| std::cmp::Reverse(one.state));
+    all
+}
+
+/// A control whose state is one of two.
+fn control(
+    control: &'static str,
+    is_met: bool,
+    observed: String,
+    command: &'static str,
+) -> Control {
+    Control {
+        control,
+        state: if is_met { Level::Ok } else { Level::Warn },
+        observed,
+        command,
+    }
+}
+
+fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]) -> Vec<Control> {
+    let repositories = &settings.repositories;
+    let encrypted = repositories
+        .iter()
+        .filter(|r| r.encryption.is_some())
+        .count();
+    let locked = repositories
+        .iter()
+        .filter(|r| r.s3.object_lock.is_some())
+        .count();
+    let all = repositories.len();
+    let clusters = &info.clusters;
+    let recoverable = clusters.iter().filter(|c| !c.recovery_windows.is_empty());
+    let damaged = clusters
+        .iter()
+        .flat_map(|c| &c.backups)
+        .filter(|b| b.damaged)
+        .count();
+    let proofs: Vec<Proof> = clusters.iter().flat_map(proofs).collect();
+    let passed = proofs.iter().filter(|proof| proof.passed).count();
+    let is_recorded = settings.audit.records != Records::Off;
+    let count = |commands: &[&str]| {
+        let is_one = |one: &&Listed| commands.contains(&one.record.command.as_str());
+        let ended = records.iter().filter(is_one);
+        ended
+            .filter(|one| one.record.outcome == Outcome::Succeeded)
+            .count()
+    };
+    let log_state = match log.is_damaged() {
+        true => "somebody changed it".to_owned(),
+        false if !is_recorded => "no command of this host is recorded".to_owned(),
+        false => format!("whole: {} problems without damage", log.problems.len()),
+    };
+    vec![
+        control(
+            "recoverable",
+            !clusters.is_empty() && recoverable.clone().count() == clusters.len(),
+            format!(
+                "{} of {} clusters can be recovered",
+                recoverable.count(),
+                clusters.len()
+            ),
+            "pitr info",
+        ),
+        control(
+            "no known damage",
+            damaged == 0,
+            format!("{damaged} damaged backups"),
+            "pitr verify",
+        ),
+        control(
+            "restores tested",
+            passed > 0 && passed == proofs.len(),
+            format!(
+                "{passed} of {} newest drills passed; {} in this time",
+                proofs.len(),
+                count(&["drill"])
+            ),
+            "pitr drill",
+        ),
+        control(
+            "stored data checked",
+            count(&["verify"]) > 0,
+            format!("{} checks ended well in this time", count(&["verify"])),
+            "pitr verify",
+        ),
+        control(
+            "encrypted",
+            encrypted == all,
+            format!("{encrypted} of {all} repositories"),
+            "pitr repo keygen",
+        ),
+        control(
+            "several copies",
+            all > 1,
+            format!("{all} repositories"),
+            "pitr repo sync",
+        ),
+        control(
+            "immutable",
+            locked > 0,
+            format!("{locked} of {all} repositories under Object Lock"),
+            "pitr repo check",
+        ),
+        control(
+            "commands recorded",
+            is_recorded && !log.is_damaged(),
+            log_state,
+            "pitr audit verify",
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::audit::Record;
+
+    fn listed(run: &str, outcome: Outcome, doubted: bool) -> Listed {
+        Listed {
+            record: Record {
+                host: "db1".into(),
+                run: run.into(),
+                command: "backup".into(),
+                outcome,
+                ..Record::default()
+            },
+            doubted,
+            repositories: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn records_of_one_run_are_one_line_and_a_stranger_ends_none() {
+        let told = |records: &[Listed]| -> Vec<Outcome> {
+            runs(records).iter().map(|run| run.outcome).collect()
+        };
+        let both = [
+            listed("a", Outcome::Begun, false),
+            listed("a", Outcome::Failed, false),
+        ];
+        assert_eq!(told(&both), [Outcome::Failed]);
+        let killed = [
+            listed("a", Outcome::Begun, false),
+            listed("b", Outcome::Succeeded, false),
+        ];
+        assert_eq!(told(&killed), [Outcome::Begun, Outcome::Succeeded]);
+        let forged = [
+            listed("a", Outcome::Begun, false),
+            listed("a", Outcome::Succeeded, true),
+        ];
+        assert_eq!(told(&forged), [Outcome::Begun, Outcome::Succeeded]);
+    }
+}

@@ -1,0 +1,442 @@
+//! Roles: the rights that each kind of host needs, and whether this one has more or less.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::finding::Findings;
+use super::session::Session;
+use crate::config::{Location, Records, Repository, Settings};
+use crate::error::{Code, Error, Result};
+use crate::store::blob::BlobStore;
+use crate::store::file::FileStore;
+use crate::store::s3::S3Store;
+use crate::store::sftp::SftpStore;
+use crate::store::{Key, Store, put};
+
+/// The work of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It restores, drills and looks; it stores nothing but records.
+    Reader,
+    /// It archives and backs up; it deletes nothing.
+    Writer,
+    /// It expires; it reads no data.
+    Janitor,
+    /// It does all but expire.
+    Operator,
+}
+
+impl Role {
+    /// The role's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Reader => "reader",
+            Role::Writer => "writer",
+            Role::Janitor => "janitor",
+            Role::Operator => "operator",
+        }
+    }
+
+    fn creates(self) -> bool {
+        self != Role::Reader
+    }
+
+    fn reads(self) -> bool {
+        matches!(self, Role::Reader | Role::Operator)
+    }
+
+    fn deletes(self) -> bool {
+        self == Role::Janitor
+    }
+}
+
+/// The rights of a role.
+#[derive(Debug, Serialize)]
+pub struct Profile {
+    /// The role.
+    pub role: Role,
+    /// Rights in each repository.
+    pub repositories: Vec<Rights>,
+    /// Statements for the server, as a superuser; none where the role needs no server.
+    pub sql: Vec<String>,
+    /// Files of keys, in sentences.
+    pub keys: Vec<&'static str>,
+    /// Owners and modes of files, in sentences.
+    pub files: Vec<&'static str>,
+}
+
+/// Rights in one repository.
+#[derive(Debug, Serialize)]
+pub struct Rights {
+    /// Its name.
+    pub repository: String,
+    /// Its place.
+    pub url: String,
+    /// The policy of a bucket.
+    pub policy: Option<Value>,
+    /// Owners and modes of a directory.
+    pub directory: Option<String>,
+}
+
+/// Tells what a role needs in the repositories of the configuration.
+///
+/// # Errors
+/// Those of the configuration.
+pub fn profile(session: &Session, role: Role) -> Result<Profile> {
+    let settings = session.settings_with_repositories()?;
+    let has_log = settings.audit.records != Records::Off;
+    let rights = settings.repositories.iter().map(|one| Rights {
+        repository: one.name.clone(),
+        url: one.location.to_string(),
+        policy: policy(one, role, has_log),
+        directory: directory(&one.location, role),
+    });
+    Ok(Profile {
+        role,
+        repositories: rights.collect(),
+        sql: sql(role),
+        keys: keys(role),
+        files: vec![
+            "pitr.toml: mode 0640, of root and the group of the role; no secret stands in it",
+            "files of keys, passwords and credentials: mode 0600, of the user that runs pitr",
+            "state_dir and cache_dir: mode 0700, of the user that runs pitr",
+        ],
+    })
+}
+
+fn policy(repository: &Repository, role: Role, has_log: bool) -> Option<Value> {
+    let Location::S3 { bucket, prefix } = &repository.location else {
+        return None;
+    };
+    let root = match prefix.as_str() {
+        "" => String::new(),
+        prefix => format!("{prefix}/"),
+    };
+    let bucket_arn = format!("arn:aws:s3:::{bucket}");
+    let below = |key: &str| format!("{bucket_arn}/{root}{key}");
+    let mut list = json!({
+        "Sid": "List",
+        "Effect": "Allow",
+        "Action": ["s3:ListBucket", "s3:ListBucketVersions"],
+        "Resource": bucket_arn,
+    });
+    if !root.is_empty() {
+        let prefixes = [prefix.clone(), format!("{root}*")];
+        list["Condition"] = json!({ "StringLike": { "s3:prefix": prefixes } });
+    }
+    let mut statements = vec![
+        list,
+        json!({ "Sid": "Read", "Effect": "Allow", "Action": "s3:GetObject", "Resource": below("*") }),
+    ];
+    let mut allow = |sid: &str, actions: Value, resources: Value| {
+        statements.push(
+            json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources }),
+        );
+    };
+    let mut create = vec!["s3:PutObject", "s3:AbortMultipartUpload"];
+    if repository.s3.object_lock.is_some() {
+        create.push("s3:PutObjectRetention");
+    }
+    match role {
+        Role::Reader if has_log => allow("Record", json!(create), json!(below("audit/*"))),
+        Role::Reader => {}
+        Role::Writer | Role::Operator => allow("Create", json!(create), json!(below("*"))),
+        Role::Janitor => {
+            let keys = [
+                "clusters/*/events/*",
+                "aux/*/events/*",
+                "clusters/*/manifest",
+                "aux/*/manifest",
+                "audit/*",
+            ];
+            let keys: Vec<String> = keys.iter().map(|key| below(key)).collect();
+            allow("MarkAndRecord", json!(create), json!(keys));
+            let delete = [
+                "s3:DeleteObject",
+                "s3:AbortMultipartUpload",
+                "s3:GetObjectRetention",
+                "s3:GetObjectLegalHold",
+            ];
+            allow("Delete", json!(delete), json!(below("*")));
+            allow(
+                "FindUploads",
+                json!("s3:ListBucketMultipartUploads"),
+                json!(bucket_arn),
+            );
+        }
+    }
+    if role == Role::Operator {
+        let tiers = [
+            "s3:RestoreObject",
+            "s3:GetObjectTagging",
+            "s3:PutObjectTagging",
+        ];
+        allow("Thaw", json!(tiers), json!(below("*")));
+        allow(
+            "WithdrawKeys",
+            json!("s3:DeleteObject"),
+            json!(below("keys/*")),
+        );
+    }
+    let mut deny = |sid: &str, actions: Value, resources: Value| {
+        statements.push(
+            json!({ "Sid": sid, "Effect": "Deny", "Action": actions, "Resource": resources }),
+        );
+    };
+    if matches!(role, Role::Reader | Role::Writer) {
+        deny(
+            "NeverDelete",
+            json!(["s3:DeleteObject", "s3:DeleteObjectVersion"]),
+            json!(below("*")),
+        );
+    }
+    deny(
+        "NeverWeaken",
+        json!(["s3:BypassGovernanceRetention", "s3:PutObjectLegalHold"]),
+        json!(below("*")),
+    );
+    let is_blind = repository
+        .encryption
+        .as_ref()
+        .is_some_and(|e| !e.can_read());
+    if role == Role::Writer && is_blind {
+        let keys = [
+            "clusters/*/backups/*",
+            "clusters/*/layers/*",
+            "clusters/*/packs/*",
+        ];
+        let keys: Vec<String> = keys.iter().map(|key| below(key)).collect();
+        deny("NeverReadBackups", json!("s3:GetObject"), json!(keys));
+    }
+    Some(json!({ "Version": "2012-10-17", "Statement": statements }))
+}
+
+fn directory(location: &Location, role: Role) -> Option<String> {
+    let path = match location {
+        Location::File(path) => path.display().to_string(),
+        Location::S3 { .. } => return None,
+        Location::Blob { .. } => {
+            let page = "docs/configuration.md names the actions that it allows there";
+            return Some(format!(
+                "{location}: a role of the service for a {}; {page}",
+                role.name()
+            ));
+        }
+        Location::Sftp { path, .. } => path.clone(),
+    };
+    let rights = match role {
+        Role::Reader => {
+            "a user who may read it: mode 0750 and the group of the directory, or a mount that is read-only"
+        }
+        Role::Writer | Role::Operator => {
+            "the owner of the directory, mode 0750. A filesystem has no right to create without the right to delete: what must survive this host lies in a second repository under Object Lock"
+        }
+        Role::Janitor => "the owner of the directory, on the host that has the disk",
+    };
+    Some(format!("{path}: {rights}"))
+}
+
+fn sql(role: Role) -> Vec<String> {
+    let mut sql = Vec::new();
+    if matches!(role, Role::Writer | Role::Operator) {
+        sql.push("create role pitr login replication".to_owned());
+        sql.push("grant pg_monitor to pitr".to_owned());
+        sql.push("grant execute on function pg_catalog.pg_create_restore_point(text) to pitr   -- pitr mark".to_owned());
+    }
+    sql
+}
+
+fn keys(role: Role) -> Vec<&'static str> {
+    match role {
+        Role::Reader => vec!["key_file or a passphrase of one recipient; no key_set"],
+        Role::Writer => vec!["key_set (writer.key) alone: this host cannot read what it wrote"],
+        Role::Janitor => {
+            vec!["key_set (writer.key) alone: forged backups are refused, and nothing is read"]
+        }
+        Role::Operator => vec!["key_set and the key_file of one recipient"],
+    }
+}
+
+/// Compares this host with a role. In each repository an object is created under a temporary name, and deleted again where that is allowed.
+pub fn look(found: &mut Findings, settings: &Settings, role: Role, session: &Session) {
+    found.begin("role");
+    for one in &settings.repositories {
+        keys_of(found, one, role);
+        match tried(session, one) {
+            Ok((creates, deletes)) => rights(found, &one.name, role, creates, deletes),
+            Err(e) => found.error(&one.name, &e),
+        }
+    }
+}
+
+fn keys_of(found: &mut Findings, repository: &Repository, role: Role) {
+    let name = format!("keys of {}", repository.name);
+    let (has_set, reads) = repository
+        .encryption
+        .as_ref()
+        .map_or((false, false), |e| (e.key_set.is_some(), e.can_read()));
+    if repository.encryption.is_none() {
+        found.warn(
+            &name,
+            "none",
+            "the repository is not encrypted: who reads it reads the data, and who creates objects can forge them",
+            "pitr repo keygen, and a new repository",
+        );
+    } else if reads && !role.reads() {
+        found.warn(
+            &name,
+            "may read",
+            format!("a {} needs no key that reads", role.name()),
+            "take key_file and passphrase from the configuration of this host",
+        );
+    } else if !reads && role.reads() {
+        found.fail(
+            &name,
+            "may not read",
+            "nothing can be restored here",
+            "set key_file",
+        );
+    } else if !has_set && role.deletes() {
+        found.warn(
+            &name,
+            "no MAC key",
+            "forged backups count as kept, and genuine ones can be deleted for them",
+            "set key_set",
+        );
+    } else {
+        found.ok(&name, format!("those of a {}", role.name()));
+    }
+}
+
+fn rights(found: &mut Findings, name: &str, role: Role, creates: bool, deletes: bool) {
+    let next = format!("pitr init --role {}", role.name());
+    if role.creates() && !creates {
+        found.fail(
+            name,
+            "may not create objects",
+            "nothing can be stored from here",
+            next,
+        );
+    } else if role.deletes() && !deletes {
+        found.fail(name, "may not delete objects", "nothing can expire", next);
+    } else if !role.deletes() && deletes {
+        found.warn(
+            name,
+            "may delete objects",
+            format!("whoever takes over this {} can delete backups", role.name()),
+            next,
+        );
+    } else if !role.creates() && creates {
+        found.warn(
+            name,
+            "may create objects",
+            "a reader that creates can fill the repository, and forge objects where nothing is encrypted",
+            next,
+        );
+    } else {
+        found.ok(name, format!("the rights of a {}", role.name()));
+    }
+}
+
+/// Whether objects may be created, and deleted: tried under a temporary name.
+fn tried(session: &Session, configured: &Repository) -> Result<(bool, bool)> {
+    // A place without a marker is somewhere else: nothing is written there.
+    session.open(configured)?;
+    let nonce = session.host.random();
+    match &configured.location {
+        Location::File(path) => {
+            let store = FileStore::open(path, nonce)?;
+            aside(store.aside(nonce), |name| store.discard(name).map(drop))
+        }
+        Location::S3 { bucket, prefix } => {
+            let store = S3Store::open(bucket, prefix, &configured.s3, nonce)?;
+            let aside = store.aside(nonce);
+            let done = trial(&aside);
+            // An object that may not be deleted stays, and the janitor removes it.
+            let _ = aside.clear();
+            done
+        }
+        location @ Location::Blob { .. } => {
+            let store = BlobStore::open(location, &configured.s3, nonce)?;
+            let aside = store.aside(nonce);
+            let done = trial(&aside);
+            let _ = aside.clear();
+            done
+        }
+        location @ Location::Sftp { .. } => {
+            let store = SftpStore::open(location, &configured.sftp, nonce)?;
+            aside(store.aside(nonce), |name| store.discard(name).map(drop))
+        }
+    }
+}
+
+/// Tries a directory: whoever may not make one there creates nothing.
+fn aside(
+    made: Result<(impl Store, String)>,
+    discard: impl FnOnce(&str) -> Result<()>,
+) -> Result<(bool, bool)> {
+    if let Err(e) = &made
+        && is_refusal(e)
+    {
+        return Ok((false, false));
+    }
+    let (store, name) = made?;
+    let (creates, deletes) = trial(&store)?;
+    Ok((creates, deletes && allowed(discard(&name))?))
+}
+
+fn trial(store: &dyn Store) -> Result<(bool, bool)> {
+    let key = Key::new("role")?;
+    if !allowed(put(store, &key, b"pitr"))? {
+        return Ok((false, false));
+    }
+    Ok((true, allowed(store.delete(&key))?))
+}
+
+fn is_refusal(e: &Error) -> bool {
+    matches!(e.code(), Code::Denied | Code::ReadOnly | Code::Locked)
+}
+
+fn allowed<T>(done: Result<T>) -> Result<bool> {
+    match done {
+        Ok(_) => Ok(true),
+        Err(e) if is_refusal(&e) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actions(role: Role, effect: &str) -> Vec<String> {
+        let location = Location::from_url("s3://bucket/prod").unwrap();
+        let policy = policy(&Repository::at(location), role, true).unwrap();
+        let statements = policy["Statement"].as_array().unwrap().clone();
+        let of = statements.iter().filter(|s| s["Effect"] == effect);
+        of.flat_map(|s| match &s["Action"] {
+            Value::Array(all) => all.clone(),
+            one => vec![one.clone()],
+        })
+        .map(|action| action.as_str().unwrap().to_owned())
+        .collect()
+    }
+
+    #[test]
+    fn only_a_janitor_deletes_data_and_only_readers_read_keys() {
+        let has = |role, effect, action: &str| actions(role, effect).iter().any(|a| a == action);
+        for role in [Role::Reader, Role::Writer] {
+            assert!(!has(role, "Allow", "s3:DeleteObject"), "{role:?}");
+            assert!(has(role, "Deny", "s3:DeleteObject"), "{role:?}");
+        }
+        assert!(has(Role::Janitor, "Allow", "s3:DeleteObject"));
+        for role in [Role::Reader, Role::Writer, Role::Janitor, Role::Operator] {
+            assert!(has(role, "Allow", "s3:ListBucket"), "{role:?}");
+            assert!(
+                has(role, "Deny", "s3:BypassGovernanceRetention"),
+                "{role:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Runs of jobs, as they stand on this host: one small file when a run begins, and one when it ends.
+//!
+//! The files are created and never changed, so that nobody who is killed leaves a run half told. A run that is under way holds the lock of its
+//! job, and so does its command: the lock is free when both are gone, however they went. A run is named for its scheduled time and its
+//! attempt, and begins once.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::counters::make;
+use crate::durable::{self, Published};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::lock;
+use crate::pg::time::TimestampTz;
+
+/// The directory of jobs, below `state_dir`.
+const FOLDER: &str = "jobs";
+/// The lock of a job.
+const LOCK: &str = "lock";
+/// How long one who only looks may hold it.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The file that tells when the job was first seen.
+const SINCE: &str = "since";
+/// Runs that are kept.
+const KEPT: usize = 60;
+/// So much of what a command printed stands in the record.
+const SAID_BYTES: usize = 2_000;
+
+/// The name of a run: the time for which it was scheduled, and the attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunId {
+    /// When it was due.
+    pub scheduled: TimestampTz,
+    /// 0, and more after failures.
+    pub attempt: u32,
+}
+
+/// The file of a run that begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// When it began.
+    pub started: TimestampTz,
+    /// The process that looks after the command.
+    pub pid: u32,
+    /// The tick at which that began.
+    pub tick: Option<u64>,
+}
+
+/// The file of a run that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// When it ended.
+    pub ended: TimestampTz,
+    /// The status of the command; none where a signal ended it.
+    pub status: Option<i32>,
+    /// The end of what it printed.
+    #[serde(default)]
+    pub said: String,
+    /// The host whose agent claimed the run, where it is another one: nothing was run here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<String>,
+    /// It was stopped, because it took too long.
+    #[serde(default)]
+    pub is_over_time: bool,
+}
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Its name.
+    pub id: RunId,
+    /// How it began.
+    pub begun: Begun,
+    /// How it ended; none while it runs, and where it was killed with its record.
+    pub ended: Option<Ended>,
+}
+
+impl Run {
+    /// Whether another agent had it: it neither succeeded nor failed here.
+    pub fn is_elsewhere(&self) -> bool {
+        self.ended.as_ref().is_some_and(|e| e.elsewhere.is_some())
+    }
+
+    /// Whether it ended well.
+    pub fn is_success(&self) -> bool {
+        self.ended.as_ref().is_some_and(|e| e.status == Some(0))
+    }
+}
+
+/// A job as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobState {
+    /// When it was first seen: nothing before that is due.
+    pub since: TimestampTz,
+    /// Whether a run is under way.
+    pub is_running: bool,
+    /// Its newest runs, the newest last.
+    pub runs: Vec<Run>,
+}
+
+/// The runs of one job.
+pub struct Runs {
+    place: PathBuf,
+}
+
+/// A run that holds the lock of its job.
+pub struct Held {
+    /// The lock, which the command inherits as its standard input.
+    pub lock: File,
+}
+
+impl Runs {
+    /// Those of a job.
+    pub fn of(state_dir: &Path, job: &str) -> Runs {
+        Runs {
+            place: state_dir.join(FOLDER).join(job),
+        }
+    }
+
+    /// Makes the directory of a job that was never seen.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn begin(&self, now: TimestampTz, nonce: u64) -> Result<()> {
+        make(&self.place)?;
+        let path = self.place.join(SINCE);
+        match path.exists() {
+            true => Ok(()),
+            false => self.write_new(SINCE, &now, nonce).map(drop),
+        }
+    }
+
+    /// Reads how the job stands.
+    ///
+    /// # Errors
+    /// Those of the system; `Damaged` for a record that cannot be read.
+    pub fn state(&self) -> Result<JobState> {
+        let since: TimestampTz = self
+            .read(SINCE)?
+            .ok_or_else(|| err!(NotFound, "the job was never seen here"))?;
+        let mut runs = Vec::new();
+        for id in self.ids()? {
+            let Some(begun) = self.read(&name(id, "begun"))? else {
+                continue;
+            };
+            let ended = self.read(&name(id, "ended"))?;
+            runs.push(Run { id, begun, ended });
+        }
+        let is_running = self.is_locked()?;
+        // A run that ended between the two looks: its record is there now.
+        if !is_running && let Some(last) = runs.last_mut().filter(|run| run.ended.is_none()) {
+            last.ended = self.read(&name(last.id, "ended"))?;
+        }
+        Ok(JobState {
+            since,
+            is_running,
+            runs,
+        })
+    }
+
+    /// When something of it last changed: a run began or ended.
+    pub fn changed(&self) -> Option<std::time::SystemTime> {
+        std::fs::metadata(&self.place)
+            .and_then(|m| m.modified())
+            .ok()
+    }
+
+    /// Whether a run is under way.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn is_locked(&self) -> Result<bool> {
+        lock::is_held(&self.place.join(LOCK)).map_err(|e| self.failed(e))
+    }
+
+    /// Takes the lock; none while a run is under way.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn hold(&self) -> Result<Option<Held>> {
+        let lock = lock::take(&self.place.join(LOCK), PATIENCE).map_err(|e| self.failed(e))?;
+        Ok(lock.map(|lock| Held { lock }))
+    }
+
+    /// Begins a run under the lock; whether it did, and nobody before it, nor a later one.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn record_begin(&self, _held: &Held, id: RunId, begun: &Begun, nonce: u64) -> Result<bool> {
+        // A run that comes after a later one was overtaken while it started.
+        if self.ids()?.last().is_some_and(|last| *last > id) {
+            return Ok(false);
+        }
+        let published = self.write_new(&name(id, "begun"), begun, nonce)?;
+        Ok(published == Published::Created)
+    }
+
+    /// Ends a run, and forgets the oldest ones.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn record_end(&self, _held: &Held, id: RunId, ended: &Ended, nonce: u64) -> Result<()> {
+        self.write_new(&name(id, "ended"), ended, nonce)?;
+        let ids = self.ids()?;
+        for old in ids.iter().take(ids.len().saturating_sub(KEPT)) {
+            // The beginning goes last: a run without it is none.
+            for end in ["log", "ended", "begun"] {
+                // A leftover costs room only.
+                let _ = std::fs::remove_file(self.place.join(name(*old, end)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that has what a run printed.
+    pub fn log(&self, id: RunId) -> PathBuf {
+        self.place.join(name(id, "log"))
+    }
+
+    /// The end of what a run printed.
+    pub fn said(&self, id: RunId) -> String {
+        let bytes = std::fs::read(self.log(id)).unwrap_or_default();
+        let from = bytes.len().saturating_sub(SAID_BYTES);
+        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default())
+            .trim()
+            .to_owned()
+    }
+
+    /// The runs that began, oldest first.
+    fn ids(&self) -> Result<Vec<RunId>> {
+        let entries = std::fs::read_dir(&self.place).map_err(|e| self.failed(e))?;
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| self.failed(e))?;
+            ids.extend(entry.file_name().to_str().and_then(id_of));
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.place.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| err!(Damaged, "\"{}\" cannot be read", path.display()).source(e)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.failed(e)),
+        }
+    }
+
+    fn write_new<T: Serialize>(&self, name: &str, value: &T, nonce: u64) -> Result<Published> {
+        let text = serde_json::to_vec(value)
+            .map_err(|e| err!(Internal, "a record cannot be written").source(e))?;
+        durable::write_new(&self.place.join(name), &text, nonce).map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, e: std::io::Error) -> Error {
+        Error::from_io(
+            format!("keep the runs of a job in \"{}\"", self.place.display()),
+            e,
+        )
+    }
+}
+
+/// Microseconds since the epoch, in as many digits as keep names in the order of time.
+fn name(id: RunId, end: &str) -> String {
+    let micros = id.scheduled.unix_micros().unwrap_or_default();
+    format!("{micros:018}-{}.{end}", id.attempt)
+}
+
+fn id_of(name: &str) -> Option<RunId> {
+    let (micros, attempt) = name.strip_suffix(".begun")?.split_once('-')?;
+    Some(RunId {
+        scheduled: TimestampTz::from_unix_micros(micros.parse().ok()?)?,
+        attempt: attempt.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(text: &str) -> TimestampTz {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_run_begins_once_and_holds_the_lock_of_its_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "full");
+        assert!(runs.state().is_err());
+        let now = time("2026-11-20T02:00:00Z");
+        runs.begin(now, 1).unwrap();
+        runs.begin(time("2026-11-21T02:00:00Z"), 2).unwrap();
+        assert_eq!(runs.state().unwrap().since, now);
+        let held = runs.hold().unwrap().unwrap();
+        assert!(runs.hold().unwrap().is_none());
+        let id = RunId {
+            scheduled: now,
+            attempt: 0,
+        };
+        let begun = Begun {
+            started: now,
+            pid: 1,
+            tick: None,
+        };
+        assert!(runs.record_begin(&held, id, &begun, 3).unwrap());
+        assert!(!runs.record_begin(&held, id, &begun, 4).unwrap());
+        let state = runs.state().unwrap();
+        assert!(state.is_running && state.runs[0].ended.is_none());
+        let ended = Ended {
+            ended: now,
+            status: Some(0),
+            said: String::new(),
+            elsewhere: None,
+            is_over_time: false,
+        };
+        runs.record_end(&held, id, &ended, 5).unwrap();
+        drop(held);
+        let state = runs.state().unwrap();
+        assert!(!state.is_running && state.runs[0].is_success());
+    }
+
+    #[test]
+    fn old_runs_are_forgotten_and_the_newest_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let start = time("2026-11-20T02:00:00Z");
+        runs.begin(start, 0).unwrap();
+        let held = runs.hold().unwrap().unwrap();
+        for n in 0..KEPT as u64 + 5 {
+            let scheduled = start.saturating_add(Duration::from_secs(n));
+            let id = RunId {
+                scheduled,
+                attempt: 0,
+            };
+            let begun = Begun {
+                started: scheduled,
+                pid: 1,
+                tick: None,
+            };
+            runs.record_begin(&held, id, &begun, n).unwrap();
+            let ended = Ended {
+                ended: scheduled,
+                status: Some(1),
+                said: String::new(),
+                elsewhere: None,
+                is_over_time: false,
+            };
+            runs.record_end(&held, id, &ended, n).unwrap();
+        }
+        let state = runs.state().unwrap();
+        assert_eq!(state.runs.len(), KEPT);
+        assert_eq!(
+            state.runs[0].id.scheduled,
+            start.saturating_add(Duration::from_secs(5))
+        );
+    }
+}

@@ -1,0 +1,504 @@
+//! `pitr recover rollback`: what a run put in place goes aside, and what was there before comes back.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::cache::Place;
+use super::commits::{self, Since};
+use super::own::{self, Owner};
+use super::recover::{UNCHANGED, state_dir};
+use super::run::{End, Run, Runs};
+use super::work::{Work, newest_run, optional, pgdata};
+use super::{cluster, configured, redis, service};
+use crate::archive::datadir::DataDirectory;
+use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::fault;
+use crate::operate::session::Session;
+use crate::pg::control::{ClusterState, ControlFile};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentName;
+use crate::pg::timeline::TimelineId;
+use crate::plan::sets::Step;
+use crate::restore::replace::WAITING;
+
+/// A rollback that is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct AskedBack {
+    /// The set, for its configuration.
+    pub set: Option<String>,
+    /// The run; none: the newest.
+    pub run: Option<String>,
+    /// Whether what was written since may be lost.
+    pub discards: bool,
+    /// Whether it is carried out.
+    pub is_confirmed: bool,
+}
+
+/// A rollback, planned or carried out.
+#[derive(Serialize)]
+pub struct RolledBack {
+    /// The run.
+    pub run: String,
+    /// The writes since the run.
+    pub written: Vec<String>,
+    /// The steps that are undone, in this order.
+    pub steps: Vec<String>,
+    /// Whether it was carried out.
+    pub confirmed: bool,
+    /// Things that went less well than they should.
+    pub warnings: Vec<String>,
+}
+
+/// Takes a run back: what was there before it is in its place again, and what was restored is kept aside.
+///
+/// # Errors
+/// `NotFound`; `Refused` when it was rolled back, when a later run stands, and when something was written since; that of the step that failed: the same command goes on.
+pub fn rollback(session: &Session, asked: &AskedBack) -> Result<RolledBack> {
+    let settings = session.settings_with_repositories()?;
+    let set = configured(&settings, asked.set.as_deref())?;
+    let runs = Runs::open(&state_dir(session, &settings, set))?;
+    let newest = runs.newest()?;
+    let none = || err!(NotFound, "no recovery is recorded on this host").hint(UNCHANGED);
+    let newest = newest.ok_or_else(none)?;
+    let run = match &asked.run {
+        Some(id) => runs.find(id)?,
+        None => newest,
+    };
+    let newer = runs
+        .newest()?
+        .filter(|newer| newer.record.id != run.record.id);
+    if let Some(newer) = newer {
+        return Err(err!(
+            Refused,
+            "run {} came after run {}",
+            newer.record.id,
+            run.record.id
+        )
+        .hint(format!(
+            "{UNCHANGED} Only the newest run can be taken back."
+        )));
+    }
+    if run.end()? == Some(End::RolledBack) {
+        return Err(err!(Refused, "run {} was rolled back", run.record.id).hint(UNCHANGED));
+    }
+    let back = Back {
+        session,
+        settings: &settings,
+        set,
+        run: &run,
+    };
+    back.run(asked)
+}
+
+/// A run that goes back.
+struct Back<'b> {
+    session: &'b Session,
+    settings: &'b Settings,
+    set: &'b RecoverySet,
+    run: &'b Run,
+}
+
+impl Back<'_> {
+    fn run(&self, asked: &AskedBack) -> Result<RolledBack> {
+        let is_going = self.run.back()?.is_some();
+        let written = match is_going {
+            true => Vec::new(),
+            false => self.written()?,
+        };
+        let mut told = RolledBack {
+            run: self.run.record.id.clone(),
+            steps: self
+                .replaced()?
+                .iter()
+                .rev()
+                .map(|(_, work)| format!("take {} back", work.step.member().unwrap_or_default()))
+                .collect(),
+            written,
+            confirmed: asked.is_confirmed,
+            warnings: Vec::new(),
+        };
+        if !asked.is_confirmed {
+            return Ok(told);
+        }
+        self.require_unwritten(&told.written, asked)?;
+        if !is_going {
+            self.stop_all()?;
+            let written = self.written_to_clusters()?;
+            if let Err(e) = self.require_unwritten(&written, asked) {
+                self.start_all()?;
+                return Err(e);
+            }
+            self.run
+                .write_back(&self.session.host, &self.timelines()?)?;
+        }
+        fault::point("recover-back");
+        self.stop_all()?;
+        for (number, work) in self.replaced()?.into_iter().rev() {
+            if self.run.is_undone(number)? {
+                continue;
+            }
+            self.undo(number, &work, &mut told.warnings).map_err(|e| {
+                e.context(format!(
+                    "take {} back",
+                    work.step.member().unwrap_or_default()
+                ))
+            })?;
+            fault::point(&format!("recover-undone-{number}"));
+            self.run.write_undone(&self.session.host, number)?;
+        }
+        self.start_all()?;
+        optional(self.session, &self.log("health"), &self.set.health)?;
+        for (_, work) in self.begun(&|step| matches!(step, Step::Aside(_)))? {
+            Place::of(redis(self.settings, &work.member()?.name)?)?.discard()?;
+            // A server that was started again begins a new history.
+            if let Err(e) = own::run(self.session, &work.backing_up()?, None) {
+                told.warnings
+                    .push(format!("back {} up: {e}", work.member()?));
+            }
+        }
+        self.run.write_end(&self.session.host, End::RolledBack)?;
+        Ok(told)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.run.log(99).with_file_name(format!("back-{name}.log"))
+    }
+
+    fn require_unwritten(&self, written: &[String], asked: &AskedBack) -> Result<()> {
+        match written.is_empty() || asked.discards {
+            true => Ok(()),
+            false => Err(err!(
+                Refused,
+                "since run {} something was written: {}",
+                self.run.record.id,
+                written.join("; ")
+            )
+            .hint(format!(
+                "What was written would be out of reach of the applications; it is kept aside.\npitr recover rollback {} --discard-changes --confirm",
+                self.run.record.id
+            ))),
+        }
+    }
+
+    /// The steps that put something in its place, as far as they were begun, with their numbers.
+    fn replaced(&self) -> Result<Vec<(usize, Work<'_>)>> {
+        self.begun(&|step| matches!(step, Step::Replace(_)))
+    }
+
+    fn begun(&self, is_wanted: &dyn Fn(&Step) -> bool) -> Result<Vec<(usize, Work<'_>)>> {
+        let mut found = Vec::new();
+        for (number, step) in self.run.record.steps.iter().enumerate() {
+            if is_wanted(step)
+                && self.run.begun(number)?.is_some()
+                && let Some(work) = Work::new((self.settings, self.set), &self.run.record, step)
+            {
+                found.push((number, work));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Finds what was written since the run, in words.
+    fn written(&self) -> Result<Vec<String>> {
+        let mut written = self.written_to_clusters()?;
+        for (number, work) in self.begun(&|step| matches!(step, Step::Start(_)))? {
+            let member = work.member()?;
+            let baseline = self.run.done(number)?;
+            if let Some(baseline) = baseline.filter(|_| member.kind == MemberKind::Redis) {
+                written.extend(self.written_to_redis(&work, &baseline)?);
+            }
+        }
+        for (number, work) in self.replaced()? {
+            let member = work.member()?;
+            if matches!(member.kind, MemberKind::Files | MemberKind::Config)
+                && let Some(run) = self.tree_run(number, member)?
+            {
+                let words = own::words(&[
+                    member.kind.section(),
+                    "rollback",
+                    &member.name,
+                    &run,
+                    "--dry-run",
+                ]);
+                let changed = own::run(self.session, &words, None)?.json["changed_count"].as_u64();
+                if let Some(count @ 1..) = changed {
+                    written.push(format!("{count} entries of {member} were changed"));
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    fn written_to_redis(&self, work: &Work<'_>, baseline: &Value) -> Result<Option<String>> {
+        let member = work.member()?;
+        let redis = redis(self.settings, &member.name)?;
+        let same = ["run_id", "changes", "saved"];
+        match service::facts(self.session, redis) {
+            Ok(now) if same.iter().all(|name| now[name] == baseline[name]) => Ok(None),
+            Ok(now) if now["run_id"] != baseline["run_id"] => Ok(Some(format!(
+                "{member} was started again, and nothing tells what was written to it"
+            ))),
+            Ok(_) => Ok(Some(format!("{member} was written to"))),
+            Err(e) if e.code() == Code::Unreachable => Ok(Some(format!(
+                "{member} does not answer, and nothing tells what was written to it"
+            ))),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn written_to_clusters(&self) -> Result<Vec<String>> {
+        let mut written = Vec::new();
+        for (number, work) in self.replaced()? {
+            let member = work.member()?;
+            if member.kind != MemberKind::Cluster || self.run.done(number)?.is_none() {
+                continue;
+            }
+            match self.since(&work)? {
+                Since::Commits(0) => {}
+                Since::Commits(_) => {
+                    written.push(format!("transactions have committed in {member}"));
+                }
+                Since::NotKnown => {
+                    written.push(format!("nothing tells whether transactions committed in {member}: its WAL from the recovery on is neither in pg_wal nor in a repository"));
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    /// The timelines of the recovered clusters, by member: once they are out of place nothing tells them any more.
+    fn timelines(&self) -> Result<Value> {
+        let mut timelines = json!({});
+        for (_, work) in self.replaced()? {
+            let member = work.member()?;
+            if member.kind == MemberKind::Cluster {
+                let data = pgdata(cluster(self.settings, &member.name)?)?;
+                let timeline = self.timeline(&work, data)?.map(TimelineId::decimal);
+                timelines[member.to_string()] = json!(timeline);
+            }
+        }
+        Ok(timelines)
+    }
+
+    /// Counts the commits of a cluster since it was recovered. One that has not ended recovery has none.
+    fn since(&self, work: &Work<'_>) -> Result<Since> {
+        let data = pgdata(cluster(self.settings, &work.member()?.name)?)?;
+        let Some((control, _)) = DataDirectory::at(data).control_with_bytes()? else {
+            return Ok(Since::NotKnown);
+        };
+        let member = self.run.record.member(work.step);
+        let position = member.and_then(|member| member.position.as_deref());
+        let from = position.and_then(|text| text.parse::<Lsn>().ok());
+        match (self.timeline(work, data)?, from) {
+            // A cluster that was restored, and never started.
+            (None, _) => Ok(Since::Commits(0)),
+            _ if is_recovering(&control) => Ok(Since::Commits(0)),
+            (Some(timeline), Some(from)) => {
+                let name = &work.member()?.name;
+                let mut fetch = |segment| self.fetch(name, segment);
+                commits::since(data, (timeline, from), &mut fetch)
+            }
+            (Some(_), None) => Ok(Since::NotKnown),
+        }
+    }
+
+    /// Brings a segment from a repository into the folder of the run.
+    fn fetch(&self, cluster: &str, segment: SegmentName) -> Result<Option<PathBuf>> {
+        let (name, to) = (segment.to_string(), self.log(&segment.to_string()));
+        let words = own::words(&[
+            "wal",
+            "fetch",
+            &name,
+            &to.to_string_lossy(),
+            "--cluster",
+            cluster,
+        ]);
+        match own::run(self.session, &words, None) {
+            Err(e) if e.code() == Code::NotFound => Ok(None),
+            done => done.map(|_| Some(to)),
+        }
+    }
+
+    /// The timeline of the recovered cluster: as its start recorded it, else the newest one whose history is in pg_wal.
+    fn timeline(&self, work: &Work<'_>, data: &Path) -> Result<Option<TimelineId>> {
+        let start = Step::Start(work.member()?.to_string());
+        let number = self.run.record.steps.iter().position(|step| *step == start);
+        if let Some(number) = number {
+            if let Some(done) = self.run.done(number)? {
+                let timeline = done["timeline"]
+                    .as_u64()
+                    .and_then(|n| u32::try_from(n).ok());
+                return Ok(timeline.and_then(TimelineId::new));
+            }
+            if self.run.begun(number)?.is_none() {
+                return Ok(None);
+            }
+        }
+        let control = DataDirectory::at(data).control()?;
+        if control.is_none_or(|control| is_recovering(&control)) {
+            return Ok(None);
+        }
+        let entries = std::fs::read_dir(data.join("pg_wal"));
+        let names = entries.into_iter().flatten().flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let segments = names.filter_map(|name| name.parse::<SegmentName>().ok());
+        Ok(segments.map(|segment| segment.timeline).max())
+    }
+
+    /// The restore in place of a step; none where it changed nothing.
+    fn tree_run(&self, number: usize, member: &SetMember) -> Result<Option<String>> {
+        let done = self.run.done(number)?.unwrap_or_default();
+        if let Some(run) = done["run"].as_str() {
+            return Ok(Some(run.to_owned()));
+        }
+        // A step that was killed behind its work found nothing left to do.
+        let before = self.run.begun(number)?.unwrap_or_default();
+        let newest = newest_run(self.session, member)?;
+        Ok(match newest == before["newest"] {
+            true => None,
+            false => newest.as_str().map(str::to_owned),
+        })
+    }
+
+    fn undo(&self, number: usize, work: &Work<'_>, warnings: &mut Vec<String>) -> Result<()> {
+        let member = work.member()?;
+        match member.kind {
+            MemberKind::Redis => {
+                let begun = self.run.begun(number)?.unwrap_or_default();
+                Place::of(redis(self.settings, &member.name)?)?.undo(&begun, &self.run.record.id)
+            }
+            MemberKind::Files | MemberKind::Config => {
+                let Some(run) = self.tree_run(number, member)? else {
+                    return Ok(());
+                };
+                let kind = member.kind.section();
+                let words = own::words(&[
+                    kind,
+                    "rollback",
+                    &member.name,
+                    &run,
+                    "--confirm",
+                    "--discard-changes",
+                ]);
+                match own::run(self.session, &words, None) {
+                    Err(e) if e.code() == Code::NotFound => Ok(()),
+                    done => done.map(|_| ()),
+                }
+            }
+            MemberKind::Cluster => self.undo_cluster(work, warnings),
+        }
+    }
+
+    fn undo_cluster(&self, work: &Work<'_>, warnings: &mut Vec<String>) -> Result<()> {
+        let name = &work.member()?.name;
+        let data = pgdata(cluster(self.settings, name)?)?;
+        let to = data.to_string_lossy();
+        let words = own::words(&[
+            "restore",
+            "--cluster",
+            name,
+            "--to",
+            &to,
+            "--undo",
+            "--discard-changes",
+            "--confirm",
+        ]);
+        match own::run(self.session, &words, Owner::of(data)?) {
+            // Nothing was exchanged yet, or an earlier attempt has exchanged it back.
+            Err(e) if e.code() == Code::NotFound => {
+                let waiting = format!("{to}.{WAITING}");
+                if Path::new(&waiting).exists() {
+                    warnings.push(format!("\"{waiting}\" is what was restored so far: remove it before another recovery"));
+                }
+            }
+            done => {
+                done?;
+            }
+        }
+        let back = self.run.back()?.unwrap_or_default();
+        let Some(timeline) = back[name.as_str()].as_u64() else {
+            return Ok(());
+        };
+        let (timeline, reason) = (
+            timeline.to_string(),
+            format!("rollback of run {}", self.run.record.id),
+        );
+        let words = own::words(&[
+            "timeline",
+            "abandon",
+            &timeline,
+            "--cluster",
+            name,
+            "--reason",
+            &reason,
+            "--confirm",
+        ]);
+        if let Err(e) = own::run(self.session, &words, None) {
+            if e.code() == Code::Interrupted {
+                return Err(e);
+            }
+            // One of which nothing was archived is known to no repository.
+            warnings.push(format!(
+                "timeline {timeline} of cluster \"{name}\" was not abandoned: {e}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Stops everything that a run stops, as far as it came to that.
+    fn stop_all(&self) -> Result<()> {
+        let stops = self.begun(&|step| matches!(step, Step::StopApplications | Step::Stop(_)))?;
+        for (number, work) in stops {
+            match work.step {
+                Step::StopApplications => {
+                    optional(self.session, &self.log("stop"), &self.set.stop)?;
+                }
+                _ => {
+                    work.stop(self.session, &self.log(&format!("stop-{number}")))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts it again, databases first.
+    fn start_all(&self) -> Result<()> {
+        let stops = self.begun(&|step| matches!(step, Step::StopApplications | Step::Stop(_)))?;
+        for (number, work) in stops.into_iter().rev() {
+            let log = self.log(&format!("start-{number}"));
+            let Some(member) = &work.member else {
+                optional(self.session, &log, &self.set.start)?;
+                continue;
+            };
+            let (_, start) = work.service()?;
+            match member.kind {
+                MemberKind::Cluster => {
+                    let cluster = cluster(self.settings, &member.name)?;
+                    if service::is_cluster_stopped(cluster) {
+                        service::command(self.session, &log, &start)?;
+                    }
+                    service::wait_cluster_started(self.session, cluster)?;
+                }
+                _ => {
+                    let redis = redis(self.settings, &member.name)?;
+                    if service::is_redis_stopped(self.session, redis)? {
+                        service::command(self.session, &log, &start)?;
+                    }
+                    service::wait_redis_started(self.session, redis)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_recovering(control: &ControlFile) -> bool {
+    matches!(
+        control.state,
+        ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery
+    )
+}

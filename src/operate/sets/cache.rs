@@ -1,0 +1,500 @@
+//! The data directory of a Redis server: restored aside, loaded by a server of its own, and exchanged with the one in its place.
+//!
+//! The server in quarantine listens on a socket beside its data alone. It writes a dump.rdb besides the append-only file, so that the configured server has the
+//! data whichever of the two it loads. That dump has the history of the server in quarantine, which nobody follows.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::own::{self, Owner};
+use crate::config::{Redis, RedisAddress};
+use crate::durable;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::operate::session::Session;
+use crate::program::Running;
+use crate::redis::connection::Way;
+use crate::redis::directory::CONFIGURATION;
+use crate::redis::program;
+use crate::redis::source::Source;
+use crate::redis::version::Flavor;
+
+/// The end of the name of the directory that waits.
+const WAITING: &str = "pitr-new";
+/// The socket of the server in quarantine.
+const SOCKET: &str = "pitr.sock";
+/// How long a server may take to answer before it loads, and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+const STALL: Duration = Duration::from_secs(60);
+const GLANCE: Duration = Duration::from_millis(50);
+/// Files of the old directory that the new one gets: settings and users. None is longer.
+const KEPT_ENDS: [&str; 2] = ["conf", "acl"];
+const KEPT_BYTES: u64 = 1 << 20;
+const UNCHANGED: &str = "Nothing was changed.";
+
+/// A data directory.
+pub struct Place {
+    directory: PathBuf,
+    parent: PathBuf,
+    name: String,
+    owner: Option<Owner>,
+}
+
+impl Place {
+    /// Looks at the data directory of a server.
+    ///
+    /// # Errors
+    /// `Config` when none is configured; `Refused` for one that could not be exchanged.
+    pub fn of(redis: &Redis) -> Result<Place> {
+        let Some(directory) = redis.service.data_directory.clone() else {
+            return Err(err!(
+                Config,
+                "[redis.{0}] has no service.data_directory, so nothing can be put in its place",
+                redis.name
+            )
+            .hint(format!(
+                "{UNCHANGED}\nAdd to [redis.{}]: service.data_directory = \"/var/lib/redis\"",
+                redis.name
+            )));
+        };
+        let refused =
+            |why: &str| err!(Refused, "\"{}\" {why}", directory.display()).hint(UNCHANGED);
+        let names = directory.parent().zip(directory.file_name());
+        let Some((parent, name)) = names.and_then(|(p, n)| Some((p.to_owned(), n.to_str()?)))
+        else {
+            return Err(refused("has no name that can be exchanged"));
+        };
+        let look = |path: &Path| {
+            let metadata = std::fs::symlink_metadata(path);
+            metadata.map_err(|e| Error::from_io(format!("look at \"{}\"", path.display()), e))
+        };
+        let (own, above) = (look(&directory)?, look(&parent)?);
+        if !own.is_dir() {
+            return Err(refused("is no directory"));
+        }
+        if own.dev() != above.dev() {
+            return Err(refused("is a mount point, which cannot be exchanged"));
+        }
+        let owner = Owner::of(&directory)?;
+        // Root would follow names that the server's user exchanges meanwhile.
+        if owner.is_some() && above.uid() != 0 {
+            return Err(
+                refused("lies in a directory that is not root's").hint(format!(
+                    "{UNCHANGED}\nRun the command as the server's user."
+                )),
+            );
+        }
+        Ok(Place {
+            name: name.to_owned(),
+            directory,
+            parent,
+            owner,
+        })
+    }
+
+    fn beside(&self, end: &str) -> PathBuf {
+        self.parent.join(format!("{}.{end}", self.name))
+    }
+
+    fn waiting(&self) -> PathBuf {
+        self.beside(WAITING)
+    }
+
+    /// The inode at a path; none where nothing is.
+    fn inode(path: &Path) -> Result<Option<u64>> {
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) => Ok(Some(metadata.ino())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::from_io(format!("look at \"{}\"", path.display()), e)),
+        }
+    }
+
+    /// Restores a data set beside the directory, and has a server load it. The rest of an earlier attempt of the same run is removed.
+    ///
+    /// # Errors
+    /// Those of `pitr redis restore`; `Damaged` when no server loads it; `SourceMissing` without one.
+    pub fn aside(&self, session: &Session, redis: &Redis, words: &[String]) -> Result<Value> {
+        let waiting = self.waiting();
+        remove(&waiting)?;
+        let to = waiting.to_string_lossy().into_owned();
+        let mut restore = own::words(&["redis", "restore", &redis.name, "--to", &to]);
+        restore.extend(words.iter().cloned());
+        let restored = own::run(session, &restore, None)?;
+        if let Some(owner) = self.owner {
+            give(&waiting, owner)?;
+        }
+        let loaded = self.load(session, &restored.json)?;
+        // It names the directory that waits.
+        remove_file(&waiting.join(CONFIGURATION))?;
+        self.keep_settings(&waiting)?;
+        sync(&waiting)?;
+        Ok(json!({
+            "loaded": loaded,
+            "backup": restored.json["id"],
+            "log_bytes": restored.json["log_bytes"],
+        }))
+    }
+
+    /// Starts a server in quarantine; what it has is the proof.
+    fn load(&self, session: &Session, restored: &Value) -> Result<Value> {
+        load(session, &self.waiting(), restored, self.owner)
+    }
+
+    /// Settings and users of the old directory go on in the new one.
+    fn keep_settings(&self, waiting: &Path) -> Result<()> {
+        let failed = |e| Error::from_io(format!("read \"{}\"", self.directory.display()), e);
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let (path, name) = (entry.path(), entry.file_name());
+            let end = path.extension().and_then(|end| end.to_str());
+            let is_wanted = end.is_some_and(|end| KEPT_ENDS.contains(&end));
+            let metadata = std::fs::symlink_metadata(&path).map_err(failed)?;
+            if !is_wanted || !metadata.is_file() || metadata.len() > KEPT_BYTES {
+                continue;
+            }
+            let to = waiting.join(name);
+            // fs::copy takes the permissions along.
+            std::fs::copy(&path, &to).map_err(failed)?;
+            if let Some(owner) = self.owner {
+                chown(&to, owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Requires that the name beside the directory is free, before the first attempt of a run.
+    ///
+    /// # Errors
+    /// `Refused`.
+    pub fn require_free(&self) -> Result<()> {
+        let waiting = self.waiting();
+        match Place::inode(&waiting)? {
+            None => Ok(()),
+            Some(_) => Err(
+                err!(Refused, "\"{}\" is there already", waiting.display()).hint(
+                    "Nothing was changed. A rollback may have left it. Look at it, and remove it.",
+                ),
+            ),
+        }
+    }
+
+    /// Removes a data set that was restored aside and never put in place.
+    ///
+    /// # Errors
+    /// `TargetWrite`.
+    pub fn discard(&self) -> Result<()> {
+        remove(&self.waiting())
+    }
+
+    /// Looks who lies where now: by that an exchange is taken up, and undone.
+    ///
+    /// # Errors
+    /// `Refused` when nothing waits to be put in place.
+    pub fn before(&self) -> Result<Value> {
+        let (old, new) = (
+            Place::inode(&self.directory)?,
+            Place::inode(&self.waiting())?,
+        );
+        match (old, new) {
+            (Some(old), Some(new)) => Ok(json!({ "old": old, "new": new })),
+            _ => Err(err!(
+                Refused,
+                "no data set waits beside \"{}\"",
+                self.directory.display()
+            )
+            .hint(UNCHANGED)),
+        }
+    }
+
+    /// Puts the new directory in its place; the old one is kept under the name of the run.
+    ///
+    /// # Errors
+    /// `Refused` when neither of the two is in place any more; `TargetWrite`.
+    pub fn exchange(&self, begun: &Value, run: &str) -> Result<Value> {
+        let (waiting, kept) = (self.waiting(), self.beside(&format!("replaced-{run}")));
+        self.take_place(begun["new"].as_u64(), &waiting)?;
+        self.rename(&waiting, &kept)?;
+        Ok(json!({ "kept": kept }))
+    }
+
+    /// Puts the old directory back; the new one is kept under the name of the run.
+    ///
+    /// # Errors
+    /// As [`Place::exchange`].
+    pub fn undo(&self, begun: &Value, run: &str) -> Result<()> {
+        let old = begun["old"].as_u64();
+        let (kept, undone) = (
+            self.beside(&format!("replaced-{run}")),
+            self.beside(&format!("undone-{run}")),
+        );
+        // An exchange that was cut short left the old one under the first name.
+        let from = match Place::inode(&kept)? {
+            Some(_) => kept,
+            None => self.waiting(),
+        };
+        self.take_place(old, &from)?;
+        self.rename(&from, &undone)
+    }
+
+    /// Exchanges the directory with the one at `from`, unless that was done already.
+    fn take_place(&self, wanted: Option<u64>, from: &Path) -> Result<()> {
+        if wanted.is_some() && Place::inode(&self.directory)? == wanted {
+            return Ok(());
+        }
+        if wanted.is_none() || Place::inode(from)? != wanted {
+            return Err(err!(
+                Refused,
+                "\"{}\" and \"{}\" are not what the run recorded",
+                self.directory.display(),
+                from.display()
+            )
+            .hint("Somebody has moved directories meanwhile. Nothing was changed."));
+        }
+        let parent = self.open_parent()?;
+        let name = |path: &Path| path.file_name().map(|n| n.as_bytes().to_owned());
+        let other = name(from).unwrap_or_default();
+        let (own, other) = (
+            (parent.as_fd(), self.name.as_bytes()),
+            (parent.as_fd(), &other[..]),
+        );
+        durable::exchange(own, other).map_err(|e| self.failed(e.into()))?;
+        durable::sync_directory(parent.as_fd()).map_err(|e| self.failed(e))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        if Place::inode(from)?.is_none() && Place::inode(to)?.is_some() {
+            return Ok(());
+        }
+        let parent = self.open_parent()?;
+        let name = |path: &Path| path.file_name().map(|n| n.as_bytes().to_owned());
+        let (from, to) = (name(from).unwrap_or_default(), name(to).unwrap_or_default());
+        let moved = durable::move_to_free((parent.as_fd(), &from), (parent.as_fd(), &to));
+        moved.map_err(|e| self.failed(e.into()))?;
+        durable::sync_directory(parent.as_fd()).map_err(|e| self.failed(e))
+    }
+
+    fn open_parent(&self) -> Result<File> {
+        File::open(&self.parent).map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        let doing = format!("exchange \"{}\"", self.directory.display());
+        Error::from_io(doing, error).with_code(Code::TargetWrite)
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            let doing = format!("remove \"{}\"", path.display());
+            Err(Error::from_io(doing, e).with_code(Code::TargetWrite))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn chown(path: &Path, owner: Owner) -> Result<()> {
+    let (uid, gid) = owner.ids();
+    let given = std::os::unix::fs::lchown(path, Some(uid), Some(gid));
+    given.map_err(|e| Error::from_io(format!("give \"{}\" away", path.display()), e))
+}
+
+/// Gives a restored directory to the server's user. Nobody else could enter it so far.
+fn give(directory: &Path, owner: Owner) -> Result<()> {
+    let failed = |e| Error::from_io(format!("read \"{}\"", directory.display()), e);
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        match std::fs::symlink_metadata(&path).map_err(failed)?.is_dir() {
+            true => give(&path, owner)?,
+            false => chown(&path, owner)?,
+        }
+    }
+    chown(directory, owner)
+}
+
+/// Syncs a directory and all that is in it.
+fn sync(directory: &Path) -> Result<()> {
+    let failed = |e| Error::from_io(format!("sync \"{}\"", directory.display()), e);
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let metadata = std::fs::symlink_metadata(&path).map_err(failed)?;
+        if metadata.is_dir() {
+            sync(&path)?;
+        } else if metadata.is_file() {
+            durable::sync_file(&File::open(&path).map_err(failed)?).map_err(failed)?;
+        }
+    }
+    durable::sync_directory_at(directory).map_err(failed)
+}
+
+/// Has a server load a restored directory, and write a dump of it. Returns how many keys it has that do not expire.
+///
+/// # Errors
+/// `SourceMissing` where no server is on the search path; `Damaged` when it does not load the data.
+pub fn load(
+    session: &Session,
+    directory: &Path,
+    restored: &Value,
+    owner: Option<Owner>,
+) -> Result<Value> {
+    let flavor = match restored["redis"]["flavor"].as_str() {
+        Some("valkey") => Flavor::Valkey,
+        _ => Flavor::Redis,
+    };
+    let installed = program::find(session.environment.get("PATH"), flavor);
+    let installed = installed.ok_or_else(|| {
+        err!(
+            SourceMissing,
+            "no {}-server is on the search path to load the data set",
+            flavor.name()
+        )
+        .hint("Nothing was put in place. Install the server, or name its folder in PATH.")
+    })?;
+    let program = format!("{}-server", installed.version.flavor.name());
+    let socket = directory.join(SOCKET);
+    // It ends with this process, however that ends.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig=KILL", "--", &program]);
+    command.arg(directory.join(CONFIGURATION));
+    let text = |path: &Path| path.as_os_str().to_owned();
+    command.args([
+        "--port",
+        "0",
+        "--save",
+        "",
+        "--daemonize",
+        "no",
+        "--unixsocketperm",
+        "700",
+    ]);
+    command.arg("--dir").arg(text(directory));
+    command.arg("--unixsocket").arg(text(&socket));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Owner::apply(owner, &mut command);
+    let mut running = Running::start(&mut command)?;
+    let way = Way {
+        address: RedisAddress::Unix(socket.clone()),
+        tls: None,
+        stall_timeout: STALL,
+        user: None,
+    };
+    let mut source = connect(session, &way, &mut running)?;
+    let keys = source.info.keyspace();
+    let lasting: u64 = keys
+        .iter()
+        .map(|db| db.keys.saturating_sub(db.expires))
+        .sum();
+    let mut tick = || session.host.check_stop();
+    source.connection.ask(&[b"SAVE"], &mut tick)?;
+    source.connection.send(&[b"SHUTDOWN", b"NOSAVE"])?;
+    let began = Instant::now();
+    while !running.is_over() && began.elapsed() < PATIENCE {
+        session.host.check_stop()?;
+        std::thread::sleep(GLANCE);
+    }
+    // Dropped, a server that does not end is ended.
+    drop(running);
+    remove_file(&socket)?;
+    Ok(json!({ "lasting_keys": lasting }))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            let doing = format!("remove \"{}\"", path.display());
+            Err(Error::from_io(doing, e).with_code(Code::TargetWrite))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Waits until the server has loaded the data, however long that takes.
+fn connect(session: &Session, way: &Way, running: &mut Running) -> Result<Source> {
+    let began = Instant::now();
+    let mut tick = || session.host.check_stop();
+    loop {
+        if running.is_over() {
+            return Err(err!(
+                Damaged,
+                "the server that was to load the restored data set has ended by itself"
+            )
+            .hint("Nothing was put in place. Start it by hand to see why: its redis.conf lies beside the data."));
+        }
+        match Source::connect(way.clone(), None, &mut tick) {
+            Ok(source) if !source.info.is_on("loading") => return Ok(source),
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            // One that loads answers, and says so.
+            Err(e) if !e.to_string().contains("loading") && began.elapsed() > PATIENCE => {
+                return Err(e);
+            }
+            _ => std::thread::sleep(GLANCE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(below: &Path) -> Place {
+        for (name, text) in [("redis", "old"), ("redis.pitr-new", "new")] {
+            std::fs::create_dir(below.join(name)).unwrap();
+            std::fs::write(below.join(name).join("is"), text).unwrap();
+        }
+        Place {
+            directory: below.join("redis"),
+            parent: below.to_owned(),
+            name: "redis".into(),
+            owner: None,
+        }
+    }
+
+    fn is(path: &Path) -> String {
+        std::fs::read_to_string(path.join("is")).unwrap()
+    }
+
+    #[test]
+    fn an_exchange_is_taken_up_anywhere_and_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        assert!(place.require_free().is_err());
+        let begun = place.before().unwrap();
+        // Killed between the two renames, and behind both.
+        place
+            .take_place(begun["new"].as_u64(), &place.waiting())
+            .unwrap();
+        assert_eq!(is(&place.directory), "new");
+        place.exchange(&begun, "r").unwrap();
+        place.exchange(&begun, "r").unwrap();
+        assert_eq!(is(&place.directory), "new");
+        assert_eq!(is(&place.beside("replaced-r")), "old");
+        place.undo(&begun, "r").unwrap();
+        place.undo(&begun, "r").unwrap();
+        assert_eq!(is(&place.directory), "old");
+        assert_eq!(is(&place.beside("undone-r")), "new");
+        assert!(place.require_free().is_ok());
+    }
+
+    #[test]
+    fn an_undo_needs_no_second_rename_and_refuses_what_it_does_not_know() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        let begun = place.before().unwrap();
+        // Begun, and nothing exchanged.
+        place.undo(&begun, "r").unwrap();
+        assert_eq!(is(&place.directory), "old");
+        let begun = json!({ "old": 1, "new": 2 });
+        assert_eq!(
+            place.exchange(&begun, "s").err().unwrap().code(),
+            Code::Refused
+        );
+        assert_eq!(place.undo(&begun, "s").err().unwrap().code(), Code::Refused);
+    }
+}

@@ -1,0 +1,338 @@
+//! `pitr mark`: one point in every member of a set, recorded in every repository.
+//!
+//! The order is databases, Redis, files: what refers to something is asked before what it refers to. All servers are connected to first, so that the
+//! points lie close together.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::{cluster, configured, own, redis, scope};
+use crate::config::{MemberKind, SetMember, Settings};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::operate::failures::Failures;
+use crate::operate::server::{self, Server};
+use crate::operate::session::Session;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::redis::kind::NAME as REDIS;
+use crate::redis::source::Source;
+use crate::repo::event::{self, Event, Writer};
+use crate::repo::id::BackupId;
+use crate::repo::scope::Scope;
+use crate::repo::set_mark::{self, Level, MEMBERS_MAX, Stated, StatedMember};
+use crate::repo::source;
+
+/// How often a wait for the next mark looks whether to stop.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A mark that is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// The set; none: the only one.
+    pub set: Option<String>,
+    /// A text to recognise it by.
+    pub label: Option<String>,
+    /// Whether backups of files and configuration are taken right after it.
+    pub takes_backups: bool,
+}
+
+/// A mark that was made.
+#[derive(Serialize)]
+pub struct Marked {
+    /// Its name.
+    pub id: String,
+    /// The set.
+    pub set: String,
+    /// The operator's text.
+    pub label: Option<String>,
+    /// The writer's clock before the first member was asked.
+    pub began: TimestampTz,
+    /// The same when every member had answered.
+    pub ended: TimestampTz,
+    /// The exactness that it promises.
+    pub level: Level,
+    /// The members.
+    pub members: Vec<StatedMember>,
+    /// The repositories that have it.
+    pub repositories: Vec<String>,
+    /// Errors of the others.
+    #[serde(skip)]
+    pub failures: Failures,
+}
+
+/// A member that is connected to.
+enum Asking<'s> {
+    Cluster(&'s str, Box<Server>, String),
+    Redis(&'s str, Box<Source>),
+    Later(&'s SetMember),
+}
+
+/// Makes a mark.
+///
+/// # Errors
+/// `Usage`; `Refused` where a member cannot give a point; those of the servers and, where no repository takes the mark, of the first one.
+pub fn run(session: &Session, asked: &Asked) -> Result<Marked> {
+    let settings = session.settings_with_repositories()?;
+    let set = configured(&settings, asked.set.as_deref())?;
+    if let Some(label) = asked
+        .label
+        .as_deref()
+        .filter(|text| !set_mark::is_label(text))
+    {
+        return Err(err!(
+            Usage,
+            "\"{}\" is no label: one line of at most {} bytes is needed",
+            label.escape_debug(),
+            set_mark::LABEL_MAX
+        ));
+    }
+    if set.members.len() > MEMBERS_MAX {
+        return Err(err!(Config, "a set has at most {MEMBERS_MAX} members"));
+    }
+    let mut members: Vec<&SetMember> = set.members.iter().collect();
+    members.sort_by_key(|member| member.kind);
+    let asking: Result<Vec<Asking<'_>>> = members
+        .into_iter()
+        .map(|member| connect(session, &settings, member))
+        .collect();
+    let asking = asking?;
+    let began = session.host.now();
+    let nonce = session.host.random();
+    let mut points = Vec::new();
+    let mut later = Vec::new();
+    for member in asking {
+        match member {
+            Asking::Cluster(name, mut server, conninfo) => {
+                points.push(of_cluster(name, &mut server, &conninfo, (began, nonce))?);
+            }
+            Asking::Redis(name, mut source) => points.push(of_redis(session, name, &mut source)?),
+            Asking::Later(member) => later.push(member),
+        }
+    }
+    let ended = session.host.now();
+    for member in later {
+        points.push(of_files(session, member, (asked.takes_backups, ended))?);
+    }
+    let stated = Stated {
+        set: set.name.clone(),
+        began,
+        ended,
+        level: Level::Marker.number(),
+        members: points,
+    };
+    record(
+        session,
+        &settings,
+        &scope(set)?,
+        (stated, asked.label.clone()),
+    )
+}
+
+fn connect<'s>(
+    session: &Session,
+    settings: &'s Settings,
+    member: &'s SetMember,
+) -> Result<Asking<'s>> {
+    let name = member.name.as_str();
+    match member.kind {
+        MemberKind::Cluster => {
+            let conninfo = cluster(settings, name)?.conninfo.as_ref();
+            let conninfo = conninfo.map_or("", |secret| secret.expose()).to_owned();
+            let server = Server::connect(&conninfo).map_err(|e| of(member, e))?;
+            let server = server.heeding(&session.host.stop);
+            Ok(Asking::Cluster(name, Box::new(server), conninfo))
+        }
+        MemberKind::Redis => {
+            let source = crate::operate::redis::connect(session, redis(settings, name)?);
+            let source = source.map_err(|e| of(member, e))?;
+            Ok(Asking::Redis(name, Box::new(source)))
+        }
+        MemberKind::Files | MemberKind::Config => Ok(Asking::Later(member)),
+    }
+}
+
+fn of(member: &SetMember, error: Error) -> Error {
+    error.context(format!("ask member \"{member}\""))
+}
+
+/// The name of a restore point: PostgreSQL takes 63 bytes.
+fn restore_point((time, nonce): (TimestampTz, u64)) -> String {
+    let seconds: String = event::compact(time).chars().take(15).collect();
+    format!("pitr-mark-{seconds}Z-{:08x}", nonce >> 32)
+}
+
+/// PostgreSQL: src/backend/access/transam/xlogfuncs.c, `pg_create_restore_point` returns the end of its record, before which recovery then stops.
+fn of_cluster(
+    name: &str,
+    server: &mut Server,
+    conninfo: &str,
+    at: (TimestampTz, u64),
+) -> Result<StatedMember> {
+    let rows = server.query("select pg_is_in_recovery()")?;
+    let is_standby = rows.text(0, 0)? == Some("t");
+    let identifier = "select system_identifier from pg_control_system()";
+    let identifier: i64 = server.query(identifier)?.value(0, 0)?;
+    let (lsn, timeline, restore_point) = match is_standby {
+        true => {
+            let rows = server.query("select pg_last_wal_replay_lsn()")?;
+            let lsn: Lsn = rows.value(0, 0)?;
+            let timeline = server::identify(conninfo)?.timeline.decimal();
+            (lsn, timeline, None)
+        }
+        false => {
+            let point = restore_point(at);
+            let made = "select lsn, ('x' || substr(pg_walfile_name(lsn), 1, 8))::bit(32)::int from pg_create_restore_point";
+            let rows = server.query(&format!("{made}('{point}') as lsn"))?;
+            (rows.value(0, 0)?, rows.value(0, 1)?, Some(point))
+        }
+    };
+    Ok(StatedMember {
+        scope: Scope::cluster(name, identifier.cast_unsigned())?.prefix(),
+        timeline: Some(timeline),
+        lsn: Some(lsn),
+        restore_point,
+        ..StatedMember::default()
+    })
+}
+
+/// A server without a backlog does not count what is written: its offset would be that of long ago.
+///
+/// Redis: src/replication.c, `feedReplicationBuffer` moves `master_repl_offset` only while there is a backlog.
+fn of_redis(session: &Session, name: &str, source: &mut Source) -> Result<StatedMember> {
+    let mut tick = || session.host.check_stop();
+    let info = source.ask("replication", &mut tick)?;
+    let is_counted = info.is_on("repl_backlog_active") || info.field("role") == Some("slave");
+    if !is_counted {
+        return Err(err!(
+            Refused,
+            "Redis server \"{name}\" has no replica, so what is written to it is not counted"
+        )
+        .hint(format!(
+            "No mark was made.\nStart the receiver first: pitr redis receive {name}"
+        )));
+    }
+    let replid = info.field("master_replid").unwrap_or_default().to_owned();
+    let offset = info
+        .field("master_repl_offset")
+        .and_then(|o| o.parse().ok());
+    let offset: u64 =
+        offset.ok_or_else(|| err!(Server, "Redis server \"{name}\" does not tell its offset"))?;
+    Ok(StatedMember {
+        scope: Scope::aux(REDIS, name)?.prefix(),
+        replid: Some(replid),
+        offset: Some(offset),
+        ..StatedMember::default()
+    })
+}
+
+fn of_files(
+    session: &Session,
+    member: &SetMember,
+    (takes_backups, ended): (bool, TimestampTz),
+) -> Result<StatedMember> {
+    let kind = member.kind.section();
+    let mut backup = None;
+    if takes_backups {
+        let words = own::words(&[kind, "backup", &member.name]);
+        let answer = own::run(session, &words, None)?;
+        let id = answer.json["id"]
+            .as_str()
+            .or(answer.json["backup"].as_str());
+        let id = id.and_then(|id| id.parse::<BackupId>().ok());
+        backup = Some(id.ok_or_else(|| err!(Internal, "the backup of \"{member}\" has no id"))?);
+    }
+    Ok(StatedMember {
+        scope: Scope::aux(kind, &member.name)?.prefix(),
+        after: backup.is_none().then_some(ended),
+        backup,
+        ..StatedMember::default()
+    })
+}
+
+/// Writes the same event into every repository.
+fn record(
+    session: &Session,
+    settings: &Settings,
+    scope: &Scope,
+    (stated, label): (Stated, Option<String>),
+) -> Result<Marked> {
+    let writer = Writer::of(&session.host);
+    let event = set_mark::event(&writer, stated.clone(), label.clone());
+    let mut failures = Failures::default();
+    let mut repositories = Vec::new();
+    failures.in_each(&settings.repositories, "mark in", |configured| {
+        let repository = session.open(configured)?;
+        let encryption = configured.encryption.as_ref();
+        let is_proven = encryption.is_some_and(crate::config::Encryption::can_prove);
+        if repository.marker().key_set.is_some() && !is_proven {
+            return Err(err!(
+                Key,
+                "a mark that nothing proves would not count: key_set is not configured"
+            ));
+        }
+        write(session, repository.store(), scope, (&writer, &event))?;
+        repositories.push(configured.name.clone());
+        Ok(())
+    });
+    failures.first_if(session, repositories.is_empty())?;
+    Ok(Marked {
+        id: set_mark::name_of(&event),
+        set: stated.set,
+        label,
+        began: stated.began,
+        ended: stated.ended,
+        level: level(&stated.members),
+        members: stated.members,
+        repositories,
+        failures,
+    })
+}
+
+fn write(
+    session: &Session,
+    store: &dyn crate::store::Store,
+    scope: &Scope,
+    (writer, event): (&Writer<'_>, &Event),
+) -> Result<()> {
+    source::register(store, scope, (None, None), session.host.now())?;
+    writer.record(store, scope, event).map(|_| ())
+}
+
+fn level(members: &[StatedMember]) -> Level {
+    let is_backup = |m: &StatedMember| m.backup.is_some() || m.after.is_some();
+    match members.iter().any(is_backup) {
+        true => Level::Ordered,
+        false => Level::Marker,
+    }
+}
+
+/// Makes a mark each time `every` has passed, until the operator stops it; `told` hears each of them. One that cannot be made is warned of.
+///
+/// # Errors
+/// That of the first mark; those of `told`.
+pub fn run_every(
+    session: &Session,
+    asked: &Asked,
+    every: Duration,
+    told: &mut dyn FnMut(&Marked) -> Result<()>,
+) -> Result<()> {
+    told(&run(session, asked)?)?;
+    let mut due = Instant::now() + every;
+    loop {
+        while Instant::now() < due {
+            if session.host.is_stopping() {
+                return Ok(());
+            }
+            std::thread::sleep(TICK);
+        }
+        // A host that slept makes one mark, not all that it missed.
+        due = (due + every).max(Instant::now());
+        match run(session, asked) {
+            Ok(marked) => told(&marked)?,
+            Err(_) if session.host.is_stopping() => return Ok(()),
+            Err(e) => session.warn(&format!("no mark was made: {e}")),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Recovery sets: members that come back to one moment together.
+//!
+//! Each step of a recovery is a command of pitr itself, run as a process of its own (`own`): the operator can repeat it by hand, it has its own tests and its own
+//! undo, and it runs as the owner of what it replaces.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `mark` | one point in every member |
+//! | `info` | the marks of a set, and which of them can be reached |
+//! | `plan` | a target, planned for each member |
+//! | `run` | the record of a recovery on this host, step by step |
+//! | `recover` | a recovery in place: planned, resumed, carried out |
+//! | `work` | one step of it |
+//! | `back` | the rollback of a run |
+//! | `service` | the members' services: stopped, started, asked |
+//! | `scratch` | a recovery into a folder that is thrown away |
+//! | `cache` | the data directory of a Redis server: restored aside, exchanged |
+//! | `commits` | commits of a server since it was recovered |
+//! | `runbook` | the recovery instructions of a set |
+
+pub mod back;
+mod cache;
+mod commits;
+pub mod info;
+pub mod mark;
+mod own;
+pub mod plan;
+pub mod recover;
+mod run;
+pub mod runbook;
+pub mod scratch;
+mod service;
+mod work;
+
+pub use own::FOLLOWS;
+
+use super::away::Away;
+use super::pacing::Pacing;
+use super::session::Session;
+use crate::config::{Cluster, MemberKind, RecoverySet, Redis, SetMember, Settings};
+use crate::err;
+use crate::error::Result;
+use crate::repo::scope::Scope;
+use crate::repo::set_mark::KIND;
+
+/// Returns the set that is named, else the only one.
+///
+/// # Errors
+/// `Usage` when there is none, or none is named of several; `Config` for a member that is not configured.
+pub fn configured<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s RecoverySet> {
+    let names = || -> String {
+        let names: Vec<&str> = settings.sets.iter().map(|set| set.name.as_str()).collect();
+        names.join(", ")
+    };
+    let set = match (name, settings.sets.as_slice()) {
+        (None, [only]) => only,
+        (None, []) => {
+            return Err(err!(Usage, "no recovery set is configured").hint(
+                "Add [sets.NAME] with members = [\"main\", \"redis:NAME\", \"files:NAME\"].",
+            ));
+        }
+        (None, _) => {
+            return Err(err!(
+                Usage,
+                "several recovery sets are configured and none is named: {}",
+                names()
+            ));
+        }
+        (Some(name), sets) => sets.iter().find(|set| set.name == name).ok_or_else(|| {
+            err!(
+                Usage,
+                "no recovery set \"{}\" is configured",
+                name.escape_debug()
+            )
+            .hint(format!("Known: {}", names()))
+        })?,
+    };
+    for member in &set.members {
+        require_configured(settings, set, member)?;
+    }
+    Ok(set)
+}
+
+fn require_configured(settings: &Settings, set: &RecoverySet, member: &SetMember) -> Result<()> {
+    let name = member.name.as_str();
+    let is_there = match member.kind {
+        MemberKind::Cluster => settings.clusters.iter().any(|c| c.name.as_str() == name),
+        MemberKind::Redis => settings.redis.iter().any(|r| r.name == name),
+        MemberKind::Files => settings.files.iter().any(|f| f.name == name),
+        MemberKind::Config => settings.config.iter().any(|c| c.name == name),
+    };
+    match is_there {
+        true => Ok(()),
+        false => Err(err!(
+            Config,
+            "[sets.{}] names member \"{member}\", which is not configured",
+            set.name
+        )
+        .hint(format!("Add [{}.{name}].", member.kind.section()))),
+    }
+}
+
+/// The scope of a set's marks.
+///
+/// # Errors
+/// `Usage` for a name that is none.
+fn scope(set: &RecoverySet) -> Result<Scope> {
+    Scope::aux(KIND, &set.name)
+}
+
+/// The section of a cluster.
+fn cluster<'s>(settings: &'s Settings, name: &str) -> Result<&'s Cluster> {
+    let found = settings.clusters.iter().find(|c| c.name.as_str() == name);
+    found.ok_or_else(|| err!(Config, "cluster \"{name}\" is not configured"))
+}
+
+/// The section of a Redis server.
+fn redis<'s>(settings: &'s Settings, name: &str) -> Result<&'s Redis> {
+    let found = settings.redis.iter().find(|redis| redis.name == name);
+    found.ok_or_else(|| err!(Config, "Redis server \"{name}\" is not configured"))
+}
+
+/// The same session on one cluster.
+fn on_cluster(session: &Session, name: &str) -> Session {
+    let mut flags = session.flags.clone();
+    flags.cluster = Some(name.to_owned());
+    Session {
+        host: session.host.clone(),
+        environment: session.environment.clone(),
+        flags,
+        system_identifier: None,
+        followed: session.followed,
+        away: Away::default(),
+        pacing: Pacing::limited(None),
+    }
+}

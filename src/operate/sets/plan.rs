@@ -1,0 +1,458 @@
+//! A target, planned for each member of a set.
+
+use std::collections::BTreeMap;
+
+use super::{cluster, configured, on_cluster, scope};
+use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::operate::choice::{Question, Unless};
+use crate::operate::opened;
+use crate::operate::reading::Reading;
+use crate::operate::redis;
+use crate::operate::scopes::{self, ScopeBackup};
+use crate::operate::search;
+use crate::operate::session::Session;
+use crate::operate::target::{AskedTarget, Point as Asked};
+use crate::operate::{how_long, human};
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::plan::recovery::Action;
+use crate::plan::sets::{self, Extent, Reach, Reached, SetPlan, Wanted};
+use crate::plan::target::{Inclusive, Target, TargetTimeline};
+use crate::redis::route;
+use crate::repo::scope::Scope;
+use crate::repo::set_mark::{self, Level, Mark, Marks, Point};
+
+/// Marks among which one is looked for.
+const MARKS_MAX: usize = 10_080;
+/// Shortest beginning of a mark's name that is taken for it: a day.
+const BEGINNING: usize = 8;
+
+/// The moment that is asked for.
+#[derive(Debug, Clone)]
+pub enum AskedMoment {
+    /// A mark: its name, the beginning of it, or its label.
+    Mark(String),
+    /// A time.
+    Time(AskedTarget),
+}
+
+/// A recovery that is asked for.
+#[derive(Debug, Clone)]
+pub struct AskedRecovery {
+    /// The set; none: the only one.
+    pub set: Option<String>,
+    /// The members.
+    pub extent: Extent,
+    /// The moment.
+    pub moment: AskedMoment,
+}
+
+/// The moment that is wanted, as members understand it.
+enum Moment {
+    Mark(Box<Mark>),
+    Time(TimestampTz),
+}
+
+/// A plan, and what it is executed with.
+pub struct Planned {
+    /// The set.
+    pub set: RecoverySet,
+    /// The plan.
+    pub plan: SetPlan,
+    /// The words of each member's target on a command line.
+    pub words: BTreeMap<SetMember, Vec<String>>,
+}
+
+impl Planned {
+    /// Requires that every member reaches the moment.
+    ///
+    /// # Errors
+    /// `OutOfReach`, naming those that do not.
+    pub fn require(&self) -> Result<()> {
+        let lacking: Vec<String> = self
+            .plan
+            .members
+            .iter()
+            .filter_map(|one| Some(format!("{}: {}", one.member, one.why.as_ref()?)))
+            .collect();
+        if self.plan.reachable {
+            return Ok(());
+        }
+        let near = |time: Option<TimestampTz>| time.map(human::exact_time);
+        let mut hint = "Nothing was changed.".to_owned();
+        for (word, time) in [
+            ("before", self.plan.nearest_before),
+            ("after", self.plan.nearest_after),
+        ] {
+            if let Some(time) = near(time) {
+                hint.push_str(&format!(
+                    "\nThe nearest moment {word} it: --target-time \"{time}\""
+                ));
+            }
+        }
+        Err(err!(
+            OutOfReach,
+            "recovery set \"{}\" does not reach the moment: {}",
+            self.set.name,
+            lacking.join("; ")
+        )
+        .hint(hint))
+    }
+}
+
+/// Plans a recovery.
+///
+/// # Errors
+/// `Usage`, `NotFound` for a mark that is not there, or is ambiguous; `OutOfReach` for a mark that does not name a member; those of the repositories.
+pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
+    let settings = session.settings_with_repositories()?;
+    let set = configured(&settings, asked.set.as_deref())?.clone();
+    let mut members: Vec<SetMember> = set.members.clone();
+    members.retain(|member| asked.extent.has(member.kind));
+    members.sort();
+    if members.is_empty() {
+        return Err(err!(
+            Usage,
+            "recovery set \"{}\" has no member of that kind",
+            set.name
+        ));
+    }
+    let (moment, wanted, time) = match &asked.moment {
+        AskedMoment::Time(asked) => {
+            let zone = settings.clusters.iter().find_map(|c| c.timezone.as_deref());
+            let target = asked
+                .resolve(&session.environment, zone, None)?
+                .target
+                .target;
+            let Target::Time(time) = target else {
+                return Err(err!(Usage, "the target of a set is a time, or a mark"));
+            };
+            (Moment::Time(time), Wanted::Time(time), time)
+        }
+        AskedMoment::Mark(name) => {
+            let mark = find(session, &set, name)?;
+            let (id, time) = (mark.id.clone(), mark.ended);
+            (Moment::Mark(Box::new(mark)), Wanted::Mark(id), time)
+        }
+    };
+    let mut reaches = Vec::new();
+    let mut words = BTreeMap::new();
+    for member in members {
+        let (reach, own) = of_member(session, &settings, (&set, &member), &moment)?;
+        words.insert(member.clone(), own);
+        reaches.push((member, reach));
+    }
+    let plan = sets::plan((wanted, time), session.host.now(), reaches);
+    Ok(Planned { set, plan, words })
+}
+
+/// Reads the newest marks of a set, from the first repository that has any.
+///
+/// # Errors
+/// That of the first repository that failed, where no other one has marks.
+pub(super) fn marks(session: &Session, set: &RecoverySet, limit: usize) -> Result<Marks> {
+    let scope = scope(set)?;
+    let found = search::in_first(session, |repository, _| {
+        let marks = set_mark::newest(repository.store(), &scope, limit)?;
+        let is_empty = marks.marks.is_empty() && marks.refused.is_empty();
+        Ok((!is_empty).then_some(marks))
+    })?;
+    Ok(found.unwrap_or_default())
+}
+
+/// Finds a mark.
+///
+/// # Errors
+/// `NotFound` when there is none, or more than one.
+fn find(session: &Session, set: &RecoverySet, name: &str) -> Result<Mark> {
+    let mut marks = marks(session, set, MARKS_MAX)?.marks;
+    let is_it = |mark: &Mark| {
+        let begins = name.len() >= BEGINNING && mark.id.starts_with(name);
+        begins || mark.label.as_deref() == Some(name)
+    };
+    marks.retain(is_it);
+    let hint = format!("pitr info --set {} shows the marks.", set.name);
+    match (marks.pop(), marks.len()) {
+        (Some(only), 0) => Ok(only),
+        (Some(_), others) => Err(err!(
+            NotFound,
+            "{} marks of set \"{}\" are named \"{}\"",
+            others + 1,
+            set.name,
+            name.escape_debug()
+        )
+        .hint(hint)),
+        (None, _) => Err(err!(
+            NotFound,
+            "set \"{}\" has no mark \"{}\"",
+            set.name,
+            name.escape_debug()
+        )
+        .hint(hint)),
+    }
+}
+
+/// The point of a member in a mark. A cluster's scope has its system identifier besides the name.
+fn point<'m>(mark: &'m Mark, member: &SetMember) -> Result<(&'m str, &'m Point)> {
+    let prefix = match member.kind {
+        MemberKind::Cluster => format!("clusters/{}/", member.name),
+        kind => format!("aux/{}/{}", kind.section(), member.name),
+    };
+    let mut found = mark.members.iter().filter(|one| match member.kind {
+        MemberKind::Cluster => one.scope.starts_with(&prefix),
+        _ => one.scope == prefix,
+    });
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok((&one.scope, &one.point)),
+        (None, _) => Err(err!(
+            OutOfReach,
+            "mark \"{}\" does not name member \"{member}\"",
+            mark.id
+        )
+        .hint("Nothing was changed: nothing is guessed for a member that joined the set later. Take another mark, or a time.")),
+        (Some(_), Some(_)) => Err(err!(
+            OutOfReach,
+            "mark \"{}\" names two clusters called \"{member}\"",
+            mark.id
+        )),
+    }
+}
+
+fn of_member(
+    session: &Session,
+    settings: &Settings,
+    (set, member): (&RecoverySet, &SetMember),
+    moment: &Moment,
+) -> Result<(Reach, Vec<String>)> {
+    let point = match moment {
+        Moment::Mark(mark) => Some((point(mark, member)?, mark.ended)),
+        Moment::Time(_) => None,
+    };
+    let odd = || {
+        err!(
+            OutOfReach,
+            "the mark of set \"{}\" names a point that \"{member}\" cannot have",
+            set.name
+        )
+    };
+    let doing = |e: crate::error::Error| e.context(format!("plan member \"{member}\""));
+    match (member.kind, point, moment) {
+        (MemberKind::Cluster, Some(((scope, Point::Wal(timeline, lsn)), at)), _) => {
+            let identifier = scope.rsplit('/').next().and_then(|n| n.parse().ok());
+            let target = AskedTarget {
+                inclusive: Inclusive::No,
+                timeline: TargetTimeline::Number(*timeline),
+                ..target(Target::Lsn(*lsn))
+            };
+            let words = cluster_words(*timeline, &lsn.to_string(), scope);
+            let reach = of_cluster(session, settings, (member, identifier), (&target, at));
+            Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
+        }
+        (MemberKind::Cluster, None, Moment::Time(at)) => {
+            let words = words(&["--target-time", &at.to_string()]);
+            let target = target(Target::Time(*at));
+            let reach = of_cluster(session, settings, (member, None), (&target, *at));
+            Ok((reach.map_err(doing)?, words))
+        }
+        (MemberKind::Redis, Some(((_, Point::Log(replid, offset)), at)), _) => {
+            let target = route::Target {
+                moment: route::Moment::Position(*offset),
+                replid: Some(replid.clone()),
+            };
+            let words = words(&["--target-offset", &format!("{replid}:{offset}")]);
+            let reach = of_redis(session, member, (&target, at));
+            Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
+        }
+        (MemberKind::Redis, None, Moment::Time(at)) => {
+            let micros = at.unix_micros().ok_or_else(odd)?;
+            let target = route::Target {
+                moment: route::Moment::Time(micros),
+                replid: None,
+            };
+            let words = words(&["--target-time", &at.to_string()]);
+            let reach = of_redis(session, member, (&target, *at));
+            Ok((reach.map_err(doing)?, words))
+        }
+        (MemberKind::Files | MemberKind::Config, Some(((_, point), _)), _) => {
+            let backups = backups(session, member).map_err(doing)?;
+            let found = match point {
+                Point::Backup(id) => backups.iter().find(|one| one.id == *id),
+                Point::After(time) => first_after(&backups, *time),
+                _ => return Err(odd()),
+            };
+            let reach = found.map(|one| reached(one, Level::Ordered));
+            Ok(of_files(
+                reach,
+                "no undamaged backup of it was taken after the mark yet",
+            ))
+        }
+        (MemberKind::Files | MemberKind::Config, None, Moment::Time(at)) => {
+            let backups = backups(session, member).map_err(doing)?;
+            let after = first_after(&backups, *at).map(|one| reached(one, Level::Time));
+            let before = || {
+                let ended = backups.iter().filter(|one| one.stop_time <= *at);
+                let newest = ended.max_by_key(|one| (one.stop_time, one.id.to_string()));
+                newest.map(|one| reached(one, Level::Nearest))
+            };
+            Ok(of_files(
+                after.or_else(before),
+                "it has no undamaged backup",
+            ))
+        }
+        _ => Err(odd()),
+    }
+}
+
+fn target(target: Target) -> AskedTarget {
+    AskedTarget {
+        point: Asked::Known(target),
+        inclusive: Inclusive::Yes,
+        timeline: TargetTimeline::Latest,
+        timezone: None,
+        backup: None,
+        allow_end: false,
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn cluster_words(timeline: TimelineId, lsn: &str, scope: &str) -> Vec<String> {
+    let identifier = scope.rsplit('/').next().unwrap_or_default();
+    let timeline = timeline.decimal().to_string();
+    words(&[
+        "--target-lsn",
+        lsn,
+        "--exclusive",
+        "--target-timeline",
+        &timeline,
+        "--system-identifier",
+        identifier,
+    ])
+}
+
+fn with_level(reach: Reach, level: Level) -> Reach {
+    match reach {
+        Reach::Reached(reached) => Reach::Reached(Reached { level, ..reached }),
+        unreached => unreached,
+    }
+}
+
+/// Plans a cluster as `pitr plan` does.
+fn of_cluster(
+    session: &Session,
+    settings: &Settings,
+    (member, identifier): (&SetMember, Option<u64>),
+    (target, at): (&AskedTarget, TimestampTz),
+) -> Result<Reach> {
+    cluster(settings, &member.name)?;
+    let mut own = on_cluster(session, &member.name);
+    own.system_identifier = identifier;
+    let first = opened::open(&own, Reading::open(&own)?)?;
+    let question = Question {
+        target,
+        action: Action::Promote,
+        is_carried_out: false,
+    };
+    let chosen = question.answer(&own, first)?;
+    let plan = &chosen.plan;
+    match chosen.unless {
+        Some(Unless::NotKnown(e)) => Err(e),
+        Some(Unless::OutOfReach { why, .. }) => Ok(Reach::Unreached {
+            why,
+            before: plan.nearest_before.and_then(|moment| moment.time),
+            after: plan.nearest_after.and_then(|moment| moment.time),
+        }),
+        None => Ok(Reach::Reached(Reached {
+            backup: plan
+                .backup
+                .as_ref()
+                .map(|b| b.id.to_string())
+                .unwrap_or_default(),
+            moment: Some(at),
+            position: plan
+                .stop
+                .as_ref()
+                .map(|stop| stop.recovery_end_lsn.to_string()),
+            bytes: plan.bytes_to_copy.saturating_add(plan.bytes_to_replay),
+            ms: how_long::of_plan(&own, &chosen.opened, plan).map(|estimate| estimate.ms),
+            level: Level::Time,
+        })),
+    }
+}
+
+fn of_redis(
+    session: &Session,
+    member: &SetMember,
+    (target, at): (&route::Target, TimestampTz),
+) -> Result<Reach> {
+    match redis::plan::run(session, &member.name, None, target) {
+        Ok(planned) => Ok(Reach::Reached(Reached {
+            backup: planned.id.to_string(),
+            moment: Some(at),
+            position: planned
+                .route
+                .end()
+                .map(|(replid, offset)| format!("{replid}:{offset}")),
+            bytes: planned
+                .member
+                .rdb_bytes
+                .saturating_add(planned.route.bytes()),
+            ms: None,
+            level: Level::Time,
+        })),
+        Err(e) if e.code() == Code::OutOfReach => Ok(Reach::Unreached {
+            why: e.to_string(),
+            before: None,
+            after: None,
+        }),
+        Err(e) => Err(e),
+    }
+}
+
+/// The undamaged backups of files or configuration, from the first repository that has any.
+fn backups(session: &Session, member: &SetMember) -> Result<Vec<ScopeBackup>> {
+    let scope = Scope::aux(member.kind.section(), &member.name)?;
+    let found = search::in_first(session, |repository, _| {
+        let mut backups = scopes::look_at(&repository, &scope, session.host.now())?.backups;
+        backups.retain(|one| one.damage.is_none() && one.expire_not_before.is_none());
+        Ok((!backups.is_empty()).then_some(backups))
+    })?;
+    Ok(found.unwrap_or_default())
+}
+
+fn first_after(backups: &[ScopeBackup], time: TimestampTz) -> Option<&ScopeBackup> {
+    let after = backups.iter().filter(|one| one.start_time >= time);
+    after.min_by_key(|one| (one.start_time, one.id.to_string()))
+}
+
+fn reached(backup: &ScopeBackup, level: Level) -> Reached {
+    Reached {
+        backup: backup.id.to_string(),
+        moment: Some(backup.stop_time),
+        position: None,
+        bytes: backup.size_bytes,
+        ms: None,
+        level,
+    }
+}
+
+fn of_files(found: Option<Reached>, why: &str) -> (Reach, Vec<String>) {
+    match found {
+        Some(reached) => {
+            let words = words(&["--backup", &reached.backup]);
+            (Reach::Reached(reached), words)
+        }
+        None => {
+            let unreached = Reach::Unreached {
+                why: why.to_owned(),
+                before: None,
+                after: None,
+            };
+            (unreached, Vec::new())
+        }
+    }
+}

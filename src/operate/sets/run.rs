@@ -1,0 +1,426 @@
+//! The record of a recovery on this host: what is done, step by step, so that a run that was killed goes on and one that is done can be undone.
+//!
+//! Each run has a folder below the state directory. `run.json` says what is to be done, and is written once. A step writes `NN-begun.json` before it changes
+//! anything, with what its undo needs, and `NN-done.json` behind it. The undo writes `NN-undone.json`; `ended.json` ends the run.
+
+use std::fs::{File, TryLockError};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::durable::{self, Published};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::pg::time::TimestampTz;
+use crate::plan::sets::{Extent, Step};
+use crate::repo::event;
+
+const FORMAT: u32 = 1;
+const RECORD: &str = "run.json";
+const ENDED: &str = "ended.json";
+/// More than any record has.
+const RECORD_BYTES: u64 = 16 << 20;
+
+/// A member, and what it is restored with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedMember {
+    /// The member's text.
+    pub member: String,
+    /// The words of its target on a command line.
+    pub words: Vec<String>,
+    /// A cluster: where its new timeline begins.
+    pub position: Option<String>,
+}
+
+/// The task of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    format: u32,
+    /// Its name.
+    pub id: String,
+    /// The set.
+    pub set: String,
+    /// The members.
+    pub extent: Extent,
+    /// The moment in words, by which the same command is known again.
+    pub moment: String,
+    /// When it began.
+    pub began: TimestampTz,
+    /// The members.
+    pub members: Vec<RecordedMember>,
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+impl Record {
+    /// A record of a run that begins now.
+    pub fn new(
+        host: &Host,
+        (set, extent, moment): (&str, Extent, String),
+        members: Vec<RecordedMember>,
+        steps: Vec<Step>,
+    ) -> Record {
+        let began = host.now();
+        let seconds: String = event::compact(began).chars().take(15).collect();
+        Record {
+            format: FORMAT,
+            id: format!("{seconds}Z-{set}"),
+            set: set.to_owned(),
+            extent,
+            moment,
+            began,
+            members,
+            steps,
+        }
+    }
+
+    /// A record that nobody carries out.
+    pub fn example(set: &str, members: Vec<RecordedMember>, steps: Vec<Step>) -> Record {
+        Record {
+            format: FORMAT,
+            id: String::new(),
+            set: set.to_owned(),
+            extent: Extent::Full,
+            moment: String::new(),
+            began: TimestampTz::default(),
+            members,
+            steps,
+        }
+    }
+
+    /// The member of a step.
+    pub fn member(&self, step: &Step) -> Option<&RecordedMember> {
+        let text = step.member()?;
+        self.members.iter().find(|one| one.member == text)
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// Every step is done.
+    Complete,
+    /// Every step that was begun is undone.
+    RolledBack,
+}
+
+/// The directory of runs, locked: one recovery at a time.
+pub struct Runs {
+    folder: PathBuf,
+    _lock: File,
+}
+
+/// A run.
+pub struct Run {
+    folder: PathBuf,
+    /// Its task.
+    pub record: Record,
+}
+
+impl Runs {
+    /// Opens the directory, and keeps others out.
+    ///
+    /// # Errors
+    /// `Locked` while another recovery runs; those of the system.
+    pub fn open(folder: &Path) -> Result<Runs> {
+        let failed = |e| Error::from_io(format!("open directory \"{}\"", folder.display()), e);
+        let mut builder = std::fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(failed)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(folder.join("lock"))
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Runs {
+                folder: folder.to_owned(),
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => {
+                Err(err!(Locked, "another recovery of this host runs").hint(
+                    "Nothing was changed. Wait until it has ended, then run the command again.",
+                ))
+            }
+            Err(TryLockError::Error(e)) => Err(failed(e)),
+        }
+    }
+
+    /// Returns the names of all runs, newest first.
+    fn names(&self) -> Result<Vec<String>> {
+        let failed = |e| Error::from_io(format!("read \"{}\"", self.folder.display()), e);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.path().join(RECORD).is_file() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(names)
+    }
+
+    /// Returns the run that neither came to its end nor was rolled back.
+    ///
+    /// # Errors
+    /// Those of [`Runs::find`].
+    pub fn unfinished(&self) -> Result<Option<Run>> {
+        for name in self.names()? {
+            let run = self.find(&name)?;
+            if run.end()?.is_none() {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the newest run.
+    ///
+    /// # Errors
+    /// Those of [`Runs::find`].
+    pub fn newest(&self) -> Result<Option<Run>> {
+        let name = self.names()?.into_iter().next();
+        name.map(|name| self.find(&name)).transpose()
+    }
+
+    /// Opens a run.
+    ///
+    /// # Errors
+    /// `NotFound`; `Damaged` for a record that cannot be read.
+    pub fn find(&self, id: &str) -> Result<Run> {
+        let is_name = !id.is_empty() && !id.contains('/') && id != "." && id != "..";
+        let folder = self.folder.join(id);
+        let record: Option<Record> = match is_name {
+            true => read(&folder.join(RECORD))?,
+            false => None,
+        };
+        let none = || {
+            err!(NotFound, "no run \"{}\" is recorded", id.escape_debug()).hint(format!(
+                "The runs of this host lie in {}",
+                self.folder.display()
+            ))
+        };
+        let record = record.ok_or_else(none)?;
+        if record.format != FORMAT || record.id != id {
+            return Err(err!(
+                Damaged,
+                "\"{}\" is the record of another program or run",
+                folder.display()
+            ));
+        }
+        Ok(Run { folder, record })
+    }
+
+    /// Begins a run.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn begin(&self, host: &Host, mut record: Record) -> Result<Run> {
+        // Another run of the same second has the name.
+        let named = record.id.clone();
+        let mut numbers = 2..100;
+        while self.folder.join(&record.id).exists() {
+            let number = numbers.next();
+            let number =
+                number.ok_or_else(|| err!(Internal, "run \"{named}\" has no free name"))?;
+            record.id = format!("{named}-{number}");
+        }
+        let folder = self.folder.join(&record.id);
+        let failed = |e| Error::from_io(format!("make directory \"{}\"", folder.display()), e);
+        let parent = File::open(&self.folder).map_err(failed)?;
+        durable::create_directory(parent.as_fd(), &record.id).map_err(failed)?;
+        let run = Run { folder, record };
+        run.write(host, RECORD, &run.record)?;
+        Ok(run)
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let doing = || format!("read \"{}\"", path.display());
+    let length = match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata.map_err(|e| Error::from_io(doing(), e))?.len(),
+    };
+    if length > RECORD_BYTES {
+        return Err(err!(Damaged, "\"{}\" is too long", path.display()));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::from_io(doing(), e))?;
+    let read = serde_json::from_slice(&bytes);
+    read.map(Some)
+        .map_err(|e| err!(Damaged, "\"{}\" cannot be read", path.display()).source(e))
+}
+
+impl Run {
+    /// The file that a command's words go to.
+    pub fn log(&self, step: usize) -> PathBuf {
+        self.folder.join(format!("{step:02}.log"))
+    }
+
+    /// Returns the facts that a step wrote down before it changed anything; none where it has not begun.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn begun(&self, step: usize) -> Result<Option<Value>> {
+        read(&self.folder.join(format!("{step:02}-begun.json")))
+    }
+
+    /// The result of a step; none where it is not done.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn done(&self, step: usize) -> Result<Option<Value>> {
+        read(&self.folder.join(format!("{step:02}-done.json")))
+    }
+
+    /// Whether a step was undone.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn is_undone(&self, step: usize) -> Result<bool> {
+        let undone: Option<Value> = read(&self.folder.join(format!("{step:02}-undone.json")))?;
+        Ok(undone.is_some())
+    }
+
+    /// How it ended; none where it has not.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn end(&self) -> Result<Option<End>> {
+        match read::<End>(&self.folder.join("rolled-back.json"))? {
+            Some(end) => Ok(Some(end)),
+            None => read(&self.folder.join(ENDED)),
+        }
+    }
+
+    /// Returns the facts that a rollback wrote down before it changed anything; none where none has begun.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn back(&self) -> Result<Option<Value>> {
+        read(&self.folder.join("back.json"))
+    }
+
+    /// Records that a step begins.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn write_begun(&self, host: &Host, step: usize, facts: &Value) -> Result<()> {
+        self.write(host, &format!("{step:02}-begun.json"), facts)
+    }
+
+    /// Records that a step is done.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn write_done(&self, host: &Host, step: usize, result: &Value) -> Result<()> {
+        self.write(host, &format!("{step:02}-done.json"), result)
+    }
+
+    /// Records that a step is undone.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn write_undone(&self, host: &Host, step: usize) -> Result<()> {
+        self.write(host, &format!("{step:02}-undone.json"), &Value::Bool(true))
+    }
+
+    /// Records that it goes back from now on.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn write_back(&self, host: &Host, facts: &Value) -> Result<()> {
+        self.write(host, "back.json", facts)
+    }
+
+    /// Records its end.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn write_end(&self, host: &Host, end: End) -> Result<()> {
+        let name = match end {
+            End::Complete => ENDED,
+            End::RolledBack => "rolled-back.json",
+        };
+        self.write(host, name, &end)
+    }
+
+    /// The first record of a name stays.
+    fn write(&self, host: &Host, name: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.folder.join(name);
+        let bytes = serde_json::to_vec_pretty(value)
+            .map_err(|e| err!(Internal, "write a record").source(e))?;
+        let written = durable::write_new(&path, &bytes, host.random());
+        match written.map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))? {
+            Published::Created | Published::Exists => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn record(host: &Host) -> Record {
+        let moment = "mark m".to_owned();
+        Record::new(
+            host,
+            ("shop", Extent::Full, moment),
+            Vec::new(),
+            vec![Step::Health],
+        )
+    }
+
+    #[test]
+    fn a_run_goes_on_where_it_was_and_ends_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::still("2026-11-20T06:40:49Z".parse().unwrap(), 1);
+        let runs = Runs::open(dir.path()).unwrap();
+        assert!(runs.unfinished().unwrap().is_none());
+        let run = runs.begin(&host, record(&host)).unwrap();
+        assert_eq!(run.record.id, "20261120T064049Z-shop");
+        assert!(run.begun(0).unwrap().is_none() && run.done(0).unwrap().is_none());
+        run.write_begun(&host, 0, &Value::from(7)).unwrap();
+        // The first one stays: a step that is repeated finds what was there before it.
+        run.write_begun(&host, 0, &Value::from(8)).unwrap();
+        assert_eq!(run.begun(0).unwrap(), Some(Value::from(7)));
+        run.write_done(&host, 0, &Value::Null).unwrap();
+        let again = runs.unfinished().unwrap().unwrap();
+        assert_eq!(again.record, run.record);
+        run.write_end(&host, End::Complete).unwrap();
+        assert!(runs.unfinished().unwrap().is_none());
+        run.write_end(&host, End::RolledBack).unwrap();
+        assert_eq!(run.end().unwrap(), Some(End::RolledBack));
+        assert_eq!(runs.newest().unwrap().unwrap().record, run.record);
+        let other = runs.begin(&host, record(&host)).unwrap();
+        assert_eq!(other.record.id, "20261120T064049Z-shop-2");
+        assert_eq!(runs.newest().unwrap().unwrap().record, other.record);
+    }
+
+    #[test]
+    fn one_recovery_runs_at_a_time_and_no_name_leads_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = Runs::open(dir.path()).unwrap();
+        let other = Runs::open(dir.path());
+        assert_eq!(other.err().unwrap().code(), Code::Locked);
+        for name in ["", ".", "..", "../x", "no-such"] {
+            assert_eq!(
+                runs.find(name).err().unwrap().code(),
+                Code::NotFound,
+                "{name}"
+            );
+        }
+        // A folder without a record is of a run that never began.
+        std::fs::create_dir(dir.path().join("20261120T064049Z-shop")).unwrap();
+        assert!(runs.newest().unwrap().is_none());
+    }
+}

@@ -1,0 +1,217 @@
+//! The recovery instructions of a set, as Markdown: from its configuration, and from what the repository has now.
+//!
+//! The part that comes from the configuration is hashed, and the hash stands in the text: a copy whose hash is another one is stale. Times and moments change all the while,
+//! and make no copy stale.
+
+use super::configured;
+use super::info::{self, SetInfo};
+use super::plan::{self, AskedMoment, AskedRecovery};
+use super::recover;
+use crate::config::{MemberKind, RecoverySet, Settings};
+use crate::err;
+use crate::error::Result;
+use crate::operate::human;
+use crate::operate::session::Session;
+use crate::plan::sets::Extent;
+use crate::release;
+use crate::repo::event;
+
+/// Marks that are looked at.
+const MARKS: usize = 5;
+/// The text before the hash.
+const HASH: &str = "<!-- pitr runbook ";
+const HASH_END: &str = " -->";
+
+/// Writes the instructions.
+///
+/// # Errors
+/// `Usage`; those of the configuration. The text names what cannot be read of a repository.
+pub fn write(session: &Session, name: Option<&str>) -> Result<String> {
+    let settings = session.settings_with_repositories()?;
+    let set = configured(&settings, name)?;
+    let fixed = fixed(&settings, set);
+    let hash = blake3::hash(fixed.as_bytes()).to_hex();
+    let mut text = format!(
+        "# Recovery of {}\n\nWritten by pitr {} on {} at {}. Print it, and keep it off this host: pitr runbook --set {} > runbook.md\n\n",
+        set.name,
+        release::version(),
+        event::host(),
+        human::exact_time(session.host.now()),
+        set.name,
+    );
+    text.push_str(&now(session, set));
+    text.push_str(&fixed);
+    text.push_str(&format!("\n{HASH}{hash}{HASH_END}\n"));
+    Ok(text)
+}
+
+/// Requires that a copy is of the configuration as it is now.
+///
+/// # Errors
+/// `Findings` for a stale copy, and for a text that is none.
+pub fn check(session: &Session, name: Option<&str>, copy: &str) -> Result<()> {
+    let settings = session.settings_with_repositories()?;
+    let set = configured(&settings, name)?;
+    let hash = blake3::hash(fixed(&settings, set).as_bytes()).to_hex();
+    let written = copy
+        .rsplit_once(HASH)
+        .and_then(|(_, rest)| rest.split_once(HASH_END));
+    let again = format!("Write it again: pitr runbook --set {} > FILE", set.name);
+    match written {
+        Some((written, _)) if written == hash.as_str() => Ok(()),
+        Some(_) => Err(err!(
+            Findings,
+            "the runbook is not that of the configuration any more"
+        )
+        .hint(again)),
+        None => Err(err!(Findings, "the file is no runbook").hint(again)),
+    }
+}
+
+/// The moments that can be reached now.
+fn now(session: &Session, set: &RecoverySet) -> String {
+    let mut text = "## What there is\n\n".to_owned();
+    match info::run(session, Some(&set.name), MARKS) {
+        Ok(info) => text.push_str(&reachable(&info)),
+        Err(e) => text.push_str(&format!(
+            "It could not be read when this was written: {e}.\n\n"
+        )),
+    }
+    text.push_str(&expected(session, set));
+    text
+}
+
+fn reachable(info: &SetInfo) -> String {
+    let mut text = String::new();
+    for span in &info.spans {
+        text.push_str(&format!(
+            "- any moment from {} to {}\n",
+            human::exact_time(span.from),
+            human::exact_time(span.to)
+        ));
+    }
+    for mark in info.marks.iter().filter(|mark| mark.settled == Some(true)) {
+        let label = mark.label.as_ref().map(|label| format!(" \"{label}\""));
+        text.push_str(&format!(
+            "- mark {}{}, level {}\n",
+            mark.id,
+            label.unwrap_or_default(),
+            mark.level.number()
+        ));
+    }
+    if text.is_empty() {
+        text.push_str("Nothing that all members reach. `pitr info` says why.\n");
+    }
+    text + "\n"
+}
+
+/// How long the newest mark takes, as far as drills have measured it.
+fn expected(session: &Session, set: &RecoverySet) -> String {
+    let Ok(marks) = plan::marks(session, set, 1) else {
+        return String::new();
+    };
+    let Some(mark) = marks.marks.first() else {
+        return String::new();
+    };
+    let asked = AskedRecovery {
+        set: Some(set.name.clone()),
+        extent: Extent::Full,
+        moment: AskedMoment::Mark(mark.id.clone()),
+    };
+    let Ok(planned) = plan::run(session, &asked) else {
+        return String::new();
+    };
+    let mut text = "| member | bytes | time |\n|---|---|---|\n".to_owned();
+    for one in &planned.plan.members {
+        let bytes = one.reached.as_ref().map_or(0, |reached| reached.bytes);
+        let ms = one.reached.as_ref().and_then(|reached| reached.ms);
+        let time = ms.map(|ms| human::duration(std::time::Duration::from_millis(ms)));
+        text.push_str(&format!(
+            "| {} | {} | {} |\n",
+            one.member,
+            human::size(bytes),
+            time.unwrap_or_else(|| "not measured".to_owned())
+        ));
+    }
+    text + "\n"
+}
+
+/// The part that follows from the configuration alone.
+fn fixed(settings: &Settings, set: &RecoverySet) -> String {
+    let name = &set.name;
+    let config = settings
+        .path
+        .as_ref()
+        .map(|path| path.display().to_string());
+    let config = config.unwrap_or_else(|| "pitr.toml".to_owned());
+    let mut text = format!(
+        "## First\n\n\
+         1. Note the time. Do not restart, delete or promote anything, and run no expire.\n\
+         2. `pitr info --set {name}` shows the moments. `pitr find` and `pitr redis info NAME --commands` show what happened when.\n\
+         3. Which moment? The last mark before the damage is exact. A time is as exact as the clocks of the servers.\n\
+         4. A single table, key or file needs none of this: `pitr rescue`, `pitr files cat`, `pitr config show`.\n\n\
+         ## Recover\n\n\
+         ```sh\n\
+         pitr recover test --set {name} --mark MARK                # into a folder that is thrown away; changes nothing\n\
+         pitr recover full --set {name} --mark MARK --dry-run      # the plan\n\
+         pitr recover full --set {name} --mark MARK --confirm      # or --target-time \"2026-11-20 06:40:49+01\"\n\
+         pitr recover rollback RUN --set {name} --confirm          # everything as it was before; RUN is printed\n\
+         ```\n\n\
+         Killed or failed in between: the same command goes on. `database` and `application` in place of `full` recover only those members.\n\n\
+         ## The steps\n\n"
+    );
+    for (number, step) in recover::steps_of(settings, set).iter().enumerate() {
+        let command = step
+            .command
+            .as_ref()
+            .map(|command| format!(": `{command}`"));
+        text.push_str(&format!(
+            "{}. {}{}\n",
+            number + 1,
+            step.step,
+            command.unwrap_or_default()
+        ));
+    }
+    text.push_str("\n## Members\n\n| member | place |\n|---|---|\n");
+    for member in &set.members {
+        let place = match member.kind {
+            MemberKind::Cluster => {
+                let mut clusters = settings.clusters.iter();
+                let cluster = clusters.find(|c| c.name.as_str() == member.name);
+                cluster.and_then(|c| Some(c.pgdata.as_ref()?.display().to_string()))
+            }
+            MemberKind::Redis => {
+                let redis = settings
+                    .redis
+                    .iter()
+                    .find(|redis| redis.name == member.name);
+                redis.and_then(|redis| Some(redis.address.as_ref()?.to_string()))
+            }
+            MemberKind::Files => {
+                let files = settings
+                    .files
+                    .iter()
+                    .find(|files| files.name == member.name);
+                files.map(|files| match &files.source {
+                    crate::config::Source::Directory(directory) => directory.display().to_string(),
+                    other => other.kind().unwrap_or("a command").to_owned(),
+                })
+            }
+            MemberKind::Config => {
+                let set = settings.config.iter().find(|set| set.name == member.name);
+                set.map(|set| set.paths.join(", "))
+            }
+        };
+        text.push_str(&format!("| {member} | {} |\n", place.unwrap_or_default()));
+    }
+    text.push_str(&format!(
+        "\n## Without this host\n\nInstall pitr and the servers in the versions that `pitr info` shows, and write {config} with these repositories:\n\n"
+    ));
+    for repository in &settings.repositories {
+        text.push_str(&format!("- {}: {}\n", repository.name, repository.location));
+        for file in repository.files() {
+            text.push_str(&format!("  - needs the file {}\n", file.display()));
+        }
+    }
+    text
+}

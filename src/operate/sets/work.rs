@@ -1,0 +1,304 @@
+//! One step of a recovery: its command, what it looks at before, and how it is carried out.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::cache::Place;
+use super::own::{self, Owner};
+use super::run::{Record, Run};
+use super::{cluster, redis, service};
+use crate::config::{Cluster, MemberKind, RecoverySet, SetMember, Settings};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::fault;
+use crate::operate::session::Session;
+use crate::plan::sets::Step;
+
+/// A step with all that it needs.
+pub struct Work<'p> {
+    settings: &'p Settings,
+    set: &'p RecoverySet,
+    record: &'p Record,
+    pub step: &'p Step,
+    pub member: Option<SetMember>,
+    words: &'p [String],
+}
+
+impl<'p> Work<'p> {
+    pub fn new(
+        (settings, set): (&'p Settings, &'p RecoverySet),
+        record: &'p Record,
+        step: &'p Step,
+    ) -> Option<Work<'p>> {
+        let (member, words): (Option<SetMember>, &[String]) = match step.member() {
+            None => (None, &[]),
+            Some(text) => (Some(text.parse().ok()?), &record.member(step)?.words),
+        };
+        Some(Work {
+            settings,
+            set,
+            record,
+            step,
+            member,
+            words,
+        })
+    }
+
+    pub fn member(&self) -> Result<&SetMember> {
+        let none = || err!(Internal, "a step without a member");
+        self.member.as_ref().ok_or_else(none)
+    }
+
+    fn is_privileged() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    /// The words of pitr that put the member in its place; none where that is done by renames.
+    fn replacing(&self) -> Result<Option<Vec<String>>> {
+        let member = self.member()?;
+        let name = member.name.as_str();
+        let mut words = match member.kind {
+            MemberKind::Cluster => {
+                let pgdata = pgdata(cluster(self.settings, name)?)?.to_string_lossy();
+                let line = [
+                    "restore",
+                    "--cluster",
+                    name,
+                    "--to",
+                    &pgdata,
+                    "--replace",
+                    "--adopt",
+                ];
+                own::words(&line)
+            }
+            MemberKind::Redis => return Ok(None),
+            MemberKind::Files => own::words(&["files", "restore", name, "--in-place", "--delete"]),
+            MemberKind::Config => own::words(&["config", "restore", name, "--in-place"]),
+        };
+        let is_tree = matches!(member.kind, MemberKind::Files | MemberKind::Config);
+        if is_tree && Work::is_privileged() {
+            words.push("--privileged".to_owned());
+        }
+        words.extend(self.words.iter().cloned());
+        words.push("--confirm".to_owned());
+        Ok(Some(words))
+    }
+
+    /// The command of the step, as an operator would type it.
+    pub fn command(&self) -> Result<Option<String>> {
+        let line = |words: &[String]| (!words.is_empty()).then(|| words.join(" "));
+        Ok(match self.step {
+            Step::StopApplications => line(&self.set.stop),
+            Step::StartApplications => line(&self.set.start),
+            Step::Health => line(&self.set.health),
+            Step::Stop(_) => line(&self.service()?.0),
+            Step::Start(_) => line(&self.service()?.1),
+            Step::Replace(_) => self.replacing()?.map(|words| own::line(&words)),
+            Step::Aside(_) => {
+                let mut words = own::words(&["redis", "restore", &self.member()?.name]);
+                words.extend(self.words.iter().cloned());
+                Some(own::line(&words))
+            }
+            Step::Backup(_) => Some(own::line(&self.backing_up()?)),
+        })
+    }
+
+    pub fn backing_up(&self) -> Result<Vec<String>> {
+        Ok(own::words(&["redis", "backup", &self.member()?.name]))
+    }
+
+    /// The commands that stop and start the member's service.
+    pub fn service(&self) -> Result<(Vec<String>, Vec<String>)> {
+        let member = self.member()?;
+        let service = match member.kind {
+            MemberKind::Cluster => &cluster(self.settings, &member.name)?.service,
+            MemberKind::Redis => &redis(self.settings, &member.name)?.service,
+            _ => return Err(err!(Internal, "files have no service")),
+        };
+        Ok((service.stop.clone(), service.start.clone()))
+    }
+
+    /// Looks at what the undo of the step needs, before anything changes.
+    pub fn before(&self, session: &Session) -> Result<Value> {
+        match self.step {
+            Step::Aside(_) => {
+                Place::of(redis(self.settings, &self.member()?.name)?)?.require_free()?;
+                Ok(json!({}))
+            }
+            Step::Replace(_) => match self.member()?.kind {
+                MemberKind::Cluster => Ok(json!({})),
+                MemberKind::Redis => {
+                    Place::of(redis(self.settings, &self.member()?.name)?)?.before()
+                }
+                MemberKind::Files | MemberKind::Config => {
+                    Ok(json!({ "newest": newest_run(session, self.member()?)? }))
+                }
+            },
+            _ => Ok(json!({})),
+        }
+    }
+
+    pub fn carry_out(
+        &self,
+        session: &Session,
+        (run, number): (&Run, usize),
+        begun: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value> {
+        let log = run.log(number);
+        match self.step {
+            Step::Aside(_) => {
+                let redis = redis(self.settings, &self.member()?.name)?;
+                Place::of(redis)?.aside(session, redis, self.words)
+            }
+            Step::StopApplications => optional(session, &log, &self.set.stop),
+            Step::StartApplications => optional(session, &log, &self.set.start),
+            Step::Health => healthy(session, &log, &self.set.health),
+            Step::Stop(_) => self.stop(session, &log),
+            Step::Start(_) => self.start(session, &log, run),
+            Step::Replace(_) => self.replace(session, begun, warnings),
+            Step::Backup(_) => {
+                // The recovery is complete without it; what comes until the next one cannot be restored.
+                match own::run(session, &self.backing_up()?, None) {
+                    Ok(answer) => Ok(json!({ "backup": answer.json["id"] })),
+                    Err(e) if e.code() == Code::Interrupted => Err(e),
+                    Err(e) => {
+                        warnings.push(format!("{}: {e}", self.step.text()));
+                        Ok(json!({}))
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn stop(&self, session: &Session, log: &Path) -> Result<Value> {
+        let member = self.member()?;
+        let (stop, _) = self.service()?;
+        match member.kind {
+            MemberKind::Cluster => {
+                let cluster = cluster(self.settings, &member.name)?;
+                if !service::is_cluster_stopped(cluster) {
+                    service::command(session, log, &stop)?;
+                }
+                service::wait_cluster_stopped(session, cluster)?;
+            }
+            _ => {
+                let redis = redis(self.settings, &member.name)?;
+                if !service::is_redis_stopped(session, redis)? {
+                    service::command(session, log, &stop)?;
+                }
+                service::wait_redis_stopped(session, redis)?;
+            }
+        }
+        Ok(json!({}))
+    }
+
+    fn start(&self, session: &Session, log: &Path, run: &Run) -> Result<Value> {
+        let member = self.member()?;
+        let (_, start) = self.service()?;
+        match member.kind {
+            MemberKind::Cluster => {
+                let cluster = cluster(self.settings, &member.name)?;
+                if service::is_cluster_stopped(cluster) {
+                    service::command(session, log, &start)?;
+                }
+                service::wait_cluster_started(session, cluster)
+            }
+            _ => {
+                let redis = redis(self.settings, &member.name)?;
+                if service::is_redis_stopped(session, redis)? {
+                    service::command(session, log, &start)?;
+                }
+                let facts = service::wait_redis_started(session, redis)?;
+                self.require_loaded(run, &facts)?;
+                Ok(facts)
+            }
+        }
+    }
+
+    /// A server that is configured to load something else starts without a word.
+    fn require_loaded(&self, run: &Run, facts: &Value) -> Result<()> {
+        let text = self.member()?.to_string();
+        let aside = Step::Aside(text.clone());
+        let number = self.record.steps.iter().position(|step| *step == aside);
+        let Some(done) = number.map(|number| run.done(number)).transpose()?.flatten() else {
+            return Ok(());
+        };
+        let wanted = done["loaded"]["lasting_keys"].as_u64();
+        match wanted == facts["lasting_keys"].as_u64() {
+            true => Ok(()),
+            false => Err(err!(
+                Refused,
+                "{text} was started with {} keys that do not expire, and {} were restored",
+                facts["lasting_keys"],
+                done["loaded"]["lasting_keys"]
+            )
+            .hint("The server loads another directory, or files of other names: dir, appenddirname, appendfilename and dbfilename must lead to service.data_directory, with the names that Redis gives by itself.")),
+        }
+    }
+
+    fn replace(
+        &self,
+        session: &Session,
+        begun: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value> {
+        let member = self.member()?;
+        let Some(words) = self.replacing()? else {
+            let place = Place::of(redis(self.settings, &member.name)?)?;
+            return place.exchange(begun, &self.record.id);
+        };
+        let owner = match member.kind {
+            MemberKind::Cluster => Owner::of(pgdata(cluster(self.settings, &member.name)?)?)?,
+            _ => None,
+        };
+        let answer = own::run(session, &words, owner)?;
+        if answer.has_warned {
+            warnings.push(format!(
+                "{}: not everything could be made as it was",
+                self.step.text()
+            ));
+        }
+        Ok(json!({ "run": answer.json["run"] }))
+    }
+}
+
+pub fn pgdata(cluster: &Cluster) -> Result<&Path> {
+    let none = || err!(Config, "[clusters.{}] has no pgdata", cluster.name);
+    cluster.pgdata.as_deref().ok_or_else(none)
+}
+
+pub fn optional(session: &Session, log: &Path, words: &[String]) -> Result<Value> {
+    if !words.is_empty() {
+        service::command(session, log, words)?;
+    }
+    Ok(json!({}))
+}
+
+/// Asks until the applications work: they take a while to start.
+fn healthy(session: &Session, log: &Path, words: &[String]) -> Result<Value> {
+    const ATTEMPTS: u32 = 30;
+    const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+    for attempt in 1.. {
+        match optional(session, log, words) {
+            Err(e) if e.code() == Code::SourceMissing && attempt < ATTEMPTS => {
+                session.host.check_stop()?;
+                std::thread::sleep(fault::shortened(PAUSE));
+            }
+            answer => return answer,
+        }
+    }
+    Ok(json!({}))
+}
+
+/// The newest restore in place of a set of files, by which it is undone; null where there is none.
+pub fn newest_run(session: &Session, member: &SetMember) -> Result<Value> {
+    let kind = member.kind.section();
+    let words = own::words(&[kind, "rollback", &member.name, "--dry-run"]);
+    match own::run(session, &words, None) {
+        Ok(answer) => Ok(answer.json["run"].clone()),
+        Err(e) if e.code() == Code::NotFound => Ok(Value::Null),
+        Err(e) => Err(e),
+    }
+}

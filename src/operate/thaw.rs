@@ -1,0 +1,295 @@
+//! Thawing of what a restore needs: objects in classes from which the store must fetch them first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::session::Session;
+use super::tiers;
+use crate::config::{self, Location, Price, of_gib};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::repo::id::BackupId;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::repo::root::aux_root::AuxOutline;
+use crate::repo::root::outline::Outline;
+use crate::repo::scope::Scope;
+use crate::store::Key;
+use crate::store::s3::S3Store;
+use crate::store::s3::class::{Archived, Speed, Thaw};
+
+/// The pause before the store is asked again, at first.
+const PAUSE: Duration = Duration::from_secs(2);
+/// The longest one: thawing takes hours.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// While it waits, the wish to stop is looked for so often.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// The operator's request.
+pub struct Asked {
+    /// The backup.
+    pub backup: BackupId,
+    /// The WAL behind its end, too.
+    pub with_wal: bool,
+    /// For how many days the objects are to stay readable.
+    pub days: u32,
+    /// How fast.
+    pub speed: Speed,
+}
+
+/// An archived object that the restore needs.
+#[derive(Debug, Clone)]
+pub struct Object {
+    /// Key, length and class.
+    pub object: Archived,
+    /// How far it is.
+    pub state: Thaw,
+}
+
+/// The objects that a restore needs, as far as they are archived.
+pub struct Planned {
+    store: S3Store,
+    /// The repository.
+    pub configured: config::Repository,
+    /// All objects of the backup.
+    pub needed_count: usize,
+    /// Those that are archived, by key.
+    pub objects: Vec<Object>,
+}
+
+/// The needs of a backup: keys, and the WAL that is wanted with it.
+struct Needed {
+    keys: BTreeSet<Key>,
+    wal: Option<(ClusterLayout, SegmentNumber, SegmentSize)>,
+}
+
+/// Finds the backup in the first repository in an object store that has it, and what of it is archived.
+///
+/// # Errors
+/// `NotFound` when none has it; `Config` where no repository lies in an object store; errors of the store.
+pub fn plan(session: &Session, asked: &Asked) -> Result<Planned> {
+    let settings = session.settings_with_repositories()?;
+    let is_remote = |r: &&config::Repository| matches!(r.location, Location::S3 { .. });
+    let mut remote = settings.repositories.iter().filter(is_remote).peekable();
+    if remote.peek().is_none() {
+        return Err(err!(Config, "no repository lies in an object store")
+            .hint("What lies in a directory need not be thawed."));
+    }
+    for configured in remote {
+        let repository = session.open(configured)?;
+        if let Some(needed) = needed(session, &repository, asked)? {
+            let store = tiers::store(session, configured)?;
+            let archived = archived(&store, &needed)?;
+            let objects = archived.into_iter().map(|object| {
+                let state = store.thaw_state(&object.key)?;
+                Ok(Object { object, state })
+            });
+            return Ok(Planned {
+                objects: objects.collect::<Result<_>>()?,
+                needed_count: needed.keys.len(),
+                configured: configured.clone(),
+                store,
+            });
+        }
+    }
+    let id = &asked.backup;
+    Err(err!(
+        NotFound,
+        "backup \"{id}\" is in no repository in an object store"
+    )
+    .hint("\"pitr info\" and \"pitr repo show\" list what there is."))
+}
+
+/// Looks for the backup in all clusters, and then in other content.
+fn needed(session: &Session, repository: &Repository, asked: &Asked) -> Result<Option<Needed>> {
+    let (store, id) = (repository.store(), &asked.backup);
+    for name in repository.cluster_names()? {
+        let is_wanted = session.flags.cluster.as_ref().is_none_or(|c| *c == name);
+        let clusters = if is_wanted {
+            repository.clusters(&name)?
+        } else {
+            Vec::new()
+        };
+        for layout in clusters {
+            if let Some(root) = Outline::read(store, &layout, id)? {
+                return of_cluster(repository, layout, &root, asked).map(Some);
+            }
+        }
+    }
+    for scope in repository.aux_scopes()? {
+        if let Some(root) = AuxOutline::stored(store, &scope, id)?.root() {
+            let keys = parts(&scope, root.layers(), root.packs());
+            return Ok(Some(Needed { keys, wal: None }));
+        }
+    }
+    Ok(None)
+}
+
+fn parts(
+    scope: &Scope,
+    layers: impl Iterator<Item = crate::repo::id::PartName>,
+    packs: impl Iterator<Item = crate::repo::id::PartName>,
+) -> BTreeSet<Key> {
+    let layers = layers.map(|part| scope.layer(&part));
+    layers.chain(packs.map(|part| scope.pack(&part))).collect()
+}
+
+/// The parts of a cluster's backup, and the WAL to its end.
+fn of_cluster(
+    repository: &Repository,
+    layout: ClusterLayout,
+    root: &Outline,
+    asked: &Asked,
+) -> Result<Needed> {
+    let layout = repository.read_lives(&layout)?;
+    let mut keys = parts(&layout, root.layers(), root.packs());
+    let size = repository.require_readable(&layout)?.segment_size_bytes;
+    let size = SegmentSize::new(size)?;
+    let first = SegmentNumber::of(root.start_lsn, size);
+    let end = root.consistent_lsn.max(root.stop_lsn);
+    let last = SegmentNumber::of(Lsn(end.0.saturating_sub(1)), size);
+    let (begun, ended) = root.timelines()?;
+    for number in first.0..=last.0 {
+        let names = [begun, ended].map(|timeline| SegmentNumber(number).name(timeline, size));
+        keys.extend(names.into_iter().flatten().map(|name| layout.segment(name)));
+    }
+    let wal = asked.with_wal.then_some((layout, first, size));
+    Ok(Needed { keys, wal })
+}
+
+/// Lists what is archived of it.
+fn archived(store: &S3Store, needed: &Needed) -> Result<Vec<Archived>> {
+    let mut found = BTreeMap::new();
+    let folders: BTreeSet<&str> = needed.keys.iter().filter_map(Key::parent).collect();
+    let keys: BTreeSet<&str> = needed.keys.iter().map(Key::as_str).collect();
+    for folder in folders {
+        let cold = store.archived(folder)?.into_iter();
+        let cold = cold.filter(|one| keys.contains(one.key.as_str()));
+        found.extend(cold.map(|one| (one.key.clone(), one)));
+    }
+    if let Some((layout, first, size)) = &needed.wal {
+        let is_behind = |one: &Archived| {
+            let name = one.key.rsplit('/').next().unwrap_or_default();
+            let name = name.parse::<SegmentName>();
+            name.and_then(|name| name.number(*size))
+                .is_ok_and(|number| number >= *first)
+        };
+        let cold = store.archived(&layout.wal())?.into_iter().filter(is_behind);
+        found.extend(cold.map(|one| (one.key.clone(), one)));
+    }
+    Ok(found.into_values().collect())
+}
+
+impl Planned {
+    /// The objects that nobody has asked for yet.
+    pub fn frozen(&self) -> impl Iterator<Item = &Object> {
+        self.objects.iter().filter(|o| o.state == Thaw::Frozen)
+    }
+
+    /// Whether everything can be read.
+    pub fn is_ready(&self) -> bool {
+        let mut objects = self.objects.iter();
+        objects.all(|o| matches!(o.state, Thaw::Thawed(_)))
+    }
+
+    /// The price of thawing what is frozen; none where it is not known.
+    pub fn price(&self, speed: Speed) -> Option<Price> {
+        let prices = &self.configured.prices;
+        let price = match speed {
+            Speed::Expedited => prices.thaw_expedited,
+            Speed::Standard => prices.thaw_standard,
+            Speed::Bulk => prices.thaw_bulk,
+        };
+        of_gib(price, self.frozen().map(|o| o.object.size_bytes).sum())
+    }
+
+    /// How long the store says that it takes at most; none where nothing is frozen or under way.
+    pub fn takes(&self, speed: Speed) -> Option<Duration> {
+        let waiting = self
+            .objects
+            .iter()
+            .filter(|o| !matches!(o.state, Thaw::Thawed(_)));
+        waiting.filter_map(|o| speed.takes(o.object.class)).max()
+    }
+
+    /// Asks the store for everything that is frozen; returns how many requests it took up.
+    ///
+    /// # Errors
+    /// `Usage` for a speed that a class does not have, before anything is asked; errors of the store.
+    pub fn request(&mut self, session: &Session, asked: &Asked) -> Result<u64> {
+        let speed = asked.speed;
+        if let Some(slow) = self
+            .frozen()
+            .find(|o| speed.takes(o.object.class).is_none())
+        {
+            return Err(err!(
+                Usage,
+                "nothing in class {} is thawed within minutes",
+                slow.object.class
+            )
+            .hint("Nothing was requested. Take --speed standard or bulk."));
+        }
+        let mut requested = 0;
+        for object in self.objects.iter_mut().filter(|o| o.state == Thaw::Frozen) {
+            session.host.check_stop().map_err(goes_on)?;
+            let thawed = self.store.thaw(&object.object.key, asked.days, speed);
+            requested += u64::from(thawed.map_err(goes_on)?);
+            object.state = Thaw::Thawing;
+        }
+        Ok(requested)
+    }
+
+    /// Waits until everything can be read.
+    ///
+    /// # Errors
+    /// `Interrupted`; errors of the store, but for one that does not answer.
+    pub fn wait(&mut self, session: &Session) -> Result<()> {
+        let mut pause = PAUSE;
+        while !self.is_ready() {
+            let mut waited = Duration::ZERO;
+            while waited < pause {
+                session.host.check_stop().map_err(goes_on)?;
+                std::thread::sleep(GLANCE);
+                waited += GLANCE;
+            }
+            let before = self.thawing();
+            for object in self.objects.iter_mut().filter(|o| o.state == Thaw::Thawing) {
+                match self.store.thaw_state(&object.object.key) {
+                    Ok(state) => object.state = state,
+                    // It has hours: one answer that does not come is none.
+                    Err(e) if e.code() == Code::Unreachable => session.warn(&e.to_string()),
+                    Err(e) => return Err(goes_on(e)),
+                }
+            }
+            let left = self.thawing();
+            if left < before {
+                session.note(&format!(
+                    "{left} of {} objects are not thawed yet",
+                    self.objects.len()
+                ));
+            }
+            pause = match left < before {
+                true => PAUSE,
+                false => pause.saturating_mul(2).min(PAUSE_MAX),
+            };
+            if self.frozen().next().is_some() {
+                return Err(err!(Conflict, "objects that were thawed are frozen again")
+                    .hint("Run the command again, with more --days."));
+            }
+        }
+        Ok(())
+    }
+
+    fn thawing(&self) -> usize {
+        self.objects
+            .iter()
+            .filter(|o| o.state == Thaw::Thawing)
+            .count()
+    }
+}
+
+fn goes_on(e: Error) -> Error {
+    e.hint("What was requested goes on in the store. Run the command again: it asks for the rest, and waits with --wait.")
+}

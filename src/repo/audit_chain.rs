@@ -1,0 +1,595 @@
+//! Chains of the audit log as they are stored, and what is wrong with them (format, section 19).
+//!
+//! Reading keeps some hundred bytes of each record. The judgement reads nothing, and no clock.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::audit::{self, Hash, Record, Stored};
+use crate::error::Result;
+use crate::host::Host;
+use crate::pg::time::TimestampTz;
+use crate::store::Store;
+
+/// Records that are read at a time.
+const READERS: usize = 8;
+
+/// The part of a record that the judgement needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Link {
+    hash: Hash,
+    prev: Option<Hash>,
+    is_doubted: bool,
+}
+
+/// A record of which the newest hash of a chain is known from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// The place that knows it, for people.
+    pub by: String,
+    /// When it was known.
+    pub time: TimestampTz,
+    /// The chain.
+    pub writer: String,
+    /// The number of the record.
+    pub seq: u64,
+    /// The hash of its content.
+    pub hash: Hash,
+}
+
+/// A statement that records were old enough to be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Expired {
+    by: String,
+    time: TimestampTz,
+    writer: String,
+    seq: u64,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The repository.
+    pub repository: String,
+    /// The chain, or the name that is none.
+    pub writer: String,
+    /// The number of the record, or of the first one.
+    pub seq: u64,
+    /// `missing`, `beginning`, `removed`, `changed`, `order`, `damaged`, `early`, `differs`; `doubted`, `behind` and `strange` do not show that anything was changed.
+    pub problem: &'static str,
+    /// The observation.
+    pub detail: String,
+    /// Whether somebody or something changed the log.
+    pub is_damage: bool,
+}
+
+/// The chains of one repository.
+#[derive(Debug, Default)]
+pub struct Chains {
+    /// The repository.
+    pub repository: String,
+    chains: BTreeMap<String, BTreeMap<u64, Link>>,
+    anchors: Vec<Anchor>,
+    expired: Vec<Expired>,
+    problems: Vec<Problem>,
+}
+
+impl Chains {
+    /// Reads every record of a repository.
+    ///
+    /// # Errors
+    /// Those of [`audit::names`] and of the store; a record that cannot be read is a problem.
+    pub fn read(repository: &str, store: &dyn Store, host: &Host) -> Result<Chains> {
+        let names = audit::names(store)?;
+        let mut chains = Chains {
+            repository: repository.to_owned(),
+            ..Chains::default()
+        };
+        for name in names.strange {
+            chains.add(&name, 0, "strange", "this is no object of this format");
+        }
+        for (writer, numbers) in names.chains {
+            let numbers: Vec<u64> = numbers.into_keys().collect();
+            chains.chains.insert(writer.clone(), BTreeMap::new());
+            for (seq, read) in read_all(store, host, &writer, &numbers)? {
+                match read {
+                    Ok(Some(stored)) => chains.take(stored),
+                    // Expired while this run went through the names.
+                    Ok(None) => {}
+                    Err(e) if audit::is_of_the_record(&e) => {
+                        chains.add(&writer, seq, "damaged", &e.to_string());
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(chains)
+    }
+
+    /// Takes up a record that was read.
+    fn take(&mut self, stored: Stored) {
+        let Stored {
+            record,
+            hash,
+            is_doubted,
+        } = stored;
+        let prev = record.prev.as_deref().and_then(audit::hash_of);
+        if !is_doubted {
+            self.take_statements(&record);
+        }
+        let link = Link {
+            hash,
+            prev,
+            is_doubted,
+        };
+        let chain = self.chains.entry(record.writer).or_default();
+        chain.insert(record.seq, link);
+    }
+
+    fn take_statements(&mut self, record: &Record) {
+        let by = format!("{}/{}", record.writer, record.seq);
+        for (writer, head) in &record.heads {
+            let Some(hash) = audit::hash_of(&head.hash) else {
+                continue;
+            };
+            self.anchors.push(Anchor {
+                by: by.clone(),
+                time: record.time,
+                writer: writer.clone(),
+                seq: head.seq,
+                hash,
+            });
+        }
+        for (writer, seq) in &record.expired {
+            self.expired.push(Expired {
+                by: by.clone(),
+                time: record.time,
+                writer: writer.clone(),
+                seq: *seq,
+            });
+        }
+    }
+
+    fn add(&mut self, writer: &str, seq: u64, problem: &'static str, detail: &str) {
+        self.problems.push(Problem {
+            repository: self.repository.clone(),
+            writer: writer.to_owned(),
+            seq,
+            problem,
+            detail: detail.to_owned(),
+            is_damage: !["doubted", "behind", "strange"].contains(&problem),
+        });
+    }
+
+    /// The newest record of each chain: its number and the hash of its content.
+    pub fn heads(&self) -> impl Iterator<Item = (&str, u64, &Hash)> {
+        self.chains.iter().filter_map(|(writer, links)| {
+            let (seq, link) = links.last_key_value()?;
+            Some((writer.as_str(), *seq, &link.hash))
+        })
+    }
+
+    /// The number of records.
+    pub fn record_count(&self) -> usize {
+        self.chains.values().map(BTreeMap::len).sum()
+    }
+
+    /// The number of chains.
+    pub fn chain_count(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// The number of anchors that count.
+    pub fn anchor_count(&self) -> usize {
+        self.anchors.len()
+    }
+
+    /// The last record of a chain that may be gone.
+    fn expired_up_to(&self, writer: &str) -> u64 {
+        let own = self.expired.iter().filter(|e| e.writer == writer);
+        own.map(|e| e.seq).max().unwrap_or(0)
+    }
+
+    /// Looks at each chain by itself.
+    fn judge(&mut self) {
+        let chains = std::mem::take(&mut self.chains);
+        for (writer, links) in &chains {
+            self.judge_chain(writer, links);
+        }
+        self.chains = chains;
+    }
+
+    fn judge_chain(&mut self, writer: &str, links: &BTreeMap<u64, Link>) {
+        let Some((first, _)) = links.first_key_value() else {
+            return;
+        };
+        let known_bad: Vec<u64> = self
+            .problems
+            .iter()
+            .filter(|p| p.writer == writer && p.problem == "damaged")
+            .map(|p| p.seq)
+            .collect();
+        let is_gone_by_right = self.expired_up_to(writer) + 1 >= *first;
+        if *first > 1 && !is_gone_by_right && !known_bad.contains(&(first - 1)) {
+            let detail =
+                format!("it begins at {first}, and no record tells that those before it expired");
+            self.add(writer, *first, "beginning", &detail);
+        }
+        let mut doubted = (0_u64, 0_u64);
+        let mut before: Option<(u64, &Link)> = None;
+        for (seq, link) in links {
+            if link.is_doubted {
+                doubted = (doubted.0 + 1, *seq);
+            }
+            let Some((last, prior)) = before.replace((*seq, link)) else {
+                // Nothing comes before the first record of a chain.
+                if *seq == 1 && link.prev.is_some() {
+                    self.add(writer, 1, "order", "the first record names one before it");
+                }
+                continue;
+            };
+            let between = (last + 1..*seq).filter(|n| !known_bad.contains(n));
+            let is_next = *seq == last + 1;
+            if !is_next && between.clone().next().is_some() {
+                let detail = format!("{} missing before {seq}", between.count());
+                self.add(writer, last + 1, "missing", &detail);
+            } else if is_next && link.prev != Some(prior.hash) {
+                let detail = format!("record {seq} does not follow record {last} as it is stored");
+                self.add(writer, *seq, "order", &detail);
+            }
+        }
+        if doubted.0 > 0 {
+            let detail = format!(
+                "{} without the MAC, the newest {}: made by somebody without the key of this repository",
+                doubted.0, doubted.1
+            );
+            self.add(writer, doubted.1, "doubted", &detail);
+        }
+    }
+
+    /// Compares the chains with what is known of them from elsewhere.
+    fn compare(&mut self, anchors: &[Anchor], keep: Duration) {
+        let mut worst: BTreeMap<(String, &'static str), (u64, String)> = BTreeMap::new();
+        let mut tell = |writer: &str, problem, seq: u64, detail: String| {
+            let known = worst.entry((writer.to_owned(), problem));
+            let known = known.or_insert_with(|| (seq, detail.clone()));
+            if known.0 < seq {
+                *known = (seq, detail);
+            }
+        };
+        for anchor in anchors {
+            let chain = self.chains.get(&anchor.writer);
+            let last = chain
+                .and_then(|c| c.last_key_value())
+                .map_or(0, |(n, _)| *n);
+            let (writer, seq) = (anchor.writer.as_str(), anchor.seq);
+            match chain.and_then(|chain| chain.get(&seq)) {
+                Some(link) if link.hash == anchor.hash => {}
+                Some(_) => tell(
+                    writer,
+                    "changed",
+                    seq,
+                    format!("{} knows record {seq} with another content", anchor.by),
+                ),
+                None if seq > last && seq > self.expired_up_to(writer) => tell(
+                    writer,
+                    "removed",
+                    seq,
+                    format!(
+                        "{} knows record {seq}, and the chain ends at {last}",
+                        anchor.by
+                    ),
+                ),
+                // A hole is told of where it is, and an expired record is gone by right.
+                None => {}
+            }
+            // Records after this one were made later than the anchor.
+            let early = self
+                .expired
+                .iter()
+                .filter(|e| e.writer == writer && e.seq > seq);
+            for expired in early.filter(|e| e.time < anchor.time.saturating_add(keep)) {
+                tell(
+                    writer,
+                    "early",
+                    expired.seq,
+                    format!(
+                        "{} let records up to {} expire that are younger than the configured age: {} knew no more than {seq} then",
+                        expired.by, expired.seq, anchor.by
+                    ),
+                );
+            }
+        }
+        for ((writer, problem), (seq, detail)) in worst {
+            self.add(&writer, seq, problem, &detail);
+        }
+    }
+}
+
+/// A record that was asked for, by its number.
+type Read = (u64, Result<Option<Stored>>);
+
+/// Reads records, several at a time.
+fn read_all(store: &dyn Store, host: &Host, writer: &str, numbers: &[u64]) -> Result<Vec<Read>> {
+    let each = NonZeroUsize::new(numbers.len().div_ceil(READERS)).unwrap_or(NonZeroUsize::MIN);
+    let read = |numbers: &[u64]| -> Result<Vec<Read>> {
+        let one = |seq: &u64| {
+            host.check_stop()?;
+            Ok((*seq, audit::read(store, writer, *seq)))
+        };
+        numbers.iter().map(one).collect()
+    };
+    std::thread::scope(|threads| {
+        let begun: Vec<_> = numbers
+            .chunks(each.get())
+            .map(|chunk| threads.spawn(move || read(chunk)))
+            .collect();
+        let mut all = Vec::with_capacity(numbers.len());
+        for thread in begun {
+            match thread.join() {
+                Ok(read) => all.extend(read?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(all)
+    })
+}
+
+/// Judges the chains of all repositories, each with the anchors of it that lie outside.
+pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration) -> Vec<Problem> {
+    for (one, outside) in all.iter_mut() {
+        one.judge();
+        let anchors: Vec<Anchor> = one.anchors.iter().chain(&*outside).cloned().collect();
+        one.compare(&anchors, keep);
+    }
+    let mut found: Vec<Problem> = Vec::new();
+    for (at, (one, _)) in all.iter().enumerate() {
+        found.extend(one.problems.iter().cloned());
+        for (other, _) in all.get(at + 1..).unwrap_or_default() {
+            found.extend(between(one, other));
+            found.extend(behind(one, other));
+            found.extend(behind(other, one));
+        }
+    }
+    found
+}
+
+/// The first record of each chain that two repositories have with different content.
+fn between(one: &Chains, other: &Chains) -> Vec<Problem> {
+    let mut found = Vec::new();
+    for (writer, links) in &one.chains {
+        let Some(theirs) = other.chains.get(writer) else {
+            continue;
+        };
+        let differs = |(seq, link): &(&u64, &Link)| {
+            theirs.get(seq).is_some_and(|their| their.hash != link.hash)
+        };
+        if let Some((seq, _)) = links.iter().find(differs) {
+            found.push(Problem {
+                repository: one.repository.clone(),
+                writer: writer.clone(),
+                seq: *seq,
+                problem: "differs",
+                detail: format!(
+                    "\"{}\" has record {seq} with another content",
+                    other.repository
+                ),
+                is_damage: true,
+            });
+        }
+    }
+    found
+}
+
+/// The chains that end earlier in `one` than in the other.
+fn behind(one: &Chains, other: &Chains) -> Vec<Problem> {
+    let last = |of: &Chains, writer: &str| {
+        let links = of.chains.get(writer)?;
+        links.last_key_value().map(|(seq, _)| *seq)
+    };
+    let mut found = Vec::new();
+    for (writer, there, _) in other.heads() {
+        let here = last(one, writer).unwrap_or(0);
+        let is_removed = one
+            .problems
+            .iter()
+            .any(|p| p.writer == writer && p.problem == "removed");
+        if here < there && there > one.expired_up_to(writer) && !is_removed {
+            found.push(Problem {
+                repository: one.repository.clone(),
+                writer: writer.to_owned(),
+                seq: here + 1,
+                problem: "behind",
+                detail: format!(
+                    "it ends at {here}, and at {there} in \"{}\": \"pitr repo sync\" brings the rest",
+                    other.repository
+                ),
+                is_damage: false,
+            });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::hex;
+
+    fn at(day: u32) -> TimestampTz {
+        let start: TimestampTz = "2026-01-01T00:00:00Z".parse().unwrap();
+        start.saturating_add(Duration::from_secs(u64::from(day) * 86_400))
+    }
+
+    /// A chain of so many records, one a day.
+    fn chain(writer: &str, count: u64) -> Vec<Stored> {
+        let mut before = None;
+        let mut all = Vec::new();
+        for n in 1..=count {
+            let record = Record {
+                time: at(u32::try_from(n).unwrap()),
+                command: "backup".into(),
+                ..Record::default()
+            };
+            all.push(stored(record.chained(writer, before)));
+            before = all.last().map(|s| (s.record.seq, s.hash));
+        }
+        all
+    }
+
+    fn stored(record: Record) -> Stored {
+        let bytes = audit::encode(&record).unwrap();
+        let (record, hash) = audit::decode(&record.writer.clone(), record.seq, &bytes).unwrap();
+        Stored {
+            record,
+            hash,
+            is_doubted: false,
+        }
+    }
+
+    fn of(records: impl IntoIterator<Item = Stored>) -> Chains {
+        let mut chains = Chains {
+            repository: "local".into(),
+            ..Chains::default()
+        };
+        records.into_iter().for_each(|one| chains.take(one));
+        chains
+    }
+
+    fn found(chains: Chains, outside: &[Anchor]) -> Vec<(&'static str, u64)> {
+        let keep = Duration::from_secs(400 * 86_400);
+        let problems = judge(&mut [(chains, outside.to_vec())], keep);
+        problems.iter().map(|p| (p.problem, p.seq)).collect()
+    }
+
+    fn anchor(of: &Stored) -> Anchor {
+        Anchor {
+            by: "outside".into(),
+            time: of.record.time,
+            writer: of.record.writer.clone(),
+            seq: of.record.seq,
+            hash: of.hash,
+        }
+    }
+
+    #[test]
+    fn every_tampering_with_a_chain_is_found() {
+        let whole = || chain("db1-00000001", 9);
+        assert_eq!(found(of(whole()), &[anchor(&whole()[8])]), []);
+        for gone in 0..9 {
+            let mut less = whole();
+            let lost = less.remove(gone);
+            let problems = found(of(less), &[anchor(&whole()[8])]);
+            let expected = match gone {
+                0 => ("beginning", 2),
+                8 => ("removed", 9),
+                _ => ("missing", lost.record.seq),
+            };
+            assert_eq!(problems, [expected], "{gone}");
+        }
+        // A record with another text, and the right checksum.
+        for changed in 0..9 {
+            let mut other = whole();
+            other[changed].record.command = "expire".into();
+            other[changed] = stored(other[changed].record.clone());
+            let problems = found(of(other), &[anchor(&whole()[8])]);
+            let expected = match changed {
+                8 => ("changed", 9),
+                _ => ("order", changed as u64 + 2),
+            };
+            assert_eq!(problems, [expected], "{changed}");
+        }
+        // Two that changed places, with the numbers of their places.
+        let mut swapped = whole();
+        let (a, b) = (swapped[3].record.clone(), swapped[5].record.clone());
+        swapped[3] = stored(Record { seq: 4, ..b });
+        swapped[5] = stored(Record { seq: 6, ..a });
+        assert!(found(of(swapped), &[]).iter().all(|p| p.0 == "order"));
+        // A chain of another writer under this one's name.
+        let mut other = chain("db2-00000002", 9);
+        for one in &mut other {
+            one.record.writer = "db1-00000001".into();
+            *one = stored(one.record.clone());
+        }
+        assert!(!found(of(other), &[]).is_empty());
+    }
+
+    #[test]
+    fn an_anchor_in_another_chain_finds_a_removed_end() {
+        let watched = chain("db1-00000001", 9);
+        let mut watcher = chain("db2-00000002", 3);
+        let head = audit::Head {
+            seq: 9,
+            hash: hex(&watched[8].hash),
+        };
+        let last = Record {
+            time: at(10),
+            heads: BTreeMap::from([("db1-00000001".to_owned(), head)]),
+            ..Record::default()
+        };
+        let before = Some((3, watcher[2].hash));
+        watcher.push(stored(last.chained("db2-00000002", before)));
+        let all = |count: usize| watched[..count].iter().cloned().chain(watcher.clone());
+        assert_eq!(found(of(all(9)), &[]), []);
+        assert_eq!(found(of(all(6)), &[]), [("removed", 9)]);
+        assert_eq!(found(of(all(0)), &[]), [("removed", 9)]);
+        // Whoever holds no MAC key makes no anchor.
+        let mut doubted: Vec<Stored> = all(6).collect();
+        doubted.last_mut().unwrap().is_doubted = true;
+        assert_eq!(found(of(doubted), &[]), [("doubted", 4)]);
+    }
+
+    #[test]
+    fn records_expire_by_a_record_that_counts_and_not_too_early() {
+        let old = chain("db1-00000001", 9);
+        let expiry = |day: u32, is_doubted: bool| {
+            let record = Record {
+                time: at(day),
+                expired: BTreeMap::from([("db1-00000001".to_owned(), 4)]),
+                ..Record::default()
+            };
+            Stored {
+                is_doubted,
+                ..stored(record.chained("janitor-00000003", None))
+            }
+        };
+        let left = |by: Stored| of(old[4..].iter().cloned().chain([by]));
+        assert_eq!(found(left(expiry(500, false)), &[]), []);
+        let forged = found(left(expiry(500, true)), &[]);
+        assert_eq!(forged, [("beginning", 5), ("doubted", 1)]);
+        // At the time of this anchor there was record 2 alone: 3 and 4 are younger.
+        let known = [anchor(&old[1])];
+        assert_eq!(found(left(expiry(500, false)), &known), []);
+        assert_eq!(found(left(expiry(300, false)), &known), [("early", 4)]);
+    }
+
+    #[test]
+    fn repositories_are_compared() {
+        let keep = Duration::from_secs(1);
+        let named = |name: &str, records: Vec<Stored>| Chains {
+            repository: name.into(),
+            ..of(records)
+        };
+        let whole = chain("db1-00000001", 5);
+        let mut other = whole.clone();
+        other[4].record.command = "restore".into();
+        other[4] = stored(other[4].record.clone());
+        let tell = |a: Vec<Stored>, b: Vec<Stored>| -> Vec<(String, &'static str)> {
+            let both = [named("a", a), named("b", b)];
+            let problems = judge(&mut both.map(|one| (one, Vec::new())), keep);
+            problems
+                .iter()
+                .map(|p| (p.repository.clone(), p.problem))
+                .collect()
+        };
+        assert_eq!(tell(whole.clone(), whole.clone()), []);
+        assert_eq!(
+            tell(whole.clone(), whole[..3].to_vec()),
+            [("b".to_owned(), "behind")]
+        );
+        assert_eq!(tell(whole, other), [("a".to_owned(), "differs")]);
+    }
+}

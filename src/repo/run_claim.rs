@@ -1,0 +1,214 @@
+//! Claims of scheduled runs: of several agents one runs a job (format, section 17.4).
+//!
+//! Creating the object is the claim. Nobody changes it, and the janitor deletes it when its time has long passed.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{event, json};
+use crate::error::{Code, Result};
+use crate::pg::time::TimestampTz;
+use crate::store::{Key, Published, Store, get};
+
+/// Claims lie below this prefix.
+pub const ROOT: &str = "jobs";
+/// Claims of jobs that concern no one scope.
+const FOLDER: &str = "jobs/all";
+const KIND: &str = "run";
+/// A claim that the store had received so long before its time was made to keep the job from running.
+const EARLY: Duration = Duration::from_secs(600);
+/// Claims are kept for so long behind their time.
+const KEPT: Duration = Duration::from_secs(7 * 86_400);
+
+/// A claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunClaim {
+    /// The job.
+    pub job: String,
+    /// The time for which the run is scheduled.
+    pub scheduled: TimestampTz,
+    /// The host of the agent.
+    pub host: String,
+    /// The process that runs the job.
+    pub pid: u32,
+    /// 32 hexadecimal digits: the same whenever this agent claims this run.
+    pub nonce: String,
+}
+
+/// The outcome of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// The run is this agent's, now or since an earlier try.
+    Ours,
+    /// The run is that of the agent on this host.
+    Others(String),
+    /// There is a claim that counts for nothing, for this reason.
+    Void(&'static str),
+}
+
+/// Claims a run.
+///
+/// # Errors
+/// Those of the store; `Unsupported` for the claim of a newer version.
+pub fn take(store: &dyn Store, claim: &RunClaim) -> Result<Claimed> {
+    let key = key(&claim.job, claim.scheduled)?;
+    match json::write_signed(store, &key, KIND, claim)? {
+        Published::Created => Ok(Claimed::Ours),
+        Published::Exists => found(store, &key, claim),
+    }
+}
+
+fn found(store: &dyn Store, key: &Key, own: &RunClaim) -> Result<Claimed> {
+    let gone = || crate::err!(Unreachable, "claim \"{key}\" is there, and is not");
+    let meta = store.head(key)?.ok_or_else(gone)?;
+    let bytes = get(store, key, json::LIMIT_BYTES)?.ok_or_else(gone)?;
+    let read = || -> Result<(bool, RunClaim)> {
+        let is_genuine = json::is_genuine(store, key, &bytes)?;
+        Ok((is_genuine, json::decode(key, KIND, &bytes)?))
+    };
+    let (is_genuine, claim) = match read() {
+        Ok(read) => read,
+        Err(e) if e.code() == Code::Damaged => return Ok(Claimed::Void("it is damaged")),
+        Err(e) => return Err(e),
+    };
+    Ok(match is_genuine {
+        _ if claim.nonce == own.nonce && is_genuine => Claimed::Ours,
+        false => Claimed::Void("whoever made it does not hold the MAC key"),
+        true if meta.modified.saturating_add(EARLY) < own.scheduled => {
+            Claimed::Void("it was made long before its time")
+        }
+        true => Claimed::Others(claim.host),
+    })
+}
+
+/// Deletes the claims whose time has long passed. Objects that the store keeps stay.
+///
+/// # Errors
+/// Other errors of the store.
+pub fn forget(store: &dyn Store, now: TimestampTz) -> Result<()> {
+    let jobs = store.list(FOLDER)?.into_iter().filter(|l| l.is_prefix);
+    for job in jobs {
+        let folder = format!("{FOLDER}/{}", job.name);
+        for listed in store.list(&folder)? {
+            let is_over = |time: TimestampTz| now.duration_since(time) > Some(KEPT);
+            if listed.is_prefix || !time_of(&listed.name).is_some_and(is_over) {
+                continue;
+            }
+            match store.delete(&Key::new(format!("{folder}/{}", listed.name))?) {
+                Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {}
+                deleted => drop(deleted?),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn key(job: &str, scheduled: TimestampTz) -> Result<Key> {
+    let seconds: String = event::compact(scheduled).chars().take(15).collect();
+    Key::new(format!("{FOLDER}/{job}/{seconds}Z"))
+}
+
+/// The time in the name of a claim, `20261120T064000Z`.
+fn time_of(name: &str) -> Option<TimestampTz> {
+    let (date, time) = name.strip_suffix('Z')?.split_once('T')?;
+    let is_digits = |text: &str, len| text.len() == len && text.bytes().all(|b| b.is_ascii_digit());
+    if !is_digits(date, 8) || !is_digits(time, 6) {
+        return None;
+    }
+    let part = |text: &str, from: usize, to: usize| text.get(from..to).map(str::to_owned);
+    let (year, month, day) = (part(date, 0, 4)?, part(date, 4, 6)?, part(date, 6, 8)?);
+    let (hour, minute, second) = (part(time, 0, 2)?, part(time, 2, 4)?, part(time, 4, 6)?);
+    format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::file::FileStore;
+
+    fn time(text: &str) -> TimestampTz {
+        text.parse().unwrap()
+    }
+
+    fn claim(nonce: &str, scheduled: &str) -> RunClaim {
+        RunClaim {
+            job: "full".into(),
+            scheduled: time(scheduled),
+            host: format!("host-{nonce}"),
+            pid: 1,
+            nonce: nonce.into(),
+        }
+    }
+
+    #[test]
+    fn one_of_two_agents_has_the_run_and_has_it_again_after_a_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::open(folder.path(), 1).unwrap();
+        let at = "2001-11-20T06:40:00Z";
+        let first = claim("a", at);
+        assert_eq!(take(&store, &first).unwrap(), Claimed::Ours);
+        assert!(
+            folder
+                .path()
+                .join("jobs/all/full/20011120T064000Z")
+                .exists()
+        );
+        assert_eq!(
+            take(&store, &claim("b", at)).unwrap(),
+            Claimed::Others("host-a".into())
+        );
+        let again = RunClaim { pid: 2, ..first };
+        assert_eq!(take(&store, &again).unwrap(), Claimed::Ours);
+        assert_eq!(
+            take(&store, &claim("b", "2001-11-20T06:41:00Z")).unwrap(),
+            Claimed::Ours
+        );
+    }
+
+    #[test]
+    fn a_claim_that_is_damaged_or_far_too_early_counts_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::open(folder.path(), 1).unwrap();
+        // By the clock of the store, this time is far ahead.
+        let ahead = "2201-11-20T06:40:00Z";
+        take(&store, &claim("a", ahead)).unwrap();
+        assert!(matches!(
+            take(&store, &claim("b", ahead)).unwrap(),
+            Claimed::Void(_)
+        ));
+        let at = "2001-11-20T06:40:00Z";
+        take(&store, &claim("a", at)).unwrap();
+        let path = folder.path().join("jobs/all/full/20011120T064000Z");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(
+            take(&store, &claim("b", at)).unwrap(),
+            Claimed::Void("it is damaged")
+        );
+    }
+
+    #[test]
+    fn claims_are_forgotten_after_a_week_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::open(folder.path(), 1).unwrap();
+        forget(&store, time("2026-11-20T00:00:00Z")).unwrap();
+        for at in [
+            "2026-11-01T00:00:00Z",
+            "2026-11-12T23:59:59Z",
+            "2026-11-13T00:00:00Z",
+        ] {
+            take(&store, &claim("a", at)).unwrap();
+        }
+        let strange = folder.path().join("jobs/all/full/20261101T0000000");
+        std::fs::write(&strange, "x").unwrap();
+        forget(&store, time("2026-11-20T00:00:00Z")).unwrap();
+        let left = store.list("jobs/all/full").unwrap();
+        let mut left: Vec<_> = left.into_iter().map(|l| l.name).collect();
+        left.sort();
+        assert_eq!(left, ["20261101T0000000", "20261113T000000Z"]);
+    }
+}

@@ -1,0 +1,498 @@
+//! Marks of recovery sets: one point in every member (format, section 16.8).
+//!
+//! A mark is an event of its set's scope. It names positions and stores no data: a reader proves anew that every member has stored what the mark names.
+//! A mark that does not count, or that is not as the format says, is no target, and hides no other one.
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{self, Event, Recorded, Writer};
+use super::id::BackupId;
+use super::log_keys::is_replid;
+use super::scope::{AUX, CLUSTERS, Scope, prefix_of};
+use crate::error::{Code, Result};
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
+use crate::store::Store;
+
+/// The kind of content that sets are.
+pub const KIND: &str = "sets";
+/// The kind of event.
+pub const MARK: &str = "mark";
+/// The beginning of the subjects: one for each day.
+const SUBJECT: &str = "marks-";
+/// More members no mark has.
+pub const MEMBERS_MAX: usize = 64;
+/// Longest label, in bytes.
+pub const LABEL_MAX: usize = 100;
+/// Events that are read at most, the newest: those of a week, one each minute.
+const READ_MAX: usize = 10_080;
+
+/// The exactness that a mark promises (`docs/recovery-sets.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Each member as near before the moment as it can be.
+    Nearest,
+    /// Each member at the moment by its own clock.
+    Time,
+    /// Databases at one point; files at it or later.
+    Ordered,
+    /// Every member at one point.
+    Marker,
+}
+
+impl Level {
+    /// The number in events and JSON.
+    pub fn number(self) -> u8 {
+        match self {
+            Level::Nearest => 0,
+            Level::Time => 1,
+            Level::Ordered => 2,
+            Level::Marker => 3,
+        }
+    }
+}
+
+impl Serialize for Level {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.serialize_u8(self.number())
+    }
+}
+
+/// The mark in an event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Stated {
+    /// The set: its name, as in the key.
+    pub set: String,
+    /// The writer's clock before the first member was asked.
+    pub began: TimestampTz,
+    /// The same when every member had answered.
+    pub ended: TimestampTz,
+    /// The level; a reader takes the smaller of it and that of the members.
+    pub level: u8,
+    /// The members.
+    pub members: Vec<StatedMember>,
+}
+
+/// The point of one member, as it is stored. Fields that its kind does not use are absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct StatedMember {
+    /// The prefix of its scope.
+    pub scope: String,
+    /// A cluster: the timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// A cluster: recovery stops before the record that begins here, or behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<Lsn>,
+    /// A cluster: the name of the restore point before that position; none where a standby was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_point: Option<String>,
+    /// Redis: the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replid: Option<String>,
+    /// Redis: the bytes of the history before the point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// Files: the backup that began after the mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    /// Files: the first backup that begins at or after this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<TimestampTz>,
+}
+
+/// The point of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Point {
+    /// A position in WAL.
+    Wal(TimelineId, Lsn),
+    /// A position in a history of Redis.
+    Log(String, u64),
+    /// A backup.
+    Backup(BackupId),
+    /// The first backup that begins at or after this time.
+    After(TimestampTz),
+}
+
+impl Point {
+    /// The exactness of a member that is restored to it.
+    pub fn level(&self) -> Level {
+        match self {
+            Point::Wal(..) | Point::Log(..) => Level::Marker,
+            Point::Backup(_) | Point::After(_) => Level::Ordered,
+        }
+    }
+}
+
+/// A member of a mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The prefix of its scope.
+    pub scope: String,
+    /// Its point.
+    pub point: Point,
+}
+
+/// A mark that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// Its name: the time and six digits of the event's nonce.
+    pub id: String,
+    /// The operator's text.
+    pub label: Option<String>,
+    /// The writer's clock before the first member was asked.
+    pub began: TimestampTz,
+    /// The same when every member had answered.
+    pub ended: TimestampTz,
+    /// The exactness.
+    pub level: Level,
+    /// The members, each of them once.
+    pub members: Vec<Member>,
+}
+
+impl Mark {
+    /// Returns the point of a member by its scope.
+    pub fn point(&self, scope: &str) -> Option<&Point> {
+        let found = self.members.iter().find(|member| member.scope == scope);
+        found.map(|member| &member.point)
+    }
+}
+
+impl StatedMember {
+    fn point(&self) -> Option<Point> {
+        let wal = (self.timeline, self.lsn);
+        let log = (&self.replid, self.offset);
+        let files = (&self.backup, self.after);
+        let is_cluster = kind_in(&self.scope)? == CLUSTERS;
+        let is_log = kind_in(&self.scope)? == "redis";
+        match (wal, log, files) {
+            ((Some(timeline), Some(lsn)), (None, None), (None, None)) if is_cluster => {
+                Some(Point::Wal(TimelineId::new(timeline)?, lsn))
+            }
+            ((None, None), (Some(replid), Some(offset)), (None, None)) if is_log => {
+                is_replid(replid).then(|| Point::Log(replid.clone(), offset))
+            }
+            ((None, None), (None, None), (Some(id), None)) if !is_cluster && !is_log => {
+                Some(Point::Backup(id.clone()))
+            }
+            ((None, None), (None, None), (None, Some(after))) if !is_cluster && !is_log => {
+                Some(Point::After(after))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// `clusters`, or the kind of content, of a prefix that is one.
+fn kind_in(prefix: &str) -> Option<&str> {
+    let probe = format!("{prefix}/x");
+    (prefix_of(&probe)? == prefix).then_some(())?;
+    let mut parts = prefix.split('/');
+    match (parts.next(), parts.next()) {
+        (Some(CLUSTERS), _) => Some(CLUSTERS),
+        (Some(AUX), Some(kind)) if kind != KIND => Some(kind),
+        _ => None,
+    }
+}
+
+/// Returns the mark of an event, or why it is none.
+fn read(scope: &Scope, recorded: &Recorded) -> std::result::Result<Mark, &'static str> {
+    let event = &recorded.event;
+    if !recorded.counts() {
+        return Err("it is forged");
+    }
+    let Some(stated) = event.mark.as_ref().filter(|_| event.event == MARK) else {
+        return Err("it is no mark");
+    };
+    if scope.kind() != Some(KIND) || stated.set != scope.name() {
+        return Err("it is the mark of another set");
+    }
+    if event.subject != subject(event.time) || stated.ended < stated.began {
+        return Err("its times do not agree");
+    }
+    if stated.members.is_empty() || stated.members.len() > MEMBERS_MAX {
+        return Err("it has no members, or too many");
+    }
+    let mut members: Vec<Member> = Vec::new();
+    for stated in &stated.members {
+        let point = stated.point().ok_or("a member has no point of its kind")?;
+        if members.iter().any(|known| known.scope == stated.scope) {
+            return Err("it names a member twice");
+        }
+        members.push(Member {
+            scope: stated.scope.clone(),
+            point,
+        });
+    }
+    let lowest = members.iter().map(|member| member.point.level()).min();
+    let level = match (stated.level, lowest.unwrap_or(Level::Nearest)) {
+        (3.., lowest) => lowest,
+        (2, lowest) => lowest.min(Level::Ordered),
+        (1, lowest) => lowest.min(Level::Time),
+        (0, _) => Level::Nearest,
+    };
+    let label = event.reason.clone();
+    if label.as_deref().is_some_and(|text| !is_label(text)) {
+        return Err("its label is none");
+    }
+    Ok(Mark {
+        id: id(event).ok_or("it has no nonce")?,
+        label,
+        began: stated.began,
+        ended: stated.ended,
+        level,
+        members,
+    })
+}
+
+/// Whether a text may be a label.
+pub fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.len() <= LABEL_MAX && !text.contains(char::is_control)
+}
+
+fn subject(time: TimestampTz) -> String {
+    let day: String = event::compact(time).chars().take(8).collect();
+    format!("{SUBJECT}{day}")
+}
+
+/// The name of a mark, such as `20261120T064049Z-4f2a9c`.
+fn id(event: &Event) -> Option<String> {
+    let seconds: String = event::compact(event.time).chars().take(15).collect();
+    let digits = event.nonce.get(..6)?;
+    let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hex.then(|| format!("{seconds}Z-{digits}"))
+}
+
+/// Writes a mark; the same event may be written into several repositories.
+///
+/// # Errors
+/// Errors of the store.
+pub fn event(writer: &Writer<'_>, stated: Stated, label: Option<String>) -> Event {
+    let event = writer.event(MARK, "");
+    Event {
+        subject: subject(event.time),
+        reason: label,
+        mark: Some(stated),
+        ..event
+    }
+}
+
+/// The name that an event of [`event()`] has as a mark.
+pub fn name_of(event: &Event) -> String {
+    id(event).unwrap_or_default()
+}
+
+/// The marks of a set, newest first, and what is none of them.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// Those that count.
+    pub marks: Vec<Mark>,
+    /// Names of events that are no marks, and why not.
+    pub refused: Vec<(String, String)>,
+    /// Whether there are older ones that were not read.
+    pub is_cut: bool,
+}
+
+/// Reads the newest marks of a set.
+///
+/// # Errors
+/// Errors of the store. An event that cannot be read is refused, and hides no other one.
+pub fn newest(store: &dyn Store, scope: &Scope, limit: usize) -> Result<Marks> {
+    let mut found = Marks::default();
+    let mut days: Vec<String> = store
+        .list(&scope.events())?
+        .into_iter()
+        .filter(|listed| listed.is_prefix && listed.name.starts_with(SUBJECT))
+        .map(|listed| listed.name)
+        .collect();
+    days.sort_unstable_by(|a, b| b.cmp(a));
+    let mut looked_at = 0;
+    for day in days {
+        let mut names: Vec<String> = store
+            .list(&scope.subject(&day))?
+            .into_iter()
+            .filter(|listed| !listed.is_prefix && event::kind_in(&listed.name) == MARK)
+            .map(|listed| listed.name)
+            .collect();
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        for name in names {
+            if found.marks.len() >= limit || looked_at >= READ_MAX {
+                found.is_cut = true;
+                return Ok(found);
+            }
+            looked_at += 1;
+            found.add(
+                scope,
+                &name,
+                event::read_some(store, scope, &day, &|n| n == name),
+            )?;
+        }
+    }
+    Ok(found)
+}
+
+impl Marks {
+    fn add(&mut self, scope: &Scope, name: &str, read_events: Result<Vec<Recorded>>) -> Result<()> {
+        let recorded = match read_events {
+            Err(e) if e.code() == Code::Damaged => {
+                self.refused.push((name.to_owned(), e.to_string()));
+                return Ok(());
+            }
+            read => read?,
+        };
+        for one in &recorded {
+            match read(scope, one) {
+                Ok(mark) => self.marks.push(mark),
+                Err(why) => self.refused.push((name.to_owned(), why.to_owned())),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::file::FileStore;
+
+    fn scope() -> Scope {
+        Scope::aux(KIND, "shop").unwrap()
+    }
+
+    fn wal() -> StatedMember {
+        StatedMember {
+            scope: "clusters/main/7".into(),
+            timeline: Some(1),
+            lsn: Some(Lsn(0x300_0060)),
+            restore_point: Some("pitr-mark".into()),
+            ..StatedMember::default()
+        }
+    }
+
+    fn files() -> StatedMember {
+        StatedMember {
+            scope: "aux/files/uploads".into(),
+            after: Some("2026-11-20T06:40:49Z".parse().unwrap()),
+            ..StatedMember::default()
+        }
+    }
+
+    fn log() -> StatedMember {
+        StatedMember {
+            scope: "aux/redis/shop".into(),
+            replid: Some("a".repeat(40)),
+            offset: Some(854),
+            ..StatedMember::default()
+        }
+    }
+
+    fn stated(members: Vec<StatedMember>) -> Stated {
+        let time = "2026-11-20T06:40:49Z".parse().unwrap();
+        Stated {
+            set: "shop".into(),
+            began: time,
+            ended: time,
+            level: 3,
+            members,
+        }
+    }
+
+    fn of(stated: Stated) -> Recorded {
+        let clock = || "2026-11-20T06:40:49Z".parse().unwrap();
+        let event = event(&Writer::new(&clock, &|| 7), stated, Some("release".into()));
+        Recorded {
+            name: "x".into(),
+            stored: event.time,
+            event,
+            is_doubted: false,
+        }
+    }
+
+    #[test]
+    fn the_level_is_that_of_the_least_exact_member() {
+        let read_level = |members| read(&scope(), &of(stated(members))).unwrap().level;
+        assert_eq!(read_level(vec![wal(), log()]), Level::Marker);
+        assert_eq!(read_level(vec![wal(), files()]), Level::Ordered);
+        let modest = Stated {
+            level: 1,
+            ..stated(vec![wal()])
+        };
+        assert_eq!(read(&scope(), &of(modest)).unwrap().level, Level::Time);
+        let mark = read(&scope(), &of(stated(vec![wal()]))).unwrap();
+        assert_eq!(mark.id, "20261120T064049Z-000000");
+        assert_eq!(mark.label.as_deref(), Some("release"));
+    }
+
+    /// A hostile repository: each of these is no target.
+    #[test]
+    fn what_is_no_mark_is_refused() {
+        let refuses = |recorded: Recorded| {
+            let why = read(&scope(), &recorded);
+            assert!(why.is_err(), "{why:?}");
+        };
+        let good = || of(stated(vec![wal(), files()]));
+        assert!(read(&scope(), &good()).is_ok());
+        refuses(Recorded {
+            is_doubted: true,
+            ..good()
+        });
+        let other = Scope::aux(KIND, "other").unwrap();
+        assert!(read(&other, &good()).is_err(), "the mark of another set");
+        let mut moved = good();
+        moved.event.subject = "marks-20261121".into();
+        refuses(moved);
+        refuses(of(stated(Vec::new())));
+        refuses(of(stated(vec![wal(), wal()])));
+        refuses(of(stated(vec![wal(); MEMBERS_MAX + 1])));
+        let bad_times = Stated {
+            ended: "2026-11-19T00:00:00Z".parse().unwrap(),
+            ..stated(vec![wal()])
+        };
+        refuses(of(bad_times));
+        for scope in [
+            "clusters/main",
+            "clusters/main/7/wal",
+            "aux/sets/shop",
+            "aux/redis/shop",
+            "../main/7",
+            "",
+        ] {
+            refuses(of(stated(vec![StatedMember {
+                scope: scope.into(),
+                ..wal()
+            }])));
+        }
+        refuses(of(stated(vec![StatedMember {
+            timeline: Some(0),
+            ..wal()
+        }])));
+        refuses(of(stated(vec![StatedMember {
+            replid: Some("no history".into()),
+            ..log()
+        }])));
+        refuses(of(stated(vec![StatedMember { lsn: None, ..wal() }])));
+        refuses(of(stated(vec![StatedMember {
+            offset: Some(1),
+            ..wal()
+        }])));
+        let mut labelled = good();
+        labelled.event.reason = Some("two\nlines".into());
+        refuses(labelled);
+    }
+
+    #[test]
+    fn damage_and_junk_hide_no_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let good = of(stated(vec![wal()])).event;
+        event::record(&store, &scope(), &good, 1).unwrap();
+        let folder = dir.path().join(scope().subject(&good.subject));
+        std::fs::write(folder.join("29991231T000000.000000Z-mark-00000000"), "junk").unwrap();
+        let found = newest(&store, &scope(), 10).unwrap();
+        assert_eq!(found.marks.len(), 1, "{found:?}");
+        assert_eq!(found.refused.len(), 1);
+        assert!(!found.is_cut);
+        assert!(newest(&store, &scope(), 0).unwrap().is_cut);
+    }
+}

@@ -1,0 +1,105 @@
+//! Directories that can get another name.
+
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags};
+
+use super::entry::looked;
+use crate::err;
+use crate::error::Result;
+
+/// Requires that a directory can get another name beside it, and that nothing is mounted in it.
+pub(super) fn check_movable(path: &Path) -> Result<()> {
+    let refused = |why: String| {
+        Err(err!(Refused, "\"{}\" cannot be moved aside: {why}", path.display()).hint(
+            "Nothing was changed. Restore into another directory, or take this one back where it is with --delta.",
+        ))
+    };
+    let own = std::fs::symlink_metadata(path).map_err(|e| looked(path, e))?;
+    let Some(parent) = path.parent() else {
+        return refused("it is the root directory".into());
+    };
+    let above = std::fs::metadata(parent).map_err(|e| looked(parent, e))?;
+    if let Some(mount) = mounted_in(path)? {
+        return refused(format!(
+            "a filesystem is mounted on \"{}\"",
+            mount.display()
+        ));
+    }
+    if own.dev() != above.dev() {
+        return refused("it is a filesystem of its own".into());
+    }
+    if let Some(why) = owner_and_rights(&own, parent) {
+        return refused(why);
+    }
+    if path.to_str().is_none() {
+        return refused("its path is not UTF-8".into());
+    }
+    Ok(())
+}
+
+/// The reason for which we cannot rename an entry.
+fn owner_and_rights(own: &Metadata, parent: &Path) -> Option<String> {
+    let me = rustix::process::geteuid().as_raw();
+    if own.uid() != me {
+        return Some(format!("it belongs to user id {}, we are {me}", own.uid()));
+    }
+    let rights = Access::WRITE_OK | Access::EXEC_OK;
+    let writes = rustix::fs::accessat(rustix::fs::CWD, parent, rights, AtFlags::EACCESS);
+    writes
+        .err()
+        .map(|_| format!("we may not write into \"{}\"", parent.display()))
+}
+
+/// The first filesystem that is mounted on a directory or below it.
+///
+/// Linux: proc_pid_mountinfo(5); the fifth field is the mount point, with white space and backslashes as octal numbers.
+fn mounted_in(path: &Path) -> Result<Option<PathBuf>> {
+    let table = "/proc/self/mountinfo";
+    let text = std::fs::read(table).map_err(|e| looked(Path::new(table), e))?;
+    let mut points = text.split(|b| *b == b'\n').filter_map(|line| {
+        let field = line.split(|b| *b == b' ').nth(4)?;
+        Some(PathBuf::from(std::ffi::OsString::from_vec(unescaped(
+            field,
+        ))))
+    });
+    Ok(points.find(|point| point.starts_with(path)))
+}
+
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let number = after
+            .first_chunk::<3>()
+            .filter(|_| byte == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        rest = match number {
+            Some(_) => after.get(3..).unwrap_or_default(),
+            None => after,
+        };
+        out.push(number.unwrap_or(byte));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_escapes() {
+        assert_eq!(unescaped(b"/a\\040b\\134"), b"/a b\\");
+        assert_eq!(unescaped(b"/plain\\9"), b"/plain\\9");
+        assert_eq!(
+            mounted_in(Path::new("/proc")).unwrap().unwrap(),
+            Path::new("/proc")
+        );
+        let nowhere = tempfile::tempdir().unwrap();
+        assert_eq!(mounted_in(nowhere.path()).unwrap(), None);
+    }
+}

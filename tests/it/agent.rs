@@ -1,0 +1,509 @@
+//! `pitr agent`: jobs start when they are due, once, whatever becomes of the agent.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::Signal;
+
+use crate::common::{Cluster, PATIENCE, Program, Running, Sandbox, pitr, wait_until};
+
+/// A host with an empty repository and jobs. Time goes faster on it, where a test wants it to.
+pub struct Host {
+    pub sandbox: Sandbox,
+    config: PathBuf,
+    clock: Option<String>,
+    pub port: u16,
+    /// It never runs: a repository is made for a cluster.
+    _cluster: Cluster,
+}
+
+impl Host {
+    pub fn new(jobs: &str) -> Host {
+        let sandbox = Sandbox::new("agent");
+        let cluster = Cluster::builder(17).without_fsync().create();
+        let repository = sandbox.join("repo");
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let source = sandbox.dir("source");
+        std::fs::write(source.join("file"), "content").unwrap();
+        let text = format!(
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n[files.up]\nsource = \"{}\"\nidentity = \"here\"\nbefore = [\"sh\", \"-c\", \"echo x >> {}\"]\n[agent]\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n{jobs}",
+            cluster.pgdata().display(),
+            repository.display(),
+            source.display(),
+            sandbox.dir("out").join("trace").display(),
+            sandbox.join("state").display()
+        );
+        let config = sandbox.file("pitr.toml", text);
+        let host = Host {
+            sandbox,
+            config,
+            clock: None,
+            port,
+            _cluster: cluster,
+        };
+        host.pitr().args(["init", "--quiet"]).run().success();
+        host
+    }
+
+    /// From `start` on, `factor` seconds pass in each.
+    pub fn hastened(mut self, start: u64, factor: u32) -> Host {
+        let origin = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        self.clock = Some(format!("{start},{origin},{factor}"));
+        self
+    }
+
+    pub fn pitr(&self) -> Program {
+        self.pitr_with(&self.config)
+    }
+
+    /// As `pitr`, with another configuration.
+    pub fn pitr_with(&self, config: &Path) -> Program {
+        // Hooks lock their set there.
+        let cache = self.sandbox.dir("cache");
+        let program = pitr().arg("--config").arg(config);
+        let program = program.env("XDG_CACHE_HOME", cache);
+        match &self.clock {
+            Some(clock) => program.env("PITR_FAULT_CLOCK", clock),
+            None => program,
+        }
+    }
+
+    pub fn agent(&self) -> Running {
+        self.pitr()
+            .arg("agent")
+            .timeout(Duration::from_secs(600))
+            .spawn()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        self.pitr().args(["agent", "status", "--json"]).run().json()
+    }
+
+    pub fn job(&self, name: &str) -> serde_json::Value {
+        let status = self.status();
+        let jobs = status["jobs"].as_array().unwrap();
+        jobs.iter().find(|j| j["name"] == name).unwrap().clone()
+    }
+
+    /// The runs of a job that began, as microseconds and attempt, in order.
+    pub fn begun(&self, name: &str) -> Vec<(u64, u32)> {
+        let folder = self.sandbox.join("state/jobs").join(name);
+        let mut found: Vec<_> = std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|e| {
+                let name = e.unwrap().file_name().into_string().unwrap();
+                let (micros, attempt) = name.strip_suffix(".begun")?.split_once('-')?;
+                Some((micros.parse().unwrap(), attempt.parse().unwrap()))
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&self.config, text.replace(from, to)).unwrap();
+    }
+
+    /// The status line and the body of an answer.
+    pub fn get(&self, path: &str) -> Option<(String, String)> {
+        let (head, body) = self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n"), "")?;
+        Some((head.lines().next()?.to_owned(), body))
+    }
+
+    /// As [`answer`].
+    pub fn ask(&self, head: &str, body: &str) -> Option<(String, String)> {
+        answer(self.port, head, body)
+    }
+}
+
+/// The head and the body of the answer to a request, whose head lacks its end.
+pub fn answer(port: u16, head: &str, body: &str) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let length = body.len();
+    write!(
+        stream,
+        "{head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+    .ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.to_owned(), body.to_owned()))
+}
+
+/// A job that backs files up, which is cheap, and leaves a trace in the repository.
+pub const EVERY_HOUR: &str = "[jobs.files]\nrun = \"files backup up\"\nschedule = \"0 * * * *\"\n";
+/// 2026-03-28T20:00:00Z, before the change of the clock in Europe/Berlin.
+pub const SPRING: u64 = 1_774_728_000;
+
+#[test]
+fn j01_j02_a_day_in_a_minute_loses_and_doubles_no_run_though_the_agent_is_killed_all_the_time() {
+    // A day and a bit in a minute, across the night in which an hour is missing.
+    let jobs = format!(
+        "{EVERY_HOUR}[jobs.night]\nrun = \"repo show\"\nschedule = \"30 2 * * *\"\nzone = \"Europe/Berlin\"\n[jobs.check]\nrun = \"repo show\"\nafter = \"night\"\n"
+    );
+    let host = Host::new(&jobs).hastened(SPRING, 1440);
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"12h\"\n");
+    let begun = Instant::now();
+    let mut kills = 0;
+    let mut random = 11_u64;
+    while begun.elapsed() < Duration::from_secs(75) {
+        let agent = host.agent();
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        std::thread::sleep(Duration::from_millis(200 + (random >> 33) % 2_500));
+        // Dropped, it is killed. Its jobs go on.
+        drop(agent);
+        kills += 1;
+    }
+    assert!(kills > 20, "the agent was killed {kills} times");
+    let last = host.agent();
+    // The last one catches up what is due now.
+    let hours = |runs: &[(u64, u32)]| {
+        runs.iter()
+            .map(|(micros, _)| micros / 1_000_000)
+            .collect::<Vec<_>>()
+    };
+    let start = Instant::now();
+    wait_until(PATIENCE, "every job has run", || {
+        start.elapsed() > Duration::from_secs(5)
+            && !host.begun("night").is_empty()
+            && !host.begun("check").is_empty()
+    });
+    last.signal(Signal::TERM);
+    last.wait().success();
+    let files = host.begun("files");
+    let scheduled = hours(&files);
+    assert!(scheduled.iter().all(|at| at % 3600 == 0), "{scheduled:?}");
+    let mut once = scheduled.clone();
+    once.dedup();
+    assert_eq!(once, scheduled, "an hour began twice");
+    assert!(scheduled.len() >= 8, "{scheduled:?}");
+    // The missing half past two is caught up just behind the gap, once.
+    let night = host.begun("night");
+    assert!(
+        hours(&night)[0] / 3600 == (SPRING + 5 * 3600) / 3600,
+        "{night:?}"
+    );
+    // One success of the one is one run of the other.
+    let check = host.begun("check");
+    assert!(
+        check.iter().all(|run| night.contains(run)),
+        "{check:?} {night:?}"
+    );
+    // Every run really ran, once. (The backup itself is refused then: the clock of the repository is another one.)
+    wait_until(PATIENCE, "the last run ends", || {
+        host.job("files")["running"] == false
+    });
+    let trace = std::fs::read_to_string(host.sandbox.join("out/trace")).unwrap();
+    assert_eq!(
+        trace.lines().count(),
+        host.begun("files").len(),
+        "{files:?}"
+    );
+}
+
+/// Content whose backup takes ten minutes.
+const SLOW: &str =
+    "[files.slow]\nsource = \"command\"\ncommand = [\"sleep\", \"600\"]\nidentity = \"x\"\n";
+
+#[test]
+fn j01_a_job_outlives_the_agent_and_the_next_one_finds_it() {
+    let job = "[jobs.long]\nrun = \"files backup slow\"\nschedule = \"always\"\n";
+    let host = Host::new(&format!("{SLOW}{job}"));
+    let agent = host.agent();
+    wait_until(PATIENCE, "it runs", || host.job("long")["running"] == true);
+    let since = host.job("long")["running_since"].clone();
+    drop(agent);
+    assert_eq!(host.status()["running"], false);
+    let second = host.agent();
+    wait_until(PATIENCE, "the next agent is there", || {
+        host.status()["running"] == true
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    let found = host.job("long");
+    assert_eq!(
+        (&found["running"], &found["running_since"]),
+        (&true.into(), &since),
+        "{found}"
+    );
+    assert_eq!(
+        host.begun("long").len(),
+        1,
+        "it was found, and not started again"
+    );
+    // An agent that is asked to leave goes at once, and the job stays.
+    let left = Instant::now();
+    second.signal(Signal::TERM);
+    second.wait().success();
+    assert!(left.elapsed() < Duration::from_secs(10));
+    assert_eq!(host.job("long")["running_since"], since);
+    // A job that is configured no more is ended.
+    let third = host.agent();
+    wait_until(PATIENCE, "the third is there", || {
+        host.get("/healthz").is_some()
+    });
+    host.reconfigure(job, "");
+    std::thread::sleep(Duration::from_secs(2));
+    third.signal(Signal::HUP);
+    wait_until(PATIENCE, "it ends", || !lock_is_held(&host, "long"));
+    third.signal(Signal::TERM);
+    third
+        .wait()
+        .success()
+        .expect_stderr("the configuration was read again");
+}
+
+fn lock_is_held(host: &Host, job: &str) -> bool {
+    let lock = std::fs::File::open(host.sandbox.join("state/jobs").join(job).join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+}
+
+#[test]
+fn metrics_health_and_readiness_are_served() {
+    let host = Host::new(EVERY_HOUR);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it serves", || {
+        host.get("/metrics")
+            .is_some_and(|(status, _)| status.contains("200"))
+    });
+    let (_, text) = host.get("/metrics").unwrap();
+    assert!(
+        text.contains("pitr_build_info") && text.contains("pitr_repo_up{repo=\"local\"} 1"),
+        "{text}"
+    );
+    assert!(host.get("/healthz").unwrap().0.contains("200"));
+    assert!(host.get("/readyz").unwrap().0.contains("200"));
+    assert!(host.get("/other").unwrap().0.contains("404"));
+    let begun = Instant::now();
+    for _ in 0..20 {
+        host.get("/metrics").unwrap();
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+    // A file that is old says nothing of now.
+    let file = host.sandbox.join("state/metrics.prom");
+    let old = SystemTime::now() - Duration::from_secs(700);
+    std::fs::File::options()
+        .append(true)
+        .open(&file)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
+    assert!(host.get("/metrics").unwrap().0.contains("503"));
+    assert!(host.get("/readyz").unwrap().0.contains("503"));
+    assert!(host.get("/healthz").unwrap().0.contains("200"));
+    // A second agent with the same memory is refused.
+    host.pitr()
+        .arg("agent")
+        .run()
+        .expect_code(7)
+        .expect_stderr("another agent runs");
+    drop(agent);
+}
+
+#[test]
+fn j05_a_repository_that_is_gone_makes_the_agent_unready() {
+    let host = Host::new(EVERY_HOUR);
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
+    let _agent = host.agent();
+    wait_until(PATIENCE, "it is ready", || {
+        host.get("/readyz").is_some_and(|(s, _)| s.contains("200"))
+    });
+    std::fs::rename(host.sandbox.join("repo"), host.sandbox.join("away")).unwrap();
+    wait_until(PATIENCE, "it is not ready", || {
+        host.get("/readyz")
+            .is_some_and(|(s, body)| s.contains("503") && body.contains("repo=\"local\""))
+    });
+}
+
+#[test]
+fn a_job_runs_by_hand_and_never_beside_itself() {
+    let host = Host::new(&format!(
+        "{EVERY_HOUR}[jobs.bad]\nrun = \"files backup none\"\nschedule = \"0 0 1 1 *\"\n"
+    ));
+    host.pitr().args(["agent", "run", "files"]).run().success();
+    let job = host.job("files");
+    assert_eq!(
+        (&job["last_status"], &job["last_success"]),
+        (&0.into(), &true.into()),
+        "{job}"
+    );
+    // The status is that of the command.
+    let status = host.pitr().args(["files", "backup", "none"]).run().code();
+    let run = host.pitr().args(["agent", "run", "bad"]).run();
+    assert_eq!(run.code(), status, "{run}");
+    host.pitr()
+        .args(["agent", "status"])
+        .run()
+        .expect_code(1)
+        .expect_stdout("failed, status")
+        .expect_stdout("the agent does not run");
+    host.pitr()
+        .args(["agent", "run", "none"])
+        .run()
+        .expect_code(2)
+        .expect_stderr("Known: files, bad");
+    // While another process holds the lock of the job, nothing is started.
+    let lock = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(host.sandbox.join("state/jobs/files/lock"))
+        .unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    host.pitr()
+        .args(["agent", "run", "files"])
+        .run()
+        .expect_code(7)
+        .expect_stderr("is under way");
+    let metrics = host.pitr().arg("metrics").run().success().stdout;
+    assert_eq!(
+        crate::metrics::value(&metrics, "pitr_job_last_result{job_name=\"bad\"}"),
+        Some(1.0),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn j03_a_job_that_takes_too_long_is_ended_and_tried_again() {
+    // The source is a program that would run for ever.
+    let host = Host::new(
+        "[files.slow]\nsource = \"command\"\ncommand = [\"sleep\", \"600\"]\nidentity = \"x\"\n[jobs.slow]\nrun = \"files backup slow\"\nschedule = \"* * * * *\"\ntime_limit = \"2s\"\nretries = 1\n",
+    );
+    let host = host.hastened(SPRING, 60);
+    let agent = host.agent();
+    wait_until(PATIENCE, "a run was ended", || {
+        host.job("slow")["last_success"] == false
+    });
+    wait_until(PATIENCE, "further runs follow", || {
+        host.begun("slow").len() >= 2
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}
+
+#[test]
+fn j03_a_run_whose_record_keeper_was_killed_counts_as_lost_and_not_as_well() {
+    let host = Host::new(EVERY_HOUR);
+    let run = host
+        .pitr()
+        .env("PITR_FAULT", "run-ends")
+        .args(["agent", "run", "files"])
+        .run();
+    assert_ne!(run.code(), 0, "the fault fired: {run}");
+    assert!(run.stderr.contains("run-ends"), "{run}");
+    let job = host.job("files");
+    assert_eq!(
+        (&job["last_success"], &job["last_status"]),
+        (&false.into(), &serde_json::Value::Null),
+        "{job}"
+    );
+    // Killed before it began, it left nothing, and is begun again.
+    let before = host.begun("files").len();
+    let run = host
+        .pitr()
+        .env("PITR_FAULT", "run-begins")
+        .args(["agent", "run", "files"])
+        .run();
+    assert!(run.stderr.contains("run-begins"), "{run}");
+    assert_eq!(host.begun("files").len(), before);
+    host.pitr().args(["agent", "run", "files"]).run().success();
+}
+
+#[test]
+fn j04_jobs_that_could_never_run_are_refused_before_any_starts() {
+    let cases = BTreeMap::from([
+        (
+            "run = \"bakup\"\nschedule = \"0 2 * * *\"",
+            "is no command of pitr",
+        ),
+        ("run = \"--help\"\nschedule = \"0 2 * * *\"", "does nothing"),
+        ("run = \"info\"\nschedule = \"0 2 30 2 *\"", "never due"),
+        ("run = \"info\"\nschedule = \"x\"", "is no schedule"),
+        (
+            "run = \"info\"\nschedule = \"0 2 * * *\"\nzone = \"Mars\"",
+            "is no zone",
+        ),
+        ("run = \"info\"\nafter = \"x\"", "after itself"),
+        ("run = \"info\"\nafter = \"y\"", "no job \"y\""),
+        (
+            "run = \"agent\"\nschedule = \"always\"",
+            "cannot run itself",
+        ),
+        ("run = \"info\"", "one of schedule and after"),
+    ]);
+    for (job, message) in cases {
+        let host = Host::new("");
+        let text = std::fs::read_to_string(&host.config).unwrap();
+        std::fs::write(&host.config, format!("{text}\n[jobs.x]\n{job}\n")).unwrap();
+        let run = host.pitr().arg("agent").run();
+        assert_ne!(run.code(), 0, "{job}: {run}");
+        assert!(run.stderr.contains(message), "{job}: {run}");
+    }
+}
+
+#[test]
+fn a_host_that_only_writes_does_not_expire() {
+    let host =
+        Host::new("[jobs.expire]\nrun = \"expire --keep 3 --confirm\"\nschedule = \"0 7 * * *\"\n");
+    let keys = host.sandbox.join("keys");
+    crate::sealed::keygen(&keys, &["ops", "escrow"])
+        .run()
+        .success();
+    host.reconfigure(
+        "[files.up]",
+        &format!(
+            "[repositories.local.encryption]\nkey_set = \"{}\"\n[files.up]",
+            keys.join("writer.key").display()
+        ),
+    );
+    host.pitr()
+        .arg("agent")
+        .run()
+        .expect_code(8)
+        .expect_stderr("only writes");
+}
+
+#[test]
+fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
+    let host = Host::new(EVERY_HOUR);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    host.reconfigure("0 * * * *", "0 * * *");
+    agent.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_secs(2));
+    agent.signal(Signal::TERM);
+    agent
+        .wait()
+        .success()
+        .expect_stderr("goes on with the one before");
+}
+
+#[test]
+fn an_idle_agent_is_small() {
+    let host = Host::new(EVERY_HOUR);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it serves", || {
+        host.get("/metrics").is_some_and(|(s, _)| s.contains("200"))
+    });
+    let peak = crate::common::peak_bytes(agent.pid()).unwrap();
+    // The debug build is larger; the promise of 30 MiB is for what is shipped.
+    assert!(peak < 60 << 20, "{peak}");
+}

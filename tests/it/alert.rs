@@ -1,0 +1,446 @@
+//! Alerts reach real servers of HTTP and mail, and what a sink did not take comes later.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use crate::common::{Cluster, Program, Sandbox, pitr};
+
+/// A server that answers with a status, and keeps what it was sent.
+struct Web {
+    port: u16,
+    status: Arc<Mutex<u16>>,
+    heard: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Web {
+    fn start() -> Web {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let web = Web {
+            port: listener.local_addr().unwrap().port(),
+            status: Arc::new(Mutex::new(200)),
+            heard: Arc::default(),
+        };
+        let (status, heard) = (Arc::clone(&web.status), Arc::clone(&web.heard));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let status = *status.lock().unwrap();
+                if let Some(body) = answer(stream.unwrap(), status)
+                    && status == 200
+                {
+                    heard.lock().unwrap().push(body);
+                }
+            }
+        });
+        web
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/hook/s3cret", self.port)
+    }
+
+    fn answer_with(&self, status: u16) {
+        *self.status.lock().unwrap() = status;
+    }
+
+    fn take(&self) -> Vec<Value> {
+        std::mem::take(&mut self.heard.lock().unwrap())
+    }
+}
+
+/// Reads a POST; 0 as the status hangs up.
+fn answer(stream: TcpStream, status: u16) -> Option<Value> {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let (mut line, mut length) = (String::new(), 0);
+    loop {
+        line.clear();
+        if reader.read_line(&mut line).ok()? == 0 || line.trim().is_empty() {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let mut stream = stream;
+    if status > 0 {
+        write!(
+            stream,
+            "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
+    }
+    serde_json::from_slice(&body).ok()
+}
+
+/// A server of mail that takes every letter, but for those to `refused@…`.
+struct Mail {
+    port: u16,
+    letters: Arc<Mutex<Vec<String>>>,
+}
+
+impl Mail {
+    fn start() -> Mail {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mail = Mail {
+            port: listener.local_addr().unwrap().port(),
+            letters: Arc::default(),
+        };
+        let letters = Arc::clone(&mail.letters);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if let Some(letter) = converse(stream.unwrap()) {
+                    letters.lock().unwrap().push(letter);
+                }
+            }
+        });
+        mail
+    }
+}
+
+fn converse(mut stream: TcpStream) -> Option<String> {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    let mut letter = None;
+    stream.write_all(b"220 test\r\n").ok()?;
+    loop {
+        line.clear();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return letter;
+        }
+        let answer = match line.trim_end() {
+            l if l.starts_with("EHLO") => "250 test\r\n",
+            l if l.starts_with("RCPT") && l.contains("refused@") => "550 no such reader\r\n",
+            "DATA" => {
+                stream.write_all(b"354 go on\r\n").ok()?;
+                let mut text = String::new();
+                while reader.read_line(&mut text).ok()? > 0 && !text.ends_with("\r\n.\r\n") {}
+                letter = Some(text);
+                "250 taken\r\n"
+            }
+            "QUIT" => {
+                let _ = stream.write_all(b"221 bye\r\n");
+                return letter;
+            }
+            _ => "250 ok\r\n",
+        };
+        stream.write_all(answer.as_bytes()).ok()?;
+    }
+}
+
+struct Host {
+    sandbox: Sandbox,
+    config: PathBuf,
+    _cluster: Cluster,
+}
+
+impl Host {
+    /// A host on which nothing was ever backed up: that is critical.
+    fn new(sinks: &str) -> Host {
+        let sandbox = Sandbox::new("alert");
+        let cluster = Cluster::builder(17).without_fsync().create();
+        let source = sandbox.dir("source");
+        let text = format!(
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n[files.up]\nsource = \"{}\"\nidentity = \"here\"\n[agent]\nstate_dir = \"{}\"\n{sinks}",
+            cluster.pgdata().display(),
+            sandbox.join("repo").display(),
+            source.display(),
+            sandbox.join("state").display()
+        );
+        let config = sandbox.file("pitr.toml", text);
+        let host = Host {
+            sandbox,
+            config,
+            _cluster: cluster,
+        };
+        host.pitr().args(["init", "--quiet"]).run().success();
+        host.sandbox.dir("state");
+        host
+    }
+
+    fn pitr(&self) -> Program {
+        pitr().arg("--config").arg(&self.config)
+    }
+
+    fn observe(&self) -> String {
+        self.pitr()
+            .args(["agent", "observe"])
+            .run()
+            .success()
+            .stderr
+    }
+
+    fn backup(&self) {
+        self.pitr()
+            .args(["files", "backup", "up", "--quiet"])
+            .run()
+            .success();
+    }
+}
+
+#[test]
+fn every_shape_of_webhook_is_taken_and_a_failing_one_is_named_without_its_secret() {
+    let web = Web::start();
+    let key = "key_file = \"KEY\"\n";
+    let mut sinks = String::new();
+    for kind in ["webhook", "slack", "teams", "discord", "pagerduty"] {
+        let key = if kind == "pagerduty" { key } else { "" };
+        sinks.push_str(&format!(
+            "[alerts.{kind}]\nkind = \"{kind}\"\nurl = \"{}\"\n{key}",
+            web.url()
+        ));
+    }
+    sinks.push_str(&format!("[alerts.sms]\nkind = \"webhook\"\nurl = \"{}\"\ntemplate = '{{\"to\": \"+49\", \"text\": \"{{{{severity}}}}: {{{{summary}}}}\"}}'\n", web.url()));
+    let host = Host::new(&sinks.replace("KEY", "/nowhere/key"));
+    let key = host.sandbox.file("key", "r0uting\n");
+    let text = std::fs::read_to_string(&host.config)
+        .unwrap()
+        .replace("/nowhere/key", key.to_str().unwrap());
+    std::fs::write(&host.config, text).unwrap();
+
+    host.pitr()
+        .args(["alert", "test"])
+        .run()
+        .success()
+        .expect_stdout("slack: took the test");
+    let heard = web.take();
+    assert_eq!(heard.len(), 6);
+    let all = Value::from(heard.clone()).to_string();
+    assert!(!all.contains("{{"), "{all}");
+    assert!(
+        heard
+            .iter()
+            .any(|v| v["routing_key"] == "r0uting" && v["event_action"] == "trigger"),
+        "{all}"
+    );
+    assert!(
+        heard.iter().any(|v| v["text"]
+            .as_str()
+            .is_some_and(|t| t.starts_with("low: this is a test"))),
+        "{all}"
+    );
+    assert!(
+        heard
+            .iter()
+            .any(|v| v["attachments"][0]["content"]["type"] == "AdaptiveCard"),
+        "{all}"
+    );
+    assert!(heard.iter().any(|v| v["content"].is_string()), "{all}");
+
+    for status in [500, 301, 0] {
+        web.answer_with(status);
+        let run = host.pitr().args(["alert", "test", "--sink", "slack"]).run();
+        assert_ne!(run.code(), 0, "{run}");
+        assert!(
+            run.stdout.contains("slack: FAILED") && !run.stdout.contains("s3cret"),
+            "{run}"
+        );
+    }
+    assert!(web.take().is_empty());
+    host.pitr()
+        .args(["alert", "test", "--sink", "none"])
+        .run()
+        .expect_code(2);
+}
+
+#[test]
+fn j08_an_alert_is_told_once_then_that_it_ended_and_none_is_lost_by_a_sink_that_fails() {
+    let web = Web::start();
+    let host = Host::new(&format!(
+        "[alerts.hook]\nkind = \"webhook\"\nurl = \"{}\"\n[alerts.other]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> /nowhere/out\"]\n",
+        web.url()
+    ));
+    let told = || -> Vec<(String, String)> {
+        let of = |v: &Value| {
+            (
+                v["event"].as_str().unwrap().to_owned(),
+                v["id"].as_str().unwrap().to_owned(),
+            )
+        };
+        web.take().iter().map(of).collect()
+    };
+    web.answer_with(503);
+    let said = host.observe();
+    assert!(
+        said.contains("alert sink \"hook\"") && !said.contains("s3cret"),
+        "{said}"
+    );
+    assert!(said.contains("alert sink \"other\""), "{said}");
+    assert!(told().is_empty());
+    let status = host.pitr().args(["agent", "status", "--json"]).run().json();
+    assert!(
+        status["failing_sinks"]["hook"]["error"]
+            .as_str()
+            .unwrap()
+            .contains("503"),
+        "{status}"
+    );
+
+    web.answer_with(200);
+    host.observe();
+    let first = told();
+    assert!(
+        first
+            .iter()
+            .any(|(event, id)| event == "new" && id.contains("aux/files/up")),
+        "{first:?}"
+    );
+    assert!(
+        first.iter().any(|(_, id)| id == "alerts/other"),
+        "the other sink fails: {first:?}"
+    );
+    host.observe();
+    assert!(told().is_empty(), "it was told already");
+
+    host.backup();
+    host.observe();
+    let last = told();
+    assert!(
+        last.iter()
+            .any(|(event, id)| event == "resolved" && id.contains("aux/files/up")),
+        "{last:?}"
+    );
+    host.observe();
+    assert!(told().is_empty());
+}
+
+#[test]
+fn a_job_that_failed_is_an_alert_with_what_it_said() {
+    let web = Web::start();
+    let host = Host::new(&format!(
+        "[jobs.bad]\nrun = \"files backup gone\"\nschedule = \"0 2 * * *\"\n[alerts.hook]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        web.url()
+    ));
+    host.backup();
+    assert_ne!(host.pitr().args(["agent", "run", "bad"]).run().code(), 0);
+    host.observe();
+    let heard = web.take();
+    let job = heard
+        .iter()
+        .find(|v| v["id"] == "jobs/bad")
+        .unwrap_or_else(|| panic!("{heard:?}"));
+    assert_eq!(job["severity"], "high");
+    assert_eq!(job["next"], "pitr agent status");
+}
+
+#[test]
+fn letters_reach_a_mail_server_and_a_refused_one_is_an_error() {
+    let mail = Mail::start();
+    let sink = |to: &str| {
+        format!(
+            "[alerts.mail]\nkind = \"email\"\nsmtp = \"smtp://127.0.0.1:{}\"\nfrom = \"pitr <pitr@example.org>\"\nto = [\"{to}\"]\n",
+            mail.port
+        )
+    };
+    let host = Host::new(&sink("dba@example.org"));
+    host.observe();
+    let letters = mail.letters.lock().unwrap().clone();
+    let is_whole = |l: &String| l.contains("Subject: [pitr ") && l.contains("To: dba@example.org");
+    assert!(
+        !letters.is_empty() && letters.iter().all(is_whole),
+        "{letters:?}"
+    );
+    let told = letters
+        .iter()
+        .filter(|l| l.contains("Condition: aux/files/up"));
+    assert_eq!(told.count(), 1, "{letters:?}");
+
+    let refused = Host::new(&sink("refused@example.org"));
+    let run = refused.pitr().args(["alert", "test"]).run();
+    assert_ne!(run.code(), 0);
+    assert!(run.stdout.contains("no such reader"), "{run}");
+    // Nobody listens there.
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let away =
+        Host::new(&sink("dba@example.org").replace(&mail.port.to_string(), &port.to_string()));
+    assert_ne!(away.pitr().args(["alert", "test"]).run().code(), 0);
+}
+
+#[test]
+fn a_password_of_a_mail_server_never_goes_in_the_clear() {
+    let host = Host::new(
+        "[alerts.mail]\nkind = \"email\"\nsmtp = \"smtp://mail.example.org\"\nfrom = \"a@example.org\"\nto = \"b@example.org\"\nuser = \"a\"\npassword_file = \"/nowhere/password\"\n",
+    );
+    let run = host.pitr().args(["alert", "test"]).run();
+    assert!(
+        run.code() != 0 && run.stdout.contains("over TLS alone"),
+        "{run}"
+    );
+}
+
+#[test]
+fn a_command_and_the_systems_log_hear_of_it() {
+    let sandbox = Sandbox::new("log");
+    let socket = sandbox.join("log");
+    let log = UnixDatagram::bind(&socket).unwrap();
+    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let out = sandbox.dir("out").join("heard");
+    let host = Host::new(&format!(
+        "[alerts.log]\nkind = \"syslog\"\nurl = \"{}\"\n[alerts.run]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat > {out}; echo \\\"$PITR_ALERT_SEVERITY\\\" >> {out}\"]\n",
+        socket.display(),
+        out = out.display()
+    ));
+    host.pitr().args(["alert", "test"]).run().success();
+    let mut buffer = [0; 2000];
+    let length = log.recv(&mut buffer).unwrap();
+    let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    assert!(
+        line.starts_with("<30>pitr[") && line.contains("this is a test"),
+        "{line}"
+    );
+    let heard = std::fs::read_to_string(&out).unwrap();
+    assert!(
+        heard.starts_with("{\"event\":\"test\"") && heard.ends_with("low\n"),
+        "{heard}"
+    );
+    // A program that hangs is given up.
+    let slow = Host::new("[alerts.run]\nkind = \"command\"\ncommand = [\"sleep\", \"600\"]\n");
+    let run = slow
+        .pitr()
+        .env("PITR_FAULT_SECONDS", "1")
+        .args(["alert", "test"])
+        .run();
+    assert!(
+        run.code() != 0 && run.stdout.contains("has not ended for 1 s"),
+        "{run}"
+    );
+}
+
+#[test]
+fn j08_a_server_that_never_answers_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let host = Host::new(&format!(
+        "[alerts.hook]\nkind = \"slack\"\nurl = \"http://127.0.0.1:{port}/\"\n"
+    ));
+    let run = host
+        .pitr()
+        .env("PITR_FAULT_SECONDS", "1")
+        .args(["alert", "test"])
+        .run();
+    assert!(
+        run.code() != 0 && run.stdout.contains("has not answered for 1 s"),
+        "{run}"
+    );
+    drop(listener);
+}
+
+#[test]
+fn no_sink_is_an_error_of_the_test_alone() {
+    let host = Host::new("");
+    host.observe();
+    host.pitr()
+        .args(["alert", "test"])
+        .run()
+        .expect_code(3)
+        .expect_stderr("[alerts.NAME]");
+}

@@ -1,0 +1,106 @@
+//! A moment is planned, restored and compared with what the server held.
+
+use serde_json::Value;
+
+use super::world::{Mark, World};
+use crate::common::reception::lsn;
+use crate::common::{Cluster, Stop};
+use crate::incremental::truth;
+use crate::restore::{check_checksums, check_relations, verify_backup};
+
+/// Arguments that ask for a moment, in one of the ways in which a target can be given.
+fn target(mark: &Mark, way: usize) -> [String; 2] {
+    match way {
+        0 => ["--target-name".to_owned(), mark.name.clone()],
+        1 => [
+            "--target-lsn".to_owned(),
+            pitr::pg::lsn::Lsn(mark.lsn).to_string(),
+        ],
+        2 => ["--target-xid".to_owned(), mark.xid.clone()],
+        _ => ["--target-time".to_owned(), mark.time.clone()],
+    }
+}
+
+const WAYS: usize = 4;
+
+/// The backups that are there: id, and the position from which each leads on.
+fn backups(world: &World) -> Vec<(String, u64)> {
+    let info = world.site.pitr().args(["info", "--json"]).run().json();
+    let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    backups
+        .iter()
+        .map(|b| (text(&b["id"]), lsn(&text(&b["stop_lsn"]))))
+        .collect()
+}
+
+fn plan(world: &World, asked: &[String]) -> Value {
+    let run = world.site.pitr().args(["plan", "--json"]).args(asked).run();
+    let plan = run.json();
+    let code = if plan["reachable"] == true { 0 } else { 5 };
+    assert_eq!(run.code(), code, "{run}");
+    plan
+}
+
+/// Whether a moment can be reached is what the backups say that are left.
+fn check_plan(world: &World, mark: &Mark, way: usize) -> bool {
+    let plan = plan(world, &target(mark, way));
+    let expected = backups(world).iter().any(|(_, stop)| *stop <= mark.lsn);
+    assert_eq!(
+        plan["reachable"], expected,
+        "{} by {way}: {plan:#}",
+        mark.name
+    );
+    expected
+}
+
+/// Every moment since the oldest backup that is left is promised, and none before.
+pub fn all_marks_are_planned(world: &World) {
+    for (number, mark) in world.marks.iter().enumerate() {
+        check_plan(world, mark, number % WAYS);
+    }
+}
+
+/// Restores a moment, from any backup that leads there, and compares everything.
+pub fn moment(world: &mut World, mark: &Mark, is_thorough: bool) {
+    let way = world.random.below(WAYS);
+    if !check_plan(world, mark, way) {
+        return;
+    }
+    let mut asked = target(mark, way).to_vec();
+    if world.random.one_in(2) {
+        let mut able = backups(world);
+        able.retain(|(_, stop)| *stop <= mark.lsn);
+        let (id, _) = world.random.pick(&able);
+        asked.extend(["--backup".to_owned(), id.clone()]);
+    }
+    world.restored += 1;
+    let folder = format!("restored_{}", world.restored);
+    let sandbox = world.site.sandbox();
+    sandbox.dir(&folder);
+    let (to, space) = (
+        sandbox.join(format!("{folder}/data")),
+        sandbox.join(format!("{folder}/space")),
+    );
+    println!("backup soak {}: {} from {asked:?}", world.major, mark.name);
+    let mapping = format!("{}={}", world.space.display(), space.display());
+    let restore = world.site.pitr().arg("restore").args(&asked);
+    let restore = restore.args(["--tablespace-mapping", &mapping]);
+    restore.arg("--to").arg(&to).run().success();
+    verify_backup(world.major, &to);
+    let mut copy = Cluster::open(world.major, &to)
+        .option("fsync", "off")
+        .start();
+    copy.wait_promoted();
+    let found = truth(&copy);
+    assert_eq!(found, *mark.content, "{} from {asked:?}", mark.name);
+    if is_thorough {
+        check_relations(&copy);
+        copy.stop(Stop::Fast);
+        if world.has_checksums {
+            check_checksums(&copy);
+        }
+    }
+    drop(copy);
+    let _ = std::fs::remove_dir_all(world.site.sandbox().join(&folder));
+}

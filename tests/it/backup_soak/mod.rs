@@ -1,0 +1,118 @@
+//! The campaign of backups: load and a storm of DDL go on while backups of every kind and method are taken, killed and deleted, and the server
+//! dies. After each step a random earlier moment is restored, and must be what the server held then.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `storm.rs` | clients that change rows, relations, databases and tablespaces |
+//! | `world.rs` | the cluster, its repository, and the moments that can be asked for |
+//! | `step.rs` | what happens next |
+//! | `check.rs` | a moment is planned, restored, started and compared |
+//!
+//! `BACKUP_SOAK_SEED` repeats one history as far as concurrency allows, `BACKUP_SOAK_HISTORIES` sets how many there are on each major (`make soak-backups`:
+//! 20), `BACKUP_SOAK_STEPS` their length, and `BACKUP_SOAK_PROGRESS` names a file in which those that passed stand.
+
+mod check;
+mod step;
+mod storm;
+mod world;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::common::random::Random;
+use crate::common::{ALL_MAJORS, majors};
+use crate::soak::number;
+use step::Kind;
+use world::World;
+
+/// Steps of a whole history.
+const STEPS: u64 = 25;
+/// Steps of a history on a major whose turn it is not.
+const FEW: u64 = 3;
+
+/// One history; how often each kind of step came to something.
+fn history(major: u32, seed: u64, steps: u64) -> BTreeMap<Kind, usize> {
+    let began = Instant::now();
+    println!("backup soak {major}: {steps} steps, BACKUP_SOAK_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut world = World::new(major, random.fork());
+    let mut counts = BTreeMap::new();
+    for number in 0..steps {
+        let kind = Kind::draw(&mut random, number);
+        println!(
+            "backup soak {major}: {:6.1} s: step {number}: {kind:?}",
+            began.elapsed().as_secs_f64()
+        );
+        step::take(&mut world, kind);
+        world.mark();
+        let mark = world.draw_mark();
+        check::moment(&mut world, &mark, number % 5 == 4 || number + 1 == steps);
+        *counts.entry(kind).or_default() += 1;
+    }
+    check::all_marks_are_planned(&world);
+    world.site.pitr().arg("verify").run().success();
+    counts
+}
+
+/// Whether an earlier run of a campaign has done this: its file has a line for each.
+fn is_done(progress: Option<&PathBuf>, line: &str) -> bool {
+    let text = progress.and_then(|path| std::fs::read_to_string(path).ok());
+    text.is_some_and(|text| text.lines().any(|l| l == line))
+}
+
+fn every_moment_comes_back(major: u32) {
+    if !majors().contains(&major) {
+        crate::skip!("backup_soak", "not in PITR_TEST_MAJORS");
+    }
+    let given = number("BACKUP_SOAK_SEED");
+    let histories = number("BACKUP_SOAK_HISTORIES");
+    let is_campaign = histories.is_some();
+    let whole = is_campaign || given.is_some() || is_turn_of(major);
+    let steps = number("BACKUP_SOAK_STEPS").unwrap_or(if whole { STEPS } else { FEW });
+    let progress = std::env::var_os("BACKUP_SOAK_PROGRESS").map(PathBuf::from);
+    let first = given.unwrap_or_else(|| match is_campaign {
+        true => 1000,
+        false => clock_seed(),
+    });
+    for seed in first..first + histories.unwrap_or(1) {
+        let line = format!("{major} {seed} {steps} passed");
+        if is_done(progress.as_ref(), &line) {
+            continue;
+        }
+        let counts = history(major, seed, steps);
+        println!("backup soak {major}: seed {seed} passed: {counts:?}");
+        if let Some(path) = &progress {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let file = std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(path);
+            writeln!(file.unwrap(), "{line}").unwrap();
+        }
+    }
+}
+
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| d.as_secs())
+}
+
+/// Whether it is a major's day for a whole history.
+fn is_turn_of(major: u32) -> bool {
+    let day = usize::try_from(clock_seed() / 86_400).expect("small");
+    ALL_MAJORS[day % ALL_MAJORS.len()] == major
+}
+
+/// Names of their own: unlike tests that are listed by `per_major!`, each major is there every day.
+macro_rules! on_each_major {
+    ($($name:ident $major:literal),+) => {
+        $(#[test]
+        fn $name() {
+            every_moment_comes_back($major);
+        })+
+    };
+}
+
+on_each_major!(on_13 13, on_14 14, on_15 15, on_16 16, on_17 17, on_18 18, on_19 19);

@@ -1,0 +1,433 @@
+//! `pitr metrics`: the names that dashboards need, true counts, and no value for what is not known.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::common::{Cluster, PATIENCE, Program, Site, path_of, pitr, wait_until};
+use crate::per_major;
+
+/// The value of a series; none where there is none.
+pub fn value(text: &str, series: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(series));
+    line.map(|rest| rest.trim().parse().unwrap())
+}
+
+fn metrics(program: &Program) -> String {
+    let text = program.clone().arg("metrics").run().success().stdout;
+    promtool(&["check", "metrics"], &text);
+    text
+}
+
+/// Runs Debian's promtool, which reads `input`.
+fn promtool(arguments: &[&str], input: &str) {
+    use std::io::Write as _;
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/prometheus"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is there: scripts/get-tools test");
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // 3 is for its taste in names, of which those of dashboards that exist are not.
+    let is_taste = output.status.code() == Some(3) && !said.contains("error while linting");
+    assert!(
+        output.status.success() || is_taste,
+        "promtool {arguments:?}: {said}"
+    );
+}
+
+const FULL: &str = "{cluster=\"main\",type=\"full\",component=\"postgres\",repo=\"local\"";
+
+fn series(name: &str) -> String {
+    format!("{name}{FULL}}}")
+}
+
+fn failures(reason: &str) -> String {
+    format!("backup_failures_total{FULL},reason=\"{reason}\"}}")
+}
+
+/// A site whose repository is called `local`, as `pitr init` calls it.
+fn site(major: u32) -> (Site, Cluster) {
+    let (site, cluster) = Site::with_cluster(major);
+    let state = site.sandbox().dir("state");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let section = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
+    std::fs::write(site.config(), config + &section).unwrap();
+    (site, cluster)
+}
+
+fn backups_and_their_failures_are_counted_across_commands(major: u32) {
+    let (site, mut cluster) = site(major);
+    let pitr = site.pitr();
+    // Every series stands at 0 before anything happened, and nothing is told that nobody knows.
+    let text = metrics(&pitr);
+    for name in ["backup_attempts_total", "backup_success_total"] {
+        assert_eq!(value(&text, &series(name)), Some(0.0), "{text}");
+    }
+    assert_eq!(value(&text, &failures("server")), Some(0.0), "{text}");
+    assert_eq!(
+        value(
+            &text,
+            "backup_failure_total{type=\"full\",component=\"postgres\"}"
+        ),
+        Some(0.0)
+    );
+    for unknown in [
+        "backup_timestamp_seconds",
+        "backup_size_bytes",
+        "backup_duration_seconds{",
+        "pitr_window_start",
+        "pitr_rpo_seconds",
+        "pitr_drill_last",
+        "pitr_verify_last",
+    ] {
+        assert!(
+            !text.lines().any(|l| l.starts_with(unknown)),
+            "{unknown} of nothing\n{text}"
+        );
+    }
+
+    pitr.clone().args(["backup", "--quiet"]).run().success();
+    let text = metrics(&pitr);
+    assert_eq!(
+        value(&text, &series("backup_attempts_total")),
+        Some(1.0),
+        "{text}"
+    );
+    assert_eq!(
+        value(&text, &series("backup_success_total")),
+        Some(1.0),
+        "{text}"
+    );
+    assert!(
+        value(&text, &series("backup_size_bytes")).unwrap() > 1e6,
+        "{text}"
+    );
+    assert!(
+        value(&text, &series("backup_duration_seconds")).is_some(),
+        "{text}"
+    );
+    let age = now() - value(&text, &series("backup_timestamp_seconds")).unwrap();
+    assert!((0.0..300.0).contains(&age), "{age}");
+    let hist = format!("backup_duration_seconds_hist_count{FULL}}}");
+    assert_eq!(value(&text, &hist), Some(1.0), "{text}");
+    assert!(
+        value(
+            &text,
+            "pitr_rto_estimate_seconds{cluster=\"main\",repo=\"local\",target=\"latest\"}"
+        )
+        .unwrap()
+            > 0.0
+    );
+    assert_eq!(
+        value(&text, "pitr_gaps{cluster=\"main\",repo=\"local\"}"),
+        Some(0.0)
+    );
+    assert_eq!(value(&text, "pitr_repo_up{repo=\"local\"}"), Some(1.0));
+
+    pitr.clone().args(["verify", "--quiet"]).run().success();
+    let text = metrics(&pitr);
+    assert!(
+        value(
+            &text,
+            "pitr_verify_last_success_timestamp_seconds{cluster=\"main\",depth=\"full\"}"
+        )
+        .is_some(),
+        "{text}"
+    );
+    assert_eq!(
+        value(
+            &text,
+            "pitr_verify_coverage_ratio{cluster=\"main\",repo=\"local\",depth=\"full\"}"
+        ),
+        Some(1.0),
+        "{text}"
+    );
+
+    // A server that is away is a failure with its reason; the counts go on from the file.
+    cluster.stop(crate::common::Stop::Fast);
+    assert_ne!(pitr.clone().args(["backup", "--quiet"]).run().code(), 0);
+    let text = metrics(&pitr);
+    assert_eq!(
+        value(&text, &series("backup_attempts_total")),
+        Some(2.0),
+        "{text}"
+    );
+    assert_eq!(
+        value(&text, &series("backup_success_total")),
+        Some(1.0),
+        "{text}"
+    );
+    assert_eq!(value(&text, &failures("repository")), Some(1.0), "{text}");
+    assert!(
+        !text.lines().any(|l| l.starts_with("pitr_rpo_seconds")),
+        "the server did not answer: {text}"
+    );
+}
+per_major!(backups_and_their_failures_are_counted_across_commands, v13 v17 v18);
+
+fn now() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap().as_secs_f64()
+}
+
+fn j06_a_backup_that_is_killed_is_an_attempt_that_failed(major: u32) {
+    let (site, _cluster) = site(major);
+    let pitr = site.pitr();
+    // It waits for WAL that nobody archives.
+    let running = pitr
+        .clone()
+        .args(["backup", "--quiet", "--max-rate", "100KB"])
+        .spawn();
+    let mut text = String::new();
+    wait_until(PATIENCE, "the backup runs", || {
+        text = metrics(&pitr);
+        value(&text, &series("pitr_backup_running")) == Some(1.0)
+    });
+    assert_eq!(
+        value(&text, &series("backup_attempts_total")),
+        Some(0.0),
+        "{text}"
+    );
+    drop(running);
+    wait_until(PATIENCE, "the kill is seen", || {
+        text = metrics(&pitr);
+        value(&text, &failures("killed")) == Some(1.0)
+    });
+    assert_eq!(
+        value(&text, &series("backup_attempts_total")),
+        Some(1.0),
+        "{text}"
+    );
+    assert_eq!(
+        value(&text, &series("pitr_backup_running")),
+        Some(0.0),
+        "{text}"
+    );
+    assert_eq!(
+        value(
+            &text,
+            "backup_failure_total{type=\"full\",component=\"postgres\"}"
+        ),
+        Some(1.0),
+        "{text}"
+    );
+}
+per_major!(j06_a_backup_that_is_killed_is_an_attempt_that_failed, v17);
+
+fn what_would_be_lost_is_told_as_the_server_goes_on(major: u32) {
+    let (site, cluster) = site(major);
+    let pitr = site.pitr();
+    cluster.sql("create table t (a int)");
+    pitr.clone().args(["backup", "--quiet"]).run().success();
+    cluster.sql("select pg_switch_wal()");
+    let rpo = "pitr_rpo_bytes{cluster=\"main\"}";
+    wait_until(PATIENCE, "everything is archived", || {
+        value(&metrics(&pitr), rpo) == Some(0.0)
+    });
+    cluster.sql("insert into t select generate_series(1, 1000)");
+    let text = metrics(&pitr);
+    assert!(value(&text, rpo).unwrap() > 10_000.0, "{text}");
+    assert!(
+        value(&text, "pitr_rpo_seconds{cluster=\"main\"}").unwrap() > 0.0,
+        "{text}"
+    );
+
+    // Promises are judged by the same numbers.
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let promised = config.replacen(
+        "[clusters.main]\n",
+        "[clusters.main]\nrpo = \"1s\"\nrto = \"1s\"\ncopies = \"3-2-1\"\n",
+        1,
+    );
+    std::fs::write(site.config(), promised).unwrap();
+    let mut shown = String::new();
+    wait_until(PATIENCE, "the promise is broken", || {
+        shown = pitr.clone().arg("info").run().stdout;
+        shown.contains("rpo is 1 s")
+    });
+    assert!(
+        shown.contains("rto is 1 s") && shown.contains("2 of 3 copies"),
+        "{shown}"
+    );
+    let text = metrics(&pitr);
+    assert_eq!(
+        value(&text, "pitr_status{cluster=\"main\",check=\"objectives\"}"),
+        Some(2.0),
+        "{text}"
+    );
+}
+per_major!(what_would_be_lost_is_told_as_the_server_goes_on, v17);
+
+fn the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone(major: u32) {
+    let (site, _cluster) = site(major);
+    let pitr = site.pitr();
+    let file = site.sandbox().join("pitr.prom");
+    let run = |code: i32| {
+        let run = pitr
+            .clone()
+            .args(["metrics", "--textfile"])
+            .arg(&file)
+            .run();
+        let run = run.expect_code(code);
+        assert_eq!(run.stdout, "");
+        std::fs::read_to_string(&file).unwrap()
+    };
+    let text = run(0);
+    promtool(&["check", "metrics"], &text);
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(
+        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o644
+    );
+    assert!(
+        text.ends_with('\n') && text.contains("pitr_repo_up{repo=\"local\"} 1"),
+        "{text}"
+    );
+
+    std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
+    let failed = pitr
+        .clone()
+        .args(["metrics", "--textfile"])
+        .arg(&file)
+        .run();
+    assert_ne!(failed.code(), 0, "{failed}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("pitr_repo_up{repo=\"local\"} 0"), "{text}");
+    assert!(
+        text.contains("pitr_archive_ready_segments"),
+        "what the host knows stays: {text}"
+    );
+    assert!(!text.contains("pitr_gaps{"), "nobody knows of gaps: {text}");
+    // A folder that is not there is an error that names the file.
+    let nowhere = pitr
+        .clone()
+        .args(["metrics", "--textfile", "/nowhere/pitr.prom"])
+        .run();
+    nowhere.expect_code(1).expect_stderr("/nowhere/pitr.prom");
+}
+per_major!(
+    the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone,
+    v17
+);
+
+#[test]
+fn j07_a_damaged_or_unwritable_file_of_counters_fails_no_backup() {
+    let (site, _cluster) = site(17);
+    let state = site.sandbox().join("state");
+    let pitr = site.pitr();
+    site.sandbox().file("state/counters.json", "{\"series\": [");
+    let run = pitr.clone().args(["backup", "--quiet"]).run().success();
+    run.expect_stderr("counting begins anew");
+    assert_eq!(
+        value(&metrics(&pitr), &series("backup_success_total")),
+        Some(1.0)
+    );
+    // A directory in the place of the lock.
+    std::fs::remove_file(state.join("counters.lock")).unwrap();
+    std::fs::create_dir(state.join("counters.lock")).unwrap();
+    let run = pitr.clone().args(["backup", "--quiet"]).run().success();
+    run.expect_stderr("missing from the metrics");
+}
+
+#[test]
+fn rules_are_tested_by_promtool() {
+    promtool(&["check", "rules", "rules.yml"], "");
+    promtool(&["test", "rules", "rules_test.yml"], "");
+}
+
+/// Names of metrics in an expression.
+fn named(expression: &str) -> BTreeSet<String> {
+    let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let is_name = |word: &&str| word.starts_with("pitr_") || word.starts_with("backup_");
+    words.filter(is_name).map(str::to_owned).collect()
+}
+
+/// Rules and dashboard ask for nothing that is not there: each name is a family of the source.
+#[test]
+fn rules_and_dashboard_name_metrics_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let source = read("src/operate/metrics.rs");
+    let exists = |name: &str| source.contains(&format!("\"{name}\""));
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("contrib/grafana/pitr.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|p| p["targets"].as_array().unwrap());
+    let mut names = BTreeSet::new();
+    for target in targets {
+        names.extend(named(target["expr"].as_str().unwrap()));
+    }
+    for line in read("contrib/prometheus/rules.yml").lines() {
+        names.extend(
+            line.trim()
+                .strip_prefix("expr: ")
+                .map(named)
+                .unwrap_or_default(),
+        );
+    }
+    assert!(names.len() > 20, "{names:?}");
+    for name in &names {
+        assert!(exists(name), "{name} is no metric");
+    }
+    // The documentation has them all.
+    let docs = read("docs/metrics.md");
+    let families = source
+        .split('"')
+        .filter(|part| named(part).len() == 1 && named(part).contains(*part));
+    for family in families {
+        assert!(
+            docs.contains(&format!("`{family}`")),
+            "{family} is not in docs/metrics.md"
+        );
+    }
+}
+
+#[test]
+fn where_nothing_can_be_counted_no_count_is_shown() {
+    // The harness has no room for caches.
+    let (site, _cluster) = Site::with_cluster(17);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let run = site.pitr().arg("metrics").run().success();
+    let run = run.expect_stderr("set state_dir in [agent]");
+    assert!(!run.stdout.contains("backup_attempts_total"), "{run}");
+    assert!(run.stdout.contains("backup_timestamp_seconds"), "{run}");
+}
+
+#[test]
+fn the_check_of_nagios_tells_unknown_from_well() {
+    let (site, _cluster) = site(17);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/nagios/check_pitr");
+    let check = || {
+        let program = Program::new(&script).arg("--config").arg(site.config());
+        program.env("PITR", path_of("pitr")).privileged().run()
+    };
+    check()
+        .expect_code(2)
+        .expect_stdout("PITR CRITICAL: critical: there is no backup");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    check()
+        .expect_code(0)
+        .expect_stdout("PITR OK: recovery: any moment");
+    std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
+    check().expect_code(3).expect_stdout("PITR UNKNOWN");
+}
+
+#[test]
+fn metrics_without_a_configuration_are_refused() {
+    pitr().arg("metrics").run().expect_code(3);
+}

@@ -1,0 +1,487 @@
+//! Tiers: what has aged moves to colder storage classes, and comes back for a restore.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::common::s3::Fault;
+use crate::common::s3::peer::Peer;
+use crate::common::{Cluster, PATIENCE, Run, expire_at_once, wait_until};
+use crate::s3_cycle::Bucketed;
+
+/// A bucket, and a cluster whose table is stored again by each full backup.
+fn site(peer: Peer, more: &str) -> (Bucketed, Cluster) {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Bucketed::new(&cluster, peer, more);
+    site.attach(&cluster);
+    cluster.start();
+    cluster.sql("create table ledger as select g as id, md5(g::text) as note from generate_series(1, 20000) g");
+    (site, cluster)
+}
+
+fn tier(site: &Bucketed, args: &[&str]) -> Run {
+    site.pitr()
+        .args(["repo", "tier", "--json"])
+        .args(args)
+        .run()
+}
+
+/// Requires that a command failed, and said this.
+fn failed(run: &Run, said: &str) {
+    assert_ne!(run.code(), 0, "{run}");
+    assert!(run.to_string().contains(said), "{said}: {run}");
+}
+
+fn of_cluster(run: &Run) -> Value {
+    run.json()["clusters"][0].clone()
+}
+
+fn keys_of(planned: &Value) -> BTreeSet<String> {
+    let moves = planned["moves"].as_array().unwrap().iter();
+    moves
+        .map(|one| one["key"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// Waits until a second has passed since the last backup: tiers of the tests begin after one.
+fn age() {
+    std::thread::sleep(Duration::from_millis(1500));
+}
+
+/// The rules that a command printed, as a bucket holds them.
+fn as_xml(printed: &Value) -> String {
+    let rules = printed["Rules"].as_array().unwrap().iter();
+    let rule = |rule: &Value| {
+        let text = |pointer: &str| rule.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+        format!(
+            "<Rule><ID>{}</ID><Filter><And><Prefix>{}</Prefix><Tag><Key>{}</Key><Value>{}</Value></Tag></And></Filter><Status>{}</Status>\
+             <Transition><Days>{}</Days><StorageClass>{}</StorageClass></Transition></Rule>",
+            text("/ID"),
+            text("/Filter/And/Prefix"),
+            text("/Filter/And/Tags/0/Key"),
+            text("/Filter/And/Tags/0/Value"),
+            text("/Status"),
+            rule["Transitions"][0]["Days"],
+            text("/Transitions/0/StorageClass"),
+        )
+    };
+    rules.map(rule).collect()
+}
+
+#[test]
+fn s23_what_ages_is_tagged_moves_by_a_rule_and_is_thawed_for_a_restore() {
+    let more = "tier = [{ after = \"1s\", class = \"GLACIER\" }, { after = \"1s\", class = \"GLACIER_IR\", kind = \"wal\" }]\n\
+                price = { currency = \"EUR\", standard = \"1024\", glacier = \"512\", glacier_ir = \"768\", transition = \"1000\", thaw_standard = \"2048\" }\n";
+    let (site, cluster) = site(Peer::own(), more);
+    let server = site.peer.server();
+    let first = site.backup();
+    cluster.sql("update ledger set note = 'second' where id % 50 = 0");
+    cluster.archive_now();
+    let run = site
+        .pitr()
+        .args(["backup", "--incremental", "--json"])
+        .run()
+        .success();
+    let second = run.json()["id"].as_str().unwrap().to_owned();
+    assert!(second.ends_with("-incr"), "{run}");
+    age();
+    // The newest backup names packs of the first: whoever builds on it needs them.
+    let planned = of_cluster(&tier(&site, &["--dry-run"]).success());
+    let is_pack = |key: &&String| key.contains("/packs/");
+    assert_eq!(
+        keys_of(&planned).iter().filter(is_pack).count(),
+        0,
+        "{planned}"
+    );
+    assert!(
+        planned["held"]["object_count"].as_u64().unwrap() > 0,
+        "{planned}"
+    );
+
+    let third = site.backup();
+    age();
+    let unconfirmed = tier(&site, &[]).expect_code(8);
+    let planned = unconfirmed.json()["clusters"][0].clone();
+    let moving = keys_of(&planned);
+    assert!(
+        moving
+            .iter()
+            .any(|key| key.contains(&format!("/packs/{first}/"))),
+        "{planned}"
+    );
+    assert!(!moving.iter().any(|key| key.contains(&third)), "{planned}");
+    let packs = moving.iter().filter(is_pack).count();
+    assert!(
+        (1..moving.len()).contains(&packs),
+        "packs and WAL: {planned}"
+    );
+    assert!(planned["saved_month_price"].is_string(), "{planned}");
+    // The last segment of a backup is cut short, and compressed to less than what is worth a move.
+    assert!(
+        planned["small"]["object_count"].as_u64().unwrap() > 0,
+        "{planned}"
+    );
+    assert_eq!(planned["price"], format!("{}.00", moving.len()));
+    let tagged = || {
+        let keys = server.keys().into_iter();
+        let is_tagged = |key: &String| server.tags(key).contains_key("pitr-tier");
+        let own = keys
+            .filter(is_tagged)
+            .map(|key| key.strip_prefix("pg/").unwrap().to_owned());
+        own.collect::<BTreeSet<String>>()
+    };
+    assert!(tagged().is_empty(), "nothing moves without --confirm");
+
+    denied_tags_are_counted(&site, moving.len());
+    // Tags of others stay.
+    let other = format!("pg/{}", moving.first().unwrap());
+    server.tag(&other, "owner", "database");
+    killed_between_two_tags_it_goes_on(&site, moving.len());
+    assert_eq!(tagged(), moving);
+    assert_eq!(server.tags(&other)["owner"], "database");
+    let again = of_cluster(&tier(&site, &["--confirm"]).success());
+    assert_eq!(
+        again["outcome"]["waiting"].as_u64(),
+        Some(moving.len() as u64),
+        "{again}"
+    );
+
+    the_rules_are_printed_and_checked(&site);
+    assert_eq!(server.apply_lifecycle(), moving.len());
+    let classes = server.classes("/packs/");
+    assert_eq!(classes["GLACIER"], packs, "{classes:?}");
+    let classes = server.classes("/wal/");
+    assert_eq!(classes["GLACIER_IR"], moving.len() - packs, "{classes:?}");
+    let planned = of_cluster(&tier(&site, &["--dry-run"]).success());
+    assert_eq!(planned["moves"].as_array().unwrap().len(), 0, "{planned}");
+
+    let plan = |id: &str| {
+        site.pitr()
+            .args(["plan", "--target-immediate", "--backup", id])
+            .run()
+    };
+    plan(&third).success();
+    let refused = plan(&first).expect_code(1);
+    refused.expect_stderr(&format!("pitr repo thaw --backup {first}"));
+    // An archived pack is no damage, and neither is it read.
+    let verified = site.pitr().args(["verify"]).run().success();
+    verified.expect_stderr("not read, because tiers have moved them");
+    thawed_it_is_restored(&site, &first);
+    // Frozen objects can be deleted.
+    site.pitr().args(expire_at_once()).run().success();
+    let keys = server.keys();
+    let is_left = |id: &str| {
+        keys.iter()
+            .any(|key| key.contains(&format!("/packs/{id}/")))
+    };
+    assert_eq!(
+        [first, second, third].map(|id| is_left(&id)),
+        [false, false, true]
+    );
+}
+
+/// A store that refuses tags: every move is counted, and the status says it.
+fn denied_tags_are_counted(site: &Bucketed, moves: usize) {
+    let server = site.peer.server();
+    let fired = server.fault("PUT", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let denied = tier(site, &["--confirm"]).expect_code(10);
+    let outcome = &denied.json()["clusters"][0]["outcome"];
+    assert_eq!(
+        outcome["refused_count"].as_u64(),
+        Some(moves as u64),
+        "{denied}"
+    );
+    assert_eq!(fired.times(), moves as u64);
+    server.heal();
+}
+
+fn killed_between_two_tags_it_goes_on(site: &Bucketed, moves: usize) {
+    assert!(moves >= 2, "{moves}");
+    let server = site.peer.server();
+    let fired = server.fault_after(1, "PUT", 1, Fault::Stalled);
+    let running = site.pitr().args(["repo", "tier", "--confirm"]).spawn();
+    wait_until(PATIENCE, "the second tag is on its way", || {
+        fired.times() == 1
+    });
+    running.signal(rustix::process::Signal::KILL);
+    running.wait();
+    server.heal();
+    let done = of_cluster(&tier(site, &["--confirm"]).success());
+    let moves = u64::try_from(moves).unwrap();
+    assert_eq!(done["outcome"]["waiting"].as_u64(), Some(1), "{done}");
+    assert_eq!(done["outcome"]["moved"].as_u64(), Some(moves - 1), "{done}");
+}
+
+fn the_rules_are_printed_and_checked(site: &Bucketed) {
+    let server = site.peer.server();
+    let lifecycle = || site.pitr().args(["repo", "lifecycle"]).run();
+    let doctor = || {
+        site.pitr()
+            .args(["doctor", "--json"])
+            .run()
+            .json()
+            .to_string()
+    };
+    let lacking = lifecycle().expect_code(6);
+    let lacking = lacking.expect_stderr("no rule that moves to GLACIER");
+    assert!(doctor().contains("no rule moves to GLACIER"));
+    let rules = as_xml(&lacking.json());
+    let stranger = "<Rule><ID>tidy</ID><Filter><Prefix></Prefix></Filter><Status>Enabled</Status><Expiration><Days>30</Days></Expiration></Rule>";
+    server.behave(|m| m.lifecycle = Some(format!("{rules}{stranger}")));
+    let found = lifecycle().expect_code(6);
+    found.expect_stderr("deletes objects after 30 days, which pitr did not ask for");
+    server.behave(|m| m.lifecycle = Some(rules));
+    lifecycle().success();
+    assert!(
+        !doctor().contains("lifecycle"),
+        "rules of tiers are no harm"
+    );
+    let denied = server.fault("lifecycle", 1, Fault::Error(403, "AccessDenied"));
+    lifecycle().expect_code(10);
+    assert_eq!(denied.times(), 1);
+}
+
+fn thawed_it_is_restored(site: &Bucketed, id: &str) {
+    let server = site.peer.server();
+    let thaw = |args: &[&str]| {
+        let run = site.pitr().args(["repo", "thaw", "--json", "--backup", id]);
+        run.args(args).run()
+    };
+    let dry = thaw(&["--dry-run"]).success().json();
+    let frozen = dry["objects"].as_array().unwrap().len() as u64;
+    assert!(
+        frozen > 0 && frozen < dry["needed_count"].as_u64().unwrap(),
+        "{dry}"
+    );
+    assert_eq!(
+        (dry["ready"].clone(), dry["takes_seconds"].clone()),
+        (false.into(), 18_000.into())
+    );
+    assert!(
+        dry["price"].is_string() && server.finish_thaw().is_empty(),
+        "{dry}"
+    );
+    // A store that has no room for fast ones says so at once.
+    let full = server.fault(
+        "restore",
+        1,
+        Fault::Error(503, "GlacierExpeditedRetrievalNotAvailable"),
+    );
+    failed(&thaw(&["--speed", "expedited"]), "within minutes");
+    assert_eq!(full.times(), 1, "and is not asked again");
+    // One that somebody else has asked for is under way.
+    let other = server.fault("restore", 1, Fault::Error(409, "RestoreAlreadyInProgress"));
+    let asked = thaw(&["--days", "3"]).success().json();
+    assert_eq!(other.times(), 1);
+    assert_eq!(asked["requested_count"], frozen - 1, "{asked}");
+    let again = thaw(&["--days", "3"]).success().json();
+    assert_eq!(
+        (again["requested_count"].as_u64(), again["ready"].as_bool()),
+        (Some(1), Some(false))
+    );
+    let mut waiting = site
+        .pitr()
+        .args(["repo", "thaw", "--wait", "--backup", id])
+        .spawn();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!waiting.is_done(), "{}", waiting.stderr());
+    let done = server.finish_thaw();
+    assert_eq!(
+        done,
+        vec![(3, "Standard".to_owned()); usize::try_from(frozen).unwrap()]
+    );
+    let waited = waiting.wait().success();
+    waited.expect_stdout("can be read");
+    let shown = thaw(&["--dry-run"]).success().json();
+    assert!(
+        shown["objects"][0]["until"].is_string() && shown["ready"] == true,
+        "{shown}"
+    );
+    restored(
+        site,
+        id,
+        "count(*) filter (where note <> 'second')",
+        "20000",
+    );
+}
+
+/// Restores a backup to its own end, and asks the copy.
+fn restored(site: &Bucketed, id: &str, asked: &str, expected: &str) {
+    let to = site.sandbox.join("copy");
+    let restore = site.pitr().args([
+        "restore",
+        "--quiet",
+        "--target-immediate",
+        "--backup",
+        id,
+        "--to",
+    ]);
+    restore.arg(&to).run().success();
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    let sql = format!("select {asked} from ledger");
+    assert_eq!(copy.query_one_string(&sql), expected);
+}
+
+/// Not among those of `make test-moto`: what moto makes of a copy onto itself is another object, and is refused.
+#[test]
+fn copied_into_an_archive_a_backup_is_thawed_and_restored() {
+    let more = "tier = [{ after = \"1s\", class = \"GLACIER\" }]\ntier_by = \"copy\"\n";
+    let (site, _cluster) = site(Peer::start(), more);
+    let first = site.backup();
+    site.backup();
+    age();
+    let done = of_cluster(&tier(&site, &["--confirm"]).success());
+    let moves = done["moves"].as_array().unwrap().len();
+    assert!(moves > 0, "{done}");
+    assert_eq!(done["outcome"]["moved"], moves, "{done}");
+    let plan = || {
+        site.pitr()
+            .args(["plan", "--target-immediate", "--backup", &first])
+            .run()
+    };
+    plan().expect_code(1).expect_stderr("GLACIER");
+    let thaw = site
+        .pitr()
+        .args(["repo", "thaw", "--quiet", "--backup", &first]);
+    thaw.run().success();
+    if let Some(server) = &site.peer.own {
+        assert_eq!(server.finish_thaw().len(), moves);
+    }
+    let waited = site
+        .pitr()
+        .args(["repo", "thaw", "--wait", "--backup", &first]);
+    waited.run().success();
+    restored(&site, &first, "count(*)", "20000");
+}
+
+#[test]
+fn s23_a_copy_is_compared_and_what_is_locked_is_not_copied() {
+    let more = "tier = [{ after = \"1s\", class = \"GLACIER_IR\" }]\ntier_by = \"copy\"\n";
+    let (site, _cluster) = site(Peer::own(), more);
+    let server = site.peer.server();
+    site.backup();
+    // The bucket locks by itself from here on: the configuration does not know it.
+    server.behave(|m| m.default_lock = Some(("GOVERNANCE", Duration::from_secs(86_400))));
+    let locked = site.backup();
+    server.behave(|m| m.default_lock = None);
+    site.backup();
+    age();
+    let planned = of_cluster(&tier(&site, &["--dry-run"]).success());
+    let moving = keys_of(&planned);
+    let is_locked = |key: &&String| key.contains(&format!("/packs/{locked}/"));
+    let locked_count = moving.iter().filter(is_locked).count();
+    assert!(locked_count > 0 && locked_count < moving.len(), "{planned}");
+    // A store that breaks what it copies is found out by its own checksum; what it refuses is no move.
+    let free = moving.iter().find(|key| !is_locked(key)).unwrap();
+    let full = format!("pg/{free}");
+    let original = server.object(&full);
+    let refused = server.fault("PUT", 1, Fault::Error(412, "PreconditionFailed"));
+    failed(&tier(&site, &["--confirm"]), "onto itself");
+    assert_eq!(refused.times(), 1);
+    assert_eq!(server.classes(free)["STANDARD"], 1);
+
+    let done = of_cluster(&tier(&site, &["--confirm"]).success());
+    let outcome = &done["outcome"];
+    assert_eq!(outcome["locked_count"], locked_count, "{done}");
+    assert_eq!(outcome["moved"], moving.len() - locked_count, "{done}");
+    assert_eq!(
+        server.classes(&format!("/packs/{locked}/")).len(),
+        1,
+        "none of them"
+    );
+    assert!(
+        server
+            .classes(&format!("/packs/{locked}/"))
+            .contains_key("STANDARD")
+    );
+    assert_eq!(server.object(&full), original);
+    assert!(
+        server
+            .written_with(&full)
+            .contains_key("x-amz-meta-pitr-upload")
+    );
+    // Its time comes. A store that spoils copies is found out where it knows the checksum of the whole.
+    server.unlock();
+    server.behave(|m| m.spoils = true);
+    failed(&tier(&site, &["--confirm"]), "another one");
+}
+
+#[test]
+fn tiers_need_an_object_store_and_a_backup() {
+    let (site, _cluster) = site(Peer::own(), "");
+    let none = site.pitr().args(["repo", "tier"]).run().expect_code(3);
+    none.expect_stderr("no repository has tiers");
+    site.pitr()
+        .args(["repo", "lifecycle"])
+        .run()
+        .success()
+        .expect_stdout("\"Rules\": []");
+    let id = "20200101T000000Z-000001-full";
+    let thaw = site.pitr().args(["repo", "thaw", "--backup", id]).run();
+    thaw.expect_code(2)
+        .expect_stderr("is in no repository in an object store");
+    let own = site.backup();
+    let nothing = site
+        .pitr()
+        .args(["repo", "thaw", "--backup", &own])
+        .run()
+        .success();
+    nothing.expect_stdout("everything that the backup needs can be read");
+}
+
+/// No tier freezes WAL, but rules of others may: `--wal` thaws what lies behind the backup, too.
+#[test]
+fn s23_wal_behind_a_backup_is_thawed_with_it() {
+    let (site, cluster) = site(Peer::own(), "");
+    let server = site.peer.server();
+    let first = site.backup();
+    let rows =
+        "insert into ledger select g, md5(random()::text) from generate_series(20001, 40000) g";
+    cluster.sql(rows);
+    cluster.sql("select pg_create_restore_point('later')");
+    cluster.archive_now();
+    let moved = server.reclassify("/wal/", "GLACIER");
+    assert!(moved > 3, "{moved}");
+    let thaw = |args: &[&str]| {
+        let run = site
+            .pitr()
+            .args(["repo", "thaw", "--json", "--backup", &first]);
+        run.args(args).run().success().json()
+    };
+    let frozen = |thawed: &Value| thawed["objects"].as_array().unwrap().len();
+    let (own, all) = (
+        frozen(&thaw(&["--dry-run"])),
+        frozen(&thaw(&["--dry-run", "--wal"])),
+    );
+    assert!(own < all, "{own} of {all}");
+    assert!(own > 0 && all <= moved, "{own}, {all} of {moved}");
+    let to = site.sandbox.join("copy");
+    let restore = || {
+        let restore = site.pitr().args(["restore", "--quiet", "--backup", &first]);
+        restore
+            .args(["--target-name", "later", "--to"])
+            .arg(&to)
+            .run()
+    };
+    // The WAL that the backup itself needs is not enough for a later moment.
+    thaw(&[]);
+    server.finish_thaw();
+    failed(&restore(), "must thaw it");
+    assert!(!to.join("PG_VERSION").exists());
+    let asked = thaw(&["--wal"]);
+    assert_eq!(asked["requested_count"], all - own, "{asked}");
+    assert_eq!(server.finish_thaw().len(), all - own);
+    assert_eq!(thaw(&["--wal"])["ready"], true);
+    restore().success();
+    let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+    copy.start();
+    copy.wait_promoted();
+    let count = copy.query_one_string("select count(*) from ledger");
+    assert_eq!(count, "40000");
+}

@@ -1,0 +1,234 @@
+//! Recovery sets: marks, recoveries to them, their undo.
+
+mod campaign;
+mod shop;
+
+use serde_json::Value;
+use shop::{Counters, Shop, read};
+
+use crate::common::{PATIENCE, user, wait_until};
+
+const TEN: Counters = Counters {
+    rows: 10,
+    key: 10,
+    file: 10,
+};
+
+/// Wrecks a shop. Returns what a customer sees of it.
+fn wreck(shop: &Shop) -> Counters {
+    shop.write_counter(20);
+    shop.cluster.sql("delete from counter where n <= 10");
+    shop.redis(&["FLUSHALL"]);
+    shop.redis(&["SET", "counter", "99"]);
+    shop.sandbox.file("settings/.env", "SHOP_TITLE=Coffee\n");
+    shop.counters()
+}
+
+fn a_mark_is_tested_and_the_whole_shop_comes_back_to_it(major: u32) {
+    let mut shop = Shop::open(major);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    let wrecked = wreck(&shop);
+    assert_ne!(wrecked, TEN);
+
+    // Into a folder that is thrown away.
+    let tested = shop.json(&["recover", "test", "--set", "shop", "--mark", &mark]);
+    assert_eq!(tested["passed"], true, "{tested:#}");
+    assert_eq!(tested["plan"]["level"], 2, "{tested:#}");
+    assert_eq!(tested["members"].as_array().unwrap().len(), 4);
+    assert_eq!(shop.counters(), wrecked, "a test changes nothing");
+
+    // The plan alone.
+    let full = ["recover", "full", "--set", "shop", "--mark", &mark];
+    let shown = shop.pitr(&full).arg("--json").run().expect_code(8).json();
+    assert_eq!(shown["plan"]["reachable"], true, "{shown:#}");
+    assert!(shown["run"].is_null());
+    assert_eq!(shop.counters(), wrecked);
+
+    let report = shop
+        .pitr(&full)
+        .args(["--confirm", "--json"])
+        .run()
+        .success();
+    let report = report.json();
+    assert_eq!(report["is_complete"], true, "{report:#}");
+    let counters = shop.counters();
+    assert_eq!(counters, TEN);
+    assert_eq!(read(&shop.path("settings/.env")), "SHOP_TITLE=Tea\n");
+    assert_eq!(
+        shop.redis(&["EXISTS", "behind"]),
+        "0",
+        "written behind the mark"
+    );
+    assert!(!shop.path("tmp/closed").exists(), "the shop is open again");
+
+    // As it was.
+    let run = report["run"].as_str().unwrap().to_owned();
+    let back = ["recover", "rollback", &run, "--json"];
+    let told = shop.pitr(&back).run().expect_code(8).json();
+    assert_eq!(told["written"], Value::Array(Vec::new()), "{told:#}");
+    shop.pitr(&back).arg("--confirm").run().success();
+    assert_eq!(shop.counters(), wrecked);
+    assert_eq!(read(&shop.path("settings/.env")), "SHOP_TITLE=Coffee\n");
+    let again = shop.pitr(&back).arg("--confirm").run().expect_code(8);
+    again.expect_stdout("was rolled back");
+    shop.stop_receiving();
+}
+crate::per_major!(a_mark_is_tested_and_the_whole_shop_comes_back_to_it, v13 v17 v18);
+
+/// A commit, a key and a file that were written since are not lost without a word.
+#[test]
+fn r41_a_rollback_is_refused_once_something_was_written() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    let wrecked = wreck(&shop);
+    let full = [
+        "recover",
+        "full",
+        "--set",
+        "shop",
+        "--mark",
+        &mark,
+        "--confirm",
+    ];
+    shop.pitr(&full).run().success();
+    // A checkpoint moves the position and commits nothing.
+    shop.cluster.sql("checkpoint");
+    let back = ["recover", "rollback", "--json"];
+    let told = shop.pitr(&back).arg("--dry-run").run().success().json();
+    assert_eq!(told["written"], Value::Array(Vec::new()), "{told:#}");
+    shop.write_counter(30);
+    let told = shop.pitr(&back).arg("--dry-run").run().success().json();
+    let written: Vec<&str> = told["written"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|w| w.as_str().unwrap())
+        .collect();
+    assert_eq!(
+        written,
+        [
+            "transactions have committed in main",
+            "redis:shop was written to",
+            "1 entries of files:uploads were changed"
+        ]
+    );
+    let refused = shop.pitr(&back).arg("--confirm").run().expect_code(8);
+    refused.expect_stdout("something was written");
+    assert_eq!(shop.counters().rows, 30, "nothing was changed");
+    shop.pitr(&back)
+        .args(["--confirm", "--discard-changes"])
+        .run()
+        .success();
+    assert_eq!(shop.counters(), wrecked);
+    shop.stop_receiving();
+}
+
+/// Whatever is missing is said before anything is stopped.
+#[test]
+fn r42_what_cannot_be_recovered_is_refused_beforehand() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let words = ["recover", "full", "--set", "shop", "--confirm", "--mark"];
+    let run = |mark: &str| shop.pitr(&words).arg(mark).run();
+    run("20200101T000000Z-000000")
+        .expect_code(2)
+        .expect_stderr("has no mark");
+    // The log behind the mark is not stored yet.
+    let marked = shop.json(&["mark", "shop"]);
+    let id = marked["id"].as_str().unwrap().to_owned();
+    assert_eq!(marked["level"], 2);
+    let refused = run(&id).expect_code(5);
+    refused.expect_stderr("no undamaged backup of it was taken after the mark");
+    assert!(!shop.path("tmp/closed").exists());
+    shop.pitr(&["files", "backup", "uploads"]).run().success();
+    shop.pitr(&["config", "backup", "host"]).run().success();
+    shop.settle(&id);
+    let config = read(&shop.path("pitr.toml"));
+    let without = config.replace("service.data_directory", "#service.data_directory");
+    shop.sandbox.file("pitr.toml", without);
+    run(&id)
+        .expect_code(3)
+        .expect_stderr("service.data_directory");
+    shop.sandbox.file(
+        "pitr.toml",
+        config.replace(", \"config:host\"", ", \"config:host\", \"files:more\"")
+            + &format!(
+                "[files.more]\nsource = \"{}\"\n",
+                shop.path("uploads").display()
+            ),
+    );
+    run(&id)
+        .expect_code(5)
+        .expect_stderr("does not name member");
+    shop.sandbox.file("pitr.toml", config);
+    assert!(!shop.path("tmp/closed").exists(), "nothing was stopped");
+    // Without a replica Redis forgets to count what is written.
+    shop.stop_receiving();
+    shop.redis(&["CONFIG", "SET", "repl-backlog-ttl", "1"]);
+    wait_until(PATIENCE, "the backlog is gone", || {
+        shop.redis(&["INFO", "replication"])
+            .contains("repl_backlog_active:0")
+    });
+    let refused = shop.pitr(&["mark", "shop"]).run().expect_code(8);
+    refused.expect_stderr("is not counted");
+}
+
+/// A hostile repository: what is no mark is named, and leads nowhere.
+#[test]
+fn r43_a_mark_that_was_copied_is_none() {
+    let mut shop = Shop::open(17);
+    shop.json(&["mark", "shop"]);
+    let events = shop.path("one/aux/sets/shop/events");
+    let day = std::fs::read_dir(&events)
+        .unwrap()
+        .map(|e| e.unwrap().path());
+    let day = day
+        .into_iter()
+        .find(|p| {
+            p.file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("marks-")
+        })
+        .unwrap();
+    let mark = std::fs::read_dir(&day)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let name = mark.file_name().unwrap().to_str().unwrap().to_owned();
+    let copy = day.join(name.replace("-mark-", "-mark-0"));
+    std::fs::copy(&mark, &copy).unwrap();
+    user::own(&copy);
+    let info = shop.pitr(&["info", "--set", "shop", "--json"]).run();
+    let info = info.json();
+    assert_eq!(info["marks"].as_array().unwrap().len(), 1, "{info:#}");
+    assert_eq!(info["refused"].as_array().unwrap().len(), 1, "{info:#}");
+    shop.stop_receiving();
+}
+
+#[test]
+fn the_runbook_is_stale_when_the_configuration_is_another_one() {
+    let mut shop = Shop::open(17);
+    let book = shop.pitr(&["runbook", "--set", "shop"]).run().success();
+    assert!(
+        book.stdout.contains("pitr recover full --set shop"),
+        "{book}"
+    );
+    assert!(book.stdout.contains("stop redis:shop: `/bin/sh "), "{book}");
+    let copy = shop.sandbox.file("runbook.md", &book.stdout);
+    let check = || shop.pitr(&["runbook", "--check"]).arg(&copy).run();
+    check().success();
+    let config = read(&shop.path("pitr.toml"));
+    shop.sandbox
+        .file("pitr.toml", config.replace("stop-shop", "close-shop"));
+    check()
+        .expect_code(4)
+        .expect_stderr("not that of the configuration");
+    shop.sandbox.file("pitr.toml", config);
+    shop.stop_receiving();
+}
