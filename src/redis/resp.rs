@@ -218,7 +218,8 @@ mod tests {
     fn what_is_no_reply_is_an_error() {
         for bytes in [
             &b"HTTP/1.1 400 Bad Request\r\n"[..],
-            b"*1\r\n",
+            b"*1\r\n*1\r\n",
+            b"*65537\r\n",
             b"$12345678901234567890\r\n",
             b"$99999999999\r\n",
             b"$+1\r\n",
