@@ -118,16 +118,25 @@ fn a_receiver_makes_one_request_for_each_segment() {
     let log = site.peer.server().log();
     running.signal(rustix::process::Signal::TERM);
     running.wait().success();
-    // The number of requests for increments depends on how fast segments fill.
+    // A segment that does not fill within a second goes out in increments, and whether it is there whole is asked first: how many do depends on
+    // the machine.
+    let is_of_open = |line: &String| {
+        let name = line
+            .split('?')
+            .next()
+            .and_then(|path| path.rsplit('/').next());
+        name.is_some_and(|name| log.iter().any(|l| l.contains(&format!("/open/{name}"))))
+    };
     let whole: Vec<&String> = log.iter().filter(|l| !l.contains("/open/")).collect();
     let (puts, others): (Vec<_>, Vec<_>) = whole.into_iter().partition(|l| l.starts_with("PUT"));
     assert!(puts.len() >= 3, "{log:?}");
     let mut keys = puts.clone();
     keys.dedup();
     assert_eq!(keys.len(), puts.len(), "each once: {puts:?}");
-    // Once a minute the repository is opened anew: marker, registration, and whether a name is free.
+    let others: Vec<_> = others.into_iter().filter(|l| !is_of_open(l)).collect();
+    // Once a minute the repository is opened anew: marker, registration, resolutions, the segment before, and whether a name is free.
     let minutes = began.elapsed().as_secs() / 60;
-    let most = usize::try_from(3 * minutes).unwrap();
+    let most = usize::try_from(5 * minutes).unwrap();
     assert!(others.len() <= most, "{others:?} in {minutes} minutes");
     site.pitr().args(["receive", "--drop-slot"]).run().success();
 }
