@@ -11,6 +11,7 @@ pub mod away;
 pub mod backfill;
 pub mod backup;
 pub mod backup_delete;
+pub mod backup_need;
 pub mod blocked;
 pub mod check;
 pub mod choice;
