@@ -64,6 +64,7 @@ pub mod mount;
 mod mount_point;
 pub mod mounted;
 pub mod objectives;
+pub mod objectives_history;
 pub mod of;
 pub mod opened;
 pub mod owner;
