@@ -187,7 +187,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     told(cx, taken, None)
 }
 
-/// Takes a backup where one is needed. What the audit log tells begins behind the judgement.
+/// Takes a backup where one is needed. The audit log tells of that backup alone.
 fn run_if_needed(args: &Args, cx: &Context) -> Result<u8> {
     let why = match backup_need::look(&cx.session)? {
         Need::Needed(why) => why,

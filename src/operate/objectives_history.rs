@@ -259,7 +259,7 @@ fn kept<'a>(
         }
         if first.is_none() && line.promise_s.is_some() {
             first = Some(begin);
-            // What was before the promise is no part of its time.
+            // Time before the promise is no part of it.
             sum.free_s = 0;
         }
     }
