@@ -327,6 +327,17 @@ fn a_report_tells_how_promises_were_kept_and_what_nobody_knows(major: u32) {
     assert!(line.contains("8.82 %") && line.contains("31 min"), "{text}");
     let page = std::fs::read_to_string(site.sandbox().join("state/page.json")).unwrap();
     assert!(page.contains("last 7 days: rpo 1 d kept 8.82 %"), "{page}");
+    // A history that cannot be read is no empty one, and keeps nothing else from being told.
+    let history = site.sandbox().join("state/objectives/main.jsonl");
+    std::fs::remove_file(&history).unwrap();
+    std::fs::create_dir(&history).unwrap();
+    let observed = at(35, &["agent", "observe"]);
+    assert!(observed.code() != 0, "{observed}");
+    observed.expect_stderr("main.jsonl");
+    let report = at(35, &["report", "daily"]).expect_code(10);
+    report
+        .expect_stderr("read how promises were kept")
+        .expect_stdout("Newest drills");
 }
 per_major!(
     a_report_tells_how_promises_were_kept_and_what_nobody_knows,

@@ -1,7 +1,7 @@
 //! `pitr backup --if-needed`: a job that runs every few minutes, and takes a backup when there is much to replay.
 
 use crate::backup::committed;
-use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, user, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Run, Running, Site, Stop, user, wait_until};
 
 /// A backup if one is needed, with keys of the cluster's section.
 fn if_needed(site: &Site, keys: &[(&str, &str)]) -> Program {
@@ -121,6 +121,19 @@ fn while_another_backup_runs_none_is_taken_and_nothing_has_failed() {
     let records = log["records"].as_array().unwrap();
     let backups = records.iter().filter(|one| one["command"] == "backup");
     assert_eq!(backups.count(), 2, "begun and succeeded: {log}");
+}
+
+/// Several hosts have the same job. Who is late has not failed.
+#[test]
+fn of_jobs_that_begin_at_one_time_none_fails() {
+    let (site, _cluster) = Site::with_cluster(14);
+    let limit = [("MAX_WAL", "1GiB")];
+    let start = |_| if_needed(&site, &limit).timeout(10 * PATIENCE).spawn();
+    let running: Vec<Running> = (0..4).map(start).collect();
+    let runs = running.into_iter().map(|one| one.wait().success());
+    let taken = runs.filter(|run| !run.json()["id"].is_null()).count();
+    assert_eq!(committed(&site).len(), taken);
+    assert!(taken > 0);
 }
 
 /// A damaged page of the server comes with each backup. They must not be taken one after the other.
