@@ -6,6 +6,7 @@ use super::{alert, observed};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::operate::metrics;
+use crate::operate::objectives_history;
 use crate::operate::session::Session;
 
 /// The file of metrics, below `state_dir`.
@@ -27,8 +28,9 @@ pub fn observe(session: &Session, state_dir: &Path) -> Result<()> {
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
     let settings = session.settings()?;
     let conditions = alert::conditions(session, &settings, state_dir, &metrics)?;
-    // A page that cannot be written keeps nobody from being told.
+    // A history or a page that cannot be written keeps nobody from being told.
+    let noted = objectives_history::add(session, &settings, state_dir, metrics.info.as_ref());
     let written = observed::write(session, &settings, state_dir, (&metrics, &conditions));
     let told = alert::tell(session, &settings, state_dir, &conditions);
-    written.and(told)
+    noted.and(written).and(told)
 }

@@ -12,6 +12,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::info::{ClusterInfo, Info};
 use crate::operate::metrics::Metrics;
+use crate::operate::objectives_history::{self, Kept};
 use crate::operate::session::Session;
 use crate::operate::{how_long, proven, read_back};
 use crate::pg::time::TimestampTz;
@@ -25,6 +26,8 @@ const SAMPLE: Duration = Duration::from_secs(6 * 3600);
 const SAMPLES: usize = 120;
 /// A shorter time foretells nothing.
 const SPAN_MIN: Duration = Duration::from_secs(24 * 3600);
+/// The time of which the page tells how promises were kept.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The room on the filesystem of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,11 +109,17 @@ pub fn write(
         let notes = known.map_or(&[][..], |known| &known.notes);
         Some(noted(&repository.name, (total, free), notes, now))
     });
+    let week = (now.saturating_sub(WEEK), now);
+    // Whoever adds to a file that cannot be read reports it.
+    let kept = objectives_history::read(settings, state_dir, week).unwrap_or_default();
     let observed = Observed {
         collected: now,
         conditions: conditions.iter().map(shown).collect(),
         info,
-        lines: info.map_or(Vec::new(), |info| info.clusters.iter().map(lines).collect()),
+        lines: info.map_or(Vec::new(), |info| {
+            let lines = |cluster| lines(cluster, &kept);
+            info.clusters.iter().map(lines).collect()
+        }),
         error: metrics.failed.as_ref().map(ToString::to_string),
         failures,
         rooms: rooms.collect(),
@@ -130,14 +139,16 @@ fn shown(condition: &Condition) -> Shown<'_> {
     }
 }
 
-fn lines(cluster: &ClusterInfo) -> Vec<String> {
+fn lines(cluster: &ClusterInfo, kept: &[Kept]) -> Vec<String> {
+    let kept = kept.iter().filter(|one| one.cluster == cluster.name);
+    let kept = kept.filter_map(|one| Some(format!("last 7 days: {}", one.line()?)));
     let estimate = cluster.estimate.as_ref();
     let estimate = estimate.map(|e| format!("time to recovery: {}", how_long::line(e)));
     let receiver = cluster.receiver.as_ref().map(|r| r.line());
     let read_back = Some(&cluster.read_back).filter(|share| **share != Share::default());
     let read_back = read_back.map(read_back::line);
     let lines = [estimate, proven::line(&cluster.drills), receiver, read_back];
-    lines.into_iter().flatten().collect()
+    lines.into_iter().flatten().chain(kept).collect()
 }
 
 /// All bytes and the free ones on the filesystem of a repository in a directory.

@@ -168,6 +168,14 @@ pub fn stand_back(host: &Host) {
     std::thread::sleep(Duration::from_millis(least + own));
 }
 
+/// Finds a running backup of the scope.
+///
+/// # Errors
+/// Errors of the store.
+pub fn running(store: &dyn Store, scope: &Scope, host: &Host) -> Result<Option<Running>> {
+    other((store, scope), None, host)
+}
+
 /// A running backup of the scope beside `own`.
 fn other(
     (store, scope): (&dyn Store, &Scope),

@@ -8,6 +8,14 @@ use super::{
 };
 use crate::operate::audit::About;
 
+/// Returns what a record of a backup says that was found to be needed.
+pub(super) fn backup(cluster: &str) -> Option<About> {
+    Some(About {
+        command: "backup",
+        object: Some(cluster.to_owned()),
+    })
+}
+
 /// Returns what a record of this command says; none where there is no record of it. `cluster` names the one that it works on.
 pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> Option<About> {
     let content = |command, names: &[&str]| {
@@ -25,7 +33,8 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
     match command {
         Command::Init(args) => args.role.is_none().then(|| words("init", &[]))?,
         Command::Backup(args) => match &args.command {
-            None => words("backup", &[]),
+            // It records what it does when it knows that a backup is needed.
+            None => (!args.if_needed).then(|| words("backup", &[]))?,
             Some(backup::Command::Delete(args)) => {
                 let id = args.backup.to_string();
                 args.confirm.then(|| words("backup delete", &[&id]))?

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Context, backup_delete};
+use super::{Context, audited, backup_delete};
 use crate::backup::Options;
 use crate::backup::backoff::HeldBack;
 use crate::backup::kind::Wish;
@@ -12,7 +12,9 @@ use crate::backup::resume::TakenOver;
 use crate::config::{Backoff, Period, Size};
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::audit::framed;
 use crate::operate::backup::{self, Taken};
+use crate::operate::backup_need::{self, Need};
 use crate::operate::human;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
@@ -38,6 +40,9 @@ use crate::wire::basebackup::StartCheckpoint;
 ///
 /// One backup of a cluster runs at a time in a repository, whatever host takes it. Another one is refused with the id of the first: exit status 7; with --wait it waits for
 /// its end. One that was killed holds up nobody on its own host, and others for half an hour.
+///
+/// --if-needed is for a job that runs every few minutes. It takes a backup when recovery from the newest one would replay WAL for longer than "max_replay", or more of it than "max_wal",
+/// and when nothing can be recovered. Otherwise, and while another backup runs, it prints why none is taken: exit status 0.
 ///
 /// A backup that was interrupted leaves its packs for a day. The next one, of either kind and method, takes them over: it reads each page again, and stores it again where it has
 /// changed. A backup that ran the repository full, or met damage, takes back what it stored.
@@ -65,6 +70,10 @@ pub struct Args {
     /// Wait at most this long for the end of another backup of the cluster
     #[arg(long, value_name = "DURATION", default_value = "0")]
     pub wait: Period,
+
+    /// Take none while recovery would replay no more than max_replay and max_wal of the configuration
+    #[arg(long, conflicts_with = "wait")]
+    pub if_needed: bool,
 
     /// A text to recognise the backup by
     #[arg(long, value_name = "TEXT")]
@@ -128,10 +137,18 @@ pub enum Compression {
     Zstd,
 }
 
+/// No backup, as JSON.
+#[derive(Serialize)]
+struct NotTaken<'a> {
+    id: Option<String>,
+    reason: &'a str,
+}
+
 /// A backup that was taken, as JSON.
 #[derive(Serialize)]
 struct Shown<'a> {
     id: String,
+    reason: Option<&'a str>,
     kind: BackupKind,
     kind_reason: Option<&'a str>,
     prior: Option<String>,
@@ -163,6 +180,42 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return backup_delete::run(args, cx);
     }
     cx.stop_in_order()?;
+    if args.if_needed {
+        return run_if_needed(args, cx);
+    }
+    let taken = backup::run(&cx.session, reading(args.method), options(args))?;
+    told(cx, taken, None)
+}
+
+/// Takes a backup where one is needed. The audit log tells of that backup alone.
+fn run_if_needed(args: &Args, cx: &Context) -> Result<u8> {
+    let why = match backup_need::look(&cx.session)? {
+        Need::Needed(why) => why,
+        Need::NotNeeded(why) => return not_taken(cx, &why),
+    };
+    cx.out.note(&format!("a backup is needed: {why}"));
+    let cluster = cx.session.settings()?.cluster()?.name;
+    let take = || {
+        let taken = backup::run_if_free(&cx.session, reading(args.method), options(args))?;
+        told(cx, taken, Some(&why))
+    };
+    match framed(&cx.session, audited::backup(cluster.as_str()), take) {
+        // Another one began behind the judgement.
+        Err(e) if e.code() == Code::Locked => not_taken(cx, &e.to_string()),
+        done => done,
+    }
+}
+
+fn not_taken(cx: &Context, reason: &str) -> Result<u8> {
+    match cx.out.is_json() {
+        true => cx.out.json(&NotTaken { id: None, reason })?,
+        false => cx.out.report(&format!("no backup is taken: {reason}"))?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Prints what was taken, and returns the status.
+fn told(cx: &Context, taken: Taken, reason: Option<&str>) -> Result<u8> {
     let Taken {
         root,
         why,
@@ -170,9 +223,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         taken_over,
         repository,
         took,
-    } = backup::run(&cx.session, reading(args.method), options(args))?;
+    } = taken;
     if cx.out.is_json() {
         cx.out.json(&Shown {
+            reason,
             held_back: held_back.as_ref(),
             resumed: &taken_over,
             ..shown(&root, why.as_deref(), &repository, took)
@@ -235,6 +289,7 @@ fn shown<'a>(
 ) -> Shown<'a> {
     Shown {
         id: root.head.id.to_string(),
+        reason: None,
         kind: root.head.backup_kind,
         kind_reason: why,
         prior: root.head.prior.as_ref().map(ToString::to_string),

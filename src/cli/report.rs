@@ -1,6 +1,7 @@
 //! `pitr report`: what ran, what is proven, and what somebody should do.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::audit::RangeArgs;
 use super::output::{Align, Table};
@@ -10,11 +11,12 @@ use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::operate::finding::Level;
 use crate::operate::human;
+use crate::operate::objectives_history::Kept;
 use crate::operate::report::{self, Kind, Report, Run};
 
 /// Report what ran, what is proven, and what is to be done
 ///
-/// daily: runs, new backups, drills, findings with what helps. audit: each run, and whether the audit log is whole. compliance: controls, each with the command behind it.
+/// daily: runs, new backups, drills, how rpo and rto were kept, findings with what helps. audit: each run, and whether the audit log is whole. compliance: controls, each with the command behind it.
 ///
 /// Runs come from the audit log (key records of section audit); without it a report knows none. Exit status: 0, 4 when the log was changed, 10 when something could not be looked at.
 ///
@@ -196,6 +198,20 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
         rows: proofs.collect(),
         none: "none",
     });
+    parts.push(Part {
+        title: "Promises",
+        columns: &[
+            "cluster",
+            "promise",
+            "kept",
+            "broken",
+            "not known",
+            "worst",
+            "at",
+        ],
+        rows: report.promises.iter().map(kept).collect(),
+        none: "nothing was measured: pitr agent does it, on its host",
+    });
     if let Some(log) = &report.log {
         let rows = log.problems.iter().map(|one| {
             let word = if one.is_damage { "CHANGED" } else { "warning" };
@@ -238,6 +254,23 @@ fn ran(run: &Run) -> Vec<String> {
         run.command.clone(),
         run.object.clone().unwrap_or_default(),
         outcome,
+    ]
+}
+
+fn kept(one: &Kept) -> Vec<String> {
+    let seconds = |s| human::duration(Duration::from_secs(s));
+    let is_promised = one.goal_s.is_some();
+    let promised = |s| is_promised.then(|| seconds(s)).unwrap_or_default();
+    let goal = one.goal_s.map_or("not promised".to_owned(), seconds);
+    let worst = one.worst_ms.map(Duration::from_millis);
+    vec![
+        one.cluster.clone(),
+        format!("{}: {goal}", one.promise),
+        one.share().unwrap_or_default(),
+        promised(one.broken_s),
+        promised(one.unknown_s),
+        worst.map_or_else(String::new, human::duration),
+        one.worst_time.map_or_else(String::new, human::time),
     ]
 }
 

@@ -39,6 +39,8 @@ keys! { CLUSTER: |e, cluster: Cluster|
     "drill_dir": drill_dir = e.path();
     "clone_dir": clone_dir = e.path();
     "full_every": full_every = e.period();
+    "max_replay": max_replay = e.period();
+    "max_wal": max_wal_bytes = e.bytes();
     "backoff.latency": backoff.latency = e.latency();
     "backoff.wal_lag": backoff.wal_lag_bytes = e.bytes();
     "standby_outage": standby_outage = e.choice(&[("stream", StandbyOutage::Stream), ("stop", StandbyOutage::Stop)]);

@@ -264,6 +264,10 @@ pub struct Cluster {
     pub clone_dir: Option<PathBuf>,
     /// How old the content of a backup may become before a full one is taken; without it every backup is full that is not asked to be incremental.
     pub full_every: Option<Duration>,
+    /// How long replay from the newest backup may take before `pitr backup --if-needed` takes another one.
+    pub max_replay: Option<Duration>,
+    /// How much WAL may follow the begin of the newest backup before it does.
+    pub max_wal_bytes: Option<u64>,
     /// How busy the server may be before a backup slows down.
     pub backoff: Backoff,
     /// The answer of `pitr-restore` to a standby while the repository is out of reach.
@@ -305,6 +309,8 @@ impl Cluster {
             drill_dir: None,
             clone_dir: None,
             full_every: None,
+            max_replay: None,
+            max_wal_bytes: None,
             backoff: Backoff::default(),
             standby_outage: StandbyOutage::default(),
             promote_unreachable: PromoteUnreachable::default(),
@@ -933,6 +939,8 @@ mod tests {
             max_drill_age = "8d"
             drill_dir = "/srv/drills"
             full_every = "7d"
+            max_replay = "10m"
+            max_wal = "2GiB"
             standby_outage = "stop"
             promote_unreachable = "refuse"
             cache_dir = "/var/cache/pitr"
@@ -997,6 +1005,8 @@ mod tests {
         assert_eq!(cluster.max_drill_age, Some(Period(8 * 24 * 3600)));
         assert_eq!(cluster.drill_dir.as_deref(), Some(Path::new("/srv/drills")));
         assert_eq!(cluster.full_every, Some(Duration::from_secs(7 * 86_400)));
+        assert_eq!(cluster.max_replay, Some(Duration::from_secs(600)));
+        assert_eq!(cluster.max_wal_bytes, Some(2 << 30));
         let backoff = Backoff {
             latency: Some(Duration::from_millis(50)),
             wal_lag_bytes: Some(256 << 20),
@@ -1137,7 +1147,7 @@ mod tests {
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
 [clusters.main]\n  retension = 1 => pitr.toml:2:3: key "retension" does not exist in [clusters.main] => Did you mean "retention"?
-[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, rpo, rto, copies, retention, service.
+[clusters.main]\n  location = 1 => pitr.toml:2:3: key "location" does not exist in [clusters.main] => Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, max_replay, max_wal, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, rpo, rto, copies, retention, service.
 [clusters.main.retention]\nkeep_dayly = 1 => pitr.toml:2:1: key "keep_dayly" does not exist in [clusters.main.retention] => Did you mean "keep_daily"?
 [clusters.main.retention]\nkeep_last = -1 => pitr.toml:2:13: "retention.keep_last" is not a number from 0 to 100000
 [clusters.main.retention]\nwal_window = "0d" => pitr.toml:2:14: "retention.wal_window" must be longer than 0

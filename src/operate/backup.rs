@@ -14,7 +14,7 @@ use crate::backup::resume::TakenOver;
 use crate::backup::stream::Streamed;
 use crate::backup::{self, Options};
 use crate::config::{Cluster, Repository, Settings};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::repo::root::BackupRoot;
 use crate::repo::root::cluster::Method;
 use crate::wire::conninfo::{self, ConnInfo};
@@ -40,6 +40,23 @@ pub struct Taken {
 /// # Errors
 /// `Config` without a repository; those of [`backup::take`].
 pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken> {
+    run_unless(session, method, options, |_| false)
+}
+
+/// As [`run`], where another backup that runs is an answer and no failure: it is not counted.
+///
+/// # Errors
+/// Those of [`run`]; `Locked` while another backup of the cluster runs.
+pub fn run_if_free(session: &Session, method: Method, options: Options) -> Result<Taken> {
+    run_unless(session, method, options, |e| e.code() == Code::Locked)
+}
+
+fn run_unless(
+    session: &Session,
+    method: Method,
+    options: Options,
+    is_no_attempt: fn(&Error) -> bool,
+) -> Result<Taken> {
     let settings = session.settings()?;
     let cluster = settings.cluster()?;
     let configured = settings.first_repository()?;
@@ -52,9 +69,8 @@ pub fn run(session: &Session, method: Method, options: Options) -> Result<Taken>
     };
     let options = Options { wish, ..options };
     let work = || take(session, &settings, (&cluster, configured), method, options);
-    counters::counted((session, &settings), &label, work, |taken| {
-        taken.root.head.backup_kind
-    })
+    let kind = |taken: &Taken| taken.root.head.backup_kind;
+    counters::counted_unless((session, &settings), &label, work, kind, is_no_attempt)
 }
 
 /// The kind that is counted where a backup fails.

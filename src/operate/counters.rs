@@ -151,6 +151,20 @@ pub fn counted<T>(
     work: impl FnOnce() -> Result<T>,
     kind: impl FnOnce(&T) -> BackupKind,
 ) -> Result<T> {
+    counted_unless((session, settings), label, work, kind, |_| false)
+}
+
+/// As [`counted`]; an error that `is_none` holds for is no attempt.
+///
+/// # Errors
+/// Those of `work`.
+pub fn counted_unless<T>(
+    (session, settings): (&Session, &Settings),
+    label: &Label,
+    work: impl FnOnce() -> Result<T>,
+    kind: impl FnOnce(&T) -> BackupKind,
+    is_none: impl FnOnce(&Error) -> bool,
+) -> Result<T> {
     let own = Begun {
         label: label.clone(),
         pid: std::process::id(),
@@ -173,9 +187,12 @@ pub fn counted<T>(
         }
         Err(e) => (label.clone(), Some(reason(e.code()))),
     };
+    let is_attempt = !done.as_ref().is_err_and(is_none);
     update((session, settings), |book| {
         book.running.retain(|one| *one != own);
-        book.add(&label, reason, Some(took));
+        if is_attempt {
+            book.add(&label, reason, Some(took));
+        }
     });
     done
 }

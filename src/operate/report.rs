@@ -10,6 +10,7 @@ use super::audit::{self, Listed, Range, Verified};
 use super::failures::Failures;
 use super::finding::{Finding, Level};
 use super::info::{self, ClusterInfo, Info};
+use super::objectives_history::{self, Kept};
 use super::scopes::ScopeInfo;
 use super::session::Session;
 use crate::config::{Records, Settings};
@@ -49,6 +50,8 @@ pub struct Report {
     pub backups: Vec<Entry>,
     /// Restores that were tried: the newest drill of each repository.
     pub proofs: Vec<Proof>,
+    /// How the promises of each cluster were kept, as the agent of this host measured it.
+    pub promises: Vec<Kept>,
     /// The controls; of a report about compliance alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub controls: Vec<Control>,
@@ -171,6 +174,14 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
             None
         }
     };
+    let state_dir = settings.state_dir(&session.environment);
+    let promises = state_dir.map_or(Ok(Vec::new()), |state_dir| {
+        objectives_history::read(&settings, &state_dir, (since, until.min(now)))
+    });
+    let promises = promises.unwrap_or_else(|e| {
+        failures.add(e, "read how promises were kept".to_owned());
+        Vec::new()
+    });
     let controls = match (kind, &info, &log) {
         (Kind::Compliance, Some(info), Some(log)) => controls(&settings, info, log, &records),
         _ => Vec::new(),
@@ -186,6 +197,7 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         runs: runs(&records),
         backups: backups(&clusters, &scopes, since, until),
         proofs: clusters.iter().flat_map(proofs).collect(),
+        promises,
         controls,
         log,
         recommendations: recommendations(&clusters, &scopes),

@@ -42,7 +42,7 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
         ),
         (
             "[clusters.main]\nfolder = '/d'",
-            "error config: pitr.toml:2:1: key \"folder\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, rpo, rto, copies, retention, service.\n",
+            "error config: pitr.toml:2:1: key \"folder\" does not exist in [clusters.main]\n  next:   Keys are: pgdata, conninfo, max_backup_age, max_drill_age, drill_dir, clone_dir, full_every, max_replay, max_wal, backoff, standby_outage, promote_unreachable, cache_dir, spool_dir, timezone, prefetch_segments, receive, rpo, rto, copies, retention, service.\n",
         ),
         (
             "[clusters.main]\npgdta = '/d'",

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::common::{Cluster, PATIENCE, Program, Site, path_of, pitr, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Site, Stop, path_of, pitr, wait_until};
 use crate::per_major;
 
 /// The value of a series; none where there is none.
@@ -272,6 +273,76 @@ fn what_would_be_lost_is_told_as_the_server_goes_on(major: u32) {
     );
 }
 per_major!(what_would_be_lost_is_told_as_the_server_goes_on, v17);
+
+fn a_report_tells_how_promises_were_kept_and_what_nobody_knows(major: u32) {
+    let (site, mut cluster) = site(major);
+    cluster.sql("create table t (a int)");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let promised = config.replacen(
+        "[clusters.main]\n",
+        "[clusters.main]\nrpo = \"1d\"\nrto = \"1s\"\n",
+        1,
+    );
+    std::fs::write(site.config(), promised).unwrap();
+    // A minute passes between two looks, whatever the machine needs for them.
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let start = begun.as_secs();
+    let at = |minute: u64, args: &[&str]| {
+        let clock = format!("{},{start},0", start + 60 * minute);
+        let program = site.pitr().args(args).env("PITR_FAULT_CLOCK", clock);
+        program.run()
+    };
+    let promises = |minute: u64| {
+        let run = at(minute, &["report", "daily", "--format", "json"]);
+        let report = run.json();
+        let found = report["promises"].as_array().unwrap().clone();
+        let of = |name: &str| found.iter().find(|one| one["promise"] == name).cloned();
+        (of("rpo").unwrap(), of("rto").unwrap())
+    };
+    let seconds = |one: &serde_json::Value| {
+        ["kept_s", "broken_s", "unknown_s"].map(|name| one[name].as_u64().unwrap())
+    };
+    for minute in 0..3 {
+        at(minute, &["agent", "observe"]).success();
+    }
+    let (rpo, rto) = promises(2);
+    // By default a recovery takes seconds.
+    assert_eq!(seconds(&rpo), [120, 0, 0], "{rpo}");
+    assert_eq!(seconds(&rto), [0, 120, 0], "{rto}");
+    assert!(rto["worst_ms"].as_u64() > Some(1000) && rto["worst_time"].is_string());
+    // A server that is down says nothing: that is no time in which the promise was kept.
+    cluster.stop(Stop::Fast);
+    at(3, &["agent", "observe"]);
+    assert_eq!(seconds(&promises(3).0), [120, 0, 60]);
+    // Nobody looks for half an hour.
+    cluster.start();
+    at(33, &["agent", "observe"]);
+    at(34, &["agent", "observe"]);
+    let (rpo, _) = promises(34);
+    assert_eq!(seconds(&rpo), [180, 0, 60 + 30 * 60], "{rpo}");
+    let text = at(34, &["report", "daily"]).stdout;
+    let line = text.lines().find(|l| l.contains("rpo: 1 d")).unwrap();
+    assert!(line.contains("8.82 %") && line.contains("31 min"), "{text}");
+    let page = std::fs::read_to_string(site.sandbox().join("state/page.json")).unwrap();
+    assert!(page.contains("last 7 days: rpo 1 d kept 8.82 %"), "{page}");
+    // A history that cannot be read is no empty one, and keeps nothing else from being told.
+    let history = site.sandbox().join("state/objectives/main.jsonl");
+    std::fs::remove_file(&history).unwrap();
+    std::fs::create_dir(&history).unwrap();
+    let observed = at(35, &["agent", "observe"]);
+    assert!(observed.code() != 0, "{observed}");
+    observed.expect_stderr("main.jsonl");
+    let report = at(35, &["report", "daily"]).expect_code(10);
+    report
+        .expect_stderr("read how promises were kept")
+        .expect_stdout("Newest drills");
+}
+per_major!(
+    a_report_tells_how_promises_were_kept_and_what_nobody_knows,
+    v17
+);
 
 fn the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone(major: u32) {
     let (site, _cluster) = site(major);

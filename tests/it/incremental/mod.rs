@@ -4,6 +4,7 @@ mod bucket;
 mod chain;
 mod compact;
 mod kind;
+mod need;
 mod pages;
 mod resume;
 mod servers_own;

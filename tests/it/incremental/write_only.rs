@@ -464,3 +464,19 @@ fn b23_credentials_that_may_not_read_backups_do_with_what_the_host_kept() {
     copy.wait_promoted();
     assert_eq!(truth(&copy), truth(&cluster));
 }
+
+/// Its keys read no WAL. So it says that, and takes no backup after another.
+#[test]
+fn a_host_that_only_writes_cannot_judge_whether_a_backup_is_needed() {
+    let host = Host::new(17);
+    let judge = || {
+        let program = host.sealed.on("writer").args(["backup", "--if-needed"]);
+        program.env("PITR_CLUSTERS_MAIN_MAX_WAL", "1GiB").run()
+    };
+    judge()
+        .success()
+        .expect_stderr("a backup is needed: nothing can be recovered");
+    judge()
+        .expect_code(1)
+        .expect_stderr("Run the command on a host that has a reader's key");
+}
