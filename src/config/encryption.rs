@@ -54,6 +54,21 @@ impl Encryption {
         given.next().map(|(key, words)| (key, words.as_slice()))
     }
 
+    /// Whether it seals objects with a file, and opens them by a command.
+    pub fn opens_later(&self) -> bool {
+        self.key_set.is_some() && self.command().is_some()
+    }
+
+    /// The same without its commands.
+    #[must_use]
+    pub fn without_commands(&self) -> Encryption {
+        Encryption {
+            key_command: Vec::new(),
+            passphrase_command: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     /// Whether it seals objects and opens none: so does a host that attackers reach first.
     pub fn only_writes(&self) -> bool {
         self.key_set.is_some() && !self.can_read()

@@ -585,6 +585,14 @@ pub fn is_private_key(content: &[u8]) -> bool {
         && serde_json::from_slice::<ReaderFile>(content).is_ok_and(|file| file.kind == READER)
 }
 
+/// Returns the digits of the private key in a recipient's key file.
+///
+/// # Errors
+/// `Key` for any other content.
+pub fn private_digits(content: &[u8]) -> Result<Zeroizing<String>> {
+    Ok(ReaderFile::decode(Path::new("a key file"), content)?.private_key)
+}
+
 /// The key file that a recipient keeps.
 #[derive(Serialize, Deserialize)]
 pub struct ReaderFile {

@@ -61,6 +61,13 @@ pub(super) fn look(
         ),
         _ => found.ok("recipients", names),
     }
+    let command = configured
+        .encryption
+        .as_ref()
+        .and_then(|from| from.command());
+    if let Some((key, [program, ..])) = command {
+        found.ok(key, program.as_str());
+    }
     if let Some(own) = seen.own {
         found.ok("read here as", own);
     }
