@@ -80,6 +80,9 @@ pub fn run(
         return Err(err!(Config, "{setting} names no program"));
     };
     let named = Named { setting, program };
+    if !Path::new(program).is_absolute() {
+        return Err(named.untrusted("is not an absolute path"));
+    }
     let real = trust::closed_path(Path::new(program)).map_err(|why| named.untrusted(&why))?;
     let files = arguments.iter().map(Path::new);
     for file in files.filter(|path| path.is_absolute() && path.is_file()) {
@@ -169,12 +172,12 @@ impl Running {
         loop {
             // Looked for first: what a program that has ended printed is in the pipes.
             let ended = self.child.try_wait().map_err(failed)?;
+            self.has_ended = ended.is_some();
             let has_come = wait(&mut [&mut printed, &mut said], ended.is_some()).map_err(failed)?;
             if printed.length > limit_bytes {
                 return Err(named.error(&format!("prints more than {limit_bytes} bytes")));
             }
             if let (Some(status), false) = (ended, has_come) {
-                self.has_ended = true;
                 let (printed, said) = (printed.bytes(), said.bytes());
                 return Ok(Heard {
                     status,

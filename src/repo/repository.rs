@@ -175,7 +175,7 @@ fn unsealed(
         "repository \"{}\" is encrypted, and no encryption is configured for it",
         store.location()
     )
-    .hint("Nothing was read or written. Configure the repository's encryption on this host: key_set for what writes, key_file or a passphrase for what reads."))
+    .hint("Nothing was read or written. Configure the repository's encryption on this host: key_set for what writes, key_file, key_command or a passphrase for what reads."))
 }
 
 /// An open repository: its marker was read in this session.

@@ -57,7 +57,7 @@ pub(super) fn look(
             "recipients",
             names,
             "without the MAC key of the key set it cannot be seen whether they are genuine",
-            "run pitr doctor where key_set, key_file or a passphrase is configured",
+            "run pitr doctor where key_set, key_file, key_command or a passphrase is configured",
         ),
         _ => found.ok("recipients", names),
     }
