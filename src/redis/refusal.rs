@@ -12,7 +12,7 @@ const SHOWN_CHARS: usize = 200;
 const RIGHTS: &str = "+psync +replconf +ping +info";
 
 /// The rights that a restore into the server needs besides.
-const RIGHTS_INTO: &str = "+replicaof +slaveof +config|get +config|set +pubsub|numsub";
+const RIGHTS_INTO: &str = "+replicaof +slaveof +config|get +config|set +pubsub|numsub +bgsave";
 
 /// Explains an error that a server gives in reply to `command`. `user` is the configured one.
 pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
@@ -27,7 +27,7 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         ),
         "NOPERM" if !matches!(command, "PSYNC" | "REPLCONF" | "PING" | "INFO") => {
             err!(Denied, "user \"{shown_user}\" may not run {command}").hint(format!(
-                "A restore into the server needs these rights: ACL SETUSER {shown_user} {RIGHTS_INTO}\nBefore Redis 7: +replicaof +slaveof +config +pubsub"
+                "A restore into the server needs these rights: ACL SETUSER {shown_user} {RIGHTS_INTO}\nBefore Redis 7: +replicaof +slaveof +config +pubsub +bgsave"
             ))
         }
         "NOPERM" => err!(Denied, "user \"{shown_user}\" may not run {command}").hint(format!(

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod info;
 pub mod into;
 pub mod list;
+mod on_disk;
 pub mod plan;
 pub mod receive;
 pub mod restore;
