@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod info;
 pub mod into;
+pub mod keys;
 pub mod list;
 pub mod plan;
 pub mod receive;
