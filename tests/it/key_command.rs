@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::common::{Program, Run, Sandbox, paths_below, user};
+use crate::common::{PATIENCE, Program, Run, Sandbox, paths_below, user, wait_until};
 use crate::sealed::{Stored, keygen, refused};
 
 /// The words of openssl with a key in a file, as TOML and command lines have them.
@@ -215,7 +215,9 @@ fn a_command_that_hangs_is_killed_with_its_workers() {
         .trim()
         .parse()
         .unwrap();
-    crate::common::wait_until("the worker ends", || pitr::process::has_ended(worker));
+    wait_until(PATIENCE, "the worker ends", || {
+        pitr::process::has_ended(worker)
+    });
 }
 
 #[test]

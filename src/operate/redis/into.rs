@@ -101,27 +101,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
         server_version: None,
         is_dry_run: true,
     };
-    let planned = restore::run(session, &wanted)?;
-    let Some(version) = planned.target.clone() else {
-        return Err(err!(
-            SourceMissing,
-            "no redis-server or valkey-server is on the search path to load the data set"
-        )
-        .hint(format!(
-            "{UNCHANGED}\nInstall one, or name its folder in PATH."
-        )));
-    };
-    if !running.version.can_follow(&version) {
-        return Err(err!(
-            Refused,
-            "{} cannot load what {version} writes, which is on the search path",
-            running.version
-        )
-        .hint(format!(
-            "{UNCHANGED}\nPut the programs of {} first in PATH, if they load the data set.",
-            running.version
-        )));
-    }
+    let (planned, version) = plan(session, &wanted, &running.version)?;
     let keys_before = count(&running.info);
     let mut replaced = Replaced {
         server: running.version.clone(),
@@ -170,6 +150,34 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
     session.host.progress.phase("wait for the disk", None);
     on_disk::require(&mut running, redis.stall_timeout, &mut tick)?;
     Ok(replaced)
+}
+
+/// Plans a data set that a scratch server loads, and the running server from that: nothing is written yet.
+pub(super) fn plan(
+    session: &Session,
+    wanted: &restore::Asked<'_>,
+    running: &ServerVersion,
+) -> Result<(restore::Restored, ServerVersion)> {
+    let planned = restore::run(session, wanted)?;
+    let Some(version) = planned.target.clone() else {
+        return Err(err!(
+            SourceMissing,
+            "no redis-server or valkey-server is on the search path to load the data set"
+        )
+        .hint(format!(
+            "{UNCHANGED}\nInstall one, or name its folder in PATH."
+        )));
+    };
+    if !running.can_follow(&version) {
+        return Err(err!(
+            Refused,
+            "{running} cannot load what {version} writes, which is on the search path"
+        )
+        .hint(format!(
+            "{UNCHANGED}\nPut the programs of {running} first in PATH, if they load the data set."
+        )));
+    }
+    Ok((planned, version))
 }
 
 /// Requires a server that can become the replica of another one.
@@ -263,7 +271,7 @@ fn fits(
 }
 
 /// Takes a backup of what is there.
-fn safety(session: &Session, asked: &Asked<'_>) -> Result<backup::Taken> {
+pub(super) fn safety(session: &Session, asked: &Asked<'_>) -> Result<backup::Taken> {
     let request = backup::Asked {
         name: asked.into,
         label: format!("before a restore of {}", asked.name),
@@ -529,7 +537,7 @@ fn is_in_step(replica: &Info, master: &Info) -> bool {
     is_up && is_same && number(replica, "slave_repl_offset") >= number(master, "master_repl_offset")
 }
 
-fn number(info: &Info, name: &str) -> u64 {
+pub(super) fn number(info: &Info, name: &str) -> u64 {
     info.field(name).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
@@ -545,7 +553,7 @@ fn lasting(info: &Info) -> u64 {
         .sum()
 }
 
-fn shown(redis: &Redis) -> String {
+pub(super) fn shown(redis: &Redis) -> String {
     redis
         .address
         .as_ref()
@@ -553,7 +561,7 @@ fn shown(redis: &Redis) -> String {
 }
 
 /// Adds to an error that the running server is as it was.
-fn unchanged(error: Error) -> Error {
+pub(super) fn unchanged(error: Error) -> Error {
     let hint = match error.hint_text() {
         Some(hint) => format!("{UNCHANGED}\n{hint}"),
         None => UNCHANGED.to_owned(),

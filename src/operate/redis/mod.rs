@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod info;
 pub mod into;
+pub mod keys;
 pub mod list;
 mod on_disk;
 pub mod plan;
