@@ -277,7 +277,7 @@ fn a_command_gets_no_secret_and_runs_when_something_is_opened() {
         .sealed
         .configure(&stored.still.cluster, "host", &both);
     // Archiving asks no command, on a host that has one as well.
-    stored.sealed.push(&stored.still, "host", 0).run().success();
+    stored.sealed.push(&stored.still, "host", 1).run().success();
     assert!(!seen.exists());
     let fetch = stored.sealed.fetch(&stored.still, "host", 0);
     let fetch = fetch
