@@ -68,13 +68,16 @@ demo-s3: build ## the lost server with the repository in a bucket of an S3 serve
 # With a number as PITR_TEST_TURN (.ci/run sets it) one of six turns runs: of the tests that are listed by major those of one and of 19. Sweeps over
 # every call take every third one, and so do the campaigns: each of the three groups has its day (the fuzz targets have the first, .ci/run).
 OLDER := 13 14 15 16 17 18
+# Of Redis one older version and the newest.
+OLDER_REDIS := redis6 redis7 valkey8 valkey9
+CHOSEN_REDIS = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 4 + 1 ))),$(OLDER_REDIS))
 CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
-GROUP1 := files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05
-GROUP2 := lives::histories:: oracle:: backup_soak:: restore_faults::
+GROUP1 := files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05 agent::j01
+GROUP2 := lives::histories:: oracle:: backup_soak:: restore_faults:: agent_claims::j10
 GROUP3 := incremental::resume:: incremental::write_only:: incremental::compact:: heal::campaign:: drain_s3::p20 sftp:: restore_replace::t21 redis::into::
 # Shifted with every round of the majors, so that each group meets each of them.
 GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 3 + 1 ))),1 2 3),$(GROUP$(n)))
-OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ,$(addprefix ::v,$(filter-out $(CHOSEN),$(OLDER))) $(GROUPS_OF_OTHER_DAYS)))
+OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ,$(addprefix ::v,$(filter-out $(CHOSEN),$(OLDER))) $(addprefix ::,$(filter-out $(CHOSEN_REDIS),$(OLDER_REDIS))) $(GROUPS_OF_OTHER_DAYS)))
 
 test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-tools test

@@ -53,7 +53,8 @@ pub fn without_libpq(command: &mut Command) {
     remove_variables(command, b"PG");
 }
 
-fn remove_variables(command: &mut Command, prefix: &[u8]) {
+/// Keeps the variables whose names begin so from a program.
+pub fn remove_variables(command: &mut Command, prefix: &[u8]) {
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(prefix) {
             command.env_remove(name);

@@ -1,5 +1,7 @@
 //! `pitr redis`: data sets of Redis and Valkey.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -13,6 +15,7 @@ use crate::exit;
 use crate::operate::human;
 use crate::operate::redis::backup::{self, Asked, Taken};
 use crate::operate::redis::into::{self, Replaced};
+use crate::operate::redis::keys::{self, Copied, Names, Picked};
 use crate::operate::redis::list::{self, Listed};
 use crate::operate::redis::receive;
 use crate::operate::redis::restore::{self, Restored};
@@ -90,6 +93,10 @@ pub struct ReceiveArgs {
 /// --into replaces all keys of a running server. A scratch server loads the data set on this host, and the running server is its replica until both have the same.
 /// A backup of what is there is taken before. Stop what writes there: writes are refused meanwhile, and those of the time between are lost. It needs --confirm.
 ///
+/// --key and --keys bring keys alone into the running server, by DUMP and RESTORE, with the time at which each ends. All its other keys stay. Keys that it has with
+/// another value are replaced with --confirm only, and a backup is taken before. Without a replaced key neither is needed. --dry-run says how many keys are new,
+/// replaced and equal. A command that was killed is run again.
+///
 /// Example: pitr redis restore cache --to /var/lib/redis-restored
 #[derive(clap::Args, Debug)]
 pub struct RestoreArgs {
@@ -101,9 +108,21 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "into")]
     pub to: Option<PathBuf>,
 
-    /// Replace all keys of the running server of this section of the configuration
+    /// Replace all keys of the running server of this section of the configuration, or those of --key and --keys alone
     #[arg(long, value_name = "SECTION", conflicts_with_all = ["to", "as_replica", "server_version"])]
     pub into: Option<String>,
+
+    /// Bring this key alone
+    #[arg(long, value_name = "KEY", requires = "into", conflicts_with = "keys")]
+    pub key: Option<OsString>,
+
+    /// Bring the keys alone that match this pattern of the server, such as "user:*"
+    #[arg(long, value_name = "PATTERN", requires = "into")]
+    pub keys: Option<OsString>,
+
+    /// The database of --key and --keys
+    #[arg(long, value_name = "N", requires = "into", default_value_t = 0)]
+    pub db: u32,
 
     /// Replace the keys that the running server has
     #[arg(long, requires = "into")]
@@ -260,6 +279,9 @@ fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
         is_confirmed: args.confirm,
         is_dry_run: args.dry_run,
     };
+    if let Some(picked) = picked(args)? {
+        return run_keys(args, (into, &asked, &picked), cx);
+    }
     let Replaced {
         restored,
         server,
@@ -311,6 +333,97 @@ fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
         cx.out.note(&format!(
             "{} copied the new data set, too; a receiver begins anew: take a backup with pitr redis backup {into}",
             human::count(replicas, "replica")
+        ));
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// How many names of keys are shown.
+const SHOWN_KEYS: usize = 20;
+
+fn picked(args: &RestoreArgs) -> Result<Option<Picked>> {
+    let bytes = |name: &OsString| name.as_bytes().to_vec();
+    let names = match (&args.key, &args.keys) {
+        (Some(key), _) => Names::One(bytes(key)),
+        (None, Some(pattern)) => Names::Matching(bytes(pattern)),
+        (None, None) if args.db != 0 => {
+            return Err(err!(Usage, "--db needs --key or --keys"));
+        }
+        (None, None) => return Ok(None),
+    };
+    let db = args.db;
+    Ok(Some(Picked { db, names }))
+}
+
+fn run_keys(
+    args: &RestoreArgs,
+    (into, asked, picked): (&str, &into::Asked<'_>, &Picked),
+    cx: &Context,
+) -> Result<u8> {
+    let copied = keys::run(&cx.session, asked, picked)?;
+    let Copied {
+        restored, safety, ..
+    } = &copied;
+    let end = restored.route.as_ref().and_then(Route::end);
+    let others: Vec<String> = copied
+        .others
+        .iter()
+        .map(|key| key.escape_ascii().to_string())
+        .collect();
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "id": restored.id,
+            "name": args.name,
+            "repository": restored.repository,
+            "into": into,
+            "server_version": copied.server.to_string(),
+            "dry_run": args.dry_run,
+            "safety": safety,
+            "database": picked.db,
+            "new": copied.new,
+            "replaced": copied.replaced,
+            "equal": copied.equal,
+            "others": others,
+            "replid": end.map(|(replid, _)| replid),
+            "offset": end.map(|(_, offset)| offset),
+        }))?;
+        return Ok(exit::SUCCESS);
+    }
+    let log = end.map(|(replid, offset)| format!(" and its log up to offset {offset} of {replid}"));
+    cx.out.report(&format!(
+        "backup {}{}, {} of [redis.{into}], database {}: {} new, {} replaced, {} equal{}",
+        restored.id,
+        log.unwrap_or_default(),
+        copied.server,
+        picked.db,
+        copied.new,
+        copied.replaced,
+        copied.equal,
+        match args.dry_run {
+            true => "; nothing was written",
+            false => "",
+        }
+    ))?;
+    if !others.is_empty() {
+        let more = others.len().saturating_sub(SHOWN_KEYS);
+        let names: Vec<String> = others.iter().take(SHOWN_KEYS).cloned().collect();
+        let more = match more {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        cx.out.note(&format!(
+            "{} did not exist at that moment, and {} left alone: {}{more}",
+            human::count(copied.others.len() as u64, "key"),
+            match others.len() {
+                1 => "is",
+                _ => "are",
+            },
+            names.join(", ")
+        ));
+    }
+    if let Some(id) = safety {
+        cx.out.note(&format!(
+            "what the server had: pitr redis restore {into} --backup {id}, with the same --into and keys"
         ));
     }
     Ok(exit::SUCCESS)

@@ -34,6 +34,14 @@ pub struct KeygenArgs {
     #[arg(long, value_name = "FILE")]
     pub public: Vec<PathBuf>,
 
+    /// A recipient whose key file is handed to COMMAND on standard input; NAME.wrapped is what that prints
+    #[arg(long, value_name = "NAME", requires = "wrap")]
+    pub wrapped: Option<String>,
+
+    /// The command that wraps the key of --wrapped: an absolute path and its arguments, after --
+    #[arg(last = true, value_name = "COMMAND", requires = "wrapped")]
+    pub wrap: Vec<String>,
+
     /// A recipient with a passphrase instead of a key file
     #[arg(long, value_name = "NAME")]
     pub passphrase: Option<String>,
@@ -65,6 +73,8 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         dir: args.dir.clone(),
         recipients: args.recipients.clone(),
         public: args.public.clone(),
+        wrapped: args.wrapped.clone(),
+        wrap: args.wrap.clone(),
         passphrase: args.passphrase.clone(),
         source: (&args.source).into(),
         pair_only: args.pair_only,
@@ -78,13 +88,18 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
     for path in &made.files {
         cx.out.line(&format!("Wrote {path}"))?;
     }
+    if let Some(path) = &made.wrapped {
+        cx.out.line(&format!(
+            "\nNothing has unwrapped {path} yet. Where it is read: key_command = [\"/PROGRAM\", …] prints the key; prove it with pitr doctor before you rely on it."
+        ))?;
+    }
     if let (true, Some(id), Some(writer)) = (args.secrets, &made.key_set, made.files.last()) {
         cx.out.line(&format!(
             "\nSecrets pair {id}. On hosts that back up configuration:\n\n[repositories.NAME.encryption]\nsecrets = \"{writer}\"\n\nKeep the recipients' .key files away from those hosts, and at least one in a safe: without any of them no file with a secret can be restored."
         ))?;
     } else if let (Some(id), Some(writer)) = (&made.key_set, made.files.last()) {
         cx.out.line(&format!(
-            "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\", or passphrase_file of a recipient with a passphrase. Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
+            "\nKey set {id}. On hosts that write:\n\n[repositories.NAME.encryption]\nkey_set = \"{writer}\"\n\nOn hosts that read: key_file = \"…\", key_command = [\"/PROGRAM\", …], or passphrase_file of a recipient with a passphrase. Keep the recipients' .key files away from hosts that only write, and at least one in a safe:\nwithout any of them nothing can be restored."
         ))?;
     }
     Ok(exit::SUCCESS)

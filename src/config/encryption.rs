@@ -16,6 +16,10 @@ pub struct Encryption {
     pub passphrase_file: Option<PathBuf>,
     /// A descriptor from which a recipient's passphrase is read.
     pub passphrase_fd: Option<i32>,
+    /// A command that prints a recipient's key file: the program as an absolute path, and its arguments. Empty without one.
+    pub key_command: Vec<String>,
+    /// A command that prints a recipient's passphrase, likewise.
+    pub passphrase_command: Vec<String>,
     /// A recipient's passphrase, from the environment.
     pub passphrase: Option<Secret>,
     /// The recipient that the passphrase belongs to.
@@ -37,7 +41,32 @@ impl Encryption {
 
     /// Whether it names what opens objects, and not only what seals them.
     pub fn can_read(&self) -> bool {
-        self.key_file.is_some() || self.has_passphrase()
+        self.key_file.is_some() || !self.key_command.is_empty() || self.has_passphrase()
+    }
+
+    /// The command that prints what opens objects, and its key in the configuration.
+    pub fn command(&self) -> Option<(&'static str, &[String])> {
+        let commands = [
+            ("key_command", &self.key_command),
+            ("passphrase_command", &self.passphrase_command),
+        ];
+        let mut given = commands.into_iter().filter(|(_, words)| !words.is_empty());
+        given.next().map(|(key, words)| (key, words.as_slice()))
+    }
+
+    /// Whether it seals objects with a file, and opens them by a command.
+    pub fn opens_later(&self) -> bool {
+        self.key_set.is_some() && self.command().is_some()
+    }
+
+    /// The same without its commands.
+    #[must_use]
+    pub fn without_commands(&self) -> Encryption {
+        Encryption {
+            key_command: Vec::new(),
+            passphrase_command: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// Whether it seals objects and opens none: so does a host that attackers reach first.
@@ -52,7 +81,10 @@ impl Encryption {
 
     /// Whether there is a passphrase.
     pub fn has_passphrase(&self) -> bool {
-        self.passphrase_file.is_some() || self.passphrase_fd.is_some() || self.passphrase.is_some()
+        self.passphrase_file.is_some()
+            || self.passphrase_fd.is_some()
+            || !self.passphrase_command.is_empty()
+            || self.passphrase.is_some()
     }
 
     /// Ways to read that are named; more than one is an error.
@@ -61,6 +93,8 @@ impl Encryption {
             self.key_file.is_some(),
             self.passphrase_file.is_some(),
             self.passphrase_fd.is_some(),
+            !self.key_command.is_empty(),
+            !self.passphrase_command.is_empty(),
             self.passphrase.is_some(),
         ]
         .into_iter()
@@ -76,6 +110,8 @@ impl fmt::Debug for Encryption {
             .field("key_file", &self.key_file)
             .field("passphrase_file", &self.passphrase_file)
             .field("passphrase_fd", &self.passphrase_fd)
+            .field("key_command", &self.key_command.first())
+            .field("passphrase_command", &self.passphrase_command.first())
             .field("recipient", &self.recipient)
             .field("state_dir", &self.state_dir)
             .field("secrets", &self.secrets)

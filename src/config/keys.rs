@@ -157,6 +157,8 @@ keys! { REPOSITORY: |e, draft: Draft|
     "encryption.key_file": encryption.key_file = e.path();
     "encryption.passphrase_file": encryption.passphrase_file = e.path();
     "encryption.passphrase_fd": encryption.passphrase_fd = e.descriptor();
+    "encryption.key_command": encryption.key_command = e.program();
+    "encryption.passphrase_command": encryption.passphrase_command = e.program();
     "encryption.passphrase": encryption.passphrase = e.passphrase();
     "encryption.recipient": encryption.recipient = e.string();
     "encryption.state_dir": encryption.state_dir = e.path();
@@ -418,10 +420,11 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     }
     if encryption.ways_to_read() > 1 {
         return Err(wrong(
-            "one of key_file, passphrase_file, passphrase_fd and passphrase is enough, and more are given",
+            "one of key_file, key_command, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given",
         ));
     }
-    if encryption.recipient.is_some() && encryption.key_file.is_some() {
+    let has_key = encryption.key_file.is_some() || !encryption.key_command.is_empty();
+    if encryption.recipient.is_some() && has_key {
         return Err(wrong(
             "encryption.recipient says whose passphrase it is; a key file names its recipient itself",
         ));
@@ -710,6 +713,15 @@ impl Entry {
             Raw::List(list) => Ok(list.clone()),
             Raw::Variable(text) => Ok(text.split(',').map(|one| one.trim().to_owned()).collect()),
             _ => Err(self.wrong_type("an array of strings")),
+        }
+    }
+
+    /// A program as an absolute path, and its arguments: it is not looked for, and no shell takes part.
+    fn program(&self) -> Result<Vec<String>> {
+        let words = self.list()?;
+        match words.first() {
+            Some(program) if program.starts_with('/') => Ok(words),
+            _ => Err(self.is_not("a list that begins with the absolute path of a program")),
         }
     }
 

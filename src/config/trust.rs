@@ -4,9 +4,11 @@
 //! of the file and of each directory above it, and by everybody else whom their modes let write. A mode's group bits are also the mask of an
 //! access control list.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use super::account::Account;
 use crate::err;
@@ -15,6 +17,8 @@ use crate::error::{Error, Result};
 /// Group and others may write.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
+/// As many links as the kernel follows.
+const LINKS_MAX: usize = 40;
 
 /// Requires that nobody but this user and root may change the file, or put another in its place.
 ///
@@ -67,6 +71,65 @@ fn check(path: &Path, at: &Path, metadata: &Metadata, sticky_is_closed: bool) ->
     let mode = metadata.mode() & 0o7777;
     let why = format!("{which}may be changed by other users: its mode is {mode:04o}");
     Err(refused(path, &why))
+}
+
+/// Returns the path without links of a file that nobody but this user and root may change, or put another in the place of: each
+/// directory and each link on the way is looked at. The path that is returned stays this file for everybody else.
+///
+/// # Errors
+/// The cause, as the rest of a sentence about the file.
+pub fn closed_path(path: &Path) -> std::result::Result<PathBuf, String> {
+    let mut real = PathBuf::from("/");
+    let mut left = parts(path);
+    let mut links = 0;
+    while let Some(part) = left.pop_front() {
+        if part == ".." {
+            real.pop();
+            continue;
+        }
+        let at = real.join(&part);
+        let failed = |e| format!("cannot be looked at: \"{}\": {e}", at.display());
+        let metadata = at.symlink_metadata().map_err(failed)?;
+        let which = match at == path {
+            true => String::new(),
+            false => format!("depends on \"{}\", which ", at.display()),
+        };
+        if !is_own(&metadata) {
+            let owner = Account::name_of(metadata.uid());
+            return Err(format!("{which}belongs to user \"{owner}\""));
+        }
+        if metadata.is_symlink() {
+            links += 1;
+            if links > LINKS_MAX {
+                return Err("has too many symbolic links".to_owned());
+            }
+            let target = std::fs::read_link(&at).map_err(failed)?;
+            if target.is_absolute() {
+                real = PathBuf::from("/");
+            }
+            let mut target = parts(&target);
+            target.append(&mut left);
+            left = target;
+            continue;
+        }
+        // In a sticky directory nobody moves what is ours: the next part is looked at, too.
+        let is_passage = metadata.is_dir() && is_sticky(&metadata);
+        if !is_closed(&metadata) && !is_passage {
+            let mode = metadata.mode() & 0o7777;
+            return Err(format!(
+                "{which}may be changed by other users: its mode is {mode:04o}"
+            ));
+        }
+        real = at;
+    }
+    Ok(real)
+}
+
+fn parts(path: &Path) -> VecDeque<OsString> {
+    let is_part =
+        |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
+    let parts = path.components().filter(is_part);
+    parts.map(|part| part.as_os_str().to_owned()).collect()
 }
 
 /// Whether root or this user owns it.

@@ -12,6 +12,7 @@ use crate::config::{Encryption, Secret};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::repo::key_command;
 use crate::repo::keyring::{self, PublicFile, ReaderFile, WriterFile, draw, system_random};
 use crate::seal::{
     Access, Argon2, Contents, KeySetId, PrivateHalf, PublicHalf, Recipient, is_recipient_name,
@@ -71,6 +72,8 @@ impl Passphrase {
 const WRITER_FILE: &str = "writer.key";
 /// The file for hosts that seal originals to a secrets pair.
 const SECRETS_FILE: &str = "secrets.key";
+/// No wrapped key is longer.
+const WRAPPED_BYTES: usize = 64 << 10;
 /// Passphrases of fewer characters are refused; of what is no text, of fewer bytes.
 const PASSPHRASE_MIN: usize = 14;
 
@@ -83,6 +86,10 @@ pub struct Asked {
     pub recipients: Vec<String>,
     /// The .pub files of recipients whose pairs were made elsewhere.
     pub public: Vec<PathBuf>,
+    /// A recipient whose key file is handed to `wrap`, and written as that prints it.
+    pub wrapped: Option<String>,
+    /// The command that wraps it, and its arguments.
+    pub wrap: Vec<String>,
     /// A recipient with a passphrase.
     pub passphrase: Option<String>,
     /// The place of that passphrase.
@@ -100,6 +107,9 @@ pub struct Keys {
     pub key_set: Option<String>,
     /// The files; that of the writer is the last one of a key set.
     pub files: Vec<String>,
+    /// The file of a key that was wrapped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wrapped: Option<String>,
 }
 
 /// A file to write, none of which may exist.
@@ -122,6 +132,11 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
     for name in &asked.recipients {
         let (public, pair) = pair(&directory, name, key_set)?;
         files.extend(pair);
+        recipients.push(contents.wrap_to_key(name, &public, &draw(system_random)?)?);
+    }
+    if let Some(name) = &asked.wrapped {
+        let (public, pair) = pair(&directory, name, key_set)?;
+        files.extend(wrap(pair, &asked.wrap)?);
         recipients.push(contents.wrap_to_key(name, &public, &draw(system_random)?)?);
     }
     for path in &asked.public {
@@ -168,6 +183,12 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
     Ok(Keys {
         key_set: key_set.map(|id| id.to_string()),
         files: files.iter().map(|f| f.path.display().to_string()).collect(),
+        wrapped: asked.wrapped.as_ref().map(|name| {
+            directory
+                .join(format!("{name}.wrapped"))
+                .display()
+                .to_string()
+        }),
     })
 }
 
@@ -267,6 +288,31 @@ fn pair(
         },
     ];
     Ok((public, files))
+}
+
+/// Hands a key file to the command that wraps it: it never touches a disk as it is.
+fn wrap([key, public]: [NewFile; 2], command: &[String]) -> Result<[NewFile; 2]> {
+    let wrapped = key_command::run(
+        "the wrapping command",
+        command,
+        Some(&key.content),
+        WRAPPED_BYTES,
+    )?;
+    let private = keyring::private_digits(&key.content)?;
+    let is_plain = wrapped
+        .windows(private.len())
+        .any(|found| found == private.as_bytes());
+    if is_plain {
+        return Err(
+            err!(Refused, "the wrapping command prints the key as it is")
+                .hint("Nothing was written. Name a command that encrypts its standard input."),
+        );
+    }
+    let key = NewFile {
+        path: key.path.with_extension("wrapped"),
+        content: wrapped,
+    };
+    Ok([key, public])
 }
 
 pub(in crate::operate) fn to_public(contents: &Contents, path: &Path) -> Result<Recipient> {

@@ -319,9 +319,7 @@ impl Reading {
                 continue;
             };
             let name = &configured.name;
-            let lacking = if from.key_file.is_some() || from.passphrase_file.is_some() {
-                continue;
-            } else if let Some(number) = from.passphrase_fd {
+            let lacking = if let Some(number) = from.passphrase_fd {
                 format!("a passphrase from descriptor {number}, which recovery will not have")
             } else if from.passphrase.is_some() {
                 "a passphrase from the environment; recovery has it only if the server is started with the same variable".to_owned()

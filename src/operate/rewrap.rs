@@ -78,7 +78,7 @@ fn rewrap(
     let mut proven: BTreeSet<String> = keys.recipient.into_iter().collect();
     let (Some(private), Some(mac)) = (keys.private, keys.mac) else {
         return Err(err!(Key, "no key that reads it is configured").hint(
-            "Only a recipient who has access can give it or withdraw it: configure key_file or a passphrase.",
+            "Only a recipient who has access can give it or withdraw it: configure key_file, key_command or a passphrase.",
         ));
     };
     let contents = Contents { private, mac };

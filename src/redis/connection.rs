@@ -24,8 +24,10 @@ const TICK: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are read at a time.
 const BUFFER_BYTES: usize = 256 << 10;
-/// More never waits to be understood: the longest reply is shorter.
+/// More never waits to be understood: the longest reply is shorter, unless values are asked for.
 const BUFFER_BYTES_MAX: usize = 32 << 20;
+/// The same where values are asked for.
+const VALUE_BYTES_MAX: usize = 512 << 20;
 
 /// Asked all the while whether to go on.
 pub type Tick<'t> = &'t mut dyn FnMut() -> Result<()>;
@@ -67,6 +69,8 @@ pub struct Connection {
     /// How long a read blocks.
     block: Duration,
     buffer: Vec<u8>,
+    /// How far the buffer may grow.
+    buffer_max: usize,
     /// The part of the buffer that was received and not taken yet.
     start: usize,
     end: usize,
@@ -89,9 +93,15 @@ impl Connection {
             stream,
             block: TICK,
             buffer: vec![0; BUFFER_BYTES],
+            buffer_max: BUFFER_BYTES_MAX,
             start: 0,
             end: 0,
         })
+    }
+
+    /// Takes replies as long as values of keys are.
+    pub fn take_values(&mut self) {
+        self.buffer_max = VALUE_BYTES_MAX;
     }
 
     /// Sends a command.
@@ -243,7 +253,15 @@ impl Connection {
             return Ok(());
         }
         match self.buffer.len() * 2 {
-            length if length <= BUFFER_BYTES_MAX => self.buffer.resize(length, 0),
+            length if length <= self.buffer_max => self.buffer.resize(length, 0),
+            _ if self.buffer_max == VALUE_BYTES_MAX => {
+                return Err(err!(
+                    Unsupported,
+                    "the value has more than {} MiB",
+                    VALUE_BYTES_MAX >> 20
+                )
+                .hint("Restore with --to, start a server with the directory, and copy what is wanted of it."));
+            }
             _ => return Err(resp::no_sense(self.received())),
         }
         Ok(())

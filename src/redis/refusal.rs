@@ -12,7 +12,21 @@ const SHOWN_CHARS: usize = 200;
 const RIGHTS: &str = "+psync +replconf +ping +info";
 
 /// The rights that a restore into the server needs besides.
-const RIGHTS_INTO: &str = "+replicaof +slaveof +config|get +config|set +pubsub|numsub";
+const RIGHTS_INTO: &str = "+replicaof +slaveof +config|get +config|set +pubsub|numsub +bgsave";
+
+/// The rights that a restore of keys needs besides those of a backup.
+const RIGHTS_KEYS: &str = "~* +select +scan +dump +restore +pexpiretime +pttl +time";
+
+/// The commands of a restore of keys.
+const COMMANDS_KEYS: [&str; 7] = [
+    "SELECT",
+    "SCAN",
+    "DUMP",
+    "RESTORE",
+    "PEXPIRETIME",
+    "PTTL",
+    "TIME",
+];
 
 /// Explains an error that a server gives in reply to `command`. `user` is the configured one.
 pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
@@ -25,9 +39,14 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         "NOAUTH" => err!(Denied, "the server wants a password before {command}").hint(
             "Add password_file, and user where the server has ACL users.",
         ),
+        "NOPERM" if COMMANDS_KEYS.contains(&command) => {
+            err!(Denied, "user \"{shown_user}\" may not run {command}, or not with this key").hint(format!(
+                "A restore of keys needs these rights: ACL SETUSER {shown_user} {RIGHTS_KEYS}\nBefore Redis 7: without +pexpiretime. The pattern behind ~ may be narrower."
+            ))
+        }
         "NOPERM" if !matches!(command, "PSYNC" | "REPLCONF" | "PING" | "INFO") => {
             err!(Denied, "user \"{shown_user}\" may not run {command}").hint(format!(
-                "A restore into the server needs these rights: ACL SETUSER {shown_user} {RIGHTS_INTO}\nBefore Redis 7: +replicaof +slaveof +config +pubsub"
+                "A restore into the server needs these rights: ACL SETUSER {shown_user} {RIGHTS_INTO}\nBefore Redis 7: +replicaof +slaveof +config +pubsub +bgsave"
             ))
         }
         "NOPERM" => err!(Denied, "user \"{shown_user}\" may not run {command}").hint(format!(
@@ -40,6 +59,24 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
             err!(Unreachable, "the server is a replica that has lost its master").hint(
                 "Mend the replica (INFO replication says master_link_status), or name the master as address.",
             )
+        }
+        "MOVED" | "ASK" => err!(Refused, "the key belongs to another shard of the cluster: {}", shown(said))
+            .hint("--into names one server. Name the section of the shard that has the key, or add one."),
+        "CLUSTERDOWN" => err!(Unreachable, "the cluster does not serve the key: {}", shown(said))
+            .hint("CLUSTER INFO on the server says what is missing. Mend the cluster, and run the command again."),
+        "READONLY" => err!(Refused, "the server is a replica, which takes no writes")
+            .hint("Name its master: the replica follows it."),
+        "OOM" => err!(Refused, "the server has reached its maxmemory")
+            .hint("Raise maxmemory, or delete keys, and run the command again."),
+        "MISCONF" => err!(Unreachable, "the server takes no writes, for it could not save its data set")
+            .hint("Its log says why. Mend that, and run the command again."),
+        "NOREPLICAS" => err!(Unreachable, "the server takes no writes, for it has too few replicas (min-replicas-to-write)")
+            .hint("Start its replicas, and run the command again."),
+        "BUSYKEY" => err!(Refused, "the key is there by now: another client wrote it since it was looked for")
+            .hint("Stop what writes there, and run the command again."),
+        _ if command == "RESTORE" && (said.contains("DUMP payload") || said.contains("Bad data format")) => {
+            err!(Refused, "the server cannot load the value: {}", shown(said))
+                .hint("It was written by a newer server or another family, or by a module that this one has not. Put the programs of the server's own version first in PATH, or load the module.")
         }
         "BUSY" => err!(Unreachable, "a script keeps the server busy")
             .hint("Run the command again when the script has ended, or end it: SCRIPT KILL"),
@@ -165,6 +202,76 @@ mod tests {
                 Code::Denied,
                 "protected mode",
                 "on its host",
+            ),
+            (
+                "DUMP",
+                "NOPERM No permissions to access a key",
+                Code::Denied,
+                "may not run DUMP, or not with this key",
+                "~* +select +scan +dump",
+            ),
+            (
+                "DUMP",
+                "MOVED 3999 127.0.0.1:6381",
+                Code::Refused,
+                "another shard of the cluster: \"MOVED 3999 127.0.0.1:6381\"",
+                "section of the shard",
+            ),
+            (
+                "DUMP",
+                "CLUSTERDOWN Hash slot not served",
+                Code::Unreachable,
+                "does not serve the key",
+                "CLUSTER INFO",
+            ),
+            (
+                "RESTORE",
+                "READONLY You can't write against a read only replica.",
+                Code::Refused,
+                "is a replica",
+                "master",
+            ),
+            (
+                "RESTORE",
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                Code::Refused,
+                "maxmemory",
+                "Raise maxmemory",
+            ),
+            (
+                "RESTORE",
+                "MISCONF Redis is configured to save RDB snapshots",
+                Code::Unreachable,
+                "could not save",
+                "log",
+            ),
+            (
+                "RESTORE",
+                "NOREPLICAS Not enough good replicas to write.",
+                Code::Unreachable,
+                "too few replicas",
+                "Start its replicas",
+            ),
+            (
+                "RESTORE",
+                "BUSYKEY Target key name already exists.",
+                Code::Refused,
+                "another client wrote it",
+                "Stop what writes",
+            ),
+            (
+                "RESTORE",
+                "ERR DUMP payload version or checksum are wrong",
+                Code::Refused,
+                "cannot load the value",
+                "first in PATH",
+            ),
+            (
+                "RESTORE",
+                "ERR Bad data format",
+                Code::Refused,
+                "cannot load the value",
+                "load the module",
             ),
             (
                 "INFO",

@@ -7,10 +7,12 @@ use crate::error::Result;
 
 /// A line of a server has no more bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;
-/// A bulk string of a reply has no more bytes: `INFO` of a server with thousands of replicas is smaller.
-const BULK_BYTES_MAX: usize = 16 << 20;
-/// An array of a reply has no more elements, and no array in it: the settings of a server are fewer.
+/// A bulk string of a reply has no more bytes: no server takes a longer one back (`proto-max-bulk-len`).
+const BULK_BYTES_MAX: usize = 512 << 20;
+/// An array of a reply has no more elements: the settings of a server are fewer, and so are the keys of one step of `SCAN`.
 const ARRAY_LENGTH_MAX: usize = 64 << 10;
+/// An array may be in an array, as in the answer to `SCAN`, and none in that.
+const ARRAY_DEPTH_MAX: u32 = 2;
 /// How much of an answer that makes no sense is repeated.
 const SHOWN_CHARS: usize = 80;
 /// The length of the mark at the end of a transfer whose length is not known before.
@@ -25,7 +27,7 @@ pub enum Reply {
     Error(String),
     /// A bulk string; none of the null one.
     Bulk(Option<Vec<u8>>),
-    /// An array of the others.
+    /// An array of the others, or of arrays of them.
     Array(Vec<Reply>),
 }
 
@@ -84,22 +86,31 @@ pub fn line(bytes: &[u8]) -> Result<Option<(&[u8], usize)>> {
 /// # Errors
 /// `Server` for what no server answers to the commands of a replica.
 pub fn reply(bytes: &[u8]) -> Result<Option<(Reply, usize)>> {
+    nested(bytes, ARRAY_DEPTH_MAX)
+}
+
+fn nested(bytes: &[u8], depth: u32) -> Result<Option<(Reply, usize)>> {
     let Some((line, used)) = line(bytes)? else {
         return Ok(None);
     };
-    match line.strip_prefix(b"*") {
-        Some(digits) => array(digits, bytes, used),
+    match line.strip_prefix(b"*").zip(depth.checked_sub(1)) {
+        Some((digits, below)) => array(digits, bytes, used, below),
         None => single(bytes),
     }
 }
 
-fn array(digits: &[u8], bytes: &[u8], mut used: usize) -> Result<Option<(Reply, usize)>> {
+fn array(
+    digits: &[u8],
+    bytes: &[u8],
+    mut used: usize,
+    below: u32,
+) -> Result<Option<(Reply, usize)>> {
     let length = number(digits).and_then(|n| usize::try_from(n).ok());
     let length = length.filter(|n| *n <= ARRAY_LENGTH_MAX);
     let length = length.ok_or_else(|| no_sense(digits))?;
     let mut elements = Vec::new();
     for _ in 0..length {
-        match single(bytes.get(used..).unwrap_or_default())? {
+        match nested(bytes.get(used..).unwrap_or_default(), below)? {
             Some((element, more)) => {
                 elements.push(element);
                 used += more;
@@ -201,6 +212,13 @@ mod tests {
             (b"$-1\r\n", Reply::Bulk(None)),
             (b"$0\r\n\r\n", Reply::Bulk(Some(Vec::new()))),
             (b"$4\r\na\r\nb\r\n", Reply::Bulk(Some(b"a\r\nb".to_vec()))),
+            (
+                b"*2\r\n:0\r\n*1\r\n$1\r\nk\r\n",
+                Reply::Array(vec![
+                    Reply::Line("0".into()),
+                    Reply::Array(vec![Reply::Bulk(Some(b"k".to_vec()))]),
+                ]),
+            ),
         ];
         for (bytes, expected) in whole {
             let followed = [bytes, &b"+next"[..]].concat();
@@ -218,7 +236,7 @@ mod tests {
     fn what_is_no_reply_is_an_error() {
         for bytes in [
             &b"HTTP/1.1 400 Bad Request\r\n"[..],
-            b"*1\r\n*1\r\n",
+            b"*1\r\n*1\r\n*1\r\n",
             b"*65537\r\n",
             b"$12345678901234567890\r\n",
             b"$99999999999\r\n",

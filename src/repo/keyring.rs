@@ -9,8 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::json;
-use super::scope;
+use super::{json, key_command, scope};
 use crate::config::{self, Encryption};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -163,8 +162,7 @@ fn contents(
     from: &Encryption,
     mac: Option<&MacKey>,
 ) -> Result<Option<(String, Contents)>> {
-    let opened = if let Some(path) = &from.key_file {
-        let file = ReaderFile::read(path)?;
+    let opened = if let Some((file, path)) = reader(from)? {
         if let Some(pinned) = &file.key_set {
             same_set(pinned.parse()?, id, path)?;
         }
@@ -189,6 +187,23 @@ fn contents(
         ));
     }
     Ok(Some((name, contents)))
+}
+
+/// The key file that is configured, or that a command prints; and what stands for it in messages.
+fn reader(from: &Encryption) -> Result<Option<(ReaderFile, &Path)>> {
+    if let Some(path) = &from.key_file {
+        return Ok(Some((ReaderFile::read(path)?, path)));
+    }
+    let words = from.key_command.as_slice();
+    let Some(program) = words.first().map(Path::new) else {
+        return Ok(None);
+    };
+    let text = key_command::secret("key_command", words)?;
+    let file = ReaderFile::decode(program, &text).map_err(|_| {
+        err!(Key, "what key_command \"{}\" prints is not the key file of a recipient", program.display())
+            .hint("Nothing was read, and its output is not shown. It is to print a .key file as \"pitr repo keygen\" made it, and nothing else.")
+    })?;
+    Ok(Some((file, program)))
 }
 
 fn no_access(name: &str, store: &dyn Store) -> Error {
@@ -417,6 +432,8 @@ pub fn passphrase(from: &Encryption) -> Result<Zeroizing<Vec<u8>>> {
                 text
             }
         }
+    } else if !from.passphrase_command.is_empty() {
+        key_command::secret("passphrase_command", &from.passphrase_command)?
     } else {
         let text = from.passphrase.as_ref().map(config::Secret::expose);
         Zeroizing::new(text.unwrap_or_default().as_bytes().to_vec())
@@ -568,6 +585,14 @@ pub fn is_private_key(content: &[u8]) -> bool {
         && serde_json::from_slice::<ReaderFile>(content).is_ok_and(|file| file.kind == READER)
 }
 
+/// Returns the digits of the private key in a recipient's key file.
+///
+/// # Errors
+/// `Key` for any other content.
+pub fn private_digits(content: &[u8]) -> Result<Zeroizing<String>> {
+    Ok(ReaderFile::decode(Path::new("a key file"), content)?.private_key)
+}
+
 /// The key file that a recipient keeps.
 #[derive(Serialize, Deserialize)]
 pub struct ReaderFile {
@@ -593,8 +618,11 @@ impl ReaderFile {
     /// # Errors
     /// `Key` when it is none, or open to others.
     pub fn read(path: &Path) -> Result<ReaderFile> {
-        let text = read_secret("key file", path)?;
-        let file: ReaderFile = parse(path, &text)?;
+        ReaderFile::decode(path, &read_secret("key file", path)?)
+    }
+
+    fn decode(path: &Path, text: &[u8]) -> Result<ReaderFile> {
+        let file: ReaderFile = parse(path, text)?;
         match file.kind == READER && is_recipient_name(&file.recipient) {
             true => Ok(file),
             false => Err(not_one(path)),

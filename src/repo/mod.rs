@@ -31,6 +31,8 @@ pub mod kept;
 #[cfg(feature = "full")]
 pub mod kept_open;
 #[cfg(feature = "full")]
+pub mod key_command;
+#[cfg(feature = "full")]
 pub mod keyring;
 pub mod layout;
 pub mod lives;

@@ -142,9 +142,17 @@ fn unsealed(
     encryption: Option<&Encryption>,
 ) -> Result<(Box<dyn Store>, Sealed)> {
     use super::{kept::Kept, sealed::SealedStore};
-    let keys = super::keyring::Keys::load(store.as_ref(), key_set.parse()?, encryption)
+    // What archives needs no command, and does not wait for one.
+    let late = encryption.filter(|from| from.opens_later());
+    let at_once = late.map(Encryption::without_commands);
+    let at_once = at_once.as_ref().or(encryption);
+    let keys = super::keyring::Keys::load(store.as_ref(), key_set.parse()?, at_once)
         .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;
     let sealed = SealedStore::new(store, keys);
+    let sealed = match late {
+        Some(from) => sealed.opening_later(from.clone()),
+        None => sealed,
+    };
     // The marker is anybody's, and becomes a path.
     let state = encryption.and_then(|from| from.state_dir.as_ref());
     let is_uuid = uuid.len() == 32 && uuid.bytes().all(|b| b.is_ascii_hexdigit());
@@ -167,7 +175,7 @@ fn unsealed(
         "repository \"{}\" is encrypted, and no encryption is configured for it",
         store.location()
     )
-    .hint("Nothing was read or written. Configure the repository's encryption on this host: key_set for what writes, key_file or a passphrase for what reads."))
+    .hint("Nothing was read or written. Configure the repository's encryption on this host: key_set for what writes, key_file, key_command or a passphrase for what reads."))
 }
 
 /// An open repository: its marker was read in this session.

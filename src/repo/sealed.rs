@@ -13,10 +13,12 @@ use super::kept::{Kept, Parts, Recalled};
 use super::keyring::Keys;
 use super::root::{TOMBSTONE, Tombstone};
 use super::scope;
+use crate::config::Encryption;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::seal::{
-    self, CHUNK, EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, MacKey, Opener, Sealer, TAG, TAIL,
+    self, CHUNK, EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, KeySetId, MacKey, Opener, PrivateHalf,
+    Sealer, TAG, TAIL,
 };
 use crate::store::{Key, NewObject, Object, Opaque, Published, Store};
 use crate::text;
@@ -27,10 +29,10 @@ const TAIL_READ_BYTES: u64 = 16 << 10;
 const BATCH: u64 = 16;
 /// No tombstone is longer.
 const TOMBSTONE_LIMIT_BYTES: u64 = 4096;
-const NO_KEY: &str = "Configure the repository's encryption on this host: key_set for what writes, key_file or a passphrase for what reads.";
+const NO_KEY: &str = "Configure the repository's encryption on this host: key_set for what writes, key_file, key_command or a passphrase for what reads.";
 
 /// The remedy on a host that only writes, when it is to read.
-const ONLY_WRITES: &str = "Nothing was read, and nothing is wrong with what this host writes: its key_set reads nothing, not even that. Run the command on a host that has a reader's key, or add key_file or a passphrase to the repository's encryption here; \"pitr doctor\" looks after a host that only writes.";
+const ONLY_WRITES: &str = "Nothing was read, and nothing is wrong with what this host writes: its key_set reads nothing, not even that. Run the command on a host that has a reader's key, or add key_file, key_command or a passphrase to the repository's encryption here; \"pitr doctor\" looks after a host that only writes.";
 
 /// Seals and opens what goes through it.
 #[derive(Clone)]
@@ -41,6 +43,48 @@ pub struct SealedStore {
     kept: Option<Arc<Kept>>,
     /// Whether objects are read from there.
     is_recalling: bool,
+    /// A private half that is not at hand yet.
+    late: Option<Arc<Late>>,
+}
+
+/// The private half of a host that seals with its own files and opens by a command: it is asked for when the first object is opened, so
+/// that archiving needs no command.
+struct Late {
+    store: Arc<dyn Store>,
+    from: Encryption,
+    /// A command that failed is not run for each object.
+    answer: OnceLock<std::result::Result<PrivateHalf, Refusal>>,
+}
+
+/// The message and the next step of an error that comes again.
+struct Refusal(String, Option<String>);
+
+impl Late {
+    fn private(&self, id: KeySetId) -> Result<&PrivateHalf> {
+        let answer = match self.answer.get() {
+            Some(known) => known,
+            None => match Keys::load(self.store.as_ref(), id, Some(&self.from)) {
+                Ok(keys) => {
+                    let private = keys.private;
+                    let private =
+                        private.ok_or_else(|| err!(Internal, "a command without a key"))?;
+                    self.answer.get_or_init(|| Ok(private))
+                }
+                Err(e) if e.code() == Code::Key => {
+                    let refusal = Refusal(e.to_string(), e.hint_text().map(str::to_owned));
+                    self.answer.get_or_init(|| Err(refusal))
+                }
+                Err(e) => return Err(e),
+            },
+        };
+        answer.as_ref().map_err(|Refusal(message, hint)| {
+            let e = err!(Key, "{message}");
+            match hint {
+                Some(hint) => e.hint(hint.clone()),
+                None => e,
+            }
+        })
+    }
 }
 
 impl SealedStore {
@@ -62,13 +106,25 @@ impl SealedStore {
             keys: Arc::new(keys),
             kept: None,
             is_recalling: false,
+            late: None,
         }
+    }
+
+    /// Asks for the private half only when an object is to be opened.
+    pub fn opening_later(mut self, from: Encryption) -> SealedStore {
+        self.late = Some(Arc::new(Late {
+            store: Arc::clone(&self.inner),
+            from,
+            answer: OnceLock::new(),
+        }));
+        self
     }
 
     /// Keeps parts of what it creates in this state directory, where the keys at hand seal and do not open.
     pub fn keeping(mut self, kept: Kept) -> SealedStore {
         let keys = &self.keys;
-        let only_writes = keys.private.is_none() && keys.public.is_some() && keys.mac.is_some();
+        let cannot_open = keys.private.is_none() && self.late.is_none();
+        let only_writes = cannot_open && keys.public.is_some() && keys.mac.is_some();
         self.kept = only_writes.then(|| Arc::new(kept));
         self
     }
@@ -251,6 +307,7 @@ impl Store for SealedStore {
             facts,
             key: key.clone(),
             keys: Arc::clone(&self.keys),
+            late: self.late.clone(),
             opener: OnceLock::new(),
             recalled,
             last: Mutex::new(None),
@@ -433,6 +490,7 @@ struct SealedObject {
     facts: Value,
     key: Key,
     keys: Arc<Keys>,
+    late: Option<Arc<Late>>,
     opener: OnceLock<Opener>,
     /// The parts that this host kept, or why it has none; none where objects are not read from there.
     recalled: Option<std::result::Result<Recalled, String>>,
@@ -452,7 +510,12 @@ impl SealedObject {
             };
             return Err(err!(Key, "{why}").hint(ONLY_WRITES));
         }
-        let (Some(mac), Some(private)) = (&self.keys.mac, &self.keys.private) else {
+        let late = || self.late.as_ref().map(|late| late.private(self.keys.id));
+        let private = match &self.keys.private {
+            Some(private) => Some(private),
+            None => late().transpose()?,
+        };
+        let (Some(mac), Some(private)) = (&self.keys.mac, private) else {
             return Err(err!(
                 Key,
                 "object \"{}\" is encrypted, and no key to read it with is configured",
@@ -584,7 +647,8 @@ impl Object for SealedObject {
     }
 
     fn opaque(&self) -> Option<&dyn Opaque> {
-        let is_readable = self.keys.private.is_some() || matches!(self.recalled, Some(Ok(_)));
+        let opens = self.keys.private.is_some() || self.late.is_some();
+        let is_readable = opens || matches!(self.recalled, Some(Ok(_)));
         (!is_readable).then_some(self as &dyn Opaque)
     }
 

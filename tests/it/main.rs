@@ -51,6 +51,7 @@ mod heal;
 mod incremental;
 mod init;
 mod init_interactive;
+mod key_command;
 mod limits;
 mod lives;
 mod logical;

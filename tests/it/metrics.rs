@@ -418,7 +418,10 @@ fn j07_a_damaged_or_unwritable_file_of_counters_fails_no_backup() {
 #[test]
 fn rules_are_tested_by_promtool() {
     promtool(&["check", "rules", "rules.yml"], "");
-    promtool(&["test", "rules", "rules_test.yml"], "");
+    promtool(
+        &["test", "rules", "rules_test.yml", "rules_days_test.yml"],
+        "",
+    );
 }
 
 /// Names of metrics in an expression.

@@ -57,9 +57,16 @@ pub(super) fn look(
             "recipients",
             names,
             "without the MAC key of the key set it cannot be seen whether they are genuine",
-            "run pitr doctor where key_set, key_file or a passphrase is configured",
+            "run pitr doctor where key_set, key_file, key_command or a passphrase is configured",
         ),
         _ => found.ok("recipients", names),
+    }
+    let command = configured
+        .encryption
+        .as_ref()
+        .and_then(|from| from.command());
+    if let Some((key, [program, ..])) = command {
+        found.ok(key, program.as_str());
     }
     if let Some(own) = seen.own {
         found.ok("read here as", own);

@@ -38,6 +38,10 @@ fn server(
 ) -> Result<()> {
     let role = source.role();
     found.ok(&redis.name, format!("{}, {role}", source.version));
+    if source.is_shard() {
+        let name = format!("{} cluster", redis.name);
+        found.ok(&name, "one shard of a cluster: its slots alone are backed up; each shard needs a section of its own");
+    }
     let mut tick = || session.host.check_stop();
     let memory = source.ask("memory", &mut tick)?;
     fork(found, redis, &memory);

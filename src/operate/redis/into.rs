@@ -3,7 +3,7 @@
 //! A scratch server loads the restored data set, and the running server becomes its replica until both have the same; then it is its own master again. It
 //! changes from the old data set to the new one at once, with times to live, and no command of ours writes a key.
 //!
-//! Order: look → plan → backup of what is there → restore aside → settings → REPLICAOF → in step → REPLICAOF NO ONE → settings back. Every error undoes
+//! Order: look → plan → restore aside → backup of what is there → settings → REPLICAOF → in step → REPLICAOF NO ONE → settings back → on disk. Every error undoes
 //! what was begun with the running server, on a new connection, whether the operator wants to stop or not.
 //!
 //! Redis: src/replication.c (replicaofCommand, readSyncBulkPayload), src/rdb.c (rdbLoadRioWithLoadingCtx ends the server for a database that it has not).
@@ -12,12 +12,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::scratch::{Folder, Scratch};
-use super::{backup, configured, connect, connect_while, restore};
+use super::{backup, configured, connect, connect_while, on_disk, restore};
 use crate::config::{Redis, RedisAddress, Secret};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::operate::session::Session;
 use crate::redis::info::Info;
+use crate::redis::member::Member;
 use crate::redis::resp::Reply;
 use crate::redis::route::{Moment, Target};
 use crate::redis::source::Source;
@@ -27,6 +29,9 @@ use crate::repo::id::BackupId;
 /// For so long it is tried to make the server its own master again.
 const PATIENCE: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(100);
+/// What a master writes into its history while it has replicas (`*1 $4 PING`), and how often without a setting.
+const PING_BYTES: u64 = 14;
+const PING_SECONDS: u64 = 10;
 /// A replica that asks so often for the data set does not take it.
 const TRANSFERS_MAX: u64 = 3;
 /// Settings of the running server while it is a replica; `slave-read-only` is the name before Redis 5.
@@ -96,27 +101,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
         server_version: None,
         is_dry_run: true,
     };
-    let planned = restore::run(session, &wanted)?;
-    let Some(version) = planned.target.clone() else {
-        return Err(err!(
-            SourceMissing,
-            "no redis-server or valkey-server is on the search path to load the data set"
-        )
-        .hint(format!(
-            "{UNCHANGED}\nInstall one, or name its folder in PATH."
-        )));
-    };
-    if !running.version.can_follow(&version) {
-        return Err(err!(
-            Refused,
-            "{} cannot load what {version} writes, which is on the search path",
-            running.version
-        )
-        .hint(format!(
-            "{UNCHANGED}\nPut the programs of {} first in PATH, if they load the data set.",
-            running.version
-        )));
-    }
+    let (planned, version) = plan(session, &wanted, &running.version)?;
     let keys_before = count(&running.info);
     let mut replaced = Replaced {
         server: running.version.clone(),
@@ -140,11 +125,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
             "{UNCHANGED}\nStop what writes there, and add --confirm."
         )));
     }
-    if asked.is_safe {
-        session.host.progress.phase("back up what is there", None);
-        replaced.safety = Some(safety(session, asked)?);
-    }
-    // The safety backup is newer than the one that was planned, and a receiver goes on meanwhile.
+    // A receiver goes on meanwhile.
     wanted.backup = Some(&replaced.restored.id);
     wanted.target = pinned(&replaced.restored);
     wanted.is_dry_run = false;
@@ -154,9 +135,49 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
     let ip = ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let mut scratch = Scratch::start(folder, &version, ip, &session.host).map_err(unchanged)?;
     fits(&mut running, &mut scratch, &mut tick).map_err(unchanged)?;
+    if asked.is_safe {
+        session.host.progress.phase("back up what is there", None);
+        let before = Instant::now();
+        let gone = gone(&running.ask("stats", &mut tick).map_err(unchanged)?);
+        let taken = safety(session, asked)?;
+        fault::pause("redis-into");
+        let since = (before, gone);
+        require_unwritten(session, &mut running, &taken.member, since).map_err(unchanged)?;
+        replaced.safety = Some(taken.root.head.id);
+    }
     let work = Work { session, redis, ip };
     replaced.keys = Some(work.replace(&mut running, &mut scratch, &replaced)?);
+    session.host.progress.phase("wait for the disk", None);
+    on_disk::require(&mut running, redis.stall_timeout, &mut tick)?;
     Ok(replaced)
+}
+
+/// Plans a data set that a scratch server loads, and the running server from that: nothing is written yet.
+pub(super) fn plan(
+    session: &Session,
+    wanted: &restore::Asked<'_>,
+    running: &ServerVersion,
+) -> Result<(restore::Restored, ServerVersion)> {
+    let planned = restore::run(session, wanted)?;
+    let Some(version) = planned.target.clone() else {
+        return Err(err!(
+            SourceMissing,
+            "no redis-server or valkey-server is on the search path to load the data set"
+        )
+        .hint(format!(
+            "{UNCHANGED}\nInstall one, or name its folder in PATH."
+        )));
+    };
+    if !running.can_follow(&version) {
+        return Err(err!(
+            Refused,
+            "{running} cannot load what {version} writes, which is on the search path"
+        )
+        .hint(format!(
+            "{UNCHANGED}\nPut the programs of {running} first in PATH, if they load the data set."
+        )));
+    }
+    Ok((planned, version))
 }
 
 /// Requires a server that can become the replica of another one.
@@ -250,18 +271,57 @@ fn fits(
 }
 
 /// Takes a backup of what is there.
-fn safety(session: &Session, asked: &Asked<'_>) -> Result<BackupId> {
+pub(super) fn safety(session: &Session, asked: &Asked<'_>) -> Result<backup::Taken> {
     let request = backup::Asked {
         name: asked.into,
         label: format!("before a restore of {}", asked.name),
         takes_over: false,
     };
-    let taken = backup::run(session, request).map_err(|e| {
+    backup::run(session, request).map_err(|e| {
         let e = e.context("back up what is there");
         let hint = e.hint_text().unwrap_or_default().to_owned();
         unchanged(e.hint(format!("{hint}\n--no-safety goes on without it.")))
-    })?;
-    Ok(taken.root.head.id)
+    })
+}
+
+/// Keys that ended by themselves: the server replicates that as it does what is written.
+fn gone(stats: &Info) -> u64 {
+    number(stats, "expired_keys") + number(stats, "evicted_keys")
+}
+
+/// Requires that nothing was written since the backup of what is there.
+fn require_unwritten(
+    session: &Session,
+    running: &mut Source,
+    backup: &Member,
+    (before, gone_before): (Instant, u64),
+) -> Result<()> {
+    let mut tick = || session.host.check_stop();
+    let period = running.setting("repl-ping-replica-period", &mut tick)?;
+    let period = period.and_then(|value| value.expose().parse().ok());
+    let pings = before.elapsed().as_secs() / period.unwrap_or(PING_SECONDS).max(1) + 2;
+    let now = running.ask("replication", &mut tick)?;
+    if !is_written(backup, &now, pings) {
+        return Ok(());
+    }
+    if gone(&running.ask("stats", &mut tick)?) != gone_before {
+        session.warn("keys of the server ended since its backup began: nothing tells whether something was written, too");
+        return Ok(());
+    }
+    Err(err!(
+        Refused,
+        "something was written to the server since its backup, and would be lost"
+    )
+    .hint("Stop what writes there, and run the command again. --no-safety loses what is there."))
+}
+
+/// Whether the server's history went on by more than so many pings.
+fn is_written(backup: &Member, now: &Info, pings: u64) -> bool {
+    if now.field("master_replid") != Some(backup.replid.as_str()) {
+        return true;
+    }
+    let moved = number(now, "master_repl_offset").saturating_sub(backup.offset);
+    moved % PING_BYTES != 0 || moved / PING_BYTES > pings
 }
 
 /// The moment that was planned, exactly.
@@ -477,7 +537,7 @@ fn is_in_step(replica: &Info, master: &Info) -> bool {
     is_up && is_same && number(replica, "slave_repl_offset") >= number(master, "master_repl_offset")
 }
 
-fn number(info: &Info, name: &str) -> u64 {
+pub(super) fn number(info: &Info, name: &str) -> u64 {
     info.field(name).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
@@ -493,7 +553,7 @@ fn lasting(info: &Info) -> u64 {
         .sum()
 }
 
-fn shown(redis: &Redis) -> String {
+pub(super) fn shown(redis: &Redis) -> String {
     redis
         .address
         .as_ref()
@@ -501,7 +561,7 @@ fn shown(redis: &Redis) -> String {
 }
 
 /// Adds to an error that the running server is as it was.
-fn unchanged(error: Error) -> Error {
+pub(super) fn unchanged(error: Error) -> Error {
     let hint = match error.hint_text() {
         Some(hint) => format!("{UNCHANGED}\n{hint}"),
         None => UNCHANGED.to_owned(),

@@ -3,7 +3,9 @@
 pub mod backup;
 pub mod info;
 pub mod into;
+pub mod keys;
 pub mod list;
+mod on_disk;
 pub mod plan;
 pub mod receive;
 pub mod restore;

@@ -180,8 +180,12 @@ fn receive_until_stopped(
             if sink.held.is_none() {
                 sink.held = stored(session, settings, scope, &source)?;
             }
+            let is_shard = source.is_shard();
             let mut began = |state: &State, beginning: &Beginning| {
                 host.progress.note(&begun(redis, state, beginning));
+                if is_shard {
+                    host.progress.note("the server is one shard of a cluster: each shard needs a section and a receiver of its own");
+                }
             };
             let mut succeeded = || {
                 backoff.reset();

@@ -238,6 +238,7 @@ impl Prepared {
         };
         fault::point("recover-recorded");
         report.run = Some(run.record.id.clone());
+        self.stop_again(session, &run)?;
         for number in 0..run.record.steps.len() {
             let Some(step) = run.record.steps.get(number) else {
                 break;
@@ -263,6 +264,33 @@ impl Prepared {
         run.write_end(&session.host, End::Complete)?;
         report.is_complete = true;
         Ok(report)
+    }
+
+    /// Stops once more what an interrupted run had stopped, as far as something is still to be put in place: the host may have started it meanwhile.
+    fn stop_again(&self, session: &Session, run: &Run) -> Result<()> {
+        for (number, step) in run.record.steps.iter().enumerate() {
+            let Some(work) = self.work(step).filter(|_| is_stop(step)) else {
+                continue;
+            };
+            if run.done(number)?.is_none() || self.is_replaced(run, step)? {
+                continue;
+            }
+            session.host.progress.phase(&step.text(), None);
+            let stopped = work.carry_out(session, (run, number), &json!({}), &mut Vec::new());
+            stopped.map_err(|e| e.context(step.text()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether all that a stop makes way for is in its place.
+    fn is_replaced(&self, run: &Run, stop: &Step) -> Result<bool> {
+        for (number, step) in run.record.steps.iter().enumerate() {
+            let is_for_it = matches!(step, Step::Replace(member) if stop.member().is_none_or(|own| own == member));
+            if is_for_it && run.done(number)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn one(
@@ -295,6 +323,10 @@ impl Prepared {
         run.write_done(&session.host, number, &result)?;
         Ok(ms)
     }
+}
+
+fn is_stop(step: &Step) -> bool {
+    matches!(step, Step::StopApplications | Step::Stop(_))
 }
 
 /// The steps of a full recovery, for people who read about it beforehand.

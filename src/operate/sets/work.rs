@@ -157,7 +157,13 @@ impl<'p> Work<'p> {
             Step::Health => healthy(session, &log, &self.set.health),
             Step::Stop(_) => self.stop(session, &log),
             Step::Start(_) => self.start(session, &log, run),
-            Step::Replace(_) => self.replace(session, begun, warnings),
+            Step::Replace(_) => {
+                // Somebody may have started it since the step that stopped it: a server would go on with files that are out of place.
+                if matches!(self.member()?.kind, MemberKind::Cluster | MemberKind::Redis) {
+                    self.stop(session, &log)?;
+                }
+                self.replace(session, begun, warnings)
+            }
             Step::Backup(_) => {
                 // The recovery is complete without it; what comes until the next one cannot be restored.
                 match own::run(session, &self.backing_up()?, None) {

@@ -185,6 +185,64 @@ fn r52_a_restore_that_is_stopped_leaves_a_master() {
     is_master_again(&world, &live);
 }
 
+fn disk_of(server: &Server) -> std::path::PathBuf {
+    server.socket().with_file_name("data")
+}
+
+/// A power cut right behind the command: the rewrite of the append-only file, and a dump, take their time here.
+fn r54_a_server_that_ends_behind_it_starts_with_the_new_data(name: &'static str) {
+    let ways: [&[&str]; 2] = [
+        &["--appendonly", "yes"],
+        &["--repl-diskless-load", "swapdb"],
+    ];
+    for way in ways {
+        let slow = [way, &["--rdb-key-save-delay", "200000"]].concat();
+        let (world, source, mut live) = two(name, &slow);
+        into(&world, &["--confirm"]).run().success();
+        live.kill();
+        live.begin();
+        assert_eq!(live.content(), source.content(), "{way:?}");
+    }
+}
+per_server!(r54_a_server_that_ends_behind_it_starts_with_the_new_data);
+
+#[test]
+fn r54_keys_that_do_not_get_onto_the_disk_are_no_success() {
+    let (world, source, live) = two("redis-7", &["--repl-diskless-load", "swapdb"]);
+    // A dump is renamed to its name in the end, and no file takes the name of a directory.
+    std::fs::create_dir(disk_of(&live).join("dump.rdb")).unwrap();
+    let run = into(&world, &["--confirm"]).run().expect_code(10);
+    run.expect_stderr("NOT YET ON THE SERVER'S DISK")
+        .expect_stderr("redis-cli BGSAVE");
+    assert_eq!(live.content(), source.content());
+    assert_eq!(live.info("role"), "master");
+    std::fs::remove_dir(disk_of(&live).join("dump.rdb")).unwrap();
+}
+
+#[test]
+fn r55_what_was_written_behind_the_safety_backup_is_not_replaced() {
+    let (world, source, live) = two("redis-7", &[]);
+    let file = world.sandbox.join("paused");
+    let pause = format!("redis-into={}", file.display());
+    let restored = |while_paused: &dyn Fn()| {
+        let running = into(&world, &["--confirm"]);
+        let running = running.env("PITR_FAULT_PAUSE", &pause).spawn();
+        wait_until(PATIENCE, "the backup is taken", || file.exists());
+        while_paused();
+        std::fs::remove_file(&file).unwrap();
+        running.wait()
+    };
+    let run = restored(&|| {
+        live.ask(&["SET", "own", "2"]);
+    });
+    run.expect_code(8)
+        .expect_stderr("written to the server since its backup")
+        .expect_stderr("The server was not changed.");
+    assert_eq!(live.ask(&["GET", "own"]), "2");
+    restored(&|| ()).success();
+    assert_eq!(live.content(), source.content());
+}
+
 /// The process whose parent this one is.
 fn child_of(parent: u32) -> Option<i32> {
     std::fs::read_dir("/proc").unwrap().find_map(|entry| {

@@ -2,6 +2,7 @@
 
 mod faults;
 mod into;
+mod keys;
 mod load;
 mod receive;
 pub mod server;

@@ -175,6 +175,45 @@ fn r42_what_cannot_be_recovered_is_refused_beforehand() {
     refused.expect_stderr("is not counted");
 }
 
+/// A host that starts its services again, and applications that write, between a kill and the command that goes on.
+#[test]
+fn r44_a_server_that_was_started_meanwhile_is_stopped_before_its_files_change() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    wreck(&shop);
+    let full = [
+        "recover",
+        "full",
+        "--set",
+        "shop",
+        "--mark",
+        &mark,
+        "--confirm",
+    ];
+    let server = || {
+        let told = shop.redis(&["INFO", "server"]);
+        let id = told.lines().find(|line| line.starts_with("run_id:"));
+        id.unwrap().trim().to_owned()
+    };
+    // Steps 2 and 3 stop Redis and the cluster, 5 puts Redis in its place.
+    for point in ["recover-done-3", "recover-begun-5"] {
+        let run = shop.pitr(&full).env("PITR_FAULT", point).run();
+        assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
+        shop.script("start-redis").success();
+        shop.script("start-shop").success();
+        wait_until(PATIENCE, "Redis loaded its old data", || {
+            shop.redis(&["INFO", "persistence"]).contains("\nloading:0")
+        });
+    }
+    let old = server();
+    shop.pitr(&full).run().success();
+    assert_ne!(server(), old, "the old server went on");
+    assert_eq!(shop.counters(), TEN);
+    assert!(!shop.path("tmp/closed").exists());
+    shop.stop_receiving();
+}
+
 /// A hostile repository: what is no mark is named, and leads nowhere.
 #[test]
 fn r43_a_mark_that_was_copied_is_none() {
