@@ -259,8 +259,7 @@ fn ran(run: &Run) -> Vec<String> {
 
 fn kept(one: &Kept) -> Vec<String> {
     let seconds = |s| human::duration(Duration::from_secs(s));
-    let is_promised = one.goal_s.is_some();
-    let promised = |s| is_promised.then(|| seconds(s)).unwrap_or_default();
+    let promised = |s| one.goal_s.map_or_else(String::new, |_| seconds(s));
     let goal = one.goal_s.map_or("not promised".to_owned(), seconds);
     let worst = one.worst_ms.map(Duration::from_millis);
     vec![
