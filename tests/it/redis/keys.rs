@@ -83,7 +83,7 @@ fn r56_a_running_server_gets_keys_alone(name: &'static str) {
     let json = into(&world, &one).run().success().json();
     assert_eq!((&json["new"], &json["safety"]), (&1.into(), &().into()));
     assert_eq!(live.ask(&["-n", "5", "GET", "user:five"]), "5");
-    // What was replaced is in the backup that was taken before.
+    // The backup that was taken before has the former value.
     let safety = run_safety(&world);
     let back = ["restore", "live", "--backup", &safety, "--into", "live"];
     let back = world.redis(&back).args(["--key", "user:1", "--confirm"]);
