@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{alert, observed};
+use super::alert::{self, condition};
+use super::observed;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::operate::metrics;
@@ -17,20 +18,24 @@ pub fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
-/// Collects metrics, writes them and what else was found, and has alerts delivered.
+/// Collects metrics, writes them and what else was found, and has alerts delivered. What cannot be written is a condition: it keeps nobody from being told.
 ///
 /// # Errors
-/// Those of [`metrics::collect`] and of the files.
+/// Those of [`metrics::collect`] and of the files, behind the deliveries.
 pub fn observe(session: &Session, state_dir: &Path) -> Result<()> {
-    let metrics = metrics::collect(session)?;
-    let path = file(state_dir);
-    durable::replace(&path, metrics.text.as_bytes(), session.host.random())
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
     let settings = session.settings()?;
-    let conditions = alert::conditions(session, &settings, state_dir, &metrics)?;
-    // A history or a page that cannot be written keeps nobody from being told.
+    let mut metrics = metrics::collect(session)?;
+    let path = file(state_dir);
+    let exposed = durable::replace(&path, metrics.text.as_bytes(), session.host.random())
+        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, &settings, state_dir, metrics.info.as_ref());
+    let kept = [metrics.uncounted.take().map_or(Ok(()), Err), exposed, noted];
+    let mut conditions = alert::conditions(session, &settings, state_dir, &metrics);
+    conditions.extend(condition::of_state(&kept));
     let written = observed::write(session, &settings, state_dir, (&metrics, &conditions));
-    let told = alert::tell(session, &settings, state_dir, &conditions);
-    noted.and(written).and(told)
+    if kept.iter().all(Result::is_ok) {
+        conditions.extend(condition::of_state(std::slice::from_ref(&written)));
+    }
+    let told = alert::tell(session, &settings, state_dir, conditions);
+    kept.into_iter().chain([written, told]).collect()
 }

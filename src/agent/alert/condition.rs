@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::decide::{Condition, Failing};
 use crate::config::{Location, Settings, Severity};
+use crate::error::Result;
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::finding::{Finding, Level};
 use crate::operate::human;
@@ -92,6 +93,14 @@ pub fn of_sink((name, failing): (&String, &Failing)) -> Condition {
             Some(format!("pitr alert test --sink {name}")),
         )
     }
+}
+
+/// What the agent could not keep below `state_dir`: what it tells and shows is not complete then.
+pub fn of_state(kept: &[Result<()>]) -> Option<Condition> {
+    let first = kept.iter().find_map(|one| one.as_ref().err())?;
+    let summary = format!("the agent cannot keep its files, and alerts may come twice: {first}");
+    let next = Some("pitr agent status".to_owned());
+    Some(new("agent/state", Severity::Critical, summary, next))
 }
 
 fn new(id: &str, severity: Severity, summary: String, next: Option<String>) -> Condition {
