@@ -137,18 +137,20 @@ impl Runs {
     /// Reads how the job stands.
     ///
     /// # Errors
-    /// Those of the system; `Damaged` for a record that cannot be read.
+    /// Those of the system, and `Damaged`, for the newest record. An older one that cannot be read is passed over.
     pub fn state(&self) -> Result<JobState> {
         let since: TimestampTz = self
             .read(SINCE)?
             .ok_or_else(|| err!(NotFound, "the job was never seen here"))?;
+        let ids = self.ids()?;
         let mut runs = Vec::new();
-        for id in self.ids()? {
-            let Some(begun) = self.read(&name(id, "begun"))? else {
-                continue;
-            };
-            let ended = self.read(&name(id, "ended"))?;
-            runs.push(Run { id, begun, ended });
+        for id in &ids {
+            match self.run(*id) {
+                Ok(run) => runs.extend(run),
+                // The newest one decides what starts.
+                Err(e) if ids.last() == Some(id) => return Err(e),
+                Err(_) => {}
+            }
         }
         let is_running = self.is_locked()?;
         // A run that ended between the two looks: its record is there now.
@@ -160,6 +162,15 @@ impl Runs {
             is_running,
             runs,
         })
+    }
+
+    /// A run that began; none where it is forgotten meanwhile.
+    fn run(&self, id: RunId) -> Result<Option<Run>> {
+        let Some(begun) = self.read(&name(id, "begun"))? else {
+            return Ok(None);
+        };
+        let ended = self.read(&name(id, "ended"))?;
+        Ok(Some(Run { id, begun, ended }))
     }
 
     /// When something of it last changed: a run began or ended.
@@ -247,7 +258,11 @@ impl Runs {
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
-                .map_err(|e| err!(Damaged, "\"{}\" cannot be read", path.display()).source(e)),
+                .map_err(|e| {
+                    err!(Damaged, "\"{}\" cannot be read", path.display())
+                        .source(e)
+                        .hint("The job does not start. Move the file away: a run without its end counts as killed, one without its beginning as none.")
+                }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.failed(e)),
         }
@@ -324,6 +339,37 @@ mod tests {
         drop(held);
         let state = runs.state().unwrap();
         assert!(!state.is_running && state.runs[0].is_success());
+    }
+
+    #[test]
+    fn a_damaged_record_is_passed_over_unless_it_is_the_newest() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let start = time("2026-11-20T02:00:00Z");
+        runs.begin(start, 0).unwrap();
+        let held = runs.hold().unwrap().unwrap();
+        let id = |n: u64| RunId {
+            scheduled: start.saturating_add(Duration::from_secs(n)),
+            attempt: 0,
+        };
+        for n in 0..3 {
+            let begun = Begun {
+                started: start,
+                pid: 1,
+                tick: None,
+            };
+            runs.record_begin(&held, id(n), &begun, n).unwrap();
+        }
+        let place = folder.path().join("jobs/x");
+        std::fs::write(place.join(name(id(0), "begun")), "").unwrap();
+        std::fs::create_dir(place.join(name(id(1), "ended"))).unwrap();
+        let left: Vec<RunId> = runs.state().unwrap().runs.iter().map(|r| r.id).collect();
+        assert_eq!(left, [id(2)]);
+        std::fs::write(place.join(name(id(2), "ended")), "{").unwrap();
+        assert_eq!(
+            runs.state().unwrap_err().code(),
+            crate::error::Code::Damaged
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::decide::{Condition, Failing};
 use crate::config::{Location, Settings, Severity};
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::finding::{Finding, Level};
 use crate::operate::human;
@@ -218,7 +218,21 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
 }
 
 fn of_job(state_dir: &Path, name: &str) -> Option<Condition> {
-    let state = Runs::of(state_dir, name).state().ok()?;
+    let state = match Runs::of(state_dir, name).state() {
+        Ok(state) => state,
+        Err(e) if e.code() == Code::NotFound => return None,
+        Err(e) => {
+            let summary =
+                format!("job \"{name}\" starts no more, because its record is not known: {e}");
+            let next = Some("pitr agent status".to_owned());
+            return Some(new(
+                &format!("jobs/{name}"),
+                Severity::Critical,
+                summary,
+                next,
+            ));
+        }
+    };
     let last = state.runs.iter().rfind(|run| !run.is_elsewhere())?;
     if state.is_running || last.is_success() {
         return None;
@@ -293,6 +307,20 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].severity, Severity::Critical);
         assert_eq!(all[0].summary, "main: b (and 1 more)");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_critical_and_a_job_that_never_ran_is_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(of_job(folder.path(), "x"), None);
+        let place = folder.path().join("jobs/x");
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join("since"), "").unwrap();
+        let one = of_job(folder.path(), "x").unwrap();
+        assert_eq!(
+            (one.id.as_str(), one.severity),
+            ("jobs/x", Severity::Critical)
+        );
     }
 
     #[test]
