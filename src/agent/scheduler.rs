@@ -203,6 +203,7 @@ mod tests {
             since: time("2026-11-01T00:00:00Z"),
             is_running: false,
             runs,
+            ahead: 0,
         }
     }
 
@@ -349,7 +350,7 @@ mod tests {
                 for _ in 0..step.minutes {
                     now = now.saturating_add(Duration::from_secs(60));
                     if step.is_down { continue; }
-                    let own = JobState { since: start, is_running: now < busy_until, runs: runs.clone() };
+                    let own = JobState { since: start, is_running: now < busy_until, runs: runs.clone(), ahead: 0 };
                     let states = [("a".to_owned(), own)].into();
                     let decided = due(now, &job, &states);
                     let Some((_, id)) = decided.first() else {

@@ -221,9 +221,10 @@ impl Agent<'_> {
         {
             return Ok((*then, state.clone()));
         }
-        runs.begin(self.session.host.now(), self.session.host.random())?;
+        let now = self.session.host.now();
+        runs.begin(now, self.session.host.random())?;
         let changed = runs.changed();
-        Ok((changed, runs.state()?))
+        Ok((changed, runs.state(now)?))
     }
 
     fn trouble(&mut self, name: &str, message: &str) {

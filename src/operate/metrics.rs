@@ -298,7 +298,7 @@ pub fn collect(session: &Session) -> Result<Metrics> {
     }
     let counters = counters.unwrap_or_default();
     if let Some(place) = settings.state_dir(&session.environment) {
-        of_jobs(&mut all, &settings, &place);
+        of_jobs(&mut all, &settings, &place, now);
     }
     of_hosts(&mut all, &settings, now);
     // Content beside clusters needs none.
@@ -382,9 +382,9 @@ fn of_counters(all: &mut Exposition, settings: &Settings, counters: &Counters) {
 }
 
 /// How the jobs of the agent went. One that never ran has no result.
-fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path) {
+fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: TimestampTz) {
     for job in &settings.jobs {
-        let Ok(state) = Runs::of(state_dir, &job.name).state() else {
+        let Ok(state) = Runs::of(state_dir, &job.name).state(now) else {
             continue;
         };
         let labels = [("job_name", job.name.as_str())];

@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const SINCE: &str = "since";
 /// Runs that are kept.
 const KEPT: usize = 60;
+/// A record further ahead of the clock than this is of a clock that was wrong, and counts for nothing until its time has come.
+const AHEAD: Duration = Duration::from_secs(3600);
 /// So much of what a command printed stands in the record.
 const SAID_BYTES: usize = 2_000;
 
@@ -37,6 +39,13 @@ pub struct RunId {
     pub scheduled: TimestampTz,
     /// 0, and more after failures.
     pub attempt: u32,
+}
+
+impl RunId {
+    /// Whether it lies so far in the future that a wrong clock made it.
+    fn is_ahead(self, now: TimestampTz) -> bool {
+        self.scheduled > now.saturating_add(AHEAD)
+    }
 }
 
 /// The file of a run that begins.
@@ -100,6 +109,8 @@ pub struct JobState {
     pub is_running: bool,
     /// Its newest runs, the newest last.
     pub runs: Vec<Run>,
+    /// Records that lie in the future.
+    pub ahead: usize,
 }
 
 /// The runs of one job.
@@ -138,11 +149,12 @@ impl Runs {
     ///
     /// # Errors
     /// Those of the system, and `Damaged`, for the newest record. An older one that cannot be read is passed over.
-    pub fn state(&self) -> Result<JobState> {
+    pub fn state(&self, now: TimestampTz) -> Result<JobState> {
         let since: TimestampTz = self
             .read(SINCE)?
             .ok_or_else(|| err!(NotFound, "the job was never seen here"))?;
-        let ids = self.ids()?;
+        let all = self.ids()?;
+        let ids: Vec<RunId> = all.iter().filter(|id| !id.is_ahead(now)).copied().collect();
         let mut runs = Vec::new();
         for id in &ids {
             match self.run(*id) {
@@ -158,9 +170,10 @@ impl Runs {
             last.ended = self.read(&name(last.id, "ended"))?;
         }
         Ok(JobState {
-            since,
+            since: since.min(now),
             is_running,
             runs,
+            ahead: all.len() - ids.len(),
         })
     }
 
@@ -203,7 +216,8 @@ impl Runs {
     /// Those of the system.
     pub fn record_begin(&self, _held: &Held, id: RunId, begun: &Begun, nonce: u64) -> Result<bool> {
         // A run that comes after a later one was overtaken while it started.
-        if self.ids()?.last().is_some_and(|last| *last > id) {
+        let is_later = |other: &RunId| *other > id && !other.is_ahead(begun.started);
+        if self.ids()?.iter().any(is_later) {
             return Ok(false);
         }
         let published = self.write_new(&name(id, "begun"), begun, nonce)?;
@@ -216,7 +230,9 @@ impl Runs {
     /// Those of the system.
     pub fn record_end(&self, _held: &Held, id: RunId, ended: &Ended, nonce: u64) -> Result<()> {
         self.write_new(&name(id, "ended"), ended, nonce)?;
-        let ids = self.ids()?;
+        let mut ids = self.ids()?;
+        // Else those that lie in the future would push out each new one.
+        ids.sort_by_key(|id| (!id.is_ahead(ended.ended), *id));
         for old in ids.iter().take(ids.len().saturating_sub(KEPT)) {
             // The beginning goes last: a run without it is none.
             for end in ["log", "ended", "begun"] {
@@ -308,11 +324,11 @@ mod tests {
     fn a_run_begins_once_and_holds_the_lock_of_its_job() {
         let folder = tempfile::tempdir().unwrap();
         let runs = Runs::of(folder.path(), "full");
-        assert!(runs.state().is_err());
         let now = time("2026-11-20T02:00:00Z");
+        assert!(runs.state(now).is_err());
         runs.begin(now, 1).unwrap();
         runs.begin(time("2026-11-21T02:00:00Z"), 2).unwrap();
-        assert_eq!(runs.state().unwrap().since, now);
+        assert_eq!(runs.state(now).unwrap().since, now);
         let held = runs.hold().unwrap().unwrap();
         assert!(runs.hold().unwrap().is_none());
         let id = RunId {
@@ -326,7 +342,7 @@ mod tests {
         };
         assert!(runs.record_begin(&held, id, &begun, 3).unwrap());
         assert!(!runs.record_begin(&held, id, &begun, 4).unwrap());
-        let state = runs.state().unwrap();
+        let state = runs.state(now).unwrap();
         assert!(state.is_running && state.runs[0].ended.is_none());
         let ended = Ended {
             ended: now,
@@ -337,7 +353,7 @@ mod tests {
         };
         runs.record_end(&held, id, &ended, 5).unwrap();
         drop(held);
-        let state = runs.state().unwrap();
+        let state = runs.state(now).unwrap();
         assert!(!state.is_running && state.runs[0].is_success());
     }
 
@@ -363,13 +379,62 @@ mod tests {
         let place = folder.path().join("jobs/x");
         std::fs::write(place.join(name(id(0), "begun")), "").unwrap();
         std::fs::create_dir(place.join(name(id(1), "ended"))).unwrap();
-        let left: Vec<RunId> = runs.state().unwrap().runs.iter().map(|r| r.id).collect();
+        let left: Vec<RunId> = runs
+            .state(start)
+            .unwrap()
+            .runs
+            .iter()
+            .map(|r| r.id)
+            .collect();
         assert_eq!(left, [id(2)]);
         std::fs::write(place.join(name(id(2), "ended")), "{").unwrap();
         assert_eq!(
-            runs.state().unwrap_err().code(),
+            runs.state(start).unwrap_err().code(),
             crate::error::Code::Damaged
         );
+    }
+
+    #[test]
+    fn records_of_a_clock_that_was_ahead_hold_up_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let (now, wrong) = (time("2026-11-20T02:00:00Z"), time("2027-11-20T02:00:00Z"));
+        runs.begin(wrong, 0).unwrap();
+        let held = runs.hold().unwrap().unwrap();
+        let run = |at: TimestampTz, nonce| {
+            let id = RunId {
+                scheduled: at,
+                attempt: 0,
+            };
+            let begun = Begun {
+                started: at,
+                pid: 1,
+                tick: None,
+            };
+            let ended = Ended {
+                ended: at,
+                status: Some(0),
+                said: String::new(),
+                elsewhere: None,
+                is_over_time: false,
+            };
+            let is_begun = runs.record_begin(&held, id, &begun, nonce).unwrap();
+            runs.record_end(&held, id, &ended, nonce).unwrap();
+            is_begun
+        };
+        for n in 0..KEPT as u64 {
+            assert!(run(wrong.saturating_add(Duration::from_secs(n)), n));
+        }
+        let state = runs.state(now).unwrap();
+        assert_eq!((state.since, state.runs.len(), state.ahead), (now, 0, KEPT));
+        assert!(run(now, 100), "it is no later run");
+        let state = runs.state(now).unwrap();
+        assert_eq!(state.runs.last().map(|r| r.id.scheduled), Some(now));
+        assert_eq!(state.ahead, KEPT - 1);
+        // Some difference between two looks at a clock is none.
+        let before = now.saturating_sub(Duration::from_secs(60));
+        assert_eq!(runs.state(before).unwrap().runs.len(), 1);
+        assert!(!run(before, 101));
     }
 
     #[test]
@@ -400,7 +465,7 @@ mod tests {
             };
             runs.record_end(&held, id, &ended, n).unwrap();
         }
-        let state = runs.state().unwrap();
+        let state = runs.state(start).unwrap();
         assert_eq!(state.runs.len(), KEPT);
         assert_eq!(
             state.runs[0].id.scheduled,

@@ -11,7 +11,7 @@ use crate::operate::finding::{Finding, Level};
 use crate::operate::human;
 use crate::operate::info::{BackupInfo, ClusterInfo};
 use crate::operate::metrics::Metrics;
-use crate::operate::runs::Runs;
+use crate::operate::runs::{JobState, Run, Runs};
 use crate::operate::session::Session;
 use crate::repo::root::BackupKind;
 
@@ -31,6 +31,7 @@ pub fn all(
     state_dir: &Path,
     metrics: &Metrics,
 ) -> Vec<Condition> {
+    let now = session.host.now();
     let mut found = Vec::new();
     if let Some(e) = &metrics.failed {
         let next = Some("pitr info".to_owned());
@@ -66,7 +67,7 @@ pub fn all(
         settings
             .jobs
             .iter()
-            .filter_map(|job| of_job(state_dir, &job.name)),
+            .flat_map(|job| of_job(&job.name, Runs::of(state_dir, &job.name).state(now))),
     );
     found.extend(
         settings
@@ -217,27 +218,38 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
     })
 }
 
-fn of_job(state_dir: &Path, name: &str) -> Option<Condition> {
-    let state = match Runs::of(state_dir, name).state() {
+fn of_job(name: &str, state: Result<JobState>) -> Vec<Condition> {
+    let one = |end: &str, severity, summary| {
+        let next = Some("pitr agent status".to_owned());
+        new(&format!("jobs/{name}{end}"), severity, summary, next)
+    };
+    let state = match state {
         Ok(state) => state,
-        Err(e) if e.code() == Code::NotFound => return None,
+        Err(e) if e.code() == Code::NotFound => return Vec::new(),
         Err(e) => {
             let summary =
                 format!("job \"{name}\" starts no more, because its record is not known: {e}");
-            let next = Some("pitr agent status".to_owned());
-            return Some(new(
-                &format!("jobs/{name}"),
-                Severity::Critical,
-                summary,
-                next,
-            ));
+            return vec![one("", Severity::Critical, summary)];
         }
     };
-    let last = state.runs.iter().rfind(|run| !run.is_elsewhere())?;
-    if state.is_running || last.is_success() {
-        return None;
+    let mut found = Vec::new();
+    if state.ahead > 0 {
+        let summary = format!(
+            "{} records of job \"{name}\" lie in the future, and count for nothing: a clock is or was wrong",
+            state.ahead
+        );
+        found.push(one("/clock", Severity::High, summary));
     }
-    let why = match &last.ended {
+    let last = state.runs.iter().rfind(|run| !run.is_elsewhere());
+    if let Some(last) = last.filter(|run| !state.is_running && !run.is_success()) {
+        let summary = format!("job \"{name}\" failed, {}", why(last));
+        found.push(one("", Severity::High, summary));
+    }
+    found
+}
+
+fn why(run: &Run) -> String {
+    match &run.ended {
         None => "it was killed".to_owned(),
         Some(ended) if ended.is_over_time => "it took too long, and was ended".to_owned(),
         Some(ended) => {
@@ -254,14 +266,7 @@ fn of_job(state_dir: &Path, name: &str) -> Option<Condition> {
                 said => format!("{status}: {said}"),
             }
         }
-    };
-    let summary = format!("job \"{name}\" failed, {why}");
-    Some(new(
-        &format!("jobs/{name}"),
-        Severity::High,
-        summary,
-        Some("pitr agent status".to_owned()),
-    ))
+    }
 }
 
 fn of_room(name: &str, location: &Location) -> Option<Condition> {
@@ -291,6 +296,7 @@ fn of_room(name: &str, location: &Location) -> Option<Condition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::err;
 
     #[test]
     fn findings_of_one_name_are_one_condition() {
@@ -309,17 +315,29 @@ mod tests {
         assert_eq!(all[0].summary, "main: b (and 1 more)");
     }
 
+    fn jobs(state: Result<JobState>) -> Vec<(String, Severity)> {
+        let found = of_job("x", state).into_iter();
+        found.map(|one| (one.id, one.severity)).collect()
+    }
+
     #[test]
     fn a_record_that_cannot_be_read_is_critical_and_a_job_that_never_ran_is_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(of_job(folder.path(), "x"), None);
-        let place = folder.path().join("jobs/x");
-        std::fs::create_dir_all(&place).unwrap();
-        std::fs::write(place.join("since"), "").unwrap();
-        let one = of_job(folder.path(), "x").unwrap();
+        assert_eq!(jobs(Err(err!(NotFound, "never"))), []);
+        let known = [("jobs/x".to_owned(), Severity::Critical)];
+        assert_eq!(jobs(Err(err!(Damaged, "damage"))), known);
+    }
+
+    #[test]
+    fn records_in_the_future_are_a_condition() {
+        let state = JobState {
+            since: "2026-11-20T02:00:00Z".parse().unwrap(),
+            is_running: false,
+            runs: Vec::new(),
+            ahead: 3,
+        };
         assert_eq!(
-            (one.id.as_str(), one.severity),
-            ("jobs/x", Severity::Critical)
+            jobs(Ok(state)),
+            [("jobs/x/clock".to_owned(), Severity::High)]
         );
     }
 
