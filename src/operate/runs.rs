@@ -5,6 +5,8 @@
 //! attempt, and begins once.
 
 use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,7 +32,9 @@ const KEPT: usize = 60;
 /// A record further ahead of the clock than this is of a clock that was wrong, and counts for nothing until its time has come.
 const AHEAD: Duration = Duration::from_secs(3600);
 /// So much of what a command printed stands in the record.
-const SAID_BYTES: usize = 2_000;
+const SAID_BYTES: u64 = 2_000;
+/// What a command prints is cut to its end when it is longer.
+const LOG_MAX_BYTES: u64 = 8 << 20;
 
 /// The name of a run: the time for which it was scheduled, and the attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -250,11 +254,34 @@ impl Runs {
 
     /// The end of what a run printed.
     pub fn said(&self, id: RunId) -> String {
-        let bytes = std::fs::read(self.log(id)).unwrap_or_default();
-        let from = bytes.len().saturating_sub(SAID_BYTES);
-        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default())
-            .trim()
-            .to_owned()
+        let bytes = File::open(self.log(id)).and_then(|log| tail(&log));
+        let bytes = bytes.unwrap_or_default();
+        String::from_utf8_lossy(&bytes).trim().to_owned()
+    }
+
+    /// Makes the file for what a run prints, to which the command appends: it may be cut meanwhile.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn new_log(&self, id: RunId) -> io::Result<File> {
+        let mut options = File::options();
+        options.create(true).append(true).mode(0o600);
+        options.open(self.log(id))
+    }
+
+    /// Cuts that file to its end where it has become too long. What is printed in this moment may be lost.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn cut_log(&self, id: RunId) -> io::Result<()> {
+        let path = self.log(id);
+        if std::fs::metadata(&path)?.len() <= LOG_MAX_BYTES {
+            return Ok(());
+        }
+        let mut log = File::options().read(true).append(true).open(path)?;
+        let end = tail(&log)?;
+        log.set_len(0)?;
+        log.write_all(&end)
     }
 
     /// The runs that began, oldest first.
@@ -290,12 +317,21 @@ impl Runs {
         durable::write_new(&self.place.join(name), &text, nonce).map_err(|e| self.failed(e))
     }
 
-    fn failed(&self, e: std::io::Error) -> Error {
+    fn failed(&self, e: io::Error) -> Error {
         Error::from_io(
             format!("keep the runs of a job in \"{}\"", self.place.display()),
             e,
         )
     }
+}
+
+/// The end of a file.
+fn tail(mut file: &File) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(SAID_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(SAID_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Microseconds since the epoch, in as many digits as keep names in the order of time.
@@ -435,6 +471,35 @@ mod tests {
         let before = now.saturating_sub(Duration::from_secs(60));
         assert_eq!(runs.state(before).unwrap().runs.len(), 1);
         assert!(!run(before, 101));
+    }
+
+    #[test]
+    fn what_is_printed_is_cut_to_its_end_and_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let now = time("2026-11-20T02:00:00Z");
+        runs.begin(now, 0).unwrap();
+        let id = RunId {
+            scheduled: now,
+            attempt: 0,
+        };
+        assert_eq!(runs.said(id), "");
+        let mut log = runs.new_log(id).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&log.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        let lines = "line\n".repeat(1000);
+        log.write_all(lines.as_bytes()).unwrap();
+        runs.cut_log(id).unwrap();
+        assert_eq!(log.metadata().unwrap().len(), 5000, "it is short");
+        // Read as a whole, this would need more memory than there is.
+        log.set_len(1 << 36).unwrap();
+        log.write_all(lines.as_bytes()).unwrap();
+        assert_eq!(runs.said(id), "line\n".repeat(400).trim());
+        runs.cut_log(id).unwrap();
+        assert_eq!(log.metadata().unwrap().len(), SAID_BYTES);
+        log.write_all(b"last").unwrap();
+        assert_eq!(log.metadata().unwrap().len(), SAID_BYTES + 4);
+        assert!(runs.said(id).ends_with("line\nlast"));
     }
 
     #[test]
