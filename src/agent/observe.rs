@@ -6,6 +6,7 @@ use super::alert::{self, condition};
 use super::observed;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::operate::metrics;
 use crate::operate::objectives_history;
 use crate::operate::session::Session;
@@ -24,6 +25,7 @@ pub fn file(state_dir: &Path) -> PathBuf {
 /// Those of [`metrics::collect`] and of the files, behind the deliveries.
 pub fn observe(session: &Session, state_dir: &Path) -> Result<()> {
     let settings = session.settings()?;
+    fault::pause("look");
     let mut metrics = metrics::collect(session)?;
     let path = file(state_dir);
     let exposed = durable::replace(&path, metrics.text.as_bytes(), session.host.random())
@@ -38,4 +40,14 @@ pub fn observe(session: &Session, state_dir: &Path) -> Result<()> {
     }
     let told = alert::tell(session, &settings, state_dir, conditions);
     kept.into_iter().chain([written, told]).collect()
+}
+
+/// Has those told who are to hear of trouble that looking took too long: what was wrong before goes on, as far as anybody knows. Nothing but `state_dir` is looked at.
+///
+/// # Errors
+/// Those of the file of notices.
+pub fn given_up(session: &Session, state_dir: &Path) -> Result<()> {
+    let settings = session.settings()?;
+    let conditions = alert::unseen(session, &settings, state_dir);
+    alert::tell(session, &settings, state_dir, conditions)
 }

@@ -59,7 +59,10 @@ pub enum Command {
         attempt: u32,
     },
     #[command(hide = true)]
-    Observe,
+    Observe {
+        #[arg(long)]
+        given_up: bool,
+    },
 }
 
 /// Runs the command.
@@ -73,9 +76,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             scheduled,
             attempt,
         }) => exec(cx, job, *scheduled, *attempt),
-        Some(Command::Observe) => {
+        Some(Command::Observe { given_up }) => {
             let loaded = load::load(&cx.session, &is_command)?;
-            observe::observe(&cx.session, &loaded.state_dir)?;
+            match given_up {
+                true => observe::given_up(&cx.session, &loaded.state_dir)?,
+                false => observe::observe(&cx.session, &loaded.state_dir)?,
+            }
             Ok(exit::SUCCESS)
         }
     }

@@ -24,6 +24,27 @@ const USED_PERCENT: u64 = 80;
 /// Room above which nothing may be used soon.
 const FULL_PERCENT: u64 = 95;
 
+/// Looking took too long, and nobody knows what can be recovered.
+pub fn of_given_up() -> Condition {
+    let summary =
+        "what can be recovered is not known: looking at everything took too long, and was given up";
+    let next = Some("pitr info".to_owned());
+    new("look", Severity::Critical, summary.to_owned(), next)
+}
+
+/// How the jobs stand.
+pub fn of_jobs(session: &Session, settings: &Settings, state_dir: &Path) -> Vec<Condition> {
+    let now = session.host.now();
+    let jobs = settings.jobs.iter();
+    jobs.flat_map(|job| of_job(&job.name, Runs::of(state_dir, &job.name).state(now)))
+        .collect()
+}
+
+/// Whether it is of [`of_jobs`].
+pub fn is_of_job(id: &str) -> bool {
+    id.starts_with("jobs/")
+}
+
 /// Collects all conditions. A part that could not be looked at is one.
 pub fn all(
     session: &Session,
@@ -31,7 +52,6 @@ pub fn all(
     state_dir: &Path,
     metrics: &Metrics,
 ) -> Vec<Condition> {
-    let now = session.host.now();
     let mut found = Vec::new();
     if let Some(e) = &metrics.failed {
         let next = Some("pitr info".to_owned());
@@ -63,12 +83,7 @@ pub fn all(
                 .filter_map(|(l, c)| of_duration(l, c)),
         );
     }
-    found.extend(
-        settings
-            .jobs
-            .iter()
-            .flat_map(|job| of_job(&job.name, Runs::of(state_dir, &job.name).state(now))),
-    );
+    found.extend(of_jobs(session, settings, state_dir));
     found.extend(
         settings
             .repositories
@@ -102,6 +117,11 @@ pub fn of_state(kept: &[Result<()>]) -> Option<Condition> {
     let summary = format!("the agent cannot keep its files, and alerts may come twice: {first}");
     let next = Some("pitr agent status".to_owned());
     Some(new("agent/state", Severity::Critical, summary, next))
+}
+
+/// Whether it is of [`of_sink`].
+pub fn is_of_sink(id: &str) -> bool {
+    id.starts_with("alerts/")
 }
 
 fn new(id: &str, severity: Severity, summary: String, next: Option<String>) -> Condition {

@@ -46,6 +46,20 @@ pub fn conditions(
     conditions
 }
 
+/// The conditions after a look that was given up: those of the look before, with the jobs and sinks of now.
+pub fn unseen(session: &Session, settings: &Settings, state_dir: &Path) -> Vec<Condition> {
+    let book = read(&state_dir.join(FILE), session);
+    let sinks: Vec<Condition> = book.failing.iter().map(condition::of_sink).collect();
+    let mut conditions = vec![condition::of_given_up()];
+    let before = book.open.iter().filter(|(_, open)| !open.is_over);
+    let before = before.map(|(id, open)| open.condition(id));
+    let is_known = |id: &str| condition::is_of_job(id) || condition::is_of_sink(id) || id == "look";
+    conditions.extend(before.filter(|one| !is_known(&one.id)));
+    conditions.extend(condition::of_jobs(session, settings, state_dir));
+    conditions.extend(sinks);
+    conditions
+}
+
 /// Has everybody told of what is new, goes on or has ended. A file of notices that cannot be written is a condition of its own, and hears nobody the less.
 ///
 /// # Errors
