@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::alert::{self, condition};
+use super::load::Loaded;
 use super::observed;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -23,22 +24,22 @@ pub fn file(state_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Those of [`metrics::collect`] and of the files, behind the deliveries.
-pub fn observe(session: &Session, state_dir: &Path) -> Result<()> {
-    let settings = session.settings()?;
+pub fn observe(session: &Session, loaded: &Loaded) -> Result<()> {
+    let (settings, state_dir) = (&loaded.settings, &loaded.state_dir);
     fault::pause("look");
     let mut metrics = metrics::collect(session)?;
     let path = file(state_dir);
     let exposed = durable::replace(&path, metrics.text.as_bytes(), session.host.random())
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
-    let noted = objectives_history::add(session, &settings, state_dir, metrics.info.as_ref());
+    let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
     let kept = [metrics.uncounted.take().map_or(Ok(()), Err), exposed, noted];
-    let mut conditions = alert::conditions(session, &settings, state_dir, &metrics);
+    let mut conditions = alert::conditions(session, loaded, &metrics);
     conditions.extend(condition::of_state(&kept));
-    let written = observed::write(session, &settings, state_dir, (&metrics, &conditions));
+    let written = observed::write(session, settings, state_dir, (&metrics, &conditions));
     if kept.iter().all(Result::is_ok) {
         conditions.extend(condition::of_state(std::slice::from_ref(&written)));
     }
-    let told = alert::tell(session, &settings, state_dir, conditions);
+    let told = alert::tell(session, settings, state_dir, conditions);
     kept.into_iter().chain([written, told]).collect()
 }
 
@@ -46,8 +47,7 @@ pub fn observe(session: &Session, state_dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Those of the file of notices.
-pub fn given_up(session: &Session, state_dir: &Path) -> Result<()> {
-    let settings = session.settings()?;
-    let conditions = alert::unseen(session, &settings, state_dir);
-    alert::tell(session, &settings, state_dir, conditions)
+pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
+    let conditions = alert::unseen(session, loaded);
+    alert::tell(session, &loaded.settings, &loaded.state_dir, conditions)
 }

@@ -15,6 +15,10 @@ const RETRY: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// A run that ends earlier than this had trouble with its start.
 const SHORT: Duration = Duration::from_secs(60);
+/// A job may run for so long when it is due again.
+const LONG: Duration = Duration::from_secs(6 * 3600);
+/// So many failures of something that runs always, one soon after another, are trouble.
+const FAILURES: usize = 3;
 /// The longest wait before something that runs always is started again.
 const RESTART_MAX: Duration = Duration::from_secs(60);
 
@@ -102,6 +106,30 @@ impl Planned {
         (is_left && has_passed(wait, end_of(last), now)).then_some(RunId { attempt, ..last.id })
     }
 
+    /// The time at which it was due again, of a run that goes on for hours.
+    pub fn overrun(&self, now: TimestampTz, state: &JobState) -> Option<TimestampTz> {
+        let last = state.runs.last().filter(|run| is_going(run, state))?;
+        let due = self.next(
+            last.id
+                .scheduled
+                .max(last.begun.started)
+                .saturating_add(self.delay),
+        )?;
+        let is_long = now.duration_since(last.begun.started) >= Some(LONG);
+        (is_long && due <= now).then_some(due)
+    }
+
+    /// The newest end of it that is trouble. What runs always is none while it runs, unless it fails again and again.
+    pub fn failure<'s>(&self, now: TimestampTz, state: &'s JobState) -> Option<&'s Run> {
+        let is_over = |run: &&Run| !run.is_elsewhere() && !is_going(run, state);
+        let last = state.runs.iter().rfind(is_over)?;
+        let is_told = match self.trigger {
+            Trigger::Always => !state.is_running || fails_again(now, state),
+            _ => true,
+        };
+        (is_told && !last.is_success()).then_some(last)
+    }
+
     /// The next time at which it starts by its schedule.
     pub fn next(&self, now: TimestampTz) -> Option<TimestampTz> {
         match &self.trigger {
@@ -127,17 +155,33 @@ fn succeeded(before: &JobState, own: &JobState, last: Option<&Run>) -> Option<Ti
 /// Whether something that runs always may be started again: at once, and ever later where it ends soon.
 fn may_restart(now: TimestampTz, runs: &[Run]) -> bool {
     let Some(last) = runs.last() else { return true };
-    let is_short = |run: &&Run| {
-        let took = end_of(run).duration_since(run.begun.started);
-        took.unwrap_or_default() < SHORT
-    };
-    let short = runs.iter().rev().take_while(is_short).count();
+    let short = runs.iter().rev().take_while(|run| is_short(run)).count();
     let Some(before) = short.checked_sub(1) else {
         return true;
     };
     let exponent = u32::try_from(before).unwrap_or(u32::MAX);
     let wait = doubled(Duration::from_secs(1), exponent).min(RESTART_MAX);
     has_passed(wait, end_of(last), now)
+}
+
+fn is_short(run: &Run) -> bool {
+    let took = end_of(run).duration_since(run.begun.started);
+    took.unwrap_or_default() < SHORT
+}
+
+/// Whether it is the run that is under way.
+fn is_going(run: &Run, state: &JobState) -> bool {
+    state.is_running && run.ended.is_none() && state.runs.last() == Some(run)
+}
+
+/// Whether the newest runs failed soon, and the one that is under way has not gone on for longer yet.
+fn fails_again(now: TimestampTz, state: &JobState) -> bool {
+    let is_young = |run: &Run| now.duration_since(run.begun.started) < Some(SHORT);
+    let (going, over): (Vec<&Run>, Vec<&Run>) =
+        state.runs.iter().partition(|run| is_going(run, state));
+    let failed = over.iter().rev().take(FAILURES);
+    let failed = failed.filter(|run| is_short(run) && !run.is_success());
+    failed.count() == FAILURES && going.into_iter().all(is_young)
 }
 
 /// A clock that went back makes nobody wait for longer than was meant: the wait counts as over.
@@ -305,6 +349,58 @@ mod tests {
         // A long run is started again at once.
         let long = run(begin, 0, begin, Some((time("2026-11-20T03:00:00Z"), 1)));
         assert!(starts(job(), state(vec![long]), "2026-11-20T03:00:00Z").is_some());
+    }
+
+    #[test]
+    fn a_run_that_goes_on_when_it_is_due_again_is_trouble_after_hours() {
+        let two = time("2026-11-20T02:00:00Z");
+        let at = |now: &str, is_running| {
+            let state = JobState {
+                is_running,
+                ..state(vec![run(two, 0, two, None)])
+            };
+            daily(true, 0).overrun(time(now), &state)
+        };
+        assert_eq!(at("2026-11-21T01:59:00Z", true), None);
+        assert_eq!(at("2026-11-21T02:00:00Z", false), None);
+        let again = Some(time("2026-11-21T02:00:00Z"));
+        assert_eq!(at("2026-11-21T02:00:00Z", true), again);
+        // Caught up shortly before it is due, it is given its time.
+        let late = time("2026-11-21T01:00:00Z");
+        let state = JobState {
+            is_running: true,
+            ..state(vec![run(two, 0, late, None)])
+        };
+        let job = daily(true, 0);
+        assert_eq!(job.overrun(time("2026-11-21T06:59:00Z"), &state), None);
+        assert_eq!(job.overrun(time("2026-11-21T07:00:00Z"), &state), again);
+    }
+
+    #[test]
+    fn a_failure_is_trouble_until_a_run_ends_well_or_what_runs_always_goes_on() {
+        let two = time("2026-11-20T02:00:00Z");
+        let at = |n: u64| two.saturating_add(Duration::from_secs(n));
+        let failed = |n| run(at(n), 0, at(n), Some((at(n + 1), 1)));
+        let going = |runs: Vec<Run>, begun: u64| JobState {
+            is_running: true,
+            ..state([runs, vec![run(at(begun), 0, at(begun), None)]].concat())
+        };
+        let is_told =
+            |job: &Planned, state: &JobState, now: u64| job.failure(at(now), state).is_some();
+        let job = daily(true, 0);
+        assert!(is_told(&job, &going(vec![failed(0)], 10), 20), "it hangs");
+        assert!(!is_told(&job, &going(vec![], 10), 20), "it is the first");
+        let well = run(at(5), 0, at(5), Some((at(6), 0)));
+        assert!(!is_told(&job, &state(vec![failed(0), well]), 20));
+        let always = Planned {
+            trigger: Trigger::Always,
+            ..daily(true, 0)
+        };
+        let thrice = vec![failed(0), failed(2), failed(4)];
+        assert!(!is_told(&always, &going(thrice[..2].to_vec(), 10), 20));
+        assert!(is_told(&always, &going(thrice.clone(), 10), 20));
+        assert!(!is_told(&always, &going(thrice, 10), 70), "it goes on");
+        assert!(is_told(&always, &state(vec![failed(0)]), 20));
     }
 
     /// A day of one host: the agent is there or not, and a job takes some time and fails at times.

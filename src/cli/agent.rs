@@ -79,8 +79,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Some(Command::Observe { given_up }) => {
             let loaded = load::load(&cx.session, &is_command)?;
             match given_up {
-                true => observe::given_up(&cx.session, &loaded.state_dir)?,
-                false => observe::observe(&cx.session, &loaded.state_dir)?,
+                true => observe::given_up(&cx.session, &loaded)?,
+                false => observe::observe(&cx.session, &loaded)?,
             }
             Ok(exit::SUCCESS)
         }

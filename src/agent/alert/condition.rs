@@ -1,10 +1,11 @@
 //! Conditions: everything that is wrong now, from findings of `pitr info`, jobs, durations, sizes, room.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use super::decide::{Condition, Failing};
-use crate::config::{Location, Settings, Severity};
+use crate::agent::load::Loaded;
+use crate::agent::scheduler::Planned;
+use crate::config::{Location, Severity};
 use crate::error::{Code, Result};
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::finding::{Finding, Level};
@@ -13,6 +14,7 @@ use crate::operate::info::{BackupInfo, ClusterInfo};
 use crate::operate::metrics::Metrics;
 use crate::operate::runs::{JobState, Run, Runs};
 use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupKind;
 
 /// So many results are needed before one is unusual.
@@ -33,11 +35,10 @@ pub fn of_given_up() -> Condition {
 }
 
 /// How the jobs stand.
-pub fn of_jobs(session: &Session, settings: &Settings, state_dir: &Path) -> Vec<Condition> {
+pub fn of_jobs(session: &Session, loaded: &Loaded) -> Vec<Condition> {
     let now = session.host.now();
-    let jobs = settings.jobs.iter();
-    jobs.flat_map(|job| of_job(&job.name, Runs::of(state_dir, &job.name).state(now)))
-        .collect()
+    let one = |job: &Planned| of_job(job, Runs::of(&loaded.state_dir, &job.name).state(now), now);
+    loaded.jobs.iter().flat_map(one).collect()
 }
 
 /// Whether it is of [`of_jobs`].
@@ -46,12 +47,8 @@ pub fn is_of_job(id: &str) -> bool {
 }
 
 /// Collects all conditions. A part that could not be looked at is one.
-pub fn all(
-    session: &Session,
-    settings: &Settings,
-    state_dir: &Path,
-    metrics: &Metrics,
-) -> Vec<Condition> {
+pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Condition> {
+    let settings = &loaded.settings;
     let mut found = Vec::new();
     if let Some(e) = &metrics.failed {
         let next = Some("pitr info".to_owned());
@@ -83,7 +80,7 @@ pub fn all(
                 .filter_map(|(l, c)| of_duration(l, c)),
         );
     }
-    found.extend(of_jobs(session, settings, state_dir));
+    found.extend(of_jobs(session, loaded));
     found.extend(
         settings
             .repositories
@@ -238,7 +235,8 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
     })
 }
 
-fn of_job(name: &str, state: Result<JobState>) -> Vec<Condition> {
+fn of_job(job: &Planned, state: Result<JobState>, now: TimestampTz) -> Vec<Condition> {
+    let name = &job.name;
     let one = |end: &str, severity, summary| {
         let next = Some("pitr agent status".to_owned());
         new(&format!("jobs/{name}{end}"), severity, summary, next)
@@ -260,8 +258,12 @@ fn of_job(name: &str, state: Result<JobState>) -> Vec<Condition> {
         );
         found.push(one("/clock", Severity::High, summary));
     }
-    let last = state.runs.iter().rfind(|run| !run.is_elsewhere());
-    if let Some(last) = last.filter(|run| !state.is_running && !run.is_success()) {
+    if let Some(due) = job.overrun(now, &state) {
+        let due = human::time(due);
+        let summary = format!("job \"{name}\" goes on for hours, and was due again at {due}");
+        found.push(one("/long", Severity::High, summary));
+    }
+    if let Some(last) = job.failure(now, &state) {
         let summary = format!("job \"{name}\" failed, {}", why(last));
         found.push(one("", Severity::High, summary));
     }
@@ -316,7 +318,10 @@ fn of_room(name: &str, location: &Location) -> Option<Condition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::schedule::Schedule;
+    use crate::agent::scheduler::Trigger;
     use crate::err;
+    use std::time::Duration;
 
     #[test]
     fn findings_of_one_name_are_one_condition() {
@@ -336,7 +341,15 @@ mod tests {
     }
 
     fn jobs(state: Result<JobState>) -> Vec<(String, Severity)> {
-        let found = of_job("x", state).into_iter();
+        let job = Planned {
+            name: "x".into(),
+            trigger: Trigger::Scheduled(Box::new(Schedule::new("0 2 * * *", None).unwrap())),
+            delay: Duration::ZERO,
+            catch_up: true,
+            retries: 0,
+        };
+        let now = "2026-11-21T09:00:00Z".parse().unwrap();
+        let found = of_job(&job, state, now).into_iter();
         found.map(|one| (one.id, one.severity)).collect()
     }
 

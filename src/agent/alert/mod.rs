@@ -13,6 +13,7 @@ pub mod sink;
 use std::path::{Path, PathBuf};
 
 use self::decide::{Book, Condition, Event, Notice};
+use super::load::Loaded;
 use crate::config::{Settings, Severity, Sink};
 use crate::durable;
 use crate::err;
@@ -32,30 +33,25 @@ pub struct Tried {
 }
 
 /// Collects everything that is wrong, sinks that take nothing among it.
-pub fn conditions(
-    session: &Session,
-    settings: &Settings,
-    state_dir: &Path,
-    metrics: &Metrics,
-) -> Vec<Condition> {
-    let mut conditions = condition::all(session, settings, state_dir, metrics);
-    if !settings.alerts.is_empty() {
-        let book = read(&state_dir.join(FILE), session);
+pub fn conditions(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Condition> {
+    let mut conditions = condition::all(session, loaded, metrics);
+    if !loaded.settings.alerts.is_empty() {
+        let book = read(&loaded.state_dir.join(FILE), session);
         conditions.extend(book.failing.iter().map(condition::of_sink));
     }
     conditions
 }
 
 /// The conditions after a look that was given up: those of the look before, with the jobs and sinks of now.
-pub fn unseen(session: &Session, settings: &Settings, state_dir: &Path) -> Vec<Condition> {
-    let book = read(&state_dir.join(FILE), session);
+pub fn unseen(session: &Session, loaded: &Loaded) -> Vec<Condition> {
+    let book = read(&loaded.state_dir.join(FILE), session);
     let sinks: Vec<Condition> = book.failing.iter().map(condition::of_sink).collect();
     let mut conditions = vec![condition::of_given_up()];
     let before = book.open.iter().filter(|(_, open)| !open.is_over);
     let before = before.map(|(id, open)| open.condition(id));
     let is_known = |id: &str| condition::is_of_job(id) || condition::is_of_sink(id) || id == "look";
     conditions.extend(before.filter(|one| !is_known(&one.id)));
-    conditions.extend(condition::of_jobs(session, settings, state_dir));
+    conditions.extend(condition::of_jobs(session, loaded));
     conditions.extend(sinks);
     conditions
 }
