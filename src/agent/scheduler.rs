@@ -106,6 +106,20 @@ impl Planned {
         (is_left && has_passed(wait, end_of(last), now)).then_some(RunId { attempt, ..last.id })
     }
 
+    /// The newest due time that has no record, though its run was to begin before now: it could not be claimed or started.
+    pub fn missed(&self, now: TimestampTz, state: &JobState) -> Option<TimestampTz> {
+        let Trigger::Scheduled(schedule) = &self.trigger else {
+            return None;
+        };
+        let last = state.runs.last();
+        let floor = last.map_or(state.since, |run| run.id.scheduled);
+        let due = schedule.last(floor, now.saturating_sub(self.delay + LATE))?;
+        // What was due during a run begins behind it.
+        let is_idle = !state.is_running
+            && last.is_none_or(|run| now.duration_since(end_of(run)) >= Some(LATE));
+        is_idle.then_some(due)
+    }
+
     /// The time at which it was due again, of a run that goes on for hours.
     pub fn overrun(&self, now: TimestampTz, state: &JobState) -> Option<TimestampTz> {
         let last = state.runs.last().filter(|run| is_going(run, state))?;
@@ -401,6 +415,26 @@ mod tests {
         assert!(is_told(&always, &going(thrice.clone(), 10), 20));
         assert!(!is_told(&always, &going(thrice, 10), 70), "it goes on");
         assert!(is_told(&always, &state(vec![failed(0)]), 20));
+    }
+
+    #[test]
+    fn a_due_time_without_a_record_is_trouble_after_a_while() {
+        let missed = |state: &JobState, now: &str| daily(true, 0).missed(time(now), state);
+        let two = time("2026-11-20T02:00:00Z");
+        assert_eq!(missed(&state(vec![]), "2026-11-01T01:00:00Z"), None);
+        let yesterday = time("2026-11-19T02:00:00Z");
+        let before = state(vec![run(yesterday, 0, yesterday, Some((yesterday, 0)))]);
+        assert_eq!(missed(&before, "2026-11-20T02:01:59Z"), None);
+        assert_eq!(missed(&before, "2026-11-20T02:02:00Z"), Some(two));
+        // It was busy until just now, and is now.
+        let busy = time("2026-11-20T08:59:00Z");
+        let mut busy = state(vec![run(yesterday, 0, yesterday, Some((busy, 0)))]);
+        assert_eq!(missed(&busy, "2026-11-20T09:00:00Z"), None);
+        assert_eq!(missed(&busy, "2026-11-20T09:01:00Z"), Some(two));
+        busy.is_running = true;
+        assert_eq!(missed(&busy, "2026-11-20T09:01:00Z"), None);
+        let begun = state(vec![run(two, 0, two, Some((two, 1)))]);
+        assert_eq!(missed(&begun, "2026-11-20T09:00:00Z"), None);
     }
 
     /// A day of one host: the agent is there or not, and a job takes some time and fails at times.

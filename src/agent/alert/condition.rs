@@ -258,6 +258,11 @@ fn of_job(job: &Planned, state: Result<JobState>, now: TimestampTz) -> Vec<Condi
         );
         found.push(one("/clock", Severity::High, summary));
     }
+    if let Some(due) = job.missed(now, &state) {
+        let due = human::time(due);
+        let summary = format!("job \"{name}\" was due at {due}, and has not begun");
+        found.push(one("/missed", Severity::High, summary));
+    }
     if let Some(due) = job.overrun(now, &state) {
         let due = human::time(due);
         let summary = format!("job \"{name}\" goes on for hours, and was due again at {due}");
@@ -363,7 +368,7 @@ mod tests {
     #[test]
     fn records_in_the_future_are_a_condition() {
         let state = JobState {
-            since: "2026-11-20T02:00:00Z".parse().unwrap(),
+            since: "2026-11-21T02:00:00Z".parse().unwrap(),
             is_running: false,
             runs: Vec::new(),
             ahead: 3,
@@ -372,6 +377,18 @@ mod tests {
             jobs(Ok(state)),
             [("jobs/x/clock".to_owned(), Severity::High)]
         );
+    }
+
+    #[test]
+    fn a_run_that_could_not_begin_is_a_condition() {
+        let state = JobState {
+            since: "2026-11-20T09:00:00Z".parse().unwrap(),
+            is_running: false,
+            runs: Vec::new(),
+            ahead: 0,
+        };
+        let known = [("jobs/x/missed".to_owned(), Severity::High)];
+        assert_eq!(jobs(Ok(state)), known);
     }
 
     #[test]
