@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::schedule::Schedule;
 use crate::operate::runs::{JobState, Run, RunId};
 use crate::pg::time::TimestampTz;
+use crate::repo::run_claim;
 
 /// A job that is not caught up may begin so much late: the agent had something else to do.
 const LATE: Duration = Duration::from_secs(120);
@@ -46,6 +47,8 @@ pub struct Planned {
     pub catch_up: bool,
     /// How often it is tried again.
     pub retries: u32,
+    /// Whether one of several agents runs it.
+    pub is_claimed: bool,
 }
 
 /// The runs that are to start now, each with the name of its job. A job that is not in `states` is not known yet, and starts nothing.
@@ -95,7 +98,13 @@ impl Planned {
     ) -> Option<TimestampTz> {
         let due = schedule.last(floor, now.saturating_sub(self.delay))?;
         let late = now.duration_since(due.saturating_add(self.delay));
-        (self.catch_up || late.unwrap_or_default() <= LATE).then_some(due)
+        let is_caught_up = self.catch_up && !self.is_forgotten(due, now);
+        (is_caught_up || late.unwrap_or_default() <= LATE).then_some(due)
+    }
+
+    /// Whether nobody knows any more which agent had the run.
+    fn is_forgotten(&self, due: TimestampTz, now: TimestampTz) -> bool {
+        self.is_claimed && now.duration_since(due) >= Some(run_claim::LATEST)
     }
 
     /// Another attempt after one that failed.
@@ -117,7 +126,7 @@ impl Planned {
         // What was due during a run begins behind it.
         let is_idle = !state.is_running
             && last.is_none_or(|run| now.duration_since(end_of(run)) >= Some(LATE));
-        is_idle.then_some(due)
+        (is_idle && !self.is_forgotten(due, now)).then_some(due)
     }
 
     /// The time at which it was due again, of a run that goes on for hours.
@@ -253,6 +262,7 @@ mod tests {
             delay: Duration::ZERO,
             catch_up,
             retries,
+            is_claimed: false,
         }
     }
 
@@ -435,6 +445,25 @@ mod tests {
         assert_eq!(missed(&busy, "2026-11-20T09:01:00Z"), None);
         let begun = state(vec![run(two, 0, two, Some((two, 1)))]);
         assert_eq!(missed(&begun, "2026-11-20T09:00:00Z"), None);
+    }
+
+    #[test]
+    fn a_run_whose_claim_may_be_forgotten_is_not_caught_up() {
+        let monthly = |is_claimed| Planned {
+            trigger: Trigger::Scheduled(Box::new(Schedule::new("0 2 1 * *", None).unwrap())),
+            is_claimed,
+            ..daily(true, 0)
+        };
+        let begin = || JobState {
+            since: time("2026-10-02T00:00:00Z"),
+            ..state(vec![])
+        };
+        let starts = |is_claimed, now| starts(monthly(is_claimed), begin(), now).is_some();
+        let missed = |is_claimed, now| monthly(is_claimed).missed(time(now), &begin()).is_some();
+        let (before, after) = ("2026-11-07T01:59:59Z", "2026-11-07T02:00:00Z");
+        assert!(starts(true, before) && missed(true, before));
+        assert!(!starts(true, after) && !missed(true, after));
+        assert!(starts(false, after) && missed(false, after));
     }
 
     /// A day of one host: the agent is there or not, and a job takes some time and fails at times.

@@ -352,6 +352,7 @@ mod tests {
             delay: Duration::ZERO,
             catch_up: true,
             retries: 0,
+            is_claimed: false,
         };
         let now = "2026-11-21T09:00:00Z".parse().unwrap();
         let found = of_job(&job, state, now).into_iter();
