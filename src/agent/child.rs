@@ -1,6 +1,5 @@
 //! A run of a job: the command, and beside it this process, which keeps the record.
 
-use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -115,14 +114,15 @@ pub fn run(
         .stdin(Stdio::from(lock))
         .process_group(0);
     if !is_shown {
-        let log = File::create(runs.log(id)).and_then(|log| Ok((log.try_clone()?, log)));
+        let log = runs.new_log(id);
+        let log = log.and_then(|log| Ok((log.try_clone()?, log)));
         let (out, err) =
             log.map_err(|e| Error::from_io("create the file of what a job prints", e))?;
         command.stdout(out).stderr(err);
     }
     let (status, is_over_time, said) = match command.spawn() {
         Ok(child) => {
-            let (status, is_over_time) = wait(child, job.time_limit, session)?;
+            let (status, is_over_time) = wait(child, (&runs, id), job.time_limit, session)?;
             (status.code(), is_over_time, signal_of(status))
         }
         Err(e) => (None, false, format!("the command cannot be started: {e}")),
@@ -151,6 +151,7 @@ fn signal_of(status: ExitStatus) -> String {
 /// Waits for the end. A command that takes too long is asked to end, and so it is when this process is asked to.
 fn wait(
     mut child: Child,
+    (runs, id): (&Runs, RunId),
     limit: Option<Duration>,
     session: &Session,
 ) -> Result<(ExitStatus, bool)> {
@@ -180,6 +181,8 @@ fn wait(
             }
             Some(_) => {}
         }
+        // A file that cannot be cut costs room only.
+        let _ = runs.cut_log(id);
         std::thread::sleep(GLANCE);
     }
 }

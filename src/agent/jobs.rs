@@ -42,7 +42,7 @@ pub struct Shown {
 pub fn shown(loaded: &Loaded, now: TimestampTz) -> Result<Vec<Shown>> {
     let jobs = loaded.settings.jobs.iter().zip(&loaded.jobs);
     let one = |(job, planned): (&crate::config::Job, &Planned)| {
-        let state = match Runs::of(&loaded.state_dir, &job.name).state() {
+        let state = match Runs::of(&loaded.state_dir, &job.name).state(now) {
             Ok(state) => Some(state),
             Err(e) if e.code() == Code::NotFound => None,
             Err(e) => return Err(e),

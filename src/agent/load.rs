@@ -106,6 +106,7 @@ fn planned(job: &Job, settings: &Settings, host: &str, check: Check<'_>) -> Resu
         delay: delay(job, host),
         catch_up: job.catch_up,
         retries: job.retries,
+        is_claimed: job.is_claimed,
     })
 }
 

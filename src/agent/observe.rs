@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{alert, observed};
+use super::alert::{self, condition};
+use super::load::Loaded;
+use super::observed;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::operate::metrics;
 use crate::operate::objectives_history;
 use crate::operate::session::Session;
@@ -17,20 +20,34 @@ pub fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
-/// Collects metrics, writes them and what else was found, and has alerts delivered.
+/// Collects metrics, writes them and what else was found, and has alerts delivered. What cannot be written is a condition: it keeps nobody from being told.
 ///
 /// # Errors
-/// Those of [`metrics::collect`] and of the files.
-pub fn observe(session: &Session, state_dir: &Path) -> Result<()> {
-    let metrics = metrics::collect(session)?;
+/// Those of [`metrics::collect`] and of the files, behind the deliveries.
+pub fn observe(session: &Session, loaded: &Loaded) -> Result<()> {
+    let (settings, state_dir) = (&loaded.settings, &loaded.state_dir);
+    fault::pause("look");
+    let mut metrics = metrics::collect(session)?;
     let path = file(state_dir);
-    durable::replace(&path, metrics.text.as_bytes(), session.host.random())
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
-    let settings = session.settings()?;
-    let conditions = alert::conditions(session, &settings, state_dir, &metrics)?;
-    // A history or a page that cannot be written keeps nobody from being told.
-    let noted = objectives_history::add(session, &settings, state_dir, metrics.info.as_ref());
-    let written = observed::write(session, &settings, state_dir, (&metrics, &conditions));
-    let told = alert::tell(session, &settings, state_dir, &conditions);
-    noted.and(written).and(told)
+    let exposed = durable::replace(&path, metrics.text.as_bytes(), session.host.random())
+        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
+    let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
+    let kept = [metrics.uncounted.take().map_or(Ok(()), Err), exposed, noted];
+    let mut conditions = alert::conditions(session, loaded, &metrics);
+    conditions.extend(condition::of_state(&kept));
+    let written = observed::write(session, settings, state_dir, (&metrics, &conditions));
+    if kept.iter().all(Result::is_ok) {
+        conditions.extend(condition::of_state(std::slice::from_ref(&written)));
+    }
+    let told = alert::tell(session, settings, state_dir, conditions);
+    kept.into_iter().chain([written, told]).collect()
+}
+
+/// Has those told who are to hear of trouble that looking took too long: what was wrong before goes on, as far as anybody knows. Nothing but `state_dir` is looked at.
+///
+/// # Errors
+/// Those of the file of notices.
+pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
+    let conditions = alert::unseen(session, loaded);
+    alert::tell(session, &loaded.settings, &loaded.state_dir, conditions)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::schedule::Schedule;
 use crate::operate::runs::{JobState, Run, RunId};
 use crate::pg::time::TimestampTz;
+use crate::repo::run_claim;
 
 /// A job that is not caught up may begin so much late: the agent had something else to do.
 const LATE: Duration = Duration::from_secs(120);
@@ -15,6 +16,10 @@ const RETRY: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// A run that ends earlier than this had trouble with its start.
 const SHORT: Duration = Duration::from_secs(60);
+/// A job may run for so long when it is due again.
+const LONG: Duration = Duration::from_secs(6 * 3600);
+/// So many failures of something that runs always, one soon after another, are trouble.
+const FAILURES: usize = 3;
 /// The longest wait before something that runs always is started again.
 const RESTART_MAX: Duration = Duration::from_secs(60);
 
@@ -42,6 +47,8 @@ pub struct Planned {
     pub catch_up: bool,
     /// How often it is tried again.
     pub retries: u32,
+    /// Whether one of several agents runs it.
+    pub is_claimed: bool,
 }
 
 /// The runs that are to start now, each with the name of its job. A job that is not in `states` is not known yet, and starts nothing.
@@ -91,7 +98,13 @@ impl Planned {
     ) -> Option<TimestampTz> {
         let due = schedule.last(floor, now.saturating_sub(self.delay))?;
         let late = now.duration_since(due.saturating_add(self.delay));
-        (self.catch_up || late.unwrap_or_default() <= LATE).then_some(due)
+        let is_caught_up = self.catch_up && !self.is_forgotten(due, now);
+        (is_caught_up || late.unwrap_or_default() <= LATE).then_some(due)
+    }
+
+    /// Whether nobody knows any more which agent had the run.
+    fn is_forgotten(&self, due: TimestampTz, now: TimestampTz) -> bool {
+        self.is_claimed && now.duration_since(due) >= Some(run_claim::LATEST)
     }
 
     /// Another attempt after one that failed.
@@ -100,6 +113,44 @@ impl Planned {
         let is_left = attempt <= self.retries && !last.is_success() && !last.is_elsewhere();
         let wait = doubled(RETRY, last.id.attempt).min(RETRY_MAX);
         (is_left && has_passed(wait, end_of(last), now)).then_some(RunId { attempt, ..last.id })
+    }
+
+    /// The newest due time that has no record, though its run was to begin before now: it could not be claimed or started.
+    pub fn missed(&self, now: TimestampTz, state: &JobState) -> Option<TimestampTz> {
+        let Trigger::Scheduled(schedule) = &self.trigger else {
+            return None;
+        };
+        let last = state.runs.last();
+        let floor = last.map_or(state.since, |run| run.id.scheduled);
+        let due = schedule.last(floor, now.saturating_sub(self.delay + LATE))?;
+        // What was due during a run begins behind it.
+        let is_idle = !state.is_running
+            && last.is_none_or(|run| now.duration_since(end_of(run)) >= Some(LATE));
+        (is_idle && !self.is_forgotten(due, now)).then_some(due)
+    }
+
+    /// The time at which it was due again, of a run that goes on for hours.
+    pub fn overrun(&self, now: TimestampTz, state: &JobState) -> Option<TimestampTz> {
+        let last = state.runs.last().filter(|run| is_going(run, state))?;
+        let due = self.next(
+            last.id
+                .scheduled
+                .max(last.begun.started)
+                .saturating_add(self.delay),
+        )?;
+        let is_long = now.duration_since(last.begun.started) >= Some(LONG);
+        (is_long && due <= now).then_some(due)
+    }
+
+    /// The newest end of it that is trouble. What runs always is none while it runs, unless it fails again and again.
+    pub fn failure<'s>(&self, now: TimestampTz, state: &'s JobState) -> Option<&'s Run> {
+        let is_over = |run: &&Run| !run.is_elsewhere() && !is_going(run, state);
+        let last = state.runs.iter().rfind(is_over)?;
+        let is_told = match self.trigger {
+            Trigger::Always => !state.is_running || fails_again(now, state),
+            _ => true,
+        };
+        (is_told && !last.is_success()).then_some(last)
     }
 
     /// The next time at which it starts by its schedule.
@@ -127,17 +178,33 @@ fn succeeded(before: &JobState, own: &JobState, last: Option<&Run>) -> Option<Ti
 /// Whether something that runs always may be started again: at once, and ever later where it ends soon.
 fn may_restart(now: TimestampTz, runs: &[Run]) -> bool {
     let Some(last) = runs.last() else { return true };
-    let is_short = |run: &&Run| {
-        let took = end_of(run).duration_since(run.begun.started);
-        took.unwrap_or_default() < SHORT
-    };
-    let short = runs.iter().rev().take_while(is_short).count();
+    let short = runs.iter().rev().take_while(|run| is_short(run)).count();
     let Some(before) = short.checked_sub(1) else {
         return true;
     };
     let exponent = u32::try_from(before).unwrap_or(u32::MAX);
     let wait = doubled(Duration::from_secs(1), exponent).min(RESTART_MAX);
     has_passed(wait, end_of(last), now)
+}
+
+fn is_short(run: &Run) -> bool {
+    let took = end_of(run).duration_since(run.begun.started);
+    took.unwrap_or_default() < SHORT
+}
+
+/// Whether it is the run that is under way.
+fn is_going(run: &Run, state: &JobState) -> bool {
+    state.is_running && run.ended.is_none() && state.runs.last() == Some(run)
+}
+
+/// Whether the newest runs failed soon, and the one that is under way has not gone on for longer yet.
+fn fails_again(now: TimestampTz, state: &JobState) -> bool {
+    let is_young = |run: &Run| now.duration_since(run.begun.started) < Some(SHORT);
+    let (going, over): (Vec<&Run>, Vec<&Run>) =
+        state.runs.iter().partition(|run| is_going(run, state));
+    let failed = over.iter().rev().take(FAILURES);
+    let failed = failed.filter(|run| is_short(run) && !run.is_success());
+    failed.count() == FAILURES && going.into_iter().all(is_young)
 }
 
 /// A clock that went back makes nobody wait for longer than was meant: the wait counts as over.
@@ -195,6 +262,7 @@ mod tests {
             delay: Duration::ZERO,
             catch_up,
             retries,
+            is_claimed: false,
         }
     }
 
@@ -203,6 +271,7 @@ mod tests {
             since: time("2026-11-01T00:00:00Z"),
             is_running: false,
             runs,
+            ahead: 0,
         }
     }
 
@@ -306,6 +375,97 @@ mod tests {
         assert!(starts(job(), state(vec![long]), "2026-11-20T03:00:00Z").is_some());
     }
 
+    #[test]
+    fn a_run_that_goes_on_when_it_is_due_again_is_trouble_after_hours() {
+        let two = time("2026-11-20T02:00:00Z");
+        let at = |now: &str, is_running| {
+            let state = JobState {
+                is_running,
+                ..state(vec![run(two, 0, two, None)])
+            };
+            daily(true, 0).overrun(time(now), &state)
+        };
+        assert_eq!(at("2026-11-21T01:59:00Z", true), None);
+        assert_eq!(at("2026-11-21T02:00:00Z", false), None);
+        let again = Some(time("2026-11-21T02:00:00Z"));
+        assert_eq!(at("2026-11-21T02:00:00Z", true), again);
+        // Caught up shortly before it is due, it is given its time.
+        let late = time("2026-11-21T01:00:00Z");
+        let state = JobState {
+            is_running: true,
+            ..state(vec![run(two, 0, late, None)])
+        };
+        let job = daily(true, 0);
+        assert_eq!(job.overrun(time("2026-11-21T06:59:00Z"), &state), None);
+        assert_eq!(job.overrun(time("2026-11-21T07:00:00Z"), &state), again);
+    }
+
+    #[test]
+    fn a_failure_is_trouble_until_a_run_ends_well_or_what_runs_always_goes_on() {
+        let two = time("2026-11-20T02:00:00Z");
+        let at = |n: u64| two.saturating_add(Duration::from_secs(n));
+        let failed = |n| run(at(n), 0, at(n), Some((at(n + 1), 1)));
+        let going = |runs: Vec<Run>, begun: u64| JobState {
+            is_running: true,
+            ..state([runs, vec![run(at(begun), 0, at(begun), None)]].concat())
+        };
+        let is_told =
+            |job: &Planned, state: &JobState, now: u64| job.failure(at(now), state).is_some();
+        let job = daily(true, 0);
+        assert!(is_told(&job, &going(vec![failed(0)], 10), 20), "it hangs");
+        assert!(!is_told(&job, &going(vec![], 10), 20), "it is the first");
+        let well = run(at(5), 0, at(5), Some((at(6), 0)));
+        assert!(!is_told(&job, &state(vec![failed(0), well]), 20));
+        let always = Planned {
+            trigger: Trigger::Always,
+            ..daily(true, 0)
+        };
+        let thrice = vec![failed(0), failed(2), failed(4)];
+        assert!(!is_told(&always, &going(thrice[..2].to_vec(), 10), 20));
+        assert!(is_told(&always, &going(thrice.clone(), 10), 20));
+        assert!(!is_told(&always, &going(thrice, 10), 70), "it goes on");
+        assert!(is_told(&always, &state(vec![failed(0)]), 20));
+    }
+
+    #[test]
+    fn a_due_time_without_a_record_is_trouble_after_a_while() {
+        let missed = |state: &JobState, now: &str| daily(true, 0).missed(time(now), state);
+        let two = time("2026-11-20T02:00:00Z");
+        assert_eq!(missed(&state(vec![]), "2026-11-01T01:00:00Z"), None);
+        let yesterday = time("2026-11-19T02:00:00Z");
+        let before = state(vec![run(yesterday, 0, yesterday, Some((yesterday, 0)))]);
+        assert_eq!(missed(&before, "2026-11-20T02:01:59Z"), None);
+        assert_eq!(missed(&before, "2026-11-20T02:02:00Z"), Some(two));
+        // It was busy until just now, and is now.
+        let busy = time("2026-11-20T08:59:00Z");
+        let mut busy = state(vec![run(yesterday, 0, yesterday, Some((busy, 0)))]);
+        assert_eq!(missed(&busy, "2026-11-20T09:00:00Z"), None);
+        assert_eq!(missed(&busy, "2026-11-20T09:01:00Z"), Some(two));
+        busy.is_running = true;
+        assert_eq!(missed(&busy, "2026-11-20T09:01:00Z"), None);
+        let begun = state(vec![run(two, 0, two, Some((two, 1)))]);
+        assert_eq!(missed(&begun, "2026-11-20T09:00:00Z"), None);
+    }
+
+    #[test]
+    fn a_run_whose_claim_may_be_forgotten_is_not_caught_up() {
+        let monthly = |is_claimed| Planned {
+            trigger: Trigger::Scheduled(Box::new(Schedule::new("0 2 1 * *", None).unwrap())),
+            is_claimed,
+            ..daily(true, 0)
+        };
+        let begin = || JobState {
+            since: time("2026-10-02T00:00:00Z"),
+            ..state(vec![])
+        };
+        let starts = |is_claimed, now| starts(monthly(is_claimed), begin(), now).is_some();
+        let missed = |is_claimed, now| monthly(is_claimed).missed(time(now), &begin()).is_some();
+        let (before, after) = ("2026-11-07T01:59:59Z", "2026-11-07T02:00:00Z");
+        assert!(starts(true, before) && missed(true, before));
+        assert!(!starts(true, after) && !missed(true, after));
+        assert!(starts(false, after) && missed(false, after));
+    }
+
     /// A day of one host: the agent is there or not, and a job takes some time and fails at times.
     #[derive(Debug, Clone)]
     struct Step {
@@ -349,7 +509,7 @@ mod tests {
                 for _ in 0..step.minutes {
                     now = now.saturating_add(Duration::from_secs(60));
                     if step.is_down { continue; }
-                    let own = JobState { since: start, is_running: now < busy_until, runs: runs.clone() };
+                    let own = JobState { since: start, is_running: now < busy_until, runs: runs.clone(), ahead: 0 };
                     let states = [("a".to_owned(), own)].into();
                     let decided = due(now, &job, &states);
                     let Some((_, id)) = decided.first() else {

@@ -59,6 +59,8 @@ struct Agent<'a> {
     asked: BTreeMap<String, (RunId, Instant)>,
     children: Vec<Child>,
     observing: Option<(Child, Instant)>,
+    /// Lookers that were killed, and are not gone yet.
+    given_up: Vec<Child>,
     observed: Option<Instant>,
     /// Trouble that was reported, so that it is reported once.
     troubles: BTreeMap<String, String>,
@@ -94,6 +96,7 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
         asked: BTreeMap::new(),
         children: Vec::new(),
         observing: None,
+        given_up: Vec::new(),
         observed: None,
         troubles: BTreeMap::new(),
     };
@@ -221,9 +224,10 @@ impl Agent<'_> {
         {
             return Ok((*then, state.clone()));
         }
-        runs.begin(self.session.host.now(), self.session.host.random())?;
+        let now = self.session.host.now();
+        runs.begin(now, self.session.host.random())?;
         let changed = runs.changed();
-        Ok((changed, runs.state()?))
+        Ok((changed, runs.state(now)?))
     }
 
     fn trouble(&mut self, name: &str, message: &str) {
@@ -233,21 +237,24 @@ impl Agent<'_> {
         }
     }
 
-    /// Has everything looked at, by a process of its own.
+    /// Has everything looked at, by a process of its own. When that is given up, those who are to hear of trouble hear of this.
     fn observe(&mut self) {
-        if let Some((child, since)) = &mut self.observing {
-            match child.try_wait() {
-                Ok(None) if since.elapsed() < OBSERVE_MAX => return,
-                Ok(None) => {
-                    self.session
-                        .warn("looking at everything takes too long, and is given up");
-                    // It is ours and not buried yet, so the number is its.
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
-                _ => {}
+        self.given_up
+            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        if let Some((mut child, since)) = self.observing.take()
+            && matches!(child.try_wait(), Ok(None))
+        {
+            if since.elapsed() < fault::shortened(OBSERVE_MAX) {
+                self.observing = Some((child, since));
+                return;
             }
-            self.observing = None;
+            self.session
+                .warn("looking at everything takes too long, and is given up");
+            // It is ours and not buried yet, so the number is its. One that hangs in the kernel is waited for by nobody.
+            let _ = child.kill();
+            self.given_up.push(child);
+            self.look(&["--given-up"]);
+            return;
         }
         let interval = self.loaded.settings.agent.interval.unwrap_or(INTERVAL);
         if self
@@ -256,10 +263,17 @@ impl Agent<'_> {
         {
             return;
         }
+        // Beside one that hangs another would hang, too.
+        let is_stuck = !self.given_up.is_empty();
+        self.look(if is_stuck { &["--given-up"] } else { &[] });
+    }
+
+    fn look(&mut self, how: &[&str]) {
         self.observed = Some(Instant::now());
         let started = child::command(&self.loaded.settings).and_then(|mut command| {
             command
                 .args(["agent", "observe"])
+                .args(how)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null());
             command
@@ -338,7 +352,6 @@ impl Agent<'_> {
     fn leave(&mut self) {
         if let Some((child, _)) = &mut self.observing {
             let _ = child.kill();
-            let _ = child.wait();
         }
         let running = self.children.len();
         self.session

@@ -59,7 +59,10 @@ pub enum Command {
         attempt: u32,
     },
     #[command(hide = true)]
-    Observe,
+    Observe {
+        #[arg(long)]
+        given_up: bool,
+    },
 }
 
 /// Runs the command.
@@ -73,9 +76,12 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             scheduled,
             attempt,
         }) => exec(cx, job, *scheduled, *attempt),
-        Some(Command::Observe) => {
+        Some(Command::Observe { given_up }) => {
             let loaded = load::load(&cx.session, &is_command)?;
-            observe::observe(&cx.session, &loaded.state_dir)?;
+            match given_up {
+                true => observe::given_up(&cx.session, &loaded)?,
+                false => observe::observe(&cx.session, &loaded)?,
+            }
             Ok(exit::SUCCESS)
         }
     }
@@ -179,7 +185,7 @@ fn status(cx: &Context) -> Result<u8> {
     let loaded = load::load(&cx.session, &is_command)?;
     let agent_runs = supervise::is_running(&loaded.state_dir);
     let shown = jobs::shown(&loaded, cx.session.host.now())?;
-    let told = alert::told(&cx.session, &loaded.state_dir)?;
+    let told = alert::told(&cx.session, &loaded.state_dir);
     if cx.out.is_json() {
         cx.out.json(&serde_json::json!({ "running": agent_runs, "jobs": shown, "alerts": told.open, "failing_sinks": told.failing }))?;
     } else {

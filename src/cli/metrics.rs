@@ -40,7 +40,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             written.map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
         }
     }
-    if let Some(e) = metrics.failed {
+    if let Some(e) = metrics.failed.or(metrics.uncounted) {
         return Err(e);
     }
     match metrics.info {

@@ -273,26 +273,32 @@ pub struct Metrics {
     pub info: Option<Info>,
     /// The error with which it failed.
     pub failed: Option<Error>,
+    /// The error of the file of counters, without which nothing is counted.
+    pub uncounted: Option<Error>,
 }
 
 /// Collects the metrics. A repository that is away leaves out what only it can tell.
 ///
 /// # Errors
-/// `Config`; those of the file of counters.
+/// `Config`.
 pub fn collect(session: &Session) -> Result<Metrics> {
     let settings = session.settings()?;
     let now = session.host.now();
     let mut all = Exposition::default();
     all.add(&BUILD, &[("version", release::NUMBER)], 1.0);
     all.add(&COLLECTED, &[], seconds(now));
-    let counters = counters::read(session, &settings)?;
+    let (counters, uncounted) = match counters::read(session, &settings) {
+        Ok(counters) => (counters, None),
+        Err(e) => (None, Some(e)),
+    };
     match &counters {
         Some(counters) => of_counters(&mut all, &settings, counters),
+        None if uncounted.is_some() => {}
         None => session.warn("attempts and failures of backups are not counted on this host: set state_dir in [agent]"),
     }
     let counters = counters.unwrap_or_default();
     if let Some(place) = settings.state_dir(&session.environment) {
-        of_jobs(&mut all, &settings, &place);
+        of_jobs(&mut all, &settings, &place, now);
     }
     of_hosts(&mut all, &settings, now);
     // Content beside clusters needs none.
@@ -305,6 +311,7 @@ pub fn collect(session: &Session) -> Result<Metrics> {
         Some(info) => info.failures.errors.len(),
         None => 1,
     };
+    let errors = errors + usize::from(uncounted.is_some());
     all.add(&ERRORS, &[], counted(errors));
     if let Some(info) = &info {
         info.clusters
@@ -317,6 +324,7 @@ pub fn collect(session: &Session) -> Result<Metrics> {
         text: all.text(),
         info,
         failed,
+        uncounted,
     })
 }
 
@@ -374,9 +382,9 @@ fn of_counters(all: &mut Exposition, settings: &Settings, counters: &Counters) {
 }
 
 /// How the jobs of the agent went. One that never ran has no result.
-fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path) {
+fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: TimestampTz) {
     for job in &settings.jobs {
-        let Ok(state) = Runs::of(state_dir, &job.name).state() else {
+        let Ok(state) = Runs::of(state_dir, &job.name).state(now) else {
             continue;
         };
         let labels = [("job_name", job.name.as_str())];

@@ -5,6 +5,8 @@
 //! attempt, and begins once.
 
 use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,8 +29,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const SINCE: &str = "since";
 /// Runs that are kept.
 const KEPT: usize = 60;
+/// A record further ahead of the clock than this is of a clock that was wrong, and counts for nothing until its time has come.
+const AHEAD: Duration = Duration::from_secs(3600);
 /// So much of what a command printed stands in the record.
-const SAID_BYTES: usize = 2_000;
+const SAID_BYTES: u64 = 2_000;
+/// What a command prints is cut to its end when it is longer.
+const LOG_MAX_BYTES: u64 = 8 << 20;
 
 /// The name of a run: the time for which it was scheduled, and the attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +43,13 @@ pub struct RunId {
     pub scheduled: TimestampTz,
     /// 0, and more after failures.
     pub attempt: u32,
+}
+
+impl RunId {
+    /// Whether it lies so far in the future that a wrong clock made it.
+    fn is_ahead(self, now: TimestampTz) -> bool {
+        self.scheduled > now.saturating_add(AHEAD)
+    }
 }
 
 /// The file of a run that begins.
@@ -100,6 +113,8 @@ pub struct JobState {
     pub is_running: bool,
     /// Its newest runs, the newest last.
     pub runs: Vec<Run>,
+    /// Records that lie in the future.
+    pub ahead: usize,
 }
 
 /// The runs of one job.
@@ -137,18 +152,21 @@ impl Runs {
     /// Reads how the job stands.
     ///
     /// # Errors
-    /// Those of the system; `Damaged` for a record that cannot be read.
-    pub fn state(&self) -> Result<JobState> {
+    /// Those of the system, and `Damaged`, for the newest record. An older one that cannot be read is passed over.
+    pub fn state(&self, now: TimestampTz) -> Result<JobState> {
         let since: TimestampTz = self
             .read(SINCE)?
             .ok_or_else(|| err!(NotFound, "the job was never seen here"))?;
+        let all = self.ids()?;
+        let ids: Vec<RunId> = all.iter().filter(|id| !id.is_ahead(now)).copied().collect();
         let mut runs = Vec::new();
-        for id in self.ids()? {
-            let Some(begun) = self.read(&name(id, "begun"))? else {
-                continue;
-            };
-            let ended = self.read(&name(id, "ended"))?;
-            runs.push(Run { id, begun, ended });
+        for id in &ids {
+            match self.run(*id) {
+                Ok(run) => runs.extend(run),
+                // The newest one decides what starts.
+                Err(e) if ids.last() == Some(id) => return Err(e),
+                Err(_) => {}
+            }
         }
         let is_running = self.is_locked()?;
         // A run that ended between the two looks: its record is there now.
@@ -156,10 +174,20 @@ impl Runs {
             last.ended = self.read(&name(last.id, "ended"))?;
         }
         Ok(JobState {
-            since,
+            since: since.min(now),
             is_running,
             runs,
+            ahead: all.len() - ids.len(),
         })
+    }
+
+    /// A run that began; none where it is forgotten meanwhile.
+    fn run(&self, id: RunId) -> Result<Option<Run>> {
+        let Some(begun) = self.read(&name(id, "begun"))? else {
+            return Ok(None);
+        };
+        let ended = self.read(&name(id, "ended"))?;
+        Ok(Some(Run { id, begun, ended }))
     }
 
     /// When something of it last changed: a run began or ended.
@@ -192,7 +220,8 @@ impl Runs {
     /// Those of the system.
     pub fn record_begin(&self, _held: &Held, id: RunId, begun: &Begun, nonce: u64) -> Result<bool> {
         // A run that comes after a later one was overtaken while it started.
-        if self.ids()?.last().is_some_and(|last| *last > id) {
+        let is_later = |other: &RunId| *other > id && !other.is_ahead(begun.started);
+        if self.ids()?.iter().any(is_later) {
             return Ok(false);
         }
         let published = self.write_new(&name(id, "begun"), begun, nonce)?;
@@ -205,7 +234,9 @@ impl Runs {
     /// Those of the system.
     pub fn record_end(&self, _held: &Held, id: RunId, ended: &Ended, nonce: u64) -> Result<()> {
         self.write_new(&name(id, "ended"), ended, nonce)?;
-        let ids = self.ids()?;
+        let mut ids = self.ids()?;
+        // Else those that lie in the future would push out each new one.
+        ids.sort_by_key(|id| (!id.is_ahead(ended.ended), *id));
         for old in ids.iter().take(ids.len().saturating_sub(KEPT)) {
             // The beginning goes last: a run without it is none.
             for end in ["log", "ended", "begun"] {
@@ -223,11 +254,34 @@ impl Runs {
 
     /// The end of what a run printed.
     pub fn said(&self, id: RunId) -> String {
-        let bytes = std::fs::read(self.log(id)).unwrap_or_default();
-        let from = bytes.len().saturating_sub(SAID_BYTES);
-        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default())
-            .trim()
-            .to_owned()
+        let bytes = File::open(self.log(id)).and_then(|log| tail(&log));
+        let bytes = bytes.unwrap_or_default();
+        String::from_utf8_lossy(&bytes).trim().to_owned()
+    }
+
+    /// Makes the file for what a run prints, to which the command appends: it may be cut meanwhile.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn new_log(&self, id: RunId) -> io::Result<File> {
+        let mut options = File::options();
+        options.create(true).append(true).mode(0o600);
+        options.open(self.log(id))
+    }
+
+    /// Cuts that file to its end where it has become too long. What is printed in this moment may be lost.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn cut_log(&self, id: RunId) -> io::Result<()> {
+        let path = self.log(id);
+        if std::fs::metadata(&path)?.len() <= LOG_MAX_BYTES {
+            return Ok(());
+        }
+        let mut log = File::options().read(true).append(true).open(path)?;
+        let end = tail(&log)?;
+        log.set_len(0)?;
+        log.write_all(&end)
     }
 
     /// The runs that began, oldest first.
@@ -247,7 +301,11 @@ impl Runs {
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
-                .map_err(|e| err!(Damaged, "\"{}\" cannot be read", path.display()).source(e)),
+                .map_err(|e| {
+                    err!(Damaged, "\"{}\" cannot be read", path.display())
+                        .source(e)
+                        .hint("The job does not start. Move the file away: a run without its end counts as killed, one without its beginning as none.")
+                }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.failed(e)),
         }
@@ -259,12 +317,21 @@ impl Runs {
         durable::write_new(&self.place.join(name), &text, nonce).map_err(|e| self.failed(e))
     }
 
-    fn failed(&self, e: std::io::Error) -> Error {
+    fn failed(&self, e: io::Error) -> Error {
         Error::from_io(
             format!("keep the runs of a job in \"{}\"", self.place.display()),
             e,
         )
     }
+}
+
+/// The end of a file.
+fn tail(mut file: &File) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(SAID_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(SAID_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Microseconds since the epoch, in as many digits as keep names in the order of time.
@@ -293,11 +360,11 @@ mod tests {
     fn a_run_begins_once_and_holds_the_lock_of_its_job() {
         let folder = tempfile::tempdir().unwrap();
         let runs = Runs::of(folder.path(), "full");
-        assert!(runs.state().is_err());
         let now = time("2026-11-20T02:00:00Z");
+        assert!(runs.state(now).is_err());
         runs.begin(now, 1).unwrap();
         runs.begin(time("2026-11-21T02:00:00Z"), 2).unwrap();
-        assert_eq!(runs.state().unwrap().since, now);
+        assert_eq!(runs.state(now).unwrap().since, now);
         let held = runs.hold().unwrap().unwrap();
         assert!(runs.hold().unwrap().is_none());
         let id = RunId {
@@ -311,7 +378,7 @@ mod tests {
         };
         assert!(runs.record_begin(&held, id, &begun, 3).unwrap());
         assert!(!runs.record_begin(&held, id, &begun, 4).unwrap());
-        let state = runs.state().unwrap();
+        let state = runs.state(now).unwrap();
         assert!(state.is_running && state.runs[0].ended.is_none());
         let ended = Ended {
             ended: now,
@@ -322,8 +389,117 @@ mod tests {
         };
         runs.record_end(&held, id, &ended, 5).unwrap();
         drop(held);
-        let state = runs.state().unwrap();
+        let state = runs.state(now).unwrap();
         assert!(!state.is_running && state.runs[0].is_success());
+    }
+
+    #[test]
+    fn a_damaged_record_is_passed_over_unless_it_is_the_newest() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let start = time("2026-11-20T02:00:00Z");
+        runs.begin(start, 0).unwrap();
+        let held = runs.hold().unwrap().unwrap();
+        let id = |n: u64| RunId {
+            scheduled: start.saturating_add(Duration::from_secs(n)),
+            attempt: 0,
+        };
+        for n in 0..3 {
+            let begun = Begun {
+                started: start,
+                pid: 1,
+                tick: None,
+            };
+            runs.record_begin(&held, id(n), &begun, n).unwrap();
+        }
+        let place = folder.path().join("jobs/x");
+        std::fs::write(place.join(name(id(0), "begun")), "").unwrap();
+        std::fs::create_dir(place.join(name(id(1), "ended"))).unwrap();
+        let left: Vec<RunId> = runs
+            .state(start)
+            .unwrap()
+            .runs
+            .iter()
+            .map(|r| r.id)
+            .collect();
+        assert_eq!(left, [id(2)]);
+        std::fs::write(place.join(name(id(2), "ended")), "{").unwrap();
+        assert_eq!(
+            runs.state(start).unwrap_err().code(),
+            crate::error::Code::Damaged
+        );
+    }
+
+    #[test]
+    fn records_of_a_clock_that_was_ahead_hold_up_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let (now, wrong) = (time("2026-11-20T02:00:00Z"), time("2027-11-20T02:00:00Z"));
+        runs.begin(wrong, 0).unwrap();
+        let held = runs.hold().unwrap().unwrap();
+        let run = |at: TimestampTz, nonce| {
+            let id = RunId {
+                scheduled: at,
+                attempt: 0,
+            };
+            let begun = Begun {
+                started: at,
+                pid: 1,
+                tick: None,
+            };
+            let ended = Ended {
+                ended: at,
+                status: Some(0),
+                said: String::new(),
+                elsewhere: None,
+                is_over_time: false,
+            };
+            let is_begun = runs.record_begin(&held, id, &begun, nonce).unwrap();
+            runs.record_end(&held, id, &ended, nonce).unwrap();
+            is_begun
+        };
+        for n in 0..KEPT as u64 {
+            assert!(run(wrong.saturating_add(Duration::from_secs(n)), n));
+        }
+        let state = runs.state(now).unwrap();
+        assert_eq!((state.since, state.runs.len(), state.ahead), (now, 0, KEPT));
+        assert!(run(now, 100), "it is no later run");
+        let state = runs.state(now).unwrap();
+        assert_eq!(state.runs.last().map(|r| r.id.scheduled), Some(now));
+        assert_eq!(state.ahead, KEPT - 1);
+        // Some difference between two looks at a clock is none.
+        let before = now.saturating_sub(Duration::from_secs(60));
+        assert_eq!(runs.state(before).unwrap().runs.len(), 1);
+        assert!(!run(before, 101));
+    }
+
+    #[test]
+    fn what_is_printed_is_cut_to_its_end_and_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let now = time("2026-11-20T02:00:00Z");
+        runs.begin(now, 0).unwrap();
+        let id = RunId {
+            scheduled: now,
+            attempt: 0,
+        };
+        assert_eq!(runs.said(id), "");
+        let mut log = runs.new_log(id).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&log.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        let lines = "line\n".repeat(1000);
+        log.write_all(lines.as_bytes()).unwrap();
+        runs.cut_log(id).unwrap();
+        assert_eq!(log.metadata().unwrap().len(), 5000, "it is short");
+        // Read as a whole, this would need more memory than there is.
+        log.set_len(1 << 36).unwrap();
+        log.write_all(lines.as_bytes()).unwrap();
+        assert_eq!(runs.said(id), "line\n".repeat(400).trim());
+        runs.cut_log(id).unwrap();
+        assert_eq!(log.metadata().unwrap().len(), SAID_BYTES);
+        log.write_all(b"last").unwrap();
+        assert_eq!(log.metadata().unwrap().len(), SAID_BYTES + 4);
+        assert!(runs.said(id).ends_with("line\nlast"));
     }
 
     #[test]
@@ -354,7 +530,7 @@ mod tests {
             };
             runs.record_end(&held, id, &ended, n).unwrap();
         }
-        let state = runs.state().unwrap();
+        let state = runs.state(start).unwrap();
         assert_eq!(state.runs.len(), KEPT);
         assert_eq!(
             state.runs[0].id.scheduled,

@@ -20,6 +20,8 @@ const KIND: &str = "run";
 const EARLY: Duration = Duration::from_secs(600);
 /// Claims are kept for so long behind their time.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
+/// A run is claimed at most so much later than scheduled: of an older one the claim may have been deleted, and it would run twice.
+pub const LATEST: Duration = Duration::from_secs(6 * 86_400);
 
 /// A claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

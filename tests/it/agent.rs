@@ -497,6 +497,39 @@ fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
 }
 
 #[test]
+fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
+    let host = Host::new("");
+    let heard = host.sandbox.dir("heard").join("alerts");
+    let job = "[jobs.bad]\nrun = \"files backup none\"\nschedule = \"always\"\n";
+    let sink = format!(
+        "{job}[alerts.out]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]\n",
+        heard.display()
+    );
+    host.reconfigure("[agent]\n", &format!("{sink}[agent]\ninterval = \"1s\"\n"));
+    // What was wrong before goes on, as far as anybody knows.
+    host.pitr().args(["agent", "observe"]).run().success();
+    let told = || std::fs::read_to_string(&heard).unwrap_or_default();
+    assert!(told().contains("aux/files/up"), "{}", told());
+    let agent = host
+        .pitr()
+        .env(
+            "PITR_FAULT_PAUSE",
+            format!("look={}", host.sandbox.join("hangs").display()),
+        )
+        .env("PITR_FAULT_SECONDS", "10")
+        .arg("agent")
+        .timeout(Duration::from_secs(600))
+        .spawn();
+    wait_until(PATIENCE, "both are told", || {
+        told().contains("looking at everything took too long") && told().contains("jobs/bad")
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().success().expect_stderr("is given up");
+    let is_ended = |line: &str| line.contains("resolved") && line.contains("aux/files/up");
+    assert!(!told().lines().any(is_ended), "{}", told());
+}
+
+#[test]
 fn an_idle_agent_is_small() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();

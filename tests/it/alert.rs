@@ -310,6 +310,40 @@ fn j08_an_alert_is_told_once_then_that_it_ended_and_none_is_lost_by_a_sink_that_
 }
 
 #[test]
+fn files_that_cannot_be_written_silence_no_alert_and_are_one() {
+    let files = [
+        "metrics.prom",
+        "page.json",
+        "alerts.json",
+        "counters.json",
+        "objectives",
+    ];
+    for file in files {
+        let web = Web::start();
+        let sink = format!(
+            "[alerts.hook]\nkind = \"webhook\"\nurl = \"{}\"\n",
+            web.url()
+        );
+        let host = Host::new(&sink);
+        // Neither read nor replaced by anybody, root included.
+        match file {
+            "objectives" => std::fs::write(host.sandbox.join("state/objectives"), "").unwrap(),
+            file => drop(host.sandbox.dir(format!("state/{file}/in"))),
+        }
+        let run = host.pitr().args(["agent", "observe"]).run();
+        assert_ne!(run.code(), 0, "{file}: {run}");
+        let heard = web.take();
+        let severity = |id: &str| {
+            let is_meant = |v: &&Value| v["id"].as_str().unwrap().contains(id);
+            heard.iter().find(is_meant).map(|v| v["severity"].clone())
+        };
+        assert!(severity("aux/files/up").is_some(), "{file}: {heard:?}");
+        let state = severity("agent/state");
+        assert_eq!(state, Some("critical".into()), "{file}: {heard:?}");
+    }
+}
+
+#[test]
 fn a_job_that_failed_is_an_alert_with_what_it_said() {
     let web = Web::start();
     let host = Host::new(&format!(

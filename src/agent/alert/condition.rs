@@ -1,17 +1,20 @@
 //! Conditions: everything that is wrong now, from findings of `pitr info`, jobs, durations, sizes, room.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use super::decide::{Condition, Failing};
-use crate::config::{Location, Settings, Severity};
+use crate::agent::load::Loaded;
+use crate::agent::scheduler::Planned;
+use crate::config::{Location, Severity};
+use crate::error::{Code, Result};
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::finding::{Finding, Level};
 use crate::operate::human;
 use crate::operate::info::{BackupInfo, ClusterInfo};
 use crate::operate::metrics::Metrics;
-use crate::operate::runs::Runs;
+use crate::operate::runs::{JobState, Run, Runs};
 use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupKind;
 
 /// So many results are needed before one is unusual.
@@ -23,13 +26,29 @@ const USED_PERCENT: u64 = 80;
 /// Room above which nothing may be used soon.
 const FULL_PERCENT: u64 = 95;
 
+/// Looking took too long, and nobody knows what can be recovered.
+pub fn of_given_up() -> Condition {
+    let summary =
+        "what can be recovered is not known: looking at everything took too long, and was given up";
+    let next = Some("pitr info".to_owned());
+    new("look", Severity::Critical, summary.to_owned(), next)
+}
+
+/// How the jobs stand.
+pub fn of_jobs(session: &Session, loaded: &Loaded) -> Vec<Condition> {
+    let now = session.host.now();
+    let one = |job: &Planned| of_job(job, Runs::of(&loaded.state_dir, &job.name).state(now), now);
+    loaded.jobs.iter().flat_map(one).collect()
+}
+
+/// Whether it is of [`of_jobs`].
+pub fn is_of_job(id: &str) -> bool {
+    id.starts_with("jobs/")
+}
+
 /// Collects all conditions. A part that could not be looked at is one.
-pub fn all(
-    session: &Session,
-    settings: &Settings,
-    state_dir: &Path,
-    metrics: &Metrics,
-) -> Vec<Condition> {
+pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Condition> {
+    let settings = &loaded.settings;
     let mut found = Vec::new();
     if let Some(e) = &metrics.failed {
         let next = Some("pitr info".to_owned());
@@ -61,12 +80,7 @@ pub fn all(
                 .filter_map(|(l, c)| of_duration(l, c)),
         );
     }
-    found.extend(
-        settings
-            .jobs
-            .iter()
-            .filter_map(|job| of_job(state_dir, &job.name)),
-    );
+    found.extend(of_jobs(session, loaded));
     found.extend(
         settings
             .repositories
@@ -92,6 +106,19 @@ pub fn of_sink((name, failing): (&String, &Failing)) -> Condition {
             Some(format!("pitr alert test --sink {name}")),
         )
     }
+}
+
+/// What the agent could not keep below `state_dir`: what it tells and shows is not complete then.
+pub fn of_state(kept: &[Result<()>]) -> Option<Condition> {
+    let first = kept.iter().find_map(|one| one.as_ref().err())?;
+    let summary = format!("the agent cannot keep its files, and alerts may come twice: {first}");
+    let next = Some("pitr agent status".to_owned());
+    Some(new("agent/state", Severity::Critical, summary, next))
+}
+
+/// Whether it is of [`of_sink`].
+pub fn is_of_sink(id: &str) -> bool {
+    id.starts_with("alerts/")
 }
 
 fn new(id: &str, severity: Severity, summary: String, next: Option<String>) -> Condition {
@@ -208,13 +235,48 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
     })
 }
 
-fn of_job(state_dir: &Path, name: &str) -> Option<Condition> {
-    let state = Runs::of(state_dir, name).state().ok()?;
-    let last = state.runs.iter().rfind(|run| !run.is_elsewhere())?;
-    if state.is_running || last.is_success() {
-        return None;
+fn of_job(job: &Planned, state: Result<JobState>, now: TimestampTz) -> Vec<Condition> {
+    let name = &job.name;
+    let one = |end: &str, severity, summary| {
+        let next = Some("pitr agent status".to_owned());
+        new(&format!("jobs/{name}{end}"), severity, summary, next)
+    };
+    let state = match state {
+        Ok(state) => state,
+        Err(e) if e.code() == Code::NotFound => return Vec::new(),
+        Err(e) => {
+            let summary =
+                format!("job \"{name}\" starts no more, because its record is not known: {e}");
+            return vec![one("", Severity::Critical, summary)];
+        }
+    };
+    let mut found = Vec::new();
+    if state.ahead > 0 {
+        let summary = format!(
+            "{} records of job \"{name}\" lie in the future, and count for nothing: a clock is or was wrong",
+            state.ahead
+        );
+        found.push(one("/clock", Severity::High, summary));
     }
-    let why = match &last.ended {
+    if let Some(due) = job.missed(now, &state) {
+        let due = human::time(due);
+        let summary = format!("job \"{name}\" was due at {due}, and has not begun");
+        found.push(one("/missed", Severity::High, summary));
+    }
+    if let Some(due) = job.overrun(now, &state) {
+        let due = human::time(due);
+        let summary = format!("job \"{name}\" goes on for hours, and was due again at {due}");
+        found.push(one("/long", Severity::High, summary));
+    }
+    if let Some(last) = job.failure(now, &state) {
+        let summary = format!("job \"{name}\" failed, {}", why(last));
+        found.push(one("", Severity::High, summary));
+    }
+    found
+}
+
+fn why(run: &Run) -> String {
+    match &run.ended {
         None => "it was killed".to_owned(),
         Some(ended) if ended.is_over_time => "it took too long, and was ended".to_owned(),
         Some(ended) => {
@@ -231,14 +293,7 @@ fn of_job(state_dir: &Path, name: &str) -> Option<Condition> {
                 said => format!("{status}: {said}"),
             }
         }
-    };
-    let summary = format!("job \"{name}\" failed, {why}");
-    Some(new(
-        &format!("jobs/{name}"),
-        Severity::High,
-        summary,
-        Some("pitr agent status".to_owned()),
-    ))
+    }
 }
 
 fn of_room(name: &str, location: &Location) -> Option<Condition> {
@@ -268,6 +323,10 @@ fn of_room(name: &str, location: &Location) -> Option<Condition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::schedule::Schedule;
+    use crate::agent::scheduler::Trigger;
+    use crate::err;
+    use std::time::Duration;
 
     #[test]
     fn findings_of_one_name_are_one_condition() {
@@ -284,6 +343,53 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].severity, Severity::Critical);
         assert_eq!(all[0].summary, "main: b (and 1 more)");
+    }
+
+    fn jobs(state: Result<JobState>) -> Vec<(String, Severity)> {
+        let job = Planned {
+            name: "x".into(),
+            trigger: Trigger::Scheduled(Box::new(Schedule::new("0 2 * * *", None).unwrap())),
+            delay: Duration::ZERO,
+            catch_up: true,
+            retries: 0,
+            is_claimed: false,
+        };
+        let now = "2026-11-21T09:00:00Z".parse().unwrap();
+        let found = of_job(&job, state, now).into_iter();
+        found.map(|one| (one.id, one.severity)).collect()
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_critical_and_a_job_that_never_ran_is_nothing() {
+        assert_eq!(jobs(Err(err!(NotFound, "never"))), []);
+        let known = [("jobs/x".to_owned(), Severity::Critical)];
+        assert_eq!(jobs(Err(err!(Damaged, "damage"))), known);
+    }
+
+    #[test]
+    fn records_in_the_future_are_a_condition() {
+        let state = JobState {
+            since: "2026-11-21T02:00:00Z".parse().unwrap(),
+            is_running: false,
+            runs: Vec::new(),
+            ahead: 3,
+        };
+        assert_eq!(
+            jobs(Ok(state)),
+            [("jobs/x/clock".to_owned(), Severity::High)]
+        );
+    }
+
+    #[test]
+    fn a_run_that_could_not_begin_is_a_condition() {
+        let state = JobState {
+            since: "2026-11-20T09:00:00Z".parse().unwrap(),
+            is_running: false,
+            runs: Vec::new(),
+            ahead: 0,
+        };
+        let known = [("jobs/x/missed".to_owned(), Severity::High)];
+        assert_eq!(jobs(Ok(state)), known);
     }
 
     #[test]

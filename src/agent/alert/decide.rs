@@ -99,6 +99,19 @@ pub struct Book {
     pub failing: BTreeMap<String, Failing>,
 }
 
+impl Open {
+    /// The condition, as it was seen last.
+    pub fn condition(&self, id: &str) -> Condition {
+        Condition {
+            id: id.to_owned(),
+            severity: self.severity,
+            summary: self.summary.clone(),
+            next: self.next.clone(),
+            about: None,
+        }
+    }
+}
+
 /// Takes down what is wrong, and returns the notices that are due.
 pub fn decide(
     now: TimestampTz,

@@ -13,6 +13,7 @@ pub mod sink;
 use std::path::{Path, PathBuf};
 
 use self::decide::{Book, Condition, Event, Notice};
+use super::load::Loaded;
 use crate::config::{Settings, Severity, Sink};
 use crate::durable;
 use crate::err;
@@ -32,41 +33,53 @@ pub struct Tried {
 }
 
 /// Collects everything that is wrong, sinks that take nothing among it.
-///
-/// # Errors
-/// Those of the file of notices.
-pub fn conditions(
-    session: &Session,
-    settings: &Settings,
-    state_dir: &Path,
-    metrics: &Metrics,
-) -> Result<Vec<Condition>> {
-    let mut conditions = condition::all(session, settings, state_dir, metrics);
-    if !settings.alerts.is_empty() {
-        let book = read(&state_dir.join(FILE), session)?;
+pub fn conditions(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Condition> {
+    let mut conditions = condition::all(session, loaded, metrics);
+    if !loaded.settings.alerts.is_empty() {
+        let book = read(&loaded.state_dir.join(FILE), session);
         conditions.extend(book.failing.iter().map(condition::of_sink));
     }
-    Ok(conditions)
+    conditions
 }
 
-/// Has everybody told of what is new, goes on or has ended.
+/// The conditions after a look that was given up: those of the look before, with the jobs and sinks of now.
+pub fn unseen(session: &Session, loaded: &Loaded) -> Vec<Condition> {
+    let book = read(&loaded.state_dir.join(FILE), session);
+    let sinks: Vec<Condition> = book.failing.iter().map(condition::of_sink).collect();
+    let mut conditions = vec![condition::of_given_up()];
+    let before = book.open.iter().filter(|(_, open)| !open.is_over);
+    let before = before.map(|(id, open)| open.condition(id));
+    let is_known = |id: &str| condition::is_of_job(id) || condition::is_of_sink(id) || id == "look";
+    conditions.extend(before.filter(|one| !is_known(&one.id)));
+    conditions.extend(condition::of_jobs(session, loaded));
+    conditions.extend(sinks);
+    conditions
+}
+
+/// Has everybody told of what is new, goes on or has ended. A file of notices that cannot be written is a condition of its own, and hears nobody the less.
 ///
 /// # Errors
-/// Those of that file. A sink that fails is a condition.
+/// Those of that file, behind the deliveries. A sink that fails is a condition.
 pub fn tell(
     session: &Session,
     settings: &Settings,
     state_dir: &Path,
-    conditions: &[Condition],
+    mut conditions: Vec<Condition>,
 ) -> Result<()> {
     if settings.alerts.is_empty() {
         return Ok(());
     }
     let path = state_dir.join(FILE);
-    let mut book = read(&path, session)?;
+    let mut book = read(&path, session);
     let now = session.host.now();
-    let notices = decide::decide(now, conditions, &mut book, &settings.alerts);
-    write(&path, &book, session)?;
+    let mut notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
+    let mut kept = [write(&path, &book, session)];
+    if let Some(one) = condition::of_state(&kept)
+        && conditions.iter().all(|known| known.id != one.id)
+    {
+        conditions.push(one);
+        notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
+    }
     for notice in notices {
         let Some(sink) = settings.alerts.iter().find(|s| s.name == notice.sink) else {
             continue;
@@ -77,9 +90,10 @@ pub fn tell(
         }
         book.note(&notice, now, delivered.err().map(|e| e.to_string()));
         // After each one: a kill lets one notice come twice at most.
-        write(&path, &book, session)?;
+        kept = kept.map(|before| before.and(write(&path, &book, session)));
     }
-    Ok(())
+    let [kept] = kept;
+    kept
 }
 
 /// Sends a test to each sink, or to the one that is named.
@@ -119,25 +133,23 @@ pub fn test(session: &Session, settings: &Settings, wanted: Option<&str>) -> Res
 }
 
 /// Reads the notices that were taken, to show them.
-///
-/// # Errors
-/// Those of the file.
-pub fn told(session: &Session, state_dir: &Path) -> Result<Book> {
+pub fn told(session: &Session, state_dir: &Path) -> Book {
     read(&state_dir.join(FILE), session)
 }
 
-/// Reads the notices that were taken. A damaged file is given up: each sink gets all of them once more, and nothing is lost.
-fn read(path: &PathBuf, session: &Session) -> Result<Book> {
+/// Reads the notices that were taken. A file that is damaged or cannot be read is given up: each sink gets all of them once more, and nothing is lost.
+fn read(path: &PathBuf, session: &Session) -> Book {
+    let given_up = |e: &dyn std::fmt::Display| {
+        session.warn(&format!(
+            "\"{}\" cannot be read, and every alert is sent again: {e}",
+            path.display()
+        ));
+        Book::default()
+    };
     match std::fs::read(path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-            session.warn(&format!(
-                "\"{}\" is damaged, and every alert is sent again: {e}",
-                path.display()
-            ));
-            Book::default()
-        })),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Book::default()),
-        Err(e) => Err(Error::from_io(format!("read \"{}\"", path.display()), e)),
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| given_up(&e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Book::default(),
+        Err(e) => given_up(&e),
     }
 }
 
