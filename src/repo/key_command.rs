@@ -198,7 +198,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.has_ended {
-            // It was not waited for: the number of the group is still its own. What it holds is no loss.
+            // It was not waited for: the number of the group is still its own. The group holds nothing that would be lost.
             let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
             let _ = self.child.wait();
         }
@@ -225,7 +225,7 @@ impl Kept {
         }
     }
 
-    /// Reads once. What there is no room for is lost.
+    /// Reads once. Bytes without room are lost.
     fn read(&mut self) -> io::Result<()> {
         let Some(pipe) = &mut self.pipe else {
             return Ok(());
@@ -286,7 +286,7 @@ fn wait(pipes: &mut [&mut Kept], has_ended: bool) -> io::Result<bool> {
 impl Heard {
     /// Returns the output of a command that succeeded.
     ///
-    /// What it said is repeated only where it failed before it printed anything: then it had no secret yet. One that has printed may have
+    /// Its standard error is repeated only where it failed before it printed anything: then it had no secret yet. One that has printed may have
     /// said the same to standard error, as a shell that traces does.
     fn checked(self, named: &Named<'_>) -> Result<Zeroizing<Vec<u8>>> {
         let has_printed = !self.printed.trim_ascii().is_empty();

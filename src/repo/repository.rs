@@ -142,7 +142,7 @@ fn unsealed(
     encryption: Option<&Encryption>,
 ) -> Result<(Box<dyn Store>, Sealed)> {
     use super::{kept::Kept, sealed::SealedStore};
-    // What archives needs no command, and does not wait for one.
+    // Archiving needs no command, and does not wait for one.
     let late = encryption.filter(|from| from.opens_later());
     let at_once = late.map(Encryption::without_commands);
     let at_once = at_once.as_ref().or(encryption);

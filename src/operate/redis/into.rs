@@ -29,7 +29,7 @@ use crate::repo::id::BackupId;
 /// For so long it is tried to make the server its own master again.
 const PATIENCE: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(100);
-/// What a master writes into its history while it has replicas (`*1 $4 PING`), and how often without a setting.
+/// A master writes this into its history while it has replicas (`*1 $4 PING`), and so often without a setting.
 const PING_BYTES: u64 = 14;
 const PING_SECONDS: u64 = 10;
 /// A replica that asks so often for the data set does not take it.
@@ -321,7 +321,7 @@ fn is_written(backup: &Member, now: &Info, pings: u64) -> bool {
         return true;
     }
     let moved = number(now, "master_repl_offset").saturating_sub(backup.offset);
-    moved % PING_BYTES != 0 || moved / PING_BYTES > pings
+    !moved.is_multiple_of(PING_BYTES) || moved / PING_BYTES > pings
 }
 
 /// The moment that was planned, exactly.
