@@ -20,7 +20,7 @@ pub fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
-/// Collects metrics, writes them and what else was found, and has alerts delivered. What cannot be written is a condition: it keeps nobody from being told.
+/// Collects metrics, writes them and what else was found, and has alerts delivered. A failure to write is a condition: it keeps nobody from being told.
 ///
 /// # Errors
 /// Those of [`metrics::collect`] and of the files, behind the deliveries.

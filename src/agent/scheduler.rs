@@ -123,7 +123,7 @@ impl Planned {
         let last = state.runs.last();
         let floor = last.map_or(state.since, |run| run.id.scheduled);
         let due = schedule.last(floor, now.saturating_sub(self.delay + LATE))?;
-        // What was due during a run begins behind it.
+        // A run that was due during another begins behind it.
         let is_idle = !state.is_running
             && last.is_none_or(|run| now.duration_since(end_of(run)) >= Some(LATE));
         (is_idle && !self.is_forgotten(due, now)).then_some(due)
@@ -142,7 +142,7 @@ impl Planned {
         (is_long && due <= now).then_some(due)
     }
 
-    /// The newest end of it that is trouble. What runs always is none while it runs, unless it fails again and again.
+    /// The newest end of it that is trouble. A job that runs always is none while it runs, unless it fails again and again.
     pub fn failure<'s>(&self, now: TimestampTz, state: &'s JobState) -> Option<&'s Run> {
         let is_over = |run: &&Run| !run.is_elsewhere() && !is_going(run, state);
         let last = state.runs.iter().rfind(is_over)?;

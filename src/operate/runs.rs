@@ -33,7 +33,7 @@ const KEPT: usize = 60;
 const AHEAD: Duration = Duration::from_secs(3600);
 /// So much of what a command printed stands in the record.
 const SAID_BYTES: u64 = 2_000;
-/// What a command prints is cut to its end when it is longer.
+/// The output of a command is cut to its end when it is longer.
 const LOG_MAX_BYTES: u64 = 8 << 20;
 
 /// The name of a run: the time for which it was scheduled, and the attempt.
@@ -269,7 +269,7 @@ impl Runs {
         options.open(self.log(id))
     }
 
-    /// Cuts that file to its end where it has become too long. What is printed in this moment may be lost.
+    /// Cuts that file to its end where it has become too long. Lines that are printed in this moment may be lost.
     ///
     /// # Errors
     /// Those of the system.

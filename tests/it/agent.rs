@@ -506,7 +506,7 @@ fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
         heard.display()
     );
     host.reconfigure("[agent]\n", &format!("{sink}[agent]\ninterval = \"1s\"\n"));
-    // What was wrong before goes on, as far as anybody knows.
+    // An open condition goes on, as far as anybody knows.
     host.pitr().args(["agent", "observe"]).run().success();
     let told = || std::fs::read_to_string(&heard).unwrap_or_default();
     assert!(told().contains("aux/files/up"), "{}", told());

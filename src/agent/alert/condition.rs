@@ -108,7 +108,7 @@ pub fn of_sink((name, failing): (&String, &Failing)) -> Condition {
     }
 }
 
-/// What the agent could not keep below `state_dir`: what it tells and shows is not complete then.
+/// Failures to write below `state_dir`: alerts and the page are not complete then.
 pub fn of_state(kept: &[Result<()>]) -> Option<Condition> {
     let first = kept.iter().find_map(|one| one.as_ref().err())?;
     let summary = format!("the agent cannot keep its files, and alerts may come twice: {first}");
