@@ -140,7 +140,7 @@ impl Archiver {
     pub fn open(&mut self) -> Result<Vec<Holder>> {
         let mut holders = Vec::new();
         for place in self.places.iter_mut().filter(|p| p.required) {
-            let repository = repo::open(&place.configured, self.nonce)?;
+            let repository = repo::open_to_archive(&place.configured, self.nonce)?;
             holders.push(Holder {
                 location: place.configured.location.to_string(),
                 uuid: repository.marker().uuid.clone(),
@@ -289,7 +289,7 @@ impl Offer {
     fn open(&self, place: &Place) -> Result<Arc<Repository>> {
         match &place.opened {
             Some(repository) => Ok(Arc::clone(repository)),
-            None => repo::open(&place.configured, self.nonce).map(Arc::new),
+            None => repo::open_to_archive(&place.configured, self.nonce).map(Arc::new),
         }
     }
 }

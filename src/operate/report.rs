@@ -186,8 +186,10 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         (Kind::Compliance, Some(info), Some(log)) => controls(&settings, info, log, &records),
         _ => Vec::new(),
     };
-    let (clusters, scopes) =
-        info.map_or_else(Default::default, |info| (info.clusters, info.scopes));
+    let (clusters, scopes) = info.map_or_else(Default::default, |info| {
+        failures.errors.extend(info.failures.errors);
+        (info.clusters, info.scopes)
+    });
     Ok(Report {
         kind,
         since,
@@ -322,6 +324,14 @@ fn control(
     }
 }
 
+/// How many runs of a command ended well. A record that anybody may have written proves nothing.
+fn succeeded(records: &[Listed], command: &str) -> usize {
+    let of_it = records.iter().filter(|one| one.record.command == command);
+    of_it
+        .filter(|one| !one.doubted && one.record.outcome == Outcome::Succeeded)
+        .count()
+}
+
 fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]) -> Vec<Control> {
     let repositories = &settings.repositories;
     let encrypted = repositories
@@ -334,6 +344,7 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
         .count();
     let all = repositories.len();
     let clusters = &info.clusters;
+    let unread = info.failures.errors.len();
     let recoverable = clusters.iter().filter(|c| !c.recovery_windows.is_empty());
     let damaged = clusters
         .iter()
@@ -343,13 +354,6 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
     let proofs: Vec<Proof> = clusters.iter().flat_map(proofs).collect();
     let passed = proofs.iter().filter(|proof| proof.passed).count();
     let is_recorded = settings.audit.records != Records::Off;
-    let count = |commands: &[&str]| {
-        let is_one = |one: &&Listed| commands.contains(&one.record.command.as_str());
-        let ended = records.iter().filter(is_one);
-        ended
-            .filter(|one| one.record.outcome == Outcome::Succeeded)
-            .count()
-    };
     let log_state = match log.is_damaged() {
         true => "somebody changed it".to_owned(),
         false if !is_recorded => "no command of this host is recorded".to_owned(),
@@ -358,11 +362,11 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
     vec![
         control(
             "recoverable",
-            !clusters.is_empty() && recoverable.clone().count() == clusters.len(),
+            unread == 0 && !clusters.is_empty() && recoverable.clone().count() == clusters.len(),
             format!(
-                "{} of {} clusters can be recovered",
+                "{} of {} clusters can be recovered; {unread} could not be looked at",
                 recoverable.count(),
-                clusters.len()
+                clusters.len() + unread
             ),
             "pitr info",
         ),
@@ -378,14 +382,17 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
             format!(
                 "{passed} of {} newest drills passed; {} in this time",
                 proofs.len(),
-                count(&["drill"])
+                succeeded(records, "drill")
             ),
             "pitr drill",
         ),
         control(
             "stored data checked",
-            count(&["verify"]) > 0,
-            format!("{} checks ended well in this time", count(&["verify"])),
+            succeeded(records, "verify") > 0,
+            format!(
+                "{} checks ended well in this time",
+                succeeded(records, "verify")
+            ),
             "pitr verify",
         ),
         control(
@@ -402,7 +409,7 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
         ),
         control(
             "immutable",
-            locked > 0,
+            locked == all,
             format!("{locked} of {all} repositories under Object Lock"),
             "pitr repo check",
         ),
@@ -454,5 +461,17 @@ mod tests {
             listed("a", Outcome::Succeeded, true),
         ];
         assert_eq!(told(&forged), [Outcome::Begun, Outcome::Succeeded]);
+    }
+
+    #[test]
+    fn doubted_records_prove_no_control() {
+        let records = [
+            listed("a", Outcome::Succeeded, true),
+            listed("b", Outcome::Failed, false),
+        ];
+        assert_eq!(succeeded(&records, "backup"), 0);
+        let records = [listed("c", Outcome::Succeeded, false)];
+        assert_eq!(succeeded(&records, "backup"), 1);
+        assert_eq!(succeeded(&records, "verify"), 0);
     }
 }

@@ -74,6 +74,17 @@ pub fn open(place: &config::Repository, nonce: u64) -> Result<Repository> {
     Repository::open_with(store::open(place, nonce)?, place.encryption.as_ref())
 }
 
+/// As [`open`], for the WAL that a server offers: a host that seals with files of its own runs no command for that, and is one that only writes.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_to_archive(place: &config::Repository, nonce: u64) -> Result<Repository> {
+    let encryption = place.encryption.as_ref();
+    let late = encryption.filter(|from| from.opens_later());
+    let sealing = late.map(config::Encryption::without_commands);
+    Repository::open_with(store::open(place, nonce)?, sealing.as_ref().or(encryption))
+}
+
 /// As [`open`], with the bytes of objects at a pace. Whatever archives WAL, receives it or fetches it for recovery takes [`open`].
 ///
 /// # Errors

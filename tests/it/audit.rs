@@ -636,6 +636,32 @@ fn a_report_tells_runs_and_escapes_every_text() {
     assert!(audit.stdout.contains("missing"), "{}", audit.stdout);
 }
 
+#[test]
+fn a_cluster_that_cannot_be_looked_at_is_in_the_report() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    site.attach(&cluster);
+    cluster.start();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let report = || {
+        site.pitr()
+            .args(["report", "compliance", "--format", "json"])
+            .run()
+    };
+    let whole = report().success().json();
+    let recoverable = |report: &serde_json::Value| report["controls"][0].clone();
+    assert_eq!(recoverable(&whole)["state"], "ok", "{whole:#}");
+    // Another cluster of the repository, whose registration is damaged.
+    let clusters = site.repository().join("clusters");
+    let other = clusters.join("other/7000000000000000000");
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::write(other.join("cluster.json"), "{}").unwrap();
+    let run = report();
+    assert_eq!(run.code(), 10, "{run}");
+    let less = recoverable(&run.json());
+    assert_eq!(less["state"], "warn", "{less:#}");
+    assert!(run.stderr.contains("other"), "{run}");
+}
+
 fn the_view_of_contrib_shows_archiver_slots_and_receivers(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/pitr_status.sql");
