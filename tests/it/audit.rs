@@ -638,9 +638,11 @@ fn a_report_tells_runs_and_escapes_every_text() {
 
 #[test]
 fn a_cluster_that_cannot_be_looked_at_is_in_the_report() {
-    let (site, mut cluster) = Site::with_cluster(17);
-    site.attach(&cluster);
-    cluster.start();
+    let (site, _cluster) = Site::with_cluster(17);
+    let state = site.sandbox().dir("state");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let section = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
+    std::fs::write(site.config(), config + &section).unwrap();
     site.pitr().args(["backup", "--quiet"]).run().success();
     let report = || {
         site.pitr()
@@ -650,15 +652,20 @@ fn a_cluster_that_cannot_be_looked_at_is_in_the_report() {
     let whole = report().success().json();
     let recoverable = |report: &serde_json::Value| report["controls"][0].clone();
     assert_eq!(recoverable(&whole)["state"], "ok", "{whole:#}");
-    // Another cluster of the repository, whose registration is damaged.
-    let clusters = site.repository().join("clusters");
-    let other = clusters.join("other/7000000000000000000");
+    // Another cluster, whose registration is damaged.
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(
+        site.config(),
+        config + "[clusters.other]\npgdata = \"/nowhere\"\n",
+    )
+    .unwrap();
+    let other = site.repository().join("clusters/other/7000000000000000000");
     std::fs::create_dir_all(&other).unwrap();
     std::fs::write(other.join("cluster.json"), "{}").unwrap();
     let run = report();
     assert_eq!(run.code(), 10, "{run}");
     let less = recoverable(&run.json());
-    assert_eq!(less["state"], "warn", "{less:#}");
+    assert_eq!(less["state"], "warning", "{less:#}");
     assert!(run.stderr.contains("other"), "{run}");
 }
 
