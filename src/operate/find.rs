@@ -18,7 +18,6 @@ use crate::find::scan::{Found, Request, Scan, Unread};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::plan::cluster::DECIDE;
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
 use crate::plan::target_time::WrittenTime;
 use crate::wal::inventory::Inventory;
@@ -94,10 +93,7 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
     let reading = Reading::open(session)?;
     let inventory = reading.inventory(session)?;
     let cluster = reading.decide(session, &inventory, &[])?;
-    let Some(timeline) = cluster.timeline() else {
-        let why = cluster.undecided().unwrap_or_default();
-        return Err(err!(Refused, "{why}").hint(format!("Nothing was looked at. {DECIDE}.")));
-    };
+    let timeline = cluster.decided("Nothing was looked at.")?;
     let moment = |written: &Option<WrittenTime>| match written {
         Some(written) => time(session, &reading, &inventory, written).map(Some),
         None => Ok(None),

@@ -13,7 +13,6 @@ use crate::error::{Code, Error, Result};
 use crate::pg::slot::is_slot_name;
 use crate::pg::timeline::TimelineId;
 use crate::plan::base::lies_on;
-use crate::plan::cluster::{Cluster, DECIDE};
 use crate::restore::job::{self, Earlier, Purpose, Request};
 use crate::restore::target_dir::Mapping;
 use crate::wal::inventory::{Backup, Inventory};
@@ -82,7 +81,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
             let (cluster, tree) = opened
                 .reading
                 .decide_with_others(session, &opened.inventory)?;
-            let timeline = followed(&cluster)?;
+            let timeline = cluster.decided("Nothing was written.")?;
             opened = with_backup(session, opened, timeline)?;
             let backup = best_backup(&opened, timeline)?.id.clone();
             let (mut job, root) = opened.job(session, request, &backup, None)?;
@@ -96,14 +95,6 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
         }
     };
     Prepared::new(session, (opened, job, root), (&place, target), earlier)
-}
-
-/// The timeline that the standby follows.
-fn followed(cluster: &Cluster) -> Result<TimelineId> {
-    cluster.timeline().ok_or_else(|| {
-        let why = cluster.undecided().unwrap_or_default();
-        err!(Refused, "{why}").hint(format!("Nothing was written. {DECIDE}."))
-    })
 }
 
 /// The first repository that has an undamaged backup on the way to the timeline.

@@ -421,6 +421,18 @@ impl Cluster {
         self.beside.iter().map(describe).collect()
     }
 
+    /// Returns the timeline that is the cluster; `impact` is a sentence about what was not done.
+    ///
+    /// # Errors
+    /// `Refused` while that is undecided; `OutOfReach` before anything is archived.
+    pub fn decided(&self, impact: &str) -> Result<TimelineId> {
+        self.timeline().ok_or_else(|| match self.undecided() {
+            Some(why) => err!(Refused, "{why}").hint(format!("{impact} {DECIDE}.")),
+            None => err!(OutOfReach, "nothing of the cluster is archived yet")
+                .hint(format!("{impact} pitr backup takes the first backup; pitr doctor says what keeps WAL from being archived")),
+        })
+    }
+
     /// Why no command chooses, in words, where it is undecided.
     pub fn undecided(&self) -> Option<String> {
         let Verdict::Undecided { candidates, why } = &self.verdict else {

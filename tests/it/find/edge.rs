@@ -86,6 +86,25 @@ fn n03_wal_that_is_missing_or_damaged_is_named_and_the_rest_is_found() {
 }
 
 #[test]
+fn n03_before_anything_is_archived_that_is_said() {
+    let (site, _cluster) = Site::with_cluster(17);
+    for words in [
+        &["find", "--kind", "drop"][..],
+        &[
+            "standby",
+            "--to",
+            "/nowhere",
+            "--primary-conninfo",
+            "host=x",
+        ],
+    ] {
+        let run = site.pitr().args(words).run().expect_code(5);
+        run.expect_stderr("nothing of the cluster is archived yet");
+        run.expect_stderr("pitr backup");
+    }
+}
+
+#[test]
 fn n03_what_is_stored_of_the_open_segment_counts() {
     let (site, cluster) = Site::with_cluster(18);
     let mut cluster = cluster;
