@@ -75,7 +75,9 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             repo::Command::Sync(args) => (!args.dry_run).then(|| words("repo sync", &[]))?,
             repo::Command::Claims(args) => args.confirm.then(|| words("repo claims", &[]))?,
             repo::Command::Compact(args) => args.confirm.then(|| words("repo compact", &[]))?,
-            repo::Command::Rewrap(_) => words("repo rewrap", &[]),
+            repo::Command::Rewrap(args) => {
+                (!args.all || args.confirm).then(|| words("repo rewrap", &[]))?
+            }
             repo::Command::Keygen(_) => words("repo keygen", &[]),
             _ => None,
         },

@@ -91,6 +91,7 @@ pub mod restore;
 pub mod restoring;
 pub mod retention;
 pub mod rewrap;
+pub mod rewrap_all;
 pub mod rival;
 pub mod roles;
 pub mod rollback;
