@@ -60,6 +60,7 @@ pub mod listing;
 pub mod live_names;
 pub mod logical;
 pub mod metrics;
+mod metrics_compat;
 pub mod mount;
 mod mount_point;
 pub mod mounted;
