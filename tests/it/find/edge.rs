@@ -99,7 +99,7 @@ fn n03_before_anything_is_archived_that_is_said() {
         ],
     ] {
         let run = site.pitr().args(words).run().expect_code(5);
-        run.expect_stderr("nothing of the cluster is archived yet");
+        let run = run.expect_stderr("nothing of the cluster is archived yet");
         run.expect_stderr("pitr backup");
     }
 }
