@@ -67,6 +67,14 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             let id = args.backup.to_string();
             args.confirm.then(|| words("unpin", &[&id]))?
         }
+        Command::Hold(args) => {
+            let id = args.backup.to_string();
+            args.confirm.then(|| words("hold", &[&id]))?
+        }
+        Command::Unhold(args) => {
+            let id = args.backup.to_string();
+            args.confirm.then(|| words("unhold", &[&id]))?
+        }
         Command::Wal(args) => match &args.command {
             wal::Command::Resolve(args) => args.confirm.then(|| words("wal resolve", &[]))?,
             _ => None,
