@@ -458,7 +458,9 @@ fn root_follows_no_link_in_the_state_of_another_account() {
     let as_root = || {
         let run = world.pitr("host", &["files", "backup", "up"]);
         let run = run.privileged().run().success();
-        ["one", "two"].map(|name| user::own_all(&world.sandbox.join(name)));
+        for name in ["one", "two"] {
+            user::own_all(&world.sandbox.join(name));
+        }
         run
     };
     let run = as_root();
