@@ -115,7 +115,7 @@ fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {
     Ok(())
 }
 
-/// What was done, repository by repository.
+/// The outcome, repository by repository.
 fn done(what: &str, recorded_in: &[String], holds: &[Objects]) -> String {
     let recorded = holds
         .iter()

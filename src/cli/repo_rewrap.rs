@@ -116,7 +116,7 @@ fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// What was done, and what is to be done.
+/// The changes of a set: those of this run, and those to come.
 fn change(set: &Set, confirmed: bool) -> String {
     let still = match confirmed {
         true => "not done: ",

@@ -14,7 +14,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::store::Key;
 
-/// What keeps the objects of a hold.
+/// The keeper of the objects of a hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
@@ -41,7 +41,7 @@ impl By {
 pub struct Objects {
     /// The repository.
     pub repository: String,
-    /// What keeps them.
+    /// Their keeper.
     pub by: By,
     /// How many the store holds, or holds no more.
     pub objects: u64,

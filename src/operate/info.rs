@@ -233,7 +233,7 @@ impl BackupInfo {
     }
 }
 
-/// What keeps a backup on legal hold.
+/// The keeper of a backup that is on legal hold.
 fn hold(backup: &Backup) -> Option<&'static str> {
     let mut holds = backup.pins.iter().filter(|pin| pin.legal);
     let first = holds.next()?;

@@ -23,7 +23,7 @@ pub(super) const WALG_STORAGE_UP: &str = "walg_storage_up";
 /// Its help.
 pub(super) const WALG_STORAGE_HELP: &str = "Whether the repository answers.";
 
-/// What was collected, and when.
+/// The findings of a collection, and its time.
 pub(super) struct Seen<'a> {
     pub settings: &'a Settings,
     pub counters: Option<&'a Counters>,
@@ -357,7 +357,7 @@ fn barman_checks(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo, done:
     }
 }
 
-/// What CloudNativePG reads in the data directory.
+/// Adds the numbers that CloudNativePG reads in the data directory.
 fn hosts(all: &mut Exposition, settings: &Settings) {
     for cluster in &settings.clusters {
         let Some(pgdata) = &cluster.pgdata else {

@@ -16,7 +16,7 @@ use crate::repo::scope::{self, Scope};
 use crate::seal::EPOCH;
 use crate::store::{Key, Store};
 
-/// Layers and packs, and the WAL from its start to its end. Of two timelines one has each segment.
+/// Layers and packs, and the WAL from its start to its end. Each segment is of one of two timelines.
 pub(super) struct Content {
     /// The layout, with the lives that are followed.
     pub layout: ClusterLayout,

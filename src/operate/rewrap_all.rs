@@ -63,7 +63,7 @@ struct Opened {
     contents: Contents,
     /// Recipients whose keys were seen to open it.
     proven: BTreeSet<String>,
-    /// What is to be stored.
+    /// Recipients to be stored.
     new: Vec<Recipient>,
 }
 
@@ -277,7 +277,7 @@ impl Set {
         Ok(set)
     }
 
-    /// What it is, for people.
+    /// Its kind, for people.
     pub fn words(&self) -> String {
         match self.kind {
             Kind::Data => "data".to_owned(),

@@ -148,7 +148,7 @@ fn a_hold_is_the_stores_own_where_it_has_one(major: u32) {
     }
     court.hold(&first).success();
 
-    // What another hold needs stays held.
+    // An object that another hold needs stays held.
     court.hold(&second).success();
     let ended = court.pitr(&["unhold", &first, "--confirm"]).success();
     ended.expect_stdout("no longer on hold");
