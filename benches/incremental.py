@@ -7,6 +7,7 @@ directory that was restored from the full backup to the state after such a chang
 import os
 import shutil
 import subprocess
+import time
 
 OPERATIONS = ("incremental", "delta", "chain")
 ROWS_PER_PAGE = 61
@@ -23,6 +24,14 @@ def change(server, kind, turn):
         where = f"aid % {100 * ROWS_PER_PAGE} = {turn * 37 % (100 * ROWS_PER_PAGE)}"
     server.sql(f"update pgbench_accounts set abalance = abalance + 1 where {where}")
     server.sql("checkpoint")
+    # WAL of the change is WAL: what a backup costs begins when it is archived.
+    server.sql("select pg_switch_wal()")
+    status = server.data / "pg_wal/archive_status"
+    limit = time.monotonic() + 60
+    while any(status.glob("*.ready")):
+        if time.monotonic() > limit:
+            raise RuntimeError("the WAL of a change was not archived within a minute")
+        time.sleep(0.02)
 
 
 def empty(folder):

@@ -1,7 +1,7 @@
 //! `pitr demo`: a table is dropped by accident and comes back, on servers of its own.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -193,18 +193,24 @@ impl Demo<'_> {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let output = child.stdout.take();
-        let reader = std::thread::spawn(move || {
+        let (output, out) = (child.stdout.take(), &self.cx.out);
+        // Line by line, so that what the command says on standard error keeps its place.
+        let show = move || -> Result<String> {
             let mut printed = String::new();
-            let read = output.map(|mut output| output.read_to_string(&mut printed));
-            read.transpose().map(|_| printed)
+            for line in output.into_iter().flat_map(|o| BufReader::new(o).lines()) {
+                let line = line.map_err(failed)?;
+                out.text(&line)?;
+                printed.push_str(&line);
+                printed.push('\n');
+            }
+            Ok(printed)
+        };
+        let (status, printed) = std::thread::scope(|scope| {
+            let reader = scope.spawn(show);
+            let status = self.wait(&mut child);
+            (status, reader.join().unwrap_or_else(|_| Ok(String::new())))
         });
-        let status = self.wait(&mut child).map_err(failed)?;
-        let read = reader.join();
-        let printed = read.unwrap_or_else(|_| Ok(String::new())).map_err(failed)?;
-        if !printed.is_empty() {
-            self.cx.out.text(printed.trim_end())?;
-        }
+        let (status, printed) = (status.map_err(failed)?, printed?);
         self.cx.session.host.check_stop()?;
         match status.success() {
             true => Ok(printed),

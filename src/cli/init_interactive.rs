@@ -15,6 +15,7 @@ use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::away::Away;
 use crate::operate::clusters::{Candidate, Clusters};
+use crate::operate::init::place::ONE_DISK;
 use crate::operate::init::settle::{self, Change, Standing};
 use crate::operate::init::{self as use_case, Made, Request};
 use crate::operate::owner::{Access, User};
@@ -69,6 +70,7 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
             Path::new(SYSTEM).parent().unwrap_or(Path::new("/")).display(),
         ))?;
     }
+    let is_asked = session.flags.repository.is_none() && !is_configured;
     let repository = match (&session.flags.repository, is_configured) {
         (Some(given), _) => Some(given.clone()),
         (None, true) => {
@@ -98,7 +100,9 @@ pub(super) fn run(args: &init::Args, cx: &Context) -> Result<u8> {
         },
     )?;
     init::print_done(&made, cx)?;
-    for warning in &made.warnings {
+    // The question has warned of the disk already.
+    let is_new = |w: &&String| !is_asked || !w.ends_with(ONE_DISK);
+    for warning in made.warnings.iter().filter(is_new) {
         cx.out.warn(warning);
     }
     dialogue.settle(&made, &pgdata)?;
@@ -262,9 +266,9 @@ impl Dialogue<'_> {
         if let (Some(there), Some(here)) = (device_of(Path::new(path)), device_of(pgdata))
             && there == here
         {
-            self.cx.out.warn(
-                "the repository lies on the same filesystem as the data: a lost disk takes both",
-            );
+            self.cx.out.warn(&format!(
+                "the repository lies on the filesystem of the data: {ONE_DISK}"
+            ));
         }
         Ok(answer)
     }

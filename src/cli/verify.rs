@@ -290,7 +290,7 @@ pub(super) fn print(cx: &Context, is_dry: Option<bool>, done: &Done) -> Result<(
         };
         // So is every first one after a restore: its server never had the one before.
         cx.out.report(&format!(
-            "{} {have} no link to the one before. That is no damage: the server had that one no longer, or an older pitr stored {them}. Positions and checksums join {them}.",
+            "{} {have} no link, the hash of the segment before. That is no damage: the server had that one no longer, or an older pitr stored {them}. Positions and checksums join {them}.",
             human::count(report.unlinked_count, "segment")
         ))?;
     }

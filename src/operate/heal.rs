@@ -245,8 +245,6 @@ impl Work<'_> {
                             break;
                         }
                         Ok(Some(copy)) => {
-                            host.progress
-                                .note(&format!("healed \"{key}\" from \"{name}\""));
                             outcome.healed.push(Healed {
                                 object: key.to_string(),
                                 copy: copy.to_string(),

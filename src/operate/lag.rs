@@ -502,6 +502,7 @@ impl Lag {
                 "lacks nothing that can be copied, and contradicts another".to_owned()
             }
             (true, None) if self.trouble_count > 0 => "lacks nothing, and is not whole".to_owned(),
+            (true, None) if self.newest_backup.is_none() => "has all WAL".to_owned(),
             (true, None) => "up to date".to_owned(),
         }
     }

@@ -19,6 +19,8 @@ pub mod finding;
 pub mod heap;
 #[cfg(feature = "full")]
 pub mod image;
+#[cfg(feature = "full")]
+pub mod joined_crc;
 pub mod label;
 pub mod lsn;
 #[cfg(feature = "full")]

@@ -30,6 +30,7 @@ pub mod content;
 pub mod databases;
 pub mod extract;
 pub mod finish;
+mod from_disk;
 pub mod hollow;
 pub mod job;
 pub mod manifest_check;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::extract::{Copying, Destination, OpenFiles, Survey, withholds_file};
+use super::from_disk::FromDisk;
 use super::tree::write_error;
 use crate::err;
 use crate::error::{Error, Result};
@@ -228,15 +229,17 @@ impl Compare<'_, '_> {
     }
 
     fn run(&self, tasks: &Mutex<Receiver<Task>>) -> Result<()> {
-        let mut files = OpenFiles::default();
-        let mut raw = Vec::new();
+        let (mut files, mut raw) = (OpenFiles::default(), Vec::new());
+        let (mut files_of_pages, mut from_disk) = (OpenFiles::default(), FromDisk::default());
         loop {
             let next = tasks.lock().map_err(|_| panicked())?.recv();
             let Ok(task) = next else {
                 return Ok(());
             };
             let bytes = match task {
-                Task::Pages(at, stretch) => self.pages(at, &stretch, &mut files, &mut raw)?,
+                Task::Pages(at, stretch) => {
+                    self.pages(at, &stretch, &mut files_of_pages, &mut from_disk)?
+                }
                 Task::Frame(at, hash, mut stretches) => {
                     stretches.sort_by_key(|stretch| stretch.offset);
                     self.frame(at, hash, &stretches, &mut files, &mut raw)?
@@ -251,19 +254,25 @@ impl Compare<'_, '_> {
         at: FramePlace,
         stretch: &Stretch,
         files: &mut OpenFiles,
-        raw: &mut Vec<u8>,
+        from_disk: &mut FromDisk,
     ) -> Result<u64> {
         let bytes = u64::from(stretch.length);
         if self.found()?.needed.contains(at.pack, at.frame) {
             return Ok(bytes);
         }
-        raw.clear();
+        let path = stretch.file.path(self.snapshot.naming());
+        let raw = match self.destination.place_of(&path)? {
+            Some((tree, relative)) => {
+                let file = files.get(&stretch.file, &tree, relative)?;
+                let read = from_disk.read(file, stretch.position, stretch.length as usize);
+                read.map_err(|e| write_error(&String::from_utf8_lossy(&path), e))?
+            }
+            None => &[],
+        };
         // A pack that cannot be read now is opened by the copy, which says why.
-        let is_there =
-            self.read(stretch, files, raw)? && self.hashes.is_same(at, raw).unwrap_or_default();
+        let is_there = !raw.is_empty() && self.hashes.is_same(at, raw).unwrap_or_default();
         let mut found = self.found()?;
         if is_there {
-            let path = stretch.file.path(self.snapshot.naming());
             let (pack, frame) = (at.pack as u64, at.frame);
             let mut key = pack.to_be_bytes().to_vec();
             key.extend_from_slice(&frame.to_be_bytes());
@@ -318,10 +327,7 @@ impl Compare<'_, '_> {
                 return Ok(false);
             }
             match extents.last_mut() {
-                Some(last)
-                    if last.file == *stretch.file
-                        && last.position + u64::from(last.length) == stretch.position =>
-                {
+                Some(last) if last.file == *stretch.file && last.end() == stretch.position => {
                     last.length += stretch.length;
                 }
                 _ => extents.push(Extent {

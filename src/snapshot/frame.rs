@@ -45,6 +45,11 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// The byte position in the file behind it.
+    pub fn end(&self) -> u64 {
+        self.position + u64::from(self.length)
+    }
+
     /// How many page hashes it has.
     pub fn pages(&self) -> usize {
         (self.length as usize).div_ceil(PAGE_BYTES)

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use super::content::ContentReader;
 use super::filekey::{ChunkId, ClusterNaming, FileKey, Naming};
-use super::frame::Frame;
+use super::frame::{Extent, Frame};
 use super::layer::{Entry, Layer, Metadata};
 use super::merge::{Cursor, Merge};
 use super::node::NodeKind;
@@ -660,34 +660,91 @@ impl PackOfSnapshot<'_, '_> {
         let frame = self.whole_frame(number)?;
         let mut visible = Vec::new();
         let mut offset = 0_u32;
-        for (i, extent) in frame.extents.iter().enumerate() {
-            let end = extent.position + u64::from(extent.length);
-            if extent.file.as_chunk().is_some() {
-                // The map leads to it, and it does not say for which files.
-                offset = offset.saturating_add(extent.length);
-                continue;
-            }
-            let places = self.snapshot.places(&extent.file, extent.position, end)?;
-            for place in places {
-                let skipped = u32::try_from(place.position - extent.position).unwrap_or(u32::MAX);
-                let here = FramePlace {
-                    pack: self.index,
-                    frame: number,
-                    offset: offset.saturating_add(skipped),
+        let mut rest = frame.extents.as_slice();
+        while let Some(first) = rest.first() {
+            let (run, others) = rest.split_at(run_length(rest));
+            // The map leads to chunks, and it does not say for which files.
+            if first.file.as_chunk().is_none() {
+                let behind = frame.extents.len() - rest.len();
+                let run = Run {
+                    extents: run,
+                    behind,
+                    offset,
                 };
-                if place.at == Some(here) {
-                    visible.push(Visible {
-                        extent: i,
-                        position: place.position,
-                        offset: here.offset,
-                        length: u32::try_from(place.length).unwrap_or(0),
-                    });
-                }
+                self.see(number, &run, &mut visible)?;
             }
-            offset = offset.saturating_add(extent.length);
+            let lengths = run.iter().map(|extent| extent.length);
+            offset = lengths.fold(offset, u32::saturating_add);
+            rest = others;
         }
         Ok(VisibleFrame { frame, visible })
     }
+
+    /// Adds what the map leads to of the extents of a run, which it asks once.
+    fn see(&self, frame: u32, run: &Run<'_>, visible: &mut Vec<Visible>) -> Result<()> {
+        let (Some(first), Some(last)) = (run.extents.first(), run.extents.last()) else {
+            return Ok(());
+        };
+        let places = self
+            .snapshot
+            .places(&first.file, first.position, last.end())?;
+        let is_here = |at: &FramePlace| at.pack == self.index && at.frame == frame;
+        let mut here = places
+            .iter()
+            .filter_map(|place| Some((place, place.at.filter(is_here)?)))
+            .peekable();
+        let mut offset = run.offset;
+        for (i, extent) in run.extents.iter().enumerate() {
+            while let Some((place, at)) = here.peek() {
+                let (from, to) = (
+                    place.position.max(extent.position),
+                    (place.position + place.length).min(extent.end()),
+                );
+                let position = |own: u32, start: u64| u64::from(own) + (from - start);
+                // Bytes of another extent at the same position of the file are not the ones that the map means.
+                if from < to
+                    && position(at.offset, place.position) == position(offset, extent.position)
+                {
+                    visible.push(Visible {
+                        extent: run.behind + i,
+                        position: from,
+                        offset: offset + u32::try_from(from - extent.position).unwrap_or(0),
+                        length: u32::try_from(to - from).unwrap_or(0),
+                    });
+                }
+                if place.position + place.length > extent.end() {
+                    break;
+                }
+                here.next();
+            }
+            offset = offset.saturating_add(extent.length);
+        }
+        Ok(())
+    }
+}
+
+/// Extents of a frame in one file, ascending and near each other: looking up each page of a change that is scattered took most of a restore's time.
+struct Run<'f> {
+    extents: &'f [Extent],
+    /// How many extents of the frame come before.
+    behind: usize,
+    /// Where the first one begins in the frame's raw content.
+    offset: u32,
+}
+
+/// A lookup in twenty layers costs as much as the walk along this many bytes of which each page lies elsewhere.
+const NEAR_BYTES: u64 = 4 << 20;
+
+/// How many of the first extents are a run: one at least.
+fn run_length(extents: &[Extent]) -> usize {
+    let is_next = |pair: &[Extent]| match pair {
+        [one, next] => {
+            let gap = next.position.checked_sub(one.end());
+            one.file == next.file && gap.is_some_and(|gap| gap <= NEAR_BYTES)
+        }
+        _ => false,
+    };
+    1 + extents.windows(2).take_while(|pair| is_next(pair)).count()
 }
 
 /// Bytes of a frame that the map leads to.
@@ -712,7 +769,7 @@ pub struct VisibleFrame {
 
 impl VisibleFrame {
     /// The frame's extents.
-    pub fn extents(&self) -> &[super::frame::Extent] {
+    pub fn extents(&self) -> &[Extent] {
         &self.frame.extents
     }
 

@@ -195,6 +195,8 @@ impl<'a> Check<'a> {
                 self.pass_over(&e, object, about);
                 Ok(None)
             }
+            // Stores name the object themselves.
+            Err(e) if e.to_string().contains(object) => Err(e),
             Err(e) => Err(e.context(format!("read object \"{object}\""))),
         }
     }

@@ -299,6 +299,9 @@ fn check_registered(
     .hint("Nothing was written. If this is another cluster, give it another name with --cluster.\nAfter pg_upgrade or initdb, run the same command with --confirm, then take a full backup."))
 }
 
+/// The end of the warning about a repository on the filesystem of the data directory.
+pub const ONE_DISK: &str = "one broken disk takes both";
+
 /// The outcome of one repository.
 #[derive(Serialize)]
 pub struct Done {
@@ -450,7 +453,7 @@ fn directory(
     if let Some(pgdata) = &identity.pgdata
         && same_filesystem(path, pgdata)
     {
-        weaknesses.push("is that of the data directory: one broken disk takes both".to_owned());
+        weaknesses.push(format!("is that of the data directory: {ONE_DISK}"));
     }
     Ok(Made {
         store: Box::new(store),
