@@ -128,7 +128,7 @@ fn decides(path: &Path) -> io::Result<Option<Account>> {
         let at = real.join(&part);
         let metadata = match at.symlink_metadata() {
             Ok(metadata) => metadata,
-            // What is missing is made below the last directory. Where root may not look, the account may.
+            // The part that is missing is made below the last directory. Where root may not look, the account may.
             Err(e) if e.kind() == io::ErrorKind::NotFound || account.is_some() => break,
             Err(e) => return Err(e),
         };
@@ -162,17 +162,8 @@ fn parts(path: &Path) -> VecDeque<OsString> {
     parts.map(|part| part.as_os_str().to_owned()).collect()
 }
 
-/// Whether this test can be another account. For others than root it is reported as skipped; with `CI` set that is a failure.
 #[cfg(test)]
-pub fn can_be_another(test: &str) -> bool {
-    use std::io::Write as _;
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        let _ = writeln!(io::stderr(), "SKIPPED {test}: needs root");
-        assert!(std::env::var_os("CI").is_none(), "{test} needs root");
-    }
-    is_root
-}
+pub use tests::can_be_another;
 
 #[cfg(test)]
 mod tests {
@@ -181,6 +172,17 @@ mod tests {
 
     const MALLORY: u32 = 64_001;
     const BOB: u32 = 64_002;
+
+    /// Whether this test can be another account. For others than root it is reported as skipped; with `CI` set that is a failure.
+    pub fn can_be_another(test: &str) -> bool {
+        use std::io::Write as _;
+        let is_root = rustix::process::geteuid().is_root();
+        if !is_root {
+            let _ = writeln!(io::stderr(), "SKIPPED {test}: needs root");
+            assert!(std::env::var_os("CI").is_none(), "{test} needs root");
+        }
+        is_root
+    }
 
     /// A directory that everybody may search, with `mallory` of that account below it.
     fn place() -> (tempfile::TempDir, PathBuf) {

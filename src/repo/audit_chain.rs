@@ -397,7 +397,7 @@ fn read_all(store: &dyn Store, host: &Host, writer: &str, numbers: &[u64]) -> Re
 pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration) -> Vec<Problem> {
     let newest = newest(all);
     for (one, outside) in all.iter_mut() {
-        // Nobody lets records expire that are not made yet. Of a chain without any record nobody knows.
+        // Nobody lets records expire that are not made yet. Nobody knows that of a chain without any record.
         one.expired
             .retain(|e| newest.get(&e.writer).is_none_or(|last| e.seq <= *last));
         one.judge();

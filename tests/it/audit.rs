@@ -465,7 +465,7 @@ fn root_follows_no_link_in_the_state_of_another_account() {
     };
     let run = as_root();
     assert!(!run.stderr.contains("missing"), "{run}");
-    // What root made belongs to the account, which goes on with it.
+    // The account owns the files that root made, and goes on with them.
     let (uid, _) = user::ids();
     for name in files_below(&state) {
         let found = state.join(&name).symlink_metadata().unwrap();

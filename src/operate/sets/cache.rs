@@ -167,7 +167,7 @@ impl Place {
                 continue;
             }
             let to = waiting.join(name);
-            // fs::copy takes the permissions along. What the server's user cannot read is no setting of the server.
+            // fs::copy takes the permissions along. A file that the server's user cannot read is no setting of the server.
             match std::fs::copy(&path, &to) {
                 Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
                 copied => drop(copied.map_err(failed)?),
