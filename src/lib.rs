@@ -4,7 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `lock` · `text` (hexadecimal digits) |
+//! | 0 | `error` · `progress` · `process` · `release` · `behalf` (files of another account) · `durable` · `fault` · `lock` · `text` (hexadecimal digits) |
 //! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `program` (other programs, run to their end) · `secrets` (what of a text is secret) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
@@ -24,6 +24,7 @@ pub mod agent;
 pub mod archive;
 #[cfg(feature = "full")]
 pub mod backup;
+pub mod behalf;
 #[cfg(feature = "program")]
 pub mod cli;
 pub mod command;

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use crate::behalf;
 use crate::config::Settings;
 use crate::durable;
 use crate::err;
@@ -62,8 +63,13 @@ fn identity(session: &Session, state_dir: &Path) -> Result<String> {
     let failed = |e| Error::from_io(format!("keep \"{}\"", path.display()), e);
     let new = event::nonce(session.host.random.as_ref());
     // The first one stays.
-    durable::write_new(&path, new.as_bytes(), session.host.random()).map_err(failed)?;
-    let id = std::fs::read_to_string(&path).map_err(failed)?;
+    let nonce = session.host.random();
+    let kept = || {
+        durable::write_new(&path, new.as_bytes(), nonce)?;
+        behalf::read(&path)
+    };
+    let id = behalf::of(&path, kept).flatten().map_err(failed)?;
+    let id = String::from_utf8_lossy(&id).into_owned();
     match id.len() {
         32 => Ok(id),
         _ => Err(err!(

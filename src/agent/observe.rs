@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::alert::{self, condition};
 use super::load::Loaded;
 use super::observed;
+use crate::behalf;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -27,9 +28,11 @@ pub fn file(state_dir: &Path) -> PathBuf {
 pub fn observe(session: &Session, loaded: &Loaded) -> Result<()> {
     let (settings, state_dir) = (&loaded.settings, &loaded.state_dir);
     fault::pause("look");
-    let mut metrics = metrics::collect(session)?;
+    let mut metrics = metrics::collect(session, &[])?;
     let path = file(state_dir);
-    let exposed = durable::replace(&path, metrics.text.as_bytes(), session.host.random())
+    let (text, nonce) = (metrics.text.as_bytes(), session.host.random());
+    let exposed = behalf::of(&path, || durable::replace(&path, text, nonce))
+        .flatten()
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
     let kept = [metrics.uncounted.take().map_or(Ok(()), Err), exposed, noted];

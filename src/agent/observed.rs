@@ -1,11 +1,13 @@
 //! The file of what the last look found: what `pitr info` finds, the conditions of alerts, and the room of repositories. The status page shows it.
 
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::alert::decide::Condition;
+use crate::behalf;
 use crate::config::{Location, Settings};
 use crate::durable;
 use crate::err;
@@ -75,6 +77,20 @@ pub fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
+/// Reads a file that a look wrote, and when it was written. It is shown to others: no link of another account leads root to what is root's.
+///
+/// # Errors
+/// Those of the system.
+pub fn read(path: &Path) -> io::Result<(String, SystemTime)> {
+    let read = || {
+        let file = behalf::opened(path)?;
+        let mut text = String::new();
+        (&file).take(behalf::BYTES_MAX).read_to_string(&mut text)?;
+        Ok((text, file.metadata()?.modified()?))
+    };
+    behalf::of(path, read).flatten()
+}
+
 /// Writes what was found.
 ///
 /// # Errors
@@ -87,9 +103,9 @@ pub fn write(
 ) -> Result<()> {
     let path = file(state_dir);
     // Without a readable file before it, the forecast begins anew.
-    let before = std::fs::read(&path).ok();
-    let before: Before = before
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+    let before: Before = read(&path)
+        .ok()
+        .and_then(|(text, _)| serde_json::from_str(&text).ok())
         .unwrap_or_default();
     let now = session.host.now();
     let info = metrics.info.as_ref();
@@ -126,7 +142,9 @@ pub fn write(
     };
     let text = serde_json::to_vec(&observed)
         .map_err(|e| err!(Internal, "what was found cannot be written").source(e))?;
-    durable::replace(&path, &text, session.host.random())
+    let nonce = session.host.random();
+    behalf::of(&path, || durable::replace(&path, &text, nonce))
+        .flatten()
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }
 
@@ -200,6 +218,30 @@ fn full_in(notes: &[(TimestampTz, u64)], free: u64, now: TimestampTz) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+
+    #[test]
+    fn what_a_look_wrote_is_read_with_the_rights_of_its_owner() {
+        if !behalf::can_be_another("what_a_look_wrote") {
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        set(place.path(), 0o755);
+        let (secret, state) = (place.path().join("shadow"), place.path().join("state"));
+        std::fs::write(&secret, "root:$6$").unwrap();
+        set(&secret, 0o600);
+        std::fs::create_dir(&state).unwrap();
+        let link = state.join("metrics.prom");
+        symlink(&secret, &link).unwrap();
+        assert_eq!(read(&link).unwrap().0, "root:$6$", "all of it is root's");
+        chown(&state, Some(64_001), Some(64_001)).unwrap();
+        lchown(&link, Some(64_001), Some(64_001)).unwrap();
+        let refused = read(&link).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    }
 
     #[test]
     fn a_disk_that_fills_is_foretold_after_a_day_and_not_before() {

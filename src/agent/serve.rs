@@ -19,6 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+use super::observed;
 use super::page::Page;
 use crate::config::Settings;
 use crate::err;
@@ -142,9 +143,7 @@ impl Served {
     /// The metrics, unless they are older than this.
     fn metrics(&self, limit: Duration) -> Result<String> {
         let failed = |e| Error::from_io("read the metrics", e);
-        let modified = std::fs::metadata(&self.file)
-            .and_then(|m| m.modified())
-            .map_err(failed)?;
+        let (text, modified) = observed::read(&self.file).map_err(failed)?;
         // A clock that was set back makes the age unknown, and no younger.
         let age = modified.elapsed().unwrap_or(Duration::MAX);
         if age > limit {
@@ -153,7 +152,7 @@ impl Served {
                 "the metrics are old: nobody has collected them lately"
             ));
         }
-        std::fs::read_to_string(&self.file).map_err(failed)
+        Ok(text)
     }
 
     fn ready(&self) -> Result<()> {

@@ -15,6 +15,7 @@ use super::page::Page;
 use super::scheduler;
 use super::serve::{self, Served};
 use super::{child, observe, observed};
+use crate::behalf;
 use crate::config::agent::INTERVAL;
 use crate::err;
 use crate::error::{Error, Result};
@@ -121,7 +122,8 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
 fn lock(state_dir: &Path) -> Result<File> {
     let path = state_dir.join(LOCK);
     let failed = |e| Error::from_io(format!("lock \"{}\"", path.display()), e);
-    lock::take(&path, LOCK_PATIENCE)
+    behalf::of(&path, || lock::take(&path, LOCK_PATIENCE))
+        .flatten()
         .map_err(failed)?
         .ok_or_else(|| {
             err!(
@@ -135,7 +137,10 @@ fn lock(state_dir: &Path) -> Result<File> {
 
 /// Whether an agent runs.
 pub fn is_running(state_dir: &Path) -> bool {
-    lock::is_held(&state_dir.join(LOCK)).unwrap_or(false)
+    let path = state_dir.join(LOCK);
+    behalf::of(&path, || lock::is_held(&path))
+        .flatten()
+        .unwrap_or(false)
 }
 
 impl Agent<'_> {

@@ -17,6 +17,7 @@ use crate::pg::timeline::TimelineId;
 
 /// The name of the guard in pg_wal: its presence makes the directory a restored copy that may not archive.
 pub const GUARD: &str = "pitr.guard";
+const SMALL_BYTES: u64 = 64 << 10;
 
 /// Opens a file for reading; a fifo does not hold the opener up.
 ///
@@ -27,6 +28,19 @@ pub fn open_at_once(path: &Path) -> std::io::Result<File> {
         .read(true)
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
+}
+
+/// Reads a small file of a server, as `postmaster.pid`. Its user may have put something else in its place: neither a fifo nor a file without end
+/// holds the reader up.
+///
+/// # Errors
+/// Those of the system.
+pub fn read_small(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    open_at_once(path)?
+        .take(SMALL_BYTES)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// A data directory, found from the path of one of its WAL files.
@@ -109,9 +123,9 @@ impl DataDirectory {
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
             let mut bytes = Vec::new();
-            match File::open(&path) {
+            match open_at_once(&path) {
                 Ok(file) => {
-                    file.take(64 << 10)
+                    file.take(SMALL_BYTES)
                         .read_to_end(&mut bytes)
                         .map_err(|e| Error::from_io(format!("read \"{}\"", path.display()), e))?;
                 }
@@ -150,7 +164,7 @@ impl DataDirectory {
     /// Which server runs here: its process id and when it was started. PostgreSQL: src/include/utils/pidfile.h, `LOCK_FILE_LINE_PID` and
     /// `LOCK_FILE_LINE_START_TIME`.
     pub fn server(&self) -> Option<(i32, String)> {
-        let text = std::fs::read_to_string(self.root.join("postmaster.pid")).ok()?;
+        let text = read_small(&self.root.join("postmaster.pid")).ok()?;
         let mut lines = text.lines();
         let pid = lines.next()?.trim().parse().ok()?;
         let started = lines.nth(1)?.trim();
@@ -206,5 +220,22 @@ mod tests {
         assert_eq!(of("pg_wal/000000010000000000000001"), Path::new("."));
         assert_eq!(of("/data/pg_wal/RECOVERYXLOG"), Path::new("/data"));
         assert_eq!(of("x"), Path::new("./.."));
+    }
+
+    #[test]
+    fn a_fifo_or_a_device_in_the_place_of_a_file_holds_nobody_up() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("global")).unwrap();
+        let fifo = |name: &str| {
+            let path = dir.path().join(name);
+            mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        };
+        fifo("global/pg_control");
+        fifo("postmaster.pid");
+        let data = DataDirectory::at(dir.path());
+        assert!(data.control().is_err() && data.server().is_none());
+        let endless = read_small(Path::new("/dev/zero")).unwrap();
+        assert_eq!(endless.len() as u64, SMALL_BYTES);
     }
 }

@@ -10,6 +10,7 @@
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use super::datadir::open_at_once;
 use crate::error::Result;
 use crate::pg::conf::{self, Setting};
 
@@ -146,7 +147,7 @@ pub struct Disk;
 impl Files for Disk {
     fn read(&self, path: &Path) -> Result<Look<Vec<u8>>> {
         let mut bytes = Vec::new();
-        let file = std::fs::File::open(path);
+        let file = open_at_once(path);
         let read = file.and_then(|f| f.take(LIMIT_BYTES).read_to_end(&mut bytes));
         Ok(looked(read.map(|_| bytes)))
     }

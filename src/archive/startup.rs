@@ -11,13 +11,14 @@
 
 use std::path::Path;
 
+use super::datadir::read_small;
 use super::server_conf;
 
 /// Whether it is seen that the server has ended recovery, and looks for the number of a timeline that nobody has taken.
 ///
 /// Up to PostgreSQL 14, where titles are off, or where /proc shows no children, nothing is seen.
 pub fn is_choosing_timeline(root: &Path) -> bool {
-    let text = std::fs::read_to_string(root.join("postmaster.pid")).unwrap_or_default();
+    let text = read_small(&root.join("postmaster.pid")).unwrap_or_default();
     let Some(postmaster) = consistent(&text) else {
         return false;
     };

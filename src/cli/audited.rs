@@ -67,6 +67,14 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             let id = args.backup.to_string();
             args.confirm.then(|| words("unpin", &[&id]))?
         }
+        Command::Hold(args) => {
+            let id = args.backup.to_string();
+            args.confirm.then(|| words("hold", &[&id]))?
+        }
+        Command::Unhold(args) => {
+            let id = args.backup.to_string();
+            args.confirm.then(|| words("unhold", &[&id]))?
+        }
         Command::Wal(args) => match &args.command {
             wal::Command::Resolve(args) => args.confirm.then(|| words("wal resolve", &[]))?,
             _ => None,
@@ -75,7 +83,9 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             repo::Command::Sync(args) => (!args.dry_run).then(|| words("repo sync", &[]))?,
             repo::Command::Claims(args) => args.confirm.then(|| words("repo claims", &[]))?,
             repo::Command::Compact(args) => args.confirm.then(|| words("repo compact", &[]))?,
-            repo::Command::Rewrap(_) => words("repo rewrap", &[]),
+            repo::Command::Rewrap(args) => {
+                (!args.all || args.confirm).then(|| words("repo rewrap", &[]))?
+            }
             repo::Command::Keygen(_) => words("repo keygen", &[]),
             _ => None,
         },

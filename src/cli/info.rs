@@ -217,6 +217,8 @@ fn backups(backups: &[BackupInfo]) -> Table {
         }
         match b.pinned.then_some(b.pinned_until) {
             None => {}
+            Some(_) if b.hold == Some("store") => notes.push("on hold".to_owned()),
+            Some(_) if b.hold.is_some() => notes.push("on hold (advisory)".to_owned()),
             Some(None) => notes.push("pinned".to_owned()),
             Some(Some(until)) => notes.push(format!("pinned until {}", human::time(until))),
         }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::Context;
+use crate::config::Compat;
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
@@ -17,12 +18,18 @@ use crate::operate::metrics;
 /// With --textfile the file is replaced as a whole, for the textfile collector of node_exporter. When the repositories do not answer, the series that they would tell are
 /// missing, and the exit status is that of pitr info.
 ///
+/// With --compat dashboards and rules that were made for other tools go on working. There is a series for each backup then.
+///
 /// Example: pitr metrics --textfile /var/lib/prometheus/node-exporter/pitr.prom
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Replace this file instead of printing
     #[arg(long, value_name = "FILE")]
     pub textfile: Option<PathBuf>,
+
+    /// Give what is known the names of other exporters, too: pgbackrest, barman, cnpg, walg, with commas between; else those of metrics_compat
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub compat: Vec<Compat>,
 }
 
 /// Runs the command.
@@ -30,7 +37,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if cx.out.is_json() {
         return Err(err!(Usage, "metrics have no JSON: pitr info --json has it"));
     }
-    let metrics = metrics::collect(&cx.session)?;
+    let metrics = metrics::collect(&cx.session, &args.compat)?;
     match &args.textfile {
         None => cx.out.raw(&metrics.text)?,
         Some(path) => {

@@ -56,6 +56,7 @@ mod expire_explain;
 pub mod files;
 pub mod find;
 mod heal;
+pub mod hold;
 pub mod info;
 mod info_forecast;
 mod info_set;
@@ -185,6 +186,8 @@ enum Command {
     Expire(expire::Args),
     Pin(pin::Args),
     Unpin(pin::UnpinArgs),
+    Hold(hold::Args),
+    Unhold(hold::UnholdArgs),
     Wal(wal::Args),
     Repo(repo::Args),
     Verify(verify::Args),
@@ -499,6 +502,8 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Expire(_)
         | Command::Pin(_)
         | Command::Unpin(_)
+        | Command::Hold(_)
+        | Command::Unhold(_)
         | Command::Timeline(_)
         | Command::Verify(_) => true,
     }
@@ -532,6 +537,8 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Expire(args) => expire::run(args, cx),
         Command::Pin(args) => pin::run(args, cx),
         Command::Unpin(args) => pin::run_unpin(args, cx),
+        Command::Hold(args) => hold::run(args, cx),
+        Command::Unhold(args) => hold::run_unhold(args, cx),
         Command::Wal(args) => wal::run(args, cx),
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),

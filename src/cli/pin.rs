@@ -8,7 +8,7 @@ use super::{Context, unconfirmed};
 use crate::error::Result;
 use crate::operate::failures::Failures;
 use crate::operate::human;
-use crate::operate::pin::{self, Asked, Pinning, StandingPin};
+use crate::operate::pin::{self, Asked, Kind, Pinning, StandingPin};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 
@@ -48,7 +48,7 @@ pub struct Args {
 
 /// End every pin of a backup
 ///
-/// From then on retention decides about it. Nothing is deleted by this command. Without --confirm it shows which pins end, and changes nothing.
+/// From then on retention decides about it, unless it is on legal hold, which "pitr unhold" ends. Nothing is deleted by this command. Without --confirm it shows which pins end, and changes nothing.
 ///
 /// Example: pitr unpin 20261120T064049Z-full --confirm
 #[derive(clap::Args, Debug)]
@@ -78,6 +78,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         backup: args.backup.clone(),
         reason: args.reason.clone(),
         until: until.map(|until| until.parse()).transpose()?,
+        kind: Kind::Pin,
     };
     let mut pinning = pin::plan(&cx.session, &asked)?;
     if !cx.out.is_json() {
@@ -100,7 +101,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 /// Runs `pitr unpin`.
 pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
-    let mut ending = pin::plan_end(&cx.session, &args.backup)?;
+    let mut ending = pin::plan_end(&cx.session, &args.backup, Kind::Pin)?;
     if !cx.out.is_json() {
         print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
         print_pins(cx, &ending.pins)?;
@@ -120,7 +121,7 @@ pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
 }
 
 /// Answers, behind the plan and what was recorded.
-fn finish(
+pub(super) fn finish(
     cx: &Context,
     shown: &impl Serialize,
     (confirm, dry_run): (bool, bool),
@@ -139,9 +140,10 @@ fn finish(
     partial_unless(is_whole)
 }
 
-fn print(cx: &Context, shown: &Pinning) -> Result<()> {
+pub(super) fn print(cx: &Context, shown: &Pinning) -> Result<()> {
     print_backup(cx, &shown.backup, shown.stop_time, &shown.repositories)?;
     let end = match shown.until {
+        None if shown.is_hold() => "until the hold is ended".to_owned(),
         None => "until it is unpinned".to_owned(),
         Some(until) => format!("until {}", human::time(until)),
     };
@@ -160,7 +162,7 @@ fn print(cx: &Context, shown: &Pinning) -> Result<()> {
 }
 
 /// The pins in words; one that several repositories have is one.
-fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
+pub(super) fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
     let mut events: Vec<&str> = Vec::new();
     for one in pins {
         if events.contains(&one.pin.event.as_str()) {
@@ -169,14 +171,19 @@ fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
         events.push(&one.pin.event);
         let places = pins.iter().filter(|p| p.pin.event == one.pin.event);
         let places: Vec<&str> = places.map(|p| p.repository.as_str()).collect();
+        let what = if one.pin.legal { "legal hold" } else { "pin" };
         let end = match (one.pin.until, one.over) {
+            (None, _) if one.pin.legal => match one.pin.held {
+                true => "by the store's own hold".to_owned(),
+                false => "advisory".to_owned(),
+            },
             (None, _) => "until it is unpinned".to_owned(),
             (Some(until), false) => format!("until {}", human::time(until)),
             (Some(until), true) => format!("over since {}", human::time(until)),
         };
         let reason = one.pin.reason.as_deref().unwrap_or("no reason given");
         cx.out.line(&format!(
-            "pin of {} on host {}, {end}, in {}: {reason}",
+            "{what} of {} on host {}, {end}, in {}: {reason}",
             human::time(one.pin.time),
             one.pin.host,
             places.join(" and ")
@@ -185,7 +192,7 @@ fn print_pins(cx: &Context, pins: &[StandingPin]) -> Result<()> {
     Ok(())
 }
 
-fn print_backup(
+pub(super) fn print_backup(
     cx: &Context,
     backup: &BackupId,
     complete: TimestampTz,

@@ -116,6 +116,10 @@ pub enum Command {
     /// No data is rewritten. Access is withdrawn only when two other recipients are proven to have it: by the configured key, a passphrase that
     /// is given access by the same command, and --proof. The withdrawn recipient may still know what it opened before.
     ///
+    /// With --all it plans the change of every repository of the configuration before it writes anything: exit status 8 without --confirm. Access is then
+    /// given everywhere, and withdrawn afterwards, from the secrets pairs as well. Those of --add get access to these with --secrets alone. An error
+    /// ends it. The output says what is done in each repository; the same command goes on with the rest.
+    ///
     /// Example: pitr repo rewrap --add new.pub --withdraw old --proof escrow.key
     Rewrap(repo_rewrap::Args),
 }

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::Context;
 use super::repo_keys::Passphrase;
+use super::{Context, unconfirmed};
 use crate::error::Result;
 use crate::exit;
 use crate::operate::rewrap::{self, Asked};
+use crate::operate::rewrap_all::{self, Plan, Set};
 
 /// The arguments of `pitr repo rewrap`.
 #[derive(clap::Args, Debug)]
@@ -29,6 +30,22 @@ pub struct Args {
     /// The key file of a recipient who keeps access, to prove that it opens the repository. May be given several times
     #[arg(long, value_name = "FILE")]
     pub proof: Vec<PathBuf>,
+
+    /// Change every repository of the configuration, and the secrets pairs in them, by one plan
+    #[arg(long)]
+    pub all: bool,
+
+    /// With --all: those of --add get access to the secrets pairs, too
+    #[arg(long, requires = "all")]
+    pub secrets: bool,
+
+    /// With --all: show the plan, and leave with 0
+    #[arg(long, requires = "all", conflicts_with = "confirm")]
+    pub dry_run: bool,
+
+    /// With --all: carry out the plan
+    #[arg(long, requires = "all")]
+    pub confirm: bool,
 }
 
 /// Runs the command on each repository.
@@ -40,6 +57,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         withdraw: args.withdraw.clone(),
         proof: args.proof.clone(),
     };
+    if args.all {
+        return run_all(args, cx, &asked);
+    }
     let answers = rewrap::run(&cx.session, &asked)?;
     if cx.out.is_json() {
         cx.out
@@ -52,4 +72,66 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             .line(&format!("Repository {} is read by: {recipients}", one.name))?;
     }
     Ok(exit::SUCCESS)
+}
+
+fn run_all(args: &Args, cx: &Context, asked: &Asked) -> Result<u8> {
+    cx.stop_in_order()?;
+    let mut plan = rewrap_all::plan(&cx.session, asked, args.secrets)?;
+    let is_change = plan.is_change();
+    let done = match args.confirm {
+        true => plan.carry_out(&cx.session),
+        false => Ok(()),
+    };
+    report(args, cx, &plan)?;
+    if done.is_err() {
+        cx.out
+            .warn("what is shown as done stays done; the same command goes on with the rest");
+    }
+    done?;
+    match is_change && !args.confirm && !args.dry_run {
+        true => Err(unconfirmed("The plan above would be carried out.")),
+        false => Ok(exit::SUCCESS),
+    }
+}
+
+fn report(args: &Args, cx: &Context, plan: &Plan) -> Result<()> {
+    if cx.out.is_json() {
+        return cx.out.json(
+            &serde_json::json!({ "confirmed": args.confirm, "sets": plan.sets, "plain": plan.plain }),
+        );
+    }
+    for set in &plan.sets {
+        cx.out.line(&format!(
+            "Repository {}, {}: {}; read by: {}",
+            set.repository,
+            set.words(),
+            change(set, args.confirm),
+            set.recipients.join(", ")
+        ))?;
+    }
+    for name in &plan.plain {
+        cx.out
+            .line(&format!("Repository {name} is not encrypted"))?;
+    }
+    Ok(())
+}
+
+/// The changes of a set: those of this run, and those to come.
+fn change(set: &Set, confirmed: bool) -> String {
+    let still = match confirmed {
+        true => "not done: ",
+        false => "",
+    };
+    let parts = [
+        ("gave access to ", "", &set.given),
+        ("withdrew ", "", &set.withdrawn),
+        ("gives access to ", still, &set.to_give),
+        ("withdraws ", still, &set.to_withdraw),
+    ];
+    let parts = parts.iter().filter(|(_, _, names)| !names.is_empty());
+    let parts = parts.map(|(verb, before, names)| format!("{before}{verb}{}", names.join(", ")));
+    match parts.collect::<Vec<_>>().join("; ") {
+        none if none.is_empty() => "nothing to do".to_owned(),
+        some => some,
+    }
 }

@@ -24,6 +24,40 @@ pub struct Agent {
     pub state_dir: Option<PathBuf>,
     /// How often it looks at everything.
     pub interval: Option<Duration>,
+    /// Other exporters whose names metrics have, too.
+    pub metrics_compat: Vec<Compat>,
+}
+
+/// Another exporter, for which dashboards and rules were made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compat {
+    /// The one of pgBackRest by woblerr.
+    PgBackRest,
+    /// The one of Barman.
+    Barman,
+    /// CloudNativePG's.
+    Cnpg,
+    /// WAL-G's.
+    WalG,
+}
+
+impl std::str::FromStr for Compat {
+    type Err = crate::error::Error;
+
+    fn from_str(text: &str) -> Result<Compat> {
+        match text {
+            "pgbackrest" => Ok(Compat::PgBackRest),
+            "barman" => Ok(Compat::Barman),
+            "cnpg" => Ok(Compat::Cnpg),
+            "walg" => Ok(Compat::WalG),
+            _ => Err(err!(
+                Config,
+                "\"{}\" is no exporter whose names are known",
+                text.escape_debug()
+            )
+            .hint("Known are pgbackrest, barman, cnpg and walg.")),
+        }
+    }
 }
 
 /// `[page]`: the status page that the agent serves.

@@ -9,12 +9,12 @@ use super::agent::{JobDraft, Page, RETRIES_MAX, SinkDraft};
 use super::audit::{Audit, Records};
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
-    Acknowledge, Agent, BlobService, Cluster, ConfigSet, Copies, Encryption, Files, Hours, Job,
-    Location, LockMode, Logical, LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX, Period,
-    Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis, RedisAcknowledge, RedisAddress,
-    Repository, Retention, S3Settings, Secret, Severity, SftpSettings, Shape, Sink, SinkKind, Size,
-    Source, Sse, StandbyOutage, Tier, TierBy, config_set::DEFAULT, holds_password, location,
-    logical::JOBS_MAX, retention::KEEP_MAX, s3, set, tier,
+    Acknowledge, Agent, BlobService, Cluster, Compat, ConfigSet, Copies, Encryption, Files, Hours,
+    Job, Location, LockMode, Logical, LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX,
+    Period, Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis, RedisAcknowledge,
+    RedisAddress, Repository, Retention, S3Settings, Secret, Severity, SftpSettings, Shape, Sink,
+    SinkKind, Size, Source, Sse, StandbyOutage, Tier, TierBy, config_set::DEFAULT, holds_password,
+    location, logical::JOBS_MAX, retention::KEEP_MAX, s3, set, tier,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -236,6 +236,7 @@ keys! { AGENT: |e, agent: Agent|
     "listen": listen = e.checked(address);
     "state_dir": state_dir = e.path();
     "interval": interval = e.period();
+    "metrics_compat": metrics_compat = e.list_or_text().and_then(|texts| compat(&texts).map_err(|error| e.origin.wrap(&error)));
 }
 
 // Those of `[page]`.
@@ -553,6 +554,18 @@ pub(super) fn config(section: &Section) -> Result<ConfigSet> {
 /// Reads the rules of retention that hold for everything.
 pub(super) fn retention(section: &Section) -> Result<Retention> {
     fill(Retention::default(), section, RETENTION)
+}
+
+/// Other exporters, each once.
+fn compat(texts: &[String]) -> Result<Vec<Compat>> {
+    let mut names = Vec::new();
+    for text in texts {
+        let name: Compat = text.parse()?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// Reads what holds for the agent.

@@ -132,6 +132,23 @@ fn parts(path: &Path) -> VecDeque<OsString> {
     parts.map(|part| part.as_os_str().to_owned()).collect()
 }
 
+/// The directory, or one above it, that others than root and this user may change; none where there is none. Links are followed first.
+///
+/// # Errors
+/// Those of the system.
+pub fn changeable(directory: &Path) -> std::io::Result<Option<PathBuf>> {
+    let real = std::fs::canonicalize(directory)?;
+    for at in real.ancestors() {
+        let found = std::fs::metadata(at)?;
+        // In a sticky directory nobody renames what is ours.
+        let has_passage = at != real && is_sticky(&found);
+        if !is_own(&found) || !(is_closed(&found) || has_passage) {
+            return Ok(Some(at.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// Whether root or this user owns it.
 pub fn is_own(metadata: &Metadata) -> bool {
     [rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid())

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::owner::User;
-use crate::archive::datadir::DataDirectory;
+use crate::archive::datadir::{DataDirectory, read_small};
 
 /// A cluster of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,8 +85,8 @@ fn candidate(pgdata: &Path) -> Option<Candidate> {
         .ok()
         .filter(fs::Metadata::is_file)?;
     Some(Candidate {
-        major: fs::read_to_string(version).ok()?.trim().to_owned(),
-        is_running: fs::read_to_string(pgdata.join("postmaster.pid")).is_ok_and(|text| {
+        major: read_small(&version).ok()?.trim().to_owned(),
+        is_running: read_small(&pgdata.join("postmaster.pid")).is_ok_and(|text| {
             is_postgres("/proc".as_ref(), text.lines().next().unwrap_or_default())
         }),
         pgdata: pgdata.to_owned(),
@@ -110,7 +110,7 @@ fn running(proc: &Path) -> Vec<PathBuf> {
             }
             // Only root can read the link of another user's process.
             let pgdata = fs::read_link(entry.path().join("cwd")).ok()?;
-            let own = fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
+            let own = read_small(&pgdata.join("postmaster.pid")).ok()?;
             (own.lines().next()?.trim() == pid).then_some(pgdata)
         })
         .collect()

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::session::Session;
+use crate::behalf;
 use crate::config::{Repository, Settings};
 use crate::durable;
 use crate::err;
@@ -218,7 +219,7 @@ pub fn read(session: &Session, settings: &Settings) -> Result<Option<Counters>> 
     };
     let book = match change(session, &place, |_| ()) {
         Ok(book) => book,
-        Err(_) if settings.agent.state_dir.is_none() && !place.join(FILE).exists() => {
+        Err(_) if settings.agent.state_dir.is_none() && !is_kept(&place) => {
             return Ok(None);
         }
         Err(e) => return Err(e),
@@ -229,6 +230,10 @@ pub fn read(session: &Session, settings: &Settings) -> Result<Option<Counters>> 
         running: book.running.into_iter().map(|one| one.label).collect(),
         successes: book.successes,
     }))
+}
+
+fn is_kept(place: &Path) -> bool {
+    behalf::of(place, || place.join(FILE).exists()).unwrap_or_default()
 }
 
 /// The reason by which a failure is counted.
@@ -301,7 +306,7 @@ impl Begun {
 }
 
 /// As [`change`], for a command that goes on whatever becomes of it.
-fn update((session, settings): (&Session, &Settings), with: impl FnOnce(&mut Book)) {
+fn update((session, settings): (&Session, &Settings), with: impl FnOnce(&mut Book) + Send) {
     let Some(place) = settings.state_dir(&session.environment) else {
         return;
     };
@@ -315,8 +320,17 @@ fn update((session, settings): (&Session, &Settings), with: impl FnOnce(&mut Boo
     }
 }
 
-/// Changes the file under its lock.
-fn change(session: &Session, state_dir: &Path, with: impl FnOnce(&mut Book)) -> Result<Book> {
+/// Changes the file under its lock. Root does it on behalf of the user of backups, whose directory it may be.
+fn change(
+    session: &Session,
+    state_dir: &Path,
+    with: impl FnOnce(&mut Book) + Send,
+) -> Result<Book> {
+    behalf::of(state_dir, || change_own(session, state_dir, with))
+        .map_err(|e| Error::from_io(format!("open directory \"{}\"", state_dir.display()), e))?
+}
+
+fn change_own(session: &Session, state_dir: &Path, with: impl FnOnce(&mut Book)) -> Result<Book> {
     make(state_dir)?;
     let _lock = lock(&state_dir.join(LOCK))?;
     let path = state_dir.join(FILE);
@@ -333,19 +347,20 @@ fn change(session: &Session, state_dir: &Path, with: impl FnOnce(&mut Book)) -> 
     Ok(book)
 }
 
-/// Makes a directory of state, which nobody else may read.
+/// Makes a directory of state, which nobody else may read: that of the account in whose directory it lies.
 ///
 /// # Errors
 /// Those of the system.
 pub fn make(directory: &Path) -> Result<()> {
     let mut builder = std::fs::DirBuilder::new();
-    let made = builder.mode(0o700).recursive(true).create(directory);
+    builder.mode(0o700).recursive(true);
+    let made = behalf::of(directory, || builder.create(directory)).flatten();
     made.map_err(|e| Error::from_io(format!("make directory \"{}\"", directory.display()), e))
 }
 
 /// Reads the file. A damaged one begins anew: a counter that goes back to 0 is what a reader of counters expects of a new host.
 fn load(session: &Session, path: &PathBuf) -> Result<Book> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match behalf::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Book::default()),
         Err(e) => return Err(Error::from_io(format!("read \"{}\"", path.display()), e)),

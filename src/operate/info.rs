@@ -202,6 +202,9 @@ pub struct BackupInfo {
     pub pinned_until: Option<TimestampTz>,
     /// Why it is pinned.
     pub pinned_reason: Option<String>,
+    /// It is on legal hold: by the `store`, or `advisory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<&'static str>,
 }
 
 impl BackupInfo {
@@ -225,8 +228,19 @@ impl BackupInfo {
             pinned: pin.is_some(),
             pinned_until: pin.and_then(|pin| pin.until),
             pinned_reason: pin.and_then(|pin| pin.reason.clone()),
+            hold: hold(backup),
         }
     }
+}
+
+/// The keeper of a backup that is on legal hold.
+fn hold(backup: &Backup) -> Option<&'static str> {
+    let mut holds = backup.pins.iter().filter(|pin| pin.legal);
+    let first = holds.next()?;
+    Some(match first.held || holds.any(|pin| pin.held) {
+        true => "store",
+        false => "advisory",
+    })
 }
 
 /// Looks at each cluster that could be meant.

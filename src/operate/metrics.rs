@@ -10,10 +10,11 @@ use super::counters::{self, BOUNDS, Counters, Counts, Label, REASONS, kind_name}
 use super::exposition::{Exposition, Labels, Type};
 use super::finding::{Finding, Level};
 use super::info::{self, Asks, ClusterInfo, Info};
+use super::metrics_compat::{self, Seen, WALG_STORAGE_HELP, WALG_STORAGE_UP};
 use super::runs::Runs;
 use super::scopes::ScopeInfo;
 use super::session::Session;
-use crate::config::{Location, Settings, Source};
+use crate::config::{Compat, Location, Settings, Source};
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -277,12 +278,17 @@ pub struct Metrics {
     pub uncounted: Option<Error>,
 }
 
-/// Collects the metrics. A repository that is away leaves out what only it can tell.
+/// Collects the metrics. A repository that is away leaves out what only it can tell. `asked` are other exporters whose names stand there, too; none: those
+/// of the configuration.
 ///
 /// # Errors
 /// `Config`.
-pub fn collect(session: &Session) -> Result<Metrics> {
+pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     let settings = session.settings()?;
+    let names = match asked {
+        [] => settings.agent.metrics_compat.as_slice(),
+        asked => asked,
+    };
     let now = session.host.now();
     let mut all = Exposition::default();
     all.add(&BUILD, &[("version", release::NUMBER)], 1.0);
@@ -296,7 +302,8 @@ pub fn collect(session: &Session) -> Result<Metrics> {
         None if uncounted.is_some() => {}
         None => session.warn("attempts and failures of backups are not counted on this host: set state_dir in [agent]"),
     }
-    let counters = counters.unwrap_or_default();
+    let none = Counters::default();
+    let known = counters.as_ref().unwrap_or(&none);
     if let Some(place) = settings.state_dir(&session.environment) {
         of_jobs(&mut all, &settings, &place, now);
     }
@@ -316,10 +323,18 @@ pub fn collect(session: &Session) -> Result<Metrics> {
     if let Some(info) = &info {
         info.clusters
             .iter()
-            .for_each(|one| of_cluster(&mut all, one, &counters));
+            .for_each(|one| of_cluster(&mut all, one, known));
         of_scopes(&mut all, &info.scopes, &settings);
     }
-    of_repositories(&mut all, session, &settings, info.as_ref());
+    let walg = names.contains(&Compat::WalG);
+    of_repositories(&mut all, session, (&settings, walg), info.as_ref());
+    let seen = Seen {
+        settings: &settings,
+        counters: counters.as_ref(),
+        info: info.as_ref(),
+        now,
+    };
+    metrics_compat::add(&mut all, names, &seen);
     Ok(Metrics {
         text: all.text(),
         info,
@@ -332,15 +347,15 @@ pub fn collect(session: &Session) -> Result<Metrics> {
     clippy::cast_precision_loss,
     reason = "samples are floating-point numbers; nothing counts so far that it matters"
 )]
-fn number(value: u64) -> f64 {
+pub(super) fn number(value: u64) -> f64 {
     value as f64
 }
 
-fn counted(value: usize) -> f64 {
+pub(super) fn counted(value: usize) -> f64 {
     number(value as u64)
 }
 
-fn seconds(time: TimestampTz) -> f64 {
+pub(super) fn seconds(time: TimestampTz) -> f64 {
     let micros = time.unix_micros().unwrap_or_default();
     number(u64::try_from(micros).unwrap_or_default()) / 1e6
 }
@@ -665,7 +680,7 @@ fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
 fn of_repositories(
     all: &mut Exposition,
     session: &Session,
-    settings: &Settings,
+    (settings, walg): (&Settings, bool),
     info: Option<&Info>,
 ) {
     let clusters = info.map(|i| i.clusters.as_slice()).unwrap_or_default();
@@ -682,7 +697,12 @@ fn of_repositories(
             || seen
                 .max()
                 .unwrap_or_else(|| session.open(repository).is_ok());
-        all.add(&REPO_UP, &labels, f64::from(u8::from(is_up)));
+        let up = f64::from(u8::from(is_up));
+        all.add(&REPO_UP, &labels, up);
+        if walg {
+            let family = (WALG_STORAGE_UP, Type::Gauge, WALG_STORAGE_HELP);
+            all.add(&family, &labels, up);
+        }
         if let Location::File(place) = &repository.location {
             all.add_known(
                 &REPO_FREE,

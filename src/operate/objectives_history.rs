@@ -17,6 +17,7 @@ use super::counters;
 use super::human;
 use super::info::Info;
 use super::session::Session;
+use crate::behalf;
 use crate::config::Settings;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -205,7 +206,9 @@ pub fn add(
             }
         };
         let path = file(state_dir, name);
-        append((&path, now), line, session.host.random())
+        let nonce = session.host.random();
+        behalf::of(&path, || append((&path, now), line, nonce))
+            .flatten()
             .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
     }
     Ok(())
@@ -301,7 +304,7 @@ fn parsed(text: &[u8]) -> impl DoubleEndedIterator<Item = Line> {
 }
 
 fn load(path: &Path) -> std::io::Result<Vec<Line>> {
-    match std::fs::read(path) {
+    match behalf::read(path) {
         Ok(text) => Ok(parsed(&text).collect()),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e),

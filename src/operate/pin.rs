@@ -31,6 +31,23 @@ pub struct Asked {
     pub reason: String,
     /// The time at which the pin ends.
     pub until: Option<AskedTarget>,
+    /// Whether it is a legal hold.
+    pub kind: Kind,
+}
+
+/// Who may end a pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `unpin`, and its end.
+    Pin,
+    /// `unhold` alone.
+    Hold,
+}
+
+impl Kind {
+    fn is_of(self, pin: &Pin) -> bool {
+        pin.legal == (self == Kind::Hold)
+    }
 }
 
 /// A standing pin of one repository.
@@ -92,6 +109,8 @@ pub struct Pinning {
     pub failures: Failures,
     #[serde(skip)]
     copies: Vec<(Reading, Inventory, Backup)>,
+    #[serde(skip)]
+    kind: Kind,
 }
 
 /// Looks what a pin would keep.
@@ -119,10 +138,21 @@ pub fn plan(session: &Session, asked: &Asked) -> Result<Pinning> {
         damage,
         copies: found.copies,
         failures: found.failures,
+        kind: asked.kind,
     })
 }
 
 impl Pinning {
+    /// Whether it is a legal hold.
+    pub fn is_hold(&self) -> bool {
+        self.kind == Kind::Hold
+    }
+
+    /// The backup in each repository that has it.
+    pub(super) fn copies(&self) -> &[(Reading, Inventory, Backup)] {
+        &self.copies
+    }
+
     /// Records the pin, unless the same one stands.
     ///
     /// # Errors
@@ -133,12 +163,17 @@ impl Pinning {
         let pin = Event {
             reason: Some(self.reason.clone()),
             until: self.until,
+            legal: self.kind == Kind::Hold,
             ..Writer::of(host).event("pin", &self.backup.to_string())
         };
         // The same name in every repository: they say the same.
         let pin = (pin, host.random());
         for (reading, inventory, backup) in &self.copies {
-            let same = |p: &Pin| p.reason.as_deref() == Some(&self.reason) && p.until == self.until;
+            let same = |p: &Pin| {
+                p.reason.as_deref() == Some(&self.reason)
+                    && p.until == self.until
+                    && self.kind.is_of(p)
+            };
             let recorded = match backup.pins.iter().any(same) {
                 true => Ok(()),
                 false => record(reading, inventory, [&pin]),
@@ -246,23 +281,30 @@ pub struct Unpinning {
     pub failures: Failures,
     #[serde(skip)]
     copies: Vec<(Reading, Inventory, Backup)>,
+    #[serde(skip)]
+    kind: Kind,
 }
 
-/// Looks which pins an unpin would end.
+/// Looks which pins of a kind would end.
 ///
 /// # Errors
-/// Those of [`Found::look`]; `NotFound` when the backup is not pinned.
-pub fn plan_end(session: &Session, id: &BackupId) -> Result<Unpinning> {
+/// Those of [`Found::look`]; `NotFound` when the backup is not pinned, and was never on hold; `Refused` when it is on hold and only pins are to end.
+pub fn plan_end(session: &Session, id: &BackupId, kind: Kind) -> Result<Unpinning> {
     let mut found = Found::look(session, id)?;
-    let standing = pins(&found, session.host.now());
-    if standing.is_empty() {
-        let error = err!(NotFound, "backup \"{id}\" is not pinned");
-        let none = error.hint("Nothing was changed. \"pitr info\" shows which backups are pinned.");
+    let mut standing = pins(&found, session.host.now());
+    let is_held = standing.iter().any(|one| one.pin.legal);
+    standing.retain(|one| kind.is_of(&one.pin));
+    let was_held = match kind {
+        Kind::Pin => false,
+        Kind::Hold => was_held(&found)?,
+    };
+    if standing.is_empty() && !was_held {
         found.failures.first_if(session, true)?;
-        return Err(none);
+        return Err(none(id, kind, is_held));
     }
     let (held_in, stop_time) = (found.names(), found.first()?.2.stop_time);
-    found.copies.retain(|(.., backup)| !backup.pins.is_empty());
+    let is_meant = |backup: &Backup| was_held || backup.pins.iter().any(|pin| kind.is_of(pin));
+    found.copies.retain(|(.., backup)| is_meant(backup));
     Ok(Unpinning {
         backup: id.clone(),
         pins: standing,
@@ -273,10 +315,47 @@ pub fn plan_end(session: &Session, id: &BackupId) -> Result<Unpinning> {
         held_in,
         failures: found.failures,
         copies: found.copies,
+        kind,
     })
 }
 
+/// Why there is nothing to end.
+fn none(id: &BackupId, kind: Kind, is_held: bool) -> Error {
+    match (kind, is_held) {
+        (Kind::Pin, true) => err!(
+            Refused,
+            "backup \"{id}\" is on legal hold, which no unpin ends"
+        )
+        .hint(format!(
+            "Nothing was changed. Who may end the hold does it with \"pitr unhold {id}\"."
+        )),
+        (Kind::Pin, false) => err!(NotFound, "backup \"{id}\" is not pinned")
+            .hint("Nothing was changed. \"pitr info\" shows which backups are pinned."),
+        (Kind::Hold, _) => err!(NotFound, "backup \"{id}\" is not on hold")
+            .hint("Nothing was changed. \"pitr info\" shows which backups are."),
+    }
+}
+
+/// Whether it was ever on hold: an unhold that was cut short goes on.
+fn was_held(found: &Found) -> Result<bool> {
+    for (reading, inventory, backup) in &found.copies {
+        let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+        let subject = backup.id.to_string();
+        let is_pin = |name: &str| event::kind_in(name) == "pin";
+        let pins = event::read_some(reading.repository.store(), &layout, &subject, &is_pin)?;
+        if pins.iter().any(|pin| pin.event.legal) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl Unpinning {
+    /// The backup in each repository that has something to end.
+    pub(super) fn copies(&self) -> &[(Reading, Inventory, Backup)] {
+        &self.copies
+    }
+
     /// Records the end of every pin.
     ///
     /// # Errors
@@ -287,12 +366,16 @@ impl Unpinning {
         let writer = Writer::of(host);
         // One event for each pin, whichever repositories have it.
         let mut ends: Vec<(Event, u64)> = Vec::new();
+        let kind = match self.kind {
+            Kind::Pin => "unpin",
+            Kind::Hold => "unhold",
+        };
         for pin in &self.pins {
             let name = Some(pin.pin.event.clone());
             if !ends.iter().any(|(event, _)| event.ends == name) {
                 let event = Event {
                     ends: name,
-                    ..writer.event("unpin", &self.backup.to_string())
+                    ..writer.event(kind, &self.backup.to_string())
                 };
                 ends.push((event, host.random()));
             }
@@ -308,7 +391,7 @@ impl Unpinning {
                 Ok(()) => self.recorded_in.push(name.clone()),
                 Err(e) => {
                     self.failures
-                        .add(e, format!("unpin it in repository \"{name}\""));
+                        .add(e, format!("{kind} it in repository \"{name}\""));
                 }
             }
         }

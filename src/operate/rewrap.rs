@@ -15,7 +15,7 @@ use crate::repo::repository::Repository;
 use crate::seal::{Access, Contents, Recipient};
 
 /// So many recipients besides the withdrawn ones must be proven.
-const PROVEN_MIN: usize = 2;
+pub(super) const PROVEN_MIN: usize = 2;
 
 /// The operator's request.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +32,17 @@ pub struct Asked {
     pub proof: Vec<PathBuf>,
 }
 
+impl Asked {
+    /// Requires that something is to be changed.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.add.is_empty() && self.add_passphrase.is_none() && self.withdraw.is_empty() {
+            true => Err(err!(Usage, "nothing is to be changed")
+                .hint("Give access with --add FILE.pub or --add-passphrase NAME, take it with --withdraw NAME.")),
+            false => Ok(()),
+        }
+    }
+}
+
 /// A repository, and who reads it.
 #[derive(Debug, Serialize)]
 pub struct Readers {
@@ -46,10 +57,7 @@ pub struct Readers {
 /// # Errors
 /// `Usage` when nothing is to be changed; `Key` without a key that reads; `Refused` when too few recipients would be proven.
 pub fn run(session: &Session, asked: &Asked) -> Result<Vec<Readers>> {
-    if asked.add.is_empty() && asked.add_passphrase.is_none() && asked.withdraw.is_empty() {
-        return Err(err!(Usage, "nothing is to be changed")
-            .hint("Give access with --add FILE.pub or --add-passphrase NAME, take it with --withdraw NAME."));
-    }
+    asked.check()?;
     let settings = session.settings()?;
     let one = |configured: &config::Repository| {
         let repository = session.open(configured)?;
@@ -177,7 +185,7 @@ fn withdraw(asked: &Asked, repository: &Repository, proven: &BTreeSet<String>) -
     Ok(())
 }
 
-fn too_few(staying: &[&String]) -> Error {
+pub(super) fn too_few(staying: &[&String]) -> Error {
     let names: Vec<&str> = staying.iter().map(|n| n.as_str()).collect();
     let shown = match names.as_slice() {
         [] => "none".to_owned(),

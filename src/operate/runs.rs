@@ -3,7 +3,10 @@
 //! The files are created and never changed, so that nobody who is killed leaves a run half told. A run that is under way holds the lock of its
 //! job, and so does its command: the lock is free when both are gone, however they went. A run is named for its scheduled time and its
 //! attempt, and begins once.
+//!
+//! Root works on behalf of the account whose directory it is.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -13,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::counters::make;
+use crate::behalf;
 use crate::durable::{self, Published};
 use crate::err;
 use crate::error::{Error, Result};
@@ -143,7 +147,7 @@ impl Runs {
     pub fn begin(&self, now: TimestampTz, nonce: u64) -> Result<()> {
         make(&self.place)?;
         let path = self.place.join(SINCE);
-        match path.exists() {
+        match self.on(|| Ok(path.exists()))? {
             true => Ok(()),
             false => self.write_new(SINCE, &now, nonce).map(drop),
         }
@@ -192,9 +196,8 @@ impl Runs {
 
     /// When something of it last changed: a run began or ended.
     pub fn changed(&self) -> Option<std::time::SystemTime> {
-        std::fs::metadata(&self.place)
-            .and_then(|m| m.modified())
-            .ok()
+        let modified = || std::fs::metadata(&self.place)?.modified();
+        self.on(modified).ok()
     }
 
     /// Whether a run is under way.
@@ -202,7 +205,7 @@ impl Runs {
     /// # Errors
     /// Those of the system.
     pub fn is_locked(&self) -> Result<bool> {
-        lock::is_held(&self.place.join(LOCK)).map_err(|e| self.failed(e))
+        self.on(|| lock::is_held(&self.place.join(LOCK)))
     }
 
     /// Takes the lock; none while a run is under way.
@@ -210,7 +213,7 @@ impl Runs {
     /// # Errors
     /// Those of the system.
     pub fn hold(&self) -> Result<Option<Held>> {
-        let lock = lock::take(&self.place.join(LOCK), PATIENCE).map_err(|e| self.failed(e))?;
+        let lock = self.on(|| lock::take(&self.place.join(LOCK), PATIENCE))?;
         Ok(lock.map(|lock| Held { lock }))
     }
 
@@ -237,14 +240,16 @@ impl Runs {
         let mut ids = self.ids()?;
         // Else those that lie in the future would push out each new one.
         ids.sort_by_key(|id| (!id.is_ahead(ended.ended), *id));
-        for old in ids.iter().take(ids.len().saturating_sub(KEPT)) {
-            // The beginning goes last: a run without it is none.
-            for end in ["log", "ended", "begun"] {
-                // A leftover costs room only.
-                let _ = std::fs::remove_file(self.place.join(name(*old, end)));
+        self.on(|| {
+            for old in ids.iter().take(ids.len().saturating_sub(KEPT)) {
+                // The beginning goes last: a run without it is none.
+                for end in ["log", "ended", "begun"] {
+                    // A leftover costs room only.
+                    let _ = std::fs::remove_file(self.place.join(name(*old, end)));
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// The file that has what a run printed.
@@ -254,7 +259,7 @@ impl Runs {
 
     /// The end of what a run printed.
     pub fn said(&self, id: RunId) -> String {
-        let bytes = File::open(self.log(id)).and_then(|log| tail(&log));
+        let bytes = self.on(|| tail(&behalf::opened(&self.log(id))?));
         let bytes = bytes.unwrap_or_default();
         String::from_utf8_lossy(&bytes).trim().to_owned()
     }
@@ -264,9 +269,11 @@ impl Runs {
     /// # Errors
     /// Those of the system.
     pub fn new_log(&self, id: RunId) -> io::Result<File> {
-        let mut options = File::options();
-        options.create(true).append(true).mode(0o600);
-        options.open(self.log(id))
+        behalf::of(&self.place, || {
+            let mut options = File::options();
+            options.create(true).append(true).mode(0o600);
+            options.custom_flags(behalf::unwaited()).open(self.log(id))
+        })?
     }
 
     /// Cuts that file to its end where it has become too long. Lines that are printed in this moment may be lost.
@@ -274,31 +281,34 @@ impl Runs {
     /// # Errors
     /// Those of the system.
     pub fn cut_log(&self, id: RunId) -> io::Result<()> {
-        let path = self.log(id);
-        if std::fs::metadata(&path)?.len() <= LOG_MAX_BYTES {
-            return Ok(());
-        }
-        let mut log = File::options().read(true).append(true).open(path)?;
-        let end = tail(&log)?;
-        log.set_len(0)?;
-        log.write_all(&end)
+        behalf::of(&self.place, || {
+            let path = self.log(id);
+            if std::fs::metadata(&path)?.len() <= LOG_MAX_BYTES {
+                return Ok(());
+            }
+            let mut log = File::options().read(true).append(true).open(path)?;
+            let end = tail(&log)?;
+            log.set_len(0)?;
+            log.write_all(&end)
+        })?
     }
 
     /// The runs that began, oldest first.
     fn ids(&self) -> Result<Vec<RunId>> {
-        let entries = std::fs::read_dir(&self.place).map_err(|e| self.failed(e))?;
-        let mut ids = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|e| self.failed(e))?;
-            ids.extend(entry.file_name().to_str().and_then(id_of));
-        }
+        let names = || -> io::Result<Vec<OsString>> {
+            let entries = std::fs::read_dir(&self.place)?;
+            entries.map(|entry| Ok(entry?.file_name())).collect()
+        };
+        let names = self.on(names)?;
+        let ids = names.iter().filter_map(|name| id_of(name.to_str()?));
+        let mut ids: Vec<RunId> = ids.collect();
         ids.sort_unstable();
         Ok(ids)
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let path = self.place.join(name);
-        match std::fs::read(&path) {
+        match behalf::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
                 .map_err(|e| {
@@ -306,7 +316,7 @@ impl Runs {
                         .source(e)
                         .hint("The job does not start. Move the file away: a run without its end counts as killed, one without its beginning as none.")
                 }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.failed(e)),
         }
     }
@@ -314,7 +324,12 @@ impl Runs {
     fn write_new<T: Serialize>(&self, name: &str, value: &T, nonce: u64) -> Result<Published> {
         let text = serde_json::to_vec(value)
             .map_err(|e| err!(Internal, "a record cannot be written").source(e))?;
-        durable::write_new(&self.place.join(name), &text, nonce).map_err(|e| self.failed(e))
+        self.on(|| durable::write_new(&self.place.join(name), &text, nonce))
+    }
+
+    fn on<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
+        let done = behalf::of(&self.place, work).flatten();
+        done.map_err(|e| self.failed(e))
     }
 
     fn failed(&self, e: io::Error) -> Error {

@@ -13,7 +13,7 @@ use super::archive_command::shell_word;
 use super::owner::User;
 use super::port;
 use super::rival::is_same;
-use crate::archive::datadir::DataDirectory;
+use crate::archive::datadir::{DataDirectory, read_small};
 use crate::archive::guard::AUTO_CONF;
 use crate::archive::server_conf::{self, Configuration, Disk, Started};
 use crate::restore::job::{Job, Purpose};
@@ -112,7 +112,7 @@ fn is_foreign(pgdata: &Path, system_identifier: u64) -> bool {
 
 /// Whether a directory is one of a server of this major.
 fn is_of(pgdata: &Path, major: u32) -> bool {
-    let version = std::fs::read_to_string(pgdata.join("PG_VERSION"));
+    let version = read_small(&pgdata.join("PG_VERSION"));
     version.is_ok_and(|text| text.trim() == major.to_string())
 }
 

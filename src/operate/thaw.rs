@@ -3,19 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::needs;
 use super::session::Session;
 use super::tiers;
 use crate::config::{self, Location, Price, of_gib};
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxOutline;
 use crate::repo::root::outline::Outline;
-use crate::repo::scope::Scope;
 use crate::store::Key;
 use crate::store::s3::S3Store;
 use crate::store::s3::class::{Archived, Speed, Thaw};
@@ -114,49 +113,32 @@ fn needed(session: &Session, repository: &Repository, asked: &Asked) -> Result<O
         };
         for layout in clusters {
             if let Some(root) = Outline::read(store, &layout, id)? {
-                return of_cluster(repository, layout, &root, asked).map(Some);
+                return of_cluster(repository, &layout, &root, asked).map(Some);
             }
         }
     }
     for scope in repository.aux_scopes()? {
         if let Some(root) = AuxOutline::stored(store, &scope, id)?.root() {
-            let keys = parts(&scope, root.layers(), root.packs());
+            let keys = needs::parts(&scope, root.layers(), root.packs());
             return Ok(Some(Needed { keys, wal: None }));
         }
     }
     Ok(None)
 }
 
-fn parts(
-    scope: &Scope,
-    layers: impl Iterator<Item = crate::repo::id::PartName>,
-    packs: impl Iterator<Item = crate::repo::id::PartName>,
-) -> BTreeSet<Key> {
-    let layers = layers.map(|part| scope.layer(&part));
-    layers.chain(packs.map(|part| scope.pack(&part))).collect()
-}
-
 /// The parts of a cluster's backup, and the WAL to its end.
 fn of_cluster(
     repository: &Repository,
-    layout: ClusterLayout,
+    layout: &ClusterLayout,
     root: &Outline,
     asked: &Asked,
 ) -> Result<Needed> {
-    let layout = repository.read_lives(&layout)?;
-    let mut keys = parts(&layout, root.layers(), root.packs());
-    let size = repository.require_readable(&layout)?.segment_size_bytes;
-    let size = SegmentSize::new(size)?;
-    let first = SegmentNumber::of(root.start_lsn, size);
-    let end = root.consistent_lsn.max(root.stop_lsn);
-    let last = SegmentNumber::of(Lsn(end.0.saturating_sub(1)), size);
-    let (begun, ended) = root.timelines()?;
-    for number in first.0..=last.0 {
-        let names = [begun, ended].map(|timeline| SegmentNumber(number).name(timeline, size));
-        keys.extend(names.into_iter().flatten().map(|name| layout.segment(name)));
-    }
-    let wal = asked.with_wal.then_some((layout, first, size));
-    Ok(Needed { keys, wal })
+    let content = needs::content(repository, layout, root)?;
+    let wal = (content.layout, content.first, content.size);
+    Ok(Needed {
+        keys: content.keys,
+        wal: asked.with_wal.then_some(wal),
+    })
 }
 
 /// Lists what is archived of it.

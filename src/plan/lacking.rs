@@ -336,7 +336,8 @@ impl Asked<'_> {
                 let held = &Names(&self.to.timelines);
                 paths.need_unbroken(root.timeline, (root.start_lsn, end), held, &mut needed);
             } else if self.is_below_floor(id, root) && !self.is_followed(paths, root, end) {
-                paths.need_path(root.timeline, root.start_lsn, end, &mut needed);
+                let range = (root.start_lsn, root.stop_lsn);
+                paths.need_to_end(root.timeline, range, end, &mut needed);
             } else {
                 paths.need_from(root.timeline, root.start_lsn, root.stop_lsn, &mut needed);
             }

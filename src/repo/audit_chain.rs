@@ -9,10 +9,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::audit::{self, Hash, Record, Stored};
+use super::clock;
 use crate::error::Result;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
-use crate::store::Store;
+use crate::store::{Meta, Store};
 
 /// Records that are read at a time.
 const READERS: usize = 8;
@@ -25,11 +26,24 @@ struct Link {
     is_doubted: bool,
 }
 
+/// The place that an anchor was kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// A record of the log: its record may expire before it does.
+    InRecord,
+    /// The host that made the record, with the record's own time.
+    ByWriter,
+    /// Outside, nobody knows since when. Whoever asks for its record is told when it is gone.
+    Outside,
+}
+
 /// A record of which the newest hash of a chain is known from elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Anchor {
     /// The place that knows it, for people.
     pub by: String,
+    /// The kind of that place.
+    pub kept: Kept,
     /// When it was known.
     pub time: TimestampTz,
     /// The chain.
@@ -58,7 +72,7 @@ pub struct Problem {
     pub writer: String,
     /// The number of the record, or of the first one.
     pub seq: u64,
-    /// `missing`, `beginning`, `removed`, `changed`, `order`, `damaged`, `early`, `differs`; `doubted`, `behind` and `strange` do not show that anything was changed.
+    /// `missing`, `beginning`, `removed`, `changed`, `order`, `damaged`, `early`, `differs`; `unproven`, `doubted`, `behind` and `strange` do not show that anything was changed.
     pub problem: &'static str,
     /// The observation.
     pub detail: String,
@@ -92,11 +106,15 @@ impl Chains {
             chains.add(&name, 0, "strange", "this is no object of this format");
         }
         for (writer, numbers) in names.chains {
-            let numbers: Vec<u64> = numbers.into_keys().collect();
             chains.chains.insert(writer.clone(), BTreeMap::new());
-            for (seq, read) in read_all(store, host, &writer, &numbers)? {
+            let keys: Vec<u64> = numbers.keys().copied().collect();
+            for (seq, read) in read_all(store, host, &writer, &keys)? {
                 match read {
-                    Ok(Some(stored)) => chains.take(stored),
+                    Ok(Some(stored)) => {
+                        let known = numbers.get(&seq).copied().flatten();
+                        let modified = modified(store, &stored.record, known)?;
+                        chains.take(stored, modified);
+                    }
                     // Expired while this run went through the names.
                     Ok(None) => {}
                     Err(e) if audit::is_of_the_record(&e) => {
@@ -109,8 +127,8 @@ impl Chains {
         Ok(chains)
     }
 
-    /// Takes up a record that was read.
-    fn take(&mut self, stored: Stored) {
+    /// Takes up a record that was read, which the store has since `modified`.
+    fn take(&mut self, stored: Stored, modified: Option<TimestampTz>) {
         let Stored {
             record,
             hash,
@@ -118,7 +136,7 @@ impl Chains {
         } = stored;
         let prev = record.prev.as_deref().and_then(audit::hash_of);
         if !is_doubted {
-            self.take_statements(&record);
+            self.take_statements(&record, modified);
         }
         let link = Link {
             hash,
@@ -129,7 +147,7 @@ impl Chains {
         chain.insert(record.seq, link);
     }
 
-    fn take_statements(&mut self, record: &Record) {
+    fn take_statements(&mut self, record: &Record, modified: Option<TimestampTz>) {
         let by = format!("{}/{}", record.writer, record.seq);
         for (writer, head) in &record.heads {
             let Some(hash) = audit::hash_of(&head.hash) else {
@@ -137,13 +155,17 @@ impl Chains {
             };
             self.anchors.push(Anchor {
                 by: by.clone(),
+                kept: Kept::InRecord,
                 time: record.time,
                 writer: writer.clone(),
                 seq: head.seq,
                 hash,
             });
         }
-        for (writer, seq) in &record.expired {
+        // A time to come makes everything old.
+        let is_of_its_time =
+            modified.is_some_and(|at| record.time <= at.saturating_add(clock::MAY_DIFFER));
+        for (writer, seq) in record.expired.iter().filter(|_| is_of_its_time) {
             self.expired.push(Expired {
                 by: by.clone(),
                 time: record.time,
@@ -160,7 +182,7 @@ impl Chains {
             seq,
             problem,
             detail: detail.to_owned(),
-            is_damage: !["doubted", "behind", "strange"].contains(&problem),
+            is_damage: !["unproven", "doubted", "behind", "strange"].contains(&problem),
         });
     }
 
@@ -250,6 +272,11 @@ impl Chains {
         }
     }
 
+    fn is_damaged(&self, writer: &str, seq: u64) -> bool {
+        let mut own = self.problems.iter().filter(|p| p.writer == writer);
+        own.any(|p| p.problem == "damaged" && p.seq == seq)
+    }
+
     /// Compares the chains with what is known of them from elsewhere.
     fn compare(&mut self, anchors: &[Anchor], keep: Duration) {
         let mut worst: BTreeMap<(String, &'static str), (u64, String)> = BTreeMap::new();
@@ -283,14 +310,27 @@ impl Chains {
                         anchor.by
                     ),
                 ),
+                None if anchor.kept == Kept::Outside && !self.is_damaged(writer, seq) => tell(
+                    writer,
+                    "unproven",
+                    seq,
+                    format!(
+                        "{} names record {seq}, which is not there: nothing proves that it expired by right",
+                        anchor.by
+                    ),
+                ),
                 // A hole is told of where it is, and an expired record is gone by right.
                 None => {}
             }
-            // Records after this one were made later than the anchor.
+            // Records after this one were made later than the anchor; the writer knows the time of the record itself.
+            let first_young = match anchor.kept {
+                Kept::ByWriter => seq,
+                Kept::InRecord | Kept::Outside => seq.saturating_add(1),
+            };
             let early = self
                 .expired
                 .iter()
-                .filter(|e| e.writer == writer && e.seq > seq);
+                .filter(|e| e.writer == writer && e.seq >= first_young);
             for expired in early.filter(|e| e.time < anchor.time.saturating_add(keep)) {
                 tell(
                     writer,
@@ -307,6 +347,21 @@ impl Chains {
             self.add(&writer, seq, problem, &detail);
         }
     }
+}
+
+/// When the store got a record whose statements depend on that.
+fn modified(
+    store: &dyn Store,
+    record: &Record,
+    known: Option<Meta>,
+) -> Result<Option<TimestampTz>> {
+    let meta = match known {
+        None if !record.expired.is_empty() => {
+            store.head(&audit::key(&record.writer, record.seq)?)?
+        }
+        known => known,
+    };
+    Ok(meta.map(|meta| meta.modified))
 }
 
 /// A record that was asked for, by its number.
@@ -340,7 +395,11 @@ fn read_all(store: &dyn Store, host: &Host, writer: &str, numbers: &[u64]) -> Re
 
 /// Judges the chains of all repositories, each with the anchors of it that lie outside.
 pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration) -> Vec<Problem> {
+    let newest = newest(all);
     for (one, outside) in all.iter_mut() {
+        // Nobody lets records expire that are not made yet. Nobody knows that of a chain without any record.
+        one.expired
+            .retain(|e| newest.get(&e.writer).is_none_or(|last| e.seq <= *last));
         one.judge();
         let anchors: Vec<Anchor> = one.anchors.iter().chain(&*outside).cloned().collect();
         one.compare(&anchors, keep);
@@ -355,6 +414,28 @@ pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration) -> Vec<Problem> 
         }
     }
     found
+}
+
+/// The newest number that is known of each chain that has records.
+fn newest(all: &[(Chains, Vec<Anchor>)]) -> BTreeMap<String, u64> {
+    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    for (one, _) in all {
+        let damaged = one.problems.iter().map(|p| (p.writer.as_str(), p.seq));
+        let records = one.heads().map(|(writer, seq, _)| (writer, seq));
+        for (writer, seq) in records.chain(damaged) {
+            let known = newest.entry(writer.to_owned()).or_default();
+            *known = seq.max(*known);
+        }
+    }
+    let anchors = all
+        .iter()
+        .flat_map(|(one, kept)| one.anchors.iter().chain(kept));
+    for anchor in anchors {
+        if let Some(known) = newest.get_mut(&anchor.writer) {
+            *known = anchor.seq.max(*known);
+        }
+    }
+    newest
 }
 
 /// The first record of each chain that two repositories have with different content.
@@ -455,7 +536,10 @@ mod tests {
             repository: "local".into(),
             ..Chains::default()
         };
-        records.into_iter().for_each(|one| chains.take(one));
+        for one in records {
+            let modified = one.record.time;
+            chains.take(one, Some(modified));
+        }
         chains
     }
 
@@ -468,6 +552,7 @@ mod tests {
     fn anchor(of: &Stored) -> Anchor {
         Anchor {
             by: "outside".into(),
+            kept: Kept::InRecord,
             time: of.record.time,
             writer: of.record.writer.clone(),
             seq: of.record.seq,
@@ -564,6 +649,73 @@ mod tests {
         let known = [anchor(&old[1])];
         assert_eq!(found(left(expiry(500, false)), &known), []);
         assert_eq!(found(left(expiry(300, false)), &known), [("early", 4)]);
+    }
+
+    /// A record that lets `gone` of the first chain expire, made on a day, and stored on another one.
+    fn expiry(gone: u64, day: u32, stored_on: u32) -> Chains {
+        let record = Record {
+            time: at(day),
+            expired: BTreeMap::from([("db1-00000001".to_owned(), gone)]),
+            ..Record::default()
+        };
+        let mut chains = of([]);
+        chains.take(
+            stored(record.chained("janitor-00000003", None)),
+            Some(at(stored_on)),
+        );
+        chains
+    }
+
+    #[test]
+    fn a_statement_of_a_time_to_come_or_of_records_to_come_lets_nothing_expire() {
+        let old = chain("db1-00000001", 9);
+        let left = |mut with: Chains| {
+            for one in old[4..].iter().cloned() {
+                let modified = one.record.time;
+                with.take(one, Some(modified));
+            }
+            with
+        };
+        assert_eq!(found(left(expiry(4, 500, 500)), &[]), []);
+        assert_eq!(found(left(expiry(4, 500, 501)), &[]), [], "it came late");
+        let lies = [expiry(4, 500, 10), expiry(999_999_999_999, 500, 500)];
+        for lie in lies {
+            assert_eq!(found(left(lie), &[]), [("beginning", 5)]);
+        }
+    }
+
+    #[test]
+    fn an_anchor_from_outside_tells_of_every_record_that_is_gone() {
+        let old = chain("db1-00000001", 60);
+        let outside = |of: &Stored| Anchor {
+            kept: Kept::Outside,
+            time: TimestampTz::default(),
+            ..anchor(of)
+        };
+        // All of it was deleted, and somebody says that it expired.
+        let given = [outside(&old[49])];
+        let gone = |seq| found(expiry(seq, 500, 500), &given);
+        assert_eq!(gone(50), [("unproven", 50)]);
+        assert_eq!(gone(49), [("removed", 50)]);
+        assert_eq!(gone(999_999_999_999), [("unproven", 50)]);
+        // It is no news where an anchor of the log names the record.
+        let by_record = [anchor(&old[49])];
+        assert_eq!(found(expiry(50, 500, 500), &by_record), []);
+        // A gap is damage by itself.
+        let mut less = old.clone();
+        less.remove(49);
+        assert_eq!(found(of(less), &given), [("missing", 50), ("unproven", 50)]);
+        assert_eq!(found(of(old.clone()), &given), []);
+        // The writer knows how old its record is.
+        let own = |day| {
+            let own = Anchor {
+                kept: Kept::ByWriter,
+                ..anchor(&old[59])
+            };
+            found(expiry(60, day, day), &[own])
+        };
+        assert_eq!(own(400), [("early", 60)]);
+        assert_eq!(own(460), []);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub const TRIMMED: &str = "trimmed";
 /// Kinds that take something away: protection, trust, WAL. They do not count without the MAC that an encrypted
 /// repository's events bear. Kinds that only keep things (`begin`, `claim`, `pin`, `unexpire`, those of a newer
 /// version) count without it. A janitor and a sync without keys make some of these.
-const NEED_PROOF: [&str; 18] = [
+const NEED_PROOF: [&str; 19] = [
     "expire",
     TRIMMED,
     "completed",
@@ -55,14 +55,18 @@ const NEED_PROOF: [&str; 18] = [
     "source",
     "drilled",
     "mark",
+    "held",
     MEANINGLESS,
 ];
+
+/// Kinds that say whether a backup is pinned or on hold.
+pub const PINNING: [&str; 3] = ["pin", "unpin", "unhold"];
 
 /// One event. Fields that its kind does not use are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
     /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `resolve`, `unresolve`,
-    /// `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`, `drilled`, `mark`.
+    /// `unhold`, `held`, `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`, `drilled`, `mark`.
     pub event: String,
     /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope`, `checks`, `drills` or `marks-<day>`.
     pub subject: String,
@@ -95,6 +99,9 @@ pub struct Event {
     /// Pins: kept no longer than that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<TimestampTz>,
+    /// Pins: a legal hold, which `unhold` alone ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub legal: bool,
     /// Marks: a person asked for it (`pitr backup delete`), and retention did not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_request: bool,
@@ -107,7 +114,7 @@ pub struct Event {
     /// Pins, `abandon`, `restore`, `resolve`, `unresolve`: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Damage: the object.
+    /// Damage: the object. `held`: the hold, the last part of its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
     /// Damage: what was found.
@@ -430,13 +437,15 @@ pub fn host() -> String {
     host.nodename().to_string_lossy().into_owned()
 }
 
-/// Returns the events of `kind` that no event of `ended_by` (or of the same kind, as a renewal) ends.
+/// Returns the events of `kind` that no event of `ended_by` (or of the same kind, as a renewal) ends. A legal hold is ended by `unhold` alone.
 pub fn standing<'a>(events: &'a [Recorded], kind: &str, ended_by: &str) -> Vec<&'a Recorded> {
+    let may_end = |e: &Recorded, one: &Recorded| match one.event.legal {
+        true => e.event.event == "unhold",
+        false => e.event.event == ended_by || e.event.event == kind,
+    };
     let ended = |one: &Recorded| {
         events.iter().any(|e| {
-            (e.event.event == ended_by || e.event.event == kind)
-                && e.event.ends.as_deref() == Some(one.name.as_str())
-                && e.may_end(one)
+            may_end(e, one) && e.event.ends.as_deref() == Some(one.name.as_str()) && e.may_end(one)
         })
     };
     events
@@ -484,6 +493,20 @@ pub fn live_pins(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
         .into_iter()
         .filter(|pin| pin.event.until.is_none_or(|until| until > now))
         .collect()
+}
+
+/// Returns the legal holds that nobody ended.
+pub fn legal_holds(events: &[Recorded]) -> Vec<&Recorded> {
+    let mut pins = standing(events, "pin", "unpin");
+    pins.retain(|pin| pin.event.legal);
+    pins
+}
+
+/// Whether the store was seen to hold everything that a hold is for.
+pub fn is_held(events: &[Recorded], hold: &Recorded) -> bool {
+    let says = |e: &Recorded| e.event.object.as_ref() == Some(&hold.name);
+    let mut held = events.iter().filter(|e| e.event.event == "held");
+    held.any(|e| e.counts() && says(e))
 }
 
 /// Whether expiry let WAL behind a backup go on purpose: the first hole behind it is meant.

@@ -629,6 +629,13 @@ impl ReaderFile {
         }
     }
 
+    /// Whether it may be of this key set: one that was made together with another is not.
+    pub fn may_open(&self, id: KeySetId) -> bool {
+        self.key_set
+            .as_ref()
+            .is_none_or(|own| *own == id.to_string())
+    }
+
     /// The private key.
     pub fn private(&self, path: &Path) -> Result<PrivateHalf> {
         let secret = Secret32::from_hex(&self.private_key).ok_or_else(|| not_one(path))?;

@@ -336,6 +336,19 @@ pub trait Store: Send + Sync {
     /// `Locked` while the store keeps it for a time that was set when it was written; `Denied`.
     fn delete(&self, key: &Key) -> Result<bool>;
 
+    /// Whether the store has legal holds of its own, which keep whoever may delete from deleting.
+    ///
+    /// # Errors
+    /// `Denied` when it may not be asked; what the store says.
+    fn has_holds(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Sets the store's legal hold of an object, or takes it away, and reads it back; `false` where there is no object. Only for a store that has holds.
+    fn hold(&self, _key: &Key, _is_on: bool) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Makes the deletions of objects below `prefix` durable, so that what follows cannot survive a power cut without them.
     fn settle_deletions(&self, _prefix: &str) -> Result<()> {
         Ok(())
@@ -433,6 +446,14 @@ macro_rules! pass_on {
 
         fn has_archive(&self) -> bool {
             self.inner.has_archive()
+        }
+
+        fn has_holds(&self) -> $crate::error::Result<bool> {
+            self.inner.has_holds()
+        }
+
+        fn hold(&self, key: &$crate::store::Key, is_on: bool) -> $crate::error::Result<bool> {
+            self.inner.hold(key, is_on)
         }
 
         fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()> {

@@ -7,7 +7,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::repo::claim::Claim;
 use crate::repo::container::Kind;
-use crate::repo::event;
+use crate::repo::event::{self, PINNING};
 use crate::repo::id::BackupId;
 use crate::repo::relations;
 use crate::repo::root::BackupRoot;
@@ -133,7 +133,7 @@ impl Transfer<'_> {
         }
         // A backup that is there and not yet pinned could be expired there.
         for pin in events.iter().filter(|e| !e.is_doubted) {
-            if ["pin", "unpin"].contains(&pin.event.event.as_str()) {
+            if PINNING.contains(&pin.event.event.as_str()) {
                 self.copy_event(&self.layout.event(&root.id.to_string(), &pin.name)?)?;
             }
         }

@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::plan::lacking::scope::{LackingBackups, lacking};
 use crate::repo::catalog::{Catalog, Reading};
 use crate::repo::claim::Claim;
-use crate::repo::event::{self, Recorded};
+use crate::repo::event::{self, PINNING, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::json;
 use crate::repo::log_keys;
@@ -241,7 +241,7 @@ impl<'a> ScopeTransfer<'a> {
         }
         // A backup that is there and not yet pinned could be expired there.
         let pins = events.iter().filter(|e| !e.is_doubted);
-        for pin in pins.filter(|e| ["pin", "unpin"].contains(&e.event.event.as_str())) {
+        for pin in pins.filter(|e| PINNING.contains(&e.event.event.as_str())) {
             pair.copy_event(&pair.scope.event(&id.to_string(), &pin.name)?)?;
         }
         claims.first().map_or(Ok(()), Claim::check)?;

@@ -139,16 +139,24 @@ pub struct Pin {
     pub time: TimestampTz,
     /// Host on which it was made.
     pub host: String,
+    /// A legal hold.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub legal: bool,
+    /// The store itself holds what the legal hold is for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 impl Pin {
-    fn new(pin: &Recorded) -> Pin {
+    fn new(pin: &Recorded, held: bool) -> Pin {
         Pin {
             event: pin.name.clone(),
             reason: pin.event.reason.clone(),
             until: pin.event.until,
             time: pin.event.time,
             host: pin.event.host.clone(),
+            legal: pin.event.legal,
+            held,
         }
     }
 
@@ -235,7 +243,9 @@ impl Backup {
             .map(|e| e.event.not_before.unwrap_or(e.stored))
             .min();
         let pins = event::standing(events, "pin", "unpin").into_iter();
-        self.pins = pins.map(Pin::new).collect();
+        self.pins = pins
+            .map(|pin| Pin::new(pin, event::is_held(events, pin)))
+            .collect();
         self.is_trimmed = event::is_trimmed(events);
         self.is_verified = !event::standing(events, "verified", "").is_empty();
     }

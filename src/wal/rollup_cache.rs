@@ -12,6 +12,7 @@ use super::edge::{Edges, PREFIX, Prefix};
 use super::facts::Facts;
 use super::index::{HeadEnd, TailClass};
 use super::link::Brief;
+use crate::behalf;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
@@ -245,7 +246,9 @@ impl CacheFile {
             return;
         }
         if let Some(parent) = self.path.parent() {
-            let _ = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            let _ = behalf::of(parent, || builder.create(parent));
         }
         let Ok(mut file) = self.open(OpenOptions::new().append(true).create(true)) else {
             return;
@@ -263,15 +266,13 @@ impl CacheFile {
 
     /// Throws the file away.
     pub fn forget(&self) {
-        let _ = std::fs::remove_file(&self.path);
+        let _ = behalf::of(&self.path, || std::fs::remove_file(&self.path));
     }
 
     fn open(&self, options: &mut OpenOptions) -> std::io::Result<File> {
         let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-        options
-            .mode(0o600)
-            .custom_flags(flags.bits().cast_signed())
-            .open(&self.path)
+        options.mode(0o600).custom_flags(flags.bits().cast_signed());
+        behalf::of(&self.path, || options.open(&self.path)).flatten()
     }
 }
 

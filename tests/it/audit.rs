@@ -1,5 +1,6 @@
 //! The audit log: who ran what is recorded in every repository, and whoever changes the record is found.
 
+use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -427,6 +428,85 @@ fn a_repository_that_came_later_has_no_hole() {
 }
 
 #[test]
+fn a_repository_made_anew_at_its_place_is_no_damage() {
+    let world = World::new();
+    world.backup().success();
+    let anew = |name: &str| {
+        std::fs::remove_dir_all(world.sandbox.join(name)).unwrap();
+        let init = world.pitr("host", &["init"]).run().success();
+        let backup = world.pitr("host", &["files", "backup", "up"]).run();
+        let told = init.stderr + &backup.success().stderr;
+        assert!(told.contains("is another one than before"), "{told}");
+    };
+    anew("one");
+    // The other one has the chain of before, which a sync brings.
+    assert_eq!(world.problems(&[]), (6, vec!["behind".to_owned()]));
+    anew("two");
+    let (code, problems) = world.problems(&["--repository", "two"]);
+    assert_eq!((code, problems), (0, vec![]));
+    let again = world.pitr("host", &["files", "backup", "up"]);
+    let again = again.run().success();
+    assert!(!again.stderr.contains("another one"), "{again}");
+}
+
+#[test]
+fn root_follows_no_link_in_the_state_of_another_account() {
+    crate::require_root!("root_follows_no_link_in_the_state_of_another_account");
+    let world = World::new();
+    world.backup().success();
+    let state = world.sandbox.join("host");
+    let as_root = || {
+        let run = world.pitr("host", &["files", "backup", "up"]);
+        let run = run.privileged().run().success();
+        for name in ["one", "two"] {
+            user::own_all(&world.sandbox.join(name));
+        }
+        run
+    };
+    let run = as_root();
+    assert!(!run.stderr.contains("missing"), "{run}");
+    // The account owns the files that root made, and goes on with them.
+    let (uid, _) = user::ids();
+    for name in files_below(&state) {
+        let found = state.join(&name).symlink_metadata().unwrap();
+        assert_eq!(found.uid(), uid, "{name}");
+    }
+    world.backup().success();
+    assert_eq!(world.problems(&[]), (0, vec![]));
+
+    let victims = world.sandbox.dir("victims");
+    chown(&victims, Some(0), Some(0)).unwrap();
+    let link = |at: &Path, to: &Path| {
+        symlink(to, at).unwrap();
+        user::own(at);
+    };
+    let spools = std::fs::read_dir(state.join("audit")).unwrap();
+    let spool = spools.map(|entry| entry.unwrap().path()).next().unwrap();
+    let locks = [spool.join("lock"), state.join("counters.lock")];
+    for lock in &locks {
+        std::fs::remove_file(lock).unwrap();
+        link(lock, &victims.join("nologin"));
+    }
+    let run = as_root();
+    assert!(run.stderr.contains("missing from the audit log"), "{run}");
+    assert!(run.stderr.contains("missing from the metrics"), "{run}");
+    for lock in &locks {
+        std::fs::remove_file(lock).unwrap();
+    }
+    std::fs::rename(state.join("audit"), state.join("away")).unwrap();
+    link(&state.join("audit"), &victims);
+    let run = as_root();
+    assert!(run.stderr.contains("missing from the audit log"), "{run}");
+    assert_eq!(std::fs::read_dir(&victims).unwrap().count(), 0);
+    // Without the links it goes on where it was.
+    std::fs::remove_file(state.join("audit")).unwrap();
+    std::fs::rename(state.join("away"), state.join("audit")).unwrap();
+    let run = as_root();
+    assert!(!run.stderr.contains("missing"), "{run}");
+    assert_eq!(world.problems(&[]), (0, vec![]));
+}
+
+#[test]
 fn configurations_of_one_state_directory_have_chains_of_their_own() {
     let world = World::new();
     let text = std::fs::read_to_string(world.sandbox.join("host.toml")).unwrap();
@@ -476,7 +556,9 @@ fn a_command_that_was_killed_leaves_its_beginning() {
 fn records_expire_from_the_oldest_on_and_a_record_says_so() {
     let world = World::new();
     world.backup().success();
-    world.pitr("host", &["audit", "anchor"]).run().success();
+    let anchored = world.pitr("host", &["audit", "anchor"]).run().success();
+    let line = anchored.stdout.trim();
+    assert_eq!(world.problems(&["--anchor", line]), (0, vec![]));
     world.backup().success();
     std::thread::sleep(std::time::Duration::from_secs(3));
     world.configure("host", "on", "keep = \"2s\"\n");
@@ -502,6 +584,9 @@ fn records_expire_from_the_oldest_on_and_a_record_says_so() {
     // Nobody may say later that it was old enough: the anchor is gone as well here, so the age alone cannot tell.
     world.configure("host", "on", "");
     assert_eq!(world.problems(&[]).0, 0);
+    // An anchor that was kept outside asks for its record in both repositories.
+    let unproven = vec!["unproven".to_owned(); 2];
+    assert_eq!(world.problems(&["--anchor", line]), (6, unproven));
     // Without the record that says so, the beginning is missing.
     for repository in ["one", "two"] {
         for path in world.chain(repository) {

@@ -48,6 +48,7 @@ mod frozen_content;
 mod golden;
 mod harness;
 mod heal;
+mod hold;
 mod incremental;
 mod init;
 mod init_interactive;

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::common::{Cluster, PATIENCE, Program, Site, Stop, path_of, pitr, wait_until};
+use crate::common::{
+    Cluster, PATIENCE, Program, Site, Stop, path_of, paths_below, pitr, wait_until,
+};
 use crate::per_major;
 
 /// The value of a series; none where there is none.
@@ -414,6 +416,166 @@ fn j07_a_damaged_or_unwritable_file_of_counters_fails_no_backup() {
     let run = pitr.clone().args(["backup", "--quiet"]).run().success();
     run.expect_stderr("missing from the metrics");
 }
+
+/// Asked for as other exporters name them; each of these names is theirs.
+fn the_names_of_other_exporters_are_there_on_request(major: u32) {
+    let (site, cluster) = site(major);
+    let pitr = site.pitr();
+    let others = ["pgbackrest_", "barman_", "cnpg_", "walg_"];
+    let has = |text: &str, prefix: &str| text.lines().any(|line| line.starts_with(prefix));
+    let compat = |names: &str| {
+        let run = pitr.clone().args(["metrics", "--compat", names]).run();
+        let text = run.success().stdout;
+        promtool(&["check", "metrics"], &text);
+        text
+    };
+    let nothing = compat("walg,cnpg,barman,pgbackrest,walg");
+    for (series, expected) in [
+        ("pgbackrest_stanza_status{stanza=\"main\"}", Some(2.0)),
+        (
+            "pgbackrest_exporter_status{stanza=\"all-stanzas\"}",
+            Some(1.0),
+        ),
+        ("barman_backups_total{server=\"main\"}", Some(0.0)),
+        ("barman_last_backup{", None),
+        (
+            "walg_backups{backup_type=\"full\",cluster=\"main\"}",
+            Some(0.0),
+        ),
+        ("walg_newest_basebackup{", None),
+        ("cnpg_collector_first_recoverability_point{", None),
+        ("pgbackrest_backup_since_last_completion_seconds{", None),
+    ] {
+        assert_eq!(
+            value(&nothing, series),
+            expected,
+            "{series} of nothing\n{nothing}"
+        );
+    }
+    cluster.sql("create table t (a int)");
+    pitr.clone().args(["backup", "--quiet"]).run().success();
+    cluster.sql("insert into t values (1)");
+    let second = pitr.clone().args(["backup", "--incremental", "--json"]);
+    let second = second.run().success();
+    let second = second.json()["id"].as_str().unwrap().to_owned();
+    let pin = ["pin", &second, "--reason", "audit", "--confirm"];
+    pitr.clone().args(pin).run().success();
+    cluster.archive_now();
+
+    // Off unless asked for, and only what is asked for.
+    let text = metrics(&pitr);
+    assert!(others.iter().all(|prefix| !has(&text, prefix)), "{text}");
+    let text = compat("barman");
+    assert!(has(&text, "barman_") && !has(&text, "walg_") && !has(&text, "pgbackrest_"));
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let names = "[agent]\nmetrics_compat = [\"pgbackrest\", \"barman\", \"cnpg\", \"walg\"]\n";
+    let asked = config.replacen("[agent]\n", names, 1);
+    std::fs::write(site.config(), &asked).unwrap();
+    let text = metrics(&pitr);
+    assert!(others.iter().all(|prefix| has(&text, prefix)), "{text}");
+
+    let info = pitr.clone().args(["info", "--json"]).run().success().json();
+    let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
+    assert_eq!(backups.len(), 2);
+    let bytes = |backup: usize, name: &str| backups[backup][name].as_f64();
+    let pgbackrest = |family: &str, kind: &str| {
+        let labels = format!("backup_type=\"{kind}\",block_incr=\"n\",stanza=\"main\"");
+        value(&text, &format!("pgbackrest_backup_{family}{{{labels}}}"))
+    };
+    for kind in ["full", "diff", "incr"] {
+        let age = pgbackrest("since_last_completion_seconds", kind).unwrap();
+        assert!((0.0..600.0).contains(&age), "{age}");
+        let newest = usize::from(kind == "incr");
+        assert_eq!(
+            pgbackrest("last_size_bytes", kind),
+            bytes(newest, "size_bytes")
+        );
+        let stored = pgbackrest("last_repo_delta_bytes", kind);
+        assert_eq!(stored, bytes(newest, "stored_bytes"));
+        assert_eq!(pgbackrest("last_error_status", kind), Some(0.0));
+    }
+    for (series, expected) in [
+        ("pgbackrest_stanza_status{stanza=\"main\"}".to_owned(), 0.0),
+        ("pgbackrest_repo_status{cipher=\"none\",repo_key=\"1\",stanza=\"main\"}".to_owned(), 0.0),
+        ("pgbackrest_stanza_backup_lock_status{stanza=\"main\"}".to_owned(), 0.0),
+        (format!("pgbackrest_wal_archive_status{{database_id=\"1\",pg_version=\"{major}\",repo_key=\"1\",stanza=\"main\",wal_max=\"\",wal_min=\"\"}}"), 1.0),
+        ("barman_backups_total{server=\"main\"}".to_owned(), 2.0),
+        ("barman_up{server=\"main\",check=\"archiver_errors\"}".to_owned(), 1.0),
+        ("barman_up{server=\"main\",check=\"systemid_coherence\"}".to_owned(), 1.0),
+        ("cnpg_collector_up{cluster=\"main\"}".to_owned(), 1.0),
+        ("walg_backups{backup_type=\"full\",cluster=\"main\"}".to_owned(), 1.0),
+        ("walg_backups{backup_type=\"delta\",cluster=\"main\"}".to_owned(), 1.0),
+        ("walg_basebackup_count{cluster=\"main\"}".to_owned(), 2.0),
+        ("walg_wal_integrity_status{timeline_id=\"1\",timeline_hex=\"00000001\",cluster=\"main\"}".to_owned(), 1.0),
+        ("walg_wal_verify_status{operation=\"integrity\",cluster=\"main\"}".to_owned(), 1.0),
+        ("walg_storage_up{repo=\"local\"}".to_owned(), 1.0),
+    ] {
+        assert_eq!(value(&text, &series), Some(expected), "{series}\n{text}");
+    }
+    assert_eq!(
+        value(&text, "barman_backup_size{server=\"main\",number=\"1\"}"),
+        bytes(1, "size_bytes")
+    );
+    let last = value(&text, "walg_newest_basebackup{cluster=\"main\"}").unwrap();
+    assert_eq!(
+        value(&text, "barman_last_backup{server=\"main\"}"),
+        Some(last)
+    );
+    assert!(value(&text, "barman_first_backup{server=\"main\"}").unwrap() < last);
+    let ready = "cnpg_collector_pg_wal_archive_status{value=\"done\",cluster=\"main\"}";
+    assert!(value(&text, ready).unwrap() > 0.0, "{text}");
+    let count = value(
+        &text,
+        "cnpg_collector_pg_wal{value=\"count\",cluster=\"main\"}",
+    );
+    let size = value(
+        &text,
+        "cnpg_collector_pg_wal{value=\"size\",cluster=\"main\"}",
+    );
+    let segment = cluster.sql("select setting from pg_settings where name = 'wal_segment_size'");
+    let segment: f64 = segment[0][0].as_ref().unwrap().parse().unwrap();
+    assert_eq!(size.unwrap(), count.unwrap() * segment, "{text}");
+    let pinned = text.lines().find(|line| {
+        line.starts_with("walg_backup_info{") && line.contains(&format!("\"{second}\""))
+    });
+    let pinned = pinned.unwrap();
+    assert!(
+        pinned.contains("is_permanent=\"true\"") && pinned.contains("backup_type=\"delta\""),
+        "{pinned}"
+    );
+
+    // WAL that is missing is told, and a repository that is away is no success.
+    let archived = cluster.switch_wal();
+    cluster.sql("insert into t values (2)");
+    cluster.archive_now();
+    let files = paths_below(site.repository());
+    let missing = files.iter().find(|path| path.ends_with(&archived)).unwrap();
+    std::fs::remove_file(missing).unwrap();
+    let text = metrics(&pitr);
+    for lost in [
+        "walg_wal_integrity_status{timeline_id=\"1\",timeline_hex=\"00000001\",cluster=\"main\"}",
+        "walg_wal_verify_status{operation=\"integrity\",cluster=\"main\"}",
+    ] {
+        assert_eq!(value(&text, lost), Some(0.0), "{text}");
+    }
+    std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
+    let text = pitr.clone().arg("metrics").run().stdout;
+    assert_eq!(
+        value(&text, "pgbackrest_exporter_status{stanza=\"all-stanzas\"}"),
+        Some(0.0),
+        "{text}"
+    );
+    assert_eq!(value(&text, "walg_storage_up{repo=\"local\"}"), Some(0.0));
+    assert!(!has(&text, "pgbackrest_stanza_status") && !has(&text, "barman_backups_total"));
+    let unknown = pitr.clone().args(["metrics", "--compat", "zabbix"]).run();
+    unknown.expect_code(2).expect_stderr("pgbackrest");
+    std::fs::write(site.config(), asked.replace("\"cnpg\"", "\"nagios\"")).unwrap();
+    let unknown = pitr.clone().arg("metrics").run();
+    unknown
+        .expect_code(1)
+        .expect_stderr("\"nagios\" is no exporter whose names are known");
+}
+per_major!(the_names_of_other_exporters_are_there_on_request, v13 v17);
 
 #[test]
 fn rules_are_tested_by_promtool() {

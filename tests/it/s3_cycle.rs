@@ -74,7 +74,7 @@ impl Bucketed {
         run.json()["id"].as_str().unwrap().to_owned()
     }
 
-    fn store(&self) -> S3Store {
+    pub fn store(&self) -> S3Store {
         self.peer.store(&self.sandbox, "pg")
     }
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use self::decide::{Book, Condition, Event, Notice};
 use super::load::Loaded;
+use crate::behalf;
 use crate::config::{Settings, Severity, Sink};
 use crate::durable;
 use crate::err;
@@ -146,7 +147,7 @@ fn read(path: &PathBuf, session: &Session) -> Book {
         ));
         Book::default()
     };
-    match std::fs::read(path) {
+    match behalf::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| given_up(&e)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Book::default(),
         Err(e) => given_up(&e),
@@ -156,6 +157,8 @@ fn read(path: &PathBuf, session: &Session) -> Book {
 fn write(path: &Path, book: &Book, session: &Session) -> Result<()> {
     let text = serde_json::to_vec(book)
         .map_err(|e| err!(Internal, "alerts cannot be written").source(e))?;
-    durable::replace(path, &text, session.host.random())
+    let nonce = session.host.random();
+    behalf::of(path, || durable::replace(path, &text, nonce))
+        .flatten()
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }

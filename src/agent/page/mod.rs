@@ -23,7 +23,7 @@ use serde_json::json;
 
 use self::door::{Admission, Door};
 use super::load::Loaded;
-use super::{child, jobs, load};
+use super::{child, jobs, load, observed};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -171,11 +171,8 @@ impl Page {
         let now = self.host.now();
         let jobs = jobs::shown(&held(&self.loaded), now)?;
         let failed = |e| Error::from_io("read what was found", e);
-        let (observed, is_old) = match std::fs::read_to_string(&self.file) {
-            Ok(text) => {
-                let modified = std::fs::metadata(&self.file)
-                    .and_then(|m| m.modified())
-                    .map_err(failed)?;
+        let (observed, is_old) = match observed::read(&self.file) {
+            Ok((text, modified)) => {
                 // A clock that was set back makes the age unknown, and no younger.
                 (text, modified.elapsed().unwrap_or(Duration::MAX) > OLD)
             }

@@ -63,21 +63,16 @@ fn file(time: TimestampTz, blake3: [u8; 32]) -> Node {
 pub fn trusted(directory: &Path) -> Result<PathBuf> {
     make(directory)?;
     let real = std::fs::canonicalize(directory).map_err(|e| of(directory, e))?;
-    for at in real.ancestors() {
-        let found = std::fs::metadata(at).map_err(|e| of(at, e))?;
-        // In a sticky directory nobody renames what is ours.
-        let is_closed = trust::is_closed(&found) || (at != real && trust::is_sticky(&found));
-        if !trust::is_own(&found) || !is_closed {
-            return Err(err!(
-                Refused,
-                "caches in \"{}\" cannot be trusted: other users may change \"{}\"",
-                real.display(),
-                at.display()
-            )
-            .hint("Nothing was stored.\nGive caches another place: XDG_CACHE_HOME."));
-        }
+    match trust::changeable(&real).map_err(|e| of(&real, e))? {
+        None => Ok(real),
+        Some(at) => Err(err!(
+            Refused,
+            "caches in \"{}\" cannot be trusted: other users may change \"{}\"",
+            real.display(),
+            at.display()
+        )
+        .hint("Nothing was stored.\nGive caches another place: XDG_CACHE_HOME.")),
     }
-    Ok(real)
 }
 
 /// The lock of a directory of the cache.

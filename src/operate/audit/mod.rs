@@ -225,9 +225,7 @@ impl Log<'_> {
     fn send(&self) {
         for configured in &self.settings.repositories {
             if let Ok(repository) = self.session.open(configured) {
-                let _ = self
-                    .spool
-                    .send(self.session, configured, repository.store());
+                let _ = self.spool.send(self.session, configured, &repository);
             }
         }
         // A file that is not removed is removed another time.

@@ -13,8 +13,9 @@ use crate::operate::failures::Failures;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::repo::audit::{self, Hash, Record};
-use crate::repo::audit_chain::{self, Anchor, Chains, Problem};
+use crate::repo::audit_chain::{self, Anchor, Chains, Kept, Problem};
 use crate::repo::clock;
+use crate::repo::repository::Repository;
 use crate::store::Store;
 
 /// The time of records that are wanted.
@@ -193,7 +194,7 @@ pub fn verify(session: &Session, given: &[Given]) -> Result<Verified> {
         |configured| {
             let repository = session.open(configured)?;
             let chains = Chains::read(&configured.name, repository.store(), &session.host)?;
-            let outside = outside(session, &settings, configured, given)?;
+            let outside = outside(session, &settings, &repository, given)?;
             all.push((chains, outside));
             Ok(())
         },
@@ -217,7 +218,7 @@ pub fn verify(session: &Session, given: &[Given]) -> Result<Verified> {
 fn outside(
     session: &Session,
     settings: &Settings,
-    configured: &config::Repository,
+    repository: &Repository,
     given: &[Given],
 ) -> Result<Vec<Anchor>> {
     let now = session.host.now();
@@ -225,6 +226,7 @@ fn outside(
         .iter()
         .map(|given| Anchor {
             by: "the anchor of the command line".to_owned(),
+            kept: Kept::Outside,
             // When it was made is not known: it proves nothing of ages.
             time: TimestampTz::default(),
             writer: given.writer.clone(),
@@ -234,10 +236,11 @@ fn outside(
         .collect();
     let place = settings.state_dir(&session.environment);
     let spool = place.and_then(|place| Spool::existing(&place, settings));
-    let own = spool.map_or(Ok(None), |spool| spool.newest_sent(configured))?;
+    let own = spool.map_or(Ok(None), |spool| spool.newest_sent(repository))?;
     if let Some((record, hash)) = own {
         anchors.push(Anchor {
             by: "this host".to_owned(),
+            kept: Kept::ByWriter,
             time: record.time.min(now),
             writer: record.writer,
             seq: record.seq,

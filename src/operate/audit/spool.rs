@@ -2,24 +2,29 @@
 //!
 //! The order is decided here, under a lock, and a record is durable here before it is created anywhere. A record stays until every configured
 //! repository has it; the newest one stays for ever, because the next one names it.
+//!
+//! Root and the user of backups continue one chain, in a directory of that user: root works there on behalf of the user.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::behalf;
 use crate::config::{self, Settings};
 use crate::durable::{self, Published};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::lock;
 use crate::operate::counters::make;
 use crate::operate::session::Session;
 use crate::repo::audit::{self, Created, Hash, Record};
+use crate::repo::repository::Repository;
 use crate::store::Store;
 
 /// The directory, below `state_dir`.
@@ -40,19 +45,33 @@ pub struct Spool {
     place: PathBuf,
 }
 
-/// How far each repository got with each chain, by the repository's place.
+/// How far each repository got with each chain. Another repository may come to the place of one, and has none of its records: what was sent
+/// belongs to the identity of a repository.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Sent(BTreeMap<String, BTreeMap<String, u64>>);
+struct Sent {
+    /// The repository that was last at each place.
+    #[serde(default)]
+    places: BTreeMap<String, String>,
+    /// The last number of each chain, by repository.
+    #[serde(default)]
+    repositories: BTreeMap<String, BTreeMap<String, u64>>,
+}
 
 impl Sent {
-    fn of(&self, place: &str, writer: &str) -> u64 {
-        let chains = self.0.get(place);
+    fn of(&self, repository: &str, writer: &str) -> u64 {
+        let chains = self.repositories.get(repository);
         chains.and_then(|c| c.get(writer)).copied().unwrap_or(0)
+    }
+
+    /// The same of the repository that was last at a place.
+    fn at(&self, configured: &config::Repository, writer: &str) -> u64 {
+        let there = self.places.get(&configured.location.to_string());
+        there.map_or(0, |repository| self.of(repository, writer))
     }
 
     /// Whether any repository has a record.
     fn is_anywhere(&self, writer: &str, seq: u64) -> bool {
-        let sent = self.0.values().filter_map(|chains| chains.get(writer));
+        let sent = self.repositories.values().filter_map(|c| c.get(writer));
         sent.into_iter().any(|last| *last != CLOSED && *last >= seq)
     }
 }
@@ -97,27 +116,53 @@ impl Spool {
             place: place(state_dir, settings),
         };
         make(&spool.place)?;
-        let failed = |e| Error::from_io(format!("read \"{}\"", state_dir.display()), e);
-        let owner = std::fs::metadata(state_dir).map_err(failed)?;
-        if rustix::process::geteuid().is_root() {
-            for made in [state_dir.join(FOLDER), spool.place.clone()] {
-                lchown(made, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
-            }
-        }
         Ok(spool)
     }
 
     /// The spool of a configuration below `state_dir`, where it is there.
     pub fn existing(state_dir: &Path, settings: &Settings) -> Option<Spool> {
-        let place = place(state_dir, settings);
-        place.join(WRITER).exists().then_some(Spool { place })
+        let spool = Spool {
+            place: place(state_dir, settings),
+        };
+        let writer = spool.place.join(WRITER);
+        let is_there = behalf::of(&spool.place, || writer.exists());
+        is_there.is_ok_and(|is_there| is_there).then_some(spool)
+    }
+
+    /// Works on a file of the spool.
+    fn on<T: Send>(
+        &self,
+        doing: &str,
+        path: &Path,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T> {
+        let done = behalf::of(&self.place, work).flatten();
+        done.map_err(|e| self.failed(doing, path, e))
+    }
+
+    fn failed(&self, doing: &str, path: &Path, e: io::Error) -> Error {
+        let failed = Error::from_io(format!("{doing} \"{}\"", path.display()), e);
+        match failed.code() {
+            Code::Denied => failed.hint(format!(
+                "All of \"{}\" must belong to the account of backups. Root works there as that account.",
+                self.place.display()
+            )),
+            _ => failed,
+        }
+    }
+
+    /// Reads a file of the spool; none where it is not there.
+    fn bytes(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        match behalf::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.failed("read", path, e)),
+        }
     }
 
     fn lock(&self) -> Result<File> {
         let path = self.place.join(LOCK);
-        let failed = |e| Error::from_io(format!("lock \"{}\"", path.display()), e);
-        let lock = lock::take(&path, PATIENCE).map_err(failed)?;
-        self.give(&path)?;
+        let lock = self.on("lock", &path, || lock::take(&path, PATIENCE))?;
         lock.ok_or_else(|| {
             err!(
                 Deadline,
@@ -127,39 +172,27 @@ impl Spool {
         })
     }
 
-    /// Gives a file that root made to the user whose directory this is: both of them continue one chain.
-    fn give(&self, path: &Path) -> Result<()> {
-        let failed = |e| Error::from_io(format!("change the owner of \"{}\"", path.display()), e);
-        let of = std::fs::metadata(&self.place).map_err(failed)?;
-        let is_root = rustix::process::geteuid().is_root();
-        match is_root && std::fs::metadata(path).map_err(failed)?.uid() != of.uid() {
-            true => lchown(path, Some(of.uid()), Some(of.gid())).map_err(failed),
-            false => Ok(()),
-        }
-    }
-
     fn path(&self, writer: &str, seq: u64) -> PathBuf {
         self.place.join(format!("{writer}.{seq:012}"))
     }
 
     /// The chain of this host; none before its first record.
     pub fn writer(&self) -> Result<Option<String>> {
-        let path = self.place.join(WRITER);
-        match std::fs::read_to_string(&path) {
-            Ok(name) => Ok(audit::key(name.trim(), 1)
-                .ok()
-                .map(|_| name.trim().to_owned())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::from_io(format!("read \"{}\"", path.display()), e)),
-        }
+        let Some(bytes) = self.bytes(&self.place.join(WRITER))? else {
+            return Ok(None);
+        };
+        let name = String::from_utf8_lossy(&bytes).trim().to_owned();
+        Ok(audit::key(&name, 1).is_ok().then_some(name))
     }
 
     /// The numbers of each chain that lie here.
     fn numbers(&self) -> Result<BTreeMap<String, Vec<u64>>> {
-        let failed = |e| Error::from_io(format!("read \"{}\"", self.place.display()), e);
+        let names = || -> io::Result<Vec<OsString>> {
+            let entries = std::fs::read_dir(&self.place)?;
+            entries.map(|entry| Ok(entry?.file_name())).collect()
+        };
         let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-        for entry in std::fs::read_dir(&self.place).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
+        for name in self.on("read", &self.place, names)? {
             let Some((writer, seq)) = name.to_str().and_then(|n| n.rsplit_once('.')) else {
                 continue;
             };
@@ -172,12 +205,10 @@ impl Spool {
     }
 
     fn read(&self, writer: &str, seq: u64) -> Result<Option<(Record, Hash)>> {
-        let path = self.path(writer, seq);
-        match std::fs::read(&path) {
-            Ok(bytes) => audit::decode(writer, seq, &bytes).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::from_io(format!("read \"{}\"", path.display()), e)),
-        }
+        let bytes = self.bytes(&self.path(writer, seq))?;
+        bytes
+            .map(|bytes| audit::decode(writer, seq, &bytes))
+            .transpose()
     }
 
     /// Makes a record the next one of this host, durably.
@@ -207,10 +238,8 @@ impl Spool {
         };
         let record = record.chained(&writer, before);
         let path = self.path(&writer, record.seq);
-        let written = durable::write_new(&path, &audit::encode(&record)?, session.host.random())
-            .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
-        self.give(&path)?;
-        match written {
+        let (bytes, nonce) = (audit::encode(&record)?, session.host.random());
+        match self.on("write", &path, || durable::write_new(&path, &bytes, nonce))? {
             Published::Created => Ok(record),
             Published::Exists => Err(err!(Internal, "\"{}\" exists already", path.display())),
         }
@@ -223,37 +252,59 @@ impl Spool {
     }
 
     fn replace(&self, session: &Session, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.place.join(name);
-        durable::replace(&path, content, session.host.random())
-            .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
-        self.give(&path)
+        let (path, nonce) = (self.place.join(name), session.host.random());
+        self.on("write", &path, || durable::replace(&path, content, nonce))
     }
 
     /// Damaged or missing, it costs sending again what is there already.
     fn sent(&self) -> Sent {
-        let bytes = std::fs::read(self.place.join(SENT)).unwrap_or_default();
+        let bytes = self.bytes(&self.place.join(SENT));
+        let bytes = bytes.ok().flatten().unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
-    fn note_sent(&self, session: &Session, place: &str, writer: &str, seq: u64) -> Result<()> {
-        let _lock = self.lock()?;
-        self.note_sent_locked(session, place, writer, seq)
-    }
-
-    fn note_sent_locked(
-        &self,
-        session: &Session,
-        place: &str,
-        writer: &str,
-        seq: u64,
-    ) -> Result<()> {
+    fn change_sent(&self, session: &Session, change: impl FnOnce(&mut Sent)) -> Result<()> {
         let mut sent = self.sent();
-        let chains = sent.0.entry(place.to_owned()).or_default();
-        let known = chains.entry(writer.to_owned()).or_default();
-        *known = seq.max(*known);
+        change(&mut sent);
         let text = serde_json::to_vec(&sent)
             .map_err(|e| err!(Internal, "what was sent cannot be written").source(e))?;
         self.replace(session, SENT, &text)
+    }
+
+    /// Notes under the lock how far a repository got.
+    fn note_sent(&self, session: &Session, repository: &str, writer: &str, seq: u64) -> Result<()> {
+        self.change_sent(session, |sent| {
+            let chains = sent.repositories.entry(repository.to_owned()).or_default();
+            let known = chains.entry(writer.to_owned()).or_default();
+            *known = seq.max(*known);
+        })
+    }
+
+    /// Notes which repository is at a place.
+    fn note_place(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        uuid: &str,
+    ) -> Result<()> {
+        let place = configured.location.to_string();
+        if self
+            .sent()
+            .places
+            .get(&place)
+            .is_some_and(|known| known == uuid)
+        {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        self.change_sent(session, |sent| {
+            if sent.places.insert(place, uuid.to_owned()).is_some() {
+                session.warn(&format!(
+                    "repository \"{}\" is another one than before: the audit log of this host begins there anew",
+                    configured.name
+                ));
+            }
+        })
     }
 
     /// Creates in a repository every record that it lacks, in order.
@@ -264,12 +315,13 @@ impl Spool {
         &self,
         session: &Session,
         configured: &config::Repository,
-        store: &dyn Store,
+        repository: &Repository,
     ) -> Result<()> {
-        let place = configured.location.to_string();
+        let uuid = &repository.marker().uuid;
+        self.note_place(session, configured, uuid)?;
         // A chain that has to end begins another one, which is sent at once.
         for _ in 0..2 {
-            if self.send_once(session, &place, store)? {
+            if self.send_once(session, uuid, repository.store())? {
                 return Ok(());
             }
         }
@@ -281,19 +333,19 @@ impl Spool {
     }
 
     /// False where a number was taken, and another chain has begun.
-    fn send_once(&self, session: &Session, place: &str, store: &dyn Store) -> Result<bool> {
+    fn send_once(&self, session: &Session, uuid: &str, store: &dyn Store) -> Result<bool> {
         let sent = self.sent();
         let mut is_whole = true;
         for (writer, numbers) in self.numbers()? {
-            let from = sent.of(place, &writer);
+            let from = sent.of(uuid, &writer);
             let mut last = None;
             let mut done = Ok(());
             let mut waiting = numbers.into_iter().filter(|seq| *seq > from).peekable();
             if let Some(first) = waiting.peek().copied()
-                && from == 0
+                && first > from + 1
                 && lacks_before(store, &writer, first)?
             {
-                self.leave(session, place, (&writer, first), Left::Beginning)?;
+                self.leave(session, uuid, (&writer, first), Left::Beginning)?;
                 is_whole = false;
                 continue;
             }
@@ -309,7 +361,7 @@ impl Spool {
                 match audit::create(store, &record) {
                     Ok(Created::Own) => last = Some(seq),
                     Ok(Created::Taken) => {
-                        self.leave(session, place, (&writer, seq), Left::Taken)?;
+                        self.leave(session, uuid, (&writer, seq), Left::Taken)?;
                         (is_whole, last) = (false, None);
                         break;
                     }
@@ -320,7 +372,8 @@ impl Spool {
                 }
             }
             if let Some(seq) = last {
-                self.note_sent(session, place, &writer, seq)?;
+                let _lock = self.lock()?;
+                self.note_sent(session, uuid, &writer, seq)?;
             }
             done?;
         }
@@ -331,12 +384,12 @@ impl Spool {
     fn leave(
         &self,
         session: &Session,
-        place: &str,
+        uuid: &str,
         (writer, from): (&str, u64),
         why: Left,
     ) -> Result<()> {
         let _lock = self.lock()?;
-        self.note_sent_locked(session, place, writer, CLOSED)?;
+        self.note_sent(session, uuid, writer, CLOSED)?;
         if self.writer()?.as_deref() != Some(writer) {
             return Ok(());
         }
@@ -372,8 +425,7 @@ impl Spool {
             }
             for seq in numbers.into_iter().filter(|seq| *seq <= least) {
                 let path = self.path(&writer, seq);
-                durable::remove(&path)
-                    .map_err(|e| Error::from_io(format!("remove \"{}\"", path.display()), e))?;
+                self.on("remove", &path, || durable::remove(&path))?;
             }
         }
         Ok(())
@@ -381,16 +433,13 @@ impl Spool {
 
     fn least(&self, repositories: &[config::Repository], writer: &str) -> u64 {
         let sent = self.sent();
-        let each = repositories
-            .iter()
-            .map(|r| sent.of(&r.location.to_string(), writer));
+        let each = repositories.iter().map(|one| sent.at(one, writer));
         each.min().unwrap_or(0)
     }
 
     /// Whether a repository has this record of this host.
     pub fn is_sent(&self, configured: &config::Repository, record: &Record) -> bool {
-        let place = configured.location.to_string();
-        let sent = self.sent().of(&place, &record.writer);
+        let sent = self.sent().at(configured, &record.writer);
         sent != CLOSED && sent >= record.seq
     }
 
@@ -399,10 +448,9 @@ impl Spool {
     /// # Errors
     /// Those of the system.
     pub fn waiting(&self, configured: &config::Repository) -> Result<usize> {
-        let (place, sent) = (configured.location.to_string(), self.sent());
-        let numbers = self.numbers()?;
+        let (sent, numbers) = (self.sent(), self.numbers()?);
         let of = |(writer, seqs): (&String, &Vec<u64>)| {
-            let from = sent.of(&place, writer);
+            let from = sent.at(configured, writer);
             seqs.iter().filter(|seq| **seq > from).count()
         };
         Ok(numbers.iter().map(of).sum())
@@ -412,11 +460,11 @@ impl Spool {
     ///
     /// # Errors
     /// Those of the system.
-    pub fn newest_sent(&self, configured: &config::Repository) -> Result<Option<(Record, Hash)>> {
+    pub fn newest_sent(&self, repository: &Repository) -> Result<Option<(Record, Hash)>> {
         let Some(writer) = self.writer()? else {
             return Ok(None);
         };
-        let sent = self.sent().of(&configured.location.to_string(), &writer);
+        let sent = self.sent().of(&repository.marker().uuid, &writer);
         let numbers = self.numbers()?.remove(&writer).unwrap_or_default();
         let newest = numbers
             .into_iter()

@@ -44,7 +44,11 @@ pub struct Readers {
 }
 
 /// Returns what a repository keeps for a recipient of a pair.
-fn stored(store: &dyn Store, pair: KeySetId, name: &str) -> Result<Option<Recipient>> {
+pub(in crate::operate) fn stored(
+    store: &dyn Store,
+    pair: KeySetId,
+    name: &str,
+) -> Result<Option<Recipient>> {
     let key = scope::secrets_recipient(&pair.to_string(), name)?;
     let read: Option<Recipient> = json::read(store, &key, KIND, json::LIMIT_BYTES)?;
     match read {
@@ -55,7 +59,8 @@ fn stored(store: &dyn Store, pair: KeySetId, name: &str) -> Result<Option<Recipi
     }
 }
 
-fn names(store: &dyn Store, pair: KeySetId) -> Result<Vec<String>> {
+/// Names of a pair's recipients, sorted.
+pub(in crate::operate) fn names(store: &dyn Store, pair: KeySetId) -> Result<Vec<String>> {
     names_below(store, &scope::secrets_recipients(&pair.to_string()))
 }
 
@@ -72,7 +77,12 @@ fn genuine_count(store: &dyn Store, mac: &MacKey) -> Result<usize> {
     Ok(count)
 }
 
-fn give(store: &dyn Store, mac: &MacKey, recipient: &Recipient) -> Result<()> {
+/// Stores what a recipient opens; the same key being there is fine.
+pub(in crate::operate) fn give(
+    store: &dyn Store,
+    mac: &MacKey,
+    recipient: &Recipient,
+) -> Result<()> {
     let pair = mac.id();
     let name = &recipient.recipient;
     let key = scope::secrets_recipient(&pair.to_string(), name)?;
@@ -182,7 +192,7 @@ pub fn bring(
 }
 
 /// The secrets pairs that a repository has recipients of.
-fn pairs(store: &dyn Store) -> Result<Vec<KeySetId>> {
+pub(in crate::operate) fn pairs(store: &dyn Store) -> Result<Vec<KeySetId>> {
     let listed = store.list(scope::KEYS)?.into_iter();
     let mut pairs: Vec<KeySetId> = listed
         .filter(|found| found.is_prefix)
@@ -315,9 +325,18 @@ fn withdraw(
         return Err(too_few(staying));
     }
     for name in &asked.withdraw {
-        store.delete(&scope::secrets_recipient(&pair.to_string(), name)?)?;
+        withdraw_one(store, pair, name)?;
     }
     Ok(())
+}
+
+/// Takes away what one recipient opens; `false` when it had nothing.
+pub(in crate::operate) fn withdraw_one(
+    store: &dyn Store,
+    pair: KeySetId,
+    name: &str,
+) -> Result<bool> {
+    store.delete(&scope::secrets_recipient(&pair.to_string(), name)?)
 }
 
 fn too_few(staying: usize) -> Error {

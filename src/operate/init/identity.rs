@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Wanted;
-use crate::archive::datadir::DataDirectory;
+use crate::archive::datadir::{DataDirectory, read_small};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::operate::owner::User;
@@ -132,7 +132,7 @@ fn identity_of_files(pgdata: &Path) -> Result<Identity> {
 
 /// How to reach the server that runs on a data directory. PostgreSQL: src/include/utils/pidfile.h.
 fn running_at(pgdata: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
+    let text = read_small(&pgdata.join("postmaster.pid")).ok()?;
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let (port, socket) = (lines.get(3)?, lines.get(4)?);
     port.parse::<u16>().ok()?;

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::cache::Place;
 use super::commits::{self, Since};
 use super::own::{self, Owner};
-use super::recover::{UNCHANGED, state_dir};
-use super::run::{End, Run, Runs};
+use super::records;
+use super::recover::UNCHANGED;
+use super::run::{End, Run};
 use super::work::{Work, newest_run, optional, pgdata};
 use super::{cluster, configured, redis, service};
 use crate::archive::datadir::DataDirectory;
@@ -60,9 +61,14 @@ pub struct RolledBack {
 pub fn rollback(session: &Session, asked: &AskedBack) -> Result<RolledBack> {
     let settings = session.settings_with_repositories()?;
     let set = configured(&settings, asked.set.as_deref())?;
-    let runs = Runs::open(&state_dir(session, &settings, set))?;
+    let runs = records::open(session, &settings, set)?;
     let newest = runs.newest()?;
-    let none = || err!(NotFound, "no recovery is recorded on this host").hint(UNCHANGED);
+    let none = || {
+        err!(NotFound, "no recovery is recorded on this host").hint(format!(
+            "{UNCHANGED} Records were looked for in {}. Another user may have recorded one elsewhere: run the command as the user of the recovery.",
+            runs.places()
+        ))
+    };
     let newest = newest.ok_or_else(none)?;
     let run = match &asked.run {
         Some(id) => runs.find(id)?,

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::own::{self, Owner};
-use crate::config::{Redis, RedisAddress};
+use crate::behalf;
+use crate::config::{Redis, RedisAddress, trust};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -84,9 +85,11 @@ impl Place {
         }
         let owner = Owner::of(&directory)?;
         // Root would follow names that the server's user exchanges meanwhile.
-        if owner.is_some() && above.uid() != 0 {
+        let changeable = trust::changeable(&parent);
+        let is_closed = changeable.map_err(|e| Error::from_io("look at directories", e))?;
+        if owner.is_some() && is_closed.is_some() {
             return Err(
-                refused("lies in a directory that is not root's").hint(format!(
+                refused("lies in a directory that is not root's alone").hint(format!(
                     "{UNCHANGED}\nRun the command as the server's user."
                 )),
             );
@@ -133,8 +136,12 @@ impl Place {
         let loaded = self.load(session, &restored.json)?;
         // It names the directory that waits.
         remove_file(&waiting.join(CONFIGURATION))?;
-        self.keep_settings(&waiting)?;
-        sync(&waiting)?;
+        // Both directories are the server's user's: links of that user lead root nowhere.
+        let kept = behalf::of(&waiting, || {
+            self.keep_settings(&waiting)?;
+            sync(&waiting)
+        });
+        kept.map_err(|e| self.failed(e))??;
         Ok(json!({
             "loaded": loaded,
             "backup": restored.json["id"],
@@ -160,10 +167,10 @@ impl Place {
                 continue;
             }
             let to = waiting.join(name);
-            // fs::copy takes the permissions along.
-            std::fs::copy(&path, &to).map_err(failed)?;
-            if let Some(owner) = self.owner {
-                chown(&to, owner)?;
+            // fs::copy takes the permissions along. A file that the server's user cannot read is no setting of the server.
+            match std::fs::copy(&path, &to) {
+                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {}
+                copied => drop(copied.map_err(failed)?),
             }
         }
         Ok(())
@@ -377,6 +384,11 @@ pub fn load(
     command.arg("--dir").arg(text(directory));
     command.arg("--unixsocket").arg(text(&socket));
     command.stdin(Stdio::null()).stdout(Stdio::null());
+    // The server's user can read the environment of its processes: secrets of repositories are not for it.
+    command.env_clear();
+    if let Some(path) = session.environment.get("PATH") {
+        command.env("PATH", path);
+    }
     Owner::apply(owner, &mut command);
     let mut running = Running::start(&mut command)?;
     let way = Way {
@@ -458,6 +470,38 @@ mod tests {
 
     fn is(path: &Path) -> String {
         std::fs::read_to_string(path.join("is")).unwrap()
+    }
+
+    #[test]
+    fn settings_go_along_and_no_link_of_the_server_s_user_leads_root_elsewhere() {
+        if !behalf::can_be_another("settings_go_along") {
+            return;
+        }
+        use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        mode(dir.path(), 0o755);
+        let (old, new) = (place.directory.clone(), place.waiting());
+        for name in ["own.conf", "evil.conf", "roots.acl"] {
+            std::fs::write(old.join(name), name).unwrap();
+        }
+        mode(&old.join("roots.acl"), 0o600);
+        let victim = dir.path().join("cron");
+        symlink(&victim, new.join("evil.conf")).unwrap();
+        for path in [&old, &new] {
+            chown(path, Some(64_001), Some(64_001)).unwrap();
+        }
+        lchown(new.join("evil.conf"), Some(64_001), Some(64_001)).unwrap();
+        behalf::of(&new, || place.keep_settings(&new))
+            .unwrap()
+            .unwrap();
+        let text = std::fs::read_to_string(new.join("own.conf")).unwrap();
+        assert_eq!(text, "own.conf");
+        assert!(!victim.exists() && !new.join("roots.acl").exists());
+        assert_eq!(new.join("own.conf").metadata().unwrap().uid(), 64_001);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Commits of a server since it was recovered, decoded from the WAL in its own data directory: a position that moved says nothing, for checkpoints move it, too.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::archive::datadir::open_at_once;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
@@ -96,7 +96,7 @@ fn feed(
     feeder: &mut Feeder,
     counting: &mut Counting,
 ) -> Result<()> {
-    let mut file = File::open(path).map_err(|e| failed(path, e))?;
+    let mut file = open_at_once(path).map_err(|e| failed(path, e))?;
     feeder.begin(segment, segment.start_lsn(size)?);
     let mut piece = vec![0; PIECE_BYTES];
     loop {
@@ -127,7 +127,7 @@ fn segments(wal: &Path, timeline: TimelineId) -> Result<Option<(SegmentSize, Seg
         };
         let path = entry.path();
         let mut head = [0; HEADER_BYTES];
-        let mut file = File::open(&path).map_err(|e| failed(&path, e))?;
+        let mut file = open_at_once(&path).map_err(|e| failed(&path, e))?;
         let Ok(identity) = file
             .read_exact(&mut head)
             .map_err(|e| failed(&path, e))

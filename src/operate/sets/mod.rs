@@ -8,6 +8,7 @@
 //! | `mark` | one point in every member |
 //! | `info` | the marks of a set, and which of them can be reached |
 //! | `plan` | a target, planned for each member |
+//! | `records` | the directories of these records |
 //! | `run` | the record of a recovery on this host, step by step |
 //! | `recover` | a recovery in place: planned, resumed, carried out |
 //! | `work` | one step of it |
@@ -25,6 +26,7 @@ pub mod info;
 pub mod mark;
 mod own;
 pub mod plan;
+mod records;
 pub mod recover;
 mod run;
 pub mod runbook;

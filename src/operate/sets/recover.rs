@@ -1,6 +1,5 @@
 //! `pitr recover`: the steps of a plan, carried out and resumed.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 use super::cache::Place;
 use super::own::Owner;
 use super::plan::{self, AskedRecovery, Planned};
+use super::records;
 use super::run::{End, Record, RecordedMember, Run, Runs};
 use super::work::Work;
 use super::{cluster, configured, redis};
@@ -20,8 +20,6 @@ use crate::operate::files_replace;
 use crate::operate::session::Session;
 use crate::plan::sets::{SetPlan, Step, steps};
 
-/// The directory of runs where no other one is configured and no cache is known.
-const STATE_DIR: &str = "/var/lib/pitr";
 pub(super) const UNCHANGED: &str = "Nothing was changed.";
 
 /// A step that was carried out, or is to be.
@@ -72,18 +70,6 @@ pub struct Prepared {
     plan: Option<SetPlan>,
 }
 
-/// The state directory of a set's runs.
-pub(super) fn state_dir(session: &Session, settings: &Settings, set: &RecoverySet) -> PathBuf {
-    let caches = || {
-        let configured = settings.clusters.iter().find_map(|c| c.cache_dir.clone());
-        configured.or_else(|| session.environment.cache_dir())
-    };
-    let below = |dir: PathBuf| dir.join("recover");
-    let configured = set.state_dir.clone();
-    configured
-        .unwrap_or_else(|| caches().map_or_else(|| PathBuf::from(STATE_DIR).join("recover"), below))
-}
-
 /// Plans a recovery, or finds the one that was interrupted; `words` are those by which the same command is known again.
 ///
 /// # Errors
@@ -91,7 +77,7 @@ pub(super) fn state_dir(session: &Session, settings: &Settings, set: &RecoverySe
 pub fn prepare(session: &Session, asked: &AskedRecovery, words: &str) -> Result<Prepared> {
     let settings = session.settings_with_repositories()?;
     let set = configured(&settings, asked.set.as_deref())?.clone();
-    let runs = Runs::open(&state_dir(session, &settings, &set))?;
+    let runs = records::open(session, &settings, &set)?;
     if let Some(run) = runs.unfinished()? {
         let record = &run.record;
         let is_same =

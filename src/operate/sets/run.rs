@@ -5,7 +5,6 @@
 
 use std::fs::{File, TryLockError};
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -109,10 +108,11 @@ pub enum End {
     RolledBack,
 }
 
-/// The directory of runs, locked: one recovery at a time.
+/// The directories of runs, locked: one recovery at a time.
 pub struct Runs {
-    folder: PathBuf,
-    _lock: File,
+    /// That of new runs, and then those of before.
+    folders: Vec<PathBuf>,
+    _locks: Vec<File>,
 }
 
 /// A run.
@@ -123,46 +123,40 @@ pub struct Run {
 }
 
 impl Runs {
-    /// Opens the directory, and keeps others out.
+    /// Opens the directory that new runs go to, and those that have older ones, and keeps others out.
     ///
     /// # Errors
     /// `Locked` while another recovery runs; those of the system.
-    pub fn open(folder: &Path) -> Result<Runs> {
-        let failed = |e| Error::from_io(format!("open directory \"{}\"", folder.display()), e);
-        let mut builder = std::fs::DirBuilder::new();
-        builder
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(failed)?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(folder.join("lock"))
-            .map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Runs {
-                folder: folder.to_owned(),
-                _lock: lock,
-            }),
-            Err(TryLockError::WouldBlock) => {
-                Err(err!(Locked, "another recovery of this host runs").hint(
-                    "Nothing was changed. Wait until it has ended, then run the command again.",
-                ))
-            }
-            Err(TryLockError::Error(e)) => Err(failed(e)),
-        }
+    pub fn open(folder: &Path, older: Vec<PathBuf>) -> Result<Runs> {
+        let mut folders = older;
+        folders.insert(0, folder.to_owned());
+        let locks: Result<Vec<File>> = folders.iter().map(|folder| lock(folder)).collect();
+        Ok(Runs {
+            _locks: locks?,
+            folders,
+        })
     }
 
-    /// Returns the names of all runs, newest first.
-    fn names(&self) -> Result<Vec<String>> {
-        let failed = |e| Error::from_io(format!("read \"{}\"", self.folder.display()), e);
+    /// The directories, for people.
+    pub fn places(&self) -> String {
+        let places = self
+            .folders
+            .iter()
+            .map(|folder| folder.display().to_string());
+        places.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns names and directories of all runs, newest first.
+    fn names(&self) -> Result<Vec<(String, &Path)>> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.path().join(RECORD).is_file() {
-                names.push(entry.file_name().to_string_lossy().into_owned());
+        for folder in &self.folders {
+            let failed = |e| Error::from_io(format!("read \"{}\"", folder.display()), e);
+            for entry in std::fs::read_dir(folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                if entry.path().join(RECORD).is_file() {
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    names.push((name, folder.as_path()));
+                }
             }
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
@@ -174,8 +168,8 @@ impl Runs {
     /// # Errors
     /// Those of [`Runs::find`].
     pub fn unfinished(&self) -> Result<Option<Run>> {
-        for name in self.names()? {
-            let run = self.find(&name)?;
+        for (name, folder) in self.names()? {
+            let run = self.find_in(folder, &name)?;
             if run.end()?.is_none() {
                 return Ok(Some(run));
             }
@@ -188,8 +182,10 @@ impl Runs {
     /// # Errors
     /// Those of [`Runs::find`].
     pub fn newest(&self) -> Result<Option<Run>> {
-        let name = self.names()?.into_iter().next();
-        name.map(|name| self.find(&name)).transpose()
+        let newest = self.names()?.into_iter().next();
+        newest
+            .map(|(name, folder)| self.find_in(folder, &name))
+            .transpose()
     }
 
     /// Opens a run.
@@ -197,19 +193,23 @@ impl Runs {
     /// # Errors
     /// `NotFound`; `Damaged` for a record that cannot be read.
     pub fn find(&self, id: &str) -> Result<Run> {
-        let is_name = !id.is_empty() && !id.contains('/') && id != "." && id != "..";
-        let folder = self.folder.join(id);
-        let record: Option<Record> = match is_name {
-            true => read(&folder.join(RECORD))?,
-            false => None,
-        };
-        let none = || {
-            err!(NotFound, "no run \"{}\" is recorded", id.escape_debug()).hint(format!(
-                "The runs of this host lie in {}",
-                self.folder.display()
-            ))
-        };
-        let record = record.ok_or_else(none)?;
+        let names = self.names()?;
+        let found = names.iter().find(|(name, _)| name == id);
+        match found {
+            Some((_, folder)) => self.find_in(folder, id),
+            None => Err(self.unknown(id)),
+        }
+    }
+
+    fn unknown(&self, id: &str) -> Error {
+        err!(NotFound, "no run \"{}\" is recorded", id.escape_debug())
+            .hint(format!("The runs of this host lie in {}", self.places()))
+    }
+
+    fn find_in(&self, folder: &Path, id: &str) -> Result<Run> {
+        let folder = folder.join(id);
+        let record: Option<Record> = read(&folder.join(RECORD))?;
+        let record = record.ok_or_else(|| self.unknown(id))?;
         if record.format != FORMAT || record.id != id {
             return Err(err!(
                 Damaged,
@@ -228,19 +228,39 @@ impl Runs {
         // Another run of the same second has the name.
         let named = record.id.clone();
         let mut numbers = 2..100;
-        while self.folder.join(&record.id).exists() {
+        while self.folders.iter().any(|f| f.join(&record.id).exists()) {
             let number = numbers.next();
             let number =
                 number.ok_or_else(|| err!(Internal, "run \"{named}\" has no free name"))?;
             record.id = format!("{named}-{number}");
         }
-        let folder = self.folder.join(&record.id);
+        let Some(new) = self.folders.first() else {
+            return Err(err!(Internal, "runs without a directory"));
+        };
+        let folder = new.join(&record.id);
         let failed = |e| Error::from_io(format!("make directory \"{}\"", folder.display()), e);
-        let parent = File::open(&self.folder).map_err(failed)?;
+        let parent = File::open(new).map_err(failed)?;
         durable::create_directory(parent.as_fd(), &record.id).map_err(failed)?;
         let run = Run { folder, record };
         run.write(host, RECORD, &run.record)?;
         Ok(run)
+    }
+}
+
+/// Keeps other recoveries out of a directory.
+fn lock(folder: &Path) -> Result<File> {
+    let failed = |e| Error::from_io(format!("lock directory \"{}\"", folder.display()), e);
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join("lock"))
+        .map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(err!(Locked, "another recovery of this host runs")
+            .hint("Nothing was changed. Wait until it has ended, then run the command again.")),
+        Err(TryLockError::Error(e)) => Err(failed(e)),
     }
 }
 
@@ -384,7 +404,7 @@ mod tests {
     fn a_run_goes_on_where_it_was_and_ends_once() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::still("2026-11-20T06:40:49Z".parse().unwrap(), 1);
-        let runs = Runs::open(dir.path()).unwrap();
+        let runs = Runs::open(dir.path(), Vec::new()).unwrap();
         assert!(runs.unfinished().unwrap().is_none());
         let run = runs.begin(&host, record(&host)).unwrap();
         assert_eq!(run.record.id, "20261120T064049Z-shop");
@@ -409,8 +429,8 @@ mod tests {
     #[test]
     fn one_recovery_runs_at_a_time_and_no_name_leads_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
-        let runs = Runs::open(dir.path()).unwrap();
-        let other = Runs::open(dir.path());
+        let runs = Runs::open(dir.path(), Vec::new()).unwrap();
+        let other = Runs::open(dir.path(), Vec::new());
         assert_eq!(other.err().unwrap().code(), Code::Locked);
         for name in ["", ".", "..", "../x", "no-such"] {
             assert_eq!(

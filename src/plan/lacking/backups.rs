@@ -135,7 +135,7 @@ pub fn pins<R>(
         // A copy that was cut short right behind its root lacks the event that says so.
         let is_cut_short = is_there && !there.is_some_and(is_completed);
         let is_meant =
-            |kind: &str| ["pin", "unpin"].contains(&kind) || (is_cut_short && kind == "completed");
+            |kind: &str| event::PINNING.contains(&kind) || (is_cut_short && kind == "completed");
         let lacking = subject
             .events
             .iter()

@@ -254,11 +254,13 @@ impl<'a> Backups<'a> {
         for (_, item, root) in self.roots_of(items, |item| item.remains()) {
             let is_bounded = item.is_bounded(self.has_window);
             needed.begin(item.id, is_bounded);
+            let range = (root.start_lsn, root.stop_lsn);
+            let end = root.consistent_lsn.max(root.stop_lsn);
             if is_bounded {
-                self.need_to_end(root, needed);
+                self.paths.need_to_end(root.timeline, range, end, needed);
             } else if self.is_trimmed(root) {
                 let held = &Names(&self.survey.timelines);
-                let range = (root.start_lsn, root.consistent_lsn.max(root.stop_lsn));
+                let range = (root.start_lsn, end);
                 self.paths.need_unbroken(root.timeline, range, held, needed);
             } else {
                 self.paths
@@ -270,15 +272,6 @@ impl<'a> Backups<'a> {
             }
         }
         needed.end();
-    }
-
-    /// Adds the WAL to the end of a backup, also where only a descendant has a copy of its last segment.
-    fn need_to_end(&self, root: &Root, needed: &mut Needed) {
-        let end = root.consistent_lsn.max(root.stop_lsn);
-        let targets = self.paths.timelines();
-        for target in targets.filter(|target| self.leads(root, *target)) {
-            self.paths.need_path(target, root.start_lsn, end, needed);
-        }
     }
 
     /// Whether expiry let WAL behind a backup go on purpose, as it is recorded of it or of a twin.

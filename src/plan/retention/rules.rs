@@ -16,7 +16,7 @@ use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
 
 /// Events that a version of this format may write about a backup; others keep it.
-const KNOWN_EVENTS: [&str; 13] = [
+const KNOWN_EVENTS: [&str; 15] = [
     "begin",
     "completed",
     "verified",
@@ -24,6 +24,8 @@ const KNOWN_EVENTS: [&str; 13] = [
     "release",
     "pin",
     "unpin",
+    "unhold",
+    "held",
     "expire",
     "unexpire",
     "damaged",
@@ -679,6 +681,7 @@ fn pinned(events: &[Recorded], now: TimestampTz) -> Option<String> {
     let pin = live.into_iter().rev().max_by_key(until)?;
     let why = pin.event.reason.as_deref().unwrap_or("no reason given");
     Some(match pin.event.until {
+        None if pin.event.legal => format!("on legal hold: {why}"),
         None => format!("pinned: {why}"),
         Some(until) => format!("pinned until {until}: {why}"),
     })

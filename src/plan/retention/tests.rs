@@ -12,7 +12,7 @@ use super::*;
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::History;
 use crate::repo::catalog::{Manifest, numbers};
-use crate::repo::event::{Event, Recorded, compact, standing};
+use crate::repo::event::{Event, Recorded, TRIMMED, compact, standing};
 use crate::repo::runs::Runs;
 use crate::wal::inventory::{HistoryFile, Timeline};
 use crate::wal::survey::{Root, Subject};
@@ -597,6 +597,37 @@ fn x05_pins_keep_their_backup_and_its_own_wal() {
     let plan = retention(&survey, &policy(2, 0), now());
     assert_eq!(fates(&plan)[2], "delete");
     assert_eq!(segments(&plan), [(1, 1, 79)]);
+}
+
+#[test]
+fn x05_the_only_copy_of_a_last_segment_may_be_that_of_a_timeline_that_left_behind_it() {
+    let mut survey = straight();
+    let pinned = survey.ids.get_mut(&id(3)).unwrap();
+    pinned.events.push(event("pin", ago(500)));
+    // Backup 3 ends in segment 31, timeline 2 begins in it later, and the copy of timeline 1 is lost.
+    let held = survey.timelines.get_mut(&tli(1)).unwrap();
+    held.segments = Runs::from_numbers((1..=100).filter(|n| *n != 31).collect());
+    let switch = Lsn(31 * MIB + 400);
+    add_timeline(&mut survey, 2, Some((1, switch)), vec![31]);
+    // The cluster follows another timeline.
+    let end = Lsn(100 * MIB + 400);
+    add_timeline(&mut survey, 3, Some((1, end)), vec![100]);
+    for segments_of in [vec![31], vec![31, 33]] {
+        let held = survey.timelines.get_mut(&tli(2)).unwrap();
+        held.segments = Runs::from_numbers(segments_of);
+        let plan = retention(&survey, &policy(2, 0), now());
+        assert_eq!(fates(&plan)[2], "keep");
+        assert!(
+            segments(&plan)
+                .iter()
+                .all(|(t, first, _)| *t == 1 || *first > 31),
+            "{:?}",
+            segments(&plan)
+        );
+        // A hole behind it that was made on purpose changes nothing.
+        let pinned = survey.ids.get_mut(&id(3)).unwrap();
+        pinned.events.push(event(TRIMMED, ago(2)));
+    }
 }
 
 #[test]

@@ -125,8 +125,28 @@ impl<'a> Paths<'a> {
         for target in self.timelines() {
             if self.leads_through(target, timeline, stop) {
                 let hole = self.hole_behind(target, start, held);
-                let end = hole.map(|(from, _)| from.start_lsn(self.size).max(stop));
-                self.need_path(target, start, end.unwrap_or(Lsn(u64::MAX)), needed);
+                let end = hole.map_or(Lsn(u64::MAX), |(from, _)| from.start_lsn(self.size));
+                self.need_path(target, start, end, needed);
+            }
+        }
+        self.need_to_end(timeline, (start, stop), stop, needed);
+    }
+
+    /// Adds the WAL to the end of a backup that ends at `stop`, also where only a descendant has a copy of its last segment.
+    pub fn need_to_end(
+        &self,
+        timeline: TimelineId,
+        (start, stop): (Lsn, Lsn),
+        end: Lsn,
+        needed: &mut Needed,
+    ) {
+        // Whole segments: a descendant that leaves behind the end in the same segment has it under its own name.
+        let end = SegmentNumber::ending_at(end, self.size)
+            .range(self.size)
+            .end;
+        for target in self.timelines() {
+            if self.leads_through(target, timeline, stop) {
+                self.need_path(target, start, end, needed);
             }
         }
     }

@@ -24,6 +24,7 @@ mod credential_process;
 pub(super) mod failure;
 mod guard;
 mod headers;
+mod hold;
 pub mod lifecycle;
 mod listing;
 mod markers;
@@ -249,6 +250,14 @@ impl Store for S3Store {
         let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
         wait(async move { listing::delete(&bucket, &key).await })??;
         Ok(true)
+    }
+
+    fn has_holds(&self) -> Result<bool> {
+        hold::is_known(&self.bucket)
+    }
+
+    fn hold(&self, key: &Key, is_on: bool) -> Result<bool> {
+        hold::set(&self.bucket, key, is_on)
     }
 
     fn irregular(&self) -> Result<Vec<Irregular>> {

@@ -28,6 +28,9 @@ pub(super) struct Piece {
     lock: Option<Lock>,
 }
 
+/// The mode of an object on which a legal hold lies.
+const HELD: &str = "legal hold";
+
 /// Until when the store keeps an object, whoever deletes it.
 pub(super) struct Lock {
     /// Seconds since 1970; none while it is held without a date.
@@ -54,7 +57,7 @@ impl Lock {
         mode: Option<&ObjectLockMode>,
     ) -> Option<Lock> {
         if held == Some(&ObjectLockLegalHoldStatus::On) {
-            let mode = "legal hold".to_owned();
+            let mode = HELD.to_owned();
             return Some(Lock { until: None, mode });
         }
         let until = Some(until?.secs());
@@ -83,6 +86,11 @@ impl Lock {
 }
 
 impl Piece {
+    /// Whether a legal hold lies on the object.
+    pub(super) fn is_held(&self) -> bool {
+        self.lock.as_ref().is_some_and(|lock| lock.mode == HELD)
+    }
+
     /// Requires that the object is not locked at this time, in seconds since 1970.
     ///
     /// # Errors

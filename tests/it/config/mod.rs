@@ -3,6 +3,7 @@
 mod corpus;
 mod faults;
 mod in_place;
+mod rewrap;
 mod sync;
 
 use std::os::unix::fs::PermissionsExt;

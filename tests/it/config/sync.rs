@@ -5,7 +5,7 @@ use crate::common::Program;
 use crate::sealed::keygen;
 
 /// Configures a second repository of the same keys beside the first, or alone.
-fn configure(world: &World, name: &str, alone: bool, more: &[&str]) {
+pub(super) fn configure(world: &World, name: &str, alone: bool, more: &[&str]) {
     let keys = world.text("keys");
     let mut text = format!(
         "[clusters.main]\npgdata = \"{}\"\n",

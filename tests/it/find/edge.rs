@@ -88,17 +88,14 @@ fn n03_wal_that_is_missing_or_damaged_is_named_and_the_rest_is_found() {
 #[test]
 fn n03_before_anything_is_archived_that_is_said() {
     let (site, _cluster) = Site::with_cluster(17);
+    let standby = site.sandbox().join("standby");
+    let standby = standby.to_str().unwrap();
+    let of_primary = ["--primary-conninfo", "host=x"];
     for words in [
-        &["find", "--kind", "drop"][..],
-        &[
-            "standby",
-            "--to",
-            "/nowhere",
-            "--primary-conninfo",
-            "host=x",
-        ],
+        vec!["find", "--kind", "drop"],
+        [&["standby", "--to", standby][..], &of_primary].concat(),
     ] {
-        let run = site.pitr().args(words).run().expect_code(5);
+        let run = site.pitr().args(&words).run().expect_code(5);
         run.expect_stderr("nothing of the cluster is archived yet")
             .expect_stderr("pitr backup");
     }

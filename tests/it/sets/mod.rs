@@ -6,7 +6,7 @@ mod shop;
 use serde_json::Value;
 use shop::{Counters, Shop, read};
 
-use crate::common::{PATIENCE, user, wait_until};
+use crate::common::{PATIENCE, Sandbox, pitr, user, wait_until};
 
 const TEN: Counters = Counters {
     rows: 10,
@@ -270,4 +270,45 @@ fn the_runbook_is_stale_when_the_configuration_is_another_one() {
         .expect_stderr("not that of the configuration");
     shop.sandbox.file("pitr.toml", config);
     shop.stop_receiving();
+}
+
+#[test]
+fn a_recovery_of_before_is_read_and_one_that_is_recorded_nowhere_is_said() {
+    let sandbox = Sandbox::new("sets");
+    let place = |name: &str| sandbox.join(name).display().to_string();
+    let config = sandbox.file(
+        "pitr.toml",
+        format!(
+            "[files.up]\nsource = \"{}\"\n[sets.shop]\nmembers = [\"files:up\"]\n[agent]\nstate_dir = \"{}\"\n[repositories.one]\nurl = \"file://{}\"\n",
+            place("source"),
+            place("state"),
+            place("one"),
+        ),
+    );
+    let record = sandbox.dir("cache/pitr/recover/20261120T064049Z-shop");
+    user::own_all(sandbox.path());
+    let back = || {
+        let program = pitr().arg("--config").arg(&config);
+        let words = ["recover", "rollback", "--set", "shop", "--json"];
+        program.args(words).env("XDG_CACHE_HOME", place("cache"))
+    };
+    // A folder without a record is of a run that never began.
+    let none = back().run().expect_code(2);
+    for place in [place("state/recover"), place("cache/pitr/recover")] {
+        assert!(none.stderr.contains(&place), "{none}");
+    }
+    std::fs::write(
+        record.join("run.json"),
+        r#"{"format":1,"id":"20261120T064049Z-shop","set":"shop","extent":"full","moment":"mark m","began":"2026-11-20T06:40:49Z","members":[],"steps":[]}"#,
+    )
+    .unwrap();
+    user::own_all(sandbox.path());
+    let told = back().run().expect_code(8).json();
+    assert_eq!(told["run"], "20261120T064049Z-shop", "{told:#}");
+    // Others could have written it.
+    let folder = sandbox.join("cache/pitr/recover");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&folder, mode).unwrap();
+    let none = back().run().expect_code(2);
+    assert!(none.stderr.contains("are not read"), "{none}");
 }

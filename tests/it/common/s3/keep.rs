@@ -103,6 +103,8 @@ pub fn elements<'a>(xml: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 const LOCK_MODE: &str = "x-amz-object-lock-mode";
+/// The header that tells of a legal hold.
+pub const HOLD: &str = "x-amz-object-lock-legal-hold";
 
 /// A body that is to be locked, of which the writer does not say how it can be checked: Amazon takes none, whoever wants the lock.
 fn unchecked(
@@ -131,6 +133,20 @@ fn lock(headers: &mut BTreeMap<String, String>, manner: &Manner, now: DateTime<U
     let until = now + chrono::Duration::from_std(period).unwrap();
     for (name, value) in [("mode", mode.to_owned()), ("retain-until-date", iso(until))] {
         headers.insert(format!("x-amz-object-lock-{name}"), value);
+    }
+}
+
+fn object_lock(manner: &Manner) -> Response {
+    match manner.object_lock {
+        Some(true) => Response::new(
+            200,
+            "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>",
+        ),
+        _ => Response::error(
+            404,
+            "ObjectLockConfigurationNotFoundError",
+            "Object Lock configuration does not exist for this bucket",
+        ),
     }
 }
 
@@ -245,6 +261,16 @@ impl Keep {
                 self.list_versions(request, manner)
             }
             ("GET", "", None) if request.query("lifecycle").is_some() => lifecycle(manner),
+            ("GET", "", None)
+                if request.query("object-lock").is_some() && manner.object_lock.is_some() =>
+            {
+                object_lock(manner)
+            }
+            ("PUT", _, None)
+                if request.query("legal-hold").is_some() && manner.object_lock == Some(true) =>
+            {
+                self.hold(&key, request)
+            }
             ("GET", "", None) => self.list(request, manner),
             ("GET", _, None) if request.query("tagging").is_some() => self.tags(&key),
             ("GET", _, None) if request.query("attributes").is_some() => self.parts(&key),
@@ -272,6 +298,19 @@ impl Keep {
             },
             _ => Response::error(501, "NotImplemented", "not here"),
         }
+    }
+
+    /// Sets a legal hold, or takes it away.
+    fn hold(&mut self, key: &str, request: &Request) -> Response {
+        let Some(stored) = self.objects.get_mut(key) else {
+            return absent();
+        };
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        match body.contains("<Status>ON</Status>") {
+            true => stored.headers.insert(HOLD.to_owned(), "ON".to_owned()),
+            false => stored.headers.remove(HOLD),
+        };
+        Response::new(200, "")
     }
 
     fn put(

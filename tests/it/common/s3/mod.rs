@@ -100,6 +100,8 @@ pub struct Manner {
     pub deleter: Option<(&'static str, &'static str)>,
     /// How long what is written is locked, where the writer does not say.
     pub default_lock: Option<(&'static str, Duration)>,
+    /// Whether the bucket has Object Lock; where there is no answer the server does not know the question, nor legal holds.
+    pub object_lock: Option<bool>,
     /// Listings do not show what is there.
     pub lists_late: bool,
     /// Listings show what was deleted.
@@ -134,6 +136,7 @@ impl Default for Manner {
             versions: false,
             deleter: None,
             default_lock: None,
+            object_lock: None,
             lists_late: false,
             shows_deleted: false,
             reads_late: false,

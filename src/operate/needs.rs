@@ -1,0 +1,110 @@
+//! The objects that a backup of a cluster needs to be restored.
+
+use std::collections::BTreeSet;
+
+use crate::err;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentNumber, SegmentSize};
+use crate::repo::event;
+use crate::repo::id::{BackupId, PartName};
+use crate::repo::keyring;
+use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
+use crate::repo::root::outline::Outline;
+use crate::repo::scope::{self, Scope};
+use crate::seal::EPOCH;
+use crate::store::{Key, Store};
+
+/// Layers and packs, and the WAL from its start to its end. Each segment is of one of two timelines.
+pub(super) struct Content {
+    /// The layout, with the lives that are followed.
+    pub layout: ClusterLayout,
+    /// The first segment.
+    pub first: SegmentNumber,
+    /// The size of segments.
+    pub size: SegmentSize,
+    /// The keys.
+    pub keys: BTreeSet<Key>,
+}
+
+/// Layers and packs as keys.
+pub(super) fn parts(
+    scope: &Scope,
+    layers: impl Iterator<Item = PartName>,
+    packs: impl Iterator<Item = PartName>,
+) -> BTreeSet<Key> {
+    let layers = layers.map(|part| scope.layer(&part));
+    layers.chain(packs.map(|part| scope.pack(&part))).collect()
+}
+
+/// The content of a backup, and the WAL to its end.
+pub(super) fn content(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    root: &Outline,
+) -> Result<Content> {
+    let layout = repository.read_lives(layout)?;
+    let mut keys = parts(&layout, root.layers(), root.packs());
+    let size = repository.require_readable(&layout)?.segment_size_bytes;
+    let size = SegmentSize::new(size)?;
+    let first = SegmentNumber::of(root.start_lsn, size);
+    let end = root.consistent_lsn.max(root.stop_lsn);
+    let last = SegmentNumber::of(Lsn(end.0.saturating_sub(1)), size);
+    let (begun, ended) = root.timelines()?;
+    for number in first.0..=last.0 {
+        let names = [begun, ended].map(|timeline| SegmentNumber(number).name(timeline, size));
+        keys.extend(names.into_iter().flatten().map(|name| layout.segment(name)));
+    }
+    Ok(Content {
+        layout,
+        first,
+        size,
+        keys,
+    })
+}
+
+/// Everything that restores a backup, with what opens and proves it: the root, its reservation and holds, histories, the registration, the marker and the
+/// recipients of the key set. Some may not be there.
+///
+/// # Errors
+/// `NotFound` without a root; what the store says.
+pub(super) fn everything(
+    repository: &Repository,
+    layout: &ClusterLayout,
+    id: &BackupId,
+) -> Result<BTreeSet<Key>> {
+    let store = repository.store();
+    let root = Outline::read(store, layout, id)?;
+    let root = root.ok_or_else(|| err!(NotFound, "backup \"{id}\" is not there"))?;
+    let Content {
+        layout, mut keys, ..
+    } = content(repository, layout, &root)?;
+    keys.extend([layout.manifest(id), layout.begin(id)]);
+    keys.extend([layout.server_manifest(id), layout.relations(id)]);
+    keys.extend([layout.registration(), scope::marker()]);
+    let (begun, ended) = root.timelines()?;
+    let histories = (begun.decimal()..=ended.decimal()).filter(|n| *n > 1);
+    let histories = histories.filter_map(crate::pg::timeline::TimelineId::new);
+    keys.extend(histories.map(|timeline| layout.history(timeline)));
+    if repository.marker().key_set.is_some() {
+        for name in keyring::recipient_names(store)? {
+            keys.insert(scope::recipient(EPOCH, &name)?);
+        }
+    }
+    for listed in store.list(&layout.subject(&id.to_string()))? {
+        if ["pin", "held"].contains(&event::kind_in(&listed.name)) {
+            keys.insert(layout.event(&id.to_string(), &listed.name)?);
+        }
+    }
+    with_healed(store, keys)
+}
+
+/// With the copies that are read in the place of damaged objects.
+fn with_healed(store: &dyn Store, keys: BTreeSet<Key>) -> Result<BTreeSet<Key>> {
+    let mut all = keys.clone();
+    for key in &keys {
+        all.extend(store.healed_copies(key)?);
+    }
+    Ok(all)
+}

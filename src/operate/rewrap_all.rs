@@ -1,0 +1,493 @@
+//! Access to every repository, and to the secrets pairs in them, changed in one go.
+//!
+//! Everything is planned before anything is written. Then access is given everywhere, and withdrawn afterwards: wherever a run stops, who is to
+//! keep access has it. A repetition finds what is done, and goes on with the rest.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::configuration::recipients as secrets;
+use super::keys::{to_passphrase, to_public};
+use super::rewrap::{self, Asked, PROVEN_MIN};
+use super::session::Session;
+use crate::config;
+use crate::err;
+use crate::error::{Code, Result};
+use crate::repo::keyring::{self, Keys, PublicFile, ReaderFile, WriterFile};
+use crate::repo::repository::Repository;
+use crate::seal::{Access, Contents, KeySetId, Recipient, public_of};
+use crate::text;
+
+/// The kind of a set of recipients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// They read the repository.
+    Data,
+    /// They read the originals of configuration files with secrets.
+    Secrets,
+}
+
+/// The recipients of one key set, or of one secrets pair, in one repository.
+#[derive(Serialize)]
+pub struct Set {
+    /// The repository.
+    pub repository: String,
+    /// Their kind.
+    pub kind: Kind,
+    id: String,
+    /// Who has access now.
+    pub recipients: Vec<String>,
+    /// Who is still to get it.
+    pub to_give: Vec<String>,
+    /// Who is still to lose it.
+    pub to_withdraw: Vec<String>,
+    /// Who got it in this run.
+    pub given: Vec<String>,
+    /// Who lost it in this run.
+    pub withdrawn: Vec<String>,
+    #[serde(skip)]
+    key_set: KeySetId,
+    #[serde(skip)]
+    place: Arc<Repository>,
+    #[serde(skip)]
+    opened: Option<Opened>,
+}
+
+/// A set that a key opened.
+struct Opened {
+    contents: Contents,
+    /// Recipients whose keys were seen to open it.
+    proven: BTreeSet<String>,
+    /// Recipients to be stored.
+    new: Vec<Recipient>,
+}
+
+/// The whole change.
+#[derive(Serialize)]
+pub struct Plan {
+    /// The sets, in the order of the configuration.
+    pub sets: Vec<Set>,
+    /// Repositories that are not encrypted.
+    pub plain: Vec<String>,
+    #[serde(skip)]
+    withdraw: Vec<String>,
+    #[serde(skip)]
+    passphrase: Option<(String, Zeroizing<Vec<u8>>)>,
+}
+
+/// The keys at hand, and those who get access.
+struct Hand<'a> {
+    asked: &'a Asked,
+    added: Vec<(PathBuf, String, String)>,
+    proofs: Vec<(PathBuf, ReaderFile)>,
+    with_secrets: bool,
+}
+
+/// Plans the change of every repository of the configuration; `with_secrets` says that access to the secrets pairs is given, too.
+///
+/// # Errors
+/// `Usage` when nothing is to be changed, or one repository is named; `Refused` when no repository is encrypted, a name is taken, or too few recipients
+/// would be proven; `Key` without a key that opens a set; what the stores say. Nothing was changed then.
+pub fn plan(session: &Session, asked: &Asked, with_secrets: bool) -> Result<Plan> {
+    asked.check()?;
+    if let Some(one) = &session.flags.repository {
+        return Err(err!(
+            Usage,
+            "--all is every repository of the configuration, and --repository names one, \"{one}\""
+        )
+        .hint("Nothing was changed. Leave out one of the two."));
+    }
+    keyring::forbid_core_dumps()?;
+    let passphrase = match &asked.add_passphrase {
+        Some(name) => Some((name.clone(), asked.source.read(session)?)),
+        None => None,
+    };
+    let hand = Hand::of(asked, with_secrets)?;
+    let mut plan = Plan {
+        sets: Vec::new(),
+        plain: Vec::new(),
+        withdraw: asked.withdraw.clone(),
+        passphrase,
+    };
+    for configured in &session.settings_with_repositories()?.repositories {
+        let planned = plan.add(session, configured, &hand);
+        planned.map_err(|e| {
+            e.context(format!(
+                "plan the change of repository \"{}\" (nothing was changed)",
+                configured.name
+            ))
+        })?;
+    }
+    if plan.sets.is_empty() {
+        return Err(err!(Refused, "no repository is encrypted").hint("Nothing was changed."));
+    }
+    for name in &asked.withdraw {
+        if !plan.sets.iter().any(|set| set.to_withdraw.contains(name)) {
+            session.warn(&format!("no repository has a recipient \"{name}\""));
+        }
+    }
+    Ok(plan)
+}
+
+impl Hand<'_> {
+    fn of(asked: &Asked, with_secrets: bool) -> Result<Hand<'_>> {
+        let public = |path: &PathBuf| {
+            let file = PublicFile::read(path)?;
+            let key = text::hex(&file.public(path)?.0);
+            Ok((path.clone(), file.recipient, key))
+        };
+        let proof = |path: &PathBuf| Ok((path.clone(), ReaderFile::read(path)?));
+        let hand = Hand {
+            asked,
+            added: asked.add.iter().map(public).collect::<Result<_>>()?,
+            proofs: asked.proof.iter().map(proof).collect::<Result<_>>()?,
+            with_secrets,
+        };
+        let added = hand.added.iter().map(|(_, name, _)| name);
+        let mut names = added.chain(&asked.add_passphrase);
+        match names.find(|name| asked.withdraw.contains(name)) {
+            Some(both) => Err(err!(
+                Usage,
+                "recipient \"{both}\" is to get access and to lose it"
+            )
+            .hint("Nothing was changed. Give the new key another name.")),
+            None => Ok(hand),
+        }
+    }
+
+    /// Whether the private key of a recipient who gets access is at hand.
+    fn holds(&self, name: &str, public: &str) -> Result<bool> {
+        for (path, file) in self.proofs.iter().filter(|(_, f)| f.recipient == name) {
+            if text::hex(&public_of(&file.private(path)?)?.0) == public {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Plan {
+    fn add(
+        &mut self,
+        session: &Session,
+        configured: &config::Repository,
+        hand: &Hand<'_>,
+    ) -> Result<()> {
+        let place = Arc::new(session.open(configured)?);
+        let mut all: Vec<(Kind, KeySetId)> = Vec::new();
+        match &place.marker().key_set {
+            Some(id) => all.push((Kind::Data, id.parse()?)),
+            None => self.plain.push(configured.name.clone()),
+        }
+        let pairs = secrets::pairs(place.store())?;
+        all.extend(pairs.into_iter().map(|pair| (Kind::Secrets, pair)));
+        for (kind, key_set) in all {
+            let mut set = Set::look(configured, &place, kind, key_set)?;
+            set.plan(configured, hand, self.passphrase.as_ref())
+                .map_err(|e| e.context(set.words()))?;
+            self.sets.push(set);
+        }
+        Ok(())
+    }
+
+    /// Whether something is to be changed.
+    pub fn is_change(&self) -> bool {
+        let is_change = |set: &Set| !set.to_give.is_empty() || !set.to_withdraw.is_empty();
+        self.sets.iter().any(is_change)
+    }
+
+    /// Gives access in every set, and only then withdraws it. The first error ends it: the sets say what is done.
+    ///
+    /// # Errors
+    /// `Interrupted`; what the stores say; `Refused` when recipients vanished meanwhile.
+    pub fn carry_out(&mut self, session: &Session) -> Result<()> {
+        let passphrase = self.passphrase.as_ref();
+        for set in &mut self.sets {
+            session.host.check_stop()?;
+            set.give(passphrase).map_err(|e| e.context(set.doing()))?;
+        }
+        for set in &mut self.sets {
+            session.host.check_stop()?;
+            set.withdraw().map_err(|e| e.context(set.doing()))?;
+        }
+        self.warn_of_files(session)
+    }
+
+    /// Names the files on this host by which a repository that is made later would give access back.
+    fn warn_of_files(&self, session: &Session) -> Result<()> {
+        let mut told: BTreeSet<PathBuf> = BTreeSet::new();
+        for configured in &session.settings()?.repositories {
+            let key_set = configured.encryption.as_ref();
+            let key_set = key_set.and_then(|from| from.key_set.as_deref());
+            let files = [
+                key_set.map(|path| (path, WriterFile::read(path))),
+                configured
+                    .secrets_file()
+                    .map(|path| (path, WriterFile::read_secrets(path))),
+            ];
+            for (path, file) in files.into_iter().flatten() {
+                let file = file?;
+                let is_listed =
+                    |name: &&String| file.recipients().iter().any(|r| r.recipient == **name);
+                let listed: Vec<&str> = self
+                    .withdraw
+                    .iter()
+                    .filter(is_listed)
+                    .map(String::as_str)
+                    .collect();
+                if !listed.is_empty() && told.insert(path.to_owned()) {
+                    session.warn(&format!(
+                        "\"{}\" still lists {}: a repository that is made with it gives access again; withdraw it there once more",
+                        path.display(),
+                        listed.join(", ")
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Set {
+    fn look(
+        configured: &config::Repository,
+        place: &Arc<Repository>,
+        kind: Kind,
+        key_set: KeySetId,
+    ) -> Result<Set> {
+        let mut set = Set {
+            repository: configured.name.clone(),
+            kind,
+            id: key_set.to_string(),
+            recipients: Vec::new(),
+            to_give: Vec::new(),
+            to_withdraw: Vec::new(),
+            given: Vec::new(),
+            withdrawn: Vec::new(),
+            key_set,
+            place: Arc::clone(place),
+            opened: None,
+        };
+        set.recipients = set.names()?;
+        Ok(set)
+    }
+
+    /// Its kind, for people.
+    pub fn words(&self) -> String {
+        match self.kind {
+            Kind::Data => "data".to_owned(),
+            Kind::Secrets => format!("secrets pair {}", self.id),
+        }
+    }
+
+    fn doing(&self) -> String {
+        format!(
+            "change the recipients in repository \"{}\", {}",
+            self.repository,
+            self.words()
+        )
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        match self.kind {
+            Kind::Data => keyring::recipient_names(self.place.store()),
+            Kind::Secrets => secrets::names(self.place.store(), self.key_set),
+        }
+    }
+
+    fn stored(&self, name: &str) -> Result<Option<Recipient>> {
+        match self.kind {
+            Kind::Data => keyring::recipient(self.place.store(), name),
+            Kind::Secrets => secrets::stored(self.place.store(), self.key_set, name),
+        }
+    }
+
+    fn plan(
+        &mut self,
+        configured: &config::Repository,
+        hand: &Hand<'_>,
+        passphrase: Option<&(String, Zeroizing<Vec<u8>>)>,
+    ) -> Result<()> {
+        let asked = hand.asked;
+        let gets = self.kind == Kind::Data || hand.with_secrets;
+        let is_given = gets && (!hand.added.is_empty() || passphrase.is_some());
+        let here = asked.withdraw.iter();
+        let here = here.filter(|name| self.recipients.contains(name));
+        self.to_withdraw = here.cloned().collect();
+        if !is_given && self.to_withdraw.is_empty() {
+            return Ok(());
+        }
+        let mut opened = self.open(configured, hand)?;
+        if is_given {
+            self.plan_keys(&mut opened, hand)?;
+        }
+        // A secrets pair has recipients with key files alone.
+        if let (Kind::Data, Some((name, passphrase))) = (self.kind, passphrase) {
+            self.plan_passphrase(&mut opened, name, passphrase)?;
+        }
+        self.to_give = opened.new.iter().map(|r| r.recipient.clone()).collect();
+        self.opened = Some(opened);
+        match self.to_withdraw.is_empty() {
+            true => Ok(()),
+            false => self.check_proven(self.to_give.as_slice()),
+        }
+    }
+
+    /// Opens it by every key at hand.
+    fn open(&self, configured: &config::Repository, hand: &Hand<'_>) -> Result<Opened> {
+        let mut opened = None;
+        if self.kind == Kind::Data {
+            let from = configured.encryption.as_ref();
+            let keys = Keys::load(self.place.store(), self.key_set, from)?;
+            if let (Some(private), Some(mac)) = (keys.private, keys.mac) {
+                opened = Some(Opened {
+                    contents: Contents { private, mac },
+                    proven: keys.recipient.into_iter().collect(),
+                    new: Vec::new(),
+                });
+            }
+        } else if let Some(path) = configured.secrets_key_file() {
+            self.try_key(&mut opened, path, &ReaderFile::read(path)?)?;
+        }
+        for (path, file) in &hand.proofs {
+            self.try_key(&mut opened, path, file)?;
+        }
+        opened.ok_or_else(|| {
+            let key = match self.kind {
+                Kind::Data => "key_file, key_command or a passphrase",
+                Kind::Secrets => "secrets_key",
+            };
+            err!(Key, "no key that opens it is given").hint(format!("Only a recipient who has access can give it or withdraw it: configure {key}, or name key files with --proof."))
+        })
+    }
+
+    /// Tries a key file. One of somebody else opens nothing here, and proves nothing.
+    fn try_key(&self, opened: &mut Option<Opened>, path: &Path, file: &ReaderFile) -> Result<()> {
+        if !file.may_open(self.key_set) {
+            return Ok(());
+        }
+        let Some(stored) = self.stored(&file.recipient)? else {
+            return Ok(());
+        };
+        let contents = match stored.open(&Access::Key(&file.private(path)?)) {
+            Err(e) if e.code() == Code::Key => return Ok(()),
+            other => other?,
+        };
+        if contents.mac.id() != self.key_set {
+            return Err(err!(
+                Damaged,
+                "recipient \"{}\" opens another key set",
+                file.recipient
+            ));
+        }
+        let opened = opened.get_or_insert_with(|| Opened {
+            contents,
+            proven: BTreeSet::new(),
+            new: Vec::new(),
+        });
+        opened.proven.insert(file.recipient.clone());
+        Ok(())
+    }
+
+    fn plan_keys(&self, opened: &mut Opened, hand: &Hand<'_>) -> Result<()> {
+        for (path, name, key) in &hand.added {
+            match self.stored(name)? {
+                None => {
+                    opened.new.push(to_public(&opened.contents, path)?);
+                    if hand.holds(name, key)? {
+                        opened.proven.insert(name.clone());
+                    }
+                }
+                Some(there)
+                    if there.is_genuine(&opened.contents.mac)
+                        && there.public_key.as_ref() == Some(key) => {}
+                Some(_) => return Err(taken(name)),
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_passphrase(&self, opened: &mut Opened, name: &str, passphrase: &[u8]) -> Result<()> {
+        match self.stored(name)? {
+            None => {
+                let new = to_passphrase(&opened.contents, name, passphrase)?;
+                opened.new.push(new);
+            }
+            Some(there) => {
+                let found = there.open(&Access::Passphrase(passphrase));
+                if found.map_or(true, |found| found.mac.id() != self.key_set) {
+                    return Err(taken(name));
+                }
+            }
+        }
+        opened.proven.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Requires that enough recipients stay whose keys were seen to open it; `coming` are those who get access first.
+    fn check_proven(&self, coming: &[String]) -> Result<()> {
+        let there = self.names()?;
+        let stays = |name: &&String| {
+            (there.contains(name) || coming.contains(name)) && !self.to_withdraw.contains(name)
+        };
+        let opened = self.opened.as_ref();
+        let proven = opened.into_iter().flat_map(|opened| &opened.proven);
+        let staying: Vec<&String> = proven.filter(stays).collect();
+        match staying.len() < PROVEN_MIN {
+            true => Err(rewrap::too_few(&staying)),
+            false => Ok(()),
+        }
+    }
+
+    fn give(&mut self, passphrase: Option<&(String, Zeroizing<Vec<u8>>)>) -> Result<()> {
+        let Some(opened) = &self.opened else {
+            return Ok(());
+        };
+        let store = self.place.store();
+        for new in &opened.new {
+            match self.kind {
+                Kind::Data => keyring::give_access(store, new)?,
+                Kind::Secrets => secrets::give(store, &opened.contents.mac, new)?,
+            }
+            let passphrase = passphrase.filter(|_| new.has_passphrase());
+            if let Some((name, passphrase)) = passphrase {
+                let stored = self.stored(name)?;
+                let stored =
+                    stored.ok_or_else(|| err!(ReadBack, "recipient \"{name}\" is gone"))?;
+                stored.open(&Access::Passphrase(passphrase))?;
+            }
+            self.to_give.retain(|name| *name != new.recipient);
+            self.given.push(new.recipient.clone());
+        }
+        self.recipients = self.names()?;
+        Ok(())
+    }
+
+    fn withdraw(&mut self) -> Result<()> {
+        if self.to_withdraw.is_empty() {
+            return Ok(());
+        }
+        // Somebody else may have withdrawn others meanwhile.
+        self.check_proven(&[])?;
+        let store = self.place.store();
+        while let Some(name) = self.to_withdraw.first().cloned() {
+            match self.kind {
+                Kind::Data => keyring::withdraw(store, &name)?,
+                Kind::Secrets => secrets::withdraw_one(store, self.key_set, &name)?,
+            };
+            self.withdrawn.push(self.to_withdraw.remove(0));
+        }
+        self.recipients = self.names()?;
+        Ok(())
+    }
+}
+
+fn taken(name: &str) -> crate::error::Error {
+    err!(Refused, "recipient \"{name}\" has other keys there already")
+        .hint("Nothing was changed in any repository. Choose another name.")
+}

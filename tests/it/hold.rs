@@ -1,0 +1,266 @@
+//! `pitr hold` and `unhold`: the store's own hold where it has one, and a word for it where it has none.
+
+use crate::common::s3::Fault;
+use crate::common::s3::peer::Peer;
+use crate::common::{Cluster, Run, keep_one};
+use crate::per_major;
+use crate::pin::Kept;
+use crate::s3_cycle::Bucketed;
+use pitr::repo::event;
+use pitr::repo::layout::ClusterLayout;
+
+/// The header that tells of a store's hold.
+const HOLD: &str = "x-amz-object-lock-legal-hold";
+
+/// Two full backups in a bucket.
+struct Court {
+    site: Bucketed,
+    cluster: Cluster,
+    ids: [String; 2],
+}
+
+impl Court {
+    fn new(major: u32, object_lock: Option<bool>) -> Court {
+        let mut cluster = Cluster::builder(major)
+            .segment_size_mb(1)
+            .without_fsync()
+            .create();
+        let site = Bucketed::new(&cluster, Peer::own(), "");
+        site.peer.server().behave(|m| m.object_lock = object_lock);
+        site.attach(&cluster);
+        cluster.start();
+        cluster.sql("create table t (n int)");
+        let backup = || {
+            cluster.sql("insert into t values (1)");
+            let run = site.pitr().args(["backup", "--full", "--json"]).run();
+            run.success().json()["id"].as_str().unwrap().to_owned()
+        };
+        let ids = [backup(), backup()];
+        cluster.archive_now();
+        Court { site, cluster, ids }
+    }
+
+    fn pitr(&self, args: &[&str]) -> Run {
+        self.site.pitr().args(args).run()
+    }
+
+    fn hold(&self, id: &str) -> Run {
+        self.pitr(&["hold", id, "--reason", "case 17", "--confirm"])
+    }
+
+    /// Keys whose objects the store holds.
+    fn held(&self) -> Vec<String> {
+        let server = self.site.peer.server();
+        let mut keys = server.keys();
+        keys.retain(|key| {
+            server
+                .written_with(key)
+                .get(HOLD)
+                .is_some_and(|v| v == "ON")
+        });
+        keys
+    }
+
+    fn has(&self, part: &str) -> bool {
+        let keys = self.site.peer.server().keys();
+        keys.iter().any(|key| key.contains(part))
+    }
+
+    fn shown(&self, id: &str) -> serde_json::Value {
+        let info = self.pitr(&["info", "--json"]).json();
+        let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
+        backups.into_iter().find(|b| b["id"] == id).unwrap()
+    }
+
+    fn expire(&self) -> Run {
+        let expire = keep_one(&["--grace", "0s", "--confirm"]);
+        self.site.pitr().args(expire.clone()).run();
+        self.site.pitr().args(expire).run()
+    }
+}
+
+fn a_hold_is_the_stores_own_where_it_has_one(major: u32) {
+    let court = Court::new(major, Some(true));
+    let [first, second] = court.ids.clone();
+    let keys = court.site.peer.server().keys();
+    let plan = court.pitr(&["hold", &first, "--reason", "case 17"]);
+    plan.expect_code(8).expect_stdout("by the store's own hold");
+    court
+        .pitr(&["hold", &first, "--reason", "case 17", "--dry-run"])
+        .success();
+    assert_eq!(court.site.peer.server().keys(), keys);
+    assert!(court.held().is_empty(), "nothing was changed");
+
+    // The store refuses one object: the hold stands, and says no more than is true.
+    let refusal = Fault::Error(403, "AccessDenied");
+    let fired = (court.site.peer.server()).fault_after(3, "legal-hold", 1, refusal);
+    let partly = court.hold(&first);
+    assert_eq!(fired.times(), 1, "{partly}");
+    partly
+        .expect_code(10)
+        .expect_stderr("hold its objects in repository");
+    court.site.peer.server().heal();
+    assert_eq!(court.shown(&first)["hold"], "advisory");
+    court.hold(&first).success().expect_stdout("objects");
+    let shown = court.shown(&first);
+    assert_eq!(shown["hold"], "store");
+    assert_eq!(shown["pinned_reason"], "case 17");
+    court.pitr(&["info"]).expect_stdout("on hold");
+    let held = court.held();
+    for needed in [
+        format!("backups/{first}/manifest"),
+        format!("packs/{first}/"),
+        format!("layers/{first}/"),
+        "/wal/".to_owned(),
+        "pitr.json".to_owned(),
+        "cluster.json".to_owned(),
+        format!("events/{first}/"),
+    ] {
+        assert!(
+            held.iter().any(|key| key.contains(&needed)),
+            "{needed}: {held:#?}"
+        );
+    }
+    assert!(!held.iter().any(|key| key.contains(&second)), "{held:#?}");
+    // Repeated, it says nothing new.
+    let keys = court.site.peer.server().keys();
+    court.hold(&first).success();
+    assert_eq!(court.site.peer.server().keys(), keys);
+
+    // Nothing of pitr lets it go.
+    court
+        .expire()
+        .success()
+        .expect_stdout("on legal hold: case 17");
+    let unpin = court.pitr(&["unpin", &first, "--confirm"]);
+    unpin.expect_code(8).expect_stderr("pitr unhold");
+    let deletion = ["backup", "delete", &first, "--grace", "0s", "--confirm"];
+    court.pitr(&deletion).expect_code(8);
+    assert!(court.has(&format!("packs/{first}/")));
+
+    // Who may create objects forges its end: retention decides then, and the store refuses.
+    forge_end(&court, &first);
+    assert!(court.shown(&first)["hold"].is_null());
+    let refused = court.expire();
+    let refused = refused.expect_stderr("(legal hold)");
+    for part in ["packs", "layers", "backups"] {
+        assert!(court.has(&format!("{part}/{first}/")), "{refused}");
+    }
+    court.hold(&first).success();
+
+    // An object that another hold needs stays held.
+    court.hold(&second).success();
+    let ended = court.pitr(&["unhold", &first, "--confirm"]).success();
+    ended.expect_stdout("no longer on hold");
+    let held = court.held();
+    assert!(
+        held.iter().any(|key| key.ends_with("pitr.json")),
+        "{held:#?}"
+    );
+    assert!(
+        held.iter()
+            .any(|key| key.contains(&format!("packs/{second}/")))
+    );
+    assert!(
+        !held
+            .iter()
+            .any(|key| key.contains(&format!("packs/{first}/")))
+    );
+    court.expire().success();
+    assert!(
+        !court.has(&format!("packs/{first}/")),
+        "it goes as any other"
+    );
+    court.pitr(&["unhold", &second, "--confirm"]).success();
+    assert_eq!(court.held(), Vec::<String>::new());
+    court.pitr(&["verify", "--quiet"]).success();
+    drop(court.cluster);
+}
+per_major!(a_hold_is_the_stores_own_where_it_has_one, v17);
+
+/// Ends every hold of a backup as somebody does who may only create objects.
+fn forge_end(court: &Court, id: &str) {
+    let store = court.site.store();
+    let key = court.site.peer.server().keys();
+    let cluster = key
+        .iter()
+        .find_map(|key| key.split("clusters/main/").nth(1));
+    let identifier = cluster.unwrap().split('/').next().unwrap();
+    let layout = ClusterLayout::new("main", identifier.parse().unwrap()).unwrap();
+    let events = event::read_all(&store, &layout, id).unwrap();
+    for hold in event::legal_holds(&events) {
+        let end = event::Event {
+            event: "unhold".into(),
+            subject: id.to_owned(),
+            ends: Some(hold.name.clone()),
+            time: hold.event.time,
+            ..event::Event::default()
+        };
+        event::record(&store, &layout, &end, 77).unwrap();
+    }
+}
+
+fn a_hold_is_advisory_where_the_store_has_none(major: u32) {
+    let kept = Kept::new(major, 2);
+    let first = kept.ids[0].clone();
+    let hold = ["hold", &first, "--reason", "case 18", "--confirm"];
+    let held = kept.pitr(&hold).run().success();
+    held.expect_stdout("advisory: the store has no legal holds")
+        .expect_stdout("(advisory)");
+    assert_eq!(kept.shown(0)["hold"], "advisory");
+    kept.pitr(&["info"])
+        .run()
+        .expect_stdout("on hold (advisory)");
+    assert_eq!(kept.fates(&[]), ["keep", "keep"]);
+    // A pin beside it comes and goes, and the hold stays.
+    let pin = ["pin", &first, "--reason", "mine", "--confirm"];
+    kept.pitr(&pin).run().success();
+    kept.pitr(&["unpin", &first, "--confirm"]).run().success();
+    let again = kept.pitr(&["unpin", &first, "--confirm"]).run();
+    again.expect_code(8).expect_stderr("on legal hold");
+    // Another repository learns of the hold and of its end.
+    kept.second();
+    let second = ["info", "--json", "--repository", "second"];
+    let hold_in_second = || {
+        let info = kept.pitr(&second).run().json();
+        info["clusters"][0]["backups"][0]["hold"].clone()
+    };
+    assert_eq!(hold_in_second(), "advisory");
+    let none = kept.pitr(&["unhold", &kept.ids[1], "--confirm"]).run();
+    none.expect_code(2).expect_stderr("is not on hold");
+    let plan = kept.pitr(&["unhold", &first]).run();
+    plan.expect_code(8).expect_stdout("legal hold of");
+    let only = ["unhold", &first, "--confirm", "--repository", "local"];
+    kept.pitr(&only).run().success();
+    assert!(kept.shown(0)["hold"].is_null());
+    assert_eq!(hold_in_second(), "advisory");
+    let sync = ["repo", "sync", "--all", "--quiet"];
+    kept.pitr(&sync).run().success();
+    assert!(hold_in_second().is_null());
+    assert_eq!(kept.fates(&[]), ["mark", "keep"]);
+}
+per_major!(a_hold_is_advisory_where_the_store_has_none, v17);
+
+/// Servers that know no Object Lock, and buckets without one, are asked for no hold: some would take that for a new object.
+#[test]
+fn a_store_that_does_not_know_holds_is_asked_for_none() {
+    let court = Court::new(17, None);
+    let [first, _] = court.ids.clone();
+    for object_lock in [None, Some(false)] {
+        let server = court.site.peer.server();
+        server.behave(|m| m.object_lock = object_lock);
+        court.hold(&first).success().expect_stdout("(advisory)");
+        assert!(!server.log().iter().any(|line| line.contains("legal-hold")));
+    }
+    assert_eq!(court.shown(&first)["hold"], "advisory");
+    // Who may not ask is told so, and nothing is called advisory.
+    let server = court.site.peer.server();
+    let fired = server.fault("object-lock", 1, Fault::Error(403, "AccessDenied"));
+    let denied = court.hold(&first);
+    assert_eq!(fired.times(), 1);
+    assert!(
+        denied.code() != 0 && !denied.stdout.contains("advisory"),
+        "{denied}"
+    );
+    denied.expect_stderr("read the Object Lock of the bucket");
+}
