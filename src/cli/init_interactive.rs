@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::{Context, init};
+use crate::archive::server_conf::Started;
 use crate::config::{self, Flags};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -22,6 +23,7 @@ use crate::operate::owner::{Access, User};
 use crate::operate::pacing::Pacing;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
+use crate::operate::start_line::program;
 
 /// The longest wait for a server that an operator restarts.
 const RESTART_MAX: Duration = Duration::from_secs(1800);
@@ -310,7 +312,7 @@ impl Dialogue<'_> {
         settle::apply(&mut server, &changes)?;
         drop(server);
         match changes.iter().any(Change::needs_restart) {
-            true => self.await_restart(conninfo, pgdata, &made.settings),
+            true => self.await_restart(conninfo, (pgdata, made.identity.major), &made.settings),
             false => Ok(()),
         }
     }
@@ -318,12 +320,12 @@ impl Dialogue<'_> {
     fn await_restart(
         &self,
         conninfo: &str,
-        pgdata: &Path,
+        (pgdata, major): (&Path, u32),
         wanted: &[(&'static str, String)],
     ) -> Result<()> {
         self.cx.out.line(&format!(
             "\nThe server has to be restarted, which ends its sessions. Do it when it suits, in another terminal:\n\n  {}\n\nThis command waits for it, and goes on then.",
-            restart_command(pgdata)
+            restart_command(pgdata, major)
         ))?;
         let since = Instant::now();
         loop {
@@ -346,7 +348,7 @@ impl Dialogue<'_> {
 
     /// Takes the first backup, and shows what can be recovered.
     fn back_up(&mut self, made: &Made) -> Result<u8> {
-        if !self.agrees("Take the first backup now?", true)? {
+        if !self.agrees("Take a backup now?", true)? {
             return Err(
                 err!(Refused, "nothing can be recovered before the first backup").hint(format!(
                     "Archiving is set up. Take it: pitr --config {} backup",
@@ -426,19 +428,20 @@ fn is_restarting(error: &Error) -> bool {
 }
 
 /// The command that restarts the server: by its service where Debian's layout tells its name.
-fn restart_command(pgdata: &Path) -> String {
+fn restart_command(pgdata: &Path, major: u32) -> String {
     let name = |path: Option<&Path>| Some(path?.file_name()?.to_str()?.to_owned());
-    let (cluster, major) = (name(Some(pgdata)), name(pgdata.parent()));
-    if let (Some(cluster), Some(major)) = (cluster, major)
+    let (cluster, version) = (name(Some(pgdata)), name(pgdata.parent()));
+    if let (Some(cluster), Some(version)) = (cluster, version)
         && Path::new("/etc/postgresql")
-            .join(&major)
+            .join(&version)
             .join(&cluster)
             .exists()
     {
-        return format!("sudo systemctl restart postgresql@{major}-{cluster}");
+        return format!("sudo systemctl restart postgresql@{version}-{cluster}");
     }
     format!(
-        "pg_ctl -D {} restart   (or its service, by systemctl)",
+        "{} -D {} restart   (or its service, by systemctl)",
+        shell_word(&program("pg_ctl", &Started::read(pgdata), major)),
         shell_word(&pgdata.to_string_lossy())
     )
 }
