@@ -128,7 +128,7 @@ fn decides(path: &Path) -> io::Result<Option<Account>> {
         let at = real.join(&part);
         let metadata = match at.symlink_metadata() {
             Ok(metadata) => metadata,
-            // The part that is missing is made below the last directory. Where root may not look, the account may.
+            // The part that is missing is made below the last directory. The account may look where root may not.
             Err(e) if e.kind() == io::ErrorKind::NotFound || account.is_some() => break,
             Err(e) => return Err(e),
         };

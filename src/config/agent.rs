@@ -52,10 +52,9 @@ impl std::str::FromStr for Compat {
             "walg" => Ok(Compat::WalG),
             _ => Err(err!(
                 Config,
-                "\"{}\" is no exporter whose names are known",
+                "\"{}\" is no exporter whose names are known: pgbackrest, barman, cnpg, walg",
                 text.escape_debug()
-            )
-            .hint("Known are pgbackrest, barman, cnpg and walg.")),
+            )),
         }
     }
 }

@@ -1216,7 +1216,7 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [jobs.a]\nschedule='always' => pitr.toml:1:7: job "a" runs nothing
 [alerts.a]\nkind='email' => pitr.toml:1:9: alert sink "a" needs smtp, from and to
 [agent]\nlisten='x' => pitr.toml:2:8: "x" is no address to listen at
-[agent]\nmetrics_compat=['walg', 'zabbix'] => pitr.toml:2:16: "zabbix" is no exporter whose names are known => Known are pgbackrest, barman, cnpg and walg.
+[agent]\nmetrics_compat=['walg', 'zabbix'] => pitr.toml:2:16: "zabbix" is no exporter whose names are known: pgbackrest, barman, cnpg, walg
 [page]\nactions=true => pitr.toml:2:9: a page that starts jobs needs token_file
 [clusters.a]\ncopies='3' => pitr.toml:2:8: "3" are no copies
 [repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x' => pitr.toml:4:5: path "/y/../x" holds ".."

@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-/// What so many zero bytes behind it make of each bit of a checksum.
+/// The effect of so many zero bytes on each bit of a checksum.
 type Shift = [u32; 32];
 
 /// The shifts of 2^n bytes.

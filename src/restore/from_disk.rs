@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::OFlags;
 
-/// What the kernel wants position, length and buffer to be multiples of, on every usual device.
+/// The kernel wants multiples of this as position, length and buffer, on every usual device.
 const ALIGNMENT: usize = 4096;
 /// Shorter reads are faster through memory, with the kernel's read-ahead.
 const SHORT: usize = 64 << 10;

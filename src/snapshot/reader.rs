@@ -728,7 +728,7 @@ struct Run<'f> {
     extents: &'f [Extent],
     /// How many extents of the frame come before.
     behind: usize,
-    /// Where the first one begins in the frame's raw content.
+    /// The offset of the first one in the raw content of the frame.
     offset: u32,
 }
 

@@ -295,7 +295,7 @@ fn a_recovery_of_before_is_read_and_one_that_is_recorded_nowhere_is_said() {
     // A folder without a record is of a run that never began.
     let none = back().run().expect_code(2);
     for place in [place("state/recover"), place("cache/pitr/recover")] {
-        assert!(none.stderr.contains(&place), "{none}");
+        assert!(none.stdout.contains(&place), "{none}");
     }
     std::fs::write(
         record.join("run.json"),
