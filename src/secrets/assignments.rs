@@ -65,6 +65,11 @@ impl Quotes {
         let bytes = text.as_bytes().get(from..)?;
         let mut i = 0;
         while let Some(byte) = bytes.get(i) {
+            // Two in a row are one of the value, but for an empty value.
+            if *byte == quote && quote == b'\'' && i > 0 && bytes.get(i + 1) == Some(&quote) {
+                i += 2;
+                continue;
+            }
             if *byte == quote {
                 return (i <= QUOTED_LIMIT_BYTES).then_some(from + i);
             }
@@ -192,10 +197,19 @@ impl<'t> Scanner<'_, 't> {
         let value = match (sep, next) {
             (b'=', b'>') | (b':', b'=') | (b'?' | b'+', b'=') => spaced + 2,
             (b'=' | b'!', b'=') => spaced + 2,
+            // LDIF has values in Base64 behind two colons.
+            (b':', b':') if is_first && self.byte(spaced + 2) == b' ' => spaced + 2,
+            (b':', b'?') if opens == b'{' => return None,
             (b':', b':' | b'/') if self.format != Format::Env => return None,
             (b'=' | b':', _) => spaced + 1,
             (b',', _) if is_quoted && self.is_define => spaced + 1,
             (b'>', _) if opens == b'<' => {
+                let inner = self.slice(spaced + 1..self.line.len());
+                if let Some(data) = inner.strip_prefix("<![CDATA[") {
+                    let start = self.line.len() - data.len();
+                    let length = data.find("]]>").unwrap_or(data.len());
+                    return self.take(name, start..start + length);
+                }
                 let end = self.slice(spaced + 1..self.line.len()).find('<');
                 let end = end.map_or(self.line.len(), |n| spaced + 1 + n);
                 return self.take(name, spaced + 1..end);
@@ -271,7 +285,13 @@ impl<'t> Scanner<'_, 't> {
                     && rest.bytes().any(|b| !b.is_ascii_alphabetic()))
                     || (is_login && is_login_line)
             }
-            Format::Env | Format::Json | Format::Yaml | Format::Pgpass | Format::Userlist => false,
+            Format::Env
+            | Format::Json
+            | Format::Yaml
+            | Format::Pgpass
+            | Format::Userlist
+            | Format::Logins
+            | Format::Table => false,
         }
     }
 

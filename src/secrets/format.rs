@@ -19,6 +19,10 @@ pub(super) enum Format {
     Spaced,
     /// Logins of programs: words with white space between them.
     Netrc,
+    /// `user:password`, a line for each.
+    Logins,
+    /// Rows of cells below a header.
+    Table,
     /// Anything else.
     Other,
 }
@@ -66,6 +70,10 @@ impl Format {
             Format::Pgpass
         } else if matches!(base.as_str(), "userlist.txt" | "users.txt") {
             Format::Userlist
+        } else if base == "rsyncd.secrets" {
+            Format::Logins
+        } else if ends(&[".csv", ".tsv"]) {
+            Format::Table
         } else if ends(&["netrc"]) || base == "_netrc" {
             Format::Netrc
         } else if ends(&[".json", ".jsonc", ".json5", ".tfstate"])

@@ -15,7 +15,16 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
             Format::Pgpass if !is_comment => pgpass(finds, at, line),
             Format::Pgpass if line.matches(':').count() >= 4 => pgpass(finds, at, line),
             Format::Userlist if !is_comment => userlist(finds, at, line),
+            Format::Logins if !is_comment => {
+                let from = line.find(':').map_or(0, |colon| colon + 1);
+                finds.add(at + from..at + line.len(), "password", Rule::Place);
+            }
             Format::Redis if !is_comment => redis(finds, at, line),
+            Format::Redis if line.contains(" on ") && !line.contains('<') => {
+                // What is switched off was a password once.
+                let body = line.trim_start_matches(['#', ' ', '\t']);
+                redis(finds, at + line.len() - body.len(), body);
+            }
             Format::Env => env(finds, at, line, &mut quote),
             _ => {}
         }

@@ -12,6 +12,7 @@ mod pem;
 mod phrases;
 mod redact;
 mod repeated;
+mod table;
 mod tokens;
 mod values;
 mod yaml;
@@ -200,6 +201,7 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
     match format {
         Format::Json => json::scan(&mut finds),
         Format::Yaml => yaml::scan(&mut finds),
+        Format::Table => table::scan(&mut finds),
         _ => {}
     }
     lines::scan(&mut finds, format);

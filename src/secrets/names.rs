@@ -18,7 +18,7 @@ pub enum Verdict {
 /// Words that make the value a password.
 const PASSWORDS: &str = "password passwords passwd passphrase passcode passwort pass pwd pw";
 /// Words that make the value a secret.
-const STRONG: &str = "secret secrets token tokens apikey credential credentials dsn psk bearer authorization webhook sas mnemonic totp otp masterauth authkey hmac \
+const STRONG: &str = "authtok secret secrets token tokens apikey credential credentials dsn psk bearer authorization webhook sas mnemonic totp otp masterauth authkey hmac \
     sharedkey connectionstring connstr kek dek";
 /// Words that may do so.
 const WEAK: &str = "auth cookie salt seed signing signature sig pin encryption private jwt pepper session creds cred community";
@@ -125,6 +125,8 @@ pub fn judge(key: &str) -> Verdict {
     ) || matches!(
         words.as_slice(),
         ["nopasswd"]
+            | ["pgpass"]
+            | ["load", "credential"]
             | ["auth", "user", "pass"]
             | ["existing", "secret"]
             | ["pin", "sha256"]

@@ -2,7 +2,7 @@
 
 use super::format::Format;
 use super::names::Verdict;
-use super::values::is_reference;
+use super::values::{closing_quote, is_reference};
 use super::{Finds, Rule, lines};
 
 /// A word of a line, without its quotes.
@@ -53,7 +53,7 @@ fn words(at: usize, line: &str) -> Vec<Word<'_>> {
             break;
         };
         let inner = trimmed.get(1..).filter(|_| matches!(first, '"' | '\''));
-        let quoted = inner.and_then(|inner| Some((inner, inner.find(first)?)));
+        let quoted = inner.and_then(|inner| Some((inner, closing_quote(inner, first)?)));
         let (begin, length, skip) = match quoted {
             Some((_, length)) => (start + 1, length, length + 2),
             None => {

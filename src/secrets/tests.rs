@@ -216,6 +216,61 @@ fn formats_have_their_places() {
 }
 
 #[test]
+fn a_doubled_quote_is_one_of_the_value() {
+    check(&[
+        (
+            "pgbouncer.ini",
+            "a = host=h user=u password='o''x 7' pool_size=3",
+            &["o''x 7"],
+        ),
+        ("p.yml", "password: 'lots''o''locks'", &["lots''o''locks"]),
+        (
+            "m.sql",
+            "CREATE ROLE r LOGIN PASSWORD 'can''t' VALID UNTIL 'x';",
+            &["can''t"],
+        ),
+        ("p.yml", "password: ''", &[]),
+        ("a.env", "PASSWORD=''", &[]),
+    ]);
+}
+
+#[test]
+fn columns_of_tables_and_lists_of_logins_are_secret() {
+    check(&[
+        (
+            "devices.csv",
+            "name;login;pw;remark\nsw1;admin;Brygge1;first floor\nsw2;admin;;none\nsw3;a;\"x;\"\"y\";z\n",
+            &["Brygge1", "x;\"\"y"],
+        ),
+        ("plain.csv", "name,size,owner\na,1,b\n", &[]),
+        (
+            "rsyncd.secrets",
+            "# users\nnightly:moon light\n",
+            &["moon light"],
+        ),
+        (
+            "x.ldif",
+            "dn: cn=a\nuserPassword:: UGFwaXJzdG9wcDE=\n",
+            &["UGFwaXJzdG9wcDE="],
+        ),
+        (
+            "t.xml",
+            "<pass><![CDATA[<rain & \"sun\">]]></pass>",
+            &["<rain & \"sun\">"],
+        ),
+        (
+            "redis.conf",
+            "# user m on >catsanddogs ~* +info",
+            &["catsanddogs"],
+        ),
+        ("redis.conf", "# user <name> on ... >password", &[]),
+        ("sssd.conf", "ldap_default_authtok = abc12", &["abc12"]),
+        (".env", "SMTP_PASSWORD=${SMTP_PASSWORD:?set me}", &[]),
+        ("p.yml", "pgpass: /tmp/pgpass0", &[]),
+    ]);
+}
+
+#[test]
 fn directives_and_statements_have_their_places() {
     check(&[
         ("snmpd.conf", "rocommunity l3it 10.0.0.0/8", &["l3it"]),

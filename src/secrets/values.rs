@@ -120,6 +120,22 @@ const HASHES: &[&str] = &[
     "{PLAIN}",
 ];
 
+/// The length of what is in quotes, behind the first one; two of them in a row are one of the value.
+pub fn closing_quote(inner: &str, quote: char) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let at = from + inner.get(from..)?.find(quote)?;
+        from = at + quote.len_utf8();
+        match inner
+            .get(from..)
+            .is_some_and(|rest| rest.starts_with(quote))
+        {
+            true => from += quote.len_utf8(),
+            false => return Some(at),
+        }
+    }
+}
+
 /// Whether a value is only named, and stands somewhere else: `${NAME}`, `{{ name }}`, `<name>`, `****`.
 pub fn is_reference(value: &str) -> bool {
     let value = value.trim();
@@ -142,7 +158,8 @@ pub fn is_reference(value: &str) -> bool {
         return true;
     }
     if let Some(name) = inner("${", "}") {
-        // A default that is empty is none.
+        // A default that is empty is none, and no default is the complaint that there is no value.
+        let name = name.split_once(":?").map_or(name, |(name, _)| name);
         return is_name(name.trim_end_matches([':', '-']));
     }
     if inner("$__file{", "}").is_some() || inner("$__env{", "}").is_some() {

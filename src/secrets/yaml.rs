@@ -252,11 +252,14 @@ fn unquoted(value: &str) -> &str {
 
 /// The length of what is in quotes.
 fn closing(text: &str, quote: char) -> Option<usize> {
+    if quote == '\'' {
+        return super::values::closing_quote(text, quote);
+    }
     let mut is_escaped = false;
     for (i, c) in text.char_indices() {
         match c {
             _ if is_escaped => is_escaped = false,
-            '\\' if quote == '"' => is_escaped = true,
+            '\\' => is_escaped = true,
             c if c == quote => return Some(i),
             _ => {}
         }
