@@ -21,7 +21,7 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
             }
             Format::Redis if !is_comment => redis(finds, at, line),
             Format::Redis if line.contains(" on ") && !line.contains('<') => {
-                // What is switched off was a password once.
+                // A user that is switched off has a password all the same.
                 let body = line.trim_start_matches(['#', ' ', '\t']);
                 redis(finds, at + line.len() - body.len(), body);
             }
