@@ -572,7 +572,7 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
     std::fs::write(site.config(), asked.replace("\"cnpg\"", "\"nagios\"")).unwrap();
     let unknown = pitr.clone().arg("metrics").run();
     unknown
-        .expect_code(1)
+        .expect_code(3)
         .expect_stderr("\"nagios\" is no exporter whose names are known");
 }
 per_major!(the_names_of_other_exporters_are_there_on_request, v13 v17);
