@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -359,7 +359,7 @@ pub fn make(directory: &Path) -> Result<()> {
 }
 
 /// Reads the file. A damaged one begins anew: a counter that goes back to 0 is what a reader of counters expects of a new host.
-fn load(session: &Session, path: &PathBuf) -> Result<Book> {
+fn load(session: &Session, path: &Path) -> Result<Book> {
     let bytes = match behalf::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Book::default()),

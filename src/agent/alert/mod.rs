@@ -10,7 +10,7 @@ mod mail;
 pub mod payload;
 pub mod sink;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use self::decide::{Book, Condition, Event, Notice};
 use super::load::Loaded;
@@ -139,7 +139,7 @@ pub fn told(session: &Session, state_dir: &Path) -> Book {
 }
 
 /// Reads the notices that were taken. A file that is damaged or cannot be read is given up: each sink gets all of them once more, and nothing is lost.
-fn read(path: &PathBuf, session: &Session) -> Book {
+fn read(path: &Path, session: &Session) -> Book {
     let given_up = |e: &dyn std::fmt::Display| {
         session.warn(&format!(
             "\"{}\" cannot be read, and every alert is sent again: {e}",
