@@ -4,18 +4,16 @@
 //! A thread of its own takes the account's effective user and group, without supplementary groups, so the kernel checks each path on the way.
 //! The real and the saved user stay root's: the account may neither signal nor trace the process.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Gid, OFlags, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
-/// As many links as the kernel follows.
-const LINKS_MAX: usize = 40;
+use crate::way::Way;
+
 /// The group that owns no file.
 const NO_GROUP: u32 = 65_534;
 /// More than any file of state has.
@@ -52,18 +50,18 @@ impl Account {
 /// Does work on files at or below `path`, which need not be there. Root does it as the account that decides what lies there.
 ///
 /// # Errors
-/// Those of the system for the way to `path`, and where it refuses the account.
-pub fn of<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+/// Those of `work`, of the way to `path`, and where the system refuses the account.
+pub fn of<T: Send>(path: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let account = match rustix::process::geteuid().is_root() {
         true => decides(path)?,
         false => None,
     };
     let Some(account) = account else {
-        return Ok(work());
+        return work();
     };
     let as_account = move || {
         account.assume()?;
-        Ok(work())
+        work()
     };
     std::thread::scope(|threads| {
         let thread = std::thread::Builder::new().spawn_scoped(threads, as_account)?;
@@ -87,7 +85,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
             false => Err(invalid("it is too long")),
         }
     };
-    of(path, read).flatten()
+    of(path, read)
 }
 
 /// Opens a file of state for reading. A pipe in its place is not waited for, and no device is read.
@@ -113,19 +111,12 @@ pub fn unwaited() -> i32 {
 }
 
 /// The account that decides what lies at a path: the owner of the last directory on the way that is not root's. Behind a link that an account
-/// made, this account decides, whoever owns what it leads to.
+/// made, this account decides; the owner of the target does not.
 fn decides(path: &Path) -> io::Result<Option<Account>> {
     let mut account = None;
     let mut has_linked = false;
-    let mut links = 0;
-    let mut real = PathBuf::from("/");
-    let mut left = parts(&std::path::absolute(path)?);
-    while let Some(part) = left.pop_front() {
-        if part == ".." {
-            real.pop();
-            continue;
-        }
-        let at = real.join(&part);
+    let mut way = Way::to(&std::path::absolute(path)?);
+    while let Some(at) = way.next_entry() {
         let metadata = match at.symlink_metadata() {
             Ok(metadata) => metadata,
             // The part that is missing is made below the last directory. The account may look where root may not.
@@ -135,31 +126,14 @@ fn decides(path: &Path) -> io::Result<Option<Account>> {
         if !has_linked {
             account = Account::of(&metadata).or(account);
         }
-        if !metadata.is_symlink() {
-            real = at;
-            continue;
+        if metadata.is_symlink() {
+            has_linked = account.is_some();
+            way.follow(&at)?;
+        } else {
+            way.enter(at);
         }
-        has_linked = account.is_some();
-        links += 1;
-        if links > LINKS_MAX {
-            return Err(rustix::io::Errno::LOOP.into());
-        }
-        let target = std::fs::read_link(&at)?;
-        if target.is_absolute() {
-            real = PathBuf::from("/");
-        }
-        let mut target = parts(&target);
-        target.append(&mut left);
-        left = target;
     }
     Ok(account)
-}
-
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let is_part =
-        |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
-    let parts = path.components().filter(is_part);
-    parts.map(|part| part.as_os_str().to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -169,6 +143,7 @@ pub use tests::can_be_another;
 mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+    use std::path::PathBuf;
 
     const MALLORY: u32 = 64_001;
     const BOB: u32 = 64_002;
@@ -197,7 +172,7 @@ mod tests {
     fn files_of_this_account_need_no_other() {
         let (_place, own) = place();
         let caller = std::thread::current().id();
-        let done = of(&own, || std::thread::current().id()).unwrap();
+        let done = of(&own, || Ok(std::thread::current().id())).unwrap();
         assert_eq!(done, caller);
     }
 
@@ -213,7 +188,7 @@ mod tests {
             std::fs::create_dir(own.join("below"))?;
             std::fs::write(&made, "x")
         };
-        of(&own.join("below"), make).unwrap().unwrap();
+        of(&own.join("below"), make).unwrap();
         let metadata = made.metadata().unwrap();
         assert_eq!((metadata.uid(), metadata.gid()), (MALLORY, NO_GROUP));
         // A link to what only root may change, and one instead of the directory.
@@ -221,14 +196,14 @@ mod tests {
         std::fs::write(&victim, "keep").unwrap();
         std::fs::remove_file(&made).unwrap();
         symlink(&victim, &made).unwrap();
-        let written = of(&own, || std::fs::write(&made, "y")).unwrap();
+        let written = of(&own, || std::fs::write(&made, "y"));
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         let to = place.path().join("to");
         std::fs::create_dir(&to).unwrap();
         let link = own.join("state");
         symlink(&to, &link).unwrap();
         lchown(&link, Some(MALLORY), None).unwrap();
-        let written = of(&link.join("x"), || std::fs::write(link.join("x"), "y")).unwrap();
+        let written = of(&link.join("x"), || std::fs::write(link.join("x"), "y"));
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         assert_eq!(std::fs::read(&victim).unwrap(), b"keep");
         // This thread is root's still.

@@ -4,8 +4,8 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `process` · `release` · `behalf` (files of another account) · `durable` · `fault` · `lock` · `text` (hexadecimal digits) |
-//! | 1 | `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `program` (other programs, run to their end) · `secrets` (what of a text is secret) |
+//! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `lock` · `text` (hexadecimal digits) · `way` (through links) |
+//! | 1 | `behalf` (files of another account) · `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `program` (other programs, run to their end) · `secrets` (what of a text is secret) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
 //! | 4 | `repo` (what the keys mean) |
@@ -79,5 +79,6 @@ pub mod tree;
 #[cfg(feature = "full")]
 pub mod verify;
 pub mod wal;
+pub mod way;
 #[cfg(feature = "full")]
 pub mod wire;

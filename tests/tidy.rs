@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 /// Modules of the library, lowest layer first. A module imports from the layers before its own, and from `error`.
 const LAYERS: &[&[&str]] = &[
     &[
-        "error", "progress", "process", "release", "behalf", "durable", "fault", "lock", "text",
+        "error", "progress", "process", "release", "durable", "fault", "lock", "text", "way",
     ],
-    &["pg", "exit", "seal", "program", "secrets"],
+    &["behalf", "pg", "exit", "seal", "program", "secrets"],
     &["config", "host"],
     &["store", "wire"],
     &["repo", "journal"],

@@ -68,7 +68,7 @@ fn identity(session: &Session, state_dir: &Path) -> Result<String> {
         durable::write_new(&path, new.as_bytes(), nonce)?;
         behalf::read(&path)
     };
-    let id = behalf::of(&path, kept).flatten().map_err(failed)?;
+    let id = behalf::of(&path, kept).map_err(failed)?;
     let id = String::from_utf8_lossy(&id).into_owned();
     match id.len() {
         32 => Ok(id),

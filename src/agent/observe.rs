@@ -32,7 +32,6 @@ pub fn observe(session: &Session, loaded: &Loaded) -> Result<()> {
     let path = file(state_dir);
     let (text, nonce) = (metrics.text.as_bytes(), session.host.random());
     let exposed = behalf::of(&path, || durable::replace(&path, text, nonce))
-        .flatten()
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
     let kept = [metrics.uncounted.take().map_or(Ok(()), Err), exposed, noted];

@@ -88,7 +88,7 @@ pub fn read(path: &Path) -> io::Result<(String, SystemTime)> {
         (&file).take(behalf::BYTES_MAX).read_to_string(&mut text)?;
         Ok((text, file.metadata()?.modified()?))
     };
-    behalf::of(path, read).flatten()
+    behalf::of(path, read)
 }
 
 /// Writes what was found.
@@ -144,7 +144,6 @@ pub fn write(
         .map_err(|e| err!(Internal, "what was found cannot be written").source(e))?;
     let nonce = session.host.random();
     behalf::of(&path, || durable::replace(&path, &text, nonce))
-        .flatten()
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }
 

@@ -123,7 +123,6 @@ fn lock(state_dir: &Path) -> Result<File> {
     let path = state_dir.join(LOCK);
     let failed = |e| Error::from_io(format!("lock \"{}\"", path.display()), e);
     behalf::of(&path, || lock::take(&path, LOCK_PATIENCE))
-        .flatten()
         .map_err(failed)?
         .ok_or_else(|| {
             err!(
@@ -138,9 +137,7 @@ fn lock(state_dir: &Path) -> Result<File> {
 /// Whether an agent runs.
 pub fn is_running(state_dir: &Path) -> bool {
     let path = state_dir.join(LOCK);
-    behalf::of(&path, || lock::is_held(&path))
-        .flatten()
-        .unwrap_or(false)
+    behalf::of(&path, || lock::is_held(&path)).unwrap_or(false)
 }
 
 impl Agent<'_> {

@@ -4,21 +4,20 @@
 //! of the file and of each directory above it, and by everybody else whom their modes let write. A mode's group bits are also the mask of an
 //! access control list.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use super::account::Account;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::way::Way;
 
 /// Group and others may write.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
-/// As many links as the kernel follows.
-const LINKS_MAX: usize = 40;
 
 /// Requires that nobody but this user and root may change the file, or put another in its place.
 ///
@@ -79,15 +78,8 @@ fn check(path: &Path, at: &Path, metadata: &Metadata, sticky_is_closed: bool) ->
 /// # Errors
 /// The cause, as the rest of a sentence about the file.
 pub fn closed_path(path: &Path) -> std::result::Result<PathBuf, String> {
-    let mut real = PathBuf::from("/");
-    let mut left = parts(path);
-    let mut links = 0;
-    while let Some(part) = left.pop_front() {
-        if part == ".." {
-            real.pop();
-            continue;
-        }
-        let at = real.join(&part);
+    let mut way = Way::to(path);
+    while let Some(at) = way.next_entry() {
         let failed = |e| format!("cannot be looked at: \"{}\": {e}", at.display());
         let metadata = at.symlink_metadata().map_err(failed)?;
         let which = match at == path {
@@ -99,17 +91,11 @@ pub fn closed_path(path: &Path) -> std::result::Result<PathBuf, String> {
             return Err(format!("{which}belongs to user \"{owner}\""));
         }
         if metadata.is_symlink() {
-            links += 1;
-            if links > LINKS_MAX {
-                return Err("has too many symbolic links".to_owned());
-            }
-            let target = std::fs::read_link(&at).map_err(failed)?;
-            if target.is_absolute() {
-                real = PathBuf::from("/");
-            }
-            let mut target = parts(&target);
-            target.append(&mut left);
-            left = target;
+            way.follow(&at)
+                .map_err(|e| match Errno::from_io_error(&e) {
+                    Some(Errno::LOOP) => "has too many symbolic links".to_owned(),
+                    _ => failed(e),
+                })?;
             continue;
         }
         // In a sticky directory nobody moves what is ours: the next part is looked at, too.
@@ -120,16 +106,9 @@ pub fn closed_path(path: &Path) -> std::result::Result<PathBuf, String> {
                 "{which}may be changed by other users: its mode is {mode:04o}"
             ));
         }
-        real = at;
+        way.enter(at);
     }
-    Ok(real)
-}
-
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let is_part =
-        |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
-    let parts = path.components().filter(is_part);
-    parts.map(|part| part.as_os_str().to_owned()).collect()
+    Ok(way.end())
 }
 
 /// The directory, or one above it, that others than root and this user may change; none where there is none. Links are followed first.

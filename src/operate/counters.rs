@@ -233,7 +233,7 @@ pub fn read(session: &Session, settings: &Settings) -> Result<Option<Counters>> 
 }
 
 fn is_kept(place: &Path) -> bool {
-    behalf::of(place, || place.join(FILE).exists()).unwrap_or_default()
+    behalf::of(place, || Ok(place.join(FILE).exists())).unwrap_or_default()
 }
 
 /// The reason by which a failure is counted.
@@ -326,7 +326,7 @@ fn change(
     state_dir: &Path,
     with: impl FnOnce(&mut Book) + Send,
 ) -> Result<Book> {
-    behalf::of(state_dir, || change_own(session, state_dir, with))
+    behalf::of(state_dir, || Ok(change_own(session, state_dir, with)))
         .map_err(|e| Error::from_io(format!("open directory \"{}\"", state_dir.display()), e))?
 }
 
@@ -354,7 +354,7 @@ fn change_own(session: &Session, state_dir: &Path, with: impl FnOnce(&mut Book))
 pub fn make(directory: &Path) -> Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.mode(0o700).recursive(true);
-    let made = behalf::of(directory, || builder.create(directory)).flatten();
+    let made = behalf::of(directory, || builder.create(directory));
     made.map_err(|e| Error::from_io(format!("make directory \"{}\"", directory.display()), e))
 }
 

@@ -208,7 +208,6 @@ pub fn add(
         let path = file(state_dir, name);
         let nonce = session.host.random();
         behalf::of(&path, || append((&path, now), line, nonce))
-            .flatten()
             .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
     }
     Ok(())

@@ -273,7 +273,7 @@ impl Runs {
             let mut options = File::options();
             options.create(true).append(true).mode(0o600);
             options.custom_flags(behalf::unwaited()).open(self.log(id))
-        })?
+        })
     }
 
     /// Cuts that file to its end where it has become too long. Lines that are printed in this moment may be lost.
@@ -290,7 +290,7 @@ impl Runs {
             let end = tail(&log)?;
             log.set_len(0)?;
             log.write_all(&end)
-        })?
+        })
     }
 
     /// The runs that began, oldest first.
@@ -328,7 +328,7 @@ impl Runs {
     }
 
     fn on<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
-        let done = behalf::of(&self.place, work).flatten();
+        let done = behalf::of(&self.place, work);
         done.map_err(|e| self.failed(e))
     }
 

@@ -272,7 +272,7 @@ impl CacheFile {
     fn open(&self, options: &mut OpenOptions) -> std::io::Result<File> {
         let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
         options.mode(0o600).custom_flags(flags.bits().cast_signed());
-        behalf::of(&self.path, || options.open(&self.path)).flatten()
+        behalf::of(&self.path, || options.open(&self.path))
     }
 }
 

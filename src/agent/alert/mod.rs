@@ -159,6 +159,5 @@ fn write(path: &Path, book: &Book, session: &Session) -> Result<()> {
         .map_err(|e| err!(Internal, "alerts cannot be written").source(e))?;
     let nonce = session.host.random();
     behalf::of(path, || durable::replace(path, &text, nonce))
-        .flatten()
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }

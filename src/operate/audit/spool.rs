@@ -125,7 +125,7 @@ impl Spool {
             place: place(state_dir, settings),
         };
         let writer = spool.place.join(WRITER);
-        let is_there = behalf::of(&spool.place, || writer.exists());
+        let is_there = behalf::of(&spool.place, || Ok(writer.exists()));
         is_there.is_ok_and(|is_there| is_there).then_some(spool)
     }
 
@@ -136,7 +136,7 @@ impl Spool {
         path: &Path,
         work: impl FnOnce() -> io::Result<T> + Send,
     ) -> Result<T> {
-        let done = behalf::of(&self.place, work).flatten();
+        let done = behalf::of(&self.place, work);
         done.map_err(|e| self.failed(doing, path, e))
     }
 

@@ -1,6 +1,6 @@
 //! The directories of the records of recoveries on this host.
 //!
-//! A record says what a recovery and its rollback do, with the rights of whoever runs them. So it lies where no other account may change it. It is
+//! A record says what a recovery and its rollback do, with the rights of the account that runs them. So it lies where no other account may change it. It is
 //! no cache: what is lost can neither go on nor be taken back.
 
 use std::os::unix::fs::DirBuilderExt;
