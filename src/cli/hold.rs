@@ -1,7 +1,7 @@
-//! `pitr hold` and `pitr unhold`: a backup stays, whoever wants it gone.
+//! `pitr hold` and `pitr unhold`: a backup stays until a person ends the hold.
 
 use super::Context;
-use super::pin::{finish, print_backup, print_pins};
+use super::pin::{finish, print_backup, print_pins, warn_of_damage};
 use super::timeline::reason;
 use crate::error::Result;
 use crate::operate::hold::{self, By, Objects};
@@ -65,12 +65,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         super::pin::print(cx, &holding.pinning)?;
         print_stores(cx, &holding.holds)?;
     }
-    if let Some(damage) = &holding.pinning.damage {
-        cx.out.warn(&format!(
-            "backup \"{}\" is damaged ({damage}): a hold keeps it as it is",
-            args.backup
-        ));
-    }
+    warn_of_damage(cx, &holding.pinning);
     if args.confirm {
         holding.record(&cx.session)?;
     }

@@ -84,12 +84,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if !cx.out.is_json() {
         print(cx, &pinning)?;
     }
-    if let Some(damage) = &pinning.damage {
-        cx.out.warn(&format!(
-            "backup \"{}\" is damaged ({damage}): a pin keeps it as it is",
-            args.backup
-        ));
-    }
+    warn_of_damage(cx, &pinning);
     if args.confirm {
         pinning.record(&cx.session)?;
     }
@@ -118,6 +113,16 @@ pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
     finish(cx, &ending, (args.confirm, args.dry_run), failures, || {
         format!("unpinned in {}", ending.recorded_in.join(" and "))
     })
+}
+
+pub(super) fn warn_of_damage(cx: &Context, shown: &Pinning) {
+    let what = if shown.is_hold() { "hold" } else { "pin" };
+    if let Some(damage) = &shown.damage {
+        cx.out.warn(&format!(
+            "backup \"{}\" is damaged ({damage}): a {what} keeps it as it is",
+            shown.backup
+        ));
+    }
 }
 
 /// Answers, behind the plan and what was recorded.

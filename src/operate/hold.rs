@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::failures::Failures;
 use super::needs;
-use super::pin::{self, Asked, Kind, Pinning, Unpinning};
+use super::pin::{self, Asked, Kind, Pinning, Stored, Unpinning};
 use super::session::Session;
 use crate::error::{Code, Result};
 use crate::repo::event::{self, Event, Writer};
@@ -69,22 +70,23 @@ pub fn plan(session: &Session, backup: &BackupId, reason: &str) -> Result<Holdin
         kind: Kind::Hold,
     };
     let pinning = pin::plan(session, &asked)?;
-    let mut holds = Vec::new();
-    for (reading, ..) in pinning.copies() {
-        holds.push(Objects {
-            repository: reading.configured.name.clone(),
-            by: by(&reading.repository)?,
-            objects: 0,
-        });
-    }
+    let holds = keepers(pinning.copies())?;
     Ok(Holding { pinning, holds })
 }
 
-fn by(repository: &Repository) -> Result<By> {
-    Ok(match repository.store().has_holds()? {
-        true => By::Store,
-        false => By::Advisory,
-    })
+/// The keeper of the objects of each copy, of which none is held yet.
+fn keepers(copies: &[Stored]) -> Result<Vec<Objects>> {
+    let keeper = |(reading, ..): &Stored| {
+        Ok(Objects {
+            repository: reading.configured.name.clone(),
+            by: match reading.repository.store().has_holds()? {
+                true => By::Store,
+                false => By::Advisory,
+            },
+            objects: 0,
+        })
+    };
+    copies.iter().map(keeper).collect()
 }
 
 impl Holding {
@@ -95,29 +97,42 @@ impl Holding {
     pub fn record(&mut self, session: &Session) -> Result<()> {
         self.pinning.record(session)?;
         let mut failures = std::mem::take(&mut self.pinning.failures);
-        let id = self.pinning.backup.clone();
-        for (reading, inventory, _) in self.pinning.copies() {
-            let name = &reading.configured.name;
-            let hold = self.holds.iter_mut().find(|hold| hold.repository == *name);
-            let Some(hold) = hold.filter(|hold| hold.by == By::Store) else {
-                continue;
-            };
-            if !self.pinning.recorded_in.contains(name) {
-                continue;
-            }
-            let held = ClusterLayout::new(&reading.name, inventory.system_identifier)
-                .and_then(|layout| hold_all(session, &reading.repository, &layout, &id));
-            match held {
-                Ok(objects) => hold.objects = objects,
-                Err(e) => {
-                    if !failures.add(e, format!("hold its objects in repository \"{name}\"")) {
-                        break;
-                    }
+        let of = (self.pinning.copies(), self.pinning.recorded_in.as_slice());
+        in_stores(
+            of,
+            &mut self.holds,
+            &mut failures,
+            "hold",
+            |store, layout| hold_all(session, store, layout, &self.pinning.backup),
+        );
+        self.pinning.failures = failures;
+        Ok(())
+    }
+}
+
+/// Does the work on objects where the event was recorded and the store has holds, and notes how many there were.
+fn in_stores(
+    (copies, recorded_in): (&[Stored], &[String]),
+    holds: &mut [Objects],
+    failures: &mut Failures,
+    verb: &str,
+    work: impl Fn(&Repository, &ClusterLayout) -> Result<u64>,
+) {
+    for ((reading, inventory, _), hold) in copies.iter().zip(holds) {
+        let name = &reading.configured.name;
+        if hold.by != By::Store || !recorded_in.contains(name) {
+            continue;
+        }
+        let done = ClusterLayout::new(&reading.name, inventory.system_identifier)
+            .and_then(|layout| work(&reading.repository, &layout));
+        match done {
+            Ok(objects) => hold.objects = objects,
+            Err(e) => {
+                if !failures.add(e, format!("{verb} its objects in repository \"{name}\"")) {
+                    break;
                 }
             }
         }
-        self.pinning.failures = failures;
-        Ok(())
     }
 }
 
@@ -181,14 +196,7 @@ pub struct Unholding {
 /// Those of [`pin::plan_end`]; what the stores say of their holds.
 pub fn plan_end(session: &Session, id: &BackupId) -> Result<Unholding> {
     let ending = pin::plan_end(session, id, Kind::Hold)?;
-    let mut holds = Vec::new();
-    for (reading, ..) in ending.copies() {
-        holds.push(Objects {
-            repository: reading.configured.name.clone(),
-            by: by(&reading.repository)?,
-            objects: 0,
-        });
-    }
+    let holds = keepers(ending.copies())?;
     Ok(Unholding { ending, holds })
 }
 
@@ -200,27 +208,14 @@ impl Unholding {
     pub fn record(&mut self, session: &Session) -> Result<()> {
         self.ending.record(session)?;
         let mut failures = std::mem::take(&mut self.ending.failures);
-        let id = self.ending.backup.clone();
-        for (reading, inventory, _) in self.ending.copies() {
-            let name = &reading.configured.name;
-            let hold = self.holds.iter_mut().find(|hold| hold.repository == *name);
-            let Some(hold) = hold.filter(|hold| hold.by == By::Store) else {
-                continue;
-            };
-            if !self.ending.recorded_in.contains(name) {
-                continue;
-            }
-            let released = ClusterLayout::new(&reading.name, inventory.system_identifier)
-                .and_then(|layout| release(session, &reading.repository, &layout, &id));
-            match released {
-                Ok(objects) => hold.objects = objects,
-                Err(e) => {
-                    if !failures.add(e, format!("release its objects in repository \"{name}\"")) {
-                        break;
-                    }
-                }
-            }
-        }
+        let of = (self.ending.copies(), self.ending.recorded_in.as_slice());
+        in_stores(
+            of,
+            &mut self.holds,
+            &mut failures,
+            "release",
+            |store, layout| release(session, store, layout, &self.ending.backup),
+        );
         self.ending.failures = failures;
         Ok(())
     }

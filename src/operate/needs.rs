@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use crate::err;
 use crate::error::Result;
-use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartName};
@@ -50,7 +49,7 @@ pub(super) fn content(
     let size = SegmentSize::new(size)?;
     let first = SegmentNumber::of(root.start_lsn, size);
     let end = root.consistent_lsn.max(root.stop_lsn);
-    let last = SegmentNumber::of(Lsn(end.0.saturating_sub(1)), size);
+    let last = SegmentNumber::ending_at(end, size);
     let (begun, ended) = root.timelines()?;
     for number in first.0..=last.0 {
         let names = [begun, ended].map(|timeline| SegmentNumber(number).name(timeline, size));

@@ -22,6 +22,9 @@ use crate::wal::inventory::{Backup, Inventory, Pin};
 /// Why nothing is written without the MAC key.
 const UNPROVEN: &str = "a pin, or its end, that nothing proves would be taken for forged";
 
+/// A backup in a repository.
+pub(super) type Stored = (Reading, Inventory, Backup);
+
 /// The operator's request.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -63,7 +66,7 @@ pub struct StandingPin {
 }
 
 fn pins(found: &Found, now: TimestampTz) -> Vec<StandingPin> {
-    let of = |(reading, _, backup): &(Reading, Inventory, Backup)| -> Vec<StandingPin> {
+    let of = |(reading, _, backup): &Stored| -> Vec<StandingPin> {
         let shown = |pin: &Pin| StandingPin {
             repository: reading.configured.name.clone(),
             over: pin.is_over(now),
@@ -108,7 +111,7 @@ pub struct Pinning {
     #[serde(skip)]
     pub failures: Failures,
     #[serde(skip)]
-    copies: Vec<(Reading, Inventory, Backup)>,
+    copies: Vec<Stored>,
     #[serde(skip)]
     kind: Kind,
 }
@@ -149,7 +152,7 @@ impl Pinning {
     }
 
     /// The backup in each repository that has it.
-    pub(super) fn copies(&self) -> &[(Reading, Inventory, Backup)] {
+    pub(super) fn copies(&self) -> &[Stored] {
         &self.copies
     }
 
@@ -280,7 +283,7 @@ pub struct Unpinning {
     #[serde(skip)]
     pub failures: Failures,
     #[serde(skip)]
-    copies: Vec<(Reading, Inventory, Backup)>,
+    copies: Vec<Stored>,
     #[serde(skip)]
     kind: Kind,
 }
@@ -352,7 +355,7 @@ fn was_held(found: &Found) -> Result<bool> {
 
 impl Unpinning {
     /// The backup in each repository that has something to end.
-    pub(super) fn copies(&self) -> &[(Reading, Inventory, Backup)] {
+    pub(super) fn copies(&self) -> &[Stored] {
         &self.copies
     }
 

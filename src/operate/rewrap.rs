@@ -122,10 +122,15 @@ fn give(
         &to_passphrase(contents, name, &passphrase)?,
     )?;
     let stored = keyring::recipient(repository.store(), name)?;
-    let stored = stored.ok_or_else(|| err!(ReadBack, "recipient \"{name}\" is gone"))?;
-    stored.open(&Access::Passphrase(&passphrase))?;
+    read_back(stored, name, &passphrase)?;
     proven.insert(name.clone());
     Ok(())
+}
+
+/// Requires that what was stored for a passphrase opens by it.
+pub(super) fn read_back(stored: Option<Recipient>, name: &str, passphrase: &[u8]) -> Result<()> {
+    let stored = stored.ok_or_else(|| err!(ReadBack, "recipient \"{name}\" is gone"))?;
+    stored.open(&Access::Passphrase(passphrase)).map(|_| ())
 }
 
 /// Given before, by a run that was killed, it stays as it is: what is wrapped differs each time, what it opens does not.

@@ -456,10 +456,7 @@ impl Set {
             }
             let passphrase = passphrase.filter(|_| new.has_passphrase());
             if let Some((name, passphrase)) = passphrase {
-                let stored = self.stored(name)?;
-                let stored =
-                    stored.ok_or_else(|| err!(ReadBack, "recipient \"{name}\" is gone"))?;
-                stored.open(&Access::Passphrase(passphrase))?;
+                rewrap::read_back(self.stored(name)?, name, passphrase)?;
             }
             self.to_give.retain(|name| *name != new.recipient);
             self.given.push(new.recipient.clone());
