@@ -47,23 +47,10 @@ pub fn join(mut first: u32, second: u32, mut length: u64) -> u32 {
     first ^ second
 }
 
-/// The checksum of bytes with the checksum `crc`, followed by so many zeros.
+/// The checksum of bytes with the checksum `crc`, followed by so many zeros. A file may be one hole of terabytes.
 pub fn with_zeros(crc: u32, count: u64) -> u32 {
-    join(crc, of_zeros(count), count)
-}
-
-/// The checksum of so many zeros: of 2^n from that of 2^(n-1), because a file may be one hole of terabytes.
-fn of_zeros(mut length: u64) -> u32 {
-    let (mut crc, mut of_run, mut run) = (0, crc32c::crc32c(&[0]), 1_u64);
-    while length > 0 {
-        if length & 1 == 1 {
-            crc = join(crc, of_run, run);
-        }
-        length >>= 1;
-        of_run = join(of_run, of_run, run);
-        run = run.wrapping_mul(2);
-    }
-    crc
+    // A checksum is the complement of the register, which zeros shift and nothing else.
+    !join(!crc, 0, count)
 }
 
 #[cfg(test)]

@@ -36,18 +36,14 @@ impl FromDisk {
         let to = to.ok_or(io::ErrorKind::OutOfMemory)?;
         let is_aligned =
             length.is_multiple_of(ALIGNMENT) && position.is_multiple_of(ALIGNMENT as u64);
-        let is_direct = length >= SHORT && is_aligned && is_set(file, OFlags::DIRECT);
-        let read = match is_direct {
-            true => file.read_exact_at(to, position),
-            false => Err(io::ErrorKind::InvalidInput.into()),
-        };
-        match read {
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                is_set(file, OFlags::empty());
-                file.read_exact_at(to, position)?;
+        if length >= SHORT && is_aligned && is_set(file, OFlags::DIRECT) {
+            match file.read_exact_at(to, position) {
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+                read => return read.map(|()| &*to),
             }
-            other => other?,
         }
+        is_set(file, OFlags::empty());
+        file.read_exact_at(to, position)?;
         Ok(to)
     }
 }

@@ -19,7 +19,7 @@ use super::tree::write_error;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::snapshot::filekey::FileKey;
-use crate::snapshot::frame::{Extent, content_hash_of};
+use crate::snapshot::frame::{add_extent, content_hash_of};
 use crate::snapshot::frames::Frames;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::page_hashes::PageHashes;
@@ -321,21 +321,17 @@ impl Compare<'_, '_> {
         raw: &mut Vec<u8>,
     ) -> Result<bool> {
         raw.clear();
-        let mut extents: Vec<Extent> = Vec::new();
+        let mut extents = Vec::new();
         for stretch in stretches {
             if raw.len() != stretch.offset as usize || !self.read(stretch, files, raw)? {
                 return Ok(false);
             }
-            match extents.last_mut() {
-                Some(last) if last.file == *stretch.file && last.end() == stretch.position => {
-                    last.length += stretch.length;
-                }
-                _ => extents.push(Extent {
-                    file: FileKey::clone(&stretch.file),
-                    position: stretch.position,
-                    length: stretch.length,
-                }),
-            }
+            add_extent(
+                &mut extents,
+                &stretch.file,
+                stretch.position,
+                stretch.length,
+            );
         }
         Ok(content_hash_of(&extents, raw) == hash)
     }

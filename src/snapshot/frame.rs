@@ -56,6 +56,23 @@ impl Extent {
     }
 }
 
+/// Lengthens the last extent, or adds one; whether one was added.
+pub fn add_extent(extents: &mut Vec<Extent>, file: &FileKey, position: u64, length: u32) -> bool {
+    if let Some(last) = extents.last_mut()
+        && last.file == *file
+        && last.end() == position
+    {
+        last.length += length;
+        return false;
+    }
+    extents.push(Extent {
+        file: file.clone(),
+        position,
+        length,
+    });
+    true
+}
+
 /// Encodes an extent list.
 pub fn encode_extents(extents: &[Extent]) -> Vec<u8> {
     let mut out = Vec::with_capacity(32 * extents.len() + 4);

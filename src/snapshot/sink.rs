@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::chunks::{self, MOST_BYTES, Stored, WHOLE_BELOW_BYTES};
 use super::filekey::{ChunkId, FileKey};
-use super::frame::{EXTENT_LIST_LIMIT_BYTES, Extent, PAGE_BYTES, extent_bytes};
+use super::frame::{self, EXTENT_LIST_LIMIT_BYTES, Extent, PAGE_BYTES, extent_bytes};
 use super::layer::{EntryKind, Metadata};
 use super::leftovers::{LeftFile, LeftPage};
 use super::node::{NODE_LIMIT_BYTES, Node, NodeKind};
@@ -717,22 +717,13 @@ impl Current {
     }
 }
 
-/// Lengthens the last extent or adds one; returns by how much the list may have grown.
+/// As [`frame::add_extent`]; returns by how much the list may have grown.
 fn add_extent(extents: &mut Vec<Extent>, file: &FileKey, position: u64, length: usize) -> usize {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
-    if let Some(last) = extents.last_mut()
-        && last.file == *file
-        && last.position + u64::from(last.length) == position
-    {
-        last.length += length;
-        return 0;
+    match frame::add_extent(extents, file, position, length) {
+        true => extent_bytes(file),
+        false => 0,
     }
-    extents.push(Extent {
-        file: file.clone(),
-        position,
-        length,
-    });
-    extent_bytes(file)
 }
 
 fn is_zero(page: &[u8]) -> bool {
