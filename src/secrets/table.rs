@@ -1,45 +1,46 @@
 //! Tables with a header: the cells of a column whose name says that it is secret.
 
-use super::names::{Verdict, judge};
+use super::names::Verdict;
 use super::{Finds, Rule, lines};
 
 /// Columns beyond are not looked at.
 const COLUMNS_MAX: usize = 200;
 
-/// Adds the cells of such columns of a text whose first line names at least two of them.
+/// Adds the cells of such columns. The first line names them.
 pub(super) fn scan(finds: &mut Finds<'_>) {
-    let text = finds.text;
-    let mut rows = lines(text.trim_start_matches('\u{feff}'));
+    let body = finds.text.trim_start_matches('\u{feff}');
+    let skipped = finds.text.len() - body.len();
+    let mut rows = lines(body);
     let Some((_, header)) = rows.next() else {
         return;
     };
-    let skipped = text.len() - text.trim_start_matches('\u{feff}').len();
     let separator = [';', '\t', '|', ',']
         .into_iter()
         .max_by_key(|separator| header.matches(*separator).count());
     let Some(separator) = separator.filter(|separator| header.contains(*separator)) else {
         return;
     };
-    let names: Vec<&str> = cells(header, separator)
-        .map(|(from, to)| header.get(from..to).unwrap_or_default())
+    // Each column has its name, and its rule where it is secret.
+    let columns: Vec<(&str, Option<Rule>)> = cells(header, separator)
+        .map(|(from, to)| {
+            let name = header.get(from..to).unwrap_or_default();
+            let rule = match finds.overrides.judge(name) {
+                (verdict, _) if verdict < Verdict::Strong => None,
+                (_, Rule::Configured) => Some(Rule::Configured),
+                _ => Some(Rule::Place),
+            };
+            (name, rule)
+        })
         .collect();
-    if !names.iter().any(|name| judge(name) >= Verdict::Strong) {
+    if columns.iter().all(|(_, rule)| rule.is_none()) {
         return;
     }
     for (at, row) in rows {
-        for (name, (from, to)) in names.iter().zip(cells(row, separator)) {
-            let (verdict, rule) = finds.overrides.judge(name);
+        for ((name, rule), (from, to)) in columns.iter().zip(cells(row, separator)) {
+            let Some(rule) = rule else { continue };
             let value = row.get(from..to).unwrap_or_default();
-            let is_secret = verdict >= Verdict::Strong
-                && !super::values::is_reference(value)
-                && !["", "-", "n/a"].contains(&value.trim());
-            if is_secret {
-                let rule = if rule == Rule::Configured {
-                    rule
-                } else {
-                    Rule::Place
-                };
-                finds.add(skipped + at + from..skipped + at + to, name, rule);
+            if !super::values::is_reference(value) && !["-", "n/a"].contains(&value.trim()) {
+                finds.add(skipped + at + from..skipped + at + to, name, *rule);
             }
         }
     }

@@ -507,6 +507,11 @@ fn the_configuration_has_the_last_word() {
         .map(|f| (&text[f.span.clone()], f.rule))
         .collect();
     assert_eq!(shown, [("x", Rule::Configured), ("z1", Rule::Key)]);
+    // A column of a table, too, where no other one is secret.
+    let text = "name,shop_code\na,x";
+    let found = recognise("a.csv", text.as_bytes(), &overrides);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].rule, Rule::Configured);
 }
 
 #[test]
