@@ -351,6 +351,10 @@ pub(super) fn number(value: u64) -> f64 {
     value as f64
 }
 
+pub(super) fn flag(is_so: bool) -> f64 {
+    f64::from(u8::from(is_so))
+}
+
 pub(super) fn counted(value: usize) -> f64 {
     number(value as u64)
 }
@@ -403,14 +407,14 @@ fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: Tim
             continue;
         };
         let labels = [("job_name", job.name.as_str())];
-        all.add(&JOB_RUNNING, &labels, f64::from(u8::from(state.is_running)));
+        all.add(&JOB_RUNNING, &labels, flag(state.is_running));
         let over = state
             .runs
             .iter()
             .rev()
             .filter(|run| !run.is_elsewhere())
             .find(|run| run.ended.is_some() || !state.is_running);
-        let result = over.map(|run| f64::from(u8::from(!run.is_success())));
+        let result = over.map(|run| flag(!run.is_success()));
         all.add_known(&JOB_RESULT, &labels, result);
         let success = state.runs.iter().rfind(|run| run.is_success());
         let success = success.and_then(|run| run.ended.as_ref());
@@ -529,11 +533,7 @@ fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
     of_checks(all, one, counters, &labels);
     if let Some(receiver) = &one.receiver {
         let labels = [cluster[0], ("slot", receiver.slot())];
-        all.add(
-            &CONNECTED,
-            &labels,
-            f64::from(u8::from(receiver.is_connected())),
-        );
+        all.add(&CONNECTED, &labels, flag(receiver.is_connected()));
         for (name, value) in receiver.positions() {
             let family = RECEIVER.iter().find(|(known, _, _)| *known == name);
             family
@@ -617,11 +617,7 @@ fn of_checks(
     for proven in &one.drills {
         let labels = [cluster, ("repo", proven.repository.as_str())];
         if let Some(newest) = &proven.drills.newest {
-            all.add(
-                &DRILL_RESULT,
-                &labels,
-                f64::from(u8::from(!newest.is_passed())),
-            );
+            all.add(&DRILL_RESULT, &labels, flag(!newest.is_passed()));
         }
         if let Some(passed) = &proven.drills.proven {
             all.add(&DRILL, &labels, seconds(passed.time));
@@ -697,7 +693,7 @@ fn of_repositories(
             || seen
                 .max()
                 .unwrap_or_else(|| session.open(repository).is_ok());
-        let up = f64::from(u8::from(is_up));
+        let up = flag(is_up);
         all.add(&REPO_UP, &labels, up);
         if walg {
             let family = (WALG_STORAGE_UP, Type::Gauge, WALG_STORAGE_HELP);

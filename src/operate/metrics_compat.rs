@@ -9,7 +9,7 @@ use std::path::Path;
 use super::counters::{Counters, kind_name};
 use super::exposition::{Exposition, Type};
 use super::info::{self, ClusterInfo, Info};
-use super::metrics::{counted, number, seconds};
+use super::metrics::{counted, flag, number, seconds};
 use crate::config::{Compat, Settings};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
@@ -49,7 +49,7 @@ pub(super) fn add(all: &mut Exposition, names: &[Compat], seen: &Seen<'_>) {
                     "pgbackrest_exporter_status",
                     "Whether everything could be looked at.",
                     &[("stanza", "all-stanzas")],
-                    f64::from(u8::from(is_whole)),
+                    flag(is_whole),
                 );
                 clusters.iter().for_each(|one| pgbackrest(all, seen, one));
             }
@@ -73,10 +73,6 @@ fn gauge(
     value: f64,
 ) {
     all.add(&(name, Type::Gauge, help), labels, value);
-}
-
-fn flag(is_so: bool) -> f64 {
-    f64::from(u8::from(is_so))
 }
 
 fn took(backup: &Backup) -> Option<f64> {

@@ -33,7 +33,7 @@ pub enum Kept {
     InRecord,
     /// The host that made the record, with the record's own time.
     ByWriter,
-    /// Outside, nobody knows since when. Whoever asks for its record is told when it is gone.
+    /// Outside, nobody knows since when. The answer about its record says when the record is gone.
     Outside,
 }
 

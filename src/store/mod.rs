@@ -336,7 +336,7 @@ pub trait Store: Send + Sync {
     /// `Locked` while the store keeps it for a time that was set when it was written; `Denied`.
     fn delete(&self, key: &Key) -> Result<bool>;
 
-    /// Whether the store has legal holds of its own, which keep whoever may delete from deleting.
+    /// Whether the store has legal holds of its own: under one, an account that may delete cannot.
     ///
     /// # Errors
     /// `Denied` when it may not be asked; what the store says.

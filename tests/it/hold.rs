@@ -253,7 +253,7 @@ fn a_store_that_does_not_know_holds_is_asked_for_none() {
         assert!(!server.log().iter().any(|line| line.contains("legal-hold")));
     }
     assert_eq!(court.shown(&first)["hold"], "advisory");
-    // Who may not ask is told so, and nothing is called advisory.
+    // An account that may not ask is told so, and nothing is called advisory.
     let server = court.site.peer.server();
     let fired = server.fault("object-lock", 1, Fault::Error(403, "AccessDenied"));
     let denied = court.hold(&first);

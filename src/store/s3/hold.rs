@@ -78,6 +78,6 @@ pub(super) fn set(bucket: &Arc<Bucket>, key: &Key, is_on: bool) -> Result<bool> 
             ReadBack,
             "the store does not show the legal hold of object \"{key}\" as it was set"
         )
-        .hint("Whoever sets holds needs s3:GetObjectLegalHold, too.")),
+        .hint("An account that sets holds needs s3:GetObjectLegalHold, too.")),
     }
 }
