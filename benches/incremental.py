@@ -34,6 +34,21 @@ def change(server, kind, turn):
         time.sleep(0.02)
 
 
+def set_files(server, count):
+    """Has `count` files of relations that no catalog names, with one page each: a backup reads them as it reads the others."""
+    accounts = server.data / server.sql("select pg_relation_filepath('pgbench_accounts')")
+    for place in accounts.parent.glob("3" + 9 * "[0-9]"):
+        place.unlink()
+    with open(accounts, "rb") as file:
+        page = file.read(8192)
+    owner = accounts.stat()
+    for number in range(3_000_000_000, 3_000_000_000 + count):
+        place = accounts.parent / str(number)
+        place.write_bytes(page)
+        os.chown(place, owner.st_uid, owner.st_gid)
+        place.chmod(0o600)
+
+
 def empty(folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
@@ -95,6 +110,7 @@ def measure(options, server, contenders, size_of, record, failures, order):
         # Hint bits that the first scan sets would be changes, too.
         server.sql("vacuum (freeze)")
         server.sql("checkpoint")
+        set_files(server, options.files)
         for turn in range(options.rounds):
             for contender in order(contenders, turn):
                 try:
@@ -103,6 +119,7 @@ def measure(options, server, contenders, size_of, record, failures, order):
                     failures[f"incremental {contender.name}"] = str(error)
                 shutil.rmtree(contender.folder, ignore_errors=True)
     finally:
+        set_files(server, 0)
         server.archive_with("true")
         server.sql("alter system reset autovacuum")
         server.stop()

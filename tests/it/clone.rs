@@ -415,6 +415,8 @@ fn k07_damaged_content_is_an_error_and_never_wrong_rows() {
     let mut bytes = std::fs::read(&pack).unwrap();
     let run = cloned.clone().run().success();
     let clone = client(&run);
+    // Catalogs may lie in the damaged part, too: this server has what the last question needs.
+    assert_eq!(clone.query_one_string("select 1"), "1");
     for at in (bytes.len() / 4..bytes.len() * 3 / 4).step_by(4096) {
         bytes[at] ^= 1;
     }
