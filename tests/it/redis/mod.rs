@@ -5,8 +5,10 @@ mod into;
 mod keys;
 mod load;
 mod receive;
+mod sentinel;
 pub mod server;
 mod world;
+mod writer;
 
 use crate::common::random::Random;
 use crate::common::{PATIENCE, Program, files_below, wait_until};
