@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption heal-campaign test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption heal-campaign test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -72,7 +72,7 @@ OLDER := 13 14 15 16 17 18
 OLDER_REDIS := redis6 redis7 valkey8 valkey9
 CHOSEN_REDIS = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 4 + 1 ))),$(OLDER_REDIS))
 CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
-GROUP1 := files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05 agent::j01 corruption::tm5 limits::b16_processes
+GROUP1 := redis::rounds:: files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05 agent::j01 corruption::tm5 limits::b16_processes
 GROUP2 := lives::histories:: oracle:: soak:: restore_faults:: agent_claims::j10 absence::f18
 GROUP3 := incremental::resume:: incremental::write_only:: incremental::compact:: heal::campaign:: drain_s3::p20 sftp:: restore_replace::t21 redis::into:: incremental::need::
 # Shifted with every round of the majors, so that each group meets each of them.
@@ -159,6 +159,19 @@ sets: ## 100 rounds: recoveries of a set to marks that were made under load, kil
 	scripts/get-postgres 17
 	scripts/get-redis redis-7
 	PITR_TEST_SET_ROUNDS=$${PITR_TEST_SET_ROUNDS:-100} $(CARGO) test --test it -- sets::campaign:: --nocapture
+
+# What has passed stands in REDIS_MOMENTS_PROGRESS and REDIS_ROUNDS_PROGRESS: broken off, they go on there. Remove the files to begin anew.
+redis-moments: ## 500 random moments of random histories on each Redis and Valkey: the restored state is that of the live server
+	scripts/get-postgres 17
+	scripts/get-redis
+	REDIS_MOMENTS=$${REDIS_MOMENTS:-500} REDIS_MOMENTS_PROGRESS=$${REDIS_MOMENTS_PROGRESS:-$(CURDIR)/target/redis/moments} \
+	$(CARGO) test --test it -- redis::moments:: --nocapture
+
+redis-rounds: ## 1 000 rounds: receiver, servers, network and disks of Redis and Valkey fail; what WAIT confirmed comes back
+	scripts/get-postgres 17
+	scripts/get-redis
+	REDIS_ROUNDS=$${REDIS_ROUNDS:-200} REDIS_ROUNDS_PROGRESS=$${REDIS_ROUNDS_PROGRESS:-$(CURDIR)/target/redis/rounds} \
+	$(CARGO) test --test it -- redis::rounds:: --nocapture
 
 patroni: ## 50 rounds: the leader of three nodes under Patroni dies under load, and everything that was promised is there
 	scripts/get-tools test

@@ -212,6 +212,7 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         name: &args.name,
         label: args.label.clone().unwrap_or_default(),
         takes_over: args.confirm,
+        of_master: false,
     };
     let Taken {
         root,

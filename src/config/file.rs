@@ -280,13 +280,15 @@ impl Document {
                 let origin = Origin::Variable(variable.to_owned());
                 let rest = variable.strip_prefix(&prefix).unwrap_or(variable);
                 let keys = keys::names(kind);
-                let found = keys.iter().find_map(|key| {
+                // The longest one: what ends in "SENTINEL_USER" ends in "USER", too.
+                let found = keys.iter().filter_map(|key| {
                     if kind.is_unnamed() {
                         return (rest == variable_form(key)).then_some((*key, ""));
                     }
                     let name = rest.strip_suffix(&format!("_{}", variable_form(key)))?;
                     (!name.is_empty()).then_some((*key, name))
                 });
+                let found = found.max_by_key(|(key, _)| key.len());
                 let Some((key, name)) = found else {
                     let near = near_variable(rest, &keys).map(|near| format!("{prefix}{near}"));
                     let error =

@@ -11,10 +11,11 @@ use super::file::{Entry, Kind, Raw, Section};
 use super::{
     Acknowledge, Agent, BlobService, Cluster, Compat, ConfigSet, Copies, Encryption, Files, Hours,
     Job, Location, LockMode, Logical, LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX,
-    Period, Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis, RedisAcknowledge,
-    RedisAddress, Repository, Retention, S3Settings, Secret, Severity, SftpSettings, Shape, Sink,
-    SinkKind, Size, Source, Sse, StandbyOutage, Tier, TierBy, config_set::DEFAULT, holds_password,
-    location, logical::JOBS_MAX, retention::KEEP_MAX, s3, set, tier,
+    Period, Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis, RedisAccess,
+    RedisAcknowledge, RedisAddress, Repository, Retention, S3Settings, Secret, Severity,
+    SftpSettings, Shape, Sink, SinkKind, Size, Source, Sse, StandbyOutage, Tier, TierBy,
+    config_set::DEFAULT, holds_password, location, logical::JOBS_MAX, retention::KEEP_MAX, s3, set,
+    tier,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -107,11 +108,19 @@ keys! { CONFIG: |e, set: ConfigSet|
 // Those of `[redis.NAME]`.
 keys! { REDIS: |e, redis: Redis|
     "address": address = e.checked(RedisAddress::parse);
-    "user": user = e.string();
-    "password_file": password_file = e.path();
-    "tls.ca_file": tls.ca_file = e.path();
-    "tls.cert_file": tls.cert_file = e.path();
-    "tls.key_file": tls.key_file = e.path();
+    "user": access.user = e.string();
+    "password_file": access.password_file = e.path();
+    "tls.ca_file": access.tls.ca_file = e.path();
+    "tls.cert_file": access.tls.cert_file = e.path();
+    "tls.key_file": access.tls.key_file = e.path();
+    "sentinel.master": sentinel.master = e.string();
+    "sentinel.addresses": sentinel.addresses = e.addresses();
+    "sentinel.user": sentinel.access.user = e.string();
+    "sentinel.password_file": sentinel.access.password_file = e.path();
+    "sentinel.tls.ca_file": sentinel.access.tls.ca_file = e.path();
+    "sentinel.tls.cert_file": sentinel.access.tls.cert_file = e.path();
+    "sentinel.tls.key_file": sentinel.access.tls.key_file = e.path();
+    "sentinel.backup_from": sentinel.is_replica_preferred = e.choice(&[("master", false), ("replica", true)]);
     "stall_timeout": stall_timeout = e.period();
     "identity": identity = e.string();
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
@@ -634,18 +643,49 @@ pub(super) fn logical(section: &Section) -> Result<Logical> {
 pub(super) fn redis(section: &Section) -> Result<Redis> {
     let redis = fill(Redis::named(section.name.clone()), section, REDIS)?;
     let wrong = |message: &str| section.origin.error(message);
-    let tls = &redis.tls;
-    match &redis.address {
-        None => {
+    let sentinel = &redis.sentinel;
+    let has_sentinels = !sentinel.addresses.is_empty();
+    let is_of_sentinel = |entry: &Entry| entry.key.starts_with("sentinel.");
+    match (&redis.address, &sentinel.master) {
+        (Some(_), _) if section.entries.iter().any(is_of_sentinel) => {
+            return Err(wrong("address and sentinel are both given")
+                .hint("Keep one: address names one server for good, sentinel asks for the present master."));
+        }
+        (Some(_), _) => {}
+        (None, None) if has_sentinels => {
+            return Err(wrong("sentinel has addresses, and no master")
+                .hint("Add the name that the Sentinels know it by, as in their \"sentinel monitor\": sentinel.master = \"mymaster\""));
+        }
+        (None, Some(_)) if !has_sentinels => {
+            return Err(wrong("sentinel has a master, and no addresses")
+                .hint("Name the Sentinels: sentinel.addresses = [\"10.0.0.1:26379\", \"10.0.0.2:26379\", \"10.0.0.3:26379\"]"));
+        }
+        (None, Some(_)) => {}
+        (None, None) => {
             return Err(
-                wrong(&format!("Redis server \"{}\" has no address", redis.name))
-                    .hint("Add address = \"127.0.0.1:6379\", or \"unix:/path\" of its socket."),
+                wrong(&format!("Redis server \"{}\" has no address", redis.name)).hint(
+                    "Add address = \"127.0.0.1:6379\", or \"unix:/path\" of its socket; or sentinel.master and sentinel.addresses.",
+                ),
             );
         }
-        Some(RedisAddress::Unix(_)) if tls.ca_file.is_some() => {
-            return Err(wrong("TLS means nothing to a socket of this host"));
-        }
-        Some(_) => {}
+    }
+    access(section, "", &redis.access, redis.address.as_slice())?;
+    access(section, "sentinel.", &sentinel.access, &sentinel.addresses)?;
+    Ok(redis)
+}
+
+/// Checks a way in. `prefix` is that of its keys.
+fn access(
+    section: &Section,
+    prefix: &str,
+    access: &RedisAccess,
+    to: &[RedisAddress],
+) -> Result<()> {
+    let wrong = |message: &str| section.origin.error(format!("{prefix}{message}"));
+    let tls = &access.tls;
+    let is_socket = |address: &RedisAddress| matches!(address, RedisAddress::Unix(_));
+    if tls.ca_file.is_some() && to.iter().any(is_socket) {
+        return Err(wrong("tls means nothing to a socket of this host"));
     }
     if tls.cert_file.is_some() != tls.key_file.is_some() {
         return Err(wrong("tls needs both cert_file and key_file, or neither"));
@@ -655,10 +695,10 @@ pub(super) fn redis(section: &Section) -> Result<Redis> {
             "Name the file with the certificates of those who may sign the server's. The system's are in /etc/ssl/certs/ca-certificates.crt.",
         ));
     }
-    if redis.user.is_some() && redis.password_file.is_none() {
-        return Err(wrong("\"user\" needs password_file"));
+    match access.user.is_some() && access.password_file.is_none() {
+        true => Err(wrong("user needs password_file")),
+        false => Ok(()),
     }
-    Ok(redis)
 }
 
 /// Reads a recovery set.
@@ -727,6 +767,14 @@ impl Entry {
             Raw::Variable(text) => Ok(text.split(',').map(|one| one.trim().to_owned()).collect()),
             _ => Err(self.wrong_type("an array of strings")),
         }
+    }
+
+    /// An array of addresses.
+    fn addresses(&self) -> Result<Vec<RedisAddress>> {
+        let addresses = self.list()?;
+        let addresses = addresses.iter().map(|text| RedisAddress::parse(text));
+        let addresses: Result<Vec<RedisAddress>> = addresses.collect();
+        addresses.map_err(|e| self.origin.wrap(&e))
     }
 
     /// A program as an absolute path, and its arguments: it is not looked for, and no shell takes part.

@@ -48,7 +48,7 @@ pub use location::{BlobService, Location, is_part};
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
 pub use price::{Price, Prices, of_gib};
-pub use redis::{Redis, RedisAcknowledge, RedisAddress, RedisTls};
+pub use redis::{Redis, RedisAccess, RedisAcknowledge, RedisAddress, RedisSentinel, RedisTls};
 pub use retention::Retention;
 pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
@@ -1145,6 +1145,39 @@ mod tests {
         assert_eq!((other.jobs, other.content), (2, LogicalContent::Full));
     }
 
+    #[test]
+    fn sentinels_are_read() {
+        let text = "[repositories.r]\nurl='file:///r'\n[redis.cache]\nuser='a'\npassword_file='/a'\n[redis.cache.sentinel]\nmaster='shop'\naddresses=['s:1','[::1]:2']\nbackup_from='replica'\npassword_file='/b'\n";
+        let (_directory, mut environment) = place(Some(text));
+        // It is none of "user" of a server called "cache_sentinel".
+        let variable = ("PITR_REDIS_CACHE_SENTINEL_USER".into(), "b".into());
+        environment.variables.extend([variable]);
+        let settings = Settings::load(&Flags::default(), &environment)
+            .ok()
+            .unwrap();
+        let [cache] = settings.redis.as_slice() else {
+            panic!("one server")
+        };
+        assert_eq!(cache.place(), "sentinel:shop");
+        let addresses: Vec<String> = cache
+            .sentinel
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(addresses, ["s:1", "[::1]:2"]);
+        let access = |name: &str| RedisAccess {
+            user: Some(name.to_owned()),
+            password_file: Some(PathBuf::from(format!("/{name}"))),
+            tls: RedisTls::default(),
+        };
+        assert_eq!(
+            (&cache.access, &cache.sentinel.access),
+            (&access("a"), &access("b"))
+        );
+        assert!(cache.sentinel.is_replica_preferred);
+    }
+
     /// A file, its complaint and perhaps the hint, one to a line.
     const MISTAKES: &str = r#"
 [clusters.main]\nmax_backup_aeg = '1d' => pitr.toml:2:1: key "max_backup_aeg" does not exist in [clusters.main] => Did you mean "max_backup_age"?
@@ -1183,6 +1216,14 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [logical.a]\njobs = 0 => pitr.toml:2:8: "jobs" is not a number from 1: a dump needs a connection
 [logical.a]\ndatabases = [] => pitr.toml:2:13: "databases" is not an array of names; without the key every database is dumped
 [logical.a]\ncontent = 'all' => pitr.toml:2:11: "content" is "all" but must be "full" or "schema" or "data"
+[redis.a]\nuser = 'x' => pitr.toml:1:8: Redis server "a" has no address
+[redis.a]\nsentinel = { master = 'm' } => pitr.toml:1:8: sentinel has a master, and no addresses
+[redis.a]\nsentinel = { addresses = ['h:26379'] } => pitr.toml:1:8: sentinel has addresses, and no master
+[redis.a]\naddress = 'h:1'\nsentinel = { user = 'x' } => pitr.toml:1:8: address and sentinel are both given
+[redis.a]\nsentinel = { master = 'm', addresses = ['h:1', 'h'] } => pitr.toml:2:40: the address is none of host:port, [v6 address]:port and unix:/path
+[redis.a]\nsentinel = { master = 'm', addresses = ['h:1'], user = 'x' } => pitr.toml:1:8: sentinel.user needs password_file
+[redis.a]\nsentinel = { master = 'm', addresses = ['unix:/s'], tls = { ca_file = '/c' } } => pitr.toml:1:8: sentinel.tls means nothing to a socket of this host
+[redis.a]\naddress = 'h:1'\ntls = { cert_file = '/c' } => pitr.toml:1:8: tls needs both cert_file and key_file, or neither
 [repositories.a] => pitr.toml:1:15: repository "a" has no url
 [repositories.a]\nurl='x'\nrequired = 'no' => pitr.toml:2:5: "x" is not the URL of a repository
 [repositories.a]\nurl='file:///x'\nrequired = false => no repository is required: a segment would be acknowledged before any holds it

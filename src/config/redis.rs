@@ -16,14 +16,12 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Redis {
     /// Its name in configuration and repository.
     pub name: String,
-    /// The place where it listens.
+    /// The place where it listens; none where Sentinels name it.
     pub address: Option<RedisAddress>,
-    /// The ACL user; none: the default user.
-    pub user: Option<String>,
-    /// The file that holds the password.
-    pub password_file: Option<PathBuf>,
-    /// TLS; none: plain.
-    pub tls: RedisTls,
+    /// The Sentinels that name it.
+    pub sentinel: RedisSentinel,
+    /// The account on the server.
+    pub access: RedisAccess,
     /// How long the server may be silent before it counts as gone.
     pub stall_timeout: Duration,
     /// The identity of the source; else the address.
@@ -47,6 +45,30 @@ pub enum RedisAcknowledge {
     Journal,
     /// Nothing: `WAIT` does not count it.
     None,
+}
+
+/// The way in: to a server, or to a Sentinel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisAccess {
+    /// The ACL user; none: the default user.
+    pub user: Option<String>,
+    /// The file that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// TLS; none: plain.
+    pub tls: RedisTls,
+}
+
+/// Sentinels that watch a master and name it. There are some where `addresses` is not empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisSentinel {
+    /// The name of the master, as in their `sentinel monitor`.
+    pub master: Option<String>,
+    /// The places where they listen.
+    pub addresses: Vec<RedisAddress>,
+    /// The account on them.
+    pub access: RedisAccess,
+    /// Whether backups are those of a replica, where one is fit.
+    pub is_replica_preferred: bool,
 }
 
 /// The files of a connection by TLS. There is one where `ca_file` is given.
@@ -80,9 +102,8 @@ impl Redis {
         Redis {
             name,
             address: None,
-            user: None,
-            password_file: None,
-            tls: RedisTls::default(),
+            sentinel: RedisSentinel::default(),
+            access: RedisAccess::default(),
             stall_timeout: STALL_TIMEOUT,
             identity: None,
             max_backup_age: None,
@@ -90,6 +111,15 @@ impl Redis {
             journal_limit_bytes: None,
             acknowledge: RedisAcknowledge::Journal,
             service: Service::default(),
+        }
+    }
+
+    /// Its place as a text: the address, or the master's name.
+    pub fn place(&self) -> String {
+        match (&self.address, &self.sentinel.master) {
+            (Some(address), _) => address.to_string(),
+            (None, Some(master)) => format!("sentinel:{master}"),
+            (None, None) => String::new(),
         }
     }
 }

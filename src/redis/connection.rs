@@ -13,7 +13,7 @@ use rustls::{ClientConnection, StreamOwned};
 
 use super::refusal;
 use super::resp::{self, Reply};
-use crate::config::RedisAddress;
+use crate::config::{RedisAddress, Secret};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::wire::tls;
@@ -77,18 +77,18 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to the first address of the host that answers.
+    /// Connects to the first address of the host that answers, and names the user where there is a password.
     ///
     /// # Errors
-    /// `Unreachable`; `Denied` for a certificate that is refused; `Config` for files of TLS that cannot be read; those of `tick`.
-    pub fn open(way: Way, tick: Tick<'_>) -> Result<Connection> {
+    /// `Unreachable`; `Denied` for a certificate, a user or a password that is refused; `Config` for files of TLS that cannot be read; those of `tick`.
+    pub fn open(way: Way, password: Option<&Secret>, tick: Tick<'_>) -> Result<Connection> {
         let shown = way.address.to_string();
         let opened = Stream::open(&way, tick);
         let stream = opened.map_err(|e| match e.code() {
             Code::Interrupted => e,
             _ => e.context(format!("connect to \"{shown}\"")),
         })?;
-        Ok(Connection {
+        let mut connection = Connection {
             way,
             stream,
             block: TICK,
@@ -96,7 +96,20 @@ impl Connection {
             buffer_max: BUFFER_BYTES_MAX,
             start: 0,
             end: 0,
-        })
+        };
+        if let Some(password) = password {
+            let user = connection.way.user.clone();
+            let mut words = vec![&b"AUTH"[..]];
+            words.extend(user.as_deref().map(str::as_bytes));
+            words.push(password.expose().as_bytes());
+            connection.ask(&words, tick)?;
+        }
+        Ok(connection)
+    }
+
+    /// The place that it leads to.
+    pub fn address(&self) -> &RedisAddress {
+        &self.way.address
     }
 
     /// Takes replies as long as values of keys are.

@@ -18,7 +18,7 @@ use super::kind::BASE;
 use super::member::Member;
 use super::rdb::{Checksum, Passing};
 use super::resp;
-use super::version::ServerVersion;
+use super::version::{FIRST_OF_VALKEY, ServerVersion};
 use crate::durable::{self, NewFile, Published};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -69,10 +69,13 @@ impl Plan<'_> {
         files
     }
 
-    /// The file that a check of the append-only file is given.
+    /// The file that a check of the append-only file is given. `valkey-check-aof` takes the head of Valkey's own data sets for a command, and finds fault with
+    /// whole directories that Valkey 9.1 wrote itself: it is given what follows the data set.
     pub fn checked_file(&self) -> PathBuf {
+        let directory = self.to.join(APPEND_ONLY_DIRECTORY);
         match self.target.has_directory() {
-            true => self.to.join(APPEND_ONLY_DIRECTORY).join(MANIFEST),
+            true if self.member.rdb_version >= FIRST_OF_VALKEY => directory.join(FIRST_INCREMENT),
+            true => directory.join(MANIFEST),
             false => self.to.join(APPEND_ONLY),
         }
     }

@@ -32,7 +32,7 @@ impl Base {
         let progress = &work.host.progress;
         progress.phase("wait for the server to fork", None);
         let requested_time = work.host.now();
-        let position = transfer::request(&mut self.source.connection, work.tick)?;
+        let position = transfer::request(&mut self.source, work.tick)?;
         let received_time = work.host.now();
         progress.phase("receive the data set", None);
         let mut sink = work.writer.sink();

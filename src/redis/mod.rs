@@ -1,7 +1,7 @@
 //! Redis and Valkey as a kind of content: the data set as the server gives it to a new replica, byte by byte.
 //!
 //! The tree of a backup has one file, `base.rdb`. The root's member `redis` is [`member::Member`]. `resp`, `info`, `refusal`, `rdb` and `version` are pure;
-//! `connection` speaks with the server, `transfer` asks for a full resynchronisation and receives it, and `directory` writes what a server loads.
+//! `connection` speaks with the server, `sentinel` with those that name it, `transfer` asks for a full resynchronisation and receives it, and `directory` writes what a server loads.
 //!
 //! A receiver gets what follows a data set: `position` decides where it goes on, `receive` brings the server's commands (`command`) into the journal (`record`),
 //! and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again, `route` the way to a moment, and `overview` shows all.
@@ -24,6 +24,7 @@ pub mod record;
 mod refusal;
 pub mod resp;
 pub mod route;
+pub mod sentinel;
 pub mod shipment;
 pub mod source;
 pub mod transfer;

@@ -30,6 +30,8 @@ const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 const SHORT: Duration = Duration::from_millis(2);
 /// How long to wait while nothing is to be done.
 const LONG: Duration = Duration::from_millis(200);
+/// The journal's queue is to hold a quarter of its 8 MiB: each repository has a segment of the log in memory besides.
+const SHARE: usize = 4;
 /// Bytes that are handed to the journal at once, at most.
 const PIECE_BYTES: usize = 1 << 20;
 /// A journal that has no room for so long is full: the connection is given up, so that the server's memory does not grow.
@@ -199,8 +201,8 @@ enum Answer {
 }
 
 fn ask(source: &mut Source, replid: &str, position: u64, tick: Tick<'_>) -> Result<Answer> {
+    transfer::introduce(source, tick)?;
     let connection = &mut source.connection;
-    connection.ask(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"], tick)?;
     // Bytes are counted from one there.
     let next = position.saturating_add(1).to_string();
     let words: [&[u8]; 3] = [b"PSYNC", replid.as_bytes(), next.as_bytes()];
@@ -253,8 +255,8 @@ fn begin(
     host: &Host,
     tick: Tick<'_>,
 ) -> Result<Begun> {
+    transfer::introduce(source, tick)?;
     let connection = &mut source.connection;
-    connection.ask(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"], tick)?;
     // The data set is not wanted here: a base is taken by a connection of its own. Servers before 7.0 do not know that, and send it.
     connection.send(&[b"REPLCONF", b"rdb-filter-only", b""])?;
     connection.reply(tick)?;
@@ -361,7 +363,7 @@ impl Stream<'_, '_> {
         let (feeder, runtime) = (&self.sink.feeder, self.sink.runtime);
         let since = Instant::now();
         let room = loop {
-            let wait = async { tokio::time::timeout(LONG, feeder.room(length)).await };
+            let wait = async { tokio::time::timeout(LONG, feeder.room(length * SHARE)).await };
             if let Ok(room) = runtime.block_on(wait) {
                 break room?;
             }

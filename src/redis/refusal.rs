@@ -17,6 +17,9 @@ const RIGHTS_INTO: &str = "+replicaof +slaveof +config|get +config|set +pubsub|n
 /// The rights that a restore of keys needs besides those of a backup.
 const RIGHTS_KEYS: &str = "~* +select +scan +dump +restore +pexpiretime +pttl +time";
 
+/// The rights on a Sentinel.
+const RIGHTS_SENTINEL: &str = "+sentinel|get-master-addr-by-name +sentinel|slaves";
+
 /// The commands of a restore of keys.
 const COMMANDS_KEYS: [&str; 7] = [
     "SELECT",
@@ -42,6 +45,11 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         "NOPERM" if COMMANDS_KEYS.contains(&command) => {
             err!(Denied, "user \"{shown_user}\" may not run {command}, or not with this key").hint(format!(
                 "A restore of keys needs these rights: ACL SETUSER {shown_user} {RIGHTS_KEYS}\nBefore Redis 7: without +pexpiretime. The pattern behind ~ may be narrower."
+            ))
+        }
+        "NOPERM" if command == "SENTINEL" => {
+            err!(Denied, "user \"{shown_user}\" may not run SENTINEL").hint(format!(
+                "Give the rights on each Sentinel: ACL SETUSER {shown_user} {RIGHTS_SENTINEL}"
             ))
         }
         "NOPERM" if !matches!(command, "PSYNC" | "REPLCONF" | "PING" | "INFO") => {
@@ -83,6 +91,10 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         "DENIED" => err!(Denied, "the server is in protected mode, and takes connections of its own host alone").hint(
             "Give the server a password, or run pitr on its host.",
         ),
+        _ if said.starts_with("ERR unknown command") && command == "SENTINEL" => {
+            err!(Server, "it is no Sentinel")
+                .hint("sentinel.addresses names Sentinels, which listen at port 26379 unless told otherwise. Name a server as address.")
+        }
         _ if said.starts_with("ERR unknown command") && command != "PSYNC" => {
             err!(Server, "the server does not know {command}").hint(format!(
                 "{command} was renamed, or a managed service or a proxy withholds it."
@@ -188,6 +200,20 @@ mod tests {
                 Code::Denied,
                 "user \"pitr\" may not run REPLICAOF",
                 "+replicaof",
+            ),
+            (
+                "SENTINEL",
+                "NOPERM this user has no permissions to run the 'sentinel|slaves' command",
+                Code::Denied,
+                "user \"pitr\" may not run SENTINEL",
+                "+sentinel|get-master-addr-by-name",
+            ),
+            (
+                "SENTINEL",
+                "ERR unknown command 'SENTINEL', with args beginning with: 'get-master-addr-by-name'",
+                Code::Server,
+                "no Sentinel",
+                "26379",
             ),
             (
                 "CONFIG",

@@ -25,7 +25,7 @@ pub enum Reply {
     Line(String),
     /// An error, as the server words it.
     Error(String),
-    /// A bulk string; none of the null one.
+    /// A bulk string; none of the null one, nor of a null array.
     Bulk(Option<Vec<u8>>),
     /// An array of the others, or of arrays of them.
     Array(Vec<Reply>),
@@ -94,6 +94,7 @@ fn nested(bytes: &[u8], depth: u32) -> Result<Option<(Reply, usize)>> {
         return Ok(None);
     };
     match line.strip_prefix(b"*").zip(depth.checked_sub(1)) {
+        Some((b"-1", _)) => Ok(Some((Reply::Bulk(None), used))),
         Some((digits, below)) => array(digits, bytes, used, below),
         None => single(bytes),
     }

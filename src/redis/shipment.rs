@@ -406,8 +406,12 @@ impl Shipment {
                         self.waiting = Some(Record::State(state));
                         return Ok(());
                     }
-                    // Another process, or more is known of where it comes from.
-                    assembly.state = *state;
+                    // Another process, or more is known of where it comes from. A gap before it may not be stored yet.
+                    let beginning = assembly.state.beginning.take();
+                    assembly.state = State {
+                        beginning: state.beginning.clone().or(beginning),
+                        ..*state
+                    };
                 }
                 (Some(Record::Bytes { .. }), None) => {
                     return Err(err!(Damaged, "the journal has bytes of no history"));

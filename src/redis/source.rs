@@ -19,19 +19,12 @@ pub struct Source {
 }
 
 impl Source {
-    /// Connects, names the user, and asks the server about itself.
+    /// Connects, and asks the server about itself.
     ///
     /// # Errors
     /// Those of [`Connection::open`]; those of the server, explained; those of `tick`.
     pub fn connect(way: Way, password: Option<&Secret>, tick: Tick<'_>) -> Result<Source> {
-        let user = way.user.clone();
-        let mut connection = Connection::open(way, tick)?;
-        if let Some(password) = password {
-            let mut words = vec![&b"AUTH"[..]];
-            words.extend(user.as_deref().map(str::as_bytes));
-            words.push(password.expose().as_bytes());
-            connection.ask(&words, tick)?;
-        }
+        let mut connection = Connection::open(way, password, tick)?;
         connection.ask(&[b"PING"], tick)?;
         let mut info = Info::default();
         for section in SECTIONS {
@@ -115,7 +108,8 @@ fn ask(connection: &mut Connection, section: &str, tick: Tick<'_>) -> Result<Str
     }
 }
 
-const REPLICA: &str = "replica";
+/// The role of a server that follows another one.
+pub const REPLICA: &str = "replica";
 
 /// Adds to an error that nothing came of the backup.
 pub fn no_backup(error: Error) -> Error {

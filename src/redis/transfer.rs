@@ -11,6 +11,8 @@ use std::time::Duration;
 use super::connection::{Arrived, Connection, Tick, lost, silent};
 use super::rdb::{Checksum, Head, Passing};
 use super::resp::{self, Extent, FullResync, Reply};
+use super::source::Source;
+use super::version::Flavor;
 use crate::err;
 use crate::error::Result;
 
@@ -28,26 +30,41 @@ pub struct Received {
     pub has_checksum: bool,
 }
 
+/// Says what this side takes. Valkey writes a form for older replicas unless one names its version, which has no room for ends of fields.
+///
+/// # Errors
+/// Those of the server, explained, and of the connection; those of `tick`.
+pub fn introduce(source: &mut Source, tick: Tick<'_>) -> Result<()> {
+    option(source, &[b"capa", b"eof", b"capa", b"psync2"], tick)?;
+    let version = source.version.text().to_owned();
+    match source.version.flavor {
+        Flavor::Redis => Ok(()),
+        Flavor::Valkey => option(source, &[b"version", version.as_bytes()], tick),
+    }
+}
+
+/// Sets options of the replication. One that the server does not know is left out.
+fn option(source: &mut Source, options: &[&[u8]], tick: Tick<'_>) -> Result<()> {
+    let words = [&[&b"REPLCONF"[..]], options].concat();
+    source.connection.send(&words)?;
+    match source.connection.reply(tick)? {
+        Reply::Error(said) if !is_unknown_option(&said) => {
+            Err(source.connection.refused(&words, &said))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Asks for the data set. The server forks for it.
 ///
 /// # Errors
 /// Those of the server, explained; `Unreachable`, `Deadline`; those of `tick`.
-pub fn request(connection: &mut Connection, tick: Tick<'_>) -> Result<FullResync> {
-    // A server that takes `rdb-only` closes the connection after the file; one that does not know it goes on like for any replica.
-    for option in [
-        &[&b"REPLCONF"[..], b"capa", b"eof", b"capa", b"psync2"][..],
-        &[b"REPLCONF", b"rdb-only", b"1"],
-    ] {
-        connection.send(option)?;
-        match connection.reply(tick)? {
-            Reply::Error(said) if !is_unknown_option(&said) => {
-                return Err(connection.refused(option, &said));
-            }
-            _ => {}
-        }
-    }
+pub fn request(source: &mut Source, tick: Tick<'_>) -> Result<FullResync> {
+    introduce(source, tick)?;
+    // A server that takes it closes the connection after the file; one that does not know it goes on like for any replica.
+    option(source, &[b"rdb-only", b"1"], tick)?;
     let psync: &[&[u8]] = &[b"PSYNC", b"?", b"-1"];
-    match connection.ask(psync, tick)? {
+    match source.connection.ask(psync, tick)? {
         Reply::Line(line) => {
             resp::full_resync(&line).ok_or_else(|| resp::no_sense(line.as_bytes()))
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{configured, connect, identity};
+use super::{configured, connect, identity, sentinels};
 use crate::backup::content::{self, Options};
 use crate::config::Settings;
 use crate::err;
@@ -11,7 +11,7 @@ use crate::operate::counters;
 use crate::operate::session::Session;
 use crate::redis::kind::Base;
 use crate::redis::member::Member;
-use crate::redis::source::no_backup;
+use crate::redis::source::{REPLICA, no_backup};
 use crate::repo::root::aux_root::AuxRoot;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer;
@@ -27,6 +27,8 @@ pub struct Asked<'a> {
     pub label: String,
     /// A name under which another server was backed up goes on with this one.
     pub takes_over: bool,
+    /// It is the master's, also where a replica is preferred: that may be behind.
+    pub of_master: bool,
 }
 
 /// A backup that was taken.
@@ -64,7 +66,13 @@ fn take(session: &Session, settings: &Settings, asked: Asked<'_>) -> Result<Take
     let host = &session.host;
     let began = host.now();
     let started = Instant::now();
-    let source = connect(session, wanted).map_err(no_backup)?;
+    let prefers_replica = wanted.sentinel.is_replica_preferred && !asked.of_master;
+    let source = match prefers_replica {
+        true => sentinels::connect(wanted, true, &mut || host.check_stop()),
+        false => connect(session, wanted),
+    };
+    let source = source.map_err(no_backup)?;
+    let lacks_replica = prefers_replica && source.role() != REPLICA;
     source.check_ready().map_err(no_backup)?;
     let is_shard = source.is_shard();
     let mut base = Base {
@@ -86,17 +94,20 @@ fn take(session: &Session, settings: &Settings, asked: Asked<'_>) -> Result<Take
     let member = member.ok_or_else(|| err!(Internal, "the data set has no facts"))?;
     Ok(Taken {
         root: taken.root,
-        warnings: warnings(&member, is_shard),
+        warnings: warnings(&member, is_shard, lacks_replica),
         member,
         repository: configured.name.clone(),
         took: started.elapsed(),
     })
 }
 
-fn warnings(member: &Member, is_shard: bool) -> Vec<String> {
+fn warnings(member: &Member, is_shard: bool, lacks_replica: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     if !member.has_checksum {
         warnings.push("the server writes no checksum (rdbchecksum no): damage on its way here would not have been found".to_owned());
+    }
+    if lacks_replica {
+        warnings.push("no replica was fit: the master forked for the backup".to_owned());
     }
     if is_shard {
         warnings.push(

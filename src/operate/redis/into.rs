@@ -119,7 +119,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
             Refused,
             "{} at {} has {keys_before} keys, all of which would be replaced",
             running.version,
-            shown(redis)
+            redis.place()
         )
         .hint(format!(
             "{UNCHANGED}\nStop what writes there, and add --confirm."
@@ -203,7 +203,8 @@ fn check(running: &mut Source, redis: &Redis) -> Result<()> {
     let words: [&[u8]; 3] = [b"PUBSUB", b"NUMSUB", SENTINELS];
     let reply = running.connection.ask(&words, &mut never)?;
     let none = Reply::Line("0".to_owned());
-    if !matches!(reply, Reply::Array(pair) if pair.get(1) == Some(&none)) {
+    if redis.address.is_none() || !matches!(reply, Reply::Array(pair) if pair.get(1) == Some(&none))
+    {
         return Err(err!(
             Refused,
             "Sentinels watch the server, and would take its new master for a mistake"
@@ -212,7 +213,7 @@ fn check(running: &mut Source, redis: &Redis) -> Result<()> {
     }
     let is_tls = running.setting("tls-replication", &mut never)?;
     let is_tls = is_tls.is_some_and(|value| value.expose() == "yes");
-    if is_tls || (redis.tls.ca_file.is_some() && running.connection.own_ip().is_some()) {
+    if is_tls || (redis.access.tls.ca_file.is_some() && running.connection.own_ip().is_some()) {
         return Err(err!(
             Unsupported,
             "the server is reached by TLS, and its replication would not be"
@@ -276,6 +277,7 @@ pub(super) fn safety(session: &Session, asked: &Asked<'_>) -> Result<backup::Tak
         name: asked.into,
         label: format!("before a restore of {}", asked.name),
         takes_over: false,
+        of_master: true,
     };
     backup::run(session, request).map_err(|e| {
         let e = e.context("back up what is there");
@@ -504,7 +506,7 @@ impl Work<'_> {
         error
             .context(format!(
                 "THE SERVER AT {} IS LEFT AS A REPLICA OF A SCRATCH SERVER THAT IS GONE, AND TAKES NO WRITES",
-                shown(self.redis)
+                self.redis.place()
             ))
             .hint(format!(
                 "Make it its own master again: {}\nThen put masterauth, masteruser and replica-read-only back as redis.conf has them (CONFIG SET), or start the server again.",
@@ -551,13 +553,6 @@ fn lasting(info: &Info) -> u64 {
         .iter()
         .map(|db| db.keys.saturating_sub(db.expires))
         .sum()
-}
-
-pub(super) fn shown(redis: &Redis) -> String {
-    redis
-        .address
-        .as_ref()
-        .map_or(String::new(), ToString::to_string)
 }
 
 /// Adds to an error that the running server is as it was.

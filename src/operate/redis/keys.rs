@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::into::{self, number, plan, safety, shown, unchanged};
+use super::into::{self, number, plan, safety, unchanged};
 use super::scratch::{Folder, Scratch};
 use super::{configured, connect, restore};
 use crate::config::Redis;
@@ -390,7 +390,7 @@ fn unconfirmed(redis: &Redis, copied: &Copied) -> Error {
             "{} of {} at {} would be replaced",
             human::count(copied.replaced, "key"),
             copied.server,
-            shown(redis)
+            redis.place()
         )
         .hint(format!(
             "{} more would be new, and {} are equal. Stop what writes there, and add --confirm.",

@@ -10,16 +10,18 @@ pub mod plan;
 pub mod receive;
 pub mod restore;
 mod scratch;
+mod sentinels;
 
 use std::cell::RefCell;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::search;
 use super::session::Session;
 use crate::config::secret::check_closed;
-use crate::config::{Redis, Secret, Settings};
+use crate::config::{Redis, RedisAccess, RedisAddress, Secret, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::redis::connection::{Tick, Way};
@@ -70,28 +72,42 @@ fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s Redis> {
 
 /// The text that tells a configured server from others.
 fn identity(redis: &Redis) -> String {
-    let address = redis.address.as_ref().map(ToString::to_string);
-    redis.identity.clone().or(address).unwrap_or_default()
+    redis.identity.clone().unwrap_or_else(|| redis.place())
 }
 
-/// Connects to a configured server, and asks it about itself.
+/// Connects to a configured server, where Sentinels name it to the present master, and asks it about itself.
 ///
 /// # Errors
-/// `Config` for a file that cannot be read or is open to others; those of [`Source::connect`].
+/// `Config` for a file that cannot be read or is open to others; those of [`Source::connect`], and of the Sentinels.
 pub(super) fn connect(session: &Session, redis: &Redis) -> Result<Source> {
     connect_while(redis, &mut || session.host.check_stop())
 }
 
 /// As [`connect`], and asks `tick` whether to go on.
 fn connect_while(redis: &Redis, tick: Tick<'_>) -> Result<Source> {
-    let Some(address) = &redis.address else {
-        return Err(err!(Config, "[redis.{}] has no address", redis.name));
-    };
-    let tls = redis.tls.ca_file.as_ref().map(|ca_file| tls::Files {
+    match &redis.address {
+        Some(address) => connect_to(redis, address, tick),
+        None => sentinels::connect(redis, false, tick),
+    }
+}
+
+fn connect_to(redis: &Redis, address: &RedisAddress, tick: Tick<'_>) -> Result<Source> {
+    let (way, password) = way(&redis.access, address, redis.stall_timeout)?;
+    Source::connect(way, password.as_ref(), tick)
+}
+
+/// The way to a server or a Sentinel, and the password there.
+fn way(
+    access: &RedisAccess,
+    address: &RedisAddress,
+    stall_timeout: Duration,
+) -> Result<(Way, Option<Secret>)> {
+    let files = &access.tls;
+    let tls = files.ca_file.as_ref().map(|ca_file| tls::Files {
         ca_file: ca_file.clone(),
-        certificate: redis.tls.cert_file.clone().zip(redis.tls.key_file.clone()),
+        certificate: files.cert_file.clone().zip(files.key_file.clone()),
     });
-    if let Some(key) = &redis.tls.key_file {
+    if let Some(key) = &files.key_file {
         let metadata = std::fs::metadata(key);
         let metadata = metadata.map_err(|e| unreadable("private key file", key, e))?;
         check_closed(Code::Config, "private key file", key, &metadata)?;
@@ -99,11 +115,11 @@ fn connect_while(redis: &Redis, tick: Tick<'_>) -> Result<Source> {
     let way = Way {
         address: address.clone(),
         tls,
-        stall_timeout: redis.stall_timeout,
-        user: redis.user.clone(),
+        stall_timeout,
+        user: access.user.clone(),
     };
-    let password = redis.password_file.as_deref().map(password).transpose()?;
-    Source::connect(way, password.as_ref(), tick)
+    let password = access.password_file.as_deref().map(password).transpose()?;
+    Ok((way, password))
 }
 
 /// Reads the first line of a password file.

@@ -174,11 +174,17 @@ fn receive_until_stopped(
     let host = &session.host;
     let mut backoff = Backoff::default();
     let mut said = String::new();
+    let mut followed = None;
     loop {
         let mut tick = || host.check_stop();
         let attempt = connect(session, redis).and_then(|source| {
             if sink.held.is_none() {
                 sink.held = stored(session, settings, scope, &source)?;
+            }
+            let address = source.connection.address();
+            if redis.address.is_none() && followed.as_ref() != Some(address) {
+                host.progress.note(&format!("the Sentinels name {address} as master"));
+                followed = Some(address.clone());
             }
             let is_shard = source.is_shard();
             let mut began = |state: &State, beginning: &Beginning| {

@@ -185,7 +185,7 @@ fn fixed(settings: &Settings, set: &RecoverySet) -> String {
                     .redis
                     .iter()
                     .find(|redis| redis.name == member.name);
-                redis.and_then(|redis| Some(redis.address.as_ref()?.to_string()))
+                redis.map(crate::config::Redis::place)
             }
             MemberKind::Files => {
                 let files = settings

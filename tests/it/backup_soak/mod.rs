@@ -17,10 +17,9 @@ mod storm;
 mod world;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::common::progress::Progress;
 use crate::common::random::Random;
 use crate::common::{ALL_MAJORS, majors};
 use crate::soak::number;
@@ -56,12 +55,6 @@ fn history(major: u32, seed: u64, steps: u64) -> BTreeMap<Kind, usize> {
     counts
 }
 
-/// Whether an earlier run of a campaign has done this: its file has a line for each.
-fn is_done(progress: Option<&PathBuf>, line: &str) -> bool {
-    let text = progress.and_then(|path| std::fs::read_to_string(path).ok());
-    text.is_some_and(|text| text.lines().any(|l| l == line))
-}
-
 fn every_moment_comes_back(major: u32) {
     if !majors().contains(&major) {
         crate::skip!("backup_soak", "not in PITR_TEST_MAJORS");
@@ -71,26 +64,19 @@ fn every_moment_comes_back(major: u32) {
     let is_campaign = histories.is_some();
     let whole = is_campaign || given.is_some() || is_turn_of(major);
     let steps = number("BACKUP_SOAK_STEPS").unwrap_or(if whole { STEPS } else { FEW });
-    let progress = std::env::var_os("BACKUP_SOAK_PROGRESS").map(PathBuf::from);
+    let progress = Progress::of("BACKUP_SOAK_PROGRESS");
     let first = given.unwrap_or_else(|| match is_campaign {
         true => 1000,
         false => clock_seed(),
     });
     for seed in first..first + histories.unwrap_or(1) {
         let line = format!("{major} {seed} {steps} passed");
-        if is_done(progress.as_ref(), &line) {
+        if progress.has(&line) {
             continue;
         }
         let counts = history(major, seed, steps);
         println!("backup soak {major}: seed {seed} passed: {counts:?}");
-        if let Some(path) = &progress {
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            let file = std::fs::File::options()
-                .create(true)
-                .append(true)
-                .open(path);
-            writeln!(file.unwrap(), "{line}").unwrap();
-        }
+        progress.add(&line);
     }
 }
 

@@ -94,7 +94,7 @@ pub struct Fault {
     calls: String,
     effect: String,
     when: String,
-    path: Option<String>,
+    paths: Vec<String>,
 }
 
 impl Fault {
@@ -128,7 +128,7 @@ impl Fault {
             calls: calls.to_owned(),
             effect,
             when: String::new(),
-            path: None,
+            paths: Vec::new(),
         }
     }
 
@@ -142,7 +142,7 @@ impl Fault {
     /// Only at calls on this very file or folder (not what lies under it).
     #[must_use]
     pub fn on(mut self, path: impl AsRef<Path>) -> Fault {
-        self.path = Some(path.as_ref().to_str().unwrap().to_owned());
+        self.paths.push(path.as_ref().to_str().unwrap().to_owned());
         self
     }
 
@@ -152,7 +152,7 @@ impl Fault {
             format!("--trace={}", self.calls),
             format!("--inject={}:{}{}", self.calls, self.effect, self.when),
         ];
-        if let Some(path) = &self.path {
+        for path in &self.paths {
             words.extend(["-P".into(), path.clone()]);
         }
         words
@@ -303,6 +303,26 @@ impl Faulty {
         }
     }
 
+    /// Meets the calls of a process that runs, from here on. It takes root.
+    pub fn attached(pid: u32, fault: &Fault) -> Faulty {
+        let sandbox = Sandbox::new("strace");
+        let log = sandbox.file("log", "");
+        let strace = Program::new("strace").args(["-f", "-qq", "-y", "-s", "0", "-o"]);
+        let strace = strace.arg(&log).args(fault.words());
+        let running = strace.args(["-p", &pid.to_string()]).privileged().spawn();
+        Faulty {
+            running,
+            log,
+            _sandbox: sandbox,
+        }
+    }
+
+    /// Leaves the process as it was.
+    pub fn detach(self) {
+        self.running.signal(Signal::INT);
+        self.running.wait();
+    }
+
     /// Kills it, and waits for its end. strace alone would leave it running.
     pub fn kill(self) {
         let strace = self.running.pid();
@@ -315,10 +335,11 @@ impl Faulty {
         self.running.wait();
     }
 
-    /// How many calls were held so far.
+    /// How many calls were held, or failed, so far.
     pub fn fired(&self) -> usize {
         let log = std::fs::read(&self.log).unwrap();
-        String::from_utf8_lossy(&log).matches("(DELAYED)").count()
+        let log = String::from_utf8_lossy(&log);
+        log.matches("(DELAYED)").count() + log.matches("(INJECTED)").count()
     }
 }
 

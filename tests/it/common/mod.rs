@@ -13,6 +13,7 @@
 //! | `fault.rs` | errors and kills at chosen system calls, by strace |
 //! | `mount.rs` | small and power-cut filesystems; [`require_mounts!`](crate::require_mounts) |
 //! | `medium.rs` | what is below a power-cut filesystem: a drive that reorders, tears and lies |
+//! | `progress.rs` | [`progress::Progress`]: the histories of a campaign that passed, in a file |
 //! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
 //! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |
 //! | `s3/` | [`s3::S3Server`]: an object store with faults on demand |
@@ -40,6 +41,7 @@ pub mod medium;
 pub mod mount;
 mod postgres;
 mod program;
+pub mod progress;
 pub mod proxy;
 pub mod random;
 pub mod reception;
@@ -56,7 +58,8 @@ pub use client::{Client, Rows, text as text_of};
 pub use cluster::{Builder, Cluster, Stop, free_port};
 pub use postgres::{Lock, bin, newest_bin};
 pub use program::{
-    Program, Run, Running, Usage, path_of, peak_bytes, pitr, pitr_archive, pitr_restore,
+    Program, Run, Running, Usage, memory_bytes, path_of, peak_bytes, pitr, pitr_archive,
+    pitr_restore,
 };
 pub use reception::Reception;
 pub use sandbox::{Sandbox, copy_tree};

@@ -470,7 +470,13 @@ impl std::fmt::Display for Run {
 
 /// The largest resident set that a process has had so far; none once it has ended.
 pub fn peak_bytes(pid: impl std::fmt::Display) -> Option<u64> {
+    memory_bytes(pid, "VmHWM")
+}
+
+/// A field of the memory of a process, such as `RssFile`; none once it has ended.
+pub fn memory_bytes(pid: impl std::fmt::Display, field: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let prefix = format!("{field}:");
+    let line = text.lines().find_map(|l| l.strip_prefix(&prefix))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }

@@ -225,24 +225,27 @@ fn r07_what_cannot_be_loaded_is_refused_before_anything_is_written() {
     assert!(!to.exists());
 }
 
-#[test]
-fn r08_tls_is_verified() {
+/// An authority, and a certificate of it for `localhost` with its private key.
+pub fn certificate() -> [String; 3] {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-    let authority = || {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "an authority");
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        (Issuer::new(params, key), pem)
-    };
-    let (issuer, pem) = authority();
-    let (_, other_pem) = authority();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "an authority");
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["localhost".into()]).unwrap();
     let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    [authority, certificate, key.serialize_pem()]
+}
+
+#[test]
+fn r08_tls_is_verified() {
+    let [other_pem, ..] = certificate();
+    let [pem, certificate, key] = certificate();
 
     let plain = Server::start("redis-7", &[]);
     let world = World::new(&plain);
@@ -250,7 +253,7 @@ fn r08_tls_is_verified() {
     let file = |name: &str, text: &str| world.sandbox.file(name, text).display().to_string();
     let (ca, other) = (file("ca.pem", &pem), file("other.pem", &other_pem));
     let certificate = file("server.pem", &certificate);
-    let key = file("server.key", &key.serialize_pem());
+    let key = file("server.key", &key);
     let server = Server::listening(
         "redis-7",
         "--tls-port",

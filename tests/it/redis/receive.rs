@@ -2,9 +2,9 @@
 
 use rustix::process::Signal;
 
-use super::load;
 use super::server::Server;
 use super::world::World;
+use crate::common::proxy::Proxy;
 use crate::common::random::Random;
 use crate::common::{PATIENCE, Run, Running, wait_until};
 use crate::per_server;
@@ -54,7 +54,7 @@ pub struct Moment {
 impl Moment {
     pub fn of(server: &Server) -> Moment {
         let content = server.content();
-        let offset = server.info("master_repl_offset").parse().unwrap();
+        let offset = Moment::offset_of(server);
         let replid = server.info("master_replid");
         Moment {
             replid,
@@ -63,40 +63,15 @@ impl Moment {
         }
     }
 
+    pub fn offset_of(server: &Server) -> u64 {
+        server.info("master_repl_offset").parse().unwrap()
+    }
+
     /// The value of `--target-offset`.
     pub fn target(&self) -> String {
         format!("{}:{}", self.replid, self.offset)
     }
 }
-
-/// At random moments of a random history the restored state is that of the live server.
-fn r20_every_moment_comes_back(name: &'static str) {
-    let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
-    server.ask(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let mut random = Random::new(20_261_124);
-    server.feed(&load::commands(&mut random, 500));
-    let running = receiver(&world, &server);
-    server.feed(&load::commands(&mut random, 500));
-    world.backup();
-    let mut moments = vec![Moment::of(&server)];
-    for _ in 0..8 {
-        let count = 1 + random.below(400);
-        server.feed(&load::commands(&mut random, count));
-        moments.push(Moment::of(&server));
-    }
-    let ended = stop(running);
-    assert!(ended.stdout.contains("received up to offset"), "{ended}");
-    for (n, moment) in moments.iter().enumerate() {
-        let offset = moment.target();
-        let options = ["--target-offset", &offset, "--as-replica"];
-        let copy = world.restore(&format!("copy{n}"), &options);
-        let content = Server::on(name, &copy, &[]).content();
-        assert_eq!(content, moment.content, "moment {n} at {offset}");
-    }
-}
-per_server!(r20_every_moment_comes_back);
 
 /// The receiver is killed again and again while it receives: what `WAIT` confirmed comes back.
 fn r21_what_wait_confirmed_survives_a_kill_of_the_receiver(name: &'static str) {
@@ -564,4 +539,35 @@ fn r29_doctor_compares_the_backlog_with_what_is_written() {
     stop(running);
     server.ask(&["SHUTDOWN", "NOSAVE"]);
     assert_eq!(finding("cache")["level"], "fail");
+}
+
+/// A connection that breaks right behind a gap, before anything was stored, does not hide it.
+#[test]
+fn r63_a_gap_is_recorded_when_the_connection_breaks_behind_it() {
+    let mut server = Server::listening("redis-7", "--port", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    let proxy = Proxy::to(server.port());
+    world.configure(&format!(
+        "address = \"127.0.0.1:{}\"\nreceive.journal = \"{}\"",
+        proxy.port(),
+        world.sandbox.join("journal").display()
+    ));
+    let running = receiver(&world, &server);
+    confirm(&server, "SET a 1\n", 1);
+    server.kill();
+    server.begin();
+    wait_until(PATIENCE, "the receiver is there again", || {
+        server.info("connected_slaves") == "1" && running.stderr().contains("gap: ")
+    });
+    let before = proxy.counts().connections;
+    proxy.reset();
+    wait_until(PATIENCE, "it connects once more", || {
+        proxy.counts().connections > before
+    });
+    confirm(&server, "SET b 1\n", 1);
+    stop(running);
+    let info = world.json(&["info", "cache"]);
+    let last = &info["histories"][1]["beginnings"][0];
+    let reason = "the server goes on with another history";
+    assert_eq!(last["reason"], reason, "{info}");
 }

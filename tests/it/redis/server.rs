@@ -159,6 +159,15 @@ impl Server {
         self.sandbox.join("s")
     }
 
+    pub fn data(&self) -> PathBuf {
+        self.sandbox.join("data")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().pid()
+    }
+
     /// The address in a configuration.
     pub fn address(&self) -> String {
         format!("unix:{}", self.socket().display())
@@ -190,12 +199,13 @@ impl Server {
 
     /// Its digest, and the number of keys of each database: they stand for the whole content.
     pub fn content(&self) -> String {
-        let digest = self.ask(&["DEBUG", "DIGEST"]);
-        assert_eq!(digest.len(), 40, "{digest}");
-        let counts: Vec<String> = (0..16)
-            .map(|db| self.ask(&["-n", &db.to_string(), "DBSIZE"]))
-            .collect();
-        format!("{digest} {}", counts.join(" "))
+        let counts: String = (0..16).map(|db| format!("SELECT {db}\nDBSIZE\n")).collect();
+        let lines = format!("DEBUG DIGEST\n{counts}");
+        let told = self.cli(&[]).stdin(lines.into_bytes()).run().success();
+        let mut words: Vec<&str> = told.stdout.split_whitespace().collect();
+        words.retain(|word| *word != "OK");
+        assert_eq!((words[0].len(), words.len()), (40, 17), "{told}");
+        words.join(" ")
     }
 
     /// A field of `INFO`.
