@@ -53,6 +53,7 @@ mod incremental;
 mod init;
 mod init_interactive;
 mod key_command;
+mod key_wrapping;
 mod limits;
 mod lives;
 mod logical;
