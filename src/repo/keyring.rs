@@ -456,7 +456,10 @@ fn read_descriptor(number: i32) -> Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Reads a file that holds a secret, and that nobody else may read.
-pub(super) fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+///
+/// # Errors
+/// `Key` when it cannot be read, is too long, or is open to others.
+pub fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let shown = path.display();
     let failed = |e| {
         err!(Key, "could not read {kind} \"{shown}\"")

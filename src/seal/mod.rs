@@ -12,6 +12,7 @@ mod key;
 mod opener;
 mod recipient;
 mod sealer;
+pub mod share;
 mod wrap;
 
 pub use foot::{FOOT_LIMIT_BYTES, Foot, TAIL, foot_length};

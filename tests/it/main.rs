@@ -102,6 +102,7 @@ mod several;
 mod several_plans;
 mod sftp;
 mod sftp_cycle;
+mod shares;
 mod ship;
 mod sizing;
 mod soak;
