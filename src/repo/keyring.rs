@@ -15,7 +15,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::seal::{
     Access, Contents, Drawn, EPOCH, KeySetId, MacKey, PrivateHalf, PublicHalf, Recipient, Secret32,
-    is_recipient_name, public_of,
+    is_recipient_name, later_epoch, public_of,
 };
 use crate::store::{Key, Published, Store};
 use crate::text;
@@ -242,6 +242,22 @@ pub fn names_below(store: &dyn Store, prefix: &str) -> Result<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// Requires that the repository keeps keys of no other epoch than this version knows. Access given or withdrawn in one epoch alone would be half of it.
+///
+/// # Errors
+/// `Unsupported` when there are others.
+pub fn check_epochs(store: &dyn Store) -> Result<()> {
+    let listed = store.list(scope::KEYS)?;
+    let mut epochs = listed.iter().filter_map(|l| l.name.parse().ok());
+    match epochs.find(|epoch| *epoch != EPOCH) {
+        None => Ok(()),
+        Some(other) => {
+            let subject = format!("\"{}\" keeps keys", store.location());
+            Err(later_epoch(&subject, other))
+        }
+    }
 }
 
 /// Stores what one recipient opens; the same being there is fine.
@@ -545,9 +561,12 @@ impl WriterFile {
     fn read_kind(path: &Path, kind: &str) -> Result<WriterFile> {
         let text = read_secret("key file", path)?;
         let file: WriterFile = parse(path, &text)?;
-        match file.kind == kind && file.epoch == EPOCH {
-            true => Ok(file),
-            false => Err(not_one(path)),
+        if file.kind != kind {
+            return Err(not_one(path));
+        }
+        match file.epoch {
+            EPOCH => Ok(file),
+            other => Err(later_epoch(&format!("\"{}\" is", path.display()), other)),
         }
     }
 
