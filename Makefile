@@ -62,7 +62,7 @@ demo: build ## a table comes back; a whole server is lost, and every confirmed c
 demo-full: build ## a shop of PostgreSQL, Redis, uploads and settings is wrecked, and comes back to the minute before with one command
 	scripts/demo-full
 
-demo-s3: build ## the lost server with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 290 MB)
+demo-s3: build ## the lost server with the repository in a bucket of an S3 server that it starts itself (moto, which pip fetches once, 450 MB)
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
 # With a number as PITR_TEST_TURN (.ci/run sets it) one of six turns runs: of the tests that are listed by major those of one and of 19. Sweeps over
@@ -85,7 +85,7 @@ test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-redis
 	$(CARGO) test --workspace --no-fail-fast -- $(OF_TURN)
 
-test-moto: ## the contract of stores and whole cycles on moto's S3, which pip fetches once (290 MB)
+test-moto: ## the contract of stores and whole cycles on moto's S3, which pip fetches once (450 MB)
 	$(MAKE) --no-print-directory on-s3 S3=moto
 
 test-localstack: ## the same on LocalStack's S3, likewise; neither docker nor an account is needed

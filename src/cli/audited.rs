@@ -87,6 +87,7 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
                 (!args.all || args.confirm).then(|| words("repo rewrap", &[]))?
             }
             repo::Command::Keygen(_) => words("repo keygen", &[]),
+            repo::Command::Join(_) => words("repo join", &[]),
             _ => None,
         },
         Command::Verify(args) => (!args.dry_run).then(|| words("verify", &[]))?,

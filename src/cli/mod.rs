@@ -80,6 +80,7 @@ pub mod repo_check;
 mod repo_claims;
 mod repo_compact;
 mod repo_cost;
+mod repo_join;
 mod repo_keys;
 mod repo_lifecycle;
 mod repo_rewrap;

@@ -2,8 +2,8 @@
 
 use super::output::{Align, Table};
 use super::{
-    Context, repo_check, repo_claims, repo_compact, repo_cost, repo_keys, repo_lifecycle,
-    repo_rewrap, repo_sync, repo_thaw, repo_tier,
+    Context, repo_check, repo_claims, repo_compact, repo_cost, repo_join, repo_keys,
+    repo_lifecycle, repo_rewrap, repo_sync, repo_thaw, repo_tier,
 };
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -111,6 +111,14 @@ pub enum Command {
     ///
     /// Example: pitr repo keygen --dir keys --recipient ops --recipient escrow
     Keygen(repo_keys::KeygenArgs),
+    /// Join the shares of a recipient's key into a key file
+    ///
+    /// "pitr repo keygen --split" makes the shares. They are read from files and from standard input, never from the command line. Every share
+    /// that is given takes part and is checked: a mistake in typing is found by the line, a share of another set by its name, and one that
+    /// somebody changed by the key that does not come out. Nothing is written then.
+    ///
+    /// Example: pitr repo join --out /run/breakglass.key share-1 share-4 share-5
+    Join(repo_join::Args),
     /// Give somebody access to an encrypted repository, or withdraw it
     ///
     /// No data is rewritten. Access is withdrawn only when two other recipients are proven to have it: by the configured key, a passphrase that
@@ -137,6 +145,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Lifecycle {} => repo_lifecycle::run(cx),
         Command::Thaw(args) => repo_thaw::run(args, cx),
         Command::Keygen(args) => repo_keys::keygen(args, cx),
+        Command::Join(args) => repo_join::run(args, cx),
         Command::Rewrap(args) => repo_rewrap::run(args, cx),
     }
 }

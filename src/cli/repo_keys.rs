@@ -42,6 +42,18 @@ pub struct KeygenArgs {
     #[arg(last = true, value_name = "COMMAND", requires = "wrapped")]
     pub wrap: Vec<String>,
 
+    /// A recipient whose key is written as shares alone, NAME.share-1 and on: for paper, and for the day on which no other key is left
+    #[arg(long, value_name = "NAME", requires_all = ["shares", "threshold"])]
+    pub split: Option<String>,
+
+    /// How many shares --split makes, at most 16
+    #[arg(long, value_name = "NUMBER", requires = "split")]
+    pub shares: Option<u8>,
+
+    /// How many of them open the key, at least 2
+    #[arg(long, value_name = "NUMBER", requires = "split")]
+    pub threshold: Option<u8>,
+
     /// A recipient with a passphrase instead of a key file
     #[arg(long, value_name = "NAME")]
     pub passphrase: Option<String>,
@@ -75,6 +87,11 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         public: args.public.clone(),
         wrapped: args.wrapped.clone(),
         wrap: args.wrap.clone(),
+        split: args.split.as_ref().map(|name| keys::Split {
+            recipient: name.clone(),
+            shares: args.shares.unwrap_or_default(),
+            threshold: args.threshold.unwrap_or_default(),
+        }),
         passphrase: args.passphrase.clone(),
         source: (&args.source).into(),
         pair_only: args.pair_only,
@@ -91,6 +108,12 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
     if let Some(path) = &made.wrapped {
         cx.out.line(&format!(
             "\nNothing has unwrapped {path} yet. Where it is read: key_command = [\"/PROGRAM\", …] prints the key; prove it with pitr doctor before you rely on it."
+        ))?;
+    }
+    if let Some(threshold) = args.threshold {
+        cx.out.line(&format!(
+            "\nAny {threshold} of the {} shares open the key: print each, give each to another person, and delete the files. Until then whoever reads this directory has the key. \"pitr repo join\" gives the key back.",
+            made.shares.len()
         ))?;
     }
     if let (true, Some(id), Some(writer)) = (args.secrets, &made.key_set, made.files.last()) {

@@ -8,12 +8,14 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::session::Session;
+use super::shares::read_shares;
 use crate::config::{Encryption, Secret};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::key_command;
 use crate::repo::keyring::{self, PublicFile, ReaderFile, WriterFile, draw, system_random};
+use crate::seal::share::{self, Joined, Share};
 use crate::seal::{
     Access, Argon2, Contents, KeySetId, PrivateHalf, PublicHalf, Recipient, is_recipient_name,
     public_of, random_pair,
@@ -90,6 +92,8 @@ pub struct Asked {
     pub wrapped: Option<String>,
     /// The command that wraps it, and its arguments.
     pub wrap: Vec<String>,
+    /// A recipient whose key is divided into shares.
+    pub split: Option<Split>,
     /// A recipient with a passphrase.
     pub passphrase: Option<String>,
     /// The place of that passphrase.
@@ -98,6 +102,17 @@ pub struct Asked {
     pub pair_only: bool,
     /// Whether a secrets pair is made, in place of a key set.
     pub secrets: bool,
+}
+
+/// A recipient whose key lies on no disk, and in how many parts people get it.
+#[derive(Debug, Clone)]
+pub struct Split {
+    /// Its name.
+    pub recipient: String,
+    /// The number of shares.
+    pub shares: u8,
+    /// So many of them open the key.
+    pub threshold: u8,
 }
 
 /// Keys that were made.
@@ -110,12 +125,15 @@ pub struct Keys {
     /// The file of a key that was wrapped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrapped: Option<String>,
+    /// The files of the shares of a key that was divided.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<String>,
 }
 
 /// A file to write, none of which may exist.
-struct NewFile {
-    path: PathBuf,
-    content: Zeroizing<Vec<u8>>,
+pub(super) struct NewFile {
+    pub(super) path: PathBuf,
+    pub(super) content: Zeroizing<Vec<u8>>,
 }
 
 /// Makes the keys of a repository, or only the pairs of recipients.
@@ -138,6 +156,11 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
         let (public, pair) = pair(&directory, name, key_set)?;
         files.extend(wrap(pair, &asked.wrap)?);
         recipients.push(contents.wrap_to_key(name, &public, &draw(system_random)?)?);
+    }
+    if let Some(split) = &asked.split {
+        let (public, made) = divided(&directory, split, key_set)?;
+        files.extend(made);
+        recipients.push(contents.wrap_to_key(&split.recipient, &public, &draw(system_random)?)?);
     }
     for path in &asked.public {
         recipients.push(to_public(&contents, path)?);
@@ -170,6 +193,7 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
         directory: &directory,
         is_secrets: asked.secrets,
         pairs: &asked.recipients,
+        split: asked.split.as_ref(),
         passphrase: passphrase.as_deref().map(Vec::as_slice),
     };
     written.prove(key_set).map_err(|e| {
@@ -189,7 +213,20 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
                 .display()
                 .to_string()
         }),
+        shares: asked
+            .split
+            .iter()
+            .flat_map(|split| split.paths(&directory))
+            .map(|path| path.display().to_string())
+            .collect(),
     })
+}
+
+impl Split {
+    fn paths(&self, directory: &Path) -> Vec<PathBuf> {
+        let path = |n| directory.join(format!("{}.share-{n}", self.recipient));
+        (1..=self.shares).map(path).collect()
+    }
 }
 
 /// Files as they were written: a key that opens nothing is noticed today, not when something is to be restored with it.
@@ -198,6 +235,8 @@ struct Written<'a> {
     is_secrets: bool,
     /// The recipients whose pairs are among them.
     pairs: &'a [String],
+    /// The recipient whose key is divided.
+    split: Option<&'a Split>,
     passphrase: Option<&'a [u8]>,
 }
 
@@ -212,6 +251,7 @@ impl Written<'_> {
                 return Err(err!(Key, "the two files of \"{name}\" are not a pair"));
             }
         }
+        let joined = self.split.map(|split| self.joined(split)).transpose()?;
         let Some(id) = key_set else {
             return Ok(());
         };
@@ -226,6 +266,9 @@ impl Written<'_> {
             let name = &recipient.recipient;
             let opened = if self.pairs.contains(name) {
                 recipient.open(&Access::Key(&self.private(name)?))?
+            } else if let Some(joined) = joined.as_ref().filter(|joined| joined.recipient == *name)
+            {
+                recipient.open(&Access::Key(&joined.private))?
             } else if let (true, Some(passphrase)) = (recipient.has_passphrase(), self.passphrase) {
                 recipient.open(&Access::Passphrase(passphrase))?
             } else {
@@ -236,6 +279,23 @@ impl Written<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Joins as many shares as are needed, each share once at least.
+    fn joined(&self, split: &Split) -> Result<Joined> {
+        let files = split.paths(self.directory);
+        let files = files.iter().map(|path| read_shares(path));
+        let shares: Vec<Share> = files
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect();
+        let threshold = usize::from(split.threshold);
+        let mut joined = None;
+        for some in shares.windows(threshold) {
+            joined = Some(share::join(some)?);
+        }
+        joined.ok_or_else(|| err!(Key, "there are fewer than {threshold} shares"))
     }
 
     fn private(&self, name: &str) -> Result<PrivateHalf> {
@@ -263,11 +323,7 @@ fn checked(name: &str) -> Result<&str> {
     }
 }
 
-fn pair(
-    directory: &Path,
-    name: &str,
-    key_set: Option<KeySetId>,
-) -> Result<(PublicHalf, [NewFile; 2])> {
+fn new_pair(name: &str) -> Result<(PrivateHalf, PublicHalf)> {
     let name = checked(name)?;
     if matches!(name, "writer" | "secrets") {
         return Err(err!(
@@ -276,17 +332,49 @@ fn pair(
         ));
     }
     keyring::forbid_core_dumps()?;
-    let (private, public): (PrivateHalf, PublicHalf) = random_pair(&draw(system_random)?);
-    let files = [
-        NewFile {
-            path: directory.join(format!("{name}.key")),
-            content: ReaderFile::new(name, &private, key_set).text()?,
-        },
-        NewFile {
-            path: directory.join(format!("{name}.pub")),
-            content: PublicFile::new(name, &public).text()?,
-        },
-    ];
+    Ok(random_pair(&draw(system_random)?))
+}
+
+fn public_file(directory: &Path, name: &str, public: &PublicHalf) -> Result<NewFile> {
+    Ok(NewFile {
+        path: directory.join(format!("{name}.pub")),
+        content: PublicFile::new(name, public).text()?,
+    })
+}
+
+fn pair(
+    directory: &Path,
+    name: &str,
+    key_set: Option<KeySetId>,
+) -> Result<(PublicHalf, [NewFile; 2])> {
+    let (private, public) = new_pair(name)?;
+    let key = NewFile {
+        path: directory.join(format!("{name}.key")),
+        content: ReaderFile::new(name, &private, key_set).text()?,
+    };
+    let files = [key, public_file(directory, name, &public)?];
+    Ok((public, files))
+}
+
+/// A pair whose private key is written as shares alone.
+fn divided(
+    directory: &Path,
+    split: &Split,
+    key_set: Option<KeySetId>,
+) -> Result<(PublicHalf, Vec<NewFile>)> {
+    let name = &split.recipient;
+    let (private, public) = new_pair(name)?;
+    let sizes = (split.shares, split.threshold);
+    let random = draw(system_random)?;
+    let shares = share::split(name, (&private, &public), key_set, sizes, &random)?;
+    let shares = split.paths(directory).into_iter().zip(&shares);
+    let mut files: Vec<NewFile> = shares
+        .map(|(path, share)| NewFile {
+            path,
+            content: Zeroizing::new(share.text().as_bytes().to_vec()),
+        })
+        .collect();
+    files.push(public_file(directory, name, &public)?);
     Ok((public, files))
 }
 
@@ -358,7 +446,7 @@ fn make_directories(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn write(directory: &Path, files: &[NewFile], session: &Session) -> Result<()> {
+pub(super) fn write(directory: &Path, files: &[NewFile], session: &Session) -> Result<()> {
     let doing = format!("make directory \"{}\"", directory.display());
     make_directories(directory).map_err(|e| Error::from_io(doing, e))?;
     let taken = |path: &Path| {

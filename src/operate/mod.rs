@@ -105,6 +105,7 @@ pub mod server;
 pub mod session;
 pub mod set_back;
 pub mod sets;
+pub mod shares;
 pub mod standby;
 pub mod start_line;
 pub mod sync;

@@ -81,6 +81,7 @@ fn rewrap(
     let Some(id) = &repository.marker().key_set else {
         return Err(err!(Refused, "it is not encrypted"));
     };
+    keyring::check_epochs(repository.store())?;
     let from = configured.encryption.as_ref();
     let keys = Keys::load(repository.store(), id.parse()?, from)?;
     let mut proven: BTreeSet<String> = keys.recipient.into_iter().collect();

@@ -181,7 +181,10 @@ impl Plan {
         let place = Arc::new(session.open(configured)?);
         let mut all: Vec<(Kind, KeySetId)> = Vec::new();
         match &place.marker().key_set {
-            Some(id) => all.push((Kind::Data, id.parse()?)),
+            Some(id) => {
+                keyring::check_epochs(place.store())?;
+                all.push((Kind::Data, id.parse()?));
+            }
             None => self.plain.push(configured.name.clone()),
         }
         let pairs = secrets::pairs(place.store())?;

@@ -15,7 +15,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::seal::{
     Access, Contents, Drawn, EPOCH, KeySetId, MacKey, PrivateHalf, PublicHalf, Recipient, Secret32,
-    is_recipient_name, public_of,
+    is_recipient_name, later_epoch, public_of,
 };
 use crate::store::{Key, Published, Store};
 use crate::text;
@@ -244,6 +244,22 @@ pub fn names_below(store: &dyn Store, prefix: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Requires that the repository keeps keys of no other epoch than this version knows. Access given or withdrawn in one epoch alone would be half of it.
+///
+/// # Errors
+/// `Unsupported` when there are others.
+pub fn check_epochs(store: &dyn Store) -> Result<()> {
+    let listed = store.list(scope::KEYS)?;
+    let mut epochs = listed.iter().filter_map(|l| l.name.parse().ok());
+    match epochs.find(|epoch| *epoch != EPOCH) {
+        None => Ok(()),
+        Some(other) => {
+            let subject = format!("\"{}\" keeps keys", store.location());
+            Err(later_epoch(&subject, other))
+        }
+    }
+}
+
 /// Stores what one recipient opens; the same being there is fine.
 ///
 /// # Errors
@@ -456,7 +472,10 @@ fn read_descriptor(number: i32) -> Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Reads a file that holds a secret, and that nobody else may read.
-pub(super) fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+///
+/// # Errors
+/// `Key` when it cannot be read, is too long, or is open to others.
+pub fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let shown = path.display();
     let failed = |e| {
         err!(Key, "could not read {kind} \"{shown}\"")
@@ -542,9 +561,12 @@ impl WriterFile {
     fn read_kind(path: &Path, kind: &str) -> Result<WriterFile> {
         let text = read_secret("key file", path)?;
         let file: WriterFile = parse(path, &text)?;
-        match file.kind == kind && file.epoch == EPOCH {
-            true => Ok(file),
-            false => Err(not_one(path)),
+        if file.kind != kind {
+            return Err(not_one(path));
+        }
+        match file.epoch {
+            EPOCH => Ok(file),
+            other => Err(later_epoch(&format!("\"{}\" is", path.display()), other)),
         }
     }
 

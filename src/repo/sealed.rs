@@ -208,9 +208,6 @@ impl SealedStore {
                 self.keys.id
             ));
         }
-        if head.epoch != EPOCH {
-            return Err(err!(Unsupported, "it is sealed in epoch {}", head.epoch));
-        }
         if let Some(mac) = &self.keys.mac
             && !foot.is_genuine(mac)
         {
@@ -218,6 +215,10 @@ impl SealedStore {
                 Damaged,
                 "it is forged: whoever made it does not hold the MAC key of the key set"
             ));
+        }
+        // The MAC is that of the key set in every epoch: a stranger's word that an object is newer counts for nothing.
+        if head.epoch != EPOCH {
+            return Err(seal::later_epoch("it is sealed", head.epoch));
         }
         let base = scope::own_key(key);
         match foot.key == base {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::key::{KeySetId, MacKey, PrivateHalf, PublicHalf, Secret32};
-use super::{EPOCH, wrap};
+use super::{EPOCH, later_epoch, wrap};
 use crate::err;
 use crate::error::Result;
 use crate::text;
@@ -242,12 +242,8 @@ impl Recipient {
     pub fn open(&self, access: &Access<'_>) -> Result<Contents> {
         let damaged = |why: &str| err!(Damaged, "recipient \"{}\": {why}", self.recipient);
         if self.epoch != EPOCH {
-            return Err(err!(
-                Unsupported,
-                "recipient \"{}\" is of epoch {}",
-                self.recipient,
-                self.epoch
-            ));
+            let subject = format!("recipient \"{}\" is", self.recipient);
+            return Err(later_epoch(&subject, self.epoch));
         }
         let key_set: KeySetId = self.key_set.parse()?;
         let info = info(key_set, self.epoch, &self.recipient);

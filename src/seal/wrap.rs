@@ -14,7 +14,13 @@ use crate::err;
 use crate::error::Result;
 
 /// Random bytes that were drawn before, for a library that draws them itself.
-struct Given([u8; 32]);
+pub(super) struct Given([u8; 32]);
+
+impl Given {
+    pub(super) fn new(random: &Secret32) -> Given {
+        Given(*random.expose())
+    }
+}
 
 impl TryRng for Given {
     type Error = Infallible;
@@ -52,7 +58,7 @@ impl Drop for Given {
 
 /// A pair made of 32 random bytes.
 pub fn random_pair(seed: &Secret32) -> (PrivateHalf, PublicHalf) {
-    let (private, public) = X25519HkdfSha256::gen_keypair_with_rng(&mut Given(*seed.expose()));
+    let (private, public) = X25519HkdfSha256::gen_keypair_with_rng(&mut Given::new(seed));
     let mut bytes = private.to_bytes();
     let mut secret = [0; 32];
     secret.copy_from_slice(&bytes);
@@ -93,7 +99,7 @@ pub(super) fn wrap(
             info,
             secret,
             b"",
-            &mut Given(*random.expose()),
+            &mut Given::new(random),
         )
         .map_err(failed)?;
     let mut bytes = [0; 32];

@@ -30,8 +30,8 @@ const NO_LOGIN: u32 = u32::MAX;
 /// Most characters of a name that comes from outside.
 const NAME_MAX: usize = 200;
 
-/// Commands that make the place of records: none can be required of them.
-const BEFORE_REPOSITORIES: [&str; 2] = ["init", "repo keygen"];
+/// Commands that make the place of records, or the key that is to open it: none can be required of them.
+const BEFORE_REPOSITORIES: [&str; 3] = ["init", "repo keygen", "repo join"];
 
 /// The subject of a command line, as records tell it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -99,6 +99,7 @@ pub(super) fn compare(found: &mut Findings, all: &[Readers]) {
 fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<Seen> {
     let store = repository.store();
     let from = configured.encryption.as_ref();
+    keyring::check_epochs(store)?;
     let keys = Keys::load(store, id.parse()?, from)?;
     let mut seen = Seen {
         working: Vec::new(),

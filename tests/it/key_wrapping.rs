@@ -1,0 +1,205 @@
+//! The scripts of `contrib/keys`, as `key_command` runs them: AWS KMS on moto's, and PKCS#11 on a token of SoftHSM.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::common::{Program, Run, Sandbox, wait_until};
+use crate::sealed::{Stored, keygen, refused};
+
+/// Fetching moto and the program aws, once, takes a minute.
+const INSTALLATION: Duration = Duration::from_secs(600);
+
+/// Copies a script of `contrib/keys` to where nobody else may change it.
+fn script(sandbox: &Sandbox, name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/keys");
+    let copy = sandbox.file(name, std::fs::read(source.join(name)).unwrap());
+    executable(&copy);
+    copy
+}
+
+fn executable(path: &Path) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+impl Stored {
+    /// Makes the recipient `helper`, whose key `wrap` has wrapped, gives it access, and returns the wrapped key.
+    fn wrapped_by(&self, wrap: &[&str], env: &[(&str, String)]) -> PathBuf {
+        let keys = self.sealed.sandbox.join("helper-keys");
+        let made = keygen(&keys, &[]).args(["--pair-only", "--wrapped", "helper", "--"]);
+        with(made.args(wrap), env).run().success();
+        let add = self.sealed.on("reader").args(["repo", "rewrap", "--add"]);
+        add.arg(keys.join("helper.pub")).run().success();
+        assert!(!keys.join("helper.key").exists());
+        keys.join("helper.wrapped")
+    }
+
+    fn host(&self, name: &str, unwrap: &[&str]) {
+        let words: Vec<String> = unwrap.iter().map(|word| format!("\"{word}\"")).collect();
+        let encryption = format!("key_command = [{}]", words.join(", "));
+        self.sealed
+            .configure(&self.still.cluster, name, &encryption);
+    }
+
+    fn fetched(&self, host: &str, env: &[(&str, String)]) -> Run {
+        let run = with(self.sealed.fetch(&self.still, host, 0), env).run();
+        if run.is_success() {
+            let target = self.still.wal("RECOVERYXLOG");
+            let wal = self.still.wal(&self.still.segments[0]);
+            assert!(std::fs::read(&target).unwrap() == std::fs::read(wal).unwrap());
+            std::fs::remove_file(target).unwrap();
+        }
+        run
+    }
+}
+
+fn with(program: Program, env: &[(&str, String)]) -> Program {
+    let add = |program: Program, (name, value): &(&str, String)| program.env(name, value);
+    env.iter().fold(program, add)
+}
+
+/// moto's servers, and the program aws.
+struct Moto {
+    child: Child,
+    endpoint: String,
+    aws: String,
+}
+
+impl Moto {
+    fn start(sandbox: &Sandbox) -> Moto {
+        let told = sandbox.join("moto");
+        let tell = "echo \"$PITR_TEST_S3 $PITR_TEST_AWS\" >\"$0.new\"; mv \"$0.new\" \"$0\"; exec sleep 3600";
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/s3-server");
+        let child = Command::new(script)
+            .args(["moto", "sh", "-c", tell])
+            .arg(&told)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        wait_until(INSTALLATION, "moto starts", || told.exists());
+        let text = std::fs::read_to_string(&told).unwrap();
+        let (endpoint, aws) = text.trim().split_once(' ').unwrap();
+        Moto {
+            child,
+            endpoint: endpoint.to_owned(),
+            aws: aws.to_owned(),
+        }
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_key_that_aws_kms_wrapped_opens_the_repository() {
+    let stored = Stored::new();
+    let sandbox = &stored.sealed.sandbox;
+    let moto = Moto::start(sandbox);
+    // The program is where the package of pip has it; the script finds it by its name.
+    let aws = sandbox.dir("bin").join("aws");
+    std::fs::write(&aws, format!("#!/bin/sh\nexec {} \"$@\"\n", moto.aws)).unwrap();
+    executable(&aws);
+    let helper = script(sandbox, "aws-kms");
+    let text = std::fs::read_to_string(&helper).unwrap();
+    let path = format!("set -eu\nPATH={}:$PATH", aws.parent().unwrap().display());
+    assert_eq!(text.matches("\nset -eu\n").count(), 1);
+    std::fs::write(&helper, text.replace("set -eu", &path)).unwrap();
+    let helper = helper.display().to_string();
+    let env = [
+        ("AWS_ENDPOINT_URL", moto.endpoint.clone()),
+        ("AWS_DEFAULT_REGION", "eu-central-1".to_owned()),
+        ("AWS_ACCESS_KEY_ID", "AKIATEST".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+        ("HOME", sandbox.path().display().to_string()),
+    ];
+    let kms = |arguments: &[&str]| {
+        let run = with(Program::new(&aws).arg("kms").args(arguments), &env);
+        let run = run.run().success();
+        run.stdout.trim().to_owned()
+    };
+    let query = "KeyMetadata.KeyId";
+    let key = kms(&["create-key", "--query", query, "--output", "text"]);
+    let target = ["--alias-name", "alias/pitr", "--target-key-id", &key];
+    kms(&[&["create-alias"], &target[..]].concat());
+    let wrapped = stored.wrapped_by(&[&helper, "wrap", "alias/pitr"], &env);
+    let wrapped = wrapped.display().to_string();
+    stored.host("kms", &[&helper, "unwrap", "alias/pitr", &wrapped]);
+    stored.fetched("kms", &env).success();
+    // Another key of the KMS opens nothing, and the KMS says why.
+    kms(&["create-key"]);
+    stored.host("no-alias", &[&helper, "unwrap", "alias/other", &wrapped]);
+    let run = stored.fetched("no-alias", &env);
+    refused(&run, 204, "NotFoundException");
+    // Neither does a changed one.
+    let text = std::fs::read_to_string(&wrapped).unwrap();
+    let changed = sandbox.file("changed", text.replacen(&text[60..64], "AAAA", 1));
+    let changed = changed.display().to_string();
+    stored.host("changed", &[&helper, "unwrap", "alias/pitr", &changed]);
+    let run = stored.fetched("changed", &env);
+    refused(&run, 204, "InvalidCiphertextException");
+    // The KMS is away.
+    drop(moto);
+    refused(&stored.fetched("kms", &env), 204, "key_command");
+}
+
+#[test]
+fn a_key_that_is_wrapped_to_a_token_opens_the_repository() {
+    let stored = Stored::new();
+    let sandbox = &stored.sealed.sandbox;
+    let module = [
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "/usr/lib64/pkcs11/libsofthsm2.so",
+    ];
+    let module = module.into_iter().find(|path| Path::new(path).exists());
+    let module = module.expect("SoftHSM is installed: scripts/get-tools test");
+    let settings = format!(
+        "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+        sandbox.dir("tokens").display()
+    );
+    let settings = sandbox.file("softhsm2.conf", settings);
+    let env = [("SOFTHSM2_CONF", settings.display().to_string())];
+    let run = |program: &str, arguments: &[&str]| {
+        with(Program::new(program).args(arguments), &env)
+            .run()
+            .success()
+    };
+    let init = ["--init-token", "--free", "--label", "pitr", "--pin", "1234"];
+    run(
+        "/usr/bin/softhsm2-util",
+        &[&init[..], &["--so-pin", "5678"]].concat(),
+    );
+    let token = |arguments: &[&str]| {
+        let login = ["--module", module, "--login", "--pin", "1234", "--id", "01"];
+        run("/usr/bin/pkcs11-tool", &[&login[..], arguments].concat())
+    };
+    token(&["--keypairgen", "--key-type", "rsa:3072"]);
+    let der = sandbox.join("token.der").display().to_string();
+    token(&["--read-object", "--type", "pubkey", "--output-file", &der]);
+    let pem = sandbox.join("token.pem").display().to_string();
+    let convert = [
+        "pkey", "-pubin", "-inform", "der", "-in", &der, "-out", &pem,
+    ];
+    run("/usr/bin/openssl", &convert);
+    let helper = script(sandbox, "pkcs11").display().to_string();
+    // SoftHSM knows SHA-1 alone for this padding.
+    let wrapped = stored.wrapped_by(&[&helper, "wrap", &pem, "SHA-1"], &env);
+    let wrapped = wrapped.display().to_string();
+    let pin = sandbox.file("pin", "1234\n").display().to_string();
+    let unwrap = |pin: &str, hash: &str| {
+        let words = [&helper, "unwrap", module, "01", pin, &wrapped, hash];
+        stored.host("token", &words);
+        stored.fetched("token", &env)
+    };
+    unwrap(&pin, "SHA-1").success();
+    let wrong = sandbox.file("wrong-pin", "4321\n").display().to_string();
+    refused(&unwrap(&wrong, "SHA-1"), 204, "CKR_PIN_INCORRECT");
+    refused(&unwrap(&pin, "SHA256"), 204, "CKR_ARGUMENTS_BAD");
+}
