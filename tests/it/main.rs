@@ -38,6 +38,7 @@ mod doctor;
 mod drain;
 mod drain_s3;
 mod drill;
+mod drill_soak;
 mod estimates;
 mod expire;
 mod fetch;
