@@ -177,7 +177,7 @@ fn n04_without_page_images_the_server_gives_names_and_nothing_is_guessed() {
     assert!(found["nameless_count"].as_u64().unwrap() >= 1);
 }
 
-/// What a transaction does to its own tables, and to catalogs that were written anew, nobody else has seen; what it does to one table is one event.
+/// A transaction that changes its own tables, or catalogs that were written anew, destroys nothing that others saw. Its changes of one table are one event.
 fn n01_a_transaction_is_judged_by_what_others_saw(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
     let client = cluster.client();

@@ -166,7 +166,7 @@ fn compare(found: &[Value], expected: &[Expected]) {
             "{}",
             context()
         );
-        // What a commit destroys, and nothing before it.
+        // The commit destroys it, and no record before.
         if wanted.is_of_relation() {
             assert_eq!(event["target_lsn"], event["commit_lsn"], "{}", context());
         }

@@ -1,4 +1,4 @@
-//! What happens next.
+//! The next step of a history.
 
 use super::world::{Draft, Looked, Seen, Shape, Table, World, quoted};
 
@@ -102,7 +102,7 @@ impl World {
                 );
             }
             3 => {
-                // What happens to a table before its transaction ends, nobody else has seen.
+                // Nobody else sees a table before the transaction that makes it ends.
                 let name = table.sql();
                 self.does(database, "begin");
                 self.does(database, &format!("create table {name} {columns}"));
@@ -168,7 +168,7 @@ impl World {
         self.expect(vec![("rewrite", looked, None)], when, None);
     }
 
-    /// What leaves rows as they are.
+    /// Does something that leaves rows as they are.
     fn maintain(&mut self) {
         let at = self.random.below(self.tables.len());
         let table = self.tables[at].clone();

@@ -22,7 +22,7 @@ pub struct Work {
     drafts: Vec<Draft>,
 }
 
-/// What has happened to one table in a transaction.
+/// The changes of one table in a transaction.
 #[derive(Clone)]
 struct Touched {
     /// Its name before.

@@ -270,7 +270,7 @@ impl World {
 
     /// The server dies and comes back: what was open never happened.
     pub fn crash(&mut self) {
-        // Where WAL has a file of an unlogged table, crash recovery of PostgreSQL ends with "File exists" as it resets these.
+        // PostgreSQL resets unlogged tables after crash recovery, and ends with "File exists" where the WAL that it replays has one of their files.
         let shape = |t: &Table| t.shape == Shape::Unlogged;
         let is_open = |w: &Work| w.before.iter().any(shape) || w.after.iter().any(shape);
         if self.tables.iter().any(shape) || self.open.iter().any(is_open) {
