@@ -246,7 +246,10 @@ fn windows(site: &Site, random: &mut Random, found: &[Value]) {
             let text = |v: &Value| v.as_str().unwrap().to_owned();
             let name = format!("{}.{}", text(&relation["schema"]), text(&relation["name"]));
             let answer = find(site, &["--table", &name, "--xid", &xid]);
-            assert!(events(&answer).contains(&found[from]), "{name}: {answer:#}");
+            // The name of now is known less well from a part.
+            let is_it =
+                |e: &Value| title(e) == title(&found[from]) && e["xid"] == found[from]["xid"];
+            assert!(events(&answer).iter().any(is_it), "{name}: {answer:#}");
         }
     }
 }
