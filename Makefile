@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption heal-campaign test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption heal-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -195,6 +195,27 @@ heal-campaign: ## 10 000 times an object in one of two repositories is damaged, 
 	scripts/get-postgres 18
 	PITR_HEAL_DAMAGES=$${PITR_HEAL_DAMAGES:-10000} PITR_HEAL_SEED=$${PITR_HEAL_SEED:-$$RANDOM} \
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- heal::campaign:: --nocapture
+
+# What has passed stands in PITR_FIND_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
+find-campaign: ## 10 000 random statements on each major: every destructive event is found, none is made up, and 12 of the targets come back
+	scripts/get-tools test
+	scripts/get-postgres
+	PITR_FIND_STATEMENTS=$${PITR_FIND_STATEMENTS:-10000} PITR_FIND_TARGETS=$${PITR_FIND_TARGETS:-12} \
+	PITR_FIND_PROGRESS=$${PITR_FIND_PROGRESS:-$(CURDIR)/target/find-campaign/progress} \
+	$(CARGO) test --test it -- find::history:: --nocapture
+
+# Damaged pack, segment missing, check that fails, programs missing, no room, server that does not start, other stop than planned, damaged WAL,
+# index out of order, wrong checksum, wrong catalog, damaged map of pieces.
+PLANTED := $(addprefix drill::,y04_ y05_ y06_ y07_ y08_ y09_ y10_ y11_ y15_ y16_ y29_ y30_)
+# What has passed stands in PITR_DRILLS_PROGRESS, likewise.
+drills: ## 200 random drills, whole and fast, of plain and encrypted repositories of each major are green; each of 12 planted faults makes one fail
+	scripts/get-tools test
+	scripts/get-postgres
+	PITR_DRILLS=$${PITR_DRILLS:-200} PITR_DRILLS_PROGRESS=$${PITR_DRILLS_PROGRESS:-$(CURDIR)/target/drills/progress} \
+	$(CARGO) test --test it -- drill_soak:: --nocapture
+	mkdir -p target/drills
+	set -o pipefail; CI=1 $(CARGO) test --test it -- $(PLANTED) 2>&1 | tee target/drills/planted.log
+	@grep -q '^test result: ok. $(words $(PLANTED)) passed' target/drills/planted.log
 
 sweep: ## backup and expire are killed at every call on the repository, not only at those that decide
 	scripts/get-tools test

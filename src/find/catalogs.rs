@@ -92,10 +92,14 @@ pub enum Change {
 pub struct Catalogs {
     /// Files of catalogs that maps and rows name.
     pub own_files: CatalogFiles,
+    /// Files of all catalogs that maps name, by database: rows of these are nobody's data.
+    mapped: HashSet<(u32, u32)>,
     major: Major,
     rows: HashMap<RowPlace, Row>,
     /// Transactions that were rolled back: their rows count for nothing.
     void: HashSet<u32>,
+    /// Transactions that were committed: the rows of others may never count.
+    committed: HashSet<u32>,
     /// Rows of databases that were made invalid in place.
     invalid: HashMap<RowPlace, (Lsn, Option<Commit>)>,
     /// Newest known row of each relation, by database and oid.
@@ -113,9 +117,11 @@ impl Catalogs {
     pub fn new(major: Major, own_files: CatalogFiles) -> Catalogs {
         Catalogs {
             own_files,
+            mapped: HashSet::new(),
             major,
             rows: HashMap::new(),
             void: HashSet::new(),
+            committed: HashSet::new(),
             invalid: HashMap::new(),
             relations: HashMap::new(),
             files: HashMap::new(),
@@ -125,13 +131,31 @@ impl Catalogs {
         }
     }
 
+    /// Takes the files that a map names.
+    pub fn map(&mut self, map: &FileMap) {
+        self.own_files.add_map(map);
+        let files = map.files.iter().map(|(_, file)| (map.database, *file));
+        self.mapped.extend(files);
+    }
+
+    /// Whether a map gave a file to a catalog.
+    pub fn is_mapped(&self, database: u32, file: u32) -> bool {
+        self.mapped.contains(&(database, file))
+    }
+
     /// Takes the rows of a page.
     pub fn page(&mut self, place: Place, rows: Vec<PageRow>) {
-        // Rows that something touched may be old versions: they name a relation only where no better row does.
-        for row in &rows {
-            if !row.is_void && !self.void.contains(&row.xmin) {
-                self.learn(place, &row.row, row.is_untouched);
-            }
+        // Rows that something touched may be old versions: they name a relation only where no better row does. Rows of transactions that have not
+        // ended yet, as far as is known, come after these.
+        let counts = |r: &&PageRow| !r.is_void && !self.void.contains(&r.xmin);
+        let is_sure = |r: &&PageRow| r.xmin == 0 || self.committed.contains(&r.xmin);
+        let (sure, unsure): (Vec<&PageRow>, Vec<&PageRow>) =
+            rows.iter().filter(counts).partition(is_sure);
+        for row in sure {
+            self.learn(place, &row.row, row.is_untouched);
+        }
+        for row in unsure {
+            self.learn(place, &row.row, false);
         }
         for row in rows {
             self.keep((place, row.offset), row.row);
@@ -284,6 +308,11 @@ impl Catalogs {
             );
         }
         put(&mut self.relations, (database, class.oid), class, is_newest);
+    }
+
+    /// Takes the end of a transaction that was committed.
+    pub fn commit(&mut self, xid: u32) {
+        self.committed.insert(xid);
     }
 
     /// Takes the end of a transaction that was rolled back.

@@ -71,6 +71,8 @@ pub enum Step {
     Map(u32, FileMap),
     /// A relation got a file.
     Create(u32, Relation),
+    /// A file was emptied in its place.
+    Empty(u32, Relation),
     /// The files of a database were removed.
     DropDatabase {
         /// Start of the record.
@@ -171,6 +173,12 @@ impl Digester<'_> {
                         relation,
                         fork: Fork::MAIN,
                     } => steps.push(Step::Create(xid, relation)),
+                    Change::Truncate {
+                        relation,
+                        blocks: 0,
+                        main: true,
+                        ..
+                    } => steps.push(Step::Empty(xid, relation)),
                     Change::DatabaseDrop { database, .. } => {
                         steps.push(Step::DropDatabase { lsn, xid, database });
                     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::catalogs::CatalogFiles;
 use super::event::{Event, Relation};
+use crate::pg::catalog::FIRST_NORMAL_OID;
 
 /// A relation as a list or a server names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +65,7 @@ impl Names {
         self.relations.get(*at?)
     }
 
-    /// Adds to an event what is missing there. Returns false where the event is about an index or the like, which holds no rows of its own.
+    /// Adds to an event what is missing there. Returns false where the event is about a catalog, an index or the like.
     pub fn complete(&self, event: &mut Event) -> bool {
         let Some(database) = &mut event.database else {
             return true;
@@ -82,6 +83,10 @@ impl Names {
         let Some(known) = self.known(oid, relation) else {
             return true;
         };
+        // A catalog that was written anew has a file number like that of a table.
+        if known.oid < FIRST_NORMAL_OID {
+            return false;
+        }
         if relation.schema.is_none() && relation.name.as_ref() == Some(&known.name) {
             relation.schema = Some(known.schema.clone());
         }

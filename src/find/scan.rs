@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::catalogs::CatalogFiles;
+use super::catalogs::{CatalogFiles, Catalogs};
 use super::digest::{Digest, Digester};
 use super::event::{Commit, Event};
 use super::story::Story;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::host::Host;
+use crate::pg::catalog::Catalog;
 use crate::pg::lsn::Lsn;
 use crate::pg::record::{DEFAULT_BLOCK_SIZE, Fork, Record};
 use crate::pg::segment::{SegmentName, SegmentNumber};
@@ -83,6 +84,8 @@ pub struct Found {
     pub segments: u64,
     /// Segments that were decoded.
     pub decoded: u64,
+    /// Files of catalogs, those included that they were given meanwhile.
+    pub files: CatalogFiles,
 }
 
 /// Stored segments, in order.
@@ -298,6 +301,7 @@ impl<'a> Scan<'a> {
                 event.last_commit = self.last_commit_before(event.target_lsn)?;
             }
         }
+        found.files = files;
         found.unread = locked(&self.unread).clone();
         found.unread.sort_unstable_by_key(|u| u.from_lsn);
         Ok(found)
@@ -657,6 +661,17 @@ impl<'a> Scan<'a> {
     }
 
     fn decode(&self, at: usize, files: &CatalogFiles, counts_rows: bool) -> Result<Digest> {
+        self.decode_part(at, files, counts_rows, (Lsn(0), Lsn(u64::MAX)))
+    }
+
+    /// The digest of the records of a segment that begin in a range.
+    fn decode_part(
+        &self,
+        at: usize,
+        files: &CatalogFiles,
+        counts_rows: bool,
+        (from, to): (Lsn, Lsn),
+    ) -> Result<Digest> {
         let mut digester = Digester {
             files,
             counts_rows,
@@ -668,9 +683,9 @@ impl<'a> Scan<'a> {
                 let found = self.segments.binary_search_by_key(&number, |(n, _)| *n);
                 self.next(found.ok()?)
             };
-            let limit = self.limits.get(number).copied().unwrap_or(Lsn(u64::MAX));
+            let limit = self.limits.get(number).copied().unwrap_or(to).min(to);
             self.rollup.records(*name, &next, &mut |record| {
-                if record.start_lsn < limit {
+                if (from..limit).contains(&record.start_lsn) {
                     digester.record(record);
                 }
             })?;
@@ -703,6 +718,27 @@ impl<'a> Scan<'a> {
         };
         digester.record(&record);
         Ok(Some(digester.digest))
+    }
+
+    /// Follows the names of schemas and databases from the first segment on.
+    pub fn names(&self, files: &CatalogFiles) -> NameWalk<'_> {
+        NameWalk {
+            scan: self,
+            story: Story::new(self.major, files.clone(), u64::MAX),
+            from: Lsn(0),
+        }
+    }
+
+    /// Whether a segment changes a catalog that names schemas or databases, as far as its index tells.
+    fn changes_names(&self, name: SegmentName, files: &CatalogFiles) -> Result<bool> {
+        let Some(blocks) = self.rollup.blocks(name)? else {
+            return Ok(true);
+        };
+        let named = [Some(Catalog::Namespace), Some(Catalog::Database)];
+        let is_named = |(_, database, file, _): (u32, u32, u32, u8)| {
+            named.contains(&files.catalog(database, file))
+        };
+        Ok(blocks.0.iter().any(|b| is_named(b.fork)))
     }
 
     /// The last commit that begins before a position.
@@ -744,6 +780,45 @@ impl<'a> Scan<'a> {
                 _ => return Ok(None),
             }
         }
+    }
+}
+
+/// The names of schemas and databases along the WAL, of which only the segments are decoded that change these.
+pub struct NameWalk<'a> {
+    scan: &'a Scan<'a>,
+    story: Story,
+    from: Lsn,
+}
+
+impl NameWalk<'_> {
+    /// Goes on to a position, which is never before the last one, and returns the names of then.
+    ///
+    /// # Errors
+    /// Errors of the store; `Interrupted`.
+    pub fn names_at(&mut self, to: Lsn) -> Result<&Catalogs> {
+        let scan = self.scan;
+        let number = |lsn| SegmentNumber::of(lsn, scan.size);
+        let begin = scan
+            .segments
+            .partition_point(|(n, _)| *n < number(self.from));
+        let end = scan.segments.partition_point(|(n, _)| *n <= number(to));
+        for at in begin..end {
+            scan.host.check_stop()?;
+            let Some(name) = scan.name(at) else {
+                continue;
+            };
+            let files = self.story.catalogs.own_files.clone();
+            let is_changed = scan.changes_names(name, &files);
+            if scan.tolerate(at, is_changed)? != Some(true) {
+                continue;
+            }
+            let digest = scan.decode_part(at, &files, false, (self.from, to));
+            if let Some(digest) = scan.tolerate(at, digest)? {
+                self.story.take(digest);
+            }
+        }
+        self.from = self.from.max(to);
+        Ok(&self.story.catalogs)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Puts digests together, in order, and judges each transaction where it ends.
 //!
 //! A relation that a transaction leaves without a row in `pg_class` was dropped. One that it leaves with another file was truncated, or
-//! written anew: then the new file was made for a transient relation, or lies in another tablespace.
+//! written anew: then the new file was made for a transient relation, or lies in another tablespace. TRUNCATE empties a file that the same
+//! transaction made, in its place.
 //!
 //! PostgreSQL: src/backend/commands/cluster.c (make_new_heap, swap_relation_files), tablecmds.c (ExecuteTruncateGuts, ATExecSetTableSpace),
 //! src/backend/utils/cache/relcache.c (RelationSetNewRelfilenumber), src/backend/commands/dbcommands.c (dropdb).
@@ -24,6 +25,8 @@ const TABLES: &[u8] = b"rpm";
 struct Open {
     changes: Vec<Change>,
     created: HashSet<record::Relation>,
+    /// Files that it emptied in their place, by database.
+    emptied: HashSet<(u32, u32)>,
     /// Databases of which it wrote the map of the catalogs' files; 0 for the shared one.
     maps: HashSet<u32>,
     databases: Vec<(Lsn, u32, Option<Commit>)>,
@@ -52,6 +55,8 @@ struct Fate {
     /// The row before the transaction; none where it made the relation.
     before: Option<ClassRow>,
     after: Option<ClassRow>,
+    /// Whether the transaction made the relation.
+    is_made: bool,
     is_truncated: bool,
     is_rewritten: bool,
 }
@@ -108,10 +113,14 @@ impl Story {
                 }
             }
             Step::Map(xid, map) => {
-                self.catalogs.own_files.add_map(&map);
+                self.catalogs.map(&map);
                 self.of(xid).maps.insert(map.database);
             }
             Step::Create(xid, relation) => drop(self.of(xid).created.insert(relation)),
+            Step::Empty(xid, relation) => {
+                let file = (relation.database, relation.number);
+                self.of(xid).emptied.insert(file);
+            }
             Step::DropDatabase { lsn, xid, database } => {
                 self.of(xid).databases.push((lsn, database, last));
             }
@@ -137,6 +146,9 @@ impl Story {
         if end.is_commit {
             if !open.is_empty() || !end.dropped.is_empty() {
                 self.judge(end, &open);
+            }
+            if open.iter().any(|o| !o.changes.is_empty()) {
+                xids.iter().for_each(|xid| self.catalogs.commit(*xid));
             }
             self.last_commit = Some(Commit {
                 xid: end.xid,
@@ -168,7 +180,8 @@ impl Story {
             }
         }
         changes.sort_unstable_by_key(|c| c.lsn);
-        let fates = fates(&changes);
+        let is_emptied = |file: (u32, u32)| open.iter().any(|o| o.emptied.contains(&file));
+        let fates = fates(&changes, &is_emptied);
         for ((database, _), fate) in &fates {
             // A catalog that is written anew has its transient relation made in one file of pg_class, and dropped in another.
             let is_transient = |b: &ClassRow| b.name.starts_with("pg_temp_");
@@ -178,7 +191,7 @@ impl Story {
             }
         }
         self.leftover(&draft, end, (open, &changes));
-        self.rows(&draft, open);
+        self.rows(&draft, open, &owners(&changes, &fates));
         for change in changes {
             if let Some(after) = &change.after {
                 self.catalogs
@@ -288,17 +301,30 @@ impl Story {
         }
     }
 
-    /// Reports relations of which many rows were deleted or updated.
-    fn rows(&mut self, draft: &Draft, open: &[Open]) {
-        let mut counts: BTreeMap<record::Relation, RowCount> = BTreeMap::new();
-        for (relation, count) in open.iter().flat_map(|o| &o.rows) {
-            // Subtransactions follow their parent, and each other, in no certain order: the first record of all counts.
-            counts.entry(*relation).or_default().add(count);
-        }
-        for (file, count) in counts {
-            let Some(relation) = self.table(&file) else {
+    /// Reports relations of which many rows were deleted or updated. Those that the transaction made held nothing that anybody else saw.
+    fn rows(&mut self, draft: &Draft, open: &[Open], owners: &HashMap<(u32, u32), &Fate>) {
+        let mut counts: BTreeMap<(u32, u32, u32), (Relation, RowCount)> = BTreeMap::new();
+        for (file, count) in open.iter().flat_map(|o| &o.rows) {
+            let owner = owners.get(&(file.database, file.number));
+            if owner.is_some_and(|fate| fate.is_made) {
                 continue;
+            }
+            // A relation may have had several files: its numbers are those of the first.
+            let relation = match owner.and_then(|fate| fate.before.as_ref()) {
+                Some(before) => TABLES
+                    .contains(&before.kind)
+                    .then(|| self.named(file.database, before)),
+                None => self.table(file),
             };
+            if let Some(relation) = relation {
+                let number = relation.file.unwrap_or(file.number);
+                let key = (file.database, relation.oid.unwrap_or(0), number);
+                let empty = || (relation, RowCount::default());
+                // Subtransactions follow their parent, and each other, in no certain order: the first record of all counts.
+                counts.entry(key).or_insert_with(empty).1.add(count);
+            }
+        }
+        for ((database, ..), (relation, count)) in counts {
             for (kind, rows, first_lsn) in [
                 (Kind::Delete, count.deleted, count.first_delete),
                 (Kind::Update, count.updated, count.first_update),
@@ -306,7 +332,7 @@ impl Story {
                 if rows >= self.rows_min.max(1) {
                     self.events.push(Event {
                         rows: Some(rows),
-                        database: Some(self.database(file.database)),
+                        database: Some(self.database(database)),
                         relation: Some(relation.clone()),
                         ..draft.event(kind, first_lsn, draft.commit_lsn())
                     });
@@ -315,8 +341,11 @@ impl Story {
         }
     }
 
-    /// The relation of a file, by its numbers where no row of it is known; `None` of an index or the like.
+    /// The relation of a file, by its numbers where no row of it is known; `None` of a catalog, an index or the like.
     fn table(&self, file: &record::Relation) -> Option<Relation> {
+        if self.catalogs.is_mapped(file.database, file.number) {
+            return None;
+        }
         let Some(row) = self.catalogs.relation(file.database, file.number) else {
             return Some(Relation {
                 file: Some(file.number),
@@ -324,9 +353,8 @@ impl Story {
                 ..Relation::default()
             });
         };
-        TABLES
-            .contains(&row.kind)
-            .then(|| self.named(file.database, row))
+        let is_table = TABLES.contains(&row.kind) && row.oid >= FIRST_NORMAL_OID;
+        is_table.then(|| self.named(file.database, row))
     }
 
     fn named(&self, database: u32, row: &ClassRow) -> Relation {
@@ -401,8 +429,11 @@ impl Draft {
     }
 }
 
-/// Follows each relation through the changes of a transaction, which are in order.
-fn fates(changes: &[&ClassChange]) -> BTreeMap<(u32, u32), Fate> {
+/// Follows each relation through the changes of a transaction, which are in order. `is_emptied` tells the files that it emptied in their place.
+fn fates(
+    changes: &[&ClassChange],
+    is_emptied: &impl Fn((u32, u32)) -> bool,
+) -> BTreeMap<(u32, u32), Fate> {
     let mut fates: BTreeMap<(u32, u32), Fate> = BTreeMap::new();
     // Files of relations that the transaction itself made: what is swapped in from there was written anew.
     let mut made: HashSet<(u32, u32)> = HashSet::new();
@@ -420,6 +451,7 @@ fn fates(changes: &[&ClassChange]) -> BTreeMap<(u32, u32), Fate> {
         let fate = fates.entry(key).or_default();
         if is_first {
             fate.before = change.before.clone();
+            fate.is_made = !change.had_row;
         }
         if change.has_row && change.after.is_none() {
             // Its new version is not known: as it was, but for what it does not tell.
@@ -435,6 +467,7 @@ fn fates(changes: &[&ClassChange]) -> BTreeMap<(u32, u32), Fate> {
         };
         if before.file != after.file && before.file != 0 {
             note(fate, change);
+            fate.is_truncated |= is_emptied((change.database, after.file));
             let is_swapped = made.contains(&(change.database, after.file));
             match is_swapped || before.tablespace != after.tablespace {
                 true => fate.is_rewritten = true,
@@ -443,6 +476,25 @@ fn fates(changes: &[&ClassChange]) -> BTreeMap<(u32, u32), Fate> {
         }
     }
     fates
+}
+
+/// The fates of relations by database and file. One that is written anew has the file of a transient one that the transaction made.
+fn owners<'a>(
+    changes: &[&ClassChange],
+    fates: &'a BTreeMap<(u32, u32), Fate>,
+) -> HashMap<(u32, u32), &'a Fate> {
+    let mut owners: HashMap<(u32, u32), &Fate> = HashMap::new();
+    for change in changes {
+        for row in [&change.before, &change.after].into_iter().flatten() {
+            if let Some(fate) = fates.get(&(change.database, row.oid)) {
+                let owner = owners.entry((change.database, row.file)).or_insert(fate);
+                if owner.is_made {
+                    *owner = fate;
+                }
+            }
+        }
+    }
+    owners
 }
 
 fn note(fate: &mut Fate, change: &ClassChange) {

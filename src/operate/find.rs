@@ -124,13 +124,13 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         found = scan.run(&files)?;
         found.events.retain(|event| is_of_kind(&kinds, event.kind));
     }
+    name_by_wal(&scan, &mut lists, live.as_ref(), &mut found)?;
     found.events.retain_mut(|event| lists.complete(event));
     if let Some(live) = &live {
         found.events.retain_mut(|event| live.complete(event));
         let named = found.events.iter_mut();
         named.for_each(|event| add_newer_name(event, live));
     }
-    found.events.iter_mut().for_each(add_own_schema);
     if let Some(place) = &question.clones {
         let asked = (place, inventory.system_identifier);
         cloned_names::complete(session, asked, &mut found.events)?;
@@ -220,6 +220,43 @@ fn is_table(event: &Event, table: &str) -> bool {
 fn is_vague(event: &Event) -> bool {
     let is_named = event.relation.as_ref().is_none_or(Relation::is_named);
     event.kind == Kind::Unclear || !is_named
+}
+
+/// Adds the names of schemas and databases that what was kept before and behind an event does not tell alike: the WAL before it knows which was
+/// that of then.
+fn name_by_wal(
+    scan: &Scan<'_>,
+    lists: &mut Lists<'_>,
+    live: Option<&Names>,
+    found: &mut Found,
+) -> Result<()> {
+    let lacks = |e: &Event| {
+        let database = e.database.as_ref().is_some_and(|d| d.name.is_none());
+        let relation = e.relation.as_ref();
+        database || relation.is_some_and(|r| r.schema.is_none() && r.namespace != 0)
+    };
+    let events = found.events.iter_mut();
+    let mut unsure: Vec<&mut Event> = events.filter(|e| lacks(e)).collect();
+    unsure.retain(|event| !lists.agree(event, live));
+    unsure.sort_by_key(|event| event.commit_lsn.unwrap_or(event.target_lsn));
+    let mut walk = scan.names(&found.files);
+    for event in unsure {
+        let names = walk.names_at(event.commit_lsn.unwrap_or(event.target_lsn))?;
+        let Some(database) = &mut event.database else {
+            continue;
+        };
+        if database.name.is_none() {
+            database.name = names.database(database.oid).cloned();
+        }
+        if let Some(relation) = &mut event.relation
+            && relation.schema.is_none()
+        {
+            relation.schema = names.schema(database.oid, relation.namespace).cloned();
+        }
+    }
+    // A table that was moved has another schema in the lists.
+    found.events.iter_mut().for_each(add_own_schema);
+    Ok(())
 }
 
 /// Asks the server, where it can tell something.

@@ -76,6 +76,28 @@ impl<'a> Lists<'a> {
         true
     }
 
+    /// Whether the last list before an event and the first one behind it name it alike; `live` stands behind the last list.
+    pub fn agree(&mut self, event: &Event, live: Option<&Names>) -> bool {
+        let backups = &self.inventory.backups;
+        let is_before = |b: &&Backup| b.stop_lsn <= event.target_lsn;
+        let before = backups.iter().rev().find(is_before).map(|b| b.id.clone());
+        let behind = backups.iter().find(|b| !is_before(b)).map(|b| b.id.clone());
+        let named = |names: Option<&Names>| {
+            let mut named = event.clone();
+            names?.complete(&mut named).then_some(named)
+        };
+        let before = before.and_then(|id| named(self.names(&id)));
+        let behind = match behind {
+            Some(id) => named(self.names(&id)),
+            None => named(live),
+        };
+        let is_complete = |e: &Event| {
+            let database = e.database.as_ref().is_none_or(|d| d.name.is_some());
+            database && e.relation.as_ref().is_none_or(|r| r.schema.is_some())
+        };
+        before.is_some_and(|e| is_complete(&e) && behind == Some(e))
+    }
+
     fn names(&mut self, id: &BackupId) -> Option<&Names> {
         if !self.read.contains_key(id) {
             let names = self.load(id).unwrap_or_else(|e| {

@@ -38,6 +38,7 @@ mod doctor;
 mod drain;
 mod drain_s3;
 mod drill;
+mod drill_soak;
 mod epochs;
 mod estimates;
 mod expire;

@@ -9,6 +9,7 @@ use pitr::pg::timeline::TimelineId;
 
 use super::{events, find, only, titles, transaction};
 use crate::common::{Cluster, Site, Stop};
+use crate::per_major;
 use crate::sealed::Sealed;
 use crate::tails;
 
@@ -122,9 +123,9 @@ fn n03_what_is_stored_of_the_open_segment_counts() {
     cluster.stop(Stop::Immediate);
     let start = name.start_lsn(size).unwrap();
     tails::stream(&site, &path, name, start, end, 10_000);
-    // The server is down: WAL alone tells the name of the table, and no page tells that of the database.
+    // The server is down: WAL alone tells the names.
     let answer = find(&site, &[]);
-    let event = only(&answer, "drop ?.public.t");
+    let event = only(&answer, "drop postgres.public.t");
     assert!(event["last_commit"].is_object(), "{event:#}");
 }
 
@@ -174,4 +175,87 @@ fn n04_without_page_images_the_server_gives_names_and_nothing_is_guessed() {
     let found = find(&site, &["--since", &since, "--table", "dropped"]);
     assert_eq!(events(&found).len(), 0);
     assert!(found["nameless_count"].as_u64().unwrap() >= 1);
+}
+
+/// A transaction that changes its own tables, or catalogs that were written anew, destroys nothing that others saw. Its changes of one table are one event.
+fn n01_a_transaction_is_judged_by_what_others_saw(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    let client = cluster.client();
+    client.sql("create schema first");
+    for table in ["first.t", "cut", "kept"] {
+        client.sql(&format!(
+            "create table {table} as select g as a, 'old' as b from generate_series(1, 100) g"
+        ));
+    }
+    site.pitr().arg("backup").run().success();
+    client.sql("vacuum full pg_attribute");
+    client.sql("begin; create table own as select g as a from generate_series(1, 50) g; update own set a = 7; delete from own; commit");
+    let twice = transaction(
+        &client,
+        "update first.t set b = 'x'; alter table first.t alter a type bigint; update first.t set b = 'y'",
+    );
+    let cut = transaction(
+        &client,
+        "alter table cut alter a type bigint; truncate cut; alter table cut add column c float default random()",
+    );
+    client.sql("drop table own");
+    client.sql("checkpoint");
+    client.sql("begin; alter table kept rename to wrong; rollback");
+    client.sql("delete from kept where a < 4");
+    cluster.archive_now();
+    let all = "drop,truncate,rewrite,delete,update";
+    let answer = find(&site, &["--kind", all, "--min-rows", "1"]);
+    let expected = [
+        "update postgres.first.t",
+        "rewrite postgres.first.t",
+        "truncate postgres.public.cut",
+        "drop postgres.public.own",
+        "delete postgres.public.kept",
+    ];
+    assert_eq!(titles(&answer), expected, "{answer:#}");
+    let updated = only(&answer, expected[0]);
+    assert_eq!(updated["rows"], 200, "{updated:#}");
+    assert_eq!(updated["xid"], twice);
+    assert_eq!(only(&answer, expected[2])["xid"], cut);
+}
+per_major!(n01_a_transaction_is_judged_by_what_others_saw, v13 v16 v19);
+
+/// Neither the list of the backup before nor the server has the schema's name of that moment.
+#[test]
+fn n01_a_schema_has_the_name_of_that_moment() {
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    client.sql("create schema first");
+    client.sql("create database one");
+    client.sql("create table first.t as select 1 as a; create table first.u as select 1 as a");
+    let one = cluster.client_of("one");
+    one.sql("create table v as select 1 as a");
+    site.pitr().arg("backup").run().success();
+    client.sql("drop table first.u");
+    drop(one);
+    for sql in [
+        "alter schema first rename to second",
+        "alter database one rename to two",
+        "checkpoint",
+    ] {
+        client.sql(sql);
+    }
+    client.sql("drop table second.t");
+    cluster.client_of("two").sql("drop table v");
+    for sql in [
+        "checkpoint",
+        "alter schema second rename to third",
+        "alter database two rename to three",
+    ] {
+        client.sql(sql);
+    }
+    cluster.archive_now();
+    let expected = [
+        "drop postgres.first.u",
+        "drop postgres.second.t",
+        "drop two.public.v",
+    ];
+    let answer = find(&site, &[]);
+    assert_eq!(titles(&answer), expected, "{answer:#}");
 }

@@ -62,12 +62,13 @@ fn only<'a>(answer: &'a Value, wanted: &str) -> &'a Value {
 }
 
 /// Restores to just before an event, by the very options that it prints, and starts a server there.
-fn before(site: &Site, cluster: &Cluster, event: &Value) -> (Cluster, Sandbox) {
+fn before(site: &Site, major: u32, event: &Value) -> (Cluster, Sandbox) {
     let command = event["command"].as_str().unwrap();
     let options = command.strip_prefix("pitr plan").unwrap();
     let start = options.find(" --target-lsn").unwrap();
     let options: Vec<&str> = options[start..].split_whitespace().collect();
-    site.pitr().arg("plan").args(&options).run().success();
+    let plan = site.pitr().args(["plan", "--json"]).args(&options).run();
+    let plan = plan.success().json();
     let copy = Sandbox::new("copy");
     let to = copy.join("data");
     let mut restore = site
@@ -75,17 +76,13 @@ fn before(site: &Site, cluster: &Cluster, event: &Value) -> (Cluster, Sandbox) {
         .args(["restore", "--to"])
         .arg(&to)
         .args(&options);
-    for space in ["space", "gone"] {
-        let old = cluster.sandbox().join(space);
-        if old.exists() {
-            let mapping = format!("{}={}", old.display(), copy.join(space).display());
-            restore = restore.arg("--tablespace-mapping").arg(mapping);
-        }
+    for space in plan["backup"]["tablespaces"].as_array().unwrap() {
+        let oid = &space["oid"];
+        let mapping = format!("{oid}={}", copy.join(format!("space{oid}")).display());
+        restore = restore.arg("--tablespace-mapping").arg(mapping);
     }
     restore.run().success();
-    let server = Cluster::open(cluster.major(), &to)
-        .option("fsync", "off")
-        .start();
+    let server = Cluster::open(major, &to).option("fsync", "off").start();
     server.wait_promoted();
     (server, copy)
 }
@@ -258,14 +255,10 @@ fn n01_each_kind_of_damage_is_found_with_its_transaction_and_comes_back(major: u
         ("drop postgres.s.two", "postgres", "s.two", "3000"),
         ("database doomed", "doomed", "inside", "77"),
     ] {
-        let (server, _copy) = before(&site, &cluster, only(&answer, wanted));
+        let (server, _copy) = before(&site, major, only(&answer, wanted));
         assert_eq!(count(&server, database, table), rows, "{wanted}");
     }
-    let (server, _copy) = before(
-        &site,
-        &cluster,
-        only(&answer, "truncate postgres.public.sub"),
-    );
+    let (server, _copy) = before(&site, major, only(&answer, "truncate postgres.public.sub"));
     server.sql("rollback prepared 'two'");
     assert_eq!(count(&server, "postgres", "sub"), "3000");
     let names: BTreeSet<String> = titles(&answer).into_iter().collect();
