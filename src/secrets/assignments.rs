@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::format::Format;
-use super::names::Verdict;
-use super::{Finds, Rule, lines};
+use super::json::is_generic;
+use super::names::{self, Verdict, is_about, is_group};
+use super::{Finds, lines};
 
 /// A value in quotes goes on over lines, at most so far.
 const QUOTED_LIMIT_BYTES: usize = 64 << 10;
@@ -13,7 +14,8 @@ const QUOTED_LIMIT_BYTES: usize = 64 << 10;
 pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
     let mut skip_to = 0;
     let mut quotes = Quotes::default();
-    let mut section = "";
+    let mut section = if finds.is_of_secrets { "secrets" } else { "" };
+    let is_jaas = finds.text.contains("LoginModule");
     for (at, line) in lines(finds.text) {
         if at + line.len() <= skip_to && skip_to > at {
             continue;
@@ -29,6 +31,7 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
             line,
             quotes: &mut quotes,
             is_define: line.contains("define("),
+            is_jaas,
         };
         skip_to = skip_to.max(scanner.line(skip_to.saturating_sub(at)));
     }
@@ -40,12 +43,26 @@ fn section_of(line: &str) -> Option<&str> {
     if line == "}" {
         return Some("");
     }
+    // A variable of Terraform has a default.
+    if let Some(variable) = line
+        .strip_prefix("variable \"")
+        .and_then(|v| v.split('"').next())
+    {
+        return Some(variable)
+            .filter(|v| names::judge(v) >= Verdict::Strong)
+            .or(Some(""));
+    }
     let name = match line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+        Some(users @ ("users" | "admins")) => return Some(users),
         Some(name) => name.trim_matches(['[', ']']),
+        None if line.starts_with("</") => "",
+        None if line.starts_with('<') && line.ends_with('>') => {
+            line.trim_matches(['<', '>']).split(' ').next()?
+        }
         None => line.strip_suffix('{')?.trim_end_matches([' ', '=', ':']),
     };
     let name = name.rsplit('.').next().unwrap_or(name);
-    let is_secret = ["secrets", "passwords", "tokens", "credentials"].contains(&name);
+    let is_secret = is_group(name) || name == "Pass";
     Some(if is_secret { name } else { "" })
 }
 
@@ -70,6 +87,15 @@ impl Quotes {
                 i += 2;
                 continue;
             }
+            if *byte == quote
+                && quote == b'\''
+                && i > 0
+                && bytes.get(i - 1) == Some(&b'\\')
+                && is_odd(bytes, i + 1)
+            {
+                i += 1;
+                continue;
+            }
             if *byte == quote {
                 return (i <= QUOTED_LIMIT_BYTES).then_some(from + i);
             }
@@ -78,6 +104,19 @@ impl Quotes {
         self.absent_from.insert(quote, from);
         None
     }
+}
+
+/// Whether so many quotes follow on the line that one of them must close: the one behind a backslash closes nothing.
+fn is_odd(bytes: &[u8], from: usize) -> bool {
+    let rest = bytes.get(from..).unwrap_or_default();
+    let line = rest.iter().take_while(|b| **b != b'\n').take(4096);
+    let mut before = 0;
+    let quotes = line.filter(|b| {
+        let counts = **b == b'\'' && before != b'\\';
+        before = **b;
+        counts
+    });
+    quotes.count() % 2 == 1
 }
 
 struct Scanner<'s, 't> {
@@ -94,7 +133,20 @@ struct Scanner<'s, 't> {
     query: usize,
     /// The line defines constants: `define('NAME', 'value')`.
     is_define: bool,
+    /// The file has users of Java's modules: `user_name="password"`.
+    is_jaas: bool,
 }
+
+/// Controls of PAM, behind the type "password".
+const PAM: &[&str] = &[
+    "required ",
+    "requisite ",
+    "sufficient ",
+    "optional ",
+    "include ",
+    "substack ",
+    "[",
+];
 
 fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_-.".contains(&byte) || !byte.is_ascii()
@@ -148,6 +200,7 @@ impl<'t> Scanner<'_, 't> {
                     | "-e"
                     | "ENV"
                     | "ARG"
+                    | "option"
                     | "define"
                     | "const"
                     | "let"
@@ -172,15 +225,51 @@ impl<'t> Scanner<'_, 't> {
             .slice(word.clone())
             .trim_start_matches('-')
             .trim_end_matches('.');
-        let (verdict, _) = self.finds.overrides.judge(name);
-        if let Some(end) = self.attribute(&word, name) {
-            return Some(end);
+        let (name, verdict) = match self.finds.overrides.judge(name).0 {
+            Verdict::Unknown if self.is_jaas && name.starts_with("user_") => {
+                ("password", Verdict::Password)
+            }
+            verdict => (name, verdict),
+        };
+        let is_beside = matches!(self.section, "users" | "admins") || is_group(self.section);
+        let is_hash = self.section == "Pass" && (verdict == Verdict::Unknown || name == "Hash");
+        let is_default = !self.section.is_empty() && is_generic(name);
+        let is_inside = (verdict == Verdict::Unknown && (is_beside || is_default) || is_hash)
+            && is_first
+            && !is_comment
+            && !is_about(name);
+        // Users with their passwords, and roles behind a comma. A setting of users has a longer name.
+        if is_inside && matches!(self.section, "users" | "admins") {
+            let rest = self.slice(word.end..self.line.len());
+            let value = rest
+                .trim_start()
+                .strip_prefix('=')
+                .filter(|_| !name.contains('_'))?;
+            let length = value.find(',').unwrap_or(value.len());
+            let start = self.line.len() - value.len();
+            return self.take("password", start..start + length);
         }
-        let is_inside = verdict == Verdict::Unknown && is_first && !is_comment;
         let (name, verdict) = match is_inside && !self.section.is_empty() {
             true => (self.section, Verdict::Strong),
             false => (name, verdict),
         };
+        if let Some(value) = self.slice(word.end..self.line.len()).strip_prefix('=')
+            && matches!(name, "login" | "user" | "userpwd" | "auth" | "proxyauth")
+        {
+            let value = value
+                .split(|c: char| c.is_whitespace() || "\"'<>&".contains(c))
+                .next()
+                .unwrap_or_default();
+            let skip = super::values::user_before(value);
+            let skip = skip.filter(|n| {
+                value
+                    .get(*n..)
+                    .is_some_and(|p| !p.bytes().all(|b| b.is_ascii_digit()))
+            });
+            if let Some(skip) = skip {
+                return self.take("password", word.end + 1 + skip..word.end + 1 + value.len());
+            }
+        }
         if verdict <= Verdict::Unknown {
             return None;
         }
@@ -188,34 +277,48 @@ impl<'t> Scanner<'_, 't> {
         let mut at = word.end;
         let is_quoted = matches!(opens, b'"' | b'\'' | b'`') && self.byte(at) == opens;
         at += usize::from(is_quoted);
+        at += usize::from(opens == b'$' && self.byte(at) == b'$');
         while matches!(self.byte(at), b']' | b')' | b'}') && at < self.line.len() {
             at += 1;
         }
         let spaced = self.skip_spaces(at);
         let is_flag = self.slice(word.clone()).starts_with("--");
         let (sep, next) = (self.byte(spaced), self.byte(spaced + 1));
+        // A part of a token that colons join, the host of a URL, and a part of the name of a checksum.
+        let is_part = opens == b':' && sep == b':' && !matches!(next, b' ' | b'\n');
+        let is_host = self.slice(0..word.start).ends_with("//") && sep == b':';
+        if is_part || is_host || self.slice(0..word.start).ends_with("checksum/") {
+            return None;
+        }
         let value = match (sep, next) {
             (b'=', b'>') | (b':', b'=') | (b'?' | b'+', b'=') => spaced + 2,
-            (b'=' | b'!', b'=') => spaced + 2,
+            // A comparison; a value may begin with the sign, too.
+            (b'=' | b'!', b'=')
+                if sep == b'!' || matches!(self.byte(spaced + 2), b' ' | b'"' | b'\'') =>
+            {
+                spaced + 2
+            }
             // LDIF has values in Base64 behind two colons.
             (b':', b':') if is_first && self.byte(spaced + 2) == b' ' => spaced + 2,
             (b':', b'?') if opens == b'{' => return None,
+            (b':', b'-') if opens == b'{' && self.byte(spaced + 2) == b'}' => return None,
             (b':', b':' | b'/') if self.format != Format::Env => return None,
             (b'=' | b':', _) => spaced + 1,
-            (b',', _) if is_quoted && self.is_define => spaced + 1,
-            (b'>', _) if opens == b'<' => {
-                let inner = self.slice(spaced + 1..self.line.len());
-                if let Some(data) = inner.strip_prefix("<![CDATA[") {
-                    let start = self.line.len() - data.len();
-                    let length = data.find("]]>").unwrap_or(data.len());
-                    return self.take(name, start..start + length);
-                }
-                let end = self.slice(spaced + 1..self.line.len()).find('<');
-                let end = end.map_or(self.line.len(), |n| spaced + 1 + n);
-                return self.take(name, spaced + 1..end);
+            // A call that sets it.
+            (b'(', b'"' | b'\'')
+                if spaced == at && verdict >= Verdict::Strong && !is_getter(name) =>
+            {
+                spaced + 1
+            }
+            (b',', _)
+                if is_quoted && self.is_define
+                    || self.is_argument(&word, is_quoted, spaced + 1) =>
+            {
+                spaced + 1
             }
             _ if spaced > at
                 && !is_comment
+                && opens != b'<'
                 && self.takes_spaces(name, verdict, is_first, is_flag, spaced) =>
             {
                 spaced
@@ -239,12 +342,27 @@ impl<'t> Scanner<'_, 't> {
             return self.take(name, value..self.line.len());
         }
         if verdict >= Verdict::Strong
+            && !is_inside
             && self.format != Format::Json
             && matches!(self.byte(value), b'[' | b'{')
         {
             self.elements(name, value);
         }
         self.value(name, value, is_first && opens != b'<')
+    }
+
+    /// Whether the word is the first argument of a call, and a text is the second: `put("name", "value")`, `Set($name, q{value})`.
+    fn is_argument(&self, word: &Range<usize>, is_quoted: bool, value: usize) -> bool {
+        let before = self.slice(0..word.start);
+        let before = before
+            .strip_suffix(['"', '\'', '$', ':'])
+            .unwrap_or(before)
+            .trim_end();
+        let is_first = before.ends_with('(')
+            && !before.ends_with("lookup(")
+            && (is_quoted || self.slice(0..word.start).ends_with(['$', ':']));
+        let rest = self.slice(self.skip_spaces(value)..self.line.len());
+        is_first && (rest.starts_with(['"', '\'']) || literal(rest).is_some())
     }
 
     /// Whether white space separates this name from its value.
@@ -260,6 +378,10 @@ impl<'t> Scanner<'_, 't> {
             return false;
         }
         let rest = self.slice(value..self.line.len()).trim_end();
+        // A line of PAM.
+        if PAM.iter().any(|control| rest.starts_with(control)) {
+            return false;
+        }
         if is_flag {
             return !rest.starts_with('-');
         }
@@ -281,8 +403,8 @@ impl<'t> Scanner<'_, 't> {
             Format::Other => {
                 (is_first
                     && is_single
-                    && rest.len() >= 6
-                    && rest.bytes().any(|b| !b.is_ascii_alphabetic()))
+                    && (name.contains(['.', '_', '-'])
+                        || rest.len() >= 6 && rest.bytes().any(|b| !b.is_ascii_alphabetic())))
                     || (is_login && is_login_line)
             }
             Format::Env
@@ -311,10 +433,20 @@ impl<'t> Scanner<'_, 't> {
                 }
             }
         }
+        if let Some((skip, length)) = literal(rest) {
+            return self.take(name, at + skip..at + skip + length);
+        }
         if rest.starts_with("${{")
             && let Some(end) = rest.find("}}")
         {
             return self.take(name, at..at + end + 2);
+        }
+        // A call that reads the value from elsewhere has nothing to hide, and no names.
+        let call = super::beginning(rest, 200);
+        if let Some(length) = call.find([')', ']']).map(|n| n + 1)
+            && call.get(..length).is_some_and(super::values::is_call)
+        {
+            return Some(self.at + at + length);
         }
         let quote = self.byte(at);
         if matches!(quote, b'"' | b'\'' | b'`') && at < line_end {
@@ -332,9 +464,9 @@ impl<'t> Scanner<'_, 't> {
             // Behind the quotes other dialects read on: "x"y.
             let behind = end + 1;
             let text = self.finds.text.get(behind..).unwrap_or_default();
-            let more = text
-                .find(|c: char| c.is_whitespace() || ",;)}]>\"'&".contains(c))
-                .unwrap_or(text.len());
+            let before = self.slice(0..at);
+            let is_free = |q: char| at < 4096 && before.matches(q).count().is_multiple_of(2);
+            let more = glued(text, &|| is_free('"') && is_free('\''));
             let is_glued = secret && more > 0 && !text.starts_with('<');
             if is_glued && let Some(last) = self.finds.found.last_mut() {
                 last.span.end = behind + more;
@@ -354,19 +486,35 @@ impl<'t> Scanner<'_, 't> {
         if is_whole {
             end = line_end;
             // The end of a directive, and of a comment in another language.
-            let value = self.slice(at..end).trim_end();
+            let mut value = self.slice(at..end).trim_end();
+            if ["ENV ", "ARG "].iter().any(|d| self.line.starts_with(d)) {
+                value = value.split(' ').next().unwrap_or_default();
+            }
             let value = match self.format {
                 Format::Spaced | Format::Other => value.trim_end_matches([';', ',']),
                 _ => value,
             };
-            return self.take(name, at..at + value.len());
+            let taken = self.take(name, at..at + value.len());
+            // A directive ends with the sign, but the value of an ini file has it.
+            let whole = self.at + self.slice(0..end).trim_end().len();
+            let is_ini = self.slice(0..at).trim_end().ends_with('=');
+            if is_ini
+                && taken.is_some()
+                && let Some(last) = self.finds.found.last_mut()
+            {
+                last.span.end = whole;
+            }
+            return taken;
         }
         while end < line_end {
             let byte = self.byte(end);
             if byte == b'\\' {
-                end += 2;
+                while self.byte(end) == b'\\' && end < line_end {
+                    end += 1;
+                }
+                end += 1;
             } else if byte.is_ascii_whitespace()
-                || self.is_end(at, end) && !(byte == b'}' && self.slice(at..end).contains("${"))
+                || self.is_end(at, end) && !(byte == b'}' && self.has_variable(at..end))
             {
                 break;
             } else {
@@ -378,7 +526,7 @@ impl<'t> Scanner<'_, 't> {
             end += 1;
         }
         if self.byte(end) == b'}' {
-            end += usize::from(self.slice(at..end).contains("${"));
+            end += usize::from(self.has_variable(at..end));
         }
         // A scheme is not the secret yet.
         if matches!(
@@ -390,6 +538,13 @@ impl<'t> Scanner<'_, 't> {
             return self.take(name, end..end + length);
         }
         self.take(name, at..end)
+    }
+
+    /// Whether a variable in braces opens there.
+    fn has_variable(&self, span: Range<usize>) -> bool {
+        ["${", "%{", "#{"]
+            .iter()
+            .any(|v| self.slice(span.clone()).contains(v))
     }
 
     /// Takes the elements of a list or a map on one line.
@@ -414,10 +569,15 @@ impl<'t> Scanner<'_, 't> {
             let begin = text.len() - text.trim_start_matches([' ', '"', '\'']).len();
             let inner = text.trim_matches([' ', '"', '\'']);
             let is_quoted = text.trim_start().starts_with(['"', '\'']);
-            let is_unknown = self.finds.overrides.judge(own).0 == Verdict::Unknown;
+            let is_unknown =
+                self.finds.overrides.judge(own).0 == Verdict::Unknown && !is_about(own);
             if is_unknown && (is_quoted || close == ']') {
                 let from = start + value + begin;
-                self.take(name, from..from + inner.len());
+                let span = self.at + from..self.at + from + inner.len();
+                match close {
+                    ']' => self.finds.judge_element(name, span),
+                    _ => self.finds.judge(name, span),
+                };
             }
             start += element.len() + 1;
         }
@@ -428,7 +588,7 @@ impl<'t> Scanner<'_, 't> {
         let is_nested = self.opening < from;
         match self.byte(at) {
             b'"' | b'\'' | b'<' => true,
-            b'&' => self.query < from,
+            b',' if self.format == Format::Json && at + 1 == self.line.trim_end().len() => true,
             b',' if !is_nested => {
                 // Options of a mount: the next name and its value.
                 let rest = super::beginning(self.slice(at + 1..self.line.len()), 40);
@@ -437,6 +597,8 @@ impl<'t> Scanner<'_, 't> {
                 !name.is_empty() && name.len() < rest.len() && name.bytes().all(is_name)
             }
             b',' | b')' | b'}' | b']' | b'>' => is_nested,
+            b'&' => self.query < from && !self.slice(at..self.line.len()).starts_with("&amp;"),
+            b';' if ends_entity(self.slice(from..at)) => false,
             b';' => {
                 let rest = super::beginning(self.slice(at + 1..self.line.len()), 80).trim_start();
                 let name = rest.split(['=', ';', '"', '\'']).next().unwrap_or_default();
@@ -478,111 +640,83 @@ impl<'t> Scanner<'_, 't> {
         let span = self.at + span.start..self.at + span.end;
         self.finds.judge(name, span.clone()).then_some(span.end)
     }
-
-    /// `name="password" value="…"`, `key="password">…<`.
-    fn attribute(&mut self, word: &Range<usize>, name: &str) -> Option<usize> {
-        let is_attribute = matches!(name, "name" | "key" | "id") && self.byte(word.end) == b'=';
-        let quote = self.byte(word.end + 1);
-        // Further ahead it is another element.
-        let limit = (word.end + 4096).min(self.line.len());
-        let limit = word.end
-            + super::beginning(self.slice(word.end..self.line.len()), limit - word.end).len();
-        if !is_attribute || !matches!(quote, b'"' | b'\'') {
-            return None;
-        }
-        let start = word.end + 2;
-        let length = self.slice(start..limit).find(char::from(quote))?;
-        let key = self.slice(start..start + length);
-        let (verdict, _) = self.finds.overrides.judge(key);
-        if verdict <= Verdict::Unknown {
-            return None;
-        }
-        let behind = start + length + 1;
-        let rest = self.slice(behind..limit);
-        let rest = rest.split("key=").next().unwrap_or_default();
-        let value = ["value=\"", "value='"]
-            .iter()
-            .find_map(|v| rest.find(v).map(|n| n + v.len()));
-        let (from, close) = match value {
-            Some(n) => (behind + n, self.byte(behind + n - 1)),
-            None => (behind + rest.find('>')? + 1, b'<'),
-        };
-        let length = self.slice(from..self.line.len()).find(char::from(close))?;
-        self.take(key, from..from + length)
-    }
 }
 
-/// Adds secrets of command lines: `-u user:password`, `sshpass -p`, `redis-cli -a`, `mysql -p…`.
-pub(super) fn commands(finds: &mut Finds<'_>, at: usize, line: &str) {
-    let mut program = "";
-    let mut before = "";
-    let mut offset = 0;
-    let mut found = Vec::new();
-    for word in line.split(' ') {
-        let start = at + offset;
-        offset += word.len() + 1;
-        let bare = word.trim_matches(['"', '\'']);
-        let base = bare.rsplit('/').next().unwrap_or(bare);
-        if matches!(
-            base,
-            "curl"
-                | "wget"
-                | "sshpass"
-                | "redis-cli"
-                | "valkey-cli"
-                | "mysql"
-                | "mysqldump"
-                | "mariadb"
-                | "mariadb-dump"
-                | "mongodump"
-                | "ldapsearch"
-                | "http"
-                | "mysqladmin"
-        ) {
-            program = base;
+/// The beginning of the text of a literal, and its length: `q{a}` of Perl and Ruby, `[[a]]` of Lua, `r"a"`, `E'a'`, `&quot;a&quot;`.
+fn literal(rest: &str) -> Option<(usize, usize)> {
+    let rest = super::beginning(rest, 4096);
+    if let Some(inner) = rest.strip_prefix("&quot;") {
+        return Some((6, inner.find("&quot;")?));
+    }
+    if let Some(inner) = rest.strip_prefix("[[") {
+        return Some((2, inner.rfind("]]")?));
+    }
+    let mut chars = rest.chars();
+    let word = rest
+        .bytes()
+        .take_while(|b| b.is_ascii_alphabetic() || *b == b'%')
+        .count();
+    let open = chars.nth(word)?;
+    let prefix = rest.get(..word)?;
+    let inner = rest.get(word + open.len_utf8()..)?;
+    let close = match (prefix, open) {
+        ("q" | "qq" | "%q" | "%Q", '{') => '}',
+        ("q" | "qq" | "%q" | "%Q", '(') => ')',
+        ("q" | "qq" | "%q" | "%Q", '[') => ']',
+        ("q" | "qq" | "%q" | "%Q", '|' | '!' | '/') => open,
+        ("r" | "b" | "u" | "f" | "br" | "rb" | "E" | "N" | "U" | "R", '"' | '\'') => open,
+        _ => return None,
+    };
+    let mut depth = 0;
+    let is_end = |c: char| {
+        depth += i32::from(c == open && open != close);
+        depth -= i32::from(c == close);
+        depth < 0
+    };
+    Some((word + open.len_utf8(), inner.find(is_end)?))
+}
+
+/// Whether a function reads what its argument names.
+fn is_getter(name: &str) -> bool {
+    let name = name.rsplit('.').next().unwrap_or(name).to_ascii_lowercase();
+    [
+        "get", "read", "load", "fetch", "lookup", "from", "has", "is", "find", "env", "require",
+        "del", "unset", "exists", "hash", "verify", "validate", "check",
+    ]
+    .iter()
+    .any(|verb| name.starts_with(verb))
+        || ["credentials", "secret", "secrets"].contains(&name.as_str())
+}
+
+/// Whether a text ends as `&amp` does.
+fn ends_entity(text: &str) -> bool {
+    let name = text.rsplit('&').next().unwrap_or_default();
+    name.len() < text.len()
+        && matches!(
+            name.trim_start_matches(['#', 'x']),
+            "amp" | "quot" | "apos" | "lt" | "gt"
+        )
+        || name
+            .strip_prefix('#')
+            .is_some_and(|n| n.len() < 7 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+/// The length of what a shell reads on behind quotes: `'it'"'"'s'`.
+fn glued(text: &str, may_open: &dyn Fn() -> bool) -> usize {
+    let mut at = 0;
+    while let Some(c) = text.get(at..).and_then(|rest| rest.chars().next()) {
+        if c.is_whitespace() || ",;)}]>&|".contains(c) {
+            break;
         }
-        let is_mysql = program.starts_with("mysql") || program.starts_with("mariadb");
-        let value = match (program, before) {
-            ("curl", "-u" | "--user") => bare.find(':').map(|n| n + 1),
-            ("sshpass", "-p")
-            | ("redis-cli" | "valkey-cli", "-a")
-            | ("mongodump", "-p")
-            | ("ldapsearch", "-w") => Some(0),
-            ("sshpass" | "ldapsearch", _)
-                if word.starts_with("-p") && word.len() > 2
-                    || program == "ldapsearch" && word.starts_with("-w") && word.len() > 2 =>
-            {
-                Some(2)
+        at += c.len_utf8();
+        if matches!(c, '"' | '\'') {
+            let inner = super::beginning(text.get(at..).unwrap_or_default(), 4096);
+            let inner = inner.lines().next().unwrap_or_default();
+            match inner.find(c).filter(|_| may_open()) {
+                Some(length) => at += length + 1,
+                None => return at - 1,
             }
-            _ if is_mysql
-                && word.starts_with("-p")
-                && !word.starts_with("-p=")
-                && word.len() > 2 =>
-            {
-                Some(2)
-            }
-            _ => None,
-        };
-        if let Some(skip) = value {
-            let quote = usize::from(word.starts_with(['"', '\'']));
-            let end = start + quote + bare.len();
-            let text = finds.at(start + quote + skip..end);
-            let inner = text.trim_start_matches(['"', '\'']);
-            let span = end - inner.len()..end;
-            found.push((span, before.to_owned()));
-        }
-        if !word.is_empty() {
-            before = word;
         }
     }
-    for (span, key) in found {
-        let key = if key.starts_with('-') {
-            key
-        } else {
-            "-p".to_owned()
-        };
-        if !super::values::is_reference(finds.at(span.clone())) {
-            finds.add(span, &key, Rule::Place);
-        }
-    }
+    at
 }

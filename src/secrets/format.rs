@@ -55,7 +55,36 @@ pub(super) fn base(name: &str) -> String {
 /// Whether a file of this name is nothing but a secret: the cookie of a cluster, the list of a dial-in server.
 pub(super) fn is_secret(name: &str) -> bool {
     let base = base(name);
-    base.ends_with(".cookie") || matches!(base.as_str(), "chap-secrets" | "pap-secrets")
+    [".cookie", ".secret", ".google_authenticator"]
+        .iter()
+        .any(|end| base.ends_with(end))
+        || matches!(
+            base.as_str(),
+            "chap-secrets" | "pap-secrets" | "l2tp-secrets"
+        )
+}
+
+/// Whether a file of this name has a user and a password in each line.
+fn is_list_of_logins(base: &str) -> bool {
+    let ends = [
+        "realm.properties",
+        "users.properties",
+        ".password",
+        ".passwords",
+        ".htdigest",
+        ".wpa_psk",
+        "psk.txt",
+    ];
+    let is_map = ["sasl", "relay", "smtp"].iter().any(|w| base.contains(w));
+    let is_settings = [
+        ".conf", ".yml", ".yaml", ".json", ".xml", ".toml", ".ini", ".sh", ".py", ".php", ".sql",
+    ]
+    .iter()
+    .any(|end| base.ends_with(end));
+    base == "rsyncd.secrets"
+        || base == "pcp.conf"
+        || ends.iter().any(|end| base.ends_with(end))
+        || ["passwd", "shadow"].iter().any(|w| base.contains(w)) && !is_map && !is_settings
 }
 
 impl Format {
@@ -70,11 +99,11 @@ impl Format {
             Format::Pgpass
         } else if matches!(base.as_str(), "userlist.txt" | "users.txt") {
             Format::Userlist
-        } else if base == "rsyncd.secrets" {
+        } else if is_list_of_logins(&base) {
             Format::Logins
         } else if ends(&[".csv", ".tsv"]) {
             Format::Table
-        } else if ends(&["netrc"]) || base == "_netrc" {
+        } else if ends(&["netrc", "authinfo"]) {
             Format::Netrc
         } else if ends(&[".json", ".jsonc", ".json5", ".tfstate"])
             || (begin.starts_with('{') && begin.contains('"'))

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::Finds;
-use super::names::Verdict;
+use super::names::{Verdict, has_secret_key, is_about, is_group};
+use super::yaml::is_harmless_name;
+use super::{Finds, Rule};
 
 /// Deeper levels have the key of this one.
 const DEPTH: usize = 200;
@@ -38,6 +39,9 @@ struct Level<'t> {
 pub(super) fn scan(finds: &mut Finds<'_>) {
     let text = finds.text;
     let bytes = text.as_bytes();
+    let is_secret = ["\"kind\":\"Secret\"", "\"kind\": \"Secret\""]
+        .iter()
+        .any(|kind| text.contains(kind));
     let mut levels: Vec<Level<'_>> = vec![Level::default()];
     // Levels that were not kept.
     let mut more = 0_usize;
@@ -74,7 +78,7 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
                     at = after + 1;
                     continue;
                 }
-                value(finds, &mut levels, at + 1..end);
+                value(finds, is_secret, &mut levels, at + 1..end);
                 at = end + 1;
             }
             b'/' if bytes.get(at + 1) == Some(&b'/') => at = line_end(bytes, at),
@@ -86,7 +90,7 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
                     .take_while(|b| !b" \t\r\n,:{}[]\"".contains(b))
                     .count()
                     .max(1);
-                value(finds, &mut levels, at..at + length);
+                value(finds, is_secret, &mut levels, at..at + length);
                 at += length;
             }
         }
@@ -115,7 +119,7 @@ fn string_end(bytes: &[u8], mut at: usize) -> usize {
     bytes.len()
 }
 
-fn value<'t>(finds: &mut Finds<'t>, levels: &mut [Level<'t>], span: Range<usize>) {
+fn value<'t>(finds: &mut Finds<'t>, is_secret: bool, levels: &mut [Level<'t>], span: Range<usize>) {
     let text = finds.text.get(span.clone()).unwrap_or_default();
     // An array's elements belong to the key above it.
     let own = levels.iter().rev().find(|level| !level.is_array);
@@ -133,11 +137,18 @@ fn value<'t>(finds: &mut Finds<'t>, levels: &mut [Level<'t>], span: Range<usize>
     {
         level.name = text;
     }
+    // A Secret of Kubernetes.
+    if is_secret && matches!(above, "data" | "stringData") && !is_harmless_name(own_key) {
+        return finds.add(span, own_key, Rule::Place);
+    }
     let (own_verdict, _) = finds.overrides.judge(own_key);
     let key = match own_verdict {
         Verdict::Unknown if is_generic(own_key) && !own_name.is_empty() => own_name,
-        Verdict::Unknown if is_generic(own_key) => above,
+        Verdict::Unknown if is_generic(own_key) || is_group(above) && !is_about(own_key) => above,
         _ => own_key,
     };
-    finds.judge(key, span);
+    let is_key = own_verdict == Verdict::Weak
+        && own_key.eq_ignore_ascii_case("key")
+        && has_secret_key(above);
+    finds.judge(if is_key { "secret_key" } else { key }, span);
 }

@@ -1,7 +1,8 @@
 //! Formats in which a place of the line makes a secret.
 
-use super::assignments;
+use super::commands;
 use super::format::Format;
+use super::values::is_reference;
 use super::{Finds, Rule, lines};
 
 /// Adds what stands in such a place.
@@ -15,10 +16,8 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
             Format::Pgpass if !is_comment => pgpass(finds, at, line),
             Format::Pgpass if line.matches(':').count() >= 4 => pgpass(finds, at, line),
             Format::Userlist if !is_comment => userlist(finds, at, line),
-            Format::Logins if !is_comment => {
-                let from = line.find(':').map_or(0, |colon| colon + 1);
-                finds.add(at + from..at + line.len(), "password", Rule::Place);
-            }
+            Format::Logins if !is_comment => login(finds, at, line),
+            Format::Logins if line.matches(':').count() == 2 => login(finds, at, line),
             Format::Redis if !is_comment => redis(finds, at, line),
             Format::Redis if line.contains(" on ") && !line.contains('<') => {
                 // A user that is switched off has a password all the same.
@@ -33,7 +32,7 @@ pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
             let colon = user.find(':').map_or(user.len(), |n| n + 1);
             finds.add(start + colon..start + user.len(), "auth", Rule::Place);
         }
-        assignments::commands(finds, at, line);
+        commands::scan(finds, at, line);
     }
     if let Some((_, from)) = quote {
         // The quote never closes: nothing tells which of the lines belong to it.
@@ -58,6 +57,42 @@ fn pgpass(finds: &mut Finds<'_>, at: usize, line: &str) {
         }
     }
     finds.add(at..at + line.len(), "", Rule::Line);
+}
+
+/// `user:password`, `host:user:password`, `user:password:1000:…`, `user: password,role`, or a name and a password with white space between
+/// them.
+fn login(finds: &mut Finds<'_>, at: usize, line: &str) {
+    let first = line.split_whitespace().next().unwrap_or_default();
+    let first = match first.contains(':') {
+        true => first,
+        false => first.split('=').next().unwrap_or_default(),
+    };
+    let colons = line.matches(':').count();
+    let is_spaced =
+        !first.contains(':') || line.len() > first.len() && first.matches(':').count() == 5;
+    let field = |n: usize| line.match_indices(':').nth(n).map(|(i, _)| i);
+    let (from, to) = match (is_spaced, colons) {
+        (true, _) => (line.find(first).unwrap_or_default() + first.len(), None),
+        (_, 2) if !first.ends_with(':') => (field(1).unwrap_or_default() + 1, None),
+        (_, colons) => (
+            field(0).unwrap_or_default() + 1,
+            field(1).filter(|_| colons > 2),
+        ),
+    };
+    let value = line.get(from..to.unwrap_or(line.len())).unwrap_or_default();
+    let from = from + value.len() - value.trim_start_matches([' ', '\t', '=']).len();
+    let value = line.get(from..to.unwrap_or(line.len())).unwrap_or_default();
+    // Roles stand behind a comma.
+    let roles = value
+        .find(',')
+        .filter(|n| first.ends_with(':') || first.len() < from && is_spaced && *n > 0);
+    let value = value
+        .get(..roles.unwrap_or(value.len()))
+        .unwrap_or_default();
+    let is_locked = value.trim().bytes().all(|b| b"x*!".contains(&b));
+    if !is_locked && !is_reference(value) {
+        finds.add(at + from..at + from + value.len(), "password", Rule::Place);
+    }
 }
 
 /// The second text in quotes.

@@ -4,17 +4,20 @@
 //! entropy. A value that any of them takes for a secret is one. The work is linear in the length of the text, and no text makes a scanner panic.
 
 mod assignments;
+mod commands;
 mod format;
 mod json;
 mod lines;
 mod names;
 mod pem;
 mod phrases;
+mod positions;
 mod redact;
 mod repeated;
 mod table;
 mod tokens;
 mod values;
+mod xml;
 mod yaml;
 
 use std::collections::BTreeSet;
@@ -109,10 +112,6 @@ impl Overrides {
         let (verdict, rule) = self.judge(key);
         values::is_secret(verdict, value).then_some(rule)
     }
-
-    fn is_plain(&self, key: &str) -> bool {
-        self.judge(key).0 == Verdict::Plain
-    }
 }
 
 /// The end of a key: a longer one costs time for each value that it has.
@@ -138,6 +137,10 @@ struct Finds<'t> {
     text: &'t str,
     overrides: &'t Overrides,
     found: Vec<Found>,
+    /// The text holds keys in JSON, whose members have names of one or two letters.
+    is_jwk: bool,
+    /// The file is one of secrets: keys whose names say nothing are.
+    is_of_secrets: bool,
 }
 
 impl Finds<'_> {
@@ -160,15 +163,36 @@ impl Finds<'_> {
         }
     }
 
-    /// Adds the value of a key, if it is a secret.
+    /// Whether the name of a key says that its value is no secret.
+    fn is_plain(&self, key: &str) -> bool {
+        self.overrides.judge(key).0 == Verdict::Plain
+            || self.is_jwk && matches!(key, "n" | "e" | "x" | "y" | "x5t" | "x5c")
+    }
+
+    /// Adds the value of a key, if it is a secret. A user before it and a colon are left out.
     fn judge(&mut self, key: &str, span: Range<usize>) -> bool {
-        match self.overrides.rule(key, self.at(span.clone())) {
-            Some(rule) => {
-                self.add(span, key, rule);
-                true
-            }
-            None => false,
-        }
+        let is_private = self.is_jwk && matches!(key, "d" | "p" | "q" | "dp" | "dq" | "qi" | "k");
+        let is_unnamed = self.is_of_secrets && !key.is_empty() && !names::is_about(key);
+        let is_unknown = self.overrides.judge(key).0 == Verdict::Unknown;
+        let judged = match is_unknown && (is_private || is_unnamed) {
+            true => "secret",
+            false => key,
+        };
+        let value = self.at(span.clone());
+        let Some(rule) = self.overrides.rule(judged, value) else {
+            return false;
+        };
+        let skip = names::is_login(key)
+            .then(|| values::user_before(value))
+            .flatten();
+        self.add(span.start + skip.unwrap_or_default()..span.end, key, rule);
+        true
+    }
+
+    /// As [`Self::judge`], of an element of a list. Lists of secrets may have names of them.
+    fn judge_element(&mut self, key: &str, span: Range<usize>) -> bool {
+        let is_name = names::is_plural(key) && values::is_label_of(self.at(span.clone()));
+        !is_name && self.judge(key, span)
     }
 }
 
@@ -192,10 +216,13 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
         _ => return whole(Rule::File),
     };
     let format = Format::of(name, text);
+    let base = format::base(name);
     let mut finds = Finds {
         text,
         overrides,
         found: Vec::new(),
+        is_jwk: text.contains("\"kty\""),
+        is_of_secrets: base.starts_with("secrets."),
     };
     pem::scan(&mut finds);
     match format {
@@ -204,9 +231,10 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
         Format::Table => table::scan(&mut finds),
         _ => {}
     }
+    xml::scan(&mut finds);
     lines::scan(&mut finds, format);
-    let base = format::base(name);
     phrases::scan(&mut finds, &base, format);
+    positions::scan(&mut finds, &base);
     assignments::scan(&mut finds, format);
     tokens::scan(&mut finds);
     without_secret_names(text, merged(finds.found))

@@ -16,12 +16,13 @@ pub enum Verdict {
 }
 
 /// Words that make the value a password.
-const PASSWORDS: &str = "password passwords passwd passphrase passcode passwort pass pwd pw";
+const PASSWORDS: &str = "password passwords passwd passphrase passcode passwort pass pwd pw kennwort wachtwoord motdepasse mdp contraseña contrasena senha hasło haslo \
+    heslo lösenord losenord passord adgangskode salasana jelszo parola пароль";
 /// Words that make the value a secret.
 const STRONG: &str = "authtok secret secrets token tokens apikey credential credentials dsn psk bearer authorization webhook sas mnemonic totp otp masterauth authkey hmac \
-    sharedkey connectionstring connstr kek dek";
+    sharedkey connectionstring connstr kek dek community communities cleartext puk geheimnis";
 /// Words that may do so.
-const WEAK: &str = "auth cookie salt seed signing signature sig pin encryption private jwt pepper session creds cred community";
+const WEAK: &str = "auth cookie salt seed signing signature sig pin encryption private jwt pepper session creds cred";
 /// A last word of these makes the value a setting about the secret, and not the secret.
 const ABOUT: &str = "file files path paths dir directory name names ttl timeout expiry expires expiration expire lifetime age length len size min max count limit \
     enabled enable disabled disable required require policy policies type types method methods algorithm algorithms algo alg encryption mode \
@@ -30,17 +31,22 @@ const ABOUT: &str = "file files path paths dir directory name names ttl timeout 
     location strategy basic authentication days hours minutes seconds secs ms delay store manager service samesite secure httponly bits rounds \
     cost iterations query engine region bucket uri url validity window threshold level source reset change changes renewal cache driver \
     delegation title description db database namespace template id ids support fail failure request requests response page cipher ciphers \
-    scheme regex rule rules maps at";
+    scheme regex rule rules maps at hasher hashers hashing strength identifier identifiers within validator validators zone prompt complexity history \
+    quality lockout urls uris label labels selector generator hook attempt time timestamp date created updated flow model serializer encoder encoders audiences issuers";
+/// A last word of these makes the value a setting where all values beside it are secrets.
+const SETTINGS: &str = "file files path paths dir name names user username login email host hostname port url uri id backend source target type ttl mode enabled driver \
+    engine provider external region version server method interval timeout arn ref kwargs level adapter encoding charset pool size format";
 /// A last word of these makes random characters harmless.
 const IDENTITIES: &str = "id ids uuid guid hash digest sha sha1 sha256 sha512 md5 commit revision rev checksum checksums etag fingerprint thumbprint image tag \
-    integrity version build path file dir directory host hostname arn identifier serial name ref cert certificate ca crt pub label digests \
-    resolved head recipient ami";
+    integrity version build reference path file dir directory host hostname arn identifier serial name ref cert certificate ca crt pub label digests \
+    resolved head recipient ami uid kid oid snapshot sentinel replica myid trace span request correlation traceparent traceid spanid zone \
+    verification measurement dnskey cdnskey tlsa sshfp anchor anchors";
 /// Words before "key" that make it a secret.
 const KEYS: &str = "api access secret private encryption signing master auth account shared service deploy app license ssh session crypt hmac aes storage admin \
     client root server jwt cipher decryption webhook write read ingest integration preshared ssl tls backup wrapping unseal recovery agent \
-    activation instance rest cookie csrf";
+    activation instance rest cookie csrf authentication wep wpa sec";
 /// Words before "key" that make it none.
-const PLAIN_KEYS: &str = "primary foreign partition sort cache routing object index group host map hash row column unique lookup search event metric label tag public \
+const PLAIN_KEYS: &str = "primary foreign partition sort cache object index group host map hash row site verify trusted authorized column unique lookup search event metric label tag public \
     publishable config sharding shard dedup idempotency translation message dict json field order hot meta known";
 
 fn has(list: &str, word: &str) -> bool {
@@ -49,6 +55,7 @@ fn has(list: &str, word: &str) -> bool {
 
 /// Cuts a name into words: at what is no letter or digit, and where upper case begins.
 fn words(key: &str) -> Vec<String> {
+    let key = super::ending(key);
     let mut words = vec![String::new()];
     let mut before: Option<char> = None;
     let mut chars = key.chars().peekable();
@@ -77,7 +84,7 @@ fn words(key: &str) -> Vec<String> {
 fn is_password_word(word: &str) -> bool {
     let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
     has(PASSWORDS, word)
-        || ["password", "passwd", "passphrase", "passwort"]
+        || ["password", "passwd", "passphrase", "passwort", "kennwort"]
             .iter()
             .any(|part| word.contains(part))
         || (word.ends_with("pass") && !["bypass", "compass", "trespass"].contains(&word))
@@ -99,7 +106,49 @@ fn is_strong_word(word: &str) -> bool {
         .iter()
         .any(|part| word.contains(part))
         || (word.ends_with("token") && word != "notoken")
+        || word.ends_with("community")
         || (word.len() > 3 && word.ends_with("key") && KEYS.split(' ').any(|k| word.starts_with(k)))
+}
+
+/// Whether a key may have both a user and a password.
+pub fn is_login(key: &str) -> bool {
+    let words = words(key);
+    let logins = [
+        "auth",
+        "basicauth",
+        "userpass",
+        "credentials",
+        "creds",
+        "login",
+        "userpwd",
+    ];
+    words
+        .last()
+        .is_some_and(|last| logins.contains(&last.as_str()))
+        && !words.iter().any(|w| is_password_word(w) && w.len() < 8)
+}
+
+/// Whether a key has more than one secret, or the names of some.
+pub fn is_plural(key: &str) -> bool {
+    let words = words(key);
+    words
+        .last()
+        .is_some_and(|last| ["secrets", "keys", "tokens", "credentials"].contains(&last.as_str()))
+}
+
+/// Whether all that is in a group of this name is secret.
+pub fn is_group(name: &str) -> bool {
+    ["secrets", "passwords", "tokens", "credentials"].contains(&name)
+}
+
+/// Whether a member named "key" of an object of this name is a secret: `jwt: {key: …}`.
+pub fn has_secret_key(above: &str) -> bool {
+    words(above).last().is_some_and(|last| has(KEYS, last))
+}
+
+/// Whether a key beside secrets is a setting.
+pub fn is_about(key: &str) -> bool {
+    words(key).last().is_some_and(|last| has(SETTINGS, last))
 }
 
 /// Judges a key by its name.
@@ -113,7 +162,11 @@ pub fn judge(key: &str) -> Verdict {
     let has_password = words.iter().any(|w| is_password_word(w));
     let is_public = ["public", "publishable", "pub", "publickey", "pubkey"]
         .iter()
-        .any(|w| words.contains(w));
+        .any(|w| words.contains(w))
+        && !matches!(last, "salt" | "secret");
+    // The hash of a file, and an object that is there already, by its name.
+    let is_named =
+        words.first() == Some(&"checksum") || words.first() == Some(&"existing") && !has_password;
     let is_off = words.first() == Some(&"no") && words.len() == 2;
     // Directives that pass a request on, names of objects, and hashes of public keys.
     let is_other = matches!(
@@ -126,23 +179,29 @@ pub fn judge(key: &str) -> Verdict {
         words.as_slice(),
         ["nopasswd"]
             | ["pgpass"]
+            | [.., "askpass"]
             | ["load", "credential"]
             | ["auth", "user", "pass"]
             | ["existing", "secret"]
             | ["pin", "sha256"]
             | ["secretary"]
     );
-    if is_public && !has_password || is_off || is_other {
+    if is_public && !has_password || is_named || is_off || is_other {
         return Verdict::Plain;
     }
-    let is_key = matches!(last, "key" | "keys")
+    let numbered = last.trim_end_matches(|c: char| c.is_ascii_digit());
+    let is_key = matches!(numbered, "key" | "keys")
         || (matches!(last, "data" | "value" | "pem" | "base64" | "b64") && previous == "key");
     let verdict = if words.iter().any(|w| is_password_word(w)) {
         Verdict::Password
     } else if words.iter().any(|w| is_strong_word(w))
-        || words
-            .windows(2)
-            .any(|pair| pair == ["connection", "string"] || pair == ["conn", "str"])
+        || words.windows(2).any(|pair| {
+            pair == ["connection", "string"]
+                || pair == ["conn", "str"]
+                || pair == ["clear", "text"]
+                || pair == ["secure", "string"]
+        })
+        || matches!(last, "salt" | "pepper") && words.len() > 1 && !words.contains(&"cache")
         || is_key && before.iter().any(|w| has(KEYS, w))
     {
         Verdict::Strong
@@ -158,7 +217,10 @@ pub fn judge(key: &str) -> Verdict {
         return Verdict::Strong;
     }
     if verdict == Verdict::Password
-        && matches!(last, "db" | "database" | "cache" | "email" | "reset")
+        && matches!(
+            last,
+            "db" | "database" | "cache" | "email" | "reset" | "key"
+        )
     {
         return Verdict::Weak;
     }
@@ -207,18 +269,22 @@ mod tests {
             (
                 Verdict::Password,
                 "password DB_PASSWORD PGPASSWORD MYSQL_PWD MAIL_PASS requirepass dbPassword sslpassword ldapbindpasswd auth-pass smtp.pass password_hash \
-                 keyPassphrase rootpw_pw POSTGRES_PASSWORD insecure-password",
+                 keyPassphrase rootpw_pw Kennwort mdp POSTGRES_PASSWORD insecure-password",
             ),
             (
                 Verdict::Strong,
                 "API_KEY apiKey STRIPE_SECRET_KEY aws_secret_access_key token GITHUB_TOKEN accessToken DSN SENTRY_DSN private_key PrivateKey client-key-data \
-                 connectionString WEBHOOK secretKeyBase clientSecret masterauth SLACK_WEBHOOK PresharedKey AccountKey _authToken jwtKey",
+                 connectionString WEBHOOK secretKeyBase clientSecret masterauth SLACK_WEBHOOK PresharedKey AccountKey _authToken jwtKey snmp_community clear-text PublicLinkSalt wep_key0",
             ),
-            (Verdict::Weak, "auth COOKIE salt signing DEPLOYER_KEY key"),
+            (
+                Verdict::Weak,
+                "auth COOKIE salt signing DEPLOYER_KEY key adminPasswordKey CACHE_KEY_SALT routing_key",
+            ),
             (
                 Verdict::Plain,
                 "PASSWORD_FILE password_encryption TOKEN_TTL SECRET_NAME public_key PublicKey primary_key cache_key CLIENT_ID image git_commit auth_basic \
-                 PasswordAuthentication ssl_key_file auth_type no-password WEBHOOK_URL host DB_HOST password_min_length tokenEndpoint secret_name AWS_ACCESS_KEY_ID",
+                 PasswordAuthentication ssl_key_file auth_type no-password WEBHOOK_URL host DB_HOST password_min_length tokenEndpoint secret_name AWS_ACCESS_KEY_ID checksum/secret \
+                 existingSecret SSH_ASKPASS PASSWORD_HASHER password_strength recaptchaSiteKey traceparent",
             ),
             (
                 Verdict::Unknown,

@@ -6,14 +6,14 @@ use super::values::{closing_quote, is_reference};
 use super::{Finds, Rule, lines};
 
 /// A word of a line, without its quotes.
-struct Word<'t> {
-    at: usize,
-    text: &'t str,
-    is_quoted: bool,
+pub(super) struct Word<'t> {
+    pub at: usize,
+    pub text: &'t str,
+    pub is_quoted: bool,
 }
 
 impl Word<'_> {
-    fn is(&self, wanted: &[&str]) -> bool {
+    pub fn is(&self, wanted: &[&str]) -> bool {
         wanted.iter().any(|w| self.text.eq_ignore_ascii_case(w))
     }
 }
@@ -30,20 +30,12 @@ const SETTERS: &[&str] = &[
     "grpc_set_header",
     "RequestHeader",
 ];
-/// Words of SNMP before a community.
-const COMMUNITIES: &[&str] = &[
-    "rocommunity",
-    "rwcommunity",
-    "rocommunity6",
-    "rwcommunity6",
-    "trapcommunity",
-];
 /// Algorithms before a passphrase of SNMP.
 const SNMP: &str =
     "md5 sha sha-224 sha-256 sha-384 sha-512 des aes aes128 aes-128 aes192 aes-192 aes256 aes-256";
 
 /// Cuts a line into words and texts in quotes.
-fn words(at: usize, line: &str) -> Vec<Word<'_>> {
+pub(super) fn words(at: usize, line: &str) -> Vec<Word<'_>> {
     let mut words = Vec::new();
     let mut from = 0;
     while let Some(rest) = line.get(from..) {
@@ -77,6 +69,7 @@ pub(super) fn scan(finds: &mut Finds<'_>, base: &str, format: Format) {
     let is_map =
         ["sasl", "relay", "smtp"].iter().any(|w| base.contains(w)) && base.contains("pass");
     let mut users: Option<usize> = None;
+    let mut insertion = Insertion::default();
     for (at, line) in lines(text) {
         let body = line.trim_start_matches(|c: char| c.is_whitespace() || "#;".contains(c));
         let body = body
@@ -100,6 +93,11 @@ pub(super) fn scan(finds: &mut Finds<'_>, base: &str, format: Format) {
         }
         directive(finds, &words);
         anywhere(finds, &words);
+        if !is_comment {
+            named(finds, &words);
+        }
+        connects(finds, at, line);
+        insertion.line(finds, at, line);
         if is_map
             || words
                 .first()
@@ -165,18 +163,7 @@ fn directive(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     };
     let third = words.get(2);
     let is_mailbox = first.text.len() <= 10 && first.text.bytes().all(|b| b.is_ascii_digit());
-    if first.is(COMMUNITIES) {
-        add(finds, second, 0, "community");
-    } else if first.is(&["com2sec", "com2sec6"]) {
-        words
-            .last()
-            .into_iter()
-            .for_each(|w| add(finds, w, 0, "community"));
-    } else if first.is(&["trapsink", "trap2sink", "informsink"]) {
-        third
-            .into_iter()
-            .for_each(|w| add(finds, w, 0, "community"));
-    } else if first.is(&["createUser"]) {
+    if first.is(&["createUser"]) {
         for pair in words.windows(2) {
             if let [kind, value] = pair
                 && SNMP.split(' ').any(|a| kind.text.eq_ignore_ascii_case(a))
@@ -187,6 +174,23 @@ fn directive(finds: &mut Finds<'_>, words: &[Word<'_>]) {
     } else if first.is(&["rootpw", "bootpw"]) {
         let value = words.iter().skip(1).find(|w| !w.text.starts_with("--"));
         value.into_iter().for_each(|w| add(finds, w, 0, "rootpw"));
+    } else if first.is(&["register"]) || first.text.starts_with("Target[") {
+        // The login at a server, and the community before a host.
+        let login = words.last().map_or("", |w| w.text);
+        if let (Some(colon), Some(host), Some(word)) =
+            (login.find(':'), login.rfind('@'), words.last())
+            && colon < host
+        {
+            finds.add(word.at + colon + 1..word.at + host, first.text, Rule::Place);
+        }
+    } else if first.is(&["secure_link_md5"]) {
+        // The last word of the text is the secret.
+        let from = second.text.rfind(' ').map_or(0, |n| n + 1);
+        add(finds, second, from, first.text);
+    } else if first.is(&["option"]) && second.text == "key" {
+        third.into_iter().for_each(|w| {
+            finds.judge("psk", w.at..w.at + w.text.len());
+        });
     } else if first.is(SETTERS) {
         let skip = usize::from(second.is(&["set", "append", "add", "setifempty"]));
         if let (Some(name), Some(value)) = (words.get(1 + skip), words.get(2 + skip)) {
@@ -224,7 +228,7 @@ fn anywhere(finds: &mut Finds<'_>, words: &[Word<'_>]) {
             .checked_sub(1)
             .and_then(|n| words.get(n))
             .map_or("", |w| w.text);
-        if word.is(&["lftp", "ncftpput", "curl"]) {
+        if word.is(&["curl"]) {
             program = word.text;
         }
         identified = if word.is(&["identified"]) {
@@ -235,19 +239,12 @@ fn anywhere(finds: &mut Finds<'_>, words: &[Word<'_>]) {
         let is_sql = word.is(&["password"]) || identified > 0 && word.is(&["by", "as", "password"]);
         let is_quote = value.is_quoted || value.text.starts_with('\'');
         let is_word = |c: char| c == '(' || c == ',';
-        let is_option = word
-            .text
-            .trim_start_matches(is_word)
-            .eq_ignore_ascii_case("password");
+        let is_option = word.text.trim_start_matches(is_word).to_ascii_lowercase();
+        let is_option = ["password", "pass", "passwd", "passphrase"].contains(&is_option.as_str());
         if (is_sql || is_option) && is_quote {
             add(finds, value, 0, "password");
         } else if word.is(&["psk", "xauth", "eap", "ntlm", "pin"]) && before.ends_with(':') {
             add(finds, value, 0, word.text);
-        } else if program == "lftp"
-            && word.text == "-u"
-            && let Some(comma) = value.text.find(',')
-        {
-            add(finds, value, comma + 1, "-u");
         } else if word.text == ">" {
             program = "";
         }
@@ -268,6 +265,125 @@ fn anywhere(finds: &mut Finds<'_>, words: &[Word<'_>]) {
         }
     }
     echoed(finds, words);
+}
+
+/// `secret "text";` of any name that says so.
+fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
+    for pair in words.windows(2) {
+        let [name, value] = pair else { continue };
+        let text = value.text.trim_end_matches(';');
+        let quoted = text
+            .strip_prefix('"')
+            .and_then(|t| t.strip_suffix('"'))
+            .filter(|_| !value.is_quoted);
+        let is_name = name
+            .text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        if !name.is_quoted && is_name && finds.overrides.judge(name.text).0 >= Verdict::Strong {
+            if value.is_quoted {
+                finds.judge(name.text, value.at..value.at + value.text.len());
+            } else if let Some(quoted) = quoted {
+                finds.judge(name.text, value.at + 1..value.at + 1 + quoted.len());
+            }
+        }
+    }
+}
+
+/// Columns of an insertion in SQL that are secret, and their texts in rows of values.
+#[derive(Default)]
+struct Insertion<'t> {
+    columns: Vec<(usize, &'t str)>,
+}
+
+impl<'t> Insertion<'t> {
+    fn line(&mut self, finds: &mut Finds<'t>, at: usize, line: &'t str) {
+        let lower = line.to_ascii_lowercase();
+        let mut from = 0;
+        if let Some(start) = lower
+            .find("insert into ")
+            .and_then(|n| Some(n + lower.get(n..)?.find('(')?))
+        {
+            let end = lower
+                .get(start..)
+                .and_then(|rest| rest.find(')'))
+                .map_or(line.len(), |n| start + n);
+            let names = line
+                .get(start + 1..end)
+                .unwrap_or_default()
+                .split(',')
+                .map(|c| c.trim_matches([' ', '"', '`']))
+                .enumerate()
+                .take(200);
+            self.columns = names
+                .filter(|(_, name)| finds.overrides.judge(name).0 >= Verdict::Strong)
+                .collect();
+            from = end;
+        }
+        while let Some(open) = line
+            .get(from..)
+            .filter(|_| !self.columns.is_empty())
+            .and_then(|rest| rest.find('('))
+        {
+            from += open + 1;
+            from = self.row(finds, at, line, from);
+        }
+        if line.trim_end().ends_with(';') {
+            self.columns.clear();
+        }
+    }
+
+    /// Adds the secrets of one row. Returns where it ends.
+    fn row(&self, finds: &mut Finds<'t>, at: usize, line: &str, mut from: usize) -> usize {
+        for column in 0.. {
+            let rest = line.get(from..).unwrap_or_default();
+            let value = rest.trim_start();
+            let start = from + rest.len() - value.len();
+            let text = value
+                .strip_prefix('\'')
+                .and_then(|inner| closing_quote(inner, '\''));
+            if let (Some(length), Some((_, name))) =
+                (text, self.columns.iter().find(|(n, _)| *n == column))
+            {
+                finds.judge(name, at + start + 1..at + start + 1 + length);
+            }
+            let behind = start + text.map_or(0, |length| length + 2);
+            let Some(end) = line.get(behind..).and_then(|rest| rest.find([',', ')'])) else {
+                return line.len();
+            };
+            from = behind + end + 1;
+            if line.as_bytes().get(behind + end) == Some(&b')') {
+                break;
+            }
+        }
+        from
+    }
+}
+
+/// The third argument of a call that connects: `new PDO('pgsql:…', 'user', 'password')`.
+fn connects(finds: &mut Finds<'_>, at: usize, line: &str) {
+    for mark in ["PDO(", "connect(", "getConnection("] {
+        let Some(start) = line.find(mark).map(|n| n + mark.len()) else {
+            continue;
+        };
+        let mut from = start;
+        for (n, argument) in line
+            .get(start..)
+            .unwrap_or_default()
+            .split(',')
+            .enumerate()
+            .take(3)
+        {
+            let inner = argument.trim_start();
+            let begin = from + argument.len() - inner.len() + 1;
+            let quote = inner.chars().next().filter(|c| matches!(c, '"' | '\''));
+            let length = quote.and_then(|q| inner.get(1..)?.find(q));
+            if let Some(length) = length.filter(|_| n == 2) {
+                finds.add(at + begin..at + begin + length, "password", Rule::Place);
+            }
+            from += argument.len() + 1;
+        }
+    }
 }
 
 /// A command that prints a passphrase.

@@ -25,7 +25,9 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
         .map(|(from, to)| {
             let name = header.get(from..to).unwrap_or_default();
             let rule = match finds.overrides.judge(name) {
-                (verdict, _) if verdict < Verdict::Strong => None,
+                (verdict, _) if verdict < Verdict::Strong && !name.eq_ignore_ascii_case("pin") => {
+                    None
+                }
                 (_, Rule::Configured) => Some(Rule::Configured),
                 _ => Some(Rule::Place),
             };

@@ -388,6 +388,319 @@ fn directives_and_statements_have_their_places() {
 }
 
 #[test]
+fn lists_of_users_have_their_passwords() {
+    check(&[
+        (
+            "realm.properties",
+            "a: b1 c, admin,user\nd: OBF:1v2j,user\n",
+            &["b1 c", "OBF:1v2j"],
+        ),
+        (
+            "users.properties",
+            "admin=x7y\nk = z,_g_:w\n",
+            &["x7y", "z"],
+        ),
+        (
+            "passwd.client",
+            "# a b\n*.h:u@h:p^^q\n#h2:u2:old one\n",
+            &["p^^q", "old one"],
+        ),
+        ("jmxremote.password", "monitor QED x\n", &["QED x"]),
+        (
+            "passwd",
+            "root:x:0:0::/:/bin/sh\na:{PLAIN}b:1:2::\n",
+            &["{PLAIN}b"],
+        ),
+        ("passwd.old", "[users]\nharry = hp\n", &["hp"]),
+        (
+            "local.ini",
+            "[admins]\nroot = cp, op\n[users]\ndefault_theme = dark\n",
+            &["cp"],
+        ),
+        (
+            "chrony.keys",
+            "# n\n1 SHA1 HEX:AAE5\n25 MD5 x\n",
+            &["HEX:AAE5", "x"],
+        ),
+        (
+            "pins.csv",
+            "name|Kennwort|PIN\na|b c|1234\n",
+            &["b c", "1234"],
+        ),
+        (
+            "s.sql",
+            "INSERT INTO u (name, password) VALUES ('a', 'b'), ('c', 'd''e');\nSELECT ('x', 'y');",
+            &["b", "d''e"],
+        ),
+        (
+            "jaas.conf",
+            "x.PlainLoginModule required\n user_bob=\"hunter2\";",
+            &["hunter2"],
+        ),
+    ]);
+}
+
+#[test]
+fn positions_among_words_make_secrets() {
+    check(&[
+        (
+            "core-confg",
+            "hostname a\nenable secret 5 hash1\nusername u password 7 094F47\ninterface v\nkey chain K\n key 1\n  key-string Lt9\nsnmp-server community pond RO 12\nneighbor 10.0.0.1 password bgp\nno ip unreachables\n",
+            &["hash1", "094F47", "Lt9", "pond", "bgp"],
+        ),
+        (
+            "fg.txt",
+            "config system admin\nconfig vpn x\n set password ENC AK1x\n set psksecret ab\n",
+            &["AK1x", "ab"],
+        ),
+        (
+            "wireless",
+            "config wifi-iface\n\toption key 'two words'\n",
+            &["two words"],
+        ),
+        (
+            "upsmon.conf",
+            "MONITOR a@b 1 u pond slave\nCERTIDENT \"n\" \"p-q\"",
+            &["pond", "p-q"],
+        ),
+        (
+            "squid.conf",
+            "cachemgr_passwd pond all\ncache_peer h parent 1 0 login=u:l;an\nauth_param basic credentialsttl 2 hours",
+            &["pond", "l;an"],
+        ),
+        ("n.conf", "secure_link_md5 \"$uri pond\";", &["pond"]),
+        (".fetchmailrc", "user 'a' pass 'b3' is c here", &["b3"]),
+        ("sip.conf", "register => 23:pond@h/1", &["pond"]),
+        ("key.conf", "key \"x\" { secret \"pond\"; };", &["pond"]),
+        ("common-password", "password requisite pam_deny.so", &[]),
+    ]);
+}
+
+#[test]
+fn commands_have_secrets_in_their_arguments() {
+    for (line, secret) in [
+        ("echo 'root:a#1' | chpasswd", "a#1"),
+        ("echo pond | docker login --password-stdin", "pond"),
+        ("a_command='curl -s -u u:p.q https://h -d \"%n\"'", "p.q"),
+        ("lftp -u u,p; -e 'ls' h", "p;"),
+        ("smbclient //h/s -U u%pond", "pond"),
+        ("sqlplus system/pond@db @x.sql", "pond"),
+        ("openssl rsa -passin pass:pond -in k", "pond"),
+        ("helper /usr/lib/ext_ldap_group_acl -D x -w a.B -h h", "a.B"),
+        ("rabbitmqctl add_user u pond", "pond"),
+        (
+            "test: [\"CMD\", \"redis-cli\", \"-a\", \"pond\", \"ping\"]",
+            "pond",
+        ),
+        ("docker login -u u -p pond h", "pond"),
+    ] {
+        assert_eq!(found("x.txt", line), [secret], "{line}");
+    }
+    for line in [
+        "docker run -p 80:80 x",
+        "echo a | tee b",
+        "sshpass -p \"$PW\" ssh h",
+    ] {
+        assert!(found("x.txt", line).is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn texts_are_quoted_in_many_ways() {
+    check(&[
+        ("a.php", "define( 'DB_PASSWORD', 'it\\'s' );", &["it\\'s"]),
+        ("a.pm", "Set($DatabasePassword, q{a{b}!});", &["a{b}!"]),
+        ("a.lua", "app_secret = [[[gl]o[seil]]", &["[[gl]o[seil"]),
+        ("a.sh", "X_PASSWORD='it'\"'\"'s'", &["it'\"'\"'s'"]),
+        ("a.py", "TOKEN = r'a\\b'", &["a\\b"]),
+        (
+            "a.ps1",
+            "ConvertTo-SecureString \"a b\" -AsPlainText",
+            &["a b"],
+        ),
+        ("a.php", "$d = new PDO('pgsql:x', 'u', 'p q');", &["p q"]),
+        ("a.java", "props.put(\"db.password\", \"p q\");", &["p q"]),
+        ("zabbix.conf", "DBPassword==a=b=", &["=a=b="]),
+        ("a.nmconnection", "password=a;b;", &["a;b;"]),
+        ("a.yml", "e:\n  - X_SECRET=two words # no\n", &["two words"]),
+        (
+            "a.config",
+            "<a c=\"User Id=w;Password=G&amp;Z;M=T\"/>",
+            &["G&amp;Z"],
+        ),
+        (
+            "b.config",
+            "<a c=\"Host=r;Password=&quot;e;z&quot;;D=r\"/>",
+            &["e;z"],
+        ),
+        ("u.conf", "url = \"http://h/q?db=x&u=g&p=w%C3\"", &["w%C3"]),
+    ]);
+}
+
+#[test]
+fn elements_and_attributes_name_secrets() {
+    check(&[
+        (
+            "a.xml",
+            "<p value=\"pond\" name=\"x.password\"/>",
+            &["pond"],
+        ),
+        ("b.xml", "<password>\n  pond\n</password>", &["pond"]),
+        (
+            "c.xml",
+            "<property>\n<name>fs.secret.key</name>\n<value>pond</value></property><property><name>a</name><value>b</value></property>",
+            &["pond"],
+        ),
+        (
+            "d.plist",
+            "<dict><key>Password</key>\n<string>pond</string></dict>",
+            &["pond"],
+        ),
+        (
+            "e.xml",
+            "<Password><Value>pond</Value><Plain>true</Plain></Password>",
+            &["pond"],
+        ),
+        ("f.xml", "<string name=\"api_key\">pond</string>", &["pond"]),
+        (
+            "g.ovpn",
+            "<http-proxy-user-pass>\nme\npond\n</http-proxy-user-pass>",
+            &["pond"],
+        ),
+        (
+            "h.xml",
+            "<credentials><item><id>a</id><text>b</text></item></credentials>",
+            &[],
+        ),
+        (
+            "i.conf",
+            "<Pass x>\nHash = ab12\nMethod = SHA256\n</Pass>",
+            &["ab12"],
+        ),
+    ]);
+}
+
+#[test]
+fn what_only_names_a_secret_is_none() {
+    for (name, text) in [
+        ("a.php", "'dbpassword' => getenv('NC_DB_PASS'),"),
+        (
+            "a.rb",
+            "registry['key'] = File.read('/etc/gitlab/registry.key')",
+        ),
+        (
+            "a.rb",
+            "jwt.secret = Rails.application.credentials.devise_key!",
+        ),
+        (
+            "a.yml",
+            "password: ((cf.password))\ntoken: ${ssm:/a/b~true}\nkey: '%env(JWT)%'",
+        ),
+        (
+            "a.env",
+            "SMTP_PASS=op://Infra/smtp/password\nKEY_A=__KEY_A__\nX_HASHER=argon2id",
+        ),
+        ("a.yml", "secretsprovider: awskms://alias/x?region=eu"),
+        (
+            "a.yml",
+            "a:secretArn: arn:aws:secretsmanager:eu:0:secret:shop/db-AbC12x",
+        ),
+        ("a.ovpn", "askpass /etc/openvpn/kite.pass"),
+        ("a.yml", "secrets: [agent_secret]\napiKeys: [partner-key]"),
+        (
+            "a.yml",
+            "secrets:\n  - source: remote_password_v3\n    target: x\n",
+        ),
+        (
+            "a.conf",
+            "esp = aes256gcm16-modp2048\nKex sntrup761x25519-sha512@openssh.com,curve25519-sha256",
+        ),
+        (
+            "a.rb",
+            "config.reset_password_within = 6.hours\nconfig.password_length = 10..128",
+        ),
+        ("a.toml", "key = \"private/rsa_sha256_key.pem\""),
+        ("a.yml", "r: {expression: '(?:password|token)=(\\S+)'}"),
+        (
+            "a.xml",
+            "<add connectionString=\"Data Source=S;Integrated Security=SSPI\"/>",
+        ),
+        (
+            "sentinel.conf",
+            "sentinel known-sentinel s 10.0.0.1 2 309bc35d58c0da44ab70fcb93f0d415565916c0b",
+        ),
+        (
+            "a.yml",
+            "url: https://hc.example/166b7dba-3924-48a6-a84f-9eac9498d51c",
+        ),
+        (
+            "a.yml",
+            "cloud.id: \"prod:eBgOZGGc0/N1MUbgDx5VJp/JyOcUc9ODhYvM1IRD\"",
+        ),
+        (
+            "db.zone",
+            "$TTL 1\nx IN TXT \"p=MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEArg\"",
+        ),
+        (
+            "named.conf",
+            "\"x.\" static-ds 31406 8 2 \"3EE1F2E2B1CB8F960AE669193E583E47D0D50FE061A8D1D4\";",
+        ),
+        (
+            "a.yml",
+            "annotations:\n  checksum/secret: 8871c4ec7e167125fcde98c8ea91525d095f69d0ceb6a24c",
+        ),
+    ] {
+        assert!(
+            found(name, text).is_empty(),
+            "{text}: {:?}",
+            found(name, text)
+        );
+    }
+}
+
+#[test]
+fn keys_in_json_have_private_members() {
+    check(&[(
+        "jwks.json",
+        "{\"kty\": \"EC\", \"kid\": \"gTTyzZaszZu9vJ00etDHWu3LJKYexvXi9KM3zwFvetw\", \"x\": \"W6EZ0Rjf9YgFeRjQlF7r_AMB0KDZfPJ3ashnmjTvJSE\", \"d\": \"abcd\"}",
+        &["abcd"],
+    )]);
+}
+
+#[test]
+fn files_and_groups_of_secrets_need_no_names() {
+    check(&[
+        (
+            "secrets.yaml",
+            "wlan: pond water\nhost: h\n",
+            &["pond water"],
+        ),
+        (
+            "s.json",
+            "{\"kind\": \"Secret\", \"data\": {\"any\": \"cG9uZA==\", \"user\": \"bWU=\"}}",
+            &["cG9uZA=="],
+        ),
+        (
+            "a.json",
+            "{\"credentials\": {\"solr\": \"pond salt\"}}",
+            &["pond salt"],
+        ),
+        (
+            "a.json",
+            "{\"Jwt\": {\"Key\": \"pond-water\"}}",
+            &["pond-water"],
+        ),
+        (
+            "v.tf",
+            "variable \"db_password\" {\n  default = \"pond\"\n  type = string\n}",
+            &["pond"],
+        ),
+        ("a.yml", "cloud.auth: \"writer:pond9\"", &["pond9"]),
+        (".env", "NEO4J_AUTH=neo4j/pond9", &["neo4j/pond9"]),
+    ]);
+}
+
+#[test]
 fn public_data_is_no_secret() {
     for (name, text) in [
         ("b.sh", "TOKEN=$(vault kv get -field=token secret/ci)"),
@@ -537,8 +850,22 @@ fn the_work_grows_with_the_text_alone() {
         "createUser SHA '",
         "a!",
         "secrets: [",
+        "<a b='",
+        "insert into t (password) values ('a",
+        "echo '| chpasswd ",
+        "secret 7 ",
+        "x=[[",
+        "curl '\" -",
     ] {
-        for name in [".env", "a.json", "a.yaml", "users.acl", ".pgpass", "x"] {
+        for name in [
+            ".env",
+            "a.json",
+            "a.yaml",
+            "users.acl",
+            ".pgpass",
+            "passwd",
+            "x",
+        ] {
             let text = part.repeat((64 << 10) / part.len());
             let started = std::time::Instant::now();
             recognise(name, text.as_bytes(), &Overrides::default());
@@ -560,7 +887,7 @@ proptest! {
     #[test]
     fn any_text_has_spans_in_order(
         text in "([a-zA-Z_]{0,9}(password|token|key)?[=:'\"{}\\[\\], \\n\\t#|>@/\\\\$<.é-]{0,4}){0,40}",
-        name in prop::sample::select(vec![".env", "a.json", "a.yaml", "users.acl", ".pgpass", "x", "x.conf", "userlist.txt", ".netrc"]),
+        name in prop::sample::select(vec![".env", "a.json", "a.yaml", "users.acl", ".pgpass", "x", "x.conf", "userlist.txt", ".netrc", "passwd", "a.keys", "secrets.ini"]),
     ) {
         let mut end = 0;
         for one in recognise(name, text.as_bytes(), &Overrides::default()) {

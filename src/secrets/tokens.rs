@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::values::{has_shape, hash_in, is_public_data, is_random, is_reference};
+use super::names::Verdict;
+use super::values::{
+    has_shape, hash_in, hash_length, is_algorithm, is_public_data, is_random, is_reference,
+};
 use super::{Finds, Rule, lines, pem};
 
 /// Text before a token that makes it a digest or a public key.
@@ -41,12 +44,33 @@ const DIGESTS: &[&str] = &[
     "|1|",
     "ref=",
 ];
+/// Records of DNS and anchors of trust, which hold public keys and digests.
+const RECORDS: &[&str] = &[
+    "DNSKEY",
+    "CDNSKEY",
+    "TLSA",
+    "SMIMEA",
+    "SSHFP",
+    "OPENPGPKEY",
+    "IPSECKEY",
+    "RRSIG",
+    "NSEC3",
+    "static-key",
+    "static-ds",
+    "initial-key",
+    "initial-ds",
+];
+/// Beginnings of lines that name peers by their digests.
+const PEERS: &[&str] = &["sentinel known-", "sentinel myid "];
 /// Words before a secret in a header.
 const SCHEMES: &[&str] = &["Bearer ", "bearer ", "Basic ", "basic "];
 
 /// Adds what looks like a secret by itself.
 pub(super) fn scan(finds: &mut Finds<'_>) {
     let mut in_public = false;
+    // A file of a zone is published as a whole.
+    let begins = |line: &str| ["$ORIGIN ", "$TTL "].iter().any(|w| line.starts_with(w));
+    let is_zone = lines(finds.text).any(|(_, line)| begins(line));
     let mut found = Vec::new();
     for (at, line) in lines(finds.text) {
         if let Some(begins) = pem::public_border(line) {
@@ -62,8 +86,9 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
             continue;
         }
         urls(line, at, &mut found);
+        queries(line, at, &mut found);
         webhooks(line, at, &mut found);
-        if is_sum(line) || line.starts_with("|1|") {
+        if is_sum(line) || line.starts_with("|1|") || is_zone || is_record(line) {
             continue;
         }
         schemes(line, at, &mut found);
@@ -107,6 +132,29 @@ fn urls(line: &str, at: usize, found: &mut Spans) {
         }
         let begin = at + start + name;
         found.push((begin..begin + password.len(), String::new(), Rule::Url));
+    }
+}
+
+/// The password in the query of a URL: `?u=name&p=password`.
+fn queries(line: &str, at: usize, found: &mut Spans) {
+    for user in ["u=", "user=", "username="] {
+        let Some(start) = ["?", "&"]
+            .iter()
+            .find_map(|c| line.find(&format!("{c}{user}")))
+        else {
+            continue;
+        };
+        let rest = line.get(start..).unwrap_or_default();
+        if let Some(mark) = rest.find("&p=") {
+            let from = start + mark + 3;
+            let value = line.get(from..).unwrap_or_default();
+            let length = value
+                .find(|c: char| c.is_whitespace() || "\"'&<>`".contains(c))
+                .unwrap_or(value.len());
+            if !is_reference(value.get(..length).unwrap_or_default()) {
+                found.push((at + from..at + from + length, "p".to_owned(), Rule::Url));
+            }
+        }
     }
 }
 
@@ -157,6 +205,16 @@ fn webhooks(line: &str, at: usize, found: &mut Spans) {
     }
 }
 
+/// Whether a line is a record of public keys, or names peers.
+fn is_record(line: &str) -> bool {
+    let words = || line.split_ascii_whitespace();
+    words().any(|word| RECORDS.contains(&word))
+        || words()
+            .zip(words().skip(1))
+            .any(|pair| matches!(pair, ("IN", "DS" | "CDS" | "TXT" | "CERT")))
+        || PEERS.iter().any(|peer| line.starts_with(peer))
+}
+
 /// Whether a line is a checksum and the name of a file.
 fn is_sum(line: &str) -> bool {
     let Some((sum, name)) = line.split_once(' ') else {
@@ -202,23 +260,43 @@ fn spans(line: &str, at: usize, finds: &Finds<'_>, found: &mut Spans) {
         }
         let end = start + length;
         let whole = line.get(start..end).unwrap_or_default();
-        if let Some((name, _)) = whole
+        let opened = whole.len() - whole.trim_start_matches('{').len();
+        let inner = whole.get(opened..).unwrap_or_default();
+        // The last name of `stack:name:` is the key.
+        let last = inner.trim_end_matches([':', '=']);
+        let last_at = last.rfind(':').map_or(0, |colon| colon + 1);
+        let last = last.get(last_at..).unwrap_or_default();
+        let is_open = inner.ends_with(':') && is_name(last);
+        if is_open {
+            key = start + opened + last_at..start + opened + last_at + last.len();
+            is_plain = finds.is_plain(last);
+        } else if let Some((name, _)) = inner
             .split_once(['=', ':'])
             .filter(|(name, _)| is_name(name))
         {
-            key = start..start + name.len();
-            is_plain = finds.overrides.is_plain(name);
+            let between = line.get(key.end..start).unwrap_or_default();
+            let is_value = between.bytes().all(|b| b" \t\"':=".contains(&b));
+            let is_unknown = finds.overrides.judge(name).0 == Verdict::Unknown;
+            if !(is_plain && is_value && is_unknown) {
+                key = start + opened..start + opened + name.len();
+                is_plain = finds.is_plain(name);
+            }
         } else if is_name(whole) {
             let behind = line.get(end..).unwrap_or_default();
             let behind = behind.trim_start_matches(['"', '\'', ' ', '\t']);
             let is_key = behind.starts_with(['=', ':']);
             key = if is_key { start..end } else { 0..0 };
-            is_plain = finds.overrides.is_plain(whole);
+            is_plain = finds.is_plain(whole);
         }
         let before = line.get(..start).unwrap_or_default();
         let shown = || line.get(key.clone()).unwrap_or_default().to_owned();
         if let Some(hash) = has_shape(whole).then_some(0).or_else(|| hash_in(whole)) {
-            found.push((at + start + hash..at + end, shown(), Rule::Shape));
+            let length = hash_length(whole.get(hash..).unwrap_or_default());
+            found.push((
+                at + start + hash..at + start + hash + length,
+                shown(),
+                Rule::Shape,
+            ));
         } else {
             for part in parts(whole) {
                 let token = whole.get(part.clone()).unwrap_or_default();
@@ -236,7 +314,7 @@ fn spans(line: &str, at: usize, finds: &Finds<'_>, found: &mut Spans) {
                     || is_public_data(token)
                     || is_commit(token) && (ahead.is_empty() && before.ends_with('@'))
                     || is_checksum(before);
-                if !is_plain && !is_public && is_random(token) {
+                if !is_plain && !is_public && is_random(token) && !is_algorithm(token) {
                     found.push((token_at..token_at + token.len(), shown(), Rule::Entropy));
                 }
             }
@@ -275,10 +353,13 @@ fn parts(token: &str) -> Vec<Range<usize>> {
     parts.push(start..token.len());
     // A path is looked at part by part; a random token with slashes as a whole, too.
     let mut all = Vec::new();
+    let is_url = token.contains("://");
     for part in parts {
         let text = token.get(part.clone()).unwrap_or_default();
-        all.push(part.clone());
-        if text.contains('/') && !is_random(text) {
+        if !is_url {
+            all.push(part.clone());
+        }
+        if is_url || text.contains('/') && !is_random(text) {
             let mut at = part.start;
             for piece in text.split('/') {
                 all.push(at..at + piece.len());

@@ -48,10 +48,102 @@ const WORDS: &[&str] = &[
     "''",
     "0",
     "1",
+    "read",
+    "write",
 ];
 /// Parts of names of algorithms and methods.
 const METHODS: &str = "sha aes md5 rsa hs256 hs384 hs512 rs256 es256 scram ed25519 bcrypt argon x509 chacha hmac gcm tls oauth oidc ldap saml kerberos pbkdf trust \
-    peer ident";
+    peer ident chap pap eap gtc ecdsa nistp x25519 poly1305 modp camellia";
+/// Names of algorithms, the longer one first. They make up the list of a protocol, such as `aes256gcm16-modp2048`.
+const ALGORITHMS: &str = "sntrup761 curve25519 mlkem768 ripemd160 poly1305 argon2id hellman exchange chacha20 ed25519 openssh x25519 blake2b blake2s sha512 sha384 sha256 \
+    sha224 aes256 aes192 aes128 pbkdf2 bcrypt scrypt argon2 camellia diffie ecdsa nistp ed448 group blake3 modp hmac umac sha1 sha2 sha3 x448 3des kex rsa dsa sha aes gcm \
+    ctr cbc ccm ecp prf md5 etm tls ssh cert dhe des";
+/// Beginnings of values that name a place in a store of secrets.
+const STORES: &[&str] = &[
+    "!vault",
+    "!secret ",
+    "!Ref ",
+    "!GetAtt ",
+    "!ImportValue ",
+    "!env ",
+    "!ENV ",
+    "!file ",
+    "vault:",
+    "op://",
+    "env:",
+    "arn:",
+    "ref+",
+    "keyring:",
+    "file://",
+    "ssm:",
+    "sops:",
+    "keychain:",
+    "projects/",
+    "@Microsoft.KeyVault(",
+    "process.env.",
+    "os.environ[",
+    "Rails.application.credentials.",
+    "var.",
+    "local.",
+    "data.",
+    "module.",
+    "secrets.",
+    "settings.",
+];
+/// Parts of the schemes of such stores: `awskms://`, `hashivault://`.
+const STORE_SCHEMES: &[&str] = &[
+    "kms",
+    "vault",
+    "secret",
+    "ssm",
+    "doppler",
+    "infisical",
+    "keeper",
+    "bws",
+    "env",
+];
+/// Functions that read a value from elsewhere, by its name.
+const GETTERS: &[&str] = &[
+    "getenv",
+    "env",
+    "ENV",
+    "fetch",
+    "environ",
+    "get",
+    "read",
+    "file",
+    "lookup",
+    "config",
+    "credentials",
+    "secret",
+    "get_secret",
+    "read_text",
+    "readFileSync",
+    "data",
+    "parameter",
+    "param",
+    "getProperty",
+    "file_get_contents",
+    "ssm",
+];
+/// Commands that print a secret which lies elsewhere.
+const READERS: &[&str] = &[
+    "cat",
+    "head",
+    "pass",
+    "gopass",
+    "vault",
+    "aws",
+    "op",
+    "gpg",
+    "systemd-creds",
+    "secret-tool",
+];
+/// Ends of names of files.
+const EXTENSIONS: &str = "pem key crt cer csr p12 pfx jks keystore txt json yml yaml env gpg asc pub conf cfg ini pass pw passwd secret keytab der toml xml properties sock \
+    age creds credentials cnf";
+/// Units of a duration.
+const UNITS: &str = "s sec secs second seconds m min mins minute minutes h hour hours d day days w week weeks month months y year years ms";
 /// Beginnings of tokens of well-known services.
 const PREFIXES: &[(&str, usize)] = &[
     ("AKIA", 20),
@@ -154,10 +246,24 @@ pub fn is_reference(value: &str) -> bool {
     if let Some(command) = inner("$(", ")") {
         return !["echo", "printf"].iter().any(|w| command.contains(w));
     }
-    if value.starts_with("${{") && value.ends_with("}}") {
+    if value.starts_with("${{") && value.ends_with("}}")
+        || [("((", "))"), ("%{", "}"), ("#{", "}"), ("%env(", ")%")]
+            .iter()
+            .any(|(open, close)| inner(open, close).is_some())
+    {
         return true;
     }
+    if let Some(command) = inner("`", "`") {
+        // Some daemons have values in such quotes.
+        return READERS.contains(&command.split(' ').next().unwrap_or_default());
+    }
+    if let Some(name) = inner("__", "__").or_else(|| inner("@", "@")) {
+        return is_name(name) && !name.bytes().any(|b| b.is_ascii_lowercase());
+    }
     if let Some(name) = inner("${", "}") {
+        if name.contains("::") || STORES.iter().any(|s| name.starts_with(s)) || is_call(name) {
+            return true;
+        }
         // A default that is empty is none, and no default is the complaint that there is no value.
         let name = name.split_once(":?").map_or(name, |(name, _)| name);
         return is_name(name.trim_end_matches([':', '-']));
@@ -191,11 +297,54 @@ pub fn is_reference(value: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
     }
+    let scheme = value.split_once("://").map_or("", |(scheme, _)| scheme);
+    let is_parameter = matches!(value, "?" | ":password" | "@password")
+        || value.len() == 2 && value.starts_with('%');
     (value.len() > 2 && value.bytes().all(|b| b == b'*' || b == b'x' || b == b'X'))
-        || value.starts_with("!vault")
-        || value.starts_with("vault:")
-        || value.starts_with("process.env.")
-        || value.starts_with("os.environ")
+        || STORES.iter().any(|s| value.starts_with(s)) && !value.contains(char::is_whitespace)
+        || value.starts_with('!') && STORES.iter().any(|s| value.starts_with(s))
+        || is_name(scheme) && STORE_SCHEMES.iter().any(|s| scheme.contains(s))
+        || is_parameter
+        || is_call(value)
+        || is_pattern(value)
+        || is_file(value)
+}
+
+/// Whether it is a call that reads the value from elsewhere: `getenv('NAME')`. A second text would be a default.
+pub fn is_call(value: &str) -> bool {
+    let Some(open) = value.find(['(', '[']) else {
+        return false;
+    };
+    let (callee, rest) = value.split_at(open);
+    let is_ident = |b: u8| b.is_ascii_alphanumeric() || b"_.:!".contains(&b);
+    let last = callee.rsplit(['.', ':']).next().unwrap_or_default();
+    let texts = rest.matches(['"', '\'']).count();
+    callee.bytes().all(is_ident)
+        && GETTERS.contains(&last.trim_end_matches('!'))
+        && rest.trim_end().ends_with([')', ']'])
+        && texts <= 2
+        && (texts == 2 || !rest.contains([',', ' ']))
+}
+
+/// Whether it is a regular expression.
+fn is_pattern(value: &str) -> bool {
+    value.starts_with(['(', '[', '^', '\\'])
+        && ["\\S", "\\w", "\\d", ".*", ".+", "[^"]
+            .iter()
+            .any(|p| value.contains(p))
+}
+
+/// Whether it is the path of a file, with an end that says so.
+fn is_file(value: &str) -> bool {
+    let Some((path, extension)) = value.rsplit_once('.') else {
+        return false;
+    };
+    EXTENSIONS.split(' ').any(|e| e == extension)
+        && path.contains('/')
+        && !path.contains("://")
+        && path
+            .split(['/', '.', '-', '_'])
+            .all(|part| is_word_like(part) && part.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 fn is_number(value: &str) -> bool {
@@ -207,6 +356,35 @@ fn is_number(value: &str) -> bool {
             .bytes()
             .all(|b| b.is_ascii_digit() || b".:-_+,TZ ".contains(&b))
         && (digits.len() <= 5 || unit == 0)
+}
+
+/// Whether it is a duration or a range: `6.hours`, `1.day.to_i`, `PT15M`, `10..128`.
+fn is_duration(value: &str) -> bool {
+    let value = value.trim_end_matches(".to_i");
+    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, rest) = value.split_at(digits);
+    let unit = rest.trim_start_matches([' ', '.']);
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let is_iso = value.strip_prefix('P').is_some_and(|rest| {
+        rest.len() > 1
+            && rest.len() < 10
+            && rest.bytes().any(|b| b.is_ascii_digit())
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b"TYMWDHS".contains(&b))
+    });
+    is_iso
+        || (1..=5).contains(&number.len())
+            && (UNITS.split(' ').any(|u| u == unit) || rest.starts_with("..") && is_number(unit))
+}
+
+/// Whether a token is made of names of algorithms, digits, and what joins them.
+pub fn is_algorithm(token: &str) -> bool {
+    let mut rest = token.to_ascii_lowercase();
+    for name in ALGORITHMS.split(' ') {
+        rest = rest.replace(name, "");
+    }
+    rest.len() < token.len() && rest.bytes().filter(u8::is_ascii_alphabetic).count() <= 2
 }
 
 /// Whether it is a version of three numbers, or a time as in RFC 3339.
@@ -245,7 +423,17 @@ pub fn is_public_data(text: &str) -> bool {
     begins.iter().any(|b| text.starts_with(b)) && text.len() >= 24
 }
 
+/// The rest behind a variable at the beginning of a value.
+fn behind_variable(value: &str) -> &str {
+    let pairs = [("${", "}"), ("{{", "}}"), ("%", "%")];
+    let rest = pairs
+        .iter()
+        .find_map(|(open, close)| Some(value.strip_prefix(open)?.split_once(close)?.1));
+    rest.unwrap_or(value)
+}
+
 fn is_path(value: &str) -> bool {
+    let value = behind_variable(value);
     let begins = ["/", "./", "../", "~/", "file:", "C:\\", "unix:"]
         .iter()
         .any(|p| value.starts_with(p));
@@ -263,7 +451,7 @@ fn is_setting(value: &str) -> bool {
         .bytes()
         .all(|b| b.is_ascii_alphabetic() || b"_- .,".contains(&b));
     let is_method = value.len() < 24 && METHODS.split(' ').any(|m| lower.contains(m));
-    (is_word && value.len() < 24) || is_method
+    (is_word && value.len() < 24) || is_method || is_algorithm(value) || is_duration(value)
 }
 
 /// Whether it is a name such as `app.kubernetes.io/name`: letters without a digit, and what joins them.
@@ -275,12 +463,66 @@ fn is_label(value: &str) -> bool {
             .all(is_word_like)
 }
 
+/// Whether it is the number of a public key, as GnuPG writes it.
+fn is_key_id(value: &str) -> bool {
+    value
+        .strip_prefix("0x")
+        .is_some_and(|id| [8, 16, 40].contains(&id.len()) && is_hex(id))
+}
+
+/// Whether it is the name of a host or a package, or a list of them.
+fn is_host(value: &str) -> bool {
+    value.split([',', '=']).all(|name| {
+        name.contains('.') && is_label(&name.replace(|c: char| c.is_ascii_digit(), ""))
+            || is_label(name)
+    }) && value.matches('.').count() >= 2
+}
+
+/// Whether a value has settings of a connection, each with a name of its own.
+fn is_connection(value: &str) -> bool {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphabetic() || b"_ ".contains(&b))
+    };
+    let separator = if value.contains(';') { ';' } else { ' ' };
+    let parts = value
+        .split(separator)
+        .map(str::trim)
+        .filter(|p| !p.is_empty());
+    let mut count = 0;
+    parts.clone().all(|part| {
+        count += 1;
+        part.split_once('=')
+            .is_some_and(|(name, value)| is_name(name) && !value.is_empty())
+    }) && count >= 2
+}
+
+/// Whether it is the name of an object, which may have a number.
+pub fn is_label_of(value: &str) -> bool {
+    is_label(&value.trim().replace(|c: char| c.is_ascii_digit(), ""))
+}
+
+/// The length of the user and the colon in `user:password`.
+pub fn user_before(value: &str) -> Option<usize> {
+    let (user, password) = value.split_once(':')?;
+    let is_user = |b: u8| b.is_ascii_alphanumeric() || b"_.-@".contains(&b);
+    let is_named = !user.is_empty() && user.len() <= 40 && user.bytes().all(is_user);
+    (is_named
+        && !is_random(user)
+        && !password.is_empty()
+        && !password.contains(char::is_whitespace))
+    .then_some(user.len() + 1)
+}
+
 /// Whether a value is a secret, of a key that is judged so.
 pub fn is_secret(verdict: Verdict, value: &str) -> bool {
     let value = value.trim();
     let lower = value.to_ascii_lowercase();
     if WORDS.contains(&lower.as_str())
-        && (verdict != Verdict::Password || !["0", "1", "default"].contains(&value))
+        && (verdict != Verdict::Password
+            || !["0", "1", "default", "read", "write"].contains(&value))
     {
         return false;
     }
@@ -289,8 +531,8 @@ pub fn is_secret(verdict: Verdict, value: &str) -> bool {
     }
     // Its password stands behind a name of its own.
     if verdict == Verdict::Strong
-        && lower.contains(';')
-        && ["password=", "pwd="].iter().any(|k| lower.contains(k))
+        && (is_connection(value)
+            || lower.contains(';') && ["password=", "pwd="].iter().any(|k| lower.contains(k)))
     {
         return false;
     }
@@ -299,12 +541,18 @@ pub fn is_secret(verdict: Verdict, value: &str) -> bool {
         Verdict::Password => true,
         Verdict::Strong => {
             !(is_number(value) && value.len() < 6
+                || is_duration(value)
                 || is_path(value)
                 || is_plain_url(value) && !value.contains("hooks"))
         }
         Verdict::Weak => {
-            let is_other = is_number(value) || is_path(value) || is_plain_url(value);
-            value.len() >= 6 && !is_other && !is_setting(value) && !is_label(value)
+            let is_other =
+                is_number(value) || is_path(value) || is_plain_url(value) || is_key_id(value);
+            value.len() >= 6
+                && !is_other
+                && !is_setting(value)
+                && !is_label(value)
+                && !is_host(value)
         }
     }
 }
@@ -323,6 +571,12 @@ pub fn has_shape(token: &str) -> bool {
     md5 || HASHES
         .iter()
         .any(|prefix| token.starts_with(prefix) && token.len() >= prefix.len() + 8)
+}
+
+/// The length of a stored password in a line of fields: a colon ends it.
+pub fn hash_length(text: &str) -> usize {
+    let end = text.find(':').filter(|_| text.starts_with('$'));
+    end.unwrap_or(text.len())
 }
 
 /// The offset at which a stored password begins in a token such as `name:$apr1$…`.

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::json::is_generic;
-use super::names::Verdict;
+use super::names::{Verdict, has_secret_key, is_about, is_group, is_plural};
+use super::values::is_label_of;
 use super::{Finds, Rule, lines};
 
 /// Deeper keys belong to the last one that is kept.
@@ -119,7 +120,13 @@ impl<'t> Scanner<'_, 't> {
                 || self.above.last().is_some_and(|a| a.indent < indent)
             {
                 let parent = self.parent(indent);
-                self.scalar(parent, value_at, rest, indent);
+                let plain = rest.split_once(" #").map_or(rest, |(plain, _)| plain);
+                if let Some((name, value)) = variable(unquoted(plain)) {
+                    let start = value_at + plain.rfind(value).unwrap_or_default();
+                    self.finds.judge(name, start..start + value.len());
+                } else if !(is_plural(parent) && is_label_of(unquoted(plain))) {
+                    self.scalar(parent, value_at, rest, indent);
+                }
             }
             return;
         };
@@ -133,13 +140,10 @@ impl<'t> Scanner<'_, 't> {
         let is_name = key.eq_ignore_ascii_case("name") || key.eq_ignore_ascii_case("key");
         let name = if is_name { unquoted(value) } else { name };
         let meaning = match self.finds.overrides.judge(key).0 {
+            Verdict::Weak if key == "key" && has_secret_key(self.parent(indent)) => "secret_key",
             Verdict::Unknown if is_generic(key) && !name.is_empty() => name,
             Verdict::Unknown
-                if is_generic(key)
-                    || matches!(
-                        self.parent(indent),
-                        "secrets" | "passwords" | "tokens" | "credentials"
-                    ) =>
+                if is_generic(key) || !is_about(key) && is_group(self.parent(indent)) =>
             {
                 self.parent(indent)
             }
@@ -234,16 +238,23 @@ impl<'t> Scanner<'_, 't> {
 }
 
 /// Whether a key of a Secret says that its value is none.
-fn is_harmless_name(key: &str) -> bool {
+pub(super) fn is_harmless_name(key: &str) -> bool {
     let last = key
         .rsplit(['_', '-', '.'])
         .next()
         .unwrap_or(key)
         .to_ascii_lowercase();
     let names = [
-        "host", "hostname", "user", "username", "level", "region", "port", "crt",
+        "host", "hostname", "user", "username", "level", "region", "port", "crt", "id",
     ];
     names.contains(&last.as_str()) && super::names::judge(key) <= Verdict::Unknown
+}
+
+/// Name and value of `NAME=value`.
+fn variable(text: &str) -> Option<(&str, &str)> {
+    let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    text.split_once('=')
+        .filter(|(name, value)| is_name(name) && !value.is_empty())
 }
 
 fn unquoted(value: &str) -> &str {
