@@ -857,20 +857,12 @@ fn the_work_grows_with_the_text_alone() {
         "x=[[",
         "curl '\" -",
     ] {
-        for name in [
-            ".env",
-            "a.json",
-            "a.yaml",
-            "users.acl",
-            ".pgpass",
-            "passwd",
-            "x",
-        ] {
-            let text = part.repeat((64 << 10) / part.len());
+        for name in ["a.json", "a.yaml", ".pgpass"] {
+            let text = part.repeat((32 << 10) / part.len());
             let started = std::time::Instant::now();
             recognise(name, text.as_bytes(), &Overrides::default());
             let took = started.elapsed();
-            assert!(took.as_secs() < 60, "{part:?} as {name} took {took:?}");
+            assert!(took.as_secs() < 20, "{part:?} as {name} took {took:?}");
         }
     }
 }
