@@ -102,6 +102,23 @@ struct Range {
     xids: BTreeSet<u32>,
 }
 
+/// Something that a transaction removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Removal {
+    /// A file, by database and number, at the end of the transaction.
+    File(u32, u32),
+    /// A file that the index does not name.
+    Unknown,
+    /// A database or a tablespace, before the transaction ends.
+    Early,
+}
+
+/// Transactions, and each thing that they removed.
+type Removals = BTreeSet<(u32, Removal)>;
+
+/// The files that catalogs had, and the position from which on WAL tells of newer ones.
+pub type FilesFrom = (CatalogFiles, Lsn);
+
 /// The WAL of one timeline, from the first stored segment to the last.
 pub struct Scan<'a> {
     rollup: &'a Rollup<'a>,
@@ -267,11 +284,11 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Answers the question. `files` names files of catalogs that are known from elsewhere.
+    /// Answers the question. `files_at` names the files that catalogs had at a position, as far as that is known from elsewhere.
     ///
     /// # Errors
     /// Errors of the store; `Interrupted`.
-    pub fn run(&self, files: &CatalogFiles) -> Result<Found> {
+    pub fn run(&self, files_at: &mut dyn FnMut(Lsn) -> FilesFrom) -> Result<Found> {
         let mut window = Vec::new();
         for at in 0..self.segments.len() {
             if self.may_hold(at)? {
@@ -291,9 +308,24 @@ impl<'a> Scan<'a> {
             segments: self.segments.len() as u64,
             ..Found::default()
         };
-        // A catalog that was written anew in one stretch has its new file in the next.
-        let mut files = files.clone();
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
+            return Ok(self.completed(found));
+        };
+        let start = self.segments.get(first.first);
+        let start = start.map_or(Lsn(0), |(number, _)| number.range(self.size).start);
+        let (mut files, from) = files_at(start);
+        let from = SegmentNumber::of(from, self.size);
+        let from = self.segments.partition_point(|(n, _)| *n < from);
+        let mut before = self
+            .removals_outside(from..last.first, &ranges)?
+            .into_iter();
+        let mut next = before.next();
+        // A catalog that was written anew before a stretch, or in one, has its new file in the next.
         for range in &ranges {
+            while let Some((at, removals)) = next.take_if(|(at, _)| *at < range.first) {
+                self.follow_catalogs(at, &removals, &mut files)?;
+                next = before.next();
+            }
             self.tell(range, &mut files, &mut found)?;
         }
         for event in &mut found.events {
@@ -302,9 +334,58 @@ impl<'a> Scan<'a> {
             }
         }
         found.files = files;
+        Ok(self.completed(found))
+    }
+
+    fn completed(&self, mut found: Found) -> Found {
         found.unread = locked(&self.unread).clone();
         found.unread.sort_unstable_by_key(|u| u.from_lsn);
-        Ok(found)
+        found
+    }
+
+    /// The removals in segments that no stretch has, by their indexes.
+    fn removals_outside(
+        &self,
+        all: std::ops::Range<usize>,
+        ranges: &[Range],
+    ) -> Result<Vec<(usize, Removals)>> {
+        let asked = self.request;
+        if asked.xid.is_none() && asked.since.is_none() && asked.until.is_none() {
+            // The stretches are those of all removals.
+            return Ok(Vec::new());
+        }
+        let is_outside = |at: &usize| {
+            let before = ranges.partition_point(|r| r.last < *at);
+            ranges.get(before).is_none_or(|r| *at < r.first)
+        };
+        let outside: Vec<usize> = all.filter(is_outside).collect();
+        let removals = parallel(READERS, &outside, self.host, |at| self.removals(*at))?;
+        let mut out = Vec::new();
+        for (at, removals) in outside.into_iter().zip(removals) {
+            out.extend(self.tolerate(at, removals)?.map(|removals| (at, removals)));
+        }
+        Ok(out)
+    }
+
+    /// Takes the new files of catalogs whose former ones were removed in a segment.
+    fn follow_catalogs(
+        &self,
+        at: usize,
+        removals: &Removals,
+        files: &mut CatalogFiles,
+    ) -> Result<()> {
+        for (xid, removal) in removals {
+            let is_catalog = match removal {
+                Removal::File(database, file) => files.catalog(*database, *file).is_some(),
+                Removal::Unknown => true,
+                Removal::Early => false,
+            };
+            if is_catalog {
+                let range = self.range_of_removal(at, *xid, false)?;
+                self.tell(&range, files, &mut Found::default())?;
+            }
+        }
+        Ok(())
     }
 
     /// Every segment in which a transaction of the window may end, and those in which these began.
@@ -393,29 +474,37 @@ impl<'a> Scan<'a> {
         let mut wanted: BTreeSet<usize> = window.iter().copied().collect();
         wanted.extend(window.iter().filter_map(|at| at.checked_sub(1)));
         let wanted: Vec<usize> = wanted.into_iter().collect();
-        let removals = parallel(READERS, &wanted, self.host, |at| self.rollup_removals(*at))?;
+        let removals = parallel(READERS, &wanted, self.host, |at| self.removals(*at))?;
         let mut ranges = Vec::new();
         for (at, removals) in wanted.iter().zip(removals) {
             let removals = self.tolerate(*at, removals)?;
-            for (xid, goes_on) in removals.unwrap_or_default() {
-                let last = match goes_on {
-                    true => self.end_of(*at, xid)?,
-                    false => *at,
-                };
-                ranges.push(Range {
-                    first: self.begin(*at, xid)?,
-                    last,
-                    is_whole: false,
-                    xids: BTreeSet::from([xid]),
-                });
+            let removals = removals.unwrap_or_default().into_iter();
+            let xids: BTreeSet<(u32, bool)> = removals
+                .map(|(xid, r)| (xid, r == Removal::Early))
+                .collect();
+            for (xid, goes_on) in xids {
+                ranges.push(self.range_of_removal(*at, xid, goes_on)?);
             }
         }
         Ok(ranges)
     }
 
-    /// The transactions that removed something in a segment, by its index; each with whether it ends later.
-    fn rollup_removals(&self, at: usize) -> Result<BTreeSet<(u32, bool)>> {
-        let mut removals = BTreeSet::new();
+    fn range_of_removal(&self, at: usize, xid: u32, goes_on: bool) -> Result<Range> {
+        let last = match goes_on {
+            true => self.end_of(at, xid)?,
+            false => at,
+        };
+        Ok(Range {
+            first: self.begin(at, xid)?,
+            last,
+            is_whole: false,
+            xids: BTreeSet::from([xid]),
+        })
+    }
+
+    /// The transactions that removed something in a segment, by its index, and what each removed.
+    fn removals(&self, at: usize) -> Result<Removals> {
+        let mut removals = Removals::new();
         let Some((_, name)) = self.segments.get(at) else {
             return Ok(removals);
         };
@@ -436,12 +525,19 @@ impl<'a> Scan<'a> {
                         self.removals_by_decoding(at, &mut removals)?;
                         break;
                     }
-                    WalEvent::Relation { action: 0, xid, .. } | WalEvent::Undecoded { xid, .. } => {
-                        removals.insert((xid, false));
+                    WalEvent::Relation {
+                        action: 0,
+                        xid,
+                        db,
+                        rel,
+                        ..
+                    } => drop(removals.insert((xid, Removal::File(db, rel)))),
+                    WalEvent::Undecoded { xid, .. } => {
+                        removals.insert((xid, Removal::Unknown));
                     }
                     WalEvent::Database { action: 2, xid, .. }
                     | WalEvent::Tablespace { action: 1, xid, .. } => {
-                        removals.insert((xid, true));
+                        removals.insert((xid, Removal::Early));
                     }
                     _ => {}
                 }
@@ -457,7 +553,7 @@ impl<'a> Scan<'a> {
         Ok(removals)
     }
 
-    fn removals_by_decoding(&self, at: usize, into: &mut BTreeSet<(u32, bool)>) -> Result<()> {
+    fn removals_by_decoding(&self, at: usize, into: &mut Removals) -> Result<()> {
         let digest = self.decode(at, &CatalogFiles::default(), false)?;
         add_removals(&digest, into);
         Ok(())
@@ -823,16 +919,19 @@ impl NameWalk<'_> {
 }
 
 /// Adds the transactions that a digest shows to have removed something.
-fn add_removals(digest: &Digest, into: &mut BTreeSet<(u32, bool)>) {
+fn add_removals(digest: &Digest, into: &mut Removals) {
     use super::digest::Step;
     for step in &digest.steps {
         match step {
-            Step::End(end) if !end.dropped.is_empty() => into.insert((end.xid, false)),
-            Step::DropDatabase { xid, .. } | Step::DropTablespace { xid, .. } => {
-                into.insert((*xid, true))
+            Step::End(end) => {
+                let files = end.dropped.iter();
+                into.extend(files.map(|f| (end.xid, Removal::File(f.database, f.number))));
             }
-            _ => false,
-        };
+            Step::DropDatabase { xid, .. } | Step::DropTablespace { xid, .. } => {
+                into.insert((*xid, Removal::Early));
+            }
+            _ => {}
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::session::Session;
 use super::target::{AskedTarget, Point};
 use crate::err;
 use crate::error::Result;
+use crate::find::catalogs::CatalogFiles;
 use crate::find::event::{Event, Kind, Relation};
 use crate::find::names::Names;
 use crate::find::scan::{Found, Request, Scan, Unread};
@@ -112,16 +113,25 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
     let rollup = reading.rollup(session, &inventory)?;
     let scan = Scan::new((&inventory, &rollup), timeline, &session.host, &request)?;
     let mut lists = Lists::new(session, &reading, &inventory)?;
-    let mut files = lists.files(request.since);
-    let mut found = scan.run(&files)?;
+    let mut found = scan.run(&mut |lsn| lists.files_at(lsn))?;
     found.events.retain(|event| is_of_kind(&kinds, event.kind));
     let live = live(session, &reading, &inventory, question, &found);
+    let mut more = CatalogFiles::default();
+    for event in found.events.iter().filter(|event| is_vague(event)) {
+        more.add_all(&lists.files_at(event.target_lsn).0);
+    }
     if let Some(live) = &live
-        && files.add_all(&live.files)
         && found.events.iter().any(is_vague)
     {
+        more.add_all(&live.files);
+    }
+    if found.files.clone().add_all(&more) {
         // The catalogs have other files than WAL told: with them it tells more.
-        found = scan.run(&files)?;
+        found = scan.run(&mut |lsn| {
+            let (mut files, from) = lists.files_at(lsn);
+            files.add_all(&more);
+            (files, from)
+        })?;
         found.events.retain(|event| is_of_kind(&kinds, event.kind));
     }
     name_by_wal(&scan, &mut lists, live.as_ref(), &mut found)?;

@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::find::catalogs::CatalogFiles;
 use crate::find::event::{Event, Relation};
 use crate::find::names::{Known, Names};
-use crate::pg::time::TimestampTz;
+use crate::find::scan::FilesFrom;
+use crate::pg::lsn::Lsn;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::relations::{self, Listed};
@@ -43,14 +44,27 @@ impl<'a> Lists<'a> {
         })
     }
 
-    /// Returns the files of catalogs when the window begins, as far as a backup of that time tells.
-    pub fn files(&mut self, since: Option<TimestampTz>) -> CatalogFiles {
-        let is_before = |b: &&Backup| since.is_some_and(|since| b.stop_time <= since);
-        let backups = &self.inventory.backups;
-        let before = backups.iter().rev().find(is_before);
-        let id = before.or(backups.first()).map(|b| b.id.clone());
-        let names = id.and_then(|id| self.names(&id));
-        names.map(|names| names.files.clone()).unwrap_or_default()
+    /// Returns the files that catalogs had at a position: those of the last list before it, from which on WAL tells of newer ones, and of the
+    /// first one behind it.
+    pub fn files_at(&mut self, lsn: Lsn) -> FilesFrom {
+        let (mut files, mut from) = (CatalogFiles::default(), Lsn(0));
+        let backups = self.inventory.backups.iter();
+        let (before, behind): (Vec<&Backup>, Vec<&Backup>) =
+            backups.partition(|b| b.stop_lsn <= lsn);
+        for backup in before.into_iter().rev() {
+            if let Some(names) = self.names(&backup.id) {
+                files.add_all(&names.files);
+                from = backup.start_lsn;
+                break;
+            }
+        }
+        for backup in behind {
+            if let Some(names) = self.names(&backup.id) {
+                files.add_all(&names.files);
+                break;
+            }
+        }
+        (files, from)
     }
 
     /// Adds to an event what is missing there, by the last backup before it that has it, else by the first one behind it. Returns false where the

@@ -259,3 +259,53 @@ fn n01_a_schema_has_the_name_of_that_moment() {
     let answer = find(&site, &[]);
     assert_eq!(titles(&answer), expected, "{answer:#}");
 }
+
+/// A question about a part knows the files that catalogs were given before it, and neither the list of a backup nor the server does.
+fn n02_catalogs_that_were_written_anew_before_the_window_are_followed(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    site.pitr().arg("backup").run().success();
+    client.sql("vacuum full pg_database");
+    client.sql("create database first");
+    let first = cluster.client_of("first");
+    for table in ["dropped", "cut", "rewritten"] {
+        first.sql(&format!(
+            "create table {table} as select g as a from generate_series(1, 100) g"
+        ));
+    }
+    // One file after the other: the one of the events is known by way of the one before.
+    for _ in 0..2 {
+        first.sql("vacuum full pg_class");
+        cluster.archive_now();
+    }
+    client.sql("checkpoint");
+    let since = client.query_one_string("select clock_timestamp()::text");
+    let xids = [
+        transaction(&first, "drop table dropped"),
+        transaction(&first, "truncate cut"),
+        transaction(&first, "alter table rewritten alter a type bigint"),
+    ];
+    drop(first);
+    cluster.archive_now();
+    client.sql("checkpoint");
+    client.sql("alter database first rename to second");
+    client.sql("vacuum full pg_database");
+    cluster.client_of("second").sql("vacuum full pg_class");
+    cluster.archive_now();
+    let expected = [
+        "drop first.public.dropped",
+        "truncate first.public.cut",
+        "rewrite first.public.rewritten",
+    ];
+    let answer = find(
+        &site,
+        &["--since", &since, "--kind", "drop,truncate,rewrite"],
+    );
+    assert_eq!(titles(&answer), expected, "{answer:#}");
+    for (xid, wanted) in xids.iter().zip(expected) {
+        let answer = find(&site, &["--xid", &xid.to_string()]);
+        assert_eq!(titles(&answer), [wanted], "{answer:#}");
+    }
+}
+per_major!(n02_catalogs_that_were_written_anew_before_the_window_are_followed, v13 v16 v19);
