@@ -26,7 +26,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::reader::{Finding, Sink};
-use crate::pg::record::Record;
+use crate::pg::record::{Fork, Record};
 use crate::pg::rmgr;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -159,7 +159,8 @@ impl<'a> Rollup<'a> {
             .map_err(|_| err!(Internal, "a thread panicked"))
     }
 
-    fn size(&self) -> SegmentSize {
+    /// The size of its segments.
+    pub fn size(&self) -> SegmentSize {
         self.inventory.segment_size
     }
 
@@ -405,12 +406,16 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
                     | WalEvent::Database { action: 2, .. }
                     | WalEvent::Tablespace { action: 1, .. } => flags |= flag::REMOVALS,
                     WalEvent::Checkpoint { .. } => flags |= flag::CHECKPOINTS,
+                    WalEvent::Relation {
+                        action: 2, fork, ..
+                    } if *fork == Fork::INIT.0 => flags |= flag::INIT_FORKS,
                     _ => {}
                 }
             }
         }
         None => {
             flags |= flag::RESTORE_POINTS | flag::PARAMETERS | flag::REMOVALS | flag::CHECKPOINTS;
+            flags |= flag::INIT_FORKS;
         }
     }
     let (first_record, first_prev) = summary.first_record.unwrap_or_default();
@@ -890,7 +895,7 @@ fn xlog_of<'a>(record: &Record<'a>) -> Option<XlogRecord<'a>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::pg::craft::{self, Craft};
     use crate::repo::container::{Codec, ContainerWriter, Identity};
@@ -904,7 +909,7 @@ mod tests {
     }
 
     /// A repository that holds the crafted WAL on timeline 1.
-    fn repository(dir: &Path, craft: &Craft) -> Repository {
+    pub fn repository(dir: &Path, craft: &Craft) -> Repository {
         let (repository, _) = crafted::create(dir, craft);
         let mut bytes = craft.bytes.clone();
         bytes.resize(bytes.len().next_multiple_of(SEGMENT), 0);
@@ -919,7 +924,7 @@ mod tests {
     }
 
     /// As a program stores it that can decode it, or cannot.
-    fn store_as(
+    pub fn store_as(
         repository: &Repository,
         craft: &Craft,
         (number, segment): (u64, &[u8]),
