@@ -70,7 +70,7 @@ impl Host {
         }
     }
 
-    /// Runs `work` on every item, several at once, and returns the results in order. Where the operator wants to stop, the rest is not begun.
+    /// Runs `work` on every item, several at once, and returns the results in order. No item is begun once the operator wants to stop.
     ///
     /// # Errors
     /// `Internal` when a thread panicked.

@@ -16,8 +16,8 @@ use crate::wal::inventory::Inventory;
 use crate::wal::path::Path;
 use crate::wal::unlogged::{RelationName, Replayed};
 
-/// Finds them by the indexes of the WAL that recovery replays. Where nothing there creates an init fork, only the facts of segments are asked
-/// for, which a plan that is carried out has just read.
+/// Finds them by the indexes of the WAL that recovery replays. WAL that creates no init fork costs no request: the facts of its segments were
+/// read for the plan, and the cache has them.
 ///
 /// # Errors
 /// Errors of the store; `Interrupted`; `Damaged` when the map of the backup or the history of a standby's timeline is.

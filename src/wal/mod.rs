@@ -14,6 +14,8 @@
 
 #[cfg(feature = "full")]
 pub mod changed;
+#[cfg(test)]
+mod crafted;
 #[cfg(feature = "full")]
 pub mod edge;
 #[cfg(feature = "full")]

@@ -209,8 +209,8 @@ mod tests {
     use crate::repo::crafted;
     use crate::repo::layout::ClusterLayout;
     use crate::repo::repository::Repository;
+    use crate::wal::crafted::{repository, store_as};
     use crate::wal::inventory::Inventory;
-    use crate::wal::rollup::tests::{repository, store_as};
 
     const SEGMENT: usize = 1 << 20;
     const ONE: RelationName = (1663, 5, 16_384);
@@ -306,7 +306,7 @@ mod tests {
         SegmentNumber(number).name(craft.timeline, size).unwrap()
     }
 
-    /// What `ask` finds in the three segments up to a position.
+    /// The answer to `ask` about the three segments up to a position.
     fn asked<T>(
         (repository, craft): (&Repository, &Craft),
         until: Lsn,

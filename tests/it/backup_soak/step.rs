@@ -163,7 +163,7 @@ pub fn take(world: &mut World, kind: Kind) {
             world.site.pitr().arg("verify").run().success();
             let expire = expire(world);
             let run = expire.run();
-            // What was killed may claim WAL that it cannot name any more: the operator says that it is gone.
+            // A killed backup may claim WAL that it cannot name any more: the operator says that it is gone.
             if run.status.code() == Some(6)
                 && run.stderr.contains("has not said yet where its WAL begins")
             {
@@ -203,6 +203,7 @@ fn release_killed(world: &World) {
     for id in world.killed.iter().filter(|id| claimed.contains(id)) {
         let release = ["repo", "claims", "--confirm", "--release", id];
         world.site.pitr().args(release).run().success();
+        println!("backup soak {}: {id} released", world.major);
     }
 }
 
