@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::err;
 use crate::error::Result;
@@ -68,6 +68,43 @@ impl Host {
             true => Err(err!(Interrupted, "interrupted")),
             false => Ok(()),
         }
+    }
+
+    /// Runs `work` on every item, several at once, and returns the results in order. No item is begun once the operator wants to stop.
+    ///
+    /// # Errors
+    /// `Internal` when a thread panicked.
+    pub fn parallel<I: Sync, T: Send>(
+        &self,
+        threads: usize,
+        items: &[I],
+        work: impl Fn(&I) -> Result<T> + Sync,
+    ) -> Result<Vec<Result<T>>> {
+        let at = AtomicUsize::new(0);
+        let take = || {
+            let mut done = Vec::new();
+            while let Some((n, item)) = {
+                let n = at.fetch_add(1, Ordering::Relaxed);
+                items.get(n).map(|item| (n, item))
+            } {
+                done.push((n, self.check_stop().and_then(|()| work(item))));
+            }
+            done
+        };
+        let mut all: Vec<(usize, Result<T>)> = Vec::with_capacity(items.len());
+        std::thread::scope(|scope| {
+            let count = threads.min(items.len()).max(1);
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(take)).collect();
+            for thread in threads {
+                match thread.join() {
+                    Ok(done) => all.extend(done),
+                    Err(_) => return Err(err!(Internal, "a thread panicked")),
+                }
+            }
+            Ok(())
+        })?;
+        all.sort_unstable_by_key(|(n, _)| *n);
+        Ok(all.into_iter().map(|(_, result)| result).collect())
     }
 
     /// The same host with another listener.

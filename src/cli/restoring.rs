@@ -49,6 +49,8 @@ pub struct ShownReport<'a> {
     pub synchronous_standby_names: Option<&'a str>,
     /// Links that were not recreated.
     pub links_left_out: &'a [String],
+    /// Files of unlogged relations that were left out, because the backup does not have their init forks.
+    pub unlogged_left_out_file_count: u64,
     /// Whether the directory may archive.
     pub may_archive: bool,
     /// How long it took.
@@ -77,6 +79,7 @@ impl<'a> ShownReport<'a> {
             port_taken: start.is_port_taken,
             synchronous_standby_names: start.synchronous_standby_names.as_deref(),
             links_left_out: &report.links,
+            unlogged_left_out_file_count: report.unlogged_files,
             may_archive: job.may_archive(),
             duration_ms: u64::try_from(restored.took.as_millis()).unwrap_or(u64::MAX),
         }
@@ -126,6 +129,12 @@ pub fn print_report(cx: &Context, job: &Job, restored: &Restored) -> Result<()> 
     }
     for link in &report.links {
         out.line(&format!("  link \"{link}\" was not recreated"))?;
+    }
+    if report.unlogged_files > 0 {
+        out.line(&format!(
+            "  left out: {} of unlogged relations whose init fork the backup does not have; PostgreSQL makes them anew",
+            human::count(report.unlogged_files, "file")
+        ))?;
     }
     print_settings(cx, job, report)?;
     print_configuration(cx, start)?;

@@ -6,14 +6,12 @@
 //! whose index says that they change a catalog are decoded. Counting rows takes all of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::catalogs::{CatalogFiles, Catalogs};
 use super::digest::{Digest, Digester};
 use super::event::{Commit, Event};
 use super::story::Story;
-use crate::err;
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::catalog::Catalog;
@@ -359,7 +357,9 @@ impl<'a> Scan<'a> {
             ranges.get(before).is_none_or(|r| *at < r.first)
         };
         let outside: Vec<usize> = all.filter(is_outside).collect();
-        let removals = parallel(READERS, &outside, self.host, |at| self.removals(*at))?;
+        let removals = self
+            .host
+            .parallel(READERS, &outside, |at| self.removals(*at))?;
         let mut out = Vec::new();
         for (at, removals) in outside.into_iter().zip(removals) {
             out.extend(self.tolerate(at, removals)?.map(|removals| (at, removals)));
@@ -474,7 +474,9 @@ impl<'a> Scan<'a> {
         let mut wanted: BTreeSet<usize> = window.iter().copied().collect();
         wanted.extend(window.iter().filter_map(|at| at.checked_sub(1)));
         let wanted: Vec<usize> = wanted.into_iter().collect();
-        let removals = parallel(READERS, &wanted, self.host, |at| self.removals(*at))?;
+        let removals = self
+            .host
+            .parallel(READERS, &wanted, |at| self.removals(*at))?;
         let mut ranges = Vec::new();
         for (at, removals) in wanted.iter().zip(removals) {
             let removals = self.tolerate(*at, removals)?;
@@ -684,9 +686,9 @@ impl<'a> Scan<'a> {
         let many = usize::try_from(BATCH_BYTES / self.size.bytes()).unwrap_or(1);
         for batch in all.chunks(many.max(threads)) {
             self.host.check_stop()?;
-            let digests = parallel(threads, batch, self.host, |at| {
-                self.digest(*at, range, files)
-            })?;
+            let digests = self
+                .host
+                .parallel(threads, batch, |at| self.digest(*at, range, files))?;
             for (at, digest) in batch.iter().zip(digests) {
                 match self.tolerate(*at, digest)?.flatten() {
                     Some((digest, is_decoded)) => {
@@ -1000,42 +1002,4 @@ fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
         }
     }
     out
-}
-
-/// Runs `work` on every item, several at once, and returns the results in order.
-fn parallel<I: Sync, T: Send>(
-    threads: usize,
-    items: &[I],
-    host: &Host,
-    work: impl Fn(&I) -> Result<T> + Sync,
-) -> Result<Vec<Result<T>>> {
-    let at = AtomicUsize::new(0);
-    let take = || {
-        let mut done = Vec::new();
-        while let Some((n, item)) = {
-            let n = at.fetch_add(1, Ordering::Relaxed);
-            items.get(n).map(|item| (n, item))
-        } {
-            let result = match host.is_stopping() {
-                true => host.check_stop().and_then(|()| work(item)),
-                false => work(item),
-            };
-            done.push((n, result));
-        }
-        done
-    };
-    let mut all: Vec<(usize, Result<T>)> = Vec::with_capacity(items.len());
-    std::thread::scope(|scope| {
-        let count = threads.min(items.len()).max(1);
-        let threads: Vec<_> = (0..count).map(|_| scope.spawn(take)).collect();
-        for thread in threads {
-            match thread.join() {
-                Ok(done) => all.extend(done),
-                Err(_) => return Err(err!(Internal, "a thread panicked")),
-            }
-        }
-        Ok(())
-    })?;
-    all.sort_unstable_by_key(|(n, _)| *n);
-    Ok(all.into_iter().map(|(_, result)| result).collect())
 }

@@ -113,5 +113,6 @@ pub mod target;
 pub mod thaw;
 pub mod tiers;
 pub mod timeline;
+pub mod unlogged;
 pub mod unproven;
 pub mod verify;

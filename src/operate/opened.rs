@@ -77,19 +77,37 @@ impl Opened {
     /// # Errors
     /// Those of [`Reading::check_again`].
     pub fn check_again(&self, session: &Session, plan: &Plan) -> Result<()> {
-        if self.inventory.repository == plan.repository {
-            return self.reading.check_again(session, &self.inventory, plan);
-        }
-        let is_it = |r: &Reading| r.repository.store().location() == plan.repository;
-        let Some(other) = self.reading.others(session).find(is_it) else {
+        let checked = self.where_planned(session, plan, |reading, inventory| {
+            reading.check_again(session, inventory, plan)
+        })?;
+        if checked.is_none() {
             session.warn(&format!(
                 "the WAL of this restore was planned in repository \"{}\", which cannot be opened: it is not looked at again",
                 plan.repository
             ));
-            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// Asks the repository whose WAL a plan was made on; `None` where it cannot be opened.
+    ///
+    /// # Errors
+    /// Those of [`Inventory::read`] and of `ask`.
+    pub fn where_planned<T>(
+        &self,
+        session: &Session,
+        plan: &Plan,
+        ask: impl FnOnce(&Reading, &Inventory) -> Result<T>,
+    ) -> Result<Option<T>> {
+        if self.inventory.repository == plan.repository {
+            return ask(&self.reading, &self.inventory).map(Some);
+        }
+        let is_it = |r: &Reading| r.repository.store().location() == plan.repository;
+        let Some(other) = self.reading.others(session).find(is_it) else {
+            return Ok(None);
         };
         let inventory = other.inventory(session)?;
-        other.check_again(session, &inventory, plan)
+        ask(&other, &inventory).map(Some)
     }
 
     /// The other repositories, for objects that are damaged in this one.

@@ -1,5 +1,6 @@
 //! A restore or a standby that is ready to be written: its place, its job, what the server is started with.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use super::opened::Opened;
 use super::owner::{Access, User};
 use super::session::Session;
 use super::start_line::{self, Start};
+use super::unlogged;
 use crate::config::Settings;
 use crate::err;
 use crate::error::{Error, Result};
@@ -167,7 +169,12 @@ impl Prepared {
         let survey = {
             let spares = opened.spares(session);
             let source = source(&opened, &root, &spares);
-            restore::survey(&source, &job, &target, place.is_hollow)?
+            let unlogged = match &earlier {
+                // All files are there.
+                Earlier::LastStep(_) => BTreeSet::new(),
+                _ => unlogged::left_out(session, &opened, (&source, &root), &job)?,
+            };
+            restore::survey(&source, &job, unlogged, &target, place.is_hollow)?
         };
         if let (Purpose::Restore { adopt, .. }, Some(plan)) = (&job.request.purpose, &mut job.plan)
         {

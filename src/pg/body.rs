@@ -46,6 +46,8 @@ impl Fork {
     pub const FSM: Fork = Fork(1);
     /// The visibility map.
     pub const VM: Fork = Fork(2);
+    /// The fork to which an unlogged relation is reset.
+    pub const INIT: Fork = Fork(3);
 }
 
 /// How an image is compressed.

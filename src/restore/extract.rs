@@ -19,6 +19,7 @@ use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
 use super::tree::{Owner, Tree, write_error};
 use super::unchanged;
+use super::unlogged::Unlogged;
 use crate::archive::left_out;
 use crate::err;
 use crate::error::{Error, Result};
@@ -29,6 +30,7 @@ use crate::snapshot::frames::Frames;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
 use crate::snapshot::spare::is_of_the_object;
+use crate::wal::unlogged::RelationName;
 
 /// Files that one thread keeps open.
 const OPEN_FILES: usize = 8;
@@ -94,6 +96,8 @@ pub struct Survey {
     pub restored_files: u64,
     /// Whether the data directory was open to the group.
     pub group: bool,
+    /// Relations that are left out.
+    pub unlogged: Unlogged,
     /// Links other than those of tablespaces; they are not recreated.
     pub links: Vec<String>,
     /// Files by whose names a directory of configuration may include them.
@@ -289,8 +293,16 @@ fn check_below_tablespace(naming: &ClusterNaming, path: &[u8], rest: &[u8]) -> R
 ///
 /// # Errors
 /// `Damaged` when a check fails.
-pub fn survey(snapshot: &Snapshot<'_>, left_out: &[LeftOutDatabase]) -> Result<Survey> {
+pub fn survey(
+    snapshot: &Snapshot<'_>,
+    left_out: &[LeftOutDatabase],
+    unlogged: BTreeSet<RelationName>,
+) -> Result<Survey> {
     let mut survey = Survey {
+        unlogged: Unlogged {
+            relations: unlogged,
+            ..Unlogged::default()
+        },
         sizes_left_out: left_out.iter().map(|d| (d.oid, (0, 0))).collect(),
         ..Survey::default()
     };
@@ -303,7 +315,8 @@ pub fn survey(snapshot: &Snapshot<'_>, left_out: &[LeftOutDatabase]) -> Result<S
         match item.metadata {
             Metadata::File { mode, length, .. } => {
                 survey.files += 1;
-                survey.restored_files += u64::from(!withholds_file(&item.path));
+                let is_unlogged = survey.unlogged.holds(&item.key);
+                survey.restored_files += u64::from(!is_unlogged && !withholds_file(&item.path));
                 survey.raw_bytes = survey.raw_bytes.saturating_add(length);
                 // A forged length must not make the sums below wrap host to something small.
                 if survey.raw_bytes > MOST_BYTES {
@@ -313,6 +326,11 @@ pub fn survey(snapshot: &Snapshot<'_>, left_out: &[LeftOutDatabase]) -> Result<S
                         shown(&item.path),
                         survey.raw_bytes
                     ));
+                }
+                if is_unlogged {
+                    survey.unlogged.file_count += 1;
+                    survey.unlogged.size_bytes += length;
+                    continue;
                 }
                 if survey.is_version_left_out(&item.path) {
                     survey.versions_left_out.push(item.path.clone());
@@ -362,8 +380,11 @@ impl Survey {
         oid.is_some_and(|oid| self.sizes_left_out.contains_key(&oid))
     }
 
-    /// Whether the content of a file is left out: it is a relation of a database that is.
+    /// Whether the content of a file is left out: it is a relation that is, or one of a database that is.
     pub fn leaves_out(&self, file: &FileKey) -> bool {
+        if self.unlogged.holds(file) {
+            return true;
+        }
         let database = || file.relation().map(|relation| relation.database);
         !self.sizes_left_out.is_empty()
             && database().is_some_and(|d| self.sizes_left_out.contains_key(&d))
@@ -382,7 +403,7 @@ impl Survey {
     /// Bytes of the files whose content is restored.
     pub fn restored_bytes(&self) -> u64 {
         let left_out: u64 = self.sizes_left_out.values().map(|(_, bytes)| bytes).sum();
-        self.raw_bytes - left_out
+        self.raw_bytes - left_out - self.unlogged.size_bytes
     }
 
     /// The databases that are left out, with their size.
@@ -463,6 +484,12 @@ pub fn lay_out(
         let Route::To(tree, path) = destination.route(&item.path)? else {
             continue;
         };
+        if survey.unlogged.holds(&item.key) {
+            if is_resumed {
+                tree.remove(path)?;
+            }
+            continue;
+        }
         let group = mode & 0o040 != 0;
         let (file, is_new) = make_file(&tree, path, length, group)?;
         if !is_new && !is_resumed {
@@ -581,7 +608,7 @@ pub fn copy(
         how.progress.phase("compare", Some(survey.mapped_bytes));
         let (needed, kept_bytes) = unchanged::find(snapshot, destination, survey, &mut how)?;
         (Some(needed), kept_bytes)
-    } else if survey.is_partial() {
+    } else if survey.is_partial() || !survey.unlogged.relations.is_empty() {
         (Some(needed::find(snapshot, survey, &mut how)?), 0)
     } else {
         (None, 0)

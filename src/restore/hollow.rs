@@ -64,7 +64,8 @@ pub fn lay_out(
         let is_small = BROUGHT_AT_ONCE
             .iter()
             .any(|name| name.as_bytes() == item.path);
-        if item.mapped_bytes == 0 || is_small || withholds_file(&item.path) {
+        let is_absent = survey.unlogged.holds(&item.key) || withholds_file(&item.path);
+        if item.mapped_bytes == 0 || is_small || is_absent {
             continue;
         }
         if let Some((tree, relative)) = destination.place_of(&item.path)? {

@@ -12,11 +12,12 @@ use std::sync::Mutex;
 
 use super::extract::withholds_file;
 use super::tree::write_error;
+use super::unlogged::Unlogged;
 use crate::err;
 use crate::error::Result;
 use crate::pg::joined_crc;
 use crate::pg::manifest::{FileChecksum, ManifestReader, ManifestWriter};
-use crate::snapshot::filekey::{FileKey, Naming};
+use crate::snapshot::filekey::{FileKey, Naming, RelationFile};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
@@ -31,24 +32,29 @@ pub struct ManifestCheck {
     records: Mutex<Sorter>,
     /// Databases whose relations are files of zeros, and so not those of the manifest.
     left_out: BTreeSet<u32>,
+    /// Relations that are left out.
+    unlogged: Unlogged,
 }
 
 impl ManifestCheck {
-    /// `folder` takes what does not fit into memory; relations of the databases of `left_out` are not looked at.
-    pub fn new(folder: &Path, left_out: BTreeSet<u32>) -> ManifestCheck {
+    /// `folder` takes what does not fit into memory; relations of the databases of `left_out`, and those of `unlogged`, are not
+    /// looked at.
+    pub fn new(folder: &Path, left_out: BTreeSet<u32>, unlogged: Unlogged) -> ManifestCheck {
         ManifestCheck {
             records: Mutex::new(Sorter::new(folder, MEMORY_BYTES)),
             left_out,
+            unlogged,
         }
     }
 
     fn leaves_out(&self, path: &[u8], naming: &Naming) -> bool {
-        let database = || {
-            let key = FileKey::from_path(path, naming).ok()?;
-            Some(key.relation()?.database)
+        let is_whole = self.left_out.is_empty() && self.unlogged.relations.is_empty();
+        let is_left_out = |key: FileKey| {
+            let is_of = |r: RelationFile| self.left_out.contains(&r.database);
+            self.unlogged.holds(&key) || key.relation().is_some_and(is_of)
         };
-        let is_left_out = |database| self.left_out.contains(&database);
-        withholds_file(path) || (!self.left_out.is_empty() && database().is_some_and(is_left_out))
+        withholds_file(path)
+            || (!is_whole && FileKey::from_path(path, *naming).is_ok_and(is_left_out))
     }
 
     /// Adds the checksum of a stretch.
@@ -269,7 +275,11 @@ mod tests {
         mapped: Option<u64>,
         stretches: &[(u64, &[u8])],
     ) -> Result<u64> {
-        let check = ManifestCheck::new(Path::new("/nonexistent"), BTreeSet::new());
+        let check = ManifestCheck::new(
+            Path::new("/nonexistent"),
+            BTreeSet::new(),
+            Unlogged::default(),
+        );
         for (at, bytes) in stretches {
             let length = u32::try_from(bytes.len()).unwrap();
             check.add(b"f", *at, length, crc32c::crc32c(bytes))?;

@@ -8,6 +8,7 @@
 //! | `sweep` | what a data directory that is restored in place has beyond the backup |
 //! | `extract` | directories, files and their bytes |
 //! | `hollow` | the same directory without the content, which a mount brings |
+//! | `unlogged` | the relations that are left out, because the backup caught them before their init fork was created |
 //! | `unchanged` | the frames that need not be fetched, because the target has their bytes |
 //! | `databases` | the choice of databases of a cluster that are restored with their content |
 //! | `needed` | the content that need not be fetched, because no restored file holds it |
@@ -43,7 +44,9 @@ mod sweep;
 pub mod target_dir;
 pub mod tree;
 mod unchanged;
+pub mod unlogged;
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
 use rustix::fs::AtFlags;
@@ -60,6 +63,7 @@ use crate::repo::root::BackupRoot;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
 use crate::store::Store;
+use crate::wal::unlogged::RelationName;
 use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
 use job::{Earlier, Job};
@@ -113,16 +117,25 @@ pub struct Report {
     pub settings: Vec<Setting>,
     /// Links that were not recreated.
     pub links: Vec<String>,
+    /// Files of unlogged relations that were left out.
+    pub unlogged_files: u64,
 }
 
-/// Requires room for the restore before its first write; returns what the backup holds. One that `is_hollow` needs room for WAL alone.
+/// Requires room for the restore before its first write; returns what the backup holds. The relations of `unlogged` are left out. A restore
+/// that `is_hollow` needs room for WAL alone.
 ///
 /// # Errors
 /// `Refused` with numbers; `Damaged` when the map fails a check; `NotFound` when the backup was deleted meanwhile.
-pub fn survey(source: &Source<'_>, job: &Job, target: &Target, is_hollow: bool) -> Result<Survey> {
+pub fn survey(
+    source: &Source<'_>,
+    job: &Job,
+    unlogged: BTreeSet<RelationName>,
+    target: &Target,
+    is_hollow: bool,
+) -> Result<Survey> {
     let (store, layout) = (source.store, source.layout);
     let look = |snapshot: Snapshot<'_>| {
-        let mut survey = extract::survey(&snapshot, &job.left_out)?;
+        let mut survey = extract::survey(&snapshot, &job.left_out, unlogged)?;
         survey.brought = configuration::brought(&snapshot, &survey, target)?;
         Ok(survey)
     };
@@ -207,6 +220,7 @@ fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -
         raw_bytes: survey.restored_bytes(),
         settings,
         links: survey.links.clone(),
+        unlogged_files: survey.unlogged.file_count,
         ..Report::default()
     })
 }
@@ -229,7 +243,7 @@ fn copy_all(
     extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
     finish::sweep_temporaries(destination.data())?;
     let folder = target.data.join("pg_wal");
-    let check = ManifestCheck::new(&folder, survey.oids_left_out());
+    let check = ManifestCheck::new(&folder, survey.oids_left_out(), survey.unlogged.clone());
     let add = |path: &[u8], position, length, crc| check.add(path, position, length, crc);
     let copied = extract::copy(
         &snapshot,
@@ -248,7 +262,9 @@ fn copy_all(
     finish::check_identity(&destination, source)?;
     finish::put_links(&destination, target)?;
     let group = survey.group;
-    let has_manifest = finish::put_manifest(&destination, source, group)?;
+    // The server's own lists files that are left out.
+    let has_manifest =
+        survey.unlogged.relations.is_empty() && finish::put_manifest(&destination, source, group)?;
     let settings = finish::put_settings(&destination, job, &survey.brought, host, group)?;
     let compared_files = match has_manifest {
         true => Some(compare(check, &snapshot, &destination)?),
@@ -284,6 +300,7 @@ fn copy_all(
         compared_files,
         settings,
         links: survey.links.clone(),
+        unlogged_files: survey.unlogged.file_count,
     })
 }
 

@@ -1,4 +1,4 @@
-//! The frames that are fetched where databases are left out.
+//! The frames that are fetched where databases or relations are left out.
 
 use super::extract::{Copying, Survey, check_stop};
 use crate::error::Result;

@@ -22,8 +22,6 @@ use crate::pg::xlog::{self, WalLevel, XlogRecord};
 const RUNS_MAX: usize = 3 << 20;
 /// Forks, dropped relations and databases that are kept.
 const FILES_MAX: usize = 400_000;
-/// The init fork; src/include/common/relpath.h.
-const INIT: u8 = 3;
 
 /// Tablespace, database, relation file number, fork.
 pub type ForkName = (u32, u32, u32, u8);
@@ -176,7 +174,7 @@ impl Changed {
     }
 
     fn add_run(&mut self, fork: ForkName, first: u32, length: u32) {
-        if fork.3 != Fork::MAIN.0 && fork.3 != INIT {
+        if fork.3 != Fork::MAIN.0 && fork.3 != Fork::INIT.0 {
             return;
         }
         let changes = self.forks.entry(fork).or_default();
@@ -202,7 +200,7 @@ impl Changed {
     }
 
     fn limit(&mut self, fork: ForkName, block: u32) {
-        if fork.3 != Fork::MAIN.0 && fork.3 != INIT {
+        if fork.3 != Fork::MAIN.0 && fork.3 != Fork::INIT.0 {
             return;
         }
         let limit = &mut self.forks.entry(fork).or_default().limit;

@@ -25,6 +25,8 @@ pub mod flag {
     pub const REMOVALS: u16 = 1 << 11;
     /// The segment holds a checkpoint, or it is not known that it holds none.
     pub const CHECKPOINTS: u16 = 1 << 12;
+    /// Init forks of unlogged relations were created in the segment, or it is not known that none were.
+    pub const INIT_FORKS: u16 = 1 << 13;
 }
 
 /// The facts from the index of a segment, reduced to the needs of plans. LSNs are 0/0 where there is none.

@@ -9,10 +9,13 @@
 //! | `stored_wal` · `presence` | whether stored WAL is whole, readable and the server's own |
 //! | `rollup` · `rollup_cache` · `facts` · `feeder` · `edge` | what the indexes of many segments say together |
 //! | `changed` | which blocks a stretch of WAL changed |
+//! | `unlogged` | which unlogged relations a stretch of WAL makes |
 //! | `inventory` · `survey` | everything that is stored of a cluster: for plans, and for deletions |
 
 #[cfg(feature = "full")]
 pub mod changed;
+#[cfg(test)]
+mod crafted;
 #[cfg(feature = "full")]
 pub mod edge;
 #[cfg(feature = "full")]
@@ -43,3 +46,5 @@ pub mod stored_wal;
 pub mod survey;
 pub mod tail;
 pub mod undecoded;
+#[cfg(feature = "full")]
+pub mod unlogged;

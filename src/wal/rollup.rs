@@ -26,7 +26,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::reader::{Finding, Sink};
-use crate::pg::record::Record;
+use crate::pg::record::{Fork, Record};
 use crate::pg::rmgr;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
@@ -159,7 +159,8 @@ impl<'a> Rollup<'a> {
             .map_err(|_| err!(Internal, "a thread panicked"))
     }
 
-    fn size(&self) -> SegmentSize {
+    /// The size of its segments.
+    pub fn size(&self) -> SegmentSize {
         self.inventory.segment_size
     }
 
@@ -405,12 +406,16 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
                     | WalEvent::Database { action: 2, .. }
                     | WalEvent::Tablespace { action: 1, .. } => flags |= flag::REMOVALS,
                     WalEvent::Checkpoint { .. } => flags |= flag::CHECKPOINTS,
+                    WalEvent::Relation {
+                        action: 2, fork, ..
+                    } if *fork == Fork::INIT.0 => flags |= flag::INIT_FORKS,
                     _ => {}
                 }
             }
         }
         None => {
             flags |= flag::RESTORE_POINTS | flag::PARAMETERS | flag::REMOVALS | flag::CHECKPOINTS;
+            flags |= flag::INIT_FORKS;
         }
     }
     let (first_record, first_prev) = summary.first_record.unwrap_or_default();
@@ -893,9 +898,7 @@ fn xlog_of<'a>(record: &Record<'a>) -> Option<XlogRecord<'a>> {
 mod tests {
     use super::*;
     use crate::pg::craft::{self, Craft};
-    use crate::repo::container::{Codec, ContainerWriter, Identity};
-    use crate::repo::crafted;
-    use crate::wal::indexer::Indexer;
+    use crate::wal::crafted::{repository, store_as};
 
     const SEGMENT: usize = 1 << 20;
 
@@ -903,58 +906,8 @@ mod tests {
         TimelineId::new(n).unwrap()
     }
 
-    /// A repository that holds the crafted WAL on timeline 1.
-    fn repository(dir: &Path, craft: &Craft) -> Repository {
-        let (repository, _) = crafted::create(dir, craft);
-        let mut bytes = craft.bytes.clone();
-        bytes.resize(bytes.len().next_multiple_of(SEGMENT), 0);
-        for (n, segment) in bytes.chunks(SEGMENT).enumerate() {
-            store_segment(&repository, craft, n as u64 + 1, segment);
-        }
-        repository
-    }
-
     fn store_segment(repository: &Repository, craft: &Craft, number: u64, segment: &[u8]) {
         store_as(repository, craft, (number, segment), false);
-    }
-
-    /// As a program stores it that can decode it, or cannot.
-    fn store_as(
-        repository: &Repository,
-        craft: &Craft,
-        (number, segment): (u64, &[u8]),
-        is_undecoded: bool,
-    ) {
-        let size = craft.identity.segment_size;
-        let name = SegmentNumber(number).name(tli(1), size).unwrap();
-        let system_identifier = craft.identity.system_identifier;
-        let layout = ClusterLayout::new("main", system_identifier).unwrap();
-        let start = SegmentNumber(number).start_lsn(size);
-        let mut indexer = Indexer::new(&craft.identity, start, tli(1)).unwrap();
-        indexer.feed(segment).unwrap();
-        let mut index = indexer.finish(false);
-        if is_undecoded {
-            index = SegmentIndex::nothing(start);
-            index.summary.flags = super::super::index::flag::UNDECODED;
-            (index.xids, index.events, index.blocks) = (None, None, None);
-        }
-        let object = repository.store().create(&layout.segment(name)).unwrap();
-        let writer = ContainerWriter::new(object, Kind::Segment, Codec::Lz4).unwrap();
-        let mut writer = writer.undecoded(is_undecoded);
-        writer.write(segment).unwrap();
-        let identity = Identity {
-            hash: *blake3::hash(segment).as_bytes(),
-            raw_bytes: segment.len() as u64,
-            system_identifier,
-            timeline: 1,
-            major: craft.identity.major.unwrap().number(),
-            segment_size_bytes: size.bytes(),
-            name: name.to_string(),
-            from_lsn: start.0,
-            to_lsn: start.0 + size.bytes(),
-        };
-        let object = writer.finish(&identity, index.sections(false)).unwrap();
-        object.publish().unwrap();
     }
 
     fn commit(craft: &mut Craft, xid: u32) -> (Lsn, Lsn) {

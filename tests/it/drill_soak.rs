@@ -71,7 +71,9 @@ fn work(clients: &[Client; 2], random: &mut Random) {
                 "begin; create table t{number} (a int); truncate counter; rollback"
             ))),
             6 => {
-                drop(client.sql("begin; savepoint a; delete from transfers; rollback to a; commit"))
+                drop(
+                    client.sql("begin; savepoint a; delete from transfers; rollback to a; commit"),
+                );
             }
             7 => drop(other.sql("update elsewhere set b = repeat('z', 50)")),
             8 => drop(other.sql("truncate elsewhere; insert into elsewhere values (1, 'again')")),

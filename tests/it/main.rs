@@ -87,6 +87,7 @@ mod restore_faults;
 mod restore_hostile;
 mod restore_replace;
 mod restore_start;
+mod restore_unlogged;
 mod retention;
 mod s3;
 mod s3_content;

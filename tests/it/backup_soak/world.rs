@@ -1,5 +1,6 @@
 //! The cluster, its repository, and the moments at which its content is known.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub struct World {
     pub shared: Arc<Shared>,
     pub random: Random,
     pub marks: Vec<Mark>,
+    /// Backups that were killed and left a claim.
+    pub killed: BTreeSet<String>,
     /// Restores so far: each has a folder of its own.
     pub restored: usize,
     pub has_checksums: bool,
@@ -76,6 +79,7 @@ impl World {
             shared: Shared::new(major),
             random,
             marks: Vec::new(),
+            killed: BTreeSet::new(),
             restored: 0,
             has_checksums,
         };

@@ -239,7 +239,7 @@ fn windows(site: &Site, random: &mut Random, found: &[Value]) {
         let answer = find(site, &["--xid", &xid]);
         same(
             &in_order(events(&answer).clone()),
-            found.iter().filter(|e| e["xid"].to_string() == xid),
+            found.iter().filter(|e| e["xid"] == found[from]["xid"]),
         );
         let relation = &found[from]["relation"];
         if relation["name"].is_string() {

@@ -1,0 +1,360 @@
+//! The unlogged relations that a stretch of WAL makes: those whose init fork it creates.
+//!
+//! A backup may have the main fork of such a relation without its init fork: PostgreSQL creates the init fork later, that of an index at the
+//! end of the build. Recovery keeps this main fork, creates the init fork, and in the end copies it to the main fork, which must not exist.
+//!
+//! An index of WAL tells nothing of a record that crosses the border of two segments, and nobody looks for it there: one creation of 400 000
+//! crosses one.
+//!
+//! PostgreSQL: src/backend/storage/file/reinit.c (`ResetUnloggedRelationsInDbspaceDir`), src/backend/catalog/index.c (`index_build`).
+
+use std::collections::BTreeSet;
+
+use super::facts::{Wal, flag};
+use super::index::WalEvent;
+use super::rollup::Rollup;
+use crate::error::{Code, Result};
+use crate::host::Host;
+use crate::pg::change::{self, Change};
+use crate::pg::lsn::Lsn;
+use crate::pg::record::{Fork, Record, Relation};
+use crate::pg::segment::SegmentName;
+
+/// Indexes are read by this many threads: reading waits for the store.
+const READERS: usize = 8;
+
+/// Tablespace, database, relation file number.
+pub type RelationName = (u32, u32, u32);
+
+/// WAL that a recovery replays.
+pub struct Replayed<'a> {
+    /// Answers about it.
+    pub rollup: &'a Rollup<'a>,
+    /// Its segments, in the order in which they are read.
+    pub segments: Vec<SegmentName>,
+    /// The end of the last record that is replayed.
+    pub until: Lsn,
+    /// The host that reads it.
+    pub host: &'a Host,
+}
+
+/// The relations that records name.
+#[derive(Default)]
+struct Named {
+    /// Relations whose init fork is created.
+    created: BTreeSet<RelationName>,
+    /// Relations whose main fork is changed or created, or whose files are removed.
+    logged: BTreeSet<RelationName>,
+    /// Tablespaces and databases whose files are removed.
+    removed: BTreeSet<(u32, u32)>,
+}
+
+impl Replayed<'_> {
+    /// Returns the relations whose init fork is created. Facts tell which indexes name any; only these are read.
+    ///
+    /// # Errors
+    /// Errors of the store; `Interrupted`.
+    pub fn created(&self) -> Result<BTreeSet<RelationName>> {
+        for run in self.segments.chunk_by(|a, b| a.timeline == b.timeline) {
+            if let (Some(first), Some(last)) = (run.first(), run.last()) {
+                let size = self.rollup.size();
+                self.rollup
+                    .prefetch(first.timeline, first.number(size)?, last.number(size)?)?;
+            }
+        }
+        let named = self.each(
+            |name| match self.rollup.facts(*name)?.has(flag::INIT_FORKS) {
+                true => self.named(*name),
+                false => Ok(Named::default()),
+            },
+        )?;
+        Ok(named.created)
+    }
+
+    /// Returns the relations of `among` whose init fork is created, and that nothing else names: the main fork of an unlogged relation is never in
+    /// WAL. A replay that removes a relation, or makes it anew, needs no help.
+    ///
+    /// # Errors
+    /// Errors of the store; `Interrupted`.
+    pub fn unlogged(&self, among: &BTreeSet<RelationName>) -> Result<BTreeSet<RelationName>> {
+        let named = self.each(|name| {
+            let mut named = self.named(*name)?;
+            for blocks in self.rollup.blocks(*name)?.unwrap_or_default().0 {
+                let (tablespace, database, number, fork) = blocks.fork;
+                if fork == Fork::MAIN.0 {
+                    named.logged.insert((tablespace, database, number));
+                }
+            }
+            named.created.retain(|r| among.contains(r));
+            named.logged.retain(|r| among.contains(r));
+            Ok(named)
+        })?;
+        Ok(named.unlogged())
+    }
+
+    /// Puts together what the segments say; one that cannot be read says nothing.
+    fn each(&self, say: impl Fn(&SegmentName) -> Result<Named> + Sync) -> Result<Named> {
+        let mut all = Named::default();
+        for named in self.host.parallel(READERS, &self.segments, say)? {
+            match named {
+                Ok(named) => all.add(named),
+                Err(e) if e.is_damage() => {}
+                Err(e) if matches!(e.code(), Code::Unsupported | Code::Key) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns the relations that the events of a segment name; its records tell where the index does not have them.
+    fn named(&self, name: SegmentName) -> Result<Named> {
+        let mut named = Named::default();
+        match self.rollup.events(name)? {
+            Some(events) => {
+                let replayed = events.iter().filter(|(lsn, _)| *lsn < self.until);
+                replayed.for_each(|(_, event)| named.event(event));
+            }
+            None => self.rollup.records(name, &|_| None, &mut |record| {
+                if record.start_lsn < self.until {
+                    named.record(record);
+                }
+            })?,
+        }
+        Ok(named)
+    }
+}
+
+impl Named {
+    fn event(&mut self, event: &WalEvent) {
+        match event {
+            WalEvent::Relation {
+                action,
+                spc,
+                db,
+                rel,
+                fork,
+                ..
+            } => self.relation((*spc, *db, *rel), *action == 2, *fork),
+            // Block by block (1) a database is made without removing what is there.
+            WalEvent::Database {
+                action, db, spc, ..
+            } if *action != 1 => {
+                self.removed.insert((*spc, *db));
+            }
+            _ => {}
+        }
+    }
+
+    fn relation(&mut self, relation: RelationName, is_creation: bool, fork: u8) {
+        match Fork(fork) {
+            Fork::INIT if is_creation => self.created.insert(relation),
+            Fork::MAIN => self.logged.insert(relation),
+            _ => false,
+        };
+    }
+
+    /// Adds what a record names; one that cannot be taken apart names nothing.
+    fn record(&mut self, record: &Record<'_>) {
+        let Ok(body) = record.body() else { return };
+        let name = |r: &Relation| (r.tablespace, r.database, r.number);
+        let _ = change::changes(record, &body, |change| match change {
+            Change::Create { relation, fork } => self.relation(name(&relation), true, fork.0),
+            Change::Block { relation, fork, .. } if fork == Fork::MAIN => {
+                self.relation(name(&relation), false, fork.0);
+            }
+            Change::Truncate { relation, .. } | Change::Drop(relation) => {
+                self.relation(name(&relation), false, Fork::MAIN.0);
+            }
+            Change::DatabaseCopy {
+                database,
+                tablespace,
+                ..
+            } => {
+                self.removed.insert((tablespace, database));
+            }
+            Change::DatabaseDrop {
+                database,
+                tablespaces,
+            } => {
+                let all = tablespaces.iter().map(|tablespace| (tablespace, database));
+                self.removed.extend(all);
+            }
+            _ => {}
+        });
+    }
+
+    fn add(&mut self, mut other: Named) {
+        self.created.append(&mut other.created);
+        self.logged.append(&mut other.logged);
+        self.removed.append(&mut other.removed);
+    }
+
+    fn unlogged(mut self) -> BTreeSet<RelationName> {
+        let (logged, removed) = (&self.logged, &self.removed);
+        self.created.retain(|(spc, db, rel)| {
+            !logged.contains(&(*spc, *db, *rel)) && !removed.contains(&(*spc, *db))
+        });
+        self.created
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::craft::{self, Craft};
+    use crate::pg::rmgr;
+    use crate::pg::segment::SegmentNumber;
+    use crate::pg::time::TimestampTz;
+    use crate::pg::version::Major;
+    use crate::repo::crafted;
+    use crate::repo::layout::ClusterLayout;
+    use crate::repo::repository::Repository;
+    use crate::wal::crafted::{repository, store_as};
+    use crate::wal::inventory::Inventory;
+
+    const SEGMENT: usize = 1 << 20;
+    const ONE: RelationName = (1663, 5, 16_384);
+    const TWO: RelationName = (1663, 5, 16_385);
+
+    fn relation(action: u8, (spc, db, rel): RelationName, fork: Fork) -> WalEvent {
+        WalEvent::Relation {
+            action,
+            spc,
+            db,
+            rel,
+            fork: fork.0,
+            block: 0,
+            xid: 7,
+        }
+    }
+
+    fn database(action: u8, db: u32) -> WalEvent {
+        WalEvent::Database {
+            action,
+            db,
+            spc: 1663,
+            xid: 7,
+        }
+    }
+
+    #[test]
+    fn t34_a_relation_is_left_out_that_wal_names_by_its_init_fork_alone() {
+        let init = || relation(2, ONE, Fork::INIT);
+        for (others, expected) in [
+            (vec![], true),
+            // Another relation, another database.
+            (vec![relation(0, TWO, Fork::MAIN), database(2, 6)], true),
+            // The other forks of an unlogged relation.
+            (vec![relation(2, ONE, Fork::FSM)], true),
+            // A database that is made block by block keeps what lies there.
+            (vec![database(1, 5)], true),
+            // The number was that of a permanent relation, or becomes that of one.
+            (vec![relation(0, ONE, Fork::MAIN)], false),
+            (vec![relation(1, ONE, Fork::MAIN)], false),
+            (vec![relation(2, ONE, Fork::MAIN)], false),
+            (vec![database(2, 5)], false),
+            (vec![database(0, 5)], false),
+        ] {
+            for is_before in [true, false] {
+                let mut named = Named::default();
+                if !is_before {
+                    named.event(&init());
+                }
+                others.iter().for_each(|event| named.event(event));
+                if is_before {
+                    named.event(&init());
+                }
+                let unlogged = named.unlogged();
+                assert_eq!(unlogged.contains(&ONE), expected, "{others:?}");
+                assert!(!unlogged.contains(&TWO));
+            }
+        }
+        // Without a creation of the init fork nothing is.
+        let mut named = Named::default();
+        named.event(&relation(2, ONE, Fork::VM));
+        assert!(named.unlogged().is_empty());
+    }
+
+    fn create(craft: &mut Craft, (spc, db, rel): RelationName, fork: Fork) -> Lsn {
+        let numbers = [spc, db, rel, u32::from(fork.0)].map(u32::to_le_bytes);
+        craft.main(rmgr::STORAGE, 0x10, 7, &numbers.concat()).1
+    }
+
+    /// A change of the first block of a main fork.
+    fn change(craft: &mut Craft, relation: RelationName) {
+        let block = craft::block_reference(0, Fork::MAIN.0, relation, 0, 0);
+        let payload = [block, craft::main_data(&[0; 3])].concat();
+        craft.record(rmgr::HEAP, 0x00, 7, &payload);
+    }
+
+    /// Three segments: `ONE` and `TWO` get their init forks in the first, the main fork of `TWO` is changed in the second, and a third relation
+    /// gets its init fork in the last. Returns the positions behind the first record and behind all.
+    fn wal() -> (Craft, Lsn, Lsn) {
+        let mut craft = Craft::new(Major::V17);
+        let first = create(&mut craft, ONE, Fork::INIT);
+        create(&mut craft, TWO, Fork::INIT);
+        craft.switch();
+        change(&mut craft, TWO);
+        craft.switch();
+        let last = create(&mut craft, (1663, 5, 16_386), Fork::INIT);
+        craft.switch();
+        (craft, first, last)
+    }
+
+    fn name(craft: &Craft, number: u64) -> SegmentName {
+        let size = craft.identity.segment_size;
+        SegmentNumber(number).name(craft.timeline, size).unwrap()
+    }
+
+    /// The answer to `ask` about the three segments up to a position.
+    fn asked<T>(
+        (repository, craft): (&Repository, &Craft),
+        until: Lsn,
+        ask: impl Fn(&Replayed<'_>) -> Result<T>,
+    ) -> T {
+        let inventory = Inventory::read(repository, "main", None).unwrap();
+        let rollup = Rollup::new(repository, &inventory, None).unwrap();
+        let replayed = Replayed {
+            rollup: &rollup,
+            segments: (1..=3).map(|number| name(craft, number)).collect(),
+            until,
+            host: &Host::still(TimestampTz(0), 1),
+        };
+        ask(&replayed).unwrap()
+    }
+
+    #[test]
+    fn t34_the_indexes_of_what_is_replayed_are_asked() {
+        let (craft, first, last) = wal();
+        let dir = tempfile::tempdir().unwrap();
+        let repository = repository(dir.path(), &craft);
+        let stored = (&repository, &craft);
+        let created = |until| asked(stored, until, |r| r.created());
+        assert_eq!(created(last).len(), 3);
+        assert_eq!(created(first), BTreeSet::from([ONE]));
+        assert!(created(craft.identity.start_lsn).is_empty());
+        let among = BTreeSet::from([ONE, TWO]);
+        let unlogged = |until| asked(stored, until, |r| r.unlogged(&among));
+        assert_eq!(unlogged(last), BTreeSet::from([ONE]));
+        assert!(unlogged(craft.identity.start_lsn).is_empty());
+    }
+
+    #[test]
+    fn t34_records_tell_what_an_index_does_not_and_damage_tells_nothing() {
+        let (craft, _, last) = wal();
+        let dir = tempfile::tempdir().unwrap();
+        let (repository, registration) = crafted::create(dir.path(), &craft);
+        for (n, segment) in (1..).zip(craft.bytes.chunks(SEGMENT)) {
+            store_as(&repository, &craft, (n, segment), n < 3);
+        }
+        let layout = ClusterLayout::new("main", registration.system_identifier).unwrap();
+        let third = dir.path().join(layout.segment(name(&craft, 3)).as_str());
+        std::fs::remove_file(&third).unwrap();
+        std::fs::write(&third, "no segment").unwrap();
+        let among = BTreeSet::from([ONE, TWO]);
+        let stored = (&repository, &craft);
+        assert_eq!(asked(stored, last, |r| r.created()), among);
+        let unlogged = asked(stored, last, |r| r.unlogged(&among));
+        assert_eq!(unlogged, BTreeSet::from([ONE]));
+    }
+}
