@@ -211,7 +211,8 @@ fn transaction(random: &mut Random, out: &mut String) {
         out,
         "SET string:{n} x\nLPUSH string:{n} wrong\nSADD set:{n} right"
     );
-    out.push_str(random.pick(&["EXEC\n", "EXEC\n", "DISCARD\n"]));
+    let end = *random.pick(&["EXEC\n", "EXEC\n", "DISCARD\n"]);
+    out.push_str(end);
 }
 
 /// Whole databases change.
