@@ -3,6 +3,7 @@
 //! PostgreSQL: src/include/storage/bufpage.h, checksum_impl.h; src/backend/backup/basebackup.c (verify_page_checksum).
 
 use crate::pg::lsn::Lsn;
+use crate::pg::zeros::is_zero;
 
 /// Bytes before the line pointers.
 pub const PAGE_HEADER_SIZE: usize = 24;
@@ -78,11 +79,6 @@ pub fn items(page: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         let item = page.get(start..start + length).filter(|_| is_normal)?;
         Some((number, item))
     })
-}
-
-/// Whether every byte of the page is zero.
-pub fn is_zeroed(page: &[u8]) -> bool {
-    page.iter().all(|&byte| byte == 0)
 }
 
 const LANES: usize = 32;
@@ -170,7 +166,7 @@ pub fn check(page: &[u8], block: u32, backup_start: Option<Lsn>) -> PageState {
         };
     };
     if header.is_new() {
-        return if is_zeroed(page) {
+        return if is_zero(page) {
             PageState::New
         } else {
             PageState::NewNotZero

@@ -40,3 +40,4 @@ pub mod timeline;
 pub mod version;
 pub mod xact;
 pub mod xlog;
+pub mod zeros;

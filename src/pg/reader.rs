@@ -30,6 +30,7 @@ use super::segment::SegmentSize;
 use super::timeline::TimelineId;
 use super::version::Version;
 use super::xlog;
+use super::zeros::is_zero;
 
 pub use super::finding::{Finding, FindingKind};
 pub use super::summary::{Fragment, SegmentEnd, SegmentSummary};
@@ -701,13 +702,6 @@ impl Reader {
 #[inline]
 fn align8(n: usize) -> usize {
     (n + 7) & !7
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    // In steps that the compiler turns into wide instructions.
-    bytes
-        .chunks(256)
-        .all(|c| c.iter().fold(0u8, |a, b| a | b) == 0)
 }
 
 #[cfg(test)]

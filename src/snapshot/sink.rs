@@ -17,6 +17,7 @@ use super::pipeline::Slot;
 use super::writer::Shared;
 use crate::err;
 use crate::error::Result;
+use crate::pg::zeros::is_zero;
 use crate::repo::varint::{self, Reader};
 
 /// A frame of whole files is closed before it grows beyond this.
@@ -724,10 +725,4 @@ fn add_extent(extents: &mut Vec<Extent>, file: &FileKey, position: u64, length: 
         true => extent_bytes(file),
         false => 0,
     }
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    // Nearly every page shows in its first words that it is not.
-    let (words, rest) = page.as_chunks::<32>();
-    words.iter().all(|w| *w == [0; 32]) && rest.iter().all(|b| *b == 0)
 }

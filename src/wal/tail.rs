@@ -4,6 +4,7 @@
 use super::index::{Summary, flag};
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::pg::zeros::is_zero;
 
 /// Length of the marker that pitr 0.1 wrote into the last bytes of what it padded.
 const LONG: usize = 40;
@@ -77,14 +78,6 @@ impl Tail {
         }
         Ok(zeros || marked)
     }
-}
-
-/// Whether all bytes are zero. Pages are compared at once: most of a switched segment is padding.
-fn is_zero(piece: &[u8]) -> bool {
-    const ZEROS: [u8; 4096] = [0; 4096];
-    piece
-        .chunks(ZEROS.len())
-        .all(|page| ZEROS.starts_with(page))
 }
 
 /// Whether the bytes at `position` are zeros, but for the marker, which begins at `at`.
