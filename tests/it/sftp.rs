@@ -197,7 +197,7 @@ fn s20_whatever_answer_is_lost_a_small_object_is_created_whole() {
     put(&store, &key("first"), b"x").unwrap();
     for n in 0..16_u64 {
         let name = key(&format!("d/{n}"));
-        // An answer has some eighty bytes: the one to each step of the write is lost once. Where it is that to the sync, another file is written.
+        // An answer has some eighty bytes: the one to each step of the write is lost once. After a lost answer to the sync another file is written.
         proxy.cut_after(Way::ToClient, n * 48);
         let published = put(&store, &name, b"content").unwrap();
         assert_eq!(published, Published::Created, "{n}");
