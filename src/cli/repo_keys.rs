@@ -112,7 +112,7 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
     }
     if let Some(threshold) = args.threshold {
         cx.out.line(&format!(
-            "\nAny {threshold} of the {} shares open the key: print each, give each to another person, and delete the files. Until then whoever reads this directory has the key. \"pitr repo join\" gives the key back.",
+            "\nAny {threshold} of the {} shares open the key: print each share, and give each to another person. Then delete the files: together they are the key. \"pitr repo join\" gives the key back.",
             made.shares.len()
         ))?;
     }

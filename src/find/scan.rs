@@ -905,12 +905,12 @@ impl NameWalk<'_> {
             let Some(name) = scan.name(at) else {
                 continue;
             };
-            let files = self.story.catalogs.own_files.clone();
-            let is_changed = scan.changes_names(name, &files);
+            let files = &self.story.catalogs.own_files;
+            let is_changed = scan.changes_names(name, files);
             if scan.tolerate(at, is_changed)? != Some(true) {
                 continue;
             }
-            let digest = scan.decode_part(at, &files, false, (self.from, to));
+            let digest = scan.decode_part(at, files, false, (self.from, to));
             if let Some(digest) = scan.tolerate(at, digest)? {
                 self.story.take(digest);
             }

@@ -48,9 +48,7 @@ impl<'a> Lists<'a> {
     /// first one behind it.
     pub fn files_at(&mut self, lsn: Lsn) -> FilesFrom {
         let (mut files, mut from) = (CatalogFiles::default(), Lsn(0));
-        let backups = self.inventory.backups.iter();
-        let (before, behind): (Vec<&Backup>, Vec<&Backup>) =
-            backups.partition(|b| b.stop_lsn <= lsn);
+        let (before, behind) = self.around(lsn);
         for backup in before.into_iter().rev() {
             if let Some(names) = self.names(&backup.id) {
                 files.add_all(&names.files);
@@ -74,9 +72,7 @@ impl<'a> Lists<'a> {
             let database = event.database.as_ref().is_none_or(|d| d.name.is_some());
             database && event.relation.as_ref().is_none_or(Relation::is_named)
         };
-        let backups = self.inventory.backups.iter();
-        let (before, behind): (Vec<&Backup>, Vec<&Backup>) =
-            backups.partition(|b| b.stop_lsn <= event.target_lsn);
+        let (before, behind) = self.around(event.target_lsn);
         for backup in before.into_iter().rev().chain(behind) {
             if is_complete(event) {
                 break;
@@ -92,17 +88,14 @@ impl<'a> Lists<'a> {
 
     /// Whether the last list before an event and the first one behind it name it alike; `live` stands behind the last list.
     pub fn agree(&mut self, event: &Event, live: Option<&Names>) -> bool {
-        let backups = &self.inventory.backups;
-        let is_before = |b: &&Backup| b.stop_lsn <= event.target_lsn;
-        let before = backups.iter().rev().find(is_before).map(|b| b.id.clone());
-        let behind = backups.iter().find(|b| !is_before(b)).map(|b| b.id.clone());
+        let (before, behind) = self.around(event.target_lsn);
         let named = |names: Option<&Names>| {
             let mut named = event.clone();
             names?.complete(&mut named).then_some(named)
         };
-        let before = before.and_then(|id| named(self.names(&id)));
-        let behind = match behind {
-            Some(id) => named(self.names(&id)),
+        let before = before.last().and_then(|b| named(self.names(&b.id)));
+        let behind = match behind.first() {
+            Some(b) => named(self.names(&b.id)),
             None => named(live),
         };
         let is_complete = |e: &Event| {
@@ -110,6 +103,12 @@ impl<'a> Lists<'a> {
             database && e.relation.as_ref().is_none_or(|r| r.schema.is_some())
         };
         before.is_some_and(|e| is_complete(&e) && behind == Some(e))
+    }
+
+    /// The backups that end before a position, and those behind it.
+    fn around(&self, lsn: Lsn) -> (Vec<&'a Backup>, Vec<&'a Backup>) {
+        let backups = self.inventory.backups.iter();
+        backups.partition(|b| b.stop_lsn <= lsn)
     }
 
     fn names(&mut self, id: &BackupId) -> Option<&Names> {

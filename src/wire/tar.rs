@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::manifest::is_safe_relative_path;
+use crate::pg::zeros::is_zero;
 
 /// Headers and the padding of content come in blocks of this size.
 pub const TAR_BLOCK_SIZE: usize = 512;
@@ -157,7 +158,7 @@ impl TarReader {
             return Ok(None);
         };
         self.header.clear();
-        if header.iter().all(|&byte| byte == 0) {
+        if is_zero(&header) {
             self.state = if self.state == State::OneZeroBlock {
                 State::End
             } else {

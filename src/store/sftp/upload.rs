@@ -165,17 +165,17 @@ impl NewObject for Upload {
         self.check_whole()?;
         let rest = std::mem::take(&mut self.buffer);
         let is_small = self.flying.is_none() && self.file.taken().0 == 0;
-        let mut published = self.finish(rest.clone());
-        // A file of its own, with a sync of its own, proves what the first one cannot.
-        for _ in 0..RENEWALS {
-            if !is_small || !self.file.is_unknown.load(Ordering::Relaxed) {
-                break;
+        let mut renewals = 0..RENEWALS;
+        loop {
+            let published = self.finish(rest.clone());
+            let is_unknown = self.file.is_unknown.load(Ordering::Relaxed);
+            if !is_small || !is_unknown || renewals.next().is_none() {
+                return published;
             }
+            // A file of its own, with a sync of its own, proves what the first one cannot.
             let (place, key) = (Arc::clone(&self.file.place), self.file.key.clone());
             *self = Upload::begin(&place, &key)?;
-            published = self.finish(rest.clone());
         }
-        published
     }
 }
 
