@@ -5,8 +5,8 @@ FUZZ_SECONDS ?= 600
 # Arguments of benches/compare, e.g. BENCH='--only push,fetch'.
 BENCH ?=
 SHELL := /bin/bash
-# Tests wait more than they compute: for servers, for time limits, for faults.
-export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
+# Tests wait for half of their time: for servers, for time limits, for faults.
+export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
