@@ -5,7 +5,7 @@ FUZZ_SECONDS ?= 600
 # Arguments of benches/compare, e.g. BENCH='--only push,fetch'.
 BENCH ?=
 SHELL := /bin/bash
-# Tests wait for half of their time: for servers, for time limits, for faults.
+# Tests wait more than they compute, for servers, for time limits, for faults: two and a half of them keep a processor busy.
 export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
