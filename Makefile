@@ -50,7 +50,7 @@ test-volumes: ## volumes of Docker as a source of files, with their containers s
 
 test-page: ## the agent's status page in Chromium: what it shows, by keyboard, on a telephone, light and dark, with 1 000 backups (PITR_PAGE_PICTURES=docs/images takes the pictures)
 	scripts/get-tools test
-	$(CARGO) build --bin pitr
+	$(CARGO) test --test it --no-run
 	scripts/test-page
 
 manifests: ## docker/kubernetes against the schemas of Kubernetes, which pip fetches once (120 MB)
