@@ -27,9 +27,11 @@ build: ## the three release programs, in target/release
 # ARCH=aarch64 makes packages for that processor, and tests them under qemu.
 ARCH ?=
 dist: ## tarball, .deb and .rpm in target/dist, for every distribution since glibc 2.31 (as root, with debootstrap; ARCH=aarch64)
+	scripts/get-tools packages
 	scripts/dist $(addprefix --arch ,$(ARCH))
 
 test-packages: ## the .deb in fresh roots of Debian 12 and 13: installed, archived, backed up, restored (as root, after make dist; ARCH=aarch64)
+	scripts/get-tools packages
 	scripts/test-packages $(addprefix --arch ,$(ARCH))
 
 test-failover: ## docs/repmgr.md with Debian's repmgr and pg_auto_failover: the primary dies under load, and comes back (as root, after make dist)
