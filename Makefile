@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption heal-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -75,7 +75,7 @@ OLDER_REDIS := redis6 redis7 valkey8 valkey9
 CHOSEN_REDIS = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 4 + 1 ))),$(OLDER_REDIS))
 CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
 GROUP1 := redis::rounds:: files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05 agent::j01 corruption::tm5 limits::b16_processes
-GROUP2 := lives::histories:: oracle:: soak:: restore_faults:: agent_claims::j10 absence::f18
+GROUP2 := lives::histories:: oracle:: soak:: restore_faults:: agent_claims::j10 agent_week:: absence::f18
 GROUP3 := incremental::resume:: incremental::write_only:: incremental::compact:: heal::campaign:: drain_s3::p20 sftp:: restore_replace::t21 redis::into:: incremental::need::
 # Shifted with every round of the majors, so that each group meets each of them.
 GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 3 + 1 ))),1 2 3),$(GROUP$(n)))
@@ -179,6 +179,12 @@ patroni: ## 50 rounds: the leader of three nodes under Patroni dies under load, 
 	scripts/get-tools test
 	scripts/get-postgres
 	PATRONI_ROUNDS=$${PATRONI_ROUNDS:-50} PATRONI_SEED=$${PATRONI_SEED:-$$RANDOM} $(CARGO) test --test it -- patroni:: --nocapture
+
+agent-week: ## a simulated week of two agents in ten minutes, killed 500 times: no run and no alert is lost or comes twice, nothing wrong looks green
+	scripts/get-tools test
+	scripts/get-postgres 17
+	PITR_AGENT_KILLS=$${PITR_AGENT_KILLS:-500} PITR_AGENT_SECONDS=$${PITR_AGENT_SECONDS:-600} PITR_AGENT_SEED=$${PITR_AGENT_SEED:-$$RANDOM} \
+	$(CARGO) test --test it -- agent_week:: --nocapture
 
 # What has passed stands in LIVES_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
 lives: ## 2 000 random histories of two to four lives of one cluster; every backup is of one life, and nothing that is called safe is lost

@@ -27,6 +27,10 @@ pub struct Shown {
     pub last_status: Option<i32>,
     /// Whether it went well; none while it runs, and before the first one.
     pub last_success: Option<bool>,
+    /// Whether its last end was a failure, also while it runs again.
+    pub failing: bool,
+    /// The time at which it was due, where it has not begun two minutes later.
+    pub overdue_since: Option<TimestampTz>,
     /// The end of what it printed.
     pub last_output: Option<String>,
     /// The host whose agent had the last run, where it is another one.
@@ -68,6 +72,8 @@ fn show(command: &str, planned: &Planned, state: Option<&JobState>, now: Timesta
         last_success: last
             .filter(|run| is_over && !run.is_elsewhere())
             .map(Run::is_success),
+        failing: state.is_some_and(|state| planned.failure(now, state).is_some()),
+        overdue_since: state.and_then(|state| planned.missed(now, state)),
         last_output: ended
             .map(|e| e.said.clone())
             .filter(|said| !said.is_empty()),

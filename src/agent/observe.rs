@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::alert::{self, condition};
+use super::alert::{self, Notices, condition};
 use super::load::Loaded;
 use super::observed;
 use crate::behalf;
@@ -25,7 +25,7 @@ pub fn file(state_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Those of [`metrics::collect`] and of the files, behind the deliveries.
-pub fn observe(session: &Session, loaded: &Loaded) -> Result<()> {
+pub fn observe(session: &Session, loaded: &Loaded, notices: &Notices) -> Result<()> {
     let (settings, state_dir) = (&loaded.settings, &loaded.state_dir);
     fault::pause("look");
     let mut metrics = metrics::collect(session, &[])?;
@@ -35,13 +35,13 @@ pub fn observe(session: &Session, loaded: &Loaded) -> Result<()> {
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
     let kept = [metrics.uncounted.take().map_or(Ok(()), Err), exposed, noted];
-    let mut conditions = alert::conditions(session, loaded, &metrics);
+    let mut conditions = alert::conditions(session, loaded, &metrics, notices);
     conditions.extend(condition::of_state(&kept));
     let written = observed::write(session, settings, state_dir, (&metrics, &conditions));
     if kept.iter().all(Result::is_ok) {
         conditions.extend(condition::of_state(std::slice::from_ref(&written)));
     }
-    let told = alert::tell(session, settings, state_dir, conditions);
+    let told = alert::tell(session, settings, notices, conditions);
     kept.into_iter().chain([written, told]).collect()
 }
 
@@ -49,7 +49,7 @@ pub fn observe(session: &Session, loaded: &Loaded) -> Result<()> {
 ///
 /// # Errors
 /// Those of the file of notices.
-pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
-    let conditions = alert::unseen(session, loaded);
-    alert::tell(session, &loaded.settings, &loaded.state_dir, conditions)
+pub fn given_up(session: &Session, loaded: &Loaded, notices: &Notices) -> Result<()> {
+    let conditions = alert::unseen(session, loaded, notices);
+    alert::tell(session, &loaded.settings, notices, conditions)
 }

@@ -131,7 +131,7 @@ impl Planned {
 
     /// The time at which it was due again, of a run that goes on for hours.
     pub fn overrun(&self, now: TimestampTz, state: &JobState) -> Option<TimestampTz> {
-        let last = state.runs.last().filter(|run| is_going(run, state))?;
+        let last = state.runs.last().filter(|run| state.is_going(run))?;
         let due = self.next(
             last.id
                 .scheduled
@@ -144,8 +144,7 @@ impl Planned {
 
     /// The newest end of it that is trouble. A job that runs always is none while it runs, unless it fails again and again.
     pub fn failure<'s>(&self, now: TimestampTz, state: &'s JobState) -> Option<&'s Run> {
-        let is_over = |run: &&Run| !run.is_elsewhere() && !is_going(run, state);
-        let last = state.runs.iter().rfind(is_over)?;
+        let last = state.newest_over()?;
         let is_told = match self.trigger {
             Trigger::Always => !state.is_running || fails_again(now, state),
             _ => true,
@@ -192,16 +191,11 @@ fn is_short(run: &Run) -> bool {
     took.unwrap_or_default() < SHORT
 }
 
-/// Whether it is the run that is under way.
-fn is_going(run: &Run, state: &JobState) -> bool {
-    state.is_running && run.ended.is_none() && state.runs.last() == Some(run)
-}
-
 /// Whether the newest runs failed soon, and the one that is under way has not gone on for longer yet.
 fn fails_again(now: TimestampTz, state: &JobState) -> bool {
     let is_young = |run: &Run| now.duration_since(run.begun.started) < Some(SHORT);
     let (going, over): (Vec<&Run>, Vec<&Run>) =
-        state.runs.iter().partition(|run| is_going(run, state));
+        state.runs.iter().partition(|run| state.is_going(run));
     let failed = over.iter().rev().take(FAILURES);
     let failed = failed.filter(|run| is_short(run) && !run.is_success());
     failed.count() == FAILURES && going.into_iter().all(is_young)

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::alert::Notices;
 use super::load::{self, Check, Loaded};
 use super::page::Page;
 use super::scheduler;
@@ -24,6 +25,7 @@ use crate::lock;
 use crate::operate::counters::make;
 use crate::operate::runs::{JobState, RunId, Runs};
 use crate::operate::session::Session;
+use crate::operate::sets::FOLLOWS;
 use crate::process;
 
 /// The lock of the agent, below `state_dir`.
@@ -63,6 +65,8 @@ struct Agent<'a> {
     /// Lookers that were killed, and are not gone yet.
     given_up: Vec<Child>,
     observed: Option<Instant>,
+    /// The notices that were taken, which looks keep there, too.
+    notices: Option<File>,
     /// Trouble that was reported, so that it is reported once.
     troubles: BTreeMap<String, String>,
 }
@@ -99,6 +103,7 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
         observing: None,
         given_up: Vec::new(),
         observed: None,
+        notices: Notices::memory(),
         troubles: BTreeMap::new(),
     };
     (requests.status)(&agent.line());
@@ -272,11 +277,15 @@ impl Agent<'_> {
 
     fn look(&mut self, how: &[&str]) {
         self.observed = Some(Instant::now());
+        let memory = self.notices.as_ref().and_then(|file| file.try_clone().ok());
         let started = child::command(&self.loaded.settings).and_then(|mut command| {
             command
                 .args(["agent", "observe"])
                 .args(how)
-                .stdin(Stdio::null())
+                .args(memory.is_some().then_some("--remember"))
+                // Beside the look of the next agent it would tell what was wrong before.
+                .env(FOLLOWS, std::process::id().to_string())
+                .stdin(memory.map_or_else(Stdio::null, Stdio::from))
                 .stdout(Stdio::null());
             command
                 .spawn()

@@ -1,12 +1,15 @@
 //! `pitr agent`.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::Context;
 use super::notify::Notify;
 use super::output::{Align, Table};
+use crate::agent::alert::Notices;
 use crate::agent::child::{self, Done};
 use crate::agent::jobs::{self, Shown};
 use crate::agent::supervise::{self, Requests};
@@ -48,7 +51,7 @@ pub enum Command {
     },
     /// Show the jobs: how they went, and when they run next
     ///
-    /// Exit status: 0 well, 1 when the last run of a job failed.
+    /// Exit status: 0 well, 1 when a job failed last, also while it runs again, and when one is overdue.
     Status,
     #[command(hide = true)]
     Exec {
@@ -62,6 +65,9 @@ pub enum Command {
     Observe {
         #[arg(long)]
         given_up: bool,
+        /// Notices that were taken stand in the memory that is the standard input
+        #[arg(long)]
+        remember: bool,
     },
 }
 
@@ -76,11 +82,19 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             scheduled,
             attempt,
         }) => exec(cx, job, *scheduled, *attempt),
-        Some(Command::Observe { given_up }) => {
+        Some(Command::Observe { given_up, remember }) => {
+            if super::caller(&cx.session.environment)
+                .is_some_and(|caller| !super::is_parent(caller))
+            {
+                return Err(err!(Interrupted, "the agent is gone"));
+            }
             let loaded = load::load(&cx.session, &is_command)?;
+            let memory = remember.then(|| std::io::stdin().as_fd().try_clone_to_owned());
+            let memory = memory.and_then(|copy| copy.ok().map(File::from));
+            let notices = Notices::of(&loaded.state_dir, memory);
             match given_up {
-                true => observe::given_up(&cx.session, &loaded)?,
-                false => observe::observe(&cx.session, &loaded)?,
+                true => observe::given_up(&cx.session, &loaded, &notices)?,
+                false => observe::observe(&cx.session, &loaded, &notices)?,
             }
             Ok(exit::SUCCESS)
         }
@@ -207,7 +221,10 @@ fn status(cx: &Context) -> Result<u8> {
         }
     }
     Ok(
-        match shown.iter().any(|job| job.last_success == Some(false)) {
+        match shown
+            .iter()
+            .any(|job| job.failing || job.overdue_since.is_some())
+        {
             true => exit::CRITICAL,
             false => exit::SUCCESS,
         },
@@ -228,6 +245,7 @@ fn print(cx: &Context, agent_runs: bool, shown: &[Shown]) -> Result<()> {
     ]);
     for job in shown {
         let result = match (job.running, job.last_success, job.last_status) {
+            (true, _, _) if job.failing => "runs again, failed before".to_owned(),
             (true, _, _) => "running".to_owned(),
             (_, Some(true), _) => "ok".to_owned(),
             (_, Some(false), Some(status)) => format!("failed, status {status}"),
@@ -236,6 +254,10 @@ fn print(cx: &Context, agent_runs: bool, shown: &[Shown]) -> Result<()> {
                 Some(host) => format!("ran on {host}"),
                 None => "never ran".to_owned(),
             },
+        };
+        let result = match job.overdue_since {
+            Some(due) => format!("overdue since {}; {result}", human::time(due)),
+            None => result,
         };
         table.row([
             job.name.clone(),

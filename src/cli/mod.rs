@@ -314,21 +314,26 @@ pub fn main() -> u8 {
 
 /// Ends with the process that started this one as a step of its own, where it says so: a step does not outlive its run.
 fn follow(environment: &Environment) {
-    use rustix::process::{Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
-    let caller = environment.get(FOLLOWS).and_then(|text| text.to_str());
-    let Some(caller) = caller.and_then(|text| text.parse::<i32>().ok()) else {
+    use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
+    // A process that this one starts inherits the variable, and is not meant.
+    let Some(caller) = caller(environment).filter(|caller| is_parent(*caller)) else {
         return;
     };
-    let is_parent = || getppid().map(|p| p.as_raw_nonzero().get()) == Some(caller);
-    // A process that this one starts inherits the variable, and is not meant.
-    if !is_parent() {
-        return;
-    }
     let follows = set_parent_process_death_signal(Some(Signal::KILL));
-    if follows.is_err() || !is_parent() {
+    if follows.is_err() || !is_parent(caller) {
         // The caller is gone already: this is what the signal would have done.
         let _ = kill_process(getpid(), Signal::KILL);
     }
+}
+
+/// The process that wants this one, or the one that started it, to end with it.
+fn caller(environment: &Environment) -> Option<i32> {
+    let caller = environment.get(FOLLOWS).and_then(|text| text.to_str());
+    caller.and_then(|text| text.parse().ok())
+}
+
+fn is_parent(pid: i32) -> bool {
+    rustix::process::getppid().map(|p| p.as_raw_nonzero().get()) == Some(pid)
 }
 
 /// Allows as many open files as the host lets this process have. A backup of a long chain has hundreds of layers and packs, each with a file.

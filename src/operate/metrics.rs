@@ -408,12 +408,7 @@ fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: Tim
         };
         let labels = [("job_name", job.name.as_str())];
         all.add(&JOB_RUNNING, &labels, flag(state.is_running));
-        let over = state
-            .runs
-            .iter()
-            .rev()
-            .filter(|run| !run.is_elsewhere())
-            .find(|run| run.ended.is_some() || !state.is_running);
+        let over = state.newest_over();
         let result = over.map(|run| flag(!run.is_success()));
         all.add_known(&JOB_RESULT, &labels, result);
         let success = state.runs.iter().rfind(|run| run.is_success());

@@ -121,6 +121,19 @@ pub struct JobState {
     pub ahead: usize,
 }
 
+impl JobState {
+    /// Whether it is the run that is under way. An older one without its end was killed.
+    pub fn is_going(&self, run: &Run) -> bool {
+        self.is_running && run.ended.is_none() && self.runs.last() == Some(run)
+    }
+
+    /// The newest run that is over, of those that were this host's.
+    pub fn newest_over(&self) -> Option<&Run> {
+        let is_over = |run: &&Run| !run.is_elsewhere() && !self.is_going(run);
+        self.runs.iter().rfind(is_over)
+    }
+}
+
 /// The runs of one job.
 pub struct Runs {
     place: PathBuf,
@@ -406,6 +419,39 @@ mod tests {
         drop(held);
         let state = runs.state(now).unwrap();
         assert!(!state.is_running && state.runs[0].is_success());
+    }
+
+    #[test]
+    fn a_run_that_was_killed_is_the_newest_that_is_over_while_another_one_runs() {
+        let at = time("2026-11-20T02:00:00Z");
+        let run = |minutes: u64, status: Option<i32>| Run {
+            id: RunId {
+                scheduled: at.saturating_add(Duration::from_secs(minutes * 60)),
+                attempt: 0,
+            },
+            begun: Begun {
+                started: at,
+                pid: 1,
+                tick: None,
+            },
+            ended: status.map(|status| Ended {
+                ended: at,
+                status: Some(status),
+                said: String::new(),
+                elsewhere: None,
+                is_over_time: false,
+            }),
+        };
+        let mut state = JobState {
+            since: at,
+            is_running: true,
+            runs: vec![run(0, Some(0)), run(1, None), run(2, None)],
+            ahead: 0,
+        };
+        assert!(state.is_going(&run(2, None)) && !state.is_going(&run(1, None)));
+        assert_eq!(state.newest_over(), Some(&run(1, None)));
+        state.is_running = false;
+        assert_eq!(state.newest_over(), Some(&run(2, None)));
     }
 
     #[test]

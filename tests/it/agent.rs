@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::common::{Cluster, PATIENCE, Program, Running, Sandbox, pitr, wait_until};
 
@@ -527,6 +528,106 @@ fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
     agent.wait().success().expect_stderr("is given up");
     let is_ended = |line: &str| line.contains("resolved") && line.contains("aux/files/up");
     assert!(!told().lines().any(is_ended), "{}", told());
+}
+
+#[test]
+fn j11_a_look_ends_with_its_agent() {
+    let heard = Sandbox::new("heard");
+    let sink = format!(
+        "[alerts.out]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> {}\"]\n",
+        heard.dir("out").join("alerts").display()
+    );
+    let host = Host::new(&sink);
+    let hangs = host.sandbox.join("hangs");
+    let pause = format!("look={}", hangs.display());
+    let agent = host
+        .pitr()
+        .env("PITR_FAULT_PAUSE", pause)
+        .arg("agent")
+        .spawn();
+    wait_until(PATIENCE, "it looks", || hangs.exists());
+    drop(agent);
+    std::fs::remove_file(&hangs).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!host.sandbox.join("state/metrics.prom").exists());
+    assert!(!heard.join("out/alerts").exists());
+    // One whose agent was gone before it began does nothing, either.
+    host.pitr()
+        .env("PITR_FOLLOWS", "1")
+        .args(["agent", "observe"])
+        .run()
+        .expect_stderr("the agent is gone");
+    assert!(!heard.join("out/alerts").exists());
+}
+
+#[test]
+fn j13_a_job_that_is_overdue_or_failed_and_runs_again_does_not_look_well() {
+    let job = "[jobs.look]\nrun = \"repo show\"\nschedule = \"0 * * * *\"\n";
+    let host = Host::new(job).hastened(SPRING, 1800);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it went well once", || {
+        host.job("look")["last_success"] == true
+    });
+    drop(agent);
+    wait_until(PATIENCE, "it is overdue", || {
+        host.job("look")["overdue_since"].is_string()
+    });
+    let status = || host.pitr().args(["agent", "status"]).run();
+    assert_eq!(host.job("look")["failing"], false);
+    status().expect_code(1).expect_stdout("overdue since");
+
+    // It fails once, and then goes on for long.
+    let sandbox = Sandbox::new("again");
+    let mark = sandbox.dir("out").join("mark");
+    let host = Host::new(&format!(
+        "[files.slow]\nsource = \"command\"\ncommand = [\"sh\", \"-c\", \"test -e {0} && exec sleep 600; touch {0}; exit 1\"]\nidentity = \"x\"\n[jobs.slow]\nrun = \"files backup slow\"\nschedule = \"0 0 1 1 *\"\n",
+        mark.display()
+    ));
+    let run_now = host.pitr().args(["agent", "run", "slow"]);
+    assert_ne!(run_now.run().code(), 0);
+    assert_eq!(host.job("slow")["failing"], true);
+    let again = run_now.spawn();
+    wait_until(PATIENCE, "it runs again", || {
+        host.job("slow")["running"] == true
+    });
+    let job = host.job("slow");
+    let shown = [&job["failing"], &job["last_success"]];
+    assert_eq!(shown, [&Value::from(true), &Value::Null]);
+    let status = host.pitr().args(["agent", "status"]).run();
+    status.expect_code(1).expect_stdout("failed before");
+    again.signal(Signal::TERM);
+    again.wait();
+}
+
+#[test]
+fn j14_a_disk_that_takes_nothing_makes_nobody_hear_everything_in_each_look() {
+    let host = Host::new("");
+    let heard = host.sandbox.dir("heard").join("alerts");
+    let sink = format!(
+        "[alerts.out]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]\n",
+        heard.display()
+    );
+    host.reconfigure("[agent]\n", &format!("{sink}[agent]\ninterval = \"1s\"\n"));
+    // Nobody replaces a directory that is not empty by a file.
+    let place = host.sandbox.dir("state/alerts.json/in");
+    let told = |event: &str, id: &str| {
+        let text = std::fs::read_to_string(&heard).unwrap_or_default();
+        let is_meant = |line: &&str| line.contains(event) && line.contains(&format!("\"{id}"));
+        text.lines().filter(is_meant).count()
+    };
+    let _agent = host.agent();
+    wait_until(PATIENCE, "it is told", || {
+        told("\"new\"", "agent/state") > 0
+    });
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(told("\"new\"", "agent/state"), 1);
+    assert_eq!(told("\"new\"", "aux/files/up"), 1);
+    std::fs::remove_dir(&place).unwrap();
+    std::fs::remove_dir(place.parent().unwrap()).unwrap();
+    wait_until(PATIENCE, "its end is told", || {
+        told("\"resolved\"", "agent/state") == 1
+    });
+    assert_eq!(told("\"new\"", "agent/state"), 1);
 }
 
 #[test]

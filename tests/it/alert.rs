@@ -469,6 +469,29 @@ fn j08_a_server_that_never_answers_is_given_up() {
 }
 
 #[test]
+fn j12_a_sink_that_hangs_is_asked_once_in_a_look_and_the_others_hear_of_everything() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let web = Web::start();
+    let host = Host::new(&format!(
+        "[alerts.dead]\nkind = \"webhook\"\nurl = \"http://{}/\"\n[alerts.hook]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        listener.local_addr().unwrap(),
+        web.url()
+    ));
+    let run = host
+        .pitr()
+        .env("PITR_FAULT_SECONDS", "1")
+        .args(["agent", "observe"])
+        .run()
+        .success();
+    assert!(run.stderr.contains("has not answered for 1 s"), "{run}");
+    let heard = web.take();
+    assert!(heard.len() >= 2, "{heard:?}");
+    listener.set_nonblocking(true).unwrap();
+    let asked = std::iter::from_fn(|| listener.accept().ok()).count();
+    assert_eq!(asked, 1, "for {} notices", heard.len());
+}
+
+#[test]
 fn no_sink_is_an_error_of_the_test_alone() {
     let host = Host::new("");
     host.observe();

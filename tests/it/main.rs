@@ -14,6 +14,7 @@ mod common;
 mod absence;
 mod agent;
 mod agent_claims;
+mod agent_week;
 mod alert;
 mod archive;
 mod archive_faults;

@@ -10,7 +10,12 @@ mod mail;
 pub mod payload;
 pub mod sink;
 
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use rustix::fs::MemfdFlags;
 
 use self::decide::{Book, Condition, Event, Notice};
 use super::load::Loaded;
@@ -18,12 +23,74 @@ use crate::behalf;
 use crate::config::{Settings, Severity, Sink};
 use crate::durable;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::operate::metrics::Metrics;
 use crate::operate::session::Session;
 
 /// The file of the notices that were taken, below `state_dir`.
 const FILE: &str = "alerts.json";
+
+/// The notices that were taken: in a file, and in memory that the agent lends to each look. A full disk makes nobody hear everything in each look.
+pub struct Notices {
+    path: PathBuf,
+    memory: Option<File>,
+}
+
+impl Notices {
+    /// Those of a directory, and of the agent's memory.
+    pub fn of(state_dir: &Path, memory: Option<File>) -> Notices {
+        Notices {
+            path: state_dir.join(FILE),
+            memory,
+        }
+    }
+
+    /// A memory for [`Notices::of`], which is empty; none where the system has none.
+    pub fn memory() -> Option<File> {
+        let made = rustix::fs::memfd_create("pitr-notices", MemfdFlags::CLOEXEC);
+        made.ok().map(File::from)
+    }
+
+    /// Reads them. A file that is damaged or cannot be read is given up: each sink gets all of them once more, and nothing is lost.
+    fn read(&self, session: &Session) -> Book {
+        if let Some(book) = self.memory.as_ref().and_then(remembered) {
+            return book;
+        }
+        let given_up = |e: &dyn std::fmt::Display| {
+            session.warn(&format!(
+                "\"{}\" cannot be read, and every alert is sent again: {e}",
+                self.path.display()
+            ));
+            Book::default()
+        };
+        match behalf::read(&self.path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| given_up(&e)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Book::default(),
+            Err(e) => given_up(&e),
+        }
+    }
+
+    fn write(&self, book: &Book, session: &Session) -> Result<()> {
+        let text = serde_json::to_vec(book)
+            .map_err(|e| err!(Internal, "alerts cannot be written").source(e))?;
+        if let Some(memory) = &self.memory {
+            // One that is half written is not read: then the file counts.
+            let _ = memory
+                .set_len(0)
+                .and_then(|()| memory.write_all_at(&text, 0));
+        }
+        let (path, nonce) = (&self.path, session.host.random());
+        behalf::of(path, || durable::replace(path, &text, nonce))
+            .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+    }
+}
+
+fn remembered(memory: &File) -> Option<Book> {
+    let length = usize::try_from(memory.metadata().ok()?.len()).ok()?;
+    let mut text = vec![0; length];
+    memory.read_exact_at(&mut text, 0).ok()?;
+    serde_json::from_slice(&text).ok()
+}
 
 /// The result of one delivery.
 pub struct Tried {
@@ -34,18 +101,23 @@ pub struct Tried {
 }
 
 /// Collects everything that is wrong, sinks that take nothing among it.
-pub fn conditions(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Condition> {
+pub fn conditions(
+    session: &Session,
+    loaded: &Loaded,
+    metrics: &Metrics,
+    notices: &Notices,
+) -> Vec<Condition> {
     let mut conditions = condition::all(session, loaded, metrics);
     if !loaded.settings.alerts.is_empty() {
-        let book = read(&loaded.state_dir.join(FILE), session);
+        let book = notices.read(session);
         conditions.extend(book.failing.iter().map(condition::of_sink));
     }
     conditions
 }
 
 /// The conditions after a look that was given up: those of the look before, with the jobs and sinks of now.
-pub fn unseen(session: &Session, loaded: &Loaded) -> Vec<Condition> {
-    let book = read(&loaded.state_dir.join(FILE), session);
+pub fn unseen(session: &Session, loaded: &Loaded, notices: &Notices) -> Vec<Condition> {
+    let book = notices.read(session);
     let sinks: Vec<Condition> = book.failing.iter().map(condition::of_sink).collect();
     let mut conditions = vec![condition::of_given_up()];
     let before = book.open.iter().filter(|(_, open)| !open.is_over);
@@ -64,36 +136,58 @@ pub fn unseen(session: &Session, loaded: &Loaded) -> Vec<Condition> {
 pub fn tell(
     session: &Session,
     settings: &Settings,
-    state_dir: &Path,
+    told: &Notices,
     mut conditions: Vec<Condition>,
 ) -> Result<()> {
     if settings.alerts.is_empty() {
         return Ok(());
     }
-    let path = state_dir.join(FILE);
-    let mut book = read(&path, session);
+    let mut book = told.read(session);
     let now = session.host.now();
     let mut notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
-    let mut kept = [write(&path, &book, session)];
-    if let Some(one) = condition::of_state(&kept)
+    let mut kept = told.write(&book, session);
+    if let Some(one) = condition::of_state(std::slice::from_ref(&kept))
         && conditions.iter().all(|known| known.id != one.id)
     {
         conditions.push(one);
         notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
     }
-    for notice in notices {
-        let Some(sink) = settings.alerts.iter().find(|s| s.name == notice.sink) else {
-            continue;
-        };
-        let delivered = sink::deliver(sink, &notice, session);
-        if let Err(e) = &delivered {
-            session.warn(&format!("alert sink \"{}\": {e}", sink.name));
+    // Each sink on a thread of its own: one that hangs delays no other.
+    std::thread::scope(|scope| {
+        let (taken, all) = mpsc::channel();
+        for sink in &settings.alerts {
+            let own = notices.iter().filter(|notice| notice.sink == sink.name);
+            let own: Vec<&Notice> = own.collect();
+            let taken = taken.clone();
+            scope.spawn(move || {
+                for notice in own {
+                    let (noted, is_noted) = mpsc::channel();
+                    let delivered = sink::deliver(sink, notice);
+                    // The rest waits for the next look: it would take longer than a look may.
+                    let hangs = matches!(&delivered, Err(e) if e.code() == Code::Deadline);
+                    let sent = taken.send((notice, delivered, noted));
+                    // Before the next one: a kill lets one notice of each sink come twice at most.
+                    if sent.is_err() || hangs || is_noted.recv().is_err() {
+                        return;
+                    }
+                }
+            });
         }
-        book.note(&notice, now, delivered.err().map(|e| e.to_string()));
-        // After each one: a kill lets one notice come twice at most.
-        kept = kept.map(|before| before.and(write(&path, &book, session)));
-    }
-    let [kept] = kept;
+        drop(taken);
+        for (notice, delivered, noted) in all {
+            let delivered = delivered.map_err(|e| session.explained(e));
+            if let Err(e) = &delivered {
+                session.warn(&format!("alert sink \"{}\": {e}", notice.sink));
+            }
+            book.note(notice, now, delivered.err().map(|e| e.to_string()));
+            let written = told.write(&book, session);
+            // A sink that hangs waits for nothing.
+            let _ = noted.send(());
+            if kept.is_ok() {
+                kept = written;
+            }
+        }
+    });
     kept
 }
 
@@ -125,9 +219,10 @@ pub fn test(session: &Session, settings: &Settings, wanted: Option<&str>) -> Res
             next: None,
             since: session.host.now(),
         };
+        let delivered = sink::deliver(sink, &notice);
         Tried {
             sink: sink.name.clone(),
-            failed: sink::deliver(sink, &notice, session).err(),
+            failed: delivered.err().map(|e| session.explained(e)),
         }
     };
     Ok(sinks.into_iter().map(try_one).collect())
@@ -135,29 +230,5 @@ pub fn test(session: &Session, settings: &Settings, wanted: Option<&str>) -> Res
 
 /// Reads the notices that were taken, to show them.
 pub fn told(session: &Session, state_dir: &Path) -> Book {
-    read(&state_dir.join(FILE), session)
-}
-
-/// Reads the notices that were taken. A file that is damaged or cannot be read is given up: each sink gets all of them once more, and nothing is lost.
-fn read(path: &Path, session: &Session) -> Book {
-    let given_up = |e: &dyn std::fmt::Display| {
-        session.warn(&format!(
-            "\"{}\" cannot be read, and every alert is sent again: {e}",
-            path.display()
-        ));
-        Book::default()
-    };
-    match behalf::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| given_up(&e)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Book::default(),
-        Err(e) => given_up(&e),
-    }
-}
-
-fn write(path: &Path, book: &Book, session: &Session) -> Result<()> {
-    let text = serde_json::to_vec(book)
-        .map_err(|e| err!(Internal, "alerts cannot be written").source(e))?;
-    let nonce = session.host.random();
-    behalf::of(path, || durable::replace(path, &text, nonce))
-        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+    Notices::of(state_dir, None).read(session)
 }

@@ -12,7 +12,6 @@ use crate::config::{Secret, Severity, Shape, Sink, SinkKind};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::operate::session::Session;
 use crate::program;
 use crate::repo::event;
 
@@ -29,7 +28,7 @@ const SECRET_BYTES: u64 = 8 << 10;
 ///
 /// # Errors
 /// `Unreachable`, `Denied` or `Server` as the sink fails; `Deadline`; `Config` for a file that cannot be read. No error has a secret.
-pub fn deliver(sink: &Sink, notice: &Notice, session: &Session) -> Result<()> {
+pub fn deliver(sink: &Sink, notice: &Notice) -> Result<()> {
     let host = event::host();
     let deadline = fault::shortened(DEADLINE);
     match sink.kind {
@@ -44,7 +43,6 @@ pub fn deliver(sink: &Sink, notice: &Notice, session: &Session) -> Result<()> {
         SinkKind::Email => mail::send(sink, notice, &host, deadline),
         SinkKind::Syslog => log(sink, &payload::line(notice, &host), notice.severity),
     }
-    .map_err(|e| session.explained(e))
 }
 
 fn url(sink: &Sink, shape: Shape) -> Result<Secret> {

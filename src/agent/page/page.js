@@ -155,6 +155,8 @@ function clusterParts(state) {
 function jobs(state) {
   if (!state.jobs.length) return element('p', { class: 'faint' }, 'No job is configured.');
   const result = job => {
+    if (job.overdue_since) return element('span', { class: 'bad' }, `overdue since ${time(job.overdue_since)}`);
+    if (job.running && job.failing) return element('span', { class: 'bad' }, `failed, runs again since ${time(job.running_since)}`);
     if (job.running) return element('span', {}, `running since ${time(job.running_since)}`);
     if (job.last_success === true) return element('span', { class: 'good' }, 'ok');
     if (job.last_success === false) return element('span', { class: 'bad' }, job.last_status === null ? 'killed' : `failed, status ${job.last_status}`);

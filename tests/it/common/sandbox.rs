@@ -1,11 +1,11 @@
 //! A temporary folder whose parents the unprivileged user may search, and which is removed in the end.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -38,7 +38,7 @@ const KEPT: &str = ".kept";
 /// A temporary folder, owned by the unprivileged user. Its path is short, because sockets lie under it.
 pub struct Sandbox {
     path: PathBuf,
-    keep: Cell<bool>,
+    keep: AtomicBool,
     /// Locked while the folder is in use, which distinguishes it from leftovers of killed tests.
     _in_use: File,
 }
@@ -73,7 +73,7 @@ impl Sandbox {
         user::own(&path);
         Sandbox {
             path,
-            keep: Cell::new(std::env::var_os("PITR_TEST_KEEP").is_some()),
+            keep: AtomicBool::new(std::env::var_os("PITR_TEST_KEEP").is_some()),
             _in_use: in_use,
         }
     }
@@ -117,13 +117,13 @@ impl Sandbox {
 
     /// Keeps the folder when the test fails, whatever `PITR_TEST_KEEP` says: for runs that cannot be had again.
     pub fn keep_on_failure(&self) {
-        self.keep.set(true);
+        self.keep.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if std::thread::panicking() && self.keep.get() {
+        if std::thread::panicking() && self.keep.load(Ordering::Relaxed) {
             let _ = std::fs::write(self.path.join(KEPT), "");
             eprintln!("kept: {}", self.path.display());
             return;
