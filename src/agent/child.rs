@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::claim;
-use crate::config::{Job, Settings};
+use crate::config::{Job, Settings, is_configuration};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -61,6 +61,21 @@ pub fn command(settings: &Settings) -> Result<Command> {
     Ok(command)
 }
 
+/// The command of a job; the agent of a tenant knows nothing of this configuration.
+fn command_of(job: &Job, settings: &Settings) -> Result<Command> {
+    let Some(config) = &job.tenant else {
+        return command(settings);
+    };
+    let mut command = Command::new(own_program()?);
+    command.arg("--config").arg(config);
+    for (name, _) in std::env::vars_os() {
+        if is_configuration(&name) {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
 /// Runs a job to its end, and keeps the record. With `is_shown` its output is that of this process, else it goes to the file of the run.
 ///
 /// # Errors
@@ -103,7 +118,7 @@ pub fn run(
         runs.record_end(&held, id, &ended, session.host.random())?;
         return Ok(Done::Elsewhere);
     }
-    let mut command = command(settings)?;
+    let mut command = command_of(job, settings)?;
     // The command holds the lock for as long as it runs, whatever becomes of this process.
     let lock = held
         .lock

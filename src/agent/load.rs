@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::schedule::Schedule;
 use super::scheduler::{Planned, Trigger};
-use crate::config::{Job, Settings, When};
+use crate::config::{Environment, Flags, Job, Settings, When};
 use crate::err;
 use crate::error::Result;
 use crate::operate::session::Session;
@@ -23,13 +23,65 @@ pub struct Loaded {
     pub jobs: Vec<Planned>,
 }
 
+/// A tenant, and what its configuration says.
+pub struct Tenant {
+    /// Its name.
+    pub name: String,
+    /// Everything that its agent works with.
+    pub loaded: Result<Loaded>,
+}
+
 /// Reads the configuration, and checks every job.
 ///
 /// # Errors
 /// `Config` for a job that could never run, and without a place for what the agent remembers; `Refused` for a job that this host must not run.
 pub fn load(session: &Session, check: Check<'_>) -> Result<Loaded> {
-    let settings = session.settings()?;
-    let Some(state_dir) = settings.state_dir(&session.environment) else {
+    checked(session.settings()?, &session.environment, check)
+}
+
+/// Reads the configurations of the tenants. One that is wrong is its tenant's trouble alone.
+pub fn tenants(loaded: &Loaded, environment: &Environment, check: Check<'_>) -> Vec<Tenant> {
+    let environment = environment.of_tenant();
+    let mut tenants: Vec<Tenant> = Vec::new();
+    for tenant in &loaded.settings.tenants {
+        let flags = Flags {
+            config: Some(tenant.config.clone()),
+            ..Flags::default()
+        };
+        let read = Settings::load(&flags, &environment)
+            .and_then(|settings| checked(settings, &environment, check))
+            .and_then(|own| {
+                let mut others = tenants.iter().filter_map(|t| t.loaded.as_ref().ok());
+                let is_taken = own.state_dir == loaded.state_dir
+                    || others.any(|other| other.state_dir == own.state_dir);
+                alone(own, is_taken)
+            });
+        tenants.push(Tenant {
+            name: tenant.name.clone(),
+            loaded: read,
+        });
+    }
+    tenants
+}
+
+/// Refuses a tenant's configuration that could not stand beside others.
+fn alone(own: Loaded, is_taken: bool) -> Result<Loaded> {
+    let file = own.settings.path.clone().unwrap_or_default();
+    if is_taken {
+        return Err(err!(
+            Config,
+            "what the agent of \"{}\" remembers is kept in \"{}\", which is another one's",
+            file.display(),
+            own.state_dir.display()
+        )
+        .hint("Add state_dir to [agent] of this file."));
+    }
+    own.settings.refuse_tenants()?;
+    Ok(own)
+}
+
+fn checked(settings: Settings, environment: &Environment, check: Check<'_>) -> Result<Loaded> {
+    let Some(state_dir) = settings.state_dir(environment) else {
         return Err(err!(Config, "the agent has no place for what it remembers")
             .hint("Add state_dir to [agent]."));
     };
@@ -68,7 +120,7 @@ pub fn named<'s>(settings: &'s Settings, name: &str) -> Result<&'s Job> {
 pub fn permit(job: &Job, settings: &Settings, check: Check<'_>) -> Result<()> {
     let of_job = |e: crate::error::Error| e.context(format!("job \"{}\"", job.name));
     let first = job.run.iter().find(|word| !word.starts_with('-'));
-    if first.is_some_and(|word| word == "agent") {
+    if first.is_some_and(|word| word == "agent") && job.tenant.is_none() {
         return Err(of_job(err!(Config, "the agent cannot run itself")));
     }
     check(&job.run).map_err(of_job)?;

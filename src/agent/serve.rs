@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,8 +18,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
-use super::observed;
 use super::page::Page;
+use super::{observe, observed};
 use crate::config::Settings;
 use crate::err;
 use crate::error::{Error, Result};
@@ -42,7 +41,6 @@ const CLIENT: Duration = Duration::from_secs(10);
 /// Everything that is served.
 #[derive(Clone)]
 pub struct Served {
-    file: PathBuf,
     page: Arc<Page>,
 }
 
@@ -55,9 +53,9 @@ pub fn address(settings: &Settings) -> SocketAddr {
 }
 
 impl Served {
-    /// Serves the metrics of this file, and this page.
-    pub fn new(file: PathBuf, page: Arc<Page>) -> Served {
-        Served { file, page }
+    /// Serves this page, and the metrics of what it shows.
+    pub fn new(page: Arc<Page>) -> Served {
+        Served { page }
     }
 
     /// Serves on a thread of its own. A port that is taken keeps no job from running: it is tried again.
@@ -108,6 +106,7 @@ impl Served {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
+        let query = request.uri().query().unwrap_or_default().to_owned();
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let is_metric = matches!(path.as_str(), "/metrics" | "/healthz" | "/readyz");
         if !is_metric && let Some(answer) = Arc::clone(&self.page).answer(request).await {
@@ -119,11 +118,11 @@ impl Served {
                 "only GET is answered\n".to_owned(),
             ),
             "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match self.ready() {
+            "/readyz" => match self.ready(&query) {
                 Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
                 Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")),
             },
-            "/metrics" => match self.metrics(OLD) {
+            "/metrics" => match self.metrics(&query, OLD) {
                 Ok(text) => (StatusCode::OK, text),
                 Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("# {e}\n")),
             },
@@ -141,9 +140,10 @@ impl Served {
     }
 
     /// The metrics, unless they are older than this.
-    fn metrics(&self, limit: Duration) -> Result<String> {
+    fn metrics(&self, query: &str, limit: Duration) -> Result<String> {
         let failed = |e| Error::from_io("read the metrics", e);
-        let (text, modified) = observed::read(&self.file).map_err(failed)?;
+        let file = observe::file(&self.page.state_dir(query)?);
+        let (text, modified) = observed::read(&file).map_err(failed)?;
         // A clock that was set back makes the age unknown, and no younger.
         let age = modified.elapsed().unwrap_or(Duration::MAX);
         if age > limit {
@@ -155,8 +155,8 @@ impl Served {
         Ok(text)
     }
 
-    fn ready(&self) -> Result<()> {
-        let text = self.metrics(READY)?;
+    fn ready(&self, query: &str) -> Result<()> {
+        let text = self.metrics(query, READY)?;
         let is_down = |line: &&str| line.starts_with("pitr_repo_up{") && line.ends_with(" 0");
         match text.lines().find(is_down) {
             None => Ok(()),

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::alert::Notices;
+use super::child;
 use super::load::{self, Check, Loaded};
-use super::page::Page;
+use super::page::{Page, View};
 use super::scheduler;
 use super::serve::{self, Served};
-use super::{child, observe, observed};
 use crate::behalf;
+use crate::config::Settings;
 use crate::config::agent::INTERVAL;
 use crate::err;
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ pub struct Requests {
     pub reload: Arc<AtomicBool>,
     /// Hears how the agent stands, in one line.
     pub status: Box<dyn Fn(&str)>,
+    /// The agent of a tenant serves nothing: the host's own agent shows what it found.
+    pub is_tenant: bool,
 }
 
 /// A job as it was last read, and when its directory last changed.
@@ -56,7 +59,7 @@ struct Agent<'a> {
     session: &'a Session,
     check: Check<'a>,
     loaded: Loaded,
-    page: Arc<Page>,
+    page: Option<Arc<Page>>,
     known: BTreeMap<String, Known>,
     /// Runs that were started, and of which no record has been seen yet.
     asked: BTreeMap<String, (RunId, Instant)>,
@@ -79,19 +82,10 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
     let loaded = load::load(session, check)?;
     make(&loaded.state_dir)?;
     let _lock = lock(&loaded.state_dir)?;
-    // The page has a copy of its own: it is asked on another thread.
-    let page = Arc::new(Page::new(
-        session.host.clone(),
-        observed::file(&loaded.state_dir),
-        load::load(session, check)?,
-        serve::address(&loaded.settings),
-    )?);
-    let served = Served::new(observe::file(&loaded.state_dir), Arc::clone(&page));
-    served.begin(
-        serve::address(&loaded.settings),
-        Arc::clone(&session.host.stop),
-        Arc::clone(&session.host.progress),
-    );
+    let page = match requests.is_tenant {
+        true => loaded.settings.refuse_tenants().map(|()| None)?,
+        false => Some(serve(session, &loaded.settings, check)?),
+    };
     let mut agent = Agent {
         session,
         check,
@@ -122,6 +116,19 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
             std::thread::sleep(GLANCE.min(fault::hastened(TICK)));
         }
     }
+}
+
+/// Serves metrics and the page, which has a copy of everything: it is asked on another thread.
+fn serve(session: &Session, settings: &Settings, check: Check<'_>) -> Result<Arc<Page>> {
+    let address = serve::address(settings);
+    let view = View::read(session, check)?;
+    let page = Arc::new(Page::new(session.host.clone(), view, address)?);
+    Served::new(Arc::clone(&page)).begin(
+        address,
+        Arc::clone(&session.host.stop),
+        Arc::clone(&session.host.progress),
+    );
+    Ok(page)
 }
 
 fn lock(state_dir: &Path) -> Result<File> {
@@ -301,8 +308,9 @@ impl Agent<'_> {
     fn reload(&mut self) {
         let read = || -> Result<Loaded> {
             let loaded = load::load(self.session, self.check)?;
-            let copy = load::load(self.session, self.check)?;
-            self.page.reload(copy)?;
+            if let Some(page) = &self.page {
+                page.reload(View::read(self.session, self.check)?)?;
+            }
             Ok(loaded)
         };
         let loaded = match read() {
@@ -329,6 +337,8 @@ impl Agent<'_> {
         for job in always.filter(|job| !is_kept(&job.name)) {
             self.end(&job.name);
         }
+        // They are started again, and read their configurations.
+        self.end_tenants();
         let state_dir = self.loaded.state_dir.clone();
         self.known.retain(|name, _| is_kept(name));
         self.loaded = Loaded {
@@ -338,7 +348,14 @@ impl Agent<'_> {
         self.session.note("the configuration was read again");
     }
 
-    /// Asks what runs always, and is configured no more, to end.
+    /// Asks the agents of tenants to end; their jobs go on.
+    fn end_tenants(&self) {
+        for tenant in &self.loaded.settings.tenants {
+            self.end(&tenant.job().name);
+        }
+    }
+
+    /// Asks what runs always to end.
     fn end(&self, name: &str) {
         let Some((_, state)) = self.known.get(name) else {
             return;
@@ -364,6 +381,7 @@ impl Agent<'_> {
         if let Some((child, _)) = &mut self.observing {
             let _ = child.kill();
         }
+        self.end_tenants();
         let running = self.children.len();
         self.session
             .note(&format!("the agent leaves; {running} of its jobs go on"));

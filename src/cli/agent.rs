@@ -6,12 +6,16 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use serde_json::{Value, json};
+
 use super::Context;
 use super::notify::Notify;
 use super::output::{Align, Table};
 use crate::agent::alert::Notices;
+use crate::agent::alert::decide::Book;
 use crate::agent::child::{self, Done};
 use crate::agent::jobs::{self, Shown};
+use crate::agent::load::Loaded;
 use crate::agent::supervise::{self, Requests};
 use crate::agent::{alert, load, observe};
 use crate::err;
@@ -36,6 +40,9 @@ pub struct Args {
     /// Without one, the agent runs until it is told to end.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// The agent of a tenant serves nothing itself
+    #[arg(long, hide = true)]
+    pub tenant: bool,
 }
 
 /// The commands of `pitr agent`.
@@ -74,7 +81,7 @@ pub enum Command {
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
-        None => agent(cx),
+        None => agent(cx, args.tenant),
         Some(Command::Run { job }) => run_now(cx, job),
         Some(Command::Status) => status(cx),
         Some(Command::Exec {
@@ -123,7 +130,7 @@ fn is_command(words: &[String]) -> Result<()> {
     }
 }
 
-fn agent(cx: &Context) -> Result<u8> {
+fn agent(cx: &Context, is_tenant: bool) -> Result<u8> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let reload = Arc::new(AtomicBool::new(false));
     let on = |signal, flag: &Arc<AtomicBool>| {
@@ -137,6 +144,7 @@ fn agent(cx: &Context) -> Result<u8> {
     let requests = Requests {
         reload,
         status: Box::new(move |line| notify.send(&format!("READY=1\nSTATUS={line}"))),
+        is_tenant,
     };
     supervise::run(&cx.session, &requests, &is_command)?;
     Ok(exit::SUCCESS)
@@ -197,14 +205,55 @@ fn exec(cx: &Context, name: &str, scheduled: i64, attempt: u32) -> Result<u8> {
 
 fn status(cx: &Context) -> Result<u8> {
     let loaded = load::load(&cx.session, &is_command)?;
-    let agent_runs = supervise::is_running(&loaded.state_dir);
-    let shown = jobs::shown(&loaded, cx.session.host.now())?;
-    let told = alert::told(&cx.session, &loaded.state_dir);
-    if cx.out.is_json() {
-        cx.out.json(&serde_json::json!({ "running": agent_runs, "jobs": shown, "alerts": told.open, "failing_sinks": told.failing }))?;
-    } else {
-        print(cx, agent_runs, &shown)?;
-        for (id, open) in told.open.iter().filter(|(_, open)| !open.is_over) {
+    let own = Standing::of(cx, &loaded)?;
+    let tenants = load::tenants(&loaded, &cx.session.environment, &is_command);
+    let tenants: Vec<(String, Result<Standing>)> = tenants
+        .into_iter()
+        .map(|t| {
+            let standing = t.loaded.and_then(|loaded| Standing::of(cx, &loaded));
+            (t.name, standing)
+        })
+        .collect();
+    match cx.out.is_json() {
+        true => cx.out.json(&in_one(&own, &tenants))?,
+        false => print_all(cx, &own, &tenants)?,
+    }
+    let is_bad = |job: &Shown| job.failing || job.overdue_since.is_some();
+    let is_well = |standing: &Standing| !standing.jobs.iter().any(is_bad);
+    let mut all = tenants.iter().map(|(_, standing)| standing.as_ref());
+    Ok(match is_well(&own) && all.all(|s| s.is_ok_and(is_well)) {
+        true => exit::SUCCESS,
+        false => exit::CRITICAL,
+    })
+}
+
+/// How an agent stands.
+struct Standing {
+    running: bool,
+    jobs: Vec<Shown>,
+    told: Book,
+}
+
+impl Standing {
+    fn of(cx: &Context, loaded: &Loaded) -> Result<Standing> {
+        Ok(Standing {
+            running: supervise::is_running(&loaded.state_dir),
+            jobs: jobs::shown(loaded, cx.session.host.now())?,
+            told: alert::told(&cx.session, &loaded.state_dir),
+        })
+    }
+
+    fn json(&self) -> Value {
+        json!({ "running": self.running, "jobs": self.jobs, "alerts": self.told.open, "failing_sinks": self.told.failing })
+    }
+
+    fn print(&self, cx: &Context) -> Result<()> {
+        cx.out.line(match self.running {
+            true => "the agent runs",
+            false => "the agent does not run: nothing is started until it does (pitr agent)",
+        })?;
+        print_jobs(cx, &self.jobs)?;
+        for (id, open) in self.told.open.iter().filter(|(_, open)| !open.is_over) {
             cx.out.line(&format!(
                 "{}: {id} since {}: {}",
                 open.severity.name(),
@@ -212,30 +261,46 @@ fn status(cx: &Context) -> Result<u8> {
                 open.summary
             ))?;
         }
-        for (sink, failing) in &told.failing {
+        for (sink, failing) in &self.told.failing {
             cx.out.line(&format!(
                 "alert sink \"{sink}\" takes nothing since {}: {}",
                 human::time(failing.since),
                 failing.error
             ))?;
         }
+        Ok(())
     }
-    Ok(
-        match shown
-            .iter()
-            .any(|job| job.failing || job.overdue_since.is_some())
-        {
-            true => exit::CRITICAL,
-            false => exit::SUCCESS,
-        },
-    )
 }
 
-fn print(cx: &Context, agent_runs: bool, shown: &[Shown]) -> Result<()> {
-    cx.out.line(match agent_runs {
-        true => "the agent runs",
-        false => "the agent does not run: nothing is started until it does (pitr agent)",
-    })?;
+fn in_one(own: &Standing, tenants: &[(String, Result<Standing>)]) -> Value {
+    let of_tenant = |(name, standing): &(String, Result<Standing>)| {
+        let mut told = match standing {
+            Ok(standing) => standing.json(),
+            Err(e) => json!({ "error": e.to_string() }),
+        };
+        told["name"] = name.clone().into();
+        told
+    };
+    let tenants: Vec<Value> = tenants.iter().map(of_tenant).collect();
+    let mut all = own.json();
+    all["tenants"] = tenants.into();
+    all
+}
+
+fn print_all(cx: &Context, own: &Standing, tenants: &[(String, Result<Standing>)]) -> Result<()> {
+    own.print(cx)?;
+    for (name, standing) in tenants {
+        cx.out.line("")?;
+        cx.out.line(&format!("tenant {name}"))?;
+        match standing {
+            Ok(standing) => standing.print(cx)?,
+            Err(e) => cx.out.line(&format!("nothing is known: {e}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn print_jobs(cx: &Context, shown: &[Shown]) -> Result<()> {
     let mut table = Table::new(&[
         ("job", Align::Left),
         ("command", Align::Left),

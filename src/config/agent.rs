@@ -80,6 +80,39 @@ impl Default for Page {
     }
 }
 
+/// `[tenants.NAME]`: a configuration of its own, with repositories and keys of its own, that the same host serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    /// Its name.
+    pub name: String,
+    /// The file of its configuration, absolute.
+    pub config: PathBuf,
+}
+
+impl Tenant {
+    /// A tenant of which nothing but the name is known yet.
+    pub(super) fn named(name: String) -> Tenant {
+        let config = PathBuf::new();
+        Tenant { name, config }
+    }
+
+    /// The job of the agent that runs the tenant's own agent.
+    pub fn job(&self) -> Job {
+        Job {
+            name: format!("tenant.{}", self.name),
+            run: ["agent", "--tenant"].map(str::to_owned).to_vec(),
+            when: When::Always,
+            zone: None,
+            jitter: Duration::ZERO,
+            catch_up: true,
+            time_limit: None,
+            retries: 0,
+            is_claimed: false,
+            tenant: Some(self.config.clone()),
+        }
+    }
+}
+
 /// When a job runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum When {
@@ -112,6 +145,8 @@ pub struct Job {
     pub retries: u32,
     /// Whether one of several agents runs it: the one that claims the time in the first repository.
     pub is_claimed: bool,
+    /// The configuration of the tenant whose agent this is.
+    pub tenant: Option<PathBuf>,
 }
 
 /// `[jobs.NAME]` of which not everything is read yet.
@@ -169,6 +204,7 @@ impl JobDraft {
             time_limit: self.time_limit,
             retries: self.retries,
             is_claimed: self.is_claimed,
+            tenant: None,
         })
     }
 }

@@ -42,10 +42,11 @@ pub(super) enum Kind {
     Jobs,
     Alerts,
     Sets,
+    Tenants,
 }
 
 /// All, as the environment is read.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind::Clusters,
     Kind::Repositories,
     Kind::Files,
@@ -59,6 +60,7 @@ const KINDS: [Kind; 13] = [
     Kind::Jobs,
     Kind::Alerts,
     Kind::Sets,
+    Kind::Tenants,
 ];
 
 impl Kind {
@@ -77,6 +79,7 @@ impl Kind {
             Kind::Jobs => "jobs",
             Kind::Alerts => "alerts",
             Kind::Sets => "sets",
+            Kind::Tenants => "tenants",
         }
     }
 
@@ -96,6 +99,7 @@ impl Kind {
             Kind::Jobs => "job",
             Kind::Alerts => "alert sink",
             Kind::Sets => "recovery set",
+            Kind::Tenants => "tenant",
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::agent::{JobDraft, Page, RETRIES_MAX, SinkDraft};
+use super::agent::{JobDraft, Page, RETRIES_MAX, SinkDraft, Tenant};
 use super::audit::{Audit, Records};
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
@@ -248,6 +248,11 @@ keys! { AGENT: |e, agent: Agent|
     "metrics_compat": metrics_compat = e.list_or_text().and_then(|texts| compat(&texts).map_err(|error| e.origin.wrap(&error)));
 }
 
+// Those of `[tenants.NAME]`.
+keys! { TENANT: |e, tenant: Tenant|
+    "config": config = e.path();
+}
+
 // Those of `[page]`.
 keys! { PAGE: |e, page: Page|
     "enabled": is_enabled = e.boolean();
@@ -337,6 +342,7 @@ pub(super) fn names(kind: Kind) -> Vec<&'static str> {
         Kind::Jobs => JOB.iter().map(|(key, _)| *key).collect(),
         Kind::Alerts => ALERT.iter().map(|(key, _)| *key).collect(),
         Kind::Sets => SET.iter().map(|(key, _)| *key).collect(),
+        Kind::Tenants => TENANT.iter().map(|(key, _)| *key).collect(),
     }
 }
 
@@ -580,6 +586,17 @@ fn compat(texts: &[String]) -> Result<Vec<Compat>> {
 /// Reads what holds for the agent.
 pub(super) fn agent(section: &Section) -> Result<Agent> {
     fill(Agent::default(), section, AGENT)
+}
+
+/// Reads a tenant.
+pub(super) fn tenant(section: &Section) -> Result<Tenant> {
+    let tenant = fill(Tenant::named(section.name.clone()), section, TENANT)?;
+    match tenant.config.as_os_str().is_empty() {
+        true => Err(section
+            .origin
+            .error("a tenant needs config, the path of its own configuration")),
+        false => Ok(tenant),
+    }
 }
 
 /// Reads what holds for the status page.

@@ -37,7 +37,7 @@ pub mod trust;
 mod unit;
 
 pub use agent::{
-    Agent, Compat, Copies, Job, Objectives, Page, Severity, Shape, Sink, SinkKind, When,
+    Agent, Compat, Copies, Job, Objectives, Page, Severity, Shape, Sink, SinkKind, Tenant, When,
 };
 pub use audit::{Audit, Records};
 pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
@@ -60,7 +60,7 @@ pub use tier::{StorageClass, Tier, TierBy, TierKind};
 pub use unit::{Millis, Period, Size};
 
 use account::Account;
-use file::{Document, Kind};
+use file::{Document, Kind, Section};
 
 /// The last place that is searched for the file.
 const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
@@ -162,6 +162,13 @@ impl Environment {
         }
     }
 
+    /// This environment without the variables that stand in for keys: they are those of one configuration, and no tenant's.
+    pub fn of_tenant(&self) -> Environment {
+        let mut own = self.clone();
+        own.variables.retain(|name, _| !is_configuration(name));
+        own
+    }
+
     /// Whether `$PITR_FAULT_HIDE` names this file: a test takes it for absent, so that no test reads the machine's own configuration.
     pub fn hides(&self, path: &Path) -> bool {
         cfg!(debug_assertions) && self.get("PITR_FAULT_HIDE") == Some(path.as_os_str())
@@ -173,6 +180,12 @@ impl Environment {
             (name.starts_with(prefix) && !value.is_empty()).then_some((name, value.as_os_str()))
         })
     }
+}
+
+/// Whether a variable of this name is part of a configuration.
+pub fn is_configuration(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b"PITR_") && !name.starts_with(b"PITR_FAULT")
 }
 
 /// The options of the command line about the configuration.
@@ -446,6 +459,8 @@ pub struct Settings {
     pub alerts: Vec<Sink>,
     /// Recovery sets, in the order of the file.
     pub sets: Vec<RecoverySet>,
+    /// Configurations that the agent serves beside this one, in the order of the file.
+    pub tenants: Vec<Tenant>,
     cluster_flag: Option<String>,
     /// `--repository` gave a place instead of a name: the file need not know the cluster.
     bare: bool,
@@ -503,6 +518,32 @@ impl Settings {
             }
         }
         Ok(settings)
+    }
+
+    /// Refuses a tenant's configuration that has tenants of its own.
+    ///
+    /// # Errors
+    /// `Config` for one.
+    pub fn refuse_tenants(&self) -> Result<()> {
+        match self.tenants.first() {
+            None => Ok(()),
+            Some(tenant) => Err(err!(Config, "a tenant has no tenants: \"{}\"", tenant.name)
+                .hint("Move [tenants.NAME] to the configuration of the host's own agent.")),
+        }
+    }
+
+    /// Takes a tenant.
+    fn add_tenant(&mut self, section: &Section) -> Result<()> {
+        let tenant = keys::tenant(section)?;
+        let others = self.tenants.iter().map(|other| &other.config);
+        if others.chain(&self.path).any(|path| *path == tenant.config) {
+            return Err(section.origin.error(format_args!(
+                "tenant \"{}\" has no configuration of its own",
+                tenant.name
+            )));
+        }
+        self.tenants.push(tenant);
+        Ok(())
     }
 
     /// Gives hosts that only write a place for what they keep, where none is configured: below the caches.
@@ -819,6 +860,7 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
         jobs: Vec::new(),
         alerts: Vec::new(),
         sets: Vec::new(),
+        tenants: Vec::new(),
         cluster_flag: None,
         bare: false,
     };
@@ -850,8 +892,21 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             Kind::Jobs => settings.jobs.push(keys::job(section)?),
             Kind::Alerts => settings.alerts.push(keys::alert(section)?),
             Kind::Sets => settings.sets.push(keys::set(section)?),
+            Kind::Tenants => settings.add_tenant(section)?,
         }
     }
+    // Those whose names begin so are tenants' agents.
+    if let Some(job) = settings.jobs.iter().find(|j| j.name.starts_with("tenant.")) {
+        return Err(err!(
+            Config,
+            "job \"{}\" has the name of a tenant's agent",
+            job.name
+        )
+        .hint("Give the job another name, or add [tenants.NAME] with config."));
+    }
+    settings
+        .jobs
+        .extend(settings.tenants.iter().map(Tenant::job));
     Ok(settings)
 }
 

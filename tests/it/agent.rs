@@ -63,6 +63,11 @@ impl Host {
         self
     }
 
+    /// The data directory of its cluster.
+    pub fn pgdata(&self) -> &Path {
+        self._cluster.pgdata()
+    }
+
     pub fn pitr(&self) -> Program {
         self.pitr_with(&self.config)
     }

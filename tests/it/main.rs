@@ -113,6 +113,7 @@ mod soak;
 mod streaming;
 mod tails;
 mod takeover;
+mod tenants;
 mod timeline;
 mod turns;
 mod verify;

@@ -22,12 +22,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use self::door::{Admission, Door};
-use super::load::Loaded;
+use super::load::{Check, Loaded, Tenant};
 use super::{child, jobs, load, observed};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::operate::runs::{RunId, Runs};
+use crate::operate::session::Session;
 use crate::release;
 use crate::repo::event;
 
@@ -52,15 +53,44 @@ const JSON: &str = "application/json";
 
 type Answer = Response<Full<Bytes>>;
 
+/// The content of the page: the agent's own configuration, and those of its tenants.
+pub struct View {
+    own: Loaded,
+    tenants: Vec<Tenant>,
+}
+
+impl View {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// Those of [`load::load`]. A tenant's trouble is shown where the tenant is.
+    pub fn read(session: &Session, check: Check<'_>) -> Result<View> {
+        let own = load::load(session, check)?;
+        let tenants = load::tenants(&own, &session.environment, check);
+        Ok(View { own, tenants })
+    }
+
+    /// The one that a query names, else the agent's own.
+    fn of(&self, query: &str) -> Result<&Loaded> {
+        let name = value(query, "tenant");
+        if name.is_empty() {
+            return Ok(&self.own);
+        }
+        let found = self.tenants.iter().find(|tenant| tenant.name == name);
+        let found = found.ok_or_else(|| err!(Usage, "there is no tenant of this name"))?;
+        let loaded = found.loaded.as_ref();
+        loaded.map_err(|e| err!(Config, "tenant \"{name}\": {e}"))
+    }
+}
+
 /// The page of an agent.
 pub struct Page {
     host: Host,
-    file: PathBuf,
     /// Stays until the agent is started again.
     listen: SocketAddr,
     /// None where the configuration wants no page.
     door: Mutex<Option<Arc<Door>>>,
-    loaded: Mutex<Loaded>,
+    view: Mutex<View>,
     /// One plan at a time: it reads a repository.
     is_planning: AtomicBool,
 }
@@ -70,14 +100,13 @@ impl Page {
     ///
     /// # Errors
     /// Those of its token.
-    pub fn new(host: Host, file: PathBuf, loaded: Loaded, listen: SocketAddr) -> Result<Page> {
-        let door = opened(&host, &loaded, listen)?;
+    pub fn new(host: Host, view: View, listen: SocketAddr) -> Result<Page> {
+        let door = opened(&host, &view.own, listen)?;
         Ok(Page {
             host,
-            file,
             listen,
             door: Mutex::new(door),
-            loaded: Mutex::new(loaded),
+            view: Mutex::new(view),
             is_planning: AtomicBool::new(false),
         })
     }
@@ -86,16 +115,22 @@ impl Page {
     ///
     /// # Errors
     /// Those of its token: then everything stays.
-    pub fn reload(&self, loaded: Loaded) -> Result<()> {
-        let door = opened(&self.host, &loaded, self.listen)?;
+    pub fn reload(&self, mut view: View) -> Result<()> {
+        let door = opened(&self.host, &view.own, self.listen)?;
         *held(&self.door) = door;
-        let mut own = held(&self.loaded);
-        let state_dir = own.state_dir.clone();
-        *own = Loaded {
-            state_dir,
-            ..loaded
-        };
+        let mut shown = held(&self.view);
+        view.own.state_dir.clone_from(&shown.own.state_dir);
+        *shown = view;
         Ok(())
+    }
+
+    /// The directory of what is remembered of the one that a query names.
+    ///
+    /// # Errors
+    /// `Usage` for a tenant that does not exist, `Config` for one whose configuration is wrong.
+    pub fn state_dir(&self, query: &str) -> Result<PathBuf> {
+        let view = held(&self.view);
+        view.of(query).map(|loaded| loaded.state_dir.clone())
     }
 
     /// Answers what is asked of the page; none for a path that is not its.
@@ -157,7 +192,7 @@ impl Page {
         let done = tokio::task::spawn_blocking(move || match path.as_str() {
             "/api/plan" => self.plan(&query),
             "/api/run" => self.run(&query),
-            _ => self.state(has_actions),
+            _ => self.state(&query, has_actions),
         });
         match done.await {
             Ok(Ok((status, body))) => with(status, JSON, body),
@@ -167,11 +202,17 @@ impl Page {
     }
 
     /// Everything that is known, in one object.
-    fn state(&self, has_actions: bool) -> Result<(StatusCode, String)> {
+    fn state(&self, query: &str, has_actions: bool) -> Result<(StatusCode, String)> {
         let now = self.host.now();
-        let jobs = jobs::shown(&held(&self.loaded), now)?;
+        let (jobs, file, tenants) = {
+            let view = held(&self.view);
+            let loaded = view.of(query)?;
+            let tenants: Vec<String> = view.tenants.iter().map(|t| t.name.clone()).collect();
+            let file = observed::file(&loaded.state_dir);
+            (jobs::shown(loaded, now)?, file, tenants)
+        };
         let failed = |e| Error::from_io("read what was found", e);
-        let (observed, is_old) = match observed::read(&self.file) {
+        let (observed, is_old) = match observed::read(&file) {
             Ok((text, modified)) => {
                 // A clock that was set back makes the age unknown, and no younger.
                 (text, modified.elapsed().unwrap_or(Duration::MAX) > OLD)
@@ -180,7 +221,7 @@ impl Page {
             Err(e) => return Err(failed(e)),
         };
         let head = json!({
-            "now": now, "host": event::host(), "version": release::NUMBER, "actions": has_actions, "is_old": is_old, "jobs": jobs
+            "now": now, "host": event::host(), "version": release::NUMBER, "actions": has_actions, "is_old": is_old, "jobs": jobs, "tenants": tenants
         });
         let head = head.to_string();
         let head = head.strip_suffix('}').unwrap_or_default();
@@ -192,7 +233,7 @@ impl Page {
         if self.is_planning.swap(true, Ordering::AcqRel) {
             return Err(err!(Locked, "another plan is being made: ask again"));
         }
-        let settings = held(&self.loaded).settings.clone();
+        let settings = held(&self.view).of(query)?.settings.clone();
         let made = plan::make(&settings, value(query, "cluster"), value(query, "time"));
         self.is_planning.store(false, Ordering::Release);
         Ok((StatusCode::OK, made?.to_string()))
@@ -202,7 +243,8 @@ impl Page {
     fn run(&self, query: &str) -> Result<(StatusCode, String)> {
         let name = value(query, "job");
         let (settings, state_dir) = {
-            let loaded = held(&self.loaded);
+            let view = held(&self.view);
+            let loaded = view.of(query)?;
             load::named(&loaded.settings, name)?;
             (loaded.settings.clone(), loaded.state_dir.clone())
         };

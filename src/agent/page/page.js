@@ -3,6 +3,9 @@
 const byId = id => document.getElementById(id);
 const SVG = 'http://www.w3.org/2000/svg';
 const DAY = 86400000;
+// The tenant that is looked at; none: what the agent itself was configured for.
+const TENANT = new URLSearchParams(location.search).get('tenant') || '';
+const api = (path, tenant, ...pairs) => `api/${path}?${[...pairs, tenant ? `tenant=${encodeURIComponent(tenant)}` : ''].filter(Boolean).join('&')}`;
 
 function element(name, properties, ...children) {
   const made = document.createElement(name);
@@ -51,6 +54,12 @@ function windows(cluster) {
 }
 
 function verdict(state) {
+  const worst = (state.of_tenants || []).find(one => one.verdict[0] === 'bad') || (state.of_tenants || []).find(one => one.verdict[0] === 'warn');
+  const own = ownVerdict(state);
+  if (!worst || own[0] === 'bad' || own[0] === worst.verdict[0]) return own;
+  return [worst.verdict[0], `Tenant ${worst.name}: ${worst.verdict[1]}`];
+}
+function ownVerdict(state) {
   const observed = state.observed;
   if (!observed) return ['warn', 'Nobody has looked yet. Nothing is known.'];
   if (state.is_old) return ['bad', `Unknown: the last look was ${long((millis(state.now) - millis(observed.collected)) / 1000)} ago.`];
@@ -64,6 +73,13 @@ function verdict(state) {
   const what = clusters.length === 1 ? 'The cluster can be recovered' : `All ${clusters.length} clusters can be recovered`;
   if (!clusters.length) return [shaky ? 'warn' : 'good', shaky ? 'There are findings.' : 'Nothing is wrong with the content that is kept.'];
   return shaky ? ['warn', `${what}; there are findings.`] : ['good', `${what}.`];
+}
+
+function tenants(state) {
+  if (TENANT) return element('p', {}, element('a', { href: '.' }, 'All of this host'));
+  return table(['tenant', 'state', 'looked at'], state.of_tenants.map(one => [
+    element('a', { href: `?tenant=${encodeURIComponent(one.name)}` }, one.name),
+    element('span', { class: one.verdict[0] }, one.verdict[1]), time(one.collected)]));
 }
 
 function findings(observed) {
@@ -223,7 +239,7 @@ byId('ask').addEventListener('submit', async event => {
     return;
   }
   place.replaceChildren(element('p', {}, 'The plan is made …'));
-  const answer = await fetch(`api/plan?cluster=${byId('ask-cluster').value}&time=${asked}`);
+  const answer = await fetch(api('plan', TENANT, `cluster=${byId('ask-cluster').value}`, `time=${asked}`));
   const told = await answer.json().catch(() => ({ error: `status ${answer.status}` }));
   place.replaceChildren(...planParts(told));
 });
@@ -253,7 +269,7 @@ function planParts(told) {
 
 async function start(name) {
   if (!confirm(`Run job ${name} now?`)) return;
-  const answer = await fetch(`api/run?job=${name}`, { method: 'POST' });
+  const answer = await fetch(api('run', TENANT, `job=${name}`), { method: 'POST' });
   if (!answer.ok) alert((await answer.json().catch(() => ({}))).error || `status ${answer.status}`);
   await look();
 }
@@ -262,16 +278,18 @@ let seen = '';
 function draw(state) {
   shownState = state;
   const observed = state.observed;
-  byId('host').textContent = state.host;
-  document.title = `pitr ${state.host}`;
+  byId('host').textContent = TENANT ? `${state.host}, tenant ${TENANT}` : state.host;
+  document.title = `pitr ${byId('host').textContent}`;
   const [shade, text] = verdict(state);
   if (byId('verdict').textContent !== text) byId('verdict').textContent = text;
   byId('verdict').className = shade;
   byId('age').textContent = observed ? `Looked at everything ${time(observed.collected)}. pitr ${state.version}.` : '';
   // What has not changed stays, with focus and scroll position.
-  const now = JSON.stringify([state.jobs, observed && observed.collected, state.is_old, byId('clusters').clientWidth]);
+  const now = JSON.stringify([state.jobs, state.of_tenants, observed && observed.collected, state.is_old, byId('clusters').clientWidth]);
   if (now === seen) return;
   seen = now;
+  byId('of-tenants').hidden = !state.tenants.length;
+  byId('tenants').replaceChildren(tenants(state));
   byId('findings').replaceChildren(findings(observed));
   byId('jobs').replaceChildren(jobs(state));
   byId('storage').replaceChildren(storage(observed));
@@ -290,12 +308,26 @@ function draw(state) {
   document.documentElement.dataset.drawn = 'yes';
 }
 
+async function stateOf(tenant) {
+  const answer = await fetch(api('state', tenant));
+  if (answer.status === 401) location.assign('login');
+  const told = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(told.error || `status ${answer.status}`);
+  return told;
+}
+async function standing(name) {
+  try {
+    const state = await stateOf(name);
+    return { name, verdict: verdict(state), collected: state.observed && state.observed.collected };
+  } catch (e) {
+    return { name, verdict: ['bad', `Unknown: ${e.message}`] };
+  }
+}
 async function look() {
   try {
-    const answer = await fetch('api/state');
-    if (answer.status === 401) { location.assign('login'); return; }
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    draw(await answer.json());
+    const state = await stateOf(TENANT);
+    state.of_tenants = TENANT ? [] : await Promise.all(state.tenants.map(standing));
+    draw(state);
   } catch (e) {
     byId('verdict').className = 'bad';
     byId('verdict').textContent = `Unknown: the agent does not answer (${e.message}).`;

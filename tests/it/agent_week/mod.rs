@@ -298,7 +298,7 @@ fn torment(stage: &Stage, seen: &Mutex<Seen>, (kills, seconds, seed): (u64, u64,
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    // What is due comes, and what is wrong is told.
+    // Everything that is due comes, and everything that is wrong is told.
     for host in HOSTS {
         agents
             .entry(host)

@@ -163,7 +163,7 @@ pub struct Judge<'a> {
     /// So much later something may happen than it should: the machine has other things to do.
     pub slack: i128,
     pub faults: Vec<String>,
-    /// What was seen of each kind, so that a test in which nothing happened does not pass.
+    /// How many were seen of each kind, so that a test in which nothing happened does not pass.
     pub counts: BTreeMap<&'static str, usize>,
 }
 

@@ -69,7 +69,7 @@ note end $status
 exit $status
 "#;
 
-/// What a sink does.
+/// The answer of a sink to everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
     Takes,

@@ -1,0 +1,173 @@
+//! Tenants: configurations of their own, whose agents run beside the host's, which shows them.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::agent::Host;
+use crate::common::{PATIENCE, wait_until};
+
+/// The configuration of a tenant with a repository, content and a job of its own.
+fn tenant(host: &Host, name: &str, more: &str) -> PathBuf {
+    let place = host.sandbox.dir(name);
+    let source = host.sandbox.dir(format!("{name}/docs"));
+    std::fs::write(source.join("file"), name).unwrap();
+    let text = format!(
+        "[clusters.{name}]\npgdata = \"{1}\"\n[repositories.own]\nurl = \"file://{0}/repo\"\n[files.docs]\nsource = \"{0}/docs\"\nidentity = \"{name}\"\n[agent]\n{more}\n[jobs.docs]\nrun = \"files ls docs\"\nschedule = \"* * * * *\"\n",
+        place.display(),
+        host.pgdata().display(),
+    );
+    let config = host.sandbox.file(format!("{name}.toml"), text);
+    let init = host.pitr_with(&config).args(["init", "--quiet"]);
+    init.run().success();
+    let backup = host.pitr_with(&config).args(["files", "backup", "docs"]);
+    backup.run().success();
+    config
+}
+
+fn state_dir(host: &Host, name: &str) -> String {
+    format!(
+        "state_dir = \"{}/{name}/state\"",
+        host.sandbox.path().display()
+    )
+}
+
+fn status(host: &Host) -> Value {
+    host.pitr().args(["agent", "status", "--json"]).run().json()
+}
+
+fn state(host: &Host, query: &str) -> (String, Value) {
+    let (status, body) = host.get(&format!("/api/state{query}")).expect("an answer");
+    (status, serde_json::from_str(&body).expect("an object"))
+}
+
+/// The names of the content that a look found.
+fn found(state: &Value) -> Vec<&str> {
+    let scopes = state["observed"]["info"]["scopes"].as_array();
+    let names = scopes.into_iter().flatten();
+    names.filter_map(|s| s["scope"].as_str()).collect()
+}
+
+#[test]
+fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
+    let tables = |host: &Host| {
+        let path = host.sandbox.path().display().to_string();
+        format!(
+            "[tenants.acme]\nconfig = \"{path}/acme.toml\"\n[tenants.beta]\nconfig = \"{path}/beta.toml\"\n[page]"
+        )
+    };
+    let host = Host::new("[page]\n");
+    host.reconfigure("[page]", &tables(&host));
+    tenant(&host, "acme", &state_dir(&host, "acme"));
+    // It would share what the host's agent remembers.
+    let shared = format!("state_dir = \"{}/state\"", host.sandbox.path().display());
+    let beta = tenant(&host, "beta", &shared);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let host = host.hastened(now.as_secs(), 60);
+
+    // A variable is the configuration of the host's own agent, and no tenant's.
+    let agent = host
+        .pitr()
+        .env("PITR_FILES_LEAK_SOURCE", "/nowhere")
+        .arg("agent")
+        .timeout(Duration::from_secs(600))
+        .spawn();
+    let succeeded = |name: &str, at: usize| {
+        let status = status(&host);
+        let told = &status["tenants"][at];
+        told["name"] == name && told["running"] == true && told["jobs"][0]["last_success"] == true
+    };
+    wait_until(PATIENCE, "the tenant's job has run", || {
+        succeeded("acme", 0)
+    });
+    wait_until(PATIENCE, "everything was looked at", || {
+        !found(&state(&host, "?tenant=acme").1).is_empty()
+    });
+    let (_, own) = state(&host, "");
+    assert_eq!(own["tenants"], serde_json::json!(["acme", "beta"]), "{own}");
+    assert_eq!(own["jobs"][0]["name"], "tenant.acme", "{own}");
+    let (_, acme) = state(&host, "?tenant=acme");
+    assert_eq!(acme["jobs"][0]["name"], "docs", "{acme}");
+    assert_eq!(found(&acme), ["aux/files/docs"], "{acme}");
+    let (answer, _) = state(&host, "?tenant=nobody");
+    assert!(answer.contains("400"), "{answer}");
+
+    let metrics = |query: &str| host.get(&format!("/metrics{query}")).unwrap().1;
+    assert!(metrics("?tenant=acme").contains("name=\"docs\""));
+    assert!(!metrics("").contains("name=\"docs\""));
+
+    // The trouble of one is nobody else's, and is not hidden.
+    let (answer, told) = state(&host, "?tenant=beta");
+    assert!(answer.contains("500"), "{answer}");
+    assert!(
+        told["error"].as_str().unwrap().contains("beta.toml"),
+        "{told}"
+    );
+    wait_until(PATIENCE, "its agent has failed", || {
+        host.job("tenant.beta")["last_status"] == 7
+    });
+    let shown = host.pitr().args(["agent", "status"]).run();
+    shown.expect_code(1).expect_stdout("tenant beta");
+    assert!(status(&host)["tenants"][1]["error"].is_string());
+
+    // It is mended, and the agent reads all configurations again.
+    let text = std::fs::read_to_string(&beta).unwrap();
+    std::fs::write(&beta, text.replace(&shared, &state_dir(&host, "beta"))).unwrap();
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the other one runs, too", || succeeded("beta", 1));
+    wait_until(PATIENCE, "the first one runs on", || succeeded("acme", 0));
+
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+    wait_until(PATIENCE, "the tenants' agents have left", || {
+        let status = status(&host);
+        let tenants = status["tenants"].as_array().unwrap().clone();
+        tenants.iter().all(|told| told["running"] == false)
+    });
+}
+
+#[test]
+fn j15_a_tenant_that_could_not_stand_alone_is_refused() {
+    let host = Host::new("[page]\n");
+    let acme = tenant(&host, "acme", &state_dir(&host, "acme"));
+    let told = |tables: &str| {
+        let text = std::fs::read_to_string(host.sandbox.join("pitr.toml")).unwrap();
+        let config = host
+            .sandbox
+            .file("other.toml", text.replace("[page]", tables));
+        let run = host.pitr_with(&config).args(["agent", "status"]).run();
+        run.expect_code(3).stderr
+    };
+    let own = host.sandbox.join("other.toml").display().to_string();
+    let acme = acme.display();
+    for (tables, wanted) in [
+        ("[tenants.a]".to_owned(), "needs config"),
+        ("[tenants.a]\nconfig = \"x.toml\"".to_owned(), "absolute"),
+        (
+            format!("[tenants.a]\nconfig = \"{own}\""),
+            "no configuration of its own",
+        ),
+        (
+            format!("[tenants.a]\nconfig = \"{acme}\"\n[tenants.b]\nconfig = \"{acme}\""),
+            "no configuration of its own",
+        ),
+        (
+            "[jobs.\"tenant.a\"]\nrun = \"files ls docs\"\nschedule = \"always\"".to_owned(),
+            "has the name of a tenant's agent",
+        ),
+    ] {
+        let said = told(&tables);
+        assert!(said.contains(wanted), "{tables}: {said}");
+    }
+    // Tenants have none themselves.
+    let text = std::fs::read_to_string(host.sandbox.join("acme.toml")).unwrap();
+    let nested = format!("{text}[tenants.x]\nconfig = \"/etc/x.toml\"\n");
+    std::fs::write(host.sandbox.join("acme.toml"), nested).unwrap();
+    let run = host
+        .pitr_with(&host.sandbox.join("acme.toml"))
+        .args(["agent", "--tenant"])
+        .run();
+    run.expect_code(3).expect_stderr("a tenant has no tenants");
+}
