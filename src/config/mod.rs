@@ -520,6 +520,11 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Whether the host keeps nothing of its own: everything is its tenants'.
+    pub fn has_only_tenants(&self) -> bool {
+        self.repositories.is_empty() && !self.tenants.is_empty()
+    }
+
     /// Refuses a tenant's configuration that has tenants of its own.
     ///
     /// # Errors

@@ -272,7 +272,7 @@ pub struct Metrics {
     pub text: String,
     /// The findings of `pitr info`; none where it failed.
     pub info: Option<Info>,
-    /// The error with which it failed.
+    /// The error with which it failed. Where only tenants are configured there is neither.
     pub failed: Option<Error>,
     /// The error of the file of counters, without which nothing is counted.
     pub uncounted: Option<Error>,
@@ -309,16 +309,15 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     }
     of_hosts(&mut all, &settings, now);
     // Content beside clusters needs none.
-    let looked = info::look_with(session, Asks::EndOfWal);
-    let (info, failed) = match looked {
-        Ok(info) => (Some(info), None),
-        Err(e) => (None, Some(e)),
+    let (info, failed) = match settings.has_only_tenants() {
+        true => (None, None),
+        false => match info::look_with(session, Asks::EndOfWal) {
+            Ok(info) => (Some(info), None),
+            Err(e) => (None, Some(e)),
+        },
     };
-    let errors = match &info {
-        Some(info) => info.failures.errors.len(),
-        None => 1,
-    };
-    let errors = errors + usize::from(uncounted.is_some());
+    let errors = info.as_ref().map_or(0, |info| info.failures.errors.len());
+    let errors = errors + usize::from(failed.is_some()) + usize::from(uncounted.is_some());
     all.add(&ERRORS, &[], counted(errors));
     if let Some(info) = &info {
         info.clusters

@@ -171,3 +171,32 @@ fn j15_a_tenant_that_could_not_stand_alone_is_refused() {
         .run();
     run.expect_code(3).expect_stderr("a tenant has no tenants");
 }
+
+#[test]
+fn j15_a_host_that_has_only_tenants_is_well() {
+    let host = Host::new("[page]\n");
+    let acme = tenant(&host, "acme", &state_dir(&host, "acme"));
+    let text = format!(
+        "[agent]\nlisten = \"127.0.0.1:{}\"\n{}\n[tenants.acme]\nconfig = \"{}\"\n",
+        host.port,
+        state_dir(&host, "own"),
+        acme.display()
+    );
+    let config = host.sandbox.file("only.toml", text);
+    let agent = host.pitr_with(&config).arg("agent").spawn();
+    wait_until(PATIENCE, "it has looked", || {
+        host.get("/api/state")
+            .is_some_and(|(_, body)| body.contains("collected"))
+    });
+    let (_, own) = state(&host, "");
+    assert_eq!(
+        own["observed"]["conditions"],
+        serde_json::json!([]),
+        "{own}"
+    );
+    assert!(own["observed"]["error"].is_null(), "{own}");
+    let (head, _) = host.get("/readyz").unwrap();
+    assert!(head.contains("200"), "{head}");
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}

@@ -63,6 +63,7 @@ function ownVerdict(state) {
   const observed = state.observed;
   if (!observed) return ['warn', 'Nobody has looked yet. Nothing is known.'];
   if (state.is_old) return ['bad', `Unknown: the last look was ${long((millis(state.now) - millis(observed.collected)) / 1000)} ago.`];
+  if (!observed.info && !observed.error) return ['good', 'No tenant of this host has trouble.'];
   if (!observed.info) return ['bad', `Unknown: ${observed.error || 'nothing could be looked at'}`];
   if (observed.failures.length) return ['bad', `Not everything could be looked at: ${observed.failures[0]}`];
   const clusters = observed.info.clusters;
