@@ -272,7 +272,7 @@ pub struct Metrics {
     pub text: String,
     /// The findings of `pitr info`; none where it failed.
     pub info: Option<Info>,
-    /// The error with which it failed. Where only tenants are configured there is neither.
+    /// The error with which it failed. A host that has only tenants has neither.
     pub failed: Option<Error>,
     /// The error of the file of counters, without which nothing is counted.
     pub uncounted: Option<Error>,
