@@ -18,7 +18,7 @@ pub struct Host {
     clock: Option<String>,
     pub port: u16,
     /// It never runs: a repository is made for a cluster.
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 impl Host {
@@ -47,7 +47,7 @@ impl Host {
             config,
             clock: None,
             port,
-            _cluster: cluster,
+            cluster,
         };
         host.pitr().args(["init", "--quiet"]).run().success();
         host
@@ -65,7 +65,7 @@ impl Host {
 
     /// The data directory of its cluster.
     pub fn pgdata(&self) -> &Path {
-        self._cluster.pgdata()
+        self.cluster.pgdata()
     }
 
     pub fn pitr(&self) -> Program {
@@ -91,7 +91,7 @@ impl Host {
             .spawn()
     }
 
-    fn status(&self) -> serde_json::Value {
+    pub fn status(&self) -> serde_json::Value {
         self.pitr().args(["agent", "status", "--json"]).run().json()
     }
 
@@ -621,7 +621,7 @@ fn j14_a_disk_that_takes_nothing_makes_nobody_hear_everything_in_each_look() {
         text.lines().filter(is_meant).count()
     };
     let _agent = host.agent();
-    wait_until(PATIENCE, "it is told", || {
+    wait_until(PATIENCE, "the sink has the notice", || {
         told("\"new\"", "agent/state") > 0
     });
     std::thread::sleep(Duration::from_secs(6));
@@ -629,7 +629,7 @@ fn j14_a_disk_that_takes_nothing_makes_nobody_hear_everything_in_each_look() {
     assert_eq!(told("\"new\"", "aux/files/up"), 1);
     std::fs::remove_dir(&place).unwrap();
     std::fs::remove_dir(place.parent().unwrap()).unwrap();
-    wait_until(PATIENCE, "its end is told", || {
+    wait_until(PATIENCE, "the sink has the notice of its end", || {
         told("\"resolved\"", "agent/state") == 1
     });
     assert_eq!(told("\"new\"", "agent/state"), 1);

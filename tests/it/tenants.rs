@@ -34,10 +34,6 @@ fn state_dir(host: &Host, name: &str) -> String {
     )
 }
 
-fn status(host: &Host) -> Value {
-    host.pitr().args(["agent", "status", "--json"]).run().json()
-}
-
 fn state(host: &Host, query: &str) -> (String, Value) {
     let (status, body) = host.get(&format!("/api/state{query}")).expect("an answer");
     (status, serde_json::from_str(&body).expect("an object"))
@@ -75,7 +71,7 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
         .timeout(Duration::from_secs(600))
         .spawn();
     let succeeded = |name: &str, at: usize| {
-        let status = status(&host);
+        let status = host.status();
         let told = &status["tenants"][at];
         told["name"] == name && told["running"] == true && told["jobs"][0]["last_success"] == true
     };
@@ -93,6 +89,11 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
     assert_eq!(found(&acme), ["aux/files/docs"], "{acme}");
     let (answer, _) = state(&host, "?tenant=nobody");
     assert!(answer.contains("400"), "{answer}");
+    // A plan that is refused keeps no other from being made.
+    for _ in 0..2 {
+        let (answer, told) = host.get("/api/plan?tenant=nobody").unwrap();
+        assert!(answer.contains("400"), "{answer}: {told}");
+    }
 
     let metrics = |query: &str| host.get(&format!("/metrics{query}")).unwrap().1;
     assert!(metrics("?tenant=acme").contains("name=\"docs\""));
@@ -110,7 +111,7 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
     });
     let shown = host.pitr().args(["agent", "status"]).run();
     shown.expect_code(1).expect_stdout("tenant beta");
-    assert!(status(&host)["tenants"][1]["error"].is_string());
+    assert!(host.status()["tenants"][1]["error"].is_string());
 
     // It is mended, and the agent reads all configurations again.
     let text = std::fs::read_to_string(&beta).unwrap();
@@ -122,7 +123,7 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
     agent.signal(Signal::TERM);
     agent.wait().success();
     wait_until(PATIENCE, "the tenants' agents have left", || {
-        let status = status(&host);
+        let status = host.status();
         let tenants = status["tenants"].as_array().unwrap().clone();
         tenants.iter().all(|told| told["running"] == false)
     });

@@ -230,10 +230,10 @@ impl Page {
     }
 
     fn plan(&self, query: &str) -> Result<(StatusCode, String)> {
+        let settings = held(&self.view).of(query)?.settings.clone();
         if self.is_planning.swap(true, Ordering::AcqRel) {
             return Err(err!(Locked, "another plan is being made: ask again"));
         }
-        let settings = held(&self.view).of(query)?.settings.clone();
         let made = plan::make(&settings, value(query, "cluster"), value(query, "time"));
         self.is_planning.store(false, Ordering::Release);
         Ok((StatusCode::OK, made?.to_string()))
