@@ -52,10 +52,11 @@ impl Web {
     }
 }
 
-/// Reads a POST; 0 as the status hangs up.
-fn answer(stream: TcpStream, status: u16) -> Option<Value> {
+/// Reads a POST: its path, and its body.
+pub fn posted(stream: &TcpStream) -> Option<(String, Vec<u8>)> {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let (mut line, mut length) = (String::new(), 0);
+    let (mut first, mut line, mut length) = (String::new(), String::new(), 0);
+    reader.read_line(&mut first).ok()?;
     loop {
         line.clear();
         if reader.read_line(&mut line).ok()? == 0 || line.trim().is_empty() {
@@ -67,13 +68,20 @@ fn answer(stream: TcpStream, status: u16) -> Option<Value> {
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    let mut stream = stream;
+    Some((first.split(' ').nth(1)?.to_owned(), body))
+}
+
+/// Answers with a status.
+pub fn reply(mut stream: TcpStream, status: u16) -> Option<()> {
+    let end = "Content-Length: 0\r\nConnection: close\r\n\r\n";
+    write!(stream, "HTTP/1.1 {status} X\r\n{end}").ok()
+}
+
+/// Reads a POST, and answers it; 0 as the status hangs up.
+fn answer(stream: TcpStream, status: u16) -> Option<Value> {
+    let (_, body) = posted(&stream)?;
     if status > 0 {
-        write!(
-            stream,
-            "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        )
-        .ok()?;
+        reply(stream, status)?;
     }
     serde_json::from_slice(&body).ok()
 }

@@ -75,23 +75,29 @@ struct Seen {
     changed: usize,
 }
 
+/// A library of this source in C, for `LD_PRELOAD`.
+pub fn preloaded(sandbox: &Sandbox, source: &str) -> PathBuf {
+    let source = sandbox.file("shim.c", source);
+    let shim = sandbox.join("shim.so");
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&shim, &source])
+        .args(["-ldl"])
+        .output()
+        .expect("cc starts: Rust needs it, too");
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    user::own(&shim);
+    shim
+}
+
 impl Clock {
     pub fn new() -> Clock {
         let sandbox = Sandbox::new("clock");
-        let source = sandbox.file("clock.c", SHIM);
-        let shim = sandbox.join("clock.so");
-        let built = std::process::Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-o"])
-            .args([&shim, &source])
-            .args(["-ldl"])
-            .output()
-            .expect("cc starts: Rust needs it, too");
-        assert!(
-            built.status.success(),
-            "{}",
-            String::from_utf8_lossy(&built.stderr)
-        );
-        user::own(&shim);
+        let shim = preloaded(&sandbox, SHIM);
         let log = sandbox.file("log", "");
         Clock { shim, log, sandbox }
     }

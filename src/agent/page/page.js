@@ -54,7 +54,8 @@ function windows(cluster) {
 }
 
 function verdict(state) {
-  const worst = (state.of_tenants || []).find(one => one.verdict[0] === 'bad') || (state.of_tenants || []).find(one => one.verdict[0] === 'warn');
+  const first = shade => state.of_tenants.find(one => one.verdict[0] === shade);
+  const worst = first('bad') || first('warn');
   const own = ownVerdict(state);
   if (!worst || own[0] === 'bad' || own[0] === worst.verdict[0]) return own;
   return [worst.verdict[0], `Tenant ${worst.name}: ${worst.verdict[1]}`];
@@ -319,7 +320,7 @@ async function stateOf(tenant) {
 async function standing(name) {
   try {
     const state = await stateOf(name);
-    return { name, verdict: verdict(state), collected: state.observed && state.observed.collected };
+    return { name, verdict: ownVerdict(state), collected: state.observed && state.observed.collected };
   } catch (e) {
     return { name, verdict: ['bad', `Unknown: ${e.message}`] };
   }

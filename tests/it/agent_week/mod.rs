@@ -18,7 +18,9 @@ use serde_json::Value;
 use self::model::{Answer, City, Job, Judge, Page, Run, SECOND, Seen, Trigger, Wall};
 use self::stage::{HOSTS, Mood, Stage, now_ns};
 use crate::common::Running;
+use crate::common::random::Random;
 use crate::require_mounts;
+use crate::soak::number;
 
 /// 2025-03-29T22:00:00Z: three hours before an hour is missing in Berlin, a week before one comes twice in Sydney.
 const START: u64 = 1_743_285_600;
@@ -92,25 +94,6 @@ fn section(job: &Job) -> String {
     )
 }
 
-fn number(name: &str, without: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .map_or(without, |text| text.parse().unwrap())
-}
-
-/// Numbers that are the same each time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (self.0 >> 33) % limit
-    }
-}
-
 /// Something that fails for a part of the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
@@ -135,9 +118,9 @@ fn j01_j10_a_week_in_minutes_loses_and_doubles_no_run_and_no_alert_and_shows_no_
     require_mounts!(
         "j01_j10_a_week_in_minutes_loses_and_doubles_no_run_and_no_alert_and_shows_no_false_green"
     );
-    let kills = number("PITR_AGENT_KILLS", 12);
-    let seconds = number("PITR_AGENT_SECONDS", 32);
-    let seed = number("PITR_AGENT_SEED", 11);
+    let kills = number("PITR_AGENT_KILLS").unwrap_or(12);
+    let seconds = number("PITR_AGENT_SECONDS").unwrap_or(32);
+    let seed = number("PITR_AGENT_SEED").unwrap_or(11);
     let of = |host: &str| {
         let jobs = JOBS.iter().filter(|job| job.is_on(host));
         jobs.map(section).collect::<String>()
@@ -233,7 +216,7 @@ impl Drop for Ends<'_> {
 
 /// Kills agents, cuts the power of hosts, and has everything else fail for a while.
 fn torment(stage: &Stage, seen: &Mutex<Seen>, (kills, seconds, seed): (u64, u64, u64)) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let begun = Instant::now();
     let whole = Duration::from_secs(seconds);
     let mut agents: BTreeMap<&str, (Running, i128)> = BTreeMap::new();
@@ -278,11 +261,10 @@ fn torment(stage: &Stage, seen: &Mutex<Seen>, (kills, seconds, seed): (u64, u64,
         }
         let alive: Vec<&str> = agents.keys().copied().collect();
         if next_kill <= Instant::now() && !alive.is_empty() {
-            let chosen = random.below(alive.len() as u64);
-            let host = alive[usize::try_from(chosen).unwrap()];
+            let host = *random.pick(&alive);
             let agent = agents.remove(host);
             killed += 1;
-            if random.below(6) == 0 {
+            if random.one_in(6) {
                 let at = now_ns();
                 if stage.cut(host) > 0 {
                     seen.lock().unwrap().cuts.push((host, at));
@@ -292,13 +274,13 @@ fn torment(stage: &Stage, seen: &Mutex<Seen>, (kills, seconds, seed): (u64, u64,
             leave(seen, host, agent);
             back.insert(
                 host,
-                Instant::now() + Duration::from_millis(random.below(300)),
+                Instant::now() + Duration::from_millis(random.next() % 300),
             );
-            next_kill += Duration::from_millis(pause / 2 + random.below(pause.max(2)));
+            next_kill += Duration::from_millis(pause / 2 + random.next() % pause.max(2));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Everything that is due comes, and everything that is wrong is told.
+    // Jobs that are due begin, and sinks get the notices that are due.
     for host in HOSTS {
         agents
             .entry(host)

@@ -515,7 +515,7 @@ impl Judge<'_> {
         changes
     }
 
-    /// Every failure that lasted is told to each sink, and its end.
+    /// Each sink has a notice of every failure that lasted, and one of its end.
     fn notices(&mut self, host: &'static str, job: &Job, runs: &[Run]) {
         // A receiver that ends by itself is started again at once: nobody hears of it.
         if matches!(job.trigger, Trigger::Always) {

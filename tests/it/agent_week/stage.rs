@@ -1,6 +1,6 @@
 //! Two hosts with agents of the real program, whose jobs are a script; sinks of alerts, disks and a repository that fail for a while.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use crate::alert::{posted, reply};
+use crate::clock;
 use crate::common::mount::SmallDisk;
-use crate::common::{Cluster, Program, Running, Sandbox, pitr, user};
+use crate::common::{Cluster, Lock, Program, Running, Sandbox, free_port, pitr};
 
 /// Nanoseconds of the clock of the machine, since 1970.
 pub fn now_ns() -> i128 {
@@ -132,26 +134,13 @@ impl Sinks {
 }
 
 fn take(
-    mut stream: TcpStream,
+    stream: TcpStream,
     mood: &Mutex<Mood>,
     heard: &Mutex<Vec<Heard>>,
     refused: &Mutex<usize>,
 ) -> Option<()> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let (mut first, mut line, mut length) = (String::new(), String::new(), 0);
-    reader.read_line(&mut first).ok()?;
-    loop {
-        line.clear();
-        if reader.read_line(&mut line).ok()? == 0 || line.trim().is_empty() {
-            break;
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let sink = first.split(' ').nth(1)?.trim_matches('/').to_owned();
+    let (path, body) = posted(&stream)?;
+    let sink = path.trim_matches('/').to_owned();
     let mood = match sink.as_str() {
         "one/a" => *mood.lock().unwrap(),
         _ => Mood::Takes,
@@ -159,25 +148,23 @@ fn take(
     if mood != Mood::Takes {
         *refused.lock().unwrap() += 1;
     }
-    let status = match mood {
-        Mood::Takes => 200,
-        Mood::Refuses => 503,
+    match mood {
+        Mood::Takes => {
+            let body: serde_json::Value = serde_json::from_slice(&body).ok()?;
+            heard.lock().unwrap().push(Heard {
+                at: now_ns(),
+                sink,
+                event: body["event"].as_str()?.to_owned(),
+                id: body["id"].as_str()?.to_owned(),
+            });
+            reply(stream, 200)
+        }
+        Mood::Refuses => reply(stream, 503),
         Mood::Hangs => {
             std::thread::sleep(Duration::from_secs(20));
-            return None;
+            None
         }
-    };
-    let body: serde_json::Value = serde_json::from_slice(&body).ok()?;
-    if mood == Mood::Takes {
-        heard.lock().unwrap().push(Heard {
-            at: now_ns(),
-            sink,
-            event: body["event"].as_str()?.to_owned(),
-            id: body["id"].as_str()?.to_owned(),
-        });
     }
-    let end = "Content-Length: 0\r\nConnection: close\r\n\r\n";
-    write!(stream, "HTTP/1.1 {status} X\r\n{end}").ok()
 }
 
 /// Everything that a simulated week needs.
@@ -187,8 +174,8 @@ pub struct Stage {
     pub disk: SmallDisk,
     shim: PathBuf,
     clock: (u64, i128, u32),
-    ports: [u16; 2],
-    _cluster: Cluster,
+    ports: [(u16, Lock); 2],
+    cluster: Cluster,
 }
 
 pub const HOSTS: [&str; 2] = ["one", "two"];
@@ -209,19 +196,8 @@ impl Stage {
             .replace("LONG", &format!("{:.2}", 9000.0 / f64::from(factor)));
         let stub = sandbox.file("stub", stub);
         std::fs::set_permissions(&stub, PermissionsExt::from_mode(0o755)).unwrap();
-        let source = sandbox.file("shim.c", SHIM);
-        let shim = sandbox.join("shim.so");
-        let built = std::process::Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-o"])
-            .args([&shim, &source])
-            .arg("-ldl")
-            .output()
-            .expect("cc starts: Rust needs it, too");
-        let said = String::from_utf8_lossy(&built.stderr);
-        assert!(built.status.success(), "{said}");
-        user::own(&shim);
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = listeners.map(|l| l.local_addr().unwrap().port());
+        let shim = clock::preloaded(&sandbox, SHIM);
+        let ports = [(); 2].map(|()| free_port());
         let origin = now_ns() / 1_000_000_000;
         let stage = Stage {
             clock: (start, origin, factor),
@@ -230,17 +206,17 @@ impl Stage {
             disk,
             shim,
             ports,
-            _cluster: cluster,
+            cluster,
         };
         for (host, jobs) in HOSTS.iter().zip(jobs) {
-            let port = stage.ports[usize::from(*host == "two")];
+            let port = stage.port(host);
             let hook = |sink: &str| {
                 let url = format!("http://127.0.0.1:{}/{host}/{sink}", stage.sinks.port);
                 format!("[alerts.{sink}]\nkind = \"webhook\"\nurl = \"{url}\"\n")
             };
             let text = format!(
                 "[clusters.main]\npgdata = \"{}\"\n[repositories.local]\nurl = \"file://{}\"\n[agent]\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\ninterval = \"10m\"\n{}{}{jobs}",
-                stage._cluster.pgdata().display(),
+                stage.cluster.pgdata().display(),
                 stage.sandbox.join("repo").display(),
                 stage.state(host).display(),
                 hook("a"),
@@ -289,9 +265,13 @@ impl Stage {
         self.pitr(host).arg("agent").timeout(patience).spawn()
     }
 
+    fn port(&self, host: &str) -> u16 {
+        self.ports[usize::from(host == "two")].0
+    }
+
     /// The body of an answer, and whether its status is 200.
     pub fn get(&self, host: &str, path: &str) -> Option<(bool, String)> {
-        let port = self.ports[usize::from(host == "two")];
+        let port = self.port(host);
         let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n");
         let (head, body) = crate::agent::answer(port, &ask, "")?;
         Some((head.lines().next()?.contains("200"), body))

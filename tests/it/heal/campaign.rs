@@ -10,16 +10,10 @@ use serde_json::Value;
 use super::copies::{Copies, all, damage};
 use crate::common::files_below;
 use crate::common::random::Random;
+use crate::soak::number;
 
 const DAMAGES: usize = 30;
 const SEED: u64 = 0x4EA1;
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    let set = std::env::var(name).ok();
-    set.map_or(otherwise, |text| {
-        text.parse().unwrap_or_else(|e| panic!("{name}: {e}"))
-    })
-}
 
 fn read(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = files_below(root).into_iter();
@@ -55,8 +49,8 @@ fn is_missed(key: &str) -> bool {
 
 #[test]
 fn j09_whatever_either_side_can_prove_is_healed() {
-    let wanted = number("PITR_HEAL_DAMAGES", DAMAGES as u64) as usize;
-    let seed = number("PITR_HEAL_SEED", SEED);
+    let wanted = number("PITR_HEAL_DAMAGES").unwrap_or(DAMAGES as u64) as usize;
+    let seed = number("PITR_HEAL_SEED").unwrap_or(SEED);
     println!("seed {seed}");
     let mut random = Random::new(seed);
     let worlds: Vec<_> = ["plain-2", "encrypted-2"]

@@ -27,6 +27,7 @@ use std::time::Instant;
 
 use crate::common::fault;
 use crate::common::random::Random;
+use crate::soak::number;
 use step::Kind;
 use world::World;
 
@@ -60,14 +61,6 @@ const MENDED: [u64; 18] = [
 ];
 /// Test functions, which run side by side.
 const PARTS: u64 = 4;
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable} is a number")),
-    )
-}
 
 /// The kinds of steps of each history that passed.
 #[derive(Default)]
