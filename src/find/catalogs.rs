@@ -149,9 +149,15 @@ impl Catalogs {
         // ended yet, as far as is known, come after these.
         let counts = |r: &&PageRow| !r.is_void && !self.void.contains(&r.xmin);
         let is_sure = |r: &&PageRow| r.xmin == 0 || self.committed.contains(&r.xmin);
-        let (sure, unsure): (Vec<&PageRow>, Vec<&PageRow>) =
-            rows.iter().filter(counts).partition(is_sure);
-        for row in sure {
+        let all: Vec<&PageRow> = rows.iter().filter(counts).collect();
+        let (sure, mut unsure): (Vec<&PageRow>, Vec<&PageRow>) =
+            all.iter().copied().partition(is_sure);
+        let is_class = place.catalog == Catalog::Class;
+        if !is_class {
+            // Which one of two versions of a name counts, the WAL before the page tells.
+            unsure.retain(|row| all.iter().filter(|other| oid(other) == oid(row)).count() == 1);
+        }
+        for row in sure.iter().filter(|row| is_class || row.is_untouched) {
             self.learn(place, &row.row, row.is_untouched);
         }
         for row in unsure {
@@ -340,6 +346,11 @@ impl Catalogs {
     pub fn database(&self, oid: u32) -> Option<&String> {
         self.databases.get(&oid)
     }
+}
+
+/// The oid in a row of schemas, databases or tablespaces.
+fn oid(row: &PageRow) -> Option<u32> {
+    catalog::named(row.row.columns()?).map(|(oid, _)| oid)
 }
 
 fn put<K: std::hash::Hash + Eq, V>(map: &mut HashMap<K, V>, key: K, value: V, is_newest: bool) {

@@ -690,7 +690,14 @@ impl<'a> Scan<'a> {
                 .host
                 .parallel(threads, batch, |at| self.digest(*at, range, files))?;
             for (at, digest) in batch.iter().zip(digests) {
-                match self.tolerate(*at, digest)?.flatten() {
+                let mut digest = self.tolerate(*at, digest)?.flatten();
+                let is_whole = digest.as_ref().is_some_and(|(_, is_whole)| *is_whole);
+                if !is_whole && story.awaits_names() {
+                    // The transaction that gave a name may end there.
+                    let whole = self.decode(*at, files, false);
+                    digest = self.tolerate(*at, whole)?.map(|whole| (whole, true));
+                }
+                match digest {
                     Some((digest, is_decoded)) => {
                         decoded += u64::from(is_decoded);
                         if !is_decoded {
@@ -906,8 +913,12 @@ impl NameWalk<'_> {
                 continue;
             };
             let files = &self.story.catalogs.own_files;
-            let is_changed = scan.changes_names(name, files);
-            if scan.tolerate(at, is_changed)? != Some(true) {
+            // The transaction that gave a name may end in a later segment.
+            let is_wanted = self.story.awaits_names() || {
+                let is_changed = scan.changes_names(name, files);
+                scan.tolerate(at, is_changed)? == Some(true)
+            };
+            if !is_wanted {
                 continue;
             }
             let digest = scan.decode_part(at, files, false, (self.from, to));

@@ -78,6 +78,12 @@ impl Story {
         self.last_commit = None;
     }
 
+    /// Whether a transaction that has not ended gave a name to a schema, a database or a tablespace.
+    pub fn awaits_names(&self) -> bool {
+        let mut changes = self.open.values().flat_map(|open| &open.changes);
+        changes.any(|change| matches!(change, Change::Named(..)))
+    }
+
     /// Takes the next digest.
     pub fn take(&mut self, digest: Digest) {
         for ((xid, relation), count) in digest.rows {

@@ -260,6 +260,38 @@ fn n01_a_schema_has_the_name_of_that_moment() {
     assert_eq!(titles(&answer), expected, "{answer:#}");
 }
 
+/// The segment that has the commit changes no catalog.
+#[test]
+fn n01_a_name_counts_that_was_committed_in_a_later_segment() {
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    client
+        .sql("create schema first; create table first.t as select 1 as a; create table w (a int)");
+    client.sql("create database one");
+    cluster
+        .client_of("one")
+        .sql("create table v as select 1 as a");
+    site.pitr().arg("backup").run().success();
+    client.sql("checkpoint");
+    client.sql("begin");
+    client.sql("alter schema first rename to second");
+    client.sql("alter database one rename to two");
+    cluster.sql("select pg_switch_wal()");
+    cluster.sql("insert into w select 1");
+    client.sql("commit");
+    cluster.sql("insert into w select 1");
+    cluster.sql("select pg_switch_wal()");
+    client.sql("drop table second.t");
+    cluster.client_of("two").sql("drop table v");
+    client.sql("alter schema second rename to third");
+    client.sql("alter database two rename to three");
+    cluster.archive_now();
+    let expected = ["drop postgres.second.t", "drop two.public.v"];
+    let answer = find(&site, &[]);
+    assert_eq!(titles(&answer), expected, "{answer:#}");
+}
+
 /// A question about a part knows the files that catalogs were given before it, and neither the list of a backup nor the server does.
 fn n02_catalogs_that_were_written_anew_before_the_window_are_followed(major: u32) {
     let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
