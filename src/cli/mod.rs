@@ -73,6 +73,7 @@ pub mod query;
 pub mod receive;
 pub mod recover;
 pub mod redis;
+mod redis_cluster;
 pub mod redis_moments;
 mod replaced;
 pub mod repo;

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::output::{Align, Table};
+use super::redis_cluster;
 use super::redis_moments::{self, InfoArgs, PlanArgs, TargetArgs};
 use crate::err;
 use crate::error::Result;
@@ -19,6 +20,7 @@ use crate::operate::redis::keys::{self, Copied, Names, Picked};
 use crate::operate::redis::list::{self, Listed};
 use crate::operate::redis::receive;
 use crate::operate::redis::restore::{self, Restored};
+use crate::operate::redis::shards;
 use crate::redis::route::Route;
 use crate::repo::id::BackupId;
 
@@ -48,6 +50,8 @@ pub enum Command {
 /// The server forks and sends its data set, as to a new replica (PSYNC). The stream goes straight into the repository, and its checksum is compared before the
 /// backup exists. A failure leaves no backup. The user needs the rights +psync +replconf +ping +info.
 ///
+/// Every shard of a cluster is backed up, one after the other.
+///
 /// Exit status 6 when the server writes no checksum.
 ///
 /// Example: pitr redis backup cache --label "before the release"
@@ -71,6 +75,8 @@ pub struct BackupArgs {
 /// The receiver is a replica to the server. The commands go to receive.journal, are synced, and then acknowledged: WAIT counts them. From there they go into every
 /// repository. With a backup it makes any moment restorable: pitr redis restore NAME --to DIR --target-time TIME. It runs until SIGTERM or Ctrl-C.
 ///
+/// Every shard of a cluster is received, each from the owner of its slots; shards may come and go.
+///
 /// receive.acknowledge = "none" tells the server nothing: WAIT does not count the receiver then.
 ///
 /// Example: pitr redis receive cache
@@ -89,6 +95,8 @@ pub struct ReceiveArgs {
 ///
 /// Keys whose time to live is over vanish when a server loads them. --as-replica makes the server the replica of a master that is not there: it keeps them, and
 /// takes no writes.
+///
+/// With the name of a cluster --to gets a directory for each shard, all of one moment. Exit status 6 when it is not exact.
 ///
 /// --into replaces all keys of a running server. A scratch server loads the data set on this host, and the running server is its replica until both have the same.
 /// A backup of what is there is taken before. Stop what writes there: writes are refused meanwhile, and those of the time between are lost. It needs --confirm.
@@ -185,6 +193,9 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 }
 
 fn run_receive(args: &ReceiveArgs, cx: &Context) -> Result<u8> {
+    if shards::is_cluster(&cx.session, &args.name)? {
+        return redis_cluster::receive(&args.name, cx);
+    }
     let ended = receive::run(&cx.session, &args.name)?;
     let (replid, position) = ended.position.unzip();
     if cx.out.is_json() {
@@ -208,44 +219,29 @@ fn run_receive(args: &ReceiveArgs, cx: &Context) -> Result<u8> {
 }
 
 fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
+    if shards::is_cluster(&cx.session, &args.name)? {
+        return redis_cluster::backup(args, cx);
+    }
     let asked = Asked {
         name: &args.name,
         label: args.label.clone().unwrap_or_default(),
         takes_over: args.confirm,
         of_master: false,
     };
-    let Taken {
-        root,
-        member,
-        repository,
-        took,
-        warnings,
-    } = backup::run(&cx.session, asked)?;
-    for warning in &warnings {
+    let taken = backup::run(&cx.session, asked)?;
+    for warning in &taken.warnings {
         cx.out.warn(warning);
     }
-    let status = match member.has_checksum {
+    let status = match taken.member.has_checksum {
         true => exit::SUCCESS,
         false => exit::WARNINGS,
     };
-    let head = &root.head;
     if cx.out.is_json() {
-        cx.out.json(&json!({
-            "id": head.id,
-            "name": args.name,
-            "label": head.label,
-            "repository": repository,
-            "start_time": head.start_time,
-            "stop_time": head.stop_time,
-            "file_count": head.file_count,
-            "size_bytes": head.size_bytes,
-            "stored_bytes": head.stored_bytes,
-            "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            "warnings": warnings,
-            "redis": member,
-        }))?;
+        cx.out.json(&backup_json(&args.name, &taken))?;
         return Ok(status);
     }
+    let Taken { root, member, .. } = &taken;
+    let head = &root.head;
     cx.out.report(&format!(
         "backup {}: {} of {} {} ({}) at {}, offset {} of {}",
         head.id,
@@ -261,13 +257,32 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         "{}, stored as {} in {}; {}",
         human::size(member.rdb_bytes),
         human::size(head.stored_bytes),
-        human::duration(took),
+        human::duration(taken.took),
         match member.has_checksum {
             true => "the checksum is right",
             false => "the server writes no checksum",
         }
     ))?;
     Ok(status)
+}
+
+/// A backup as JSON.
+pub(super) fn backup_json(name: &str, taken: &Taken) -> Value {
+    let head = &taken.root.head;
+    json!({
+        "id": head.id,
+        "name": name,
+        "label": head.label,
+        "repository": taken.repository,
+        "start_time": head.start_time,
+        "stop_time": head.stop_time,
+        "file_count": head.file_count,
+        "size_bytes": head.size_bytes,
+        "stored_bytes": head.stored_bytes,
+        "duration_ms": u64::try_from(taken.took.as_millis()).unwrap_or(u64::MAX),
+        "warnings": taken.warnings,
+        "redis": taken.member,
+    })
 }
 
 fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
@@ -431,6 +446,9 @@ fn run_keys(
 }
 
 fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
+    if let Some(stored) = shards::of(&cx.session, &args.name)? {
+        return redis_cluster::restore(args, &stored, cx);
+    }
     if let Some(into) = &args.into {
         return run_into(args, into, cx);
     }
@@ -452,29 +470,34 @@ fn run_restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
             restored.member.flavor, restored.member.server_version
         ));
     }
-    let end = restored.route.as_ref().and_then(Route::end);
     if cx.out.is_json() {
-        cx.out.json(&json!({
-            "id": restored.id,
-            "name": args.name,
-            "repository": restored.repository,
-            "to": restored.to,
-            "files": restored.files,
-            "target_version": restored.target.as_ref().map(ToString::to_string),
-            "as_replica": args.as_replica,
-            "dry_run": args.dry_run,
-            "checked": restored.checked.is_ok() && !args.dry_run,
-            "not_checked": restored.checked.as_ref().err(),
-            "start": restored.start,
-            "redis": restored.member,
-            "log_bytes": restored.route.as_ref().map(Route::bytes),
-            "replid": end.map(|(replid, _)| replid),
-            "offset": end.map(|(_, offset)| offset),
-        }))?;
+        cx.out.json(&restore_json(args, &args.name, &restored))?;
         return Ok(exit::SUCCESS);
     }
     report_restore(args, cx, &restored)?;
     Ok(exit::SUCCESS)
+}
+
+/// A restored data set as JSON.
+pub(super) fn restore_json(args: &RestoreArgs, name: &str, restored: &Restored) -> Value {
+    let end = restored.route.as_ref().and_then(Route::end);
+    json!({
+        "id": restored.id,
+        "name": name,
+        "repository": restored.repository,
+        "to": restored.to,
+        "files": restored.files,
+        "target_version": restored.target.as_ref().map(ToString::to_string),
+        "as_replica": args.as_replica,
+        "dry_run": args.dry_run,
+        "checked": restored.checked.is_ok() && !args.dry_run,
+        "not_checked": restored.checked.as_ref().err(),
+        "start": restored.start,
+        "redis": restored.member,
+        "log_bytes": restored.route.as_ref().map(Route::bytes),
+        "replid": end.map(|(replid, _)| replid),
+        "offset": end.map(|(_, offset)| offset),
+    })
 }
 
 fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {
@@ -534,6 +557,9 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
 }
 
 fn run_ls(args: &LsArgs, cx: &Context) -> Result<u8> {
+    if let Some(stored) = shards::of(&cx.session, &args.name)? {
+        return redis_cluster::ls(args, &stored, cx);
+    }
     let (repository, listed) = list::run(&cx.session, &args.name)?;
     if cx.out.is_json() {
         cx.out.json(&json!({
@@ -550,7 +576,17 @@ fn run_ls(args: &LsArgs, cx: &Context) -> Result<u8> {
         ));
         return Ok(exit::SUCCESS);
     }
-    let mut table = Table::new(&[
+    let mut table = table();
+    for one in &listed {
+        table.row(row(one));
+    }
+    cx.out.table(&table)?;
+    Ok(exit::SUCCESS)
+}
+
+/// An empty list of backups.
+pub(super) fn table() -> Table {
+    Table::new(&[
         ("BACKUP", Align::Left),
         ("TIME", Align::Left),
         ("KEYS", Align::Right),
@@ -559,15 +595,11 @@ fn run_ls(args: &LsArgs, cx: &Context) -> Result<u8> {
         ("OFFSET", Align::Right),
         ("STATE", Align::Left),
         ("LABEL", Align::Left),
-    ]);
-    for one in &listed {
-        table.row(row(one));
-    }
-    cx.out.table(&table)?;
-    Ok(exit::SUCCESS)
+    ])
 }
 
-fn row(one: &Listed) -> [String; 8] {
+/// A backup in it.
+pub(super) fn row(one: &Listed) -> [String; 8] {
     let (backup, member) = (&one.backup, one.redis.as_ref());
     let known = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());
     let state = match (&backup.damage, backup.expire_not_before, backup.pinned) {

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::output::{Align, Table};
+use super::redis_cluster;
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
-use crate::operate::redis::{info, plan};
+use crate::operate::redis::plan::{self, Planned};
+use crate::operate::redis::{info, shards};
 use crate::pg::time::TimestampTz;
 use crate::redis::overview::{self, Line, Range};
 use crate::redis::route::{Moment, Route, Target};
@@ -101,9 +103,11 @@ pub struct InfoArgs {
 ///
 /// Without a target it is the last moment that is stored. Nothing is written.
 ///
+/// The moment of a cluster is that of all shards. Slots that moved then, or that nobody looked at, are named: it is not exact (exit status 6).
+///
 /// Exit status 5 when the moment is out of reach, 8 when two histories lead there.
 ///
-/// Example: pitr redis plan cache --target-time "2026-11-24 08:15:00+01"
+/// Example: pitr redis plan cache --target-time "2026-11-24T08:15:00+01:00"
 #[derive(clap::Args, Debug)]
 pub struct PlanArgs {
     /// The name of the data set
@@ -124,6 +128,9 @@ pub struct PlanArgs {
 /// # Errors
 /// Those of [`info::run`].
 pub fn info(args: &InfoArgs, cx: &Context) -> Result<u8> {
+    if let Some(stored) = shards::of(&cx.session, &args.name)? {
+        return redis_cluster::info(args, &stored, cx);
+    }
     let info = info::run(&cx.session, &args.name, args.commands)?;
     if cx.out.is_json() {
         let (repository, histories) = info.map(|i| (i.repository, i.histories)).unzip();
@@ -141,13 +148,19 @@ pub fn info(args: &InfoArgs, cx: &Context) -> Result<u8> {
         ));
         return Ok(exit::SUCCESS);
     };
-    for history in &info.histories {
+    report(args, &info.histories, cx)?;
+    Ok(exit::SUCCESS)
+}
+
+/// Shows histories.
+pub(super) fn report(args: &InfoArgs, histories: &[Line], cx: &Context) -> Result<()> {
+    for history in histories {
         report_history(history, cx)?;
     }
-    if args.commands {
-        report_commands(&info.histories, cx)?;
+    match args.commands {
+        true => report_commands(histories, cx),
+        false => Ok(()),
     }
-    Ok(exit::SUCCESS)
 }
 
 fn report_history(history: &Line, cx: &Context) -> Result<()> {
@@ -225,38 +238,22 @@ fn report_commands(histories: &[Line], cx: &Context) -> Result<()> {
 /// # Errors
 /// Those of [`plan::run`].
 pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
+    if let Some(stored) = shards::of(&cx.session, &args.name)? {
+        return redis_cluster::plan(args, &stored, cx);
+    }
     let end = Target {
         moment: Moment::End,
         replid: None,
     };
     let target = args.target.read()?.unwrap_or(end);
     let planned = plan::run(&cx.session, &args.name, args.backup.as_ref(), &target)?;
-    let (member, route) = (&planned.member, &planned.route);
-    let (replid, offset) = route
-        .end()
-        .unwrap_or((member.replid.as_str(), member.offset));
-    let arrived = route.arrived_us.and_then(TimestampTz::from_unix_micros);
-    let next = format!(
-        "pitr redis restore {} --to DIR --backup {} --target-offset {}",
-        args.name,
-        planned.id,
-        overview::target(replid, offset)
-    );
     if cx.out.is_json() {
-        cx.out.json(&json!({
-            "name": args.name,
-            "repository": planned.repository,
-            "backup": planned.id,
-            "received_time": member.received_time,
-            "size_bytes": member.rdb_bytes,
-            "log_bytes": route.bytes(),
-            "replid": replid,
-            "offset": offset,
-            "arrived_time": arrived,
-            "next": next,
-        }))?;
+        cx.out.json(&plan_json(&args.name, &planned))?;
         return Ok(exit::SUCCESS);
     }
+    let (member, route) = (&planned.member, &planned.route);
+    let (replid, offset) = end_of(&planned);
+    let arrived = route.arrived_us.and_then(TimestampTz::from_unix_micros);
     cx.out.report(&format!(
         "backup {}: {} of {} {} at {}, {}, from {}",
         planned.id,
@@ -275,8 +272,43 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
             ago(cx, time)
         ))
     ))?;
-    cx.out.note(&format!("next: {next}"));
+    cx.out
+        .note(&format!("next: {}", next(&args.name, &planned)));
     Ok(exit::SUCCESS)
+}
+
+/// The history and the offset at the end of a way.
+fn end_of(planned: &Planned) -> (&str, u64) {
+    let member = &planned.member;
+    let end = planned.route.end();
+    end.unwrap_or((member.replid.as_str(), member.offset))
+}
+
+fn next(name: &str, planned: &Planned) -> String {
+    let (replid, offset) = end_of(planned);
+    format!(
+        "pitr redis restore {name} --to DIR --backup {} --target-offset {}",
+        planned.id,
+        overview::target(replid, offset)
+    )
+}
+
+/// A way as JSON.
+pub(super) fn plan_json(name: &str, planned: &Planned) -> Value {
+    let (member, route) = (&planned.member, &planned.route);
+    let (replid, offset) = end_of(planned);
+    json!({
+        "name": name,
+        "repository": planned.repository,
+        "backup": planned.id,
+        "received_time": member.received_time,
+        "size_bytes": member.rdb_bytes,
+        "log_bytes": route.bytes(),
+        "replid": replid,
+        "offset": offset,
+        "arrived_time": route.arrived_us.and_then(TimestampTz::from_unix_micros),
+        "next": next(name, planned),
+    })
 }
 
 fn legs(route: &Route) -> String {

@@ -108,6 +108,8 @@ keys! { CONFIG: |e, set: ConfigSet|
 // Those of `[redis.NAME]`.
 keys! { REDIS: |e, redis: Redis|
     "address": address = e.checked(RedisAddress::parse);
+    "cluster": is_cluster = e.boolean();
+    "addresses": addresses = e.addresses();
     "user": access.user = e.string();
     "password_file": access.password_file = e.path();
     "tls.ca_file": access.tls.ca_file = e.path();
@@ -663,12 +665,16 @@ pub(super) fn redis(section: &Section) -> Result<Redis> {
     let sentinel = &redis.sentinel;
     let has_sentinels = !sentinel.addresses.is_empty();
     let is_of_sentinel = |entry: &Entry| entry.key.starts_with("sentinel.");
+    if let Some((message, hint)) = redis.wrong_as_cluster() {
+        return Err(wrong(&message).hint(hint));
+    }
     match (&redis.address, &sentinel.master) {
         (Some(_), _) if section.entries.iter().any(is_of_sentinel) => {
             return Err(wrong("address and sentinel are both given")
                 .hint("Keep one: address names one server for good, sentinel asks for the present master."));
         }
         (Some(_), _) => {}
+        (None, None) if redis.is_cluster && !has_sentinels => {}
         (None, None) if has_sentinels => {
             return Err(wrong("sentinel has addresses, and no master")
                 .hint("Add the name that the Sentinels know it by, as in their \"sentinel monitor\": sentinel.master = \"mymaster\""));
@@ -686,7 +692,13 @@ pub(super) fn redis(section: &Section) -> Result<Redis> {
             );
         }
     }
-    access(section, "", &redis.access, redis.address.as_slice())?;
+    let places: Vec<RedisAddress> = redis
+        .address
+        .iter()
+        .chain(&redis.addresses)
+        .cloned()
+        .collect();
+    access(section, "", &redis.access, &places)?;
     access(section, "sentinel.", &sentinel.access, &sentinel.addresses)?;
     Ok(redis)
 }

@@ -48,7 +48,10 @@ pub use location::{BlobService, Location, is_part};
 pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
 pub use price::{Price, Prices, of_gib};
-pub use redis::{Redis, RedisAccess, RedisAcknowledge, RedisAddress, RedisSentinel, RedisTls};
+pub use redis::{
+    Redis, RedisAccess, RedisAcknowledge, RedisAddress, RedisSentinel, RedisTls, SHARD_DIGITS,
+    shard_digits,
+};
 pub use retention::Retention;
 pub use s3::{
     LockMode, ObjectLock, S3Settings, Sse, StorageClasses, endpoint as check_endpoint, is_loopback,
@@ -603,12 +606,15 @@ impl Settings {
             name: &set.name,
             max_backup_age: set.max_backup_age,
         });
-        let redis = self.redis.iter().map(|redis| Content {
-            kind: "redis",
-            name: &redis.name,
-            max_backup_age: redis.max_backup_age,
-        });
+        let servers = self.redis.iter().filter(|redis| !redis.is_cluster);
+        let redis = servers.map(Redis::content);
         files.chain(logical).chain(config).chain(redis)
+    }
+
+    /// The configured Redis clusters: each is stored as content for each shard.
+    pub fn redis_clusters(&self) -> impl Iterator<Item = Content<'_>> {
+        let clusters = self.redis.iter().filter(|redis| redis.is_cluster);
+        clusters.map(Redis::content)
     }
 
     /// The set of files of this name.
@@ -890,7 +896,21 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             Kind::Retention => settings.retention = keys::retention(section)?,
             Kind::Logical => settings.logical.push(keys::logical(section)?),
             Kind::Config => settings.config.push(keys::config(section)?),
-            Kind::Redis => settings.redis.push(keys::redis(section)?),
+            Kind::Redis => {
+                let redis = keys::redis(section)?;
+                let is_shard = |cluster: &Redis, name: &str| {
+                    cluster.is_cluster && shard_digits(&cluster.name, name).is_some()
+                };
+                let same =
+                    |other: &&Redis| is_shard(other, &redis.name) || is_shard(&redis, &other.name);
+                if let Some(other) = settings.redis.iter().find(same) {
+                    return Err(section.origin.error(format_args!(
+                        "[redis.{}] and [redis.{}]: one has a name as shards of the other have",
+                        other.name, redis.name
+                    )));
+                }
+                settings.redis.push(redis);
+            }
             Kind::Agent => settings.agent = keys::agent(section)?,
             Kind::Page => settings.page = keys::page(section)?,
             Kind::Audit => settings.audit = keys::audit(section)?,
@@ -1284,6 +1304,11 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [redis.a]\nsentinel = { master = 'm', addresses = ['h:1'], user = 'x' } => pitr.toml:1:8: sentinel.user needs password_file
 [redis.a]\nsentinel = { master = 'm', addresses = ['unix:/s'], tls = { ca_file = '/c' } } => pitr.toml:1:8: sentinel.tls means nothing to a socket of this host
 [redis.a]\naddress = 'h:1'\ntls = { cert_file = '/c' } => pitr.toml:1:8: tls needs both cert_file and key_file, or neither
+[redis.a]\naddresses = ['h:1'] => pitr.toml:1:8: addresses are those of a cluster, and cluster is not true
+[redis.a]\ncluster = true => pitr.toml:1:8: Redis cluster "a" has no addresses
+[redis.a]\ncluster = true\naddress = 'h:1'\nsentinel = { master = 'm', addresses = ['h:1'] } => pitr.toml:1:8: cluster and sentinel are both given
+[redis.a]\ncluster = true\naddress = 'h:1'\nservice = { start = ['x'] } => pitr.toml:1:8: service means nothing to a cluster
+[redis.a]\ncluster = true\naddress = 'h:1'\n[redis.'a.0123456789ab']\naddress = 'h:2' => pitr.toml:4:8: [redis.a] and [redis.a.0123456789ab]: one has a name as shards of the other have
 [repositories.a] => pitr.toml:1:15: repository "a" has no url
 [repositories.a]\nurl='x'\nrequired = 'no' => pitr.toml:2:5: "x" is not the URL of a repository
 [repositories.a]\nurl='file:///x'\nrequired = false => no repository is required: a segment would be acknowledged before any holds it

@@ -4,20 +4,30 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Period, Service};
+use super::{Content, Period, Service};
 use crate::err;
 use crate::error::Result;
 
 /// The silence of a server after which it counts as gone, where none is configured.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A server that is backed up.
+/// A longer name leaves no room for those of the shards.
+const CLUSTER_NAME_MAX: usize = 50;
+
+/// How many digits of a node's id are in the name of its shard.
+pub const SHARD_DIGITS: usize = 12;
+
+/// A server that is backed up, or a cluster of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redis {
     /// Its name in configuration and repository.
     pub name: String,
     /// The place where it listens; none where Sentinels name it.
     pub address: Option<RedisAddress>,
+    /// Whether it is a cluster, whose shards are backed up.
+    pub is_cluster: bool,
+    /// Places where nodes of the cluster listen, besides `address`.
+    pub addresses: Vec<RedisAddress>,
     /// The Sentinels that name it.
     pub sentinel: RedisSentinel,
     /// The account on the server.
@@ -102,6 +112,8 @@ impl Redis {
         Redis {
             name,
             address: None,
+            is_cluster: false,
+            addresses: Vec::new(),
             sentinel: RedisSentinel::default(),
             access: RedisAccess::default(),
             stall_timeout: STALL_TIMEOUT,
@@ -114,14 +126,71 @@ impl Redis {
         }
     }
 
-    /// Its place as a text: the address, or the master's name.
+    /// Its place as a text: the address, or the name of the master or cluster.
     pub fn place(&self) -> String {
+        if self.is_cluster {
+            return format!("cluster:{}", self.name);
+        }
         match (&self.address, &self.sentinel.master) {
             (Some(address), _) => address.to_string(),
             (None, Some(master)) => format!("sentinel:{master}"),
             (None, None) => String::new(),
         }
     }
+}
+
+impl Redis {
+    /// It as content that is backed up.
+    pub(super) fn content(&self) -> Content<'_> {
+        Content {
+            kind: "redis",
+            name: &self.name,
+            max_backup_age: self.max_backup_age,
+        }
+    }
+
+    /// Why it cannot be a cluster, and what helps; none where nothing is wrong.
+    pub(super) fn wrong_as_cluster(&self) -> Option<(String, &'static str)> {
+        let nodes = "Name nodes of the cluster, any of them: addresses = [\"10.0.0.1:6379\", \"10.0.0.2:6379\"]";
+        let (is_cluster, has_addresses) = (self.is_cluster, !self.addresses.is_empty());
+        let service = &self.service;
+        let has_service = service.data_directory.is_some()
+            || !service.stop.is_empty()
+            || !service.start.is_empty();
+        match () {
+            () if !is_cluster && has_addresses => Some((
+                "addresses are those of a cluster, and cluster is not true".to_owned(),
+                "Add cluster = true, or name the one server: address = \"127.0.0.1:6379\"",
+            )),
+            () if !is_cluster => None,
+            () if self.sentinel.master.is_some() => Some((
+                "cluster and sentinel are both given".to_owned(),
+                "A cluster names its masters itself. Remove sentinel.",
+            )),
+            () if has_service => Some((
+                "service means nothing to a cluster".to_owned(),
+                "It belongs to one server of a recovery set, which a cluster cannot be in. Remove service.",
+            )),
+            () if self.address.is_none() && !has_addresses => Some((
+                format!("Redis cluster \"{}\" has no addresses", self.name),
+                nodes,
+            )),
+            () if self.name.len() > CLUSTER_NAME_MAX => Some((
+                format!("the name of a cluster has at most {CLUSTER_NAME_MAX} characters"),
+                "Its shards have names that begin with it. Choose a shorter one.",
+            )),
+            () => None,
+        }
+    }
+}
+
+/// The digits of a node's id in the name of a shard of this cluster; none of another name.
+pub fn shard_digits<'n>(cluster: &str, name: &'n str) -> Option<&'n str> {
+    let digits = name.strip_prefix(cluster)?.strip_prefix('.')?;
+    let is_hex = digits
+        .bytes()
+        .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (is_hex && digits.len() == SHARD_DIGITS).then_some(digits)
 }
 
 impl RedisAddress {

@@ -9,6 +9,7 @@ use super::session::Session;
 use crate::config::{self, Settings};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
+use crate::redis::nodes::digits;
 use crate::repo::catalog::{Catalog, Manifest, Reading};
 use crate::repo::event;
 use crate::repo::id::BackupId;
@@ -16,6 +17,7 @@ use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark::KIND;
+use crate::repo::slot_map;
 use crate::repo::source;
 
 /// An aux scope in one repository.
@@ -80,7 +82,9 @@ pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
         let with_backups = scopes.iter().filter(|scope| scope.kind() != Some(KIND));
         for scope in with_backups {
             let mut one = look_at(&repository, scope, now)?.named(&configured.name);
-            one.judge_newest(&settings, now);
+            if !needs_none(&settings, &repository, scope)? {
+                one.judge_newest(&settings, now);
+            }
             all.push(one);
         }
         // Backups go to the first one. The others get copies, if the operator wants them to.
@@ -89,7 +93,15 @@ pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
                 let prefix = prefix(one);
                 scopes.iter().any(|scope| scope.prefix() == prefix)
             };
-            let missing = settings.contents().filter(|one| !has(one));
+            let has_shards = |cluster: &config::Content<'_>| {
+                let is_shard = |scope: &Scope| {
+                    cluster_of(&settings, &scope.prefix())
+                        .is_some_and(|one| one.name == cluster.name)
+                };
+                scopes.iter().any(is_shard)
+            };
+            let clusters = settings.redis_clusters().filter(|one| !has_shards(one));
+            let missing = settings.contents().filter(|one| !has(one)).chain(clusters);
             all.extend(missing.map(|one| ScopeInfo::empty(&one, &configured.name)));
         }
     }
@@ -98,6 +110,49 @@ pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
 
 fn prefix(content: &config::Content<'_>) -> String {
     format!("aux/{}/{}", content.kind, content.name)
+}
+
+/// The configured Redis cluster of which a scope, by its prefix, is a shard.
+fn cluster_of<'s>(settings: &'s Settings, scope: &str) -> Option<config::Content<'s>> {
+    let name = scope.strip_prefix("aux/redis/")?;
+    let mut clusters = settings.redis_clusters();
+    clusters.find(|cluster| digits(cluster.name, name).is_some())
+}
+
+/// Whether it has the name of a shard and needs no newer backup: it had no slots when that was recorded last, or is none, for that was never recorded.
+fn needs_none(settings: &Settings, repository: &Repository, scope: &Scope) -> Result<bool> {
+    if cluster_of(settings, &scope.prefix()).is_none() {
+        return Ok(false);
+    }
+    let newest = slot_map::newest(repository.store(), scope)?;
+    Ok(newest.is_none_or(|(_, map)| map.owned.is_empty()))
+}
+
+/// Looks at the shards of a configured Redis cluster that need backups; without any at an empty one.
+///
+/// # Errors
+/// Errors of the store.
+pub fn look_at_shards(
+    repository: &Repository,
+    settings: &Settings,
+    cluster: &config::Content<'_>,
+    now: TimestampTz,
+) -> Result<Vec<ScopeInfo>> {
+    let mut all = Vec::new();
+    for scope in repository.aux_scopes()? {
+        let is_own =
+            cluster_of(settings, &scope.prefix()).is_some_and(|one| one.name == cluster.name);
+        if is_own && !needs_none(settings, repository, &scope)? {
+            all.push(look_at(repository, &scope, now)?);
+        }
+    }
+    if all.is_empty() {
+        all.push(ScopeInfo {
+            problems: Vec::new(),
+            ..ScopeInfo::empty(cluster, "")
+        });
+    }
+    Ok(all)
 }
 
 /// Pure: the trouble with the newest backup that no check found damaged.
@@ -206,6 +261,7 @@ impl ScopeInfo {
     /// Judges the newest backup, where the scope is configured here.
     fn judge_newest(&mut self, settings: &Settings, now: TimestampTz) {
         let configured = settings.contents().find(|one| prefix(one) == self.scope);
+        let configured = configured.or_else(|| cluster_of(settings, &self.scope));
         self.add(configured.and_then(|one| newest_trouble(&one, self.newest_end(), now)));
     }
 

@@ -21,7 +21,7 @@ const WORD_BYTES_MAX: u64 = 1 << 40;
 /// The effect of a command, as far as a plan needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing that is stored: `PING`, `REPLCONF`, `PUBLISH`.
+    /// Nothing that is stored: `PING`, `REPLCONF`, `PUBLISH`, `CLUSTER`.
     None,
     /// The database of what follows.
     Select,
@@ -299,7 +299,8 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 
 fn effect(words: &[Vec<u8>]) -> Effect {
     match words.first().map(Vec::as_slice) {
-        Some(b"PING" | b"REPLCONF" | b"PUBLISH" | b"SPUBLISH") => Effect::None,
+        // `CLUSTER` is for replicas alone: a server without a cluster would not load it.
+        Some(b"PING" | b"REPLCONF" | b"PUBLISH" | b"SPUBLISH" | b"CLUSTER") => Effect::None,
         Some(b"SELECT") => Effect::Select,
         Some(b"MULTI" | b"EXEC" | b"DISCARD") => Effect::Transaction,
         Some(b"FLUSHALL") => Effect::FlushAll,

@@ -1,6 +1,6 @@
 //! Redis and Valkey as a kind of content: the data set as the server gives it to a new replica, byte by byte.
 //!
-//! The tree of a backup has one file, `base.rdb`. The root's member `redis` is [`member::Member`]. `resp`, `info`, `refusal`, `rdb` and `version` are pure;
+//! The tree of a backup has one file, `base.rdb`. The root's member `redis` is [`member::Member`]. `resp`, `info`, `nodes`, `slots`, `refusal`, `rdb` and `version` are pure;
 //! `connection` speaks with the server, `sentinel` with those that name it, `transfer` asks for a full resynchronisation and receives it, and `directory` writes what a server loads.
 //!
 //! A receiver gets what follows a data set: `position` decides where it goes on, `receive` brings the server's commands (`command`) into the journal (`record`),
@@ -15,6 +15,7 @@ pub mod info;
 pub mod kind;
 pub mod log;
 pub mod member;
+pub mod nodes;
 pub mod overview;
 pub mod position;
 pub mod program;
@@ -26,6 +27,7 @@ pub mod resp;
 pub mod route;
 pub mod sentinel;
 pub mod shipment;
+pub mod slots;
 pub mod source;
 pub mod transfer;
 pub mod version;

@@ -20,6 +20,9 @@ const RIGHTS_KEYS: &str = "~* +select +scan +dump +restore +pexpiretime +pttl +t
 /// The rights on a Sentinel.
 const RIGHTS_SENTINEL: &str = "+sentinel|get-master-addr-by-name +sentinel|slaves";
 
+/// The right that a cluster needs besides.
+const RIGHTS_CLUSTER: &str = "+cluster|nodes, and from Valkey 9 on +cluster|getslotmigrations";
+
 /// The commands of a restore of keys.
 const COMMANDS_KEYS: [&str; 7] = [
     "SELECT",
@@ -50,6 +53,11 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         "NOPERM" if command == "SENTINEL" => {
             err!(Denied, "user \"{shown_user}\" may not run SENTINEL").hint(format!(
                 "Give the rights on each Sentinel: ACL SETUSER {shown_user} {RIGHTS_SENTINEL}"
+            ))
+        }
+        "NOPERM" if command == "CLUSTER" => {
+            err!(Denied, "user \"{shown_user}\" may not run CLUSTER: {}", shown(said)).hint(format!(
+                "Give the right on each node of the cluster: ACL SETUSER {shown_user} {RIGHTS_CLUSTER}"
             ))
         }
         "NOPERM" if !matches!(command, "PSYNC" | "REPLCONF" | "PING" | "INFO") => {
@@ -91,6 +99,8 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
         "DENIED" => err!(Denied, "the server is in protected mode, and takes connections of its own host alone").hint(
             "Give the server a password, or run pitr on its host.",
         ),
+        _ if said.contains("cluster support disabled") => err!(Config, "the server is no node of a cluster")
+            .hint("Remove cluster = true and name the server as address, or name nodes of a cluster."),
         _ if said.starts_with("ERR unknown command") && command == "SENTINEL" => {
             err!(Server, "it is no Sentinel")
                 .hint("sentinel.addresses names Sentinels, which listen at port 26379 unless told otherwise. Name a server as address.")

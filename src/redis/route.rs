@@ -48,6 +48,8 @@ pub struct Route {
     pub legs: Vec<Leg>,
     /// When the last bytes of the way had arrived, where a mark tells; microseconds since 1970.
     pub arrived_us: Option<i64>,
+    /// When more had arrived, behind a target that is a time.
+    pub next_us: Option<i64>,
 }
 
 impl Route {
@@ -86,12 +88,14 @@ pub fn plan(
         moment: target.moment,
         legs: Vec::new(),
         last: None,
+        next_us: None,
     };
     search.go(replid, offset)?;
     let arrived_us = search.last.map(|mark| mark.arrived_us);
     Ok(Route {
         legs: search.legs,
         arrived_us,
+        next_us: search.next_us,
     })
 }
 
@@ -139,6 +143,8 @@ struct Search<'a> {
     legs: Vec<Leg>,
     /// The last mark of time on the way.
     last: Option<Mark>,
+    /// When the mark behind a target that is a time had arrived.
+    next_us: Option<i64>,
 }
 
 /// How far a history was followed.
@@ -242,6 +248,7 @@ impl Search<'_> {
                 if let Moment::Time(wanted) = self.moment
                     && mark.arrived_us > wanted
                 {
+                    self.next_us = Some(mark.arrived_us);
                     return Ok(Reached::Target(self.seen(from, limit)));
                 }
                 if mark.position <= limit {

@@ -240,7 +240,10 @@ pub struct Origin {
 
 impl Origin {
     /// Registers the scope, or requires that this server may write it. Returns the text that stands for the server there.
-    fn require(&self, repository: &Repository) -> Result<String> {
+    ///
+    /// # Errors
+    /// `Refused` for a server that is another one; those of the store.
+    pub fn require(&self, repository: &Repository) -> Result<String> {
         let (store, scope) = (repository.store(), &self.scope);
         let own = source::source_of(NAME, &self.identity);
         let named = (Some(own.as_str()), Some(self.identity.as_str()));

@@ -37,7 +37,7 @@ pub const TRIMMED: &str = "trimmed";
 /// Kinds that take something away: protection, trust, WAL. They do not count without the MAC that an encrypted
 /// repository's events bear. Kinds that only keep things (`begin`, `claim`, `pin`, `unexpire`, those of a newer
 /// version) count without it. A janitor and a sync without keys make some of these.
-const NEED_PROOF: [&str; 19] = [
+const NEED_PROOF: [&str; 20] = [
     "expire",
     TRIMMED,
     "completed",
@@ -55,6 +55,7 @@ const NEED_PROOF: [&str; 19] = [
     "source",
     "drilled",
     "mark",
+    "slots",
     "held",
     MEANINGLESS,
 ];
@@ -66,9 +67,9 @@ pub const PINNING: [&str; 3] = ["pin", "unpin", "unhold"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Event {
     /// `begin`, `claim`, `release`, `pin`, `unpin`, `expire`, `unexpire`, `damaged`, `healed`, `gap`, `adopted`, `abandon`, `restore`, `resolve`, `unresolve`,
-    /// `unhold`, `held`, `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`, `drilled`, `mark`.
+    /// `unhold`, `held`, `segment_size`, `source`, `completed`, `verified`, `checked`, `trimmed`, `drilled`, `mark`, `slots`.
     pub event: String,
-    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope`, `checks`, `drills` or `marks-<day>`.
+    /// A backup id, `wal-<24 hex>`, `wal-<T>`, `cluster`, `scope`, `checks`, `drills`, `marks-<day>` or `slots-<day>`.
     pub subject: String,
     /// The writer's clock.
     pub time: TimestampTz,
@@ -156,6 +157,10 @@ pub struct Event {
     #[cfg(feature = "full")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<super::set_mark::Stated>,
+    /// `slots`: those of a shard of a cluster.
+    #[cfg(feature = "full")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<super::slot_map::SlotMap>,
 }
 
 /// An event with its place in the repository.
@@ -381,30 +386,43 @@ pub fn read_some(
     names.sort();
     let mut events = Vec::new();
     for name in names {
-        let key = scope.event(subject, &name)?;
-        let Some(meta) = store.head(&key)? else {
-            continue;
-        };
-        let Some(bytes) = get(store, &key, json::LIMIT_BYTES)? else {
-            continue;
-        };
-        let is_doubted = !json::is_genuine(store, &key, &bytes)?;
-        let event = match decode(&key, &bytes) {
-            Err(e) if is_doubted && e.code() == Code::Damaged => Event {
-                event: MEANINGLESS.into(),
-                subject: subject.to_owned(),
-                ..Event::default()
-            },
-            read => read?,
-        };
-        events.push(Recorded {
-            name,
-            event,
-            stored: meta.modified,
-            is_doubted,
-        });
+        events.extend(read_one(store, scope, subject, &name)?);
     }
     Ok(events)
+}
+
+/// The event of this name; none where it is not there.
+///
+/// # Errors
+/// `Damaged` if it is; errors of the store.
+pub fn read_one(
+    store: &dyn Store,
+    scope: &Scope,
+    subject: &str,
+    name: &str,
+) -> Result<Option<Recorded>> {
+    let key = scope.event(subject, name)?;
+    let Some(meta) = store.head(&key)? else {
+        return Ok(None);
+    };
+    let Some(bytes) = get(store, &key, json::LIMIT_BYTES)? else {
+        return Ok(None);
+    };
+    let is_doubted = !json::is_genuine(store, &key, &bytes)?;
+    let event = match decode(&key, &bytes) {
+        Err(e) if is_doubted && e.code() == Code::Damaged => Event {
+            event: MEANINGLESS.into(),
+            subject: subject.to_owned(),
+            ..Event::default()
+        },
+        read => read?,
+    };
+    Ok(Some(Recorded {
+        name: name.to_owned(),
+        event,
+        stored: meta.modified,
+        is_doubted,
+    }))
 }
 
 /// The kind in the name of an event; empty where it has none.

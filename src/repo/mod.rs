@@ -56,6 +56,8 @@ pub mod sealed;
 #[cfg(feature = "full")]
 pub mod set_mark;
 #[cfg(feature = "full")]
+pub mod slot_map;
+#[cfg(feature = "full")]
 pub mod source;
 pub mod varint;
 pub mod wal_aware_lz4;

@@ -1,6 +1,6 @@
 //! One aux scope, from one repository into another (format, section 12).
 //!
-//! Order: registration and `source` events → per backup, oldest first: reservation, claims, packs, layers, root, `completed` → log → pins.
+//! Order: registration and `source` events → per backup, oldest first: reservation, claims, packs, layers, root, `completed` → log → slots of a shard → pins.
 
 use std::collections::BTreeSet;
 
@@ -18,6 +18,7 @@ use crate::repo::log_keys;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
 use crate::repo::scope::{self, Scope};
+use crate::repo::slot_map;
 use crate::repo::source;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
@@ -81,9 +82,12 @@ impl<'a> ScopeTransfer<'a> {
         };
         let (from, to) = (read(pair.from)?, read(pair.to)?);
         let log = |repository: &Repository| log_keys::objects(repository.store(), &pair.scope);
+        let slots = |repository: &Repository| slot_map::keys(repository.store(), &pair.scope);
+        let (slots, known) = (slots(pair.from)?, slots(pair.to)?);
         let rules = (pair.options.everything, pair.options.rules);
         Ok(LackingBackups {
             log: log(pair.from)?.without(&log(pair.to)?),
+            slots: slots.difference(&known).cloned().collect(),
             ..lacking(&from, &to, rules, pair.host.now())
         })
     }
@@ -106,6 +110,10 @@ impl<'a> ScopeTransfer<'a> {
             self.copy_backup(id)?;
         }
         pair.copy_log(&lacking.log)?;
+        for key in &lacking.slots {
+            self.pair.check_stop()?;
+            pair.copy_event(key)?;
+        }
         pair.copy_pins(&lacking.pins, &lacking.backups)
     }
 

@@ -18,7 +18,12 @@ pub(super) fn look(
     settings: &Settings,
     session: &Session,
 ) {
-    if settings.contents().next().is_none() {
+    if settings
+        .contents()
+        .chain(settings.redis_clusters())
+        .next()
+        .is_none()
+    {
         return;
     }
     found.begin("content");
@@ -54,6 +59,20 @@ pub(super) fn look(
             Err(e) => found.error(&title(&content), e),
         }
     }
+    for cluster in settings.redis_clusters() {
+        let look = |repository: &Repository| {
+            scopes::look_at_shards(repository, settings, &cluster, session.host.now())
+        };
+        match repository.as_ref().map(look) {
+            Ok(Ok(shards)) => {
+                for info in shards {
+                    newest(found, &cluster, &info, session);
+                }
+            }
+            Ok(Err(e)) => found.error(&title(&cluster), &e),
+            Err(e) => found.error(&title(&cluster), e),
+        }
+    }
 }
 
 fn title(content: &Content<'_>) -> String {
@@ -66,7 +85,7 @@ fn look_at(repository: &Repository, content: &Content<'_>, session: &Session) ->
 }
 
 fn newest(found: &mut Findings, content: &Content<'_>, info: &ScopeInfo, session: &Session) {
-    let name = title(content);
+    let name = info.scope.trim_start_matches("aux/").replace('/', " ");
     let (now, end) = (session.host.now(), info.newest_end());
     let command = format!("pitr {} backup {}", content.kind, content.name);
     for problem in &info.problems {

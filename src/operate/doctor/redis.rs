@@ -6,7 +6,7 @@ use crate::config::{Redis, Settings};
 use crate::error::Result;
 use crate::operate::finding::Findings;
 use crate::operate::human;
-use crate::operate::redis::connect;
+use crate::operate::redis::{connect, owners};
 use crate::operate::session::Session;
 use crate::redis::info::Info;
 use crate::redis::source::Source;
@@ -20,6 +20,12 @@ const AWAY_MIN_SECONDS: u64 = 300;
 pub fn look(found: &mut Findings, settings: &Settings, session: &Session) {
     found.begin("redis");
     for redis in &settings.redis {
+        if redis.is_cluster {
+            if let Err(e) = cluster(found, redis, settings, session) {
+                found.error(&redis.name, &e);
+            }
+            continue;
+        }
         let looked = connect(session, redis).and_then(|source| {
             source.check_ready()?;
             server(found, redis, source, session)
@@ -30,6 +36,34 @@ pub fn look(found: &mut Findings, settings: &Settings, session: &Session) {
     }
 }
 
+/// Looks at the owner of each shard.
+fn cluster(
+    found: &mut Findings,
+    redis: &Redis,
+    settings: &Settings,
+    session: &Session,
+) -> Result<()> {
+    for (shard, slots, source) in owners(session, redis, settings)? {
+        let section = Redis {
+            name: shard,
+            ..redis.clone()
+        };
+        let name = format!("{} slots", section.name);
+        match slots.is_empty() {
+            true => found.ok(&name, "on their way or failing over"),
+            false => found.ok(&name, slots),
+        }
+        let looked = source.and_then(|source| {
+            source.check_ready()?;
+            server(found, &section, source, session)
+        });
+        if let Err(e) = looked {
+            found.error(&section.name, &e);
+        }
+    }
+    Ok(())
+}
+
 fn server(
     found: &mut Findings,
     redis: &Redis,
@@ -38,9 +72,9 @@ fn server(
 ) -> Result<()> {
     let role = source.role();
     found.ok(&redis.name, format!("{}, {role}", source.version));
-    if source.is_shard() {
+    if source.is_shard() && !redis.is_cluster {
         let name = format!("{} cluster", redis.name);
-        found.ok(&name, "one shard of a cluster: its slots alone are backed up; each shard needs a section of its own");
+        found.ok(&name, "one shard of a cluster: its slots alone are backed up; cluster = true in its section takes all shards");
     }
     let mut tick = || session.host.check_stop();
     let memory = source.ask("memory", &mut tick)?;
@@ -101,7 +135,13 @@ fn away(found: &mut Findings, redis: &Redis, replication: &Info, bytes_per_secon
             &name,
             "none",
             "no replica is connected, and no receiver: what is written now is in backups alone",
-            format!("pitr redis receive {}", redis.name),
+            format!(
+                "pitr redis receive {}",
+                match redis.name.rsplit_once('.') {
+                    Some((cluster, _)) if redis.is_cluster => cluster,
+                    _ => &redis.name,
+                }
+            ),
         );
         return;
     }

@@ -2,22 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-use super::{configured, connect, identity, sentinels};
+use super::cluster::{Learned, Live, Nodes, of_shard};
+use super::receive::{origin, pause};
+use super::{configured, connect, identity, sentinels, server};
 use crate::backup::content::{self, Options};
-use crate::config::Settings;
+use crate::config::{self, Redis, Settings};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::operate::counters;
 use crate::operate::session::Session;
-use crate::redis::kind::Base;
+use crate::redis::kind::{Base, NAME};
 use crate::redis::member::Member;
 use crate::redis::source::{REPLICA, no_backup};
+use crate::repo::event::Writer;
 use crate::repo::root::aux_root::AuxRoot;
+use crate::repo::scope::Scope;
+use crate::repo::slot_map::{self, Seen};
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer;
 
 /// The level of zstd: higher ones are slower than a server sends.
 const ZSTD_LEVEL: i32 = 1;
+/// How long after the first look at a cluster's nodes the second one is.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The operator's request.
 pub struct Asked<'a> {
@@ -51,30 +58,130 @@ pub struct Taken {
 /// `Config` for a name that is not configured; those of the server, and of [`content::take`]. Nothing of the backup is visible then.
 pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
     let settings = session.settings_with_repositories()?;
+    let wanted = server(&settings, asked.name)?;
+    counted(session, &settings, (wanted, None), asked)
+}
+
+/// A shard, and its backup.
+pub type OfShard = (String, Taken);
+
+/// Takes the data set of each shard of a cluster into the first repository, one after the other.
+///
+/// # Errors
+/// Those of [`run`], with the shard; the other shards' backups exist then. `Refused` for another cluster than before.
+pub fn of_cluster(session: &Session, asked: &Asked<'_>) -> Result<Vec<OfShard>> {
+    let settings = session.settings_with_repositories()?;
+    let section = configured(&settings, asked.name)?;
+    let first = settings.first_repository()?;
+    let live = Live::new(session, section, &settings, asked.takes_over)?;
+    let mut nodes = Nodes::new(&live);
+    let mut look = || -> Result<(Learned, Vec<OfSlots>)> {
+        let accounts = nodes.all(&mut || session.host.check_stop())?;
+        let learned = live.learn(&accounts);
+        let gone = live.gone(&accounts, &learned);
+        Ok((learned, gone))
+    };
+    let (mut learned, mut gone) = look().map_err(no_backup)?;
+    if asked.takes_over {
+        // That a shard is gone is believed when all say it twice.
+        pause(&|| session.host.check_stop(), LOOK_AGAIN);
+        let again = look().map_err(no_backup)?;
+        learned = again.0;
+        gone.extend(again.1);
+        for seen in &gone {
+            record(session, (&live, first), seen)?;
+        }
+    }
+    if let Some(e) = learned.nameless {
+        return Err(no_backup(e));
+    }
+    let (mut taken, mut failure) = (Vec::new(), None);
+    for shard in &learned.shards {
+        let name = shard.name.as_str();
+        let redis = live.section_of(name);
+        let own = Asked {
+            name,
+            label: asked.label.clone(),
+            ..*asked
+        };
+        let seen = learned.seen.iter().find(|(of, _)| of == name);
+        let done = seen
+            .map_or(Ok(()), |seen| record(session, (&live, first), seen))
+            .and_then(|()| counted(session, &settings, (&redis, Some(&live)), own));
+        match done {
+            Ok(done) => taken.push((name.to_owned(), done)),
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            Err(e) => failure = failure.or(Some(of_shard(name, e))),
+        }
+    }
+    match failure {
+        None => Ok(taken),
+        Some(e) => {
+            let (done, hint) = (taken.len(), e.hint_text().unwrap_or_default());
+            let hint = format!("{hint}\nThe backups of {done} other shards exist.");
+            Err(e.hint(hint.trim().to_owned()))
+        }
+    }
+}
+
+/// A shard, and its slots.
+type OfSlots = (String, Seen);
+
+/// Records the slots of a shard, as its owner named them, or that it has none.
+fn record(
+    session: &Session,
+    (live, first): (&Live<'_>, &config::Repository),
+    (name, seen): &OfSlots,
+) -> Result<()> {
+    let scope = Scope::aux(NAME, name)?;
+    let repository = session.open(first)?;
+    origin(session, &live.section_of(name), &scope).require(&repository)?;
+    let writer = Writer::of(&session.host);
+    let event = slot_map::event(&writer, seen.clone());
+    writer
+        .record(repository.store(), &scope, &event)
+        .map(|_| ())
+}
+
+/// The section of a server; or the one that stands for a shard, and its cluster.
+type Server<'s> = (&'s Redis, Option<&'s Live<'s>>);
+
+fn counted(
+    session: &Session,
+    settings: &Settings,
+    server: Server<'_>,
+    asked: Asked<'_>,
+) -> Result<Taken> {
     let first = settings.first_repository()?;
     let label = counters::of_content("redis", asked.name, first);
-    let work = || take(session, &settings, asked);
-    counters::counted((session, &settings), &label, work, |taken| {
+    let work = || take(session, settings, server, asked);
+    counters::counted((session, settings), &label, work, |taken| {
         taken.root.head.backup_kind
     })
 }
 
-fn take(session: &Session, settings: &Settings, asked: Asked<'_>) -> Result<Taken> {
-    let wanted = configured(settings, asked.name)?;
+fn take(
+    session: &Session,
+    settings: &Settings,
+    (wanted, live): Server<'_>,
+    asked: Asked<'_>,
+) -> Result<Taken> {
     let configured = settings.first_repository()?;
     let repository = session.open(configured)?;
     let host = &session.host;
     let began = host.now();
     let started = Instant::now();
     let prefers_replica = wanted.sentinel.is_replica_preferred && !asked.of_master;
-    let source = match prefers_replica {
-        true => sentinels::connect(wanted, true, &mut || host.check_stop()),
-        false => connect(session, wanted),
+    let mut tick = || host.check_stop();
+    let source = match live {
+        Some(live) => live.connect(&wanted.name, &mut tick),
+        None if prefers_replica => sentinels::connect(wanted, true, &mut tick),
+        None => connect(session, wanted),
     };
     let source = source.map_err(no_backup)?;
     let lacks_replica = prefers_replica && source.role() != REPLICA;
     source.check_ready().map_err(no_backup)?;
-    let is_shard = source.is_shard();
+    let is_alone = source.is_shard() && live.is_none();
     let mut base = Base {
         source,
         identity: identity(wanted),
@@ -94,14 +201,14 @@ fn take(session: &Session, settings: &Settings, asked: Asked<'_>) -> Result<Take
     let member = member.ok_or_else(|| err!(Internal, "the data set has no facts"))?;
     Ok(Taken {
         root: taken.root,
-        warnings: warnings(&member, is_shard, lacks_replica),
+        warnings: warnings(&member, is_alone, lacks_replica),
         member,
         repository: configured.name.clone(),
         took: started.elapsed(),
     })
 }
 
-fn warnings(member: &Member, is_shard: bool, lacks_replica: bool) -> Vec<String> {
+fn warnings(member: &Member, is_alone: bool, lacks_replica: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     if !member.has_checksum {
         warnings.push("the server writes no checksum (rdbchecksum no): damage on its way here would not have been found".to_owned());
@@ -109,11 +216,8 @@ fn warnings(member: &Member, is_shard: bool, lacks_replica: bool) -> Vec<String>
     if lacks_replica {
         warnings.push("no replica was fit: the master forked for the backup".to_owned());
     }
-    if is_shard {
-        warnings.push(
-            "the server is one shard of a cluster: the backup has the keys of its slots alone"
-                .to_owned(),
-        );
+    if is_alone {
+        warnings.push("the server is one shard of a cluster: the backup has the keys of its slots alone (cluster = true in its section takes all shards)".to_owned());
     }
     warnings
 }

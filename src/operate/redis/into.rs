@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::scratch::{Folder, Scratch};
-use super::{backup, configured, connect, connect_while, on_disk, restore};
+use super::{backup, connect, connect_while, on_disk, restore, server};
 use crate::config::{Redis, RedisAddress, Secret};
 use crate::err;
 use crate::error::{Error, Result};
@@ -86,7 +86,7 @@ pub struct Replaced {
 /// state the running server is.
 pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
     let settings = session.settings_with_repositories()?;
-    let redis = configured(&settings, asked.into)?;
+    let redis = server(&settings, asked.into)?;
     let mut tick = || session.host.check_stop();
     let mut running = connect(session, redis).map_err(unchanged)?;
     check(&mut running, redis).map_err(unchanged)?;

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::into::{self, number, plan, safety, unchanged};
 use super::scratch::{Folder, Scratch};
-use super::{configured, connect, restore};
+use super::{connect, restore, server};
 use crate::config::Redis;
 use crate::err;
 use crate::error::{Error, Result};
@@ -96,7 +96,7 @@ struct Compared {
 /// backup, of the restore and of both servers. The hint says in which state the running server is.
 pub fn run(session: &Session, asked: &into::Asked<'_>, picked: &Picked) -> Result<Copied> {
     let settings = session.settings_with_repositories()?;
-    let redis = configured(&settings, asked.into)?;
+    let redis = server(&settings, asked.into)?;
     let mut tick = || session.host.check_stop();
     let mut running = connect(session, redis).map_err(unchanged)?;
     check(&running).map_err(unchanged)?;

@@ -1,16 +1,21 @@
-//! Data sets of Redis and Valkey: taken, put back, and listed.
+//! Data sets of Redis and Valkey: taken, put back, and listed. A cluster is all of this for each of its shards.
 
 pub mod backup;
+mod cluster;
 pub mod info;
 pub mod into;
+mod kept_names;
 pub mod keys;
 pub mod list;
 mod on_disk;
 pub mod plan;
 pub mod receive;
+pub mod receive_cluster;
 pub mod restore;
 mod scratch;
 mod sentinels;
+pub mod shards;
+mod slots_record;
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -27,6 +32,7 @@ use crate::error::{Code, Error, Result};
 use crate::redis::connection::{Tick, Way};
 use crate::redis::kind::NAME;
 use crate::redis::member::Member;
+use crate::redis::nodes::digits;
 use crate::redis::route::{self, Moment, Route, Target};
 use crate::redis::source::Source;
 use crate::redis::walk;
@@ -53,21 +59,39 @@ pub struct Stored {
 /// # Errors
 /// `Config` when there is none, with the lines to add.
 fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s Redis> {
-    settings
-        .redis
-        .iter()
-        .find(|redis| redis.name == name)
-        .ok_or_else(|| {
-            err!(
-                Config,
-                "no Redis server \"{}\" is configured",
-                name.escape_debug()
-            )
-            .hint(format!(
-                "Nothing was stored.\nAdd to the configuration file: [redis.{}] and below it address = \"127.0.0.1:6379\"",
-                name.escape_debug()
-            ))
-        })
+    let sections = &settings.redis;
+    if let Some(found) = sections.iter().find(|redis| redis.name == name) {
+        return Ok(found);
+    }
+    let is_shard = |redis: &&Redis| redis.is_cluster && digits(&redis.name, name).is_some();
+    let hint = match sections.iter().find(is_shard) {
+        Some(cluster) => format!(
+            "Nothing was stored.\nIt is a shard of [redis.{0}]: name the cluster, {0}",
+            cluster.name
+        ),
+        None => format!(
+            "Nothing was stored.\nAdd to the configuration file: [redis.{}] and below it address = \"127.0.0.1:6379\"",
+            name.escape_debug()
+        ),
+    };
+    let name = name.escape_debug();
+    Err(err!(Config, "no Redis server \"{name}\" is configured").hint(hint))
+}
+
+/// Returns the section of the configuration for the name of one server.
+///
+/// # Errors
+/// Those of [`configured`]; `Refused` for a cluster.
+fn server<'s>(settings: &'s Settings, name: &str) -> Result<&'s Redis> {
+    let section = configured(settings, name)?;
+    match section.is_cluster {
+        false => Ok(section),
+        true => Err(err!(
+            Refused,
+            "[redis.{name}] is a cluster, and this works on one server alone"
+        )
+        .hint("Nothing was changed.\nName the node in a section of its own, with address and without cluster.")),
+    }
 }
 
 /// The text that tells a configured server from others.
@@ -89,6 +113,28 @@ fn connect_while(redis: &Redis, tick: Tick<'_>) -> Result<Source> {
         Some(address) => connect_to(redis, address, tick),
         None => sentinels::connect(redis, false, tick),
     }
+}
+
+/// A shard of a cluster: its name, its slots, and its owner as one connection sees it.
+pub(super) type Owner = (String, String, Result<Source>);
+
+/// Connects to the owner of each shard of a cluster.
+///
+/// # Errors
+/// Those of the nodes, and of the repositories: they have the names.
+pub(super) fn owners(session: &Session, redis: &Redis, settings: &Settings) -> Result<Vec<Owner>> {
+    let mut tick = || session.host.check_stop();
+    let live = cluster::Live::new(session, redis, settings, false)?;
+    let learned = live.learn(&cluster::Nodes::new(&live).all(&mut tick)?);
+    if let Some(e) = learned.nameless {
+        return Err(e);
+    }
+    let shards = learned.shards.into_iter().map(|shard| {
+        let source = live.connect(&shard.name, &mut tick);
+        let slots = crate::repo::slot_map::shown(&shard.map.owned);
+        (shard.name, slots, source)
+    });
+    Ok(shards.collect())
 }
 
 fn connect_to(redis: &Redis, address: &RedisAddress, tick: Tick<'_>) -> Result<Source> {

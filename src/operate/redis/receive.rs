@@ -1,19 +1,21 @@
 //! The receiver of a server's history.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{configured, connect, identity};
+use super::cluster::Live;
+use super::{connect_while, identity, server};
 use crate::config::{Redis, Settings};
 use crate::err;
 use crate::error::{Error, Result};
-use crate::host::Host;
 use crate::journal::frame::Frames;
 use crate::journal::shipping::{self, Shipper, Work};
 use crate::journal::{self, Journal};
 use crate::operate::session::Session;
 use crate::pg::segment::SegmentSize;
 use crate::redis::command::Reader;
+use crate::redis::connection::Tick;
 use crate::redis::history::Beginning;
 use crate::redis::kind::NAME;
 use crate::redis::receive::{self, Sink};
@@ -49,10 +51,59 @@ pub struct Ended {
 /// would not mend.
 pub fn run(session: &Session, name: &str) -> Result<Ended> {
     let settings = session.settings_with_repositories()?;
-    let redis = configured(&settings, name)?;
-    let scope = Scope::aux(NAME, name)?;
+    let redis = server(&settings, name)?;
+    let peer = Peer { redis, live: None };
+    until_stopped(session, &settings, &peer, &|| session.host.check_stop())
+}
+
+/// The server that is received from.
+pub(super) struct Peer<'p> {
+    /// Its section, or the one that stands for a shard.
+    pub redis: &'p Redis,
+    /// The cluster, where it is the owner of a shard's slots.
+    pub live: Option<&'p Live<'p>>,
+}
+
+impl Peer<'_> {
+    fn connect(&self, tick: Tick<'_>) -> Result<Source> {
+        match self.live {
+            Some(live) => live.connect(&self.redis.name, tick),
+            None => connect_while(self.redis, tick),
+        }
+    }
+
+    /// The name by which the operator knows it.
+    fn section(&self) -> &str {
+        self.live
+            .map_or(&self.redis.name, |live| &live.section.name)
+    }
+
+    /// A message with the shard that it is about.
+    fn told(&self, message: &str) -> String {
+        match self.live {
+            Some(_) => format!("shard {}: {message}", self.redis.name),
+            None => message.to_owned(),
+        }
+    }
+}
+
+/// Asked all the while whether to go on.
+pub(super) type Check<'c> = &'c (dyn Fn() -> Result<()> + Sync);
+
+/// Runs a receiver until `check` says that it shall end.
+///
+/// # Errors
+/// Those of [`run`].
+pub(super) fn until_stopped(
+    session: &Session,
+    settings: &Settings,
+    peer: &Peer<'_>,
+    check: Check<'_>,
+) -> Result<Ended> {
+    let redis = peer.redis;
+    let scope = Scope::aux(NAME, &redis.name)?;
     let journal = open_journal(session, redis)?;
-    let shipper = ship(session, (redis, &settings), &journal, &scope)?;
+    let shipper = ship(session, (redis, settings), &journal, &scope)?;
     let (held, end) = tail(&journal)?;
     let runtime = runtime::start()?;
     let mut sink = Sink {
@@ -62,7 +113,7 @@ pub fn run(session: &Session, name: &str) -> Result<Ended> {
         held,
         place: end.next_multiple_of(SEGMENT_BYTES),
     };
-    let received = receive_until_stopped(session, (redis, &settings, &scope), &mut sink);
+    let received = receive(session, (peer, settings, &scope), &mut sink, check);
     let position = sink
         .held
         .as_ref()
@@ -78,13 +129,24 @@ pub fn run(session: &Session, name: &str) -> Result<Ended> {
     })
 }
 
-fn open_journal(session: &Session, redis: &Redis) -> Result<Journal> {
-    let host = &session.host;
+/// The directory of its journals. It is there then.
+///
+/// # Errors
+/// `Config` where none is configured; those of the system.
+pub(super) fn journal_of(redis: &Redis) -> Result<PathBuf> {
     let directory = redis.journal.clone().ok_or_else(|| {
         err!(Config, "[redis.{}] has no receive.journal", redis.name).hint(
             "The receiver keeps the history there until the repository has it. Add a directory on a disk that syncs: receive.journal = \"/var/lib/pitr/journal\"",
         )
     })?;
+    std::fs::create_dir_all(&directory)
+        .map_err(|e| Error::from_io(format!("make directory \"{}\"", directory.display()), e))?;
+    Ok(directory)
+}
+
+fn open_journal(session: &Session, redis: &Redis) -> Result<Journal> {
+    let host = &session.host;
+    let directory = journal_of(redis)?;
     let options = journal::Options {
         directory: directory.join(format!("redis-{}", redis.name)),
         system_identifier: number_of(redis),
@@ -93,8 +155,6 @@ fn open_journal(session: &Session, redis: &Redis) -> Result<Journal> {
         nonce: host.random(),
         now: host.now(),
     };
-    std::fs::create_dir_all(&directory)
-        .map_err(|e| Error::from_io(format!("make directory \"{}\"", directory.display()), e))?;
     Journal::open(&options, Arc::clone(&host.progress))
 }
 
@@ -113,11 +173,7 @@ fn ship(
     scope: &Scope,
 ) -> Result<Shipper> {
     let host = &session.host;
-    let origin = Origin {
-        scope: scope.clone(),
-        identity: identity(redis),
-        clock: Arc::clone(&host.clock),
-    };
+    let origin = origin(session, redis, scope);
     let work: Work =
         Arc::new(move |ship, index| Shipment::new(Arc::clone(ship), index, origin.clone()).run());
     let options = shipping::Options {
@@ -126,6 +182,15 @@ fn ship(
         clock: Arc::clone(&host.clock),
     };
     Shipper::start(journal, options, &work, Arc::clone(&host.progress))
+}
+
+/// The server as the registration of its scope has it.
+pub(super) fn origin(session: &Session, redis: &Redis, scope: &Scope) -> Origin {
+    Origin {
+        scope: scope.clone(),
+        identity: identity(redis),
+        clock: Arc::clone(&session.host.clock),
+    }
 }
 
 /// Reads the end of the journal: the state behind its last byte, and the place of that.
@@ -166,31 +231,36 @@ fn replay(frames: &mut Frames<std::fs::File>, left: u64) -> Result<Option<State>
     }
 }
 
-fn receive_until_stopped(
+fn receive(
     session: &Session,
-    (redis, settings, scope): (&Redis, &Settings, &Scope),
+    (peer, settings, scope): (&Peer<'_>, &Settings, &Scope),
     sink: &mut Sink<'_>,
+    check: Check<'_>,
 ) -> Result<()> {
-    let host = &session.host;
+    let (host, redis) = (&session.host, peer.redis);
     let mut backoff = Backoff::default();
     let mut said = String::new();
     let mut followed = None;
     loop {
-        let mut tick = || host.check_stop();
-        let attempt = connect(session, redis).and_then(|source| {
+        let mut tick = || check();
+        let attempt = peer.connect(&mut tick).and_then(|source| {
             if sink.held.is_none() {
                 sink.held = stored(session, settings, scope, &source)?;
             }
             let address = source.connection.address();
             if redis.address.is_none() && followed.as_ref() != Some(address) {
-                host.progress.note(&format!("the Sentinels name {address} as master"));
+                let named = match peer.live {
+                    Some(_) => format!("{address} owns its slots"),
+                    None => format!("the Sentinels name {address} as master"),
+                };
+                host.progress.note(&peer.told(&named));
                 followed = Some(address.clone());
             }
-            let is_shard = source.is_shard();
+            let is_alone = source.is_shard() && peer.live.is_none();
             let mut began = |state: &State, beginning: &Beginning| {
-                host.progress.note(&begun(redis, state, beginning));
-                if is_shard {
-                    host.progress.note("the server is one shard of a cluster: each shard needs a section and a receiver of its own");
+                host.progress.note(&peer.told(&begun(peer, state, beginning)));
+                if is_alone {
+                    host.progress.note("the server is one shard of a cluster: cluster = true in its section receives from all of them");
                 }
             };
             let mut succeeded = || {
@@ -210,7 +280,7 @@ fn receive_until_stopped(
         let Err(error) = attempt else {
             return Ok(());
         };
-        if host.check_stop().is_err() {
+        if check().is_err() {
             return Ok(());
         }
         if !receive::may_try_again(&error) {
@@ -219,15 +289,15 @@ fn receive_until_stopped(
         let text = error.to_string();
         if said != text {
             host.progress
-                .warn(&format!("{text}; the receiver tries again"));
+                .warn(&peer.told(&format!("{text}; the receiver tries again")));
             said = text;
         }
-        pause(host, backoff.next(host.random()));
+        pause(check, backoff.next(host.random()));
     }
 }
 
-fn begun(redis: &Redis, state: &State, beginning: &Beginning) -> String {
-    let (name, replid, from) = (&redis.name, &state.replid, beginning.position);
+fn begun(peer: &Peer<'_>, state: &State, beginning: &Beginning) -> String {
+    let (name, replid, from) = (peer.section(), &state.replid, beginning.position);
     let next = format!(
         "Take a backup now, or nothing behind it can be restored: pitr redis backup {name}"
     );
@@ -274,10 +344,10 @@ fn end_of(
     }))
 }
 
-/// Waits, unless the process shall end.
-fn pause(host: &Host, time: Duration) {
+/// Waits, unless the receiver shall end.
+pub(super) fn pause(check: Check<'_>, time: Duration) {
     let until = Instant::now() + time;
-    while !host.is_stopping() && Instant::now() < until {
+    while check().is_ok() && Instant::now() < until {
         std::thread::sleep(LOOK.min(time));
     }
 }

@@ -175,12 +175,20 @@ fn checker(
     installed.check_aof.clone().ok_or_else(none)
 }
 
+/// Makes a directory for the server's account alone.
+///
+/// # Errors
+/// `TargetWrite`.
+pub(super) fn make(directory: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(directory);
+    let doing = || format!("make directory \"{}\"", directory.display());
+    made.map_err(|e| Error::from_io(doing(), e).with_code(Code::TargetWrite))
+}
+
 fn write(session: &Session, stored: &Stored, plan: &Plan<'_>, route: Option<&Route>) -> Result<()> {
     let is_new = !plan.to.exists();
     if is_new {
-        let made = std::fs::DirBuilder::new().mode(0o700).create(plan.to);
-        let doing = || format!("make directory \"{}\"", plan.to.display());
-        made.map_err(|e| Error::from_io(doing(), e).with_code(Code::TargetWrite))?;
+        make(plan.to)?;
     }
     let host = &session.host;
     let bytes = Some(plan.member.rdb_bytes);

@@ -33,7 +33,7 @@ pub(super) fn connect(redis: &Redis, prefers_replica: bool, tick: Tick<'_>) -> R
             Err(e) if matches!(e.code(), Code::Interrupted | Code::Config) => return Err(e),
             Err(e) => e,
         };
-        failures.push((address, failure));
+        failures.push((address.clone(), failure));
     }
     if without_name == failures.len() {
         return Err(err!(
@@ -43,7 +43,8 @@ pub(super) fn connect(redis: &Redis, prefers_replica: bool, tick: Tick<'_>) -> R
         )
         .hint("Correct sentinel.master: SENTINEL MASTERS at a Sentinel lists the names. They are case-sensitive."));
     }
-    Err(none_leads(name, &failures))
+    let search = format!("no Sentinel leads to master \"{}\"", name.escape_debug());
+    Err(none_leads(&search, &failures))
 }
 
 /// The server that one Sentinel leads to; none where it does not know the name.
@@ -95,7 +96,8 @@ fn of_sentinel(error: Error) -> Error {
     error.hint(hint)
 }
 
-fn none_leads(name: &str, failures: &[(&RedisAddress, Error)]) -> Error {
+/// The error of a search that nobody led to its end: what each said.
+pub(super) fn none_leads(search: &str, failures: &[(RedisAddress, Error)]) -> Error {
     let said = failures
         .iter()
         .map(|(address, e)| format!("{address}: {e}"));
@@ -105,14 +107,7 @@ fn none_leads(name: &str, failures: &[(&RedisAddress, Error)]) -> Error {
     let is_one = failures.iter().all(|(_, e)| e.code() == code);
     let code = if is_one { code } else { Code::Unreachable };
     let hint = first.and_then(Error::hint_text).map(str::to_owned);
-    let error = Error::new(
-        code,
-        format!(
-            "no Sentinel leads to master \"{}\": {}",
-            name.escape_debug(),
-            said.join("; ")
-        ),
-    );
+    let error = Error::new(code, format!("{search}: {}", said.join("; ")));
     error.hint(
         hint.unwrap_or_else(|| "Run the command again: a failover may be under way.".to_owned()),
     )

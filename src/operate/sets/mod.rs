@@ -87,7 +87,18 @@ fn require_configured(settings: &Settings, set: &RecoverySet, member: &SetMember
     let name = member.name.as_str();
     let is_there = match member.kind {
         MemberKind::Cluster => settings.clusters.iter().any(|c| c.name.as_str() == name),
-        MemberKind::Redis => settings.redis.iter().any(|r| r.name == name),
+        MemberKind::Redis => {
+            let found = settings.redis.iter().find(|r| r.name == name);
+            if found.is_some_and(|redis| redis.is_cluster) {
+                return Err(err!(
+                    Config,
+                    "[sets.{}] has member \"{member}\", which is a cluster: a mark names one point of one server",
+                    set.name
+                )
+                .hint(format!("Nothing was changed.\nRemove it from members, and restore the cluster to the time of the mark: pitr redis restore {name} --to DIR --target-time TIME")));
+            }
+            found.is_some()
+        }
         MemberKind::Files => settings.files.iter().any(|f| f.name == name),
         MemberKind::Config => settings.config.iter().any(|c| c.name == name),
     };

@@ -9,6 +9,7 @@ use crate::repo::catalog::{Catalog, Subject};
 use crate::repo::id::BackupId;
 use crate::repo::log_keys::Objects;
 use crate::repo::root::aux_root::AuxBackup;
+use crate::store::Key;
 
 /// The backups and pins that are copied, and the objects that are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,6 +20,8 @@ pub struct LackingBackups {
     pub pins: Vec<(BackupId, String)>,
     /// Objects of the log.
     pub log: Objects,
+    /// Records of the slots of a shard.
+    pub slots: Vec<Key>,
     /// Objects that are not copied, each with the reason.
     pub left_out: Vec<LeftOut>,
     /// Objects of the giving side that cannot be read.
@@ -28,7 +31,10 @@ pub struct LackingBackups {
 impl LackingBackups {
     /// Whether the other side lacks nothing that it may be given.
     pub fn is_empty(&self) -> bool {
-        self.backups.is_empty() && self.pins.is_empty() && self.log.is_empty()
+        self.backups.is_empty()
+            && self.pins.is_empty()
+            && self.log.is_empty()
+            && self.slots.is_empty()
     }
 }
 
@@ -38,7 +44,7 @@ impl From<LackingBackups> for Lacking {
         Lacking {
             backups: lacking.backups,
             pins: lacking.pins,
-            log_objects: lacking.log.count(),
+            log_objects: lacking.log.count() + lacking.slots.len() as u64,
             left_out: lacking.left_out,
             unreadable: lacking.unreadable,
             ..Lacking::default()

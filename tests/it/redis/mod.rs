@@ -1,5 +1,6 @@
 //! `pitr redis`: what a server held comes back, on every kind of server.
 
+mod cluster;
 mod faults;
 mod into;
 mod keys;

@@ -168,7 +168,7 @@ fn r22_a_time_is_a_target() {
 }
 
 /// The present time, as an operator writes it.
-fn now() -> String {
+pub fn now() -> String {
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let micros = i64::try_from(since.as_micros()).unwrap();
     let time = pitr::pg::time::TimestampTz::from_unix_micros(micros).unwrap();

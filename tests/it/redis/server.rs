@@ -106,6 +106,21 @@ impl Server {
         Server::run(name, Sandbox::new("redis"), arguments)
     }
 
+    /// As [`Server::on`], at a port.
+    pub fn on_port(name: &'static str, restored: &Path, more: &[&str]) -> Server {
+        let (port, lock) = free_port();
+        let number = port.to_string();
+        let mut server = Server::on(name, restored, &[&["--port", &number], more].concat());
+        server.port = Some((port, lock));
+        server
+    }
+
+    /// Takes words away from its command line, for the next start.
+    pub fn leave_out(&mut self, words: &[&str]) {
+        self.arguments
+            .retain(|word| !words.contains(&word.as_str()));
+    }
+
     fn run(name: &'static str, sandbox: Sandbox, mut arguments: Vec<String>) -> Server {
         let socket = sandbox.join("s").display().to_string();
         if !arguments.iter().any(|word| word == "--port") {

@@ -90,7 +90,8 @@ fn write(shared: &Shared, number: &mut u64, confirmed: &mut Vec<Confirmed>) -> s
     let mut replid = None;
     while !shared.is_over.load(Ordering::SeqCst) && *shared.socket.lock().unwrap() == socket {
         *number += 1;
-        let key = format!("w:{}:{number}", shared.round);
+        // All keys of a writer have one slot, where the server is a shard.
+        let key = format!("w:{{{}}}:{number}", shared.round);
         let commands = format!(
             "SET {key} {}\r\nWAIT {} 300\r\n",
             value(&key),

@@ -1,0 +1,381 @@
+//! `pitr redis` with the name of a cluster: all of its shards.
+
+use serde_json::{Value, json};
+
+use super::Context;
+use super::redis::{BackupArgs, LsArgs, RestoreArgs, backup_json, restore_json, row, table};
+use super::redis_moments::{self, InfoArgs, PlanArgs};
+use crate::err;
+use crate::error::Result;
+use crate::exit;
+use crate::operate::human;
+use crate::operate::redis::backup::{self, Asked};
+use crate::operate::redis::receive_cluster;
+use crate::operate::redis::restore::{self, Restored};
+use crate::operate::redis::shards::{self, OfShard, Planned, Wanted};
+use crate::operate::redis::{info, list};
+use crate::pg::time::TimestampTz;
+use crate::redis::route::{Moment, Route, Target};
+use crate::redis::slots::{Slots, Why};
+
+/// Runs the receivers.
+///
+/// # Errors
+/// Those of [`receive_cluster::run`], and the first one of a shard.
+pub fn receive(name: &str, cx: &Context) -> Result<u8> {
+    let ended = receive_cluster::all(receive_cluster::run(&cx.session, name)?)?;
+    let is_shipped = ended.iter().all(|(_, ended)| ended.is_shipped);
+    if cx.out.is_json() {
+        let shards = ended.iter().map(|(shard, ended)| {
+            let (replid, offset) = ended.position.clone().unzip();
+            json!({"name": shard, "replid": replid, "offset": offset, "shipped": ended.is_shipped})
+        });
+        let shards: Vec<Value> = shards.collect();
+        cx.out
+            .json(&json!({"name": name, "shipped": is_shipped, "shards": shards}))?;
+    } else {
+        for (shard, ended) in &ended {
+            if let Some((replid, position)) = &ended.position {
+                cx.out.report(&format!(
+                    "redis \"{shard}\": received up to offset {position} of {replid}"
+                ))?;
+            }
+        }
+    }
+    if !is_shipped {
+        cx.out.warn("a repository does not hold all of it yet: the rest is in the journals, and the next receiver ships it");
+        return Ok(exit::WARNINGS);
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Backs up all shards.
+///
+/// # Errors
+/// Those of [`backup::of_cluster`].
+pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
+    let asked = Asked {
+        name: &args.name,
+        label: args.label.clone().unwrap_or_default(),
+        takes_over: args.confirm,
+        of_master: false,
+    };
+    let all = backup::of_cluster(&cx.session, &asked)?;
+    let mut status = exit::SUCCESS;
+    for (shard, taken) in &all {
+        for warning in &taken.warnings {
+            cx.out.warn(&format!("shard {shard}: {warning}"));
+        }
+        if !taken.member.has_checksum {
+            status = exit::WARNINGS;
+        }
+    }
+    if cx.out.is_json() {
+        let shards: Vec<Value> = all
+            .iter()
+            .map(|(shard, taken)| backup_json(shard, taken))
+            .collect();
+        cx.out.json(&json!({"name": args.name, "shards": shards}))?;
+        return Ok(status);
+    }
+    for (shard, taken) in &all {
+        cx.out.report(&format!(
+            "shard {shard}: backup {}, {} of {} {}, {} stored as {}, offset {} of {}",
+            taken.root.head.id,
+            human::count(taken.member.keys(), "key"),
+            taken.member.flavor,
+            taken.member.server_version,
+            human::size(taken.member.rdb_bytes),
+            human::size(taken.root.head.stored_bytes),
+            taken.member.offset,
+            taken.member.replid,
+        ))?;
+    }
+    Ok(status)
+}
+
+/// Restores all shards to one moment.
+///
+/// # Errors
+/// `Usage` for what belongs to one shard; those of [`shards::plan`] and [`shards::restore`].
+pub fn restore(args: &RestoreArgs, stored: &[String], cx: &Context) -> Result<u8> {
+    let option = match () {
+        () if args.into.is_some() => Some("--into"),
+        () if args.backup.is_some() => Some("--backup"),
+        () if args.as_replica => Some("--as-replica"),
+        () => None,
+    };
+    if let Some(option) = option {
+        let shards = stored.join(", ");
+        return Err(err!(Usage, "redis \"{}\" is a cluster, and {option} works with one shard alone", args.name)
+            .hint(format!("Nothing was written.\nName the shard: {shards}; or restore all of them into directories: --to DIR --target-time TIME")));
+    }
+    let Some(to) = args.to.as_deref() else {
+        return Err(err!(Usage, "--to is needed"));
+    };
+    let planned = match args.target.read()? {
+        Some(target) => Some(shards::plan(&cx.session, &args.name, stored, &target)?),
+        None => None,
+    };
+    let wanted: Vec<Wanted> = match &planned {
+        Some(planned) => planned.shards.iter().map(OfShard::wanted).collect(),
+        None => shards::newest(&cx.session, stored)?,
+    };
+    let asked = restore::Asked {
+        name: &args.name,
+        to,
+        backup: None,
+        target: None,
+        as_replica: false,
+        server_version: args.server_version.as_deref(),
+        is_dry_run: args.dry_run,
+    };
+    let all = shards::restore(&cx.session, &wanted, &asked)?;
+    let status = match &planned {
+        Some(planned) => judged(&planned.slots, cx),
+        None => {
+            cx.out.warn("without a target each shard is as in its newest backup: that is not one moment. --target-time and --latest lead to one");
+            exit::WARNINGS
+        }
+    };
+    if cx.out.is_json() {
+        let shards = all.iter().zip(&wanted).map(|((shard, restored), one)| {
+            with_slots(restore_json(args, shard, restored), one.owned.as_deref())
+        });
+        let shards: Vec<Value> = shards.collect();
+        let mut value =
+            json!({"name": args.name, "to": to, "dry_run": args.dry_run, "shards": shards});
+        add_moment(&mut value, planned.as_ref());
+        cx.out.json(&value)?;
+        return Ok(status);
+    }
+    for ((_, restored), one) in all.iter().zip(&wanted) {
+        report(args, (one, restored), cx)?;
+    }
+    cx.out.note("next: each directory is the data set of a server; docs/redis.md, \"A cluster from restored directories\", makes them one cluster again");
+    Ok(status)
+}
+
+fn report(args: &RestoreArgs, (one, restored): (&Wanted, &Restored), cx: &Context) -> Result<()> {
+    let verb = if args.dry_run {
+        "would be written to"
+    } else {
+        "in"
+    };
+    let log = restored.route.as_ref().and_then(Route::end);
+    let log = log.map(|(replid, offset)| {
+        let bytes = restored.route.as_ref().map_or(0, Route::bytes);
+        format!(
+            " and {} of its log, up to offset {offset} of {replid},",
+            human::size(bytes)
+        )
+    });
+    cx.out.report(&format!(
+        "shard {}, slots {}: backup {}, {}{} {verb} \"{}\"",
+        one.name,
+        one.owned.as_deref().unwrap_or("?"),
+        restored.id,
+        human::size(restored.member.rdb_bytes),
+        log.unwrap_or_else(|| ",".to_owned()),
+        restored.to.display()
+    ))?;
+    if let Err(why) = &restored.checked {
+        cx.out
+            .note(&format!("nothing checked its append-only file: {why}"));
+    }
+    Ok(())
+}
+
+fn with_slots(mut value: Value, slots: Option<&str>) -> Value {
+    if let Some(members) = value.as_object_mut() {
+        members.insert("slots".to_owned(), json!(slots));
+    }
+    value
+}
+
+/// Shows the way to one moment.
+///
+/// # Errors
+/// Those of [`shards::plan`].
+pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
+    if args.backup.is_some() {
+        return Err(err!(
+            Usage,
+            "redis \"{}\" is a cluster, and --backup belongs to one shard",
+            args.name
+        )
+        .hint(format!("Name the shard: {}", stored.join(", "))));
+    }
+    let end = Target {
+        moment: Moment::End,
+        replid: None,
+    };
+    let target = args.target.read()?.unwrap_or(end);
+    let planned = shards::plan(&cx.session, &args.name, stored, &target)?;
+    let status = judged(&planned.slots, cx);
+    if cx.out.is_json() {
+        let shards = planned.shards.iter().map(|one| {
+            let value = redis_moments::plan_json(&one.name, &one.planned);
+            with_slots(value, one.owned.as_deref())
+        });
+        let shards: Vec<Value> = shards.collect();
+        let mut value = json!({"name": args.name, "shards": shards});
+        add_moment(&mut value, Some(&planned));
+        cx.out.json(&value)?;
+        return Ok(status);
+    }
+    for one in &planned.shards {
+        let (member, route) = (&one.planned.member, &one.planned.route);
+        cx.out.report(&format!(
+            "shard {}, slots {}: backup {} at {}, {}, and {} of its log",
+            one.name,
+            one.owned.as_deref().unwrap_or("?"),
+            one.planned.id,
+            human::time(member.received_time),
+            human::size(member.rdb_bytes),
+            human::size(route.bytes()),
+        ))?;
+    }
+    if let Some(time) = TimestampTz::from_unix_micros(planned.micros) {
+        cx.out.report(&format!("moment: {time}"))?;
+        cx.out.note(&format!(
+            "next: pitr redis restore {} --to DIR --target-time \"{time}\"",
+            args.name
+        ));
+    }
+    Ok(status)
+}
+
+fn add_moment(value: &mut Value, planned: Option<&Planned>) {
+    let Some((members, planned)) = value.as_object_mut().zip(planned) else {
+        return;
+    };
+    let time = TimestampTz::from_unix_micros(planned.micros);
+    members.insert("target_time".to_owned(), json!(time));
+    members.insert("exact".to_owned(), json!(planned.slots.is_exact()));
+    members.insert("moved".to_owned(), json!(planned.slots.moved));
+    members.insert("doubts".to_owned(), json!(planned.slots.doubts));
+    members.insert("missing_slots".to_owned(), json!(planned.slots.missing));
+    members.insert("slots_twice".to_owned(), json!(planned.slots.twice));
+}
+
+/// Warns of what makes a moment inexact; returns the exit status.
+fn judged(slots: &Slots, cx: &Context) -> u8 {
+    if slots.is_exact() {
+        return exit::SUCCESS;
+    }
+    for one in &slots.moved {
+        cx.out.warn(&format!(
+            "slots {} moved between {}, from {} to {}: a cut between two shards has a key twice, or not at all",
+            one.slots,
+            one.shards.join(" and "),
+            one.from,
+            one.to
+        ));
+    }
+    for one in &slots.doubts {
+        let why = match one.why {
+            Why::Unwatched => "nobody looked at its slots",
+            Why::ClockSetBack => {
+                "its slots were recorded twice: a clock was set back, or two receivers run"
+            }
+            Why::MigrationsUnseen => {
+                "its server may have moved slots by itself, which pitr cannot ask for"
+            }
+            Why::Silent => {
+                "nothing came from its server: what came later may have been written before"
+            }
+        };
+        cx.out.warn(&format!(
+            "shard {}: {why}, from {} to {}{}",
+            one.shard,
+            one.from,
+            one.to,
+            match one.to.duration_since(one.from) {
+                Some(time) => format!(" ({})", human::duration(time)),
+                None => String::new(),
+            }
+        ));
+    }
+    if !slots.missing.is_empty() {
+        cx.out.warn(&format!(
+            "no stored shard had slots {} then: their keys are in no directory",
+            slots.missing
+        ));
+    }
+    if !slots.twice.is_empty() {
+        cx.out
+            .warn(&format!("two shards had slots {} then", slots.twice));
+    }
+    cx.out
+        .note("the moment is not exact. pitr redis plan says it of any other time, too");
+    exit::WARNINGS
+}
+
+/// Shows the histories of all shards.
+///
+/// # Errors
+/// Those of [`info::run`].
+pub fn info(args: &InfoArgs, stored: &[String], cx: &Context) -> Result<u8> {
+    let mut all = Vec::new();
+    for shard in stored {
+        all.push((shard, info::run(&cx.session, shard, args.commands)?));
+    }
+    if cx.out.is_json() {
+        let shards = all.into_iter().map(|(shard, info)| {
+            let (repository, histories) = info.map(|i| (i.repository, i.histories)).unzip();
+            json!({"name": shard, "repository": repository, "histories": histories.unwrap_or_default()})
+        });
+        let shards: Vec<Value> = shards.collect();
+        cx.out.json(&json!({"name": args.name, "shards": shards}))?;
+        return Ok(exit::SUCCESS);
+    }
+    if all.iter().all(|(_, info)| info.is_none()) {
+        cx.out.note(&format!(
+            "nothing was received: pitr redis receive {} makes every moment restorable",
+            args.name
+        ));
+    }
+    for (shard, info) in &all {
+        cx.out.report(&format!("shard {shard}"))?;
+        if let Some(info) = info {
+            redis_moments::report(args, &info.histories, cx)?;
+        }
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Lists the backups of all shards.
+///
+/// # Errors
+/// Those of [`list::run`].
+pub fn ls(args: &LsArgs, stored: &[String], cx: &Context) -> Result<u8> {
+    let mut all = Vec::new();
+    for shard in stored {
+        all.push((shard, list::run(&cx.session, shard)?));
+    }
+    if cx.out.is_json() {
+        let shards = all.into_iter().map(|(shard, (repository, backups))| {
+            json!({"name": shard, "repository": repository, "backups": backups})
+        });
+        let shards: Vec<Value> = shards.collect();
+        cx.out.json(&json!({"name": args.name, "shards": shards}))?;
+        return Ok(exit::SUCCESS);
+    }
+    if all.iter().all(|(_, (_, backups))| backups.is_empty()) {
+        cx.out.note(&format!(
+            "there is no backup: take one with pitr redis backup {}",
+            args.name
+        ));
+        return Ok(exit::SUCCESS);
+    }
+    for (shard, (_, listed)) in &all {
+        cx.out.report(&format!("shard {shard}"))?;
+        let mut table = table();
+        for one in listed {
+            table.row(row(one));
+        }
+        cx.out.table(&table)?;
+    }
+    Ok(exit::SUCCESS)
+}

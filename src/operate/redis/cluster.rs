@@ -1,0 +1,647 @@
+//! A configured cluster: its nodes are asked for the shards, which keep the names that repositories and journals have, and each shard is followed to the owner of its slots.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::sentinels::none_leads;
+use super::{connect_to, identity, kept_names, shards};
+use crate::config::{self, Redis, RedisAddress, Settings};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
+use crate::redis::connection::Tick;
+use crate::redis::nodes::{self, Known, Node};
+use crate::redis::resp::{self, Reply};
+use crate::redis::source::Source;
+use crate::redis::version::Flavor;
+use crate::repo::slot_map::{CLUSTER_DIGITS, Seen, SlotMap};
+
+/// A node answers at once, or not at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A node that did not is left alone for a while: it holds up those that do.
+const REST: Duration = Duration::from_secs(10);
+/// Repositories that did not answer are asked for names again so often.
+const READ_AGAIN: Duration = Duration::from_secs(30);
+/// So often all owners have to agree that a shard has no slots any more.
+const ROUNDS_MIN: u32 = 2;
+/// The first releases that move slots by themselves; Valkey tells of it.
+const ATOMIC_REDIS: (u32, u32) = (8, 4);
+const ATOMIC_VALKEY: (u32, u32) = (9, 0);
+
+/// A shard that has slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shard {
+    /// Its name.
+    pub name: String,
+    /// Its slots.
+    pub map: SlotMap,
+    /// The place where its owner listens; none where the cluster does not say.
+    pub place: Option<RedisAddress>,
+}
+
+/// The shards of which several nodes told.
+pub(super) struct Learned {
+    /// Those that there are now.
+    pub shards: Vec<Shard>,
+    /// The words of their owners themselves.
+    pub seen: Vec<(String, Seen)>,
+    /// Why an owner of slots has no name.
+    pub nameless: Option<Error>,
+}
+
+/// The present knowledge of a cluster.
+pub(super) struct Live<'s> {
+    session: &'s Session,
+    /// Its section.
+    pub section: &'s Redis,
+    /// The operator said that other nodes than before go on with it.
+    takes_over: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The id that was drawn for it; none before a shard has a name.
+    cluster: Option<String>,
+    /// All shards that ever were, as they were seen last.
+    known: Vec<Known>,
+    /// Those that have slots.
+    shards: Vec<Shard>,
+    /// The places where nodes listened last.
+    places: Vec<RedisAddress>,
+    /// Repositories that did not answer, and why: they may have names of shards.
+    unread: Vec<(config::Repository, String)>,
+    read: Instant,
+    /// The file of names, and what it holds.
+    kept: Option<(PathBuf, Vec<Known>)>,
+    /// How often all owners lacked a shard.
+    lacked: BTreeMap<String, u32>,
+}
+
+/// The account of one node.
+pub(super) struct Account {
+    asked: RedisAddress,
+    /// When it was asked.
+    time: TimestampTz,
+    nodes: Vec<Node>,
+    /// Its history, and the one that this goes on from.
+    replids: Vec<String>,
+    /// Its slots; none of a replica.
+    own: Option<SlotMap>,
+}
+
+impl Account {
+    fn id(&self) -> &str {
+        nodes::asked(&self.nodes).unwrap_or_default()
+    }
+
+    /// Whether it says itself that it owns slots.
+    pub fn owns(&self, node: &str) -> bool {
+        let own = self.own.as_ref();
+        own.is_some_and(|own| own.node == node && !own.owned.is_empty())
+    }
+}
+
+impl<'s> Live<'s> {
+    /// A cluster whose shards have the names that they have in the repositories that answer, and in the journal's directory.
+    ///
+    /// # Errors
+    /// Those of files.
+    pub fn new(
+        session: &'s Session,
+        section: &'s Redis,
+        settings: &Settings,
+        takes_over: bool,
+    ) -> Result<Live<'s>> {
+        let mut known = kept_names::read(section)?;
+        for one in &mut known {
+            one.lingers = !one.map.owned.is_empty();
+        }
+        let state = State {
+            cluster: None,
+            known,
+            shards: Vec::new(),
+            places: Vec::new(),
+            unread: settings
+                .repositories
+                .iter()
+                .map(|one| (one.clone(), String::new()))
+                .collect(),
+            read: Instant::now(),
+            kept: None,
+            lacked: BTreeMap::new(),
+        };
+        let live = Live {
+            session,
+            section,
+            takes_over,
+            state: Mutex::new(state),
+        };
+        live.read_names(true);
+        Ok(live)
+    }
+
+    fn state<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps the names in a file from now on.
+    pub fn keep_names(&self, path: PathBuf) {
+        self.state(|state| state.kept = Some((path, Vec::new())));
+    }
+
+    /// Asks repositories that did not answer.
+    fn read_names(&self, is_first: bool) {
+        let unread = self.state(|state| {
+            let is_due = is_first || state.read.elapsed() >= READ_AGAIN;
+            is_due.then(|| std::mem::take(&mut state.unread))
+        });
+        let mut left = Vec::new();
+        for (configured, _) in unread.into_iter().flatten() {
+            let known = self
+                .session
+                .open(&configured)
+                .and_then(|repository| shards::known(&repository, &self.section.name));
+            match known {
+                Ok(known) => self.state(|state| merge(&mut state.known, known)),
+                Err(e) => left.push((configured, e.to_string())),
+            }
+        }
+        self.state(|state| {
+            if !left.is_empty() {
+                state.unread = left;
+                state.read = Instant::now();
+            }
+        });
+    }
+
+    /// The shards that have slots, as they were seen last.
+    pub fn shards(&self) -> Vec<Shard> {
+        self.state(|state| state.shards.clone())
+    }
+
+    /// A section that stands for one of the shards.
+    pub fn section_of(&self, shard: &str) -> Redis {
+        let digits = nodes::digits(&self.section.name, shard).unwrap_or(shard);
+        let cluster = self.state(|state| {
+            let known = state.known.iter().find(|known| known.name == shard);
+            let of_shard = known.map(|known| known.map.cluster.clone());
+            of_shard.or_else(|| state.cluster.clone())
+        });
+        let cluster = cluster.unwrap_or_default();
+        Redis {
+            name: shard.to_owned(),
+            address: None,
+            identity: Some(format!("{}:{cluster}#{digits}", identity(self.section))),
+            ..self.section.clone()
+        }
+    }
+
+    fn has_tls(&self) -> bool {
+        self.section.access.tls.ca_file.is_some()
+    }
+
+    /// Requires that an account is one to go by.
+    fn check(&self, account: &Account) -> Result<()> {
+        let nodes = &account.nodes;
+        if !nodes::has_owners(nodes) {
+            return Err(
+                err!(Unreachable, "it is alone: no node that it knows owns slots").hint(
+                    "It belongs to no cluster, or to none any more. Name other nodes in addresses.",
+                ),
+            );
+        }
+        if nodes::is_cut_off(nodes) {
+            return Err(err!(Unreachable, "it takes most masters for failed"));
+        }
+        let is_same = self.state(|state| nodes::is_same(nodes, &state.known));
+        if is_same || self.takes_over {
+            return Ok(());
+        }
+        Err(err!(
+            Refused,
+            "it is a node of another cluster: it knows no node of most shards that are stored as [redis.{}]",
+            self.section.name
+        )
+        .hint(format!(
+            "Nothing was stored. Correct addresses; or, where it is the successor, go on under this name: pitr redis backup {} --confirm",
+            self.section.name
+        )))
+    }
+
+    /// Finds the shards in accounts, and remembers them. An owner's word on itself outranks that of another node.
+    pub fn learn(&self, accounts: &[Account]) -> Learned {
+        let Some(first) = accounts.first() else {
+            return Learned {
+                shards: self.shards(),
+                seen: Vec::new(),
+                nameless: None,
+            };
+        };
+        let has_tls = self.has_tls();
+        let mut owners = nodes::owners((&first.nodes, &first.asked), has_tls);
+        for other in accounts {
+            let own = nodes::owners((&other.nodes, &other.asked), has_tls);
+            let own = own.into_iter().filter(|owner| owner.map.node == other.id());
+            owners.retain(|owner| owner.map.node != other.id());
+            owners.extend(own);
+        }
+        let account_of = |node: &str| accounts.iter().find(|account| account.id() == node);
+        let histories: Vec<nodes::Histories<'_>> = owners
+            .iter()
+            .map(|owner| {
+                let account = account_of(&owner.map.node);
+                let replids = account.map_or(&[][..], |account| account.replids.as_slice());
+                (owner.map.node.as_str(), replids)
+            })
+            .collect();
+        let known = self.state(|state| state.known.clone());
+        let mut names: Vec<Option<String>> = nodes::names(&histories, &known)
+            .into_iter()
+            .map(|name| name.map(str::to_owned))
+            .collect();
+        if names.iter().any(Option::is_none) && !self.state(|state| state.unread.is_empty()) {
+            self.read_names(false);
+            let known = self.state(|state| state.known.clone());
+            let again = nodes::names(&histories, &known).into_iter();
+            names = again.map(|name| name.map(str::to_owned)).collect();
+        }
+        let is_same = nodes::is_same(&first.nodes, &known);
+        let drawn = format!("{:016x}", self.session.host.random());
+        let mut nameless = None;
+        let learned = self.state(|state| {
+            let newest = state.known.iter().max_by_key(|known| known.time);
+            let newest = newest.map(|known| known.map.cluster.clone());
+            let drawn: String = drawn.chars().take(CLUSTER_DIGITS).collect();
+            let before = state.cluster.clone();
+            let cluster = before.or(newest.filter(|_| is_same)).unwrap_or(drawn);
+            let (mut shards, mut seen) = (Vec::new(), Vec::new());
+            for (owner, name) in owners.iter().zip(names) {
+                let node = &owner.map.node;
+                let account = account_of(node);
+                let name = match name {
+                    Some(name) => Ok(name),
+                    None => new_name(state, &self.section.name, node, account.is_some()),
+                };
+                let name = match name {
+                    Ok(name) => name,
+                    Err(e) => {
+                        nameless = Some(e);
+                        continue;
+                    }
+                };
+                let before = state.known.iter().position(|known| known.name == name);
+                let before = before.map(|n| state.known.swap_remove(n));
+                let former = before.as_ref().map(|known| &known.map);
+                let own = account.and_then(|account| account.own.clone());
+                let map = SlotMap {
+                    cluster: former.map_or(&cluster, |former| &former.cluster).clone(),
+                    ..match own.clone() {
+                        Some(own) => own,
+                        None => SlotMap {
+                            replid: former.map_or_else(String::new, |former| former.replid.clone()),
+                            since: first.time,
+                            ..owner.map.clone()
+                        },
+                    }
+                };
+                let time = account.map_or(first.time, |account| account.time);
+                if own.is_some() {
+                    seen.push((name.clone(), (time, map.clone())));
+                }
+                state.known.push(Known {
+                    name: name.clone(),
+                    time,
+                    map: map.clone(),
+                    lingers: true,
+                });
+                shards.push(Shard {
+                    name,
+                    map,
+                    place: owner.place.clone(),
+                });
+            }
+            if !shards.is_empty() {
+                state.cluster = Some(cluster);
+            }
+            state.places = nodes::places(&first.nodes, &first.asked, has_tls);
+            // One that nobody names is there until it is said to be gone.
+            let found = shards.clone();
+            let is_lost = |one: &Shard| found.iter().all(|shard: &Shard| shard.name != one.name);
+            let carried = state.shards.iter().filter(|one| is_lost(one)).cloned();
+            shards.extend(carried);
+            state.shards = shards;
+            Learned {
+                shards: found,
+                seen,
+                nameless: None,
+            }
+        });
+        self.write_names();
+        Learned {
+            nameless,
+            ..learned
+        }
+    }
+
+    /// Shards that have no slots any more, with the maps that say so. The former owner says it, or all owners do twice, while no node names any other owner.
+    pub fn gone(&self, accounts: &[Account], learned: &Learned) -> Vec<(String, Seen)> {
+        let Some(time) = accounts.iter().map(|account| account.time).min() else {
+            return Vec::new();
+        };
+        let is_found = |node: &String| learned.shards.iter().any(|shard| shard.map.node == *node);
+        let agrees = |account: &Account| {
+            let owners = nodes::owners((&account.nodes, &account.asked), self.has_tls());
+            owners.iter().all(|owner| is_found(&owner.map.node))
+        };
+        let all_agree = accounts.iter().all(agrees);
+        let gone = self.state(|state| {
+            let mut gone = Vec::new();
+            for known in &mut state.known {
+                let is_there = learned.shards.iter().any(|shard| shard.name == known.name);
+                if is_there || !known.lingers {
+                    state.lacked.remove(&known.name);
+                    continue;
+                }
+                let own = accounts
+                    .iter()
+                    .find(|account| account.id() == known.map.node);
+                let rounds = state.lacked.entry(known.name.clone()).or_default();
+                *rounds = if all_agree { *rounds + 1 } else { 0 };
+                if own.is_some_and(agrees) || *rounds >= ROUNDS_MIN {
+                    known.lingers = false;
+                    known.time = time;
+                    known.map = known.map.emptied(time);
+                    state.shards.retain(|shard| shard.name != known.name);
+                    gone.push((known.name.clone(), (time, known.map.clone())));
+                }
+            }
+            gone
+        });
+        if !gone.is_empty() {
+            self.write_names();
+        }
+        gone
+    }
+
+    fn write_names(&self) {
+        let nonce = self.session.host.random();
+        let failed = self.state(|state| {
+            let (path, kept) = state.kept.as_mut()?;
+            let is_same = |one: &Known| {
+                let mut known = kept.iter();
+                known.any(|known| known.name == one.name && known.map.is_same(&one.map))
+            };
+            if kept.len() == state.known.len() && state.known.iter().all(is_same) {
+                return None;
+            }
+            match kept_names::write(path, &state.known, nonce) {
+                Ok(()) => {
+                    kept.clone_from(&state.known);
+                    None
+                }
+                Err(e) => Some(e),
+            }
+        });
+        if let Some(e) = failed {
+            self.session
+                .warn(&format!("names of shards are not kept: {e}"));
+        }
+    }
+
+    /// Connects to the owner of a shard's slots, as it was seen last.
+    ///
+    /// # Errors
+    /// Those of the server; `Unreachable` where the owner is none any more, or not known.
+    pub fn connect(&self, shard: &str, tick: Tick<'_>) -> Result<Source> {
+        let mut shards = self.shards().into_iter();
+        let found = shards.find(|one| one.name == shard);
+        let (node, place) = found
+            .and_then(|found| Some((found.map.node, found.place?)))
+            .ok_or_else(|| {
+                err!(
+                    Unreachable,
+                    "no node of the cluster owns slots of shard {shard} now"
+                )
+                .hint("CLUSTER NODES on a node says who owns which slots.")
+            })?;
+        let mut asking = Asking {
+            source: connect_to(self.section, &place, tick)?,
+        };
+        let account = asking.ask(self.session.host.now(), tick)?;
+        match account.owns(&node) {
+            true => Ok(asking.source),
+            false => Err(err!(
+                Unreachable,
+                "{place} owns the slots of shard {shard} no more"
+            )
+            .hint("Run the command again: a failover may be under way.")),
+        }
+    }
+}
+
+/// Brings what is known of shards together: what is newest counts.
+fn merge(known: &mut Vec<Known>, more: Vec<Known>) {
+    for one in more {
+        match known.iter_mut().find(|known| known.name == one.name) {
+            Some(known) => {
+                let lingers = known.lingers || one.lingers;
+                if one.time > known.time {
+                    *known = one;
+                }
+                known.lingers = lingers;
+            }
+            None => known.push(one),
+        }
+    }
+}
+
+/// The name of a shard that nobody knew.
+fn new_name(state: &State, cluster: &str, node: &str, is_asked: bool) -> Result<String> {
+    if let Some((unread, why)) = state.unread.first() {
+        return Err(err!(
+            Unreachable,
+            "the slots of node {node} have no shard yet: repository \"{}\" may know it by a name, and cannot be read: {why}",
+            unread.name
+        )
+        .hint("A shard gets a new name when all repositories answer: else its history would be stored under two."));
+    }
+    if !is_asked {
+        return Err(err!(
+            Unreachable,
+            "the slots of node {node} have no shard yet: it does not answer"
+        ));
+    }
+    let is_taken = |name: &str| state.known.iter().any(|known| known.name == name);
+    nodes::new_name(cluster, node, &is_taken)
+}
+
+/// Connections to nodes, for questions.
+pub(super) struct Nodes<'l> {
+    live: &'l Live<'l>,
+    kept: BTreeMap<String, Asking>,
+    failed: BTreeMap<String, Instant>,
+}
+
+/// Accounts, and what those said that gave none.
+type Asked = (Vec<Account>, Vec<(RedisAddress, Error)>);
+
+impl<'l> Nodes<'l> {
+    /// None yet.
+    pub fn new(live: &'l Live<'l>) -> Nodes<'l> {
+        Nodes {
+            live,
+            kept: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        }
+    }
+
+    /// Asks all owners of slots. The first account leads to the others; all are of one cluster.
+    ///
+    /// # Errors
+    /// `Unreachable`, or the one error that all nodes led to; those of `tick`.
+    pub fn all(&mut self, tick: Tick<'_>) -> Result<Vec<Account>> {
+        let live = self.live;
+        let mut asked: Asked = (Vec::new(), Vec::new());
+        for shard in live.shards() {
+            self.add(shard.place, &mut asked, tick)?;
+        }
+        let section = live.section;
+        let own = section.address.iter().chain(&section.addresses).cloned();
+        let more = own.chain(live.state(|state| state.places.clone()));
+        for place in more {
+            if asked.0.is_empty() {
+                self.add(Some(place), &mut asked, tick)?;
+            }
+        }
+        let Some(first) = asked.0.first() else {
+            let search = format!("no node tells the shards of cluster \"{}\"", section.name);
+            return Err(none_leads(&search, &asked.1));
+        };
+        for owner in nodes::owners((&first.nodes, &first.asked), live.has_tls()) {
+            if asked.0.iter().all(|account| account.id() != owner.map.node) {
+                self.add(owner.place, &mut asked, tick)?;
+            }
+        }
+        let mut accounts = asked.0;
+        let first = accounts.first().map(|first| first.id().to_owned());
+        accounts.retain(|account| {
+            first
+                .as_deref()
+                .is_some_and(|id| nodes::has(&account.nodes, id))
+        });
+        Ok(accounts)
+    }
+
+    fn add(
+        &mut self,
+        place: Option<RedisAddress>,
+        (accounts, failures): &mut Asked,
+        tick: Tick<'_>,
+    ) -> Result<()> {
+        let Some(place) = place.filter(|place| failures.iter().all(|(p, _)| p != place)) else {
+            return Ok(());
+        };
+        let key = place.to_string();
+        if self.failed.get(&key).is_some_and(|at| at.elapsed() < REST) {
+            let e = err!(Unreachable, "it did not answer a moment ago");
+            failures.push((place, e));
+            return Ok(());
+        }
+        match self.ask(&place, tick) {
+            Ok(account) => {
+                if accounts.iter().all(|one| one.id() != account.id()) {
+                    accounts.push(account);
+                }
+            }
+            Err(e) if e.code() == Code::Interrupted => return Err(e),
+            Err(e) => {
+                self.failed.insert(key, Instant::now());
+                failures.push((place, e));
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, place: &RedisAddress, tick: Tick<'_>) -> Result<Account> {
+        let live = self.live;
+        let key = place.to_string();
+        let now = || live.session.host.now();
+        let kept = self.kept.remove(&key);
+        let again = kept.and_then(|mut kept| Some((kept.ask(now(), tick).ok()?, kept)));
+        let (account, asking) = match again {
+            Some(again) => again,
+            None => {
+                let mut asking = Asking::open(live.section, place, tick)?;
+                (asking.ask(now(), tick)?, asking)
+            }
+        };
+        self.kept.insert(key, asking);
+        live.check(&account)?;
+        Ok(account)
+    }
+}
+
+/// A connection to one node.
+struct Asking {
+    source: Source,
+}
+
+impl Asking {
+    fn open(section: &Redis, place: &RedisAddress, tick: Tick<'_>) -> Result<Asking> {
+        let section = Redis {
+            stall_timeout: section.stall_timeout.min(PATIENCE),
+            ..section.clone()
+        };
+        let source = connect_to(&section, place, tick)?;
+        Ok(Asking { source })
+    }
+
+    /// Asks for the nodes, for its histories, and for slots that it moves by itself. `time` is now.
+    fn ask(&mut self, time: TimestampTz, tick: Tick<'_>) -> Result<Account> {
+        let source = &mut self.source;
+        let answer = source.connection.ask(&[b"CLUSTER", b"NODES"], tick)?;
+        let Reply::Bulk(Some(text)) = answer else {
+            return Err(resp::no_sense(b"no bulk string"));
+        };
+        let nodes = nodes::parse(&String::from_utf8_lossy(&text))?;
+        let info = source.ask("replication", tick)?;
+        let fields = ["master_replid", "master_replid2"].into_iter();
+        let replids = fields.filter_map(|name| info.field(name));
+        // One that has no second history says zeros.
+        let replids = replids.filter(|id| !id.bytes().all(|b| b == b'0'));
+        let replids: Vec<String> = replids.map(str::to_owned).collect();
+        let mut own = nodes::own(&nodes);
+        if let Some(own) = &mut own {
+            own.since = time;
+            own.replid = info.field("master_replid").unwrap_or_default().to_owned();
+            let (flavor, release) = (source.version.flavor, source.version.release);
+            own.atomic_seen = match flavor {
+                Flavor::Redis => release < ATOMIC_REDIS,
+                Flavor::Valkey if release < ATOMIC_VALKEY => true,
+                Flavor::Valkey => {
+                    let words: [&[u8]; 2] = [b"CLUSTER", b"GETSLOTMIGRATIONS"];
+                    nodes::add_migrations(own, &source.connection.ask(&words, tick)?)?;
+                    true
+                }
+            };
+        }
+        Ok(Account {
+            asked: source.connection.address().clone(),
+            time,
+            nodes,
+            replids,
+            own,
+        })
+    }
+}
+
+/// Says which shard failed.
+pub(super) fn of_shard(shard: &str, error: Error) -> Error {
+    match error.code() {
+        Code::Interrupted => error,
+        _ => error.context(format!("shard {shard}")),
+    }
+}

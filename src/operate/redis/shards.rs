@@ -1,0 +1,362 @@
+//! The stored shards of a cluster: their names, and one moment of all of them.
+
+use super::plan;
+use super::restore::{self, Restored};
+use super::{cluster::of_shard, find};
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::operate::search;
+use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
+use crate::redis::kind::NAME;
+use crate::redis::nodes::{self, Known};
+use crate::redis::route::{Moment, Target};
+use crate::redis::slots::{self, Doubt, Slots};
+use crate::redis::walk;
+use crate::repo::id::BackupId;
+use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
+use crate::repo::slot_map::{self, Seen};
+
+/// Records of slots that end so much before the log are over: nobody records any more, and moments behind them are of use, too.
+const RECORDS_LAG_MAX_MICROS: i64 = 150_000_000;
+
+/// Whether a scope is a shard of a cluster of this name: slots of it were recorded. A server may have a name of the same form.
+///
+/// # Errors
+/// Errors of the store.
+pub fn is_shard(repository: &Repository, scope: &Scope, cluster: &str) -> Result<bool> {
+    let has_name = scope.kind() == Some(NAME) && nodes::digits(cluster, scope.name()).is_some();
+    Ok(has_name && slot_map::is_any(repository.store(), scope)?)
+}
+
+/// Names of the stored shards of a cluster.
+fn names(repository: &Repository, cluster: &str) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for scope in repository.aux_scopes()? {
+        if is_shard(repository, &scope, cluster)? {
+            names.push(scope.name().to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// The stored shards of a cluster as they were seen last.
+///
+/// # Errors
+/// Errors of the store.
+pub(super) fn known(repository: &Repository, cluster: &str) -> Result<Vec<Known>> {
+    let mut known = Vec::new();
+    for name in names(repository, cluster)? {
+        let scope = Scope::aux(NAME, &name)?;
+        let newest = slot_map::newest(repository.store(), &scope)?;
+        known.extend(newest.map(|(time, map)| Known {
+            lingers: !map.owned.is_empty(),
+            name,
+            time,
+            map,
+        }));
+    }
+    Ok(known)
+}
+
+/// Returns the stored shards of the cluster of this name; none where it is that of one server.
+///
+/// # Errors
+/// Those of the configuration; the error of the first repository that failed, where no other one has a shard.
+pub fn of(session: &Session, name: &str) -> Result<Option<Vec<String>>> {
+    let settings = session.settings_with_repositories()?;
+    let section = settings.redis.iter().find(|redis| redis.name == name);
+    if section.is_some_and(|section| !section.is_cluster) {
+        return Ok(None);
+    }
+    let scope = Scope::aux(NAME, name)?;
+    let found = search::in_first(session, |repository, _| {
+        let is_server = section.is_none() && repository.aux_scopes()?.contains(&scope);
+        let names = names(&repository, name)?;
+        Ok((!names.is_empty() && !is_server).then_some(names))
+    })?;
+    match (found, section) {
+        (None, Some(_)) => Ok(Some(Vec::new())),
+        (found, _) => Ok(found),
+    }
+}
+
+/// Whether the section of this name is a cluster.
+///
+/// # Errors
+/// Those of the configuration.
+pub fn is_cluster(session: &Session, name: &str) -> Result<bool> {
+    let settings = session.settings()?;
+    Ok(settings
+        .redis
+        .iter()
+        .any(|redis| redis.name == name && redis.is_cluster))
+}
+
+/// The way of each shard to one moment.
+pub struct Planned {
+    /// The moment, in microseconds since 1970 by the receiver's clock.
+    pub micros: i64,
+    /// The shards that had slots then.
+    pub shards: Vec<OfShard>,
+    /// The judgement on their slots.
+    pub slots: Slots,
+}
+
+/// A shard on its way.
+pub struct OfShard {
+    /// Its name.
+    pub name: String,
+    /// Its slots at the moment; none where they were not recorded.
+    pub owned: Option<String>,
+    /// Its base and log.
+    pub planned: plan::Planned,
+}
+
+impl OfShard {
+    /// The point that was planned, to be restored whatever is stored meanwhile.
+    pub fn wanted(&self) -> Wanted {
+        let planned = &self.planned;
+        let end = planned.route.end();
+        let (replid, position) = end.unwrap_or((&planned.member.replid, planned.member.offset));
+        Wanted {
+            name: self.name.clone(),
+            owned: self.owned.clone(),
+            backup: planned.id.clone(),
+            target: Some(Target {
+                moment: Moment::Position(position),
+                replid: Some(replid.to_owned()),
+            }),
+        }
+    }
+}
+
+/// Finds the way of each shard to a moment; without one to the last up to which all of them, and their slots, are stored.
+///
+/// # Errors
+/// `OutOfReach` where nothing leads there; `Usage` for a target that belongs to one shard; `Refused` where two clusters had this name; those of the repositories.
+pub fn plan(session: &Session, name: &str, shards: &[String], target: &Target) -> Result<Planned> {
+    if target.replid.is_some() {
+        return Err(err!(
+            Usage,
+            "redis \"{name}\" is a cluster, and a history or an offset is that of one shard"
+        )
+        .hint(format!(
+            "Nothing was written.\nName the shard: {}; or a time for all: --target-time",
+            shards.join(", ")
+        )));
+    }
+    let mut stored = Vec::new();
+    for shard in shards {
+        stored.push(look(session, shard).map_err(|e| of_shard(shard, e))?);
+    }
+    let micros = match target.moment {
+        Moment::Time(wanted) => wanted,
+        _ => latest(&stored).ok_or_else(|| {
+            err!(OutOfReach, "redis \"{name}\" has a shard of which nothing was received")
+                .hint(format!("Nothing was written.\npitr redis info {name} shows the shards. Start the receiver: pitr redis receive {name}"))
+        })?,
+    };
+    let time = TimestampTz::from_unix_micros(micros);
+    let time = time.ok_or_else(|| err!(Usage, "--target-time is out of range"))?;
+    let mut seen: Vec<slots::OfShard> = Vec::new();
+    for one in &stored {
+        seen.push((one.name.clone(), maps(session, &one.name, time)?));
+    }
+    let (mut planned, mut silent) = (Vec::new(), Vec::new());
+    let mut cluster: Option<&str> = None;
+    for (one, (_, seen)) in stored.iter().zip(&seen) {
+        let map = slots::at(seen, time);
+        // It came later, or had no slots.
+        if one.newest.is_some() && map.is_none_or(|map| map.owned.is_empty()) {
+            continue;
+        }
+        let of = map.map(|map| map.cluster.as_str());
+        if of.is_some() && cluster.is_some() && of != cluster {
+            return Err(err!(
+                Refused,
+                "two clusters had the name \"{name}\" at the target: {} is a shard of another one",
+                one.name
+            )
+            .hint(format!(
+                "Nothing was written.\nName each shard: {}",
+                shards.join(", ")
+            )));
+        }
+        cluster = cluster.or(of);
+        // All that is stored is of a time up to its last byte.
+        let moment = match one.end == Some(micros) {
+            true => Moment::End,
+            false => Moment::Time(micros),
+        };
+        let target = Target {
+            moment,
+            replid: None,
+        };
+        let way = plan::run(session, &one.name, None, &target);
+        let way = way.map_err(|e| of_shard(&one.name, lacks_backup(name, e)))?;
+        silent.extend(silence(&one.name, &way, time));
+        planned.push(OfShard {
+            planned: way,
+            name: one.name.clone(),
+            owned: map.map(|map| slot_map::shown(&map.owned)),
+        });
+    }
+    if planned.is_empty() {
+        return Err(err!(OutOfReach, "no shard of redis \"{name}\" was known at the target")
+            .hint(format!("Nothing was written.\npitr redis ls {name} and pitr redis info {name} show what there is.")));
+    }
+    let mut slots = slots::judge(&seen, time);
+    slots.doubts.extend(silent);
+    Ok(Planned {
+        micros,
+        shards: planned,
+        slots,
+    })
+}
+
+/// The last moment up to which the shards that have slots are stored, and their slots recorded.
+fn latest(stored: &[Stored]) -> Option<i64> {
+    let lives = |one: &&Stored| {
+        let newest = one.newest.as_ref();
+        newest.is_none_or(|(_, map)| !map.owned.is_empty())
+    };
+    let live = || stored.iter().filter(lives);
+    let end = live().map(|one| one.end.unwrap_or(i64::MIN)).min();
+    let end = end.filter(|end| *end > i64::MIN)?;
+    let records = live().filter_map(|one| one.newest.as_ref()?.0.unix_micros());
+    let recorded = records.min().filter(|at| end - at < RECORDS_LAG_MAX_MICROS);
+    Some(recorded.map_or(end, |at| at.min(end)))
+}
+
+/// A shard that appears has no way to any moment before its first backup.
+fn lacks_backup(name: &str, error: Error) -> Error {
+    match error.code() {
+        Code::OutOfReach => {
+            let hint = error.hint_text().unwrap_or("Nothing was written.");
+            let hint = format!(
+                "{hint}\nEach shard needs a backup before the target. Where it came since the last one, take one now, and choose a moment behind it: pitr redis backup {name}"
+            );
+            error.hint(hint)
+        }
+        _ => error,
+    }
+}
+
+/// Whether nothing came from a shard around the moment for longer than a server is silent.
+fn silence(shard: &str, way: &plan::Planned, moment: TimestampTz) -> Option<Doubt> {
+    let from = way.route.arrived_us.and_then(TimestampTz::from_unix_micros);
+    let from = from.unwrap_or(way.member.received_time);
+    let next = way.route.next_us.and_then(TimestampTz::from_unix_micros);
+    slots::silence(shard, from, next.unwrap_or(moment))
+}
+
+/// The end of a shard as it is stored.
+struct Stored {
+    name: String,
+    /// When its last byte had arrived.
+    end: Option<i64>,
+    /// Its newest map.
+    newest: Option<Seen>,
+}
+
+fn look(session: &Session, shard: &str) -> Result<Stored> {
+    let scope = Scope::aux(NAME, shard)?;
+    let found = search::in_first(session, |repository, _| {
+        let newest = slot_map::newest(repository.store(), &scope)?;
+        let latest = walk::latest(&repository, &scope)?;
+        let is_any = newest.is_some() || latest.is_some();
+        Ok(is_any.then_some((newest, latest.map(|(_, mark)| mark.arrived_us))))
+    })?;
+    let (newest, end) = found.unwrap_or_default();
+    Ok(Stored {
+        name: shard.to_owned(),
+        end,
+        newest,
+    })
+}
+
+fn maps(session: &Session, shard: &str, time: TimestampTz) -> Result<Vec<Seen>> {
+    let scope = Scope::aux(NAME, shard)?;
+    let found = search::in_first(session, |repository, _| {
+        let maps = slot_map::around(repository.store(), &scope, time)?;
+        Ok((!maps.is_empty()).then_some(maps))
+    })?;
+    Ok(found.unwrap_or_default())
+}
+
+/// A shard that is restored.
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// Its slots; none where they were not recorded.
+    pub owned: Option<String>,
+    /// Its backup.
+    pub backup: BackupId,
+    /// The point; none: the backup alone.
+    pub target: Option<Target>,
+}
+
+/// Puts all shards of a cluster into directories below one.
+///
+/// # Errors
+/// Those of [`restore::run`]; nothing was written where one of them cannot be restored at all.
+pub fn restore(
+    session: &Session,
+    shards: &[Wanted],
+    asked: &restore::Asked<'_>,
+) -> Result<Vec<(String, Restored)>> {
+    let to = session.environment.absolute(asked.to);
+    if to.exists() {
+        crate::restore::content::check_empty(&to)?;
+    }
+    let mut all = Vec::new();
+    let passes: &[bool] = match asked.is_dry_run {
+        true => &[true],
+        false => &[true, false],
+    };
+    for is_dry_run in passes {
+        all.clear();
+        if !is_dry_run && !to.exists() {
+            restore::make(&to)?;
+        }
+        for shard in shards {
+            let name = &shard.name;
+            let own = restore::Asked {
+                name,
+                to: &to.join(name),
+                backup: Some(&shard.backup),
+                target: shard.target.clone(),
+                as_replica: asked.as_replica,
+                server_version: asked.server_version,
+                is_dry_run: *is_dry_run,
+            };
+            let restored = restore::run(session, &own).map_err(|e| of_shard(name, e))?;
+            all.push((name.clone(), restored));
+        }
+    }
+    Ok(all)
+}
+
+/// The newest backups of shards that have slots, or had any when that was recorded last.
+///
+/// # Errors
+/// Those of the repositories; `NotFound` where one has none.
+pub fn newest(session: &Session, shards: &[String]) -> Result<Vec<Wanted>> {
+    let mut found = Vec::new();
+    for shard in shards {
+        let newest = look(session, shard)?.newest;
+        let owned = newest.map(|(_, map)| slot_map::shown(&map.owned));
+        if owned.as_ref().is_none_or(|slots| !slots.is_empty()) {
+            let stored = find(session, shard, None).map_err(|e| of_shard(shard, e))?;
+            found.push(Wanted {
+                name: shard.clone(),
+                owned,
+                backup: stored.backup.id,
+                target: None,
+            });
+        }
+    }
+    Ok(found)
+}

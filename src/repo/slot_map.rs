@@ -1,0 +1,367 @@
+//! The slots of a shard of a Redis Cluster, as they were seen: events of the shard's scope (format, section 16.9).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{self, Event, Recorded, Writer};
+use super::log_keys::is_replid as is_node;
+use super::scope::Scope;
+use crate::error::{Code, Result};
+use crate::pg::time::TimestampTz;
+use crate::store::{Key, Store};
+
+/// The kind of event.
+const SLOTS: &str = "slots";
+/// The beginning of the subjects: one for each day.
+const SUBJECT: &str = "slots-";
+/// The greatest slot.
+pub const SLOT_MAX: u16 = 16_383;
+/// Looks that are further apart do not make one run, and streams of two shards are not further apart.
+pub const APART_MAX: Duration = Duration::from_secs(15);
+/// A run that goes on is recorded again so often.
+pub const EVERY: Duration = Duration::from_secs(60);
+/// A run that held a moment has an event within so long behind it.
+const FOLLOWS: Duration = Duration::from_secs(90);
+/// Digits of the id of a cluster.
+pub const CLUSTER_DIGITS: usize = 8;
+
+/// First and last of some slots.
+pub type Range = (u16, u16);
+
+/// First and last of some slots that are on their way, and the other node.
+pub type Moving = (u16, u16, String);
+
+/// The slots of a shard, and for how long they were seen so.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SlotMap {
+    /// The id that was drawn for the cluster: 8 hexadecimal digits.
+    pub cluster: String,
+    /// The earliest time from which on each look saw this; that of the event where it was one look.
+    pub since: TimestampTz,
+    /// Id of the node that owns them, or did last.
+    pub node: String,
+    /// Ids of the owner and its replicas, the owner first.
+    pub nodes: Vec<String>,
+    /// The history that the owner has; empty where it did not say.
+    pub replid: String,
+    /// The slots, ascending; none where the shard owns none any more.
+    pub owned: Vec<Range>,
+    /// Slots on their way to another node.
+    pub migrating: Vec<Moving>,
+    /// Slots on their way from another node.
+    pub importing: Vec<Moving>,
+    /// Whether migrations that servers make by themselves are among these.
+    pub atomic_seen: bool,
+}
+
+impl SlotMap {
+    /// The same shard without slots.
+    #[must_use]
+    pub fn emptied(&self, since: TimestampTz) -> SlotMap {
+        SlotMap {
+            since,
+            owned: Vec::new(),
+            migrating: Vec::new(),
+            importing: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether both say the same, at whatever time.
+    pub fn is_same(&self, other: &SlotMap) -> bool {
+        let since = other.since;
+        SlotMap {
+            since,
+            ..self.clone()
+        } == *other
+    }
+
+    /// Whether it is as the format says.
+    fn is_sound(&self) -> bool {
+        let ascends = |ranges: &[Range]| {
+            let gaps = ranges.windows(2).all(|pair| match pair {
+                [(_, end), (next, _)] => u32::from(*end) + 1 < u32::from(*next),
+                _ => true,
+            });
+            let is_range = |(first, last): &Range| first <= last && *last <= SLOT_MAX;
+            gaps && ranges.iter().all(is_range)
+        };
+        let moves = |moves: &[Moving]| {
+            let is_one =
+                |(first, last, node): &Moving| first <= last && *last <= SLOT_MAX && is_node(node);
+            moves.iter().all(is_one)
+        };
+        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        self.cluster.len() == CLUSTER_DIGITS
+            && self.cluster.bytes().all(is_hex)
+            && is_node(&self.node)
+            && self.nodes.first() == Some(&self.node)
+            && self.nodes.iter().all(|node| is_node(node))
+            && (self.replid.is_empty() || is_node(&self.replid))
+            && ascends(&self.owned)
+            && moves(&self.migrating)
+            && moves(&self.importing)
+    }
+}
+
+/// Slots as text: `0-5460,6000`.
+pub fn shown(ranges: &[Range]) -> String {
+    let texts: Vec<String> = ranges
+        .iter()
+        .map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        })
+        .collect();
+    texts.join(",")
+}
+
+/// A map, and the last time at which it was seen.
+pub type Seen = (TimestampTz, SlotMap);
+
+/// Makes an event of a map; the same one may be written into several repositories.
+pub fn event(writer: &Writer<'_>, (time, map): Seen) -> Event {
+    Event {
+        time,
+        subject: subject(time),
+        slots: Some(map),
+        ..writer.event(SLOTS, "")
+    }
+}
+
+fn subject(time: TimestampTz) -> String {
+    let day: String = event::compact(time).chars().take(8).collect();
+    format!("{SUBJECT}{day}")
+}
+
+fn read(recorded: Recorded) -> Option<Seen> {
+    let counts = recorded.counts();
+    let event = recorded.event;
+    let map = event.slots.filter(|map| counts && map.is_sound())?;
+    let is_own = event.event == SLOTS && event.subject == subject(event.time);
+    let is_sound = map.since > TimestampTz::default() && map.since <= event.time;
+    (is_own && is_sound).then_some((event.time, map))
+}
+
+/// Days with events, ascending.
+fn days(store: &dyn Store, scope: &Scope) -> Result<Vec<String>> {
+    let listed = store.list(&scope.events())?.into_iter();
+    let mut days: Vec<String> = listed
+        .filter(|listed| listed.is_prefix && listed.name.starts_with(SUBJECT))
+        .map(|listed| listed.name)
+        .collect();
+    days.sort_unstable();
+    Ok(days)
+}
+
+/// Names of the events of a day, ascending: by their time.
+fn names(store: &dyn Store, scope: &Scope, day: &str) -> Result<Vec<String>> {
+    let listed = store.list(&scope.subject(day))?.into_iter();
+    let mut names: Vec<String> = listed
+        .filter(|listed| !listed.is_prefix && event::kind_in(&listed.name) == SLOTS)
+        .map(|listed| listed.name)
+        .collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Whether there is an event of this kind.
+///
+/// # Errors
+/// Errors of the store.
+pub fn is_any(store: &dyn Store, scope: &Scope) -> Result<bool> {
+    Ok(!days(store, scope)?.is_empty())
+}
+
+/// The keys of all events of this kind.
+///
+/// # Errors
+/// Errors of the store.
+pub fn keys(store: &dyn Store, scope: &Scope) -> Result<BTreeSet<Key>> {
+    let mut keys = BTreeSet::new();
+    for day in days(store, scope)? {
+        for name in names(store, scope, &day)? {
+            keys.insert(scope.event(&day, &name)?);
+        }
+    }
+    Ok(keys)
+}
+
+/// One event; none where it does not count. One that cannot be read hides no other one.
+fn one(store: &dyn Store, scope: &Scope, day: &str, name: &str) -> Result<Option<Seen>> {
+    match event::read_one(store, scope, day, name) {
+        Ok(event) => Ok(event.and_then(read)),
+        Err(e) if e.code() == Code::Damaged => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Finds the newest map.
+///
+/// # Errors
+/// Errors of the store.
+pub fn newest(store: &dyn Store, scope: &Scope) -> Result<Option<Seen>> {
+    for day in days(store, scope)?.iter().rev() {
+        for name in names(store, scope, day)?.iter().rev() {
+            if let Some(seen) = one(store, scope, day, name)? {
+                return Ok(Some(seen));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Reads the maps that tell what was known around a time, ascending: the first behind it and all that follow soon; and back to one that was seen so
+/// [`APART_MAX`] before it, or to the first. One event tells all of a run that goes on.
+///
+/// # Errors
+/// Errors of the store.
+pub fn around(store: &dyn Store, scope: &Scope, time: TimestampTz) -> Result<Vec<Seen>> {
+    let (at, own_day) = (event::compact(time), subject(time));
+    let soon = format!("{}.", event::compact(time.saturating_add(FOLLOWS)));
+    let days = days(store, scope)?;
+    let mut found: Vec<Seen> = Vec::new();
+    'behind: for day in days.iter().filter(|day| **day >= own_day) {
+        for name in names(store, scope, day)?.iter().filter(|name| **name >= at) {
+            if *name >= soon && !found.is_empty() {
+                break 'behind;
+            }
+            found.extend(one(store, scope, day, name)?);
+        }
+    }
+    let mut since = found.iter().map(|(_, map)| map.since).min();
+    let begin = time.saturating_sub(APART_MAX);
+    let mut before = Vec::new();
+    'before: for day in days.iter().rev().filter(|day| **day <= own_day) {
+        for name in names(store, scope, day)?
+            .iter()
+            .rev()
+            .filter(|name| **name < at)
+        {
+            if since.is_some_and(|since| since <= begin) {
+                break 'before;
+            }
+            // It lies in a run that was read.
+            if since.is_some_and(|since| *name >= event::compact(since)) {
+                continue;
+            }
+            if let Some(seen) = one(store, scope, day, name)? {
+                since = Some(since.map_or(seen.1.since, |since| since.min(seen.1.since)));
+                before.push(seen);
+            }
+        }
+    }
+    before.reverse();
+    before.append(&mut found);
+    Ok(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use crate::store::file::FileStore;
+
+    fn map(since: TimestampTz, owned: &[Range]) -> SlotMap {
+        SlotMap {
+            cluster: "0a1b2c3d".to_owned(),
+            since,
+            node: "a".repeat(40),
+            nodes: vec!["a".repeat(40)],
+            owned: owned.to_vec(),
+            atomic_seen: true,
+            ..SlotMap::default()
+        }
+    }
+
+    fn time(text: &str) -> TimestampTz {
+        format!("2026-11-{text}Z").parse().unwrap()
+    }
+
+    fn stored(seen: &[(&str, &str)]) -> (tempfile::TempDir, FileStore, Scope) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::aux("redis", "shop.0123456789ab").unwrap();
+        for (n, (since, at)) in (1..).zip(seen) {
+            let host = Host::still(time(at), 7 * n);
+            let writer = Writer::of(&host);
+            let map = map(time(since), &[(0, u16::try_from(n).unwrap())]);
+            let event = event(&writer, (time(at), map));
+            writer.record(&store, &scope, &event).unwrap();
+        }
+        (dir, store, scope)
+    }
+
+    #[test]
+    fn the_maps_around_a_time_are_read_and_no_others() {
+        let (_dir, store, scope) = stored(&[
+            ("20T10:00:00", "20T10:01:00"),
+            ("20T10:00:00", "20T10:02:00"),
+            ("20T10:02:01", "20T23:59:30"),
+            ("20T10:02:01", "21T00:00:30"),
+            // Somebody looked once; and the same run goes on.
+            ("21T00:00:50", "21T00:00:50"),
+            ("20T10:02:01", "21T00:01:20"),
+            ("21T08:00:00", "21T09:00:00"),
+        ]);
+        let around = |text: &str| -> Vec<u16> {
+            let found = around(&store, &scope, time(text)).unwrap();
+            found.into_iter().map(|(_, map)| map.owned[0].1).collect()
+        };
+        assert_eq!(around("20T09:00:00"), [1]);
+        assert_eq!(around("20T10:00:30"), [1, 2]);
+        // The run before is of use while it is near.
+        assert_eq!(around("20T10:02:05"), [2, 3]);
+        // A repository that did not answer for hours has the last event alone.
+        assert_eq!(around("20T12:00:00"), [3]);
+        assert_eq!(around("20T23:59:40"), [4, 5]);
+        assert_eq!(around("21T00:00:50"), [5, 6]);
+        assert_eq!(around("21T07:59:00"), [6, 7]);
+        assert_eq!(around("21T08:59:00"), [7]);
+        assert_eq!(around("22T08:59:00"), [7]);
+        let newest = newest(&store, &scope).unwrap();
+        assert_eq!(newest.map(|(at, _)| at), Some(time("21T09:00:00")));
+        assert_eq!(keys(&store, &scope).unwrap().len(), 7);
+    }
+
+    #[test]
+    fn a_run_that_ends_behind_its_event_does_not_count() {
+        let (_dir, store, scope) = stored(&[("20T10:00:01", "20T10:00:00")]);
+        assert_eq!(newest(&store, &scope).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_not_as_described_does_not_count() {
+        let good = map(time("20T10:00:00"), &[(0, 5), (7, 7)]);
+        assert!(good.is_sound());
+        for owned in [
+            &[(5, 4)][..],
+            &[(0, 5), (6, 7)],
+            &[(3, 5), (0, 1)],
+            &[(0, 16_384)],
+        ] {
+            assert!(!map(good.since, owned).is_sound(), "{owned:?}");
+        }
+        let odd: [&dyn Fn(&mut SlotMap); 5] = [
+            &|map| map.migrating = vec![(5, 5, "b".repeat(39))],
+            &|map| map.importing = vec![(6, 5, "b".repeat(40))],
+            &|map| map.nodes = Vec::new(),
+            &|map| map.cluster = "shop".to_owned(),
+            &|map| map.replid = "0".to_owned(),
+        ];
+        for change in odd {
+            let mut map = good.clone();
+            change(&mut map);
+            assert!(!map.is_sound(), "{map:?}");
+        }
+        // A later version adds fields, and one of this version leaves none out.
+        let text = serde_json::to_string(&good).unwrap();
+        let more = text.replacen('{', "{\"more\":1,", 1);
+        assert_eq!(serde_json::from_str::<SlotMap>(&more).unwrap(), good);
+        let less = serde_json::from_str::<SlotMap>("{}").unwrap();
+        assert!(!less.is_sound());
+    }
+}
