@@ -227,23 +227,51 @@ pub fn owners((nodes, asked): (&[Node], &RedisAddress), has_tls: bool) -> Vec<Ow
     owning(nodes).map(owner).collect()
 }
 
-/// An owner's id, and the histories that it has: none where it was not asked.
-pub type Histories<'o> = (&'o str, &'o [String]);
+/// What is known of an owner, to find its name.
+#[derive(Debug, Clone, Copy)]
+pub struct Heard<'o> {
+    /// Its id.
+    pub node: &'o str,
+    /// Its slots.
+    pub owned: &'o [Range],
+    /// Its history, and the one that it goes on from; none where it did not answer.
+    pub replids: Option<&'o [String]>,
+}
+
+impl Heard<'_> {
+    fn has_history(&self, place: usize, replid: &str) -> bool {
+        let own = self.replids.and_then(|replids| replids.get(place));
+        own.is_some_and(|own| own == replid && !replid.is_empty())
+    }
+}
 
 /// Whether an owner has the name of a shard that was known.
-type Rule<'r> = &'r dyn Fn(&Known, &Histories<'_>) -> bool;
+type Rule<'r> = &'r dyn Fn(&Known, &Heard<'_>) -> bool;
 
-/// Names of owners by the shards that are known: who goes on with a shard's history has its name, else who owned its slots, else who was a node of it. Shards
-/// that have slots come first, then those that had.
-pub fn names<'k>(owners: &[Histories<'_>], known: &'k [Known]) -> Vec<Option<&'k str>> {
-    let goes_on = |known: &Known, (_, histories): &Histories<'_>| {
-        !known.map.replid.is_empty() && histories.contains(&known.map.replid)
+/// Names of owners by the shards that are known. The rules in their order:
+/// 1. An owner that does not answer keeps the name that it had.
+/// 2. Who has a shard's history has its name.
+/// 3. Who goes on from it has the name, if the former owner is none any more, and some of the slots are the same. A replica that was reset goes on from its
+///    master's history, too, and is not its shard.
+/// 4. The former owner has the name; then a node that was the shard's replica.
+///
+/// Shards that have slots come before those that had some; of these rules 2 and the first half of 4 hold.
+pub fn names<'k>(owners: &[Heard<'_>], known: &'k [Known]) -> Vec<Option<&'k str>> {
+    let is_silent =
+        |known: &Known, owner: &Heard<'_>| owner.replids.is_none() && known.map.node == owner.node;
+    let has_it = |known: &Known, owner: &Heard<'_>| owner.has_history(0, &known.map.replid);
+    let goes_on = |known: &Known, owner: &Heard<'_>| {
+        owner.has_history(1, &known.map.replid)
+            && owners.iter().all(|one| one.node != known.map.node)
+            && overlap(owner.owned, &known.map.owned)
     };
-    let was_owner = |known: &Known, (id, _): &Histories<'_>| known.map.node == *id;
-    let was_node = |known: &Known, (id, _): &Histories<'_>| known.map.nodes.iter().any(|n| n == id);
-    let rules: [Rule<'_>; 3] = [&goes_on, &was_owner, &was_node];
+    let was_owner = |known: &Known, owner: &Heard<'_>| known.map.node == owner.node;
+    let was_node =
+        |known: &Known, owner: &Heard<'_>| known.map.nodes.iter().any(|node| node == owner.node);
+    let live: [Rule<'_>; 5] = [&is_silent, &has_it, &goes_on, &was_owner, &was_node];
+    let gone: [Rule<'_>; 2] = [&has_it, &was_owner];
     let mut names: Vec<Option<&str>> = vec![None; owners.len()];
-    for is_live in [true, false] {
+    for (is_live, rules) in [(true, &live[..]), (false, &gone[..])] {
         for rule in rules {
             for (n, owner) in owners.iter().enumerate() {
                 let taken: Vec<&str> = names.iter().flatten().copied().collect();
@@ -259,6 +287,12 @@ pub fn names<'k>(owners: &[Histories<'_>], known: &'k [Known]) -> Vec<Option<&'k
         }
     }
     names
+}
+
+/// Whether some slots are in both.
+pub fn overlap(one: &[Range], other: &[Range]) -> bool {
+    let meets = |(first, last): &Range| other.iter().any(|(f, l)| first <= l && f <= last);
+    one.iter().any(meets)
 }
 
 /// A name for a new shard: digits of its owner's id that no other shard has.
@@ -433,19 +467,21 @@ mod tests {
     fn named(lines: &[String], histories: &[(char, &str)], known: &[Known]) -> Vec<String> {
         let nodes = read(lines);
         let owners = owners((&nodes, &at()), false);
-        let replids: Vec<Vec<String>> = owners
-            .iter()
-            .map(|owner| {
-                let own = histories
-                    .iter()
-                    .filter(|(digit, _)| id(*digit) == owner.map.node);
-                own.flat_map(|(_, all)| all.chars().map(id)).collect()
-            })
-            .collect();
-        let owners: Vec<Histories<'_>> = owners
+        let heard = |owner: &Owner| -> Option<Vec<String>> {
+            let own = histories
+                .iter()
+                .find(|(digit, _)| id(*digit) == owner.map.node);
+            own.map(|(_, all)| all.chars().map(id).collect())
+        };
+        let replids: Vec<Option<Vec<String>>> = owners.iter().map(heard).collect();
+        let owners: Vec<Heard<'_>> = owners
             .iter()
             .zip(&replids)
-            .map(|(owner, replids)| (owner.map.node.as_str(), replids.as_slice()))
+            .map(|(owner, replids)| Heard {
+                node: &owner.map.node,
+                owned: &owner.map.owned,
+                replids: replids.as_deref(),
+            })
             .collect();
         let names = names(&owners, known);
         names
@@ -582,11 +618,31 @@ mod tests {
             master('c', "master", "101-16383"),
         ];
         assert_eq!(named(&moved, &[('d', "7")], &before), ["-", "s.c"]);
-        // History outranks the node.
+        // Who has the history itself outranks the node.
         assert_eq!(
-            named(&late, &[('d', "73"), ('c', "9")], &before),
+            named(&late, &[('d', "3"), ('c', "9")], &before),
             ["s.c", "-"]
         );
+    }
+
+    #[test]
+    fn a_replica_that_was_reset_is_not_the_shard_of_its_former_master() {
+        let before = [known("s.a", "ae", '1', SOME), known("s.c", "c", '3', SOME)];
+        let (e, a) = (
+            master('e', "master", "90-100"),
+            master('a', "master", "0-89"),
+        );
+        let c = master('c', "myself,master", "101-16383");
+        let e_first = [e.clone(), a.clone(), c.clone()];
+        let a_first = [a, e, c.clone()];
+        for told in [&[('e', "71"), ('a', "1")][..], &[('e', "71")]] {
+            assert_eq!(named(&e_first, told, &before), ["-", "s.a", "s.c"]);
+            assert_eq!(named(&a_first, told, &before), ["s.a", "-", "s.c"]);
+        }
+        // It has other slots than the shard that went.
+        let other = [master('e', "master", "200-300"), c];
+        let named = named(&other, &[('e', "71")], &[known("s.a", "a", '1', SOME)]);
+        assert_eq!(named, ["-", "-"]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::repo::kept_open::KeptOpen;
 use crate::repo::log_keys::{LogKeys, SEGMENT_BYTES, segment_of};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
+use crate::repo::slot_map;
 use crate::repo::source;
 use crate::store::Key;
 
@@ -236,19 +237,27 @@ pub struct Origin {
     pub identity: String,
     /// The clock, for the registration.
     pub clock: Clock,
+    /// Whether its slots have to be recorded before anything else of it is stored: it is a shard.
+    pub is_shard: bool,
 }
 
 impl Origin {
     /// Registers the scope, or requires that this server may write it. Returns the text that stands for the server there.
     ///
     /// # Errors
-    /// `Refused` for a server that is another one; those of the store.
+    /// `Refused` for a server that is another one; `Unreachable` before the slots of a shard are recorded; those of the store.
     pub fn require(&self, repository: &Repository) -> Result<String> {
         let (store, scope) = (repository.store(), &self.scope);
         let own = source::source_of(NAME, &self.identity);
         let named = (Some(own.as_str()), Some(self.identity.as_str()));
         let registered = source::register(store, scope, named, (self.clock)())?;
         source::require(store, scope, &registered, Some(&own))?;
+        if self.is_shard && !slot_map::is_any(store, scope)? {
+            return Err(err!(
+                Unreachable,
+                "the slots of the shard are not recorded there yet"
+            ));
+        }
         Ok(own)
     }
 }

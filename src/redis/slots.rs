@@ -114,7 +114,11 @@ pub fn at(seen: &[Seen], moment: TimestampTz) -> Option<&SlotMap> {
 /// Slots that no shard owned, and those that two did.
 fn coverage(shards: &[OfShard], moment: TimestampTz) -> (Vec<Range>, Vec<Range>) {
     let maps = shards.iter().filter_map(|(_, seen)| at(seen, moment));
-    let mut owned: Vec<Range> = maps.flat_map(|map| map.owned.iter().copied()).collect();
+    cover(maps.flat_map(|map| map.owned.iter().copied()).collect())
+}
+
+/// The slots that are in none of these ranges, and those that are in two.
+pub fn cover(mut owned: Vec<Range>) -> (Vec<Range>, Vec<Range>) {
     owned.sort_unstable();
     let (mut missing, mut twice) = (Vec::new(), Vec::new());
     let mut next: u16 = 0;
@@ -170,6 +174,11 @@ fn doubts((shard, seen): &OfShard, moment: TimestampTz) -> Vec<Doubt> {
         if !map.atomic_seen {
             doubt(Why::MigrationsUnseen, map.since, moment);
         }
+    }
+    let is_again = |one: &&Seen| one.1.again && holds(one, moment);
+    if let Some((time, map)) = seen.iter().find(is_again) {
+        doubt(Why::ClockSetBack, map.since, *time);
+        return found;
     }
     // One look alone is that of a backup.
     let mut own = runs

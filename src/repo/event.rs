@@ -327,6 +327,25 @@ pub fn record(store: &dyn Store, scope: &Scope, event: &Event, nonce: u64) -> Re
     }
 }
 
+/// Writes an event under a key that its own nonce gives: the same one in each repository. One that is there already is done.
+///
+/// # Errors
+/// `Conflict` where the key has another event; errors of the store.
+#[cfg(feature = "full")]
+pub fn record_once(store: &dyn Store, scope: &Scope, event: &Event) -> Result<()> {
+    let nonce: String = event.nonce.chars().take(16).collect();
+    let name = format!("{}-{}-{nonce}", compact(event.time), event.event);
+    let key = scope.event(&event.subject, &name)?;
+    if json::write_signed(store, &key, KIND, event)? == Published::Created {
+        return Ok(());
+    }
+    let there = read_one(store, scope, &event.subject, &name)?;
+    match there.is_some_and(|there| there.event == *event) {
+        true => Ok(()),
+        false => Err(err!(Conflict, "event \"{key}\" is another one")),
+    }
+}
+
 /// Reserves a backup id by creating its `begin` event; `Exists` means that the id is taken.
 pub fn begin(store: &dyn Store, scope: &Scope, event: &Event) -> Result<Published> {
     let id = event.subject.parse()?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::clock::MAY_DIFFER;
 use super::event::{self, Event, Recorded, Writer};
 use super::log_keys::is_replid as is_node;
 use super::scope::Scope;
@@ -25,7 +26,11 @@ pub const EVERY: Duration = Duration::from_secs(60);
 /// A run that held a moment has an event within so long behind it.
 const FOLLOWS: Duration = Duration::from_secs(90);
 /// Digits of the id of a cluster.
-pub const CLUSTER_DIGITS: usize = 8;
+const CLUSTER_DIGITS: usize = 8;
+/// Digits of the number of a receiver.
+const RUN_DIGITS: usize = 16;
+/// Begins what the id of a cluster is made of.
+const CLUSTER_ID: &[u8] = b"pitr/1/redis-cluster\0";
 
 /// First and last of some slots.
 pub type Range = (u16, u16);
@@ -35,10 +40,11 @@ pub type Moving = (u16, u16, String);
 
 /// The slots of a shard, and for how long they were seen so.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct SlotMap {
-    /// The id that was drawn for the cluster: 8 hexadecimal digits.
+    /// The id of the cluster: 8 hexadecimal digits ([`cluster_id`]).
     pub cluster: String,
+    /// The receiver that looked: 16 hexadecimal digits that it drew when it started; none for a single look of a backup.
+    pub run: Option<String>,
     /// The earliest time from which on each look saw this; that of the event where it was one look.
     pub since: TimestampTz,
     /// Id of the node that owns them, or did last.
@@ -55,6 +61,8 @@ pub struct SlotMap {
     pub importing: Vec<Moving>,
     /// Whether migrations that servers make by themselves are among these.
     pub atomic_seen: bool,
+    /// Whether the clock had shown these times before: it was set back.
+    pub again: bool,
 }
 
 impl SlotMap {
@@ -63,9 +71,11 @@ impl SlotMap {
     pub fn emptied(&self, since: TimestampTz) -> SlotMap {
         SlotMap {
             since,
+            run: None,
             owned: Vec::new(),
             migrating: Vec::new(),
             importing: Vec::new(),
+            again: false,
             ..self.clone()
         }
     }
@@ -94,9 +104,11 @@ impl SlotMap {
                 |(first, last, node): &Moving| first <= last && *last <= SLOT_MAX && is_node(node);
             moves.iter().all(is_one)
         };
-        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        self.cluster.len() == CLUSTER_DIGITS
-            && self.cluster.bytes().all(is_hex)
+        let is_hex = |text: &str, digits: usize| {
+            text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        is_hex(&self.cluster, CLUSTER_DIGITS)
+            && self.run.as_ref().is_none_or(|run| is_hex(run, RUN_DIGITS))
             && is_node(&self.node)
             && self.nodes.first() == Some(&self.node)
             && self.nodes.iter().all(|node| is_node(node))
@@ -119,6 +131,24 @@ pub fn shown(ranges: &[Range]) -> String {
     texts.join(",")
 }
 
+/// The id of a cluster that nobody knew, from the ids of the nodes that own its slots: all who see it so draw the same.
+pub fn cluster_id(owners: &[&str]) -> String {
+    let mut owners = owners.to_vec();
+    owners.sort_unstable();
+    let mut hash = blake3::Hasher::new();
+    hash.update(CLUSTER_ID);
+    for owner in owners {
+        hash.update(owner.as_bytes());
+    }
+    let hex = hash.finalize().to_hex();
+    hex.chars().take(CLUSTER_DIGITS).collect()
+}
+
+/// The number of a receiver.
+pub fn run(random: u64) -> String {
+    format!("{random:016x}")
+}
+
 /// A map, and the last time at which it was seen.
 pub type Seen = (TimestampTz, SlotMap);
 
@@ -132,17 +162,31 @@ pub fn event(writer: &Writer<'_>, (time, map): Seen) -> Event {
     }
 }
 
+/// Writes an event, under the same key in each repository. One that is there already is done.
+///
+/// # Errors
+/// Errors of the store.
+pub fn write(store: &dyn Store, scope: &Scope, event: &Event) -> Result<()> {
+    event::record_once(store, scope, event)
+}
+
+/// Whether two times are of one day. A run ends with its day, so that all that is known of a time lies in the subject of its day.
+pub fn is_one_day(one: TimestampTz, other: TimestampTz) -> bool {
+    subject(one) == subject(other)
+}
+
 fn subject(time: TimestampTz) -> String {
     let day: String = event::compact(time).chars().take(8).collect();
     format!("{SUBJECT}{day}")
 }
 
 fn read(recorded: Recorded) -> Option<Seen> {
-    let counts = recorded.counts();
+    let is_ahead = recorded.event.time > recorded.stored.saturating_add(MAY_DIFFER);
+    let counts = recorded.counts() && !is_ahead;
     let event = recorded.event;
     let map = event.slots.filter(|map| counts && map.is_sound())?;
     let is_own = event.event == SLOTS && event.subject == subject(event.time);
-    let is_sound = map.since > TimestampTz::default() && map.since <= event.time;
+    let is_sound = map.since <= event.time && is_one_day(map.since, event.time);
     (is_own && is_sound).then_some((event.time, map))
 }
 
@@ -215,7 +259,7 @@ pub fn newest(store: &dyn Store, scope: &Scope) -> Result<Option<Seen>> {
 }
 
 /// Reads the maps that tell what was known around a time, ascending: the first behind it and all that follow soon; and back to one that was seen so
-/// [`APART_MAX`] before it, or to the first. One event tells all of a run that goes on.
+/// [`APART_MAX`] before it, or to the first. One event tells all of a run that goes on, and a run whose times the clock had shown before says so.
 ///
 /// # Errors
 /// Errors of the store.
@@ -290,7 +334,8 @@ mod tests {
             let writer = Writer::of(&host);
             let map = map(time(since), &[(0, u16::try_from(n).unwrap())]);
             let event = event(&writer, (time(at), map));
-            writer.record(&store, &scope, &event).unwrap();
+            write(&store, &scope, &event).unwrap();
+            write(&store, &scope, &event).unwrap();
         }
         (dir, store, scope)
     }
@@ -301,10 +346,10 @@ mod tests {
             ("20T10:00:00", "20T10:01:00"),
             ("20T10:00:00", "20T10:02:00"),
             ("20T10:02:01", "20T23:59:30"),
-            ("20T10:02:01", "21T00:00:30"),
+            ("21T00:00:05", "21T00:00:30"),
             // Somebody looked once; and the same run goes on.
             ("21T00:00:50", "21T00:00:50"),
-            ("20T10:02:01", "21T00:01:20"),
+            ("21T00:00:05", "21T00:01:20"),
             ("21T08:00:00", "21T09:00:00"),
         ]);
         let around = |text: &str| -> Vec<u16> {
@@ -317,7 +362,8 @@ mod tests {
         assert_eq!(around("20T10:02:05"), [2, 3]);
         // A repository that did not answer for hours has the last event alone.
         assert_eq!(around("20T12:00:00"), [3]);
-        assert_eq!(around("20T23:59:40"), [4, 5]);
+        assert_eq!(around("20T23:59:40"), [3, 4, 5]);
+        assert_eq!(around("21T00:00:10"), [3, 4, 5, 6]);
         assert_eq!(around("21T00:00:50"), [5, 6]);
         assert_eq!(around("21T07:59:00"), [6, 7]);
         assert_eq!(around("21T08:59:00"), [7]);
@@ -328,9 +374,47 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_ends_behind_its_event_does_not_count() {
-        let (_dir, store, scope) = stored(&[("20T10:00:01", "20T10:00:00")]);
-        assert_eq!(newest(&store, &scope).unwrap(), None);
+    fn a_run_that_ends_behind_its_event_or_began_on_another_day_does_not_count() {
+        for seen in [
+            ("20T10:00:01", "20T10:00:00"),
+            ("19T23:59:59", "20T00:00:00"),
+        ] {
+            let (_dir, store, scope) = stored(&[seen]);
+            assert_eq!(newest(&store, &scope).unwrap(), None, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_map_of_the_future_does_not_count() {
+        let (_dir, store, scope) = stored(&[("20T10:00:00", "20T10:01:00")]);
+        let of_2099: TimestampTz = "2099-11-20T10:00:00Z".parse().unwrap();
+        let host = Host::still(of_2099, 99);
+        let event = event(&Writer::of(&host), (of_2099, map(of_2099, &[(0, 1)])));
+        write(&store, &scope, &event).unwrap();
+        let newest = newest(&store, &scope).unwrap();
+        assert_eq!(newest.map(|(at, _)| at), Some(time("20T10:01:00")));
+    }
+
+    #[test]
+    fn another_event_of_the_same_key_is_an_error() {
+        let (_dir, store, scope) = stored(&[]);
+        let at = time("20T10:00:00");
+        let host = Host::still(at, 7);
+        let mut event = event(&Writer::of(&host), (at, map(at, &[(0, 1)])));
+        write(&store, &scope, &event).unwrap();
+        event.slots = Some(map(at, &[(0, 2)]));
+        assert_eq!(
+            write(&store, &scope, &event).unwrap_err().code(),
+            Code::Conflict
+        );
+    }
+
+    #[test]
+    fn the_id_of_a_cluster_is_that_of_its_owners_in_any_order() {
+        let (a, b, c) = ("a".repeat(40), "b".repeat(40), "c".repeat(40));
+        assert_eq!(cluster_id(&[&a, &b]), cluster_id(&[&b, &a]));
+        assert_ne!(cluster_id(&[&a, &b]), cluster_id(&[&a, &c]));
+        assert_eq!(cluster_id(&[&a]).len(), CLUSTER_DIGITS);
     }
 
     #[test]
@@ -345,7 +429,8 @@ mod tests {
         ] {
             assert!(!map(good.since, owned).is_sound(), "{owned:?}");
         }
-        let odd: [&dyn Fn(&mut SlotMap); 5] = [
+        let odd: [&dyn Fn(&mut SlotMap); 6] = [
+            &|map| map.run = Some("7".to_owned()),
             &|map| map.migrating = vec![(5, 5, "b".repeat(39))],
             &|map| map.importing = vec![(6, 5, "b".repeat(40))],
             &|map| map.nodes = Vec::new(),
@@ -361,7 +446,10 @@ mod tests {
         let text = serde_json::to_string(&good).unwrap();
         let more = text.replacen('{', "{\"more\":1,", 1);
         assert_eq!(serde_json::from_str::<SlotMap>(&more).unwrap(), good);
-        let less = serde_json::from_str::<SlotMap>("{}").unwrap();
-        assert!(!less.is_sound());
+        for field in ["owned", "migrating", "atomic_seen", "again"] {
+            let mut less: serde_json::Value = serde_json::from_str(&text).unwrap();
+            less.as_object_mut().unwrap().remove(field).unwrap();
+            assert!(serde_json::from_value::<SlotMap>(less).is_err(), "{field}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! One aux scope, from one repository into another (format, section 12).
 //!
-//! Order: registration and `source` events → per backup, oldest first: reservation, claims, packs, layers, root, `completed` → log → slots of a shard → pins.
+//! Order: registration and `source` events → slots of a shard, which make it one → per backup, oldest first: reservation, claims, packs, layers, root,
+//! `completed` → log → pins.
 
 use std::collections::BTreeSet;
 
@@ -106,14 +107,14 @@ impl<'a> ScopeTransfer<'a> {
             return Ok(());
         }
         self.copy_sources()?;
+        for key in &lacking.slots {
+            pair.check_stop()?;
+            pair.copy_event(key)?;
+        }
         for id in &lacking.backups {
             self.copy_backup(id)?;
         }
         pair.copy_log(&lacking.log)?;
-        for key in &lacking.slots {
-            self.pair.check_stop()?;
-            pair.copy_event(key)?;
-        }
         pair.copy_pins(&lacking.pins, &lacking.backups)
     }
 

@@ -14,6 +14,7 @@ use crate::operate::session::Session;
 use crate::redis::kind::{Base, NAME};
 use crate::redis::member::Member;
 use crate::redis::source::{REPLICA, no_backup};
+use crate::repo::clock;
 use crate::repo::event::Writer;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::scope::Scope;
@@ -105,8 +106,14 @@ pub fn of_cluster(session: &Session, asked: &Asked<'_>) -> Result<Vec<OfShard>> 
             ..*asked
         };
         let seen = learned.seen.iter().find(|(of, _)| of == name);
+        let silent = || {
+            Err(err!(
+                Unreachable,
+                "the owner of its slots did not name them"
+            ))
+        };
         let done = seen
-            .map_or(Ok(()), |seen| record(session, (&live, first), seen))
+            .map_or_else(silent, |seen| record(session, (&live, first), seen))
             .and_then(|()| counted(session, &settings, (&redis, Some(&live)), own));
         match done {
             Ok(done) => taken.push((name.to_owned(), done)),
@@ -135,12 +142,10 @@ fn record(
 ) -> Result<()> {
     let scope = Scope::aux(NAME, name)?;
     let repository = session.open(first)?;
+    clock::check(repository.store(), session.host.now())?;
     origin(session, &live.section_of(name), &scope).require(&repository)?;
-    let writer = Writer::of(&session.host);
-    let event = slot_map::event(&writer, seen.clone());
-    writer
-        .record(repository.store(), &scope, &event)
-        .map(|_| ())
+    let event = slot_map::event(&Writer::of(&session.host), seen.clone());
+    slot_map::write(repository.store(), &scope, &event)
 }
 
 /// The section of a server; or the one that stands for a shard, and its cluster.

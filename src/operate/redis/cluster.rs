@@ -17,13 +17,15 @@ use crate::redis::nodes::{self, Known, Node};
 use crate::redis::resp::{self, Reply};
 use crate::redis::source::Source;
 use crate::redis::version::Flavor;
-use crate::repo::slot_map::{CLUSTER_DIGITS, Seen, SlotMap};
+use crate::repo::slot_map::{self, Range, Seen, SlotMap};
 
 /// A node answers at once, or not at all.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A node that did not is left alone for a while: it holds up those that do.
 const REST: Duration = Duration::from_secs(10);
-/// Repositories that did not answer are asked for names again so often.
+/// Names that were read so long ago are new enough for another one to be given.
+const FRESH: Duration = Duration::from_secs(5);
+/// How often names are read again where a repository does not answer.
 const READ_AGAIN: Duration = Duration::from_secs(30);
 /// So often all owners have to agree that a shard has no slots any more.
 const ROUNDS_MIN: u32 = 2;
@@ -57,23 +59,29 @@ pub(super) struct Live<'s> {
     session: &'s Session,
     /// Its section.
     pub section: &'s Redis,
+    repositories: &'s [config::Repository],
     /// The operator said that other nodes than before go on with it.
     takes_over: bool,
     state: Mutex<State>,
 }
 
 struct State {
-    /// The id that was drawn for it; none before a shard has a name.
+    /// Its id; none before a shard has a name.
     cluster: Option<String>,
     /// All shards that ever were, as they were seen last.
     known: Vec<Known>,
+    /// Until when shards had been seen when their names were read.
+    seen_before: BTreeMap<String, TimestampTz>,
+    /// Names of scopes that may be shards, and lack the record of slots that says so.
+    unrecorded: Vec<String>,
     /// Those that have slots.
     shards: Vec<Shard>,
     /// The places where nodes listened last.
     places: Vec<RedisAddress>,
-    /// Repositories that did not answer, and why: they may have names of shards.
-    unread: Vec<(config::Repository, String)>,
-    read: Instant,
+    /// The first repository that did not answer, and why: it may have names of shards.
+    unread: Option<(String, String)>,
+    /// When names were read.
+    read: Option<Instant>,
     /// The file of names, and what it holds.
     kept: Option<(PathBuf, Vec<Known>)>,
     /// How often all owners lacked a shard.
@@ -112,34 +120,37 @@ impl<'s> Live<'s> {
     pub fn new(
         session: &'s Session,
         section: &'s Redis,
-        settings: &Settings,
+        settings: &'s Settings,
         takes_over: bool,
     ) -> Result<Live<'s>> {
         let mut known = kept_names::read(section)?;
         for one in &mut known {
             one.lingers = !one.map.owned.is_empty();
         }
-        let state = State {
+        let mut state = State {
             cluster: None,
-            known,
+            known: Vec::new(),
+            seen_before: BTreeMap::new(),
+            unrecorded: Vec::new(),
             shards: Vec::new(),
             places: Vec::new(),
-            unread: settings
-                .repositories
-                .iter()
-                .map(|one| (one.clone(), String::new()))
-                .collect(),
-            read: Instant::now(),
+            unread: None,
+            read: None,
             kept: None,
             lacked: BTreeMap::new(),
         };
+        state.merge(known);
         let live = Live {
             session,
             section,
+            repositories: &settings.repositories,
             takes_over,
             state: Mutex::new(state),
         };
-        live.read_names(true);
+        live.read_names();
+        for name in live.state(|state| state.unrecorded.clone()) {
+            session.warn(&shards::unrecorded(&name));
+        }
         Ok(live)
     }
 
@@ -152,29 +163,60 @@ impl<'s> Live<'s> {
         self.state(|state| state.kept = Some((path, Vec::new())));
     }
 
-    /// Asks repositories that did not answer.
-    fn read_names(&self, is_first: bool) {
-        let unread = self.state(|state| {
-            let is_due = is_first || state.read.elapsed() >= READ_AGAIN;
-            is_due.then(|| std::mem::take(&mut state.unread))
+    /// Reads the names that all repositories have by now, unless that was a moment ago.
+    fn read_names(&self) {
+        let is_due = self.state(|state| {
+            let rest = match state.unread {
+                None => FRESH,
+                Some(_) => READ_AGAIN,
+            };
+            state.read.is_none_or(|read| read.elapsed() >= rest)
         });
-        let mut left = Vec::new();
-        for (configured, _) in unread.into_iter().flatten() {
-            let known = self
+        if !is_due {
+            return;
+        }
+        let (mut unread, mut unrecorded) = (None, Vec::new());
+        for configured in self.repositories {
+            let stored = self
                 .session
-                .open(&configured)
-                .and_then(|repository| shards::known(&repository, &self.section.name));
-            match known {
-                Ok(known) => self.state(|state| merge(&mut state.known, known)),
-                Err(e) => left.push((configured, e.to_string())),
+                .open(configured)
+                .and_then(|repository| shards::stored(&repository, &self.section.name));
+            match stored {
+                Ok(stored) => {
+                    self.state(|state| state.merge(stored.known));
+                    unrecorded.extend(stored.unrecorded);
+                }
+                Err(e) => {
+                    unread.get_or_insert((configured.name.clone(), e.to_string()));
+                }
             }
         }
         self.state(|state| {
-            if !left.is_empty() {
-                state.unread = left;
-                state.read = Instant::now();
-            }
+            let is_known = |name: &String| state.known.iter().any(|known| known.name == *name);
+            unrecorded.retain(|name| !is_known(name));
+            state.unrecorded = unrecorded;
+            state.unread = unread;
+            state.read = Some(Instant::now());
         });
+    }
+
+    /// Until when a shard had been seen before this process looked.
+    pub fn seen_before(&self, shard: &str) -> Option<TimestampTz> {
+        self.state(|state| state.seen_before.get(shard).copied())
+    }
+
+    /// The last look at a shard.
+    pub fn last_look(&self, shard: &str) -> Option<Seen> {
+        self.state(|state| {
+            let known = state.known.iter().find(|known| known.name == shard)?;
+            let map = SlotMap {
+                run: None,
+                since: known.time,
+                again: false,
+                ..known.map.clone()
+            };
+            Some((known.time, map))
+        })
     }
 
     /// The shards that have slots, as they were seen last.
@@ -249,41 +291,50 @@ impl<'s> Live<'s> {
             owners.extend(own);
         }
         let account_of = |node: &str| accounts.iter().find(|account| account.id() == node);
-        let histories: Vec<nodes::Histories<'_>> = owners
+        let heard: Vec<nodes::Heard<'_>> = owners
             .iter()
-            .map(|owner| {
-                let account = account_of(&owner.map.node);
-                let replids = account.map_or(&[][..], |account| account.replids.as_slice());
-                (owner.map.node.as_str(), replids)
+            .map(|owner| nodes::Heard {
+                node: &owner.map.node,
+                owned: &owner.map.owned,
+                replids: account_of(&owner.map.node).map(|account| account.replids.as_slice()),
             })
             .collect();
-        let known = self.state(|state| state.known.clone());
-        let mut names: Vec<Option<String>> = nodes::names(&histories, &known)
-            .into_iter()
-            .map(|name| name.map(str::to_owned))
-            .collect();
-        if names.iter().any(Option::is_none) && !self.state(|state| state.unread.is_empty()) {
-            self.read_names(false);
+        let find = || -> Vec<Option<String>> {
             let known = self.state(|state| state.known.clone());
-            let again = nodes::names(&histories, &known).into_iter();
-            names = again.map(|name| name.map(str::to_owned)).collect();
+            let names = nodes::names(&heard, &known).into_iter();
+            names.map(|name| name.map(str::to_owned)).collect()
+        };
+        let mut names = find();
+        if names.iter().any(Option::is_none) {
+            // Another host may have given it one meanwhile.
+            self.read_names();
+            names = find();
         }
-        let is_same = nodes::is_same(&first.nodes, &known);
-        let drawn = format!("{:016x}", self.session.host.random());
+        let ids: Vec<&str> = heard.iter().map(|owner| owner.node).collect();
+        let drawn = slot_map::cluster_id(&ids);
         let mut nameless = None;
         let learned = self.state(|state| {
-            let newest = state.known.iter().max_by_key(|known| known.time);
+            let own = |known: &&Known| names.iter().flatten().any(|name| *name == known.name);
+            let newest = state
+                .known
+                .iter()
+                .filter(own)
+                .max_by_key(|known| known.time);
             let newest = newest.map(|known| known.map.cluster.clone());
-            let drawn: String = drawn.chars().take(CLUSTER_DIGITS).collect();
-            let before = state.cluster.clone();
-            let cluster = before.or(newest.filter(|_| is_same)).unwrap_or(drawn);
+            let cluster = newest.or_else(|| state.cluster.clone()).unwrap_or(drawn);
             let (mut shards, mut seen) = (Vec::new(), Vec::new());
             for (owner, name) in owners.iter().zip(names) {
                 let node = &owner.map.node;
                 let account = account_of(node);
                 let name = match name {
                     Some(name) => Ok(name),
-                    None => new_name(state, &self.section.name, node, account.is_some()),
+                    None => {
+                        let others = owners.iter().filter(|other| other.map.node != *node);
+                        let others = others.map(|other| other.map.owned.as_slice());
+                        let is_asked = account.is_some();
+                        require_sole(&owner.map, others)
+                            .and_then(|()| new_name(state, &self.section.name, node, is_asked))
+                    }
                 };
                 let name = match name {
                     Ok(name) => name,
@@ -442,29 +493,48 @@ impl<'s> Live<'s> {
     }
 }
 
-/// Brings what is known of shards together: what is newest counts.
-fn merge(known: &mut Vec<Known>, more: Vec<Known>) {
-    for one in more {
-        match known.iter_mut().find(|known| known.name == one.name) {
-            Some(known) => {
-                let lingers = known.lingers || one.lingers;
-                if one.time > known.time {
-                    *known = one;
-                }
-                known.lingers = lingers;
+impl State {
+    /// Brings what is known of shards together: what is newest counts.
+    fn merge(&mut self, more: Vec<Known>) {
+        for one in more {
+            // Later ones are those of other hosts.
+            if self.read.is_none() {
+                let before = self.seen_before.entry(one.name.clone()).or_insert(one.time);
+                *before = one.time.max(*before);
             }
-            None => known.push(one),
+            match self.known.iter_mut().find(|known| known.name == one.name) {
+                Some(known) => {
+                    let lingers = known.lingers || one.lingers;
+                    if one.time > known.time {
+                        *known = one;
+                    }
+                    known.lingers = lingers;
+                }
+                None => self.known.push(one),
+            }
         }
+    }
+}
+
+/// Requires that no other node is said to own the same slots: it may be the shard that the other one was.
+fn require_sole<'o>(map: &SlotMap, mut others: impl Iterator<Item = &'o [Range]>) -> Result<()> {
+    match others.any(|other| nodes::overlap(&map.owned, other)) {
+        false => Ok(()),
+        true => Err(err!(
+            Unreachable,
+            "the slots of node {} have no shard yet: another node is said to own some of them, too",
+            map.node
+        )
+        .hint("A failover may be under way. It is looked again each second.")),
     }
 }
 
 /// The name of a shard that nobody knew.
 fn new_name(state: &State, cluster: &str, node: &str, is_asked: bool) -> Result<String> {
-    if let Some((unread, why)) = state.unread.first() {
+    if let Some((unread, why)) = &state.unread {
         return Err(err!(
             Unreachable,
-            "the slots of node {node} have no shard yet: repository \"{}\" may know it by a name, and cannot be read: {why}",
-            unread.name
+            "the slots of node {node} have no shard yet: repository \"{unread}\" may know it by a name, and cannot be read: {why}"
         )
         .hint("A shard gets a new name when all repositories answer: else its history would be stored under two."));
     }
@@ -474,7 +544,10 @@ fn new_name(state: &State, cluster: &str, node: &str, is_asked: bool) -> Result<
             "the slots of node {node} have no shard yet: it does not answer"
         ));
     }
-    let is_taken = |name: &str| state.known.iter().any(|known| known.name == name);
+    let is_taken = |name: &str| {
+        let known = state.known.iter().any(|known| known.name == name);
+        known || state.unrecorded.iter().any(|unrecorded| unrecorded == name)
+    };
     nodes::new_name(cluster, node, &is_taken)
 }
 

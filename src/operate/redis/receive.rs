@@ -103,7 +103,7 @@ pub(super) fn until_stopped(
     let redis = peer.redis;
     let scope = Scope::aux(NAME, &redis.name)?;
     let journal = open_journal(session, redis)?;
-    let shipper = ship(session, (redis, settings), &journal, &scope)?;
+    let shipper = ship(session, (peer, settings), &journal, &scope)?;
     let (held, end) = tail(&journal)?;
     let runtime = runtime::start()?;
     let mut sink = Sink {
@@ -168,12 +168,15 @@ fn number_of(redis: &Redis) -> u64 {
 
 fn ship(
     session: &Session,
-    (redis, settings): (&Redis, &Settings),
+    (peer, settings): (&Peer<'_>, &Settings),
     journal: &Journal,
     scope: &Scope,
 ) -> Result<Shipper> {
     let host = &session.host;
-    let origin = origin(session, redis, scope);
+    let origin = Origin {
+        is_shard: peer.live.is_some(),
+        ..origin(session, peer.redis, scope)
+    };
     let work: Work =
         Arc::new(move |ship, index| Shipment::new(Arc::clone(ship), index, origin.clone()).run());
     let options = shipping::Options {
@@ -190,6 +193,7 @@ pub(super) fn origin(session: &Session, redis: &Redis, scope: &Scope) -> Origin 
         scope: scope.clone(),
         identity: identity(redis),
         clock: Arc::clone(&session.host.clock),
+        is_shard: false,
     }
 }
 

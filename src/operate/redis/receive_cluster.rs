@@ -78,6 +78,13 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
             left: journals(&directory, name)?,
             said: Instant::now(),
         };
+        // Nothing of a shard is stored before its slots are recorded.
+        watch.round(&mut recorder, false);
+        for name in receivers.left.keys() {
+            if live.shards().iter().all(|shard| shard.name != *name) {
+                recorder.remember(name);
+            }
+        }
         loop {
             let is_stopping = session.host.is_stopping();
             receivers.see();

@@ -16,7 +16,7 @@ use crate::redis::walk;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
-use crate::repo::slot_map::{self, Seen};
+use crate::repo::slot_map::{self, Range, Seen};
 
 /// Records of slots that end so much before the log are over: nobody records any more, and moments behind them are of use, too.
 const RECORDS_LAG_MAX_MICROS: i64 = 150_000_000;
@@ -26,38 +26,73 @@ const RECORDS_LAG_MAX_MICROS: i64 = 150_000_000;
 /// # Errors
 /// Errors of the store.
 pub fn is_shard(repository: &Repository, scope: &Scope, cluster: &str) -> Result<bool> {
-    let has_name = scope.kind() == Some(NAME) && nodes::digits(cluster, scope.name()).is_some();
-    Ok(has_name && slot_map::is_any(repository.store(), scope)?)
+    Ok(may_be(cluster)(scope) && slot_map::is_any(repository.store(), scope)?)
 }
 
-/// Names of the stored shards of a cluster.
-fn names(repository: &Repository, cluster: &str) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for scope in repository.aux_scopes()? {
-        if is_shard(repository, &scope, cluster)? {
-            names.push(scope.name().to_owned());
+/// Names of the stored shards of a cluster, and those of scopes that may be some and have no record of slots.
+fn names(repository: &Repository, cluster: &str) -> Result<(Vec<String>, Vec<String>)> {
+    let (mut names, mut unrecorded) = (Vec::new(), Vec::new());
+    for scope in repository.aux_scopes()?.into_iter().filter(may_be(cluster)) {
+        let name = scope.name().to_owned();
+        if slot_map::is_any(repository.store(), &scope)? {
+            names.push(name);
+        } else if has_content(repository, &scope)? {
+            unrecorded.push(name);
         }
     }
-    Ok(names)
+    Ok((names, unrecorded))
 }
 
-/// The stored shards of a cluster as they were seen last.
+/// Whether a scope has a name that shards of a cluster have.
+fn may_be(cluster: &str) -> impl Fn(&Scope) -> bool + '_ {
+    move |scope| scope.kind() == Some(NAME) && nodes::digits(cluster, scope.name()).is_some()
+}
+
+/// The shards that a repository has of a cluster.
+#[derive(Default)]
+pub(super) struct InRepository {
+    /// Those whose slots are recorded, as they were seen last.
+    pub known: Vec<Known>,
+    /// Names of scopes that may be shards and have content, of which no slots are recorded.
+    pub unrecorded: Vec<String>,
+}
+
+/// The stored shards of a cluster.
 ///
 /// # Errors
 /// Errors of the store.
-pub(super) fn known(repository: &Repository, cluster: &str) -> Result<Vec<Known>> {
-    let mut known = Vec::new();
-    for name in names(repository, cluster)? {
-        let scope = Scope::aux(NAME, &name)?;
-        let newest = slot_map::newest(repository.store(), &scope)?;
-        known.extend(newest.map(|(time, map)| Known {
-            lingers: !map.owned.is_empty(),
-            name,
-            time,
-            map,
-        }));
+pub(super) fn stored(repository: &Repository, cluster: &str) -> Result<InRepository> {
+    let mut found = InRepository::default();
+    for scope in repository.aux_scopes()?.into_iter().filter(may_be(cluster)) {
+        let name = scope.name().to_owned();
+        match slot_map::newest(repository.store(), &scope)? {
+            Some((time, map)) => found.known.push(Known {
+                lingers: !map.owned.is_empty(),
+                name,
+                time,
+                map,
+            }),
+            None if has_content(repository, &scope)? => found.unrecorded.push(name),
+            // A registration is made before the first slots are recorded.
+            None => {}
+        }
     }
-    Ok(known)
+    Ok(found)
+}
+
+/// Whether there is more of a scope than its registration.
+fn has_content(repository: &Repository, scope: &Scope) -> Result<bool> {
+    let registration = scope.registration();
+    let listed = repository.store().list(&scope.prefix())?;
+    let mut names = listed.iter().map(|listed| listed.name.as_str());
+    Ok(names.any(|name| registration.as_str().rsplit('/').next() != Some(name)))
+}
+
+/// The warning for a scope that may be a shard.
+pub(super) fn unrecorded(name: &str) -> String {
+    format!(
+        "redis \"{name}\" may be a shard, but its slots are not recorded: it is left out of the cluster (copied by an older pitr? run pitr repo sync again)"
+    )
 }
 
 /// Returns the stored shards of the cluster of this name; none where it is that of one server.
@@ -73,8 +108,12 @@ pub fn of(session: &Session, name: &str) -> Result<Option<Vec<String>>> {
     let scope = Scope::aux(NAME, name)?;
     let found = search::in_first(session, |repository, _| {
         let is_server = section.is_none() && repository.aux_scopes()?.contains(&scope);
-        let names = names(&repository, name)?;
-        Ok((!names.is_empty() && !is_server).then_some(names))
+        let (names, unrecorded) = names(&repository, name)?;
+        let is_cluster = !names.is_empty() && !is_server;
+        for shard in unrecorded.iter().filter(|_| is_cluster) {
+            session.warn(&self::unrecorded(shard));
+        }
+        Ok(is_cluster.then_some(names))
     })?;
     match (found, section) {
         (None, Some(_)) => Ok(Some(Vec::new())),
@@ -165,7 +204,7 @@ pub fn plan(session: &Session, name: &str, shards: &[String], target: &Target) -
         seen.push((one.name.clone(), maps(session, &one.name, time)?));
     }
     let (mut planned, mut silent) = (Vec::new(), Vec::new());
-    let mut cluster: Option<&str> = None;
+    let mut clusters: Vec<(&str, &[Range])> = Vec::new();
     for (one, (_, seen)) in stored.iter().zip(&seen) {
         let map = slots::at(seen, time);
         // It came later, or had no slots.
@@ -173,7 +212,11 @@ pub fn plan(session: &Session, name: &str, shards: &[String], target: &Target) -
             continue;
         }
         let of = map.map(|map| map.cluster.as_str());
-        if of.is_some() && cluster.is_some() && of != cluster {
+        let owned = map.map(|map| map.owned.as_slice()).unwrap_or_default();
+        let is_other = |(id, slots): &(&str, &[Range])| {
+            of.is_some_and(|of| of != *id) && nodes::overlap(slots, owned)
+        };
+        if clusters.iter().any(is_other) {
             return Err(err!(
                 Refused,
                 "two clusters had the name \"{name}\" at the target: {} is a shard of another one",
@@ -184,7 +227,7 @@ pub fn plan(session: &Session, name: &str, shards: &[String], target: &Target) -
                 shards.join(", ")
             )));
         }
-        cluster = cluster.or(of);
+        clusters.extend(of.map(|of| (of, owned)));
         // All that is stored is of a time up to its last byte.
         let moment = match one.end == Some(micros) {
             true => Moment::End,
@@ -339,14 +382,15 @@ pub fn restore(
     Ok(all)
 }
 
-/// The newest backups of shards that have slots, or had any when that was recorded last.
+/// The newest backups of shards that have slots, or had any when that was recorded last. Slots that none of them has are named in a warning.
 ///
 /// # Errors
 /// Those of the repositories; `NotFound` where one has none.
 pub fn newest(session: &Session, shards: &[String]) -> Result<Vec<Wanted>> {
-    let mut found = Vec::new();
+    let (mut found, mut all) = (Vec::new(), Vec::new());
     for shard in shards {
         let newest = look(session, shard)?.newest;
+        all.extend(newest.iter().flat_map(|(_, map)| map.owned.iter().copied()));
         let owned = newest.map(|(_, map)| slot_map::shown(&map.owned));
         if owned.as_ref().is_none_or(|slots| !slots.is_empty()) {
             let stored = find(session, shard, None).map_err(|e| of_shard(shard, e))?;
@@ -357,6 +401,13 @@ pub fn newest(session: &Session, shards: &[String]) -> Result<Vec<Wanted>> {
                 target: None,
             });
         }
+    }
+    let (missing, _) = slots::cover(all);
+    if !missing.is_empty() {
+        session.warn(&format!(
+            "slots {} belong to no shard that is stored: keys in them are not there",
+            slot_map::shown(&missing)
+        ));
     }
     Ok(found)
 }

@@ -1,17 +1,19 @@
-//! The slot maps of a cluster's shards, on their way into the repositories.
+//! The slot maps of a cluster's shards, on their way into the repositories. A shard's first map comes before all else of it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope as Threads;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::cluster::Live;
 use super::receive::{origin, pause};
 use crate::config;
-use crate::error::{Code, Result};
+use crate::err;
+use crate::error::{Code, Error, Result};
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::redis::kind::NAME;
+use crate::repo::clock;
 use crate::repo::event::{Event, Writer};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
@@ -21,9 +23,17 @@ use crate::repo::slot_map::{self, APART_MAX, EVERY, Seen, SlotMap};
 const WAITING_MAX: usize = 4096;
 /// How long a repository that refused a map is left alone.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How often this host's clock is compared with the repository's.
+const CLOCK_EVERY: Duration = Duration::from_secs(600);
 
-/// A map that is to be recorded: the shard's name, and the event.
-type Entry = (String, Event);
+/// A map that is to be recorded.
+#[derive(Clone)]
+struct Entry {
+    shard: String,
+    event: Event,
+    /// Whether it is of use only where there is none of the shard.
+    is_first: bool,
+}
 
 /// The looks at a shard that all saw the same.
 struct Run {
@@ -38,22 +48,29 @@ impl Run {
     /// Whether a look goes on with it.
     fn goes_on(&self, time: TimestampTz, map: &SlotMap) -> bool {
         let apart = time.duration_since(self.seen);
-        self.map.is_same(map) && apart.is_some_and(|apart| apart <= APART_MAX)
+        self.map.is_same(map)
+            && apart.is_some_and(|apart| apart <= APART_MAX)
+            && slot_map::is_one_day(self.map.since, time)
     }
 }
 
 /// The runs of looks, and the ways into the repositories.
 pub(super) struct Recorder<'s> {
     session: &'s Session,
+    live: &'s Live<'s>,
+    /// The number of this receiver.
+    number: String,
     queues: Vec<(String, Arc<Queue>)>,
     runs: BTreeMap<String, Run>,
+    /// The latest look at each shard.
+    latest: BTreeMap<String, TimestampTz>,
 }
 
 impl<'s> Recorder<'s> {
     /// Starts a thread for each repository. They end when the recorder is dropped and all maps are stored, or one is not while the process ends.
     pub fn start<'t>(
         threads: &'t Threads<'t, '_>,
-        (session, live): (&'s Session, &'t Live<'t>),
+        (session, live): (&'s Session, &'s Live<'s>),
         repositories: &[config::Repository],
     ) -> Recorder<'s>
     where
@@ -68,13 +85,34 @@ impl<'s> Recorder<'s> {
         });
         Recorder {
             session,
+            live,
+            number: slot_map::run(session.host.random()),
             queues: queues.collect(),
             runs: BTreeMap::new(),
+            latest: BTreeMap::new(),
+        }
+    }
+
+    /// Records the last look at a shard that is not looked at any more, where nothing is recorded of it.
+    pub fn remember(&self, shard: &str) {
+        if let Some(seen) = self.live.last_look(shard) {
+            self.push(shard, seen, true);
         }
     }
 
     /// Takes a look at a shard: it is recorded where it is another state, where the last record is old, and with `is_last`.
     pub fn record(&mut self, name: &str, (time, map): Seen, is_last: bool) {
+        let before = self.latest.get(name).copied();
+        let before = before.or_else(|| self.live.seen_before(name));
+        self.latest.insert(
+            name.to_owned(),
+            before.map_or(time, |before| before.max(time)),
+        );
+        let map = SlotMap {
+            run: Some(self.number.clone()),
+            again: before.is_some_and(|before| time <= before),
+            ..map
+        };
         let mut events: Vec<Seen> = Vec::new();
         match self
             .runs
@@ -106,13 +144,21 @@ impl<'s> Recorder<'s> {
             }
         }
         for seen in events {
-            let event = slot_map::event(&Writer::of(&self.session.host), seen);
-            for (repository, queue) in &self.queues {
-                if !queue.push((name.to_owned(), event.clone())) {
-                    self.session.warn(&format!(
-                        "repository \"{repository}\" takes no slot maps: one of shard {name} is dropped, and no moment around it counts as exact"
-                    ));
-                }
+            self.push(name, seen, false);
+        }
+    }
+
+    fn push(&self, shard: &str, seen: Seen, is_first: bool) {
+        let entry = Entry {
+            shard: shard.to_owned(),
+            event: slot_map::event(&Writer::of(&self.session.host), seen),
+            is_first,
+        };
+        for (repository, queue) in &self.queues {
+            if !queue.push(entry.clone()) {
+                self.session.warn(&format!(
+                    "repository \"{repository}\" takes no slot maps: one of shard {shard} is dropped, and no moment around it counts as exact"
+                ));
             }
         }
     }
@@ -141,19 +187,19 @@ impl Queue {
     }
 
     /// Adds a map. A later one of a run stands for those that wait. `false` where there are too many; the last word of a shard is always taken.
-    fn push(&self, (name, event): Entry) -> bool {
+    fn push(&self, entry: Entry) -> bool {
         let mut state = self.locked();
-        let since = |event: &Event| event.slots.as_ref().map(|map| map.since);
-        let own = state.0.iter_mut().rfind(|(own, _)| *own == name);
-        if let Some((_, waiting)) = own.filter(|(_, waiting)| since(waiting) == since(&event)) {
-            *waiting = event;
+        let since = |entry: &Entry| entry.event.slots.as_ref().map(|map| map.since);
+        let own = state.0.iter_mut().rfind(|own| own.shard == entry.shard);
+        if let Some(waiting) = own.filter(|waiting| since(waiting) == since(&entry)) {
+            *waiting = entry;
             return true;
         }
         let is_empty = |map: &SlotMap| map.owned.is_empty();
-        if state.0.len() >= WAITING_MAX && !event.slots.as_ref().is_some_and(is_empty) {
+        if state.0.len() >= WAITING_MAX && !entry.event.slots.as_ref().is_some_and(is_empty) {
             return false;
         }
-        state.0.push_back((name, event));
+        state.0.push_back(entry);
         self.changed.notify_all();
         true
     }
@@ -175,28 +221,27 @@ impl Queue {
 }
 
 fn write_all(session: &Session, live: &Live<'_>, configured: &config::Repository, from: &Queue) {
-    let mut open = None;
-    let mut registered = BTreeSet::new();
+    let mut into = Into {
+        session,
+        live,
+        configured,
+        open: None,
+        registered: BTreeSet::new(),
+        checked: None,
+    };
     let mut said = String::new();
     while let Some(entry) = from.pop() {
-        while let Err(e) = write(
-            session,
-            live,
-            (configured, &mut open),
-            &mut registered,
-            &entry,
-        ) {
-            open = None;
+        while let Err((e, is_final)) = into.put(&entry) {
+            into.open = None;
             let text = e.to_string();
             if said != text {
                 session.warn(&format!(
                     "repository \"{}\": the slots of shard {} are not recorded: {text}",
-                    configured.name, entry.0
+                    configured.name, entry.shard
                 ));
                 said = text;
             }
-            // Time mends no refusal, and the other shards wait behind it.
-            if matches!(e.code(), Code::Refused | Code::Conflict | Code::Damaged) {
+            if is_final {
                 break;
             }
             if session.host.is_stopping() {
@@ -208,33 +253,71 @@ fn write_all(session: &Session, live: &Live<'_>, configured: &config::Repository
     }
 }
 
-fn write(
-    session: &Session,
-    live: &Live<'_>,
-    (configured, open): (&config::Repository, &mut Option<Repository>),
-    registered: &mut BTreeSet<String>,
-    (name, event): &Entry,
-) -> Result<()> {
-    let repository = match open.take() {
-        Some(repository) => repository,
-        None => session.open(configured)?,
-    };
-    let scope = Scope::aux(NAME, name)?;
-    if !registered.contains(name) {
-        origin(session, &live.section_of(name), &scope).require(&repository)?;
-        registered.insert(name.clone());
+/// A repository into which maps are written.
+struct Into<'w> {
+    session: &'w Session,
+    live: &'w Live<'w>,
+    configured: &'w config::Repository,
+    open: Option<Repository>,
+    /// Shards whose registration was looked at.
+    registered: BTreeSet<String>,
+    /// When the clocks were compared.
+    checked: Option<Instant>,
+}
+
+impl Into<'_> {
+    /// Writes a map. An error comes with whether another attempt would mend nothing: the other shards wait behind it.
+    fn put(&mut self, entry: &Entry) -> std::result::Result<(), (Error, bool)> {
+        let repository = self.opened().map_err(|e| (e, false))?;
+        let is_final =
+            |e: &Error| matches!(e.code(), Code::Refused | Code::Conflict | Code::Damaged);
+        self.write(&repository, entry).map_err(|e| {
+            let is_final = is_final(&e);
+            (e, is_final)
+        })?;
+        self.open = Some(repository);
+        Ok(())
     }
-    Writer::of(&session.host).record(repository.store(), &scope, event)?;
-    *open = Some(repository);
-    Ok(())
+
+    /// The repository; the clocks agree.
+    fn opened(&mut self) -> Result<Repository> {
+        let repository = match self.open.take() {
+            Some(repository) => repository,
+            None => self.session.open(self.configured)?,
+        };
+        if self.checked.is_none_or(|at| at.elapsed() >= CLOCK_EVERY) {
+            self.checked = None;
+            clock::check(repository.store(), self.session.host.now())?;
+            self.checked = Some(Instant::now());
+        }
+        Ok(repository)
+    }
+
+    fn write(&mut self, repository: &Repository, entry: &Entry) -> Result<()> {
+        let (session, shard) = (self.session, &entry.shard);
+        let now = session.host.now();
+        if entry.event.time > now.saturating_add(clock::MAY_DIFFER) {
+            let ahead = "it is of a time that the clock showed before it was set back";
+            return Err(err!(Refused, "{ahead}"));
+        }
+        let scope = Scope::aux(NAME, shard)?;
+        if !self.registered.contains(shard) {
+            origin(session, &self.live.section_of(shard), &scope).require(repository)?;
+            self.registered.insert(shard.clone());
+        }
+        if entry.is_first && slot_map::is_any(repository.store(), &scope)? {
+            return Ok(());
+        }
+        slot_map::write(repository.store(), &scope, &entry.event)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn event(since: i64, time: i64, owned: bool) -> Event {
-        Event {
+    fn entry(shard: &str, since: i64, time: i64, owned: bool) -> Entry {
+        let event = Event {
             time: TimestampTz(time),
             slots: Some(SlotMap {
                 since: TimestampTz(since),
@@ -242,24 +325,29 @@ mod tests {
                 ..SlotMap::default()
             }),
             ..Event::default()
+        };
+        Entry {
+            shard: shard.to_owned(),
+            event,
+            is_first: false,
         }
     }
 
     #[test]
     fn what_waits_of_a_run_is_its_last_map() {
         let queue = Queue::default();
-        for (name, event) in [
-            ("a", event(1, 1, true)),
-            ("b", event(1, 2, true)),
-            ("a", event(1, 3, true)),
-            ("a", event(4, 4, true)),
-            ("a", event(4, 5, true)),
+        for (shard, since, time) in [
+            ("a", 1, 1),
+            ("b", 1, 2),
+            ("a", 1, 3),
+            ("a", 4, 4),
+            ("a", 4, 5),
         ] {
-            assert!(queue.push((name.to_owned(), event)));
+            assert!(queue.push(entry(shard, since, time, true)));
         }
         queue.locked().1 = true;
         let all = std::iter::from_fn(|| queue.pop());
-        let all: Vec<(String, i64)> = all.map(|(name, event)| (name, event.time.0)).collect();
+        let all: Vec<(String, i64)> = all.map(|one| (one.shard, one.event.time.0)).collect();
         let expected = [("a", 3), ("b", 2), ("a", 5)].map(|(name, time)| (name.to_owned(), time));
         assert_eq!(all, expected);
     }
@@ -268,10 +356,10 @@ mod tests {
     fn a_full_queue_takes_the_last_word_of_a_shard() {
         let queue = Queue::default();
         for n in 0..WAITING_MAX as i64 {
-            assert!(queue.push(("a".to_owned(), event(n, n, true))));
+            assert!(queue.push(entry("a", n, n, true)));
         }
-        assert!(!queue.push(("a".to_owned(), event(1 << 20, 1 << 20, true))));
-        assert!(queue.push(("a".to_owned(), event(1 << 20, 1 << 20, false))));
+        assert!(!queue.push(entry("a", 1 << 20, 1 << 20, true)));
+        assert!(queue.push(entry("a", 1 << 20, 1 << 20, false)));
     }
 
     #[test]
@@ -299,5 +387,16 @@ mod tests {
                 "{second} {slot}"
             );
         }
+        // Also with its day.
+        let day = 86_400;
+        let run = Run {
+            map: SlotMap {
+                since: time(day - 2),
+                ..map(5)
+            },
+            seen: time(day - 1),
+            recorded: time(day - 2),
+        };
+        assert!(!run.goes_on(time(day), &map(5)));
     }
 }
