@@ -1,4 +1,4 @@
-//! Clusters: a receiver for each shard, and one moment of all. Rows R64 to R70 of docs/faults.md.
+//! Clusters: a receiver for each shard, and one moment of all. Rows R64 to R71 of docs/faults.md.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -843,6 +843,49 @@ fn r69_a_shard_that_went_unseen_ends() {
     assert_eq!(json["exact"], true, "{json}");
     // The former owner may follow another one by now.
     let end: Content = nodes.all[..2].iter().flat_map(live).collect();
+    assert_eq!(restored("redis-7", &to), end);
+    assert_eq!(end.len(), 120);
+}
+
+/// A replica is reset, and comes back as an owner of slots while nobody looks: its former master keeps the name and the log, and it is a shard of its own.
+#[test]
+fn r71_a_replica_that_was_reset_is_a_shard_of_its_own() {
+    let nodes = Nodes::start("redis-7", 3, 1);
+    let world = nodes.world("");
+    nodes.set(&some("first", 60));
+    let running = nodes.receive(&world, 3);
+    wait_until(PATIENCE, "the replica is known", || {
+        let known = std::fs::read_to_string(world.sandbox.join("journal/cluster-cache.json"));
+        let id = nodes.all[3].ask(&["CLUSTER", "MYID"]);
+        known.is_ok_and(|known| known.contains(&id))
+    });
+    world.backup();
+    wait_pings();
+    stop(running);
+    let own = format!("cache.{}", &nodes.all[0].ask(&["CLUSTER", "MYID"])[..12]);
+    assert_eq!(nodes.all[3].ask(&["CLUSTER", "RESET", "SOFT"]), "OK");
+    let replid = |n: usize, field: &str| nodes.all[n].info(field);
+    assert_eq!(replid(3, "master_replid2"), replid(0, "master_replid"));
+    nodes.join(3);
+    reshard(&nodes, (0, 3), "50").wait().success();
+    let running = nodes.receive(&world, 4);
+    nodes.set(&some("second", 60));
+    world.backup();
+    wait_watched(Instant::now());
+    nodes.settle(&[0, 1, 2, 3]);
+    wait_pings();
+    stop(running);
+    let info = world.json(&["info", "cache"]);
+    let shards = info["shards"].as_array().unwrap();
+    assert_eq!(shards.len(), 4, "{info}");
+    let own = shards.iter().find(|one| one["name"] == own.as_str());
+    let histories = own.unwrap()["histories"].as_array().unwrap();
+    assert_eq!(histories.len(), 1, "{info}");
+    let to = world.sandbox.join("copy");
+    let run = world.restoring(&to, &["--latest", "--json"]).run();
+    let json = run.success().json();
+    assert_eq!(json["exact"], true, "{json}");
+    let end: Content = nodes.all.iter().flat_map(live).collect();
     assert_eq!(restored("redis-7", &to), end);
     assert_eq!(end.len(), 120);
 }
