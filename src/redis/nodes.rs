@@ -2,6 +2,7 @@
 //!
 //! Redis: src/cluster.c, later src/cluster_legacy.c (clusterGenNodeDescription).
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -245,43 +246,54 @@ impl Heard<'_> {
     }
 }
 
-/// Whether an owner has the name of a shard that was known.
+/// Whether an owner may have the name of a shard that was known.
 type Rule<'r> = &'r dyn Fn(&Known, &Heard<'_>) -> bool;
 
 /// Names of owners by the shards that are known. The rules in their order:
 /// 1. An owner that does not answer keeps the name that it had.
 /// 2. Who has a shard's history has its name.
-/// 3. Who goes on from it has the name, if the former owner is none any more, and some of the slots are the same. A replica that was reset goes on from its
+/// 3. Who goes on from it has the name, if the former owner is none any more, and the owner has most of the slots. A replica that was reset goes on from its
 ///    master's history, too, and is not its shard.
-/// 4. The former owner has the name; then a node that was the shard's replica.
+/// 4. The former owner has the name; then a node that was the shard's replica, and has most of the slots.
 ///
-/// Shards that have slots come before those that had some; of these rules 2 and the first half of 4 hold.
+/// Shards that have slots come before those that had some; of these rules 2 and the first half of 4 hold. Of several owners who may have a name the one with
+/// more of the slots has it, and then the one with the lower id: all who look find the same.
 pub fn names<'k>(owners: &[Heard<'_>], known: &'k [Known]) -> Vec<Option<&'k str>> {
     let is_silent =
         |known: &Known, owner: &Heard<'_>| owner.replids.is_none() && known.map.node == owner.node;
     let has_it = |known: &Known, owner: &Heard<'_>| owner.has_history(0, &known.map.replid);
+    let has_most = |known: &Known, owner: &Heard<'_>| {
+        2 * common(owner.owned, &known.map.owned) > count(&known.map.owned)
+    };
     let goes_on = |known: &Known, owner: &Heard<'_>| {
         owner.has_history(1, &known.map.replid)
             && owners.iter().all(|one| one.node != known.map.node)
-            && overlap(owner.owned, &known.map.owned)
+            && has_most(known, owner)
     };
     let was_owner = |known: &Known, owner: &Heard<'_>| known.map.node == owner.node;
-    let was_node =
-        |known: &Known, owner: &Heard<'_>| known.map.nodes.iter().any(|node| node == owner.node);
+    let was_node = |known: &Known, owner: &Heard<'_>| {
+        known.map.nodes.iter().any(|node| node == owner.node) && has_most(known, owner)
+    };
     let live: [Rule<'_>; 5] = [&is_silent, &has_it, &goes_on, &was_owner, &was_node];
     let gone: [Rule<'_>; 2] = [&has_it, &was_owner];
+    let mut shards: Vec<&Known> = known.iter().collect();
+    shards.sort_unstable_by_key(|shard| &shard.name);
     let mut names: Vec<Option<&str>> = vec![None; owners.len()];
     for (is_live, rules) in [(true, &live[..]), (false, &gone[..])] {
         for rule in rules {
-            for (n, owner) in owners.iter().enumerate() {
-                let taken: Vec<&str> = names.iter().flatten().copied().collect();
-                let free = |known: &&Known| {
-                    known.is_live() == is_live
-                        && !taken.contains(&known.name.as_str())
-                        && rule(known, owner)
-                };
-                if let Some(name) = names.get_mut(n).filter(|name| name.is_none()) {
-                    *name = known.iter().find(free).map(|known| known.name.as_str());
+            for shard in shards.iter().filter(|shard| shard.is_live() == is_live) {
+                if names.contains(&Some(shard.name.as_str())) {
+                    continue;
+                }
+                let nameless = names.iter().zip(owners).enumerate();
+                let may_have = nameless
+                    .filter(|(_, (name, owner))| name.is_none() && rule(shard, owner))
+                    .map(|(n, (_, owner))| (n, owner));
+                let best = may_have.max_by_key(|(_, owner)| {
+                    (common(owner.owned, &shard.map.owned), Reverse(owner.node))
+                });
+                if let Some(name) = best.and_then(|(n, _)| names.get_mut(n)) {
+                    *name = Some(&shard.name);
                 }
             }
         }
@@ -289,10 +301,25 @@ pub fn names<'k>(owners: &[Heard<'_>], known: &'k [Known]) -> Vec<Option<&'k str
     names
 }
 
+fn count(ranges: &[Range]) -> u32 {
+    let each = ranges.iter();
+    each.map(|(first, last)| u32::from(*last) + 1 - u32::from(*first))
+        .sum()
+}
+
+/// How many slots are in both.
+fn common(one: &[Range], other: &[Range]) -> u32 {
+    let pairs = one.iter().flat_map(|a| other.iter().map(move |b| (a, b)));
+    let both = pairs.filter_map(|(a, b)| {
+        let (first, last) = (a.0.max(b.0), a.1.min(b.1));
+        (first <= last).then(|| u32::from(last - first) + 1)
+    });
+    both.sum()
+}
+
 /// Whether some slots are in both.
 pub fn overlap(one: &[Range], other: &[Range]) -> bool {
-    let meets = |(first, last): &Range| other.iter().any(|(f, l)| first <= l && f <= last);
-    one.iter().any(meets)
+    common(one, other) > 0
 }
 
 /// A name for a new shard: digits of its owner's id that no other shard has.
@@ -640,9 +667,24 @@ mod tests {
             assert_eq!(named(&a_first, told, &before), ["s.a", "-", "s.c"]);
         }
         // It has other slots than the shard that went.
-        let other = [master('e', "master", "200-300"), c];
-        let named = named(&other, &[('e', "71")], &[known("s.a", "a", '1', SOME)]);
-        assert_eq!(named, ["-", "-"]);
+        let other = [master('e', "master", "200-300"), c.clone()];
+        let names = named(&other, &[('e', "71")], &[known("s.a", "a", '1', SOME)]);
+        assert_eq!(names, ["-", "-"]);
+        // Another replica took over meanwhile: it has most of the slots, also where nothing else tells.
+        let before = [known("s.a", "abe", '1', SOME), known("s.c", "c", '3', SOME)];
+        let (e, b) = (
+            master('e', "master", "90-100"),
+            master('b', "master", "0-89"),
+        );
+        for told in [&[('e', "71"), ('b', "81")][..], &[('e', "71"), ('b', "89")]] {
+            let e_first = [e.clone(), b.clone(), c.clone()];
+            let b_first = [b.clone(), e.clone(), c.clone()];
+            assert_eq!(named(&e_first, told, &before), ["-", "s.a", "s.c"]);
+            assert_eq!(named(&b_first, told, &before), ["s.a", "-", "s.c"]);
+        }
+        // Few of the slots make no shard.
+        let few = [e, master('d', "master", "0-89"), c];
+        assert_eq!(named(&few, &[('e', "71")], &before), ["-", "-", "s.c"]);
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub type Range = (u16, u16);
 /// First and last of some slots that are on their way, and the other node.
 pub type Moving = (u16, u16, String);
 
-/// The slots of a shard, and for how long they were seen so.
+/// The slots of a shard, and for how long they were seen so. They stand in a file beside the journals, too: a field that is added has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SlotMap {
     /// The id of the cluster: 8 hexadecimal digits ([`cluster_id`]).
@@ -63,6 +63,8 @@ pub struct SlotMap {
     pub atomic_seen: bool,
     /// Whether the clock had shown these times before: it was set back.
     pub again: bool,
+    /// Position of the owner's history at the last look; none where it did not say.
+    pub offset: Option<u64>,
 }
 
 impl SlotMap {
@@ -76,15 +78,16 @@ impl SlotMap {
             migrating: Vec::new(),
             importing: Vec::new(),
             again: false,
+            offset: None,
             ..self.clone()
         }
     }
 
     /// Whether both say the same, at whatever time.
     pub fn is_same(&self, other: &SlotMap) -> bool {
-        let since = other.since;
         SlotMap {
-            since,
+            since: other.since,
+            offset: other.offset,
             ..self.clone()
         } == *other
     }

@@ -1,7 +1,7 @@
 //! One aux scope, from one repository into another (format, section 12).
 //!
-//! Order: registration and `source` events → slots of a shard, which make it one → per backup, oldest first: reservation, claims, packs, layers, root,
-//! `completed` → log → pins.
+//! Order: registration and `source` events → the first and the last slots of a shard, which make it one → per backup, oldest first: reservation, claims,
+//! packs, layers, root, `completed` → log → its other slots → pins.
 
 use std::collections::BTreeSet;
 
@@ -107,14 +107,19 @@ impl<'a> ScopeTransfer<'a> {
             return Ok(());
         }
         self.copy_sources()?;
-        for key in &lacking.slots {
-            pair.check_stop()?;
+        let (first, rest) = lacking.slots.split_at(lacking.slots.len().min(1));
+        let (rest, last) = rest.split_at(rest.len().saturating_sub(1));
+        for key in first.iter().chain(last) {
             pair.copy_event(key)?;
         }
         for id in &lacking.backups {
             self.copy_backup(id)?;
         }
         pair.copy_log(&lacking.log)?;
+        for key in rest {
+            pair.check_stop()?;
+            pair.copy_event(key)?;
+        }
         pair.copy_pins(&lacking.pins, &lacking.backups)
     }
 

@@ -19,6 +19,7 @@ use crate::repo::event::Writer;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::scope::Scope;
 use crate::repo::slot_map::{self, Seen};
+use crate::repo::source;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer;
 
@@ -78,7 +79,7 @@ pub fn of_cluster(session: &Session, asked: &Asked<'_>) -> Result<Vec<OfShard>> 
     let mut nodes = Nodes::new(&live);
     let mut look = || -> Result<(Learned, Vec<OfSlots>)> {
         let accounts = nodes.all(&mut || session.host.check_stop())?;
-        let learned = live.learn(&accounts);
+        let learned = live.learn_all(&accounts);
         let gone = live.gone(&accounts, &learned);
         Ok((learned, gone))
     };
@@ -90,7 +91,10 @@ pub fn of_cluster(session: &Session, asked: &Asked<'_>) -> Result<Vec<OfShard>> 
         learned = again.0;
         gone.extend(again.1);
         for seen in &gone {
-            record(session, (&live, first), seen)?;
+            if let Err(e) = record(session, (&live, first), seen) {
+                let name = &seen.0;
+                session.warn(&format!("that shard {name} is gone is not recorded: {e}"));
+            }
         }
     }
     if let Some(e) = learned.nameless {
@@ -143,7 +147,16 @@ fn record(
     let scope = Scope::aux(NAME, name)?;
     let repository = session.open(first)?;
     clock::check(repository.store(), session.host.now())?;
-    origin(session, &live.section_of(name), &scope).require(&repository)?;
+    let origin = origin(session, &live.section_of(name), &scope);
+    match origin.require(&repository) {
+        Err(e) if e.code() == Code::Refused && live.takes_over => {
+            let own = source::source_of(NAME, &origin.identity);
+            let whose = (own.as_str(), "the operator confirmed it");
+            let writer = Writer::of(&session.host);
+            source::continue_with(repository.store(), &scope, &writer, whose)?;
+        }
+        required => drop(required?),
+    }
     let event = slot_map::event(&Writer::of(&session.host), seen.clone());
     slot_map::write(repository.store(), &scope, &event)
 }

@@ -24,7 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A node that did not is left alone for a while: it holds up those that do.
 const REST: Duration = Duration::from_secs(10);
 /// Names that were read so long ago are new enough for another one to be given.
-const FRESH: Duration = Duration::from_secs(5);
+const FRESH: Duration = Duration::from_secs(15);
+/// Names of shards are kept with a time that is so old at most.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
 /// How often names are read again where a repository does not answer.
 const READ_AGAIN: Duration = Duration::from_secs(30);
 /// So often all owners have to agree that a shard has no slots any more.
@@ -61,7 +63,7 @@ pub(super) struct Live<'s> {
     pub section: &'s Redis,
     repositories: &'s [config::Repository],
     /// The operator said that other nodes than before go on with it.
-    takes_over: bool,
+    pub takes_over: bool,
     state: Mutex<State>,
 }
 
@@ -82,10 +84,19 @@ struct State {
     unread: Option<(String, String)>,
     /// When names were read.
     read: Option<Instant>,
+    /// Whether an owner waits for a name, or a journal for the knowledge of its shard.
+    wants_names: bool,
     /// The file of names, and what it holds.
-    kept: Option<(PathBuf, Vec<Known>)>,
+    kept: Option<Kept>,
     /// How often all owners lacked a shard.
     lacked: BTreeMap<String, u32>,
+}
+
+/// The file of names.
+struct Kept {
+    path: PathBuf,
+    shards: Vec<Known>,
+    written: Option<Instant>,
 }
 
 /// The account of one node.
@@ -136,6 +147,7 @@ impl<'s> Live<'s> {
             places: Vec::new(),
             unread: None,
             read: None,
+            wants_names: false,
             kept: None,
             lacked: BTreeMap::new(),
         };
@@ -160,10 +172,28 @@ impl<'s> Live<'s> {
 
     /// Keeps the names in a file from now on.
     pub fn keep_names(&self, path: PathBuf) {
-        self.state(|state| state.kept = Some((path, Vec::new())));
+        let kept = Kept {
+            path,
+            shards: Vec::new(),
+            written: None,
+        };
+        self.state(|state| state.kept = Some(kept));
     }
 
-    /// Reads the names that all repositories have by now, unless that was a moment ago.
+    /// Asks for the names that all repositories have by now.
+    pub fn want_names(&self) {
+        self.state(|state| state.wants_names = true);
+    }
+
+    /// Reads them where somebody waits for that, unless it was a moment ago. Returns whether it did.
+    pub fn read_wanted_names(&self) -> bool {
+        let is_wanted = self.state(|state| std::mem::take(&mut state.wants_names));
+        if is_wanted {
+            self.read_names();
+        }
+        is_wanted
+    }
+
     fn read_names(&self) {
         let is_due = self.state(|state| {
             let rest = match state.unread {
@@ -205,17 +235,25 @@ impl<'s> Live<'s> {
         self.state(|state| state.seen_before.get(shard).copied())
     }
 
-    /// The last look at a shard.
+    /// Names of all shards that ever were.
+    pub fn all(&self) -> Vec<String> {
+        self.state(|state| state.known.iter().map(|known| known.name.clone()).collect())
+    }
+
+    /// The last look at a shard; one that a wrong clock dated is of now.
     pub fn last_look(&self, shard: &str) -> Option<Seen> {
+        let now = self.session.host.now();
         self.state(|state| {
             let known = state.known.iter().find(|known| known.name == shard)?;
+            let time = known.time.min(now);
             let map = SlotMap {
                 run: None,
-                since: known.time,
+                since: time,
                 again: false,
+                offset: None,
                 ..known.map.clone()
             };
-            Some((known.time, map))
+            Some((time, map))
         })
     }
 
@@ -273,7 +311,16 @@ impl<'s> Live<'s> {
         )))
     }
 
-    /// Finds the shards in accounts, and remembers them. An owner's word on itself outranks that of another node.
+    /// As [`Live::learn`]; names are read where one is needed.
+    pub fn learn_all(&self, accounts: &[Account]) -> Learned {
+        let learned = self.learn(accounts);
+        match self.read_wanted_names() {
+            true => self.learn(accounts),
+            false => learned,
+        }
+    }
+
+    /// Finds the shards in accounts, and remembers them. An owner's word on itself outranks that of another node. Nobody waits here for a repository.
     pub fn learn(&self, accounts: &[Account]) -> Learned {
         let Some(first) = accounts.first() else {
             return Learned {
@@ -304,12 +351,7 @@ impl<'s> Live<'s> {
             let names = nodes::names(&heard, &known).into_iter();
             names.map(|name| name.map(str::to_owned)).collect()
         };
-        let mut names = find();
-        if names.iter().any(Option::is_none) {
-            // Another host may have given it one meanwhile.
-            self.read_names();
-            names = find();
-        }
+        let names = find();
         let ids: Vec<&str> = heard.iter().map(|owner| owner.node).collect();
         let drawn = slot_map::cluster_id(&ids);
         let mut nameless = None;
@@ -440,20 +482,25 @@ impl<'s> Live<'s> {
     fn write_names(&self) {
         let nonce = self.session.host.random();
         let failed = self.state(|state| {
-            let (path, kept) = state.kept.as_mut()?;
+            let kept = state.kept.as_mut()?;
             let is_same = |one: &Known| {
-                let mut known = kept.iter();
+                let mut known = kept.shards.iter();
                 known.any(|known| known.name == one.name && known.map.is_same(&one.map))
             };
-            if kept.len() == state.known.len() && state.known.iter().all(is_same) {
+            let is_new = kept.written.is_some_and(|at| at.elapsed() < KEEP_EVERY);
+            if is_new && kept.shards.len() == state.known.len() && state.known.iter().all(is_same) {
                 return None;
             }
-            match kept_names::write(path, &state.known, nonce) {
+            kept.written = Some(Instant::now());
+            match kept_names::write(&kept.path, &state.known, nonce) {
                 Ok(()) => {
-                    kept.clone_from(&state.known);
+                    kept.shards.clone_from(&state.known);
                     None
                 }
-                Err(e) => Some(e),
+                Err(e) => {
+                    kept.shards.clear();
+                    Some(e)
+                }
             }
         });
         if let Some(e) = failed {
@@ -530,7 +577,18 @@ fn require_sole<'o>(map: &SlotMap, mut others: impl Iterator<Item = &'o [Range]>
 }
 
 /// The name of a shard that nobody knew.
-fn new_name(state: &State, cluster: &str, node: &str, is_asked: bool) -> Result<String> {
+fn new_name(state: &mut State, cluster: &str, node: &str, is_asked: bool) -> Result<String> {
+    if !is_asked {
+        return Err(err!(
+            Unreachable,
+            "the slots of node {node} have no shard yet: it does not answer"
+        ));
+    }
+    // Another host may have given it a name meanwhile.
+    let is_fresh = state.read.is_some_and(|read| read.elapsed() < FRESH);
+    if !is_fresh || state.unread.is_some() {
+        state.wants_names = true;
+    }
     if let Some((unread, why)) = &state.unread {
         return Err(err!(
             Unreachable,
@@ -538,10 +596,10 @@ fn new_name(state: &State, cluster: &str, node: &str, is_asked: bool) -> Result<
         )
         .hint("A shard gets a new name when all repositories answer: else its history would be stored under two."));
     }
-    if !is_asked {
+    if !is_fresh {
         return Err(err!(
             Unreachable,
-            "the slots of node {node} have no shard yet: it does not answer"
+            "the slots of node {node} have no shard yet: the names in the repositories are read"
         ));
     }
     let is_taken = |name: &str| {
@@ -690,6 +748,9 @@ impl Asking {
         if let Some(own) = &mut own {
             own.since = time;
             own.replid = info.field("master_replid").unwrap_or_default().to_owned();
+            own.offset = info
+                .field("master_repl_offset")
+                .and_then(|n| n.parse().ok());
             let (flavor, release) = (source.version.flavor, source.version.release);
             own.atomic_seen = match flavor {
                 Flavor::Redis => release < ATOMIC_REDIS,

@@ -125,7 +125,7 @@ pub(super) type Owner = (String, String, Result<Source>);
 pub(super) fn owners(session: &Session, redis: &Redis, settings: &Settings) -> Result<Vec<Owner>> {
     let mut tick = || session.host.check_stop();
     let live = cluster::Live::new(session, redis, settings, false)?;
-    let learned = live.learn(&cluster::Nodes::new(&live).all(&mut tick)?);
+    let learned = live.learn_all(&cluster::Nodes::new(&live).all(&mut tick)?);
     if let Some(e) = learned.nameless {
         return Err(e);
     }

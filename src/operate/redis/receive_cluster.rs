@@ -56,7 +56,7 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
     let begun = begin(session, |tick| {
         let live = Live::new(session, section, &settings, false)?;
         live.keep_names(kept_names::path(&directory, name));
-        let learned = live.learn(&Nodes::new(&live).all(tick)?);
+        let learned = live.learn_all(&Nodes::new(&live).all(tick)?);
         match learned.nameless.filter(|_| learned.shards.is_empty()) {
             Some(e) => Err(e),
             None => Ok(live),
@@ -79,12 +79,11 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
             said: Instant::now(),
         };
         // Nothing of a shard is stored before its slots are recorded.
-        watch.round(&mut recorder, false);
-        for name in receivers.left.keys() {
-            if live.shards().iter().all(|shard| shard.name != *name) {
-                recorder.remember(name);
-            }
+        for name in live.all() {
+            recorder.remember(&name);
         }
+        watch.round(&mut recorder, false);
+        threads.spawn(move || read_names(session, live));
         loop {
             let is_stopping = session.host.is_stopping();
             receivers.see();
@@ -95,7 +94,7 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
                 // The slots are looked at until the last byte is there, so that the end of the log may be an exact moment.
                 std::thread::sleep(LAST_LOOK);
             } else {
-                receivers.start(threads);
+                receivers.start(threads, &recorder);
                 pause(&|| session.host.check_stop(), LOOK);
             }
             watch.round(&mut recorder, false);
@@ -105,6 +104,14 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
         let over = receivers.over.into_iter();
         Ok(over.map(|(name, over)| (name, over.result)).collect())
     })
+}
+
+/// Reads names where somebody waits for that, beside the looks, which a repository that hangs may not hold up.
+fn read_names(session: &Session, live: &Live<'_>) {
+    while !session.host.is_stopping() {
+        live.read_wanted_names();
+        pause(&|| session.host.check_stop(), LOOK);
+    }
 }
 
 /// Names of the shards of which there are journals: what is in them is brought into the repositories, also where the shard has no slots any more.
@@ -149,7 +156,7 @@ struct Over {
 
 impl<'e, 't> Receivers<'e, 't> {
     /// Starts what is to run and does not.
-    fn start(&mut self, threads: &'t Threads<'t, 'e>) {
+    fn start(&mut self, threads: &'t Threads<'t, 'e>, recorder: &Recorder<'_>) {
         let shards = self.live.shards();
         let now = Instant::now();
         for shard in &shards {
@@ -170,6 +177,13 @@ impl<'e, 't> Receivers<'e, 't> {
             .map(|(name, _)| name.clone())
             .collect();
         for name in left {
+            if self.live.last_look(&name).is_none() {
+                // A repository that did not answer may know it.
+                self.live.want_names();
+                self.left.insert(name, now + AGAIN);
+                continue;
+            }
+            recorder.remember(&name);
             self.run(threads, &name, true);
         }
     }

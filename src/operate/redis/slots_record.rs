@@ -25,6 +25,10 @@ const WAITING_MAX: usize = 4096;
 const AGAIN: Duration = Duration::from_secs(5);
 /// How often this host's clock is compared with the repository's.
 const CLOCK_EVERY: Duration = Duration::from_secs(600);
+/// A look that is further ahead was dated by a wrong clock.
+const BEFORE_MAX: Duration = Duration::from_secs(86_400);
+/// So many settings of the clock are remembered.
+const PAST_MAX: usize = 100;
 
 /// A map that is to be recorded.
 #[derive(Clone)]
@@ -33,6 +37,50 @@ struct Entry {
     event: Event,
     /// Whether it is of use only where there is none of the shard.
     is_first: bool,
+}
+
+/// The clock of this host, as the looks at a shard saw it.
+struct Shown {
+    /// Times up to this were looked at by a process before.
+    before: Option<TimestampTz>,
+    /// Times that it showed before it was set.
+    past: VecDeque<(TimestampTz, TimestampTz)>,
+    /// The times since then.
+    current: (TimestampTz, TimestampTz),
+    /// When it showed the last one.
+    at: Instant,
+}
+
+impl Shown {
+    fn new(before: Option<TimestampTz>, time: TimestampTz, at: Instant) -> Shown {
+        Shown {
+            before,
+            past: VecDeque::new(),
+            current: (time, time),
+            at,
+        }
+    }
+
+    /// Takes the next time. Returns whether the clock had shown it before.
+    fn again(&mut self, time: TimestampTz, at: Instant) -> bool {
+        let latest = self.current.1.saturating_add(at - self.at);
+        match self.current.1 <= time && time <= latest.saturating_add(APART_MAX) {
+            true => self.current.1 = time,
+            false => {
+                self.past.push_back(self.current);
+                if self.past.len() > PAST_MAX {
+                    self.past.pop_front();
+                }
+                self.current = (time, time);
+            }
+        }
+        self.at = at;
+        let is_past = self
+            .past
+            .iter()
+            .any(|(from, to)| *from <= time && time <= *to);
+        is_past || self.before.is_some_and(|before| time <= before)
+    }
 }
 
 /// The looks at a shard that all saw the same.
@@ -62,8 +110,8 @@ pub(super) struct Recorder<'s> {
     number: String,
     queues: Vec<(String, Arc<Queue>)>,
     runs: BTreeMap<String, Run>,
-    /// The latest look at each shard.
-    latest: BTreeMap<String, TimestampTz>,
+    /// The times that the clock showed at the looks at each shard.
+    shown: BTreeMap<String, Shown>,
 }
 
 impl<'s> Recorder<'s> {
@@ -89,7 +137,7 @@ impl<'s> Recorder<'s> {
             number: slot_map::run(session.host.random()),
             queues: queues.collect(),
             runs: BTreeMap::new(),
-            latest: BTreeMap::new(),
+            shown: BTreeMap::new(),
         }
     }
 
@@ -102,15 +150,16 @@ impl<'s> Recorder<'s> {
 
     /// Takes a look at a shard: it is recorded where it is another state, where the last record is old, and with `is_last`.
     pub fn record(&mut self, name: &str, (time, map): Seen, is_last: bool) {
-        let before = self.latest.get(name).copied();
-        let before = before.or_else(|| self.live.seen_before(name));
-        self.latest.insert(
-            name.to_owned(),
-            before.map_or(time, |before| before.max(time)),
-        );
+        let at = Instant::now();
+        let shown = self.shown.entry(name.to_owned()).or_insert_with(|| {
+            // A time far ahead is that of a wrong clock.
+            let before = self.live.seen_before(name);
+            let is_ahead = |t: &TimestampTz| *t > time.saturating_add(BEFORE_MAX);
+            Shown::new(before.filter(|t| !is_ahead(t)), time, at)
+        });
         let map = SlotMap {
             run: Some(self.number.clone()),
-            again: before.is_some_and(|before| time <= before),
+            again: shown.again(time, at),
             ..map
         };
         let mut events: Vec<Seen> = Vec::new();
@@ -121,6 +170,7 @@ impl<'s> Recorder<'s> {
         {
             Some(run) => {
                 run.seen = time;
+                run.map.offset = map.offset;
                 let age = time.duration_since(run.recorded);
                 if is_last || age.is_none_or(|age| age >= EVERY) {
                     run.recorded = time;
@@ -191,9 +241,16 @@ impl Queue {
         let mut state = self.locked();
         let since = |entry: &Entry| entry.event.slots.as_ref().map(|map| map.since);
         let own = state.0.iter_mut().rfind(|own| own.shard == entry.shard);
-        if let Some(waiting) = own.filter(|waiting| since(waiting) == since(&entry)) {
-            *waiting = entry;
-            return true;
+        match own {
+            // It is of no use behind another one.
+            Some(_) if entry.is_first => return true,
+            Some(waiting) if since(waiting) == since(&entry) => {
+                if waiting.event.time <= entry.event.time {
+                    *waiting = entry;
+                }
+                return true;
+            }
+            _ => {}
         }
         let is_empty = |map: &SlotMap| map.owned.is_empty();
         if state.0.len() >= WAITING_MAX && !entry.event.slots.as_ref().is_some_and(is_empty) {
@@ -231,25 +288,28 @@ fn write_all(session: &Session, live: &Live<'_>, configured: &config::Repository
     };
     let mut said = String::new();
     while let Some(entry) = from.pop() {
-        while let Err((e, is_final)) = into.put(&entry) {
-            into.open = None;
-            let text = e.to_string();
-            if said != text {
-                session.warn(&format!(
-                    "repository \"{}\": the slots of shard {} are not recorded: {text}",
-                    configured.name, entry.shard
-                ));
-                said = text;
-            }
-            if is_final {
-                break;
-            }
-            if session.host.is_stopping() {
-                return;
-            }
-            pause(&|| session.host.check_stop(), AGAIN);
+        let Err((e, is_final)) = into.put(&entry) else {
+            said.clear();
+            continue;
+        };
+        into.open = None;
+        let text = e.to_string();
+        if said != text {
+            session.warn(&format!(
+                "repository \"{}\": the slots of shard {} are not recorded: {text}",
+                configured.name, entry.shard
+            ));
+            said = text;
         }
-        said.clear();
+        if is_final {
+            continue;
+        }
+        if session.host.is_stopping() {
+            return;
+        }
+        // The trouble may be that of one shard: the others go before it next time.
+        from.push(entry);
+        pause(&|| session.host.check_stop(), AGAIN);
     }
 }
 
@@ -360,6 +420,37 @@ mod tests {
         }
         assert!(!queue.push(entry("a", 1 << 20, 1 << 20, true)));
         assert!(queue.push(entry("a", 1 << 20, 1 << 20, false)));
+    }
+
+    #[test]
+    fn a_time_that_the_clock_showed_before_is_known() {
+        let start = Instant::now();
+        let (time, at) = (
+            |second: i64| TimestampTz(second * 1_000_000),
+            |second: u64| start + Duration::from_secs(second),
+        );
+        let mut shown = Shown::new(Some(time(90)), time(100), at(0));
+        for (second, real, again) in [
+            (100, 0, false),
+            (101, 1, false),
+            // Nobody looked for a while.
+            (200, 100, false),
+            // It is set back, and goes on from there.
+            (150, 101, true),
+            (199, 150, true),
+            (201, 152, false),
+            // It was wrong for a moment.
+            (9_000, 153, false),
+            (203, 154, false),
+            (204, 155, false),
+            (80, 156, true),
+        ] {
+            assert_eq!(
+                shown.again(time(second), at(real)),
+                again,
+                "{second} {real}"
+            );
+        }
     }
 
     #[test]

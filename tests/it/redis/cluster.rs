@@ -277,6 +277,8 @@ fn all_shards_come_back(name: &'static str) {
     wait_watched(since);
     busy(5);
     let before: Vec<u64> = writers.iter().map(Writer::count).collect();
+    // A mark of time stands for a millisecond.
+    std::thread::sleep(Duration::from_millis(2));
     let time = now();
     std::thread::sleep(Duration::from_millis(100));
     let after: Vec<u64> = writers.iter().map(Writer::count).collect();
