@@ -1053,6 +1053,23 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
     let run = world.redis(&["restore", "cache", "--to"]).arg(&to).run();
     run.expect_code(6);
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 3);
+    // Another identity is another source, until the operator says so.
+    other.configure(&world, "identity = \"shop\"");
+    world
+        .redis(&["backup", "cache"])
+        .run()
+        .expect_code(8)
+        .expect_stderr("is written by source");
+    world
+        .redis(&["backup", "cache", "--confirm"])
+        .run()
+        .success();
+    world.redis(&["backup", "cache"]).run().success();
+    other.configure(&world, "");
+    world
+        .redis(&["backup", "cache", "--confirm"])
+        .run()
+        .success();
     // A server that is no node, and a user without the right.
     let alone = Server::listening("redis-7", "--port", &[]);
     world.configure(&format!(
