@@ -228,7 +228,7 @@ pub fn owners((nodes, asked): (&[Node], &RedisAddress), has_tls: bool) -> Vec<Ow
     owning(nodes).map(owner).collect()
 }
 
-/// What is known of an owner, to find its name.
+/// An owner, as far as it told of itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Heard<'o> {
     /// Its id.
@@ -251,13 +251,13 @@ type Rule<'r> = &'r dyn Fn(&Known, &Heard<'_>) -> bool;
 
 /// Names of owners by the shards that are known. The rules in their order:
 /// 1. An owner that does not answer keeps the name that it had.
-/// 2. Who has a shard's history has its name.
-/// 3. Who goes on from it has the name, if the former owner is none any more, and the owner has most of the slots. A replica that was reset goes on from its
+/// 2. The owner that has a shard's history has its name.
+/// 3. An owner that goes on from it has the name, if the former owner is none any more, and it has most of the slots itself. A replica that was reset goes on from its
 ///    master's history, too, and is not its shard.
 /// 4. The former owner has the name; then a node that was the shard's replica, and has most of the slots.
 ///
-/// Shards that have slots come before those that had some; of these rules 2 and the first half of 4 hold. Of several owners who may have a name the one with
-/// more of the slots has it, and then the one with the lower id: all who look find the same.
+/// Shards that have slots come before those that had some; of these rules 2 and the first half of 4 hold. The one with more of the
+/// slots comes before others that may have the name, then the one with the lower id: all hosts find the same.
 pub fn names<'k>(owners: &[Heard<'_>], known: &'k [Known]) -> Vec<Option<&'k str>> {
     let is_silent =
         |known: &Known, owner: &Heard<'_>| owner.replids.is_none() && known.map.node == owner.node;
