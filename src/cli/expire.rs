@@ -17,6 +17,7 @@ use crate::operate::of;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::repo::id::BackupId;
+use crate::repo::slot_map;
 
 /// Delete what is no longer to be kept
 ///
@@ -385,6 +386,15 @@ fn lines(done: &Done) -> Vec<String> {
     if leftovers > 0 {
         let count = human::count(leftovers as u64, "file");
         lines.push(format!("left by unfinished writes: {count}"));
+    }
+    let is_slots =
+        |d: &&Deletion| matches!(d, Deletion::Event(day, _) if day.starts_with(slot_map::SUBJECT));
+    let slots = plan.deletions.iter().filter(is_slots).count();
+    if slots > 0 {
+        let count = human::count(slots as u64, "record");
+        lines.push(format!(
+            "slots of a shard that later records repeat: {count}"
+        ));
     }
     if let (Some(begin), Some(_)) = (plan.window_begin, plan.oldest_kept()) {
         lines.push(format!(

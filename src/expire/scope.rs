@@ -7,14 +7,18 @@ use super::{Outcome, check_clock, judged_again, pin_clock};
 use crate::error::Result;
 use crate::host::Host;
 use crate::plan::retention::aux_items::retention;
-use crate::plan::retention::{ExpirePlan, Fate, Policy};
+use crate::plan::retention::{Deletion, ExpirePlan, Fate, Policy};
 use crate::repo::catalog::{self, Catalog, Reading};
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline};
 use crate::repo::scope::Scope;
 use crate::repo::set_mark::KIND;
+use crate::repo::slot_map::{self, Useless};
 use crate::repo::source;
+
+/// The backups of a scope, and records of slots that later ones repeat.
+type Stored = (Catalog<AuxBackup>, Vec<Useless>);
 
 /// One run of expiry on one aux scope in one repository.
 pub struct ExpireScope<'a> {
@@ -47,7 +51,7 @@ impl ExpireScope<'_> {
     }
 
     /// Reads what is there. A scope whose registration is lost, damaged or forged is left alone.
-    fn read(&self) -> Result<Catalog<AuxBackup>> {
+    fn read(&self) -> Result<Stored> {
         let store = self.repository.store();
         let mut catalog = Reading::begin(store, self.scope)?.everything()?;
         let registered = source::registration(store, self.scope);
@@ -57,15 +61,24 @@ impl ExpireScope<'_> {
         }
         catalog.unfinished = catalog::unfinished(store, self.scope)?;
         check_clock(store, &catalog, self.host.now())?;
-        Ok(catalog)
+        let has_slots =
+            self.scope.kind() == Some(slot_map::CONTENT) && self.policy.requested.is_none();
+        let useless = match has_slots {
+            true => slot_map::useless(store, self.scope, self.host)?,
+            false => Vec::new(),
+        };
+        Ok((catalog, useless))
     }
 
-    fn judge(&self, catalog: &Catalog<AuxBackup>, policy: &Policy) -> Result<ExpirePlan> {
+    fn judge(&self, (catalog, useless): &Stored, policy: &Policy) -> Result<ExpirePlan> {
         let policy = Policy {
             store_clock: pin_clock(self.repository.store(), catalog)?,
             ..policy.clone()
         };
         let mut plan = retention(catalog, &policy, self.host.now());
+        let slots = useless.iter().filter(|_| plan.withheld.is_empty());
+        let slots = slots.map(|(day, name)| Deletion::Event(day.clone(), name.clone()));
+        plan.deletions.extend(slots.collect::<Vec<_>>());
         if !self.scope.is_known_kind() {
             let kind = self.scope.kind().unwrap_or_default();
             for backup in &mut plan.backups {
@@ -89,8 +102,8 @@ impl ExpireScope<'_> {
 
 impl Domain for ExpireScope<'_> {
     fn decide(&self, spared: &BTreeSet<BackupId>) -> Result<Decided> {
-        let catalog = self.read()?;
-        let judge = |policy: &Policy| self.judge(&catalog, policy);
+        let stored = self.read()?;
+        let judge = |policy: &Policy| self.judge(&stored, policy);
         let plan = judged_again(self.policy.clone(), spared, judge)?;
         Ok(Decided { plan, wal: None })
     }

@@ -1,6 +1,6 @@
 //! The slots of a shard of a Redis Cluster, as they were seen: events of the shard's scope (format, section 16.9).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,13 +10,16 @@ use super::event::{self, Event, Recorded, Writer};
 use super::log_keys::is_replid as is_node;
 use super::scope::Scope;
 use crate::error::{Code, Result};
+use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::store::{Key, Store};
 
+/// The kind of content that has these events.
+pub const CONTENT: &str = "redis";
 /// The kind of event.
 const SLOTS: &str = "slots";
 /// The beginning of the subjects: one for each day.
-const SUBJECT: &str = "slots-";
+pub const SUBJECT: &str = "slots-";
 /// The greatest slot.
 pub const SLOT_MAX: u16 = 16_383;
 /// Looks that are further apart do not make one run, and streams of two shards are not further apart.
@@ -25,6 +28,12 @@ pub const APART_MAX: Duration = Duration::from_secs(15);
 pub const EVERY: Duration = Duration::from_secs(60);
 /// A run that held a moment has an event within so long behind it.
 const FOLLOWS: Duration = Duration::from_secs(90);
+/// A day.
+const DAY: Duration = Duration::from_secs(86_400);
+/// Events of older days were thinned before.
+const THINNED_DAYS: u32 = 15;
+/// So many events are read at once.
+const READERS: usize = 16;
 /// Digits of the id of a cluster.
 const CLUSTER_DIGITS: usize = 8;
 /// Digits of the number of a receiver.
@@ -246,6 +255,56 @@ fn one(store: &dyn Store, scope: &Scope, day: &str, name: &str) -> Result<Option
     }
 }
 
+/// An event that a later one makes useless: its subject, and its name.
+pub type Useless = (String, String);
+
+/// Finds events that a later one of the same run repeats: the last one of a run is enough. Days are looked at that ended one to [`THINNED_DAYS`] days ago.
+///
+/// # Errors
+/// Errors of the store; `Interrupted`.
+pub fn useless(store: &dyn Store, scope: &Scope, host: &Host) -> Result<Vec<Useless>> {
+    let now = host.now();
+    let (from, to) = (
+        subject(now.saturating_sub(DAY * THINNED_DAYS)),
+        subject(now.saturating_sub(DAY)),
+    );
+    let mut found = Vec::new();
+    for day in days(store, scope)?
+        .into_iter()
+        .filter(|day| from <= *day && *day < to)
+    {
+        let names = names(store, scope, &day)?;
+        let read = host.parallel(READERS, &names, |name| one(store, scope, &day, name))?;
+        let mut seen = Vec::new();
+        for (name, one) in names.into_iter().zip(read) {
+            seen.extend(one?.map(|seen| (name, seen)));
+        }
+        let useless = repeated(&seen).into_iter();
+        found.extend(useless.map(|name| (day.clone(), name.to_owned())));
+    }
+    Ok(found)
+}
+
+/// The names of those maps that a later one of the same run repeats.
+fn repeated(seen: &[(String, Seen)]) -> Vec<&str> {
+    let mut last: BTreeMap<TimestampTz, Vec<(&str, &Seen)>> = BTreeMap::new();
+    let mut repeated = Vec::new();
+    for (name, own) in seen {
+        let runs = last.entry(own.1.since).or_default();
+        let same = runs.iter_mut().find(|(_, other)| other.1.is_same(&own.1));
+        let Some(known) = same else {
+            runs.push((name, own));
+            continue;
+        };
+        let is_later = own.0 > known.1.0;
+        repeated.push(if is_later { known.0 } else { name });
+        if is_later {
+            *known = (name, own);
+        }
+    }
+    repeated
+}
+
 /// Finds the newest map.
 ///
 /// # Errors
@@ -309,7 +368,6 @@ pub fn around(store: &dyn Store, scope: &Scope, time: TimestampTz) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Host;
     use crate::store::file::FileStore;
 
     fn map(since: TimestampTz, owned: &[Range]) -> SlotMap {
@@ -385,6 +443,51 @@ mod tests {
             let (_dir, store, scope) = stored(&[seen]);
             assert_eq!(newest(&store, &scope).unwrap(), None, "{seen:?}");
         }
+    }
+
+    #[test]
+    fn of_a_run_its_last_event_is_enough() {
+        let seen: Vec<(String, Seen)> = [
+            ("a", "20T10:00:00", "20T10:01:00", 1),
+            ("b", "20T10:00:00", "20T10:02:00", 1),
+            // Another receiver, or another state, at the same time.
+            ("c", "20T10:00:00", "20T10:01:30", 2),
+            ("d", "20T10:00:00", "20T10:03:00", 1),
+            ("e", "20T10:03:00", "20T10:03:00", 1),
+        ]
+        .into_iter()
+        .map(|(name, since, at, last)| {
+            let map = SlotMap {
+                offset: Some(u64::from(last) + u64::try_from(at.len()).unwrap()),
+                ..map(time(since), &[(0, last)])
+            };
+            (name.to_owned(), (time(at), map))
+        })
+        .collect();
+        assert_eq!(repeated(&seen), ["a", "b"]);
+    }
+
+    #[test]
+    fn only_days_that_are_over_are_thinned() {
+        let (_dir, store, scope) = stored(&[]);
+        let write = |since: &str, at: &str, nonce| {
+            let host = Host::still(time(at), nonce);
+            let event = event(&Writer::of(&host), (time(at), map(time(since), &[(0, 9)])));
+            write(&store, &scope, &event).unwrap();
+        };
+        write("05T10:00:00", "05T10:01:00", 1);
+        write("05T10:00:00", "05T10:02:00", 2);
+        write("19T10:00:00", "19T10:01:00", 3);
+        write("19T10:00:00", "19T10:02:00", 4);
+        write("20T10:00:00", "20T10:01:00", 5);
+        write("20T10:00:00", "20T10:02:00", 6);
+        let host = Host::still(time("21T09:00:00"), 7);
+        let useless = useless(&store, &scope, &host).unwrap();
+        let [(day, name)] = useless.as_slice() else {
+            panic!("{useless:?}");
+        };
+        assert_eq!(day, "slots-20261119");
+        assert!(name.starts_with("20261119T100100"), "{name}");
     }
 
     #[test]

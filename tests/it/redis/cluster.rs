@@ -1,9 +1,15 @@
-//! Clusters: a receiver for each shard, and one moment of all. Rows R64 to R71 of docs/faults.md.
+//! Clusters: a receiver for each shard, and one moment of all. Rows R64 to R72 of docs/faults.md.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use pitr::host::Host;
+use pitr::pg::time::TimestampTz;
+use pitr::repo::event::Writer as EventWriter;
+use pitr::repo::scope::Scope;
+use pitr::repo::slot_map::{self, SlotMap};
+use pitr::store::file::FileStore;
 use rustix::process::Signal;
 
 use super::receive::{now, stop};
@@ -1130,4 +1136,55 @@ fn r67_what_a_cluster_cannot_do_is_refused() {
         .run()
         .expect_code(9)
         .expect_stderr("no node tells the shards of cluster");
+}
+
+/// Once a day is over, `expire` leaves the last record of each run of looks.
+#[test]
+fn r72_expire_keeps_the_last_record_of_each_run() {
+    let server = Server::start("redis-7", &[]);
+    let world = World::new(&server);
+    world.backup();
+    let store = FileStore::open(&world.repository(), 1).unwrap();
+    let scope = Scope::aux("redis", "cache").unwrap();
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
+    let now = i64::try_from(now).unwrap();
+    let day = 86_400_000_000;
+    let noon = |days: i64| now - now % day + day / 2 - days * day;
+    let time = |micros: i64| TimestampTz::from_unix_micros(micros).unwrap();
+    for (days, offset) in [(1, 0), (3, 10), (3, 20)] {
+        let since = time(noon(days) + offset * 60_000_000);
+        for minute in 0..4 {
+            let at = time(noon(days) + (offset + minute) * 60_000_000);
+            let map = SlotMap {
+                cluster: "0a1b2c3d".to_owned(),
+                since,
+                node: "a".repeat(40),
+                nodes: vec!["a".repeat(40)],
+                owned: vec![(0, 16_383)],
+                atomic_seen: true,
+                ..SlotMap::default()
+            };
+            let host = Host::still(at, u64::try_from(offset * 100 + minute).unwrap());
+            let event = slot_map::event(&EventWriter::of(&host), (at, map));
+            slot_map::write(&store, &scope, &event).unwrap();
+        }
+    }
+    let records = || {
+        let all = slot_map::keys(&store, &scope).unwrap();
+        all.iter()
+            .map(|key| key.as_str().rsplit('/').next().unwrap()[9..13].to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(records().len(), 12);
+    let expire = |how: &str| {
+        let run = world.pitr(&["expire", "--keep", "1", how]).run();
+        run.success()
+    };
+    expire("--dry-run").expect_stdout("slots of a shard that later records repeat: 6 records");
+    assert_eq!(records().len(), 12);
+    expire("--confirm");
+    assert_eq!(records(), ["1213", "1223", "1200", "1201", "1202", "1203"]);
+    let again = expire("--dry-run");
+    assert!(!again.stdout.contains("slots of a shard"), "{again}");
+    world.pitr(&["verify"]).run().success();
 }

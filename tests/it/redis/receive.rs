@@ -125,7 +125,7 @@ fn r22_a_time_is_a_target() {
     let running = receiver(&world, &server);
     let before = now();
     world.backup();
-    server.feed("SET account 100\nSET other 1\n");
+    confirm(&server, "SET account 100\nSET other 1\n", 1);
     let good = Moment::of(&server);
     std::thread::sleep(std::time::Duration::from_millis(50));
     let time = now();
