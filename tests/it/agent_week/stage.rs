@@ -50,6 +50,12 @@ for word in $(tr '\0' ' ' </proc/$PPID/cmdline); do
   case $before in --scheduled) scheduled=$word ;; --attempt) attempt=$word ;; esac
   before=$word
 done
+if [ "$scheduled" = '?' ]; then
+  # Its run was killed by now: what it prints goes to a file of that name.
+  name=$(readlink /proc/$$/fd/1); name=${name##*/}; name=${name%.log}
+  attempt=${name##*-} scheduled=${name%-*}
+  while [ "$scheduled" != "${scheduled#0}" ]; do scheduled=${scheduled#0}; done
+fi
 note() { echo "$1 $host $job $scheduled $attempt $$ $(date +%s%N) $2" >>PLACE/trace; }
 n=0; read -r n 2>/dev/null <PLACE/count/$host-$job
 n=$((n + 1)); echo $n >PLACE/count/$host-$job
