@@ -258,7 +258,7 @@ fn one(store: &dyn Store, scope: &Scope, day: &str, name: &str) -> Result<Option
 /// An event that a later one makes useless: its subject, and its name.
 pub type Useless = (String, String);
 
-/// Finds events that a later one of the same run repeats: the last one of a run is enough. Days are looked at that ended one to [`THINNED_DAYS`] days ago.
+/// Finds events that a later one of the same run repeats: the last one of a run is enough. Days are looked at that ended one to 15 days ago.
 ///
 /// # Errors
 /// Errors of the store; `Interrupted`.
