@@ -19,6 +19,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{Position, TimelineId};
+use crate::repo::event::Writer;
 use crate::repo::kept_open::KeptOpen;
 use crate::repo::log_keys::{LogKeys, SEGMENT_BYTES, segment_of};
 use crate::repo::repository::Repository;
@@ -242,16 +243,21 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Registers the scope, or requires that this server may write it. Returns the text that stands for the server there.
+    /// Registers the scope, or requires that this server may write it, which it may from now on where the operator of `confirmed` said so. Returns the text
+    /// that stands for the server there.
     ///
     /// # Errors
     /// `Refused` for a server that is another one; `Unreachable` before the slots of a shard are recorded; those of the store.
-    pub fn require(&self, repository: &Repository) -> Result<String> {
+    pub fn require(
+        &self,
+        repository: &Repository,
+        confirmed: Option<&Writer<'_>>,
+    ) -> Result<String> {
         let (store, scope) = (repository.store(), &self.scope);
         let own = source::source_of(NAME, &self.identity);
         let named = (Some(own.as_str()), Some(self.identity.as_str()));
         let registered = source::register(store, scope, named, (self.clock)())?;
-        source::require(store, scope, &registered, Some(&own))?;
+        source::require_or_continue(store, scope, &registered, Some(&own), confirmed)?;
         if self.is_shard && !slot_map::is_any(store, scope)? {
             return Err(err!(
                 Unreachable,
@@ -545,7 +551,7 @@ impl Shipment {
             state.beginning.clone(),
         );
         if self.known.as_ref() != Some(&told) {
-            let source = self.origin.require(repository)?;
+            let source = self.origin.require(repository, None)?;
             tell(repository, &keys, state, source)?;
             self.known = Some(told);
         }

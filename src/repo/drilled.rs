@@ -208,13 +208,8 @@ pub fn proven_backups(store: &dyn Store, scope: &Scope) -> Result<BTreeSet<Backu
 
 /// The names of the events, newest first.
 fn names(store: &dyn Store, scope: &Scope) -> Result<Vec<String>> {
-    let mut names: Vec<String> = store
-        .list(&scope.subject(SUBJECT))?
-        .into_iter()
-        .filter(|listed| !listed.is_prefix && event::kind_in(&listed.name) == DRILLED)
-        .map(|listed| listed.name)
-        .collect();
-    names.sort_unstable_by(|a, b| b.cmp(a));
+    let mut names = event::names(store, scope, SUBJECT, DRILLED)?;
+    names.reverse();
     Ok(names)
 }
 

@@ -319,12 +319,27 @@ pub fn nonce(random: &(dyn Fn() -> u64 + Sync)) -> String {
 
 /// Writes an event; `nonce` is random. Returns the last part of its key.
 pub fn record(store: &dyn Store, scope: &Scope, event: &Event, nonce: u64) -> Result<String> {
-    let name = format!("{}-{}-{nonce:016x}", compact(event.time), event.event);
-    let key = scope.event(&event.subject, &name)?;
-    match json::write_signed(store, &key, KIND, event)? {
-        Published::Created => Ok(name),
-        Published::Exists => Err(err!(Internal, "event \"{key}\" exists already")),
+    match put(store, scope, event, &format!("{nonce:016x}"))? {
+        (name, Published::Created) => Ok(name),
+        (name, Published::Exists) => Err(err!(
+            Internal,
+            "event \"{}\" exists already",
+            scope.event(&event.subject, &name)?
+        )),
     }
+}
+
+/// Writes an event unless its key is taken. Returns the last part of the key.
+fn put(
+    store: &dyn Store,
+    scope: &Scope,
+    event: &Event,
+    nonce: &str,
+) -> Result<(String, Published)> {
+    let name = format!("{}-{}-{nonce}", compact(event.time), event.event);
+    let key = scope.event(&event.subject, &name)?;
+    let published = json::write_signed(store, &key, KIND, event)?;
+    Ok((name, published))
 }
 
 /// Writes an event under a key that its own nonce gives: the same one in each repository. One that is there already is done.
@@ -334,15 +349,18 @@ pub fn record(store: &dyn Store, scope: &Scope, event: &Event, nonce: u64) -> Re
 #[cfg(feature = "full")]
 pub fn record_once(store: &dyn Store, scope: &Scope, event: &Event) -> Result<()> {
     let nonce: String = event.nonce.chars().take(16).collect();
-    let name = format!("{}-{}-{nonce}", compact(event.time), event.event);
-    let key = scope.event(&event.subject, &name)?;
-    if json::write_signed(store, &key, KIND, event)? == Published::Created {
+    let (name, published) = put(store, scope, event, &nonce)?;
+    if published == Published::Created {
         return Ok(());
     }
     let there = read_one(store, scope, &event.subject, &name)?;
     match there.is_some_and(|there| there.event == *event) {
         true => Ok(()),
-        false => Err(err!(Conflict, "event \"{key}\" is another one")),
+        false => Err(err!(
+            Conflict,
+            "event \"{}\" is another one",
+            scope.event(&event.subject, &name)?
+        )),
     }
 }
 
@@ -442,6 +460,43 @@ pub fn read_one(
         stored: meta.modified,
         is_doubted,
     }))
+}
+
+/// The subject of the day (UTC) of a time, for events that are kept by day.
+#[cfg(feature = "full")]
+pub fn of_day(prefix: &str, time: TimestampTz) -> String {
+    let day: String = compact(time).chars().take(8).collect();
+    format!("{prefix}{day}")
+}
+
+/// The subjects with this prefix that have events, ascending: days by their time.
+///
+/// # Errors
+/// Errors of the store.
+#[cfg(feature = "full")]
+pub fn days(store: &dyn Store, scope: &Scope, prefix: &str) -> Result<Vec<String>> {
+    let listed = store.list(&scope.events())?.into_iter();
+    let mut days: Vec<String> = listed
+        .filter(|listed| listed.is_prefix && listed.name.starts_with(prefix))
+        .map(|listed| listed.name)
+        .collect();
+    days.sort_unstable();
+    Ok(days)
+}
+
+/// The names of a subject's events of one kind, ascending: by their time.
+///
+/// # Errors
+/// Errors of the store.
+#[cfg(feature = "full")]
+pub fn names(store: &dyn Store, scope: &Scope, subject: &str, kind: &str) -> Result<Vec<String>> {
+    let listed = store.list(&scope.subject(subject))?.into_iter();
+    let mut names: Vec<String> = listed
+        .filter(|listed| !listed.is_prefix && kind_in(&listed.name) == kind)
+        .map(|listed| listed.name)
+        .collect();
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// The kind in the name of an event; empty where it has none.

@@ -252,8 +252,7 @@ pub fn is_label(text: &str) -> bool {
 }
 
 fn subject(time: TimestampTz) -> String {
-    let day: String = event::compact(time).chars().take(8).collect();
-    format!("{SUBJECT}{day}")
+    event::of_day(SUBJECT, time)
 }
 
 /// The name of a mark, such as `20261120T064049Z-4f2a9c`.
@@ -300,23 +299,10 @@ pub struct Marks {
 /// Errors of the store. An event that cannot be read is refused, and hides no other one.
 pub fn newest(store: &dyn Store, scope: &Scope, limit: usize) -> Result<Marks> {
     let mut found = Marks::default();
-    let mut days: Vec<String> = store
-        .list(&scope.events())?
-        .into_iter()
-        .filter(|listed| listed.is_prefix && listed.name.starts_with(SUBJECT))
-        .map(|listed| listed.name)
-        .collect();
-    days.sort_unstable_by(|a, b| b.cmp(a));
     let mut looked_at = 0;
-    for day in days {
-        let mut names: Vec<String> = store
-            .list(&scope.subject(&day))?
-            .into_iter()
-            .filter(|listed| !listed.is_prefix && event::kind_in(&listed.name) == MARK)
-            .map(|listed| listed.name)
-            .collect();
-        names.sort_unstable_by(|a, b| b.cmp(a));
-        for name in names {
+    for day in event::days(store, scope, SUBJECT)?.into_iter().rev() {
+        let names = event::names(store, scope, &day, MARK)?;
+        for name in names.into_iter().rev() {
             if found.marks.len() >= limit || looked_at >= READ_MAX {
                 found.is_cut = true;
                 return Ok(found);

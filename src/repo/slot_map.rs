@@ -188,8 +188,7 @@ pub fn is_one_day(one: TimestampTz, other: TimestampTz) -> bool {
 }
 
 fn subject(time: TimestampTz) -> String {
-    let day: String = event::compact(time).chars().take(8).collect();
-    format!("{SUBJECT}{day}")
+    event::of_day(SUBJECT, time)
 }
 
 fn read(recorded: Recorded) -> Option<Seen> {
@@ -204,24 +203,12 @@ fn read(recorded: Recorded) -> Option<Seen> {
 
 /// Days with events, ascending.
 fn days(store: &dyn Store, scope: &Scope) -> Result<Vec<String>> {
-    let listed = store.list(&scope.events())?.into_iter();
-    let mut days: Vec<String> = listed
-        .filter(|listed| listed.is_prefix && listed.name.starts_with(SUBJECT))
-        .map(|listed| listed.name)
-        .collect();
-    days.sort_unstable();
-    Ok(days)
+    event::days(store, scope, SUBJECT)
 }
 
 /// Names of the events of a day, ascending: by their time.
 fn names(store: &dyn Store, scope: &Scope, day: &str) -> Result<Vec<String>> {
-    let listed = store.list(&scope.subject(day))?.into_iter();
-    let mut names: Vec<String> = listed
-        .filter(|listed| !listed.is_prefix && event::kind_in(&listed.name) == SLOTS)
-        .map(|listed| listed.name)
-        .collect();
-    names.sort_unstable();
-    Ok(names)
+    event::names(store, scope, day, SLOTS)
 }
 
 /// Whether there is an event of this kind.
@@ -329,9 +316,15 @@ pub fn around(store: &dyn Store, scope: &Scope, time: TimestampTz) -> Result<Vec
     let (at, own_day) = (event::compact(time), subject(time));
     let soon = format!("{}.", event::compact(time.saturating_add(FOLLOWS)));
     let days = days(store, scope)?;
+    // That day has events on both sides of the time: it is listed once.
+    let own_names = names(store, scope, &own_day)?;
+    let names_of = |day: &String| match *day == own_day {
+        true => Ok(own_names.clone()),
+        false => names(store, scope, day),
+    };
     let mut found: Vec<Seen> = Vec::new();
     'behind: for day in days.iter().filter(|day| **day >= own_day) {
-        for name in names(store, scope, day)?.iter().filter(|name| **name >= at) {
+        for name in names_of(day)?.iter().filter(|name| **name >= at) {
             if *name >= soon && !found.is_empty() {
                 break 'behind;
             }
@@ -342,11 +335,7 @@ pub fn around(store: &dyn Store, scope: &Scope, time: TimestampTz) -> Result<Vec
     let begin = time.saturating_sub(APART_MAX);
     let mut before = Vec::new();
     'before: for day in days.iter().rev().filter(|day| **day <= own_day) {
-        for name in names(store, scope, day)?
-            .iter()
-            .rev()
-            .filter(|name| **name < at)
-        {
+        for name in names_of(day)?.iter().rev().filter(|name| **name < at) {
             if since.is_some_and(|since| since <= begin) {
                 break 'before;
             }

@@ -9,7 +9,7 @@ use super::root::Stored;
 use super::root::aux_root::AuxOutline;
 use super::scope::Scope;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::store::{Published, Store, get};
 use crate::text::hex;
@@ -194,6 +194,26 @@ pub fn require(
             shown(own)
         )
         .hint("Nothing was stored: two sources under one name would be mixed. A clone of the first host, or a test, takes another name.\nA host that replaces the first one goes on under its name with --confirm.")),
+    }
+}
+
+/// As [`require`]; with a writer, whose operator confirmed it, another source than before continues the scope.
+///
+/// # Errors
+/// Those of [`require`] and of [`continue_with`].
+pub fn require_or_continue(
+    store: &dyn Store,
+    scope: &Scope,
+    registered: &Registration,
+    own: Option<&str>,
+    confirmed: Option<&Writer<'_>>,
+) -> Result<()> {
+    match (require(store, scope, registered, own), confirmed) {
+        (Err(e), Some(writer)) if e.code() == Code::Refused => {
+            let whose = (own.unwrap_or_default(), "the operator confirmed it");
+            continue_with(store, scope, writer, whose)
+        }
+        (required, _) => required,
     }
 }
 

@@ -8,7 +8,7 @@ use super::attempt::{Attempt, Commit};
 use super::incremental::complete;
 use super::reservation;
 use crate::err;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -76,14 +76,9 @@ pub fn take(
         .map(|i| source::source_of(kind.name(), i));
     let named = (own.as_deref(), identity.as_deref());
     let registered = source::register(store, &scope, named, host.now())?;
-    match source::require(store, &scope, &registered, own.as_deref()) {
-        Err(e) if e.code() == Code::Refused && options.takes_over => {
-            let own = own.as_deref().unwrap_or_default();
-            let reason = "the operator confirmed it";
-            source::continue_with(store, &scope, &Writer::of(host), (own, reason))?;
-        }
-        required => required?,
-    }
+    let writer = Writer::of(host);
+    let confirmed = options.takes_over.then_some(&writer);
+    source::require_or_continue(store, &scope, &registered, own.as_deref(), confirmed)?;
     let newest = newest_end(store, &scope)?;
     check_order(newest, host.now())?;
     let (held, mut why_full) = match options.is_full || !kind.takes_changes() {

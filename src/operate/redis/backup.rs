@@ -19,7 +19,6 @@ use crate::repo::event::Writer;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::scope::Scope;
 use crate::repo::slot_map::{self, Seen};
-use crate::repo::source;
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::writer;
 
@@ -147,17 +146,10 @@ fn record(
     let scope = Scope::aux(NAME, name)?;
     let repository = session.open(first)?;
     clock::check(repository.store(), session.host.now())?;
-    let origin = origin(session, &live.section_of(name), &scope);
-    match origin.require(&repository) {
-        Err(e) if e.code() == Code::Refused && live.takes_over => {
-            let own = source::source_of(NAME, &origin.identity);
-            let whose = (own.as_str(), "the operator confirmed it");
-            let writer = Writer::of(&session.host);
-            source::continue_with(repository.store(), &scope, &writer, whose)?;
-        }
-        required => drop(required?),
-    }
-    let event = slot_map::event(&Writer::of(&session.host), seen.clone());
+    let writer = Writer::of(&session.host);
+    let confirmed = live.takes_over.then_some(&writer);
+    origin(session, &live.section_of(name), &scope).require(&repository, confirmed)?;
+    let event = slot_map::event(&writer, seen.clone());
     slot_map::write(repository.store(), &scope, &event)
 }
 

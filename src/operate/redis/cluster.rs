@@ -346,16 +346,13 @@ impl<'s> Live<'s> {
                 replids: account_of(&owner.map.node).map(|account| account.replids.as_slice()),
             })
             .collect();
-        let find = || -> Vec<Option<String>> {
-            let known = self.state(|state| state.known.clone());
-            let names = nodes::names(&heard, &known).into_iter();
-            names.map(|name| name.map(str::to_owned)).collect()
+        let drawn = || {
+            let ids: Vec<&str> = heard.iter().map(|owner| owner.node).collect();
+            slot_map::cluster_id(&ids)
         };
-        let names = find();
-        let ids: Vec<&str> = heard.iter().map(|owner| owner.node).collect();
-        let drawn = slot_map::cluster_id(&ids);
-        let mut nameless = None;
         let learned = self.state(|state| {
+            let names = nodes::names(&heard, &state.known).into_iter();
+            let names: Vec<Option<String>> = names.map(|name| name.map(str::to_owned)).collect();
             let own = |known: &&Known| names.iter().flatten().any(|name| *name == known.name);
             let newest = state
                 .known
@@ -363,8 +360,9 @@ impl<'s> Live<'s> {
                 .filter(own)
                 .max_by_key(|known| known.time);
             let newest = newest.map(|known| known.map.cluster.clone());
-            let cluster = newest.or_else(|| state.cluster.clone()).unwrap_or(drawn);
-            let (mut shards, mut seen) = (Vec::new(), Vec::new());
+            let cluster = newest.or_else(|| state.cluster.clone());
+            let cluster = cluster.unwrap_or_else(drawn);
+            let (mut shards, mut seen, mut nameless) = (Vec::new(), Vec::new(), None);
             for (owner, name) in owners.iter().zip(names) {
                 let node = &owner.map.node;
                 let account = account_of(node);
@@ -420,7 +418,7 @@ impl<'s> Live<'s> {
                 state.cluster = Some(cluster);
             }
             state.places = nodes::places(&first.nodes, &first.asked, has_tls);
-            // One that nobody names is there until it is said to be gone.
+            // One that no node names is there until a word of its former owner, or of all, ends it.
             let found = shards.clone();
             let is_lost = |one: &Shard| found.iter().all(|shard: &Shard| shard.name != one.name);
             let carried = state.shards.iter().filter(|one| is_lost(one)).cloned();
@@ -429,14 +427,11 @@ impl<'s> Live<'s> {
             Learned {
                 shards: found,
                 seen,
-                nameless: None,
+                nameless,
             }
         });
         self.write_names();
-        Learned {
-            nameless,
-            ..learned
-        }
+        learned
     }
 
     /// Shards that have no slots any more, with the maps that say so. The former owner says it, or all owners do twice, while no node names any other owner.
@@ -563,7 +558,7 @@ impl State {
     }
 }
 
-/// Requires that no other node is said to own the same slots: it may be the shard that the other one was.
+/// Requires that no account names another owner of the same slots: the node may be the shard that the other one was.
 fn require_sole<'o>(map: &SlotMap, mut others: impl Iterator<Item = &'o [Range]>) -> Result<()> {
     match others.any(|other| nodes::overlap(&map.owned, other)) {
         false => Ok(()),

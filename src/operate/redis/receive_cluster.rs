@@ -28,13 +28,13 @@ const LOOK: Duration = Duration::from_secs(1);
 const LAST_LOOK: Duration = Duration::from_millis(200);
 /// How long a receiver that failed is left alone.
 const AGAIN: Duration = Duration::from_secs(30);
-/// How often it is said that a shard is not received.
+/// A warning names the shards that are not received so often.
 const SAY_AGAIN: Duration = Duration::from_secs(600);
 
 /// How the receiver of a shard ended.
 pub type OfShard = (String, Result<Ended>);
 
-/// Receives from all shards of a cluster until the process is told to stop.
+/// Receives from all shards of a cluster until a signal ends the process.
 ///
 /// # Errors
 /// `Config` for a name that is not configured, or without a journal; `Locked` where another receiver has it; `Refused` for another cluster than before; those of
@@ -137,7 +137,7 @@ struct Receivers<'e, 't> {
     over: BTreeMap<String, Over>,
     /// Shards whose journals may hold more than the repositories, and when these are tried next.
     left: BTreeMap<String, Instant>,
-    /// When it was said last which shards are not received.
+    /// When a warning named the shards last that are not received.
     said: Instant,
 }
 

@@ -31,16 +31,14 @@ pub fn is_shard(repository: &Repository, scope: &Scope, cluster: &str) -> Result
 
 /// Names of the stored shards of a cluster, and those of scopes that may be some and have no record of slots.
 fn names(repository: &Repository, cluster: &str) -> Result<(Vec<String>, Vec<String>)> {
-    let (mut names, mut unrecorded) = (Vec::new(), Vec::new());
-    for scope in repository.aux_scopes()?.into_iter().filter(may_be(cluster)) {
-        let name = scope.name().to_owned();
-        if slot_map::is_any(repository.store(), &scope)? {
-            names.push(name);
-        } else if has_content(repository, &scope)? {
-            unrecorded.push(name);
-        }
-    }
-    Ok((names, unrecorded))
+    let (found, unrecorded) = sorted(repository, cluster, |scope| {
+        let is_any = slot_map::is_any(repository.store(), scope)?;
+        Ok(is_any.then_some(()))
+    })?;
+    Ok((
+        found.into_iter().map(|(name, ())| name).collect(),
+        unrecorded,
+    ))
 }
 
 /// Whether a scope has a name that shards of a cluster have.
@@ -49,7 +47,6 @@ fn may_be(cluster: &str) -> impl Fn(&Scope) -> bool + '_ {
 }
 
 /// The shards that a repository has of a cluster.
-#[derive(Default)]
 pub(super) struct InRepository {
     /// Those whose slots are recorded, as they were seen last.
     pub known: Vec<Known>,
@@ -62,22 +59,39 @@ pub(super) struct InRepository {
 /// # Errors
 /// Errors of the store.
 pub(super) fn stored(repository: &Repository, cluster: &str) -> Result<InRepository> {
-    let mut found = InRepository::default();
+    let newest = |scope: &Scope| slot_map::newest(repository.store(), scope);
+    let (found, unrecorded) = sorted(repository, cluster, newest)?;
+    let known = found.into_iter().map(|(name, (time, map))| Known {
+        lingers: !map.owned.is_empty(),
+        name,
+        time,
+        map,
+    });
+    Ok(InRepository {
+        known: known.collect(),
+        unrecorded,
+    })
+}
+
+/// Scopes by what is recorded of their slots, each with its name; and the names of those that may be shards of the cluster, and lack that.
+type Sorted<T> = (Vec<(String, T)>, Vec<String>);
+
+fn sorted<T>(
+    repository: &Repository,
+    cluster: &str,
+    recorded: impl Fn(&Scope) -> Result<Option<T>>,
+) -> Result<Sorted<T>> {
+    let (mut found, mut unrecorded) = (Vec::new(), Vec::new());
     for scope in repository.aux_scopes()?.into_iter().filter(may_be(cluster)) {
         let name = scope.name().to_owned();
-        match slot_map::newest(repository.store(), &scope)? {
-            Some((time, map)) => found.known.push(Known {
-                lingers: !map.owned.is_empty(),
-                name,
-                time,
-                map,
-            }),
-            None if has_content(repository, &scope)? => found.unrecorded.push(name),
+        match recorded(&scope)? {
+            Some(recorded) => found.push((name, recorded)),
+            None if has_content(repository, &scope)? => unrecorded.push(name),
             // A registration is made before the first slots are recorded.
             None => {}
         }
     }
-    Ok(found)
+    Ok((found, unrecorded))
 }
 
 /// Whether there is more of a scope than its registration.

@@ -362,7 +362,7 @@ impl Into<'_> {
         }
         let scope = Scope::aux(NAME, shard)?;
         if !self.registered.contains(shard) {
-            origin(session, &self.live.section_of(shard), &scope).require(repository)?;
+            origin(session, &self.live.section_of(shard), &scope).require(repository, None)?;
             self.registered.insert(shard.clone());
         }
         if entry.is_first && slot_map::is_any(repository.store(), &scope)? {

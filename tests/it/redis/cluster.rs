@@ -17,6 +17,7 @@ use super::server::{Server, program};
 use super::world::World;
 use super::writer::{self, Writer};
 use crate::common::{PATIENCE, Program, Running, wait_until};
+use crate::per_server;
 
 /// The nodes of a cluster.
 struct Nodes {
@@ -247,7 +248,7 @@ fn without_load(content: &Content) -> Content {
 }
 
 /// Under load, all shards come back as they were at one moment.
-fn all_shards_come_back(name: &'static str) {
+fn r64_all_shards_come_back_to_one_moment(name: &'static str) {
     let nodes = Nodes::start(name, 3, 0);
     let world = nodes.world("");
     let mut record = some("first", 300);
@@ -421,27 +422,10 @@ fn one_cluster_again(name: &'static str, to: &Path, json: &serde_json::Value, en
     }
 }
 
-mod r64_all_shards_come_back_to_one_moment {
-    #[test]
-    fn redis6() {
-        super::all_shards_come_back("redis-6");
-    }
-    #[test]
-    fn redis7() {
-        super::all_shards_come_back("redis-7");
-    }
-    #[test]
-    fn redis8() {
-        super::all_shards_come_back("redis-8");
-    }
-    #[test]
-    fn valkey9() {
-        super::all_shards_come_back("valkey-9");
-    }
-}
+per_server!(r64_all_shards_come_back_to_one_moment, redis6 redis7 redis8 valkey9);
 
 /// The master of a shard dies under load, and its successor hands over in order: nothing that was confirmed is lost.
-fn failovers_are_followed(name: &'static str) {
+fn r65_a_failover_within_a_shard_is_followed(name: &'static str) {
     let mut nodes = Nodes::start(name, 3, 1);
     let world = nodes.world("");
     nodes.set(&some("first", 100));
@@ -530,16 +514,7 @@ fn failovers_are_followed(name: &'static str) {
     assert_eq!(without_load(&found), some("first", 100));
 }
 
-mod r65_a_failover_within_a_shard_is_followed {
-    #[test]
-    fn redis6() {
-        super::failovers_are_followed("redis-6");
-    }
-    #[test]
-    fn redis7() {
-        super::failovers_are_followed("redis-7");
-    }
-}
+per_server!(r65_a_failover_within_a_shard_is_followed, redis6 redis7);
 
 /// Moves slots from one node to another.
 fn reshard(nodes: &Nodes, (from, to): (usize, usize), count: &str) -> Running {
@@ -578,7 +553,9 @@ fn migrate(nodes: &Nodes, (from, to): (usize, usize)) {
 }
 
 /// Slots move under load: `plan` names them while they move, and no moment long before or behind is less exact. A shard that appears gets a receiver.
-fn moved_slots_are_named(name: &'static str, is_atomic: bool) {
+fn r66_slots_that_moved_are_named(name: &'static str) {
+    // Slots are moved by the server itself there.
+    let is_atomic = name == "valkey-9";
     let mut nodes = Nodes::start(name, 3, 0);
     let world = nodes.world("");
     nodes.set(&some("first", 600));
@@ -717,24 +694,7 @@ fn moved_slots_are_named(name: &'static str, is_atomic: bool) {
     assert_eq!(run.success().json()["exact"], true);
 }
 
-mod r66_slots_that_moved_are_named {
-    #[test]
-    fn redis7() {
-        super::moved_slots_are_named("redis-7", false);
-    }
-    #[test]
-    fn redis8() {
-        super::moved_slots_are_named("redis-8", false);
-    }
-    #[test]
-    fn valkey8() {
-        super::moved_slots_are_named("valkey-8", false);
-    }
-    #[test]
-    fn valkey9_by_itself() {
-        super::moved_slots_are_named("valkey-9", true);
-    }
-}
+per_server!(r66_slots_that_moved_are_named, redis7 redis8 valkey8 valkey9);
 
 /// A node that belongs to no cluster any more, and is asked first, is not believed; nor is one of another cluster.
 #[test]
@@ -926,7 +886,7 @@ fn r70_names_are_known_without_a_repository() {
     std::fs::rename(world.repository(), &aside).unwrap();
     let running = nodes.receive(&world, 3);
     reshard(&nodes, (2, 3), "50").wait().success();
-    wait_until(PATIENCE, "the new shard is told of", || {
+    wait_until(PATIENCE, "the receiver names the new shard", || {
         running
             .stderr()
             .contains("may know it by a name, and cannot be read")

@@ -16,27 +16,22 @@ const LIFE: Duration = Duration::from_secs(1800);
 #[macro_export]
 macro_rules! per_server {
     ($name:ident) => {
+        $crate::per_server!($name, redis6 redis7 redis8 valkey8 valkey9);
+    };
+    ($name:ident, $($test:ident)+) => {
         mod $name {
-            #[test]
-            fn redis6() {
-                super::$name("redis-6");
-            }
-            #[test]
-            fn redis7() {
-                super::$name("redis-7");
-            }
-            #[test]
-            fn redis8() {
-                super::$name("redis-8");
-            }
-            #[test]
-            fn valkey8() {
-                super::$name("valkey-8");
-            }
-            #[test]
-            fn valkey9() {
-                super::$name("valkey-9");
-            }
+            $($crate::per_server!(@ $name $test);)+
+        }
+    };
+    (@ $name:ident redis6) => { $crate::per_server!(@ $name redis6 "redis-6"); };
+    (@ $name:ident redis7) => { $crate::per_server!(@ $name redis7 "redis-7"); };
+    (@ $name:ident redis8) => { $crate::per_server!(@ $name redis8 "redis-8"); };
+    (@ $name:ident valkey8) => { $crate::per_server!(@ $name valkey8 "valkey-8"); };
+    (@ $name:ident valkey9) => { $crate::per_server!(@ $name valkey9 "valkey-9"); };
+    (@ $name:ident $test:ident $server:literal) => {
+        #[test]
+        fn $test() {
+            super::$name($server);
         }
     };
 }
