@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Times `pitr clone` beside `pitr restore` and a start: until the first query, and for reading everything.
 
-usage: benches/clone.py PROGRAMS POSTGRES [--gib N] [--rounds N] [--work DIR]
+usage: benches/clone.py PROGRAMS POSTGRES [--gib N] [--empty-gib N] [--s3 PROGRAM] [--encrypted] [--rounds N] [--work DIR]
 
 PROGRAMS is the folder of pitr's release builds, POSTGRES that of the server's programs. It runs as an ordinary user who may open
-/dev/fuse. Prints a line for each round, and medians with their ratios. The page cache is as the copy before has left it, for both.
+/dev/fuse. `--empty-gib` adds a table of pages that were never used: files of zeros, which PostgreSQL reads as any other. `--s3` names the
+release build of benches/s3server.rs: the repository lies there, and each round trip takes 20 ms. Prints a line for each round, and medians
+with their ratios. The page cache is as the copy before has left it, for both.
 """
 import argparse
 import json
@@ -22,6 +24,9 @@ def main():
     parser.add_argument("programs", type=Path)
     parser.add_argument("postgres", type=Path)
     parser.add_argument("--gib", type=float, default=2.6)
+    parser.add_argument("--empty-gib", type=int, default=0)
+    parser.add_argument("--s3", type=Path)
+    parser.add_argument("--encrypted", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
     asked = parser.parse_args()
@@ -38,15 +43,16 @@ class Bench:
     def __init__(self, asked, work):
         self.asked, self.work = asked, work
         self.config = work / "pitr.toml"
+        self.environment = dict(os.environ)
 
     def pitr(self, *words):
         line = [self.asked.programs / "pitr", "--config", self.config, *words]
-        return subprocess.run(line, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(line, check=True, capture_output=True, text=True, env=self.environment).stdout
 
     def start(self, data, port):
         options = f"-p {port} -k {self.work} -c listen_addresses="
         line = [self.asked.postgres / "pg_ctl", "-D", data, "-w", "-t", "600", "-l", self.work / f"{port}.log", "-o", options, "start"]
-        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=self.environment)
 
     def stop(self, data, how="fast"):
         line = [self.asked.postgres / "pg_ctl", "-D", data, "-m", how, "-w", "stop"]
@@ -56,30 +62,57 @@ class Bench:
         line = ["psql", "-X", "-q", "-A", "-t", where, "-c", text]
         return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
 
+    def repository(self):
+        """The section of the configuration; starts the object store where it is to be one."""
+        where = f"url = \"file://{self.work}/repository\"\n"
+        if self.asked.s3:
+            authority = self.work / "authority.pem"
+            line = [self.asked.s3, "--latency", "20", "--authority", authority]
+            self.store = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            port = int(self.store.stdout.readline())
+            where = f"url = \"s3://bucket/bench\"\nendpoint = \"https://127.0.0.1:{port}\"\nca_file = \"{authority}\"\n"
+            self.environment |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench-secret"}
+        if self.asked.encrypted:
+            keys = self.work / "keys"
+            line = [self.asked.programs / "pitr", "repo", "keygen", "--dir", keys, "--recipient", "dba", "--recipient", "safe"]
+            subprocess.run(line, check=True, capture_output=True)
+            where += f"[repositories.local.encryption]\nkey_set = \"{keys}/writer.key\"\nkey_file = \"{keys}/dba.key\"\n"
+        return "[repositories.local]\n" + where
+
     def make(self):
         data = self.work / "data"
         line = [self.asked.postgres / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"]
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
         with open(data / "postgresql.conf", "a") as conf:
-            conf.write("archive_mode = on\nfsync = off\nmax_wal_size = '8GB'\nwal_level = replica\nport = 5511\n")
+            # Nothing but the bench writes: what a clone replays is then the same in each round.
+            conf.write("archive_mode = on\nfsync = off\nmax_wal_size = '8GB'\nwal_level = replica\nport = 5511\nautovacuum = off\n")
             archive = f"{self.asked.programs}/pitr-archive --config {self.config} %p"
             conf.write(f"archive_command = '{archive}'\nunix_socket_directories = '{self.work}'\n")
-        self.config.write_text(
-            f"[clusters.main]\npgdata = \"{data}\"\nconninfo = \"host={self.work} port=5511 user=postgres dbname=postgres\"\n"
-            f"[repositories.local]\nurl = \"file://{self.work}/repository\"\n"
-        )
+        cluster = f"[clusters.main]\npgdata = \"{data}\"\nconninfo = \"host={self.work} port=5511 user=postgres dbname=postgres\"\n"
+        self.config.write_text(cluster + self.repository())
         self.pitr("init", "--quiet")
         self.start(data, 5511)
         live = f"host={self.work} port=5511 user=postgres dbname=postgres"
         rows = int(self.asked.gib * (1 << 30) / 136)
         self.sql(live, f"create unlogged table a as select g as id, md5(g::text) || md5((g*7)::text) || g as b from generate_series(1, {rows}) g")
         self.sql(live, "alter table a set logged")
+        # A reader of rows without hint bits writes each page.
+        self.sql(live, "vacuum (freeze) a")
         self.sql(live, "create table small as select g as id from generate_series(1, 1000) g")
+        self.sql(live, "create table empty (id int)")
+        empty = data / self.sql(live, "select pg_relation_filepath('empty')")
         self.sql(live, "checkpoint")
+        self.stop(data)
+        for number in range(self.asked.empty_gib):
+            file = empty if number == 0 else empty.with_name(f"{empty.name}.{number}")
+            file.touch(mode=0o600)
+            os.truncate(file, 1 << 30)
+        self.start(data, 5511)
         self.pitr("backup", "--quiet")
-        self.sql(live, "update small set id = -id; select pg_switch_wal()")
+        self.sql(live, "update small set id = -id")
+        mark = self.sql(live, "select pg_walfile_name(pg_switch_wal())")
         size = int(self.sql(live, "select sum(pg_database_size(oid)) from pg_database"))
-        while self.sql(live, "select last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 1) from pg_stat_archiver") != "t":
+        while self.sql(live, f"select last_archived_wal >= '{mark}' from pg_stat_archiver") != "t":
             time.sleep(0.1)
         self.stop(data)
         return size

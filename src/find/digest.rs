@@ -138,15 +138,33 @@ pub struct Digest {
 
 /// Fills a [`Digest`].
 pub struct Digester<'a> {
-    /// Files that are catalogs.
-    pub files: &'a CatalogFiles,
-    /// Whether rows of relations are counted.
-    pub counts_rows: bool,
-    /// The result.
-    pub digest: Digest,
+    files: &'a CatalogFiles,
+    counts_rows: bool,
+    digest: Digest,
+    /// The relation of the last block, and its catalog: most records are about the relation of the record before.
+    last: Option<(Relation, Option<Catalog>)>,
+    /// Rows of one transaction in one relation that are not in the digest yet, for the same reason.
+    pending: Option<((u32, Relation), RowCount)>,
 }
 
-impl Digester<'_> {
+impl<'a> Digester<'a> {
+    /// Takes the files that are catalogs, and whether rows of relations are counted.
+    pub fn new(files: &'a CatalogFiles, counts_rows: bool) -> Self {
+        Digester {
+            files,
+            counts_rows,
+            digest: Digest::default(),
+            last: None,
+            pending: None,
+        }
+    }
+
+    /// Returns the result.
+    pub fn finish(mut self) -> Digest {
+        self.flush();
+        self.digest
+    }
+
     /// Takes the next record.
     pub fn record(&mut self, record: &Record<'_>) {
         if self.take(record).is_none() {
@@ -158,7 +176,9 @@ impl Digester<'_> {
         match record.rmid {
             rmgr::HEAP | rmgr::HEAP2 | rmgr::XLOG => {
                 let body = record.body().ok()?;
-                self.images(&body, record.block_size);
+                if body.has_images() {
+                    self.images(&body, record.block_size);
+                }
                 if let Some(change) = heap::row_change(record, body.main_data) {
                     self.row(record, &body, change)?;
                 }
@@ -201,9 +221,17 @@ impl Digester<'_> {
         Some(())
     }
 
-    fn place(&self, relation: &Relation, block: u32) -> Option<Place> {
+    fn place(&mut self, relation: &Relation, block: u32) -> Option<Place> {
+        let catalog = match self.last {
+            Some((last, catalog)) if last == *relation => catalog,
+            _ => {
+                let catalog = self.files.catalog(relation.database, relation.number);
+                self.last = Some((*relation, catalog));
+                catalog
+            }
+        };
         Some(Place {
-            catalog: self.files.catalog(relation.database, relation.number)?,
+            catalog: catalog?,
             database: relation.database,
             file: relation.number,
             block,
@@ -270,7 +298,19 @@ impl Digester<'_> {
             },
             _ => return,
         };
-        self.digest.rows.entry(key).or_default().add(&count);
+        match &mut self.pending {
+            Some((last, sum)) if *last == key => sum.add(&count),
+            _ => {
+                self.flush();
+                self.pending = Some((key, count));
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some((key, count)) = self.pending.take() {
+            self.digest.rows.entry(key).or_default().add(&count);
+        }
     }
 
     fn transaction(&mut self, record: &Record<'_>) -> Option<()> {

@@ -25,7 +25,7 @@ use crate::wal::facts::{Crossing, EntryKind, Facts, Wal, flag};
 use crate::wal::index::{self, WalEvent};
 use crate::wal::inventory::Inventory;
 use crate::wal::path::Path;
-use crate::wal::rollup::Rollup;
+use crate::wal::rollup::{CheckedBy, Rollup};
 
 /// The commit of a database that was dropped follows within so many segments.
 const COMMIT_WITHIN: usize = 64;
@@ -777,11 +777,7 @@ impl<'a> Scan<'a> {
         counts_rows: bool,
         (from, to): (Lsn, Lsn),
     ) -> Result<Digest> {
-        let mut digester = Digester {
-            files,
-            counts_rows,
-            digest: Digest::default(),
-        };
+        let mut digester = Digester::new(files, counts_rows);
         if let Some((number, name)) = self.segments.get(at) {
             let next = |from: SegmentName| {
                 let number = from.number(self.size).ok()?;
@@ -789,25 +785,22 @@ impl<'a> Scan<'a> {
                 self.next(found.ok()?)
             };
             let limit = self.limits.get(number).copied().unwrap_or(to).min(to);
-            self.rollup.records(*name, &next, &mut |record| {
+            let by = CheckedBy::Records;
+            self.rollup.records(*name, by, &next, &mut |record| {
                 if (from..limit).contains(&record.start_lsn) {
                     digester.record(record);
                 }
             })?;
         }
-        Ok(digester.digest)
+        Ok(digester.finish())
     }
 
     /// The digest of the record that begins in a segment and ends in the next; `None` where the indexes do not have all of it.
     fn joined(&self, at: usize, facts: &Facts, files: &CatalogFiles) -> Result<Option<Digest>> {
-        let mut digester = Digester {
-            files,
-            counts_rows: false,
-            digest: Digest::default(),
-        };
+        let mut digester = Digester::new(files, false);
         let (Some(name), Some(next)) = (self.name(at), self.next(at)) else {
             // Nothing continues it: it does not exist for recovery.
-            return Ok(Some(digester.digest));
+            return Ok(Some(digester.finish()));
         };
         let mut bytes = self.rollup.fragments(name)?.tail;
         bytes.extend(self.rollup.fragments(next)?.head);
@@ -822,7 +815,7 @@ impl<'a> Scan<'a> {
             return Ok(None);
         };
         digester.record(&record);
-        Ok(Some(digester.digest))
+        Ok(Some(digester.finish()))
     }
 
     /// Follows the names of schemas and databases from the first segment on.

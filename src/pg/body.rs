@@ -121,6 +121,7 @@ pub struct Body<'a> {
     pub main_data: &'a [u8],
     /// Length of the main data; more than is there if the record is truncated.
     pub main_data_len: u32,
+    has_images: bool,
     headers: &'a [u8],
     data: &'a [u8],
     version: &'static Version,
@@ -176,6 +177,7 @@ impl<'a> Body<'a> {
             toplevel_xid: None,
             main_data: &[],
             main_data_len: 0,
+            has_images: false,
             headers: &[],
             data: &[],
             version,
@@ -195,6 +197,7 @@ impl<'a> Body<'a> {
                     let mut image_len = 0;
                     let header = block_header(&mut c, &mut last_relation, |c| {
                         image_len = image_header(c, version, record.block_size)?.len;
+                        body.has_images = true;
                         Ok(())
                     })?;
                     total += u64::from(header.data_len) + u64::from(image_len);
@@ -240,6 +243,12 @@ impl<'a> Body<'a> {
             .and_then(|at| body.data.get(at..))
             .unwrap_or_default();
         Ok(body)
+    }
+
+    /// Whether a block comes with an image.
+    #[inline]
+    pub fn has_images(&self) -> bool {
+        self.has_images
     }
 
     /// The blocks that the record refers to, in order.

@@ -804,15 +804,21 @@ impl Container {
     /// # Errors
     /// `Damaged` when decompression, length or hash is wrong; what `sink` returns.
     pub fn read_body(&self, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut body = self.body()?;
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            let n = body.read(&mut buffer)?;
-            if n == 0 {
-                return Ok(());
-            }
-            sink(buffer.get(..n).unwrap_or_default())?;
-        }
+        read_pieces(self.body()?, sink)
+    }
+
+    /// Streams the raw content without its hash, which is a quarter of reading WAL: for readers that check each record by its own CRC,
+    /// and call [`Container::read_body`] where anything is wrong with one.
+    ///
+    /// # Errors
+    /// `Damaged` when decompression or length is wrong; what `sink` returns.
+    pub fn read_body_unhashed(&self, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let body = self.body()?;
+        let body = Body {
+            hasher: None,
+            ..body
+        };
+        read_pieces(body, sink)
     }
 
     /// The raw content, to be read piece by piece; its hash is checked when its end is reached.
@@ -830,7 +836,7 @@ impl Container {
         Ok(Body {
             container: self,
             decoder: Decoder::open(source)?,
-            hasher: blake3::Hasher::new(),
+            hasher: Some(blake3::Hasher::new()),
             done: 0,
         })
     }
@@ -884,8 +890,21 @@ impl Container {
 pub struct Body<'a> {
     container: &'a Container,
     decoder: Decoder<'a>,
-    hasher: blake3::Hasher,
+    /// None where the reader has checksums of its own.
+    hasher: Option<blake3::Hasher>,
     done: u64,
+}
+
+/// Hands a body to `sink` in pieces.
+fn read_pieces(mut body: Body<'_>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let n = body.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        sink(buffer.get(..n).unwrap_or_default())?;
+    }
 }
 
 impl Body<'_> {
@@ -897,7 +916,9 @@ impl Body<'_> {
         let n = self.decoder.read(buffer)?;
         let expected = self.container.trailer.raw_bytes;
         if n == 0 {
-            if self.done != expected || self.hasher.finalize() != self.container.identity.hash {
+            let hash = self.hasher.as_ref().map(blake3::Hasher::finalize);
+            let is_other = hash.is_some_and(|hash| hash != self.container.identity.hash);
+            if self.done != expected || is_other {
                 return Err(err!(
                     Damaged,
                     "the content does not have the recorded hash ({} of {expected} bytes)",
@@ -913,7 +934,9 @@ impl Body<'_> {
                 "the content is longer than the {expected} bytes recorded"
             ));
         }
-        self.hasher.update(buffer.get(..n).unwrap_or_default());
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(buffer.get(..n).unwrap_or_default());
+        }
         Ok(n)
     }
 }

@@ -6,7 +6,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::page::WalIdentity;
 use crate::pg::reader::{Reader, Sink};
 use crate::pg::segment::SegmentName;
-use crate::pg::summary::SegmentSummary;
+use crate::pg::summary::{SegmentEnd, SegmentSummary};
 
 /// Cuts a stream of bytes into whole pages for the reader.
 #[derive(Default)]
@@ -31,6 +31,16 @@ impl Feeder {
     /// # Errors
     /// `Damaged` when these are no pages of WAL.
     pub fn feed<S: Sink>(&mut self, piece: &[u8], sink: &mut S) -> Result<()> {
+        // Pieces are whole pages as a rule: these are read where they lie.
+        if self.started
+            && self.rest.is_empty()
+            && let Some(reader) = &mut self.reader
+        {
+            let whole = piece.len() - piece.len() % reader.page_size();
+            let (pages, rest) = piece.split_at(whole);
+            self.rest.extend_from_slice(rest);
+            return reader.feed(pages, sink);
+        }
         self.rest.extend_from_slice(piece);
         if !self.started {
             if self.rest.len() < 40 {
@@ -64,17 +74,29 @@ impl Feeder {
         reader.map(Reader::finish_segment)
     }
 
-    /// Ends the segment; true when a record continues in the next one.
-    pub fn finish(&mut self) -> bool {
-        let Some(reader) = &mut self.reader else {
-            return false;
+    /// Ends the segment.
+    pub fn finish(&mut self) -> Ended {
+        let Some(summary) = self.end() else {
+            return Ended::default();
         };
-        let summary = reader.finish_segment();
         let whole_middle = summary.first_record.is_none()
             && summary
                 .head
                 .as_ref()
                 .is_some_and(|head| head.end_lsn.is_none());
-        summary.tail.is_some() || whole_middle
+        let is_full = matches!(summary.end, SegmentEnd::Full | SegmentEnd::Switch(_));
+        Ended {
+            goes_on: summary.tail.is_some() || whole_middle,
+            is_whole: is_full && summary.findings == 0,
+        }
     }
+}
+
+/// The end of a segment that was fed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ended {
+    /// A record continues in the next segment.
+    pub goes_on: bool,
+    /// Records follow one another up to the segment's end or a switch, each with its CRC, and nothing is wrong with a page.
+    pub is_whole: bool,
 }

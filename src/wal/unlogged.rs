@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use super::facts::{Wal, flag};
 use super::index::WalEvent;
-use super::rollup::Rollup;
+use super::rollup::{CheckedBy, Rollup};
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::change::{self, Change};
@@ -114,11 +114,13 @@ impl Replayed<'_> {
                 let replayed = events.iter().filter(|(lsn, _)| *lsn < self.until);
                 replayed.for_each(|(_, event)| named.event(event));
             }
-            None => self.rollup.records(name, &|_| None, &mut |record| {
-                if record.start_lsn < self.until {
-                    named.record(record);
-                }
-            })?,
+            None => self
+                .rollup
+                .records(name, CheckedBy::Hash, &|_| None, &mut |record| {
+                    if record.start_lsn < self.until {
+                        named.record(record);
+                    }
+                })?,
         }
         Ok(named)
     }
