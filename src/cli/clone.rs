@@ -305,10 +305,11 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         folder::discard(&path)?;
         return stopped(id, None, cx);
     }
-    let is_wanted = folder::is_asked_for(&path) && state.stage != Stage::Whole;
-    if is_wanted && !is_confirmed {
+    // A wish that could not be fulfilled is one all the same.
+    let is_wanted = folder::is_asked_for(&path) || state.not_kept.is_some();
+    if is_wanted && state.stage != Stage::Whole && !is_confirmed {
         return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
-            .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", or throw it away: pitr clone stop {id} --confirm")));
+            .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", ask again where it says why it is not kept (pitr clone keep {id}), or throw it away: pitr clone stop {id} --confirm")));
     }
     folder::ask_to_stop(&state);
     while folder::is_held(&path) {

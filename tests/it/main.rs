@@ -30,6 +30,7 @@ mod cli_repo;
 mod clock;
 mod clone;
 mod clone_faults;
+mod clone_keep;
 mod config;
 mod content;
 mod corruption;

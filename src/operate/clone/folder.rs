@@ -23,7 +23,7 @@ use crate::pg::time::TimestampTz;
 const PREFIX: &str = "pitr-clone-";
 const LOCK: &str = "clone.lock";
 const STATE: &str = "clone.json";
-/// There once somebody wants to keep it.
+/// A file once somebody wants to keep it; a directory once it is too late for that.
 const KEEP: &str = "keep";
 /// The directory that is mounted over.
 const TREE: &str = "tree";
@@ -65,7 +65,7 @@ pub struct State {
     pub stage: Stage,
     /// When it was begun.
     pub began: TimestampTz,
-    /// When it ends by itself.
+    /// When it ends by itself; none once somebody wanted to keep it.
     pub ends: Option<TimestampTz>,
     /// The process that serves it.
     pub pid: u32,
@@ -178,6 +178,12 @@ impl Folder {
         let _ = std::fs::remove_file(self.path.join(KEEP));
     }
 
+    /// Ends the time in which it can be kept; false where somebody wants to keep it. The directory takes the name of the wish, so that
+    /// a wish is either seen here or refused.
+    pub fn close(&self) -> bool {
+        std::fs::create_dir(self.path.join(KEEP)).is_ok() || !self.is_wanted()
+    }
+
     /// Removes the folder with all that is in it. The lock goes last: a folder without one is nobody's leftover.
     pub fn remove(self) {
         let _ = std::fs::remove_dir_all(self.tree());
@@ -260,16 +266,22 @@ pub fn ask_to_stop(state: &State) {
 /// Asks the process of a clone to keep it.
 ///
 /// # Errors
-/// `Io`.
+/// `Refused` for one whose time is over; `Io`.
 pub fn ask_to_keep(folder: &Path) -> Result<()> {
-    let made = File::create(folder.join(KEEP));
-    made.map(drop)
-        .map_err(|e| Error::from_io("ask to keep the clone", e))
+    let made = File::create_new(folder.join(KEEP)).map(drop);
+    match made {
+        Err(_) if is_asked_for(folder) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            Err(err!(Refused, "the time of the clone is over, and it is being thrown away")
+                .hint("Nothing was done. The same moment can be cloned again."))
+        }
+        made => made.map_err(|e| Error::from_io("ask to keep the clone", e)),
+    }
 }
 
 /// Whether somebody has asked for a clone to be kept.
 pub fn is_asked_for(folder: &Path) -> bool {
-    folder.join(KEEP).exists()
+    folder.join(KEEP).is_file()
 }
 
 /// Whether a process holds the folder.

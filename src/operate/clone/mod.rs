@@ -392,7 +392,7 @@ fn attend(
     session: &Session,
     folder: &Folder,
     (running, mount): (&mut Running<'_>, &mut Mount<'_>),
-    until: Option<Instant>,
+    mut until: Option<Instant>,
 ) -> Result<Option<State>> {
     let bring_all = mount.bring_all;
     let is_over = AtomicBool::new(false);
@@ -413,6 +413,9 @@ fn attend(
                 copying = Some(scope.spawn(|| bring_all(&is_over)));
                 running.state.stage = Stage::Copying;
                 running.state.not_kept = None;
+                // The wish counts more than the time that it was given, also where the copy fails.
+                until = None;
+                running.state.ends = None;
                 folder.put(running.state)?;
             }
             if let Some(done) = copying.take_if(|copying| copying.is_finished()) {
@@ -431,9 +434,8 @@ fn attend(
                 }
                 folder.put(running.state)?;
             }
-            let is_kept = matches!(running.state.stage, Stage::Copying | Stage::Whole);
-            let is_over = until.is_some_and(|until| Instant::now() >= until) && !is_kept;
-            if session.host.is_stopping() || is_over {
+            let is_over = until.is_some_and(|until| Instant::now() >= until);
+            if session.host.is_stopping() || (is_over && folder.close()) {
                 break;
             }
             std::thread::sleep(PAUSE);
