@@ -142,7 +142,7 @@ fn k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away() {
     std::fs::create_dir(&conf).unwrap();
     let stopped = cloned.below(&["stop", &id]).run();
     assert_ne!(stopped.code(), 0, "{stopped}");
-    stopped.expect_stderr("could not be made durable");
+    stopped.expect_stderr("could not be made a data directory");
     let listed = cloned.below(&["list"]).run().success();
     listed.expect_stdout("postgresql.auto.conf");
     assert!(folder.join("tree/data/PG_VERSION").exists());

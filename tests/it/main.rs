@@ -31,6 +31,8 @@ mod clock;
 mod clone;
 mod clone_faults;
 mod clone_keep;
+mod clone_kills;
+mod clone_quarantine;
 mod config;
 mod content;
 mod corruption;
