@@ -194,10 +194,13 @@ fn begin(at: &Path, cx: &Context) -> Result<Begun> {
             if let (Some(0), Some(state)) = (status, folder::state(at)) {
                 return Ok(Begun::Ready(Box::new(state)));
             }
-            return Ok(Begun::Failed(match status {
-                Some(0) | None => exit::status(Program::Pitr, Code::Internal),
-                Some(status) => status,
-            }));
+            return match status {
+                Some(0) => Ok(Begun::Failed(exit::status(Program::Pitr, Code::Internal))),
+                Some(status) => Ok(Begun::Failed(status)),
+                None => Err(err!(Io, "the process of the clone was killed").hint(
+                    "Nothing of the original was touched: pitr clone list removes what is left.",
+                )),
+            };
         }
         if cx.session.host.is_stopping() && !is_stopped {
             is_stopped = true;
@@ -224,6 +227,7 @@ fn phase(stage: Stage) -> &'static str {
         Stage::Replaying => "replay",
         Stage::Ready => "ready",
         Stage::Copying => "copying",
+        Stage::Settling => "settling",
         Stage::Whole => "whole",
         Stage::Kept => "kept",
     }
@@ -266,7 +270,7 @@ fn list(below: &Path, cx: &Context) -> Result<u8> {
     }
     for state in &all {
         let how = match (state.stage, &state.connection) {
-            (Stage::Kept, _) | (Stage::Whole, None) => {
+            (Stage::Kept, _) | (Stage::Settling | Stage::Whole, None) => {
                 format!("data directory \"{}\"", state.data.display())
             }
             (_, Some(connection)) => format!("psql \"{connection}\""),
@@ -305,17 +309,20 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         folder::discard(&path)?;
         return stopped(id, None, cx);
     }
-    let is_wanted = folder::is_asked_for(&path) && state.stage != Stage::Whole;
-    if is_wanted && !is_confirmed {
+    // A wish that could not be fulfilled is one all the same.
+    let is_wanted = folder::is_asked_for(&path) || state.not_kept.is_some();
+    if is_wanted && !state.stage.has_all() && !is_confirmed {
         return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
-            .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", or throw it away: pitr clone stop {id} --confirm")));
+            .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", ask again where it says why it is not kept (pitr clone keep {id}), or throw it away: pitr clone stop {id} --confirm")));
     }
     folder::ask_to_stop(&state);
     while folder::is_held(&path) {
         cx.session.host.check_stop()?;
         std::thread::sleep(PAUSE);
     }
-    match folder::state(&path) {
+    // Also where its process was killed: the list removes or finishes what that has left.
+    let left = folder::list(below).into_iter().find(|one| one.id == id);
+    match left {
         Some(state) => match not_settled(&path, &state) {
             Some(why) => Err(why),
             None => stopped(id, Some(state).filter(|s| s.stage == Stage::Kept), cx),
@@ -324,9 +331,10 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
     }
 }
 
-/// Why a clone that was stopped as whole is no data directory yet.
+/// Why a clone that was stopped, and has all content, is no data directory yet.
 fn not_settled(path: &Path, state: &State) -> Option<Error> {
-    if state.stage != Stage::Whole || folder::is_held(path) {
+    let is_left = matches!(state.stage, Stage::Settling | Stage::Whole) && !folder::is_held(path);
+    if !is_left {
         return None;
     }
     let why = state
@@ -334,9 +342,21 @@ fn not_settled(path: &Path, state: &State) -> Option<Error> {
         .as_deref()
         .unwrap_or("there was no room to take down why");
     let (id, data) = (&state.id, state.data.display());
-    Some(err!(Io, "clone {id} is stopped and whole, and could not be made durable: {why}").hint(format!(
-        "All of it is in \"{data}\". Correct the cause and sync the filesystem; then \"rm {data}/pg_wal/{UNFINISHED}; mv {data}/{WAITING_CONTROL} {data}/{CONTROL}\" makes it a data directory. To throw it away: pitr clone stop {id} --confirm"
-    )))
+    let hint = match state.stage {
+        Stage::Whole => format!(
+            "All of it is in \"{data}\", and durable. Correct the cause: pitr clone list tries again. To throw it away: pitr clone stop {id} --confirm"
+        ),
+        _ => format!(
+            "All of it is in \"{data}\". Correct the cause and sync the filesystem before the host goes down; then \"rm {data}/pg_wal/{UNFINISHED}; mv {data}/{WAITING_CONTROL} {data}/{CONTROL}\" makes it a data directory. To throw it away: pitr clone stop {id} --confirm"
+        ),
+    };
+    Some(
+        err!(
+            Io,
+            "clone {id} is stopped, and could not be made a data directory: {why}"
+        )
+        .hint(hint),
+    )
 }
 
 fn stopped(id: &str, left: Option<State>, cx: &Context) -> Result<u8> {
@@ -366,7 +386,7 @@ fn keep(below: &Path, id: &str, cx: &Context) -> Result<u8> {
     let text = match state.stage {
         Stage::Whole | Stage::Kept => format!("clone {id} is whole"),
         _ => format!(
-            "clone {id} is kept: the rest is copied while it serves, and pitr clone list says \"whole\" once it is there.\nUntil it was stopped then (pitr clone stop {id}), a power cut costs it."
+            "clone {id} is kept: the rest is copied while it serves, and pitr clone list says \"whole\" once it is there and on the disk.\nUntil then a power cut costs it; from then on pitr clone stop {id} leaves a data directory."
         ),
     };
     match cx.out.is_json() {

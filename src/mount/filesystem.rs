@@ -556,9 +556,15 @@ impl Filesystem for Mounted {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let sync = |open: Arc<Open>| match datasync {
-            true => open.file.sync_data(),
-            false => open.file.sync_all(),
+        let sync = |open: Arc<Open>| {
+            let sync = || match datasync {
+                true => open.file.sync_data(),
+                false => open.file.sync_all(),
+            };
+            match &open.hollow {
+                Some(hollow) => hollow.sync(sync),
+                None => sync(),
+            }
         };
         match self.handle(handle).and_then(sync) {
             Ok(()) => reply.ok(),
@@ -581,9 +587,14 @@ impl Filesystem for Mounted {
             return reply.error(Errno::ENOTSUP);
         }
         let none = rustix::fs::FallocateFlags::empty();
-        let allocated = self
-            .handle(handle)
-            .and_then(|open| Ok(rustix::fs::fallocate(&open.file, none, offset, length)?));
+        let allocate = |open: Arc<Open>| {
+            rustix::fs::fallocate(&open.file, none, offset, length)?;
+            if let Some(hollow) = &open.hollow {
+                hollow.changed();
+            }
+            Ok(())
+        };
+        let allocated = self.handle(handle).and_then(allocate);
         match allocated {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e.into()),

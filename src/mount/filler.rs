@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::shadow::{Hollow, LastFile, Shadow};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::snapshot::reader::{FramePlace, PackOfSnapshot, Place, Snapshot, VisibleFrame};
 
@@ -91,7 +92,7 @@ impl Queue {
         }
         self.changed.notify_all();
         let late = |_| err!(Unreachable, "the repository has not answered in time");
-        answered.recv_timeout(DEADLINE + PAUSE).map_err(late)?
+        answered.recv_timeout(deadline() + PAUSE).map_err(late)?
     }
 
     /// Ends the threads; who still waits gets an error.
@@ -203,7 +204,7 @@ impl<'f, 's> Filler<'f, 's> {
         loop {
             match self.bring_once(request, files) {
                 Err(e) if is_passing(&e) && request.answer.is_some() => {
-                    let is_late = request.since.elapsed() + PAUSE > DEADLINE;
+                    let is_late = request.since.elapsed() + PAUSE > deadline();
                     if is_late || self.host.is_stopping() || self.queue.waiting().is_closed {
                         return Err(e);
                     }
@@ -284,7 +285,7 @@ impl<'f, 's> Filler<'f, 's> {
             let bytes = frame.bytes(visible);
             hollow
                 .fill(visible.position, bytes, files, self.shadow)
-                .map_err(|e| Error::from_io("write a file of the mount", e))?;
+                .map_err(|e| of_the_disk(&e))?;
         }
         Ok(())
     }
@@ -348,11 +349,15 @@ impl<'f, 's> Filler<'f, 's> {
         }
     }
 
-    /// Asks a repository that is away again, for as long as it takes.
+    /// Asks a repository that is away again, for as long as it takes. A medium that fails may do so for ever: it gets the time of a reader.
     fn again<T>(&self, is_over: &AtomicBool, ask: impl Fn() -> Result<T>) -> Result<T> {
+        let began = Instant::now();
         loop {
             match ask() {
                 Err(e) if is_passing(&e) => {
+                    if is_of_the_medium(&e) && began.elapsed() > deadline() {
+                        return Err(e);
+                    }
                     self.tell(&e);
                     self.check_over(is_over)?;
                     std::thread::sleep(PAUSE);
@@ -365,7 +370,26 @@ impl<'f, 's> Filler<'f, 's> {
 
 /// Whether the same question may be answered later.
 fn is_passing(e: &Error) -> bool {
-    matches!(e.code(), Code::Unreachable | Code::NoRepository)
+    matches!(e.code(), Code::Unreachable | Code::NoRepository) || is_of_the_medium(e)
+}
+
+/// Whether a repository that is a directory has failed. A disk that is mounted over a network does so while its server is away.
+fn is_of_the_medium(e: &Error) -> bool {
+    matches!(e.code(), Code::Io | Code::Deadline)
+}
+
+/// An error of the local directory, for which nobody waits.
+fn of_the_disk(e: &std::io::Error) -> Error {
+    let code = match crate::error::io_code(e) {
+        Code::Full => Code::Full,
+        _ => Code::TargetWrite,
+    };
+    Error::new(code, format!("write a file of the mount: {e}"))
+}
+
+/// How long a reader waits.
+fn deadline() -> Duration {
+    fault::shortened(DEADLINE)
 }
 
 struct CloseOnDrop<'q>(&'q Queue);

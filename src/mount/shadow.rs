@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::blocks::{BLOCK_BYTES, Blocks};
@@ -27,6 +28,10 @@ pub struct Hollow {
     /// Its key in the snapshot.
     pub key: FileKey,
     state: Mutex<State>,
+    /// Whether a program has changed it since it was synced.
+    is_changed: AtomicBool,
+    /// Held by the one that syncs: another one that asks must not return before.
+    syncing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -60,6 +65,8 @@ impl Hollow {
                 blocks: Blocks::new(file.length),
                 ahead: Ahead::default(),
             }),
+            is_changed: AtomicBool::new(false),
+            syncing: Mutex::default(),
         }
     }
 
@@ -144,9 +151,29 @@ impl Hollow {
         if partly(position, end).any(|(from, to)| state.blocks.absent(from, to).is_some()) {
             return Err(std::io::ErrorKind::WouldBlock.into());
         }
-        file.write_all_at(bytes, position)?;
+        let written = file.write_all_at(bytes, position);
+        self.changed();
+        written?;
         state.blocks.add(position, end);
         Ok(())
+    }
+
+    /// Takes down that a program has changed the file; called after the change.
+    pub fn changed(&self) {
+        self.is_changed.store(true, Ordering::Release);
+    }
+
+    /// Has `sync` make durable what programs have written; returns at once where that is nothing. Bytes of the backup alone need no sync: what
+    /// becomes durable as a whole is synced as a whole.
+    ///
+    /// # Errors
+    /// Those of `sync`.
+    pub fn sync(&self, sync: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
+        let _alone = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_changed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        sync().inspect_err(|_| self.changed())
     }
 
     /// Cuts or lengthens the file. The block in which it is cut is there already.
@@ -161,6 +188,7 @@ impl Hollow {
             return Err(std::io::ErrorKind::WouldBlock.into());
         }
         file.set_len(length)?;
+        self.changed();
         state.blocks.cut(length);
         Ok(())
     }
@@ -326,6 +354,34 @@ impl Shadow {
 mod tests {
     use super::*;
     use crate::snapshot::filekey::Naming;
+
+    #[test]
+    fn only_what_programs_have_changed_is_synced() {
+        const B: u64 = BLOCK_BYTES;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let file = File::create(&path).unwrap();
+        file.set_len(4 * B).unwrap();
+        let key = FileKey::from_path(b"f", Naming::Tree).unwrap();
+        let length = 4 * B;
+        let hollow = Hollow::new(HollowFile { key, path, length }, "f".into());
+        let synced = |result: std::io::Result<()>| {
+            let mut count = 0;
+            let answer = hollow.sync(|| {
+                count += 1;
+                result
+            });
+            (count, answer.is_ok())
+        };
+        let failed = || Err(rustix::io::Errno::IO.into());
+        assert_eq!(synced(Ok(())), (0, true));
+        hollow.write(&file, &[7; 8192], 0).unwrap();
+        assert_eq!(synced(failed()), (1, false));
+        assert_eq!(synced(Ok(())), (1, true));
+        assert_eq!(synced(failed()), (0, true));
+        hollow.set_length(&file, 0).unwrap();
+        assert_eq!(synced(Ok(())), (1, true));
+    }
 
     #[test]
     fn the_absent_blocks_of_a_removed_file_are_never_taken_for_zeros() {

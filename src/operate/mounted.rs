@@ -1,5 +1,6 @@
 //! A restore whose content is brought when it is read: the directory is laid out, mounted over, and given to work that needs it.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use super::restoring::Prepared;
 use super::session::Session;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::mount::directory::Alias;
 use crate::mount::filesystem::Mounted;
@@ -18,6 +20,7 @@ use crate::mount::filler::{Filler, Queue};
 use crate::mount::shadow::Shadow;
 use crate::pg::conf::Setting;
 use crate::restore::Source;
+use crate::restore::finish;
 use crate::restore::hollow;
 use crate::restore::job::Job;
 use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
@@ -34,6 +37,8 @@ pub struct Mount<'m> {
     pub settings: Vec<Setting>,
     /// Brings everything that is absent, until it is told that this is not wanted any more.
     pub bring_all: &'m (dyn Fn(&AtomicBool) -> Result<()> + Sync),
+    /// Makes everything in the local directory durable.
+    pub sync: &'m (dyn Fn() -> Result<()> + Sync),
 }
 
 /// Requires that this host can mount.
@@ -68,7 +73,10 @@ pub fn with_mount<T>(
     while_claimed(&source, job, host, || {
         host.progress.phase("lay out", None);
         let (target, survey) = prepared.place();
+        // Opened before the first write, so that it hears of each that fails; and before the mount, which would lie over it.
+        let beneath = std::fs::File::open(root).map_err(|e| cannot(root, e))?;
         let laid = hollow::lay_out(&source, &snapshot, (job, target, survey), host)?;
+        fault::pause("mount_laid_out");
         let below = target.data.strip_prefix(root).unwrap_or(&target.data);
         let alias = Alias {
             shown: below.join(CONTROL),
@@ -87,6 +95,10 @@ pub fn with_mount<T>(
             let done = work(&mut Mount {
                 settings: laid.settings,
                 bring_all: &|is_over| filler.bring_all(is_over),
+                sync: &|| {
+                    let synced = finish::sync_whole(beneath.as_fd());
+                    synced.map_err(|e| Error::from_io(format!("sync \"{}\"", root.display()), e))
+                },
             });
             drop(wal);
             // A program that still has a file open there must not keep the mount: it gets errors from now on.

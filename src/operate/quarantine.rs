@@ -1,8 +1,9 @@
 //! Quarantine: a restored copy runs as a server that reaches nothing and that nobody else reaches.
 //!
 //! The server gets no configuration of the cluster: its files lie beside the data directory, and every setting that runs code, connects,
-//! archives or listens stands on its command line, which counts more than any file. postgresql.auto.conf keeps only what the restore
-//! wrote. Sessions set aside what roles and databases have for sessions.
+//! archives or listens stands on its command line, which counts more than any file. The file has what a reload has to change: nothing of a
+//! server lasts until it is to be kept. postgresql.auto.conf keeps only what the restore wrote. Sessions set aside what roles and databases
+//! have for sessions.
 //!
 //! PostgreSQL: src/backend/utils/misc/guc.c (`GucSource`), src/backend/commands/event_trigger.c (session_replication_role).
 
@@ -19,6 +20,7 @@ use super::programs::Programs;
 use super::server::Server;
 use crate::archive::guard::{AUTO_CONF, COMMENT};
 use crate::config::Environment;
+use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -35,6 +37,12 @@ const PORT: u16 = 5504;
 const LOOPBACK: &str = "127.0.0.1";
 /// Who enters the folder is trusted; over the network the cluster's own passwords count.
 const HBA: &[u8] = b"local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+/// The server's configuration.
+const CONF: &str = "postgresql.conf";
+/// Nothing has to last, or to be tidied up, of a server that is thrown away.
+const PASSING: &str =
+    "fsync = off\nfull_page_writes = off\nsynchronous_commit = off\nautovacuum = off\n";
+const LASTING: &str = "fsync = on\nfull_page_writes = on\nsynchronous_commit = on\n";
 /// The file that has the server's words.
 const LOG: &str = "server.log";
 /// Libraries that are loaded all the same: WAL has records that only they can replay.
@@ -115,7 +123,7 @@ fn settings(
     let file = |name: &str| folder.join(name).display().to_string();
     let addresses = listens.map_or("", |_| LOOPBACK);
     let mut settings: Vec<(&'static str, String)> = vec![
-        ("config_file", file("postgresql.conf")),
+        ("config_file", file(CONF)),
         ("hba_file", file("pg_hba.conf")),
         ("ident_file", file("pg_ident.conf")),
         ("unix_socket_directories", folder.display().to_string()),
@@ -148,12 +156,10 @@ fn settings(
         (18, "extension_control_path", "$system"),
         (18, "oauth_validator_libraries", ""),
         (EVENT_TRIGGERS_SINCE, "event_triggers", "off"),
-        (13, "autovacuum", "off"),
         (13, "jit", "off"),
-        // It fits on a small host, and nothing of it has to last.
+        // It fits on a small host.
         (13, "shared_buffers", "128MB"),
         (13, "huge_pages", "off"),
-        (13, "fsync", "off"),
         (13, "wal_level", "replica"),
         // The log is read.
         (13, "logging_collector", "off"),
@@ -222,7 +228,7 @@ impl Quarantine<'_> {
         let superusers = superusers(self.data);
         let text = conf::append(b"", COMMENT, written)?;
         write(&self.data.join(AUTO_CONF), &text)?;
-        write(&self.folder.join("postgresql.conf"), b"")?;
+        write(&self.folder.join(CONF), PASSING.as_bytes())?;
         write(&self.folder.join("pg_ident.conf"), b"")?;
         write(&self.folder.join("pg_hba.conf"), HBA)?;
         let path = self.folder.join(LOG);
@@ -401,6 +407,25 @@ impl Quarantined {
     /// The port in the name of its socket.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Has the server work durably from now on, by a reload; what it wrote before nobody has synced. It is also tidied up where `has_all`: before
+    /// that, autovacuum would read what is still to be copied.
+    ///
+    /// # Errors
+    /// `Io`, `Full`.
+    pub fn make_durable(&mut self, has_all: bool) -> Result<()> {
+        let autovacuum = if has_all { "on" } else { "off" };
+        let text = format!("{LASTING}autovacuum = {autovacuum}\n");
+        let path = self.folder.join(CONF);
+        let nonce = u64::from(self.child.id());
+        // In one step: the server may read it at any time.
+        durable::replace(&path, text.as_bytes(), nonce)
+            .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
+        if self.ended()?.is_none() {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::HUP);
+        }
+        Ok(())
     }
 
     /// Stops the server in order: its files are then whole.

@@ -222,6 +222,11 @@ impl Prepared {
         all.map(|database| database.oid).collect()
     }
 
+    /// Whether the backup lacks the content of databases.
+    pub fn is_partial(&self) -> bool {
+        !self.root.content.left_out_databases.is_empty()
+    }
+
     /// The configuration that comes with the backup.
     pub fn brought(&self) -> &Brought {
         &self.survey.brought

@@ -378,6 +378,17 @@ pub fn sync(destination: &Destination) -> Result<()> {
     Ok(())
 }
 
+/// Makes everything beneath a directory durable: its filesystem at once where that is sound, else file by file.
+///
+/// # Errors
+/// Errors of the filesystem, of writes since the directory was opened, too.
+pub fn sync_whole(directory: rustix::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+    match durable::sync_filesystem(directory)? {
+        true => Ok(()),
+        false => sync_beneath(directory, 0),
+    }
+}
+
 /// Syncs every file of a directory, then the directory. Links are not followed.
 fn sync_beneath(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> std::io::Result<()> {
     const DEEPEST: u32 = 64;
@@ -429,10 +440,34 @@ pub(super) fn kind(
 /// # Errors
 /// `TargetWrite`.
 pub fn commit(data: &Tree, job: &Job, control: &'static str) -> Result<()> {
+    remove_unfinished(data)?;
+    name_control(data, job, control)
+}
+
+/// Steps 3 and 4 of a restore that is no standby's and takes no other's place. Doing them twice does no harm.
+///
+/// # Errors
+/// `TargetWrite`.
+pub fn commit_plain(data: &Tree) -> Result<()> {
+    remove_unfinished(data)?;
+    let is_named = data.path().join(CONTROL).exists();
+    match is_named && !data.path().join(WAITING_CONTROL).exists() {
+        true => Ok(()),
+        false => take_name(data, CONTROL),
+    }
+}
+
+fn remove_unfinished(data: &Tree) -> Result<()> {
     let wal = data.directory(b"pg_wal")?;
     durable::remove_in(wal.as_fd(), UNFINISHED)
-        .map_err(|e| write_error(&format!("pg_wal/{UNFINISHED}"), e))?;
-    name_control(data, job, control)
+        .map_err(|e| write_error(&format!("pg_wal/{UNFINISHED}"), e))
+}
+
+fn take_name(data: &Tree, control: &'static str) -> Result<()> {
+    let global = data.directory(b"global")?;
+    let last = |path: &'static str| path.rsplit('/').next().unwrap_or(path);
+    durable::name_in(global.as_fd(), last(WAITING_CONTROL), last(control))
+        .map_err(|e| write_error(control, e))
 }
 
 /// Step 4: pg_control gets its name, or the one under which no server starts yet.
@@ -440,10 +475,7 @@ pub fn commit(data: &Tree, job: &Job, control: &'static str) -> Result<()> {
 /// # Errors
 /// `TargetWrite`.
 pub fn name_control(data: &Tree, job: &Job, control: &'static str) -> Result<()> {
-    let global = data.directory(b"global")?;
-    let last = |path: &'static str| path.rsplit('/').next().unwrap_or(path);
-    durable::name_in(global.as_fd(), last(WAITING_CONTROL), last(control))
-        .map_err(|e| write_error(control, e))?;
+    take_name(data, control)?;
     if matches!(job.request.purpose, Purpose::Standby { .. }) {
         // Nothing of a standby's settings is ever taken away.
         let wal = data.directory(b"pg_wal")?;

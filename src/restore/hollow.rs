@@ -3,13 +3,15 @@
 //! Nothing is synced, and pg_control keeps its waiting name: to everybody else the directory is a restore that was not finished.
 
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use super::claim::Claim;
-use super::extract::{self, Destination, Survey, withholds_file};
+use super::extract::{self, Survey, withholds_file};
 use super::job::Job;
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
-use super::tree::Tree;
+use super::tree::{Tree, write_error};
 use super::{Source, finish, prepare};
 use crate::archive::guard::AUTO_CONF;
 use crate::archive::left_out::MARKER;
@@ -93,15 +95,16 @@ pub fn lay_out(
     Ok(LaidOut { files, settings })
 }
 
-/// Makes a directory whose files are whole durable, and a data directory that a server can start on.
+/// Makes everything below `root` durable, and the data directory there, whose files are whole, one that a server can start on. Doing it twice
+/// does no harm.
 ///
 /// # Errors
 /// `TargetWrite`.
-pub fn commit(target: &Target, job: &Job, group: bool) -> Result<()> {
-    let data = Tree::open(&target.data, target.owner)?;
-    let destination = Destination::make(target, data, group)?;
-    finish::sync(&destination)?;
-    finish::commit(destination.data(), job, target.control)
+pub fn commit(root: &Path, data: &Path) -> Result<()> {
+    let failed = |e| write_error(&root.display().to_string(), e);
+    let beneath = std::fs::File::open(root).map_err(failed)?;
+    finish::sync_whole(beneath.as_fd()).map_err(failed)?;
+    finish::commit_plain(&Tree::open(data, None)?)
 }
 
 /// Requires that a backup has all databases.

@@ -110,7 +110,7 @@ pub fn id(run: &Run) -> String {
     run.json()["id"].as_str().unwrap().to_owned()
 }
 
-fn k01_a_clone_has_the_rows_of_its_moment_and_takes_writes(major: u32) {
+fn k41_a_clone_has_the_rows_of_its_moment_and_takes_writes(major: u32) {
     if !can_mount() {
         refused(major);
         return;
@@ -146,7 +146,24 @@ fn k01_a_clone_has_the_rows_of_its_moment_and_takes_writes(major: u32) {
         .run()
         .success();
 }
-per_major!(k01_a_clone_has_the_rows_of_its_moment_and_takes_writes);
+per_major!(k41_a_clone_has_the_rows_of_its_moment_and_takes_writes);
+
+/// The tools of the other majors come without the extension.
+fn k41_amcheck_finds_nothing_wrong_with_a_clone(major: u32) {
+    require_fuse!("k41_amcheck_finds_nothing_wrong_with_a_clone");
+    let cloned = Cloned::new(major);
+    let run = cloned.clone().run().success();
+    let clone = client(&run);
+    clone.sql("create extension amcheck");
+    let indexes = "select count(*) from (select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam where a.amname = 'btree' and c.relkind = 'i' and c.relpersistence = 'p') checked";
+    let count: u32 = clone.query_one_string(indexes).parse().unwrap();
+    assert!(count > 100, "{count} indexes");
+    let heaps = "select count(*) from pg_class c, lateral verify_heapam(c.oid, check_toast := true) where c.relkind in ('r', 't', 'm') and c.relpersistence = 'p'";
+    assert_eq!(clone.query_one_string(heaps), "0");
+    drop(clone);
+    cloned.below(&["stop", &id(&run)]).run().success();
+}
+per_major!(k41_amcheck_finds_nothing_wrong_with_a_clone, v14);
 
 fn refused(major: u32) {
     let cloned = Cloned::new(major);
@@ -155,18 +172,15 @@ fn refused(major: u32) {
     assert!(cloned.left().is_empty());
 }
 
-fn k02_a_kept_clone_becomes_a_plain_data_directory(major: u32) {
-    require_fuse!("k02_a_kept_clone_becomes_a_plain_data_directory");
+fn k42_a_kept_clone_becomes_a_plain_data_directory(major: u32) {
+    require_fuse!("k42_a_kept_clone_becomes_a_plain_data_directory");
     let cloned = Cloned::new(major);
     let run = cloned.clone().run().success();
     let id = id(&run);
     let clone = client(&run);
     clone.sql("insert into t values (99999, 'kept')");
     cloned.below(&["keep", &id]).run().success();
-    wait_until(PATIENCE, "the clone is whole", || {
-        let listed = cloned.below(&["list", "--json"]).run().success().json();
-        listed[0]["stage"] == "whole"
-    });
+    cloned.wait_stage("whole");
     let sum = clone.query_one_string(SUM);
     drop(clone);
     let stopped = cloned.below(&["stop", &id, "--json"]).run().success();
@@ -181,7 +195,7 @@ fn k02_a_kept_clone_becomes_a_plain_data_directory(major: u32) {
     assert_eq!(own.query_one_string("select count(*) from big"), "40000");
     assert_eq!(own.query_one_string("show archive_mode"), "off");
 }
-per_major!(k02_a_kept_clone_becomes_a_plain_data_directory, v13 v17 v19);
+per_major!(k42_a_kept_clone_becomes_a_plain_data_directory, v13 v17 v19);
 
 /// Whether a process is there.
 fn is_alive(pid: i32) -> bool {
@@ -189,8 +203,8 @@ fn is_alive(pid: i32) -> bool {
 }
 
 #[test]
-fn k03_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up() {
-    require_fuse!("k03_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up");
+fn k43_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up() {
+    require_fuse!("k43_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up");
     let cloned = Cloned::new(17);
     let before = cloned.site.files();
     let run = cloned.clone().run().success();
@@ -216,8 +230,8 @@ fn k03_a_clone_that_was_killed_is_gone_and_the_next_list_cleans_up() {
     );
 }
 
-fn k04_a_question_is_asked_of_a_moment(major: u32) {
-    require_fuse!("k04_a_question_is_asked_of_a_moment");
+fn k44_a_question_is_asked_of_a_moment(major: u32) {
+    require_fuse!("k44_a_question_is_asked_of_a_moment");
     let cloned = Cloned::new(major);
     let query = |more: &[&str]| {
         let program = cloned.at_moment(cloned.site.pitr().arg("query"));
@@ -237,7 +251,7 @@ fn k04_a_question_is_asked_of_a_moment(major: u32) {
         .expect_stderr("nowhere");
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
 }
-per_major!(k04_a_question_is_asked_of_a_moment, v13 v18);
+per_major!(k44_a_question_is_asked_of_a_moment, v13 v18);
 
 /// A cluster in which a table with all that may belong to one is dropped.
 fn dropped(major: u32) -> Cloned {
@@ -281,8 +295,8 @@ pub fn rescuing(cloned: &Cloned, more: &[&str]) -> Program {
     program.args(more)
 }
 
-fn k05_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
-    require_fuse!("k05_a_dropped_table_comes_back_with_all_that_belongs_to_it");
+fn k45_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
+    require_fuse!("k45_a_dropped_table_comes_back_with_all_that_belongs_to_it");
     let cloned = dropped(major);
     let run = rescue(
         &cloned,
@@ -319,7 +333,7 @@ fn k05_a_dropped_table_comes_back_with_all_that_belongs_to_it(major: u32) {
     gone.expect_stdout("no table shop.nothing");
 }
 // The other majors have only the server's programs here.
-per_major!(k05_a_dropped_table_comes_back_with_all_that_belongs_to_it, v13 v15 v17 v19);
+per_major!(k45_a_dropped_table_comes_back_with_all_that_belongs_to_it, v13 v15 v17 v19);
 
 /// A foreign key of the dropped table leads to a table that is locked: whoever came later would wait behind `pg_restore`.
 #[test]

@@ -1,7 +1,7 @@
 //! Clones, mounts and rescues when something is in the way: a hostile owner, no room, damage, a signal.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::clone::{Cloned, Place, client, id, rescue, rescuing};
+use crate::clone_keep::Spoilt;
 use crate::common::{Client, PATIENCE, Sandbox, Site, files_below, user, wait_until};
 use crate::{require_fuse, require_root};
 
@@ -92,10 +93,7 @@ fn k13_a_clone_that_is_kept_before_it_is_ready_answers_all_the_same() {
     let clone = client(&run);
     assert_eq!(clone.query_one_string("select count(*) from t"), "31000");
     drop(clone);
-    wait_until(PATIENCE, "the clone is whole", || {
-        let listed = cloned.below(&["list", "--json"]).run().success().json();
-        listed[0]["stage"] == "whole"
-    });
+    cloned.wait_stage("whole");
     cloned.below(&["stop", id]).run().success();
 }
 
@@ -103,45 +101,27 @@ fn k13_a_clone_that_is_kept_before_it_is_ready_answers_all_the_same() {
 fn k14_damage_leaves_a_clone_that_is_to_be_kept_in_use() {
     require_fuse!("k14_damage_leaves_a_clone_that_is_to_be_kept_in_use");
     let cloned = Cloned::new(17);
-    let packs = files_below(cloned.site.repository());
-    let pack = packs.iter().filter(|name| name.contains("/packs/"));
-    let pack = pack.max_by_key(|name| {
-        let path = cloned.site.repository().join(name);
-        std::fs::metadata(path).unwrap().len()
-    });
-    let pack = cloned.site.repository().join(pack.unwrap());
-    let whole = std::fs::read(&pack).unwrap();
     let run = cloned.clone().run().success();
     let id = id(&run);
     let clone = client(&run);
     clone.sql("create table mine as select 1");
-    let middle = whole.len() as u64 / 2;
-    let write = |bytes: &[u8]| {
-        // In place: the clone has the pack open.
-        let file = std::fs::File::options().write(true).open(&pack).unwrap();
-        file.write_all_at(bytes, middle).unwrap();
-    };
-    let at = usize::try_from(middle).unwrap();
-    write(&[!whole[at]]);
+    let spoilt = Spoilt::now(&cloned);
     cloned.below(&["keep", &id]).run().success();
-    let mut listed = serde_json::Value::Null;
     wait_until(PATIENCE, "the copy has failed", || {
-        listed = cloned.below(&["list", "--json"]).run().success().json();
-        listed[0]["not_kept"].is_string()
+        cloned.listed()["not_kept"].is_string()
     });
-    assert_eq!(listed[0]["stage"], "ready", "{listed}");
+    let listed = cloned.listed();
+    assert_eq!(listed["stage"], "ready", "{listed}");
     cloned
         .below(&["list"])
         .run()
         .expect_stdout("it is not kept: copy the rest");
     assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
-    write(&whole[at..=at]);
+    spoilt.mend();
     cloned.below(&["keep", &id]).run().success();
-    wait_until(PATIENCE, "the clone is whole", || {
-        listed = cloned.below(&["list", "--json"]).run().success().json();
-        listed[0]["stage"] == "whole"
-    });
-    assert!(listed[0]["not_kept"].is_null(), "{listed}");
+    cloned.wait_stage("whole");
+    let listed = cloned.listed();
+    assert!(listed["not_kept"].is_null(), "{listed}");
     drop(clone);
     cloned.below(&["stop", &id]).run().success();
 }
@@ -154,10 +134,7 @@ fn k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away() {
     let run = cloned.clone().run().success();
     let id = id(&run);
     cloned.below(&["keep", &id]).run().success();
-    wait_until(PATIENCE, "the clone is whole", || {
-        let listed = cloned.below(&["list", "--json"]).run().success().json();
-        listed[0]["stage"] == "whole"
-    });
+    cloned.wait_stage("whole");
     // Beneath the mount, which is not seen from here.
     let folder = cloned.folder.join(format!("pitr-clone-{id}"));
     let conf = folder.join("tree/data/postgresql.auto.conf");
@@ -165,7 +142,7 @@ fn k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away() {
     std::fs::create_dir(&conf).unwrap();
     let stopped = cloned.below(&["stop", &id]).run();
     assert_ne!(stopped.code(), 0, "{stopped}");
-    stopped.expect_stderr("could not be made durable");
+    stopped.expect_stderr("could not be made a data directory");
     let listed = cloned.below(&["list"]).run().success();
     listed.expect_stdout("postgresql.auto.conf");
     assert!(folder.join("tree/data/PG_VERSION").exists());

@@ -446,41 +446,91 @@ fn y13_a_drill_that_was_killed_leaves_nothing_that_the_next_one_does_not_remove(
     assert!(folder.join("data/PG_VERSION").exists());
 }
 
+/// A cluster that connects, runs commands and loads libraries wherever it can, and what it would reach.
+pub struct Hostile {
+    pub site: Site,
+    pub cluster: Cluster,
+    pub folder: Sandbox,
+    listener: TcpListener,
+    port: u16,
+}
+
+impl Hostile {
+    pub fn new(major: u32) -> Hostile {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let (site, cluster) =
+            Site::with_cluster_of(builder.config("max_logical_replication_workers", 0));
+        let port = listener.local_addr().unwrap().port();
+        let space = cluster.sandbox().dir("space");
+        cluster.sql(&format!(
+            "create tablespace ts location '{}'",
+            space.display()
+        ));
+        cluster.sql("create table in_space tablespace ts as select 1 as a");
+        cluster.sql(&format!(
+            "create subscription s connection 'host=127.0.0.1 port={port} dbname=x' publication p with (connect = false, slot_name = 's')"
+        ));
+        cluster.sql("alter subscription s enable");
+        cluster.sql("alter database template1 set session_preload_libraries = 'nowhere'");
+        cluster.sql(&format!(
+            "alter system set primary_conninfo = 'host=127.0.0.1 port={port}'"
+        ));
+        // None of them is on this host: a server with this configuration does not start.
+        cluster.append_config("shared_preload_libraries", "pg_cron,pg_tde");
+        let folder = Sandbox::new("drills");
+        let escape = format!("touch {}", folder.join("escaped").display());
+        cluster.append_config("archive_cleanup_command", &escape);
+        Hostile {
+            site,
+            cluster,
+            folder,
+            listener,
+            port,
+        }
+    }
+
+    /// Makes a function that connects out of the server, as dblink does, and one that counts networks besides the loopback.
+    pub fn reaches_out(&self) {
+        self.cluster.sql(&format!(
+            "create table said (line text); create table seen (line text);
+             create function reach() returns bigint language plpgsql as $$ begin
+               copy said from program 'bash -c \"exec 3<>/dev/tcp/127.0.0.1/{}\"'; return 1; end $$;
+             create function networks() returns bigint language plpgsql as $$ begin
+               copy seen from program 'tail -n +3 /proc/net/dev';
+               return (select count(*) from seen where line !~ '^ *lo:'); end $$",
+            self.port
+        ));
+        // It does where nothing keeps it from that.
+        self.cluster.sql("select reach()");
+        assert!(self.listener.accept().is_ok());
+    }
+
+    pub fn nothing_got_out(&self) {
+        let accepted = self.listener.accept().map(|_| ()).unwrap_err().kind();
+        assert_eq!(
+            accepted,
+            std::io::ErrorKind::WouldBlock,
+            "something got out"
+        );
+    }
+}
+
 fn y14_nothing_gets_out_of_a_drill(major: u32) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
-    let (site, cluster) =
-        Site::with_cluster_of(builder.config("max_logical_replication_workers", 0));
-    let port = listener.local_addr().unwrap().port();
-    let space = cluster.sandbox().dir("space");
-    cluster.sql(&format!(
-        "create tablespace ts location '{}'",
-        space.display()
-    ));
-    cluster.sql("create table in_space tablespace ts as select 1 as a");
-    cluster.sql(&format!(
-        "create subscription s connection 'host=127.0.0.1 port={port} dbname=x' publication p with (connect = false, slot_name = 's')"
-    ));
-    cluster.sql("alter subscription s enable");
-    cluster.sql("alter database template1 set session_preload_libraries = 'nowhere'");
-    cluster.sql(&format!(
-        "alter system set primary_conninfo = 'host=127.0.0.1 port={port}'"
-    ));
-    // None of them is on this host: a server with this configuration does not start.
-    cluster.append_config("shared_preload_libraries", "pg_cron,pg_tde");
-    let folder = Sandbox::new("drills");
-    let escape = format!("touch {}", folder.join("escaped").display());
-    cluster.append_config("archive_cleanup_command", &escape);
+    let hostile = Hostile::new(major);
+    let (site, cluster, folder) = (&hostile.site, &hostile.cluster, &hostile.folder);
+    hostile.reaches_out();
     cluster.sql("create table t (a int)");
     site.pitr().args(["backup", "--quiet"]).run().success();
     cluster.sql("insert into t values (1)");
     cluster.archive_now();
-    let before_drill = lasting(&site);
+    let before_drill = lasting(site);
     let initdb = bin(major, "initdb").unwrap();
     let drill = site.pitr().args(["drill", "--json", "--dir"]);
     let drill = drill.arg(folder.path()).arg("--bin");
-    let run = drill.arg(initdb.parent().unwrap()).run().success();
+    let drill = drill.arg(initdb.parent().unwrap());
+    let run = drill.run().success();
     let json = run.json();
     let notes = json["notes"].to_string();
     assert!(notes.contains("without pg_cron"), "{run}");
@@ -488,13 +538,20 @@ fn y14_nothing_gets_out_of_a_drill(major: u32) {
         notes.contains("pg_tde of shared_preload_libraries is not"),
         "{run}"
     );
-    let accepted = listener.accept().map(|_| ()).unwrap_err().kind();
-    assert_eq!(
-        accepted,
-        std::io::ErrorKind::WouldBlock,
-        "something got out"
-    );
-    assert_eq!(lasting(&site), before_drill);
+    hostile.nothing_got_out();
+    assert_eq!(lasting(site), before_drill);
+    // Nor does a check that connects: the server has no network.
+    let checks = site
+        .sandbox()
+        .file("checks.sql", "-- expect: 1\nselect reach();\n");
+    let run = drill
+        .clone()
+        .arg("--checks")
+        .arg(&checks)
+        .run()
+        .expect_code(4);
+    assert!(run.stdout.contains("program"), "{run}");
+    hostile.nothing_got_out();
     assert!(files_below(folder.path()).is_empty());
 }
 per_major!(y14_nothing_gets_out_of_a_drill, v13 v15 v17 v19);

@@ -279,7 +279,8 @@ fn t13_without_checksums(major: u32) {
 }
 per_major!(t13_without_checksums, v13 v17 v19);
 
-fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
+/// A server on a restore that has left databases "big" and "far" out, in the place of the original.
+fn without_big_and_far(major: u32) -> (World, Cluster) {
     let world = World::new(major, true);
     world.cluster.sql("select pg_create_restore_point('here')");
     world.cluster.archive_now();
@@ -298,6 +299,57 @@ fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
     let mut server = world.open();
     server.start();
     server.wait_promoted();
+    (world, server)
+}
+
+#[test]
+fn k37_a_partial_backup_is_asked_for_what_it_has() {
+    let (world, server) = without_big_and_far(17);
+    let run = world.take(&server, &[]).success();
+    let partial = run.json()["id"].as_str().unwrap().to_owned();
+    let kept = server.client_of("app").query_one_string(KEPT);
+    // Its files are copies of files that the backup lacks.
+    server.sql("create database copied template big strategy file_copy");
+    server.archive_now();
+    let folder = crate::common::Sandbox::on_disk("c");
+    let bin = server.bin("initdb").unwrap();
+    let at = |program: crate::common::Program| {
+        let program = program.args(["--backup", &partial, "--dir"]);
+        program
+            .arg(folder.path())
+            .arg("--bin")
+            .arg(bin.parent().unwrap())
+    };
+    let query = |database: &str, sql: &str| {
+        at(world
+            .site
+            .pitr()
+            .args(["query", sql, "--database", database]))
+        .run()
+    };
+    let run = query("app", KEPT).success();
+    let run = run.expect_stdout(&kept).expect_stderr("copied first");
+    if crate::clone::can_mount() {
+        run.expect_stderr("the backup is partial");
+    }
+    let lacking = query("big", "select count(*) from t").expect_code(8);
+    lacking.expect_stderr("no content of database");
+    let hollow = query("copied", "select count(*) from t").expect_code(8);
+    hollow.expect_stderr("is not the one of the backup");
+    let file = folder.join("k.dump");
+    let rescue = ["rescue", "--table", "k", "--database", "app", "--to"];
+    at(world.site.pitr().args(rescue).arg(&file))
+        .run()
+        .success();
+    assert!(file.exists());
+    if crate::clone::can_mount() {
+        let clone = at(world.site.pitr().arg("clone")).run().expect_code(8);
+        clone.expect_stderr("it is partial");
+    }
+}
+
+fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
+    let (world, server) = without_big_and_far(major);
 
     let mut partial = Vec::new();
     for args in [

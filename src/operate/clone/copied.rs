@@ -1,4 +1,4 @@
-//! A server at a moment where nothing can be mounted: what one database needs is copied first.
+//! A server at a moment where nothing can be mounted, or of a backup that is partial: what one database needs is copied first.
 //!
 //! The other databases lie there as files of zeros. A database whose files were made of theirs during the replay would be hollow without
 //! anybody noticing, so the database must be one that the backup itself has.
@@ -18,19 +18,19 @@ use crate::operate::restoring::Prepared;
 use crate::operate::session::Session;
 use crate::restore::databases::Wanted;
 
-/// Copies what a database needs, and does `work` with a server on it.
+/// Copies what a database needs, and does `work` with a server on it. `why` says why it is not mounted.
 ///
 /// # Errors
 /// Those of the plan and of a restore; `OutOfReach`; `Server` where the server does not recover; `Refused` for a database whose content may
 /// come from one that was not copied; those of `work`.
 pub(super) fn with_server<T>(
     session: &Session,
-    asked: &Asked,
+    (asked, why): (&Asked, &str),
     (folder, database): (&Folder, &str),
     work: impl FnOnce(&mut Running<'_>) -> Result<T>,
 ) -> Result<T> {
     let started = Instant::now();
-    session.note("this host offers no mounts to this user, so the database is copied first: /dev/fuse would spare that");
+    session.note(&format!("{why}, so the database is copied first"));
     session.host.progress.phase("plan", None);
     let plan = planned(session, &asked.target)?;
     let tablespace = |oid| folder.tablespace(oid);
@@ -47,7 +47,7 @@ pub(super) fn with_server<T>(
         let restored = prepared.run(session, None)?;
         let real = copied(folder, &prepared);
         let mut server = making.recover(&prepared, (&restored.report.settings, host))?;
-        if !prepared.left_out().is_empty() {
+        if !prepared.left_out_oids().is_empty() {
             check_real(&mut server, &real, database)?;
         }
         work(&mut Running {

@@ -11,6 +11,7 @@ use rustix::fs::FlockOperation::NonBlockingLockExclusive;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
+use super::last_step;
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ use crate::pg::time::TimestampTz;
 const PREFIX: &str = "pitr-clone-";
 const LOCK: &str = "clone.lock";
 const STATE: &str = "clone.json";
-/// There once somebody wants to keep it.
+/// A file once somebody wants to keep it; a directory once it is too late for that.
 const KEEP: &str = "keep";
 /// The directory that is mounted over.
 const TREE: &str = "tree";
@@ -42,10 +43,19 @@ pub enum Stage {
     Ready,
     /// The same, while the rest of the content is copied.
     Copying,
-    /// All content is there: a plain data directory as soon as the server stops.
+    /// All content is there: a plain data directory as soon as the server stops. It is made durable.
+    Settling,
+    /// The same, and a power cut costs nothing of it.
     Whole,
     /// It was stopped, and is a plain data directory.
     Kept,
+}
+
+impl Stage {
+    /// Whether all content is in the local directory.
+    pub fn has_all(self) -> bool {
+        matches!(self, Stage::Settling | Stage::Whole | Stage::Kept)
+    }
 }
 
 /// The record of a clone.
@@ -65,7 +75,7 @@ pub struct State {
     pub stage: Stage,
     /// When it was begun.
     pub began: TimestampTz,
-    /// When it ends by itself.
+    /// When it ends by itself; none once somebody wanted to keep it.
     pub ends: Option<TimestampTz>,
     /// The process that serves it.
     pub pid: u32,
@@ -129,6 +139,8 @@ impl Folder {
             path: path.to_owned(),
             _lock: lock,
         };
+        // Its name lasts, too, should it be kept.
+        durable::sync_directory_at(path.parent().unwrap_or(path)).map_err(failed)?;
         builder.create(folder.tree()).map_err(failed)?;
         builder
             .create(folder.tree().join("tablespaces"))
@@ -143,7 +155,7 @@ impl Folder {
 
     /// The directory that is mounted over.
     pub fn tree(&self) -> PathBuf {
-        self.path.join(TREE)
+        tree_of(&self.path)
     }
 
     /// The data directory.
@@ -161,11 +173,7 @@ impl Folder {
     /// # Errors
     /// `Io`.
     pub fn put(&self, state: &State) -> Result<()> {
-        let failed = |e| Error::from_io("write the state of the clone", e);
-        let json = serde_json::to_vec_pretty(state)
-            .map_err(|e| err!(Internal, "could not serialize the state").source(e))?;
-        let nonce = u64::from(state.pid);
-        durable::replace(&self.path.join(STATE), &json, nonce).map_err(failed)
+        put(&self.path, state)
     }
 
     /// Whether somebody wants to keep it.
@@ -176,6 +184,12 @@ impl Folder {
     /// Forgets that somebody wants to keep it.
     pub fn unwant(&self) {
         let _ = std::fs::remove_file(self.path.join(KEEP));
+    }
+
+    /// Ends the time in which it can be kept; false where somebody wants to keep it. The directory takes the name of the wish, so that
+    /// a wish is either seen here or refused.
+    pub fn close(&self) -> bool {
+        std::fs::create_dir(self.path.join(KEEP)).is_ok() || !self.is_wanted()
     }
 
     /// Removes the folder with all that is in it. The lock goes last: a folder without one is nobody's leftover.
@@ -206,6 +220,23 @@ impl Folder {
 pub fn discard(folder: &Path) -> Result<()> {
     std::fs::remove_dir_all(folder)
         .map_err(|e| Error::from_io(format!("remove \"{}\"", folder.display()), e))
+}
+
+/// The directory of a folder that is mounted over.
+pub(super) fn tree_of(folder: &Path) -> PathBuf {
+    folder.join(TREE)
+}
+
+/// Writes what is known of a clone.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn put(folder: &Path, state: &State) -> Result<()> {
+    let failed = |e| Error::from_io("write the state of the clone", e);
+    let json = serde_json::to_vec_pretty(state)
+        .map_err(|e| err!(Internal, "could not serialize the state").source(e))?;
+    let nonce = u64::from(state.pid);
+    durable::replace(&folder.join(STATE), &json, nonce).map_err(failed)
 }
 
 /// Reads what is known of a clone; none before it has written anything.
@@ -260,16 +291,23 @@ pub fn ask_to_stop(state: &State) {
 /// Asks the process of a clone to keep it.
 ///
 /// # Errors
-/// `Io`.
+/// `Refused` for one whose time is over; `Io`.
 pub fn ask_to_keep(folder: &Path) -> Result<()> {
-    let made = File::create(folder.join(KEEP));
-    made.map(drop)
-        .map_err(|e| Error::from_io("ask to keep the clone", e))
+    let made = File::create_new(folder.join(KEEP)).map(drop);
+    match made {
+        Err(_) if is_asked_for(folder) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Err(err!(
+            Refused,
+            "the time of the clone is over, and it is being thrown away"
+        )
+        .hint("Nothing was done. The same moment can be cloned again.")),
+        made => made.map_err(|e| Error::from_io("ask to keep the clone", e)),
+    }
 }
 
 /// Whether somebody has asked for a clone to be kept.
 pub fn is_asked_for(folder: &Path) -> bool {
-    folder.join(KEEP).exists()
+    folder.join(KEEP).is_file()
 }
 
 /// Whether a process holds the folder.
@@ -292,24 +330,61 @@ fn folders(below: &Path) -> Vec<PathBuf> {
     entries.filter(is_ours).map(|entry| entry.path()).collect()
 }
 
-/// Removes the folders of clones that were killed. A folder that cannot be removed costs room only.
+/// Removes the folders of clones that were killed, and finishes those that are whole. A folder that cannot be removed costs room only.
 fn sweep(below: &Path) {
     for path in folders(below) {
-        if !path.join(LOCK).exists() {
+        let Ok(lock) = File::open(path.join(LOCK)) else {
             // Killed before it had a lock: then it is empty. One that was kept is not.
             let _ = std::fs::remove_dir(&path);
             continue;
-        }
-        if state(&path).is_some_and(|state| state.stage == Stage::Kept) {
-            // A power cut, or a kill behind its last step, has left the lock.
-            if !is_held(&path) {
-                let _ = std::fs::remove_file(path.join(LOCK));
-            }
+        };
+        if rustix::fs::flock(&lock, NonBlockingLockExclusive).is_err() {
             continue;
         }
-        if !is_held(&path) && sandbox::stop(&path.join(TREE).join("data")) {
-            mounted::leave(&path.join(TREE));
-            let _ = std::fs::remove_dir_all(&path);
+        match state(&path) {
+            // A power cut, or a kill behind its last step, has left the lock.
+            Some(state) if state.stage == Stage::Kept => {
+                let _ = std::fs::remove_file(path.join(LOCK));
+            }
+            Some(state) if state.stage == Stage::Whole => finish(&path, &state),
+            _ if end_server(&path) => {
+                let _ = std::fs::remove_dir_all(&path);
+            }
+            _ => {}
         }
+    }
+}
+
+/// Ends what is left of the server and of the mount; whether the server has ended.
+fn end_server(folder: &Path) -> bool {
+    let tree = folder.join(TREE);
+    let has_ended = sandbox::stop(&tree.join("data"));
+    if has_ended {
+        mounted::leave(&tree);
+    }
+    has_ended
+}
+
+/// Does the last step of a whole clone whose process was killed, or that a power cut has ended. The next command tries again where it fails.
+fn finish(folder: &Path, state: &State) {
+    if !end_server(folder) {
+        return;
+    }
+    match last_step::take(folder, state) {
+        Ok(_) => {
+            let _ = std::fs::remove_file(folder.join(LOCK));
+        }
+        Err(e) => {
+            let _ = put(folder, &not_kept(state, &e));
+        }
+    }
+}
+
+/// The record of a clone that has all content, and whose last step has failed.
+pub(super) fn not_kept(state: &State, e: &Error) -> State {
+    State {
+        connection: None,
+        not_kept: Some(e.to_string()),
+        ..state.clone()
     }
 }

@@ -4,24 +4,30 @@
 //! |---|---|
 //! | `namespace` | mounts that nobody else sees |
 //! | `folder` | the private folder, what is known of a clone, and what was left over |
+//! | `lifetime` | what happens while it serves: its end, and the wish to keep it |
+//! | `durability` | how a clone that is kept becomes durable while it serves |
+//! | `last_step` | how it becomes a plain data directory |
 //! | `copied` | the same for a short while where nothing can be mounted: one database is copied first |
 //!
 //! A clone is a restore whose content is brought when it is read (`operate::mounted`), with a server in quarantine on it. Its process
 //! serves the mount as long as the server runs. It is thrown away in the end, unless it was kept.
 
 mod copied;
+mod durability;
 pub mod folder;
+mod last_step;
+mod lifetime;
 pub mod namespace;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use self::folder::{Folder, Stage, State};
+use self::lifetime::Left;
 use super::choice::{Question, Unless};
 use super::drill::recovery;
-use super::mounted::{self, Mount, SetOnDrop};
+use super::mounted::{self, Mount};
 use super::opened;
 use super::programs::Programs;
 use super::quarantine::{self, Libraries, Quarantine, Quarantined};
@@ -30,18 +36,14 @@ use super::restore;
 use super::restoring::Prepared;
 use super::session::Session;
 use super::target::AskedTarget;
-use crate::archive::guard::{AUTO_CONF, COMMENT};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::fault;
 use crate::host::Host;
-use crate::pg::conf::{self, Setting};
+use crate::pg::conf::Setting;
 use crate::pg::time::TimestampTz;
 use crate::plan::recovery::{Action, Plan};
-use crate::restore::hollow;
 use crate::restore::target_dir::Mapping;
-
-/// How often a clone looks at its server and at what is wanted of it.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// The operator's request.
 #[derive(Debug, Clone)]
@@ -129,6 +131,7 @@ impl<'a> Making<'a> {
             not_kept: None,
         };
         folder.put(&state)?;
+        last_step::prepare(folder, &prepared.brought().auto, session.host.random())?;
         Ok(Making {
             session,
             asked,
@@ -163,6 +166,7 @@ impl<'a> Making<'a> {
         self.state.stage = Stage::Replaying;
         self.folder.put(&self.state)?;
         let mut server = quarantine.start(host, &libraries, settings)?;
+        fault::pause("clone_replay");
         let recovered = recovery::wait(session, &mut server)?;
         if let Some((_, cause)) = recovered.broken {
             return Err(err!(Server, "the server did not reach the target: {cause}"));
@@ -190,34 +194,50 @@ impl<'a> Making<'a> {
     }
 }
 
-/// Makes a clone in a folder, and does `work` with its server. The server is ended afterwards, and the mount is gone. Also returns the
-/// restore that it was.
+/// A restore whose content is brought when it is read, as it was planned.
+struct Planned {
+    prepared: Box<Prepared>,
+    plan: Plan,
+    started: Instant,
+}
+
+impl Planned {
+    fn of(session: &Session, asked: &Asked, folder: &Folder) -> Result<Planned> {
+        let started = Instant::now();
+        session.host.progress.phase("plan", None);
+        let tablespace = |oid| folder.tablespace(oid);
+        let (prepared, plan) = prepare(session, &asked.target, &folder.data(), &tablespace)?;
+        Ok(Planned {
+            prepared,
+            plan,
+            started,
+        })
+    }
+}
+
+/// Makes a clone in a folder, and does `work` with its server. The server is ended afterwards, and the mount is gone.
 ///
 /// # Errors
-/// Those of the plan; `OutOfReach`; those of [`mounted::with_mount`] and of `work`; `Server` where the server does not recover.
+/// Those of [`mounted::with_mount`] and of `work`; `Server` where the server does not recover.
 fn with_server<T>(
     session: &Session,
     (asked, host): (&Asked, &Host),
-    folder: &Folder,
+    (planned, folder): (&Planned, &Folder),
     work: impl FnOnce(&mut Running<'_>, &mut Mount<'_>) -> Result<T>,
-) -> Result<(T, Box<Prepared>)> {
-    let started = Instant::now();
-    session.host.progress.phase("plan", None);
-    let tablespace = |oid| folder.tablespace(oid);
-    let (prepared, plan) = prepare(session, &asked.target, &folder.data(), &tablespace)?;
+) -> Result<T> {
+    let (prepared, plan) = (&planned.prepared, &planned.plan);
     let place = (session, asked, folder);
-    let mut making = Making::begin(place, (&prepared, &plan), started)?;
+    let mut making = Making::begin(place, (prepared, plan), planned.started)?;
     let is_alone = namespace::is_inside(&session.environment);
-    let done = mounted::with_mount(session, &prepared, (&folder.tree(), is_alone), |mount| {
-        let mut server = making.recover(&prepared, (&mount.settings, host))?;
+    mounted::with_mount(session, prepared, (&folder.tree(), is_alone), |mount| {
+        let mut server = making.recover(prepared, (&mount.settings, host))?;
         let mut running = Running {
             server: &mut server,
             state: &mut making.state,
             programs: &making.programs,
         };
         work(&mut running, mount)
-    })?;
-    Ok((done, prepared))
+    })
 }
 
 /// Whether the server's restore_command needs a network: it asks all repositories for what is not there, and does where one is no directory.
@@ -318,8 +338,8 @@ fn connection(server: &Quarantined, folder: &Folder) -> String {
     )
 }
 
-/// Makes a clone below a directory for as long as `work` takes, and throws it away. A host that offers no mounts has what
-/// `database` needs copied instead.
+/// Makes a clone below a directory for as long as `work` takes, and throws it away. On a host that offers no mounts, and of a backup that is
+/// partial, what `database` needs is copied instead.
 ///
 /// # Errors
 /// `Refused` for root; those of the plan; `OutOfReach`; those of [`mounted::with_mount`], of a restore, and of `work`; `Server`.
@@ -331,26 +351,44 @@ pub fn for_a_while<T>(
 ) -> Result<T> {
     check_user()?;
     let folder = Folder::make(&Folder::choose(below, session.host.random())?)?;
-    let done = match mounted::check_possible() {
-        Ok(()) => {
-            let done = with_server(session, (asked, &session.host), &folder, |running, _| {
-                running.server.lift_time_limit();
-                work(&folder, running)
-            });
-            done.map(|(done, _)| done)
-        }
-        Err(_) => copied::with_server(session, asked, (&folder, database), |running| {
-            running.server.lift_time_limit();
-            work(&folder, running)
-        }),
+    let work = |running: &mut Running<'_>| {
+        running.server.lift_time_limit();
+        work(&folder, running)
     };
+    let done = planned_for(session, asked, &folder).and_then(|planned| match planned {
+        Ok(planned) => {
+            let planned = (&planned, &folder);
+            with_server(session, (asked, &session.host), planned, |running, _| {
+                work(running)
+            })
+        }
+        Err(why) => copied::with_server(session, (asked, why), (&folder, database), work),
+    });
     folder.remove();
     // The server was ended, and the session that asked it something says that it is gone.
     done.map_err(|e| session.host.check_stop().err().unwrap_or(e))
 }
 
-/// Serves a clone until it is stopped, its time is over or its server ends. One that was to be kept, and is whole, is left behind as a plain
-/// data directory: then its state is returned.
+/// The restore that is mounted; else why it cannot be.
+fn planned_for(
+    session: &Session,
+    asked: &Asked,
+    folder: &Folder,
+) -> Result<std::result::Result<Planned, &'static str>> {
+    if mounted::check_possible().is_err() {
+        return Ok(Err(
+            "this host offers no mounts to this user (/dev/fuse would do)",
+        ));
+    }
+    let planned = Planned::of(session, asked, folder)?;
+    Ok(match planned.prepared.is_partial() {
+        true => Err("the backup is partial"),
+        false => Ok(planned),
+    })
+}
+
+/// Serves a clone until it is stopped, its time is over or its server ends. One that was to be kept, and has all content, is left behind as
+/// a plain data directory: then its state is returned.
 ///
 /// # Errors
 /// Those of the plan; `OutOfReach`; those of [`mounted::with_mount`]; `Server` where the server does not recover, or ended by itself.
@@ -361,25 +399,15 @@ pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State
         stop: Arc::default(),
         ..session.host.clone()
     };
-    let served = with_server(session, (asked, &host), &folder, |running, mount| {
-        let until = asked.lasts.map(|lasts| Instant::now() + lasts);
-        attend(session, &folder, (running, mount), until)
+    let served = Planned::of(session, asked, &folder).and_then(|planned| {
+        let planned = (&planned, &folder);
+        with_server(session, (asked, &host), planned, |running, mount| {
+            let until = asked.lasts.map(|lasts| Instant::now() + lasts);
+            lifetime::attend((session, &folder), running, mount, until)
+        })
     });
     match served {
-        Ok((Some(state), prepared)) => {
-            let kept = commit(&folder, &prepared, state.clone());
-            if let Err(e) = &kept {
-                // It holds all that was written to it, so it is not thrown away.
-                let not_kept = Some(e.to_string());
-                let _ = folder.put(&State {
-                    connection: None,
-                    not_kept,
-                    ..state
-                });
-            }
-            folder.release();
-            kept.map(Some)
-        }
+        Ok(Some(left)) => leave_behind(folder, left).map(Some),
         other => {
             folder.remove();
             other.map(|_| None)
@@ -387,97 +415,17 @@ pub fn serve(session: &Session, asked: &Asked, at: &Path) -> Result<Option<State
     }
 }
 
-/// Looks after a clone; returns its state where it is left behind, whose server was stopped in order.
-fn attend(
-    session: &Session,
-    folder: &Folder,
-    (running, mount): (&mut Running<'_>, &mut Mount<'_>),
-    until: Option<Instant>,
-) -> Result<Option<State>> {
-    let bring_all = mount.bring_all;
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _over = SetOnDrop(&is_over);
-        let mut copying = None;
-        loop {
-            if running.server.ended()?.is_some() {
-                let words = last_lines(&running.server.log());
-                let ended = err!(Server, "the server of the clone has ended by itself");
-                if running.state.stage != Stage::Whole {
-                    return Err(ended.hint(format!("Its words: {words}")));
-                }
-                warn_crashed(session, &ended, &words);
-                return Ok(Some(running.state.clone()));
-            }
-            if folder.is_wanted() && copying.is_none() && running.state.stage == Stage::Ready {
-                copying = Some(scope.spawn(|| bring_all(&is_over)));
-                running.state.stage = Stage::Copying;
-                running.state.not_kept = None;
-                folder.put(running.state)?;
-            }
-            if let Some(done) = copying.take_if(|copying| copying.is_finished()) {
-                let panicked = |_| Err(err!(Internal, "a thread of the clone panicked"));
-                match done.join().unwrap_or_else(panicked) {
-                    Ok(()) => running.state.stage = Stage::Whole,
-                    Err(_) if session.host.is_stopping() => return Ok(None),
-                    // The clone and what was written to it stay, and it can be asked for again.
-                    Err(e) => {
-                        let e = e.context("copy the rest of the clone");
-                        session.warn(&format!("the clone is not kept: {e}"));
-                        folder.unwant();
-                        running.state.stage = Stage::Ready;
-                        running.state.not_kept = Some(e.to_string());
-                    }
-                }
-                folder.put(running.state)?;
-            }
-            let is_kept = matches!(running.state.stage, Stage::Copying | Stage::Whole);
-            let is_over = until.is_some_and(|until| Instant::now() >= until) && !is_kept;
-            if session.host.is_stopping() || is_over {
-                break;
-            }
-            std::thread::sleep(PAUSE);
-        }
-        if running.state.stage != Stage::Whole {
-            return Ok(None);
-        }
-        if let Err(e) = running.server.stop(&|| Ok(())) {
-            warn_crashed(session, &e, &last_lines(&running.server.log()));
-        }
-        Ok(Some(running.state.clone()))
-    })
-}
-
-/// All content is in the directory, from which a server recovers as after a crash.
-fn warn_crashed(session: &Session, e: &Error, words: &str) {
-    session.warn(&format!("{e}, and the clone is kept: {words}"));
-}
-
-fn last_lines(log: &Path) -> String {
-    const LINES: usize = 5;
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(LINES);
-    lines.get(from..).unwrap_or_default().join(" · ")
-}
-
-/// Makes a whole directory, which is not mounted any more, durable and ready for a server.
-fn commit(folder: &Folder, prepared: &Prepared, state: State) -> Result<State> {
-    let path = folder.data().join(AUTO_CONF);
-    let failed = |e| Error::from_io(format!("write \"{}\"", path.display()), e);
-    // The quarantine had taken out what the cluster itself has set there.
-    let now = std::fs::read(&path).map_err(failed)?;
-    let ours = conf::settings(&now);
-    let text = conf::append(&prepared.brought().auto, COMMENT, &ours)?;
-    std::fs::write(&path, text).map_err(failed)?;
-    let (target, survey) = prepared.place();
-    hollow::commit(target, &prepared.job, survey.group)?;
-    let state = State {
-        stage: Stage::Kept,
-        connection: None,
-        ends: None,
-        ..state
-    };
-    folder.put(&state)?;
-    Ok(state)
+/// Makes a clone that has all content a plain data directory. It holds all that was written to it, so it is not thrown away where that fails.
+fn leave_behind(folder: Folder, left: Left) -> Result<State> {
+    let Left { state, synced } = left;
+    let is_durable = synced.is_ok();
+    let kept = synced.and_then(|()| last_step::take(folder.path(), &state));
+    if let Err(e) = &kept {
+        let _ = folder.put(&folder::not_kept(&state, e));
+    }
+    // A durable one whose last step has failed keeps its lock, by which the next command finds it and tries again.
+    if kept.is_ok() || !is_durable {
+        folder.release();
+    }
+    kept
 }

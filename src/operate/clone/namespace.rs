@@ -30,6 +30,8 @@ const SETPRIV: [&str; 5] = [
     "--",
 ];
 const NO_NETWORK: [&str; 3] = ["unshare", "--net", "--"];
+/// The same for a process that has no namespaces yet. It gets no rights in them.
+const NO_NETWORK_ALONE: [&str; 5] = ["unshare", "--user", "--map-current-user", "--net", "--"];
 
 /// Whether this process has namespaces of its own.
 pub fn is_inside(environment: &Environment) -> bool {
@@ -76,6 +78,15 @@ pub fn enter(environment: &Environment) -> Result<()> {
     }
     let e = command(std::env::args_os().skip(1))?.exec();
     Err(err!(Io, "this program could not be run again").source(e))
+}
+
+/// The words before a server's own that take the network away, outside of namespaces; none where the host does not allow it.
+pub fn without_network() -> Vec<String> {
+    let words: &[&str] = match works(&NO_NETWORK_ALONE) {
+        true => &NO_NETWORK_ALONE,
+        false => &[],
+    };
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// The words before the server's own; without a network where it needs none.

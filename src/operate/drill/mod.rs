@@ -433,9 +433,13 @@ impl Course {
             restored => restored?,
         };
         self.time(Phase::Copy, copying, Some(restored.report.raw_bytes));
+        let before = match clone::needs_network(&ready.prepared) {
+            true => Vec::new(),
+            false => namespace::without_network(),
+        };
         let copied = Copied {
             settings: restored.report.settings,
-            before: Vec::new(),
+            before,
             libraries: ready.libraries,
             plan: ready.plan,
             left_out: ready.left_out,

@@ -1,0 +1,361 @@
+//! How clones end: by themselves, or not at all where somebody wants to keep them.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::clone::{Cloned, SUM, client, id};
+use crate::common::mount::{PowerDisk, SmallDisk};
+use crate::common::{Client, Cluster, PATIENCE, Run, Stop, files_below, free_port, wait_until};
+use crate::{per_major, require_fuse, require_mounts, require_root};
+
+/// A byte in the middle of the largest pack.
+pub struct Spoilt {
+    pack: PathBuf,
+    at: u64,
+    was: u8,
+}
+
+impl Spoilt {
+    /// Finds the byte, and changes it. In place: a clone may have the pack open.
+    pub fn now(cloned: &Cloned) -> Spoilt {
+        let repository = cloned.site.repository();
+        let packs = files_below(repository).into_iter();
+        let packs = packs.filter(|name| name.contains("/packs/"));
+        let pack = packs.map(|name| repository.join(name));
+        let pack = pack.max_by_key(|path| std::fs::metadata(path).unwrap().len());
+        let pack = pack.unwrap();
+        let whole = std::fs::read(&pack).unwrap();
+        let at = whole.len() / 2;
+        let spoilt = Spoilt {
+            pack,
+            at: at as u64,
+            was: whole[at],
+        };
+        spoilt.write(!spoilt.was);
+        spoilt
+    }
+
+    /// Gives the pack its byte back.
+    pub fn mend(self) {
+        self.write(self.was);
+    }
+
+    fn write(&self, byte: u8) {
+        let file = std::fs::File::options().write(true).open(&self.pack);
+        file.unwrap().write_all_at(&[byte], self.at).unwrap();
+    }
+}
+
+impl Cloned {
+    /// The first clone of the list.
+    pub fn listed(&self) -> serde_json::Value {
+        let listed = self.below(&["list", "--json"]).run().success().json();
+        listed[0].clone()
+    }
+
+    pub fn wait_stage(&self, stage: &str) {
+        wait_until(PATIENCE, &format!("the clone is {stage}"), || {
+            self.listed()["stage"] == stage
+        });
+    }
+}
+
+#[test]
+fn k31_a_wish_to_keep_a_clone_outlasts_its_time_also_where_the_copy_fails() {
+    require_fuse!("k31_a_wish_to_keep_a_clone_outlasts_its_time_also_where_the_copy_fails");
+    const LASTS: Duration = Duration::from_secs(5);
+    let cloned = Cloned::new(17);
+    let run = cloned.clone().args(["--for", "5s"]).run().success();
+    let ready = Instant::now();
+    assert!(run.json()["ends"].is_string(), "{run}");
+    let id = id(&run);
+    let clone = client(&run);
+    clone.sql("create table mine as select 1");
+    let spoilt = Spoilt::now(&cloned);
+    cloned.below(&["keep", &id]).run().success();
+    wait_until(PATIENCE, "the copy has failed", || {
+        cloned.listed()["not_kept"].is_string()
+    });
+    std::thread::sleep((LASTS + Duration::from_secs(2)).saturating_sub(ready.elapsed()));
+    let listed = cloned.listed();
+    assert_eq!(listed["stage"], "ready", "{listed}");
+    assert!(listed["ends"].is_null() && listed["not_kept"].is_string());
+    assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
+    // It was to be kept, so it is not thrown away without a word.
+    let stop = cloned.below(&["stop", &id]).run().expect_code(8);
+    stop.expect_stderr("--confirm");
+    spoilt.mend();
+    cloned.below(&["keep", &id]).run().success();
+    cloned.wait_stage("whole");
+    drop(clone);
+    cloned.below(&["stop", &id]).run().success();
+}
+
+#[test]
+fn k31_a_clone_whose_time_is_over_is_thrown_away() {
+    require_fuse!("k31_a_clone_whose_time_is_over_is_thrown_away");
+    let cloned = Cloned::new(17);
+    let run = cloned.clone().args(["--for", "2s"]).run().success();
+    assert_eq!(
+        client(&run).query_one_string("select count(*) from t"),
+        "31000"
+    );
+    wait_until(PATIENCE, "nothing is left", || cloned.left().is_empty());
+    let keep = cloned.below(&["keep", &id(&run)]).run();
+    keep.expect_code(2).expect_stderr("no clone");
+}
+
+#[test]
+fn k32_a_clone_with_a_port_asks_for_the_clusters_passwords_there() {
+    require_fuse!("k32_a_clone_with_a_port_asks_for_the_clusters_passwords_there");
+    let (site, cluster) = crate::common::Site::with_cluster(17);
+    cluster.sql("create role looker login superuser password 'geheim'");
+    let cloned = Cloned::of(site, cluster);
+    let (port, _lock) = free_port();
+    let number = port.to_string();
+    let run = cloned.clone().args(["--port", &number]).run().success();
+    let connect = |password: &str| {
+        let info = format!("host=127.0.0.1 port={port} user=looker dbname=postgres {password}");
+        Client::connect(&info)
+    };
+    let by_network = connect("password=geheim").unwrap();
+    assert_eq!(
+        by_network.query_one_string("select count(*) from t"),
+        "31000"
+    );
+    assert_eq!(
+        by_network.query_one_string("show listen_addresses"),
+        "127.0.0.1"
+    );
+    for wrong in ["", "password=falsch"] {
+        assert!(connect(wrong).is_err(), "{wrong}");
+    }
+    // The folder's own socket has the same number.
+    let connection = run.json()["connection"].as_str().unwrap().to_owned();
+    assert!(connection.contains(&format!("port={port}")), "{connection}");
+    client(&run).query_one_string("select 1");
+    drop(by_network);
+    cloned.below(&["stop", &id(&run)]).run().success();
+    assert!(cloned.left().is_empty());
+}
+
+/// A statement of a session that goes on until it is cancelled.
+struct LongStatement {
+    connection: String,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl LongStatement {
+    fn begin(run: &Run) -> LongStatement {
+        let json = run.json();
+        let connection = json["connection"].as_str().unwrap().to_owned();
+        let sleeper = Client::connect(&connection).unwrap();
+        let thread = std::thread::spawn(move || {
+            let _ = sleeper.try_sql("select pg_sleep(3600)");
+        });
+        let begun = LongStatement { connection, thread };
+        wait_until(PATIENCE, "the statement has begun", || {
+            begun.watch("count(*)") == "1"
+        });
+        begun
+    }
+
+    fn watch(&self, what: &str) -> String {
+        let watcher = Client::connect(&self.connection).unwrap();
+        watcher.query_one_string(&format!(
+            "select {what} from pg_stat_activity where state = 'active' and query = 'select pg_sleep(3600)'"
+        ))
+    }
+
+    fn cancel(self) {
+        self.watch("pg_cancel_backend(pid)");
+        self.thread.join().unwrap();
+    }
+}
+
+#[test]
+fn k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more() {
+    require_fuse!("k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more");
+    let cloned = Cloned::new(13);
+    let run = cloned.clone().run().success();
+    let id = id(&run);
+    let settings = || {
+        client(&run).query_one_string("select string_agg(name || ' ' || setting, ', ' order by name) from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum')")
+    };
+    let off = "autovacuum off, fsync off, full_page_writes off, synchronous_commit off";
+    assert_eq!(settings(), off);
+    let old = LongStatement::begin(&run);
+    cloned.below(&["keep", &id]).run().success();
+    cloned.wait_stage("settling");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(cloned.listed()["stage"], "settling");
+    old.cancel();
+    cloned.wait_stage("whole");
+    wait_until(PATIENCE, "it is tidied up", || {
+        settings() == off.replace("off", "on")
+    });
+    let images = "select full_page_writes from pg_control_checkpoint()";
+    assert_eq!(client(&run).query_one_string(images), "t");
+    // One that is stopped while it settles is kept, too.
+    cloned.below(&["stop", &id]).run().success();
+    let run = cloned.clone().run().success();
+    let id = crate::clone::id(&run);
+    let old = LongStatement::begin(&run);
+    cloned.below(&["keep", &id]).run().success();
+    cloned.wait_stage("settling");
+    let stopped = cloned.below(&["stop", &id, "--json"]).run().success();
+    assert_eq!(stopped.json()["stage"], "kept", "{stopped}");
+    drop(old);
+}
+
+#[test]
+fn k33_a_clone_that_cannot_be_durable_says_so_and_stays_in_use() {
+    require_fuse!("k33_a_clone_that_cannot_be_durable_says_so_and_stays_in_use");
+    let cloned = Cloned::new(17);
+    let clone = cloned.clone().env("PITR_FAULT_SECONDS", "5");
+    let run = clone.run().success();
+    let id = id(&run);
+    let clone = client(&run);
+    clone.sql("alter system set full_page_writes = off");
+    let keep = cloned.below(&["keep", &id]);
+    keep.run().success();
+    wait_until(PATIENCE, "it says so", || {
+        let why = cloned.listed()["not_kept"].to_string();
+        why.contains("make the clone durable") && why.contains("ALTER SYSTEM")
+    });
+    assert_eq!(cloned.listed()["stage"], "settling");
+    clone.sql("alter system reset full_page_writes");
+    keep.run().success();
+    cloned.wait_stage("whole");
+    assert!(cloned.listed()["not_kept"].is_null());
+    drop(clone);
+    cloned.below(&["stop", &id]).run().success();
+}
+
+/// Clones on a disk whose power can be cut.
+struct OnPower {
+    cloned: Cloned,
+    disk: PowerDisk,
+}
+
+impl OnPower {
+    fn clone(&self) -> Run {
+        let clone = self.cloned.site.pitr().args(["clone", "--json"]);
+        let clone = clone.args(["--target-lsn", &self.cloned.before, "--dir"]);
+        let clone = clone.arg(self.disk.path()).arg("--bin");
+        clone.arg(self.cloned.bin()).run().success()
+    }
+
+    fn below(&self, arguments: &[&str]) -> Run {
+        let program = self.cloned.site.pitr().arg("clone").args(arguments);
+        program.arg("--dir").arg(self.disk.path()).run()
+    }
+
+    fn list(&self) -> serde_json::Value {
+        self.below(&["list", "--json"]).success().json()
+    }
+
+    fn wait_stage(&self, stage: &str) {
+        wait_until(PATIENCE, &format!("the clone is {stage}"), || {
+            self.list()[0]["stage"] == stage
+        });
+    }
+
+    /// Cuts the power under a clone. Its processes end with the host.
+    fn cut_power(&self, run: &Run) {
+        self.disk.shut_down();
+        let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
+        // It may have ended by itself, for its disk answers nothing.
+        let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+        self.disk.restore_power();
+    }
+}
+
+fn k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is(major: u32) {
+    require_root!("k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is");
+    require_fuse!("k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is");
+    let on = OnPower {
+        cloned: Cloned::new(major),
+        disk: PowerDisk::new(400),
+    };
+    for stage in ["ready", "settling"] {
+        let run = on.clone();
+        let old = LongStatement::begin(&run);
+        if stage != "ready" {
+            on.below(&["keep", &id(&run)]).success();
+        }
+        on.wait_stage(stage);
+        on.cut_power(&run);
+        assert_eq!(on.list(), serde_json::json!([]), "{stage}");
+        let left = files_below(on.disk.path());
+        assert!(left.is_empty(), "{stage}: {left:?}");
+        let _ = old.thread.join();
+    }
+    let run = on.clone();
+    client(&run).sql("create table mine as select g from generate_series(1, 1000) g");
+    on.below(&["keep", &id(&run)]).success();
+    on.wait_stage("whole");
+    // Committed, and on no page of a file yet.
+    let clone = client(&run);
+    clone.sql("update t set b = 'late' where id % 3 = 0; insert into mine values (0)");
+    let sum = clone.query_one_string(SUM);
+    on.cut_power(&run);
+    drop(clone);
+    let kept = on.list()[0].clone();
+    assert_eq!(kept["stage"], "kept", "{kept}");
+    assert!(kept["not_kept"].is_null() && kept["connection"].is_null());
+    let mut own = Cluster::open(major, kept["data"].as_str().unwrap()).create();
+    own.start();
+    let one = |sql: &str| own.query_one_string(sql);
+    assert_eq!(
+        (one(SUM), one("select count(*) from mine")),
+        (sum, "1001".into())
+    );
+    assert_eq!(one("select count(*) from big"), "40000");
+    assert_eq!(one("show archive_mode"), "off");
+    own.stop(Stop::Fast);
+    drop(own);
+    on.below(&["stop", &id(&run)]).expect_code(8);
+}
+per_major!(k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is, v13 v17 v19);
+
+#[test]
+fn k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use() {
+    require_mounts!("k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use");
+    require_fuse!("k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use");
+    let cloned = Cloned::new(17);
+    let disk = SmallDisk::new(200, 100_000);
+    let clone = cloned.site.pitr().args(["clone", "--json", "--dir"]);
+    let clone = clone.arg(disk.path()).arg("--bin").arg(cloned.bin());
+    let run = clone.args(["--target-lsn", &cloned.before]).run().success();
+    let id = id(&run);
+    let below = |arguments: &[&str]| {
+        let program = cloned.site.pitr().arg("clone").args(arguments);
+        program.arg("--dir").arg(disk.path()).run()
+    };
+    let listed = || below(&["list", "--json"]).success().json()[0].clone();
+    let clone = client(&run);
+    clone.sql("create table mine as select 1");
+    // The room that is left does not hold the tables that nobody has read.
+    let room = rustix::fs::statvfs(disk.path()).unwrap();
+    let room = room.f_bavail * room.f_frsize - (4 << 20);
+    let ballast = disk.path().join("ballast");
+    std::fs::write(&ballast, vec![1; usize::try_from(room).unwrap()]).unwrap();
+    below(&["keep", &id]).success();
+    wait_until(PATIENCE, "the copy has failed", || {
+        listed()["not_kept"].to_string().contains("No space left")
+    });
+    assert_eq!(listed()["stage"], "ready");
+    assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
+    std::fs::remove_file(&ballast).unwrap();
+    below(&["keep", &id]).success();
+    wait_until(PATIENCE, "the clone is whole", || {
+        listed()["stage"] == "whole"
+    });
+    assert_eq!(clone.query_one_string("select count(*) from big"), "40000");
+    drop(clone);
+    below(&["stop", &id]).success();
+}

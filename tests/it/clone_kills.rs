@@ -1,0 +1,235 @@
+//! Clones whose processes are killed, at every stage, and whose repository goes away and comes back.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::clone::{Cloned, SUM, client, id};
+use crate::common::fault::{Fault, Faulty};
+use crate::common::proxy::Proxy;
+use crate::common::s3::peer::Peer;
+use crate::common::{Cluster, PATIENCE, Run, Sandbox, bin, files_below, text_of, wait_until};
+use crate::s3_cycle::Bucketed;
+use crate::s3_slow::port_of;
+use crate::{require_fuse, require_root, require_strace};
+
+fn kill(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+/// The number in the first line of a server's own file, beneath the mount.
+fn server(cloned: &Cloned, id: &str) -> Option<i32> {
+    let data = cloned.folder.join(format!("pitr-clone-{id}/tree/data"));
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    text.lines().next()?.trim().parse().ok()
+}
+
+fn wait_gone(pid: Option<i32>) {
+    let pid = pid.and_then(Pid::from_raw);
+    wait_until(PATIENCE, "the server has ended", || {
+        pid.is_none_or(|pid| test_kill_process(pid).is_err())
+    });
+}
+
+fn wait_nothing_left(cloned: &Cloned, pause: &Path) {
+    let _ = std::fs::remove_file(pause);
+    wait_until(PATIENCE, "nothing is left", || {
+        cloned.listed().is_null() && cloned.left().is_empty()
+    });
+}
+
+#[test]
+fn k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole() {
+    require_fuse!("k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole");
+    let cloned = Cloned::new(17);
+    let pauses = Sandbox::new("pause");
+    let objects = |cloned: &Cloned| {
+        let files = cloned.site.files().into_iter();
+        files
+            .filter(|name| !name.contains("claim"))
+            .collect::<Vec<_>>()
+    };
+    let before = objects(&cloned);
+    // Before it is ready.
+    for point in ["mount_laid_out", "clone_replay"] {
+        let pause = pauses.join(point);
+        let value = format!("{point}={}", pause.display());
+        let running = cloned.clone().env("PITR_FAULT_PAUSE", value).spawn();
+        wait_until(PATIENCE, point, || pause.exists());
+        let begun = cloned.listed();
+        let pid = i32::try_from(begun["pid"].as_i64().unwrap()).unwrap();
+        let server = server(&cloned, begun["id"].as_str().unwrap());
+        kill(pid);
+        let run = running.wait();
+        assert_ne!(run.code(), 0, "{run}");
+        run.expect_stderr("was killed");
+        wait_gone(server);
+        wait_nothing_left(&cloned, &pause);
+    }
+    // While it is copied or stopped.
+    for (point, is_whole) in [
+        ("clone_copying", false),
+        ("clone_stop", false),
+        ("clone_stop", true),
+    ] {
+        let pause = pauses.join(point);
+        let value = format!("{point}={}", pause.display());
+        let run = cloned
+            .clone()
+            .env("PITR_FAULT_PAUSE", value)
+            .run()
+            .success();
+        let id = id(&run);
+        client(&run).sql("create table mine as select 1");
+        if point == "clone_copying" || is_whole {
+            cloned.below(&["keep", &id]).run().success();
+        }
+        if is_whole {
+            cloned.wait_stage("whole");
+        }
+        let stop = (point == "clone_stop").then(|| cloned.below(&["stop", &id]).spawn());
+        wait_until(PATIENCE, point, || pause.exists());
+        let server = server(&cloned, &id);
+        kill(i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap());
+        wait_gone(server);
+        if let Some(stop) = stop {
+            // One that is whole is a data directory as soon as somebody looks.
+            stop.wait().success();
+        }
+        match is_whole {
+            false => wait_nothing_left(&cloned, &pause),
+            true => opens(&cloned, &cloned.listed()),
+        }
+    }
+    assert_eq!(objects(&cloned), before);
+}
+
+/// The clone was kept, and is a data directory.
+fn opens(cloned: &Cloned, kept: &serde_json::Value) {
+    assert_eq!(kept["stage"], "kept", "{kept}");
+    let mut own = Cluster::open(cloned.cluster.major(), kept["data"].as_str().unwrap()).create();
+    own.start();
+    let all = "select (select count(*) from t) || ' ' || (select count(*) from big) || ' ' || (select count(*) from mine)";
+    assert_eq!(own.query_one_string(all), "31000 40000 1");
+}
+
+#[test]
+fn k35_a_server_that_is_killed_takes_its_clone_along_unless_that_has_all_content() {
+    require_fuse!("k35_a_server_that_is_killed_takes_its_clone_along_unless_that_has_all_content");
+    let cloned = Cloned::new(17);
+    let run = cloned.clone().run().success();
+    kill(server(&cloned, &id(&run)).unwrap());
+    wait_nothing_left(&cloned, Path::new("/nowhere"));
+    let run = cloned.clone().run().success();
+    client(&run).sql("create table mine as select 1");
+    cloned.below(&["keep", &id(&run)]).run().success();
+    cloned.wait_stage("whole");
+    kill(server(&cloned, &id(&run)).unwrap());
+    cloned.wait_stage("kept");
+    opens(&cloned, &cloned.listed());
+}
+
+/// Asks a clone for rows that it has not read, on a thread of its own.
+fn ask(run: &Run, sql: &'static str) -> std::thread::JoinHandle<Result<String, String>> {
+    let clone = client(run);
+    std::thread::spawn(move || {
+        let rows = clone.try_sql(sql);
+        rows.map(|rows| format!("{rows:?}"))
+            .map_err(|e| text_of(&e))
+    })
+}
+
+const BIG: &str = "select 'rows: ' || count(*) || ' ' || sum(length(b)) from big";
+const ANSWER: &str = "rows: 40000 20000000";
+
+/// The packs of a repository that is a directory.
+fn packs(cloned: &Cloned) -> Vec<PathBuf> {
+    let repository = cloned.site.repository();
+    let packs = files_below(repository).into_iter();
+    let packs = packs.filter(|name| name.contains("/packs/"));
+    packs.map(|name| repository.join(name)).collect()
+}
+
+/// A disk on which no pack can be read.
+fn broken(cloned: &Cloned, run: &Run) -> Faulty {
+    let fault = Fault::error("pread64,openat2", "EIO");
+    let fault = packs(cloned).iter().fold(fault, Fault::on);
+    let pid = u32::try_from(run.json()["pid"].as_u64().unwrap()).unwrap();
+    Faulty::attached(pid, &fault)
+}
+
+#[test]
+fn k36_a_disk_that_fails_for_a_moment_is_waited_for_and_no_longer_than_the_deadline() {
+    const NAME: &str =
+        "k36_a_disk_that_fails_for_a_moment_is_waited_for_and_no_longer_than_the_deadline";
+    require_root!(NAME);
+    require_strace!(NAME);
+    require_fuse!(NAME);
+    let cloned = Cloned::new(17);
+    let run = cloned.clone().run().success();
+    let disk = broken(&cloned, &run);
+    let asked = ask(&run, BIG);
+    wait_until(PATIENCE, "a read has failed", || disk.fired() > 0);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!asked.is_finished(), "it did not wait");
+    disk.detach();
+    let answer = asked.join().unwrap().unwrap();
+    assert!(answer.contains(ANSWER), "{answer}");
+    cloned.below(&["stop", &id(&run)]).run().success();
+
+    let short = cloned.clone().env("PITR_FAULT_SECONDS", "3");
+    let run = short.run().success();
+    let disk = broken(&cloned, &run);
+    let began = Instant::now();
+    let e = ask(&run, BIG).join().unwrap().unwrap_err();
+    assert!(e.contains("Input/output error"), "{e}");
+    assert!(began.elapsed() >= Duration::from_secs(2), "{began:?}");
+    disk.detach();
+    let answer = ask(&run, BIG).join().unwrap().unwrap();
+    assert!(answer.contains(ANSWER), "{answer}");
+    cloned.below(&["stop", &id(&run)]).run().success();
+}
+
+#[test]
+fn k36_a_bucket_that_is_away_for_a_moment_is_waited_for() {
+    require_fuse!("k36_a_bucket_that_is_away_for_a_moment_is_waited_for");
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let site = Bucketed::new(&cluster, Peer::own(), "");
+    site.attach(&cluster);
+    cluster.start();
+    cluster.sql("create table t as select g as id, 'x' as b from generate_series(1, 10) g; create table big as select g as id, repeat('x', 500) as b from generate_series(1, 40000) g");
+    site.backup();
+    cluster.archive_now();
+    let endpoint = site.peer.endpoint();
+    let proxy = Proxy::to(port_of(&endpoint));
+    let text = std::fs::read_to_string(&site.config).unwrap();
+    let own = format!("http://127.0.0.1:{}", proxy.port());
+    assert!(text.contains(&endpoint), "{text}");
+    std::fs::write(&site.config, text.replace(&endpoint, &own)).unwrap();
+    let folder = Sandbox::new("c");
+    let programs = bin(17, "initdb").unwrap();
+    let clone = site.pitr().args(["clone", "--json", "--dir"]);
+    let clone = clone.arg(folder.path()).arg("--bin");
+    let run = clone.arg(programs.parent().unwrap()).run().success();
+    proxy.refuse(true);
+    proxy.reset();
+    let asked = ask(&run, BIG);
+    wait_until(PATIENCE, "it is asked in vain", || {
+        proxy.counts().refused > 0
+    });
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(!asked.is_finished(), "it did not wait");
+    // The server answers from what is there meanwhile.
+    assert_eq!(client(&run).query_one_string("select 1"), "1");
+    proxy.refuse(false);
+    let answer = asked.join().unwrap().unwrap();
+    assert!(answer.contains(ANSWER), "{answer}");
+    assert_eq!(
+        client(&run).query_one_string(SUM),
+        cluster.query_one_string(SUM)
+    );
+    let stop = site.pitr().args(["clone", "stop", &id(&run), "--dir"]);
+    stop.arg(folder.path()).run().success();
+}

@@ -1,0 +1,64 @@
+//! The quarantine of clones, queries and rescues: nothing gets out.
+
+use crate::clone::{client, id};
+use crate::common::{Program, bin, files_below, text_of};
+use crate::drill::Hostile;
+use crate::{per_major, require_fuse};
+
+fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
+    require_fuse!("k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue");
+    let hostile = Hostile::new(major);
+    hostile.reaches_out();
+    let (site, cluster) = (&hostile.site, &hostile.cluster);
+    cluster.sql("create table t as select g as id from generate_series(1, 100) g");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    // It fires in replicas, too.
+    cluster.sql("create function fires() returns event_trigger language plpgsql as 'begin perform public.reach(); end'; create event trigger e on ddl_command_end execute function fires(); alter event trigger e enable always");
+    cluster.archive_now();
+    hostile.nothing_got_out();
+    let below = hostile.folder.path();
+    let programs = bin(major, "initdb").unwrap();
+    let at = |program: Program| {
+        let program = program.arg("--dir").arg(below).arg("--bin");
+        program.arg(programs.parent().unwrap())
+    };
+    let run = at(site.pitr().args(["clone", "--json"])).run().success();
+    let run = run
+        .expect_stderr("without pg_cron")
+        .expect_stderr("pg_tde of shared_preload_libraries is not installed");
+    let clone = client(&run);
+    let refused = text_of(&clone.try_sql("select reach()").unwrap_err());
+    assert!(refused.contains("program"), "{refused}");
+    assert_eq!(clone.query_one_string("select networks()"), "0");
+    assert_eq!(clone.query_one_string("select count(*) from t"), "100");
+    assert_eq!(
+        clone.query_one_string("select count(*) from pg_stat_subscription where pid is not null"),
+        "0"
+    );
+    for fixed in [
+        "archive_mode",
+        "archive_cleanup_command",
+        "primary_conninfo",
+    ] {
+        let set = clone.query_one_string(&format!("show {fixed}"));
+        assert!(matches!(set.as_str(), "" | "off"), "{fixed} = {set}");
+    }
+    drop(clone);
+    let stop = site.pitr().args(["clone", "stop", &id(&run), "--dir"]);
+    stop.arg(below).run().success();
+
+    let query = |sql: &str| at(site.pitr().args(["query", sql])).run();
+    query("select reach()")
+        .expect_code(1)
+        .expect_stderr("program");
+    query("select networks()").success().expect_stdout("0");
+    query("select count(*) from t")
+        .success()
+        .expect_stdout("100");
+    let file = site.sandbox().join("t.dump");
+    let rescue = ["rescue", "--table", "t", "--database", "postgres", "--to"];
+    at(site.pitr().args(rescue).arg(&file)).run().success();
+    hostile.nothing_got_out();
+    assert!(files_below(below).is_empty(), "{:?}", files_below(below));
+}
+per_major!(k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue, v13 v15 v17 v19);
