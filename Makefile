@@ -87,7 +87,7 @@ test: ## all tests, on PostgreSQL 13 to 19
 	scripts/get-redis
 	$(CARGO) test --workspace --no-fail-fast -- $(OF_TURN)
 
-test-moto: ## the contract of stores and whole cycles on moto's S3, which pip fetches once (450 MB)
+test-moto: ## the contract of stores, whole cycles and the policies of roles on moto's S3, which pip fetches once (450 MB)
 	$(MAKE) --no-print-directory on-s3 S3=moto
 
 test-localstack: ## the same on LocalStack's S3, likewise; neither docker nor an account is needed
@@ -95,6 +95,8 @@ test-localstack: ## the same on LocalStack's S3, likewise; neither docker nor an
 
 # The same code that make test runs on the S3 server of the tests. S3 may be s3s-fs or garage, too, which do not pass: docs/stores.md.
 ON_S3 := s3::an_object_store_keeps_every_promise s3_cycle::a_whole_cycle_on_s3 s3_cycle::a_cycle_in_a_bucket_that_locks s3_content::files_on_s3 s3_content::dumps_on_s3 s3_content::configuration_on_s3
+# Policies are judged by a moto of their own.
+ON_S3 += $(if $(filter moto,$(S3)),s3_roles::each_role_does_its_work_with_the_printed_policy_and_no_more s3_roles::a_host_that_only_writes_does_its_work_without_reading_backups s3_roles::a_host_that_may_not_read_back_hears_that_the_store_confirms_nothing)
 .PHONY: on-s3
 on-s3:
 	scripts/get-tools test

@@ -73,6 +73,7 @@ pub mod resume;
 pub mod seen;
 pub mod source;
 pub mod sources;
+mod stored;
 pub mod stream;
 pub mod turn;
 pub mod wal;
@@ -593,8 +594,8 @@ impl<'a> Backup<'a, '_> {
                 return Err(err!(Conflict, "the backup has a server manifest already"));
             }
             root.content.server_manifest = Some(hash.to_hex().to_string());
-            let stored = store.head(&self.layout.server_manifest(claim.id()))?;
-            root.head.stored_bytes += stored.map_or(0, |meta| meta.size_bytes);
+            let stored = stored::length(store, &self.layout.server_manifest(claim.id()))?;
+            root.head.stored_bytes += stored.unwrap_or(0);
         }
         root.content.relations = self.write_relations(claim.id(), &root.content);
         (root.content.damage, root.content.damage_count) =

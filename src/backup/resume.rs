@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::incremental::held::has_packs;
-use super::turn;
+use super::{stored, turn};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
@@ -196,7 +196,7 @@ fn may_be_taken(
     id: &BackupId,
     now: TimestampTz,
 ) -> Result<bool> {
-    if store.head(&scope.manifest(id))?.is_some() {
+    if stored::length(store, &scope.manifest(id))?.is_some() {
         return Ok(false);
     }
     match event::read_all(store, scope, &id.to_string()) {

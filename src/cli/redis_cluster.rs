@@ -10,13 +10,15 @@ use crate::error::Result;
 use crate::exit;
 use crate::operate::human;
 use crate::operate::redis::backup::{self, Asked};
+use crate::operate::redis::list;
 use crate::operate::redis::receive_cluster;
 use crate::operate::redis::restore::{self, Restored};
 use crate::operate::redis::shards::{self, OfShard, Planned, Wanted};
-use crate::operate::redis::{info, list};
+use crate::operate::redis::windows::{self, Logs};
 use crate::pg::time::TimestampTz;
 use crate::redis::route::{Moment, Route, Target};
 use crate::redis::slots::{Slots, Why};
+use crate::redis::window::Window;
 
 /// Runs the receivers.
 ///
@@ -312,37 +314,69 @@ fn judged(slots: &Slots, cx: &Context) -> u8 {
     exit::WARNINGS
 }
 
-/// Shows the histories of all shards.
+/// Shows the times that all shards have, and the histories of each.
 ///
 /// # Errors
-/// Those of [`info::run`].
+/// Those of [`windows::run`].
 pub fn info(args: &InfoArgs, stored: &[String], cx: &Context) -> Result<u8> {
-    let mut all = Vec::new();
-    for shard in stored {
-        all.push((shard, info::run(&cx.session, shard, args.commands)?));
-    }
+    let logs = windows::run(&cx.session, stored, args.commands)?;
     if cx.out.is_json() {
-        let shards = all.into_iter().map(|(shard, info)| {
-            let (repository, histories) = info.map(|i| (i.repository, i.histories)).unzip();
-            json!({"name": shard, "repository": repository, "histories": histories.unwrap_or_default()})
+        let shards = logs.shards.into_iter().map(|shard| {
+            let (repository, histories) = shard.info.map(|i| (i.repository, i.histories)).unzip();
+            json!({"name": shard.name, "repository": repository, "histories": histories.unwrap_or_default()})
         });
         let shards: Vec<Value> = shards.collect();
-        cx.out.json(&json!({"name": args.name, "shards": shards}))?;
+        cx.out
+            .json(&json!({"name": args.name, "common_windows": logs.common, "shards": shards}))?;
         return Ok(exit::SUCCESS);
     }
-    if all.iter().all(|(_, info)| info.is_none()) {
-        cx.out.note(&format!(
-            "nothing was received: pitr redis receive {} makes every moment restorable",
-            args.name
-        ));
-    }
-    for (shard, info) in &all {
-        cx.out.report(&format!("shard {shard}"))?;
-        if let Some(info) = info {
+    report_common(&args.name, &logs, cx)?;
+    for shard in &logs.shards {
+        cx.out.report(&format!("shard {}", shard.name))?;
+        if let Some(info) = &shard.info {
             redis_moments::report(args, &info.histories, cx)?;
         }
     }
     Ok(exit::SUCCESS)
+}
+
+fn report_common(name: &str, logs: &Logs, cx: &Context) -> Result<()> {
+    // In full: a time that is rounded may be out of reach.
+    for window in &logs.common {
+        let Window { from_time, to_time } = window;
+        cx.out
+            .report(&format!("all shards: {from_time} to {to_time}"))?;
+    }
+    if logs.shards.iter().all(|shard| shard.info.is_none()) {
+        cx.out.note(&format!(
+            "nothing was received: pitr redis receive {name} makes every moment restorable"
+        ));
+        return Ok(());
+    }
+    if logs.common.is_empty() {
+        cx.out.report("all shards: no time in common")?;
+        let lacking = logs.shards.iter().filter(|s| s.is_live && !s.has_window);
+        let lacking: Vec<&str> = lacking.map(|shard| shard.name.as_str()).collect();
+        if !lacking.is_empty() {
+            cx.out.note(&format!(
+                "no log goes on from a backup of {}: pitr redis backup {name}, while its receiver runs",
+                lacking.join(", ")
+            ));
+        }
+    }
+    let left: Vec<&str> = logs
+        .shards
+        .iter()
+        .filter(|shard| !shard.is_live)
+        .map(|shard| shard.name.as_str())
+        .collect();
+    if !left.is_empty() {
+        cx.out.note(&format!(
+            "left out of the times of all, for lack of slots: {}",
+            left.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 /// Lists the backups of all shards.

@@ -85,7 +85,7 @@ fn replid(text: &str) -> std::result::Result<String, String> {
 /// Show what a receiver stored of [redis.NAME]: histories, times, gaps
 ///
 /// Each history is the stream of commands of one server, named by its replication id. A failover begins another one, which goes on from it. --commands adds what
-/// emptied or exchanged databases, with the target just before it.
+/// emptied or exchanged databases, with the target just before it. For a cluster the times come first that all shards have.
 ///
 /// Example: pitr redis info cache --commands
 #[derive(clap::Args, Debug)]

@@ -96,6 +96,7 @@ pub mod retention;
 pub mod rewrap;
 pub mod rewrap_all;
 pub mod rival;
+mod role_policy;
 pub mod roles;
 pub mod rollback;
 pub mod runs;

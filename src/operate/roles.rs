@@ -1,9 +1,10 @@
 //! Roles: the rights that each kind of host needs, and whether this one has more or less.
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::finding::Findings;
+use super::role_policy;
 use super::session::Session;
 use crate::config::{Location, Records, Repository, Settings};
 use crate::error::{Code, Error, Result};
@@ -89,7 +90,7 @@ pub fn profile(session: &Session, role: Role) -> Result<Profile> {
     let rights = settings.repositories.iter().map(|one| Rights {
         repository: one.name.clone(),
         url: one.location.to_string(),
-        policy: policy(one, role, has_log),
+        policy: role_policy::of(one, role, has_log),
         directory: directory(&one.location, role),
     });
     Ok(Profile {
@@ -103,113 +104,6 @@ pub fn profile(session: &Session, role: Role) -> Result<Profile> {
             "state_dir and cache_dir: mode 0700, of the user that runs pitr",
         ],
     })
-}
-
-fn policy(repository: &Repository, role: Role, has_log: bool) -> Option<Value> {
-    let Location::S3 { bucket, prefix } = &repository.location else {
-        return None;
-    };
-    let root = match prefix.as_str() {
-        "" => String::new(),
-        prefix => format!("{prefix}/"),
-    };
-    let bucket_arn = format!("arn:aws:s3:::{bucket}");
-    let below = |key: &str| format!("{bucket_arn}/{root}{key}");
-    let mut list = json!({
-        "Sid": "List",
-        "Effect": "Allow",
-        "Action": ["s3:ListBucket", "s3:ListBucketVersions"],
-        "Resource": bucket_arn,
-    });
-    if !root.is_empty() {
-        let prefixes = [prefix.clone(), format!("{root}*")];
-        list["Condition"] = json!({ "StringLike": { "s3:prefix": prefixes } });
-    }
-    let mut statements = vec![
-        list,
-        json!({ "Sid": "Read", "Effect": "Allow", "Action": "s3:GetObject", "Resource": below("*") }),
-    ];
-    let mut allow = |sid: &str, actions: Value, resources: Value| {
-        statements.push(
-            json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources }),
-        );
-    };
-    let mut create = vec!["s3:PutObject", "s3:AbortMultipartUpload"];
-    if repository.s3.object_lock.is_some() {
-        create.push("s3:PutObjectRetention");
-    }
-    match role {
-        Role::Reader if has_log => allow("Record", json!(create), json!(below("audit/*"))),
-        Role::Reader => {}
-        Role::Writer | Role::Operator => allow("Create", json!(create), json!(below("*"))),
-        Role::Janitor => {
-            let keys = [
-                "clusters/*/events/*",
-                "aux/*/events/*",
-                "clusters/*/manifest",
-                "aux/*/manifest",
-                "audit/*",
-            ];
-            let keys: Vec<String> = keys.iter().map(|key| below(key)).collect();
-            allow("MarkAndRecord", json!(create), json!(keys));
-            let delete = [
-                "s3:DeleteObject",
-                "s3:AbortMultipartUpload",
-                "s3:GetObjectRetention",
-                "s3:GetObjectLegalHold",
-            ];
-            allow("Delete", json!(delete), json!(below("*")));
-            allow(
-                "FindUploads",
-                json!("s3:ListBucketMultipartUploads"),
-                json!(bucket_arn),
-            );
-        }
-    }
-    if role == Role::Operator {
-        let tiers = [
-            "s3:RestoreObject",
-            "s3:GetObjectTagging",
-            "s3:PutObjectTagging",
-        ];
-        allow("Thaw", json!(tiers), json!(below("*")));
-        allow(
-            "WithdrawKeys",
-            json!("s3:DeleteObject"),
-            json!(below("keys/*")),
-        );
-    }
-    let mut deny = |sid: &str, actions: Value, resources: Value| {
-        statements.push(
-            json!({ "Sid": sid, "Effect": "Deny", "Action": actions, "Resource": resources }),
-        );
-    };
-    if matches!(role, Role::Reader | Role::Writer) {
-        deny(
-            "NeverDelete",
-            json!(["s3:DeleteObject", "s3:DeleteObjectVersion"]),
-            json!(below("*")),
-        );
-    }
-    deny(
-        "NeverWeaken",
-        json!(["s3:BypassGovernanceRetention", "s3:PutObjectLegalHold"]),
-        json!(below("*")),
-    );
-    let is_blind = repository
-        .encryption
-        .as_ref()
-        .is_some_and(|e| !e.can_read());
-    if role == Role::Writer && is_blind {
-        let keys = [
-            "clusters/*/backups/*",
-            "clusters/*/layers/*",
-            "clusters/*/packs/*",
-        ];
-        let keys: Vec<String> = keys.iter().map(|key| below(key)).collect();
-        deny("NeverReadBackups", json!("s3:GetObject"), json!(keys));
-    }
-    Some(json!({ "Version": "2012-10-17", "Statement": statements }))
 }
 
 fn directory(location: &Location, role: Role) -> Option<String> {
@@ -240,9 +134,9 @@ fn directory(location: &Location, role: Role) -> Option<String> {
 fn sql(role: Role) -> Vec<String> {
     let mut sql = Vec::new();
     if matches!(role, Role::Writer | Role::Operator) {
-        sql.push("create role pitr login replication".to_owned());
-        sql.push("grant pg_monitor to pitr".to_owned());
-        sql.push("grant execute on function pg_catalog.pg_create_restore_point(text) to pitr   -- pitr mark".to_owned());
+        sql.push("create role pitr login replication;".to_owned());
+        sql.push("grant pg_monitor to pitr;".to_owned());
+        sql.push("grant execute on function pg_catalog.pg_create_restore_point(text) to pitr;   -- pitr mark".to_owned());
     }
     sql
 }
@@ -258,12 +152,13 @@ fn keys(role: Role) -> Vec<&'static str> {
     }
 }
 
-/// Compares this host with a role. In each repository an object is created under a temporary name, and deleted again where that is allowed.
+/// Compares this host with a role. In each repository an object is created under a temporary name, where the role creates objects, and deleted
+/// again where that is allowed.
 pub fn look(found: &mut Findings, settings: &Settings, role: Role, session: &Session) {
     found.begin("role");
     for one in &settings.repositories {
         keys_of(found, one, role);
-        match tried(session, one) {
+        match tried(session, one, role) {
             Ok((creates, deletes)) => rights(found, &one.name, role, creates, deletes),
             Err(e) => found.error(&one.name, &e),
         }
@@ -310,7 +205,10 @@ fn keys_of(found: &mut Findings, repository: &Repository, role: Role) {
 }
 
 fn rights(found: &mut Findings, name: &str, role: Role, creates: bool, deletes: bool) {
-    let next = format!("pitr init --role {}", role.name());
+    let next = format!(
+        "give this host the rights that this prints, and no others: pitr init --role {}",
+        role.name()
+    );
     if role.creates() && !creates {
         found.fail(
             name,
@@ -340,7 +238,7 @@ fn rights(found: &mut Findings, name: &str, role: Role, creates: bool, deletes: 
 }
 
 /// Whether objects may be created, and deleted: tried under a temporary name.
-fn tried(session: &Session, configured: &Repository) -> Result<(bool, bool)> {
+fn tried(session: &Session, configured: &Repository, role: Role) -> Result<(bool, bool)> {
     // A place without a marker is somewhere else: nothing is written there.
     session.open(configured)?;
     let nonce = session.host.random();
@@ -351,8 +249,12 @@ fn tried(session: &Session, configured: &Repository) -> Result<(bool, bool)> {
         }
         Location::S3 { bucket, prefix } => {
             let store = S3Store::open(bucket, prefix, &configured.s3, nonce)?;
-            let aside = store.aside(nonce);
-            let done = trial(&aside);
+            // A janitor creates events and the like alone, and its policy allows no other key.
+            let (aside, key) = match role {
+                Role::Janitor => (store.aside_below("clusters", nonce), "events/role"),
+                Role::Reader | Role::Writer | Role::Operator => (store.aside(nonce), "role"),
+            };
+            let done = trial(&aside, key);
             // An object that may not be deleted stays, and the janitor removes it.
             let _ = aside.clear();
             done
@@ -360,7 +262,7 @@ fn tried(session: &Session, configured: &Repository) -> Result<(bool, bool)> {
         location @ Location::Blob { .. } => {
             let store = BlobStore::open(location, &configured.s3, nonce)?;
             let aside = store.aside(nonce);
-            let done = trial(&aside);
+            let done = trial(&aside, "role");
             let _ = aside.clear();
             done
         }
@@ -382,12 +284,12 @@ fn aside(
         return Ok((false, false));
     }
     let (store, name) = made?;
-    let (creates, deletes) = trial(&store)?;
+    let (creates, deletes) = trial(&store, "role")?;
     Ok((creates, deletes && allowed(discard(&name))?))
 }
 
-fn trial(store: &dyn Store) -> Result<(bool, bool)> {
-    let key = Key::new("role")?;
+fn trial(store: &dyn Store, key: &str) -> Result<(bool, bool)> {
+    let key = Key::new(key)?;
     if !allowed(put(store, &key, b"pitr"))? {
         return Ok((false, false));
     }
@@ -403,40 +305,5 @@ fn allowed<T>(done: Result<T>) -> Result<bool> {
         Ok(_) => Ok(true),
         Err(e) if is_refusal(&e) => Ok(false),
         Err(e) => Err(e),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn actions(role: Role, effect: &str) -> Vec<String> {
-        let location = Location::from_url("s3://bucket/prod").unwrap();
-        let policy = policy(&Repository::at(location), role, true).unwrap();
-        let statements = policy["Statement"].as_array().unwrap().clone();
-        let of = statements.iter().filter(|s| s["Effect"] == effect);
-        of.flat_map(|s| match &s["Action"] {
-            Value::Array(all) => all.clone(),
-            one => vec![one.clone()],
-        })
-        .map(|action| action.as_str().unwrap().to_owned())
-        .collect()
-    }
-
-    #[test]
-    fn only_a_janitor_deletes_data_and_only_readers_read_keys() {
-        let has = |role, effect, action: &str| actions(role, effect).iter().any(|a| a == action);
-        for role in [Role::Reader, Role::Writer] {
-            assert!(!has(role, "Allow", "s3:DeleteObject"), "{role:?}");
-            assert!(has(role, "Deny", "s3:DeleteObject"), "{role:?}");
-        }
-        assert!(has(Role::Janitor, "Allow", "s3:DeleteObject"));
-        for role in [Role::Reader, Role::Writer, Role::Janitor, Role::Operator] {
-            assert!(has(role, "Allow", "s3:ListBucket"), "{role:?}");
-            assert!(
-                has(role, "Deny", "s3:BypassGovernanceRetention"),
-                "{role:?}"
-            );
-        }
     }
 }

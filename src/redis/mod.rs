@@ -4,7 +4,7 @@
 //! `connection` speaks with the server, `sentinel` with those that name it, `transfer` asks for a full resynchronisation and receives it, and `directory` writes what a server loads.
 //!
 //! A receiver gets what follows a data set: `position` decides where it goes on, `receive` brings the server's commands (`command`) into the journal (`record`),
-//! and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again, `route` the way to a moment, and `overview` shows all.
+//! and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again, `route` the way to a moment, `window` the times that can be had back, and `overview` shows all.
 
 pub mod command;
 pub mod connection;
@@ -32,3 +32,4 @@ pub mod source;
 pub mod transfer;
 pub mod version;
 pub mod walk;
+pub mod window;

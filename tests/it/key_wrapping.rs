@@ -1,18 +1,11 @@
 //! The scripts of `contrib/keys`, as `key_command` runs them: AWS KMS on moto's, and PKCS#11 on a token of SoftHSM.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
-
-use crate::common::{Program, Run, Sandbox, wait_until};
+use crate::common::moto::Moto;
+use crate::common::{Program, Run, Sandbox};
 use crate::sealed::{Stored, keygen, refused};
-
-/// Fetching moto and the program aws, once, takes a minute.
-const INSTALLATION: Duration = Duration::from_secs(600);
 
 /// Copies a script of `contrib/keys` to where nobody else may change it.
 fn script(sandbox: &Sandbox, name: &str) -> PathBuf {
@@ -60,42 +53,6 @@ impl Stored {
 fn with(program: Program, env: &[(&str, String)]) -> Program {
     let add = |program: Program, (name, value): &(&str, String)| program.env(name, value);
     env.iter().fold(program, add)
-}
-
-/// moto's servers, and the program aws.
-struct Moto {
-    child: Child,
-    endpoint: String,
-    aws: String,
-}
-
-impl Moto {
-    fn start(sandbox: &Sandbox) -> Moto {
-        let told = sandbox.join("moto");
-        let tell = "echo \"$PITR_TEST_S3 $PITR_TEST_AWS\" >\"$0.new\"; mv \"$0.new\" \"$0\"; exec sleep 3600";
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/s3-server");
-        let child = Command::new(script)
-            .args(["moto", "sh", "-c", tell])
-            .arg(&told)
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        wait_until(INSTALLATION, "moto starts", || told.exists());
-        let text = std::fs::read_to_string(&told).unwrap();
-        let (endpoint, aws) = text.trim().split_once(' ').unwrap();
-        Moto {
-            child,
-            endpoint: endpoint.to_owned(),
-            aws: aws.to_owned(),
-        }
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.child), Signal::TERM);
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod scratch;
 mod sentinels;
 pub mod shards;
 mod slots_record;
+pub mod windows;
 
 use std::cell::RefCell;
 use std::io::Read;

@@ -274,12 +274,8 @@ pub fn plan(session: &Session, name: &str, shards: &[String], target: &Target) -
 }
 
 /// The last moment up to which the shards that have slots are stored, and their slots recorded.
-fn latest(stored: &[Stored]) -> Option<i64> {
-    let lives = |one: &&Stored| {
-        let newest = one.newest.as_ref();
-        newest.is_none_or(|(_, map)| !map.owned.is_empty())
-    };
-    let live = || stored.iter().filter(lives);
+pub(super) fn latest(stored: &[Stored]) -> Option<i64> {
+    let live = || stored.iter().filter(|one| one.is_live());
     let end = live().map(|one| one.end.unwrap_or(i64::MIN)).min();
     let end = end.filter(|end| *end > i64::MIN)?;
     let records = live().filter_map(|one| one.newest.as_ref()?.0.unix_micros());
@@ -310,7 +306,7 @@ fn silence(shard: &str, way: &plan::Planned, moment: TimestampTz) -> Option<Doub
 }
 
 /// The end of a shard as it is stored.
-struct Stored {
+pub(super) struct Stored {
     name: String,
     /// When its last byte had arrived.
     end: Option<i64>,
@@ -318,7 +314,15 @@ struct Stored {
     newest: Option<Seen>,
 }
 
-fn look(session: &Session, shard: &str) -> Result<Stored> {
+impl Stored {
+    /// Whether it had slots when they were recorded last.
+    pub(super) fn is_live(&self) -> bool {
+        let newest = self.newest.as_ref();
+        newest.is_none_or(|(_, map)| !map.owned.is_empty())
+    }
+}
+
+pub(super) fn look(session: &Session, shard: &str) -> Result<Stored> {
     let scope = Scope::aux(NAME, shard)?;
     let found = search::in_first(session, |repository, _| {
         let newest = slot_map::newest(repository.store(), &scope)?;

@@ -110,6 +110,8 @@ pub(super) async fn ask(bucket: &Bucket) -> Option<bool> {
             "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch" | "InvalidRequest" => {
                 Some(true)
             }
+            // A policy that allows no objects but certain ones: each is read back, and this is not asked for every one.
+            "AccessDenied" => Some(false),
             _ => None,
         },
     }

@@ -12,6 +12,7 @@ use super::object::time;
 use super::request::Bucket;
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
+use crate::error::Code;
 use crate::store::{Irregular, Key, Listed, Meta};
 
 /// Between the key and the id of an upload that was not completed; no key holds it.
@@ -340,7 +341,8 @@ async fn uploads(bucket: &Bucket, found: &mut Vec<Irregular>) -> Answered<()> {
                     .await?;
                 Ok(answer)
             })
-            .await?;
+            .await
+            .map_err(needs_right)?;
         for upload in page.uploads() {
             let key = upload.key().and_then(|k| k.strip_prefix(&bucket.prefix));
             if let (Some(key), Some(id)) = (key, upload.upload_id()) {
@@ -365,6 +367,19 @@ async fn uploads(bucket: &Bucket, found: &mut Vec<Irregular>) -> Answered<()> {
         (key, id) = next;
     }
     Err(err!(Unreachable, "a listing of uploads does not end").into())
+}
+
+/// Names the right that the listing of uploads needs; objects are listed with another one.
+fn needs_right(failure: Failure) -> Failure {
+    match failure.error.code() {
+        Code::Denied => Failure {
+            error: failure.error.hint(
+                "What unfinished writes left cannot be looked for.\nAllow s3:ListBucketMultipartUploads of the bucket, as the policy does that \"pitr init --role reader\" prints.",
+            ),
+            ..failure
+        },
+        _ => failure,
+    }
 }
 
 pub(super) async fn delete(bucket: &Bucket, key: &str) -> Answered<()> {

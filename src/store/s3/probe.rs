@@ -47,16 +47,22 @@ impl S3Store {
     /// A store of its own inside this one, below a temporary prefix: nobody takes what is there for objects of the repository, and the
     /// janitor takes away what is left of it.
     pub fn aside(&self, nonce: u64) -> S3Store {
-        let own = self.bucket.prefix.trim_end_matches('/');
-        let slash = if own.is_empty() { "" } else { "/" };
-        let prefix = format!("{own}{slash}{TEMPORARY_PREFIX}probe.{nonce:016x}");
-        S3Store::within(
-            Arc::clone(&self.bucket.link),
-            &self.bucket.bucket,
-            &prefix,
+        self.trial_at(&format!("{TEMPORARY_PREFIX}probe.{nonce:016x}"), nonce)
+    }
+
+    /// As [`S3Store::aside`], below a folder of this store: a policy may allow creation there alone.
+    pub fn aside_below(&self, folder: &str, nonce: u64) -> S3Store {
+        self.trial_at(
+            &format!("{folder}/{TEMPORARY_PREFIX}probe.{nonce:016x}"),
             nonce,
-            true,
         )
+    }
+
+    fn trial_at(&self, place: &str, nonce: u64) -> S3Store {
+        let link = Arc::clone(&self.bucket.link);
+        // The prefix of a store has its slash at the end, or is empty.
+        let prefix = format!("{}{place}", self.bucket.prefix);
+        S3Store::within(link, &self.bucket.bucket, &prefix, nonce, true)
     }
 
     /// Takes away everything in this place; `false` when the store refuses.

@@ -127,9 +127,19 @@ impl Upload {
     /// Sends the request that names the object. If the store's checksums confirm nothing, length and end of the object
     /// are read back.
     fn commit(&mut self) -> Answered<()> {
-        match self.send_last()? {
-            Confirmed::Yes if self.bucket.is_trial || checksum::counts(&self.bucket) => Ok(()),
-            _ => Ok(self.read_back()?),
+        let is_confirmed = self.send_last()? == Confirmed::Yes;
+        if is_confirmed && (self.bucket.is_trial || checksum::counts(&self.bucket)) {
+            return Ok(());
+        }
+        match self.read_back() {
+            // A host that only writes may not read everything back: then it is worth a request whether the store compares checksums.
+            Err(e) if e.code() == Code::Denied => {
+                match is_confirmed && checksum::counts(&self.bucket) {
+                    true => Ok(()),
+                    false => Err(unread(e).into()),
+                }
+            }
+            read => Ok(read?),
         }
     }
 
@@ -226,6 +236,13 @@ impl NewObject for Upload {
             Err(failure) => Err(failure.error),
         }
     }
+}
+
+/// Says why a host that only writes is asked to read.
+fn unread(denied: Error) -> Error {
+    denied
+        .context("the store confirms no checksum of what it holds, and this host may not read it back")
+        .hint("Nothing is acknowledged: where a store compares no checksums, the end of each object is read back.\nTake the statement NeverReadBackups out of this host's policy (s3:GetObject): with keys that only write it still cannot read the content. Or use a store that compares checksums, as \"pitr repo check\" tells.")
 }
 
 /// The mark on an object; none where another program wrote it, or it is gone.

@@ -16,6 +16,7 @@
 //! | `progress.rs` | [`progress::Progress`]: the histories of a campaign that passed, in a file |
 //! | `proxy.rs` | [`proxy::Proxy`]: a network that delays, falls silent, resets and cuts |
 //! | `walsender.rs` | [`walsender::Walsender`]: a scripted server for replication |
+//! | `moto.rs` | [`moto::Moto`]: moto's S3 with users and policies, and its KMS |
 //! | `s3/` | [`s3::S3Server`]: an object store with faults on demand |
 //! | `sftp.rs` | [`sftp::SftpServer`]: OpenSSH's server with keys of its own |
 //! | `random.rs` | [`random::Random`]: a seeded generator |
@@ -38,6 +39,7 @@ mod client;
 mod cluster;
 pub mod fault;
 pub mod medium;
+pub mod moto;
 pub mod mount;
 mod postgres;
 mod program;

@@ -359,10 +359,37 @@ fn r64_all_shards_come_back_to_one_moment(name: &'static str) {
     let shard = planned["shards"][0]["name"].as_str().unwrap().to_owned();
     bare(&["ls", "cache"]).expect_stdout(&format!("shard {shard}"));
     bare(&["info", "cache"]).expect_stdout(&format!("shard {shard}"));
+    times_of_all(&world);
     bare(&["plan", &shard]).expect_stdout("state: offset");
     world.pitr(&["verify"]).run().success();
     let info = world.pitr(&["info"]).run();
     info.expect_stdout(&format!("aux/redis/{shard} in one: 1 backup"));
+}
+
+/// `pitr redis info` begins with the times that all shards have. Plans lead to the first and the last of them, and to none outside.
+fn times_of_all(world: &World) {
+    let shown = world.redis(&["info", "cache"]).run().success();
+    let info = world.json(&["info", "cache"]);
+    let windows = info["common_windows"].as_array().unwrap();
+    assert_eq!(windows.len(), 1, "{info}");
+    let time = |name: &str| -> TimestampTz { windows[0][name].as_str().unwrap().parse().unwrap() };
+    let (from, to) = (time("from_time"), time("to_time"));
+    let first = shown.stdout.lines().next().unwrap();
+    assert_eq!(first, format!("all shards: {from} to {to}"), "{shown}");
+    let moved = |time: TimestampTz, micros: i64| {
+        TimestampTz::from_unix_micros(time.unix_micros().unwrap() + micros).unwrap()
+    };
+    for (at, statuses) in [
+        (moved(from, -1), vec![5]),
+        // Slots that nobody had looked at yet, or not since, are named.
+        (from, vec![0, 6]),
+        (to, vec![0, 6]),
+        (moved(to, 600_000_000), vec![5]),
+    ] {
+        let plan = ["plan", "cache", "--target-time", &at.to_string()];
+        let plan = world.redis(&plan).run();
+        assert!(statuses.contains(&plan.code()), "{at}: {plan}\n{info}");
+    }
 }
 
 /// All keys of a live node.

@@ -55,6 +55,7 @@ fn history(name: &'static str, seed: u64, count: u64) {
         }
         moments.push(moment(&server));
     }
+    receive::wait_received(&server);
     let ended = receive::stop(running);
     assert!(ended.stdout.contains("received up to offset"), "{ended}");
     for (n, moment) in moments.iter().enumerate() {

@@ -38,6 +38,18 @@ pub fn confirm(server: &Server, lines: &str, replicas: u32) {
     assert_eq!(last, Some(replicas.to_string()), "{run}");
 }
 
+/// Waits until the only receiver has confirmed all that the server had sent when this was called.
+pub fn wait_received(server: &Server) {
+    let sent = Moment::offset_of(server);
+    wait_until(PATIENCE, "the receiver has all that was sent", || {
+        let told = server.ask(&["INFO", "replication"]);
+        let receiver = told.lines().find(|line| line.starts_with("slave0:"));
+        let fields = receiver.map(|line| line.trim().split([':', ',']));
+        let offset = fields.and_then(|mut f| f.find_map(|f| f.strip_prefix("offset=")));
+        offset.is_some_and(|offset| offset.parse::<u64>().unwrap() >= sent)
+    });
+}
+
 /// Ends a receiver in order.
 pub fn stop(running: Running) -> Run {
     running.signal(Signal::TERM);

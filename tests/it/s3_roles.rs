@@ -1,0 +1,379 @@
+//! Roles on S3: the policies that `pitr init --role` prints, byte for byte, are those of four users, and moto's server enforces them.
+
+use std::path::PathBuf;
+
+use pitr::config::S3Settings;
+use pitr::error::Code;
+use pitr::store::s3::S3Store;
+use pitr::store::{self, Key, Store as _};
+use serde_json::Value;
+
+use crate::common::moto::Moto;
+use crate::common::s3::peer::keys;
+use crate::common::{Cluster, Program, Run, Sandbox, expire_at_once, pitr, pitr_archive};
+use crate::sealed::keygen;
+
+const ROLES: [&str; 4] = ["reader", "writer", "janitor", "operator"];
+const BUCKET: &str = "backups";
+const PREFIX: &str = "prod/pg";
+
+/// A server that judges, four hosts, each with the keys of its role, and a cluster that the writer archives.
+struct World {
+    cluster: Cluster,
+    sandbox: Sandbox,
+    moto: Moto,
+}
+
+impl World {
+    /// With a plain repository, or an encrypted one with an audit log.
+    fn new(is_sealed: bool, env: &[(&str, &str)]) -> World {
+        let cluster = Cluster::builder(17)
+            .segment_size_mb(1)
+            .without_fsync()
+            .create();
+        let sandbox = Sandbox::new("roles");
+        let moto = Moto::with(&sandbox, &[&[("PITR_S3_CONDITIONS", "1")], env].concat());
+        moto.make_bucket(BUCKET);
+        if is_sealed {
+            keygen(&sandbox.join("keys"), &["ops", "leaver"])
+                .run()
+                .success();
+        }
+        cluster.append_config("archive_mode", "on");
+        let world = World {
+            cluster,
+            sandbox,
+            moto,
+        };
+        for role in ROLES {
+            world.configure(role, is_sealed);
+            world.give_rights(role);
+        }
+        world.moto.judge();
+        // An operator makes the repository; nobody else has been there.
+        world.pitr("operator", &["init", "--quiet"]).run().success();
+        let archive = pitr_archive().arg("--config").arg(world.config("writer"));
+        let archive = archive.arg("%p").shell();
+        let mut world = world;
+        world.cluster.append_config("archive_command", &archive);
+        world.cluster.start();
+        world
+    }
+
+    fn config(&self, role: &str) -> PathBuf {
+        self.sandbox.join(format!("{role}.toml"))
+    }
+
+    fn configure(&self, role: &str, is_sealed: bool) {
+        let place = |name: &str| self.sandbox.join(name).display().to_string();
+        let mut text = format!(
+            "[clusters.main]\npgdata = \"{}\"\nconninfo = \"{}\"\nspool_dir = \"{}\"\n[agent]\nstate_dir = \"{}\"\n\
+             [repositories.store]\nurl = \"s3://{BUCKET}/{PREFIX}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+             path_style = true\ncredentials_file = \"{}\"\n",
+            self.cluster.pgdata().display(),
+            self.cluster.conninfo("postgres"),
+            place(&format!("{role}-spool")),
+            place(&format!("{role}-state")),
+            self.moto.endpoint,
+            place(&format!("{role}-credentials")),
+        );
+        if is_sealed {
+            let keys = place("keys");
+            let set = format!("key_set = \"{keys}/writer.key\"\n");
+            let own = format!("key_file = \"{keys}/ops.key\"\n");
+            // As the profile of the role says.
+            let encryption = match role {
+                "reader" => own,
+                "operator" => set + &own,
+                _ => set,
+            };
+            text += &format!(
+                "[repositories.store.encryption]\n{encryption}[audit]\nrecords = \"on\"\n"
+            );
+        }
+        self.sandbox.file(format!("{role}.toml"), text);
+    }
+
+    /// Makes the user of a role, with the policy that is printed for it.
+    fn give_rights(&self, role: &str) {
+        let user = self.moto.make_user(role);
+        let credentials = format!(
+            "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+            user.key, user.secret
+        );
+        self.sandbox
+            .file(format!("{role}-credentials"), credentials);
+        let printed = self.pitr(role, &["init", "--role", role]).run().success();
+        let begin = printed.stdout.find("\n{").unwrap() + 1;
+        let length = printed.stdout[begin..].find("\n}").unwrap() + 2;
+        let policy = &printed.stdout[begin..begin + length];
+        let json = self.pitr(role, &["init", "--role", role, "--json"]).run();
+        let told: Value = serde_json::from_str(policy).unwrap();
+        assert_eq!(told, json.json()["repositories"][0]["policy"]);
+        self.moto.put_policy(role, policy);
+    }
+
+    fn pitr(&self, role: &str, arguments: &[&str]) -> Program {
+        let program = pitr().arg("--config").arg(self.config(role));
+        program.args(arguments)
+    }
+
+    fn backup(&self, role: &str) -> String {
+        let run = self.pitr(role, &["backup", "--json"]).run().success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// What the user of a role may do, without pitr around it.
+    fn store(&self, role: &str, prefix: &str) -> S3Store {
+        let settings = S3Settings {
+            endpoint: Some(self.moto.endpoint.clone()),
+            region: Some("us-east-1".into()),
+            path_style: true,
+            credentials_file: Some(self.sandbox.join(format!("{role}-credentials"))),
+            ..S3Settings::default()
+        };
+        S3Store::open(BUCKET, prefix, &settings, 7).unwrap()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        keys(&self.store("reader", PREFIX))
+    }
+
+    /// A key of the repository with this text in it.
+    fn key(&self, part: &str) -> Key {
+        let all = self.keys();
+        let key = all.iter().find(|key| key.contains(part));
+        Key::new(key.unwrap_or_else(|| panic!("{part}: {all:?}"))).unwrap()
+    }
+
+    /// The finding of `doctor --role` about the rights of this host: its level, and what was seen.
+    fn rights(&self, host: &str, role: &str) -> (String, String) {
+        let run = self.pitr(host, &["doctor", "--json", "--role", role]).run();
+        let all = run.json()["findings"].as_array().unwrap().clone();
+        let is_own = |f: &&Value| f["group"] == "role" && f["name"] == "store";
+        let own = all.iter().find(is_own).unwrap();
+        let text = |name: &str| own[name].as_str().unwrap().to_owned();
+        (text("level"), text("value"))
+    }
+
+    /// Restores as a role, and counts the rows of a table in the copy, which fetches its WAL as that role.
+    fn restored(&self, role: &str, target: &[&str]) -> String {
+        let to = self.sandbox.join(format!("copy-{role}"));
+        let run = self.pitr(role, &["restore", "--quiet", "--to"]).arg(&to);
+        run.args(target).run().success();
+        let mut copy = Cluster::open(17, &to).option("fsync", "off").create();
+        copy.start();
+        copy.wait_promoted();
+        copy.query_one_string("select count(*) from ledger")
+    }
+
+    /// An archiver that is offered the newest complete segment under another name: what its host may not create, it does not create.
+    fn push(&self, role: &str) -> Run {
+        let name = "000000010000000000000099.00000028.backup";
+        let label = "START WAL LOCATION: 0/9900028 (file 000000010000000000000099)\n";
+        let path = self.cluster.pgdata().join("pg_wal").join(name);
+        std::fs::write(&path, label).unwrap();
+        crate::common::user::own(&path);
+        let program = pitr_archive().arg("--config").arg(self.config(role));
+        let program = program.arg(format!("pg_wal/{name}"));
+        let run = program.dir(self.cluster.pgdata()).run();
+        std::fs::remove_file(path).unwrap();
+        run
+    }
+
+    /// The store refuses to create, read or delete these, and they are as before.
+    fn refuses(&self, role: &str, deed: &str, key: &Key) {
+        let store = self.store(role, PREFIX);
+        let done = match deed {
+            "create" => store::put(&store, key, b"x").map(drop),
+            "read" => store::get(&store, key, 64 << 20).map(drop),
+            "delete" => store.delete(key).map(drop),
+            _ => unreachable!(),
+        };
+        let error = done.expect_err(&format!("{role} may {deed} {key}"));
+        assert_eq!(error.code(), Code::Denied, "{role}, {deed} {key}: {error}");
+        let is_there = self.keys().iter().any(|k| k == key.as_str());
+        assert_eq!(is_there, deed != "create", "{role}, {deed} {key}");
+    }
+}
+
+/// Refused with the store's own words.
+fn denied(run: &Run) {
+    assert_eq!(run.code(), 1, "{run}");
+    assert!(run.stderr.contains("AccessDenied"), "{run}");
+    assert!(run.stderr.contains("next:"), "{run}");
+}
+
+fn key(text: &str) -> Key {
+    Key::new(text).unwrap()
+}
+
+#[test]
+fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
+    let world = World::new(false, &[]);
+    let client = world.cluster.client();
+    client.sql("create table ledger as select g as id, md5(g::text) as note from generate_series(1, 20000) g");
+    // A writer archives, backs up, and marks.
+    let first = world.backup("writer");
+    client.sql("insert into ledger select g, 'second' from generate_series(20001, 30000) g");
+    client.sql("select pg_create_restore_point('before')");
+    client.sql("delete from ledger");
+    world.cluster.archive_now();
+    // A reader looks, plans, restores, and verifies.
+    let info = world.pitr("reader", &["info"]).run().success();
+    info.expect_stdout(&first);
+    let plan = ["plan", "--target-name", "before", "--json"];
+    let plan = world.pitr("reader", &plan).run().success().json();
+    assert_eq!(plan["backup"]["id"], first.as_str());
+    let target = ["--target-name", "before"];
+    assert_eq!(world.restored("reader", &target), "30000");
+    world.pitr("reader", &["verify"]).run().success();
+    // An operator does all of that.
+    let second = world.backup("operator");
+    world.pitr("operator", &["verify"]).run().success();
+    assert_eq!(world.restored("operator", &target), "30000");
+    let check = world.pitr("operator", &["repo", "check"]).run();
+    check.expect_stdout("These credentials may not delete");
+    let pin = ["pin", &second, "--reason", "a test", "--confirm"];
+    world.pitr("operator", &pin).run().success();
+    let unpin = ["unpin", &second, "--confirm"];
+    world.pitr("operator", &unpin).run().success();
+    for role in ROLES {
+        let own = format!("the rights of a {role}");
+        assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
+    }
+    refusals(&world, &first);
+    // A janitor expires; what is left is whole.
+    world.backup("writer");
+    world.pitr("janitor", &expire_at_once()).run().success();
+    let gone = |id: &str| {
+        !world
+            .keys()
+            .iter()
+            .any(|k| k.contains(&format!("/packs/{id}/")))
+    };
+    assert!(gone(&first) && gone(&second));
+    world.pitr("reader", &["verify"]).run().success();
+    let left = world.store("janitor", PREFIX).irregular().unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// No role does what it must not do, whoever asks: pitr, or its keys alone.
+fn refusals(world: &World, backup: &str) {
+    denied(&world.pitr("reader", &["backup"]).run());
+    denied(&world.pitr("janitor", &["backup"]).run());
+    let pin = ["pin", backup, "--reason", "a test", "--confirm"];
+    denied(&world.pitr("reader", &pin).run());
+    for role in ["reader", "writer", "operator"] {
+        denied(&world.pitr(role, &expire_at_once()).run());
+    }
+    for role in ["reader", "janitor"] {
+        let run = world.push(role);
+        assert!((1..=125).contains(&run.code()), "{run}");
+        assert!(run.stderr.contains("AccessDenied"), "{run}");
+    }
+    world.push("writer").success();
+    let (wal, pack, marker) = (world.key("/wal/"), world.key("/packs/"), key("pitr.json"));
+    let event = format!("{}/events/{backup}/pin-x", world.cluster_folder());
+    for key in [&wal, &pack, &marker] {
+        for role in ["reader", "writer", "operator"] {
+            world.refuses(role, "delete", key);
+        }
+    }
+    for role in ["reader", "janitor"] {
+        world.refuses(role, "create", &key("clusters/main/1/wal/00000001/history"));
+        world.refuses(role, "create", &key("keys/1/new"));
+    }
+    world.refuses("reader", "create", &key(&event));
+    // Beside the prefix nobody does anything.
+    for role in ROLES {
+        for prefix in ["", "prod", "prod/pgx", "test"] {
+            let store = world.store(role, prefix);
+            let listed = store.list("").map(drop).unwrap_err();
+            assert_eq!(listed.code(), Code::Denied, "{role} in \"{prefix}\"");
+            let put = store::put(&store, &key("stray"), b"x").unwrap_err();
+            assert_eq!(put.code(), Code::Denied, "{role} in \"{prefix}\"");
+        }
+    }
+    // doctor sees the difference between a host and another role.
+    let told = |level: &str, value: &str| (level.to_owned(), value.to_owned());
+    for (host, role, seen) in [
+        ("reader", "writer", told("fail", "may not create objects")),
+        ("writer", "janitor", told("fail", "may not delete objects")),
+        ("writer", "reader", told("warn", "may create objects")),
+        ("janitor", "writer", told("fail", "may not create objects")),
+    ] {
+        assert_eq!(world.rights(host, role), seen, "{host} as {role}");
+    }
+}
+
+impl World {
+    /// `clusters/main/<system identifier>`
+    fn cluster_folder(&self) -> String {
+        format!("clusters/main/{}", self.cluster.system_identifier())
+    }
+}
+
+#[test]
+fn a_host_that_only_writes_does_its_work_without_reading_backups() {
+    let world = World::new(true, &[("PITR_S3_SUMS", "1")]);
+    let client = world.cluster.client();
+    client.sql("create table ledger as select g as id from generate_series(1, 5000) g");
+    let first = world.backup("writer");
+    client.sql("insert into ledger select g from generate_series(5001, 6000) g");
+    world.cluster.archive_now();
+    world.refuses("writer", "read", &world.key("/packs/"));
+    world.refuses("writer", "read", &world.key("/backups/"));
+    // The increments of a host that cannot read its own backups need what it keeps itself.
+    let second = world.backup("writer");
+    assert_ne!(first, second);
+    assert_eq!(world.restored("reader", &[]), "6000");
+    world.pitr("reader", &["verify"]).run().success();
+    for role in ROLES {
+        let own = format!("the rights of a {role}");
+        assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
+    }
+    // An operator takes access to keys away, which deletes a recipient's; nothing else may it delete.
+    let leaver = world.sandbox.join("keys/leaver.pub");
+    let withdraw = ["repo", "rewrap", "--withdraw", "leaver", "--confirm"];
+    let run = world.pitr("operator", &withdraw).run();
+    assert!(leaver.exists() && run.is_success(), "{run}");
+    world.refuses("operator", "delete", &world.key("/packs/"));
+    // Every role has left records of what it did, which a reader may write, too.
+    world.pitr("janitor", &expire_at_once()).run().success();
+    let listed = world.pitr("operator", &["audit", "list", "--json"]).run();
+    let listed = listed.success().json();
+    let hosts: std::collections::BTreeSet<String> = listed["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|record| record["command"].as_str().unwrap().to_owned())
+        .collect();
+    for command in ["backup", "restore", "expire", "repo rewrap"] {
+        assert!(hosts.contains(command), "{command}: {hosts:?}");
+    }
+    world.refuses(
+        "reader",
+        "create",
+        &key("clusters/main/1/wal/00000001/history"),
+    );
+    world.pitr("reader", &["verify"]).run().success();
+}
+
+#[test]
+fn a_host_that_may_not_read_back_hears_that_the_store_confirms_nothing() {
+    let world = World::new(true, &[]);
+    let run = world.pitr("writer", &["backup"]).run();
+    assert_eq!(run.code(), 1, "{run}");
+    for part in [
+        "confirms no checksum",
+        "Nothing is acknowledged",
+        "NeverReadBackups",
+    ] {
+        assert!(run.stderr.contains(part), "{part}: {run}");
+    }
+    // WAL may be read back, and is archived all the same.
+    world.cluster.archive_now();
+    let info = world.pitr("operator", &["info", "--json"]).run().success();
+    assert!(!info.stdout.contains("-full"), "{info}");
+}
