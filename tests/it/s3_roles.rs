@@ -326,7 +326,7 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     }
     // An operator takes access to keys away, which deletes a recipient's; nothing else may it delete.
     let leaver = world.sandbox.join("keys/leaver.pub");
-    let withdraw = ["repo", "rewrap", "--withdraw", "leaver", "--confirm"];
+    let withdraw = ["repo", "rewrap", "--withdraw", "leaver"];
     let run = world.pitr("operator", &withdraw).run();
     assert!(leaver.exists() && run.is_success(), "{run}");
     world.refuses("operator", "delete", &world.key("/packs/"));
