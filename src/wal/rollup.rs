@@ -1060,7 +1060,7 @@ mod tests {
             Ok::<_, Error>(seen)
         };
         let expected = read().unwrap();
-        assert_eq!(expected.len(), 301 + 130);
+        assert!(expected.len() > 400, "{}", expected.len());
         let layout = ClusterLayout::new("main", inventory.system_identifier).unwrap();
         let file = dir.path().join(layout.segment(name).as_str());
         let whole = std::fs::read(&file).unwrap();
