@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::format::Format;
 use super::json::is_generic;
 use super::names::{self, Verdict, is_about, is_group};
+use super::values::is_reference;
 use super::{Finds, lines};
 
 /// A value in quotes goes on over lines, at most so far.
@@ -180,7 +181,7 @@ impl<'t> Scanner<'_, 't> {
         let mut is_first = true;
         while at < self.line.len() {
             if !is_word(self.byte(at)) {
-                at += 1;
+                at = self.behind_lookup(at).unwrap_or(at + 1);
                 continue;
             }
             let start = at;
@@ -217,6 +218,22 @@ impl<'t> Scanner<'_, 't> {
             is_first = false;
         }
         end_of_value
+    }
+
+    /// The end of a template or variable that begins here, and names what it looks up: its own words are no keys.
+    fn behind_lookup(&self, at: usize) -> Option<usize> {
+        let rest = super::beginning(self.slice(at..self.line.len()), 400);
+        let (end, close) = match self.byte(at) {
+            b'{' if rest.starts_with("{{") => (rest.find("}}")?, 2),
+            b'$' if rest.starts_with("${") => (rest.find('}')?, 1),
+            _ => return None,
+        };
+        let whole = rest.get(..end + close)?;
+        let is_lookup = ["lookup(", "query(", "hashi_vault"]
+            .iter()
+            .any(|call| whole.contains(call));
+        let is_named = whole.starts_with("${") && super::references::is_named_elsewhere(whole);
+        (is_named || is_lookup && !whole.contains("default(")).then_some(at + end + close)
     }
 
     /// Reads the value of the word, if it has one that is secret. Returns where the value ends in the text.
@@ -274,6 +291,10 @@ impl<'t> Scanner<'_, 't> {
             return None;
         }
         let opens = word.start.checked_sub(1).map_or(b' ', |i| self.byte(i));
+        // A class of a regular expression is no part of a name.
+        if opens == b'\\' && name.starts_with('s') {
+            return None;
+        }
         let mut at = word.end;
         let is_quoted = matches!(opens, b'"' | b'\'' | b'`') && self.byte(at) == opens;
         at += usize::from(is_quoted);
@@ -310,6 +331,14 @@ impl<'t> Scanner<'_, 't> {
             {
                 spaced + 1
             }
+            // A pair in Erlang, and an option among arguments in quotes.
+            (b',', _) if opens == b'{' && self.erlang(spaced + 1).is_some() => {
+                self.erlang(spaced + 1).unwrap_or(spaced + 1)
+            }
+            // A keyword of Clojure.
+            _ if opens == b':' && spaced > at && sep == b'"' && verdict >= Verdict::Strong => {
+                spaced
+            }
             (b',', _)
                 if is_quoted && self.is_define
                     || self.is_argument(&word, is_quoted, spaced + 1) =>
@@ -329,7 +358,7 @@ impl<'t> Scanner<'_, 't> {
         if matches!(opens, b'"' | b'\'') && !is_quoted {
             // The quotes are around name and value.
             let rest = self.slice(value..self.line.len());
-            if let Some(length) = rest.find(char::from(opens)) {
+            if let Some(length) = unescaped(rest, opens).or_else(|| rest.find(char::from(opens))) {
                 return self.take(name, value..value + length);
             }
         }
@@ -340,6 +369,15 @@ impl<'t> Scanner<'_, 't> {
             && !self.is_conninfo();
         if is_remark && !matches!(self.byte(value), b'"' | b'\'') {
             return self.take(name, value..self.line.len());
+        }
+        if verdict >= Verdict::Strong
+            && self.byte(value) == b'['
+            && let Some(length) = byte_list(self.slice(value..self.line.len()))
+        {
+            let start = self.at + value;
+            self.finds
+                .add(start..start + length, name, super::Rule::Key);
+            return Some(start + length);
         }
         if verdict >= Verdict::Strong
             && !is_inside
@@ -363,6 +401,14 @@ impl<'t> Scanner<'_, 't> {
             && (is_quoted || self.slice(0..word.start).ends_with(['$', ':']));
         let rest = self.slice(self.skip_spaces(value)..self.line.len());
         is_first && (rest.starts_with(['"', '\'']) || literal(rest).is_some())
+    }
+
+    /// Where the text of a pair of Erlang begins: `{name, "text"}`, `{name, <<"text">>}`.
+    fn erlang(&self, comma: usize) -> Option<usize> {
+        let at = self.skip_spaces(comma);
+        let rest = self.slice(at..self.line.len());
+        let skip = if rest.starts_with("<<\"") { 2 } else { 0 };
+        rest.get(skip..)?.starts_with('"').then_some(at + skip)
     }
 
     /// Whether white space separates this name from its value.
@@ -446,6 +492,16 @@ impl<'t> Scanner<'_, 't> {
         if let Some(length) = call.find([')', ']']).map(|n| n + 1)
             && call.get(..length).is_some_and(super::values::is_call)
         {
+            // What stands in for it is there.
+            let behind = self.slice(at + length..line_end);
+            let other = ["?:", "||", "??", "or ", "//"]
+                .iter()
+                .find_map(|sign| behind.trim_start().strip_prefix(sign))
+                .map(str::trim_start)
+                .filter(|other| other.starts_with(['"', '\'']));
+            if let Some(other) = other {
+                return self.value(name, line_end - other.len(), is_line);
+            }
             return Some(self.at + at + length);
         }
         let quote = self.byte(at);
@@ -473,8 +529,14 @@ impl<'t> Scanner<'_, 't> {
             }
             return secret.then_some(if is_glued { behind + more } else { end + 1 });
         }
-        let is_flow =
-            matches!(quote, b'{' | b'[' | b'|' | b'>') && !matches!(self.format, Format::Env);
+        // A word in braces is one of Tcl.
+        let is_tcl = self.line.trim_start().starts_with("set ") && quote == b'{';
+        if is_tcl && let Some(length) = rest.find('}') {
+            return self.take(name, at + 1..at + length);
+        }
+        let is_flow = matches!(quote, b'{' | b'[' | b'|' | b'>')
+            && !matches!(self.format, Format::Env)
+            && scheme_length(rest) == 0;
         if is_flow && !rest.starts_with("{{") && (rest.len() <= 3 || quote != b'|' && quote != b'>')
         {
             return None;
@@ -508,7 +570,10 @@ impl<'t> Scanner<'_, 't> {
         }
         while end < line_end {
             let byte = self.byte(end);
-            if byte == b'\\' {
+            let group = group_length(self.slice(end..line_end));
+            if group > 0 {
+                end += group;
+            } else if byte == b'\\' {
                 while self.byte(end) == b'\\' && end < line_end {
                     end += 1;
                 }
@@ -640,6 +705,74 @@ impl<'t> Scanner<'_, 't> {
         let span = self.at + span.start..self.at + span.end;
         self.finds.judge(name, span.clone()).then_some(span.end)
     }
+}
+
+/// The offset of a quote that no backslash precedes.
+fn unescaped(text: &str, quote: u8) -> Option<usize> {
+    let mut is_escaped = false;
+    text.bytes().position(|byte| {
+        let is_end = byte == quote && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        is_end
+    })
+}
+
+/// The length of a variable or command that a text begins with, where white space is in it: `${NAME:?there is none}`, `$(cat file)`.
+fn group_length(rest: &str) -> usize {
+    let (open, close) = match rest.as_bytes() {
+        [b'$', b'{', ..] => ('{', '}'),
+        [b'$', b'(', ..] => ('(', ')'),
+        _ => return 0,
+    };
+    let rest = super::beginning(rest, 400);
+    let mut depth = 0;
+    let end = rest.char_indices().find(|(_, c)| {
+        depth += i32::from(*c == open) - i32::from(*c == close);
+        *c == close && depth == 0
+    });
+    let end = end.map_or(0, |(at, _)| at + 1);
+    let group = rest.get(..end).unwrap_or_default();
+    let is_spaced = group.contains(' ') && is_reference(group);
+    if is_spaced { end } else { 0 }
+}
+
+/// The length of the scheme in braces before a stored password: `{SSHA}`.
+pub(super) fn scheme_length(text: &str) -> usize {
+    let Some(name) = super::beginning(text, 24)
+        .strip_prefix('{')
+        .and_then(|rest| rest.split_once('}'))
+        .map(|(name, _)| name)
+    else {
+        return 0;
+    };
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    let upper = name.to_ascii_uppercase();
+    let is_known = [
+        "CRYPT", "SHA", "MD5", "MD4", "PLAIN", "CLEAR", "ARGON", "PBKDF", "NTLM", "LANMAN",
+        "SCRAM", "RPA", "OTP", "SKEY", "BCRYPT", "NOOP", "SMD",
+    ]
+    .iter()
+    .any(|known| upper.contains(known));
+    if is_known && name.bytes().all(is_name) {
+        name.len() + 2
+    } else {
+        0
+    }
+}
+
+/// The length of a list of eight or more numbers of a byte each.
+fn byte_list(rest: &str) -> Option<usize> {
+    let inner = super::beginning(rest, 1024).strip_prefix('[')?;
+    let end = inner.find(']')?;
+    let numbers = inner.get(..end)?.split(',').map(str::trim);
+    let is_byte = |n: &str| {
+        let hex = n.strip_prefix("0x").or_else(|| n.strip_prefix("0X"));
+        hex.map_or_else(
+            || n.parse::<u8>().is_ok(),
+            |h| u8::from_str_radix(h, 16).is_ok(),
+        )
+    };
+    (numbers.clone().count() >= 8 && numbers.clone().all(is_byte)).then_some(end + 2)
 }
 
 /// The beginning of the text of a literal, and its length: `q{a}` of Perl and Ruby, `[[a]]` of Lua, `r"a"`, `E'a'`, `&quot;a&quot;`.

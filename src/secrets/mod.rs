@@ -13,6 +13,7 @@ mod pem;
 mod phrases;
 mod positions;
 mod redact;
+mod references;
 mod repeated;
 mod table;
 mod tokens;
@@ -110,6 +111,15 @@ impl Overrides {
     /// Whether the value of a key is a secret, and by which rule.
     fn rule(&self, key: &str, value: &str) -> Option<Rule> {
         let (verdict, rule) = self.judge(key);
+        if rule == Rule::Key && verdict != Verdict::Plain {
+            if names::names_object(key, value.trim()) {
+                return None;
+            }
+            let is_pin = names::is_pin(key) && values::is_digits(value);
+            if is_pin || names::is_login(key) && values::is_encoded_login(value) {
+                return Some(rule);
+            }
+        }
         values::is_secret(verdict, value).then_some(rule)
     }
 }
@@ -179,6 +189,17 @@ impl Finds<'_> {
             false => key,
         };
         let value = self.at(span.clone());
+        let verdict = self.overrides.judge(judged).0;
+        if verdict >= Verdict::Strong
+            && let Some(text) = references::text_in_template(value)
+        {
+            self.add(
+                span.start + text.start..span.start + text.end,
+                key,
+                Rule::Key,
+            );
+            return true;
+        }
         let Some(rule) = self.overrides.rule(judged, value) else {
             return false;
         };
