@@ -545,6 +545,10 @@ impl<'t> Scanner<'_, 't> {
         let is_whole = is_line
             && !matches!(self.format, Format::Yaml | Format::Json | Format::Netrc)
             && !self.is_conninfo();
+        let group = group_length(rest);
+        if is_whole && rest.as_bytes().get(group) == Some(&b' ') && group > 0 {
+            return self.take(name, at..at + group);
+        }
         if is_whole {
             end = line_end;
             // The end of a directive, and of a comment in another language.

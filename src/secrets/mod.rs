@@ -3,8 +3,10 @@
 //! Each format has a scanner of its own, and three scanners read every text: assignments in a line, PEM blocks, and tokens by shape and
 //! entropy. A value that any of them takes for a secret is one. The work is linear in the length of the text, and no text makes a scanner panic.
 
+mod arguments;
 mod assignments;
 mod commands;
+mod daemons;
 mod format;
 mod json;
 mod lines;
@@ -12,9 +14,11 @@ mod names;
 mod pem;
 mod phrases;
 mod positions;
+mod prose;
 mod redact;
 mod references;
 mod repeated;
+mod sql;
 mod table;
 mod tokens;
 mod values;
@@ -256,6 +260,10 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
     lines::scan(&mut finds, format);
     phrases::scan(&mut finds, &base, format);
     positions::scan(&mut finds, &base);
+    daemons::scan(&mut finds, &base);
+    sql::scan(&mut finds, &base);
+    prose::scan(&mut finds);
+    arguments::scan(&mut finds);
     assignments::scan(&mut finds, format);
     tokens::scan(&mut finds);
     without_secret_names(text, merged(finds.found))

@@ -223,7 +223,8 @@ fn logins(line: &str, at: usize, found: &mut Spans) {
         }
         let host = line.get(sign + 1..).unwrap_or_default();
         let host = host.split(ends).next().unwrap_or_default();
-        let is_thin = login.len() < ahead.len() - start;
+        let is_thin =
+            login.len() < ahead.len() - start || is_oracle(ahead.get(..start).unwrap_or_default());
         let Some(separator) = login.find(if is_thin { '/' } else { ':' }) else {
             continue;
         };
@@ -239,6 +240,24 @@ fn logins(line: &str, at: usize, found: &mut Spans) {
             found.push((begin..at + sign, String::new(), Rule::Url));
         }
     }
+}
+
+/// Whether the key before a login is one of Oracle's, which has a slash for a colon.
+fn is_oracle(before: &str) -> bool {
+    let key = super::ending(before).trim_end_matches([' ', '=', '"', '\'']);
+    let key = key.to_ascii_lowercase();
+    [
+        "userid",
+        "oracle_connect",
+        "oracle_login",
+        "connect_string",
+        "sqlplus_login",
+        "ora_login",
+        "connect",
+    ]
+    .iter()
+    .any(|name| key.ends_with(name))
+        && key.len() < before.len()
 }
 
 /// Schemes before a name with a host, where a password does not stand.
@@ -454,7 +473,14 @@ fn spans(line: &str, at: usize, finds: &Finds<'_>, found: &mut Spans) {
                     || is_certified(token, line)
                     || is_readable(token)
                     || is_checksum(before);
-                if !is_plain && !is_public && is_random(token) && !is_algorithm(token) {
+                // Two digits behind a percent sign are a letter.
+                let skip = if ahead.is_empty() && before.ends_with('%') {
+                    2
+                } else {
+                    0
+                };
+                let is_token = is_random(token.get(skip..).unwrap_or_default());
+                if !is_plain && !is_public && is_token && !is_algorithm(token) {
                     found.push((token_at..token_at + token.len(), shown(), Rule::Entropy));
                 }
             }
