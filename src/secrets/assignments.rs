@@ -177,7 +177,8 @@ impl<'t> Scanner<'_, 't> {
         let is_comment = ["#", ";", "//", "-- ", "<!--", "* "]
             .iter()
             .any(|c| trimmed.starts_with(c))
-            && !trimmed.starts_with("* *");
+            && !trimmed.starts_with("* *")
+            && !trimmed.starts_with("#define ");
         let mut is_first = true;
         while at < self.line.len() {
             if !is_word(self.byte(at)) {
@@ -298,6 +299,16 @@ impl<'t> Scanner<'_, 't> {
         let mut at = word.end;
         let is_quoted = matches!(opens, b'"' | b'\'' | b'`') && self.byte(at) == opens;
         at += usize::from(is_quoted);
+        // JSON within JSON has its quotes behind backslashes.
+        let slashes = self
+            .slice(at..self.line.len())
+            .bytes()
+            .take_while(|b| *b == b'\\')
+            .count();
+        let is_nested =
+            !is_quoted && slashes > 0 && opens == b'"' && self.byte(at + slashes) == b'"';
+        let is_quoted = is_quoted || is_nested;
+        at += if is_nested { slashes + 1 } else { 0 };
         at += usize::from(opens == b'$' && self.byte(at) == b'$');
         while matches!(self.byte(at), b']' | b')' | b'}') && at < self.line.len() {
             at += 1;
@@ -355,10 +366,22 @@ impl<'t> Scanner<'_, 't> {
             _ => return None,
         };
         let value = self.skip_spaces(value);
+        let rest = super::beginning(self.slice(value..self.line.len()), 200);
+        let length = rest
+            .find(|c: char| c.is_whitespace() || "\"';,".contains(c))
+            .unwrap_or(rest.len());
+        if super::references::is_stored(rest.get(..length).unwrap_or_default()) {
+            return Some(self.at + value + length);
+        }
         if matches!(opens, b'"' | b'\'') && !is_quoted {
             // The quotes are around name and value.
             let rest = self.slice(value..self.line.len());
             if let Some(length) = unescaped(rest, opens).or_else(|| rest.find(char::from(opens))) {
+                let whole = self.slice(value..value + length);
+                let length = match self.format {
+                    Format::Json => self.before_command(name, value, whole),
+                    _ => length,
+                };
                 return self.take(name, value..value + length);
             }
         }
@@ -378,6 +401,10 @@ impl<'t> Scanner<'_, 't> {
             self.finds
                 .add(start..start + length, name, super::Rule::Key);
             return Some(start + length);
+        }
+        // A user and a password.
+        if names::is_login(name) && self.byte(value) == b'[' {
+            self.login(value);
         }
         if verdict >= Verdict::Strong
             && !is_inside
@@ -494,7 +521,7 @@ impl<'t> Scanner<'_, 't> {
         {
             // What stands in for it is there.
             let behind = self.slice(at + length..line_end);
-            let other = ["?:", "||", "??", "or ", "//"]
+            let other = ["?:", "||", "??", "or ", "//", "{"]
                 .iter()
                 .find_map(|sign| behind.trim_start().strip_prefix(sign))
                 .map(str::trim_start)
@@ -529,6 +556,30 @@ impl<'t> Scanner<'_, 't> {
             }
             return secret.then_some(if is_glued { behind + more } else { end + 1 });
         }
+        // A value of a connection may be in braces.
+        if let Some(inner) = rest.strip_prefix('{')
+            && self.slice(0..at).ends_with('=')
+            && let Some(length) = inner.find('}')
+            && inner
+                .get(length + 1..)
+                .is_some_and(|b| b.is_empty() || b.starts_with([';', '"', '\'']))
+            && !inner
+                .get(..length)
+                .unwrap_or_default()
+                .contains(['=', ':', '"', '{', '$'])
+        {
+            return self.take(name, at..at + length + 2);
+        }
+        // The value is on the next line.
+        if rest.trim_end() == "\\" {
+            let next = self.at + line_end;
+            let text = self.finds.text.get(next..).unwrap_or_default();
+            let line = text.trim_start_matches(['\r', '\n']);
+            let start = next + text.len() - line.len();
+            let line = line.lines().next().unwrap_or_default();
+            let end = start + line.trim_end_matches('\\').len();
+            return self.finds.judge(name, start..end).then_some(end);
+        }
         // A word in braces is one of Tcl.
         let is_tcl = self.line.trim_start().starts_with("set ") && quote == b'{';
         if is_tcl && let Some(length) = rest.find('}') {
@@ -555,11 +606,16 @@ impl<'t> Scanner<'_, 't> {
             let mut value = self.slice(at..end).trim_end();
             if ["ENV ", "ARG "].iter().any(|d| self.line.starts_with(d)) {
                 value = value.split(' ').next().unwrap_or_default();
+                return self.take(name, at..at + value.len());
             }
             let value = match self.format {
                 Format::Spaced | Format::Other => value.trim_end_matches([';', ',']),
                 _ => value,
             };
+            let command = self.before_command(name, at, value);
+            if command < value.len() {
+                return self.take(name, at..at + command);
+            }
             let taken = self.take(name, at..at + value.len());
             // A directive ends with the sign, but the value of an ini file has it.
             let whole = self.at + self.slice(0..end).trim_end().len();
@@ -607,6 +663,53 @@ impl<'t> Scanner<'_, 't> {
             return self.take(name, end..end + length);
         }
         self.take(name, at..end)
+    }
+
+    /// The second of two elements: `auth: [user, password]`.
+    fn login(&mut self, at: usize) {
+        let rest = super::beginning(self.slice(at + 1..self.line.len()), 400);
+        let Some(inner) = rest.find(']').and_then(|end| rest.get(..end)) else {
+            return;
+        };
+        if let Some((user, password)) = inner.split_once(',')
+            && !password.contains(',')
+            && !user.trim().is_empty()
+        {
+            let value = password.trim_matches([' ', '"', '\'']);
+            let start = at + 1 + user.len() + 1 + password.find(value).unwrap_or_default();
+            if !is_reference(value) && !super::values::is_label(value) {
+                self.take("password", start..start + value.len());
+            }
+        }
+    }
+
+    /// The length of a value of the shell, where other variables or a command follow: `PGPASSWORD=x psql -h host`.
+    fn before_command(&self, name: &str, at: usize, value: &str) -> usize {
+        let is_variable = name
+            .bytes()
+            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+        let is_shell = is_variable
+            && self.format != Format::Env
+            && self.slice(0..at).ends_with(&format!("{name}="));
+        let Some((first, rest)) = value.split_once(' ').filter(|_| is_shell) else {
+            return value.len();
+        };
+        let word = rest.split(' ').next().unwrap_or_default();
+        let next = word.split_once('=').map_or("", |(name, _)| name);
+        let is_next = !next.is_empty()
+            && next
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+        let is_command = !word.is_empty()
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b"_-/.0123456789".contains(&b))
+            && rest.contains(" -");
+        if is_next || is_command {
+            first.len()
+        } else {
+            value.len()
+        }
     }
 
     /// Whether a variable in braces opens there.

@@ -75,6 +75,7 @@ const OPTIONS: &[(&str, &str, Part)] = &[
     ),
     ("openssl", "-pass -passin -passout", Part::Behind(':')),
     ("openssl", "-k", Part::Whole),
+    ("ssh-keygen", "-N -P", Part::Whole),
     ("smbclient rpcclient net smbget", "-U", Part::Behind('%')),
     ("lftp open", "-u", Part::Behind(',')),
     ("useradd usermod login", "-p", Part::Whole),
@@ -239,6 +240,8 @@ const ARGUMENTS: &[(&str, &str, usize)] = &[
     ("ejabberdctl", "change_password", 3),
     ("prosodyctl", "register", 3),
     ("vault login", "login", 1),
+    ("vault operator unseal", "unseal", 1),
+    ("net user ", "user", 2),
     ("cargo login", "login", 1),
     ("mc alias set", "set", 4),
     ("mc config host add", "add", 4),
@@ -285,7 +288,7 @@ fn add_word(finds: &mut Finds<'_>, at: usize, (start, word): (usize, &str), key:
 
 /// Commands that set a value by its name: `npm config set _authToken x`, `nmcli … password x`, `net use \\\\host password`.
 fn configured(finds: &mut Finds<'_>, at: usize, line: &str) {
-    let is_set = ["config set ", "configure set ", "racadm set "]
+    let is_set = ["config set ", "configure set ", "racadm set ", "setx "]
         .iter()
         .any(|c| line.contains(c));
     let is_wifi = line.contains("nmcli ");
@@ -301,7 +304,8 @@ fn configured(finds: &mut Finds<'_>, at: usize, line: &str) {
             .checked_sub(1)
             .and_then(|n| words.get(n))
             .map_or("", |(_, w)| *w);
-        let is_named = is_set && before == "set" || is_wifi && !word.starts_with('-');
+        let is_named =
+            is_set && matches!(before, "set" | "setx") || is_wifi && !word.starts_with('-');
         let value = match word {
             _ if word.starts_with("http-basic.") => next(2),
             _ if is_net && word.starts_with("\\\\") => {
@@ -326,7 +330,12 @@ fn handed(finds: &mut Finds<'_>, at: usize, line: &str) {
             .split_whitespace()
             .map(|w| w.rsplit('/').next().unwrap_or(w))
     };
-    let Some(reader) = programs().find(|w| READERS.contains(w)) else {
+    let is_read = programs().any(|w| w == "read");
+    let variable = programs()
+        .last()
+        .filter(|name| is_read && finds.overrides.judge(name).0 >= Verdict::Strong);
+    let reader = programs().find(|w| READERS.contains(w));
+    let Some(reader) = reader.or(variable) else {
         return;
     };
     let from = line.len() - text.len();
@@ -379,8 +388,37 @@ fn words(line: &str) -> Vec<(usize, &str)> {
     words
 }
 
+/// `echo password > file`, where the name of the file says what is in it.
+fn written(finds: &mut Finds<'_>, at: usize, line: &str) {
+    let Some((command, file)) = line.split_once('>') else {
+        return;
+    };
+    let file = file
+        .trim_start_matches('>')
+        .trim()
+        .trim_matches(['"', '\'']);
+    let base = file.rsplit('/').next().unwrap_or_default();
+    let name = base
+        .split('.')
+        .find(|part| !part.is_empty())
+        .unwrap_or_default();
+    let is_file =
+        !base.is_empty() && !base.contains([' ', '"', '$']) && !file.starts_with(['=', '&']);
+    let words = words(command);
+    let is_echo = words.iter().any(|(_, w)| matches!(*w, "echo" | "printf"));
+    if let Some(last) = words
+        .last()
+        .filter(|_| is_echo && is_file && words.len() > 1)
+        && finds.overrides.judge(name).0 >= Verdict::Strong
+        && !last.1.contains(['=', ':', ' '])
+    {
+        add_word(finds, at, *last, name);
+    }
+}
+
 /// `echo password | program`; of chpasswd `echo user:password`.
 fn piped(finds: &mut Finds<'_>, at: usize, line: &str) {
+    written(finds, at, line);
     let Some((command, reader)) = line.split_once(" | ").or_else(|| line.split_once('|')) else {
         return;
     };
@@ -389,7 +427,9 @@ fn piped(finds: &mut Finds<'_>, at: usize, line: &str) {
             .split([' ', ';'])
             .map(|w| w.rsplit('/').next().unwrap_or(w))
     };
-    let Some(reader) = readers().find(|w| READERS.contains(w)) else {
+    let reader = readers().find(|w| READERS.contains(w));
+    let stored = reader.or_else(|| line.contains(" secret create ").then_some("secret"));
+    let Some(reader) = stored else {
         return;
     };
     let words = words(command);

@@ -20,6 +20,8 @@ const GENERIC: &[&str] = &[
     "plaintext",
     "stringvalue",
     "raw",
+    "inline_string",
+    "inline_bytes",
 ];
 
 /// Whether the text of a key is the name of the value beside it; a kind is one where it says that the value is secret.

@@ -269,6 +269,7 @@ fn anywhere(finds: &mut Finds<'_>, words: &[Word<'_>]) {
 
 /// `secret "text";` of any name that says so.
 fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
+    let is_block = words.iter().any(|word| word.text == "{");
     for pair in words.windows(2) {
         let [name, value] = pair else { continue };
         let text = value.text.trim_end_matches(';');
@@ -285,6 +286,8 @@ fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
                 finds.judge(name.text, value.at..value.at + value.text.len());
             } else if let Some(quoted) = quoted {
                 finds.judge(name.text, value.at + 1..value.at + 1 + quoted.len());
+            } else if is_block && value.text.len() > text.len() {
+                finds.judge(name.text, value.at..value.at + text.len());
             }
         }
     }

@@ -89,12 +89,18 @@ fn is_ident(text: &str) -> bool {
 pub fn is_named_elsewhere(value: &str) -> bool {
     let value = value.trim_end_matches(';');
     is_lookup(value)
-        || STORES.iter().any(|s| value.starts_with(s)) && !value.contains(char::is_whitespace)
+        || is_stored(value)
         || is_attribute(value)
         || is_member(value)
         || is_variable(value)
         || value == "%prompt"
+        || is_cmdlet(value)
         || is_directory_name(value)
+}
+
+/// Whether it names a place in a store.
+pub fn is_stored(value: &str) -> bool {
+    STORES.iter().any(|s| value.starts_with(s)) && !value.contains(char::is_whitespace)
 }
 
 /// `${file:/path:key}`, `${?NAME}`, `$${NAME}`, `${NAME:?there is none}`, `@db.password@`.
@@ -168,6 +174,15 @@ fn is_member(value: &str) -> bool {
     let is_object = has(OBJECTS, &base.to_ascii_lowercase())
         && (rest.starts_with('.') && is_ident(last) || is_index && texts == 2);
     (is_marked && (is_arrow || is_index) || is_object) && is_quoted && rest.bytes().all(is_path)
+}
+
+/// A command of PowerShell that reads or makes it.
+fn is_cmdlet(value: &str) -> bool {
+    ["Read-Host", "Get-", "Import-"]
+        .iter()
+        .any(|verb| value.starts_with(verb))
+        && !value.contains(['"', '\''])
+        && value.contains(char::is_uppercase)
 }
 
 /// `$db_password`: a variable whose name says what it holds.

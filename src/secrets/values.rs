@@ -127,6 +127,11 @@ const GETTERS: &[&str] = &[
     "file_get_contents",
     "ssm",
     "fetch_env",
+    "Getenv",
+    "LookupEnv",
+    "findProperty",
+    "gradleProperty",
+    "GetEnvironmentVariable",
     "get_env",
     "getpass",
     "token_urlsafe",
@@ -281,6 +286,15 @@ const HASHES: &[&str] = &[
     "$pbkdf2",
     "SCRAM-SHA-256$",
     "SCRAM-SHA-1$",
+    "$$apr1$$",
+    "$$2a$$",
+    "$$2b$$",
+    "$$2y$$",
+    "$$1$$",
+    "$$5$$",
+    "$$6$$",
+    "$$y$$",
+    "$$argon2",
     "$2$",
     "$2x$",
     "$7$",
@@ -579,7 +593,7 @@ fn is_setting(value: &str) -> bool {
 }
 
 /// Whether it is a name such as `app.kubernetes.io/name`: letters without a digit, and what joins them.
-fn is_label(value: &str) -> bool {
+pub fn is_label(value: &str) -> bool {
     let is_joined = |b: u8| b.is_ascii_alphabetic() || b"._/-: ,=".contains(&b);
     value.bytes().all(is_joined)
         && value
