@@ -263,7 +263,11 @@ impl<'t> Scanner<'_, 't> {
                 .trim_start()
                 .strip_prefix('=')
                 .filter(|_| !name.contains('_'))?;
-            let length = value.find(',').unwrap_or(value.len());
+            let is_hash = ["-pbkdf2-", "-pbkdf2:", "-hashed-"]
+                .iter()
+                .any(|hash| value.trim_start().starts_with(hash));
+            let roles = value.find(',').filter(|_| !is_hash);
+            let length = roles.unwrap_or(value.len());
             let start = self.line.len() - value.len();
             return self.take("password", start..start + length);
         }
@@ -458,12 +462,20 @@ impl<'t> Scanner<'_, 't> {
         if is_flag {
             return !rest.starts_with('-');
         }
-        let is_login =
-            name.eq_ignore_ascii_case("password") || name.eq_ignore_ascii_case("insecure-password");
-        let words = self.line.trim_start();
-        let is_login_line = ["machine ", "default ", "login ", "user ", "password "]
+        let is_login = ["password", "insecure-password", "pass"]
             .iter()
-            .any(|w| words.starts_with(w));
+            .any(|login| name.eq_ignore_ascii_case(login));
+        let words = self.line.trim_start();
+        let is_login_line = [
+            "machine ",
+            "default ",
+            "login ",
+            "user ",
+            "password ",
+            "poll ",
+        ]
+        .iter()
+        .any(|w| words.starts_with(w));
         let is_single = !rest.trim_end_matches(';').contains(char::is_whitespace)
             || rest.starts_with(['"', '\'']);
         match self.format {
@@ -530,6 +542,17 @@ impl<'t> Scanner<'_, 't> {
                 return self.value(name, line_end - other.len(), is_line);
             }
             return Some(self.at + at + length);
+        }
+        // A tag of YAML names what is elsewhere, and a call makes something of its text.
+        if let Some(name) = ["!secret ", "!env ", "!ENV ", "!env_var "]
+            .iter()
+            .find_map(|tag| rest.strip_prefix(tag))
+        {
+            let length = name.find([' ', ',', '}']).unwrap_or(name.len());
+            return Some(self.at + line_end - name.len() + length);
+        }
+        if let Some((skip, length)) = text_of_call(rest) {
+            return self.take(name, at + skip..at + skip + length);
         }
         let quote = self.byte(at);
         if matches!(quote, b'"' | b'\'' | b'`') && at < line_end {
@@ -691,6 +714,7 @@ impl<'t> Scanner<'_, 't> {
         let is_shell = is_variable
             && self.format != Format::Env
             && self.slice(0..at).ends_with(&format!("{name}="));
+        let is_shell = is_shell && !value.starts_with(['$', '`', '"', '\'']);
         let Some((first, rest)) = value.split_once(' ').filter(|_| is_shell) else {
             return value.len();
         };
@@ -769,7 +793,16 @@ impl<'t> Scanner<'_, 't> {
                 !name.is_empty() && name.len() < rest.len() && name.bytes().all(is_name)
             }
             b',' | b')' | b'}' | b']' | b'>' => is_nested,
-            b'&' => self.query < from && !self.slice(at..self.line.len()).starts_with("&amp;"),
+            b'&' => {
+                let rest = super::beginning(self.slice(at + 1..self.line.len()), 40);
+                let next = rest.strip_prefix("amp;").map(|next| next.split_once('='));
+                let is_name = |name: &str| {
+                    name.bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+                };
+                let is_next = next.is_none_or(|next| next.is_some_and(|(name, _)| is_name(name)));
+                self.query < from && is_next
+            }
             b';' if ends_entity(self.slice(from..at)) => false,
             b';' => {
                 let rest = super::beginning(self.slice(at + 1..self.line.len()), 80).trim_start();
@@ -812,6 +845,34 @@ impl<'t> Scanner<'_, 't> {
         let span = self.at + span.start..self.at + span.end;
         self.finds.judge(name, span.clone()).then_some(span.end)
     }
+}
+
+/// Where the texts are among the arguments of a call: `Sensitive('x')`; of one that reads a name, the last: `getenv("NAME", "x")`.
+fn text_of_call(rest: &str) -> Option<(usize, usize)> {
+    let rest = super::beginning(rest, 400);
+    let open = rest.find('(')?;
+    let callee = rest.get(..open)?;
+    let is_callee = !callee.is_empty()
+        && callee
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_.:".contains(&b))
+        && !callee.starts_with(|c: char| c.is_ascii_digit());
+    let inner = rest.get(open + 1..)?;
+    let inner = inner.get(..inner.find(')')?)?;
+    let close = inner.trim_end();
+    let quote = close
+        .chars()
+        .next_back()
+        .filter(|c| is_callee && matches!(c, '"' | '\''))?;
+    let text = close.strip_suffix(quote)?;
+    let last = text.rfind(quote)? + 1;
+    let from = match is_getter(callee) {
+        true => last,
+        false => text.find(quote)? + 1,
+    };
+    let before = text.get(..last - 1)?.trim_end();
+    let is_argument = before.is_empty() || before.ends_with([',', '=', '(']);
+    (is_argument && text.len() > from).then_some((open + 1 + from, text.len() - from))
 }
 
 /// The offset of a quote that no backslash precedes.

@@ -424,7 +424,7 @@ fn piped(finds: &mut Finds<'_>, at: usize, line: &str) {
     };
     let readers = || {
         reader
-            .split([' ', ';'])
+            .split([' ', ';', '"', '\'', ']'])
             .map(|w| w.rsplit('/').next().unwrap_or(w))
     };
     let reader = readers().find(|w| READERS.contains(w));
@@ -435,7 +435,9 @@ fn piped(finds: &mut Finds<'_>, at: usize, line: &str) {
     let words = words(command);
     let (Some((start, word)), true) = (
         words.last(),
-        words.iter().any(|(_, w)| matches!(*w, "echo" | "printf")),
+        words
+            .iter()
+            .any(|(_, w)| matches!(w.trim_matches(['"', '\'']), "echo" | "printf")),
     ) else {
         return;
     };

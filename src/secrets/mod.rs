@@ -116,7 +116,9 @@ impl Overrides {
     fn rule(&self, key: &str, value: &str) -> Option<Rule> {
         let (verdict, rule) = self.judge(key);
         if rule == Rule::Key && verdict != Verdict::Plain {
-            if names::names_object(key, value.trim()) {
+            let number = value.trim();
+            let is_small = number.len() <= 3 && number.bytes().all(|b| b.is_ascii_digit());
+            if names::names_object(key, number) || is_small && names::is_qualified(key) {
                 return None;
             }
             let is_pin = names::is_pin(key) && values::is_digits(value);

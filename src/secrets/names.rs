@@ -39,7 +39,7 @@ const ABOUT: &str = "file files path paths dir directory name names ttl timeout 
     attribute attributes map mapping mappings context toggle logins grace sync program programs params param parameter parameters filter filters notice message messages usage permission \
     permissions subject subjects option options setting settings configmap status state checker handler handlers listener factory resolver converter extractor validation verification \
     action actions alias aliases bytes chars characters charset pattern patterns digits minute second hour day week month year quota quotas budget reuse column columns table schema placeholder \
-    caption tooltip error errors sensitive kind protocol protocols";
+    caption tooltip error errors sensitive kind protocol protocols address addr reqd";
 /// A last word of these makes the value a setting where all values beside it are secrets.
 const SETTINGS: &str = "file files path paths dir name names user username login email host hostname port url uri id backend source target type ttl mode enabled driver \
     engine provider external region version server method interval timeout arn ref kwargs level adapter encoding charset pool size format";
@@ -157,6 +157,12 @@ fn cut(words: Vec<String>) -> Vec<String> {
     words.into_iter().flat_map(cut_one).collect()
 }
 
+/// Whether a key has the word for a password not at its end, and may be a setting of it.
+pub fn is_qualified(key: &str) -> bool {
+    let words = words(key);
+    words.last().is_some_and(|last| !is_password_word(last))
+}
+
 /// Whether the value of a key is a number that a human enters at a door, a device or a card.
 pub fn is_pin(key: &str) -> bool {
     let words = words(key);
@@ -177,9 +183,12 @@ pub fn names_object(key: &str, value: &str) -> bool {
         previous,
     );
     let is_name = value.contains('-')
-        && value
-            .split('-')
-            .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase()));
+        && value.split('-').all(|part| {
+            let letters = part.trim_end_matches(|c: char| c.is_ascii_digit());
+            !letters.is_empty()
+                && part.len() - letters.len() <= 1
+                && letters.bytes().all(|b| b.is_ascii_lowercase())
+        });
     let is_holder = has(
         "tls cert certificate password credentials creds user users pull key keys ca config env existing token tokens account license ssh git repo repository registry bucket backup storage \
          auth database db admin",
@@ -266,7 +275,10 @@ pub fn judge(key: &str) -> Verdict {
     let is_named =
         words.first() == Some(&"checksum") || words.first() == Some(&"existing") && !has_password;
     let is_off = words.first() == Some(&"no") && words.len() == 2
-        || matches!(words.as_slice(), [.., "initial", "cluster", "token"]);
+        || matches!(
+            words.as_slice(),
+            [.., "initial", "cluster", "token"] | ["initial", "token"]
+        );
     // Directives that pass a request on, names of objects, and hashes of public keys.
     let is_other = matches!(
         words.as_slice(),

@@ -112,7 +112,13 @@ fn is_lookup(value: &str) -> bool {
     }
     let inner = value.trim_start_matches('$');
     if inner.len() == value.len() {
-        return false;
+        // A field of a text of Python.
+        let field = value.strip_prefix('{').and_then(|v| v.strip_suffix('}'));
+        return field.is_some_and(|name| {
+            is_ident(name)
+                && (name.contains('_') || !name.bytes().any(|b| b.is_ascii_lowercase()))
+                && names::judge(name) >= Verdict::Strong
+        });
     }
     let Some(inner) = inner.strip_prefix('{').and_then(|i| i.strip_suffix('}')) else {
         return false;
