@@ -434,7 +434,7 @@ impl<'t> Scanner<'_, 't> {
         is_first && (rest.starts_with(['"', '\'']) || literal(rest).is_some())
     }
 
-    /// Where the text of a pair of Erlang begins: `{name, "text"}`, `{name, <<"text">>}`.
+    /// Finds where the text of a pair of Erlang begins: `{name, "text"}`, `{name, <<"text">>}`.
     fn erlang(&self, comma: usize) -> Option<usize> {
         let at = self.skip_spaces(comma);
         let rest = self.slice(at..self.line.len());
@@ -531,7 +531,7 @@ impl<'t> Scanner<'_, 't> {
         if let Some(length) = call.find([')', ']']).map(|n| n + 1)
             && call.get(..length).is_some_and(super::values::is_call)
         {
-            // What stands in for it is there.
+            // A text that stands in for it is there.
             let behind = self.slice(at + length..line_end);
             let other = ["?:", "||", "??", "or ", "//", "{"]
                 .iter()
@@ -847,7 +847,7 @@ impl<'t> Scanner<'_, 't> {
     }
 }
 
-/// Where the texts are among the arguments of a call: `Sensitive('x')`; of one that reads a name, the last: `getenv("NAME", "x")`.
+/// Finds the texts among the arguments of a call: `Sensitive('x')`; of one that reads a name, the last: `getenv("NAME", "x")`.
 fn text_of_call(rest: &str) -> Option<(usize, usize)> {
     let rest = super::beginning(rest, 400);
     let open = rest.find('(')?;

@@ -232,7 +232,7 @@ fn nagios(finds: &mut Finds<'_>, at: usize, line: &str) {
     }
 }
 
-/// What a script of `expect` sends when it was asked for a password.
+/// Adds what a script of `expect` sends when it was asked for a password.
 fn answer(finds: &mut Finds<'_>, at: usize, line: &str) {
     let Some(start) = line.find("send ").map(|n| n + 5) else {
         return;

@@ -224,7 +224,7 @@ pub fn is_resource_id(value: &str) -> bool {
     })
 }
 
-/// Where the text of a template has a secret of its own: `{{ 'text' | hash }}`, `{{ name | default('text') }}`.
+/// Finds a secret that a template has in itself: `{{ 'text' | hash }}`, `{{ name | default('text') }}`.
 pub fn text_in_template(value: &str) -> Option<Range<usize>> {
     let inner = value.trim().strip_prefix("{{")?.strip_suffix("}}")?;
     let start = value.find("{{")? + 2;

@@ -188,7 +188,7 @@ fn schemes(line: &str, at: usize, found: &mut Spans) {
     }
 }
 
-/// What stands behind the scheme of a stored password: `{SSHA}…`, `{PLAIN}…`. A colon or white space ends it.
+/// Stored passwords behind a scheme: `{SSHA}…`, `{PLAIN}…`. A colon or white space ends it.
 fn stored(line: &str, at: usize, found: &mut Spans) {
     for (open, _) in line.match_indices('{').take(100) {
         let rest = line.get(open..).unwrap_or_default();
