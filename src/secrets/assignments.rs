@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::format::Format;
 use super::json::is_generic;
 use super::names::{self, Verdict, is_about, is_group};
+use super::values::is_reference;
 use super::{Finds, lines};
 
 /// A value in quotes goes on over lines, at most so far.
@@ -176,11 +177,12 @@ impl<'t> Scanner<'_, 't> {
         let is_comment = ["#", ";", "//", "-- ", "<!--", "* "]
             .iter()
             .any(|c| trimmed.starts_with(c))
-            && !trimmed.starts_with("* *");
+            && !trimmed.starts_with("* *")
+            && !trimmed.starts_with("#define ");
         let mut is_first = true;
         while at < self.line.len() {
             if !is_word(self.byte(at)) {
-                at += 1;
+                at = self.behind_lookup(at).unwrap_or(at + 1);
                 continue;
             }
             let start = at;
@@ -219,6 +221,22 @@ impl<'t> Scanner<'_, 't> {
         end_of_value
     }
 
+    /// The end of a template or variable that begins here, and names what it looks up: its own words are no keys.
+    fn behind_lookup(&self, at: usize) -> Option<usize> {
+        let rest = super::beginning(self.slice(at..self.line.len()), 400);
+        let (end, close) = match self.byte(at) {
+            b'{' if rest.starts_with("{{") => (rest.find("}}")?, 2),
+            b'$' if rest.starts_with("${") => (rest.find('}')?, 1),
+            _ => return None,
+        };
+        let whole = rest.get(..end + close)?;
+        let is_lookup = ["lookup(", "query(", "hashi_vault"]
+            .iter()
+            .any(|call| whole.contains(call));
+        let is_named = whole.starts_with("${") && super::references::is_named_elsewhere(whole);
+        (is_named || is_lookup && !whole.contains("default(")).then_some(at + end + close)
+    }
+
     /// Reads the value of the word, if it has one that is secret. Returns where the value ends in the text.
     fn pair(&mut self, word: Range<usize>, is_first: bool, is_comment: bool) -> Option<usize> {
         let name = self
@@ -245,7 +263,11 @@ impl<'t> Scanner<'_, 't> {
                 .trim_start()
                 .strip_prefix('=')
                 .filter(|_| !name.contains('_'))?;
-            let length = value.find(',').unwrap_or(value.len());
+            let is_hash = ["-pbkdf2-", "-pbkdf2:", "-hashed-"]
+                .iter()
+                .any(|hash| value.trim_start().starts_with(hash));
+            let roles = value.find(',').filter(|_| !is_hash);
+            let length = roles.unwrap_or(value.len());
             let start = self.line.len() - value.len();
             return self.take("password", start..start + length);
         }
@@ -274,9 +296,23 @@ impl<'t> Scanner<'_, 't> {
             return None;
         }
         let opens = word.start.checked_sub(1).map_or(b' ', |i| self.byte(i));
+        // A class of a regular expression is no part of a name.
+        if opens == b'\\' && name.starts_with('s') {
+            return None;
+        }
         let mut at = word.end;
         let is_quoted = matches!(opens, b'"' | b'\'' | b'`') && self.byte(at) == opens;
         at += usize::from(is_quoted);
+        // JSON within JSON has its quotes behind backslashes.
+        let slashes = self
+            .slice(at..self.line.len())
+            .bytes()
+            .take_while(|b| *b == b'\\')
+            .count();
+        let is_nested =
+            !is_quoted && slashes > 0 && opens == b'"' && self.byte(at + slashes) == b'"';
+        let is_quoted = is_quoted || is_nested;
+        at += if is_nested { slashes + 1 } else { 0 };
         at += usize::from(opens == b'$' && self.byte(at) == b'$');
         while matches!(self.byte(at), b']' | b')' | b'}') && at < self.line.len() {
             at += 1;
@@ -310,6 +346,14 @@ impl<'t> Scanner<'_, 't> {
             {
                 spaced + 1
             }
+            // A pair in Erlang, and an option among arguments in quotes.
+            (b',', _) if opens == b'{' && self.erlang(spaced + 1).is_some() => {
+                self.erlang(spaced + 1).unwrap_or(spaced + 1)
+            }
+            // A keyword of Clojure.
+            _ if opens == b':' && spaced > at && sep == b'"' && verdict >= Verdict::Strong => {
+                spaced
+            }
             (b',', _)
                 if is_quoted && self.is_define
                     || self.is_argument(&word, is_quoted, spaced + 1) =>
@@ -326,10 +370,22 @@ impl<'t> Scanner<'_, 't> {
             _ => return None,
         };
         let value = self.skip_spaces(value);
+        let rest = super::beginning(self.slice(value..self.line.len()), 200);
+        let length = rest
+            .find(|c: char| c.is_whitespace() || "\"';,".contains(c))
+            .unwrap_or(rest.len());
+        if super::references::is_stored(rest.get(..length).unwrap_or_default()) {
+            return Some(self.at + value + length);
+        }
         if matches!(opens, b'"' | b'\'') && !is_quoted {
             // The quotes are around name and value.
             let rest = self.slice(value..self.line.len());
-            if let Some(length) = rest.find(char::from(opens)) {
+            if let Some(length) = unescaped(rest, opens).or_else(|| rest.find(char::from(opens))) {
+                let whole = self.slice(value..value + length);
+                let length = match self.format {
+                    Format::Json => self.before_command(name, value, whole),
+                    _ => length,
+                };
                 return self.take(name, value..value + length);
             }
         }
@@ -340,6 +396,19 @@ impl<'t> Scanner<'_, 't> {
             && !self.is_conninfo();
         if is_remark && !matches!(self.byte(value), b'"' | b'\'') {
             return self.take(name, value..self.line.len());
+        }
+        if verdict >= Verdict::Strong
+            && self.byte(value) == b'['
+            && let Some(length) = byte_list(self.slice(value..self.line.len()))
+        {
+            let start = self.at + value;
+            self.finds
+                .add(start..start + length, name, super::Rule::Key);
+            return Some(start + length);
+        }
+        // A user and a password.
+        if names::is_login(name) && self.byte(value) == b'[' {
+            self.login(value);
         }
         if verdict >= Verdict::Strong
             && !is_inside
@@ -365,6 +434,14 @@ impl<'t> Scanner<'_, 't> {
         is_first && (rest.starts_with(['"', '\'']) || literal(rest).is_some())
     }
 
+    /// Finds where the text of a pair of Erlang begins: `{name, "text"}`, `{name, <<"text">>}`.
+    fn erlang(&self, comma: usize) -> Option<usize> {
+        let at = self.skip_spaces(comma);
+        let rest = self.slice(at..self.line.len());
+        let skip = if rest.starts_with("<<\"") { 2 } else { 0 };
+        rest.get(skip..)?.starts_with('"').then_some(at + skip)
+    }
+
     /// Whether white space separates this name from its value.
     fn takes_spaces(
         &self,
@@ -385,12 +462,20 @@ impl<'t> Scanner<'_, 't> {
         if is_flag {
             return !rest.starts_with('-');
         }
-        let is_login =
-            name.eq_ignore_ascii_case("password") || name.eq_ignore_ascii_case("insecure-password");
-        let words = self.line.trim_start();
-        let is_login_line = ["machine ", "default ", "login ", "user ", "password "]
+        let is_login = ["password", "insecure-password", "pass"]
             .iter()
-            .any(|w| words.starts_with(w));
+            .any(|login| name.eq_ignore_ascii_case(login));
+        let words = self.line.trim_start();
+        let is_login_line = [
+            "machine ",
+            "default ",
+            "login ",
+            "user ",
+            "password ",
+            "poll ",
+        ]
+        .iter()
+        .any(|w| words.starts_with(w));
         let is_single = !rest.trim_end_matches(';').contains(char::is_whitespace)
             || rest.starts_with(['"', '\'']);
         match self.format {
@@ -446,7 +531,28 @@ impl<'t> Scanner<'_, 't> {
         if let Some(length) = call.find([')', ']']).map(|n| n + 1)
             && call.get(..length).is_some_and(super::values::is_call)
         {
+            // A text that stands in for it is there.
+            let behind = self.slice(at + length..line_end);
+            let other = ["?:", "||", "??", "or ", "//", "{"]
+                .iter()
+                .find_map(|sign| behind.trim_start().strip_prefix(sign))
+                .map(str::trim_start)
+                .filter(|other| other.starts_with(['"', '\'']));
+            if let Some(other) = other {
+                return self.value(name, line_end - other.len(), is_line);
+            }
             return Some(self.at + at + length);
+        }
+        // A tag of YAML names what is elsewhere, and a call makes something of its text.
+        if let Some(name) = ["!secret ", "!env ", "!ENV ", "!env_var "]
+            .iter()
+            .find_map(|tag| rest.strip_prefix(tag))
+        {
+            let length = name.find([' ', ',', '}']).unwrap_or(name.len());
+            return Some(self.at + line_end - name.len() + length);
+        }
+        if let Some((skip, length)) = text_of_call(rest) {
+            return self.take(name, at + skip..at + skip + length);
         }
         let quote = self.byte(at);
         if matches!(quote, b'"' | b'\'' | b'`') && at < line_end {
@@ -473,8 +579,38 @@ impl<'t> Scanner<'_, 't> {
             }
             return secret.then_some(if is_glued { behind + more } else { end + 1 });
         }
-        let is_flow =
-            matches!(quote, b'{' | b'[' | b'|' | b'>') && !matches!(self.format, Format::Env);
+        // A value of a connection may be in braces.
+        if let Some(inner) = rest.strip_prefix('{')
+            && self.slice(0..at).ends_with('=')
+            && let Some(length) = inner.find('}')
+            && inner
+                .get(length + 1..)
+                .is_some_and(|b| b.is_empty() || b.starts_with([';', '"', '\'']))
+            && !inner
+                .get(..length)
+                .unwrap_or_default()
+                .contains(['=', ':', '"', '{', '$'])
+        {
+            return self.take(name, at..at + length + 2);
+        }
+        // The value is on the next line.
+        if rest.trim_end() == "\\" {
+            let next = self.at + line_end;
+            let text = self.finds.text.get(next..).unwrap_or_default();
+            let line = text.trim_start_matches(['\r', '\n']);
+            let start = next + text.len() - line.len();
+            let line = line.lines().next().unwrap_or_default();
+            let end = start + line.trim_end_matches('\\').len();
+            return self.finds.judge(name, start..end).then_some(end);
+        }
+        // A word in braces is one of Tcl.
+        let is_tcl = self.line.trim_start().starts_with("set ") && quote == b'{';
+        if is_tcl && let Some(length) = rest.find('}') {
+            return self.take(name, at + 1..at + length);
+        }
+        let is_flow = matches!(quote, b'{' | b'[' | b'|' | b'>')
+            && !matches!(self.format, Format::Env)
+            && scheme_length(rest) == 0;
         if is_flow && !rest.starts_with("{{") && (rest.len() <= 3 || quote != b'|' && quote != b'>')
         {
             return None;
@@ -483,17 +619,26 @@ impl<'t> Scanner<'_, 't> {
         let is_whole = is_line
             && !matches!(self.format, Format::Yaml | Format::Json | Format::Netrc)
             && !self.is_conninfo();
+        let group = group_length(rest);
+        if is_whole && rest.as_bytes().get(group) == Some(&b' ') && group > 0 {
+            return self.take(name, at..at + group);
+        }
         if is_whole {
             end = line_end;
             // The end of a directive, and of a comment in another language.
             let mut value = self.slice(at..end).trim_end();
             if ["ENV ", "ARG "].iter().any(|d| self.line.starts_with(d)) {
                 value = value.split(' ').next().unwrap_or_default();
+                return self.take(name, at..at + value.len());
             }
             let value = match self.format {
                 Format::Spaced | Format::Other => value.trim_end_matches([';', ',']),
                 _ => value,
             };
+            let command = self.before_command(name, at, value);
+            if command < value.len() {
+                return self.take(name, at..at + command);
+            }
             let taken = self.take(name, at..at + value.len());
             // A directive ends with the sign, but the value of an ini file has it.
             let whole = self.at + self.slice(0..end).trim_end().len();
@@ -508,7 +653,10 @@ impl<'t> Scanner<'_, 't> {
         }
         while end < line_end {
             let byte = self.byte(end);
-            if byte == b'\\' {
+            let group = group_length(self.slice(end..line_end));
+            if group > 0 {
+                end += group;
+            } else if byte == b'\\' {
                 while self.byte(end) == b'\\' && end < line_end {
                     end += 1;
                 }
@@ -538,6 +686,54 @@ impl<'t> Scanner<'_, 't> {
             return self.take(name, end..end + length);
         }
         self.take(name, at..end)
+    }
+
+    /// The second of two elements: `auth: [user, password]`.
+    fn login(&mut self, at: usize) {
+        let rest = super::beginning(self.slice(at + 1..self.line.len()), 400);
+        let Some(inner) = rest.find(']').and_then(|end| rest.get(..end)) else {
+            return;
+        };
+        if let Some((user, password)) = inner.split_once(',')
+            && !password.contains(',')
+            && !user.trim().is_empty()
+        {
+            let value = password.trim_matches([' ', '"', '\'']);
+            let start = at + 1 + user.len() + 1 + password.find(value).unwrap_or_default();
+            if !is_reference(value) && !super::values::is_label(value) {
+                self.take("password", start..start + value.len());
+            }
+        }
+    }
+
+    /// The length of a value of the shell, where other variables or a command follow: `PGPASSWORD=x psql -h host`.
+    fn before_command(&self, name: &str, at: usize, value: &str) -> usize {
+        let is_variable = name
+            .bytes()
+            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+        let is_shell = is_variable
+            && self.format != Format::Env
+            && self.slice(0..at).ends_with(&format!("{name}="));
+        let is_shell = is_shell && !value.starts_with(['$', '`', '"', '\'']);
+        let Some((first, rest)) = value.split_once(' ').filter(|_| is_shell) else {
+            return value.len();
+        };
+        let word = rest.split(' ').next().unwrap_or_default();
+        let next = word.split_once('=').map_or("", |(name, _)| name);
+        let is_next = !next.is_empty()
+            && next
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+        let is_command = !word.is_empty()
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b"_-/.0123456789".contains(&b))
+            && rest.contains(" -");
+        if is_next || is_command {
+            first.len()
+        } else {
+            value.len()
+        }
     }
 
     /// Whether a variable in braces opens there.
@@ -597,7 +793,16 @@ impl<'t> Scanner<'_, 't> {
                 !name.is_empty() && name.len() < rest.len() && name.bytes().all(is_name)
             }
             b',' | b')' | b'}' | b']' | b'>' => is_nested,
-            b'&' => self.query < from && !self.slice(at..self.line.len()).starts_with("&amp;"),
+            b'&' => {
+                let rest = super::beginning(self.slice(at + 1..self.line.len()), 40);
+                let next = rest.strip_prefix("amp;").map(|next| next.split_once('='));
+                let is_name = |name: &str| {
+                    name.bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+                };
+                let is_next = next.is_none_or(|next| next.is_some_and(|(name, _)| is_name(name)));
+                self.query < from && is_next
+            }
             b';' if ends_entity(self.slice(from..at)) => false,
             b';' => {
                 let rest = super::beginning(self.slice(at + 1..self.line.len()), 80).trim_start();
@@ -640,6 +845,102 @@ impl<'t> Scanner<'_, 't> {
         let span = self.at + span.start..self.at + span.end;
         self.finds.judge(name, span.clone()).then_some(span.end)
     }
+}
+
+/// Finds the texts among the arguments of a call: `Sensitive('x')`; of one that reads a name, the last: `getenv("NAME", "x")`.
+fn text_of_call(rest: &str) -> Option<(usize, usize)> {
+    let rest = super::beginning(rest, 400);
+    let open = rest.find('(')?;
+    let callee = rest.get(..open)?;
+    let is_callee = !callee.is_empty()
+        && callee
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_.:".contains(&b))
+        && !callee.starts_with(|c: char| c.is_ascii_digit());
+    let inner = rest.get(open + 1..)?;
+    let inner = inner.get(..inner.find(')')?)?;
+    let close = inner.trim_end();
+    let quote = close
+        .chars()
+        .next_back()
+        .filter(|c| is_callee && matches!(c, '"' | '\''))?;
+    let text = close.strip_suffix(quote)?;
+    let last = text.rfind(quote)? + 1;
+    let from = match is_getter(callee) {
+        true => last,
+        false => text.find(quote)? + 1,
+    };
+    let before = text.get(..last - 1)?.trim_end();
+    let is_argument = before.is_empty() || before.ends_with([',', '=', '(']);
+    (is_argument && text.len() > from).then_some((open + 1 + from, text.len() - from))
+}
+
+/// The offset of a quote that no backslash precedes.
+fn unescaped(text: &str, quote: u8) -> Option<usize> {
+    let mut is_escaped = false;
+    text.bytes().position(|byte| {
+        let is_end = byte == quote && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        is_end
+    })
+}
+
+/// The length of a variable or command that a text begins with, where white space is in it: `${NAME:?there is none}`, `$(cat file)`.
+fn group_length(rest: &str) -> usize {
+    let (open, close) = match rest.as_bytes() {
+        [b'$', b'{', ..] => ('{', '}'),
+        [b'$', b'(', ..] => ('(', ')'),
+        _ => return 0,
+    };
+    let rest = super::beginning(rest, 400);
+    let mut depth = 0;
+    let end = rest.char_indices().find(|(_, c)| {
+        depth += i32::from(*c == open) - i32::from(*c == close);
+        *c == close && depth == 0
+    });
+    let end = end.map_or(0, |(at, _)| at + 1);
+    let group = rest.get(..end).unwrap_or_default();
+    let is_spaced = group.contains(' ') && is_reference(group);
+    if is_spaced { end } else { 0 }
+}
+
+/// The length of the scheme in braces before a stored password: `{SSHA}`.
+pub(super) fn scheme_length(text: &str) -> usize {
+    let Some(name) = super::beginning(text, 24)
+        .strip_prefix('{')
+        .and_then(|rest| rest.split_once('}'))
+        .map(|(name, _)| name)
+    else {
+        return 0;
+    };
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    let upper = name.to_ascii_uppercase();
+    let is_known = [
+        "CRYPT", "SHA", "MD5", "MD4", "PLAIN", "CLEAR", "ARGON", "PBKDF", "NTLM", "LANMAN",
+        "SCRAM", "RPA", "OTP", "SKEY", "BCRYPT", "NOOP", "SMD",
+    ]
+    .iter()
+    .any(|known| upper.contains(known));
+    if is_known && name.bytes().all(is_name) {
+        name.len() + 2
+    } else {
+        0
+    }
+}
+
+/// The length of a list of eight or more numbers of a byte each.
+fn byte_list(rest: &str) -> Option<usize> {
+    let inner = super::beginning(rest, 1024).strip_prefix('[')?;
+    let end = inner.find(']')?;
+    let numbers = inner.get(..end)?.split(',').map(str::trim);
+    let is_byte = |n: &str| {
+        let hex = n.strip_prefix("0x").or_else(|| n.strip_prefix("0X"));
+        hex.map_or_else(
+            || n.parse::<u8>().is_ok(),
+            |h| u8::from_str_radix(h, 16).is_ok(),
+        )
+    };
+    (numbers.clone().count() >= 8 && numbers.clone().all(is_byte)).then_some(end + 2)
 }
 
 /// The beginning of the text of a literal, and its length: `q{a}` of Perl and Ruby, `[[a]]` of Lua, `r"a"`, `E'a'`, `&quot;a&quot;`.

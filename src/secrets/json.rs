@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::names::{Verdict, has_secret_key, is_about, is_group};
+use super::values::is_encoded_setting;
 use super::yaml::is_harmless_name;
 use super::{Finds, Rule};
 
@@ -19,11 +20,37 @@ const GENERIC: &[&str] = &[
     "plaintext",
     "stringvalue",
     "raw",
+    "inline_string",
+    "inline_bytes",
 ];
+
+/// Whether the text of a key is the name of the value beside it; a kind is one where it says that the value is secret.
+pub(super) fn is_naming(key: &str, text: &str) -> bool {
+    let names = [
+        "name",
+        "key",
+        "parameterkey",
+        "parametername",
+        "optionname",
+        "variable",
+        "propertyname",
+    ];
+    names.iter().any(|n| key.eq_ignore_ascii_case(n))
+        || key.eq_ignore_ascii_case("type") && super::names::judge(text) >= Verdict::Strong
+}
 
 /// Whether a key tells nothing by itself.
 pub(super) fn is_generic(key: &str) -> bool {
-    GENERIC.iter().any(|g| key.eq_ignore_ascii_case(g))
+    let pairs = [
+        "parametervalue",
+        "optionvalue",
+        "variablevalue",
+        "propertyvalue",
+    ];
+    GENERIC
+        .iter()
+        .chain(&pairs)
+        .any(|g| key.eq_ignore_ascii_case(g))
 }
 
 #[derive(Default)]
@@ -131,14 +158,14 @@ fn value<'t>(finds: &mut Finds<'t>, is_secret: bool, levels: &mut [Level<'t>], s
         .nth(1)
         .map_or("", |level| level.key);
     if let Some(level) = levels.last_mut().filter(|level| !level.is_array)
-        && ["name", "key"]
-            .iter()
-            .any(|k| level.key.eq_ignore_ascii_case(k))
+        && is_naming(level.key, text)
     {
         level.name = text;
     }
     // A Secret of Kubernetes.
-    if is_secret && matches!(above, "data" | "stringData") && !is_harmless_name(own_key) {
+    let is_setting = super::names::judge(own_key) <= Verdict::Unknown && is_encoded_setting(text);
+    let is_data = is_secret && matches!(above, "data" | "stringData");
+    if is_data && !is_harmless_name(own_key) && !is_setting {
         return finds.add(span, own_key, Rule::Place);
     }
     let (own_verdict, _) = finds.overrides.judge(own_key);

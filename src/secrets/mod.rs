@@ -3,8 +3,10 @@
 //! Each format has a scanner of its own, and three scanners read every text: assignments in a line, PEM blocks, and tokens by shape and
 //! entropy. A value that any of them takes for a secret is one. The work is linear in the length of the text, and no text makes a scanner panic.
 
+mod arguments;
 mod assignments;
 mod commands;
+mod daemons;
 mod format;
 mod json;
 mod lines;
@@ -12,8 +14,11 @@ mod names;
 mod pem;
 mod phrases;
 mod positions;
+mod prose;
 mod redact;
+mod references;
 mod repeated;
+mod sql;
 mod table;
 mod tokens;
 mod values;
@@ -110,6 +115,17 @@ impl Overrides {
     /// Whether the value of a key is a secret, and by which rule.
     fn rule(&self, key: &str, value: &str) -> Option<Rule> {
         let (verdict, rule) = self.judge(key);
+        if rule == Rule::Key && verdict != Verdict::Plain {
+            let number = value.trim();
+            let is_small = number.len() <= 3 && number.bytes().all(|b| b.is_ascii_digit());
+            if names::names_object(key, number) || is_small && names::is_qualified(key) {
+                return None;
+            }
+            let is_pin = names::is_pin(key) && values::is_digits(value);
+            if is_pin || names::is_login(key) && values::is_encoded_login(value) {
+                return Some(rule);
+            }
+        }
         values::is_secret(verdict, value).then_some(rule)
     }
 }
@@ -179,6 +195,17 @@ impl Finds<'_> {
             false => key,
         };
         let value = self.at(span.clone());
+        let verdict = self.overrides.judge(judged).0;
+        if verdict >= Verdict::Strong
+            && let Some(text) = references::text_in_template(value)
+        {
+            self.add(
+                span.start + text.start..span.start + text.end,
+                key,
+                Rule::Key,
+            );
+            return true;
+        }
         let Some(rule) = self.overrides.rule(judged, value) else {
             return false;
         };
@@ -235,6 +262,10 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
     lines::scan(&mut finds, format);
     phrases::scan(&mut finds, &base, format);
     positions::scan(&mut finds, &base);
+    daemons::scan(&mut finds, &base);
+    sql::scan(&mut finds, &base);
+    prose::scan(&mut finds);
+    arguments::scan(&mut finds);
     assignments::scan(&mut finds, format);
     tokens::scan(&mut finds);
     without_secret_names(text, merged(finds.found))

@@ -51,8 +51,33 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
     if let Some(start) = open {
         blocks.push(start..finds.text.len());
     }
+    others(finds, &mut blocks);
     for block in blocks {
         finds.add(block, "", Rule::Pem);
+    }
+}
+
+/// Private keys of PuTTY and of SSH's commercial kin, whose borders are others.
+fn others(finds: &Finds<'_>, blocks: &mut Vec<std::ops::Range<usize>>) {
+    let mut private = 0_usize;
+    let mut open: Option<usize> = None;
+    for (at, line) in lines(finds.text) {
+        let end = at + line.len();
+        if private > 0 {
+            private -= 1;
+            blocks.push(at..end);
+        } else if let Some(count) = line.strip_prefix("Private-Lines:") {
+            private = count.trim().parse().unwrap_or(0);
+        } else if line.starts_with("---- BEGIN ") && line.contains("PRIVATE") {
+            open = Some(at);
+        } else if line.starts_with("---- END ")
+            && let Some(start) = open.take()
+        {
+            blocks.push(start..end);
+        }
+    }
+    if let Some(start) = open {
+        blocks.push(start..finds.text.len());
     }
 }
 

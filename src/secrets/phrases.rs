@@ -183,6 +183,17 @@ fn directive(finds: &mut Finds<'_>, words: &[Word<'_>]) {
         {
             finds.add(word.at + colon + 1..word.at + host, first.text, Rule::Place);
         }
+    } else if first.is(&["allow"]) {
+        // A user of a page: `allow name:password`.
+        if let Some((user, password)) = second.text.split_once(':')
+            && user.starts_with(|c: char| c.is_ascii_alphabetic())
+            && user.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            && !password.is_empty()
+            && !password.contains([':', '/'])
+            && !password.bytes().all(|b| b.is_ascii_digit())
+        {
+            add(finds, second, user.len() + 1, "password");
+        }
     } else if first.is(&["secure_link_md5"]) {
         // The last word of the text is the secret.
         let from = second.text.rfind(' ').map_or(0, |n| n + 1);
@@ -269,6 +280,12 @@ fn anywhere(finds: &mut Finds<'_>, words: &[Word<'_>]) {
 
 /// `secret "text";` of any name that says so.
 fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
+    let is_block = words.iter().any(|word| word.text == "{");
+    let is_last = |value: &Word<'_>| {
+        let next = words.iter().find(|word| word.at > value.at);
+        !value.text.starts_with(['{', '}', '=', ':'])
+            && next.is_some_and(|next| next.text.starts_with('}'))
+    };
     for pair in words.windows(2) {
         let [name, value] = pair else { continue };
         let text = value.text.trim_end_matches(';');
@@ -285,6 +302,8 @@ fn named(finds: &mut Finds<'_>, words: &[Word<'_>]) {
                 finds.judge(name.text, value.at..value.at + value.text.len());
             } else if let Some(quoted) = quoted {
                 finds.judge(name.text, value.at + 1..value.at + 1 + quoted.len());
+            } else if is_block && (value.text.len() > text.len() || is_last(value)) {
+                finds.judge(name.text, value.at..value.at + text.len());
             }
         }
     }

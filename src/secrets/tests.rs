@@ -828,6 +828,321 @@ fn the_configuration_has_the_last_word() {
 }
 
 #[test]
+fn arguments_in_lists_have_their_options() {
+    check(&[
+        (
+            "a.yaml",
+            "command: [\"redis-server\", \"--requirepass\", \"c4che\", \"--port\", \"6379\"]",
+            &["c4che"],
+        ),
+        (
+            "a.yaml",
+            "command: [\"mysqladmin\",\"-u\",\"root\",\"-pexec1\",\"ping\"]",
+            &["exec1"],
+        ),
+        (
+            "a.yaml",
+            "args:\n  - --password\n  - line1\n  - --secret-name\n  - db-creds\n",
+            &["line1"],
+        ),
+        (
+            "a.json",
+            "{\"c\": [\n  \"redis-server\",\n  \"--requirepass\",\n  \"line2\",\n  \"--port\",\n  \"6379\"\n]}",
+            &["line2"],
+        ),
+        (
+            "a.xml",
+            "<a>\n<argument>--password</argument>\n<argument>line3</argument>\n</a>",
+            &["line3"],
+        ),
+        (
+            "x.service",
+            "ExecStart=/usr/bin/app -password unit4 -port 80",
+            &["unit4"],
+        ),
+        (
+            "x.service",
+            "Environment=\"SMTP_PASS=a \\\"b\\\" 1\" \"SMTP_HOST=h\"",
+            &["a \\\"b\\\" 1"],
+        ),
+        ("a.yaml", "basic_auth: [\"bob\", \"pw5\"]", &["pw5"]),
+        ("a.yaml", "params: { auth: [public_v2, if_mib] }", &[]),
+    ]);
+}
+
+#[test]
+fn stored_passwords_have_schemes() {
+    check(&[
+        (
+            "users",
+            "info@x:{SHA512-CRYPT}$6$ab/c$De.f:5000:5000::/var/vmail/info",
+            &["{SHA512-CRYPT}$6$ab/c$De.f"],
+        ),
+        (
+            "users",
+            "backup:{PLAIN}Sicher!ng:5000:5000::/var/vmail/backup",
+            &["{PLAIN}Sicher!ng"],
+        ),
+        (
+            "users",
+            "third:plain7:5000:5000::/var/vmail/third",
+            &["plain7"],
+        ),
+        ("x", "root:x:0:0:root:/root:/bin/sh", &[]),
+        (
+            "users.ldif",
+            "userPassword: {CRYPT}$6$a$bcdefghijk",
+            &["{CRYPT}$6$a$bcdefghijk"],
+        ),
+        (
+            "grub.cfg",
+            "password_pbkdf2 root grub.pbkdf2.sha512.10000.AB.CD",
+            &["grub.pbkdf2.sha512.10000.AB.CD"],
+        ),
+        (
+            "a.yml",
+            "- \"x.users=bob:$$apr1$$H6uskkkW$$IgXLP6ewTrSuBkTrqE8wj/\"",
+            &["$$apr1$$H6uskkkW$$IgXLP6ewTrSuBkTrqE8wj/"],
+        ),
+        ("x", "jdbc:oracle:thin:crm/t1ger@//h:1521/X", &["t1ger"]),
+        ("x", "DB=scott:tiger@db.example.com:1521/X", &["tiger"]),
+        (
+            "x",
+            "mailto:bob@example.com image: nginx:1.25@sha256:abc",
+            &[],
+        ),
+    ]);
+}
+
+#[test]
+fn commands_take_passwords_in_many_ways() {
+    check(&[
+        ("x.sh", "curl --proxy-user bob:pw1 https://x", &["pw1"]),
+        (
+            "x.sh",
+            "skopeo copy --src-creds bob:pw1 docker://a docker://b",
+            &["pw1"],
+        ),
+        ("x.sh", "docker login -u bob -p pw1 reg", &["pw1"]),
+        ("x.sh", "docker run -p 3306:3306 mysql", &[]),
+        (
+            "x.sh",
+            "keytool -storepass changeit -alias x",
+            &["changeit"],
+        ),
+        (
+            "x.sh",
+            "aws configure set aws_secret_access_key pw1",
+            &["pw1"],
+        ),
+        ("x.sh", "chpasswd <<< \"bob:pw1\"", &["pw1"]),
+        ("x.sh", "read -r DB_PASSWORD <<< \"pw1\"", &["pw1"]),
+        ("x.sh", "htpasswd -b -c /etc/x bob pw1", &["pw1"]),
+        ("x.sh", "nmcli dev wifi connect SSID password pw1", &["pw1"]),
+        ("x.sh", "ssh-keygen -N 'pw1' -f x", &["pw1"]),
+        ("x.sh", "echo -n 'pw1' > /run/secrets/pw", &["pw1"]),
+        (
+            "x.sh",
+            "printf '%s' \"pw1\" | docker secret create x -",
+            &["pw1"],
+        ),
+        ("x.sh", "openssl rsa -passin env:KEYPW -in x", &[]),
+        ("x.sh", "PGPASSWORD=pw1 psql -h db", &["pw1"]),
+        ("x.sh", "PGPASSWORD=$(cat /etc/pw) psql -h db", &[]),
+        (
+            "x.exp",
+            "spawn ssh x\nexpect \"assword:\"\nsend \"pw1\\r\"\nexpect \"$\"\n",
+            &["pw1"],
+        ),
+    ]);
+}
+
+#[test]
+fn single_daemons_have_their_places() {
+    check(&[
+        ("snmpd.conf", "# rwcommunity private 10.0.0.5", &["private"]),
+        (
+            "exim4.conf",
+            "hide mysql_servers = localhost/exim/exim/pw1",
+            &["pw1"],
+        ),
+        (
+            "rsyslog.conf",
+            "*.* :ommysql:127.0.0.1,Syslog,syslog,pw1",
+            &["pw1"],
+        ),
+        ("tac_plus.conf", "login = cleartext pw1", &["pw1"]),
+        ("authkeys", "auth 1\n1 sha1 pw1", &["pw1"]),
+        ("davfs2/secrets", "/mnt/dav bob pw1", &["pw1"]),
+        (
+            "ipsec.secrets",
+            ": RSA vpn.pem \"pw1\"\n: PIN %prompt\n",
+            &["pw1"],
+        ),
+        (
+            "resource.cfg",
+            "$USER5$=nagios1\n$USER1$=/usr/lib/nagios",
+            &["nagios1"],
+        ),
+        (
+            "haproxy.cfg",
+            "deny unless { req.hdr(X-Api-Key) -m str pw1 }",
+            &["pw1"],
+        ),
+        (
+            "x.rsc",
+            "/snmp community set [ find default=yes ] name=pw1",
+            &["pw1"],
+        ),
+        ("monit.rc", "allow bob:pw1\nallow 10.0.0.0/8", &["pw1"]),
+        (
+            "rabbitmq.config",
+            "{default_pass, <<\"pw1\">>}, {password, \"pw2\"}",
+            &["pw1", "pw2"],
+        ),
+        (
+            "x.ppk",
+            "Public-Lines: 1\nAAAA\nPrivate-Lines: 1\nBBBB\nx",
+            &["BBBB"],
+        ),
+        (
+            "a.json",
+            "{\"network_key\": [1, 3, 5, 7, 9, 11, 13, 15]}",
+            &["[1, 3, 5, 7, 9, 11, 13, 15]"],
+        ),
+        ("a.json", "{\"auth\": \"Ym9iOnB3\"}", &["Ym9iOnB3"]),
+        (
+            "a.json",
+            "{\"type\": \"password\", \"value\": \"pw1\"}",
+            &["pw1"],
+        ),
+    ]);
+}
+
+#[test]
+fn statements_of_sql_have_their_texts() {
+    check(&[
+        ("x.sql", "CREATE ROLE bob PASSWORD $$pw1$$;", &["pw1"]),
+        ("x.sql", "CREATE USER bob IDENTIFIED BY pw1;", &["pw1"]),
+        (
+            "x.sh",
+            "psql -c \"ALTER ROLE bob PASSWORD 'pw1'\"",
+            &["pw1"],
+        ),
+        (
+            "x.sql",
+            "SELECT pgp_sym_encrypt(data, 'pw1') FROM t;",
+            &["pw1"],
+        ),
+        (
+            "x.sql",
+            "COPY u (id, password_hash, mail) FROM stdin;\n1\tpw1\tb@x\n2\t\\N\tc@x\n\\.\nx\ty\tz\n",
+            &["pw1"],
+        ),
+        (
+            "x.sql",
+            "CREATE TABLE u (password varchar(255) NOT NULL);",
+            &[],
+        ),
+    ]);
+}
+
+#[test]
+fn sentences_and_tables_tell_passwords() {
+    check(&[
+        ("x.md", "The password is prose1.", &["prose1"]),
+        ("x.md", "Log in with password `tick!e`.", &["tick!e"]),
+        (
+            "x.md",
+            "| host | password |\n|------|----------|\n| db1 | `md1` |\n| db2 | - |\n",
+            &["md1"],
+        ),
+        ("x.md", "Set `password` to what you like.", &[]),
+    ]);
+}
+
+#[test]
+fn settings_and_references_are_no_secrets() {
+    check(&[
+        (
+            "x.ini",
+            "password_expiration_warning = 14\npwdPolicySubentry: cn=svc,ou=policies,dc=x\npasswordeval = pass show mail/x\n\
+             credential_process = /usr/bin/aws-vault exec prod\nauth_ldap_user_attr_map = first_name=givenName\n\
+             release = 232f1b8aaf5fad4e05d311f04badbfb8e9323fba\nvolume = vol-0a1b2c3d4e5f67890\ntls_key = tls.key\n\
+             stripe_key = pk_test_51EXAMPLEiMPMcImI4JfAPXrSLU0FhEQB\npassword_min_life = 0\n",
+            &[],
+        ),
+        (
+            "x.properties",
+            "a.password=${file:/etc/x.properties:ssl.key}\nb.password=${?PW}\nc.password=$db_password\nd.password=/run/secrets/x\ne.password=@db.password@\n\
+             f.password=${DB_PASSWORD:geheim1}\n",
+            &["${DB_PASSWORD:geheim1}"],
+        ),
+        (
+            "x.tf",
+            "password = random_password.db.result\ntoken = sensitive(var.token)\n",
+            &[],
+        ),
+        (
+            "x.yaml",
+            "customUsersSecret: pgpool-custom-users\nx.io/auth-secret: basic-auth\nclientSecret: plain-client-secret\n",
+            &["plain-client-secret"],
+        ),
+        ("x.yaml", "REDIS_PW: ${REDIS_PW:?set REDIS_PW}\n", &[]),
+        (
+            "x.yaml",
+            "a_password: \"{{ lookup('x', 'secret=kv/data:become') }}\"\nb_password: \"{{ lookup('env','X') | default('def1') }}\"\n",
+            &["def1"],
+        ),
+        (
+            "x.yaml",
+            "kind: Secret\ndata:\n  sslmode: dmVyaWZ5LWZ1bGw=\n  port: NTQzMg==\n  x: c3VwZXI=\n",
+            &["c3VwZXI="],
+        ),
+        (
+            "x.py",
+            "A_PASSWORD = os.getenv(\"SMTP_PW\", \"base1\")\nB_PASSWORD = env.str(\"X\")\n",
+            &["base1"],
+        ),
+        (
+            "x.php",
+            "$password = getenv('X') ?: 'fall1';\n$password = $_ENV['X'];\n",
+            &["fall1"],
+        ),
+        (
+            "x.pp",
+            "password => Sensitive('pw1'), a_password => hashed('bob', 'pw2')",
+            &["pw1", "pw2"],
+        ),
+        (
+            "smb.conf",
+            "passwd chat = *Enter\\snew\\s*\\spassword:* %n\\n",
+            &[],
+        ),
+        (
+            "x.sh",
+            "gpg --recv-keys D8692123C4065DEA5E0F3AB5249B39D24F25E3B6",
+            &[],
+        ),
+        (
+            "x.properties",
+            "password=\\\n   cont1\nhost=h\n",
+            &["cont1"],
+        ),
+        (
+            "x.json",
+            "{\"e\": \"{\\\"DB_PASSWORD\\\":\\\"nest1\\\",\\\"DB_HOST\\\":\\\"db\\\"}\"}",
+            &["nest1"],
+        ),
+        (
+            "x.h",
+            "#define WIFI_PASSWORD \"pw1\"\n#define KEY_SIZE 32\n",
+            &["pw1"],
+        ),
+    ]);
+}
+
+#[test]
 fn the_work_grows_with_the_text_alone() {
     for part in [
         "password=\"",
@@ -856,6 +1171,20 @@ fn the_work_grows_with_the_text_alone() {
         "secret 7 ",
         "x=[[",
         "curl '\" -",
+        "{SSHA}a",
+        "a:b@c:12 ",
+        "- --password\n",
+        "chpasswd <<< ",
+        "password `a` ",
+        "password '",
+        "|a|\n|--|\n",
+        "hdr(token) ",
+        "{{ lookup(",
+        "token=${a ",
+        "token=f('",
+        "password=\\\n",
+        "auth=[a,",
+        "token=[1,",
     ] {
         for name in ["a.json", "a.yaml", ".pgpass"] {
             let text = part.repeat((16 << 10) / part.len());

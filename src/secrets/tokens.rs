@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::assignments::scheme_length;
 use super::names::Verdict;
 use super::values::{
     has_shape, hash_in, hash_length, is_algorithm, is_public_data, is_random, is_reference,
@@ -88,6 +89,9 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
         urls(line, at, &mut found);
         queries(line, at, &mut found);
         webhooks(line, at, &mut found);
+        stored(line, at, &mut found);
+        logins(line, at, &mut found);
+        bots(line, at, &mut found);
         if is_sum(line) || line.starts_with("|1|") || is_zone || is_record(line) {
             continue;
         }
@@ -184,6 +188,114 @@ fn schemes(line: &str, at: usize, found: &mut Spans) {
     }
 }
 
+/// Stored passwords behind a scheme: `{SSHA}…`, `{PLAIN}…`. A colon or white space ends it.
+fn stored(line: &str, at: usize, found: &mut Spans) {
+    for (open, _) in line.match_indices('{').take(100) {
+        let rest = line.get(open..).unwrap_or_default();
+        let scheme = scheme_length(rest);
+        let value = rest.get(scheme..).unwrap_or_default();
+        let length = value
+            .find(|c: char| c.is_whitespace() || ":\"'<>,;".contains(c))
+            .unwrap_or(value.len());
+        if scheme > 0 && length > 0 {
+            let start = at + open + scheme;
+            found.push((start..start + length, String::new(), Rule::Shape));
+        }
+    }
+}
+
+/// Logins without a scheme: `user:password@host:port`, and `user/password@host` of Oracle.
+fn logins(line: &str, at: usize, found: &mut Spans) {
+    let ends = |c: char| c.is_whitespace() || "\"'<>`|,;()=".contains(c);
+    for (sign, _) in line.match_indices('@').take(50) {
+        let ahead = line.get(..sign).unwrap_or_default();
+        let start = ahead.rfind(ends).map_or(0, |n| {
+            n + ahead
+                .get(n..)
+                .and_then(|c| c.chars().next())
+                .map_or(1, char::len_utf8)
+        });
+        let mut login = ahead.get(start..).unwrap_or_default();
+        if let Some(thin) = login.find("oracle:thin:").map(|n| n + "oracle:thin:".len()) {
+            login = login.get(thin..).unwrap_or_default();
+        } else if login.contains("://") {
+            continue;
+        }
+        let host = line.get(sign + 1..).unwrap_or_default();
+        let host = host.split(ends).next().unwrap_or_default();
+        let is_thin =
+            login.len() < ahead.len() - start || is_oracle(ahead.get(..start).unwrap_or_default());
+        let Some(separator) = login.find(if is_thin { '/' } else { ':' }) else {
+            continue;
+        };
+        let (user, password) = login.split_at(separator);
+        let password = password.get(1..).unwrap_or_default();
+        let is_user = !user.is_empty()
+            && user
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        let is_address = is_thin || is_address(host) && !SCHEMES_OF_NAMES.contains(&user);
+        if is_user && is_address && password.len() >= 3 && !is_reference(password) {
+            let begin = at + sign - password.len();
+            found.push((begin..at + sign, String::new(), Rule::Url));
+        }
+    }
+}
+
+/// Whether the key before a login is one of Oracle's, which has a slash for a colon.
+fn is_oracle(before: &str) -> bool {
+    let key = super::ending(before).trim_end_matches([' ', '=', '"', '\'']);
+    let key = key.to_ascii_lowercase();
+    [
+        "userid",
+        "oracle_connect",
+        "oracle_login",
+        "connect_string",
+        "sqlplus_login",
+        "ora_login",
+        "connect",
+    ]
+    .iter()
+    .any(|name| key.ends_with(name))
+        && key.len() < before.len()
+}
+
+/// Schemes before a name with a host, where a password does not stand.
+const SCHEMES_OF_NAMES: &[&str] = &[
+    "mailto", "sip", "sips", "xmpp", "acct", "ssh", "scp", "user", "image", "docker", "npm", "sftp",
+];
+
+/// Whether it is a host with a port, or with a path behind.
+fn is_address(host: &str) -> bool {
+    let name = host.split(['/', ':']).next().unwrap_or_default();
+    let rest = host.get(name.len()..).unwrap_or_default();
+    let digits = rest.strip_prefix(':').map_or(0, |port| {
+        port.bytes().take_while(u8::is_ascii_digit).count()
+    });
+    let is_host = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    is_host && (2..=5).contains(&digits)
+}
+
+/// Tokens of bots of Telegram: a number, a colon, and the secret.
+fn bots(line: &str, at: usize, found: &mut Spans) {
+    for (colon, _) in line.match_indices(':').take(100) {
+        let ahead = line.get(..colon).unwrap_or_default();
+        let digits = ahead.bytes().rev().take_while(u8::is_ascii_digit).count();
+        let rest = line.get(colon + 1..).unwrap_or_default();
+        let length = rest
+            .bytes()
+            .take_while(|b| b.is_ascii_alphanumeric() || b"_-".contains(b))
+            .count();
+        if (8..=10).contains(&digits) && length == 35 {
+            let start = at + colon + 1;
+            found.push((start..start + length, String::new(), Rule::Shape));
+        }
+    }
+}
+
 /// The last part of the address of a webhook.
 fn webhooks(line: &str, at: usize, found: &mut Spans) {
     for mark in ["hooks.slack.com/", "/api/webhooks/", "webhook.office.com/"] {
@@ -225,6 +337,50 @@ fn is_sum(line: &str) -> bool {
         && sum.bytes().all(|b| b.is_ascii_hexdigit())
         && !name.is_empty()
         && !name.contains(char::is_whitespace)
+}
+
+/// Whether it is a version with the commit it was built from: `1+232f1b8a…`.
+fn is_build(token: &str) -> bool {
+    token.split_once('+').is_some_and(|(version, commit)| {
+        version.len() <= 4 && version.bytes().all(|b| b.is_ascii_digit()) && is_commit(commit)
+    })
+}
+
+/// Whether it is the fingerprint of a key of GnuPG, on a line that speaks of one.
+fn is_certified(token: &str, line: &str) -> bool {
+    let is_fingerprint = is_commit(token) && !token.bytes().any(|b| b.is_ascii_lowercase());
+    is_fingerprint && {
+        let line = super::beginning(line, 400).to_ascii_lowercase();
+        [
+            "gpg",
+            "fingerprint",
+            "keyserver",
+            "recipient",
+            "recv-key",
+            "encrypt-to",
+            "signed-by",
+            "local-user",
+        ]
+        .iter()
+        .any(|word| line.contains(word))
+    }
+}
+
+/// Whether it is Base64 of a URL without a password, or of a sentence.
+fn is_readable(token: &str) -> bool {
+    let text = super::beginning(token, 4096);
+    super::values::decoded(text).is_some_and(|text| {
+        let words = text.split_whitespace();
+        let is_prose = |word: &str| {
+            word.chars()
+                .all(|c| c.is_alphabetic() || ".,!?-'".contains(c))
+                && super::names::judge(word) <= Verdict::Unknown
+        };
+        let is_url = text.contains("://")
+            && !text.contains(['@', '?', '='])
+            && text.split_whitespace().count() == 1;
+        is_url || words.clone().count() >= 4 && words.clone().all(is_prose)
+    })
 }
 
 fn is_commit(token: &str) -> bool {
@@ -313,8 +469,18 @@ fn spans(line: &str, at: usize, finds: &Finds<'_>, found: &mut Spans) {
                 let is_public = is_public
                     || is_public_data(token)
                     || is_commit(token) && (ahead.is_empty() && before.ends_with('@'))
+                    || is_build(token)
+                    || is_certified(token, line)
+                    || is_readable(token)
                     || is_checksum(before);
-                if !is_plain && !is_public && is_random(token) && !is_algorithm(token) {
+                // Two digits behind a percent sign are a letter.
+                let skip = if ahead.is_empty() && before.ends_with('%') {
+                    2
+                } else {
+                    0
+                };
+                let is_token = is_random(token.get(skip..).unwrap_or_default());
+                if !is_plain && !is_public && is_token && !is_algorithm(token) {
                     found.push((token_at..token_at + token.len(), shown(), Rule::Entropy));
                 }
             }

@@ -1,6 +1,7 @@
 //! Values: which of them are secrets by their shape or their entropy, and which cannot be any.
 
 use super::names::Verdict;
+use super::references::{is_named_elsewhere, is_resource_id};
 
 /// The shortest token whose entropy counts, where letters of both cases and digits alternate.
 const MIXED_MIN: usize = 16;
@@ -125,6 +126,32 @@ const GETTERS: &[&str] = &[
     "getProperty",
     "file_get_contents",
     "ssm",
+    "fetch_env",
+    "Getenv",
+    "LookupEnv",
+    "findProperty",
+    "gradleProperty",
+    "GetEnvironmentVariable",
+    "get_env",
+    "getpass",
+    "token_urlsafe",
+    "token_hex",
+    "getSecret",
+    "get_password",
+    "getPassword",
+    "headers",
+    "params",
+    "cookies",
+    "args",
+    "settings",
+    "options",
+    "vars",
+    "hostvars",
+    "read_secret",
+    "urandom",
+    "generate",
+    "uuid4",
+    "query",
 ];
 /// Commands that print a secret which lies elsewhere.
 const READERS: &[&str] = &[
@@ -190,6 +217,58 @@ const PREFIXES: &[(&str, usize)] = &[
     ("lin_api_", 20),
     ("nvapi-", 20),
     ("hf_", 30),
+    ("glrt-", 20),
+    ("glptt-", 20),
+    ("glcbt-", 20),
+    ("gloas-", 20),
+    ("xoxe", 20),
+    ("sk-ant-", 20),
+    ("sk-proj-", 20),
+    ("r8_", 30),
+    ("gsk_", 30),
+    ("xai-", 30),
+    ("pplx-", 30),
+    ("doo_v1_", 30),
+    ("dor_v1_", 30),
+    ("shpca_", 30),
+    ("shppa_", 30),
+    ("ATATT3", 30),
+    ("ATBB", 30),
+    ("ATCTT3", 30),
+    ("PMAK-", 30),
+    ("NRAK-", 20),
+    ("NRJS-", 20),
+    ("dt0c01.", 30),
+    ("sntrys_", 30),
+    ("sntryu_", 30),
+    ("pul-", 40),
+    ("dp.pt.", 30),
+    ("dp.st.", 30),
+    ("fo1_", 30),
+    ("fm2_", 30),
+    ("sbp_", 30),
+    ("pscale_", 30),
+    ("ntn_", 30),
+    ("xkeysib-", 30),
+    ("sgp_", 30),
+    ("glc_", 30),
+    ("GOCSPX-", 20),
+    ("amzn.mws.", 20),
+    ("dapi", 36),
+    ("rubygems_", 30),
+    ("nfp_", 30),
+    ("rnd_", 20),
+    ("HRKU-", 20),
+    ("hvr.", 20),
+    ("CCIPAT_", 20),
+    ("bkua_", 20),
+    ("FLWSECK", 20),
+    ("sqp_", 30),
+    ("squ_", 30),
+    ("AKCp", 40),
+    ("1//0", 30),
+    ("tvly-", 20),
+    ("ops_ey", 30),
     ("eyJ", 30),
 ];
 /// Beginnings of stored passwords.
@@ -207,6 +286,36 @@ const HASHES: &[&str] = &[
     "$pbkdf2",
     "SCRAM-SHA-256$",
     "SCRAM-SHA-1$",
+    "$$apr1$$",
+    "$$2a$$",
+    "$$2b$$",
+    "$$2y$$",
+    "$$1$$",
+    "$$5$$",
+    "$$6$$",
+    "$$y$$",
+    "$$argon2",
+    "$2$",
+    "$2x$",
+    "$7$",
+    "$8$",
+    "$9$",
+    "$gy$",
+    "$sha1$",
+    "$md5",
+    "$P$",
+    "$H$",
+    "$S$",
+    "$SHA$",
+    "$A$005$",
+    "SCRAM-SHA-512$",
+    "pbkdf2:sha",
+    "pbkdf2_sha256$",
+    "bcrypt$",
+    "bcrypt_sha256$",
+    "argon2$",
+    "scrypt:",
+    "grub.pbkdf2.",
     "{SSHA}",
     "{SHA}",
     "{PLAIN}",
@@ -243,6 +352,9 @@ pub fn is_reference(value: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"_.-/ ".contains(&b))
     };
+    if is_named_elsewhere(value) {
+        return true;
+    }
     if let Some(command) = inner("$(", ")") {
         return !["echo", "printf"].iter().any(|w| command.contains(w));
     }
@@ -312,18 +424,23 @@ pub fn is_reference(value: &str) -> bool {
 
 /// Whether it is a call that reads the value from elsewhere: `getenv('NAME')`. A second text would be a default.
 pub fn is_call(value: &str) -> bool {
+    let value = value.trim_start_matches("await ").trim_end_matches(';');
     let Some(open) = value.find(['(', '[']) else {
         return false;
     };
     let (callee, rest) = value.split_at(open);
+    let is_read = [".read_text()", ".read()", "readFileSync("]
+        .iter()
+        .any(|call| value.contains(call));
     let is_ident = |b: u8| b.is_ascii_alphanumeric() || b"_.:!".contains(&b);
     let last = callee.rsplit(['.', ':']).next().unwrap_or_default();
     let texts = rest.matches(['"', '\'']).count();
+    let is_getter = GETTERS.contains(&last.trim_end_matches('!')) || callee == "env.str";
     callee.bytes().all(is_ident)
-        && GETTERS.contains(&last.trim_end_matches('!'))
+        && (is_getter || is_read)
         && rest.trim_end().ends_with([')', ']'])
-        && texts <= 2
-        && (texts == 2 || !rest.contains([',', ' ']))
+        && (texts <= 2 || is_read)
+        && (texts >= 2 || !rest.contains([',', ' ']))
 }
 
 /// Whether it is a regular expression.
@@ -419,6 +536,9 @@ pub fn is_public_data(text: &str) -> bool {
         "ssh-ed25519 AAAA",
         "ssh-rsa AAAA",
         "ecdsa-sha2-",
+        "pk_live_",
+        "pk_test_",
+        "pk.eyJ",
     ];
     begins.iter().any(|b| text.starts_with(b)) && text.len() >= 24
 }
@@ -444,6 +564,24 @@ fn is_plain_url(value: &str) -> bool {
     value.contains("://") && !value.contains('@') && !value.contains('?')
 }
 
+/// Whether it is a URL with a signature, which is a secret by its own name.
+fn is_signed_url(value: &str) -> bool {
+    value.contains("://")
+        && ["sig=", "signature="]
+            .iter()
+            .any(|name| value.to_ascii_lowercase().contains(name))
+}
+
+/// Whether it is the name of a file with a key or a certificate, without a directory.
+fn is_bare_file(value: &str) -> bool {
+    value.rsplit_once('.').is_some_and(|(name, extension)| {
+        matches!(
+            extension,
+            "pem" | "key" | "crt" | "cer" | "p12" | "pfx" | "jks" | "der" | "kdbx"
+        ) && is_label_of(name)
+    })
+}
+
 /// Whether it is a word such as `scram-sha-256`, `md5` or `lax`.
 fn is_setting(value: &str) -> bool {
     let lower = value.to_ascii_lowercase();
@@ -455,11 +593,11 @@ fn is_setting(value: &str) -> bool {
 }
 
 /// Whether it is a name such as `app.kubernetes.io/name`: letters without a digit, and what joins them.
-fn is_label(value: &str) -> bool {
-    let is_joined = |b: u8| b.is_ascii_alphabetic() || b"._/-: ".contains(&b);
+pub fn is_label(value: &str) -> bool {
+    let is_joined = |b: u8| b.is_ascii_alphabetic() || b"._/-: ,=".contains(&b);
     value.bytes().all(is_joined)
         && value
-            .split(['.', '/', '-', '_', ':', ' '])
+            .split(['.', '/', '-', '_', ':', ' ', ',', '='])
             .all(is_word_like)
 }
 
@@ -543,6 +681,8 @@ pub fn is_secret(verdict: Verdict, value: &str) -> bool {
             !(is_number(value) && value.len() < 6
                 || is_duration(value)
                 || is_path(value)
+                || is_bare_file(value)
+                || is_signed_url(value)
                 || is_plain_url(value) && !value.contains("hooks"))
         }
         Verdict::Weak => {
@@ -586,6 +726,74 @@ pub fn hash_in(token: &str) -> Option<usize> {
         .map(|(at, _)| at + 1)
         .take(4)
         .find(|at| token.get(*at..).is_some_and(has_shape))
+}
+
+/// Whether it is a number of at least four digits, which signs may group: `031-45-154`.
+pub fn is_digits(value: &str) -> bool {
+    let value = value.trim();
+    (4..=14).contains(&value.len())
+        && value
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b == b'-' || b == b' ')
+}
+
+/// The text that a value has in Base64, if it is one.
+pub fn decoded(value: &str) -> Option<String> {
+    let body = value.trim().trim_end_matches('=');
+    let mut out = Vec::with_capacity(body.len());
+    let (mut bits, mut count) = (0_u32, 0_u32);
+    for byte in body.bytes() {
+        let digit = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            _ => return None,
+        };
+        bits = (bits << 6 | u32::from(digit)) & 0xffff;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push(u8::try_from(bits >> count & 0xff).unwrap_or_default());
+        }
+    }
+    let text = String::from_utf8(out).ok()?;
+    let is_text = |c: char| !c.is_control() || c.is_ascii_whitespace();
+    (!text.is_empty() && text.chars().all(is_text)).then_some(text)
+}
+
+/// Whether it is a user and a password in Base64.
+pub fn is_encoded_login(value: &str) -> bool {
+    let is_short = value.len() <= 400 && value.len() >= 8;
+    is_short
+        && decoded(value).is_some_and(|text| {
+            text.is_ascii()
+                && text.split_once(':').is_some_and(|(user, password)| {
+                    !user.is_empty() && !password.is_empty() && !user.contains(char::is_whitespace)
+                })
+        })
+}
+
+/// Whether a value of a Secret of Kubernetes is a setting, in Base64: a port, a host, a switch, a certificate.
+pub fn is_encoded_setting(value: &str) -> bool {
+    decoded(value).is_some_and(|text| {
+        let text = text.trim();
+        let modes = [
+            "verify-full",
+            "verify-ca",
+            "require",
+            "prefer",
+            "disable",
+            "production",
+        ];
+        WORDS.contains(&text.to_ascii_lowercase().as_str())
+            || modes.contains(&text)
+            || is_number(text) && text.len() < 6
+            || is_plain_url(text)
+            || is_host(text)
+            || text.starts_with("-----BEGIN CERTIFICATE")
+    })
 }
 
 fn is_hex(text: &str) -> bool {
@@ -641,7 +849,7 @@ fn entropy(text: &str) -> f64 {
 /// Whether a token of letters, digits and `+ / = _ -` is random.
 pub fn is_random(token: &str) -> bool {
     let token = token.trim_matches(['=', '-', '_', '/', '+']);
-    if token.len() < MIXED_MIN || is_uuid(token) {
+    if token.len() < MIXED_MIN || is_uuid(token) || is_resource_id(token) {
         return false;
     }
     let mut parts = token

@@ -171,6 +171,7 @@ fn leaf<'t>(finds: &mut Finds<'t>, open: &mut [Element<'t>], end: usize) {
     let key = match above {
         _ if judged(element.named) => element.named,
         Some(above) if is_value && !above.label.is_empty() => above.label,
+        Some(above) if is_value && judged(above.named) => above.named,
         Some(above) if is_value => above.name,
         _ => local,
     };

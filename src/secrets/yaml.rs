@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::json::is_generic;
+use super::json::{is_generic, is_naming};
 use super::names::{Verdict, has_secret_key, is_about, is_group, is_plural};
 use super::values::is_label_of;
 use super::{Finds, Rule, lines};
@@ -137,7 +137,7 @@ impl<'t> Scanner<'_, 't> {
             _ => "",
         };
         self.above.retain(|above| above.indent < indent);
-        let is_name = key.eq_ignore_ascii_case("name") || key.eq_ignore_ascii_case("key");
+        let is_name = is_naming(key, unquoted(value));
         let name = if is_name { unquoted(value) } else { name };
         let meaning = match self.finds.overrides.judge(key).0 {
             Verdict::Weak if key == "key" && has_secret_key(self.parent(indent)) => "secret_key",
@@ -228,7 +228,9 @@ impl<'t> Scanner<'_, 't> {
                 above.indent < indent
                     && matches!(above.key, "data" | "stringData" | "encryptedData")
             });
-        let is_data = is_data && !is_harmless_name(key);
+        let is_setting = super::names::judge(key) <= Verdict::Unknown
+            && super::values::is_encoded_setting(self.finds.at(span.clone()));
+        let is_data = is_data && !is_harmless_name(key) && !is_setting;
         if is_data {
             self.finds.add(span, key, Rule::Place);
         } else {
@@ -245,7 +247,28 @@ pub(super) fn is_harmless_name(key: &str) -> bool {
         .unwrap_or(key)
         .to_ascii_lowercase();
     let names = [
-        "host", "hostname", "user", "username", "level", "region", "port", "crt", "id",
+        "host",
+        "hostname",
+        "user",
+        "username",
+        "level",
+        "region",
+        "port",
+        "crt",
+        "id",
+        "dbname",
+        "database",
+        "db",
+        "schema",
+        "sslmode",
+        "endpoint",
+        "bucket",
+        "name",
+        "namespace",
+        "scheme",
+        "env",
+        "type",
+        "mode",
     ];
     names.contains(&last.as_str()) && super::names::judge(key) <= Verdict::Unknown
 }

@@ -1,9 +1,11 @@
 //! How much of planted secrets is recognised, and how many harmless values are taken for secrets.
 //!
 //! A corpus is a directory of files, and `annotations.jsonl`: for each value its file, its line, itself, and whether it is a secret. That of
-//! `testdata/secrets-corpus` was written by somebody who had not read the recogniser.
+//! `testdata/secrets-corpus` was written by people who had not read the recogniser, and the rules were then tuned on it.
+//! `PITR_SECRETS_CORPUS=DIR` measures another one; with `PITR_SECRETS_TOTALS=1` it prints nothing but the totals, for a corpus that stays unseen.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pitr::secrets::{Overrides, recognise};
@@ -54,11 +56,19 @@ impl Counts {
             let start = starts[line - 1];
             let end = starts.get(*line).copied().unwrap_or(content.len());
             let windows = content[start..end].windows(value.len()).enumerate();
-            let mut places = windows
+            let all: Vec<Range<usize>> = windows
                 .filter(|(_, window)| *window == value.as_bytes())
                 .map(|(at, _)| start + at..start + at + value.len())
-                .peekable();
-            assert!(places.peek().is_some(), "{file}:{line} has no {value:?}");
+                .collect();
+            assert!(!all.is_empty(), "an annotation has no place: {file}:{line}");
+            // A part of a longer name, such as that of the key, is no place where there is another one.
+            let is_whole = |place: &&Range<usize>| {
+                let is_name = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
+                let before = place.start.checked_sub(1).and_then(|n| content.get(n));
+                !before.is_some_and(is_name) && !content.get(place.end).is_some_and(is_name)
+            };
+            let whole: Vec<_> = all.iter().filter(is_whole).cloned().collect();
+            let mut places = if whole.is_empty() { all } else { whole }.into_iter();
             let told = format!("{file}:{line}: {value}");
             if *is_secret {
                 self.secrets += 1;
@@ -112,10 +122,32 @@ fn check(folder: &Path) -> Counts {
         taken.len(),
         counts.harmless
     );
-    assert!(counts.secrets > 0 && counts.harmless > 0);
-    assert!(missed.len() * 1000 <= counts.secrets * (1000 - RECALL_PERMILLE));
-    assert!(taken.len() * 1000 <= counts.harmless * FALSE_ALARMS_PERMILLE);
+    check_limits(&counts);
     counts
+}
+
+fn check_limits(counts: &Counts) {
+    let (missed, taken) = (counts.missed.len(), counts.taken.len());
+    assert!(counts.secrets > 0 && counts.harmless > 0);
+    assert!(missed * 1000 <= counts.secrets * (1000 - RECALL_PERMILLE));
+    assert!(taken * 1000 <= counts.harmless * FALSE_ALARMS_PERMILLE);
+}
+
+/// Measures the corpus that a variable names, against the same limits.
+fn check_another(folder: &Path) {
+    if std::env::var_os("PITR_SECRETS_TOTALS").is_none() {
+        check(folder);
+        return;
+    }
+    let counts = count(folder);
+    println!(
+        "{} of {} secrets are missed, {} of {} harmless values are taken",
+        counts.missed.len(),
+        counts.secrets,
+        counts.taken.len(),
+        counts.harmless
+    );
+    check_limits(&counts);
 }
 
 #[test]
@@ -123,8 +155,12 @@ fn the_corpus_is_recognised() {
     let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "testdata", "secrets-corpus"]
         .iter()
         .collect();
-    let counts = check(&folder);
-    assert_eq!((counts.secrets, counts.harmless), (500, 2000));
+    let all = [folder.clone(), folder.join("hosts")].map(|folder| check(&folder));
+    let sum = |part: fn(&Counts) -> usize| all.iter().map(part).sum::<usize>();
+    assert_eq!((sum(|c| c.secrets), sum(|c| c.harmless)), (750, 3000));
+    if let Some(another) = std::env::var_os("PITR_SECRETS_CORPUS") {
+        check_another(Path::new(&another));
+    }
 }
 
 #[test]
