@@ -134,6 +134,11 @@ fn is_unwritten(path: &Path, name: SegmentName) -> bool {
     })
 }
 
+/// Returns why a file of `pg_wal` is not the whole segment of its name; none where it is.
+pub fn unfit(path: &Path, name: SegmentName) -> Option<String> {
+    incomplete(path, name).0
+}
+
 /// Why a segment is not whole, if it is not, and whether it is sound up to where its WAL ends.
 fn incomplete(path: &Path, name: SegmentName) -> (Option<String>, bool) {
     match decode(path, name, false) {

@@ -662,6 +662,23 @@ pub(super) fn require_after(
     }
 }
 
+/// Whether the stored segment after this one says that its writer saw this very one before it.
+///
+/// # Errors
+/// What the store says.
+pub(super) fn is_seen_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<bool> {
+    let next = checked.segment.next(checked.wal.segment_size);
+    let (Some(own), Some(next)) = (link.own, next) else {
+        return Ok(false);
+    };
+    let stored = stored_link(what.repository, &checked.layout.segment(next))?;
+    let Some((stored, is_keyed)) = stored else {
+        return Ok(false);
+    };
+    let own = as_stored(what.repository, own, is_keyed)?;
+    Ok(stored.before == Before::Known(checked.segment.timeline, own))
+}
+
 /// The first stored segment after this one, where it does not continue the segment that the server has before it.
 fn other_beyond(
     what: &Push<'_>,

@@ -126,6 +126,42 @@ pub fn may_be_refused(what: &Push<'_>) -> Result<bool> {
         || received::end_of_other(what, &source, &checked)?.is_some())
 }
 
+/// Requires that a segment's file may take the place of what is missing, or damaged under a key. Nothing is written.
+///
+/// # Errors
+/// `Conflict` for other content; `Damaged` where nothing proves that it is the same; those of [`push`] for the file.
+pub fn check_heals(what: &Push<'_>, key: Option<&Key>) -> Result<()> {
+    let WalFileName::Segment(segment) = what.name else {
+        return Err(err!(Internal, "\"{}\" is no segment", what.name));
+    };
+    let mut source = Source::open(what.path)?;
+    let checked = settled(what, &mut source, segment, false)?;
+    let own = checked.key();
+    let key = key.unwrap_or(&own);
+    if own != *key {
+        return Err(err!(Conflict, "it belongs to another life of its timeline"));
+    }
+    let Some(object) = what.repository.store().open(key)? else {
+        return Ok(());
+    };
+    match Container::open(object) {
+        Ok(container) => {
+            check_named(&container, &checked, key)?;
+            let hash = hash_of(&mut source)?;
+            match container.has_hash(&hash) {
+                true => Ok(()),
+                false => Err(conflict_error(
+                    &checked.layout,
+                    checked.name,
+                    &container,
+                    &hash,
+                )),
+            }
+        }
+        Err(e) => require_seen(what, &mut source, &checked, stored_damaged(key, e)),
+    }
+}
+
 /// As [`push`], of content that lies in no file of that name; `what.path` only tells where it comes from.
 ///
 /// # Errors
@@ -988,20 +1024,18 @@ fn already_there(
     key: &Key,
     object: Box<dyn Object>,
 ) -> Result<(Pushed, Warnings)> {
-    let container = Container::open(object).map_err(|e| stored_damaged(key, e))?;
-    check_named(&container, checked, key)?;
-    source.rewind()?;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let n = source.read(&mut buffer)?;
-        if n == 0 {
-            break;
+    let container = match Container::open(object).map_err(|e| stored_damaged(key, e)) {
+        Ok(container) => container,
+        // Archiving waits for the operator, who may know of another server. A backfill is asked for, and looks for a proof.
+        Err(e) if what.is_backfill && !checked.is_partial && e.code() == Code::Damaged => {
+            require_seen(what, source, checked, e)?;
+            let lost = err!(Damaged, "the copy stored under \"{key}\" is damaged");
+            return heal_stored(what, source, checked, (key, lost));
         }
-        hasher.update(buffer.get(..n).unwrap_or_default());
-    }
-    source.check_unchanged()?;
-    let hash = *hasher.finalize().as_bytes();
+        Err(e) => return Err(e),
+    };
+    check_named(&container, checked, key)?;
+    let hash = hash_of(source)?;
     if container.has_hash(&hash) {
         if let Err(e) = check_stored(&container, key) {
             return heal_stored(what, source, checked, (key, e));
@@ -1038,7 +1072,43 @@ fn already_there(
     ))
 }
 
-/// Puts a healed copy beside a damaged object that says of itself that it held the very content that is offered (format, section 12).
+/// The hash of all of the content.
+fn hash_of(source: &mut dyn Content) -> Result<[u8; 32]> {
+    source.rewind()?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let n = source.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(buffer.get(..n).unwrap_or_default());
+    }
+    source.check_unchanged()?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// Requires that the stored segment after the offered one continues it. The damaged one `e` says nothing of its content any more, and the link
+/// of its successor proves which that was (format, section 12).
+fn require_seen(
+    what: &Push<'_>,
+    source: &mut dyn Content,
+    checked: &Checked,
+    e: Error,
+) -> Result<()> {
+    if e.code() != Code::Damaged {
+        return Err(e);
+    }
+    source.rewind()?;
+    let (_, index) = read_and_index(source, checked, |chunk| Some(chunk.bytes))?;
+    let link = life::link(what, source, checked, &index.summary)?;
+    match life::is_seen_after(what, checked, &link)? {
+        true => Ok(()),
+        false => Err(e),
+    }
+}
+
+/// Puts a healed copy beside a damaged object that held the very content that is offered, as itself or its successor says (format, section 12).
 ///
 /// # Errors
 /// `e`, which says the damage, where none can be written; those of [`store_wal`].
@@ -1055,8 +1125,11 @@ fn heal_stored(
     let copies = store.healed_copies(key)?;
     // Somebody has healed it before: what is read in its place is looked at.
     if let Some(object) = store.open(key)?.filter(|_| !copies.is_empty()) {
-        let container = Container::open(object)?;
-        if check_stored(&container, key).is_ok() {
+        let whole = Container::open(object).and_then(|container| {
+            check_stored(&container, key)?;
+            Ok(container)
+        });
+        if let Ok(container) = whole {
             container.object().settle()?;
             return Ok((Pushed::AlreadyThere, Vec::new()));
         }

@@ -143,12 +143,12 @@ fn show(cx: &Context, answer: &Answer, question: &Question) -> Result<()> {
         human::count(answer.segment_count, "segment"),
         answer.decoded_count
     ));
-    if answer.events.is_empty()
-        && question.until.is_none()
-        && let Some(end) = answer.archived_lsn
-    {
+    if let Some(end) = answer.archived_lsn.filter(|_| answer.reaches_beyond) {
+        let newest = answer.archived_time.map_or_else(String::new, |time| {
+            format!(", its last transaction at {}", human::exact_time(time))
+        });
         cx.out.note(&format!(
-            "the archived WAL ends at {end}; for what came later: select pg_switch_wal() on the server, and ask again"
+            "the archived WAL ends at {end}{newest}; for what came later: select pg_switch_wal() on the server, and ask again"
         ));
     }
     Ok(())

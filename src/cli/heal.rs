@@ -12,17 +12,19 @@ pub fn print(cx: &Context, outcome: &Outcome, dry_run: bool) -> Result<()> {
             Some((_, number)) => format!(" (healed copy {number})"),
             None => String::new(),
         };
+        // The name of a repository has no slash.
+        let giver = match one.from.starts_with('/') {
+            true => "",
+            false => "repository ",
+        };
         cx.out.line(&format!(
-            "{word}: {}{copy}, from repository \"{}\"",
+            "{word}: {}{copy}, from {giver}\"{}\"",
             one.object, one.from
         ))?;
     }
     for one in &outcome.unhealed {
-        let why = match one.reasons.as_slice() {
-            [] => "no other repository is configured".to_owned(),
-            reasons => reasons.join("; "),
-        };
-        cx.out.line(&format!("not healed: {}: {why}", one.object))?;
+        cx.out
+            .line(&format!("not healed: {}: {}", one.object, one.why()))?;
     }
     Ok(())
 }

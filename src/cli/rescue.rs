@@ -9,6 +9,7 @@ use crate::config::secret::Secret;
 use crate::err;
 use crate::error::Result;
 use crate::exit;
+use crate::operate::archive_command::shell_word;
 use crate::operate::clone::{self, check_user, namespace};
 use crate::operate::human;
 use crate::operate::rescue::{self, Asked, Mode, Report, To, What};
@@ -18,6 +19,8 @@ use crate::operate::rescue::{self, Asked, Mode, Report, To, What};
 /// Makes a clone of the moment, carries the tables from there, and throws the clone away. A table that is gone comes back with its indexes,
 /// constraints, triggers, sequences and partitions, by pg_dump and pg_restore in one transaction. A table that the live server has is left
 /// as it is, unless --as, --rows-missing-only or --replace says what becomes of it. pitr find says when a table was dropped.
+///
+/// A dropped database comes back into a new one: createdb -T template0 shop, then pitr rescue --database shop --into "dbname=shop".
 ///
 /// Example: pitr rescue --table public.orders --target-time "2026-03-01 12:00:00+01" --into "dbname=shop"
 #[derive(clap::Args, Debug)]
@@ -93,6 +96,24 @@ impl Args {
         }
     }
 
+    /// Returns the options that lead to the same objects of the same moment, each with a space before it.
+    fn words(&self) -> String {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+        let tables = self
+            .table
+            .iter()
+            .map(|table| ("table", Some(table.clone())));
+        let others = [
+            ("schema", self.schema.clone()),
+            ("bin", path(&self.bin)),
+            ("dir", path(&self.place.dir)),
+        ];
+        let words = tables
+            .chain(others)
+            .filter_map(|(name, value)| Some(format!(" --{name} {}", shell_word(&value?))));
+        words.collect::<String>() + &self.target.words()
+    }
+
     fn to(&self, cx: &Context) -> Result<To> {
         if let Some(file) = &self.to {
             return Ok(To::File(cx.session.environment.absolute(file)));
@@ -131,6 +152,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         database: args.database.clone(),
         what: args.what(),
         to,
+        words: args.words(),
     };
     check_user()?;
     namespace::enter(&cx.session.environment)?;

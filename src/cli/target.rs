@@ -3,6 +3,7 @@
 use clap::{ArgGroup, Args};
 
 use crate::error::Result;
+use crate::operate::archive_command::shell_word;
 use crate::operate::target::{AskedTarget, Point};
 use crate::plan::target::{Inclusive, Target};
 
@@ -66,6 +67,33 @@ pub struct TargetArgs {
 }
 
 impl TargetArgs {
+    /// Returns the options as they are typed, each with a space before it.
+    pub fn words(&self) -> String {
+        let timeline = Some(self.target_timeline.as_str());
+        let values = [
+            ("target-time", self.target_time.as_deref()),
+            ("timezone", self.timezone.as_deref()),
+            ("target-xid", self.target_xid.as_deref()),
+            ("target-lsn", self.target_lsn.as_deref()),
+            ("target-name", self.target_name.as_deref()),
+            ("target-timeline", timeline.filter(|t| *t != "latest")),
+            ("backup", self.backup.as_deref()),
+        ];
+        let switches = [
+            ("target-immediate", self.target_immediate),
+            ("exclusive", self.exclusive),
+            ("allow-end", self.allow_end),
+            ("as-stored", self.as_stored),
+        ];
+        let values = values
+            .iter()
+            .filter_map(|(name, value)| Some(format!(" --{name} {}", shell_word((*value)?))));
+        let switches = switches.iter().filter(|(_, is_set)| *is_set);
+        values
+            .chain(switches.map(|(name, _)| format!(" --{name}")))
+            .collect()
+    }
+
     /// Reads the options, before anything is opened.
     ///
     /// # Errors
@@ -116,6 +144,29 @@ mod tests {
         Line::try_parse_from([&["x"], arguments].concat())
             .map(|l| l.target)
             .map_err(|e| e.kind())
+    }
+
+    #[test]
+    fn options_are_typed_again_as_they_were() {
+        for line in [
+            "",
+            " --target-lsn 0/1 --target-timeline 3 --exclusive",
+            " --target-time '2026-11-20 06:00' --timezone UTC --allow-end",
+            " --target-immediate --as-stored",
+        ] {
+            let words: Vec<&str> = match line.split_once('\'') {
+                None => line.split_whitespace().collect(),
+                Some((before, rest)) => {
+                    let (quoted, after) = rest.split_once('\'').unwrap();
+                    let before = before.split_whitespace();
+                    before
+                        .chain([quoted])
+                        .chain(after.split_whitespace())
+                        .collect()
+                }
+            };
+            assert_eq!(parse(&words).unwrap().words(), line);
+        }
     }
 
     #[test]

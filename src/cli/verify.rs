@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Context, heal};
 use crate::config::{Period, Size};
-use crate::operate::heal::has_others;
+use crate::operate::heal::{has_others, has_pg_wal, is_of_wal};
 use crate::operate::human;
 use crate::operate::of::{self, Of};
 use crate::operate::pacing::MaxRate;
@@ -38,6 +38,7 @@ pub struct Args {
 
     /// Write a healed copy of what is damaged, and what is missing, from another configured repository that has it whole
     ///
+    /// A segment is taken from the pg_wal of the configured data directory, too, where that is on this host.
     /// Objects are only added. The rest is checked again, and the report says what stays lost.
     #[arg(long, conflicts_with_all = ["fast", "since", "sha256sums"])]
     pub heal: bool,
@@ -203,9 +204,17 @@ fn next(cx: &Context, is_dry: Option<bool>, done: &Done) -> Option<String> {
         return None;
     }
     let may_heal = is_dry != Some(false);
-    if may_heal && has(&["damaged", "missing", "gap"]) && has_others(&cx.session) {
+    let is_wal = report.findings.iter().any(is_of_wal);
+    let by_others = has(&["damaged", "missing", "gap"]) && has_others(&cx.session);
+    let by_server = is_wal && has_pg_wal(&cx.session, &done.of);
+    if may_heal && (by_others || by_server) {
+        let giver = match (by_others, by_server) {
+            (true, true) => "another repository, or the server's pg_wal, has whole",
+            (true, false) => "another repository has whole",
+            (false, _) => "the server's pg_wal still has",
+        };
         return Some(format!(
-            "pitr verify{flags} --heal writes what another repository has whole, and says what stays lost"
+            "pitr verify{flags} --heal writes what {giver}, and says what stays lost"
         ));
     }
     if let Of::Scope(_) = done.of {
@@ -214,13 +223,16 @@ fn next(cx: &Context, is_dry: Option<bool>, done: &Done) -> Option<String> {
         );
     }
     let lost = report.backups.iter().any(|(_, usable)| !usable);
-    Some(match (lost, has(&["gap", "missing"])) {
+    Some(match (lost, is_wal || has(&["missing"])) {
+        (_, true) if is_wal => format!(
+            "pitr repo sync, where another repository has it; pitr wal backfill{flags} --from the pg_wal of a node that still has it; else pitr backup{flags}"
+        ),
         (true, _) => format!(
             "pitr backup{flags}; what another repository has whole, plan and restore take from there"
         ),
-        (false, true) => format!(
-            "pitr repo sync, where another repository has it; pitr wal backfill{flags} --from the pg_wal of a node that still has it; else pitr backup{flags}"
-        ),
+        (false, true) => {
+            format!("pitr repo sync, where another repository has it; else pitr backup{flags}")
+        }
         (false, false) => {
             format!("pitr info{flags} shows what can be recovered; pitr backup{flags}")
         }

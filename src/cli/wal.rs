@@ -62,9 +62,10 @@ pub enum Command {
     ///
     /// Exit status 4 when there is a gap.
     Gaps {
-        /// Fill the gaps of every repository, from the pg_wal of the configured server on this host and from the other repositories
+        /// Fill the gaps of every repository, and heal segments of which damage is recorded
         ///
-        /// Exit status 4 when a gap is left.
+        /// All configured places are asked: the pg_wal of the configured data directory, where that is on this host, and the other repositories.
+        /// Exit status 4 when a gap or a damaged segment is left.
         #[arg(long)]
         heal: bool,
         /// With --heal: show what would come, and write nothing

@@ -10,7 +10,9 @@ use crate::operate::gaps::{self, NamedGap};
 pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
     cx.stop_in_order()?;
     let done = gaps::heal(&cx.session, dry_run)?;
-    let found = done.iter().any(|one| !one.gaps.is_empty());
+    let found = done
+        .iter()
+        .any(|one| !one.gaps.is_empty() || !one.not_healed.is_empty());
     if cx.out.is_json() {
         cx.out
             .json(&serde_json::json!({ "dry_run": dry_run, "repositories": done }))?;
@@ -21,6 +23,14 @@ pub fn heal(cx: &Context, dry_run: bool) -> Result<u8> {
                 cx.out.line(&format!(
                     "repository \"{}\": {} {word} from \"{}\"",
                     one.repository, healed.object, healed.from
+                ))?;
+            }
+            for lost in &one.not_healed {
+                cx.out.line(&format!(
+                    "repository \"{}\": not healed: {}: {}",
+                    one.repository,
+                    lost.object,
+                    lost.why()
                 ))?;
             }
             if one.gaps.is_empty() {

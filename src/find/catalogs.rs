@@ -75,13 +75,8 @@ pub struct ClassChange {
 pub enum Change {
     /// A row of pg_class changed.
     Class(ClassChange),
-    /// The row of a database was deleted.
-    DropDatabase {
-        /// Oid and name, where they are known.
-        named: Option<(u32, String)>,
-        /// The in-place update before it that made the database invalid, and the last commit before that.
-        invalid: Option<(Lsn, Option<Commit>)>,
-    },
+    /// The row of a database was deleted; its oid and name, where they are known.
+    DropDatabase(Option<(u32, String)>),
     /// The row of a tablespace was deleted.
     DropTablespace(Option<(u32, String)>),
     /// A schema, database or tablespace got this row.
@@ -100,8 +95,8 @@ pub struct Catalogs {
     void: HashSet<u32>,
     /// Transactions that were committed: the rows of others may never count.
     committed: HashSet<u32>,
-    /// Rows of databases that were made invalid in place.
-    invalid: HashMap<RowPlace, (Lsn, Option<Commit>)>,
+    /// The in-place updates that made databases invalid, by oid, and the last commit before each. A DROP DATABASE that fails takes none back.
+    invalid: HashMap<u32, (Lsn, Option<Commit>)>,
     /// Newest known row of each relation, by database and oid.
     relations: HashMap<(u32, u32), ClassRow>,
     /// Oids of relations by database and file.
@@ -177,10 +172,9 @@ impl Catalogs {
                     Some(data) => Row::inserted(data),
                     None => self.rows.get(&(place, offset)).cloned(),
                 };
-                // The place was another row's before.
-                self.invalid.remove(&(place, offset));
                 if let Some(row) = &row {
                     self.keep((place, offset), row.clone());
+                    self.note_made(place.catalog, row);
                 }
                 if place.catalog != Catalog::Class {
                     return row.map(|row| Change::Named(place, row));
@@ -226,8 +220,6 @@ impl Catalogs {
 
     fn delete(&mut self, step: &RowStep, offset: u16) -> Option<Change> {
         let at = (step.place, offset);
-        // Whatever takes the place later is another row.
-        let invalid = self.invalid.remove(&at);
         let row = self.rows.get(&at);
         let named = || row.and_then(Row::columns).and_then(catalog::named);
         match step.place.catalog {
@@ -239,10 +231,7 @@ impl Catalogs {
                     (false, None),
                 )))
             }
-            Catalog::Database => Some(Change::DropDatabase {
-                named: named(),
-                invalid,
-            }),
+            Catalog::Database => Some(Change::DropDatabase(named())),
             Catalog::Tablespace => Some(Change::DropTablespace(named())),
             Catalog::Namespace => None,
         }
@@ -265,10 +254,27 @@ impl Catalogs {
             Some(data) => Some(data.as_slice()),
             None => self.rows.get(&at).and_then(Row::columns),
         };
+        let Some((oid, _)) = columns.and_then(catalog::named) else {
+            return;
+        };
         match columns.is_some_and(|c| catalog::is_invalid_database(c, self.major)) {
-            true => drop(self.invalid.entry(at).or_insert((step.lsn, last_commit))),
-            false => drop(self.invalid.remove(&at)),
+            true => drop(self.invalid.entry(oid).or_insert((step.lsn, last_commit))),
+            false => drop(self.invalid.remove(&oid)),
         }
+    }
+
+    /// Takes a new row: a database of an oid that another one had is not invalid.
+    fn note_made(&mut self, catalog: Catalog, row: &Row) {
+        if catalog == Catalog::Database
+            && let Some((oid, _)) = row.columns().and_then(catalog::named)
+        {
+            self.invalid.remove(&oid);
+        }
+    }
+
+    /// Returns the first in-place update that made a database invalid, and the last commit before it.
+    pub fn invalid_since(&self, database: u32) -> Option<(Lsn, Option<Commit>)> {
+        self.invalid.get(&database).copied()
     }
 
     fn keep(&mut self, at: RowPlace, row: Row) {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::catalogs::{CatalogFiles, Catalogs};
 use super::digest::{Digest, Digester};
-use super::event::{Commit, Event};
+use super::event::{Commit, Event, Kind};
 use super::story::Story;
 use crate::error::{Code, Result};
 use crate::host::Host;
@@ -29,6 +29,10 @@ use crate::wal::rollup::{CheckedBy, Rollup};
 
 /// The commit of a database that was dropped follows within so many segments.
 const COMMIT_WITHIN: usize = 64;
+/// An earlier attempt to drop a database is looked for in so many segments.
+const ATTEMPTS_WITHIN: usize = 10_000;
+/// So many segments are looked at together for it.
+const ATTEMPTS_BATCH: usize = 64;
 /// Indexes are read by this many threads: reading waits for the store.
 const READERS: usize = 8;
 /// So much WAL is decoded before it is put together: more would only fill memory.
@@ -325,6 +329,9 @@ impl<'a> Scan<'a> {
                 next = before.next();
             }
             self.tell(range, &mut files, &mut found)?;
+        }
+        for event in found.events.iter_mut().filter(|e| e.kind == Kind::Database) {
+            self.to_first_attempt(event, &files)?;
         }
         for event in &mut found.events {
             if event.last_commit.is_none() {
@@ -837,6 +844,98 @@ impl<'a> Scan<'a> {
             named.contains(&files.catalog(database, file))
         };
         Ok(blocks.0.iter().any(|b| is_named(b.fork)))
+    }
+
+    /// Moves the target of a database that was dropped to the first attempt at that: it lets nobody in from there on. An attempt that failed
+    /// lies before the stretch of the last one.
+    fn to_first_attempt(&self, event: &mut Event, files: &CatalogFiles) -> Result<()> {
+        let Some(database) = event.database.as_ref().map(|named| named.oid) else {
+            return Ok(());
+        };
+        let mut story = Story::new(self.major, files.clone(), u64::MAX);
+        for at in self.attempts(database, event.target_lsn, files)? {
+            let part = (Lsn(0), event.target_lsn);
+            let digest = self.decode_part(at, files, false, part);
+            if let Some(digest) = self.tolerate(at, digest)? {
+                story.take(digest);
+            }
+        }
+        if let Some((first, _)) = story.catalogs.invalid_since(database) {
+            event.target_lsn = first;
+            event.first_lsn = first;
+            event.last_commit = None;
+        }
+        Ok(())
+    }
+
+    /// The segments up to a position that change the catalog of databases, back to the last one in which somebody worked in this database.
+    fn attempts(&self, database: u32, to: Lsn, files: &CatalogFiles) -> Result<Vec<usize>> {
+        let number = SegmentNumber::of(to, self.size);
+        let end = self.segments.partition_point(|(n, _)| *n <= number);
+        let all: Vec<usize> = (end.saturating_sub(ATTEMPTS_WITHIN)..end).rev().collect();
+        let mut changed = Vec::new();
+        'back: for batch in all.chunks(ATTEMPTS_BATCH) {
+            self.host.check_stop()?;
+            let seen = self.host.parallel(READERS, batch, |at| {
+                let Some(name) = self.name(*at) else {
+                    return Ok((false, true));
+                };
+                self.sees_database(name, database, files)
+            })?;
+            for (at, seen) in batch.iter().zip(seen) {
+                let Some((is_changed, is_used)) = self.tolerate(*at, seen)? else {
+                    break 'back;
+                };
+                if is_changed {
+                    changed.push(*at);
+                }
+                if is_used {
+                    break 'back;
+                }
+            }
+        }
+        changed.reverse();
+        Ok(changed)
+    }
+
+    /// Whether a segment changes the catalog of databases, and whether it changes something in one database, as far as its index tells.
+    fn sees_database(
+        &self,
+        name: SegmentName,
+        database: u32,
+        files: &CatalogFiles,
+    ) -> Result<(bool, bool)> {
+        let Some(blocks) = self.rollup.blocks(name)? else {
+            return Ok((true, false));
+        };
+        let forks = || blocks.0.iter().map(|block| block.fork);
+        let is_catalog = |(_, of, file, _): (u32, u32, u32, u8)| {
+            files.catalog(of, file) == Some(Catalog::Database)
+        };
+        Ok((
+            forks().any(is_catalog),
+            forks().any(|(_, of, ..)| of == database),
+        ))
+    }
+
+    /// Returns the time of the newest transaction that ended in the WAL, as the indexes tell it.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn newest_end(&self) -> Result<Option<TimestampTz>> {
+        for at in (0..self.segments.len()).rev() {
+            let Some(facts) = self.facts(at)? else {
+                continue;
+            };
+            // A record that ends in the next segment began in this one, behind all others.
+            if let Crossing::End { time, .. } = self.crossing(at, &facts)? {
+                return Ok(Some(time));
+            }
+            if facts.ends > 0 {
+                return Ok(Some(facts.times.1));
+            }
+        }
+        Ok(None)
     }
 
     /// The last commit that begins before a position.

@@ -212,14 +212,13 @@ impl Story {
         for (lsn, oid, last) in open.iter().flat_map(|o| &o.databases) {
             // ALTER DATABASE SET TABLESPACE removes files as well, and CREATE DATABASE that fails.
             let deleted = changes().find_map(|change| match change {
-                Change::DropDatabase { named, invalid } if is_of(named.as_ref(), *oid) => {
-                    Some((named, invalid))
-                }
+                Change::DropDatabase(named) if is_of(named.as_ref(), *oid) => Some(named),
                 _ => None,
             });
-            let Some((named, invalid)) = deleted else {
+            let Some(named) = deleted else {
                 continue;
             };
+            let invalid = self.catalogs.invalid_since(*oid);
             let (target, last) = invalid.unwrap_or((*lsn, *last));
             let name = named.as_ref().map(|(_, name)| name.clone());
             self.events.push(Event {

@@ -1,6 +1,5 @@
 //! Archives what a failover left behind in a server's pg_wal.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -14,7 +13,6 @@ use crate::command;
 use crate::config::Settings;
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::pg::segment::{SegmentName, WalFileName};
 use crate::process;
 
 /// It was stored.
@@ -99,40 +97,6 @@ fn last_ones(session: &Session, candidates: &[Candidate]) -> Vec<String> {
         format!("pitr wal push{options} {path}")
     };
     last.map(push).collect()
-}
-
-/// Archives those of these segments that a directory holds whole.
-///
-/// # Errors
-/// `SourceMissing` when the directory cannot be read.
-pub fn chosen(
-    session: &Session,
-    from: &Path,
-    wanted: &BTreeSet<SegmentName>,
-    dry_run: bool,
-) -> Result<(Vec<SegmentName>, Option<Error>)> {
-    let directory = backfill::directory(&session.environment.absolute(from))?;
-    let is_wanted = |c: &Candidate| match c.name {
-        WalFileName::Segment(name) => wanted.contains(&name) && c.left_out.is_none(),
-        _ => false,
-    };
-    let candidates = backfill::candidates(&directory)?;
-    let candidates: Vec<Candidate> = candidates.into_iter().filter(is_wanted).collect();
-    if dry_run {
-        let names = candidates.iter().map(|c| c.name);
-        return Ok((names.filter_map(segment).collect(), None));
-    }
-    let done = archive(session, candidates)?;
-    let stored = done.files.iter().filter(|f| f.outcome == STORED);
-    let names = stored.filter_map(|f| f.name.parse().ok()).collect();
-    Ok((names, done.failed.or(done.refused)))
-}
-
-fn segment(name: WalFileName) -> Option<SegmentName> {
-    match name {
-        WalFileName::Segment(name) => Some(name),
-        _ => None,
-    }
 }
 
 fn archive(session: &Session, candidates: Vec<Candidate>) -> Result<Backfill> {

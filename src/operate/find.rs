@@ -80,6 +80,10 @@ pub struct Answer {
     pub unread: Vec<Unread>,
     /// The end of the last archived segment of the timeline: later WAL was not looked at.
     pub archived_lsn: Option<Lsn>,
+    /// The time of the newest transaction that ended before it.
+    pub archived_time: Option<TimestampTz>,
+    /// Whether the question reaches beyond that: what happened later is not in the answer.
+    pub reaches_beyond: bool,
     /// Segments that are stored.
     pub segment_count: u64,
     /// Segments that were decoded.
@@ -152,11 +156,16 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
     }
     let order = |e: &Event| (e.commit_lsn.unwrap_or(e.first_lsn), e.kind, e.target_lsn);
     found.events.sort_by_key(order);
+    let archived_time = scan.newest_end()?;
     let options = session.options(session.flags.cluster.as_deref());
     let shown = |event: Event| Shown {
         command: command(&options, event.target_lsn),
         event,
     };
+    let reaches_beyond = question.xid.is_none_or(|_| found.events.is_empty())
+        && request
+            .until
+            .is_none_or(|until| archived_time.is_none_or(|newest| until > newest));
     Ok(Answer {
         cluster: inventory.cluster.clone(),
         system_identifier: inventory.system_identifier.to_string(),
@@ -169,6 +178,8 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         nameless_count,
         unread: found.unread,
         archived_lsn: archived_end(&inventory, timeline),
+        archived_time,
+        reaches_beyond,
         segment_count: found.segments,
         decoded_count: found.decoded,
     })

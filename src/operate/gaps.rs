@@ -1,20 +1,21 @@
 //! WAL that should be there and is not.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::backfill;
-use super::heal::{self, Healed};
+use super::heal::{self, Healed, Outcome, Unhealed};
 use super::of::Of;
 use super::reading::Reading;
 use super::session::Session;
-use crate::archive::datadir::DataDirectory;
-use crate::error::{Code, Result};
+use crate::error::Result;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::gap::{self, Gap};
+use crate::repo::container::Container;
+use crate::repo::event;
+use crate::repo::healed;
 use crate::repo::layout::ClusterLayout;
+use crate::store::Key;
 
 /// A gap names at most this many of its segments.
 const NAMES_MAX: u64 = 1000;
@@ -62,12 +63,14 @@ pub struct HealedGaps {
     pub repository: String,
     /// Segments that came, or would come.
     pub healed: Vec<Healed>,
+    /// Damaged segments that no place has whole.
+    pub not_healed: Vec<Unhealed>,
     /// The gaps that are left.
     pub gaps: Vec<NamedGap>,
 }
 
-/// Fills the gaps of every repository: from the pg_wal of the configured server, where it is on this host, and from the other repositories.
-/// A place that cannot be asked is a warning.
+/// Fills the gaps of every repository, and heals the segments of which damage is recorded: from the pg_wal of the configured server, where it is
+/// on this host, and from the other repositories. A place that cannot be asked is a warning.
 ///
 /// # Errors
 /// Errors of the repositories; `Interrupted`.
@@ -84,16 +87,14 @@ pub fn heal(session: &Session, dry_run: bool) -> Result<Vec<HealedGaps>> {
     for reading in &readings {
         let name = reading.configured.name.clone();
         let (identifier, mut gaps) = look_in(session, reading)?;
-        let mut healed = Vec::new();
-        if !gaps.is_empty() {
-            healed = fill(session, reading, (identifier, &gaps), dry_run)?;
-        }
+        let Outcome { healed, unhealed } = fill(session, reading, (identifier, &gaps), dry_run)?;
         if !dry_run && !healed.is_empty() {
             (_, gaps) = look_in(session, reading)?;
         }
         done.push(HealedGaps {
             repository: name,
             healed,
+            not_healed: unhealed,
             gaps,
         });
     }
@@ -105,41 +106,13 @@ fn fill(
     reading: &Reading,
     (identifier, gaps): (u64, &[NamedGap]),
     dry_run: bool,
-) -> Result<Vec<Healed>> {
-    let (store, layout) = (
-        reading.repository.store(),
-        ClusterLayout::new(&reading.name, identifier)?,
-    );
-    let mut left: BTreeSet<SegmentName> =
+) -> Result<Outcome> {
+    let missing: BTreeSet<SegmentName> =
         gaps.iter().flat_map(|g| g.names.iter().copied()).collect();
-    let mut healed = Vec::new();
-    let pgdata = reading.cluster.as_ref().and_then(|c| c.pgdata.clone());
-    // The server that has the name now may be another cluster.
-    let is_own = |pgdata: &PathBuf| {
-        let control = DataDirectory::at(pgdata).control_head().ok().flatten();
-        control.is_none_or(|control| control.system_identifier == identifier)
-    };
-    if let Some(pgdata) = pgdata.filter(is_own) {
-        let found = backfill::chosen(session, &pgdata, &left, dry_run);
-        match found {
-            Ok((names, failed)) => {
-                if let Some(e) = failed {
-                    session.warn(&format!("WAL in \"{}\": {e}", pgdata.display()));
-                }
-                for name in names {
-                    // It may have gone to the other repositories alone: an optional one that refuses writes ends nothing.
-                    if dry_run || store.head(&layout.segment(name))?.is_some() {
-                        left.remove(&name);
-                        healed.push(Healed::wal(name, pgdata.display().to_string()));
-                    }
-                }
-            }
-            Err(e) if e.code() == Code::Interrupted => return Err(e),
-            Err(e) => session.warn(&format!(
-                "missing WAL could not be looked for in \"{}\": {e}",
-                pgdata.display()
-            )),
-        }
+    let damaged = damaged(reading, identifier)?;
+    let mut outcome = Outcome::default();
+    if missing.is_empty() && damaged.is_empty() {
+        return Ok(outcome);
     }
     let registrations = reading.repository.registrations(&reading.name)?;
     let others = heal::others(session, &reading.configured)?;
@@ -150,7 +123,41 @@ fn fill(
     {
         let of = Of::Cluster(registration);
         let place = (&reading.repository, &of);
-        healed.extend(heal::fill(session, place, &left, &others, dry_run)?);
+        let filled = heal::fill(session, place, (&missing, &damaged), &others, dry_run)?;
+        outcome.healed.extend(filled.healed);
+        outcome.unhealed.extend(filled.unhealed);
     }
-    Ok(healed)
+    Ok(outcome)
+}
+
+/// The segments of which damage is recorded, and of which no copy is whole.
+fn damaged(reading: &Reading, identifier: u64) -> Result<Vec<Key>> {
+    let layout = ClusterLayout::new(&reading.name, identifier)?;
+    let store = reading.repository.store();
+    let mut keys = BTreeSet::new();
+    for listed in store.list(&layout.events())? {
+        let segment = listed.name.strip_prefix("wal-");
+        if segment.is_none_or(|name| name.parse::<SegmentName>().is_err()) {
+            continue;
+        }
+        let events = event::read_all(store, &layout, &listed.name)?;
+        let objects = event::damage(&events).into_iter();
+        keys.extend(objects.filter_map(|e| Key::new(e.event.object.as_deref()?).ok()));
+    }
+    let mut damaged = Vec::new();
+    for key in keys {
+        store.healed_copies(&key)?;
+        let is_whole = |object| {
+            let container = Container::open_under(&key, object);
+            container.is_ok_and(|container| healed::check_whole(&container).is_ok())
+        };
+        let is_lost = match store.open(&key) {
+            Ok(object) => object.is_some_and(|object| !is_whole(object)),
+            Err(e) => e.is_damage(),
+        };
+        if is_lost {
+            damaged.push(key);
+        }
+    }
+    Ok(damaged)
 }

@@ -1,10 +1,11 @@
-//! Heals what a check has found damaged or missing, from the other configured repositories.
+//! Heals what a check has found damaged or missing, from the other configured repositories, and from the pg_wal of the configured server.
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use super::of::Of;
+use super::pg_wal::PgWal;
 use super::session::Session;
 use crate::config::{self, Flags, Settings};
 use crate::error::{Code, Error, Result};
@@ -29,7 +30,7 @@ pub struct Healed {
     pub object: String,
     /// The key that was written, or would be.
     pub copy: String,
-    /// The repository that gave it.
+    /// The repository that gave it; the path of a server's pg_wal where that did.
     pub from: String,
 }
 
@@ -49,8 +50,18 @@ impl Healed {
 pub struct Unhealed {
     /// The object.
     pub object: String,
-    /// The answer of each repository.
+    /// The answer of each place.
     pub reasons: Vec<String>,
+}
+
+impl Unhealed {
+    /// Returns the reasons as one text.
+    pub fn why(&self) -> String {
+        match self.reasons.as_slice() {
+            [] => "no other repository is configured".to_owned(),
+            reasons => reasons.join("; "),
+        }
+    }
 }
 
 /// The result for one scope of one repository.
@@ -75,24 +86,54 @@ impl Outcome {
 /// # Errors
 /// Those of [`Settings::load`].
 pub fn others(session: &Session, own: &config::Repository) -> Result<Vec<Other>> {
-    let flags = Flags {
-        repository: None,
-        ..session.flags.clone()
-    };
-    let settings = Settings::load(&flags, &session.environment)?;
+    let settings = everything(session)?;
     let others = settings.repositories.iter();
     let others = others.filter(|r| r.name != own.name && r.location != own.location);
     Ok(others.map(|r| (r.name.clone(), session.open(r))).collect())
 }
 
-/// Whether another repository is configured.
-pub fn has_others(session: &Session) -> bool {
+/// The configuration with all repositories, also where the command works on one alone.
+fn everything(session: &Session) -> Result<Settings> {
     let flags = Flags {
         repository: None,
         ..session.flags.clone()
     };
-    let settings = Settings::load(&flags, &session.environment);
-    settings.is_ok_and(|settings| settings.repositories.len() > 1)
+    Settings::load(&flags, &session.environment)
+}
+
+/// Whether another repository is configured.
+pub fn has_others(session: &Session) -> bool {
+    everything(session).is_ok_and(|settings| settings.repositories.len() > 1)
+}
+
+/// Whether the server of a cluster keeps its WAL on this host, by the configuration.
+pub fn has_pg_wal(session: &Session, of: &Of) -> bool {
+    pg_wal(session, of).is_some()
+}
+
+fn pg_wal(session: &Session, of: &Of) -> Option<PgWal> {
+    match of {
+        Of::Cluster(registration) => PgWal::of(&everything(session).ok()?, registration),
+        Of::Scope(_) => None,
+    }
+}
+
+/// Whether a finding is about a segment of WAL, which a server's pg_wal may still have.
+pub fn is_of_wal(finding: &Finding) -> bool {
+    match finding.kind {
+        FindingKind::Gap => true,
+        FindingKind::Damaged | FindingKind::Missing => {
+            let key = Key::new(finding.object.as_str());
+            key.is_ok_and(|key| segment_of(&key).is_some())
+        }
+        _ => false,
+    }
+}
+
+/// The segment that is stored under a key.
+fn segment_of(key: &Key) -> Option<SegmentName> {
+    let is_whole = key.as_str().contains("/wal/") && !key.as_str().contains("/partial/");
+    key.name().parse().ok().filter(|_| is_whole)
 }
 
 /// Heals the objects of these findings; writes nothing in a dry run.
@@ -112,40 +153,40 @@ pub fn heal(
         repository,
         of,
         others,
+        pg_wal: pg_wal(session, of),
         dry_run,
     };
-    let size = match of {
-        Of::Cluster(r) => Some(SegmentSize::new(r.segment_size_bytes)?),
-        Of::Scope(_) => None,
-    };
-    work.objects(&objects(&report.findings), size, &mut outcome)?;
-    if let Some(size) = size {
+    // A segment that says nothing of itself any more is proven by the one after it.
+    if let Some(size) = work.size()? {
         work.segments(&missing(&report.findings, size), &mut outcome)?;
     }
+    work.objects(&objects(&report.findings), &mut outcome)?;
     Ok(outcome)
 }
 
-/// Copies missing segments of a cluster from the others.
+/// Brings missing segments of a cluster, and copies of damaged ones, by their keys.
 ///
 /// # Errors
 /// Those of [`heal`].
 pub fn fill(
     session: &Session,
     (repository, of): (&Repository, &Of),
-    missing: &BTreeSet<SegmentName>,
+    (missing, damaged): (&BTreeSet<SegmentName>, &[Key]),
     others: &[Other],
     dry_run: bool,
-) -> Result<Vec<Healed>> {
+) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let work = Work {
         session,
         repository,
         of,
         others,
+        pg_wal: pg_wal(session, of),
         dry_run,
     };
     work.segments(missing, &mut outcome)?;
-    Ok(outcome.healed)
+    work.objects(damaged, &mut outcome)?;
+    Ok(outcome)
 }
 
 /// The damaged and the missing objects: roots first, then layers, without which nothing is known of packs.
@@ -198,10 +239,19 @@ struct Work<'a> {
     repository: &'a Repository,
     of: &'a Of,
     others: &'a [Other],
+    pg_wal: Option<PgWal>,
     dry_run: bool,
 }
 
 impl Work<'_> {
+    /// The size of segments, in a cluster.
+    fn size(&self) -> Result<Option<SegmentSize>> {
+        match self.of {
+            Of::Cluster(r) => SegmentSize::new(r.segment_size_bytes).map(Some),
+            Of::Scope(_) => Ok(None),
+        }
+    }
+
     fn scope(&self) -> Result<Scope> {
         match self.of {
             Of::Cluster(r) => Scope::cluster(&r.name, r.system_identifier),
@@ -209,13 +259,8 @@ impl Work<'_> {
         }
     }
 
-    fn objects(
-        &self,
-        keys: &[Key],
-        size: Option<SegmentSize>,
-        outcome: &mut Outcome,
-    ) -> Result<()> {
-        let scope = self.scope()?;
+    fn objects(&self, keys: &[Key], outcome: &mut Outcome) -> Result<()> {
+        let (scope, size) = (self.scope()?, self.size()?);
         let host = &self.session.host;
         let makers: Vec<(&str, std::result::Result<Healing<'_>, String>)> = self
             .others
@@ -260,6 +305,9 @@ impl Work<'_> {
                 reasons.push(format!("\"{name}\": {told}"));
             }
             if !is_over {
+                is_over = self.by_pg_wal(key, &mut reasons, outcome)?;
+            }
+            if !is_over {
                 outcome.unhealed.push(Unhealed {
                     object: key.to_string(),
                     reasons,
@@ -269,12 +317,68 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Copies missing segments, as a sync does.
+    /// Takes a damaged segment from the server's pg_wal; returns whether nothing is left to heal.
+    fn by_pg_wal(
+        &self,
+        key: &Key,
+        reasons: &mut Vec<String>,
+        outcome: &mut Outcome,
+    ) -> Result<bool> {
+        let (Some(pg_wal), Some(name)) = (&self.pg_wal, segment_of(key)) else {
+            return Ok(false);
+        };
+        self.session.host.check_stop()?;
+        match pg_wal.heal(self.repository, (name, key), self.dry_run) {
+            Ok(copy) => {
+                outcome.healed.extend(copy.map(|copy| Healed {
+                    object: key.to_string(),
+                    copy: copy.to_string(),
+                    from: pg_wal.shown(),
+                }));
+                Ok(true)
+            }
+            Err(e) if is_of_file(&e) => {
+                reasons.push(format!("\"{}\": {e}", pg_wal.shown()));
+                Ok(false)
+            }
+            Err(e) => Err(e.context(format!("heal object \"{key}\""))),
+        }
+    }
+
+    /// Takes missing segments from the server's pg_wal.
+    fn fill_by_pg_wal(
+        &self,
+        left: &mut BTreeSet<SegmentName>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let Some(pg_wal) = &self.pg_wal else {
+            return Ok(());
+        };
+        for name in left.clone() {
+            self.session.host.check_stop()?;
+            match pg_wal.fill(self.repository, name, self.dry_run) {
+                Ok(()) => {
+                    left.remove(&name);
+                    outcome.healed.push(Healed::wal(name, pg_wal.shown()));
+                }
+                Err(e) if e.code() == Code::NotFound => {}
+                Err(e) if is_of_file(&e) => {
+                    self.session
+                        .warn(&format!("WAL in \"{}\": {name}: {e}", pg_wal.shown()));
+                }
+                Err(e) => return Err(e.context(format!("archive segment \"{name}\""))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings missing segments: from the server's pg_wal, and by copies as a sync makes them.
     fn segments(&self, missing: &BTreeSet<SegmentName>, outcome: &mut Outcome) -> Result<()> {
         let Of::Cluster(registration) = self.of else {
             return Ok(());
         };
         let mut left = missing.clone();
+        self.fill_by_pg_wal(&mut left, outcome)?;
         let options = Options {
             jobs: 1,
             everything: true,
@@ -307,6 +411,20 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether an error speaks of the server's file, or of what is stored under its name.
+fn is_of_file(e: &Error) -> bool {
+    let is_source = matches!(
+        e.code(),
+        Code::SourceHeader
+            | Code::SourceSize
+            | Code::SourceChanged
+            | Code::SourceMissing
+            | Code::TimelineReused
+            | Code::Clone
+    );
+    is_source || is_of_one(e)
 }
 
 /// Whether an error speaks of one object, or of the repository that was asked for it.

@@ -72,6 +72,7 @@ pub mod of;
 pub mod opened;
 pub mod owner;
 pub mod pacing;
+mod pg_wal;
 pub mod pin;
 pub mod playground;
 pub mod port;

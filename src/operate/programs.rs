@@ -97,7 +97,7 @@ impl Programs {
                     self.major,
                     beside.display()
                 )
-                .hint("Nothing was done. Install the client programs of that PostgreSQL beside the server's.")
+                .hint("Nothing was done. Install the client programs of that PostgreSQL: beside the server's, or in the search path. Rows alone need none: pitr rescue --as NAME")
             })
     }
 

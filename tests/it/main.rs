@@ -83,6 +83,7 @@ mod receive_network;
 mod recipients;
 mod recovering;
 mod redis;
+mod rescue;
 mod resolve;
 mod restore;
 mod restore_databases;

@@ -5,10 +5,12 @@
 //! | `tables` | what is meant, as the moment has it and as the live server has it |
 //! | `carry` | whole tables, by pg_dump and pg_restore |
 //! | `rows` | rows alone, by COPY in one transaction |
+//! | `database` | the way back of a whole database |
 //!
 //! The moment is a clone, which is thrown away. Nothing is overwritten unless the operator says so, and each table arrives whole or not at all.
 
 mod carry;
+mod database;
 mod rows;
 mod tables;
 
@@ -84,6 +86,8 @@ pub struct Asked {
     pub what: What,
     /// The place for them.
     pub to: To,
+    /// The options that lead to the same objects of the same moment, each with a space before it: a hint repeats them.
+    pub words: String,
 }
 
 /// A table that was rescued.
@@ -122,7 +126,7 @@ pub struct Report {
 pub fn run(session: &Session, asked: &Asked, below: &Path) -> Result<Report> {
     let database = match (&asked.database, &asked.to) {
         (Some(database), _) => database.clone(),
-        (None, To::Server { conninfo, .. }) => database_of(session, conninfo)?,
+        (None, To::Server { conninfo, .. }) => database_of(session, asked, conninfo)?,
         (None, To::File(_)) => {
             return Err(err!(Usage, "the database is not named")
                 .hint("Nothing was done. Name it: --database NAME"));
@@ -158,28 +162,47 @@ fn check_free(session: &Session, asked: &Asked) -> Result<()> {
         }
         To::File(_) => Ok(()),
         To::Server { conninfo, mode } => {
-            let mut live = connect(session, conninfo)?;
+            let mut live = connect(session, asked, conninfo)?;
             match (&asked.what, mode) {
                 (What::Tables(names), Mode::Create) => names
                     .iter()
                     .try_for_each(|name| tables::check_absent(&mut live, name)),
                 (What::Tables(_), Mode::As(name)) => tables::check_absent(&mut live, name),
-                (What::Tables(names), Mode::MissingRows | Mode::Replace) => names
+                (What::Tables(names), Mode::MissingRows) => names
                     .iter()
                     .try_for_each(|name| tables::check_present(&mut live, name)),
+                (What::Tables(names), Mode::Replace) => names.iter().try_for_each(|name| {
+                    tables::check_present(&mut live, name)?;
+                    tables::check_unreferenced(&mut live, name)
+                }),
                 (What::Schema(_) | What::Database, _) => Ok(()),
             }
         }
     }
 }
 
-/// Connects to the live server.
-fn connect(session: &Session, conninfo: &Secret) -> Result<Server> {
-    Ok(Server::connect(conninfo.expose())?.heeding(&session.host.stop))
+/// Connects to the live server. A database that it does not have may be the one that is to come back.
+fn connect(session: &Session, asked: &Asked, conninfo: &Secret) -> Result<Server> {
+    let live = Server::connect(conninfo.expose()).map_err(|e| {
+        let is_missing = database::is_missing(&e);
+        match is_missing.then(|| database::way_back(session, asked, conninfo)) {
+            Some(Some(hint)) => e.hint(hint),
+            _ => e,
+        }
+    })?;
+    Ok(live.heeding(&session.host.stop))
 }
 
-fn database_of(session: &Session, conninfo: &Secret) -> Result<String> {
-    let mut live = connect(session, conninfo)?;
+/// Connects to a database of the moment.
+fn connect_then(running: &mut Running<'_>, database: &str) -> Result<Server> {
+    running.server.connect(database).map_err(|e| match database::is_missing(&e) {
+        true => err!(NotFound, "there is no database \"{database}\" at that moment").hint("Nothing was done. pitr find --kind database says when it was dropped; pitr query 'select datname from pg_database' with the same target lists them."),
+        false => e,
+    })
+}
+
+fn database_of(session: &Session, asked: &Asked, conninfo: &Secret) -> Result<String> {
+    let mut live = connect(session, asked, conninfo)?;
     let rows = live.query("select current_database()")?;
     rows.value(0, 0)
 }
@@ -203,10 +226,16 @@ fn into_file(
     database: &str,
     path: &Path,
 ) -> Result<Report> {
-    let mut source = running.server.connect(database)?;
+    let mut source = connect_then(running, database)?;
     let tables = meant(&mut source, &asked.what)?;
     carry::dump(session, running, (database, &asked.what, &tables), path)?;
-    let notes = tables::lacking(&mut source, &asked.what, &tables)?;
+    let mut notes = tables::lacking(&mut source, &asked.what, &tables)?;
+    if asked.what == What::Database {
+        notes.extend(database::properties(
+            &mut source,
+            &tables::identifier(database),
+        )?);
+    }
     report(&mut source, running, (database, &tables), notes, Some(path))
 }
 
@@ -217,9 +246,9 @@ fn into_server(
     database: &str,
     (conninfo, mode): (&Secret, &Mode),
 ) -> Result<Report> {
-    let mut source = running.server.connect(database)?;
+    let mut source = connect_then(running, database)?;
     let tables = meant(&mut source, &asked.what)?;
-    let mut live = connect(session, conninfo)?;
+    let mut live = connect(session, asked, conninfo)?;
     let rescued = match mode {
         Mode::Create => {
             let archive = folder.path().join("rescued.dump");
@@ -239,7 +268,11 @@ fn into_server(
         }
     };
     let notes = match mode {
-        Mode::Create => tables::lacking(&mut source, &asked.what, &tables)?,
+        Mode::Create => {
+            let mut notes = tables::lacking(&mut source, &asked.what, &tables)?;
+            notes.extend(database::lacking(&mut source, &mut live, &asked.what)?);
+            notes
+        }
         Mode::As(_) => vec![
             "the new table has the rows and columns alone: no index, no constraint, no default"
                 .to_owned(),

@@ -1,11 +1,12 @@
 //! Rows alone, by COPY, in one transaction of the live server.
 
-use super::tables::{Table, identifier, literal};
+use super::tables::{REFERENCED, Table, identifier, literal};
 use super::{Mode, Rescued};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
+use crate::wire::server_error::sqlstate;
 
 /// Settings under which text means the same on both sides, whatever roles and databases have set.
 const OF_BOTH: [&str; 7] = [
@@ -147,9 +148,8 @@ fn one(
             Some(count_of(live, &missing)?)
         }
         Mode::Replace => {
-            live.query(&format!("truncate only {live_name}")).map_err(|e| {
-                e.hint("Nothing was changed. Other sessions use the table: end them (pg_locks names them), or try again.")
-            })?;
+            let emptied = live.query(&format!("truncate only {live_name}"));
+            emptied.map_err(|e| not_emptied(e, &live_name))?;
             let added = count_of(live, &all)?;
             // A trigger of the live table may leave rows out.
             if added != rows {
@@ -174,6 +174,18 @@ fn one(
         rows,
         added_rows: added,
     })
+}
+
+/// Says what an operator can do about a live table that could not be emptied, by the server's reason.
+fn not_emptied(e: Error, table: &str) -> Error {
+    match sqlstate(&e) {
+        // A lock that another session holds; a cursor or a trigger of this one.
+        Some("55P03" | "55006") => e.hint("Nothing was changed. Other sessions use the table: end them (pg_locks names them), or try again."),
+        // A foreign key that came meanwhile.
+        Some("0A000") => e.hint(REFERENCED),
+        Some("42501") => e.hint(format!("Nothing was changed. Connect as the owner of the table, or let this role empty it: grant truncate on {table} to ROLE")),
+        _ => e.hint("Nothing was changed."),
+    }
 }
 
 /// Lets the sequences of a table's columns go on behind the greatest value that is there now, so that the next row finds its number free.

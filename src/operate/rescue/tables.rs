@@ -153,6 +153,46 @@ pub fn check_present(live: &mut Server, name: &str) -> Result<()> {
     }
 }
 
+/// Tables whose foreign keys lead to a table of the live server. One that leads to its own table is no hindrance.
+///
+/// # Errors
+/// Those of [`Server::query`].
+fn referrers(live: &mut Server, name: &str) -> Result<Vec<String>> {
+    let rows = live.query(&format!(
+        "select distinct k.conrelid::pg_catalog.regclass::text from pg_catalog.pg_constraint k where k.contype = 'f' and k.confrelid = pg_catalog.to_regclass({}) and k.conrelid <> k.confrelid order by 1",
+        literal(name)
+    ))?;
+    let mut referrers = Vec::new();
+    for row in 0..rows.rows.len() {
+        referrers.extend(rows.text(row, 0)?.map(str::to_owned));
+    }
+    Ok(referrers)
+}
+
+/// Requires that no foreign key of another table leads to a table of the live server: its rows cannot be replaced as a whole.
+///
+/// PostgreSQL: src/backend/catalog/heap.c (`heap_truncate_check_FKs`).
+///
+/// # Errors
+/// `Refused`.
+pub fn check_unreferenced(live: &mut Server, name: &str) -> Result<()> {
+    let referrers = referrers(live, name)?;
+    match referrers.is_empty() {
+        true => Ok(()),
+        false => Err(referenced(name, &referrers.join(", ")).hint(REFERENCED)),
+    }
+}
+
+/// What an operator can do about a table that foreign keys lead to.
+pub const REFERENCED: &str = "Nothing was changed. PostgreSQL empties no table to which a foreign key of another table leads. Add the rows that are missing (--rows-missing-only), or put the table beside it (--as NAME) and carry rows over by SQL.";
+
+fn referenced(name: &str, by: &str) -> crate::error::Error {
+    err!(
+        Refused,
+        "the rows of {name} cannot be replaced: foreign keys of {by} lead to it"
+    )
+}
+
 /// Compares tables that were carried with what they were.
 ///
 /// # Errors
@@ -178,23 +218,31 @@ pub fn compare(source: &mut Server, live: &mut Server, tables: &[Table]) -> Resu
 /// Things that stay behind when tables are carried alone, each query giving lines for people.
 const NOT_CARRIED: [&str; 4] = [
     "select pg_catalog.format('a foreign key of another table that leads here was not carried: alter table %s add constraint %I %s;', k.conrelid::pg_catalog.regclass, k.conname, pg_catalog.pg_get_constraintdef(k.oid)) from pg_catalog.pg_constraint k where k.contype = 'f' and k.confrelid in ({oids}) and k.conrelid not in ({oids}) and k.conparentid = 0 order by 1",
-    "select distinct pg_catalog.format('%s %s reads a table that was carried, and was not carried itself: it comes with --schema', case v.relkind when 'm' then 'materialized view' else 'view' end, v.oid::pg_catalog.regclass) from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid join pg_catalog.pg_class v on v.oid = r.ev_class where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid in ({oids}) and v.relkind in ('v', 'm') order by 1",
+    "select distinct pg_catalog.format('%s %s reads a table that was carried, and was not carried itself: it comes with --schema', case v.relkind when 'm' then 'materialized view' else 'view' end, v.oid::pg_catalog.regclass) from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid join pg_catalog.pg_class v on v.oid = r.ev_class where v.relnamespace not in ({schemas}) and d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid in ({oids}) and v.relkind in ('v', 'm') order by 1",
     "select pg_catalog.format('a publication was not carried: alter publication %I add table %s;', p.pubname, r.prrelid::pg_catalog.regclass) from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid where r.prrelid in ({oids}) order by 1",
     "select pg_catalog.format('table %s inherits from %s, and was not carried: it comes with --table, too', i.inhrelid::pg_catalog.regclass, i.inhparent::pg_catalog.regclass) from pg_catalog.pg_inherits i where i.inhparent in ({oids}) and i.inhrelid not in ({oids}) order by 1",
 ];
 
-/// Lists things that pg_dump does not carry with tables, as lines for people.
+/// Lists things that pg_dump does not carry with tables or a schema, as lines for people.
 ///
 /// # Errors
 /// Those of [`Server::query`].
 pub fn lacking(source: &mut Server, what: &What, tables: &[Table]) -> Result<Vec<String>> {
-    let What::Tables(_) = what else {
+    if *what == What::Database || tables.is_empty() {
         return Ok(Vec::new());
-    };
+    }
     let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
     let oids = oids.join(", ");
+    // The views of a schema come with it.
+    let schemas = match what {
+        What::Schema(_) => {
+            format!("select relnamespace from pg_catalog.pg_class where oid in ({oids})")
+        }
+        _ => "0".to_owned(),
+    };
     let mut notes = Vec::new();
     for sql in NOT_CARRIED {
+        let sql = sql.replace("{schemas}", &schemas);
         let found = source.query(&sql.replace("{oids}", &oids))?;
         for row in 0..found.rows.len() {
             notes.extend(found.text(row, 0)?.map(str::to_owned));
@@ -205,7 +253,7 @@ pub fn lacking(source: &mut Server, what: &What, tables: &[Table]) -> Result<Vec
     ))?;
     for row in 0..large.rows.len() {
         if let Some(column) = large.text(row, 0)? {
-            notes.push(format!("{column} may name large objects, which do not come with a table: rescue them with the whole database into a file (--to FILE)"));
+            notes.push(format!("{column} may name large objects, which come with the whole database alone: rescue that into a new one (createdb, then --into without --table and --schema) or into a file (--to FILE)"));
         }
     }
     Ok(notes)

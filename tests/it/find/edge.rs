@@ -7,8 +7,8 @@ use pitr::pg::lsn::Lsn;
 use pitr::pg::segment::{SegmentName, SegmentSize};
 use pitr::pg::timeline::TimelineId;
 
-use super::{events, find, only, titles, transaction};
-use crate::common::{Cluster, Site, Stop};
+use super::{before, events, find, only, titles, transaction};
+use crate::common::{Cluster, Site, Stop, text_of};
 use crate::per_major;
 use crate::sealed::Sealed;
 use crate::tails;
@@ -340,3 +340,77 @@ fn n02_catalogs_that_were_written_anew_before_the_window_are_followed(major: u32
     }
 }
 per_major!(n02_catalogs_that_were_written_anew_before_the_window_are_followed, v13 v16 v19);
+
+/// Nobody gets into a database from the first attempt to drop it on: that one is the target, however late the attempt that succeeds.
+fn n01_the_first_attempt_to_drop_a_database_is_the_target(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    client.sql("create database doomed");
+    client.sql("create table kept (a int)");
+    let doomed = cluster.client_of("doomed");
+    doomed.sql("create table inside as select g as a from generate_series(1, 77) g");
+    drop(doomed);
+    site.pitr().arg("backup").run().success();
+    let last = transaction(&client, "insert into kept values (1)");
+    // Its checkpoint fails, and so does the statement.
+    let logical = cluster.pgdata().join("pg_logical");
+    std::fs::rename(logical.join("snapshots"), logical.join("aside")).unwrap();
+    let refused = client.try_sql("drop database doomed").unwrap_err();
+    std::fs::rename(logical.join("aside"), logical.join("snapshots")).unwrap();
+    assert!(text_of(&refused).contains("checkpoint"), "{refused:?}");
+    let limit = "select datconnlimit::text from pg_database where datname = 'doomed'";
+    assert_eq!(client.query_one_string(limit), "-2");
+    transaction(&client, "insert into kept values (2)");
+    cluster.archive_now();
+    client.sql("checkpoint");
+    transaction(&client, "insert into kept values (3)");
+    cluster.archive_now();
+    client.sql("drop database doomed");
+    cluster.archive_now();
+    let answer = find(&site, &["--kind", "database"]);
+    let event = only(&answer, "database doomed");
+    assert_eq!(event["last_commit"]["xid"], last, "{event:#}");
+    let (server, _copy) = before(&site, major, event);
+    let inside = server.client_of("doomed");
+    assert_eq!(inside.query_one_string("select count(*) from inside"), "77");
+    assert_eq!(server.query_one_string("select count(*) from kept"), "1");
+}
+per_major!(n01_the_first_attempt_to_drop_a_database_is_the_target, v13 v16 v17 v19);
+
+/// An event that was found says nothing of what is not archived yet.
+#[test]
+fn n03_a_question_that_reaches_beyond_the_archive_is_told_so() {
+    let (site, cluster) = Site::with_cluster(17);
+    rows(&cluster, "one");
+    rows(&cluster, "two");
+    cluster.archive_now();
+    let client = cluster.client();
+    let now = || client.query_one_string("select clock_timestamp()::text");
+    let first = transaction(&client, "drop table one");
+    let between = now();
+    transaction(&client, "create table later (a int)");
+    cluster.archive_now();
+    client.sql("drop table two");
+    let beyond = "for what came later: select pg_switch_wal() on the server, and ask again";
+    let run = |args: &[&str]| site.pitr().arg("find").args(args).run().success();
+    let xid = first.to_string();
+    for (args, reaches) in [
+        (vec!["--kind", "drop"], true),
+        (vec!["--kind", "drop", "--until", &between], false),
+        (vec!["--kind", "drop", "--until", &now()], true),
+        (vec!["--xid", &xid], false),
+        (vec!["--xid", "4000000000"], true),
+    ] {
+        let told = run(&args).stderr.contains(beyond);
+        assert_eq!(told, reaches, "{args:?}");
+        let answer = find(&site, &args);
+        assert_eq!(answer["reaches_beyond"], reaches, "{answer:#}");
+        assert!(
+            answer["archived_time"].as_str().unwrap() > "2020",
+            "{answer:#}"
+        );
+        let found = if args.contains(&"4000000000") { 0 } else { 1 };
+        assert_eq!(events(&answer).len(), found, "{answer:#}");
+    }
+}

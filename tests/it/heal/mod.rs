@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::common::{Program, Run, Still, expire_at_once};
+use crate::common::{Program, Run, Site, Still, expire_at_once};
 use crate::several::{Two, flip, is_segment, objects};
 
 /// Two repositories with the same backup and the same WAL; the server is gone.
@@ -358,4 +358,132 @@ fn j08_a_segment_that_is_offered_again_heals_the_damaged_one() {
         .expect_code(35)
         .expect_stderr("is damaged");
     assert!(!folder.join(format!("{name}.heal-1")).exists());
+}
+
+/// One repository, and the server that still has its WAL: no other place has what is lost.
+#[test]
+fn j08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table t (a text)");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    for _ in 0..6 {
+        cluster.sql("insert into t select repeat('x', 500) from generate_series(1, 100)");
+        cluster.archive_now();
+    }
+    let root = site.repository().to_owned();
+    let all = objects(&root).into_keys();
+    let all: Vec<String> = all.filter(|k| is_segment(k)).collect();
+    let [.., cut, changed, gone, _, last] = all.as_slice() else {
+        panic!("{all:?}")
+    };
+    let name = |key: &String| key.rsplit('/').next().unwrap().to_owned();
+    let in_pg_wal = |key: &String| cluster.pgdata().join("pg_wal").join(name(key));
+    let served = |key: &String| {
+        let to = site.sandbox().join("fetched");
+        let fetch = site.pitr().args(["wal", "fetch", &name(key)]).arg(&to);
+        fetch.run().success();
+        std::fs::read(to).unwrap() == std::fs::read(in_pg_wal(key)).unwrap()
+    };
+    // One still says its hash. Of one that was cut the link of its successor tells which it was.
+    copies::damage(&root, changed, 0);
+    copies::damage(&root, cut, 2);
+    std::fs::remove_file(root.join(gone)).unwrap();
+    let verify = |args: &[&str]| site.pitr().arg("verify").args(args).run();
+    let run = verify(&[]).expect_code(4);
+    assert!(
+        run.stdout
+            .contains("--heal writes what the server's pg_wal still has"),
+        "{run}"
+    );
+
+    let before = objects(&root);
+    let dry = verify(&["--heal", "--dry-run", "--json"])
+        .expect_code(4)
+        .json();
+    assert_eq!(member(&dry, "healed").len(), 3, "{dry}");
+    let written = objects(&root);
+    let is_event = |key: &&String| key.contains("/events/");
+    assert!(
+        written
+            .keys()
+            .filter(|k| !is_event(k))
+            .eq(before.keys().filter(|k| !is_event(k)))
+    );
+
+    let run = verify(&["--heal"]).success();
+    let giver = cluster.pgdata().join("pg_wal");
+    let lines = run.stdout.lines().filter(|l| l.starts_with("healed: "));
+    let own = format!(", from \"{}\"", giver.display());
+    assert_eq!(lines.filter(|l| l.ends_with(&own)).count(), 3, "{run}");
+    assert!([changed, cut, gone].iter().all(|key| served(key)));
+    assert!(copy_of(&root, changed, 1).exists() && copy_of(&root, cut, 1).exists());
+    let again = verify(&["--heal", "--json"]).success().json();
+    assert_eq!(member(&again, "healed").len(), 0, "{again}");
+
+    // Nothing follows the last one that proves it, once it says nothing of itself.
+    let whole = std::fs::read(root.join(last)).unwrap();
+    copies::damage(&root, last, 2);
+    let run = verify(&["--heal"]).expect_code(4);
+    assert!(
+        run.stdout
+            .contains(&format!("not healed: {last}: \"{}\": ", giver.display())),
+        "{run}"
+    );
+    assert!(run.stdout.contains("pitr wal backfill"), "{run}");
+    assert!(!copy_of(&root, last, 1).exists());
+
+    // Other content than the damaged one held is none of it, and neither is a file that has rotted.
+    std::fs::write(root.join(last), whole).unwrap();
+    copies::damage(&root, last, 0);
+    let file = std::fs::read(in_pg_wal(last)).unwrap();
+    let mut rotten = file.clone();
+    rotten[9000] ^= 1;
+    std::fs::write(in_pg_wal(last), rotten).unwrap();
+    verify(&["--heal"]).expect_code(4);
+    assert!(!copy_of(&root, last, 1).exists());
+    std::fs::write(in_pg_wal(last), file).unwrap();
+
+    // A check has recorded it: gaps need not read everything to know of it.
+    let gaps = |args: &[&str]| site.pitr().args(["wal", "gaps", "--json"]).args(args).run();
+    let dry = gaps(&["--heal", "--dry-run"]).success().json();
+    assert_eq!(
+        dry["repositories"][0]["healed"][0]["object"],
+        last.as_str(),
+        "{dry}"
+    );
+    let done = gaps(&["--heal"]).success().json();
+    assert_eq!(
+        done["repositories"][0]["healed"][0]["from"],
+        giver.display().to_string(),
+        "{done}"
+    );
+    let done = gaps(&["--heal"]).success().json();
+    assert_eq!(
+        done["repositories"][0]["healed"].as_array().unwrap().len(),
+        0,
+        "{done}"
+    );
+    assert!(served(last));
+    verify(&[]).success();
+}
+
+/// The segments of a standby are offered by hand: that is what the hint says, and it heals.
+#[test]
+fn j08_a_backfill_heals_what_another_node_still_has() {
+    let still = Still::new(17, 1, 4);
+    still.push_all();
+    let [_, cut, ..] = still.segments.as_slice() else {
+        panic!("{:?}", still.segments)
+    };
+    let object = still.site.object(cut);
+    let bytes = std::fs::read(&object).unwrap();
+    std::fs::write(&object, &bytes[..bytes.len() / 2]).unwrap();
+    // Archiving proves nothing by links: PostgreSQL keeps the file.
+    still.push(cut).run().expect_code(35);
+    let backfill = still.site.pitr().args(["wal", "backfill", "--from"]);
+    backfill
+        .arg(still.cluster.pgdata().join("pg_wal"))
+        .run()
+        .success();
+    still.check(cut);
 }

@@ -1,0 +1,257 @@
+//! `pitr rescue` into a live server: whole databases and schemas, tables that others lead to, and hosts that lack programs.
+
+use crate::clone::{Cloned, rescue, rescuing};
+use crate::common::{Cluster, Program, Run, Sandbox, Site, path_of};
+use crate::{per_major, require_fuse};
+
+/// A cluster with a database of its own, which `then` destroys something of.
+fn with_database(major: u32, then: impl Fn(&Cluster)) -> Cloned {
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.sql("create role reader; create role keeper");
+    cluster.sql("create database doomed owner keeper");
+    cluster.sql("alter database doomed set work_mem = '7MB'; alter database doomed set search_path = s, public; alter role reader in database doomed set work_mem = '9MB'; revoke connect on database doomed from public; grant connect on database doomed to reader");
+    let doomed = cluster.client_of("doomed");
+    doomed.sql("create schema s; create table s.items (id serial primary key, picture oid); create index pictures on s.items (picture); create view s.seen as select id from s.items; create table public.plain (a int primary key, item int references s.items); create publication pub for table s.items");
+    let more = |from: u32, to: u32| {
+        doomed.sql(&format!("insert into s.items (picture) select lo_from_bytea(0, convert_to('picture ' || g, 'UTF8')) from generate_series({from}, {to}) g"));
+    };
+    more(1, 20);
+    doomed.sql("insert into public.plain select g, g from generate_series(1, 10) g");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    more(21, 25);
+    drop(doomed);
+    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    then(&cluster);
+    cluster.archive_now();
+    Cloned {
+        site,
+        cluster,
+        folder: Sandbox::new("c"),
+        before,
+    }
+}
+
+/// All rows, with the large objects that they name.
+const ITEMS: &str =
+    "select string_agg(id || convert_from(lo_get(picture), 'UTF8'), ',' order by id) from s.items";
+const RIGHTS: &str = "select datdba::regrole || (select string_agg(a::text, ' ' order by a::text) from unnest(datacl) a) from pg_database where datname = 'doomed'";
+const SETTINGS: &str = "select string_agg(setrole || ' ' || c, ' ' order by setrole, c) from pg_db_role_setting join pg_database d on d.oid = setdatabase, unnest(setconfig) c where datname = 'doomed'";
+
+fn next_command(run: &Run) -> &str {
+    let line = run
+        .stderr
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("next:"));
+    line.unwrap_or_else(|| panic!("no next command: {run}"))
+        .trim()
+}
+
+/// The statements that the notes of a rescue name.
+fn statements(run: &Run) -> Vec<&str> {
+    let notes = run.stdout.lines().filter(|l| l.starts_with("note: "));
+    notes
+        .filter_map(|l| l.rsplit_once(": "))
+        .map(|(_, sql)| sql)
+        .collect()
+}
+
+fn k19_a_dropped_database_comes_back_by_the_commands_that_rescue_names(major: u32) {
+    require_fuse!("k19_a_dropped_database_comes_back_by_the_commands_that_rescue_names");
+    let [items, rights, settings] = [const { std::cell::OnceCell::<String>::new() }; 3];
+    let cloned = with_database(major, |cluster| {
+        let doomed = cluster.client_of("doomed");
+        for (value, sql) in [(&items, ITEMS), (&rights, RIGHTS), (&settings, SETTINGS)] {
+            value.set(doomed.query_one_string(sql)).unwrap();
+        }
+        drop(doomed);
+        cluster.sql("drop database doomed with (force)");
+    });
+    let live = &cloned.cluster;
+    let rescue = cloned.site.pitr().args(["rescue", "--into"]);
+    let rescue = cloned.at_moment(rescue.arg(live.conninfo("doomed")));
+    let refused = rescue.run().expect_code(1);
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+    let pitr = path_of("pitr");
+    let pitr = pitr.parent().unwrap().display();
+    // As an operator pastes it.
+    let pasted = Program::new("sh").args(["-ec", next_command(&refused)]);
+    let pasted = pasted.env("PATH", format!("{pitr}:{}", cloned.search_path()));
+    let run = pasted.run().success();
+    run.stdout
+        .contains("s.items: 25 rows")
+        .then_some(())
+        .unwrap_or_else(|| panic!("{run}"));
+    let doomed = live.client_of("doomed");
+    let one = |sql: &str| doomed.query_one_string(sql);
+    assert_eq!(&one(ITEMS), items.get().unwrap());
+    assert_eq!(one("select count(*) from pg_largeobject_metadata"), "25");
+    assert_eq!(one("select count(*) from s.seen"), "25");
+    assert_eq!(one("select count(*) from pg_publication_tables"), "1");
+    doomed.sql("insert into public.plain values (99, 25)");
+    assert!(
+        doomed
+            .try_sql("insert into public.plain values (100, 1000)")
+            .is_err()
+    );
+    let next: u32 = one("insert into s.items default values returning id")
+        .parse()
+        .unwrap();
+    // A server that recovered leaves out up to 32 values.
+    assert!((26..=58).contains(&next), "{next}");
+    // What no archive has is named, as statements.
+    for statement in statements(&run) {
+        doomed.sql(statement);
+    }
+    assert_eq!(&one(RIGHTS), rights.get().unwrap(), "{run}");
+    assert_eq!(&one(SETTINGS), settings.get().unwrap(), "{run}");
+}
+// Nobody has client programs of 14 for these hosts.
+per_major!(k19_a_dropped_database_comes_back_by_the_commands_that_rescue_names, v13 v15 v16 v17 v18 v19);
+
+#[test]
+fn k19_a_database_that_the_moment_did_not_have_is_named() {
+    require_fuse!("k19_a_database_that_the_moment_did_not_have_is_named");
+    let cloned = with_database(17, |_| ());
+    let file = cloned.folder.join("x.dump");
+    let to = cloned
+        .site
+        .pitr()
+        .args(["rescue", "--database", "other", "--to"]);
+    let run = cloned.at_moment(to.arg(&file)).run().expect_code(2);
+    run.expect_stderr("there is no database \"other\" at that moment");
+    // A password of the connection string is not repeated.
+    let into = format!("{} password=hush", cloned.cluster.conninfo("gone"));
+    let rescue = cloned.site.pitr().args(["rescue", "--into", &into]);
+    let run = cloned.at_moment(rescue).run().expect_code(1);
+    assert!(next_command(&run).starts_with("createdb "), "{run}");
+    assert!(
+        !format!("{}{}", run.stdout, run.stderr).contains("hush"),
+        "{run}"
+    );
+}
+
+fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
+    require_fuse!("k20_a_dropped_schema_comes_back_into_the_live_database");
+    let cloned = with_database(major, |cluster| {
+        let doomed = cluster.client_of("doomed");
+        doomed.sql("drop schema s cascade");
+    });
+    let live = &cloned.cluster;
+    let rescue = cloned
+        .site
+        .pitr()
+        .args(["rescue", "--schema", "s", "--into"]);
+    let rescue = cloned.at_moment(rescue.arg(live.conninfo("doomed")));
+    let run = rescue.run().success();
+    run.stdout
+        .contains("s.items: 25 rows")
+        .then_some(())
+        .unwrap_or_else(|| panic!("{run}"));
+    let doomed = live.client_of("doomed");
+    let one = |sql: &str| doomed.query_one_string(sql);
+    // A schema has no large objects: those of the live database are still there.
+    assert!(one(ITEMS).starts_with("1picture 1,"));
+    assert_eq!(one("select count(*) from s.seen"), "25");
+    assert_eq!(
+        one("select count(*) from pg_indexes where schemaname = 's'"),
+        "2"
+    );
+    for part in [
+        "s.items.picture may name large objects",
+        "alter publication pub add table s.items;",
+    ] {
+        assert!(run.stdout.contains(part), "{part}: {run}");
+    }
+    // The foreign key of the table that stayed.
+    let key = statements(&run);
+    let key = key
+        .iter()
+        .find(|sql| sql.contains("add constraint"))
+        .unwrap();
+    doomed.sql(key);
+    // What is there already is left as it is.
+    doomed.sql("delete from public.plain; delete from s.items where id > 1");
+    rescue
+        .run()
+        .expect_code(1)
+        .expect_stderr("Nothing was changed");
+    assert_eq!(one("select count(*) from s.items"), "1");
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+}
+per_major!(k20_a_dropped_schema_comes_back_into_the_live_database, v13 v16 v18 v19);
+
+#[test]
+fn k21_without_pg_dump_of_the_major_that_is_said_and_rows_come_back_all_the_same() {
+    require_fuse!("k21_without_pg_dump_of_the_major_that_is_said_and_rows_come_back_all_the_same");
+    let cloned = Cloned::new(14);
+    let refused = rescue(&cloned, &["--table", "t"]).expect_code(2);
+    refused
+        .expect_stdout("no pg_dump of PostgreSQL 14")
+        .expect_stdout("--as NAME");
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+    rescue(&cloned, &["--table", "t", "--as", "t_then"]).success();
+    let rows = cloned
+        .cluster
+        .query_one_string("select count(*) from t_then");
+    assert_eq!(rows, "31000");
+}
+
+#[test]
+fn k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows() {
+    require_fuse!("k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table numbered (id bigserial primary key, v text); insert into numbered (v) select 'old ' || g from generate_series(1, 50) g;
+        create table down (id int generated always as identity (increment by -1 minvalue -1000 maxvalue -1 start -1) primary key, v text); insert into down (v) select 'old ' || g from generate_series(1, 50) g");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    let one = |sql: &str| live.query_one_string(sql);
+    let replace = |table: &str| rescue(&cloned, &["--table", table, "--replace", "--confirm"]);
+    live.sql("delete from numbered where id > 10; select setval('numbered_id_seq', 10); delete from down where id < -10; select setval('down_id_seq', -10)");
+    for (table, next) in [("numbered", "51"), ("down", "-51")] {
+        replace(table).success();
+        let insert = format!("insert into {table} (v) values ('new') returning id::text");
+        assert_eq!(one(&insert), next, "{table}");
+    }
+    // One that is ahead is not taken back.
+    live.sql("select setval('numbered_id_seq', 1000)");
+    replace("numbered").success();
+    assert_eq!(
+        one("insert into numbered (v) values ('new') returning id::text"),
+        "1001"
+    );
+
+    live.sql("create role clerk login; grant select, insert on numbered to clerk; update numbered set v = 'live'");
+    let into = live
+        .conninfo("postgres")
+        .replace("user=postgres", "user=clerk");
+    let clerk = cloned
+        .site
+        .pitr()
+        .args(["rescue", "--table", "numbered", "--into", &into]);
+    let clerk = cloned
+        .at_moment(clerk)
+        .args(["--replace", "--confirm"])
+        .run();
+    assert!(!clerk.is_success(), "{clerk}");
+    clerk.expect_stderr("grant truncate on");
+    let holder = live.client();
+    holder.sql("begin; lock table numbered in share mode");
+    replace("numbered")
+        .expect_code(1)
+        .expect_stdout("Other sessions use the table");
+    holder.sql("rollback");
+
+    live.sql("create table kid (id bigint references numbered); insert into kid values (1); delete from numbered where id = 40");
+    let refused = replace("numbered").expect_code(8);
+    assert!(!refused.stdout.contains("Other sessions"), "{refused}");
+    refused
+        .expect_stdout("foreign keys of kid lead to it")
+        .expect_stdout("--rows-missing-only")
+        .expect_stdout("--as NAME");
+    assert_eq!(one("select count(*) from numbered where v = 'live'"), "50");
+    let added = rescuing(&cloned, &["--table", "numbered", "--rows-missing-only"]).run();
+    assert_eq!(added.success().json()["tables"][0]["added_rows"], 1);
+    // A key that leads to its own table is no hindrance.
+    live.sql("drop table kid; alter table numbered add column up bigint references numbered");
+    replace("numbered").success();
+}
