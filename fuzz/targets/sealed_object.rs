@@ -105,10 +105,11 @@ enum Host {
 fn store(host: Host, object: &[u8]) -> SealedStore {
     let keys = Keys {
         id: OWN.mac.id(),
-        public: (host != Host::Janitor).then_some(*PUBLIC),
+        public: (host != Host::Janitor).then_some((1, *PUBLIC)),
+        is_of_file: true,
         mac: (host != Host::Janitor).then(|| OWN.mac.clone()),
         private: (host == Host::Reader).then(|| OWN.private.clone()),
-        recipient: None,
+        own: None,
         random: system_random,
     };
     SealedStore::new(Box::new(One(object.to_vec())), keys)
@@ -190,7 +191,7 @@ fn sealed_and_changed(place: &Place, input: &mut Input<'_>) {
         ephemeral: secret(9),
     };
     let mut sealer =
-        Sealer::new(Vec::new(), place.key.as_str(), &PUBLIC, &OWN.mac, &drawn).unwrap();
+        Sealer::new(Vec::new(), place.key.as_str(), (1, &PUBLIC), &OWN.mac, &drawn).unwrap();
     std::io::Write::write_all(&mut sealer, &plain).unwrap();
     let mut object = sealer.finish(b"{}", &OWN.mac).unwrap().0;
     assert_eq!(content(place, &object).unwrap(), plain);
@@ -220,7 +221,7 @@ fn recipient(input: &mut Input<'_>) {
         b"\"}\n",
     ]
     .concat();
-    let Ok(Some(read)) = keyring::recipient(&One(object), "ops") else {
+    let Ok(Some(read)) = keyring::recipient(&One(object), 1, "ops") else {
         return;
     };
     let written = json::encode(&key, keyring::RECIPIENT, &read).unwrap();

@@ -86,6 +86,7 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             repo::Command::Rewrap(args) => {
                 (!args.all || args.confirm).then(|| words("repo rewrap", &[]))?
             }
+            repo::Command::Rotate(args) => args.confirm.then(|| words("repo rotate", &[]))?,
             repo::Command::Keygen(_) => words("repo keygen", &[]),
             repo::Command::Join(_) => words("repo join", &[]),
             _ => None,

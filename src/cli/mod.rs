@@ -85,6 +85,7 @@ mod repo_join;
 mod repo_keys;
 mod repo_lifecycle;
 mod repo_rewrap;
+mod repo_rotate;
 pub mod repo_sync;
 mod repo_thaw;
 mod repo_tier;

@@ -3,7 +3,7 @@
 use super::output::{Align, Table};
 use super::{
     Context, repo_check, repo_claims, repo_compact, repo_cost, repo_join, repo_keys,
-    repo_lifecycle, repo_rewrap, repo_sync, repo_thaw, repo_tier,
+    repo_lifecycle, repo_rewrap, repo_rotate, repo_sync, repo_thaw, repo_tier,
 };
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -130,6 +130,22 @@ pub enum Command {
     ///
     /// Example: pitr repo rewrap --add new.pub --withdraw old --proof escrow.key
     Rewrap(repo_rewrap::Args),
+    /// Give the key set another pair for what is sealed from now on
+    ///
+    /// Makes the next epoch of the key set in every repository of the configuration, and writer.key of it for the hosts that write. No data is
+    /// rewritten: readers open all epochs side by side, and incrementals go on. Who reads the new epoch is named here, and reads the former ones
+    /// already. Two of them are proven: by the configured key, a passphrase that is named, and --proof. Everybody else keeps the keys of former epochs.
+    ///
+    /// Run it where a recipient's key is, with the current writer.key as key_set. Every repository must answer. Killed, the same command goes on.
+    /// The file for hosts is made last: before that, --take-back deletes what was stored. Hosts seal in the new epoch as soon as they have that
+    /// file as key_set. The former file goes on to work; what it seals can be read by who has the former keys.
+    ///
+    /// A repository that was away, or was added, gets the epochs that it lacks by the same command, with the current writer.key in the directory.
+    ///
+    /// Without --confirm nothing is stored: exit status 8.
+    ///
+    /// Example: pitr repo rotate --dir keys-2 --add ops.pub --add escrow.pub --proof escrow.key --dry-run
+    Rotate(repo_rotate::Args),
 }
 
 /// Runs the command.
@@ -147,6 +163,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Keygen(args) => repo_keys::keygen(args, cx),
         Command::Join(args) => repo_join::run(args, cx),
         Command::Rewrap(args) => repo_rewrap::run(args, cx),
+        Command::Rotate(args) => repo_rotate::run(args, cx),
     }
 }
 

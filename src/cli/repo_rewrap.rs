@@ -67,7 +67,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Ok(exit::SUCCESS);
     }
     for one in &answers {
-        let recipients = one.recipients.join(", ");
+        let mut recipients = one.recipients.join(", ");
+        if !one.some_epochs_alone.is_empty() {
+            let some = one.some_epochs_alone.join(", ");
+            recipients = format!("{recipients}; some epochs alone: {some}");
+        }
         cx.out
             .line(&format!("Repository {} is read by: {recipients}", one.name))?;
     }

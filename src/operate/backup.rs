@@ -15,6 +15,8 @@ use crate::backup::stream::Streamed;
 use crate::backup::{self, Options};
 use crate::config::{Cluster, Repository, Settings};
 use crate::error::{Code, Error, Result};
+use crate::repo::epochs::{self, Sealing};
+use crate::repo::repository::Repository as Opened;
 use crate::repo::root::BackupRoot;
 use crate::repo::root::cluster::Method;
 use crate::wire::conninfo::{self, ConnInfo};
@@ -81,6 +83,23 @@ fn expected(wish: Option<Wish>) -> &'static str {
     }
 }
 
+/// Says that the epoch in which this host seals is not that of the repository. Nothing that a repository shows stops a backup.
+fn warn_of_epoch(session: &Session, repository: &Opened) {
+    let Some(keys) = repository.keys() else {
+        return;
+    };
+    let later = epochs::later(repository.store(), keys.mac.as_ref());
+    match later.ok().and_then(|later| epochs::sealing(keys, &later)) {
+        Some(Sealing::Former { own, newest }) => session.warn(&format!(
+            "the key set has epoch {newest}, and this host seals in epoch {own}: put the current writer.key in the place of key_set"
+        )),
+        Some(Sealing::Unreadable { own, .. }) => session.warn(&format!(
+            "this host seals in epoch {own} of the key set, and the repository does not have it, or has another pair in it: give it the epoch by pitr repo rotate, with the current writer.key in its directory"
+        )),
+        _ => {}
+    }
+}
+
 fn take(
     session: &Session,
     settings: &Settings,
@@ -89,6 +108,7 @@ fn take(
     options: Options,
 ) -> Result<Taken> {
     let repository = session.open(configured)?;
+    warn_of_epoch(session, &repository);
     if settings.repositories.len() > 1 {
         session.note(&format!(
             "the backup goes into repository \"{}\" alone, the first one configured: --repository NAME chooses another",

@@ -100,6 +100,7 @@ pub mod rival;
 mod role_policy;
 pub mod roles;
 pub mod rollback;
+pub mod rotate;
 pub mod runs;
 pub mod scopes;
 mod search;

@@ -7,12 +7,11 @@ use crate::error::Result;
 use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartName};
-use crate::repo::keyring;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::outline::Outline;
 use crate::repo::scope::{self, Scope};
-use crate::seal::EPOCH;
+use crate::repo::{epochs, keyring};
 use crate::store::{Key, Store};
 
 /// Layers and packs, and the WAL from its start to its end. Each segment is of one of two timelines.
@@ -87,8 +86,10 @@ pub(super) fn everything(
     let histories = histories.filter_map(crate::pg::timeline::TimelineId::new);
     keys.extend(histories.map(|timeline| layout.history(timeline)));
     if repository.marker().key_set.is_some() {
-        for name in keyring::recipient_names(store)? {
-            keys.insert(scope::recipient(EPOCH, &name)?);
+        for epoch in epochs::shown(store)? {
+            for name in keyring::recipient_names(store, epoch)? {
+                keys.insert(scope::recipient(epoch, &name)?);
+            }
         }
     }
     for listed in store.list(&layout.subject(&id.to_string()))? {

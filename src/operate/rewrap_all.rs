@@ -1,4 +1,4 @@
-//! Access to every repository, and to the secrets pairs in them, changed in one go.
+//! Access to repositories in every epoch, and to the secrets pairs in them, changed in one go.
 //!
 //! Everything is planned before anything is written. Then access is given everywhere, and withdrawn afterwards: wherever a run stops, who is to
 //! keep access has it. A repetition finds what is done, and goes on with the rest.
@@ -12,14 +12,15 @@ use zeroize::Zeroizing;
 
 use super::configuration::recipients as secrets;
 use super::keys::{to_passphrase, to_public};
-use super::rewrap::{self, Asked, PROVEN_MIN};
+use super::rewrap::{self, Asked, PROVEN_MIN, Readers};
 use super::session::Session;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
+use crate::repo::epochs;
 use crate::repo::keyring::{self, Keys, PublicFile, ReaderFile, WriterFile};
 use crate::repo::repository::Repository;
-use crate::seal::{Access, Contents, KeySetId, Recipient, public_of};
+use crate::seal::{Access, Contents, FIRST_EPOCH, KeySetId, Recipient, public_of};
 use crate::text;
 
 /// The kind of a set of recipients.
@@ -40,6 +41,8 @@ pub struct Set {
     /// Their kind.
     pub kind: Kind,
     id: String,
+    /// The epoch of the key set; a secrets pair has one.
+    pub epoch: u32,
     /// Who has access now.
     pub recipients: Vec<String>,
     /// Who is still to get it.
@@ -67,6 +70,16 @@ struct Opened {
     new: Vec<Recipient>,
 }
 
+impl Opened {
+    fn by(contents: Contents, recipient: String) -> Opened {
+        Opened {
+            contents,
+            proven: BTreeSet::from([recipient]),
+            new: Vec::new(),
+        }
+    }
+}
+
 /// The whole change.
 #[derive(Serialize)]
 pub struct Plan {
@@ -85,7 +98,39 @@ struct Hand<'a> {
     asked: &'a Asked,
     added: Vec<(PathBuf, String, String)>,
     proofs: Vec<(PathBuf, ReaderFile)>,
-    with_secrets: bool,
+    /// Whether the secrets pairs belong to the plan; those who are added get access to them.
+    secrets: Option<bool>,
+}
+
+/// Plans the change of each repository that the configuration or the operator names, without the secrets pairs.
+///
+/// # Errors
+/// Those of [`plan`]; `NotFound` for a recipient to be withdrawn whom a repository does not have.
+pub fn plan_data(session: &Session, asked: &Asked) -> Result<Plan> {
+    asked.check()?;
+    let plan = make(session, asked, None)?;
+    if let Some(plain) = plan.plain.first() {
+        return Err(err!(Refused, "repository \"{plain}\" is not encrypted")
+            .hint("Nothing was changed in any repository."));
+    }
+    for readers in plan.readers() {
+        let is_there = |name: &&String| {
+            plan.sets_of(&readers.name)
+                .any(|set| set.recipients.contains(name))
+        };
+        if let Some(unknown) = asked.withdraw.iter().find(|name| !is_there(name)) {
+            return Err(err!(
+                NotFound,
+                "there is no recipient \"{unknown}\" in repository \"{}\"",
+                readers.name
+            )
+            .hint(format!(
+                "Nothing was changed. Recipients: {}",
+                readers.recipients.join(", ")
+            )));
+        }
+    }
+    Ok(plan)
 }
 
 /// Plans the change of every repository of the configuration; `with_secrets` says that access to the secrets pairs is given, too.
@@ -102,12 +147,25 @@ pub fn plan(session: &Session, asked: &Asked, with_secrets: bool) -> Result<Plan
         )
         .hint("Nothing was changed. Leave out one of the two."));
     }
+    let plan = make(session, asked, Some(with_secrets))?;
+    if plan.sets.is_empty() {
+        return Err(err!(Refused, "no repository is encrypted").hint("Nothing was changed."));
+    }
+    for name in &asked.withdraw {
+        if !plan.sets.iter().any(|set| set.to_withdraw.contains(name)) {
+            session.warn(&format!("no repository has a recipient \"{name}\""));
+        }
+    }
+    Ok(plan)
+}
+
+fn make(session: &Session, asked: &Asked, secrets: Option<bool>) -> Result<Plan> {
     keyring::forbid_core_dumps()?;
     let passphrase = match &asked.add_passphrase {
         Some(name) => Some((name.clone(), asked.source.read(session)?)),
         None => None,
     };
-    let hand = Hand::of(asked, with_secrets)?;
+    let hand = Hand::of(asked, secrets)?;
     let mut plan = Plan {
         sets: Vec::new(),
         plain: Vec::new(),
@@ -123,19 +181,11 @@ pub fn plan(session: &Session, asked: &Asked, with_secrets: bool) -> Result<Plan
             ))
         })?;
     }
-    if plan.sets.is_empty() {
-        return Err(err!(Refused, "no repository is encrypted").hint("Nothing was changed."));
-    }
-    for name in &asked.withdraw {
-        if !plan.sets.iter().any(|set| set.to_withdraw.contains(name)) {
-            session.warn(&format!("no repository has a recipient \"{name}\""));
-        }
-    }
     Ok(plan)
 }
 
 impl Hand<'_> {
-    fn of(asked: &Asked, with_secrets: bool) -> Result<Hand<'_>> {
+    fn of(asked: &Asked, secrets: Option<bool>) -> Result<Hand<'_>> {
         let public = |path: &PathBuf| {
             let file = PublicFile::read(path)?;
             let key = text::hex(&file.public(path)?.0);
@@ -146,7 +196,7 @@ impl Hand<'_> {
             asked,
             added: asked.add.iter().map(public).collect::<Result<_>>()?,
             proofs: asked.proof.iter().map(proof).collect::<Result<_>>()?,
-            with_secrets,
+            secrets,
         };
         let added = hand.added.iter().map(|(_, name, _)| name);
         let mut names = added.chain(&asked.add_passphrase);
@@ -179,23 +229,66 @@ impl Plan {
         hand: &Hand<'_>,
     ) -> Result<()> {
         let place = Arc::new(session.open(configured)?);
-        let mut all: Vec<(Kind, KeySetId)> = Vec::new();
+        let mut all: Vec<(Kind, KeySetId, u32)> = Vec::new();
+        let mut keys = None;
         match &place.marker().key_set {
             Some(id) => {
-                keyring::check_epochs(place.store())?;
-                all.push((Kind::Data, id.parse()?));
+                let id: KeySetId = id.parse()?;
+                let from = configured.encryption.as_ref();
+                let known = keys.insert(Keys::load(place.store(), id, from)?);
+                let epochs = epochs::counting(place.store(), known.mac.as_ref())?;
+                // The newest first: it is the first to be withdrawn from. Who gets access has it with that to the first epoch.
+                let newest_first = epochs.into_iter().rev();
+                all.extend(newest_first.map(|epoch| (Kind::Data, id, epoch)));
             }
             None => self.plain.push(configured.name.clone()),
         }
-        let pairs = secrets::pairs(place.store())?;
-        all.extend(pairs.into_iter().map(|pair| (Kind::Secrets, pair)));
-        for (kind, key_set) in all {
-            let mut set = Set::look(configured, &place, kind, key_set)?;
-            set.plan(configured, hand, self.passphrase.as_ref())
+        if hand.secrets.is_some() {
+            let pairs = secrets::pairs(place.store())?;
+            let pairs = pairs.into_iter();
+            all.extend(pairs.map(|pair| (Kind::Secrets, pair, FIRST_EPOCH)));
+        }
+        for (kind, key_set, epoch) in all {
+            let mut set = Set::look(configured, &place, (kind, key_set, epoch))?;
+            set.plan(configured, keys.as_ref(), hand, self.passphrase.as_ref())
                 .map_err(|e| e.context(set.words()))?;
             self.sets.push(set);
         }
         Ok(())
+    }
+
+    /// The sets of a repository's data.
+    fn sets_of(&self, repository: &str) -> impl Iterator<Item = &Set> {
+        let sets = self.sets.iter().filter(|set| set.kind == Kind::Data);
+        sets.filter(move |set| set.repository == repository)
+    }
+
+    /// Who reads the data of each repository.
+    pub fn readers(&self) -> Vec<Readers> {
+        let mut all: Vec<Readers> = Vec::new();
+        for set in self.sets.iter().filter(|set| set.kind == Kind::Data) {
+            if all.iter().any(|known| known.name == set.repository) {
+                continue;
+            }
+            let names: BTreeSet<&String> = self
+                .sets_of(&set.repository)
+                .flat_map(|s| &s.recipients)
+                .collect();
+            let reads_all = |name: &&String| {
+                self.sets_of(&set.repository)
+                    .all(|s| s.recipients.contains(name))
+            };
+            let (every, some) = names
+                .into_iter()
+                .cloned()
+                .partition(|name| reads_all(&name));
+            all.push(Readers {
+                name: set.repository.clone(),
+                recipients: every,
+                some_epochs_alone: some,
+            });
+        }
+        all
     }
 
     /// Whether something is to be changed.
@@ -260,13 +353,13 @@ impl Set {
     fn look(
         configured: &config::Repository,
         place: &Arc<Repository>,
-        kind: Kind,
-        key_set: KeySetId,
+        (kind, key_set, epoch): (Kind, KeySetId, u32),
     ) -> Result<Set> {
         let mut set = Set {
             repository: configured.name.clone(),
             kind,
             id: key_set.to_string(),
+            epoch,
             recipients: Vec::new(),
             to_give: Vec::new(),
             to_withdraw: Vec::new(),
@@ -283,7 +376,8 @@ impl Set {
     /// Its kind, for people.
     pub fn words(&self) -> String {
         match self.kind {
-            Kind::Data => "data".to_owned(),
+            Kind::Data if self.epoch == FIRST_EPOCH => "data".to_owned(),
+            Kind::Data => format!("data of epoch {}", self.epoch),
             Kind::Secrets => format!("secrets pair {}", self.id),
         }
     }
@@ -298,14 +392,14 @@ impl Set {
 
     fn names(&self) -> Result<Vec<String>> {
         match self.kind {
-            Kind::Data => keyring::recipient_names(self.place.store()),
+            Kind::Data => keyring::recipient_names(self.place.store(), self.epoch),
             Kind::Secrets => secrets::names(self.place.store(), self.key_set),
         }
     }
 
     fn stored(&self, name: &str) -> Result<Option<Recipient>> {
         match self.kind {
-            Kind::Data => keyring::recipient(self.place.store(), name),
+            Kind::Data => keyring::recipient(self.place.store(), self.epoch, name),
             Kind::Secrets => secrets::stored(self.place.store(), self.key_set, name),
         }
     }
@@ -313,11 +407,12 @@ impl Set {
     fn plan(
         &mut self,
         configured: &config::Repository,
+        keys: Option<&Keys>,
         hand: &Hand<'_>,
         passphrase: Option<&(String, Zeroizing<Vec<u8>>)>,
     ) -> Result<()> {
         let asked = hand.asked;
-        let gets = self.kind == Kind::Data || hand.with_secrets;
+        let gets = self.kind == Kind::Data || hand.secrets == Some(true);
         let is_given = gets && (!hand.added.is_empty() || passphrase.is_some());
         let here = asked.withdraw.iter();
         let here = here.filter(|name| self.recipients.contains(name));
@@ -325,7 +420,7 @@ impl Set {
         if !is_given && self.to_withdraw.is_empty() {
             return Ok(());
         }
-        let mut opened = self.open(configured, hand)?;
+        let mut opened = self.open(configured, keys, hand)?;
         if is_given {
             self.plan_keys(&mut opened, hand)?;
         }
@@ -342,17 +437,24 @@ impl Set {
     }
 
     /// Opens it by every key at hand.
-    fn open(&self, configured: &config::Repository, hand: &Hand<'_>) -> Result<Opened> {
+    fn open(
+        &self,
+        configured: &config::Repository,
+        keys: Option<&Keys>,
+        hand: &Hand<'_>,
+    ) -> Result<Opened> {
         let mut opened = None;
+        let mut left_out = None;
         if self.kind == Kind::Data {
-            let from = configured.encryption.as_ref();
-            let keys = Keys::load(self.place.store(), self.key_set, from)?;
-            if let (Some(private), Some(mac)) = (keys.private, keys.mac) {
-                opened = Some(Opened {
-                    contents: Contents { private, mac },
-                    proven: keys.recipient.into_iter().collect(),
-                    new: Vec::new(),
-                });
+            let own = keys.map(|keys| keys.open(self.place.store(), self.epoch));
+            match own.transpose() {
+                Ok(own) => {
+                    opened = own
+                        .flatten()
+                        .map(|(contents, name)| Opened::by(contents, name))
+                }
+                Err(e) if e.code() == Code::Key => left_out = Some(e),
+                Err(e) => return Err(e),
             }
         } else if let Some(path) = configured.secrets_key_file() {
             self.try_key(&mut opened, path, &ReaderFile::read(path)?)?;
@@ -361,6 +463,9 @@ impl Set {
             self.try_key(&mut opened, path, file)?;
         }
         opened.ok_or_else(|| {
+            if let Some(e) = left_out {
+                return e;
+            }
             let key = match self.kind {
                 Kind::Data => "key_file, key_command or a passphrase",
                 Kind::Secrets => "secrets_key",
@@ -374,12 +479,8 @@ impl Set {
         if !file.may_open(self.key_set) {
             return Ok(());
         }
-        let Some(stored) = self.stored(&file.recipient)? else {
+        let Some(contents) = self.opened_by(&Access::Key(&file.private(path)?), file)? else {
             return Ok(());
-        };
-        let contents = match stored.open(&Access::Key(&file.private(path)?)) {
-            Err(e) if e.code() == Code::Key => return Ok(()),
-            other => other?,
         };
         if contents.mac.id() != self.key_set {
             return Err(err!(
@@ -388,13 +489,41 @@ impl Set {
                 file.recipient
             ));
         }
-        let opened = opened.get_or_insert_with(|| Opened {
-            contents,
-            proven: BTreeSet::new(),
-            new: Vec::new(),
-        });
-        opened.proven.insert(file.recipient.clone());
+        let name = file.recipient.clone();
+        match opened {
+            Some(opened) => {
+                opened.proven.insert(name);
+            }
+            None => *opened = Some(Opened::by(contents, name)),
+        }
         Ok(())
+    }
+
+    /// The keys that a recipient's own key opens; none where it is not the recipient's.
+    fn opened_by(&self, access: &Access<'_>, file: &ReaderFile) -> Result<Option<Contents>> {
+        let store = self.place.store();
+        let name = file.recipient.as_str();
+        let contents = match (self.kind, self.epoch) {
+            (Kind::Data, FIRST_EPOCH) | (Kind::Secrets, _) => {
+                let Some(stored) = self.stored(name)? else {
+                    return Ok(None);
+                };
+                stored.open(access)
+            }
+            // The first epoch proves the MAC key.
+            (Kind::Data, later) => {
+                let Some(first) = keyring::recipient(store, FIRST_EPOCH, name)? else {
+                    return Ok(None);
+                };
+                let first = first.open(access);
+                first
+                    .and_then(|first| keyring::open_later(store, later, (name, access), &first.mac))
+            }
+        };
+        match contents {
+            Err(e) if e.code() == Code::Key => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     fn plan_keys(&self, opened: &mut Opened, hand: &Hand<'_>) -> Result<()> {
@@ -422,8 +551,7 @@ impl Set {
                 opened.new.push(new);
             }
             Some(there) => {
-                let found = there.open(&Access::Passphrase(passphrase));
-                if found.map_or(true, |found| found.mac.id() != self.key_set) {
+                if check_passphrase(&there, passphrase, &opened.contents).is_err() {
                     return Err(taken(name));
                 }
             }
@@ -459,7 +587,10 @@ impl Set {
             }
             let passphrase = passphrase.filter(|_| new.has_passphrase());
             if let Some((name, passphrase)) = passphrase {
-                rewrap::read_back(self.stored(name)?, name, passphrase)?;
+                let stored = self.stored(name)?;
+                let stored =
+                    stored.ok_or_else(|| err!(ReadBack, "recipient \"{name}\" is gone"))?;
+                check_passphrase(&stored, passphrase, &opened.contents)?;
             }
             self.to_give.retain(|name| *name != new.recipient);
             self.given.push(new.recipient.clone());
@@ -477,13 +608,30 @@ impl Set {
         let store = self.place.store();
         while let Some(name) = self.to_withdraw.first().cloned() {
             match self.kind {
-                Kind::Data => keyring::withdraw(store, &name)?,
+                Kind::Data => keyring::withdraw(store, self.epoch, &name)?,
                 Kind::Secrets => secrets::withdraw_one(store, self.key_set, &name)?,
             };
             self.withdrawn.push(self.to_withdraw.remove(0));
         }
         self.recipients = self.names()?;
         Ok(())
+    }
+}
+
+/// Requires that a passphrase opens what is stored for it: the keys that are at hand.
+fn check_passphrase(stored: &Recipient, passphrase: &[u8], of: &Contents) -> Result<()> {
+    let access = Access::Passphrase(passphrase);
+    let opened = match of.epoch {
+        FIRST_EPOCH => stored.open(&access)?,
+        _ => stored.open_later(&access, &of.mac)?,
+    };
+    match opened.private == of.private && opened.mac.id() == of.mac.id() {
+        true => Ok(()),
+        false => Err(err!(
+            ReadBack,
+            "recipient \"{}\" opens another key set",
+            stored.recipient
+        )),
     }
 }
 

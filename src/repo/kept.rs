@@ -22,7 +22,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::process;
-use crate::seal::{self, MacKey, PrivateHalf, Sealer, Secret32, public_of};
+use crate::seal::{self, FIRST_EPOCH, MacKey, PrivateHalf, Sealer, Secret32, public_of};
 use crate::store::file::FileStore;
 use crate::store::{Key, Object, Store};
 use crate::text;
@@ -218,12 +218,12 @@ impl Kept {
         }
         let facts = serde_json::to_vec(facts)
             .map_err(|e| err!(Internal, "the facts of a file could not be written").source(e))?;
-        let (Some(public), Some(mac)) = (&keys.public, &keys.mac) else {
+        let (Some((epoch, public)), Some(mac)) = (&keys.public, &keys.mac) else {
             return Err(err!(Internal, "the host's key is not whole"));
         };
         // Unsynced: what a power cut takes away, or leaves in pieces, is missing, and found to be.
         let file = Delivery::create(&path, nonce()?).map_err(failed)?;
-        let mut sealer = Sealer::new(file, key.as_str(), public, mac, &keys.drawn()?)?;
+        let mut sealer = Sealer::new(file, key.as_str(), (*epoch, public), mac, &keys.drawn()?)?;
         for (_, part) in &parts.parts {
             sealer.write_all(part).map_err(failed)?;
         }
@@ -415,10 +415,11 @@ fn host_keys(directory: &Path) -> Result<Keys> {
     let mac = MacKey::new(mac, &public)?;
     Ok(Keys {
         id: mac.id(),
-        public: Some(public),
+        public: Some((FIRST_EPOCH, public)),
+        is_of_file: true,
         mac: Some(mac),
         private: Some(private),
-        recipient: None,
+        own: None,
         random: system_random,
     })
 }

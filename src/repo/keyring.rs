@@ -9,23 +9,20 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{json, key_command, scope};
+pub use super::writer_file::WriterFile;
+use super::{epochs, json, key_command, scope};
 use crate::config::{self, Encryption};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::seal::{
-    Access, Contents, Drawn, EPOCH, KeySetId, MacKey, PrivateHalf, PublicHalf, Recipient, Secret32,
-    is_recipient_name, later_epoch, public_of,
+    Access, Contents, Drawn, FIRST_EPOCH, KeySetId, MacKey, PrivateHalf, PublicHalf, Recipient,
+    Secret32, is_recipient_name, public_of,
 };
 use crate::store::{Key, Published, Store};
 use crate::text;
 
 /// The kind in the JSON of a recipient.
 pub const RECIPIENT: &str = "recipient";
-/// The kind of a writer's file.
-const WRITER: &str = "pitr writer keys";
-/// The kind of the file by which hosts seal originals to a secrets pair.
-const SECRETS: &str = "pitr secrets keys";
 /// The kind of a recipient's key file.
 const READER: &str = "pitr recipient key";
 /// The kind of the public part of it.
@@ -81,16 +78,40 @@ pub fn draw(random: Random) -> Result<Secret32> {
 pub struct Keys {
     /// Which it is, as the marker says.
     pub id: KeySetId,
-    /// Public half, to which objects are sealed.
-    pub public: Option<PublicHalf>,
+    /// Public half, to which objects are sealed, and its epoch.
+    pub public: Option<(u32, PublicHalf)>,
+    /// Whether the host's file says so, and not what the repository keeps for a recipient.
+    pub is_of_file: bool,
     /// MAC key, which proves objects.
     pub mac: Option<MacKey>,
-    /// Private half, which opens objects.
+    /// Private half of the first epoch.
     pub private: Option<PrivateHalf>,
-    /// The recipient as which they are opened.
-    pub recipient: Option<String>,
+    /// The recipient that opened it.
+    pub own: Option<Own>,
     /// Source of random bytes.
     pub random: Random,
+}
+
+/// The recipient as which this host opens objects, and its own key: each epoch has an object for it.
+pub struct Own {
+    /// Its name.
+    pub recipient: String,
+    secret: OwnSecret,
+}
+
+enum OwnSecret {
+    Key(PrivateHalf),
+    Passphrase(Zeroizing<Vec<u8>>),
+}
+
+impl Own {
+    /// The means to open its objects.
+    pub fn access(&self) -> Access<'_> {
+        match &self.secret {
+            OwnSecret::Key(private) => Access::Key(private),
+            OwnSecret::Passphrase(passphrase) => Access::Passphrase(passphrase),
+        }
+    }
 }
 
 impl Keys {
@@ -102,6 +123,25 @@ impl Keys {
         })
     }
 
+    /// The keys of an epoch, and the recipient as which they are opened; none on a host that opens nothing.
+    ///
+    /// # Errors
+    /// `Key` without access to the epoch; what the store says.
+    pub fn open(&self, store: &dyn Store, epoch: u32) -> Result<Option<(Contents, String)>> {
+        let (Some(private), Some(mac), Some(own)) = (&self.private, &self.mac, &self.own) else {
+            return Ok(None);
+        };
+        let contents = match epoch {
+            FIRST_EPOCH => Contents {
+                private: private.clone(),
+                mac: mac.clone(),
+                epoch,
+            },
+            later => open_later(store, later, (&own.recipient, &own.access()), mac)?,
+        };
+        Ok(Some((contents, own.recipient.clone())))
+    }
+
     /// Reads the keys that are configured, for the repository whose marker names `id`.
     ///
     /// # Errors
@@ -110,9 +150,10 @@ impl Keys {
         let mut keys = Keys {
             id,
             public: None,
+            is_of_file: false,
             mac: None,
             private: None,
-            recipient: None,
+            own: None,
             random: system_random,
         };
         let Some(from) = from else {
@@ -123,21 +164,17 @@ impl Keys {
             let writer = WriterFile::read(path)?;
             let (public, mac) = writer.keys(path)?;
             same_set(mac.id(), id, path)?;
-            keys.public = Some(public);
+            keys.public = Some((writer.epoch(), public));
+            keys.is_of_file = true;
             keys.mac = Some(mac);
         }
-        if let Some((recipient, contents)) = contents(store, id, from, keys.mac.as_ref())? {
-            let public = public_of(&contents.private)?;
-            if keys.public.is_some_and(|known| known != public) {
-                return Err(err!(
-                    Key,
-                    "the writer's file and the recipient's keys are of two pairs"
-                ));
+        if let Some((own, contents)) = contents(store, id, from, keys.mac.as_ref())? {
+            if keys.public.is_none() {
+                keys.public = Some((contents.epoch, public_of(&contents.private)?));
             }
-            keys.public = Some(public);
             keys.mac = Some(contents.mac);
             keys.private = Some(contents.private);
-            keys.recipient = Some(recipient);
+            keys.own = Some(own);
         }
         Ok(keys)
     }
@@ -161,21 +198,36 @@ fn contents(
     id: KeySetId,
     from: &Encryption,
     mac: Option<&MacKey>,
-) -> Result<Option<(String, Contents)>> {
+) -> Result<Option<(Own, Contents)>> {
     let opened = if let Some((file, path)) = reader(from)? {
         if let Some(pinned) = &file.key_set {
             same_set(pinned.parse()?, id, path)?;
         }
-        let stored = recipient(store, &file.recipient)?;
+        let stored = recipient(store, FIRST_EPOCH, &file.recipient)?;
         let stored = stored.ok_or_else(|| no_access(&file.recipient, store))?;
-        let opened = stored.open(&Access::Key(&file.private(path)?));
-        opened.map(|contents| (file.recipient.clone(), contents))
+        let private = file.private(path)?;
+        let opened = stored.open(&Access::Key(&private));
+        opened.map(|contents| {
+            let own = Own {
+                recipient: file.recipient.clone(),
+                secret: OwnSecret::Key(private),
+            };
+            (own, contents)
+        })
     } else if from.has_passphrase() {
-        open_with_passphrase(store, &passphrase(from)?, from.recipient.as_deref(), mac)
+        let passphrase = passphrase(from)?;
+        let opened = open_with_passphrase(store, &passphrase, from.recipient.as_deref(), mac);
+        opened.map(|(recipient, contents)| {
+            let own = Own {
+                recipient,
+                secret: OwnSecret::Passphrase(passphrase),
+            };
+            (own, contents)
+        })
     } else {
         return Ok(None);
     };
-    let (name, contents) = opened.map_err(|e| match e.code() {
+    let (own, contents) = opened.map_err(|e| match e.code() {
         Code::Key if e.hint_text().is_none() => e.hint("Nothing was read. Check that key file or passphrase are those of this repository: pitr doctor."),
         _ => e,
     })?;
@@ -186,7 +238,7 @@ fn contents(
             contents.mac.id()
         ));
     }
-    Ok(Some((name, contents)))
+    Ok(Some((own, contents)))
 }
 
 /// The key file that is configured, or that a command prints; and what stands for it in messages.
@@ -215,21 +267,21 @@ fn no_access(name: &str, store: &dyn Store) -> Error {
     .hint("Nothing was read. Its access was withdrawn, or was never given: somebody who has access gives it with pitr repo rewrap.")
 }
 
-/// Returns the object that the repository keeps for a recipient.
-pub fn recipient(store: &dyn Store, name: &str) -> Result<Option<Recipient>> {
-    let key = scope::recipient(EPOCH, name)?;
+/// Returns the object that the repository keeps for a recipient of an epoch.
+pub fn recipient(store: &dyn Store, epoch: u32, name: &str) -> Result<Option<Recipient>> {
+    let key = scope::recipient(epoch, name)?;
     let read: Option<Recipient> = json::read(store, &key, RECIPIENT, json::LIMIT_BYTES)?;
     match read {
-        Some(r) if r.recipient != name || r.epoch != EPOCH => {
+        Some(r) if r.recipient != name || r.epoch != epoch => {
             Err(err!(Damaged, "object \"{key}\" is of another recipient"))
         }
         other => Ok(other),
     }
 }
 
-/// Names of the recipients, sorted.
-pub fn recipient_names(store: &dyn Store) -> Result<Vec<String>> {
-    names_below(store, &scope::recipients(EPOCH))
+/// Names of the recipients of an epoch, sorted.
+pub fn recipient_names(store: &dyn Store, epoch: u32) -> Result<Vec<String>> {
+    names_below(store, &scope::recipients(epoch))
 }
 
 /// Names of the recipients whose objects lie below a prefix, sorted.
@@ -244,32 +296,16 @@ pub fn names_below(store: &dyn Store, prefix: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Requires that the repository keeps keys of no other epoch than this version knows. Access given or withdrawn in one epoch alone would be half of it.
-///
-/// # Errors
-/// `Unsupported` when there are others.
-pub fn check_epochs(store: &dyn Store) -> Result<()> {
-    let listed = store.list(scope::KEYS)?;
-    let mut epochs = listed.iter().filter_map(|l| l.name.parse().ok());
-    match epochs.find(|epoch| *epoch != EPOCH) {
-        None => Ok(()),
-        Some(other) => {
-            let subject = format!("\"{}\" keeps keys", store.location());
-            Err(later_epoch(&subject, other))
-        }
-    }
-}
-
 /// Stores what one recipient opens; the same being there is fine.
 ///
 /// # Errors
 /// `Refused` when the name is another recipient's.
 pub fn give_access(store: &dyn Store, recipient: &Recipient) -> Result<()> {
-    let key = scope::recipient(EPOCH, &recipient.recipient)?;
+    let key = scope::recipient(recipient.epoch, &recipient.recipient)?;
     if json::write(store, &key, RECIPIENT, recipient)? == Published::Created {
         return Ok(());
     }
-    match self::recipient(store, &recipient.recipient)? {
+    match self::recipient(store, recipient.epoch, &recipient.recipient)? {
         Some(stored) if stored == *recipient => Ok(()),
         _ => Err(err!(
             Refused,
@@ -281,9 +317,9 @@ pub fn give_access(store: &dyn Store, recipient: &Recipient) -> Result<()> {
     }
 }
 
-/// Takes away what one recipient opens; `false` when it had nothing.
-pub fn withdraw(store: &dyn Store, name: &str) -> Result<bool> {
-    store.delete(&scope::recipient(EPOCH, name)?)
+/// Takes away what one recipient opens of an epoch; `false` when it had nothing.
+pub fn withdraw(store: &dyn Store, epoch: u32, name: &str) -> Result<bool> {
+    store.delete(&scope::recipient(epoch, name)?)
 }
 
 /// Contents that passphrases opened, by the result of `opened_from`: deriving a key takes long, on purpose.
@@ -350,6 +386,33 @@ fn open_with_passphrase(
     })
 }
 
+/// Opens what a repository keeps of a later epoch for a recipient.
+///
+/// # Errors
+/// `Key` where it keeps nothing, or key or passphrase are others; `Damaged`; what the store says.
+pub fn open_later(
+    store: &dyn Store,
+    epoch: u32,
+    (name, access): (&str, &Access<'_>),
+    mac: &MacKey,
+) -> Result<Contents> {
+    let stored = recipient(store, epoch, name)?;
+    let stored = stored.ok_or_else(|| epochs::no_access(store, epoch, name))?;
+    let Access::Passphrase(passphrase) = access else {
+        return stored.open_later(access, mac);
+    };
+    let from = opened_from(passphrase, &stored)?;
+    let known = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(contents) = known.get(&from) {
+        return Ok(contents.clone());
+    }
+    drop(known);
+    let contents = stored.open_later(access, mac)?;
+    let mut known = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    known.insert(from, contents.clone());
+    Ok(contents)
+}
+
 /// Recipients with a passphrase.
 struct Candidates {
     recipients: Vec<Recipient>,
@@ -373,7 +436,7 @@ fn candidates(store: &dyn Store, name: Option<&str>, mac: Option<&MacKey>) -> Re
             ));
         }
         Some(name) => vec![name.to_owned()],
-        None => recipient_names(store)?,
+        None => recipient_names(store, FIRST_EPOCH)?,
     };
     let mut found = Candidates {
         recipients: Vec::new(),
@@ -386,7 +449,7 @@ fn candidates(store: &dyn Store, name: Option<&str>, mac: Option<&MacKey>) -> Re
             found.are_all = false;
             break;
         }
-        let stored = match recipient(store, one) {
+        let stored = match recipient(store, FIRST_EPOCH, one) {
             Ok(None) if name.is_some() => return Err(no_access(one, store)),
             Ok(Some(stored)) if stored.has_passphrase() => stored,
             Ok(Some(_)) if name.is_some() => {
@@ -497,108 +560,18 @@ pub fn read_secret(kind: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     Ok(text)
 }
 
-fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a [u8]) -> Result<T> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a [u8]) -> Result<T> {
     // The parser's message could show a part of the file.
     serde_json::from_slice(text).map_err(|_| not_one(path))
 }
 
-fn not_one(path: &Path) -> Error {
+pub(super) fn not_one(path: &Path) -> Error {
     err!(
         Key,
         "\"{}\" is not a key file of the kind that is needed",
         path.display()
     )
     .hint("\"pitr repo keygen\" makes them.")
-}
-
-/// The part of a key set that a host which only writes has.
-#[derive(Serialize, Deserialize)]
-pub struct WriterFile {
-    kind: String,
-    key_set: String,
-    epoch: u32,
-    public_half: String,
-    mac_key: Zeroizing<String>,
-    /// Recipients that `init` puts into a repository.
-    recipients: Vec<Recipient>,
-}
-
-impl WriterFile {
-    /// The file of a key set that was just made.
-    pub fn new(contents: &Contents, recipients: Vec<Recipient>) -> Result<WriterFile> {
-        Ok(WriterFile {
-            kind: WRITER.into(),
-            key_set: contents.mac.id().to_string(),
-            epoch: EPOCH,
-            public_half: text::hex(&public_of(&contents.private)?.0),
-            mac_key: Zeroizing::new(text::hex(contents.mac.secret().expose())),
-            recipients,
-        })
-    }
-
-    /// The file of a secrets pair, by which hosts seal originals.
-    pub fn of_secrets(contents: &Contents, recipients: Vec<Recipient>) -> Result<WriterFile> {
-        let mut file = WriterFile::new(contents, recipients)?;
-        SECRETS.clone_into(&mut file.kind);
-        Ok(file)
-    }
-
-    /// # Errors
-    /// `Key` when it is none, or open to others.
-    pub fn read(path: &Path) -> Result<WriterFile> {
-        WriterFile::read_kind(path, WRITER)
-    }
-
-    /// Reads the file of a secrets pair.
-    ///
-    /// # Errors
-    /// As [`WriterFile::read`].
-    pub fn read_secrets(path: &Path) -> Result<WriterFile> {
-        forbid_core_dumps()?;
-        WriterFile::read_kind(path, SECRETS)
-    }
-
-    fn read_kind(path: &Path, kind: &str) -> Result<WriterFile> {
-        let text = read_secret("key file", path)?;
-        let file: WriterFile = parse(path, &text)?;
-        if file.kind != kind {
-            return Err(not_one(path));
-        }
-        match file.epoch {
-            EPOCH => Ok(file),
-            other => Err(later_epoch(&format!("\"{}\" is", path.display()), other)),
-        }
-    }
-
-    /// As it is written.
-    pub fn text(&self) -> Result<Zeroizing<Vec<u8>>> {
-        pretty(self)
-    }
-
-    /// The recipients that the key set began with.
-    pub fn recipients(&self) -> &[Recipient] {
-        &self.recipients
-    }
-
-    /// Its key set.
-    ///
-    /// # Errors
-    /// `Key` when the keys do not belong to it.
-    pub fn keys(&self, path: &Path) -> Result<(PublicHalf, MacKey)> {
-        let public = text::unhex_array(&self.public_half).map(PublicHalf);
-        let public = public.ok_or_else(|| not_one(path))?;
-        let secret = Secret32::from_hex(&self.mac_key).ok_or_else(|| not_one(path))?;
-        let mac = MacKey::new(secret, &public)?;
-        match mac.id().to_string() == self.key_set {
-            true => Ok((public, mac)),
-            false => Err(err!(
-                Key,
-                "\"{}\" was changed since it was made: the keys in it do not belong together",
-                path.display()
-            )
-            .hint("Nothing was read or written. Take the file as \"pitr repo keygen\" made it.")),
-        }
-    }
 }
 
 /// Whether a file holds the private key of a recipient.
@@ -714,7 +687,7 @@ impl PublicFile {
     }
 }
 
-fn pretty(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>> {
+pub(super) fn pretty(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>> {
     let failed = |_| err!(Internal, "a key file could not be written");
     let mut text = serde_json::to_vec_pretty(value).map_err(failed)?;
     text.push(b'\n');

@@ -21,8 +21,12 @@ mod decision_tests;
 pub mod deletion;
 #[cfg(feature = "full")]
 pub mod drilled;
+#[cfg(feature = "full")]
+pub mod epochs;
 pub mod event;
 mod evidence;
+#[cfg(feature = "full")]
+pub mod halves;
 pub mod healed;
 pub mod id;
 pub mod json;
@@ -62,6 +66,8 @@ pub mod source;
 pub mod varint;
 pub mod wal_aware_lz4;
 pub mod wal_proof;
+#[cfg(feature = "full")]
+mod writer_file;
 
 use crate::config;
 use crate::error::Result;

@@ -275,6 +275,12 @@ impl Repository {
         self.sealed.as_ref()?.kept().map(std::sync::Arc::as_ref)
     }
 
+    /// Returns the part of the key set that this host has; none where the repository is not encrypted.
+    #[cfg(feature = "full")]
+    pub fn keys(&self) -> Option<&super::keyring::Keys> {
+        Some(self.sealed.as_ref()?.keys())
+    }
+
     /// Creates the marker, or opens the repository that is there.
     pub fn create(
         store: Box<dyn Store>,

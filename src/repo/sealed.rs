@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 
+use super::halves::Halves;
 use super::json;
 use super::kept::{Kept, Parts, Recalled};
 use super::keyring::Keys;
 use super::root::{TOMBSTONE, Tombstone};
-use super::scope;
+use super::{epochs, scope};
 use crate::config::Encryption;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::seal::{
-    self, CHUNK, EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, KeySetId, MacKey, Opener, PrivateHalf,
-    Sealer, TAG, TAIL,
+    self, CHUNK, FIRST_EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, Head, MacKey, Opener, Sealer, TAG, TAIL,
 };
 use crate::store::{Key, NewObject, Object, Opaque, Published, Store};
 use crate::text;
@@ -43,48 +43,10 @@ pub struct SealedStore {
     kept: Option<Arc<Kept>>,
     /// Whether objects are read from there.
     is_recalling: bool,
-    /// A private half that is not at hand yet.
-    late: Option<Arc<Late>>,
-}
-
-/// The private half of a host that seals with its own files and opens by a command: it is asked for when the first object is opened, so
-/// that archiving needs no command.
-struct Late {
-    store: Arc<dyn Store>,
-    from: Encryption,
-    /// A command that failed is not run for each object.
-    answer: OnceLock<std::result::Result<PrivateHalf, Refusal>>,
-}
-
-/// The message and the next step of an error that comes again.
-struct Refusal(String, Option<String>);
-
-impl Late {
-    fn private(&self, id: KeySetId) -> Result<&PrivateHalf> {
-        let answer = match self.answer.get() {
-            Some(known) => known,
-            None => match Keys::load(self.store.as_ref(), id, Some(&self.from)) {
-                Ok(keys) => {
-                    let private = keys.private;
-                    let private =
-                        private.ok_or_else(|| err!(Internal, "a command without a key"))?;
-                    self.answer.get_or_init(|| Ok(private))
-                }
-                Err(e) if e.code() == Code::Key => {
-                    let refusal = Refusal(e.to_string(), e.hint_text().map(str::to_owned));
-                    self.answer.get_or_init(|| Err(refusal))
-                }
-                Err(e) => return Err(e),
-            },
-        };
-        answer.as_ref().map_err(|Refusal(message, hint)| {
-            let e = err!(Key, "{message}");
-            match hint {
-                Some(hint) => e.hint(hint.clone()),
-                None => e,
-            }
-        })
-    }
+    /// The private halves that open objects.
+    halves: Arc<Halves>,
+    /// A host that has a recipient's key alone has seen that the repository has one epoch.
+    is_unrotated: Arc<OnceLock<()>>,
 }
 
 impl SealedStore {
@@ -101,30 +63,29 @@ impl SealedStore {
 
     /// Wraps the store of a repository whose marker names the key set of `keys`.
     pub fn new(inner: Box<dyn Store>, keys: Keys) -> SealedStore {
+        let inner: Arc<dyn Store> = Arc::from(inner);
+        let keys = Arc::new(keys);
         SealedStore {
-            inner: Arc::from(inner),
-            keys: Arc::new(keys),
+            halves: Arc::new(Halves::new(Arc::clone(&inner), Arc::clone(&keys), None)),
+            inner,
+            keys,
             kept: None,
             is_recalling: false,
-            late: None,
+            is_unrotated: Arc::default(),
         }
     }
 
     /// Asks for the private half only when an object is to be opened.
     pub fn opening_later(mut self, from: Encryption) -> SealedStore {
-        self.late = Some(Arc::new(Late {
-            store: Arc::clone(&self.inner),
-            from,
-            answer: OnceLock::new(),
-        }));
+        let (store, keys) = (Arc::clone(&self.inner), Arc::clone(&self.keys));
+        self.halves = Arc::new(Halves::new(store, keys, Some(from)));
         self
     }
 
     /// Keeps parts of what it creates in this state directory, where the keys at hand seal and do not open.
     pub fn keeping(mut self, kept: Kept) -> SealedStore {
         let keys = &self.keys;
-        let cannot_open = keys.private.is_none() && self.late.is_none();
-        let only_writes = cannot_open && keys.public.is_some() && keys.mac.is_some();
+        let only_writes = !self.halves.can_open() && keys.public.is_some() && keys.mac.is_some();
         self.kept = only_writes.then(|| Arc::new(kept));
         self
     }
@@ -197,14 +158,37 @@ impl SealedStore {
         }
     }
 
+    /// Requires that the repository shows the first epoch alone: the pair of a later one is in the file for hosts, and nowhere else where
+    /// a host with the MAC key could not have put another one.
+    fn check_unrotated(&self, mac: &MacKey) -> Result<()> {
+        if self.is_unrotated.get().is_some() {
+            return Ok(());
+        }
+        let later = match epochs::later(self.inner.as_ref(), Some(mac)) {
+            // A host that may not look is no worse off than one that is shown nothing.
+            Err(e) if e.code() == Code::Denied => Vec::new(),
+            other => other?,
+        };
+        let Some(newest) = later.last() else {
+            self.is_unrotated.get_or_init(|| ());
+            return Ok(());
+        };
+        Err(err!(
+            Key,
+            "the key set of repository \"{}\" has epoch {}, and this host has a recipient's key alone",
+            self.location(),
+            newest.number
+        )
+        .hint("Nothing was written: objects are sealed to the pair in the file for hosts. Name the current writer.key as key_set, beside the recipient's key."))
+    }
+
     /// Whether the foot is that of this object of this key set.
     fn check(&self, key: &Key, foot: &Foot) -> Result<()> {
-        let head = foot.decoded_head()?;
-        if head.key_set != self.keys.id {
+        let key_set = Head::key_set_of(&foot.head);
+        if key_set != self.keys.id {
             return Err(err!(
                 Damaged,
-                "it is sealed with key set {}, the repository with {}",
-                head.key_set,
+                "it is sealed with key set {key_set}, the repository with {}",
                 self.keys.id
             ));
         }
@@ -216,9 +200,9 @@ impl SealedStore {
                 "it is forged: whoever made it does not hold the MAC key of the key set"
             ));
         }
-        // The MAC is that of the key set in every epoch: a stranger's word that an object is newer counts for nothing.
-        if head.epoch != EPOCH {
-            return Err(seal::later_epoch("it is sealed", head.epoch));
+        // The MAC is that of the key set in every epoch and version: a stranger's word that an object is newer counts for nothing.
+        if foot.decoded_head()?.epoch < FIRST_EPOCH {
+            return Err(err!(Damaged, "it names no epoch of the key set"));
         }
         let base = scope::own_key(key);
         match foot.key == base {
@@ -308,7 +292,7 @@ impl Store for SealedStore {
             facts,
             key: key.clone(),
             keys: Arc::clone(&self.keys),
-            late: self.late.clone(),
+            halves: Arc::clone(&self.halves),
             opener: OnceLock::new(),
             recalled,
             last: Mutex::new(None),
@@ -320,7 +304,7 @@ impl Store for SealedStore {
         if !scope::is_sealed_form(key) {
             return self.inner.create(key);
         }
-        let (Some(public), Some(mac)) = (&self.keys.public, &self.keys.mac) else {
+        let (Some((epoch, public)), Some(mac)) = (&self.keys.public, &self.keys.mac) else {
             return Err(err!(
                 Key,
                 "repository \"{}\" is encrypted, and no key to write with is configured",
@@ -328,8 +312,12 @@ impl Store for SealedStore {
             )
             .hint(NO_KEY));
         };
+        if !self.keys.is_of_file {
+            self.check_unrotated(mac)?;
+        }
+        let drawn = self.keys.drawn()?;
         let inner = self.inner.create(key)?;
-        let sealer = Sealer::new(inner, scope::own_key(key), public, mac, &self.keys.drawn()?)?;
+        let sealer = Sealer::new(inner, scope::own_key(key), (*epoch, public), mac, &drawn)?;
         Ok(Box::new(SealedNew {
             sealer,
             mac: mac.clone(),
@@ -491,7 +479,7 @@ struct SealedObject {
     facts: Value,
     key: Key,
     keys: Arc<Keys>,
-    late: Option<Arc<Late>>,
+    halves: Arc<Halves>,
     opener: OnceLock<Opener>,
     /// The parts that this host kept, or why it has none; none where objects are not read from there.
     recalled: Option<std::result::Result<Recalled, String>>,
@@ -511,10 +499,9 @@ impl SealedObject {
             };
             return Err(err!(Key, "{why}").hint(ONLY_WRITES));
         }
-        let late = || self.late.as_ref().map(|late| late.private(self.keys.id));
-        let private = match &self.keys.private {
-            Some(private) => Some(private),
-            None => late().transpose()?,
+        let private = match self.halves.can_open() {
+            true => self.halves.of(self.foot.decoded_head()?.epoch)?,
+            false => None,
         };
         let (Some(mac), Some(private)) = (&self.keys.mac, private) else {
             return Err(err!(
@@ -527,7 +514,7 @@ impl SealedObject {
                 None => NO_KEY,
             }));
         };
-        let opener = Opener::new(&self.foot, mac, private);
+        let opener = Opener::new(&self.foot, mac, &private);
         let opener = opener.map_err(|e| e.context(format!("open object \"{}\"", self.key)))?;
         Ok(self.opener.get_or_init(|| opener))
     }
@@ -648,8 +635,7 @@ impl Object for SealedObject {
     }
 
     fn opaque(&self) -> Option<&dyn Opaque> {
-        let opens = self.keys.private.is_some() || self.late.is_some();
-        let is_readable = opens || matches!(self.recalled, Some(Ok(_)));
+        let is_readable = self.halves.can_open() || matches!(self.recalled, Some(Ok(_)));
         (!is_readable).then_some(self as &dyn Opaque)
     }
 
@@ -676,6 +662,10 @@ impl Opaque for SealedObject {
 
     fn stored_foot(&self) -> &[u8] {
         &self.stored_foot
+    }
+
+    fn epoch(&self) -> Result<u32> {
+        Ok(self.foot.decoded_head()?.epoch)
     }
 
     fn stored_hash(&self) -> (u64, [u8; 32]) {
@@ -793,9 +783,10 @@ mod tests {
         let keys = Keys {
             id: KeySetId([1; 16]),
             public: None,
+            is_of_file: false,
             mac: None,
             private: None,
-            recipient: None,
+            own: None,
             random: system_random,
         };
         let store = SealedStore::new(Box::new(fickle), keys);
@@ -813,10 +804,11 @@ mod tests {
         let mac = MacKey::new(ramp(0x60), &public).unwrap();
         let keys = Keys {
             id: mac.id(),
-            public: Some(public),
+            public: Some((FIRST_EPOCH, public)),
+            is_of_file: true,
             mac: Some(mac),
             private: None,
-            recipient: None,
+            own: None,
             random: system_random,
         };
         let dir = tempfile::tempdir().unwrap();

@@ -12,7 +12,7 @@ use super::key::{KeySetId, MacKey, PublicHalf};
 use super::opener::Opener;
 use super::recipient::Contents;
 use super::sealer::{Drawn, Sealer};
-use super::{CHUNK, TAG};
+use super::{CHUNK, FIRST_EPOCH, TAG};
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -50,7 +50,7 @@ fn seal_with(
     drawn: &Drawn,
 ) -> Result<Vec<u8>> {
     let failed = |e| Error::from_io("seal a file", e);
-    let mut sealer = Sealer::new(Vec::new(), key, public, mac, drawn)?;
+    let mut sealer = Sealer::new(Vec::new(), key, (FIRST_EPOCH, public), mac, drawn)?;
     let length = (content.len() as u64).to_le_bytes();
     for part in [&length[..], content, padding] {
         sealer.write_all(part).map_err(failed)?;

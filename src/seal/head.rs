@@ -43,6 +43,12 @@ impl Head {
         bytes
     }
 
+    /// The key set that a head of any version names.
+    pub fn key_set_of(bytes: &[u8; HEAD]) -> KeySetId {
+        let id = bytes.get(16..).and_then(|rest| rest.first_chunk());
+        KeySetId(id.copied().unwrap_or_default())
+    }
+
     /// # Errors
     /// `Damaged` when it is none, `Unsupported` for another version.
     pub fn decode(bytes: &[u8; HEAD]) -> Result<Head> {

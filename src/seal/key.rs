@@ -165,6 +165,11 @@ impl MacKey {
         })
     }
 
+    /// The MAC of a file of the key set on a host.
+    pub fn sign_file(&self, content: &[u8]) -> [u8; 32] {
+        self.sign(&[content])
+    }
+
     /// The MAC of `parts`, one behind the other.
     pub(super) fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
         tag(&self.mac, parts)

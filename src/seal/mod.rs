@@ -4,9 +4,6 @@
 //! of the key set. The facts that may be known without a key stand in a foot, under the key set's MAC. A holder of the
 //! MAC key can check that an object is genuine. A holder of the private half can open it.
 
-use crate::err;
-use crate::error::Error;
-
 mod aead;
 pub mod envelope;
 mod foot;
@@ -30,17 +27,8 @@ pub use wrap::{public_of, random_pair};
 pub const CHUNK: usize = 1 << 16;
 /// Bytes that encryption adds to a chunk.
 pub const TAG: usize = 16;
-/// The epoch that objects are sealed under; others are not known yet (decision 0060).
-pub const EPOCH: u32 = 1;
-
-/// The error of something that belongs to an epoch of which this version knows nothing.
-pub fn later_epoch(subject: &str, epoch: u32) -> Error {
-    err!(
-        Unsupported,
-        "{subject} in epoch {epoch} of the key set, and this version knows epoch {EPOCH} alone"
-    )
-    .hint("Use the version of pitr that made it, or a newer one.")
-}
+/// The epoch that every key set begins with. `pitr repo rotate` makes later ones (decision 0060).
+pub const FIRST_EPOCH: u32 = 1;
 
 /// How many chunks hold so many raw bytes: at least one, so that "nothing" is authenticated as well.
 pub fn chunks(plain_bytes: u64) -> u64 {

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::key::{KeySetId, MacKey, PrivateHalf, PublicHalf, Secret32};
-use super::{EPOCH, later_epoch, wrap};
+use super::{FIRST_EPOCH, wrap};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::text;
 
 const DOMAIN: &[u8] = b"pitr/1/recipient";
@@ -37,6 +37,9 @@ pub struct Recipient {
     pub argon2id: Option<Argon2>,
     /// Private half and MAC key, encrypted.
     pub wrapped: String,
+    /// The public half of a later epoch: the id of the key set covers that of the first one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_half: Option<String>,
     /// The key set's MAC over all other fields.
     pub mac: String,
 }
@@ -109,6 +112,8 @@ pub struct Contents {
     pub private: PrivateHalf,
     /// Proves them.
     pub mac: MacKey,
+    /// The epoch of the private half.
+    pub epoch: u32,
 }
 
 /// Whether a recipient may be called so: it is a part of a key, and names a file.
@@ -127,7 +132,19 @@ impl Contents {
     /// The key set of this pair and this MAC key.
     pub fn new(private: PrivateHalf, mac: Secret32) -> Result<Contents> {
         let mac = MacKey::new(mac, &wrap::public_of(&private)?)?;
-        Ok(Contents { private, mac })
+        Ok(Contents {
+            private,
+            mac,
+            epoch: FIRST_EPOCH,
+        })
+    }
+
+    /// The public half, where the id of the key set does not cover it.
+    fn later_half(&self) -> Result<Option<String>> {
+        match self.epoch {
+            FIRST_EPOCH => Ok(None),
+            _ => Ok(Some(text::hex(&wrap::public_of(&self.private)?.0))),
+        }
     }
 
     fn plain(&self) -> Zeroizing<Vec<u8>> {
@@ -141,13 +158,13 @@ impl Contents {
         public: &PublicHalf,
         random: &Secret32,
     ) -> Result<Recipient> {
-        let info = info(self.mac.id(), EPOCH, name);
+        let info = info(self.mac.id(), self.epoch, name);
         let (encapsulated, wrapped) = wrap::wrap(public, &info, &self.plain(), random)?;
         let recipient = Recipient {
             public_key: Some(text::hex(&public.0)),
             encapsulated: Some(text::hex(&encapsulated)),
             argon2id: None,
-            ..self.unsigned(name, &wrapped)
+            ..self.unsigned(name, &wrapped)?
         };
         Ok(recipient.signed(&self.mac))
     }
@@ -159,7 +176,7 @@ impl Contents {
         passphrase: &[u8],
         argon2: Argon2,
     ) -> Result<Recipient> {
-        let info = info(self.mac.id(), EPOCH, name);
+        let info = info(self.mac.id(), self.epoch, name);
         let key = argon2.key(passphrase)?;
         let mut wrapped = self.plain();
         passphrase_key(&key)?
@@ -167,22 +184,23 @@ impl Contents {
             .map_err(|_| err!(Internal, "a key could not be wrapped"))?;
         let recipient = Recipient {
             argon2id: Some(argon2),
-            ..self.unsigned(name, &wrapped)
+            ..self.unsigned(name, &wrapped)?
         };
         Ok(recipient.signed(&self.mac))
     }
 
-    fn unsigned(&self, name: &str, wrapped: &[u8]) -> Recipient {
-        Recipient {
+    fn unsigned(&self, name: &str, wrapped: &[u8]) -> Result<Recipient> {
+        Ok(Recipient {
             key_set: self.mac.id().to_string(),
-            epoch: EPOCH,
+            epoch: self.epoch,
             recipient: name.to_owned(),
             public_key: None,
             encapsulated: None,
             argon2id: None,
             wrapped: text::hex(wrapped),
+            public_half: self.later_half()?,
             mac: String::new(),
-        }
+        })
     }
 }
 
@@ -220,6 +238,9 @@ impl Recipient {
             text(&argon2),
             self.wrapped.clone(),
         ]
+        .into_iter()
+        .chain(self.public_half.clone())
+        .collect::<Vec<_>>()
         .join("\n")
         .into_bytes()
     }
@@ -235,16 +256,60 @@ impl Recipient {
             .is_some_and(|tag| mac.is_genuine(&[&self.fields()], &tag))
     }
 
-    /// Opens it.
+    /// Opens one of the first epoch.
     ///
     /// # Errors
     /// `Key` when key or passphrase are others; `Damaged` when it is no recipient of this key set.
     pub fn open(&self, access: &Access<'_>) -> Result<Contents> {
-        let damaged = |why: &str| err!(Damaged, "recipient \"{}\": {why}", self.recipient);
-        if self.epoch != EPOCH {
-            let subject = format!("recipient \"{}\" is", self.recipient);
-            return Err(later_epoch(&subject, self.epoch));
+        let (private, mac) = self.unwrap(access)?;
+        let contents = Contents::new(private, mac)?;
+        // Whoever only writes holds the MAC key, too; but another private half gives another id.
+        let is_own = self.epoch == FIRST_EPOCH
+            && contents.mac.id().to_string() == self.key_set
+            && self.is_genuine(&contents.mac);
+        match is_own {
+            true => Ok(contents),
+            false => Err(self.not_of_set()),
         }
+    }
+
+    /// Opens one of a later epoch; the first epoch has given the MAC key.
+    ///
+    /// # Errors
+    /// `Key` when key or passphrase are others; `Damaged` when it is no recipient of this key set.
+    pub fn open_later(&self, access: &Access<'_>, mac: &MacKey) -> Result<Contents> {
+        // Before the passphrase costs a second.
+        if !self.is_of(mac) {
+            return Err(self.not_of_set());
+        }
+        let (private, secret) = self.unwrap(access)?;
+        let public = text::hex(&wrap::public_of(&private)?.0);
+        if secret != *mac.secret() || self.public_half.as_ref() != Some(&public) {
+            return Err(self.not_of_set());
+        }
+        Ok(Contents {
+            private,
+            mac: mac.clone(),
+            epoch: self.epoch,
+        })
+    }
+
+    /// Whether a holder of the MAC key made it for this key set.
+    pub fn is_of(&self, mac: &MacKey) -> bool {
+        self.key_set == mac.id().to_string() && self.is_genuine(mac)
+    }
+
+    fn not_of_set(&self) -> Error {
+        err!(
+            Damaged,
+            "recipient \"{}\": it does not hold the keys of its key set",
+            self.recipient
+        )
+    }
+
+    /// Private half and MAC key, as they were wrapped.
+    fn unwrap(&self, access: &Access<'_>) -> Result<(PrivateHalf, Secret32)> {
+        let damaged = |why: &str| err!(Damaged, "recipient \"{}\": {why}", self.recipient);
         let key_set: KeySetId = self.key_set.parse()?;
         let info = info(key_set, self.epoch, &self.recipient);
         let wrapped = self.wrapped.as_bytes();
@@ -284,11 +349,6 @@ impl Recipient {
         let mac = rest
             .first_chunk::<32>()
             .ok_or_else(|| damaged("it is too short"))?;
-        let contents = Contents::new(PrivateHalf(Secret32::new(*private)), Secret32::new(*mac))?;
-        // Whoever only writes holds the MAC key, too; but another private half gives another id.
-        if contents.mac.id() != key_set || !self.is_genuine(&contents.mac) {
-            return Err(damaged("it does not hold the keys of its key set"));
-        }
-        Ok(contents)
+        Ok((PrivateHalf(Secret32::new(*private)), Secret32::new(*mac)))
     }
 }

@@ -8,7 +8,7 @@ use super::aead::ChunkKeys;
 use super::foot;
 use super::head::{HEAD, Head};
 use super::key::{MacKey, PublicHalf, Secret32};
-use super::{CHUNK, EPOCH, TAG, wrap};
+use super::{CHUNK, TAG, wrap};
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -40,25 +40,25 @@ pub struct Sealer<W: Write> {
 }
 
 impl<W: Write> Sealer<W> {
-    /// Begins the object under the relative key `key`.
+    /// Begins the object under the relative key `key`, sealed to the pair of an epoch.
     ///
     /// # Errors
     /// `Key` for a public half that is none; what the sink says.
     pub fn new(
         mut sink: W,
         key: &str,
-        public: &PublicHalf,
+        (epoch, public): (u32, &PublicHalf),
         mac: &MacKey,
         drawn: &Drawn,
     ) -> Result<Sealer<W>> {
-        let info = info(mac, EPOCH);
+        let info = info(mac, epoch);
         let (encapsulated, wrapped) =
             wrap::wrap(public, &info, drawn.object_key.expose(), &drawn.ephemeral)?;
         let wrapped = wrapped
             .try_into()
             .map_err(|_| err!(Internal, "a wrapped key has another length"))?;
         let head = Head {
-            epoch: EPOCH,
+            epoch,
             key_set: mac.id(),
             encapsulated,
             wrapped,

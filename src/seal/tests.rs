@@ -18,6 +18,15 @@ fn contents() -> Contents {
     Contents::new(PrivateHalf(secret(0x20)), secret(0x60)).unwrap()
 }
 
+/// The second epoch of the same key set.
+fn second() -> Contents {
+    Contents {
+        private: PrivateHalf(secret(0xa0)),
+        mac: contents().mac,
+        epoch: 2,
+    }
+}
+
 fn plain(length: usize) -> Vec<u8> {
     (0..length)
         .map(|n| (n * 31 + n / 256).to_le_bytes()[0])
@@ -25,18 +34,24 @@ fn plain(length: usize) -> Vec<u8> {
 }
 
 fn sealer<W: Write>(sink: W, key: &str, seed: u8) -> Sealer<W> {
-    let keys = contents();
+    sealer_by(&contents(), sink, key, seed)
+}
+
+fn sealer_by<W: Write>(keys: &Contents, sink: W, key: &str, seed: u8) -> Sealer<W> {
     let public = public_of(&keys.private).unwrap();
     let drawn = Drawn {
         object_key: secret(seed),
         ephemeral: secret(seed.wrapping_add(1)),
     };
-    Sealer::new(sink, key, &public, &keys.mac, &drawn).unwrap()
+    Sealer::new(sink, key, (keys.epoch, &public), &keys.mac, &drawn).unwrap()
 }
 
 fn sealed(key: &str, plain: &[u8], seed: u8) -> Vec<u8> {
-    let keys = contents();
-    let mut sealer = sealer(Vec::new(), key, seed);
+    sealed_by(&contents(), key, plain, seed)
+}
+
+fn sealed_by(keys: &Contents, key: &str, plain: &[u8], seed: u8) -> Vec<u8> {
+    let mut sealer = sealer_by(keys, Vec::new(), key, seed);
     for piece in plain.chunks(10_007) {
         sealer.write_all(piece).unwrap();
     }
@@ -54,7 +69,7 @@ fn opened(key: &str, object: &[u8], keys: &Contents) -> crate::error::Result<Vec
     let at = usize::try_from(at).unwrap();
     let foot = Foot::decode(&object[at..])?;
     let head = foot.decoded_head()?;
-    if !foot.is_genuine(&keys.mac) || foot.key != key || head.epoch != EPOCH {
+    if !foot.is_genuine(&keys.mac) || foot.key != key || head.epoch != keys.epoch {
         return Err(damaged());
     }
     foot.check_length(object.len() as u64, length)?;
@@ -262,6 +277,7 @@ fn an_exchanged_private_half_is_not_of_the_key_set() {
     let exchanged = Contents {
         private: PrivateHalf(secret(0x21)),
         mac: keys.mac.clone(),
+        epoch: FIRST_EPOCH,
     };
     let forged = exchanged.wrap_to_key("ops", &public, &secret(4)).unwrap();
     assert!(forged.is_genuine(&keys.mac), "its MAC is right");
@@ -309,4 +325,106 @@ fn the_vectors_are_what_is_written_today() {
     let stored = std::fs::read(folder.join("chunks.sealed")).unwrap();
     let opened = opened(KEY, &stored, &keys).unwrap();
     assert_eq!(opened, plain(CHUNK + 77));
+}
+
+/// A recipient of a later epoch names the public half: the id of the key set says nothing of it.
+#[test]
+fn a_recipient_of_a_later_epoch_opens_its_pair_alone() {
+    let (first, second) = (contents(), second());
+    let own = PrivateHalf(secret(3));
+    let public = public_of(&own).unwrap();
+    let access = Access::Key(&own);
+    let by_key = second.wrap_to_key("ops", &public, &secret(4)).unwrap();
+    let opened = by_key.open_later(&access, &first.mac).unwrap();
+    assert!(opened.private == second.private && opened.epoch == 2);
+    let code = |r: &Recipient| r.open_later(&access, &first.mac).err().unwrap().code();
+    // Neither epoch stands for the other.
+    assert_eq!(by_key.open(&access).err().unwrap().code(), Code::Damaged);
+    let of_first = first.wrap_to_key("ops", &public, &secret(4)).unwrap();
+    assert_eq!(code(&of_first), Code::Damaged);
+    assert_eq!(of_first.public_half, None);
+    for changed in [
+        Recipient {
+            epoch: 3,
+            ..by_key.clone()
+        },
+        Recipient {
+            public_half: None,
+            ..by_key.clone()
+        },
+        Recipient {
+            public_half: Some(text_of(&first)),
+            ..by_key.clone()
+        },
+    ] {
+        assert!(!changed.is_of(&first.mac));
+        assert_eq!(code(&changed), Code::Damaged);
+    }
+    // A host that only writes signs what it likes; the wrapped half is not that of the name.
+    let stranger = Contents {
+        private: PrivateHalf(secret(0x21)),
+        mac: first.mac.clone(),
+        epoch: 2,
+    };
+    let honest = stranger.wrap_to_key("ops", &public, &secret(4)).unwrap();
+    let opened = honest.open_later(&access, &first.mac).unwrap();
+    assert!(opened.private != second.private, "it names its own pair");
+    assert_ne!(honest.public_half, by_key.public_half);
+    let other = Contents::new(PrivateHalf(secret(0x20)), secret(0x61)).unwrap();
+    let other = Contents { epoch: 2, ..other };
+    let strange = other.wrap_to_key("ops", &public, &secret(4)).unwrap();
+    assert_eq!(code(&strange), Code::Damaged);
+}
+
+fn text_of(keys: &Contents) -> String {
+    crate::text::hex(&public_of(&keys.private).unwrap().0)
+}
+
+#[test]
+fn an_object_opens_by_the_pair_of_its_epoch_alone() {
+    let object = sealed_by(&second(), KEY, &plain(300), 1);
+    assert_eq!(opened(KEY, &object, &second()).unwrap(), plain(300));
+    let stranger = Contents {
+        epoch: 2,
+        ..contents()
+    };
+    let e = opened(KEY, &object, &stranger).unwrap_err();
+    assert_eq!(e.code(), Code::Key, "{e}");
+    // The epoch is in the information of HPKE: the same pair under another number opens nothing.
+    let again = Contents {
+        epoch: 3,
+        ..second()
+    };
+    assert_ne!(sealed_by(&again, KEY, b"", 1)[32..], object[32..144]);
+}
+
+/// The files of the second epoch in `testdata/sealed`, which do not change any more.
+#[test]
+fn the_vectors_of_a_later_epoch_are_what_is_written_today() {
+    let keys = second();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/sealed");
+    let ops = public_of(&PrivateHalf(secret(3))).unwrap();
+    let recipients = [
+        keys.wrap_to_key("ops", &ops, &secret(6)),
+        keys.wrap_to_passphrase(
+            "safe",
+            b"correct horse battery staple",
+            Argon2::usual([8; 16]),
+        ),
+    ];
+    let recipients: Vec<Recipient> = recipients.into_iter().map(Result::unwrap).collect();
+    let mut text = serde_json::to_vec_pretty(&recipients).unwrap();
+    text.push(b'\n');
+    let files = [
+        ("recipients-2.json", text),
+        ("epoch-2.sealed", sealed_by(&keys, KEY, &plain(300), 5)),
+    ];
+    for (name, written) in files {
+        let path = folder.join(name);
+        if std::env::var_os("PITR_WRITE_VECTORS").is_some() {
+            std::fs::write(&path, &written).unwrap();
+        }
+        let stored = std::fs::read(&path).unwrap();
+        assert!(stored == written, "{name} differs");
+    }
 }

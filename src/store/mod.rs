@@ -192,6 +192,12 @@ pub trait Opaque {
 
     /// All that is stored behind those bytes, as it was proven when it was opened.
     fn stored_foot(&self) -> &[u8];
+
+    /// The epoch of the key set that it is sealed in.
+    ///
+    /// # Errors
+    /// `Damaged` when it names none.
+    fn epoch(&self) -> Result<u32>;
 }
 
 /// An object being written. It appears only when [`NewObject::publish`] returns `Created`; dropped, it leaves nothing.

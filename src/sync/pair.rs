@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::repo::clock;
 use crate::repo::deletion;
+use crate::repo::epochs;
 use crate::repo::event::{self, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::json;
@@ -56,7 +57,7 @@ impl<'a> Pair<'a> {
     fn check_keys(&self) -> Result<()> {
         let (from, to) = (&self.from.marker().key_set, &self.to.marker().key_set);
         if from == to {
-            return Ok(());
+            return self.check_epochs();
         }
         let (from, to) = (self.from.store().location(), self.to.store().location());
         Err(
@@ -64,6 +65,25 @@ impl<'a> Pair<'a> {
                 "Nothing was copied: objects are copied as they are stored, between repositories of one key set, or of none. Take a backup into each instead (pitr backup --repository NAME), or create the one anew with the keys of the other.",
             ),
         )
+    }
+
+    /// What is copied must be readable there: the other side has every epoch of this one, with the same pair.
+    fn check_epochs(&self) -> Result<()> {
+        let later = |repository: &Repository| match repository.keys() {
+            None => Ok(Vec::new()),
+            Some(keys) => epochs::later(repository.store(), keys.mac.as_ref()),
+        };
+        let (from, to) = (later(self.from)?, later(self.to)?);
+        let Some(lacks) = from.iter().find(|epoch| !to.contains(epoch)) else {
+            return Ok(());
+        };
+        let (from, to) = (self.from.store().location(), self.to.store().location());
+        Err(err!(
+            Refused,
+            "the key set has epoch {} in \"{from}\", and \"{to}\" lacks it or has another pair in it",
+            lacks.number
+        )
+        .hint("Nothing was copied: what is sealed in it could not be read there. Give it the epoch: pitr repo rotate, with the current writer.key in its directory. \"pitr doctor\" names the epochs of each."))
     }
 
     /// Waits until nobody deletes WAL on the other side: what is planned then is still there when it is proven.

@@ -12,11 +12,10 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::repo::catalog::Manifest;
 use crate::repo::container::{Container, Kind};
 use crate::repo::id::BackupId;
-use crate::repo::keyring;
 use crate::repo::layout::{self, ClusterLayout};
 use crate::repo::root::BackupRoot;
 use crate::repo::scope;
-use crate::seal::EPOCH;
+use crate::repo::{epochs, keyring};
 use crate::store::Key;
 use crate::wal::inventory::HistoryFile;
 use crate::wal::survey::Survey;
@@ -93,17 +92,20 @@ fn recipients(work: &Work<'_>) -> Result<()> {
     let Some(id) = &work.what.repository.marker().key_set else {
         return Ok(());
     };
-    for name in keyring::recipient_names(work.store)? {
-        let key = scope::recipient(EPOCH, &name)?;
-        let read = keyring::recipient(work.store, &name).and_then(|read| match read {
-            Some(other) if other.key_set != *id => Err(err!(
-                Damaged,
-                "object \"{key}\" is of another key set; the recipient can read nothing"
-            )),
-            other => Ok(other),
-        });
-        if let Some(Some(_)) = work.settle(read, key.as_str(), About::Other)? {
-            work.count(0);
+    for epoch in epochs::shown(work.store)? {
+        for name in keyring::recipient_names(work.store, epoch)? {
+            let key = scope::recipient(epoch, &name)?;
+            let read = keyring::recipient(work.store, epoch, &name);
+            let read = read.and_then(|read| match read {
+                Some(other) if other.key_set != *id => Err(err!(
+                    Damaged,
+                    "object \"{key}\" is of another key set; the recipient can read nothing"
+                )),
+                other => Ok(other),
+            });
+            if let Some(Some(_)) = work.settle(read, key.as_str(), About::Other)? {
+                work.count(0);
+            }
         }
     }
     Ok(())

@@ -11,7 +11,6 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::audit;
 use crate::repo::catalog::{Catalog, Manifest, Needs, Subject, numbers, part_number};
-use crate::repo::drilled;
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
@@ -20,7 +19,8 @@ use crate::repo::portion;
 use crate::repo::run_claim;
 use crate::repo::runs::Runs;
 use crate::repo::scope;
-use crate::seal::{EPOCH, is_recipient_name};
+use crate::repo::{drilled, epochs};
+use crate::seal::is_recipient_name;
 use crate::wal::survey::Survey;
 
 /// Looks through a cluster, and through what belongs to the repository as a whole.
@@ -46,9 +46,11 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
     names(work, &work.layout.prefix(), |name, _| {
         cluster.contains(&name)
     })?;
-    names(work, &scope::recipients(EPOCH), |name, is_prefix| {
-        !is_prefix && is_recipient_name(name)
-    })?;
+    for epoch in epochs::shown(work.store)? {
+        names(work, &scope::recipients(epoch), |name, is_prefix| {
+            !is_prefix && is_recipient_name(name)
+        })?;
+    }
     wal(work)?;
     names(work, &work.layout.conflicts(), |name, is_prefix| {
         let name = name.rsplit_once('-').map(|(name, _)| name);

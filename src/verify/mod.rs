@@ -7,6 +7,7 @@
 mod check;
 mod cost;
 pub mod depth;
+mod epoch;
 mod events;
 mod files;
 mod keys;
@@ -39,6 +40,7 @@ use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::portion::{Portion, Share};
 use crate::repo::repository::{Registration, Repository};
+use crate::store::Key;
 use crate::wal::survey::Survey;
 use check::Check;
 use depth::Depth;
@@ -186,6 +188,7 @@ impl Verify<'_> {
         if self.backup.is_none() {
             keys::check(&work, &survey)?;
             files::check(&work, &survey)?;
+            epoch::check(&work, self.repository, &self.newest(&work, &survey))?;
         }
         self.read(&work, (&survey, &paths), &chosen)?;
         if let n @ 1.. = work.unproven.load(Ordering::Relaxed) {
@@ -268,6 +271,18 @@ impl Verify<'_> {
             )?;
         }
         Ok(())
+    }
+
+    /// The newest segment, and the newest backup.
+    fn newest(&self, work: &Work<'_>, survey: &Survey) -> Vec<Key> {
+        let mut timelines = survey.timelines.iter().rev();
+        let segment = timelines.find_map(|(timeline, found)| {
+            let (_, last) = found.segments.bounds()?;
+            Some(work.layout.segment(last.name(*timeline, work.size)?))
+        });
+        let backup = survey.committed().last();
+        let backup = backup.map(|(id, _, _)| work.layout.manifest(id));
+        segment.into_iter().chain(backup).collect()
     }
 
     /// The backups that were completed and whose roots are lost: the one asked for, or all.

@@ -8,7 +8,7 @@ use super::depth::Depth;
 use super::oldest::{self, ReadParts, packs_of_backups};
 use super::packs::{Chosen, Mapped, Nothing, check_layers, read_packs};
 use super::record::{Recorder, damaged_backups};
-use super::{About, FindingKind, Report, events, keys, log};
+use super::{About, FindingKind, Report, epoch, events, keys, log};
 use crate::error::Result;
 use crate::host::Host;
 use crate::repo::catalog::{Catalog, Manifest, Needs, Parts, Reading};
@@ -53,6 +53,9 @@ impl VerifyScope<'_> {
         events::find_lost(&check, &catalog, &lost, true);
         keys::check_scope(&check, &catalog)?;
         log::check(&check, &self.depth)?;
+        let newest = catalog.committed().last();
+        let newest = newest.map(|(id, _, _)| check.scope.manifest(id));
+        epoch::check(&check, self.repository, newest.as_slice())?;
         for (id, subject) in &catalog.ids {
             match subject.manifest {
                 Manifest::Committed(_) => backup(&check, id, self.depth.of_packs())?,

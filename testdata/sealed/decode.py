@@ -5,6 +5,7 @@ Needs the package `cryptography`; the recipient with a passphrase is opened only
 
     private half  20 21 .. 3f      MAC key  60 61 .. 7f      recipient "ops"  03 04 .. 22
     recipient "safe": passphrase "correct horse battery staple"
+    private half of epoch 2  a0 a1 .. bf; the same MAC key, and the same recipients
 """
 import hashlib
 import hmac
@@ -70,8 +71,8 @@ def hpke_open(private, enc, info, wrapped):
     return AESGCM(aead_key).decrypt(nonce, wrapped, b"")
 
 
-def open_object(data, key, private, mac_key):
-    """The plain bytes and the facts of a sealed object that lies under `key`."""
+def open_object(data, key, private, mac_key, first=None):
+    """The plain bytes and the facts of a sealed object that lies under `key`; `first` is the private half of epoch 1, where it is another."""
     assert data[-4:] == b"PSEA" and data[:8] == b"PITRSEA1"
     foot = data[-struct.unpack("<I", data[-12:-8])[0]:]
     head = foot[:HEAD]
@@ -79,7 +80,8 @@ def open_object(data, key, private, mac_key):
     version, exponent, zero, epoch = struct.unpack("<BBHI", head[8:16])
     key_set, enc, wrapped = head[16:32], head[32:64], head[64:112]
     assert (version, exponent, zero) == (1, 16, 0)
-    assert key_set == key_set_id(mac_key, private)
+    assert key_set == key_set_id(mac_key, first or private)
+    assert (epoch == 1) == (first is None)
     at = HEAD + 2 + struct.unpack("<H", foot[HEAD:HEAD + 2])[0]
     assert foot[HEAD + 2:at].decode() == key
     end = at + 4 + struct.unpack("<I", foot[at:at + 4])[0]
@@ -105,8 +107,8 @@ def open_object(data, key, private, mac_key):
     return plain, facts
 
 
-def open_recipient(recipient, private=None, passphrase=None):
-    """Private half and MAC key."""
+def open_recipient(recipient, private=None, passphrase=None, first=None):
+    """Private half and MAC key; of a later epoch `first` is the private half of epoch 1."""
     key_set = bytes.fromhex(recipient["key_set"])
     info = b"pitr/1/recipient" + key_set + struct.pack("<I", recipient["epoch"]) + recipient["recipient"].encode()
     wrapped = bytes.fromhex(recipient["wrapped"])
@@ -118,12 +120,16 @@ def open_recipient(recipient, private=None, passphrase=None):
         kdf = Argon2id(salt=bytes.fromhex(how["salt"]), length=32, iterations=how["passes"], lanes=how["lanes"], memory_cost=how["memory_kib"])
         plain = AESGCM(kdf.derive(passphrase)).decrypt(b"\0" * 12, wrapped, info)
     private_half, mac_key = plain[:32], plain[32:]
-    assert key_set_id(mac_key, private_half) == key_set
+    assert key_set_id(mac_key, first or private_half) == key_set
+    assert (recipient["epoch"] == 1) == (first is None)
     how = recipient.get("argon2id")
     fields = ["pitr/1/recipient", recipient["key_set"], str(recipient["epoch"]), recipient["recipient"],
               recipient.get("public_key", ""), recipient.get("encapsulated", ""),
               "%d,%d,%d,%s" % (how["memory_kib"], how["passes"], how["lanes"], how["salt"]) if how else "",
               recipient["wrapped"]]
+    if first is not None:
+        assert recipient["public_half"] == public_of(private_half).hex()
+        fields.append(recipient["public_half"])
     own = hmac.new(hkdf(mac_key, b"", b"pitr/1/mac", 32), "\n".join(fields).encode(), hashlib.sha256)
     assert own.hexdigest() == recipient["mac"]
     return private_half, mac_key
@@ -136,6 +142,17 @@ def check_event(stored, key, private, mac_key):
     signed = b"pitr/1/plain" + key_set + struct.pack("<H", len(key)) + key.encode() + content
     own = hmac.new(hkdf(mac_key, b"", b"pitr/1/mac", 32), signed, hashlib.sha256)
     assert rest[:64].decode() == own.hexdigest() and rest[64:78] == b'","checksum":"'
+
+
+def check_writer(file, mac_key, first, second):
+    """The file of epoch 2 for hosts: what it seals to, and its MAC."""
+    assert file["kind"] == "pitr writer keys" and file["epoch"] == 2 and bytes.fromhex(file["mac_key"]) == mac_key
+    assert file["key_set"] == key_set_id(mac_key, first).hex()
+    assert file["first_half"] == public_of(first).hex() and file["public_half"] == public_of(second).hex()
+    fields = ["pitr/1/writer", file["key_set"], "2", file["public_half"], file["first_half"]]
+    fields += [recipient["mac"] for recipient in file["recipients"]]
+    own = hmac.new(hkdf(mac_key, b"", b"pitr/1/mac", 32), "\n".join(fields).encode(), hashlib.sha256)
+    assert own.hexdigest() == file["mac"]
 
 
 def knows_argon2():
@@ -160,6 +177,17 @@ def main():
     for file, expected in (("empty.sealed", b""), ("chunks.sealed", content)):
         plain, facts = open_object((folder / file).read_bytes(), name, *keys)
         assert plain == expected and facts == {"kind": "segment"}, file
+    second = (ramp(0xa0), keys[1])
+    ops, safe = json.loads((folder / "recipients-2.json").read_text())
+    assert open_recipient(ops, private=ramp(3), first=keys[0]) == second
+    if knows_argon2():
+        assert open_recipient(safe, passphrase=b"correct horse battery staple", first=keys[0]) == second
+    plain, facts = open_object((folder / "epoch-2.sealed").read_bytes(), name, *second, first=keys[0])
+    assert plain == content[:300] and facts == {"kind": "segment"}
+    writer = json.loads((folder / "writer-2.json").read_text())
+    check_writer(writer, keys[1], keys[0], second[0])
+    for recipient, pair, first in zip(writer["recipients"], (keys, second), (None, keys[0])):
+        assert open_recipient(recipient, private=ramp(3), first=first) == pair
     print("the vectors open")
 
 

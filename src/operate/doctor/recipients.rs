@@ -1,30 +1,52 @@
-//! Who can read an encrypted repository: two at least, for one key may be lost.
+//! Who can read an encrypted repository: two at least in every epoch, for one key may be lost. And in which epoch this host seals.
 
 use std::collections::BTreeSet;
 
 use super::Findings;
 use crate::config::Repository as Configured;
 use crate::error::Result;
+use crate::repo::epochs::{self, Epoch, Sealing};
 use crate::repo::keyring::{self, Keys};
 use crate::repo::repository::Repository;
+use crate::repo::scope;
+use crate::seal::{FIRST_EPOCH, Recipient};
 
 const LOST: &str = "when the only key is lost, nothing can be restored";
 const GIVE: &str = "give somebody else access: pitr repo rewrap --add FILE.pub";
 
 /// The state of the recipients.
 struct Seen {
+    /// Of each epoch that counts, the oldest first.
+    epochs: Vec<Readable>,
+    /// Epochs that no holder of the MAC key made.
+    strange: Vec<u32>,
+    keys: Keys,
+}
+
+/// Who reads an epoch.
+struct Readable {
+    number: u32,
+    /// The public halves that its recipients name.
+    pairs: Vec<String>,
     working: Vec<String>,
     broken: Vec<String>,
-    /// Whether their MACs could be checked.
-    is_proven: bool,
-    own: Option<String>,
+}
+
+impl Readable {
+    /// What it is called among others.
+    fn name(&self, noun: &str) -> String {
+        match self.number {
+            FIRST_EPOCH => noun.to_owned(),
+            later => format!("{noun} of epoch {later}"),
+        }
+    }
 }
 
 /// Who can read one of the repositories.
 pub(super) struct Readers {
     repository: String,
     key_set: String,
-    recipients: Vec<String>,
+    epochs: Vec<Readable>,
 }
 
 /// Looks at the recipients of an encrypted repository; returns those that work.
@@ -41,26 +63,19 @@ pub(super) fn look(
             return None;
         }
     };
-    for broken in &seen.broken {
+    for epoch in &seen.epochs {
+        readable(found, epoch, seen.keys.mac.is_some());
+    }
+    for strange in &seen.strange {
         found.warn(
-            "recipient",
-            broken.as_str(),
-            "what the repository keeps for it is damaged or forged: it opens nothing",
-            "withdraw it and give access again: pitr repo rewrap",
+            "epoch",
+            format!("{}/", scope::recipients(*strange)),
+            "no holder of the MAC key made its keys: they open nothing, and pitr repo rotate refuses to work beside them",
+            "look who can write to the store, and delete them",
         );
     }
-    let names = seen.working.join(", ");
-    match seen.working.len() {
-        0 => found.fail("recipients", "none", "nobody can read what is stored", GIVE),
-        1 => found.fail("recipients", names, LOST, GIVE),
-        _ if !seen.is_proven => found.warn(
-            "recipients",
-            names,
-            "without the MAC key of the key set it cannot be seen whether they are genuine",
-            "run pitr doctor where key_set, key_file, key_command or a passphrase is configured",
-        ),
-        _ => found.ok("recipients", names),
-    }
+    left_out(found, &seen.epochs);
+    sealing(found, &seen);
     let command = configured
         .encryption
         .as_ref()
@@ -68,30 +83,139 @@ pub(super) fn look(
     if let Some((key, [program, ..])) = command {
         found.ok(key, program.as_str());
     }
-    if let Some(own) = seen.own {
-        found.ok("read here as", own);
+    if let Some(own) = seen.keys.own {
+        found.ok("read here as", own.recipient);
     }
     Some(Readers {
         repository: configured.name.to_string(),
         key_set: id.clone(),
-        recipients: seen.working,
+        epochs: seen.epochs,
     })
+}
+
+fn readable(found: &mut Findings, epoch: &Readable, is_proven: bool) {
+    for broken in &epoch.broken {
+        found.warn(
+            &epoch.name("recipient"),
+            broken.as_str(),
+            "what the repository keeps for it is damaged or forged: it opens nothing",
+            "withdraw it and give access again: pitr repo rewrap",
+        );
+    }
+    let name = &epoch.name("recipients");
+    let names = epoch.working.join(", ");
+    match epoch.working.len() {
+        0 => found.fail(name, "none", "nobody can read what is stored", GIVE),
+        1 => found.fail(name, names, LOST, GIVE),
+        _ if !is_proven => found.warn(
+            name,
+            names,
+            "without the MAC key of the key set it cannot be seen whether they are genuine",
+            "run pitr doctor where key_set, key_file, key_command or a passphrase is configured",
+        ),
+        _ => found.ok(name, names),
+    }
+    if let [one, other, ..] = epoch.pairs.as_slice() {
+        found.fail(
+            &epoch.name("pair"),
+            format!("{one} and {other}"),
+            "two rotations made the epoch: what is sealed to one pair cannot be read with the other",
+            "take back the rotation that is not finished: pitr repo rotate --take-back --dir DIR",
+        );
+    }
+}
+
+/// Names who reads some epochs and not all: rotations left them out.
+fn left_out(found: &mut Findings, epochs: &[Readable]) {
+    let all: BTreeSet<&String> = epochs.iter().flat_map(|e| &e.working).collect();
+    for name in all {
+        let reads: Vec<String> = epochs
+            .iter()
+            .filter(|epoch| epoch.working.contains(name))
+            .map(|epoch| epoch.number.to_string())
+            .collect();
+        if reads.len() < epochs.len() {
+            let epochs = reads.join(", ");
+            found.ok("reads some epochs alone", format!("{name}: {epochs}"));
+        }
+    }
+}
+
+/// Compares the epoch in which this host seals with those of the repository.
+fn sealing(found: &mut Findings, seen: &Seen) {
+    let later = seen
+        .epochs
+        .iter()
+        .filter(|epoch| epoch.number > FIRST_EPOCH);
+    let later: Vec<Epoch> = later
+        .map(|epoch| Epoch {
+            number: epoch.number,
+            pairs: epoch.pairs.clone(),
+        })
+        .collect();
+    let value = |newest: u32, own: u32| format!("{newest}; this host seals in epoch {own}");
+    match epochs::sealing(&seen.keys, &later) {
+        None | Some(Sealing::Newest(FIRST_EPOCH)) => {}
+        Some(Sealing::Newest(own)) => found.ok("epoch", own.to_string()),
+        Some(Sealing::Former { own, newest }) => found.warn(
+            "epoch",
+            value(newest, own),
+            "who has a private half of before can read what it writes, where the stored bytes can be had",
+            "put the current writer.key in the place of key_set: pitr repo rotate has made it",
+        ),
+        Some(Sealing::Unreadable { own, newest }) => found.fail(
+            "epoch",
+            value(newest, own),
+            "nobody can read what this host writes by what the repository has: it lacks the epoch, or has another pair in it",
+            "give it the epoch: pitr repo rotate, with the current writer.key in its directory",
+        ),
+        Some(Sealing::Nowhere { newest }) => found.warn(
+            "epoch",
+            format!("{newest}; this host has a recipient's key alone"),
+            "it archives and backs up nothing into the repository",
+            "name the current writer.key as key_set beside the recipient's key, where the host is to write",
+        ),
+    }
 }
 
 /// Whoever reads one of several repositories of a key set is to read all: whose keys are gone from one finds out on the day of the restore.
 pub(super) fn compare(found: &mut Findings, all: &[Readers]) {
+    let of = |one: &Readers| -> BTreeSet<(u32, String)> {
+        let names = |e: &Readable| e.working.iter().map(|n| (e.number, n.clone())).collect();
+        let epochs = one.epochs.iter().map(names);
+        epochs.flat_map(|names: Vec<_>| names).collect()
+    };
     for one in all {
         let same = |other: &&Readers| other.key_set == one.key_set;
-        let known = all.iter().filter(same).flat_map(|o| &o.recipients);
-        let lacks = known.filter(|name| !one.recipients.contains(name));
-        let lacks: BTreeSet<&str> = lacks.map(String::as_str).collect();
-        for name in lacks {
+        let known: BTreeSet<_> = all.iter().filter(same).flat_map(of).collect();
+        for (epoch, name) in known.difference(&of(one)) {
+            let which = match epoch {
+                &FIRST_EPOCH => name.clone(),
+                later => format!("{name} of epoch {later}"),
+            };
             found.warn(
                 "recipient",
-                format!("{name}, not in {}", one.repository),
+                format!("{which}, not in {}", one.repository),
                 "it reads another repository of this key set, and cannot read this one",
                 "give it access here, too, or withdraw it there: pitr repo rewrap",
             );
+        }
+        for other in all
+            .iter()
+            .filter(same)
+            .take_while(|o| o.repository != one.repository)
+        {
+            for epoch in &one.epochs {
+                let differs = |e: &&Readable| e.number == epoch.number && e.pairs != epoch.pairs;
+                if other.epochs.iter().any(|e| differs(&e)) {
+                    found.warn(
+                        &epoch.name("pair"),
+                        format!("another in {} than in {}", one.repository, other.repository),
+                        "pitr repo sync copies nothing between them",
+                        "rotate with one configuration that has both; a rotation that is not finished is taken back: pitr repo rotate --take-back",
+                    );
+                }
+            }
         }
     }
 }
@@ -99,25 +223,38 @@ pub(super) fn compare(found: &mut Findings, all: &[Readers]) {
 fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<Seen> {
     let store = repository.store();
     let from = configured.encryption.as_ref();
-    keyring::check_epochs(store)?;
     let keys = Keys::load(store, id.parse()?, from)?;
+    let mut counting = vec![Epoch {
+        number: FIRST_EPOCH,
+        pairs: Vec::new(),
+    }];
+    counting.extend(epochs::later(store, keys.mac.as_ref())?);
     let mut seen = Seen {
-        working: Vec::new(),
-        broken: Vec::new(),
-        is_proven: keys.mac.is_some(),
-        own: keys.recipient,
+        epochs: Vec::new(),
+        strange: epochs::shown(store)?,
+        keys,
     };
-    for name in keyring::recipient_names(store)? {
-        let is_whole = match keyring::recipient(store, &name) {
-            Ok(Some(r)) => r.key_set == id && keys.mac.as_ref().is_none_or(|mac| r.is_genuine(mac)),
-            Ok(None) => continue,
-            Err(e) if e.is_damage() => false,
-            Err(e) => return Err(e),
+    seen.strange
+        .retain(|shown| counting.iter().all(|epoch| epoch.number != *shown));
+    for epoch in counting {
+        let mut readable = Readable {
+            number: epoch.number,
+            pairs: epoch.pairs,
+            working: Vec::new(),
+            broken: Vec::new(),
         };
-        match is_whole {
-            true => seen.working.push(name),
-            false => seen.broken.push(name),
+        let mac = seen.keys.mac.as_ref();
+        let works = |r: &Recipient| r.key_set == id && mac.is_none_or(|mac| r.is_genuine(mac));
+        for name in keyring::recipient_names(store, readable.number)? {
+            match keyring::recipient(store, readable.number, &name) {
+                Ok(Some(stored)) if works(&stored) => readable.working.push(name),
+                Ok(None) => {}
+                Ok(Some(_)) => readable.broken.push(name),
+                Err(e) if e.is_damage() => readable.broken.push(name),
+                Err(e) => return Err(e),
+            }
         }
+        seen.epochs.push(readable);
     }
     Ok(seen)
 }

@@ -1,5 +1,6 @@
 //! The recipients of a repository that is encrypted from its first object on.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::Request;
@@ -8,7 +9,7 @@ use crate::err;
 use crate::error::Result;
 use crate::repo::keyring::{self, WriterFile};
 use crate::repo::scope;
-use crate::seal::{EPOCH, KeySetId, Recipient};
+use crate::seal::{FIRST_EPOCH, KeySetId, Recipient};
 use crate::store::Store;
 
 /// A key set, and what its recipients open.
@@ -35,12 +36,13 @@ impl KeySet {
                 path.display()
             ));
         }
-        let is_enough = recipients.len() > 1 || (recipients.len() == 1 && request.one_recipient);
+        let counts = (FIRST_EPOCH..=file.epoch()).map(|epoch| file.recipients_of(epoch).count());
+        let fewest = counts.min().unwrap_or(0);
+        let is_enough = fewest > 1 || (fewest == 1 && request.one_recipient);
         if !is_enough {
             return Err(err!(
                 Refused,
-                "the key set has {} recipient, and two are needed",
-                recipients.len()
+                "the key set has {fewest} recipient, and two are needed"
             )
             .hint("Nothing was written. When the only key is lost, everything is. Make a key set with two recipients, one of them for the safe; --one-recipient does without."));
         }
@@ -60,14 +62,12 @@ impl KeySet {
 
     /// The files that this makes in a directory, highest first.
     pub(super) fn made_in(&self, path: &Path) -> Vec<PathBuf> {
-        let prefix = scope::recipients(EPOCH);
-        let mut made = Vec::new();
-        let mut at = path.to_owned();
-        for part in prefix.split('/') {
-            at.push(part);
-            made.push(at.clone());
-        }
-        made.extend(self.recipients.iter().map(|r| at.join(&r.recipient)));
+        let mut made = vec![path.join(scope::KEYS)];
+        let epochs: BTreeSet<u32> = self.recipients.iter().map(|r| r.epoch).collect();
+        let folder = |epoch: &u32| path.join(scope::recipients(*epoch));
+        made.extend(epochs.iter().map(folder));
+        let files = self.recipients.iter();
+        made.extend(files.map(|r| folder(&r.epoch).join(&r.recipient)));
         made
     }
 }

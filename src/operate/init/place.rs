@@ -180,7 +180,7 @@ fn apart_from_others(
 
 /// Whether the place holds only what an `init` leaves that was killed between the recipients and the marker.
 fn has_keys_only(store: &dyn Store) -> Result<bool> {
-    let keys = scope::recipients(crate::seal::EPOCH);
+    let keys = scope::recipients(crate::seal::FIRST_EPOCH);
     let keys = keys.split('/').next().unwrap_or_default();
     let listed = store.list("")?;
     Ok(listed.iter().all(|l| l.is_prefix && l.name == keys))

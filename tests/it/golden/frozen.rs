@@ -24,6 +24,11 @@ impl Stage {
         self.frozen.path()
     }
 
+    /// Writes a file beside the repository, open to its owner alone.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> std::path::PathBuf {
+        self.frozen.sandbox().file(name, content)
+    }
+
     pub fn program(&self) -> Program {
         self.frozen.pitr()
     }
