@@ -104,6 +104,15 @@ pub fn run(
         tick: process::started_at(std::process::id()),
     };
     fault::point("run-begins");
+    fault::pause("run-begins");
+    // The agent that wanted the run has left: nothing has begun.
+    if session.host.is_stopping() {
+        return Err(err!(
+            Interrupted,
+            "the run of job \"{}\" was to end before it began",
+            job.name
+        ));
+    }
     if !runs.record_begin(&held, id, &begun, session.host.random())? {
         return Ok(Done::Known);
     }

@@ -9,6 +9,7 @@ pub mod child;
 pub mod claim;
 pub mod jobs;
 pub mod load;
+pub mod looks;
 pub mod observe;
 pub mod observed;
 pub mod page;

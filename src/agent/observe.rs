@@ -21,11 +21,17 @@ pub fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
-/// Collects metrics, writes them and what else was found, and has alerts delivered. A failure to write is a condition: it keeps nobody from being told.
+/// Collects metrics, writes them and what else was found, calls `looked`, and has alerts delivered, unless the look before still delivers. A failure to write is
+/// a condition: it keeps nobody from being told.
 ///
 /// # Errors
 /// Those of [`metrics::collect`] and of the files, behind the deliveries.
-pub fn observe(session: &Session, loaded: &Loaded, notices: &Notices) -> Result<()> {
+pub fn observe(
+    session: &Session,
+    loaded: &Loaded,
+    notices: &Notices,
+    looked: &dyn Fn(),
+) -> Result<()> {
     let (settings, state_dir) = (&loaded.settings, &loaded.state_dir);
     fault::pause("look");
     let mut metrics = metrics::collect(session, &[])?;
@@ -41,7 +47,11 @@ pub fn observe(session: &Session, loaded: &Loaded, notices: &Notices) -> Result<
     if kept.iter().all(Result::is_ok) {
         conditions.extend(condition::of_state(std::slice::from_ref(&written)));
     }
-    let told = alert::tell(session, settings, notices, conditions);
+    looked();
+    let told = match notices.turn() {
+        Some(turn) => alert::tell(session, settings, (notices, &turn), conditions),
+        None => Ok(()),
+    };
     kept.into_iter().chain([written, told]).collect()
 }
 
@@ -50,6 +60,9 @@ pub fn observe(session: &Session, loaded: &Loaded, notices: &Notices) -> Result<
 /// # Errors
 /// Those of the file of notices.
 pub fn given_up(session: &Session, loaded: &Loaded, notices: &Notices) -> Result<()> {
+    let Some(turn) = notices.turn() else {
+        return Ok(());
+    };
     let conditions = alert::unseen(session, loaded, notices);
-    alert::tell(session, &loaded.settings, notices, conditions)
+    alert::tell(session, &loaded.settings, (notices, &turn), conditions)
 }

@@ -1,32 +1,30 @@
 //! The loop of the agent: what is due starts, what ended is buried, and once in a while everything is looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::alert::Notices;
 use super::child;
 use super::load::{self, Check, Loaded};
+use super::looks::Looks;
 use super::page::{Page, View};
 use super::scheduler;
 use super::serve::{self, Served};
 use crate::behalf;
 use crate::config::Settings;
-use crate::config::agent::INTERVAL;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::lock;
 use crate::operate::counters::make;
-use crate::operate::runs::{JobState, RunId, Runs};
+use crate::operate::runs::{Begun, JobState, RunId, Runs};
 use crate::operate::session::Session;
-use crate::operate::sets::FOLLOWS;
 use crate::process;
 
 /// The lock of the agent, below `state_dir`.
@@ -37,10 +35,10 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_secs(1);
 /// How often it looks whether somebody wants something.
 const GLANCE: Duration = Duration::from_millis(250);
+/// The record of a run that begins in this moment comes so soon.
+const RECORDED: Duration = Duration::from_secs(2);
 /// A run whose start left no record is started again after so long.
 const AGAIN: Duration = Duration::from_secs(30);
-/// Looking at everything may take so long.
-const OBSERVE_MAX: Duration = Duration::from_secs(300);
 
 /// Requests from outside.
 pub struct Requests {
@@ -63,13 +61,9 @@ struct Agent<'a> {
     known: BTreeMap<String, Known>,
     /// Runs that were started, and of which no record has been seen yet.
     asked: BTreeMap<String, (RunId, Instant)>,
-    children: Vec<Child>,
-    observing: Option<(Child, Instant)>,
-    /// Lookers that were killed, and are not gone yet.
-    given_up: Vec<Child>,
-    observed: Option<Instant>,
-    /// The notices that were taken, which looks keep there, too.
-    notices: Option<File>,
+    /// The record keepers of runs, each with the name of its job.
+    children: Vec<(String, Child)>,
+    looks: Looks,
     /// Trouble that was reported, so that it is reported once.
     troubles: BTreeMap<String, String>,
 }
@@ -94,10 +88,7 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
         known: BTreeMap::new(),
         asked: BTreeMap::new(),
         children: Vec::new(),
-        observing: None,
-        given_up: Vec::new(),
-        observed: None,
-        notices: Notices::memory(),
+        looks: Looks::new(),
         troubles: BTreeMap::new(),
     };
     (requests.status)(&agent.line());
@@ -160,7 +151,7 @@ impl Agent<'_> {
     fn tick(&mut self) {
         // One that has ended is buried; its record tells how.
         self.children
-            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+            .retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
         let states = self.states();
         let now = self.session.host.now();
         let due = scheduler::due(now, &self.loaded.jobs, &states);
@@ -171,7 +162,7 @@ impl Agent<'_> {
         for (name, id) in due {
             self.start(&name, id);
         }
-        self.observe();
+        self.looks.tick(self.session, &self.loaded.settings);
     }
 
     fn start(&mut self, name: &str, id: RunId) {
@@ -190,7 +181,7 @@ impl Agent<'_> {
         }
         self.asked.insert(name.to_owned(), (id, Instant::now()));
         match child::start(&self.loaded.settings, name, id) {
-            Ok(child) => self.children.push(child),
+            Ok(child) => self.children.push((name.to_owned(), child)),
             Err(e) => self.trouble(name, &e.to_string()),
         }
     }
@@ -251,59 +242,6 @@ impl Agent<'_> {
         }
     }
 
-    /// Has everything looked at, by a process of its own. When that is given up, those who are to hear of trouble hear of this.
-    fn observe(&mut self) {
-        self.given_up
-            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        if let Some((mut child, since)) = self.observing.take()
-            && matches!(child.try_wait(), Ok(None))
-        {
-            if since.elapsed() < fault::shortened(OBSERVE_MAX) {
-                self.observing = Some((child, since));
-                return;
-            }
-            self.session
-                .warn("looking at everything takes too long, and is given up");
-            // It is ours and not buried yet, so the number is its. One that hangs in the kernel is waited for by nobody.
-            let _ = child.kill();
-            self.given_up.push(child);
-            self.look(&["--given-up"]);
-            return;
-        }
-        let interval = self.loaded.settings.agent.interval.unwrap_or(INTERVAL);
-        if self
-            .observed
-            .is_some_and(|at| at.elapsed() < fault::hastened(interval))
-        {
-            return;
-        }
-        // Beside one that hangs another would hang, too.
-        let is_stuck = !self.given_up.is_empty();
-        self.look(if is_stuck { &["--given-up"] } else { &[] });
-    }
-
-    fn look(&mut self, how: &[&str]) {
-        self.observed = Some(Instant::now());
-        let memory = self.notices.as_ref().and_then(|file| file.try_clone().ok());
-        let started = child::command(&self.loaded.settings).and_then(|mut command| {
-            command
-                .args(["agent", "observe"])
-                .args(how)
-                .args(memory.is_some().then_some("--remember"))
-                // Beside the look of the next agent it would tell what was wrong before.
-                .env(FOLLOWS, std::process::id().to_string())
-                .stdin(memory.map_or_else(Stdio::null, Stdio::from))
-                .stdout(Stdio::null());
-            command
-                .spawn()
-                .map_err(|e| Error::from_io("start looking at everything", e))
-        });
-        match started {
-            Ok(child) => self.observing = Some((child, Instant::now())),
-            Err(e) => self.session.warn(&e.to_string()),
-        }
-    }
-
     /// Reads the configuration again; one that is wrong changes nothing.
     fn reload(&mut self) {
         let read = || -> Result<Loaded> {
@@ -334,11 +272,13 @@ impl Agent<'_> {
             .jobs
             .iter()
             .filter(|job| matches!(job.trigger, scheduler::Trigger::Always));
-        for job in always.filter(|job| !is_kept(&job.name)) {
-            self.end(&job.name);
-        }
-        // They are started again, and read their configurations.
-        self.end_tenants();
+        let gone = always.filter(|job| !is_kept(&job.name));
+        // Agents of tenants are started again, and read their configurations. One of a tenant that is gone is in both lists.
+        let ended: BTreeSet<String> = gone
+            .map(|job| job.name.clone())
+            .chain(self.tenants())
+            .collect();
+        self.end(&ended);
         let state_dir = self.loaded.state_dir.clone();
         self.known.retain(|name, _| is_kept(name));
         self.loaded = Loaded {
@@ -348,40 +288,62 @@ impl Agent<'_> {
         self.session.note("the configuration was read again");
     }
 
-    /// Asks the agents of tenants to end; their jobs go on.
-    fn end_tenants(&self) {
-        for tenant in &self.loaded.settings.tenants {
-            self.end(&tenant.job().name);
+    /// The jobs that are the agents of tenants.
+    fn tenants(&self) -> Vec<String> {
+        let tenants = self.loaded.settings.tenants.iter();
+        tenants.map(|tenant| tenant.job().name).collect()
+    }
+
+    /// Asks what runs always to end, each run once. A run that has begun in this moment has no record yet, so its record keeper is asked, too;
+    /// the record of a run that another agent began is waited for.
+    fn end(&mut self, names: &BTreeSet<String>) {
+        let since = Instant::now();
+        let mut asked = BTreeSet::new();
+        loop {
+            let mut is_all = true;
+            for name in names {
+                let own = self.children.iter_mut().filter(|(job, _)| job == name);
+                // One that is not buried yet has its number for itself.
+                let own = own.filter_map(|(_, child)| {
+                    let is_there = matches!(child.try_wait(), Ok(None));
+                    is_there.then(|| child.id())
+                });
+                let own: Vec<u32> = own.collect();
+                let (is_running, keeper) = self.recorded(name);
+                is_all &= !is_running || keeper.is_some() || !own.is_empty();
+                for pid in own.into_iter().chain(keeper) {
+                    if asked.insert(pid)
+                        && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
+                    {
+                        let _ = kill_process(pid, Signal::TERM);
+                    }
+                }
+            }
+            if is_all || since.elapsed() >= RECORDED {
+                return;
+            }
+            std::thread::sleep(GLANCE);
         }
     }
 
-    /// Asks what runs always to end.
-    fn end(&self, name: &str) {
-        let Some((_, state)) = self.known.get(name) else {
-            return;
+    /// Returns whether a run of the job is under way, and the process that keeps its record, as the record has it.
+    fn recorded(&self, name: &str) -> (bool, Option<u32>) {
+        let runs = Runs::of(&self.loaded.state_dir, name);
+        let Ok(state) = runs.state(self.session.host.now()) else {
+            return (false, None);
         };
-        let Some(run) = state
-            .runs
-            .last()
-            .filter(|run| state.is_running && run.ended.is_none())
-        else {
-            return;
-        };
-        let pid = i32::try_from(run.begun.pid).ok().and_then(Pid::from_raw);
+        let going = state.runs.last().filter(|run| state.is_going(run));
         // The number may be another's by now; with the tick it is this process.
-        if let Some(pid) = pid
-            && run.begun.tick.is_some()
-            && process::started_at(run.begun.pid) == run.begun.tick
-        {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        let is_its =
+            |begun: &&Begun| begun.tick.is_some() && process::started_at(begun.pid) == begun.tick;
+        let keeper = going.map(|run| &run.begun).filter(is_its);
+        (state.is_running, keeper.map(|begun| begun.pid))
     }
 
     fn leave(&mut self) {
-        if let Some((child, _)) = &mut self.observing {
-            let _ = child.kill();
-        }
-        self.end_tenants();
+        self.looks.end();
+        // Their jobs go on.
+        self.end(&self.tenants().into_iter().collect());
         let running = self.children.len();
         self.session
             .note(&format!("the agent leaves; {running} of its jobs go on"));

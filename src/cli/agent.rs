@@ -17,7 +17,7 @@ use crate::agent::child::{self, Done};
 use crate::agent::jobs::{self, Shown};
 use crate::agent::load::Loaded;
 use crate::agent::supervise::{self, Requests};
-use crate::agent::{alert, load, observe};
+use crate::agent::{alert, load, looks, observe};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
@@ -101,7 +101,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             let notices = Notices::of(&loaded.state_dir, memory);
             match given_up {
                 true => observe::given_up(&cx.session, &loaded, &notices)?,
-                false => observe::observe(&cx.session, &loaded, &notices)?,
+                false => {
+                    // The agent waits for this line, and not for the deliveries behind it. Nobody reads it when the agent is gone.
+                    let looked = || {
+                        let _ = cx.out.line(looks::LOOKED);
+                    };
+                    observe::observe(&cx.session, &loaded, &notices, &looked)?;
+                }
             }
             Ok(exit::SUCCESS)
         }

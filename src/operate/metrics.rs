@@ -200,10 +200,15 @@ const REPO_FREE: Family = (
     Type::Gauge,
     "Room on the filesystem of a repository in a directory.",
 );
+const REPO_SIZE: Family = (
+    "pitr_repo_fs_bytes",
+    Type::Gauge,
+    "Size of the filesystem of a repository in a directory.",
+);
 const STATUS: Family = (
     "pitr_status",
     Type::Gauge,
-    "0 ok, 1 warning, 2 critical: the worst finding of pitr info.",
+    "0 ok, 1 warning, 2 critical, 3 unknown: the worst finding of pitr info.",
 );
 const COLLECTED: Family = (
     "pitr_metrics_timestamp_seconds",
@@ -266,6 +271,9 @@ const CHECKS: [&str; 6] = [
     "repository",
 ];
 
+/// The value of `pitr_status` for a cluster that could not be looked at.
+const UNKNOWN: f64 = 3.0;
+
 /// Everything that was collected.
 pub struct Metrics {
     /// The text.
@@ -325,6 +333,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
             .for_each(|one| of_cluster(&mut all, one, known));
         of_scopes(&mut all, &info.scopes, &settings);
     }
+    of_unknown(&mut all, &settings, info.as_ref());
     let walg = names.contains(&Compat::WalG);
     of_repositories(&mut all, session, (&settings, walg), info.as_ref());
     let seen = Seen {
@@ -498,8 +507,14 @@ fn size_of(directory: &Path) -> Option<u64> {
 }
 
 fn free(directory: &Path) -> Option<u64> {
+    room(directory).map(|(_, free)| free)
+}
+
+/// Reads the size of a filesystem, and how much of it is free, in bytes.
+fn room(directory: &Path) -> Option<(u64, u64)> {
     let stat = rustix::fs::statvfs(directory).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Some((bytes(stat.f_blocks), bytes(stat.f_bavail)))
 }
 
 fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
@@ -641,6 +656,25 @@ fn of_status(all: &mut Exposition, problems: &[Finding], cluster: &[(&'static st
     }
 }
 
+/// The clusters of the configuration that could not be looked at: no value would keep each rule quiet.
+fn of_unknown(all: &mut Exposition, settings: &Settings, info: Option<&Info>) {
+    let looked_at = info
+        .map(|info| info.clusters.as_slice())
+        .unwrap_or_default();
+    for cluster in &settings.clusters {
+        if looked_at
+            .iter()
+            .any(|one| one.name == cluster.name.as_str())
+        {
+            continue;
+        }
+        for check in CHECKS {
+            let labels = [("cluster", cluster.name.as_str()), ("check", check)];
+            all.add(&STATUS, &labels, UNKNOWN);
+        }
+    }
+}
+
 fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
     for one in scopes {
         // The name in the repository is aux, the kind and the name.
@@ -694,11 +728,9 @@ fn of_repositories(
             all.add(&family, &labels, up);
         }
         if let Location::File(place) = &repository.location {
-            all.add_known(
-                &REPO_FREE,
-                &labels,
-                free(place).filter(|_| is_up).map(number),
-            );
+            let known = room(place).filter(|_| is_up);
+            all.add_known(&REPO_FREE, &labels, known.map(|(_, free)| number(free)));
+            all.add_known(&REPO_SIZE, &labels, known.map(|(size, _)| number(size)));
         }
     }
 }

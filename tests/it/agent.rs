@@ -536,6 +536,72 @@ fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
 }
 
 #[test]
+fn j12_a_sink_that_hangs_keeps_metrics_and_page_from_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = Host::new("");
+    let heard = host.sandbox.dir("heard").join("alerts");
+    let sinks = format!(
+        "[alerts.dead]\nkind = \"webhook\"\nurl = \"http://{}/\"\n[alerts.out]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> {1}; echo >> {1}\"]\n",
+        listener.local_addr().unwrap(),
+        heard.display()
+    );
+    host.reconfigure("[agent]\n", &format!("{sinks}[agent]\ninterval = \"1s\"\n"));
+    // The sink hangs for as long as a look may take.
+    let agent = host
+        .pitr()
+        .env("PITR_FAULT_SECONDS", "6")
+        .arg("agent")
+        .timeout(Duration::from_secs(600))
+        .spawn();
+    let collected = || {
+        let (status, text) = host.get("/metrics")?;
+        let time = crate::metrics::value(&text, "pitr_metrics_timestamp_seconds ");
+        time.filter(|_| status.contains("200"))
+    };
+    let shown = || {
+        let (_, body) = host.get("/api/state")?;
+        let state: Value = serde_json::from_str(&body).ok()?;
+        state["observed"]["collected"].as_str().map(str::to_owned)
+    };
+    let hangs = || {
+        listener.set_nonblocking(true).unwrap();
+        listener.accept().ok()
+    };
+    let mut held = Vec::new();
+    wait_until(PATIENCE, "the sink hangs", || {
+        held.extend(hangs());
+        !held.is_empty()
+    });
+    wait_until(PATIENCE, "metrics are served", || collected().is_some());
+    let begun = Instant::now();
+    let (mut times, mut pages) = (Vec::new(), Vec::new());
+    while begun.elapsed() < Duration::from_secs(20) {
+        held.extend(hangs());
+        times.extend(collected());
+        pages.extend(shown());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    times.dedup();
+    pages.dedup();
+    assert!(times.len() > 5, "{times:?}");
+    assert!(pages.len() > 5, "{pages:?}");
+    // Looks end beside deliveries, and the trouble of the one sink reaches the other.
+    assert!(held.len() > 1, "the sink was asked {} times", held.len());
+    let told = || std::fs::read_to_string(&heard).unwrap_or_default();
+    wait_until(PATIENCE, "the other sink hears of it", || {
+        told().contains("alerts/dead")
+    });
+    let new = |id: &str| {
+        let is_new = |line: &&str| line.contains("\"new\"") && line.contains(id);
+        told().lines().filter(is_new).count()
+    };
+    assert_eq!((new("aux/files/up"), new("\"look\"")), (1, 0), "{}", told());
+    agent.signal(Signal::TERM);
+    let said = agent.wait().success();
+    assert!(!said.stderr.contains("given up"), "{said}");
+}
+
+#[test]
 fn j11_a_look_ends_with_its_agent() {
     let heard = Sandbox::new("heard");
     let sink = format!(

@@ -477,6 +477,100 @@ fn j08_a_server_that_never_answers_is_given_up() {
 }
 
 #[test]
+fn j08_a_mail_server_that_never_comes_to_an_end_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // Each line comes in time, and the greeting never ends.
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut lines = 0;
+        while stream.write_all(b"220-wait\r\n").is_ok() {
+            lines += 1;
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        lines
+    });
+    let host = Host::new(&format!(
+        "[alerts.mail]\nkind = \"email\"\nsmtp = \"smtp://127.0.0.1:{port}\"\nfrom = \"pitr@example.org\"\nto = [\"dba@example.org\"]\n"
+    ));
+    let run = host
+        .pitr()
+        .env("PITR_FAULT_SECONDS", "2")
+        .args(["alert", "test"])
+        .run();
+    assert!(
+        run.code() != 0 && run.stdout.contains("has not taken the alert for 2 s"),
+        "{run}"
+    );
+    assert!(server.join().unwrap() > 10);
+}
+
+#[test]
+fn j12_a_slow_sink_gets_the_rest_in_the_next_look() {
+    let contents = ["b", "c", "d", "e", "f"].map(|name| {
+        format!("[files.{name}]\nsource = \"/nowhere/{name}\"\nidentity = \"{name}\"\n")
+    });
+    let heard = Sandbox::new("slow");
+    let out = heard.dir("out").join("heard");
+    let host = Host::new(&format!(
+        "{}[alerts.slow]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"sleep 1; echo $PITR_ALERT_EVENT $PITR_ALERT_ID >> {}\"]\n",
+        contents.concat(),
+        out.display()
+    ));
+    let told = || std::fs::read_to_string(&out).unwrap_or_default();
+    let count = || told().lines().count();
+    // No delivery begins later than two seconds after the first.
+    let observe = || {
+        let run = host.pitr().env("PITR_FAULT_SECONDS", "2");
+        run.args(["agent", "observe"]).run().success();
+        count()
+    };
+    let first = observe();
+    assert!((2..=3).contains(&first), "{}", told());
+    let mut before = first;
+    loop {
+        let now = observe();
+        assert!(now <= before + 3, "{}", told());
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    let mut lines: Vec<String> = told().lines().map(str::to_owned).collect();
+    lines.sort();
+    let all = lines.len();
+    lines.dedup();
+    assert_eq!(lines.len(), all, "told twice: {}", told());
+    for name in ["b", "c", "d", "e", "f", "up"] {
+        let is_its = |line: &String| line.contains(&format!("aux/files/{name}"));
+        assert!(lines.iter().any(is_its), "{name}: {}", told());
+    }
+}
+
+#[test]
+fn j12_two_looks_do_not_deliver_at_once() {
+    let heard = Sandbox::new("turn");
+    let (begun, out) = (heard.dir("out").join("begun"), heard.join("out/heard"));
+    let host = Host::new(&format!(
+        "[alerts.slow]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"touch {}; sleep 3; echo $PITR_ALERT_EVENT $PITR_ALERT_ID >> {}\"]\n",
+        begun.display(),
+        out.display()
+    ));
+    let mut first = host.pitr().args(["agent", "observe"]).spawn();
+    crate::common::wait_until(crate::common::PATIENCE, "it delivers", || begun.exists());
+    let since = std::time::Instant::now();
+    host.observe();
+    assert!(!first.is_done(), "it ended in {:?}", since.elapsed());
+    first.wait().success();
+    let text = std::fs::read_to_string(&out).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    let all = lines.len();
+    lines.sort_unstable();
+    lines.dedup();
+    assert!(all > 0 && lines.len() == all, "{text}");
+}
+
+#[test]
 fn j12_a_sink_that_hangs_is_asked_once_in_a_look_and_the_others_hear_of_everything() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let web = Web::start();

@@ -16,6 +16,7 @@ mod agent;
 mod agent_claims;
 mod agent_week;
 mod alert;
+mod alert_conditions;
 mod archive;
 mod archive_faults;
 mod audit;

@@ -371,6 +371,11 @@ fn the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone(ma
         text.ends_with('\n') && text.contains("pitr_repo_up{repo=\"local\"} 1"),
         "{text}"
     );
+    let room = |name: &str| value(&text, &format!("pitr_repo_{name}_bytes{{repo=\"local\"}}"));
+    assert!(
+        room("fs") > room("free") && room("free") > Some(0.0),
+        "{text}"
+    );
 
     std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
     let failed = pitr
@@ -386,6 +391,9 @@ fn the_textfile_is_replaced_as_a_whole_and_tells_of_a_repository_that_is_gone(ma
         "what the host knows stays: {text}"
     );
     assert!(!text.contains("pitr_gaps{"), "nobody knows of gaps: {text}");
+    let status = "pitr_status{cluster=\"main\",check=\"recovery\"}";
+    assert_eq!(value(&text, status), Some(3.0), "{text}");
+    assert_eq!(value(&text, "pitr_repo_fs_bytes{repo=\"local\"}"), None);
     // A folder that is not there is an error that names the file.
     let nowhere = pitr
         .clone()

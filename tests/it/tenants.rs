@@ -1,7 +1,7 @@
 //! Tenants: configurations of their own, whose agents run beside the host's, which shows them.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -127,6 +127,108 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
         let tenants = status["tenants"].as_array().unwrap().clone();
         tenants.iter().all(|told| told["running"] == false)
     });
+    wait_until(PATIENCE, "nothing of a tenant runs", || {
+        processes(&host, "acme") + processes(&host, "beta") == 0
+    });
+}
+
+/// The processes that run with the configuration of a tenant.
+fn processes(host: &Host, tenant: &str) -> usize {
+    let config = host.sandbox.join(format!("{tenant}.toml"));
+    let config = config.to_str().unwrap().as_bytes();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let is_its = |entry: &std::fs::DirEntry| {
+        let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).any(|word| word == config)
+    };
+    entries.filter(is_its).count()
+}
+
+/// A host with one tenant.
+fn with_tenant() -> (Host, String) {
+    let host = Host::new("[page]\n");
+    let acme = tenant(&host, "acme", &state_dir(&host, "acme"));
+    let table = format!("[tenants.acme]\nconfig = \"{}\"\n", acme.display());
+    host.reconfigure("[page]", &format!("{table}[page]"));
+    (host, table)
+}
+
+#[test]
+fn j15_an_agent_that_leaves_takes_a_tenant_along_that_has_just_begun() {
+    let (host, table) = with_tenant();
+    let begins = host.sandbox.join("begins");
+    let pause = format!("run-begins={}", begins.display());
+    // Without the tenant after SIGHUP, and without any after SIGTERM.
+    for signal in [Signal::HUP, Signal::TERM] {
+        let agent = host.pitr().env("PITR_FAULT_PAUSE", &pause).arg("agent");
+        let agent = agent.timeout(Duration::from_secs(600)).spawn();
+        wait_until(PATIENCE, "the tenant's agent is about to begin", || {
+            begins.exists()
+        });
+        if signal == Signal::HUP {
+            host.reconfigure(&table, "");
+            agent.signal(Signal::HUP);
+            // It waits for a record for two seconds at most.
+            std::thread::sleep(Duration::from_secs(4));
+        } else {
+            agent.signal(Signal::TERM);
+            agent.wait().success();
+        }
+        std::fs::remove_file(&begins).unwrap();
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(4) {
+            assert_eq!(processes(&host, "acme"), 0, "after {signal:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        host.reconfigure("[page]", &format!("{table}[page]"));
+    }
+}
+
+#[test]
+fn j15_whenever_an_agent_leaves_nothing_of_its_tenants_stays() {
+    let (host, _) = with_tenant();
+    let mut began = 0;
+    for round in 0..16 {
+        let agent = host.agent();
+        // From before the first tick to behind the first record.
+        std::thread::sleep(Duration::from_millis(150 + 100 * round));
+        agent.signal(Signal::TERM);
+        agent.wait();
+        wait_until(PATIENCE, "nothing of the tenant runs", || {
+            processes(&host, "acme") == 0
+        });
+        // One that begins late would be there now.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(processes(&host, "acme"), 0, "round {round}");
+        began = host.begun("tenant.acme").len();
+    }
+    assert!(began > 3, "the tenant's agent began {began} times");
+}
+
+#[test]
+fn j15_the_agent_of_a_tenant_that_is_gone_from_the_configuration_ends_for_good() {
+    let (host, table) = with_tenant();
+    let agent = host.agent();
+    wait_until(PATIENCE, "the tenant's agent runs", || {
+        host.job("tenant.acme")["running"] == true && processes(&host, "acme") > 0
+    });
+    host.reconfigure(&table, "");
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "nothing of the tenant runs", || {
+        processes(&host, "acme") == 0
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(processes(&host, "acme"), 0);
+    // Asked to end once, it ended by itself: its record keeper was not killed.
+    let folder = host.sandbox.join("state/jobs/tenant.acme");
+    let names = std::fs::read_dir(&folder).unwrap().flatten();
+    let names: Vec<String> = names
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    let count = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
+    assert_eq!((count(".begun"), count(".ended")), (1, 1), "{names:?}");
+    agent.signal(Signal::TERM);
+    agent.wait().success();
 }
 
 #[test]

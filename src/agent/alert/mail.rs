@@ -19,8 +19,13 @@ const SUBJECT_MAX: usize = 120;
 pub(super) fn send(sink: &Sink, notice: &Notice, host: &str, deadline: Duration) -> Result<()> {
     let server = sink.smtp.as_deref().unwrap_or_default();
     let letter = letter(sink, notice, host)?;
-    let failed = |e: lettre::transport::smtp::Error| {
-        err!(Unreachable, "the mail server does not take the letter").source(e)
+    let failed = |e: lettre::transport::smtp::Error| match e.is_timeout() {
+        true => err!(
+            Deadline,
+            "the mail server has not answered for {} s",
+            deadline.as_secs()
+        ),
+        false => err!(Unreachable, "the mail server does not take the letter").source(e),
     };
     let mut transport = SmtpTransport::from_url(server)
         .map_err(|e| err!(Config, "\"smtp\" is no URL of a mail server").source(e))?;

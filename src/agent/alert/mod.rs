@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
 
@@ -24,11 +25,22 @@ use crate::config::{Settings, Severity, Sink};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
+use crate::lock;
 use crate::operate::metrics::Metrics;
 use crate::operate::session::Session;
 
 /// The file of the notices that were taken, below `state_dir`.
 const FILE: &str = "alerts.json";
+/// The lock of the look that delivers, beside it.
+const LOCK: &str = "alerts.lock";
+/// No delivery of a look begins later: the rest waits for the next look.
+const OFFERED: Duration = Duration::from_secs(60);
+
+/// Returns how long the deliveries of a look take at most.
+pub fn longest() -> Duration {
+    fault::shortened(OFFERED) + sink::longest()
+}
 
 /// The notices that were taken: in a file, and in memory that the agent lends to each look. A full disk makes nobody hear everything in each look.
 pub struct Notices {
@@ -70,6 +82,16 @@ impl Notices {
         }
     }
 
+    /// Takes the turn to deliver; none while another look delivers, which would deliver the same notices. A lock that cannot be taken silences
+    /// nobody.
+    pub fn turn(&self) -> Option<Turn> {
+        let path = self.path.with_file_name(LOCK);
+        match behalf::of(&path, || lock::take(&path, Duration::ZERO)) {
+            Ok(lock) => lock.map(|lock| Turn { _lock: Some(lock) }),
+            Err(_) => Some(Turn { _lock: None }),
+        }
+    }
+
     fn write(&self, book: &Book, session: &Session) -> Result<()> {
         let text = serde_json::to_vec(book)
             .map_err(|e| err!(Internal, "alerts cannot be written").source(e))?;
@@ -83,6 +105,11 @@ impl Notices {
         behalf::of(path, || durable::replace(path, &text, nonce))
             .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
     }
+}
+
+/// The turn of one look to deliver. Dropped, it is the next one's.
+pub struct Turn {
+    _lock: Option<File>,
 }
 
 fn remembered(memory: &File) -> Option<Book> {
@@ -115,34 +142,36 @@ pub fn conditions(
     conditions
 }
 
-/// The conditions after a look that was given up: those of the look before, with the jobs and sinks of now.
+/// The conditions after a look that was given up: those of the look before, with the jobs of now.
 pub fn unseen(session: &Session, loaded: &Loaded, notices: &Notices) -> Vec<Condition> {
     let book = notices.read(session);
-    let sinks: Vec<Condition> = book.failing.iter().map(condition::of_sink).collect();
     let mut conditions = vec![condition::of_given_up()];
     let before = book.open.iter().filter(|(_, open)| !open.is_over);
     let before = before.map(|(id, open)| open.condition(id));
     let is_known = |id: &str| condition::is_of_job(id) || condition::is_of_sink(id) || id == "look";
     conditions.extend(before.filter(|one| !is_known(&one.id)));
     conditions.extend(condition::of_jobs(session, loaded));
-    conditions.extend(sinks);
     conditions
 }
 
 /// Has everybody told of what is new, goes on or has ended. A file of notices that cannot be written is a condition of its own, and hears nobody the less.
+/// Nothing is delivered later than [`longest`] allows.
 ///
 /// # Errors
 /// Those of that file, behind the deliveries. A sink that fails is a condition.
 pub fn tell(
     session: &Session,
     settings: &Settings,
-    told: &Notices,
+    (told, _turn): (&Notices, &Turn),
     mut conditions: Vec<Condition>,
 ) -> Result<()> {
     if settings.alerts.is_empty() {
         return Ok(());
     }
     let mut book = told.read(session);
+    // The look before may have delivered while this one looked.
+    conditions.retain(|one| !condition::is_of_sink(&one.id));
+    conditions.extend(book.failing.iter().map(condition::of_sink));
     let now = session.host.now();
     let mut notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
     let mut kept = told.write(&book, session);
@@ -152,6 +181,7 @@ pub fn tell(
         conditions.push(one);
         notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
     }
+    let (since, offered) = (Instant::now(), fault::shortened(OFFERED));
     // Each sink on a thread of its own: one that hangs delays no other.
     std::thread::scope(|scope| {
         let (taken, all) = mpsc::channel();
@@ -161,6 +191,9 @@ pub fn tell(
             let taken = taken.clone();
             scope.spawn(move || {
                 for notice in own {
+                    if since.elapsed() > offered {
+                        return;
+                    }
                     let (noted, is_noted) = mpsc::channel();
                     let delivered = sink::deliver(sink, notice);
                     // The rest waits for the next look: it would take longer than a look may.

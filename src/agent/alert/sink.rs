@@ -1,9 +1,10 @@
-//! Delivery of a notice. A sink has ten seconds to take it. Otherwise it is offered again.
+//! Delivers a notice to a sink. A sink has ten seconds to take it. Otherwise the next look offers it again.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::decide::Notice;
@@ -15,8 +16,14 @@ use crate::fault;
 use crate::program;
 use crate::repo::event;
 
-/// How long a delivery may take.
+/// How long a delivery may take; each step of a letter, whose server may greet late.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long all steps of a letter may take.
+const LETTER: Duration = Duration::from_secs(30);
+/// How long a program may take to end when it is asked to, and killed then.
+const END: Duration = Duration::from_secs(25);
+/// How much later than its deadline a delivery may come back.
+const GRACE: Duration = Duration::from_secs(1);
 /// The place where PagerDuty takes events.
 const PAGER_DUTY: &str = "https://events.pagerduty.com/v2/enqueue";
 /// The socket of the system's log.
@@ -24,11 +31,46 @@ const LOG: &str = "/dev/log";
 /// Files of secrets are not larger.
 const SECRET_BYTES: u64 = 8 << 10;
 
-/// Delivers a notice.
+/// Delivers a notice. A delivery may hang where nothing has a limit: at a name server, or in a file of a secret that a network holds. A
+/// thread of its own delivers, and this function leaves it alone when its time is over.
 ///
 /// # Errors
 /// `Unreachable`, `Denied` or `Server` as the sink fails; `Deadline`; `Config` for a file that cannot be read. No error has a secret.
 pub fn deliver(sink: &Sink, notice: &Notice) -> Result<()> {
+    let limit = limit(sink.kind);
+    let (own, copy) = (sink.clone(), notice.clone());
+    let (done, ended) = channel();
+    std::thread::spawn(move || {
+        // Nobody listens any more where the time was over.
+        let _ = done.send(attempt(&own, &copy));
+    });
+    ended.recv_timeout(limit).unwrap_or_else(|e| {
+        Err(match e {
+            RecvTimeoutError::Timeout => err!(
+                Deadline,
+                "the sink has not taken the alert for {} s",
+                limit.as_secs()
+            ),
+            RecvTimeoutError::Disconnected => err!(Internal, "the delivery broke off"),
+        })
+    })
+}
+
+/// Returns how long a delivery to a sink of this kind takes at most.
+fn limit(kind: SinkKind) -> Duration {
+    match kind {
+        SinkKind::Command => fault::shortened(DEADLINE) + END,
+        SinkKind::Email => fault::shortened(LETTER),
+        SinkKind::Webhook(_) | SinkKind::Syslog => fault::shortened(DEADLINE) + GRACE,
+    }
+}
+
+/// Returns how long a delivery takes at most, whatever its sink is.
+pub(super) fn longest() -> Duration {
+    limit(SinkKind::Command)
+}
+
+fn attempt(sink: &Sink, notice: &Notice) -> Result<()> {
     let host = event::host();
     let deadline = fault::shortened(DEADLINE);
     match sink.kind {

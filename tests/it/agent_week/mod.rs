@@ -265,9 +265,9 @@ fn torment(stage: &Stage, seen: &Mutex<Seen>, (kills, seconds, seed): (u64, u64,
             let agent = agents.remove(host);
             killed += 1;
             if random.one_in(6) {
-                let at = now_ns();
+                // Counted from its end: until then something may still begin, and is killed.
                 if stage.cut(host) > 0 {
-                    seen.lock().unwrap().cuts.push((host, at));
+                    seen.lock().unwrap().cuts.push((host, now_ns()));
                 }
             }
             // Dropped, it is killed.

@@ -1,0 +1,350 @@
+//! Each condition of docs/agent.md is provoked for real, and reaches a sink with its severity, once, and its end.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use crate::agent::{Host, SPRING};
+use crate::common::mount::SmallDisk;
+use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, paths_below, wait_until};
+use crate::require_mounts;
+
+/// A sink that writes what it hears into a file.
+struct Sink {
+    _sandbox: Sandbox,
+    file: PathBuf,
+}
+
+impl Sink {
+    fn new() -> Sink {
+        let sandbox = Sandbox::new("sink");
+        let file = sandbox.dir("out").join("heard");
+        Sink {
+            _sandbox: sandbox,
+            file,
+        }
+    }
+
+    /// Its section of a configuration.
+    fn section(&self) -> String {
+        format!(
+            "[alerts.out]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]\n",
+            self.file.display()
+        )
+    }
+
+    /// Event and severity of each notice of a condition, in their order, with its summaries.
+    fn heard(&self, id: &str) -> Vec<(String, String, String)> {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let notices = text.lines().filter(|line| !line.is_empty());
+        let notices = notices.map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let of_it = notices.filter(|notice| notice["id"] == id);
+        let word = |notice: &Value, name: &str| notice[name].as_str().unwrap().to_owned();
+        of_it
+            .map(|n| (word(&n, "event"), word(&n, "severity"), word(&n, "summary")))
+            .collect()
+    }
+
+    /// Expects these notices of a condition, and no others.
+    fn expect(&self, id: &str, wanted: &[(&str, &str)]) {
+        let heard = self.heard(id);
+        let short: Vec<(&str, &str)> = heard
+            .iter()
+            .map(|(event, severity, _)| (event.as_str(), severity.as_str()))
+            .collect();
+        let all = std::fs::read_to_string(&self.file).unwrap_or_default();
+        assert_eq!(short, wanted, "{id}: {heard:?}\n{all}");
+    }
+}
+
+fn observe(pitr: &Program) {
+    // Its status is that of what it could not look at.
+    pitr.clone().args(["agent", "observe"]).run();
+}
+
+/// A site with a server, a sink, and a section for the cluster.
+fn site(cluster: &str) -> (Site, Cluster, Sink) {
+    let (site, server) = Site::with_cluster(17);
+    let sink = Sink::new();
+    let state = site.sandbox().dir("state");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let config = config.replacen(
+        "[clusters.main]\n",
+        &format!("[clusters.main]\n{cluster}"),
+        1,
+    );
+    let agent = format!(
+        "\n[agent]\nstate_dir = \"{}\"\n{}",
+        state.display(),
+        sink.section()
+    );
+    std::fs::write(site.config(), config + &agent).unwrap();
+    (site, server, sink)
+}
+
+#[test]
+fn j16_a_cluster_without_a_backup_and_one_whose_backup_is_old_are_critical() {
+    let (site, cluster, sink) = site("max_backup_age = \"1d\"\n");
+    let id = "main/recovery/newest backup";
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "critical")]);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let later = now.as_secs() + 25 * 3600;
+    let clock = format!("{later},{},1", now.as_secs());
+    observe(&site.pitr().env("PITR_FAULT_CLOCK", clock));
+    assert_eq!(sink.heard(id).len(), 3, "{:?}", sink.heard(id));
+    let (event, severity, summary) = sink.heard(id).pop().unwrap();
+    assert_eq!((event.as_str(), severity.as_str()), ("new", "critical"));
+    assert!(summary.contains("max_backup_age is 1 d"), "{summary}");
+}
+
+#[test]
+fn j16_a_gap_a_damaged_backup_and_waiting_wal_reach_the_sink() {
+    let (site, mut cluster, sink) = site("");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("create table t (a int)");
+    let gone = cluster.archive_now();
+    cluster.sql("insert into t values (1)");
+    cluster.archive_now();
+    observe(&site.pitr());
+    sink.expect("main/recovery/gap", &[]);
+    // WAL behind the backup goes, and recovery to the end with it.
+    for path in paths_below(&site.cluster_folder().join("wal")) {
+        if path.to_str().unwrap().contains(&gone) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    observe(&site.pitr());
+    sink.expect("main/recovery/gap", &[("new", "medium")]);
+    sink.expect("main/recovery/newest backup", &[("new", "critical")]);
+
+    // Another backup assures recovery; then a pack of it is damaged.
+    let run = site.pitr().args(["backup", "--json"]).run().success();
+    let id = run.json()["id"].as_str().unwrap().to_owned();
+    cluster.archive_now();
+    observe(&site.pitr());
+    let told = sink.heard("main/recovery/newest backup");
+    assert_eq!(told.last().unwrap().0, "resolved", "{told:?}");
+    let pack = paths_below(&site.cluster_folder().join("packs").join(id));
+    let mut bytes = std::fs::read(&pack[0]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack[0], bytes).unwrap();
+    assert_ne!(site.pitr().args(["verify", "--quiet"]).run().code(), 0);
+    observe(&site.pitr());
+    let all = std::fs::read_to_string(&sink.file).unwrap();
+    let is_damage = |line: &&str| line.contains("damage") && line.contains("\"new\"");
+    assert!(all.lines().any(|line| is_damage(&line)), "{all}");
+
+    // Archiving fails for longer than passes by itself.
+    cluster.alter_system("archive_command", "false");
+    cluster.restart();
+    cluster.switch_wal();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let clock = format!("{},{},1", now.as_secs() + 1800, now.as_secs());
+    wait_until(PATIENCE, "a file waits", || {
+        let status = cluster.pgdata().join("pg_wal/archive_status");
+        paths_below(&status)
+            .iter()
+            .any(|p| p.to_str().unwrap().ends_with(".ready"))
+    });
+    observe(&site.pitr().env("PITR_FAULT_CLOCK", clock));
+    sink.expect("main/archiving/waiting", &[("new", "critical")]);
+}
+
+#[test]
+fn j16_a_full_backup_that_grows_or_shrinks_by_half_is_medium() {
+    let (site, cluster, sink) = site("");
+    let backup = || {
+        let run = site.pitr().args(["backup", "--full", "--quiet"]);
+        run.run().success();
+    };
+    let id = "main/backup/size";
+    for _ in 0..5 {
+        backup();
+        observe(&site.pitr());
+    }
+    sink.expect(id, &[]);
+    // Random bytes: nothing makes them smaller.
+    cluster.sql(
+        "create table t as select sha512((random() * 1e18)::text::bytea) || sha512((random() * 1e17)::text::bytea) a from generate_series(1, 600000)",
+    );
+    backup();
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "medium")]);
+    // Beside the mean of all before, a small one is too small now.
+    cluster.sql("drop table t");
+    cluster.sql("checkpoint");
+    backup();
+    observe(&site.pitr());
+    let (_, _, summary) = sink.heard(id).pop().unwrap();
+    let page = std::fs::read_to_string(site.sandbox().join("state/page.json")).unwrap();
+    let page: Value = serde_json::from_str(&page).unwrap();
+    let conditions = page["conditions"].as_array().unwrap();
+    let shown = conditions.iter().find(|one| one["id"] == id);
+    let shown = shown.unwrap_or_else(|| panic!("{summary}: {conditions:?}"));
+    let text = shown["summary"].as_str().unwrap();
+    let percent = text.split(", ").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(percent.parse::<u64>().unwrap() < 50, "{text}");
+}
+
+#[test]
+fn j16_a_backup_that_takes_more_than_twice_as_long_is_high() {
+    let sink = Sink::new();
+    let host = Host::new(&sink.section());
+    let slow = host.sandbox.join("slow");
+    host.reconfigure(
+        "before = [\"sh\", \"-c\", \"",
+        &format!(
+            "before = [\"sh\", \"-c\", \"test -e {} && sleep 12; ",
+            slow.display()
+        ),
+    );
+    let backup = || {
+        let run = host
+            .pitr()
+            .args(["files", "backup", "up", "--full", "--quiet"]);
+        run.run().success();
+        observe(&host.pitr());
+    };
+    let id = "up/files/full/slow";
+    for _ in 0..5 {
+        backup();
+    }
+    sink.expect(id, &[]);
+    std::fs::write(&slow, "").unwrap();
+    backup();
+    sink.expect(id, &[("new", "high")]);
+    std::fs::remove_file(&slow).unwrap();
+    backup();
+    sink.expect(id, &[("new", "high"), ("resolved", "high")]);
+}
+
+#[test]
+fn j16_a_disk_of_a_repository_that_fills_is_medium_and_then_critical() {
+    require_mounts!("j16_a_disk_of_a_repository_that_fills_is_medium_and_then_critical");
+    let disk = SmallDisk::new(20, 4000);
+    let sink = Sink::new();
+    let host = Host::new(&sink.section());
+    let repository = disk.path().join("repo");
+    host.reconfigure(
+        &format!("file://{}", host.sandbox.join("repo").display()),
+        &format!("file://{}", repository.display()),
+    );
+    host.pitr().args(["init", "--quiet"]).run().success();
+    let id = "repository/local/room";
+    let fill = |megabytes: usize| {
+        std::fs::write(disk.path().join("filler"), vec![1_u8; megabytes << 20]).unwrap();
+        observe(&host.pitr());
+    };
+    fill(10);
+    sink.expect(id, &[]);
+    fill(17);
+    sink.expect(id, &[("new", "medium")]);
+    std::fs::remove_file(disk.path().join("filler")).unwrap();
+    std::fs::write(disk.path().join("filler"), vec![1_u8; (39 << 20) / 2]).unwrap();
+    observe(&host.pitr());
+    sink.expect(id, &[("new", "medium"), ("new", "critical")]);
+    fill(1);
+    let all = [
+        ("new", "medium"),
+        ("new", "critical"),
+        ("resolved", "critical"),
+    ];
+    sink.expect(id, &all);
+}
+
+#[test]
+fn j16_a_repository_that_does_not_answer_is_critical() {
+    let sink = Sink::new();
+    let host = Host::new(&sink.section());
+    observe(&host.pitr());
+    sink.expect("look", &[]);
+    let (here, away) = (host.sandbox.join("repo"), host.sandbox.join("away"));
+    std::fs::rename(&here, &away).unwrap();
+    observe(&host.pitr());
+    observe(&host.pitr());
+    sink.expect("look", &[("new", "critical")]);
+    std::fs::rename(&away, &here).unwrap();
+    observe(&host.pitr());
+    sink.expect("look", &[("new", "critical"), ("resolved", "critical")]);
+}
+
+#[test]
+fn j16_a_job_that_was_not_begun_or_goes_on_for_hours_is_high() {
+    let sink = Sink::new();
+    // With this clock the repository refuses the backup, behind the hook.
+    let jobs = "[files.slow]\nsource = \"/nowhere\"\nidentity = \"x\"\nbefore = [\"sleep\", \"600\"]\n[jobs.look]\nrun = \"repo show\"\nschedule = \"*/10 * * * *\"\n[jobs.slow]\nrun = \"files backup slow\"\nschedule = \"0 * * * *\"\n";
+    let host = Host::new(&format!("{jobs}{}", sink.section())).hastened(SPRING, 1800);
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1d\"\n");
+    let agent = host.agent();
+    wait_until(PATIENCE, "one ran, and the other runs", || {
+        host.job("look")["last_success"] == true && host.job("slow")["running"] == true
+    });
+    // Killed, it begins nothing more, and its job goes on.
+    drop(agent);
+    wait_until(PATIENCE, "six hours pass", || {
+        observe(&host.pitr());
+        !sink.heard("jobs/slow/long").is_empty()
+    });
+    sink.expect("jobs/slow/long", &[("new", "high")]);
+    let missed = sink.heard("jobs/look/missed");
+    assert_eq!(
+        (missed[0].0.as_str(), missed[0].1.as_str()),
+        ("new", "high")
+    );
+    assert!(missed[0].2.contains("has not begun"), "{missed:?}");
+    // The next agent makes it up.
+    let _agent = host.agent();
+    wait_until(PATIENCE, "the end is told", || {
+        observe(&host.pitr());
+        let told = sink.heard("jobs/look/missed");
+        told.iter().any(|(event, ..)| event == "resolved")
+    });
+}
+
+#[test]
+fn j16_records_of_a_clock_that_was_ahead_are_high() {
+    let sink = Sink::new();
+    let host = Host::new(&format!(
+        "[jobs.look]\nrun = \"repo show\"\nschedule = \"0 2 * * *\"\n{}",
+        sink.section()
+    ));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let clock = format!("{},{},1", now.as_secs() + 2 * 86_400, now.as_secs());
+    let ahead = host.pitr().env("PITR_FAULT_CLOCK", clock);
+    ahead.args(["agent", "run", "look"]).run().success();
+    observe(&host.pitr());
+    sink.expect("jobs/look/clock", &[("new", "high")]);
+}
+
+#[test]
+fn j16_a_record_that_cannot_be_read_is_critical() {
+    let sink = Sink::new();
+    let host = Host::new(&format!(
+        "[jobs.look]\nrun = \"repo show\"\nschedule = \"0 2 * * *\"\n{}",
+        sink.section()
+    ));
+    host.pitr().args(["agent", "run", "look"]).run().success();
+    let folder = host.sandbox.join("state/jobs/look");
+    let ended = paths_below(&folder);
+    let ended = ended
+        .iter()
+        .find(|p| p.to_str().unwrap().ends_with(".ended"));
+    let ended = ended.unwrap();
+    let whole = std::fs::read(ended).unwrap();
+    std::fs::write(ended, "{").unwrap();
+    observe(&host.pitr());
+    sink.expect("jobs/look", &[("new", "critical")]);
+    std::fs::write(ended, whole).unwrap();
+    observe(&host.pitr());
+    sink.expect(
+        "jobs/look",
+        &[("new", "critical"), ("resolved", "critical")],
+    );
+}
