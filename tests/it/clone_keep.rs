@@ -199,8 +199,9 @@ fn k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more() {
     });
     let images = "select full_page_writes from pg_control_checkpoint()";
     assert_eq!(client(&run).query_one_string(images), "t");
-    // One that is stopped while it settles is kept, too.
     cloned.below(&["stop", &id]).run().success();
+    std::fs::remove_dir_all(cloned.folder.join(format!("pitr-clone-{id}"))).unwrap();
+    // One that is stopped while it settles is kept, too.
     let run = cloned.clone().run().success();
     let id = crate::clone::id(&run);
     let old = LongStatement::begin(&run);
@@ -345,11 +346,20 @@ fn k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use() {
     let ballast = disk.path().join("ballast");
     std::fs::write(&ballast, vec![1; usize::try_from(room).unwrap()]).unwrap();
     below(&["keep", &id]).success();
-    wait_until(PATIENCE, "the copy has failed", || {
+    let free = || rustix::fs::statvfs(disk.path()).unwrap().f_bavail;
+    wait_until(PATIENCE, "the disk is full", || free() == 0);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
+    // There is no room for the reason either: the record has it as soon as there is some.
+    std::fs::File::options()
+        .write(true)
+        .open(&ballast)
+        .and_then(|file| file.set_len(ballast.metadata()?.len() - (64 << 10)))
+        .unwrap();
+    wait_until(PATIENCE, "the clone says why", || {
         listed()["not_kept"].to_string().contains("No space left")
     });
     assert_eq!(listed()["stage"], "ready");
-    assert_eq!(clone.query_one_string("select count(*) from mine"), "1");
     std::fs::remove_file(&ballast).unwrap();
     below(&["keep", &id]).success();
     wait_until(PATIENCE, "the clone is whole", || {

@@ -494,9 +494,9 @@ impl Hostile {
     /// Makes a function that connects out of the server, as dblink does, and one that counts networks besides the loopback.
     pub fn reaches_out(&self) {
         self.cluster.sql(&format!(
-            "create table said (line text); create table seen (line text);
+            "create table seen (line text);
              create function reach() returns bigint language plpgsql as $$ begin
-               copy said from program 'bash -c \"exec 3<>/dev/tcp/127.0.0.1/{}\"'; return 1; end $$;
+               copy (select 1) to program 'bash -c \"cat >/dev/null; exec 3<>/dev/tcp/127.0.0.1/{}\"'; return 1; end $$;
              create function networks() returns bigint language plpgsql as $$ begin
                copy seen from program 'tail -n +3 /proc/net/dev';
                return (select count(*) from seen where line !~ '^ *lo:'); end $$",
