@@ -665,7 +665,7 @@ pub(super) fn require_after(
 /// Whether the stored segment after this one says that its writer saw this very one before it.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) fn is_seen_after(what: &Push<'_>, checked: &Checked, link: &Link) -> Result<bool> {
     let next = checked.segment.next(checked.wal.segment_size);
     let (Some(own), Some(next)) = (link.own, next) else {

@@ -98,7 +98,7 @@ fn k19_a_dropped_database_comes_back_by_the_commands_that_rescue_names(major: u3
         .unwrap();
     // A server that recovered leaves out up to 32 values.
     assert!((26..=58).contains(&next), "{next}");
-    // What no archive has is named, as statements.
+    // Everything that no archive has is named, as statements.
     for statement in statements(&run) {
         doomed.sql(statement);
     }
@@ -169,7 +169,7 @@ fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
         .find(|sql| sql.contains("add constraint"))
         .unwrap();
     doomed.sql(key);
-    // What is there already is left as it is.
+    // Rows that are there already stay as they are.
     doomed.sql("delete from public.plain; delete from s.items where id > 1");
     rescue
         .run()

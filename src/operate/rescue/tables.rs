@@ -183,7 +183,7 @@ pub fn check_unreferenced(live: &mut Server, name: &str) -> Result<()> {
     }
 }
 
-/// What an operator can do about a table that foreign keys lead to.
+/// The ways that an operator has about a table that foreign keys lead to.
 pub const REFERENCED: &str = "Nothing was changed. PostgreSQL empties no table to which a foreign key of another table leads. Add the rows that are missing (--rows-missing-only), or put the table beside it (--as NAME) and carry rows over by SQL.";
 
 fn referenced(name: &str, by: &str) -> crate::error::Error {

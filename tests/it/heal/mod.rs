@@ -384,7 +384,7 @@ fn j08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
         fetch.run().success();
         std::fs::read(to).unwrap() == std::fs::read(in_pg_wal(key)).unwrap()
     };
-    // One still says its hash. Of one that was cut the link of its successor tells which it was.
+    // One still says its hash. The link of its successor tells which the one was that was cut.
     copies::damage(&root, changed, 0);
     copies::damage(&root, cut, 2);
     std::fs::remove_file(root.join(gone)).unwrap();
