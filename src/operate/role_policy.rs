@@ -57,7 +57,7 @@ impl Policy {
         self.statements.push(list);
     }
 
-    /// What unfinished writes left: verify names it, and expire removes it. S3 knows no prefix of a bucket for this right.
+    /// The listing of unfinished uploads: verify names them, and expire removes them. S3 knows no prefix of a bucket for this right.
     fn find_uploads(&mut self) {
         let bucket = json!(self.bucket);
         let action = ["s3:ListBucketMultipartUploads"];

@@ -65,7 +65,7 @@ fn reach(histories: &[Line], replid: &str, offset: u64, depth: usize) -> Option<
     let onward = children
         .filter(|(_, fork)| depth > 0 && offset <= *fork)
         .filter_map(|(child, fork)| {
-            // What lies between is in one of both.
+            // Everything between lies in one of both.
             let from = fork.min(last);
             reach(histories, child, from, depth - 1)
         });

@@ -1,4 +1,4 @@
-//! The epochs of a key set, as a repository shows them (decision 0060). What it shows moves nobody who seals.
+//! The epochs of a key set, as a repository shows them (decision 0060). Nothing that it shows moves a host that seals.
 
 use super::keyring::{Keys, recipient, recipient_names};
 use super::scope;
@@ -80,7 +80,7 @@ impl Epoch {
     /// Reads its recipients.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn look(store: &dyn Store, number: u32, mac: Option<&MacKey>) -> Result<Epoch> {
         let mut pairs = Vec::new();
         let names = recipient_names(store, number)?;

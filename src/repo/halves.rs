@@ -20,7 +20,7 @@ pub struct Halves {
     late: Option<Encryption>,
     /// A command that failed is not run for each object.
     asked: OnceLock<std::result::Result<Keys, Refusal>>,
-    /// Of later epochs. A recipient that has no access to one is not looked for with each object.
+    /// The halves of later epochs. A recipient that has no access to one is not looked for with each object.
     later: Mutex<BTreeMap<u32, std::result::Result<PrivateHalf, Refusal>>>,
 }
 
@@ -43,7 +43,7 @@ impl Refusal {
 }
 
 impl Halves {
-    /// What `keys` give access to in the store of their repository.
+    /// Takes the keys that a repository was opened with, and its store.
     pub fn new(store: Arc<dyn Store>, keys: Arc<Keys>, late: Option<Encryption>) -> Halves {
         Halves {
             store,

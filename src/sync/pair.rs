@@ -67,7 +67,7 @@ impl<'a> Pair<'a> {
         )
     }
 
-    /// What is copied must be readable there: the other side has every epoch of this one, with the same pair.
+    /// Copies must be readable there: the other side has every epoch of this one, with the same pair.
     fn check_epochs(&self) -> Result<()> {
         let later = |repository: &Repository| match repository.keys() {
             None => Ok(Vec::new()),

@@ -12,7 +12,7 @@ use crate::store::Key;
 /// Warns where the newest objects of a scope are of a former epoch, and were stored after the newest epoch was made. `newest` are their keys.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub(super) fn check(check: &Check<'_>, repository: &Repository, newest: &[Key]) -> Result<()> {
     let Some(keys) = repository.keys() else {
         return Ok(());

@@ -619,6 +619,7 @@ impl Rollup<'_> {
             visit,
             end: range.end,
             done: false,
+            is_wrong: false,
         };
         let mut feeder = Feeder::default();
         let wrap = |e: Error| e.context(format!("segment \"{name}\""));
@@ -626,11 +627,6 @@ impl Rollup<'_> {
         self.read_body(name, by, &mut |piece| feeder.feed(piece, &mut visitor))
             .map_err(wrap)?;
         let ended = feeder.finish();
-        if by == CheckedBy::Records && !ended.is_whole {
-            // Damage of the stored copy, or WAL that ends: the hash tells.
-            self.read_body(name, CheckedBy::Hash, &mut |_| Ok(()))
-                .map_err(wrap)?;
-        }
         let mut open = ended.goes_on;
         let mut at = name;
         while open && !visitor.done {
@@ -652,6 +648,12 @@ impl Rollup<'_> {
                 Ok(()) => open = feeder.finish().goes_on,
             }
             at = following;
+        }
+        let is_complete = ended.is_whole && !visitor.is_wrong && (visitor.done || !open);
+        if by == CheckedBy::Records && !is_complete {
+            // Damage of the stored copy, or WAL that ends: the hash tells.
+            self.read_body(name, CheckedBy::Hash, &mut |_| Ok(()))
+                .map_err(wrap)?;
         }
         Ok(())
     }
@@ -838,7 +840,7 @@ impl Rollup<'_> {
 pub enum CheckedBy {
     /// The hash of all of them.
     Hash,
-    /// The CRC that PostgreSQL gave each record. Where one is wrong, or records end before the segment does, the hash is checked, too.
+    /// The CRC that PostgreSQL gave each record. The hash is checked, too, where one is wrong or records end early.
     Records,
 }
 
@@ -849,6 +851,8 @@ struct Visitor<'a> {
     end: Lsn,
     /// Everything that begins in it was shown, or nothing more can be.
     done: bool,
+    /// There was a finding before that.
+    is_wrong: bool,
 }
 
 impl Sink for Visitor<'_> {
@@ -867,6 +871,7 @@ impl Sink for Visitor<'_> {
 
     fn finding(&mut self, _: Finding) {
         // PostgreSQL would stop here too. (Bytes behind a switch record come when everything was shown.)
+        self.is_wrong |= !self.done;
         self.done = true;
     }
 }

@@ -123,7 +123,7 @@ impl World {
         run.json()["id"].as_str().unwrap().to_owned()
     }
 
-    /// What the user of a role may do, without pitr around it.
+    /// The store with the rights of a role, without pitr around it.
     fn store(&self, role: &str, prefix: &str) -> S3Store {
         let settings = S3Settings {
             endpoint: Some(self.moto.endpoint.clone()),

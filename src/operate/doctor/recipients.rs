@@ -16,7 +16,7 @@ const GIVE: &str = "give somebody else access: pitr repo rewrap --add FILE.pub";
 
 /// The state of the recipients.
 struct Seen {
-    /// Of each epoch that counts, the oldest first.
+    /// The readable form of each epoch that counts, the oldest first.
     epochs: Vec<Readable>,
     /// Epochs that no holder of the MAC key made.
     strange: Vec<u32>,
@@ -33,7 +33,7 @@ struct Readable {
 }
 
 impl Readable {
-    /// What it is called among others.
+    /// Returns its name among others.
     fn name(&self, noun: &str) -> String {
         match self.number {
             FIRST_EPOCH => noun.to_owned(),

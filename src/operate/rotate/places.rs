@@ -436,7 +436,7 @@ impl Place {
     /// Deletes the objects of a rotation that is not finished; returns their keys.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub fn take_back(&self, file: &WriterFile, confirm: bool) -> Result<Vec<String>> {
         let mut own = Vec::new();
         for wanted in file.recipients_of(file.epoch()) {
