@@ -38,7 +38,7 @@ impl Rotated {
         rotated
     }
 
-    /// Of a cluster that is shut down.
+    /// A key set of a cluster that is shut down.
     pub fn still() -> (Rotated, Still) {
         let still = Still::new(17, 1, 4);
         let sealed = Sealed::new(&still.cluster);
