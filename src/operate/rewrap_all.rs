@@ -451,7 +451,7 @@ impl Set {
                 Ok(own) => {
                     opened = own
                         .flatten()
-                        .map(|(contents, name)| Opened::by(contents, name))
+                        .map(|(contents, name)| Opened::by(contents, name));
                 }
                 Err(e) if e.code() == Code::Key => left_out = Some(e),
                 Err(e) => return Err(e),

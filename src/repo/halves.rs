@@ -120,6 +120,9 @@ trait Answer {
 
 impl Answer for std::result::Result<PrivateHalf, Refusal> {
     fn clone_half(&self) -> Result<PrivateHalf> {
-        self.as_ref().map(Clone::clone).map_err(Refusal::error)
+        match self {
+            Ok(private) => Ok(private.clone()),
+            Err(refusal) => Err(refusal.error()),
+        }
     }
 }

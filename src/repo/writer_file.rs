@@ -288,7 +288,7 @@ mod tests {
             for file in [rotation.clone(), rotation.finished(&second.mac)] {
                 let mut changed = file;
                 change(&mut changed);
-                let e = changed.keys(Path::new("writer.key")).unwrap_err();
+                let e = changed.keys(Path::new("writer.key")).err().unwrap();
                 assert_eq!(e.code(), crate::error::Code::Key, "{e}");
             }
         };

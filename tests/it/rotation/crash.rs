@@ -30,10 +30,6 @@ fn z12_a_rotation_killed_at_any_call_goes_on_with_the_same_pair() {
     };
     let (run, calls) = fault::trace(&rotate, MUTATING);
     run.success();
-    let matters = |call: &&fault::Call| {
-        call.touches(&dir) || stores.iter().any(|store| call.touches(&store.join("keys")))
-    };
-    let calls: Vec<_> = calls.iter().filter(matters).cloned().collect();
     assert!(calls.len() > 12, "{}", calls.len());
     let mut unfinished = 0;
     for (n, call) in calls.iter().enumerate() {
@@ -88,7 +84,9 @@ fn z12_no_host_takes_the_file_of_a_rotation_that_is_not_finished() {
     let pending = pending.display().to_string();
     for path in [pending.clone(), rotated.writer("next")] {
         // Under the name that it gets, too.
-        let _ = std::fs::copy(&pending, &path);
+        if path != pending {
+            std::fs::copy(&pending, &path).unwrap();
+        }
         crate::common::user::own_all(&rotated.dir("next"));
         rotated.host(&still.cluster, "early", &path, None);
         let push = rotated.sealed.push(&still, "early", 0).run();
@@ -174,7 +172,9 @@ fn z12_a_repository_that_was_away_gets_the_epochs_later() {
     std::fs::rename(&away, &second).unwrap();
     let both = with_second.replace(&sealed.key("writer"), &rotated.writer("other"));
     std::fs::write(sealed.config("operator"), both).unwrap();
-    sealed.push(&still, "operator", 0).run().success();
+    rotated.host(&still.cluster, "later", &rotated.writer("other"), None);
+    rotated.with_second("later");
+    sealed.push(&still, "later", 0).run().success();
     let doctor = sealed.on("operator").arg("doctor").run().expect_code(1);
     doctor.expect_stdout("nobody can read what this host writes");
     refused(

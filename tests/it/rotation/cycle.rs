@@ -11,7 +11,7 @@ fn z11_incrementals_and_restores_go_on_across_a_rotation() {
     let sealed = &rotated.sealed;
     cluster.sql("create table ledger as select g as id, 'note ' || g as note from generate_series(1, 20000) g");
     let backup = |more: &[&str]| {
-        let backup = sealed.on("writer").args(["backup", "--json"]);
+        let backup = sealed.on("operator").args(["backup", "--json"]);
         backup.args(more).run().success().json()
     };
     let first = backup(&[]);
@@ -21,7 +21,9 @@ fn z11_incrementals_and_restores_go_on_across_a_rotation() {
     rotated.rotate("operator", "next").run().success();
     assert_eq!(epochs(&sealed.repository), before, "no data was touched");
     // The hosts get the file; nothing else of them changes.
+    rotated.host(&cluster, "former", &sealed.key("writer"), None);
     rotated.host(&cluster, "writer", &rotated.writer("next"), None);
+    rotated.host(&cluster, "operator", &rotated.writer("next"), Some("ops"));
     cluster.sql("insert into ledger select g, 'later ' || g from generate_series(20001, 21000) g");
     cluster.archive_now();
     let second = backup(&["--incremental"]);
@@ -44,7 +46,7 @@ fn z11_incrementals_and_restores_go_on_across_a_rotation() {
         .args(["verify", "--quiet"])
         .run()
         .success();
-    let doctor = sealed.on("operator").arg("doctor").run();
+    let doctor = sealed.on("former").arg("doctor").run();
     doctor.expect_stdout("this host seals in epoch 1");
     let to = sealed.sandbox.join("copy");
     let restore = sealed.on("reader").args(["restore", "--quiet", "--to"]);

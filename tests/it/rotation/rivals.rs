@@ -122,7 +122,7 @@ fn z13_repositories_with_two_pairs_of_one_epoch_copy_nothing() {
     rotated.sealed.push(&still, "operator", 0).run().success();
     rotated.sealed.fetch(&still, "operator", 0).run().success();
     let sync = rotated.sealed.on("operator").args(["repo", "sync"]).run();
-    refused(&sync, 10, "lacks it or has another pair in it");
+    refused(&sync, 8, "lacks it or has another pair in it");
     let doctor = rotated.sealed.on("operator").arg("doctor").run();
     doctor.expect_stdout("another in second than in local");
 }
