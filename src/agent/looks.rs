@@ -63,8 +63,8 @@ impl Look {
 }
 
 impl Looks {
-    /// Those of an agent that begins.
-    pub fn new() -> Looks {
+    /// Returns the looks of an agent that begins.
+    pub fn none() -> Looks {
         Looks {
             looking: None,
             telling: Vec::new(),

@@ -88,7 +88,7 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
         known: BTreeMap::new(),
         asked: BTreeMap::new(),
         children: Vec::new(),
-        looks: Looks::new(),
+        looks: Looks::none(),
         troubles: BTreeMap::new(),
     };
     (requests.status)(&agent.line());

@@ -13,19 +13,26 @@ const EPOCHS_READ: usize = 64;
 /// So many recipients of an epoch are read to find one that counts.
 const RECIPIENTS_READ: usize = 64;
 
-/// The epochs whose names are there, whoever made them; sorted, the first one always.
+/// The epochs of which there is an object, whoever made it; sorted, the first one always.
 pub fn shown(store: &dyn Store) -> Result<Vec<u32>> {
     let listed = store.list(scope::KEYS)?;
     let number = |name: &str| {
         let number: u32 = name.parse().ok()?;
         (number.to_string() == name && number > FIRST_EPOCH).then_some(number)
     };
-    let mut epochs: Vec<u32> = listed
+    let later = listed
         .iter()
         .filter(|l| l.is_prefix)
-        .filter_map(|l| number(&l.name))
-        .collect();
-    epochs.push(FIRST_EPOCH);
+        .filter_map(|l| number(&l.name));
+    let mut epochs = vec![FIRST_EPOCH];
+    for epoch in later {
+        // The directory of an epoch that was taken back stays in a directory.
+        let is_there =
+            || Ok::<_, Error>(!store.list(&format!("{}/{epoch}", scope::KEYS))?.is_empty());
+        if epochs.len() > EPOCHS_READ || is_there()? {
+            epochs.push(epoch);
+        }
+    }
     epochs.sort_unstable();
     Ok(epochs)
 }

@@ -332,7 +332,7 @@ fn handed(finds: &mut Finds<'_>, at: usize, line: &str) {
     };
     let is_read = programs().any(|w| w == "read");
     let variable = programs()
-        .last()
+        .next_back()
         .filter(|name| is_read && finds.overrides.judge(name).0 >= Verdict::Strong);
     let reader = programs().find(|w| READERS.contains(w));
     let Some(reader) = reader.or(variable) else {

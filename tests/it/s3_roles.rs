@@ -35,7 +35,7 @@ impl World {
         let moto = Moto::with(&sandbox, &[&[("PITR_S3_CONDITIONS", "1")], env].concat());
         moto.make_bucket(BUCKET);
         if is_sealed {
-            keygen(&sandbox.join("keys"), &["ops", "leaver"])
+            keygen(&sandbox.join("keys"), &["ops", "escrow", "leaver"])
                 .run()
                 .success();
         }
@@ -326,7 +326,8 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     }
     // An operator takes access to keys away, which deletes a recipient's; nothing else may it delete.
     let leaver = world.sandbox.join("keys/leaver.pub");
-    let withdraw = ["repo", "rewrap", "--withdraw", "leaver"];
+    let proof = world.sandbox.join("keys/escrow.key").display().to_string();
+    let withdraw = ["repo", "rewrap", "--withdraw", "leaver", "--proof", &proof];
     let run = world.pitr("operator", &withdraw).run();
     assert!(leaver.exists() && run.is_success(), "{run}");
     world.refuses("operator", "delete", &world.key("/packs/"));
