@@ -185,6 +185,10 @@ fn size() -> Result<SegmentSize, Failure> {
 }
 
 fn make(folder: &Path, backups: u64) -> Result<(), Failure> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a bench has no caller with a clock"
+    )]
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
     let now = TimestampTz::from_unix_micros(i64::try_from(now)?).ok_or("no time")?;
     let (repository, _) =

@@ -27,9 +27,8 @@ pub fn shown(store: &dyn Store) -> Result<Vec<u32>> {
     let mut epochs = vec![FIRST_EPOCH];
     for epoch in later {
         // The directory of an epoch that was taken back stays in a directory.
-        let is_there =
-            || Ok::<_, Error>(!store.list(&format!("{}/{epoch}", scope::KEYS))?.is_empty());
-        if epochs.len() > EPOCHS_READ || is_there()? {
+        let prefix = format!("{}/{epoch}", scope::KEYS);
+        if epochs.len() > EPOCHS_READ || !store.list(&prefix)?.is_empty() {
             epochs.push(epoch);
         }
     }

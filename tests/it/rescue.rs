@@ -77,10 +77,7 @@ fn k19_a_dropped_database_comes_back_by_the_commands_that_rescue_names(major: u3
     let pasted = Program::new("sh").args(["-ec", next_command(&refused)]);
     let pasted = pasted.env("PATH", format!("{pitr}:{}", cloned.search_path()));
     let run = pasted.run().success();
-    run.stdout
-        .contains("s.items: 25 rows")
-        .then_some(())
-        .unwrap_or_else(|| panic!("{run}"));
+    assert!(run.stdout.contains("s.items: 25 rows"), "{run}");
     let doomed = live.client_of("doomed");
     let one = |sql: &str| doomed.query_one_string(sql);
     assert_eq!(&one(ITEMS), items.get().unwrap());
@@ -143,10 +140,7 @@ fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
         .args(["rescue", "--schema", "s", "--into"]);
     let rescue = cloned.at_moment(rescue.arg(live.conninfo("doomed")));
     let run = rescue.run().success();
-    run.stdout
-        .contains("s.items: 25 rows")
-        .then_some(())
-        .unwrap_or_else(|| panic!("{run}"));
+    assert!(run.stdout.contains("s.items: 25 rows"), "{run}");
     let doomed = live.client_of("doomed");
     let one = |sql: &str| doomed.query_one_string(sql);
     // A schema has no large objects: those of the live database are still there.
