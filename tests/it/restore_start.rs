@@ -467,7 +467,7 @@ fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
     );
     std::fs::write(
         there.etc.join("conf.d/rewind.conf"),
-        format!("wal_log_hints = on\nmin_wal_size = 2MB\nmax_wal_size = 2MB\nrestore_command = '{command} %f %p'\n"),
+        format!("wal_log_hints = on\nrestore_command = '{command} %f %p'\n"),
     )
     .unwrap();
     there.server.restart();
@@ -504,7 +504,11 @@ fn c6_pg_rewind_brings_an_old_primary_back_with_wal_of_the_archive() {
     new.promote();
     new.wait_promoted();
     new.sql("insert into t select g from generate_series(101, 150) g");
-    // The old primary goes on, and its WAL from before the fork is in the archive alone.
+    // The old primary goes on, and its WAL from before the fork is in the archive alone. Only now may the server remove WAL so soon: a
+    // backup compares its last segment with the server's own.
+    there.server.sql("alter system set min_wal_size = '2MB'");
+    there.server.sql("alter system set max_wal_size = '2MB'");
+    there.server.sql("select pg_reload_conf()");
     let fork = there.server.switch_wal();
     there
         .server

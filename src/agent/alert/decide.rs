@@ -55,6 +55,13 @@ pub struct Notice {
     pub since: TimestampTz,
 }
 
+impl Notice {
+    /// The sink and the condition: of one decision, each pair has one notice.
+    pub fn key(&self) -> (&str, &str) {
+        (&self.sink, &self.id)
+    }
+}
+
 /// A condition that a sink was told of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
@@ -79,6 +86,9 @@ pub struct Open {
     pub is_over: bool,
     /// The sinks that took it.
     pub told: BTreeMap<String, Told>,
+    /// The sinks that may have taken it: a kill came before the record of the delivery, or the delivery had no end.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub offered: BTreeSet<String>,
 }
 
 /// A sink that does not take what it is sent.
@@ -100,6 +110,11 @@ pub struct Book {
 }
 
 impl Open {
+    /// Whether it lasts, or its end is still to be told.
+    fn is_open(&self) -> bool {
+        !self.is_over || !self.told.is_empty() || !self.offered.is_empty()
+    }
+
     /// The condition, as it was seen last.
     pub fn condition(&self, id: &str) -> Condition {
         Condition {
@@ -158,6 +173,7 @@ impl Book {
                 next: None,
                 is_over: false,
                 told: BTreeMap::new(),
+                offered: BTreeSet::new(),
             });
             if open.is_over {
                 // It came back before everybody heard that it had ended.
@@ -173,10 +189,25 @@ impl Book {
         for (id, open) in &mut self.open {
             open.is_over = !is_there.contains(id);
             open.told.retain(|sink, _| names.contains(sink.as_str()));
+            open.offered.retain(|sink| names.contains(sink.as_str()));
         }
-        self.open
-            .retain(|_, open| !open.is_over || !open.told.is_empty());
+        self.open.retain(|_, open| open.is_open());
         self.failing.retain(|sink, _| names.contains(sink.as_str()));
+    }
+
+    /// Notes that a notice is about to go to its sink. Told of its condition or not, the sink then hears that the condition ended.
+    pub fn offer(&mut self, notice: &Notice) {
+        if let Some(open) = self.open.get_mut(&notice.id) {
+            open.offered.insert(notice.sink.clone());
+        }
+    }
+
+    /// Notes that a notice did not reach its sink.
+    pub fn withdraw(&mut self, notice: &Notice) {
+        if let Some(open) = self.open.get_mut(&notice.id) {
+            open.offered.remove(&notice.sink);
+        }
+        self.open.retain(|_, open| open.is_open());
     }
 
     /// Notes what became of a notice.
@@ -197,6 +228,7 @@ impl Book {
         match notice.event {
             Event::Resolved => {
                 open.told.remove(&notice.sink);
+                open.offered.remove(&notice.sink);
             }
             _ => {
                 let told = Told {
@@ -204,10 +236,10 @@ impl Book {
                     severity: notice.severity,
                 };
                 open.told.insert(notice.sink.clone(), told);
+                open.offered.remove(&notice.sink);
             }
         }
-        self.open
-            .retain(|_, open| !open.is_over || !open.told.is_empty());
+        self.open.retain(|_, open| open.is_open());
     }
 }
 
@@ -217,6 +249,7 @@ impl Open {
         let told = self.told.get(&sink.name);
         let event = match told {
             Some(_) if self.is_over => Event::Resolved,
+            None if self.is_over && self.offered.contains(&sink.name) => Event::Resolved,
             None if self.is_over => return None,
             None => Event::New,
             Some(told) if self.severity > told.severity => Event::New,
@@ -366,7 +399,7 @@ mod tests {
                 told("b", "sink a", Event::New)
             ]
         );
-        // It ends while the sink is away: whoever never heard of it hears nothing.
+        // It ends while the sink is away: a sink that never heard of it hears nothing.
         let sent = round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, "a");
         assert_eq!(
             sent,
@@ -390,6 +423,45 @@ mod tests {
             round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, ""),
             [told("a", "gap", Event::Resolved)]
         );
+        assert!(book.open.is_empty());
+    }
+
+    #[test]
+    fn after_a_kill_between_a_delivery_and_its_record_the_end_is_told() {
+        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
+        let now = time("2026-11-20T02:00:00Z");
+        let gap = [wrong("gap", Severity::Critical)];
+        for notice in decide(now, &gap, &mut book, &sinks) {
+            book.offer(&notice);
+        }
+        // As long as it lasts, it is new to the sink.
+        let text = serde_json::to_string(&book).unwrap();
+        let mut lasting: Book = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            round("2026-11-20T02:01:00Z", &gap, &mut lasting, &sinks, ""),
+            [told("a", "gap", Event::New)]
+        );
+        assert!(lasting.open["gap"].offered.is_empty());
+        // An end that the sink does not take is offered again.
+        for deaf in ["a", ""] {
+            assert_eq!(
+                round("2026-11-20T02:01:00Z", &[], &mut book, &sinks, deaf),
+                [told("a", "gap", Event::Resolved)]
+            );
+        }
+        assert!(book.open.is_empty());
+    }
+
+    #[test]
+    fn a_notice_that_did_not_reach_its_sink_has_no_end() {
+        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
+        let now = time("2026-11-20T02:00:00Z");
+        let gap = [wrong("gap", Severity::Critical)];
+        for notice in decide(now, &gap, &mut book, &sinks) {
+            book.offer(&notice);
+            book.withdraw(&notice);
+        }
+        assert!(round("2026-11-20T02:01:00Z", &[], &mut book, &sinks, "").is_empty());
         assert!(book.open.is_empty());
     }
 

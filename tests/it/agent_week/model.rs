@@ -710,18 +710,25 @@ impl Judge<'_> {
                     ("new", _) => !open,
                     _ => open,
                 };
-                // Who was killed behind a delivery makes it once more.
+                let ups = self.seen.up[host].iter().map(|(_, to)| *to);
+                let cuts = self.seen.cuts.iter().filter(|c| c.0 == host).map(|c| c.1);
+                let kills: Vec<i128> = ups.chain(cuts).collect();
+                // A look that is killed behind a delivery makes it once more.
                 let gone = |from: i128| {
-                    let ups = self.seen.up[host].iter().map(|(_, to)| *to);
-                    let cuts = self.seen.cuts.iter().filter(|c| c.0 == host).map(|c| c.1);
-                    ups.chain(cuts)
-                        .any(|at| is_in(at, (from - SECOND / 5, from + SECOND)))
+                    let near = (from - SECOND / 5, from + SECOND);
+                    kills.iter().any(|at| is_in(*at, near))
                 };
+                // One that is killed before a delivery has promised the end of what the sink never heard of.
+                let quiet = (before.map_or(i128::MIN, |b| b.at), one.at);
+                let is_unheard =
+                    one.event == "resolved" && !open && kills.iter().any(|at| is_in(*at, quiet));
                 let is_twice = before.is_some_and(|b| b.event == one.event && gone(b.at));
                 let is_full =
                     self.is_full(host, one.at) || before.is_some_and(|b| self.is_full(host, b.at));
                 if is_twice {
                     self.count("told twice", 1);
+                } else if is_unheard {
+                    self.count("ended unheard", 1);
                 } else if !is_due && !is_full {
                     self.fault(format!(
                         "{sink}: {} of {id} at {} behind {:?}",
