@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::child;
+use super::examinations::Examinations;
 use super::load::{self, Check, Loaded};
 use super::looks::Looks;
 use super::page::{Page, View};
@@ -64,6 +65,7 @@ struct Agent<'a> {
     /// The record keepers of runs, each with the name of its job.
     children: Vec<(String, Child)>,
     looks: Looks,
+    examinations: Examinations,
     /// Trouble that was reported, so that it is reported once.
     troubles: BTreeMap<String, String>,
 }
@@ -89,6 +91,7 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
         asked: BTreeMap::new(),
         children: Vec::new(),
         looks: Looks::none(),
+        examinations: Examinations::none(),
         troubles: BTreeMap::new(),
     };
     (requests.status)(&agent.line());
@@ -163,6 +166,7 @@ impl Agent<'_> {
             self.start(&name, id);
         }
         self.looks.tick(self.session, &self.loaded.settings);
+        self.examinations.tick(self.session, &self.loaded.settings);
     }
 
     fn start(&mut self, name: &str, id: RunId) {
@@ -342,6 +346,7 @@ impl Agent<'_> {
 
     fn leave(&mut self) {
         self.looks.end();
+        self.examinations.end();
         // Their jobs go on.
         self.end(&self.tenants().into_iter().collect());
         let running = self.children.len();

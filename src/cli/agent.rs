@@ -13,6 +13,7 @@ use super::notify::Notify;
 use super::output::{Align, Table};
 use crate::agent::alert::Notices;
 use crate::agent::alert::decide::Book;
+use crate::agent::alert::examined;
 use crate::agent::child::{self, Done};
 use crate::agent::jobs::{self, Shown};
 use crate::agent::load::Loaded;
@@ -76,6 +77,11 @@ pub enum Command {
         #[arg(long)]
         remember: bool,
     },
+    #[command(hide = true)]
+    Examine {
+        #[arg(long)]
+        given_up: bool,
+    },
 }
 
 /// Runs the command.
@@ -89,13 +95,20 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             scheduled,
             attempt,
         }) => exec(cx, job, *scheduled, *attempt),
+        Some(Command::Examine { given_up }) => {
+            let loaded = followed(cx)?;
+            let is_well = match given_up {
+                true => examined::given_up(&cx.session, &loaded).map(|()| false)?,
+                false => examined::examine(&cx.session, &loaded)?,
+            };
+            Ok(if is_well {
+                exit::SUCCESS
+            } else {
+                exit::WARNINGS
+            })
+        }
         Some(Command::Observe { given_up, remember }) => {
-            if super::caller(&cx.session.environment)
-                .is_some_and(|caller| !super::is_parent(caller))
-            {
-                return Err(err!(Interrupted, "the agent is gone"));
-            }
-            let loaded = load::load(&cx.session, &is_command)?;
+            let loaded = followed(cx)?;
             let memory = remember.then(|| std::io::stdin().as_fd().try_clone_to_owned());
             let memory = memory.and_then(|copy| copy.ok().map(File::from));
             let notices = Notices::of(&loaded.state_dir, memory);
@@ -111,6 +124,14 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             }
             Ok(exit::SUCCESS)
         }
+    }
+}
+
+/// Loads the configuration for a process of the agent, which does nothing for an agent that is gone.
+fn followed(cx: &Context) -> Result<load::Loaded> {
+    match super::caller(&cx.session.environment) {
+        Some(caller) if !super::is_parent(caller) => Err(err!(Interrupted, "the agent is gone")),
+        _ => load::load(&cx.session, &is_command),
     }
 }
 

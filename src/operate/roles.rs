@@ -39,6 +39,16 @@ impl Role {
         }
     }
 
+    /// The name with its article.
+    fn one(self) -> &'static str {
+        match self {
+            Role::Reader => "a reader",
+            Role::Writer => "a writer",
+            Role::Janitor => "a janitor",
+            Role::Operator => "an operator",
+        }
+    }
+
     fn creates(self) -> bool {
         self != Role::Reader
     }
@@ -113,8 +123,8 @@ fn directory(location: &Location, role: Role) -> Option<String> {
         Location::Blob { .. } => {
             let page = "docs/configuration.md names the actions that it allows there";
             return Some(format!(
-                "{location}: a role of the service for a {}; {page}",
-                role.name()
+                "{location}: a role of the service for {}; {page}",
+                role.one()
             ));
         }
         Location::Sftp { path, .. } => path.clone(),
@@ -182,7 +192,7 @@ fn keys_of(found: &mut Findings, repository: &Repository, role: Role) {
         found.warn(
             &name,
             "may read",
-            format!("a {} needs no key that reads", role.name()),
+            format!("{} needs no key that reads", role.one()),
             "take key_file and passphrase from the configuration of this host",
         );
     } else if !reads && role.reads() {
@@ -200,7 +210,7 @@ fn keys_of(found: &mut Findings, repository: &Repository, role: Role) {
             "set key_set",
         );
     } else {
-        found.ok(&name, format!("those of a {}", role.name()));
+        found.ok(&name, format!("those of {}", role.one()));
     }
 }
 
@@ -233,7 +243,7 @@ fn rights(found: &mut Findings, name: &str, role: Role, creates: bool, deletes: 
             next,
         );
     } else {
-        found.ok(name, format!("the rights of a {}", role.name()));
+        found.ok(name, format!("the rights of {}", role.one()));
     }
 }
 

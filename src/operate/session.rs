@@ -34,6 +34,26 @@ pub struct Session {
 }
 
 impl Session {
+    /// The same session on one cluster.
+    pub fn on_cluster(&self, name: &str) -> Session {
+        let mut own = self.again();
+        own.flags.cluster = Some(name.to_owned());
+        own
+    }
+
+    /// A session of the same host and configuration, which knows nothing of what this one met.
+    pub fn again(&self) -> Session {
+        Session {
+            host: self.host.clone(),
+            environment: self.environment.clone(),
+            flags: self.flags.clone(),
+            system_identifier: None,
+            followed: self.followed,
+            away: Away::default(),
+            pacing: Pacing::limited(None),
+        }
+    }
+
     /// Finds and reads the configuration.
     ///
     /// # Errors

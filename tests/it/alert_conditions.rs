@@ -9,6 +9,7 @@ use crate::agent::{Host, SPRING};
 use crate::common::mount::SmallDisk;
 use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, paths_below, wait_until};
 use crate::require_mounts;
+use crate::sealed::Sealed;
 
 /// A sink that writes what it hears into a file.
 struct Sink {
@@ -61,6 +62,11 @@ impl Sink {
 fn observe(pitr: &Program) {
     // Its status is that of what it could not look at.
     pitr.clone().args(["agent", "observe"]).run();
+}
+
+fn examine(pitr: &Program) {
+    // Its status is that of what it finds.
+    pitr.clone().args(["agent", "examine"]).run();
 }
 
 /// A site with a server, a sink, and a section for the cluster.
@@ -347,4 +353,117 @@ fn j16_a_record_that_cannot_be_read_is_critical() {
         "jobs/look",
         &[("new", "critical"), ("resolved", "critical")],
     );
+}
+
+#[test]
+fn j16_a_slot_and_a_clock_that_are_wrong_are_found_by_the_agents_examinations() {
+    let (site, server, sink) = site("");
+    let plain = std::fs::read_to_string(site.config()).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().unwrap().port();
+    let served = plain.replacen(
+        "[agent]\n",
+        &format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"1s\"\n"),
+        1,
+    );
+    let journal = site.sandbox().dir("journal");
+    let received = format!(
+        "{served}[clusters.main.receive]\njournal = \"{}\"\n",
+        journal.display()
+    );
+    std::fs::write(site.config(), &received).unwrap();
+    let id = "main/doctor/receiver/slot";
+    {
+        let _agent = site.pitr().arg("agent").spawn();
+        wait_until(PATIENCE, "the agent examines, and a look tells", || {
+            !sink.heard(id).is_empty()
+        });
+    }
+    sink.expect(id, &[("new", "critical")]);
+    let (_, _, summary) = sink.heard(id).pop().unwrap();
+    assert!(
+        summary.contains(
+            "slot: \"pitr\" does not exist (the server removes WAL before it is received)"
+        ),
+        "{summary}"
+    );
+    // Without a receiver in the configuration none is missed.
+    std::fs::write(site.config(), &served).unwrap();
+    let clock = "main/doctor/clock/server and host";
+    examine(&site.pitr());
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
+    sink.expect(clock, &[]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let ahead = format!("{},{},1", now.as_secs() + 900, now.as_secs());
+    examine(&site.pitr().env("PITR_FAULT_CLOCK", ahead));
+    observe(&site.pitr());
+    let heard = sink.heard(clock);
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert_eq!(heard[0].0, "new", "{heard:?}");
+    examine(&site.pitr());
+    observe(&site.pitr());
+    assert_eq!(sink.heard(clock).last().unwrap().0, "resolved");
+    drop(server);
+}
+
+#[test]
+fn j16_a_key_that_alone_reads_the_repository_is_critical() {
+    let (sealed, _server) = Sealed::archived(17);
+    let sink = Sink::new();
+    let state = sealed.sandbox.dir("state");
+    let config = sealed.config("reader");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let agent = format!(
+        "{text}\n[agent]\nstate_dir = \"{}\"\n{}",
+        state.display(),
+        sink.section()
+    );
+    std::fs::write(&config, agent).unwrap();
+    let reader = sealed.on("reader");
+    let recipient = paths_below(&sealed.repository)
+        .into_iter()
+        .find(|path| path.to_str().unwrap().contains("escrow"));
+    let recipient = recipient.expect("the object of a recipient");
+    let whole = std::fs::read(&recipient).unwrap();
+    std::fs::remove_file(&recipient).unwrap();
+    examine(&reader);
+    observe(&reader);
+    let id = "main/doctor/repository/recipients";
+    sink.expect(id, &[("new", "critical")]);
+    std::fs::write(&recipient, whole).unwrap();
+    examine(&reader);
+    observe(&reader);
+    sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
+}
+
+#[test]
+fn j16_an_examination_that_comes_to_no_end_is_high() {
+    let (site, _server, sink) = site("");
+    let plain = std::fs::read_to_string(site.config()).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().unwrap().port();
+    let served = plain.replacen(
+        "[agent]\n",
+        &format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"1s\"\n"),
+        1,
+    );
+    std::fs::write(site.config(), &served).unwrap();
+    let paused = site.sandbox().join("paused");
+    {
+        let _agent = site
+            .pitr()
+            .arg("agent")
+            .env("PITR_FAULT_SECONDS", "2")
+            .env("PITR_FAULT_PAUSE", format!("examine={}", paused.display()))
+            .spawn();
+        wait_until(PATIENCE, "the agent gives it up, and a look tells", || {
+            !sink.heard("doctor").is_empty()
+        });
+    }
+    assert!(paused.exists(), "no examination began");
+    sink.expect("doctor", &[("new", "high")]);
+    examine(&site.pitr());
+    observe(&site.pitr());
+    sink.expect("doctor", &[("new", "high"), ("resolved", "high")]);
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::common::s3::peer::Peer;
 use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
@@ -351,6 +351,40 @@ fn s14_doctor_warns_of_rules_that_delete() {
     off.server()
         .fault("lifecycle", u64::MAX, Fault::Error(403, "AccessDenied"));
     assert!(!doctor().contains("lifecycle"));
+}
+
+#[test]
+fn s15_doctor_names_a_certificate_that_ends_soon() {
+    let authority = Authority::new();
+    let off = Offline::new("");
+    let ca = off.still.site.sandbox().file("ca.pem", &authority.pem);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let now = i64::try_from(now.as_secs()).unwrap();
+    // It ends with the next year, a year from now at least.
+    let year = i32::try_from(1970 + now / 31_556_952 + 2).unwrap();
+    let days = (i64::from(year) - 1970) * 365 + (i64::from(year) - 1969) / 4;
+    let says = Says {
+        subject: "the store",
+        host: "localhost",
+        year,
+    };
+    let tls = Tls::before(off.server(), &authority, &says);
+    let plain = std::fs::read_to_string(&off.config).unwrap();
+    let text = plain.replace(&off.server().endpoint(), &tls.endpoint());
+    let text = format!("{text}ca_file = \"{}\"\n", ca.display());
+    let config = off.still.site.sandbox().file("tls.toml", text);
+    for (left, level) in [(22, "ok"), (20, "warn"), (2, "fail"), (-1, "fail")] {
+        let clock = format!("{},{now},1", (days - left) * 86_400);
+        let doctor = pitr().arg("--config").arg(&config);
+        let doctor = doctor.args(["doctor", "--json"]);
+        let said = doctor.env("PITR_FAULT_CLOCK", clock).run().json();
+        let findings = said["findings"].as_array().unwrap();
+        let of_it = findings.iter().find(|f| f["name"] == "certificate");
+        let of_it = of_it.unwrap_or_else(|| panic!("{said}"));
+        assert_eq!(of_it["level"], level, "{left}: {of_it}");
+        let value = of_it["value"].as_str().unwrap();
+        assert!(value.contains(&format!("{year}-01-01")), "{value}");
+    }
 }
 
 #[test]

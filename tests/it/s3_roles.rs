@@ -14,6 +14,12 @@ use crate::common::{Cluster, Program, Run, Sandbox, expire_at_once, pitr, pitr_a
 use crate::sealed::keygen;
 
 const ROLES: [&str; 4] = ["reader", "writer", "janitor", "operator"];
+
+/// How doctor names the rights of a role.
+fn own_rights(role: &str) -> String {
+    let article = if role == "operator" { "an" } else { "a" };
+    format!("the rights of {article} {role}")
+}
 const BUCKET: &str = "backups";
 const PREFIX: &str = "prod/pg";
 
@@ -225,7 +231,7 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
     let unpin = ["unpin", &second, "--confirm"];
     world.pitr("operator", &unpin).run().success();
     for role in ROLES {
-        let own = format!("the rights of a {role}");
+        let own = own_rights(role);
         assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
     }
     refusals(&world, &first);
@@ -321,7 +327,7 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     assert_eq!(world.restored("reader", &[]), "6000");
     world.pitr("reader", &["verify"]).run().success();
     for role in ROLES {
-        let own = format!("the rights of a {role}");
+        let own = own_rights(role);
         assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
     }
     // An operator takes access to keys away, which deletes a recipient's; nothing else may it delete.

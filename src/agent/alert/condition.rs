@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::decide::{Condition, Failing};
+use super::examined;
 use crate::agent::load::Loaded;
 use crate::agent::scheduler::Planned;
 use crate::config::{Location, Severity};
@@ -81,6 +82,7 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
         );
     }
     found.extend(of_jobs(session, loaded));
+    found.extend(examined::conditions(&loaded.state_dir));
     found.extend(
         settings
             .repositories

@@ -5,6 +5,7 @@
 
 pub mod condition;
 pub mod decide;
+pub mod examined;
 mod http;
 mod mail;
 pub mod payload;

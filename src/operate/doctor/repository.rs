@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::server::Seen;
 use super::{Findings, archiver, recipients};
@@ -34,6 +35,9 @@ use crate::wal::rollup::Rollup;
 
 /// A server's disk with less room than this is nearly full; its whole size is not asked for.
 const LITTLE_BYTES: u64 = 1 << 30;
+/// A certificate that ends within this time is a warning, and a failure.
+const CERTIFICATE_WARN: Duration = Duration::from_secs(21 * 86_400);
+const CERTIFICATE_FAIL: Duration = Duration::from_secs(3 * 86_400);
 
 /// Looks at each; returns those that could be opened.
 pub(super) fn look<'a>(
@@ -212,9 +216,34 @@ fn store_clock(found: &mut Findings, configured: &Configured, session: &Session)
     }
 }
 
+/// A certificate that ends keeps everybody from the store.
+fn certificate(found: &mut Findings, configured: &Configured, session: &Session) {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return;
+    };
+    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
+    let end = match store.and_then(|store| store.certificate_end()) {
+        Ok(None) => return,
+        Ok(Some(end)) => end,
+        Err(e) => return found.error("certificate", &e),
+    };
+    let value = format!("the store's ends {}", human::time(end));
+    let left = end.duration_since(session.host.now()).unwrap_or_default();
+    let cause = "from then on nobody who verifies it reaches the store: nothing is archived, and nothing restored";
+    let next = "renew the certificate of the store";
+    if left < CERTIFICATE_FAIL {
+        found.fail("certificate", value, cause, next);
+    } else if left < CERTIFICATE_WARN {
+        found.warn("certificate", value, cause, next);
+    } else {
+        found.ok("certificate", value);
+    }
+}
+
 fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, session: &Session) {
     rules(found, configured, session);
     store_clock(found, configured, session);
+    certificate(found, configured, session);
     match configured.location.directory() {
         Some(path) => directory(found, path, pgdata, session),
         None if matches!(configured.location, Location::Sftp { .. }) => {

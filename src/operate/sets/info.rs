@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::plan::{self, AskedMoment, AskedRecovery};
-use super::{cluster, configured, on_cluster};
+use super::{cluster, configured};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::error::{Code, Result};
 use crate::operate::away::Away;
@@ -146,7 +146,7 @@ fn spans(session: &Session, settings: &Settings, set: &RecoverySet) -> Result<Ve
 
 fn of_cluster(session: &Session, settings: &Settings, member: &SetMember) -> Result<Vec<Span>> {
     cluster(settings, &member.name)?;
-    let own = on_cluster(session, &member.name);
+    let own = session.on_cluster(&member.name);
     let reading = Reading::open(&own)?;
     let inventory = reading.inventory(&own)?;
     let windows = reading.windows(&own, &inventory)?.windows;

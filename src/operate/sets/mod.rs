@@ -36,9 +36,6 @@ mod work;
 
 pub use own::FOLLOWS;
 
-use super::away::Away;
-use super::pacing::Pacing;
-use super::session::Session;
 use crate::config::{Cluster, MemberKind, RecoverySet, Redis, SetMember, Settings};
 use crate::err;
 use crate::error::Result;
@@ -131,19 +128,4 @@ fn cluster<'s>(settings: &'s Settings, name: &str) -> Result<&'s Cluster> {
 fn redis<'s>(settings: &'s Settings, name: &str) -> Result<&'s Redis> {
     let found = settings.redis.iter().find(|redis| redis.name == name);
     found.ok_or_else(|| err!(Config, "Redis server \"{name}\" is not configured"))
-}
-
-/// The same session on one cluster.
-fn on_cluster(session: &Session, name: &str) -> Session {
-    let mut flags = session.flags.clone();
-    flags.cluster = Some(name.to_owned());
-    Session {
-        host: session.host.clone(),
-        environment: session.environment.clone(),
-        flags,
-        system_identifier: None,
-        followed: session.followed,
-        away: Away::default(),
-        pacing: Pacing::limited(None),
-    }
 }

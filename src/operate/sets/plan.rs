@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{cluster, configured, on_cluster, scope};
+use super::{cluster, configured, scope};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Code, Result};
@@ -349,7 +349,7 @@ fn of_cluster(
     (target, at): (&AskedTarget, TimestampTz),
 ) -> Result<Reach> {
     cluster(settings, &member.name)?;
-    let mut own = on_cluster(session, &member.name);
+    let mut own = session.on_cluster(&member.name);
     own.system_identifier = identifier;
     let first = opened::open(&own, Reading::open(&own)?)?;
     let question = Question {

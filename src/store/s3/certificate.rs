@@ -1,4 +1,4 @@
-//! The certificate of a server that was not trusted: the client reports the reason, but not the certificate.
+//! The certificate of a server: its description where it was not trusted, for the client reports the reason alone, and its end.
 //!
 //! A connection is made for that alone. Nothing is sent over it: its handshake fails at the very certificate that it is made for.
 
@@ -20,6 +20,17 @@ const SHOWN: usize = 200;
 
 /// Returns a description of the certificate of the server at an `https` URL; none if it shows none that can be read.
 pub(super) async fn shown(url: &str) -> Option<String> {
+    describe(&of_server(url).await?)
+}
+
+/// Returns the last moment at which the certificate of the server at an `https` URL is valid; none if it shows none that can be read.
+pub(super) async fn end(url: &str) -> Option<TimestampTz> {
+    let certificate = of_server(url).await?;
+    let parsed = x509_cert::Certificate::from_der(&certificate).ok()?;
+    date(parsed.tbs_certificate.validity.not_after)
+}
+
+async fn of_server(url: &str) -> Option<Vec<u8>> {
     let host = url.strip_prefix("https://")?;
     let (name, port) = match host.rsplit_once(':') {
         Some((name, port)) => (name, port.parse().ok()?),
@@ -41,18 +52,18 @@ pub(super) async fn shown(url: &str) -> Option<String> {
         connector.connect(server, stream).await.ok().map(|_| ())
     };
     let _ = tokio::time::timeout(PATIENCE, handshake).await;
-    let certificate = seen.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-    describe(&certificate?)
+    seen.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn date(time: x509_cert::time::Time) -> Option<TimestampTz> {
+    let seconds = i64::try_from(time.to_unix_duration().as_secs()).ok()?;
+    TimestampTz::from_unix_seconds(seconds)
 }
 
 fn describe(certificate: &[u8]) -> Option<String> {
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
     let parsed = parsed.tbs_certificate;
     let name = |name: String| name.escape_debug().take(SHOWN).collect::<String>();
-    let date = |time: x509_cert::time::Time| {
-        let seconds = i64::try_from(time.to_unix_duration().as_secs()).ok()?;
-        TimestampTz::from_unix_seconds(seconds)
-    };
     let (from, to) = (
         date(parsed.validity.not_before)?,
         date(parsed.validity.not_after)?,

@@ -104,6 +104,15 @@ impl S3Store {
         Ok(wait(async move { lifecycle::read(&bucket).await })??)
     }
 
+    /// The last moment at which the certificate of the server is valid; none for a store that the configuration does not name, and without TLS.
+    ///
+    /// # Errors
+    /// Those of the runtime.
+    pub fn certificate_end(&self) -> Result<Option<TimestampTz>> {
+        let bucket = Arc::clone(&self.bucket);
+        wait(async move { bucket.certificate_end().await })
+    }
+
     /// Lists what is below `prefix` in a class from which it must be thawed, thawed or not.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use super::client::{Connected, Link};
 use super::failure::{Answered, Failure, Kind};
 use super::markers::Markers;
 use crate::config::S3Settings;
+use crate::pg::time::TimestampTz;
 use crate::store::{life, runtime};
 
 /// The longest pause after the first failure; doubled by each one that follows.
@@ -156,19 +157,25 @@ impl Bucket {
         renewed.map_or(Ok(false), |done| Ok(done.map(|()| true)?))
     }
 
-    /// Adds to a certificate that was not believed whose it is.
-    async fn identified(&self, failure: Failure) -> Failure {
+    /// The server that is connected to, where the configuration names one.
+    fn url(&self) -> Option<String> {
         let settings = &self.link.settings;
-        let Some(host) = settings
-            .endpoint
-            .as_deref()
-            .filter(|_| failure.kind == Kind::Untrusted)
-        else {
-            return failure;
-        };
-        let url = match (settings.path_style, host.split_once("://")) {
+        let host = settings.endpoint.as_deref()?;
+        Some(match (settings.path_style, host.split_once("://")) {
             (false, Some((scheme, host))) => format!("{scheme}://{}.{host}", self.bucket),
             _ => host.to_owned(),
+        })
+    }
+
+    /// The last moment at which the server's certificate is valid; none for a store that the configuration does not name, and without TLS.
+    pub(super) async fn certificate_end(&self) -> Option<TimestampTz> {
+        certificate::end(&self.url()?).await
+    }
+
+    /// Adds to a certificate that was not believed whose it is.
+    async fn identified(&self, failure: Failure) -> Failure {
+        let Some(url) = self.url().filter(|_| failure.kind == Kind::Untrusted) else {
+            return failure;
         };
         match certificate::shown(&url).await {
             Some(shown) => Failure {

@@ -72,7 +72,7 @@ fn is_missed(key: &str) -> bool {
 }
 
 #[test]
-fn j09_whatever_either_side_can_prove_is_healed() {
+fn v09_whatever_either_side_can_prove_is_healed() {
     let wanted = number("PITR_HEAL_DAMAGES").unwrap_or(DAMAGES as u64) as usize;
     let seed = number("PITR_HEAL_SEED").unwrap_or(SEED);
     println!("seed {seed}");

@@ -154,17 +154,17 @@ fn every_kind_is_healed(form: &str) {
 }
 
 #[test]
-fn j02_every_kind_of_object_is_healed() {
+fn v02_every_kind_of_object_is_healed() {
     every_kind_is_healed("plain-2");
 }
 
 #[test]
-fn j02_j05_every_kind_of_encrypted_object_is_healed() {
+fn v02_v05_every_kind_of_encrypted_object_is_healed() {
     every_kind_is_healed("encrypted-2");
 }
 
 #[test]
-fn j02_missing_parts_come_back_under_their_own_keys() {
+fn v02_missing_parts_come_back_under_their_own_keys() {
     let copies = Copies::new("plain-2");
     let keys: Vec<String> = copies.keys();
     let is_part = |key: &&String| {
@@ -210,7 +210,7 @@ fn j02_missing_parts_come_back_under_their_own_keys() {
 }
 
 #[test]
-fn j02_registrations_and_events_are_named_and_have_no_copies() {
+fn v02_registrations_and_events_are_named_and_have_no_copies() {
     let copies = Copies::new("plain-2");
     let begin = files_below(&copies.first)
         .into_iter()
@@ -231,7 +231,7 @@ fn j02_registrations_and_events_are_named_and_have_no_copies() {
 }
 
 #[test]
-fn j03_what_neither_has_whole_stays_lost_and_is_said() {
+fn v03_what_neither_has_whole_stays_lost_and_is_said() {
     let copies = Copies::new("plain-2");
     let keys = copies.keys();
     let packs: Vec<&String> = keys.iter().filter(|key| key.contains("/packs/")).collect();
@@ -287,7 +287,7 @@ fn of_two_lives(copies: &Copies) -> (String, String) {
 }
 
 #[test]
-fn j04_a_hostile_giver_is_not_believed() {
+fn v04_a_hostile_giver_is_not_believed() {
     let copies = Copies::new("plain-2");
     let (own, other) = of_two_lives(&copies);
     let segments: Vec<String> = copies
@@ -341,7 +341,7 @@ fn j04_a_hostile_giver_is_not_believed() {
 }
 
 #[test]
-fn j04_a_copy_that_lay_there_before_the_damage_replaces_nothing() {
+fn v04_a_copy_that_lay_there_before_the_damage_replaces_nothing() {
     let copies = Copies::new("plain-2");
     let (own, other) = of_two_lives(&copies);
     let name = own.rsplit('/').next().unwrap().to_owned();
@@ -384,7 +384,7 @@ fn j04_a_copy_that_lay_there_before_the_damage_replaces_nothing() {
 }
 
 #[test]
-fn j05_a_repository_of_another_key_set_heals_nothing() {
+fn v05_a_repository_of_another_key_set_heals_nothing() {
     let copies = Copies::new("plain-2");
     let other = Frozen::new(19, "encrypted-2");
     copies.configure(&format!(
@@ -405,7 +405,7 @@ fn j05_a_repository_of_another_key_set_heals_nothing() {
 }
 
 #[test]
-fn j06_objects_in_a_bucket_are_healed() {
+fn v06_objects_in_a_bucket_are_healed() {
     let copies = Copies::new("plain-2");
     let server = S3Server::start();
     for key in files_below(&copies.second) {
@@ -457,7 +457,7 @@ fn j06_objects_in_a_bucket_are_healed() {
 }
 
 #[test]
-fn j07_a_damaged_copy_is_healed_in_its_turn() {
+fn v07_a_damaged_copy_is_healed_in_its_turn() {
     let copies = Copies::new("plain-2");
     let keys = [
         copies.key("/packs/"),
@@ -496,7 +496,7 @@ fn j07_a_damaged_copy_is_healed_in_its_turn() {
 }
 
 #[test]
-fn j02_what_is_cut_in_an_encrypted_repository_ends_no_check() {
+fn v02_what_is_cut_in_an_encrypted_repository_ends_no_check() {
     let copies = Copies::new("encrypted-2");
     let verify = |more: &[&str]| {
         let program = copies.frozen.pitr().args(["verify", "--json"]);
@@ -534,7 +534,7 @@ fn is_segment(key: &str) -> bool {
 }
 
 #[test]
-fn j10_the_healed_copy_of_a_root_is_what_a_new_repository_gets() {
+fn v10_the_healed_copy_of_a_root_is_what_a_new_repository_gets() {
     let copies = Copies::new("plain-2");
     let roots: Vec<String> = copies
         .keys()
@@ -581,7 +581,7 @@ fn empty(copies: &Copies) {
 }
 
 #[test]
-fn j12_healed_wal_of_an_encrypted_repository_goes_to_a_new_one() {
+fn v12_healed_wal_of_an_encrypted_repository_goes_to_a_new_one() {
     let copies = Copies::new("encrypted-2");
     let wal: Vec<String> = copies
         .keys()
@@ -619,7 +619,7 @@ fn j12_healed_wal_of_an_encrypted_repository_goes_to_a_new_one() {
 }
 
 #[test]
-fn j13_a_history_that_says_nothing_is_healed_only_from_where_its_wal_is_the_same() {
+fn v13_a_history_that_says_nothing_is_healed_only_from_where_its_wal_is_the_same() {
     let copies = Copies::new("plain-2");
     let history = copies.key("/history");
     let timeline = history.trim_end_matches("history").to_owned();

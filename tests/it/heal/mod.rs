@@ -102,7 +102,7 @@ fn copy_of(repository: &Path, key: &str, number: u32) -> PathBuf {
 
 /// The thinnest whole path: one pack and one segment, healed, and then all that is needed without the other repository.
 #[test]
-fn j01_a_damaged_pack_and_a_damaged_segment_are_healed_from_another_repository() {
+fn v01_a_damaged_pack_and_a_damaged_segment_are_healed_from_another_repository() {
     let pair = Pair::new();
     let (pack, segment) = (pair.object("/packs/"), pair.segment());
     let whole = pair.objects();
@@ -153,7 +153,7 @@ fn j01_a_damaged_pack_and_a_damaged_segment_are_healed_from_another_repository()
 
 /// Damage that a restore came upon is recorded; a sync that heals looks at it, and at what is missing.
 #[test]
-fn j10_a_sync_that_heals_mends_what_is_recorded_as_damaged_and_what_is_missing() {
+fn v10_a_sync_that_heals_mends_what_is_recorded_as_damaged_and_what_is_missing() {
     let pair = Pair::new();
     let whole = pair.objects();
     let damaged = [pair.object("/packs/"), pair.object("/relations")];
@@ -188,7 +188,7 @@ fn j10_a_sync_that_heals_mends_what_is_recorded_as_damaged_and_what_is_missing()
 }
 
 #[test]
-fn j11_healed_copies_go_with_their_backup() {
+fn v11_healed_copies_go_with_their_backup() {
     let pair = Pair::new();
     let keys = [
         pair.object("/packs/"),
@@ -222,7 +222,7 @@ fn j11_healed_copies_go_with_their_backup() {
 }
 
 #[test]
-fn j08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
+fn v08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
     let two = Two::new();
     two.work(500);
     two.backup();
@@ -325,7 +325,7 @@ fn j08_gaps_are_filled_from_the_servers_pg_wal_and_from_other_repositories() {
 }
 
 #[test]
-fn j08_a_segment_that_is_offered_again_heals_the_damaged_one() {
+fn v08_a_segment_that_is_offered_again_heals_the_damaged_one() {
     let still = Still::new(17, 1, 3);
     still.push_all();
     let name = &still.segments[1];
@@ -362,7 +362,7 @@ fn j08_a_segment_that_is_offered_again_heals_the_damaged_one() {
 
 /// One repository, and the server that still has its WAL: no other place has what is lost.
 #[test]
-fn j08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
+fn v08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
     let (site, cluster) = Site::with_cluster(17);
     cluster.sql("create table t (a text)");
     site.pitr().args(["backup", "--quiet"]).run().success();
@@ -469,7 +469,7 @@ fn j08_a_damaged_segment_is_healed_from_the_servers_own_pg_wal() {
 
 /// The segments of a standby are offered by hand: that is what the hint says, and it heals.
 #[test]
-fn j08_a_backfill_heals_what_another_node_still_has() {
+fn v08_a_backfill_heals_what_another_node_still_has() {
     let still = Still::new(17, 1, 4);
     still.push_all();
     let [_, cut, ..] = still.segments.as_slice() else {

@@ -1,0 +1,226 @@
+//! Conditions of what `pitr doctor` found last. It connects and asks more than each minute is worth.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::decide::Condition;
+use crate::agent::load::Loaded;
+use crate::behalf;
+use crate::config::{Settings, Severity};
+use crate::durable;
+use crate::err;
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::operate::doctor;
+use crate::operate::finding::{Finding, Level};
+use crate::operate::session::Session;
+
+/// The file of what was found, below `state_dir`.
+const FILE: &str = "doctor.json";
+/// The condition of an examination that came to no end.
+const GIVEN_UP: &str = "doctor";
+/// The subject of a host without a cluster.
+const HOST: &str = "host";
+/// Warnings that grow worse by themselves, as group and beginning of the name. Other warnings are advice: nobody is woken for them.
+const WARNINGS: [(&str, &str); 9] = [
+    ("clock", ""),
+    ("pg_wal", "space"),
+    ("pg_wal", "blocked"),
+    ("receiver", "kept WAL"),
+    ("repository", "certificate"),
+    ("repository", "epoch"),
+    ("repository", "lifecycle"),
+    ("repository", "recipient"),
+    ("repository", "store's clock"),
+];
+/// Findings that each look has by itself, sooner.
+const LOOKED_AT: [(&str, &str); 10] = [
+    ("content", ""),
+    ("pg_wal", "waiting"),
+    ("repository", "archived WAL"),
+    ("repository", "drill"),
+    ("repository", "gaps"),
+    ("repository", "newest backup"),
+    ("repository", "recorded gap"),
+    ("repository", "space"),
+    ("server", "connection"),
+    ("server", "questions"),
+];
+/// Group of the findings on a host that lost its server: each look has those, too.
+const LOST: &str = "if the server is lost";
+
+/// One condition, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    id: String,
+    severity: Severity,
+    summary: String,
+    next: Option<String>,
+}
+
+impl Kept {
+    fn condition(self) -> Condition {
+        Condition {
+            id: self.id,
+            severity: self.severity,
+            summary: self.summary,
+            next: self.next,
+            about: None,
+        }
+    }
+}
+
+/// Examines every cluster of the configuration, and keeps what is wrong. Returns whether nothing is.
+///
+/// # Errors
+/// Those of the file.
+pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
+    let settings = &loaded.settings;
+    fault::pause("examine");
+    let repositories: Vec<&str> = settings
+        .repositories
+        .iter()
+        .map(|r| r.name.as_str())
+        .collect();
+    let mut kept: Vec<Kept> = Vec::new();
+    let mut seen: Vec<(&'static str, String, String)> = Vec::new();
+    for (subject, own) in subjects(session, settings) {
+        let findings = match doctor::doctor(&own, None) {
+            Ok(findings) => findings,
+            Err(e) => {
+                kept.push(Kept {
+                    id: format!("{subject}/doctor"),
+                    severity: Severity::High,
+                    summary: format!("{subject}: pitr doctor cannot look at anything: {e}"),
+                    next: Some("pitr doctor".to_owned()),
+                });
+                continue;
+            }
+        };
+        for finding in &findings {
+            let Some(severity) = severity(finding, &repositories) else {
+                continue;
+            };
+            // The store of two clusters is one store.
+            let what = (finding.group, finding.name.clone(), finding.value.clone());
+            if !seen.contains(&what) {
+                kept.push(found(&subject, finding, severity));
+                seen.push(what);
+            }
+        }
+    }
+    write(session, &loaded.state_dir, &kept)?;
+    Ok(kept.is_empty())
+}
+
+/// Keeps that an examination came to no end, beside what the one before it found.
+///
+/// # Errors
+/// Those of the file.
+pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
+    let mut kept = read(&loaded.state_dir);
+    kept.retain(|one| one.id != GIVEN_UP);
+    kept.push(Kept {
+        id: GIVEN_UP.to_owned(),
+        severity: Severity::High,
+        summary: "pitr doctor took too long, and was given up: clocks, certificates, keys and slots are as they were before, as far as anybody knows".to_owned(),
+        next: Some("pitr doctor".to_owned()),
+    });
+    write(session, &loaded.state_dir, &kept)
+}
+
+/// The conditions that the last examination found.
+pub fn conditions(state_dir: &Path) -> Vec<Condition> {
+    read(state_dir).into_iter().map(Kept::condition).collect()
+}
+
+/// Each cluster with its name; without clusters the host.
+fn subjects(session: &Session, settings: &Settings) -> Vec<(String, Session)> {
+    if settings.has_only_tenants() {
+        return Vec::new();
+    }
+    let names = settings.clusters.iter().map(|c| c.name.to_string());
+    let all: Vec<_> = names
+        .map(|name| (name.clone(), session.on_cluster(&name)))
+        .collect();
+    match all.is_empty() {
+        true => vec![(HOST.to_owned(), session.again())],
+        false => all,
+    }
+}
+
+/// How bad a finding is for those who are to hear of it; none for the others.
+fn severity(finding: &Finding, repositories: &[&str]) -> Option<Severity> {
+    let is_of =
+        |(group, name): &(&str, &str)| finding.group == *group && finding.name.starts_with(name);
+    let is_looked_at = finding.group == LOST
+        || LOOKED_AT.iter().any(is_of)
+        || repositories.contains(&finding.name.as_str());
+    match finding.level {
+        Level::Fail if !is_looked_at => Some(Severity::Critical),
+        Level::Warn if WARNINGS.iter().any(is_of) => Some(Severity::Medium),
+        _ => None,
+    }
+}
+
+fn found(subject: &str, finding: &Finding, severity: Severity) -> Kept {
+    let Finding {
+        group, name, value, ..
+    } = finding;
+    let cause = finding.cause.as_ref();
+    let cause = cause.map_or(String::new(), |cause| format!(" ({cause})"));
+    Kept {
+        id: format!("{subject}/doctor/{group}/{name}"),
+        severity,
+        summary: format!("{subject}: {name}: {value}{cause}"),
+        next: Some("pitr doctor".to_owned()),
+    }
+}
+
+fn file(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE)
+}
+
+/// A file that is missing or damaged says nothing: the next examination writes it anew.
+fn read(state_dir: &Path) -> Vec<Kept> {
+    let bytes = behalf::read(&file(state_dir)).ok();
+    bytes
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
+}
+
+fn write(session: &Session, state_dir: &Path, kept: &[Kept]) -> Result<()> {
+    let text = serde_json::to_vec(kept)
+        .map_err(|e| err!(Internal, "findings cannot be written").source(e))?;
+    let (path, nonce) = (file(state_dir), session.host.random());
+    behalf::of(&path, || durable::replace(&path, &text, nonce))
+        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(group: &'static str, name: &str, level: Level) -> Option<Severity> {
+        severity(&Finding::new(group, name, level, "so"), &["local"])
+    }
+
+    #[test]
+    fn failures_are_critical_and_advice_wakes_nobody() {
+        let critical = Some(Severity::Critical);
+        assert_eq!(judged("receiver", "slot", Level::Fail), critical);
+        assert_eq!(
+            judged("repository", "recipients of epoch 2", Level::Fail),
+            critical
+        );
+        assert_eq!(judged("repository", "newest backup", Level::Fail), None);
+        assert_eq!(judged("repository", "local", Level::Fail), None);
+        assert_eq!(judged(LOST, "backups to restore", Level::Fail), None);
+        let medium = Some(Severity::Medium);
+        assert_eq!(judged("clock", "server and host", Level::Warn), medium);
+        assert_eq!(judged("repository", "certificate", Level::Warn), medium);
+        assert_eq!(judged("server", "data_checksums", Level::Warn), None);
+        assert_eq!(judged("repository", "certificate", Level::Ok), None);
+    }
+}
