@@ -103,11 +103,12 @@ fn archiver(server: &mut Server) -> Result<Archiver> {
 }
 
 fn slots(server: &mut Server) -> Result<Vec<Slot>> {
+    // The server tells a safe size of slots that keep nothing, too, counted from the begin of all WAL.
     let rows = server.query(
         "with here as (select case when pg_catalog.pg_is_in_recovery() \
          then coalesce(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) \
          else pg_catalog.pg_current_wal_lsn() end as lsn) \
-         select s.slot_name, pg_catalog.pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint, s.safe_wal_size, s.wal_status = 'lost' \
+         select s.slot_name, pg_catalog.pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint, case when s.restart_lsn is not null then s.safe_wal_size end, s.wal_status = 'lost' \
          from pg_catalog.pg_replication_slots s, here where not s.temporary order by s.slot_name",
     )?;
     let number = |row: usize, column: usize| -> Result<Option<i64>> {
