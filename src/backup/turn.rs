@@ -85,6 +85,17 @@ fn has_ended(pid: u32) -> bool {
     pid == std::process::id() || process::has_ended(pid)
 }
 
+/// Whether the backup of an id without a root runs, as far as its events and the processes of this host tell.
+pub fn is_running(id: &BackupId, events: &[Recorded], now: TimestampTz) -> bool {
+    let name = event::host();
+    let here = Here {
+        now,
+        host: &name,
+        has_ended: &process::has_ended,
+    };
+    here.running(id, events).is_some()
+}
+
 /// Whether the writer of an id without a root is over, and deletes nothing that it stored any more.
 ///
 /// A writer that may only have stood still gives what others claimed no more away, as its `begin` says. An older program takes everything back when it

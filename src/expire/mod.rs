@@ -62,6 +62,8 @@ pub struct Outcome {
     pub locked: Vec<String>,
     /// How many it keeps.
     pub locked_count: u64,
+    /// Their stored bytes, as far as the store tells them, and those of backups whose roots are among them.
+    pub locked_bytes: u64,
 }
 
 impl Expire<'_> {

@@ -155,6 +155,7 @@ impl<'a> Run<'a> {
             let Deletion::Manifest(id) = deletion else {
                 continue;
             };
+            let locked = self.outcome.locked_count;
             if self.remove(&self.scope.manifest(id))? {
                 self.outcome.deleted_backups.push(id.clone());
                 // The parts that the root names must not be gone while a power cut can bring the root back.
@@ -162,6 +163,11 @@ impl<'a> Run<'a> {
                     .settle_deletions(&format!("{}/{id}", self.scope.backups()))?;
                 self.host.progress.note(&format!("deleted backup {id}"));
             } else {
+                if self.outcome.locked_count > locked {
+                    let kept = plan.backups.iter().filter(|b| b.id == *id);
+                    let bytes = kept.map(|b| b.stored_bytes).sum::<u64>();
+                    self.outcome.locked_bytes += bytes;
+                }
                 self.spared.insert(id.clone());
                 is_complete = false;
             }
@@ -260,6 +266,10 @@ impl<'a> Run<'a> {
             deletion.keep()?;
         }
         let result = self.store.delete(key);
+        if (result.as_ref()).is_err_and(|e| e.code() == Code::Locked) {
+            let meta = self.store.head(key).ok().flatten();
+            self.outcome.locked_bytes += meta.map_or(0, |meta| meta.size_bytes);
+        }
         self.count(key.as_str(), result)
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::session::Session;
+use super::tallies::Tallies;
 use crate::behalf;
 use crate::config::{Repository, Settings};
 use crate::durable;
@@ -31,6 +32,12 @@ const LOCK: &str = "counters.lock";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The reason of one that was killed.
 pub const KILLED: &str = "killed";
+/// The damage of the audit log that a check found, among what commands measured.
+pub const AUDIT_DAMAGE: &str = "audit verify";
+/// An anchor of the audit log, among successes.
+pub const AUDIT_ANCHOR: &str = "audit anchor";
+/// Reading everything of an encrypted repository with a key of this host, among successes.
+pub const KEY: &str = "key";
 /// Upper bounds of the durations that are counted, in seconds.
 pub const BOUNDS: [u32; 9] = [10, 60, 300, 900, 1_800, 3_600, 7_200, 14_400, 43_200];
 /// Reasons of failures. They are few and fixed, so that each series stands at 0 before the first failure.
@@ -111,6 +118,12 @@ struct Book {
     /// The last success of other commands, as `verify cluster`.
     #[serde(default)]
     successes: BTreeMap<String, TimestampTz>,
+    /// Values that commands measured last, as `audit verify`.
+    #[serde(default)]
+    measured: BTreeMap<String, u64>,
+    /// Counts of looks.
+    #[serde(default)]
+    tallies: Tallies,
 }
 
 /// The counts of this host.
@@ -122,6 +135,15 @@ pub struct Counters {
     pub running: Vec<Label>,
     /// The last success of other commands, as `verify cluster`.
     pub successes: BTreeMap<String, TimestampTz>,
+    /// Values that commands measured last, as `audit verify`.
+    pub measured: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    /// The last success of a command of this host for a cluster, or for what else it is about.
+    pub fn last(&self, command: &str, about: &str) -> Option<TimestampTz> {
+        self.successes.get(&format!("{command} {about}")).copied()
+    }
 }
 
 /// The series of content beside clusters, which is full unless its end tells something else.
@@ -209,6 +231,32 @@ pub fn succeeded(session: &Session, command: &str, cluster: &str) {
     });
 }
 
+/// Notes what a command measured, which stands until it measures again.
+pub fn measured(session: &Session, what: &str, value: u64) {
+    let Ok(settings) = session.settings() else {
+        return;
+    };
+    update((session, &settings), |book| {
+        book.measured.insert(what.to_owned(), value);
+    });
+}
+
+/// Has a look counted, and returns what all looks of this host have counted; none where nothing can be kept.
+pub fn tallied(
+    (session, settings): (&Session, &Settings),
+    look: impl FnOnce(&mut Tallies) + Send,
+) -> Option<Tallies> {
+    let place = settings.state_dir(&session.environment)?;
+    // The counts were read before: an error was reported then.
+    let book = change(session, &place, |book| look(&mut book.tallies)).ok()?;
+    Some(book.tallies)
+}
+
+/// The name of the bytes that `pitr expire` found locked, among what commands measured.
+pub fn locked(cluster: &str, repository: &str) -> String {
+    format!("expire locked {cluster} {repository}")
+}
+
 /// Reads the counts, with those that were killed meanwhile; none where no command can keep any.
 ///
 /// # Errors
@@ -229,6 +277,7 @@ pub fn read(session: &Session, settings: &Settings) -> Result<Option<Counters>> 
         series: series.collect(),
         running: book.running.into_iter().map(|one| one.label).collect(),
         successes: book.successes,
+        measured: book.measured,
     }))
 }
 

@@ -1,5 +1,7 @@
 //! Expiry of the clusters of every repository.
 
+use std::collections::BTreeMap;
+
 use super::audit;
 use super::counters;
 use super::failures::Failures;
@@ -82,12 +84,32 @@ pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Done>, Failures)> {
         one_repository(session, (configured, &rules), name, asked, &mut done)
     });
     failures.first_if(session, done.is_empty())?;
+    locked_bytes(session, &done);
     if asked.is_confirmed && failures.is_empty() && done.iter().all(Done::went_well) {
         counters::succeeded(session, "expire", name.unwrap_or_default());
     }
     match done.is_empty() {
         true => Err(no_rule()),
         false => Ok((done, failures)),
+    }
+}
+
+/// Has metrics tell how much the stores keep that was to go. A run that was cut short has not seen all of it.
+fn locked_bytes(session: &Session, done: &[Done]) {
+    let mut bytes: BTreeMap<String, Option<u64>> = BTreeMap::new();
+    for one in done {
+        if let (Some(outcome), Some(cluster)) = (&one.outcome, one.of.cluster()) {
+            let known = Some(outcome.locked_bytes).filter(|_| !one.is_cut_short);
+            let sum = bytes
+                .entry(counters::locked(cluster, &one.repository))
+                .or_insert(Some(0));
+            *sum = sum.zip(known).map(|(sum, more)| sum + more);
+        }
+    }
+    for (what, bytes) in bytes {
+        if let Some(bytes) = bytes {
+            counters::measured(session, &what, bytes);
+        }
     }
 }
 

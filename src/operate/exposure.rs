@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use super::receiver::Receiver;
-use super::server::Server;
-use crate::config::Cluster;
-use crate::error::Result;
+use super::server_state::ServerState;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
@@ -28,16 +26,15 @@ pub struct Exposure {
     pub safe_lsn: Lsn,
 }
 
-/// Asks the server for its end of WAL. There is no answer from a standby, from a server that is silent, and without a connection.
+/// Compares the server's end of WAL with what is safe. There is none of a standby.
 pub fn look(
-    cluster: &Cluster,
+    server: &ServerState,
     window: &Window,
     inventory: &Inventory,
     receiver: Option<&Receiver>,
     now: TimestampTz,
 ) -> Option<Exposure> {
-    let conninfo = cluster.conninfo.as_ref()?.expose();
-    let server_lsn = end_of_wal(conninfo, inventory.system_identifier).ok()??;
+    let server_lsn = server.end_lsn?;
     let received = receiver.and_then(Receiver::safe_lsn);
     let safe_lsn = archived_end(window, inventory).max(received.unwrap_or_default());
     let last = match received.is_some_and(|lsn| lsn > window.to_lsn) {
@@ -69,19 +66,6 @@ fn archived_end(window: &Window, inventory: &Inventory) -> Lsn {
         true => last.next().start_lsn(size).max(window.to_lsn),
         false => window.to_lsn,
     }
-}
-
-fn end_of_wal(conninfo: &str, identifier: u64) -> Result<Option<Lsn>> {
-    let mut server = Server::connect(conninfo)?;
-    let rows = server.query(
-        "select system_identifier, case when pg_catalog.pg_is_in_recovery() then null else pg_catalog.pg_current_wal_insert_lsn() end \
-         from pg_catalog.pg_control_system()",
-    )?;
-    // Another server's WAL says nothing.
-    if rows.text(0, 0)? != Some(identifier.to_string().as_str()) {
-        return Ok(None);
-    }
-    Ok(rows.text(0, 1)?.and_then(|lsn| lsn.parse().ok()))
 }
 
 #[cfg(test)]

@@ -19,7 +19,10 @@ use super::proven::{self, Proven};
 use super::read_back;
 use super::reading::Reading;
 use super::receiver::{self, Receiver};
+use super::remains::{self, Remains};
+use super::repository_state::RepositoryState;
 use super::scopes::{self, ScopeInfo};
+use super::server_state::ServerState;
 use super::session::Session;
 use super::set_back;
 use crate::archive::datadir::DataDirectory;
@@ -72,6 +75,15 @@ pub struct ClusterInfo {
     /// The WAL that is in no repository; none where that is not known, or nobody asked.
     #[serde(skip)]
     pub exposure: Option<Exposure>,
+    /// The state of its server; none where that is not known, or nobody asked.
+    #[serde(skip)]
+    pub server: Option<ServerState>,
+    /// Objects in the repository beside backups and WAL; none where nobody asked.
+    #[serde(skip)]
+    pub remains: Option<Remains>,
+    /// The state of the repository; none where nobody asked.
+    #[serde(skip)]
+    pub repository_state: Option<RepositoryState>,
     /// PostgreSQL major.
     pub major: u32,
     /// The worst of its problems.
@@ -251,16 +263,16 @@ pub fn look(session: &Session) -> Result<Info> {
     look_with(session, Asks::Promises)
 }
 
-/// The question to the server itself.
+/// How much is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asks {
-    /// Only what a promise of the configuration needs.
+    /// The findings that people are shown; the server only for a promise of the configuration.
     Promises,
-    /// Its end of WAL, in any case.
-    EndOfWal,
+    /// The state of the server in any case, and what remains in the repository.
+    Everything,
 }
 
-/// As [`look`], with what the server is asked for.
+/// As [`look`], with what is asked for.
 ///
 /// # Errors
 /// Those of [`look`].
@@ -357,13 +369,21 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     let estimate = estimate.map(|work| how_long::of(own, work));
     let promised = reading.cluster.as_ref().map(|c| c.objectives.clone());
     let promised = promised.unwrap_or_default();
-    let is_asked = asks == Asks::EndOfWal || promised.rpo.is_some();
-    let exposure = match (&reading.cluster, window.filter(|_| is_asked)) {
-        (Some(own), Some(window)) => {
-            let now = session.host.now();
-            exposure::look(own, window, &inventory, receiver.as_ref(), now)
-        }
-        _ => None,
+    let is_everything = asks == Asks::Everything;
+    let is_asked = is_everything || (promised.rpo.is_some() && window.is_some());
+    let asked = reading.cluster.as_ref().filter(|_| is_asked);
+    let server = asked.and_then(|own| ServerState::ask(own, identifier));
+    let exposure = server.as_ref().zip(window).and_then(|(server, window)| {
+        let now = session.host.now();
+        exposure::look(server, window, &inventory, receiver.as_ref(), now)
+    });
+    let remains = match is_everything {
+        true => Some(remains::look(
+            session,
+            reading.repository.store(),
+            &inventory,
+        )?),
+        false => None,
     };
     problems.extend(objectives::judge(
         &promised,
@@ -412,6 +432,10 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         repository: inventory.repository.clone(),
         repository_name: reading.configured.name.clone(),
         exposure,
+        server,
+        remains,
+        repository_state: is_everything
+            .then(|| RepositoryState::look(session, &reading.configured, &reading.repository)),
         major: inventory.major,
         state,
         problems,

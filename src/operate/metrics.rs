@@ -5,26 +5,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::blocked::Waiting;
+use super::certificates;
 use super::counters::{self, BOUNDS, Counters, Counts, Label, REASONS, kind_name};
 use super::exposition::{Exposition, Labels, Type};
 use super::finding::{Finding, Level};
+use super::fingerprint;
 use super::info::{self, Asks, ClusterInfo, Info};
-use super::metrics_compat::{self, Seen, WALG_STORAGE_HELP, WALG_STORAGE_UP};
+use super::metrics_audit;
+use super::metrics_checks;
+use super::metrics_compat::{self, Seen};
+use super::metrics_hosts;
+use super::metrics_repositories;
+use super::metrics_server;
+use super::metrics_stored;
 use super::runs::Runs;
 use super::scopes::ScopeInfo;
 use super::session::Session;
-use crate::config::{Compat, Location, Settings, Source};
+use super::tallies::Tallies;
+use crate::config::{Compat, Settings, Source};
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 use crate::release;
-use crate::repo::drilled::Phase;
 use crate::repo::root::BackupKind;
 
 /// Name, type and help of a family.
-type Family = (&'static str, Type, &'static str);
+pub(super) type Family = (&'static str, Type, &'static str);
 
 const SUCCESS: Family = (
     "backup_success_total",
@@ -76,17 +83,7 @@ const LAST_SUCCESS: Family = (
     Type::Gauge,
     "End of the newest undamaged backup.",
 );
-const BACKUPS: Family = ("pitr_backups", Type::Gauge, "Backups in the repository.");
-const READY: Family = (
-    "pitr_archive_ready_segments",
-    Type::Gauge,
-    "Files that wait in pg_wal to be archived.",
-);
-const READY_AGE: Family = (
-    "pitr_archive_oldest_ready_seconds",
-    Type::Gauge,
-    "Age of the file that waits longest.",
-);
+pub(super) const BACKUPS: Family = ("pitr_backups", Type::Gauge, "Backups in the repository.");
 const LAST_LSN: Family = (
     "pitr_archive_last_lsn",
     Type::Gauge,
@@ -97,15 +94,10 @@ const LAG_BYTES: Family = (
     Type::Gauge,
     "From the server's end of WAL to what is safe.",
 );
-const WAL_BYTES: Family = (
-    "pitr_pg_wal_bytes",
+const LAG_SECONDS: Family = (
+    "pitr_archive_lag_seconds",
     Type::Gauge,
-    "Size of the files in pg_wal.",
-);
-const WAL_FREE: Family = (
-    "pitr_pg_wal_fs_free_bytes",
-    Type::Gauge,
-    "Room on the filesystem of pg_wal.",
+    "As pitr_rpo_seconds: for how long WAL has not been safe at most.",
 );
 const RPO: Family = (
     "pitr_rpo_seconds",
@@ -145,65 +137,10 @@ const GAP_INSIDE: Family = (
     "Holes behind the oldest backup.",
 );
 const PINS: Family = ("pitr_pins", Type::Gauge, "Backups that are pinned.");
-const VERIFY: Family = (
-    "pitr_verify_last_success_timestamp_seconds",
-    Type::Gauge,
-    "Last time that pitr verify found everything whole on this host.",
-);
-const COVERAGE: Family = (
-    "pitr_verify_coverage_ratio",
-    Type::Gauge,
-    "Part of packs and segments that was ever read back.",
-);
-const OLDEST_READ: Family = (
-    "pitr_verify_oldest_read_timestamp_seconds",
-    Type::Gauge,
-    "When the part was read back that was read longest ago.",
-);
-const DAMAGED: Family = (
-    "pitr_verify_damaged_objects",
-    Type::Gauge,
-    "Backups and segments that a check found damaged.",
-);
-const EXPIRE: Family = (
-    "pitr_expire_last_success_timestamp_seconds",
-    Type::Gauge,
-    "Last time that pitr expire went well on this host.",
-);
-const DRILL: Family = (
-    "pitr_drill_last_success_timestamp_seconds",
-    Type::Gauge,
-    "Last drill that passed.",
-);
-const DRILL_RESULT: Family = (
-    "pitr_drill_last_result",
-    Type::Gauge,
-    "0 where the last drill passed, else 1.",
-);
-const DRILL_RTO: Family = (
-    "pitr_drill_rto_seconds",
-    Type::Gauge,
-    "Time to recovery in the last drill that passed.",
-);
 const CONNECTED: Family = (
     "pitr_receiver_connected",
     Type::Gauge,
     "Whether the receiver streams.",
-);
-const REPO_UP: Family = (
-    "pitr_repo_up",
-    Type::Gauge,
-    "Whether the repository answers.",
-);
-const REPO_FREE: Family = (
-    "pitr_repo_free_bytes",
-    Type::Gauge,
-    "Room on the filesystem of a repository in a directory.",
-);
-const REPO_SIZE: Family = (
-    "pitr_repo_fs_bytes",
-    Type::Gauge,
-    "Size of the filesystem of a repository in a directory.",
 );
 const STATUS: Family = (
     "pitr_status",
@@ -236,6 +173,16 @@ const ERRORS: Family = (
     "Parts that could not be looked at.",
 );
 const BUILD: Family = ("pitr_build_info", Type::Gauge, "Version of the program.");
+const CERTIFICATE: Family = (
+    "pitr_cert_expiry_timestamp_seconds",
+    Type::Gauge,
+    "First end of validity in a file of certificates.",
+);
+const FINGERPRINT: Family = (
+    "pitr_config_fingerprint_info",
+    Type::Gauge,
+    "Hash of what the hosts of a cluster are to agree about in their configurations.",
+);
 
 /// Positions of receivers.
 const RECEIVER: [Family; 4] = [
@@ -315,11 +262,11 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     if let Some(place) = settings.state_dir(&session.environment) {
         of_jobs(&mut all, &settings, &place, now);
     }
-    of_hosts(&mut all, &settings, now);
+    metrics_hosts::add(&mut all, &settings, now);
     // Content beside clusters needs none.
     let (info, failed) = match settings.has_only_tenants() {
         true => (None, None),
-        false => match info::look_with(session, Asks::EndOfWal) {
+        false => match info::look_with(session, Asks::Everything) {
             Ok(info) => (Some(info), None),
             Err(e) => (None, Some(e)),
         },
@@ -331,11 +278,19 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         info.clusters
             .iter()
             .for_each(|one| of_cluster(&mut all, one, known));
+        let tallies = tallied(session, &settings, info);
+        for one in &info.clusters {
+            metrics_server::add(&mut all, one, tallies.as_ref());
+            metrics_stored::add(&mut all, one, (known, tallies.as_ref()));
+        }
         of_scopes(&mut all, &info.scopes, &settings);
     }
     of_unknown(&mut all, &settings, info.as_ref());
     let walg = names.contains(&Compat::WalG);
-    of_repositories(&mut all, session, (&settings, walg), info.as_ref());
+    let with = (&settings, known, walg);
+    metrics_repositories::add(&mut all, session, with, info.as_ref());
+    metrics_audit::add(&mut all, known);
+    of_configuration(&mut all, &settings);
     let seen = Seen {
         settings: &settings,
         counters: counters.as_ref(),
@@ -349,6 +304,46 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         failed,
         uncounted,
     })
+}
+
+/// Has this look counted beside those before it.
+fn tallied(session: &Session, settings: &Settings, info: &Info) -> Option<Tallies> {
+    let now = session.host.now();
+    let clusters = info.clusters.iter();
+    let archivers = clusters.clone().filter_map(|one| {
+        let archiver = one.server.as_ref()?.archiver.as_ref()?;
+        Some((one.name.as_str(), archiver.process.as_ref()?))
+    });
+    let archivers: Vec<_> = archivers.collect();
+    let refused = clusters.filter_map(|one| {
+        let names = one.remains.as_ref()?.refused.as_deref()?;
+        Some((one.name.as_str(), one.repository_name.as_str(), names))
+    });
+    let refused: Vec<_> = refused.collect();
+    counters::tallied((session, settings), |tallies| {
+        for (cluster, process) in archivers {
+            tallies.see_archiver(cluster, process, now);
+        }
+        for (cluster, repository, names) in refused {
+            tallies.see_refused(cluster, repository, names);
+        }
+    })
+}
+
+/// One hash a cluster, by which two hosts are seen to be configured differently; and the certificates that connections need.
+fn of_configuration(all: &mut Exposition, settings: &Settings) {
+    for (path, end) in certificates::expiries(settings) {
+        let path = path.display().to_string();
+        all.add(&CERTIFICATE, &[("file", &path)], seconds(end));
+    }
+    for cluster in &settings.clusters {
+        let hash = fingerprint::of(settings, cluster);
+        let labels = [
+            ("cluster", cluster.name.as_str()),
+            ("fingerprint", hash.as_str()),
+        ];
+        all.add(&FINGERPRINT, &labels, 1.0);
+    }
 }
 
 #[expect(
@@ -481,42 +476,6 @@ fn component<'a>(settings: &Settings, kind: &'a str, name: &str) -> &'a str {
     }
 }
 
-/// Adds what the data directories of this host show.
-fn of_hosts(all: &mut Exposition, settings: &Settings, now: TimestampTz) {
-    for cluster in &settings.clusters {
-        let Some(pgdata) = &cluster.pgdata else {
-            continue;
-        };
-        let labels = [("cluster", cluster.name.as_str())];
-        if let Ok(waiting) = Waiting::read(pgdata, now) {
-            all.add(&READY, &labels, number(waiting.count));
-            all.add(&READY_AGE, &labels, waiting.age.as_secs_f64());
-        }
-        let wal = pgdata.join("pg_wal");
-        all.add_known(&WAL_BYTES, &labels, size_of(&wal).map(number));
-        all.add_known(&WAL_FREE, &labels, free(&wal).map(number));
-    }
-}
-
-fn size_of(directory: &Path) -> Option<u64> {
-    let entries = std::fs::read_dir(directory).ok()?.flatten();
-    let files = entries
-        .filter_map(|e| e.metadata().ok())
-        .filter(std::fs::Metadata::is_file);
-    Some(files.map(|m| m.len()).sum())
-}
-
-fn free(directory: &Path) -> Option<u64> {
-    room(directory).map(|(_, free)| free)
-}
-
-/// Reads the size of a filesystem, and how much of it is free, in bytes.
-fn room(directory: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statvfs(directory).ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Some((bytes(stat.f_blocks), bytes(stat.f_bavail)))
-}
-
 fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
     let cluster = [("cluster", one.name.as_str())];
     let labels = [cluster[0], ("repo", one.repository_name.as_str())];
@@ -535,11 +494,12 @@ fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
         all.add(&RPO, &cluster, exposure.age.as_secs_f64());
         all.add(&RPO_BYTES, &cluster, number(exposure.bytes));
         all.add(&LAG_BYTES, &cluster, number(exposure.bytes));
+        all.add(&LAG_SECONDS, &cluster, exposure.age.as_secs_f64());
         all.add(&LAST_LSN, &cluster, number(exposure.safe_lsn.0));
     }
     let rto = one.estimate.as_ref().map(|e| number(e.ms) / 1000.0);
     all.add_known(&RTO, &[labels[0], labels[1], ("target", "latest")], rto);
-    of_checks(all, one, counters, &labels);
+    metrics_checks::add(all, one, counters, &labels);
     if let Some(receiver) = &one.receiver {
         let labels = [cluster[0], ("slot", receiver.slot())];
         all.add(&CONNECTED, &labels, flag(receiver.is_connected()));
@@ -594,51 +554,6 @@ fn of_windows(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, 
     all.add(&WINDOW_END, &labels, seconds(window.to));
     let length = window.to.duration_since(window.from);
     all.add_known(&WINDOW, &labels, length.map(|l| l.as_secs_f64()));
-}
-
-fn of_checks(
-    all: &mut Exposition,
-    one: &ClusterInfo,
-    counters: &Counters,
-    labels: &[(&'static str, &str); 2],
-) {
-    let [cluster, repo] = *labels;
-    let share = &one.read_back;
-    let (read, there) = (
-        share.packs_read + share.segments_read,
-        share.packs + share.segments,
-    );
-    let deep = [cluster, repo, ("depth", "full")];
-    if there > 0 {
-        all.add(&COVERAGE, &deep, number(read) / number(there));
-    }
-    all.add_known(&OLDEST_READ, &deep, share.oldest.map(seconds));
-    let damaged = one.backups.iter().filter(|b| b.damaged).count();
-    let damaged = damaged + one.unreadable_backups.len() + one.inventory.suspects.len();
-    all.add(&DAMAGED, labels, counted(damaged));
-    let last = |command: &str| counters.successes.get(&format!("{command} {}", one.name));
-    all.add_known(
-        &VERIFY,
-        &[cluster, ("depth", "full")],
-        last("verify").map(|t| seconds(*t)),
-    );
-    all.add_known(&EXPIRE, &[cluster], last("expire").map(|t| seconds(*t)));
-    for proven in &one.drills {
-        let labels = [cluster, ("repo", proven.repository.as_str())];
-        if let Some(newest) = &proven.drills.newest {
-            all.add(&DRILL_RESULT, &labels, flag(!newest.is_passed()));
-        }
-        if let Some(passed) = &proven.drills.proven {
-            all.add(&DRILL, &labels, seconds(passed.time));
-            let is_recovery = |phase: Phase| phase <= Phase::Checkpoint;
-            let phases = passed.drill.phases.iter().filter(|t| is_recovery(t.phase));
-            all.add(
-                &DRILL_RTO,
-                &labels,
-                number(phases.map(|t| t.ms).sum()) / 1000.0,
-            );
-        }
-    }
 }
 
 fn of_status(all: &mut Exposition, problems: &[Finding], cluster: &[(&'static str, &str); 1]) {
@@ -698,39 +613,5 @@ fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
         ];
         all.add(&SIZE, &labels, number(newest.stored_bytes));
         all.add(&TIMESTAMP, &labels, seconds(newest.stop_time));
-    }
-}
-
-fn of_repositories(
-    all: &mut Exposition,
-    session: &Session,
-    (settings, walg): (&Settings, bool),
-    info: Option<&Info>,
-) {
-    let clusters = info.map(|i| i.clusters.as_slice()).unwrap_or_default();
-    for repository in &settings.repositories {
-        let labels = [("repo", repository.name.as_str())];
-        let was_read = clusters
-            .iter()
-            .any(|c| c.repository_name == repository.name);
-        let lags = clusters.iter().flat_map(|c| &c.repositories);
-        let seen = lags
-            .filter(|lag| lag.name == repository.name)
-            .map(|lag| lag.away.is_none());
-        let is_up = was_read
-            || seen
-                .max()
-                .unwrap_or_else(|| session.open(repository).is_ok());
-        let up = flag(is_up);
-        all.add(&REPO_UP, &labels, up);
-        if walg {
-            let family = (WALG_STORAGE_UP, Type::Gauge, WALG_STORAGE_HELP);
-            all.add(&family, &labels, up);
-        }
-        if let Location::File(place) = &repository.location {
-            let known = room(place).filter(|_| is_up);
-            all.add_known(&REPO_FREE, &labels, known.map(|(_, free)| number(free)));
-            all.add_known(&REPO_SIZE, &labels, known.map(|(size, _)| number(size)));
-        }
     }
 }

@@ -403,7 +403,7 @@ fn cnpg(all: &mut Exposition, one: &ClusterInfo) {
     let first = window.map(|w| seconds(w.from));
     let good = one.inventory.backups.iter().filter(|b| b.damage.is_none());
     let last = good.map(|b| b.stop_time).max().map(seconds);
-    let up = one.exposure.as_ref().map(|_| 1.0);
+    let up = one.server.as_ref().map(|_| 1.0);
     for (name, help, value) in [
         (
             "cnpg_collector_up",

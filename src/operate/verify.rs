@@ -137,6 +137,8 @@ pub fn run(
     let is_whole = backup.is_none() && !matches!(depth, Depth::Fast);
     if is_whole && failures.is_empty() && done.iter().all(is_well) {
         counters::succeeded(session, "verify", name.unwrap_or_default());
+        let sealed = readable.iter().filter(|r| r.encryption.is_some());
+        sealed.for_each(|r| counters::succeeded(session, counters::KEY, &r.name));
     }
     Ok(Verified {
         done,

@@ -59,6 +59,8 @@ pub struct Inventory {
     pub is_unregistered: bool,
     /// Backups that were completed, whose roots are not there, and that no mark shows to have been deleted.
     pub lost: Vec<BackupId>,
+    /// Ids that were reserved and have no root, apart from lost ones, with their events: backups that run, or came to no end.
+    pub begun: Vec<(BackupId, Vec<Recorded>)>,
     /// Timelines of which something is archived.
     pub timelines: BTreeMap<TimelineId, Timeline>,
     /// Segments that a check found damaged, and that no event says were healed.
@@ -110,6 +112,8 @@ pub struct Backup {
     pub packs: Parts,
     /// Proof of its WAL from the time of the backup; none in backups of earlier pitr versions.
     pub wal_proof: Option<WalProof>,
+    /// Pages that failed their checksum when it was taken; 1 where the server alone says that some did.
+    pub page_errors: u64,
     /// Known damage of its pages or objects, or what it lacks; none = no damage is known.
     pub damage: Option<String>,
     /// Whether databases lie in it without their content.
@@ -218,6 +222,7 @@ impl Backup {
             timezone,
             tablespaces,
             wal_proof: root.wal_proof,
+            page_errors: root.damage_count.max(u64::from(root.damaged)),
             damage,
             is_partial,
             damaged_copies: 0,
@@ -391,7 +396,7 @@ impl Inventory {
         let mut forged = Vec::new();
         let catalog = catalog::Reading::begin(repository.store(), &layout)?.backups()?;
         let subjects = catalog.others.clone();
-        let (backups, unreadable, lost) = take_backups(catalog, &mut forged);
+        let taken = take_backups(catalog, &mut forged);
         let segment_size = SegmentSize::new(registration.segment_size_bytes)?;
         let decisions = Decisions::read(repository, &layout)?;
         forged.extend(decisions.forged.iter().cloned());
@@ -403,9 +408,10 @@ impl Inventory {
             major: registration.major,
             segment_size,
             is_unregistered: registration.is_lost,
-            lost,
-            backups,
-            unreadable,
+            lost: taken.lost,
+            begun: taken.begun,
+            backups: taken.backups,
+            unreadable: taken.unreadable,
             timelines: read_timelines(repository, &layout, segment_size, &subjects)?,
             suspects: read_suspects(repository, &layout, &subjects, &mut forged)?,
             forged,
@@ -438,6 +444,7 @@ impl Inventory {
             segment_size,
             is_unregistered: registration.is_lost,
             lost: Vec::new(),
+            begun: Vec::new(),
             backups: Vec::new(),
             unreadable: Vec::new(),
             timelines: read_timelines(repository, &layout, segment_size, &subjects)?,
@@ -609,16 +616,21 @@ fn newest_backup(
     Ok(None)
 }
 
-/// The backups of a catalog, those whose roots cannot be read, and those whose roots are lost.
-fn take_backups(
-    catalog: Catalog<Read>,
-    forged: &mut Vec<String>,
-) -> (Vec<Backup>, Vec<Unreadable>, Vec<BackupId>) {
-    let (mut backups, mut unreadable, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+/// The ids of a catalog, by what stands in the place of their roots.
+#[derive(Default)]
+struct Taken {
+    backups: Vec<Backup>,
+    unreadable: Vec<Unreadable>,
+    lost: Vec<BackupId>,
+    begun: Vec<(BackupId, Vec<Recorded>)>,
+}
+
+fn take_backups(catalog: Catalog<Read>, forged: &mut Vec<String>) -> Taken {
+    let mut taken = Taken::default();
     let damaged = catalog.damaged_parts();
     for (id, subject) in catalog.ids {
         if subject.lost().is_some() {
-            lost.push(id);
+            taken.lost.push(id);
             continue;
         }
         match subject.manifest {
@@ -637,14 +649,17 @@ fn take_backups(
                     backup.damage.get_or_insert(note);
                     backup.damaged_copies = 1;
                 }
-                backups.push(backup);
+                taken.backups.push(backup);
             }
-            Manifest::Unreadable(problem) => unreadable.push(Unreadable { id, problem }),
+            Manifest::Unreadable(problem) => taken.unreadable.push(Unreadable { id, problem }),
+            Manifest::Absent if subject.begin().is_some() => {
+                taken.begun.push((id, subject.events));
+            }
             Manifest::Absent | Manifest::Tombstone => {}
         }
     }
-    sort(&mut backups);
-    (backups, unreadable, lost)
+    sort(&mut taken.backups);
+    taken
 }
 
 /// Whether damage was found in another life of a timeline than the one that is followed.

@@ -13,14 +13,14 @@ use crate::per_major;
 use crate::sealed::keygen;
 
 /// A source of files, two repositories, and a host that records.
-struct World {
-    sandbox: Sandbox,
+pub struct World {
+    pub sandbox: Sandbox,
     cluster: Cluster,
     encryption: String,
 }
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
         World::of(Sandbox::new("audit"), String::new())
     }
 
@@ -69,12 +69,12 @@ impl World {
         user::own(&self.sandbox.join(format!("{host}.toml")));
     }
 
-    fn pitr(&self, host: &str, arguments: &[&str]) -> Program {
+    pub fn pitr(&self, host: &str, arguments: &[&str]) -> Program {
         let config = self.sandbox.join(format!("{host}.toml"));
         pitr().arg("--config").arg(config).args(arguments)
     }
 
-    fn backup(&self) -> Run {
+    pub fn backup(&self) -> Run {
         self.pitr("host", &["files", "backup", "up", "--quiet"])
             .run()
     }
@@ -88,7 +88,7 @@ impl World {
     }
 
     /// The kinds of problems that a check finds, and its exit status.
-    fn problems(&self, more: &[&str]) -> (i32, Vec<String>) {
+    pub fn problems(&self, more: &[&str]) -> (i32, Vec<String>) {
         let mut arguments = vec!["audit", "verify", "--json"];
         arguments.extend(more);
         let run = self.pitr("host", &arguments).run();
@@ -103,7 +103,7 @@ impl World {
     }
 
     /// The objects of the only chain of a repository, in order.
-    fn chain(&self, repository: &str) -> Vec<PathBuf> {
+    pub fn chain(&self, repository: &str) -> Vec<PathBuf> {
         let log = self.log(repository);
         files_below(&log)
             .iter()

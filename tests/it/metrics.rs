@@ -16,7 +16,8 @@ pub fn value(text: &str, series: &str) -> Option<f64> {
     line.map(|rest| rest.trim().parse().unwrap())
 }
 
-fn metrics(program: &Program) -> String {
+/// The metrics that `pitr metrics` prints, which promtool accepts.
+pub fn metrics(program: &Program) -> String {
     let text = program.clone().arg("metrics").run().success().stdout;
     promtool(&["check", "metrics"], &text);
     text
@@ -64,13 +65,17 @@ fn failures(reason: &str) -> String {
 }
 
 /// A site whose repository is called `local`, as `pitr init` calls it.
-fn site(major: u32) -> (Site, Cluster) {
+pub fn site(major: u32) -> (Site, Cluster) {
     let (site, cluster) = Site::with_cluster(major);
-    let state = site.sandbox().dir("state");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let section = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
-    std::fs::write(site.config(), config + &section).unwrap();
+    count(site.config(), &site.sandbox().dir("state"));
     (site, cluster)
+}
+
+/// Has the commands of a configuration count, in this directory.
+pub fn count(config: &Path, state: &Path) {
+    let text = std::fs::read_to_string(config).unwrap();
+    let section = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
+    std::fs::write(config, text + &section).unwrap();
 }
 
 fn backups_and_their_failures_are_counted_across_commands(major: u32) {
@@ -245,10 +250,10 @@ fn what_would_be_lost_is_told_as_the_server_goes_on(major: u32) {
     cluster.sql("insert into t select generate_series(1, 1000)");
     let text = metrics(&pitr);
     assert!(value(&text, rpo).unwrap() > 10_000.0, "{text}");
-    assert!(
-        value(&text, "pitr_rpo_seconds{cluster=\"main\"}").unwrap() > 0.0,
-        "{text}"
-    );
+    let age = value(&text, "pitr_rpo_seconds{cluster=\"main\"}");
+    assert!(age > Some(0.0), "{text}");
+    let lag = value(&text, "pitr_archive_lag_seconds{cluster=\"main\"}");
+    assert_eq!(age, lag, "{text}");
 
     // Promises are judged by the same numbers.
     let config = std::fs::read_to_string(site.config()).unwrap();
@@ -594,6 +599,26 @@ fn rules_are_tested_by_promtool() {
     );
 }
 
+#[test]
+fn every_rule_has_a_firing_and_a_quiet_case() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/prometheus");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let cases = read("rules_test.yml") + &read("rules_days_test.yml");
+    let rules = read("rules.yml");
+    let rules = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let rules: BTreeSet<&str> = rules.collect();
+    assert!(rules.len() > 40, "{rules:?}");
+    for rule in rules {
+        let is_quiet = cases.contains(&format!("- {{alertname: {rule},"));
+        assert!(is_quiet, "{rule} has no quiet case");
+        // increase() of a gauge that grows is no growth: the rule is there as dashboards have it.
+        let fires = cases.contains(&format!("- alertname: {rule}\n"));
+        assert!(fires || rule == "BackupSizeIncrease", "{rule} never fires");
+    }
+}
+
 /// Names of metrics in an expression.
 fn named(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
@@ -606,7 +631,17 @@ fn named(expression: &str) -> BTreeSet<String> {
 fn rules_and_dashboard_name_metrics_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
-    let source = read("src/operate/metrics.rs");
+    let nouns = [
+        "",
+        "_audit",
+        "_checks",
+        "_hosts",
+        "_repositories",
+        "_server",
+        "_stored",
+    ];
+    let source = nouns.map(|noun| read(&format!("src/operate/metrics{noun}.rs")));
+    let source = source.concat();
     let exists = |name: &str| source.contains(&format!("\"{name}\""));
     let dashboard: serde_json::Value =
         serde_json::from_str(&read("contrib/grafana/pitr.json")).unwrap();

@@ -258,6 +258,7 @@ fn a_cycle_in_a_bucket_that_locks() {
         .create();
     let lock = "object_lock = { mode = \"compliance\", period = \"1d\" }\n";
     let site = Bucketed::new(&cluster, Peer::locking(), lock);
+    crate::metrics::count(&site.config, &site.sandbox.dir("state"));
     site.attach(&cluster);
     cluster.start();
     let first = site.backup();
@@ -273,6 +274,10 @@ fn a_cycle_in_a_bucket_that_locks() {
         run.expect_stdout("kept by the store's lock")
             .expect_stderr("(compliance)");
     }
+    let text = crate::metrics::metrics(&site.pitr());
+    let locked = "pitr_expire_locked_bytes{cluster=\"main\",repo=\"store\"}";
+    let locked = crate::metrics::value(&text, locked).unwrap();
+    assert!(locked > 1e6, "{locked} bytes\n{text}");
     let to = site.sandbox.join("copy");
     let restore = site.pitr().args(["restore", "--quiet", "--to"]).arg(&to);
     let target = ["--backup", &first, "--target-name", "before"];

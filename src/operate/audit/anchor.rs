@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{About, Log};
 use crate::err;
 use crate::error::Result;
+use crate::operate::counters;
 use crate::operate::session::Session;
 use crate::repo::audit::{self, Head, Outcome, Record};
 use crate::store::Store;
@@ -51,7 +52,7 @@ pub fn anchor(session: &Session) -> Result<Anchored> {
         return Err(e);
     }
     let about = About {
-        command: "audit anchor",
+        command: counters::AUDIT_ANCHOR,
         object: None,
     };
     let record = Record {
@@ -65,10 +66,14 @@ pub fn anchor(session: &Session) -> Result<Anchored> {
     let (_, hash) = audit::decode(&record.writer, record.seq, &bytes)?;
     let has_it = log.settings.repositories.iter();
     let has_it = has_it.filter(|one| log.spool.is_sent(one, &record));
+    let repositories: Vec<String> = has_it.map(|one| one.name.clone()).collect();
+    if !repositories.is_empty() {
+        counters::succeeded(session, counters::AUDIT_ANCHOR, "");
+    }
     Ok(Anchored {
         anchor: format!("{}/{}:{}", record.writer, record.seq, hex(&hash)),
         chains,
-        repositories: has_it.map(|one| one.name.clone()).collect(),
+        repositories,
     })
 }
 

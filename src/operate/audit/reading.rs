@@ -9,6 +9,7 @@ use super::Spool;
 use crate::config::{self, Settings};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::counters;
 use crate::operate::failures::Failures;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
@@ -207,11 +208,17 @@ pub fn verify(session: &Session, given: &[Given]) -> Result<Verified> {
         records: chains.record_count(),
         anchors: chains.anchor_count() + outside.len(),
     });
-    Ok(Verified {
+    let verified = Verified {
         repositories: repositories.collect(),
         problems,
         failures,
-    })
+    };
+    let damage = verified.problems.iter().filter(|p| p.is_damage).count();
+    // A repository that was not read is no proof that its log is whole.
+    if damage > 0 || verified.failures.is_empty() {
+        counters::measured(session, counters::AUDIT_DAMAGE, damage as u64);
+    }
+    Ok(verified)
 }
 
 /// The records that this host remembers of its own chain, and those that the operator kept.

@@ -21,7 +21,7 @@ mod audit;
 mod content;
 mod loss;
 mod receiver;
-mod recipients;
+pub(super) mod recipients;
 mod redis;
 mod repository;
 mod server;

@@ -9,7 +9,8 @@ use crate::repo::epochs::{self, Epoch, Sealing};
 use crate::repo::keyring::{self, Keys};
 use crate::repo::repository::Repository;
 use crate::repo::scope;
-use crate::seal::{FIRST_EPOCH, Recipient};
+use crate::seal::{FIRST_EPOCH, MacKey, Recipient};
+use crate::store::Store;
 
 const LOST: &str = "when the only key is lost, nothing can be restored";
 const GIVE: &str = "give somebody else access: pitr repo rewrap --add FILE.pub";
@@ -224,18 +225,37 @@ fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<See
     let store = repository.store();
     let from = configured.encryption.as_ref();
     let keys = Keys::load(store, id.parse()?, from)?;
+    let epochs = see_epochs(store, id, keys.mac.as_ref())?;
+    let mut strange = epochs::shown(store)?;
+    strange.retain(|shown| epochs.iter().all(|epoch| epoch.number != *shown));
+    Ok(Seen {
+        epochs,
+        strange,
+        keys,
+    })
+}
+
+/// How many recipients can read a repository, as far as the keys of this host tell the genuine ones: of its epochs, in the one that has the
+/// fewest. None where it is not encrypted.
+///
+/// # Errors
+/// Errors of the store.
+pub(in crate::operate) fn working(repository: &Repository) -> Result<Option<usize>> {
+    let Some((id, keys)) = repository.marker().key_set.as_ref().zip(repository.keys()) else {
+        return Ok(None);
+    };
+    let epochs = see_epochs(repository.store(), id, keys.mac.as_ref())?;
+    Ok(epochs.iter().map(|epoch| epoch.working.len()).min())
+}
+
+/// Reads who reads which epoch.
+fn see_epochs(store: &dyn Store, id: &str, mac: Option<&MacKey>) -> Result<Vec<Readable>> {
     let mut counting = vec![Epoch {
         number: FIRST_EPOCH,
         pairs: Vec::new(),
     }];
-    counting.extend(epochs::later(store, keys.mac.as_ref())?);
-    let mut seen = Seen {
-        epochs: Vec::new(),
-        strange: epochs::shown(store)?,
-        keys,
-    };
-    seen.strange
-        .retain(|shown| counting.iter().all(|epoch| epoch.number != *shown));
+    counting.extend(epochs::later(store, mac)?);
+    let mut seen = Vec::new();
     for epoch in counting {
         let mut readable = Readable {
             number: epoch.number,
@@ -243,7 +263,6 @@ fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<See
             working: Vec::new(),
             broken: Vec::new(),
         };
-        let mac = seen.keys.mac.as_ref();
         let works = |r: &Recipient| r.key_set == id && mac.is_none_or(|mac| r.is_genuine(mac));
         for name in keyring::recipient_names(store, readable.number)? {
             match keyring::recipient(store, readable.number, &name) {
@@ -254,7 +273,7 @@ fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<See
                 Err(e) => return Err(e),
             }
         }
-        seen.epochs.push(readable);
+        seen.push(readable);
     }
     Ok(seen)
 }

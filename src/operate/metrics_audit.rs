@@ -1,0 +1,27 @@
+//! Metrics of the audit log, as the commands of this host found it.
+
+use super::counters::{self, Counters};
+use super::exposition::{Exposition, Type};
+use super::metrics::{Family, number, seconds};
+
+const BROKEN: Family = (
+    "pitr_audit_broken",
+    Type::Gauge,
+    "Records that were changed or removed, as the last pitr audit verify of this host found.",
+);
+const ANCHOR: Family = (
+    "pitr_audit_last_anchor_timestamp_seconds",
+    Type::Gauge,
+    "Last anchor of this host that a repository has.",
+);
+
+/// Adds them.
+pub(super) fn add(all: &mut Exposition, counters: &Counters) {
+    let damage = counters.measured.get(counters::AUDIT_DAMAGE);
+    all.add_known(&BROKEN, &[], damage.map(|count| number(*count)));
+    all.add_known(
+        &ANCHOR,
+        &[],
+        counters.last(counters::AUDIT_ANCHOR, "").map(seconds),
+    );
+}

@@ -1,0 +1,90 @@
+//! Metrics of what was proven of a cluster: checks, drills, and the last commands that went well.
+
+use super::counters::Counters;
+use super::exposition::{Exposition, Type};
+use super::info::ClusterInfo;
+use super::metrics::{Family, counted, flag, number, seconds};
+use crate::repo::drilled::Phase;
+
+const VERIFY: Family = (
+    "pitr_verify_last_success_timestamp_seconds",
+    Type::Gauge,
+    "Last time that pitr verify found everything whole on this host.",
+);
+const COVERAGE: Family = (
+    "pitr_verify_coverage_ratio",
+    Type::Gauge,
+    "Part of packs and segments that was ever read back.",
+);
+const OLDEST_READ: Family = (
+    "pitr_verify_oldest_read_timestamp_seconds",
+    Type::Gauge,
+    "When the part was read back that was read longest ago.",
+);
+const DAMAGED: Family = (
+    "pitr_verify_damaged_objects",
+    Type::Gauge,
+    "Backups and segments that a check found damaged.",
+);
+const EXPIRE: Family = (
+    "pitr_expire_last_success_timestamp_seconds",
+    Type::Gauge,
+    "Last time that pitr expire went well on this host.",
+);
+const DRILL: Family = (
+    "pitr_drill_last_success_timestamp_seconds",
+    Type::Gauge,
+    "Last drill that passed.",
+);
+const DRILL_RESULT: Family = (
+    "pitr_drill_last_result",
+    Type::Gauge,
+    "0 where the last drill passed, else 1.",
+);
+const DRILL_RTO: Family = (
+    "pitr_drill_rto_seconds",
+    Type::Gauge,
+    "Time to recovery in the last drill that passed.",
+);
+
+/// Adds them.
+pub(super) fn add(
+    all: &mut Exposition,
+    one: &ClusterInfo,
+    counters: &Counters,
+    labels: &[(&'static str, &str); 2],
+) {
+    let [cluster, repo] = *labels;
+    let share = &one.read_back;
+    let (read, there) = (
+        share.packs_read + share.segments_read,
+        share.packs + share.segments,
+    );
+    let deep = [cluster, repo, ("depth", "full")];
+    if there > 0 {
+        all.add(&COVERAGE, &deep, number(read) / number(there));
+    }
+    all.add_known(&OLDEST_READ, &deep, share.oldest.map(seconds));
+    let damaged = one.backups.iter().filter(|b| b.damaged).count();
+    let damaged = damaged + one.unreadable_backups.len() + one.inventory.suspects.len();
+    all.add(&DAMAGED, labels, counted(damaged));
+    let last = |command: &str| counters.last(command, &one.name).map(seconds);
+    all.add_known(&VERIFY, &[cluster, ("depth", "full")], last("verify"));
+    all.add_known(&EXPIRE, &[cluster], last("expire"));
+    for proven in &one.drills {
+        let labels = [cluster, ("repo", proven.repository.as_str())];
+        if let Some(newest) = &proven.drills.newest {
+            all.add(&DRILL_RESULT, &labels, flag(!newest.is_passed()));
+        }
+        if let Some(passed) = &proven.drills.proven {
+            all.add(&DRILL, &labels, seconds(passed.time));
+            let is_recovery = |phase: Phase| phase <= Phase::Checkpoint;
+            let phases = passed.drill.phases.iter().filter(|t| is_recovery(t.phase));
+            all.add(
+                &DRILL_RTO,
+                &labels,
+                number(phases.map(|t| t.ms).sum()) / 1000.0,
+            );
+        }
+    }
+}

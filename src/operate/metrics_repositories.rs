@@ -1,0 +1,104 @@
+//! Metrics of repositories: whether they answer, their room, their clocks and who can read them.
+
+use std::path::Path;
+
+use super::counters::{self, Counters};
+use super::exposition::{Exposition, Type};
+use super::info::Info;
+use super::metrics::{Family, counted, flag, number, seconds};
+use super::metrics_compat::{WALG_STORAGE_HELP, WALG_STORAGE_UP};
+use super::repository_state::RepositoryState;
+use super::session::Session;
+use crate::config::{self, Location, Settings};
+
+const REPO_UP: Family = (
+    "pitr_repo_up",
+    Type::Gauge,
+    "Whether the repository answers.",
+);
+const REPO_FREE: Family = (
+    "pitr_repo_free_bytes",
+    Type::Gauge,
+    "Room on the filesystem of a repository in a directory.",
+);
+const REPO_SIZE: Family = (
+    "pitr_repo_fs_bytes",
+    Type::Gauge,
+    "Size of the filesystem of a repository in a directory.",
+);
+const CLOCK: Family = (
+    "pitr_repo_clock_offset_seconds",
+    Type::Gauge,
+    "How far the clock of the store is ahead of this host's.",
+);
+const RECIPIENTS: Family = (
+    "pitr_key_recipients",
+    Type::Gauge,
+    "Recipients that can read an encrypted repository; of its epochs, in the one that has the fewest.",
+);
+const KEY_VERIFIED: Family = (
+    "pitr_key_last_verified_timestamp_seconds",
+    Type::Gauge,
+    "Last time that pitr verify read an encrypted repository as a whole with a key of this host.",
+);
+
+/// Reads the size of a filesystem, and how much of it is free, in bytes.
+pub(super) fn room(directory: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(directory).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Some((bytes(stat.f_blocks), bytes(stat.f_bavail)))
+}
+
+/// Adds them.
+pub(super) fn add(
+    all: &mut Exposition,
+    session: &Session,
+    (settings, counters, walg): (&Settings, &Counters, bool),
+    info: Option<&Info>,
+) {
+    for configured in &settings.repositories {
+        let labels = [("repo", configured.name.as_str())];
+        let state = state(session, configured, info);
+        let up = flag(state.is_some());
+        all.add(&REPO_UP, &labels, up);
+        if walg {
+            let family = (WALG_STORAGE_UP, Type::Gauge, WALG_STORAGE_HELP);
+            all.add(&family, &labels, up);
+        }
+        let verified = counters.last(counters::KEY, &configured.name);
+        all.add_known(&KEY_VERIFIED, &labels, verified.map(seconds));
+        let Some(state) = state else {
+            continue;
+        };
+        if let Location::File(place) = &configured.location {
+            let known = room(place);
+            all.add_known(&REPO_FREE, &labels, known.map(|(_, free)| number(free)));
+            all.add_known(&REPO_SIZE, &labels, known.map(|(size, _)| number(size)));
+        }
+        all.add_known(&CLOCK, &labels, state.clock_offset_s);
+        all.add_known(&RECIPIENTS, &labels, state.recipients.map(counted));
+    }
+}
+
+/// The state of a repository; none where it does not answer. One that the look opened is not opened again, and one that was away is not waited for
+/// once more.
+fn state(
+    session: &Session,
+    configured: &config::Repository,
+    info: Option<&Info>,
+) -> Option<RepositoryState> {
+    let clusters = info.map(|i| i.clusters.as_slice()).unwrap_or_default();
+    let read = clusters
+        .iter()
+        .find(|c| c.repository_name == configured.name);
+    if let Some(state) = read.and_then(|c| c.repository_state) {
+        return Some(state);
+    }
+    let lags = clusters.iter().flat_map(|c| &c.repositories);
+    let mut seen = lags.filter(|lag| lag.name == configured.name).peekable();
+    if seen.peek().is_some() && seen.all(|lag| lag.away.is_some()) {
+        return None;
+    }
+    let repository = session.open(configured).ok()?;
+    Some(RepositoryState::look(session, configured, &repository))
+}

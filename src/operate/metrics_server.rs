@@ -1,0 +1,63 @@
+//! Metrics of a cluster's server: its archiver and its replication slots.
+
+use super::exposition::{Exposition, Type};
+use super::info::ClusterInfo;
+use super::metrics::{Family, flag, number};
+use super::tallies::Tallies;
+
+const PUSHED: Family = (
+    "pitr_archive_pushed_total",
+    Type::Counter,
+    "Files that archive_command took, as the server counts them.",
+);
+const PUSH_FAILURES: Family = (
+    "pitr_archive_push_failures_total",
+    Type::Counter,
+    "Runs of archive_command that failed, as the server counts them.",
+);
+const RESTARTS: Family = (
+    "pitr_archiver_restarts_total",
+    Type::Counter,
+    "How often looks of this host saw that the archiver of a server that goes on had ended.",
+);
+const SLOT_RETAINED: Family = (
+    "pitr_slot_retained_bytes",
+    Type::Gauge,
+    "WAL that the server keeps for a replication slot.",
+);
+const SLOT_SAFE: Family = (
+    "pitr_slot_safe_bytes",
+    Type::Gauge,
+    "WAL that may still follow before a replication slot can lose some.",
+);
+const SLOT_LOST: Family = (
+    "pitr_slot_lost",
+    Type::Gauge,
+    "Whether a replication slot lost WAL that it was to keep.",
+);
+
+/// Adds what the server of a cluster told.
+pub(super) fn add(all: &mut Exposition, one: &ClusterInfo, tallies: Option<&Tallies>) {
+    let Some(server) = &one.server else {
+        return;
+    };
+    let cluster = [("cluster", one.name.as_str())];
+    if let Some(archiver) = &server.archiver {
+        all.add(&PUSHED, &cluster, number(archiver.archived));
+        all.add(&PUSH_FAILURES, &cluster, number(archiver.failed));
+    }
+    let seen = tallies.and_then(|t| t.archivers.get(&one.name));
+    all.add_known(&RESTARTS, &cluster, seen.map(|seen| number(seen.restarts)));
+    for slot in &server.slots {
+        let labels = [cluster[0], ("slot", slot.name.as_str())];
+        let retained = slot.retained_bytes.map(number);
+        all.add_known(&SLOT_RETAINED, &labels, retained);
+        // Negative where the server has let go of its limit already.
+        let safe = slot.safe_bytes.map(|bytes| match u64::try_from(bytes) {
+            Ok(bytes) => number(bytes),
+            Err(_) => -number(bytes.unsigned_abs()),
+        });
+        all.add_known(&SLOT_SAFE, &labels, safe);
+        all.add_known(&SLOT_LOST, &labels, slot.is_lost.map(flag));
+    }
+}

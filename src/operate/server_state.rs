@@ -1,0 +1,128 @@
+//! The state of a cluster's server, in one look: its end of WAL, its replication slots, its archiver.
+
+use super::server::Server;
+use crate::config::Cluster;
+use crate::error::Result;
+use crate::pg::lsn::Lsn;
+
+/// The state of a server. Every role may see it, apart from the archiver's process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerState {
+    /// Its end of WAL; none of a standby.
+    pub end_lsn: Option<Lsn>,
+    /// The counts of its archiver; none where it did not tell them.
+    pub archiver: Option<Archiver>,
+    /// Its replication slots, apart from temporary ones, by name.
+    pub slots: Vec<Slot>,
+}
+
+/// The counts of pg_stat_archiver.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Archiver {
+    /// Files that archive_command took.
+    pub archived: u64,
+    /// Runs of archive_command that failed.
+    pub failed: u64,
+    /// Its process; none where the server needs none, before PostgreSQL 14, and for a role that is not of pg_monitor.
+    pub process: Option<Process>,
+}
+
+/// The process of an archiver that is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// The start of the server that it belongs to.
+    pub server: String,
+    /// Its number and its own start: a number comes again, the two do not. None while none runs.
+    pub name: Option<String>,
+}
+
+/// A replication slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// WAL that the server keeps for it; none where it keeps none.
+    pub retained_bytes: Option<u64>,
+    /// WAL that may still follow before the slot can lose some; negative behind the limit, none without a limit and of a lost slot.
+    pub safe_bytes: Option<i64>,
+    /// Whether it lost WAL that it was to keep; none where it keeps none.
+    pub is_lost: Option<bool>,
+}
+
+impl ServerState {
+    /// Asks the server of a cluster. There is no answer from a server that is silent, from another cluster's, and without a connection.
+    pub fn ask(cluster: &Cluster, identifier: u64) -> Option<ServerState> {
+        let conninfo = cluster.conninfo.as_ref()?.expose();
+        let mut server = Server::connect(conninfo).ok()?;
+        let mut state = end_of_wal(&mut server, identifier).ok()??;
+        // One question that fails takes nothing from what the others have told.
+        state.archiver = archiver(&mut server).ok();
+        state.slots = slots(&mut server).unwrap_or_default();
+        Some(state)
+    }
+}
+
+fn end_of_wal(server: &mut Server, identifier: u64) -> Result<Option<ServerState>> {
+    let rows = server.query(
+        "select system_identifier, case when pg_catalog.pg_is_in_recovery() then null else pg_catalog.pg_current_wal_insert_lsn() end \
+         from pg_catalog.pg_control_system()",
+    )?;
+    // Another server's WAL says nothing.
+    if rows.text(0, 0)? != Some(identifier.to_string().as_str()) {
+        return Ok(None);
+    }
+    Ok(Some(ServerState {
+        end_lsn: rows.text(0, 1)?.and_then(|lsn| lsn.parse().ok()),
+        ..ServerState::default()
+    }))
+}
+
+fn archiver(server: &mut Server) -> Result<Archiver> {
+    // Every server has a checkpointer: who does not see it sees no archiver, either.
+    let rows = server.query(
+        "select a.archived_count, a.failed_count, extract(epoch from pg_catalog.pg_postmaster_start_time())::text, \
+         (select p.pid::text || ' ' || extract(epoch from p.backend_start)::text from pg_catalog.pg_stat_activity p where p.backend_type = 'archiver' limit 1), \
+         pg_catalog.current_setting('server_version_num')::int >= 140000 \
+         and exists (select from pg_catalog.pg_stat_activity p where p.backend_type = 'checkpointer') \
+         and (pg_catalog.current_setting('archive_mode') = 'always' \
+         or pg_catalog.current_setting('archive_mode') = 'on' and not pg_catalog.pg_is_in_recovery()) \
+         from pg_catalog.pg_stat_archiver a",
+    )?;
+    let is_to_be_seen = rows.text(0, 4)? == Some("t");
+    let name = rows.text(0, 3)?.map(str::to_owned);
+    let server = rows.text(0, 2)?.filter(|_| is_to_be_seen);
+    let process = server.map(|server| Process {
+        server: server.to_owned(),
+        name,
+    });
+    Ok(Archiver {
+        archived: rows.value(0, 0)?,
+        failed: rows.value(0, 1)?,
+        process,
+    })
+}
+
+fn slots(server: &mut Server) -> Result<Vec<Slot>> {
+    // The server tells a safe size of slots that keep nothing, too, counted from the begin of all WAL.
+    let rows = server.query(
+        "with here as (select case when pg_catalog.pg_is_in_recovery() \
+         then coalesce(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) \
+         else pg_catalog.pg_current_wal_lsn() end as lsn) \
+         select s.slot_name, pg_catalog.pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint, case when s.restart_lsn is not null then s.safe_wal_size end, s.wal_status = 'lost' \
+         from pg_catalog.pg_replication_slots s, here where not s.temporary order by s.slot_name",
+    )?;
+    let number = |row: usize, column: usize| -> Result<Option<i64>> {
+        Ok(rows.text(row, column)?.and_then(|text| text.parse().ok()))
+    };
+    let mut slots = Vec::new();
+    for row in 0..rows.rows.len() {
+        slots.push(Slot {
+            name: rows.text(row, 0)?.unwrap_or_default().to_owned(),
+            // A standby may have replayed less than the slot was made at.
+            retained_bytes: number(row, 1)?.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
+            safe_bytes: number(row, 2)?,
+            is_lost: rows.text(row, 3)?.map(|is_lost| is_lost == "t"),
+        });
+    }
+    Ok(slots)
+}

@@ -1,0 +1,161 @@
+//! Counts that are made by looking: each look compares what it sees with what the look before saw.
+//!
+//! Nobody tells how often an archiver was started anew, or when a copy of WAL was refused. So a count here is what looks saw, and may be less than what
+//! happened between two of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::server_state::Process;
+use crate::pg::segment::WalFileName;
+use crate::pg::time::TimestampTz;
+
+/// The server starts an archiver 10 s after the one before at the latest (PGARCH_RESTART_INTERVAL). So one that is missing for longer was started meanwhile, and
+/// ended again.
+const STARTED_AFTER: Duration = Duration::from_secs(20);
+
+/// The counts, and what the last look saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tallies {
+    /// The archiver of each cluster.
+    #[serde(default)]
+    pub archivers: BTreeMap<String, ArchiverTally>,
+    /// Refused copies of each cluster in each repository, as `cluster repository`.
+    #[serde(default)]
+    pub refused: BTreeMap<String, RefusedTally>,
+}
+
+/// The archiver of a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiverTally {
+    /// The start of the server that it was last seen at.
+    server: String,
+    /// The process that the last look saw; none where none ran.
+    process: Option<String>,
+    /// When the last end was counted, or the server was first seen.
+    counted: Option<TimestampTz>,
+    /// How often one ended of a server that went on.
+    pub restarts: u64,
+}
+
+/// Refused copies in a repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedTally {
+    /// Those that are there.
+    names: BTreeSet<String>,
+    /// How many segments were ever seen.
+    pub segments: u64,
+    /// How many history files were ever seen.
+    pub histories: u64,
+}
+
+impl Tallies {
+    /// Sees the archiver of a cluster. One that ends at each file runs for moments only: that none runs tells of it.
+    pub fn see_archiver(&mut self, cluster: &str, process: &Process, now: TimestampTz) {
+        let seen = self.archivers.entry(cluster.to_owned()).or_default();
+        let is_first = seen.server != process.server;
+        let has_ended = match (&seen.process, &process.name) {
+            _ if is_first => false,
+            (Some(before), other) => other.as_ref() != Some(before),
+            // Its end was counted when it was missed.
+            (None, Some(_)) => false,
+            (None, None) => {
+                let missing = seen.counted.and_then(|at| now.duration_since(at));
+                missing.is_some_and(|missing| missing >= STARTED_AFTER)
+            }
+        };
+        seen.restarts += u64::from(has_ended);
+        if is_first || has_ended {
+            seen.counted = Some(now);
+        }
+        seen.server.clone_from(&process.server);
+        seen.process.clone_from(&process.name);
+    }
+
+    /// Sees the refused copies of a cluster in a repository: all that are there.
+    pub fn see_refused(&mut self, cluster: &str, repository: &str, names: &[String]) {
+        let place = place(cluster, repository);
+        let seen = self.refused.entry(place).or_default();
+        for name in names.iter().filter(|name| !seen.names.contains(*name)) {
+            let file = name
+                .rsplit_once('-')
+                .and_then(|(file, _)| file.parse().ok());
+            match file {
+                Some(WalFileName::Segment(_)) => seen.segments += 1,
+                Some(WalFileName::History(_)) => seen.histories += 1,
+                // Archiving went on beside it, with a warning.
+                Some(WalFileName::Partial(_) | WalFileName::BackupHistory { .. }) | None => {}
+            }
+        }
+        seen.names = names.iter().cloned().collect();
+    }
+
+    /// The refused copies of a cluster in a repository; none where no look saw them.
+    pub fn refused(&self, cluster: &str, repository: &str) -> Option<&RefusedTally> {
+        self.refused.get(&place(cluster, repository))
+    }
+}
+
+/// Neither name has a blank.
+fn place(cluster: &str, repository: &str) -> String {
+    format!("{cluster} {repository}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_archiver_counts_once_and_not_with_its_server() {
+        let mut tallies = Tallies::default();
+        let begin: TimestampTz = "2026-11-20T06:00:00Z".parse().unwrap();
+        let mut seen = |second: u64, server: &str, name: Option<&str>| {
+            let process = Process {
+                server: server.into(),
+                name: name.map(str::to_owned),
+            };
+            let now = begin.saturating_add(Duration::from_secs(second));
+            tallies.see_archiver("main", &process, now);
+            tallies.archivers["main"].restarts
+        };
+        assert_eq!(seen(0, "1", Some("77 1.5")), 0, "the first look");
+        assert_eq!(seen(60, "1", Some("77 1.5")), 0);
+        assert_eq!(seen(120, "1", Some("78 2.5")), 1);
+        assert_eq!(seen(180, "1", Some("78 3.5")), 2, "its number came again");
+        assert_eq!(
+            seen(240, "2", Some("90 4.5")),
+            2,
+            "the server was started anew"
+        );
+        assert_eq!(seen(300, "2", Some("91 5.5")), 3);
+        assert_eq!(seen(360, "2", None), 4);
+        assert_eq!(seen(361, "2", None), 4, "it was not started meanwhile");
+        assert_eq!(seen(380, "2", None), 5);
+        assert_eq!(seen(440, "2", None), 6);
+        assert_eq!(seen(500, "2", Some("99 6.5")), 6);
+        assert_eq!(seen(560, "3", None), 6, "a server that starts has none yet");
+        assert_eq!(seen(561, "3", Some("7 7.5")), 6);
+    }
+
+    #[test]
+    fn a_refused_copy_counts_once_and_stays_counted_when_it_is_gone() {
+        let mut tallies = Tallies::default();
+        let mut see = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            tallies.see_refused("main", "local", &names);
+            let seen = tallies.refused("main", "local").unwrap();
+            (seen.segments, seen.histories)
+        };
+        let segment = "00000001000000000000000A-abababababababab";
+        let history = "00000002.history-abababababababab";
+        let partial = "00000001000000000000000A.partial-abababababababab";
+        assert_eq!(see(&[]), (0, 0));
+        assert_eq!(see(&[segment, partial, "x"]), (1, 0));
+        assert_eq!(see(&[segment, history]), (1, 1));
+        assert_eq!(see(&[history]), (1, 1));
+        assert_eq!(see(&[history, segment]), (2, 1), "refused once more");
+        assert_eq!(tallies.refused("main", "offsite"), None);
+    }
+}
