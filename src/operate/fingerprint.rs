@@ -46,6 +46,9 @@ pub(super) fn of(settings: &Settings, cluster: &Cluster) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::config::{Environment, Flags};
 
@@ -54,6 +57,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pitr.toml");
         std::fs::write(&path, text).unwrap();
+        // A file with a password is read only where nobody else can.
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         let flags = Flags {
             config: Some(path),
             ..Flags::default()
