@@ -15,7 +15,7 @@ use crate::operate::sets::FOLLOWS;
 const DELAY: Duration = Duration::from_secs(10);
 /// How often everything is examined.
 const INTERVAL: Duration = Duration::from_secs(3600);
-/// How often while something is wrong, so that its end is told soon.
+/// How often everything is examined while something is wrong: sinks hear of its end soon.
 const INTERVAL_WRONG: Duration = Duration::from_secs(600);
 /// An examination may take so long.
 const LONGEST: Duration = Duration::from_secs(600);

@@ -40,13 +40,9 @@ impl Role {
     }
 
     /// The name with its article.
-    fn one(self) -> &'static str {
-        match self {
-            Role::Reader => "a reader",
-            Role::Writer => "a writer",
-            Role::Janitor => "a janitor",
-            Role::Operator => "an operator",
-        }
+    fn one(self) -> String {
+        let article = if self == Role::Operator { "an" } else { "a" };
+        format!("{article} {}", self.name())
     }
 
     fn creates(self) -> bool {

@@ -355,17 +355,24 @@ fn j16_a_record_that_cannot_be_read_is_critical() {
     );
 }
 
-#[test]
-fn j16_a_slot_and_a_clock_that_are_wrong_are_found_by_the_agents_examinations() {
-    let (site, server, sink) = site("");
+/// Lets the agent of a site look each second, and serve on a port of its own; returns the configuration.
+fn served(site: &Site) -> String {
     let plain = std::fs::read_to_string(site.config()).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = port.local_addr().unwrap().port();
-    let served = plain.replacen(
+    let text = plain.replacen(
         "[agent]\n",
         &format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"1s\"\n"),
         1,
     );
+    std::fs::write(site.config(), &text).unwrap();
+    text
+}
+
+#[test]
+fn j16_a_slot_and_a_clock_that_are_wrong_are_found_by_the_agents_examinations() {
+    let (site, server, sink) = site("");
+    let served = served(&site);
     let journal = site.sandbox().dir("journal");
     let received = format!(
         "{served}[clusters.main.receive]\njournal = \"{}\"\n",
@@ -440,15 +447,7 @@ fn j16_a_key_that_alone_reads_the_repository_is_critical() {
 #[test]
 fn j16_an_examination_that_comes_to_no_end_is_high() {
     let (site, _server, sink) = site("");
-    let plain = std::fs::read_to_string(site.config()).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = port.local_addr().unwrap().port();
-    let served = plain.replacen(
-        "[agent]\n",
-        &format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"1s\"\n"),
-        1,
-    );
-    std::fs::write(site.config(), &served).unwrap();
+    served(&site);
     let paused = site.sandbox().join("paused");
     {
         let _agent = site

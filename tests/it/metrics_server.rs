@@ -28,7 +28,7 @@ fn slots_tell_what_is_kept_for_them_and_what_was_lost(major: u32) {
     let safe = slot(&text, "safe_bytes", "kept").unwrap();
     assert!(kept < 2.0 * SEGMENT && safe > 2.0 * SEGMENT, "{text}");
     assert_eq!(slot(&text, "lost", "kept"), Some(0.0), "{text}");
-    // Nothing is kept for one that was never used, and nobody is told of one that ends with its session.
+    // The server keeps nothing for a slot that was never used. A temporary slot ends with its session, and has no series.
     for family in ["retained_bytes", "safe_bytes", "lost"] {
         assert_eq!(slot(&text, family, "idle"), None, "{family}\n{text}");
     }

@@ -8,7 +8,7 @@ use crate::config::{Severity, Sink};
 use crate::pg::time::TimestampTz;
 
 /// Something that is wrong now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     /// Its name, which stays the same for as long as it lasts.
     pub id: String,
@@ -19,6 +19,7 @@ pub struct Condition {
     /// The command that helps.
     pub next: Option<String>,
     /// The sink that it is about, which cannot hear of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
 }
 

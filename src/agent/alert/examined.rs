@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use super::decide::Condition;
 use crate::agent::load::Loaded;
 use crate::behalf;
@@ -50,27 +48,6 @@ const LOOKED_AT: [(&str, &str); 10] = [
 /// Group of the findings on a host that lost its server: each look has those, too.
 const LOST: &str = "if the server is lost";
 
-/// One condition, as it is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
-    id: String,
-    severity: Severity,
-    summary: String,
-    next: Option<String>,
-}
-
-impl Kept {
-    fn condition(self) -> Condition {
-        Condition {
-            id: self.id,
-            severity: self.severity,
-            summary: self.summary,
-            next: self.next,
-            about: None,
-        }
-    }
-}
-
 /// Examines every cluster of the configuration, and keeps what is wrong. Returns whether nothing is.
 ///
 /// # Errors
@@ -83,18 +60,14 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
         .iter()
         .map(|r| r.name.as_str())
         .collect();
-    let mut kept: Vec<Kept> = Vec::new();
+    let mut kept: Vec<Condition> = Vec::new();
     let mut seen: Vec<(&'static str, String, String)> = Vec::new();
     for (subject, own) in subjects(session, settings) {
         let findings = match doctor::doctor(&own, None) {
             Ok(findings) => findings,
             Err(e) => {
-                kept.push(Kept {
-                    id: format!("{subject}/doctor"),
-                    severity: Severity::High,
-                    summary: format!("{subject}: pitr doctor cannot look at anything: {e}"),
-                    next: Some("pitr doctor".to_owned()),
-                });
+                let summary = format!("{subject}: pitr doctor cannot look at anything: {e}");
+                kept.push(new(format!("{subject}/doctor"), Severity::High, summary));
                 continue;
             }
         };
@@ -119,20 +92,11 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
 /// # Errors
 /// Those of the file.
 pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
-    let mut kept = read(&loaded.state_dir);
+    let mut kept = conditions(&loaded.state_dir);
     kept.retain(|one| one.id != GIVEN_UP);
-    kept.push(Kept {
-        id: GIVEN_UP.to_owned(),
-        severity: Severity::High,
-        summary: "pitr doctor took too long, and was given up: clocks, certificates, keys and slots are as they were before, as far as anybody knows".to_owned(),
-        next: Some("pitr doctor".to_owned()),
-    });
+    let summary = "pitr doctor took too long, and was given up: clocks, certificates, keys and slots are as they were before, as far as anybody knows";
+    kept.push(new(GIVEN_UP.to_owned(), Severity::High, summary.to_owned()));
     write(session, &loaded.state_dir, &kept)
-}
-
-/// The conditions that the last examination found.
-pub fn conditions(state_dir: &Path) -> Vec<Condition> {
-    read(state_dir).into_iter().map(Kept::condition).collect()
 }
 
 /// Each cluster with its name; without clusters the host.
@@ -164,17 +128,27 @@ fn severity(finding: &Finding, repositories: &[&str]) -> Option<Severity> {
     }
 }
 
-fn found(subject: &str, finding: &Finding, severity: Severity) -> Kept {
+fn found(subject: &str, finding: &Finding, severity: Severity) -> Condition {
     let Finding {
         group, name, value, ..
     } = finding;
     let cause = finding.cause.as_ref();
     let cause = cause.map_or(String::new(), |cause| format!(" ({cause})"));
-    Kept {
-        id: format!("{subject}/doctor/{group}/{name}"),
+    let summary = format!("{subject}: {name}: {value}{cause}");
+    new(
+        format!("{subject}/doctor/{group}/{name}"),
         severity,
-        summary: format!("{subject}: {name}: {value}{cause}"),
+        summary,
+    )
+}
+
+fn new(id: String, severity: Severity, summary: String) -> Condition {
+    Condition {
+        id,
+        severity,
+        summary,
         next: Some("pitr doctor".to_owned()),
+        about: None,
     }
 }
 
@@ -182,15 +156,15 @@ fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
-/// A file that is missing or damaged says nothing: the next examination writes it anew.
-fn read(state_dir: &Path) -> Vec<Kept> {
+/// The conditions that the last examination found. A file that is missing or damaged says nothing: the next examination writes it anew.
+pub fn conditions(state_dir: &Path) -> Vec<Condition> {
     let bytes = behalf::read(&file(state_dir)).ok();
     bytes
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default()
 }
 
-fn write(session: &Session, state_dir: &Path, kept: &[Kept]) -> Result<()> {
+fn write(session: &Session, state_dir: &Path, kept: &[Condition]) -> Result<()> {
     let text = serde_json::to_vec(kept)
         .map_err(|e| err!(Internal, "findings cannot be written").source(e))?;
     let (path, nonce) = (file(state_dir), session.host.random());

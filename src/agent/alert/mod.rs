@@ -11,7 +11,6 @@ mod mail;
 pub mod payload;
 pub mod sink;
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -176,7 +175,7 @@ pub fn tell(
     conditions.extend(book.failing.iter().map(condition::of_sink));
     let now = session.host.now();
     let mut notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
-    // Each sink's first notice of a condition is written down as offered before it goes out: after a kill the end is told, too.
+    // The file names the sinks that a new condition goes to before it goes out: after a kill they hear of its end, too.
     offer(&mut book, &notices);
     let mut kept = told.write(&book, session);
     if let Some(one) = condition::of_state(std::slice::from_ref(&kept))
@@ -186,7 +185,7 @@ pub fn tell(
         notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
         offer(&mut book, &notices);
     }
-    let mut waiting: BTreeSet<(&str, &str)> = notices.iter().map(Notice::key).collect();
+    let mut waiting: Vec<&Notice> = new(&notices).collect();
     let (since, offered) = (Instant::now(), fault::shortened(OFFERED));
     // Each sink on a thread of its own: one that hangs delays no other.
     std::thread::scope(|scope| {
@@ -218,7 +217,7 @@ pub fn tell(
             if let Err(e) = &delivered {
                 session.warn(&format!("alert sink \"{}\": {e}", notice.sink));
             }
-            waiting.remove(&notice.key());
+            waiting.retain(|one| one.key() != notice.key());
             // A sink that gave no answer in time may have taken it.
             let is_refused = matches!(&delivered, Err(e) if e.code() != Code::Deadline);
             if is_refused && notice.event == Event::New {
@@ -233,22 +232,21 @@ pub fn tell(
             }
         }
     });
-    let left = notices
-        .iter()
-        .filter(|notice| waiting.contains(&notice.key()));
-    let left: Vec<&Notice> = left.filter(|notice| notice.event == Event::New).collect();
-    if !left.is_empty() {
-        left.into_iter().for_each(|notice| book.withdraw(notice));
-        let written = told.write(&book, session);
-        kept = kept.and(written);
+    if !waiting.is_empty() {
+        waiting.into_iter().for_each(|notice| book.withdraw(notice));
+        kept = kept.and(told.write(&book, session));
     }
     kept
 }
 
 /// Notes in the book which notices are about to go out.
 fn offer(book: &mut Book, notices: &[Notice]) {
-    let new = notices.iter().filter(|notice| notice.event == Event::New);
-    new.for_each(|notice| book.offer(notice));
+    new(notices).for_each(|notice| book.offer(notice));
+}
+
+/// The notices that tell a sink of a condition for the first time.
+fn new(notices: &[Notice]) -> impl Iterator<Item = &Notice> {
+    notices.iter().filter(|notice| notice.event == Event::New)
 }
 
 /// Sends a test to each sink, or to the one that is named.
