@@ -203,8 +203,12 @@ impl Book {
         }
     }
 
-    /// Notes that a notice did not reach its sink.
-    pub fn withdraw(&mut self, notice: &Notice) {
+    /// Notes that a notice did not reach its sink. The offer of an earlier look, whose end nobody knows, stays as it is in the book of then.
+    pub fn withdraw(&mut self, notice: &Notice, earlier: &Book) {
+        let before = earlier.open.get(&notice.id);
+        if before.is_some_and(|open| open.offered.contains(&notice.sink)) {
+            return;
+        }
         if let Some(open) = self.open.get_mut(&notice.id) {
             open.offered.remove(&notice.sink);
         }
@@ -459,10 +463,33 @@ mod tests {
         let now = time("2026-11-20T02:00:00Z");
         let gap = [wrong("gap", Severity::Critical)];
         for notice in decide(now, &gap, &mut book, &sinks) {
+            let earlier = book.clone();
             book.offer(&notice);
-            book.withdraw(&notice);
+            book.withdraw(&notice, &earlier);
         }
         assert!(round("2026-11-20T02:01:00Z", &[], &mut book, &sinks, "").is_empty());
+        assert!(book.open.is_empty());
+    }
+
+    #[test]
+    fn a_sink_that_refuses_today_hears_the_end_of_what_it_may_have_taken_yesterday() {
+        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
+        let gap = [wrong("gap", Severity::Critical)];
+        // A kill between a delivery and its record.
+        for notice in decide(time("2026-11-20T02:00:00Z"), &gap, &mut book, &sinks) {
+            book.offer(&notice);
+        }
+        let now = time("2026-11-20T02:01:00Z");
+        for notice in decide(now, &gap, &mut book, &sinks) {
+            let earlier = book.clone();
+            book.offer(&notice);
+            book.withdraw(&notice, &earlier);
+            book.note(&notice, now, Some("away".to_owned()));
+        }
+        assert_eq!(
+            round("2026-11-20T02:02:00Z", &[], &mut book, &sinks, ""),
+            [told("a", "gap", Event::Resolved)]
+        );
         assert!(book.open.is_empty());
     }
 

@@ -170,6 +170,7 @@ pub fn tell(
         return Ok(());
     }
     let mut book = told.read(session);
+    let earlier = book.clone();
     // The look before may have delivered while this one looked.
     conditions.retain(|one| !condition::is_of_sink(&one.id));
     conditions.extend(book.failing.iter().map(condition::of_sink));
@@ -221,7 +222,7 @@ pub fn tell(
             // A sink that gave no answer in time may have taken it.
             let is_refused = matches!(&delivered, Err(e) if e.code() != Code::Deadline);
             if is_refused && notice.event == Event::New {
-                book.withdraw(notice);
+                book.withdraw(notice, &earlier);
             }
             book.note(notice, now, delivered.err().map(|e| e.to_string()));
             let written = told.write(&book, session);
@@ -233,7 +234,9 @@ pub fn tell(
         }
     });
     if !waiting.is_empty() {
-        waiting.into_iter().for_each(|notice| book.withdraw(notice));
+        for notice in waiting {
+            book.withdraw(notice, &earlier);
+        }
         kept = kept.and(told.write(&book, session));
     }
     kept
