@@ -237,6 +237,33 @@ fn g05_settings_that_keep_wal_from_the_archive_are_critical() {
 }
 
 #[test]
+fn what_is_archived_later_than_rpo_and_a_server_without_free_connections_are_told() {
+    let builder = Cluster::builder(17)
+        .segment_size_mb(1)
+        .config("max_wal_senders", "2")
+        .config("archive_timeout", "30min");
+    let (site, cluster) = Site::with_cluster_of(builder);
+    let within = |rpo: &str| doctor(&site).env("PITR_CLUSTERS_MAIN_RPO", rpo);
+    let json = within("30m").run().json();
+    assert_eq!(finding(&json, "server", "archive_timeout")["level"], "ok");
+    assert_eq!(finding(&json, "rights", "max_wal_senders")["level"], "ok");
+    let _others = ["a", "b"].map(|name| {
+        let to = site.sandbox().join(name);
+        std::fs::create_dir(&to).unwrap();
+        user::own(&to);
+        cluster.tool("pg_receivewal").arg("-D").arg(to).spawn()
+    });
+    let in_use = "select count(*) from pg_stat_replication";
+    wait_until(PATIENCE, "both are connected", || {
+        cluster.query_one_string(in_use) == "2"
+    });
+    let json = within("15m").run().json();
+    let warns = |group, name, cause, fix| bad(&json, "warn", group, name, cause, fix);
+    warns("server", "archive_timeout", "more than rpo", "= '450s'");
+    warns("rights", "max_wal_senders", "finds no connection", "= '7'");
+}
+
+#[test]
 fn g05_a_library_that_archives_in_our_place_is_critical() {
     let (site, cluster) = healthy(16);
     cluster.alter_system("archive_command", "");

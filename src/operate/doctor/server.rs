@@ -246,14 +246,29 @@ fn archiving(
     } else if get("archive_mode") != "off" {
         command(found, get("archive_command"), seen);
     }
-    match get("archive_timeout") {
-        "0" => found.warn(
+    let rpo = cluster.objectives.rpo.filter(|rpo| rpo.0 > 0);
+    match (get("archive_timeout"), rpo) {
+        ("0", _) => found.warn(
             "archive_timeout",
             "0",
             "on a quiet server the last transactions are archived only when their segment is full",
             alter("archive_timeout", "60s"),
         ),
-        seconds => found.ok("archive_timeout", format!("{seconds} s")),
+        (seconds, Some(rpo))
+            if !receiver::is_configured(cluster)
+                && seconds.parse::<u64>().is_ok_and(|s| s > rpo.0) =>
+        {
+            found.warn(
+                "archive_timeout",
+                format!("{seconds} s"),
+                format!(
+                    "that is more than rpo, {}: on a quiet server the last transactions are archived later",
+                    human::duration(rpo.duration())
+                ),
+                alter("archive_timeout", &format!("{}s", rpo.0.div_ceil(2))),
+            );
+        }
+        (seconds, _) => found.ok("archive_timeout", format!("{seconds} s")),
     }
 }
 
@@ -500,18 +515,7 @@ fn rights(
             format!("grant pg_read_all_settings to {quoted}"),
         );
     }
-    let senders = values
-        .get("max_wal_senders")
-        .map_or("", |s| s.value.as_str());
-    match senders {
-        "0" | "1" => found.fail(
-            "max_wal_senders",
-            senders,
-            "a backup takes a connection of its own, and replicas theirs",
-            restart("max_wal_senders", "10"),
-        ),
-        _ => found.ok("max_wal_senders", senders),
-    }
+    senders(found, server, values)?;
     // Only the attempt shows the rules of pg_hba.conf for replication.
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
     match server::identify(conninfo) {
@@ -525,6 +529,32 @@ fn rights(
             Ok(None)
         }
     }
+}
+
+/// Whether a backup finds a connection for replication, beside those of replicas and receivers.
+fn senders(found: &mut Findings, server: &mut Server, values: &Values) -> Result<()> {
+    let senders = values
+        .get("max_wal_senders")
+        .map_or("", |s| s.value.as_str());
+    let rows = server.query("select count(*) from pg_catalog.pg_stat_replication")?;
+    let in_use: u64 = rows.value(0, 0)?;
+    let is_full = senders.parse().is_ok_and(|most: u64| most <= in_use);
+    match senders {
+        "0" | "1" => found.fail(
+            "max_wal_senders",
+            senders,
+            "a backup takes a connection of its own, and replicas theirs",
+            restart("max_wal_senders", "10"),
+        ),
+        _ if is_full => found.warn(
+            "max_wal_senders",
+            format!("{senders}, and {in_use} in use"),
+            "the next backup, replica or receiver finds no connection",
+            restart("max_wal_senders", &(in_use + 5).to_string()),
+        ),
+        _ => found.ok("max_wal_senders", senders),
+    }
+    Ok(())
 }
 
 /// Compares the clocks. Targets are times of the server's clock; the host's clock gives a backup's age.

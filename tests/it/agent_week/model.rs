@@ -353,6 +353,13 @@ impl Judge<'_> {
             )
     }
 
+    /// When agents of a host were killed, or its power was cut.
+    fn kills(&self, host: &str) -> Vec<i128> {
+        let ups = self.seen.up.get(host).into_iter().flatten();
+        let cuts = self.seen.cuts.iter().filter(|c| c.0 == host);
+        ups.map(|(_, to)| *to).chain(cuts.map(|c| c.1)).collect()
+    }
+
     /// How long the agent could have done it.
     fn ready(&self, host: &str, job: &Job, from: i128, to: i128) -> i128 {
         let ups = self.seen.up.get(host).into_iter().flatten();
@@ -549,7 +556,15 @@ impl Judge<'_> {
                 }
                 let last = heard.iter().rfind(|h| h.at < to);
                 let is_open = last.is_some_and(|h| h.event != "resolved");
-                if is_open != *fails {
+                // What was told while the disk was full lies in the memory of an agent that is gone: nobody knows of it when it ends.
+                let is_forgotten = !fails
+                    && last.is_some_and(|h| {
+                        self.is_full(host, h.at)
+                            && self.kills(host).iter().any(|at| is_in(*at, (h.at, *from)))
+                    });
+                if is_open && is_forgotten {
+                    self.count("forgotten", 1);
+                } else if is_open != *fails {
                     self.fault(format!(
                         "{sink}: {id} fails = {fails} from {} to {}, and the sink heard {:?} last",
                         self.clock(*from),
@@ -710,9 +725,7 @@ impl Judge<'_> {
                     ("new", _) => !open,
                     _ => open,
                 };
-                let ups = self.seen.up[host].iter().map(|(_, to)| *to);
-                let cuts = self.seen.cuts.iter().filter(|c| c.0 == host).map(|c| c.1);
-                let kills: Vec<i128> = ups.chain(cuts).collect();
+                let kills = self.kills(host);
                 // A look that is killed behind a delivery makes it once more.
                 let gone = |from: i128| {
                     let near = (from - SECOND / 5, from + SECOND);

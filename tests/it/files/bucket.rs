@@ -486,11 +486,7 @@ fn whatever_happens_in_a_bucket_each_backup_gives_it_back() {
         let run = bucket.run();
         assert!([0, 6].contains(&run.code()), "{run}, {why}");
         let backup = run.json();
-        assert_eq!(
-            bucket.restored(id(&backup), "back"),
-            is,
-            "{why}"
-        );
+        assert_eq!(bucket.restored(id(&backup), "back"), is, "{why}");
         taken.push((id(&backup).to_owned(), digest(&is)));
         let at = random.below(taken.len());
         let before = bucket.restored(&taken[at].0, "again");
