@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -200,6 +200,11 @@ corruption: ## 100 000 times one object of a repository, plain or encrypted, is 
 	scripts/get-postgres 18
 	PITR_CORRUPTIONS=$${PITR_CORRUPTIONS:-100000} PITR_CORRUPTION_SEED=$${PITR_CORRUPTION_SEED:-$$RANDOM} \
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- corruption:: --nocapture
+
+files-campaign: ## 1 000 random changes of a directory and of a bucket, with kills and expiry, and every backup restored and compared
+	scripts/get-postgres 17
+	PITR_FILES_STEPS=$${PITR_FILES_STEPS:-1000} PITR_FILES_SEED=$${PITR_FILES_SEED:-$$RANDOM} \
+	$(CARGO) test --test it -- files::whatever files::bucket::whatever --nocapture
 
 heal-campaign: ## 10 000 times an object in one of two repositories is damaged, and they heal from one another
 	scripts/get-postgres 18

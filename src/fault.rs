@@ -48,6 +48,20 @@ pub fn shortened(time: Duration) -> Duration {
     time
 }
 
+/// The length of a round of turns, which `$PITR_FAULT_ROUND_SECONDS` shortens.
+#[cfg(debug_assertions)]
+pub fn round(time: Duration) -> Duration {
+    let seconds = std::env::var("PITR_FAULT_ROUND_SECONDS").ok();
+    let wanted = seconds.and_then(|s| s.parse().ok());
+    wanted.map_or(time, |w| Duration::from_secs(w).min(time))
+}
+
+/// The length itself.
+#[cfg(not(debug_assertions))]
+pub fn round(time: Duration) -> Duration {
+    time
+}
+
 /// A length of time of the clock of schedules, on the clock of the host: `$PITR_FAULT_CLOCK` makes it go faster.
 #[cfg(debug_assertions)]
 pub fn hastened(time: Duration) -> Duration {

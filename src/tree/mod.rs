@@ -17,5 +17,6 @@ mod shared;
 pub mod status;
 #[cfg(test)]
 mod tests;
+pub mod turn;
 pub mod walk;
 pub mod watch;

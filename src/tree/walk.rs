@@ -5,7 +5,7 @@
 //!
 //! Upon a prior, a file counts as unchanged while its size, inode and times are those that the prior has. A program that writes through a
 //! mapping moves no time while its page is dirty. So filesystems are synced before their files are looked at, and a file that had changed
-//! shortly before the prior was begun is read again.
+//! shortly before the prior was begun is read again. Each of the others has a turn to be read, which finds changes that no time tells of.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{Advice, Dir, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::beneath;
@@ -28,6 +28,7 @@ use super::left_out::{LeftOut, Part};
 use super::names::Names;
 use super::selection::Selection;
 use super::status::{Holder, Status, XattrReader};
+use super::turn;
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -72,6 +73,19 @@ pub struct Taken {
     pub read_bytes: u64,
     /// Bytes of them that were stored before, under another name or in the prior.
     pub reused_bytes: u64,
+    /// The files whose turn it was.
+    pub sample: Sample,
+}
+
+/// Files that were read again though nothing says that they have changed.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// All of them.
+    pub read: u64,
+    /// Those with other content than the prior has. They are stored as they are now.
+    pub silent: u64,
+    /// Those that could not be read. The prior's content stays.
+    pub unread: u64,
 }
 
 /// The source of a walk.
@@ -98,13 +112,24 @@ type Inode = (u64, u64);
 /// The paths of one file. The first of several that can be read has the content.
 struct Group {
     paths: Paths,
+    /// The hash of its content in the prior, where it is only its turn to be read.
+    known: Option<[u8; 32]>,
     /// The file that had all the paths when they were met; none where there is one path.
     inode: Option<Inode>,
+}
+
+/// A file beside what the prior has of it.
+enum Compared {
+    Changed,
+    Same,
+    /// The same, as far as anything tells, and its turn to be read. The prior's hash of its content.
+    Due([u8; 32]),
 }
 
 /// The data that all threads share.
 struct Source<'a> {
     root: OwnedFd,
+    now: TimestampTz,
     names: Names,
     tree: &'a Tree<'a>,
     /// The names that were met, where there is a prior.
@@ -154,14 +179,14 @@ impl Source<'_> {
         sink.node(&key, node)
     }
 
-    /// Whether a file is as the prior has it. Then its name is taken down, and nothing else has to be done.
-    fn is_unchanged(&self, path: &[u8], status: &Status) -> Result<bool> {
+    /// Compares a file with what the prior has. The name of one that is the same is taken down, and nothing else has to be done.
+    fn compared(&self, path: &[u8], status: &Status) -> Result<Compared> {
         let Some(before) = &self.tree.before else {
-            return Ok(false);
+            return Ok(Compared::Changed);
         };
         let key = key(path)?;
         let Some(Metadata::Node(known)) = before.snapshot.metadata(&key)? else {
-            return Ok(false);
+            return Ok(Compared::Changed);
         };
         let owner = self.names.owner(status.uid, status.gid);
         let is_timeless = self
@@ -177,11 +202,23 @@ impl Source<'_> {
             && known.links == status.links_of_node()
             && known.change == Some(status.change())
             && is_settled(status, before.start_time);
-        if is_same {
-            self.unchanged.fetch_add(1, Ordering::Relaxed);
-            self.meet(&key)?;
+        if !is_same {
+            return Ok(Compared::Changed);
         }
-        Ok(is_same)
+        let times = (before.start_time, self.now);
+        if let Some(hash) = known.blake3
+            && turn::is_due(path, times, fault::round(turn::ROUND))
+        {
+            return Ok(Compared::Due(hash));
+        }
+        self.keep(&key)?;
+        Ok(Compared::Same)
+    }
+
+    /// Takes down that a file is as the prior has it.
+    fn keep(&self, key: &FileKey) -> Result<()> {
+        self.unchanged.fetch_add(1, Ordering::Relaxed);
+        self.meet(key)
     }
 }
 
@@ -213,6 +250,7 @@ pub fn take(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut source = Source {
         root: rustix::fs::open(tree.root, flags, Mode::empty()).map_err(failed)?,
+        now: tree.host.now(),
         names: Names::of_host(),
         tree,
         arrived: tree
@@ -299,6 +337,9 @@ pub fn joined(readers: Vec<ScopedJoinHandle<'_, Result<Taken>>>, things: &str) -
                 sum.unstable += taken.unstable;
                 sum.read += taken.read;
                 sum.read_bytes += taken.read_bytes;
+                sum.sample.read += taken.sample.read;
+                sum.sample.silent += taken.sample.silent;
+                sum.sample.unread += taken.sample.unread;
             }
             Err(e) if failure.is_none() || e.code() != Code::Interrupted => failure = Some(e),
             Err(_) => {}
@@ -354,6 +395,7 @@ impl<'w, 't> Walk<'w, 't> {
             match kind {
                 FileType::RegularFile => self.send(Group {
                     paths,
+                    known: None,
                     inode: Some(inode),
                 })?,
                 _ => self.linked_special(inode, &paths)?,
@@ -501,12 +543,16 @@ impl<'w, 't> Walk<'w, 't> {
             let group = self.linked.entry(inode);
             group.or_insert((status.kind, Vec::new())).1.push(path);
         } else if status.kind == FileType::RegularFile {
-            if !self.source.is_unchanged(&path, &status)? {
-                self.send(Group {
-                    paths: vec![path],
-                    inode: None,
-                })?;
-            }
+            let known = match self.source.compared(&path, &status)? {
+                Compared::Same => return Ok(()),
+                Compared::Changed => None,
+                Compared::Due(hash) => Some(hash),
+            };
+            self.send(Group {
+                paths: vec![path],
+                known,
+                inode: None,
+            })?;
         } else {
             self.special(directory, name, &path, &status)?;
         }
@@ -640,7 +686,7 @@ impl<'r, 't> Reader<'r, 't> {
                 record_link(self.source, &self.sink, path, first)?;
                 continue;
             }
-            let taken = self.file(path)?;
+            let taken = self.file(path, group.known)?;
             if first.is_none() && group.inode.is_some() && taken == group.inode {
                 first = Some(key(path)?);
             }
@@ -648,8 +694,8 @@ impl<'r, 't> Reader<'r, 't> {
         Ok(())
     }
 
-    /// Takes a file; returns which one, where it is there.
-    fn file(&mut self, path: &[u8]) -> Result<Option<Inode>> {
+    /// Takes a file; returns which one, where it is there. `known` is the hash of one whose turn it is.
+    fn file(&mut self, path: &[u8], mut known: Option<[u8; 32]>) -> Result<Option<Inode>> {
         let opened = beneath::open_file(self.source.root.as_fd(), path);
         let opened = opened.and_then(|fd| Ok((Status::of(fd.as_fd())?, File::from(fd))));
         let (status, file) = match opened {
@@ -660,10 +706,20 @@ impl<'r, 't> Reader<'r, 't> {
         };
         // A file of one path was compared by the walk.
         let inode = (status.device, status.inode);
-        if status.links > 1 && self.source.is_unchanged(path, &status)? {
-            return Ok(Some(inode));
+        if status.links > 1 {
+            known = match self.source.compared(path, &status)? {
+                Compared::Same => return Ok(Some(inode)),
+                Compared::Changed => None,
+                Compared::Due(hash) => Some(hash),
+            };
         }
         let key = key(path)?;
+        if let Some(known) = known
+            && self.is_as_known(path, &file, &known)?
+        {
+            self.source.keep(&key)?;
+            return Ok(Some(inode));
+        }
         match self.source.tree.is_shared {
             true => self.sink.begin_shared(key.clone())?,
             false => self.sink.begin(key.clone())?,
@@ -704,6 +760,40 @@ impl<'r, 't> Reader<'r, 't> {
         }
         self.sink.end_node(node)?;
         Ok(Some(inode))
+    }
+
+    /// Reads a file whose turn it is, from the disk where nobody has changed it in memory. A file that cannot be read stays as the prior has it.
+    fn is_as_known(&mut self, path: &[u8], file: &File, known: &[u8; 32]) -> Result<bool> {
+        let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+        self.taken.sample.read += 1;
+        let mut hasher = blake3::Hasher::new();
+        let mut at = 0;
+        loop {
+            self.source.check_stop()?;
+            match file.read_at(&mut self.buffer, at) {
+                Ok(0) => break,
+                Ok(n) => {
+                    hasher.update(self.buffer.get(..n).unwrap_or_default());
+                    self.source.tree.host.progress.advance(n as u64);
+                    at += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.taken.sample.unread += 1;
+                    return Ok(true);
+                }
+            }
+        }
+        if hasher.finalize() == *known {
+            return Ok(true);
+        }
+        let after = Status::of(file.as_fd());
+        let is_silent = match &after {
+            Ok(after) => matches!(self.source.compared(path, after)?, Compared::Due(_)),
+            Err(_) => false,
+        };
+        self.taken.sample.silent += u64::from(is_silent);
+        Ok(false)
     }
 
     fn leave(&mut self, path: &[u8], why: impl std::fmt::Display) -> Result<Option<Inode>> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::counted;
 use super::decide::{Condition, Failing};
 use super::examined;
 use crate::agent::load::Loaded;
@@ -12,6 +13,7 @@ use crate::operate::counters::{self, Counts, Label};
 use crate::operate::finding::{Finding, Level};
 use crate::operate::human;
 use crate::operate::info::{BackupInfo, ClusterInfo};
+use crate::operate::lag::Lag;
 use crate::operate::metrics::Metrics;
 use crate::operate::runs::{JobState, Run, Runs};
 use crate::operate::session::Session;
@@ -63,6 +65,7 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
     if let Some(info) = &metrics.info {
         for one in &info.clusters {
             found.extend(of_findings(&one.name, &one.problems));
+            found.extend(one.repositories.iter().filter_map(of_away));
             found.extend(of_sizes(one));
         }
         for scope in &info.scopes {
@@ -80,6 +83,8 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
                 .iter()
                 .filter_map(|(l, c)| of_duration(l, c)),
         );
+        let now = session.host.now();
+        found.extend(counted::conditions(now, settings, metrics, &counters));
     }
     found.extend(of_jobs(session, loaded));
     found.extend(examined::conditions(&loaded.state_dir));
@@ -123,7 +128,8 @@ pub fn is_of_sink(id: &str) -> bool {
     id.starts_with("alerts/")
 }
 
-fn new(id: &str, severity: Severity, summary: String, next: Option<String>) -> Condition {
+/// A condition that is about no sink.
+pub fn new(id: &str, severity: Severity, summary: String, next: Option<String>) -> Condition {
     Condition {
         id: id.to_owned(),
         severity,
@@ -175,6 +181,20 @@ fn of_findings(subject: &str, findings: &[Finding]) -> Vec<Condition> {
         ))
     };
     findings.iter().filter_map(one).collect()
+}
+
+/// One of several repositories that does not answer.
+fn of_away(one: &Lag) -> Option<Condition> {
+    let away = one.away.as_ref()?;
+    let name = &one.name;
+    let summary = format!("repository \"{name}\" does not answer: {}", away.message);
+    let id = format!("repository/{name}/away");
+    Some(new(
+        &id,
+        Severity::Critical,
+        summary,
+        Some("pitr doctor".to_owned()),
+    ))
 }
 
 /// The last backup beside those before it.

@@ -120,7 +120,7 @@ fn severity(finding: &Finding, repositories: &[&str]) -> Option<Severity> {
         |(group, name): &(&str, &str)| finding.group == *group && finding.name.starts_with(name);
     let is_looked_at = finding.group == LOST
         || LOOKED_AT.iter().any(is_of)
-        || repositories.contains(&finding.name.as_str());
+        || (finding.group == "repository" && repositories.contains(&finding.name.as_str()));
     match finding.level {
         Level::Fail if !is_looked_at => Some(Severity::Critical),
         Level::Warn if WARNINGS.iter().any(is_of) => Some(Severity::Medium),
@@ -190,6 +190,7 @@ mod tests {
         );
         assert_eq!(judged("repository", "newest backup", Level::Fail), None);
         assert_eq!(judged("repository", "local", Level::Fail), None);
+        assert_eq!(judged("audit", "local", Level::Fail), critical);
         assert_eq!(judged(LOST, "backups to restore", Level::Fail), None);
         let medium = Some(Severity::Medium);
         assert_eq!(judged("clock", "server and host", Level::Warn), medium);

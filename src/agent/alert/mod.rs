@@ -4,6 +4,7 @@
 //! sink that is away, and a sink that is away is a condition of its own.
 
 pub mod condition;
+mod counted;
 pub mod decide;
 pub mod examined;
 mod http;

@@ -31,6 +31,7 @@ use crate::store::pace::Pace;
 use crate::store::s3::contents::{Answer, Contents, Entry, Facts};
 use crate::tree::left_out::{LeftOut, Part};
 use crate::tree::selection::Selection;
+use crate::tree::turn;
 use crate::tree::walk::{self, Taken};
 
 /// Bytes of one request.
@@ -41,8 +42,6 @@ const QUEUE: usize = 256;
 const ATTEMPTS: u32 = 3;
 /// How often the caller is heard while others work.
 const TICK: Duration = Duration::from_millis(200);
-/// In this time each object is read once, whatever the listing says.
-const ROUND: Duration = Duration::from_secs(50 * 24 * 3600);
 /// More JSON about an object no node has (format, section 16.2).
 const FACTS_LIMIT_BYTES: usize = 16 << 10;
 
@@ -463,7 +462,9 @@ impl<'w, 't> Walk<'w, 't> {
                 if known.kind == NodeKind::File(entry.size_bytes) && is_same(&known, &entry) =>
             {
                 let since = self.source.before.map(|before| before.start_time);
-                if !since.is_some_and(|since| is_due(key.as_bytes(), since, self.source.now)) {
+                let round = fault::shortened(turn::ROUND);
+                let is_due = |since| turn::is_due(key.as_bytes(), (since, self.source.now), round);
+                if !since.is_some_and(is_due) {
                     self.taken.unchanged += 1;
                     return self.source.meet(&key);
                 }
@@ -502,21 +503,6 @@ fn is_same(known: &Node, entry: &Entry) -> bool {
     let facts = known.bucket.as_deref().map(serde_json::from_slice::<Facts>);
     let is_version = |facts: &Facts| facts.etag == entry.tag && facts.modified == entry.modified;
     known.unstable == 0 && matches!(facts, Some(Ok(facts)) if is_version(&facts))
-}
-
-/// Whether it is an object's turn to be read between two moments. Each has one in every round, whenever backups are taken.
-fn is_due(key: &[u8], since: TimestampTz, now: TimestampTz) -> bool {
-    let round = i64::try_from(fault::shortened(ROUND).as_secs()).unwrap_or(i64::MAX);
-    let seconds = |time: TimestampTz| time.unix_micros().unwrap_or(0).div_euclid(1_000_000);
-    if round == 0 {
-        return true;
-    }
-    let hash: [u8; 32] = blake3::hash(key).into();
-    let slot = hash
-        .first_chunk()
-        .map_or(0, |first| u32::from_le_bytes(*first));
-    let first = seconds(since) + 1;
-    first + (i64::from(slot) - first).rem_euclid(round) <= seconds(now)
 }
 
 /// JSON of what is known about an object. Metadata that no node has room for is left out, and named.
@@ -681,25 +667,6 @@ impl<'r, 't> Reader<'r, 't> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_object_has_one_turn_in_a_round() {
-        let at = |seconds: i64| TimestampTz::from_unix_seconds(1_700_000_000 + seconds).unwrap();
-        let round = i64::try_from(ROUND.as_secs()).unwrap();
-        for key in [&b"a"[..], b"b", b"images/1"] {
-            // Whatever the distance of backups is.
-            for step in [3600, 86_400, 7 * 86_400, 50 * 86_400] {
-                let turns = (0..round / step)
-                    .filter(|n| is_due(key, at(n * step), at((n + 1) * step)))
-                    .count();
-                assert!(turns <= 1, "{step}");
-                let missed = round % step;
-                assert!(missed > 0 || turns == 1, "{step}");
-            }
-            assert!(is_due(key, at(0), at(round)));
-            assert!(!is_due(key, at(0), at(0)));
-        }
-    }
 
     #[test]
     fn a_directory_has_what_is_below_it() {

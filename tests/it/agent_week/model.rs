@@ -556,7 +556,7 @@ impl Judge<'_> {
                 }
                 let last = heard.iter().rfind(|h| h.at < to);
                 let is_open = last.is_some_and(|h| h.event != "resolved");
-                // What was told while the disk was full lies in the memory of an agent that is gone: nobody knows of it when it ends.
+                // A notice that was told while the disk was full was in the memory of an agent that is gone: nobody knows of it when it ends.
                 let is_forgotten = !fails
                     && last.is_some_and(|h| {
                         self.is_full(host, h.at)

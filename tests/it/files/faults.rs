@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::shared::flip;
 use super::tree::describe;
 use super::{World, id, path_text};
-use crate::common::mount::SmallDisk;
+use crate::common::mount::{DiskOver, PowerDisk, SmallDisk};
 use crate::common::random::Random;
 use crate::require_mounts;
 
@@ -204,6 +205,72 @@ with open(sys.argv[1], 'r+b') as file:
     }
     drop(to);
     mapping.wait().unwrap();
+}
+
+#[test]
+fn u77_what_a_disk_changes_behind_everybodys_back_is_found_when_it_is_its_turn() {
+    require_mounts!("u77_what_a_disk_changes_behind_everybodys_back_is_found_when_it_is_its_turn");
+    let disk = PowerDisk::new(64);
+    let source = disk.path();
+    let content: Vec<u8> = (0..9000_u32).map(|n| (n * n / 7 % 251) as u8).collect();
+    fs::write(source.join("rots"), &content).unwrap();
+    fs::write(source.join("sound"), vec![5; 9000]).unwrap();
+    fs::write(source.join("linked"), "twice").unwrap();
+    fs::hard_link(source.join("linked"), source.join("other")).unwrap();
+    let world = World::of(&path_text(source), "");
+    // A file that had just changed is read in any case.
+    std::thread::sleep(Duration::from_millis(1100));
+    let first = world.backup();
+    disk.spoil(&content);
+    let blind = world.backup();
+    assert_eq!(
+        (&blind["read_count"], &blind["unchanged_count"]),
+        (&0.into(), &3.into()),
+        "{blind}"
+    );
+    let at_once = || {
+        let backup = world.pitr(&["files", "backup", "up", "--json"]);
+        backup.env("PITR_FAULT_ROUND_SECONDS", "0").run()
+    };
+    let run = at_once().expect_code(6);
+    let run = run.expect_stderr("1 of 3 files that were read again have other content");
+    let found = run.json();
+    assert_eq!(found["read_count"], 1, "{found}");
+    assert_eq!(found["unchanged_count"], 2, "{found}");
+    let read = |backup: &Value, to: &str| {
+        let back = world.restored(id(backup), to);
+        assert_eq!(fs::read(back.join("other")).unwrap(), b"twice");
+        fs::read(back.join("rots")).unwrap()
+    };
+    assert!(read(&first, "first") == content);
+    let now = read(&found, "now");
+    let differing = now.iter().zip(&content).filter(|(a, b)| a != b).count();
+    assert_eq!((now.len(), differing), (content.len(), 1));
+    // Told once: the next turn finds what is stored.
+    let run = at_once().success();
+    assert_eq!(run.json()["read_count"], 0, "{run}");
+}
+
+#[test]
+fn one_file_system_leaves_out_what_is_mounted_below() {
+    require_mounts!("one_file_system_leaves_out_what_is_mounted_below");
+    let world = World::new("");
+    let source = world.source();
+    fs::create_dir_all(source.join("mounted")).unwrap();
+    fs::write(source.join("own"), "own").unwrap();
+    let _disk = DiskOver::mount(&source.join("mounted"));
+    fs::write(source.join("mounted/other"), "other").unwrap();
+    let paths = |backup: &Value, to: &str| {
+        let back = world.restored(id(backup), to);
+        describe(&back).into_keys().collect::<Vec<_>>()
+    };
+    let all = paths(&world.backup(), "all");
+    assert!(all.iter().any(|p| p.ends_with("mounted/other")), "{all:?}");
+    let text = fs::read_to_string(&world.config).unwrap();
+    fs::write(&world.config, text + "one_file_system = true\n").unwrap();
+    let own = paths(&world.backup(), "own");
+    assert!(own.iter().any(|p| p.ends_with("mounted")), "{own:?}");
+    assert!(!own.iter().any(|p| p.ends_with("other")), "{own:?}");
 }
 
 /// As `touch -r`, `cp -p` and many archivers leave files.

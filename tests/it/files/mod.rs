@@ -16,7 +16,9 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::{Cluster, Program, Sandbox, expire_at_once, pitr};
@@ -254,15 +256,19 @@ fn a_directory_in_an_encrypted_repository_comes_back() {
     whole_life(&World::sealed());
 }
 
-/// Backups in a random history give back what was there, in every attribute.
+/// Backups in a random history give back what was there, in every attribute. Some are killed before their end, and expiry takes old ones away.
 #[test]
 fn whatever_happens_in_a_directory_each_backup_gives_it_back() {
     let steps = std::env::var("PITR_FILES_STEPS").ok();
     let steps: u64 = steps.map_or(STEPS, |s| s.parse().unwrap());
     let seed = std::env::var("PITR_FILES_SEED").ok();
     let seed: u64 = seed.map_or_else(|| std::process::id().into(), |s| s.parse().unwrap());
-    let world = World::new("");
+    let world = match seed % 2 {
+        0 => World::new(""),
+        _ => World::sealed(),
+    };
     let mut changes = Changes::new(world.source(), seed);
+    let (mut killed, mut expired) = (0, 0);
     let mut taken: Vec<(String, BTreeMap<PathBuf, String>)> = Vec::new();
     let mut done = Vec::new();
     for step in 1..=steps {
@@ -272,6 +278,13 @@ fn whatever_happens_in_a_directory_each_backup_gives_it_back() {
         }
         let why = format!("PITR_FILES_SEED={seed}, step {step}: {done:?}");
         let is = describe(&world.source());
+        if changes.random.below(4) == 0 {
+            let running = world.pitr(&["files", "backup", "up", "--quiet"]).spawn();
+            let wait = changes.random.below(200) as u64;
+            std::thread::sleep(Duration::from_millis(wait));
+            running.signal(Signal::KILL);
+            killed += u32::from(!running.wait().is_success());
+        }
         let backup = world.backup();
         assert_eq!(
             describe(&world.source()),
@@ -282,7 +295,18 @@ fn whatever_happens_in_a_directory_each_backup_gives_it_back() {
         taken.push((id(&backup).to_owned(), is));
         let at = changes.random.below(taken.len());
         world.gives(&taken[at].0, &taken[at].1, &why);
+        if changes.random.below(8) == 0 {
+            world.pitr(&expire_at_once()).run();
+            let info = world.pitr(&["info", "--json"]).run().json();
+            let left = info["scopes"][0]["backups"].to_string();
+            let before = taken.len();
+            taken.retain(|(id, _)| left.contains(id));
+            expired += before - taken.len();
+            let newest = taken.last().map(|(id, _)| id.as_str());
+            assert_eq!(newest, Some(id(&backup)), "{why}");
+        }
     }
+    println!("files campaign, seed {seed}: {killed} backups killed, {expired} expired");
     world.pitr(&["verify"]).run().success();
 }
 

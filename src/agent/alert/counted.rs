@@ -1,0 +1,158 @@
+//! Conditions of what the commands of this host counted, and of what they have not done for long.
+
+use std::time::Duration;
+
+use super::condition::new;
+use super::decide::Condition;
+use crate::config::{Settings, Severity};
+use crate::operate::counters::{self, Counters};
+use crate::operate::human;
+use crate::operate::info::ClusterInfo;
+use crate::operate::metrics::Metrics;
+use crate::pg::time::TimestampTz;
+
+const DAY: u64 = 86_400;
+/// `pitr verify` runs each week.
+const VERIFY_DAYS: u64 = 8;
+/// `pitr expire` runs each day.
+const EXPIRE_DAYS: u64 = 3;
+/// A key is tried each month.
+const KEY_DAYS: u64 = 40;
+/// Unfinished backups that another one may meet.
+const INCOMPLETE_MAX: usize = 2;
+
+/// Collects them. A command that never succeeded on this host is run elsewhere, or by nobody: that is no condition here.
+pub fn conditions(
+    now: TimestampTz,
+    settings: &Settings,
+    metrics: &Metrics,
+    counters: &Counters,
+) -> Vec<Condition> {
+    let mut found = Vec::new();
+    found.extend(audit(counters));
+    let clusters = settings.clusters.iter().map(|c| c.name.as_str());
+    found.extend(clusters.flat_map(|name| undone(now, name, counters)));
+    let repositories = settings.repositories.iter().map(|r| r.name.as_str());
+    found.extend(repositories.filter_map(|name| untried(now, name, counters)));
+    for one in metrics.info.iter().flat_map(|info| &info.clusters) {
+        found.extend(page_errors(one));
+        found.extend(incomplete(one));
+    }
+    found
+}
+
+/// Commands of a cluster that have not succeeded for long.
+fn undone(now: TimestampTz, cluster: &str, counters: &Counters) -> Vec<Condition> {
+    let one = |(command, days): (&str, u64)| {
+        let passed = passed(now, counters.last(command, cluster), days)?;
+        let summary = format!("{cluster}: pitr {command} last succeeded {passed} ago");
+        let next = format!("pitr {command}");
+        Some(medium(
+            &format!("{cluster}/{command}/stale"),
+            summary,
+            &next,
+        ))
+    };
+    let commands = [("verify", VERIFY_DAYS), ("expire", EXPIRE_DAYS)];
+    commands.into_iter().filter_map(one).collect()
+}
+
+/// A repository that no key of this host has read for long.
+fn untried(now: TimestampTz, repository: &str, counters: &Counters) -> Option<Condition> {
+    let passed = passed(now, counters.last(counters::KEY, repository), KEY_DAYS)?;
+    let summary =
+        format!("repository \"{repository}\": a key of this host last read it {passed} ago");
+    let id = format!("repository/{repository}/key");
+    Some(medium(&id, summary, "pitr verify"))
+}
+
+/// The time since then, when it is more than so many days.
+fn passed(now: TimestampTz, then: Option<TimestampTz>, days: u64) -> Option<String> {
+    let passed = now.duration_since(then?)?;
+    (passed > Duration::from_secs(days * DAY)).then(|| human::duration(passed))
+}
+
+fn medium(id: &str, summary: String, next: &str) -> Condition {
+    new(id, Severity::Medium, summary, Some(next.to_owned()))
+}
+
+fn critical(id: &str, summary: String, next: &str) -> Condition {
+    new(id, Severity::Critical, summary, Some(next.to_owned()))
+}
+
+fn audit(counters: &Counters) -> Option<Condition> {
+    let damage = counters.measured.get(counters::AUDIT_DAMAGE).copied();
+    let damage = damage.filter(|count| *count > 0)?;
+    let records = human::count(damage, "record");
+    let summary = format!("the audit log is broken: {records} changed or removed");
+    Some(critical("audit/broken", summary, "pitr audit verify"))
+}
+
+/// Pages that were damaged on the server when the newest backup read them.
+fn page_errors(one: &ClusterInfo) -> Option<Condition> {
+    let newest = one.inventory.backups.iter().max_by_key(|b| b.stop_time)?;
+    let pages = human::count(newest.page_errors, "page");
+    let name = &one.name;
+    (newest.page_errors > 0).then(|| {
+        let summary = format!("{name}: the newest backup read {pages} with a wrong checksum");
+        critical(&format!("{name}/backup/pages"), summary, "pitr info")
+    })
+}
+
+fn incomplete(one: &ClusterInfo) -> Option<Condition> {
+    let count = one.remains.as_ref()?.incomplete.len();
+    let name = &one.name;
+    (count > INCOMPLETE_MAX).then(|| {
+        let summary = format!("{name}: {count} backups began and were never finished");
+        medium(&format!("{name}/backup/incomplete"), summary, "pitr expire")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(successes: &[(&str, &str)], damage: u64) -> Counters {
+        let success = |(what, time): &(&str, &str)| (what.to_string(), time.parse().unwrap());
+        Counters {
+            successes: successes.iter().map(success).collect(),
+            measured: [(counters::AUDIT_DAMAGE.to_owned(), damage)].into(),
+            ..Counters::default()
+        }
+    }
+
+    #[test]
+    fn what_was_not_done_for_long_is_told_and_what_was_never_done_is_not() {
+        let now: TimestampTz = "2026-11-20T02:00:00Z".parse().unwrap();
+        let done = counters(
+            &[
+                ("verify main", "2026-11-12T01:00:00Z"),
+                ("expire main", "2026-11-17T03:00:00Z"),
+                ("key local", "2026-10-10T00:00:00Z"),
+            ],
+            0,
+        );
+        let told = undone(now, "main", &done);
+        let ids: Vec<&str> = told.iter().map(|one| one.id.as_str()).collect();
+        assert_eq!(ids, ["main/verify/stale"]);
+        assert!(undone(now, "other", &done).is_empty());
+        let key = untried(now, "local", &done).unwrap();
+        assert_eq!(
+            (key.id.as_str(), key.severity),
+            ("repository/local/key", Severity::Medium)
+        );
+        assert!(untried(now, "offsite", &done).is_none());
+    }
+
+    #[test]
+    fn a_broken_audit_log_is_critical() {
+        assert!(audit(&counters(&[], 0)).is_none());
+        assert!(audit(&Counters::default()).is_none());
+        let broken = audit(&counters(&[], 2)).unwrap();
+        assert_eq!(broken.severity, Severity::Critical);
+        assert_eq!(
+            broken.summary,
+            "the audit log is broken: 2 records changed or removed"
+        );
+    }
+}
