@@ -282,6 +282,54 @@ fn j16_a_repository_that_does_not_answer_is_critical() {
 }
 
 #[test]
+fn j16_one_of_two_repositories_that_does_not_answer_and_a_broken_audit_log_are_critical() {
+    let (site, cluster, sink) = site("");
+    let offsite = site.sandbox().join("offsite");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let second = format!(
+        "{config}[repositories.offsite]\nurl = \"file://{}\"\n[audit]\nrecords = \"on\"\n",
+        offsite.display()
+    );
+    std::fs::write(site.config(), second).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    observe(&site.pitr());
+    let id = "repository/offsite/away";
+    sink.expect(id, &[]);
+    let away = site.sandbox().join("away");
+    std::fs::rename(&offsite, &away).unwrap();
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "critical")]);
+    std::fs::rename(&away, &offsite).unwrap();
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
+
+    // A record that somebody changed, as a check of this host finds it.
+    let records = paths_below(&site.repository().join("audit"));
+    let record = records.iter().find(|p| p.is_file()).unwrap();
+    let whole = std::fs::read(record).unwrap();
+    let mut bytes = whole.clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(record, bytes).unwrap();
+    let verify = || {
+        site.pitr()
+            .args(["audit", "verify", "--quiet"])
+            .run()
+            .code()
+    };
+    assert_ne!(verify(), 0);
+    observe(&site.pitr());
+    sink.expect("audit/broken", &[("new", "critical")]);
+    std::fs::write(record, whole).unwrap();
+    assert_eq!(verify(), 0);
+    observe(&site.pitr());
+    let all = [("new", "critical"), ("resolved", "critical")];
+    sink.expect("audit/broken", &all);
+}
+
+#[test]
 fn j16_a_job_that_was_not_begun_or_goes_on_for_hours_is_high() {
     let sink = Sink::new();
     // With this clock the repository refuses the backup, behind the hook.
