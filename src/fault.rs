@@ -35,11 +35,7 @@ pub fn pause(_name: &str) {}
 /// A length of time that `$PITR_FAULT_SECONDS` shortens, so that a test need not wait for the real one.
 #[cfg(debug_assertions)]
 pub fn shortened(time: Duration) -> Duration {
-    let seconds = std::env::var("PITR_FAULT_SECONDS").ok();
-    let wanted = seconds
-        .and_then(|s| s.parse().ok())
-        .map(Duration::from_secs);
-    wanted.map_or(time, |w| w.min(time))
+    shortened_by("PITR_FAULT_SECONDS", time)
 }
 
 /// The time itself.
@@ -51,9 +47,16 @@ pub fn shortened(time: Duration) -> Duration {
 /// The length of a round of turns, which `$PITR_FAULT_ROUND_SECONDS` shortens.
 #[cfg(debug_assertions)]
 pub fn round(time: Duration) -> Duration {
-    let seconds = std::env::var("PITR_FAULT_ROUND_SECONDS").ok();
-    let wanted = seconds.and_then(|s| s.parse().ok());
-    wanted.map_or(time, |w| Duration::from_secs(w).min(time))
+    shortened_by("PITR_FAULT_ROUND_SECONDS", time)
+}
+
+#[cfg(debug_assertions)]
+fn shortened_by(variable: &str, time: Duration) -> Duration {
+    let seconds = std::env::var(variable).ok();
+    let wanted = seconds
+        .and_then(|s| s.parse().ok())
+        .map(Duration::from_secs);
+    wanted.map_or(time, |w| w.min(time))
 }
 
 /// The length itself.

@@ -556,7 +556,7 @@ impl Judge<'_> {
                 }
                 let last = heard.iter().rfind(|h| h.at < to);
                 let is_open = last.is_some_and(|h| h.event != "resolved");
-                // A notice that was told while the disk was full was in the memory of an agent that is gone: nobody knows of it when it ends.
+                // While the disk is full, an agent keeps its notices in memory. A kill loses them, and the next agent tells no end.
                 let is_forgotten = !fails
                     && last.is_some_and(|h| {
                         self.is_full(host, h.at)
