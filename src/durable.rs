@@ -298,6 +298,16 @@ pub fn replace_readable(path: &Path, content: &[u8], nonce: u64) -> io::Result<(
     replace_with_mode(path, content, nonce, Mode::from_raw_mode(0o644))
 }
 
+/// As [`replace`], of a file that nobody needs behind a power cut: nothing is synced.
+pub fn replace_unsynced(path: &Path, content: &[u8], nonce: u64) -> io::Result<()> {
+    let (directory, name) = split(path)?;
+    let (temporary, mut file) = Temporary::create(&directory, &name, nonce)?;
+    file.write_all(content)?;
+    close(file)?;
+    rustix::fs::renameat(&directory, &temporary.name, &directory, &name)?;
+    Ok(())
+}
+
 fn replace_with_mode(path: &Path, content: &[u8], nonce: u64, mode: Mode) -> io::Result<()> {
     let (directory, name) = split(path)?;
     let (temporary, mut file) = Temporary::create(&directory, &name, nonce)?;

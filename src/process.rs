@@ -29,6 +29,35 @@ pub fn started_at(pid: u32) -> Option<u64> {
     rest.split(' ').nth(19)?.parse().ok()
 }
 
+/// A process, which a number alone does not name: numbers come again.
+#[cfg(feature = "full")]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Identity {
+    pid: u32,
+    /// The tick of [`started_at`].
+    tick: Option<u64>,
+}
+
+#[cfg(feature = "full")]
+impl Identity {
+    /// That of a process.
+    pub fn of(pid: u32) -> Identity {
+        Identity {
+            pid,
+            tick: started_at(pid),
+        }
+    }
+
+    /// Whether it goes on, or nobody can tell.
+    pub fn is_alive(&self) -> bool {
+        match (self.tick, started_at(self.pid)) {
+            (Some(then), Some(now)) => then == now && !has_ended(self.pid),
+            // Hidden by the system: only its end is proof.
+            _ => !has_ended(self.pid),
+        }
+    }
+}
+
 /// Whether the process has started, by however many others, the one that asks.
 pub fn is_ancestor(pid: i32) -> bool {
     let mut at = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get());
@@ -56,6 +85,18 @@ fn state_and_parent(pid: i32) -> Option<(char, i32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(feature = "full")]
+    fn a_number_that_came_again_is_another_process() {
+        let own = Identity::of(std::process::id());
+        assert!(own.is_alive());
+        let before = Identity {
+            tick: Some(1),
+            ..own
+        };
+        assert!(!before.is_alive());
+    }
 
     #[test]
     fn parents_are_ancestors_and_children_are_not() {

@@ -1,6 +1,7 @@
 //! How the library tells what it is doing, without knowing what a terminal is.
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// Receives progress, notes and warnings. Implementations are shared between threads.
 pub trait Progress: Send + Sync {
@@ -12,6 +13,60 @@ pub trait Progress: Send + Sync {
     fn note(&self, _message: &str) {}
     /// Something that went less well than it should.
     fn warn(&self, _message: &str) {}
+    /// The phase so far; none where nobody measures.
+    fn measured(&self) -> Option<Measured> {
+        None
+    }
+}
+
+/// How far a phase is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Its name.
+    pub phase: String,
+    /// The bytes that are done.
+    pub done_bytes: u64,
+    /// Its size in bytes, where it is known.
+    pub total_bytes: Option<u64>,
+    /// How long it goes on.
+    pub elapsed: Duration,
+}
+
+/// Measures the phase that goes on.
+#[derive(Default)]
+pub struct Meter(Mutex<Option<(Measured, Instant)>>);
+
+impl Meter {
+    /// A new phase begins.
+    pub fn phase(&self, name: &str, total_bytes: Option<u64>) {
+        let measured = Measured {
+            phase: name.to_owned(),
+            total_bytes,
+            ..Measured::default()
+        };
+        if let Ok(mut meter) = self.0.lock() {
+            *meter = Some((measured, Instant::now()));
+        }
+    }
+
+    /// More of it is done.
+    pub fn advance(&self, bytes: u64) {
+        if let Ok(mut meter) = self.0.lock()
+            && let Some((measured, _)) = meter.as_mut()
+        {
+            measured.done_bytes += bytes;
+        }
+    }
+
+    /// The phase so far; none before the first one.
+    pub fn read(&self) -> Option<Measured> {
+        let meter = self.0.lock().ok()?;
+        let (measured, since) = meter.as_ref()?;
+        Some(Measured {
+            elapsed: since.elapsed(),
+            ..measured.clone()
+        })
+    }
 }
 
 /// Says nothing.

@@ -12,6 +12,7 @@ use crate::config::{Job, Settings, is_configuration};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::operate::counters;
 use crate::operate::runs::{Begun, Ended, RunId, Runs};
 use crate::operate::session::Session;
 use crate::process;
@@ -135,6 +136,7 @@ pub fn run(
         .map_err(|e| Error::from_io("share the lock of a job", e))?;
     command
         .args(&job.run)
+        .env(counters::JOB, &job.name)
         .stdin(Stdio::from(lock))
         .process_group(0);
     if !is_shown {

@@ -191,3 +191,36 @@ fn delay(job: &Job, host: &str) -> Duration {
     let number = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
     Duration::from_millis(number.checked_rem(millis).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_gives_each_host_a_part_of_its_own_and_always_the_same() {
+        let job = |seconds| Job {
+            name: "nightly".to_owned(),
+            jitter: Duration::from_secs(seconds),
+            ..crate::config::Tenant {
+                name: "a".to_owned(),
+                config: PathBuf::new(),
+            }
+            .job()
+        };
+        let hosts: Vec<String> = (0..50).map(|n| format!("host{n}")).collect();
+        let parts = |seconds| -> Vec<Duration> {
+            hosts
+                .iter()
+                .map(|host| delay(&job(seconds), host))
+                .collect()
+        };
+        let first = parts(600);
+        assert_eq!(first, parts(600));
+        assert!(first.iter().all(|part| *part < Duration::from_secs(600)));
+        let early = first
+            .iter()
+            .filter(|part| **part < Duration::from_secs(300));
+        assert!((10..=40).contains(&early.count()), "{first:?}");
+        assert!(parts(0).iter().all(Duration::is_zero));
+    }
+}

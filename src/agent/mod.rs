@@ -14,6 +14,7 @@ pub mod looks;
 pub mod observe;
 pub mod observed;
 pub mod page;
+pub mod room;
 pub mod schedule;
 pub mod scheduler;
 pub mod serve;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::alert::{self, Notices, condition};
 use super::load::Loaded;
 use super::observed;
+use super::room;
 use crate::behalf;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -41,9 +42,15 @@ pub fn observe(
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
     let kept = [metrics.uncounted.take().map_or(Ok(()), Err), exposed, noted];
-    let mut conditions = alert::conditions(session, loaded, &metrics, notices);
+    let rooms = room::look(session, settings, state_dir);
+    let mut conditions = alert::conditions(session, loaded, (&metrics, &rooms), notices);
     conditions.extend(condition::of_state(&kept));
-    let written = observed::write(session, settings, state_dir, (&metrics, &conditions));
+    let written = observed::write(
+        session,
+        settings,
+        state_dir,
+        (&metrics, &rooms, &conditions),
+    );
     if kept.iter().all(Result::is_ok) {
         conditions.extend(condition::of_state(std::slice::from_ref(&written)));
     }

@@ -4,11 +4,12 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::alert::decide::Condition;
+use super::room::Room;
 use crate::behalf;
-use crate::config::{Location, Settings};
+use crate::config::Settings;
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
@@ -22,33 +23,8 @@ use crate::repo::portion::Share;
 
 /// The file, below `state_dir`.
 const FILE: &str = "page.json";
-/// The room of a repository is noted so often.
-const SAMPLE: Duration = Duration::from_secs(6 * 3600);
-/// So many notes are kept: those of 30 days.
-const SAMPLES: usize = 120;
-/// A shorter time foretells nothing.
-const SPAN_MIN: Duration = Duration::from_secs(24 * 3600);
 /// The time of which the page tells how promises were kept.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// The room on the filesystem of a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Room {
-    repository: String,
-    total_bytes: u64,
-    free_bytes: u64,
-    /// When it is full, at the rate of the notes; none without growth, and before a day of notes.
-    full_in_s: Option<u64>,
-    /// The free bytes of before, oldest first.
-    notes: Vec<(TimestampTz, u64)>,
-}
-
-/// The part of the file before that is read.
-#[derive(Default, Deserialize)]
-struct Before {
-    #[serde(default)]
-    rooms: Vec<Room>,
-}
 
 #[derive(Serialize)]
 struct Shown<'a> {
@@ -69,7 +45,7 @@ struct Observed<'a> {
     error: Option<String>,
     /// Parts that could not be looked at.
     failures: Vec<String>,
-    rooms: Vec<Room>,
+    rooms: &'a [Room],
 }
 
 /// The file that the page shows.
@@ -99,14 +75,9 @@ pub fn write(
     session: &Session,
     settings: &Settings,
     state_dir: &Path,
-    (metrics, conditions): (&Metrics, &[Condition]),
+    (metrics, rooms, conditions): (&Metrics, &[Room], &[Condition]),
 ) -> Result<()> {
     let path = file(state_dir);
-    // Without a readable file before it, the forecast begins anew.
-    let before: Before = read(&path)
-        .ok()
-        .and_then(|(text, _)| serde_json::from_str(&text).ok())
-        .unwrap_or_default();
     let now = session.host.now();
     let info = metrics.info.as_ref();
     let failures = info.map_or(Vec::new(), |info| {
@@ -115,15 +86,6 @@ pub fn write(
             .iter()
             .map(ToString::to_string)
             .collect()
-    });
-    let rooms = settings.repositories.iter().filter_map(|repository| {
-        let (total, free) = room(&repository.location)?;
-        let known = before
-            .rooms
-            .iter()
-            .find(|r| r.repository == repository.name);
-        let notes = known.map_or(&[][..], |known| &known.notes);
-        Some(noted(&repository.name, (total, free), notes, now))
     });
     let week = (now.saturating_sub(WEEK), now);
     // Whoever adds to a file that cannot be read reports it.
@@ -138,7 +100,7 @@ pub fn write(
         }),
         error: metrics.failed.as_ref().map(ToString::to_string),
         failures,
-        rooms: rooms.collect(),
+        rooms,
     };
     let text = serde_json::to_vec(&observed)
         .map_err(|e| err!(Internal, "what was found cannot be written").source(e))?;
@@ -168,52 +130,6 @@ fn lines(cluster: &ClusterInfo, kept: &[Kept]) -> Vec<String> {
     lines.into_iter().flatten().chain(kept).collect()
 }
 
-/// All bytes and the free ones on the filesystem of a repository in a directory.
-fn room(location: &Location) -> Option<(u64, u64)> {
-    let Location::File(place) = location else {
-        return None;
-    };
-    let stat = rustix::fs::statvfs(place).ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Some((bytes(stat.f_blocks), bytes(stat.f_bavail)))
-}
-
-fn noted(
-    repository: &str,
-    (total_bytes, free_bytes): (u64, u64),
-    before: &[(TimestampTz, u64)],
-    now: TimestampTz,
-) -> Room {
-    let mut notes: Vec<_> = before
-        .iter()
-        .filter(|(at, _)| *at <= now)
-        .copied()
-        .collect();
-    let is_due = |(at, _): &(TimestampTz, u64)| now.duration_since(*at) >= Some(SAMPLE);
-    if notes.last().is_none_or(is_due) {
-        notes.push((now, free_bytes));
-    }
-    notes.drain(..notes.len().saturating_sub(SAMPLES));
-    Room {
-        repository: repository.to_owned(),
-        total_bytes,
-        free_bytes,
-        full_in_s: full_in(&notes, free_bytes, now),
-        notes,
-    }
-}
-
-/// Seconds until nothing is free, at the rate since the first note.
-fn full_in(notes: &[(TimestampTz, u64)], free: u64, now: TimestampTz) -> Option<u64> {
-    let (since, then) = notes.first()?;
-    let span = now
-        .duration_since(*since)
-        .filter(|span| *span >= SPAN_MIN)?;
-    let taken = then.checked_sub(free).filter(|taken| *taken > 0)?;
-    let seconds = u128::from(free) * u128::from(span.as_secs()) / u128::from(taken);
-    u64::try_from(seconds).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,22 +156,5 @@ mod tests {
         lchown(&link, Some(64_001), Some(64_001)).unwrap();
         let refused = read(&link).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
-    }
-
-    #[test]
-    fn a_disk_that_fills_is_foretold_after_a_day_and_not_before() {
-        let start: TimestampTz = "2026-11-20T00:00:00Z".parse().unwrap();
-        let at = |hours: u64| start.saturating_add(Duration::from_secs(hours * 3600));
-        let first = noted("r", (1000, 500), &[], start);
-        assert_eq!((first.full_in_s, first.notes.len()), (None, 1));
-        let soon = noted("r", (1000, 400), &first.notes, at(5));
-        assert_eq!((soon.full_in_s, soon.notes.len()), (None, 1));
-        let day = noted("r", (1000, 400), &first.notes, at(24));
-        assert_eq!((day.full_in_s, day.notes.len()), (Some(4 * 86_400), 2));
-        let grown = noted("r", (1000, 600), &first.notes, at(24));
-        assert_eq!(grown.full_in_s, None, "room was made");
-        // A clock that was set back forgets what lies ahead of it.
-        let back = noted("r", (1000, 400), &day.notes, at(1));
-        assert_eq!(back.notes.len(), 1);
     }
 }

@@ -277,6 +277,30 @@ mod tests {
     }
 
     #[test]
+    fn jitter_delays_the_start_and_not_the_scheduled_time() {
+        let job = || Planned {
+            delay: Duration::from_secs(600),
+            ..daily(false, 0)
+        };
+        let two = time("2026-11-20T02:00:00Z");
+        let id = Some(RunId {
+            scheduled: two,
+            attempt: 0,
+        });
+        assert_eq!(starts(job(), state(vec![]), "2026-11-20T02:09:59Z"), None);
+        assert_eq!(starts(job(), state(vec![]), "2026-11-20T02:10:00Z"), id);
+        let next = job().next(time("2026-11-20T02:05:00Z"));
+        assert_eq!(next, Some(time("2026-11-20T02:10:00Z")));
+        // Before its delay is over nothing was missed.
+        let missed = |now| job().missed(time(now), &state(vec![]));
+        assert_eq!(
+            missed("2026-11-20T02:11:00Z"),
+            Some(two.saturating_sub(Duration::from_secs(86_400)))
+        );
+        assert_eq!(missed("2026-11-20T02:13:00Z"), Some(two));
+    }
+
+    #[test]
     fn a_missed_time_is_caught_up_once() {
         let two = time("2026-11-20T02:00:00Z");
         let id = RunId {

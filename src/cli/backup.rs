@@ -16,6 +16,7 @@ use crate::operate::audit::framed;
 use crate::operate::backup::{self, Taken};
 use crate::operate::backup_need::{self, Need};
 use crate::operate::human;
+use crate::operate::underway;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::cluster::{DamagedPage, LeftOutDatabase, Method as RootMethod, named};
@@ -199,7 +200,10 @@ fn run_if_needed(args: &Args, cx: &Context) -> Result<u8> {
         let taken = backup::run_if_free(&cx.session, reading(args.method), options(args))?;
         told(cx, taken, Some(&why))
     };
-    match framed(&cx.session, audited::backup(cluster.as_str()), take) {
+    let about = audited::backup(cluster.as_str());
+    let shown = about.clone();
+    let take = || underway::during(&cx.session, shown.as_ref(), take);
+    match framed(&cx.session, about, take) {
         // Another one began behind the judgement.
         Err(e) if e.code() == Code::Locked => not_taken(cx, &e.to_string()),
         done => done,

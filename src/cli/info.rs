@@ -11,6 +11,7 @@ use crate::operate::info::{self, BackupInfo, ClusterInfo};
 use crate::operate::proven;
 use crate::operate::read_back;
 use crate::operate::scopes::ScopeInfo;
+use crate::operate::underway::Underway;
 use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 use crate::repo::portion::Share;
@@ -48,6 +49,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         info.scopes
             .iter()
             .try_for_each(|one| print_scope(cx, one))?;
+        let running = info.running.iter().map(Underway::line);
+        for line in running {
+            cx.out.line("")?;
+            cx.out.line(&line)?;
+        }
     }
     let state = info.state;
     cx.told(info.failures)?;

@@ -24,6 +24,7 @@ use crate::operate::failures::Failures;
 use crate::operate::pacing::Pacing;
 use crate::operate::session::Session;
 use crate::operate::sets::FOLLOWS;
+use crate::operate::underway;
 use crate::pg::time::TimestampTz;
 use crate::release;
 use crate::repo::lives::Followed;
@@ -399,7 +400,9 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
             .map(|one| one.name.as_str().to_owned())
     };
     let about = audited::about(&cli.command, &|| cli.global.cluster.clone().or_else(only));
-    match operate_audit::framed(&cx.session, about, || dispatch(&cli.command, &cx)) {
+    let shown = about.clone();
+    let work = || underway::during(&cx.session, shown.as_ref(), || dispatch(&cli.command, &cx));
+    match operate_audit::framed(&cx.session, about, work) {
         Ok(status) => status,
         Err(e) => cx.out.error(&cx.session.explained(e)),
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::operate::human;
-use crate::progress::Progress;
+use crate::progress::{Measured, Meter, Progress};
 use crate::text::escaped;
 
 /// A phase that is over before that never shows.
@@ -20,6 +20,8 @@ pub struct TerminalProgress {
     quiet: bool,
     bars: bool,
     phase: Mutex<Option<Phase>>,
+    /// Measures also where nothing is shown: other processes ask.
+    meter: Meter,
 }
 
 struct Phase {
@@ -39,6 +41,7 @@ impl TerminalProgress {
             quiet,
             bars,
             phase: Mutex::new(None),
+            meter: Meter::default(),
         }
     }
 
@@ -89,6 +92,7 @@ impl TerminalProgress {
 impl Progress for TerminalProgress {
     fn phase(&self, name: &str, total: Option<u64>) {
         self.end();
+        self.meter.phase(name, total);
         if self.quiet {
             return;
         }
@@ -106,7 +110,12 @@ impl Progress for TerminalProgress {
         }
     }
 
+    fn measured(&self) -> Option<Measured> {
+        self.meter.read()
+    }
+
     fn advance(&self, bytes: u64) {
+        self.meter.advance(bytes);
         let Ok(mut guard) = self.phase.lock() else {
             return;
         };

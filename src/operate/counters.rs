@@ -21,7 +21,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::lock;
 use crate::pg::time::TimestampTz;
-use crate::process;
+use crate::process::Identity;
 use crate::repo::root::BackupKind;
 
 /// The file, below `state_dir`.
@@ -30,6 +30,8 @@ const FILE: &str = "counters.json";
 const LOCK: &str = "counters.lock";
 /// How long another command may hold it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The variable that tells a command of a job of the agent so.
+pub const JOB: &str = "PITR_JOB_NAME";
 /// The reason of one that was killed.
 pub const KILLED: &str = "killed";
 /// The damage of the audit log that a check found, among what commands measured.
@@ -77,6 +79,9 @@ pub struct Counts {
     /// The others, by reason.
     #[serde(default)]
     pub failures: BTreeMap<String, u64>,
+    /// The reason of the last end, where that was a failure of no job of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
     /// The duration of the last one.
     #[serde(default)]
     pub last_ms: Option<u64>,
@@ -90,12 +95,16 @@ pub struct Counts {
 
 /// A backup that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Begun {
+pub struct Begun {
+    /// Its series.
     #[serde(flatten)]
-    label: Label,
-    pid: u32,
-    /// The tick of the system at which the process began: a number comes again, the two do not.
-    tick: Option<u64>,
+    pub label: Label,
+    /// Its process.
+    #[serde(flatten)]
+    pub process: Identity,
+    /// Whether a job of the agent takes it.
+    #[serde(default)]
+    is_of_job: bool,
     since: TimestampTz,
 }
 
@@ -132,7 +141,7 @@ pub struct Counters {
     /// Each series that ever ended here.
     pub series: BTreeMap<Label, Counts>,
     /// Those that run now.
-    pub running: Vec<Label>,
+    pub running: Vec<Begun>,
     /// The last success of other commands, as `verify cluster`.
     pub successes: BTreeMap<String, TimestampTz>,
     /// Values that commands measured last, as `audit verify`.
@@ -190,8 +199,8 @@ pub fn counted_unless<T>(
 ) -> Result<T> {
     let own = Begun {
         label: label.clone(),
-        pid: std::process::id(),
-        tick: process::started_at(std::process::id()),
+        process: Identity::of(std::process::id()),
+        is_of_job: session.environment.get(JOB).is_some(),
         since: session.host.now(),
     };
     let begun = own.clone();
@@ -214,7 +223,7 @@ pub fn counted_unless<T>(
     update((session, settings), |book| {
         book.running.retain(|one| *one != own);
         if is_attempt {
-            book.add(&label, reason, Some(took));
+            book.add(&label, (reason, own.is_of_job), Some(took));
         }
     });
     done
@@ -275,7 +284,7 @@ pub fn read(session: &Session, settings: &Settings) -> Result<Option<Counters>> 
     let series = book.series.into_iter().map(|s| (s.label, s.counts));
     Ok(Some(Counters {
         series: series.collect(),
-        running: book.running.into_iter().map(|one| one.label).collect(),
+        running: book.running,
         successes: book.successes,
         measured: book.measured,
     }))
@@ -304,7 +313,10 @@ pub fn reason(code: Code) -> &'static str {
 }
 
 impl Book {
-    fn add(&mut self, label: &Label, reason: Option<&str>, took: Option<u64>) {
+    fn add(&mut self, label: &Label, (reason, is_of_job): (Option<&str>, bool), took: Option<u64>) {
+        if reason.is_none() {
+            self.forget_failures(label);
+        }
         let at = match self.series.iter().position(|s| s.label == *label) {
             Some(at) => at,
             None => {
@@ -321,7 +333,12 @@ impl Book {
         counts.attempts += 1;
         match reason {
             None => counts.successes += 1,
-            Some(reason) => *counts.failures.entry(reason.to_owned()).or_default() += 1,
+            Some(reason) => {
+                *counts.failures.entry(reason.to_owned()).or_default() += 1;
+                if !is_of_job {
+                    counts.last_failure = Some(reason.to_owned());
+                }
+            }
         }
         let Some(took) = took else { return };
         counts.last_ms = Some(took);
@@ -334,23 +351,24 @@ impl Book {
         }
     }
 
+    /// A backup of any kind in any repository makes good what failed before.
+    fn forget_failures(&mut self, label: &Label) {
+        let is_same = |one: &&mut Stored| {
+            (&one.label.cluster, &one.label.component) == (&label.cluster, &label.component)
+        };
+        let same = self.series.iter_mut().filter(is_same);
+        same.for_each(|one| one.counts.last_failure = None);
+    }
+
     /// Counts those whose process is gone.
     fn reap(&mut self) {
-        let (alive, gone): (Vec<Begun>, Vec<Begun>) =
-            self.running.drain(..).partition(|one| one.is_alive());
+        let (alive, gone): (Vec<Begun>, Vec<Begun>) = self
+            .running
+            .drain(..)
+            .partition(|one| one.process.is_alive());
         self.running = alive;
         gone.iter()
-            .for_each(|one| self.add(&one.label, Some(KILLED), None));
-    }
-}
-
-impl Begun {
-    fn is_alive(&self) -> bool {
-        match (self.tick, process::started_at(self.pid)) {
-            (Some(then), Some(now)) => then == now && !process::has_ended(self.pid),
-            // Hidden by the system: only its end is proof.
-            _ => !process::has_ended(self.pid),
-        }
+            .for_each(|one| self.add(&one.label, (Some(KILLED), one.is_of_job), None));
     }
 }
 
@@ -451,9 +469,12 @@ mod tests {
     #[test]
     fn every_end_is_an_attempt_with_one_result() {
         let mut book = Book::default();
-        book.add(&label("full"), None, Some(61_000));
-        book.add(&label("full"), Some("space"), Some(1));
-        book.add(&label("incr"), None, Some(5));
+        book.add(&label("full"), (None, false), Some(61_000));
+        book.add(&label("full"), (Some("space"), false), Some(1));
+        let last = |book: &Book| book.series[0].counts.last_failure.clone();
+        assert_eq!(last(&book).as_deref(), Some("space"));
+        book.add(&label("incr"), (None, false), Some(5));
+        assert_eq!(last(&book), None);
         let full = &book.series[0].counts;
         assert_eq!((full.attempts, full.successes), (2, 1));
         assert_eq!(full.failures["space"], 1);
@@ -464,26 +485,21 @@ mod tests {
     #[test]
     fn one_whose_process_is_gone_was_killed() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        let begun = |pid, tick| Begun {
+        let begun = |process| Begun {
             label: label("full"),
-            pid,
-            tick,
+            process,
+            is_of_job: false,
             since: "2026-11-20T00:00:00Z".parse().unwrap(),
         };
+        let gone = Identity::of(child.id());
         child.wait().unwrap();
-        let own = std::process::id();
         let mut book = Book {
-            running: vec![
-                begun(child.id(), Some(1)),
-                begun(own, process::started_at(own)),
-                // Another process that has the number now.
-                begun(own, Some(1)),
-            ],
+            running: vec![begun(gone), begun(Identity::of(std::process::id()))],
             ..Book::default()
         };
         book.reap();
         assert_eq!(book.running.len(), 1);
-        assert_eq!(book.series[0].counts.failures[KILLED], 2);
+        assert_eq!(book.series[0].counts.failures[KILLED], 1);
         assert_eq!(book.series[0].counts.last_ms, None);
     }
 

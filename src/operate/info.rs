@@ -25,6 +25,7 @@ use super::scopes::{self, ScopeInfo};
 use super::server_state::ServerState;
 use super::session::Session;
 use super::set_back;
+use super::underway::{self, Underway};
 use crate::archive::datadir::DataDirectory;
 use crate::config;
 use crate::error::Result;
@@ -55,6 +56,8 @@ pub struct Info {
     /// Other content, by repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scopes: Vec<ScopeInfo>,
+    /// Commands of this host that run now.
+    pub running: Vec<Underway>,
     /// Errors of the others.
     #[serde(skip)]
     pub failures: Failures,
@@ -299,6 +302,10 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
         state,
         clusters,
         scopes,
+        running: session.settings().map_or_else(
+            |_| Vec::new(),
+            |settings| underway::look(session, &settings),
+        ),
         failures,
     })
 }

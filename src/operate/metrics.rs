@@ -22,6 +22,7 @@ use super::runs::Runs;
 use super::scopes::ScopeInfo;
 use super::session::Session;
 use super::tallies::Tallies;
+use super::underway::{self, Underway};
 use crate::config::{Compat, Settings, Source};
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
@@ -72,6 +73,21 @@ const TIMESTAMP: Family = (
     "backup_timestamp_seconds",
     Type::Gauge,
     "End of the last committed backup.",
+);
+const PROGRESS: Family = (
+    "pitr_backup_progress_ratio",
+    Type::Gauge,
+    "Share of the present phase of a running backup, where its size is known.",
+);
+const RESTORES: Family = (
+    "pitr_restore_running",
+    Type::Gauge,
+    "Restores, drills and clones that this host makes now.",
+);
+const RESTORE_PROGRESS: Family = (
+    "pitr_restore_progress_ratio",
+    Type::Gauge,
+    "Share of the present phase of the running restore that is least far, where its size is known.",
 );
 const RUNNING: Family = (
     "pitr_backup_running",
@@ -252,8 +268,10 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         Ok(counters) => (counters, None),
         Err(e) => (None, Some(e)),
     };
+    let underway = underway::look(session, &settings);
+    of_restores(&mut all, &underway);
     match &counters {
-        Some(counters) => of_counters(&mut all, &settings, counters),
+        Some(counters) => of_counters(&mut all, &settings, (counters, &underway)),
         None if uncounted.is_some() => {}
         None => session.warn("attempts and failures of backups are not counted on this host: set state_dir in [agent]"),
     }
@@ -368,7 +386,11 @@ pub(super) fn seconds(time: TimestampTz) -> f64 {
 }
 
 /// The series that the configuration leads to, so that each stands at 0 before something happens, and those that are counted.
-fn of_counters(all: &mut Exposition, settings: &Settings, counters: &Counters) {
+fn of_counters(
+    all: &mut Exposition,
+    settings: &Settings,
+    (counters, underway): (&Counters, &[Underway]),
+) {
     let mut series: BTreeMap<Label, Counts> = expected(settings)
         .into_iter()
         .map(|label| (label, Counts::default()))
@@ -385,8 +407,14 @@ fn of_counters(all: &mut Exposition, settings: &Settings, counters: &Counters) {
             all.add(&FAILURES, &with, number(count));
             *alias.entry((&label.kind, &label.component)).or_default() += count;
         }
-        let running = counters.running.iter().filter(|one| *one == label).count();
-        all.add(&RUNNING, &labels, counted(running));
+        let running = counters.running.iter().filter(|one| one.label == *label);
+        all.add(&RUNNING, &labels, counted(running.clone().count()));
+        let percents = running.filter_map(|one| {
+            let underway = underway.iter().find(|shown| shown.is(&one.process))?;
+            underway.percent()
+        });
+        let ratio = percents.min().map(|percent| number(percent) / 100.0);
+        all.add_known(&PROGRESS, &labels, ratio);
         all.add_known(
             &DURATION,
             &labels,
@@ -401,6 +429,14 @@ fn of_counters(all: &mut Exposition, settings: &Settings, counters: &Counters) {
             number(count),
         );
     }
+}
+
+fn of_restores(all: &mut Exposition, underway: &[Underway]) {
+    let restores = underway.iter().filter(|one| one.restores());
+    all.add(&RESTORES, &[], counted(restores.clone().count()));
+    let least = restores.filter_map(Underway::percent).min();
+    let ratio = least.map(|percent| number(percent) / 100.0);
+    all.add_known(&RESTORE_PROGRESS, &[], ratio);
 }
 
 /// How the jobs of the agent went. One that never ran has no result.

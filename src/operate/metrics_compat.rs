@@ -136,7 +136,7 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
             "pgbackrest_stanza_backup_lock_status",
             "Whether this host takes a backup.",
             &[stanza],
-            flag(counters.running.iter().any(|l| ours(&l))),
+            flag(counters.running.iter().any(|one| ours(&&one.label))),
         );
     }
     for backup in backups {

@@ -128,6 +128,7 @@ pub mod target;
 pub mod thaw;
 pub mod tiers;
 pub mod timeline;
+pub mod underway;
 pub mod unlogged;
 pub mod unproven;
 pub mod verify;

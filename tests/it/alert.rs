@@ -141,7 +141,7 @@ fn converse(mut stream: TcpStream) -> Option<String> {
     }
 }
 
-struct Host {
+pub struct Host {
     sandbox: Sandbox,
     config: PathBuf,
     _cluster: Cluster,
@@ -149,7 +149,7 @@ struct Host {
 
 impl Host {
     /// A host on which nothing was ever backed up: that is critical.
-    fn new(sinks: &str) -> Host {
+    pub fn new(sinks: &str) -> Host {
         let sandbox = Sandbox::new("alert");
         let cluster = Cluster::builder(17).without_fsync().create();
         let source = sandbox.dir("source");
@@ -171,7 +171,7 @@ impl Host {
         host
     }
 
-    fn pitr(&self) -> Program {
+    pub fn pitr(&self) -> Program {
         pitr().arg("--config").arg(&self.config)
     }
 
@@ -242,12 +242,13 @@ fn every_shape_of_webhook_is_taken_and_a_failing_one_is_named_without_its_secret
 
     for status in [500, 301, 0] {
         web.answer_with(status);
-        let run = host.pitr().args(["alert", "test", "--sink", "slack"]).run();
+        let run = host.pitr().args(["alert", "test"]).run();
         assert_ne!(run.code(), 0, "{run}");
-        assert!(
-            run.stdout.contains("slack: FAILED") && !run.stdout.contains("s3cret"),
-            "{run}"
-        );
+        for sink in ["webhook", "slack", "teams", "discord", "pagerduty", "sms"] {
+            assert!(run.stdout.contains(&format!("{sink}: FAILED")), "{run}");
+        }
+        let all = format!("{}{}", run.stdout, run.stderr);
+        assert!(!all.contains("s3cret") && !all.contains("r0uting"), "{run}");
     }
     assert!(web.take().is_empty());
     host.pitr()
@@ -444,6 +445,13 @@ fn a_command_and_the_systems_log_hear_of_it() {
         heard.starts_with("{\"event\":\"test\"") && heard.ends_with("low\n"),
         "{heard}"
     );
+    // Nobody reads the log, and the program fails.
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::remove_dir_all(out.parent().unwrap()).unwrap();
+    let run = host.pitr().args(["alert", "test"]).run();
+    assert_ne!(run.code(), 0, "{run}");
+    run.expect_stdout("log: FAILED")
+        .expect_stdout("run: FAILED");
     // A program that hangs is given up.
     let slow = Host::new("[alerts.run]\nkind = \"command\"\ncommand = [\"sleep\", \"600\"]\n");
     let run = slow

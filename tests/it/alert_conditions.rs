@@ -514,3 +514,160 @@ fn j16_an_examination_that_comes_to_no_end_is_high() {
     observe(&site.pitr());
     sink.expect("doctor", &[("new", "high"), ("resolved", "high")]);
 }
+
+#[test]
+fn j16_promises_that_are_broken_reach_the_sink_until_they_are_kept() {
+    let promises = "rpo = \"1s\"\nrto = \"1s\"\ncopies = \"3-2-1\"\n";
+    let (site, cluster, sink) = site(promises);
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    // So much to replay takes longer than a second, and the last of it is in no repository.
+    cluster.sql("create table t as select g, repeat('x', 100) from generate_series(1, 400000) g");
+    cluster.archive_now();
+    cluster.sql("insert into t values (1, 'late')");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    observe(&site.pitr());
+    let all = [("rpo", "critical"), ("rto", "medium"), ("copies", "medium")];
+    for (promise, severity) in all {
+        sink.expect(&format!("main/objectives/{promise}"), &[("new", severity)]);
+    }
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let kept = "rpo = \"1h\"\nrto = \"1h\"\ncopies = \"2-1-0\"\n";
+    std::fs::write(site.config(), config.replace(promises, kept)).unwrap();
+    observe(&site.pitr());
+    for (promise, severity) in all {
+        let wanted = [("new", severity), ("resolved", severity)];
+        sink.expect(&format!("main/objectives/{promise}"), &wanted);
+    }
+}
+
+#[test]
+fn j16_a_drill_that_fails_or_is_old_reaches_the_sink() {
+    let (site, cluster, sink) = site("max_drill_age = \"1d\"\n");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.archive_now();
+    let drill = || {
+        let run = site.pitr().args(["drill", "--quiet", "--bin"]);
+        let initdb = crate::common::bin(17, "initdb").unwrap();
+        run.arg(initdb.parent().unwrap()).run()
+    };
+    let id = "main/recovery/drill";
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "medium")]);
+    let folder = site.cluster_folder().join("packs");
+    let pack = paths_below(&folder)
+        .into_iter()
+        .find(|p| p.is_file())
+        .unwrap();
+    let whole = std::fs::read(&pack).unwrap();
+    let mut bytes = whole.clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&pack, bytes).unwrap();
+    drill().expect_code(4);
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "medium"), ("new", "critical")]);
+    std::fs::write(&pack, whole).unwrap();
+    drill().success();
+    observe(&site.pitr());
+    assert_eq!(sink.heard(id).last().unwrap().0, "resolved");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let later = format!("{},{},1", now.as_secs() + 2 * 86_400, now.as_secs());
+    observe(&site.pitr().env("PITR_FAULT_CLOCK", later));
+    let (event, severity, summary) = sink.heard(id).pop().unwrap();
+    assert_eq!((event.as_str(), severity.as_str()), ("new", "medium"));
+    assert!(summary.contains("last proven 2 d ago"), "{summary}");
+}
+
+#[test]
+fn j16_a_backup_that_failed_without_the_agent_is_high_until_one_succeeds() {
+    let sink = Sink::new();
+    let jobs = "[jobs.nightly]\nrun = \"files backup up\"\nschedule = \"0 2 * * *\"\n";
+    let host = Host::new(&format!("{jobs}{}", sink.section()));
+    let fails = host.sandbox.join("fails");
+    host.reconfigure(
+        "before = [\"sh\", \"-c\", \"",
+        &format!(
+            "before = [\"sh\", \"-c\", \"test -e {} && exit 3; ",
+            fails.display()
+        ),
+    );
+    let id = "up/files/failed";
+    let backup = || host.pitr().args(["files", "backup", "up", "--quiet"]).run();
+    backup().success();
+    std::fs::write(&fails, "").unwrap();
+    assert_ne!(backup().code(), 0);
+    observe(&host.pitr());
+    sink.expect(id, &[("new", "high")]);
+    std::fs::remove_file(&fails).unwrap();
+    backup().success();
+    observe(&host.pitr());
+    sink.expect(id, &[("new", "high"), ("resolved", "high")]);
+    // A job tells it itself.
+    std::fs::write(&fails, "").unwrap();
+    let run = host.pitr().args(["agent", "run", "nightly"]).run();
+    assert_ne!(run.code(), 0);
+    observe(&host.pitr());
+    sink.expect(id, &[("new", "high"), ("resolved", "high")]);
+    sink.expect("jobs/nightly", &[("new", "high")]);
+}
+
+#[test]
+fn j16_a_receiver_that_ended_reaches_the_sink() {
+    let (site, _server, sink) = site("");
+    let journal = site.sandbox().dir("journal");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let receive = format!(
+        "{config}[clusters.main.receive]\njournal = \"{}\"\n",
+        journal.display()
+    );
+    std::fs::write(site.config(), receive).unwrap();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let id = "main/receiver/state";
+    let state =
+        || site.pitr().args(["info", "--json"]).run().json()["clusters"][0]["receiver"].clone();
+    let received = |done: &dyn Fn()| {
+        let receiver = site.pitr().args(["receive", "--create-slot"]).spawn();
+        wait_until(PATIENCE, "it receives", || state()["running"] == true);
+        done();
+        receiver.signal(rustix::process::Signal::TERM);
+        receiver.wait();
+    };
+    received(&|| {
+        observe(&site.pitr());
+        sink.expect(id, &[]);
+    });
+    observe(&site.pitr());
+    sink.expect(id, &[("new", "medium")]);
+    received(&|| observe(&site.pitr()));
+    sink.expect(id, &[("new", "medium"), ("resolved", "medium")]);
+}
+
+#[test]
+fn j16_a_disk_that_will_be_full_within_a_week_is_medium() {
+    require_mounts!("j16_a_disk_that_will_be_full_within_a_week_is_medium");
+    let disk = SmallDisk::new(20, 4000);
+    let sink = Sink::new();
+    let host = Host::new(&sink.section());
+    host.reconfigure(
+        &format!("file://{}", host.sandbox.join("repo").display()),
+        &format!("file://{}", disk.path().join("repo").display()),
+    );
+    host.pitr().args(["init", "--quiet"]).run().success();
+    let id = "repository/local/room";
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let after = |hours: u64, megabytes: usize| {
+        std::fs::write(disk.path().join("filler"), vec![1_u8; megabytes << 20]).unwrap();
+        let clock = format!("{},{},1", now.as_secs() + hours * 3600, now.as_secs());
+        observe(&host.pitr().env("PITR_FAULT_CLOCK", clock));
+    };
+    after(0, 8);
+    after(7, 11);
+    sink.expect(id, &[]);
+    after(25, 12);
+    sink.expect(id, &[("new", "medium")]);
+    let (_, _, summary) = sink.heard(id).pop().unwrap();
+    assert!(summary.contains("and full in "), "{summary}");
+    // Room was made.
+    after(50, 2);
+    sink.expect(id, &[("new", "medium"), ("resolved", "medium")]);
+}

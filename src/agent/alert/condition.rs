@@ -1,13 +1,15 @@
 //! Conditions: everything that is wrong now, from findings of `pitr info`, jobs, durations, sizes, room.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::counted;
 use super::decide::{Condition, Failing};
 use super::examined;
 use crate::agent::load::Loaded;
+use crate::agent::room::Room;
 use crate::agent::scheduler::Planned;
-use crate::config::{Location, Severity};
+use crate::config::Severity;
 use crate::error::{Code, Result};
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::finding::{Finding, Level};
@@ -28,6 +30,8 @@ const SLOW_PERCENT: u64 = 200;
 const USED_PERCENT: u64 = 80;
 /// Room above which nothing may be used soon.
 const FULL_PERCENT: u64 = 95;
+/// A disk that is full sooner than this is a condition.
+const SOON: Duration = Duration::from_secs(7 * 86_400);
 
 /// Looking took too long, and nobody knows what can be recovered.
 pub fn of_given_up() -> Condition {
@@ -81,19 +85,14 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
             counters
                 .series
                 .iter()
-                .filter_map(|(l, c)| of_duration(l, c)),
+                .flat_map(|(l, c)| [of_duration(l, c), of_failure(l, c)])
+                .flatten(),
         );
         let now = session.host.now();
         found.extend(counted::conditions(now, settings, metrics, &counters));
     }
     found.extend(of_jobs(session, loaded));
     found.extend(examined::conditions(&loaded.state_dir));
-    found.extend(
-        settings
-            .repositories
-            .iter()
-            .filter_map(|r| of_room(&r.name, &r.location)),
-    );
     merged(found)
 }
 
@@ -242,7 +241,7 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
     } = label;
     // A second more or less is nothing.
     (is_slow && last > 10_000).then(|| {
-        let long = |ms| human::duration(std::time::Duration::from_millis(ms));
+        let long = |ms| human::duration(Duration::from_millis(ms));
         let summary = format!(
             "{cluster}: the last {kind} backup ({component}) took {}, usual are {}",
             long(last),
@@ -255,6 +254,24 @@ fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {
             Some("pitr doctor".to_owned()),
         )
     })
+}
+
+/// A backup that failed, and that no job of the agent took: a job tells of its own failures.
+fn of_failure(label: &Label, counts: &Counts) -> Option<Condition> {
+    let reason = counts.last_failure.as_ref()?;
+    let Label {
+        cluster,
+        component,
+        kind,
+        ..
+    } = label;
+    let summary = format!("{cluster}: the last {kind} backup ({component}) failed: {reason}");
+    Some(new(
+        &format!("{cluster}/{component}/failed"),
+        Severity::High,
+        summary,
+        Some("pitr doctor".to_owned()),
+    ))
 }
 
 fn of_job(job: &Planned, state: Result<JobState>, now: TimestampTz) -> Vec<Condition> {
@@ -318,22 +335,21 @@ fn why(run: &Run) -> String {
     }
 }
 
-fn of_room(name: &str, location: &Location) -> Option<Condition> {
-    let Location::File(place) = location else {
-        return None;
-    };
-    let stat = rustix::fs::statvfs(place).ok()?;
-    let free = stat
-        .f_bavail
-        .saturating_mul(100)
-        .checked_div(stat.f_blocks)?;
-    let used = 100_u64.saturating_sub(free);
-    let severity = match used {
-        FULL_PERCENT.. => Severity::Critical,
-        USED_PERCENT.. => Severity::Medium,
+/// A disk that is nearly full, or will be soon at the rate at which it fills.
+pub fn of_room(room: &Room) -> Option<Condition> {
+    let used = room.used_percent();
+    let soon = room.full_in_s.filter(|seconds| *seconds < SOON.as_secs());
+    let severity = match (used, soon) {
+        (FULL_PERCENT.., _) => Severity::Critical,
+        (USED_PERCENT.., _) | (_, Some(_)) => Severity::Medium,
         _ => return None,
     };
-    let summary = format!("the disk of repository \"{name}\" is used to {used} %");
+    let name = &room.repository;
+    let mut summary = format!("the disk of repository \"{name}\" is used to {used} %");
+    if let Some(seconds) = room.full_in_s {
+        let left = human::duration(Duration::from_secs(seconds));
+        summary.push_str(&format!(", and full in {left}, as it filled lately"));
+    }
     Some(new(
         &format!("repository/{name}/room"),
         severity,
@@ -348,7 +364,6 @@ mod tests {
     use crate::agent::schedule::Schedule;
     use crate::agent::scheduler::Trigger;
     use crate::err;
-    use std::time::Duration;
 
     #[test]
     fn findings_of_one_name_are_one_condition() {

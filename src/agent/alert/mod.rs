@@ -22,6 +22,7 @@ use rustix::fs::MemfdFlags;
 
 use self::decide::{Book, Condition, Event, Notice};
 use super::load::Loaded;
+use super::room::Room;
 use crate::behalf;
 use crate::config::{Settings, Severity, Sink};
 use crate::durable;
@@ -133,10 +134,11 @@ pub struct Tried {
 pub fn conditions(
     session: &Session,
     loaded: &Loaded,
-    metrics: &Metrics,
+    (metrics, rooms): (&Metrics, &[Room]),
     notices: &Notices,
 ) -> Vec<Condition> {
     let mut conditions = condition::all(session, loaded, metrics);
+    conditions.extend(rooms.iter().filter_map(condition::of_room));
     if !loaded.settings.alerts.is_empty() {
         let book = notices.read(session);
         conditions.extend(book.failing.iter().map(condition::of_sink));

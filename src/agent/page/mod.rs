@@ -29,6 +29,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::operate::runs::{RunId, Runs};
 use crate::operate::session::Session;
+use crate::operate::underway;
 use crate::release;
 use crate::repo::event;
 
@@ -204,15 +205,18 @@ impl Page {
     /// Everything that is known, in one object.
     fn state(&self, query: &str, has_actions: bool) -> Result<(StatusCode, String)> {
         let now = self.host.now();
-        let (jobs, file, tenants) = {
+        let (jobs, state_dir, tenants) = {
             let view = held(&self.view);
             let loaded = view.of(query)?;
             let tenants: Vec<String> = view.tenants.iter().map(|t| t.name.clone()).collect();
-            let file = observed::file(&loaded.state_dir);
-            (jobs::shown(loaded, now)?, file, tenants)
+            (jobs::shown(loaded, now)?, loaded.state_dir.clone(), tenants)
         };
+        let running: Vec<_> = underway::look_in(&state_dir)
+            .iter()
+            .map(|one| json!({ "line": one.line(), "percent": one.percent() }))
+            .collect();
         let failed = |e| Error::from_io("read what was found", e);
-        let (observed, is_old) = match observed::read(&file) {
+        let (observed, is_old) = match observed::read(&observed::file(&state_dir)) {
             Ok((text, modified)) => {
                 // A clock that was set back makes the age unknown, and no younger.
                 (text, modified.elapsed().unwrap_or(Duration::MAX) > OLD)
@@ -221,7 +225,7 @@ impl Page {
             Err(e) => return Err(failed(e)),
         };
         let head = json!({
-            "now": now, "host": event::host(), "version": release::NUMBER, "actions": has_actions, "is_old": is_old, "jobs": jobs, "tenants": tenants
+            "now": now, "host": event::host(), "version": release::NUMBER, "actions": has_actions, "is_old": is_old, "jobs": jobs, "running": running, "tenants": tenants
         });
         let head = head.to_string();
         let head = head.strip_suffix('}').unwrap_or_default();

@@ -193,6 +193,13 @@ function jobs(state) {
   }));
 }
 
+function running(state) {
+  return state.running.map(one => {
+    const bar = one.percent === null ? null : element('progress', { max: 100, value: one.percent, 'aria-label': one.line });
+    return element('p', {}, ...[one.line, bar].filter(Boolean));
+  });
+}
+
 function storage(observed) {
   if (!observed) return element('p', { class: 'faint' }, 'Nobody has looked yet.');
   const rows = observed.rooms.map(room => [room.repository, `${size(room.free_bytes)} of ${size(room.total_bytes)}`,
@@ -286,6 +293,7 @@ function draw(state) {
   if (byId('verdict').textContent !== text) byId('verdict').textContent = text;
   byId('verdict').className = shade;
   byId('age').textContent = observed ? `Looked at everything ${time(observed.collected)}. pitr ${state.version}.` : '';
+  byId('running').replaceChildren(...running(state));
   // What has not changed stays, with focus and scroll position.
   const now = JSON.stringify([state.jobs, state.of_tenants, observed && observed.collected, state.is_old, byId('clusters').clientWidth]);
   if (now === seen) return;

@@ -583,3 +583,61 @@ fn r63_a_gap_is_recorded_when_the_connection_breaks_behind_it() {
     let reason = "the server goes on with another history";
     assert_eq!(last["reason"], reason, "{info}");
 }
+
+#[test]
+fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
+    let server = Server::start("valkey-8", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    let state = world.sandbox.dir("state");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().unwrap().port();
+    configure(
+        &world,
+        &server,
+        &format!(
+            "[agent]\nstate_dir = \"{}\"\nlisten = \"127.0.0.1:{port}\"\n[jobs.receiver]\nrun = \"redis receive cache\"\nschedule = \"always\"\n",
+            state.display()
+        ),
+    );
+    let online = || {
+        server
+            .ask(&["INFO", "replication"])
+            .matches("state=online")
+            .count()
+    };
+    let job = || {
+        let status = world.pitr(&["agent", "status", "--json"]).run().json();
+        status["jobs"][0].clone()
+    };
+    let receiver_of = |job: &serde_json::Value| job["running_since"].clone();
+    let agent = world.pitr(&["agent"]).spawn();
+    wait_until(PATIENCE, "the receiver is online", || online() == 1);
+    confirm(&server, "SET before 1\n", 1);
+    let since = receiver_of(&job());
+    // A killed agent ends no receiver, and the next one knows it.
+    drop(agent);
+    confirm(&server, "SET alone 1\n", 1);
+    let agent = world.pitr(&["agent"]).spawn();
+    confirm(&server, "SET again 1\n", 1);
+    assert_eq!(receiver_of(&job()), since);
+    assert_eq!(online(), 1);
+    world.backup();
+    // A server that throws the receiver out has it again.
+    server.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
+    wait_until(PATIENCE, "it is online again", || online() == 1);
+    confirm(&server, "SET later 1\n", 1);
+    let moment = Moment::of(&server);
+    wait_received(&server);
+    // A job that is gone from the configuration is ended, in order.
+    let file = world.sandbox.join("pitr.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (without, _) = text.split_once("[jobs.receiver]").unwrap();
+    std::fs::write(&file, without).unwrap();
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the receiver has left", || online() == 0);
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+    let copy = world.restore("copy", &["--target-offset", &moment.target()]);
+    let content = Server::on("valkey-8", &copy, &[]).content();
+    assert_eq!(content, moment.content);
+}

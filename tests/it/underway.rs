@@ -1,0 +1,109 @@
+//! Commands that run, as `pitr info`, the metrics and the page of other processes see them.
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::agent::answer;
+use crate::backup_faults::slow;
+use crate::common::{PATIENCE, Program, Running, Site, wait_until};
+
+/// Lets the commands of a site keep state, and an agent serve; the port.
+fn served(site: &Site) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut config = std::fs::read_to_string(site.config()).unwrap();
+    config.push_str(&format!(
+        "\n[agent]\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n",
+        site.sandbox().dir("state").display()
+    ));
+    std::fs::write(site.config(), config).unwrap();
+    port
+}
+
+fn spawned(program: Program) -> Running {
+    program.timeout(20 * PATIENCE).spawn()
+}
+
+/// Commands that run, as `pitr info` tells.
+fn running(site: &Site) -> Vec<Value> {
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    info["running"].as_array().unwrap().clone()
+}
+
+/// Waits until a command has done part of its phase, as `pitr info` sees it.
+fn wait_for(site: &Site, command: &str) -> Value {
+    let mut seen = Value::Null;
+    wait_until(PATIENCE, "it is seen", || {
+        let found = running(site)
+            .into_iter()
+            .find(|one| one["command"] == command);
+        seen = found.unwrap_or_default();
+        seen["left_s"].is_u64()
+    });
+    seen
+}
+
+fn sample(site: &Site, series: &str) -> Option<f64> {
+    let text = site.pitr().args(["metrics"]).run().stdout;
+    let line = text.lines().find(|line| line.starts_with(series))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn a_backup_and_a_restore_that_run_are_seen_by_other_processes_until_they_end() {
+    let (site, _cluster) = slow();
+    let port = served(&site);
+    assert!(running(&site).is_empty());
+    assert_eq!(sample(&site, "pitr_restore_running"), Some(0.0));
+    let limited = [
+        "backup",
+        "--quiet",
+        "--max-rate",
+        "256KiB",
+        "--wal-wait",
+        "10m",
+    ];
+    let backup = spawned(site.pitr().args(limited));
+    let seen = wait_for(&site, "backup");
+    assert_eq!(seen["object"], "main", "{seen}");
+    let (done, total) = (seen["done_bytes"].as_u64(), seen["total_bytes"].as_u64());
+    assert!(Some(0) < done && done < total, "{seen}");
+    let ratio = "pitr_backup_progress_ratio{cluster=\"main\",type=\"full\",component=\"postgres\"";
+    let ratio = sample(&site, ratio).expect("a series");
+    assert!(ratio > 0.0 && ratio < 1.0, "{ratio}");
+    let told = site.pitr().arg("info").run();
+    assert!(told.stdout.contains("backup main runs since "), "{told}");
+
+    let _agent = spawned(site.pitr().arg("agent"));
+    let state = || {
+        let (_, body) = answer(port, "GET /api/state HTTP/1.1\r\nHost: localhost\r\n", "")?;
+        serde_json::from_str::<Value>(&body).ok()
+    };
+    wait_until(PATIENCE, "the page shows it", || {
+        state().is_some_and(|state| state["running"][0]["percent"].is_u64())
+    });
+    backup.signal(Signal::KILL);
+    backup.wait();
+    assert!(
+        running(&site).is_empty(),
+        "its file is there, and it is gone"
+    );
+    assert_eq!(state().unwrap()["running"], Value::Array(Vec::new()));
+
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let to = site.sandbox().join("back");
+    let to = to.to_str().unwrap();
+    let limited = ["restore", "--to", to, "--max-rate", "1MiB", "--quiet"];
+    let restore = spawned(site.pitr().args(limited));
+    let seen = wait_for(&site, "restore");
+    assert!(seen["phase"].is_string(), "{seen}");
+    assert_eq!(sample(&site, "pitr_restore_running"), Some(1.0));
+    assert!(sample(&site, "pitr_restore_progress_ratio").is_some());
+    restore.wait().success();
+    assert!(running(&site).is_empty());
+    // That of the killed one is gone, too.
+    let left: Vec<_> = std::fs::read_dir(site.sandbox().join("state/running"))
+        .unwrap()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
