@@ -21,7 +21,7 @@ class Letters:
             file.write(envelope.content)
         return '250 taken'
 def judge(server, session, envelope, mechanism, data):
-    return AuthResult(success=data.login == b'pitr' and data.password == password.encode())
+    return AuthResult(handled=False, success=data.login == b'pitr' and data.password == password.encode())
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(certificate, key)
 login = dict(authenticator=judge, auth_required=True)
@@ -134,6 +134,7 @@ fn letters_go_over_tls_with_a_login_and_a_wrong_one_is_refused() {
             // Nobody vouches for the certificate.
             server.test(url, PASSWORD, None),
         ];
+        assert!(refused[0].stdout.contains("invalid"), "{}", refused[0]);
         for run in refused {
             assert!(
                 run.code() != 0 && run.stdout.contains("mail: FAILED"),

@@ -19,7 +19,7 @@ const SUBJECT_MAX: usize = 120;
 pub(super) fn send(sink: &Sink, notice: &Notice, host: &str, deadline: Duration) -> Result<()> {
     let server = sink.smtp.as_deref().unwrap_or_default();
     let letter = letter(sink, notice, host)?;
-    let failed = |e: lettre::transport::smtp::Error| match e.is_timeout() {
+    let failed = |e: lettre::transport::smtp::Error| match e.is_timeout() || would_block(&e) {
         true => err!(
             Deadline,
             "the mail server has not answered for {} s",
@@ -44,6 +44,13 @@ pub(super) fn send(sink: &Sink, notice: &Notice, host: &str, deadline: Duration)
     }
     let sent = transport.timeout(Some(deadline)).build().send(&letter);
     sent.map(drop).map_err(failed)
+}
+
+/// A socket whose time limit is over says that its answer is not there yet.
+fn would_block(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of_system = error.downcast_ref::<std::io::Error>();
+    of_system.is_some_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
+        || error.source().is_some_and(would_block)
 }
 
 fn letter(sink: &Sink, notice: &Notice, host: &str) -> Result<Message> {
