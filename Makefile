@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -205,6 +205,12 @@ files-campaign: ## 1 000 random changes of a directory and of a bucket, with kil
 	scripts/get-postgres 17
 	PITR_FILES_STEPS=$${PITR_FILES_STEPS:-1000} PITR_FILES_SEED=$${PITR_FILES_SEED:-$$RANDOM} \
 	$(CARGO) test --test it -- files::whatever files::bucket::whatever --nocapture
+
+logical-campaign: ## 5 random databases on each major are dumped under load and come back whole; each of 30 damages of each dump is found
+	scripts/get-tools test
+	scripts/get-postgres
+	PITR_LOGICAL_ROUNDS=$${PITR_LOGICAL_ROUNDS:-5} PITR_LOGICAL_DAMAGES=$${PITR_LOGICAL_DAMAGES:-30} PITR_LOGICAL_SEED=$${PITR_LOGICAL_SEED:-$$RANDOM} \
+	$(CARGO) test --test it -- logical::campaign:: --nocapture
 
 heal-campaign: ## 10 000 times an object in one of two repositories is damaged, and they heal from one another
 	scripts/get-postgres 18

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::member::DatabaseMember;
+use super::member::{DatabaseMember, LargeObjects};
 use super::read_check::Dump;
 use super::rows::{self, TableRows};
 use super::source::{Database, Source, SqlSession, size_of};
@@ -154,6 +154,12 @@ impl Held {
         Ok(all)
     }
 
+    /// Counts the large objects that the snapshot has.
+    fn count_large_objects(&mut self) -> Result<LargeObjects> {
+        let rows = self.session.query(LargeObjects::QUERY)?;
+        LargeObjects::of(&rows)
+    }
+
     /// Requires that the session still holds the snapshot.
     fn end(mut self) -> Result<()> {
         position(&mut self.session, self.is_standby)?;
@@ -187,7 +193,7 @@ impl Making<'_> {
         let directory = below.join(database.oid.to_string());
         let stop = Arc::new(AtomicBool::new(false));
         let (mut held, tables) = self.open(database, &stop, tick).map_err(doing)?;
-        let rows = self
+        let (rows, large_objects) = self
             .run((&mut held, tables), database, &directory, (&stop, tick))
             .map_err(doing)?;
         let (snapshot, start_lsn, stop_lsn) =
@@ -197,6 +203,7 @@ impl Making<'_> {
             directory: directory.clone(),
             content: self.content,
             rows: &rows,
+            large_objects,
         };
         let findings = dump.check_read(self.pg_restore, scratch, tick)?;
         if let Some(first) = findings.first() {
@@ -217,6 +224,7 @@ impl Making<'_> {
             size_bytes: size_below(&directory)?,
             table_count: rows.len() as u64,
             row_count: rows.iter().map(|t| t.rows).sum(),
+            large_objects,
         };
         let file = below.join(member.rows_file());
         super::spool::write(&file, &rows::write(&rows)?)?;
@@ -253,14 +261,14 @@ impl Making<'_> {
         })
     }
 
-    /// Runs `pg_dump`, and counts rows meanwhile in the session that holds the snapshot.
+    /// Runs `pg_dump`, and counts rows and large objects meanwhile in the session that holds the snapshot.
     fn run(
         &self,
         (held, tables): (&mut Held, Vec<(TableRows, String)>),
         database: &Database,
         directory: &Path,
         (stop, tick): (&Arc<AtomicBool>, &mut dyn FnMut() -> Result<()>),
-    ) -> Result<Vec<TableRows>> {
+    ) -> Result<(Vec<TableRows>, Option<LargeObjects>)> {
         let mut command = self.pg_dump.command(Some(self.service));
         command
             .args(["-Fd", "-Z0", "--no-password", "--no-sync"])
@@ -278,7 +286,15 @@ impl Making<'_> {
         let has_failed = AtomicBool::new(false);
         std::thread::scope(|threads| {
             let counting = threads.spawn(|| {
-                let counted = held.count(tables);
+                let counted = held.count(tables).and_then(|rows| {
+                    let large_objects = match self.content {
+                        LogicalContent::Schema => None,
+                        LogicalContent::Full | LogicalContent::Data => {
+                            Some(held.count_large_objects()?)
+                        }
+                    };
+                    Ok((rows, large_objects))
+                });
                 has_failed.store(counted.is_err(), Ordering::Relaxed);
                 counted
             });

@@ -6,6 +6,7 @@ use crate::config::LogicalContent;
 use crate::err;
 use crate::error::Result;
 use crate::pg::lsn::Lsn;
+use crate::wire::client::Rows;
 
 /// The facts of a backup of dumps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,42 @@ pub struct DatabaseMember {
     pub table_count: u64,
     /// Their rows, in the snapshot.
     pub row_count: u64,
+    /// Large objects, in the snapshot; none of dumps without data, and of programs that did not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub large_objects: Option<LargeObjects>,
+}
+
+/// The large objects of a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargeObjects {
+    /// How many there are.
+    pub count: u64,
+    /// Their bytes, holes included.
+    pub bytes: u64,
+}
+
+impl LargeObjects {
+    /// Counts all that a session sees. Each is closed before the next is opened.
+    pub const QUERY: &'static str = "select count(*), coalesce(sum(size), 0) from (select size, lo_close(fd) as closed from \
+        (select fd, lo_lseek64(fd, 0, 2) as size from (select lo_open(oid, 262144) as fd from pg_largeobject_metadata offset 0) o \
+        offset 0) s offset 0) c where closed = 0";
+
+    /// Reads the row of [`QUERY`](Self::QUERY).
+    ///
+    /// # Errors
+    /// Those of the row.
+    pub fn of(rows: &Rows) -> Result<LargeObjects> {
+        Ok(LargeObjects {
+            count: rows.value(0, 0)?,
+            bytes: rows.value(0, 1)?,
+        })
+    }
+}
+
+impl std::fmt::Display for LargeObjects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} large objects with {} bytes", self.count, self.bytes)
+    }
 }
 
 impl Member {

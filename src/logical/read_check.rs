@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::member::LargeObjects;
 use super::rows::{self, TableRows};
 use super::tool::{self, Tool};
 use crate::config::LogicalContent;
@@ -18,6 +19,8 @@ pub struct Dump<'a> {
     pub content: LogicalContent,
     /// Rows of the tables, in its snapshot.
     pub rows: &'a [TableRows],
+    /// Large objects, in its snapshot, where they were counted.
+    pub large_objects: Option<LargeObjects>,
 }
 
 /// Returns the contents of an archive as `pg_restore --list` prints them; `options` narrow them. The text passes through `file`.
@@ -54,8 +57,8 @@ impl Dump<'_> {
         found(contents(pg_restore, &self.directory, &[], scratch, tick).map(|_| Vec::new()))
     }
 
-    /// Reads everything: the contents, each file through `pg_restore`, and the rows of each data file against those of the snapshot. Returns
-    /// what is wrong.
+    /// Reads everything: the contents, each file through `pg_restore`, the rows of each data file and the sizes of large objects against those of
+    /// the snapshot. Returns what is wrong.
     ///
     /// # Errors
     /// Errors of the system; those of `tick`.
@@ -78,6 +81,12 @@ impl Dump<'_> {
                 let file = files.get(&table.oid);
                 let wrong = self.check_table(table, file.map(String::as_str), tick)?;
                 findings.extend(wrong.filter(|_| findings.len() < FINDINGS));
+            }
+            if let Some(had) = self.large_objects {
+                let found = rows::large_objects(&self.directory)?;
+                if found != had {
+                    findings.push(format!("the dump has {found}, its snapshot had {had}"));
+                }
             }
         }
         Ok(findings)

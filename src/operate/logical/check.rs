@@ -159,6 +159,7 @@ fn databases(
             directory: dumps.join(database.directory()),
             content: stored.member.content,
             rows: &rows,
+            large_objects: database.large_objects,
         };
         let mut tick = || session.host.check_stop();
         let mut findings = match level {

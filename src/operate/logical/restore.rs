@@ -22,6 +22,9 @@ use crate::restore::content;
 use crate::wire::conninfo::{ConnInfo, Environment};
 use crate::wire::service_file::in_database;
 
+/// The section of a dump with everything that rows need.
+const PRE_DATA: &str = "pre-data";
+
 /// Dumps that were put back.
 pub struct Restored {
     /// The backup.
@@ -135,40 +138,48 @@ pub fn to_server(
         asked,
         existing: &target.schemas,
     };
-    let mut command = pg_restore.command(Some(&service));
-    command.args(["--exit-on-error", "--no-password"]);
-    command.arg(format!("--dbname={}", in_database(&target.database)));
-    for (is_wanted, option) in [
-        (asked.no_owner, "--no-owner"),
-        (asked.no_privileges, "--no-privileges"),
-        (asked.create, "--create"),
-        (asked.replace, "--clean"),
-        (asked.replace, "--if-exists"),
-    ] {
-        if is_wanted {
-            command.arg(option);
-        }
-    }
-    match asked.jobs {
-        Some(jobs) => {
-            command.arg(format!("--jobs={jobs}"));
-        }
-        None if asked.create => {}
-        None => {
-            command.arg("--single-transaction");
-        }
-    }
     let selected = selection.lines(&pg_restore, &directory, &spool, &mut tick)?;
-    if let Some(lines) = &selected {
-        let file = spool.file("selected", (lines.join("\n") + "\n").as_bytes())?;
-        command.arg("-L").arg(file);
-    }
-    command.arg(&directory);
+    let list = match &selected {
+        Some(lines) => Some(spool.file("selected", (lines.join("\n") + "\n").as_bytes())?),
+        None => None,
+    };
     let phase = format!("restore database \"{}\"", database.name);
     session.host.progress.phase(&phase, None);
-    let warnings = tool::run(&mut command, &mut tick);
-    let warnings = warnings.map_err(|e| asked.explained(e, &database))?;
-    warnings.iter().for_each(|line| session.warn(line));
+    for section in asked.sections() {
+        // The first section makes the database.
+        let creates = asked.create && section.is_none_or(|section| section == PRE_DATA);
+        let into = match asked.create && !creates {
+            true => &database.name,
+            false => &target.database,
+        };
+        let mut command = pg_restore.command(Some(&service));
+        command.args(["--exit-on-error", "--no-password"]);
+        command.arg(format!("--dbname={}", in_database(into)));
+        for (is_wanted, option) in [
+            (asked.no_owner, "--no-owner"),
+            (asked.no_privileges, "--no-privileges"),
+            (creates, "--create"),
+            (asked.replace, "--clean"),
+            (asked.replace, "--if-exists"),
+            (
+                asked.jobs.is_none() && !asked.create,
+                "--single-transaction",
+            ),
+        ] {
+            if is_wanted {
+                command.arg(option);
+            }
+        }
+        command.args(asked.jobs.map(|jobs| format!("--jobs={jobs}")));
+        command.args(section.map(|section| format!("--section={section}")));
+        if let Some(list) = &list {
+            command.arg("-L").arg(list);
+        }
+        command.arg(&directory);
+        let warnings = tool::run(&mut command, &mut tick);
+        let warnings = warnings.map_err(|e| asked.explained(e, &database))?;
+        warnings.iter().for_each(|line| session.warn(line));
+    }
     let filled = match asked.create {
         true => database.name,
         false => target.database,
@@ -192,6 +203,15 @@ fn check_conninfo(conninfo: &str) -> Result<()> {
 }
 
 impl Into {
+    /// The sections of the dump, each of which a run of `pg_restore` restores. With several connections it knows no order between the rows of
+    /// partitions and the constraints of their root.
+    fn sections(&self) -> &[Option<&str>] {
+        match self.jobs.is_some() {
+            true => &[Some(PRE_DATA), Some("data"), Some("post-data")],
+            false => &[None],
+        }
+    }
+
     fn explained(&self, e: Error, database: &DatabaseMember) -> Error {
         let is_whole = self.jobs.is_none() && !self.create;
         let state = match (is_whole, self.create) {

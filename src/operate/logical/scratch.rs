@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::logical::member::DatabaseMember;
+use crate::logical::member::{DatabaseMember, LargeObjects};
 use crate::logical::rows::TableRows;
 use crate::logical::source::write_service;
 use crate::logical::spool::Spool;
@@ -115,6 +115,12 @@ impl Scratch {
         for table in rows {
             session.host.check_stop()?;
             comparison.add(&mut restored, table)?;
+        }
+        if let Some(had) = database.large_objects {
+            let found = LargeObjects::of(&restored.query(LargeObjects::QUERY)?)?;
+            if found != had {
+                comparison.find(format!("{found} were restored, the snapshot had {had}"));
+            }
         }
         Ok(comparison.finish())
     }

@@ -65,10 +65,16 @@ impl World {
     }
 
     pub fn of(cluster: Cluster, is_sealed: bool) -> World {
+        let world = World::empty(cluster, is_sealed);
+        world.cluster.client_of("app").sql(DEFINITIONS);
+        world
+    }
+
+    /// With nothing in the database.
+    pub fn empty(cluster: Cluster, is_sealed: bool) -> World {
         let sandbox = Sandbox::new("logical");
         let spool = sandbox.dir("tmp");
         cluster.sql("create database app");
-        cluster.client_of("app").sql(DEFINITIONS);
         if is_sealed {
             let keys = keygen(&sandbox.join("keys"), &["ops", "escrow"]);
             keys.run().success();
@@ -201,7 +207,8 @@ fn path(major: u32) -> String {
         .filter_map(|path| path.parent().map(|p| p.display().to_string()))
         .collect();
     let own = dump.parent().unwrap().display();
-    format!("{own}:{}:/usr/bin:/bin", folders.join(":"))
+    // The server first: client programs may come with a server that was built without ICU.
+    format!("{}:{own}:/usr/bin:/bin", folders.join(":"))
 }
 
 /// The major of a program of the test environment: a folder of its path.
