@@ -7,6 +7,8 @@ use crate::error::{Code, Error, Result};
 use crate::snapshot::node::{Node, NodeKind};
 
 const SET_IDS: u32 = 0o6000;
+/// A file has capabilities by this attribute.
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// The things that the operator allows a restore to make, beside those that any user may make. The process must
 /// have the right to make them as well.
@@ -56,6 +58,12 @@ impl Settler {
             permit,
             names: Names::of_host(),
         }
+    }
+
+    /// Whether an extended attribute that a node lacks is a difference. Labels that the system makes by itself are none.
+    pub fn counts(&self, name: &[u8]) -> bool {
+        let is_of_root = self.permit.xattrs && name.starts_with(b"trusted.");
+        is_harmless(name) || name == CAPABILITY || is_of_root
     }
 
     /// Returns the attributes that an entry gets which has `status` now; what is not permitted is left out.
@@ -144,7 +152,7 @@ impl Settler {
 const NO_SET_IDS: &str = "setuid and setgid were not asked for, or it has another owner";
 
 /// Whether anybody may set an extended attribute for what is theirs.
-pub fn is_harmless(name: &[u8]) -> bool {
+fn is_harmless(name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || [&b"system.posix_acl_access"[..], b"system.posix_acl_default"].contains(&name)
 }
