@@ -451,7 +451,7 @@ fn attributes_of_root_that_the_backup_lacks_go() {
         let place = scene.live.join(place);
         rustix::fs::setxattr(&place, "trusted.pitr", b"x", flags).unwrap();
     }
-    scene.delta(&["--confirm"]).run().success();
+    scene.delta(&["--confirm", "--delete"]).run().success();
     scene.is_whole();
 }
 
