@@ -206,12 +206,11 @@ corruption: ## 100 000 times one object of a repository, plain or encrypted, is 
 	PITR_CORRUPTIONS=$${PITR_CORRUPTIONS:-100000} PITR_CORRUPTION_SEED=$${PITR_CORRUPTION_SEED:-$$RANDOM} \
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- corruption:: --nocapture
 
-# Our own code is optimised for it, too.
 files-campaign: ## 1 000 random changes of a directory, as root and as a user, and of a bucket, with kills, full disks and expiry; every backup comes back
 	scripts/get-tools test
 	scripts/get-postgres 17
 	PITR_FILES_STEPS=$${PITR_FILES_STEPS:-1000} PITR_FILES_SEED=$${PITR_FILES_SEED:-$$RANDOM} \
-	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- files::campaign:: files::bucket::whatever --nocapture
+	$(CARGO) test --test it -- files::campaign:: files::bucket::whatever --nocapture
 
 heal-campaign: ## 10 000 times an object in one of two repositories is damaged, and they heal from one another
 	scripts/get-postgres 18

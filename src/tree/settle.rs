@@ -7,6 +7,7 @@ use crate::error::{Code, Error, Result};
 use crate::snapshot::node::{Node, NodeKind};
 
 const SET_IDS: u32 = 0o6000;
+const ACL: &[u8] = b"system.posix_acl_access";
 /// A file has capabilities by this attribute.
 const CAPABILITY: &[u8] = b"security.capability";
 
@@ -90,6 +91,8 @@ impl Settler {
             let shown = xattr.0.escape_ascii();
             left_out.add(path, Part::Xattr, format!("\"{shown}\" was not asked for"));
         }
+        // An ACL may close the entry to its owner, who sets the others before.
+        xattrs.sort_by_key(|xattr| xattr.0 == ACL);
         let mut mode = node.mode;
         if mode & SET_IDS != 0 && !(self.permit.set_ids && is_owned) {
             mode &= !SET_IDS;
@@ -153,6 +156,5 @@ const NO_SET_IDS: &str = "setuid and setgid were not asked for, or it has anothe
 
 /// Whether anybody may set an extended attribute for what is theirs.
 fn is_harmless(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
-        || [&b"system.posix_acl_access"[..], b"system.posix_acl_default"].contains(&name)
+    name.starts_with(b"user.") || [ACL, b"system.posix_acl_default"].contains(&name)
 }
