@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-commands test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -49,6 +49,11 @@ test-containers: ## examples/testcontainers in Python and in Rust, with the imag
 
 test-volumes: ## volumes of Docker as a source of files, with their containers stopped, paused, and pitr killed (a Docker engine, and root)
 	scripts/test-volumes
+
+test-commands: ## Debian's MariaDB, etcd and SQLite as sources by command: recipes of docs/files.md, dumps that are cut short, checks that fail
+	scripts/get-tools test
+	$(CARGO) build
+	scripts/test-commands
 
 test-page: ## the agent's status page in Chromium: what it shows, by keyboard, on a telephone, light and dark, with 1 000 backups (PITR_PAGE_PICTURES=docs/images takes the pictures)
 	scripts/get-tools test
@@ -201,10 +206,11 @@ corruption: ## 100 000 times one object of a repository, plain or encrypted, is 
 	PITR_CORRUPTIONS=$${PITR_CORRUPTIONS:-100000} PITR_CORRUPTION_SEED=$${PITR_CORRUPTION_SEED:-$$RANDOM} \
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- corruption:: --nocapture
 
-files-campaign: ## 1 000 random changes of a directory and of a bucket, with kills and expiry, and every backup restored and compared
+files-campaign: ## 1 000 random changes of a directory, as root and as a user, and of a bucket, with kills, full disks and expiry; every backup comes back
+	scripts/get-tools test
 	scripts/get-postgres 17
 	PITR_FILES_STEPS=$${PITR_FILES_STEPS:-1000} PITR_FILES_SEED=$${PITR_FILES_SEED:-$$RANDOM} \
-	$(CARGO) test --test it -- files::whatever files::bucket::whatever --nocapture
+	$(CARGO) test --test it -- files::campaign:: files::bucket::whatever --nocapture
 
 logical-campaign: ## 5 random databases on each major are dumped under load and come back whole; each of 30 damages of each dump is found
 	scripts/get-tools test

@@ -7,6 +7,9 @@ use crate::error::{Code, Error, Result};
 use crate::snapshot::node::{Node, NodeKind};
 
 const SET_IDS: u32 = 0o6000;
+const ACL: &[u8] = b"system.posix_acl_access";
+/// A file has capabilities by this attribute.
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// The things that the operator allows a restore to make, beside those that any user may make. The process must
 /// have the right to make them as well.
@@ -58,6 +61,12 @@ impl Settler {
         }
     }
 
+    /// Whether an extended attribute that a node lacks is a difference. Labels that the system makes by itself are none.
+    pub fn counts(&self, name: &[u8]) -> bool {
+        let is_of_root = self.permit.xattrs && name.starts_with(b"trusted.");
+        is_harmless(name) || name == CAPABILITY || is_of_root
+    }
+
     /// Returns the attributes that an entry gets which has `status` now; what is not permitted is left out.
     pub fn due<'n>(
         &self,
@@ -82,6 +91,8 @@ impl Settler {
             let shown = xattr.0.escape_ascii();
             left_out.add(path, Part::Xattr, format!("\"{shown}\" was not asked for"));
         }
+        // An ACL may close the entry to its owner, who sets the others before.
+        xattrs.sort_by_key(|xattr| xattr.0 == ACL);
         let mut mode = node.mode;
         if mode & SET_IDS != 0 && !(self.permit.set_ids && is_owned) {
             mode &= !SET_IDS;
@@ -144,7 +155,6 @@ impl Settler {
 const NO_SET_IDS: &str = "setuid and setgid were not asked for, or it has another owner";
 
 /// Whether anybody may set an extended attribute for what is theirs.
-pub fn is_harmless(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
-        || [&b"system.posix_acl_access"[..], b"system.posix_acl_default"].contains(&name)
+fn is_harmless(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || [ACL, b"system.posix_acl_default"].contains(&name)
 }

@@ -674,6 +674,35 @@ fn by_hand(site: &Site, produce: impl FnOnce(&mut FileSink<'_>)) -> Written {
     site.write(write).unwrap().1
 }
 
+/// A repository may say that a link has entries below it.
+#[test]
+fn entries_below_a_link_are_not_made_where_it_leads() {
+    for target in ["absolute", "../outside"] {
+        let site = Site::new();
+        let outside = site.path("outside");
+        let target = match target {
+            "absolute" => outside.as_os_str().as_bytes().to_vec(),
+            _ => target.as_bytes().to_vec(),
+        };
+        let written = by_hand(&site, |sink| {
+            sink.node(&tree_key("a"), node(NodeKind::Symlink(target)))
+                .unwrap();
+            for (path, kind) in [
+                ("a/d", NodeKind::Directory),
+                ("a/p", NodeKind::Fifo),
+                ("a/s", NodeKind::Symlink(b"x".to_vec())),
+            ] {
+                sink.node(&tree_key(path), node(kind)).unwrap();
+            }
+            sink.begin(tree_key("a/x")).unwrap();
+            sink.append(b"planted").unwrap();
+            sink.end_node(node(NodeKind::File(0))).unwrap();
+        });
+        site.extract(&written, Permit::ALL).unwrap_err();
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+}
+
 #[test]
 fn other_names_of_what_has_none_are_damage() {
     for to in ["d", "nothing", "z/later", "l"] {

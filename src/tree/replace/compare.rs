@@ -20,12 +20,10 @@ use crate::snapshot::reader::Item;
 use crate::tree::beneath;
 use crate::tree::extract::{Above, OF_DEPOT, Selected, is_of_depot, is_of_entry, origin_key};
 use crate::tree::left_out::{LeftOut, Part};
-use crate::tree::settle::{Settler, is_harmless};
+use crate::tree::settle::Settler;
 use crate::tree::status::{Holder, Status, XattrReader};
 
 const BUFFER_BYTES: usize = 64 << 10;
-/// A file has capabilities by this one: one that the backup lacks is a difference.
-const CAPABILITY: &[u8] = b"security.capability";
 
 /// Each depot is one directory, and entries do not move from one filesystem to another.
 const OTHER_FILESYSTEM: &str =
@@ -353,11 +351,10 @@ impl Comparison<'_, '_, '_, '_> {
         due: &[&(Vec<u8>, Vec<u8>)],
     ) -> bool {
         let Some(found) = found else { return false };
-        let counts = |name: &[u8]| is_harmless(name) || name == CAPABILITY;
         due.iter().all(|xattr| found.contains(xattr))
             && found
                 .iter()
-                .all(|xattr| !counts(&xattr.0) || due.contains(&xattr))
+                .all(|xattr| !self.settler.counts(&xattr.0) || due.contains(&xattr))
     }
 
     /// Compares another name of a file.

@@ -18,7 +18,7 @@ use crate::host::Host;
 use crate::tree::beneath;
 use crate::tree::extract::{Above, is_of_entry};
 use crate::tree::left_out::{LeftOut, Part};
-use crate::tree::settle::{Settler, is_harmless};
+use crate::tree::settle::Settler;
 use crate::tree::status::{Holder, Status, XattrReader};
 
 impl Staged<'_> {
@@ -254,7 +254,7 @@ fn settle_directory(
             let now = XattrReader::new().read(holder, &mut |_| {});
             let is_due = |name: &[u8]| node.xattrs.iter().any(|(due, _)| due == name);
             for (name, _) in now {
-                if is_harmless(&name)
+                if settler.counts(&name)
                     && !is_due(&name)
                     && let Err(e) = holder.remove_xattr(&name)
                 {

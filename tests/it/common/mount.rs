@@ -154,6 +154,14 @@ impl SmallDisk {
     pub fn read_only(&self, on: bool) {
         with_right_to_mount(|| remount(&self.path, on));
     }
+
+    /// Makes it so large, or so small, that this much is free.
+    pub fn leave_free(&self, bytes: u64) {
+        let is = rustix::fs::statvfs(&self.path).unwrap();
+        let size = (is.f_blocks - is.f_bfree) * is.f_frsize + bytes;
+        let option = format!("remount,size={size}");
+        with_right_to_mount(|| run_when_idle("mount", &["-o", &option], &self.path));
+    }
 }
 
 impl Drop for SmallDisk {
@@ -337,27 +345,66 @@ impl PowerDisk {
         }
     }
 
-    /// The loop device of the mount before may be about to go, or another test may take the free one that mount has found: so it is
-    /// tried again.
     fn mount(&self) {
-        let begun = Instant::now();
-        let backing = self.backing();
-        loop {
-            let out = Command::new("mount")
-                .args(["-o", "loop", text(&backing), text(&self.path)])
-                .output()
-                .expect("mount starts");
-            if out.status.success() {
-                return;
-            }
-            assert!(
-                begun.elapsed() < BUSY_AT_MOST,
-                "mount {}: {}",
-                text(&backing),
-                String::from_utf8_lossy(&out.stderr)
-            );
-            std::thread::sleep(Duration::from_millis(100));
+        mount_image(&self.backing(), &self.path);
+    }
+}
+
+/// The loop device of a mount before may be about to go, or another test may take the free one that mount has found: so it is tried again.
+fn mount_image(image: &Path, path: &Path) {
+    let begun = Instant::now();
+    loop {
+        let out = Command::new("mount")
+            .args(["-o", "loop", text(image), text(path)])
+            .output()
+            .expect("mount starts");
+        if out.status.success() {
+            return;
         }
+        assert!(
+            begun.elapsed() < BUSY_AT_MOST,
+            "mount {}: {}",
+            text(image),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A btrfs filesystem on a file, of root's.
+pub struct BtrfsDisk {
+    path: PathBuf,
+    _sandbox: Sandbox,
+}
+
+impl BtrfsDisk {
+    /// Whether the kernel has btrfs, or loads it.
+    pub fn is_there() -> bool {
+        let _ = Command::new("modprobe").arg("btrfs").output();
+        let known = std::fs::read_to_string("/proc/filesystems").unwrap();
+        known.lines().any(|line| line.ends_with("\tbtrfs"))
+    }
+
+    pub fn new(megabytes: u32) -> BtrfsDisk {
+        let sandbox = Sandbox::new("btrfs");
+        let (path, image) = (sandbox.dir("disk"), sandbox.join("image"));
+        run("truncate", &["-s", &format!("{megabytes}M"), text(&image)]);
+        run("mkfs.btrfs", &["-q", text(&image)]);
+        mount_image(&image, &path);
+        BtrfsDisk {
+            path,
+            _sandbox: sandbox,
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for BtrfsDisk {
+    fn drop(&mut self) {
+        unmount(&self.path);
     }
 }
 

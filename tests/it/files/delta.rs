@@ -13,7 +13,7 @@ use super::tree::{Changes, describe};
 use super::{World, id, path_text};
 use crate::common::mount::{DiskOver, SmallDisk};
 use crate::common::{Program, fault, files_below};
-use crate::{require_mounts, require_strace};
+use crate::{require_mounts, require_root, require_strace};
 
 const STEPS: u64 = 60;
 const STEPS_TO_BACKUP: u64 = 4;
@@ -438,6 +438,19 @@ fn u57_restored_files_do_not_inherit_an_acl() {
         rustix::fs::setxattr(&directory, name, &acl, flags).unwrap();
     }
     fs::remove_dir_all(scene.live.join("a/b")).unwrap();
+    scene.delta(&["--confirm", "--delete"]).run().success();
+    scene.is_whole();
+}
+
+#[test]
+fn attributes_of_root_that_the_backup_lacks_go() {
+    require_root!("attributes_of_root_that_the_backup_lacks_go");
+    let scene = Scene::new();
+    let flags = rustix::fs::XattrFlags::empty();
+    for place in ["one", "a"] {
+        let place = scene.live.join(place);
+        rustix::fs::setxattr(&place, "trusted.pitr", b"x", flags).unwrap();
+    }
     scene.delta(&["--confirm", "--delete"]).run().success();
     scene.is_whole();
 }

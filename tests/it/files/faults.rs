@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use super::tree::describe;
 use super::{World, id, path_text};
 use crate::common::mount::{DiskOver, PowerDisk, SmallDisk};
 use crate::common::random::Random;
-use crate::require_mounts;
+use crate::{require_mounts, require_root};
 
 /// Files of a few kilobytes that no codec makes small.
 fn fill(source: &Path, files: u64, version: u64) {
@@ -276,7 +276,7 @@ fn one_file_system_leaves_out_what_is_mounted_below() {
 /// As `touch -r`, `cp -p` and many archivers leave files.
 #[test]
 fn u12_a_change_behind_an_old_time_is_found() {
-    let world = World::new("");
+    let world = World::on_disk("");
     let source = world.source();
     let old = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let write = |name: &str, content: &str| {
@@ -296,6 +296,153 @@ fn u12_a_change_behind_an_old_time_is_found() {
     fs::rename(source.join("new"), source.join("renamed over")).unwrap();
     let next = world.backup();
     world.gives(id(&next), &describe(&source), "with the old time");
+}
+
+/// A filesystem gives the number of a file that is gone to the next one.
+#[test]
+fn u12_another_file_of_the_same_inode_length_and_time_is_found() {
+    require_root!("u12_another_file_of_the_same_inode_length_and_time_is_found");
+    // Here nobody else takes the number.
+    let disk = PowerDisk::new(16);
+    let world = World::of(&path_text(disk.path()), "");
+    let file = disk.path().join("file");
+    let make = |content: &str| {
+        fs::write(&file, content).unwrap();
+        let old = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let times = fs::FileTimes::new().set_modified(old);
+        File::open(&file).unwrap().set_times(times).unwrap();
+        fs::metadata(&file).unwrap().ino()
+    };
+    let inode = make("first");
+    world.backup();
+    fs::remove_file(&file).unwrap();
+    assert_eq!(make("other"), inode, "the filesystem gives it again");
+    let next = world.backup();
+    assert_eq!(next["kind"], "incremental", "{next}");
+    let cat = world.pitr(&["files", "cat", "up", "file"]).run();
+    assert_eq!(cat.success().stdout, "other");
+}
+
+/// A file is written again and again at its length and with its time set back, up to the moment in which a backup ends and beyond it.
+#[test]
+fn u12_a_change_in_the_instant_of_a_backup_is_in_the_next_one() {
+    let world = World::on_disk("");
+    let file = world.source().join("file");
+    let old = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    fs::write(&file, "        ").unwrap();
+    let backup = || {
+        let backup = world.pitr(&["files", "backup", "up", "--json"]);
+        // The length that the product has.
+        backup.env("PITR_FAULT_SECONDS", "36").run()
+    };
+    backup().success();
+    let mut random = Random::new(3);
+    for round in 0..8 {
+        let is_over = AtomicBool::new(false);
+        let last = std::thread::scope(|threads| {
+            let writer = threads.spawn(|| {
+                let file = File::options().write(true).open(&file).unwrap();
+                let mut n = round * 1_000_000;
+                while !is_over.load(Ordering::Relaxed) {
+                    n += 1;
+                    file.write_all_at(format!("{n:>8}").as_bytes(), 0).unwrap();
+                    let times = fs::FileTimes::new().set_modified(old);
+                    file.set_times(times).unwrap();
+                }
+                n
+            });
+            let run = backup();
+            assert!([0, 6].contains(&run.code()), "{run}");
+            std::thread::sleep(Duration::from_micros(random.below(3000) as u64));
+            is_over.store(true, Ordering::Relaxed);
+            writer.join().unwrap()
+        });
+        backup().success();
+        let cat = world.pitr(&["files", "cat", "up", "file"]).run();
+        assert_eq!(cat.success().stdout, format!("{last:>8}"));
+    }
+}
+
+#[test]
+fn u04_other_sources_meet_a_full_repository_and_a_full_cache() {
+    require_mounts!("u04_other_sources_meet_a_full_repository_and_a_full_cache");
+    let roots = |world: &World| {
+        let info = world.pitr(&["info", "--json"]).run().json();
+        let scopes = info["scopes"].as_array().cloned().unwrap_or_default();
+        let all = scopes
+            .iter()
+            .map(|s| s["backups"].as_array().unwrap().len());
+        all.sum::<usize>()
+    };
+    let disk = SmallDisk::new(16, 2000);
+    let room = 16 << 20;
+    let world = World::on(&disk.path().join("repo"));
+    let origin = path_text(&world.source());
+    let mut noise = vec![0; 4 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    fs::write(world.source().join("large"), noise).unwrap();
+    let script = "git init --quiet --initial-branch main . && git -c safe.directory=* add large && git -c safe.directory=* -c user.name=t -c user.email=t@t commit --quiet --message one";
+    let made = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(world.source())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let command = "command = [\"head\", \"-c\", \"4000000\", \"/dev/urandom\"]\n";
+    let mut world = world;
+    for (source, more) in [
+        ("command", command),
+        (&format!("git:{origin}"), "identity = \"git\"\n"),
+    ] {
+        world = world.with_source(source, more);
+        let before = roots(&world);
+        disk.leave_free(1 << 20);
+        let backup = ["files", "backup", "up", "--confirm"];
+        let run = world.pitr(&backup).run();
+        run.expect_code(1).expect_stderr("No space left on device");
+        assert_eq!(roots(&world), before, "{source}");
+        disk.leave_free(room);
+        world.pitr(&backup).run().success();
+        assert_eq!(roots(&world), before + 1, "{source}");
+        world.pitr(&["verify"]).run().success();
+    }
+    // The mirror lies in the cache, which has to be the user's: a disk that root mounts is root's.
+    if !world.is_root {
+        return;
+    }
+    let place = world.cache.path();
+    let _cache = DiskOver::mount(place);
+    let before = roots(&world);
+    let backup = world.pitr(&["files", "backup", "up"]);
+    let run = backup.env("XDG_CACHE_HOME", path_text(place)).run();
+    run.expect_code(1).expect_stderr("Nothing was stored");
+    assert_eq!(roots(&world), before);
+}
+
+#[test]
+fn a_host_that_only_writes_takes_full_backups_which_others_restore() {
+    let world = World::sealed();
+    let with_key = fs::read_to_string(&world.config).unwrap();
+    let without = with_key.lines().filter(|l| !l.starts_with("key_file"));
+    let without = without.collect::<Vec<_>>().join("\n");
+    let mut taken = Vec::new();
+    for content in ["first", "second"] {
+        fs::write(world.source().join("file"), content).unwrap();
+        fs::write(&world.config, &without).unwrap();
+        let backup = world.backup();
+        assert_eq!(backup["kind"], "full", "{backup}");
+        let to = path_text(&world.sandbox.join("own"));
+        let restore = ["files", "restore", "up", "--to", &to];
+        assert!(
+            !world.pitr(&restore).run().is_success(),
+            "no key, no content"
+        );
+        fs::write(&world.config, &with_key).unwrap();
+        taken.push((backup, describe(&world.source())));
+    }
+    for (backup, expected) in &taken {
+        world.gives(id(backup), expected, "by a reader");
+    }
 }
 
 #[test]

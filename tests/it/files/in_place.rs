@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::tree::{Changes, describe};
-use super::{World, id};
+use super::tree::{Changes, Tree, describe};
+use super::{World, id, is_same};
 use crate::common::mount::{DiskOver, SmallDisk};
 use crate::common::{Program, fault};
 use crate::{require_mounts, require_strace};
@@ -32,8 +32,6 @@ fn in_place(world: &World, id: &str, more: &[&str]) -> Program {
 fn rollback(world: &World, more: &[&str]) -> Program {
     world.pitr(&[&["files", "rollback", "up", "--json"], more].concat())
 }
-
-type Tree = BTreeMap<PathBuf, String>;
 
 /// The source without what restores keep.
 fn source(world: &World) -> Tree {
@@ -63,17 +61,6 @@ fn is_back_but_for_the_depot(scene: &Scene, before: &Tree, why: &str) {
     scene.restore().run().success();
     scene.rollback().run().success();
     set_time_of_root(scene, before);
-}
-
-fn is_same(found: &Tree, expected: &Tree, why: &str) {
-    for (path, text) in expected {
-        assert_eq!(found.get(path), Some(text), "{path:?}, {why}");
-    }
-    let more: Vec<_> = found
-        .keys()
-        .filter(|p| !expected.contains_key(*p))
-        .collect();
-    assert!(more.is_empty(), "{more:?}, too: {why}");
 }
 
 #[test]

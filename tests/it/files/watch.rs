@@ -1,6 +1,7 @@
 //! `pitr files watch`: a change is in a backup soon, whatever happens to the watcher and its source.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -104,6 +105,47 @@ fn a_change_is_in_a_backup_soon() {
     watcher.signal(Signal::TERM);
     watcher.wait().success();
     assert_eq!(status(&world)["is_running"], false);
+}
+
+/// A directory that is never quiet is backed up all the same.
+#[test]
+fn a_change_under_load_is_in_a_backup_within_the_time() {
+    const WITHIN: Duration = Duration::from_secs(20);
+    let world = World::new("");
+    let watch = ["files", "watch", "up", "--within", "20"];
+    let mut watcher = world.pitr(&watch).spawn();
+    settled(&world, &mut watcher, "the first backup");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for n in 0.. {
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                fs::write(world.source().join("busy"), n.to_string()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        fs::write(world.source().join("change"), "x").unwrap();
+        let changed = Instant::now();
+        while !world
+            .pitr(&["files", "cat", "up", "change"])
+            .run()
+            .is_success()
+        {
+            let is_late = changed.elapsed() > WITHIN;
+            is_over.store(is_late, Ordering::Relaxed);
+            assert!(!is_late, "{}", watcher.stderr());
+            let behind = status(&world)["behind_ms"].as_u64().unwrap_or(0);
+            assert!(u128::from(behind) <= WITHIN.as_millis(), "{behind}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        eprintln!("in a backup after {:?}", changed.elapsed());
+        is_over.store(true, Ordering::Relaxed);
+    });
+    watcher.signal(Signal::TERM);
+    watcher.wait().success();
 }
 
 #[test]
