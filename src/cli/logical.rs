@@ -329,10 +329,13 @@ fn print_check(cx: &Context, checked: &Checked) -> Result<()> {
         }
         if database.findings.is_empty() {
             cx.out.report(&format!(
-                "database {}: {} in {}",
+                "database {}: {} in {}, snapshot {} at {} to {}",
                 database.name,
                 human::count(database.row_count, "row"),
-                human::count(database.table_count, "table")
+                human::count(database.table_count, "table"),
+                database.snapshot,
+                database.start_lsn,
+                database.stop_lsn
             ))?;
         }
     }

@@ -216,7 +216,7 @@ mod tests {
             object: Some("up".to_owned()),
         };
         let begun = Underway::own(&about, since);
-        let line = "files restore up runs since 2026-11-20 02:00:00 UTC";
+        let line = "files restore up runs since 2026-11-20 02:00:00Z";
         assert_eq!(begun.line(), line);
         let measured = |done_bytes, total_bytes| Measured {
             phase: "restore".to_owned(),
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!((half.percent(), half.left_s), (Some(25), Some(30)));
         assert_eq!(
             half.line(),
-            format!("{line}, restore: 1.00 MiB of 4.00 MiB (25 %), 30 s left")
+            format!("{line}, restore: 1.0 MiB of 4.0 MiB (25 %), 30 s left")
         );
         let unknown = begun.at(measured(5, None));
         assert_eq!((unknown.percent(), unknown.left_s), (None, None));

@@ -16,6 +16,7 @@ use crate::logical::rows;
 use crate::logical::spool::Spool;
 use crate::logical::tool::Tool;
 use crate::operate::session::Session;
+use crate::pg::lsn::Lsn;
 use crate::pg::version::Major;
 use crate::repo::id::BackupId;
 
@@ -74,6 +75,12 @@ pub struct CheckedDatabase {
     pub table_count: u64,
     /// Their rows.
     pub row_count: u64,
+    /// The snapshot of the dump, as `pg_current_snapshot` printed it: its commits are those that the dump holds.
+    pub snapshot: String,
+    /// The end of the WAL just before the snapshot.
+    pub start_lsn: Lsn,
+    /// The end of the WAL just after it.
+    pub stop_lsn: Lsn,
     /// Whatever is wrong.
     pub findings: Vec<String>,
 }
@@ -174,6 +181,9 @@ fn databases(
             name: database.name.clone(),
             table_count: database.table_count,
             row_count: database.row_count,
+            snapshot: database.snapshot.clone(),
+            start_lsn: database.start_lsn,
+            stop_lsn: database.stop_lsn,
             findings,
         });
     }

@@ -123,13 +123,21 @@ fn check_levels(world: &World) {
         ("--restore", "a server took every definition"),
     ] {
         let run = world.logical(&["check", "app", level]).run().success();
-        run.expect_stdout("is whole").expect_stdout(proof);
+        let run = run.expect_stdout("is whole").expect_stdout(proof);
         let json = world
             .logical(&["check", "app", level, "--json"])
             .run()
             .success()
             .json();
         assert_eq!(json["finding_count"], 0, "{json}");
+        // It tells which commits the dump holds.
+        let database = &json["databases"][0];
+        let snapshot = database["snapshot"].as_str().unwrap();
+        assert!(
+            run.stdout.contains(&format!("snapshot {snapshot} at ")),
+            "{snapshot}"
+        );
+        assert!(database["start_lsn"].is_string() && database["stop_lsn"].is_string());
         world.assert_spool_is_empty();
     }
 }
