@@ -212,7 +212,7 @@ files-campaign: ## 1 000 random changes of a directory, as root and as a user, a
 	PITR_FILES_STEPS=$${PITR_FILES_STEPS:-1000} PITR_FILES_SEED=$${PITR_FILES_SEED:-$$RANDOM} \
 	$(CARGO) test --test it -- files::campaign:: files::bucket::whatever --nocapture
 
-logical-campaign: ## 5 random databases on each major are dumped under load and come back whole; each of 30 damages of each dump is found
+logical-campaign: ## 5 random databases on each major are dumped under load and come back whole; each level finds what it claims to of 30 damages of each dump
 	scripts/get-tools test
 	scripts/get-postgres
 	PITR_LOGICAL_ROUNDS=$${PITR_LOGICAL_ROUNDS:-5} PITR_LOGICAL_DAMAGES=$${PITR_LOGICAL_DAMAGES:-30} PITR_LOGICAL_SEED=$${PITR_LOGICAL_SEED:-$$RANDOM} \

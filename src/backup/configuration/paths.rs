@@ -17,11 +17,11 @@ use crate::tree::status::Status;
 
 /// PostgreSQL's files are not read further for what they include.
 const LIMIT_BYTES: u64 = 1 << 20;
-/// Crontabs and units.
+/// Crontabs and units. Users' crontabs lie in `crontabs` below the spool on Debian, in `tabs` on SUSE, and in the spool itself on Red Hat.
 const HOST: &[&str] = &[
     "/etc/crontab",
     "/etc/cron.d",
-    "/var/spool/cron/crontabs",
+    "/var/spool/cron",
     "/etc/systemd/system",
 ];
 

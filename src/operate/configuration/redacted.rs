@@ -89,6 +89,15 @@ pub(super) fn content(
     open: &Open<'_>,
     key: &FileKey,
 ) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>> {
+    content_by(&mut ContentReader::new(open.snapshot), open, key)
+}
+
+/// The same by a reader that keeps what it read last: neighbours share it.
+fn content_by(
+    reader: &mut ContentReader<'_, '_>,
+    open: &Open<'_>,
+    key: &FileKey,
+) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>> {
     let length = match open.snapshot.metadata(key)? {
         Some(Metadata::Node(node)) => match node.kind {
             NodeKind::File(length) => length,
@@ -98,7 +107,7 @@ pub(super) fn content(
     };
     let room = usize::try_from(length).unwrap_or(0).min(64 << 20);
     let mut content = zeroize::Zeroizing::new(Vec::with_capacity(room));
-    ContentReader::new(open.snapshot).read(key, length, &mut |bytes| {
+    reader.read(key, length, &mut |bytes| {
         if content.len() + bytes.len() > room {
             return Err(err!(
                 Damaged,
@@ -212,6 +221,7 @@ fn before(later: &Stored) -> Result<BackupId> {
 
 fn texts(open: &Open<'_>) -> Result<Texts> {
     let mut texts = Texts::new();
+    let mut reader = ContentReader::new(open.snapshot);
     for item in open.snapshot.items() {
         let item = item?;
         let Metadata::Node(node) = &item.metadata else {
@@ -221,7 +231,7 @@ fn texts(open: &Open<'_>) -> Result<Texts> {
             continue;
         }
         let text = match &node.kind {
-            NodeKind::File(_) => content(open, &item.key)?
+            NodeKind::File(_) => content_by(&mut reader, open, &item.key)?
                 .map(|c| c.to_vec())
                 .unwrap_or_default(),
             NodeKind::Symlink(target) => target.clone(),

@@ -213,7 +213,11 @@ pub fn pause_at(program: &Program, fault: &Fault, meanwhile: impl FnOnce()) -> R
         log.contains("--- stopped by SIGSTOP ---")
     });
     meanwhile();
-    running.signal(rustix::process::Signal::CONT);
+    // Another thread may make the call, too, and stop the program again.
+    wait_until(PATIENCE, "the program ends", || {
+        running.signal(Signal::CONT);
+        running.is_done()
+    });
     running.wait()
 }
 

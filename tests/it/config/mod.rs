@@ -1,9 +1,11 @@
 //! `pitr config`: operators see files without their secrets, the holders of a secrets pair get them back, and nobody else sees one.
 
 mod corpus;
+mod defaults;
 mod faults;
 mod in_place;
 mod rewrap;
+mod secrecy;
 mod sync;
 
 use std::os::unix::fs::PermissionsExt;
