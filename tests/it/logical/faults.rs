@@ -271,13 +271,14 @@ fn d08_a_database_that_is_not_empty_is_replaced_on_request_alone_and_as_a_whole(
         .expect_stderr("app_reader");
     elsewhere.sql("drop database if exists app");
     elsewhere.sql("create role app_reader");
-    create(&["--no-owner", "--no-privileges"]).success();
-    assert_eq!(
-        elsewhere
-            .client_of("app")
-            .query_one_string("select count(*) from public.plain"),
-        "30"
-    );
+    for jobs in [&[][..], &["--jobs", "2"]] {
+        elsewhere.sql("drop database if exists app");
+        create(&[&["--no-owner", "--no-privileges"], jobs].concat()).success();
+        let client = elsewhere.client_of("app");
+        let count = client.query_one_string("select count(*) from public.plain");
+        assert_eq!(count, "30");
+        drop(client);
+    }
     create(&[])
         .expect_code(8)
         .expect_stderr("database \"app\" exists");
