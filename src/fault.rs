@@ -32,6 +32,18 @@ pub fn pause(name: &str) {
 #[cfg(not(debug_assertions))]
 pub fn pause(_name: &str) {}
 
+/// Whether a test counts the calls of this process: `$PITR_FAULT_UNSEEN` spares it the thread that shows other processes what it does.
+#[cfg(debug_assertions)]
+pub fn is_unseen() -> bool {
+    std::env::var_os("PITR_FAULT_UNSEEN").is_some()
+}
+
+/// No.
+#[cfg(not(debug_assertions))]
+pub fn is_unseen() -> bool {
+    false
+}
+
 /// A length of time that `$PITR_FAULT_SECONDS` shortens, so that a test need not wait for the real one.
 #[cfg(debug_assertions)]
 pub fn shortened(time: Duration) -> Duration {

@@ -15,6 +15,7 @@ use super::{counters, human};
 use crate::behalf;
 use crate::config::Settings;
 use crate::durable;
+use crate::fault;
 use crate::pg::time::TimestampTz;
 use crate::process::Identity;
 use crate::progress::Measured;
@@ -118,6 +119,7 @@ impl Underway {
 
 /// Does the work of a command that others see meanwhile; of one without a record, nobody does.
 pub fn during<T>(session: &Session, about: Option<&About>, work: impl FnOnce() -> T) -> T {
+    let about = about.filter(|_| !fault::is_unseen());
     let settings = about.and_then(|_| session.settings().ok());
     let place = settings.and_then(|settings| settings.state_dir(&session.environment));
     let (Some(about), Some(place)) = (about, place) else {

@@ -11,6 +11,9 @@ use super::program::{Program, Run, Running};
 use super::sandbox::Sandbox;
 use super::{PATIENCE, wait_until};
 
+/// The variable that keeps pitr from a thread of its own for others to see it: calls are counted thread by thread.
+const UNSEEN: &str = "PITR_FAULT_UNSEEN";
+
 /// The calls that change a filesystem. `openat` is left out: it is mostly reading; a sweep that wants it adds it.
 pub const MUTATING: &[&str] = &[
     "write",
@@ -201,7 +204,7 @@ pub fn pause_at(program: &Program, fault: &Fault, meanwhile: impl FnOnce()) -> R
     prefix.extend(fault.words());
     prefix.push("--".into());
     // With -D the process that was started is the program itself.
-    let mut running = program.clone().under(prefix).spawn();
+    let mut running = program.clone().env(UNSEEN, "1").under(prefix).spawn();
     wait_until(PATIENCE, "the program is stopped", || {
         assert!(
             !running.is_done(),
@@ -362,7 +365,7 @@ fn under_strace(program: &Program, words: &[String], log: &Path) -> Program {
     prefix.push(log.to_str().unwrap().to_owned());
     prefix.extend(words.iter().cloned());
     prefix.push("--".into());
-    program.clone().under(prefix)
+    program.clone().env(UNSEEN, "1").under(prefix)
 }
 
 /// Whether strace can be used; else the reason, for [`skip!`](crate::skip).
