@@ -138,6 +138,8 @@ impl Host {
 /// The head and the body of the answer to a request, whose head lacks its end.
 pub fn answer(port: u16, head: &str, body: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    // Somebody else may have the port of a server that is gone, and say nothing.
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let length = body.len();
     write!(
         stream,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -47,26 +47,33 @@ impl Prometheus {
             .expect("promtool is there: scripts/get-tools test");
         let said = String::from_utf8_lossy(&made.stderr);
         assert!(made.status.success(), "{said}");
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
-        let child = Command::new("prometheus")
+        let mut child = Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", data.display()))
             .arg("--storage.tsdb.retention.time=1y")
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .arg("--web.listen-address=127.0.0.1:0")
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+        let listens = told.find_map(|line| {
+            let line = line.unwrap();
+            let (_, port) = line.rsplit_once("address=127.0.0.1:")?;
+            let is_it = line.contains("Listening on");
+            is_it.then(|| port.trim_matches('"').parse().unwrap())
+        });
+        let port = listens.expect("the port on which Prometheus listens");
+        // The reader keeps the pipe from filling.
+        std::thread::spawn(move || told.for_each(drop));
         let started = Prometheus {
             child,
             port,
             _sandbox: sandbox,
         };
         wait_until(PATIENCE, "Prometheus answers", || {
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
-                && answer(port, "GET /-/ready HTTP/1.0\r\n", "")
-                    .is_some_and(|(head, _)| head.contains("200"))
+            answer(port, "GET /-/ready HTTP/1.0\r\n", "")
+                .is_some_and(|(head, _)| head.contains("200"))
         });
         started
     }
