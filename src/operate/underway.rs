@@ -177,30 +177,30 @@ pub fn look(session: &Session, settings: &Settings) -> Vec<Underway> {
 /// As [`look`], below a directory of state.
 pub fn look_in(state_dir: &Path) -> Vec<Underway> {
     let noted = noted(&state_dir.join(FOLDER)).into_iter();
-    let alive = noted.filter_map(|(_, one)| one.filter(|one| one.process.is_alive()));
-    let mut found: Vec<Underway> = alive.collect();
+    let found = noted.map(|(_, one)| one);
+    let mut found: Vec<Underway> = found.filter(|one| one.process.is_alive()).collect();
     found.sort_by_key(|one| one.since);
     found
 }
 
-/// The files of a folder, and what each says.
-fn noted(folder: &Path) -> Vec<(PathBuf, Option<Underway>)> {
+/// The files of a folder that can be read, and what each says.
+fn noted(folder: &Path) -> Vec<(PathBuf, Underway)> {
     let entries = behalf::of(folder, || {
         std::fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()
     });
     let files = entries.into_iter().flatten().map(|entry| entry.path());
     let read = |path: PathBuf| {
-        let text = behalf::read(&path).ok();
-        let one = text.and_then(|text| serde_json::from_slice(&text).ok());
-        (path, one)
+        let text = behalf::read(&path).ok()?;
+        let one = serde_json::from_slice(&text).ok()?;
+        Some((path, one))
     };
-    files.map(read).collect()
+    files.filter_map(read).collect()
 }
 
 /// Removes the files of processes that were killed.
 fn forget(folder: &Path) {
     for (path, one) in noted(folder) {
-        if one.is_some_and(|one| !one.process.is_alive()) {
+        if !one.process.is_alive() {
             let _ = behalf::of(&path, || std::fs::remove_file(&path));
         }
     }
