@@ -25,6 +25,9 @@ use crate::wire::service_file::in_database;
 /// The section of a dump with everything that rows need.
 const PRE_DATA: &str = "pre-data";
 
+/// The section with indexes, constraints and triggers.
+const POST_DATA: &str = "post-data";
+
 /// Dumps that were put back.
 pub struct Restored {
     /// The backup.
@@ -139,15 +142,21 @@ pub fn to_server(
         existing: &target.schemas,
     };
     let selected = selection.lines(&pg_restore, &directory, &spool, &mut tick)?;
-    let list = match &selected {
-        Some(lines) => Some(spool.file("selected", (lines.join("\n") + "\n").as_bytes())?),
-        None => None,
+    let steps = match (&selected, asked.jobs) {
+        (None, None) => vec![Step::default()],
+        (Some(lines), None) => vec![Step::of(None, lines.clone())],
+        (Some(lines), Some(_)) => steps(lines),
+        (None, Some(_)) => {
+            let file = spool.file("list", b"")?;
+            let all = contents(&pg_restore, &directory, &[], &file, &mut tick)?;
+            steps(&entries(&all).map(str::to_owned).collect::<Vec<_>>())
+        }
     };
     let phase = format!("restore database \"{}\"", database.name);
     session.host.progress.phase(&phase, None);
-    for section in asked.sections() {
-        // The first section makes the database.
-        let creates = asked.create && section.is_none_or(|section| section == PRE_DATA);
+    for step in &steps {
+        // The first step makes the database.
+        let creates = asked.create && step.section.is_none_or(|section| section == PRE_DATA);
         let into = match asked.create && !creates {
             true => &database.name,
             false => &target.database,
@@ -171,8 +180,9 @@ pub fn to_server(
             }
         }
         command.args(asked.jobs.map(|jobs| format!("--jobs={jobs}")));
-        command.args(section.map(|section| format!("--section={section}")));
-        if let Some(list) = &list {
+        command.args(step.section.map(|name| format!("--section={name}")));
+        if let Some(lines) = &step.entries {
+            let list = spool.file("selected", (lines.join("\n") + "\n").as_bytes())?;
             command.arg("-L").arg(list);
         }
         command.arg(&directory);
@@ -202,16 +212,46 @@ fn check_conninfo(conninfo: &str) -> Result<()> {
     }
 }
 
-impl Into {
-    /// The sections of the dump, each of which a run of `pg_restore` restores. With several connections it knows no order between the rows of
-    /// partitions and the constraints of their root.
-    fn sections(&self) -> &[Option<&str>] {
-        match self.jobs.is_some() {
-            true => &[Some(PRE_DATA), Some("data"), Some("post-data")],
-            false => &[None],
+/// A run of `pg_restore`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Step {
+    /// The section of the dump; none: all.
+    section: Option<&'static str>,
+    /// Lines of the dump's contents; none: all.
+    entries: Option<Vec<String>>,
+}
+
+impl Step {
+    fn of(section: Option<&'static str>, entries: Vec<String>) -> Step {
+        Step {
+            section,
+            entries: Some(entries),
         }
     }
+}
 
+/// Orders what `pg_restore` does not with several connections: rows of partitions before the constraints of their root, and foreign keys after the
+/// indexes of partitions, with which they deadlock.
+fn steps(entries: &[String]) -> Vec<Step> {
+    let (mut keys, mut others) = (Vec::new(), Vec::new());
+    let mut is_of_key = false;
+    for line in entries {
+        // An entry's number, the two of its object, its kind, and names. The comment on a key follows it.
+        let kind = line.splitn(4, ' ').nth(3).unwrap_or_default();
+        is_of_key = kind.starts_with("FK CONSTRAINT ") || is_of_key && kind.starts_with("COMMENT ");
+        let part = if is_of_key { &mut keys } else { &mut others };
+        part.push(line.clone());
+    }
+    let mut steps: Vec<Step> = [PRE_DATA, "data", POST_DATA]
+        .map(|section| Step::of(Some(section), others.clone()))
+        .into();
+    if !keys.is_empty() {
+        steps.push(Step::of(Some(POST_DATA), keys));
+    }
+    steps
+}
+
+impl Into {
     fn explained(&self, e: Error, database: &DatabaseMember) -> Error {
         let is_whole = self.jobs.is_none() && !self.create;
         let state = match (is_whole, self.create) {
@@ -415,4 +455,34 @@ impl Selection<'_> {
 fn entries(list: &str) -> impl Iterator<Item = &str> {
     list.lines()
         .filter(|line| !line.starts_with(';') && !line.trim().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{POST_DATA, PRE_DATA, Step, steps};
+
+    #[test]
+    fn foreign_keys_and_their_comments_come_last() {
+        let entries = [
+            "1; 1259 16385 TABLE public orders me",
+            "2; 0 0 COMMENT public TABLE orders me",
+            "3; 2606 16390 CONSTRAINT FK CONSTRAINT orders pkey me",
+            "4; 2606 16391 FK CONSTRAINT public lines of me",
+            "5; 0 0 COMMENT public CONSTRAINT of ON lines me",
+            "6; 2606 16392 FK CONSTRAINT public lines other me",
+            "7; 2620 16393 TRIGGER public orders t me",
+            "8; 0 0 COMMENT public TRIGGER t ON orders me",
+        ]
+        .map(str::to_owned);
+        let at = |numbers: &[usize]| numbers.iter().map(|n| entries[n - 1].clone()).collect();
+        let others: Vec<String> = at(&[1, 2, 3, 7, 8]);
+        let mut expected = vec![
+            Step::of(Some(PRE_DATA), others.clone()),
+            Step::of(Some("data"), others.clone()),
+            Step::of(Some(POST_DATA), others),
+        ];
+        assert_eq!(steps(&at(&[1, 2, 3, 7, 8])), expected);
+        expected.push(Step::of(Some(POST_DATA), at(&[4, 5, 6])));
+        assert_eq!(steps(&entries), expected);
+    }
 }

@@ -713,7 +713,7 @@ impl Writer<'_> {
             (Use::Integer, 0 | 1) => format!("(({schema}.small({column}))) include (k)"),
             (Use::Integer, _) => format!("using brin ({column}) with (pages_per_range = 16)"),
             (Use::Json, _) => format!("using gin ({column} jsonb_path_ops)"),
-            (Use::Integers, _) if arrays => format!("using gist ({column} ext.gist__int_ops)"),
+            (Use::Integers, _) if arrays => format!("using gist ({column} ext.gist__intbig_ops)"),
             (Use::Integers, _) => format!("using gin ({column})"),
             (Use::Sorted, 0) => format!("({column} desc) where k > 5"),
             (Use::Sorted, _) => format!("(k, {column}) with (fillfactor = 60)"),
