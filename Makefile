@@ -210,7 +210,7 @@ files-campaign: ## 1 000 random changes of a directory, as root and as a user, a
 	scripts/get-tools test
 	scripts/get-postgres 17
 	PITR_FILES_STEPS=$${PITR_FILES_STEPS:-1000} PITR_FILES_SEED=$${PITR_FILES_SEED:-$$RANDOM} \
-	$(CARGO) test --test it -- files::campaign:: files::bucket::whatever --nocapture
+	$(CARGO) test --test it -- files::campaign:: files::bucket::whatever files::watch::a_change_under --nocapture
 
 logical-campaign: ## 5 random databases on each major are dumped under load and come back whole; each level finds what it claims to of 30 damages of each dump
 	scripts/get-tools test

@@ -4,7 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::World;
-use crate::common::paths_below;
+use crate::common::mount::SmallDisk;
+use crate::common::{copy_tree, paths_below, user};
+use crate::require_mounts;
 
 /// The packs of the repository.
 fn packs(world: &World) -> Vec<PathBuf> {
@@ -226,4 +228,50 @@ fn q08_links_and_includes_of_others_open_nothing_to_them() {
     for name in ["secret.conf", ".pgpass", "b.conf"] {
         assert!(!list.stdout.contains(name), "{name}: {list}");
     }
+}
+
+#[test]
+fn q10_a_full_disk_leaves_what_was_there() {
+    require_mounts!("q10_a_full_disk_leaves_what_was_there");
+    let world = World::new();
+    let disk = SmallDisk::new(16, 2000);
+    let repo = disk.path().join("repo");
+    copy_tree(&world.path("repo"), &repo);
+    user::own_all(&repo);
+    for who in ["writer", "operator", "lead"] {
+        let config = world.path(&format!("{who}.toml"));
+        let text = std::fs::read_to_string(&config).unwrap();
+        let text = text.replace(&world.text("repo"), repo.to_str().unwrap());
+        std::fs::write(&config, text).unwrap();
+    }
+    world.backup();
+    let backups = || {
+        let info = world.sees("operator", &["info", "--json"]).json();
+        info["scopes"][0]["backups"].as_array().unwrap().len()
+    };
+    assert_eq!(backups(), 1);
+    // Files of configuration have at most a mebibyte each.
+    let mut noise = vec![0; 3 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    for (n, part) in noise.chunks(1_000_000).enumerate() {
+        world.write(&format!("host/noise-{n}"), part);
+    }
+    disk.leave_free(1 << 20);
+    let run = world.sees("writer", &["config", "backup", "host"]);
+    run.expect_code(1).expect_stderr("No space left on device");
+    assert_eq!(backups(), 1);
+    let env = world.host(".env");
+    let shown = world.sees("operator", &["config", "show", "host", &env]);
+    shown.success().expect_stdout("DB_PASSWORD=");
+    disk.leave_free(16 << 20);
+    world.backup();
+    assert_eq!(backups(), 2);
+    world.sees("operator", &["verify"]).success();
+
+    let small = SmallDisk::new(1, 1000);
+    let to = small.path().join("back").display().to_string();
+    let run = world.sees("lead", &["config", "restore", "host", "--to", &to]);
+    run.expect_code(1).expect_stderr("No space left on device");
+    world.restores("lead", "back", &[]);
+    world.is_same("back");
 }

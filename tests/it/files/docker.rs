@@ -9,7 +9,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::sources::with_program;
 use super::{World, path_text};
+use crate::common::mount::SmallDisk;
 use crate::common::{Program, wait_until};
+use crate::require_mounts;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -48,7 +50,11 @@ struct Engine {
 
 impl Engine {
     fn new(more: &str) -> Engine {
-        let world = World::of("docker-volume:label=backup=daily", more);
+        Engine::of(World::new(""), more)
+    }
+
+    fn of(world: World, more: &str) -> Engine {
+        let world = world.with_source("docker-volume:label=backup=daily", more);
         let path = with_program(&world, "docker", DOCKER);
         let engine = Engine { world, path };
         fs::create_dir(engine.place("")).unwrap();
@@ -269,4 +275,30 @@ fn volumes_that_are_not_on_this_host_are_refused() {
         !run.is_success() && run.stdout.contains("no info today"),
         "{run}"
     );
+}
+
+#[test]
+fn u04_a_full_repository_keeps_no_container_at_rest() {
+    require_mounts!("u04_a_full_repository_keeps_no_container_at_rest");
+    let disk = SmallDisk::new(16, 2000);
+    let engine = Engine::of(World::on(&disk.path().join("repo")), "quiesce = \"stop\"\n");
+    let mut noise = vec![0; 4 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    fs::write(engine.world.sandbox.join("volumes/data/_data/noise"), noise).unwrap();
+    disk.leave_free(1 << 20);
+    let run = engine.backup().run();
+    run.expect_code(1).expect_stdout("No space left on device");
+    assert!(engine.log().contains("stop app side"), "{}", engine.log());
+    assert!(engine.all_run(), "{}", engine.log());
+    let backups =
+        || engine.world.pitr(&["info", "--json"]).run().json()["scopes"][0]["backups"].clone();
+    assert!(
+        backups().as_array().is_none_or(Vec::is_empty),
+        "{}",
+        backups()
+    );
+    disk.leave_free(16 << 20);
+    engine.backup().run().success();
+    assert_eq!(backups().as_array().unwrap().len(), 1);
+    engine.world.pitr(&["verify"]).run().success();
 }

@@ -408,3 +408,36 @@ fn dumps_of_another_cluster_are_refused_under_the_name() {
         .success();
     assert_eq!(world.ids("app").len(), 2);
 }
+
+#[test]
+fn a_host_that_only_writes_takes_dumps_which_others_restore() {
+    let world = World::sealed(17);
+    let config = world.sandbox.join("pitr.toml");
+    let with_key = std::fs::read_to_string(&config).unwrap();
+    let without = with_key.lines().filter(|l| !l.starts_with("key_file"));
+    std::fs::write(&config, without.collect::<Vec<_>>().join("\n")).unwrap();
+    let [first, second] = ["first", "second"].map(|note| {
+        let sql = format!("update app.accounts set note = '{note}'");
+        world.cluster.client_of("app").sql(&sql);
+        world.backup()
+    });
+    for level in ["--list", "--read", "--restore"] {
+        let run = world.logical(&["check", "app", level]).run();
+        assert!(!run.is_success(), "no key, no content: {run}");
+    }
+    let to = world.sandbox.join("own");
+    let restore = ["restore", "app", "--to", to.to_str().unwrap()];
+    assert!(!world.logical(&restore).run().is_success(), "no key");
+    std::fs::write(&config, with_key).unwrap();
+    for (id, note) in [(first, "first"), (second, "second")] {
+        let check = world.logical(&["check", "app", "--restore", "--backup", &id]);
+        check.run().success();
+        let copy = world.database(note);
+        let into = world.cluster.conninfo(note);
+        let restore = ["restore", "app", "--backup", &id, "--into", &into];
+        world.logical(&restore).run().success();
+        let found = copy.query_one_string("select distinct note from app.accounts");
+        assert_eq!(found, note);
+    }
+    world.pitr(&["verify"]).run().success();
+}
