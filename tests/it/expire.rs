@@ -736,7 +736,8 @@ fn expire_over_many_segments_stays_small() {
             "expire {what} over {count} segments: {:?}, {usage:?}",
             started.elapsed()
         );
-        assert!(usage.peak_memory_bytes < 50 << 20, "{usage:?}");
+        // Most of it is code of the unoptimised program.
+        assert!(usage.peak_memory_bytes < 64 << 20, "{usage:?}");
         run.json()
     };
     let shown = run("--dry-run");

@@ -74,12 +74,14 @@ impl Content {
         let text = dump.run().success().stdout;
         // The key of \restrict is another one each time.
         let is_definition = |line: &&str| !line.starts_with("--") && !line.contains("restrict ");
+        // Before version 14 pg_dump orders those of two roles by their number.
+        let is_of_role = |line: &String| line.starts_with("ALTER DEFAULT PRIVILEGES");
+        let lines = text.lines().filter(is_definition).map(str::to_owned);
+        let (mut of_roles, mut definitions): (Vec<_>, Vec<_>) = lines.partition(is_of_role);
+        of_roles.sort();
+        definitions.extend(of_roles);
         Content {
-            definitions: text
-                .lines()
-                .filter(is_definition)
-                .map(str::to_owned)
-                .collect(),
+            definitions,
             values: values(&cluster.client_of(database)),
         }
     }
