@@ -4,7 +4,8 @@
 //! would do, is none of it; neither is the path of WAL. Names go into a record, and no other text of the command line.
 
 use super::{
-    Command, backup, clone, configuration, files, logical, recover, redis, repo, timeline, wal,
+    Command, backup, clone, configuration, erasure, files, logical, recover, redis, repo, timeline,
+    wal,
 };
 use crate::operate::audit::About;
 
@@ -75,6 +76,15 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             let id = args.backup.to_string();
             args.confirm.then(|| words("unhold", &[&id]))?
         }
+        Command::Erasure(args) => match &args.command {
+            erasure::Command::Add(_) => words("erasure add", &[]),
+            erasure::Command::Remove { id, confirm } => {
+                confirm.then(|| words("erasure remove", &[id]))?
+            }
+            erasure::Command::Apply(args) => args.confirm.then(|| words("erasure apply", &[]))?,
+            erasure::Command::Show { id } => words("erasure show", &[id]),
+            erasure::Command::List {} => None,
+        },
         Command::Wal(args) => match &args.command {
             wal::Command::Resolve(args) => args.confirm.then(|| words("wal resolve", &[]))?,
             _ => None,

@@ -52,6 +52,7 @@ pub mod demo;
 pub mod doctor;
 pub mod drill;
 mod drill_page;
+pub mod erasure;
 pub mod expire;
 mod expire_explain;
 pub mod files;
@@ -192,6 +193,7 @@ enum Command {
     Unpin(pin::UnpinArgs),
     Hold(hold::Args),
     Unhold(hold::UnholdArgs),
+    Erasure(erasure::Args),
     Wal(wal::Args),
     Repo(repo::Args),
     Verify(verify::Args),
@@ -479,6 +481,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Adopt(_)
         | Command::Receive(_)
         | Command::Repo(_)
+        | Command::Erasure(_)
         | Command::Files(_)
         | Command::Logical(_)
         | Command::Redis(_)
@@ -550,6 +553,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Unpin(args) => pin::run_unpin(args, cx),
         Command::Hold(args) => hold::run(args, cx),
         Command::Unhold(args) => hold::run_unhold(args, cx),
+        Command::Erasure(args) => erasure::run(args, cx),
         Command::Wal(args) => wal::run(args, cx),
         Command::Repo(args) => repo::run(args, cx),
         Command::Verify(args) => verify::run(args, cx),

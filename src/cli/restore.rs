@@ -13,6 +13,7 @@ use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
+use crate::operate::erasure::{self, Lacking};
 use crate::operate::human;
 use crate::operate::pacing::MaxRate;
 use crate::operate::restore::{Asked, Unreached, Way, prepare};
@@ -133,6 +134,9 @@ struct Shown<'a> {
     left_out_databases: &'a [LeftOut],
     dry_run: bool,
     restored: Option<ShownReport<'a>>,
+    /// Erasures that the copy may lack; none where none is recorded, and where that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erasures: Option<&'a Lacking>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replaced: Option<Replaced>,
 }
@@ -170,6 +174,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Err(err!(Internal, "a restore without a plan"));
     };
     let left_out = prepared.left_out();
+    let lacking = erasure::lacking(&cx.session, &prepared.opened, plan).unwrap_or_else(|e| {
+        cx.out.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
+        None
+    });
     let shown = Shown {
         plan,
         to: &job.request.to,
@@ -177,6 +185,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         left_out_databases: &left_out,
         dry_run: args.dry_run,
         restored: None,
+        erasures: lacking.as_ref(),
         replaced: prepared.replaces.as_ref().map(Replaced::planned),
     };
     if !cx.out.is_json() {
@@ -189,6 +198,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         restore_replaced::show(cx, &prepared)?;
         restore_replaced::warn(cx, &prepared)?;
         print_left_out(cx, &left_out)?;
+        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
         return Ok(exit::SUCCESS);
     }
     if prepared.is_in_place() && !args.confirm {
@@ -231,6 +241,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         replaced.print(cx)?;
     }
     print_left_out(cx, &left_out)?;
+    super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
     Ok(exit::SUCCESS)
 }
 
@@ -250,6 +261,7 @@ fn out_of_reach(
             left_out_databases: &[],
             dry_run: args.dry_run,
             restored: None,
+            erasures: None,
             replaced: None,
         })?,
         false => plan::show(cx, plan, local_time.as_deref())?,

@@ -28,6 +28,7 @@ use crate::wal::rollup::Rollup;
 use crate::wal::survey::Survey;
 use run::{Decided, Domain, Run};
 
+pub mod erasures;
 mod run;
 pub mod scope;
 

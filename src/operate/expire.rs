@@ -1,16 +1,18 @@
 //! Expiry of the clusters of every repository.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::audit;
 use super::counters;
 use super::failures::Failures;
+use super::human;
 use super::of::{self, Of};
 use super::retention::{Rules, no_rule};
 use super::session::Session;
 use super::unproven;
 use crate::config;
 use crate::error::Result;
+use crate::expire::erasures;
 use crate::expire::scope::ExpireScope;
 use crate::expire::{Expire, Outcome};
 use crate::pg::segment::SegmentSize;
@@ -132,6 +134,7 @@ fn one_repository(
         }
     }
     let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
+    let names: BTreeSet<String> = registrations.iter().map(|r| r.name.clone()).collect();
     let mut run = Run {
         repository: &configured.name,
         is_confirmed: asked.is_confirmed,
@@ -179,6 +182,20 @@ fn one_repository(
         })?;
     }
     if asked.is_confirmed {
+        for name in names {
+            // They cost room only: a repository that keeps them does no harm.
+            match erasures::forget(&repository, &name, &session.host) {
+                Ok(0) => {}
+                Ok(gone) => session.note(&format!(
+                    "deleted {} of cluster \"{name}\" than which no backup is older",
+                    human::count(gone, "erasure")
+                )),
+                Err(e) => session.warn(&format!(
+                    "erasures of cluster \"{name}\" stay in repository \"{}\": {e}",
+                    configured.name
+                )),
+            }
+        }
         audit::expire(session, configured, repository.store())?;
     }
     Ok(())

@@ -28,6 +28,7 @@ pub mod cost;
 pub mod counters;
 pub mod doctor;
 pub mod drill;
+pub mod erasure;
 pub mod expire;
 pub mod exposition;
 pub mod exposure;

@@ -2,8 +2,8 @@
 //!
 //! The server gets no configuration of the cluster: its files lie beside the data directory, and every setting that runs code, connects,
 //! archives or listens stands on its command line, which counts more than any file. The file has what a reload has to change: nothing of a
-//! server lasts until it is to be kept. postgresql.auto.conf keeps only what the restore wrote. Sessions set aside what roles and databases
-//! have for sessions.
+//! server lasts until it is to be kept. postgresql.auto.conf keeps only what the restore wrote, unless the directory stays. Sessions set
+//! aside what roles and databases have for sessions.
 //!
 //! PostgreSQL: src/backend/utils/misc/guc.c (`GucSource`), src/backend/commands/event_trigger.c (session_replication_role).
 
@@ -25,6 +25,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::conf::{self, Setting};
+use crate::pg::parameters::Parameters;
 use crate::pg::roles;
 use crate::pg::version::Major;
 use crate::program;
@@ -42,6 +43,8 @@ const CONF: &str = "postgresql.conf";
 /// Nothing has to last, or to be tidied up, of a server that is thrown away.
 const PASSING: &str =
     "fsync = off\nfull_page_writes = off\nsynchronous_commit = off\nautovacuum = off\n";
+/// A copy that lasts is tidied up by its own server, later.
+const UNTIDIED: &str = "autovacuum = off\n";
 const LASTING: &str = "fsync = on\nfull_page_writes = on\nsynchronous_commit = on\n";
 /// The file that has the server's words.
 const LOG: &str = "server.log";
@@ -70,6 +73,17 @@ pub struct Quarantine<'a> {
     pub before: &'a [String],
     /// The port of this host that it listens on, where the operator asks for one.
     pub listens: Option<u16>,
+    /// The future of the directory.
+    pub lasts: Lasts,
+}
+
+/// The future of the data directory of a server in quarantine.
+pub enum Lasts {
+    /// It is thrown away, or kept by a step of its own: postgresql.auto.conf has what the restore wrote alone.
+    Passing,
+    /// It stays: nothing but the server changes it, and what it writes lasts. These parameters are those of pg_control; its
+    /// postgresql.auto.conf may raise them.
+    Staying(Parameters),
 }
 
 /// The libraries that a server was to load at its start.
@@ -226,9 +240,18 @@ impl Quarantine<'_> {
         written: &[Setting],
     ) -> Result<Quarantined> {
         let superusers = superusers(self.data);
-        let text = conf::append(b"", COMMENT, written)?;
-        write(&self.data.join(AUTO_CONF), &text)?;
-        write(&self.folder.join(CONF), PASSING.as_bytes())?;
+        let text = match &self.lasts {
+            Lasts::Passing => {
+                let text = conf::append(b"", COMMENT, written)?;
+                write(&self.data.join(AUTO_CONF), &text)?;
+                PASSING.to_owned()
+            }
+            Lasts::Staying(parameters) => {
+                let lines = parameters.iter().map(|(name, n)| format!("{name} = {n}\n"));
+                format!("{LASTING}{UNTIDIED}{}", lines.collect::<String>())
+            }
+        };
+        write(&self.folder.join(CONF), text.as_bytes())?;
         write(&self.folder.join("pg_ident.conf"), b"")?;
         write(&self.folder.join("pg_hba.conf"), HBA)?;
         let path = self.folder.join(LOG);

@@ -23,6 +23,8 @@ pub mod deletion;
 pub mod drilled;
 #[cfg(feature = "full")]
 pub mod epochs;
+#[cfg(feature = "full")]
+pub mod erasure;
 pub mod event;
 mod evidence;
 #[cfg(feature = "full")]

@@ -275,6 +275,19 @@ impl Scope {
         }
     }
 
+    /// Prefix below which erasures are listed.
+    pub fn erasures(&self) -> String {
+        format!("{}/erasures", self.prefix())
+    }
+
+    /// An erasure: `name` is `<time>-<nonce>`.
+    ///
+    /// # Errors
+    /// `Damaged` when the name breaks the key grammar.
+    pub fn erasure(&self, name: &str) -> Result<Key> {
+        Key::new(format!("{}/{name}", self.erasures()))
+    }
+
     /// Prefix below which subjects of events are listed.
     pub fn events(&self) -> String {
         format!("{}/events", self.prefix())

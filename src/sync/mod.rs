@@ -26,6 +26,7 @@ use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
 use crate::plan::lacking::{Lacking, lacking};
 use crate::plan::retention::Policy;
 use crate::repo::container::Container;
+use crate::repo::erasure;
 use crate::repo::event::{self, CLUSTER};
 use crate::repo::healed;
 use crate::repo::id::BackupId;
@@ -187,7 +188,24 @@ impl<'a> Transfer<'a> {
         wal.copy_rest()?;
         wal.copy_beside()?;
         self.copy_pins(&lacking.pins, &lacking.backups)?;
+        self.copy_erasures()?;
         self.copy_facts()
+    }
+
+    /// Copies the erasures that the other side lacks, also those that its janitor has let go.
+    fn copy_erasures(&self) -> Result<()> {
+        let there = erasure::list(self.to.store(), &self.layout)?;
+        for one in erasure::list(self.from.store(), &self.layout)? {
+            if there.iter().any(|known| known.name == one.name) {
+                continue;
+            }
+            let key = self.layout.erasure(&one.name)?;
+            let copied = self.copy_small(&key, json::LIMIT_BYTES, &|bytes| {
+                erasure::decode(&key, bytes).map(drop)
+            });
+            self.settle(key.as_str(), copied)?;
+        }
+        Ok(())
     }
 
     /// Copies those of these segments that the other side lacks and may have; nothing of a timeline of which the two sides have different WAL.

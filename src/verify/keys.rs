@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 
 use super::Work;
 use super::check::Check;
+use super::log::{settle, small};
 use crate::error::Result;
 use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::LEFTOVER_AGE;
 use crate::repo::audit;
 use crate::repo::catalog::{Catalog, Manifest, Needs, Subject, numbers, part_number};
+use crate::repo::erasure;
 use crate::repo::event;
 use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::layout::{self, Home};
@@ -42,6 +44,7 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         "layers",
         "packs",
         "events",
+        "erasures",
     ];
     names(work, &work.layout.prefix(), |name, _| {
         cluster.contains(&name)
@@ -64,8 +67,22 @@ pub(super) fn check(work: &Work<'_>, survey: &Survey) -> Result<()> {
         let own = [event::CLUSTER, portion::SUBJECT, drilled::SUBJECT].contains(&name);
         is_prefix && (own || wal || name.parse::<BackupId>().is_ok())
     })?;
+    erasures(work)?;
     unnamed(work, &survey.catalog);
     irregular(work)
+}
+
+/// Reads the erasures: one that is damaged cannot be repeated.
+fn erasures(work: &Work<'_>) -> Result<()> {
+    names(work, &work.layout.erasures(), |name, is_prefix| {
+        !is_prefix && erasure::is_name(name)
+    })?;
+    for listed in erasure::list(work.store, &work.layout)? {
+        let key = work.layout.erasure(&listed.name)?;
+        let read = small(work, &key, &|bytes| erasure::decode(&key, bytes).map(drop));
+        settle(work, &key, read)?;
+    }
+    Ok(())
 }
 
 /// Looks through an aux scope.

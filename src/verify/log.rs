@@ -22,7 +22,7 @@ pub(super) fn check(check: &Check<'_>, depth: &Depth) -> Result<()> {
     }
     for key in &objects.small {
         check.host.check_stop()?;
-        let read = small(check, key);
+        let read = small(check, key, &|bytes| log_keys::check_small(key, bytes));
         settle(check, key, read)?;
     }
     for key in &objects.containers {
@@ -34,14 +34,19 @@ pub(super) fn check(check: &Check<'_>, depth: &Depth) -> Result<()> {
 }
 
 /// Counts what was read; what came and went meanwhile is nothing.
-fn settle(check: &Check<'_>, key: &Key, read: Result<Option<u64>>) -> Result<()> {
+pub(super) fn settle(check: &Check<'_>, key: &Key, read: Result<Option<u64>>) -> Result<()> {
     if let Some(Some(bytes)) = check.settle(read, key.as_str(), About::Other)? {
         check.count(bytes);
     }
     Ok(())
 }
 
-fn small(check: &Check<'_>, key: &Key) -> Result<Option<u64>> {
+/// Reads a small object, and has `decode` check it where it can be read.
+pub(super) fn small(
+    check: &Check<'_>,
+    key: &Key,
+    decode: &dyn Fn(&[u8]) -> Result<()>,
+) -> Result<Option<u64>> {
     let Some(object) = check.store.open(key)? else {
         return Ok(None);
     };
@@ -50,7 +55,7 @@ fn small(check: &Check<'_>, key: &Key) -> Result<Option<u64>> {
         return Ok(Some(object.size_bytes()));
     }
     let bytes = store::read(object.as_ref(), key, json::LIMIT_BYTES)?;
-    log_keys::check_small(key, &bytes)?;
+    decode(&bytes)?;
     Ok(Some(bytes.len() as u64))
 }
 

@@ -45,6 +45,7 @@ mod drain;
 mod drain_s3;
 mod drill;
 mod drill_soak;
+mod erasure;
 mod estimates;
 mod expire;
 mod fetch;

@@ -27,10 +27,11 @@ use self::folder::{Folder, Stage, State};
 use self::lifetime::Left;
 use super::choice::{Question, Unless};
 use super::drill::recovery;
+use super::erasure;
 use super::mounted::{self, Mount};
 use super::opened;
 use super::programs::Programs;
-use super::quarantine::{self, Libraries, Quarantine, Quarantined};
+use super::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
 use super::reading::Reading;
 use super::restore;
 use super::restoring::Prepared;
@@ -158,6 +159,7 @@ impl<'a> Making<'a> {
             programs: &self.programs,
             before: &before,
             listens: self.asked.port,
+            lasts: Lasts::Passing,
         };
         let preload = prepared.brought().value("shared_preload_libraries");
         let libraries = Libraries::of(preload.unwrap_or_default(), &self.programs);
@@ -308,7 +310,10 @@ fn planned(session: &Session, target: &AskedTarget) -> Result<Plan> {
     };
     let chosen = question.answer(session, opened)?;
     match chosen.unless {
-        None => Ok(chosen.plan),
+        None => {
+            erasure::warn_of_lacking(session, &chosen.opened, &chosen.plan);
+            Ok(chosen.plan)
+        }
         Some(Unless::NotKnown(e)) => Err(e),
         Some(Unless::OutOfReach { why, .. }) => Err(err!(OutOfReach, "{why}")
             .hint("Nothing was done. pitr plan with the same target names the nearest moments.")),

@@ -34,7 +34,7 @@ use super::clone::{self, namespace};
 use super::mounted;
 use super::opened::Opened;
 use super::programs::Programs;
-use super::quarantine::{self, Libraries, Quarantine, Quarantined};
+use super::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
 use super::restore;
 use super::restoring::Prepared;
 use super::session::Session;
@@ -499,6 +499,7 @@ impl Course {
             programs: begun.programs,
             before: &copied.before,
             listens: None,
+            lasts: Lasts::Passing,
         };
         let session = begun.session;
         let mut server = quarantine.start(&session.host, &copied.libraries, &copied.settings)?;

@@ -102,7 +102,8 @@ pub(in crate::operate) fn wait(session: &Session, server: &mut Quarantined) -> R
             return Ok(recovery);
         }
         ready = ready.or(log.is_ready.then_some(now));
-        if recovery.done.is_some() {
+        // A directory whose recovery has ended before replays nothing.
+        if recovery.done.or(ready).is_some() {
             match is_open(server) {
                 Ok(true) => {
                     recovery.open = Some(Instant::now());
@@ -148,7 +149,7 @@ fn outside(cause: &str) -> Result<()> {
     ];
     let found = codes.iter().find(|(words, _)| cause.contains(words));
     found.map_or(Ok(()), |(_, code)| {
-        Err(Error::new(*code, format!("the drill could not be carried out: {cause}")).hint("Whether recovery works is not known; nothing was recorded. Mend this, and run the drill again."))
+        Err(Error::new(*code, format!("recovery could not be tried: {cause}")).hint("Whether recovery works is not known; nothing was recorded. Mend this, and run the command again."))
     })
 }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::operate::mounted;
 
 /// The beginning of the folder's name.
-const PREFIX: &str = "pitr-drill-";
+pub(in crate::operate) const PREFIX: &str = "pitr-drill-";
 /// The file that is locked.
 const LOCK: &str = "drill.lock";
 const DATA: &str = "data";
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The folder; it is gone when this is dropped.
-pub(super) struct Sandbox {
+pub(in crate::operate) struct Sandbox {
     path: PathBuf,
     /// The directory that holds the data directory and its tablespaces.
     tree: PathBuf,
@@ -42,7 +42,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// `Refused` where the folder is not there, or its path too long for a socket; `Io`.
-    pub(super) fn make(below: &Path, is_for_mount: bool) -> Result<Sandbox> {
+    pub(in crate::operate) fn make(below: &Path, is_for_mount: bool) -> Result<Sandbox> {
         let shown = below.display();
         let below = below.canonicalize().ok().filter(|path| path.is_dir());
         let below = below.ok_or_else(|| {
@@ -84,7 +84,7 @@ impl Sandbox {
     }
 
     /// The folder.
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::operate) fn path(&self) -> &Path {
         &self.path
     }
 

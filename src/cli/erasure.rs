@@ -1,0 +1,348 @@
+//! `pitr erasure`: scripts that a restored copy repeats before anybody uses it.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::output::{Align, Table};
+use super::timeline::{partial_unless, reason};
+use super::{Context, unconfirmed};
+use crate::err;
+use crate::error::{Error, Result};
+use crate::exit;
+use crate::operate::archive_command::shell_word;
+use crate::operate::erasure::apply::{self, Applied, Outcome};
+use crate::operate::erasure::{self, Asked, Entry, Lacking, Listing};
+use crate::operate::human;
+
+/// A script is shorter; what is longer is not read whole.
+const READ_BYTES_MAX: u64 = 1 << 20;
+
+/// Record what was erased in production, and repeat it on restored copies
+///
+/// A row that was erased in production stays in backups until they expire, and a restored copy has it again. Erase it in production first, record the script
+/// with "pitr erasure add", and after each restore run "pitr erasure apply" before the copy accepts connections.
+///
+/// Example: pitr erasure list
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `pitr erasure`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// Record an erasure that was committed in production
+    ///
+    /// Stores the script in every repository of the configuration, with the position of the server that conninfo leads to: a copy that was recovered beyond
+    /// it does not need it. The script is plain SQL of at most 64 KiB, without psql's commands. It is run in one transaction by a superuser with
+    /// PostgreSQL's own settings, maybe several times, and on older states of the schema: name schemas, write dates as 2026-11-20, and let it succeed where
+    /// nothing is left to erase. In a repository without encryption everybody reads it who reads the repository: let it name keys, and no people.
+    ///
+    /// Exit status 10 when a repository did not take it.
+    ///
+    /// Example: pitr erasure add --database shop --sql erase-4711.sql --reason "request 4711"
+    Add(AddArgs),
+    /// List the erasures of the cluster
+    List {},
+    /// Print the script of an erasure
+    ///
+    /// Example: pitr erasure show 20261120T064049.123456Z-0f1e2d3c4b5a6978
+    Show {
+        /// The erasure
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Delete an erasure that was recorded by mistake
+    ///
+    /// It is deleted in every repository of the configuration, or in the one that --repository names, with an account that may delete there. Copies that are restored later keep what it erased.
+    /// "pitr expire" deletes erasures by itself than which no backup is older. Without --confirm nothing is changed.
+    ///
+    /// Example: pitr erasure remove 20261120T064049.123456Z-0f1e2d3c4b5a6978 --confirm
+    Remove {
+        /// The erasure
+        #[arg(value_name = "ID")]
+        id: String,
+
+        /// Delete it
+        #[arg(long)]
+        confirm: bool,
+    },
+    /// Run the erasures on a restored copy before it accepts connections
+    ///
+    /// Starts the copy where nobody else reaches it, lets recovery end at its target, runs every script that the copy does not have in order of time, and
+    /// stops it. A script that fails is rolled back, and keeps no other from being run. Run it again after an interruption or a failure: scripts run again.
+    /// Without --confirm it shows which scripts there are, and changes nothing.
+    ///
+    /// Exit status 1 when a script failed, 10 when a repository did not answer: let nobody connect then.
+    ///
+    /// Example: pitr erasure apply --pgdata /var/lib/postgresql/17/restored --confirm
+    Apply(ApplyArgs),
+}
+
+/// An erasure to record.
+#[derive(clap::Args, Debug)]
+pub struct AddArgs {
+    /// The file of the script; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub sql: PathBuf,
+
+    /// The database that it belongs to
+    #[arg(long, value_name = "NAME")]
+    pub database: String,
+
+    /// Why, for those who read it later
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub reason: Option<String>,
+}
+
+/// A copy to erase from.
+#[derive(clap::Args, Debug)]
+pub struct ApplyArgs {
+    /// The data directory of the restored copy, whose server does not run
+    #[arg(long, value_name = "DIR")]
+    pub pgdata: PathBuf,
+
+    /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
+    #[arg(long, value_name = "DIR")]
+    pub bin: Option<PathBuf>,
+
+    /// Run them
+    #[arg(long, conflicts_with = "dry_run")]
+    pub confirm: bool,
+
+    /// Show what there is to run, and leave with 0
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    match &args.command {
+        Command::Add(args) => add(args, cx),
+        Command::List {} => {
+            let listing = erasure::list(&cx.session)?;
+            print_list(cx, &listing)?;
+            partial_unless(cx.told(listing.failures)?)
+        }
+        Command::Show { id } => show(id, cx),
+        Command::Remove { id, confirm } => remove(id, *confirm, cx),
+        Command::Apply(args) => apply(args, cx),
+    }
+}
+
+fn add(args: &AddArgs, cx: &Context) -> Result<u8> {
+    let asked = Asked {
+        sql: script(&args.sql)?,
+        database: args.database.clone(),
+        reason: args.reason.clone(),
+    };
+    let added = erasure::add(&cx.session, &asked)?;
+    if cx.out.is_json() {
+        cx.out.json(&added)?;
+    } else {
+        let places = added.recorded_in.join(" and ");
+        cx.out
+            .report(&format!("recorded in {places}: {}", added.id))?;
+    }
+    if !added.readable_in.is_empty() {
+        cx.out.warn(&format!(
+            "{} is not encrypted: everybody who reads it can read the script, and see in it who was erased",
+            added.readable_in.join(" and ")
+        ));
+    }
+    partial_unless(cx.told(added.failures)?)
+}
+
+/// Reads a script, which is UTF-8.
+fn script(path: &PathBuf) -> Result<String> {
+    let shown = path.display();
+    let failed = |e| Error::from_io(format!("read \"{shown}\""), e);
+    let mut bytes = Vec::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin()
+            .take(READ_BYTES_MAX)
+            .read_to_end(&mut bytes),
+        false => std::fs::File::open(path)
+            .map_err(failed)?
+            .take(READ_BYTES_MAX)
+            .read_to_end(&mut bytes),
+    };
+    read.map_err(failed)?;
+    String::from_utf8(bytes).map_err(|_| {
+        err!(Usage, "the script \"{shown}\" is not UTF-8").hint("Nothing was recorded.")
+    })
+}
+
+fn show(id: &str, cx: &Context) -> Result<u8> {
+    let listing = erasure::list(&cx.session)?;
+    let erasure = listing.read(id)?;
+    match cx.out.is_json() {
+        true => cx.out.json(&erasure)?,
+        // Control characters could hide a part from the reader.
+        false => cx.out.text(erasure.sql.trim_end())?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn remove(id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> {
+    let mut listing = erasure::list(&cx.session)?;
+    if !is_confirmed {
+        listing.entry(id)?;
+        return Err(unconfirmed(&format!(
+            "Erasure {id} would be deleted, and copies that are restored later keep what it erased."
+        )));
+    }
+    let removed = listing.remove(&cx.session, id)?;
+    match cx.out.is_json() {
+        true => cx
+            .out
+            .json(&serde_json::json!({ "id": id, "removed_from": removed }))?,
+        false => cx
+            .out
+            .report(&format!("removed from {}", removed.join(" and ")))?,
+    }
+    partial_unless(cx.told(listing.failures)?)
+}
+
+fn print_list(cx: &Context, listing: &Listing) -> Result<()> {
+    if cx.out.is_json() {
+        return cx.out.json(listing);
+    }
+    if listing.erasures.is_empty() {
+        return cx.out.line(&format!(
+            "no erasures are recorded for cluster {}",
+            listing.cluster
+        ));
+    }
+    let mut table = Table::new(&[
+        ("erasure", Align::Left),
+        ("database", Align::Left),
+        ("timeline", Align::Right),
+        ("lsn", Align::Left),
+        ("by", Align::Left),
+        ("reason", Align::Left),
+    ]);
+    for entry in &listing.erasures {
+        table.row(cells(entry));
+    }
+    cx.out.table(&table)
+}
+
+fn cells(entry: &Entry) -> [String; 6] {
+    let Some(erasure) = &entry.erasure else {
+        let damage = entry.damage.clone().unwrap_or_default();
+        let none = String::new;
+        return [entry.id.clone(), none(), none(), none(), none(), damage];
+    };
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    [
+        entry.id.clone(),
+        erasure.database.clone(),
+        or_dash(erasure.timeline.map(|t| t.decimal().to_string())),
+        or_dash(erasure.lsn.map(|lsn| lsn.to_string())),
+        erasure.recorded_by.clone(),
+        or_dash(erasure.reason.clone()),
+    ]
+}
+
+/// The answer of `apply`.
+#[derive(Serialize)]
+struct Answer<'a> {
+    cluster: &'a str,
+    pgdata: String,
+    confirmed: bool,
+    recorded: usize,
+    unproven: &'a [String],
+    erasures: &'a [Applied],
+}
+
+fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
+    let mut prepared = apply::prepare(&cx.session, &args.pgdata, args.bin.as_deref())?;
+    let failures = std::mem::take(&mut prepared.listing.failures);
+    let listing = &prepared.listing;
+    if !cx.out.is_json() {
+        print_list(cx, listing)?;
+    }
+    for name in &listing.unproven {
+        cx.out.warn(&format!(
+            "nothing proves who recorded what is in repository \"{name}\", and scripts run as a superuser: read each one before (pitr erasure show ID)"
+        ));
+    }
+    cx.stop_with_cleanup()?;
+    let is_any = !listing.erasures.is_empty();
+    let applied = match args.confirm && is_any {
+        true => prepared.run(&cx.session)?,
+        false => Vec::new(),
+    };
+    if cx.out.is_json() {
+        cx.out.json(&Answer {
+            cluster: &listing.cluster,
+            pgdata: args.pgdata.display().to_string(),
+            confirmed: args.confirm,
+            recorded: listing.erasures.len(),
+            unproven: &listing.unproven,
+            erasures: &applied,
+        })?;
+    } else {
+        print_applied(cx, &applied)?;
+    }
+    let is_whole = cx.told(failures)?;
+    let failed = applied
+        .iter()
+        .filter(|a| matches!(a.outcome, Outcome::Failed(_)));
+    let failed = failed.count();
+    if failed > 0 {
+        return Err(err!(Server, "{failed} of {} failed", human::count(applied.len() as u64, "erasure"))
+            .hint("The copy holds what they erase: let nobody connect. Its server is stopped.\nRun what failed by hand where nobody else is connected (pitr erasure show ID), or record a better script, remove the wrong one, and run this again."));
+    }
+    if is_any && !args.confirm && !args.dry_run {
+        return Err(unconfirmed(
+            "The scripts that the copy does not have would be run on it, in private.",
+        ));
+    }
+    partial_unless(is_whole)
+}
+
+fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
+    for one in applied {
+        let became = match &one.outcome {
+            Outcome::Applied => "applied".to_owned(),
+            Outcome::Contained => "not needed: the copy was recovered beyond it".to_owned(),
+            Outcome::Failed(why) => format!("failed: {why}"),
+        };
+        cx.out.line(&format!(
+            "{} in database {}: {became}",
+            one.id, one.database
+        ))?;
+    }
+    match applied.is_empty() {
+        true => Ok(()),
+        false => cx
+            .out
+            .report("recovery of the copy has ended, and its server is stopped"),
+    }
+}
+
+/// Tells of erasures that a restored copy may lack, with the command that repeats them.
+pub(super) fn tell(
+    cx: &Context,
+    lacking: Option<&Lacking>,
+    (pgdata, is_adopted): (&str, bool),
+) -> Result<()> {
+    let Some(lacking) = lacking.filter(|lacking| lacking.count > 0) else {
+        return Ok(());
+    };
+    let of = human::count(lacking.recorded as u64, "erasure");
+    if is_adopted {
+        return cx.out.line(&format!("This copy lacks {} of {of} recorded, and pitr erasure apply refuses a copy that may archive: restore without --adopt, or run the scripts by hand before anybody connects (pitr erasure list).", lacking.count));
+    }
+    cx.out.line(&format!(
+        "This copy lacks {} of {of} recorded. Before it accepts connections: pitr erasure apply{} --pgdata {} --confirm",
+        lacking.count,
+        cx.session.options(cx.session.flags.cluster.as_deref()),
+        shell_word(pgdata)
+    ))
+}

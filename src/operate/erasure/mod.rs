@@ -1,0 +1,459 @@
+//! Erasures: scripts that erased somebody in production, and that a restored copy repeats before anybody uses it.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `apply` | the run of the scripts on a restored copy |
+
+pub mod apply;
+
+use serde::Serialize;
+
+use super::failures::Failures;
+use super::human;
+use super::opened::Opened;
+use super::reading::Reading;
+use super::server::Server;
+use super::session::Session;
+use super::unproven;
+use crate::config::account::Account;
+use crate::err;
+use crate::error::{Code, Error, Result};
+use crate::expire::erasures;
+use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
+use crate::pg::timeline::{History, TimelineId};
+use crate::plan::recovery::Plan;
+use crate::repo::erasure::{self, Erasure};
+use crate::repo::event;
+use crate::repo::layout::ClusterLayout;
+
+/// Why nothing is written without the MAC key.
+const UNPROVEN: &str = "an erasure that nothing proves would be taken for forged";
+
+/// An erasure, and the repositories that hold it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// Its name.
+    pub id: String,
+    /// The system identifier that the cluster had.
+    #[serde(with = "crate::text::decimal")]
+    pub system_identifier: u64,
+    /// The repositories that hold it.
+    pub repositories: Vec<String>,
+    /// The record; none where it can be read in none of them.
+    pub erasure: Option<Recorded>,
+    /// Why it cannot be read in one of them.
+    pub damage: Option<String>,
+}
+
+/// An erasure without its script.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Recorded {
+    /// When it was recorded.
+    pub time: TimestampTz,
+    /// The host that recorded it.
+    pub host: String,
+    /// The user who recorded it.
+    pub recorded_by: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// The database.
+    pub database: String,
+    /// The timeline of `lsn`.
+    pub timeline: Option<TimelineId>,
+    /// The server's position by which the rows were gone.
+    pub lsn: Option<Lsn>,
+    /// Length of the script.
+    pub sql_bytes: usize,
+    /// All of it, so that two repositories can be compared.
+    #[serde(skip)]
+    hash: blake3::Hash,
+}
+
+impl From<&Erasure> for Recorded {
+    fn from(erasure: &Erasure) -> Recorded {
+        Recorded {
+            time: erasure.time,
+            host: erasure.host.clone(),
+            recorded_by: erasure.recorded_by.clone(),
+            reason: erasure.reason.clone(),
+            database: erasure.database.clone(),
+            timeline: erasure.timeline,
+            lsn: erasure.lsn,
+            sql_bytes: erasure.sql.len(),
+            hash: blake3::hash(format!("{erasure:?}").as_bytes()),
+        }
+    }
+}
+
+/// The erasures of a cluster, oldest first.
+#[derive(Serialize)]
+pub struct Listing {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Those of every system identifier that the name has had.
+    pub erasures: Vec<Entry>,
+    /// Repositories in which nothing proves who recorded them.
+    pub unproven: Vec<String>,
+    /// Errors, repository by repository.
+    #[serde(skip)]
+    pub failures: Failures,
+    #[serde(skip)]
+    readings: Vec<Reading>,
+}
+
+/// Reads the erasures of a cluster in every repository that answers.
+///
+/// # Errors
+/// Those of [`Reading::open`]; `Conflict` where two repositories have different ones under a name; the first failure where nothing was read.
+pub fn list(session: &Session) -> Result<Listing> {
+    let (mut readings, mut failures) = everywhere(session)?;
+    let mut erasures = Vec::new();
+    let before = readings.len();
+    let mut unproven = Vec::new();
+    readings.retain(|reading| {
+        let name = &reading.configured.name;
+        match gather(session, reading, &mut erasures) {
+            Ok(()) => {
+                if is_unproven(reading) {
+                    unproven.push(name.clone());
+                }
+                true
+            }
+            Err(e) => {
+                failures.add(e, format!("read the erasures of repository \"{name}\""));
+                false
+            }
+        }
+    });
+    failures.first_if(session, readings.is_empty() && before > 0)?;
+    erasures.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(Listing {
+        cluster: readings
+            .first()
+            .map_or_else(String::new, |r| r.name.clone()),
+        erasures,
+        unproven,
+        failures,
+        readings,
+    })
+}
+
+/// The cluster in every repository that answers.
+fn everywhere(session: &Session) -> Result<(Vec<Reading>, Failures)> {
+    let first = Reading::open(session)?;
+    let mut failures = Failures::default();
+    let mut others = Vec::new();
+    for (name, other) in first.all_others(session) {
+        match other {
+            Ok(other) => others.push(other),
+            Err(e) => {
+                failures.add(e, format!("open repository \"{name}\""));
+            }
+        }
+    }
+    others.insert(0, first);
+    Ok((others, failures))
+}
+
+/// Whether anybody who may create objects in a repository could have recorded what is there.
+fn is_unproven(reading: &Reading) -> bool {
+    let is_plain = reading.repository.marker().key_set.is_none();
+    is_plain || unproven::warning(&reading.configured, &reading.repository, UNPROVEN).is_some()
+}
+
+/// Adds the erasures of one repository.
+fn gather(session: &Session, reading: &Reading, entries: &mut Vec<Entry>) -> Result<()> {
+    let store = reading.repository.store();
+    for layout in reading.repository.clusters(&reading.name)? {
+        for listed in erasure::list(store, &layout)? {
+            session.host.check_stop()?;
+            let read = match erasure::read(store, &layout, &listed.name) {
+                Ok(None) => continue,
+                Ok(Some(erasure)) => Ok(Recorded::from(&erasure)),
+                // A host that only writes, and a janitor, know the names alone.
+                Err(e) if e.is_damage() || e.code() == Code::Key => Err(e.to_string()),
+                Err(e) => return Err(e),
+            };
+            let identifier = layout.system_identifier();
+            let same = |e: &&mut Entry| e.id == listed.name && e.system_identifier == identifier;
+            let known = match entries.iter_mut().find(same) {
+                Some(known) => known,
+                None => {
+                    entries.push(Entry {
+                        id: listed.name.clone(),
+                        system_identifier: identifier,
+                        repositories: Vec::new(),
+                        erasure: None,
+                        damage: None,
+                    });
+                    let Some(new) = entries.last_mut() else {
+                        continue;
+                    };
+                    new
+                }
+            };
+            known.repositories.push(reading.configured.name.clone());
+            match read {
+                Err(damage) => known.damage = known.damage.take().or(Some(damage)),
+                Ok(own) if known.erasure.as_ref().is_none_or(|e| *e == own) => {
+                    known.erasure = Some(own);
+                }
+                Ok(_) => return Err(differs(&listed.name)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn differs(id: &str) -> Error {
+    err!(Conflict, "two repositories have different erasures \"{id}\"")
+        .hint("Nothing was run. Compare them: pitr erasure show ID --repository NAME; remove the wrong one there: pitr erasure remove ID --repository NAME --confirm")
+}
+
+impl Listing {
+    /// Finds an erasure by its name.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn entry(&self, id: &str) -> Result<&Entry> {
+        let entry = self.erasures.iter().find(|e| e.id == id);
+        entry.ok_or_else(|| unknown(id))
+    }
+
+    /// Reads the script of an erasure from the first repository that has it whole.
+    ///
+    /// # Errors
+    /// `NotFound`; `Damaged` where it is damaged in each; those of the stores.
+    pub fn read(&self, id: &str) -> Result<Erasure> {
+        let entry = self.entry(id)?;
+        let mut damage = None;
+        for reading in &self.readings {
+            let layout = ClusterLayout::new(&reading.name, entry.system_identifier)?;
+            match erasure::read(reading.repository.store(), &layout, id) {
+                Ok(Some(erasure)) => return Ok(erasure),
+                Err(e) if e.is_damage() => damage = damage.or(Some(e)),
+                read => drop(read?),
+            }
+        }
+        Err(damage.unwrap_or_else(|| unknown(id)))
+    }
+
+    /// Deletes an erasure wherever it is; returns the repositories that had it.
+    ///
+    /// # Errors
+    /// `NotFound`; the first failure where it was deleted nowhere.
+    pub fn remove(&mut self, session: &Session, id: &str) -> Result<Vec<String>> {
+        let identifier = self.entry(id)?.system_identifier;
+        let mut removed = Vec::new();
+        for reading in &self.readings {
+            let name = &reading.configured.name;
+            let layout = ClusterLayout::new(&reading.name, identifier)?;
+            match erasures::remove(&reading.repository, &layout, id) {
+                Ok(true) => removed.push(name.clone()),
+                Ok(false) => {}
+                Err(e) => {
+                    let doing = format!("remove it from repository \"{name}\"");
+                    if !self.failures.add(e, doing) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.failures.first_if(session, removed.is_empty())?;
+        Ok(removed)
+    }
+}
+
+fn unknown(id: &str) -> Error {
+    err!(NotFound, "erasure \"{}\" does not exist", id.escape_debug())
+        .hint("Nothing was changed. \"pitr erasure list\" shows them all.")
+}
+
+/// The operator's request to record an erasure.
+pub struct Asked {
+    /// The script.
+    pub sql: String,
+    /// The database that it belongs to.
+    pub database: String,
+    /// Why, for those who read it later.
+    pub reason: Option<String>,
+}
+
+/// An erasure that was recorded.
+#[derive(Serialize)]
+pub struct Added {
+    /// Its name.
+    pub id: String,
+    /// The timeline of `lsn`.
+    pub timeline: Option<TimelineId>,
+    /// The server's position.
+    pub lsn: Option<Lsn>,
+    /// The repositories in which it was recorded.
+    pub recorded_in: Vec<String>,
+    /// Those of them in which everybody can read it who reads the repository.
+    pub readable_in: Vec<String>,
+    /// Errors, repository by repository.
+    #[serde(skip)]
+    pub failures: Failures,
+}
+
+/// Records an erasure that was done in production, in every repository that answers.
+///
+/// # Errors
+/// Those of [`Reading::open`]; `WrongCluster` where the server is another cluster's; the first failure where it was recorded nowhere.
+pub fn add(session: &Session, asked: &Asked) -> Result<Added> {
+    let (readings, failures) = everywhere(session)?;
+    let first = readings.first();
+    let first = first.ok_or_else(|| err!(Internal, "no repository was read"))?;
+    let (identifier, position) = match moment(session, first) {
+        Ok((identifier, position)) => (Some(identifier), position),
+        Err(e) => {
+            session.warn(&format!("the server was not asked for its position, so this erasure is run on every restored copy: {e}"));
+            (None, None)
+        }
+    };
+    let identifier = match identifier {
+        Some(identifier) => identifier,
+        None => first.inventory(session)?.system_identifier,
+    };
+    let host = &session.host;
+    let (timeline, lsn) = position.unzip();
+    let erasure = Erasure {
+        time: host.now(),
+        host: event::host(),
+        program: event::PROGRAM.to_owned(),
+        recorded_by: Account::name_of(rustix::process::geteuid().as_raw()),
+        reason: asked.reason.clone(),
+        database: asked.database.clone(),
+        timeline,
+        lsn,
+        sql: asked.sql.clone(),
+    };
+    let layout = ClusterLayout::new(&first.name, identifier)?;
+    let mut added = Added {
+        id: String::new(),
+        timeline,
+        lsn,
+        recorded_in: Vec::new(),
+        readable_in: Vec::new(),
+        failures,
+    };
+    // The same name in every repository: they say the same.
+    let nonce = host.random();
+    for reading in &readings {
+        let name = &reading.configured.name;
+        match record(reading, &layout, &erasure, nonce) {
+            Ok(id) => {
+                added.id = id;
+                added.recorded_in.push(name.clone());
+                if reading.repository.marker().key_set.is_none() {
+                    added.readable_in.push(name.clone());
+                }
+            }
+            Err(e) => {
+                let doing = format!("record it in repository \"{name}\"");
+                if !added.failures.add(e, doing) {
+                    break;
+                }
+            }
+        }
+    }
+    let is_nothing = added.recorded_in.is_empty();
+    added.failures.first_if(session, is_nothing)?;
+    Ok(added)
+}
+
+fn record(
+    reading: &Reading,
+    layout: &ClusterLayout,
+    erasure: &Erasure,
+    nonce: u64,
+) -> Result<String> {
+    if let Some(why) = unproven::warning(&reading.configured, &reading.repository, UNPROVEN) {
+        return Err(err!(Key, "{why}").hint("Nothing was recorded there."));
+    }
+    reading.repository.require(layout)?;
+    erasure::write(reading.repository.store(), layout, erasure, nonce)
+}
+
+/// Asks the cluster's server who it is, and where it is: behind the erasure, which was committed before. A standby is behind its primary.
+fn moment(session: &Session, reading: &Reading) -> Result<(u64, Option<(TimelineId, Lsn)>)> {
+    const QUESTION: &str = "select system_identifier, pg_is_in_recovery(), case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end, case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) end from pg_control_system()";
+    let cluster = reading.cluster.as_ref();
+    let conninfo = cluster.and_then(|cluster| cluster.conninfo.as_ref());
+    let conninfo = conninfo.ok_or_else(|| err!(Config, "the cluster has no conninfo"))?;
+    let rows = Server::connect(conninfo.expose())?
+        .heeding(&session.host.stop)
+        .query(QUESTION)?;
+    let identifier = rows.value(0, 0)?;
+    if rows.text(0, 1)? == Some("t") {
+        session.warn("the server is a standby, which is behind its primary: its position is not recorded, and this erasure is run on every restored copy");
+        return Ok((identifier, None));
+    }
+    Ok((identifier, Some((rows.value(0, 3)?, rows.value(0, 2)?))))
+}
+
+/// Erasures that a restored copy may lack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lacking {
+    /// How many.
+    pub count: usize,
+    /// All that are recorded.
+    pub recorded: usize,
+}
+
+/// Counts the erasures that a copy does not have which recovers as planned; none where none is recorded. One that cannot be read counts.
+///
+/// # Errors
+/// Those of the repository that is restored from, and `Conflict`. Another one that does not answer gets a warning.
+pub fn lacking(session: &Session, opened: &Opened, plan: &Plan) -> Result<Option<Lacking>> {
+    let reading = &opened.reading;
+    let mut erasures = Vec::new();
+    gather(session, reading, &mut erasures)?;
+    for (name, other) in reading.all_others(session) {
+        if let Err(e) = other.and_then(|other| gather(session, &other, &mut erasures)) {
+            session.warn(&format!(
+                "repository \"{name}\" may have more erasures: {e}"
+            ));
+        }
+    }
+    if erasures.is_empty() {
+        return Ok(None);
+    }
+    let history = plan.target_timeline.map(|t| opened.inventory.history(t));
+    let history = history.transpose()?;
+    let stop = plan.stop.as_ref().map(|stop| stop.recovery_end_lsn);
+    let end = stop.or_else(|| plan.backup.as_ref().map(|b| b.stop_lsn));
+    let way = history.as_ref().zip(end);
+    let is_within =
+        |entry: &&Entry| way.is_some_and(|way| entry.is_within(plan.system_identifier, way));
+    Ok(Some(Lacking {
+        count: erasures.iter().filter(|entry| !is_within(entry)).count(),
+        recorded: erasures.len(),
+    }))
+}
+
+/// Warns that a server which its user alone reaches shows what was erased: no script is run on it.
+pub fn warn_of_lacking(session: &Session, opened: &Opened, plan: &Plan) {
+    match lacking(session, opened, plan) {
+        Ok(Some(Lacking { count, .. })) if count > 0 => session.warn(&format!(
+            "{} of the list are later than this moment: what they erased is seen here",
+            human::count(count as u64, "erasure")
+        )),
+        Ok(_) => {}
+        Err(e) => session.warn(&format!(
+            "whether erasures are later than this moment is not known: {e}"
+        )),
+    }
+}
+
+impl Entry {
+    /// Whether its WAL is within a history up to `end`; a position of another system identifier says nothing.
+    fn is_within(&self, system_identifier: u64, (history, end): (&History, Lsn)) -> bool {
+        let erasure = self.erasure.as_ref();
+        let position = erasure.and_then(|erasure| erasure.timeline.zip(erasure.lsn));
+        self.system_identifier == system_identifier
+            && position.is_some_and(|position| erasure::is_within(position, history, end))
+    }
+}

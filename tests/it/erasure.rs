@@ -1,0 +1,411 @@
+//! `pitr erasure`: what was erased in production is erased from a restored copy before anybody connects to it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use pitr::pg::time::TimestampTz;
+use pitr::repo::erasure::{self, Erasure};
+use pitr::repo::layout::ClusterLayout;
+use pitr::store::file::FileStore;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::common::{
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Stop, bin, keep_one, user, wait_until,
+};
+use crate::per_major;
+use crate::sealed::Sealed;
+
+const ERASE_ONE: &str = "delete from public.person where id = 1";
+
+/// A shop that was backed up with a person who was erased later.
+struct Shop {
+    cluster: Cluster,
+    folder: Sandbox,
+    config: PathBuf,
+    /// The configuration of the host that restores.
+    reader: PathBuf,
+    _site: Option<Site>,
+}
+
+impl Shop {
+    fn plain(major: u32) -> Shop {
+        let (site, cluster) = Site::with_cluster(major);
+        let config = site.config().to_owned();
+        Shop::of(cluster, config.clone(), config, Some(site))
+    }
+
+    fn of(cluster: Cluster, config: PathBuf, reader: PathBuf, site: Option<Site>) -> Shop {
+        cluster.sql("create table person (id int primary key)");
+        cluster.sql("create table sale (person int references person on delete cascade)");
+        cluster.sql("insert into person select generate_series(1, 9)");
+        cluster.sql("insert into sale select generate_series(1, 9)");
+        let shop = Shop {
+            cluster,
+            folder: Sandbox::new("erased"),
+            config,
+            reader,
+            _site: site,
+        };
+        shop.pitr(&["backup", "--quiet"]).run().success();
+        shop.cluster.sql("insert into person values (10)");
+        shop.point("before");
+        shop
+    }
+
+    fn point(&self, name: &str) {
+        let sql = format!("select pg_create_restore_point('{name}')");
+        self.cluster.sql(&sql);
+        self.cluster.archive_now();
+    }
+
+    fn pitr(&self, args: &[&str]) -> Program {
+        let program = crate::common::pitr().arg("--config").arg(&self.config);
+        program.args(args)
+    }
+
+    fn read(&self, args: &[&str]) -> Program {
+        let program = crate::common::pitr().arg("--config").arg(&self.reader);
+        program.args(args)
+    }
+
+    /// Records a script; its name.
+    fn add(&self, sql: &str) -> String {
+        let args = ["erasure", "add", "--json", "--database", "postgres"];
+        let add = self.pitr(&args).args(["--sql", "-"]).stdin(sql);
+        let run = add.args(["--reason", "request 4711"]).run().success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    fn to(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn restore(&self, point: &str) -> Run {
+        let restore = self.read(&["restore", "--target-name", point, "--to"]);
+        restore.arg(self.to(point)).run().success()
+    }
+
+    fn apply(&self, point: &str, more: &[&str]) -> Program {
+        let initdb = bin(self.cluster.major(), "initdb").unwrap();
+        let apply = self.read(&["erasure", "apply", "--pgdata"]);
+        let apply = apply.arg(self.to(point)).arg("--bin");
+        apply.arg(initdb.parent().unwrap()).args(more)
+    }
+
+    fn open(&self, point: &str) -> Cluster {
+        let copy = Cluster::open(self.cluster.major(), self.to(point));
+        copy.without_fsync().create()
+    }
+
+    fn erasures(&self) -> Vec<Value> {
+        let list = self.read(&["erasure", "list", "--json"]).run().success();
+        list.json()["erasures"].as_array().unwrap().clone()
+    }
+}
+
+fn count(cluster: &Cluster, of: &str) -> String {
+    cluster.query_one_string(&format!("select count(*) from {of}"))
+}
+
+/// The outcome of each erasure, by its name.
+fn outcomes(run: &Run) -> Vec<(String, Value)> {
+    let json = run.json();
+    let all = json["erasures"].as_array().unwrap().iter();
+    all.map(|one| {
+        (
+            one["id"].as_str().unwrap().to_owned(),
+            one["outcome"].clone(),
+        )
+    })
+    .collect()
+}
+
+fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
+    let shop = Shop::plain(major);
+    let before = shop.restore("before");
+    assert!(!before.stdout.contains("erasure"), "{before}");
+    shop.cluster.sql(ERASE_ONE);
+    let args = ["erasure", "add", "--database", "postgres", "--sql", "-"];
+    let add = shop.pitr(&args).stdin(ERASE_ONE).run().success();
+    add.expect_stderr("is not encrypted");
+    let id = shop.erasures()[0]["id"].as_str().unwrap().to_owned();
+    let recorded = &shop.erasures()[0]["erasure"];
+    assert_eq!(recorded["timeline"], 1, "{recorded}");
+    shop.point("after");
+
+    std::fs::remove_dir_all(shop.to("before")).unwrap();
+    let told = shop.restore("before");
+    told.expect_stdout("This copy lacks 1 of 1 erasure recorded")
+        .expect_stdout("pitr erasure apply");
+    let signal = shop.to("before").join("recovery.signal");
+
+    // Without --confirm nothing is started.
+    let plan = shop.apply("before", &[]).run().expect_code(8);
+    plan.expect_stdout(&id)
+        .expect_stderr("--confirm is not given")
+        .expect_stderr("nothing proves who recorded");
+    shop.apply("before", &["--dry-run"]).run().success();
+    assert!(signal.exists());
+
+    let applied = shop.apply("before", &["--confirm", "--json"]).run();
+    let applied = applied.success();
+    assert_eq!(outcomes(&applied), [(id.clone(), "applied".into())]);
+    let data = shop.to("before");
+    assert!(!signal.exists() && !data.join("postmaster.pid").exists());
+    assert!(!data.join("postmaster.opts").exists());
+    assert!(data.join("pg_wal/pitr.guard").exists());
+    let auto = std::fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+    assert!(auto.contains("archive_mode = 'off'"), "{auto}");
+    assert!(!auto.contains("recovery_target"), "{auto}");
+    let mut copy = shop.open("before");
+    copy.start();
+    assert_eq!(count(&copy, "person where id = 1"), "0");
+    assert_eq!(count(&copy, "sale where person = 1"), "0", "it cascades");
+    assert_eq!(count(&copy, "person"), "9");
+
+    // Somebody may be connected now.
+    let running = shop.apply("before", &["--confirm"]).run();
+    running.expect_code(8).expect_stderr("a server runs on");
+    copy.stop(Stop::Fast);
+    let again = shop.apply("before", &["--confirm", "--json"]).run();
+    assert_eq!(outcomes(&again.success()), [(id.clone(), "applied".into())]);
+
+    // A copy that was recovered beyond it does not need it.
+    let after = shop.restore("after");
+    assert!(!after.stdout.contains("This copy lacks"), "{after}");
+    let run = shop
+        .apply("after", &["--confirm", "--json"])
+        .run()
+        .success();
+    assert_eq!(outcomes(&run), [(id, "contained".into())]);
+
+    // The history of the timeline that began in private reaches the archive.
+    let adopt = shop.pitr(&["adopt", "--confirm", "--pgdata"]).arg(&data);
+    adopt.run().success();
+    let refused = shop.apply("before", &["--confirm"]).run();
+    refused
+        .expect_code(8)
+        .expect_stderr("is not a restored copy");
+    copy.start();
+    copy.archive_now();
+    assert_eq!(count(&copy, "person"), "9");
+    drop(copy);
+    shop.pitr(&["verify", "--quiet"]).run().success();
+}
+per_major!(a_copy_repeats_what_was_erased_after_its_moment, v13 v15 v17 v19);
+
+#[test]
+fn a_script_that_fails_is_named_and_keeps_no_other_from_being_run() {
+    let shop = Shop::plain(17);
+    shop.cluster.sql("delete from person where id < 4");
+    let first = shop.add("delete from person where id = 2; delete from nowhere");
+    let second = shop.add("delete from person where id = 3; commit");
+    let third = shop.add(ERASE_ONE);
+    shop.restore("before");
+    let run = shop.apply("before", &["--confirm"]).run().expect_code(1);
+    let run = run
+        .expect_stdout(&format!("{first} in database postgres: failed"))
+        .expect_stdout("ends its transaction itself")
+        .expect_stdout(&format!("{third} in database postgres: applied"))
+        .expect_stderr("2 of 3 erasures failed");
+    run.expect_stderr("let nobody connect");
+    let mut copy = shop.open("before");
+    copy.start();
+    assert_eq!(count(&copy, "person where id = 1"), "0");
+    assert_eq!(count(&copy, "person where id = 2"), "1", "rolled back");
+    copy.stop(Stop::Fast);
+
+    let plan = shop.pitr(&["erasure", "remove", &first]).run();
+    plan.expect_code(8);
+    assert_eq!(shop.erasures().len(), 3);
+    for id in [&first, &second] {
+        let remove = ["erasure", "remove", id, "--confirm"];
+        shop.pitr(&remove).run().success();
+    }
+    let none = shop.pitr(&["erasure", "show", &first]).run();
+    none.expect_code(2).expect_stderr("does not exist");
+    let shown = shop.pitr(&["erasure", "show", &third]).run().success();
+    assert_eq!(shown.stdout.trim(), ERASE_ONE);
+    shop.apply("before", &["--confirm"]).run().success();
+
+    // Nothing of this is a script.
+    for (sql, why) in [
+        ("x".repeat(70_000).into_bytes(), "64 KiB"),
+        (vec![0xFF], "not UTF-8"),
+        (b" \n".to_vec(), "is empty"),
+    ] {
+        let args = ["erasure", "add", "--database", "postgres", "--sql", "-"];
+        let refused = shop.pitr(&args).stdin(sql).run();
+        refused.expect_code(2).expect_stderr(why);
+    }
+    // A copy that pauses takes no writes.
+    let pause = ["--target-action", "pause", "--to"];
+    let restore = shop.read(&["restore", "--target-name", "before"]);
+    let paused = restore.args(pause).arg(shop.to("paused"));
+    paused.run().success();
+    let refused = shop.apply("paused", &["--confirm"]).run();
+    refused.expect_code(8).expect_stderr("promotion");
+    assert!(shop.to("paused").join("recovery.signal").exists());
+}
+
+#[test]
+fn an_encrypted_repository_hides_scripts_and_refuses_what_others_put_there() {
+    let (sealed, cluster) = Sealed::archived(17);
+    let (writer, reader) = (sealed.config("writer"), sealed.config("reader"));
+    let shop = Shop::of(cluster, writer, reader, None);
+    shop.cluster.sql(ERASE_ONE);
+    let id = shop.add(ERASE_ONE);
+    let folder = sealed.folder("erasures");
+    let object = folder.join(&id);
+    let bytes = std::fs::read(&object).unwrap();
+    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|w| w == text.as_bytes());
+    assert!(!has(&bytes, "person") && !has(&bytes, "4711"));
+    shop.restore("before")
+        .expect_stdout("This copy lacks 1 of 1");
+    let signal = shop.to("before").join("recovery.signal");
+    let refuses = |why: &str| {
+        let run = shop.apply("before", &["--confirm"]).run().expect_code(1);
+        run.expect_stderr("cannot be read").expect_stderr(why);
+        assert!(signal.exists(), "nothing was started");
+    };
+
+    // Somebody who may create objects, without the MAC key.
+    let other = id.replace('a', "b").replace('0', "a");
+    let forged = folder.join(format!(
+        "20261120T064049.123456Z-{}",
+        &other[other.len() - 16..]
+    ));
+    let forged_id = forged.file_name().unwrap().to_str().unwrap().to_owned();
+    let put = |path: &Path, bytes: &[u8]| {
+        std::fs::write(path, bytes).unwrap();
+        user::own(path);
+    };
+    put(&forged, b"{\"format\":1,\"kind\":\"erasure\"}");
+    refuses(&forged_id);
+    put(&forged, &bytes);
+    refuses(&forged_id);
+    let remove = ["erasure", "remove", &forged_id, "--confirm"];
+    shop.read(&remove).run().success();
+
+    let mut damaged = bytes.clone();
+    damaged[200] ^= 1;
+    put(&object, &damaged);
+    refuses(&id);
+    let verify = shop.read(&["verify", "--quiet"]).run();
+    verify.expect_code(4).expect_stdout(&id);
+    put(&object, &bytes);
+    let run = shop.apply("before", &["--confirm"]).run().success();
+    assert!(!run.stderr.contains("nothing proves"), "{run}");
+    let mut copy = shop.open("before");
+    copy.start();
+    assert_eq!(count(&copy, "person where id = 1"), "0");
+}
+
+#[test]
+fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
+    let shop = Shop::plain(17);
+    let site = shop._site.as_ref().unwrap();
+    site.add_repository("second", "");
+    shop.cluster.sql(ERASE_ONE);
+    let args = ["erasure", "add", "--database", "postgres", "--sql", "-"];
+    let add = shop.pitr(&args).args(["--repository", "local"]);
+    add.stdin(ERASE_ONE).run().success();
+    let id = shop.erasures()[0]["id"].as_str().unwrap().to_owned();
+    let held_by = || shop.erasures()[0]["repositories"].clone();
+    assert_eq!(held_by(), serde_json::json!(["local"]));
+    shop.pitr(&["repo", "sync", "--all", "--quiet"])
+        .run()
+        .success();
+    assert_eq!(held_by(), serde_json::json!(["local", "second"]));
+    let only = ["erasure", "remove", &id, "--confirm", "--repository"];
+    shop.pitr(&only).arg("local").run().success();
+    assert_eq!(held_by(), serde_json::json!(["second"]), "one is enough");
+    shop.pitr(&["repo", "sync", "--all", "--quiet"])
+        .run()
+        .success();
+
+    // An erasure from before the first backup is needed by none.
+    let store = FileStore::open(site.repository(), 1).unwrap();
+    let layout = ClusterLayout::new("main", site.system_identifier()).unwrap();
+    let old = SystemTime::now() - Duration::from_secs(7200);
+    let erasure = Erasure {
+        time: TimestampTz::from_system_time(old),
+        host: "db1".into(),
+        program: "pitr".into(),
+        recorded_by: "ann".into(),
+        reason: None,
+        database: "postgres".into(),
+        timeline: None,
+        lsn: None,
+        sql: ERASE_ONE.into(),
+    };
+    let past = erasure::write(&store, &layout, &erasure, 5).unwrap();
+    let path = site.cluster_folder().join("erasures").join(&past);
+    let touch = |path: &Path, time| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    let expire = || {
+        let args = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
+        shop.pitr(&args)
+            .args(["--repository", "local"])
+            .run()
+            .success();
+    };
+    // The store says that it came later than it says itself.
+    expire();
+    assert_eq!(shop.erasures().len(), 2);
+    touch(&path, old);
+    expire();
+    let left = shop.erasures();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0]["id"], id.as_str(), "a backup is older");
+    shop.pitr(&["verify", "--quiet"]).run().success();
+}
+
+#[test]
+fn a_run_that_is_killed_is_repeated_and_two_do_not_run_at_once() {
+    let shop = Shop::plain(17);
+    shop.cluster.sql(ERASE_ONE);
+    let slow = shop.add(&format!("{ERASE_ONE}; select pg_sleep(600)"));
+    shop.restore("before");
+    let pid_file = shop.to("before").join("postmaster.pid");
+    let signal = shop.to("before").join("recovery.signal");
+    let running = shop.apply("before", &["--confirm"]).spawn();
+    let is_ready = || {
+        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
+        !signal.exists() && text.contains("ready")
+    };
+    wait_until(PATIENCE, "the copy is open in private", is_ready);
+    let second = shop.apply("before", &["--confirm"]).run();
+    second.expect_code(7).expect_stderr("another process");
+    // Nobody else gets in: no TCP, and a socket in a folder of its own.
+    let text = std::fs::read_to_string(&pid_file).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[4].contains("/pitr-drill-") && lines[5].is_empty(),
+        "{text}"
+    );
+    running.signal(Signal::KILL);
+    running.wait();
+    let server = format!("/proc/{}", lines[0]);
+    assert!(Path::new(&server).exists(), "the server was left behind");
+
+    shop.pitr(&["erasure", "remove", &slow, "--confirm"])
+        .run()
+        .success();
+    let quick = shop.add(ERASE_ONE);
+    let run = shop
+        .apply("before", &["--confirm", "--json"])
+        .run()
+        .success();
+    assert_eq!(outcomes(&run), [(quick, "applied".into())]);
+    assert!(!Path::new(lines[4]).exists(), "{}", lines[4]);
+    // Nobody may have taken note of its end, but it has no directory any more.
+    assert!(std::fs::read_link(format!("{server}/cwd")).is_err());
+    let mut copy = shop.open("before");
+    copy.start();
+    assert_eq!(count(&copy, "person where id = 1"), "0");
+    assert_eq!(count(&copy, "person"), "9");
+}
