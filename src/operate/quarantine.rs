@@ -25,6 +25,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::pg::conf::{self, Setting};
+use crate::pg::control::ControlSettings;
 use crate::pg::parameters::Parameters;
 use crate::pg::roles;
 use crate::pg::version::Major;
@@ -81,9 +82,9 @@ pub struct Quarantine<'a> {
 pub enum Lasts {
     /// It is thrown away, or kept by a step of its own: postgresql.auto.conf has what the restore wrote alone.
     Passing,
-    /// It stays: nothing but the server changes it, and what it writes lasts. These parameters are those of pg_control; its
+    /// It stays: nothing but the server changes it, and what it writes lasts. The settings are those of pg_control; its
     /// postgresql.auto.conf may raise them.
-    Staying(Parameters),
+    Staying(ControlSettings),
 }
 
 /// The libraries that a server was to load at its start.
@@ -246,9 +247,13 @@ impl Quarantine<'_> {
                 write(&self.data.join(AUTO_CONF), &text)?;
                 PASSING.to_owned()
             }
-            Lasts::Staying(parameters) => {
+            Lasts::Staying(own) => {
+                let parameters = Parameters::from(own);
                 let lines = parameters.iter().map(|(name, n)| format!("{name} = {n}\n"));
-                format!("{LASTING}{UNTIDIED}{}", lines.collect::<String>())
+                // Switched off, the server forgets the times of all commits.
+                let times = own.track_commit_timestamp;
+                let lines: String = lines.collect();
+                format!("{LASTING}{UNTIDIED}{lines}track_commit_timestamp = {times}\n")
             }
         };
         write(&self.folder.join(CONF), text.as_bytes())?;

@@ -2,11 +2,12 @@
 //!
 //! Everything comes from the audit log and from what `pitr info` finds: a report decides nothing of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::audit::{self, Listed, Range, Verified};
+use super::erasure;
 use super::failures::Failures;
 use super::finding::{Finding, Level};
 use super::info::{self, ClusterInfo, Info};
@@ -183,7 +184,14 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         Vec::new()
     });
     let controls = match (kind, &info, &log) {
-        (Kind::Compliance, Some(info), Some(log)) => controls(&settings, info, log, &records),
+        (Kind::Compliance, Some(info), Some(log)) => {
+            let mut controls = controls(&settings, info, log, &records);
+            match erasures(session, &info.clusters) {
+                Ok(erasures) => controls.push(erasures),
+                Err(e) => drop(failures.add(e, "read the erasures".to_owned())),
+            }
+            controls
+        }
         _ => Vec::new(),
     };
     let (clusters, scopes) = info.map_or_else(Default::default, |info| {
@@ -420,6 +428,24 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
             "pitr audit verify",
         ),
     ]
+}
+
+/// Whether every erasure that is recorded can be repeated.
+fn erasures(session: &Session, clusters: &[ClusterInfo]) -> Result<Control> {
+    let names: BTreeSet<&str> = clusters.iter().map(|c| c.name.as_str()).collect();
+    let (mut recorded, mut unreadable) = (0, 0);
+    for name in names {
+        let listing = erasure::list(&session.on_cluster(name))?;
+        recorded += listing.erasures.len();
+        let damaged = listing.erasures.iter().filter(|e| e.erasure.is_none());
+        unreadable += damaged.count();
+    }
+    Ok(control(
+        "erasures readable",
+        unreadable == 0,
+        format!("{recorded} recorded, {unreadable} that cannot be read"),
+        "pitr erasure list",
+    ))
 }
 
 #[cfg(test)]

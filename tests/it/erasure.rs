@@ -30,7 +30,11 @@ struct Shop {
 
 impl Shop {
     fn plain(major: u32) -> Shop {
-        let (site, cluster) = Site::with_cluster(major);
+        let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+        let builder = builder.config("max_prepared_transactions", 3);
+        let builder = builder.config("track_commit_timestamp", "on");
+        let (site, cluster) = Site::with_cluster_of(builder);
+        cluster.sql("create table later (n int)");
         let config = site.config().to_owned();
         Shop::of(cluster, config.clone(), config, Some(site))
     }
@@ -134,6 +138,10 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     assert_eq!(recorded["timeline"], 1, "{recorded}");
     shop.point("after");
 
+    // A copy that has a prepared transaction starts only where there is room for one.
+    shop.cluster
+        .sql("begin; insert into later values (1); prepare transaction 'kept'");
+    shop.point("prepared");
     std::fs::remove_dir_all(shop.to("before")).unwrap();
     let told = shop.restore("before");
     told.expect_stdout("This copy lacks 1 of 1 erasure recorded")
@@ -163,6 +171,8 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     assert_eq!(count(&copy, "person where id = 1"), "0");
     assert_eq!(count(&copy, "sale where person = 1"), "0", "it cascades");
     assert_eq!(count(&copy, "person"), "9");
+    let times = "person where pg_xact_commit_timestamp(xmin) is not null";
+    assert_eq!(count(&copy, times), "9", "the server keeps them");
 
     // Somebody may be connected now.
     let running = shop.apply("before", &["--confirm"]).run();
@@ -179,6 +189,11 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
         .run()
         .success();
     assert_eq!(outcomes(&run), [(id, "contained".into())]);
+
+    shop.restore("prepared");
+    for _ in 0..2 {
+        shop.apply("prepared", &["--confirm"]).run().success();
+    }
 
     // The history of the timeline that began in private reaches the archive.
     let adopt = shop.pitr(&["adopt", "--confirm", "--pgdata"]).arg(&data);

@@ -25,7 +25,6 @@ use crate::operate::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined
 use crate::operate::session::Session;
 use crate::pg::control::ControlFile;
 use crate::pg::lsn::Lsn;
-use crate::pg::parameters::Parameters;
 use crate::pg::timeline::{History, TimelineId};
 use crate::process;
 use crate::repo::erasure::Erasure;
@@ -148,7 +147,7 @@ impl Prepared {
             programs: &self.programs,
             before: &[],
             listens: None,
-            lasts: Lasts::Staying(Parameters::from(&self.control.settings)),
+            lasts: Lasts::Staying(self.control.settings),
         };
         let preload = server_conf::value_of(self.directory.path(), "shared_preload_libraries");
         let libraries = Libraries::of(&preload.unwrap_or_default(), &self.programs);
