@@ -15,6 +15,7 @@ use crate::operate::archive_command::shell_word;
 use crate::operate::erasure::apply::{self, Applied, Outcome};
 use crate::operate::erasure::{self, Asked, Entry, Lacking, Listing};
 use crate::operate::human;
+use crate::repo::erasure::is_name;
 
 /// A script is shorter; what is longer is not read whole.
 const READ_BYTES_MAX: u64 = 1 << 20;
@@ -52,7 +53,7 @@ pub enum Command {
     /// Example: pitr erasure show 20261120T064049.123456Z-0f1e2d3c4b5a6978
     Show {
         /// The erasure
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = id)]
         id: String,
     },
     /// Delete an erasure that was recorded by mistake
@@ -63,7 +64,7 @@ pub enum Command {
     /// Example: pitr erasure remove 20261120T064049.123456Z-0f1e2d3c4b5a6978 --confirm
     Remove {
         /// The erasure
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = id)]
         id: String,
 
         /// Delete it
@@ -116,6 +117,17 @@ pub struct ApplyArgs {
     /// Show what there is to run, and leave with 0
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Reads the name of an erasure; no other text gets into the audit log.
+fn id(text: &str) -> Result<String> {
+    match is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(err!(
+            Usage,
+            "an erasure is named by its time and 16 digits, as \"pitr erasure list\" shows it"
+        )),
+    }
 }
 
 /// Runs the command.
