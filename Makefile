@@ -54,10 +54,11 @@ test-units: ## the units of the packages, hardened, under a systemd of their own
 	$(CARGO) build --workspace
 	scripts/test-units
 
-test-commands: ## Debian's MariaDB, etcd and SQLite as sources by command: recipes of docs/files.md, dumps that are cut short, checks that fail
+test-commands: ## Debian's MariaDB, etcd and SQLite as sources by command: recipes of docs/files.md, dumps that are cut short, checks that fail; contrib/zabbix by its agent
 	scripts/get-tools test
 	$(CARGO) build
 	scripts/test-commands
+	scripts/test-zabbix
 
 test-page: ## the agent's status page in Chromium: what it shows, by keyboard, on a telephone, light and dark, with 1 000 backups (PITR_PAGE_PICTURES=docs/images takes the pictures)
 	scripts/get-tools test
