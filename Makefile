@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-commands test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-units test-commands test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -50,10 +50,15 @@ test-containers: ## examples/testcontainers in Python and in Rust, with the imag
 test-volumes: ## volumes of Docker as a source of files, with their containers stopped, paused, and pitr killed (a Docker engine, and root)
 	scripts/test-volumes
 
-test-commands: ## Debian's MariaDB, etcd and SQLite as sources by command: recipes of docs/files.md, dumps that are cut short, checks that fail
+test-units: ## the units of the packages, hardened, under a systemd of their own: each does its work (as root, with Debian's systemd and PostgreSQL)
+	$(CARGO) build --workspace
+	scripts/test-units
+
+test-commands: ## Debian's MariaDB, etcd and SQLite as sources by command: recipes of docs/files.md, dumps that are cut short, checks that fail; contrib/zabbix by its agent
 	scripts/get-tools test
 	$(CARGO) build
 	scripts/test-commands
+	scripts/test-zabbix
 
 test-page: ## the agent's status page in Chromium: what it shows, by keyboard, on a telephone, light and dark, with 1 000 backups (PITR_PAGE_PICTURES=docs/images takes the pictures)
 	scripts/get-tools test

@@ -238,6 +238,33 @@ fn fail_if_any(problems: &[String], rule: &str) {
     assert!(problems.is_empty(), "{rule}\n  {}\n", problems.join("\n  "));
 }
 
+/// Every unit of `packaging/systemd` has these. Each says in a comment which ones it cannot have.
+const HARDENED: &str = "NoNewPrivileges=yes CapabilityBoundingSet= LimitCORE=0 ProtectSystem=full ProtectHome=read-only \
+     ProtectControlGroups=yes ProtectHostname=yes ProtectKernelLogs=yes ProtectKernelModules=yes ProtectKernelTunables=yes \
+     RestrictRealtime=yes LockPersonality=yes SystemCallArchitectures=native SystemCallErrorNumber=EPERM";
+/// The drill and the agent, whose jobs are drills, fail with these; the other units have them.
+const MORE_HARDENED: &str = "RestrictNamespaces=yes MemoryDenyWriteExecute=yes DevicePolicy=closed SystemCallFilter=@system-service \
+     RestrictAddressFamilies=AF_UNIX,AF_INET,AF_INET6";
+
+#[test]
+fn every_unit_is_hardened() {
+    let mut units = Vec::new();
+    files_under(&root().join("packaging/systemd"), "service", &mut units);
+    assert_eq!(units.len(), 7, "{units:?}");
+    for path in units {
+        let unit = fs::read_to_string(&path).unwrap();
+        let has = |directive: &str| unit.lines().any(|line| line.replace(' ', ",") == directive);
+        let is_free = ["agent", "drill"].map(|name| path.ends_with(format!("pitr-{name}.service")));
+        let more = match is_free.contains(&true) {
+            true => "SystemCallFilter=@system-service,@mount",
+            false => MORE_HARDENED,
+        };
+        for directive in HARDENED.split_whitespace().chain(more.split_whitespace()) {
+            assert!(has(directive), "{} lacks {directive}", path.display());
+        }
+    }
+}
+
 #[test]
 fn imports_point_only_downward() {
     let mut problems = Vec::new();

@@ -56,7 +56,10 @@ pub fn observe(
     }
     looked();
     let told = match notices.turn() {
-        Some(turn) => alert::tell(session, settings, (notices, &turn), conditions),
+        Some(turn) => {
+            let success = alert::heartbeat::success(&metrics);
+            alert::tell(session, settings, (notices, &turn), conditions, success)
+        }
         None => Ok(()),
     };
     kept.into_iter().chain([written, told]).collect()
@@ -71,5 +74,11 @@ pub fn given_up(session: &Session, loaded: &Loaded, notices: &Notices) -> Result
         return Ok(());
     };
     let conditions = alert::unseen(session, loaded, notices);
-    alert::tell(session, &loaded.settings, (notices, &turn), conditions)
+    alert::tell(
+        session,
+        &loaded.settings,
+        (notices, &turn),
+        conditions,
+        None,
+    )
 }

@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use super::page::Page;
 use super::{observe, observed};
 use crate::config::Settings;
+use crate::config::agent::INTERVAL;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -31,8 +32,8 @@ const LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 9870);
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// A file of metrics that is older is not served.
 const OLD: Duration = Duration::from_secs(600);
-/// A file that is older says nothing about whether the repositories answer.
-const READY: Duration = Duration::from_secs(180);
+/// A file that is older says nothing about whether the repositories answer, unless looks are rarer.
+const READY: Duration = Duration::from_secs(120);
 /// How often another try is made to listen.
 const RETRY: Duration = Duration::from_secs(10);
 /// How long a client may take to ask.
@@ -42,6 +43,8 @@ const CLIENT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Served {
     page: Arc<Page>,
+    /// How old a file may be that tells of the repositories.
+    ready: Duration,
 }
 
 /// The address of a configuration.
@@ -54,8 +57,11 @@ pub fn address(settings: &Settings) -> SocketAddr {
 
 impl Served {
     /// Serves this page, and the metrics of what it shows.
-    pub fn new(page: Arc<Page>) -> Served {
-        Served { page }
+    pub fn new(page: Arc<Page>, settings: &Settings) -> Served {
+        // The file of the look before is there until the next one has looked.
+        let interval = settings.agent.interval.unwrap_or(INTERVAL);
+        let ready = READY.max(interval.saturating_mul(2));
+        Served { page, ready }
     }
 
     /// Serves on a thread of its own. A port that is taken keeps no job from running: it is tried again.
@@ -156,7 +162,7 @@ impl Served {
     }
 
     fn ready(&self, query: &str) -> Result<()> {
-        let text = self.metrics(query, READY)?;
+        let text = self.metrics(query, self.ready)?;
         let is_down = |line: &&str| line.starts_with("pitr_repo_up{") && line.ends_with(" 0");
         match text.lines().find(is_down) {
             None => Ok(()),

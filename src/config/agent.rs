@@ -12,6 +12,8 @@ use crate::error::Result;
 pub const INTERVAL: Duration = Duration::from_secs(60);
 /// How long a sink is not told again of what it knows.
 pub const REPEAT: Duration = Duration::from_secs(4 * 3600);
+/// How often a heartbeat is sent while all is well.
+pub const HEARTBEAT: Duration = Duration::from_secs(3600);
 /// More attempts than this are no retries any more.
 pub const RETRIES_MAX: u32 = 100;
 
@@ -263,6 +265,8 @@ pub enum SinkKind {
     Email,
     /// The system's log.
     Syslog,
+    /// A GET that says that all is well, to a service that raises an alarm when it comes no more.
+    Heartbeat,
 }
 
 /// `[alerts.NAME]`: somebody who hears of what is wrong. It has no `Debug`, because of its secrets.
@@ -341,7 +345,9 @@ impl SinkDraft {
                 return Err(lacking("key_file"));
             }
             SinkKind::Webhook(Shape::PagerDuty) => {}
-            SinkKind::Webhook(_) if !has_url => return Err(lacking("url or url_file")),
+            SinkKind::Webhook(_) | SinkKind::Heartbeat if !has_url => {
+                return Err(lacking("url or url_file"));
+            }
             SinkKind::Email if self.smtp.is_none() || self.from.is_none() || self.to.is_empty() => {
                 return Err(lacking("smtp, from and to"));
             }
@@ -367,7 +373,10 @@ impl SinkDraft {
             from: self.from,
             to: self.to,
             severity: self.severity.unwrap_or(Severity::Medium),
-            repeat: self.repeat.unwrap_or(REPEAT),
+            repeat: self.repeat.unwrap_or(match kind {
+                SinkKind::Heartbeat => HEARTBEAT,
+                _ => REPEAT,
+            }),
             quiet_hours: self.quiet_hours,
             zone: self.zone,
         })
@@ -459,6 +468,7 @@ mod tests {
             SinkKind::Email,
             SinkKind::Webhook(Shape::Slack),
             SinkKind::Webhook(Shape::PagerDuty),
+            SinkKind::Heartbeat,
         ] {
             assert!(of(kind).finish("x").is_err(), "{kind:?}");
         }

@@ -287,6 +287,7 @@ keys! { ALERT: |e, sink: SinkDraft|
         ("email", SinkKind::Email), ("slack", SinkKind::Webhook(Shape::Slack)), ("teams", SinkKind::Webhook(Shape::Teams)),
         ("discord", SinkKind::Webhook(Shape::Discord)), ("pagerduty", SinkKind::Webhook(Shape::PagerDuty)),
         ("webhook", SinkKind::Webhook(Shape::Generic)), ("command", SinkKind::Command), ("syslog", SinkKind::Syslog),
+        ("heartbeat", SinkKind::Heartbeat),
     ]);
     "url": url = e.string().map(Secret::new);
     "url_file": url_file = e.path();

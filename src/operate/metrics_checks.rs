@@ -4,7 +4,6 @@ use super::counters::Counters;
 use super::exposition::{Exposition, Type};
 use super::info::ClusterInfo;
 use super::metrics::{Family, counted, flag, number, seconds};
-use crate::repo::drilled::Phase;
 
 const VERIFY: Family = (
     "pitr_verify_last_success_timestamp_seconds",
@@ -78,13 +77,7 @@ pub(super) fn add(
         }
         if let Some(passed) = &proven.drills.proven {
             all.add(&DRILL, &labels, seconds(passed.time));
-            let is_recovery = |phase: Phase| phase <= Phase::Checkpoint;
-            let phases = passed.drill.phases.iter().filter(|t| is_recovery(t.phase));
-            all.add(
-                &DRILL_RTO,
-                &labels,
-                number(phases.map(|t| t.ms).sum()) / 1000.0,
-            );
+            all.add(&DRILL_RTO, &labels, number(passed.recovery_ms()) / 1000.0);
         }
     }
 }

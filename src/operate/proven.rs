@@ -54,12 +54,13 @@ pub fn line(all: &[Proven]) -> Option<String> {
         format!(": recovered to {}", human::time(time))
     });
     let time = human::time(held.time);
+    let took = human::duration(Duration::from_millis(held.recovery_ms()));
     let not_checked = match held.drill.not_checked.as_slice() {
         [] => String::new(),
         phases => format!(" (not wholly checked: {})", drilled::named(phases)),
     };
     Some(format!(
-        "recovery proven: {time}, by a drill of {name}{reached}{not_checked}"
+        "recovery proven: {time}, by a drill of {name} in {took}{reached}{not_checked}"
     ))
 }
 

@@ -137,6 +137,13 @@ impl Held {
         self.drill.failed.is_none()
     }
 
+    /// How long it took until the server was recovered, checks left out.
+    pub fn recovery_ms(&self) -> u64 {
+        let phases = self.drill.phases.iter();
+        let recovery = phases.filter(|timed| timed.phase <= Phase::Checkpoint);
+        recovery.map(|timed| timed.ms).sum()
+    }
+
     /// Whether every byte of the backup was read: a fast drill leaves the copy out.
     pub fn is_whole(&self) -> bool {
         !self.drill.not_checked.contains(&Phase::Copy)

@@ -343,6 +343,24 @@ fn j05_a_repository_that_is_gone_makes_the_agent_unready() {
 }
 
 #[test]
+fn j05_what_was_seen_more_than_two_minutes_ago_makes_nobody_ready() {
+    let host = Host::new(EVERY_HOUR);
+    let _agent = host.agent();
+    let is_ready = || host.get("/readyz").is_some_and(|(s, _)| s.contains("200"));
+    wait_until(PATIENCE, "it is ready", is_ready);
+    // The next look comes a minute after this one.
+    let path = host.sandbox.join("state/metrics.prom");
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let aged = |seconds| {
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        file.set_modified(then).unwrap();
+        is_ready()
+    };
+    assert!(aged(110));
+    assert!(!aged(125));
+}
+
+#[test]
 fn a_job_runs_by_hand_and_never_beside_itself() {
     let host = Host::new(&format!(
         "{EVERY_HOUR}[jobs.bad]\nrun = \"files backup none\"\nschedule = \"0 0 1 1 *\"\n"

@@ -11,14 +11,14 @@ use serde_json::Value;
 use crate::common::{Cluster, Program, Sandbox, pitr};
 
 /// A server that answers with a status, and keeps what it was sent.
-struct Web {
+pub struct Web {
     port: u16,
     status: Arc<Mutex<u16>>,
     heard: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Web {
-    fn start() -> Web {
+    pub fn start() -> Web {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let web = Web {
             port: listener.local_addr().unwrap().port(),
@@ -39,15 +39,15 @@ impl Web {
         web
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/hook/s3cret", self.port)
     }
 
-    fn answer_with(&self, status: u16) {
+    pub fn answer_with(&self, status: u16) {
         *self.status.lock().unwrap() = status;
     }
 
-    fn take(&self) -> Vec<Value> {
+    pub fn take(&self) -> Vec<Value> {
         std::mem::take(&mut self.heard.lock().unwrap())
     }
 }

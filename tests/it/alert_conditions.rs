@@ -6,13 +6,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::agent::{Host, SPRING};
+use crate::alert::Web;
 use crate::common::mount::SmallDisk;
-use crate::common::{Cluster, PATIENCE, Program, Sandbox, Site, paths_below, wait_until};
+use crate::common::s3::tls::{Authority, Says, Tls};
+use crate::common::{
+    Cluster, PATIENCE, Program, Sandbox, Site, paths_below, reception, wait_until,
+};
 use crate::require_mounts;
+use crate::s3_cycle::Offline;
 use crate::sealed::Sealed;
 
 /// A sink that writes what it hears into a file.
-struct Sink {
+pub struct Sink {
     _sandbox: Sandbox,
     file: PathBuf,
 }
@@ -36,7 +41,7 @@ impl Sink {
     }
 
     /// Event and severity of each notice of a condition, in their order, with its summaries.
-    fn heard(&self, id: &str) -> Vec<(String, String, String)> {
+    pub fn heard(&self, id: &str) -> Vec<(String, String, String)> {
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
         let notices = text.lines().filter(|line| !line.is_empty());
         let notices = notices.map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -48,7 +53,7 @@ impl Sink {
     }
 
     /// Expects these notices of a condition, and no others.
-    fn expect(&self, id: &str, wanted: &[(&str, &str)]) {
+    pub fn expect(&self, id: &str, wanted: &[(&str, &str)]) {
         let heard = self.heard(id);
         let short: Vec<(&str, &str)> = heard
             .iter()
@@ -59,7 +64,7 @@ impl Sink {
     }
 }
 
-fn observe(pitr: &Program) {
+pub fn observe(pitr: &Program) {
     // Its status is that of what it could not look at.
     pitr.clone().args(["agent", "observe"]).run();
 }
@@ -70,7 +75,7 @@ fn examine(pitr: &Program) {
 }
 
 /// A site with a server, a sink, and a section for the cluster.
-fn site(cluster: &str) -> (Site, Cluster, Sink) {
+pub fn site(cluster: &str) -> (Site, Cluster, Sink) {
     let (site, server) = Site::with_cluster(17);
     let sink = Sink::new();
     let state = site.sandbox().dir("state");
@@ -670,4 +675,117 @@ fn j16_a_disk_that_will_be_full_within_a_week_is_medium() {
     // Room was made.
     after(50, 2);
     sink.expect(id, &[("new", "medium"), ("resolved", "medium")]);
+}
+
+/// Event, severity and summary of the notices of a condition that a server of webhooks took since it was asked last.
+fn taken(web: &Web, id: &str) -> Vec<(String, String, String)> {
+    let heard = web.take();
+    let of_it = heard.iter().filter(|notice| notice["id"] == id);
+    let word = |notice: &Value, name: &str| notice[name].as_str().unwrap().to_owned();
+    of_it
+        .map(|n| (word(n, "event"), word(n, "severity"), word(n, "summary")))
+        .collect()
+}
+
+/// Expects one notice of a condition, with this text.
+fn took(web: &Web, id: &str, event: &str, severity: &str, text: &str) {
+    let heard = taken(web, id);
+    let [(one, other, summary)] = heard.as_slice() else {
+        panic!("{event} {severity}: {heard:?}");
+    };
+    assert_eq!((one.as_str(), other.as_str()), (event, severity));
+    assert!(summary.contains(text), "{summary}");
+}
+
+#[test]
+fn j16_a_certificate_that_ends_is_medium_then_critical_and_over_once_it_is_renewed() {
+    let (web, authority) = (Web::start(), Authority::new());
+    let off = Offline::new("");
+    let sandbox = off.still.site.sandbox();
+    let ca = sandbox.file("ca.pem", &authority.pem);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let now = i64::try_from(now.as_secs()).unwrap();
+    let year = i32::try_from(1970 + now / 31_556_952 + 2).unwrap();
+    let days = (i64::from(year) - 1970) * 365 + (i64::from(year) - 1969) / 4;
+    let says = |year| Says {
+        subject: "the store",
+        host: "localhost",
+        year,
+    };
+    let tls = Tls::before(off.server(), &authority, &says(year));
+    let plain = std::fs::read_to_string(&off.config).unwrap();
+    let text = plain.replace(&off.server().endpoint(), &tls.endpoint());
+    let text = format!(
+        "{text}ca_file = \"{}\"\n[agent]\nstate_dir = \"{}\"\n[alerts.out]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        ca.display(),
+        sandbox.dir("state").display(),
+        web.url()
+    );
+    let config = sandbox.file("tls.toml", text);
+    let id = "main/doctor/repository/certificate";
+    let look = |left: i64| {
+        let clock = format!("{},{now},1", (days - left) * 86_400);
+        let pitr = crate::common::pitr().arg("--config").arg(&config);
+        let pitr = pitr.env("PITR_FAULT_CLOCK", clock);
+        examine(&pitr);
+        observe(&pitr);
+    };
+    look(22);
+    assert_eq!(taken(&web, id), []);
+    let end = format!("the store's ends {year}-01-01");
+    look(20);
+    took(&web, id, "new", "medium", &end);
+    look(2);
+    took(&web, id, "new", "critical", &end);
+    tls.renew(&authority, &says(year + 1));
+    look(2);
+    took(&web, id, "resolved", "critical", &end);
+}
+
+#[test]
+fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() {
+    let web = Web::start();
+    let cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("max_slot_wal_keep_size", "10MB")
+        .start();
+    let site = Site::new(&cluster);
+    let journal = site.sandbox().join("journal");
+    reception::configure(&site, &cluster.conninfo("postgres"), &journal);
+    let plain = std::fs::read_to_string(site.config()).unwrap();
+    let alerts = format!(
+        "\n[agent]\nstate_dir = \"{}\"\n[alerts.out]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        site.sandbox().dir("state").display(),
+        web.url()
+    );
+    std::fs::write(site.config(), plain + &alerts).unwrap();
+    cluster.sql("select pg_create_physical_replication_slot('pitr', true)");
+    let id = "main/doctor/receiver/kept WAL";
+    let keep = |kib: u32| {
+        cluster.sql(&format!(
+            "select pg_logical_emit_message(true, 'fill', repeat('x', {kib} * 1024))"
+        ));
+        examine(&site.pitr());
+        observe(&site.pitr());
+    };
+    let of = "of max_slot_wal_keep_size";
+    keep(1);
+    assert_eq!(taken(&web, id), []);
+    keep(6 << 10);
+    took(&web, id, "new", "medium", of);
+    keep(2 << 10);
+    took(&web, id, "new", "high", of);
+    keep(1500);
+    took(&web, id, "new", "critical", of);
+    let _receiving = Program::new(crate::common::newest_bin(17, "pg_receivewal"))
+        .args(["--slot", "pitr", "-d", &cluster.conninfo("postgres"), "-D"])
+        .arg(site.sandbox().dir("received"))
+        .spawn();
+    let kept = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) < 3000000 from pg_replication_slots";
+    wait_until(PATIENCE, "the slot has moved", || {
+        cluster.query_one_string(kept) == "t"
+    });
+    keep(1);
+    took(&web, id, "resolved", "critical", of);
 }

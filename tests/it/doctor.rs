@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::common::mount::SmallDisk;
 use crate::common::{
     Cluster, PATIENCE, Program, Site, Stop, paths_below, reception, user, wait_until,
 };
-use crate::per_major;
 use crate::ship::{has_worker, noted, spool_of};
+use crate::{per_major, require_mounts};
 
 /// A cluster with nothing to complain of, archiving, with a backup.
 fn healthy(major: u32) -> (Site, Cluster) {
@@ -800,4 +801,160 @@ fn d_a_zone_that_is_none_and_a_server_elsewhere_are_told_as_what_they_are() {
     );
     let fix = finding(&json, "configuration", "pgdata")["fix"].to_string();
     assert!(!fix.contains("lost"), "{fix}");
+}
+
+#[test]
+fn a_standby_that_cannot_catch_up_or_follow_is_told_what_to_set() {
+    let (site, primary) = Site::with_cluster(17);
+    primary.archive_now();
+    let standby = Cluster::builder(17)
+        .standby_of(&primary)
+        .without_fsync()
+        .option("recovery_target_timeline", "current")
+        .start();
+    let json = || {
+        let doctor = doctor(&site);
+        let doctor = doctor.env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"));
+        doctor.run().json()
+    };
+    let said = json();
+    let name = "restore_command";
+    bad(
+        &said,
+        "warn",
+        "server",
+        name,
+        "falls behind",
+        "pitr-restore",
+    );
+    let fix = finding(&said, "server", name)["fix"].as_str().unwrap();
+    let (fix, _) = fix.split_once(';').unwrap();
+    let fix = fix.to_owned();
+    let name = "recovery_target_timeline";
+    bad(&said, "warn", "server", name, "new primary", "latest");
+    standby.sql("alter system set restore_command = 'cp /nowhere/%f %p'");
+    standby.reload();
+    wait_until(PATIENCE, "another command is told", || {
+        finding(&json(), "server", "restore_command")["value"] == "cp /nowhere/%f %p"
+    });
+    let cause = "does not ask the repositories";
+    bad(
+        &json(),
+        "warn",
+        "server",
+        "restore_command",
+        cause,
+        "pitr-restore",
+    );
+    // The standby takes the command that doctor prints.
+    standby.sql(&fix);
+    standby.reload();
+    wait_until(PATIENCE, "it is well", || {
+        finding(&json(), "server", "restore_command")["level"] == "ok"
+    });
+}
+
+#[test]
+fn slots_of_others_without_a_limit_are_told_when_nobody_reads_them() {
+    let cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("max_wal_size", "2MB")
+        .start();
+    let site = Site::new(&cluster);
+    reception::configure(
+        &site,
+        &cluster.conninfo("postgres"),
+        &site.sandbox().join("journal"),
+    );
+    let slots = || {
+        let json = doctor(&site).run().json();
+        let all = json["findings"].as_array().unwrap().clone();
+        all.into_iter().find(|one| one["group"] == "slots")
+    };
+    assert_eq!(slots(), None);
+    cluster.sql("select pg_create_physical_replication_slot('debezium', true)");
+    let told = slots().unwrap();
+    assert_eq!(told["level"], "warn", "{told}");
+    let value = told["value"].as_str().unwrap();
+    assert!(
+        value.starts_with("\"debezium\" (not in use) keeps "),
+        "{told}"
+    );
+    let fix = told["fix"].as_str().unwrap();
+    assert!(
+        fix.contains("pg_drop_replication_slot('debezium')"),
+        "{told}"
+    );
+    // One that is in use, and does not keep up: it is stopped.
+    let reading = Program::new(crate::common::newest_bin(17, "pg_receivewal"))
+        .args([
+            "--slot",
+            "debezium",
+            "-d",
+            &cluster.conninfo("postgres"),
+            "-D",
+        ])
+        .arg(site.sandbox().dir("received"))
+        .spawn();
+    wait_until(PATIENCE, "it is in use and near", || slots().is_none());
+    reading.signal(rustix::process::Signal::STOP);
+    let write = "select pg_logical_emit_message(true, 'fill', repeat('x', 4000000))";
+    cluster.sql(write);
+    let told = slots().unwrap();
+    let value = told["value"].as_str().unwrap();
+    assert!(value.starts_with("\"debezium\" (in use) keeps "), "{told}");
+    reading.signal(rustix::process::Signal::CONT);
+    cluster.alter_system("max_slot_wal_keep_size", "1GB");
+    cluster.reload();
+    wait_until(PATIENCE, "there is a limit", || {
+        let sql = "show max_slot_wal_keep_size";
+        cluster.query_one_string(sql) == "1GB"
+    });
+    assert_eq!(slots(), None);
+}
+
+#[test]
+fn a_disk_of_pg_wal_without_room_for_four_busy_hours_is_told() {
+    require_mounts!("a_disk_of_pg_wal_without_room_for_four_busy_hours_is_told");
+    let disk = SmallDisk::new(120, 1000);
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let (site, mut cluster) = Site::with_cluster_of(builder);
+    for _ in 0..12 {
+        cluster.sql("select pg_logical_emit_message(true, 'fill', repeat('x', 100000))");
+        cluster.archive_now();
+    }
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let room = || finding(&doctor(&site).run().json(), "repository", "room of pg_wal").clone();
+    let told = room();
+    assert_eq!(told["level"], "ok", "{told}");
+    assert!(
+        told["value"]
+            .as_str()
+            .unwrap()
+            .contains("in the busiest hour"),
+        "{told}"
+    );
+    // It lies on a small disk from now on.
+    cluster.stop(Stop::Fast);
+    let (wal, there) = (cluster.pgdata().join("pg_wal"), disk.path().join("wal"));
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(&wal)
+        .arg(&there)
+        .status();
+    assert!(copied.unwrap().success());
+    std::fs::remove_dir_all(&wal).unwrap();
+    std::os::unix::fs::symlink(&there, &wal).unwrap();
+    cluster.start();
+    disk.leave_free(20 << 20);
+    let json = doctor(&site).run().json();
+    bad(
+        &json,
+        "warn",
+        "repository",
+        "room of pg_wal",
+        "the server stops",
+        "four hours",
+    );
 }

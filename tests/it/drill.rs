@@ -134,7 +134,8 @@ fn y01_a_drill_proves_recovery_and_info_shows_it(major: u32) {
     assert_eq!(proven["backup"], json["backup"], "{info}");
     assert_eq!(proven["reached_time"], json["reached_time"], "{info}");
     let text = drilled.site.pitr().arg("info").run().success();
-    text.expect_stdout("recovery proven: ");
+    text.expect_stdout("recovery proven: ")
+        .expect_stdout(", by a drill of local in ");
     drilled.site.pitr().args(["verify"]).run().success();
 }
 per_major!(y01_a_drill_proves_recovery_and_info_shows_it);

@@ -17,6 +17,7 @@ mod agent_claims;
 mod agent_week;
 mod alert;
 mod alert_conditions;
+mod alert_heartbeat;
 mod alert_mail;
 mod archive;
 mod archive_faults;

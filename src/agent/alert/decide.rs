@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Severity, Sink};
+use super::heartbeat::Beat;
+use crate::config::{Severity, Sink, SinkKind};
 use crate::pg::time::TimestampTz;
 
 /// Something that is wrong now.
@@ -108,6 +109,9 @@ pub struct Book {
     pub open: BTreeMap<String, Open>,
     /// Sinks by name.
     pub failing: BTreeMap<String, Failing>,
+    /// The last heartbeats, by sink.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub beats: BTreeMap<String, Beat>,
 }
 
 impl Open {
@@ -144,7 +148,7 @@ pub fn decide(
             .and_then(|c| c.about.as_deref());
         for sink in sinks
             .iter()
-            .filter(|sink| Some(sink.name.as_str()) != about)
+            .filter(|sink| Some(sink.name.as_str()) != about && sink.kind != SinkKind::Heartbeat)
         {
             if let Some(event) = open.event(now, sink) {
                 notices.push(Notice {
@@ -194,6 +198,7 @@ impl Book {
         }
         self.open.retain(|_, open| open.is_open());
         self.failing.retain(|sink, _| names.contains(sink.as_str()));
+        self.beats.retain(|sink, _| names.contains(sink.as_str()));
     }
 
     /// Notes that a notice is about to go to its sink. Told of its condition or not, the sink then hears that the condition ended.
@@ -215,18 +220,27 @@ impl Book {
         self.open.retain(|_, open| open.is_open());
     }
 
+    /// Notes that a sink takes nothing, or takes something again.
+    pub fn fail(&mut self, sink: &str, now: TimestampTz, error: Option<String>) {
+        let Some(error) = error else {
+            self.failing.remove(sink);
+            return;
+        };
+        let failing = self.failing.entry(sink.to_owned());
+        let failing = failing.or_insert_with(|| Failing {
+            since: now,
+            error: String::new(),
+        });
+        failing.error = error;
+    }
+
     /// Notes what became of a notice.
     pub fn note(&mut self, notice: &Notice, now: TimestampTz, error: Option<String>) {
-        if let Some(error) = error {
-            let failing = self.failing.entry(notice.sink.clone());
-            let failing = failing.or_insert_with(|| Failing {
-                since: now,
-                error: String::new(),
-            });
-            failing.error = error;
+        let is_taken = error.is_none();
+        self.fail(&notice.sink, now, error);
+        if !is_taken {
             return;
         }
-        self.failing.remove(&notice.sink);
         let Some(open) = self.open.get_mut(&notice.id) else {
             return;
         };
@@ -297,7 +311,6 @@ fn is_quiet(now: TimestampTz, sink: &Sink) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::SinkKind;
     use std::time::Duration;
 
     fn time(text: &str) -> TimestampTz {

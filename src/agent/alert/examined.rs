@@ -123,6 +123,7 @@ fn severity(finding: &Finding, repositories: &[&str]) -> Option<Severity> {
         || (finding.group == "repository" && repositories.contains(&finding.name.as_str()));
     match finding.level {
         Level::Fail if !is_looked_at => Some(Severity::Critical),
+        Level::Warn if finding.is_urgent => Some(Severity::High),
         Level::Warn if WARNINGS.iter().any(is_of) => Some(Severity::Medium),
         _ => None,
     }

@@ -1,4 +1,4 @@
-//! One POST over HTTP or HTTPS. Errors have the host at most: the rest of the URL of a webhook is its secret.
+//! One request over HTTP or HTTPS. Errors have the host at most: the rest of the URL of a webhook is its secret.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,17 @@ use tokio_rustls::TlsConnector;
 use crate::err;
 use crate::error::{Error, Result};
 
+/// Asks for a URL; any status but one of success is an error.
+pub(super) fn get(url: &str, deadline: Duration) -> Result<()> {
+    request(url, None, deadline)
+}
+
 /// Sends a body of JSON; any status but one of success is an error.
 pub(super) fn post(url: &str, body: Vec<u8>, deadline: Duration) -> Result<()> {
+    request(url, Some(body), deadline)
+}
+
+fn request(url: &str, body: Option<Vec<u8>>, deadline: Duration) -> Result<()> {
     let uri: Uri = url
         .parse()
         .map_err(|_| err!(Config, "the url of the sink is none"))?;
@@ -39,7 +48,7 @@ pub(super) fn post(url: &str, body: Vec<u8>, deadline: Duration) -> Result<()> {
     })
 }
 
-async fn send(uri: &Uri, host: &str, body: Vec<u8>) -> Result<()> {
+async fn send(uri: &Uri, host: &str, body: Option<Vec<u8>>) -> Result<()> {
     let is_secure = match uri.scheme_str() {
         Some("https") => true,
         Some("http") => false,
@@ -77,7 +86,7 @@ fn connector() -> Result<TlsConnector> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-async fn exchange<S>(stream: S, uri: &Uri, host: &str, body: Vec<u8>) -> Result<()>
+async fn exchange<S>(stream: S, uri: &Uri, host: &str, body: Option<Vec<u8>>) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -91,11 +100,14 @@ where
     // A name and a password before the host are no part of its name.
     let authority = authority.rsplit('@').next().unwrap_or(authority);
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    let request = Request::post(path)
+    let request = match body {
+        Some(_) => Request::post(path).header(CONTENT_TYPE, "application/json"),
+        None => Request::get(path),
+    };
+    let request = request
         .header(HOST, authority)
         .header(USER_AGENT, concat!("pitr/", env!("CARGO_PKG_VERSION")))
-        .header(CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(Bytes::from(body.unwrap_or_default())))
         .map_err(|_| err!(Config, "the url of the sink is none"))?;
     let response = sender.send_request(request).await.map_err(failed)?;
     match response.status() {

@@ -7,6 +7,7 @@ pub mod condition;
 mod counted;
 pub mod decide;
 pub mod examined;
+pub mod heartbeat;
 mod http;
 mod mail;
 pub mod payload;
@@ -32,6 +33,7 @@ use crate::fault;
 use crate::lock;
 use crate::operate::metrics::Metrics;
 use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
 
 /// The file of the notices that were taken, below `state_dir`.
 const FILE: &str = "alerts.json";
@@ -168,6 +170,7 @@ pub fn tell(
     settings: &Settings,
     (told, _turn): (&Notices, &Turn),
     mut conditions: Vec<Condition>,
+    success: Option<TimestampTz>,
 ) -> Result<()> {
     if settings.alerts.is_empty() {
         return Ok(());
@@ -236,6 +239,9 @@ pub fn tell(
             }
         }
     });
+    if heartbeat::beat(session, (&settings.alerts, &mut book), &conditions, success) {
+        kept = kept.and(told.write(&book, session));
+    }
     if !waiting.is_empty() {
         for notice in waiting {
             book.withdraw(notice, &earlier);

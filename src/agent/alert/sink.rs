@@ -37,12 +37,24 @@ const SECRET_BYTES: u64 = 8 << 10;
 /// # Errors
 /// `Unreachable`, `Denied` or `Server` as the sink fails; `Deadline`; `Config` for a file that cannot be read. No error has a secret.
 pub fn deliver(sink: &Sink, notice: &Notice) -> Result<()> {
-    let limit = limit(sink.kind);
     let (own, copy) = (sink.clone(), notice.clone());
+    within(limit(sink.kind), move || attempt(&own, &copy))
+}
+
+/// Sends a heartbeat, as [`deliver`] does a notice.
+///
+/// # Errors
+/// Those of [`deliver`].
+pub(super) fn beat(sink: &Sink) -> Result<()> {
+    let own = sink.clone();
+    within(limit(sink.kind), move || ping(&own))
+}
+
+fn within(limit: Duration, deliver: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
     let (done, ended) = channel();
     std::thread::spawn(move || {
         // Nobody listens any more where the time was over.
-        let _ = done.send(attempt(&own, &copy));
+        let _ = done.send(deliver());
     });
     ended.recv_timeout(limit).unwrap_or_else(|e| {
         Err(match e {
@@ -61,13 +73,15 @@ fn limit(kind: SinkKind) -> Duration {
     match kind {
         SinkKind::Command => fault::shortened(DEADLINE) + END,
         SinkKind::Email => fault::shortened(LETTER),
-        SinkKind::Webhook(_) | SinkKind::Syslog => fault::shortened(DEADLINE) + GRACE,
+        SinkKind::Webhook(_) | SinkKind::Syslog | SinkKind::Heartbeat => {
+            fault::shortened(DEADLINE) + GRACE
+        }
     }
 }
 
-/// Returns how long a delivery takes at most, whatever its sink is.
+/// Returns how long a delivery takes at most, whatever its sink is, and the heartbeats behind it.
 pub(super) fn longest() -> Duration {
-    limit(SinkKind::Command)
+    limit(SinkKind::Command) + limit(SinkKind::Heartbeat)
 }
 
 fn attempt(sink: &Sink, notice: &Notice) -> Result<()> {
@@ -84,7 +98,14 @@ fn attempt(sink: &Sink, notice: &Notice) -> Result<()> {
         }
         SinkKind::Email => mail::send(sink, notice, &host, deadline),
         SinkKind::Syslog => log(sink, &payload::line(notice, &host), notice.severity),
+        // A test is a beat.
+        SinkKind::Heartbeat => ping(sink),
     }
+}
+
+fn ping(sink: &Sink) -> Result<()> {
+    let url = url(sink, Shape::Generic)?;
+    http::get(url.expose(), fault::shortened(DEADLINE))
 }
 
 fn url(sink: &Sink, shape: Shape) -> Result<Secret> {

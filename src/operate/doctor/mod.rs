@@ -18,6 +18,7 @@ use crate::error::Result;
 
 mod archiver;
 mod audit;
+mod busiest_hour;
 mod content;
 mod loss;
 mod receiver;

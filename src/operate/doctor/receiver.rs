@@ -9,8 +9,9 @@ use crate::operate::human;
 use crate::operate::receiver::SLOT_DEFAULT;
 use crate::operate::server::Server;
 
-/// Shares of the limit, in percent, from which on kept WAL is a warning and a failure.
+/// Shares of the limit, in percent, from which on kept WAL is a warning, an urgent one, and a failure.
 const WARN_PERCENT: u64 = 50;
+const URGENT_PERCENT: u64 = 75;
 const FAIL_PERCENT: u64 = 90;
 
 /// The slot as the server describes it.
@@ -71,6 +72,54 @@ pub(super) fn look(
     Ok(())
 }
 
+/// Looks at slots of others: without a limit, one that nobody reads fills the disk of pg_wal.
+pub(super) fn others(
+    found: &mut Findings,
+    server: &mut Server,
+    cluster: &Cluster,
+    in_recovery: bool,
+) -> Result<()> {
+    let own = cluster.receive.slot.as_deref().unwrap_or(SLOT_DEFAULT);
+    let end = end_of_wal(in_recovery);
+    // A slot in use is far behind once it keeps more than the server keeps by itself: max_wal_size, in MiB.
+    let rows = server.query(&format!(
+        "select slot_name, active, kept from (select slot_name, active, \
+         greatest(0, pg_catalog.pg_wal_lsn_diff({end}, restart_lsn))::bigint as kept \
+         from pg_catalog.pg_replication_slots where not temporary and restart_lsn is not null and slot_name <> '{own}') s \
+         where (not active or kept > (select setting::bigint << 20 from pg_catalog.pg_settings where name = 'max_wal_size')) \
+         and (select setting from pg_catalog.pg_settings where name = 'max_slot_wal_keep_size') = '-1' order by kept desc, slot_name"
+    ))?;
+    let mut shown = Vec::new();
+    for row in 0..rows.rows.len() {
+        let name = rows.text(row, 0)?.unwrap_or_default();
+        let used = match rows.text(row, 1)? {
+            Some("t") => "in use",
+            _ => "not in use",
+        };
+        let kept: u64 = rows.value(row, 2)?;
+        shown.push(format!("\"{name}\" ({used}) keeps {}", human::size(kept)));
+    }
+    let Some(first) = rows.text(0, 0).ok().flatten().filter(|_| !shown.is_empty()) else {
+        return Ok(());
+    };
+    found.begin("slots");
+    found.warn(
+        "slots of others",
+        shown.join(", "),
+        "max_slot_wal_keep_size is -1: pg_wal grows until its disk is full, and then the server stops",
+        format!("alter system set max_slot_wal_keep_size = '…GB'; select pg_reload_conf(); a slot that nobody needs: select pg_drop_replication_slot('{first}')"),
+    );
+    Ok(())
+}
+
+/// The end of WAL, as SQL.
+fn end_of_wal(in_recovery: bool) -> &'static str {
+    match in_recovery {
+        true => "pg_catalog.pg_last_wal_replay_lsn()",
+        false => "pg_catalog.pg_current_wal_lsn()",
+    }
+}
+
 /// The most WAL that slots may keep; `None` without a limit.
 fn limit(found: &mut Findings, server: &mut Server) -> Result<Option<u64>> {
     // In MiB; -1 for none (src/backend/utils/misc/guc_tables.c).
@@ -97,11 +146,7 @@ fn limit(found: &mut Findings, server: &mut Server) -> Result<Option<u64>> {
 }
 
 fn slot(server: &mut Server, name: &str, in_recovery: bool) -> Result<Option<Slot>> {
-    let end = if in_recovery {
-        "pg_catalog.pg_last_wal_replay_lsn()"
-    } else {
-        "pg_catalog.pg_current_wal_lsn()"
-    };
+    let end = end_of_wal(in_recovery);
     // Names of slots have no character that would need a quote.
     let rows = server.query(&format!(
         "select active, wal_status = 'lost', greatest(0, coalesce(pg_catalog.pg_wal_lsn_diff({end}, restart_lsn), 0))::bigint \
@@ -130,6 +175,10 @@ fn kept(found: &mut Findings, kept_bytes: u64, limit_bytes: Option<u64>, pgdata:
     let fix = "start pitr receive, or see why it is behind: pitr info";
     match share {
         FAIL_PERCENT.. => found.fail("kept WAL", value, cause, fix),
+        URGENT_PERCENT.. => {
+            found.warn("kept WAL", value, cause, fix);
+            found.urgent();
+        }
         WARN_PERCENT.. => found.warn("kept WAL", value, cause, fix),
         _ => found.ok("kept WAL", value),
     }
@@ -156,5 +205,11 @@ mod tests {
         assert_eq!(level(899), Level::Warn);
         assert_eq!(level(900), Level::Fail);
         assert_eq!(level(u64::MAX), Level::Fail);
+        let is_urgent = |kept_bytes| {
+            let mut found = Findings::default();
+            kept(&mut found, kept_bytes, Some(1000), None);
+            found.all[0].is_urgent
+        };
+        assert!(!is_urgent(749) && is_urgent(750));
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::server::Seen;
-use super::{Findings, archiver, recipients};
+use super::{Findings, archiver, busiest_hour, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::Result;
@@ -51,6 +51,7 @@ pub(super) fn look<'a>(
     let mut opened = Vec::new();
     let mut readers = Vec::new();
     let mut identifier = None;
+    let mut has_room = false;
     found.begin("repository");
     if settings.repositories.is_empty() {
         found.fail(
@@ -98,6 +99,14 @@ pub(super) fn look<'a>(
                 match content(found, about, &repository, &layout, helps, session) {
                     Ok(inventory) if configured.required => {
                         archived(found, &inventory, pgdata, seen);
+                        let local = pgdata.filter(|_| !has_room);
+                        has_room |= local.is_some();
+                        let looked = local.map(|pgdata| {
+                            busiest_hour::look(found, &repository, &inventory, pgdata)
+                        });
+                        if let Some(Err(e)) = looked {
+                            found.error("room of pg_wal", &e);
+                        }
                     }
                     Ok(_) => {}
                     Err(e) => found.error("content", &e),

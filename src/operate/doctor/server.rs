@@ -56,7 +56,7 @@ struct Written {
 type Values = BTreeMap<String, Setting>;
 
 const NAMES: &str = "'wal_level', 'archive_mode', 'archive_command', 'archive_library', 'archive_timeout', 'full_page_writes', 'fsync', \
-    'data_checksums', 'max_wal_senders', 'data_directory'";
+    'data_checksums', 'max_wal_senders', 'data_directory', 'restore_command', 'recovery_target_timeline'";
 
 pub(super) fn look(
     found: &mut Findings,
@@ -119,6 +119,9 @@ fn ask(
             "primary"
         },
     );
+    if seen.in_recovery {
+        standby(found, &values, settings, cluster);
+    }
     seen.ours = composed(settings, cluster);
     seen.needs_name = needs_name(settings, seen.pgdata.as_deref());
     let written = written(server, "archive_mode");
@@ -130,7 +133,8 @@ fn ask(
     seen.timeline = rights(found, server, &values, cluster)?;
     clock(found, server, session)?;
     let pgdata = cluster.pgdata.as_deref().or(seen.pgdata.as_deref());
-    receiver::look(found, server, cluster, seen.in_recovery, pgdata)
+    receiver::look(found, server, cluster, seen.in_recovery, pgdata)?;
+    receiver::others(found, server, cluster, seen.in_recovery)
 }
 
 fn values(server: &mut Server) -> Result<Values> {
@@ -158,6 +162,54 @@ fn written(server: &mut Server, name: &str) -> Option<Written> {
         value: rows.text(0, 0).ok()??.to_owned(),
         place: rows.text(0, 1).ok()??.to_owned(),
     })
+}
+
+/// Whether a standby gets from the archive what its primary has removed, and follows a promotion.
+fn standby(found: &mut Findings, values: &Values, settings: &Settings, cluster: &Cluster) {
+    // A role that may not read all settings has a finding of its own.
+    let get = |name: &str| values.get(name).map(|s| s.value.as_str());
+    if let Some(command) = get("restore_command") {
+        let fetch = fetched(settings, cluster);
+        let fix = fetch.map_or("set restore_command to pitr-restore".to_owned(), |ours| {
+            alter("restore_command", &ours)
+        });
+        match command {
+            "" => found.warn(
+                "restore_command",
+                "empty",
+                "a standby that falls behind needs WAL that the primary may have removed: it stops there, and is made anew",
+                fix,
+            ),
+            command if !command.contains("pitr-restore") => found.warn(
+                "restore_command",
+                command,
+                "it does not ask the repositories of pitr",
+                fix,
+            ),
+            command => found.ok("restore_command", command),
+        }
+    }
+    match get("recovery_target_timeline") {
+        Some("latest") => found.ok("recovery_target_timeline", "latest"),
+        Some(other) => found.warn(
+            "recovery_target_timeline",
+            other,
+            "after a failover this standby does not follow the new primary",
+            alter("recovery_target_timeline", "latest"),
+        ),
+        None => {}
+    }
+}
+
+/// The restore_command of a standby of the cluster.
+fn fetched(settings: &Settings, cluster: &Cluster) -> Option<String> {
+    let program = std::env::current_exe().ok()?.parent()?.join("pitr-restore");
+    let archive = compose(
+        &program,
+        settings.path.as_deref()?,
+        Some(cluster.name.as_str()),
+    );
+    Some(format!("{} %f %p", archive.strip_suffix(" %p")?))
 }
 
 /// The archive_command that `pitr init` would print.

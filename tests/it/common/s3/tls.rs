@@ -2,8 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
@@ -39,6 +39,10 @@ impl Authority {
         Authority { issuer, pem }
     }
 
+    fn acceptor(&self, says: &Says) -> tokio_rustls::TlsAcceptor {
+        Arc::new(self.server(says)).into()
+    }
+
     /// Settings of a server with such a certificate.
     fn server(&self, says: &Says) -> ServerConfig {
         let mut params = CertificateParams::new(vec![says.host.to_owned()]).unwrap();
@@ -63,6 +67,7 @@ impl Authority {
 pub struct Tls {
     runtime: Option<Runtime>,
     address: SocketAddr,
+    acceptor: Arc<Mutex<tokio_rustls::TlsAcceptor>>,
 }
 
 impl Tls {
@@ -72,14 +77,15 @@ impl Tls {
             .enable_all()
             .build()
             .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(authority.server(says)));
+        let acceptor = Arc::new(Mutex::new(authority.acceptor(says)));
+        let present = Arc::clone(&acceptor);
         let inner = server.address;
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"));
         let listener = listener.unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
+                let acceptor = present.lock().unwrap().clone();
                 tokio::spawn(async move {
                     let Ok(mut outer) = acceptor.accept(stream).await else {
                         return;
@@ -93,7 +99,13 @@ impl Tls {
         Tls {
             runtime: Some(runtime),
             address,
+            acceptor,
         }
+    }
+
+    /// Shows another certificate from now on.
+    pub fn renew(&self, authority: &Authority, says: &Says) {
+        *self.acceptor.lock().unwrap() = authority.acceptor(says);
     }
 
     /// Its URL, by name.
