@@ -59,7 +59,7 @@ pub enum Command {
     /// Delete an erasure that was recorded by mistake
     ///
     /// It is deleted in every repository of the configuration, or in the one that --repository names, with an account that may delete there. Copies that are restored later keep what it erased.
-    /// "pitr expire" deletes erasures by itself than which no backup is older. Without --confirm nothing is changed.
+    /// "pitr expire" deletes an erasure by itself once every backup has it. Without --confirm nothing is changed.
     ///
     /// Example: pitr erasure remove 20261120T064049.123456Z-0f1e2d3c4b5a6978 --confirm
     Remove {
@@ -74,10 +74,10 @@ pub enum Command {
     /// Run the erasures on a restored copy before it accepts connections
     ///
     /// Starts the copy where nobody else reaches it, lets recovery end at its target, runs every script that the copy does not have in order of time, and
-    /// stops it. A script that fails is rolled back, and keeps no other from being run. Run it again after an interruption or a failure: scripts run again.
+    /// stops it. A script that fails keeps no other from being run; what it did is rolled back, unless it committed itself. Run it again after an interruption or a failure: scripts run again.
     /// Without --confirm it shows which scripts there are, and changes nothing.
     ///
-    /// Exit status 1 when a script failed, 10 when a repository did not answer: let nobody connect then.
+    /// Exit status 1 when a script failed, 10 when a repository did not answer or the copy lacks a database: let nobody connect then.
     ///
     /// Example: pitr erasure apply --pgdata /var/lib/postgresql/17/restored --confirm
     Apply(ApplyArgs),
@@ -109,6 +109,14 @@ pub struct ApplyArgs {
     /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
     #[arg(long, value_name = "DIR")]
     pub bin: Option<PathBuf>,
+
+    /// An erasure that is left out; several times for several
+    #[arg(long, value_name = "ID", value_parser = id)]
+    pub skip: Vec<String>,
+
+    /// Run those, too, that only a repository has in which nothing proves who recorded them
+    #[arg(long)]
+    pub unproven: bool,
 
     /// Run them
     #[arg(long, conflicts_with = "dry_run")]
@@ -272,7 +280,13 @@ struct Answer<'a> {
 }
 
 fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
-    let mut prepared = apply::prepare(&cx.session, &args.pgdata, args.bin.as_deref())?;
+    let asked = apply::Asked {
+        pgdata: args.pgdata.clone(),
+        bin: args.bin.clone(),
+        skipped: args.skip.clone(),
+        is_unproven_allowed: args.unproven,
+    };
+    let mut prepared = apply::prepare(&cx.session, &asked)?;
     let failures = std::mem::take(&mut prepared.listing.failures);
     let listing = &prepared.listing;
     if !cx.out.is_json() {
@@ -310,12 +324,16 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
         return Err(err!(Server, "{failed} of {} failed", human::count(applied.len() as u64, "erasure"))
             .hint("The copy holds what they erase: let nobody connect. Its server is stopped.\nRun what failed by hand where nobody else is connected (pitr erasure show ID), or record a better script, remove the wrong one, and run this again."));
     }
+    let is_elsewhere = applied.iter().any(|a| a.outcome == Outcome::NoDatabase);
+    if is_elsewhere {
+        cx.out.warn("the copy lacks a database of an erasure: it is older than the database, or has it under another name, and then run the script there by hand (pitr erasure show ID)");
+    }
     if is_any && !args.confirm && !args.dry_run {
         return Err(unconfirmed(
             "The scripts that the copy does not have would be run on it, in private.",
         ));
     }
-    partial_unless(is_whole)
+    partial_unless(is_whole && !is_elsewhere)
 }
 
 fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
@@ -324,6 +342,8 @@ fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
             Outcome::Applied => "applied".to_owned(),
             Outcome::Contained => "not needed: the copy was recovered beyond it".to_owned(),
             Outcome::Failed(why) => format!("failed: {why}"),
+            Outcome::NoDatabase => "the copy has no such database".to_owned(),
+            Outcome::Skipped => "left out (--skip)".to_owned(),
         };
         cx.out.line(&format!(
             "{} in database {}: {became}",

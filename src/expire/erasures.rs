@@ -2,15 +2,17 @@
 
 use crate::error::{Code, Result};
 use crate::host::Host;
+use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::History;
 use crate::repo::clock::MAY_DIFFER;
-use crate::repo::erasure;
+use crate::repo::erasure::{self, Erasure};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::wal::inventory::Inventory;
 
-/// Deletes the erasures of a name that are older than each of its backups, whichever system identifier these have: a backup from before
-/// pg_upgrade needs the erasures that came after it. Returns how many went; objects that the store keeps stay.
+/// Deletes the erasures of a name that each of its backups has, whichever system identifier these have: a backup from before pg_upgrade needs
+/// the erasures that came after it. Returns how many went; objects that the store keeps stay.
 ///
 /// # Errors
 /// Other errors of the store.
@@ -25,7 +27,7 @@ pub fn forget(repository: &Repository, name: &str, host: &Host) -> Result<u64> {
     if found.is_empty() {
         return Ok(0);
     }
-    let Some(oldest) = oldest_backup(repository, &clusters)? else {
+    let Some(backups) = backups(repository, &clusters)? else {
         return Ok(0);
     };
     let mut gone = 0;
@@ -38,13 +40,19 @@ pub fn forget(repository: &Repository, name: &str, host: &Host) -> Result<u64> {
         };
         let Some(stored) = stored else { continue };
         let recorded = match erasure::read(store, layout, &one.name) {
-            Ok(read) => read.map(|erasure| erasure.time),
+            Ok(read) => read,
             // The store's time tells of one that cannot be read.
             Err(e) if e.is_damage() || e.code() == Code::Key => None,
             Err(e) => return Err(e),
         };
-        let latest = recorded.map_or(stored.modified, |time| time.max(stored.modified));
-        if oldest <= latest.saturating_add(MAY_DIFFER) {
+        let needs = |backup: &Begun| {
+            !backup.has(
+                layout.system_identifier(),
+                recorded.as_ref(),
+                stored.modified,
+            )
+        };
+        if backups.is_empty() || backups.iter().any(needs) {
             continue;
         }
         match store.delete(&key) {
@@ -55,15 +63,37 @@ pub fn forget(repository: &Repository, name: &str, host: &Host) -> Result<u64> {
     Ok(gone)
 }
 
-/// The beginning of the oldest backup, also of one that runs; none where there is none, and where one cannot be read: nothing goes then.
-fn oldest_backup(
-    repository: &Repository,
-    clusters: &[ClusterLayout],
-) -> Result<Option<TimestampTz>> {
-    let mut oldest: Option<TimestampTz> = None;
+/// The beginning of a backup.
+struct Begun {
+    system_identifier: u64,
+    time: TimestampTz,
+    /// None of one that runs.
+    position: Option<(History, Lsn)>,
+}
+
+impl Begun {
+    /// Whether the backup has an erasure. Its own cluster's position tells; clocks where there is none.
+    fn has(&self, identifier: u64, erasure: Option<&Erasure>, stored: TimestampTz) -> bool {
+        match (erasure, &self.position) {
+            (Some(erasure), Some((history, lsn)))
+                if erasure.lsn.is_some() && identifier == self.system_identifier =>
+            {
+                erasure.is_within(history, *lsn)
+            }
+            _ => {
+                let latest = erasure.map_or(stored, |erasure| erasure.time.max(stored));
+                self.time > latest.saturating_add(MAY_DIFFER)
+            }
+        }
+    }
+}
+
+/// The beginnings of all backups, also of those that run; none where one cannot be read: nothing goes then.
+fn backups(repository: &Repository, clusters: &[ClusterLayout]) -> Result<Option<Vec<Begun>>> {
+    let mut all = Vec::new();
     for layout in clusters {
-        let identifier = Some(layout.system_identifier());
-        let inventory = match Inventory::read(repository, layout.name(), identifier) {
+        let system_identifier = layout.system_identifier();
+        let inventory = match Inventory::read(repository, layout.name(), Some(system_identifier)) {
             // Somebody made a folder of that name.
             Err(e) if e.code() == Code::NotFound => continue,
             inventory => inventory?,
@@ -71,15 +101,27 @@ fn oldest_backup(
         if !inventory.unreadable.is_empty() || !inventory.lost.is_empty() {
             return Ok(None);
         }
+        for (id, _) in &inventory.begun {
+            let Some(time) = id.time() else {
+                return Ok(None);
+            };
+            all.push(Begun {
+                system_identifier,
+                time,
+                position: None,
+            });
+        }
         // A compacted backup has a new id, and the time of its content.
-        let begun = inventory.begun.iter().map(|(id, _)| id.time());
-        let started = inventory.backups.iter().map(|b| Some(b.start_time));
-        for time in begun.chain(started) {
-            let Some(time) = time else { return Ok(None) };
-            oldest = Some(oldest.map_or(time, |known| known.min(time)));
+        for backup in &inventory.backups {
+            let history = inventory.history(backup.start_timeline);
+            all.push(Begun {
+                system_identifier,
+                time: backup.start_time,
+                position: history.ok().map(|history| (history, backup.start_lsn)),
+            });
         }
     }
-    Ok(oldest)
+    Ok(Some(all))
 }
 
 /// Deletes one erasure on request; whether it was there.

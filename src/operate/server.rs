@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::runtime::Runtime;
 
 use crate::error::Result;
+use crate::pg::timeline::{History, TimelineId};
 use crate::progress::Silent;
 use crate::wire::client::{Client, Rows, Session, SystemIdentity};
 use crate::wire::conninfo::{ConnInfo, Environment};
@@ -137,4 +138,20 @@ pub fn identify(conninfo: &str) -> Result<SystemIdentity> {
         let mut client = Client::connect(&info, Session::Replication, Arc::new(Silent)).await?;
         client.identify_system().await
     })
+}
+
+/// Asks a server for the history of a timeline over a connection for replication; timeline 1 has nothing before it.
+///
+/// # Errors
+/// Those of [`ConnInfo::resolve`], [`Client::connect`] and [`Client::timeline_history`]; `Damaged` for one that cannot be read.
+pub fn history(conninfo: &str, timeline: TimelineId) -> Result<History> {
+    if timeline == TimelineId::FIRST {
+        return Ok(History::root(timeline));
+    }
+    let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
+    let told = runtime::start()?.block_on(async {
+        let mut client = Client::connect(&info, Session::Replication, Arc::new(Silent)).await?;
+        client.timeline_history(timeline).await
+    })?;
+    History::parse(timeline, &told.content)
 }

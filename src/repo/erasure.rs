@@ -16,6 +16,8 @@ const KIND: &str = "erasure";
 const SCRIPT_BYTES_MAX: usize = 64 << 10;
 /// Greatest length of the name of a database: NAMEDATALEN of PostgreSQL, without its end.
 const NAME_BYTES_MAX: usize = 63;
+/// Greatest length of a reason.
+const REASON_BYTES_MAX: usize = 1000;
 
 /// A script that erased somebody in production, and the moment by which it had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,21 +35,58 @@ pub struct Erasure {
     pub reason: Option<String>,
     /// The database that the script belongs to.
     pub database: String,
+    /// Its OID; none where no server was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_oid: Option<u32>,
     /// The timeline of `lsn`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<TimelineId>,
     /// The server's position when the erasure was recorded; none where no server was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lsn: Option<Lsn>,
+    /// The timelines that lead to `timeline`, oldest first: its number alone may be another life's, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Left>,
     /// The script.
     pub sql: String,
 }
 
+/// A timeline, and where it was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The position at which the next one begins.
+    pub switch_lsn: Lsn,
+}
+
+/// The timelines that lead to one in a history, oldest first; none for a stranger.
+pub fn ancestors(history: &History, timeline: TimelineId) -> Option<Vec<Left>> {
+    let left = history.ancestors().iter().map(|a| Left {
+        timeline: a.timeline,
+        switch_lsn: a.switch_lsn,
+    });
+    let before = left.take_while(|left| left.timeline != timeline);
+    history.contains(timeline).then(|| before.collect())
+}
+
 impl Erasure {
+    /// Whether a history that ends at `end` has the WAL up to its position; never without one.
+    pub fn is_within(&self, history: &History, end: Lsn) -> bool {
+        let (Some(timeline), Some(lsn)) = (self.timeline, self.lsn) else {
+            return false;
+        };
+        ancestors(history, timeline).is_some_and(|own| own == self.ancestors)
+            && is_within((timeline, lsn), history, end)
+    }
+
     /// Requires what the format does of the fields; the reason why not, else.
     fn fault(&self) -> Option<&'static str> {
         let in_json = serde_json::to_string(&self.sql).map_or(usize::MAX, |text| text.len() - 2);
         let name = self.database.len();
+        let is_reason =
+            |text: &String| text.len() <= REASON_BYTES_MAX && !text.contains(['\n', '\r', '\0']);
+        let first = self.timeline.map(|timeline| timeline == TimelineId::FIRST);
         if self.sql.trim().is_empty() {
             Some("the script is empty")
         } else if in_json > SCRIPT_BYTES_MAX {
@@ -58,14 +97,18 @@ impl Erasure {
             Some("the name of a database has 1 to 63 bytes")
         } else if self.timeline.is_some() != self.lsn.is_some() {
             Some("a position has a timeline and an LSN")
+        } else if first.unwrap_or(true) != self.ancestors.is_empty() {
+            Some("the timelines before a later one belong to its position")
+        } else if !self.reason.as_ref().is_none_or(is_reason) {
+            Some("the reason is one line of at most 1,000 bytes")
         } else {
             None
         }
     }
 }
 
-/// Whether a history that ends at `end` has the WAL up to a position.
-pub fn is_within((timeline, lsn): (TimelineId, Lsn), history: &History, end: Lsn) -> bool {
+/// Whether a history that ends at `end` has the WAL up to a position on one of its timelines.
+fn is_within((timeline, lsn): (TimelineId, Lsn), history: &History, end: Lsn) -> bool {
     let path = history.path();
     let holder = path.iter().find(|part| part.timeline == timeline);
     holder.is_some_and(|part| {
@@ -158,6 +201,8 @@ mod tests {
             recorded_by: "ann".into(),
             reason: None,
             database: "app".into(),
+            database_oid: None,
+            ancestors: Vec::new(),
             timeline: position.and_then(|(timeline, _)| TimelineId::new(timeline)),
             lsn: position.map(|(_, lsn)| Lsn(lsn)),
             sql: sql.into(),
@@ -178,6 +223,29 @@ mod tests {
         assert!(!is_within(1, 90, 80), "recovery stopped before timeline 3");
         // The copy's own timeline begins where recovery ended: its number may be another copy's, too.
         assert!(!is_within(3, 101, 100));
+    }
+
+    #[test]
+    fn a_number_of_a_timeline_is_not_enough() {
+        let tli = |n| TimelineId::new(n).unwrap();
+        let of = |switch: u64| History::root(tli(1)).child(tli(2), Lsn(switch), b"");
+        let mut one = erasure("x", Some((2, 200)));
+        assert!(one.fault().is_some(), "what leads to it is not known");
+        one.ancestors = ancestors(&of(100), tli(2)).unwrap();
+        assert_eq!(one.fault(), None);
+        assert!(one.is_within(&of(100), Lsn(300)));
+        let later = of(100).child(tli(5), Lsn(250), b"");
+        assert!(one.is_within(&later, Lsn(300)));
+        assert!(
+            !one.is_within(&of(150), Lsn(300)),
+            "another life's timeline 2"
+        );
+        assert!(!one.is_within(&History::root(tli(1)), Lsn(300)));
+        assert!(!erasure("x", None).is_within(&of(100), Lsn(300)));
+        let mut first = erasure("x", Some((1, 50)));
+        assert!(first.is_within(&of(100), Lsn(300)));
+        first.reason = Some("a\nb".into());
+        assert!(first.fault().is_some());
     }
 
     #[test]

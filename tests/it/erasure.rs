@@ -249,11 +249,16 @@ fn a_script_that_fails_is_named_and_keeps_no_other_from_being_run() {
         ("x".repeat(70_000).into_bytes(), "64 KiB"),
         (vec![0xFF], "not UTF-8"),
         (b" \n".to_vec(), "is empty"),
+        (b"delete from a;\n\\connect other\n".to_vec(), "backslash"),
+        (b"BEGIN; delete from a; commit".to_vec(), "a transaction"),
     ] {
         let args = ["erasure", "add", "--database", "postgres", "--sql", "-"];
         let refused = shop.pitr(&args).stdin(sql).run();
         refused.expect_code(2).expect_stderr(why);
     }
+    let nowhere = ["erasure", "add", "--database", "nowhere", "--sql", "-"];
+    let refused = shop.pitr(&nowhere).stdin(ERASE_ONE).run();
+    refused.expect_code(2).expect_stderr("has no database");
     // A copy that pauses takes no writes.
     let pause = ["--target-action", "pause", "--to"];
     let restore = shop.read(&["restore", "--target-name", "before"]);
@@ -262,6 +267,58 @@ fn a_script_that_fails_is_named_and_keeps_no_other_from_being_run() {
     let refused = shop.apply("paused", &["--confirm"]).run();
     refused.expect_code(8).expect_stderr("promotion");
     assert!(shop.to("paused").join("recovery.signal").exists());
+}
+
+/// Names of databases change, and timelines and copies have numbers and names that others have, too.
+#[test]
+fn a_script_finds_its_own_database_and_runs_on_no_other_cluster() {
+    let mut shop = Shop::plain(17);
+    shop.cluster.sql("create database crm");
+    let crm = shop.cluster.client_of("crm");
+    crm.sql("create table person (id int); insert into person values (1)");
+    drop(crm);
+    shop.point("both");
+    shop.cluster.sql("alter database crm rename to sales");
+    // The server has another timeline now, which a promotion began.
+    shop.cluster.stop(Stop::Fast);
+    shop.cluster.append_config("restore_command", "/bin/false");
+    shop.cluster.touch("recovery.signal");
+    shop.cluster.start();
+    let args = ["erasure", "add", "--database", "sales", "--sql", "-"];
+    let add = shop.pitr(&args).stdin("delete from person");
+    add.run().success();
+    let erased = shop.erasures()[0].clone();
+    let id = erased["id"].as_str().unwrap().to_owned();
+    assert_eq!(erased["erasure"]["timeline"], 2, "{erased}");
+    let shown = shop.pitr(&["erasure", "show", &id, "--json"]).run();
+    let ancestors = shown.success().json()["ancestors"].clone();
+    assert_eq!(ancestors[0]["timeline"], 1, "{ancestors}");
+
+    shop.restore("both");
+    let run = shop.apply("both", &["--confirm", "--json"]).run();
+    assert_eq!(outcomes(&run.success()), [(id.clone(), "applied".into())]);
+    let mut copy = shop.open("both");
+    copy.start();
+    let left = copy.client_of("crm");
+    assert_eq!(left.query_one_string("select count(*) from person"), "0");
+    drop(left);
+    copy.stop(Stop::Fast);
+
+    // The backup is older than the database.
+    shop.restore("before");
+    let run = shop.apply("before", &["--confirm", "--json"]).run();
+    let run = run.expect_code(10).expect_stderr("lacks a database");
+    assert_eq!(outcomes(&run), [(id.clone(), "no_database".into())]);
+    let skip = ["--confirm", "--json", "--skip", &id];
+    let run = shop.apply("before", &skip).run().success();
+    assert_eq!(outcomes(&run), [(id, "skipped".into())]);
+
+    let guard = shop.to("before").join("pg_wal/pitr.guard");
+    let text = std::fs::read_to_string(&guard).unwrap();
+    let identifier = shop.cluster.system_identifier().to_string();
+    std::fs::write(&guard, text.replace(&identifier, "7")).unwrap();
+    let other = shop.apply("before", &["--confirm"]).run();
+    other.expect_stderr("the guard is of system identifier 7");
 }
 
 #[test]
@@ -351,8 +408,10 @@ fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
         recorded_by: "ann".into(),
         reason: None,
         database: "postgres".into(),
+        database_oid: None,
         timeline: None,
         lsn: None,
+        ancestors: Vec::new(),
         sql: ERASE_ONE.into(),
     };
     let past = erasure::write(&store, &layout, &erasure, 5).unwrap();
@@ -376,6 +435,13 @@ fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
     let left = shop.erasures();
     assert_eq!(left.len(), 1);
     assert_eq!(left[0]["id"], id.as_str(), "a backup is older");
+    // Its position lies within every backup that is left: no clock is asked.
+    shop.pitr(&["backup", "--quiet"]).run().success();
+    shop.pitr(&["verify", "--quiet"]).run().success();
+    expire();
+    let in_first = shop.pitr(&["erasure", "list", "--json", "--repository", "local"]);
+    let in_first = in_first.run().success().json();
+    assert_eq!(in_first["erasures"], serde_json::json!([]), "{in_first}");
     shop.pitr(&["verify", "--quiet"]).run().success();
 }
 

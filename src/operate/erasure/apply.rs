@@ -16,12 +16,13 @@ use crate::archive::datadir::{DataDirectory, GUARD, read_small};
 use crate::archive::guard::{self, UNFINISHED};
 use crate::archive::server_conf;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::lock;
 use crate::operate::drill::recovery;
 use crate::operate::drill::sandbox::{self, Sandbox};
 use crate::operate::programs::Programs;
 use crate::operate::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
+use crate::operate::rescue::tables::literal;
 use crate::operate::session::Session;
 use crate::pg::control::ControlFile;
 use crate::pg::lsn::Lsn;
@@ -39,6 +40,7 @@ pub struct Prepared {
     programs: Programs,
     /// Everything that is recorded.
     pub listing: Listing,
+    skipped: Vec<String>,
 }
 
 /// The outcome of an erasure.
@@ -49,8 +51,12 @@ pub enum Outcome {
     Applied,
     /// The copy has it: recovery went beyond it.
     Contained,
-    /// Its script failed, and nothing of it was committed.
+    /// Its script failed.
     Failed(String),
+    /// The copy has no such database.
+    NoDatabase,
+    /// The operator left it out.
+    Skipped,
 }
 
 /// An erasure, and what became of it.
@@ -64,11 +70,26 @@ pub struct Applied {
     pub outcome: Outcome,
 }
 
+/// The operator's request to run erasures.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// The data directory of the copy.
+    pub pgdata: PathBuf,
+    /// The folder of PostgreSQL's programs.
+    pub bin: Option<PathBuf>,
+    /// Erasures that are left out.
+    pub skipped: Vec<String>,
+    /// Whether those are run, too, that a weaker repository alone has.
+    pub is_unproven_allowed: bool,
+}
+
 /// Looks which erasures there are, and whether they can be run on a data directory.
 ///
 /// # Errors
-/// `Refused` for root, and for a directory that is no restored copy, is not ready, or would not take writes; those of [`list`].
-pub fn prepare(session: &Session, pgdata: &Path, bin: Option<&Path>) -> Result<Prepared> {
+/// `Refused` for root, and for a directory that is no restored copy, is not ready, or would not take writes; `WrongCluster` for the copy of another
+/// cluster; `NotFound` for an erasure to be left out that does not exist; those of [`list`].
+pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
+    let pgdata = &asked.pgdata;
     let refused = |why: String| err!(Refused, "{why}");
     if rustix::process::geteuid().is_root() {
         return Err(refused("PostgreSQL refuses to run as root".into()).hint(
@@ -105,28 +126,76 @@ pub fn prepare(session: &Session, pgdata: &Path, bin: Option<&Path>) -> Result<P
         return Err(refused(format!("recovery of \"{shown}\" does not end with a promotion, and only then it takes writes"))
             .hint("Nothing was done. Restore with --target-action promote. Or start it, look at it where nobody else can, promote it, stop it, and run this again."));
     }
-    let guard = guard::read(&directory).ok().flatten();
-    let cluster = session.flags.cluster.clone();
-    let cluster = cluster.or(guard.map(|guard| guard.cluster));
-    let listing = match &cluster {
-        Some(name) => list(&session.on_cluster(name))?,
-        None => list(session)?,
-    };
-    let damaged = |entry: &&Entry| entry.erasure.is_none();
-    if let Some(entry) = listing.erasures.iter().find(damaged) {
-        let why = entry.damage.as_deref().unwrap_or("it cannot be read");
-        return Err(err!(Damaged, "erasure \"{}\" cannot be read: {why}", entry.id).hint(format!(
-            "{NOTHING} The copy may hold what it erases: let nobody connect. \"pitr repo sync\" brings it back where another repository has it whole.\nIf it is lost, or somebody forged it: pitr erasure remove {} --confirm",
-            entry.id
-        )));
+    let cluster = cluster_of(session, &directory, control.system_identifier)?;
+    let listing = list(&session.on_cluster(&cluster))?;
+    for id in &asked.skipped {
+        listing.entry(id)?;
     }
+    let is_skipped = |entry: &Entry| asked.skipped.contains(&entry.id);
+    for entry in listing.erasures.iter().filter(|entry| !is_skipped(entry)) {
+        if entry.erasure.is_none() {
+            return Err(unreadable(entry));
+        }
+        let is_doubtful = |name: &String| listing.unproven.contains(name);
+        if entry.repositories.iter().all(is_doubtful)
+            && !asked.is_unproven_allowed
+            && listing.is_proven_somewhere()
+        {
+            let places = entry.repositories.join(" and ");
+            return Err(err!(Refused, "erasure \"{}\" is in repository {places} alone, where nothing proves who recorded it", entry.id).hint(format!(
+                "{NOTHING} Scripts run as a superuser, so read it: pitr erasure show {0}\nThen run this again with --skip {0} or with --unproven.",
+                entry.id
+            )));
+        }
+    }
+    let bin = asked.bin.as_deref();
     let programs = quarantine::programs(&session.environment, control.major.number(), bin)?;
     Ok(Prepared {
         directory,
         control,
         programs,
         listing,
+        skipped: asked.skipped.clone(),
     })
+}
+
+/// The cluster of a copy: its guard names it. Scripts of another one would erase somebody else.
+fn cluster_of(session: &Session, directory: &DataDirectory, identifier: u64) -> Result<String> {
+    let wrong = |why: String| Err(err!(WrongCluster, "{why}").hint(NOTHING));
+    let guard = guard::read(directory)?.ok_or_else(|| err!(Refused, "the copy has no guard"))?;
+    if guard.system_identifier != identifier {
+        return wrong(format!(
+            "the guard is of system identifier {}, the data directory of {identifier}",
+            guard.system_identifier
+        ));
+    }
+    match &session.flags.cluster {
+        Some(named) if *named != guard.cluster => wrong(format!(
+            "the copy is one of cluster {}, and --cluster names {named}",
+            guard.cluster
+        )),
+        _ => Ok(guard.cluster),
+    }
+}
+
+fn unreadable(entry: &Entry) -> Error {
+    let why = entry.damage.as_deref().unwrap_or("nobody has it");
+    let next = match entry.code {
+        Some(Code::Key) => "Run this on a host with a private key of the repository.".to_owned(),
+        Some(Code::Unsupported) => "A newer pitr recorded it: run that one.".to_owned(),
+        _ => format!(
+            "\"pitr repo sync\" brings it back where another repository has it whole. If it is lost, or somebody forged it: --skip {0}, or pitr erasure remove {0} --confirm",
+            entry.id
+        ),
+    };
+    let code = entry.code.unwrap_or(Code::Damaged);
+    Error::new(
+        code,
+        format!("erasure \"{}\" cannot be read: {why}", entry.id),
+    )
+    .hint(format!(
+        "{NOTHING} The copy may hold what it erases: let nobody connect.\n{next}"
+    ))
 }
 
 impl Prepared {
@@ -216,22 +285,29 @@ impl Prepared {
         for entry in &self.listing.erasures {
             session.host.check_stop()?;
             let identifier = self.control.system_identifier;
-            let (database, outcome) = match &entry.erasure {
-                Some(own) if entry.is_within(identifier, (&history, end)) => {
-                    (own.database.clone(), Outcome::Contained)
-                }
-                _ => {
-                    let erasure = self.listing.read(&entry.id)?;
-                    let outcome = match script(server, &erasure) {
-                        Ok(()) => Outcome::Applied,
-                        Err(e) => Outcome::Failed(e.to_string()),
-                    };
-                    (erasure.database, outcome)
+            let outcome = if self.skipped.contains(&entry.id) {
+                Outcome::Skipped
+            } else if entry.is_within(identifier, (&history, end)) {
+                Outcome::Contained
+            } else {
+                let is_own = entry.system_identifier == identifier;
+                // One that fails keeps no other from being run.
+                let run = self.listing.read(&entry.id).and_then(|erasure| {
+                    let database = database_of(server, &erasure, is_own)?;
+                    database
+                        .map(|name| script(server, &name, &erasure.sql))
+                        .transpose()
+                });
+                match run {
+                    Ok(Some(())) => Outcome::Applied,
+                    Ok(None) => Outcome::NoDatabase,
+                    Err(e) => Outcome::Failed(e.to_string()),
                 }
             };
+            let database = entry.erasure.as_ref().map(|own| own.database.clone());
             done.push(Applied {
                 id: entry.id.clone(),
-                database,
+                database: database.unwrap_or_default(),
                 outcome,
             });
         }
@@ -253,15 +329,32 @@ impl Prepared {
     }
 }
 
+/// The database of an erasure in the copy, which may have had another name: its OID says which it is, where that is one of this cluster.
+fn database_of(
+    server: &mut Quarantined,
+    erasure: &Erasure,
+    is_own: bool,
+) -> Result<Option<String>> {
+    let oid = erasure.database_oid.filter(|_| is_own).unwrap_or(0);
+    let name = literal(&erasure.database);
+    let rows = server.connect("template1")?.query(&format!(
+        "select datname from pg_database where oid = {oid} or datname = {name} order by oid <> {oid} limit 1"
+    ))?;
+    match rows.rows.is_empty() {
+        true => Ok(None),
+        false => rows.value(0, 0).map(Some),
+    }
+}
+
 /// Runs a script in one transaction.
-fn script(server: &mut Quarantined, erasure: &Erasure) -> Result<()> {
+fn script(server: &mut Quarantined, database: &str, text: &str) -> Result<()> {
     const TRANSACTION: &str = "select txid_current()";
-    let mut sql = server.connect(&erasure.database)?;
+    let mut sql = server.connect(database)?;
     // As in production: foreign keys cascade, and triggers fire.
     sql.query("set session_replication_role = origin")?;
     sql.query("begin")?;
     let own = sql.query(TRANSACTION)?;
-    sql.query(&erasure.sql)?;
+    sql.query(text)?;
     if sql.query(TRANSACTION)? != own {
         return Err(err!(
             Server,

@@ -12,7 +12,8 @@ use super::failures::Failures;
 use super::human;
 use super::opened::Opened;
 use super::reading::Reading;
-use super::server::Server;
+use super::rescue::tables::literal;
+use super::server::{self, Server};
 use super::session::Session;
 use super::unproven;
 use crate::config::account::Account;
@@ -23,7 +24,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::plan::recovery::Plan;
-use crate::repo::erasure::{self, Erasure};
+use crate::repo::erasure::{self, Erasure, Left};
 use crate::repo::event;
 use crate::repo::layout::ClusterLayout;
 
@@ -31,7 +32,7 @@ use crate::repo::layout::ClusterLayout;
 const UNPROVEN: &str = "an erasure that nothing proves would be taken for forged";
 
 /// An erasure, and the repositories that hold it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Entry {
     /// Its name.
     pub id: String,
@@ -44,6 +45,12 @@ pub struct Entry {
     pub erasure: Option<Recorded>,
     /// Why it cannot be read in one of them.
     pub damage: Option<String>,
+    /// The kind of that error.
+    #[serde(skip)]
+    pub code: Option<Code>,
+    /// Without its script.
+    #[serde(skip)]
+    position: Option<Erasure>,
 }
 
 /// An erasure without its script.
@@ -59,6 +66,8 @@ pub struct Recorded {
     pub reason: Option<String>,
     /// The database.
     pub database: String,
+    /// Its OID.
+    pub database_oid: Option<u32>,
     /// The timeline of `lsn`.
     pub timeline: Option<TimelineId>,
     /// The server's position by which the rows were gone.
@@ -78,6 +87,7 @@ impl From<&Erasure> for Recorded {
             recorded_by: erasure.recorded_by.clone(),
             reason: erasure.reason.clone(),
             database: erasure.database.clone(),
+            database_oid: erasure.database_oid,
             timeline: erasure.timeline,
             lsn: erasure.lsn,
             sql_bytes: erasure.sql.len(),
@@ -113,8 +123,11 @@ pub fn list(session: &Session) -> Result<Listing> {
     let mut unproven = Vec::new();
     readings.retain(|reading| {
         let name = &reading.configured.name;
-        match gather(session, reading, &mut erasures) {
+        // Entries of a repository that fails later do not count.
+        let mut with = erasures.clone();
+        match gather(session, reading, &mut with) {
             Ok(()) => {
+                erasures = with;
                 if is_unproven(reading) {
                     unproven.push(name.clone());
                 }
@@ -170,9 +183,9 @@ fn gather(session: &Session, reading: &Reading, entries: &mut Vec<Entry>) -> Res
             session.host.check_stop()?;
             let read = match erasure::read(store, &layout, &listed.name) {
                 Ok(None) => continue,
-                Ok(Some(erasure)) => Ok(Recorded::from(&erasure)),
+                Ok(Some(erasure)) => Ok(erasure),
                 // A host that only writes, and a janitor, know the names alone.
-                Err(e) if e.is_damage() || e.code() == Code::Key => Err(e.to_string()),
+                Err(e) if e.is_damage() || e.code() == Code::Key => Err(e),
                 Err(e) => return Err(e),
             };
             let identifier = layout.system_identifier();
@@ -186,6 +199,8 @@ fn gather(session: &Session, reading: &Reading, entries: &mut Vec<Entry>) -> Res
                         repositories: Vec::new(),
                         erasure: None,
                         damage: None,
+                        code: None,
+                        position: None,
                     });
                     let Some(new) = entries.last_mut() else {
                         continue;
@@ -195,11 +210,19 @@ fn gather(session: &Session, reading: &Reading, entries: &mut Vec<Entry>) -> Res
             };
             known.repositories.push(reading.configured.name.clone());
             match read {
-                Err(damage) => known.damage = known.damage.take().or(Some(damage)),
-                Ok(own) if known.erasure.as_ref().is_none_or(|e| *e == own) => {
-                    known.erasure = Some(own);
+                Err(e) => {
+                    known.code = known.code.or(Some(e.code()));
+                    known.damage = known.damage.take().or(Some(e.to_string()));
                 }
-                Ok(_) => return Err(differs(&listed.name)),
+                Ok(mut erasure) => {
+                    let own = Recorded::from(&erasure);
+                    if known.erasure.as_ref().is_some_and(|e| *e != own) {
+                        return Err(differs(&listed.name));
+                    }
+                    known.erasure = Some(own);
+                    erasure.sql.clear();
+                    known.position = Some(erasure);
+                }
             }
         }
     }
@@ -212,6 +235,11 @@ fn differs(id: &str) -> Error {
 }
 
 impl Listing {
+    /// Whether a repository proves who recorded what is there.
+    pub fn is_proven_somewhere(&self) -> bool {
+        self.readings.iter().any(|reading| !is_unproven(reading))
+    }
+
     /// Finds an erasure by its name.
     ///
     /// # Errors
@@ -298,27 +326,48 @@ pub struct Added {
     pub failures: Failures,
 }
 
+/// Requires that a script can run in one transaction of ours, as far as a look tells.
+fn check_plain(sql: &str) -> Result<()> {
+    let first = sql.split_whitespace().next().unwrap_or_default();
+    let first = first.trim_end_matches(';').to_ascii_lowercase();
+    let why = if sql.lines().any(|line| line.trim_start().starts_with('\\')) {
+        "has a command of psql: a line that begins with a backslash"
+    } else if ["begin", "start", "commit", "rollback", "end", "abort"].contains(&first.as_str()) {
+        "begins or ends a transaction"
+    } else {
+        return Ok(());
+    };
+    Err(err!(Usage, "the script {why}")
+        .hint("Nothing was recorded. Write plain SQL: the script is one transaction of its own."))
+}
+
 /// Records an erasure that was done in production, in every repository that answers.
 ///
 /// # Errors
-/// Those of [`Reading::open`]; `WrongCluster` where the server is another cluster's; the first failure where it was recorded nowhere.
+/// `Usage` for a script that is no plain SQL; `NotFound` for a database that the server does not have; those of [`Reading::open`]; `WrongCluster` where the server is another cluster's; the first failure where it was recorded nowhere.
 pub fn add(session: &Session, asked: &Asked) -> Result<Added> {
+    check_plain(&asked.sql)?;
     let (readings, failures) = everywhere(session)?;
     let first = readings.first();
     let first = first.ok_or_else(|| err!(Internal, "no repository was read"))?;
-    let (identifier, position) = match moment(session, first) {
-        Ok((identifier, position)) => (Some(identifier), position),
+    let moment = match moment(session, first, &asked.database) {
+        Ok(moment) => moment,
+        Err(e) if e.code() == Code::NotFound => return Err(e),
         Err(e) => {
             session.warn(&format!("the server was not asked for its position, so this erasure is run on every restored copy: {e}"));
-            (None, None)
+            Moment {
+                identifier: first.inventory(session)?.system_identifier,
+                database_oid: None,
+                position: None,
+            }
         }
     };
-    let identifier = match identifier {
-        Some(identifier) => identifier,
-        None => first.inventory(session)?.system_identifier,
-    };
+    let identifier = moment.identifier;
     let host = &session.host;
-    let (timeline, lsn) = position.unzip();
+    let (timeline, lsn, ancestors) = match moment.position {
+        Some((timeline, lsn, ancestors)) => (Some(timeline), Some(lsn), ancestors),
+        None => (None, None, Vec::new()),
+    };
     let erasure = Erasure {
         time: host.now(),
         host: event::host(),
@@ -326,8 +375,10 @@ pub fn add(session: &Session, asked: &Asked) -> Result<Added> {
         recorded_by: Account::name_of(rustix::process::geteuid().as_raw()),
         reason: asked.reason.clone(),
         database: asked.database.clone(),
+        database_oid: moment.database_oid,
         timeline,
         lsn,
+        ancestors,
         sql: asked.sql.clone(),
     };
     let layout = ClusterLayout::new(&first.name, identifier)?;
@@ -377,21 +428,47 @@ fn record(
     erasure::write(reading.repository.store(), layout, erasure, nonce)
 }
 
+/// The answers of a server to which an erasure was just committed.
+struct Moment {
+    identifier: u64,
+    database_oid: Option<u32>,
+    position: Option<(TimelineId, Lsn, Vec<Left>)>,
+}
+
 /// Asks the cluster's server who it is, and where it is: behind the erasure, which was committed before. A standby is behind its primary.
-fn moment(session: &Session, reading: &Reading) -> Result<(u64, Option<(TimelineId, Lsn)>)> {
-    const QUESTION: &str = "select system_identifier, pg_is_in_recovery(), case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end, case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) end from pg_control_system()";
+fn moment(session: &Session, reading: &Reading, database: &str) -> Result<Moment> {
+    const QUESTION: &str = "select system_identifier, pg_is_in_recovery(), case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end, case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) end";
     let cluster = reading.cluster.as_ref();
     let conninfo = cluster.and_then(|cluster| cluster.conninfo.as_ref());
     let conninfo = conninfo.ok_or_else(|| err!(Config, "the cluster has no conninfo"))?;
     let rows = Server::connect(conninfo.expose())?
         .heeding(&session.host.stop)
-        .query(QUESTION)?;
-    let identifier = rows.value(0, 0)?;
+        .query(&format!(
+            "{QUESTION}, (select oid from pg_database where datname = {}) from pg_control_system()",
+            literal(database)
+        ))?;
+    if rows.text(0, 4)?.is_none() {
+        return Err(err!(NotFound, "the server has no database \"{database}\"")
+            .hint("Nothing was recorded. Names are taken as they are, without quotes."));
+    }
+    let mut moment = Moment {
+        identifier: rows.value(0, 0)?,
+        database_oid: Some(rows.value(0, 4)?),
+        position: None,
+    };
     if rows.text(0, 1)? == Some("t") {
         session.warn("the server is a standby, which is behind its primary: its position is not recorded, and this erasure is run on every restored copy");
-        return Ok((identifier, None));
+        return Ok(moment);
     }
-    Ok((identifier, Some((rows.value(0, 3)?, rows.value(0, 2)?))))
+    let (timeline, lsn) = (rows.value(0, 3)?, rows.value(0, 2)?);
+    match server::history(conninfo.expose(), timeline) {
+        Ok(history) => {
+            let ancestors = erasure::ancestors(&history, timeline).unwrap_or_default();
+            moment.position = Some((timeline, lsn, ancestors));
+        }
+        Err(e) => session.warn(&format!("the server does not tell the history of its timeline, so this erasure is run on every restored copy: {e}")),
+    }
+    Ok(moment)
 }
 
 /// Erasures that a restored copy may lack.
@@ -451,9 +528,8 @@ pub fn warn_of_lacking(session: &Session, opened: &Opened, plan: &Plan) {
 impl Entry {
     /// Whether its WAL is within a history up to `end`; a position of another system identifier says nothing.
     fn is_within(&self, system_identifier: u64, (history, end): (&History, Lsn)) -> bool {
-        let erasure = self.erasure.as_ref();
-        let position = erasure.and_then(|erasure| erasure.timeline.zip(erasure.lsn));
+        let position = self.position.as_ref();
         self.system_identifier == system_identifier
-            && position.is_some_and(|position| erasure::is_within(position, history, end))
+            && position.is_some_and(|erasure| erasure.is_within(history, end))
     }
 }

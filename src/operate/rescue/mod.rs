@@ -12,7 +12,7 @@
 mod carry;
 mod database;
 mod rows;
-mod tables;
+pub(super) mod tables;
 
 use std::path::{Path, PathBuf};
 
