@@ -6,7 +6,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::observed;
+use crate::behalf;
 use crate::config::{Location, Settings};
+use crate::durable;
+use crate::err;
+use crate::error::{Error, Result};
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 
@@ -18,7 +22,7 @@ const SAMPLES: usize = 120;
 const SPAN_MIN: Duration = Duration::from_secs(24 * 3600);
 
 /// The room on the filesystem of a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Room {
     /// Its name.
     pub repository: String,
@@ -28,15 +32,17 @@ pub struct Room {
     pub free_bytes: u64,
     /// When it is full, at the rate of the notes; none without growth, and before a day of notes.
     pub full_in_s: Option<u64>,
-    /// The free bytes of before, oldest first.
-    notes: Vec<(TimestampTz, u64)>,
 }
 
-/// The part of the file before that is read.
-#[derive(Default, Deserialize)]
-struct Before {
-    #[serde(default)]
-    rooms: Vec<Room>,
+/// The file of the notes, below `state_dir`. That of the page is long, and each look would read it.
+const FILE: &str = "rooms.json";
+
+/// The file of the notes, below `state_dir`. The page has another one, which is long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Noted {
+    repository: String,
+    /// The free bytes, oldest first.
+    notes: Vec<(TimestampTz, u64)>,
 }
 
 impl Room {
@@ -48,21 +54,42 @@ impl Room {
     }
 }
 
-/// Measures the room of each repository in a directory. The file of the look before has its notes. Without that file, the forecast begins anew.
-pub fn look(session: &Session, settings: &Settings, state_dir: &Path) -> Vec<Room> {
-    let before: Before = observed::read(&observed::file(state_dir))
+/// Measures the room of each repository in a directory; whether it was noted, too. Without the file of notes, the forecast begins anew.
+pub fn look(session: &Session, settings: &Settings, state_dir: &Path) -> (Vec<Room>, Result<()>) {
+    let path = state_dir.join(FILE);
+    let before: Vec<Noted> = observed::read(&path)
         .ok()
         .and_then(|(text, _)| serde_json::from_str(&text).ok())
         .unwrap_or_default();
     let now = session.host.now();
-    let one = |repository: &crate::config::Repository| {
-        let room = room(&repository.location)?;
-        let name = &repository.name;
-        let known = before.rooms.iter().find(|r| r.repository == *name);
+    let mut rooms = Vec::new();
+    let mut noted = Vec::new();
+    for repository in &settings.repositories {
+        let Some(room) = room(&repository.location) else {
+            continue;
+        };
+        let known = before.iter().find(|one| one.repository == repository.name);
         let notes = known.map_or(&[][..], |known| &known.notes);
-        Some(noted(name, room, notes, now))
+        let (room, notes) = with_notes(&repository.name, room, notes, now);
+        rooms.push(room);
+        noted.push(Noted {
+            repository: repository.name.clone(),
+            notes,
+        });
+    }
+    let kept = match noted == before {
+        true => Ok(()),
+        false => keep(session, &path, &noted),
     };
-    settings.repositories.iter().filter_map(one).collect()
+    (rooms, kept)
+}
+
+fn keep(session: &Session, path: &Path, noted: &[Noted]) -> Result<()> {
+    let text = serde_json::to_vec(noted)
+        .map_err(|e| err!(Internal, "notes cannot be written").source(e))?;
+    let nonce = session.host.random();
+    behalf::of(path, || durable::replace(path, &text, nonce))
+        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }
 
 /// All bytes and the free ones on the filesystem of a repository in a directory.
@@ -75,12 +102,13 @@ fn room(location: &Location) -> Option<(u64, u64)> {
     Some((bytes(stat.f_blocks), bytes(stat.f_bavail)))
 }
 
-fn noted(
+/// The room, and the notes with that of now where one is due.
+fn with_notes(
     repository: &str,
     (total_bytes, free_bytes): (u64, u64),
     before: &[(TimestampTz, u64)],
     now: TimestampTz,
-) -> Room {
+) -> (Room, Vec<(TimestampTz, u64)>) {
     let mut notes: Vec<_> = before
         .iter()
         .filter(|(at, _)| *at <= now)
@@ -91,13 +119,13 @@ fn noted(
         notes.push((now, free_bytes));
     }
     notes.drain(..notes.len().saturating_sub(SAMPLES));
-    Room {
+    let room = Room {
         repository: repository.to_owned(),
         total_bytes,
         free_bytes,
         full_in_s: full_in(&notes, free_bytes, now),
-        notes,
-    }
+    };
+    (room, notes)
 }
 
 /// Seconds until nothing is free, at the rate since the first note.
@@ -119,16 +147,16 @@ mod tests {
     fn a_disk_that_fills_is_foretold_after_a_day_and_not_before() {
         let start: TimestampTz = "2026-11-20T00:00:00Z".parse().unwrap();
         let at = |hours: u64| start.saturating_add(Duration::from_secs(hours * 3600));
-        let first = noted("r", (1000, 500), &[], start);
-        assert_eq!((first.full_in_s, first.notes.len()), (None, 1));
-        let soon = noted("r", (1000, 400), &first.notes, at(5));
-        assert_eq!((soon.full_in_s, soon.notes.len()), (None, 1));
-        let day = noted("r", (1000, 400), &first.notes, at(24));
-        assert_eq!((day.full_in_s, day.notes.len()), (Some(4 * 86_400), 2));
-        let grown = noted("r", (1000, 600), &first.notes, at(24));
+        let (first, notes) = with_notes("r", (1000, 500), &[], start);
+        assert_eq!((first.full_in_s, notes.len()), (None, 1));
+        let (soon, same) = with_notes("r", (1000, 400), &notes, at(5));
+        assert_eq!((soon.full_in_s, &same), (None, &notes));
+        let (day, two) = with_notes("r", (1000, 400), &notes, at(24));
+        assert_eq!((day.full_in_s, two.len()), (Some(4 * 86_400), 2));
+        let (grown, _) = with_notes("r", (1000, 600), &notes, at(24));
         assert_eq!(grown.full_in_s, None, "room was made");
         // A clock that was set back forgets what lies ahead of it.
-        let back = noted("r", (1000, 400), &day.notes, at(1));
-        assert_eq!(back.notes.len(), 1);
+        let (_, back) = with_notes("r", (1000, 400), &two, at(1));
+        assert_eq!(back.len(), 1);
     }
 }
