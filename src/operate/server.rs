@@ -140,18 +140,18 @@ pub fn identify(conninfo: &str) -> Result<SystemIdentity> {
     })
 }
 
-/// Asks a server for the history of a timeline over a connection for replication; timeline 1 has nothing before it.
+/// Asks a server for the history of a timeline over a connection for replication.
 ///
 /// # Errors
-/// Those of [`ConnInfo::resolve`], [`Client::connect`] and [`Client::timeline_history`]; `Damaged` for one that cannot be read.
+/// Those of [`ConnInfo::resolve`], [`Client::connect`] and [`Client::history`].
 pub fn history(conninfo: &str, timeline: TimelineId) -> Result<History> {
+    // A server whose role may not replicate is not asked without need.
     if timeline == TimelineId::FIRST {
         return Ok(History::root(timeline));
     }
     let info = ConnInfo::resolve(conninfo, &Environment::of_process())?;
-    let told = runtime::start()?.block_on(async {
+    runtime::start()?.block_on(async {
         let mut client = Client::connect(&info, Session::Replication, Arc::new(Silent)).await?;
-        client.timeline_history(timeline).await
-    })?;
-    History::parse(timeline, &told.content)
+        client.history(timeline).await
+    })
 }

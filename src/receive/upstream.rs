@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::segment::SegmentSize;
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::timeline::History;
 use crate::progress::Progress;
 use crate::wire::client::{Client, Session, SystemIdentity};
 use crate::wire::conninfo::ConnInfo;
@@ -61,10 +61,7 @@ pub async fn answered<T>(host: &str, question: impl Future<Output = Result<T>>) 
 pub async fn facts(client: &mut Client) -> Result<ServerFacts> {
     let identity = client.identify_system().await?;
     let size = client.show("wal_segment_size").await?;
-    let history = match identity.timeline {
-        TimelineId::FIRST => History::root(TimelineId::FIRST),
-        timeline => History::parse(timeline, &client.timeline_history(timeline).await?.content)?,
-    };
+    let history = client.history(identity.timeline).await?;
     let in_recovery = match client.parameter("in_hot_standby") {
         Some(value) => value == "on",
         // Servers tell by themselves from 14 on. Every transaction of a standby is read-only.

@@ -20,7 +20,7 @@ use super::server_error::{ServerMessage, protocol};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{History, TimelineId};
 use crate::pg::version::Major;
 use crate::progress::{Progress, Silent};
 
@@ -325,6 +325,17 @@ impl Client {
             file_name: rows.value(0, 0)?,
             content: content.ok_or_else(|| protocol("the timeline history has no content"))?,
         })
+    }
+
+    /// Asks for the history of a timeline; timeline 1 has nothing before it.
+    ///
+    /// # Errors
+    /// Those of [`Client::timeline_history`]; `Damaged` for one that cannot be read.
+    pub async fn history(&mut self, timeline: TimelineId) -> Result<History> {
+        match timeline {
+            TimelineId::FIRST => Ok(History::root(timeline)),
+            _ => History::parse(timeline, &self.timeline_history(timeline).await?.content),
+        }
     }
 
     /// Ends the session in order; in the middle of a command it only hangs up.

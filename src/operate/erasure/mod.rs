@@ -181,12 +181,11 @@ fn gather(session: &Session, reading: &Reading, entries: &mut Vec<Entry>) -> Res
     for layout in reading.repository.clusters(&reading.name)? {
         for listed in erasure::list(store, &layout)? {
             session.host.check_stop()?;
-            let read = match erasure::read(store, &layout, &listed.name) {
-                Ok(None) => continue,
-                Ok(Some(erasure)) => Ok(erasure),
+            let read = match erasure::read(store, &layout, &listed.name).transpose() {
+                None => continue,
                 // A host that only writes, and a janitor, know the names alone.
-                Err(e) if e.is_damage() || e.code() == Code::Key => Err(e),
-                Err(e) => return Err(e),
+                Some(Err(e)) if !e.is_damage() && e.code() != Code::Key => return Err(e),
+                Some(read) => read,
             };
             let identifier = layout.system_identifier();
             let same = |e: &&mut Entry| e.id == listed.name && e.system_identifier == identifier;
@@ -237,7 +236,7 @@ fn differs(id: &str) -> Error {
 impl Listing {
     /// Whether a repository proves who recorded what is there.
     pub fn is_proven_somewhere(&self) -> bool {
-        self.readings.iter().any(|reading| !is_unproven(reading))
+        self.unproven.len() < self.readings.len()
     }
 
     /// Finds an erasure by its name.
