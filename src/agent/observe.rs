@@ -41,7 +41,7 @@ pub fn observe(
     let exposed = behalf::of(&path, || durable::replace(&path, text, nonce))
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
-    let (rooms, measured) = room::look(session, settings, state_dir);
+    let (rooms, measured) = room::look(session, &metrics.rooms, state_dir);
     let uncounted = metrics.uncounted.take().map_or(Ok(()), Err);
     let kept = [uncounted, exposed, noted, measured];
     let mut conditions = alert::conditions(session, loaded, (&metrics, &rooms), notices);

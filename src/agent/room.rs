@@ -7,17 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use super::observed;
 use crate::behalf;
-use crate::config::{Location, Settings};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
+use crate::store;
 
 /// The room of a repository is noted so often.
 const SAMPLE: Duration = Duration::from_secs(6 * 3600);
 /// So many notes are kept: those of 30 days.
 const SAMPLES: usize = 120;
+/// The notes of a repository that does not answer, or is configured no more, are kept so long.
+const AWAY_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A shorter time foretells nothing.
 const SPAN_MIN: Duration = Duration::from_secs(24 * 3600);
 
@@ -54,8 +56,12 @@ impl Room {
     }
 }
 
-/// Measures the room of each repository in a directory; whether it was noted, too. Without the file of notes, the forecast begins anew.
-pub fn look(session: &Session, settings: &Settings, state_dir: &Path) -> (Vec<Room>, Result<()>) {
+/// Adds the forecast to what a look has measured; whether it was noted, too. Without the file of notes, the forecast begins anew.
+pub fn look(
+    session: &Session,
+    measured: &[(String, store::Room)],
+    state_dir: &Path,
+) -> (Vec<Room>, Result<()>) {
     let path = state_dir.join(FILE);
     let before: Vec<Noted> = observed::read(&path)
         .ok()
@@ -64,19 +70,24 @@ pub fn look(session: &Session, settings: &Settings, state_dir: &Path) -> (Vec<Ro
     let now = session.host.now();
     let mut rooms = Vec::new();
     let mut noted = Vec::new();
-    for repository in &settings.repositories {
-        let Some(room) = room(&repository.location) else {
-            continue;
-        };
-        let known = before.iter().find(|one| one.repository == repository.name);
+    for (name, room) in measured {
+        let known = before.iter().find(|one| one.repository == *name);
         let notes = known.map_or(&[][..], |known| &known.notes);
-        let (room, notes) = with_notes(&repository.name, room, notes, now);
+        let (room, notes) = with_notes(name, *room, notes, now);
         rooms.push(room);
         noted.push(Noted {
-            repository: repository.name.clone(),
+            repository: name.clone(),
             notes,
         });
     }
+    // One that is away for a while keeps its notes.
+    let is_away = |one: &&Noted| {
+        let last = one.notes.last().map(|(at, _)| now.duration_since(*at));
+        let is_recent = last.is_some_and(|age| age < Some(AWAY_MAX));
+        is_recent && !noted.iter().any(|known| known.repository == one.repository)
+    };
+    let kept: Vec<Noted> = before.iter().filter(is_away).cloned().collect();
+    noted.extend(kept);
     let kept = match noted == before {
         true => Ok(()),
         false => keep(session, &path, &noted),
@@ -92,20 +103,13 @@ fn keep(session: &Session, path: &Path, noted: &[Noted]) -> Result<()> {
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
 }
 
-/// All bytes and the free ones on the filesystem of a repository in a directory.
-fn room(location: &Location) -> Option<(u64, u64)> {
-    let Location::File(place) = location else {
-        return None;
-    };
-    let stat = rustix::fs::statvfs(place).ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Some((bytes(stat.f_blocks), bytes(stat.f_bavail)))
-}
-
 /// The room, and the notes with that of now where one is due.
 fn with_notes(
     repository: &str,
-    (total_bytes, free_bytes): (u64, u64),
+    store::Room {
+        total_bytes,
+        free_bytes,
+    }: store::Room,
     before: &[(TimestampTz, u64)],
     now: TimestampTz,
 ) -> (Room, Vec<(TimestampTz, u64)>) {
@@ -147,16 +151,20 @@ mod tests {
     fn a_disk_that_fills_is_foretold_after_a_day_and_not_before() {
         let start: TimestampTz = "2026-11-20T00:00:00Z".parse().unwrap();
         let at = |hours: u64| start.saturating_add(Duration::from_secs(hours * 3600));
-        let (first, notes) = with_notes("r", (1000, 500), &[], start);
+        let room = |free_bytes| store::Room {
+            total_bytes: 1000,
+            free_bytes,
+        };
+        let (first, notes) = with_notes("r", room(500), &[], start);
         assert_eq!((first.full_in_s, notes.len()), (None, 1));
-        let (soon, same) = with_notes("r", (1000, 400), &notes, at(5));
+        let (soon, same) = with_notes("r", room(400), &notes, at(5));
         assert_eq!((soon.full_in_s, &same), (None, &notes));
-        let (day, two) = with_notes("r", (1000, 400), &notes, at(24));
+        let (day, two) = with_notes("r", room(400), &notes, at(24));
         assert_eq!((day.full_in_s, two.len()), (Some(4 * 86_400), 2));
-        let (grown, _) = with_notes("r", (1000, 600), &notes, at(24));
+        let (grown, _) = with_notes("r", room(600), &notes, at(24));
         assert_eq!(grown.full_in_s, None, "room was made");
         // A clock that was set back forgets what lies ahead of it.
-        let (_, back) = with_notes("r", (1000, 400), &two, at(1));
+        let (_, back) = with_notes("r", room(400), &two, at(1));
         assert_eq!(back.len(), 1);
     }
 }

@@ -891,10 +891,10 @@ fn write_failed(repository: &Repository, key: &Key, e: std::io::Error) -> Error 
     if error.code() != Code::Full {
         return error;
     }
-    let free = repository.store().free_bytes().ok().flatten();
-    let free = free.map_or_else(
+    let room = repository.store().room().ok().flatten();
+    let free = room.map_or_else(
         || "free space is unknown".to_owned(),
-        |n| format!("{n} bytes are free"),
+        |room| format!("{} bytes are free", room.free_bytes),
     );
     error.context(format!("repository is full ({free})")).hint(
         "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Free space in the repository; never delete from pg_wal by hand.",

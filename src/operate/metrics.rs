@@ -30,6 +30,7 @@ use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 use crate::release;
 use crate::repo::root::BackupKind;
+use crate::store::Room;
 
 /// Name, type and help of a family.
 pub(super) type Family = (&'static str, Type, &'static str);
@@ -247,6 +248,8 @@ pub struct Metrics {
     pub failed: Option<Error>,
     /// The error of the file of counters, without which nothing is counted.
     pub uncounted: Option<Error>,
+    /// The room of each repository that tells it, by its name.
+    pub rooms: Vec<(String, Room)>,
 }
 
 /// Collects the metrics. A repository that is away leaves out what only it can tell. `asked` are other exporters whose names stand there, too; none: those
@@ -306,7 +309,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     of_unknown(&mut all, &settings, info.as_ref());
     let walg = names.contains(&Compat::WalG);
     let with = (&settings, known, walg);
-    metrics_repositories::add(&mut all, session, with, info.as_ref());
+    let rooms = metrics_repositories::add(&mut all, session, with, info.as_ref());
     metrics_audit::add(&mut all, known);
     of_configuration(&mut all, &settings);
     let seen = Seen {
@@ -321,6 +324,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         info,
         failed,
         uncounted,
+        rooms,
     })
 }
 

@@ -5,7 +5,6 @@ use std::path::Path;
 use super::blocked::Waiting;
 use super::exposition::{Exposition, Type};
 use super::metrics::{Family, number};
-use super::metrics_repositories::room;
 use crate::config::Settings;
 use crate::pg::time::TimestampTz;
 
@@ -56,5 +55,6 @@ fn size_of(directory: &Path) -> Option<u64> {
 }
 
 fn free(directory: &Path) -> Option<u64> {
-    room(directory).map(|(_, free)| free)
+    let stat = rustix::fs::statvfs(directory).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -1,7 +1,5 @@
 //! Metrics of repositories: whether they answer, their room, their clocks and who can read them.
 
-use std::path::Path;
-
 use super::counters::{self, Counters};
 use super::exposition::{Exposition, Type};
 use super::info::Info;
@@ -9,7 +7,8 @@ use super::metrics::{Family, counted, flag, number, seconds};
 use super::metrics_compat::{WALG_STORAGE_HELP, WALG_STORAGE_UP};
 use super::repository_state::RepositoryState;
 use super::session::Session;
-use crate::config::{self, Location, Settings};
+use crate::config::{self, Settings};
+use crate::store::Room;
 
 const REPO_UP: Family = (
     "pitr_repo_up",
@@ -19,7 +18,7 @@ const REPO_UP: Family = (
 const REPO_FREE: Family = (
     "pitr_repo_free_bytes",
     Type::Gauge,
-    "Room on the filesystem of a repository in a directory.",
+    "Room on the filesystem of a repository in a directory or on an SFTP server.",
 );
 const REPO_SIZE: Family = (
     "pitr_repo_fs_bytes",
@@ -42,20 +41,14 @@ const KEY_VERIFIED: Family = (
     "Last time that pitr verify read an encrypted repository as a whole with a key of this host.",
 );
 
-/// Reads the size of a filesystem, and how much of it is free, in bytes.
-pub(super) fn room(directory: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statvfs(directory).ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Some((bytes(stat.f_blocks), bytes(stat.f_bavail)))
-}
-
-/// Adds them.
+/// Adds them, and returns the room of each repository that tells it.
 pub(super) fn add(
     all: &mut Exposition,
     session: &Session,
     (settings, counters, walg): (&Settings, &Counters, bool),
     info: Option<&Info>,
-) {
+) -> Vec<(String, Room)> {
+    let mut rooms = Vec::new();
     for configured in &settings.repositories {
         let labels = [("repo", configured.name.as_str())];
         let state = state(session, configured, info);
@@ -70,14 +63,15 @@ pub(super) fn add(
         let Some(state) = state else {
             continue;
         };
-        if let Location::File(place) = &configured.location {
-            let known = room(place);
-            all.add_known(&REPO_FREE, &labels, known.map(|(_, free)| number(free)));
-            all.add_known(&REPO_SIZE, &labels, known.map(|(size, _)| number(size)));
+        if let Some(room) = state.room {
+            all.add(&REPO_FREE, &labels, number(room.free_bytes));
+            all.add(&REPO_SIZE, &labels, number(room.total_bytes));
+            rooms.push((configured.name.clone(), room));
         }
         all.add_known(&CLOCK, &labels, state.clock_offset_s);
         all.add_known(&RECIPIENTS, &labels, state.recipients.map(counted));
     }
+    rooms
 }
 
 /// The state of a repository; none where it does not answer. One that the look opened is not opened again, and one that was away is not waited for

@@ -1,10 +1,11 @@
-//! The state of a repository that a look of a minute can afford: its clock, and who can read it.
+//! The state of a repository that a look of a minute can afford: its clock, its room, and who can read it.
 
 use super::doctor::recipients;
 use super::session::Session;
 use crate::config::{self, Location};
 use crate::pg::time::TimestampTz;
 use crate::repo::repository::Repository;
+use crate::store::Room;
 
 /// The state of a repository that is open.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -13,6 +14,8 @@ pub struct RepositoryState {
     pub clock_offset_s: Option<f64>,
     /// Recipients that can read it; none where it is not encrypted, or they are not known.
     pub recipients: Option<usize>,
+    /// The room on its disk; none where the store does not tell.
+    pub room: Option<Room>,
 }
 
 impl RepositoryState {
@@ -25,6 +28,7 @@ impl RepositoryState {
         RepositoryState {
             clock_offset_s: clock_offset(session, configured, repository),
             recipients: recipients::working(repository).ok().flatten(),
+            room: repository.store().room().ok().flatten(),
         }
     }
 }

@@ -705,7 +705,7 @@ mod tests {
     use crate::repo::root::BackupRoot;
     use crate::seal::{KeySetId, Secret32};
     use crate::store::file::FileStore;
-    use crate::store::{Listed, Meta};
+    use crate::store::{Listed, Meta, Room};
 
     /// An object that is another one when it is read again behind the two reads of a check: of its end, and of all of it.
     struct Fickle {
@@ -759,7 +759,7 @@ mod tests {
             Err(err!(Denied, "{key} cannot be deleted"))
         }
 
-        fn free_bytes(&self) -> Result<Option<u64>> {
+        fn room(&self) -> Result<Option<Room>> {
             Ok(None)
         }
     }

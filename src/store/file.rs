@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use rustix::process::{Gid, Uid};
 
-use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Store, is_part};
+use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Room, Store, is_part};
 use crate::durable::{self, NewFile, TEMPORARY_PREFIX};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -431,10 +431,13 @@ impl Store for FileStore {
         self.reads_medium.store(true, Ordering::Relaxed);
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>> {
+    fn room(&self) -> Result<Option<Room>> {
         let stat = rustix::fs::fstatvfs(&self.root)
             .map_err(|e| self.error("look at free space of", "", e.into()))?;
-        Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+        Ok(Some(Room {
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+        }))
     }
 }
 

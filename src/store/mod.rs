@@ -101,6 +101,15 @@ pub struct Meta {
     pub modified: crate::pg::time::TimestampTz,
 }
 
+/// The room on the disk of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// All bytes.
+    pub total_bytes: u64,
+    /// Those that are free.
+    pub free_bytes: u64,
+}
+
 /// An object as a listing of the whole store shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shown<'a> {
@@ -391,8 +400,8 @@ pub trait Store: Send + Sync {
         false
     }
 
-    /// Bytes still free, where the store can tell.
-    fn free_bytes(&self) -> Result<Option<u64>>;
+    /// The room on its disk, where the store can tell.
+    fn room(&self) -> Result<Option<Room>>;
 }
 
 /// The methods of a [`Store`] around `self.inner` that only pass the question on. A store confirms the bytes that it was given, sealed or not.
@@ -490,8 +499,8 @@ macro_rules! pass_on {
             self.inner.is_remote()
         }
 
-        fn free_bytes(&self) -> $crate::error::Result<Option<u64>> {
-            self.inner.free_bytes()
+        fn room(&self) -> $crate::error::Result<Option<$crate::store::Room>> {
+            self.inner.room()
         }
     };
 }

@@ -20,7 +20,7 @@ use pitr::repo::repository::Repository;
 use pitr::repo::root::BackupRoot;
 use pitr::snapshot::frame::FrameCodec;
 use pitr::store::file::FileStore;
-use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Store};
+use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Room, Store};
 use pitr::wire::basebackup::StartCheckpoint;
 use pitr::wire::conninfo::{ConnInfo, Environment};
 use rustix::process::Signal;
@@ -301,8 +301,8 @@ impl Store for Dying {
         self.inner.delete(key)
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>> {
-        self.inner.free_bytes()
+    fn room(&self) -> Result<Option<Room>> {
+        self.inner.room()
     }
 }
 

@@ -9,7 +9,7 @@ use pitr::error::{Code, Error, Result};
 use pitr::host::Host;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::store::file::FileStore;
-use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
+use pitr::store::{Key, Listed, Meta, NewObject, Object, Room, Store};
 use pitr::sync::{Options, Transfer};
 
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
@@ -829,8 +829,8 @@ impl Store for Dying {
     fn delete(&self, key: &Key) -> Result<bool> {
         panic!("a copy deletes \"{key}\"")
     }
-    fn free_bytes(&self) -> Result<Option<u64>> {
-        self.inner.free_bytes()
+    fn room(&self) -> Result<Option<Room>> {
+        self.inner.room()
     }
 }
 

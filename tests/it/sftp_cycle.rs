@@ -60,6 +60,14 @@ fn a_whole_cycle_on_sftp() {
     // It warns of other things.
     let doctor = with(&config, pitr()).args(["doctor"]).run();
     doctor.expect_stdout("writable and durable    yes");
+    let metrics = run(&["metrics"]).stdout;
+    let room = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("pitr_repo_free_bytes{repo=\"far\"} "));
+    assert!(
+        room.is_some_and(|free| free.parse::<f64>().unwrap() > 0.0),
+        "{metrics}"
+    );
     let to = server.sandbox.join("copy");
     let restore = with(&config, pitr()).args(["restore", "--quiet", "--to"]);
     restore

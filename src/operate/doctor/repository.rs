@@ -277,11 +277,11 @@ fn server(found: &mut Findings, configured: &Configured, session: &Session) {
     );
     let tried = store.and_then(|store| {
         store.probe(session.host.random())?;
-        store.free_bytes()
+        store.room()
     });
     let free = match tried {
         Err(e) => return found.error("writable and durable", &e),
-        Ok(free) => free,
+        Ok(room) => room.map(|room| room.free_bytes),
     };
     found.ok("writable and durable", "yes");
     match free {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::runtime::wait;
-use super::{Irregular, Key, Listed, Meta, NewObject, Object, Shown, Store};
+use super::{Irregular, Key, Listed, Meta, NewObject, Object, Room, Shown, Store};
 use crate::config::{BlobService, Location, S3Settings};
 use crate::err;
 use crate::error::Result;
@@ -164,7 +164,7 @@ impl Store for BlobStore {
         true
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>> {
+    fn room(&self) -> Result<Option<Room>> {
         Ok(None)
     }
 }

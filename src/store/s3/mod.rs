@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Shown, Store};
+use super::{Deleted, Frozen, Irregular, Key, Listed, Meta, NewObject, Object, Room, Shown, Store};
 use crate::config::{S3Settings, StorageClass, TierBy};
 use crate::err;
 use crate::error::Result;
@@ -298,7 +298,7 @@ impl Store for S3Store {
         true
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>> {
+    fn room(&self) -> Result<Option<Room>> {
         Ok(None)
     }
 }

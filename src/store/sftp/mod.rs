@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Irregular, Key, Listed, Meta, NewObject, Object, Store};
+use super::{Irregular, Key, Listed, Meta, NewObject, Object, Room, Store};
 use crate::config::{Location, SftpSettings};
 use crate::err;
 use crate::error::{Code, Result};
@@ -175,14 +175,14 @@ impl Store for SftpStore {
         true
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>> {
+    fn room(&self) -> Result<Option<Room>> {
         let place = Arc::clone(&self.place);
-        let room = wait(async move {
+        let disk = wait(async move {
             let doing = "look at free space";
             let root = place.root.as_str();
-            let asked = |session: Arc<session::Session>| async move { session.room(root).await };
+            let asked = |session: Arc<session::Session>| async move { session.disk(root).await };
             place.link.run(doing, asked).await
         })??;
-        Ok(room.map(|room| room.free_bytes))
+        Ok(disk.map(|disk| disk.room))
     }
 }

@@ -239,23 +239,26 @@ impl Place {
         if failure.kind != Kind::Failed {
             return failure;
         }
-        let Ok(Some(room)) = session.room(&self.root).await else {
+        let Ok(Some(disk)) = session.disk(&self.root).await else {
             return failure;
         };
-        let (code, what) = if room.is_read_only {
+        let (code, what) = if disk.is_read_only {
             (
                 Code::ReadOnly,
                 "the repository's disk is read-only".to_owned(),
             )
-        } else if !room.has_inodes {
+        } else if !disk.has_inodes {
             (
                 Code::Full,
                 "repository is full (no inode is free)".to_owned(),
             )
-        } else if room.free_bytes < super::ROOM_BYTES {
+        } else if disk.room.free_bytes < super::ROOM_BYTES {
             (
                 Code::Full,
-                format!("repository is full ({} bytes are free)", room.free_bytes),
+                format!(
+                    "repository is full ({} bytes are free)",
+                    disk.room.free_bytes
+                ),
             )
         } else {
             let error = failure.error.hint(

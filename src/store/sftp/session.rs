@@ -23,7 +23,7 @@ use super::ssh::Ssh;
 use crate::config::SftpSettings;
 use crate::err;
 use crate::error::{Code, Error};
-use crate::store::{life, runtime};
+use crate::store::{Room, life, runtime};
 
 /// No answer is longer. OpenSSH's are up to this.
 const PACKET_BYTES: u32 = 256 << 10;
@@ -81,10 +81,10 @@ impl Facts {
     }
 }
 
-/// Room on the server's disk.
+/// The server's disk.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
-    pub(super) free_bytes: u64,
+pub(super) struct Disk {
+    pub(super) room: Room,
     pub(super) has_inodes: bool,
     pub(super) is_read_only: bool,
 }
@@ -424,14 +424,18 @@ impl Session {
         }
     }
 
-    /// The room on the disk of a path, where the server tells.
-    pub(super) async fn room(&self, path: &str) -> Answered<Option<Room>> {
+    /// The disk of a path, where the server tells.
+    pub(super) async fn disk(&self, path: &str) -> Answered<Option<Disk>> {
         if !self.has_statvfs {
             return Ok(None);
         }
         let found = self.raw.statvfs(path).await?;
-        Ok(Some(Room {
-            free_bytes: found.blocks_avail.saturating_mul(found.fragment_size),
+        let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size);
+        Ok(Some(Disk {
+            room: Room {
+                total_bytes: bytes(found.blocks),
+                free_bytes: bytes(found.blocks_avail),
+            },
             has_inodes: found.inodes_avail > 0 || found.inodes == 0,
             is_read_only: found.flags & 1 == 1,
         }))

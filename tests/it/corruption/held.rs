@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use pitr::error::Result;
 use pitr::pg::time::TimestampTz;
-use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Store};
+use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Room, Store};
 
 /// Content by key.
 pub type Objects = BTreeMap<String, Arc<[u8]>>;
@@ -163,7 +163,7 @@ impl Store for Held {
         Ok(self.objects.lock().unwrap().remove(key.as_str()).is_some())
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>> {
+    fn room(&self) -> Result<Option<Room>> {
         Ok(None)
     }
 }

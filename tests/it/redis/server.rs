@@ -191,10 +191,15 @@ impl Server {
             .args(words)
     }
 
-    /// Runs one command, and returns what it answers.
+    /// Runs one command that may run twice, and returns what it answers. Sentinels cut all connections of a server that they promote or demote:
+    /// then redis-cli dies of its broken pipe, or says so, and is asked again.
     pub fn ask(&self, words: &[&str]) -> String {
-        let run = self.cli(words).run().success();
-        run.stdout.trim_end().to_owned()
+        let mut run = self.cli(words).run();
+        if run.code() == 128 + Signal::PIPE.as_raw() || run.stderr.contains("closed the connection")
+        {
+            run = self.cli(words).run();
+        }
+        run.success().stdout.trim_end().to_owned()
     }
 
     /// Runs commands, one in a line, on one connection.
