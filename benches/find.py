@@ -4,10 +4,12 @@
 usage: benches/find.py PROGRAMS POSTGRES [--segments N] [--rounds N] [--work DIR]
 
 PROGRAMS is the folder of pitr's release builds, POSTGRES that of the server's programs. It runs as an ordinary user. The WAL is that of
-updates and deletions of pgbench's accounts, 50 rows a transaction. `pg_waldump` reads the raw segments; `pitr` reads the archived ones, unpacks them and checks their hashes. Prints the time of each
-round for one segment of 16 MiB, and medians with their ratio: processor time, and wall-clock time.
+updates and deletions of pgbench's accounts, 50 rows a transaction. `pg_waldump` reads the raw segments; `pitr` reads the archived ones, unpacks them and checks their hashes. Both decode
+the same segments: `pitr` begins at the checkpoint before the oldest transaction of the window. Prints the time of each round for one segment of 16 MiB, and medians with their ratio:
+processor time, and wall-clock time.
 """
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -104,10 +106,12 @@ class Bench:
 
     def run(self):
         first, last, since, until = self.make()
-        count = int(last[16:], 16) - int(first[16:], 16) + 1
         find = self.pitr("find", "--quiet", "--kind", "delete,update", "--since", since, "--until", until)
-        dump = ["taskset", "--cpu-list", "0", *self.program("pg_waldump", "--quiet", "--path", self.data / "pg_wal", first, last)]
-        print(f"{count} segments", flush=True)
+        count = json.loads(timed([*find, "--json"])[2])["decoded_count"]
+        # Segments of the first 4 GB of WAL on timeline 1: their names count through.
+        begin = f"{int(last, 16) - count + 1:024X}"
+        dump = ["taskset", "--cpu-list", "0", *self.program("pg_waldump", "--quiet", "--path", self.data / "pg_wal", begin, last)]
+        print(f"{count} segments from {begin}, the window begins in {first}", flush=True)
         timed(find), timed(dump)
         every = {"pg_waldump": [], "pitr find": []}
         for number in range(self.asked.rounds):

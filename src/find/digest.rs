@@ -1,13 +1,12 @@
 //! Reduces the records of a segment to what the story of a stretch needs: changes of catalogs, ends of transactions, counts of rows.
 
-use std::collections::HashMap;
-
 use super::catalogs::CatalogFiles;
 use crate::pg::catalog::{Catalog, FIRST_NORMAL_OID, FileMap};
 use crate::pg::change::{self, Change};
 use crate::pg::heap::{self, DeleteCause, PageRow, RowChange};
 use crate::pg::image;
 use crate::pg::lsn::Lsn;
+use crate::pg::number_map::NumberMap;
 use crate::pg::record::{Body, Fork, Record, Relation};
 use crate::pg::rmgr;
 use crate::pg::time::TimestampTz;
@@ -131,7 +130,7 @@ pub struct Digest {
     /// Steps, in order.
     pub steps: Vec<Step>,
     /// Rows by transaction and relation.
-    pub rows: HashMap<(u32, Relation), RowCount>,
+    pub rows: NumberMap<(u32, Relation), RowCount>,
     /// Records that could not be taken apart although their checksum is right.
     pub unread: u64,
 }

@@ -14,6 +14,7 @@ use super::digest::{Digest, EndStep, RowCount, Step};
 use super::event::{Commit, Event, Kind, Named, Relation};
 use crate::pg::catalog::{ClassRow, FIRST_NORMAL_OID};
 use crate::pg::lsn::Lsn;
+use crate::pg::number_map::NumberMap;
 use crate::pg::record;
 use crate::pg::version::Major;
 
@@ -31,7 +32,7 @@ struct Open {
     maps: HashSet<u32>,
     databases: Vec<(Lsn, u32, Option<Commit>)>,
     tablespaces: Vec<(Lsn, u32, Option<Commit>)>,
-    rows: HashMap<record::Relation, RowCount>,
+    rows: NumberMap<record::Relation, RowCount>,
     gid: Option<String>,
 }
 
@@ -41,7 +42,7 @@ pub struct Story {
     pub catalogs: Catalogs,
     /// The events found.
     pub events: Vec<Event>,
-    open: HashMap<u32, Open>,
+    open: NumberMap<u32, Open>,
     last_commit: Option<Commit>,
     /// Fewer rows than this of one relation and transaction are no event.
     rows_min: u64,
@@ -67,7 +68,7 @@ impl Story {
         Story {
             catalogs: Catalogs::new(major, files),
             events: Vec::new(),
-            open: HashMap::new(),
+            open: NumberMap::default(),
             last_commit: None,
             rows_min,
         }
@@ -141,20 +142,15 @@ impl Story {
     }
 
     fn end(&mut self, end: &EndStep) {
-        let xids: Vec<u32> = [end.xid]
-            .into_iter()
-            .chain(end.subxids.iter().copied())
-            .collect();
-        let open: Vec<Open> = xids
-            .iter()
-            .filter_map(|xid| self.open.remove(xid))
-            .collect();
+        let xids = || std::iter::once(end.xid).chain(end.subxids.iter().copied());
+        let open: Vec<Open> = xids().filter_map(|xid| self.open.remove(&xid)).collect();
+        let changes_catalogs = open.iter().any(|o| !o.changes.is_empty());
         if end.is_commit {
-            if !open.is_empty() || !end.dropped.is_empty() {
+            if changes_catalogs || !end.dropped.is_empty() || self.may_tell(&open) {
                 self.judge(end, &open);
             }
-            if open.iter().any(|o| !o.changes.is_empty()) {
-                xids.iter().for_each(|xid| self.catalogs.commit(*xid));
+            if changes_catalogs {
+                xids().for_each(|xid| self.catalogs.commit(xid));
             }
             self.last_commit = Some(Commit {
                 xid: end.xid,
@@ -165,9 +161,17 @@ impl Story {
         }
         // A database that is destroyed stays so.
         self.destroyed(&Draft::new(end.xid, None), &open);
-        if open.iter().any(|o| !o.changes.is_empty()) {
-            xids.iter().for_each(|xid| self.catalogs.roll_back(*xid));
+        if changes_catalogs {
+            xids().for_each(|xid| self.catalogs.roll_back(xid));
         }
+    }
+
+    /// Whether a transaction that changed no catalog can be an event: most change a few rows.
+    fn may_tell(&self, open: &[Open]) -> bool {
+        let destroys = |o: &Open| !o.databases.is_empty() || !o.tablespaces.is_empty();
+        let rows = open.iter().flat_map(|o| o.rows.values());
+        let count: u64 = rows.map(|rows| rows.deleted + rows.updated).sum();
+        count >= self.rows_min || open.iter().any(destroys)
     }
 
     fn judge(&mut self, end: &EndStep, open: &[Open]) {

@@ -25,6 +25,7 @@ pub mod label;
 pub mod lsn;
 #[cfg(feature = "full")]
 pub mod manifest;
+pub mod number_map;
 pub mod page;
 pub mod parameters;
 pub mod reader;

@@ -3,9 +3,6 @@
 //! Fed with whole pages in order; memory does not grow with the segment beyond the caps of the index. Decoding ends at the first
 //! finding, as PostgreSQL's replay would.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use super::index::{
     Blocks, CheckpointKind, Commit, DamageKind, Ends, ForkBlocks, Fragments, HeadEnd, SegmentIndex,
     Summary, TailClass, WalEvent, XidSet, flag,
@@ -13,6 +10,7 @@ use super::index::{
 use crate::error::Result;
 use crate::pg::change::{self, Change, HeapBlocks};
 use crate::pg::lsn::Lsn;
+use crate::pg::number_map::NumberMap;
 use crate::pg::page::WalIdentity;
 use crate::pg::reader::{self, Finding, FindingKind, SegmentEnd, SegmentSummary, Sink};
 use crate::pg::record::{self, Fork, Record, RecordHeader};
@@ -533,7 +531,7 @@ impl Xids {
 
 /// The set of changed blocks, fast for WAL that touches the same blocks again and again.
 struct ChangedBlocks {
-    forks: HashMap<(record::Relation, u8), u32, BuildHasherDefault<RelationHasher>>,
+    forks: NumberMap<(record::Relation, u8), u32>,
     /// Forks seen last, by the lower bits of their numbers: transactions touch the same few in turn.
     known: [Option<KnownFork>; KNOWN],
     /// `fork number << 32 | block`, with duplicates.
@@ -555,36 +553,10 @@ struct KnownFork {
     last: [u32; 2],
 }
 
-/// Hashes relations, once for each block reference of a record. The standard hash took as much time here as decoding the records did; it
-/// guards against chosen keys, but who can choose relation numbers owns the server, and would only slow down its own archiving.
-#[derive(Default)]
-struct RelationHasher(u64);
-
-impl Hasher for RelationHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    fn write_u8(&mut self, n: u8) {
-        self.write_u32(u32::from(n));
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.0 = (self.0.rotate_left(5) ^ u64::from(n)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-
-    fn finish(&self) -> u64 {
-        // The product's best bits are its upper ones, the table looks at the lower ones, too.
-        self.0.rotate_left(26)
-    }
-}
-
 impl Default for ChangedBlocks {
     fn default() -> Self {
         ChangedBlocks {
-            forks: HashMap::default(),
+            forks: NumberMap::default(),
             known: [None; KNOWN],
             touched: Vec::new(),
             recent: vec![u64::MAX; RECENT],
