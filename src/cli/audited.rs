@@ -152,13 +152,15 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
         Command::Recover(args) => {
             let (verb, set, is_done) = match &args.command {
                 recover::Command::Test(args) => ("recover test", &args.moment.set, !args.dry_run),
-                recover::Command::Database(args) => {
+                recover::Command::Database(recover::ClustersArgs { in_place: args, .. }) => {
                     ("recover database", &args.moment.set, args.confirm)
                 }
                 recover::Command::Application(args) => {
                     ("recover application", &args.moment.set, args.confirm)
                 }
-                recover::Command::Full(args) => ("recover full", &args.moment.set, args.confirm),
+                recover::Command::Full(recover::ClustersArgs { in_place: args, .. }) => {
+                    ("recover full", &args.moment.set, args.confirm)
+                }
                 recover::Command::Rollback(args) => ("recover rollback", &args.set, args.confirm),
             };
             let set: Vec<&str> = set.as_deref().into_iter().collect();

@@ -12,7 +12,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::archive_command::shell_word;
-use crate::operate::erasure::apply::{self, Applied, Outcome};
+use crate::operate::erasure::apply::{self, Applied, Consent, Outcome};
 use crate::operate::erasure::{self, Asked, Entry, Lacking, Listing};
 use crate::operate::human;
 use crate::repo::erasure::is_name;
@@ -110,6 +110,10 @@ pub struct ApplyArgs {
     #[arg(long, value_name = "DIR")]
     pub bin: Option<PathBuf>,
 
+    /// Keep the WAL of the new timeline for the archive: "pitr adopt" follows before the copy is started
+    #[arg(long)]
+    pub for_adoption: bool,
+
     /// An erasure that is left out; several times for several
     #[arg(long, value_name = "ID", value_parser = id)]
     pub skip: Vec<String>,
@@ -128,7 +132,7 @@ pub struct ApplyArgs {
 }
 
 /// Reads the name of an erasure; no other text gets into the audit log.
-fn id(text: &str) -> Result<String> {
+pub(super) fn id(text: &str) -> Result<String> {
     match is_name(text) {
         true => Ok(text.to_owned()),
         false => Err(err!(
@@ -283,8 +287,11 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
     let asked = apply::Asked {
         pgdata: args.pgdata.clone(),
         bin: args.bin.clone(),
-        skipped: args.skip.clone(),
-        is_unproven_allowed: args.unproven,
+        is_for_adoption: args.for_adoption,
+        consent: Consent {
+            skipped: args.skip.clone(),
+            is_unproven_allowed: args.unproven,
+        },
     };
     let mut prepared = apply::prepare(&cx.session, &asked)?;
     let failures = std::mem::take(&mut prepared.listing.failures);
@@ -316,12 +323,13 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
         print_applied(cx, &applied)?;
     }
     let is_whole = cx.told(failures)?;
-    let failed = applied
-        .iter()
-        .filter(|a| matches!(a.outcome, Outcome::Failed(_)));
-    let failed = failed.count();
-    if failed > 0 {
-        return Err(err!(Server, "{failed} of {} failed", human::count(applied.len() as u64, "erasure"))
+    let failed = applied.iter().filter_map(|one| match &one.outcome {
+        Outcome::Failed(why) => Some(format!("{}: {why}", one.id)),
+        _ => None,
+    });
+    let failed: Vec<String> = failed.collect();
+    if !failed.is_empty() {
+        return Err(err!(Server, "{} of {} failed: {}", failed.len(), human::count(applied.len() as u64, "erasure"), failed.join("; "))
             .hint("The copy holds what they erase: let nobody connect. Its server is stopped.\nRun what failed by hand where nobody else is connected (pitr erasure show ID), or record a better script, remove the wrong one, and run this again."));
     }
     let is_elsewhere = applied.iter().any(|a| a.outcome == Outcome::NoDatabase);

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::output::{Align, Table};
-use super::{Context, unconfirmed};
+use super::{Context, erasure, unconfirmed};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
+use crate::operate::erasure::apply::Consent;
 use crate::operate::human;
 use crate::operate::sets::back::{self, AskedBack};
 use crate::operate::sets::plan::{AskedMoment, AskedRecovery};
@@ -20,7 +21,8 @@ use crate::plan::target::{Inclusive, TargetTimeline};
 /// Bring the members of a recovery set back to one moment
 ///
 /// One plan for all members. test recovers them into a folder that is thrown away. full, database and application put them in their places: the applications and servers
-/// are stopped and started by the commands of the configuration, and what was there is kept aside. Every step is recorded on this host. The same command goes on with
+/// are stopped and started by the commands of the configuration, and what was there is kept aside. Erasures that a cluster lacks then ("pitr erasure") are repeated in
+/// private before anything is started. Every step is recorded on this host. The same command goes on with
 /// a run that was killed or failed, and "pitr recover rollback" takes it back.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -42,7 +44,7 @@ pub enum Command {
     /// Recover clusters and Redis servers in their places
     ///
     /// Example: pitr recover database --set shop --target-time "2026-11-20 06:40:49+01"
-    Database(InPlaceArgs),
+    Database(ClustersArgs),
     /// Recover files and configuration in their places
     ///
     /// Example: pitr recover application --set shop --mark "before the release"
@@ -50,7 +52,7 @@ pub enum Command {
     /// Recover every member in its place
     ///
     /// Example: pitr recover full --set shop --mark 20261120T064049Z-4f2a9c --confirm
-    Full(InPlaceArgs),
+    Full(ClustersArgs),
     Rollback(RollbackArgs),
 }
 
@@ -105,6 +107,30 @@ pub struct InPlaceArgs {
     pub dry_run: bool,
 }
 
+/// A recovery in place of members among which clusters may be.
+#[derive(clap::Args, Debug)]
+pub struct ClustersArgs {
+    #[command(flatten)]
+    pub in_place: InPlaceArgs,
+
+    /// An erasure that is not repeated; several times for several
+    #[arg(long, value_name = "ID", value_parser = erasure::id)]
+    pub skip_erasure: Vec<String>,
+
+    /// Repeat those erasures, too, that only a repository has in which nothing proves who recorded them
+    #[arg(long)]
+    pub unproven_erasures: bool,
+}
+
+impl ClustersArgs {
+    fn consent(&self) -> Consent {
+        Consent {
+            skipped: self.skip_erasure.clone(),
+            is_unproven_allowed: self.unproven_erasures,
+        }
+    }
+}
+
 /// Take a run back
 ///
 /// The former state is in its place again, and what was restored is kept aside. Refused with 8 where a transaction has committed, a key or a file was changed since:
@@ -152,6 +178,7 @@ impl MomentArgs {
             set: self.set.clone(),
             extent,
             moment,
+            with_erasures: false,
         })
     }
 
@@ -168,9 +195,14 @@ impl MomentArgs {
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         Command::Test(args) => test(args, cx),
-        Command::Database(args) => in_place(args, Extent::Database, cx),
-        Command::Application(args) => in_place(args, Extent::Application, cx),
-        Command::Full(args) => in_place(args, Extent::Full, cx),
+        Command::Database(args) => {
+            let consent = args.consent();
+            in_place(&args.in_place, (Extent::Database, &consent), cx)
+        }
+        Command::Application(args) => {
+            in_place(args, (Extent::Application, &Consent::default()), cx)
+        }
+        Command::Full(args) => in_place(&args.in_place, (Extent::Full, &args.consent()), cx),
         Command::Rollback(args) => rollback(args, cx),
     }
 }
@@ -217,11 +249,14 @@ fn print_tested(cx: &Context, tested: &Tested) -> Result<()> {
     })
 }
 
-fn in_place(args: &InPlaceArgs, extent: Extent, cx: &Context) -> Result<u8> {
-    let asked = args.moment.asked(extent)?;
-    let prepared = recover::prepare(&cx.session, &asked, &args.moment.words())?;
+fn in_place(args: &InPlaceArgs, (extent, consent): (Extent, &Consent), cx: &Context) -> Result<u8> {
+    let mut asked = args.moment.asked(extent)?;
+    asked.with_erasures = true;
+    let words = args.moment.words();
+    let prepared = recover::prepare(&cx.session, &asked, (&words, consent))?;
     if !args.confirm {
         let shown = prepared.shown()?;
+        warn_of_scripts(cx, &shown);
         match cx.out.is_json() {
             true => cx.out.json(&shown)?,
             false => print_report(cx, &shown)?,
@@ -232,6 +267,7 @@ fn in_place(args: &InPlaceArgs, extent: Extent, cx: &Context) -> Result<u8> {
         };
     }
     cx.stop_with_cleanup()?;
+    warn_of_scripts(cx, &prepared.shown()?);
     let report = prepared.carry_out(&cx.session)?;
     match cx.out.is_json() {
         true => cx.out.json(&report)?,
@@ -248,6 +284,18 @@ fn in_place(args: &InPlaceArgs, extent: Extent, cx: &Context) -> Result<u8> {
     match report.warnings.is_empty() {
         true => Ok(exit::SUCCESS),
         false => Ok(exit::WARNINGS),
+    }
+}
+
+/// Warns of scripts that anybody may have recorded.
+fn warn_of_scripts(cx: &Context, report: &Report) {
+    for one in &report.erasures {
+        for name in &one.unproven {
+            cx.out.warn(&format!(
+                "nothing proves who recorded the erasures in repository \"{name}\", and their scripts run as a superuser in {}: read each one before (pitr erasure list, pitr erasure show ID)",
+                one.member
+            ));
+        }
     }
 }
 
@@ -320,6 +368,17 @@ fn print_report(cx: &Context, report: &Report) -> Result<()> {
     }
     if let Some(plan) = &report.plan {
         print_plan(cx, plan)?;
+    }
+    for one in &report.erasures {
+        let of = human::count(one.recorded as u64, "erasure");
+        let left_out = match one.skipped.as_slice() {
+            [] => String::new(),
+            ids => format!(", without {}", ids.join(" and ")),
+        };
+        cx.out.line(&format!(
+            "{} lacks {} of {of} recorded: they are repeated in private before it starts{left_out}",
+            one.member, one.count
+        ))?;
     }
     cx.out.line("")?;
     for (number, done) in report.steps.iter().enumerate() {

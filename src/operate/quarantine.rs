@@ -85,6 +85,8 @@ pub enum Lasts {
     /// It stays: nothing but the server changes it, and what it writes lasts. The settings are those of pg_control; its
     /// postgresql.auto.conf may raise them.
     Staying(ControlSettings),
+    /// It stays, and its next server archives: the history and the WAL of the new timeline wait for that in pg_wal.
+    Archiving(ControlSettings),
 }
 
 /// The libraries that a server was to load at its start.
@@ -133,7 +135,7 @@ fn settings(
     folder: &Path,
     major: Major,
     libraries: &Libraries,
-    listens: Option<u16>,
+    (listens, keeps_wal): (Option<u16>, bool),
 ) -> Vec<(&'static str, String)> {
     let file = |name: &str| folder.join(name).display().to_string();
     let addresses = listens.map_or("", |_| LOOPBACK);
@@ -147,6 +149,9 @@ fn settings(
         ("shared_preload_libraries", libraries.kept.join(",")),
     ];
     let number = major.number();
+    // Only with archive_mode the server marks what is to be archived, and keeps it until somebody has. Without a command nothing leaves the
+    // host: src/backend/access/transam/xlogarchive.c (XLogArchiveCheckDone), src/backend/postmaster/pgarch.c.
+    let archive_mode = if keeps_wal { "on" } else { "off" };
     let fixed = [
         // Nobody else gets in.
         (13, "unix_socket_permissions", "0700"),
@@ -154,7 +159,7 @@ fn settings(
         (13, "bonjour", "off"),
         (13, "ssl", "off"),
         // Nothing gets out.
-        (13, "archive_mode", "off"),
+        (13, "archive_mode", archive_mode),
         (13, "archive_command", ""),
         (15, "archive_library", ""),
         (13, "primary_conninfo", ""),
@@ -247,7 +252,7 @@ impl Quarantine<'_> {
                 write(&self.data.join(AUTO_CONF), &text)?;
                 PASSING.to_owned()
             }
-            Lasts::Staying(own) => {
+            Lasts::Staying(own) | Lasts::Archiving(own) => {
                 let parameters = Parameters::from(own);
                 let lines = parameters.iter().map(|(name, n)| format!("{name} = {n}\n"));
                 // Switched off, the server forgets the times of all commits.
@@ -265,7 +270,8 @@ impl Quarantine<'_> {
         let mut command = self.command();
         command.arg("-D").arg(self.data).current_dir(self.folder);
         let major = self.programs.major;
-        for (name, value) in settings(self.folder, major, libraries, self.listens) {
+        let more = (self.listens, matches!(self.lasts, Lasts::Archiving(_)));
+        for (name, value) in settings(self.folder, major, libraries, more) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // Variables of the repository stay, for restore_command may need them; libpq's and another server's go.
@@ -536,7 +542,7 @@ mod tests {
     fn an_older_server_gets_no_setting_that_it_does_not_know() {
         let of = |major| -> Vec<&str> {
             let major = Major::from_number(major).unwrap();
-            let all = settings(Path::new("/f"), major, &Libraries::default(), None);
+            let all = settings(Path::new("/f"), major, &Libraries::default(), (None, false));
             all.into_iter().map(|(name, _)| name).collect()
         };
         assert!(!of(13).contains(&"archive_library") && of(15).contains(&"archive_library"));

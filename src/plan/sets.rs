@@ -201,6 +201,10 @@ pub enum Step {
     Stop(String),
     /// A member is put in its place; what was there is kept.
     Replace(String),
+    /// Erasures later than the moment are repeated in a cluster, in private.
+    Erase(String),
+    /// A cluster that was erased from becomes the cluster: its server archives.
+    Adopt(String),
     /// A member's service is started, and has the data.
     Start(String),
     /// The applications are started.
@@ -218,6 +222,8 @@ impl Step {
             Step::Aside(member)
             | Step::Stop(member)
             | Step::Replace(member)
+            | Step::Erase(member)
+            | Step::Adopt(member)
             | Step::Start(member)
             | Step::Backup(member) => Some(member),
             Step::StopApplications | Step::StartApplications | Step::Health => None,
@@ -231,6 +237,8 @@ impl Step {
             Step::StopApplications => "stop the applications".to_owned(),
             Step::Stop(member) => format!("stop {member}"),
             Step::Replace(member) => format!("put {member} in its place, and keep what was there"),
+            Step::Erase(member) => format!("repeat erasures in {member}, in private"),
+            Step::Adopt(member) => format!("let {member} archive"),
             Step::Start(member) => format!("start {member}"),
             Step::StartApplications => "start the applications".to_owned(),
             Step::Health => "ask whether the applications work".to_owned(),
@@ -239,8 +247,9 @@ impl Step {
     }
 }
 
-/// The steps of a recovery, in their order. Everything that takes long and needs no outage comes first.
-pub fn steps(members: &[SetMember]) -> Vec<Step> {
+/// The steps of a recovery, in their order. Everything that takes long and needs no outage comes first. The clusters of `erased` lack erasures:
+/// nothing is started before those are repeated.
+pub fn steps(members: &[SetMember], erased: &[SetMember]) -> Vec<Step> {
     let of = |kind: MemberKind| -> Vec<String> {
         let found = members.iter().filter(|member| member.kind == kind);
         found.map(ToString::to_string).collect()
@@ -252,6 +261,8 @@ pub fn steps(members: &[SetMember]) -> Vec<Step> {
     steps.extend(caches.iter().chain(&clusters).cloned().map(Step::Stop));
     let replaced = clusters.iter().chain(&caches).chain(&rest).cloned();
     steps.extend(replaced.map(Step::Replace));
+    let erased = erased.iter().map(ToString::to_string);
+    steps.extend(erased.flat_map(|name| [Step::Erase(name.clone()), Step::Adopt(name)]));
     steps.extend(clusters.iter().chain(&caches).cloned().map(Step::Start));
     steps.extend([Step::StartApplications, Step::Health]);
     steps.extend(caches.into_iter().map(Step::Backup));
@@ -333,9 +344,20 @@ mod tests {
     #[test]
     fn databases_are_stopped_last_and_started_first() {
         let members = ["files:u", "redis:r", "main", "config:c"].map(member);
-        let steps: Vec<String> = steps(&members).iter().map(Step::text).collect();
+        let texts = |erased: &[SetMember]| -> Vec<String> {
+            steps(&members, erased).iter().map(Step::text).collect()
+        };
+        let erased = texts(&[member("main")]);
         assert_eq!(
-            steps,
+            erased[8..11],
+            [
+                "repeat erasures in main, in private",
+                "let main archive",
+                "start main"
+            ]
+        );
+        assert_eq!(
+            texts(&[]),
             [
                 "restore redis:r aside, and load it",
                 "stop the applications",

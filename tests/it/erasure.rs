@@ -163,6 +163,8 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     assert!(!signal.exists() && !data.join("postmaster.pid").exists());
     assert!(!data.join("postmaster.opts").exists());
     assert!(data.join("pg_wal/pitr.guard").exists());
+    let status = data.join("pg_wal/archive_status");
+    assert!(!status.join("00000002.history.ready").exists());
     let auto = std::fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
     assert!(auto.contains("archive_mode = 'off'"), "{auto}");
     assert!(!auto.contains("recovery_target"), "{auto}");
@@ -191,9 +193,12 @@ fn a_copy_repeats_what_was_erased_after_its_moment(major: u32) {
     assert_eq!(outcomes(&run), [(id, "contained".into())]);
 
     shop.restore("prepared");
-    for _ in 0..2 {
-        shop.apply("prepared", &["--confirm"]).run().success();
+    for more in [&["--confirm"][..], &["--confirm", "--for-adoption"]] {
+        shop.apply("prepared", more).run().success();
     }
+    let status = shop.to("prepared").join("pg_wal/archive_status");
+    let waits = std::fs::read_dir(status).unwrap().count();
+    assert!(waits > 0, "the WAL waits for the archive");
 
     // The history of the timeline that began in private reaches the archive.
     let adopt = shop.pitr(&["adopt", "--confirm", "--pgdata"]).arg(&data);

@@ -55,6 +55,7 @@ mod find;
 mod frozen;
 mod frozen_content;
 mod frozen_epochs;
+mod frozen_erasures;
 mod golden;
 mod harness;
 mod heal;

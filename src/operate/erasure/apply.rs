@@ -1,9 +1,9 @@
 //! Runs erasures on a restored copy before anybody else can connect to it.
 //!
-//! The copy's own server runs in quarantine (`operate::quarantine`): a socket in a private folder, no archiving, no code of the cluster that
-//! runs by itself. Recovery ends at its target, and a new timeline begins, as it would with the operator's start; the guard of a copy and
-//! `archive_mode = off` keep both out of the archive, and `pitr adopt` archives the history later. Nothing is recorded in the directory: a
-//! run that was killed is repeated from its beginning, so scripts must bear to be run twice.
+//! The copy's own server runs in quarantine (`operate::quarantine`): a socket in a private folder, nothing that is sent to the archive, no
+//! code of the cluster that runs by itself. Recovery ends at its target, and a new timeline begins, as it would with the operator's start. Its
+//! history and its WAL wait in pg_wal where the copy is adopted before its first start; else `pitr adopt` archives the history alone. Nothing is
+//! recorded in the directory: a run that was killed is repeated from its beginning, so scripts must bear to be run twice.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,7 @@ pub struct Prepared {
     /// Everything that is recorded.
     pub listing: Listing,
     skipped: Vec<String>,
+    is_for_adoption: bool,
 }
 
 /// The outcome of an erasure.
@@ -77,11 +78,35 @@ pub struct Asked {
     pub pgdata: PathBuf,
     /// The folder of PostgreSQL's programs.
     pub bin: Option<PathBuf>,
+    /// Whether the copy is adopted before its own start, so that its WAL is kept for the archive.
+    pub is_for_adoption: bool,
+    /// The operator's word about single erasures.
+    pub consent: Consent,
+}
+
+/// The operator's word about single erasures.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Consent {
     /// Erasures that are left out.
     pub skipped: Vec<String>,
     /// Whether those are run, too, that a weaker repository alone has.
     pub is_unproven_allowed: bool,
 }
+
+/// The options by which a command takes that word.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The one that leaves an erasure out.
+    pub skip: &'static str,
+    /// The one that allows those of a weaker repository.
+    pub unproven: &'static str,
+}
+
+/// The options of `pitr erasure apply`.
+const OPTIONS: Options = Options {
+    skip: "--skip",
+    unproven: "--unproven",
+};
 
 /// Looks which erasures there are, and whether they can be run on a data directory.
 ///
@@ -128,26 +153,10 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
     }
     let cluster = cluster_of(session, &directory, control.system_identifier)?;
     let listing = list(&session.on_cluster(&cluster))?;
-    for id in &asked.skipped {
+    for id in &asked.consent.skipped {
         listing.entry(id)?;
     }
-    let is_skipped = |entry: &Entry| asked.skipped.contains(&entry.id);
-    for entry in listing.erasures.iter().filter(|entry| !is_skipped(entry)) {
-        if entry.erasure.is_none() {
-            return Err(unreadable(entry));
-        }
-        let is_doubtful = |name: &String| listing.unproven.contains(name);
-        if entry.repositories.iter().all(is_doubtful)
-            && !asked.is_unproven_allowed
-            && listing.is_proven_somewhere()
-        {
-            let places = entry.repositories.join(" and ");
-            return Err(err!(Refused, "erasure \"{}\" is in repository {places} alone, where nothing proves who recorded it", entry.id).hint(format!(
-                "{NOTHING} Scripts run as a superuser, so read it: pitr erasure show {0}\nThen run this again with --skip {0} or with --unproven.",
-                entry.id
-            )));
-        }
-    }
+    require_consent(&listing, &asked.consent, OPTIONS)?;
     let bin = asked.bin.as_deref();
     let programs = quarantine::programs(&session.environment, control.major.number(), bin)?;
     Ok(Prepared {
@@ -155,8 +164,34 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
         control,
         programs,
         listing,
-        skipped: asked.skipped.clone(),
+        skipped: asked.consent.skipped.clone(),
+        is_for_adoption: asked.is_for_adoption,
     })
+}
+
+/// Requires that every erasure can be read, and that the operator wants those which nothing proves, as far as none is left out.
+///
+/// # Errors
+/// `Refused` for one that nothing proves beside a repository that proves; that of one that cannot be read.
+pub fn require_consent(listing: &Listing, consent: &Consent, options: Options) -> Result<()> {
+    let is_skipped = |entry: &Entry| consent.skipped.contains(&entry.id);
+    for entry in listing.erasures.iter().filter(|entry| !is_skipped(entry)) {
+        if entry.erasure.is_none() {
+            return Err(unreadable(entry, options));
+        }
+        let is_doubtful = |name: &String| listing.unproven.contains(name);
+        if entry.repositories.iter().all(is_doubtful)
+            && !consent.is_unproven_allowed
+            && listing.is_proven_somewhere()
+        {
+            let places = entry.repositories.join(" and ");
+            return Err(err!(Refused, "erasure \"{}\" is in repository {places} alone, where nothing proves who recorded it", entry.id).hint(format!(
+                "{NOTHING} Scripts run as a superuser, so read it: pitr erasure show {0}\nThen run this again with {1} {0} or with {2}.",
+                entry.id, options.skip, options.unproven
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The cluster of a copy: its guard names it. Scripts of another one would erase somebody else.
@@ -178,14 +213,14 @@ fn cluster_of(session: &Session, directory: &DataDirectory, identifier: u64) -> 
     }
 }
 
-fn unreadable(entry: &Entry) -> Error {
+fn unreadable(entry: &Entry, options: Options) -> Error {
     let why = entry.damage.as_deref().unwrap_or("nobody has it");
     let next = match entry.code {
         Some(Code::Key) => "Run this on a host with a private key of the repository.".to_owned(),
         Some(Code::Unsupported) => "A newer pitr recorded it: run that one.".to_owned(),
         _ => format!(
-            "\"pitr repo sync\" brings it back where another repository has it whole. If it is lost, or somebody forged it: --skip {0}, or pitr erasure remove {0} --confirm",
-            entry.id
+            "\"pitr repo sync\" brings it back where another repository has it whole. If it is lost, or somebody forged it: {1} {0}, or pitr erasure remove {0} --confirm",
+            entry.id, options.skip
         ),
     };
     let code = entry.code.unwrap_or(Code::Damaged);
@@ -216,7 +251,10 @@ impl Prepared {
             programs: &self.programs,
             before: &[],
             listens: None,
-            lasts: Lasts::Staying(self.control.settings),
+            lasts: match self.is_for_adoption {
+                true => Lasts::Archiving(self.control.settings),
+                false => Lasts::Staying(self.control.settings),
+            },
         };
         let preload = server_conf::value_of(self.directory.path(), "shared_preload_libraries");
         let libraries = Libraries::of(&preload.unwrap_or_default(), &self.programs);
@@ -263,12 +301,7 @@ impl Prepared {
         let Some((pid, _)) = self.directory.server() else {
             return Ok(());
         };
-        // PostgreSQL: src/include/utils/pidfile.h, LOCK_FILE_LINE_SOCKET_DIR.
-        let text = read_small(&path.join("postmaster.pid")).unwrap_or_default();
-        let folder = text.lines().nth(4).map(PathBuf::from);
-        let name = folder.as_deref().and_then(Path::file_name);
-        let is_ours = name.is_some_and(|n| n.to_string_lossy().starts_with(sandbox::PREFIX));
-        if !process::is_alive(pid) || (is_ours && sandbox::stop(path)) {
+        if !process::is_alive(pid) || end_left_behind(path) {
             return Ok(());
         }
         Err(err!(
@@ -327,6 +360,22 @@ impl Prepared {
         let end = history.parent().map_or(Lsn(0), |(_, lsn)| lsn);
         Ok((history, end))
     }
+}
+
+/// Ends the private server that a killed run has left in a data directory, which is named without links. Whether it was such a server, and is gone.
+pub fn end_left_behind(data: &Path) -> bool {
+    // PostgreSQL: src/include/utils/pidfile.h, LOCK_FILE_LINE_SOCKET_DIR.
+    let path = data.join("postmaster.pid");
+    let text = read_small(&path).unwrap_or_default();
+    let folder = text.lines().nth(4).map(PathBuf::from);
+    let name = folder.as_deref().and_then(Path::file_name);
+    let is_ours = name.is_some_and(|n| n.to_string_lossy().starts_with(sandbox::PREFIX));
+    let is_gone = is_ours && sandbox::stop(data);
+    if is_gone {
+        // A server that was killed, or whose host was, leaves it; who waits for the end of a server reads it.
+        let _ = std::fs::remove_file(&path);
+    }
+    is_gone
 }
 
 /// The database of an erasure in the copy, which may have had another name: its OID says which it is, where that is one of this cluster.

@@ -297,7 +297,11 @@ impl Back<'_> {
             return Ok(Since::NotKnown);
         };
         let member = self.run.record.member(work.step);
-        let position = member.and_then(|member| member.position.as_deref());
+        let planned = member.and_then(|member| member.position.as_deref());
+        // The commits of erasures are no writes of anybody.
+        let erased = self.done_of(&Step::Erase(work.member()?.to_string()))?;
+        let position = erased.as_ref().and_then(|done| done["position"].as_str());
+        let position = position.or(planned);
         let from = position.and_then(|text| text.parse::<Lsn>().ok());
         match (self.timeline(work, data)?, from) {
             // A cluster that was restored, and never started.
@@ -332,15 +336,17 @@ impl Back<'_> {
     /// The timeline of the recovered cluster: as its start recorded it, else the newest one whose history is in pg_wal.
     fn timeline(&self, work: &Work<'_>, data: &Path) -> Result<Option<TimelineId>> {
         let start = Step::Start(work.member()?.to_string());
-        let number = self.run.record.steps.iter().position(|step| *step == start);
-        if let Some(number) = number {
+        if let Some(number) = self.number_of(&start) {
             if let Some(done) = self.run.done(number)? {
                 let timeline = done["timeline"]
                     .as_u64()
                     .and_then(|n| u32::try_from(n).ok());
                 return Ok(timeline.and_then(TimelineId::new));
             }
-            if self.run.begun(number)?.is_none() {
+            // An adoption archives the history of the timeline on which erasures were repeated.
+            let adopt = self.number_of(&Step::Adopt(work.member()?.to_string()));
+            let is_adopted = adopt.map(|number| self.run.begun(number)).transpose()?;
+            if self.run.begun(number)?.is_none() && is_adopted.flatten().is_none() {
                 return Ok(None);
             }
         }
@@ -353,6 +359,16 @@ impl Back<'_> {
         let names = names.filter_map(|entry| entry.file_name().into_string().ok());
         let segments = names.filter_map(|name| name.parse::<SegmentName>().ok());
         Ok(segments.map(|segment| segment.timeline).max())
+    }
+
+    fn number_of(&self, step: &Step) -> Option<usize> {
+        self.run.record.steps.iter().position(|one| one == step)
+    }
+
+    /// The result of a step; none where there is no such step, or it is not done.
+    fn done_of(&self, step: &Step) -> Result<Option<Value>> {
+        let done = self.number_of(step).map(|number| self.run.done(number));
+        Ok(done.transpose()?.flatten())
     }
 
     /// The restore in place of a step; none where it changed nothing.

@@ -102,6 +102,7 @@ fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<boo
         set: Some(set.name.clone()),
         extent: Extent::Full,
         moment: AskedMoment::Mark(id.to_owned()),
+        with_erasures: false,
     };
     // A mark that waits is no trouble of a repository.
     let quiet = Session {

@@ -16,12 +16,14 @@
 //! | `service` | the members' services: stopped, started, asked |
 //! | `scratch` | a recovery into a folder that is thrown away |
 //! | `cache` | the data directory of a Redis server: restored aside, exchanged |
+//! | `erasures` | what was erased later than the moment, repeated before anything is started |
 //! | `commits` | commits of a server since it was recovered |
 //! | `runbook` | the recovery instructions of a set |
 
 pub mod back;
 mod cache;
 mod commits;
+mod erasures;
 pub mod info;
 pub mod mark;
 mod own;

@@ -151,6 +151,7 @@ fn failure(
         Code::Locked,
         Code::Findings,
         Code::Unreachable,
+        Code::Server,
         Code::NoRepository,
         Code::Denied,
         Code::Full,

@@ -7,7 +7,8 @@ use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::operate::choice::{Question, Unless};
-use crate::operate::opened;
+use crate::operate::erasure::{self, Lacking};
+use crate::operate::opened::{self, Opened};
 use crate::operate::reading::Reading;
 use crate::operate::redis;
 use crate::operate::scopes::{self, ScopeBackup};
@@ -17,7 +18,7 @@ use crate::operate::target::{AskedTarget, Point as Asked};
 use crate::operate::{how_long, human};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::plan::recovery::Action;
+use crate::plan::recovery::{Action, Plan};
 use crate::plan::sets::{self, Extent, Reach, Reached, SetPlan, Wanted};
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
 use crate::redis::route;
@@ -47,6 +48,8 @@ pub struct AskedRecovery {
     pub extent: Extent,
     /// The moment.
     pub moment: AskedMoment,
+    /// Whether it is asked, too, which erasures clusters lack then.
+    pub with_erasures: bool,
 }
 
 /// The moment that is wanted, as members understand it.
@@ -63,6 +66,17 @@ pub struct Planned {
     pub plan: SetPlan,
     /// The words of each member's target on a command line.
     pub words: BTreeMap<SetMember, Vec<String>>,
+    /// The clusters that lack erasures at the moment, where that was asked.
+    pub erasures: BTreeMap<SetMember, Foreseen>,
+}
+
+/// Erasures that are to be repeated in a cluster.
+#[derive(Debug, Clone)]
+pub struct Foreseen {
+    /// How many.
+    pub lacking: Lacking,
+    /// The major of its servers.
+    pub major: u32,
 }
 
 impl Planned {
@@ -139,13 +153,27 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
     };
     let mut reaches = Vec::new();
     let mut words = BTreeMap::new();
+    let mut erasures = BTreeMap::new();
+    let with = asked.with_erasures;
     for member in members {
-        let (reach, own) = of_member(session, &settings, (&set, &member), &moment)?;
+        let planning = Planning {
+            session,
+            settings: &settings,
+            set: &set,
+            member: &member,
+            erasures: with.then_some(&mut erasures),
+        };
+        let (reach, own) = planning.of_member(&moment)?;
         words.insert(member.clone(), own);
         reaches.push((member, reach));
     }
     let plan = sets::plan((wanted, time), session.host.now(), reaches);
-    Ok(Planned { set, plan, words })
+    Ok(Planned {
+        set,
+        plan,
+        words,
+        erasures,
+    })
 }
 
 /// Reads the newest marks of a set, from the first repository that has any.
@@ -220,89 +248,155 @@ fn point<'m>(mark: &'m Mark, member: &SetMember) -> Result<(&'m str, &'m Point)>
     }
 }
 
-fn of_member(
-    session: &Session,
-    settings: &Settings,
-    (set, member): (&RecoverySet, &SetMember),
-    moment: &Moment,
-) -> Result<(Reach, Vec<String>)> {
-    let point = match moment {
-        Moment::Mark(mark) => Some((point(mark, member)?, mark.ended)),
-        Moment::Time(_) => None,
-    };
-    let odd = || {
-        err!(
-            OutOfReach,
-            "the mark of set \"{}\" names a point that \"{member}\" cannot have",
-            set.name
-        )
-    };
-    let doing = |e: crate::error::Error| e.context(format!("plan member \"{member}\""));
-    match (member.kind, point, moment) {
-        (MemberKind::Cluster, Some(((scope, Point::Wal(timeline, lsn)), at)), _) => {
-            let identifier = scope.rsplit('/').next().and_then(|n| n.parse().ok());
-            let target = AskedTarget {
-                inclusive: Inclusive::No,
-                timeline: TargetTimeline::Number(*timeline),
-                ..target(Target::Lsn(*lsn))
-            };
-            let words = cluster_words(*timeline, &lsn.to_string(), scope);
-            let reach = of_cluster(session, settings, (member, identifier), (&target, at));
-            Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
+/// A member that is planned.
+struct Planning<'p> {
+    session: &'p Session,
+    settings: &'p Settings,
+    set: &'p RecoverySet,
+    member: &'p SetMember,
+    /// The clusters that lack erasures; none where nobody asks.
+    erasures: Option<&'p mut BTreeMap<SetMember, Foreseen>>,
+}
+
+impl Planning<'_> {
+    fn of_member(mut self, moment: &Moment) -> Result<(Reach, Vec<String>)> {
+        let (session, set, member) = (self.session, self.set, self.member);
+        let point = match moment {
+            Moment::Mark(mark) => Some((point(mark, member)?, mark.ended)),
+            Moment::Time(_) => None,
+        };
+        let odd = || {
+            err!(
+                OutOfReach,
+                "the mark of set \"{}\" names a point that \"{member}\" cannot have",
+                set.name
+            )
+        };
+        let doing = |e: crate::error::Error| e.context(format!("plan member \"{member}\""));
+        match (member.kind, point, moment) {
+            (MemberKind::Cluster, Some(((scope, Point::Wal(timeline, lsn)), at)), _) => {
+                let identifier = scope.rsplit('/').next().and_then(|n| n.parse().ok());
+                let target = AskedTarget {
+                    inclusive: Inclusive::No,
+                    timeline: TargetTimeline::Number(*timeline),
+                    ..target(Target::Lsn(*lsn))
+                };
+                let words = cluster_words(*timeline, &lsn.to_string(), scope);
+                let reach = self.of_cluster(identifier, (&target, at));
+                Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
+            }
+            (MemberKind::Cluster, None, Moment::Time(at)) => {
+                let words = words(&["--target-time", &at.to_string()]);
+                let target = target(Target::Time(*at));
+                let reach = self.of_cluster(None, (&target, *at));
+                Ok((reach.map_err(doing)?, words))
+            }
+            (MemberKind::Redis, Some(((_, Point::Log(replid, offset)), at)), _) => {
+                let target = route::Target {
+                    moment: route::Moment::Position(*offset),
+                    replid: Some(replid.clone()),
+                };
+                let words = words(&["--target-offset", &format!("{replid}:{offset}")]);
+                let reach = of_redis(session, member, (&target, at));
+                Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
+            }
+            (MemberKind::Redis, None, Moment::Time(at)) => {
+                let micros = at.unix_micros().ok_or_else(odd)?;
+                let target = route::Target {
+                    moment: route::Moment::Time(micros),
+                    replid: None,
+                };
+                let words = words(&["--target-time", &at.to_string()]);
+                let reach = of_redis(session, member, (&target, *at));
+                Ok((reach.map_err(doing)?, words))
+            }
+            (MemberKind::Files | MemberKind::Config, Some(((_, point), _)), _) => {
+                let backups = backups(session, member).map_err(doing)?;
+                let found = match point {
+                    Point::Backup(id) => backups.iter().find(|one| one.id == *id),
+                    Point::After(time) => first_after(&backups, *time),
+                    _ => return Err(odd()),
+                };
+                let reach = found.map(|one| reached(one, Level::Ordered));
+                Ok(of_files(
+                    reach,
+                    "no undamaged backup of it was taken after the mark yet",
+                ))
+            }
+            (MemberKind::Files | MemberKind::Config, None, Moment::Time(at)) => {
+                let backups = backups(session, member).map_err(doing)?;
+                let after = first_after(&backups, *at).map(|one| reached(one, Level::Time));
+                let before = || {
+                    let ended = backups.iter().filter(|one| one.stop_time <= *at);
+                    let newest = ended.max_by_key(|one| (one.stop_time, one.id.to_string()));
+                    newest.map(|one| reached(one, Level::Nearest))
+                };
+                Ok(of_files(
+                    after.or_else(before),
+                    "it has no undamaged backup",
+                ))
+            }
+            _ => Err(odd()),
         }
-        (MemberKind::Cluster, None, Moment::Time(at)) => {
-            let words = words(&["--target-time", &at.to_string()]);
-            let target = target(Target::Time(*at));
-            let reach = of_cluster(session, settings, (member, None), (&target, *at));
-            Ok((reach.map_err(doing)?, words))
-        }
-        (MemberKind::Redis, Some(((_, Point::Log(replid, offset)), at)), _) => {
-            let target = route::Target {
-                moment: route::Moment::Position(*offset),
-                replid: Some(replid.clone()),
-            };
-            let words = words(&["--target-offset", &format!("{replid}:{offset}")]);
-            let reach = of_redis(session, member, (&target, at));
-            Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
-        }
-        (MemberKind::Redis, None, Moment::Time(at)) => {
-            let micros = at.unix_micros().ok_or_else(odd)?;
-            let target = route::Target {
-                moment: route::Moment::Time(micros),
-                replid: None,
-            };
-            let words = words(&["--target-time", &at.to_string()]);
-            let reach = of_redis(session, member, (&target, *at));
-            Ok((reach.map_err(doing)?, words))
-        }
-        (MemberKind::Files | MemberKind::Config, Some(((_, point), _)), _) => {
-            let backups = backups(session, member).map_err(doing)?;
-            let found = match point {
-                Point::Backup(id) => backups.iter().find(|one| one.id == *id),
-                Point::After(time) => first_after(&backups, *time),
-                _ => return Err(odd()),
-            };
-            let reach = found.map(|one| reached(one, Level::Ordered));
-            Ok(of_files(
-                reach,
-                "no undamaged backup of it was taken after the mark yet",
-            ))
-        }
-        (MemberKind::Files | MemberKind::Config, None, Moment::Time(at)) => {
-            let backups = backups(session, member).map_err(doing)?;
-            let after = first_after(&backups, *at).map(|one| reached(one, Level::Time));
-            let before = || {
-                let ended = backups.iter().filter(|one| one.stop_time <= *at);
-                let newest = ended.max_by_key(|one| (one.stop_time, one.id.to_string()));
-                newest.map(|one| reached(one, Level::Nearest))
-            };
-            Ok(of_files(
-                after.or_else(before),
-                "it has no undamaged backup",
-            ))
-        }
-        _ => Err(odd()),
     }
+
+    /// Plans a cluster as `pitr plan` does.
+    fn of_cluster(
+        &mut self,
+        identifier: Option<u64>,
+        (target, at): (&AskedTarget, TimestampTz),
+    ) -> Result<Reach> {
+        cluster(self.settings, &self.member.name)?;
+        let mut own = self.session.on_cluster(&self.member.name);
+        own.system_identifier = identifier;
+        let first = opened::open(&own, Reading::open(&own)?)?;
+        let question = Question {
+            target,
+            action: Action::Promote,
+            is_carried_out: false,
+        };
+        let chosen = question.answer(&own, first)?;
+        let plan = &chosen.plan;
+        match chosen.unless {
+            Some(Unless::NotKnown(e)) => return Err(e),
+            Some(Unless::OutOfReach { why, .. }) => {
+                return Ok(Reach::Unreached {
+                    why,
+                    before: plan.nearest_before.and_then(|moment| moment.time),
+                    after: plan.nearest_after.and_then(|moment| moment.time),
+                });
+            }
+            None => {}
+        }
+        if let Some(erasures) = self.erasures.as_deref_mut()
+            && let Some(foreseen) = foreseen(&own, &chosen.opened, plan)?
+        {
+            erasures.insert(self.member.clone(), foreseen);
+        }
+        Ok(Reach::Reached(Reached {
+            backup: plan
+                .backup
+                .as_ref()
+                .map(|b| b.id.to_string())
+                .unwrap_or_default(),
+            moment: Some(at),
+            position: plan
+                .stop
+                .as_ref()
+                .map(|stop| stop.recovery_end_lsn.to_string()),
+            bytes: plan.bytes_to_copy.saturating_add(plan.bytes_to_replay),
+            ms: how_long::of_plan(&own, &chosen.opened, plan).map(|estimate| estimate.ms),
+            level: Level::Time,
+        }))
+    }
+}
+
+/// The erasures that a cluster lacks which is recovered as planned; none where it lacks none.
+fn foreseen(session: &Session, opened: &Opened, plan: &Plan) -> Result<Option<Foreseen>> {
+    let lacking = erasure::lacking(session, opened, plan)?;
+    let major = plan.backup.as_ref().map_or(0, |backup| backup.major);
+    let lacking = lacking.filter(|lacking| lacking.count > 0);
+    Ok(lacking.map(|lacking| Foreseen { lacking, major }))
 }
 
 fn target(target: Target) -> AskedTarget {
@@ -338,49 +432,6 @@ fn with_level(reach: Reach, level: Level) -> Reach {
     match reach {
         Reach::Reached(reached) => Reach::Reached(Reached { level, ..reached }),
         unreached => unreached,
-    }
-}
-
-/// Plans a cluster as `pitr plan` does.
-fn of_cluster(
-    session: &Session,
-    settings: &Settings,
-    (member, identifier): (&SetMember, Option<u64>),
-    (target, at): (&AskedTarget, TimestampTz),
-) -> Result<Reach> {
-    cluster(settings, &member.name)?;
-    let mut own = session.on_cluster(&member.name);
-    own.system_identifier = identifier;
-    let first = opened::open(&own, Reading::open(&own)?)?;
-    let question = Question {
-        target,
-        action: Action::Promote,
-        is_carried_out: false,
-    };
-    let chosen = question.answer(&own, first)?;
-    let plan = &chosen.plan;
-    match chosen.unless {
-        Some(Unless::NotKnown(e)) => Err(e),
-        Some(Unless::OutOfReach { why, .. }) => Ok(Reach::Unreached {
-            why,
-            before: plan.nearest_before.and_then(|moment| moment.time),
-            after: plan.nearest_after.and_then(|moment| moment.time),
-        }),
-        None => Ok(Reach::Reached(Reached {
-            backup: plan
-                .backup
-                .as_ref()
-                .map(|b| b.id.to_string())
-                .unwrap_or_default(),
-            moment: Some(at),
-            position: plan
-                .stop
-                .as_ref()
-                .map(|stop| stop.recovery_end_lsn.to_string()),
-            bytes: plan.bytes_to_copy.saturating_add(plan.bytes_to_replay),
-            ms: how_long::of_plan(&own, &chosen.opened, plan).map(|estimate| estimate.ms),
-            level: Level::Time,
-        })),
     }
 }
 

@@ -1,11 +1,13 @@
 //! `pitr recover`: the steps of a plan, carried out and resumed.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::cache::Place;
+use super::erasures::{self, Erasing};
 use super::own::Owner;
 use super::plan::{self, AskedRecovery, Planned};
 use super::records;
@@ -16,6 +18,7 @@ use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::Result;
 use crate::fault;
+use crate::operate::erasure::apply::Consent;
 use crate::operate::files_replace;
 use crate::operate::session::Session;
 use crate::plan::sets::{SetPlan, Step, steps};
@@ -50,6 +53,8 @@ pub struct Report {
     pub run: Option<String>,
     /// The plan; none of a run that goes on: it was made before.
     pub plan: Option<SetPlan>,
+    /// The erasures that clusters lack at the moment, which are repeated before anything is started.
+    pub erasures: Vec<Erasing>,
     /// The steps.
     pub steps: Vec<Done>,
     /// Whether an earlier run goes on.
@@ -68,13 +73,20 @@ pub struct Prepared {
     record: Record,
     run: Option<Run>,
     plan: Option<SetPlan>,
+    erasures: Vec<Erasing>,
+    /// The operator's word about erasures, by member.
+    consents: BTreeMap<String, Consent>,
 }
 
 /// Plans a recovery, or finds the one that was interrupted; `words` are those by which the same command is known again.
 ///
 /// # Errors
-/// `Refused` while another recovery of the host is unfinished; `OutOfReach`; `Config` for what is missing; those of the repositories.
-pub fn prepare(session: &Session, asked: &AskedRecovery, words: &str) -> Result<Prepared> {
+/// `Refused` while another recovery of the host is unfinished, and for erasures that the operator has to decide about; `OutOfReach`; `Config` for what is missing; those of the repositories.
+pub fn prepare(
+    session: &Session,
+    asked: &AskedRecovery,
+    (words, consent): (&str, &Consent),
+) -> Result<Prepared> {
     let settings = session.settings_with_repositories()?;
     let set = configured(&settings, asked.set.as_deref())?.clone();
     let runs = records::open(session, &settings, &set)?;
@@ -95,6 +107,7 @@ pub fn prepare(session: &Session, asked: &AskedRecovery, words: &str) -> Result<
                 record.id
             )));
         }
+        let consents = erasures::of_run(session, &run, consent)?;
         return Ok(Prepared {
             record: record.clone(),
             run: Some(run),
@@ -102,6 +115,8 @@ pub fn prepare(session: &Session, asked: &AskedRecovery, words: &str) -> Result<
             settings,
             set,
             runs,
+            erasures: Vec::new(),
+            consents,
         });
     }
     let planned = plan::run(session, asked)?;
@@ -109,6 +124,7 @@ pub fn prepare(session: &Session, asked: &AskedRecovery, words: &str) -> Result<
     for member in planned.words.keys() {
         check(session, &settings, member)?;
     }
+    let (erasures, consents) = erasures::of_plan(session, &planned.erasures, consent)?;
     let record = record(session, asked, words, &planned);
     Ok(Prepared {
         record,
@@ -117,6 +133,8 @@ pub fn prepare(session: &Session, asked: &AskedRecovery, words: &str) -> Result<
         settings,
         set,
         runs,
+        erasures,
+        consents,
     })
 }
 
@@ -131,7 +149,9 @@ fn record(session: &Session, asked: &AskedRecovery, words: &str, planned: &Plann
             .and_then(|reached| reached.position.clone()),
     });
     let named = (planned.set.name.as_str(), asked.extent, words.to_owned());
-    Record::new(&session.host, named, recorded.collect(), steps(&members))
+    let erased: Vec<SetMember> = planned.erasures.keys().cloned().collect();
+    let steps = steps(&members, &erased);
+    Record::new(&session.host, named, recorded.collect(), steps)
 }
 
 /// Requires what the steps of a member need, before the first of them.
@@ -193,6 +213,7 @@ impl Prepared {
             set: self.set.name.clone(),
             run: self.run.as_ref().map(|run| run.record.id.clone()),
             plan: self.plan.clone(),
+            erasures: self.erasures.clone(),
             steps,
             is_resumed: self.run.is_some(),
             is_complete: false,
@@ -201,7 +222,9 @@ impl Prepared {
     }
 
     fn work<'p>(&'p self, step: &'p Step) -> Option<Work<'p>> {
-        Work::new((&self.settings, &self.set), &self.record, step)
+        let work = Work::new((&self.settings, &self.set), &self.record, step)?;
+        let consent = step.member().and_then(|member| self.consents.get(member));
+        Some(work.with_consent(consent))
     }
 
     fn shown_step(&self, step: &Step) -> ShownStep {
@@ -322,7 +345,8 @@ pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep>
         words: vec!["TARGET".to_owned()],
         position: None,
     });
-    let record = Record::example(&set.name, members.collect(), steps(&set.members));
+    let steps = steps(&set.members, &[]);
+    let record = Record::example(&set.name, members.collect(), steps);
     let shown = record.steps.iter().map(|step| {
         let work = Work::new((settings, set), &record, step);
         ShownStep {

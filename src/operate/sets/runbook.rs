@@ -117,6 +117,7 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
         set: Some(set.name.clone()),
         extent: Extent::Full,
         moment: AskedMoment::Mark(mark.id.clone()),
+        with_erasures: true,
     };
     let Ok(planned) = plan::run(session, &asked) else {
         return String::new();
@@ -131,6 +132,12 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
             one.member,
             human::size(bytes),
             time.unwrap_or_else(|| "not measured".to_owned())
+        ));
+    }
+    for (member, foreseen) in &planned.erasures {
+        text.push_str(&format!(
+            "\nBefore {member} starts, pitr repeats {} in it that are later than this mark, in private: two steps more. A script that fails stops the recovery there.\n",
+            human::count(foreseen.lacking.count as u64, "erasure")
         ));
     }
     text + "\n"

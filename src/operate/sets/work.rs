@@ -7,11 +7,14 @@ use serde_json::{Value, json};
 use super::cache::Place;
 use super::own::{self, Owner};
 use super::run::{Record, Run};
-use super::{cluster, redis, service};
+use super::{cluster, erasures, redis, service};
+use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::fault;
+use crate::operate::erasure::apply::{self, Consent};
+use crate::operate::human;
 use crate::operate::session::Session;
 use crate::plan::sets::Step;
 
@@ -23,6 +26,8 @@ pub struct Work<'p> {
     pub step: &'p Step,
     pub member: Option<SetMember>,
     words: &'p [String],
+    /// The operator's word about erasures.
+    consent: Option<&'p Consent>,
 }
 
 impl<'p> Work<'p> {
@@ -42,7 +47,13 @@ impl<'p> Work<'p> {
             step,
             member,
             words,
+            consent: None,
         })
+    }
+
+    /// The same with the operator's word about erasures.
+    pub fn with_consent(self, consent: Option<&'p Consent>) -> Work<'p> {
+        Work { consent, ..self }
     }
 
     pub fn member(&self) -> Result<&SetMember> {
@@ -60,17 +71,13 @@ impl<'p> Work<'p> {
         let name = member.name.as_str();
         let mut words = match member.kind {
             MemberKind::Cluster => {
-                let pgdata = pgdata(cluster(self.settings, name)?)?.to_string_lossy();
-                let line = [
-                    "restore",
-                    "--cluster",
-                    name,
-                    "--to",
-                    &pgdata,
-                    "--replace",
-                    "--adopt",
-                ];
-                own::words(&line)
+                let to = self.pgdata()?;
+                let line = ["restore", "--cluster", name, "--to", &to, "--replace"];
+                let mut words = own::words(&line);
+                if !self.lacks_erasures() {
+                    words.push("--adopt".to_owned());
+                }
+                words
             }
             MemberKind::Redis => return Ok(None),
             MemberKind::Files => own::words(&["files", "restore", name, "--in-place", "--delete"]),
@@ -85,6 +92,31 @@ impl<'p> Work<'p> {
         Ok(Some(words))
     }
 
+    /// The data directory of a cluster, as a word.
+    fn pgdata(&self) -> Result<String> {
+        let cluster = cluster(self.settings, &self.member()?.name)?;
+        Ok(pgdata(cluster)?.to_string_lossy().into_owned())
+    }
+
+    /// Whether erasures are repeated in the member: it is restored as a copy, and adopted behind that.
+    fn lacks_erasures(&self) -> bool {
+        let is_it = |step: &Step| matches!(step, Step::Erase(name) if Some(name.as_str()) == self.step.member());
+        self.record.steps.iter().any(is_it)
+    }
+
+    /// The words of pitr that let the copy archive.
+    fn adopting(&self) -> Result<Vec<String>> {
+        let (name, to) = (&self.member()?.name, self.pgdata()?);
+        let line = ["adopt", "--cluster", name, "--pgdata", &to, "--confirm"];
+        Ok(own::words(&line))
+    }
+
+    /// The words of pitr that repeat erasures.
+    fn erasing(&self) -> Result<Vec<String>> {
+        let (name, to) = (&self.member()?.name, self.pgdata()?);
+        Ok(erasures::applying(name, &to, self.consent))
+    }
+
     /// The command of the step, as an operator would type it.
     pub fn command(&self) -> Result<Option<String>> {
         let line = |words: &[String]| (!words.is_empty()).then(|| words.join(" "));
@@ -95,6 +127,8 @@ impl<'p> Work<'p> {
             Step::Stop(_) => line(&self.service()?.0),
             Step::Start(_) => line(&self.service()?.1),
             Step::Replace(_) => self.replacing()?.map(|words| own::line(&words)),
+            Step::Erase(_) => Some(own::line(&self.erasing()?)),
+            Step::Adopt(_) => Some(own::line(&self.adopting()?)),
             Step::Aside(_) => {
                 let mut words = own::words(&["redis", "restore", &self.member()?.name]);
                 words.extend(self.words.iter().cloned());
@@ -164,6 +198,15 @@ impl<'p> Work<'p> {
                 }
                 self.replace(session, begun, warnings)
             }
+            Step::Erase(_) => {
+                self.stop(session, &log)?;
+                self.erase(session)
+            }
+            Step::Adopt(_) => {
+                self.stop(session, &log)?;
+                let owner = Owner::of(Path::new(&self.pgdata()?))?;
+                own::run(session, &self.adopting()?, owner).map(|_| json!({}))
+            }
             Step::Backup(_) => {
                 // The recovery is complete without it; what comes until the next one cannot be restored.
                 match own::run(session, &self.backing_up()?, None) {
@@ -184,6 +227,10 @@ impl<'p> Work<'p> {
         match member.kind {
             MemberKind::Cluster => {
                 let cluster = cluster(self.settings, &member.name)?;
+                // The service knows nothing of a server that erased, and whose run was killed.
+                if let Ok(data) = pgdata(cluster)?.canonicalize() {
+                    apply::end_left_behind(&data);
+                }
                 if !service::is_cluster_stopped(cluster) {
                     service::command(session, log, &stop)?;
                 }
@@ -260,6 +307,7 @@ impl<'p> Work<'p> {
             _ => None,
         };
         let answer = own::run(session, &words, owner)?;
+        self.require_foreseen(&answer.json)?;
         if answer.has_warned {
             warnings.push(format!(
                 "{}: not everything could be made as it was",
@@ -267,6 +315,37 @@ impl<'p> Work<'p> {
             ));
         }
         Ok(json!({ "run": answer.json["run"] }))
+    }
+
+    /// Requires that the plan has foreseen the erasures that a cluster lacks: one may have been recorded since it was made.
+    fn require_foreseen(&self, answer: &Value) -> Result<()> {
+        let count = answer["erasures"]["count"].as_u64().unwrap_or(0);
+        if count == 0 || self.member()?.kind != MemberKind::Cluster || self.lacks_erasures() {
+            return Ok(());
+        }
+        Err(err!(
+            Refused,
+            "{} of the list became known since this run was planned, and cluster \"{}\" lacks them",
+            human::count(count, "erasure"),
+            self.member()?.name
+        )
+        .hint("Nothing was started. Take the run back, and begin a new one: its plan has them."))
+    }
+
+    /// Repeats erasures in the cluster, which is not started yet. The position behind them tells them from what others commit later.
+    fn erase(&self, session: &Session) -> Result<Value> {
+        let (name, to) = (&self.member()?.name, self.pgdata()?);
+        let data = Path::new(&to);
+        let answer = own::run(session, &self.erasing()?, Owner::of(data)?).map_err(|e| {
+            let next = erasures::next(&e, name);
+            e.hint(next)
+        })?;
+        let control = DataDirectory::at(data).control()?;
+        let control = control.ok_or_else(|| err!(Damaged, "\"{to}\" has no pg_control"))?;
+        Ok(json!({
+            "position": control.checkpoint.to_string(),
+            "erasures": answer.json["erasures"],
+        }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Recovery sets: marks, recoveries to them, their undo.
 
 mod campaign;
+mod erasures;
 mod shop;
 
 use serde_json::Value;

@@ -1,0 +1,234 @@
+//! Erasures in a recovery: what was erased later than the moment is erased before anybody connects.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::shop::{Shop, read};
+use crate::common::{Client, Cluster, PATIENCE, Sandbox, files_below, wait_until};
+
+const ERASE_ONE: &str = "delete from public.person where id = 1";
+
+/// A shop, and a mark at which it has a person who is gone in production.
+fn shop_with_person(major: u32) -> (Shop, String) {
+    let shop = Shop::open(major);
+    let table = "create table person (id int primary key)";
+    shop.cluster.sql(table);
+    shop.cluster
+        .sql("insert into person select generate_series(1, 3)");
+    shop.write_counter(10);
+    let mark = shop.mark();
+    shop.cluster.sql(ERASE_ONE);
+    shop.write_counter(20);
+    (shop, mark)
+}
+
+fn add(shop: &Shop, sql: &str) -> String {
+    let args = ["erasure", "add", "--json", "--database", "postgres"];
+    let add = shop.pitr(&args).args(["--sql", "-"]).stdin(sql);
+    let run = add.run().success();
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+fn full(mark: &str) -> [&str; 6] {
+    ["recover", "full", "--set", "shop", "--mark", mark]
+}
+
+fn persons(cluster: &Cluster) -> String {
+    cluster
+        .query_one_string("select coalesce(string_agg(id::text, ',' order by id), '') from person")
+}
+
+fn is_closed(shop: &Shop) -> bool {
+    shop.path("tmp/closed").exists() && Client::connect(&shop.cluster.conninfo("postgres")).is_err()
+}
+
+fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
+    let (mut shop, mark) = shop_with_person(major);
+    let before = shop.json(&[&full(&mark)[..], &["--dry-run"]].concat());
+    assert_eq!(before["erasures"], Value::Array(Vec::new()), "{before:#}");
+    let steps = before["steps"].as_array().unwrap().len();
+    // The script writes more than one segment, and all of them are to be archived.
+    let much = "create table public.much as select n, repeat(md5(n::text), 20) t from generate_series(1, 5000) n";
+    add(&shop, &format!("{ERASE_ONE}; {much}"));
+
+    let plan = shop.pitr(&full(&mark)).arg("--dry-run").run().success();
+    plan.expect_stdout("main lacks 1 of 1 erasure recorded")
+        .expect_stdout(
+            "repeat erasures in main, in private: pitr erasure apply --for-adoption --cluster main",
+        )
+        .expect_stdout("let main archive: pitr adopt")
+        .expect_stderr("nothing proves who recorded");
+    let book = shop.pitr(&["runbook", "--set", "shop"]).run().success();
+    book.expect_stdout("Before main starts, pitr repeats 1 erasure");
+
+    let report = shop.json(&[&full(&mark)[..], &["--confirm"]].concat());
+    assert_eq!(report["is_complete"], true, "{report:#}");
+    assert_eq!(report["steps"].as_array().unwrap().len(), steps + 2);
+    assert_eq!(report["erasures"][0]["count"], 1, "{report:#}");
+    assert_eq!(persons(&shop.cluster), "2,3");
+    assert_eq!(shop.counters().rows, 10);
+    let data = shop.cluster.pgdata();
+    for gone in ["pg_wal/pitr.guard", "pg_wal/pitr.settings"] {
+        assert!(!data.join(gone).exists(), "{gone}");
+    }
+    let auto = read(&data.join("postgresql.auto.conf"));
+    assert!(!auto.contains("archive_mode"), "{auto}");
+
+    // The scripts are nobody's writes.
+    let back = shop.json(&["recover", "rollback", "--dry-run"]);
+    assert_eq!(back["written"], Value::Array(Vec::new()), "{back:#}");
+
+    // The new timeline is archived from its first byte: the backup of before leads into it.
+    shop.write_counter(30);
+    shop.cluster.archive_now();
+    let history = "wal/00000002/history";
+    wait_until(PATIENCE, "the history is archived", || {
+        let all = files_below(&shop.path("one"));
+        all.iter().any(|path| path.ends_with(history))
+    });
+    shop.pitr(&["verify", "--quiet"]).run().success();
+    let folder = Sandbox::new("erased");
+    let to = folder.join("copy");
+    let end = ["restore", "--cluster", "main", "--target-timeline", "2"];
+    let restore = shop.pitr(&end).arg("--to").arg(&to);
+    restore.run().success();
+    let mut copy = Cluster::open(major, to).without_fsync().create();
+    copy.start();
+    wait_until(PATIENCE, "recovery ends", || {
+        copy.query_one_string("select pg_is_in_recovery()") == "f"
+    });
+    assert_eq!(persons(&copy), "2,3");
+    let rows = "select max(n) from counter";
+    assert_eq!(copy.query_one_string(rows), "30");
+    assert_eq!(copy.query_one_string("select count(*) from much"), "5000");
+    drop(copy);
+
+    let back = ["recover", "rollback", "--confirm", "--json"];
+    shop.pitr(&back).run().expect_code(8);
+    let back = shop.pitr(&back).arg("--discard-changes").run().success();
+    assert_eq!(back.json()["warnings"], Value::Array(Vec::new()), "{back}");
+    assert_eq!(shop.counters().rows, 20);
+    shop.stop_receiving();
+}
+crate::per_major!(what_was_erased_is_gone_before_the_service_starts, v13 v15 v19);
+
+#[test]
+fn a_script_that_fails_keeps_a_recovery_from_starting_anything() {
+    let (mut shop, mark) = shop_with_person(17);
+    let bad = add(&shop, "delete from nowhere");
+    add(&shop, ERASE_ONE);
+    let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
+    let failed = shop.pitr(&confirmed).run().expect_code(1);
+    failed
+        .expect_stderr(&bad)
+        .expect_stderr("\"nowhere\" does not exist")
+        .expect_stderr("No service was started")
+        .expect_stderr("--skip-erasure ID")
+        .expect_stderr("run the same command again");
+    assert!(is_closed(&shop));
+    shop.pitr(&confirmed).run().expect_code(1);
+    assert!(is_closed(&shop));
+    let shown = shop.pitr(&full(&mark)).arg("--skip-erasure").arg(&bad);
+    let shown = shown.run().expect_code(8);
+    shown.expect_stdout(&format!("--skip {bad} --confirm"));
+    // The moment is older than the database of this one.
+    let args = ["erasure", "add", "--json", "--database", "later"];
+    let later = shop.pitr(&args).args(["--sql", "-"]).stdin(ERASE_ONE);
+    let later = later.run().success().json()["id"].clone();
+    let skip = [&confirmed[..], &["--skip-erasure", &bad]].concat();
+    let failed = shop.pitr(&skip).run().expect_code(1);
+    failed.expect_stderr("lacks a database");
+    assert!(is_closed(&shop));
+    let skip = [&skip[..], &["--skip-erasure", later.as_str().unwrap()]].concat();
+    shop.pitr(&skip).run().success();
+    assert_eq!(persons(&shop.cluster), "2,3");
+    assert!(!shop.path("tmp/closed").exists());
+    shop.stop_receiving();
+}
+
+/// Another repository may have more erasures, and one that proves who recorded them decides about those of the other one.
+#[test]
+fn what_the_operator_has_to_decide_is_said_before_anything_stops() {
+    let (mut shop, mark) = shop_with_person(17);
+    let config = read(&shop.path("pitr.toml"));
+    let two = format!(
+        "[repositories.two]\nurl = \"file://{}\"\n",
+        shop.path("two").display()
+    );
+    let id = add(&shop, ERASE_ONE);
+    shop.sandbox.file("pitr.toml", format!("{config}{two}"));
+    let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
+    let refused = shop.pitr(&confirmed).run().expect_code(8);
+    refused
+        .expect_stderr("did not answer")
+        .expect_stderr("--repository NAME");
+    let one = [&full(&mark)[..], &["--dry-run", "--repository", "one"]].concat();
+    shop.pitr(&one).run().success();
+
+    // The second one is encrypted.
+    let keys = shop.path("keys").display().to_string();
+    let keygen = ["repo", "keygen", "--dir", &keys, "--recipient", "ops"];
+    shop.pitr(&keygen).run().success();
+    let keys = format!(
+        "[repositories.two.encryption]\nkey_set = \"{keys}/writer.key\"\nkey_file = \"{keys}/ops.key\"\n"
+    );
+    shop.sandbox
+        .file("pitr.toml", format!("{config}{two}{keys}"));
+    let init = ["init", "--quiet", "--one-recipient"];
+    shop.pitr(&init).run().success();
+    let refused = shop.pitr(&confirmed).run().expect_code(8);
+    refused
+        .expect_stderr(&format!("erasure \"{id}\" is in repository one alone"))
+        .expect_stderr(&format!("--skip-erasure {id} or with --unproven-erasures"));
+    assert!(!shop.path("tmp/closed").exists(), "nothing was stopped");
+    let allowed = shop.pitr(&confirmed).arg("--unproven-erasures").run();
+    allowed.success();
+    assert_eq!(persons(&shop.cluster), "2,3");
+    shop.stop_receiving();
+}
+
+#[test]
+fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
+    let (mut shop, mark) = shop_with_person(17);
+    let slow = add(&shop, &format!("{ERASE_ONE}; select pg_sleep(600)"));
+    let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
+    let pid_file = shop.cluster.pgdata().join("postmaster.pid");
+    let signal = shop.cluster.pgdata().join("recovery.signal");
+    let is_private = || {
+        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
+        text.contains("/pitr-drill-") && text.contains("ready") && !signal.exists()
+    };
+    let running = shop.pitr(&confirmed).spawn();
+    wait_until(PATIENCE, "the script runs in private", is_private);
+    assert!(is_closed(&shop), "somebody gets in");
+    running.signal(Signal::KILL);
+    running.wait();
+    let pid = read(&pid_file).lines().next().unwrap().to_owned();
+    let server = format!("/proc/{pid}/cwd");
+    assert!(Path::new(&server).exists(), "the server was left behind");
+    let back = ["recover", "rollback", "--confirm", "--json"];
+    let told = shop.pitr(&back).run().success().json();
+    assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
+    assert!(std::fs::read_link(&server).is_err());
+    assert_eq!(shop.counters().rows, 20);
+
+    let remove = ["erasure", "remove", &slow, "--confirm"];
+    shop.pitr(&remove).run().success();
+    add(&shop, ERASE_ONE);
+    // Step 8 erases, 9 adopts, 10 starts.
+    for point in ["begun-8", "worked-8", "begun-9", "worked-9", "begun-10"] {
+        let point = format!("recover-{point}");
+        let run = shop.pitr(&confirmed).env("PITR_FAULT", &point).run();
+        assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
+        assert!(is_closed(&shop));
+    }
+    shop.pitr(&confirmed).run().success();
+    assert_eq!(persons(&shop.cluster), "2,3");
+    assert_eq!(shop.counters().rows, 10);
+    let told = shop.pitr(&back).run().success().json();
+    assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
+    assert_eq!(shop.counters().rows, 20);
+    shop.stop_receiving();
+}
