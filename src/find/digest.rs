@@ -7,7 +7,7 @@ use crate::pg::heap::{self, DeleteCause, PageRow, RowChange};
 use crate::pg::image;
 use crate::pg::lsn::Lsn;
 use crate::pg::number_map::NumberMap;
-use crate::pg::record::{Body, Fork, Record, Relation};
+use crate::pg::record::{Body, Fork, Record, Reference, Relation};
 use crate::pg::rmgr;
 use crate::pg::time::TimestampTz;
 use crate::pg::xact::{self, TransactionRecord};
@@ -174,12 +174,15 @@ impl<'a> Digester<'a> {
     fn take(&mut self, record: &Record<'_>) -> Option<()> {
         match record.rmid {
             rmgr::HEAP | rmgr::HEAP2 | rmgr::XLOG => {
-                let body = record.body().ok()?;
+                // Most records need nothing else of their blocks than the relation of the first.
+                let mut first = None;
+                let found = |block| first = first.or(Some(block));
+                let body = record.body_telling(found).ok()?;
                 if body.has_images() {
                     self.images(&body, record.block_size);
                 }
                 if let Some(change) = heap::row_change(record, body.main_data) {
-                    self.row(record, &body, change)?;
+                    self.row(record, &body, first?, change)?;
                 }
             }
             rmgr::TRANSACTION => self.transaction(record)?,
@@ -256,10 +259,16 @@ impl<'a> Digester<'a> {
         }
     }
 
-    fn row(&mut self, record: &Record<'_>, body: &Body<'_>, change: RowChange) -> Option<()> {
-        let mut blocks = body.blocks();
-        let block = blocks.next()?;
-        if let Some(place) = self.place(&block.relation, block.block) {
+    fn row(
+        &mut self,
+        record: &Record<'_>,
+        body: &Body<'_>,
+        first: Reference,
+        change: RowChange,
+    ) -> Option<()> {
+        if let Some(place) = self.place(&first.relation, first.block) {
+            let mut blocks = body.blocks();
+            let block = blocks.next()?;
             let is_imaged = block.image.is_some_and(|image| image.apply);
             let is_second = |b: &crate::pg::record::Block<'_>| b.id == 1;
             self.digest.steps.push(Step::Row(RowStep {
@@ -270,8 +279,8 @@ impl<'a> Digester<'a> {
                 change,
                 data: (!is_imaged).then(|| block.data.to_vec()),
             }));
-        } else if self.counts_rows && block.relation.number >= FIRST_NORMAL_OID {
-            self.count((record.xid.0, block.relation), record.start_lsn, change);
+        } else if self.counts_rows && first.relation.number >= FIRST_NORMAL_OID {
+            self.count((record.xid.0, first.relation), record.start_lsn, change);
         }
         Some(())
     }
