@@ -84,9 +84,9 @@ OLDER := 13 14 15 16 17 18
 OLDER_REDIS := redis6 redis7 valkey8 valkey9
 CHOSEN_REDIS = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 4 + 1 ))),$(OLDER_REDIS))
 CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
-GROUP1 := redis::rounds:: files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05 agent::j01 corruption::tm5 limits::b16_processes backup_faults:: config::secrecy:: metrics::rules_ logical::campaign:: incremental::chain:: incremental::under_load absence::t11 expire::i5 heal::copies:: clone_kills:: drain::p20
-GROUP2 := oracle:: soak:: restore_faults:: agent_claims::j10 agent_week:: absence::f18 s3_roles:: metrics_recorded:: lives::histories:: incremental::write_only:: incremental::stream:: incremental::bucket:: lives::l04 absence::f02 find::history:: clone_keep::k33 drain_s3::workers
-GROUP3 := incremental::resume:: incremental::compact:: heal::campaign:: drain_s3::p20 sftp:: restore_replace::t21 redis::into:: incremental::need:: rescue::k06 retention::x09 redis::cluster:: ship:: absence::f06 fetch::f01 content::content_lives
+GROUP1 := redis::rounds:: files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05 agent::j01 corruption::tm5 backup_faults:: config::secrecy:: metrics::rules_ logical::campaign:: incremental::chain:: incremental::under_load absence::t11 expire::i5 heal::copies:: clone_kills:: drain::p20 limits::b1 archive_faults::p0 incremental::a_hole incremental::blocks_that incremental::servers_own:: key_wrapping::
+GROUP2 := oracle:: soak:: restore_faults:: agent_claims::j10 agent_week:: absence::f18 s3_roles:: metrics_recorded:: lives::histories:: incremental::write_only:: incremental::stream:: incremental::bucket:: lives::l04 absence::f02 find::history:: clone_keep::k33 drain_s3::workers clone::k0 clone::k1 drill::y0 drill::y2
+GROUP3 := incremental::resume:: incremental::compact:: heal::campaign:: drain_s3::p20 sftp:: restore_replace::t21 redis::into:: incremental::need:: rescue::k06 retention::x09 redis::cluster:: ship:: absence::f06 fetch::f01 content::content_lives find::n01 golden::guide:: clock::k0 files::bucket:: files::campaign::
 # Shifted with every round of the majors, so that each group meets each of them.
 GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 3 + 1 ))),1 2 3),$(GROUP$(n)))
 OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ,$(addprefix ::v,$(filter-out $(CHOSEN),$(OLDER))) $(addprefix ::,$(filter-out $(CHOSEN_REDIS),$(OLDER_REDIS))) $(GROUPS_OF_OTHER_DAYS)))
