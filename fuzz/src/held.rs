@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pitr::err;
 use pitr::error::{Error, Result};
-use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
+use pitr::store::{Key, Listed, Meta, NewObject, Object, Room, Store};
 
 use crate::Memory;
 
@@ -40,7 +40,7 @@ impl Store for Held {
         Err(unasked())
     }
 
-    fn free_bytes(&self) -> Result<Option<u64>> {
+    fn room(&self) -> Result<Option<Room>> {
         Ok(None)
     }
 }

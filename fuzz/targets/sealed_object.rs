@@ -18,7 +18,7 @@ use pitr::seal::{
     Access, CHUNK, Contents, Drawn, Foot, HEAD, Head, PrivateHalf, PublicHalf, Recipient, Sealer,
     Secret32, TAIL, foot_length, public_of, random_pair, sealed_bytes,
 };
-use pitr::store::{Key, Listed, Meta, NewObject, Object, Store};
+use pitr::store::{Key, Listed, Meta, NewObject, Object, Room, Store};
 use pitr_fuzz::{Input, Memory, SYSTEM_IDENTIFIER, within};
 
 const CEILING: usize = 100 << 20;
@@ -89,7 +89,7 @@ impl Store for One {
     fn delete(&self, _key: &Key) -> Result<bool> {
         unreachable!("nothing is deleted")
     }
-    fn free_bytes(&self) -> Result<Option<u64>> {
+    fn room(&self) -> Result<Option<Room>> {
         Ok(None)
     }
 }
