@@ -86,8 +86,8 @@ pub fn look(
         let is_recent = last.is_some_and(|age| age < Some(AWAY_MAX));
         is_recent && !noted.iter().any(|known| known.repository == one.repository)
     };
-    let kept: Vec<Noted> = before.iter().filter(is_away).cloned().collect();
-    noted.extend(kept);
+    let away: Vec<Noted> = before.iter().filter(is_away).cloned().collect();
+    noted.extend(away);
     let kept = match noted == before {
         true => Ok(()),
         false => keep(session, &path, &noted),
