@@ -78,17 +78,20 @@ demo-s3: build ## the lost server with the repository in a bucket of an S3 serve
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
 # With a number as PITR_TEST_TURN (.ci/run sets it) one of six turns runs: of the tests that are listed by major those of one and of 19. Sweeps over
-# every call take every third one, and so do the campaigns: each of the three groups has its day (the fuzz targets have the first, .ci/run).
+# every call take every third one. Tests that take long are in one of six groups, of which each has its day; every module has others that run daily.
 OLDER := 13 14 15 16 17 18
 # Of Redis one older version and the newest.
 OLDER_REDIS := redis6 redis7 valkey8 valkey9
 CHOSEN_REDIS = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 4 + 1 ))),$(OLDER_REDIS))
 CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
-GROUP1 := redis::rounds:: files::delta:: files::in_place:: secrets:: patroni:: clone_faults:: plan::h05 agent::j01 corruption::tm5 backup_faults:: config::secrecy:: metrics::rules_ logical::campaign:: incremental::chain:: incremental::under_load absence::t11 expire::i5 heal::copies:: clone_kills:: drain::p20 limits::b1 archive_faults::p0 incremental::a_hole incremental::blocks_that incremental::servers_own:: key_wrapping::
-GROUP2 := oracle:: soak:: restore_faults:: agent_claims::j10 agent_week:: absence::f18 s3_roles:: metrics_recorded:: lives::histories:: incremental::write_only:: incremental::stream:: incremental::bucket:: lives::l04 absence::f02 find::history:: clone_keep::k33 drain_s3::workers clone::k0 clone::k1 drill::y0 drill::y2
-GROUP3 := incremental::resume:: incremental::compact:: heal::campaign:: drain_s3::p20 sftp:: restore_replace::t21 redis::into:: incremental::need:: rescue::k06 retention::x09 redis::cluster:: ship:: absence::f06 fetch::f01 content::content_lives find::n01 golden::guide:: clock::k0 files::bucket:: files::campaign::
+GROUP1 := agent::j01 backup_faults:: clone_kills:: drain_s3::p20 files::delta:: find::n01 golden::frozen heal::v0 incremental::a_segment incremental::kind incremental::stream:: incremental::under_load metrics_recorded:: plan::h05 proof::b24 redis::cluster:: restore_hostile::z04 restore_start:: rotation:: s3_faults:: timeline::l06
+GROUP2 := absence::f06 agent::a_host_that_only agent::j03 backup_local::b01 clone::k0 drain_s3::workers files::in_place:: frozen:: incremental::compact:: lives::histories:: logical::campaign:: medium:: metrics::rules_ oracle:: recipients::a_strangers redis::receive:: rescue::k06 restore_delta::killed s3_tiers:: several:: tails:: wal_decode::
+GROUP3 := absence::f18 agent_claims::j10 clone::k1 clone_quarantine:: drain:: estimates:: files::bucket:: find::list golden::guide:: heal::v1 incremental::bucket:: incremental::chain:: promises:: receive_network:: redis::sentinel:: resolve:: restore_databases:: s3_content:: s3_cycle::a_cycle secrets:: soak:: tenants::
+GROUP4 := absence::t11 agent::an_idle alert_conditions:: clock::k0 clone_keep:: config::secrecy:: demo::make_demo drill::y0 erasure::a_copy expire::x02 files::git incremental::a_chain incremental::servers_own:: limits:: lives::l04 receive::a_shutdown redis::rounds:: restore_replace:: s3_roles:: sftp:: ship:: sizing::
+GROUP5 := agent::a_job_runs clone::k41 content::content_lives drill::y2 expire::i5 fetch::f01 files::campaign:: golden::live_repositories heal::copies:: incremental::blocks_that incremental::need:: incremental::write_only:: lives::l19 logical::faults:: metrics_trust:: patroni:: receive_journal:: redis::into:: restore_faults:: retention::x09 s3_cycle::a_store s3_hard:: sftp_cycle::
+GROUP6 := absence::f02 agent_week:: archive_faults:: clone_faults:: corruption::tm5 drill::y1 files::watch find::history:: heal::campaign:: incremental::a_hole incremental::resume:: key_wrapping:: lives::l13 prefetch:: recovering:: redis::faults:: redis::keys:: restore_unlogged:: s3_cycle::a_host s3_slow:: sets:: verify_damage::
 # Shifted with every round of the majors, so that each group meets each of them.
-GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 3 + 1 ))),1 2 3),$(GROUP$(n)))
+GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 6 + 1 ))),1 2 3 4 5 6),$(GROUP$(n)))
 OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ,$(addprefix ::v,$(filter-out $(CHOSEN),$(OLDER))) $(addprefix ::,$(filter-out $(CHOSEN_REDIS),$(OLDER_REDIS))) $(GROUPS_OF_OTHER_DAYS)))
 
 test: ## all tests, on PostgreSQL 13 to 19

@@ -53,8 +53,9 @@ fn first_difference(own: &File, fetched: &File) -> Option<u64> {
     let mut at = 0;
     loop {
         let length = read(own, &mut one, at).min(read(fetched, &mut other, at));
-        let pairs = one.iter().zip(&other).take(length);
-        if let Some(differs) = pairs.enumerate().position(|(_, (a, b))| a != b) {
+        // Whole pieces are alike nearly always, and comparing those at once costs a tenth.
+        if one.get(..length) != other.get(..length) {
+            let differs = one.iter().zip(&other).position(|(a, b)| a != b)?;
             return Some(at + differs as u64);
         }
         if length < PIECE_BYTES {
