@@ -19,7 +19,7 @@ const SAMPLE: Duration = Duration::from_secs(6 * 3600);
 /// So many notes are kept: those of 30 days.
 const SAMPLES: usize = 120;
 /// The notes of a repository that does not answer, or is configured no more, are kept as long as those of one that does.
-const AWAY_MAX: Duration = SAMPLE.saturating_mul(SAMPLES as u32);
+const AWAY_MAX: Duration = Duration::from_secs(SAMPLE.as_secs() * SAMPLES as u64);
 /// A shorter time foretells nothing.
 const SPAN_MIN: Duration = Duration::from_secs(24 * 3600);
 

@@ -6,7 +6,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::shop::{Shop, read};
-use crate::common::{Client, Cluster, PATIENCE, Sandbox, files_below, wait_until};
+use crate::common::{
+    Client, Cluster, PATIENCE, Program, Sandbox, files_below, pitr, pitr_archive, wait_until,
+};
 
 const ERASE_ONE: &str = "delete from public.person where id = 1";
 
@@ -231,4 +233,123 @@ fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
     assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
     assert_eq!(shop.counters().rows, 20);
     shop.stop_receiving();
+}
+
+const SIDES: [&str; 2] = ["left", "right"];
+
+/// A set of two clusters and nothing else, and a mark at which each has three persons.
+struct Pair {
+    sandbox: Sandbox,
+    clusters: [Cluster; 2],
+}
+
+impl Pair {
+    fn open(major: u32) -> Pair {
+        let clusters = SIDES.map(|_| {
+            let cluster = Cluster::builder(major).own_identifier().segment_size_mb(1);
+            let cluster = cluster.without_fsync().config("archive_mode", "on");
+            cluster.create()
+        });
+        let sandbox = Sandbox::new("pair");
+        let mut config = format!(
+            "[sets.pair]\nmembers = [\"left\", \"right\"]\nstate_dir = \"{}\"\n[repositories.one]\nurl = \"file://{}\"\n",
+            sandbox.dir("state").display(),
+            sandbox.join("one").display(),
+        );
+        let pair = Pair { sandbox, clusters };
+        for (side, cluster) in SIDES.iter().zip(&pair.clusters) {
+            let pgdata = cluster.pgdata().display().to_string();
+            let log = pair.sandbox.join(&format!("{side}.log"));
+            let pg_ctl = cluster.bin("pg_ctl").expect("pg_ctl");
+            let pg_ctl = |words: &[&str]| {
+                let program = Program::new(&pg_ctl).args(["-D", &pgdata, "-w"]);
+                let command = program.args(words).command();
+                let words = std::iter::once(command.get_program()).chain(command.get_args());
+                let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
+                format!("[{}]", words.join(", "))
+            };
+            config += &format!(
+                "[clusters.{side}]\npgdata = \"{pgdata}\"\nconninfo = \"{}\"\nservice.stop = {}\nservice.start = {}\n",
+                cluster.conninfo("postgres"),
+                pg_ctl(&["-m", "fast", "stop"]),
+                pg_ctl(&["-l", &log.display().to_string(), "start"]),
+            );
+            let archive = pitr_archive().arg("--config").arg(pair.config());
+            let archive = archive.args(["--cluster", side, "%p"]).shell();
+            cluster.append_config("archive_command", &archive);
+            cluster.append_config("port", &cluster.port().to_string());
+            let sockets = cluster.socket_dir().display().to_string();
+            cluster.append_config("unix_socket_directories", &sockets);
+            cluster.append_config("listen_addresses", "");
+        }
+        pair.sandbox.file("pitr.toml", config);
+        pair
+    }
+
+    fn config(&self) -> std::path::PathBuf {
+        self.sandbox.join("pitr.toml")
+    }
+
+    fn pitr(&self, words: &[&str]) -> Program {
+        let postgres = self.clusters[0].bin("pg_ctl").expect("pg_ctl");
+        let path = format!("{}:/usr/bin:/bin", postgres.parent().unwrap().display());
+        let program = pitr().arg("--config").arg(self.config());
+        program.args(words).env("PATH", path)
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for cluster in &self.clusters {
+            let stop = cluster.tool("pg_ctl").arg("-D").arg(cluster.pgdata());
+            let _ = stop.args(["-m", "immediate", "stop"]).run();
+        }
+    }
+}
+
+/// Root gives each cluster's own work to the owner of its data directory.
+#[test]
+fn each_cluster_of_a_set_repeats_erasures_of_its_own_for_root_too() {
+    crate::require_root!("each_cluster_of_a_set_repeats_erasures_of_its_own_for_root_too");
+    let pair = Pair::open(17);
+    for (side, cluster) in SIDES.iter().zip(&pair.clusters) {
+        let log = pair.sandbox.join(&format!("{side}.log"));
+        let start = cluster.tool("pg_ctl").arg("-D").arg(cluster.pgdata());
+        start
+            .args(["-w", "-l"])
+            .arg(&log)
+            .arg("start")
+            .run()
+            .success();
+        pair.pitr(&["init", "--quiet", "--cluster", side])
+            .run()
+            .success();
+        cluster.sql("create table person as select generate_series(1, 3) id");
+        let backup = ["backup", "--cluster", side];
+        pair.pitr(&backup).run().success();
+    }
+    let marked = pair.pitr(&["mark", "pair", "--json"]).run().success();
+    let mark = marked.json()["id"].as_str().unwrap().to_owned();
+    for cluster in &pair.clusters {
+        cluster.sql("delete from person where id > 1");
+        cluster.archive_now();
+    }
+    for (side, id) in SIDES.iter().zip(["1", "2"]) {
+        let words = ["erasure", "add", "--cluster", side, "--sql", "-"];
+        let add = pair.pitr(&words).args(["--database", "postgres"]);
+        let sql = format!("delete from person where id = {id}");
+        add.stdin(sql).run().success();
+    }
+    let words = ["recover", "full", "--set", "pair", "--mark", &mark];
+    let recover = pair.pitr(&words).args(["--confirm", "--json"]).privileged();
+    let report = recover.run().success().json();
+    assert_eq!(report["is_complete"], true, "{report:#}");
+    assert_eq!(report["erasures"].as_array().unwrap().len(), 2);
+    assert_eq!(persons(&pair.clusters[0]), "2,3");
+    assert_eq!(persons(&pair.clusters[1]), "1,3");
+    for (side, cluster) in SIDES.iter().zip(&pair.clusters) {
+        let guard = cluster.pgdata().join("pg_wal/pitr.guard");
+        assert!(!guard.exists(), "{side}");
+        cluster.archive_now();
+    }
 }
