@@ -1,5 +1,6 @@
 //! Erasures in a recovery: what was erased later than the moment is erased before anybody connects.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rustix::process::Signal;
@@ -253,13 +254,17 @@ impl Pair {
         let sandbox = Sandbox::new("pair");
         let mut config = format!(
             "[sets.pair]\nmembers = [\"left\", \"right\"]\nstate_dir = \"{}\"\n[repositories.one]\nurl = \"file://{}\"\n",
-            sandbox.dir("state").display(),
+            sandbox.join("state").display(),
             sandbox.join("one").display(),
         );
+        // Root's own, where it records what it does.
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::create_dir(sandbox.join("state")).unwrap();
+        std::fs::set_permissions(sandbox.join("state"), private).unwrap();
         let pair = Pair { sandbox, clusters };
         for (side, cluster) in SIDES.iter().zip(&pair.clusters) {
             let pgdata = cluster.pgdata().display().to_string();
-            let log = pair.sandbox.join(&format!("{side}.log"));
+            let log = pair.sandbox.join(format!("{side}.log"));
             let pg_ctl = cluster.bin("pg_ctl").expect("pg_ctl");
             let pg_ctl = |words: &[&str]| {
                 let program = Program::new(&pg_ctl).args(["-D", &pgdata, "-w"]);
@@ -313,7 +318,7 @@ fn each_cluster_of_a_set_repeats_erasures_of_its_own_for_root_too() {
     crate::require_root!("each_cluster_of_a_set_repeats_erasures_of_its_own_for_root_too");
     let pair = Pair::open(17);
     for (side, cluster) in SIDES.iter().zip(&pair.clusters) {
-        let log = pair.sandbox.join(&format!("{side}.log"));
+        let log = pair.sandbox.join(format!("{side}.log"));
         let start = cluster.tool("pg_ctl").arg("-D").arg(cluster.pgdata());
         start
             .args(["-w", "-l"])
