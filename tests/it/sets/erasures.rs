@@ -1,6 +1,5 @@
 //! Erasures in a recovery: what was erased later than the moment is erased before anybody connects.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rustix::process::Signal;
@@ -242,6 +241,8 @@ const SIDES: [&str; 2] = ["left", "right"];
 struct Pair {
     sandbox: Sandbox,
     clusters: [Cluster; 2],
+    /// Root's alone, where it records what it does.
+    _record: tempfile::TempDir,
 }
 
 impl Pair {
@@ -252,16 +253,17 @@ impl Pair {
             cluster.create()
         });
         let sandbox = Sandbox::new("pair");
+        let record = tempfile::tempdir().unwrap();
         let mut config = format!(
             "[sets.pair]\nmembers = [\"left\", \"right\"]\nstate_dir = \"{}\"\n[repositories.one]\nurl = \"file://{}\"\n",
-            sandbox.join("state").display(),
+            record.path().display(),
             sandbox.join("one").display(),
         );
-        // Root's own, where it records what it does.
-        let private = std::fs::Permissions::from_mode(0o700);
-        std::fs::create_dir(sandbox.join("state")).unwrap();
-        std::fs::set_permissions(sandbox.join("state"), private).unwrap();
-        let pair = Pair { sandbox, clusters };
+        let pair = Pair {
+            sandbox,
+            clusters,
+            _record: record,
+        };
         for (side, cluster) in SIDES.iter().zip(&pair.clusters) {
             let pgdata = cluster.pgdata().display().to_string();
             let log = pair.sandbox.join(format!("{side}.log"));
