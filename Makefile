@@ -78,7 +78,7 @@ demo-s3: build ## the lost server with the repository in a bucket of an S3 serve
 	scripts/s3-server moto bash -c 'PITR_DEMO_S3=$$PITR_TEST_S3 exec scripts/demo'
 
 # With a number as PITR_TEST_TURN (.ci/run sets it) one of six turns runs: of the tests that are listed by major those of one and of 19. Sweeps over
-# every call take every third one. Tests that take long are in one of six groups, of which each has its day; every module has others that run daily.
+# every call take every third one. Tests that take long are in one of six groups, of which each has its day: of some modules nothing runs on the others.
 OLDER := 13 14 15 16 17 18
 # Of Redis one older version and the newest.
 OLDER_REDIS := redis6 redis7 valkey8 valkey9

@@ -237,7 +237,7 @@ fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
 
 const SIDES: [&str; 2] = ["left", "right"];
 
-/// A set of two clusters and nothing else, and a mark at which each has three persons.
+/// A set of two clusters and nothing else.
 struct Pair {
     sandbox: Sandbox,
     clusters: [Cluster; 2],
