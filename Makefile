@@ -89,7 +89,7 @@ GROUP2 := absence::t11 agent::an_idle agent_claims::j10 alert_conditions:: archi
 GROUP3 := agent::a_job_runs archive::a2_l16 backup_local::b0 clone::k4 config::secrecy:: corruption::tm5 drain:: expire::x02 files::delta:: golden::frozen heal::v0 incremental::a_segment incremental::kind incremental::of_an incremental::servers_own:: incremental::under_load limits:: logical::faults:: prefetch:: redis::a_newer redis::r02 redis::sentinel:: restore_databases:: s3_roles:: sets:: ship:: timeline::l06 verify::z04
 GROUP4 := absence::f18 agent_week:: clone::k0 clone_quarantine:: content::content_lives drain_s3::p20 expire::what_a fetch::f01 files::sources:: find::list frozen_content:: golden::live_damage hold:: incremental::bucket:: incremental::chain:: logical::dumps metrics_trust:: patroni:: receive_network:: recovering:: redis::faults:: redis::keys:: restore_replace:: retention::x09 rotation:: s3_content:: sealed_events:: sftp_cycle::
 GROUP5 := agent::j03 archive_faults:: blob:: clone::k1 demo:: drain_s3::workers drill::y expire::a_restore expire::c07 files::in_place:: golden::live_repositories heal::v1 incremental::a_chain incremental::blocks_that incremental::write_only:: key_command:: logical::campaign:: metrics::rules_ oracle:: plan_scale:: receive::a_shutdown redis::into:: restore_delta:: s3_faults:: sealed:: tenants:: turns:: underway:: verify_damage::
-GROUP6 := absence::f02 agent::a_host_that_only agent::j08 alert:: archive::h05 clone_kills:: config::corpus:: erasure:: estimates:: expire::i5 files::watch find::history:: golden::live_lives heal::campaign:: incremental::b01 incremental::resume:: lives:: plan::h05 promises:: receive::w01 redis::receive:: restore_hostile:: restore_unlogged:: s3_tiers:: secrets:: sftp:: soak:: tails:: verify_depth::
+GROUP6 := absence::f02 agent::a_host_that_only agent::j08 alert:: archive::h05 clone_kills:: config::corpus:: erasure:: estimates:: expire::i5 files::watch find::history:: golden::live_lives heal::campaign:: incremental::b01 incremental::resume:: lives:: plan::h05 promises:: receive::w01 redis::receive:: restore_hostile:: restore_unlogged:: s3_tiers:: secrets:: receiver_soak:: sftp:: tails:: verify_depth::
 # Shifted with every round of the majors, so that each group meets each of them.
 GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 6 + 1 ))),1 2 3 4 5 6),$(GROUP$(n)))
 OF_TURN = $(if $(PITR_TEST_TURN),$(addprefix --skip ,$(addprefix ::v,$(filter-out $(CHOSEN),$(OLDER))) $(addprefix ::,$(filter-out $(CHOSEN_REDIS),$(OLDER_REDIS))) $(GROUPS_OF_OTHER_DAYS)))
@@ -161,7 +161,7 @@ soak: ## 1 000 rounds of killing receiver, primary, network and power under load
 soak-short: ## the same, 50 rounds
 	scripts/get-tools test
 	scripts/get-postgres
-	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- soak:: --nocapture
+	SOAK_ROUNDS=$${SOAK_ROUNDS:-50} SOAK_SEED=$${SOAK_SEED:-$$RANDOM} $(CARGO) test --test it -- receiver_soak:: --nocapture
 
 # What has passed stands in BACKUP_SOAK_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
 soak-backups: ## 20 histories of 25 steps on each major: backups of every kind and method under load, killed and deleted; random moments come back

@@ -13,10 +13,11 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::common::random::Random;
-use crate::common::{ALL_MAJORS, Client, Cluster, PATIENCE, Program, Sandbox, Site, bin, majors};
+use crate::common::{
+    ALL_MAJORS, Client, Cluster, PATIENCE, Program, Sandbox, Site, bin, majors, number,
+};
 use crate::sealed::Sealed;
 use crate::skip;
-use crate::soak::number;
 
 /// Drills of one repository.
 const OF_ONE: u64 = 5;

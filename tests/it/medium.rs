@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::common::mount::PowerDisk;
 use crate::common::random::Random;
-use crate::common::{Program, Run, Sandbox, Site, Still};
+use crate::common::{Program, Run, Sandbox, Site, Still, number};
 use crate::require_root;
 use crate::sealed::Sealed;
-use crate::soak::number;
 
 /// A stopped cluster whose site is on the disk, all of it durable.
 fn still_on(disk: &PowerDisk, segments: usize) -> Still {

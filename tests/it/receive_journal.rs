@@ -16,9 +16,8 @@ use crate::common::mount::{PowerDisk, SmallDisk};
 use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, make_synchronous, status};
 use crate::common::{
-    Builder, Cluster, PATIENCE, Running, Site, copy_tree, paths_below, user, wait_until,
+    Builder, Cluster, PATIENCE, Running, Site, copy_tree, number, paths_below, user, wait_until,
 };
-use crate::soak::number;
 use crate::{require_mounts, require_root, require_strace};
 
 const MAJOR: u32 = 17;

@@ -18,9 +18,9 @@ use serde_json::Value;
 use self::model::{Answer, City, Job, Judge, Page, Run, SECOND, Seen, Trigger, Wall};
 use self::stage::{HOSTS, Mood, Stage, now_ns};
 use crate::common::Running;
+use crate::common::number;
 use crate::common::random::Random;
 use crate::require_mounts;
-use crate::soak::number;
 
 /// 2025-03-29T22:00:00Z: three hours before an hour is missing in Berlin, a week before one comes twice in Sydney.
 const START: u64 = 1_743_285_600;

@@ -21,8 +21,7 @@ use std::time::Instant;
 
 use crate::common::progress::Progress;
 use crate::common::random::Random;
-use crate::common::{ALL_MAJORS, majors};
-use crate::soak::number;
+use crate::common::{ALL_MAJORS, majors, number};
 use step::Kind;
 use world::World;
 

@@ -2,7 +2,7 @@
 //!
 //! | file | what it gives |
 //! |---|---|
-//! | `mod.rs` | [`skip!`](crate::skip), [`require_root!`](crate::require_root), [`per_major!`](crate::per_major), [`majors`], [`wait_until`], [`patiently`] |
+//! | `mod.rs` | [`skip!`](crate::skip), [`require_root!`](crate::require_root), [`per_major!`](crate::per_major), [`majors`], [`number`], [`wait_until`], [`patiently`] |
 //! | `user.rs` | who runs servers and programs: never root |
 //! | `sandbox.rs` | [`Sandbox`]: a temporary folder that this user can reach |
 //! | `postgres.rs` | where PostgreSQL of each major lies; initdb templates |
@@ -84,6 +84,15 @@ pub fn only(repository: pitr::error::Result<pitr::repo::repository::Repository>)
 
 /// Every major that pitr supports.
 pub const ALL_MAJORS: [u32; 7] = [13, 14, 15, 16, 17, 18, 19];
+
+/// The number in an environment variable, with which a campaign is asked for.
+pub fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
+}
 
 /// Returns the majors to test: all, or those of `PITR_TEST_MAJORS`.
 pub fn majors() -> Vec<u32> {

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::copies::{Copies, all, damage};
 use crate::common::files_below;
+use crate::common::number;
 use crate::common::random::Random;
-use crate::soak::number;
 
 const DAMAGES: usize = 30;
 const SEED: u64 = 0x4EA1;

@@ -24,10 +24,9 @@ use serde_json::{Value, json};
 use crate::common::random::Random;
 use crate::common::reception::{self, lsn};
 use crate::common::{
-    Client, Lock, PATIENCE, Program, Running, Sandbox, bin, free_port, pitr, wait_until,
+    Client, Lock, PATIENCE, Program, Running, Sandbox, bin, free_port, number, pitr, wait_until,
 };
-use crate::soak::load::{Ledger, TABLES};
-use crate::soak::number;
+use crate::receiver_soak::load::{Ledger, TABLES};
 use node::Node;
 use round::Round;
 

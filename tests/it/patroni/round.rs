@@ -10,7 +10,7 @@ use super::{Campaign, Rows, check, missing, rows};
 use crate::common::proxy::Way;
 use crate::common::random::Random;
 use crate::common::{Cluster, files_below};
-use crate::soak::load::{CLIENTS, Ledger, Load};
+use crate::receiver_soak::load::{CLIENTS, Ledger, Load};
 
 /// Commits that are acknowledged before a leader dies, and under the next one.
 const COMMITS: u64 = 40;

@@ -7,10 +7,10 @@ use super::load;
 use super::receive::{self, Moment};
 use super::server::Server;
 use super::world::World;
+use crate::common::number;
 use crate::common::progress::Progress;
 use crate::common::random::Random;
 use crate::per_server;
-use crate::soak::number;
 
 /// Moments of a history.
 const OF_HISTORY: u64 = 25;

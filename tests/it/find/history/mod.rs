@@ -23,9 +23,8 @@ use serde_json::Value;
 
 use super::{before, events, find, title};
 use crate::common::random::Random;
-use crate::common::{Cluster, Site, Stop};
+use crate::common::{Cluster, Site, Stop, number};
 use crate::per_major;
-use crate::soak::number;
 use world::{Expected, World, quoted_conninfo};
 
 /// Statements of the history in `make test`.

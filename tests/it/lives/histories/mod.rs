@@ -26,8 +26,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::common::fault;
+use crate::common::number;
 use crate::common::random::Random;
-use crate::soak::number;
 use step::Kind;
 use world::World;
 

@@ -18,9 +18,8 @@ use super::writer::{self, Writer};
 use crate::common::progress::Progress;
 use crate::common::proxy::Proxy;
 use crate::common::random::Random;
-use crate::common::{PATIENCE, Running, memory_bytes, peak_bytes, wait_until};
+use crate::common::{PATIENCE, Running, memory_bytes, number, peak_bytes, wait_until};
 use crate::per_server;
-use crate::soak::number;
 use fault::Fault;
 
 /// Rounds of a history.

@@ -24,7 +24,7 @@ use crate::common::mount::PowerDisk;
 use crate::common::proxy::Proxy;
 use crate::common::random::Random;
 use crate::common::reception::{self, lsn};
-use crate::common::{Cluster, PATIENCE, Running, Sandbox, Site, Stop};
+use crate::common::{Cluster, PATIENCE, Running, Sandbox, Site, Stop, number};
 use extras::Extras;
 use fault::Fault;
 use load::{Ledger, Load};
@@ -35,14 +35,6 @@ const ROUNDS: usize = 15;
 const COMMITS_PER_ROUND: u64 = 40;
 /// For what takes as long as the campaign has made WAL.
 const AN_HOUR: Duration = Duration::from_secs(3600);
-
-pub fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable} is a number")),
-    )
-}
 
 /// Everything that fails, and what watches it.
 struct Campaign {
