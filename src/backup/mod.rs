@@ -109,8 +109,8 @@ pub struct Options {
     pub jobs: usize,
     /// How long to wait for WAL.
     pub wal_wait: Duration,
-    /// Codec of frames.
-    pub codec: FrameCodec,
+    /// Codec of frames; none = LZ4 for a full one, zstd for the few pages of an incremental (decision 0078).
+    pub codec: Option<FrameCodec>,
     /// The kind that is asked for; without a wish a full one.
     pub wish: Option<Wish>,
     /// How long to wait for another backup of the cluster that runs.
@@ -694,8 +694,11 @@ impl<'a> Backup<'a, '_> {
         let host = self.host;
         let naming = naming(self.facts);
         let id = claim.id().clone();
-        let mut options =
-            writer::Options::new(self.options.codec, self.options.jobs, host.scratch.clone());
+        let codec = self.options.codec.unwrap_or(match self.prior {
+            Some(_) => FrameCodec::Zstd(1),
+            None => FrameCodec::Lz4,
+        });
+        let mut options = writer::Options::new(codec, self.options.jobs, host.scratch.clone());
         options.sinks = producer.sinks(self.options.jobs);
         let mut flat_bytes = 0;
         if let Some(prior) = self.prior {

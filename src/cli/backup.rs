@@ -96,7 +96,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "15m")]
     pub wal_wait: Period,
 
-    /// Compress with this codec
+    /// Compress with this codec: by default lz4 for a full backup, zstd for an incremental
     #[arg(long, value_enum)]
     pub compression: Option<Compression>,
 
@@ -275,10 +275,10 @@ fn options(args: &Args) -> Options {
         backoff: Backoff::default(),
         jobs: args.jobs.map_or(cores, usize::from),
         wal_wait: args.wal_wait.duration(),
-        codec: match args.compression {
-            None | Some(Compression::Lz4) => FrameCodec::Lz4,
-            Some(Compression::Zstd) => FrameCodec::Zstd(1),
-        },
+        codec: args.compression.map(|compression| match compression {
+            Compression::Lz4 => FrameCodec::Lz4,
+            Compression::Zstd => FrameCodec::Zstd(1),
+        }),
         wish: wish(args),
         wait: args.wait.duration(),
         resume: !args.no_resume,

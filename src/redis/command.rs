@@ -47,7 +47,7 @@ pub struct Command<'a> {
     /// The position behind its last byte.
     pub end: u64,
     /// Its name in capital letters, and the beginnings of its first arguments.
-    pub words: &'a [Vec<u8>],
+    pub words: &'a [&'a [u8]],
     /// The effect.
     pub effect: Effect,
     /// The database that is selected behind it; none before the first `SELECT`.
@@ -75,7 +75,7 @@ impl Command<'_> {
         let [name, option, ..] = self.words else {
             return false;
         };
-        name == b"REPLCONF" && option.eq_ignore_ascii_case(b"GETACK")
+        *name == b"REPLCONF" && option.eq_ignore_ascii_case(b"GETACK")
     }
 }
 
@@ -160,6 +160,14 @@ impl Reader {
         out: &mut dyn FnMut(&Command<'_>) -> Result<()>,
     ) -> Result<()> {
         while !bytes.is_empty() {
+            if self.is_between_commands()
+                && let Some((words, length)) = whole(bytes)
+            {
+                self.position += length as u64;
+                self.end_command(words, out)?;
+                bytes = bytes.get(length..).unwrap_or_default();
+                continue;
+            }
             let taken = match &mut self.expected {
                 Expected::Word(left) => {
                     let taken = usize::try_from(*left)
@@ -228,25 +236,44 @@ impl Reader {
             return Ok(());
         }
         self.expected = Expected::Count(Vec::new());
-        if let Some(name) = self.words.first_mut() {
-            name.make_ascii_uppercase();
-        }
-        let effect = effect(&self.words);
+        self.is_kept = false;
+        let parts = std::mem::take(&mut self.words);
+        let mut words = Words::default();
+        parts.iter().for_each(|word| words.add(word));
+        self.end_command(words, out)
+    }
+
+    /// The position is that behind a command with these first words.
+    fn end_command(
+        &mut self,
+        words: Words<'_>,
+        out: &mut dyn FnMut(&Command<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut capitals = [0; WORD_BYTES_KEPT];
+        let mut words = words;
+        let [name, ..] = &mut words.kept;
+        capitals
+            .iter_mut()
+            .zip(*name)
+            .for_each(|(capital, byte)| *capital = byte.to_ascii_uppercase());
+        *name = capitals.get(..name.len()).unwrap_or_default();
+        let words = words.all();
+        let effect = effect(words);
         match effect {
             Effect::Select => {
-                let db = self.words.get(1).and_then(|word| decimal(word));
+                let db = words.get(1).and_then(|word| decimal(word));
                 let db = db.and_then(|db| u32::try_from(db).ok());
                 self.db = Some(db.ok_or_else(|| self.no_command())?);
             }
             Effect::Transaction => {
-                self.is_in_transaction = self.words.first().is_some_and(|name| name == b"MULTI");
+                self.is_in_transaction = words.first().is_some_and(|name| *name == b"MULTI");
             }
             _ => {}
         }
         let command = Command {
             start: self.start,
             end: self.position,
-            words: &self.words,
+            words,
             effect,
             db: self.db,
             is_in_transaction: self.is_in_transaction,
@@ -265,6 +292,63 @@ impl Reader {
             self.start
         )
     }
+}
+
+/// The first words of a command, and the first bytes of each.
+#[derive(Default)]
+struct Words<'a> {
+    kept: [&'a [u8]; WORDS_KEPT],
+    count: usize,
+}
+
+impl<'a> Words<'a> {
+    fn add(&mut self, word: &'a [u8]) {
+        if let Some(place) = self.kept.get_mut(self.count) {
+            *place = word.get(..WORD_BYTES_KEPT).unwrap_or(word);
+            self.count += 1;
+        }
+    }
+
+    fn all(&self) -> &[&'a [u8]] {
+        self.kept.get(..self.count).unwrap_or_default()
+    }
+}
+
+/// The first words of a command that lies at the start of `bytes` as a whole, and its length. `None` leaves a command in parts to the slow way, and
+/// what is no command, of which that way knows what is wrong.
+fn whole(bytes: &[u8]) -> Option<(Words<'_>, usize)> {
+    let (count, mut at) = number_at(bytes, 0, b'*')?;
+    if !(1..=WORDS_MAX).contains(&count) {
+        return None;
+    }
+    let mut words = Words::default();
+    for _ in 0..count {
+        let (length, from) = number_at(bytes, at, b'$')?;
+        let to = from.checked_add(usize::try_from(length).ok()?)?;
+        words.add(bytes.get(from..to)?);
+        at = to.checked_add(2).filter(|end| *end <= bytes.len())?;
+    }
+    Some((words, at))
+}
+
+/// The number of the line at a place, and the place behind the line.
+fn number_at(bytes: &[u8], at: usize, first: u8) -> Option<(u64, usize)> {
+    let (mark, line) = bytes.get(at..)?.split_first()?;
+    let mut number = 0_u64;
+    for (place, byte) in line.iter().enumerate().take(LINE_BYTES_MAX - 3) {
+        match byte {
+            b'0'..=b'9' => {
+                number = number
+                    .checked_mul(10)?
+                    .checked_add(u64::from(byte - b'0'))?;
+            }
+            b'\r' if place > 0 && *mark == first && line.get(place + 1) == Some(&b'\n') => {
+                return Some((number, at + place + 3));
+            }
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// Adds bytes to a word, as far as they are kept.
@@ -297,8 +381,8 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     text.parse().ok()
 }
 
-fn effect(words: &[Vec<u8>]) -> Effect {
-    match words.first().map(Vec::as_slice) {
+fn effect(words: &[&[u8]]) -> Effect {
+    match words.first().copied() {
         // `CLUSTER` is for replicas alone: a server without a cluster would not load it.
         Some(b"PING" | b"REPLCONF" | b"PUBLISH" | b"SPUBLISH" | b"CLUSTER") => Effect::None,
         Some(b"SELECT") => Effect::Select,
@@ -322,7 +406,7 @@ mod tests {
 
     fn seen(reader: &mut Reader, bytes: &[u8], seen: &mut Seen) -> Result<()> {
         reader.read(bytes, &mut |c| {
-            let words = c.words.to_vec();
+            let words = c.words.iter().map(|word| word.to_vec()).collect();
             seen.push((c.start, c.end, words, c.effect, c.db, c.is_in_transaction));
             Ok(())
         })

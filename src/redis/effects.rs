@@ -44,34 +44,36 @@ impl Effects {
             *last_db = (*last_db).max(command.greatest_db());
             Ok(())
         })?;
-        let mut passed = Vec::with_capacity(self.held.len() + bytes.len());
-        let mut rest = bytes;
-        let mut at = start;
+        // Commands that are passed on together need no copy.
+        let mut run = 0..0;
+        let mut at = 0;
         for (end, effect) in ends {
-            let length = usize::try_from(end - at).unwrap_or(usize::MAX);
-            let (command, later) = rest.split_at(length.min(rest.len()));
+            let end = usize::try_from(end - start).unwrap_or(usize::MAX);
             if effect != Effect::None || self.is_passing {
-                passed.append(&mut self.held);
-                passed.extend_from_slice(command);
+                if run.end != at {
+                    put(bytes, run, out)?;
+                    run = at..at;
+                }
+                // Of the first command alone.
+                put(&self.held, 0..self.held.len(), out)?;
+                run.end = end;
             }
             self.writes += u64::from(effect == Effect::Write);
             self.held.clear();
             self.is_passing = false;
-            (at, rest) = (end, later);
+            at = end;
         }
         if self.is_passing {
-            passed.extend_from_slice(rest);
-        } else {
-            self.held.extend_from_slice(rest);
-            if self.held.len() > HELD_BYTES_MAX {
-                passed.append(&mut self.held);
-                self.is_passing = true;
-            }
+            return out(bytes);
         }
-        match passed.is_empty() {
-            true => Ok(()),
-            false => out(&passed),
+        put(bytes, run, out)?;
+        self.held
+            .extend_from_slice(bytes.get(at..).unwrap_or_default());
+        if self.held.len() > HELD_BYTES_MAX {
+            self.is_passing = true;
+            out(&std::mem::take(&mut self.held))?;
         }
+        Ok(())
     }
 
     /// Commands that change keys, so far.
@@ -87,6 +89,17 @@ impl Effects {
     /// Whether all commands so far are whole, and no transaction is open.
     pub fn is_at_cut(&self) -> bool {
         self.reader.is_at_cut()
+    }
+}
+
+fn put(
+    bytes: &[u8],
+    part: std::ops::Range<usize>,
+    out: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    match bytes.get(part) {
+        Some(part) if !part.is_empty() => out(part),
+        _ => Ok(()),
     }
 }
 

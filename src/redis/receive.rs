@@ -413,8 +413,10 @@ impl Stream<'_, '_> {
             return Ok(());
         }
         let text = position.to_string();
+        let position_text = text.as_bytes();
+        // FACK is what WAITAOF counts, from Redis 7.2 on: what is synced. Older servers stop reading behind ACK.
         self.connection
-            .send(&[b"REPLCONF", b"ACK", text.as_bytes()])?;
+            .send(&[b"REPLCONF", b"ACK", position_text, b"FACK", position_text])?;
         self.told = Some((position, Instant::now()));
         self.is_asked &= may_wait;
         Ok(())

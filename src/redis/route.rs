@@ -1,5 +1,7 @@
 //! The way from a data set to a later moment: which bytes of which histories follow it.
 
+use std::sync::mpsc;
+
 use super::command::Reader;
 use super::log::Mark;
 use super::walk::{self, Known};
@@ -355,6 +357,35 @@ pub fn read(
     route: &Route,
     out: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
+    std::thread::scope(|threads| {
+        let (ready, next) = mpsc::sync_channel(0);
+        // While the bytes of one object are written, the next one is read and unpacked.
+        threads.spawn(move || {
+            let read = pieces(repository, scope, route, &|piece| {
+                ready.send(Ok(piece)).is_ok()
+            });
+            if let Err(e) = read {
+                let _ = ready.send(Err(e));
+            }
+        });
+        for piece in next {
+            let (bytes, part) = piece?;
+            out(bytes.get(part).unwrap_or_default())?;
+        }
+        Ok(())
+    })
+}
+
+/// Bytes of an object, and which of them belong to a way.
+type Piece = (Vec<u8>, std::ops::Range<usize>);
+
+/// Reads the objects of a way, as long as `put` takes their bytes.
+fn pieces(
+    repository: &Repository,
+    scope: &Scope,
+    route: &Route,
+    put: &dyn Fn(Piece) -> bool,
+) -> Result<()> {
     for leg in &route.legs {
         let keys = LogKeys::new(scope, &leg.replid);
         let mut reached = leg.from;
@@ -363,8 +394,9 @@ pub fn read(
             let (object, bytes) = found.ok_or_else(|| lost(&leg.replid, reached))?;
             let (start, end) = (object.from, object.to.min(leg.to));
             let index = |position: u64| usize::try_from(position - start).unwrap_or(usize::MAX);
-            let (from, to) = (index(reached), index(end));
-            out(bytes.get(from..to).unwrap_or_default())?;
+            if !put((bytes, index(reached)..index(end))) {
+                return Ok(());
+            }
             reached = end;
         }
     }

@@ -18,7 +18,6 @@ use pitr::pg::time::TimestampTz;
 use pitr::progress::Silent;
 use pitr::repo::repository::Repository;
 use pitr::repo::root::BackupRoot;
-use pitr::snapshot::frame::FrameCodec;
 use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Published, Room, Store};
 use pitr::wire::basebackup::StartCheckpoint;
@@ -341,7 +340,7 @@ fn take(
             backoff: Default::default(),
             jobs: 2,
             wal_wait: Duration::from_secs(10),
-            codec: FrameCodec::Lz4,
+            codec: None,
             wish: None,
             wait: Duration::ZERO,
             resume: true,

@@ -452,7 +452,7 @@ fn t22_what_cannot_be_moved_is_refused_before_anything_is_copied() {
     let may = |mode| fs::set_permissions(parent, PermissionsExt::from_mode(mode)).unwrap();
     let was = fs::metadata(parent).unwrap().mode();
     may(0o555);
-    refused("we may not write into");
+    refused("may not write into");
     may(was & 0o7777);
     let pid = small.data.join("postmaster.pid");
     fs::write(&pid, "1\n").unwrap();

@@ -8,10 +8,10 @@ use super::cluster::Live;
 use super::{connect_while, identity, server};
 use crate::config::{Redis, Settings};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::journal::frame::Frames;
 use crate::journal::shipping::{self, Shipper, Work};
-use crate::journal::{self, Journal};
+use crate::journal::{self, Condition, Journal};
 use crate::operate::session::Session;
 use crate::pg::segment::SegmentSize;
 use crate::redis::command::Reader;
@@ -246,6 +246,10 @@ fn receive(
     let mut said = String::new();
     let mut followed = None;
     loop {
+        // It could take nothing, and a server whose backlog has passed would fork for it each time.
+        while sink.watch.borrow().condition == Condition::Full && check().is_ok() {
+            pause(check, LOOK);
+        }
         let mut tick = || check();
         let attempt = peer.connect(&mut tick).and_then(|source| {
             if sink.held.is_none() {
@@ -330,7 +334,28 @@ fn stored(
             return Ok(Some(state));
         }
     }
-    Ok(None)
+    // What follows another history follows a gap.
+    match newest(&repository, scope)? {
+        Some(replid) => end_of(&repository, scope, &replid, source),
+        None => Ok(None),
+    }
+}
+
+/// The stored history whose bytes arrived last; one that no other goes on from, where the times cannot be read here.
+fn newest(repository: &Repository, scope: &Scope) -> Result<Option<String>> {
+    match walk::latest(repository, scope) {
+        Ok(latest) => Ok(latest.map(|(replid, _)| replid)),
+        Err(e) if e.code() == Code::Key => {
+            let known = walk::histories(repository, scope)?;
+            let is_parent = |replid: &String| {
+                let mut parents = known.iter().flat_map(|(_, parents)| parents);
+                parents.any(|parent| parent.replid == *replid)
+            };
+            let mut leaves = known.iter().map(|(replid, _)| replid);
+            Ok(leaves.rfind(|replid| !is_parent(replid)).cloned())
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// The state at the last place at which the stored history of this name may be gone on with.

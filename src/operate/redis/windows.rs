@@ -37,7 +37,7 @@ pub fn run(session: &Session, names: &[String], with_commands: bool) -> Result<L
     for name in names {
         let seen = shards::look(session, name)?;
         let info = info::run(session, name, with_commands)?;
-        let own = of_shard(session, name, info.as_ref())?;
+        let own = of(session, name, info.as_ref())?;
         let is_live = seen.is_live();
         shards.push(OfShard {
             name: name.clone(),
@@ -56,7 +56,11 @@ pub fn run(session: &Session, names: &[String], with_commands: bool) -> Result<L
     })
 }
 
-fn of_shard(session: &Session, name: &str, info: Option<&Info>) -> Result<Vec<Window>> {
+/// The windows of one server, or of one shard.
+///
+/// # Errors
+/// Those of the repositories.
+pub fn of(session: &Session, name: &str, info: Option<&Info>) -> Result<Vec<Window>> {
     let Some(info) = info else {
         return Ok(Vec::new());
     };

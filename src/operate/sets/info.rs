@@ -158,28 +158,15 @@ fn of_cluster(session: &Session, settings: &Settings, member: &SetMember) -> Res
     Ok(joined(spans.collect()))
 }
 
-/// From each base on to the end of what is stored without a gap in the same history.
+/// From each base on to the end of what is stored without a gap.
 fn of_redis(session: &Session, member: &SetMember) -> Result<Vec<Span>> {
-    let Some(info) = redis::info::run(session, &member.name, false)? else {
-        return Ok(Vec::new());
-    };
-    let (_, listed) = redis::list::run(session, &member.name)?;
-    let mut spans = Vec::new();
-    for base in listed.iter().filter_map(|one| one.redis.as_ref()) {
-        let lines = info
-            .histories
-            .iter()
-            .filter(|line| line.replid == base.replid);
-        let ranges = lines.flat_map(|line| &line.ranges);
-        let mut reaching = ranges.filter(|range| (range.from..=range.to).contains(&base.offset));
-        if let Some(to) = reaching.next().and_then(|range| range.to_time) {
-            spans.push(Span {
-                from: base.received_time,
-                to,
-            });
-        }
-    }
-    Ok(joined(spans))
+    let info = redis::info::run(session, &member.name, false)?;
+    let windows = redis::windows::of(session, &member.name, info.as_ref())?;
+    let spans = windows.iter().map(|window| Span {
+        from: window.from_time,
+        to: window.to_time,
+    });
+    Ok(spans.collect())
 }
 
 /// Joins stretches that touch, ascending.

@@ -22,6 +22,7 @@ use crate::operate::erasure::apply::Consent;
 use crate::operate::files_replace;
 use crate::operate::session::Session;
 use crate::plan::sets::{SetPlan, Step, steps};
+use crate::restore::replace::Old;
 
 pub(super) const UNCHANGED: &str = "Nothing was changed.";
 
@@ -171,6 +172,7 @@ fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<(
                 return Err(lacking("clusters", "pgdata"));
             };
             Owner::of(pgdata)?;
+            Old::check_place(pgdata)?;
             if cluster.conninfo.is_none() {
                 return Err(lacking("clusters", "conninfo"));
             }

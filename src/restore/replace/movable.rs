@@ -12,7 +12,7 @@ use crate::err;
 use crate::error::Result;
 
 /// Requires that a directory can get another name beside it, and that nothing is mounted in it.
-pub(super) fn check_movable(path: &Path) -> Result<()> {
+pub(super) fn check_movable(path: &Path, uid: u32) -> Result<()> {
     let refused = |why: String| {
         Err(err!(Refused, "\"{}\" cannot be moved aside: {why}", path.display()).hint(
             "Nothing was changed. Restore into another directory, or take this one back where it is with --delta.",
@@ -32,7 +32,7 @@ pub(super) fn check_movable(path: &Path) -> Result<()> {
     if own.dev() != above.dev() {
         return refused("it is a filesystem of its own".into());
     }
-    if let Some(why) = owner_and_rights(&own, parent) {
+    if let Some(why) = owner_and_rights(&own, (parent, &above), uid) {
         return refused(why);
     }
     if path.to_str().is_none() {
@@ -41,17 +41,27 @@ pub(super) fn check_movable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The reason for which we cannot rename an entry.
-fn owner_and_rights(own: &Metadata, parent: &Path) -> Option<String> {
-    let me = rustix::process::geteuid().as_raw();
-    if own.uid() != me {
-        return Some(format!("it belongs to user id {}, we are {me}", own.uid()));
+/// The reason for which a user cannot rename an entry.
+fn owner_and_rights(
+    own: &Metadata,
+    (parent, above): (&Path, &Metadata),
+    uid: u32,
+) -> Option<String> {
+    if own.uid() != uid {
+        return Some(format!("it belongs to user id {}, not to {uid}", own.uid()));
     }
-    let rights = Access::WRITE_OK | Access::EXEC_OK;
-    let writes = rustix::fs::accessat(rustix::fs::CWD, parent, rights, AtFlags::EACCESS);
-    writes
-        .err()
-        .map(|_| format!("we may not write into \"{}\"", parent.display()))
+    let writes = match rustix::process::geteuid().as_raw() == uid {
+        true => {
+            let rights = Access::WRITE_OK | Access::EXEC_OK;
+            rustix::fs::accessat(rustix::fs::CWD, parent, rights, AtFlags::EACCESS).is_ok()
+        }
+        // Root looks for another user, of whose groups it does not know.
+        false => {
+            let may = |bits: u32| above.mode() & bits == bits;
+            may(0o030) || may(0o003) || (above.uid() == uid && may(0o300))
+        }
+    };
+    (!writes).then(|| format!("user id {uid} may not write into \"{}\"", parent.display()))
 }
 
 /// The first filesystem that is mounted on a directory or below it.

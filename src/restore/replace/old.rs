@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::entry::{beside, inode_of, looked};
@@ -42,13 +43,23 @@ impl Old {
     /// `Refused`.
     pub fn look(to: &Path) -> Result<Old> {
         check_user()?;
-        let shown = to.display();
-        let data = to.canonicalize().map_err(|e| {
-            err!(Refused, "there is nothing to replace at \"{shown}\"")
-                .source(e)
-                .hint("Nothing was written. Without --replace the cluster is restored into a directory that is not there yet.")
-        })?;
+        let data = real(to)?;
         check_stopped(&data)?;
+        Old::of(data, rustix::process::geteuid().as_raw())
+    }
+
+    /// Checks whether its user could move all of a data directory, in which a server may run.
+    ///
+    /// # Errors
+    /// `Refused`.
+    pub fn check_place(to: &Path) -> Result<()> {
+        let data = real(to)?;
+        let owner = std::fs::metadata(&data).map_err(|e| looked(&data, e))?;
+        Old::of(data, owner.uid()).map(|_| ())
+    }
+
+    fn of(data: PathBuf, uid: u32) -> Result<Old> {
+        let shown = data.display();
         let directory = DataDirectory::at(&data);
         if read_limited(&directory.wal().join(UNFINISHED))?.is_some() {
             return Err(err!(Refused, "\"{shown}\" holds an unfinished restore").hint(
@@ -63,7 +74,7 @@ impl Old {
             .hint(UNCHANGED)
         })?;
         let version = version_of(&control);
-        check_movable(&data)?;
+        check_movable(&data, uid)?;
         let mut old = Old {
             system_identifier: control.system_identifier,
             unarchived: unarchived(&directory),
@@ -80,12 +91,12 @@ impl Old {
         let wal = old.data.join("pg_wal");
         if let Ok(text) = std::fs::read_link(&wal) {
             let real = wal.canonicalize().map_err(|e| looked(&wal, e))?;
-            check_movable(&real)?;
+            check_movable(&real, uid)?;
             old.wal = Some((text, real));
         }
         for link in linked_tablespaces(&old.data)? {
             let space = link.canonicalize().map_err(|e| looked(&link, e))?;
-            check_tablespace(&old, &space)?;
+            check_tablespace(&old, &space, uid)?;
             old.tablespaces.insert(space);
         }
         old.check_apart()?;
@@ -152,7 +163,7 @@ pub(super) fn linked_tablespaces(data: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Requires that the old cluster's directory in a tablespace can be moved within it.
-fn check_tablespace(old: &Old, space: &Path) -> Result<()> {
+fn check_tablespace(old: &Old, space: &Path, uid: u32) -> Result<()> {
     if space.starts_with(&old.data) {
         return Err(err!(
             Refused,
@@ -164,8 +175,17 @@ fn check_tablespace(old: &Old, space: &Path) -> Result<()> {
     let own = space.join(&old.version);
     match inode_of(&own)? {
         None => Ok(()),
-        Some(_) => check_movable(&own),
+        Some(_) => check_movable(&own, uid),
     }
+}
+
+/// The directory without links on the way.
+fn real(to: &Path) -> Result<PathBuf> {
+    to.canonicalize().map_err(|e| {
+        err!(Refused, "there is nothing to replace at \"{}\"", to.display())
+            .source(e)
+            .hint("Nothing was written. Without --replace the cluster is restored into a directory that is not there yet.")
+    })
 }
 
 fn unarchived(directory: &DataDirectory) -> usize {

@@ -584,6 +584,64 @@ fn r63_a_gap_is_recorded_when_the_connection_breaks_behind_it() {
     assert_eq!(last["reason"], reason, "{info}");
 }
 
+/// The journal is lost with its host, and the server begins another history meanwhile: what is stored tells of the gap, to a host that cannot read, too.
+#[test]
+fn r63_a_gap_is_recorded_when_the_journal_is_lost_as_well() {
+    for is_sealed in [false, true] {
+        let mut server =
+            Server::listening("redis-7", "--port", &["--repl-diskless-sync-delay", "0"]);
+        let world = match is_sealed {
+            true => World::sealed(&server),
+            false => World::new(&server),
+        };
+        configure(&world, &server, "");
+        let running = receiver(&world, &server);
+        confirm(&server, "SET a 1\n", 1);
+        stop(running);
+        std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
+        server.kill();
+        server.begin();
+        if is_sealed {
+            world.hide_private_key(true);
+        }
+        let running = receiver(&world, &server);
+        confirm(&server, "SET b 1\n", 1);
+        stop(running);
+        if is_sealed {
+            world.hide_private_key(false);
+        }
+        let info = world.json(&["info", "cache"]);
+        let begun = info["histories"].as_array().unwrap().iter();
+        let begun: Vec<_> = begun.filter_map(|h| h["beginnings"].get(0)).collect();
+        let behind_gap = begun
+            .iter()
+            .filter(|b| b["reason"] == "the server goes on with another history");
+        assert_eq!((begun.len(), behind_gap.count()), (2, 1), "{info}");
+    }
+}
+
+/// `WAITAOF` counts the receiver: what it confirms is synced.
+#[test]
+fn r21_waitaof_counts_the_receiver() {
+    for name in ["redis-8", "valkey-9"] {
+        let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
+        let world = World::new(&server);
+        configure(&world, &server, "");
+        let running = receiver(&world, &server);
+        let asked = server
+            .cli(&[])
+            .stdin("SET a 1\nWAITAOF 0 1 20000\n")
+            .run()
+            .success();
+        assert_eq!(
+            asked.stdout.lines().next_back(),
+            Some("1"),
+            "{name}: {asked}"
+        );
+        stop(running);
+    }
+}
+
 #[test]
 fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
     let server = Server::start("valkey-8", &["--repl-diskless-sync-delay", "0"]);

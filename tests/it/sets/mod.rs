@@ -4,6 +4,9 @@ mod campaign;
 mod erasures;
 mod shop;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::Value;
 use shop::{Counters, Shop, read};
 
@@ -164,6 +167,14 @@ fn r42_what_cannot_be_recovered_is_refused_beforehand() {
         .expect_code(5)
         .expect_stderr("does not name member");
     shop.sandbox.file("pitr.toml", config);
+    assert!(!shop.path("tmp/closed").exists(), "nothing was stopped");
+    // A data directory that could not be moved aside is told before anything is stopped.
+    let above = shop.cluster.pgdata().parent().unwrap().to_owned();
+    let rights = std::fs::metadata(&above).unwrap().permissions();
+    std::fs::set_permissions(&above, Permissions::from_mode(0o555)).unwrap();
+    let refused = run(&id);
+    std::fs::set_permissions(&above, rights).unwrap();
+    refused.expect_code(8).expect_stderr("may not write into");
     assert!(!shop.path("tmp/closed").exists(), "nothing was stopped");
     // Without a replica Redis forgets to count what is written.
     shop.stop_receiving();
