@@ -9,6 +9,7 @@ mod pages;
 mod resume;
 mod servers_own;
 mod stream;
+mod unusable;
 mod write_only;
 
 use std::collections::BTreeSet;
