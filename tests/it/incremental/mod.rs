@@ -6,6 +6,7 @@ mod compact;
 mod kind;
 mod need;
 mod pages;
+mod recheck;
 mod resume;
 mod servers_own;
 mod stream;
