@@ -72,7 +72,8 @@ pub fn choose<'a>(
     }
 }
 
-fn full<'a>(host: &Host, why: String) -> Chosen<'a> {
+/// A full backup, and why it is one.
+pub(super) fn full<'a>(host: &Host, why: String) -> Chosen<'a> {
     host.progress
         .note(&format!("a full backup is taken: {why}"));
     Chosen {

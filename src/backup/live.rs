@@ -373,6 +373,12 @@ impl Source for LiveServer {
         let history = runtime.block_on(client.timeline_history(timeline));
         history.map(|h| h.content).map_err(of_server)
     }
+
+    fn start_over(&mut self) -> Result<()> {
+        let (progress, stop) = (Arc::clone(&self.progress), Arc::clone(&self.stop));
+        *self = LiveServer::connect(&self.info, progress, stop).map_err(of_server)?;
+        Ok(())
+    }
 }
 
 impl WalSource for LiveServer {

@@ -155,6 +155,7 @@ pub fn take(
     let layout = ClusterLayout::new(cluster, facts.system_identifier)?;
     check_registration(repository, &layout, &facts)?;
     let begun = Instant::now();
+    let mut unusable: Option<String> = None;
     loop {
         let left = options.wait.saturating_sub(begun.elapsed());
         if wait_for_turn((repository, &layout), source, left, host)? {
@@ -165,7 +166,10 @@ pub fn take(
         let history = check_timeline(repository, &layout, source, &facts, host.progress.as_ref())?;
         producer.prepare(source, &facts)?;
         let places = (reading, &layout);
-        let chosen = kind::choose(places, (source, producer), &history, options.wish, host)?;
+        let chosen = match &unusable {
+            Some(why) => kind::full(host, why.clone()),
+            None => kind::choose(places, (source, producer), &history, options.wish, host)?,
+        };
         let (prior, mut prior_claim) = chosen.prior.map(|p| (p.root, p.claim)).unzip();
         let taken = Taking {
             repository,
@@ -181,16 +185,27 @@ pub fn take(
             &request,
             (prior.as_ref(), prior_claim.as_mut()),
         );
+        if let (Err(e), Some(root), Some(claim)) = (&taken, &prior, &mut prior_claim) {
+            let mut tick = || host.check_stop().and_then(|()| claim.keep());
+            unusable = incremental::unusable::why(places, root, e, host, &mut tick);
+        }
         if let Some(claim) = prior_claim {
             claim.release(host.progress.as_ref());
         }
-        if let Some(taken) = taken? {
-            return Ok(Taken {
-                why: chosen.why,
-                ..taken
-            });
+        match taken {
+            Ok(Some(taken)) => {
+                return Ok(Taken {
+                    why: chosen.why,
+                    ..taken
+                });
+            }
+            Ok(None) => turn::stand_back(host),
+            Err(e) if prior.is_none() || unusable.is_none() => return Err(e),
+            Err(_) => {
+                source.start_over()?;
+                facts = source.facts()?;
+            }
         }
-        turn::stand_back(host);
     }
 }
 

@@ -159,4 +159,12 @@ pub trait Source: WalSource {
     /// # Errors
     /// `Server` when there is none, or the connection fails.
     fn history(&mut self, timeline: TimelineId) -> Result<Bytes>;
+
+    /// Leaves a backup that failed, and connects anew for another one.
+    ///
+    /// # Errors
+    /// `Server`, `Denied` as the connection fails.
+    fn start_over(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

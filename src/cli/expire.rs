@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub grace: Period,
 
-    /// Let a backup go only when a newer one was verified (pitr verify) and is this old; 0s: at once
+    /// Let a backup go only when a newer one was verified (pitr verify) and is this old; 0s: at once, but for the newest verified one
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub min_age: Period,
 

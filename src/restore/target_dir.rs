@@ -946,7 +946,7 @@ mod tests {
     }
 
     #[test]
-    fn tablespaces_go_where_they_are_mapped_and_never_into_one_another() {
+    fn t09_tablespaces_go_where_they_are_mapped_and_never_into_one_another() {
         let dir = directory();
         let at = |name: &str| dir.path().join(name);
         let text = |name: &str| at(name).to_str().unwrap().to_owned();

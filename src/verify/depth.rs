@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::packs::Chosen;
 use crate::error::Result;
+use crate::fault;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -13,7 +14,7 @@ use crate::repo::id::PartName;
 use crate::repo::portion::{Gathered, Portion};
 
 /// Stored bytes that are read before it is recorded that they were.
-const STEP_BYTES: u64 = 1 << 30;
+const STEP_BYTES: usize = 1 << 30;
 /// Steps of a run without a time limit, at most, and one: each of them leaves an event.
 const STEPS_MAX: usize = 200;
 
@@ -98,13 +99,14 @@ impl Queue {
         let mut taken = Gathered::default();
         let mut taken_bytes = 0;
         let mut count = 0;
+        let step_bytes = fault::lowered(STEP_BYTES) as u64;
         while let Some(unit) = self.front() {
             let size = size_of(&unit)?;
             if self.left_bytes.is_some_and(|left| left < size) && !self.is_first {
                 self.units.clear();
                 break;
             }
-            if count >= self.step_units && taken_bytes + size > STEP_BYTES {
+            if count >= self.step_units && taken_bytes + size > step_bytes {
                 break;
             }
             self.is_first = false;
@@ -181,19 +183,19 @@ mod tests {
         };
         assert_eq!(taken(&Budget::default(), 1), [(3, 1)]);
         assert_eq!(
-            taken(&Budget::default(), STEP_BYTES),
+            taken(&Budget::default(), STEP_BYTES as u64),
             [(0, 1), (1, 0), (1, 0), (1, 0)]
         );
         assert_eq!(taken(&limit(25), 10), [(1, 1)]);
         assert_eq!(taken(&limit(0), 10), [(0, 1)]);
         let many: Vec<u32> = (0..1000).collect();
         let mut queue = Queue::new(&[(None, portion(&many, &[]))], &Budget::default());
-        let step = queue.next(&mut |_| Ok(STEP_BYTES)).unwrap().unwrap();
+        let step = queue.next(&mut |_| Ok(STEP_BYTES as u64)).unwrap().unwrap();
         assert_eq!(step.counts(), (5, 0));
         let over = Budget {
             max_bytes: None,
             time: Some(Duration::ZERO),
         };
-        assert_eq!(taken(&over, STEP_BYTES), [(0, 1)]);
+        assert_eq!(taken(&over, STEP_BYTES as u64), [(0, 1)]);
     }
 }

@@ -392,7 +392,7 @@ fn what_cannot_work_is_refused_before_anything_is_stored() {
 }
 
 #[test]
-fn b08_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_with_its_path() {
+fn b08_b11_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_with_its_path() {
     let (site, cluster) = Site::with_cluster(15);
     let pgdata = cluster.pgdata();
     std::os::unix::fs::symlink("/etc/passwd", pgdata.join("base/link")).unwrap();
@@ -432,6 +432,36 @@ fn b08_special_files_are_left_out_and_an_unreadable_one_aborts_the_backup_with_i
     let run = local(&site).run().expect_code(1);
     assert!(run.stdout.contains("base/secret"), "{run}");
     assert_eq!(committed(&site).len(), 1);
+}
+
+/// A backup in the exclusive mode of earlier majors leaves its label in the data directory when the server crashes, and so does a copy by hand.
+#[test]
+fn b12_a_label_that_was_left_in_the_data_directory_is_in_no_backup() {
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table t as select g as a from generate_series(1, 1000) g");
+    for name in ["backup_label", "tablespace_map"] {
+        let path = cluster.pgdata().join(name);
+        std::fs::write(&path, "START WAL LOCATION: 0/1000028 (left)\n").unwrap();
+        user::own(&path);
+    }
+    for method in ["local", "stream"] {
+        let taken = backup(&site).args(["--method", method]).run().success();
+        cluster.archive_now();
+        let id = id_of(&taken);
+        let to = site.sandbox().dir(method).join("data");
+        let restore = site.pitr().args(["restore", "--backup", &id, "--to"]);
+        restore.arg(&to).run().success();
+        let label = std::fs::read_to_string(to.join("backup_label")).unwrap();
+        let start = root(&site, &id).content.start_lsn;
+        assert!(
+            label.starts_with(&format!("START WAL LOCATION: {start} ")),
+            "{label}"
+        );
+        assert!(!label.contains("left") && !to.join("tablespace_map").exists());
+        let copy = Cluster::open(17, &to).option("fsync", "off").start();
+        copy.wait_promoted();
+        assert_eq!(copy.query_one_string("select count(*) from t"), "1000");
+    }
 }
 
 fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32) {

@@ -126,6 +126,7 @@ fn a_whole_cycle(service: Service) {
     drop(copy);
     site.pitr().args(["verify", "--quiet"]).run().success();
     site.backup("--full");
+    site.pitr().args(["verify", "--quiet"]).run().success();
     site.pitr().args(expire_at_once()).run().success();
     let holds = |id: &str| {
         site.keys()

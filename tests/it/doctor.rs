@@ -124,7 +124,7 @@ fn counters_that_lag_behind_are_asked_again() {
 }
 
 #[test]
-fn g05_settings_that_keep_wal_from_the_archive_are_critical() {
+fn b10_g05_settings_that_keep_wal_from_the_archive_or_lose_pages_are_named() {
     let mut cluster = Cluster::builder(17)
         .segment_size_mb(1)
         .config("archive_mode", "off")

@@ -286,7 +286,7 @@ fn y06_a_check_that_fails_makes_the_drill_fail_and_others_still_run() {
 }
 
 #[test]
-fn y07_without_the_programs_of_the_very_major_nothing_is_tried() {
+fn t07_y07_without_the_programs_of_the_very_major_nothing_is_tried() {
     let drilled = Drilled::new(17);
     let other = bin(18, "initdb").unwrap();
     let run = drilled.drill_with(other.parent().unwrap()).run();

@@ -680,6 +680,41 @@ fn x01_a_backup_that_becomes_old_while_expire_runs_is_not_deleted_by_that_run() 
     assert_eq!(whole_backups(site.repository()).len(), 1);
 }
 
+fn t10_expire_beside_a_restore_leaves_its_backup_and_the_wal_behind_it(major: u32) {
+    require_strace!("t10_expire_beside_a_restore_leaves_its_backup_and_the_wal_behind_it");
+    let (site, cluster, ids) = with_backups(major, 2);
+    let rows = cluster.query_one_string("select count(*) from t");
+    let expire = |keep: &str| {
+        let expire = ["expire", "--min-age", "0s", "--grace", "0s", "--confirm"];
+        let expire = site.pitr().args(expire);
+        expire.args(["--json", "--keep", keep]).run().success()
+    };
+    // The WAL before the first backup is nobody's.
+    expire("2");
+    let before = content(site.repository());
+    let to = site.sandbox().dir("copy").join("data");
+    let restore = site.pitr().args(["restore", "--backup", &ids[0], "--to"]);
+    let held = fault::Fault::signal("pwrite64", "SIGSTOP").at(50);
+    let run = fault::pause_at(&restore.arg(&to), &held, || {
+        assert!(to.join("base").exists() && !to.join("global/pg_control").exists());
+        let run = expire("1");
+        assert_eq!(fates(&run), ["keep", "keep"], "{run}");
+        let first = &run.json()["clusters"][0]["backups"][0];
+        let reason = first["reason"].as_str().unwrap();
+        assert!(reason.starts_with("in use by a restore on host"), "{run}");
+        assert_eq!(content(site.repository()), before);
+    });
+    run.success();
+    let copy = Cluster::open(major, &to).option("fsync", "off").start();
+    copy.wait_promoted();
+    assert_eq!(copy.query_one_string("select count(*) from t"), rows);
+    drop(copy);
+    // It has ended, and claims nothing.
+    assert_eq!(fates(&expire("1")), ["delete", "keep"]);
+    assert_eq!(whole_backups(site.repository()), ids[1..]);
+}
+per_major!(t10_expire_beside_a_restore_leaves_its_backup_and_the_wal_behind_it, v13 v17);
+
 #[test]
 fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
     require_strace!("a_restore_whose_backup_expires_while_it_is_planned_says_so");

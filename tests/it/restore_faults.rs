@@ -649,7 +649,7 @@ fn t01_a_restore_that_was_begun_looks_at_its_wal_again() {
 }
 
 #[test]
-fn a_repository_that_cannot_be_written_is_enough() {
+fn t10_a_repository_that_cannot_be_written_is_enough_and_the_missing_claim_is_said() {
     let small = Small::new(major());
     small.clear();
     let ok = |args: &[&str]| {

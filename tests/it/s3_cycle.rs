@@ -230,6 +230,7 @@ fn a_whole_cycle_on_s3() {
     site.pitr().args(["verify", "--quiet"]).run().success();
     let second = site.backup();
     site.backup();
+    site.pitr().args(["verify", "--quiet"]).run().success();
     site.pitr().args(expire_at_once()).run().success();
     let packs = |id: &str| site.holds(&format!("/packs/{id}/"));
     assert!(!packs(&second), "what is not kept is deleted");

@@ -633,6 +633,8 @@ fn expired_without_a_key(sealed: &Sealed, first: &str, backup: &dyn Fn() -> Stri
     };
     assert!(warnings("janitor").contains(UNPROVEN));
     assert!(!warnings("writer").contains(UNPROVEN));
+    let verify = sealed.on("reader").args(["verify", "--quiet"]);
+    verify.run().success();
     let run = sealed.on("janitor").args(expire_at_once()).run().success();
     assert_eq!(run.stderr.matches(UNPROVEN).count(), 1, "{run}");
     let packs = |id: &str| sealed.folder("packs").join(id).exists();

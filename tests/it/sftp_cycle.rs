@@ -86,6 +86,7 @@ fn a_whole_cycle_on_sftp() {
     run(&["verify", "--quiet"]);
     backup();
     backup();
+    run(&["verify", "--quiet"]);
     with(&config, pitr()).args(expire_at_once()).run().success();
     let packs = |id: &str| {
         let all = paths_below(&folder);

@@ -1,11 +1,17 @@
 //! `pitr verify` that reads less than everything: what leads to the content, or what was read back longest ago.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
+use pitr::pg::time::TimestampTz;
+use pitr::repo::portion::{self, ReadBack};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Cluster, Run, Site, user};
+use crate::backup::{layout, store};
+use crate::common::{Cluster, PATIENCE, Run, Site, paths_below, user, wait_until};
 use crate::verify::segments;
 
 /// A repository with two backups and the WAL between them.
@@ -178,6 +184,54 @@ fn since_last_goes_on_where_the_last_run_ended_until_everything_was_read() {
     assert_eq!(events(&site, "checks").len(), 1);
     let run = verify(&site, &["--since", "last", "--for", "0s"]).success();
     assert_eq!(number(&share(&run)["packs_read"]), 2, "{run}");
+}
+
+/// The segments of which it is recorded that they were read back.
+fn read_back(site: &Site) -> BTreeSet<PathBuf> {
+    let (store, layout) = (store(site), layout(site));
+    let events = portion::events(&store, &layout).unwrap();
+    let now = TimestampTz::from_system_time(SystemTime::now());
+    let all = ReadBack::new(&events, &[], now).all();
+    let runs = all.segments.values().flat_map(|runs| runs.iter());
+    let numbers = runs.flat_map(|(first, last)| first.0..=last.0);
+    let name = |n: u64| format!("00000001{:08X}{:08X}", n >> 12, n & 0xFFF);
+    numbers.map(|n| site.object(&name(n))).collect()
+}
+
+/// Killed in the middle, a run has recorded what it read. The next one reads the rest, and nothing of that: it does not see what is damaged there by now.
+#[test]
+fn since_last_goes_on_behind_what_a_killed_run_has_read() {
+    let (site, _cluster, _) = site(16);
+    let all = segments(&site).into_iter().collect::<BTreeSet<_>>();
+    // Each object is a step of its own, as a GiB is.
+    let since = site.pitr().args(["verify", "--json", "--since", "last"]);
+    let since = since.env("PITR_FAULT_LIMIT", "1");
+    let mut running = since.clone().args(["--max-rate", "200KiB"]).spawn();
+    wait_until(PATIENCE, "some segments are read", || {
+        assert!(!running.is_done(), "it was not slow enough");
+        events(&site, "checks").len() > 3
+    });
+    running.signal(Signal::KILL);
+    running.wait().expect_code(137);
+    let read = read_back(&site);
+    assert!(read.len() > 3 && read.len() < all.len(), "{}", read.len());
+    let kept: Vec<_> = read
+        .iter()
+        .map(|path| (path, std::fs::read(path).unwrap()))
+        .collect();
+    read.iter().for_each(|path| flip(path));
+    let size = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
+    let packs = paths_below(&site.cluster_folder().join("packs"));
+    let rest = all.difference(&read).chain(&packs).map(size).sum::<u64>();
+    let rest = since.clone().args(["--max-bytes", &format!("{rest}B")]);
+    let run = rest.run().success();
+    assert_eq!(read_back(&site), all, "{run}");
+    assert_eq!(report(&run)["read_back"]["packs_read"], 2, "{run}");
+    // A run without a limit reads them again.
+    let run = since.run().expect_code(4);
+    assert_eq!(kinds(&run), vec!["damaged"; read.len()], "{run}");
+    kept.iter().for_each(|(path, bytes)| replace(path, bytes));
+    since.run().success();
 }
 
 #[test]

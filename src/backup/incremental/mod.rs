@@ -3,7 +3,7 @@
 //! `prior` chooses the backup to build on, `held` claims it against deletion, and `wal` finds the changes since.
 //! `recheck` doubts these, and `rewrite` chooses what is stored again although it did not change. If WAL does not show
 //! the changes, `compare` gives the hashes of the prior's pages, with which every page is compared. `state` serves hosts that cannot read their
-//! backups back. The rules, and the
+//! backups back. `unusable` looks at a prior whose damage shows after the start. The rules, and the
 //! proof that they suffice, are in `docs/decisions/0024-incrementals.md`.
 
 pub mod compare;
@@ -12,6 +12,7 @@ pub mod prior;
 pub mod recheck;
 pub mod rewrite;
 pub mod state;
+pub mod unusable;
 pub mod wal;
 
 use std::time::Duration;

@@ -338,6 +338,16 @@ impl<'a> Naive<'a> {
         })
     }
 
+    /// The newest good one that a check has read back.
+    fn last_verified(&self, survey: &Survey) -> Option<&'a BackupId> {
+        let is_verified = |id: &BackupId| {
+            let verified = standing(&survey.ids[id].events, "verified", "");
+            !verified.is_empty()
+        };
+        let mut newest = self.good.iter().rev().map(|(id, _)| *id);
+        newest.find(|id| is_verified(id))
+    }
+
     fn text(&self, id: &BackupId, format: &str) -> String {
         let micros = at(self.history.taken[id]).unix_micros().unwrap();
         let utc = chrono::DateTime::from_timestamp_micros(micros).unwrap();
@@ -490,6 +500,11 @@ fn check_backups(
         assert!(is_whole, "{id} lost its WAL");
         tally.kept += 1;
     }
+    let last_verified = naive.last_verified(before);
+    if let Some(id) = last_verified {
+        let judged = plan.backups.iter().find(|b| b.id == *id).unwrap();
+        assert_eq!(judged.fate, Fate::Keep, "the last verified: {judged:?}");
+    }
     tally.deleted_backups += (roots(before).count() - roots(after).count()) as u64;
     for judged in plan.backups.iter().filter(|b| b.fate == Fate::Keep) {
         let subject = &before.ids[&judged.id];
@@ -512,6 +527,7 @@ fn check_backups(
             || judged.reason.contains("timeline")
             || !live_pins(&subject.events, now).is_empty()
             || !live_claims(&subject.events, now).is_empty()
+            || last_verified == Some(&judged.id)
             || judged.reason.contains("verified") && !history.policy.min_age.is_zero();
         assert!(is_held, "{} stays for nothing: {judged:?}", judged.id);
     }

@@ -597,12 +597,9 @@ fn short_of_copies(backup: &Item<'_>, policy: &Policy) -> Option<(String, Hold)>
 /// The age counts from the later of the backup's own time and the store's: a copy begins anew, and neither clock alone makes it old.
 fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     if policy.min_age.is_zero() {
-        return;
+        return hold_last_verified(judged);
     }
     let since = |b: &Item<'_>| b.time.max(b.stored);
-    let is_verified = |b: &Item<'_>| {
-        b.damage.is_none() && !b.is_asked && !event::standing(b.events, "verified", "").is_empty()
-    };
     let verified: Vec<(usize, TimestampTz)> = judged
         .items
         .iter()
@@ -648,6 +645,20 @@ fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
         "{} {which} stay until a newer backup was verified and is {hours} hours old (--min-age); {when}",
         held.len(),
     ));
+}
+
+/// Whether a backup may let older ones go: it was verified, and is to stay.
+fn is_verified(backup: &Item<'_>) -> bool {
+    backup.damage.is_none() && !backup.is_asked && backup.is_verified()
+}
+
+/// Holds the newest backup that was verified: nothing proves that a newer one is whole.
+fn hold_last_verified(judged: &mut Judgement<'_>) {
+    let last = judged.items.iter_mut().rev().find(|b| is_verified(b));
+    if let Some(last) = last.filter(|b| b.hold.is_none()) {
+        let reason = "no newer backup was verified yet: pitr verify".to_owned();
+        last.hold_also(reason, Hold::Window);
+    }
 }
 
 /// Days back in which more backups than usual count.

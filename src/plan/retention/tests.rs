@@ -283,6 +283,33 @@ fn a11_nothing_goes_before_a_newer_backup_was_verified_and_is_old_enough() {
     assert_eq!(kept(&survey, &with(24)).0, 9);
 }
 
+/// Without an age the last backup that was verified stays until a newer one is.
+#[test]
+fn a11_the_last_verified_backup_stays_whatever_its_age() {
+    let mut survey = straight();
+    assert_eq!(kept(&survey, 2), [id(8), id(9)]);
+    verify_now(&mut survey, &id(2));
+    verify_now(&mut survey, &id(4));
+    assert_eq!(kept(&survey, 2), [id(4), id(8), id(9)]);
+    let plan = survey_plan(&survey, &policy(2, 0));
+    let last = judged_at(&plan, &id(4));
+    assert!(last.reason.contains("pitr verify"), "{last:?}");
+    // The WAL behind it stays with it.
+    assert_eq!(segments(&plan), [(1, 1, 39)]);
+    // After its damage the one before is the last.
+    let mut damaged = survey.clone();
+    record(&mut damaged, &id(4), "damaged");
+    assert_eq!(kept(&damaged, 2)[0], id(2));
+    // A person may still have it deleted.
+    let asked = Policy {
+        requested: Some(id(4)),
+        ..policy(2, 0)
+    };
+    assert_eq!(survey_plan(&survey, &asked).refusal, None);
+    verify_now(&mut survey, &id(8));
+    assert_eq!(kept(&survey, 2), [id(8), id(9)]);
+}
+
 #[test]
 fn a11_more_backups_than_usual_stop_expire() {
     let mut survey = straight();
@@ -1582,6 +1609,7 @@ fn of_two_marked_or_damaged_twins_one_counts() {
     // Two that were verified and that no rule keeps go together: neither mark ends.
     let mut survey = straight();
     let twins = [id(1), compact_backup(&mut survey, &id(1), 20)];
+    verify_now(&mut survey, &id(9));
     for twin in &twins {
         verify_now(&mut survey, twin);
         record(&mut survey, twin, "expire");

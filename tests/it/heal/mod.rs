@@ -206,6 +206,7 @@ fn v11_healed_copies_go_with_their_backup() {
     );
     pair.two.work(100);
     pair.two.backup();
+    pair.verify(&[]).run().success();
     let expire = pair.two.site.pitr().args(expire_at_once());
     expire
         .args(["--repository", &pair.two.first()])

@@ -6,9 +6,11 @@ mod compact;
 mod kind;
 mod need;
 mod pages;
+mod recheck;
 mod resume;
 mod servers_own;
 mod stream;
+mod unusable;
 mod write_only;
 
 use std::collections::BTreeSet;

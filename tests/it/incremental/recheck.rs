@@ -1,0 +1,138 @@
+//! The pages that an incremental reads besides those that WAL names: 1 % of the rest of relations that changed, and none of the others.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::{FULL, INCREMENTAL, World, check_by, take, with_index};
+use crate::common::{Cluster, Site, fault};
+use crate::require_strace;
+
+/// Pages of the table whose changes are hidden.
+const PAGES: u32 = 3000;
+
+/// One segment whose index lacks every block, between others that are whole.
+///
+/// Each page that WAL does not name is looked at with a chance of 1 in 100, by a hash of date, file and block. So 3000 hidden pages are all
+/// missed with a chance of 0.99^3000 = 8e-14; 1375 pages would do for one in a million (0.99^1375 = 1e-6).
+#[test]
+fn the_blocks_of_one_segment_that_its_index_hides_are_found_by_the_recheck() {
+    let builder = Cluster::builder(17)
+        .segment_size_mb(16)
+        .without_fsync()
+        .checksums(false)
+        .option("full_page_writes", "off")
+        .config("autovacuum", "off");
+    let (site, cluster) = Site::with_cluster_of(builder);
+    let world = World::around(site, cluster);
+    let cluster = &world.cluster;
+    // A page has 16 rows and room for one new version.
+    cluster.sql(&format!(
+        "create table spread (a int, b int, c text) with (fillfactor = 90);
+         alter table spread alter c set storage plain;
+         insert into spread select g, 0, repeat('x', 400) from generate_series(1, {PAGES} * 16) g;
+         checkpoint"
+    ));
+    take(&world.site, &FULL).success();
+    // The relation is active by what the segments around tell. A scan of it would prune pages, and so name them.
+    cluster.sql("update spread set b = 1 where ctid = '(0,1)'");
+    cluster.archive_now();
+    cluster.sql("update spread set b = b + 1 where a % 16 = 8");
+    let hidden = cluster.archive_now();
+    cluster.sql("update spread set b = 1 where ctid = '(0,2)'");
+    cluster.archive_now();
+    let lacking = Cell::new(0);
+    let spread = cluster.query_one_string("select pg_relation_filenode('spread')");
+    assert!(with_index(&world.site.object(&hidden), |index| {
+        let blocks = index.blocks.as_mut().unwrap();
+        let is_own = |fork: (u32, u32, u32, u8)| fork.2.to_string() == spread && fork.3 == 0;
+        let own = blocks.0.iter().filter(|one| is_own(one.fork));
+        let runs = own.flat_map(|fork| fork.runs.iter().map(|run| run.1));
+        lacking.set(runs.sum::<u32>());
+        blocks.0.clear();
+    }));
+    assert!(lacking.get() >= PAGES, "{} pages", lacking.get());
+    check_by(&world, Some("was changed at"));
+}
+
+/// The files of main forks below `base`, with their content.
+fn relation_files(pgdata: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let is_main = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
+    let mut found = BTreeMap::new();
+    let databases = std::fs::read_dir(pgdata.join("base")).unwrap();
+    for folder in databases.map(|entry| entry.unwrap().path()) {
+        for path in std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+        {
+            if is_main(path.file_name().unwrap().to_str().unwrap()) {
+                let content = std::fs::read(&path).unwrap();
+                found.insert(path, content);
+            }
+        }
+    }
+    found
+}
+
+/// Every file that a traced run read from.
+fn read_files(calls: &[fault::Call]) -> BTreeSet<PathBuf> {
+    let path = |call: &fault::Call| {
+        let (_, rest) = call.text.split_once('<')?;
+        Some(PathBuf::from(rest.split_once('>')?.0))
+    };
+    calls.iter().filter_map(path).collect()
+}
+
+#[test]
+fn of_a_relation_that_did_not_change_no_page_is_read() {
+    require_strace!("of_a_relation_that_did_not_change_no_page_is_read");
+    let builder = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .config("autovacuum", "off");
+    let (site, cluster) = Site::with_cluster_of(builder);
+    cluster.sql(
+        "create table t as select g as a, md5(g::text) as b from generate_series(1, 5000) g;
+         create table still as select g as a, md5(g::text) as b from generate_series(1, 50000) g;
+         create index on still (b)",
+    );
+    cluster.sql("vacuum (freeze) still");
+    let file = |name: &str| {
+        let path = cluster.query_one_string(&format!("select pg_relation_filepath('{name}')"));
+        cluster.pgdata().join(path)
+    };
+    let (t, still, index) = (file("t"), file("still"), file("still_b_idx"));
+    cluster.sql("checkpoint");
+    take(&site, &FULL).success();
+    let before = relation_files(cluster.pgdata());
+    cluster.sql("update t set b = b || 'x' where a % 100 = 0");
+    cluster.sql("checkpoint");
+    let after = relation_files(cluster.pgdata());
+    let incremental = site.pitr().args(["backup", "--json"]).args(INCREMENTAL);
+    let reads = [
+        "read",
+        "pread64",
+        "readv",
+        "preadv",
+        "preadv2",
+        "mmap",
+        "sendfile",
+        "splice",
+        "copy_file_range",
+    ];
+    let (run, calls) = fault::trace(&incremental, &reads);
+    let run = run.success();
+    assert_eq!(run.json()["kind"], "incremental", "{run}");
+    assert!(!run.stderr.contains("every page is read"), "{run}");
+    let read = read_files(&calls);
+    assert!(read.contains(&t), "{read:#?}");
+    assert!(!read.contains(&still) && !read.contains(&index));
+    let is_same = |path: &&PathBuf| before.get(*path) == after.get(*path);
+    let unchanged: BTreeSet<&PathBuf> = after.keys().filter(is_same).collect();
+    assert!(unchanged.len() > 500, "{} files", unchanged.len());
+    let odd: Vec<_> = unchanged
+        .iter()
+        .filter(|path| read.contains(**path))
+        .collect();
+    assert!(odd.is_empty(), "read, and not changed: {odd:?}");
+}
