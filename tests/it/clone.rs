@@ -281,7 +281,7 @@ fn k44_a_question_is_asked_of_a_moment(major: u32) {
 per_major!(k44_a_question_is_asked_of_a_moment, v13 v18);
 
 /// A cluster in which a table with all that may belong to one is dropped.
-fn dropped(major: u32) -> Cloned {
+pub fn dropped(major: u32) -> Cloned {
     let (site, cluster) = Site::with_cluster(major);
     cluster.sql("create schema shop; create table shop.kinds (id int primary key, name text); insert into shop.kinds values (1, 'a'), (2, 'b');
         create table shop.orders (id bigserial primary key, kind int references shop.kinds, \"Note\" text not null default 'x', check (id > 0));
@@ -616,7 +616,7 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
 }
 
 /// A program on a host without FUSE: its /dev, in namespaces of its own, has nothing but what programs cannot do without.
-fn without_fuse(cloned: &Cloned, program: Program) -> Program {
+pub fn without_fuse(cloned: &Cloned, program: Program) -> Program {
     let devices = cloned.folder.dir("dev");
     let script = "cd \"$0\"; mkdir -p shm; for d in null zero random urandom; do : >$d; mount --bind /dev/$d $d; done
         mount --rbind /dev/shm shm; mount --rbind . /dev; test ! -e /dev/fuse && exec \"$@\"";
