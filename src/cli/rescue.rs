@@ -18,7 +18,8 @@ use crate::operate::rescue::{self, Asked, Mode, Report, To, What};
 ///
 /// Makes a clone of the moment, carries the tables from there, and throws the clone away. A table that is gone comes back with its indexes,
 /// constraints, triggers, sequences and partitions, by pg_dump and pg_restore in one transaction. A table that the live server has is left
-/// as it is, unless --as, --rows-missing-only or --replace says what becomes of it. pitr find says when a table was dropped.
+/// as it is, unless --as, --rows-missing-only or --replace says what becomes of it. Each of these takes one table that is not partitioned; a
+/// partition is such a table. pitr find says when a table was dropped.
 ///
 /// A dropped database comes back into a new one: createdb -T template0 shop, then pitr rescue --database shop --into "dbname=shop".
 ///

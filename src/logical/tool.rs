@@ -77,7 +77,19 @@ impl Tool {
 
     /// Returns a command that finds the service file and nothing else of libpq's environment.
     pub fn command(&self, service_file: Option<&Path>) -> Command {
-        let mut command = Command::new(&self.path);
+        self.command_under(&[], service_file)
+    }
+
+    /// As [`Tool::command`], with words before the program's own, of one that runs it in its place.
+    pub fn command_under(&self, before: &[String], service_file: Option<&Path>) -> Command {
+        let mut command = match before {
+            [] => Command::new(&self.path),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(&self.path);
+                command
+            }
+        };
         program::without_libpq(&mut command);
         if let Some(file) = service_file {
             command.env("PGSERVICEFILE", file);
@@ -95,7 +107,18 @@ impl Tool {
 pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
     let name = Path::new(command.get_program());
     let name = name.file_name().unwrap_or_default().to_string_lossy();
-    let name = name.into_owned();
+    run_as(&name.into_owned(), command, tick)
+}
+
+/// As [`run`], of a program that another one runs in its place.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn run_as(
+    name: &str,
+    command: &mut Command,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<String>> {
     let running = Running::start(command.stdin(Stdio::null()))?;
     let (status, said) = running.wait(tick)?;
     match status.success() {
@@ -103,7 +126,7 @@ pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Resul
             let warnings = said.lines().filter(|line| line.contains("warning: "));
             Ok(warnings.map(str::to_owned).collect())
         }
-        false => Err(failed(&name, status, &said)),
+        false => Err(failed(name, status, &said)),
     }
 }
 

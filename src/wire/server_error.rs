@@ -63,6 +63,8 @@ impl ServerMessage {
             INVALID_AUTHORIZATION | INVALID_PASSWORD | INSUFFICIENT_PRIVILEGE => Code::Denied,
             // Shutting down, crashed, starting up, all connections or walsenders in use.
             "57P01" | "57P02" | "57P03" | "53300" => Code::Unreachable,
+            // A statement that connects elsewhere failed: dblink, postgres_fdw. Old poolers report their own trouble as an error, too.
+            "08000" | "08001" | "08003" | "08006" if self.severity == "ERROR" => Code::Server,
             state if state.starts_with("08") => Code::Unreachable,
             _ => Code::Server,
         }

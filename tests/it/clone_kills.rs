@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::clone::{Cloned, SUM, client, id};
+use crate::clone::{Cloned, SUM, client, dropped, id, rescuing, without_fuse};
 use crate::common::fault::{Fault, Faulty};
 use crate::common::proxy::Proxy;
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Client, Cluster, PATIENCE, Run, Sandbox, bin, files_below, text_of, wait_until,
+    Client, Cluster, PATIENCE, Program, Run, Sandbox, bin, files_below, text_of, wait_until,
 };
 use crate::s3_cycle::Bucketed;
 use crate::s3_slow::port_of;
@@ -41,17 +41,19 @@ fn wait_nothing_left(cloned: &Cloned, pause: &Path) {
     });
 }
 
+/// The objects of the repository without claims and their ends.
+fn objects(cloned: &Cloned) -> Vec<String> {
+    let passing = ["claim", "-release-"];
+    let mut files = cloned.site.files();
+    files.retain(|name| !passing.iter().any(|part| name.contains(part)));
+    files
+}
+
 #[test]
 fn k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole() {
     require_fuse!("k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole");
     let cloned = Cloned::new(17);
     let pauses = Sandbox::new("pause");
-    let objects = |cloned: &Cloned| {
-        let files = cloned.site.files().into_iter();
-        files
-            .filter(|name| !name.contains("claim"))
-            .collect::<Vec<_>>()
-    };
     let before = objects(&cloned);
     // Before it is ready.
     for point in ["mount_laid_out", "clone_replay"] {
@@ -105,6 +107,65 @@ fn k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole() {
         }
     }
     assert_eq!(objects(&cloned), before);
+}
+
+/// Kills a command that works on a clone, once it is at work. The next list cleans up.
+fn kill_at_work(cloned: &Cloned, program: &Program, is_at_work: &dyn Fn() -> bool) {
+    let mut running = program.spawn();
+    wait_until(PATIENCE, "the command is at work", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        is_at_work()
+    });
+    let begun = cloned.listed();
+    let server = server(cloned, begun["id"].as_str().unwrap());
+    assert!(server.is_some(), "{begun}");
+    kill(i32::try_from(begun["pid"].as_i64().unwrap()).unwrap());
+    assert_ne!(running.wait().code(), 0);
+    wait_until(PATIENCE, "nothing is left", || {
+        let left = cloned.left();
+        cloned.listed().is_null() && left.iter().all(|name| name.starts_with("dev/"))
+    });
+    wait_gone(server);
+}
+
+#[test]
+fn k43_a_query_or_a_rescue_that_is_killed_changes_nothing_and_the_next_list_cleans_up() {
+    const NAME: &str =
+        "k43_a_query_or_a_rescue_that_is_killed_changes_nothing_and_the_next_list_cleans_up";
+    require_fuse!(NAME);
+    let cloned = dropped(17);
+    let live = &cloned.cluster;
+    let before = objects(&cloned);
+    let waits = "select count(*) from pg_stat_activity where application_name like 'pitr_rescue%' and wait_event_type = 'Lock'";
+    let sessions =
+        "select count(*) from pg_stat_activity where application_name like 'pitr_rescue%'";
+    for is_copied in [false, true] {
+        let alone = |program: Program| match is_copied {
+            false => program,
+            true => without_fuse(&cloned, program),
+        };
+        let query = cloned.site.pitr().args(["query", "select pg_sleep(600)"]);
+        let query = alone(cloned.at_moment(query));
+        kill_at_work(&cloned, &query, &|| cloned.listed()["stage"] == "ready");
+
+        let holder = live.client();
+        holder.sql("begin; lock table shop.kinds in share row exclusive mode");
+        let rescue = alone(rescuing(&cloned, &["--table", "shop.orders"]));
+        kill_at_work(&cloned, &rescue, &|| live.query_one_string(waits) == "1");
+        // Its pg_restore waits for the lock no longer.
+        wait_until(PATIENCE, "no session is left", || {
+            live.query_one_string(sessions) == "0"
+        });
+        holder.sql("rollback");
+        let there = "select count(*) from pg_class where relname = 'orders'";
+        assert_eq!(live.query_one_string(there), "0");
+    }
+    assert_eq!(objects(&cloned), before);
+    // The same command brings the table back when nobody kills it.
+    let rescue = rescuing(&cloned, &["--table", "shop.orders"]);
+    rescue.run().success();
+    let rows = live.query_one_string("select count(*) from shop.orders");
+    assert_eq!(rows, "5010");
 }
 
 /// The clone was kept, and is a data directory.

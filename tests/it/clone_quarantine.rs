@@ -5,17 +5,23 @@ use crate::common::{Program, bin, files_below, text_of};
 use crate::drill::Hostile;
 use crate::{per_major, require_fuse};
 
+/// Statements that reach out, and the words with which they fail.
+const REACHING: [(&str, &str); 2] = [
+    ("select reach()", "program"),
+    ("select reach_by_dblink()", "could not establish connection"),
+];
+
 fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
     require_fuse!("k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue");
     let hostile = Hostile::new(major);
-    hostile.reaches_out();
     let (site, cluster) = (&hostile.site, &hostile.cluster);
+    hostile.outside.is_called_by(cluster);
     cluster.sql("create table t as select g as id from generate_series(1, 100) g");
     site.pitr().args(["backup", "--quiet"]).run().success();
     // It fires in replicas, too.
     cluster.sql("create function fires() returns event_trigger language plpgsql as 'begin perform public.reach(); end'; create event trigger e on ddl_command_end execute function fires(); alter event trigger e enable always");
     cluster.archive_now();
-    hostile.nothing_got_out();
+    hostile.outside.was_not_reached();
     let below = hostile.folder.path();
     let programs = bin(major, "initdb").unwrap();
     let at = |program: Program| {
@@ -27,8 +33,10 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
         .expect_stderr("without pg_cron")
         .expect_stderr("pg_tde of shared_preload_libraries is not installed");
     let clone = client(&run);
-    let refused = text_of(&clone.try_sql("select reach()").unwrap_err());
-    assert!(refused.contains("program"), "{refused}");
+    for (sql, why) in REACHING {
+        let refused = text_of(&clone.try_sql(sql).unwrap_err());
+        assert!(refused.contains(why), "{sql}: {refused}");
+    }
     assert_eq!(clone.query_one_string("select networks()"), "0");
     assert_eq!(clone.query_one_string("select count(*) from t"), "100");
     assert_eq!(
@@ -48,9 +56,9 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
     stop.arg(below).run().success();
 
     let query = |sql: &str| at(site.pitr().args(["query", sql])).run();
-    query("select reach()")
-        .expect_code(1)
-        .expect_stderr("program");
+    for (sql, why) in REACHING {
+        query(sql).expect_code(1).expect_stderr(why);
+    }
     query("select networks()").success().expect_stdout("0");
     query("select count(*) from t")
         .success()
@@ -58,7 +66,7 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
     let file = site.sandbox().join("t.dump");
     let rescue = ["rescue", "--table", "t", "--database", "postgres", "--to"];
     at(site.pitr().args(rescue).arg(&file)).run().success();
-    hostile.nothing_got_out();
+    hostile.outside.was_not_reached();
     assert!(files_below(below).is_empty(), "{:?}", files_below(below));
 }
 per_major!(k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue, v13 v15 v17 v19);

@@ -447,23 +447,70 @@ fn y13_a_drill_that_was_killed_leaves_nothing_that_the_next_one_does_not_remove(
     assert!(folder.join("data/PG_VERSION").exists());
 }
 
+/// A port of this host that nobody may reach.
+pub struct Outside {
+    listener: TcpListener,
+    port: u16,
+}
+
+impl Outside {
+    pub fn new() -> Outside {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        Outside { listener, port }
+    }
+
+    /// Makes functions that connect out of the server, by a program and by dblink, and one that counts networks besides the loopback.
+    pub fn is_called_by(&self, cluster: &Cluster) {
+        let port = self.port;
+        cluster.sql(&format!(
+            "create extension dblink;
+             create table seen (line text);
+             create function reach() returns bigint language plpgsql as $$ begin
+               copy (select 1) to program 'bash -c \"cat >/dev/null; exec 3<>/dev/tcp/127.0.0.1/{port}\"'; return 1; end $$;
+             create function reach_by_dblink() returns bigint language plpgsql as $$ begin
+               perform public.dblink_connect('host=127.0.0.1 port={port} dbname=x user=x sslmode=disable gssencmode=disable'); return 1; end $$;
+             create function networks() returns bigint language plpgsql as $$ begin
+               copy public.seen from program 'tail -n +3 /proc/net/dev';
+               return (select count(*) from public.seen where line !~ '^ *lo:'); end $$"
+        ));
+        // They do where nothing keeps them from that. The caller of dblink hears nothing.
+        cluster.sql("select reach()");
+        assert!(self.listener.accept().is_ok());
+        let client = cluster.client();
+        let asked = std::thread::spawn(move || client.try_sql("select reach_by_dblink()").is_err());
+        wait_until(PATIENCE, "dblink has arrived", || {
+            self.listener.accept().is_ok()
+        });
+        assert!(asked.join().unwrap());
+    }
+
+    pub fn was_not_reached(&self) {
+        let accepted = self.listener.accept().map(|_| ()).unwrap_err().kind();
+        assert_eq!(
+            accepted,
+            std::io::ErrorKind::WouldBlock,
+            "something got out"
+        );
+    }
+}
+
 /// A cluster that connects, runs commands and loads libraries wherever it can, and what it would reach.
 pub struct Hostile {
     pub site: Site,
     pub cluster: Cluster,
     pub folder: Sandbox,
-    listener: TcpListener,
-    port: u16,
+    pub outside: Outside,
 }
 
 impl Hostile {
     pub fn new(major: u32) -> Hostile {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
+        let outside = Outside::new();
         let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
         let (site, cluster) =
             Site::with_cluster_of(builder.config("max_logical_replication_workers", 0));
-        let port = listener.local_addr().unwrap().port();
+        let port = outside.port;
         let space = cluster.sandbox().dir("space");
         cluster.sql(&format!(
             "create tablespace ts location '{}'",
@@ -487,41 +534,15 @@ impl Hostile {
             site,
             cluster,
             folder,
-            listener,
-            port,
+            outside,
         }
-    }
-
-    /// Makes a function that connects out of the server, as dblink does, and one that counts networks besides the loopback.
-    pub fn reaches_out(&self) {
-        self.cluster.sql(&format!(
-            "create table seen (line text);
-             create function reach() returns bigint language plpgsql as $$ begin
-               copy (select 1) to program 'bash -c \"cat >/dev/null; exec 3<>/dev/tcp/127.0.0.1/{}\"'; return 1; end $$;
-             create function networks() returns bigint language plpgsql as $$ begin
-               copy seen from program 'tail -n +3 /proc/net/dev';
-               return (select count(*) from seen where line !~ '^ *lo:'); end $$",
-            self.port
-        ));
-        // It does where nothing keeps it from that.
-        self.cluster.sql("select reach()");
-        assert!(self.listener.accept().is_ok());
-    }
-
-    pub fn nothing_got_out(&self) {
-        let accepted = self.listener.accept().map(|_| ()).unwrap_err().kind();
-        assert_eq!(
-            accepted,
-            std::io::ErrorKind::WouldBlock,
-            "something got out"
-        );
     }
 }
 
 fn y14_nothing_gets_out_of_a_drill(major: u32) {
     let hostile = Hostile::new(major);
     let (site, cluster, folder) = (&hostile.site, &hostile.cluster, &hostile.folder);
-    hostile.reaches_out();
+    hostile.outside.is_called_by(cluster);
     cluster.sql("create table t (a int)");
     site.pitr().args(["backup", "--quiet"]).run().success();
     cluster.sql("insert into t values (1)");
@@ -539,20 +560,16 @@ fn y14_nothing_gets_out_of_a_drill(major: u32) {
         notes.contains("pg_tde of shared_preload_libraries is not"),
         "{run}"
     );
-    hostile.nothing_got_out();
+    hostile.outside.was_not_reached();
     assert_eq!(lasting(site), before_drill);
     // Nor does a check that connects: the server has no network.
-    let checks = site
-        .sandbox()
-        .file("checks.sql", "-- expect: 1\nselect reach();\n");
-    let run = drill
-        .clone()
-        .arg("--checks")
-        .arg(&checks)
-        .run()
-        .expect_code(4);
-    assert!(run.stdout.contains("program"), "{run}");
-    hostile.nothing_got_out();
+    let reaches = "-- expect: 1\nselect reach();\n-- expect: 1\nselect reach_by_dblink();\n";
+    let checks = site.sandbox().file("checks.sql", reaches);
+    let run = drill.arg("--checks").arg(&checks).run().expect_code(4);
+    for refused in ["program", "could not establish connection"] {
+        assert!(run.stdout.contains(refused), "{refused}: {run}");
+    }
+    hostile.outside.was_not_reached();
     assert!(files_below(folder.path()).is_empty());
 }
 per_major!(y14_nothing_gets_out_of_a_drill, v13 v15 v17 v19);

@@ -10,13 +10,22 @@ use pitr::store::file::FileStore;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::common::s3::peer::Peer;
 use crate::common::{
     Cluster, PATIENCE, Program, Run, Sandbox, Site, Stop, bin, keep_one, user, wait_until,
 };
+use crate::drill::Outside;
 use crate::per_major;
+use crate::s3_cycle::Bucketed;
 use crate::sealed::Sealed;
 
-const ERASE_ONE: &str = "delete from public.person where id = 1";
+pub const ERASE_ONE: &str = "delete from public.person where id = 1";
+
+/// A script that goes on for long once it has made a file.
+pub fn slow(begun: &Path) -> String {
+    let begun = begun.display();
+    format!("{ERASE_ONE}; copy (select 1) to '{begun}'; select pg_sleep(600)")
+}
 
 /// A shop that was backed up with a person who was erased later.
 struct Shop {
@@ -454,16 +463,12 @@ fn sync_copies_erasures_and_expire_lets_those_go_that_no_backup_needs() {
 fn a_run_that_is_killed_is_repeated_and_two_do_not_run_at_once() {
     let shop = Shop::plain(17);
     shop.cluster.sql(ERASE_ONE);
-    let slow = shop.add(&format!("{ERASE_ONE}; select pg_sleep(600)"));
+    let begun = shop.to("begun");
+    let slow = shop.add(&slow(&begun));
     shop.restore("before");
     let pid_file = shop.to("before").join("postmaster.pid");
-    let signal = shop.to("before").join("recovery.signal");
     let running = shop.apply("before", &["--confirm"]).spawn();
-    let is_ready = || {
-        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
-        !signal.exists() && text.contains("ready")
-    };
-    wait_until(PATIENCE, "the copy is open in private", is_ready);
+    wait_until(PATIENCE, "the script runs in private", || begun.exists());
     let second = shop.apply("before", &["--confirm"]).run();
     second.expect_code(7).expect_stderr("another process");
     // Nobody else gets in: no TCP, and a socket in a folder of its own.
@@ -494,4 +499,57 @@ fn a_run_that_is_killed_is_repeated_and_two_do_not_run_at_once() {
     copy.start();
     assert_eq!(count(&copy, "person where id = 1"), "0");
     assert_eq!(count(&copy, "person"), "9");
+}
+
+/// A trigger that calls another system fires, and finds no network. Recovery has a network.
+fn finds_no_network(shop: &Shop) {
+    let outside = Outside::new();
+    outside.is_called_by(&shop.cluster);
+    shop.cluster.sql("create function calls() returns trigger language plpgsql as $$ begin execute format('select public.%I()', tg_argv[0]); return null; end $$");
+    let fires = |on: &str, function: &str| {
+        shop.cluster.sql(&format!("create trigger calls after delete on {on} for each row execute function calls('{function}')"));
+    };
+    fires("person", "reach");
+    fires("sale", "reach_by_dblink");
+    shop.point("hooked");
+    let failing = ["person where id = 10", "sale where person = 2"];
+    let failing = failing.map(|rows| shop.add(&format!("delete from public.{rows}")));
+    let alone =
+        "do $$ begin if public.networks() > 0 then raise 'it has a network'; end if; end $$";
+    let quiet = "alter table public.person disable trigger calls; alter table public.sale disable trigger calls";
+    let loud = "alter table public.person enable trigger calls; alter table public.sale enable trigger calls";
+    let works = shop.add(&format!("{quiet}; {ERASE_ONE}; {loud}; {alone}"));
+
+    shop.restore("hooked");
+    let run = shop.apply("hooked", &["--confirm"]).run().expect_code(1);
+    outside.was_not_reached();
+    let run = run
+        .expect_stdout(&format!("{works} in database postgres: applied"))
+        .expect_stderr("2 of 3 erasures failed");
+    for (id, why) in failing.iter().zip(["program", "could not establish"]) {
+        let told = format!("{id} in database postgres: failed");
+        let line = run.stdout.lines().find(|line| line.starts_with(&told));
+        let line = line.unwrap_or_default();
+        assert!(line.contains(why), "{run}");
+    }
+    let mut copy = shop.open("hooked");
+    copy.start();
+    assert_eq!(count(&copy, "person"), "9");
+    assert_eq!(count(&copy, "sale"), "8");
+}
+
+fn a_script_finds_no_network(major: u32) {
+    finds_no_network(&Shop::plain(major));
+}
+per_major!(a_script_finds_no_network, v13 v17);
+
+#[test]
+fn a_script_finds_no_network_though_recovery_reads_from_a_bucket() {
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let site = Bucketed::new(&cluster, Peer::start(), "");
+    site.attach(&cluster);
+    cluster.start();
+    let config = || site.config.clone();
+    finds_no_network(&Shop::of(cluster, config(), config(), None));
 }

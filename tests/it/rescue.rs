@@ -249,3 +249,102 @@ fn k06_sequences_go_on_and_a_table_that_a_foreign_key_leads_to_keeps_its_rows() 
     live.sql("drop table kid; alter table numbered add column up bigint references numbered");
     replace("numbered").success();
 }
+
+/// A moment with things that no rescue carries, of which the live server has lost some.
+fn hard_to_carry() -> Cloned {
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create role gone; create type mood as enum ('glad'); create schema s;
+        create table bare (a int); insert into bare values (1), (2);
+        create table s.base (a int); insert into s.base values (1); create view s.seen as select a from s.base;
+        create table parts (a int primary key) partition by range (a);
+        create table parts_1 partition of parts for values from (0) to (10); insert into parts values (1), (2);
+        create table owned (a int); alter table owned owner to gone; create table moody (m mood)");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    live.sql("drop view s.seen; drop table owned, moody; drop role gone; drop type mood");
+    cloned
+}
+
+#[test]
+fn k06_what_cannot_be_carried_is_refused_and_the_way_that_works_is_named() {
+    require_fuse!("k06_what_cannot_be_carried_is_refused_and_the_way_that_works_is_named");
+    let cloned = hard_to_carry();
+    let live = &cloned.cluster;
+    let one = |sql: &str| live.query_one_string(sql);
+    let refuses = |words: &[&str], code: i32, reasons: [&str; 2]| {
+        let run = rescue(&cloned, words).expect_code(code);
+        let said = run.stdout.replace("\\\"", "\"");
+        for reason in reasons {
+            assert!(said.contains(reason), "{reason}: {run}");
+        }
+        assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+    };
+    let keyless = ["--table", "bare", "--rows-missing-only"];
+    refuses(&keyless, 8, ["public.bare has no primary key", "--as NAME"]);
+    refuses(
+        &["--table", "s.seen"],
+        8,
+        ["s.seen is no table", "--schema NAME"],
+    );
+    for mode in [
+        &["--as", "beside"][..],
+        &["--replace", "--confirm"],
+        &["--rows-missing-only"],
+    ] {
+        let partitioned = [&["--table", "parts"][..], mode].concat();
+        let several = [&["--table", "bare", "--table", "big"][..], mode].concat();
+        for words in [partitioned, several] {
+            let takes = "take one table that is not partitioned";
+            refuses(&words, 2, [takes, "2 were found"]);
+        }
+    }
+    let role = "role \"gone\" does not exist";
+    refuses(
+        &["--table", "owned"],
+        1,
+        [role, "A role that is gone has to be created first"],
+    );
+    let kind = "type \"public.mood\" does not exist";
+    refuses(&["--table", "moody"], 1, [kind, "--to FILE"]);
+    let there = "select string_agg(relname, ' ' order by relname) from pg_class where relname in ('owned', 'moody', 'seen', 'beside', 'bare', 'parts')";
+    assert_eq!(one(there), "bare parts");
+    assert_eq!(one("select count(*) from bare"), "2");
+    assert_eq!(one("select count(*) from parts"), "2");
+
+    // The hints name ways that work.
+    live.sql("create role gone");
+    rescue(&cloned, &["--table", "owned"]).success();
+    rescue(&cloned, &["--table", "parts_1", "--as", "beside"]).success();
+    assert_eq!(one("select count(*) from beside"), "2");
+    let file = cloned.folder.join("s.dump");
+    let to = ["rescue", "--schema", "s", "--database", "postgres", "--to"];
+    let to = cloned.site.pitr().args(to).arg(&file);
+    cloned.at_moment(to).run().success();
+    let into = live.conninfo("postgres");
+    let take = ["-d", into.as_str(), "--table", "seen"];
+    let take = live.tool("pg_restore").args(take).arg(&file);
+    take.run().success();
+    assert_eq!(one("select count(*) from s.seen"), "1");
+}
+
+#[test]
+fn k06_an_older_live_server_takes_no_table_of_a_newer_one() {
+    require_fuse!("k06_an_older_live_server_takes_no_table_of_a_newer_one");
+    let cloned = Cloned::new(17);
+    let older = Cluster::builder(16).without_fsync().start();
+    let into = cloned
+        .site
+        .pitr()
+        .args(["rescue", "--table", "t", "--into"]);
+    let into = cloned.at_moment(into.arg(older.conninfo("postgres")));
+    let run = into.run().expect_code(8);
+    run.expect_stderr("the live server is PostgreSQL 16, and the moment is one of 17")
+        .expect_stderr("--to FILE");
+    let there = "select count(*) from pg_class where relname = 't'";
+    assert_eq!(older.query_one_string(there), "0");
+    assert!(cloned.left().is_empty(), "{:?}", cloned.left());
+    // Rows alone go there.
+    into.args(["--as", "t_then"]).run().success();
+    let rows = "select count(*) from t_then";
+    assert_eq!(older.query_one_string(rows), "31000");
+}

@@ -29,6 +29,8 @@ const SETPRIV: [&str; 5] = [
     "--pdeathsig=QUIT",
     "--",
 ];
+/// A program that works on the live server ends with the process that asked for that.
+const TIED: [&str; 3] = ["setpriv", "--pdeathsig=TERM", "--"];
 const NO_NETWORK: [&str; 3] = ["unshare", "--net", "--"];
 /// The same for a process that has no namespaces yet. It gets no rights in them.
 const NO_NETWORK_ALONE: [&str; 5] = ["unshare", "--user", "--map-current-user", "--net", "--"];
@@ -82,10 +84,16 @@ pub fn enter(environment: &Environment) -> Result<()> {
 
 /// The words before a server's own that take the network away, outside of namespaces; none where the host does not allow it.
 pub fn without_network() -> Vec<String> {
-    let words: &[&str] = match works(&NO_NETWORK_ALONE) {
-        true => &NO_NETWORK_ALONE,
-        false => &[],
-    };
+    where_it_works(&NO_NETWORK_ALONE)
+}
+
+/// The words before a program that let it end with this process, however that ends; none where the host lacks setpriv.
+pub fn tied() -> Vec<String> {
+    where_it_works(&TIED)
+}
+
+fn where_it_works(words: &[&str]) -> Vec<String> {
+    let words = if works(words) { words } else { &[] };
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 

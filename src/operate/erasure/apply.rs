@@ -4,6 +4,9 @@
 //! code of the cluster that runs by itself. Recovery ends at its target, and a new timeline begins, as it would with the operator's start. Its
 //! history and its WAL wait in pg_wal where the copy is adopted before its first start; else `pitr adopt` archives the history alone. Nothing is
 //! recorded in the directory: a run that was killed is repeated from its beginning, so scripts must bear to be run twice.
+//!
+//! Triggers fire as in production, so scripts run without a network where the host can take it away. Recovery may need one, for the command that
+//! fetches WAL may ask a bucket. So the server recovers first, and is started again without a network.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,7 @@ use crate::archive::server_conf;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::lock;
+use crate::operate::clone::namespace;
 use crate::operate::drill::recovery;
 use crate::operate::drill::sandbox::{self, Sandbox};
 use crate::operate::programs::Programs;
@@ -245,7 +249,13 @@ impl Prepared {
         let sandbox = Sandbox::make(&session.host.scratch, false).map_err(|e| {
             e.hint("Nothing was done. Set TMPDIR to a directory with a short path, say /tmp.")
         })?;
-        let quarantine = Quarantine {
+        let before = namespace::without_network();
+        if before.is_empty() {
+            session.note(
+                "this host does not let this user take the network away, so the scripts have it",
+            );
+        }
+        let mut quarantine = Quarantine {
             folder: sandbox.path(),
             data: self.directory.path(),
             programs: &self.programs,
@@ -265,12 +275,12 @@ impl Prepared {
             ));
         }
         session.host.progress.phase("replay", None);
-        let mut server = quarantine.start(&session.host, &libraries, &[])?;
-        if let Some((_, cause)) = recovery::wait(session, &mut server)?.broken {
-            return Err(err!(Server, "the copy did not recover: {cause}").hint(
-                "No erasure was run. The directory is as an ordinary start would have left it.",
-            ));
+        if !before.is_empty() && self.directory.has("recovery.signal") {
+            let mut server = recovered(session, &quarantine, &libraries)?;
+            server.stop(&|| session.host.check_stop())?;
         }
+        quarantine.before = &before;
+        let mut server = recovered(session, &quarantine, &libraries)?;
         session.host.progress.phase("erase", None);
         server.lift_time_limit();
         let done = self.erase(session, &mut server);
@@ -359,6 +369,20 @@ impl Prepared {
         };
         let end = history.parent().map_or(Lsn(0), |(_, lsn)| lsn);
         Ok((history, end))
+    }
+}
+
+/// Starts the server of a copy, and waits for the end of its recovery.
+fn recovered(
+    session: &Session,
+    quarantine: &Quarantine<'_>,
+    libraries: &Libraries,
+) -> Result<Quarantined> {
+    let mut server = quarantine.start(&session.host, libraries, &[])?;
+    match recovery::wait(session, &mut server)?.broken {
+        None => Ok(server),
+        Some((_, cause)) => Err(err!(Server, "the copy did not recover: {cause}")
+            .hint("No erasure was run. The directory is as an ordinary start would have left it.")),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::logical::tool;
-use crate::operate::clone::{Running, folder::Folder};
+use crate::operate::clone::{Running, folder::Folder, namespace};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::wire::conninfo::Environment;
@@ -155,7 +155,8 @@ pub fn restore(
     let tool = running
         .programs
         .client("pg_restore", session.environment.get("PATH"))?;
-    let mut command = tool.command(Some(&service));
+    // It ends with this process. Else it would wait on for a lock of the live server, and restore long after this process was killed.
+    let mut command = tool.command_under(&namespace::tied(), Some(&service));
     command.args([
         "--single-transaction",
         "--exit-on-error",
@@ -173,7 +174,7 @@ pub fn restore(
         session.host.check_stop()?;
         waiting.check(live)
     };
-    let warnings = tool::run(&mut command, &mut tick).map_err(|e| {
+    let warnings = tool::run_as("pg_restore", &mut command, &mut tick).map_err(|e| {
         drop_schemas(conninfo, &made);
         if e.code() == Code::Locked {
             return e;

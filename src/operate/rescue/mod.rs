@@ -164,6 +164,9 @@ fn check_free(session: &Session, asked: &Asked) -> Result<()> {
         To::Server { conninfo, mode } => {
             let mut live = connect(session, asked, conninfo)?;
             match (&asked.what, mode) {
+                (What::Tables(names), _) if *mode != Mode::Create && names.len() != 1 => {
+                    Err(rows::not_one(names.len()))
+                }
                 (What::Tables(names), Mode::Create) => names
                     .iter()
                     .try_for_each(|name| tables::check_absent(&mut live, name)),

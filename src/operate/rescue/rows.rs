@@ -43,8 +43,7 @@ pub fn carry(
     (tables, mode): (&[Table], &Mode),
 ) -> Result<Vec<Rescued>> {
     let [table] = tables else {
-        return Err(err!(Usage, "--as, --rows-missing-only and --replace take one table that has no partitions, {} were found", tables.len())
-            .hint("Nothing was done. Name one table, or a single partition."));
+        return Err(not_one(tables.len()));
     };
     let columns = columns_of(source, table)?;
     // Older servers, and some systems, do not know it: there a statement that is given up goes on to its end, and is not committed.
@@ -62,6 +61,12 @@ pub fn carry(
             Err(e)
         }
     }
+}
+
+/// The error for something else than one table that is not partitioned.
+pub(super) fn not_one(count: usize) -> Error {
+    err!(Usage, "--as, --rows-missing-only and --replace take one table that is not partitioned, {count} were found")
+        .hint("Nothing was done. Name one table, or a single partition.")
 }
 
 fn columns_of(source: &mut Server, table: &Table) -> Result<Vec<Column>> {

@@ -92,7 +92,7 @@ pub fn find(server: &mut Server, name: &str) -> Result<Vec<Table>> {
             read(server, &tree)
         }
         other => Err(err!(Refused, "{name} is no table (relkind {other})").hint(
-            "Nothing was done. Views, sequences and foreign tables come with --schema or without --table, into a file: --to FILE.",
+            "Nothing was done. It comes with its schema (--schema NAME), as far as the live server has none of that. Else write the schema into a file (--schema NAME --to FILE), from which pg_restore --table takes it alone.",
         )),
     }
 }

@@ -9,8 +9,7 @@ use super::shop::{Shop, read};
 use crate::common::{
     Client, Cluster, PATIENCE, Program, Sandbox, files_below, pitr, pitr_archive, wait_until,
 };
-
-const ERASE_ONE: &str = "delete from public.person where id = 1";
+use crate::erasure::{ERASE_ONE, slow};
 
 /// A shop, and a mark at which it has a person who is gone in production.
 fn shop_with_person(major: u32) -> (Shop, String) {
@@ -194,16 +193,14 @@ fn what_the_operator_has_to_decide_is_said_before_anything_stops() {
 #[test]
 fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
     let (mut shop, mark) = shop_with_person(17);
-    let slow = add(&shop, &format!("{ERASE_ONE}; select pg_sleep(600)"));
+    let folder = Sandbox::new("begun");
+    let begun = folder.join("now");
+    let slow = add(&shop, &slow(&begun));
     let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
     let pid_file = shop.cluster.pgdata().join("postmaster.pid");
-    let signal = shop.cluster.pgdata().join("recovery.signal");
-    let is_private = || {
-        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
-        text.contains("/pitr-drill-") && text.contains("ready") && !signal.exists()
-    };
     let running = shop.pitr(&confirmed).spawn();
-    wait_until(PATIENCE, "the script runs in private", is_private);
+    wait_until(PATIENCE, "the script runs in private", || begun.exists());
+    assert!(read(&pid_file).contains("/pitr-drill-"));
     assert!(is_closed(&shop), "somebody gets in");
     running.signal(Signal::KILL);
     running.wait();
