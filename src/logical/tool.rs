@@ -107,7 +107,8 @@ impl Tool {
 pub fn run(command: &mut Command, tick: &mut dyn FnMut() -> Result<()>) -> Result<Vec<String>> {
     let name = Path::new(command.get_program());
     let name = name.file_name().unwrap_or_default().to_string_lossy();
-    run_as(&name.into_owned(), command, tick)
+    let name = name.into_owned();
+    run_as(&name, command, tick)
 }
 
 /// As [`run`], of a program that another one runs in its place.
