@@ -93,6 +93,11 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             repo::Command::Sync(args) => (!args.dry_run).then(|| words("repo sync", &[]))?,
             repo::Command::Claims(args) => args.confirm.then(|| words("repo claims", &[]))?,
             repo::Command::Compact(args) => args.confirm.then(|| words("repo compact", &[]))?,
+            repo::Command::Tier(args) => args.confirm.then(|| words("repo tier", &[]))?,
+            repo::Command::Thaw(args) => {
+                let id = args.backup.to_string();
+                (!args.dry_run).then(|| words("repo thaw", &[&id]))?
+            }
             repo::Command::Rewrap(args) => {
                 (!args.all || args.confirm).then(|| words("repo rewrap", &[]))?
             }
