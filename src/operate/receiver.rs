@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::finding::{Finding, Level};
 use super::human;
 use crate::config::Cluster;
 use crate::error::{Code, Result};
@@ -171,6 +172,12 @@ impl Receiver {
             }
             None => None,
         }
+    }
+
+    /// The finding about its trouble.
+    pub fn finding(&self) -> Option<Finding> {
+        let problem = self.problem()?;
+        Some(Finding::new("receiver", "state", Level::Warn, problem))
     }
 
     /// Its damage or trouble.

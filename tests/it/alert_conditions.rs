@@ -23,7 +23,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    fn new() -> Sink {
+    pub fn new() -> Sink {
         let sandbox = Sandbox::new("sink");
         let file = sandbox.dir("out").join("heard");
         Sink {
@@ -33,7 +33,7 @@ impl Sink {
     }
 
     /// Its section of a configuration.
-    fn section(&self) -> String {
+    pub fn section(&self) -> String {
         format!(
             "[alerts.out]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]\n",
             self.file.display()
@@ -69,7 +69,7 @@ pub fn observe(pitr: &Program) {
     pitr.clone().args(["agent", "observe"]).run();
 }
 
-fn examine(pitr: &Program) {
+pub fn examine(pitr: &Program) {
     // Its status is that of what it finds.
     pitr.clone().args(["agent", "examine"]).run();
 }

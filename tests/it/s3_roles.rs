@@ -305,6 +305,19 @@ fn refusals(world: &World, backup: &str) {
 }
 
 impl World {
+    /// Has the agent of a role examine and look: returns the names of critical conditions, and the clusters that it only writes.
+    fn looked(&self, role: &str) -> (Vec<String>, Value) {
+        for command in ["examine", "observe"] {
+            self.pitr(role, &["agent", command]).run();
+        }
+        let page = self.sandbox.join(format!("{role}-state/page.json"));
+        let page: Value = serde_json::from_str(&std::fs::read_to_string(page).unwrap()).unwrap();
+        let all = page["conditions"].as_array().unwrap().iter();
+        let critical = all.filter(|one| one["severity"] == "critical");
+        let critical = critical.map(|one| one["id"].as_str().unwrap().to_owned());
+        (critical.collect(), page["info"]["written"].clone())
+    }
+
     /// `clusters/main/<system identifier>`
     fn cluster_folder(&self) -> String {
         format!("clusters/main/{}", self.cluster.system_identifier())
@@ -337,6 +350,11 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     let run = world.pitr("operator", &withdraw).run();
     assert!(leaver.exists() && run.is_success(), "{run}");
     world.refuses("operator", "delete", &world.key("/packs/"));
+    // The agent of the writer judges what it may know.
+    let (critical, written) = world.looked("writer");
+    // The server of this test has no fsync.
+    assert_eq!(critical, ["main/doctor/server/fsync"], "{written}");
+    assert_eq!(written[0]["backups"][0]["id"], second.as_str());
     // Every role has left records of what it did, which a reader may write, too.
     world.pitr("janitor", &expire_at_once()).run().success();
     let listed = world.pitr("operator", &["audit", "list", "--json"]).run();
