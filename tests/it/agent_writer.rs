@@ -1,5 +1,6 @@
-//! The agent on a host that only writes: the looks judge what takes no key.
+//! The agent on a host that only writes: the looks judge what takes no key, and jobs delete where the credentials may.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -86,4 +87,28 @@ fn j16_a_host_that_only_writes_tells_of_real_trouble_and_beats_without_it() {
     observe(&later);
     sink.expect("main/archiving/waiting", &[("new", "critical")]);
     service.expect(0);
+}
+
+#[test]
+fn a_job_that_expires_runs_where_the_credentials_may_delete() {
+    let (sealed, _cluster, _) =
+        writer("[jobs.clean]\nrun = \"expire --keep 3 --confirm\"\nschedule = \"0 7 * * *\"\n");
+    let host = |arguments: &[&str]| sealed.on("writer").args(arguments).run();
+    host(&["backup", "--quiet"]).success();
+    // The profile of a janitor has these keys, too, and in a directory of its own it may delete.
+    host(&["agent", "run", "clean"]).success();
+    let set = |mode| {
+        std::fs::set_permissions(&sealed.repository, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    set(0o555);
+    let refused = host(&["agent", "run", "clean"]);
+    let shown = host(&["agent", "status", "--json"]);
+    set(0o755);
+    refused
+        .expect_code(8)
+        .expect_stderr("job \"clean\" would expire")
+        .expect_stderr("may not delete in repository \"local\"");
+    let job = &shown.json()["jobs"][0];
+    assert_eq!(job["last_status"], 8, "{job}");
+    assert_eq!(job["failing"], true, "{job}");
 }

@@ -83,6 +83,8 @@ impl World {
             self.moto.endpoint,
             place(&format!("{role}-credentials")),
         );
+        text += "[jobs.clean]\nrun = \"--cluster main expire --keep 1 --min-age 0s --grace 0s --confirm\"\nschedule = \"0 7 * * *\"\n\
+                 [jobs.label]\nrun = \"backup --label expire\"\nschedule = \"0 8 * * *\"\n";
         if is_sealed {
             let keys = place("keys");
             let set = format!("key_set = \"{keys}/writer.key\"\n");
@@ -235,9 +237,11 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
         assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
     }
     refusals(&world, &first);
-    // A janitor expires; what is left is whole.
-    world.backup("writer");
-    world.pitr("janitor", &expire_at_once()).run().success();
+    // A label is no command.
+    let label = ["agent", "run", "label"];
+    world.pitr("writer", &label).run().success();
+    // A janitor expires, by the agent too; what is left is whole.
+    world.agents_expire(&["reader", "writer", "operator"]);
     let gone = |id: &str| {
         !world
             .keys()
@@ -305,6 +309,17 @@ fn refusals(world: &World, backup: &str) {
 }
 
 impl World {
+    /// The agents of hosts that may not delete refuse a job by name, and that of the janitor runs it.
+    fn agents_expire(&self, refused: &[&str]) {
+        let job = ["agent", "run", "clean"];
+        for role in refused {
+            let run = self.pitr(role, &job).run().expect_code(8);
+            run.expect_stderr("job \"clean\" would expire")
+                .expect_stderr("may not delete in repository \"store\"");
+        }
+        self.pitr("janitor", &job).run().success();
+    }
+
     /// Has the agent of a role examine and look: returns the names of critical conditions, and the clusters that it only writes.
     fn looked(&self, role: &str) -> (Vec<String>, Value) {
         for command in ["examine", "observe"] {
@@ -355,6 +370,7 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     // The server of this test has no fsync.
     assert_eq!(critical, ["main/doctor/server/fsync"], "{written}");
     assert_eq!(written[0]["backups"][0]["id"], second.as_str());
+    world.agents_expire(&["writer", "operator"]);
     // Every role has left records of what it did, which a reader may write, too.
     world.pitr("janitor", &expire_at_once()).run().success();
     let listed = world.pitr("operator", &["audit", "list", "--json"]).run();
