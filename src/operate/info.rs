@@ -378,7 +378,8 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         "creating",
         configured.filter_map(weakly_created).collect(),
     );
-    problems.extend(receiver.as_ref().and_then(Receiver::finding));
+    let now = session.host.now();
+    problems.extend(receiver.as_ref().and_then(|r| r.finding(now)));
     let identifier = inventory.system_identifier;
     let repositories = lag::look(session, &reading.settings, &reading.name, identifier);
     problems.extend(repositories.iter().flat_map(of_lag));

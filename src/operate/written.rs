@@ -100,7 +100,7 @@ pub fn look(session: &Session, reading: &Reading) -> Result<Written> {
     problems.push(not_judged());
     let limit = cluster.and_then(|c| c.max_backup_age);
     problems.extend(newest(&known, limit.map(|age| age.duration()), now));
-    problems.extend(receiver.as_ref().and_then(Receiver::finding));
+    problems.extend(receiver.as_ref().and_then(|r| r.finding(now)));
     let mut repositories = lag::look(session, &reading.settings, &reading.name, identifier);
     repositories.retain(|lag| !is_denied(session, &reading.settings, lag));
     problems.extend(repositories.iter().flat_map(info::of_lag));

@@ -34,9 +34,17 @@ const FULL_PERCENT: u64 = 95;
 /// A disk that is full sooner than this is a condition.
 const SOON: Duration = Duration::from_secs(7 * 86_400);
 
-/// Warnings of `pitr info` that are not medium, as group and name, with their severity; none for what nobody is told.
-const WARNINGS: [(&str, &str, Option<Severity>); 1] =
-    [("recovery", NOT_JUDGED, Some(Severity::Low))];
+/// Warnings of `pitr info` that are not medium, as group and name, with their severity; none for what passes by itself.
+const WARNINGS: [(&str, &str, Option<Severity>); 8] = [
+    ("receiver", "passing", None),
+    ("receiver", "state", Some(Severity::Critical)),
+    ("recovery", "damaged backup", Some(Severity::Critical)),
+    ("recovery", "gap", Some(Severity::Critical)),
+    ("recovery", "lost backup", Some(Severity::Critical)),
+    ("recovery", "unreadable backup", Some(Severity::Critical)),
+    ("recovery", "window", Some(Severity::Critical)),
+    ("recovery", NOT_JUDGED, Some(Severity::Low)),
+];
 
 /// Looking took too long, and nobody knows what can be recovered.
 pub fn of_given_up() -> Condition {
@@ -401,8 +409,12 @@ mod tests {
     #[test]
     fn warnings_have_the_severity_of_their_name() {
         let told = |group, name: &str| severity(&Finding::new(group, name, Level::Warn, "so"));
+        assert_eq!(told("recovery", "gap"), Some(Severity::Critical));
+        assert_eq!(told("recovery", "partial backup"), Some(Severity::Medium));
+        assert_eq!(told("receiver", "state"), Some(Severity::Critical));
+        assert_eq!(told("receiver", "trouble"), Some(Severity::Medium));
+        assert_eq!(told("receiver", "passing"), None);
         assert_eq!(told("recovery", NOT_JUDGED), Some(Severity::Low));
-        assert_eq!(told("recovery", "gap"), Some(Severity::Medium));
         let whole = Finding::new("recovery", "gap", Level::Ok, "none");
         assert_eq!(severity(&whole), None);
     }
