@@ -11,6 +11,7 @@ use super::claim;
 use crate::config::{Job, Settings, is_configuration};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::exit::{self, Program};
 use crate::fault;
 use crate::operate::counters;
 use crate::operate::runs::{Begun, Ended, RunId, Runs};
@@ -78,15 +79,16 @@ fn command_of(job: &Job, settings: &Settings) -> Result<Command> {
 }
 
 /// Runs a job to its end, and keeps the record. With `is_shown` its output is that of this process, else it goes to the file of the run.
+/// A job that `permit` refuses is not started, and the record has the refusal as its end.
 ///
 /// # Errors
-/// Those of the system. A command that cannot be started is a run that failed.
+/// Those of the system, and of `permit`. A command that cannot be started is a run that failed.
 pub fn run(
     session: &Session,
     settings: &Settings,
     (state_dir, job): (&Path, &Job),
     id: RunId,
-    is_shown: bool,
+    (is_shown, permit): (bool, &dyn Fn() -> Result<()>),
 ) -> Result<Done> {
     let runs = Runs::of(state_dir, &job.name);
     runs.begin(session.host.now(), session.host.random())?;
@@ -127,6 +129,17 @@ pub fn run(
         };
         runs.record_end(&held, id, &ended, session.host.random())?;
         return Ok(Done::Elsewhere);
+    }
+    if let Err(refused) = permit() {
+        let ended = Ended {
+            ended: session.host.now(),
+            status: Some(i32::from(exit::status(Program::Pitr, refused.code()))),
+            said: refused.to_string(),
+            elsewhere: None,
+            is_over_time: false,
+        };
+        runs.record_end(&held, id, &ended, session.host.random())?;
+        return Err(refused);
     }
     let mut command = command_of(job, settings)?;
     // The command holds the lock for as long as it runs, whatever becomes of this process.

@@ -34,7 +34,7 @@ pub struct Tenant {
 /// Reads the configuration, and checks every job.
 ///
 /// # Errors
-/// `Config` for a job that could never run, and without a place for what the agent remembers; `Refused` for a job that this host must not run.
+/// `Config` for a job that could never run, and without a place for what the agent remembers.
 pub fn load(session: &Session, check: Check<'_>) -> Result<Loaded> {
     checked(session.settings()?, &session.environment, check)
 }
@@ -113,33 +113,21 @@ pub fn named<'s>(settings: &'s Settings, name: &str) -> Result<&'s Job> {
     })
 }
 
-/// Refuses a job that this host must not run, and one that could never run.
+/// Refuses a job that could never run.
 ///
 /// # Errors
 /// Those of [`load`].
-pub fn permit(job: &Job, settings: &Settings, check: Check<'_>) -> Result<()> {
+pub fn permit(job: &Job, check: Check<'_>) -> Result<()> {
     let of_job = |e: crate::error::Error| e.context(format!("job \"{}\"", job.name));
     let first = job.run.iter().find(|word| !word.starts_with('-'));
     if first.is_some_and(|word| word == "agent") && job.tenant.is_none() {
         return Err(of_job(err!(Config, "the agent cannot run itself")));
     }
-    check(&job.run).map_err(of_job)?;
-    if job.run.iter().any(|word| word == "expire")
-        && let Some(repository) = settings.repositories.iter().find(|r| r.only_writes())
-    {
-        return Err(err!(
-            Refused,
-            "job \"{}\" would delete with the credentials of a host that only writes (repository \"{}\")",
-            job.name,
-            repository.name
-        )
-        .hint("Nothing was started. Run expire on the host of the janitor, and remove the job here."));
-    }
-    Ok(())
+    check(&job.run).map_err(of_job)
 }
 
 fn planned(job: &Job, settings: &Settings, host: &str, check: Check<'_>) -> Result<Planned> {
-    permit(job, settings, check)?;
+    permit(job, check)?;
     let trigger = match &job.when {
         When::Always => Trigger::Always,
         When::After(other) => {

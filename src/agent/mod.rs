@@ -7,6 +7,7 @@
 pub mod alert;
 pub mod child;
 pub mod claim;
+pub mod deletions;
 pub mod examinations;
 pub mod jobs;
 pub mod load;

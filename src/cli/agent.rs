@@ -18,12 +18,14 @@ use crate::agent::child::{self, Done};
 use crate::agent::jobs::{self, Shown};
 use crate::agent::load::Loaded;
 use crate::agent::supervise::{self, Requests};
-use crate::agent::{alert, load, looks, observe};
+use crate::agent::{alert, deletions, load, looks, observe};
+use crate::config::{Job, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::human;
 use crate::operate::runs::RunId;
+use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 
 /// Run the jobs of the configuration when they are due
@@ -135,12 +137,27 @@ fn followed(cx: &Context) -> Result<load::Loaded> {
     }
 }
 
+/// The words of a job as a command line.
+fn line_of(words: &[String]) -> Vec<OsString> {
+    let words = words.iter().map(String::as_str);
+    let line = std::iter::once("pitr").chain(words);
+    line.map(OsString::from).collect()
+}
+
+/// Refuses a job that expires with credentials that may not delete.
+fn permitted(session: &Session, settings: &Settings, job: &Job) -> Result<()> {
+    match super::parsed(&line_of(&job.run)) {
+        Ok(cli) if matches!(cli.command, super::Command::Expire(_)) => {
+            let flags = super::flags(&cli.global);
+            deletions::require(session, settings, &job.name, &flags)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether the words are a command line of pitr.
 fn is_command(words: &[String]) -> Result<()> {
-    let line: Vec<OsString> = std::iter::once("pitr")
-        .chain(words.iter().map(String::as_str))
-        .map(OsString::from)
-        .collect();
+    let line = line_of(words);
     match super::parsed(&line) {
         Ok(_) => Ok(()),
         Err(e) if e.use_stderr() => {
@@ -190,7 +207,7 @@ fn run_now(cx: &Context, name: &str) -> Result<u8> {
         &loaded.settings,
         (&loaded.state_dir, job),
         id,
-        true,
+        (true, &|| permitted(&cx.session, &loaded.settings, job)),
     )?;
     match done {
         Done::Ended(ended) => {
@@ -225,7 +242,7 @@ fn exec(cx: &Context, name: &str, scheduled: i64, attempt: u32) -> Result<u8> {
         &loaded.settings,
         (&loaded.state_dir, job),
         id,
-        false,
+        (false, &|| permitted(&cx.session, &loaded.settings, job)),
     )?;
     Ok(exit::SUCCESS)
 }

@@ -410,6 +410,14 @@ fn run(arguments: Vec<OsString>, environment: Environment) -> u8 {
     }
 }
 
+fn flags(global: &GlobalArgs) -> Flags {
+    Flags {
+        config: global.config.clone(),
+        cluster: global.cluster.clone(),
+        repository: global.repository.clone(),
+    }
+}
+
 fn context(cli: &Cli, environment: Environment) -> Context {
     let global = &cli.global;
     let out = Output::new(global.json, global.quiet, &environment);
@@ -422,11 +430,7 @@ fn context(cli: &Cli, environment: Environment) -> Context {
             scratch: std::env::temp_dir(),
         },
         environment,
-        flags: Flags {
-            config: global.config.clone(),
-            cluster: global.cluster.clone(),
-            repository: global.repository.clone(),
-        },
+        flags: flags(global),
         system_identifier: global.system_identifier,
         followed: followed(&cli.command),
         away: Away::default(),

@@ -26,6 +26,7 @@ use super::server_state::ServerState;
 use super::session::Session;
 use super::set_back;
 use super::underway::{self, Underway};
+use super::written::{self, Written};
 use crate::archive::datadir::DataDirectory;
 use crate::config;
 use crate::error::Result;
@@ -53,6 +54,9 @@ pub struct Info {
     pub state: Level,
     /// The clusters that could be looked at.
     pub clusters: Vec<ClusterInfo>,
+    /// Clusters of which this host only writes the repository.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<Written>,
     /// Other content, by repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scopes: Vec<ScopeInfo>,
@@ -61,6 +65,16 @@ pub struct Info {
     /// Errors of the others.
     #[serde(skip)]
     pub failures: Failures,
+}
+
+impl Info {
+    /// The state of each server that was asked, by the name of its cluster.
+    pub(super) fn servers(&self) -> impl Iterator<Item = (&str, &ServerState)> {
+        let clusters = self.clusters.iter().map(|one| (&one.name, &one.server));
+        let written = self.written.iter().map(|one| (&one.name, &one.server));
+        let all = clusters.chain(written);
+        all.filter_map(|(name, server)| Some((name.as_str(), server.as_ref()?)))
+    }
 }
 
 /// A cluster, and what can be recovered of it.
@@ -258,6 +272,10 @@ fn hold(backup: &Backup) -> Option<&'static str> {
     })
 }
 
+/// The words for a cluster without any backup.
+pub(super) const NO_BACKUP: &str =
+    "there is no backup: nothing can be recovered; take one: pitr backup";
+
 /// Looks at each cluster that could be meant.
 ///
 /// # Errors
@@ -271,7 +289,7 @@ pub fn look(session: &Session) -> Result<Info> {
 pub enum Asks {
     /// The findings that people are shown; the server only for a promise of the configuration.
     Promises,
-    /// The state of the server in any case, and what remains in the repository.
+    /// The state of the server in any case, and what remains in the repository. A host that only writes judges what takes no key.
     Everything,
 }
 
@@ -280,19 +298,22 @@ pub enum Asks {
 /// # Errors
 /// Those of [`look`].
 pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
-    let mut clusters = Vec::new();
+    let (mut clusters, mut written) = (Vec::new(), Vec::new());
     let mut failures = Failures::default();
     for reading in Reading::open_each(session)? {
-        match look_at(session, &reading, asks) {
-            Ok(one) => clusters.push(one),
-            Err(e) => {
-                failures.add(e, format!("look at cluster \"{}\"", reading.name));
-            }
+        let only_writes = asks == Asks::Everything && reading.configured.only_writes();
+        let looked = match only_writes {
+            true => written::look(session, &reading).map(|one| written.push(one)),
+            false => look_at(session, &reading, asks).map(|one| clusters.push(one)),
+        };
+        if let Err(e) = looked {
+            failures.add(e, format!("look at cluster \"{}\"", reading.name));
         }
     }
-    failures.first_if(session, clusters.is_empty())?;
+    failures.first_if(session, clusters.is_empty() && written.is_empty())?;
     let scopes = scopes::look(session)?;
     let states = clusters.iter().map(|shown| shown.state);
+    let states = states.chain(written.iter().map(|one| one.state));
     let worst = states.chain(scopes.iter().map(|s| s.state)).max();
     let state = match failures.is_empty() {
         true => worst.unwrap_or(Level::Ok),
@@ -301,6 +322,7 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
     Ok(Info {
         state,
         clusters,
+        written,
         scopes,
         running: session.settings().map_or_else(
             |_| Vec::new(),
@@ -350,19 +372,17 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     };
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
     warn("recovery", "recorded gap", lost);
-    let trouble = receiver.as_ref().and_then(Receiver::problem);
-    warn("receiver", "state", trouble.into_iter().collect());
-    let identifier = inventory.system_identifier;
-    let repositories = lag::look(session, &reading.settings, &reading.name, identifier);
-    for lag in &repositories {
-        warn("repository", &lag.name, lag.problems());
-    }
     let configured = reading.settings.repositories.iter();
     warn(
         "repository",
         "creating",
         configured.filter_map(weakly_created).collect(),
     );
+    let now = session.host.now();
+    problems.extend(receiver.as_ref().and_then(|r| r.finding(now)));
+    let identifier = inventory.system_identifier;
+    let repositories = lag::look(session, &reading.settings, &reading.name, identifier);
+    problems.extend(repositories.iter().flat_map(of_lag));
     let mut drills = proven::look(session, reading, identifier)?;
     let max_drill_age = reading.cluster.as_ref().and_then(|c| c.max_drill_age);
     let max_drill_age = max_drill_age.map(|age| age.duration());
@@ -412,20 +432,8 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     warn("cluster", "timelines", cluster.describe_beside());
     let twice = times_twice(session, reading, &inventory, &found, &cluster)?;
     warn("recovery", "clock", twice.into_iter().collect());
-    let blocked = match &reading.cluster {
-        Some(cluster) => Blocked::all(cluster, None, session),
-        None => Vec::new(),
-    };
-    problems.extend(blocked.iter().map(|file| {
-        let level = match file.has_lasted() {
-            true => Level::Fail,
-            false => Level::Warn,
-        };
-        Finding::new("archiving", "blocked", level, file.line())
-    }));
-    if blocked.is_empty() {
-        problems.extend(reading.cluster.as_ref().and_then(|c| stuck(c, session)));
-    }
+    let (blocked, found_waiting) = archiving(reading.cluster.as_ref(), session);
+    problems.extend(found_waiting);
     let followed = Policy {
         cluster: cluster.candidates(),
         ..Policy::default()
@@ -503,6 +511,35 @@ fn times_twice(
     }))
 }
 
+/// Judges the lag of one of several repositories.
+pub(super) fn of_lag(lag: &Lag) -> impl Iterator<Item = Finding> + '_ {
+    let lines = lag.problems().into_iter();
+    lines.map(|line| Finding::new("repository", &lag.name, Level::Warn, line))
+}
+
+/// Files that could not be archived, and the findings about all WAL that waits for it.
+pub(super) fn archiving(
+    cluster: Option<&config::Cluster>,
+    session: &Session,
+) -> (Vec<Blocked>, Vec<Finding>) {
+    let Some(cluster) = cluster else {
+        return (Vec::new(), Vec::new());
+    };
+    let blocked = Blocked::all(cluster, None, session);
+    let of_file = |file: &Blocked| {
+        let level = match file.has_lasted() {
+            true => Level::Fail,
+            false => Level::Warn,
+        };
+        Finding::new("archiving", "blocked", level, file.line())
+    };
+    let mut found: Vec<Finding> = blocked.iter().map(of_file).collect();
+    if blocked.is_empty() {
+        found.extend(stuck(cluster, session));
+    }
+    (blocked, found)
+}
+
 /// WAL that waits for long, though no cause is recorded: there is no spool, or archive_command does not get as far as to record it. A standby may keep
 /// what waited when it was a primary.
 fn stuck(cluster: &config::Cluster, session: &Session) -> Option<Finding> {
@@ -571,14 +608,13 @@ fn newest(
             ))];
         }
         let is_first = inventory.backups.is_empty() && inventory.unreadable.is_empty();
-        let what = if is_first {
-            "backup"
-        } else {
-            "undamaged backup"
+        let none = match is_first {
+            true => NO_BACKUP,
+            false => {
+                "there is no undamaged backup: nothing can be recovered; take one: pitr backup"
+            }
         };
-        return vec![critical(format!(
-            "there is no {what}: nothing can be recovered; take one: pitr backup"
-        ))];
+        return vec![critical(none.to_owned())];
     };
     let mut problems = Vec::new();
     let id = newest.id.to_string();
@@ -593,17 +629,19 @@ fn newest(
         ))),
         Some(_) => {}
     }
-    if let Some(limit) = max_backup_age
-        && let Some(age) = now.duration_since(newest.stop_time)
-        && age > limit
-    {
-        problems.push(critical(format!(
-            "the newest backup is {} old, max_backup_age is {}",
-            human::duration(age),
-            human::duration(limit)
-        )));
-    }
+    let old = max_backup_age.and_then(|limit| too_old(newest.stop_time, limit, now));
+    problems.extend(old.map(critical));
     problems
+}
+
+/// Explains that the newest backup, complete at `stop_time`, is older than `max_backup_age`.
+pub(super) fn too_old(stop_time: TimestampTz, limit: Duration, now: TimestampTz) -> Option<String> {
+    let age = now.duration_since(stop_time).filter(|age| *age > limit)?;
+    Some(format!(
+        "the newest backup is {} old, max_backup_age is {}",
+        human::duration(age),
+        human::duration(limit)
+    ))
 }
 
 /// Finds everything else that is wrong: each a warning.

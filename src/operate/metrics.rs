@@ -18,11 +18,13 @@ use super::metrics_hosts;
 use super::metrics_repositories;
 use super::metrics_server;
 use super::metrics_stored;
+use super::receiver::Receiver;
 use super::runs::Runs;
 use super::scopes::ScopeInfo;
 use super::session::Session;
 use super::tallies::Tallies;
 use super::underway::{self, Underway};
+use super::written::Written;
 use crate::config::{Compat, Settings, Source};
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
@@ -235,6 +237,9 @@ const CHECKS: [&str; 6] = [
     "repository",
 ];
 
+/// Those of a host that only writes: it judges no promise.
+const CHECKS_WRITTEN: [&str; 4] = ["archiving", "receiver", "recovery", "repository"];
+
 /// The value of `pitr_status` for a cluster that could not be looked at.
 const UNKNOWN: f64 = 3.0;
 
@@ -300,10 +305,15 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
             .iter()
             .for_each(|one| of_cluster(&mut all, one, known));
         let tallies = tallied(session, &settings, info);
+        for server in info.servers() {
+            metrics_server::add(&mut all, server, tallies.as_ref());
+        }
         for one in &info.clusters {
-            metrics_server::add(&mut all, one, tallies.as_ref());
             metrics_stored::add(&mut all, one, (known, tallies.as_ref()));
         }
+        info.written
+            .iter()
+            .for_each(|one| of_written(&mut all, one));
         of_scopes(&mut all, &info.scopes, &settings);
     }
     of_unknown(&mut all, &settings, info.as_ref());
@@ -331,13 +341,12 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
 /// Has this look counted beside those before it.
 fn tallied(session: &Session, settings: &Settings, info: &Info) -> Option<Tallies> {
     let now = session.host.now();
-    let clusters = info.clusters.iter();
-    let archivers = clusters.clone().filter_map(|one| {
-        let archiver = one.server.as_ref()?.archiver.as_ref()?;
-        Some((one.name.as_str(), archiver.process.as_ref()?))
+    let archivers = info.servers().filter_map(|(name, server)| {
+        let archiver = server.archiver.as_ref()?;
+        Some((name, archiver.process.as_ref()?))
     });
     let archivers: Vec<_> = archivers.collect();
-    let refused = clusters.filter_map(|one| {
+    let refused = info.clusters.iter().filter_map(|one| {
         let names = one.remains.as_ref()?.refused.as_deref()?;
         Some((one.name.as_str(), one.repository_name.as_str(), names))
     });
@@ -540,17 +549,43 @@ fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
     let rto = one.estimate.as_ref().map(|e| number(e.ms) / 1000.0);
     all.add_known(&RTO, &[labels[0], labels[1], ("target", "latest")], rto);
     metrics_checks::add(all, one, counters, &labels);
-    if let Some(receiver) = &one.receiver {
-        let labels = [cluster[0], ("slot", receiver.slot())];
-        all.add(&CONNECTED, &labels, flag(receiver.is_connected()));
-        for (name, value) in receiver.positions() {
-            let family = RECEIVER.iter().find(|(known, _, _)| *known == name);
-            family
-                .into_iter()
-                .for_each(|f| all.add_known(f, &labels, value.map(number)));
-        }
+    of_receiver(all, one.receiver.as_ref(), &cluster);
+    of_status(all, &CHECKS, &one.problems, &cluster);
+}
+
+/// A cluster on a host that only writes: series that take a key are left out.
+fn of_written(all: &mut Exposition, one: &Written) {
+    let cluster = [("cluster", one.name.as_str())];
+    for backup in &one.backups {
+        let kind = match backup.id.is_incremental() {
+            true => BackupKind::Incremental,
+            false => BackupKind::Full,
+        };
+        let labels = [
+            cluster[0],
+            ("type", kind_name(kind)),
+            ("repo", one.repository_name.as_str()),
+        ];
+        all.add(&LAST_SUCCESS, &labels, seconds(backup.time));
     }
-    of_status(all, &one.problems, &cluster);
+    of_receiver(all, one.receiver.as_ref(), &cluster);
+    of_status(all, &CHECKS_WRITTEN, &one.problems, &cluster);
+}
+
+fn of_receiver(
+    all: &mut Exposition,
+    receiver: Option<&Receiver>,
+    cluster: &[(&'static str, &str); 1],
+) {
+    let Some(receiver) = receiver else { return };
+    let labels = [cluster[0], ("slot", receiver.slot())];
+    all.add(&CONNECTED, &labels, flag(receiver.is_connected()));
+    for (name, value) in receiver.positions() {
+        let family = RECEIVER.iter().find(|(known, _, _)| *known == name);
+        family
+            .into_iter()
+            .for_each(|f| all.add_known(f, &labels, value.map(number)));
+    }
 }
 
 fn of_backups(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, &str); 2]) {
@@ -596,8 +631,14 @@ fn of_windows(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, 
     all.add_known(&WINDOW, &labels, length.map(|l| l.as_secs_f64()));
 }
 
-fn of_status(all: &mut Exposition, problems: &[Finding], cluster: &[(&'static str, &str); 1]) {
-    let mut worst: BTreeMap<&str, Level> = CHECKS.map(|check| (check, Level::Ok)).into();
+fn of_status(
+    all: &mut Exposition,
+    checks: &[&'static str],
+    problems: &[Finding],
+    cluster: &[(&'static str, &str); 1],
+) {
+    let judged = checks.iter().map(|check| (*check, Level::Ok));
+    let mut worst: BTreeMap<&str, Level> = judged.collect();
     for problem in problems {
         let level = worst.entry(problem.group).or_insert(Level::Ok);
         *level = (*level).max(problem.level);
@@ -613,14 +654,14 @@ fn of_status(all: &mut Exposition, problems: &[Finding], cluster: &[(&'static st
 
 /// The clusters of the configuration that could not be looked at: no value would keep each rule quiet.
 fn of_unknown(all: &mut Exposition, settings: &Settings, info: Option<&Info>) {
-    let looked_at = info
-        .map(|info| info.clusters.as_slice())
-        .unwrap_or_default();
+    let clusters = info.iter().flat_map(|info| &info.clusters);
+    let written = info.iter().flat_map(|info| &info.written);
+    let looked_at = clusters.map(|one| one.name.as_str());
+    let looked_at: Vec<&str> = looked_at
+        .chain(written.map(|one| one.name.as_str()))
+        .collect();
     for cluster in &settings.clusters {
-        if looked_at
-            .iter()
-            .any(|one| one.name == cluster.name.as_str())
-        {
+        if looked_at.contains(&cluster.name.as_str()) {
             continue;
         }
         for check in CHECKS {

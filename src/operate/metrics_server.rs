@@ -1,8 +1,8 @@
 //! Metrics of a cluster's server: its archiver and its replication slots.
 
 use super::exposition::{Exposition, Type};
-use super::info::ClusterInfo;
 use super::metrics::{Family, flag, number};
+use super::server_state::ServerState;
 use super::tallies::Tallies;
 
 const PUSHED: Family = (
@@ -37,16 +37,17 @@ const SLOT_LOST: Family = (
 );
 
 /// Adds what the server of a cluster told.
-pub(super) fn add(all: &mut Exposition, one: &ClusterInfo, tallies: Option<&Tallies>) {
-    let Some(server) = &one.server else {
-        return;
-    };
-    let cluster = [("cluster", one.name.as_str())];
+pub(super) fn add(
+    all: &mut Exposition,
+    (name, server): (&str, &ServerState),
+    tallies: Option<&Tallies>,
+) {
+    let cluster = [("cluster", name)];
     if let Some(archiver) = &server.archiver {
         all.add(&PUSHED, &cluster, number(archiver.archived));
         all.add(&PUSH_FAILURES, &cluster, number(archiver.failed));
     }
-    let seen = tallies.and_then(|t| t.archivers.get(&one.name));
+    let seen = tallies.and_then(|t| t.archivers.get(name));
     all.add_known(&RESTARTS, &cluster, seen.map(|seen| number(seen.restarts)));
     for slot in &server.slots {
         let labels = [cluster[0], ("slot", slot.name.as_str())];

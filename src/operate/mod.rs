@@ -133,3 +133,4 @@ pub mod underway;
 pub mod unlogged;
 pub mod unproven;
 pub mod verify;
+pub mod written;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::finding::{Finding, Level};
 use super::human;
 use crate::config::Cluster;
 use crate::error::{Code, Result};
@@ -20,6 +21,9 @@ pub const SLOT_DEFAULT: &str = "pitr";
 
 /// The status is written every second; one that is older than this is of a receiver that does not run.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// A receiver that is down for so long is no passing trouble: a restart of the server, or of the receiver.
+const PASSING: Duration = Duration::from_secs(120);
 
 /// A receiver as it was last seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,6 +52,9 @@ pub struct Receiver {
     /// It has said nothing for long.
     #[serde(skip)]
     is_silent: bool,
+    /// Since when it is known to stream no more.
+    #[serde(skip)]
+    down_since: Option<TimestampTz>,
     /// All of it on one line, while it runs.
     #[serde(skip)]
     line: String,
@@ -96,6 +103,7 @@ impl Receiver {
             time: status.time,
             ended: status.ended,
             is_silent,
+            down_since: status.down_since(),
             server: status.server.clone(),
             slot: status.slot.clone(),
             timeline: status.timeline.map(|t| t.decimal()),
@@ -171,6 +179,19 @@ impl Receiver {
             }
             None => None,
         }
+    }
+
+    /// The finding about its trouble. The name is `state` while it is down, `passing` in the first two minutes of that, else `trouble`.
+    pub fn finding(&self, now: TimestampTz) -> Option<Finding> {
+        let silent = Some(self.time).filter(|_| self.is_silent);
+        let since = self.down_since.or(silent);
+        let name = match since {
+            _ if self.running => "trouble",
+            Some(since) if age(since, now) < PASSING => "passing",
+            _ => "state",
+        };
+        let problem = self.problem()?;
+        Some(Finding::new("receiver", name, Level::Warn, problem))
     }
 
     /// Its damage or trouble.
@@ -298,6 +319,7 @@ mod tests {
             pid: 7,
             started: TimestampTz(0),
             ended: None,
+            disconnected: None,
             cluster: "main".to_owned(),
             system_identifier: 7,
             server: Some("db1:5432".to_owned()),
@@ -336,6 +358,32 @@ mod tests {
             "receiver: streaming from db1:5432, received 0/3000100, safe 0/3000100, archived 0/3000000, 256 B not archived for 3 s"
         );
         assert_eq!(receiver.problem(), None);
+    }
+
+    #[test]
+    fn a_receiver_that_is_down_for_two_minutes_is_no_passing_trouble() {
+        let at = |seconds: i64| TimestampTz(seconds * 1_000_000);
+        let name = |status: &Status, now| {
+            let finding = Receiver::new(status, at(now)).finding(at(now));
+            finding.map(|f| f.name)
+        };
+        let (passing, down) = (Some("passing".to_owned()), Some("state".to_owned()));
+        let mut status = status();
+        assert_eq!(name(&status, 101), None);
+        assert_eq!(name(&status, 140), passing, "silent");
+        assert_eq!(name(&status, 220), down, "silent");
+        status.last_error = Some("the journal has no room".to_owned());
+        assert_eq!(name(&status, 101), Some("trouble".to_owned()));
+        status.server = None;
+        status.disconnected = Some(at(90));
+        assert_eq!(name(&status, 101), passing, "not connected");
+        (status.time, status.disconnected) = (at(300), Some(at(90)));
+        assert_eq!(name(&status, 301), down, "not connected");
+        status.disconnected = None;
+        assert_eq!(name(&status, 301), down, "nobody knows since when");
+        status.ended = Some(at(300));
+        assert_eq!(name(&status, 419), passing, "ended");
+        assert_eq!(name(&status, 420), down, "ended");
     }
 
     #[test]

@@ -243,6 +243,15 @@ fn rights(found: &mut Findings, name: &str, role: Role, creates: bool, deletes: 
     }
 }
 
+/// Tries a janitor's work: creates an event under a temporary name, and deletes it.
+///
+/// # Errors
+/// Answers of the store other than a refusal.
+pub fn may_delete(session: &Session, configured: &Repository) -> Result<bool> {
+    let (_, deletes) = tried(session, configured, Role::Janitor)?;
+    Ok(deletes)
+}
+
 /// Whether objects may be created, and deleted: tried under a temporary name.
 fn tried(session: &Session, configured: &Repository, role: Role) -> Result<(bool, bool)> {
     // A place without a marker is somewhere else: nothing is written there.

@@ -28,6 +28,7 @@ use crate::journal::shipping::{self, Shipped};
 use crate::journal::{self, Condition, Journal};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, Position, TimelineId};
 use crate::repo::event::Writer;
 use crate::wal::path::Path;
@@ -267,6 +268,7 @@ impl<'a> Session<'a> {
             pid: std::process::id(),
             started: now,
             ended: None,
+            disconnected: Some(disconnected(journal.path(), now)),
             cluster: options.cluster.clone(),
             system_identifier: identity.system_identifier,
             server: None,
@@ -319,7 +321,7 @@ impl<'a> Session<'a> {
             if self.status.received_lsn > before {
                 backoff.reset();
             }
-            self.status.server = None;
+            self.disconnect();
             if let Some(failure) = self.journal.failure() {
                 return Err(failure);
             }
@@ -781,6 +783,7 @@ impl<'a> Session<'a> {
             position.timeline.decimal()
         ));
         self.status.server = Some(host);
+        self.status.disconnected = None;
         self.status.timeline = Some(position.timeline);
         let floor = slot.restart_lsn.unwrap_or(Lsn::INVALID);
         let sources = Sources {
@@ -798,10 +801,17 @@ impl<'a> Session<'a> {
             Step::Shutdown => Err(err!(Unreachable, "server has shut down")),
             Step::Progress | Step::Tick => {
                 self.leave(streaming).await;
-                self.status.server = None;
+                self.disconnect();
                 Ok(None)
             }
         }
+    }
+
+    /// Shows that there is no connection, and since when.
+    fn disconnect(&mut self) {
+        self.status.server = None;
+        let now = self.host.now();
+        self.status.disconnected.get_or_insert(now);
     }
 
     /// Steps until the stream ends, or it is enough.
@@ -968,6 +978,12 @@ impl<'a> Session<'a> {
         let _ = status::write(self.journal.path(), &self.status, self.host.random());
         (self.watch)(&self.status);
     }
+}
+
+/// Since when there is no connection, as one begins: a receiver that is started again and again has been down since the first.
+fn disconnected(journal: &std::path::Path, now: TimestampTz) -> TimestampTz {
+    let before = status::read(journal).ok().flatten();
+    before.map_or(now, |before| before.down_since().unwrap_or(before.time))
 }
 
 fn shown(shipped: Shipped) -> RepositoryStatus {

@@ -29,6 +29,9 @@ pub struct Status {
     /// When it ended; none while it runs, and when it was killed.
     #[serde(default)]
     pub ended: Option<TimestampTz>,
+    /// Since when there is no connection; none while there is one.
+    #[serde(default)]
+    pub disconnected: Option<TimestampTz>,
     /// The cluster's name.
     pub cluster: String,
     /// The cluster's.
@@ -58,6 +61,13 @@ pub struct Status {
     pub journal_limit_bytes: Option<u64>,
     /// The last error that has not been overcome.
     pub last_error: Option<String>,
+}
+
+impl Status {
+    /// Since when it is known to stream no more: a connection that was lost, or its end.
+    pub fn down_since(&self) -> Option<TimestampTz> {
+        self.disconnected.into_iter().chain(self.ended).min()
+    }
 }
 
 /// The WAL that one repository holds.
@@ -122,6 +132,7 @@ mod tests {
             pid: 7,
             started: TimestampTz(1_000_000),
             ended: None,
+            disconnected: Some(TimestampTz(1_000_000)),
             cluster: "main".to_owned(),
             system_identifier: u64::MAX,
             server: None,

@@ -306,6 +306,14 @@ pub fn completed(events: &[Recorded]) -> Option<Completed> {
     all.max_by_key(|completed| completed.start.is_some())
 }
 
+/// Returns when the writer of a backup recorded its completion; none where it did not.
+pub fn completion(events: &[Recorded]) -> Option<TimestampTz> {
+    let completed = events
+        .iter()
+        .filter(|e| e.event.event == "completed" && e.counts());
+    completed.map(|e| e.event.time).max()
+}
+
 /// The completed backup of these events, where its root is not there: it is lost, unless a mark shows that it was deleted.
 pub fn lost(events: &[Recorded]) -> Option<Completed> {
     let is_marked = is_marked(events);

@@ -486,28 +486,6 @@ fn j04_jobs_that_could_never_run_are_refused_before_any_starts() {
 }
 
 #[test]
-fn a_host_that_only_writes_does_not_expire() {
-    let host =
-        Host::new("[jobs.expire]\nrun = \"expire --keep 3 --confirm\"\nschedule = \"0 7 * * *\"\n");
-    let keys = host.sandbox.join("keys");
-    crate::sealed::keygen(&keys, &["ops", "escrow"])
-        .run()
-        .success();
-    host.reconfigure(
-        "[files.up]",
-        &format!(
-            "[repositories.local.encryption]\nkey_set = \"{}\"\n[files.up]",
-            keys.join("writer.key").display()
-        ),
-    );
-    host.pitr()
-        .arg("agent")
-        .run()
-        .expect_code(8)
-        .expect_stderr("only writes");
-}
-
-#[test]
 fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
     let host = Host::new(EVERY_HOUR);
     let agent = host.agent();

@@ -8,14 +8,14 @@ use crate::alert::{posted, reply};
 use crate::alert_conditions::{observe, site};
 
 /// A service that waits for beats.
-struct Service {
-    port: u16,
+pub struct Service {
+    pub port: u16,
     status: Arc<Mutex<u16>>,
     beats: Arc<Mutex<Vec<String>>>,
 }
 
 impl Service {
-    fn start() -> Service {
+    pub fn start() -> Service {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let service = Service {
             port: listener.local_addr().unwrap().port(),
@@ -40,7 +40,7 @@ impl Service {
         *self.status.lock().unwrap() = status;
     }
 
-    fn expect(&self, count: usize) {
+    pub fn expect(&self, count: usize) {
         let beats = std::mem::take(&mut *self.beats.lock().unwrap());
         assert_eq!(beats, vec!["/ping/s3cret"; count]);
     }

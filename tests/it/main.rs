@@ -15,6 +15,7 @@ mod absence;
 mod agent;
 mod agent_claims;
 mod agent_week;
+mod agent_writer;
 mod alert;
 mod alert_conditions;
 mod alert_heartbeat;

@@ -20,7 +20,7 @@ fn recipients_are_counted_and_a_key_is_proven_by_reading_everything() {
         .args(["backup", "--quiet"])
         .run()
         .success();
-    // A host that only writes cannot look at the cluster, and counts them all the same.
+    // A host that only writes counts them, too.
     let on_writer = || sealed.on("writer").arg("metrics").run().stdout;
     let text = on_writer();
     assert_eq!(value(&text, recipients), Some(2.0), "{text}");

@@ -83,6 +83,8 @@ impl World {
             self.moto.endpoint,
             place(&format!("{role}-credentials")),
         );
+        text += "[jobs.clean]\nrun = \"--cluster main expire --keep 1 --min-age 0s --grace 0s --confirm\"\nschedule = \"0 7 * * *\"\n\
+                 [jobs.label]\nrun = \"backup --label expire\"\nschedule = \"0 8 * * *\"\n";
         if is_sealed {
             let keys = place("keys");
             let set = format!("key_set = \"{keys}/writer.key\"\n");
@@ -235,10 +237,12 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
         assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
     }
     refusals(&world, &first);
-    // A janitor expires; what is left is whole.
-    world.backup("writer");
+    // A label is no command.
+    let label = ["agent", "run", "label"];
+    world.pitr("writer", &label).run().success();
     world.pitr("operator", &["verify"]).run().success();
-    world.pitr("janitor", &expire_at_once()).run().success();
+    // A janitor expires, by the agent too; what is left is whole.
+    world.agents_expire(&["reader", "writer", "operator"]);
     let gone = |id: &str| {
         !world
             .keys()
@@ -306,6 +310,30 @@ fn refusals(world: &World, backup: &str) {
 }
 
 impl World {
+    /// The agents of hosts that may not delete refuse a job by name, and that of the janitor runs it.
+    fn agents_expire(&self, refused: &[&str]) {
+        let job = ["agent", "run", "clean"];
+        for role in refused {
+            let run = self.pitr(role, &job).run().expect_code(8);
+            run.expect_stderr("job \"clean\" would expire")
+                .expect_stderr("may not delete in repository \"store\"");
+        }
+        self.pitr("janitor", &job).run().success();
+    }
+
+    /// Has the agent of a role examine and look: returns the names of critical conditions, and the clusters that it only writes.
+    fn looked(&self, role: &str) -> (Vec<String>, Value) {
+        for command in ["examine", "observe"] {
+            self.pitr(role, &["agent", command]).run();
+        }
+        let page = self.sandbox.join(format!("{role}-state/page.json"));
+        let page: Value = serde_json::from_str(&std::fs::read_to_string(page).unwrap()).unwrap();
+        let all = page["conditions"].as_array().unwrap().iter();
+        let critical = all.filter(|one| one["severity"] == "critical");
+        let critical = critical.map(|one| one["id"].as_str().unwrap().to_owned());
+        (critical.collect(), page["info"]["written"].clone())
+    }
+
     /// `clusters/main/<system identifier>`
     fn cluster_folder(&self) -> String {
         format!("clusters/main/{}", self.cluster.system_identifier())
@@ -338,6 +366,12 @@ fn a_host_that_only_writes_does_its_work_without_reading_backups() {
     let run = world.pitr("operator", &withdraw).run();
     assert!(leaver.exists() && run.is_success(), "{run}");
     world.refuses("operator", "delete", &world.key("/packs/"));
+    // The agent of the writer judges what it may know.
+    let (critical, written) = world.looked("writer");
+    // The server of this test has no fsync.
+    assert_eq!(critical, ["main/doctor/server/fsync"], "{written}");
+    assert_eq!(written[0]["backups"][0]["id"], second.as_str());
+    world.agents_expire(&["writer", "operator"]);
     // Every role has left records of what it did, which a reader may write, too.
     world.pitr("janitor", &expire_at_once()).run().success();
     let listed = world.pitr("operator", &["audit", "list", "--json"]).run();

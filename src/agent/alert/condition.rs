@@ -19,6 +19,7 @@ use crate::operate::lag::Lag;
 use crate::operate::metrics::Metrics;
 use crate::operate::runs::{JobState, Run, Runs};
 use crate::operate::session::Session;
+use crate::operate::written::NOT_JUDGED;
 use crate::pg::time::TimestampTz;
 use crate::repo::root::BackupKind;
 
@@ -32,6 +33,18 @@ const USED_PERCENT: u64 = 80;
 const FULL_PERCENT: u64 = 95;
 /// A disk that is full sooner than this is a condition.
 const SOON: Duration = Duration::from_secs(7 * 86_400);
+
+/// Warnings of `pitr info` that are not medium, as group and name, with their severity; none for what passes by itself.
+const WARNINGS: [(&str, &str, Option<Severity>); 8] = [
+    ("receiver", "passing", None),
+    ("receiver", "state", Some(Severity::Critical)),
+    ("recovery", "damaged backup", Some(Severity::Critical)),
+    ("recovery", "gap", Some(Severity::Critical)),
+    ("recovery", "lost backup", Some(Severity::Critical)),
+    ("recovery", "unreadable backup", Some(Severity::Critical)),
+    ("recovery", "window", Some(Severity::Critical)),
+    ("recovery", NOT_JUDGED, Some(Severity::Low)),
+];
 
 /// Looking took too long, and nobody knows what can be recovered.
 pub fn of_given_up() -> Condition {
@@ -71,6 +84,10 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
             found.extend(of_findings(&one.name, &one.problems));
             found.extend(one.repositories.iter().filter_map(of_away));
             found.extend(of_sizes(one));
+        }
+        for one in &info.written {
+            found.extend(of_findings(&one.name, &one.problems));
+            found.extend(one.repositories.iter().filter_map(of_away));
         }
         for scope in &info.scopes {
             found.extend(of_findings(&scope.scope, &scope.problems));
@@ -165,11 +182,7 @@ fn merged(found: Vec<Condition>) -> Vec<Condition> {
 
 fn of_findings(subject: &str, findings: &[Finding]) -> Vec<Condition> {
     let one = |f: &Finding| {
-        let severity = match f.level {
-            Level::Ok => return None,
-            Level::Warn => Severity::Medium,
-            Level::Fail => Severity::Critical,
-        };
+        let severity = severity(f)?;
         let id = format!("{subject}/{}/{}", f.group, f.name);
         let next = f.next.clone().unwrap_or_else(|| "pitr info".to_owned());
         Some(new(
@@ -180,6 +193,17 @@ fn of_findings(subject: &str, findings: &[Finding]) -> Vec<Condition> {
         ))
     };
     findings.iter().filter_map(one).collect()
+}
+
+/// How bad a finding is for those who are to hear of it; none for the others.
+fn severity(finding: &Finding) -> Option<Severity> {
+    let Finding { group, name, .. } = finding;
+    let named = WARNINGS.iter().find(|(g, n, _)| g == group && n == name);
+    match finding.level {
+        Level::Ok => None,
+        Level::Warn => named.map_or(Some(Severity::Medium), |(_, _, severity)| *severity),
+        Level::Fail => Some(Severity::Critical),
+    }
 }
 
 /// One of several repositories that does not answer.
@@ -367,7 +391,7 @@ mod tests {
 
     #[test]
     fn findings_of_one_name_are_one_condition() {
-        let finding = |level, value: &str| Finding::new("recovery", "gap", level, value);
+        let finding = |level, value: &str| Finding::new("recovery", "clock", level, value);
         let found = of_findings(
             "main",
             &[
@@ -380,6 +404,19 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].severity, Severity::Critical);
         assert_eq!(all[0].summary, "main: b (and 1 more)");
+    }
+
+    #[test]
+    fn warnings_have_the_severity_of_their_name() {
+        let told = |group, name: &str| severity(&Finding::new(group, name, Level::Warn, "so"));
+        assert_eq!(told("recovery", "gap"), Some(Severity::Critical));
+        assert_eq!(told("recovery", "partial backup"), Some(Severity::Medium));
+        assert_eq!(told("receiver", "state"), Some(Severity::Critical));
+        assert_eq!(told("receiver", "trouble"), Some(Severity::Medium));
+        assert_eq!(told("receiver", "passing"), None);
+        assert_eq!(told("recovery", NOT_JUDGED), Some(Severity::Low));
+        let whole = Finding::new("recovery", "gap", Level::Ok, "none");
+        assert_eq!(severity(&whole), None);
     }
 
     fn jobs(state: Result<JobState>) -> Vec<(String, Severity)> {

@@ -272,6 +272,8 @@ impl Open {
             None if self.is_over => return None,
             None => Event::New,
             Some(told) if self.severity > told.severity => Event::New,
+            // Advice.
+            Some(_) if self.severity == Severity::Low => return None,
             Some(told) => {
                 // A clock that went back lets it be told again.
                 let passed = now.duration_since(told.time);
@@ -390,6 +392,16 @@ mod tests {
             [told("a", "gap", Event::Resolved)]
         );
         assert_eq!(book, Book::default());
+    }
+
+    #[test]
+    fn advice_is_told_once() {
+        let (mut book, sinks) = (Book::default(), [sink("a", Severity::Low)]);
+        let advice = [wrong("advice", Severity::Low)];
+        let mut at = |now| round(now, &advice, &mut book, &sinks, "");
+        let first = at("2026-11-20T02:00:00Z");
+        assert_eq!(first, [told("a", "advice", Event::New)]);
+        assert_eq!(at("2026-11-28T02:00:00Z"), []);
     }
 
     #[test]

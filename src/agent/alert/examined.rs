@@ -45,6 +45,12 @@ const LOOKED_AT: [(&str, &str); 10] = [
     ("server", "connection"),
     ("server", "questions"),
 ];
+/// Those of them that a look finds only where a key reads the repository.
+const NEED_KEY: [(&str, &str); 3] = [
+    ("repository", "archived WAL"),
+    ("repository", "gaps"),
+    ("repository", "recorded gap"),
+];
 /// Group of the findings on a host that lost its server: each look has those, too.
 const LOST: &str = "if the server is lost";
 
@@ -55,11 +61,11 @@ const LOST: &str = "if the server is lost";
 pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
     let settings = &loaded.settings;
     fault::pause("examine");
-    let repositories: Vec<&str> = settings
-        .repositories
-        .iter()
-        .map(|r| r.name.as_str())
-        .collect();
+    let repositories = settings.repositories.iter();
+    let looks = Looks {
+        only_writes: repositories.clone().any(|r| r.only_writes()),
+        repositories: repositories.map(|r| r.name.as_str()).collect(),
+    };
     let mut kept: Vec<Condition> = Vec::new();
     let mut seen: Vec<(&'static str, String, String)> = Vec::new();
     for (subject, own) in subjects(session, settings) {
@@ -72,7 +78,7 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
             }
         };
         for finding in &findings {
-            let Some(severity) = severity(finding, &repositories) else {
+            let Some(severity) = severity(finding, &looks) else {
                 continue;
             };
             // The store of two clusters is one store.
@@ -114,17 +120,34 @@ fn subjects(session: &Session, settings: &Settings) -> Vec<(String, Session)> {
     }
 }
 
+/// The findings that the looks of this host have by themselves.
+struct Looks<'a> {
+    /// Repositories that they open.
+    repositories: Vec<&'a str>,
+    /// Whether a key to read one of them is missing.
+    only_writes: bool,
+}
+
+impl Looks<'_> {
+    fn find(&self, finding: &Finding) -> bool {
+        let is_of = |known: &(&str, &str)| is_of(finding, known);
+        let needs_key = NEED_KEY.iter().any(is_of);
+        finding.group == LOST
+            || LOOKED_AT.iter().any(is_of) && !(needs_key && self.only_writes)
+            || (finding.group == "repository" && self.repositories.contains(&finding.name.as_str()))
+    }
+}
+
+fn is_of(finding: &Finding, (group, name): &(&str, &str)) -> bool {
+    finding.group == *group && finding.name.starts_with(name)
+}
+
 /// How bad a finding is for those who are to hear of it; none for the others.
-fn severity(finding: &Finding, repositories: &[&str]) -> Option<Severity> {
-    let is_of =
-        |(group, name): &(&str, &str)| finding.group == *group && finding.name.starts_with(name);
-    let is_looked_at = finding.group == LOST
-        || LOOKED_AT.iter().any(is_of)
-        || (finding.group == "repository" && repositories.contains(&finding.name.as_str()));
+fn severity(finding: &Finding, looks: &Looks<'_>) -> Option<Severity> {
     match finding.level {
-        Level::Fail if !is_looked_at => Some(Severity::Critical),
+        Level::Fail if !looks.find(finding) => Some(Severity::Critical),
         Level::Warn if finding.is_urgent => Some(Severity::High),
-        Level::Warn if WARNINGS.iter().any(is_of) => Some(Severity::Medium),
+        Level::Warn if WARNINGS.iter().any(|known| is_of(finding, known)) => Some(Severity::Medium),
         _ => None,
     }
 }
@@ -178,7 +201,20 @@ mod tests {
     use super::*;
 
     fn judged(group: &'static str, name: &str, level: Level) -> Option<Severity> {
-        severity(&Finding::new(group, name, level, "so"), &["local"])
+        judged_by(group, name, level, false)
+    }
+
+    fn judged_by(
+        group: &'static str,
+        name: &str,
+        level: Level,
+        only_writes: bool,
+    ) -> Option<Severity> {
+        let looks = Looks {
+            repositories: vec!["local"],
+            only_writes,
+        };
+        severity(&Finding::new(group, name, level, "so"), &looks)
     }
 
     #[test]
@@ -190,6 +226,10 @@ mod tests {
             critical
         );
         assert_eq!(judged("repository", "newest backup", Level::Fail), None);
+        assert_eq!(judged("repository", "gaps", Level::Fail), None);
+        let written = |name| judged_by("repository", name, Level::Fail, true);
+        assert_eq!(written("gaps"), critical, "a look needs a key for it");
+        assert_eq!(written("newest backup"), None);
         assert_eq!(judged("repository", "local", Level::Fail), None);
         assert_eq!(judged("audit", "local", Level::Fail), critical);
         assert_eq!(judged(LOST, "backups to restore", Level::Fail), None);

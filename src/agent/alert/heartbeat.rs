@@ -11,6 +11,7 @@ use super::sink;
 use crate::config::{Severity, Sink, SinkKind};
 use crate::error::Result;
 use crate::operate::metrics::Metrics;
+use crate::operate::proven::Proven;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 
@@ -29,15 +30,22 @@ pub struct Beat {
 /// Returns when a backup or a drill succeeded last.
 pub fn success(metrics: &Metrics) -> Option<TimestampTz> {
     let clusters = metrics.info.iter().flat_map(|info| &info.clusters);
-    let times = clusters.flat_map(|one| {
+    let read = clusters.flat_map(|one| {
         let backups = one.backups.iter().map(|backup| backup.stop_time);
-        let drills = one
-            .drills
-            .iter()
-            .filter_map(|own| own.drills.proven.as_ref());
-        backups.chain(drills.map(|held| held.time)).max()
+        backups.chain(passed(&one.drills)).max()
     });
-    times.max()
+    let clusters = metrics.info.iter().flat_map(|info| &info.written);
+    let written = clusters.flat_map(|one| {
+        let backups = one.backups.iter().map(|backup| backup.time);
+        backups.chain(passed(&one.drills)).max()
+    });
+    read.chain(written).max()
+}
+
+/// Returns the times of the newest drills that passed.
+fn passed(drills: &[Proven]) -> impl Iterator<Item = TimestampTz> + '_ {
+    let proven = drills.iter().filter_map(|own| own.drills.proven.as_ref());
+    proven.map(|held| held.time)
 }
 
 /// Sends the beats that are due, and notes them. Returns whether the book has changed.

@@ -71,6 +71,8 @@ function ownVerdict(state) {
   const broken = clusters.filter(c => c.state === 'critical').map(c => c.name);
   if (broken.length) return ['bad', `Recovery is NOT ASSURED: ${broken.join(', ')}`];
   if (observed.info.state === 'critical') return ['bad', 'Something does not work. The findings tell what.'];
+  const written = (observed.info.written || []).map(c => c.name);
+  if (written.length) return ['warn', `This host only writes. Whether it can be recovered is judged where a key reads: ${written.join(', ')}`];
   const shaky = observed.info.state === 'warning' || observed.conditions.some(c => c.severity === 'critical' || c.severity === 'high');
   const what = clusters.length === 1 ? 'The cluster can be recovered' : `All ${clusters.length} clusters can be recovered`;
   if (!clusters.length) return [shaky ? 'warn' : 'good', shaky ? 'There are findings.' : 'Nothing is wrong with the content that is kept.'];
@@ -163,6 +165,12 @@ function clusterParts(state) {
       cluster.backups.length > newest.length ? element('p', { class: 'faint' }, `and ${cluster.backups.length - newest.length} older ones: pitr info`) : null,
     ];
   });
+  for (const one of info.written || []) {
+    const broken = one.state === 'critical';
+    parts.push(element('h3', {}, `${one.name} `, element('span', { class: 'faint' }, one.repository)),
+      element('p', { class: state.is_old ? 'faint' : broken ? 'bad' : 'warn' }, broken ? 'Something does not work. The findings tell what.' : 'This host only writes: recovery is judged where a key reads the repository.'),
+      one.backups.length ? table(['newest backup', 'complete'], one.backups.map(b => [b.id, time(b.time)])) : null);
+  }
   const scopes = info.scopes || [];
   if (scopes.length) {
     parts.push(element('h3', {}, 'Other content'), table(['content', 'repository', 'newest backup', 'state'], scopes.map(s => [s.scope, s.repository, s.backups.length ? time(s.backups[s.backups.length - 1].stop_time) : 'none', s.state])));

@@ -8,7 +8,7 @@ use super::server::Seen;
 use super::{Findings, archiver, busiest_hour, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::operate::finding::{Finding, Level};
 use crate::operate::lag::{self, PATIENCE, answers};
 use crate::operate::owner::{Access, User};
@@ -109,6 +109,12 @@ pub(super) fn look<'a>(
                         }
                     }
                     Ok(_) => {}
+                    Err(e) if is_beyond(configured, &e) => found.warn(
+                        "content",
+                        "not judged here",
+                        format!("this host only writes: {e}"),
+                        "pitr doctor on a host that has a reader's key",
+                    ),
                     Err(e) => found.error("content", &e),
                 }
             }
@@ -121,6 +127,11 @@ pub(super) fn look<'a>(
         lag(found, settings, cluster, identifier, session);
     }
     opened
+}
+
+/// Whether the rights of a host that only writes do not reach so far.
+fn is_beyond(configured: &Configured, e: &Error) -> bool {
+    configured.only_writes() && matches!(e.code(), Code::Denied | Code::Key)
 }
 
 /// Opens a repository; `None` if that fails, which becomes a finding.
