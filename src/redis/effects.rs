@@ -54,7 +54,7 @@ impl Effects {
                     put(bytes, run, out)?;
                     run = at..at;
                 }
-                // Of the first command alone.
+                // The first command alone has such bytes.
                 put(&self.held, 0..self.held.len(), out)?;
                 run.end = end;
             }

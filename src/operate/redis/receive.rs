@@ -334,7 +334,7 @@ fn stored(
             return Ok(Some(state));
         }
     }
-    // What follows another history follows a gap.
+    // A server that goes on with another history leaves a gap behind the newest one.
     match newest(&repository, scope)? {
         Some(replid) => end_of(&repository, scope, &replid, source),
         None => Ok(None),
