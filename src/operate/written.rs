@@ -178,7 +178,7 @@ fn known(store: &dyn Store, layout: &ClusterLayout) -> Result<Known> {
     Ok(known)
 }
 
-/// Judges the newest backup. Events of older versions of pitr do not tell that a backup is complete: nothing is said then.
+/// Judges the newest backup. It says nothing where backups are stored and no event calls one complete, as with older versions of pitr.
 fn newest(known: &Known, limit: Option<Duration>, now: TimestampTz) -> Option<Finding> {
     let critical = |value| Finding::new("recovery", "newest backup", Level::Fail, value);
     let Some(newest) = known.complete.iter().map(|one| one.time).max() else {

@@ -333,22 +333,12 @@ fn whole(bytes: &[u8]) -> Option<(Words<'_>, usize)> {
 
 /// The number of the line at a place, and the place behind the line.
 fn number_at(bytes: &[u8], at: usize, first: u8) -> Option<(u64, usize)> {
-    let (mark, line) = bytes.get(at..)?.split_first()?;
-    let mut number = 0_u64;
-    for (place, byte) in line.iter().enumerate().take(LINE_BYTES_MAX - 3) {
-        match byte {
-            b'0'..=b'9' => {
-                number = number
-                    .checked_mul(10)?
-                    .checked_add(u64::from(byte - b'0'))?;
-            }
-            b'\r' if place > 0 && *mark == first && line.get(place + 1) == Some(&b'\n') => {
-                return Some((number, at + place + 3));
-            }
-            _ => return None,
-        }
-    }
-    None
+    let rest = bytes.get(at..)?;
+    let (taken, is_end) = until_line_feed(rest);
+    let line = rest
+        .get(..taken)
+        .filter(|_| is_end && taken <= LINE_BYTES_MAX)?;
+    Some((number(first, line)?, at + taken))
 }
 
 /// Adds bytes to a word, as far as they are kept.
@@ -376,9 +366,13 @@ fn number(first: u8, line: &[u8]) -> Option<u64> {
 }
 
 fn decimal(digits: &[u8]) -> Option<u64> {
-    let is_decimal = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    let text = std::str::from_utf8(digits).ok().filter(|_| is_decimal)?;
-    text.parse().ok()
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
 }
 
 fn effect(words: &[&[u8]]) -> Effect {

@@ -272,7 +272,7 @@ impl Open {
             None if self.is_over => return None,
             None => Event::New,
             Some(told) if self.severity > told.severity => Event::New,
-            // Advice.
+            // A sink hears advice once.
             Some(_) if self.severity == Severity::Low => return None,
             Some(told) => {
                 // A clock that went back lets it be told again.

@@ -168,7 +168,7 @@ fn r42_what_cannot_be_recovered_is_refused_beforehand() {
         .expect_stderr("does not name member");
     shop.sandbox.file("pitr.toml", config);
     assert!(!shop.path("tmp/closed").exists(), "nothing was stopped");
-    // A data directory that could not be moved aside is told before anything is stopped.
+    // It refuses a data directory that cannot be moved aside, and stops nothing.
     let above = shop.cluster.pgdata().parent().unwrap().to_owned();
     let rights = std::fs::metadata(&above).unwrap().permissions();
     std::fs::set_permissions(&above, Permissions::from_mode(0o555)).unwrap();
