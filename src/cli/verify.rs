@@ -209,9 +209,9 @@ fn next(cx: &Context, is_dry: Option<bool>, done: &Done) -> Option<String> {
     let by_server = is_wal && has_pg_wal(&cx.session, &done.of);
     if may_heal && (by_others || by_server) {
         let giver = match (by_others, by_server) {
-            (true, true) => "another repository, or the server's pg_wal, has whole",
+            (true, true) => "another repository, or a server's pg_wal, has whole",
             (true, false) => "another repository has whole",
-            (false, _) => "the server's pg_wal still has",
+            (false, _) => "a server's pg_wal still has",
         };
         return Some(format!(
             "pitr verify{flags} --heal writes what {giver}, and says what stays lost"

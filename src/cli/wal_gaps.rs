@@ -84,7 +84,7 @@ pub fn gaps(cx: &Context) -> Result<u8> {
         cx.out.json(&serde_json::json!({ "gaps": gaps }))?;
     } else if found {
         table(cx, &gaps)?;
-        cx.out.note("next: pitr wal gaps --heal looks in the other repositories and in the server's own pg_wal; else pitr wal backfill --from the pg_wal of a node that still has them, then pitr backup");
+        cx.out.note("next: pitr wal gaps --heal looks in the other repositories and in the pg_wal of each configured server; else pitr wal backfill --from the pg_wal of a node that still has them, then pitr backup");
     } else {
         cx.out.note("no gaps");
     }

@@ -1,4 +1,4 @@
-//! Heals what a check has found damaged or missing, from the other configured repositories, and from the pg_wal of the configured server.
+//! Heals what a check has found damaged or missing, from the other configured repositories, and from the pg_wal of the configured servers.
 
 use std::collections::BTreeSet;
 
@@ -106,15 +106,15 @@ pub fn has_others(session: &Session) -> bool {
     everything(session).is_ok_and(|settings| settings.repositories.len() > 1)
 }
 
-/// Whether the server of a cluster keeps its WAL on this host, by the configuration.
+/// Whether the configuration names a server of the cluster, which may still have WAL.
 pub fn has_pg_wal(session: &Session, of: &Of) -> bool {
-    pg_wal(session, of).is_some()
+    !pg_wals(session, of).is_empty()
 }
 
-fn pg_wal(session: &Session, of: &Of) -> Option<PgWal> {
-    match of {
-        Of::Cluster(registration) => PgWal::of(&everything(session).ok()?, registration),
-        Of::Scope(_) => None,
+fn pg_wals(session: &Session, of: &Of) -> Vec<PgWal> {
+    match (of, everything(session)) {
+        (Of::Cluster(of), Ok(settings)) => PgWal::all(&settings, of, &session.host),
+        _ => Vec::new(),
     }
 }
 
@@ -153,7 +153,7 @@ pub fn heal(
         repository,
         of,
         others,
-        pg_wal: pg_wal(session, of),
+        pg_wals: pg_wals(session, of),
         dry_run,
     };
     // A segment that says nothing of itself any more is proven by the one after it.
@@ -181,7 +181,7 @@ pub fn fill(
         repository,
         of,
         others,
-        pg_wal: pg_wal(session, of),
+        pg_wals: pg_wals(session, of),
         dry_run,
     };
     work.segments(missing, &mut outcome)?;
@@ -239,7 +239,7 @@ struct Work<'a> {
     repository: &'a Repository,
     of: &'a Of,
     others: &'a [Other],
-    pg_wal: Option<PgWal>,
+    pg_wals: Vec<PgWal>,
     dry_run: bool,
 }
 
@@ -317,43 +317,41 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Takes a damaged segment from the server's pg_wal; returns whether nothing is left to heal.
+    /// Takes a damaged segment from a server's pg_wal; returns whether nothing is left to heal.
     fn by_pg_wal(
         &self,
         key: &Key,
         reasons: &mut Vec<String>,
         outcome: &mut Outcome,
     ) -> Result<bool> {
-        let (Some(pg_wal), Some(name)) = (&self.pg_wal, segment_of(key)) else {
+        let Some(name) = segment_of(key) else {
             return Ok(false);
         };
-        self.session.host.check_stop()?;
-        match pg_wal.heal(self.repository, (name, key), self.dry_run) {
-            Ok(copy) => {
-                outcome.healed.extend(copy.map(|copy| Healed {
-                    object: key.to_string(),
-                    copy: copy.to_string(),
-                    from: pg_wal.shown(),
-                }));
-                Ok(true)
+        for pg_wal in &self.pg_wals {
+            self.session.host.check_stop()?;
+            match pg_wal.heal(self.repository, (name, key), self.dry_run) {
+                Ok(copy) => {
+                    outcome.healed.extend(copy.map(|copy| Healed {
+                        object: key.to_string(),
+                        copy: copy.to_string(),
+                        from: pg_wal.shown(),
+                    }));
+                    return Ok(true);
+                }
+                Err(e) if is_of_file(&e) => reasons.push(format!("\"{}\": {e}", pg_wal.shown())),
+                Err(e) => return Err(e.context(format!("heal object \"{key}\""))),
             }
-            Err(e) if is_of_file(&e) => {
-                reasons.push(format!("\"{}\": {e}", pg_wal.shown()));
-                Ok(false)
-            }
-            Err(e) => Err(e.context(format!("heal object \"{key}\""))),
         }
+        Ok(false)
     }
 
-    /// Takes missing segments from the server's pg_wal.
-    fn fill_by_pg_wal(
+    /// Takes missing segments from a server's pg_wal.
+    fn fill_by(
         &self,
+        pg_wal: &PgWal,
         left: &mut BTreeSet<SegmentName>,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let Some(pg_wal) = &self.pg_wal else {
-            return Ok(());
-        };
         for name in left.clone() {
             self.session.host.check_stop()?;
             match pg_wal.fill(self.repository, name, self.dry_run) {
@@ -372,13 +370,15 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Brings missing segments: from the server's pg_wal, and by copies as a sync makes them.
+    /// Brings missing segments: from the servers' pg_wal, and by copies as a sync makes them.
     fn segments(&self, missing: &BTreeSet<SegmentName>, outcome: &mut Outcome) -> Result<()> {
         let Of::Cluster(registration) = self.of else {
             return Ok(());
         };
         let mut left = missing.clone();
-        self.fill_by_pg_wal(&mut left, outcome)?;
+        for pg_wal in &self.pg_wals {
+            self.fill_by(pg_wal, &mut left, outcome)?;
+        }
         let options = Options {
             jobs: 1,
             everything: true,

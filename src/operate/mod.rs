@@ -123,6 +123,7 @@ pub mod sets;
 pub mod shares;
 pub mod standby;
 pub mod start_line;
+mod streamed_wal;
 pub mod sync;
 pub mod tallies;
 pub mod target;

@@ -1,7 +1,8 @@
-//! The WAL that the configured server of a cluster keeps in its `pg_wal`, as a giver of segments that a repository lacks or has damaged.
+//! The WAL that a configured server of a cluster keeps in its `pg_wal`, as a giver of segments that a repository lacks or has damaged.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::streamed_wal::StreamedWal;
 use crate::archive::backfill;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::push::{self, Push};
@@ -9,6 +10,7 @@ use crate::command::archive::CODEC;
 use crate::config::Settings;
 use crate::err;
 use crate::error::Result;
+use crate::host::Host;
 use crate::pg::segment::{SegmentName, WalFileName};
 use crate::repo::container::Container;
 use crate::repo::healed;
@@ -16,39 +18,62 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::store::Key;
 
-/// A server's `pg_wal` on this host.
+/// The `pg_wal` of one server.
 pub struct PgWal {
     cluster: String,
     identifier: u64,
-    folder: PathBuf,
+    place: Place,
+}
+
+enum Place {
+    /// On this host.
+    Folder(PathBuf),
+    /// Wherever the server is.
+    Server(Box<StreamedWal>),
 }
 
 impl PgWal {
-    /// Returns that of the configured data directory of a cluster; none where that is not on this host, or is another cluster's.
-    pub fn of(settings: &Settings, registration: &Registration) -> Option<PgWal> {
+    /// Returns those of a cluster: of its configured data directory, where that is on this host and no other cluster's, and of each server that
+    /// its connection string names.
+    pub fn all(settings: &Settings, registration: &Registration, host: &Host) -> Vec<PgWal> {
+        let identifier = registration.system_identifier;
         let is_it = |name: &str| name == registration.name;
-        let configured = settings.clusters.iter().find(|c| is_it(c.name.as_str()))?;
-        let pgdata = configured.pgdata.as_ref()?;
-        let control = DataDirectory::at(pgdata).control_head().ok().flatten();
-        // The server that has the name now may be another cluster.
-        let is_own = control.is_none_or(|c| c.system_identifier == registration.system_identifier);
-        let folder = backfill::directory(pgdata).ok().filter(|_| is_own)?;
-        Some(PgWal {
+        let found = settings.clusters.iter().find(|c| is_it(c.name.as_str()));
+        let Some(configured) = found else {
+            return Vec::new();
+        };
+        let folder = configured.pgdata.as_deref().and_then(|pgdata| {
+            let control = DataDirectory::at(pgdata).control_head().ok().flatten();
+            // The server that has the name now may be another cluster.
+            let is_own = control.is_none_or(|c| c.system_identifier == identifier);
+            backfill::directory(pgdata).ok().filter(|_| is_own)
+        });
+        let servers = StreamedWal::of(configured, registration, host).into_iter();
+        let places = folder.into_iter().map(Place::Folder);
+        let of = |place| PgWal {
             cluster: registration.name.clone(),
-            identifier: registration.system_identifier,
-            folder,
-        })
+            identifier,
+            place,
+        };
+        places
+            .chain(servers.map(Box::new).map(Place::Server))
+            .map(of)
+            .collect()
     }
 
-    /// The directory, for people.
+    /// The directory, or the server, for people.
     pub fn shown(&self) -> String {
-        self.folder.display().to_string()
+        match &self.place {
+            Place::Folder(folder) => folder.display().to_string(),
+            Place::Server(server) => server.shown(),
+        }
     }
 
     /// Archives a segment into a repository that lacks it. A dry run only says that it would.
     ///
     /// # Errors
-    /// `NotFound` where the server has not this segment whole; those of [`push::check_heals`] and [`push::push`].
+    /// `NotFound` where the server has not this segment whole; `SourceMissing` where it cannot be asked; those of [`push::check_heals`] and
+    /// [`push::push`].
     pub fn fill(&self, repository: &Repository, name: SegmentName, dry_run: bool) -> Result<()> {
         let key = ClusterLayout::new(&self.cluster, self.identifier)?.segment(name);
         if repository.store().head(&key)?.is_some() {
@@ -88,17 +113,35 @@ impl PgWal {
         (name, key): (SegmentName, Option<&Key>),
         dry_run: bool,
     ) -> Result<()> {
-        let path = self.folder.join(name.to_string());
-        if !path.is_file() {
-            return Err(err!(NotFound, "it is not there any more"));
+        match &self.place {
+            Place::Folder(folder) => {
+                let path = folder.join(name.to_string());
+                if !path.is_file() {
+                    return Err(err!(NotFound, "it is not there any more"));
+                }
+                self.offer_file(repository, (name, key), &path, dry_run)
+            }
+            Place::Server(server) => {
+                let file = server.fetch(name)?;
+                self.offer_file(repository, (name, key), file.path(), dry_run)
+            }
         }
-        if let Some(why) = backfill::unfit(&path, name) {
+    }
+
+    fn offer_file(
+        &self,
+        repository: &Repository,
+        (name, key): (SegmentName, Option<&Key>),
+        path: &Path,
+        dry_run: bool,
+    ) -> Result<()> {
+        if let Some(why) = backfill::unfit(path, name) {
             return Err(err!(NotFound, "it is not whole there: {why}"));
         }
         let push = Push {
             repository,
             cluster: &self.cluster,
-            path: &path,
+            path,
             name: WalFileName::Segment(name),
             codec: CODEC,
             beside_others: false,

@@ -61,14 +61,23 @@ fn only<'a>(answer: &'a Value, wanted: &str) -> &'a Value {
     one
 }
 
-/// Restores to just before an event, by the very options that it prints, and starts a server there.
-fn before(site: &Site, major: u32, event: &Value) -> (Cluster, Sandbox) {
+/// The options of the line that an event prints, from the target on.
+fn options(event: &Value) -> Vec<&str> {
     let command = event["command"].as_str().unwrap();
     let options = command.strip_prefix("pitr plan").unwrap();
     let start = options.find(" --target-lsn").unwrap();
-    let options: Vec<&str> = options[start..].split_whitespace().collect();
-    let plan = site.pitr().args(["plan", "--json"]).args(&options).run();
-    let plan = plan.success().json();
+    options[start..].split_whitespace().collect()
+}
+
+/// Plans the target that an event prints.
+fn planned(site: &Site, event: &Value) -> Value {
+    let plan = site.pitr().args(["plan", "--json"]).args(options(event));
+    plan.run().success().json()
+}
+
+/// Restores to just before an event, by the very options that it prints, and starts a server there.
+fn before(site: &Site, major: u32, event: &Value) -> (Cluster, Sandbox) {
+    let (options, plan) = (options(event), planned(site, event));
     let copy = Sandbox::new("copy");
     let to = copy.join("data");
     let mut restore = site

@@ -7,7 +7,7 @@
 //! | `step.rs` | what happens next |
 //!
 //! `PITR_FIND_STATEMENTS` sets the length (`make find-campaign`: 10 000), `PITR_FIND_SEED` repeats a history, `PITR_FIND_TARGETS` says how many
-//! targets are restored, and `PITR_FIND_PROGRESS` names a file in which the histories that passed stand.
+//! targets are restored (`all`: each one), and `PITR_FIND_PROGRESS` names a file in which the histories that passed stand.
 
 mod step;
 mod work;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use pitr::pg::time::TimestampTz;
 use serde_json::Value;
 
-use super::{before, events, find, title};
+use super::{before, events, find, planned, title};
 use crate::common::random::Random;
 use crate::common::{Cluster, Site, Stop, number};
 use crate::per_major;
@@ -37,7 +37,11 @@ const ALL: &str = "drop,truncate,rewrite,delete,update,database,tablespace";
 
 fn n02_a_random_history_is_found_completely(major: u32) {
     let statements = number("PITR_FIND_STATEMENTS").unwrap_or(STATEMENTS);
-    let targets = number("PITR_FIND_TARGETS").unwrap_or(TARGETS);
+    let is_each = std::env::var("PITR_FIND_TARGETS").is_ok_and(|targets| targets == "all");
+    let targets = match is_each {
+        true => u64::MAX,
+        false => number("PITR_FIND_TARGETS").unwrap_or(TARGETS),
+    };
     let seed = number("PITR_FIND_SEED").unwrap_or(0x0015_f14d) + u64::from(major);
     let progress = std::env::var_os("PITR_FIND_PROGRESS").map(PathBuf::from);
     let line = format!("{major} {seed} {statements} {targets} passed");
@@ -101,6 +105,12 @@ fn history(major: u32, (seed, statements): (u64, u64), targets: u64) -> String {
     windows(&site, &mut world.random, &found);
     tell("windows, transactions and tables show their part");
 
+    for (event, wanted) in found.iter().zip(&world.expected) {
+        let plan = planned(&site, event);
+        assert_eq!(plan["outcome"], "stops_at_target", "{wanted:#?}\n{plan:#}");
+    }
+    tell("each target is planned");
+
     // Recovery creates a tablespace that is younger than the backup where the server had it.
     world.stop();
     let mut kinds: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -110,9 +120,11 @@ fn history(major: u32, (seed, statements): (u64, u64), targets: u64) -> String {
     }
     let counts: BTreeMap<_, _> = kinds.iter().map(|(kind, all)| (*kind, all.len())).collect();
     let all: Vec<_> = kinds.values().collect();
+    let targets = targets.min(found.len() as u64);
     for n in 0..targets {
         // Each kind has its turn, as some are rare.
         let at = match world.random.one_in(3) {
+            _ if targets == found.len() as u64 => usize::try_from(n).unwrap(),
             true => world.random.below(found.len()),
             false => {
                 let of_kind = *world.random.pick(&all);
