@@ -235,7 +235,7 @@ heal-campaign: ## 10 000 times an object in one of two repositories is damaged, 
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 $(CARGO) test --test it -- heal::campaign:: --nocapture
 
 # What has passed stands in PITR_FIND_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
-find-campaign: ## 10 000 random statements on each major: every destructive event is found, none is made up, and 12 of the targets come back
+find-campaign: ## 10 000 random statements on each major: every destructive event is found, none is made up, each target is planned, and 12 (PITR_FIND_TARGETS=all: each) come back
 	scripts/get-tools test
 	scripts/get-postgres
 	PITR_FIND_STATEMENTS=$${PITR_FIND_STATEMENTS:-10000} PITR_FIND_TARGETS=$${PITR_FIND_TARGETS:-12} \
