@@ -128,7 +128,7 @@ keys! { REDIS: |e, redis: Redis|
     "max_backup_age": max_backup_age = e.checked(str::parse::<Period>);
     "receive.journal": journal = e.path();
     "receive.journal_limit_bytes": journal_limit_bytes = e.bytes();
-    "receive.acknowledge": acknowledge = e.choice(&[("journal", RedisAcknowledge::Journal), ("none", RedisAcknowledge::None)]);
+    "receive.acknowledge": acknowledge = e.choice(&[("journal", RedisAcknowledge::Journal), ("repository", RedisAcknowledge::Repository), ("none", RedisAcknowledge::None)]);
     "service.data_directory": service.data_directory = e.path();
     "service.stop": service.stop = e.list();
     "service.start": service.start = e.list();

@@ -53,6 +53,8 @@ pub struct Redis {
 pub enum RedisAcknowledge {
     /// As far as its journal is durable.
     Journal,
+    /// As far as every required repository has it.
+    Repository,
     /// Nothing: `WAIT` does not count it.
     None,
 }

@@ -122,7 +122,15 @@ impl Connection {
     /// # Errors
     /// `Unreachable` when the connection is gone.
     pub fn send(&mut self, words: &[&[u8]]) -> Result<()> {
-        let bytes = resp::command(words);
+        self.send_at_once(&[words])
+    }
+
+    /// Sends several commands in one piece.
+    ///
+    /// # Errors
+    /// `Unreachable` when the connection is gone.
+    pub fn send_at_once(&mut self, commands: &[&[&[u8]]]) -> Result<()> {
+        let bytes: Vec<u8> = commands.iter().flat_map(|c| resp::command(c)).collect();
         let sent = self.stream.write_all(&bytes);
         let sent = sent.and_then(|()| self.stream.flush());
         sent.map_err(|e| lost().source(e))

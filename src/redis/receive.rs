@@ -22,7 +22,7 @@ use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::journal::{Condition, Durable, Feeder};
 use crate::pg::lsn::Lsn;
-use crate::pg::timeline::TimelineId;
+use crate::pg::timeline::{Position, TimelineId};
 
 /// A server closes the connection of a replica that says nothing for a minute (`repl-timeout`); replicas speak once a second.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
@@ -43,6 +43,8 @@ pub struct Sink<'a> {
     pub feeder: Feeder,
     /// How far it is durable.
     pub watch: watch::Receiver<Durable>,
+    /// How far every required repository has it.
+    pub archived: watch::Receiver<Option<Position>>,
     /// For waits.
     pub runtime: &'a Runtime,
     /// The state behind the last byte of the journal; none where it is empty.
@@ -60,7 +62,7 @@ struct Stream<'s, 'a> {
     acknowledged: RedisAcknowledge,
     /// Places in the journal, and the positions of the history that they have behind them.
     fed: VecDeque<(u64, u64)>,
-    /// None before anything of this connection is: the server may have been promoted, and what was durable before may not be its own.
+    /// The position that counts. None before anything of this connection does: the server may have been promoted, and what was durable before may not be its own.
     durable: Option<u64>,
     told: Option<(u64, Instant)>,
     is_asked: bool,
@@ -384,13 +386,17 @@ impl Stream<'_, '_> {
         Ok(())
     }
 
-    /// Sees how far the journal is durable.
+    /// Sees how far the journal is durable, or the repositories have it where that is what counts.
     fn see_durable(&mut self) -> Result<()> {
         let durable = *self.sink.watch.borrow();
         if durable.condition == Condition::Failed {
             return Err(err!(Io, "the journal cannot be written"));
         }
-        let place = durable.position.map_or(0, |position| position.lsn.0);
+        let counted = match self.acknowledged {
+            RedisAcknowledge::Repository => *self.sink.archived.borrow(),
+            RedisAcknowledge::Journal | RedisAcknowledge::None => durable.position,
+        };
+        let place = counted.map_or(0, |position| position.lsn.0);
         while let Some((_, position)) = self.fed.front().filter(|(end, _)| *end <= place) {
             self.durable = Some(*position);
             self.fed.pop_front();
@@ -401,14 +407,14 @@ impl Stream<'_, '_> {
     /// Tells the server how far the journal is durable: at once when that changed, and every second.
     fn acknowledge(&mut self) -> Result<()> {
         let position = match self.acknowledged {
-            RedisAcknowledge::Journal => self.durable.unwrap_or(0),
+            RedisAcknowledge::Journal | RedisAcknowledge::Repository => self.durable.unwrap_or(0),
             RedisAcknowledge::None => 0,
         };
         let is_due = self
             .told
             .is_none_or(|(told, at)| told != position || at.elapsed() >= ACKNOWLEDGE_EVERY);
         let may_wait =
-            self.is_asked && !self.fed.is_empty() && self.acknowledged == RedisAcknowledge::Journal;
+            self.is_asked && !self.fed.is_empty() && self.acknowledged != RedisAcknowledge::None;
         if !is_due && (!self.is_asked || may_wait) {
             return Ok(());
         }

@@ -291,6 +291,8 @@ pub struct Shipment {
     ship: Arc<Ship>,
     index: usize,
     origin: Origin,
+    /// Clients wait until the repository has what they wrote.
+    is_waited_for: bool,
     attempts: Attempts,
     cursor: Option<Cursor>,
     /// The last file that was read to its end.
@@ -322,12 +324,13 @@ enum Step {
 
 impl Shipment {
     /// The thread's work for the repository of this number.
-    pub fn new(ship: Arc<Ship>, index: usize, origin: Origin) -> Shipment {
+    pub fn new(ship: Arc<Ship>, index: usize, origin: Origin, is_waited_for: bool) -> Shipment {
         Shipment {
             attempts: Attempts::new(&ship, index, "the log"),
             ship,
             index,
             origin,
+            is_waited_for,
             cursor: None,
             last_read: None,
             assembly: None,
@@ -382,15 +385,16 @@ impl Shipment {
             .shipped
             .is_some_and(|shipped| shipped >= assembly.to());
         if is_stored || assembly.bytes.is_empty() {
+            self.reached();
             return Ok(match self.ship.is_stopping() {
                 true => Step::Done,
                 false => Step::Wait(EVERY_IDLE),
             });
         }
-        let every = if assembly.is_changed {
-            EVERY
-        } else {
-            EVERY_IDLE
+        let every = match (assembly.is_changed, self.is_waited_for) {
+            (true, true) => Duration::ZERO,
+            (true, false) => EVERY,
+            (false, _) => EVERY_IDLE,
         };
         let since = self.last_put.map_or(every, |at| at.elapsed());
         if since < every && !self.ship.is_stopping() {

@@ -87,6 +87,25 @@ impl Source {
         Ok(())
     }
 
+    /// Requires the rights of a replica. The connection is of no more use.
+    ///
+    /// # Errors
+    /// Those of the server, explained; those of `tick`.
+    pub fn check_rights(mut self, tick: Tick<'_>) -> Result<()> {
+        let (replconf, psync): ([&[u8]; 3], [&[u8]; 3]) =
+            ([b"REPLCONF", b"capa", b"psync2"], [b"PSYNC", b"?", b"-1"]);
+        self.connection.ask(&replconf, tick)?;
+        // A server asks for the right first, and then refuses PSYNC while an answer to this client waits: it does not fork.
+        self.connection.send_at_once(&[&[b"PING"], &psync])?;
+        self.connection.reply(tick)?;
+        match self.connection.reply(tick)? {
+            Reply::Error(said) if !said.contains("pending output") => {
+                Err(self.connection.refused(&psync, &said))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns `master` or `replica`.
     pub fn role(&self) -> &'static str {
         match self.info.field("role") {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::{Redis, Settings};
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::operate::finding::Findings;
 use crate::operate::human;
 use crate::operate::redis::{connect, owners};
@@ -15,6 +15,8 @@ use crate::redis::source::Source;
 const LOOK: Duration = Duration::from_secs(1);
 /// A receiver that may be away for less is in danger: a restart of its host takes as long.
 const AWAY_MIN_SECONDS: u64 = 300;
+/// A data set may take so long on its way.
+const DUMP_MIN_SECONDS: u64 = 30;
 
 /// Looks at each configured server.
 pub fn look(found: &mut Findings, settings: &Settings, session: &Session) {
@@ -79,9 +81,6 @@ fn server(
     let mut tick = || session.host.check_stop();
     let memory = source.ask("memory", &mut tick)?;
     fork(found, redis, &memory);
-    if redis.journal.is_none() {
-        return Ok(());
-    }
     let (began, before) = (Instant::now(), offset(&source.info));
     while began.elapsed() < LOOK {
         tick()?;
@@ -90,12 +89,26 @@ fn server(
     let after = source.ask("replication", &mut tick)?;
     let written = offset(&after).saturating_sub(before);
     let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    away(
-        found,
-        redis,
-        &after,
-        written.saturating_mul(1000) / millis.max(1),
-    );
+    let rate = written.saturating_mul(1000) / millis.max(1);
+    if redis.journal.is_some() {
+        away(found, redis, &after, rate);
+    }
+    let limit = source.setting("client-output-buffer-limit", &mut tick);
+    let seconds = number(&source.info, "rdb_last_bgsave_time_sec").unwrap_or(0);
+    match limit {
+        Ok(Some(limit)) => output(found, redis, (limit.expose(), &after), (rate, seconds)),
+        Ok(None) => {}
+        Err(e) if matches!(e.code(), Code::Denied | Code::Server) => found.ok(
+            &format!("{} output buffer", redis.name),
+            "cannot be asked: give the user +config|get",
+        ),
+        Err(e) => return Err(e),
+    }
+    let name = format!("{} rights", redis.name);
+    match source.check_rights(&mut tick) {
+        Ok(()) => found.ok(&name, "it hands out its data set and its commands"),
+        Err(e) => found.error(&name, &e),
+    }
     Ok(())
 }
 
@@ -124,6 +137,67 @@ fn fork(found: &mut Findings, redis: &Redis, memory: &Info) {
             "name a replica as address, or back up while little is written",
         ),
         false => found.ok(&name, value),
+    }
+}
+
+/// While a data set is on its way, the server keeps what is written meanwhile, up to a limit behind which it lets the connection go.
+fn output(
+    found: &mut Findings,
+    redis: &Redis,
+    (setting, replication): (&str, &Info),
+    (bytes_per_second, dump_seconds): (u64, u64),
+) {
+    let Some(limit) = OutputLimit::read(setting) else {
+        return;
+    };
+    let name = format!("{} output buffer", redis.name);
+    // Below the size of the backlog no limit holds.
+    let backlog = number(replication, "repl_backlog_size").unwrap_or(0);
+    let Some(bytes) = limit.least().map(|bytes| bytes.max(backlog)) else {
+        found.ok(&name, "no limit");
+        return;
+    };
+    let needed = dump_seconds.saturating_mul(2).max(DUMP_MIN_SECONDS);
+    let rate = format!("{}/s written", human::size(bytes_per_second));
+    let reached = bytes.checked_div(bytes_per_second);
+    let Some(seconds) = reached.filter(|seconds| *seconds < needed) else {
+        found.ok(&name, format!("up to {}, {rate}", human::size(bytes)));
+        return;
+    };
+    let time = human::duration(Duration::from_secs(seconds));
+    let wanted = bytes_per_second.saturating_mul(needed).saturating_mul(2);
+    found.warn(
+        &name,
+        format!("up to {}, {rate}: reached in {time}", human::size(bytes)),
+        "the server lets a backup go whose data set takes longer than that",
+        format!("redis-cli CONFIG SET client-output-buffer-limit 'replica {wanted} {wanted} 60', and the same in redis.conf"),
+    );
+}
+
+/// The limit of what a server keeps for a replica that reads slowly.
+struct OutputLimit {
+    hard_bytes: u64,
+    soft_bytes: u64,
+}
+
+impl OutputLimit {
+    /// Reads the setting: class, hard limit, soft limit and seconds of each class of clients.
+    fn read(setting: &str) -> Option<OutputLimit> {
+        let words: Vec<&str> = setting.split_ascii_whitespace().collect();
+        let of_replicas = |class: &&[&str]| matches!(class.first(), Some(&("slave" | "replica")));
+        match words.chunks(4).find(of_replicas)? {
+            [_, hard, soft, _] => Some(OutputLimit {
+                hard_bytes: hard.parse().ok()?,
+                soft_bytes: soft.parse().ok()?,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The smaller one; 0 stands for none.
+    fn least(&self) -> Option<u64> {
+        let limits = [self.hard_bytes, self.soft_bytes].into_iter();
+        limits.filter(|bytes| *bytes > 0).min()
     }
 }
 
@@ -167,5 +241,22 @@ fn away(found: &mut Findings, redis: &Redis, replication: &Info, bytes_per_secon
             ),
         ),
         false => found.ok(&name, value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_replicas_is_read_by_both_of_its_names() {
+        let least = |setting: &str| OutputLimit::read(setting).map(|limit| limit.least());
+        let old = "normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60";
+        assert_eq!(least(old), Some(Some(67_108_864)));
+        assert_eq!(least("replica 1000 0 0 normal 5 5 5"), Some(Some(1000)));
+        assert_eq!(least("normal 1 1 1 replica 0 0 0"), Some(None));
+        for strange in ["", "normal 1 1 1", "slave 1", "slave x 1 1"] {
+            assert_eq!(least(strange), None, "{strange}");
+        }
     }
 }

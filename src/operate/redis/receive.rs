@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::cluster::Live;
 use super::{connect_while, identity, server};
-use crate::config::{Redis, Settings};
+use crate::config::{Redis, RedisAcknowledge, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::journal::frame::Frames;
@@ -109,6 +109,7 @@ pub(super) fn until_stopped(
     let mut sink = Sink {
         feeder: journal.feeder(),
         watch: journal.watch(),
+        archived: shipper.archived(),
         runtime: &runtime,
         held,
         place: end.next_multiple_of(SEGMENT_BYTES),
@@ -177,8 +178,10 @@ fn ship(
         is_shard: peer.live.is_some(),
         ..origin(session, peer.redis, scope)
     };
-    let work: Work =
-        Arc::new(move |ship, index| Shipment::new(Arc::clone(ship), index, origin.clone()).run());
+    let is_waited_for = peer.redis.acknowledge == RedisAcknowledge::Repository;
+    let work: Work = Arc::new(move |ship, index| {
+        Shipment::new(Arc::clone(ship), index, origin.clone(), is_waited_for).run()
+    });
     let options = shipping::Options {
         repositories: settings.repositories.clone(),
         nonce: host.random(),

@@ -549,6 +549,40 @@ fn r29_doctor_compares_the_backlog_with_what_is_written() {
     assert!(busy.to_string().contains("may be away for"), "{busy}");
     assert!(busy.to_string().contains("repl-backlog-size"), "{busy}");
     stop(running);
+
+    // The server keeps little for a replica that is slow to take a data set.
+    let fine = finding("cache output buffer");
+    assert_eq!(fine["level"], "ok", "{fine}");
+    server.ask(&[
+        "CONFIG",
+        "SET",
+        "client-output-buffer-limit",
+        "replica 100kb 100kb 60",
+    ]);
+    let writing = server
+        .cli(&["-r", "10000000", "SET", "key", &value])
+        .spawn();
+    let small = finding("cache output buffer");
+    writing.signal(Signal::KILL);
+    writing.wait();
+    assert_eq!(small["level"], "warn", "{small}");
+    assert!(
+        small.to_string().contains("client-output-buffer-limit"),
+        "{small}"
+    );
+
+    // Rights are tried, and nothing forks for it.
+    let forks = server.info("sync_full");
+    let rights = finding("cache rights");
+    assert_eq!(rights["level"], "ok", "{rights}");
+    server.ask(&["ACL", "SETUSER", "default", "-psync", "-config"]);
+    let rights = finding("cache rights");
+    assert_eq!(rights["level"], "fail", "{rights}");
+    assert!(rights.to_string().contains("+psync"), "{rights}");
+    let unknown = finding("cache output buffer");
+    assert!(unknown.to_string().contains("+config|get"), "{unknown}");
+    assert_eq!(server.info("sync_full"), forks);
+    server.ask(&["ACL", "SETUSER", "default", "+@all"]);
     server.ask(&["SHUTDOWN", "NOSAVE"]);
     assert_eq!(finding("cache")["level"], "fail");
 }
@@ -641,6 +675,41 @@ fn r21_waitaof_counts_the_receiver() {
         stop(running);
     }
 }
+
+/// With `acknowledge = "repository"` what `WAIT` confirms survives the loss of the receiver's host.
+fn r73_what_wait_confirms_is_in_the_repository(name: &'static str) {
+    let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "receive.acknowledge = \"repository\"");
+    world.backup();
+    let running = receiver(&world, &server);
+    // In no repository means not confirmed, however durable the journal is.
+    let aside = world.sandbox.join("away");
+    std::fs::rename(world.repository(), &aside).unwrap();
+    let asked = server.cli(&[]).stdin("SET lost 1\nWAIT 1 3000\n").run();
+    assert_eq!(asked.stdout.lines().next_back(), Some("0"), "{asked}");
+    std::fs::rename(&aside, world.repository()).unwrap();
+    confirm(&server, "SET a 1\n", 1);
+    let mut random = Random::new(64);
+    for round in 0..20 {
+        let size = random.below(200_000);
+        confirm(
+            &server,
+            &format!("SET key:{round} {}\n", "v".repeat(size)),
+            1,
+        );
+    }
+    let content = server.content();
+    running.signal(Signal::KILL);
+    running.wait();
+    std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
+    // The last bytes of the history ask for acknowledgement, and change nothing.
+    let restored = world.restore("cache", &["--latest"]);
+    let copy = Server::on(name, &restored, &[]);
+    assert_eq!(copy.content(), content);
+}
+
+per_server!(r73_what_wait_confirms_is_in_the_repository);
 
 #[test]
 fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
