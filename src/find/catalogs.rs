@@ -293,8 +293,13 @@ impl Catalogs {
             return;
         };
         if place.catalog == Catalog::Class {
-            if let Some(class) = ClassRow::read(columns, self.major) {
-                self.learn_class(place.database, class, is_newest);
+            match ClassRow::read(columns, self.major) {
+                // A table of such a name that somebody made stays; a transient one is gone when its transaction ends.
+                Some(class) if !is_newest && class.written_anew().is_some() => {
+                    self.learn_transient(place.database, &class);
+                }
+                Some(class) => self.learn_class(place.database, class, is_newest),
+                None => {}
             }
             return;
         }
@@ -322,6 +327,13 @@ impl Catalogs {
         put(&mut self.relations, (database, class.oid), class, is_newest);
     }
 
+    /// Takes the row of a relation that a transaction made to write another one anew: its file is that one's.
+    pub fn learn_transient(&mut self, database: u32, class: &ClassRow) {
+        if let Some(oid) = class.written_anew() {
+            put(&mut self.files, (database, class.file), oid, false);
+        }
+    }
+
     /// Takes the end of a transaction that was committed.
     pub fn commit(&mut self, xid: u32) {
         self.committed.insert(xid);
@@ -332,10 +344,15 @@ impl Catalogs {
         self.void.insert(xid);
     }
 
+    /// Returns the oid of the relation that has a file.
+    pub fn owner(&self, database: u32, file: u32) -> Option<u32> {
+        self.files.get(&(database, file)).copied()
+    }
+
     /// Returns the relation that has a file.
     pub fn relation(&self, database: u32, file: u32) -> Option<&ClassRow> {
-        let oid = self.files.get(&(database, file))?;
-        self.relations.get(&(database, *oid))
+        let oid = self.owner(database, file)?;
+        self.relations.get(&(database, oid))
     }
 
     /// Returns the newest known row of a relation.
@@ -379,5 +396,56 @@ fn class_change(
         before,
         has_row,
         after,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A row of `pg_class` of major 17, with a header of 24 bytes.
+    fn row((oid, name, file): (u32, &str, u32)) -> Row {
+        let mut columns = vec![0; 116];
+        let mut put =
+            |at: usize, bytes: &[u8]| columns[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &oid.to_le_bytes());
+        put(4, name.as_bytes());
+        put(68, &2200_u32.to_le_bytes());
+        put(88, &file.to_le_bytes());
+        put(114, b"pr");
+        let header: &[u8] = &[0, 0, 0, 0, 24, 0];
+        Row::inserted(&[header, &columns].concat()).unwrap()
+    }
+
+    fn page(rows: &[(u32, &str, u32)], is_untouched: bool) -> Vec<PageRow> {
+        let numbered = (1..).zip(rows);
+        let row = |(offset, given): (u16, &(u32, &str, u32))| PageRow {
+            offset,
+            xmin: 0,
+            is_void: false,
+            is_untouched,
+            row: row(*given),
+        };
+        numbered.map(row).collect()
+    }
+
+    /// The old row of a transient relation names no file: it is that of the relation which was written anew, whatever its name.
+    #[test]
+    fn a_file_of_a_transient_relation_belongs_to_the_one_that_was_written_anew() {
+        let place = Place {
+            catalog: Catalog::Class,
+            database: 5,
+            file: 1259,
+            block: 0,
+        };
+        let mut catalogs = Catalogs::new(Major::V17, CatalogFiles::default());
+        catalogs.page(place, page(&[(26030, "pg_temp_23095", 26030)], false));
+        assert_eq!(catalogs.owner(5, 26030), Some(23095));
+        assert_eq!(catalogs.relation(5, 26030), None);
+        catalogs.page(place, page(&[(23095, "orders", 26030)], true));
+        assert_eq!(catalogs.relation(5, 26030).unwrap().name, "orders");
+        // Somebody may give a table such a name: it is still there.
+        catalogs.page(place, page(&[(30000, "pg_temp_9", 30000)], true));
+        assert_eq!(catalogs.relation(5, 30000).unwrap().name, "pg_temp_9");
     }
 }

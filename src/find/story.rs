@@ -194,7 +194,7 @@ impl Story {
         let fates = fates(&changes, &is_emptied);
         for ((database, _), fate) in &fates {
             // A catalog that is written anew has its transient relation made in one file of pg_class, and dropped in another.
-            let is_transient = |b: &ClassRow| b.name.starts_with("pg_temp_");
+            let is_transient = |b: &ClassRow| b.written_anew().is_some();
             let is_mapped = open.iter().any(|o| o.maps.contains(database));
             if !is_mapped || !fate.before.as_ref().is_some_and(is_transient) {
                 self.relation(&draft, *database, fate);
@@ -203,9 +203,16 @@ impl Story {
         self.leftover(&draft, end, (open, &changes));
         self.rows(&draft, open, &owners(&changes, &fates));
         for change in changes {
-            if let Some(after) = &change.after {
-                self.catalogs
-                    .learn_class(change.database, after.clone(), true);
+            let Some(after) = &change.after else {
+                continue;
+            };
+            let fate = fates.get(&(change.database, after.oid));
+            let is_brief = fate.is_some_and(|fate| fate.is_made && fate.after.is_none());
+            match is_brief && after.written_anew().is_some() {
+                true => self.catalogs.learn_transient(change.database, after),
+                false => self
+                    .catalogs
+                    .learn_class(change.database, after.clone(), true),
             }
         }
     }
@@ -356,7 +363,12 @@ impl Story {
             return None;
         }
         let Some(row) = self.catalogs.relation(file.database, file.number) else {
+            let oid = self.catalogs.owner(file.database, file.number);
+            if oid.is_some_and(|oid| oid < FIRST_NORMAL_OID) {
+                return None;
+            }
             return Some(Relation {
+                oid,
                 file: Some(file.number),
                 tablespace: Some(file.tablespace),
                 ..Relation::default()

@@ -90,6 +90,13 @@ impl ClassRow {
         let is_known = row.kind.is_ascii_alphabetic() && b"put".contains(&row.persistence);
         (is_known && row.oid > 0).then_some(row)
     }
+
+    /// Returns the oid of the relation that is written anew, where the name is that of the transient one which takes the rows.
+    ///
+    /// PostgreSQL: src/backend/commands/cluster.c (make_new_heap), in 19 repack.c.
+    pub fn written_anew(&self) -> Option<u32> {
+        self.name.strip_prefix("pg_temp_")?.parse().ok()
+    }
 }
 
 /// Reads oid and name of a row of one of the other catalogs.
