@@ -36,6 +36,8 @@ pub enum Kind {
     Log = 7,
     /// The list of a backup's relations.
     Relations = 8,
+    /// Recovery instructions of a set.
+    Runbook = 10,
 }
 
 impl Kind {
@@ -60,6 +62,7 @@ impl Kind {
             Kind::ServerManifest => "server_manifest",
             Kind::Log => "log",
             Kind::Relations => "relations",
+            Kind::Runbook => "runbook",
         }
     }
 
@@ -73,6 +76,7 @@ impl Kind {
             Kind::ServerManifest,
             Kind::Log,
             Kind::Relations,
+            Kind::Runbook,
         ]
         .into_iter()
         .find(|k| *k as u8 == number)

@@ -53,6 +53,7 @@ pub mod repository;
 pub mod root;
 #[cfg(feature = "full")]
 pub mod run_claim;
+pub mod runbook;
 #[cfg(feature = "full")]
 pub mod runs;
 mod same_bytes;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{self, Event, Recorded, Writer};
 use super::id::BackupId;
 use super::log_keys::is_replid;
+use super::runbook;
 use super::scope::{AUX, CLUSTERS, Scope, prefix_of};
 use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
@@ -72,6 +73,9 @@ pub struct Stated {
     pub level: u8,
     /// The members.
     pub members: Vec<StatedMember>,
+    /// The recovery instructions of then, by the hash under which this repository has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runbook: Option<String>,
 }
 
 /// The point of one member, as it is stored. Fields that its kind does not use are absent.
@@ -149,6 +153,8 @@ pub struct Mark {
     pub level: Level,
     /// The members, each of them once.
     pub members: Vec<Member>,
+    /// The hash of the recovery instructions that are stored with it.
+    pub runbook: Option<String>,
 }
 
 impl Mark {
@@ -243,6 +249,7 @@ fn read(scope: &Scope, recorded: &Recorded) -> std::result::Result<Mark, &'stati
         ended: stated.ended,
         level,
         members,
+        runbook: stated.runbook.clone().filter(|hash| runbook::is_hash(hash)),
     })
 }
 
@@ -381,6 +388,7 @@ mod tests {
             ended: time,
             level: 3,
             members,
+            runbook: None,
         }
     }
 

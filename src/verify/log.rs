@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::repo::container::Container;
 use crate::repo::json;
 use crate::repo::log_keys;
+use crate::repo::runbook;
 use crate::store::{self, Key};
 
 /// Checks all objects of a log. Less than [`Depth::Everything`] reads the ends of containers, which say what they are.
@@ -31,6 +32,35 @@ pub(super) fn check(check: &Check<'_>, depth: &Depth) -> Result<()> {
         settle(check, key, read)?;
     }
     Ok(())
+}
+
+/// Checks the recovery instructions of a set, which are short.
+pub(super) fn check_runbooks(check: &Check<'_>) -> Result<()> {
+    for listed in check.store.list(&runbook::folder(&check.scope))? {
+        check.host.check_stop()?;
+        let at = format!("{}/{}", runbook::folder(&check.scope), listed.name);
+        if listed.is_prefix || !runbook::is_name(&listed.name) {
+            check.warn(format!("\"{at}\" is no object of this format"));
+            continue;
+        }
+        let key = Key::new(at)?;
+        let read = text(check, &key);
+        settle(check, &key, read)?;
+    }
+    Ok(())
+}
+
+fn text(check: &Check<'_>, key: &Key) -> Result<Option<u64>> {
+    let Some(object) = check.store.open(key)? else {
+        return Ok(None);
+    };
+    let container = Container::open_under(key, object)?;
+    let bytes = container.stored_bytes();
+    container.check_stored()?;
+    if !container.is_opaque() {
+        runbook::check(key, container)?;
+    }
+    Ok(Some(bytes))
 }
 
 /// Counts what was read; what came and went meanwhile is nothing.

@@ -53,6 +53,7 @@ impl VerifyScope<'_> {
         events::find_lost(&check, &catalog, &lost, true);
         keys::check_scope(&check, &catalog)?;
         log::check(&check, &self.depth)?;
+        log::check_runbooks(&check)?;
         let newest = catalog.committed().last();
         let newest = newest.map(|(id, _, _)| check.scope.manifest(id));
         epoch::check(&check, self.repository, newest.as_slice())?;

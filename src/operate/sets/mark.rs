@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{cluster, configured, own, redis, scope};
-use crate::config::{MemberKind, SetMember, Settings};
+use super::{cluster, configured, own, redis, runbook, scope};
+use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::failures::Failures;
@@ -20,6 +20,7 @@ use crate::redis::kind::NAME as REDIS;
 use crate::redis::source::Source;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
+use crate::repo::runbook as stored_runbook;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark::{self, Level, MEMBERS_MAX, Stated, StatedMember};
 use crate::repo::source;
@@ -121,13 +122,9 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Marked> {
         ended,
         level: Level::Marker.number(),
         members: points,
+        runbook: None,
     };
-    record(
-        session,
-        &settings,
-        &scope(set)?,
-        (stated, asked.label.clone()),
-    )
+    record(session, &settings, set, (stated, asked.label.clone()))
 }
 
 fn connect<'s>(
@@ -251,15 +248,16 @@ fn of_files(
     })
 }
 
-/// Writes the same event into every repository.
+/// Writes the same mark into every repository, behind the instructions that it names.
 fn record(
     session: &Session,
     settings: &Settings,
-    scope: &Scope,
+    set: &RecoverySet,
     (stated, label): (Stated, Option<String>),
 ) -> Result<Marked> {
     let writer = Writer::of(&session.host);
     let event = set_mark::event(&writer, stated.clone(), label.clone());
+    let (scope, text) = (scope(set)?, runbook::to_store(settings, set));
     let mut failures = Failures::default();
     let mut repositories = Vec::new();
     failures.in_each(&settings.repositories, "mark in", |configured| {
@@ -272,7 +270,18 @@ fn record(
                 "a mark that nothing proves would not count: key_set is not configured"
             ));
         }
-        write(session, repository.store(), scope, (&writer, &event))?;
+        let store = repository.store();
+        source::register(store, &scope, (None, None), session.host.now())?;
+        // Its name is another one in each encrypted repository.
+        let stated = Stated {
+            runbook: Some(stored_runbook::write(store, &scope, &text)?),
+            ..stated.clone()
+        };
+        let event = Event {
+            mark: Some(stated),
+            ..event.clone()
+        };
+        writer.record(store, &scope, &event)?;
         repositories.push(configured.name.clone());
         Ok(())
     });
@@ -288,16 +297,6 @@ fn record(
         repositories,
         failures,
     })
-}
-
-fn write(
-    session: &Session,
-    store: &dyn crate::store::Store,
-    scope: &Scope,
-    (writer, event): (&Writer<'_>, &Event),
-) -> Result<()> {
-    source::register(store, scope, (None, None), session.host.now())?;
-    writer.record(store, scope, event).map(|_| ())
 }
 
 fn level(members: &[StatedMember]) -> Level {

@@ -26,7 +26,7 @@ use crate::repo::scope::Scope;
 use crate::repo::set_mark::{self, Level, Mark, Marks, Point};
 
 /// Marks among which one is looked for.
-const MARKS_MAX: usize = 10_080;
+pub(super) const MARKS_MAX: usize = 10_080;
 /// Shortest beginning of a mark's name that is taken for it: a day.
 const BEGINNING: usize = 8;
 

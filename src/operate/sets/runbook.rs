@@ -3,6 +3,8 @@
 //! The part that comes from the configuration is hashed, and the hash stands in the text: a copy whose hash is another one is stale. Times and moments change all the while,
 //! and make no copy stale.
 
+use serde::Serialize;
+
 use super::configured;
 use super::info::{self, SetInfo};
 use super::plan::{self, AskedMoment, AskedRecovery};
@@ -11,10 +13,15 @@ use crate::config::{MemberKind, RecoverySet, Settings};
 use crate::err;
 use crate::error::Result;
 use crate::operate::human;
+use crate::operate::search;
 use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
 use crate::plan::sets::Extent;
 use crate::release;
 use crate::repo::event;
+use crate::repo::runbook;
+use crate::repo::scope::Scope;
+use crate::repo::set_mark::{self, KIND, Mark};
 
 /// Marks that are looked at.
 const MARKS: usize = 5;
@@ -29,8 +36,6 @@ const HASH_END: &str = " -->";
 pub fn write(session: &Session, name: Option<&str>) -> Result<String> {
     let settings = session.settings_with_repositories()?;
     let set = configured(&settings, name)?;
-    let fixed = fixed(&settings, set);
-    let hash = blake3::hash(fixed.as_bytes()).to_hex();
     let mut text = format!(
         "# Recovery of {}\n\nWritten by pitr {} on {} at {}. Print it, and keep it off this host: pitr runbook --set {} > runbook.md\n\n",
         set.name,
@@ -40,9 +45,90 @@ pub fn write(session: &Session, name: Option<&str>) -> Result<String> {
         set.name,
     );
     text.push_str(&now(session, set));
-    text.push_str(&fixed);
-    text.push_str(&format!("\n{HASH}{hash}{HASH_END}\n"));
+    text.push_str(&marked(&fixed(&settings, set)));
     Ok(text)
+}
+
+/// The instructions that are stored with each mark: what the configuration tells. Another text is stored when that changes.
+pub(super) fn to_store(settings: &Settings, set: &RecoverySet) -> String {
+    let name = &set.name;
+    format!(
+        "# Recovery of {name}\n\nThis was stored with the marks of the set. It knows neither moments nor times: `pitr info --set {name}` shows those, once the configuration is there again.\n\n{}",
+        marked(&fixed(settings, set))
+    )
+}
+
+/// A text with its hash behind it.
+fn marked(fixed: &str) -> String {
+    let hash = blake3::hash(fixed.as_bytes()).to_hex();
+    format!("{fixed}\n{HASH}{hash}{HASH_END}\n")
+}
+
+/// Instructions that a repository has.
+#[derive(Debug, Serialize)]
+pub struct StoredRunbook {
+    /// The set.
+    pub set: String,
+    /// The mark with which they were stored.
+    pub mark: String,
+    /// The time of the mark.
+    pub time: TimestampTz,
+    /// The text, as Markdown.
+    pub text: String,
+}
+
+/// Reads the instructions that were stored with a mark: the newest one that has some, or the one that is named. The set need not be configured.
+///
+/// # Errors
+/// `Usage` where no set is named, and not one is configured; `NotFound`; `Key`; `Damaged`; errors of the repositories.
+pub fn stored(session: &Session, name: Option<&str>, mark: Option<&str>) -> Result<StoredRunbook> {
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => configured(&session.settings_with_repositories()?, None)?
+            .name
+            .clone(),
+    };
+    let scope = Scope::aux(KIND, &name)?;
+    let is_it =
+        |m: &Mark| mark.is_none_or(|id| m.id.starts_with(id) || m.label.as_deref() == Some(id));
+    let found = search::in_first(session, |repository, _| {
+        let store = repository.store();
+        let marks = set_mark::newest(store, &scope, plan::MARKS_MAX)?.marks;
+        for mark in marks.into_iter().filter(is_it) {
+            let Some(hash) = &mark.runbook else {
+                continue;
+            };
+            if let Some(text) = runbook::read(store, &scope, hash)? {
+                return Ok(Some((mark.id, mark.began, text)));
+            }
+        }
+        Ok(None)
+    })?;
+    let (mark, time, text) = found.ok_or_else(|| {
+        err!(NotFound, "no mark of set \"{name}\" has a runbook").hint(
+            "pitr mark stores one with each mark. pitr runbook writes one from the configuration.",
+        )
+    })?;
+    Ok(StoredRunbook {
+        set: name,
+        mark,
+        time,
+        text,
+    })
+}
+
+/// Returns a text in front of its hash, and the hash with the words around it; empty where there is none.
+pub fn without_hash(text: &str) -> (&str, &str) {
+    let at = text.rfind(HASH).unwrap_or(text.len());
+    let (before, behind) = text.split_at_checked(at).unwrap_or((text, ""));
+    let digits = behind
+        .trim_end()
+        .strip_prefix(HASH)
+        .and_then(|rest| rest.strip_suffix(HASH_END));
+    match digits {
+        Some(digits) if runbook::is_hash(digits) => (before, behind),
+        _ => (text, ""),
+    }
 }
 
 /// Requires that a copy is of the configuration as it is now.

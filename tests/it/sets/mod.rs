@@ -2,6 +2,7 @@
 
 mod campaign;
 mod erasures;
+mod runbook;
 mod shop;
 
 use std::fs::Permissions;
