@@ -677,7 +677,7 @@ fn r21_waitaof_counts_the_receiver() {
 }
 
 /// With `acknowledge = "repository"` what `WAIT` confirms survives the loss of the receiver's host.
-fn r73_what_wait_confirms_is_in_the_repository(name: &'static str) {
+fn r79_what_wait_confirms_is_in_the_repository(name: &'static str) {
     let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
     let world = World::new(&server);
     configure(&world, &server, "receive.acknowledge = \"repository\"");
@@ -709,7 +709,7 @@ fn r73_what_wait_confirms_is_in_the_repository(name: &'static str) {
     assert_eq!(copy.content(), content);
 }
 
-per_server!(r73_what_wait_confirms_is_in_the_repository);
+per_server!(r79_what_wait_confirms_is_in_the_repository);
 
 #[test]
 fn an_agent_keeps_a_receiver_running_and_takes_it_over() {

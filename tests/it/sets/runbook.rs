@@ -77,7 +77,7 @@ fn flip(path: &Path) {
 
 /// The host is lost with its configuration; the repository and its keys are left.
 #[test]
-fn r74_the_runbook_is_stored_with_each_mark() {
+fn r80_the_runbook_is_stored_with_each_mark() {
     for is_sealed in [false, true] {
         let site = Site::new(is_sealed);
         let none = site.stored().run().expect_code(2);
