@@ -19,6 +19,7 @@ use crate::plan::retention::log::HistoryFate;
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::redis::overview;
 use crate::repo::id::BackupId;
+use crate::repo::set_mark::{self, Spent};
 use crate::repo::slot_map;
 
 /// Delete what is no longer to be kept
@@ -63,8 +64,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "confirm")]
     pub dry_run: bool,
 
-    /// Change nothing, and say of one backup which rule keeps it and until when, or of one segment, or of a place in the log of Redis, which backups need it
-    #[arg(long, value_name = "ID|SEGMENT|REPLID:N", conflicts_with_all = ["confirm", "dry_run"])]
+    /// Change nothing, and say of one backup which rule keeps it and until when, or of one segment, or of a place in the log of Redis, which backups need it, or why a mark of a recovery set goes
+    #[arg(long, value_name = "ID|SEGMENT|REPLID:N|MARK", conflicts_with_all = ["confirm", "dry_run"])]
     pub explain: Option<Explained>,
 
     /// Mark what is not kept, and delete what was marked before the grace period
@@ -81,6 +82,8 @@ pub enum Explained {
     Segment(SegmentName),
     /// A history of Redis, and a position in it.
     Log(String, u64),
+    /// A mark of a recovery set.
+    Mark(String),
 }
 
 impl FromStr for Explained {
@@ -92,9 +95,10 @@ impl FromStr for Explained {
             (Ok(id), ..) => Ok(Explained::Backup(id)),
             (_, Ok(WalFileName::Segment(name)), _) => Ok(Explained::Segment(name)),
             (.., Some((replid, position))) => Ok(Explained::Log(replid, position)),
+            _ if set_mark::is_name(text) => Ok(Explained::Mark(text.to_owned())),
             _ => Err(err!(
                 Usage,
-                "\"{}\" is neither the id of a backup nor the name of a segment, nor a place in the log of Redis (REPLID:N)",
+                "\"{}\" is neither the id of a backup nor the name of a segment or a mark, nor a place in the log of Redis (REPLID:N)",
                 text.escape_debug()
             )),
         }
@@ -253,6 +257,10 @@ fn shown(done: &Done) -> serde_json::Value {
     if !plan.log.is_empty() {
         value["log"] = plan.log.iter().map(shown_history).collect();
     }
+    if !plan.spent.is_empty() {
+        let spent = |one: &Spent| json!({ "mark": one.mark, "why": one.why });
+        value["spent"] = plan.spent.iter().map(spent).collect();
+    }
     done.of.named(value)
 }
 
@@ -360,7 +368,10 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             why,
         ]);
     }
-    if plan.backups.is_empty() {
+    let is_set = matches!(&done.of, of::Of::Scope(scope) if scope.kind() == Some(set_mark::KIND));
+    if is_set {
+        // A set has marks alone.
+    } else if plan.backups.is_empty() {
         cx.out.line("no backup")?;
     } else {
         cx.out.table(&table)?;
@@ -416,6 +427,13 @@ fn lines(done: &Done) -> Vec<String> {
         }
     }
     lines.extend(plan.log.iter().filter_map(line_of_log));
+    if let (Some(first), Some(last)) = (plan.spent.first(), plan.spent.last()) {
+        let count = human::count(plan.spent.len() as u64, "mark");
+        lines.push(format!(
+            "marks that nobody can use: {} to {} ({count}); the newest: {}",
+            first.mark, last.mark, last.why
+        ));
+    }
     lines.extend(plan.waiting.iter().map(|w| format!("waiting: {w}")));
     for id in &plan.tombstones {
         lines.push(format!("aborted backup: {id}"));

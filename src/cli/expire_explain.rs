@@ -11,6 +11,7 @@ use crate::operate::{human, of};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::retention::{Deletion, Fate, Judged};
 use crate::repo::id::BackupId;
+use crate::repo::set_mark;
 
 /// The answer about one scope in one repository.
 struct Answer {
@@ -27,6 +28,7 @@ pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> 
         Explained::Backup(id) => backup(one, id),
         Explained::Segment(name) => one.of.cluster().map(|_| segment(one, *name)),
         Explained::Log(replid, position) => log(one, replid, *position),
+        Explained::Mark(name) => mark(one, name),
     };
     let answered: Vec<(&Done, Answer)> = done
         .iter()
@@ -166,5 +168,19 @@ fn log(done: &Done, replid: &str, position: u64) -> Option<Answer> {
     Some(Answer {
         lines,
         value: json!({ "replid": replid, "position": position, "needed": !needers.is_empty(), "goes": goes, "needed_by": needed_by }),
+    })
+}
+
+fn mark(done: &Done, name: &str) -> Option<Answer> {
+    let is_set = matches!(&done.of, of::Of::Scope(s) if s.kind() == Some(set_mark::KIND));
+    is_set.then_some(())?;
+    let spent = done.plan.spent.iter().find(|spent| spent.mark == name);
+    let line = spent.map_or_else(
+        || "it stays, if it is there".to_owned(),
+        |spent| format!("the next run deletes it: {}", spent.why),
+    );
+    Some(Answer {
+        lines: vec![format!("mark {name}: {line}")],
+        value: json!({ "mark": name, "goes": spent.is_some(), "why": spent.map(|spent| &spent.why) }),
     })
 }

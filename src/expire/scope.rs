@@ -13,7 +13,6 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline};
 use crate::repo::scope::Scope;
-use crate::repo::set_mark::KIND;
 use crate::repo::slot_map::{self, Useless};
 use crate::repo::source;
 use crate::repo::stored_log::StoredLog;
@@ -90,13 +89,9 @@ impl ExpireScope<'_> {
                 backup.fate = Fate::Keep;
             }
             plan = ExpirePlan {
-                // Marks are never deleted so far, and nobody has to hear it each night.
-                withheld: match kind {
-                    KIND => Vec::new(),
-                    _ => vec![format!(
-                        "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""
-                    )],
-                },
+                withheld: vec![format!(
+                    "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""
+                )],
                 backups: plan.backups,
                 ..ExpirePlan::default()
             };

@@ -47,6 +47,7 @@ use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::{Catalog, Needs, Subject};
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::set_mark::Spent;
 use crate::store::Key;
 use crate::wal::survey::Survey;
 
@@ -232,6 +233,8 @@ pub struct ExpirePlan {
     pub needed: Needed,
     /// The log of Redis, by history.
     pub log: Vec<log::HistoryFate>,
+    /// Marks of a recovery set that go.
+    pub spent: Vec<Spent>,
     /// From here on every moment stays reachable, where a WAL window says so.
     pub window_begin: Option<TimestampTz>,
     /// Why less is deleted than could be.

@@ -351,3 +351,73 @@ fn r77_a_sync_brings_no_log_back_that_expired() {
         &["--repository", "two"],
     );
 }
+
+/// Marks of a set go when each backup of a member that stays is later, and a mark to which a backup leads stays.
+#[test]
+fn r78_marks_go_with_the_backups_that_lead_to_them() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "[sets.shop]\nmembers = [\"redis:cache\"]");
+    let running = receiver(&world, &server);
+    let mark = |label: &[&str]| {
+        confirm(&server, "INCR marks\n", 1);
+        let run = world.pitr(&["mark", "shop", "--json"]).args(label).run();
+        let id = id(&run.success().json());
+        std::thread::sleep(Duration::from_millis(1100));
+        id
+    };
+    world.backup();
+    let early = mark(&["--label", "early"]);
+    world.backup();
+    let plain = mark(&[]);
+    let late = mark(&["--label", "late"]);
+    stop(running);
+    world.pitr(&["verify"]).run().success();
+    let set = world.repository().join("aux/sets/shop/events");
+    let marks = || {
+        files_below(&set)
+            .iter()
+            .filter(|f| f.contains("-mark-"))
+            .count()
+    };
+    // Clocks agree to the second here, and not only to an hour.
+    let exact = |keep: &str, more: &[&str], limit: &str| {
+        let options = ["expire", "--keep", keep, "--min-age", "0s", "--grace", "0s"];
+        let program = world.pitr(&options).args(more);
+        let program = program.env("PITR_FAULT_SECONDS", "0");
+        program.env("PITR_FAULT_LIMIT", limit).run().success()
+    };
+    let explained = |keep: &str, name: &str, words: &str| {
+        exact(keep, &["--explain", name], "9999").expect_stdout(words);
+    };
+    exact("2", &["--confirm"], "9999");
+    explained("2", &early, "it stays");
+    assert_eq!((world.ids().len(), marks()), (2, 3));
+    let gone = "each backup of aux/redis/cache that stays is later";
+    let words = format!("marks that nobody can use: {early} to {early} (1 mark)");
+    exact("1", &["--dry-run"], "9999")
+        .expect_stdout(&words)
+        .expect_stdout(gone);
+    explained("1", &early, gone);
+    explained("1", &late, "it stays");
+    // The backup goes; an hour is left for clocks that differ.
+    expire(&world, "1", &["--confirm"]);
+    assert_eq!((world.ids().len(), marks()), (1, 3));
+    exact("1", &["--confirm"], "9999");
+    assert_eq!(marks(), 2);
+    // Readers look at so many marks alone: of those behind them, labelled ones stay.
+    explained("1", &plain, "it stays");
+    exact("1", &["--confirm"], "1").expect_stdout("it has no label");
+    assert_eq!(marks(), 1);
+    let info = world
+        .pitr(&["info", "--set", "shop", "--json"])
+        .run()
+        .success();
+    assert!(
+        info.stdout.contains(&late) && !info.stdout.contains(&early),
+        "{info}"
+    );
+    let plan = ["recover", "test", "--set", "shop", "--mark", &late];
+    world.pitr(&plan).run().success();
+    world.pitr(&["verify"]).run().success();
+}
