@@ -153,7 +153,7 @@ oracle: ## 40 random targets on each major: restored clusters equal what pg_wald
 # Where it was cut short: make expiry-model FROM=<the last seed it printed>.
 FROM ?= 1
 expiry-model: ## a million random histories of backups, WAL, rules and clocks keep what retention promises
-	PITR_EXPIRY_HISTORIES=$$((1000001 - $(FROM))) PITR_EXPIRY_FROM=$(FROM) $(CARGO) test --release --lib x_random_histories -- --nocapture
+	PITR_EXPIRY_HISTORIES=$$((1000001 - $(FROM))) PITR_EXPIRY_FROM=$(FROM) $(CARGO) test --release --lib x_random_ -- --nocapture
 
 soak: ## 1 000 rounds of killing receiver, primary, network and power under load; nothing acknowledged may be lost
 	@$(MAKE) --no-print-directory soak-short SOAK_ROUNDS=$${SOAK_ROUNDS:-1000}

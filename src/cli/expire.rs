@@ -15,8 +15,11 @@ use crate::operate::expire::{self, Asked, Done};
 use crate::operate::human;
 use crate::operate::of;
 use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::plan::retention::log::HistoryFate;
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
+use crate::redis::overview;
 use crate::repo::id::BackupId;
+use crate::repo::set_mark::{self, Spent};
 use crate::repo::slot_map;
 
 /// Delete what is no longer to be kept
@@ -61,8 +64,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "confirm")]
     pub dry_run: bool,
 
-    /// Change nothing, and say of one backup which rule keeps it and until when, or of one segment which backups need it
-    #[arg(long, value_name = "ID|SEGMENT", conflicts_with_all = ["confirm", "dry_run"])]
+    /// Change nothing, and say of one backup which rule keeps it and until when, or of one segment, or of a place in the log of Redis, which backups need it, or why a mark of a recovery set goes
+    #[arg(long, value_name = "ID|SEGMENT|REPLID:N|MARK", conflicts_with_all = ["confirm", "dry_run"])]
     pub explain: Option<Explained>,
 
     /// Mark what is not kept, and delete what was marked before the grace period
@@ -77,18 +80,25 @@ pub enum Explained {
     Backup(BackupId),
     /// A segment.
     Segment(SegmentName),
+    /// A history of Redis, and a position in it.
+    Log(String, u64),
+    /// A mark of a recovery set.
+    Mark(String),
 }
 
 impl FromStr for Explained {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Explained> {
-        match (text.parse(), text.parse()) {
-            (Ok(id), _) => Ok(Explained::Backup(id)),
-            (_, Ok(WalFileName::Segment(name))) => Ok(Explained::Segment(name)),
+        let position = overview::parse_target(text);
+        match (text.parse(), text.parse(), position) {
+            (Ok(id), ..) => Ok(Explained::Backup(id)),
+            (_, Ok(WalFileName::Segment(name)), _) => Ok(Explained::Segment(name)),
+            (.., Some((replid, position))) => Ok(Explained::Log(replid, position)),
+            _ if set_mark::is_name(text) => Ok(Explained::Mark(text.to_owned())),
             _ => Err(err!(
                 Usage,
-                "\"{}\" is neither the id of a backup nor the name of a segment",
+                "\"{}\" is neither the id of a backup nor the name of a segment or a mark, nor a place in the log of Redis (REPLID:N)",
                 text.escape_debug()
             )),
         }
@@ -218,7 +228,7 @@ fn shown(done: &Done) -> serde_json::Value {
     let ids = |ids: &[crate::repo::id::BackupId]| -> Vec<String> {
         ids.iter().map(ToString::to_string).collect()
     };
-    done.of.named(json!({
+    let mut value = json!({
         "repository": done.repository,
         "backups": backups,
         "marks": ids(&plan.marks),
@@ -243,7 +253,29 @@ fn shown(done: &Done) -> serde_json::Value {
             "locked": o.locked,
             "locked_count": o.locked_count,
         })),
-    }))
+    });
+    if !plan.log.is_empty() {
+        value["log"] = plan.log.iter().map(shown_history).collect();
+    }
+    if !plan.spent.is_empty() {
+        let spent = |one: &Spent| json!({ "mark": one.mark, "why": one.why });
+        value["spent"] = plan.spent.iter().map(spent).collect();
+    }
+    done.of.named(value)
+}
+
+fn shown_history(history: &HistoryFate) -> serde_json::Value {
+    json!({
+        "replid": history.replid,
+        "from": history.stored.map(|(from, _)| from),
+        "to": history.stored.map(|(_, to)| to),
+        "needed_from": history.needed_from(),
+        "gone": history.gone.map(|gone| json!({
+            "before": gone.before,
+            "objects": gone.objects,
+            "bytes": gone.bytes,
+        })),
+    })
 }
 
 pub(super) fn shown_backup(backup: &Judged) -> ShownBackup<'_> {
@@ -336,7 +368,10 @@ fn print(cx: &Context, done: &Done) -> Result<()> {
             why,
         ]);
     }
-    if plan.backups.is_empty() {
+    let is_set = matches!(&done.of, of::Of::Scope(scope) if scope.kind() == Some(set_mark::KIND));
+    if is_set {
+        // A set has marks alone.
+    } else if plan.backups.is_empty() {
         cx.out.line("no backup")?;
     } else {
         cx.out.table(&table)?;
@@ -361,6 +396,23 @@ fn warn(cx: &Context, done: &Done) {
     }
 }
 
+/// Says how much of a history of Redis goes.
+fn line_of_log(history: &HistoryFate) -> Option<String> {
+    let gone = history.gone?;
+    let (replid, size) = (&history.replid, human::size(gone.bytes));
+    let count = human::count(gone.objects, "object");
+    Some(match gone.before {
+        Some(before) => {
+            format!(
+                "log that no backup needs: history {replid} before position {before} ({count}, {size})"
+            )
+        }
+        None => {
+            format!("log to which no backup leads: history {replid}, all of it ({count}, {size})")
+        }
+    })
+}
+
 fn lines(done: &Done) -> Vec<String> {
     let plan = &done.plan;
     let mut lines = Vec::new();
@@ -373,6 +425,14 @@ fn lines(done: &Done) -> Vec<String> {
             let count = human::count(last.0 - first.0 + 1, "segment");
             lines.push(format!("WAL that nothing needs: {from} to {to} ({count})"));
         }
+    }
+    lines.extend(plan.log.iter().filter_map(line_of_log));
+    if let (Some(first), Some(last)) = (plan.spent.first(), plan.spent.last()) {
+        let count = human::count(plan.spent.len() as u64, "mark");
+        lines.push(format!(
+            "marks that nobody can use: {} to {} ({count}); the newest: {}",
+            first.mark, last.mark, last.why
+        ));
     }
     lines.extend(plan.waiting.iter().map(|w| format!("waiting: {w}")));
     for id in &plan.tombstones {
@@ -396,10 +456,17 @@ fn lines(done: &Done) -> Vec<String> {
             "slots of a shard that later records repeat: {count}"
         ));
     }
+    let has_log = !plan.log.is_empty();
+    let what = if has_log { "log" } else { "WAL" };
     if let (Some(begin), Some(_)) = (plan.window_begin, plan.oldest_kept()) {
         lines.push(format!(
-            "every moment from {} on (wal_window) stays reachable, as far as its WAL is there; backups before it are restorable to their own ends",
+            "every moment from {} on (wal_window) stays reachable, as far as its {what} is there; backups before it are restorable to their own ends",
             human::time(begin)
+        ));
+    } else if let Some(oldest) = plan.oldest_kept().filter(|_| has_log) {
+        lines.push(format!(
+            "every moment from {} on stays reachable, as far as its log is there",
+            human::time(oldest.stop_time)
         ));
     } else if let Some((oldest, place)) = plan.oldest_kept().and_then(|o| Some((o, o.place?))) {
         lines.push(format!(

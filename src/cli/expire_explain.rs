@@ -1,4 +1,4 @@
-//! `pitr expire --explain`: why one backup or one segment stays, or goes.
+//! `pitr expire --explain`: why one backup, one segment or one place in the log of Redis stays, or goes.
 
 use serde_json::{Value, json};
 
@@ -11,6 +11,7 @@ use crate::operate::{human, of};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::plan::retention::{Deletion, Fate, Judged};
 use crate::repo::id::BackupId;
+use crate::repo::set_mark;
 
 /// The answer about one scope in one repository.
 struct Answer {
@@ -26,14 +27,23 @@ pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> 
     let answer = |one: &Done| match explained {
         Explained::Backup(id) => backup(one, id),
         Explained::Segment(name) => one.of.cluster().map(|_| segment(one, *name)),
+        Explained::Log(replid, position) => log(one, replid, *position),
+        Explained::Mark(name) => mark(one, name),
     };
     let answered: Vec<(&Done, Answer)> = done
         .iter()
         .filter_map(|one| Some((one, answer(one)?)))
         .collect();
-    if let (true, Explained::Backup(id)) = (answered.is_empty(), explained) {
-        return Err(err!(NotFound, "no repository has backup \"{id}\"")
-            .hint("pitr info shows the backups."));
+    match explained {
+        Explained::Backup(id) if answered.is_empty() => {
+            return Err(err!(NotFound, "no repository has backup \"{id}\"")
+                .hint("pitr info shows the backups."));
+        }
+        Explained::Log(replid, _) if answered.is_empty() => {
+            return Err(err!(NotFound, "no repository has history {replid}")
+                .hint("pitr redis info NAME shows the histories."));
+        }
+        _ => {}
     }
     if cx.out.is_json() {
         let shown = |(one, answer): &(&Done, Answer)| {
@@ -69,6 +79,11 @@ fn backup(done: &Done, id: &BackupId) -> Option<Answer> {
         lines.push(match judged.is_bounded {
             true => "it keeps the WAL to its own end, and none behind that".to_owned(),
             false => "it keeps all WAL behind it".to_owned(),
+        });
+    } else if !done.plan.log.is_empty() {
+        lines.push(match judged.is_bounded {
+            true => "it keeps no log: it is restorable to its own end".to_owned(),
+            false => "it keeps all log behind it".to_owned(),
         });
     }
     Some(Answer {
@@ -131,4 +146,41 @@ fn segment(done: &Done, name: SegmentName) -> Answer {
         lines,
         value: json!({ "segment": name.to_string(), "needed": is_needed, "goes": goes, "needed_by": needed_by }),
     }
+}
+
+fn log(done: &Done, replid: &str, position: u64) -> Option<Answer> {
+    let history = done.plan.log.iter().find(|h| h.replid == replid)?;
+    let needers = history.needed.iter().filter(|(from, _)| *from <= position);
+    let needers: Vec<_> = needers.map(|(_, id)| id).collect();
+    let goes = history.goes(position);
+    let line = match (goes, needers.is_empty()) {
+        (true, _) => "nothing needs it: the next run deletes it",
+        (false, false) => "it stays, if it is there",
+        (false, true) if history.needed.is_empty() => {
+            "no backup leads to this history: it goes when nothing was stored in it for a day"
+        }
+        (false, true) => "no backup needs it; it stays with the segment in which it lies",
+    };
+    let mut lines = vec![format!("position {position} of history {replid}: {line}")];
+    let needed = needers.iter();
+    lines.extend(needed.map(|id| format!("what can be reached from backup {id} needs it")));
+    let needed_by: Vec<String> = needers.iter().map(ToString::to_string).collect();
+    Some(Answer {
+        lines,
+        value: json!({ "replid": replid, "position": position, "needed": !needers.is_empty(), "goes": goes, "needed_by": needed_by }),
+    })
+}
+
+fn mark(done: &Done, name: &str) -> Option<Answer> {
+    let is_set = matches!(&done.of, of::Of::Scope(s) if s.kind() == Some(set_mark::KIND));
+    is_set.then_some(())?;
+    let spent = done.plan.spent.iter().find(|spent| spent.mark == name);
+    let line = spent.map_or_else(
+        || "it stays, if it is there".to_owned(),
+        |spent| format!("the next run deletes it: {}", spent.why),
+    );
+    Some(Answer {
+        lines: vec![format!("mark {name}: {line}")],
+        value: json!({ "mark": name, "goes": spent.is_some(), "why": spent.map(|spent| &spent.why) }),
+    })
 }

@@ -29,6 +29,7 @@ use crate::wal::survey::Survey;
 use run::{Decided, Domain, Run};
 
 pub mod erasures;
+pub mod marks;
 mod run;
 pub mod scope;
 

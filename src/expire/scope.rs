@@ -1,4 +1,4 @@
-//! Expiry of an aux scope: the rules of retention, and nothing about WAL.
+//! Expiry of an aux scope: the rules of retention, and the log of Redis.
 
 use std::collections::BTreeSet;
 
@@ -13,12 +13,12 @@ use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline};
 use crate::repo::scope::Scope;
-use crate::repo::set_mark::KIND;
 use crate::repo::slot_map::{self, Useless};
 use crate::repo::source;
+use crate::repo::stored_log::StoredLog;
 
-/// The backups of a scope, and records of slots that later ones repeat.
-type Stored = (Catalog<AuxBackup>, Vec<Useless>);
+/// The backups of a scope, its log, and records of slots that later ones repeat.
+type Stored = (Catalog<AuxBackup>, StoredLog, Vec<Useless>);
 
 /// One run of expiry on one aux scope in one repository.
 pub struct ExpireScope<'a> {
@@ -61,21 +61,25 @@ impl ExpireScope<'_> {
         }
         catalog.unfinished = catalog::unfinished(store, self.scope)?;
         check_clock(store, &catalog, self.host.now())?;
-        let has_slots =
-            self.scope.kind() == Some(slot_map::CONTENT) && self.policy.requested.is_none();
+        let is_redis = self.scope.kind() == Some(slot_map::CONTENT);
+        let log = match is_redis {
+            true => StoredLog::read(store, self.scope)?,
+            false => StoredLog::default(),
+        };
+        let has_slots = is_redis && self.policy.requested.is_none();
         let useless = match has_slots {
             true => slot_map::useless(store, self.scope, self.host)?,
             false => Vec::new(),
         };
-        Ok((catalog, useless))
+        Ok((catalog, log, useless))
     }
 
-    fn judge(&self, (catalog, useless): &Stored, policy: &Policy) -> Result<ExpirePlan> {
+    fn judge(&self, (catalog, log, useless): &Stored, policy: &Policy) -> Result<ExpirePlan> {
         let policy = Policy {
             store_clock: pin_clock(self.repository.store(), catalog)?,
             ..policy.clone()
         };
-        let mut plan = retention(catalog, &policy, self.host.now());
+        let mut plan = retention(catalog, log, &policy, self.host.now());
         let slots = useless.iter().filter(|_| plan.withheld.is_empty());
         let slots = slots.map(|(day, name)| Deletion::Event(day.clone(), name.clone()));
         plan.deletions.extend(slots.collect::<Vec<_>>());
@@ -85,13 +89,9 @@ impl ExpireScope<'_> {
                 backup.fate = Fate::Keep;
             }
             plan = ExpirePlan {
-                // Marks are never deleted so far, and nobody has to hear it each night.
-                withheld: match kind {
-                    KIND => Vec::new(),
-                    _ => vec![format!(
-                        "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""
-                    )],
-                },
+                withheld: vec![format!(
+                    "nothing is marked or deleted, because this version does not know content of kind \"{kind}\""
+                )],
                 backups: plan.backups,
                 ..ExpirePlan::default()
             };

@@ -13,13 +13,17 @@ use super::unproven;
 use crate::config;
 use crate::error::Result;
 use crate::expire::erasures;
+use crate::expire::marks::ExpireMarks;
 use crate::expire::scope::ExpireScope;
 use crate::expire::{Expire, Outcome};
 use crate::pg::segment::SegmentSize;
-use crate::plan::retention::{ExpirePlan, Policy};
+use crate::pg::time::TimestampTz;
+use crate::plan::retention::{ExpirePlan, Fate, Judged, Policy};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::run_claim;
+use crate::repo::scope::Scope;
+use crate::repo::set_mark;
 use crate::wal::survey::Root;
 
 /// The danger of a run that cannot tell forged backups.
@@ -133,8 +137,12 @@ fn one_repository(
             ));
         }
     }
+    let (sets, scopes): (Vec<Scope>, Vec<Scope>) = scopes
+        .into_iter()
+        .partition(|scope| scope.kind() == Some(set_mark::KIND));
     let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
     let names: BTreeSet<String> = registrations.iter().map(|r| r.name.clone()).collect();
+    let first = done.len();
     let mut run = Run {
         repository: &configured.name,
         is_confirmed: asked.is_confirmed,
@@ -181,6 +189,20 @@ fn one_repository(
             expire.run(plan, outcome)
         })?;
     }
+    let oldest = run.done.get(first..).into_iter().flatten();
+    let oldest: BTreeMap<_, _> = oldest.filter_map(oldest_left).collect();
+    for scope in sets {
+        let expire = ExpireMarks {
+            repository: &repository,
+            scope: &scope,
+            oldest: &oldest,
+            host: &session.host,
+        };
+        let of = (Of::Scope(scope.clone()), SegmentSize::DEFAULT);
+        run.one(of, expire.plan()?, |plan, outcome| {
+            expire.run(plan, outcome)
+        })?;
+    }
     if asked.is_confirmed {
         for name in names {
             // They cost room only: a repository that keeps them does no harm.
@@ -199,6 +221,22 @@ fn one_repository(
         audit::expire(session, configured, repository.store())?;
     }
     Ok(())
+}
+
+/// The prefix of a scope, and the end of its oldest backup that stays with what lies behind it.
+fn oldest_left(done: &Done) -> Option<(String, TimestampTz)> {
+    // A backup that was to go may have been claimed meanwhile.
+    let is_gone = |b: &Judged| match &done.outcome {
+        Some(outcome) => outcome.deleted_backups.contains(&b.id),
+        None => b.fate == Fate::Delete,
+    };
+    let stays = |b: &&Judged| !is_gone(b) && !b.is_bounded;
+    let times = done.plan.backups.iter().filter(stays).map(|b| b.stop_time);
+    let prefix = match &done.of {
+        Of::Cluster(r) => Scope::cluster(&r.name, r.system_identifier).ok()?.prefix(),
+        Of::Scope(scope) => scope.prefix(),
+    };
+    Some((prefix, times.min()?))
 }
 
 /// No rule holds for one of several.

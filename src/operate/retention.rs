@@ -14,6 +14,7 @@ use crate::repo::drilled;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
+use crate::repo::slot_map;
 use crate::store::Store;
 
 /// The error where no rule says which backups stay.
@@ -153,8 +154,9 @@ impl Rules {
         let Some(mut rules) = self.of(cluster, configured) else {
             return Ok(None);
         };
-        // Other content has no WAL.
-        rules.wal_window = rules.wal_window.filter(|_| cluster.is_some());
+        // Other content has neither WAL nor a log.
+        let has_log = cluster.is_some() || scope.kind() == Some(slot_map::CONTENT);
+        rules.wal_window = rules.wal_window.filter(|_| has_log);
         let copies = rules.min_copies.filter(|wanted| *wanted > 1);
         Ok(Some(Policy {
             zone: Some(self.zone(session, cluster)?),

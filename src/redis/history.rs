@@ -76,8 +76,13 @@ impl Parent {
     pub fn of(repository: &Repository, keys: &LogKeys) -> Result<Vec<Parent>> {
         let mut found: Vec<Parent> = Vec::new();
         for listed in repository.store().list(&keys.parents())? {
-            let Some(parent) = parse_parent(&listed.name).filter(|_| !listed.is_prefix) else {
+            let parsed = log_keys::parse_parent(&listed.name).filter(|_| !listed.is_prefix);
+            let Some((replid, fork)) = parsed else {
                 continue;
+            };
+            let parent = Parent {
+                replid: replid.to_owned(),
+                fork,
             };
             match found.iter_mut().find(|p| p.replid == parent.replid) {
                 Some(known) => known.fork = known.fork.max(parent.fork),
@@ -87,14 +92,6 @@ impl Parent {
         found.sort_unstable();
         Ok(found)
     }
-}
-
-fn parse_parent(name: &str) -> Option<Parent> {
-    let (replid, fork) = name.split_once('-')?;
-    Some(Parent {
-        replid: Some(replid).filter(|r| log_keys::is_replid(r))?.to_owned(),
-        fork: log_keys::parse_position(fork)?,
-    })
 }
 
 /// The last byte before a gap.

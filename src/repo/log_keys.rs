@@ -1,13 +1,13 @@
 //! Keys of the log of an aux scope, and what lies under them (format, section 16.7).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::container::{Container, Kind};
 use super::json;
 use super::scope::Scope;
 use crate::err;
 use crate::error::Result;
-use crate::store::{Key, Store};
+use crate::store::{Key, Meta, Store};
 
 /// The length of a whole segment.
 pub const SEGMENT_BYTES: u64 = 16 << 20;
@@ -134,6 +134,13 @@ pub fn parse_position(name: &str) -> Option<u64> {
     (position_name(position) == name).then_some(position)
 }
 
+/// Reads the name of a record of a parent: the parent, and the position.
+pub fn parse_parent(name: &str) -> Option<(&str, u64)> {
+    let (replid, fork) = name.split_once('-')?;
+    is_replid(replid).then_some(())?;
+    Some((replid, parse_position(fork)?))
+}
+
 /// Reads the name of an increment: its first position, and the one behind its last byte.
 pub fn parse_range(name: &str) -> Option<(u64, u64)> {
     let (from, to) = name.split_once('-')?;
@@ -192,6 +199,8 @@ pub struct Objects {
     pub containers: Vec<Key>,
     /// Names that are none of this format.
     pub unknown: Vec<String>,
+    /// Lengths and times, where the listing says them.
+    pub metas: BTreeMap<Key, Meta>,
 }
 
 impl Objects {
@@ -205,6 +214,12 @@ impl Objects {
         self.count() == 0
     }
 
+    /// Leaves those that are wanted.
+    pub fn retain(&mut self, is_wanted: impl Fn(&Key) -> bool) {
+        self.small.retain(&is_wanted);
+        self.containers.retain(&is_wanted);
+    }
+
     /// Those that others are not among.
     pub fn without(self, others: &Objects) -> Objects {
         let left = |keys: Vec<Key>, others: &[Key]| -> Vec<Key> {
@@ -216,6 +231,7 @@ impl Objects {
             small: left(self.small, &others.small),
             containers: left(self.containers, &others.containers),
             unknown: self.unknown,
+            metas: self.metas,
         }
     }
 }
@@ -235,15 +251,28 @@ pub fn objects(store: &dyn Store, scope: &Scope) -> Result<Objects> {
         for listed in store.list(&prefix)? {
             let at = format!("{prefix}/{}", listed.name);
             match (listed.name.as_str(), listed.is_prefix) {
-                ("history", false) => found.small.push(Key::new(at)?),
-                ("parents" | "begins", true) => leaves(store, &at, &mut found.small)?,
+                ("history", false) => {
+                    let key = Key::new(at)?;
+                    found
+                        .metas
+                        .extend(listed.meta.map(|meta| (key.clone(), meta)));
+                    found.small.push(key);
+                }
+                ("parents" | "begins", true) => {
+                    let keys = leaves(store, &at, &mut found.metas)?;
+                    found.small.extend(keys);
+                }
                 ("open", true) => {
                     for segment in store.list(&at)? {
                         let at = format!("{at}/{}", segment.name);
-                        leaves(store, &at, &mut found.containers)?;
+                        let keys = leaves(store, &at, &mut found.metas)?;
+                        found.containers.extend(keys);
                     }
                 }
-                (name, true) if name.len() == 8 => leaves(store, &at, &mut found.containers)?,
+                (name, true) if name.len() == 8 => {
+                    let keys = leaves(store, &at, &mut found.metas)?;
+                    found.containers.extend(keys);
+                }
                 _ => found.unknown.push(at),
             }
         }
@@ -251,11 +280,14 @@ pub fn objects(store: &dyn Store, scope: &Scope) -> Result<Objects> {
     Ok(found)
 }
 
-fn leaves(store: &dyn Store, prefix: &str, keys: &mut Vec<Key>) -> Result<()> {
+fn leaves(store: &dyn Store, prefix: &str, metas: &mut BTreeMap<Key, Meta>) -> Result<Vec<Key>> {
+    let mut keys = Vec::new();
     for listed in store.list(prefix)? {
         if !listed.is_prefix {
-            keys.push(Key::new(format!("{prefix}/{}", listed.name))?);
+            let key = Key::new(format!("{prefix}/{}", listed.name))?;
+            metas.extend(listed.meta.map(|meta| (key.clone(), meta)));
+            keys.push(key);
         }
     }
-    Ok(())
+    Ok(keys)
 }

@@ -66,6 +66,8 @@ pub mod set_mark;
 pub mod slot_map;
 #[cfg(feature = "full")]
 pub mod source;
+#[cfg(feature = "full")]
+pub mod stored_log;
 pub mod varint;
 pub mod wal_aware_lz4;
 pub mod wal_proof;

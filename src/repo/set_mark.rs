@@ -3,6 +3,9 @@
 //! A mark is an event of its set's scope. It names positions and stores no data: a reader proves anew that every member has stored what the mark names.
 //! A mark that does not count, or that is not as the format says, is no target, and hides no other one.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::event::{self, Event, Recorded, Writer};
@@ -11,6 +14,8 @@ use super::log_keys::is_replid;
 use super::runbook;
 use super::scope::{AUX, CLUSTERS, Scope, prefix_of};
 use crate::error::{Code, Result};
+use crate::fault;
+use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -28,6 +33,10 @@ pub const MEMBERS_MAX: usize = 64;
 pub const LABEL_MAX: usize = 100;
 /// Events that are read at most, the newest: those of a week, one each minute.
 const READ_MAX: usize = 10_080;
+/// So many events are read at once.
+const READERS: usize = 16;
+/// Clocks of hosts and stores differ by less.
+const SLACK: Duration = Duration::from_secs(3600);
 
 /// The exactness that a mark promises (`docs/recovery-sets.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -158,6 +167,15 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// Whether it is the same mark, as another repository has it: that may name the runbook by another hash.
+    fn is_same(&self, other: &Mark) -> bool {
+        let apart = |mark: &Mark| Mark {
+            runbook: None,
+            ..mark.clone()
+        };
+        self.id == other.id && apart(self) == apart(other)
+    }
+
     /// Returns the point of a member by its scope.
     pub fn point(&self, scope: &str) -> Option<&Point> {
         let found = self.members.iter().find(|member| member.scope == scope);
@@ -270,6 +288,21 @@ fn id(event: &Event) -> Option<String> {
     is_hex.then(|| format!("{seconds}Z-{digits}"))
 }
 
+/// Whether a text is the name of a mark.
+pub fn is_name(text: &str) -> bool {
+    let is_all = |part: &str, length: usize, is: fn(&u8) -> bool| {
+        part.len() == length && part.as_bytes().iter().all(is)
+    };
+    let parts = text
+        .split_once("Z-")
+        .and_then(|(time, digits)| Some((time.split_once('T')?, digits)));
+    parts.is_some_and(|((day, time), digits)| {
+        is_all(day, 8, u8::is_ascii_digit)
+            && is_all(time, 6, u8::is_ascii_digit)
+            && is_all(digits, 6, u8::is_ascii_hexdigit)
+    })
+}
+
 /// Writes a mark; the same event may be written into several repositories.
 ///
 /// # Errors
@@ -326,6 +359,19 @@ pub fn newest(store: &dyn Store, scope: &Scope, limit: usize) -> Result<Marks> {
 }
 
 impl Marks {
+    /// Adds those of another repository: the same one counts once.
+    pub fn merge(&mut self, other: Marks, limit: usize) {
+        let is_known = |m: &Mark| self.marks.iter().any(|own| own.is_same(m));
+        let new: Vec<Mark> = other.marks.into_iter().filter(|m| !is_known(m)).collect();
+        self.marks.extend(new);
+        self.marks.sort_by(|a, b| b.id.cmp(&a.id));
+        self.is_cut |= other.is_cut || self.marks.len() > limit;
+        self.marks.truncate(limit);
+        let refused = other.refused.into_iter();
+        let refused: Vec<_> = refused.filter(|r| !self.refused.contains(r)).collect();
+        self.refused.extend(refused);
+    }
+
     fn add(&mut self, scope: &Scope, name: &str, read_events: Result<Vec<Recorded>>) -> Result<()> {
         let recorded = match read_events {
             Err(e) if e.code() == Code::Damaged => {
@@ -341,6 +387,85 @@ impl Marks {
             }
         }
         Ok(())
+    }
+}
+
+/// A mark that nobody can use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spent {
+    /// The subject of its event.
+    pub day: String,
+    /// The name of its event.
+    pub name: String,
+    /// Its own name.
+    pub mark: String,
+    /// Why it goes.
+    pub why: String,
+}
+
+/// Finds the marks of a set that nobody can use, oldest first.
+///
+/// A mark goes when each remaining backup of a member with a log is later. `oldest` has the end of the oldest one, by the prefix of the scope. Behind the newest
+/// marks, which are all that is read, those without a label go, too. Events that are no marks stay.
+///
+/// # Errors
+/// Errors of the store; `Interrupted`.
+pub fn spent(
+    store: &dyn Store,
+    scope: &Scope,
+    oldest: &BTreeMap<String, TimestampTz>,
+    host: &Host,
+) -> Result<Vec<Spent>> {
+    let mut all = Vec::new();
+    for day in event::days(store, scope, SUBJECT)? {
+        let names = event::names(store, scope, &day, MARK)?;
+        all.extend(names.into_iter().map(|name| (day.clone(), name)));
+    }
+    let unread = all.len().saturating_sub(fault::lowered(READ_MAX));
+    let latest = oldest.values().max().map(|time| event::compact(*time));
+    let mut candidates: Vec<(usize, (String, String))> = all.into_iter().enumerate().collect();
+    candidates.retain(|(at, (_, name))| {
+        *at < unread || latest.as_ref().is_some_and(|latest| name < latest)
+    });
+    let judged = host.parallel(READERS, &candidates, |(at, (day, name))| {
+        let recorded = match event::read_one(store, scope, day, name) {
+            Err(e) if e.code() == Code::Damaged => None,
+            recorded => recorded?,
+        };
+        let read_mark = |one: &Recorded| read(scope, one).ok().map(|mark| (mark, one.stored));
+        let Some((mark, stored)) = recorded.as_ref().and_then(read_mark) else {
+            return Ok(None);
+        };
+        let why = mark.why_spent(stored, oldest).or_else(|| {
+            let is_unread = *at < unread && mark.label.is_none();
+            is_unread.then(|| format!("{READ_MAX} newer marks are there, and it has no label"))
+        });
+        Ok(why.map(|why| Spent {
+            day: day.clone(),
+            name: name.clone(),
+            mark: mark.id,
+            why,
+        }))
+    })?;
+    let judged: Result<Vec<Option<Spent>>> = judged.into_iter().collect();
+    Ok(judged?.into_iter().flatten().collect())
+}
+
+impl Mark {
+    /// Says which member has no backup any more that leads to the mark.
+    fn why_spent(
+        &self,
+        stored: TimestampTz,
+        oldest: &BTreeMap<String, TimestampTz>,
+    ) -> Option<String> {
+        let time = self
+            .ended
+            .max(stored)
+            .saturating_add(fault::shortened(SLACK));
+        let has_log = |member: &&Member| matches!(member.point, Point::Wal(..) | Point::Log(..));
+        let mut members = self.members.iter().filter(has_log);
+        let gone = members.find(|m| oldest.get(&m.scope).is_some_and(|oldest| time <= *oldest))?;
+        Some(format!("each backup of {} that stays is later", gone.scope))
     }
 }
 

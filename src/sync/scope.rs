@@ -9,18 +9,19 @@ use super::{Options, Pair, is_of_the_object};
 use crate::err;
 use crate::error::Result;
 use crate::host::Host;
-use crate::plan::lacking::scope::{LackingBackups, lacking};
+use crate::plan::lacking::scope::{LackingBackups, lacking, unwanted_log};
 use crate::repo::catalog::{Catalog, Reading};
 use crate::repo::claim::Claim;
 use crate::repo::event::{self, PINNING, Recorded};
 use crate::repo::id::BackupId;
 use crate::repo::json;
-use crate::repo::log_keys;
+use crate::repo::log_keys::{self, Objects};
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
 use crate::repo::scope::{self, Scope};
 use crate::repo::slot_map;
 use crate::repo::source;
+use crate::repo::stored_log::StoredLog;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 
@@ -82,14 +83,26 @@ impl<'a> ScopeTransfer<'a> {
             Reading::begin(repository.store(), &pair.scope)?.everything()
         };
         let (from, to) = (read(pair.from)?, read(pair.to)?);
-        let log = |repository: &Repository| log_keys::objects(repository.store(), &pair.scope);
+        let objects = |repository: &Repository| log_keys::objects(repository.store(), &pair.scope);
+        let (own, theirs) = (objects(pair.from)?, objects(pair.to)?);
+        let stored = |repository: &'a Repository, objects: &Objects| {
+            StoredLog::of((repository.store(), &pair.scope), objects)
+        };
+        let log = match pair.options.everything {
+            true => StoredLog::default(),
+            false => stored(pair.from, &own)?.union(stored(pair.to, &theirs)?),
+        };
         let slots = |repository: &Repository| slot_map::keys(repository.store(), &pair.scope);
         let (slots, known) = (slots(pair.from)?, slots(pair.to)?);
-        let rules = (pair.options.everything, pair.options.rules);
+        let (rules, now) = (pair.options.rules, pair.host.now());
+        let lacking = lacking(&from, &to, &log, (pair.options.everything, rules), now);
+        let unwanted = unwanted_log((&from, &to), &lacking.backups, &log, rules, now);
+        let mut wanted = own.without(&theirs);
+        wanted.retain(|key| !unwanted.contains(key));
         Ok(LackingBackups {
-            log: log(pair.from)?.without(&log(pair.to)?),
+            log: wanted,
             slots: slots.difference(&known).cloned().collect(),
-            ..lacking(&from, &to, rules, pair.host.now())
+            ..lacking
         })
     }
 

@@ -1,5 +1,6 @@
 //! A target, planned for each member of a set.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::{cluster, configured, scope};
@@ -176,18 +177,23 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
     })
 }
 
-/// Reads the newest marks of a set, from the first repository that has any.
+/// Reads the newest marks of a set that any repository has: one may have let go what another one still leads to.
 ///
 /// # Errors
 /// That of the first repository that failed, where no other one has marks.
 pub(super) fn marks(session: &Session, set: &RecoverySet, limit: usize) -> Result<Marks> {
     let scope = scope(set)?;
-    let found = search::in_first(session, |repository, _| {
+    let found = RefCell::new(Marks::default());
+    let read = search::in_first(session, |repository, _| -> Result<Option<()>> {
         let marks = set_mark::newest(repository.store(), &scope, limit)?;
-        let is_empty = marks.marks.is_empty() && marks.refused.is_empty();
-        Ok((!is_empty).then_some(marks))
-    })?;
-    Ok(found.unwrap_or_default())
+        found.borrow_mut().merge(marks, limit);
+        Ok(None)
+    });
+    let found = found.into_inner();
+    if found.marks.is_empty() && found.refused.is_empty() {
+        read?;
+    }
+    Ok(found)
 }
 
 /// Finds a mark.

@@ -1,14 +1,18 @@
 //! The objects of an aux scope in one repository that another repository lacks and may receive.
 
+use std::collections::BTreeSet;
+
 use super::backups::{self, Verdict};
 use super::{Lacking, LeftOut};
+use crate::config::Retention;
 use crate::pg::time::TimestampTz;
-use crate::plan::retention::Policy;
 use crate::plan::retention::aux_items::retention;
+use crate::plan::retention::{Deletion, Policy};
 use crate::repo::catalog::{Catalog, Subject};
 use crate::repo::id::BackupId;
 use crate::repo::log_keys::Objects;
 use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::stored_log::StoredLog;
 use crate::store::Key;
 
 /// The backups and pins that are copied, and the objects that are left out.
@@ -52,10 +56,39 @@ impl From<LackingBackups> for Lacking {
     }
 }
 
-/// Computes what `to` lacks of `from`; with `everything` also what it may have expired, and what its `rules` would not keep.
+/// The objects that expiry would delete of a log, which is that of both sides, where `to` has also the `chosen` backups of `from`.
+pub fn unwanted_log(
+    (from, to): (&Catalog<AuxBackup>, &Catalog<AuxBackup>),
+    chosen: &[BackupId],
+    log: &StoredLog,
+    rules: Option<&Policy>,
+    now: TimestampTz,
+) -> BTreeSet<Key> {
+    let mut ids = to.ids.clone();
+    let copied = chosen.iter().filter_map(|id| from.ids.get_key_value(id));
+    ids.extend(copied.map(|(id, subject)| (id.clone(), subject.clone())));
+    let both = Catalog {
+        ids,
+        ..Catalog::empty()
+    };
+    let all = Policy {
+        rules: Retention::newest(u32::MAX),
+        ..Policy::default()
+    };
+    let plan = retention(&both, log, rules.unwrap_or(&all), now);
+    let gone = plan.deletions.into_iter().filter_map(|one| match one {
+        Deletion::Object(key) => Some(key),
+        _ => None,
+    });
+    gone.collect()
+}
+
+/// Computes what `to` lacks of `from`, but for its log; with `everything` also what it may have expired, and what its `rules` would not keep of the backups and the
+/// `log` of both.
 pub fn lacking(
     from: &Catalog<AuxBackup>,
     to: &Catalog<AuxBackup>,
+    log: &StoredLog,
     (everything, rules): (bool, Option<&Policy>),
     now: TimestampTz,
 ) -> LackingBackups {
@@ -66,7 +99,7 @@ pub fn lacking(
             ids: backups::as_one(from, to),
             ..Catalog::empty()
         };
-        backups::not_kept(&retention(&both, rules, now))
+        backups::not_kept(&retention(&both, log, rules, now))
     });
     let unwanted = unwanted.unwrap_or_default();
     let mut chosen: Vec<_> = ordered(from).collect();

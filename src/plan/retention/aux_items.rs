@@ -1,15 +1,28 @@
-//! The backups of an aux scope as items of retention: nothing is asked beyond the rules.
+//! The backups of an aux scope as items of retention: nothing is asked beyond the rules, but what a log asks.
 
 use super::item::{self, Item};
+use super::log::Logged;
 use super::rules::Unconstrained;
 use super::{ExpirePlan, Fate, Policy, plan};
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Needs};
 use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::stored_log::StoredLog;
 
-/// Computes what is kept and what goes of an aux scope.
-pub fn retention(catalog: &Catalog<AuxBackup>, policy: &Policy, now: TimestampTz) -> ExpirePlan {
-    plan(catalog, (&Unconstrained, items(catalog)), policy, now)
+/// Computes what is kept and what goes of an aux scope, and of its log, where it has one.
+pub fn retention(
+    catalog: &Catalog<AuxBackup>,
+    log: &StoredLog,
+    policy: &Policy,
+    now: TimestampTz,
+) -> ExpirePlan {
+    match log.is_empty() {
+        true => plan(catalog, (&Unconstrained, items(catalog)), policy, now),
+        false => {
+            let logged = Logged::new(catalog, log, policy, now);
+            plan(catalog, (&logged, items(catalog)), policy, now)
+        }
+    }
 }
 
 /// Orders the backups by their ends (format, section 16.1).

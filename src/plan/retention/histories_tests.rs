@@ -660,7 +660,7 @@ fn expire_whole(history: &mut History) {
     apply(&mut history.survey, &plan, at(history.now));
 }
 
-fn number_of(variable: &str, default: u64) -> u64 {
+pub(super) fn number_of(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |n| n.parse().expect("a number"))
 }
 

@@ -6,7 +6,7 @@
 //! from the newest backup before the window on. Older kept backups are restorable to their own ends. `rules` judges
 //! items of any content, and `calendar` those of periods. `aux_items` and `cluster` make items of backups, and
 //! `cluster` adds the needs of its WAL. `wal` computes which WAL is needed. `objects` lists the deletions of any
-//! content, and `wal_objects` those of the WAL. Backups are ordered by timeline and stop LSN (a timeline's number is
+//! content, and `wal_objects` those of the WAL. `log` computes what goes of the log of Redis. Backups are ordered by timeline and stop LSN (a timeline's number is
 //! larger than those of its ancestors), never by id or by a clock. Deletion has two phases. A backup that is no longer
 //! kept is marked. A run after the grace period deletes a marked backup if it finds again that the backup is not kept.
 //! The order of deletions is that of the format, section 10.
@@ -18,6 +18,9 @@ mod cluster;
 #[cfg(test)]
 mod histories_tests;
 mod item;
+pub mod log;
+#[cfg(test)]
+mod log_tests;
 mod objects;
 mod rules;
 #[cfg(test)]
@@ -44,6 +47,7 @@ use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::{Catalog, Needs, Subject};
 use crate::repo::event;
 use crate::repo::id::BackupId;
+use crate::repo::set_mark::Spent;
 use crate::store::Key;
 use crate::wal::survey::Survey;
 
@@ -227,6 +231,10 @@ pub struct ExpirePlan {
     pub trimmed: Vec<BackupId>,
     /// The WAL that backups need, those that are being taken included.
     pub needed: Needed,
+    /// The log of Redis, by history.
+    pub log: Vec<log::HistoryFate>,
+    /// Marks of a recovery set that go.
+    pub spent: Vec<Spent>,
     /// From here on every moment stays reachable, where a WAL window says so.
     pub window_begin: Option<TimestampTz>,
     /// Why less is deleted than could be.
@@ -371,6 +379,9 @@ fn keep_withheld(plan: &mut ExpirePlan, now: TimestampTz) {
 fn restrict(plan: &mut ExpirePlan, id: &BackupId) {
     plan.tombstones.clear();
     let goes = plan.deletions.contains(&Deletion::Manifest(id.clone()));
+    if !goes {
+        plan.log.iter_mut().for_each(|history| history.gone = None);
+    }
     let own = id.to_string();
     plan.deletions.retain(|deletion| match deletion {
         _ if !goes => false,

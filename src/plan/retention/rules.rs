@@ -224,7 +224,7 @@ fn read_times(
 }
 
 /// When the newest good one was taken. The store's time of one whose own clock was ahead may be that of a copy: others go first.
-fn newest_good(items: &[Item<'_>]) -> Option<TimestampTz> {
+pub(super) fn newest_good(items: &[Item<'_>]) -> Option<TimestampTz> {
     let good = || items.iter().filter(|item| item.damage.is_none());
     let sure = good().filter(|item| !item.is_ahead());
     let newest = sure.map(|item| item.taken).max();

@@ -13,6 +13,7 @@ use crate::repo::clock;
 use crate::repo::healed;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::json;
+use crate::repo::log_keys::is_replid;
 use crate::repo::scope::Scope;
 use crate::store::{Published, Store};
 
@@ -79,11 +80,7 @@ impl AuxRoot {
     /// `Damaged` when it names too many parts; what the store says.
     pub fn commit(&self, store: &dyn Store, scope: &Scope, member: Value) -> Result<Published> {
         let kind = scope.kind().unwrap_or_default().to_owned();
-        let mut outline = AuxOutline::of(self)?;
-        if kind == REDIS {
-            outline.replid = member.get("replid").cloned();
-            outline.offset = member.get("offset").cloned();
-        }
+        let outline = AuxOutline::of(self)?.with_position(scope, || Some(member.clone()));
         let facts = outline.facts()?;
         let whole = Whole {
             root: self,
@@ -244,6 +241,28 @@ impl AuxOutline {
         Ok(outline)
     }
 
+    /// Takes the position of a data set out of the member of its kind.
+    fn with_position(
+        mut self,
+        scope: &Scope,
+        member: impl FnOnce() -> Option<Value>,
+    ) -> AuxOutline {
+        if scope.kind() == Some(REDIS)
+            && let Some(member) = member()
+        {
+            self.replid = member.get("replid").cloned();
+            self.offset = member.get("offset").cloned();
+        }
+        self
+    }
+
+    /// The history of a data set, and the bytes of it that the data set holds; none of other content.
+    pub fn position(&self) -> Option<(&str, u64)> {
+        let replid = self.replid.as_ref()?.as_str()?;
+        is_replid(replid).then_some(())?;
+        Some((replid, self.offset.as_ref()?.as_u64()?))
+    }
+
     /// Layer objects it names, ascending.
     pub fn layers(&self) -> impl Iterator<Item = PartName> + '_ {
         names(&self.layers)
@@ -278,8 +297,12 @@ impl AuxOutline {
             return Ok(Stored::Absent);
         };
         let Some(opaque) = object.opaque() else {
-            let stored = AuxRoot::decode(object.as_ref(), &key, scope, id)?;
-            return stored.reduced(|root| AuxOutline::of(&root));
+            let bytes = crate::store::read(object.as_ref(), &key, json::ROOT_LIMIT_BYTES)?;
+            let stored = AuxRoot::of_bytes(&bytes, &key, scope, id)?;
+            return stored.reduced(|root| {
+                let member = || json::member(&bytes, REDIS);
+                Ok(AuxOutline::of(&root)?.with_position(scope, member))
+            });
         };
         let outline = AuxOutline::from_facts(opaque.facts())
             .map_err(|e| e.context(format!("read object \"{key}\"")))?;

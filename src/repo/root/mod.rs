@@ -214,12 +214,16 @@ impl<C: Content> Root<C> {
         id: &BackupId,
     ) -> Result<Stored<Self>> {
         let bytes = read(object, key, json::ROOT_LIMIT_BYTES)?;
+        Self::of_bytes(&bytes, key, scope, id)
+    }
+
+    fn of_bytes(bytes: &[u8], key: &Key, scope: &Scope, id: &BackupId) -> Result<Stored<Self>> {
         // A tombstone stands where a janitor gave up an aborted backup, so that its writer cannot commit any more.
-        if json::kind_of(&bytes).as_deref() == Some(TOMBSTONE) {
-            json::decode::<Tombstone>(key, TOMBSTONE, &bytes)?;
+        if json::kind_of(bytes).as_deref() == Some(TOMBSTONE) {
+            json::decode::<Tombstone>(key, TOMBSTONE, bytes)?;
             return Ok(Stored::Tombstone);
         }
-        let root: Self = json::decode(key, KIND, &bytes)?;
+        let root: Self = json::decode(key, KIND, bytes)?;
         match root.head.id == *id && root.content.is_of(scope) {
             true => Ok(Stored::Root(root)),
             false => Err(another(key)),

@@ -18,6 +18,7 @@ use pitr::repo::id::{BackupId, PartKind, PartName};
 use pitr::repo::root::aux_root::AuxBackup;
 use pitr::repo::scope::Scope;
 use pitr::repo::source;
+use pitr::repo::stored_log::StoredLog;
 
 use crate::common::{expire_at_once, keep_one};
 use blobs::Blobs;
@@ -64,7 +65,12 @@ fn taken(world: &World, versions: &[u8]) -> Vec<BackupId> {
 
 /// Returns the decisions of retention, by a clock that is ahead; one is kept.
 fn planned(world: &World, grace: Duration, hours: u64) -> ExpirePlan {
-    retention(&catalog(world, "one"), &policy(grace), host(hours).now())
+    retention(
+        &catalog(world, "one"),
+        &StoredLog::default(),
+        &policy(grace),
+        host(hours).now(),
+    )
 }
 
 fn policy(grace: Duration) -> Policy {

@@ -1,6 +1,7 @@
 //! `pitr redis`: what a server held comes back, on every kind of server.
 
 mod cluster;
+mod expire;
 mod faults;
 mod into;
 mod keys;

@@ -187,7 +187,8 @@ pub fn now() -> String {
     time.to_string()
 }
 
-fn master_and_replica(name: &'static str) -> (Server, Server) {
+/// A master, and a replica of it.
+pub fn master_and_replica(name: &'static str) -> (Server, Server) {
     let delay = ["--repl-diskless-sync-delay", "0"];
     let master = Server::listening(name, "--port", &delay);
     let port = master.port().to_string();
@@ -202,7 +203,7 @@ fn master_and_replica(name: &'static str) -> (Server, Server) {
 }
 
 /// Starts a receiver of another server with the same identity, which is asked for no data set.
-fn receiver_goes_on(world: &World, server: &Server) -> Running {
+pub fn receiver_goes_on(world: &World, server: &Server) -> Running {
     configure(world, server, "identity = \"shop\"");
     let forks = server.info("sync_full");
     let running = receiver(world, server);
