@@ -1,6 +1,11 @@
 //! Named fault points for tests, where no system call marks the spot. Nothing of it is in a release build.
 
+use std::process::Command;
 use std::time::{Duration, SystemTime};
+
+/// The variable of [`time`].
+#[cfg(debug_assertions)]
+const CLOCK: &str = "PITR_FAULT_CLOCK";
 
 /// Panics here when `$PITR_FAULT` names this point.
 #[cfg(debug_assertions)]
@@ -111,9 +116,42 @@ pub fn time(system: SystemTime) -> SystemTime {
     system
 }
 
+/// The time of another machine, which goes along with this host's where `$PITR_FAULT_CLOCK` ends in `,all`.
+#[cfg(debug_assertions)]
+pub fn time_elsewhere(system: SystemTime) -> SystemTime {
+    match clock_goes("all") {
+        true => time(system),
+        false => system,
+    }
+}
+
+/// The time itself.
+#[cfg(not(debug_assertions))]
+pub fn time_elsewhere(system: SystemTime) -> SystemTime {
+    system
+}
+
+/// Gives the command of a job the system's own clock where `$PITR_FAULT_CLOCK` ends in `,agent`: a server and a store have no other.
+#[cfg(debug_assertions)]
+pub fn keep_clock(command: &mut Command) {
+    if clock_goes("agent") {
+        command.env_remove(CLOCK);
+    }
+}
+
+/// Does nothing.
+#[cfg(not(debug_assertions))]
+pub fn keep_clock(_command: &mut Command) {}
+
+#[cfg(debug_assertions)]
+fn clock_goes(with: &str) -> bool {
+    let text = std::env::var(CLOCK).unwrap_or_default();
+    text.split(',').nth(3) == Some(with)
+}
+
 #[cfg(debug_assertions)]
 fn clock() -> Option<(u64, u64, u32)> {
-    let text = std::env::var("PITR_FAULT_CLOCK").ok()?;
+    let text = std::env::var(CLOCK).ok()?;
     let mut parts = text.split(',');
     let mut next = || parts.next()?.parse().ok();
     let (start, origin, factor) = (next()?, next()?, next()?);

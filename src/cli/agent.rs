@@ -263,7 +263,8 @@ fn status(cx: &Context) -> Result<u8> {
         false => print_all(cx, &own, &tenants)?,
     }
     let is_bad = |job: &Shown| job.failing || job.overdue_since.is_some();
-    let is_well = |standing: &Standing| !standing.jobs.iter().any(is_bad);
+    let is_well =
+        |standing: &Standing| standing.told.failing.is_empty() && !standing.jobs.iter().any(is_bad);
     let mut all = tenants.iter().map(|(_, standing)| standing.as_ref());
     Ok(match is_well(&own) && all.all(|s| s.is_ok_and(is_well)) {
         true => exit::SUCCESS,

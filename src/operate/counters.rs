@@ -153,6 +153,20 @@ impl Counters {
     pub fn last(&self, command: &str, about: &str) -> Option<TimestampTz> {
         self.successes.get(&format!("{command} {about}")).copied()
     }
+
+    /// The bytes that `pitr expire` found locked, of each cluster and repository in which it ran.
+    pub fn locked<'a>(
+        &'a self,
+        settings: &'a Settings,
+    ) -> impl Iterator<Item = (&'a str, &'a str, u64)> {
+        settings.clusters.iter().flat_map(move |cluster| {
+            settings.repositories.iter().filter_map(move |repository| {
+                let (cluster, repository) = (cluster.name.as_str(), repository.name.as_str());
+                let bytes = self.measured.get(&locked(cluster, repository))?;
+                Some((cluster, repository, *bytes))
+            })
+        })
+    }
 }
 
 /// The series of content beside clusters, which is full unless its end tells something else.

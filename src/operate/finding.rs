@@ -52,9 +52,6 @@ pub struct Finding {
     /// The command or setting that helps.
     #[serde(rename = "fix")]
     pub next: Option<String>,
-    /// Whether a warning becomes a failure soon, unless somebody acts.
-    #[serde(skip)]
-    pub is_urgent: bool,
 }
 
 impl Finding {
@@ -67,7 +64,6 @@ impl Finding {
             value: value.into(),
             cause: None,
             next: None,
-            is_urgent: false,
         }
     }
 }
@@ -106,15 +102,6 @@ impl Findings {
             Some(cause.into()),
             Some(next.into()),
         );
-    }
-
-    /// Marks the last one as urgent.
-    pub fn urgent(&mut self) {
-        self.all
-            .iter_mut()
-            .next_back()
-            .into_iter()
-            .for_each(|last| last.is_urgent = true);
     }
 
     /// Adds what does not work.

@@ -69,7 +69,7 @@ pub struct Info {
 
 impl Info {
     /// The state of each server that was asked, by the name of its cluster.
-    pub(super) fn servers(&self) -> impl Iterator<Item = (&str, &ServerState)> {
+    pub fn servers(&self) -> impl Iterator<Item = (&str, &ServerState)> {
         let clusters = self.clusters.iter().map(|one| (&one.name, &one.server));
         let written = self.written.iter().map(|one| (&one.name, &one.server));
         let all = clusters.chain(written);
@@ -399,7 +399,7 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     let is_everything = asks == Asks::Everything;
     let is_asked = is_everything || (promised.rpo.is_some() && window.is_some());
     let asked = reading.cluster.as_ref().filter(|_| is_asked);
-    let server = asked.and_then(|own| ServerState::ask(own, identifier));
+    let server = asked.and_then(|own| ServerState::ask(own, identifier, &session.host));
     let exposure = server.as_ref().zip(window).and_then(|(server, window)| {
         let now = session.host.now();
         exposure::look(server, window, &inventory, receiver.as_ref(), now)

@@ -11,11 +11,12 @@ use super::exposition::{Exposition, Labels, Type};
 use super::finding::{Finding, Level};
 use super::fingerprint;
 use super::info::{self, Asks, ClusterInfo, Info};
+use super::metrics_alerts;
 use super::metrics_audit;
 use super::metrics_checks;
 use super::metrics_compat::{self, Seen};
 use super::metrics_hosts;
-use super::metrics_repositories;
+use super::metrics_repositories::{self, Stores};
 use super::metrics_server;
 use super::metrics_stored;
 use super::receiver::Receiver;
@@ -255,6 +256,12 @@ pub struct Metrics {
     pub uncounted: Option<Error>,
     /// The room of each repository that tells it, by its name.
     pub rooms: Vec<(String, Room)>,
+    /// How many seconds the clock of each repository that tells it is ahead of this host's, by its name.
+    pub clocks: Vec<(String, f64)>,
+    /// Free bytes on the filesystem of `pg_wal` of each cluster that has its data directory here.
+    pub pg_wal_free: Vec<(String, u64)>,
+    /// The counts of all looks of this host; none where nothing can be kept.
+    pub tallies: Option<Tallies>,
 }
 
 /// Collects the metrics. A repository that is away leaves out what only it can tell. `asked` are other exporters whose names stand there, too; none: those
@@ -287,8 +294,9 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     let known = counters.as_ref().unwrap_or(&none);
     if let Some(place) = settings.state_dir(&session.environment) {
         of_jobs(&mut all, &settings, &place, now);
+        metrics_alerts::add(&mut all, &settings, &place);
     }
-    metrics_hosts::add(&mut all, &settings, now);
+    let pg_wal_free = metrics_hosts::add(&mut all, &settings, now);
     // Content beside clusters needs none.
     let (info, failed) = match settings.has_only_tenants() {
         true => (None, None),
@@ -300,11 +308,14 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     let errors = info.as_ref().map_or(0, |info| info.failures.errors.len());
     let errors = errors + usize::from(failed.is_some()) + usize::from(uncounted.is_some());
     all.add(&ERRORS, &[], counted(errors));
+    let tallies = tallied((session, &settings), info.as_ref(), &pg_wal_free, known);
+    if let Some(tallies) = &tallies {
+        metrics_hosts::foretell(&mut all, &pg_wal_free, tallies, now);
+    }
     if let Some(info) = &info {
         info.clusters
             .iter()
             .for_each(|one| of_cluster(&mut all, one, known));
-        let tallies = tallied(session, &settings, info);
         for server in info.servers() {
             metrics_server::add(&mut all, server, tallies.as_ref());
         }
@@ -319,7 +330,8 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     of_unknown(&mut all, &settings, info.as_ref());
     let walg = names.contains(&Compat::WalG);
     let with = (&settings, known, walg);
-    let rooms = metrics_repositories::add(&mut all, session, with, info.as_ref());
+    let Stores { rooms, clocks } =
+        metrics_repositories::add(&mut all, session, with, info.as_ref());
     metrics_audit::add(&mut all, known);
     of_configuration(&mut all, &settings);
     let seen = Seen {
@@ -335,28 +347,45 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         failed,
         uncounted,
         rooms,
+        clocks,
+        pg_wal_free,
+        tallies,
     })
 }
 
 /// Has this look counted beside those before it.
-fn tallied(session: &Session, settings: &Settings, info: &Info) -> Option<Tallies> {
+fn tallied(
+    (session, settings): (&Session, &Settings),
+    info: Option<&Info>,
+    pg_wal_free: &[(String, u64)],
+    counters: &Counters,
+) -> Option<Tallies> {
     let now = session.host.now();
-    let archivers = info.servers().filter_map(|(name, server)| {
+    let servers = info.into_iter().flat_map(Info::servers);
+    let archivers = servers.filter_map(|(name, server)| {
         let archiver = server.archiver.as_ref()?;
         Some((name, archiver.process.as_ref()?))
     });
     let archivers: Vec<_> = archivers.collect();
-    let refused = info.clusters.iter().filter_map(|one| {
+    let clusters = info.into_iter().flat_map(|info| &info.clusters);
+    let refused = clusters.filter_map(|one| {
         let names = one.remains.as_ref()?.refused.as_deref()?;
         Some((one.name.as_str(), one.repository_name.as_str(), names))
     });
     let refused: Vec<_> = refused.collect();
+    let locked: Vec<_> = counters.locked(settings).collect();
     counters::tallied((session, settings), |tallies| {
         for (cluster, process) in archivers {
             tallies.see_archiver(cluster, process, now);
         }
         for (cluster, repository, names) in refused {
-            tallies.see_refused(cluster, repository, names);
+            tallies.see_refused((cluster, repository), names, now);
+        }
+        for (cluster, free) in pg_wal_free {
+            tallies.see_pg_wal(cluster, *free, now);
+        }
+        for (cluster, repository, bytes) in locked {
+            tallies.see_locked(cluster, repository, bytes, now);
         }
     })
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::blocked::Waiting;
 use super::exposition::{Exposition, Type};
 use super::metrics::{Family, number};
+use super::tallies::Tallies;
 use crate::config::Settings;
 use crate::pg::time::TimestampTz;
 
@@ -29,8 +30,19 @@ const WAL_FREE: Family = (
     "Room on the filesystem of pg_wal.",
 );
 
-/// Adds what the data directories of this host show.
-pub(super) fn add(all: &mut Exposition, settings: &Settings, now: TimestampTz) {
+const WAL_FULL: Family = (
+    "pitr_pg_wal_full_in_seconds",
+    Type::Gauge,
+    "When the filesystem of pg_wal is full, as it filled within the last hour.",
+);
+
+/// Adds what the data directories of this host show. Returns the free bytes of the filesystem of `pg_wal` of each cluster.
+pub(super) fn add(
+    all: &mut Exposition,
+    settings: &Settings,
+    now: TimestampTz,
+) -> Vec<(String, u64)> {
+    let mut rooms = Vec::new();
     for cluster in &settings.clusters {
         let Some(pgdata) = &cluster.pgdata else {
             continue;
@@ -42,7 +54,23 @@ pub(super) fn add(all: &mut Exposition, settings: &Settings, now: TimestampTz) {
         }
         let wal = pgdata.join("pg_wal");
         all.add_known(&WAL_BYTES, &labels, size_of(&wal).map(number));
-        all.add_known(&WAL_FREE, &labels, free(&wal).map(number));
+        let free = free(&wal);
+        all.add_known(&WAL_FREE, &labels, free.map(number));
+        rooms.extend(free.map(|free| (cluster.name.to_string(), free)));
+    }
+    rooms
+}
+
+/// Adds when these filesystems are full. One that does not fill has no series.
+pub(super) fn foretell(
+    all: &mut Exposition,
+    rooms: &[(String, u64)],
+    tallies: &Tallies,
+    now: TimestampTz,
+) {
+    for (cluster, free) in rooms {
+        let full = tallies.pg_wal_full_in_s(cluster, *free, now);
+        all.add_known(&WAL_FULL, &[("cluster", cluster)], full.map(number));
     }
 }
 

@@ -41,14 +41,21 @@ const KEY_VERIFIED: Family = (
     "Last time that pitr verify read an encrypted repository as a whole with a key of this host.",
 );
 
-/// Adds them, and returns the room of each repository that tells it.
+/// Room and clock of each repository that tells them, by its name.
+#[derive(Default)]
+pub(super) struct Stores {
+    pub rooms: Vec<(String, Room)>,
+    pub clocks: Vec<(String, f64)>,
+}
+
+/// Adds them, and returns those that conditions are made of.
 pub(super) fn add(
     all: &mut Exposition,
     session: &Session,
     (settings, counters, walg): (&Settings, &Counters, bool),
     info: Option<&Info>,
-) -> Vec<(String, Room)> {
-    let mut rooms = Vec::new();
+) -> Stores {
+    let mut stores = Stores::default();
     for configured in &settings.repositories {
         let labels = [("repo", configured.name.as_str())];
         let state = state(session, configured, info);
@@ -66,12 +73,16 @@ pub(super) fn add(
         if let Some(room) = state.room {
             all.add(&REPO_FREE, &labels, number(room.free_bytes));
             all.add(&REPO_SIZE, &labels, number(room.total_bytes));
-            rooms.push((configured.name.clone(), room));
+            stores.rooms.push((configured.name.clone(), room));
         }
-        all.add_known(&CLOCK, &labels, state.clock_offset_s);
+        let clock = state.clock_offset_s;
+        stores
+            .clocks
+            .extend(clock.map(|offset| (configured.name.clone(), offset)));
+        all.add_known(&CLOCK, &labels, clock);
         all.add_known(&RECIPIENTS, &labels, state.recipients.map(counted));
     }
-    rooms
+    stores
 }
 
 /// The state of a repository; none where it does not answer. One that the look opened is not opened again, and one that was away is not waited for

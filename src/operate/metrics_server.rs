@@ -1,4 +1,4 @@
-//! Metrics of a cluster's server: its archiver and its replication slots.
+//! Metrics of a cluster's server: its clock, its archiver and its replication slots.
 
 use super::exposition::{Exposition, Type};
 use super::metrics::{Family, flag, number};
@@ -19,6 +19,11 @@ const RESTARTS: Family = (
     "pitr_archiver_restarts_total",
     Type::Counter,
     "How often looks of this host saw that the archiver of a server that goes on had ended.",
+);
+const CLOCK: Family = (
+    "pitr_server_clock_offset_seconds",
+    Type::Gauge,
+    "How far the clock of the server is ahead of this host's.",
 );
 const SLOT_RETAINED: Family = (
     "pitr_slot_retained_bytes",
@@ -47,6 +52,7 @@ pub(super) fn add(
         all.add(&PUSHED, &cluster, number(archiver.archived));
         all.add(&PUSH_FAILURES, &cluster, number(archiver.failed));
     }
+    all.add_known(&CLOCK, &cluster, server.clock_offset_s);
     let seen = tallies.and_then(|t| t.archivers.get(name));
     all.add_known(&RESTARTS, &cluster, seen.map(|seen| number(seen.restarts)));
     for slot in &server.slots {

@@ -48,7 +48,7 @@ fn clock_offset(
 }
 
 /// The difference of `theirs` to this host's clock before and after the question; 0 where it lies between the two.
-fn offset(theirs: TimestampTz, before: TimestampTz, after: TimestampTz) -> Option<f64> {
+pub(super) fn offset(theirs: TimestampTz, before: TimestampTz, after: TimestampTz) -> Option<f64> {
     let apart = |later: TimestampTz, earlier: TimestampTz| {
         let apart = later.duration_since(earlier);
         apart.map(|apart| apart.as_secs_f64())

@@ -1,15 +1,23 @@
-//! The state of a cluster's server, in one look: its end of WAL, its replication slots, its archiver.
+//! The state of a cluster's server, in one look: its end of WAL, its clock, its replication slots, its archiver.
 
+use std::time::{Duration, SystemTime};
+
+use super::repository_state;
 use super::server::Server;
 use crate::config::Cluster;
 use crate::error::Result;
+use crate::fault;
+use crate::host::Host;
 use crate::pg::lsn::Lsn;
+use crate::pg::time::TimestampTz;
 
 /// The state of a server. Every role may see it, apart from the archiver's process.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ServerState {
     /// Its end of WAL; none of a standby.
     pub end_lsn: Option<Lsn>,
+    /// How far its clock is ahead of this host's, in seconds; none where it did not tell.
+    pub clock_offset_s: Option<f64>,
     /// The counts of its archiver; none where it did not tell them.
     pub archiver: Option<Archiver>,
     /// Its replication slots, apart from temporary ones, by name.
@@ -49,13 +57,31 @@ pub struct Slot {
     pub is_lost: Option<bool>,
 }
 
+impl Slot {
+    /// How much it keeps of what it may keep, in per cent, and what limits that; none without a limit. `free_bytes` are those of the disk of
+    /// `pg_wal`.
+    pub fn share(&self, free_bytes: Option<u64>) -> Option<(u64, &'static str)> {
+        let kept = self.retained_bytes?;
+        let percent = |left: u64| {
+            let whole = kept.saturating_add(left).max(1);
+            kept.saturating_mul(100) / whole
+        };
+        // Negative where the server has let go of its limit already.
+        let left = self.safe_bytes.map(|safe| u64::try_from(safe).unwrap_or(0));
+        let of_limit = left.map(|left| (percent(left), "max_slot_wal_keep_size"));
+        let of_disk = free_bytes.map(|free| (percent(free), "the disk of pg_wal"));
+        of_limit.max(of_disk)
+    }
+}
+
 impl ServerState {
     /// Asks the server of a cluster. There is no answer from a server that is silent, from another cluster's, and without a connection.
-    pub fn ask(cluster: &Cluster, identifier: u64) -> Option<ServerState> {
+    pub fn ask(cluster: &Cluster, identifier: u64, host: &Host) -> Option<ServerState> {
         let conninfo = cluster.conninfo.as_ref()?.expose();
         let mut server = Server::connect(conninfo).ok()?;
         let mut state = end_of_wal(&mut server, identifier).ok()??;
         // One question that fails takes nothing from what the others have told.
+        state.clock_offset_s = clock_offset(&mut server, host).ok().flatten();
         state.archiver = archiver(&mut server).ok();
         state.slots = slots(&mut server).unwrap_or_default();
         Some(state)
@@ -75,6 +101,17 @@ fn end_of_wal(server: &mut Server, identifier: u64) -> Result<Option<ServerState
         end_lsn: rows.text(0, 1)?.and_then(|lsn| lsn.parse().ok()),
         ..ServerState::default()
     }))
+}
+
+fn clock_offset(server: &mut Server, host: &Host) -> Result<Option<f64>> {
+    let before = host.now();
+    let rows = server
+        .query("select (extract(epoch from pg_catalog.clock_timestamp()) * 1000000)::bigint")?;
+    let after = host.now();
+    let micros: u64 = rows.value(0, 0)?;
+    let theirs = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(micros));
+    let theirs = theirs.map(|time| TimestampTz::from_system_time(fault::time_elsewhere(time)));
+    Ok(theirs.and_then(|theirs| repository_state::offset(theirs, before, after)))
 }
 
 fn archiver(server: &mut Server) -> Result<Archiver> {

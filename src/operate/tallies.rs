@@ -9,12 +9,26 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::server_state::Process;
+use super::trend::Trend;
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 
 /// The server starts an archiver 10 s after the one before at the latest (PGARCH_RESTART_INTERVAL). So one that is missing for longer was started meanwhile, and
 /// ended again.
 const STARTED_AFTER: Duration = Duration::from_secs(20);
+/// Ends of archivers are remembered for so long.
+const LATELY: Duration = Duration::from_secs(900);
+/// A copy that was refused is new for so long.
+const REFUSED_NEW: Duration = Duration::from_secs(3600);
+/// The room of `pg_wal` is noted so often, and for so long.
+const ROOM_EVERY: Duration = Duration::from_secs(300);
+const ROOM_LONGEST: Duration = Duration::from_secs(3600);
+/// Notes of a shorter time foretell nothing: a checkpoint, or a load that passes.
+const ROOM_SPAN: Duration = Duration::from_secs(600);
+/// Locked bytes are noted so often, and for so long.
+const LOCKED_EVERY: Duration = Duration::from_secs(86_400);
+const LOCKED_LONGEST: Duration = Duration::from_secs(9 * 86_400);
+const WEEK: Duration = Duration::from_secs(7 * 86_400);
 
 /// The counts, and what the last look saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +39,12 @@ pub struct Tallies {
     /// Refused copies of each cluster in each repository, as `cluster repository`.
     #[serde(default)]
     pub refused: BTreeMap<String, RefusedTally>,
+    /// The free bytes on the filesystem of `pg_wal` of each cluster.
+    #[serde(default)]
+    pub pg_wal_free: BTreeMap<String, Trend>,
+    /// The bytes that `pitr expire` found locked, as `cluster repository`.
+    #[serde(default)]
+    pub locked: BTreeMap<String, Trend>,
 }
 
 /// The archiver of a cluster.
@@ -38,6 +58,22 @@ pub struct ArchiverTally {
     counted: Option<TimestampTz>,
     /// How often one ended of a server that went on.
     pub restarts: u64,
+    /// When looks saw it end lately.
+    #[serde(default)]
+    ended: Vec<TimestampTz>,
+}
+
+impl ArchiverTally {
+    /// How often one ended in the last 15 minutes.
+    pub fn lately(&self, now: TimestampTz) -> usize {
+        let ended = self.ended.iter();
+        ended.filter(|at| is_late(now, **at)).count()
+    }
+}
+
+/// Whether it was in the last 15 minutes. A clock that went back forgets what lies ahead.
+fn is_late(now: TimestampTz, at: TimestampTz) -> bool {
+    now.duration_since(at).is_some_and(|age| age <= LATELY)
 }
 
 /// Refused copies in a repository.
@@ -49,6 +85,17 @@ pub struct RefusedTally {
     pub segments: u64,
     /// How many history files were ever seen.
     pub histories: u64,
+    /// When a look saw one that was not there before.
+    #[serde(default)]
+    newest: Option<TimestampTz>,
+}
+
+impl RefusedTally {
+    /// Whether a copy was refused within the last hour.
+    pub fn is_new(&self, now: TimestampTz) -> bool {
+        let age = self.newest.and_then(|at| now.duration_since(at));
+        age.is_some_and(|age| age <= REFUSED_NEW)
+    }
 }
 
 impl Tallies {
@@ -70,14 +117,23 @@ impl Tallies {
         if is_first || has_ended {
             seen.counted = Some(now);
         }
+        seen.ended.retain(|at| is_late(now, *at));
+        seen.ended.extend(has_ended.then_some(now));
         seen.server.clone_from(&process.server);
         seen.process.clone_from(&process.name);
     }
 
-    /// Sees the refused copies of a cluster in a repository: all that are there.
-    pub fn see_refused(&mut self, cluster: &str, repository: &str, names: &[String]) {
+    /// Sees the refused copies of a cluster in a repository: all that are there. Those that the first look finds may be old.
+    pub fn see_refused(
+        &mut self,
+        (cluster, repository): (&str, &str),
+        names: &[String],
+        now: TimestampTz,
+    ) {
         let place = place(cluster, repository);
+        let is_first = !self.refused.contains_key(&place);
         let seen = self.refused.entry(place).or_default();
+        let before = seen.segments + seen.histories;
         for name in names.iter().filter(|name| !seen.names.contains(*name)) {
             let file = name
                 .rsplit_once('-')
@@ -89,7 +145,39 @@ impl Tallies {
                 Some(WalFileName::Partial(_) | WalFileName::BackupHistory { .. }) | None => {}
             }
         }
+        if !is_first && seen.segments + seen.histories > before {
+            seen.newest = Some(now);
+        }
         seen.names = names.iter().cloned().collect();
+    }
+
+    /// Sees the room on the filesystem of `pg_wal` of a cluster.
+    pub fn see_pg_wal(&mut self, cluster: &str, free_bytes: u64, now: TimestampTz) {
+        let seen = self.pg_wal_free.entry(cluster.to_owned()).or_default();
+        seen.note(now, free_bytes, (ROOM_EVERY, ROOM_LONGEST));
+    }
+
+    /// Seconds until the filesystem of `pg_wal` of a cluster is full, as it filled within the last hour.
+    pub fn pg_wal_full_in_s(
+        &self,
+        cluster: &str,
+        free_bytes: u64,
+        now: TimestampTz,
+    ) -> Option<u64> {
+        let seen = self.pg_wal_free.get(cluster)?;
+        seen.gone_in_s(now, free_bytes, ROOM_SPAN)
+    }
+
+    /// Sees the bytes of a cluster that a repository keeps only since they are locked.
+    pub fn see_locked(&mut self, cluster: &str, repository: &str, bytes: u64, now: TimestampTz) {
+        let seen = self.locked.entry(place(cluster, repository)).or_default();
+        seen.note(now, bytes, (LOCKED_EVERY, LOCKED_LONGEST));
+    }
+
+    /// The bytes that were locked a week ago; none where no look saw them then.
+    pub fn locked_before(&self, cluster: &str, repository: &str, now: TimestampTz) -> Option<u64> {
+        let seen = self.locked.get(&place(cluster, repository))?;
+        seen.before(now, WEEK)
     }
 
     /// The refused copies of a cluster in a repository; none where no look saw them.
@@ -118,7 +206,10 @@ mod tests {
             };
             let now = begin.saturating_add(Duration::from_secs(second));
             tallies.see_archiver("main", &process, now);
-            tallies.archivers["main"].restarts
+            let seen = &tallies.archivers["main"];
+            assert_eq!(seen.lately(now) as u64, seen.restarts, "all were lately");
+            assert_eq!(seen.lately(now.saturating_add(LATELY * 2)), 0);
+            seen.restarts
         };
         assert_eq!(seen(0, "1", Some("77 1.5")), 0, "the first look");
         assert_eq!(seen(60, "1", Some("77 1.5")), 0);
@@ -144,8 +235,11 @@ mod tests {
         let mut tallies = Tallies::default();
         let mut see = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-            tallies.see_refused("main", "local", &names);
+            let now = "2026-11-20T06:00:00Z".parse().unwrap();
+            tallies.see_refused(("main", "local"), &names, now);
             let seen = tallies.refused("main", "local").unwrap();
+            assert_eq!(seen.is_new(now), seen.segments + seen.histories > 0);
+            assert!(!seen.is_new(now.saturating_add(REFUSED_NEW * 2)));
             (seen.segments, seen.histories)
         };
         let segment = "00000001000000000000000A-abababababababab";

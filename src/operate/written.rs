@@ -122,7 +122,7 @@ pub fn look(session: &Session, reading: &Reading) -> Result<Written> {
         repositories,
         blocked,
         drills,
-        server: cluster.and_then(|own| ServerState::ask(own, identifier)),
+        server: cluster.and_then(|own| ServerState::ask(own, identifier, &session.host)),
     })
 }
 

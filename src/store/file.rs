@@ -20,6 +20,7 @@ use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Room, St
 use crate::durable::{self, NewFile, TEMPORARY_PREFIX};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::pg::time::TimestampTz;
 
 /// So much of a directory is asked of the system at once.
@@ -418,6 +419,7 @@ impl Store for FileStore {
         match dated {
             Ok(metadata) => Ok(metadata
                 .and_then(|m| m.modified().ok())
+                .map(fault::time_elsewhere)
                 .map(TimestampTz::from_system_time)),
             // Whoever may not write there deletes nothing there, either.
             Err(e) => match self.error("ask the clock of", "", e) {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Cluster, PATIENCE, Program, Running, Sandbox, pitr, wait_until};
+use crate::alert_conditions;
+use crate::common::{Cluster, PATIENCE, Program, Running, Sandbox, paths_below, pitr, wait_until};
 
 /// A host with an empty repository and jobs. Time goes faster on it, where a test wants it to.
 pub struct Host {
@@ -59,7 +60,8 @@ impl Host {
             .duration_since(UNIX_EPOCH)
             .unwrap()
             .as_secs();
-        self.clock = Some(format!("{start},{origin},{factor}"));
+        // The commands of jobs have the clock of the repository.
+        self.clock = Some(format!("{start},{origin},{factor},agent"));
         self
     }
 
@@ -213,16 +215,133 @@ fn j01_j02_a_day_in_a_minute_loses_and_doubles_no_run_though_the_agent_is_killed
         check.iter().all(|run| night.contains(run)),
         "{check:?} {night:?}"
     );
-    // Every run really ran, once. (The backup itself is refused then: the clock of the repository is another one.)
+    // Every run really ran, once, and made a backup.
     wait_until(PATIENCE, "the last run ends", || {
         host.job("files")["running"] == false
     });
+    let state = host.sandbox.join("state");
+    let well = ended_well(&state, "files");
+    let begun = host.begun("files");
+    let begun: Vec<u64> = begun.iter().map(|(micros, _)| *micros).collect();
+    assert_eq!(well, begun);
+    let info = host.pitr().args(["info", "--json"]).run().json();
+    let backups = info["scopes"][0]["backups"].as_array().unwrap().len();
+    assert_eq!(backups, well.len(), "{info}");
     let trace = std::fs::read_to_string(host.sandbox.join("out/trace")).unwrap();
     assert_eq!(
         trace.lines().count(),
         host.begun("files").len(),
         "{files:?}"
     );
+}
+
+/// The scheduled times of a job of which an attempt succeeded, in microseconds.
+fn ended_well(state: &Path, job: &str) -> Vec<u64> {
+    let folder = state.join("jobs").join(job);
+    let ends = paths_below(&folder).into_iter().filter_map(|path| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".ended")?;
+        let (micros, _) = name.split_once('-')?;
+        let end: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        (end["status"] == 0).then(|| micros.parse().unwrap())
+    });
+    let mut ends: Vec<u64> = ends.collect();
+    ends.sort_unstable();
+    ends
+}
+
+#[test]
+fn j01_a_day_of_real_jobs_in_a_minute_backs_up_verifies_expires_and_drills() {
+    let (site, cluster, sink) = alert_conditions::site("");
+    let programs = crate::common::bin(17, "initdb").unwrap();
+    let programs = programs.parent().unwrap().display();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().unwrap().port();
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let agent = format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"2h\"\n");
+    let jobs = [
+        (
+            "full",
+            "backup --full --wait 10m",
+            "schedule = \"0 2 * * *\"",
+        ),
+        (
+            "incr",
+            "backup --incremental --wait 10m",
+            "schedule = \"0 */6 * * *\"",
+        ),
+        ("verify", "verify", "after = \"full\""),
+        (
+            "drill",
+            &format!("drill --bin {programs}"),
+            "schedule = \"0 10 * * *\"",
+        ),
+        (
+            "expire",
+            "expire --keep 2 --min-age 0s --confirm",
+            "schedule = \"0 19 * * *\"",
+        ),
+        ("report", "report daily", "schedule = \"30 19 * * *\""),
+    ];
+    let sections =
+        jobs.map(|(name, run, when)| format!("[jobs.{name}]\nrun = \"{run}\"\n{when}\n"));
+    let text = text.replacen("[agent]\n", &agent, 1) + &sections.concat();
+    std::fs::write(site.config(), text).unwrap();
+    let origin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let clock = format!("{SPRING},{},1440,agent", origin.as_secs());
+    let pitr = site.pitr().env("PITR_FAULT_CLOCK", clock);
+    let pitr = pitr.env("XDG_CACHE_HOME", site.sandbox().dir("cache"));
+    cluster.sql("create table t (a int)");
+    let begun = Instant::now();
+    let mut turn = 0;
+    // From 20:00 to 20:00. Dropped, the agent is killed, and its jobs go on.
+    while begun.elapsed() < Duration::from_secs(60) {
+        let agent = pitr.clone().arg("agent").spawn();
+        turn += 1;
+        cluster.sql(&format!("insert into t values ({turn})"));
+        std::thread::sleep(Duration::from_secs(4 + turn % 3));
+        drop(agent);
+    }
+    let state = site.sandbox().join("state");
+    let last = pitr.clone().arg("agent").spawn();
+    let expected = [
+        ("full", 1),
+        ("incr", 4),
+        ("verify", 1),
+        ("drill", 1),
+        ("expire", 1),
+        ("report", 1),
+    ];
+    for (job, count) in expected {
+        wait_until(PATIENCE, &format!("job \"{job}\" has run"), || {
+            ended_well(&state, job).len() >= count
+        });
+    }
+    wait_until(PATIENCE, "the last agent is there", || {
+        let status = pitr.clone().args(["agent", "status", "--json"]);
+        status.run().json()["running"] == true
+    });
+    last.signal(Signal::TERM);
+    last.wait().success();
+    let hour = |micros: &u64| (micros / 1_000_000 - SPRING) / 3600;
+    for (job, count) in expected {
+        let well = ended_well(&state, job);
+        let mut once = well.clone();
+        once.dedup();
+        assert_eq!(once, well, "job \"{job}\" ran twice");
+        // A slow machine may come to the next day.
+        let of_day = well.iter().filter(|micros| hour(micros) < 24).count();
+        assert_eq!(of_day, count, "{job}: {well:?}");
+    }
+    let failed = sink.all().into_iter().filter(|id| id.starts_with("jobs/"));
+    assert_eq!(failed.collect::<Vec<_>>(), [""; 0]);
+    // By the real clock: the drill proved recovery, the newest backups are there and whole.
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    let own = &info["clusters"][0];
+    let backups = own["backups"].as_array().unwrap();
+    let marked = backups.iter().filter(|b| !b["expire_not_before"].is_null());
+    assert!(backups.len() >= 5 && marked.count() >= 2, "{info:#}");
+    assert!(own["drills"][0]["proven"].is_object(), "{info:#}");
+    site.pitr().args(["verify", "--quiet"]).run().success();
 }
 
 /// Content whose backup takes ten minutes.

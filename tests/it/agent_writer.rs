@@ -2,11 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::alert_conditions::{Sink, examine, observe};
+use crate::alert_conditions::{Sink, examine, later, observe};
 use crate::alert_heartbeat::Service;
 use crate::common::{Cluster, PATIENCE, Program, paths_below, wait_until};
 use crate::metrics::value;
@@ -33,16 +32,14 @@ fn archiving_breaks(cluster: &mut Cluster, pitr: Program) -> Program {
         let mut paths = paths_below(&status).into_iter();
         paths.any(|path| path.to_str().unwrap().ends_with(".ready"))
     });
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let now = now.as_secs();
-    pitr.env("PITR_FAULT_CLOCK", format!("{},{now},1", now + 1800))
+    later(&pitr, 1800)
 }
 
 #[test]
 fn j16_a_host_that_only_writes_tells_of_real_trouble_and_beats_without_it() {
     let (service, sink) = (Service::start(), Sink::new());
     let (sealed, mut cluster, state) = writer(&format!(
-        "{}severity = \"low\"\n[alerts.beat]\nkind = \"heartbeat\"\nurl = \"http://127.0.0.1:{}/ping/s3cret\"\n",
+        "{}[alerts.beat]\nkind = \"heartbeat\"\nurl = \"http://127.0.0.1:{}/ping/s3cret\"\n",
         sink.section(),
         service.port
     ));

@@ -319,6 +319,55 @@ fn j08_an_alert_is_told_once_then_that_it_ended_and_none_is_lost_by_a_sink_that_
 }
 
 #[test]
+fn j08_a_sink_that_fails_is_seen_everywhere_until_it_takes_something() {
+    let web = Web::start();
+    let host = Host::new(&format!(
+        "[alerts.hook]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        web.url()
+    ));
+    host.backup();
+    host.observe();
+    assert!(!web.take().is_empty(), "of the cluster without a backup");
+    let seen = || {
+        let doctor = host.pitr().args(["doctor", "--json"]).run().json();
+        let findings = doctor["findings"].as_array().unwrap();
+        let of_it = findings.iter().find(|f| f["group"] == "alerts");
+        let of_it = of_it.unwrap_or_else(|| panic!("{doctor:#}"));
+        assert_eq!(of_it["name"], "hook");
+        let metrics = host.pitr().arg("metrics").run().stdout;
+        let series = "pitr_alert_sink_failing{sink=\"hook\"}";
+        let failing = crate::metrics::value(&metrics, series);
+        let status = host.pitr().args(["agent", "status"]).run();
+        let mut lines = status.stdout.lines();
+        let told = lines.any(|line| line.starts_with("alert sink \"hook\" takes nothing"));
+        let level = of_it["level"].as_str().unwrap().to_owned();
+        (level, failing, status.code(), told)
+    };
+    let well = ("ok".to_owned(), Some(0.0), 0, false);
+    assert_eq!(seen(), well);
+    let (here, away) = (host.sandbox.join("source"), host.sandbox.join("away"));
+    std::fs::rename(&here, &away).unwrap();
+    let fails = ["files", "backup", "up", "--quiet"];
+    assert_ne!(host.pitr().args(fails).run().code(), 0);
+    web.answer_with(503);
+    host.observe();
+    assert_eq!(seen(), ("fail".to_owned(), Some(1.0), 1, true));
+    // That is over before the sink is back: the end of its own trouble shows that it takes something.
+    std::fs::rename(&away, &here).unwrap();
+    host.backup();
+    host.observe();
+    assert_eq!(seen(), ("fail".to_owned(), Some(1.0), 1, true));
+    web.answer_with(200);
+    host.observe();
+    let heard = web.take();
+    let told: Vec<_> = heard.iter().map(|v| (&v["event"], &v["id"])).collect();
+    assert_eq!(told, [(&"resolved".into(), &"alerts/hook".into())]);
+    assert_eq!(seen(), well);
+    host.observe();
+    assert!(web.take().is_empty());
+}
+
+#[test]
 fn files_that_cannot_be_written_silence_no_alert_and_are_one() {
     let files = [
         "metrics.prom",

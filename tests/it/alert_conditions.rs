@@ -1,12 +1,12 @@
 //! Each condition of docs/agent.md is provoked for real, and reaches a sink with its severity, once, and its end.
 
-use std::path::PathBuf;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use crate::agent::{Host, SPRING};
-use crate::alert::Web;
 use crate::common::mount::SmallDisk;
 use crate::common::s3::tls::{Authority, Says, Tls};
 use crate::common::{
@@ -16,35 +16,99 @@ use crate::require_mounts;
 use crate::s3_cycle::Offline;
 use crate::sealed::Sealed;
 
-/// A sink that writes what it hears into a file.
+/// A server of HTTP and Debian's server of mail, each with a file for what it takes: of HTTP the bodies, of letters the condition, and the word of the
+/// subject that tells how bad it is or that it has ended.
+const SERVERS: &str = r#"
+import asyncio, email, http.server, json, sys, threading
+from aiosmtpd.smtp import SMTP
+heard, letters = sys.argv[1:]
+class Hook(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        with open(heard, 'ab') as file:
+            file.write(body + b'\n')
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *ignored):
+        pass
+class Letters:
+    async def handle_DATA(self, server, session, envelope):
+        letter = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        lines = letter.get_content().splitlines()
+        [condition] = [line[11:] for line in lines if line.startswith('Condition: ')]
+        word = letter['Subject'].split('] ')[1].split(':')[0]
+        with open(letters, 'a') as file:
+            file.write(json.dumps([condition, word]) + '\n')
+        return '250 taken'
+import email.policy
+hook = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hook)
+threading.Thread(target=hook.serve_forever, daemon=True).start()
+async def serve():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(Letters()), '127.0.0.1', 0)
+    print(hook.server_port, server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+asyncio.run(serve())
+"#;
+
+/// Two sinks, which end with the test: a server of HTTP, and one of mail.
 pub struct Sink {
-    _sandbox: Sandbox,
-    file: PathBuf,
+    child: Child,
+    sandbox: Sandbox,
+    http: u16,
+    smtp: u16,
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Sink {
     pub fn new() -> Sink {
         let sandbox = Sandbox::new("sink");
-        let file = sandbox.dir("out").join("heard");
+        let out = sandbox.dir("out");
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", SERVERS])
+            .args([out.join("heard"), out.join("letters")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut told = BufReader::new(child.stdout.take().unwrap());
+        told.read_line(&mut line).unwrap();
+        let mut ports = line.split_whitespace().map(|port| port.parse().unwrap());
         Sink {
-            _sandbox: sandbox,
-            file,
+            child,
+            sandbox,
+            http: ports.next().expect("the port of HTTP"),
+            smtp: ports.next().expect("the port of mail"),
         }
     }
 
-    /// Its section of a configuration.
+    /// Their sections of a configuration.
     pub fn section(&self) -> String {
         format!(
-            "[alerts.out]\nkind = \"command\"\ncommand = [\"sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]\n",
-            self.file.display()
+            "[alerts.out]\nkind = \"webhook\"\nurl = \"http://127.0.0.1:{}/hook\"\nseverity = \"low\"\n\
+             [alerts.mail]\nkind = \"email\"\nsmtp = \"smtp://127.0.0.1:{}\"\nfrom = \"pitr@example.org\"\nto = [\"dba@example.org\"]\nseverity = \"low\"\n",
+            self.http, self.smtp
         )
+    }
+
+    fn lines(&self, file: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.sandbox.join("out").join(file));
+        let text = text.unwrap_or_default();
+        // The last line may be on its way.
+        let whole = text.split_inclusive('\n').filter(|l| l.ends_with('\n'));
+        whole.map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
     /// Event and severity of each notice of a condition, in their order, with its summaries.
     pub fn heard(&self, id: &str) -> Vec<(String, String, String)> {
-        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
-        let notices = text.lines().filter(|line| !line.is_empty());
-        let notices = notices.map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let notices = self.lines("heard").into_iter();
         let of_it = notices.filter(|notice| notice["id"] == id);
         let word = |notice: &Value, name: &str| notice[name].as_str().unwrap().to_owned();
         of_it
@@ -52,16 +116,59 @@ impl Sink {
             .collect()
     }
 
-    /// Expects these notices of a condition, and no others.
+    /// The conditions of all notices.
+    pub fn all(&self) -> Vec<String> {
+        let notices = self.lines("heard").into_iter();
+        let ids = notices.map(|notice| notice["id"].as_str().unwrap().to_owned());
+        ids.collect()
+    }
+
+    /// Expects these notices of a condition, and no others, at both servers.
     pub fn expect(&self, id: &str, wanted: &[(&str, &str)]) {
         let heard = self.heard(id);
         let short: Vec<(&str, &str)> = heard
             .iter()
             .map(|(event, severity, _)| (event.as_str(), severity.as_str()))
             .collect();
-        let all = std::fs::read_to_string(&self.file).unwrap_or_default();
-        assert_eq!(short, wanted, "{id}: {heard:?}\n{all}");
+        let all = Value::from(self.lines("heard"));
+        assert_eq!(short, wanted, "{id}: {heard:?}\n{all:#}");
+        let posted = wanted.iter().map(|(event, severity)| match *event {
+            "resolved" => "resolved",
+            _ => severity,
+        });
+        let posted: Vec<&str> = posted.collect();
+        // An agent may deliver the one before the other.
+        wait_until(PATIENCE, "the letters have come as well", || {
+            let letters = self.lines("letters");
+            let of_it = letters.iter().filter(|letter| letter[0] == id);
+            let words: Vec<&str> = of_it.map(|letter| letter[1].as_str().unwrap()).collect();
+            words == posted
+        });
     }
+
+    /// Expects the newest notice of a condition, with this text, and returns how many there are.
+    pub fn last(&self, id: &str, event: &str, severity: &str, text: &str) -> usize {
+        let heard = self.heard(id);
+        let newest = heard.last().unwrap_or_else(|| {
+            let all = Value::from(self.lines("heard"));
+            panic!("nothing of {id}: {all:#}")
+        });
+        assert_eq!(
+            (newest.0.as_str(), newest.1.as_str()),
+            (event, severity),
+            "{heard:?}"
+        );
+        assert!(newest.2.contains(text), "{heard:?}");
+        heard.len()
+    }
+}
+
+/// The program so many seconds later, by the clocks of host, server and store.
+pub fn later(pitr: &Program, seconds: u64) -> Program {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let now = now.as_secs();
+    let clock = format!("{},{now},1,all", now + seconds);
+    pitr.clone().env("PITR_FAULT_CLOCK", clock)
 }
 
 pub fn observe(pitr: &Program) {
@@ -104,10 +211,7 @@ fn j16_a_cluster_without_a_backup_and_one_whose_backup_is_old_are_critical() {
     cluster.archive_now();
     observe(&site.pitr());
     sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let later = now.as_secs() + 25 * 3600;
-    let clock = format!("{later},{},1", now.as_secs());
-    observe(&site.pitr().env("PITR_FAULT_CLOCK", clock));
+    observe(&later(&site.pitr(), 25 * 3600));
     assert_eq!(sink.heard(id).len(), 3, "{:?}", sink.heard(id));
     let (event, severity, summary) = sink.heard(id).pop().unwrap();
     assert_eq!((event.as_str(), severity.as_str()), ("new", "critical"));
@@ -154,15 +258,13 @@ fn j16_a_gap_a_damaged_backup_and_waiting_wal_reach_the_sink() {
     cluster.alter_system("archive_command", "false");
     cluster.restart();
     cluster.switch_wal();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let clock = format!("{},{},1", now.as_secs() + 1800, now.as_secs());
     wait_until(PATIENCE, "a file waits", || {
         let status = cluster.pgdata().join("pg_wal/archive_status");
         paths_below(&status)
             .iter()
             .any(|p| p.to_str().unwrap().ends_with(".ready"))
     });
-    observe(&site.pitr().env("PITR_FAULT_CLOCK", clock));
+    observe(&later(&site.pitr(), 1800));
     sink.expect("main/archiving/waiting", &[("new", "critical")]);
 }
 
@@ -335,7 +437,6 @@ fn j16_one_of_two_repositories_that_does_not_answer_and_a_broken_audit_log_are_c
 #[test]
 fn j16_a_job_that_was_not_begun_or_goes_on_for_hours_is_high() {
     let sink = Sink::new();
-    // With this clock the repository refuses the backup, behind the hook.
     let jobs = "[files.slow]\nsource = \"/nowhere\"\nidentity = \"x\"\nbefore = [\"sleep\", \"600\"]\n[jobs.look]\nrun = \"repo show\"\nschedule = \"*/10 * * * *\"\n[jobs.slow]\nrun = \"files backup slow\"\nschedule = \"0 * * * *\"\n";
     let host = Host::new(&format!("{jobs}{}", sink.section())).hastened(SPRING, 1800);
     host.reconfigure("[agent]\n", "[agent]\ninterval = \"1d\"\n");
@@ -372,9 +473,7 @@ fn j16_records_of_a_clock_that_was_ahead_are_high() {
         "[jobs.look]\nrun = \"repo show\"\nschedule = \"0 2 * * *\"\n{}",
         sink.section()
     ));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let clock = format!("{},{},1", now.as_secs() + 2 * 86_400, now.as_secs());
-    let ahead = host.pitr().env("PITR_FAULT_CLOCK", clock);
+    let ahead = later(&host.pitr(), 2 * 86_400);
     ahead.args(["agent", "run", "look"]).run().success();
     observe(&host.pitr());
     sink.expect("jobs/look/clock", &[("new", "high")]);
@@ -421,7 +520,7 @@ fn served(site: &Site) -> String {
 }
 
 #[test]
-fn j16_a_slot_and_a_clock_that_are_wrong_are_found_by_the_agents_examinations() {
+fn j16_a_slot_that_is_missing_is_found_by_an_examination_and_clocks_by_each_look() {
     let (site, server, sink) = site("");
     let served = served(&site);
     let journal = site.sandbox().dir("journal");
@@ -447,21 +546,22 @@ fn j16_a_slot_and_a_clock_that_are_wrong_are_found_by_the_agents_examinations() 
     );
     // Without a receiver in the configuration none is missed.
     std::fs::write(site.config(), &served).unwrap();
-    let clock = "main/doctor/clock/server and host";
+    let clocks = ["main/clock/server", "repository/local/clock"];
     examine(&site.pitr());
     observe(&site.pitr());
     sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
-    sink.expect(clock, &[]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let ahead = format!("{},{},1", now.as_secs() + 900, now.as_secs());
-    examine(&site.pitr().env("PITR_FAULT_CLOCK", ahead));
+    clocks.into_iter().for_each(|clock| sink.expect(clock, &[]));
+    observe(&site.pitr().env("PITR_FAULT_CLOCK", ahead));
+    clocks
+        .into_iter()
+        .for_each(|clock| sink.expect(clock, &[("new", "critical")]));
     observe(&site.pitr());
-    let heard = sink.heard(clock);
-    assert_eq!(heard.len(), 1, "{heard:?}");
-    assert_eq!(heard[0].0, "new", "{heard:?}");
-    examine(&site.pitr());
-    observe(&site.pitr());
-    assert_eq!(sink.heard(clock).last().unwrap().0, "resolved");
+    let both = [("new", "critical"), ("resolved", "critical")];
+    clocks
+        .into_iter()
+        .for_each(|clock| sink.expect(clock, &both));
     drop(server);
 }
 
@@ -573,9 +673,7 @@ fn j16_a_drill_that_fails_or_is_old_reaches_the_sink() {
     drill().success();
     observe(&site.pitr());
     assert_eq!(sink.heard(id).last().unwrap().0, "resolved");
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let later = format!("{},{},1", now.as_secs() + 2 * 86_400, now.as_secs());
-    observe(&site.pitr().env("PITR_FAULT_CLOCK", later));
+    observe(&later(&site.pitr(), 2 * 86_400));
     let (event, severity, summary) = sink.heard(id).pop().unwrap();
     assert_eq!((event.as_str(), severity.as_str()), ("new", "medium"));
     assert!(summary.contains("last proven 2 d ago"), "{summary}");
@@ -642,9 +740,7 @@ fn j16_a_receiver_that_ended_reaches_the_sink() {
     // It may be started again at once.
     observe(&site.pitr());
     sink.expect(id, &[]);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let later = format!("{},{},1", now.as_secs() + 180, now.as_secs());
-    observe(&site.pitr().env("PITR_FAULT_CLOCK", later));
+    observe(&later(&site.pitr(), 180));
     sink.expect(id, &[("new", "critical")]);
     received(&|| observe(&site.pitr()));
     sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
@@ -662,11 +758,9 @@ fn j16_a_disk_that_will_be_full_within_a_week_is_medium() {
     );
     host.pitr().args(["init", "--quiet"]).run().success();
     let id = "repository/local/room";
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let after = |hours: u64, megabytes: usize| {
         std::fs::write(disk.path().join("filler"), vec![1_u8; megabytes << 20]).unwrap();
-        let clock = format!("{},{},1", now.as_secs() + hours * 3600, now.as_secs());
-        observe(&host.pitr().env("PITR_FAULT_CLOCK", clock));
+        observe(&later(&host.pitr(), hours * 3600));
     };
     after(0, 8);
     after(7, 11);
@@ -680,29 +774,9 @@ fn j16_a_disk_that_will_be_full_within_a_week_is_medium() {
     sink.expect(id, &[("new", "medium"), ("resolved", "medium")]);
 }
 
-/// Event, severity and summary of the notices of a condition that a server of webhooks took since it was asked last.
-fn taken(web: &Web, id: &str) -> Vec<(String, String, String)> {
-    let heard = web.take();
-    let of_it = heard.iter().filter(|notice| notice["id"] == id);
-    let word = |notice: &Value, name: &str| notice[name].as_str().unwrap().to_owned();
-    of_it
-        .map(|n| (word(n, "event"), word(n, "severity"), word(n, "summary")))
-        .collect()
-}
-
-/// Expects one notice of a condition, with this text.
-fn took(web: &Web, id: &str, event: &str, severity: &str, text: &str) {
-    let heard = taken(web, id);
-    let [(one, other, summary)] = heard.as_slice() else {
-        panic!("{event} {severity}: {heard:?}");
-    };
-    assert_eq!((one.as_str(), other.as_str()), (event, severity));
-    assert!(summary.contains(text), "{summary}");
-}
-
 #[test]
 fn j16_a_certificate_that_ends_is_medium_then_critical_and_over_once_it_is_renewed() {
-    let (web, authority) = (Web::start(), Authority::new());
+    let (sink, authority) = (Sink::new(), Authority::new());
     let off = Offline::new("");
     let sandbox = off.still.site.sandbox();
     let ca = sandbox.file("ca.pem", &authority.pem);
@@ -719,10 +793,10 @@ fn j16_a_certificate_that_ends_is_medium_then_critical_and_over_once_it_is_renew
     let plain = std::fs::read_to_string(&off.config).unwrap();
     let text = plain.replace(&off.server().endpoint(), &tls.endpoint());
     let text = format!(
-        "{text}ca_file = \"{}\"\n[agent]\nstate_dir = \"{}\"\n[alerts.out]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        "{text}ca_file = \"{}\"\n[agent]\nstate_dir = \"{}\"\n{}",
         ca.display(),
         sandbox.dir("state").display(),
-        web.url()
+        sink.section()
     );
     let config = sandbox.file("tls.toml", text);
     let id = "main/doctor/repository/certificate";
@@ -734,20 +808,25 @@ fn j16_a_certificate_that_ends_is_medium_then_critical_and_over_once_it_is_renew
         observe(&pitr);
     };
     look(22);
-    assert_eq!(taken(&web, id), []);
+    sink.expect(id, &[]);
     let end = format!("the store's ends {year}-01-01");
     look(20);
-    took(&web, id, "new", "medium", &end);
+    sink.last(id, "new", "medium", &end);
     look(2);
-    took(&web, id, "new", "critical", &end);
+    sink.last(id, "new", "critical", &end);
     tls.renew(&authority, &says(year + 1));
     look(2);
-    took(&web, id, "resolved", "critical", &end);
+    let all = [
+        ("new", "medium"),
+        ("new", "critical"),
+        ("resolved", "critical"),
+    ];
+    sink.expect(id, &all);
 }
 
 #[test]
 fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() {
-    let web = Web::start();
+    let sink = Sink::new();
     let cluster = Cluster::builder(17)
         .segment_size_mb(1)
         .without_fsync()
@@ -758,30 +837,29 @@ fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() 
     reception::configure(&site, &cluster.conninfo("postgres"), &journal);
     let plain = std::fs::read_to_string(site.config()).unwrap();
     let alerts = format!(
-        "\n[agent]\nstate_dir = \"{}\"\n[alerts.out]\nkind = \"webhook\"\nurl = \"{}\"\n",
+        "\n[agent]\nstate_dir = \"{}\"\n{}",
         site.sandbox().dir("state").display(),
-        web.url()
+        sink.section()
     );
     std::fs::write(site.config(), plain + &alerts).unwrap();
     cluster.sql("select pg_create_physical_replication_slot('pitr', true)");
-    let id = "main/doctor/receiver/kept WAL";
+    let id = "main/slot/pitr";
     let keep = |kib: u32| {
         cluster.sql(&format!(
             "select pg_logical_emit_message(true, 'fill', repeat('x', {kib} * 1024))"
         ));
-        examine(&site.pitr());
         observe(&site.pitr());
     };
     let of = "of max_slot_wal_keep_size";
     keep(1);
-    assert_eq!(taken(&web, id), []);
+    sink.expect(id, &[]);
     keep(6 << 10);
-    took(&web, id, "new", "medium", of);
-    keep(2 << 10);
-    took(&web, id, "new", "high", of);
-    keep(1500);
-    took(&web, id, "new", "critical", of);
-    let _receiving = Program::new(crate::common::newest_bin(17, "pg_receivewal"))
+    sink.last(id, "new", "medium", of);
+    keep(2560);
+    sink.last(id, "new", "high", of);
+    keep(1740);
+    sink.last(id, "new", "critical", of);
+    let receiving = Program::new(crate::common::newest_bin(17, "pg_receivewal"))
         .args(["--slot", "pitr", "-d", &cluster.conninfo("postgres"), "-D"])
         .arg(site.sandbox().dir("received"))
         .spawn();
@@ -790,5 +868,21 @@ fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() 
         cluster.query_one_string(kept) == "t"
     });
     keep(1);
-    took(&web, id, "resolved", "critical", of);
+    let all = [
+        ("new", "medium"),
+        ("new", "high"),
+        ("new", "critical"),
+        ("resolved", "critical"),
+    ];
+    sink.expect(id, &all);
+    drop(receiving);
+    cluster.alter_system("max_slot_wal_keep_size", "2MB");
+    cluster.reload();
+    wait_until(PATIENCE, "the slot has lost WAL", || {
+        cluster.sql("select pg_switch_wal(); checkpoint");
+        keep(1024);
+        cluster.query_one_string("select wal_status from pg_replication_slots") == "lost"
+    });
+    observe(&site.pitr());
+    sink.last(id, "new", "critical", "has lost WAL");
 }

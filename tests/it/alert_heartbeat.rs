@@ -2,10 +2,9 @@
 
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::alert::{posted, reply};
-use crate::alert_conditions::{observe, site};
+use crate::alert_conditions::{later, observe, site};
 
 /// A service that waits for beats.
 pub struct Service {
@@ -71,11 +70,7 @@ fn beats_come_each_hour_and_with_each_success_and_never_while_something_is_criti
     service.expect(0);
     backup();
     service.expect(1);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let at = |seconds: u64| {
-        let clock = format!("{},{},1", now.as_secs() + seconds, now.as_secs());
-        site.pitr().env("PITR_FAULT_CLOCK", clock)
-    };
+    let at = |seconds: u64| later(&site.pitr(), seconds);
     observe(&at(1800));
     service.expect(0);
     observe(&at(3700));

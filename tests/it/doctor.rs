@@ -643,7 +643,7 @@ fn w12_doctor_says_how_much_wal_the_slot_keeps(major: u32) {
         &look(),
         "fail",
         "receiver",
-        "slot",
+        "lost WAL",
         "nobody received",
         "--drop-slot",
     );

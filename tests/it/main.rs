@@ -18,6 +18,7 @@ mod agent_week;
 mod agent_writer;
 mod alert;
 mod alert_conditions;
+mod alert_delivery;
 mod alert_heartbeat;
 mod alert_mail;
 mod archive;

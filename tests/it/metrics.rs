@@ -633,6 +633,7 @@ fn rules_and_dashboard_name_metrics_that_exist() {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
     let nouns = [
         "",
+        "_alerts",
         "_audit",
         "_checks",
         "_hosts",

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::counted;
-use super::decide::{Condition, Failing};
+use super::decide::{self, Condition};
 use super::examined;
+use super::watched;
 use crate::agent::load::Loaded;
 use crate::agent::room::Room;
 use crate::agent::scheduler::Planned;
 use crate::config::Severity;
 use crate::error::{Code, Result};
 use crate::operate::counters::{self, Counts, Label};
+use crate::operate::failing_sinks::Failing;
 use crate::operate::finding::{Finding, Level};
 use crate::operate::human;
 use crate::operate::info::{BackupInfo, ClusterInfo};
@@ -97,7 +99,11 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
             found.push(new("look", Severity::Critical, e.to_string(), next));
         }
     }
-    if let Ok(Some(counters)) = counters::read(session, settings) {
+    let now = session.host.now();
+    let counters = counters::read(session, settings).ok().flatten();
+    let watched = watched::conditions(now, settings, metrics, counters.as_ref());
+    found.extend(watched);
+    if let Some(counters) = counters {
         found.extend(
             counters
                 .series
@@ -105,7 +111,6 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
                 .flat_map(|(l, c)| [of_duration(l, c), of_failure(l, c)])
                 .flatten(),
         );
-        let now = session.host.now();
         found.extend(counted::conditions(now, settings, metrics, &counters));
     }
     found.extend(of_jobs(session, loaded));
@@ -123,7 +128,7 @@ pub fn of_sink((name, failing): (&String, &Failing)) -> Condition {
     Condition {
         about: Some(name.clone()),
         ..new(
-            &format!("alerts/{name}"),
+            &decide::of_sink(name),
             Severity::High,
             summary,
             Some(format!("pitr alert test --sink {name}")),

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::heartbeat::Beat;
 use crate::config::{Severity, Sink, SinkKind};
+use crate::operate::failing_sinks::Failing;
+use crate::operate::human;
 use crate::pg::time::TimestampTz;
 
 /// Something that is wrong now.
@@ -93,15 +95,6 @@ pub struct Open {
     pub offered: BTreeSet<String>,
 }
 
-/// A sink that does not take what it is sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failing {
-    /// Since when.
-    pub since: TimestampTz,
-    /// Why.
-    pub error: String,
-}
-
 /// Everything that was told.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Book {
@@ -163,9 +156,39 @@ pub fn decide(
             }
         }
     }
+    notices.extend(returns(now, book, sinks, &notices));
     // The worst first: a kill or a slow sink delays the rest.
     notices.sort_by_key(|notice| std::cmp::Reverse(notice.severity));
     notices
+}
+
+/// The notices by which failing sinks to which nothing else goes show that they take something again.
+fn returns(now: TimestampTz, book: &Book, sinks: &[Sink], others: &[Notice]) -> Vec<Notice> {
+    let is_idle = |sink: &&Sink| {
+        sink.kind != SinkKind::Heartbeat
+            && !is_quiet(now, sink)
+            && others.iter().all(|notice| notice.sink != sink.name)
+    };
+    let one = |sink: &Sink| {
+        let name = &sink.name;
+        let since = book.failing.get(name)?.since;
+        let failed = human::time(since);
+        Some(Notice {
+            sink: name.clone(),
+            event: Event::Resolved,
+            id: of_sink(name),
+            severity: Severity::High,
+            summary: format!("alert sink \"{name}\" takes notices again; it failed at {failed}"),
+            next: None,
+            since,
+        })
+    };
+    sinks.iter().filter(is_idle).filter_map(one).collect()
+}
+
+/// The name of the condition of a sink that fails.
+pub fn of_sink(name: &str) -> String {
+    format!("alerts/{name}")
 }
 
 impl Book {
@@ -434,10 +457,22 @@ mod tests {
         assert_eq!(
             sent,
             [
+                told("a", "alerts/a", Event::Resolved),
                 told("b", "gap", Event::Resolved),
                 told("b", "sink a", Event::Resolved)
             ]
         );
+        // Nothing else is due for it: it is asked again until it takes that.
+        let back = [told("a", "alerts/a", Event::Resolved)];
+        assert_eq!(
+            round("2026-11-20T02:03:00Z", &[], &mut book, &sinks, "a"),
+            back
+        );
+        assert_eq!(
+            round("2026-11-20T02:04:00Z", &[], &mut book, &sinks, ""),
+            back
+        );
+        assert_eq!(book, Book::default());
     }
 
     #[test]

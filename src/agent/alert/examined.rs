@@ -21,27 +21,29 @@ const GIVEN_UP: &str = "doctor";
 /// The subject of a host without a cluster.
 const HOST: &str = "host";
 /// Warnings that grow worse by themselves, as group and beginning of the name. Other warnings are advice: nobody is woken for them.
-const WARNINGS: [(&str, &str); 9] = [
-    ("clock", ""),
+const WARNINGS: [(&str, &str); 5] = [
     ("pg_wal", "space"),
-    ("pg_wal", "blocked"),
-    ("receiver", "kept WAL"),
     ("repository", "certificate"),
     ("repository", "epoch"),
     ("repository", "lifecycle"),
     ("repository", "recipient"),
-    ("repository", "store's clock"),
 ];
 /// Findings that each look has by itself, sooner.
-const LOOKED_AT: [(&str, &str); 10] = [
+const LOOKED_AT: [(&str, &str); 16] = [
+    ("alerts", ""),
+    ("clock", ""),
     ("content", ""),
+    ("pg_wal", "blocked"),
     ("pg_wal", "waiting"),
+    ("receiver", "kept WAL"),
+    ("receiver", "lost WAL"),
     ("repository", "archived WAL"),
     ("repository", "drill"),
     ("repository", "gaps"),
     ("repository", "newest backup"),
     ("repository", "recorded gap"),
     ("repository", "space"),
+    ("repository", "store's clock"),
     ("server", "connection"),
     ("server", "questions"),
 ];
@@ -100,7 +102,7 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
 pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
     let mut kept = conditions(&loaded.state_dir);
     kept.retain(|one| one.id != GIVEN_UP);
-    let summary = "pitr doctor took too long, and was given up: clocks, certificates, keys and slots are as they were before, as far as anybody knows";
+    let summary = "pitr doctor took too long, and was given up: certificates, keys and settings are as they were before, as far as anybody knows";
     kept.push(new(GIVEN_UP.to_owned(), Severity::High, summary.to_owned()));
     write(session, &loaded.state_dir, &kept)
 }
@@ -146,7 +148,6 @@ fn is_of(finding: &Finding, (group, name): &(&str, &str)) -> bool {
 fn severity(finding: &Finding, looks: &Looks<'_>) -> Option<Severity> {
     match finding.level {
         Level::Fail if !looks.find(finding) => Some(Severity::Critical),
-        Level::Warn if finding.is_urgent => Some(Severity::High),
         Level::Warn if WARNINGS.iter().any(|known| is_of(finding, known)) => Some(Severity::Medium),
         _ => None,
     }
@@ -234,7 +235,8 @@ mod tests {
         assert_eq!(judged("audit", "local", Level::Fail), critical);
         assert_eq!(judged(LOST, "backups to restore", Level::Fail), None);
         let medium = Some(Severity::Medium);
-        assert_eq!(judged("clock", "server and host", Level::Warn), medium);
+        assert_eq!(judged("clock", "server and host", Level::Fail), None);
+        assert_eq!(judged("receiver", "kept WAL", Level::Fail), None);
         assert_eq!(judged("repository", "certificate", Level::Warn), medium);
         assert_eq!(judged("server", "data_checksums", Level::Warn), None);
         assert_eq!(judged("repository", "certificate", Level::Ok), None);

@@ -12,6 +12,7 @@ mod http;
 mod mail;
 pub mod payload;
 pub mod sink;
+mod watched;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -31,13 +32,12 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::lock;
+use crate::operate::failing_sinks::FILE;
 use crate::operate::metrics::Metrics;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 
-/// The file of the notices that were taken, below `state_dir`.
-const FILE: &str = "alerts.json";
-/// The lock of the look that delivers, beside it.
+/// The lock of the look that delivers, beside the file of notices.
 const LOCK: &str = "alerts.lock";
 /// No delivery of a look begins later: the rest waits for the next look.
 const OFFERED: Duration = Duration::from_secs(60);

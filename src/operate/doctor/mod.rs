@@ -16,6 +16,7 @@ use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Settings};
 use crate::error::Result;
 
+mod alerts;
 mod archiver;
 mod audit;
 mod busiest_hour;
@@ -74,6 +75,7 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     content::look(&mut found, &opened, &settings, session);
     redis::look(&mut found, &settings, session);
     audit::look(&mut found, &settings, session);
+    alerts::look(&mut found, &settings, session);
     if let Some(role) = role {
         roles::look(&mut found, &settings, role, session);
     }

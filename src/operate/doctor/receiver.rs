@@ -9,9 +9,8 @@ use crate::operate::human;
 use crate::operate::receiver::SLOT_DEFAULT;
 use crate::operate::server::Server;
 
-/// Shares of the limit, in percent, from which on kept WAL is a warning, an urgent one, and a failure.
+/// Shares of the limit, in percent, from which on kept WAL is a warning, and a failure.
 const WARN_PERCENT: u64 = 50;
-const URGENT_PERCENT: u64 = 75;
 const FAIL_PERCENT: u64 = 90;
 
 /// The slot as the server describes it.
@@ -51,8 +50,8 @@ pub(super) fn look(
     };
     if slot.is_lost {
         found.fail(
-            "slot",
-            format!("\"{name}\" has lost WAL that it was to keep"),
+            "lost WAL",
+            format!("slot \"{name}\" has lost WAL that it was to keep"),
             "it grew beyond max_slot_wal_keep_size while nobody received",
             "pitr receive --drop-slot, then pitr receive --create-slot; then take a base backup: pitr backup",
         );
@@ -175,10 +174,6 @@ fn kept(found: &mut Findings, kept_bytes: u64, limit_bytes: Option<u64>, pgdata:
     let fix = "start pitr receive, or see why it is behind: pitr info";
     match share {
         FAIL_PERCENT.. => found.fail("kept WAL", value, cause, fix),
-        URGENT_PERCENT.. => {
-            found.warn("kept WAL", value, cause, fix);
-            found.urgent();
-        }
         WARN_PERCENT.. => found.warn("kept WAL", value, cause, fix),
         _ => found.ok("kept WAL", value),
     }
@@ -205,11 +200,5 @@ mod tests {
         assert_eq!(level(899), Level::Warn);
         assert_eq!(level(900), Level::Fail);
         assert_eq!(level(u64::MAX), Level::Fail);
-        let is_urgent = |kept_bytes| {
-            let mut found = Findings::default();
-            kept(&mut found, kept_bytes, Some(1000), None);
-            found.all[0].is_urgent
-        };
-        assert!(!is_urgent(749) && is_urgent(750));
     }
 }
