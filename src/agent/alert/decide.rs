@@ -457,9 +457,9 @@ mod tests {
         assert_eq!(
             sent,
             [
-                told("a", "alerts/a", Event::Resolved),
                 told("b", "gap", Event::Resolved),
-                told("b", "sink a", Event::Resolved)
+                told("b", "sink a", Event::Resolved),
+                told("a", "alerts/a", Event::Resolved)
             ]
         );
         // Nothing else is due for it: it is asked again until it takes that.
