@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::copies;
-use crate::common::{Cluster, PATIENCE, Program, Site, Stop, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, wait_until};
 use crate::per_major;
 use crate::several::{is_segment, objects};
 
@@ -75,6 +75,17 @@ impl Elsewhere {
         std::fs::read(to).unwrap()
     }
 
+    fn gaps(&self, servers: &[&Cluster], more: &[&str]) -> Run {
+        let gaps = self.pitr(servers).args(["wal", "gaps", "--heal", "--json"]);
+        gaps.args(more).run()
+    }
+
+    fn lose(&self, keys: &[&String]) {
+        for key in keys {
+            std::fs::remove_file(self.path(key)).unwrap();
+        }
+    }
+
     fn path(&self, key: &str) -> PathBuf {
         self.site.repository().join(key)
     }
@@ -85,11 +96,10 @@ fn name(key: &str) -> &str {
     key.rsplit('/').next().unwrap()
 }
 
-fn healed(answer: &Value) -> Vec<(String, String)> {
-    let text = |v: &Value| v.as_str().unwrap().to_owned();
+/// The giver of each segment that was healed.
+fn healed(answer: &Value) -> Vec<&str> {
     let healed = answer["repositories"][0]["healed"].as_array().unwrap();
-    let of = |h: &Value| (text(&h["object"]), text(&h["from"]));
-    healed.iter().map(of).collect()
+    healed.iter().map(|h| h["from"].as_str().unwrap()).collect()
 }
 
 fn v08_gaps_are_filled_from_a_standby_over_replication(major: u32) {
@@ -102,25 +112,16 @@ fn v08_gaps_are_filled_from_a_standby_over_replication(major: u32) {
         .into_iter()
         .map(|key| (key, here.fetched(key)))
         .collect();
-    let lose = |keys: &[&String]| {
-        for key in keys {
-            std::fs::remove_file(here.path(key)).unwrap();
-        }
-    };
-    let gaps = |servers: &[&Cluster], args: &[&str]| {
-        let gaps = here.pitr(servers).args(["wal", "gaps", "--heal", "--json"]);
-        gaps.args(args).run()
-    };
-    let all_are_whole = || {
+    let all_are_whole = |here: &Elsewhere| {
         let is_whole = |(key, wal): &(&String, Vec<u8>)| here.fetched(key) == *wal;
         whole.iter().all(is_whole)
     };
 
     // Neighbours come in one stream, a third one in another; damage is healed beside the damaged object.
-    lose(&[first, second, third]);
+    here.lose(&[first, second, third]);
     copies::damage(here.site.repository(), cut, 0);
     let both = [&here.primary, &here.standby];
-    let dry = gaps(&both, &["--dry-run"]).expect_code(4).json();
+    let dry = here.gaps(&both, &["--dry-run"]).expect_code(4).json();
     assert_eq!(healed(&dry).len(), 3, "{dry}");
     assert!(!here.path(first).exists());
     let of_primary = here.primary.socket_dir().display().to_string();
@@ -131,52 +132,44 @@ fn v08_gaps_are_filled_from_a_standby_over_replication(major: u32) {
         4,
         "{run}"
     );
-    assert!(all_are_whole());
+    assert!(all_are_whole(&here));
     assert!(here.path(&format!("{cut}.heal-1")).exists());
 
     // The standby still has what the primary has removed, also while the primary is away.
-    lose(&[first, second]);
+    here.lose(&[first, second]);
     for key in [first, second] {
         let file = here.primary.pgdata().join("pg_wal").join(name(key));
         std::fs::remove_file(file).unwrap();
     }
-    let done = gaps(&both, &[]).success().json();
+    let done = here.gaps(&both, &[]).success().json();
     let of_standby = here.standby.socket_dir().display().to_string();
     assert_eq!(healed(&done).len(), 2, "{done}");
-    assert!(
-        healed(&done)
-            .iter()
-            .all(|(_, from)| from.contains(&of_standby)),
-        "{done}"
-    );
-    assert!(all_are_whole());
-    lose(&[third]);
+    let is_standby = |from: &&str| from.contains(&of_standby);
+    assert!(healed(&done).iter().all(is_standby), "{done}");
+    assert!(all_are_whole(&here));
+    here.lose(&[third]);
     here.primary.stop(Stop::Fast);
     let both = [&here.primary, &here.standby];
-    let lost = |key: &String| std::fs::remove_file(here.path(key)).unwrap();
-    let gaps = |servers: &[&Cluster]| {
-        let gaps = here.pitr(servers).args(["wal", "gaps", "--heal", "--json"]);
-        gaps.run()
-    };
-    let run = gaps(&both)
+    let run = here
+        .gaps(&both, &[])
         .success()
         .expect_stderr("ask the server for WAL");
     assert_eq!(healed(&run.json()).len(), 1, "{run}");
-    assert!(whole.iter().all(|(key, wal)| here.fetched(key) == *wal));
+    assert!(all_are_whole(&here));
 
     // Another cluster gives nothing, and where none is left the gap stays.
     let other = Cluster::builder(major)
         .segment_size_mb(1)
         .own_identifier()
         .start();
-    lost(third);
+    here.lose(&[third]);
     for servers in [&[&here.primary][..], &[&other]] {
-        let left = gaps(servers).expect_code(4).json();
+        let left = here.gaps(servers, &[]).expect_code(4).json();
         assert_eq!(left["repositories"][0]["gaps"][0]["segments"], 1, "{left}");
         assert!(!here.path(third).exists());
     }
-    let run = here.pitr(&[&here.standby]).args(["verify", "--heal"]).run();
-    run.success();
+    let heal = here.pitr(&[&here.standby]).args(["verify", "--heal"]);
+    heal.run().success();
 }
 
 per_major!(v08_gaps_are_filled_from_a_standby_over_replication);
