@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::agent::Host;
 use crate::alert_conditions::{Sink, examine, later, observe, site};
 use crate::backup_faults::damage;
 use crate::common::mount::SmallDisk;
@@ -112,6 +113,57 @@ fn j16_damaged_pages_are_critical_and_three_backups_without_an_end_are_medium() 
     tidy.clone().args(expire).run().success();
     observe(&tidy);
     sink.expect(incomplete, &[("new", "medium"), ("resolved", "medium")]);
+}
+
+#[test]
+fn j16_without_limits_backups_and_drills_that_come_no_more_reach_the_sinks() {
+    let (site, cluster, sink) = site("");
+    let (overdue, stale) = ("main/backup/overdue", "main/drill/stale");
+    let backup = || {
+        site.pitr().args(["backup", "--quiet"]).run().success();
+        cluster.archive_now();
+    };
+    let look = |hours: u64| observe(&later(&site.pitr(), hours * 3600));
+    backup();
+    let initdb = crate::common::bin(17, "initdb").unwrap();
+    let drill = site.pitr().args(["drill", "--quiet", "--bin"]);
+    drill.arg(initdb.parent().unwrap()).run().success();
+    look(25);
+    sink.expect(overdue, &[]);
+    look(27);
+    sink.last(overdue, "new", "critical", "by the pauses before it");
+    backup();
+    look(25);
+    let all = [("new", "critical"), ("resolved", "critical")];
+    sink.expect(overdue, &all);
+    sink.expect(stale, &[]);
+    look(36 * 24);
+    sink.last(overdue, "new", "critical", "old");
+    sink.last(stale, "new", "medium", "was last proven");
+    // A configured limit counts alone.
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let limits = "[clusters.main]\nmax_backup_age = \"60d\"\nmax_drill_age = \"60d\"\n";
+    let config = config.replacen("[clusters.main]\n", limits, 1);
+    std::fs::write(site.config(), config).unwrap();
+    look(36 * 24);
+    sink.last(overdue, "resolved", "critical", "old");
+    sink.expect(stale, &[("new", "medium"), ("resolved", "medium")]);
+}
+
+#[test]
+fn j16_content_that_was_backed_up_each_week_is_overdue_after_a_week() {
+    let sink = Sink::new();
+    let host = Host::new(&sink.section());
+    let id = "aux/files/up/backup/overdue";
+    let at = |hours: u64| later(&host.pitr(), hours * 3600);
+    for week in 0..2 {
+        let backup = at(week * 7 * 24).args(["files", "backup", "up", "--quiet"]);
+        backup.run().success();
+    }
+    observe(&at(14 * 24 + 1));
+    sink.expect(id, &[]);
+    observe(&at(14 * 24 + 3));
+    sink.expect(id, &[("new", "critical")]);
 }
 
 /// A machine that is set back to a copy of it writes other WAL under names that the archive has.

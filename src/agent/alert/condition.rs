@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::counted;
 use super::decide::{self, Condition};
 use super::examined;
+use super::overdue;
 use super::watched;
 use crate::agent::load::Loaded;
 use crate::agent::room::Room;
@@ -103,6 +104,7 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
     let counters = counters::read(session, settings).ok().flatten();
     let watched = watched::conditions(now, settings, metrics, counters.as_ref());
     found.extend(watched);
+    found.extend(overdue::conditions(now, settings, metrics));
     if let Some(counters) = counters {
         found.extend(
             counters

@@ -10,6 +10,7 @@ pub mod examined;
 pub mod heartbeat;
 mod http;
 mod mail;
+mod overdue;
 pub mod payload;
 pub mod sink;
 mod watched;

@@ -1,0 +1,121 @@
+//! Conditions of backups and drills that come no more, where the configuration has no limit: what was done before gives one.
+
+use std::time::Duration;
+
+use super::condition::new;
+use super::decide::Condition;
+use crate::config::{Cluster, Settings, Severity};
+use crate::operate::human;
+use crate::operate::metrics::Metrics;
+use crate::operate::proven::Proven;
+use crate::pg::time::TimestampTz;
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// A backup each day, and the time that it takes.
+const SHORTEST: Duration = Duration::from_secs(26 * 3600);
+/// So many pauses are looked at.
+const PAUSES: usize = 7;
+/// A drill each month.
+const DRILL: Duration = Duration::from_secs(35 * 86_400);
+
+/// Collects them.
+pub fn conditions(now: TimestampTz, settings: &Settings, metrics: &Metrics) -> Vec<Condition> {
+    let Some(info) = &metrics.info else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    let configured = |name: &str| settings.clusters.iter().find(|c| c.name.as_str() == name);
+    let mut cluster = |name: &str, times: Vec<TimestampTz>, drills: &[Proven]| {
+        let Some(own) = configured(name) else { return };
+        if !has_limit(own) {
+            found.extend(of_backups(name, times, now));
+        }
+        if own.max_drill_age.is_none() {
+            found.extend(drills.iter().filter_map(|one| of_drills(name, one, now)));
+        }
+    };
+    for one in &info.clusters {
+        let whole = one.backups.iter().filter(|backup| !backup.damaged);
+        let times = whole.map(|backup| backup.stop_time).collect();
+        cluster(&one.name, times, &one.drills);
+    }
+    for one in &info.written {
+        let times = one.backups.iter().map(|backup| backup.time).collect();
+        cluster(&one.name, times, &one.drills);
+    }
+    for content in settings.contents().filter(|c| c.max_backup_age.is_none()) {
+        let scope = format!("aux/{}/{}", content.kind, content.name);
+        let own = info.scopes.iter().find(|one| one.scope == scope);
+        let times = own.map(|one| one.backups.iter().map(|b| b.stop_time).collect());
+        found.extend(times.and_then(|times| of_backups(&scope, times, now)));
+    }
+    found
+}
+
+/// Whether the configuration says when a backup is late, or has backups taken by need: those of an idle server are rare.
+fn has_limit(cluster: &Cluster) -> bool {
+    let is_by_need = cluster.max_replay.is_some() || cluster.max_wal_bytes.is_some();
+    cluster.max_backup_age.is_some() || is_by_need
+}
+
+fn of_backups(name: &str, mut times: Vec<TimestampTz>, now: TimestampTz) -> Option<Condition> {
+    times.sort_unstable();
+    let limit = usual(&times);
+    let age = now.duration_since(*times.last()?)?;
+    (age > limit).then(|| {
+        let (age, limit) = (human::duration(age), human::duration(limit));
+        let summary = format!(
+            "{name}: the newest backup is {age} old, and by the pauses before it the next one was due within {limit}"
+        );
+        let id = format!("{name}/backup/overdue");
+        let next = Some("pitr backup, or set max_backup_age".to_owned());
+        new(&id, Severity::Critical, summary, next)
+    })
+}
+
+/// The age at which the newest backup is too old: the longest pause of late, and two hours.
+fn usual(times: &[TimestampTz]) -> Duration {
+    let pauses = times.iter().zip(times.iter().skip(1)).rev().take(PAUSES);
+    let pauses = pauses.filter_map(|(before, after)| after.duration_since(*before));
+    let longest = pauses.max().unwrap_or_default();
+    longest.saturating_add(HOUR * 2).max(SHORTEST)
+}
+
+/// A repository that was drilled once. One that failed is told as such.
+fn of_drills(name: &str, one: &Proven, now: TimestampTz) -> Option<Condition> {
+    let age = now.duration_since(one.drills.proven.as_ref()?.time)?;
+    (age > DRILL).then(|| {
+        let (repository, age) = (&one.repository, human::duration(age));
+        let summary =
+            format!("{name}: recovery from repository {repository} was last proven {age} ago");
+        let id = format!("{name}/drill/stale");
+        let next = Some("pitr drill, or set max_drill_age".to_owned());
+        new(&id, Severity::Medium, summary, next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_is_late_by_the_pauses_before_it() {
+        let start: TimestampTz = "2026-11-01T02:00:00Z".parse().unwrap();
+        let at = |hours: u32| start.saturating_add(HOUR * hours);
+        let late = |hours: &[u32], now| {
+            let times = hours.iter().map(|hour| at(*hour)).collect();
+            of_backups("main", times, at(now)).is_some()
+        };
+        assert!(!late(&[], 1000), "that there is none is another condition");
+        assert!(!late(&[0], 26) && late(&[0], 27));
+        let daily = [0, 24, 48];
+        assert!(!late(&daily, 74) && late(&daily, 75));
+        let weekly = [0, 168];
+        assert!(!late(&weekly, 338) && late(&weekly, 339));
+        let hourly: Vec<u32> = (0..9).collect();
+        assert!(!late(&hourly, 34) && late(&hourly, 35));
+        // An outage is forgotten after a week of daily backups.
+        let outage = [0, 24, 120, 144, 168, 192, 216, 240, 264, 288];
+        assert!(late(&outage, 288 + 27));
+    }
+}
