@@ -13,6 +13,11 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Whether a text is so many lower-case hexadecimal digits.
+pub fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// The bytes that [`hex`] was given; `None` for anything else.
 pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |b: u8| {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Content, Period, Service};
 use crate::err;
 use crate::error::Result;
+use crate::text::is_hex;
 
 /// The silence of a server after which it counts as gone, where none is configured.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -189,10 +190,7 @@ impl Redis {
 /// The digits of a node's id in the name of a shard of this cluster; none of another name.
 pub fn shard_digits<'n>(cluster: &str, name: &'n str) -> Option<&'n str> {
     let digits = name.strip_prefix(cluster)?.strip_prefix('.')?;
-    let is_hex = digits
-        .bytes()
-        .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    (is_hex && digits.len() == SHARD_DIGITS).then_some(digits)
+    is_hex(digits, SHARD_DIGITS).then_some(digits)
 }
 
 impl RedisAddress {

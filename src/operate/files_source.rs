@@ -20,6 +20,7 @@ use crate::config::{self, Location, Settings, Source};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::fault;
+use crate::text::is_hex;
 use crate::tree::selection::Selection;
 use crate::tree::walk::Taken;
 
@@ -408,8 +409,7 @@ fn machine(files: &config::Files) -> Result<String> {
 pub fn machine_id(kind: &str, name: &str) -> Result<String> {
     let id = std::fs::read_to_string(MACHINE_ID).unwrap_or_default();
     let id = id.trim_end_matches('\n');
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    match id.len() == 32 && id.bytes().all(is_digit) {
+    match is_hex(id, 32) {
         true => Ok(id.to_owned()),
         false => Err(err!(
             Config,

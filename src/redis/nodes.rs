@@ -13,6 +13,7 @@ use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::slot_map::{Moving, Range, SLOT_MAX, SlotMap};
+use crate::text::is_hex;
 
 pub use crate::config::shard_digits as digits;
 
@@ -111,7 +112,7 @@ fn node(line: &str) -> Option<Node> {
 }
 
 fn is_id(text: &str) -> bool {
-    text.len() == ID_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    is_hex(text, ID_DIGITS)
 }
 
 fn slot(text: &str) -> Option<u16> {

@@ -4,6 +4,7 @@
 
 use crate::err;
 use crate::error::Result;
+use crate::text::is_hex;
 
 /// A line of a server has no more bytes.
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -155,8 +156,7 @@ fn single(bytes: &[u8]) -> Result<Option<(Reply, usize)>> {
 pub fn full_resync(line: &str) -> Option<FullResync> {
     let mut words = line.split(' ');
     let (first, replid, offset) = (words.next()?, words.next()?, words.next()?);
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    let is_replid = replid.len() == 40 && replid.bytes().all(is_digit);
+    let is_replid = is_hex(replid, 40);
     (first == "FULLRESYNC" && is_replid && words.next().is_none()).then_some(FullResync {
         replid: replid.to_owned(),
         offset: number(offset.as_bytes())?,

@@ -10,6 +10,7 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::store::{Key, Listed, Published, Store, get};
+use crate::text::is_hex;
 
 const KIND: &str = "erasure";
 /// Greatest length of a script as JSON writes it, which is that of every string of an object.
@@ -151,16 +152,12 @@ pub fn is_name(name: &str) -> bool {
     let Some((time, nonce)) = name.rsplit_once('-') else {
         return false;
     };
-    let is_nonce = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     let pattern = "########T######.######Z";
     let fits = |(own, wanted): (u8, u8)| match wanted {
         b'#' => own.is_ascii_digit(),
         _ => own == wanted,
     };
-    nonce.len() == 16
-        && nonce.bytes().all(is_nonce)
-        && time.len() == pattern.len()
-        && time.bytes().zip(pattern.bytes()).all(fits)
+    is_hex(nonce, 16) && time.len() == pattern.len() && time.bytes().zip(pattern.bytes()).all(fits)
 }
 
 /// Reads an erasure; none where there is none.

@@ -16,6 +16,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::store::Store;
+use crate::text::is_hex;
 
 /// The kind of the event that gives a fork away.
 pub const RESOLVE: &str = "resolve";
@@ -223,8 +224,7 @@ pub fn stored_homes(
 
 /// Whether this is what the key of a refused copy ends with: 16 lower-case hexadecimal digits.
 pub fn is_copy(text: &str) -> bool {
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    text.len() == 16 && text.bytes().all(is_digit)
+    is_hex(text, 16)
 }
 
 #[cfg(test)]

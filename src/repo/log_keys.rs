@@ -8,6 +8,7 @@ use super::scope::Scope;
 use crate::err;
 use crate::error::Result;
 use crate::store::{Key, Meta, Store};
+use crate::text::is_hex;
 
 /// The length of a whole segment.
 pub const SEGMENT_BYTES: u64 = 16 << 20;
@@ -124,8 +125,7 @@ pub fn position_name(position: u64) -> String {
 
 /// Whether a text can be the name of a history.
 pub fn is_replid(name: &str) -> bool {
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    name.len() == 40 && name.bytes().all(is_digit)
+    is_hex(name, 40)
 }
 
 /// Reads the name of a position.

@@ -7,7 +7,7 @@ use super::scope::Scope;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::store::{Key, Store};
-use crate::text::hex;
+use crate::text::{hex, is_hex};
 
 /// A text has at most so many bytes.
 pub const LIMIT_BYTES: u64 = 1 << 20;
@@ -29,10 +29,6 @@ pub fn is_name(name: &str) -> bool {
 /// Whether a text is named so by a mark.
 pub fn is_hash(text: &str) -> bool {
     is_hex(text, 64)
-}
-
-fn is_hex(text: &str, digits: usize) -> bool {
-    text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Returns the key of the text that a mark names.

@@ -13,6 +13,7 @@ use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::store::{Key, Store};
+use crate::text::is_hex;
 
 /// The kind of content that has these events.
 pub const CONTENT: &str = "redis";
@@ -115,9 +116,6 @@ impl SlotMap {
             let is_one =
                 |(first, last, node): &Moving| first <= last && *last <= SLOT_MAX && is_node(node);
             moves.iter().all(is_one)
-        };
-        let is_hex = |text: &str, digits: usize| {
-            text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
         };
         is_hex(&self.cluster, CLUSTER_DIGITS)
             && self.run.as_ref().is_none_or(|run| is_hex(run, RUN_DIGITS))

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::names::{self, Verdict};
+use crate::text::is_hex;
 
 /// Names before a colon in `${…}` that tell where the value is.
 const LOOKUPS: &str = "file env sys systemproperties secret secrets vault readfile readfilebase64 ssm aws-secret awssecret k8s kubernetes configmap sm azure gcp keyring keychain op dir directory \
@@ -217,10 +218,7 @@ pub fn is_resource_id(value: &str) -> bool {
     value.split_once('-').is_some_and(|(kind, id)| {
         (1..=10).contains(&kind.len())
             && kind.bytes().all(|b| b.is_ascii_lowercase())
-            && matches!(id.len(), 8 | 17)
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            && [8, 17].iter().any(|digits| is_hex(id, *digits))
     })
 }
 

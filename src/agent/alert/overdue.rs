@@ -81,7 +81,7 @@ fn usual(times: &[TimestampTz]) -> Duration {
     longest.saturating_add(HOUR * 2).max(SHORTEST)
 }
 
-/// A repository that was drilled once. One that failed is told as such.
+/// The condition of a repository of which recovery was proven once. A drill that failed is a condition of its own.
 fn of_drills(name: &str, one: &Proven, now: TimestampTz) -> Option<Condition> {
     let age = now.duration_since(one.drills.proven.as_ref()?.time)?;
     (age > DRILL).then(|| {
