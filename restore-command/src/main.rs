@@ -3,11 +3,12 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::ExitCode;
 
 use pitr::command::prefetch::{self, Prefetch};
 use pitr::command::restore::{self, Reach};
-use pitr::command::{self, Arguments, delegate, recovery_ended};
+use pitr::command::{self, Arguments, delegate, outside, recovery_ended};
 use pitr::config::Environment;
 use pitr::error::{Code, Error};
 use pitr::exit::{Program, SUCCESS, status};
@@ -66,6 +67,10 @@ fn run() -> Result<u8, Error> {
     let environment = Environment::of_process();
     if arguments.switches.iter().any(|s| s == prefetch::SWITCH) {
         return prefetch::worker::run(&arguments, &environment, nonce).map(|()| SUCCESS);
+    }
+    if let Some(socket) = environment.get(outside::SOCKET) {
+        let ask = || outside::ask(Path::new(socket), &arguments.files);
+        return restore::delegated(arguments.clone(), warn, ask);
     }
     let prefetch = Prefetch::of(&arguments, &environment);
     let status = match &prefetch {

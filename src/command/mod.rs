@@ -21,6 +21,7 @@ pub mod archive;
 pub mod delegate;
 pub mod detach;
 mod latch;
+pub mod outside;
 pub mod prefetch;
 pub mod recovery_ended;
 pub mod restore;

@@ -81,6 +81,7 @@ pub mod objectives;
 pub mod objectives_history;
 pub mod of;
 pub mod opened;
+pub mod outside;
 pub mod owner;
 pub mod pacing;
 mod pg_wal;

@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::outside::{Answering, Commands, Outside};
 use super::programs::Programs;
 use super::server::Server;
 use crate::archive::guard::{AUTO_CONF, COMMENT};
+use crate::command::outside::SOCKET;
 use crate::config::Environment;
 use crate::durable;
 use crate::err;
@@ -72,6 +74,8 @@ pub struct Quarantine<'a> {
     pub programs: &'a Programs,
     /// Words before the server's own, of programs that take rights away.
     pub before: &'a [String],
+    /// Whether this process fetches the server's WAL: it is across a network, which the server does not have.
+    pub fetches_outside: bool,
     /// The port of this host that it listens on, where the operator asks for one.
     pub listens: Option<u16>,
     /// The future of the directory.
@@ -280,12 +284,25 @@ impl Quarantine<'_> {
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failed)?)
-            .stderr(log)
+            .stderr(log.try_clone().map_err(failed)?)
             // Ctrl-C at the terminal is this process's alone: it ends the server in order.
             .process_group(0);
+        let restore = written.iter().find(|s| s.name == "restore_command");
+        let outside = match restore.filter(|_| self.fetches_outside) {
+            Some(restore) => Some((self.outside(&mut command)?, restore.value.clone())),
+            None => None,
+        };
         let child = command
             .spawn()
             .map_err(|e| Error::from_io("run postgres", e))?;
+        let answering = outside.map(|(outside, restore)| {
+            outside.answer(Commands {
+                restore,
+                data: self.data.to_owned(),
+                log,
+                server: child.id(),
+            })
+        });
         let is_over = Arc::new(Mutex::new(None));
         watch(Pid::from_child(&child), Arc::clone(&is_over), host.clone());
         Ok(Quarantined {
@@ -295,7 +312,20 @@ impl Quarantine<'_> {
             port: self.listens.unwrap_or(PORT),
             superusers,
             session: session(self.programs.major),
+            _answering: answering,
         })
+    }
+
+    /// Has the server ask this process for WAL. It needs no credentials of a store then, and gets none.
+    fn outside(&self, command: &mut Command) -> Result<Outside> {
+        let outside = Outside::bind(self.folder);
+        let outside = outside.map_err(|e| Error::from_io("make a socket for WAL", e))?;
+        command.env(SOCKET, outside.path());
+        let names = std::env::vars_os().map(|(name, _)| name);
+        for name in names.filter(|name| is_credential(&name.to_string_lossy())) {
+            command.env_remove(name);
+        }
+        Ok(outside)
     }
 
     fn command(&self) -> Command {
@@ -309,6 +339,12 @@ impl Quarantine<'_> {
             }
         }
     }
+}
+
+/// Whether a variable may say how to get into a store.
+fn is_credential(name: &str) -> bool {
+    let prefixes = ["AWS_", "AZURE_", "GOOGLE_", "SSH_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || name.contains("PASSPHRASE")
 }
 
 /// Writes a file that only its owner reads, over one that is there.
@@ -373,6 +409,8 @@ pub struct Quarantined {
     port: u16,
     superusers: Vec<String>,
     session: String,
+    /// Dropped behind the server's end.
+    _answering: Option<Answering>,
 }
 
 impl Quarantined {

@@ -1,8 +1,10 @@
 //! The quarantine of clones, queries and rescues: nothing gets out.
 
 use crate::clone::{client, id};
-use crate::common::{Program, bin, files_below, text_of};
-use crate::drill::Hostile;
+use crate::common::s3::peer::Peer;
+use crate::common::{Cluster, Program, Sandbox, bin, files_below, text_of};
+use crate::drill::{Hostile, Outside};
+use crate::s3_cycle::Bucketed;
 use crate::{per_major, require_fuse};
 
 /// Statements that reach out, and the words with which they fail.
@@ -70,3 +72,55 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
     assert!(files_below(below).is_empty(), "{:?}", files_below(below));
 }
 per_major!(k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue, v13 v15 v17 v19);
+
+/// pitr fetches the WAL for a server that has no network, and keeps to itself what gets into the store.
+#[test]
+fn k38_a_server_whose_wal_is_across_a_network_has_none() {
+    require_fuse!("k38_a_server_whose_wal_is_across_a_network_has_none");
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let site = Bucketed::new(&cluster, Peer::start(), "");
+    site.attach(&cluster);
+    cluster.start();
+    let outside = Outside::new();
+    outside.is_called_by(&cluster);
+    cluster.sql("create table env (line text)");
+    cluster.sql(
+        "create function variables() returns bigint language plpgsql as $$ begin
+                   copy public.env from program 'env';
+                   return (select count(*) from public.env where line like 'AWS_%'); end $$",
+    );
+    site.backup();
+    // Some segments, so that they are fetched ahead.
+    for _ in 0..6 {
+        cluster.sql("create table if not exists t as select 1 as id where false; insert into t select g from generate_series(1, 5000) g");
+        cluster.archive_now();
+    }
+    let folder = Sandbox::new("c");
+    let programs = bin(18, "initdb").unwrap();
+    let at = |program: Program| {
+        let program = program.arg("--dir").arg(folder.path()).arg("--bin");
+        let program = program.arg(programs.parent().unwrap());
+        program.env("AWS_PROBE", "secret")
+    };
+    let query = |sql: &str| at(site.pitr().args(["query", sql])).run().success();
+    query("select networks()").expect_stdout("0");
+    query("select variables()").expect_stdout("0");
+    query("select count(*) from t").expect_stdout("30000");
+    for (sql, why) in REACHING {
+        let run = at(site.pitr().args(["query", sql])).run();
+        run.expect_code(1).expect_stderr(why);
+    }
+    let checks = folder.path().join("checks.sql");
+    std::fs::write(&checks, "select reach();\nselect reach_by_dblink();\n").unwrap();
+    for kind in [&[][..], &["--fast"]] {
+        let drill = site.pitr().args(["drill", "--checks"]).arg(&checks);
+        let drill = drill.args(kind).env("TMPDIR", folder.path());
+        let run = drill.arg("--bin").arg(programs.parent().unwrap()).run();
+        let mut run = run.expect_code(4);
+        for (_, why) in REACHING {
+            run = run.expect_stdout(why);
+        }
+    }
+    outside.was_not_reached();
+}

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::delegate;
 use super::detach;
+use super::outside::ASKER;
 use super::{AS_STORED, Arguments, restore};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::own::{self, RECOVERY_TARGET};
@@ -38,6 +39,14 @@ pub struct Prefetch {
     settings: Settings,
 }
 
+/// Whether this server asks: it has started this process, or somebody runs the command in its place.
+fn asks(server: i32, environment: &Environment) -> bool {
+    environment
+        .get(ASKER)
+        .is_some_and(|asker| *asker == *server.to_string())
+        || process::is_ancestor(server)
+}
+
 impl Prefetch {
     /// `None` for everything but a segment for the server that recovers here, or where nothing is to be fetched ahead.
     pub fn of(arguments: &Arguments, environment: &Environment) -> Option<Prefetch> {
@@ -60,7 +69,7 @@ impl Prefetch {
             _ => return None,
         };
         let (server, _) = directory.server()?;
-        if !recovers(&directory) || !process::is_ancestor(server) {
+        if !recovers(&directory) || !asks(server, environment) {
             return None;
         }
         let settings = super::settings(arguments, environment).ok()?;

@@ -150,14 +150,15 @@ impl<'a> Making<'a> {
         (settings, host): (&[Setting], &Host),
     ) -> Result<Quarantined> {
         let session = self.session;
-        let needs_network = self.asked.port.is_some() || needs_network(prepared);
-        let before = namespace::before_server(&session.environment, needs_network);
+        let has_network = self.asked.port.is_some();
+        let before = namespace::before_server(&session.environment, has_network);
         let data = self.folder.data();
         let quarantine = Quarantine {
             folder: self.folder.path(),
             data: &data,
             programs: &self.programs,
             before: &before,
+            fetches_outside: needs_network(prepared),
             listens: self.asked.port,
             lasts: Lasts::Passing,
         };
@@ -242,7 +243,7 @@ fn with_server<T>(
     })
 }
 
-/// Whether the server's restore_command needs a network: it asks all repositories for what is not there, and does where one is no directory.
+/// Whether restore_command needs a network: it asks all repositories for what is not there, and does where one is no directory.
 pub fn needs_network(prepared: &Prepared) -> bool {
     let mut repositories = prepared.opened.reading.settings.repositories.iter();
     repositories.any(|one| one.location.directory().is_none())

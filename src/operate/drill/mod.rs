@@ -433,13 +433,10 @@ impl Course {
             restored => restored?,
         };
         self.time(Phase::Copy, copying, Some(restored.report.raw_bytes));
-        let before = match clone::needs_network(&ready.prepared) {
-            true => Vec::new(),
-            false => namespace::without_network(),
-        };
         let copied = Copied {
             settings: restored.report.settings,
-            before,
+            before: namespace::without_network(),
+            fetches_outside: clone::needs_network(&ready.prepared),
             libraries: ready.libraries,
             plan: ready.plan,
             left_out: ready.left_out,
@@ -462,7 +459,8 @@ impl Course {
         let done = mounted::with_mount(session, &prepared, place, |mount| {
             let copied = Copied {
                 settings: mount.settings.clone(),
-                before: namespace::before_server(environment, clone::needs_network(&prepared)),
+                before: namespace::before_server(environment, false),
+                fetches_outside: clone::needs_network(&prepared),
                 libraries,
                 plan,
                 left_out,
@@ -498,6 +496,7 @@ impl Course {
             data: &data,
             programs: begun.programs,
             before: &copied.before,
+            fetches_outside: copied.fetches_outside,
             listens: None,
             lasts: Lasts::Passing,
         };
@@ -641,6 +640,8 @@ struct Copied {
     settings: Vec<Setting>,
     /// The words before the server's own.
     before: Vec<String>,
+    /// Whether this process fetches its WAL.
+    fetches_outside: bool,
     libraries: Libraries,
     /// The plan that it was written by.
     plan: Plan,

@@ -259,6 +259,7 @@ impl Prepared {
             folder: sandbox.path(),
             data: self.directory.path(),
             programs: &self.programs,
+            fetches_outside: false,
             before: &[],
             listens: None,
             lasts: match self.is_for_adoption {
