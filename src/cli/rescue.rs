@@ -182,6 +182,13 @@ fn text(report: &Report) -> String {
         };
         text.push_str(&format!("{}{name}: {rows}\n", table.table));
     }
+    let objects = &report.large_objects;
+    if objects.made > 0 || objects.same > 0 {
+        text.push_str(&format!(
+            "large objects that rows name: {} made, {} there already\n",
+            objects.made, objects.same
+        ));
+    }
     if let Some(file) = &report.file {
         text.push_str(&format!(
             "\nwritten to \"{0}\"; to bring it back: pg_restore --dbname NAME \"{0}\"\n",

@@ -234,15 +234,28 @@ impl Directory {
         Ok(rustix::fs::fstatvfs(root)?)
     }
 
-    /// Mounts a directory over its own path in the mount, which is at `root`; returns that path.
+    /// Mounts a directory over its own path in the mount, which is at `root`. No link on the way leads root elsewhere.
     ///
     /// # Errors
     /// Those of the kernel, for a user that may not mount.
-    pub fn bind(&self, path: &Path, root: &Path) -> Result<PathBuf> {
-        let directory = self.at(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
-        let place = root.join(path);
-        rustix::mount::mount_bind(path_of(&directory), &place)?;
-        Ok(place)
+    pub fn bind(&self, path: &Path, root: &Path) -> Result<Bound> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = self.at(path, flags, Mode::empty())?;
+        let root = rustix::fs::open(root, flags, Mode::empty())?;
+        let relative = path.as_os_str().as_bytes();
+        let place = || beneath::open(root.as_fd(), relative, flags, Mode::empty());
+        rustix::mount::mount_bind(path_of(&directory), path_of(&place()?))?;
+        Ok(Bound(place()?))
+    }
+}
+
+/// A directory that is mounted over another; dropped, it is not.
+#[derive(Debug)]
+pub struct Bound(OwnedFd);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(path_of(&self.0), rustix::mount::UnmountFlags::DETACH);
     }
 }
 

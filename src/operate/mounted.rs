@@ -1,7 +1,7 @@
 //! A restore whose content is brought when it is read: the directory is laid out, mounted over, and given to work that needs it.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -89,9 +89,9 @@ pub fn with_mount<T>(
         let filler = Filler::new(&snapshot, &shadow, &queue, host);
         filler.serve(|| {
             let session = mount(root, &shadow, &queue)?;
-            let wal = is_alone
-                .then(|| PlainWal::make(&shadow, root, below))
-                .flatten();
+            // The plain pg_wal lies over the mounted one: nothing of it is in the backup. A user who may not mount has it through the mount.
+            let may_bind = is_alone || rustix::process::geteuid().is_root();
+            let wal = may_bind.then(|| shadow.directory.bind(&below.join("pg_wal"), root));
             let done = work(&mut Mount {
                 settings: laid.settings,
                 bring_all: &|is_over| filler.bring_all(is_over),
@@ -199,21 +199,4 @@ fn cannot(root: &Path, e: std::io::Error) -> Error {
         format!("\"{}\" could not be mounted: {e}", root.display()),
     )
     .hint("A user other than root needs user namespaces (unshare of util-linux) or fusermount3 (package fuse3). pitr restore copies everything first, and needs neither.")
-}
-
-/// pg_wal as a plain directory in place of the mounted one: nothing of it is in the backup.
-struct PlainWal(PathBuf);
-
-impl PlainWal {
-    /// None where this user may not mount: then it is read and written through the mount.
-    fn make(shadow: &Shadow, root: &Path, data: &Path) -> Option<PlainWal> {
-        let bound = shadow.directory.bind(&data.join("pg_wal"), root);
-        bound.ok().map(PlainWal)
-    }
-}
-
-impl Drop for PlainWal {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
 }

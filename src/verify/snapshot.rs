@@ -49,29 +49,51 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
         work.find(FindingKind::Pages, key.as_str(), detail, about());
     }
     check_wal_proof(work, &root)?;
-    if !check_layers(work, &SnapshotRoot::from(&root))? {
-        return Ok(());
+    let is_whole = matches!(chosen, Chosen::All);
+    if is_whole {
+        let list_key = work.layout.relations(id);
+        work.settle(check_relations(work, &root), list_key.as_str(), about())?;
     }
-    let opened = Snapshot::open(work.store, &work.layout, &root);
-    let Some(snapshot) = work.settle(opened, key.as_str(), about())? else {
-        return Ok(());
+    let mut map = None;
+    if check_layers(work, &SnapshotRoot::from(&root))? {
+        let opened = Snapshot::open(work.store, &work.layout, &root);
+        map = work.settle(opened, key.as_str(), about())?;
+    }
+    let Some(snapshot) = map else {
+        return without_map(work, &root, is_whole);
     };
     let mapped = Mapped::of(work, &snapshot);
     let Some(mapped) = work.settle(mapped, key.as_str(), about())? else {
-        return Ok(());
+        return without_map(work, &root, is_whole);
     };
-    if !matches!(chosen, Chosen::All) {
+    if !is_whole {
         require_server_manifest(work, &root)?;
         return read_files(work, &root, (&snapshot, chosen), mapped, None);
     }
-    let list_key = work.layout.relations(id);
-    work.settle(check_relations(work, &root), list_key.as_str(), about())?;
     let manifest_key = work.layout.server_manifest(id);
     let manifest = server_manifest(work, &root);
     let manifest = work
         .settle(manifest, manifest_key.as_str(), about())?
         .flatten();
     read_files(work, &root, (&snapshot, chosen), mapped, manifest.as_ref())
+}
+
+/// Reads the server's manifest by itself: the root proves it, also where the map is lost.
+fn without_map(work: &Work<'_>, root: &BackupRoot, is_whole: bool) -> Result<()> {
+    if !is_whole {
+        return require_server_manifest(work, root);
+    }
+    let read = || {
+        if let Some(container) = server_manifest(work, root)? {
+            container.check_stored()?;
+            container.read_body(&mut |_| Ok(()))?;
+            work.count(container.stored_bytes());
+        }
+        Ok(())
+    };
+    let key = work.layout.server_manifest(&root.head.id);
+    let about = About::Backup(root.head.id.clone());
+    work.settle(read(), key.as_str(), about).map(drop)
 }
 
 /// Reads some packs of a backup of which the rest was looked at before.

@@ -13,6 +13,9 @@ use crate::s3_cycle::Bucketed;
 use crate::sealed::Sealed;
 use crate::{per_major, require_root};
 
+/// statfs(2).
+const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+
 /// Lets an ordinary user open the device of mounts, as hosts with udev do; whether one can.
 pub fn can_mount() -> bool {
     let device = Path::new("/dev/fuse");
@@ -599,6 +602,9 @@ fn k09_a_moment_is_mounted_for_a_server_of_the_operator() {
     let control = cloned.cluster.tool("pg_controldata").arg(&data).run();
     let identifier = cloned.cluster.system_identifier().to_string();
     control.success().expect_stdout(&identifier);
+    // WAL is written into a plain directory, and not through FUSE.
+    let is_fuse = |of: &Path| rustix::fs::statfs(of).unwrap().f_type == FUSE_SUPER_MAGIC;
+    assert!(is_fuse(&data) && !is_fuse(&data.join("pg_wal")));
     let mut own = Cluster::open(17, &data).create();
     own.start();
     own.wait_promoted();

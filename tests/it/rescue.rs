@@ -16,6 +16,8 @@ fn with_database(major: u32, then: impl Fn(&Cluster)) -> Cloned {
         doomed.sql(&format!("insert into s.items (picture) select lo_from_bytea(0, convert_to('picture ' || g, 'UTF8')) from generate_series({from}, {to}) g"));
     };
     more(1, 20);
+    // One of them is another role's, and a third one reads it.
+    doomed.sql("do $$ declare object oid := (select picture from s.items where id = 20); begin execute format('alter large object %s owner to keeper; grant select on large object %s to reader', object, object); end $$");
     doomed.sql("insert into public.plain select g, g from generate_series(1, 10) g");
     site.pitr().args(["backup", "--quiet"]).run().success();
     more(21, 25);
@@ -34,6 +36,8 @@ fn with_database(major: u32, then: impl Fn(&Cluster)) -> Cloned {
 /// All rows, with the large objects that they name.
 const ITEMS: &str =
     "select string_agg(id || convert_from(lo_get(picture), 'UTF8'), ',' order by id) from s.items";
+/// How many large objects there are, and whose those are that have grants.
+const OBJECTS: &str = "select count(*) || string_agg(' ' || lomowner::regrole || ' ' || lomacl::text, '') from pg_largeobject_metadata";
 const RIGHTS: &str = "select datdba::regrole || (select string_agg(a::text, ' ' order by a::text) from unnest(datacl) a) from pg_database where datname = 'doomed'";
 const SETTINGS: &str = "select string_agg(setrole || ' ' || c, ' ' order by setrole, c) from pg_db_role_setting join pg_database d on d.oid = setdatabase, unnest(setconfig) c where datname = 'doomed'";
 
@@ -131,6 +135,8 @@ fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
     require_fuse!("k20_a_dropped_schema_comes_back_into_the_live_database");
     let cloned = with_database(major, |cluster| {
         let doomed = cluster.client_of("doomed");
+        // All large objects but two are gone with it. One of these is another one now.
+        doomed.sql("select lo_put(picture, 0, 'PICTURE') from s.items where id = 1; select lo_unlink(picture) from s.items where id > 2");
         doomed.sql("drop schema s cascade");
     });
     let live = &cloned.cluster;
@@ -143,15 +149,22 @@ fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
     assert!(run.stdout.contains("s.items: 25 rows"), "{run}");
     let doomed = live.client_of("doomed");
     let one = |sql: &str| doomed.query_one_string(sql);
-    // A schema has no large objects: those of the live database are still there.
-    assert!(one(ITEMS).starts_with("1picture 1,"));
+    // The live database keeps the object that is another one, which is named. All others are back, with their owners.
+    let items = one(ITEMS);
+    assert!(
+        items.starts_with("1PICTURE 1,2picture 2,3picture 3,"),
+        "{items}"
+    );
+    assert!(items.ends_with(",25picture 25"), "{items}");
+    assert_eq!(one(OBJECTS), "25 keeper {keeper=rw/keeper,reader=r/keeper}");
     assert_eq!(one("select count(*) from s.seen"), "25");
     assert_eq!(
         one("select count(*) from pg_indexes where schemaname = 's'"),
         "2"
     );
     for part in [
-        "s.items.picture may name large objects",
+        "large objects that rows name: 23 made, 1 there already",
+        "have other content than at that moment",
         "alter publication pub add table s.items;",
     ] {
         assert!(run.stdout.contains(part), "{part}: {run}");
@@ -173,6 +186,54 @@ fn k20_a_dropped_schema_comes_back_into_the_live_database(major: u32) {
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
 }
 per_major!(k20_a_dropped_schema_comes_back_into_the_live_database, v13 v16 v18 v19);
+
+#[test]
+fn k46_rows_bring_the_large_objects_that_they_name() {
+    require_fuse!("k46_rows_bring_the_large_objects_that_they_name");
+    let cloned = with_database(18, |cluster| {
+        let doomed = cluster.client_of("doomed");
+        doomed.sql("select lo_unlink(picture) from s.items where id <= 10; delete from public.plain; delete from s.items where id <= 5; update s.items set picture = null where id in (6, 7)");
+    });
+    let live = cloned.cluster.client_of("doomed");
+    let one = |sql: &str| live.query_one_string(sql);
+    let rescue = cloned.site.pitr().args(["rescue", "--json", "--into"]);
+    let rescue = rescue.arg(cloned.cluster.conninfo("doomed"));
+    let rescue = cloned.at_moment(rescue.args(["--table", "s.items"]));
+    let objects = |run: &Run| run.json()["large_objects"].clone();
+    // Rows that stayed name none of two objects any more, and lack three.
+    let run = rescue.clone().arg("--rows-missing-only").run().success();
+    assert_eq!(objects(&run)["made"], 8, "{run}");
+    assert_eq!(objects(&run)["same"], 15, "{run}");
+    assert_eq!(one("select count(lo_get(picture)) from s.items"), "23");
+    let run = rescue
+        .clone()
+        .arg("--as")
+        .arg("public.earlier")
+        .run()
+        .success();
+    assert_eq!(objects(&run)["made"], 2, "{run}");
+    assert_eq!(
+        one(&ITEMS.replace("s.items", "public.earlier"))
+            .matches("picture")
+            .count(),
+        25
+    );
+    // A server that cannot give an object its owner gets neither rows nor objects.
+    live.sql("drop table public.earlier; select lo_unlink(picture) from s.items where id = 20; drop view s.seen; drop publication pub; alter table s.items rename to other; alter database doomed owner to postgres");
+    live.sql("drop owned by keeper; drop owned by reader; drop role keeper; drop role reader");
+    let run = rescue
+        .run()
+        .expect_code(1)
+        .expect_stdout("\"keeper\\\" does not exist");
+    assert_eq!(one("select to_regclass('s.items') is null"), "t", "{run}");
+    assert_eq!(one("select count(*) from pg_largeobject_metadata"), "24");
+    // An archive has none, and says so.
+    let file = cloned.folder.join("x.dump");
+    let to = cloned.site.pitr().args(["rescue", "--table", "s.items"]);
+    let to = to.args(["--database", "doomed", "--to"]).arg(&file);
+    let run = cloned.at_moment(to).run().success();
+    run.expect_stdout("s.items.picture may name large objects");
+}
 
 #[test]
 fn k21_without_pg_dump_of_the_major_that_is_said_and_rows_come_back_all_the_same() {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `tables` | what is meant, as the moment has it and as the live server has it |
 //! | `carry` | whole tables, by pg_dump and pg_restore |
+//! | `large_objects` | the large objects that carried rows name |
 //! | `rows` | rows alone, by COPY in one transaction |
 //! | `database` | the way back of a whole database |
 //!
@@ -11,6 +12,7 @@
 
 mod carry;
 mod database;
+mod large_objects;
 mod rows;
 pub(super) mod tables;
 
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use self::large_objects::{Carried, Columns};
 use self::tables::Table;
 use super::clone::{self, Running, folder::Folder, folder::State};
 use super::server::Server;
@@ -112,6 +115,8 @@ pub struct Report {
     pub database: String,
     /// The tables.
     pub tables: Vec<Rescued>,
+    /// The large objects that rows of the tables name. Those of a whole database come with it, and are not counted.
+    pub large_objects: Carried,
     /// The file, where it went into one.
     pub file: Option<PathBuf>,
     /// Things that were not carried, and have to be done by hand.
@@ -233,6 +238,10 @@ fn into_file(
     let tables = meant(&mut source, &asked.what)?;
     carry::dump(session, running, (database, &asked.what, &tables), path)?;
     let mut notes = tables::lacking(&mut source, &asked.what, &tables)?;
+    if asked.what != What::Database {
+        let columns = Columns::of(&mut source, &tables)?;
+        notes.extend(columns.names().map(|column| format!("{column} may name large objects, which an archive of tables does not have: they come with rows into a live server (--into), and with the whole database")));
+    }
     if asked.what == What::Database {
         notes.extend(database::properties(
             &mut source,
@@ -252,8 +261,18 @@ fn into_server(
     let mut source = connect_then(running, database)?;
     let tables = meant(&mut source, &asked.what)?;
     let mut live = connect(session, asked, conninfo)?;
-    let rescued = match mode {
+    let from = running.server.conninfo(database);
+    let (rescued, large_objects) = match mode {
         Mode::Create => {
+            let mut beside = None;
+            let mut carried = Carried::default();
+            if asked.what != What::Database {
+                let columns = Columns::of(&mut source, &tables)?;
+                let live = beside.insert(connect(session, asked, conninfo)?);
+                live.query("begin; set local idle_in_transaction_session_timeout = 0")?;
+                let named = (&columns, None);
+                carried = large_objects::carry(session, (&mut source, &from), live, named)?;
+            }
             let archive = folder.path().join("rescued.dump");
             carry::dump(session, running, (database, &asked.what, &tables), &archive)?;
             carry::restore(
@@ -263,14 +282,15 @@ fn into_server(
                 (&mut source, conninfo, &mut live),
                 (&asked.what, &tables),
             )?;
-            tables::compare(&mut source, &mut live, &tables)?
+            // The rows are there, and now what they name.
+            if let Some(mut beside) = beside {
+                beside.query("commit")?;
+            }
+            (tables::compare(&mut source, &mut live, &tables)?, carried)
         }
-        _ => {
-            let from = running.server.conninfo(database);
-            rows::carry(session, (&mut source, &from), &mut live, (&tables, mode))?
-        }
+        _ => rows::carry(session, (&mut source, &from), &mut live, (&tables, mode))?,
     };
-    let notes = match mode {
+    let mut notes = match mode {
         Mode::Create => {
             let mut notes = tables::lacking(&mut source, &asked.what, &tables)?;
             notes.extend(database::lacking(&mut source, &mut live, &asked.what)?);
@@ -282,10 +302,18 @@ fn into_server(
         ],
         Mode::MissingRows | Mode::Replace => Vec::new(),
     };
+    if !large_objects.different.is_empty() {
+        let numbers: Vec<String> = large_objects.different.iter().map(u32::to_string).collect();
+        notes.push(format!(
+            "large objects of the live server have other content than at that moment, and stayed as they are: {}",
+            numbers.join(", ")
+        ));
+    }
     Ok(Report {
         clone: running.state.clone(),
         database: database.to_owned(),
         tables: rescued,
+        large_objects,
         file: None,
         notes,
     })
@@ -311,6 +339,7 @@ fn report(
         clone: running.state.clone(),
         database: database.to_owned(),
         tables: counted.collect::<Result<_>>()?,
+        large_objects: Carried::default(),
         file: file.map(Path::to_owned),
         notes,
     })

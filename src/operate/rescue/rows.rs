@@ -1,5 +1,6 @@
 //! Rows alone, by COPY, in one transaction of the live server.
 
+use super::large_objects::{self, Carried, Columns};
 use super::tables::{REFERENCED, Table, identifier, literal};
 use super::{Mode, Rescued};
 use crate::err;
@@ -9,7 +10,7 @@ use crate::operate::session::Session;
 use crate::wire::server_error::sqlstate;
 
 /// Settings under which text means the same on both sides, whatever roles and databases have set.
-const OF_BOTH: [&str; 7] = [
+pub(super) const OF_BOTH: [&str; 7] = [
     "extra_float_digits = 3",
     "datestyle = 'ISO, YMD'",
     "intervalstyle = 'postgres'",
@@ -21,7 +22,8 @@ const OF_BOTH: [&str; 7] = [
 /// Others who want the live table wait behind this. A row that a policy hides must not be taken for one that is missing.
 const OF_LIVE: [&str; 2] = ["lock_timeout = '10s'", "row_security = off"];
 
-fn set(word: &str, settings: &[&str]) -> String {
+/// One statement for each setting.
+pub(super) fn set(word: &str, settings: &[&str]) -> String {
     let all: Vec<String> = settings.iter().map(|s| format!("{word} {s}")).collect();
     all.join("; ")
 }
@@ -32,7 +34,7 @@ struct Column {
     definition: String,
 }
 
-/// Carries the rows of tables; each session has its own connection for the stream.
+/// Carries the rows of tables, and the large objects that those name in the end; each session has its own connection for the stream.
 ///
 /// # Errors
 /// `Refused` where the tables do not fit; `Server`.
@@ -41,7 +43,7 @@ pub fn carry(
     (source, from): (&mut Server, &str),
     live: &mut Server,
     (tables, mode): (&[Table], &Mode),
-) -> Result<Vec<Rescued>> {
+) -> Result<(Vec<Rescued>, Carried)> {
     let [table] = tables else {
         return Err(not_one(tables.len()));
     };
@@ -49,11 +51,20 @@ pub fn carry(
     // Older servers, and some systems, do not know it: there a statement that is given up goes on to its end, and is not committed.
     let _ = live.query("set client_connection_check_interval = '1s'");
     live.query("begin")?;
-    let done = one(session, (source, from), live, (table, &columns), mode);
+    let done = one(session, (source, from), live, (table, &columns), mode).and_then(|rescued| {
+        let arrived = match mode {
+            Mode::As(name) => name.clone(),
+            _ => table.quoted(),
+        };
+        let named = Columns::of(source, tables)?;
+        let named = (&named, Some(arrived.as_str()));
+        let carried = large_objects::carry(session, (source, from), live, named)?;
+        Ok((rescued, carried))
+    });
     match done {
-        Ok(rescued) => {
+        Ok((rescued, carried)) => {
             live.query("commit")?;
-            Ok(vec![rescued])
+            Ok((vec![rescued], carried))
         }
         Err(e) => {
             // The connection may be gone: then the server has done it.

@@ -248,14 +248,6 @@ pub fn lacking(source: &mut Server, what: &What, tables: &[Table]) -> Result<Vec
             notes.extend(found.text(row, 0)?.map(str::to_owned));
         }
     }
-    let large = source.query(&format!(
-        "select pg_catalog.format('%s.%I', a.attrelid::pg_catalog.regclass, a.attname) from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid where a.attrelid in ({oids}) and a.attnum > 0 and not a.attisdropped and (t.typname = 'lo' or t.typname = 'oid') and exists (select from pg_catalog.pg_largeobject_metadata) order by 1"
-    ))?;
-    for row in 0..large.rows.len() {
-        if let Some(column) = large.text(row, 0)? {
-            notes.push(format!("{column} may name large objects, which come with the whole database alone: rescue that into a new one (createdb, then --into without --table and --schema) or into a file (--to FILE)"));
-        }
-    }
     Ok(notes)
 }
 
