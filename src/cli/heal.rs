@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::error::Result;
-use crate::operate::heal::Outcome;
+use crate::operate::heal::{OTHER_BACKUPS, Outcome};
 
 /// Prints it, before the report of what is left.
 pub fn print(cx: &Context, outcome: &Outcome, dry_run: bool) -> Result<()> {
@@ -12,15 +12,14 @@ pub fn print(cx: &Context, outcome: &Outcome, dry_run: bool) -> Result<()> {
             Some((_, number)) => format!(" (healed copy {number})"),
             None => String::new(),
         };
-        // The name of a repository has no slash.
-        let giver = match one.from.starts_with('/') {
-            true => "",
-            false => "repository ",
+        // The name of a repository has neither a slash nor a space.
+        let giver = match one.from.as_str() {
+            OTHER_BACKUPS => OTHER_BACKUPS.to_owned(),
+            path if path.starts_with('/') => format!("\"{path}\""),
+            name => format!("repository \"{name}\""),
         };
-        cx.out.line(&format!(
-            "{word}: {}{copy}, from {giver}\"{}\"",
-            one.object, one.from
-        ))?;
+        cx.out
+            .line(&format!("{word}: {}{copy}, from {giver}", one.object))?;
     }
     for one in &outcome.unhealed {
         cx.out

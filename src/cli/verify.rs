@@ -15,6 +15,7 @@ use crate::exit::{self, Program};
 use crate::operate::verify::{self, Done, Heal, Verified};
 use crate::repo::id::BackupId;
 use crate::text::hex;
+use crate::verify::Finding;
 use crate::verify::depth::{Budget, Depth};
 
 /// Read everything back and check it
@@ -38,7 +39,8 @@ pub struct Args {
 
     /// Write a healed copy of what is damaged, and what is missing, from another configured repository that has it whole
     ///
-    /// A segment is taken from the pg_wal of the configured data directory, too, where that is on this host.
+    /// A segment is taken from the pg_wal of the configured servers, too, and a damaged pack is put together again from the same pages of
+    /// other backups, where the repository is not encrypted.
     /// Objects are only added. The rest is checked again, and the report says what stays lost.
     #[arg(long, conflicts_with_all = ["fast", "since", "sha256sums"])]
     pub heal: bool,
@@ -207,11 +209,14 @@ fn next(cx: &Context, is_dry: Option<bool>, done: &Done) -> Option<String> {
     let is_wal = report.findings.iter().any(is_of_wal);
     let by_others = has(&["damaged", "missing", "gap"]) && has_others(&cx.session);
     let by_server = is_wal && has_pg_wal(&cx.session, &done.of);
-    if may_heal && (by_others || by_server) {
+    let is_of_pack = |finding: &Finding| finding.object.contains("/packs/");
+    let by_pages = report.backups.len() > 1 && report.findings.iter().any(is_of_pack);
+    if may_heal && (by_others || by_server || by_pages) {
         let giver = match (by_others, by_server) {
             (true, true) => "another repository, or a server's pg_wal, has whole",
             (true, false) => "another repository has whole",
-            (false, _) => "a server's pg_wal still has",
+            (false, true) => "a server's pg_wal still has",
+            (false, false) => "other backups have page by page",
         };
         return Some(format!(
             "pitr verify{flags} --heal writes what {giver}, and says what stays lost"

@@ -20,6 +20,9 @@ use crate::verify::{Finding, FindingKind, Report};
 /// Segments of one gap that are looked for.
 const GAP_MAX: u64 = 100_000;
 
+/// The giver of a pack that was put together again.
+pub const OTHER_BACKUPS: &str = "other backups of this repository";
+
 /// Another repository: its name, and the repository, or why it cannot be asked.
 pub type Other = (String, Result<Repository>);
 
@@ -30,7 +33,7 @@ pub struct Healed {
     pub object: String,
     /// The key that was written, or would be.
     pub copy: String,
-    /// The repository that gave it; the path of a server's pg_wal where that did.
+    /// The repository that gave it; the path of a server's pg_wal where that did, and other words where backups of the same repository did.
     pub from: String,
 }
 
@@ -307,6 +310,9 @@ impl Work<'_> {
             if !is_over {
                 is_over = self.by_pg_wal(key, &mut reasons, outcome)?;
             }
+            if !is_over && key.as_str().contains("/packs/") {
+                is_over = self.by_pages(key, &mut reasons, outcome)?;
+            }
             if !is_over {
                 outcome.unhealed.push(Unhealed {
                     object: key.to_string(),
@@ -315,6 +321,35 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Puts a damaged pack together again from pages of other backups; returns whether nothing is left to heal.
+    fn by_pages(
+        &self,
+        key: &Key,
+        reasons: &mut Vec<String>,
+        outcome: &mut Outcome,
+    ) -> Result<bool> {
+        let (scope, size) = (self.scope()?, self.size()?);
+        let own = (self.repository, self.repository);
+        let host = &self.session.host;
+        let rebuilt = Healing::new(own, (&scope, size), host, self.dry_run)
+            .and_then(|healing| healing.rebuild(key));
+        match rebuilt {
+            Ok(copy) => {
+                outcome.healed.push(Healed {
+                    object: key.to_string(),
+                    copy: copy.to_string(),
+                    from: OTHER_BACKUPS.to_owned(),
+                });
+                Ok(true)
+            }
+            Err(e) if is_told(&e) => {
+                reasons.push(format!("{OTHER_BACKUPS}: {e}"));
+                Ok(false)
+            }
+            Err(e) => Err(e.context(format!("heal object \"{key}\""))),
+        }
     }
 
     /// Takes a damaged segment from a server's pg_wal; returns whether nothing is left to heal.

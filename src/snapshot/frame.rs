@@ -2,6 +2,8 @@
 //!
 //! A frame is packed on any thread ([`Packer`]) and sealed, with its number, by whoever appends it to the pack.
 
+use std::ops::{ControlFlow, RangeInclusive};
+
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::filekey::{FileKey, Naming};
@@ -22,6 +24,9 @@ const MAGIC: &[u8; 4] = b"PFRM";
 const NONE: u8 = 0;
 const LZ4: u8 = 1;
 const ZSTD: u8 = 2;
+
+/// Levels that backups have been asked for.
+const ZSTD_LEVELS: RangeInclusive<i32> = 1..=9;
 
 /// How frames are compressed; one that does not shrink is stored as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -280,6 +285,52 @@ fn content_hash(list: &[u8], raw: &[u8]) -> [u8; 16] {
     hasher.update(list);
     hasher.update(raw);
     hasher.digest128().to_le_bytes()
+}
+
+/// The extents that a stored frame lists, which fails another check.
+///
+/// # Errors
+/// `Damaged` when the list is not one.
+pub fn listed_extents(stored: &[u8], entry: &FrameEntry, naming: &Naming) -> Result<Vec<Extent>> {
+    let mut r = Reader::new(stored, "frame");
+    r.bytes(14)?;
+    let list_bytes = usize::from(r.u16()?);
+    r.bytes(HEADER_BYTES - 16)?;
+    decode_extents(r.bytes(list_bytes)?, entry.raw_bytes as usize, naming)
+}
+
+/// Packs content anew as the frame `number` of a directory's entry: with one codec after another, until length and checksum are the entry's.
+///
+/// # Errors
+/// `Damaged` when extents and content are not those of the entry, or no codec of this program gives its bytes.
+pub fn repacked(
+    (extents, raw): (&[Extent], &[u8]),
+    number: u32,
+    entry: &FrameEntry,
+) -> Result<Vec<u8>> {
+    if content_hash_of(extents, raw) != entry.hash {
+        return Err(err!(
+            Damaged,
+            "the content of frame {number} does not have the recorded hash"
+        ));
+    }
+    let levels = [FrameCodec::Lz4].into_iter();
+    let mut codecs = levels.chain(ZSTD_LEVELS.map(FrameCodec::Zstd));
+    let mut frame = PackedFrame::default();
+    let found = codecs.try_fold((), |(), codec| {
+        let packed = Packer::new(codec).and_then(|mut p| p.pack(extents, raw, &mut frame));
+        match packed.map(|()| frame.seal(number)) {
+            Ok(sealed) if sealed == *entry => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    });
+    match found.is_break() {
+        true => Ok(frame.stored),
+        false => Err(err!(
+            Damaged,
+            "frame {number} was packed by another version of its codec"
+        )),
+    }
 }
 
 fn hash_pages(extents: &[Extent], raw: &[u8], out: &mut Vec<u64>) {

@@ -25,6 +25,7 @@ pub mod page_hashes;
 pub mod piece;
 mod pipeline;
 pub mod reader;
+pub mod rebuilt;
 pub mod repack;
 pub mod sink;
 pub mod sort;

@@ -260,6 +260,11 @@ impl PackReader {
         &self.hash
     }
 
+    /// How keys and paths lead to one another.
+    pub fn naming(&self) -> &Naming {
+        &self.naming
+    }
+
     /// Stored length of the object.
     pub fn stored_bytes(&self) -> u64 {
         self.object.size_bytes()
@@ -275,17 +280,28 @@ impl PackReader {
         self.entries.get(number as usize).map(|(_, entry)| entry)
     }
 
-    /// Reads and checks one frame.
+    /// Returns the bytes of a frame as they are stored, unchecked, and their place in the object.
     ///
     /// # Errors
-    /// `Damaged` when there is no such frame or it fails a check.
-    pub fn frame(&self, number: u32) -> Result<Frame> {
+    /// `Damaged` when there is no such frame; what the store says.
+    pub fn stored_frame(&self, number: u32) -> Result<(u64, Vec<u8>)> {
         let (at, entry) = self
             .entries
             .get(number as usize)
             .ok_or_else(|| err!(Damaged, "the pack has no frame {number}"))?;
         let mut stored = vec![0; entry.stored_bytes as usize];
         self.object.read_at(&mut stored, *at)?;
+        Ok((*at, stored))
+    }
+
+    /// Reads and checks one frame.
+    ///
+    /// # Errors
+    /// `Damaged` when there is no such frame or it fails a check.
+    pub fn frame(&self, number: u32) -> Result<Frame> {
+        let (_, stored) = self.stored_frame(number)?;
+        let entry = self.entry(number);
+        let entry = entry.ok_or_else(|| err!(Damaged, "the pack has no frame {number}"))?;
         frame::open(&stored, number, entry, &self.naming)
     }
 

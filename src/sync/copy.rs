@@ -244,6 +244,20 @@ impl Pair<'_> {
             ControlFlow::Continue(source) => source,
             ControlFlow::Break(copied) => return Ok(copied),
         };
+        self.write_as(source, target, check, is_same)
+    }
+
+    /// Writes an object under a key, checked while it passes.
+    ///
+    /// # Errors
+    /// Those of [`Pair::copy`].
+    pub(super) fn write_as(
+        &self,
+        source: Box<dyn Object>,
+        target: &Key,
+        check: &dyn Fn(&Tee) -> Result<()>,
+        is_same: SameContent<'_>,
+    ) -> Result<Copied> {
         let size = source.size_bytes();
         let tee = Tee::new(source, self.create(target)?);
         let checked = check(&tee);
@@ -252,7 +266,10 @@ impl Pair<'_> {
         }
         checked?;
         if tee.passed() != size {
-            return Err(err!(Internal, "a part of object \"{key}\" was not copied"));
+            return Err(err!(
+                Internal,
+                "a part of object \"{target}\" was not copied"
+            ));
         }
         let published = tee.publish().map_err(|e| self.target_failed(e))?;
         self.published(target, published, size, is_same, is_same)

@@ -37,7 +37,7 @@ pub struct Healing<'a> {
 }
 
 /// The facts that prove that an object is the one that was lost.
-enum Proof {
+pub(super) enum Proof {
     /// The identity that the damaged original still shows; the hash in the backup's root.
     Container {
         own: Option<(Kind, Identity)>,
@@ -155,7 +155,7 @@ impl<'a> Healing<'a> {
     }
 
     /// The first free key of a healed copy. Those that are there were looked at before: none of them is whole.
-    fn free_copy(&self, key: &Key) -> Result<Key> {
+    pub(super) fn free_copy(&self, key: &Key) -> Result<Key> {
         for number in 1..=COPIES_MAX {
             let copy = copy_key(key, number)?;
             if self.pair.to.store().head(&copy)?.is_none() {
@@ -186,6 +186,19 @@ impl<'a> Healing<'a> {
             let unsealed = || err!(Damaged, "object \"{key}\" is not sealed");
             return pair.copy_as((source, target), &|_| Err(unsealed()), &|_| Err(unsealed()));
         }
+        let object = from.open(source)?;
+        let object = object.ok_or_else(|| err!(NotFound, "it has gone meanwhile"))?;
+        self.write_proven(object, (key, target), proof)
+    }
+
+    /// Writes an object, whose every byte is checked while it passes.
+    pub(super) fn write_proven(
+        &self,
+        object: Box<dyn Object>,
+        (key, target): (&Key, &Key),
+        proof: &Proof,
+    ) -> Result<Copied> {
+        let pair = &self.pair;
         let check = |tee: &Tee| -> Result<()> {
             self.check(pair.from.store(), key, tee.object(), proof)?;
             let may_pass = match proof {
@@ -195,11 +208,28 @@ impl<'a> Healing<'a> {
             };
             tee.pass(tee.size_bytes(), may_pass)
         };
+        if self.dry_run {
+            self.check(pair.from.store(), key, object, proof)?;
+            return Ok(Copied::There);
+        }
         let is_whole = |there: Box<dyn Object>| {
             self.check(pair.to.store(), key, there, proof)?;
             Ok(true)
         };
-        pair.copy_as((source, target), &check, &is_whole)
+        pair.write_as(object, target, &check, &is_whole)
+    }
+
+    /// The repository that is healed.
+    pub(super) fn repository(&self) -> &'a Repository {
+        self.pair.to
+    }
+
+    pub(super) fn scope(&self) -> &Scope {
+        &self.pair.scope
+    }
+
+    pub(super) fn check_stop(&self) -> Result<()> {
+        self.pair.check_stop()
     }
 
     /// Checks every byte of what a store holds of the object `key` under `source`: that key, or a healed copy's.
@@ -446,7 +476,7 @@ impl<'a> Healing<'a> {
     }
 
     /// Returns the facts that an object has to agree with.
-    fn proof(&self, key: &Key) -> Result<Proof> {
+    pub(super) fn proof(&self, key: &Key) -> Result<Proof> {
         let pair = &self.pair;
         let to = pair.to.store();
         let relative = key

@@ -12,6 +12,7 @@ pub mod heal;
 mod log;
 mod pair;
 mod parts;
+mod rebuild;
 pub mod scope;
 mod wal;
 

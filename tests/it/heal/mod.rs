@@ -2,6 +2,7 @@
 
 mod campaign;
 pub mod copies;
+mod pages;
 mod servers;
 
 use std::collections::BTreeMap;
