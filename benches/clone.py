@@ -55,7 +55,7 @@ class Bench:
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=self.environment)
 
     def stop(self, data, how="fast"):
-        line = [self.asked.postgres / "pg_ctl", "-D", data, "-m", how, "-w", "stop"]
+        line = [self.asked.postgres / "pg_ctl", "-D", data, "-m", how, "-w", "-t", "600", "stop"]
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
     def sql(self, where, text):
