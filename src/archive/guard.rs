@@ -64,6 +64,9 @@ pub struct WrittenSettings {
     /// The restore that wrote them, so that its last step can be distinguished from a foreign directory.
     #[serde(default)]
     pub job: serde_json::Value,
+    /// BLAKE3 of pg_control once the copy has recovered in private and waits for its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered: Option<String>,
 }
 
 /// Which of the settings to take away.
@@ -126,6 +129,30 @@ pub fn read(directory: &DataDirectory) -> Result<Option<Guard>> {
     read_json(&directory.wal().join(GUARD))
 }
 
+/// Notes that the copy has recovered in private and waits for its place: from here on no server changes `control`, the BLAKE3 of its pg_control.
+///
+/// # Errors
+/// `Damaged`, `NotFound` without a record; what the system says.
+pub fn note_recovered(directory: &DataDirectory, control: &str, nonce: u64) -> Result<()> {
+    let path = directory.wal().join(SETTINGS);
+    let mut record = written(directory)?;
+    record.recovered = Some(control.to_owned());
+    let json = serde_json::to_vec_pretty(&record)
+        .map_err(|e| err!(Internal, "could not write \"{SETTINGS}\"").source(e))?;
+    durable::rewrite(&path, &json, nonce)
+        .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+}
+
+/// Reads what a restore has written down of a copy.
+///
+/// # Errors
+/// `NotFound` without a record; `Damaged`; what the system says.
+pub fn written(directory: &DataDirectory) -> Result<WrittenSettings> {
+    let path = directory.wal().join(SETTINGS);
+    let record = read_json(&path)?;
+    record.ok_or_else(|| err!(NotFound, "\"{}\" is not there", path.display()))
+}
+
 /// Removes the guard durably: from then on the directory may archive.
 pub fn remove_guard(directory: &DataDirectory) -> Result<()> {
     remove(&directory.wal().join(GUARD))
@@ -185,7 +212,7 @@ mod tests {
                 Setting::new("recovery_target_lsn", "0/5"),
             ],
             until_adopted: vec![Setting::new("archive_mode", "off")],
-            job: serde_json::Value::Null,
+            ..WrittenSettings::default()
         };
         let all = [&record.until_recovery_ended[..], &record.until_adopted].concat();
         let text = conf::append(b"work_mem = '4MB'\n", COMMENT, &all).unwrap();

@@ -95,6 +95,7 @@ pub mod report;
 mod report_page;
 pub mod rescue;
 pub mod restore;
+mod restore_aside;
 mod restore_replaced;
 mod restoring;
 pub mod roles;

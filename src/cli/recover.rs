@@ -113,6 +113,10 @@ pub struct ClustersArgs {
     #[command(flatten)]
     pub in_place: InPlaceArgs,
 
+    /// Restore clusters after the applications and servers were stopped, with "pitr restore --replace", and not beside them beforehand
+    #[arg(long)]
+    pub after_stop: bool,
+
     /// An erasure that is not repeated; several times for several
     #[arg(long, value_name = "ID", value_parser = erasure::id)]
     pub skip_erasure: Vec<String>,
@@ -179,6 +183,7 @@ impl MomentArgs {
             extent,
             moment,
             with_erasures: false,
+            after_stop: false,
         })
     }
 
@@ -195,14 +200,12 @@ impl MomentArgs {
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         Command::Test(args) => test(args, cx),
-        Command::Database(args) => {
-            let consent = args.consent();
-            in_place(&args.in_place, (Extent::Database, &consent), cx)
-        }
+        Command::Database(args) => clusters(args, Extent::Database, cx),
         Command::Application(args) => {
-            in_place(args, (Extent::Application, &Consent::default()), cx)
+            let asked = args.moment.asked(Extent::Application)?;
+            in_place(args, (asked, &Consent::default()), cx)
         }
-        Command::Full(args) => in_place(&args.in_place, (Extent::Full, &args.consent()), cx),
+        Command::Full(args) => clusters(args, Extent::Full, cx),
         Command::Rollback(args) => rollback(args, cx),
     }
 }
@@ -249,9 +252,20 @@ fn print_tested(cx: &Context, tested: &Tested) -> Result<()> {
     })
 }
 
-fn in_place(args: &InPlaceArgs, (extent, consent): (Extent, &Consent), cx: &Context) -> Result<u8> {
-    let mut asked = args.moment.asked(extent)?;
-    asked.with_erasures = true;
+fn clusters(args: &ClustersArgs, extent: Extent, cx: &Context) -> Result<u8> {
+    let asked = AskedRecovery {
+        with_erasures: true,
+        after_stop: args.after_stop,
+        ..args.in_place.moment.asked(extent)?
+    };
+    in_place(&args.in_place, (asked, &args.consent()), cx)
+}
+
+fn in_place(
+    args: &InPlaceArgs,
+    (asked, consent): (AskedRecovery, &Consent),
+    cx: &Context,
+) -> Result<u8> {
     let words = args.moment.words();
     let prepared = recover::prepare(&cx.session, &asked, (&words, consent))?;
     if !args.confirm {
@@ -380,6 +394,13 @@ fn print_report(cx: &Context, report: &Report) -> Result<()> {
             one.member, one.count
         ))?;
     }
+    for one in &report.after_stop {
+        cx.out.line(&format!(
+            "{} is restored after the stop, so the outage is longer: {}",
+            one.member, one.why
+        ))?;
+    }
+    print_outage(cx, report)?;
     cx.out.line("")?;
     for (number, done) in report.steps.iter().enumerate() {
         let took = done
@@ -399,6 +420,31 @@ fn print_report(cx: &Context, report: &Report) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// Says how long the applications are down, apart from what is done before.
+fn print_outage(cx: &Context, report: &Report) -> Result<()> {
+    let outage = &report.outage;
+    let time = |ms: u64| human::duration(Duration::from_millis(ms));
+    if let Some(ms) = outage.ms {
+        return cx
+            .out
+            .line(&format!("the applications were down for {}", time(ms)));
+    }
+    if report.plan.is_none() {
+        return Ok(());
+    }
+    let about = match outage.expected_ms {
+        Some(ms) => format!("about {}", time(ms)),
+        None => "for the stop, the exchange of names and the start".to_owned(),
+    };
+    let untimed: Vec<String> = outage.untimed.iter().map(ToString::to_string).collect();
+    let besides = match untimed.is_empty() {
+        true => String::new(),
+        false => format!(", and for {}, which nothing measures", untimed.join(", ")),
+    };
+    cx.out
+        .line(&format!("the applications are down {about}{besides}"))
 }
 
 fn rollback(args: &RollbackArgs, cx: &Context) -> Result<u8> {

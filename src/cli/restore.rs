@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
+use super::restore_aside;
 use super::restore_replaced::{self, Replaced};
 use super::restoring::{ShownReport, print_report};
 use super::target::TargetArgs;
@@ -13,6 +14,7 @@ use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
+use crate::operate::aside;
 use crate::operate::erasure::{self, Lacking};
 use crate::operate::human;
 use crate::operate::pacing::MaxRate;
@@ -60,7 +62,15 @@ pub struct Args {
     #[arg(long, conflicts_with = "delta")]
     pub replace: bool,
 
-    /// Put the cluster back that --replace has moved aside; with --confirm
+    /// Restore beside the data directory, in which a server may run, and recover there in private; --switch puts it in its place. With --undo, remove that copy
+    #[arg(long, conflicts_with_all = ["delta", "replace", "adopt", "databases", "exclude_databases", "tablespace_mapping"])]
+    pub aside: bool,
+
+    /// Put the cluster that --aside has recovered in the place of the data directory, whose server is stopped; then run pitr adopt; with --confirm
+    #[arg(long, conflicts_with_all = ["aside", "replace", "delta", "adopt", "undo", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
+    pub switch: bool,
+
+    /// Put the cluster back that --replace or --switch has moved aside; with --confirm
     #[arg(long, conflicts_with_all = ["replace", "delta", "adopt", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
     pub undo: bool,
 
@@ -143,8 +153,11 @@ struct Shown<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    if args.undo {
-        return restore_replaced::undo(args, cx);
+    match (args.undo, args.aside) {
+        (true, true) => return restore_aside::give_up(args, cx),
+        (true, false) => return restore_replaced::undo(args, cx),
+        _ if args.switch => return restore_aside::switch(args, cx),
+        _ => {}
     }
     let asked = Asked {
         to: args.to.clone(),
@@ -155,6 +168,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         delta: args.delta,
         is_hollow: false,
         replace: args.replace,
+        aside: args.aside,
         adopt: args.adopt,
         is_confirmed: args.confirm,
         dry_run: args.dry_run,
@@ -186,7 +200,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         dry_run: args.dry_run,
         restored: None,
         erasures: lacking.as_ref(),
-        replaced: prepared.replaces.as_ref().map(Replaced::planned),
+        replaced: prepared
+            .replaces
+            .as_ref()
+            .filter(|_| args.replace)
+            .map(Replaced::planned),
     };
     if !cx.out.is_json() {
         plan::show(cx, plan, local_time.as_deref())?;
@@ -195,8 +213,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     if args.dry_run {
         show_tablespaces(args, cx, job)?;
-        restore_replaced::show(cx, &prepared)?;
-        restore_replaced::warn(cx, &prepared)?;
+        if args.replace {
+            restore_replaced::show(cx, &prepared)?;
+            restore_replaced::warn(cx, &prepared)?;
+        }
         print_left_out(cx, &left_out)?;
         super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
         return Ok(exit::SUCCESS);
@@ -210,7 +230,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             job.request.to
         )));
     }
-    if let Some(old) = prepared.replaces.as_ref().filter(|_| !args.confirm) {
+    let replaces = prepared.replaces.as_ref().filter(|_| args.replace);
+    if let Some(old) = replaces.filter(|_| !args.confirm) {
         if cx.out.is_json() {
             cx.out.json(&shown)?;
         }
@@ -222,8 +243,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         )));
     }
     cx.stop_in_order()?;
-    restore_replaced::warn(cx, &prepared)?;
-    let restored = prepared.run(&cx.session, args.jobs)?;
+    let restored = match args.aside {
+        true => aside::restore(&cx.session, &prepared, args.jobs)?,
+        false => {
+            restore_replaced::warn(cx, &prepared)?;
+            prepared.run(&cx.session, args.jobs)?
+        }
+    };
     let undo = restored.replaced.as_ref();
     let replaced = undo.map(Replaced::done);
     if cx.out.is_json() {
@@ -236,6 +262,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     cx.out.line("")?;
     print_report(cx, job, &restored)?;
+    if args.aside {
+        restore_aside::print_next(cx, args)?;
+        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
+        return Ok(exit::SUCCESS);
+    }
     print_next(cx, &prepared, plan)?;
     if let Some(replaced) = &replaced {
         replaced.print(cx)?;

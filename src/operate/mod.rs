@@ -6,6 +6,7 @@
 pub mod access;
 pub mod adopt;
 pub mod archive_command;
+pub mod aside;
 pub mod audit;
 pub mod away;
 pub mod backfill;

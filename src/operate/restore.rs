@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use super::aside;
 use super::choice::{Question, Unless};
 use super::opened::{self, Opened};
 use super::reading::Reading;
@@ -40,6 +41,8 @@ pub struct Asked {
     pub is_hollow: bool,
     /// Whether the data directory there is replaced.
     pub replace: bool,
+    /// Whether it is restored beside a data directory in which a server may run, to take its place later.
+    pub aside: bool,
     /// Whether the copy may archive.
     pub adopt: bool,
     /// Whether tablespaces may lie where the backup says, and the copy beside a running server.
@@ -76,7 +79,11 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     let as_in_backup = asked.is_confirmed || asked.dry_run;
     let mappings = asked.mappings.clone();
     let to = session.environment.absolute(&asked.to);
-    let old = asked.replace.then(|| Old::look(&to)).transpose()?;
+    let old = match (asked.replace, asked.aside) {
+        (true, _) => Some(Old::look(&to)?),
+        (_, true) => Some(aside::look(&to)?),
+        _ => None,
+    };
     let place = Place::new(
         session,
         &reading.settings,
@@ -123,7 +130,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     let begun = match &earlier {
         // The one that has yet to take another's place may wait since long.
         Earlier::LastStep(job) => {
-            let plan = job.plan.as_ref().filter(|_| asked.replace);
+            let plan = job.plan.as_ref().filter(|_| asked.replace || asked.aside);
             taken_up(session, opened, job, plan)?
         }
         Earlier::Copying(job) => taken_up(session, opened, job, job.plan.as_ref())?,
@@ -135,6 +142,9 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         },
     };
     let prepared = Prepared::new(session, begun, (&place, target), earlier)?;
+    if asked.aside && !prepared.job.tablespaces.is_empty() {
+        return Err(aside::in_one_directory());
+    }
     Ok((Way::Ready(Box::new(prepared)), local_time))
 }
 

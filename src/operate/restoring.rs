@@ -237,6 +237,26 @@ impl Prepared {
     /// # Errors
     /// Those of [`restore::run`] and [`replace::replace`].
     pub fn run(&self, session: &Session, jobs: Option<u16>) -> Result<Restored> {
+        let mut restored = self.copy(session, jobs)?;
+        let replaced = self.replaces.as_ref().map(|old| {
+            let plan = self.job.plan.as_ref();
+            let new = New {
+                asked: &self.asked,
+                backup: self.job.backup.to_string(),
+                target: plan.map_or_else(String::new, |plan| plan.target.target.to_string()),
+                tablespaces: &self.job.tablespaces,
+            };
+            replace::replace(old, &new, &session.host)
+        });
+        restored.replaced = replaced.transpose()?;
+        Ok(restored)
+    }
+
+    /// Writes it, and leaves it where it was written.
+    ///
+    /// # Errors
+    /// Those of [`restore::run`].
+    pub fn copy(&self, session: &Session, jobs: Option<u16>) -> Result<Restored> {
         let spares = self.opened.spares(session);
         let source = source(&self.opened, &self.root, &spares);
         let started = Instant::now();
@@ -254,21 +274,10 @@ impl Prepared {
         );
         tell_taken(session, &self.opened, job, &spares);
         let (report, took) = (report?, started.elapsed());
-        let replaced = self.replaces.as_ref().map(|old| {
-            let plan = job.plan.as_ref();
-            let new = New {
-                asked: &self.asked,
-                backup: job.backup.to_string(),
-                target: plan.map_or_else(String::new, |plan| plan.target.target.to_string()),
-                tablespaces: &job.tablespaces,
-            };
-            replace::replace(old, &new, &session.host)
-        });
-        let replaced = replaced.transpose()?;
         Ok(Restored {
             start: self.start_line(),
             report,
-            replaced,
+            replaced: None,
             took,
         })
     }

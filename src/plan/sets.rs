@@ -193,7 +193,7 @@ pub fn plan(
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// A Redis server's data set is restored aside, and a server loads it.
+    /// A member is restored aside: a Redis server's data set, which a server loads; a cluster, which recovers there in private.
     Aside(String),
     /// The applications are stopped.
     StopApplications,
@@ -203,7 +203,7 @@ pub enum Step {
     Replace(String),
     /// Erasures later than the moment are repeated in a cluster, in private.
     Erase(String),
-    /// A cluster that was erased from becomes the cluster: its server archives.
+    /// A copy that is in its place becomes the cluster: its server archives.
     Adopt(String),
     /// A member's service is started, and has the data.
     Start(String),
@@ -233,7 +233,13 @@ impl Step {
     /// The step in words.
     pub fn text(&self) -> String {
         match self {
-            Step::Aside(member) => format!("restore {member} aside, and load it"),
+            Step::Aside(member) => {
+                let how = match kind_of(member) {
+                    Some(MemberKind::Cluster) => "recover it in private",
+                    _ => "load it",
+                };
+                format!("restore {member} aside, and {how}")
+            }
             Step::StopApplications => "stop the applications".to_owned(),
             Step::Stop(member) => format!("stop {member}"),
             Step::Replace(member) => format!("put {member} in its place, and keep what was there"),
@@ -247,26 +253,62 @@ impl Step {
     }
 }
 
-/// The steps of a recovery, in their order. Everything that takes long and needs no outage comes first. The clusters of `erased` lack erasures:
-/// nothing is started before those are repeated.
-pub fn steps(members: &[SetMember], erased: &[SetMember]) -> Vec<Step> {
+fn kind_of(member: &str) -> Option<MemberKind> {
+    let parsed: Option<SetMember> = member.parse().ok();
+    parsed.map(|member| member.kind)
+}
+
+/// The clusters of a recovery to which more happens than to others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Clusters {
+    /// Those that are restored and recover aside, before anything is stopped.
+    pub aside: Vec<SetMember>,
+    /// Those that lack erasures, which are repeated before anything is started.
+    pub erased: Vec<SetMember>,
+}
+
+/// The steps of a recovery, in their order. Everything that takes long and needs no outage comes first.
+pub fn steps(members: &[SetMember], clusters: &Clusters) -> Vec<Step> {
     let of = |kind: MemberKind| -> Vec<String> {
         let found = members.iter().filter(|member| member.kind == kind);
         found.map(ToString::to_string).collect()
     };
-    let (clusters, caches) = (of(MemberKind::Cluster), of(MemberKind::Redis));
+    let (all, caches) = (of(MemberKind::Cluster), of(MemberKind::Redis));
     let rest: Vec<String> = [of(MemberKind::Files), of(MemberKind::Config)].concat();
-    let mut steps: Vec<Step> = caches.iter().cloned().map(Step::Aside).collect();
+    let (aside, late): (Vec<&SetMember>, Vec<&SetMember>) = {
+        let erased = clusters.erased.iter();
+        erased.partition(|member| clusters.aside.contains(member))
+    };
+    let names = |members: &[SetMember]| -> Vec<String> {
+        members.iter().map(ToString::to_string).collect()
+    };
+    let erase = |member: &&SetMember| Step::Erase(member.to_string());
+    let mut steps: Vec<Step> = names(&clusters.aside)
+        .into_iter()
+        .map(Step::Aside)
+        .collect();
+    steps.extend(aside.iter().map(erase));
+    steps.extend(caches.iter().cloned().map(Step::Aside));
     steps.push(Step::StopApplications);
-    steps.extend(caches.iter().chain(&clusters).cloned().map(Step::Stop));
-    let replaced = clusters.iter().chain(&caches).chain(&rest).cloned();
+    steps.extend(caches.iter().chain(&all).cloned().map(Step::Stop));
+    let replaced = all.iter().chain(&caches).chain(&rest).cloned();
     steps.extend(replaced.map(Step::Replace));
-    let erased = erased.iter().map(ToString::to_string);
-    steps.extend(erased.flat_map(|name| [Step::Erase(name.clone()), Step::Adopt(name)]));
-    steps.extend(clusters.iter().chain(&caches).cloned().map(Step::Start));
+    steps.extend(names(&clusters.aside).into_iter().map(Step::Adopt));
+    steps.extend(
+        late.iter()
+            .flat_map(|member| [erase(member), Step::Adopt(member.to_string())]),
+    );
+    steps.extend(all.iter().chain(&caches).cloned().map(Step::Start));
     steps.extend([Step::StartApplications, Step::Health]);
     steps.extend(caches.into_iter().map(Step::Backup));
     steps
+}
+
+/// The steps during which the applications are down.
+pub fn outage(steps: &[Step]) -> std::ops::Range<usize> {
+    let of = |wanted: &Step| steps.iter().position(|step| step == wanted);
+    let (from, to) = (of(&Step::StopApplications), of(&Step::StartApplications));
+    from.unwrap_or(0)..to.map_or(steps.len(), |to| to + 1)
 }
 
 #[cfg(test)]
@@ -344,21 +386,28 @@ mod tests {
     #[test]
     fn databases_are_stopped_last_and_started_first() {
         let members = ["files:u", "redis:r", "main", "config:c"].map(member);
-        let texts = |erased: &[SetMember]| -> Vec<String> {
-            steps(&members, erased).iter().map(Step::text).collect()
+        let texts = |aside: &[SetMember], erased: &[SetMember]| -> Vec<String> {
+            let (aside, erased) = (aside.to_vec(), erased.to_vec());
+            let steps = steps(&members, &Clusters { aside, erased });
+            steps.iter().map(Step::text).collect()
         };
-        let erased = texts(&[member("main")]);
+        let main = [member("main")];
+        let late = texts(&[], &main);
         assert_eq!(
-            erased[8..11],
+            late[8..11],
             [
                 "repeat erasures in main, in private",
                 "let main archive",
                 "start main"
             ]
         );
+        let without: Vec<String> = late[..8].iter().chain(&late[10..]).cloned().collect();
+        assert_eq!(without, texts(&[], &[]));
         assert_eq!(
-            texts(&[]),
+            texts(&main, &main),
             [
+                "restore main aside, and recover it in private",
+                "repeat erasures in main, in private",
                 "restore redis:r aside, and load it",
                 "stop the applications",
                 "stop redis:r",
@@ -367,6 +416,7 @@ mod tests {
                 "put redis:r in its place, and keep what was there",
                 "put files:u in its place, and keep what was there",
                 "put config:c in its place, and keep what was there",
+                "let main archive",
                 "start main",
                 "start redis:r",
                 "start the applications",
@@ -374,5 +424,7 @@ mod tests {
                 "back redis:r up",
             ]
         );
+        let all = steps(&members, &Clusters::default());
+        assert_eq!(all[outage(&all)].len(), 10);
     }
 }

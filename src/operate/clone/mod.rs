@@ -288,6 +288,7 @@ fn wanted(
         delta: false,
         is_hollow: true,
         replace: false,
+        aside: false,
         adopt: false,
         is_confirmed: false,
         dry_run: false,

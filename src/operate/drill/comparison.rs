@@ -13,20 +13,24 @@ use crate::plan::recovery::Plan;
 use crate::repo::drilled::Phase;
 
 /// The server's end of recovery.
-pub(super) struct Compared {
+pub(in crate::operate) struct Compared {
     /// The position at which its new timeline begins.
-    pub(super) reached: Option<Lsn>,
+    pub(in crate::operate) reached: Option<Lsn>,
     /// The new timeline.
-    pub(super) timeline: Option<TimelineId>,
+    pub(in crate::operate) timeline: Option<TimelineId>,
     /// The comparisons.
-    pub(super) checks: Vec<Checked>,
+    pub(in crate::operate) checks: Vec<Checked>,
 }
 
 /// Compares the stop, and the transactions on both sides of it.
 ///
 /// # Errors
 /// Errors of the session.
-pub(super) fn compare(server: &mut Quarantined, data: &Path, plan: &Plan) -> Result<Compared> {
+pub(in crate::operate) fn compare(
+    server: &mut Quarantined,
+    data: &Path,
+    plan: &Plan,
+) -> Result<Compared> {
     let mut session = server.connect("template1")?;
     let (timeline, reached) = end(&mut session, data)?;
     let planned = plan.stop.as_ref().map(|stop| stop.recovery_end_lsn);

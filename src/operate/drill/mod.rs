@@ -15,7 +15,7 @@
 
 mod amcheck;
 pub mod checks;
-mod comparison;
+pub(super) mod comparison;
 mod moment;
 mod pages;
 pub(super) mod recovery;
@@ -361,6 +361,7 @@ impl Course {
             delta: false,
             is_hollow: asked.is_fast,
             replace: false,
+            aside: false,
             adopt: false,
             is_confirmed: false,
             dry_run: false,

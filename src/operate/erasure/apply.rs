@@ -21,6 +21,7 @@ use crate::archive::server_conf;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::lock;
+use crate::operate::aside;
 use crate::operate::clone::namespace;
 use crate::operate::drill::recovery;
 use crate::operate::drill::sandbox::{self, Sandbox};
@@ -291,6 +292,7 @@ impl Prepared {
         server.stop(&|| session.host.check_stop())?;
         // "pg_ctl restart" would start the private server again.
         let _ = std::fs::remove_file(self.directory.path().join("postmaster.opts"));
+        aside::note_again(&self.directory, session.host.random())?;
         Ok(done)
     }
 

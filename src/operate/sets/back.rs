@@ -11,7 +11,7 @@ use super::own::{self, Owner};
 use super::records;
 use super::recover::UNCHANGED;
 use super::run::{End, Run};
-use super::work::{Work, newest_run, optional, pgdata};
+use super::work::{Work, newest_run, optional, pgdata, standing};
 use super::{cluster, configured, redis, service};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
@@ -159,6 +159,10 @@ impl Back<'_> {
         self.start_all()?;
         optional(self.session, &self.log("health"), &self.set.health)?;
         for (_, work) in self.begun(&|step| matches!(step, Step::Aside(_)))? {
+            if work.is_cluster() {
+                self.give_up(&work)?;
+                continue;
+            }
             Place::of(redis(self.settings, &work.member()?.name)?)?.discard()?;
             // A server that was started again begins a new history.
             if let Err(e) = own::run(self.session, &work.backing_up()?, None) {
@@ -386,6 +390,15 @@ impl Back<'_> {
         })
     }
 
+    /// Removes what was restored beside a cluster, and did not take its place.
+    fn give_up(&self, work: &Work<'_>) -> Result<()> {
+        let name = &work.member()?.name;
+        let data = pgdata(cluster(self.settings, name)?)?;
+        let to = data.to_string_lossy();
+        let words = ["restore", "--to", &to, "--aside", "--undo", "--confirm"];
+        own::run(self.session, &own::words(&words), Owner::of(data)?).map(|_| ())
+    }
+
     fn undo(&self, number: usize, work: &Work<'_>, warnings: &mut Vec<String>) -> Result<()> {
         let member = work.member()?;
         match member.kind {
@@ -411,14 +424,22 @@ impl Back<'_> {
                     done => done.map(|_| ()),
                 }
             }
-            MemberKind::Cluster => self.undo_cluster(work, warnings),
+            MemberKind::Cluster => self.undo_cluster(number, work, warnings),
         }
     }
 
-    fn undo_cluster(&self, work: &Work<'_>, warnings: &mut Vec<String>) -> Result<()> {
+    fn undo_cluster(
+        &self,
+        number: usize,
+        work: &Work<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
         let name = &work.member()?.name;
         let data = pgdata(cluster(self.settings, name)?)?;
         let to = data.to_string_lossy();
+        let before = self.run.begun(number)?.unwrap_or_default();
+        // The record of a replacement that was there before the step is that of an earlier run: this one has not exchanged anything.
+        let is_earlier = before["standing"].is_string() && before["standing"] == standing(&to)?;
         let words = own::words(&[
             "restore",
             "--cluster",
@@ -429,15 +450,15 @@ impl Back<'_> {
             "--discard-changes",
             "--confirm",
         ]);
-        match own::run(self.session, &words, Owner::of(data)?) {
+        let undone = match is_earlier {
+            true => None,
+            false => Some(own::run(self.session, &words, Owner::of(data)?)),
+        };
+        match undone {
             // Nothing was exchanged yet, or an earlier attempt has exchanged it back.
-            Err(e) if e.code() == Code::NotFound => {
-                let waiting = format!("{to}.{WAITING}");
-                if Path::new(&waiting).exists() {
-                    warnings.push(format!("\"{waiting}\" is what was restored so far: remove it before another recovery"));
-                }
-            }
-            done => {
+            None => self.tell_waiting(work, &to, warnings),
+            Some(Err(e)) if e.code() == Code::NotFound => self.tell_waiting(work, &to, warnings),
+            Some(done) => {
                 done?;
             }
         }
@@ -469,6 +490,16 @@ impl Back<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// Names a copy that was restored after the stop, and did not take its place.
+    fn tell_waiting(&self, work: &Work<'_>, to: &str, warnings: &mut Vec<String>) {
+        let waiting = format!("{to}.{WAITING}");
+        if !work.is_aside() && Path::new(&waiting).exists() {
+            warnings.push(format!(
+                "\"{waiting}\" is what was restored so far: remove it before another recovery"
+            ));
+        }
     }
 
     /// Stops everything that a run stops, as far as it came to that.

@@ -1,14 +1,14 @@
 //! Erasures in a recovery: what the operator has to know and to decide before anything is stopped, and their run before anything is started.
 //!
-//! A cluster that lacks erasures is restored as a copy with a guard. Its scripts run in private (`operate::erasure::apply`), and then it is adopted. A start of
-//! the service in between keeps it out of the archive, and a run that was killed finds whose the copy is.
+//! A cluster that lacks erasures is restored as a copy with a guard. Its scripts run in private (`operate::erasure::apply`), aside where it is restored aside, and
+//! it is adopted in its place. A start of the service in between keeps it out of the archive, and a run that was killed finds whose the copy is.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::own;
-use super::plan::Foreseen;
+use super::plan::Planned;
 use super::recover::UNCHANGED;
 use super::run::Run;
 use crate::config::SetMember;
@@ -50,19 +50,20 @@ type Consents = BTreeMap<String, Consent>;
 /// Those of [`consent_of`]; `Refused` without the programs of a server.
 pub fn of_plan(
     session: &Session,
-    foreseen: &BTreeMap<SetMember, Foreseen>,
+    planned: &Planned,
     consent: &Consent,
 ) -> Result<(Vec<Erasing>, Consents)> {
     let (mut erasing, mut consents) = (Vec::new(), Consents::new());
-    for (member, foreseen) in foreseen {
-        quarantine::programs(&session.environment, foreseen.major, None).map_err(|e| {
+    for (member, lacking) in &planned.erasures {
+        let major = planned.clusters.get(member).map_or(0, |one| one.major);
+        quarantine::programs(&session.environment, major, None).map_err(|e| {
             e.hint(format!("{UNCHANGED} A server of its own repeats erasures in cluster \"{member}\": put the folder of its programs into PATH."))
         })?;
         let (listing, own) = consent_of(session, &member.name, consent)?;
         erasing.push(Erasing {
             member: member.clone(),
-            count: foreseen.lacking.count,
-            recorded: foreseen.lacking.recorded,
+            count: lacking.count,
+            recorded: lacking.recorded,
             unproven: listing.unproven,
             skipped: own.skipped.clone(),
         });
@@ -126,11 +127,15 @@ pub fn applying(cluster: &str, pgdata: &str, consent: Option<&Consent>) -> Vec<S
 }
 
 /// The operator's next steps where erasures failed, once everything is in its place.
-pub fn next(failed: &Error, cluster: &str) -> String {
+pub fn next(failed: &Error, cluster: &str, is_aside: bool) -> String {
     let hint = failed.hint_text();
     let hint = hint.map_or_else(String::new, |hint| format!("{hint}\n"));
+    let state = match is_aside {
+        true => format!("Cluster \"{cluster}\" runs as before: nothing was stopped."),
+        false => format!("Cluster \"{cluster}\" is in its place. No service was started."),
+    };
     format!(
-        "{hint}Cluster \"{cluster}\" is in its place. No service was started. To go on without an erasure, add {} ID.",
+        "{hint}{state} To go on without an erasure, add {} ID.",
         OPTIONS.skip
     )
 }

@@ -103,6 +103,7 @@ fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<boo
         extent: Extent::Full,
         moment: AskedMoment::Mark(id.to_owned()),
         with_erasures: false,
+        after_stop: false,
     };
     // A mark that waits is no trouble of a repository.
     let quiet = Session {

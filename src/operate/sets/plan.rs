@@ -9,7 +9,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::operate::choice::{Question, Unless};
 use crate::operate::erasure::{self, Lacking};
-use crate::operate::opened::{self, Opened};
+use crate::operate::opened;
 use crate::operate::reading::Reading;
 use crate::operate::redis;
 use crate::operate::scopes::{self, ScopeBackup};
@@ -19,7 +19,7 @@ use crate::operate::target::{AskedTarget, Point as Asked};
 use crate::operate::{how_long, human};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::plan::recovery::{Action, Plan};
+use crate::plan::recovery::Action;
 use crate::plan::sets::{self, Extent, Reach, Reached, SetPlan, Wanted};
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
 use crate::redis::route;
@@ -51,6 +51,8 @@ pub struct AskedRecovery {
     pub moment: AskedMoment,
     /// Whether it is asked, too, which erasures clusters lack then.
     pub with_erasures: bool,
+    /// Whether clusters are restored after the stop.
+    pub after_stop: bool,
 }
 
 /// The moment that is wanted, as members understand it.
@@ -67,17 +69,19 @@ pub struct Planned {
     pub plan: SetPlan,
     /// The words of each member's target on a command line.
     pub words: BTreeMap<SetMember, Vec<String>>,
+    /// The clusters, and the backups of them.
+    pub clusters: BTreeMap<SetMember, Restorable>,
     /// The clusters that lack erasures at the moment, where that was asked.
-    pub erasures: BTreeMap<SetMember, Foreseen>,
+    pub erasures: BTreeMap<SetMember, Lacking>,
 }
 
-/// Erasures that are to be repeated in a cluster.
-#[derive(Debug, Clone)]
-pub struct Foreseen {
-    /// How many.
-    pub lacking: Lacking,
+/// The backup of a cluster that is restored.
+#[derive(Debug, Clone, Copy)]
+pub struct Restorable {
     /// The major of its servers.
     pub major: u32,
+    /// Whether it has tablespaces outside of its data directory.
+    pub has_tablespaces: bool,
 }
 
 impl Planned {
@@ -154,7 +158,7 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
     };
     let mut reaches = Vec::new();
     let mut words = BTreeMap::new();
-    let mut erasures = BTreeMap::new();
+    let (mut erasures, mut clusters) = (BTreeMap::new(), BTreeMap::new());
     let with = asked.with_erasures;
     for member in members {
         let planning = Planning {
@@ -162,6 +166,7 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
             settings: &settings,
             set: &set,
             member: &member,
+            clusters: &mut clusters,
             erasures: with.then_some(&mut erasures),
         };
         let (reach, own) = planning.of_member(&moment)?;
@@ -173,6 +178,7 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
         set,
         plan,
         words,
+        clusters,
         erasures,
     })
 }
@@ -260,8 +266,10 @@ struct Planning<'p> {
     settings: &'p Settings,
     set: &'p RecoverySet,
     member: &'p SetMember,
+    /// The backups of clusters that are restored.
+    clusters: &'p mut BTreeMap<SetMember, Restorable>,
     /// The clusters that lack erasures; none where nobody asks.
-    erasures: Option<&'p mut BTreeMap<SetMember, Foreseen>>,
+    erasures: Option<&'p mut BTreeMap<SetMember, Lacking>>,
 }
 
 impl Planning<'_> {
@@ -375,9 +383,17 @@ impl Planning<'_> {
             None => {}
         }
         if let Some(erasures) = self.erasures.as_deref_mut()
-            && let Some(foreseen) = foreseen(&own, &chosen.opened, plan)?
+            && let Some(lacking) = erasure::lacking(&own, &chosen.opened, plan)?
+            && lacking.count > 0
         {
-            erasures.insert(self.member.clone(), foreseen);
+            erasures.insert(self.member.clone(), lacking);
+        }
+        if let Some(backup) = &plan.backup {
+            let restorable = Restorable {
+                major: backup.major,
+                has_tablespaces: !backup.tablespaces.is_empty(),
+            };
+            self.clusters.insert(self.member.clone(), restorable);
         }
         Ok(Reach::Reached(Reached {
             backup: plan
@@ -395,14 +411,6 @@ impl Planning<'_> {
             level: Level::Time,
         }))
     }
-}
-
-/// The erasures that a cluster lacks which is recovered as planned; none where it lacks none.
-fn foreseen(session: &Session, opened: &Opened, plan: &Plan) -> Result<Option<Foreseen>> {
-    let lacking = erasure::lacking(session, opened, plan)?;
-    let major = plan.backup.as_ref().map_or(0, |backup| backup.major);
-    let lacking = lacking.filter(|lacking| lacking.count > 0);
-    Ok(lacking.map(|lacking| Foreseen { lacking, major }))
 }
 
 fn target(target: Target) -> AskedTarget {

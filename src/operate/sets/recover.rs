@@ -20,8 +20,9 @@ use crate::error::Result;
 use crate::fault;
 use crate::operate::erasure::apply::Consent;
 use crate::operate::files_replace;
+use crate::operate::quarantine;
 use crate::operate::session::Session;
-use crate::plan::sets::{SetPlan, Step, steps};
+use crate::plan::sets::{Clusters, SetPlan, Step, outage, steps};
 use crate::restore::replace::Old;
 
 pub(super) const UNCHANGED: &str = "Nothing was changed.";
@@ -56,6 +57,10 @@ pub struct Report {
     pub plan: Option<SetPlan>,
     /// The erasures that clusters lack at the moment, which are repeated before anything is started.
     pub erasures: Vec<Erasing>,
+    /// Clusters that are restored after the stop, and why.
+    pub after_stop: Vec<AfterStop>,
+    /// How long the applications are down, as far as it is known.
+    pub outage: Outage,
     /// The steps.
     pub steps: Vec<Done>,
     /// Whether an earlier run goes on.
@@ -64,6 +69,26 @@ pub struct Report {
     pub is_complete: bool,
     /// Things that went less well than they should.
     pub warnings: Vec<String>,
+}
+
+/// A cluster that cannot be restored while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AfterStop {
+    /// The cluster.
+    pub member: SetMember,
+    /// Why it is restored after the stop.
+    pub why: String,
+}
+
+/// The time during which the applications are down.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Outage {
+    /// The expectation of a plan: members that are restored after the stop, and for the rest the newest complete run. None where nothing is known.
+    pub expected_ms: Option<u64>,
+    /// The members of a plan of which nothing tells how long they take after the stop.
+    pub untimed: Vec<SetMember>,
+    /// The outage of a complete run, from the stop of the applications to their start.
+    pub ms: Option<u64>,
 }
 
 /// A recovery that is ready to be carried out.
@@ -75,6 +100,7 @@ pub struct Prepared {
     run: Option<Run>,
     plan: Option<SetPlan>,
     erasures: Vec<Erasing>,
+    after_stop: Vec<AfterStop>,
     /// The operator's word about erasures, by member.
     consents: BTreeMap<String, Consent>,
 }
@@ -117,16 +143,24 @@ pub fn prepare(
             set,
             runs,
             erasures: Vec::new(),
+            after_stop: Vec::new(),
             consents,
         });
     }
     let planned = plan::run(session, asked)?;
     planned.require()?;
+    let mut after_stop = Vec::new();
     for member in planned.words.keys() {
-        check(session, &settings, member)?;
+        let old = check(session, &settings, member)?;
+        if let Some(why) =
+            old.and_then(|old| why_after_stop(session, asked, &planned, (member, &old)))
+        {
+            let member = member.clone();
+            after_stop.push(AfterStop { member, why });
+        }
     }
-    let (erasures, consents) = erasures::of_plan(session, &planned.erasures, consent)?;
-    let record = record(session, asked, words, &planned);
+    let (erasures, consents) = erasures::of_plan(session, &planned, consent)?;
+    let record = record(session, asked, words, (&planned, &after_stop));
     Ok(Prepared {
         record,
         run: None,
@@ -135,11 +169,38 @@ pub fn prepare(
         set,
         runs,
         erasures,
+        after_stop,
         consents,
     })
 }
 
-fn record(session: &Session, asked: &AskedRecovery, words: &str, planned: &Planned) -> Record {
+/// Why a cluster is restored after the stop; none where it can recover aside.
+fn why_after_stop(
+    session: &Session,
+    asked: &AskedRecovery,
+    planned: &Planned,
+    (member, old): (&SetMember, &Old),
+) -> Option<String> {
+    if asked.after_stop {
+        return Some("--after-stop asks for it".to_owned());
+    }
+    if let Some(why) = old.why_not_aside() {
+        return Some(why.to_owned());
+    }
+    let backup = planned.clusters.get(member)?;
+    if backup.has_tablespaces {
+        return Some("its backup has tablespaces outside of the data directory".to_owned());
+    }
+    let programs = quarantine::programs(&session.environment, backup.major, None);
+    programs.err().map(|e| e.to_string())
+}
+
+fn record(
+    session: &Session,
+    asked: &AskedRecovery,
+    words: &str,
+    (planned, after_stop): (&Planned, &[AfterStop]),
+) -> Record {
     let members: Vec<SetMember> = planned.words.keys().cloned().collect();
     let recorded = planned.plan.members.iter().map(|one| RecordedMember {
         member: one.member.to_string(),
@@ -150,13 +211,20 @@ fn record(session: &Session, asked: &AskedRecovery, words: &str, planned: &Plann
             .and_then(|reached| reached.position.clone()),
     });
     let named = (planned.set.name.as_str(), asked.extent, words.to_owned());
-    let erased: Vec<SetMember> = planned.erasures.keys().cloned().collect();
-    let steps = steps(&members, &erased);
+    let is_late = |member: &SetMember| after_stop.iter().any(|late| late.member == *member);
+    let aside = members
+        .iter()
+        .filter(|member| member.kind == MemberKind::Cluster && !is_late(member));
+    let clusters = Clusters {
+        aside: aside.cloned().collect(),
+        erased: planned.erasures.keys().cloned().collect(),
+    };
+    let steps = steps(&members, &clusters);
     Record::new(&session.host, named, recorded.collect(), steps)
 }
 
-/// Requires what the steps of a member need, before the first of them.
-fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<()> {
+/// Requires what the steps of a member need, before the first of them. Returns the data directory of a cluster.
+fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<Option<Old>> {
     let lacking = |section: &str, key: &str| {
         err!(
             Config,
@@ -172,13 +240,13 @@ fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<(
                 return Err(lacking("clusters", "pgdata"));
             };
             Owner::of(pgdata)?;
-            Old::check_place(pgdata)?;
+            let old = Old::look_beside(pgdata)?;
             if cluster.conninfo.is_none() {
                 return Err(lacking("clusters", "conninfo"));
             }
             match cluster.service.stop.is_empty() || cluster.service.start.is_empty() {
                 true => Err(lacking("clusters", "service.stop and service.start")),
-                false => Ok(()),
+                false => Ok(Some(old)),
             }
         }
         MemberKind::Redis => {
@@ -186,11 +254,11 @@ fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<(
             Place::of(redis)?;
             match redis.service.stop.is_empty() || redis.service.start.is_empty() {
                 true => Err(lacking("redis", "service.stop and service.start")),
-                false => Ok(()),
+                false => Ok(None),
             }
         }
-        MemberKind::Files => files_replace::source(session, &member.name).map(|_| ()),
-        MemberKind::Config => Ok(()),
+        MemberKind::Files => files_replace::source(session, &member.name).map(|_| None),
+        MemberKind::Config => Ok(None),
     }
 }
 
@@ -216,11 +284,58 @@ impl Prepared {
             run: self.run.as_ref().map(|run| run.record.id.clone()),
             plan: self.plan.clone(),
             erasures: self.erasures.clone(),
+            after_stop: self.after_stop.clone(),
+            outage: self.outage()?,
             steps,
             is_resumed: self.run.is_some(),
             is_complete: false,
             warnings: Vec::new(),
         })
+    }
+
+    /// The outage that is to be expected.
+    fn outage(&self) -> Result<Outage> {
+        let Some(plan) = &self.plan else {
+            return Ok(Outage::default());
+        };
+        let is_late = |member: &SetMember| match member.kind {
+            MemberKind::Cluster => self.after_stop.iter().any(|late| late.member == *member),
+            MemberKind::Redis => false,
+            MemberKind::Files | MemberKind::Config => true,
+        };
+        let (mut expected_ms, mut untimed) = (self.measured()?, Vec::new());
+        for one in plan.members.iter().filter(|one| is_late(&one.member)) {
+            match one.reached.as_ref().and_then(|reached| reached.ms) {
+                Some(ms) => expected_ms = Some(expected_ms.unwrap_or(0) + ms),
+                None => untimed.push(one.member.clone()),
+            }
+        }
+        Ok(Outage {
+            expected_ms,
+            untimed,
+            ms: None,
+        })
+    }
+
+    /// The time that stops, exchanges of names and starts took in the newest complete run of the set; none where there is none.
+    fn measured(&self) -> Result<Option<u64>> {
+        let Some(run) = self
+            .runs
+            .newest()?
+            .filter(|run| run.record.set == self.set.name)
+        else {
+            return Ok(None);
+        };
+        if run.end()?.is_none() {
+            return Ok(None);
+        }
+        let steps = &run.record.steps;
+        let has_aside = |name: &String| steps.contains(&Step::Aside(name.clone()));
+        let is_short = |step: &Step| match step {
+            Step::Replace(name) => has_aside(name),
+            _ => true,
+        };
+        down(&run, &is_short).map(Some)
     }
 
     fn work<'p>(&'p self, step: &'p Step) -> Option<Work<'p>> {
@@ -273,6 +388,7 @@ impl Prepared {
             fault::point(&format!("recover-done-{number}"));
         }
         run.write_end(&session.host, End::Complete)?;
+        report.outage.ms = Some(down(&run, &|_| true)?);
         report.is_complete = true;
         Ok(report)
     }
@@ -336,6 +452,19 @@ impl Prepared {
     }
 }
 
+/// How long the steps of a run took during which the applications were down, as far as they count.
+fn down(run: &Run, counts: &dyn Fn(&Step) -> bool) -> Result<u64> {
+    let mut ms = 0;
+    for number in outage(&run.record.steps) {
+        if run.record.steps.get(number).is_some_and(counts)
+            && let Some(done) = run.done(number)?
+        {
+            ms += done["ms"].as_u64().unwrap_or(0);
+        }
+    }
+    Ok(ms)
+}
+
 fn is_stop(step: &Step) -> bool {
     matches!(step, Step::StopApplications | Step::Stop(_))
 }
@@ -347,7 +476,13 @@ pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep>
         words: vec!["TARGET".to_owned()],
         position: None,
     });
-    let steps = steps(&set.members, &[]);
+    let clusters = set.members.iter();
+    let aside = clusters.filter(|member| member.kind == MemberKind::Cluster);
+    let clusters = Clusters {
+        aside: aside.cloned().collect(),
+        erased: Vec::new(),
+    };
+    let steps = steps(&set.members, &clusters);
     let record = Record::example(&set.name, members.collect(), steps);
     let shown = record.steps.iter().map(|step| {
         let work = Work::new((settings, set), &record, step);

@@ -204,6 +204,7 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
         extent: Extent::Full,
         moment: AskedMoment::Mark(mark.id.clone()),
         with_erasures: true,
+        after_stop: false,
     };
     let Ok(planned) = plan::run(session, &asked) else {
         return String::new();
@@ -220,10 +221,10 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
             time.unwrap_or_else(|| "not measured".to_owned())
         ));
     }
-    for (member, foreseen) in &planned.erasures {
+    for (member, lacking) in &planned.erasures {
         text.push_str(&format!(
-            "\nBefore {member} starts, pitr repeats {} in it that are later than this mark, in private: two steps more. A script that fails stops the recovery there.\n",
-            human::count(foreseen.lacking.count as u64, "erasure")
+            "\nBefore {member} starts, pitr repeats {} in it that are later than this mark, in private. A script that fails stops the recovery there.\n",
+            human::count(lacking.count as u64, "erasure")
         ));
     }
     text + "\n"

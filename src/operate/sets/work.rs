@@ -11,12 +11,13 @@ use super::{cluster, erasures, redis, service};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::operate::erasure::apply::{self, Consent};
 use crate::operate::human;
 use crate::operate::session::Session;
 use crate::plan::sets::Step;
+use crate::restore::replace::{self, WAITING};
 
 /// A step with all that it needs.
 pub struct Work<'p> {
@@ -61,6 +62,12 @@ impl<'p> Work<'p> {
         self.member.as_ref().ok_or_else(none)
     }
 
+    /// Whether the step works on a cluster.
+    pub fn is_cluster(&self) -> bool {
+        let member = self.member.as_ref();
+        member.is_some_and(|member| member.kind == MemberKind::Cluster)
+    }
+
     fn is_privileged() -> bool {
         rustix::process::geteuid().is_root()
     }
@@ -72,9 +79,14 @@ impl<'p> Work<'p> {
         let mut words = match member.kind {
             MemberKind::Cluster => {
                 let to = self.pgdata()?;
-                let line = ["restore", "--cluster", name, "--to", &to, "--replace"];
+                let line = ["restore", "--cluster", name, "--to", &to];
                 let mut words = own::words(&line);
-                if !self.lacks_erasures() {
+                if self.is_aside() {
+                    words.extend(own::words(&["--switch", "--confirm"]));
+                    return Ok(Some(words));
+                }
+                words.push("--replace".to_owned());
+                if !self.has_step(&Step::Adopt) {
                     words.push("--adopt".to_owned());
                 }
                 words
@@ -98,10 +110,32 @@ impl<'p> Work<'p> {
         Ok(pgdata(cluster)?.to_string_lossy().into_owned())
     }
 
-    /// Whether erasures are repeated in the member: it is restored as a copy, and adopted behind that.
-    fn lacks_erasures(&self) -> bool {
-        let is_it = |step: &Step| matches!(step, Step::Erase(name) if Some(name.as_str()) == self.step.member());
-        self.record.steps.iter().any(is_it)
+    /// Whether the run has a step for the member.
+    fn has_step(&self, step: &dyn Fn(String) -> Step) -> bool {
+        let wanted = self.step.member().map(|member| step(member.to_owned()));
+        wanted.is_some_and(|wanted| self.record.steps.contains(&wanted))
+    }
+
+    /// Whether a cluster is restored aside, before anything is stopped.
+    pub fn is_aside(&self) -> bool {
+        self.has_step(&Step::Aside)
+    }
+
+    /// The words of pitr that restore a cluster aside.
+    fn restoring_aside(&self) -> Result<Vec<String>> {
+        let (name, to) = (&self.member()?.name, self.pgdata()?);
+        let mut words = own::words(&["restore", "--cluster", name, "--to", &to, "--aside"]);
+        words.extend(self.words.iter().cloned());
+        Ok(words)
+    }
+
+    /// The directory of a cluster in which erasures are repeated.
+    fn erased(&self) -> Result<String> {
+        let pgdata = self.pgdata()?;
+        Ok(match self.is_aside() {
+            true => format!("{pgdata}.{WAITING}"),
+            false => pgdata,
+        })
     }
 
     /// The words of pitr that let the copy archive.
@@ -113,7 +147,7 @@ impl<'p> Work<'p> {
 
     /// The words of pitr that repeat erasures.
     fn erasing(&self) -> Result<Vec<String>> {
-        let (name, to) = (&self.member()?.name, self.pgdata()?);
+        let (name, to) = (&self.member()?.name, self.erased()?);
         Ok(erasures::applying(name, &to, self.consent))
     }
 
@@ -129,6 +163,7 @@ impl<'p> Work<'p> {
             Step::Replace(_) => self.replacing()?.map(|words| own::line(&words)),
             Step::Erase(_) => Some(own::line(&self.erasing()?)),
             Step::Adopt(_) => Some(own::line(&self.adopting()?)),
+            Step::Aside(_) if self.is_cluster() => Some(own::line(&self.restoring_aside()?)),
             Step::Aside(_) => {
                 let mut words = own::words(&["redis", "restore", &self.member()?.name]);
                 words.extend(self.words.iter().cloned());
@@ -156,12 +191,12 @@ impl<'p> Work<'p> {
     /// Looks at what the undo of the step needs, before anything changes.
     pub fn before(&self, session: &Session) -> Result<Value> {
         match self.step {
-            Step::Aside(_) => {
+            Step::Aside(_) if !self.is_cluster() => {
                 Place::of(redis(self.settings, &self.member()?.name)?)?.require_free()?;
                 Ok(json!({}))
             }
             Step::Replace(_) => match self.member()?.kind {
-                MemberKind::Cluster => Ok(json!({})),
+                MemberKind::Cluster => Ok(json!({ "standing": standing(&self.pgdata()?)? })),
                 MemberKind::Redis => {
                     Place::of(redis(self.settings, &self.member()?.name)?)?.before()
                 }
@@ -182,6 +217,12 @@ impl<'p> Work<'p> {
     ) -> Result<Value> {
         let log = run.log(number);
         match self.step {
+            Step::Aside(_) if self.is_cluster() => {
+                let owner = Owner::of(Path::new(&self.pgdata()?))?;
+                let answer = own::run(session, &self.restoring_aside()?, owner)?;
+                self.require_foreseen(&answer.json)?;
+                Ok(json!({}))
+            }
             Step::Aside(_) => {
                 let redis = redis(self.settings, &self.member()?.name)?;
                 Place::of(redis)?.aside(session, redis, self.words)
@@ -199,7 +240,9 @@ impl<'p> Work<'p> {
                 self.replace(session, begun, warnings)
             }
             Step::Erase(_) => {
-                self.stop(session, &log)?;
+                if !self.is_aside() {
+                    self.stop(session, &log)?;
+                }
                 self.erase(session)
             }
             Step::Adopt(_) => {
@@ -320,7 +363,7 @@ impl<'p> Work<'p> {
     /// Requires that the plan has foreseen the erasures that a cluster lacks: one may have been recorded since it was made.
     fn require_foreseen(&self, answer: &Value) -> Result<()> {
         let count = answer["erasures"]["count"].as_u64().unwrap_or(0);
-        if count == 0 || self.member()?.kind != MemberKind::Cluster || self.lacks_erasures() {
+        if count == 0 || !self.is_cluster() || self.has_step(&Step::Erase) {
             return Ok(());
         }
         Err(err!(
@@ -334,10 +377,10 @@ impl<'p> Work<'p> {
 
     /// Repeats erasures in the cluster, which is not started yet. The position behind them tells them from what others commit later.
     fn erase(&self, session: &Session) -> Result<Value> {
-        let (name, to) = (&self.member()?.name, self.pgdata()?);
+        let (name, to) = (&self.member()?.name, self.erased()?);
         let data = Path::new(&to);
         let answer = own::run(session, &self.erasing()?, Owner::of(data)?).map_err(|e| {
-            let next = erasures::next(&e, name);
+            let next = erasures::next(&e, name, self.is_aside());
             e.hint(next)
         })?;
         let control = DataDirectory::at(data).control()?;
@@ -346,6 +389,16 @@ impl<'p> Work<'p> {
             "position": control.checkpoint.to_string(),
             "erasures": answer.json["erasures"],
         }))
+    }
+}
+
+/// BLAKE3 of the record of a replacement at a data directory, by which one that was begun later is told from it; null where there is none.
+pub fn standing(pgdata: &str) -> Result<Value> {
+    let path = replace::record_of(Path::new(pgdata));
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Value::from(blake3::hash(&bytes).to_hex().to_string())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(e) => Err(Error::from_io(format!("read \"{}\"", path.display()), e)),
     }
 }
 

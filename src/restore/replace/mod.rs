@@ -12,6 +12,7 @@
 //! | `standing` | a replacement that is recorded, and how far it came |
 //! | `pair` | a directory, and the one that takes its place |
 //! | `wal` | pg_wal where it is a link |
+//! | `waiting` | a cluster that recovers in private before it takes the place |
 //! | `movable` | whether a directory can get another name |
 //! | `entry` | entries of directories, found and moved |
 
@@ -20,19 +21,19 @@ mod movable;
 mod old;
 mod pair;
 mod standing;
+pub mod waiting;
 mod wal;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use self::entry::{beside, failed, inode_of, move_to};
+use self::entry::{beside, inode_of};
 pub use self::old::Old;
 use self::pair::{Pair, pair};
 use self::standing::Record;
 pub use self::standing::{Standing, State};
 use super::target_dir::{CLOSED, CONTROL, PlacedTablespace};
 use crate::archive::guard::read_limited;
-use crate::durable;
 use crate::err;
 use crate::error::Result;
 use crate::fault;
@@ -83,6 +84,12 @@ pub struct New<'a> {
     pub target: String,
     /// Its tablespaces.
     pub tablespaces: &'a [PlacedTablespace],
+}
+
+/// The record of the replacement at a data directory.
+pub fn record_of(to: &Path) -> PathBuf {
+    let data = to.canonicalize().unwrap_or_else(|_| to.to_owned());
+    beside(&data, RECORD)
 }
 
 /// Puts the cluster that was restored beside `old` in its place.
@@ -182,9 +189,7 @@ fn close_waiting(waiting: &Path) -> Result<()> {
         )
         .hint("The old cluster is in its place as before. Remove that directory, then run the same command again."));
     }
-    move_to(&open, &waiting.join(CLOSED))?;
-    let global = waiting.join("global");
-    durable::sync_directory_at(&global).map_err(|e| failed(&global, e))
+    self::waiting::close(waiting)
 }
 
 /// The bytes of a cluster's pg_control, whichever name it has.

@@ -52,10 +52,17 @@ impl Old {
     ///
     /// # Errors
     /// `Refused`.
-    pub fn check_place(to: &Path) -> Result<()> {
+    pub fn look_beside(to: &Path) -> Result<Old> {
         let data = real(to)?;
         let owner = std::fs::metadata(&data).map_err(|e| looked(&data, e))?;
-        Old::of(data, owner.uid()).map(|_| ())
+        Old::of(data, owner.uid())
+    }
+
+    /// Why no cluster can recover beside it; none where one can.
+    ///
+    /// Both clusters have the same directory in a tablespace. WAL names it, so a server that recovers aside would write into that of the one in its place.
+    pub fn why_not_aside(&self) -> Option<&'static str> {
+        (!self.tablespaces.is_empty()).then_some("it has tablespaces outside of its data directory")
     }
 
     fn of(data: PathBuf, uid: u32) -> Result<Old> {

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{beside, failed, inode_of, looked, move_to};
+use super::entry::{beside, failed, inode_of, looked};
 use super::movable::check_movable;
 use super::old::{linked_tablespaces, version_of};
 use super::pair::{Pair, end_of, pair};
+use super::waiting::name_control;
 use super::{
     FORMAT, RECORD, Side, UNCHANGED, WAITING, Way, check_stopped, check_user, control_of, digest,
     wal,
@@ -453,12 +454,6 @@ impl Standing {
         let Some(data) = self.record.data.find(side)? else {
             return Ok(());
         };
-        let (from, to) = (data.join(from), data.join(to));
-        if inode_of(&from)?.is_none() && inode_of(&to)?.is_some() {
-            return Ok(());
-        }
-        move_to(&from, &to)?;
-        let global = data.join("global");
-        durable::sync_directory_at(&global).map_err(|e| failed(&global, e))
+        name_control(data, from, to)
     }
 }

@@ -13,7 +13,7 @@ use crate::error::Result;
 /// The name that the link has until it takes its place.
 const LINK: &str = "pg_wal.pitr-link";
 
-/// Copies the files of a restored pg_wal beside the directory in which they are to lie: a handful, for no server has run there.
+/// Copies the files of a restored pg_wal beside the directory in which they are to lie: a handful, or what a recovery in private has left.
 pub(super) fn stage(waiting: &Path, real: &Path) -> Result<()> {
     let (from, to) = (waiting.join("pg_wal"), beside(real, WAITING));
     // An earlier run may have left it there, before it recorded anything.

@@ -101,7 +101,7 @@ fn ends_well(run: &Run) -> bool {
 
 /// The fault points of a recovery of this shop, in their order.
 fn points() -> Vec<String> {
-    let steps = 0..13;
+    let steps = 0..15;
     let of = |n: u32| ["begun", "worked", "done"].map(|what| format!("recover-{what}-{n}"));
     let mut points = vec!["recover-recorded".to_owned()];
     points.extend(steps.flat_map(of));
@@ -166,9 +166,9 @@ fn r40_recoveries_to_marks_keep_their_promise_whatever_kills_them() {
         for _ in 0..2 {
             let undone = [
                 "recover-back",
-                "recover-undone-4",
                 "recover-undone-5",
                 "recover-undone-6",
+                "recover-undone-7",
             ];
             let point = undone[random.below(4)];
             let run = shop.pitr(&back).env("PITR_FAULT", point).run();

@@ -57,7 +57,7 @@ fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
     let plan = shop.pitr(&full(&mark)).arg("--dry-run").run().success();
     plan.expect_stdout("main lacks 1 of 1 erasure recorded")
         .expect_stdout(
-            "repeat erasures in main, in private: pitr erasure apply --for-adoption --cluster main",
+            "2. repeat erasures in main, in private: pitr erasure apply --for-adoption --cluster main",
         )
         .expect_stdout("let main archive: pitr adopt")
         .expect_stderr("nothing proves who recorded");
@@ -66,7 +66,7 @@ fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
 
     let report = shop.json(&[&full(&mark)[..], &["--confirm"]].concat());
     assert_eq!(report["is_complete"], true, "{report:#}");
-    assert_eq!(report["steps"].as_array().unwrap().len(), steps + 2);
+    assert_eq!(report["steps"].as_array().unwrap().len(), steps + 1);
     assert_eq!(report["erasures"][0]["count"], 1, "{report:#}");
     assert_eq!(persons(&shop.cluster), "2,3");
     assert_eq!(shop.counters().rows, 10);
@@ -115,38 +115,55 @@ fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
 }
 crate::per_major!(what_was_erased_is_gone_before_the_service_starts, v13 v15 v19);
 
-#[test]
-fn a_script_that_fails_keeps_a_recovery_from_starting_anything() {
+/// A script that fails aside stops nothing, and one that fails in the place starts nothing.
+fn a_script_that_fails_stops_a_recovery(is_late: bool) {
     let (mut shop, mark) = shop_with_person(17);
     let bad = add(&shop, "delete from nowhere");
     add(&shop, ERASE_ONE);
-    let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
+    let mut confirmed = [&full(&mark)[..], &["--confirm"]].concat();
+    confirmed.extend(is_late.then_some("--after-stop"));
     let failed = shop.pitr(&confirmed).run().expect_code(1);
     failed
         .expect_stderr(&bad)
         .expect_stderr("\"nowhere\" does not exist")
-        .expect_stderr("No service was started")
+        .expect_stderr(match is_late {
+            true => "No service was started",
+            false => "nothing was stopped",
+        })
         .expect_stderr("--skip-erasure ID")
         .expect_stderr("run the same command again");
-    assert!(is_closed(&shop));
+    assert_eq!(is_closed(&shop), is_late);
     shop.pitr(&confirmed).run().expect_code(1);
-    assert!(is_closed(&shop));
+    assert_eq!(is_closed(&shop), is_late);
     let shown = shop.pitr(&full(&mark)).arg("--skip-erasure").arg(&bad);
     let shown = shown.run().expect_code(8);
     shown.expect_stdout(&format!("--skip {bad} --confirm"));
     // The moment is older than the database of this one.
+    if !is_late {
+        shop.cluster.sql("create database later");
+    }
     let args = ["erasure", "add", "--json", "--database", "later"];
     let later = shop.pitr(&args).args(["--sql", "-"]).stdin(ERASE_ONE);
     let later = later.run().success().json()["id"].clone();
     let skip = [&confirmed[..], &["--skip-erasure", &bad]].concat();
     let failed = shop.pitr(&skip).run().expect_code(1);
     failed.expect_stderr("lacks a database");
-    assert!(is_closed(&shop));
+    assert_eq!(is_closed(&shop), is_late);
     let skip = [&skip[..], &["--skip-erasure", later.as_str().unwrap()]].concat();
     shop.pitr(&skip).run().success();
     assert_eq!(persons(&shop.cluster), "2,3");
     assert!(!shop.path("tmp/closed").exists());
     shop.stop_receiving();
+}
+
+#[test]
+fn a_script_that_fails_aside_stops_nothing() {
+    a_script_that_fails_stops_a_recovery(false);
+}
+
+#[test]
+fn a_script_that_fails_keeps_a_recovery_from_starting_anything() {
+    a_script_that_fails_stops_a_recovery(true);
 }
 
 /// Another repository may have more erasures, and one that proves who recorded them decides about those of the other one.
@@ -190,18 +207,22 @@ fn what_the_operator_has_to_decide_is_said_before_anything_stops() {
     shop.stop_receiving();
 }
 
-#[test]
-fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
+fn is_killed_while_it_erases_and_goes_on_or_back(is_late: bool) {
     let (mut shop, mark) = shop_with_person(17);
     let folder = Sandbox::new("begun");
     let begun = folder.join("now");
     let slow = add(&shop, &slow(&begun));
-    let confirmed = [&full(&mark)[..], &["--confirm"]].concat();
-    let pid_file = shop.cluster.pgdata().join("postmaster.pid");
+    let mut confirmed = [&full(&mark)[..], &["--confirm"]].concat();
+    confirmed.extend(is_late.then_some("--after-stop"));
+    let waiting = shop.cluster.pgdata().with_added_extension("pitr-new");
+    let pid_file = match is_late {
+        true => shop.cluster.pgdata().join("postmaster.pid"),
+        false => waiting.join("postmaster.pid"),
+    };
     let running = shop.pitr(&confirmed).spawn();
     wait_until(PATIENCE, "the script runs in private", || begun.exists());
     assert!(read(&pid_file).contains("/pitr-drill-"));
-    assert!(is_closed(&shop), "somebody gets in");
+    assert_eq!(is_closed(&shop), is_late, "somebody gets in");
     running.signal(Signal::KILL);
     running.wait();
     let pid = read(&pid_file).lines().next().unwrap().to_owned();
@@ -211,17 +232,26 @@ fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
     let told = shop.pitr(&back).run().success().json();
     assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
     assert!(std::fs::read_link(&server).is_err());
+    assert!(!waiting.exists(), "the copy is given up");
     assert_eq!(shop.counters().rows, 20);
 
     let remove = ["erasure", "remove", &slow, "--confirm"];
     shop.pitr(&remove).run().success();
     add(&shop, ERASE_ONE);
-    // Step 8 erases, 9 adopts, 10 starts.
-    for point in ["begun-8", "worked-8", "begun-9", "worked-9", "begun-10"] {
-        let point = format!("recover-{point}");
+    // The steps that erase, adopt and start.
+    let [erase, adopt, start] = match is_late {
+        true => [8, 9, 10],
+        false => [1, 10, 11],
+    };
+    let points = [("begun", erase), ("worked", erase)];
+    let points = points
+        .into_iter()
+        .chain([("begun", adopt), ("worked", adopt), ("begun", start)]);
+    for (what, number) in points {
+        let point = format!("recover-{what}-{number}");
         let run = shop.pitr(&confirmed).env("PITR_FAULT", &point).run();
         assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
-        assert!(is_closed(&shop));
+        assert_eq!(is_closed(&shop), is_late || number != erase);
     }
     shop.pitr(&confirmed).run().success();
     assert_eq!(persons(&shop.cluster), "2,3");
@@ -230,6 +260,16 @@ fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
     assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
     assert_eq!(shop.counters().rows, 20);
     shop.stop_receiving();
+}
+
+#[test]
+fn a_recovery_that_is_killed_while_it_erases_aside_goes_on_or_back() {
+    is_killed_while_it_erases_and_goes_on_or_back(false);
+}
+
+#[test]
+fn a_recovery_that_is_killed_while_it_erases_goes_on_or_back() {
+    is_killed_while_it_erases_and_goes_on_or_back(true);
 }
 
 const SIDES: [&str; 2] = ["left", "right"];

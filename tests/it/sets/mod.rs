@@ -1,5 +1,6 @@
 //! Recovery sets: marks, recoveries to them, their undo.
 
+mod aside;
 mod campaign;
 mod erasures;
 mod runbook;
@@ -209,8 +210,8 @@ fn r44_a_server_that_was_started_meanwhile_is_stopped_before_its_files_change() 
         let id = told.lines().find(|line| line.starts_with("run_id:"));
         id.unwrap().trim().to_owned()
     };
-    // Steps 2 and 3 stop Redis and the cluster, 5 puts Redis in its place.
-    for point in ["recover-done-3", "recover-begun-5"] {
+    // Steps 3 and 4 stop Redis and the cluster, 6 puts Redis in its place.
+    for point in ["recover-done-4", "recover-begun-6"] {
         let run = shop.pitr(&full).env("PITR_FAULT", point).run();
         assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
         shop.script("start-redis").success();

@@ -1,0 +1,73 @@
+//! `pitr restore --aside` and `--switch`: a cluster recovers beside the data directory of one that runs, and takes its place later.
+
+use serde_json::json;
+
+use super::restore::Args;
+use super::restore_replaced::Replaced;
+use super::{Context, unconfirmed};
+use crate::error::Result;
+use crate::exit;
+use crate::operate::archive_command::shell_word;
+use crate::operate::aside;
+
+/// Says what comes after a recovery aside.
+pub(super) fn print_next(cx: &Context, args: &Args) -> Result<()> {
+    let to = shell_word(&args.to.to_string_lossy());
+    cx.out.line(
+        "It has recovered there, and waits. To put it in its place, stop the server, then:",
+    )?;
+    cx.out
+        .line(&format!("  pitr restore --switch --to {to} --confirm"))?;
+    cx.out
+        .line(&format!("  pitr adopt --pgdata {to} --confirm"))
+}
+
+/// Puts the cluster that waits in its place.
+pub(super) fn switch(args: &Args, cx: &Context) -> Result<u8> {
+    let to = cx.session.environment.absolute(&args.to);
+    let is_confirmed = args.confirm && !args.dry_run;
+    let Some(standing) = aside::switch(&cx.session, &to, is_confirmed)? else {
+        return match args.dry_run {
+            true => Ok(exit::SUCCESS),
+            false => Err(unconfirmed(
+                "The cluster that has recovered aside would take its place.",
+            )),
+        };
+    };
+    let replaced = Replaced::done(&standing);
+    if cx.out.is_json() {
+        cx.out.json(&json!({
+            "to": args.to.to_string_lossy(),
+            "backup": standing.backup(),
+            "target": standing.target(),
+            "replaced": replaced,
+        }))?;
+    } else {
+        cx.out.line(&format!(
+            "the cluster restored from backup {} to {} is in its place: {}",
+            standing.backup(),
+            standing.target(),
+            standing.data().display()
+        ))?;
+        replaced.print(cx)?;
+    }
+    Ok(exit::SUCCESS)
+}
+
+/// Removes the copy that waits.
+pub(super) fn give_up(args: &Args, cx: &Context) -> Result<u8> {
+    if !args.confirm || args.dry_run {
+        return match args.dry_run {
+            true => Ok(exit::SUCCESS),
+            false => Err(unconfirmed("The copy that waits would be removed.")),
+        };
+    }
+    let to = cx.session.environment.absolute(&args.to);
+    let is_removed = aside::give_up(&to)?;
+    match (cx.out.is_json(), is_removed) {
+        (true, _) => cx.out.json(&json!({ "removed": is_removed }))?,
+        (false, true) => cx.out.line("the copy that waited is removed")?,
+        (false, false) => cx.out.line("no copy waits")?,
+    }
+    Ok(exit::SUCCESS)
+}

@@ -1,0 +1,179 @@
+//! A cluster of a recovery recovers beside the one that runs: the applications are down for an exchange of names.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::shop::Shop;
+use super::{TEN, wreck};
+use crate::common::{PATIENCE, files_below, wait_until};
+
+fn waiting(shop: &Shop) -> PathBuf {
+    shop.cluster.pgdata().with_added_extension("pitr-new")
+}
+
+fn full(mark: &str) -> [&str; 7] {
+    let set = ["recover", "full", "--set", "shop", "--mark"];
+    [set[0], set[1], set[2], set[3], set[4], mark, "--confirm"]
+}
+
+/// A kill at any point of the way aside: the shop stays open, and the same command goes on.
+#[test]
+fn r81_a_kill_while_a_cluster_recovers_aside_stops_nothing() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    wreck(&shop);
+    for point in [
+        "recover-begun-0",
+        "aside-restored",
+        "aside-opened",
+        "aside-recovered",
+        "recover-worked-0",
+        "recover-done-1",
+    ] {
+        let run = shop.pitr(&full(&mark)).env("PITR_FAULT", point).run();
+        assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
+        assert!(!shop.path("tmp/closed").exists(), "{point} stops nothing");
+        // Writes of this time are lost with the rest, and kept for the way back.
+        shop.write_counter(40);
+    }
+    let copy = waiting(&shop);
+    assert!(
+        copy.join("pg_wal/pitr.guard").exists(),
+        "nobody archives from it"
+    );
+    let before = shop.counters();
+    let rows = shop
+        .cluster
+        .query_one_string("select count(*) from counter");
+    let report = shop.pitr(&full(&mark)).arg("--json").run().success().json();
+    assert_eq!(shop.counters(), TEN);
+    assert!(!copy.exists());
+    assert!(report["outage"]["ms"].as_u64().unwrap() > 0, "{report:#}");
+    // One timeline began, and all of it is archived.
+    shop.cluster.sql("checkpoint");
+    shop.cluster.archive_now();
+    let histories = || {
+        let mut all = files_below(&shop.path("one"));
+        all.retain(|path| path.ends_with("history") && path.contains("/wal/"));
+        all.len()
+    };
+    wait_until(PATIENCE, "the history is archived", || histories() == 1);
+    shop.pitr(&["verify", "--quiet"]).run().success();
+    let back = ["recover", "rollback", "--confirm", "--json"];
+    let told = shop.pitr(&back).run().success().json();
+    assert_eq!(told["warnings"], Value::Array(Vec::new()), "{told:#}");
+    assert_eq!(shop.counters(), before);
+    let now = shop
+        .cluster
+        .query_one_string("select count(*) from counter");
+    assert_eq!(now, rows);
+    shop.stop_receiving();
+}
+
+/// A recovery that was given up before its switch leaves nothing beside the cluster, and stopped nothing.
+#[test]
+fn r82_a_recovery_that_is_taken_back_before_the_stop_removes_the_copy() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let first = shop.mark();
+    shop.write_counter(20);
+    let second = shop.mark();
+    let started = "select pg_postmaster_start_time()";
+    let before = shop.cluster.query_one_string(started);
+    for point in [
+        "recover-begun-0",
+        "aside-opened",
+        "aside-recovered",
+        "recover-done-1",
+    ] {
+        let run = shop.pitr(&full(&second)).env("PITR_FAULT", point).run();
+        assert!(run.stderr.contains(&format!("\"{point}\"")), "{run}");
+        shop.pitr(&["recover", "rollback", "--confirm"])
+            .run()
+            .success();
+        assert!(!waiting(&shop).exists(), "{point}");
+    }
+    assert_eq!(shop.cluster.query_one_string(started), before);
+    // Another moment begins anew.
+    shop.pitr(&full(&first)).run().success();
+    assert_eq!(shop.counters(), TEN);
+    // The copy of a second recovery is given up without a look at the replacement of the first one.
+    let run = shop
+        .pitr(&full(&second))
+        .env("PITR_FAULT", "recover-begun-5")
+        .run();
+    assert!(run.stderr.contains("\"recover-begun-5\""), "{run}");
+    shop.pitr(&["recover", "rollback", "--confirm"])
+        .run()
+        .success();
+    assert_eq!(shop.counters(), TEN);
+    shop.stop_receiving();
+}
+
+/// A copy on which somebody started a server lacks WAL of its timeline: it does not take the place.
+#[test]
+fn r83_a_copy_that_was_changed_does_not_take_the_place() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    wreck(&shop);
+    let run = shop
+        .pitr(&full(&mark))
+        .env("PITR_FAULT", "recover-done-1")
+        .run();
+    assert!(run.stderr.contains("\"recover-done-1\""), "{run}");
+    let control = waiting(&shop).join("global/pg_control");
+    let mut bytes = std::fs::read(&control).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&control, bytes).unwrap();
+    let refused = shop.pitr(&full(&mark)).run().expect_code(8);
+    refused.expect_stderr("a server has run on it since");
+    shop.pitr(&["recover", "rollback", "--confirm"])
+        .run()
+        .success();
+    assert_eq!(shop.counters().rows, 20);
+    assert!(!waiting(&shop).exists());
+    shop.stop_receiving();
+}
+
+/// A separate pg_wal goes along; a tablespace outside keeps the cluster to the longer way, and the plan says so.
+fn directories_outside(major: u32) {
+    let mut shop = Shop::open(major);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    let wrecked = wreck(&shop);
+    shop.script("stop-pg").success();
+    let (wal, far) = (shop.cluster.pgdata().join("pg_wal"), shop.path("wal"));
+    std::fs::rename(&wal, &far).unwrap();
+    std::os::unix::fs::symlink(&far, &wal).unwrap();
+    crate::common::user::own(&far);
+    shop.script("start-pg").success();
+    let plan = shop.json(&[&full(&mark)[..6], &["--dry-run"]].concat());
+    assert_eq!(plan["after_stop"], Value::Array(Vec::new()), "{plan:#}");
+    shop.pitr(&full(&mark)).run().success();
+    assert_eq!(shop.counters(), TEN);
+    assert_eq!(std::fs::read_link(&wal).unwrap(), far);
+    shop.pitr(&["recover", "rollback", "--confirm"])
+        .run()
+        .success();
+    assert_eq!(shop.counters(), wrecked);
+
+    let space = shop.sandbox.dir("space");
+    crate::common::user::own(&space);
+    let create = format!("create tablespace far location '{}'", space.display());
+    shop.cluster.sql(&create);
+    let plan = shop
+        .pitr(&full(&mark)[..6])
+        .arg("--dry-run")
+        .run()
+        .success();
+    plan.expect_stdout("main is restored after the stop")
+        .expect_stdout("it has tablespaces outside of its data directory")
+        .expect_stdout("--replace --adopt");
+    shop.pitr(&full(&mark)).run().success();
+    assert_eq!(shop.counters(), TEN);
+    shop.stop_receiving();
+}
+crate::per_major!(directories_outside, v13 v18);
