@@ -22,12 +22,25 @@ pub const RETRIES_MAX: u32 = 100;
 pub struct Agent {
     /// The address at which metrics are served; none: they are not.
     pub listen: Option<SocketAddr>,
+    /// TLS at that address; without `cert_file` there is none.
+    pub tls: AgentTls,
     /// The directory of what commands and the agent remember, absolute; else `state` below the caches.
     pub state_dir: Option<PathBuf>,
     /// How often it looks at everything.
     pub interval: Option<Duration>,
     /// Other exporters whose names metrics have, too.
     pub metrics_compat: Vec<Compat>,
+}
+
+/// `tls` of `[agent]`: the files of what it serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AgentTls {
+    /// The certificate that the agent shows, with those between it and its authority.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
+    /// The authorities whose certificates clients have to show; none: clients show none.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// Another exporter, for which dashboards and rules were made.

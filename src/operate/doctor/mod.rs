@@ -20,6 +20,7 @@ mod alerts;
 mod archiver;
 mod audit;
 mod busiest_hour;
+mod certificates;
 mod content;
 mod loss;
 mod receiver;
@@ -76,6 +77,7 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     redis::look(&mut found, &settings, session);
     audit::look(&mut found, &settings, session);
     alerts::look(&mut found, &settings, session);
+    certificates::look(&mut found, &settings, session);
     if let Some(role) = role {
         roles::look(&mut found, &settings, role, session);
     }
