@@ -79,7 +79,7 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     alerts::look(&mut found, &settings, session);
     certificates::look(&mut found, &settings, session);
     if let Some(role) = role {
-        roles::look(&mut found, &settings, role, session);
+        roles::look(&mut found, &settings, cluster.as_ref(), role, session);
     }
     if let Some(cluster) = cluster.as_ref().filter(|_| is_gone || seen.is_silent) {
         loss::look(&mut found, &opened, &settings, cluster, session);
