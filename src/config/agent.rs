@@ -293,7 +293,7 @@ pub struct Sink {
     pub url: Option<Secret>,
     /// The file that holds the URL.
     pub url_file: Option<PathBuf>,
-    /// The body of a generic webhook.
+    /// The body of a generic webhook, or of a heartbeat, which is a GET without one.
     pub template: Option<String>,
     /// The program with its arguments.
     pub command: Vec<String>,
@@ -366,7 +366,8 @@ impl SinkDraft {
             }
             _ => {}
         }
-        if self.template.is_some() && kind != SinkKind::Webhook(Shape::Generic) {
+        let may_have_template = [SinkKind::Webhook(Shape::Generic), SinkKind::Heartbeat];
+        if self.template.is_some() && !may_have_template.contains(&kind) {
             return Err(err!(
                 Config,
                 "\"template\" of alert sink \"{name}\" means nothing to its kind"
