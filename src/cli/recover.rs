@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::erasure::ConsentArgs;
 use super::output::{Align, Table};
-use super::{Context, erasure, unconfirmed};
+use super::{Context, unconfirmed};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -113,22 +114,8 @@ pub struct ClustersArgs {
     #[command(flatten)]
     pub in_place: InPlaceArgs,
 
-    /// An erasure that is not repeated; several times for several
-    #[arg(long, value_name = "ID", value_parser = erasure::id)]
-    pub skip_erasure: Vec<String>,
-
-    /// Repeat those erasures, too, that only a repository has in which nothing proves who recorded them
-    #[arg(long)]
-    pub unproven_erasures: bool,
-}
-
-impl ClustersArgs {
-    fn consent(&self) -> Consent {
-        Consent {
-            skipped: self.skip_erasure.clone(),
-            is_unproven_allowed: self.unproven_erasures,
-        }
-    }
+    #[command(flatten)]
+    pub erasures: ConsentArgs,
 }
 
 /// Take a run back
@@ -196,13 +183,15 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match &args.command {
         Command::Test(args) => test(args, cx),
         Command::Database(args) => {
-            let consent = args.consent();
+            let consent = args.erasures.consent();
             in_place(&args.in_place, (Extent::Database, &consent), cx)
         }
         Command::Application(args) => {
             in_place(args, (Extent::Application, &Consent::default()), cx)
         }
-        Command::Full(args) => in_place(&args.in_place, (Extent::Full, &args.consent()), cx),
+        Command::Full(args) => {
+            in_place(&args.in_place, (Extent::Full, &args.erasures.consent()), cx)
+        }
         Command::Rollback(args) => rollback(args, cx),
     }
 }
