@@ -143,20 +143,22 @@ const many = await page.evaluate(() => {
   cluster.backups = Array.from({ length: 1000 }, (_, n) => ({ ...one, id: `${one.id}-${n}`, kind: n % 7 ? 'incremental' : 'full', damaged: n % 100 === 99, stop_time: new Date(end - (1000 - n) * 3600000).toISOString() }));
   cluster.recovery_windows = Array.from({ length: 20 }, (_, n) => ({ ...cluster.recovery_windows[0], from: new Date(end - (1000 - n * 50) * 3600000).toISOString(), to: new Date(end - (960 - n * 50) * 3600000).toISOString() }));
   const times = [];
-  for (let n = 0; n < 7; n += 1) {
+  // The first one warms up.
+  for (let n = 0; n < 8; n += 1) {
     seen = '';
     const begin = performance.now();
     draw(state);
     document.body.getBoundingClientRect();
     times.push(performance.now() - begin);
   }
+  times.shift();
   return { times, marks: document.querySelectorAll('svg circle, svg path.damaged').length, holes: document.querySelectorAll('svg rect.hole').length };
 });
 assert.equal(many.marks, 1000);
 assert.equal(many.holes, 19);
-const best = Math.min(...many.times);
-assert(best < 200, `1 000 backups take ${best} ms`);
-step(`1 000 backups are drawn in ${best.toFixed(0)} ms (${many.times.map(t => t.toFixed(0)).join(', ')})`);
+const median = [...many.times].sort((a, b) => a - b)[3];
+assert(median < 200, `1 000 backups take ${median} ms`);
+step(`1 000 backups are drawn in ${median.toFixed(0)} ms, the median of seven (${many.times.map(t => t.toFixed(0)).join(', ')})`);
 
 // Never green when nobody knows.
 const verdict = async state => page.evaluate(change => {

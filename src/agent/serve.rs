@@ -16,7 +16,9 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use super::page::Page;
 use super::{observe, observed};
@@ -93,21 +95,33 @@ impl Served {
             let listener = TcpListener::bind(address).await.map_err(failed)?;
             loop {
                 let (stream, _) = listener.accept().await.map_err(failed)?;
-                let served = self.clone();
-                tokio::spawn(async move {
-                    let answer = service_fn(move |request| {
-                        let served = served.clone();
-                        async move { Ok::<_, Infallible>(served.answer(request).await) }
-                    });
-                    // A client that breaks off is its own loss.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(CLIENT)
-                        .serve_connection(TokioIo::new(stream), answer)
-                        .await;
-                });
+                tokio::spawn(self.clone().admit(stream));
             }
         })
+    }
+
+    /// Makes the connection with one client: by TLS where the configuration has it. Whoever does not come to an end there gets no answer.
+    async fn admit(self, stream: TcpStream) {
+        let Some(tls) = self.page.tls() else {
+            return self.converse(stream).await;
+        };
+        let accepted = tokio::time::timeout(CLIENT, TlsAcceptor::from(tls).accept(stream)).await;
+        if let Ok(Ok(stream)) = accepted {
+            self.converse(stream).await;
+        }
+    }
+
+    async fn converse(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let answer = service_fn(move |request| {
+            let served = self.clone();
+            async move { Ok::<_, Infallible>(served.answer(request).await) }
+        });
+        // A client that breaks off is its own loss.
+        let _ = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(CLIENT)
+            .serve_connection(TokioIo::new(stream), answer)
+            .await;
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {

@@ -1,11 +1,13 @@
 //! `pitr audit`: who ran what, and whether the log of it is whole.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::Context;
 use super::output::{Align, Table};
 use crate::config::Period;
-use crate::error::{Code, Result};
+use crate::err;
+use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
 use crate::operate::audit::{self, Given, Listed, Range, Verified};
 use crate::operate::human;
@@ -42,7 +44,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Record the newest record of every chain, and print a line that proves all of them
     ///
-    /// Keep the line outside of the repositories: with it, pitr audit verify finds what is removed later, whoever removes it.
+    /// Keep the line outside of the repositories: with it, pitr audit verify finds what is removed later, whoever removes it. Notices of alerts, heartbeats
+    /// with a template and reports carry the newest line of their host by themselves.
     ///
     /// Example: pitr audit anchor | mail -s "audit anchor" auditors@example.com
     Anchor {},
@@ -63,9 +66,9 @@ pub struct RangeArgs {
 /// The check.
 #[derive(clap::Args, Debug)]
 pub struct VerifyArgs {
-    /// A line that pitr audit anchor printed. May be given several times
-    #[arg(long = "anchor", value_name = "LINE")]
-    pub anchors: Vec<Given>,
+    /// A line that pitr audit anchor printed, or a file that holds some: letters, notices of alerts, reports. May be given several times
+    #[arg(long = "anchor", value_name = "LINE|FILE")]
+    pub anchors: Vec<String>,
 }
 
 /// A moment of the command line.
@@ -176,7 +179,9 @@ pub(super) fn outcome(one: &Listed) -> String {
 }
 
 fn verify(cx: &Context, args: &VerifyArgs) -> Result<u8> {
-    let verified = audit::verify(&cx.session, &args.anchors)?;
+    let given = args.anchors.iter().map(|text| given(cx, text));
+    let given = given.collect::<Result<Vec<_>>>()?.concat();
+    let verified = audit::verify(&cx.session, &given)?;
     if cx.out.is_json() {
         cx.out.json(&verified)?;
     } else {
@@ -190,6 +195,25 @@ fn verify(cx: &Context, args: &VerifyArgs) -> Result<u8> {
         (_, _, true) => exit::WARNINGS,
         _ => exit::SUCCESS,
     })
+}
+
+/// The anchors that an argument names: by itself, or in a file.
+fn given(cx: &Context, text: &str) -> Result<Vec<Given>> {
+    let parsed = match text.parse::<Given>() {
+        Ok(one) => return Ok(vec![one]),
+        Err(e) => e,
+    };
+    let path = cx.session.environment.absolute(Path::new(text));
+    if !path.exists() {
+        return Err(parsed);
+    }
+    let failed = |e| Error::from_io(format!("read \"{}\"", path.display()), e);
+    let content = std::fs::read(&path).map_err(failed)?;
+    let found = Given::all_in(&String::from_utf8_lossy(&content));
+    match found.is_empty() {
+        true => Err(err!(Usage, "\"{}\" holds no anchor", path.display())),
+        false => Ok(found),
+    }
 }
 
 fn print(cx: &Context, verified: &Verified) -> Result<()> {

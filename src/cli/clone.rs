@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::Context;
+use super::erasure::ConsentArgs;
 use super::target::TargetArgs;
 use crate::archive::guard::UNFINISHED;
 use crate::config::Period;
@@ -92,6 +93,9 @@ pub struct MakeArgs {
 
     #[command(flatten)]
     pub target: TargetArgs,
+
+    #[command(flatten)]
+    pub erasures: ConsentArgs,
 }
 
 /// Runs the command.
@@ -123,6 +127,7 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
         port: args.port,
         lasts: args.lasts.map(Period::duration),
         clients: &[],
+        consent: Some(args.erasures.consent()),
     };
     if let Some(at) = cx.session.environment.get(FOLDER) {
         cx.stop_with_cleanup()?;

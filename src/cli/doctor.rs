@@ -15,7 +15,7 @@ use crate::operate::finding::{Finding, Level};
 /// Example: pitr doctor --json
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Compare keys and rights of this host with those of a role; tries to create and delete an object in each repository
+    /// Compare keys, rights in repositories and at the server, and modes of files with those of a role; tries to create and delete an object in each repository
     #[arg(long, value_enum)]
     pub role: Option<RoleArg>,
 }

@@ -12,7 +12,8 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::archive_command::shell_word;
-use crate::operate::erasure::apply::{self, Applied, Consent, Outcome};
+use crate::operate::erasure::apply::{self, Consent};
+use crate::operate::erasure::scripts::{Applied, Outcome};
 use crate::operate::erasure::{self, Asked, Entry, Lacking, Listing};
 use crate::operate::human;
 use crate::repo::erasure::is_name;
@@ -97,6 +98,36 @@ pub struct AddArgs {
     /// Why, for those who read it later
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     pub reason: Option<String>,
+}
+
+/// The operator's word about erasures, of commands that restore and run scripts in one.
+#[derive(clap::Args, Debug, Default)]
+pub struct ConsentArgs {
+    /// An erasure that is not repeated; several times for several
+    #[arg(long, value_name = "ID", value_parser = id)]
+    pub skip_erasure: Vec<String>,
+
+    /// Repeat those erasures, too, of which nothing proves who recorded them
+    #[arg(long)]
+    pub unproven_erasures: bool,
+}
+
+impl ConsentArgs {
+    /// The word.
+    pub(super) fn consent(&self) -> Consent {
+        Consent {
+            skipped: self.skip_erasure.clone(),
+            is_unproven_allowed: self.unproven_erasures,
+        }
+    }
+
+    /// The options, each with a space before it.
+    pub(super) fn words(&self) -> String {
+        let skipped = self.skip_erasure.iter();
+        let skipped = skipped.map(|id| format!(" --skip-erasure {id}"));
+        let unproven = self.unproven_erasures.then_some(" --unproven-erasures");
+        skipped.collect::<String>() + unproven.unwrap_or_default()
+    }
 }
 
 /// A copy to erase from.
@@ -294,8 +325,8 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
         },
     };
     let mut prepared = apply::prepare(&cx.session, &asked)?;
-    let failures = std::mem::take(&mut prepared.listing.failures);
-    let listing = &prepared.listing;
+    let failures = std::mem::take(&mut prepared.scripts.listing.failures);
+    let listing = &prepared.scripts.listing;
     if !cx.out.is_json() {
         print_list(cx, listing)?;
     }
@@ -323,6 +354,36 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
         print_applied(cx, &applied)?;
     }
     let is_whole = cx.told(failures)?;
+    let is_elsewhere = judge(cx, &applied)?;
+    if is_any && !args.confirm && !args.dry_run {
+        return Err(unconfirmed(
+            "The scripts that the copy does not have would be run on it, in private.",
+        ));
+    }
+    partial_unless(is_whole && !is_elsewhere)
+}
+
+/// Runs the erasures that a copy lacks which was just restored; returns what became of each, and whether every repository answered.
+pub(super) fn apply_to_restored(
+    cx: &Context,
+    pgdata: &str,
+    consent: &Consent,
+) -> Result<(Vec<Applied>, bool)> {
+    let asked = apply::Asked {
+        pgdata: PathBuf::from(pgdata),
+        bin: None,
+        is_for_adoption: false,
+        consent: consent.clone(),
+    };
+    cx.stop_with_cleanup()?;
+    let mut prepared = apply::prepare(&cx.session, &asked)?;
+    let failures = std::mem::take(&mut prepared.scripts.listing.failures);
+    let applied = prepared.run(&cx.session)?;
+    Ok((applied, cx.told(failures)?))
+}
+
+/// Requires that no script failed; returns whether the copy lacks the database of one.
+pub(super) fn judge(cx: &Context, applied: &[Applied]) -> Result<bool> {
     let failed = applied.iter().filter_map(|one| match &one.outcome {
         Outcome::Failed(why) => Some(format!("{}: {why}", one.id)),
         _ => None,
@@ -336,15 +397,10 @@ fn apply(args: &ApplyArgs, cx: &Context) -> Result<u8> {
     if is_elsewhere {
         cx.out.warn("the copy lacks a database of an erasure: it is older than the database, or has it under another name, and then run the script there by hand (pitr erasure show ID)");
     }
-    if is_any && !args.confirm && !args.dry_run {
-        return Err(unconfirmed(
-            "The scripts that the copy does not have would be run on it, in private.",
-        ));
-    }
-    partial_unless(is_whole && !is_elsewhere)
+    Ok(is_elsewhere)
 }
 
-fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
+pub(super) fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
     for one in applied {
         let became = match &one.outcome {
             Outcome::Applied => "applied".to_owned(),

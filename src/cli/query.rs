@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::clone::{PlaceArgs, folder_of};
+use super::erasure::ConsentArgs;
 use super::output::{Align, Table};
 use super::target::TargetArgs;
 use crate::error::Result;
@@ -44,6 +45,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub target: TargetArgs,
+
+    #[command(flatten)]
+    pub erasures: ConsentArgs,
 }
 
 #[derive(Serialize)]
@@ -61,6 +65,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         port: None,
         lasts: None,
         clients: &[],
+        consent: Some(args.erasures.consent()),
     };
     check_user()?;
     namespace::enter(&cx.session.environment)?;

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::erasure::ConsentArgs;
 use super::output::{Align, Table};
-use super::{Context, erasure, unconfirmed};
+use super::{Context, unconfirmed};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -117,22 +118,8 @@ pub struct ClustersArgs {
     #[arg(long)]
     pub after_stop: bool,
 
-    /// An erasure that is not repeated; several times for several
-    #[arg(long, value_name = "ID", value_parser = erasure::id)]
-    pub skip_erasure: Vec<String>,
-
-    /// Repeat those erasures, too, that only a repository has in which nothing proves who recorded them
-    #[arg(long)]
-    pub unproven_erasures: bool,
-}
-
-impl ClustersArgs {
-    fn consent(&self) -> Consent {
-        Consent {
-            skipped: self.skip_erasure.clone(),
-            is_unproven_allowed: self.unproven_erasures,
-        }
-    }
+    #[command(flatten)]
+    pub erasures: ConsentArgs,
 }
 
 /// Take a run back
@@ -258,7 +245,7 @@ fn clusters(args: &ClustersArgs, extent: Extent, cx: &Context) -> Result<u8> {
         after_stop: args.after_stop,
         ..args.in_place.moment.asked(extent)?
     };
-    in_place(&args.in_place, (asked, &args.consent()), cx)
+    in_place(&args.in_place, (asked, &args.erasures.consent()), cx)
 }
 
 fn in_place(

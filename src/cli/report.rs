@@ -279,6 +279,9 @@ fn state(level: Level) -> String {
 
 fn print(cx: &Context, report: &Report) -> Result<()> {
     cx.out.line(&title(report))?;
+    if let Some(anchor) = &report.anchor {
+        cx.out.line(&format!("Audit log of this host: {anchor}"))?;
+    }
     for part in parts(report) {
         cx.out.line(&format!("\n{}", part.title))?;
         if part.rows.is_empty() {

@@ -8,10 +8,13 @@ use crate::operate::report::Report;
 /// Draws the page. Every text in it may come from a repository or a command line: all of it is escaped.
 pub(super) fn page(report: &Report) -> String {
     let title = escaped(&title(report));
+    let anchor = report.anchor.as_ref().map_or_else(String::new, |anchor| {
+        format!("<p>Audit log of this host: {}</p>\n", escaped(anchor))
+    });
     let parts: String = parts(report).iter().map(drawn).collect();
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>pitr: {title}</title><style>{STYLE}</style></head><body>\n\
-         <h1>{title}</h1>\n<p>Made on {} by {}, for the time until {}.</p>\n{parts}</body></html>\n",
+         <h1>{title}</h1>\n<p>Made on {} by {}, for the time until {}.</p>\n{anchor}{parts}</body></html>\n",
         escaped(&report.host),
         escaped(&report.program),
         escaped(&human::exact_time(report.until)),

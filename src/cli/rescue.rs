@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::clone::{PlaceArgs, folder_of};
+use super::erasure::ConsentArgs;
 use super::target::TargetArgs;
 use crate::config::secret::Secret;
 use crate::err;
@@ -86,6 +87,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub target: TargetArgs,
+
+    #[command(flatten)]
+    pub erasures: ConsentArgs,
 }
 
 impl Args {
@@ -112,7 +116,7 @@ impl Args {
         let words = tables
             .chain(others)
             .filter_map(|(name, value)| Some(format!(" --{name} {}", shell_word(&value?))));
-        words.collect::<String>() + &self.target.words()
+        words.collect::<String>() + &self.target.words() + &self.erasures.words()
     }
 
     fn to(&self, cx: &Context) -> Result<To> {
@@ -149,6 +153,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             port: None,
             lasts: None,
             clients: to.clients(),
+            consent: Some(args.erasures.consent()),
         },
         database: args.database.clone(),
         what: args.what(),

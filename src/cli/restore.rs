@@ -5,19 +5,24 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
+use super::erasure::{ConsentArgs, apply_to_restored, judge, print_applied};
 use super::restore_aside;
 use super::restore_replaced::{self, Replaced};
 use super::restoring::{ShownReport, print_report};
 use super::target::TargetArgs;
+use super::timeline::partial_unless;
 use super::{Context, plan};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::aside;
+use crate::operate::erasure::apply::{self, Consent};
+use crate::operate::erasure::scripts::{self, Applied};
 use crate::operate::erasure::{self, Lacking};
 use crate::operate::human;
 use crate::operate::pacing::MaxRate;
+use crate::operate::quarantine;
 use crate::operate::restore::{Asked, Unreached, Way, prepare};
 use crate::operate::restoring::Prepared;
 use crate::plan::recovery::{Action, Plan};
@@ -63,15 +68,15 @@ pub struct Args {
     pub replace: bool,
 
     /// Restore beside the data directory, in which a server may run, and recover there in private; --switch puts it in its place. With --undo, remove that copy
-    #[arg(long, conflicts_with_all = ["delta", "replace", "adopt", "databases", "exclude_databases", "tablespace_mapping"])]
+    #[arg(long, conflicts_with_all = ["delta", "replace", "adopt", "erase", "databases", "exclude_databases", "tablespace_mapping"])]
     pub aside: bool,
 
     /// Put the cluster that --aside has recovered in the place of the data directory, whose server is stopped; then run pitr adopt; with --confirm
-    #[arg(long, conflicts_with_all = ["aside", "replace", "delta", "adopt", "undo", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
+    #[arg(long, conflicts_with_all = ["aside", "replace", "delta", "adopt", "erase", "undo", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
     pub switch: bool,
 
     /// Put the cluster back that --replace or --switch has moved aside; with --confirm
-    #[arg(long, conflicts_with_all = ["replace", "delta", "adopt", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
+    #[arg(long, conflicts_with_all = ["replace", "delta", "adopt", "erase", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
     pub undo: bool,
 
     /// Undo it even though the restored cluster has accepted writes; it is kept aside
@@ -102,6 +107,13 @@ pub struct Args {
     /// Let the copy archive: it succeeds the cluster, which is lost
     #[arg(long)]
     pub adopt: bool,
+
+    /// Start the copy where nobody else reaches it, let it recover, repeat the erasures that it lacks ("pitr erasure"), and stop it
+    #[arg(long, conflicts_with = "adopt")]
+    pub erase: bool,
+
+    #[command(flatten)]
+    pub erasures: ConsentArgs,
 
     /// Show the plan and write nothing
     #[arg(long)]
@@ -147,6 +159,9 @@ struct Shown<'a> {
     /// Erasures that the copy may lack; none where none is recorded, and where that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     erasures: Option<&'a Lacking>,
+    /// The outcome of each of them, where they were repeated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erased: Option<&'a [Applied]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replaced: Option<Replaced>,
 }
@@ -188,6 +203,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         return Err(err!(Internal, "a restore without a plan"));
     };
     let left_out = prepared.left_out();
+    let consent = args.erasures.consent();
+    let erases = erases(args, cx, (&prepared, plan), &consent)?;
     let lacking = erasure::lacking(&cx.session, &prepared.opened, plan).unwrap_or_else(|e| {
         cx.out.warn(&format!("whether erasures are newer than this copy is not known: {e}. Before it accepts connections: pitr erasure list"));
         None
@@ -200,6 +217,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         dry_run: args.dry_run,
         restored: None,
         erasures: lacking.as_ref(),
+        erased: None,
         replaced: prepared
             .replaces
             .as_ref()
@@ -252,13 +270,17 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     let undo = restored.replaced.as_ref();
     let replaced = undo.map(Replaced::done);
+    let erased = erases.then(|| apply_to_restored(cx, &job.request.to, &consent));
     if cx.out.is_json() {
+        let erased = erased.transpose()?;
+        let applied = erased.as_ref().map(|(applied, _)| applied.as_slice());
         cx.out.json(&Shown {
             restored: Some(ShownReport::new(job, &restored)),
+            erased: applied,
             replaced,
             ..shown
         })?;
-        return Ok(exit::SUCCESS);
+        return status(cx, erased.as_ref());
     }
     cx.out.line("")?;
     print_report(cx, job, &restored)?;
@@ -272,8 +294,50 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         replaced.print(cx)?;
     }
     print_left_out(cx, &left_out)?;
-    super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
-    Ok(exit::SUCCESS)
+    let Some(erased) = erased else {
+        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
+        return Ok(exit::SUCCESS);
+    };
+    let erased = erased?;
+    print_applied(cx, &erased.0)?;
+    status(cx, Some(&erased))
+}
+
+/// Whether `--erase` has anything to do. An obstacle is found before anything is written.
+fn erases(
+    args: &Args,
+    cx: &Context,
+    (prepared, plan): (&Prepared, &Plan),
+    consent: &Consent,
+) -> Result<bool> {
+    if !args.erase {
+        return match *consent == Consent::default() {
+            true => Ok(false),
+            false => Err(
+                err!(Usage, "--skip-erasure and --unproven-erasures need --erase")
+                    .hint("Nothing was done. Without --erase no script is run."),
+            ),
+        };
+    }
+    if args.target_action != TargetAction::Promote {
+        return Err(err!(Usage, "--erase needs a copy that takes writes")
+            .hint("Nothing was done. Leave --target-action out, or run \"pitr erasure apply\" once the copy was promoted."));
+    }
+    let needed = scripts::needed(&cx.session, (&prepared.opened, plan), consent)?;
+    if needed.is_some() {
+        apply::check_user()?;
+        quarantine::programs(&cx.session.environment, prepared.major(), None)?;
+    }
+    Ok(needed.is_some())
+}
+
+/// The exit status of a restore whose erasures were repeated.
+fn status(cx: &Context, erased: Option<&(Vec<Applied>, bool)>) -> Result<u8> {
+    let Some((applied, is_whole)) = erased else {
+        return Ok(exit::SUCCESS);
+    };
+    let is_elsewhere = judge(cx, applied)?;
+    partial_unless(*is_whole && !is_elsewhere)
 }
 
 /// The plan says why, on standard output; what follows from it stands with the errors.
@@ -293,6 +357,7 @@ fn out_of_reach(
             dry_run: args.dry_run,
             restored: None,
             erasures: None,
+            erased: None,
             replaced: None,
         })?,
         false => plan::show(cx, plan, local_time.as_deref())?,

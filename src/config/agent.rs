@@ -22,12 +22,25 @@ pub const RETRIES_MAX: u32 = 100;
 pub struct Agent {
     /// The address at which metrics are served; none: they are not.
     pub listen: Option<SocketAddr>,
+    /// TLS at that address; without `cert_file` there is none.
+    pub tls: AgentTls,
     /// The directory of what commands and the agent remember, absolute; else `state` below the caches.
     pub state_dir: Option<PathBuf>,
     /// How often it looks at everything.
     pub interval: Option<Duration>,
     /// Other exporters whose names metrics have, too.
     pub metrics_compat: Vec<Compat>,
+}
+
+/// `tls` of `[agent]`: the files of what it serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AgentTls {
+    /// The certificate that the agent shows, with those between it and its authority.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
+    /// The authorities whose certificates clients have to show; none: clients show none.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// Another exporter, for which dashboards and rules were made.
@@ -280,7 +293,7 @@ pub struct Sink {
     pub url: Option<Secret>,
     /// The file that holds the URL.
     pub url_file: Option<PathBuf>,
-    /// The body of a generic webhook.
+    /// The body of a generic webhook, or of a heartbeat, which is a GET without one.
     pub template: Option<String>,
     /// The program with its arguments.
     pub command: Vec<String>,
@@ -353,7 +366,8 @@ impl SinkDraft {
             }
             _ => {}
         }
-        if self.template.is_some() && kind != SinkKind::Webhook(Shape::Generic) {
+        let may_have_template = [SinkKind::Webhook(Shape::Generic), SinkKind::Heartbeat];
+        if self.template.is_some() && !may_have_template.contains(&kind) {
             return Err(err!(
                 Config,
                 "\"template\" of alert sink \"{name}\" means nothing to its kind"

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::agent::{JobDraft, Page, RETRIES_MAX, SinkDraft, Tenant};
+use super::agent::{AgentTls, JobDraft, Page, RETRIES_MAX, SinkDraft, Tenant};
 use super::audit::{Audit, Records};
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
@@ -245,6 +245,9 @@ keys! { FILES: |e, files: Files|
 // Those of `[agent]`.
 keys! { AGENT: |e, agent: Agent|
     "listen": listen = e.checked(address);
+    "tls.cert_file": tls.cert_file = e.path();
+    "tls.key_file": tls.key_file = e.path();
+    "tls.client_ca_file": tls.client_ca_file = e.path();
     "state_dir": state_dir = e.path();
     "interval": interval = e.period();
     "metrics_compat": metrics_compat = e.list_or_text().and_then(|texts| compat(&texts).map_err(|error| e.origin.wrap(&error)));
@@ -588,7 +591,20 @@ fn compat(texts: &[String]) -> Result<Vec<Compat>> {
 
 /// Reads what holds for the agent.
 pub(super) fn agent(section: &Section) -> Result<Agent> {
-    fill(Agent::default(), section, AGENT)
+    let agent = fill(Agent::default(), section, AGENT)?;
+    let tls = &agent.tls;
+    let wrong = match (&tls.cert_file, &tls.key_file) {
+        (Some(_), None) => Some("tls.cert_file needs tls.key_file"),
+        (None, Some(_)) => Some("tls.key_file needs tls.cert_file"),
+        (None, None) if tls.client_ca_file.is_some() => {
+            Some("tls.client_ca_file needs tls.cert_file and tls.key_file")
+        }
+        _ => None,
+    };
+    match wrong {
+        Some(message) => Err(section.origin.error(message)),
+        None => Ok(agent),
+    }
 }
 
 /// Reads a tenant.
@@ -604,13 +620,18 @@ pub(super) fn tenant(section: &Section) -> Result<Tenant> {
 
 /// Reads what holds for the status page.
 pub(super) fn page(section: &Section) -> Result<Page> {
-    let page = fill(Page::default(), section, PAGE)?;
+    fill(Page::default(), section, PAGE)
+}
+
+/// Requires that a page which starts jobs knows who asks.
+pub(super) fn check_actions(section: &Section, page: &Page, tls: &AgentTls) -> Result<()> {
+    let is_open = page.token_file.is_none() && tls.client_ca_file.is_none();
     match section.get("actions") {
-        Some(entry) if page.has_actions && page.token_file.is_none() => Err(entry
+        Some(entry) if page.has_actions && is_open => Err(entry
             .origin
-            .error("a page that starts jobs needs token_file")
+            .error("a page that starts jobs needs token_file, or tls.client_ca_file in [agent]")
             .hint("Write a token: openssl rand -hex 32, into a file of mode 600.")),
-        _ => Ok(page),
+        _ => Ok(()),
     }
 }
 

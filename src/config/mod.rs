@@ -920,6 +920,9 @@ fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
             Kind::Tenants => settings.add_tenant(section)?,
         }
     }
+    for section in document.sections.iter().filter(|s| s.kind == Kind::Page) {
+        keys::check_actions(section, &settings.page, &settings.agent.tls)?;
+    }
     // Those whose names begin so are tenants' agents.
     if let Some(job) = settings.jobs.iter().find(|j| j.name.starts_with("tenant.")) {
         return Err(err!(
@@ -1343,7 +1346,10 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [alerts.a]\nkind='email' => pitr.toml:1:9: alert sink "a" needs smtp, from and to
 [agent]\nlisten='x' => pitr.toml:2:8: "x" is no address to listen at
 [agent]\nmetrics_compat=['walg', 'zabbix'] => pitr.toml:2:16: "zabbix" is no exporter whose names are known: pgbackrest, barman, cnpg, walg
-[page]\nactions=true => pitr.toml:2:9: a page that starts jobs needs token_file
+[agent]\ntls.key_file='/k' => pitr.toml:1:2: tls.key_file needs tls.cert_file
+[agent]\ntls.cert_file='/c' => pitr.toml:1:2: tls.cert_file needs tls.key_file
+[agent]\ntls={client_ca_file='/c'} => pitr.toml:1:2: tls.client_ca_file needs tls.cert_file and tls.key_file
+[page]\nactions=true => pitr.toml:2:9: a page that starts jobs needs token_file, or tls.client_ca_file in [agent]
 [clusters.a]\ncopies='3' => pitr.toml:2:8: "3" are no copies
 [repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///y/../x' => pitr.toml:4:5: path "/y/../x" holds ".."
 [repositories.a]\nurl='file:///x'\n[repositories.b]\nurl='file:///x/' => pitr.toml:3:15: repositories "a" and "b" are the same place: "file:///x"

@@ -14,7 +14,18 @@ use crate::wire::conninfo::{ConnInfo, Environment, RootCertificates};
 
 /// The files of certificates that a configuration names, each with the first end of validity in it. One that cannot be read is left out.
 pub(super) fn expiries(settings: &Settings) -> Vec<(PathBuf, TimestampTz)> {
-    let files = files(settings).into_iter();
+    let mut files = shown(settings);
+    files.extend(trusted(settings));
+    known(files)
+}
+
+/// As [`expiries`], of the certificates that this host shows alone. An authority that ended among many is no trouble yet.
+pub(super) fn expiries_of_shown(settings: &Settings) -> Vec<(PathBuf, TimestampTz)> {
+    known(shown(settings))
+}
+
+fn known(files: BTreeSet<PathBuf>) -> Vec<(PathBuf, TimestampTz)> {
+    let files = files.into_iter();
     files
         .filter_map(|path| {
             let end = expiry(&path)?;
@@ -23,34 +34,39 @@ pub(super) fn expiries(settings: &Settings) -> Vec<(PathBuf, TimestampTz)> {
         .collect()
 }
 
-fn files(settings: &Settings) -> BTreeSet<PathBuf> {
-    let mut files = BTreeSet::new();
-    files.extend(
-        settings
-            .repositories
-            .iter()
-            .filter_map(|r| r.s3.ca_file.clone()),
-    );
-    for redis in &settings.redis {
-        for access in [&redis.access, &redis.sentinel.access] {
-            files.extend(access.tls.ca_file.clone());
-            files.extend(access.tls.cert_file.clone());
-        }
-    }
-    settings
-        .clusters
-        .iter()
-        .for_each(|cluster| files.extend(of_connection(cluster)));
-    files
+/// Files of the certificates that this host shows.
+fn shown(settings: &Settings) -> BTreeSet<PathBuf> {
+    let accesses = settings.redis.iter();
+    let accesses = accesses.flat_map(|redis| [&redis.access, &redis.sentinel.access]);
+    let clusters = settings.clusters.iter();
+    accesses
+        .filter_map(|access| access.tls.cert_file.clone())
+        .chain(settings.agent.tls.cert_file.clone())
+        .chain(clusters.filter_map(|cluster| of_connection(cluster).0))
+        .collect()
 }
 
-/// Those that the settings of a connection to a server name.
-fn of_connection(cluster: &Cluster) -> Vec<PathBuf> {
+/// Files of the authorities that this host trusts.
+fn trusted(settings: &Settings) -> BTreeSet<PathBuf> {
+    let accesses = settings.redis.iter();
+    let accesses = accesses.flat_map(|redis| [&redis.access, &redis.sentinel.access]);
+    let clusters = settings.clusters.iter();
+    let repositories = settings.repositories.iter();
+    accesses
+        .filter_map(|access| access.tls.ca_file.clone())
+        .chain(settings.agent.tls.client_ca_file.clone())
+        .chain(repositories.filter_map(|one| one.s3.ca_file.clone()))
+        .chain(clusters.filter_map(|cluster| of_connection(cluster).1))
+        .collect()
+}
+
+/// Those that the settings of a connection to a server name: the one that is shown, and the authorities.
+fn of_connection(cluster: &Cluster) -> (Option<PathBuf>, Option<PathBuf>) {
     let Some(conninfo) = &cluster.conninfo else {
-        return Vec::new();
+        return (None, None);
     };
     let Ok(info) = ConnInfo::resolve(conninfo.expose(), &Environment::of_process()) else {
-        return Vec::new();
+        return (None, None);
     };
     // Others, which libpq finds by itself, may be there without need.
     let own = info.client_certificate.filter(|files| files.explicit);
@@ -62,7 +78,7 @@ fn of_connection(cluster: &Cluster) -> Vec<PathBuf> {
         }) => Some(path),
         _ => None,
     };
-    own.into_iter().chain(root).collect()
+    (own, root)
 }
 
 fn expiry(path: &Path) -> Option<TimestampTz> {

@@ -89,6 +89,7 @@ fn ask(
         port: None,
         lasts: None,
         clients: &[],
+        consent: None,
     };
     clone::for_a_while(session, &asked, (&first, &place.below), |_, running| {
         let mut connect = |database: Option<&str>| {

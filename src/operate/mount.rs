@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::clone;
+use super::erasure;
 use super::mount_point::MountPoint;
 use super::mounted;
 use super::restoring::Prepared;
@@ -44,6 +45,7 @@ pub fn run(
         let tablespaces = point.make(TABLESPACES)?;
         let tablespace = |oid: u32| tablespaces.join(oid.to_string());
         let (prepared, plan) = clone::prepare(session, target, &data, &tablespace)?;
+        erasure::warn_of_lacking(session, &prepared.opened, &plan);
         let shown = Ready {
             data,
             backup: prepared.job.backup.to_string(),

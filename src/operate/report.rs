@@ -56,6 +56,8 @@ pub struct Report {
     /// The controls; of a report about compliance alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub controls: Vec<Control>,
+    /// The newest line of this host's audit log: whoever keeps the report keeps an anchor.
+    pub anchor: Option<String>,
     /// The check of the audit log; none of a daily report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<Verified>,
@@ -175,6 +177,10 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
             None
         }
     };
+    let anchor = audit::head(session, &settings).unwrap_or_else(|e| {
+        failures.add(e, "read the audit log of this host".to_owned());
+        None
+    });
     let state_dir = settings.state_dir(&session.environment);
     let promises = state_dir.map_or(Ok(Vec::new()), |state_dir| {
         objectives_history::read(&settings, &state_dir, (since, until.min(now)))
@@ -209,6 +215,7 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         proofs: clusters.iter().flat_map(proofs).collect(),
         promises,
         controls,
+        anchor,
         log,
         recommendations: recommendations(&clusters, &scopes),
         failures,

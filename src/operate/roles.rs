@@ -4,15 +4,20 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::finding::Findings;
-use super::role_policy;
 use super::session::Session;
-use crate::config::{Location, Records, Repository, Settings};
+use super::{role_files, role_policy, role_server};
+use crate::config::{Cluster, Location, Records, Repository, Settings};
 use crate::error::{Code, Error, Result};
 use crate::store::blob::BlobStore;
 use crate::store::file::FileStore;
 use crate::store::s3::S3Store;
 use crate::store::sftp::SftpStore;
 use crate::store::{Key, Store, put};
+
+/// The role of the server whose members see settings, slots and the archiver.
+pub(super) const MONITOR: &str = "pg_monitor";
+/// The function that makes a restore point.
+pub(super) const MARK: &str = "pg_catalog.pg_create_restore_point(text)";
 
 /// The work of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -40,7 +45,7 @@ impl Role {
     }
 
     /// The name with its article.
-    fn one(self) -> String {
+    pub(super) fn one(self) -> String {
         let article = if self == Role::Operator { "an" } else { "a" };
         format!("{article} {}", self.name())
     }
@@ -51,6 +56,11 @@ impl Role {
 
     fn reads(self) -> bool {
         matches!(self, Role::Reader | Role::Operator)
+    }
+
+    /// Whether its work needs a server of PostgreSQL.
+    pub(super) fn needs_server(self) -> bool {
+        matches!(self, Role::Writer | Role::Operator)
     }
 
     fn deletes(self) -> bool {
@@ -139,10 +149,12 @@ fn directory(location: &Location, role: Role) -> Option<String> {
 
 fn sql(role: Role) -> Vec<String> {
     let mut sql = Vec::new();
-    if matches!(role, Role::Writer | Role::Operator) {
+    if role.needs_server() {
         sql.push("create role pitr login replication;".to_owned());
-        sql.push("grant pg_monitor to pitr;".to_owned());
-        sql.push("grant execute on function pg_catalog.pg_create_restore_point(text) to pitr;   -- pitr mark".to_owned());
+        sql.push(format!("grant {MONITOR} to pitr;"));
+        sql.push(format!(
+            "grant execute on function {MARK} to pitr;   -- pitr mark"
+        ));
     }
     sql
 }
@@ -158,9 +170,15 @@ fn keys(role: Role) -> Vec<&'static str> {
     }
 }
 
-/// Compares this host with a role. In each repository an object is created under a temporary name, where the role creates objects, and deleted
-/// again where that is allowed.
-pub fn look(found: &mut Findings, settings: &Settings, role: Role, session: &Session) {
+/// Compares this host with a role: keys and rights in repositories, the role at the server, files. In each repository an object is created under
+/// a temporary name, where the role creates objects, and deleted again where that is allowed.
+pub fn look(
+    found: &mut Findings,
+    settings: &Settings,
+    cluster: Option<&Cluster>,
+    role: Role,
+    session: &Session,
+) {
     found.begin("role");
     for one in &settings.repositories {
         keys_of(found, one, role);
@@ -169,6 +187,10 @@ pub fn look(found: &mut Findings, settings: &Settings, role: Role, session: &Ses
             Err(e) => found.error(&one.name, &e),
         }
     }
+    if let Some(cluster) = cluster {
+        role_server::look(found, settings, cluster, role);
+    }
+    role_files::look(found, settings, session);
 }
 
 fn keys_of(found: &mut Findings, repository: &Repository, role: Role) {

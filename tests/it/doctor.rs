@@ -379,6 +379,136 @@ fn a_role_without_rights_is_told_which_it_needs() {
     }
 }
 
+/// The findings of a host as a role, by name.
+fn of_role(site: &Site, role: &str) -> Vec<Value> {
+    let run = doctor(site).args(["--role", role]).run();
+    let all = run.json()["findings"].as_array().unwrap().clone();
+    all.into_iter().filter(|f| f["group"] == "role").collect()
+}
+
+/// Levels and values of the findings about the role at the server.
+fn at_server(site: &Site, role: &str) -> Vec<String> {
+    let all = of_role(site, role).into_iter();
+    let own = all.filter(|f| f["name"] == "server of main");
+    let text = |f: &Value, name: &str| f[name].as_str().unwrap_or_default().to_owned();
+    own.map(|f| format!("{}: {}", text(&f, "level"), text(&f, "value")))
+        .collect()
+}
+
+fn r93_the_role_at_the_server_is_compared_with_what_init_prints(major: u32) {
+    let (site, cluster) = healthy(major);
+    let superuser = ["warn: role \"postgres\" is a superuser"];
+    assert_eq!(at_server(&site, "writer"), superuser);
+    assert_eq!(at_server(&site, "reader"), superuser);
+    let printed = site.pitr().args(["init", "--role", "writer", "--json"]);
+    let printed = printed.run().success().json();
+    for statement in printed["sql"].as_array().unwrap() {
+        cluster.sql(statement.as_str().unwrap());
+    }
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), config.replace("user=postgres", "user=pitr")).unwrap();
+    for (role, told) in [
+        ("writer", "ok: role \"pitr\" has the rights of a writer"),
+        (
+            "operator",
+            "ok: role \"pitr\" has the rights of an operator",
+        ),
+        ("reader", "warn: role \"pitr\" may replicate"),
+        ("janitor", "warn: role \"pitr\" may replicate"),
+    ] {
+        assert_eq!(at_server(&site, role), [told]);
+    }
+    // Each right that is gone is missed, and the statement that is told gives it back.
+    for (taken, told) in [
+        (
+            "alter role pitr noreplication",
+            "fail: role \"pitr\" may not replicate",
+        ),
+        (
+            "revoke pg_monitor from pitr",
+            "fail: role \"pitr\" may not monitor",
+        ),
+        (
+            "revoke execute on function pg_create_restore_point(text) from pitr",
+            "warn: role \"pitr\" may not make restore points",
+        ),
+    ] {
+        cluster.sql(taken);
+        assert_eq!(at_server(&site, "writer"), [told], "{taken}");
+        let all = of_role(&site, "writer");
+        let own = all.iter().find(|f| f["name"] == "server of main");
+        cluster.sql(own.unwrap()["fix"].as_str().unwrap());
+        assert!(at_server(&site, "writer")[0].starts_with("ok: "), "{taken}");
+    }
+    for right in [
+        "grant pg_execute_server_program to pitr",
+        "alter role pitr createrole",
+    ] {
+        cluster.sql(right);
+    }
+    let far = ["warn: role \"pitr\" has createrole, pg_execute_server_program"];
+    assert_eq!(at_server(&site, "writer"), far);
+    cluster.sql(
+        "revoke pg_execute_server_program from pitr; alter role pitr nocreaterole noreplication",
+    );
+    assert_eq!(
+        at_server(&site, "reader"),
+        ["ok: role \"pitr\" has the rights of a reader"]
+    );
+}
+per_major!(r93_the_role_at_the_server_is_compared_with_what_init_prints, v13 v16 v19);
+
+#[test]
+fn r93_the_modes_of_files_are_compared_with_those_that_init_prints() {
+    use std::os::unix::fs::PermissionsExt;
+    let (site, _cluster) = healthy(17);
+    let mode = |path: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let (state, spool) = (site.sandbox().dir("state"), site.sandbox().dir("spool"));
+    let token = site
+        .sandbox()
+        .file("token", "0123456789abcdef0123456789abcdef");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let spool_dir = format!("[clusters.main]\nspool_dir = \"{}\"\n", spool.display());
+    let config = config.replacen("[clusters.main]\n", &spool_dir, 1);
+    let rest = format!(
+        "\n[agent]\nstate_dir = \"{}\"\n[page]\ntoken_file = \"{}\"\n",
+        state.display(),
+        token.display()
+    );
+    std::fs::write(site.config(), config + &rest).unwrap();
+    let repository = site.repository();
+    let all = [
+        (site.config(), 0o640, 0o646, "configuration file", "fail"),
+        (site.config(), 0o640, 0o644, "configuration file", "warn"),
+        (&state, 0o700, 0o750, "state_dir", "warn"),
+        (&spool, 0o700, 0o755, "spool_dir", "warn"),
+        (repository, 0o750, 0o770, "directory of local", "warn"),
+    ];
+    for (path, closed, ..) in all {
+        mode(path, closed);
+    }
+    mode(&token, 0o600);
+    let level = |name: &str| {
+        let found = of_role(&site, "writer");
+        let own = found.iter().find(|f| f["name"] == name);
+        own.map(|f| f["level"].as_str().unwrap().to_owned())
+    };
+    for (path, closed, open, name, told) in all {
+        assert_eq!(level(name).as_deref(), Some("ok"), "{name}");
+        mode(path, open);
+        assert_eq!(level(name).as_deref(), Some(told), "{name} with {open:o}");
+        mode(path, closed);
+    }
+    assert_eq!(level("files with secrets").as_deref(), Some("ok"));
+    let name = token.display().to_string();
+    mode(&token, 0o640);
+    assert_eq!(level(&name).as_deref(), Some("fail"));
+    std::fs::remove_file(&token).unwrap();
+    assert_eq!(level(&name).as_deref(), Some("fail"));
+}
+
 #[test]
 fn m11_what_somebody_removed_by_hand_is_missed() {
     let (site, cluster) = healthy(17);

@@ -553,3 +553,198 @@ fn a_script_finds_no_network_though_recovery_reads_from_a_bucket() {
     let config = || site.config.clone();
     finds_no_network(&Shop::of(cluster, config(), config(), None));
 }
+
+impl Shop {
+    /// A command that makes a clone of the moment before the erasure.
+    fn at(&self, point: &str, args: &[&str]) -> Program {
+        let initdb = bin(self.cluster.major(), "initdb").unwrap();
+        let folder = initdb.parent().unwrap();
+        let client = bin(self.cluster.major(), "pg_dump").unwrap();
+        let client = client.parent().unwrap().display();
+        let path = format!(
+            "{client}:{}:/usr/bin:/bin:/usr/sbin:/sbin",
+            folder.display()
+        );
+        let program = self.read(args).args(["--target-name", point]);
+        program.env("PATH", path)
+    }
+
+    /// Asks a clone of a moment.
+    fn asked(&self, point: &str, sql: &str, more: &[&str]) -> Run {
+        let below = self.folder.dir("clones");
+        let query = self.at(point, &["query", "--csv", sql]).args(more);
+        query.arg("--dir").arg(below).run()
+    }
+}
+
+const PERSONS: &str = "select count(*) as n from person";
+
+fn r92_a_clone_repeats_what_was_erased_before_somebody_connects(major: u32) {
+    crate::require_fuse!("r92_a_clone_repeats_what_was_erased_before_somebody_connects");
+    let shop = Shop::plain(major);
+    shop.cluster.sql(ERASE_ONE);
+    let id = shop.add(ERASE_ONE);
+    shop.point("after");
+    // Anybody who may create objects could have recorded it: the operator says whether it is run.
+    let refused = shop.asked("before", PERSONS, &[]).expect_code(8);
+    refused
+        .expect_stderr("nothing proves who recorded it")
+        .expect_stderr("--unproven-erasures");
+    let allowed = ["--unproven-erasures"];
+    let run = shop.asked("before", PERSONS, &allowed).success();
+    assert_eq!(run.stdout, "n\n9\n", "{run}");
+    run.expect_stderr("1 erasure of the list were repeated here");
+    let sales = "select count(*) as n from sale where person = 1";
+    let run = shop.asked("before", sales, &allowed).success();
+    assert_eq!(run.stdout, "n\n0\n", "it cascades: {run}");
+    let run = shop.asked("before", PERSONS, &["--skip-erasure", &id]);
+    assert_eq!(run.success().stdout, "n\n10\n");
+    let run = shop.asked("after", PERSONS, &[]).success();
+    assert_eq!(run.stdout, "n\n9\n", "it has it: {run}");
+    assert!(!run.stderr.contains("repeated"), "{run}");
+
+    // A clone that serves others, over the network of this host, too.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let below = shop.folder.dir("clones");
+    let clone = shop.at("before", &["clone", "--json", "--port", &port]);
+    let clone = clone.args(allowed).arg("--dir").arg(&below);
+    let state = clone.run().success().json();
+    let connection = state["connection"].as_str().unwrap();
+    let client = crate::common::Client::connect(connection).unwrap();
+    assert_eq!(client.query_one_string(PERSONS), "9");
+    assert!(connection.contains(&port), "{connection}");
+    std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    drop(client);
+    let stop = ["clone", "stop", state["id"].as_str().unwrap(), "--dir"];
+    shop.read(&stop).arg(&below).run().success();
+
+    // Tables that are carried away have no row of it.
+    let file = shop.to("rescued.dump");
+    let rescue = [
+        "rescue",
+        "--table",
+        "public.person",
+        "--database",
+        "postgres",
+    ];
+    let rescue = shop.at("before", &rescue).args(allowed).arg("--dir");
+    rescue.arg(&below).arg("--to").arg(&file).run().success();
+    let restore = bin(major, "pg_restore").unwrap();
+    let mut told = user::command(restore);
+    let told = told.arg("--data-only").arg("-f-").arg(&file);
+    let told = told.output().unwrap();
+    let text = String::from_utf8(told.stdout).unwrap();
+    assert!(
+        text.contains("\n2\n") && text.contains("\n10\n") && !text.contains("\n1\n"),
+        "{text}"
+    );
+
+    // One that fails keeps everybody out.
+    shop.add("delete from public.nothing");
+    let run = shop.asked("before", PERSONS, &allowed).expect_code(1);
+    assert_eq!(run.stdout, "");
+    run.expect_stderr("failed")
+        .expect_stderr("Nobody could connect")
+        .expect_stderr("--skip-erasure");
+    assert_eq!(std::fs::read_dir(&below).unwrap().count(), 0, "all is gone");
+}
+per_major!(r92_a_clone_repeats_what_was_erased_before_somebody_connects, v13 v17 v19);
+
+/// A trigger that calls another system finds no network, though the clone's WAL comes over one.
+#[test]
+fn a_script_of_a_clone_finds_no_network_though_recovery_reads_from_a_bucket() {
+    crate::require_fuse!(
+        "a_script_of_a_clone_finds_no_network_though_recovery_reads_from_a_bucket"
+    );
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let site = Bucketed::new(&cluster, Peer::start(), "");
+    site.attach(&cluster);
+    cluster.start();
+    let config = || site.config.clone();
+    let shop = Shop::of(cluster, config(), config(), None);
+    let outside = Outside::new();
+    outside.is_called_by(&shop.cluster);
+    shop.point("hooked");
+    let alone =
+        "do $$ begin if public.networks() > 0 then raise 'it has a network'; end if; end $$";
+    shop.add(&format!("{ERASE_ONE}; {alone}"));
+    let run = shop.asked("hooked", PERSONS, &["--unproven-erasures"]);
+    assert_eq!(run.success().stdout, "n\n9\n");
+    shop.add("select public.reach()");
+    let run = shop.asked("hooked", PERSONS, &["--unproven-erasures"]);
+    run.expect_code(1).expect_stderr("failed");
+    outside.was_not_reached();
+}
+
+#[test]
+fn an_encrypted_repository_proves_what_a_clone_repeats() {
+    crate::require_fuse!("an_encrypted_repository_proves_what_a_clone_repeats");
+    let (sealed, cluster) = Sealed::archived(17);
+    let (writer, reader) = (sealed.config("writer"), sealed.config("reader"));
+    let shop = Shop::of(cluster, writer, reader, None);
+    shop.cluster.sql(ERASE_ONE);
+    shop.add(ERASE_ONE);
+    let run = shop.asked("before", PERSONS, &[]).success();
+    assert_eq!(run.stdout, "n\n9\n", "{run}");
+}
+
+fn r92_restore_erases_before_the_copy_is_ready(major: u32) {
+    let shop = Shop::plain(major);
+    let restore = |point: &str, more: &[&str]| {
+        let restore = shop.at(point, &["restore", "--erase"]).args(more);
+        restore.arg("--to").arg(shop.to(point))
+    };
+    // Without a lacking erasure it is a restore as any other.
+    restore("before", &[]).run().success();
+    assert!(shop.to("before").join("recovery.signal").exists());
+    std::fs::remove_dir_all(shop.to("before")).unwrap();
+    shop.cluster.sql(ERASE_ONE);
+    let id = shop.add(ERASE_ONE);
+    for (more, code, told) in [
+        (&["--adopt"][..], 2, "cannot be used with"),
+        (&["--target-action", "pause"], 2, "takes writes"),
+        (
+            &["--skip-erasure", "20261120T064049.123456Z-0f1e2d3c4b5a6978"],
+            2,
+            "does not exist",
+        ),
+        (&[], 8, "nothing proves who recorded it"),
+    ] {
+        restore("before", more)
+            .run()
+            .expect_code(code)
+            .expect_stderr(told);
+        assert!(!shop.to("before").exists(), "nothing was written: {more:?}");
+    }
+    let plain = ["restore", "--unproven-erasures"];
+    let plain = shop.at("before", &plain).arg("--to");
+    let plain = plain.arg(shop.to("before")).run();
+    plain.expect_code(2).expect_stderr("need --erase");
+    let done = restore("before", &["--unproven-erasures", "--json"]).run();
+    assert_eq!(done.success().json()["erased"][0]["outcome"], "applied");
+    let mut copy = shop.open("before");
+    assert!(!shop.to("before").join("recovery.signal").exists());
+    copy.start();
+    assert_eq!(count(&copy, "person"), "9");
+    assert_eq!(count(&copy, "sale where person = 1"), "0");
+    copy.stop(Stop::Fast);
+    drop(copy);
+    std::fs::remove_dir_all(shop.to("before")).unwrap();
+    let run = restore("before", &["--skip-erasure", &id]).run().success();
+    run.expect_stdout("left out");
+    std::fs::remove_dir_all(shop.to("before")).unwrap();
+    // A script that fails leaves a copy of which everybody is warned, and apply goes on there.
+    let bad = shop.add("delete from public.nothing");
+    let run = restore("before", &["--unproven-erasures"])
+        .run()
+        .expect_code(1);
+    run.expect_stdout(&format!("{id} in database postgres: applied"))
+        .expect_stderr(&format!("{bad}: "))
+        .expect_stderr("let nobody connect");
+    let go_on = ["--confirm", "--skip", &bad];
+    shop.apply("before", &go_on).run().success();
+}
+per_major!(r92_restore_erases_before_the_copy_is_ready, v13 v17 v19);

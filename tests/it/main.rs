@@ -79,6 +79,7 @@ mod metrics_trust;
 mod newer;
 mod oracle;
 mod page;
+mod page_tls;
 mod patroni;
 mod pgfiles;
 mod pin;

@@ -57,6 +57,8 @@ pub struct Notice {
     pub next: Option<String>,
     /// When it was first seen.
     pub since: TimestampTz,
+    /// The newest line of this host's audit log: whoever keeps the notice keeps an anchor.
+    pub anchor: Option<String>,
 }
 
 impl Notice {
@@ -152,6 +154,7 @@ pub fn decide(
                     summary: open.summary.clone(),
                     next: open.next.clone(),
                     since: open.since,
+                    anchor: None,
                 });
             }
         }
@@ -181,6 +184,7 @@ fn returns(now: TimestampTz, book: &Book, sinks: &[Sink], others: &[Notice]) -> 
             summary: format!("alert sink \"{name}\" takes notices again; it failed at {failed}"),
             next: None,
             since,
+            anchor: None,
         })
     };
     sinks.iter().filter(is_idle).filter_map(one).collect()

@@ -21,7 +21,8 @@ const GIVEN_UP: &str = "doctor";
 /// The subject of a host without a cluster.
 const HOST: &str = "host";
 /// Warnings that grow worse by themselves, as group and beginning of the name. Other warnings are advice: nobody is woken for them.
-const WARNINGS: [(&str, &str); 5] = [
+const WARNINGS: [(&str, &str); 6] = [
+    ("certificates", ""),
     ("pg_wal", "space"),
     ("repository", "certificate"),
     ("repository", "epoch"),

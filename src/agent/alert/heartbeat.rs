@@ -54,6 +54,7 @@ pub(super) fn beat(
     (sinks, book): (&[Sink], &mut Book),
     conditions: &[Condition],
     success: Option<TimestampTz>,
+    anchor: Option<&str>,
 ) -> bool {
     let is_critical = |one: &Condition| one.severity == Severity::Critical;
     if conditions.iter().any(is_critical) {
@@ -68,7 +69,7 @@ pub(super) fn beat(
     let sent: Vec<Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> = due
             .iter()
-            .map(|one| scope.spawn(|| sink::beat(one)))
+            .map(|one| scope.spawn(|| sink::beat(one, anchor)))
             .collect();
         let broken = || Err(crate::err!(Internal, "the heartbeat broke off"));
         threads

@@ -76,12 +76,15 @@ fn letter(sink: &Sink, notice: &Notice, host: &str) -> Result<Message> {
     for to in &sink.to {
         builder = builder.to(mailbox(to)?);
     }
-    let text = format!(
+    let mut text = format!(
         "{}\n\nCondition: {}\nSince: {}\n",
         payload::line(notice, host),
         notice.id,
         notice.since
     );
+    if let Some(anchor) = &notice.anchor {
+        text = format!("{text}Audit log: {anchor}\n");
+    }
     builder
         .body(text)
         .map_err(|e| err!(Config, "the letter cannot be written").source(e))

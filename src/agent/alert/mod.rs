@@ -33,6 +33,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::lock;
+use crate::operate::audit;
 use crate::operate::failing_sinks::FILE;
 use crate::operate::metrics::Metrics;
 use crate::operate::session::Session;
@@ -182,7 +183,15 @@ pub fn tell(
     conditions.retain(|one| !condition::is_of_sink(&one.id));
     conditions.extend(book.failing.iter().map(condition::of_sink));
     let now = session.host.now();
-    let mut notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
+    let anchor = anchor(session, settings);
+    let decide = |conditions: &[Condition], book: &mut Book| {
+        let mut notices = decide::decide(now, conditions, book, &settings.alerts);
+        notices
+            .iter_mut()
+            .for_each(|one| one.anchor.clone_from(&anchor));
+        notices
+    };
+    let mut notices = decide(&conditions, &mut book);
     // The file names the sinks that a new condition goes to before it goes out: after a kill they hear of its end, too.
     offer(&mut book, &notices);
     let mut kept = told.write(&book, session);
@@ -190,7 +199,7 @@ pub fn tell(
         && conditions.iter().all(|known| known.id != one.id)
     {
         conditions.push(one);
-        notices = decide::decide(now, &conditions, &mut book, &settings.alerts);
+        notices = decide(&conditions, &mut book);
         offer(&mut book, &notices);
     }
     let mut waiting: Vec<&Notice> = new(&notices).collect();
@@ -240,7 +249,8 @@ pub fn tell(
             }
         }
     });
-    if heartbeat::beat(session, (&settings.alerts, &mut book), &conditions, success) {
+    let sinks = (settings.alerts.as_slice(), &mut book);
+    if heartbeat::beat(session, sinks, &conditions, success, anchor.as_deref()) {
         kept = kept.and(told.write(&book, session));
     }
     if !waiting.is_empty() {
@@ -250,6 +260,14 @@ pub fn tell(
         kept = kept.and(told.write(&book, session));
     }
     kept
+}
+
+/// The line of this host's audit log that notices carry. One that cannot be read keeps no notice from going out.
+fn anchor(session: &Session, settings: &Settings) -> Option<String> {
+    audit::head(session, settings).unwrap_or_else(|e| {
+        session.warn(&format!("notices carry no anchor of the audit log: {e}"));
+        None
+    })
 }
 
 /// Notes in the book which notices are about to go out.
@@ -280,6 +298,7 @@ pub fn test(session: &Session, settings: &Settings, wanted: Option<&str>) -> Res
         }
         .hint("Add [alerts.NAME] with its kind to the configuration: docs/agent.md."));
     }
+    let anchor = anchor(session, settings);
     let try_one = |sink: &Sink| {
         let notice = Notice {
             sink: sink.name.clone(),
@@ -289,6 +308,7 @@ pub fn test(session: &Session, settings: &Settings, wanted: Option<&str>) -> Res
             summary: "this is a test of pitr alert test: nothing is wrong".to_owned(),
             next: None,
             since: session.host.now(),
+            anchor: anchor.clone(),
         };
         let delivered = sink::deliver(sink, &notice);
         Tried {

@@ -36,7 +36,14 @@ pub fn fields(notice: &Notice, host: &str) -> Value {
         "next": notice.next,
         "since": notice.since,
         "host": host,
+        "anchor": notice.anchor,
     })
+}
+
+/// The body of a heartbeat, of a template that has `{{host}}` and `{{anchor}}`.
+pub fn beat(template: &str, host: &str, anchor: Option<&str>) -> Vec<u8> {
+    let fields = json!({ "host": host, "anchor": anchor });
+    filled(template, &fields).into_bytes()
 }
 
 /// The body of a webhook. A template has the fields as `{{summary}}`, escaped as they stand inside a string of JSON.
@@ -147,6 +154,7 @@ mod tests {
             summary: "2 segments of <timeline> \"1\" are missing".into(),
             next: Some("pitr wal gaps --heal".into()),
             since: "2026-11-20T02:00:00Z".parse().unwrap(),
+            anchor: Some("db1-0/7:ab".into()),
         }
     }
 
@@ -188,6 +196,16 @@ mod tests {
             value["message"],
             "critical: 2 segments of <timeline> \"1\" are missing"
         );
+    }
+
+    #[test]
+    fn what_is_kept_elsewhere_has_the_anchor() {
+        let generic = json_of(Shape::Generic, None, Event::New);
+        assert_eq!(generic["anchor"], "db1-0/7:ab");
+        let pager = json_of(Shape::PagerDuty, None, Event::New);
+        assert_eq!(pager["payload"]["custom_details"]["anchor"], "db1-0/7:ab");
+        let beat = beat("{{host}} {{anchor}}", "db1", Some("db1-0/7:ab"));
+        assert_eq!(beat, b"db1 db1-0/7:ab");
     }
 
     #[test]

@@ -45,9 +45,9 @@ pub fn deliver(sink: &Sink, notice: &Notice) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`deliver`].
-pub(super) fn beat(sink: &Sink) -> Result<()> {
-    let own = sink.clone();
-    within(limit(sink.kind), move || ping(&own))
+pub(super) fn beat(sink: &Sink, anchor: Option<&str>) -> Result<()> {
+    let (own, anchor) = (sink.clone(), anchor.map(str::to_owned));
+    within(limit(sink.kind), move || ping(&own, anchor.as_deref()))
 }
 
 fn within(limit: Duration, deliver: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
@@ -99,13 +99,19 @@ fn attempt(sink: &Sink, notice: &Notice) -> Result<()> {
         SinkKind::Email => mail::send(sink, notice, &host, deadline),
         SinkKind::Syslog => log(sink, &payload::line(notice, &host), notice.severity),
         // A test is a beat.
-        SinkKind::Heartbeat => ping(sink),
+        SinkKind::Heartbeat => ping(sink, notice.anchor.as_deref()),
     }
 }
 
-fn ping(sink: &Sink) -> Result<()> {
-    let url = url(sink, Shape::Generic)?;
-    http::get(url.expose(), fault::shortened(DEADLINE))
+fn ping(sink: &Sink, anchor: Option<&str>) -> Result<()> {
+    let (url, deadline) = (url(sink, Shape::Generic)?, fault::shortened(DEADLINE));
+    match &sink.template {
+        None => http::get(url.expose(), deadline),
+        Some(template) => {
+            let body = payload::beat(template, &event::host(), anchor);
+            http::post(url.expose(), body, deadline)
+        }
+    }
 }
 
 fn url(sink: &Sink, shape: Shape) -> Result<Secret> {
@@ -137,6 +143,10 @@ fn run(sink: &Sink, notice: &Notice, host: &str, deadline: Duration) -> Result<(
         .env("PITR_ALERT_ID", &notice.id)
         .env("PITR_ALERT_SEVERITY", notice.severity.name())
         .env("PITR_ALERT_SUMMARY", &notice.summary)
+        .env(
+            "PITR_ALERT_ANCHOR",
+            notice.anchor.as_deref().unwrap_or_default(),
+        )
         .env(
             "PITR_ALERT_NEXT",
             notice.next.as_deref().unwrap_or_default(),

@@ -1,6 +1,7 @@
 //! Who may see the status page, and who may start jobs from it.
 //!
-//! With a token, everybody who shows it: as a bearer, or as the cookie that the login form sets. Without one, who comes over the loopback
+//! With an authority of clients, everybody: no connection is made without a certificate of it. With a token, everybody who shows it: as a
+//! bearer, or as the cookie that the login form sets. Without both, who comes over the loopback
 //! address and names it as such: a page of the internet can make a browser come there under a name of its own, and must read nothing.
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +11,7 @@ use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
 
 use crate::config::Page;
+use crate::config::agent::AgentTls;
 use crate::config::secret::check_closed;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -27,6 +29,9 @@ const PURPOSE: &str = "pitr 2026-11-25 cookie of the status page";
 pub(super) struct Door {
     keys: Option<Keys>,
     is_local: bool,
+    is_encrypted: bool,
+    /// Every client has shown a certificate.
+    knows_clients: bool,
     has_actions: bool,
 }
 
@@ -52,32 +57,35 @@ impl Door {
     ///
     /// # Errors
     /// `Config` for a token that others may read, or that is none.
-    pub(super) fn new(page: &Page, listen: SocketAddr) -> Result<Door> {
+    pub(super) fn new(page: &Page, tls: &AgentTls, listen: SocketAddr) -> Result<Door> {
         let keys = page.token_file.as_deref().map(keys).transpose()?;
         Ok(Door {
             keys,
             is_local: listen.ip().is_loopback(),
+            is_encrypted: tls.cert_file.is_some(),
+            knows_clients: tls.client_ca_file.is_some(),
             has_actions: page.has_actions,
         })
     }
 
     /// Whether the token would cross a network.
     pub(super) fn is_exposed(&self) -> bool {
-        self.keys.is_some() && !self.is_local
+        self.keys.is_some() && !self.is_local && !self.is_encrypted
     }
 
     /// Whether jobs may be started from it.
     pub(super) fn has_actions(&self) -> bool {
-        self.has_actions && self.keys.is_some()
+        self.has_actions && (self.keys.is_some() || self.knows_clients)
     }
 
     /// Whether a request may see the page.
     pub(super) fn admit(&self, headers: &HeaderMap) -> Admission {
         match &self.keys {
+            _ if self.knows_clients => Admission::In,
             Some(keys) if keys.open_for(headers) => Admission::In,
             Some(_) => Admission::Login,
             None if !self.is_local => Admission::Closed(
-                "without token_file in [page] it is served at the loopback address alone",
+                "without token_file in [page], or tls.client_ca_file in [agent], it is served at the loopback address alone",
             ),
             None if !names_this_host(headers) => Admission::Closed(
                 "without token_file in [page] it is asked for as localhost or 127.0.0.1 alone",
@@ -90,8 +98,9 @@ impl Door {
     pub(super) fn cookie(&self, token: &str) -> Option<String> {
         let keys = self.keys.as_ref()?;
         let cookie = keys.cookie.to_hex();
+        let secure = if self.is_encrypted { "; Secure" } else { "" };
         (blake3::hash(token.as_bytes()) == keys.token)
-            .then(|| format!("{COOKIE_NAME}={cookie}; Path=/; HttpOnly; SameSite=Strict"))
+            .then(|| format!("{COOKIE_NAME}={cookie}; Path=/; HttpOnly; SameSite=Strict{secure}"))
     }
 
     /// Whether a request that changes something was made by the page itself, or by no browser: a browser says where it comes from.
@@ -198,7 +207,7 @@ mod tests {
             has_actions: true,
             ..Page::default()
         };
-        Door::new(&page, listen.parse().unwrap())
+        Door::new(&page, &AgentTls::default(), listen.parse().unwrap())
     }
 
     #[test]
@@ -256,6 +265,38 @@ mod tests {
             door.admit(&headers(&[("cookie", "pitr_page=00")])),
             Admission::Login
         );
+    }
+
+    #[test]
+    fn tls_keeps_the_token_and_a_certificate_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, TOKEN).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let mut page = Page {
+            token_file: Some(path),
+            has_actions: true,
+            ..Page::default()
+        };
+        let mut tls = AgentTls {
+            cert_file: Some("/c".into()),
+            key_file: Some("/k".into()),
+            client_ca_file: None,
+        };
+        let listen = "0.0.0.0:9870".parse().unwrap();
+        let sealed = Door::new(&page, &tls, listen).unwrap();
+        assert!(!sealed.is_exposed());
+        assert!(sealed.cookie(TOKEN).unwrap().ends_with("; Secure"));
+        let any = headers(&[("host", "db.example")]);
+        assert_eq!(sealed.admit(&any), Admission::Login);
+        page.token_file = None;
+        let closed = Door::new(&page, &tls, listen).unwrap();
+        assert!(matches!(closed.admit(&any), Admission::Closed(_)));
+        assert!(!closed.has_actions());
+        tls.client_ca_file = Some("/a".into());
+        let mutual = Door::new(&page, &tls, listen).unwrap();
+        assert_eq!(mutual.admit(&any), Admission::In);
+        assert!(mutual.has_actions());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod door;
 mod plan;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use hyper::header::{
     CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, SET_COOKIE, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
+use rustls::ServerConfig;
 use serde_json::json;
 
 use self::door::{Admission, Door};
@@ -91,6 +93,8 @@ pub struct Page {
     listen: SocketAddr,
     /// None where the configuration wants no page.
     door: Mutex<Option<Arc<Door>>>,
+    /// Holds for metrics, too. None where the configuration wants no TLS.
+    tls: Mutex<Option<Arc<ServerConfig>>>,
     view: Mutex<View>,
     /// One plan at a time: it reads a repository.
     is_planning: AtomicBool,
@@ -100,25 +104,29 @@ impl Page {
     /// Makes the page of a configuration.
     ///
     /// # Errors
-    /// Those of its token.
+    /// Those of its token and its certificates.
     pub fn new(host: Host, view: View, listen: SocketAddr) -> Result<Page> {
+        let tls = tls::config(&view.own.settings.agent.tls)?;
         let door = opened(&host, &view.own, listen)?;
         Ok(Page {
             host,
             listen,
             door: Mutex::new(door),
+            tls: Mutex::new(tls),
             view: Mutex::new(view),
             is_planning: AtomicBool::new(false),
         })
     }
 
-    /// Takes another configuration. The directory of what is remembered stays.
+    /// Takes another configuration, and reads certificates again. The directory of what is remembered stays.
     ///
     /// # Errors
-    /// Those of its token: then everything stays.
+    /// Those of its token and its certificates: then everything stays.
     pub fn reload(&self, mut view: View) -> Result<()> {
+        let tls = tls::config(&view.own.settings.agent.tls)?;
         let door = opened(&self.host, &view.own, self.listen)?;
         *held(&self.door) = door;
+        *held(&self.tls) = tls;
         let mut shown = held(&self.view);
         view.own.state_dir.clone_from(&shown.own.state_dir);
         *shown = view;
@@ -132,6 +140,11 @@ impl Page {
     pub fn state_dir(&self, query: &str) -> Result<PathBuf> {
         let view = held(&self.view);
         view.of(query).map(|loaded| loaded.state_dir.clone())
+    }
+
+    /// The TLS of the next connection.
+    pub fn tls(&self) -> Option<Arc<ServerConfig>> {
+        held(&self.tls).clone()
     }
 
     /// Answers what is asked of the page; none for a path that is not its.
@@ -180,7 +193,7 @@ impl Page {
             if !door.has_actions() {
                 return refused(
                     StatusCode::FORBIDDEN,
-                    "the page starts nothing without actions = true and token_file in [page]",
+                    "the page starts nothing without actions = true, and token_file or a certificate of the client",
                 );
             }
             if !Door::is_own(request.headers()) {
@@ -276,10 +289,10 @@ fn opened(host: &Host, loaded: &Loaded, listen: SocketAddr) -> Result<Option<Arc
     if !page.is_enabled {
         return Ok(None);
     }
-    let door = Door::new(page, listen)?;
+    let door = Door::new(page, &loaded.settings.agent.tls, listen)?;
     if door.is_exposed() {
         host.progress.warn(
-            "the token of the page crosses the network unencrypted: put a proxy with TLS before it",
+            "the token of the page crosses the network unencrypted: set tls in [agent], or put a proxy with TLS before it",
         );
     }
     Ok(Some(Arc::new(door)))

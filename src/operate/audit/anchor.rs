@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{About, Log};
+use super::{About, Log, Spool};
+use crate::config::{Records, Settings};
 use crate::err;
 use crate::error::Result;
 use crate::operate::counters;
 use crate::operate::session::Session;
-use crate::repo::audit::{self, Head, Outcome, Record};
+use crate::repo::audit::{self, Hash, Head, Outcome, Record};
 use crate::store::Store;
 use crate::text::hex;
 
@@ -71,10 +72,27 @@ pub fn anchor(session: &Session) -> Result<Anchored> {
         counters::succeeded(session, counters::AUDIT_ANCHOR, "");
     }
     Ok(Anchored {
-        anchor: format!("{}/{}:{}", record.writer, record.seq, hex(&hash)),
+        anchor: line(&record, &hash),
         chains,
         repositories,
     })
+}
+
+/// The line of the newest record of this host that a repository has, for what leaves the host anyway: notices and reports. It opens no repository. None
+/// where nothing is recorded.
+///
+/// # Errors
+/// Those of the system.
+pub fn head(session: &Session, settings: &Settings) -> Result<Option<String>> {
+    let place = settings.state_dir(&session.environment);
+    let place = place.filter(|_| settings.audit.records != Records::Off);
+    let spool = place.and_then(|place| Spool::existing(&place, settings));
+    let head = spool.map_or(Ok(None), |spool| spool.head(&settings.repositories))?;
+    Ok(head.map(|(record, hash)| line(&record, &hash)))
+}
+
+fn line(record: &Record, hash: &Hash) -> String {
+    format!("{}/{}:{}", record.writer, record.seq, hex(hash))
 }
 
 /// Adds the newest record of each chain, where it is newer than what is known. A doubted or damaged one names nothing.

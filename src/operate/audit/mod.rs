@@ -10,7 +10,7 @@ mod sync;
 
 use std::path::Path;
 
-pub use anchor::{Anchored, anchor};
+pub use anchor::{Anchored, anchor, head};
 pub use expiry::expire;
 pub use reading::{Given, Listed, Range, Verified, list, verify};
 pub use spool::Spool;

@@ -125,6 +125,21 @@ pub struct Given {
     hash: Hash,
 }
 
+impl Given {
+    /// Finds every anchor in a text: letters, notices as JSON, the log of a service that gets heartbeats.
+    pub fn all_in(text: &str) -> Vec<Given> {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+        let words = text.split(|c| !is_part(c));
+        let mut found: Vec<Given> = Vec::new();
+        for given in words.filter_map(|word| word.trim_end_matches('.').parse().ok()) {
+            if !found.contains(&given) {
+                found.push(given);
+            }
+        }
+        found
+    }
+}
+
 impl FromStr for Given {
     type Err = Error;
 

@@ -465,10 +465,26 @@ impl Spool {
             return Ok(None);
         };
         let sent = self.sent().of(&repository.marker().uuid, &writer);
-        let numbers = self.numbers()?.remove(&writer).unwrap_or_default();
-        let newest = numbers
-            .into_iter()
-            .rfind(|seq| *seq <= sent && sent != CLOSED);
-        newest.map_or(Ok(None), |seq| self.read(&writer, seq))
+        self.newest_up_to(&writer, if sent == CLOSED { 0 } else { sent })
+    }
+
+    /// The newest record of this host that any of these repositories has.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn head(&self, repositories: &[config::Repository]) -> Result<Option<(Record, Hash)>> {
+        let Some(writer) = self.writer()? else {
+            return Ok(None);
+        };
+        let sent = self.sent();
+        let each = repositories.iter().map(|one| sent.at(one, &writer));
+        let most = each.filter(|sent| *sent != CLOSED).max();
+        self.newest_up_to(&writer, most.unwrap_or(0))
+    }
+
+    fn newest_up_to(&self, writer: &str, most: u64) -> Result<Option<(Record, Hash)>> {
+        let numbers = self.numbers()?.remove(writer).unwrap_or_default();
+        let newest = numbers.into_iter().rfind(|seq| *seq <= most);
+        newest.map_or(Ok(None), |seq| self.read(writer, seq))
     }
 }

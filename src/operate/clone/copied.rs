@@ -46,6 +46,12 @@ pub(super) fn with_server<T>(
     mounted::while_claimed(&source, &prepared.job, host, || {
         let restored = prepared.run(session, None)?;
         let real = copied(folder, &prepared);
+        // Other databases are files of zeros, where no script can run.
+        if let Some(scripts) = &mut making.scripts
+            && !prepared.left_out_oids().is_empty()
+        {
+            scripts.only = Some(database.to_owned());
+        }
         let mut server = making.recover(&prepared, (&restored.report.settings, host))?;
         if !prepared.left_out_oids().is_empty() {
             check_real(&mut server, &real, database)?;

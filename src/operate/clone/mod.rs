@@ -27,7 +27,8 @@ use self::folder::{Folder, Stage, State};
 use self::lifetime::Left;
 use super::choice::{Question, Unless};
 use super::drill::recovery;
-use super::erasure;
+use super::erasure::apply::{Consent, HAS_NETWORK};
+use super::erasure::scripts::{self, Scripts};
 use super::mounted::{self, Mount};
 use super::opened;
 use super::programs::Programs;
@@ -37,6 +38,7 @@ use super::restore;
 use super::restoring::Prepared;
 use super::session::Session;
 use super::target::AskedTarget;
+use crate::archive::datadir::DataDirectory;
 use crate::err;
 use crate::error::Result;
 use crate::fault;
@@ -59,6 +61,8 @@ pub struct Asked {
     pub lasts: Option<Duration>,
     /// Client programs of the same folder that are needed besides the server's.
     pub clients: &'static [&'static str],
+    /// The operator's word about erasures; none: nobody but pitr asks the server, about its catalog alone, and no script is run.
+    pub consent: Option<Consent>,
 }
 
 /// A server on a clone.
@@ -100,6 +104,18 @@ struct Making<'a> {
     programs: Programs,
     state: State,
     started: Instant,
+    /// The erasures that the moment lacks.
+    scripts: Option<Scripts>,
+}
+
+/// The start of a clone's server, as often as it is started.
+struct Start<'s> {
+    data: &'s Path,
+    libraries: &'s Libraries,
+    settings: &'s [Setting],
+    host: &'s Host,
+    /// Whether this process fetches the server's WAL.
+    fetches_outside: bool,
 }
 
 impl<'a> Making<'a> {
@@ -115,6 +131,10 @@ impl<'a> Making<'a> {
                 .client(name, session.environment.get("PATH"))
                 .map(drop)
         })?;
+        let scripts = match &asked.consent {
+            Some(consent) => scripts::needed(session, (&prepared.opened, plan), consent)?,
+            None => None,
+        };
         let state = State {
             id: folder::id_of(folder.path()),
             cluster: prepared.opened.layout.name().to_owned(),
@@ -140,10 +160,12 @@ impl<'a> Making<'a> {
             programs,
             state,
             started,
+            scripts,
         })
     }
 
-    /// Starts the server, and lets it replay to the target. The server is ended at once when `host` wants to stop.
+    /// Starts the server, lets it replay to the target, and has it repeat the erasures that the moment lacks. The server is ended at once when `host`
+    /// wants to stop.
     fn recover(
         &mut self,
         prepared: &Prepared,
@@ -152,35 +174,82 @@ impl<'a> Making<'a> {
         let session = self.session;
         let has_network = self.asked.port.is_some();
         let before = namespace::before_server(&session.environment, has_network);
-        let data = self.folder.data();
-        let quarantine = Quarantine {
-            folder: self.folder.path(),
-            data: &data,
-            programs: &self.programs,
-            before: &before,
-            fetches_outside: needs_network(prepared),
-            listens: self.asked.port,
-            lasts: Lasts::Passing,
-        };
         let preload = prepared.brought().value("shared_preload_libraries");
         let libraries = Libraries::of(preload.unwrap_or_default(), &self.programs);
         tell_libraries(session, &libraries);
         session.host.progress.phase("replay", None);
         self.state.stage = Stage::Replaying;
         self.folder.put(&self.state)?;
-        let mut server = quarantine.start(host, &libraries, settings)?;
-        fault::pause("clone_replay");
-        let recovered = recovery::wait(session, &mut server)?;
-        if let Some((_, cause)) = recovered.broken {
-            return Err(err!(Server, "the server did not reach the target: {cause}"));
-        }
+        let start = Start {
+            data: &self.folder.data(),
+            libraries: &libraries,
+            settings,
+            host,
+            fetches_outside: needs_network(prepared),
+        };
+        let mut server = self.replayed(&start, (&before, self.asked.port))?;
         let mut sql = server.connect("template1")?;
         self.state.reached_lsn = sql
             .query("select pg_last_wal_replay_lsn()")?
             .text(0, 0)?
             .and_then(|lsn| lsn.parse().ok());
         drop(sql);
+        let server = self.erased(&start, (&before, server))?;
         self.ready(connection(&server, self.folder))?;
+        Ok(server)
+    }
+
+    /// Starts the server behind these words, and waits for the end of its recovery.
+    fn replayed(
+        &self,
+        start: &Start<'_>,
+        (before, listens): (&[String], Option<u16>),
+    ) -> Result<Quarantined> {
+        let quarantine = Quarantine {
+            folder: self.folder.path(),
+            data: start.data,
+            programs: &self.programs,
+            before,
+            fetches_outside: start.fetches_outside,
+            listens,
+            lasts: Lasts::Passing,
+        };
+        let mut server = quarantine.start(start.host, start.libraries, start.settings)?;
+        fault::pause("clone_replay");
+        let recovered = recovery::wait(self.session, &mut server)?;
+        match recovered.broken {
+            None => Ok(server),
+            Some((_, cause)) => Err(err!(Server, "the server did not reach the target: {cause}")),
+        }
+    }
+
+    /// Has the server repeat the erasures that the moment lacks, before anybody knows how to connect. Triggers fire as in production, so it has no
+    /// network then where the host can take it away.
+    fn erased(
+        &self,
+        start: &Start<'_>,
+        (before, mut server): (&[String], Quarantined),
+    ) -> Result<Quarantined> {
+        let Some(scripts) = &self.scripts else {
+            return Ok(server);
+        };
+        let (session, directory) = (self.session, DataDirectory::at(start.data));
+        session.host.progress.phase("erase", None);
+        let alone = namespace::before_scripts(&session.environment);
+        if alone.is_none() {
+            session.note(HAS_NETWORK);
+        }
+        let alone = alone.unwrap_or_else(|| before.to_vec());
+        let is_private = alone == before && self.asked.port.is_none();
+        if !is_private {
+            server.stop(&|| start.host.check_stop())?;
+            server = self.replayed(start, (&alone, None))?;
+        }
+        scripts.repeat(session, &mut server, &directory)?;
+        if !is_private {
+            server.stop(&|| start.host.check_stop())?;
+            server = self.replayed(start, (before, self.asked.port))?;
+        }
         Ok(server)
     }
 
@@ -312,10 +381,7 @@ fn planned(session: &Session, target: &AskedTarget) -> Result<Plan> {
     };
     let chosen = question.answer(session, opened)?;
     match chosen.unless {
-        None => {
-            erasure::warn_of_lacking(session, &chosen.opened, &chosen.plan);
-            Ok(chosen.plan)
-        }
+        None => Ok(chosen.plan),
         Some(Unless::NotKnown(e)) => Err(e),
         Some(Unless::OutOfReach { why, .. }) => Err(err!(OutOfReach, "{why}")
             .hint("Nothing was done. pitr plan with the same target names the nearest moments.")),

@@ -97,6 +97,16 @@ fn where_it_works(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
+/// The words before the server of scripts, which has no network; none where the host does not allow that.
+pub fn before_scripts(environment: &Environment) -> Option<Vec<String>> {
+    let words = match is_inside(environment) {
+        true if !works(&NO_NETWORK) => Vec::new(),
+        true => before_server(environment, false),
+        false => without_network(),
+    };
+    (!words.is_empty()).then_some(words)
+}
+
 /// The words before the server's own; without a network where it needs none.
 pub fn before_server(environment: &Environment, needs_network: bool) -> Vec<String> {
     let mut words: Vec<&str> = Vec::new();

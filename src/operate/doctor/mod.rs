@@ -20,6 +20,7 @@ mod alerts;
 mod archiver;
 mod audit;
 mod busiest_hour;
+mod certificates;
 mod content;
 mod loss;
 mod receiver;
@@ -76,8 +77,9 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     redis::look(&mut found, &settings, session);
     audit::look(&mut found, &settings, session);
     alerts::look(&mut found, &settings, session);
+    certificates::look(&mut found, &settings, session);
     if let Some(role) = role {
-        roles::look(&mut found, &settings, role, session);
+        roles::look(&mut found, &settings, cluster.as_ref(), role, session);
     }
     if let Some(cluster) = cluster.as_ref().filter(|_| is_gone || seen.is_silent) {
         loss::look(&mut found, &opened, &settings, cluster, session);

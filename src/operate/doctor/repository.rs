@@ -2,10 +2,9 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
 
 use super::server::Seen;
-use super::{Findings, archiver, busiest_hour, recipients};
+use super::{Findings, archiver, busiest_hour, certificates, recipients};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Location, Repository as Configured, Settings};
 use crate::error::{Code, Error, Result};
@@ -35,9 +34,6 @@ use crate::wal::rollup::Rollup;
 
 /// A server's disk with less room than this is nearly full; its whole size is not asked for.
 const LITTLE_BYTES: u64 = 1 << 30;
-/// A certificate that ends within this time is a warning, and a failure.
-const CERTIFICATE_WARN: Duration = Duration::from_secs(21 * 86_400);
-const CERTIFICATE_FAIL: Duration = Duration::from_secs(3 * 86_400);
 
 /// Looks at each; returns those that could be opened.
 pub(super) fn look<'a>(
@@ -248,16 +244,9 @@ fn certificate(found: &mut Findings, configured: &Configured, session: &Session)
         Err(e) => return found.error("certificate", &e),
     };
     let value = format!("the store's ends {}", human::time(end));
-    let left = end.duration_since(session.host.now()).unwrap_or_default();
     let cause = "from then on nobody who verifies it reaches the store: nothing is archived, and nothing restored";
     let next = "renew the certificate of the store";
-    if left < CERTIFICATE_FAIL {
-        found.fail("certificate", value, cause, next);
-    } else if left < CERTIFICATE_WARN {
-        found.warn("certificate", value, cause, next);
-    } else {
-        found.ok("certificate", value);
-    }
+    certificates::judge(found, ("certificate", end), value, (cause, next), session);
 }
 
 fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, session: &Session) {

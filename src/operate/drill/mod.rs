@@ -31,6 +31,7 @@ use self::checks::Check;
 use self::sandbox::Sandbox;
 use super::choice::{Question, Unless};
 use super::clone::{self, namespace};
+use super::erasure;
 use super::mounted;
 use super::opened::Opened;
 use super::programs::Programs;
@@ -214,6 +215,10 @@ fn of_repository(session: &Session, opened: Opened, asked: &Asked) -> Result<Rep
                 Some(Unless::OutOfReach { why, .. }) => course.broken(Phase::Plan, why),
                 None => {
                     let plan = chosen.plan;
+                    // A copy that is kept may be started by others.
+                    if asked.keep {
+                        erasure::warn_of_lacking(session, &chosen.opened, &plan);
+                    }
                     course.attempt(session, &asked, &plan, started)?;
                 }
             }

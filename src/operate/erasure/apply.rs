@@ -12,8 +12,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
-
+use super::scripts::{Applied, Scripts};
 use super::{Entry, Listing, list};
 use crate::archive::datadir::{DataDirectory, GUARD, read_small};
 use crate::archive::guard::{self, UNFINISHED};
@@ -27,14 +26,13 @@ use crate::operate::drill::recovery;
 use crate::operate::drill::sandbox::{self, Sandbox};
 use crate::operate::programs::Programs;
 use crate::operate::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
-use crate::operate::rescue::tables::literal;
 use crate::operate::session::Session;
 use crate::pg::control::ControlFile;
-use crate::pg::lsn::Lsn;
-use crate::pg::timeline::{History, TimelineId};
 use crate::process;
-use crate::repo::erasure::Erasure;
 
+/// The host keeps the network, which triggers could use.
+pub const HAS_NETWORK: &str =
+    "this host does not let this user take the network away, so the scripts have it";
 /// The state after a refusal.
 const NOTHING: &str = "Nothing was done.";
 
@@ -44,36 +42,8 @@ pub struct Prepared {
     control: ControlFile,
     programs: Programs,
     /// Everything that is recorded.
-    pub listing: Listing,
-    skipped: Vec<String>,
+    pub scripts: Scripts,
     is_for_adoption: bool,
-}
-
-/// The outcome of an erasure.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// Its script was run and committed.
-    Applied,
-    /// The copy has it: recovery went beyond it.
-    Contained,
-    /// Its script failed.
-    Failed(String),
-    /// The copy has no such database.
-    NoDatabase,
-    /// The operator left it out.
-    Skipped,
-}
-
-/// An erasure, and what became of it.
-#[derive(Debug, Serialize)]
-pub struct Applied {
-    /// Its name.
-    pub id: String,
-    /// The database.
-    pub database: String,
-    /// The outcome.
-    pub outcome: Outcome,
 }
 
 /// The operator's request to run erasures.
@@ -121,11 +91,7 @@ const OPTIONS: Options = Options {
 pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
     let pgdata = &asked.pgdata;
     let refused = |why: String| err!(Refused, "{why}");
-    if rustix::process::geteuid().is_root() {
-        return Err(refused("PostgreSQL refuses to run as root".into()).hint(
-            "Nothing was done. Run it as the server's user: sudo -u postgres pitr erasure apply",
-        ));
-    }
+    check_user()?;
     let shown = pgdata.display();
     // The server's working directory is compared with it.
     let path = session.environment.absolute(pgdata).canonicalize();
@@ -166,12 +132,29 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
     let programs = quarantine::programs(&session.environment, control.major.number(), bin)?;
     Ok(Prepared {
         directory,
-        control,
         programs,
-        listing,
-        skipped: asked.consent.skipped.clone(),
+        scripts: Scripts {
+            listing,
+            skipped: asked.consent.skipped.clone(),
+            system_identifier: control.system_identifier,
+            only: None,
+        },
+        control,
         is_for_adoption: asked.is_for_adoption,
     })
+}
+
+/// Requires a user whose server PostgreSQL starts.
+///
+/// # Errors
+/// `Refused`.
+pub fn check_user() -> Result<()> {
+    match rustix::process::geteuid().is_root() {
+        false => Ok(()),
+        true => Err(err!(Refused, "PostgreSQL refuses to run as root").hint(
+            "Nothing was done. Run it as the server's user: sudo -u postgres pitr erasure apply",
+        )),
+    }
 }
 
 /// Requires that every erasure can be read, and that the operator wants those which nothing proves, as far as none is left out.
@@ -252,9 +235,7 @@ impl Prepared {
         })?;
         let before = namespace::without_network();
         if before.is_empty() {
-            session.note(
-                "this host does not let this user take the network away, so the scripts have it",
-            );
+            session.note(HAS_NETWORK);
         }
         let mut quarantine = Quarantine {
             folder: sandbox.path(),
@@ -285,7 +266,7 @@ impl Prepared {
         let mut server = recovered(session, &quarantine, &libraries)?;
         session.host.progress.phase("erase", None);
         server.lift_time_limit();
-        let done = self.erase(session, &mut server);
+        let done = self.scripts.run(session, &mut server, &self.directory);
         // A wish to stop has ended the server at once, which says nothing of the scripts.
         session.host.check_stop()?;
         let done = done?;
@@ -324,55 +305,6 @@ impl Prepared {
         )
         .hint("Nothing was done. Users may be connected already. Stop it, and run this again."))
     }
-
-    fn erase(&self, session: &Session, server: &mut Quarantined) -> Result<Vec<Applied>> {
-        let (history, end) = self.reached(server)?;
-        let mut done = Vec::new();
-        for entry in &self.listing.erasures {
-            session.host.check_stop()?;
-            let identifier = self.control.system_identifier;
-            let outcome = if self.skipped.contains(&entry.id) {
-                Outcome::Skipped
-            } else if entry.is_within(identifier, (&history, end)) {
-                Outcome::Contained
-            } else {
-                let is_own = entry.system_identifier == identifier;
-                // One that fails keeps no other from being run.
-                let run = self.listing.read(&entry.id).and_then(|erasure| {
-                    let database = database_of(server, &erasure, is_own)?;
-                    database
-                        .map(|name| script(server, &name, &erasure.sql))
-                        .transpose()
-                });
-                match run {
-                    Ok(Some(())) => Outcome::Applied,
-                    Ok(None) => Outcome::NoDatabase,
-                    Err(e) => Outcome::Failed(e.to_string()),
-                }
-            };
-            let database = entry.erasure.as_ref().map(|own| own.database.clone());
-            done.push(Applied {
-                id: entry.id.clone(),
-                database: database.unwrap_or_default(),
-                outcome,
-            });
-        }
-        Ok(done)
-    }
-
-    /// The history of the copy's own timeline, and the position at which it begins: where recovery ended.
-    fn reached(&self, server: &mut Quarantined) -> Result<(History, Lsn)> {
-        let mut sql = server.connect("template1")?;
-        let rows = sql.query("select left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)")?;
-        let timeline: TimelineId = rows.value(0, 0)?;
-        let path = self.directory.wal().join(timeline.history_file_name());
-        let history = match guard::read_limited(&path)? {
-            Some(bytes) => History::parse(timeline, &bytes)?,
-            None => History::root(timeline),
-        };
-        let end = history.parent().map_or(Lsn(0), |(_, lsn)| lsn);
-        Ok((history, end))
-    }
 }
 
 /// Starts the server of a copy, and waits for the end of its recovery.
@@ -403,39 +335,4 @@ pub fn end_left_behind(data: &Path) -> bool {
         let _ = std::fs::remove_file(&path);
     }
     is_gone
-}
-
-/// The database of an erasure in the copy, which may have had another name: its OID says which it is, where that is one of this cluster.
-fn database_of(
-    server: &mut Quarantined,
-    erasure: &Erasure,
-    is_own: bool,
-) -> Result<Option<String>> {
-    let oid = erasure.database_oid.filter(|_| is_own).unwrap_or(0);
-    let name = literal(&erasure.database);
-    let rows = server.connect("template1")?.query(&format!(
-        "select datname from pg_database where oid = {oid} or datname = {name} order by oid <> {oid} limit 1"
-    ))?;
-    match rows.rows.is_empty() {
-        true => Ok(None),
-        false => rows.value(0, 0).map(Some),
-    }
-}
-
-/// Runs a script in one transaction.
-fn script(server: &mut Quarantined, database: &str, text: &str) -> Result<()> {
-    const TRANSACTION: &str = "select txid_current()";
-    let mut sql = server.connect(database)?;
-    // As in production: foreign keys cascade, and triggers fire.
-    sql.query("set session_replication_role = origin")?;
-    sql.query("begin")?;
-    let own = sql.query(TRANSACTION)?;
-    sql.query(text)?;
-    if sql.query(TRANSACTION)? != own {
-        return Err(err!(
-            Server,
-            "the script ends its transaction itself: a part of it may be committed"
-        ));
-    }
-    sql.query("commit").map(drop)
 }

@@ -3,8 +3,10 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `apply` | the run of the scripts on a restored copy |
+//! | `scripts` | the scripts as a server runs them, there and in clones |
 
 pub mod apply;
+pub mod scripts;
 
 use serde::Serialize;
 
@@ -484,6 +486,13 @@ pub struct Lacking {
 /// # Errors
 /// Those of the repository that is restored from, and `Conflict`. Another one that does not answer gets a warning.
 pub fn lacking(session: &Session, opened: &Opened, plan: &Plan) -> Result<Option<Lacking>> {
+    let (ids, recorded) = lacking_ids(session, opened, plan)?;
+    let count = ids.len();
+    Ok((recorded > 0).then_some(Lacking { count, recorded }))
+}
+
+/// The names of the erasures that a copy does not have which recovers as planned, and how many are recorded.
+fn lacking_ids(session: &Session, opened: &Opened, plan: &Plan) -> Result<(Vec<String>, usize)> {
     let reading = &opened.reading;
     let mut erasures = Vec::new();
     gather(session, reading, &mut erasures)?;
@@ -495,7 +504,7 @@ pub fn lacking(session: &Session, opened: &Opened, plan: &Plan) -> Result<Option
         }
     }
     if erasures.is_empty() {
-        return Ok(None);
+        return Ok((Vec::new(), 0));
     }
     let history = plan.target_timeline.map(|t| opened.inventory.history(t));
     let history = history.transpose()?;
@@ -504,13 +513,14 @@ pub fn lacking(session: &Session, opened: &Opened, plan: &Plan) -> Result<Option
     let way = history.as_ref().zip(end);
     let is_within =
         |entry: &&Entry| way.is_some_and(|way| entry.is_within(plan.system_identifier, way));
-    Ok(Some(Lacking {
-        count: erasures.iter().filter(|entry| !is_within(entry)).count(),
-        recorded: erasures.len(),
-    }))
+    let lacking = erasures.iter().filter(|entry| !is_within(entry));
+    Ok((
+        lacking.map(|entry| entry.id.clone()).collect(),
+        erasures.len(),
+    ))
 }
 
-/// Warns that a server which its user alone reaches shows what was erased: no script is run on it.
+/// Warns that files which their user alone reaches show what was erased: no script is run on them.
 pub fn warn_of_lacking(session: &Session, opened: &Opened, plan: &Plan) {
     match lacking(session, opened, plan) {
         Ok(Some(Lacking { count, .. })) if count > 0 => session.warn(&format!(

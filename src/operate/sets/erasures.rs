@@ -14,17 +14,12 @@ use super::run::Run;
 use crate::config::SetMember;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::operate::erasure::apply::{self, Consent, Options};
+use crate::operate::erasure::apply::{self, Consent};
+use crate::operate::erasure::scripts::OPTIONS;
 use crate::operate::erasure::{self, Listing};
 use crate::operate::quarantine;
 use crate::operate::session::Session;
 use crate::plan::sets::Step;
-
-/// The options of `pitr recover`, of which `--skip` could mean a step.
-const OPTIONS: Options = Options {
-    skip: "--skip-erasure",
-    unproven: "--unproven-erasures",
-};
 
 /// The erasures that a cluster lacks at the moment.
 #[derive(Debug, Clone, Serialize)]

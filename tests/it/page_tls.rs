@@ -1,0 +1,266 @@
+//! TLS of the agent: who comes in with which certificate, what is served then, and what a reload changes.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustix::process::Signal;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::agent::{EVERY_HOUR, Host};
+use crate::common::{PATIENCE, wait_until};
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+/// A year in which no test runs any more.
+const LATER: i32 = 2120;
+
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its private key.
+struct Signed {
+    pem: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(params, key);
+        Authority { pem, issuer }
+    }
+
+    /// Signs a certificate for this name that ends in a year.
+    fn signs(&self, name: &str, year: i32) -> Signed {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        Signed {
+            pem: params.signed_by(&key, &self.issuer).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
+    }
+}
+
+/// Asks a server that is believed by an authority, with a certificate of the client or without one. Returns head and body.
+fn ask(
+    port: u16,
+    believed: &Authority,
+    client: Option<&Signed>,
+    (head, body): (&str, &str),
+) -> io::Result<(String, String)> {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(believed.pem.as_bytes()).unwrap();
+    roots.add(authority).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match client {
+        None => config.with_no_client_auth(),
+        Some(own) => {
+            let chain = vec![CertificateDer::from_pem_slice(own.pem.as_bytes()).unwrap()];
+            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
+            config.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    let name = "localhost".try_into().unwrap();
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let socket = TcpStream::connect(("127.0.0.1", port))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = StreamOwned::new(connection, socket);
+    let length = body.len();
+    write!(
+        stream,
+        "{head} HTTP/1.1\r\nHost: db.example\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    // The end of a TLS connection is told by the peer; what came before it counts.
+    if let Err(e) = stream.read_to_string(&mut answer)
+        && answer.is_empty()
+    {
+        return Err(e);
+    }
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+/// Writes a private key, closed to others.
+fn closed(host: &Host, name: &str, text: &str) -> PathBuf {
+    let path = host.sandbox.file(name, text);
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    path
+}
+
+/// Writes the certificate of the agent, with its key, and returns the lines that name both.
+fn serve(host: &Host, own: &Signed) -> String {
+    let certificate = host.sandbox.file("page.pem", &own.pem);
+    let key = closed(host, "page.key", &own.key);
+    format!(
+        "tls.cert_file = \"{}\"\ntls.key_file = \"{}\"\n",
+        certificate.display(),
+        key.display()
+    )
+}
+
+#[test]
+fn r90_a_certificate_of_the_authority_comes_in_and_nothing_else_gets_an_answer() {
+    let host = Host::new(EVERY_HOUR);
+    let (servers, clients, others) = (Authority::new(), Authority::new(), Authority::new());
+    let mut lines = serve(&host, &servers.signs("localhost", LATER));
+    let authority = host.sandbox.file("clients.pem", &clients.pem);
+    lines += &format!("tls.client_ca_file = \"{}\"\n", authority.display());
+    let all = format!("[page]\nactions = true\n[agent]\n{lines}");
+    host.reconfigure("[agent]\n", &all);
+    let agent = host.agent();
+    let own = clients.signs("dba", LATER);
+    let get = |client: Option<&Signed>, path: &str| {
+        ask(host.port, &servers, client, (&format!("GET {path}"), ""))
+    };
+    wait_until(PATIENCE, "it serves", || get(Some(&own), "/").is_ok());
+    let (head, page) = get(Some(&own), "/").unwrap();
+    assert!(
+        head.starts_with("HTTP/1.1 200") && page.contains("page.js"),
+        "{head}"
+    );
+    wait_until(PATIENCE, "metrics are collected", || {
+        get(Some(&own), "/metrics").is_ok_and(|(head, _)| head.contains("200"))
+    });
+    let (_, metrics) = get(Some(&own), "/metrics").unwrap();
+    let of_page = "pitr_cert_expiry_timestamp_seconds{file=\"";
+    let own_file = host.sandbox.join("page.pem").display().to_string();
+    let is_of_page = |line: &str| line.starts_with(of_page) && line.contains(&own_file);
+    assert!(metrics.lines().any(is_of_page), "{metrics}");
+    // Neither page nor metrics nor health are for anybody else.
+    let expired = clients.signs("dba", 2021);
+    let wrong = others.signs("dba", LATER);
+    for (client, why) in [
+        (None, "none"),
+        (Some(&expired), "expired"),
+        (Some(&wrong), "wrong"),
+    ] {
+        for path in ["/", "/api/state", "/metrics", "/healthz"] {
+            let told = get(client, path).map(|(head, _)| head);
+            assert!(told.is_err(), "{why} at {path}: {told:?}");
+        }
+    }
+    // Without encryption nothing is answered.
+    assert_eq!(host.get("/healthz"), None);
+    // The certificate takes the place of the token; a page of another site stays outside.
+    let run = "POST /api/run?job=files";
+    let foreign = format!("{run} HTTP/1.1\r\nOrigin: https://evil.example\r\nX-Ignored: x");
+    let (head, _) = ask(host.port, &servers, Some(&own), (&foreign, "")).unwrap();
+    assert!(head.contains("403"), "{head}");
+    let (head, body) = ask(host.port, &servers, Some(&own), (run, "")).unwrap();
+    assert!(
+        head.contains("202") && body.contains("\"started\":\"files\""),
+        "{head} {body}"
+    );
+    wait_until(PATIENCE, "the job ran", || !host.begun("files").is_empty());
+    reload(&host, &agent, &own);
+}
+
+/// Renews the certificates of the agent and of its clients, which takes effect with SIGHUP; broken ones change nothing.
+fn reload(host: &Host, agent: &crate::common::Running, old: &Signed) {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    serve(host, &servers.signs("localhost", LATER));
+    host.sandbox.file("clients.pem", &clients.pem);
+    agent.signal(Signal::HUP);
+    let new = clients.signs("dba", LATER);
+    let healthy = |client: &Signed| ask(host.port, &servers, Some(client), ("GET /healthz", ""));
+    wait_until(PATIENCE, "the new certificate is shown", || {
+        healthy(&new).is_ok()
+    });
+    assert!(healthy(old).is_err(), "its authority is gone");
+    host.sandbox.file("page.pem", "no certificate");
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the trouble is told", || {
+        agent.stderr().contains("page.pem\" holds no certificate")
+    });
+    assert!(healthy(&new).is_ok(), "the one before is served still");
+}
+
+#[test]
+fn tls_without_an_authority_of_clients_keeps_the_token() {
+    let host = Host::new(EVERY_HOUR);
+    let servers = Authority::new();
+    let lines = serve(&host, &servers.signs("localhost", LATER));
+    let token = closed(&host, "token", TOKEN);
+    let page = format!(
+        "[page]\ntoken_file = \"{}\"\n[agent]\n{lines}",
+        token.display()
+    );
+    host.reconfigure("[agent]\n", &page);
+    let _agent = host.agent();
+    let asked = |head: &str, body: &str| ask(host.port, &servers, None, (head, body));
+    wait_until(PATIENCE, "it serves", || asked("GET /healthz", "").is_ok());
+    let (head, _) = asked("GET /api/state", "").unwrap();
+    assert!(head.contains("401"), "{head}");
+    let bearer =
+        format!("GET /api/state HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nX-Ignored: x");
+    let (head, _) = asked(&bearer, "").unwrap();
+    assert!(head.contains("200"), "{head}");
+    let (head, _) = asked("POST /login", &format!("token={TOKEN}")).unwrap();
+    assert!(head.contains("303") && head.contains("; Secure"), "{head}");
+    // A server that another authority signed is not believed: the client leaves.
+    let told = ask(host.port, &Authority::new(), None, ("GET /healthz", ""));
+    assert!(told.is_err(), "{told:?}");
+}
+
+#[test]
+fn what_cannot_serve_tls_keeps_the_agent_from_its_start() {
+    let host = Host::new(EVERY_HOUR);
+    let authority = Authority::new();
+    let own = authority.signs("localhost", LATER);
+    let lines = serve(&host, &own);
+    host.reconfigure("[agent]\n", &format!("[agent]\n{lines}"));
+    let refused = |what: &str| {
+        let run = host.pitr().arg("agent").run().expect_code(3);
+        run.expect_stderr(what);
+    };
+    let key = host.sandbox.join("page.key");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
+    refused("page.key\" is open to other users");
+    closed(&host, "page.key", &authority.signs("localhost", LATER).key);
+    refused("does not serve the certificate");
+    closed(&host, "page.key", &own.key);
+    host.sandbox.file("page.pem", "");
+    refused("page.pem\" holds no certificate");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_found_by_doctor() {
+    let host = Host::new(EVERY_HOUR);
+    let authority = Authority::new();
+    let name = host.sandbox.join("page.pem").display().to_string();
+    let mut lines = serve(&host, &authority.signs("localhost", LATER));
+    let ca = host
+        .sandbox
+        .file("old-clients.pem", &authority.signs("old", 2021).pem);
+    lines += &format!("tls.client_ca_file = \"{}\"\n", ca.display());
+    host.reconfigure("[agent]\n", &format!("[agent]\n{lines}"));
+    let level = || {
+        let json = host.pitr().args(["doctor", "--json"]).run().json();
+        let all = json["findings"].as_array().unwrap().clone();
+        let is_own = |f: &&serde_json::Value| f["group"] == "certificates";
+        let own: Vec<_> = all.iter().filter(is_own).collect();
+        assert_eq!(own.len(), 1, "authorities are left out: {own:?}");
+        assert_eq!(own[0]["name"], name);
+        own[0]["level"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(level(), "ok");
+    serve(&host, &authority.signs("localhost", 2021));
+    assert_eq!(level(), "fail");
+}
