@@ -174,11 +174,11 @@ estimates: ## after three drills, ten more are estimated by "pitr plan": nine wi
 	scripts/get-postgres 17
 	PITR_ESTIMATES=$${PITR_ESTIMATES:-10} $(CARGO) test --test it -- estimates:: --nocapture
 
-sets: ## 100 rounds: recoveries of a set to marks that were made under load, killed at random steps, and taken back
+sets: ## 200 rounds each: recoveries of a set to marks and to times under load, killed at random steps, and taken back with all contents
 	scripts/get-tools test
 	scripts/get-postgres 17
 	scripts/get-redis redis-7
-	PITR_TEST_SET_ROUNDS=$${PITR_TEST_SET_ROUNDS:-100} $(CARGO) test --test it -- sets::campaign:: --nocapture
+	PITR_TEST_SET_ROUNDS=$${PITR_TEST_SET_ROUNDS:-200} $(CARGO) test --test it -- sets::campaign:: --nocapture
 
 # What has passed stands in REDIS_MOMENTS_PROGRESS and REDIS_ROUNDS_PROGRESS: broken off, they go on there. Remove the files to begin anew.
 redis-moments: ## 500 random moments of random histories on each Redis and Valkey: the restored state is that of the live server

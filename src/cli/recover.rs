@@ -1,16 +1,21 @@
 //! `pitr recover`: the members of a set, back at one moment.
 
 use std::path::PathBuf;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::erasure::ConsentArgs;
 use super::output::{Align, Table};
 use super::{Context, unconfirmed};
+use crate::agent::alert::decide::Event;
+use crate::agent::alert::{self, News, Tried};
+use crate::config::{Settings, Severity};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::erasure::apply::Consent;
 use crate::operate::human;
+use crate::operate::sets;
 use crate::operate::sets::back::{self, AskedBack};
 use crate::operate::sets::plan::{AskedMoment, AskedRecovery};
 use crate::operate::sets::recover::{self, Report};
@@ -269,7 +274,9 @@ fn in_place(
     }
     cx.stop_with_cleanup()?;
     warn_of_scripts(cx, &prepared.shown()?);
-    let report = prepared.carry_out(&cx.session)?;
+    let what = format!("the recovery of set \"{}\" to {words}", prepared.set());
+    let told = Told::begin(cx, prepared.set(), what)?;
+    let report = told.end(cx, prepared.carry_out(&cx.session))?;
     match cx.out.is_json() {
         true => cx.out.json(&report)?,
         false => print_report(cx, &report)?,
@@ -285,6 +292,66 @@ fn in_place(
     match report.warnings.is_empty() {
         true => Ok(exit::SUCCESS),
         false => Ok(exit::WARNINGS),
+    }
+}
+
+/// The news of a run for the sinks of the configuration.
+struct Told {
+    settings: Settings,
+    id: String,
+    what: String,
+    begun: JoinHandle<Vec<Tried>>,
+}
+
+impl Told {
+    /// Tells them that it begins. Nothing waits for them.
+    fn begin(cx: &Context, set: &str, what: String) -> Result<Told> {
+        let settings = cx.session.settings()?;
+        let id = format!("sets/{set}/recovery");
+        let news = News {
+            event: Event::New,
+            id: id.clone(),
+            severity: Severity::High,
+            summary: format!("{what} begins"),
+            next: None,
+        };
+        Ok(Told {
+            begun: alert::announce(&cx.session, &settings, &news),
+            settings,
+            id,
+            what,
+        })
+    }
+
+    /// Tells them how it ended. No word of a command of the configuration goes along: it may be a secret.
+    fn end<T>(self, cx: &Context, ended: Result<T>) -> Result<T> {
+        let (event, severity, how, next) = match &ended {
+            Ok(_) => (Event::Resolved, Severity::High, "is complete", None),
+            Err(_) => (
+                Event::New,
+                Severity::Critical,
+                "did not come to its end",
+                Some("the same command goes on, and pitr recover rollback takes it back"),
+            ),
+        };
+        let news = News {
+            event,
+            id: self.id,
+            severity,
+            summary: format!("{} {how}", self.what),
+            next: next.map(str::to_owned),
+        };
+        let mut failed = self.begun.join().unwrap_or_default();
+        let told = alert::announce(&cx.session, &self.settings, &news);
+        failed.extend(told.join().unwrap_or_default());
+        for (sink, why) in failed
+            .into_iter()
+            .filter_map(|one| Some((one.sink, one.failed?)))
+        {
+            cx.out
+                .warn(&format!("alert sink \"{sink}\" was not told: {why}"));
+        }
+        ended
     }
 }
 
@@ -442,7 +509,16 @@ fn rollback(args: &RollbackArgs, cx: &Context) -> Result<u8> {
         discards: args.discard_changes,
         is_confirmed: args.confirm,
     };
-    let back = back::rollback(&cx.session, &asked)?;
+    let back = match args.confirm {
+        false => back::rollback(&cx.session, &asked)?,
+        true => {
+            let settings = cx.session.settings()?;
+            let set = sets::configured(&settings, args.set.as_deref())?;
+            let what = format!("the rollback of a recovery of set \"{}\"", set.name);
+            let told = Told::begin(cx, &set.name, what)?;
+            told.end(cx, back::rollback(&cx.session, &asked))?
+        }
+    };
     if cx.out.is_json() {
         cx.out.json(&back)?;
     } else {

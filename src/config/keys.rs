@@ -139,6 +139,7 @@ keys! { SET: |e, set: RecoverySet|
     "members": members = e.list().and_then(|texts| set::members(&texts).map_err(|error| e.origin.wrap(&error)));
     "stop": stop = e.list();
     "start": start = e.list();
+    "hook": hook = e.list();
     "health": health = e.list();
     "state_dir": state_dir = e.path();
 }

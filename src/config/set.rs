@@ -18,6 +18,8 @@ pub struct RecoverySet {
     pub stop: Vec<String>,
     /// The command that starts them.
     pub start: Vec<String>,
+    /// The command that leads users to what was started: names, proxies.
+    pub hook: Vec<String>,
     /// The command that succeeds when they work.
     pub health: Vec<String>,
     /// The directory of runs of recoveries; else `recover` below the caches.

@@ -209,9 +209,11 @@ pub enum Step {
     Start(String),
     /// The applications are started.
     StartApplications,
+    /// Names and proxies lead to what was started.
+    Hook,
     /// The applications work.
     Health,
-    /// A backup of a member: its log goes on from it.
+    /// A backup of a member: its log, or its new timeline, goes on from it.
     Backup(String),
 }
 
@@ -226,7 +228,7 @@ impl Step {
             | Step::Adopt(member)
             | Step::Start(member)
             | Step::Backup(member) => Some(member),
-            Step::StopApplications | Step::StartApplications | Step::Health => None,
+            Step::StopApplications | Step::StartApplications | Step::Hook | Step::Health => None,
         }
     }
 
@@ -247,6 +249,7 @@ impl Step {
             Step::Adopt(member) => format!("let {member} archive"),
             Step::Start(member) => format!("start {member}"),
             Step::StartApplications => "start the applications".to_owned(),
+            Step::Hook => "run the hook".to_owned(),
             Step::Health => "ask whether the applications work".to_owned(),
             Step::Backup(member) => format!("back {member} up"),
         }
@@ -299,8 +302,8 @@ pub fn steps(members: &[SetMember], clusters: &Clusters) -> Vec<Step> {
             .flat_map(|member| [erase(member), Step::Adopt(member.to_string())]),
     );
     steps.extend(all.iter().chain(&caches).cloned().map(Step::Start));
-    steps.extend([Step::StartApplications, Step::Health]);
-    steps.extend(caches.into_iter().map(Step::Backup));
+    steps.extend([Step::StartApplications, Step::Hook, Step::Health]);
+    steps.extend(caches.into_iter().chain(all).map(Step::Backup));
     steps
 }
 
@@ -420,8 +423,10 @@ mod tests {
                 "start main",
                 "start redis:r",
                 "start the applications",
+                "run the hook",
                 "ask whether the applications work",
                 "back redis:r up",
+                "back main up",
             ]
         );
         let all = steps(&members, &Clusters::default());

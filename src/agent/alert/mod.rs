@@ -27,7 +27,7 @@ use self::decide::{Book, Condition, Event, Notice};
 use super::load::Loaded;
 use super::room::Room;
 use crate::behalf;
-use crate::config::{Settings, Severity, Sink};
+use crate::config::{Settings, Severity, Sink, SinkKind};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -278,6 +278,64 @@ fn offer(book: &mut Book, notices: &[Notice]) {
 /// The notices that tell a sink of a condition for the first time.
 fn new(notices: &[Notice]) -> impl Iterator<Item = &Notice> {
     notices.iter().filter(|notice| notice.event == Event::New)
+}
+
+/// News of what a command of the operator does, for every sink that hears of its severity.
+pub struct News {
+    /// Why it is sent.
+    pub event: Event,
+    /// The name of the matter, the same from its beginning to its end.
+    pub id: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// A line, which has no secret.
+    pub summary: String,
+    /// The command that helps.
+    pub next: Option<String>,
+}
+
+/// Tells all sinks at once, and waits for none: the thread ends with the sinks that took nothing, and why.
+pub fn announce(
+    session: &Session,
+    settings: &Settings,
+    news: &News,
+) -> std::thread::JoinHandle<Vec<Tried>> {
+    let since = session.host.now();
+    let has_sinks = !settings.alerts.is_empty();
+    let anchor = has_sinks.then(|| anchor(session, settings)).flatten();
+    let meant = settings
+        .alerts
+        .iter()
+        .filter(|sink| sink.kind != SinkKind::Heartbeat && news.severity >= sink.severity);
+    let notices: Vec<(Sink, Notice)> = meant
+        .map(|sink| {
+            let notice = Notice {
+                sink: sink.name.clone(),
+                event: news.event,
+                id: news.id.clone(),
+                severity: news.severity,
+                summary: news.summary.clone(),
+                next: news.next.clone(),
+                since,
+                anchor: anchor.clone(),
+            };
+            (sink.clone(), notice)
+        })
+        .collect();
+    std::thread::spawn(move || {
+        let one = |(sink, notice): &(Sink, Notice)| Tried {
+            sink: sink.name.clone(),
+            failed: sink::deliver(sink, notice).err(),
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = notices
+                .iter()
+                .map(|it| scope.spawn(move || one(it)))
+                .collect();
+            let done = all.into_iter().filter_map(|thread| thread.join().ok());
+            done.filter(|tried| tried.failed.is_some()).collect()
+        })
+    })
 }
 
 /// Sends a test to each sink, or to the one that is named.

@@ -157,6 +157,11 @@ impl Back<'_> {
             self.run.write_undone(&self.session.host, number)?;
         }
         self.start_all()?;
+        if !self.begun(&|step| *step == Step::Hook)?.is_empty()
+            && let Err(e) = optional(self.session, &self.log("hook"), &self.set.hook)
+        {
+            told.warnings.push(format!("{}: {e}", Step::Hook.text()));
+        }
         optional(self.session, &self.log("health"), &self.set.health)?;
         for (_, work) in self.begun(&|step| matches!(step, Step::Aside(_)))? {
             if work.is_cluster() {

@@ -219,7 +219,7 @@ fn record(
         aside: aside.cloned().collect(),
         erased: planned.erasures.keys().cloned().collect(),
     };
-    let steps = steps(&members, &clusters);
+    let steps = steps_with(&planned.set, &members, &clusters);
     Record::new(&session.host, named, recorded.collect(), steps)
 }
 
@@ -263,6 +263,11 @@ fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<O
 }
 
 impl Prepared {
+    /// The name of the set.
+    pub fn set(&self) -> &str {
+        &self.set.name
+    }
+
     /// The steps, and what is known of them, before anything is done.
     ///
     /// # Errors
@@ -469,6 +474,13 @@ fn is_stop(step: &Step) -> bool {
     matches!(step, Step::StopApplications | Step::Stop(_))
 }
 
+/// The steps for some members of a set, without what it does not have.
+fn steps_with(set: &RecoverySet, members: &[SetMember], clusters: &Clusters) -> Vec<Step> {
+    let mut steps = steps(members, clusters);
+    steps.retain(|step| *step != Step::Hook || !set.hook.is_empty());
+    steps
+}
+
 /// The steps of a full recovery, for people who read about it beforehand.
 pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep> {
     let members = set.members.iter().map(|member| RecordedMember {
@@ -482,7 +494,7 @@ pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep>
         aside: aside.cloned().collect(),
         erased: Vec::new(),
     };
-    let steps = steps(&set.members, &clusters);
+    let steps = steps_with(set, &set.members, &clusters);
     let record = Record::example(&set.name, members.collect(), steps);
     let shown = record.steps.iter().map(|step| {
         let work = Work::new((settings, set), &record, step);

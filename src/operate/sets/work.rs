@@ -157,6 +157,7 @@ impl<'p> Work<'p> {
         Ok(match self.step {
             Step::StopApplications => line(&self.set.stop),
             Step::StartApplications => line(&self.set.start),
+            Step::Hook => line(&self.set.hook),
             Step::Health => line(&self.set.health),
             Step::Stop(_) => line(&self.service()?.0),
             Step::Start(_) => line(&self.service()?.1),
@@ -174,7 +175,11 @@ impl<'p> Work<'p> {
     }
 
     pub fn backing_up(&self) -> Result<Vec<String>> {
-        Ok(own::words(&["redis", "backup", &self.member()?.name]))
+        let name = self.member()?.name.as_str();
+        Ok(match self.is_cluster() {
+            true => own::words(&["backup", "--cluster", name]),
+            false => own::words(&["redis", "backup", name]),
+        })
     }
 
     /// The commands that stop and start the member's service.
@@ -229,6 +234,16 @@ impl<'p> Work<'p> {
             }
             Step::StopApplications => optional(session, &log, &self.set.stop),
             Step::StartApplications => optional(session, &log, &self.set.start),
+            Step::Hook => {
+                // The members run: an operator can lead users to them by hand.
+                if let Err(e) = optional(session, &log, &self.set.hook) {
+                    if e.code() == Code::Interrupted {
+                        return Err(e);
+                    }
+                    warnings.push(format!("{}: {e}", self.step.text()));
+                }
+                Ok(json!({}))
+            }
             Step::Health => healthy(session, &log, &self.set.health),
             Step::Stop(_) => self.stop(session, &log),
             Step::Start(_) => self.start(session, &log, run),
@@ -252,7 +267,11 @@ impl<'p> Work<'p> {
             }
             Step::Backup(_) => {
                 // The recovery is complete without it; what comes until the next one cannot be restored.
-                match own::run(session, &self.backing_up()?, None) {
+                let owner = match self.is_cluster() {
+                    true => Owner::of(Path::new(&self.pgdata()?))?,
+                    false => None,
+                };
+                match own::run(session, &self.backing_up()?, owner) {
                     Ok(answer) => Ok(json!({ "backup": answer.json["id"] })),
                     Err(e) if e.code() == Code::Interrupted => Err(e),
                     Err(e) => {

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::shop::Shop;
+use super::shop::{Shop, read};
 use super::{TEN, wreck};
+use crate::alert::Web;
 use crate::common::{PATIENCE, files_below, wait_until};
 
 fn waiting(shop: &Shop) -> PathBuf {
@@ -177,3 +178,74 @@ fn directories_outside(major: u32) {
     shop.stop_receiving();
 }
 crate::per_major!(directories_outside, v13 v18);
+
+/// Each sink hears of the begin and the end, and none of a word of the configuration's commands. A hook that fails stops nothing.
+#[test]
+fn r85_sinks_hear_of_a_recovery_and_a_hook_that_fails_stops_nothing() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    let wrecked = wreck(&shop);
+    let web = Web::start();
+    let config = read(&shop.path("pitr.toml"));
+    let hook = shop.sandbox.file(
+        "hook",
+        "echo $SECRET s3same >> hooked; exit $(cat hook-status)\n",
+    );
+    shop.sandbox.file("hook-status", "1");
+    let hook = format!(
+        "hook = [\"/bin/sh\", \"-c\", \"cd {} && . {}\"]\n",
+        shop.path("").display(),
+        hook.display()
+    );
+    let sinks = format!(
+        "[alerts.web]\nkind = \"webhook\"\nurl = \"{}\"\n[alerts.gone]\nkind = \"webhook\"\nurl = \"http://127.0.0.1:1/x\"\n",
+        web.url()
+    );
+    let with = config.replace("state_dir =", &format!("{hook}state_dir ="));
+    assert_ne!(with, config);
+    shop.sandbox.file("pitr.toml", format!("{with}{sinks}"));
+    let told = || -> Vec<(String, String)> {
+        let heard = web.take();
+        assert!(!format!("{heard:?}").contains("s3same"), "{heard:?}");
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let each = heard.iter();
+        each.map(|one| {
+            assert_eq!(one["id"], "sets/shop/recovery", "{one:#}");
+            (text(&one["event"]), text(&one["severity"]))
+        })
+        .collect()
+    };
+    let pair = |event: &str, severity: &str| (event.to_owned(), severity.to_owned());
+    // The applications are sick: the run does not come to its end, and the sinks hear of it.
+    shop.sandbox.file("tmp/sick", "");
+    let failed = shop
+        .pitr(&full(&mark))
+        .env("PITR_FAULT_SECONDS", "0.1")
+        .run();
+    assert!(!failed.is_success(), "{failed}");
+    assert_eq!(told(), [pair("new", "high"), pair("new", "critical")]);
+    assert_eq!(shop.counters(), TEN, "what runs goes on");
+    assert_eq!(read(&shop.path("hooked")).lines().count(), 1);
+    std::fs::remove_file(shop.path("tmp/sick")).unwrap();
+    let backups = || {
+        let info = shop.pitr(&["info", "--json"]).run().json();
+        info["clusters"][0]["backups"].as_array().unwrap().len()
+    };
+    let before = backups();
+    let run = shop.pitr(&full(&mark)).run();
+    assert!(matches!(run.code(), 0 | 6), "{run}");
+    run.expect_stderr("alert sink \"gone\" was not told");
+    assert_eq!(told(), [pair("new", "high"), pair("resolved", "high")]);
+    assert_eq!(backups(), before + 1, "the cluster is backed up");
+    // A hook runs once more on the way back, and its failure is a warning there, too.
+    let back = shop
+        .pitr(&["recover", "rollback", "--confirm"])
+        .run()
+        .expect_code(6);
+    back.expect_stderr("run the hook");
+    assert_eq!(told(), [pair("new", "high"), pair("resolved", "high")]);
+    assert_eq!(shop.counters(), wrecked);
+    assert_eq!(read(&shop.path("hooked")).lines().count(), 2);
+    shop.stop_receiving();
+}

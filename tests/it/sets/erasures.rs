@@ -92,8 +92,11 @@ fn what_was_erased_is_gone_before_the_service_starts(major: u32) {
     shop.pitr(&["verify", "--quiet"]).run().success();
     let folder = Sandbox::new("erased");
     let to = folder.join("copy");
+    let members = before["plan"]["members"].as_array().unwrap();
+    let main = members.iter().find(|one| one["member"] == "main").unwrap();
+    let backup = main["reached"]["backup"].as_str().unwrap();
     let end = ["restore", "--cluster", "main", "--target-timeline", "2"];
-    let restore = shop.pitr(&end).arg("--to").arg(&to);
+    let restore = shop.pitr(&end).args(["--backup", backup, "--to"]).arg(&to);
     restore.run().success();
     let mut copy = Cluster::open(major, to).without_fsync().create();
     copy.start();

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::common::{
-    Client, Cluster, PATIENCE, Program, Run, Running, Sandbox, pitr, pitr_archive, user, wait_until,
+    Client, Cluster, PATIENCE, Program, Run, Running, Sandbox, files_below, pitr, pitr_archive,
+    user, wait_until,
 };
 use crate::redis::server::{bin, program};
 
@@ -48,6 +49,14 @@ pub struct Counters {
     pub rows: u64,
     pub key: u64,
     pub file: u64,
+}
+
+/// Everything that the members hold.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Contents {
+    tables: Vec<String>,
+    digest: String,
+    files: Vec<(String, String)>,
 }
 
 impl Shop {
@@ -131,7 +140,7 @@ impl Shop {
             (
                 "start-redis",
                 format!(
-                    "{server} --dir {redis} --port 0 --unixsocket {socket} --appendonly yes --save '' --repl-diskless-sync-delay 0 --daemonize yes"
+                    "{server} --dir {redis} --port 0 --unixsocket {socket} --appendonly yes --enable-debug-command yes --save '' --repl-diskless-sync-delay 0 --daemonize yes"
                 ),
             ),
             (
@@ -252,6 +261,52 @@ impl Shop {
             rows: rows.parse().unwrap(),
             key: self.redis(&["GET", "counter"]).parse().unwrap_or(0),
             file: read(&self.path("uploads/counter")).parse().unwrap(),
+        }
+    }
+
+    /// The time of the host, in UTC.
+    pub fn now(&self) -> String {
+        self.cluster.query_one_string(
+            "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+        )
+    }
+
+    /// Everything that the members hold: a dump of the database, the digest of the cache, and each file.
+    pub fn contents(&self) -> Contents {
+        let dump = self.cluster.tool("pg_dump");
+        let dump = dump.arg(self.cluster.conninfo("postgres")).run().success();
+        // Each dump has a token of its own.
+        let lines = dump.stdout.lines();
+        let lines = lines.filter(|line| !line.contains("restrict "));
+        let files = files_below(&self.path("uploads")).into_iter();
+        let files = files.map(|name| {
+            let path = self.path("uploads").join(&name);
+            (name, read(&path))
+        });
+        let settings = read(&self.path("settings/.env"));
+        Contents {
+            tables: lines.map(str::to_owned).collect(),
+            digest: self.redis(&["DEBUG", "DIGEST"]),
+            files: files.chain([(".env".to_owned(), settings)]).collect(),
+        }
+    }
+
+    /// Removes what rollbacks have put aside beside the cluster: many rounds need the room.
+    pub fn clear_aside(&self) {
+        let data = self.cluster.pgdata();
+        let name = data.file_name().unwrap().to_str().unwrap();
+        let aside = format!("{name}.undone-");
+        for entry in std::fs::read_dir(data.parent().unwrap()).unwrap() {
+            let path = entry.unwrap().path();
+            if path
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with(&aside)
+            {
+                std::fs::remove_dir_all(path).unwrap();
+            }
         }
     }
 
