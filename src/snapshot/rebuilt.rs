@@ -13,6 +13,7 @@ use crate::repo::id::PartName;
 /// A frame of which some pages are still looked for.
 pub struct Rebuilt {
     number: u32,
+    at: u64,
     entry: FrameEntry,
     extents: Vec<Extent>,
     hashes: Vec<u64>,
@@ -31,10 +32,11 @@ impl Rebuilt {
         entry: FrameEntry,
         hashes: &[u64],
     ) -> Result<Rebuilt> {
-        let (_, stored) = pack.stored_frame(number)?;
+        let (at, stored) = pack.stored_frame(number)?;
         let extents = frame::listed_extents(&stored, &entry, pack.naming())?;
         Ok(Rebuilt {
             number,
+            at,
             entry,
             extents,
             raw: vec![0; entry.raw_bytes as usize],
@@ -46,6 +48,11 @@ impl Rebuilt {
     /// Its number in the pack.
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Its place in the pack.
+    pub fn at(&self) -> u64 {
+        self.at
     }
 
     /// Whether all pages were found.

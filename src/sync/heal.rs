@@ -321,10 +321,7 @@ impl<'a> Healing<'a> {
                 hash,
                 size_bytes,
             } => {
-                let reader = PackReader::open(object, part, self.pair.scope.tag(), *naming)?;
-                if reader.hash() != hash || reader.stored_bytes() != *size_bytes {
-                    return Err(err!(Damaged, "it is not the pack that the map leads to"));
-                }
+                let reader = self.open_pack(object, (part, *naming), (hash, *size_bytes))?;
                 for number in 0..reader.frame_count() {
                     stop()?;
                     reader
@@ -361,6 +358,20 @@ impl<'a> Healing<'a> {
                 }
                 self.check_begin(id)
             }
+        }
+    }
+
+    /// Opens a pack whose directory is the one that the map leads to.
+    pub(super) fn open_pack(
+        &self,
+        object: Box<dyn Object>,
+        (part, naming): (&PartName, Naming),
+        (hash, size_bytes): (&[u8; 32], u64),
+    ) -> Result<PackReader> {
+        let pack = PackReader::open(object, part, self.pair.scope.tag(), naming)?;
+        match pack.hash() == hash && pack.stored_bytes() == size_bytes {
+            true => Ok(pack),
+            false => Err(err!(Damaged, "it is not the pack that the map leads to")),
         }
     }
 

@@ -61,8 +61,20 @@ impl Healing<'_> {
                 "frames of an encrypted pack are not put together again"
             ));
         }
+        if self.scope().kind().is_some() {
+            return Err(err!(
+                Unsupported,
+                "packs of clusters alone are put together again"
+            ));
+        }
         let proof = self.proof(key)?;
-        let Proof::Pack { part, .. } = &proof else {
+        let Proof::Pack {
+            part,
+            naming,
+            hash,
+            size_bytes,
+        } = &proof
+        else {
             return Err(err!(Unsupported, "packs alone are put together again"));
         };
         store.forget_healed(key);
@@ -70,7 +82,7 @@ impl Healing<'_> {
             let object = store.open(key)?;
             object.ok_or_else(|| err!(NotFound, "nothing of it is left"))
         };
-        let pack = self.damaged_pack(open()?, &proof)?;
+        let pack = self.open_pack(open()?, (part, *naming), (hash, *size_bytes))?;
         let mut lost = self.lost(&pack)?;
         self.find(&mut lost, part)?;
         let mut known = BTreeMap::new();
@@ -82,8 +94,7 @@ impl Healing<'_> {
                     frame.number()
                 ));
             }
-            let (at, _) = pack.stored_frame(frame.number())?;
-            known.insert(at, frame.stored()?);
+            known.insert(frame.at(), frame.stored()?);
         }
         let target = self.free_copy(key)?;
         let patched = Patched {
@@ -96,27 +107,6 @@ impl Healing<'_> {
                 store.forget_healed(key);
                 Ok(target)
             }
-        }
-    }
-
-    /// Opens a pack whose directory is the one that the map leads to.
-    fn damaged_pack(&self, object: Box<dyn Object>, proof: &Proof) -> Result<PackReader> {
-        let Proof::Pack {
-            part,
-            naming,
-            hash,
-            size_bytes,
-        } = proof
-        else {
-            return Err(err!(Internal, "the proof of something else than a pack"));
-        };
-        let pack = PackReader::open(object, part, self.scope().tag(), *naming)?;
-        match pack.hash() == hash && pack.stored_bytes() == *size_bytes {
-            true => Ok(pack),
-            false => Err(err!(
-                Damaged,
-                "its directory is not the one that the map leads to"
-            )),
         }
     }
 
@@ -151,12 +141,6 @@ impl Healing<'_> {
     /// Looks for the pages of frames in one backup after another, the newest first.
     fn find(&self, lost: &mut [Rebuilt], part: &PartName) -> Result<()> {
         let (store, scope) = (self.repository().store(), self.scope());
-        if scope.kind().is_some() {
-            return Err(err!(
-                Unsupported,
-                "packs of clusters alone are put together again"
-            ));
-        }
         let listed = store.list(&scope.backups())?;
         let ids = listed
             .iter()
