@@ -96,6 +96,7 @@ mod report_page;
 pub mod rescue;
 pub mod restore;
 mod restore_aside;
+mod restore_from_standby;
 mod restore_replaced;
 mod restoring;
 pub mod roles;

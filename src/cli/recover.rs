@@ -123,6 +123,10 @@ pub struct ClustersArgs {
     #[arg(long)]
     pub after_stop: bool,
 
+    /// Take the standby that each cluster's data directory is: it recovers there, and no backup is copied; refused with 5 once it has replayed the moment
+    #[arg(long, conflicts_with = "after_stop")]
+    pub from_standby: bool,
+
     #[command(flatten)]
     pub erasures: ConsentArgs,
 }
@@ -176,6 +180,7 @@ impl MomentArgs {
             moment,
             with_erasures: false,
             after_stop: false,
+            from_standby: false,
         })
     }
 
@@ -248,6 +253,7 @@ fn clusters(args: &ClustersArgs, extent: Extent, cx: &Context) -> Result<u8> {
     let asked = AskedRecovery {
         with_erasures: true,
         after_stop: args.after_stop,
+        from_standby: args.from_standby,
         ..args.in_place.moment.asked(extent)?
     };
     in_place(&args.in_place, (asked, &args.erasures.consent()), cx)

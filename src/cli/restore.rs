@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::erasure::{ConsentArgs, apply_to_restored, judge, print_applied};
 use super::restore_aside;
+use super::restore_from_standby;
 use super::restore_replaced::{self, Replaced};
 use super::restoring::{ShownReport, print_report};
 use super::target::TargetArgs;
@@ -70,6 +71,10 @@ pub struct Args {
     /// Restore beside the data directory, in which a server may run, and recover there in private; --switch puts it in its place. With --undo, remove that copy
     #[arg(long, conflicts_with_all = ["delta", "replace", "adopt", "erase", "databases", "exclude_databases", "tablespace_mapping"])]
     pub aside: bool,
+
+    /// Take the standby in the directory, which was shut down before it replayed the target: it recovers there in private, and no backup is copied; then run pitr adopt; with --confirm. With --undo, make a standby of it again, if it is not promoted yet
+    #[arg(long, conflicts_with_all = ["aside", "switch", "delta", "replace", "adopt", "erase", "databases", "exclude_databases", "tablespace_mapping"])]
+    pub from_standby: bool,
 
     /// Put the cluster that --aside has recovered in the place of the data directory, whose server is stopped; then run pitr adopt; with --confirm
     #[arg(long, conflicts_with_all = ["aside", "replace", "delta", "adopt", "erase", "undo", "target", "backup", "databases", "exclude_databases", "tablespace_mapping"])]
@@ -169,8 +174,10 @@ struct Shown<'a> {
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     match (args.undo, args.aside) {
+        (true, _) if args.from_standby => return restore_from_standby::give_back(args, cx),
         (true, true) => return restore_aside::give_up(args, cx),
         (true, false) => return restore_replaced::undo(args, cx),
+        _ if args.from_standby => return restore_from_standby::run(args, cx),
         _ if args.switch => return restore_aside::switch(args, cx),
         _ => {}
     }

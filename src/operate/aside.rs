@@ -87,10 +87,18 @@ pub fn restore(session: &Session, prepared: &Prepared, jobs: Option<u16>) -> Res
     fault::point("aside-restored");
     waiting::open(data)?;
     fault::point("aside-opened");
+    recover(session, data, plan)?;
+    Ok(restored)
+}
+
+/// Runs the server of a data directory until it has recovered as planned, and notes that.
+///
+/// # Errors
+/// Those of [`restore`] but for the copy.
+pub(super) fn recover(session: &Session, data: &Path, plan: &Plan) -> Result<()> {
     in_private(session, data, plan)?;
     fault::point("aside-recovered");
-    note(data, session.host.random())?;
-    Ok(restored)
+    note(data, session.host.random())
 }
 
 /// Notes that a copy has recovered, and waits.

@@ -48,6 +48,7 @@ mod fingerprint;
 pub mod forecast;
 pub mod former;
 pub mod found;
+pub mod from_standby;
 pub mod gaps;
 pub mod heal;
 pub mod held;

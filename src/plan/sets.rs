@@ -195,6 +195,8 @@ pub fn plan(
 pub enum Step {
     /// A member is restored aside: a Redis server's data set, which a server loads; a cluster, which recovers there in private.
     Aside(String),
+    /// A cluster's directory is a standby, which is stopped, and recovers there in private.
+    FromStandby(String),
     /// The applications are stopped.
     StopApplications,
     /// A member's service is stopped.
@@ -222,6 +224,7 @@ impl Step {
     pub fn member(&self) -> Option<&str> {
         match self {
             Step::Aside(member)
+            | Step::FromStandby(member)
             | Step::Stop(member)
             | Step::Replace(member)
             | Step::Erase(member)
@@ -241,6 +244,9 @@ impl Step {
                     _ => "load it",
                 };
                 format!("restore {member} aside, and {how}")
+            }
+            Step::FromStandby(member) => {
+                format!("stop the standby of {member}, and recover it in private")
             }
             Step::StopApplications => "stop the applications".to_owned(),
             Step::Stop(member) => format!("stop {member}"),
@@ -266,6 +272,8 @@ fn kind_of(member: &str) -> Option<MemberKind> {
 pub struct Clusters {
     /// Those that are restored and recover aside, before anything is stopped.
     pub aside: Vec<SetMember>,
+    /// Those whose directory is a standby, which recovers in its place, before the applications are stopped.
+    pub standbys: Vec<SetMember>,
     /// Those that lack erasures, which are repeated before anything is started.
     pub erased: Vec<SetMember>,
 }
@@ -276,27 +284,36 @@ pub fn steps(members: &[SetMember], clusters: &Clusters) -> Vec<Step> {
         let found = members.iter().filter(|member| member.kind == kind);
         found.map(ToString::to_string).collect()
     };
+    let names = |members: &[SetMember]| -> Vec<String> {
+        members.iter().map(ToString::to_string).collect()
+    };
     let (all, caches) = (of(MemberKind::Cluster), of(MemberKind::Redis));
+    let standbys = names(&clusters.standbys);
+    let mut running = all.clone();
+    running.retain(|member| !standbys.contains(member));
     let rest: Vec<String> = [of(MemberKind::Files), of(MemberKind::Config)].concat();
     let (aside, late): (Vec<&SetMember>, Vec<&SetMember>) = {
         let erased = clusters.erased.iter();
-        erased.partition(|member| clusters.aside.contains(member))
-    };
-    let names = |members: &[SetMember]| -> Vec<String> {
-        members.iter().map(ToString::to_string).collect()
+        erased.partition(|member| {
+            [&clusters.aside, &clusters.standbys]
+                .iter()
+                .any(|c| c.contains(member))
+        })
     };
     let erase = |member: &&SetMember| Step::Erase(member.to_string());
     let mut steps: Vec<Step> = names(&clusters.aside)
         .into_iter()
         .map(Step::Aside)
         .collect();
+    steps.extend(standbys.iter().cloned().map(Step::FromStandby));
     steps.extend(aside.iter().map(erase));
     steps.extend(caches.iter().cloned().map(Step::Aside));
     steps.push(Step::StopApplications);
-    steps.extend(caches.iter().chain(&all).cloned().map(Step::Stop));
-    let replaced = all.iter().chain(&caches).chain(&rest).cloned();
+    steps.extend(caches.iter().chain(&running).cloned().map(Step::Stop));
+    let replaced = running.iter().chain(&caches).chain(&rest).cloned();
     steps.extend(replaced.map(Step::Replace));
-    steps.extend(names(&clusters.aside).into_iter().map(Step::Adopt));
+    let early = names(&clusters.aside).into_iter().chain(standbys);
+    steps.extend(early.map(Step::Adopt));
     steps.extend(
         late.iter()
             .flat_map(|member| [erase(member), Step::Adopt(member.to_string())]),
@@ -390,8 +407,12 @@ mod tests {
     fn databases_are_stopped_last_and_started_first() {
         let members = ["files:u", "redis:r", "main", "config:c"].map(member);
         let texts = |aside: &[SetMember], erased: &[SetMember]| -> Vec<String> {
-            let (aside, erased) = (aside.to_vec(), erased.to_vec());
-            let steps = steps(&members, &Clusters { aside, erased });
+            let clusters = Clusters {
+                aside: aside.to_vec(),
+                erased: erased.to_vec(),
+                standbys: Vec::new(),
+            };
+            let steps = steps(&members, &clusters);
             steps.iter().map(Step::text).collect()
         };
         let main = [member("main")];

@@ -54,6 +54,7 @@ mod expire;
 mod fetch;
 mod files;
 mod find;
+mod from_standby;
 mod frozen;
 mod frozen_content;
 mod frozen_epochs;

@@ -157,6 +157,9 @@ impl Back<'_> {
             self.run.write_undone(&self.session.host, number)?;
         }
         self.start_all()?;
+        for (number, work) in self.begun(&|step| matches!(step, Step::FromStandby(_)))? {
+            self.give_back(number, &work, &mut told.warnings)?;
+        }
         if !self.begun(&|step| *step == Step::Hook)?.is_empty()
             && let Err(e) = optional(self.session, &self.log("hook"), &self.set.hook)
         {
@@ -393,6 +396,35 @@ impl Back<'_> {
             true => None,
             false => newest.as_str().map(str::to_owned),
         })
+    }
+
+    /// Makes a standby of a cluster again that had not been promoted. One that was stays as it is.
+    fn give_back(&self, number: usize, work: &Work<'_>, warnings: &mut Vec<String>) -> Result<()> {
+        let member = work.member()?;
+        let cluster = cluster(self.settings, &member.name)?;
+        let data = pgdata(cluster)?;
+        let to = data.to_string_lossy();
+        let name = &member.name;
+        let words = ["restore", "--cluster", name, "--to", &to, "--from-standby"];
+        let words = own::words(&[&words[..], &["--undo", "--confirm"]].concat());
+        let why = match own::run(self.session, &words, Owner::of(data)?) {
+            Err(e) if e.code() == Code::Refused => Some(e.to_string()),
+            done => done.map(|_| None)?,
+        };
+        // Once it is adopted nothing is left that could be taken back.
+        if why.is_some() || !data.join("standby.signal").exists() {
+            let why = why.unwrap_or_else(|| "it was promoted".to_owned());
+            warnings.push(format!("{member} stays as it was recovered: {why}"));
+            return Ok(());
+        }
+        let (_, start) = work.service()?;
+        match service::is_cluster_stopped(cluster) {
+            true => {
+                let log = self.log(&format!("start-{number}"));
+                service::command(self.session, &log, &start)
+            }
+            false => Ok(()),
+        }
     }
 
     /// Removes what was restored beside a cluster, and did not take its place.

@@ -104,6 +104,7 @@ fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<boo
         moment: AskedMoment::Mark(id.to_owned()),
         with_erasures: false,
         after_stop: false,
+        from_standby: false,
     };
     // A mark that waits is no trouble of a repository.
     let quiet = Session {

@@ -19,7 +19,7 @@ use crate::operate::target::{AskedTarget, Point as Asked};
 use crate::operate::{how_long, human};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::plan::recovery::Action;
+use crate::plan::recovery::{Action, Plan};
 use crate::plan::sets::{self, Extent, Reach, Reached, SetPlan, Wanted};
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
 use crate::redis::route;
@@ -53,6 +53,8 @@ pub struct AskedRecovery {
     pub with_erasures: bool,
     /// Whether clusters are restored after the stop.
     pub after_stop: bool,
+    /// Whether the directories of clusters are standbys, which recover in their places.
+    pub from_standby: bool,
 }
 
 /// The moment that is wanted, as members understand it.
@@ -166,6 +168,7 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
             settings: &settings,
             set: &set,
             member: &member,
+            from_standby: asked.from_standby,
             clusters: &mut clusters,
             erasures: with.then_some(&mut erasures),
         };
@@ -266,6 +269,7 @@ struct Planning<'p> {
     settings: &'p Settings,
     set: &'p RecoverySet,
     member: &'p SetMember,
+    from_standby: bool,
     /// The backups of clusters that are restored.
     clusters: &'p mut BTreeMap<SetMember, Restorable>,
     /// The clusters that lack erasures; none where nobody asks.
@@ -395,6 +399,14 @@ impl Planning<'_> {
             };
             self.clusters.insert(self.member.clone(), restorable);
         }
+        let copied = match self.from_standby {
+            true => 0,
+            false => plan.bytes_to_copy,
+        };
+        let done = Plan {
+            bytes_to_copy: copied,
+            ..plan.clone()
+        };
         Ok(Reach::Reached(Reached {
             backup: plan
                 .backup
@@ -406,8 +418,8 @@ impl Planning<'_> {
                 .stop
                 .as_ref()
                 .map(|stop| stop.recovery_end_lsn.to_string()),
-            bytes: plan.bytes_to_copy.saturating_add(plan.bytes_to_replay),
-            ms: how_long::of_plan(&own, &chosen.opened, plan).map(|estimate| estimate.ms),
+            bytes: copied.saturating_add(plan.bytes_to_replay),
+            ms: how_long::of_plan(&own, &chosen.opened, &done).map(|estimate| estimate.ms),
             level: Level::Time,
         }))
     }

@@ -1,6 +1,7 @@
 //! `pitr recover`: the steps of a plan, carried out and resumed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::cache::Place;
 use super::erasures::{self, Erasing};
-use super::own::Owner;
+use super::own::{self, Owner};
 use super::plan::{self, AskedRecovery, Planned};
 use super::records;
 use super::run::{End, Record, RecordedMember, Run, Runs};
@@ -16,7 +17,7 @@ use super::work::Work;
 use super::{cluster, configured, redis};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fault;
 use crate::operate::erasure::apply::Consent;
 use crate::operate::files_replace;
@@ -150,7 +151,11 @@ pub fn prepare(
     let planned = plan::run(session, asked)?;
     planned.require()?;
     let mut after_stop = Vec::new();
-    for member in planned.words.keys() {
+    for (member, words) in &planned.words {
+        if asked.from_standby && member.kind == MemberKind::Cluster {
+            check_standby(session, &settings, (member, words))?;
+            continue;
+        }
         let old = check(session, &settings, member)?;
         if let Some(why) =
             old.and_then(|old| why_after_stop(session, asked, &planned, (member, &old)))
@@ -212,48 +217,75 @@ fn record(
     });
     let named = (planned.set.name.as_str(), asked.extent, words.to_owned());
     let is_late = |member: &SetMember| after_stop.iter().any(|late| late.member == *member);
-    let aside = members
-        .iter()
-        .filter(|member| member.kind == MemberKind::Cluster && !is_late(member));
+    let all = members.iter();
+    let all = all.filter(|member| member.kind == MemberKind::Cluster);
+    let (standbys, others): (Vec<&SetMember>, Vec<&SetMember>) =
+        all.partition(|_| asked.from_standby);
+    let aside = others.into_iter().filter(|member| !is_late(member));
     let clusters = Clusters {
         aside: aside.cloned().collect(),
+        standbys: standbys.into_iter().cloned().collect(),
         erased: planned.erasures.keys().cloned().collect(),
     };
     let steps = steps_with(&planned.set, &members, &clusters);
     Record::new(&session.host, named, recorded.collect(), steps)
 }
 
+fn lacking(member: &SetMember, section: &str, key: &str) -> Error {
+    err!(
+        Config,
+        "[{section}.{}] has no {key}, without which it cannot be recovered",
+        member.name
+    )
+    .hint(format!("{UNCHANGED}\npitr recover test needs none of it."))
+}
+
+/// Requires what the configuration has to tell of a cluster. Returns its data directory.
+fn check_cluster<'s>(settings: &'s Settings, member: &SetMember) -> Result<&'s Path> {
+    let cluster = cluster(settings, &member.name)?;
+    let lacking = |key: &str| lacking(member, "clusters", key);
+    let Some(pgdata) = &cluster.pgdata else {
+        return Err(lacking("pgdata"));
+    };
+    Owner::of(pgdata)?;
+    if cluster.conninfo.is_none() {
+        return Err(lacking("conninfo"));
+    }
+    match cluster.service.stop.is_empty() || cluster.service.start.is_empty() {
+        true => Err(lacking("service.stop and service.start")),
+        false => Ok(pgdata),
+    }
+}
+
+/// Requires that a cluster's directory is a standby that has not passed the moment.
+fn check_standby(
+    session: &Session,
+    settings: &Settings,
+    (member, words): (&SetMember, &[String]),
+) -> Result<()> {
+    let pgdata = check_cluster(settings, member)?;
+    let mut line = from_standby(&member.name, pgdata, words);
+    line.push("--dry-run".to_owned());
+    own::run(session, &line, Owner::of(pgdata)?).map(|_| ())
+}
+
+/// The words of pitr that let a standby recover.
+pub(super) fn from_standby(name: &str, pgdata: &Path, words: &[String]) -> Vec<String> {
+    let to = pgdata.to_string_lossy();
+    let mut line = own::words(&["restore", "--cluster", name, "--to", &to, "--from-standby"]);
+    line.extend(words.iter().cloned());
+    line
+}
+
 /// Requires what the steps of a member need, before the first of them. Returns the data directory of a cluster.
 fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<Option<Old>> {
-    let lacking = |section: &str, key: &str| {
-        err!(
-            Config,
-            "[{section}.{}] has no {key}, without which it cannot be recovered",
-            member.name
-        )
-        .hint(format!("{UNCHANGED}\npitr recover test needs none of it."))
-    };
     match member.kind {
-        MemberKind::Cluster => {
-            let cluster = cluster(settings, &member.name)?;
-            let Some(pgdata) = &cluster.pgdata else {
-                return Err(lacking("clusters", "pgdata"));
-            };
-            Owner::of(pgdata)?;
-            let old = Old::look_beside(pgdata)?;
-            if cluster.conninfo.is_none() {
-                return Err(lacking("clusters", "conninfo"));
-            }
-            match cluster.service.stop.is_empty() || cluster.service.start.is_empty() {
-                true => Err(lacking("clusters", "service.stop and service.start")),
-                false => Ok(Some(old)),
-            }
-        }
+        MemberKind::Cluster => Old::look_beside(check_cluster(settings, member)?).map(Some),
         MemberKind::Redis => {
             let redis = redis(settings, &member.name)?;
             Place::of(redis)?;
             match redis.service.stop.is_empty() || redis.service.start.is_empty() {
-                true => Err(lacking("redis", "service.stop and service.start")),
+                true => Err(lacking(member, "redis", "service.stop and service.start")),
                 false => Ok(None),
             }
         }
@@ -492,6 +524,7 @@ pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep>
     let aside = clusters.filter(|member| member.kind == MemberKind::Cluster);
     let clusters = Clusters {
         aside: aside.cloned().collect(),
+        standbys: Vec::new(),
         erased: Vec::new(),
     };
     let steps = steps_with(set, &set.members, &clusters);

@@ -205,6 +205,7 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
         moment: AskedMoment::Mark(mark.id.clone()),
         with_erasures: true,
         after_stop: false,
+        from_standby: false,
     };
     let Ok(planned) = plan::run(session, &asked) else {
         return String::new();

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::cache::Place;
 use super::own::{self, Owner};
+use super::recover::from_standby;
 use super::run::{Record, Run};
 use super::{cluster, erasures, redis, service};
 use crate::archive::datadir::DataDirectory;
@@ -138,6 +139,14 @@ impl<'p> Work<'p> {
         })
     }
 
+    /// The words of pitr that let the standby recover.
+    fn recovering(&self) -> Result<Vec<String>> {
+        let name = &self.member()?.name;
+        let mut words = from_standby(name, pgdata(cluster(self.settings, name)?)?, self.words);
+        words.push("--confirm".to_owned());
+        Ok(words)
+    }
+
     /// The words of pitr that let the copy archive.
     fn adopting(&self) -> Result<Vec<String>> {
         let (name, to) = (&self.member()?.name, self.pgdata()?);
@@ -165,6 +174,7 @@ impl<'p> Work<'p> {
             Step::Erase(_) => Some(own::line(&self.erasing()?)),
             Step::Adopt(_) => Some(own::line(&self.adopting()?)),
             Step::Aside(_) if self.is_cluster() => Some(own::line(&self.restoring_aside()?)),
+            Step::FromStandby(_) => Some(own::line(&self.recovering()?)),
             Step::Aside(_) => {
                 let mut words = own::words(&["redis", "restore", &self.member()?.name]);
                 words.extend(self.words.iter().cloned());
@@ -231,6 +241,13 @@ impl<'p> Work<'p> {
             Step::Aside(_) => {
                 let redis = redis(self.settings, &self.member()?.name)?;
                 Place::of(redis)?.aside(session, redis, self.words)
+            }
+            Step::FromStandby(_) => {
+                self.stop(session, &log)?;
+                let owner = Owner::of(Path::new(&self.pgdata()?))?;
+                let answer = own::run(session, &self.recovering()?, owner)?;
+                self.require_foreseen(&answer.json)?;
+                Ok(json!({}))
             }
             Step::StopApplications => optional(session, &log, &self.set.stop),
             Step::StartApplications => optional(session, &log, &self.set.start),

@@ -5,6 +5,7 @@ mod campaign;
 mod erasures;
 mod runbook;
 mod shop;
+mod standby;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;

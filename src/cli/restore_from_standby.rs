@@ -1,0 +1,131 @@
+//! `pitr restore --from-standby`: a standby that has not replayed the target yet recovers to it in its place.
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::restore::Args;
+use super::{Context, erasure as told, plan, unconfirmed};
+use crate::error::Result;
+use crate::exit;
+use crate::operate::archive_command::shell_word;
+use crate::operate::erasure::{self, Lacking};
+use crate::operate::from_standby::{self, Asked, Prepared};
+use crate::operate::human;
+use crate::plan::recovery::Plan;
+
+/// A plan and the standby that carries it out, as JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    to: String,
+    standby: Standby,
+    dry_run: bool,
+    /// Whether it has recovered.
+    recovered: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erasures: Option<&'a Lacking>,
+}
+
+#[derive(Serialize)]
+struct Standby {
+    /// The end of what it has replayed.
+    replayed_lsn: String,
+    /// The position from which it recovers.
+    restartpoint_lsn: String,
+    bytes_to_replay: u64,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
+    let asked = Asked {
+        to: args.to.clone(),
+        target: args.target.parse()?,
+        dry_run: args.dry_run,
+    };
+    let prepared = from_standby::prepare(&cx.session, &asked)?;
+    let lacking = erasure::lacking(&cx.session, &prepared.opened, &prepared.plan)?;
+    if !cx.out.is_json() {
+        show(cx, &prepared)?;
+    } else if args.dry_run {
+        cx.out
+            .json(&shown(args, &prepared, lacking.as_ref(), false))?;
+    }
+    if args.dry_run {
+        return Ok(exit::SUCCESS);
+    }
+    let data = prepared.data().display();
+    if !args.confirm {
+        return Err(unconfirmed(&format!(
+            "The standby in \"{data}\" would recover to the target, be promoted, and be no standby any more."
+        )));
+    }
+    cx.stop_in_order()?;
+    from_standby::recover(&cx.session, &prepared)?;
+    if cx.out.is_json() {
+        cx.out
+            .json(&shown(args, &prepared, lacking.as_ref(), true))?;
+        return Ok(exit::SUCCESS);
+    }
+    cx.out.line(&format!(
+        "it has recovered as planned, and is shut down: {data}"
+    ))?;
+    told::tell(cx, lacking.as_ref(), (&data.to_string(), false))?;
+    let to = shell_word(&data.to_string());
+    cx.out.line("Before its service starts, let it archive:")?;
+    cx.out
+        .line(&format!("  pitr adopt --pgdata {to} --confirm"))?;
+    Ok(exit::SUCCESS)
+}
+
+fn shown<'a>(
+    args: &Args,
+    prepared: &'a Prepared,
+    erasures: Option<&'a Lacking>,
+    recovered: bool,
+) -> Shown<'a> {
+    Shown {
+        plan: &prepared.plan,
+        to: prepared.data().to_string_lossy().into_owned(),
+        standby: Standby {
+            replayed_lsn: prepared.replayed.to_string(),
+            restartpoint_lsn: prepared.restartpoint.to_string(),
+            bytes_to_replay: prepared.bytes_to_replay(),
+        },
+        dry_run: args.dry_run,
+        recovered,
+        erasures,
+    }
+}
+
+fn show(cx: &Context, prepared: &Prepared) -> Result<()> {
+    plan::show(cx, &prepared.plan, None)?;
+    cx.out.line(&format!(
+        "no backup is copied: the standby in \"{}\" has replayed up to {}, and recovers from {} ({} of WAL)",
+        prepared.data().display(),
+        prepared.replayed,
+        prepared.restartpoint,
+        human::size(prepared.bytes_to_replay())
+    ))
+}
+
+/// Makes a standby of it again.
+pub(super) fn give_back(args: &Args, cx: &Context) -> Result<u8> {
+    if args.dry_run {
+        return Ok(exit::SUCCESS);
+    }
+    if !args.confirm {
+        return Err(unconfirmed(
+            "The recovery would be given up, and the directory be a standby again.",
+        ));
+    }
+    let is_back = from_standby::give_back(&cx.session, &args.to)?;
+    match (cx.out.is_json(), is_back) {
+        (true, _) => cx.out.json(&json!({ "given_back": is_back }))?,
+        (false, true) => cx
+            .out
+            .line("it is a standby again, and follows as before once it is started")?,
+        (false, false) => cx.out.line("no recovery was begun there")?,
+    }
+    Ok(exit::SUCCESS)
+}
