@@ -59,11 +59,11 @@ step('a hostile label is text');
 // A moment, by the keyboard alone.
 await page.focus('#ask-cluster');
 const path = [];
-for (let n = 0; n < 3; n += 1) {
+for (let n = 0; n < 4; n += 1) {
   await page.keyboard.press('Tab');
   path.push(await page.evaluate(() => document.activeElement.id || document.activeElement.tagName));
 }
-assert.deepEqual(path, ['ask-time', 'ask-slide', 'BUTTON']);
+assert.deepEqual(path, ['ask-kind', 'ask-time', 'ask-slide', 'BUTTON']);
 await page.keyboard.press('Enter');
 await page.waitForSelector('#plan pre#line');
 const line = await textOf('#line');
@@ -81,6 +81,13 @@ await page.waitForFunction(() => document.querySelector('#plan').innerText.inclu
 await page.$eval('#ask-time', input => { input.value = 'yesterday'; });
 await page.click('#ask button');
 await page.waitForFunction(() => document.querySelector('#plan').innerText.includes('Write the moment as'));
+// By another kind of target.
+await page.select('#ask-kind', 'name');
+await page.type('#ask-time', 'no.such.point');
+await page.click('#ask button');
+await page.waitForFunction(() => document.querySelector('#plan').innerText.includes('no.such.point'));
+await page.select('#ask-kind', 'lsn');
+assert.equal(await page.$eval('#ask-time', input => input.value), '');
 // By the picture.
 const box = await (await page.$('#clusters svg')).boundingBox();
 await page.mouse.click(box.x + box.width - 60, box.y + 30);

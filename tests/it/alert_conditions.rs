@@ -1,6 +1,7 @@
 //! Each condition of docs/agent.md is provoked for real, and reaches a sink with its severity, once, and its end.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,7 @@ use crate::common::s3::tls::{Authority, Says, Tls};
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, paths_below, reception, wait_until,
 };
+use crate::page_tls;
 use crate::require_mounts;
 use crate::s3_cycle::Offline;
 use crate::sealed::Sealed;
@@ -822,6 +824,47 @@ fn j16_a_certificate_that_ends_is_medium_then_critical_and_over_once_it_is_renew
         ("resolved", "critical"),
     ];
     sink.expect(id, &all);
+}
+
+#[test]
+fn j16_the_certificate_of_the_agent_itself_is_a_condition_too() {
+    let (site, _cluster, sink) = site("");
+    let authority = page_tls::Authority::new();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let now = now.as_secs();
+    let year = i32::try_from(1970 + now / 31_556_952 + 2).unwrap();
+    let days = (i64::from(year) - 1970) * 365 + (i64::from(year) - 1969) / 4;
+    let end = u64::try_from(days).unwrap() * 86_400;
+    let own = authority.signs("localhost", year);
+    let certificate = site.sandbox().file("page.pem", &own.pem);
+    let key = site.sandbox().file("page.key", &own.key);
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let tls = format!(
+        "[agent]\ntls.cert_file = \"{}\"\ntls.key_file = \"{}\"\n",
+        certificate.display(),
+        key.display()
+    );
+    std::fs::write(site.config(), config.replace("[agent]\n", &tls)).unwrap();
+    let id = format!("main/doctor/certificates/{}", certificate.display());
+    let look = |left: u64| {
+        let pitr = later(&site.pitr(), end - left * 86_400 - now);
+        examine(&pitr);
+        observe(&pitr);
+    };
+    look(22);
+    sink.expect(&id, &[]);
+    look(20);
+    look(2);
+    sink.expect(&id, &[("new", "medium"), ("new", "critical")]);
+    let renewed = authority.signs("localhost", year + 1);
+    std::fs::write(&certificate, &renewed.pem).unwrap();
+    look(2);
+    let (event, severity, _) = sink.heard(&id).pop().unwrap();
+    assert_eq!(
+        (event.as_str(), severity.as_str()),
+        ("resolved", "critical")
+    );
 }
 
 #[test]

@@ -125,7 +125,23 @@ fn j09_a_plan_is_made_by_the_command_one_at_a_time_and_within_its_time() {
             && line.contains(" restore --cluster main --target-time "),
         "{line}"
     );
+    for (query, option) in [
+        ("lsn=0/16B3740", "--target-lsn 0/16B3740"),
+        ("xid=742", "--target-xid 742"),
+        ("name=before.it", "--target-name before.it"),
+    ] {
+        let asked = format!("/api/plan?cluster=main&{query}");
+        let (status, body) = host.get(&asked).unwrap();
+        let told: Value = serde_json::from_str(&body).unwrap();
+        let line = told["line"].as_str().unwrap_or_default();
+        assert!(line.contains(option), "{query}: {status} {body}");
+    }
     for (query, wanted) in [
+        ("cluster=main&lsn=--help", "400"),
+        ("cluster=main&lsn=0/123456789", "400"),
+        ("cluster=main&xid=-1", "400"),
+        ("cluster=main&name=--help", "400"),
+        ("cluster=main&name=a%20b", "400"),
         ("cluster=--help&time=2026-11-20T06:40:49Z", "400"),
         ("cluster=main&time=--help", "400"),
         ("cluster=main%20x&time=2026-11-20T06:40:49Z", "400"),

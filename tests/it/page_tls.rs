@@ -19,19 +19,19 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// A year in which no test runs any more.
 const LATER: i32 = 2120;
 
-struct Authority {
+pub struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate and its private key.
-struct Signed {
-    pem: String,
-    key: String,
+pub struct Signed {
+    pub pem: String,
+    pub key: String,
 }
 
 impl Authority {
-    fn new() -> Authority {
+    pub fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -41,7 +41,7 @@ impl Authority {
     }
 
     /// Signs a certificate for this name that ends in a year.
-    fn signs(&self, name: &str, year: i32) -> Signed {
+    pub fn signs(&self, name: &str, year: i32) -> Signed {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);
         params.not_after = rcgen::date_time_ymd(year, 1, 1);

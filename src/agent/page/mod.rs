@@ -251,7 +251,10 @@ impl Page {
         if self.is_planning.swap(true, Ordering::AcqRel) {
             return Err(err!(Locked, "another plan is being made: ask again"));
         }
-        let made = plan::make(&settings, value(query, "cluster"), value(query, "time"));
+        let is_asked = |kind: &&str| !value(query, kind).is_empty();
+        let kind = plan::KINDS.into_iter().find(is_asked).unwrap_or("time");
+        let asked = (kind, value(query, kind));
+        let made = plan::make(&settings, value(query, "cluster"), asked);
         self.is_planning.store(false, Ordering::Release);
         Ok((StatusCode::OK, made?.to_string()))
     }

@@ -232,8 +232,19 @@ function range(cluster) {
   const all = cluster ? windows(cluster) : [];
   return all.length ? [millis(all[0].from), millis(all[all.length - 1].to)] : null;
 }
+const KINDS = {
+  time: [/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z$/, '2026-11-20 06:40:49'],
+  lsn: [/^[0-9A-Fa-f]{1,8}\/[0-9A-Fa-f]{1,8}$/, '0/16B3740'],
+  xid: [/^\d{1,20}$/, '742'],
+  name: [/^[A-Za-z0-9._][A-Za-z0-9._-]*$/, 'before-the-release'],
+};
+byId('ask-kind').addEventListener('change', () => {
+  byId('ask-time').value = '';
+  byId('ask-time').placeholder = KINDS[byId('ask-kind').value][1];
+});
 function pick(name, at) {
   byId('ask-cluster').value = name;
+  byId('ask-kind').value = 'time';
   byId('ask-time').value = new Date(at).toISOString().replace('T', ' ').replace('Z', '');
   const span = range(chosen());
   if (span) byId('ask-slide').value = Math.round(1000 * (at - span[0]) / Math.max(1, span[1] - span[0]));
@@ -244,19 +255,21 @@ byId('ask-slide').addEventListener('input', () => {
   const span = range(chosen());
   if (!span) return;
   const at = span[0] + (span[1] - span[0]) * Number(byId('ask-slide').value) / 1000;
+  byId('ask-kind').value = 'time';
   byId('ask-time').value = new Date(at).toISOString().replace('T', ' ').replace('Z', '');
   described();
 });
 byId('ask').addEventListener('submit', async event => {
   event.preventDefault();
   const place = byId('plan');
-  const asked = byId('ask-time').value.trim().replace(' ', 'T').replace(/Z?$/, 'Z');
-  if (!/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z$/.test(asked)) {
-    place.replaceChildren(element('p', { class: 'bad' }, 'Write the moment as 2026-11-20 06:40:49.'));
+  const kind = byId('ask-kind').value, written = byId('ask-time').value.trim();
+  const asked = kind === 'time' ? written.replace(' ', 'T').replace(/Z?$/, 'Z') : written;
+  if (!KINDS[kind][0].test(asked)) {
+    place.replaceChildren(element('p', { class: 'bad' }, `Write the moment as ${KINDS[kind][1]}.`));
     return;
   }
   place.replaceChildren(element('p', {}, 'The plan is made …'));
-  const answer = await fetch(api('plan', TENANT, `cluster=${byId('ask-cluster').value}`, `time=${asked}`));
+  const answer = await fetch(api('plan', TENANT, `cluster=${byId('ask-cluster').value}`, `${kind}=${asked}`));
   const told = await answer.json().catch(() => ({ error: `status ${answer.status}` }));
   place.replaceChildren(...planParts(told));
 });

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::shop::{Shop, read};
 use super::{TEN, wreck};
 use crate::alert::Web;
-use crate::common::{PATIENCE, files_below, wait_until};
+use crate::common::{Cluster, PATIENCE, files_below, wait_until};
 
 fn waiting(shop: &Shop) -> PathBuf {
     shop.cluster.pgdata().with_added_extension("pitr-new")
@@ -247,5 +247,71 @@ fn r85_sinks_hear_of_a_recovery_and_a_hook_that_fails_stops_nothing() {
     assert_eq!(told(), [pair("new", "high"), pair("resolved", "high")]);
     assert_eq!(shop.counters(), wrecked);
     assert_eq!(read(&shop.path("hooked")).lines().count(), 2);
+    shop.stop_receiving();
+}
+
+/// The outage is the time between stop and start, and nothing else; a backup that fails behind it takes nothing back.
+#[test]
+fn r110_a_backup_that_fails_behind_a_recovery_is_a_warning() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    wreck(&shop);
+    // The last steps find a repository that takes nothing.
+    let shut = format!("mv {0} {0}.away", shop.path("one").display());
+    shop.sandbox.file("health", format!("#!/bin/sh\n{shut}\n"));
+    let run = shop.pitr(&full(&mark)).arg("--json").run().expect_code(6);
+    let report = run.json();
+    assert_eq!(report["is_complete"], true, "{report:#}");
+    let warnings = report["warnings"].to_string();
+    for member in ["back main up", "back redis:shop up"] {
+        assert!(warnings.contains(member), "{report:#}");
+    }
+    assert_eq!(shop.counters(), TEN);
+    let steps = report["steps"].as_array().unwrap();
+    let at = |text: &str| steps.iter().position(|step| step["step"] == text).unwrap();
+    let ms = |step: &Value| step["ms"].as_u64().unwrap();
+    let (stop, start) = (at("stop the applications"), at("start the applications"));
+    let down: u64 = steps[stop..=start].iter().map(ms).sum();
+    assert_eq!(report["outage"]["ms"], down, "{report:#}");
+    assert!(stop >= 2 && ms(&steps[0]) > 0, "{report:#}");
+    std::fs::rename(shop.path("one.away"), shop.path("one")).unwrap();
+    shop.stop_receiving();
+}
+
+/// A standby was promoted while the copy recovered: its timeline has the number. Nothing is started, and the way back is open.
+#[test]
+fn r111_a_standby_that_took_the_number_of_the_timeline_stops_the_adoption() {
+    let mut shop = Shop::open(17);
+    shop.write_counter(10);
+    let mark = shop.mark();
+    let wrecked = wreck(&shop);
+    let run = shop
+        .pitr(&full(&mark))
+        .env("PITR_FAULT", "recover-done-1")
+        .run();
+    assert!(run.stderr.contains("\"recover-done-1\""), "{run}");
+    let standby = Cluster::builder(17)
+        .without_fsync()
+        .standby_of(&shop.cluster)
+        .start();
+    standby.promote();
+    standby.sql("create table other_life (a int)");
+    standby.archive_now();
+    wait_until(PATIENCE, "the other history is archived", || {
+        let all = files_below(&shop.path("one"));
+        all.iter()
+            .any(|path| path.ends_with("history") && path.contains("/wal/"))
+    });
+    let failed = shop.pitr(&full(&mark)).run();
+    assert!(!failed.is_success(), "{failed}");
+    failed.expect_stderr("let main archive");
+    assert!(shop.path("tmp/closed").exists(), "nothing is started");
+    shop.pitr(&["recover", "rollback", "--confirm"])
+        .run()
+        .success();
+    assert_eq!(shop.counters(), wrecked);
+    let lost = "select to_regclass('other_life') is null";
+    assert_eq!(shop.cluster.query_one_string(lost), "t");
     shop.stop_receiving();
 }
