@@ -21,12 +21,13 @@ use crate::operate::redis::list::{self, Listed};
 use crate::operate::redis::receive;
 use crate::operate::redis::restore::{self, Restored};
 use crate::operate::redis::shards;
+use crate::redis::member::Member;
 use crate::redis::route::Route;
 use crate::repo::id::BackupId;
 
 /// Back up Redis and Valkey servers, and restore their data sets
 ///
-/// A backup is the data set of one moment. It is taken over the network as a replica takes it: nothing depends on the server's own files.
+/// A backup is the data set of one moment. It is taken over the network as a replica takes it: nothing depends on the server's own files, unless source of its section says so.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The command.
@@ -49,6 +50,8 @@ pub enum Command {
 ///
 /// The server forks and sends its data set, as to a new replica (PSYNC). The stream goes straight into the repository, and its checksum is compared before the
 /// backup exists. A failure leaves no backup. The user needs the rights +psync +replconf +ping +info.
+///
+/// Where PSYNC is refused, source = "bgsave" or "aof" of the section takes the server's own files on this host. No log follows such a backup.
 ///
 /// Every shard of a cluster is backed up, one after the other.
 ///
@@ -243,19 +246,17 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     let Taken { root, member, .. } = &taken;
     let head = &root.head;
     cx.out.report(&format!(
-        "backup {}: {} of {} {} ({}) at {}, offset {} of {}",
+        "backup {}: {} of {} {} ({}) {}",
         head.id,
         human::count(member.keys(), "key"),
         member.flavor,
         member.server_version,
         member.role,
-        human::time(member.received_time),
-        member.offset,
-        member.replid,
+        moment(member),
     ))?;
     cx.out.report(&format!(
         "{}, stored as {} in {}; {}",
-        human::size(member.rdb_bytes),
+        human::size(member.bytes()),
         human::size(head.stored_bytes),
         human::duration(taken.took),
         match member.has_checksum {
@@ -264,6 +265,22 @@ fn run_backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         }
     ))?;
     Ok(status)
+}
+
+/// The moment of a data set, and its position where it has one.
+pub(super) fn moment(member: &Member) -> String {
+    match member.position() {
+        Some((replid, offset)) => format!(
+            "at {}, offset {offset} of {replid}",
+            human::time(member.received_time)
+        ),
+        None => format!(
+            "by {}, of a moment between {} and {}; no log follows it",
+            member.method,
+            human::time(member.requested_time),
+            human::time(member.received_time)
+        ),
+    }
 }
 
 /// A backup as JSON.
@@ -513,7 +530,7 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
         member.flavor,
         member.server_version,
         human::time(member.received_time),
-        human::size(member.rdb_bytes),
+        human::size(member.bytes()),
         restored.to.display()
     ))?;
     if let Some((replid, offset)) = restored.route.as_ref().and_then(Route::end) {
@@ -614,7 +631,10 @@ pub(super) fn row(one: &Listed) -> [String; 8] {
         known(member.map(|m| m.keys().to_string())),
         human::size(backup.size_bytes),
         known(member.map(|m| format!("{} {}", m.flavor, m.server_version))),
-        known(member.map(|m| m.offset.to_string())),
+        known(member.map(|m| {
+            m.position()
+                .map_or_else(|| "none".to_owned(), |at| at.1.to_string())
+        })),
         state.to_owned(),
         backup.label.clone().unwrap_or_default(),
     ]

@@ -87,7 +87,7 @@ pub fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             human::count(taken.member.keys(), "key"),
             taken.member.flavor,
             taken.member.server_version,
-            human::size(taken.member.rdb_bytes),
+            human::size(taken.member.bytes()),
             human::size(taken.root.head.stored_bytes),
             taken.member.offset,
             taken.member.replid,
@@ -177,7 +177,7 @@ fn report(args: &RestoreArgs, (one, restored): (&Wanted, &Restored), cx: &Contex
         one.name,
         one.owned.as_deref().unwrap_or("?"),
         restored.id,
-        human::size(restored.member.rdb_bytes),
+        human::size(restored.member.bytes()),
         log.unwrap_or_else(|| ",".to_owned()),
         restored.to.display()
     ))?;
@@ -234,7 +234,7 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
             one.owned.as_deref().unwrap_or("?"),
             one.planned.id,
             human::time(member.received_time),
-            human::size(member.rdb_bytes),
+            human::size(member.bytes()),
             human::size(route.bytes()),
         ))?;
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::output::{Align, Table};
-use super::redis_cluster;
+use super::{redis, redis_cluster};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -252,7 +252,7 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
         return Ok(exit::SUCCESS);
     }
     let (member, route) = (&planned.member, &planned.route);
-    let (replid, offset) = end_of(&planned);
+    let end = end_of(&planned);
     let arrived = route.arrived_us.and_then(TimestampTz::from_unix_micros);
     cx.out.report(&format!(
         "backup {}: {} of {} {} at {}, {}, from {}",
@@ -261,51 +261,58 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
         member.flavor,
         member.server_version,
         human::time(member.received_time),
-        human::size(member.rdb_bytes),
+        human::size(member.bytes()),
         planned.repository
     ))?;
-    cx.out.report(&format!("log: {}", legs(route)))?;
-    cx.out.report(&format!(
-        "state: offset {offset} of {replid}{}",
-        arrived.map_or(String::new(), |time| format!(
-            ", of {time}{}",
-            ago(cx, time)
-        ))
-    ))?;
+    match end {
+        Some((replid, offset)) => {
+            cx.out.report(&format!("log: {}", legs(route)))?;
+            cx.out.report(&format!(
+                "state: offset {offset} of {replid}{}",
+                arrived.map_or(String::new(), |time| format!(
+                    ", of {time}{}",
+                    ago(cx, time)
+                ))
+            ))?;
+        }
+        None => cx
+            .out
+            .report(&format!("state: {}", redis::moment(member)))?,
+    }
     cx.out
         .note(&format!("next: {}", next(&args.name, &planned)));
     Ok(exit::SUCCESS)
 }
 
-/// The history and the offset at the end of a way.
-fn end_of(planned: &Planned) -> (&str, u64) {
-    let member = &planned.member;
-    let end = planned.route.end();
-    end.unwrap_or((member.replid.as_str(), member.offset))
+/// The history and the offset at the end of a way; none of a data set without a position.
+fn end_of(planned: &Planned) -> Option<(&str, u64)> {
+    planned.route.end().or_else(|| planned.member.position())
 }
 
 fn next(name: &str, planned: &Planned) -> String {
-    let (replid, offset) = end_of(planned);
-    format!(
-        "pitr redis restore {name} --to DIR --backup {} --target-offset {}",
-        planned.id,
-        overview::target(replid, offset)
-    )
+    let backup = format!("pitr redis restore {name} --to DIR --backup {}", planned.id);
+    match end_of(planned) {
+        Some((replid, offset)) => format!(
+            "{backup} --target-offset {}",
+            overview::target(replid, offset)
+        ),
+        None => backup,
+    }
 }
 
 /// A way as JSON.
 pub(super) fn plan_json(name: &str, planned: &Planned) -> Value {
     let (member, route) = (&planned.member, &planned.route);
-    let (replid, offset) = end_of(planned);
+    let end = end_of(planned);
     json!({
         "name": name,
         "repository": planned.repository,
         "backup": planned.id,
         "received_time": member.received_time,
-        "size_bytes": member.rdb_bytes,
+        "size_bytes": member.bytes(),
         "log_bytes": route.bytes(),
-        "replid": replid,
-        "offset": offset,
+        "replid": end.map(|(replid, _)| replid),
+        "offset": end.map(|(_, offset)| offset),
         "arrived_time": route.arrived_us.and_then(TimestampTz::from_unix_micros),
         "next": next(name, planned),
     })

@@ -12,8 +12,8 @@ use super::{
     Acknowledge, Agent, BlobService, Cluster, Compat, ConfigSet, Copies, Encryption, Files, Hours,
     Job, Location, LockMode, Logical, LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX,
     Period, Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis, RedisAccess,
-    RedisAcknowledge, RedisAddress, Repository, Retention, S3Settings, Secret, Severity,
-    SftpSettings, Shape, Sink, SinkKind, Size, Source, Sse, StandbyOutage, Tier, TierBy,
+    RedisAcknowledge, RedisAddress, RedisSource, Repository, Retention, S3Settings, Secret,
+    Severity, SftpSettings, Shape, Sink, SinkKind, Size, Source, Sse, StandbyOutage, Tier, TierBy,
     config_set::DEFAULT, holds_password, location, logical::JOBS_MAX, retention::KEEP_MAX, s3, set,
     tier,
 };
@@ -108,6 +108,7 @@ keys! { CONFIG: |e, set: ConfigSet|
 // Those of `[redis.NAME]`.
 keys! { REDIS: |e, redis: Redis|
     "address": address = e.checked(RedisAddress::parse);
+    "source": source = e.choice(&[("psync", RedisSource::Psync), ("bgsave", RedisSource::Bgsave), ("aof", RedisSource::Aof)]);
     "cluster": is_cluster = e.boolean();
     "addresses": addresses = e.addresses();
     "user": access.user = e.string();
@@ -690,6 +691,9 @@ pub(super) fn redis(section: &Section) -> Result<Redis> {
     let is_of_sentinel = |entry: &Entry| entry.key.starts_with("sentinel.");
     if let Some((message, hint)) = redis.wrong_as_cluster() {
         return Err(wrong(&message).hint(hint));
+    }
+    if let Some((message, hint)) = redis.wrong_as_files() {
+        return Err(wrong(message).hint(hint));
     }
     match (&redis.address, &sentinel.master) {
         (Some(_), _) if section.entries.iter().any(is_of_sentinel) => {

@@ -49,8 +49,8 @@ pub use logical::{Logical, LogicalContent};
 pub use name::ClusterName;
 pub use price::{Price, Prices, of_gib};
 pub use redis::{
-    Redis, RedisAccess, RedisAcknowledge, RedisAddress, RedisSentinel, RedisTls, SHARD_DIGITS,
-    shard_digits,
+    Redis, RedisAccess, RedisAcknowledge, RedisAddress, RedisSentinel, RedisSource, RedisTls,
+    SHARD_DIGITS, shard_digits,
 };
 pub use retention::Retention;
 pub use s3::{
@@ -1306,6 +1306,10 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [redis.a]\nsentinel = { master = 'm', addresses = ['h:1', 'h'] } => pitr.toml:2:40: the address is none of host:port, [v6 address]:port and unix:/path
 [redis.a]\nsentinel = { master = 'm', addresses = ['h:1'], user = 'x' } => pitr.toml:1:8: sentinel.user needs password_file
 [redis.a]\nsentinel = { master = 'm', addresses = ['unix:/s'], tls = { ca_file = '/c' } } => pitr.toml:1:8: sentinel.tls means nothing to a socket of this host
+[redis.a]\naddress = 'h:1'\nsource = 'rdb' => pitr.toml:3:10: "source" is "rdb" but must be "psync" or "bgsave" or "aof"
+[redis.a]\naddress = 'h:1'\nsource = 'aof'\nreceive.journal = '/j' => pitr.toml:1:8: source and receive.journal are both given
+[redis.a]\ncluster = true\naddress = 'h:1'\nsource = 'bgsave' => pitr.toml:1:8: source and cluster are both given
+[redis.a]\nsource = 'bgsave'\nsentinel = { master = 'm', addresses = ['h:1'] } => pitr.toml:1:8: source and sentinel are both given
 [redis.a]\naddress = 'h:1'\ntls = { cert_file = '/c' } => pitr.toml:1:8: tls needs both cert_file and key_file, or neither
 [redis.a]\naddresses = ['h:1'] => pitr.toml:1:8: addresses are those of a cluster, and cluster is not true
 [redis.a]\ncluster = true => pitr.toml:1:8: Redis cluster "a" has no addresses

@@ -25,6 +25,8 @@ pub struct Redis {
     pub name: String,
     /// The place where it listens; none where Sentinels name it.
     pub address: Option<RedisAddress>,
+    /// The way in which its data set is taken.
+    pub source: RedisSource,
     /// Whether it is a cluster, whose shards are backed up.
     pub is_cluster: bool,
     /// Places where nodes of the cluster listen, besides `address`.
@@ -47,6 +49,17 @@ pub struct Redis {
     pub acknowledge: RedisAcknowledge,
     /// Its data directory, and the commands of its service.
     pub service: Service,
+}
+
+/// The way in which a data set is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedisSource {
+    /// The server gives it as to a new replica.
+    Psync,
+    /// The server saves it into a file of this host.
+    Bgsave,
+    /// The server's append-only file on this host has it.
+    Aof,
 }
 
 /// How far a receiver tells the server that it is.
@@ -115,6 +128,7 @@ impl Redis {
         Redis {
             name,
             address: None,
+            source: RedisSource::Psync,
             is_cluster: false,
             addresses: Vec::new(),
             sentinel: RedisSentinel::default(),
@@ -149,6 +163,26 @@ impl Redis {
             kind: "redis",
             name: &self.name,
             max_backup_age: self.max_backup_age,
+        }
+    }
+
+    /// Why files of one server cannot be its source, and what helps; none where nothing is wrong.
+    pub(super) fn wrong_as_files(&self) -> Option<(&'static str, &'static str)> {
+        match () {
+            () if self.source == RedisSource::Psync => None,
+            () if self.is_cluster => Some((
+                "source and cluster are both given",
+                "Files belong to one server: give each shard a section of its own, with address.",
+            )),
+            () if self.sentinel.master.is_some() => Some((
+                "source and sentinel are both given",
+                "Files belong to one server, and the master moves. Name the server as address.",
+            )),
+            () if self.journal.is_some() => Some((
+                "source and receive.journal are both given",
+                "A receiver needs PSYNC, and its log follows no backup without a position. Remove one of the two.",
+            )),
+            () => None,
         }
     }
 

@@ -212,6 +212,18 @@ impl Connection {
         ip.filter(|ip| !ip.is_loopback())
     }
 
+    /// Whether the server listens at an address of this host.
+    pub fn is_of_this_host(&self) -> bool {
+        let stream = match &self.stream {
+            Stream::Unix(_) => return true,
+            Stream::Tcp(stream) => stream,
+            Stream::Tls(stream) => &stream.sock,
+        };
+        let own = stream.local_addr().map(|address| address.ip());
+        let other = stream.peer_addr().map(|address| address.ip());
+        matches!((own, other), (Ok(own), Ok(other)) if own == other)
+    }
+
     /// How long the server may be silent.
     pub fn stall_timeout(&self) -> Duration {
         self.way.stall_timeout

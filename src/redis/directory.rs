@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::effects::Effects;
-use super::kind::BASE;
+use super::kind::{BASE, TAIL};
 use super::member::Member;
 use super::rdb::{Checksum, Passing};
 use super::resp;
@@ -175,14 +175,14 @@ impl Plan<'_> {
         self.copy(snapshot, &mut file, tick)?;
         let mut last_db = 0;
         if !self.target.has_directory() {
-            last_db = self.replay(log, &mut file, tick)?;
+            last_db = self.replay(log, &mut file, (snapshot, &mut *tick))?;
         }
         file.publish()?;
         if self.target.has_directory() {
             let manifest =
                 format!("file {FIRST_BASE} seq 1 type b\nfile {FIRST_INCREMENT} seq 1 type i\n");
             let mut file = Target::create(&folder, FIRST_INCREMENT, host)?;
-            last_db = self.replay(log, &mut file, tick)?;
+            last_db = self.replay(log, &mut file, (snapshot, &mut *tick))?;
             file.publish()?;
             put(&folder, MANIFEST, manifest.as_bytes(), host)?;
         }
@@ -194,14 +194,18 @@ impl Plan<'_> {
         &self,
         log: Log<'_>,
         file: &mut Target,
-        tick: &mut dyn FnMut() -> Result<()>,
+        (snapshot, tick): (&Snapshot<'_>, &mut dyn FnMut() -> Result<()>),
     ) -> Result<u32> {
         file.write(&self.increment())?;
         let mut effects = Effects::new(self.member.offset, self.member.stream_db);
-        log(&mut |bytes| {
+        let mut out = |bytes: &[u8]| {
             tick()?;
             effects.pass(bytes, &mut |bytes| file.write(bytes))
-        })?;
+        };
+        match self.member.tail_bytes {
+            Some(bytes) => tail(snapshot, bytes, &mut out)?,
+            None => log(&mut out)?,
+        }
         match effects.is_at_cut() {
             true => Ok(effects.last_db()),
             false => Err(err!(Damaged, "the log ends inside of a command")),
@@ -215,14 +219,7 @@ impl Plan<'_> {
         file: &mut Target,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let key = FileKey::from_path(BASE.as_bytes(), Naming::Tree)?;
-        let length = match snapshot.metadata(&key)? {
-            Some(Metadata::Node(node)) => match node.kind {
-                NodeKind::File(length) => length,
-                _ => return Err(err!(Damaged, "\"{BASE}\" of the backup is no file")),
-            },
-            _ => return Err(err!(Damaged, "the backup has no \"{BASE}\"")),
-        };
+        let (key, length) = stored(snapshot, BASE)?;
         let mut passing = Passing::new(0);
         let mut out = |bytes: &[u8]| file.write(bytes);
         ContentReader::new(snapshot).read(&key, length, &mut |bytes| {
@@ -243,6 +240,33 @@ impl Plan<'_> {
                 "\"{BASE}\" is not the data set that the backup tells of"
             )),
         }
+    }
+}
+
+/// A file of the backup, and its length.
+fn stored(snapshot: &Snapshot<'_>, name: &str) -> Result<(FileKey, u64)> {
+    let key = FileKey::from_path(name.as_bytes(), Naming::Tree)?;
+    match snapshot.metadata(&key)? {
+        Some(Metadata::Node(node)) => match node.kind {
+            NodeKind::File(length) => Ok((key, length)),
+            _ => Err(err!(Damaged, "\"{name}\" of the backup is no file")),
+        },
+        _ => Err(err!(Damaged, "the backup has no \"{name}\"")),
+    }
+}
+
+/// Hands on the commands behind the data set, and requires that they are as many bytes as the member tells of.
+fn tail(
+    snapshot: &Snapshot<'_>,
+    bytes: u64,
+    out: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    match stored(snapshot, TAIL)? {
+        (key, length) if length == bytes => ContentReader::new(snapshot).read(&key, length, out),
+        _ => Err(err!(
+            Damaged,
+            "\"{TAIL}\" is not the one that the backup tells of"
+        )),
     }
 }
 
@@ -346,6 +370,7 @@ mod tests {
             requested_time: TimestampTz(0),
             received_time: TimestampTz(0),
             method: "psync".into(),
+            tail_bytes: None,
         }
     }
 

@@ -1,21 +1,34 @@
 //! A data set as a kind of content.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
-use super::member::{Member, PSYNC};
+use super::append_only;
+use super::connection::Tick;
+use super::files::{Opened, Place};
+use super::member::{AOF, BGSAVE, Member, NO_HISTORY, PSYNC};
+use super::rdb::Passing;
+use super::resp::FullResync;
+use super::saved;
 use super::source::{Source, no_backup};
 use super::transfer::{self, Received};
+use crate::config::RedisSource;
 use crate::err;
 use crate::error::Result;
+use crate::host::Host;
 use crate::pg::time::TimestampTz;
-use crate::snapshot::filekey::FileKey;
+use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::kind::{Kind, Produced, Work};
 use crate::snapshot::node::{Moment, Node, NodeKind};
+use crate::snapshot::sink::FileSink;
 
 /// The name of the kind.
 pub const NAME: &str = "redis";
 /// The file of the data set.
 pub const BASE: &str = "base.rdb";
+/// The file of the commands behind it, where the server keeps some.
+pub const TAIL: &str = "tail.aof";
 
 /// A server whose data set is taken.
 pub struct Base {
@@ -23,44 +36,114 @@ pub struct Base {
     pub source: Source,
     /// The text that tells it from others.
     pub identity: String,
+    /// The way in which it is taken.
+    pub way: RedisSource,
+    /// The server's directory on this host, where the operator names it.
+    pub directory: Option<PathBuf>,
     /// Facts about the product, once there is one.
     pub member: Option<Member>,
 }
 
+/// Facts about a data set that was taken.
+struct Facts {
+    method: &'static str,
+    position: Option<FullResync>,
+    received: Received,
+    tail_bytes: Option<u64>,
+    /// The bounds of its moment.
+    times: (TimestampTz, TimestampTz),
+}
+
 impl Base {
     fn receive(&mut self, work: &mut Work<'_, '_>) -> Result<Member> {
+        let facts = match self.way {
+            RedisSource::Psync => self.by_psync(work)?,
+            RedisSource::Bgsave => self.by_save(work)?,
+            RedisSource::Aof => self.by_append_only(work)?,
+        };
+        Ok(self.told(facts))
+    }
+
+    fn by_psync(&mut self, work: &mut Work<'_, '_>) -> Result<Facts> {
         let progress = &work.host.progress;
         progress.phase("wait for the server to fork", None);
-        let requested_time = work.host.now();
+        let requested = work.host.now();
         let position = transfer::request(&mut self.source, work.tick)?;
-        let received_time = work.host.now();
+        let answered = work.host.now();
         progress.phase("receive the data set", None);
-        let mut sink = work.writer.sink();
-        let mtime = moment(received_time);
-        let root = FileKey::from_path(b"", work.naming)?;
-        sink.node(&root, Node::new(NodeKind::Directory, 0o700, mtime))?;
-        sink.begin(FileKey::from_path(BASE.as_bytes(), work.naming)?)?;
-        let mut out = |bytes: &[u8]| {
-            progress.advance(bytes.len() as u64);
-            sink.append(bytes)
-        };
-        let received = transfer::receive(&mut self.source.connection, &mut out, work.tick)?;
-        sink.end_node(Node::new(NodeKind::File(0), 0o600, mtime))?;
-        sink.finish()?;
-        let Received {
-            head,
-            bytes,
-            has_checksum,
-        } = received;
+        let mut tree = Tree::begin(work, answered)?;
+        let connection = &mut self.source.connection;
+        let received = tree.file(BASE, &mut |out| {
+            transfer::receive(connection, out, work.tick)
+        })?;
+        tree.sink.finish()?;
+        Ok(Facts {
+            method: PSYNC,
+            position: Some(position),
+            received,
+            tail_bytes: None,
+            times: (requested, answered),
+        })
+    }
+
+    fn by_save(&mut self, work: &mut Work<'_, '_>) -> Result<Facts> {
+        let progress = &work.host.progress;
+        let directory = self.directory.as_deref();
+        let place = Place::find(&mut self.source, directory, work.tick)?;
+        progress.phase("wait for the server to save", None);
+        let saved = saved::take(&mut self.source, &place, work.host, work.tick)?;
+        progress.phase("read the file", Some(saved.opened.bytes()));
+        let mut tree = Tree::begin(work, saved.found)?;
+        let received = tree.file(BASE, &mut |out| {
+            data_set(&saved.opened, saved.opened.bytes(), work.tick, out)
+        })?;
+        tree.sink.finish()?;
+        saved.opened.require_unchanged()?;
+        Ok(Facts {
+            method: BGSAVE,
+            position: None,
+            times: (saved.requested, saved.latest(&received.head)),
+            received,
+            tail_bytes: None,
+        })
+    }
+
+    fn by_append_only(&mut self, work: &mut Work<'_, '_>) -> Result<Facts> {
+        let progress = &work.host.progress;
+        let directory = self.directory.as_deref();
+        let place = Place::find(&mut self.source, directory, work.tick)?;
+        progress.phase("look at the append-only file", None);
+        let frozen = append_only::freeze(&mut self.source, &place, work.host, work.tick)?;
+        let bytes = frozen.base_bytes + frozen.tail_bytes;
+        progress.phase("read the append-only file", Some(bytes));
+        let mut tree = Tree::begin(work, frozen.frozen)?;
+        let received = tree.file(BASE, &mut |out| {
+            data_set(&frozen.base, frozen.base_bytes, work.tick, out)
+        })?;
+        tree.file(TAIL, &mut |out| frozen.tail(work.tick, out))?;
+        tree.sink.finish()?;
+        Ok(Facts {
+            method: AOF,
+            position: None,
+            received,
+            tail_bytes: Some(frozen.tail_bytes),
+            times: (frozen.requested, frozen.frozen),
+        })
+    }
+
+    fn told(&self, facts: Facts) -> Member {
         let (info, version) = (&self.source.info, &self.source.version);
-        let stream_db = head.field("repl-stream-db");
-        let (parent, fork) = info.parent(&position.replid).unzip();
-        Ok(Member {
+        let head = &facts.received.head;
+        let position = facts.position.as_ref();
+        let stream_db = head.field("repl-stream-db").filter(|_| position.is_some());
+        let (parent, fork) = position.and_then(|p| info.parent(&p.replid)).unzip();
+        let (requested_time, received_time) = facts.times;
+        Member {
             flavor: version.flavor.name().to_owned(),
             server_version: version.text().to_owned(),
             rdb_version: head.version,
-            replid: position.replid,
-            offset: position.offset,
+            replid: position.map_or(NO_HISTORY, |p| &p.replid).to_owned(),
+            offset: position.map_or(0, |p| p.offset),
             parent,
             fork,
             role: self.source.role().to_owned(),
@@ -68,12 +151,64 @@ impl Base {
             stream_db: stream_db.and_then(|db| db.parse().ok()),
             keyspace: info.keyspace(),
             modules: info.modules.clone(),
-            rdb_bytes: bytes,
-            has_checksum,
+            rdb_bytes: facts.received.bytes,
+            has_checksum: facts.received.has_checksum,
             requested_time,
             received_time,
-            method: PSYNC.to_owned(),
-        })
+            method: facts.method.to_owned(),
+            tail_bytes: facts.tail_bytes,
+        }
+    }
+}
+
+/// Hands on a data set that is the beginning of a file, and requires its checksum.
+fn data_set(
+    opened: &Opened,
+    bytes: u64,
+    tick: Tick<'_>,
+    out: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Received> {
+    let mut passing = Passing::new(0);
+    opened.pass(0..bytes, tick, &mut |bytes| passing.take(bytes, out))?;
+    transfer::ended(passing, out)
+}
+
+/// Takes bytes.
+type Out<'o> = &'o mut dyn FnMut(&[u8]) -> Result<()>;
+
+/// The tree of a backup, which is written.
+struct Tree<'w, 's> {
+    sink: FileSink<'s>,
+    naming: Naming,
+    mtime: Moment,
+    host: &'w Host,
+}
+
+impl<'w, 's> Tree<'w, 's> {
+    fn begin(work: &Work<'w, 's>, time: TimestampTz) -> Result<Tree<'w, 's>> {
+        let tree = Tree {
+            sink: work.writer.sink(),
+            naming: work.naming,
+            mtime: moment(time),
+            host: work.host,
+        };
+        let root = FileKey::from_path(b"", tree.naming)?;
+        let node = Node::new(NodeKind::Directory, 0o700, tree.mtime);
+        tree.sink.node(&root, node)?;
+        Ok(tree)
+    }
+
+    /// Writes a file that `fill` gives.
+    fn file<T>(&mut self, name: &str, fill: &mut dyn FnMut(Out<'_>) -> Result<T>) -> Result<T> {
+        let key = FileKey::from_path(name.as_bytes(), self.naming)?;
+        self.sink.begin(key)?;
+        let filled = fill(&mut |bytes| {
+            self.host.progress.advance(bytes.len() as u64);
+            self.sink.append(bytes)
+        })?;
+        let node = Node::new(NodeKind::File(0), 0o600, self.mtime);
+        self.sink.end_node(node)?;
+        Ok(filled)
     }
 }
 

@@ -9,6 +9,12 @@ use crate::pg::time::TimestampTz;
 
 /// A base by a full resynchronisation.
 pub const PSYNC: &str = "psync";
+/// A base by the file of a save.
+pub const BGSAVE: &str = "bgsave";
+/// A base by the append-only file.
+pub const AOF: &str = "aof";
+/// The history of a base that has no position in one.
+pub const NO_HISTORY: &str = "0000000000000000000000000000000000000000";
 
 /// The facts of a backup of a data set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,9 +25,9 @@ pub struct Member {
     pub server_version: String,
     /// The version of the RDB file.
     pub rdb_version: u32,
-    /// The replication history: 40 hexadecimal digits.
+    /// The replication history: 40 hexadecimal digits; [`NO_HISTORY`] without a position.
     pub replid: String,
-    /// The bytes of the history that the data set holds.
+    /// The bytes of the history that the data set holds; 0 without a position.
     pub offset: u64,
     /// The history that this one goes on from, as the server said just before; none where it knows of none.
     pub parent: Option<String>,
@@ -43,10 +49,13 @@ pub struct Member {
     pub has_checksum: bool,
     /// When the data set was asked for, by this host's clock.
     pub requested_time: TimestampTz,
-    /// When the server answered with the position, by this host's clock.
+    /// When the server answered with the position, by this host's clock. Without a position: the latest time of the moment that the data set is of.
     pub received_time: TimestampTz,
-    /// The way in which it was taken: [`PSYNC`].
+    /// The way in which it was taken: [`PSYNC`], [`BGSAVE`] or [`AOF`].
     pub method: String,
+    /// The length of the commands that follow the data set in an append-only file; none with another method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail_bytes: Option<u64>,
 }
 
 /// A database of a server.
@@ -86,6 +95,16 @@ impl Member {
     pub fn server(&self) -> Result<ServerVersion> {
         let flavor: Flavor = self.flavor.parse()?;
         ServerVersion::new(flavor, &self.server_version)
+    }
+
+    /// Its history, and the bytes of it that it holds; none where the server would not tell.
+    pub fn position(&self) -> Option<(&str, u64)> {
+        (self.method == PSYNC).then_some((self.replid.as_str(), self.offset))
+    }
+
+    /// Its bytes: the data set, and the commands behind it.
+    pub fn bytes(&self) -> u64 {
+        self.rdb_bytes + self.tail_bytes.unwrap_or(0)
     }
 
     /// Counts the keys.

@@ -230,6 +230,50 @@ impl Passing {
     }
 }
 
+/// The end of a file that other bytes follow, as in an append-only file. Nothing tells its length: the right checksum behind a possible last byte is the sign.
+pub struct End {
+    digest: Digest,
+    /// Bytes that the digest does not have yet.
+    held: Vec<u8>,
+    /// Bytes that it has.
+    passed: u64,
+}
+
+impl End {
+    /// Begins with the first byte of a file.
+    pub fn at_start() -> End {
+        End {
+            digest: Digest::new(CrcAlgorithm::Crc64Redis),
+            held: Vec::new(),
+            passed: 0,
+        }
+    }
+
+    /// Takes the next bytes in, and returns the length of the file once its end was among them. A file without a checksum has no end.
+    pub fn find(&mut self, bytes: &[u8]) -> Option<u64> {
+        self.held.extend_from_slice(bytes);
+        let mut at = 0;
+        loop {
+            let rest = self.held.get(at..).unwrap_or_default();
+            let last = rest.iter().position(|byte| *byte == END);
+            let known = last.unwrap_or(rest.len());
+            let stored = last.and_then(|last| rest.get(last + 1..)?.first_chunk::<CRC_BYTES>());
+            let Some(stored) = stored else {
+                self.digest.update(rest.get(..known).unwrap_or_default());
+                self.passed += known as u64;
+                self.held.drain(..at + known);
+                return None;
+            };
+            self.digest.update(rest.get(..=known).unwrap_or_default());
+            self.passed += known as u64 + 1;
+            if u64::from_le_bytes(*stored) == self.digest.finalize() {
+                return Some(self.passed + CRC_BYTES as u64);
+            }
+            at += known + 1;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,6 +376,32 @@ mod tests {
         let (cut, _) = pass(&off[..at - 1], 9, b"");
         assert_eq!(cut.checksum(), Checksum::Wrong);
         assert!(pass(b"REDIS0010", 9, b"").0.end(&mut |_| Ok(())).is_err());
+    }
+
+    #[test]
+    fn the_end_is_found_before_whatever_follows_and_however_it_comes() {
+        let mut inner = file();
+        let at = inner.len() - CRC_BYTES - 1;
+        // Bytes as the last one are nothing without the checksum behind them.
+        inner.splice(at..at, [END, 1, 2, END, END, END, 0, 0, 0]);
+        let body = inner.len() - CRC_BYTES;
+        let crc = crc_fast::checksum(CrcAlgorithm::Crc64Redis, &inner[..body]);
+        inner[body..].copy_from_slice(&crc.to_le_bytes());
+        for (whole, expected) in [(file(), file().len()), (inner.clone(), inner.len())] {
+            for rest in [&b""[..], b"*1\r\n$4\r\nPING\r\n", &[END; 30]] {
+                let sent = [&whole[..], rest].concat();
+                for step in [1, 3, 8, 9, 10, 1000] {
+                    let mut end = End::at_start();
+                    let found = sent.chunks(step).find_map(|part| end.find(part));
+                    assert_eq!(found, Some(expected as u64), "{step}");
+                }
+            }
+        }
+        let mut off = file();
+        let at = off.len() - CRC_BYTES;
+        off[at..].fill(0);
+        assert_eq!(End::at_start().find(&off), None);
+        assert_eq!(End::at_start().find(&file()[..at + 7]), None);
     }
 
     proptest! {

@@ -11,6 +11,9 @@ const SHOWN_CHARS: usize = 200;
 /// The rights that a backup needs.
 const RIGHTS: &str = "+psync +replconf +ping +info";
 
+/// The way out where `PSYNC` is out of reach.
+const WITHOUT_PSYNC: &str = "Where pitr can read the server's files: source = \"bgsave\" or source = \"aof\" in [redis.NAME] takes the data set from them, without the log.";
+
 /// The rights that a restore into the server needs besides.
 const RIGHTS_INTO: &str = "+replicaof +slaveof +config|get +config|set +pubsub|numsub +bgsave";
 
@@ -66,7 +69,7 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
             ))
         }
         "NOPERM" => err!(Denied, "user \"{shown_user}\" may not run {command}").hint(format!(
-            "PSYNC hands out the whole data set: give it to a user of its own.\nGive the right on the server: ACL SETUSER {shown_user} {RIGHTS}"
+            "PSYNC hands out the whole data set: give it to a user of its own.\nGive the right on the server: ACL SETUSER {shown_user} {RIGHTS}\n{WITHOUT_PSYNC}"
         )),
         "LOADING" => err!(Unreachable, "the server is still loading its data set").hint(
             "Run the command again once INFO persistence says loading:0.",
@@ -105,14 +108,14 @@ pub(super) fn explain(command: &str, said: &str, user: Option<&str>) -> Error {
             err!(Server, "it is no Sentinel")
                 .hint("sentinel.addresses names Sentinels, which listen at port 26379 unless told otherwise. Name a server as address.")
         }
-        _ if said.starts_with("ERR unknown command") && command != "PSYNC" => {
+        _ if said.starts_with("ERR unknown command") && !matches!(command, "PSYNC" | "REPLCONF") => {
             err!(Server, "the server does not know {command}").hint(format!(
                 "{command} was renamed, or a managed service or a proxy withholds it."
             ))
         }
         _ if said.starts_with("ERR unknown command") => {
             err!(Server, "the server does not know {command}").hint(format!(
-                "{command} was renamed, or a managed service or a proxy withholds it. A base without PSYNC, by BGSAVE and its file, is not there yet.\nOn a server of your own remove rename-command {command} from its configuration, and start it again. Else use the service's own snapshots."
+                "{command} was renamed, or a managed service or a proxy withholds it. On a server of your own remove rename-command {command} from its configuration, and start it again.\n{WITHOUT_PSYNC}\nElse use the service's own snapshots."
             ))
         }
         _ if said.starts_with("ERR max number of clients") => {
@@ -202,7 +205,7 @@ mod tests {
                 "ERR unknown command 'PSYNC', with args beginning with: '?' '-1'",
                 Code::Server,
                 "does not know PSYNC",
-                "not there yet",
+                "source = \"bgsave\"",
             ),
             (
                 "REPLICAOF",

@@ -44,7 +44,7 @@ pub struct Leg {
 }
 
 /// The way to a moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Route {
     /// The bytes, in their order.
     pub legs: Vec<Leg>,

@@ -97,11 +97,19 @@ pub fn receive(
         Extent::Length(length) => by_length(connection, length, &mut out, tick)?,
         Extent::Mark(mark) => by_mark(connection, &mark, &mut out, tick)?,
     };
+    ended(passing, &mut out)
+}
+
+/// Ends a data set here, and requires its checksum.
+///
+/// # Errors
+/// `Damaged`; those of `out`.
+pub fn ended(passing: Passing, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Received> {
     let checksum = passing.checksum();
     if checksum == Checksum::Wrong {
         return Err(wrong_checksum());
     }
-    let (head, bytes) = passing.end(&mut out)?;
+    let (head, bytes) = passing.end(out)?;
     Ok(Received {
         head,
         bytes,

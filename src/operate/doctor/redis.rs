@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::{Redis, Settings};
+use crate::config::{Redis, RedisSource, Settings};
 use crate::error::{Code, Result};
 use crate::operate::finding::Findings;
 use crate::operate::human;
 use crate::operate::redis::{connect, owners};
 use crate::operate::session::Session;
+use crate::redis::connection::Tick;
+use crate::redis::files::{self, Place};
 use crate::redis::info::Info;
 use crate::redis::source::Source;
 
@@ -80,7 +82,12 @@ fn server(
     }
     let mut tick = || session.host.check_stop();
     let memory = source.ask("memory", &mut tick)?;
-    fork(found, redis, &memory);
+    if redis.source != RedisSource::Aof {
+        fork(found, redis, &memory);
+    }
+    if redis.source != RedisSource::Psync {
+        return files(found, redis, &mut source, &mut tick);
+    }
     let (began, before) = (Instant::now(), offset(&source.info));
     while began.elapsed() < LOOK {
         tick()?;
@@ -108,6 +115,56 @@ fn server(
     match source.check_rights(&mut tick) {
         Ok(()) => found.ok(&name, "it hands out its data set and its commands"),
         Err(e) => found.error(&name, &e),
+    }
+    Ok(())
+}
+
+/// Looks at the files of a server that does not answer `PSYNC`. Nothing is saved.
+fn files(found: &mut Findings, redis: &Redis, source: &mut Source, tick: Tick<'_>) -> Result<()> {
+    let name = format!("{} files", redis.name);
+    let place = Place::find(source, redis.service.data_directory.as_deref(), tick)?;
+    let path = match redis.source {
+        RedisSource::Aof => {
+            if !source.info.is_on("aof_enabled") {
+                found.fail(
+                    &name,
+                    "the server writes no append-only file",
+                    "no backup is made",
+                    "appendonly yes, or source = \"bgsave\"",
+                );
+                return Ok(());
+            }
+            let (directory, file) = place.append_only(source, tick)?;
+            match source.version.has_directory() {
+                true => directory.join(format!("{file}.manifest")),
+                false => directory.join(file),
+            }
+        }
+        RedisSource::Psync | RedisSource::Bgsave => place.dump(source, tick)?,
+    };
+    let shown = path.display();
+    match (files::open(&path)?, redis.source) {
+        (Some(opened), RedisSource::Bgsave) => {
+            let (size, free) = (opened.bytes(), files::free_bytes(&place.directory)?);
+            let value = format!("{shown}, {}, {} free", human::size(size), human::size(free));
+            match free < size {
+                true => found.warn(
+                    &name,
+                    value,
+                    "a save needs as much again: no backup is made, and the server's own saves fail",
+                    "make room on that disk",
+                ),
+                false => found.ok(&name, value),
+            }
+        }
+        (Some(_), _) => found.ok(&name, shown.to_string()),
+        (None, RedisSource::Bgsave) => found.ok(&name, format!("{shown}, not saved yet")),
+        (None, _) => found.fail(
+            &name,
+            format!("\"{shown}\" is not there"),
+            "no backup is made",
+            "service.data_directory names the server's directory as this host sees it",
+        ),
     }
     Ok(())
 }

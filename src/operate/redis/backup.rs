@@ -195,6 +195,8 @@ fn take(
     let mut base = Base {
         source,
         identity: identity(wanted),
+        way: wanted.source,
+        directory: wanted.service.data_directory.clone(),
         member: None,
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::scratch::{Folder, Scratch};
 use super::{backup, connect, connect_while, on_disk, restore, server};
-use crate::config::{Redis, RedisAddress, Secret};
+use crate::config::{Redis, RedisAddress, RedisSource, Secret};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -90,6 +90,14 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Replaced> {
     let mut tick = || session.host.check_stop();
     let mut running = connect(session, redis).map_err(unchanged)?;
     check(&mut running, redis).map_err(unchanged)?;
+    if asked.is_safe && redis.source != RedisSource::Psync {
+        return Err(err!(
+            Refused,
+            "a backup of [redis.{}] has no position (source): nothing tells whether something was written behind it",
+            redis.name
+        )
+        .hint(format!("{UNCHANGED}\nStop what writes there, take the backup, and add --no-safety: pitr redis backup {}", redis.name)));
+    }
     let folder = Folder::new(&session.host)?;
     let data = folder.data();
     let mut wanted = restore::Asked {

@@ -222,7 +222,7 @@ fn on_way(
                 .collect(),
             None => search::newest_first(repository, scope, is_whole)?,
         };
-        let mut failure = None;
+        let (mut failure, mut alone) = (None, None);
         let mut attempts = 0;
         // A server that was started often has many newer backups of other histories.
         let passes: &[bool] = match target.replid {
@@ -241,6 +241,14 @@ fn on_way(
             if is_of_history != is_own || !is_before(&member, target) {
                 continue;
             }
+            if member.position().is_none() {
+                if is_last(repository, scope, &member, target)? {
+                    way.replace(Some(Route::default()));
+                    return Ok(Some(id.clone()));
+                }
+                alone.get_or_insert_with(|| stands_alone(name, id, &member));
+                continue;
+            }
             match way_from(repository, scope, &member, target) {
                 Ok(route) => {
                     way.replace(Some(route));
@@ -253,7 +261,7 @@ fn on_way(
                 Err(e) => return Err(e),
             }
         }
-        failure.map_or(Ok(None), Err)
+        failure.or(alone).map_or(Ok(None), Err)
     })?;
     match (found, way.into_inner()) {
         (Some(backup), Some(route)) => Ok((read(backup)?, route)),
@@ -276,6 +284,34 @@ fn is_before(member: &Member, target: &Target) -> bool {
         Moment::Position(wanted) => member.offset <= wanted,
         Moment::End => true,
     }
+}
+
+/// Whether a data set without a position is the last that is stored, and that is wanted.
+fn is_last(
+    repository: &Repository,
+    scope: &Scope,
+    member: &Member,
+    target: &Target,
+) -> Result<bool> {
+    if target.moment != Moment::End || target.replid.is_some() {
+        return Ok(false);
+    }
+    let logged = walk::latest(repository, scope)?.map(|(_, mark)| mark.arrived_us);
+    Ok(logged <= member.received_time.unix_micros())
+}
+
+/// The error of a target behind a data set that no log follows.
+fn stands_alone(name: &str, id: &BackupId, member: &Member) -> Error {
+    err!(
+        OutOfReach,
+        "backup \"{id}\" has no position in a history (source = \"{}\"): no log leads on from its moment, between {} and {}",
+        member.method.escape_debug(),
+        member.requested_time,
+        member.received_time
+    )
+    .hint(format!(
+        "Nothing was written.\nThat moment comes back without a target: pitr redis restore {name} --to DIR --backup {id}"
+    ))
 }
 
 fn way_from(

@@ -9,7 +9,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::operate::session::Session;
 use crate::redis::directory::{CONFIGURATION, Plan};
-use crate::redis::member::{Member, PSYNC};
+use crate::redis::member::{AOF, BGSAVE, Member, PSYNC};
 use crate::redis::program::{self, Installed};
 use crate::redis::route::{self, Route, Target};
 use crate::redis::version::{Loads, ServerVersion};
@@ -75,7 +75,7 @@ pub fn run(session: &Session, asked: &Asked<'_>) -> Result<Restored> {
     };
     let member = &stored.member;
     let source = member.server()?;
-    if member.method != PSYNC {
+    if ![PSYNC, BGSAVE, AOF].contains(&member.method.as_str()) {
         return Err(err!(
             Unsupported,
             "backup \"{}\" was taken by \"{}\"",
@@ -191,7 +191,7 @@ fn write(session: &Session, stored: &Stored, plan: &Plan<'_>, route: Option<&Rou
         make(plan.to)?;
     }
     let host = &session.host;
-    let bytes = Some(plan.member.rdb_bytes);
+    let bytes = Some(plan.member.bytes());
     host.progress.phase("write the data set", bytes);
     let (repository, scope) = (&stored.backup.repository, &stored.backup.scope);
     let log = |out: &mut dyn FnMut(&[u8]) -> Result<()>| match route {

@@ -67,10 +67,13 @@ pub fn of(session: &Session, name: &str, info: Option<&Info>) -> Result<Vec<Wind
     let (_, backups) = list::run(session, name)?;
     let members = backups.iter().filter_map(|one| one.redis.as_ref());
     let bases: Vec<Base<'_>> = members
-        .map(|member| Base {
-            replid: &member.replid,
-            offset: member.offset,
-            time: member.received_time,
+        .filter_map(|member| {
+            let (replid, offset) = member.position()?;
+            Some(Base {
+                replid,
+                offset,
+                time: member.received_time,
+            })
         })
         .collect();
     Ok(window::of(&info.histories, &bases))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{cluster, configured, own, redis, runbook, scope};
-use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
+use crate::config::{MemberKind, RecoverySet, RedisSource, SetMember, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::failures::Failures;
@@ -142,7 +142,15 @@ fn connect<'s>(
             Ok(Asking::Cluster(name, Box::new(server), conninfo))
         }
         MemberKind::Redis => {
-            let source = crate::operate::redis::connect(session, redis(settings, name)?);
+            let section = redis(settings, name)?;
+            if section.source != RedisSource::Psync {
+                return Err(err!(
+                    Refused,
+                    "backups of member \"{member}\" have no position (source in [redis.{name}]): no mark leads to one"
+                )
+                .hint("No mark was made.\nGive the set a server that hands out its data set by PSYNC, or take the member out of it."));
+            }
+            let source = crate::operate::redis::connect(session, section);
             let source = source.map_err(|e| of(member, e))?;
             Ok(Asking::Redis(name, Box::new(source)))
         }

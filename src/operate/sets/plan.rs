@@ -474,10 +474,7 @@ fn of_redis(
                 .route
                 .end()
                 .map(|(replid, offset)| format!("{replid}:{offset}")),
-            bytes: planned
-                .member
-                .rdb_bytes
-                .saturating_add(planned.route.bytes()),
+            bytes: planned.member.bytes().saturating_add(planned.route.bytes()),
             ms: None,
             level: Level::Time,
         })),

@@ -3,6 +3,7 @@
 mod cluster;
 mod expire;
 mod faults;
+mod files;
 mod into;
 mod keys;
 mod load;
