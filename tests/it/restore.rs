@@ -175,24 +175,39 @@ pub fn check_checksums(cluster: &Cluster) {
     }
 }
 
-/// While it runs: every table and index is sound.
+/// While it runs: every table and index of every database is sound.
 pub fn check_relations(cluster: &Cluster) {
+    let databases = cluster.query_rows("select datname from pg_database where datallowconn");
+    let databases = databases.iter().map(|row| row[0].as_deref().unwrap());
     if cluster.major() >= 14 && cluster.bin("pg_amcheck").is_some() {
         cluster
             .tool("pg_amcheck")
             .args(["--all", "--heapallindexed", "--install-missing"])
             .run()
             .success();
+        // The program asks for B-trees alone.
+        if cluster.major() >= 18 {
+            databases.for_each(|database| {
+                let gin =
+                    "select gin_index_check(c.oid) from pg_class c join pg_am a on a.oid = c.relam
+                     where c.relkind = 'i' and a.amname = 'gin' and c.relpersistence = 'p'";
+                cluster.client_of(database).sql(gin);
+            });
+        }
         return;
     }
-    // 14 is without the program here, 13 without the check of tables: they are read.
-    cluster.sql("create extension if not exists amcheck");
-    cluster.sql(
+    databases.for_each(|database| check_database(cluster, database));
+}
+
+/// 14 is without the program here, 13 without the check of tables: they are read.
+fn check_database(cluster: &Cluster, database: &str) {
+    let client = cluster.client_of(database);
+    client.sql("create extension if not exists amcheck");
+    client.sql(
         "select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam
          where c.relkind = 'i' and a.amname = 'btree' and c.relpersistence = 'p'",
     );
     let tables = "select c.oid::regclass::text from pg_class c where c.relkind in ('r', 'm', 't') and c.relpersistence = 'p'";
-    let client = cluster.client();
     let tables = client.query_rows(tables);
     assert!(tables.len() > 50, "{}", tables.len());
     for table in tables.iter().map(|row| row[0].as_deref().unwrap()) {
@@ -200,7 +215,7 @@ pub fn check_relations(cluster: &Cluster) {
             13 => format!("select count(*) - count(*) from {table}"),
             _ => format!("select count(*) from verify_heapam('{table}'::regclass)"),
         };
-        assert_eq!(client.query_one_string(&check), "0", "{table}");
+        assert_eq!(client.query_one_string(&check), "0", "{database} {table}");
     }
 }
 

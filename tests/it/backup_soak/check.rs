@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::indexes;
 use super::world::{Mark, World};
 use crate::common::reception::lsn;
 use crate::common::{Cluster, Stop};
@@ -23,19 +24,28 @@ fn target(mark: &Mark, way: usize) -> [String; 2] {
 
 const WAYS: usize = 4;
 
-/// The backups that are there: id, and the position from which each leads on.
-fn backups(world: &World) -> Vec<(String, u64)> {
-    let info = world.site.pitr().args(["info", "--json"]).run().json();
+/// A backup that is there.
+pub struct Backup {
+    pub id: String,
+    pub start: u64,
+    /// From here on it leads.
+    pub stop: u64,
+}
+
+pub fn backups(world: &World) -> Vec<Backup> {
+    let info = world.home.pitr().args(["info", "--json"]).run().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    backups
-        .iter()
-        .map(|b| (text(&b["id"]), lsn(&text(&b["stop_lsn"]))))
-        .collect()
+    let one = |b: &Value| Backup {
+        id: text(&b["id"]),
+        start: lsn(&text(&b["start_lsn"])),
+        stop: lsn(&text(&b["stop_lsn"])),
+    };
+    backups.iter().map(one).collect()
 }
 
 fn plan(world: &World, asked: &[String]) -> Value {
-    let run = world.site.pitr().args(["plan", "--json"]).args(asked).run();
+    let run = world.home.pitr().args(["plan", "--json"]).args(asked).run();
     let plan = run.json();
     let code = if plan["reachable"] == true { 0 } else { 5 };
     assert_eq!(run.code(), code, "{run}");
@@ -45,7 +55,7 @@ fn plan(world: &World, asked: &[String]) -> Value {
 /// Whether a moment can be reached is what the backups say that are left.
 fn check_plan(world: &World, mark: &Mark, way: usize) -> bool {
     let plan = plan(world, &target(mark, way));
-    let expected = backups(world).iter().any(|(_, stop)| *stop <= mark.lsn);
+    let expected = backups(world).iter().any(|b| b.stop <= mark.lsn);
     assert_eq!(
         plan["reachable"], expected,
         "{} by {way}: {plan:#}",
@@ -70,13 +80,13 @@ pub fn moment(world: &mut World, mark: &Mark, is_thorough: bool) {
     let mut asked = target(mark, way).to_vec();
     if world.random.one_in(2) {
         let mut able = backups(world);
-        able.retain(|(_, stop)| *stop <= mark.lsn);
-        let (id, _) = world.random.pick(&able);
-        asked.extend(["--backup".to_owned(), id.clone()]);
+        able.retain(|b| b.stop <= mark.lsn);
+        let id = world.random.pick(&able).id.clone();
+        asked.extend(["--backup".to_owned(), id]);
     }
     world.restored += 1;
     let folder = format!("restored_{}", world.restored);
-    let sandbox = world.site.sandbox();
+    let sandbox = &world.home.sandbox;
     sandbox.dir(&folder);
     let (to, space) = (
         sandbox.join(format!("{folder}/data")),
@@ -84,7 +94,7 @@ pub fn moment(world: &mut World, mark: &Mark, is_thorough: bool) {
     );
     println!("backup soak {}: {} from {asked:?}", world.major, mark.name);
     let mapping = format!("{}={}", world.space.display(), space.display());
-    let restore = world.site.pitr().arg("restore").args(&asked);
+    let restore = world.home.pitr().arg("restore").args(&asked);
     let restore = restore.args(["--tablespace-mapping", &mapping]);
     restore.arg("--to").arg(&to).run().success();
     verify_backup(world.major, &to);
@@ -95,6 +105,8 @@ pub fn moment(world: &mut World, mark: &Mark, is_thorough: bool) {
     let found = truth(&copy);
     assert_eq!(found, *mark.content, "{} from {asked:?}", mark.name);
     if is_thorough {
+        unlogged_tables_are_empty(&copy);
+        indexes::answer_like_tables(&copy);
         check_relations(&copy);
         copy.stop(Stop::Fast);
         if world.has_checksums {
@@ -102,5 +114,19 @@ pub fn moment(world: &mut World, mark: &Mark, is_thorough: bool) {
         }
     }
     drop(copy);
-    let _ = std::fs::remove_dir_all(world.site.sandbox().join(&folder));
+    let _ = std::fs::remove_dir_all(world.home.sandbox.join(&folder));
+}
+
+/// A restore leaves tables without WAL as they are after a crash: empty, and ready for rows.
+fn unlogged_tables_are_empty(copy: &Cluster) {
+    for client in indexes::databases(copy) {
+        let tables =
+            "select oid::regclass from pg_class where relkind = 'r' and relpersistence = 'u'";
+        for row in client.query_rows(tables) {
+            let table = row[0].as_deref().unwrap();
+            let count = client.query_one_string(&format!("select count(*) from {table}"));
+            assert_eq!(count, "0", "{table}");
+            client.sql(&format!("insert into {table} (a) values (1)"));
+        }
+    }
 }

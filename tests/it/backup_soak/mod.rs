@@ -4,14 +4,20 @@
 //! | file | what it is |
 //! |---|---|
 //! | `storm.rs` | clients that change rows, relations, databases and tablespaces |
-//! | `world.rs` | the cluster, its repository, and the moments that can be asked for |
+//! | `home.rs` | the repository: a directory that can get full, or a bucket whose server fails, plain or encrypted |
+//! | `world.rs` | the cluster, and the moments that can be asked for |
 //! | `step.rs` | what happens next |
+//! | `source.rs` | incrementals, each by one source of what changed |
 //! | `check.rs` | a moment is planned, restored, started and compared |
+//! | `indexes.rs` | indexes of each kind answer like their tables |
 //!
 //! `BACKUP_SOAK_SEED` repeats one history as far as concurrency allows, `BACKUP_SOAK_HISTORIES` sets how many there are on each major (`make soak-backups`:
 //! 20), `BACKUP_SOAK_STEPS` their length, and `BACKUP_SOAK_PROGRESS` names a file in which those that passed stand.
 
 mod check;
+mod home;
+mod indexes;
+mod source;
 mod step;
 mod storm;
 mod world;
@@ -38,7 +44,7 @@ fn history(major: u32, seed: u64, steps: u64) -> BTreeMap<Kind, usize> {
     let mut world = World::new(major, random.fork());
     let mut counts = BTreeMap::new();
     for number in 0..steps {
-        let kind = Kind::draw(&mut random, number);
+        let kind = Kind::draw(&mut random, number, &world.home);
         println!(
             "backup soak {major}: {:6.1} s: step {number}: {kind:?}",
             began.elapsed().as_secs_f64()
@@ -50,7 +56,7 @@ fn history(major: u32, seed: u64, steps: u64) -> BTreeMap<Kind, usize> {
         *counts.entry(kind).or_default() += 1;
     }
     check::all_marks_are_planned(&world);
-    world.site.pitr().arg("verify").run().success();
+    world.home.pitr().arg("verify").run().success();
     counts
 }
 

@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::home::{Home, READER};
+use super::source::{self, Source, backup, under_storm};
 use super::world::World;
 use crate::common::random::Random;
+use crate::common::s3::Fault;
 use crate::common::{PATIENCE, Program, Run, keep_one};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     FullLocal,
     FullStream,
-    IncrementalLocal,
-    IncrementalStream,
+    Incremental(Source),
     /// A backup of any kind is killed.
     Killed,
     /// The server dies under load, without a backup.
@@ -22,91 +24,90 @@ pub enum Kind {
     CrashUnderBackup,
     /// The repository is not there for a moment.
     Away,
+    /// The repository gets full, or answers some requests with errors, while a backup runs.
+    Disturbed,
     Compact,
     Expire,
     ExpireKilled,
+    /// Backups are deleted while one is taken.
+    ExpireBeside,
     VerifySome,
 }
 
 impl Kind {
     /// The first steps of a history are those that others build upon.
-    pub fn draw(random: &mut Random, number: u64) -> Kind {
+    pub fn draw(random: &mut Random, number: u64, home: &Home) -> Kind {
         use Kind::*;
-        match number {
+        use Source::*;
+        let kind = match number {
             0 => *random.pick(&[FullLocal, FullStream]),
-            1 => *random.pick(&[IncrementalLocal, IncrementalLocal, IncrementalStream]),
+            1 => *random.pick(&[Index, Unarchived, Replication].map(Incremental)),
             _ => *random.pick(&[
                 FullLocal,
                 FullStream,
-                IncrementalLocal,
-                IncrementalLocal,
-                IncrementalLocal,
-                IncrementalLocal,
-                IncrementalStream,
-                IncrementalStream,
+                Incremental(Index),
+                Incremental(Index),
+                Incremental(Decoded),
+                Incremental(Unarchived),
+                Incremental(Hashes),
+                Incremental(Kept),
+                Incremental(Replication),
+                Incremental(Replication),
                 Killed,
                 Killed,
                 Crash,
                 CrashUnderBackup,
                 Away,
+                Disturbed,
+                Disturbed,
                 Compact,
                 Expire,
-                Expire,
                 ExpireKilled,
+                ExpireBeside,
                 VerifySome,
             ]),
-        }
-    }
-
-    fn backup(self) -> Option<[&'static str; 3]> {
-        match self {
-            Kind::FullLocal => Some(["--full", "--method", "local"]),
-            Kind::FullStream => Some(["--full", "--method", "stream"]),
-            Kind::IncrementalLocal => Some(["--incremental", "--method", "local"]),
-            Kind::IncrementalStream => Some(["--incremental", "--method", "stream"]),
-            _ => None,
+        };
+        match kind {
+            // The test rewrites plain files alone.
+            Incremental(Decoded) if !home.is_directory() || home.is_encrypted => {
+                Incremental(Hashes)
+            }
+            Incremental(Kept) if !home.is_encrypted => Incremental(Index),
+            Disturbed if home.is_directory() && !home.can_get_full() => Away,
+            kind => kind,
         }
     }
 }
 
-const BACKUPS: [Kind; 4] = [
-    Kind::FullLocal,
-    Kind::FullStream,
-    Kind::IncrementalLocal,
-    Kind::IncrementalStream,
+const FULL_LOCAL: [&str; 3] = ["--full", "--method", "local"];
+const FULL_STREAM: [&str; 3] = ["--full", "--method", "stream"];
+/// Backups of every kind.
+const BACKUPS: [[&str; 3]; 4] = [
+    FULL_LOCAL,
+    FULL_STREAM,
+    ["--incremental", "--method", "local"],
+    ["--incremental", "--method", "stream"],
 ];
 
-/// A backup that takes long enough for much to change.
-fn backup(world: &mut World, kind: Kind) -> Program {
-    let kind = kind.backup().expect("a kind of backup");
-    let rate = *world.random.pick(&["8MiB", "16MiB", "1GiB"]);
-    let common = ["backup", "--json", "--wal-wait", "10m", "--max-rate", rate];
-    let program = world.site.pitr().args(common).args(kind);
-    program.timeout(20 * PATIENCE)
+/// A backup of some kind.
+fn any_backup(world: &mut World) -> ([&'static str; 3], Program) {
+    let kind = *world.random.pick(&BACKUPS);
+    (kind, backup(world, READER, &kind))
+}
+
+fn take_full(world: &mut World, kind: [&str; 3]) {
+    let program = backup(world, READER, &kind);
+    let run = under_storm(world, &program).success();
+    assert_eq!(run.json()["kind"], "full", "{run}");
 }
 
 pub fn take(world: &mut World, kind: Kind) {
     match kind {
-        Kind::FullLocal | Kind::FullStream | Kind::IncrementalLocal | Kind::IncrementalStream => {
-            let program = backup(world, kind);
-            let storm = world.storm();
-            let mut run = program.run();
-            // The storm creates tablespaces, and a local backup refuses one that comes while it begins.
-            if run.stdout.contains("was created while the backup began") {
-                run = backup(world, kind).run();
-            }
-            let changes = storm.end();
-            let run = run.success();
-            check_kind(&run, kind);
-            println!(
-                "backup soak {}: {} beside {changes} changes",
-                world.major,
-                run.json()["id"]
-            );
-        }
+        Kind::FullLocal => take_full(world, FULL_LOCAL),
+        Kind::FullStream => take_full(world, FULL_STREAM),
+        Kind::Incremental(source) => source::take(world, source),
         Kind::Killed => {
-            let kind = *world.random.pick(&BACKUPS);
-            let program = backup(world, kind);
+            let (kind, program) = any_backup(world);
             let storm = world.storm();
             let running = program.spawn();
             let time = 50 + world.random.next() % 1500;
@@ -127,8 +128,7 @@ pub fn take(world: &mut World, kind: Kind) {
             storm.end();
         }
         Kind::CrashUnderBackup => {
-            let kind = *world.random.pick(&BACKUPS);
-            let program = backup(world, kind);
+            let (kind, program) = any_backup(world);
             let storm = world.storm();
             let running = program.spawn();
             std::thread::sleep(Duration::from_millis(200 + world.random.next() % 800));
@@ -141,41 +141,35 @@ pub fn take(world: &mut World, kind: Kind) {
             );
         }
         Kind::Away => {
-            let (here, away) = (
-                world.site.repository().to_owned(),
-                world.site.sandbox().join("away"),
-            );
             let storm = world.storm();
-            std::fs::rename(&here, &away).unwrap();
-            std::thread::sleep(Duration::from_millis(700));
-            std::fs::rename(&away, &here).unwrap();
+            world.home.away(Duration::from_millis(700));
             storm.end();
         }
+        Kind::Disturbed => disturbed(world),
         Kind::Compact => {
             world.storm_for(Duration::from_millis(300));
             let visible = (1 + world.random.below(100)).to_string();
             let compact = ["repo", "compact", "--confirm", "--visible", &visible];
-            let run = world.site.pitr().args(compact).timeout(10 * PATIENCE).run();
+            let run = world.home.pitr().args(compact).timeout(10 * PATIENCE).run();
             run.success();
         }
         Kind::Expire => {
             world.storm_for(Duration::from_millis(300));
-            world.site.pitr().arg("verify").run().success();
+            world.home.pitr().arg("verify").run().success();
             let expire = expire(world);
             let run = expire.run();
             // A killed backup may claim WAL that it cannot name any more: the operator says that it is gone.
-            if run.status.code() == Some(6)
-                && run.stderr.contains("has not said yet where its WAL begins")
-            {
+            if is_held_back(&run) {
                 release_killed(world);
                 expire.run().success();
             } else {
                 run.success();
             }
         }
+        Kind::ExpireBeside => expire_beside(world),
         Kind::ExpireKilled => {
             world.storm_for(Duration::from_millis(300));
-            world.site.pitr().arg("verify").run().success();
+            world.home.pitr().arg("verify").run().success();
             let running = expire(world).spawn();
             std::thread::sleep(Duration::from_millis(world.random.next() % 150));
             running.signal(Signal::KILL);
@@ -184,14 +178,97 @@ pub fn take(world: &mut World, kind: Kind) {
         Kind::VerifySome => {
             world.storm_for(Duration::from_millis(800));
             let verify = ["verify", "--since", "last", "--max-bytes", "20MB"];
-            world.site.pitr().args(verify).run().success();
+            world.home.pitr().args(verify).run().success();
         }
     }
 }
 
+/// The repository fails while a backup is taken, and while the server archives into it.
+fn disturbed(world: &mut World) {
+    let (kind, program) = any_backup(world);
+    let storm = world.storm();
+    let running = program.spawn();
+    let fired = match world.home.is_directory() {
+        true => {
+            std::thread::sleep(Duration::from_millis(world.random.next() % 600));
+            world.home.leave_free(Some(world.random.next() % (1 << 20)));
+            std::thread::sleep(Duration::from_millis(1500));
+            world.home.leave_free(None);
+            None
+        }
+        false => Some(faults(world)),
+    };
+    let run = running.wait();
+    world.home.heal();
+    storm.end();
+    let fired = fired.map(|all| all.iter().map(crate::common::s3::Fired::times).sum::<u64>());
+    println!(
+        "backup soak {}: {kind:?} beside faults ({fired:?} of requests): {}",
+        world.major, run.status
+    );
+    // Nothing is left to guess: it is committed, or says why not.
+    assert!(
+        run.is_success() || run.stdout.contains("\"code\""),
+        "{run}"
+    );
+}
+
+/// Faults of several requests to come.
+fn faults(world: &mut World) -> Vec<crate::common::s3::Fired> {
+    let all = [
+        Fault::Error(503, "SlowDown"),
+        Fault::Error(500, "InternalError"),
+        Fault::ErrorIn200("InternalError"),
+        Fault::NoAnswer,
+        Fault::Reset,
+        Fault::Truncated(100),
+        Fault::Flipped(40),
+    ];
+    let count = 1 + world.random.below(4);
+    let one = |world: &mut World| {
+        let fault = world.random.pick(&all).clone();
+        let (skip, times) = (world.random.next() % 60, 1 + world.random.next() % 12);
+        world.home.disturb(skip, times, fault)
+    };
+    (0..count).map(|_| one(world)).collect()
+}
+
+/// Backups are deleted, again and again, while one is taken.
+fn expire_beside(world: &mut World) {
+    world.home.pitr().arg("verify").run().success();
+    let (kind, program) = any_backup(world);
+    let storm = world.storm();
+    let mut running = program.spawn();
+    let mut counts = [0, 0];
+    while !running.is_done() {
+        let run = expire(world).run();
+        let is_held = is_held_back(&run);
+        assert!(is_held || run.is_success(), "{run}");
+        counts[usize::from(is_held)] += 1;
+    }
+    let run = running.wait();
+    let run = match run.stdout.contains("was created while the backup began") {
+        true => program.run(),
+        false => run,
+    };
+    storm.end();
+    run.success();
+    println!(
+        "backup soak {}: {kind:?} beside {} runs of expire, {} of them held back",
+        world.major,
+        counts[0] + counts[1],
+        counts[1]
+    );
+}
+
+/// Whether deletion waits for a backup that has not said what it needs.
+fn is_held_back(run: &Run) -> bool {
+    run.status.code() == Some(6) && run.stderr.contains("has not said yet where its WAL begins")
+}
+
 /// The backups that something holds.
 fn claimed(world: &World) -> Vec<String> {
-    let run = world.site.pitr().args(["repo", "claims", "--json"]).run();
+    let run = world.home.pitr().args(["repo", "claims", "--json"]).run();
     let json = run.success().json();
     let claims = json["claims"].as_array().unwrap();
     let id = |claim: &serde_json::Value| claim["backup"].as_str().unwrap().to_owned();
@@ -202,7 +279,7 @@ fn release_killed(world: &World) {
     let claimed = claimed(world);
     for id in world.killed.iter().filter(|id| claimed.contains(id)) {
         let release = ["repo", "claims", "--confirm", "--release", id];
-        world.site.pitr().args(release).run().success();
+        world.home.pitr().args(release).run().success();
         println!("backup soak {}: {id} released", world.major);
     }
 }
@@ -214,14 +291,9 @@ fn expire(world: &mut World) -> Program {
     let keep = keep.to_string();
     let at = args.iter().position(|a| *a == "1").expect("its default");
     args[at] = &keep;
-    world.site.pitr().args(&args).timeout(PATIENCE)
-}
-
-/// An incremental that became a full one would test nothing.
-fn check_kind(run: &Run, kind: Kind) {
-    let wanted = match kind {
-        Kind::FullLocal | Kind::FullStream => "full",
-        _ => "incremental",
+    let program = match world.random.one_in(2) {
+        true => world.home.janitor(),
+        false => world.home.pitr(),
     };
-    assert_eq!(run.json()["kind"], wanted, "{run}");
+    program.args(&args).timeout(PATIENCE)
 }

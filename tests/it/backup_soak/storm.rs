@@ -170,9 +170,7 @@ fn statement(
                 random.pick(&["commit", "rollback"])
             ),
         ]),
-        25 => one(format!(
-            "create temporary table t{number} as select g as a from generate_series(1, 2000) g; create index on t{number} (a); drop table t{number}"
-        )),
+        25 => one(temporary(random, number)),
         26 => Some(wide(random, number)),
         27 => databases(client, random, shared.major, number),
         28 if shared.major >= 15 => Some(in_place_tablespace(number)),
@@ -214,6 +212,17 @@ fn create(random: &mut Random, number: u64) -> Vec<String> {
         );
     }
     vec![sql]
+}
+
+/// A table of one session, which may stay until that ends: its files lie beside the others.
+fn temporary(random: &mut Random, number: u64) -> String {
+    let end = match random.one_in(2) {
+        true => format!("; drop table t{number}"),
+        false => String::new(),
+    };
+    format!(
+        "create temporary table t{number} as select g as a from generate_series(1, 2000) g; create index on t{number} (a){end}"
+    )
 }
 
 /// Values out of line, which change.

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::home::Home;
 use super::storm::{OTHER, Shared, Storm};
 use crate::common::random::Random;
 use crate::common::reception::lsn;
-use crate::common::{Cluster, PATIENCE, Site, wait_until};
+use crate::common::{Cluster, PATIENCE, wait_until};
 use crate::incremental::truth;
 
 /// A moment at which all databases were at rest, and what was in them.
@@ -26,7 +27,7 @@ pub struct Mark {
 
 pub struct World {
     pub major: u32,
-    pub site: Site,
+    pub home: Home,
     pub cluster: Cluster,
     pub space: PathBuf,
     pub shared: Arc<Shared>,
@@ -62,8 +63,12 @@ impl World {
             15.. => builder.config("allow_in_place_tablespaces", "on"),
             _ => builder,
         };
-        let (site, cluster) = Site::with_cluster_of(builder);
-        site.sandbox().keep_on_failure();
+        let mut cluster = builder.create();
+        let home = Home::new(&cluster, random.one_in(2), random.one_in(2));
+        println!("backup soak {major}: the repository is {}", home.describe());
+        home.attach(&cluster);
+        cluster.start();
+        home.sandbox.keep_on_failure();
         cluster.sandbox().keep_on_failure();
         let space = cluster.sandbox().dir("space");
         cluster.sql(&format!(
@@ -73,7 +78,7 @@ impl World {
         cluster.sql(&format!("create database {OTHER}"));
         let world = World {
             major,
-            site,
+            home,
             cluster,
             space,
             shared: Shared::new(major),
@@ -83,7 +88,7 @@ impl World {
             restored: 0,
             has_checksums,
         };
-        world.site.pitr().arg("backup").run().success();
+        world.home.pitr().arg("backup").run().success();
         world
     }
 

@@ -498,7 +498,7 @@ fn segments_between(world: &World, from: &str, to: &str) -> Vec<PathBuf> {
 }
 
 /// Stores a segment anew with another index; whether it was another one.
-fn with_index(path: &Path, change: impl Fn(&mut SegmentIndex)) -> bool {
+pub fn with_index(path: &Path, change: impl Fn(&mut SegmentIndex)) -> bool {
     let bytes = std::fs::read(path).unwrap();
     let folder = path.parent().unwrap();
     let store = pitr::store::file::FileStore::open(folder, 1).unwrap();
