@@ -61,6 +61,7 @@ struct Found {
 pub fn freeze(source: &mut Source, place: &Place, host: &Host, tick: Tick<'_>) -> Result<Frozen> {
     let (directory, name) = place.append_only(source, tick)?;
     let process = run(source, tick)?;
+    place.require_process(&source.ask("server", tick)?)?;
     for _ in 0..ATTEMPTS_MAX {
         let requested = host.now();
         let before = settled(source, tick)?;
@@ -85,7 +86,7 @@ pub fn freeze(source: &mut Source, place: &Place, host: &Host, tick: Tick<'_>) -
         "the append-only file in \"{}\" is not the one that the server writes",
         directory.display()
     )
-    .hint(format!("The server runs elsewhere, or in a container: service.data_directory names its directory as this host sees it.\n{OTHER}")))
+    .hint(format!("The server runs elsewhere, or in a container: service.data_directory names its directory as this host sees it. Or the file was cut when the server started: redis-cli BGREWRITEAOF makes both agree.\n{OTHER}")))
 }
 
 /// Waits until what was answered is in the files, and returns what the server says of them.
@@ -186,8 +187,10 @@ fn names(text: &str) -> Result<(String, Vec<String>)> {
         match value("type") {
             // A base of commands: the server was told to write no RDB file there.
             Some("b") if name.ends_with(".aof") => return Err(no_base()),
-            Some("b") => base = Some(name.to_owned()),
-            Some("i") => increments.push((number, name.to_owned())),
+            Some("b") if base.is_none() => base = Some(name.to_owned()),
+            Some("i") if increments.iter().all(|(other, _)| *other != number) => {
+                increments.push((number, name.to_owned()));
+            }
             Some("h") => {}
             _ => {
                 return Err(form(
@@ -238,7 +241,20 @@ fn finish(
         frozen,
     };
     let mut reader = Reader::new(0, None);
-    let read = frozen.parts(tick, &mut |bytes| reader.read(bytes, &mut |_| Ok(())));
+    let mut ends = 0;
+    let read = frozen.parts.iter().try_for_each(|(opened, range)| {
+        // No command goes on in the next file.
+        if reader.cut() != ends {
+            return Err(err!(
+                Damaged,
+                "a file before \"{}\" ends inside of a command",
+                opened.path.display()
+            ));
+        }
+        ends += range.end - range.start;
+        let mut take = |bytes: &[u8]| reader.read(bytes, &mut |_| Ok(()));
+        opened.pass(range.clone(), tick, &mut take)
+    });
     read.map_err(|e| match e.code() {
         Code::Damaged => e.context("read the append-only file").hint(format!(
             "Annotations are not read (aof-timestamp-enabled yes). Else redis-check-aof says what is wrong with it.\n{OTHER}"
@@ -336,6 +352,8 @@ mod tests {
             "file a seq x type b\n",
             "file a seq 1 type z\n",
             "file . seq 1 type b\n",
+            "file a seq 1 type b\nfile b seq 2 type b\n",
+            "file a seq 1 type b\nfile b seq 2 type i\nfile c seq 2 type i\n",
             "file appendonly.aof.1.base.aof seq 1 type b\n",
         ] {
             assert!(names(odd).is_err(), "{odd}");

@@ -1,6 +1,6 @@
 //! Files of a server on this host, for servers that do not answer `PSYNC`.
 //!
-//! The account of the server may exchange them at any moment: a file is opened once, follows no symbolic link, and is read by its descriptor alone.
+//! The account of the server may exchange them at any moment: a file is opened once, no symbolic link in its place is followed, and it is read by its descriptor alone.
 
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use super::connection::Tick;
+use super::info::Info;
 use super::source::Source;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -27,6 +28,8 @@ const APPEND_ONLY_DIRECTORY: (&str, &str) = ("appenddirname", "appendonlydir");
 pub struct Place {
     /// The directory, absolute.
     pub directory: PathBuf,
+    /// Whether the server named it.
+    is_told: bool,
 }
 
 /// A regular file that is open.
@@ -49,6 +52,7 @@ impl Place {
         if let Some(directory) = configured {
             return Ok(Place {
                 directory: directory.to_owned(),
+                is_told: false,
             });
         }
         if !source.connection.is_of_this_host() {
@@ -62,12 +66,39 @@ impl Place {
         match told(source, "dir", tick)? {
             Some(directory) => Ok(Place {
                 directory: PathBuf::from(directory),
+                is_told: true,
             }),
             None => Err(err!(
                 Config,
                 "the server does not tell where its files are (CONFIG GET dir)"
             )
             .hint("Add service.data_directory, or give the user the right: +config|get (before Redis 7: +config).")),
+        }
+    }
+
+    /// Requires that the server's process works in the directory that it named, where this host can tell: by a tunnel another host's server answers at an address of
+    /// this one. `info` has the section `server`.
+    ///
+    /// # Errors
+    /// `Refused`.
+    pub fn require_process(&self, info: &Info) -> Result<()> {
+        let process = info
+            .field("process_id")
+            .and_then(|id| id.parse::<u32>().ok());
+        let Some(process) = process.filter(|_| self.is_told) else {
+            return Ok(());
+        };
+        let number = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let works_in = std::fs::metadata(format!("/proc/{process}/cwd")).map(number);
+        let named = std::fs::metadata(&self.directory).map(number);
+        match works_in.ok().zip(named.ok()) {
+            Some((works_in, named)) if works_in != named => Err(err!(
+                Refused,
+                "process {process} of this host, as the server calls itself, does not work in \"{}\"",
+                self.directory.display()
+            )
+            .hint("The server runs elsewhere, behind a tunnel or in a container. In a container: service.data_directory names its directory as this host sees it.")),
+            _ => Ok(()),
         }
     }
 
@@ -103,7 +134,7 @@ fn named(
 ) -> Result<String> {
     let name = told(source, setting, tick)?;
     let name = name.unwrap_or_else(|| usual.to_owned());
-    match name.is_empty() || name.contains('/') {
+    match !is_name(&name) {
         true => Err(err!(Server, "the server's {setting} is no name of a file")),
         false => Ok(name),
     }
@@ -158,6 +189,11 @@ impl Opened {
     /// Its length when it was opened.
     pub fn bytes(&self) -> u64 {
         self.metadata.size()
+    }
+
+    /// When the file got its name, in seconds since 1970 by the clock of its filesystem.
+    pub fn named_seconds(&self) -> i64 {
+        self.metadata.ctime()
     }
 
     /// Whether it is another file than `former`, which is open still, so that its number is not given away.

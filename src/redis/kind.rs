@@ -99,6 +99,7 @@ impl Base {
         })?;
         tree.sink.finish()?;
         saved.opened.require_unchanged()?;
+        saved.require_own(&received.head, &self.source.version)?;
         Ok(Facts {
             method: BGSAVE,
             position: None,

@@ -84,8 +84,30 @@ impl Member {
     /// # Errors
     /// `Damaged`.
     pub fn read(value: &serde_json::Value) -> Result<Member> {
-        serde_json::from_value(value.clone())
-            .map_err(|e| err!(Damaged, "the member \"redis\" cannot be read").source(e))
+        let member: Member = serde_json::from_value(value.clone())
+            .map_err(|e| err!(Damaged, "the member \"redis\" cannot be read").source(e))?;
+        match member.is_consistent() {
+            true => Ok(member),
+            false => Err(err!(
+                Damaged,
+                "the member \"redis\" has fields that do not go with its method"
+            )),
+        }
+    }
+
+    /// Whether the fields are those of its method. What another method means, this version does not know.
+    fn is_consistent(&self) -> bool {
+        let is_alone = self.replid == NO_HISTORY
+            && self.offset == 0
+            && self.parent.is_none()
+            && self.fork.is_none()
+            && self.stream_db.is_none();
+        match self.method.as_str() {
+            PSYNC => self.tail_bytes.is_none(),
+            BGSAVE => is_alone && self.tail_bytes.is_none(),
+            AOF => is_alone && self.tail_bytes.is_some(),
+            _ => true,
+        }
     }
 
     /// Returns the version of the server that it came from.
@@ -104,7 +126,7 @@ impl Member {
 
     /// Its bytes: the data set, and the commands behind it.
     pub fn bytes(&self) -> u64 {
-        self.rdb_bytes + self.tail_bytes.unwrap_or(0)
+        self.rdb_bytes.saturating_add(self.tail_bytes.unwrap_or(0))
     }
 
     /// Counts the keys.

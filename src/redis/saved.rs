@@ -14,6 +14,7 @@ use super::info::Info;
 use super::rdb::Head;
 use super::resp::Reply;
 use super::source::Source;
+use super::version::ServerVersion;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
@@ -36,18 +37,53 @@ pub struct Saved {
     pub forked: TimestampTz,
     /// The same when the file was opened.
     pub found: TimestampTz,
+    /// When the server saw the end of its last save, in seconds since 1970 by its clock; asked behind the opening.
+    pub ended_seconds: Option<i64>,
+    /// Whether the server has the clock of this host.
+    pub is_one_clock: bool,
 }
+
+/// How long a busy server may take to see that its child has saved.
+const UNSEEN_SECONDS: i64 = 60;
 
 impl Saved {
     /// The latest time at which the server can have forked. Another save may have followed ours: the head has the second in which the one of this file began.
+    /// Without that second, and with that of another clock, it is the opening.
     pub fn latest(&self, head: &Head) -> TimestampTz {
-        let seconds = head
-            .field("ctime")
-            .and_then(|text| text.parse::<i64>().ok());
-        let end = seconds.and_then(|seconds| seconds.checked_add(1)?.checked_mul(1_000_000));
-        let end = end.and_then(TimestampTz::from_unix_micros);
-        end.map_or(self.found, |end| end.clamp(self.forked, self.found))
+        let end = begun(head).filter(|_| self.is_one_clock);
+        // Clocks may be set back meanwhile.
+        end.map_or(self.found, |end| end.min(self.found))
+            .max(self.forked)
     }
+
+    /// Requires that the file is of a save that this server began after the request.
+    ///
+    /// # Errors
+    /// `Refused`.
+    pub fn require_own(&self, head: &Head, version: &ServerVersion) -> Result<()> {
+        let field = format!("{}-ver", version.flavor.name());
+        let is_of_other = head.field(&field).is_some_and(|by| by != version.text());
+        let named = self.opened.named_seconds();
+        let is_near = |ended: i64| (ended - UNSEEN_SECONDS..=ended + 1).contains(&named);
+        let is_far = self.is_one_clock && self.ended_seconds.is_some_and(|ended| !is_near(ended));
+        if is_of_other || is_far {
+            return Err(elsewhere(&self.opened.path));
+        }
+        if self.is_one_clock && begun(head).is_some_and(|end| end < self.requested) {
+            return Err(err!(
+                Unreachable,
+                "the file of the server is of a moment before it was asked to save"
+            )
+            .hint("A replica that took its master's data set over puts that in its place. Run the command again."));
+        }
+        Ok(())
+    }
+}
+
+/// The end of the second in which the save of a file began, by the server's clock.
+fn begun(head: &Head) -> Option<TimestampTz> {
+    let seconds = head.field("ctime")?.parse::<i64>().ok()?;
+    TimestampTz::from_unix_micros(seconds.checked_add(1)?.checked_mul(1_000_000)?)
 }
 
 /// Has the server save its data set, and opens the file.
@@ -64,8 +100,10 @@ pub fn take(source: &mut Source, place: &Place, host: &Host, tick: Tick<'_>) -> 
     if ended.field("rdb_last_bgsave_status") != Some("ok") {
         return Err(failed());
     }
-    let now = run_of(&source.ask("server", tick)?);
-    if now != run {
+    require_settled(source, tick)?;
+    let server = source.ask("server", tick)?;
+    place.require_process(&server)?;
+    if run_of(&server) != run {
         return Err(err!(
             Unreachable,
             "another server answers than the one that was asked to save"
@@ -74,11 +112,17 @@ pub fn take(source: &mut Source, place: &Place, host: &Host, tick: Tick<'_>) -> 
     let opened = files::open(&path)?;
     let is_new = |opened: &Opened| former.as_ref().is_none_or(|f| opened.is_other_than(f));
     let opened = opened.filter(is_new).ok_or_else(|| elsewhere(&path))?;
+    let found = host.now();
+    // Another save may have ended meanwhile, whose file this is.
+    let after = idle(source, tick)?;
+    let ended = after.field("rdb_last_save_time");
     Ok(Saved {
         opened,
         requested,
         forked,
-        found: host.now(),
+        found,
+        ended_seconds: ended.and_then(|seconds| seconds.parse().ok()),
+        is_one_clock: source.connection.is_of_this_host(),
     })
 }
 
@@ -91,6 +135,7 @@ fn begin(
 ) -> Result<(Option<Opened>, TimestampTz)> {
     loop {
         idle(source, tick)?;
+        require_settled(source, tick)?;
         let former = files::open(path)?;
         require_room(place, former.as_ref())?;
         let requested = host.now();
@@ -108,6 +153,15 @@ fn begin(
             }
             _ => return Ok((former, requested)),
         }
+    }
+}
+
+/// Requires that the server takes no other server's data set over: it would put that in the place of its own file.
+fn require_settled(source: &mut Source, tick: Tick<'_>) -> Result<()> {
+    let info = source.ask("replication", tick)?;
+    match info.field("master_link_status") {
+        None | Some("up") => Ok(()),
+        Some(_) => Err(source.connection.refused(&[b"BGSAVE"], "MASTERDOWN")),
     }
 }
 
@@ -185,12 +239,13 @@ fn elsewhere(path: &Path) -> Error {
         "the server has saved, and \"{}\" of this host is not the file",
         path.display()
     )
-    .hint("The server runs elsewhere, or in a container: service.data_directory names its directory as this host sees it.")
+    .hint("The server runs elsewhere, or in a container: service.data_directory names its directory as this host sees it. Or its save was given up (FLUSHALL, a resynchronisation): run the command again.")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis::version::Flavor;
 
     #[test]
     fn a_fork_is_not_later_than_what_bounds_it() {
@@ -199,18 +254,21 @@ mod tests {
         let opened = files::open(&folder).unwrap().unwrap();
         std::fs::remove_file(&folder).unwrap();
         let at = |micros| TimestampTz::from_unix_micros(micros).unwrap();
-        let saved = Saved {
+        let mut saved = Saved {
             opened,
             requested: at(10_000_000),
             forked: at(10_400_000),
             found: at(14_000_000),
+            ended_seconds: None,
+            is_one_clock: true,
         };
-        let latest = |ctime: &str| {
+        let of = |saved: &Saved, ctime: &str| {
             saved.latest(&Head {
                 version: 10,
                 fields: vec![("ctime".to_owned(), ctime.to_owned())],
             })
         };
+        let latest = |ctime: &str| of(&saved, ctime);
         // The second of the answer, one before it, one of a later save, and clocks that are not this one's.
         assert_eq!(latest("10"), at(11_000_000));
         assert_eq!(latest("9"), at(10_400_000));
@@ -219,6 +277,32 @@ mod tests {
         assert_eq!(latest("-5"), at(10_400_000));
         assert_eq!(latest("soon"), at(14_000_000));
         assert_eq!(latest(&i64::MAX.to_string()), at(14_000_000));
+        let head = |ctime: &str, version: &str| Head {
+            version: 10,
+            fields: vec![
+                ("ctime".to_owned(), ctime.to_owned()),
+                ("redis-ver".to_owned(), version.to_owned()),
+            ],
+        };
+        let version = ServerVersion::new(Flavor::Redis, "7.0.15").unwrap();
+        let is_own = |saved: &Saved, ctime: &str, by: &str| {
+            saved.require_own(&head(ctime, by), &version).is_ok()
+        };
+        assert!(is_own(&saved, "10", "7.0.15") && !is_own(&saved, "10", "7.0.16"));
+        // A file of a moment before the request is of a transfer.
+        assert!(is_own(&saved, "9", "7.0.15") && !is_own(&saved, "8", "7.0.15"));
+        // The file got its name just before the server saw the end of its save.
+        let named = saved.opened.named_seconds();
+        for (ended, wanted) in [(named, true), (named + 61, false), (named - 2, false)] {
+            saved.ended_seconds = Some(ended);
+            assert_eq!(is_own(&saved, "10", "7.0.15"), wanted);
+        }
+        // Another clock tells nothing, and one that was set back ends nothing.
+        saved.is_one_clock = false;
+        assert!(is_own(&saved, "8", "7.0.15"));
+        assert_eq!(saved.latest(&head("11", "7.0.15")), at(14_000_000));
+        saved.found = at(1_000_000);
+        assert_eq!(saved.latest(&head("11", "7.0.15")), at(10_400_000));
     }
 
     #[test]

@@ -296,8 +296,9 @@ fn is_last(
     if target.moment != Moment::End || target.replid.is_some() {
         return Ok(false);
     }
+    // What arrived while it was taken may not be in it.
     let logged = walk::latest(repository, scope)?.map(|(_, mark)| mark.arrived_us);
-    Ok(logged <= member.received_time.unix_micros())
+    Ok(logged <= member.requested_time.unix_micros())
 }
 
 /// The error of a target behind a data set that no log follows.

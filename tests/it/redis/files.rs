@@ -143,7 +143,7 @@ fn r95_an_append_only_file_comes_back_without_a_fork(name: &'static str) {
             .collect::<String>(),
     );
     let mut random = Random::new(9);
-    let transfers: String = (0..20_000)
+    let transfers: String = (0..100_000)
         .map(|_| {
             let (from, to) = (random.below(200), random.below(200));
             format!("MULTI\nDECRBY account:{from} 3\nINCRBY account:{to} 3\nINCR transfers\nEXEC\n")
