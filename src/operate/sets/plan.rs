@@ -19,6 +19,7 @@ use crate::operate::target::{AskedTarget, Point as Asked};
 use crate::operate::{how_long, human};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::plan::estimate::{self, Estimate, Restored};
 use crate::plan::recovery::Action;
 use crate::plan::sets::{self, Extent, Reach, Reached, SetPlan, Wanted};
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
@@ -395,6 +396,7 @@ impl Planning<'_> {
             };
             self.clusters.insert(self.member.clone(), restorable);
         }
+        let estimate = how_long::of_plan(&own, &chosen.opened, plan);
         Ok(Reach::Reached(Reached {
             backup: plan
                 .backup
@@ -407,7 +409,8 @@ impl Planning<'_> {
                 .as_ref()
                 .map(|stop| stop.recovery_end_lsn.to_string()),
             bytes: plan.bytes_to_copy.saturating_add(plan.bytes_to_replay),
-            ms: how_long::of_plan(&own, &chosen.opened, plan).map(|estimate| estimate.ms),
+            ms: estimate.as_ref().map(|estimate| estimate.ms),
+            basis: estimate.as_ref().map(Estimate::basis),
             level: Level::Time,
         }))
     }
@@ -455,17 +458,22 @@ fn of_redis(
     (target, at): (&route::Target, TimestampTz),
 ) -> Result<Reach> {
     match redis::plan::run(session, &member.name, None, target) {
-        Ok(planned) => Ok(Reach::Reached(Reached {
-            backup: planned.id.to_string(),
-            moment: Some(at),
-            position: planned
-                .route
-                .end()
-                .map(|(replid, offset)| format!("{replid}:{offset}")),
-            bytes: planned.member.bytes().saturating_add(planned.route.bytes()),
-            ms: None,
-            level: Level::Time,
-        })),
+        Ok(planned) => {
+            let bytes = planned.member.bytes().saturating_add(planned.route.bytes());
+            let (ms, basis) = estimate::restore(&[], bytes, Restored::DataSet);
+            Ok(Reach::Reached(Reached {
+                backup: planned.id.to_string(),
+                moment: Some(at),
+                position: planned
+                    .route
+                    .end()
+                    .map(|(replid, offset)| format!("{replid}:{offset}")),
+                bytes,
+                ms: Some(ms),
+                basis: Some(basis),
+                level: Level::Time,
+            }))
+        }
         Err(e) if e.code() == Code::OutOfReach => Ok(Reach::Unreached {
             why: e.to_string(),
             before: None,
@@ -492,12 +500,14 @@ fn first_after(backups: &[ScopeBackup], time: TimestampTz) -> Option<&ScopeBacku
 }
 
 fn reached(backup: &ScopeBackup, level: Level) -> Reached {
+    let (ms, basis) = estimate::restore(&[], backup.size_bytes, Restored::Files);
     Reached {
         backup: backup.id.to_string(),
         moment: Some(backup.stop_time),
         position: None,
         bytes: backup.size_bytes,
-        ms: None,
+        ms: Some(ms),
+        basis: Some(basis),
         level,
     }
 }
