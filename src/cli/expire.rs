@@ -19,6 +19,7 @@ use crate::plan::retention::log::HistoryFate;
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::redis::overview;
 use crate::repo::id::BackupId;
+use crate::repo::runbook;
 use crate::repo::set_mark::{self, Spent};
 use crate::repo::slot_map;
 
@@ -64,8 +65,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "confirm")]
     pub dry_run: bool,
 
-    /// Change nothing, and say of one backup which rule keeps it and until when, or of one segment, or of a place in the log of Redis, which backups need it, or why a mark of a recovery set goes
-    #[arg(long, value_name = "ID|SEGMENT|REPLID:N|MARK", conflicts_with_all = ["confirm", "dry_run"])]
+    /// Change nothing, and say of one backup which rule keeps it and until when, or of one segment, or of a place in the log of Redis, which backups need it, or why a mark or a stored runbook of a recovery set goes
+    #[arg(long, value_name = "ID|SEGMENT|REPLID:N|MARK|RUNBOOK", conflicts_with_all = ["confirm", "dry_run"])]
     pub explain: Option<Explained>,
 
     /// Mark what is not kept, and delete what was marked before the grace period
@@ -84,6 +85,8 @@ pub enum Explained {
     Log(String, u64),
     /// A mark of a recovery set.
     Mark(String),
+    /// A runbook that is stored with marks.
+    Runbook(String),
 }
 
 impl FromStr for Explained {
@@ -96,9 +99,10 @@ impl FromStr for Explained {
             (_, Ok(WalFileName::Segment(name)), _) => Ok(Explained::Segment(name)),
             (.., Some((replid, position))) => Ok(Explained::Log(replid, position)),
             _ if set_mark::is_name(text) => Ok(Explained::Mark(text.to_owned())),
+            _ if runbook::is_name(text) => Ok(Explained::Runbook(text.to_owned())),
             _ => Err(err!(
                 Usage,
-                "\"{}\" is neither the id of a backup nor the name of a segment or a mark, nor a place in the log of Redis (REPLID:N)",
+                "\"{}\" is neither the id of a backup nor the name of a segment, a mark or a runbook, nor a place in the log of Redis (REPLID:N)",
                 text.escape_debug()
             )),
         }
@@ -260,6 +264,9 @@ fn shown(done: &Done) -> serde_json::Value {
     if !plan.spent.is_empty() {
         let spent = |one: &Spent| json!({ "mark": one.mark, "why": one.why });
         value["spent"] = plan.spent.iter().map(spent).collect();
+    }
+    if !plan.runbooks.is_empty() {
+        value["runbooks"] = json!(plan.runbooks);
     }
     done.of.named(value)
 }
@@ -433,6 +440,11 @@ fn lines(done: &Done) -> Vec<String> {
             "marks that nobody can use: {} to {} ({count}); the newest: {}",
             first.mark, last.mark, last.why
         ));
+    }
+    if !plan.runbooks.is_empty() {
+        let count = human::count(plan.runbooks.len() as u64, "runbook");
+        let names = plan.runbooks.join(", ");
+        lines.push(format!("stored {count} that no mark names: {names}"));
     }
     lines.extend(plan.waiting.iter().map(|w| format!("waiting: {w}")));
     for id in &plan.tombstones {

@@ -29,6 +29,7 @@ pub fn report(cx: &Context, explained: &Explained, done: &[Done]) -> Result<()> 
         Explained::Segment(name) => one.of.cluster().map(|_| segment(one, *name)),
         Explained::Log(replid, position) => log(one, replid, *position),
         Explained::Mark(name) => mark(one, name),
+        Explained::Runbook(name) => runbook(one, name),
     };
     let answered: Vec<(&Done, Answer)> = done
         .iter()
@@ -171,9 +172,25 @@ fn log(done: &Done, replid: &str, position: u64) -> Option<Answer> {
     })
 }
 
+fn is_set(done: &Done) -> bool {
+    matches!(&done.of, of::Of::Scope(s) if s.kind() == Some(set_mark::KIND))
+}
+
+fn runbook(done: &Done, name: &str) -> Option<Answer> {
+    is_set(done).then_some(())?;
+    let goes = done.plan.runbooks.iter().any(|one| one == name);
+    let line = match goes {
+        true => "the next run deletes it: no mark names it",
+        false => "it stays, if it is there: a mark names it, or it was stored within a day",
+    };
+    Some(Answer {
+        lines: vec![format!("runbook {name}: {line}")],
+        value: json!({ "runbook": name, "goes": goes }),
+    })
+}
+
 fn mark(done: &Done, name: &str) -> Option<Answer> {
-    let is_set = matches!(&done.of, of::Of::Scope(s) if s.kind() == Some(set_mark::KIND));
-    is_set.then_some(())?;
+    is_set(done).then_some(())?;
     let spent = done.plan.spent.iter().find(|spent| spent.mark == name);
     let line = spent.map_or_else(
         || "it stays, if it is there".to_owned(),

@@ -9,7 +9,7 @@ use super::output::{Align, Table};
 use super::{Context, unconfirmed};
 use crate::agent::alert::decide::Event;
 use crate::agent::alert::{self, News, Tried};
-use crate::config::{Settings, Severity};
+use crate::config::{SetMember, Settings, Severity};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
@@ -396,11 +396,21 @@ fn print_plan(cx: &Context, plan: &SetPlan) -> Result<()> {
     }
     cx.out.table(&table)?;
     let time = human::duration(Duration::from_millis(plan.ms));
-    let untimed: Vec<String> = plan.untimed.iter().map(ToString::to_string).collect();
-    let besides = match untimed.is_empty() {
-        true => String::new(),
-        false => format!(", without {}: nothing measures them", untimed.join(", ")),
+    let names = |members: &[SetMember]| -> String {
+        let names: Vec<String> = members.iter().map(ToString::to_string).collect();
+        names.join(", ")
     };
+    let mut besides = String::new();
+    if !plan.by_default.is_empty() {
+        let names = names(&plan.by_default);
+        besides.push_str(&format!(
+            "; by default, because nothing on this host has measured them: {names}"
+        ));
+    }
+    if !plan.untimed.is_empty() {
+        let names = names(&plan.untimed);
+        besides.push_str(&format!("; without {names}: nothing tells of them"));
+    }
     cx.out.line(&format!(
         "{} to write, about {time}{besides}",
         human::size(plan.bytes)

@@ -51,7 +51,7 @@ pub enum Command {
 /// The server forks and sends its data set, as to a new replica (PSYNC). The stream goes straight into the repository, and its checksum is compared before the
 /// backup exists. A failure leaves no backup. The user needs the rights +psync +replconf +ping +info.
 ///
-/// Where PSYNC is refused, source = "bgsave" or "aof" of the section takes the server's own files on this host. No log follows such a backup.
+/// A server that refuses PSYNC is backed up by its own files on this host: source = "bgsave" or "aof" of the section. No log follows such a backup.
 ///
 /// Every shard of a cluster is backed up, one after the other.
 ///

@@ -1,4 +1,4 @@
-//! Expiry of the marks of a recovery set.
+//! Expiry of the marks of a recovery set, and of the runbooks that no mark names any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +11,7 @@ use crate::plan::retention::{Deletion, ExpirePlan, Policy};
 use crate::repo::clock;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
+use crate::repo::runbook;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark;
 
@@ -38,10 +39,17 @@ impl ExpireMarks<'_> {
             _ => e,
         })?;
         let spent = set_mark::spent(store, self.scope, self.oldest, self.host)?;
+        let unnamed = set_mark::unnamed(store, self.scope, self.host)?;
         let event = |one: &set_mark::Spent| Deletion::Event(one.day.clone(), one.name.clone());
+        let mut deletions: Vec<Deletion> = spent.iter().map(event).collect();
+        for name in &unnamed.names {
+            deletions.push(Deletion::Object(runbook::named(self.scope, name)?));
+        }
         Ok(ExpirePlan {
-            deletions: spent.iter().map(event).collect(),
+            deletions,
             spent,
+            runbooks: unnamed.names,
+            withheld: unnamed.withheld.into_iter().collect(),
             ..ExpirePlan::default()
         })
     }

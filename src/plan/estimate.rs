@@ -27,6 +27,21 @@ const REPLAY: Law = Law {
 /// By default each of the other phases takes this long.
 const STEP_MS: u64 = 1_000;
 
+/// By default: 50 MiB/s of a data set of Redis are written and loaded.
+const DATA_SET: Law = Law {
+    fixed_ms: 0,
+    ps_per_byte: 19_073,
+};
+
+/// Content without WAL that is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// Files, which are copied.
+    Files,
+    /// A data set, which a server loads besides.
+    DataSet,
+}
+
 /// The work of a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
@@ -105,6 +120,30 @@ pub fn estimate(drills: &[&[Timed]], work: Work) -> Estimate {
         drills: measured.map(|p| p.drills).min().unwrap_or(0),
         ms: parts.iter().fold(0, |sum, p| sum.saturating_add(p.ms)),
         parts: parts.into(),
+    }
+}
+
+/// Says how long a restore of so many bytes takes. `runs` have bytes and milliseconds of restores on this host.
+pub fn restore(runs: &[(u64, u64)], bytes: u64, of: Restored) -> (u64, Basis) {
+    let tried: Vec<(u64, u64)> = runs.iter().copied().filter(|run| run.0 > 0).collect();
+    let default = match of {
+        Restored::Files => COPY,
+        Restored::DataSet => DATA_SET,
+    };
+    match fitted(&tried) {
+        Some(law) => (law.ms(bytes), Basis::Measured),
+        None => (default.ms(bytes), Basis::Default),
+    }
+}
+
+impl Estimate {
+    /// The origin of the whole: it is measured where each part is.
+    pub fn basis(&self) -> Basis {
+        let is_default = |part: &Part| part.basis == Basis::Default;
+        match self.parts.iter().any(is_default) {
+            true => Basis::Default,
+            false => Basis::Measured,
+        }
     }
 }
 
@@ -293,6 +332,17 @@ mod tests {
         // A part that is a default rests on none, and the others still on theirs.
         drills.pop();
         assert_eq!(of(&drills, 100, 50).drills, 8);
+    }
+
+    #[test]
+    fn a_restore_takes_as_long_as_those_before_it_and_by_default_a_rate() {
+        let told = |runs: &[(u64, u64)], of| restore(runs, 100 * MIB, of);
+        assert_eq!(told(&[], Restored::Files), (1_000, Basis::Default));
+        assert_eq!(told(&[(0, 70)], Restored::DataSet), (1_999, Basis::Default));
+        let runs = [(10 * MIB, 700), (20 * MIB, 900), (40 * MIB, 1_300)];
+        let (ms, basis) = told(&runs, Restored::DataSet);
+        assert!(ms.abs_diff(2_500) <= 2, "{ms}");
+        assert_eq!(basis, Basis::Measured);
     }
 
     #[test]

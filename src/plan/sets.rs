@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::estimate::Basis;
 use crate::config::{MemberKind, SetMember};
 use crate::pg::time::TimestampTz;
 use crate::repo::set_mark::Level;
@@ -71,6 +72,8 @@ pub struct Reached {
     pub bytes: u64,
     /// How long that takes, where something tells.
     pub ms: Option<u64>,
+    /// Whether it was measured on this host.
+    pub basis: Option<Basis>,
     /// The exactness.
     pub level: Level,
 }
@@ -111,6 +114,8 @@ pub struct SetPlan {
     pub ms: u64,
     /// Members of which nothing tells how long they take.
     pub untimed: Vec<SetMember>,
+    /// Members of which defaults tell it: nothing measured them on this host.
+    pub by_default: Vec<SetMember>,
     /// The nearest moment before that every member reaches, as far as it is known.
     pub nearest_before: Option<TimestampTz>,
     /// The nearest moment after.
@@ -137,6 +142,7 @@ pub fn plan(
         bytes: 0,
         ms: 0,
         untimed: Vec::new(),
+        by_default: Vec::new(),
         nearest_before: None,
         nearest_after: None,
     };
@@ -146,10 +152,6 @@ pub fn plan(
         match reach {
             Reach::Reached(reached) => {
                 plan.bytes = plan.bytes.saturating_add(reached.bytes);
-                plan.ms = plan.ms.saturating_add(reached.ms.unwrap_or(0));
-                if reached.ms.is_none() {
-                    plan.untimed.push(member.clone());
-                }
                 plan.level = plan.level.map(|level| level.min(reached.level));
                 moments.extend(reached.moment);
                 plan.members.push(MemberPlan {
@@ -179,6 +181,7 @@ pub fn plan(
             }
         }
     }
+    plan.add_times();
     plan.nearest_before = plan.nearest_before.filter(|_| knows_before);
     plan.nearest_after = plan.nearest_after.filter(|_| knows_after);
     plan.level = plan.level.filter(|_| plan.reachable);
@@ -187,6 +190,24 @@ pub fn plan(
         .and_then(|(first, last)| seconds(*last, *first))
         .unwrap_or(0);
     plan
+}
+
+impl SetPlan {
+    /// Adds up how long the members take.
+    pub fn add_times(&mut self) {
+        let reached = || {
+            let members = self.members.iter();
+            members.filter_map(|one| Some((&one.member, one.reached.as_ref()?)))
+        };
+        let ms = reached().fold(0, |sum: u64, (_, r)| sum.saturating_add(r.ms.unwrap_or(0)));
+        let those = |is: &dyn Fn(&Reached) -> bool| -> Vec<SetMember> {
+            let found = reached().filter(|(_, reached)| is(reached));
+            found.map(|(member, _)| member.clone()).collect()
+        };
+        let untimed = those(&|reached| reached.ms.is_none());
+        let by_default = those(&|reached| reached.basis == Some(Basis::Default));
+        (self.ms, self.untimed, self.by_default) = (ms, untimed, by_default);
+    }
 }
 
 /// A step of a recovery.
@@ -346,6 +367,7 @@ mod tests {
             position: None,
             bytes: 10,
             ms: Some(1000),
+            basis: Some(Basis::Measured),
             level,
         })
     }

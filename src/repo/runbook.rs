@@ -6,6 +6,7 @@ use super::container::{Codec, Container, ContainerWriter, Identity, Kind};
 use super::scope::Scope;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::pg::time::TimestampTz;
 use crate::store::{Key, Store};
 use crate::text::{hex, is_hex};
 
@@ -26,6 +27,50 @@ pub fn is_name(name: &str) -> bool {
     is_hex(name, DIGITS)
 }
 
+/// A text that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name: the first digits of its hash.
+    pub name: String,
+    /// When the store received it.
+    pub stored: TimestampTz,
+}
+
+/// Lists the texts of a set.
+///
+/// # Errors
+/// Errors of the store.
+pub fn all(store: &dyn Store, scope: &Scope) -> Result<Vec<Stored>> {
+    let mut found = Vec::new();
+    for listed in store.list(&folder(scope))? {
+        if listed.is_prefix || !is_name(&listed.name) {
+            continue;
+        }
+        let meta = match listed.meta {
+            Some(meta) => Some(meta),
+            None => store.head(&named(scope, &listed.name)?)?,
+        };
+        found.extend(meta.map(|meta| Stored {
+            name: listed.name,
+            stored: meta.modified,
+        }));
+    }
+    Ok(found)
+}
+
+/// The name of the text that a mark names; none of what is no hash.
+pub fn name_in(hash: &str) -> Option<&str> {
+    hash.get(..DIGITS).filter(|_| is_hash(hash))
+}
+
+/// Returns the key of a text by its name.
+///
+/// # Errors
+/// `Usage` for what is no name of an object.
+pub fn named(scope: &Scope, name: &str) -> Result<Key> {
+    Key::new(format!("{}/{name}", folder(scope)))
+}
+
 /// Whether a text is named so by a mark.
 pub fn is_hash(text: &str) -> bool {
     is_hex(text, 64)
@@ -36,9 +81,8 @@ pub fn is_hash(text: &str) -> bool {
 /// # Errors
 /// `Damaged` for a text that is no hash.
 pub fn key(scope: &Scope, hash: &str) -> Result<Key> {
-    let digits = hash.get(..DIGITS).filter(|_| is_hash(hash));
-    let digits = digits.ok_or_else(|| err!(Damaged, "a mark names no runbook"))?;
-    Key::new(format!("{}/{digits}", folder(scope)))
+    let name = name_in(hash).ok_or_else(|| err!(Damaged, "a mark names no runbook"))?;
+    named(scope, name)
 }
 
 /// Stores a text where it is not there yet, and returns the hash by which a mark of this repository names it.

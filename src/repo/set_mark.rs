@@ -35,6 +35,8 @@ pub const LABEL_MAX: usize = 100;
 const READ_MAX: usize = 10_080;
 /// So many events are read at once.
 const READERS: usize = 16;
+/// A runbook that was stored so lately may belong to a mark that is being written.
+const NEW: Duration = Duration::from_secs(24 * 3600);
 /// Clocks of hosts and stores differ by less.
 const SLACK: Duration = Duration::from_secs(3600);
 
@@ -451,6 +453,71 @@ pub fn spent(
     Ok(judged?.into_iter().flatten().collect())
 }
 
+/// The stored runbooks that go, and why they stay where that is not known.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unnamed {
+    /// Their names.
+    pub names: Vec<String>,
+    /// Why none is known to be unnamed.
+    pub withheld: Option<String>,
+}
+
+/// Finds the runbooks that no mark names. A mark that is to go names its own still, until it is gone.
+///
+/// A text is stored before its mark: one of less than a day stays. Marks are read from the newest on, up to where each text has one. An event that cannot be read
+/// may be a mark.
+///
+/// # Errors
+/// Errors of the store; `Interrupted`.
+pub fn unnamed(store: &dyn Store, scope: &Scope, host: &Host) -> Result<Unnamed> {
+    let settled =
+        |one: &runbook::Stored| one.stored.saturating_add(fault::shortened(NEW)) <= host.now();
+    let mut left: Vec<String> = runbook::all(store, scope)?
+        .into_iter()
+        .filter(settled)
+        .map(|one| one.name)
+        .collect();
+    let mut events = Vec::new();
+    for day in event::days(store, scope, SUBJECT)?.into_iter().rev() {
+        if left.is_empty() {
+            break;
+        }
+        let names = event::names(store, scope, &day, MARK)?;
+        events.extend(names.into_iter().rev().map(|name| (day.clone(), name)));
+    }
+    for some in events.chunks(READERS * 4) {
+        if left.is_empty() {
+            break;
+        }
+        let named = host.parallel(READERS, some, |(day, name)| {
+            match event::read_one(store, scope, day, name) {
+                Err(e) if e.code() == Code::Damaged => Ok(Err(name.clone())),
+                recorded => Ok(Ok(recorded?.and_then(|one| one.event.mark?.runbook))),
+            }
+        })?;
+        for one in named {
+            match one? {
+                Err(name) => {
+                    return Ok(Unnamed {
+                        names: Vec::new(),
+                        withheld: Some(format!(
+                            "event \"{name}\" cannot be read, and may name a runbook: all of them stay"
+                        )),
+                    });
+                }
+                Ok(hash) => {
+                    let hash = hash.unwrap_or_default();
+                    left.retain(|name| runbook::name_in(&hash) != Some(name));
+                }
+            }
+        }
+    }
+    Ok(Unnamed {
+        names: left,
+        withheld: None,
+    })
+}
+
 impl Mark {
     /// Says which member has no backup any more that leads to the mark.
     fn why_spent(
@@ -598,6 +665,38 @@ mod tests {
         let mut labelled = good();
         labelled.event.reason = Some("two\nlines".into());
         refuses(labelled);
+    }
+
+    #[test]
+    fn a_runbook_goes_when_no_mark_names_it_and_all_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let texts = ["first", "second", "third"];
+        let hashes = texts.map(|text| runbook::write(&store, &scope(), text).unwrap());
+        let day = Duration::from_secs(25 * 3600);
+        let now = store.head(&runbook::key(&scope(), &hashes[0]).unwrap());
+        let now = now.unwrap().unwrap().modified;
+        let at = |now| Host::still(now, 1);
+        let found = |host: &Host| unnamed(&store, &scope(), host).unwrap();
+        let (fresh, later) = (at(now), at(now.saturating_add(day)));
+        assert_eq!(found(&fresh), Unnamed::default());
+        assert_eq!(found(&later).names.len(), 3);
+        let mark = |hash: &str| {
+            let mut event = of(stated(vec![wal()])).event;
+            event.mark.as_mut().unwrap().runbook = Some(hash.to_owned());
+            event
+        };
+        event::record(&store, &scope(), &mark(&hashes[1]), 1).unwrap();
+        let names = found(&later).names;
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(!names.contains(&hashes[1][..16].to_owned()));
+        // Another text of these digits is no text of a mark; one whose hash is no hash names none.
+        event::record(&store, &scope(), &mark(&hashes[0][..16]), 2).unwrap();
+        assert_eq!(found(&later).names, names);
+        let folder = dir.path().join(scope().subject(&mark("").subject));
+        std::fs::write(folder.join("29991231T000000.000000Z-mark-00000000"), "junk").unwrap();
+        let held = found(&later);
+        assert!(held.names.is_empty() && held.withheld.is_some(), "{held:?}");
     }
 
     #[test]

@@ -290,6 +290,8 @@ fn record(
             ..event.clone()
         };
         writer.record(store, &scope, &event)?;
+        // An expiry that has read the marks before this one may have let the text go.
+        stored_runbook::write(store, &scope, &text)?;
         repositories.push(configured.name.clone());
         Ok(())
     });

@@ -18,6 +18,7 @@
 //! | `cache` | the data directory of a Redis server: restored aside, exchanged |
 //! | `erasures` | what was erased later than the moment, repeated before anything is started |
 //! | `commits` | commits of a server since it was recovered |
+//! | `timing` | how long restores took in the recoveries before |
 //! | `runbook` | the recovery instructions of a set |
 
 pub mod back;
@@ -34,6 +35,7 @@ mod run;
 pub mod runbook;
 pub mod scratch;
 mod service;
+mod timing;
 mod work;
 
 pub use own::FOLLOWS;

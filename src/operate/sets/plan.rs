@@ -19,6 +19,7 @@ use crate::operate::target::{AskedTarget, Point as Asked};
 use crate::operate::{how_long, human};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
+use crate::plan::estimate::{self, Estimate, Restored};
 use crate::plan::recovery::{Action, Plan};
 use crate::plan::sets::{self, Extent, Reach, Reached, SetPlan, Wanted};
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
@@ -407,6 +408,7 @@ impl Planning<'_> {
             bytes_to_copy: copied,
             ..plan.clone()
         };
+        let estimate = how_long::of_plan(&own, &chosen.opened, &done);
         Ok(Reach::Reached(Reached {
             backup: plan
                 .backup
@@ -419,7 +421,8 @@ impl Planning<'_> {
                 .as_ref()
                 .map(|stop| stop.recovery_end_lsn.to_string()),
             bytes: copied.saturating_add(plan.bytes_to_replay),
-            ms: how_long::of_plan(&own, &chosen.opened, &done).map(|estimate| estimate.ms),
+            ms: estimate.as_ref().map(|estimate| estimate.ms),
+            basis: estimate.as_ref().map(Estimate::basis),
             level: Level::Time,
         }))
     }
@@ -467,17 +470,22 @@ fn of_redis(
     (target, at): (&route::Target, TimestampTz),
 ) -> Result<Reach> {
     match redis::plan::run(session, &member.name, None, target) {
-        Ok(planned) => Ok(Reach::Reached(Reached {
-            backup: planned.id.to_string(),
-            moment: Some(at),
-            position: planned
-                .route
-                .end()
-                .map(|(replid, offset)| format!("{replid}:{offset}")),
-            bytes: planned.member.bytes().saturating_add(planned.route.bytes()),
-            ms: None,
-            level: Level::Time,
-        })),
+        Ok(planned) => {
+            let bytes = planned.member.bytes().saturating_add(planned.route.bytes());
+            let (ms, basis) = estimate::restore(&[], bytes, Restored::DataSet);
+            Ok(Reach::Reached(Reached {
+                backup: planned.id.to_string(),
+                moment: Some(at),
+                position: planned
+                    .route
+                    .end()
+                    .map(|(replid, offset)| format!("{replid}:{offset}")),
+                bytes,
+                ms: Some(ms),
+                basis: Some(basis),
+                level: Level::Time,
+            }))
+        }
         Err(e) if e.code() == Code::OutOfReach => Ok(Reach::Unreached {
             why: e.to_string(),
             before: None,
@@ -504,12 +512,14 @@ fn first_after(backups: &[ScopeBackup], time: TimestampTz) -> Option<&ScopeBacku
 }
 
 fn reached(backup: &ScopeBackup, level: Level) -> Reached {
+    let (ms, basis) = estimate::restore(&[], backup.size_bytes, Restored::Files);
     Reached {
         backup: backup.id.to_string(),
         moment: Some(backup.stop_time),
         position: None,
         bytes: backup.size_bytes,
-        ms: None,
+        ms: Some(ms),
+        basis: Some(basis),
         level,
     }
 }

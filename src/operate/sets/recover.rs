@@ -14,7 +14,7 @@ use super::plan::{self, AskedRecovery, Planned};
 use super::records;
 use super::run::{End, Record, RecordedMember, Run, Runs};
 use super::work::Work;
-use super::{cluster, configured, redis};
+use super::{cluster, configured, redis, timing};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -148,7 +148,8 @@ pub fn prepare(
             consents,
         });
     }
-    let planned = plan::run(session, asked)?;
+    let mut planned = plan::run(session, asked)?;
+    timing::measure(&mut planned.plan, &runs)?;
     planned.require()?;
     let mut after_stop = Vec::new();
     for (member, words) in &planned.words {
@@ -214,6 +215,7 @@ fn record(
             .reached
             .as_ref()
             .and_then(|reached| reached.position.clone()),
+        bytes: one.reached.as_ref().map(|reached| reached.bytes),
     });
     let named = (planned.set.name.as_str(), asked.extent, words.to_owned());
     let is_late = |member: &SetMember| after_stop.iter().any(|late| late.member == *member);
@@ -519,6 +521,7 @@ pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep>
         member: member.to_string(),
         words: vec!["TARGET".to_owned()],
         position: None,
+        bytes: None,
     });
     let clusters = set.members.iter();
     let aside = clusters.filter(|member| member.kind == MemberKind::Cluster);

@@ -33,6 +33,9 @@ pub struct RecordedMember {
     pub words: Vec<String>,
     /// A cluster: where its new timeline begins.
     pub position: Option<String>,
+    /// Bytes that are written; none in records of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// The task of a run.
@@ -186,6 +189,17 @@ impl Runs {
         newest
             .map(|(name, folder)| self.find_in(folder, &name))
             .transpose()
+    }
+
+    /// Returns the newest runs, so many of them.
+    ///
+    /// # Errors
+    /// Those of [`Runs::find`].
+    pub fn latest(&self, count: usize) -> Result<Vec<Run>> {
+        let names = self.names()?.into_iter().take(count);
+        names
+            .map(|(name, folder)| self.find_in(folder, &name))
+            .collect()
     }
 
     /// Opens a run.

@@ -16,6 +16,7 @@ use crate::operate::human;
 use crate::operate::search;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
+use crate::plan::estimate::Basis;
 use crate::plan::sets::Extent;
 use crate::release;
 use crate::repo::event;
@@ -214,7 +215,13 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
     for one in &planned.plan.members {
         let bytes = one.reached.as_ref().map_or(0, |reached| reached.bytes);
         let ms = one.reached.as_ref().and_then(|reached| reached.ms);
-        let time = ms.map(|ms| human::duration(std::time::Duration::from_millis(ms)));
+        let basis = one.reached.as_ref().and_then(|reached| reached.basis);
+        let by = match basis {
+            Some(Basis::Default) => " (default)",
+            _ => "",
+        };
+        let shown = |ms: u64| human::duration(std::time::Duration::from_millis(ms));
+        let time = ms.map(|ms| format!("{}{by}", shown(ms)));
         text.push_str(&format!(
             "| {} | {} | {} |\n",
             one.member,

@@ -235,6 +235,8 @@ pub struct ExpirePlan {
     pub log: Vec<log::HistoryFate>,
     /// Marks of a recovery set that go.
     pub spent: Vec<Spent>,
+    /// Its stored runbooks that go, by name.
+    pub runbooks: Vec<String>,
     /// From here on every moment stays reachable, where a WAL window says so.
     pub window_begin: Option<TimestampTz>,
     /// Why less is deleted than could be.

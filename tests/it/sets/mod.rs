@@ -51,6 +51,12 @@ fn a_mark_is_tested_and_the_whole_shop_comes_back_to_it(major: u32) {
     assert_eq!(shown["plan"]["reachable"], true, "{shown:#}");
     assert!(shown["run"].is_null());
     assert_eq!(shop.counters(), wrecked);
+    // The test was a drill of the cluster, and nothing has measured the others on this host.
+    let others = ["redis:shop", "files:uploads", "config:host"];
+    assert_eq!(shown["plan"]["by_default"], serde_json::json!(others));
+    assert_eq!(shown["plan"]["untimed"], serde_json::json!([]));
+    let words = "; by default, because nothing on this host has measured them: redis:shop";
+    shop.pitr(&full).run().expect_stdout(words);
 
     let report = shop
         .pitr(&full)
@@ -79,6 +85,12 @@ fn a_mark_is_tested_and_the_whole_shop_comes_back_to_it(major: u32) {
     assert_eq!(read(&shop.path("settings/.env")), "SHOP_TITLE=Coffee\n");
     let again = shop.pitr(&back).arg("--confirm").run().expect_code(8);
     again.expect_stdout("was rolled back");
+    // The next plan has what this recovery took.
+    let shown = shop.pitr(&full).arg("--json").run().expect_code(8).json();
+    assert_eq!(shown["plan"]["by_default"], serde_json::json!([]));
+    for member in shown["plan"]["members"].as_array().unwrap() {
+        assert_eq!(member["reached"]["basis"], "measured", "{member:#}");
+    }
     shop.stop_receiving();
 }
 crate::per_major!(a_mark_is_tested_and_the_whole_shop_comes_back_to_it, v13 v17 v18);

@@ -147,3 +147,61 @@ fn r80_the_runbook_is_stored_with_each_mark() {
         }
     }
 }
+
+/// A text that no mark names goes, in the run behind that in which its last mark went.
+#[test]
+fn r101_a_stored_runbook_goes_when_no_mark_names_it() {
+    for is_sealed in [false, true] {
+        let site = Site::new(is_sealed);
+        site.pitr(&["mark", "shop"]).run().success();
+        let first = site.runbooks();
+        site.configure("elsewhere");
+        site.pitr(&["mark", "shop"]).run().success();
+        let both = site.runbooks();
+        assert_eq!((first.len(), both.len()), (1, 2));
+        let name = first[0].file_name().unwrap().to_str().unwrap();
+        // All marks but the newest go, and nothing is too fresh to go.
+        let expire = |more: &[&str]| {
+            let all = [&["expire", "--keep", "1", "--json"], more].concat();
+            let run = site.pitr(&all).env("PITR_FAULT_SECONDS", "0");
+            let run = run.env("PITR_FAULT_LIMIT", "1").run();
+            assert!(run.is_success(), "{run}");
+            run.json()["scopes"][0].clone()
+        };
+        let explained = |goes: bool| {
+            let answer = expire(&["--explain", name]);
+            assert_eq!(answer["goes"], goes, "{answer:#}");
+        };
+        let shown = expire(&["--dry-run"]);
+        assert_eq!(shown["spent"].as_array().unwrap().len(), 1, "{shown:#}");
+        assert_eq!(
+            shown["runbooks"],
+            serde_json::Value::Null,
+            "a mark names it"
+        );
+        explained(false);
+        expire(&["--confirm"]);
+        assert_eq!(site.runbooks(), both);
+        // The mark is gone now; a text of today may belong to one that is being written.
+        let fresh = site
+            .pitr(&["expire", "--keep", "1", "--json"])
+            .run()
+            .success();
+        assert!(!fresh.stdout.contains("runbooks"), "{fresh}");
+        explained(true);
+        let shown = expire(&["--dry-run"]);
+        assert_eq!(shown["runbooks"], serde_json::json!([name]), "{shown:#}");
+        assert_eq!(site.runbooks(), both, "a dry run deletes nothing");
+        expire(&["--confirm"]);
+        assert_eq!(site.runbooks().len(), 1);
+        assert!(!site.runbooks().contains(&first[0]));
+        let book = site.stored().run().success();
+        book.expect_stdout("elsewhere");
+        assert_eq!(expire(&["--confirm"])["runbooks"], serde_json::Value::Null);
+        // The former configuration comes back, and its text with the mark.
+        site.configure("uploads");
+        site.pitr(&["mark", "shop"]).run().success();
+        assert!(site.runbooks().contains(&first[0]));
+        site.stored().run().success().expect_stdout("uploads");
+    }
+}
