@@ -207,10 +207,7 @@ fn disturbed(world: &mut World) {
         world.major, run.status
     );
     // Nothing is left to guess: it is committed, or says why not.
-    assert!(
-        run.is_success() || run.stdout.contains("\"code\""),
-        "{run}"
-    );
+    assert!(run.is_success() || run.stdout.contains("\"code\""), "{run}");
 }
 
 /// Faults of several requests to come.
