@@ -480,6 +480,21 @@ mod tests {
         }
     }
 
+    /// An index tells of records behind the stretch, too, where that ends inside the last segment.
+    #[test]
+    fn a_block_of_the_last_segment_may_have_changed_behind_the_stretch() {
+        let mut changed = Changed::default();
+        changed.add(&block(3));
+        changed.set_late(true);
+        changed.add(&block(7));
+        changed.set_late(false);
+        changed.add(&block(9));
+        changed.settle();
+        let is_late = |number| changed.is_late(HEAP, number);
+        assert_eq!([3, 7, 8, 9].map(is_late), [false, true, false, false]);
+        assert!(changed.is_exact());
+    }
+
     fn truncated(blocks: u32) -> Change<'static> {
         Change::Truncate {
             relation: RELATION,

@@ -83,3 +83,51 @@ impl Copies {
         have < self.wanted && (self.wal.unread > 0 || others.iter().any(lacks))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMELINE: TimelineId = TimelineId::FIRST;
+
+    /// A repository that holds some segments, and needs all from one on.
+    fn other(held: &[u64], needed_from: u64) -> Other {
+        let runs = Runs::from_numbers(held.to_vec());
+        let mut needed = Needed::default();
+        needed.add(
+            TIMELINE,
+            SegmentNumber(needed_from),
+            SegmentNumber(u64::MAX),
+        );
+        Other {
+            held: BTreeMap::from([(TIMELINE, runs)]),
+            needed,
+        }
+    }
+
+    fn held_back(wanted: u32, others: Vec<Other>, unread: u32) -> Vec<u64> {
+        let wal = WalElsewhere { others, unread };
+        let copies = Copies {
+            wanted,
+            wal,
+            ..Copies::default()
+        };
+        let is_held = |n: &u64| copies.holds_back(TIMELINE, SegmentNumber(*n));
+        (1..=6).filter(is_held).collect()
+    }
+
+    #[test]
+    fn wal_stays_where_a_repository_needs_and_lacks_it() {
+        // It needs the segments from 3 on, and has 3 and 4 of them.
+        assert_eq!(held_back(2, vec![other(&[3, 4], 3)], 0), [5, 6]);
+        // Nobody there needs what lies before.
+        assert_eq!(held_back(2, vec![other(&[], 7)], 0), [] as [u64; 0]);
+        assert_eq!(held_back(2, Vec::new(), 0), [] as [u64; 0]);
+        // Two have it, and that is enough for two; three want one more.
+        let two = || vec![other(&[3, 4, 5, 6], 3), other(&[5], 5)];
+        assert_eq!(held_back(2, two(), 0), [] as [u64; 0]);
+        assert_eq!(held_back(3, two(), 0), [6]);
+        // One that does not answer may need all that is short.
+        assert_eq!(held_back(2, vec![other(&[3, 4], 9)], 1), [1, 2, 5, 6]);
+    }
+}
