@@ -14,7 +14,7 @@ use crate::exit::{self, Program};
 use crate::operate::expire::{self, Asked, Done};
 use crate::operate::human;
 use crate::operate::of;
-use crate::pg::segment::{SegmentName, SegmentSize, WalFileName};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
 use crate::plan::retention::log::HistoryFate;
 use crate::plan::retention::{Deletion, Fate, Judged, Policy};
 use crate::redis::overview;
@@ -258,6 +258,16 @@ fn shown(done: &Done) -> serde_json::Value {
             "locked_count": o.locked_count,
         })),
     });
+    let runs = plan.short.iter();
+    let runs: Vec<_> = runs
+        .filter_map(|(timeline, first, last)| {
+            let name = |number: &SegmentNumber| number.name(*timeline, size);
+            Some(json!({ "first": name(first)?.to_string(), "last": name(last)?.to_string() }))
+        })
+        .collect();
+    if !runs.is_empty() {
+        value["short_of_copies"] = runs.into();
+    }
     if !plan.log.is_empty() {
         value["log"] = plan.log.iter().map(shown_history).collect();
     }
@@ -319,9 +329,7 @@ fn deletion(deletion: &Deletion, size: SegmentSize) -> serde_json::Value {
         Deletion::Layers(id, first, last) => many("layers", id, *first, *last),
         Deletion::Packs(id, first, last) => many("packs", id, *first, *last),
         Deletion::Segments(timeline, first, last) => {
-            let name = |n: &crate::pg::segment::SegmentNumber| {
-                n.name(*timeline, size).map(|n| n.to_string())
-            };
+            let name = |n: &SegmentNumber| n.name(*timeline, size).map(|n| n.to_string());
             json!({ "kind": "segments", "timeline": timeline.get(), "first": name(first), "last": name(last), "count": last.0 - first.0 + 1 })
         }
         Deletion::WalFile(name) => one("wal_file", name),
@@ -431,6 +439,14 @@ fn lines(done: &Done) -> Vec<String> {
         {
             let count = human::count(last.0 - first.0 + 1, "segment");
             lines.push(format!("WAL that nothing needs: {from} to {to} ({count})"));
+        }
+    }
+    for (timeline, first, last) in &plan.short {
+        if let (Some(from), Some(to)) = (first.name(*timeline, size), last.name(*timeline, size)) {
+            let count = human::count(last.0 - first.0 + 1, "segment");
+            lines.push(format!(
+                "WAL that stays for min_copies: {from} to {to} ({count}); another repository needs it and has not got it yet"
+            ));
         }
     }
     lines.extend(plan.log.iter().filter_map(line_of_log));

@@ -134,7 +134,12 @@ fn segment(done: &Done, name: SegmentName) -> Answer {
         true => format!("backup {} needs it to be consistent", needer.id),
         false => format!("what can be reached from backup {} needs it", needer.id),
     }));
-    if is_needed && needers.is_empty() {
+    let is_short = plan.short.iter().any(|(timeline, first, last)| {
+        *timeline == name.timeline && (*first..=*last).contains(&number)
+    });
+    if is_short {
+        lines.push("min_copies: another repository needs it and has not got it yet".to_owned());
+    } else if is_needed && needers.is_empty() {
         lines.push(
             "a backup that is being taken or copied, or whose root is lost, needs it".to_owned(),
         );

@@ -160,6 +160,7 @@ fn one_repository(
         };
         let proven = Rules::proven(&policy.rules, repository.store(), &layout)?;
         let policy = Policy { proven, ..policy };
+        let policy = rules.with_wal_elsewhere(session, configured, &registration, policy);
         let expire = Expire {
             repository: &repository,
             registration: &registration,

@@ -7,15 +7,17 @@ use super::target::{configured_zone, host_zone};
 use crate::config::{self, Flags, Retention, Settings};
 use crate::err;
 use crate::error::{Error, Result};
-use crate::plan::retention::{Copies, Policy, whole};
+use crate::plan::retention::copies::{Copies, Other, WalElsewhere};
+use crate::plan::retention::{Policy, whole};
 use crate::plan::target_time::Zone;
 use crate::repo::catalog::{Needs, Reading, Reduced};
 use crate::repo::drilled;
 use crate::repo::id::BackupId;
-use crate::repo::repository::Repository;
+use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope::Scope;
 use crate::repo::slot_map;
 use crate::store::Store;
+use crate::wal::survey::Survey;
 
 /// The error where no rule says which backups stay.
 pub fn no_rule() -> Error {
@@ -191,6 +193,43 @@ impl Rules {
                 )),
             }
         }
-        Copies { wanted, elsewhere }
+        Copies {
+            wanted,
+            elsewhere,
+            wal: WalElsewhere::default(),
+        }
+    }
+
+    /// The policy for a cluster: WAL, too, leaves only while enough repositories have it. One that cannot be read may need all of it.
+    pub fn with_wal_elsewhere(
+        &self,
+        session: &Session,
+        configured: &config::Repository,
+        registration: &Registration,
+        mut policy: Policy,
+    ) -> Policy {
+        let Some(copies) = &mut policy.copies else {
+            return policy;
+        };
+        let others = self.all.iter();
+        for other in others.filter(|other| other.location != configured.location) {
+            let read = session.open(other).and_then(|repository| {
+                let all = repository.registrations(&registration.name)?;
+                let identifier = registration.system_identifier;
+                let own = all.iter().find(|r| r.system_identifier == identifier);
+                own.map(|own| Survey::read(&repository, own)).transpose()
+            });
+            match read {
+                // It has nothing of the cluster.
+                Ok(None) => {}
+                Ok(Some(survey)) => match Other::of(&survey, session.host.now()) {
+                    Some(other) => copies.wal.others.push(other),
+                    None => copies.wal.unread += 1,
+                },
+                // The count of copies has warned of it.
+                Err(_) => copies.wal.unread += 1,
+            }
+        }
+        policy
     }
 }

@@ -54,6 +54,9 @@ pub struct Changed {
     runs: usize,
     /// Runs less than so many blocks apart are joined.
     gap: u32,
+    /// Whether what is added may lie behind the stretch, and the runs that were added so.
+    is_late: bool,
+    late: HashMap<ForkName, Vec<(u32, u32)>>,
 }
 
 /// The blocks to read of one file of a fork, counted from the start of the file.
@@ -177,6 +180,9 @@ impl Changed {
         if fork.3 != Fork::MAIN.0 && fork.3 != Fork::INIT.0 {
             return;
         }
+        if self.is_late {
+            self.late.entry(fork).or_default().push((first, length));
+        }
         let changes = self.forks.entry(fork).or_default();
         let before = changes.runs.len();
         changes.add(first, length, self.gap);
@@ -217,6 +223,23 @@ impl Changed {
         for changes in self.forks.values_mut() {
             changes.settle(self.gap);
         }
+    }
+
+    /// Says whether what is added from here on may lie behind the stretch: an index tells of its whole segment.
+    pub fn set_late(&mut self, is_late: bool) {
+        self.is_late = is_late;
+    }
+
+    /// Whether a block may have been changed behind the stretch alone.
+    pub fn is_late(&self, fork: ForkName, block: u64) -> bool {
+        let runs = self.late.get(&fork).into_iter().flatten();
+        let mut runs = runs.map(|(first, length)| (u64::from(*first), u64::from(*length)));
+        runs.any(|(first, length)| first <= block && block < first + length)
+    }
+
+    /// Whether every block that is named was changed, and none for lack of room.
+    pub fn is_exact(&self) -> bool {
+        self.gap == 0
     }
 
     /// The forks that have changed blocks, and were not made anew.
@@ -455,6 +478,21 @@ mod tests {
             fork: Fork::MAIN,
             block,
         }
+    }
+
+    /// An index tells of records behind the stretch, too, where that ends inside the last segment.
+    #[test]
+    fn a_block_of_the_last_segment_may_have_changed_behind_the_stretch() {
+        let mut changed = Changed::default();
+        changed.add(&block(3));
+        changed.set_late(true);
+        changed.add(&block(7));
+        changed.set_late(false);
+        changed.add(&block(9));
+        changed.settle();
+        let is_late = |number| changed.is_late(HEAP, number);
+        assert_eq!([3, 7, 8, 9].map(is_late), [false, true, false, false]);
+        assert!(changed.is_exact());
     }
 
     fn truncated(blocks: u32) -> Change<'static> {

@@ -30,6 +30,7 @@ mod backup_local;
 mod backup_soak;
 mod blob;
 mod blob_cycle;
+mod calendar;
 mod cli_bad_input;
 mod cli_repo;
 mod clock;

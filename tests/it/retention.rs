@@ -395,3 +395,73 @@ fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
     assert_eq!(kept.judged(&local).len(), 1, "{sync}");
 }
 per_major!(a_backup_leaves_only_while_so_many_repositories_have_it, v17);
+
+/// WAL follows the same rule: what another repository needs and lacks stays, though no backup here needs it any more.
+fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
+    let kept = Kept::new(major, 1);
+    let second = kept.site.add_repository("second", "required = false\n");
+    kept.configure(
+        "[clusters.main.retention]\nkeep_last = 2\n[repositories.local.retention]\nkeep_last = 1\nmin_copies = 2",
+    );
+    let sync = [
+        "repo", "sync", "--from", "local", "--to", "second", "--quiet",
+    ];
+    kept.pitr(&sync).run().success();
+    // The second one is away while WAL is archived, and the next backup is taken.
+    let away = second.with_extension("away");
+    std::fs::rename(&second, &away).unwrap();
+    kept.cluster.sql("insert into t values (200)");
+    let lacking = kept.cluster.archive_now();
+    let between = kept.cluster.insert_lsn();
+    kept.cluster.sql("insert into t values (201)");
+    kept.cluster.archive_now();
+    let backup = ["backup", "--json", "--repository", "local"];
+    kept.pitr(&backup).run().success();
+    let local = ["--repository", "local"];
+    kept.pitr(&["verify"]).args(local).run().success();
+    let expire = |more: &[&str]| kept.pitr(&AT_ONCE).args(local).args(more).run();
+    let is_there = || kept.site.object(&lacking).exists();
+    let short = |run: &Run| run.stdout.contains("WAL that stays for min_copies: ");
+
+    // Out of reach it may need everything, and has no copy of the backup.
+    expire(&["--confirm"]).success();
+    assert!(is_there());
+    assert_eq!(kept.judged(&local).len(), 2);
+    std::fs::rename(&away, &second).unwrap();
+    let shown = expire(&["--dry-run"]).success();
+    assert!(short(&shown), "{shown}");
+    let explained = expire(&["--explain", &lacking]).success();
+    assert!(
+        explained
+            .stdout
+            .contains("min_copies: another repository needs it"),
+        "{explained}"
+    );
+    expire(&["--confirm"]).success();
+    assert_eq!(kept.judged(&local).len(), 1);
+    assert!(is_there(), "{lacking}");
+    let json = expire(&["--dry-run", "--json"]).success().json();
+    let runs = json["clusters"][0]["short_of_copies"]
+        .as_array()
+        .unwrap()
+        .clone();
+    let is_in = |run: &Value| {
+        run["first"].as_str().unwrap() <= lacking.as_str()
+            && lacking.as_str() <= run["last"].as_str().unwrap()
+    };
+    assert!(runs.iter().any(is_in), "{json}");
+
+    // With it, the second one leads from its older backup to all that came since.
+    kept.pitr(&sync).run().success();
+    let shown = expire(&["--dry-run"]).success();
+    assert!(!short(&shown), "{shown}");
+    expire(&["--confirm"]).success();
+    assert!(!is_there(), "{lacking}");
+    let target = ["--target-lsn", &between, "--repository", "second"];
+    assert!(kept.reaches(&target));
+    for name in ["local", "second"] {
+        let verify = kept.pitr(&["verify", "--quiet", "--repository", name]);
+        verify.run().success();
+    }
+}
+per_major!(x13_wal_leaves_only_once_the_repository_that_needs_it_has_it, v14 v19);

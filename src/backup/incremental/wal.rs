@@ -128,6 +128,12 @@ impl Interval<'_> {
         (self.tick.borrow_mut())()
     }
 
+    /// Start of the first segment whose records are read.
+    pub fn first_told(&self) -> Lsn {
+        let (first, _) = self.bounds();
+        first.range(self.size).start
+    }
+
     fn bounds(&self) -> (SegmentNumber, SegmentNumber) {
         (
             SegmentNumber::of(self.prior.start_lsn, self.size),
@@ -244,6 +250,7 @@ impl Interval<'_> {
         let mut crossing: Option<Crossing> = None;
         for (at, name) in archived.iter().enumerate() {
             self.tick()?;
+            changed.set_late(name.number(self.size)?.range(self.size).end > self.end);
             let container = known!(told(self.open(*name))?);
             let summary = known!(told(index::read_summary(&container))?);
             if let Some(ended) = Crossing::continued(&mut crossing, &container, &summary)? {
@@ -262,6 +269,7 @@ impl Interval<'_> {
                 });
             }
         }
+        changed.set_late(false);
         Ok(Ok(()))
     }
 

@@ -16,7 +16,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use super::incremental::prior::Shape;
-use super::incremental::recheck::Recheck;
+use super::incremental::recheck::{Doubts, Recheck};
 use super::incremental::wal::Interval;
 use super::producer::{Produced, Producer, Work};
 use super::source::{ServerFacts, Source};
@@ -26,6 +26,7 @@ use crate::pg::label::{self, BackupLabel, TablespaceLink};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
+use crate::repo::id::BackupId;
 use crate::repo::root::cluster::{Method, named};
 use crate::snapshot::filekey::FileKey;
 use crate::snapshot::sink::FileSink;
@@ -233,7 +234,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             }
             watch.tick()
         };
-        let told = Interval {
+        let interval = Interval {
             repository: prior.repository,
             layout: self.work.layout,
             major: self.work.facts.major,
@@ -243,9 +244,9 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             end: start_lsn,
             server: &self.owner.path().join("pg_wal"),
             tick: RefCell::new(&mut tick),
-        }
-        .changed()?;
-        let changed = match told {
+        };
+        let first_told = interval.first_told();
+        let changed = match interval.changed()? {
             Ok(changed) => changed,
             Err(why) => return Ok(Err(why)),
         };
@@ -254,10 +255,15 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             naming: self.work.naming,
             relation_segment_blocks: self.owner.relation_segment_blocks(),
             interval: (prior.root.content.start_lsn, start_lsn),
+            named_since: self.owner.has_checksums().then_some(first_told),
             seed: host.now().0.div_euclid(DAY_MICROS).unsigned_abs(),
         };
-        let hole = recheck.run(&changed, &mut tick)?;
-        Ok(match hole {
+        let doubts = recheck.run(&changed, &mut tick)?;
+        if let Some(stale) = stale(&doubts, first_told, &prior.root.head.id) {
+            host.progress.warn(&stale);
+            return Ok(Err("pages on disk are older than it says".into()));
+        }
+        Ok(match doubts.hole {
             None => Ok(changed),
             Some(hole) => Err(format!(
                 "block {} of \"{}\" was changed at {}, which is not in it",
@@ -481,4 +487,30 @@ fn tablespace(link: TablespaceLink) -> Tablespace {
         location: link.path,
         size_kib: None,
     }
+}
+
+/// Warns of pages that are older on disk than the WAL says which changed them.
+fn stale(doubts: &Doubts, since: Lsn, prior: &BackupId) -> Option<String> {
+    if doubts.stale_count == 0 {
+        return None;
+    }
+    let pages = doubts.stale.iter();
+    let pages: Vec<String> = pages
+        .map(|page| {
+            format!(
+                "block {} of \"{}\" is of {}",
+                page.block, page.path, page.lsn
+            )
+        })
+        .collect();
+    let more = match doubts.stale_count > doubts.stale.len() as u64 {
+        true => ", and others",
+        false => "",
+    };
+    Some(format!(
+        "pages that WAL changed after {since} are older on disk: {} ({}{more}). A write was lost, or the WAL is another server's. \
+         This backup has these pages as they are on disk. Look at the logs of kernel and disk, and restore backup \"{prior}\" with its WAL to compare",
+        doubts.stale_count,
+        pages.join(", ")
+    ))
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use super::copies::Copies;
 use super::item::{self, DamagedParts, Hold, Item, Twin};
 use super::objects::Running;
 use super::rules::{Constraint, Lack};
@@ -31,13 +32,15 @@ pub struct Backups<'a> {
     followed: Vec<TimelineId>,
     /// Only the WAL of a window is promised whole.
     has_window: bool,
+    /// Copies in other repositories, where WAL leaves only with them.
+    copies: Option<&'a Copies>,
     /// How far WAL reaches on the way to a timeline from a position: asked again and again.
     reached: RefCell<BTreeMap<(TimelineId, Lsn), Lsn>>,
 }
 
 impl<'a> Backups<'a> {
     /// Takes the committed backups out of a survey.
-    pub fn new(survey: &'a Survey, paths: &'a Paths<'a>, policy: &Policy) -> Backups<'a> {
+    pub fn new(survey: &'a Survey, paths: &'a Paths<'a>, policy: &'a Policy) -> Backups<'a> {
         let roots = survey.committed().map(|(id, _, root)| (id, root));
         let newest = || paths.timelines().next_back().into_iter().collect();
         Backups {
@@ -50,6 +53,7 @@ impl<'a> Backups<'a> {
                 false => policy.cluster.clone(),
             },
             has_window: policy.rules.wal_window.is_some(),
+            copies: policy.copies.as_ref(),
             reached: RefCell::default(),
         }
     }
@@ -339,7 +343,13 @@ impl Constraint for Backups<'_> {
     }
 
     fn delete(&self, items: &[Item<'_>], running: &[Running<'_>], plan: &mut ExpirePlan) {
-        wal_objects::delete(self.survey, self.paths, (self, items), running, plan);
+        wal_objects::delete(
+            (self.survey, self.copies),
+            self.paths,
+            (self, items),
+            running,
+            plan,
+        );
     }
 
     fn is_followed(&self, id: &BackupId) -> bool {

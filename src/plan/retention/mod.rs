@@ -5,7 +5,7 @@
 //! Each of these points that could be reached before can be reached afterwards. With a window, it covers every point
 //! from the newest backup before the window on. Older kept backups are restorable to their own ends. `rules` judges
 //! items of any content, and `calendar` those of periods. `aux_items` and `cluster` make items of backups, and
-//! `cluster` adds the needs of its WAL. `wal` computes which WAL is needed. `objects` lists the deletions of any
+//! `cluster` adds the needs of its WAL. `wal` computes which WAL is needed, and `copies` which of the rest other repositories lack. `objects` lists the deletions of any
 //! content, and `wal_objects` those of the WAL. `log` computes what goes of the log of Redis. Backups are ordered by timeline and stop LSN (a timeline's number is
 //! larger than those of its ancestors), never by id or by a clock. Deletion has two phases. A backup that is no longer
 //! kept is marked. A run after the grace period deletes a marked backup if it finds again that the backup is not kept.
@@ -15,6 +15,7 @@ pub mod aux_items;
 mod calendar;
 pub mod claims;
 mod cluster;
+pub mod copies;
 #[cfg(test)]
 mod histories_tests;
 mod item;
@@ -29,11 +30,12 @@ mod unborn;
 pub mod wal;
 mod wal_objects;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::NaiveDate;
 use cluster::Backups;
+use copies::Copies;
 use item::{Hold, Item, Twin};
 use rules::Constraint;
 use wal::Needed;
@@ -79,7 +81,7 @@ pub struct Policy {
     pub rules: Retention,
     /// The zone of days, weeks, months and years; else UTC.
     pub zone: Option<Zone>,
-    /// How many repositories have a backup, where that is asked for.
+    /// How many repositories have a backup and its WAL, where that is asked for.
     pub copies: Option<Copies>,
     /// Backups that a drill proved, where the rules ask for them.
     pub proven: BTreeSet<BackupId>,
@@ -111,15 +113,6 @@ impl Policy {
     fn date(&self, time: TimestampTz) -> Option<NaiveDate> {
         self.zone().date(time)
     }
-}
-
-/// The copies of backups in several repositories.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Copies {
-    /// A backup leaves only while so many repositories have it.
-    pub wanted: u32,
-    /// How many others have a backup whole, as far as is known.
-    pub elsewhere: BTreeMap<BackupId, u32>,
 }
 
 /// The fate of a backup.
@@ -231,6 +224,8 @@ pub struct ExpirePlan {
     pub trimmed: Vec<BackupId>,
     /// The WAL that backups need, those that are being taken included.
     pub needed: Needed,
+    /// The WAL that no backup here needs, and that stays because another repository lacks it: first and last segment.
+    pub short: Vec<(TimelineId, SegmentNumber, SegmentNumber)>,
     /// The log of Redis, by history.
     pub log: Vec<log::HistoryFate>,
     /// Marks of a recovery set that go.

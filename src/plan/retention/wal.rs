@@ -327,7 +327,8 @@ impl Needed {
         self.needer = None;
     }
 
-    fn add(&mut self, timeline: TimelineId, first: SegmentNumber, last: SegmentNumber) {
+    /// Adds a run of segments.
+    pub fn add(&mut self, timeline: TimelineId, first: SegmentNumber, last: SegmentNumber) {
         self.ranges.entry(timeline).or_default().push(Range {
             first: first.0,
             last: last.0,

@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 
 use super::cluster::Backups;
+use super::copies::Copies;
 use super::item::Item;
 use super::objects::Running;
 use super::wal::{Needed, Paths};
 use super::{Deletion, ExpirePlan, segment_of};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentName;
+use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::timeline::TimelineId;
 use crate::repo::event;
 use crate::wal::survey::Survey;
 
 /// Adds the deletions to the plan, and why WAL is withheld.
 pub fn delete(
-    survey: &Survey,
+    (survey, copies): (&Survey, Option<&Copies>),
     paths: &Paths<'_>,
     (backups, items): (&Backups<'_>, &[Item<'_>]),
     running: &[Running<'_>],
@@ -51,6 +53,9 @@ pub fn delete(
         plan.needed = needed;
         return;
     }
+    if let Some(copies) = copies {
+        plan.short = short_of_copies(survey, copies, &mut needed);
+    }
     for (timeline, held) in &survey.timelines {
         for (first, last) in needed.rest(*timeline, &held.segments) {
             let run = Deletion::Segments(*timeline, first, last);
@@ -60,6 +65,30 @@ pub fn delete(
     delete_beside_segments(survey, &needed, plan);
     plan.trimmed = backups.trimmed(items, &needed);
     plan.needed = needed;
+}
+
+/// Adds the segments that another repository still lacks to those that are needed; returns them as runs.
+fn short_of_copies(
+    survey: &Survey,
+    copies: &Copies,
+    needed: &mut Needed,
+) -> Vec<(TimelineId, SegmentNumber, SegmentNumber)> {
+    let mut short: Vec<(TimelineId, SegmentNumber, SegmentNumber)> = Vec::new();
+    for (timeline, held) in &survey.timelines {
+        for (first, last) in needed.rest(*timeline, &held.segments) {
+            let numbers = (first.0..=last.0).map(SegmentNumber);
+            for number in numbers.filter(|number| copies.holds_back(*timeline, *number)) {
+                match short.last_mut() {
+                    Some((of, _, end)) if of == timeline && end.next() == number => *end = number,
+                    _ => short.push((*timeline, number, number)),
+                }
+            }
+        }
+    }
+    for (timeline, first, last) in &short {
+        needed.add(*timeline, *first, *last);
+    }
+    short
 }
 
 /// Increments of segments that are there whole: whatever else is not known, nobody needs them.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::mount::{Rights, SmallDisk, rights};
 use crate::common::s3::peer::{Peer, keys};
-use crate::common::s3::{Fault, Fired, KEY};
+use crate::common::s3::{Fault, Fired, KEY, S3Server};
 use crate::common::{Cluster, Program, Sandbox, files_below, pitr, pitr_archive};
 use crate::sealed::keygen;
 
@@ -101,6 +101,20 @@ impl Home {
         cluster.append_config("archive_command", &archive.arg("%p").shell());
     }
 
+    /// Adds a section to the configuration of each host.
+    pub fn configure(&self, section: &str) {
+        for host in [READER, WRITER, JANITOR] {
+            let path = self.config(host);
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(path, text + section).unwrap();
+        }
+    }
+
+    /// The server of the bucket.
+    pub fn server(&self) -> &S3Server {
+        self.bucket.as_ref().expect("a bucket").server()
+    }
+
     /// The host on which the server archives.
     fn archiver(&self) -> &'static str {
         if self.is_encrypted { WRITER } else { READER }
@@ -182,8 +196,7 @@ impl Home {
 
     /// Lets something go wrong with some of the requests behind the first `skip`.
     pub fn disturb(&self, skip: u64, times: u64, fault: Fault) -> Fired {
-        let server = self.bucket.as_ref().expect("a bucket").server();
-        server.fault_after(skip, "/bucket", times, fault)
+        self.server().fault_after(skip, "/bucket", times, fault)
     }
 
     /// Ends every fault.

@@ -15,7 +15,7 @@
 //! 20), `BACKUP_SOAK_STEPS` their length, and `BACKUP_SOAK_PROGRESS` names a file in which those that passed stand.
 
 mod check;
-mod home;
+pub mod home;
 mod indexes;
 mod source;
 mod step;

@@ -65,7 +65,10 @@ impl World {
         };
         let mut cluster = builder.create();
         let home = Home::new(&cluster, random.one_in(2), random.one_in(2));
-        println!("backup soak {major}: the repository is {}", home.describe());
+        println!(
+            "backup soak {major}: the repository is {}; data checksums: {has_checksums}",
+            home.describe()
+        );
         home.attach(&cluster);
         cluster.start();
         home.sandbox.keep_on_failure();

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{FULL, INCREMENTAL, World, check_by, take, with_index};
-use crate::common::{Cluster, Site, fault};
-use crate::require_strace;
+use crate::common::{Cluster, Site, Stop, fault};
+use crate::{per_major, require_strace};
 
 /// Pages of the table whose changes are hidden.
 const PAGES: u32 = 3000;
@@ -135,4 +135,80 @@ fn of_a_relation_that_did_not_change_no_page_is_read() {
         .filter(|path| read.contains(**path))
         .collect();
     assert!(odd.is_empty(), "read, and not changed: {odd:?}");
+}
+
+/// The bytes of a page of a relation's file.
+const PAGE: usize = 8192;
+
+/// The disk keeps an old page: what it acknowledged at a checkpoint is not there after a restart.
+fn b26_a_write_that_the_disk_lost_is_found(major: u32) {
+    let builder = Cluster::builder(major)
+        .segment_size_mb(1)
+        .without_fsync()
+        .checksums(true)
+        .config("autovacuum", "off");
+    let (site, mut cluster) = Site::with_cluster_of(builder);
+    cluster.sql(
+        "create table t (a int, b text) with (fillfactor = 70);
+         insert into t select g, md5(g::text) from generate_series(1, 20000) g;
+         create index on t (b);
+         create table seen as select g as a from generate_series(1, 20000) g;
+         create index on seen using hash (a);
+         checkpoint",
+    );
+    cluster.sql("vacuum seen");
+    // The full backup begins in a later segment than the last change of any page.
+    cluster.archive_now();
+    take(&site, &FULL).success();
+    let path = |name: &str| {
+        let path = cluster.query_one_string(&format!("select pg_relation_filepath('{name}')"));
+        cluster.pgdata().join(path)
+    };
+    let (table, index) = (path("t"), path("t_b_idx"));
+
+    // Records name pages that they leave as they are: a hash index locks its buckets, vacuum marks pages that everybody sees.
+    cluster.sql("update t set b = b || 'x' where a between 100 and 103");
+    cluster.sql("delete from seen where a % 50 = 0");
+    cluster.sql("vacuum (freeze) seen");
+    // Whoever reads the rows marks them.
+    cluster.sql("select count(*) from t");
+    cluster.archive_now();
+    let honest = take(&site, &INCREMENTAL).success();
+    assert_eq!(honest.json()["kind"], "incremental", "{honest}");
+    let is_alarm =
+        |text: &str| text.contains("are older on disk") || text.contains("every page is read");
+    assert!(!is_alarm(&honest.stderr), "{honest}");
+
+    let file = |path: &Path| std::fs::read(path).unwrap();
+    let before = [file(&table), file(&index)];
+    cluster.sql("update t set b = b || 'y' where a between 5000 and 5003");
+    cluster.stop(Stop::Fast);
+    let lost: usize = [&table, &index]
+        .into_iter()
+        .zip(&before)
+        .map(|(path, before)| put_back(path, before))
+        .sum();
+    assert!(lost > 1, "{lost} pages");
+    cluster.start();
+    let run = take(&site, &INCREMENTAL).success();
+    assert_eq!(run.json()["kind"], "incremental", "{run}");
+    assert!(run.stderr.contains("every page is read"), "{run}");
+    let told = format!("are older on disk: {lost} (block ");
+    assert!(run.stderr.contains(&told), "{lost}: {run}");
+    // A full backup has nothing to compare with.
+    take(&site, &["--full", "--method", "local"]).success();
+}
+per_major!(b26_a_write_that_the_disk_lost_is_found, v13 v17 v19);
+
+/// Puts back every page of a file that is another one now; returns how many.
+fn put_back(path: &Path, before: &[u8]) -> usize {
+    let mut now = std::fs::read(path).unwrap();
+    let pages = now.chunks_mut(PAGE).zip(before.chunks(PAGE));
+    let changed = pages.filter(|(now, before)| now != before);
+    let count = changed
+        .map(|(now, before)| now.copy_from_slice(before))
+        .count();
+    std::fs::write(path, now).unwrap();
+    crate::common::user::own(path);
+    count
 }

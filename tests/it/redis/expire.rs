@@ -12,6 +12,7 @@ use super::receive::{
 };
 use super::server::Server;
 use super::world::World;
+use crate::common::s3::Fault as Answer;
 use crate::common::{PATIENCE, Run, Sandbox, fault, files_below, keep_one, wait_until};
 use crate::{per_server, require_strace};
 
@@ -25,11 +26,13 @@ struct Lived {
 
 /// A server is backed up so many times, and writes more than a segment of log behind each backup.
 fn lived(name: &'static str, is_sealed: bool, backups: usize) -> Lived {
+    let new = if is_sealed { World::sealed } else { World::new };
+    lived_in(new, name, backups)
+}
+
+fn lived_in(new: impl Fn(&Server) -> World, name: &'static str, backups: usize) -> Lived {
     let server = Server::start(name, &["--repl-diskless-sync-delay", "0"]);
-    let world = match is_sealed {
-        true => World::sealed(&server),
-        false => World::new(&server),
-    };
+    let world = new(&server);
     configure(&world, &server, "");
     let running = receiver(&world, &server);
     let mut lived = Lived {
@@ -421,3 +424,69 @@ fn r78_marks_go_with_the_backups_that_lead_to_them() {
     world.pitr(&plan).run().success();
     world.pitr(&["verify"]).run().success();
 }
+
+/// The same in an encrypted bucket: each run of a host without the private half is killed while it deletes, until one comes to the end.
+fn x11_log_in_a_bucket_goes_although_runs_are_killed(name: &'static str) {
+    let lived = lived_in(World::sealed_in_bucket, name, 3);
+    let world = &lived.world;
+    let server = world.peer.as_ref().unwrap().server();
+    world.hide_private_key(true);
+    let log = || -> BTreeSet<String> {
+        let all = server.keys().into_iter();
+        all.filter(|key| key.starts_with("pg/aux/redis/cache/log/"))
+            .collect()
+    };
+    let before = log();
+    let arguments = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
+    let mut kills = 0;
+    loop {
+        // One deletion is done, and no answer comes to the next.
+        let stalled = server.fault_after(
+            1,
+            "DELETE /bucket/pg/aux/redis/cache/log",
+            1,
+            Answer::Stalled,
+        );
+        let mut running = world.pitr(&arguments).spawn();
+        wait_until(PATIENCE, "expire deletes, or has ended", || {
+            running.is_done() || stalled.times() > 0
+        });
+        let is_over = stalled.times() == 0;
+        if !is_over {
+            running.signal(Signal::KILL);
+            kills += 1;
+        }
+        let run = running.wait();
+        server.heal();
+        // Each promised moment has its log still.
+        let newest = &lived.moments[2];
+        let place = format!("/{:016X}", newest.offset / (16 << 20) * (16 << 20));
+        assert!(
+            log()
+                .iter()
+                .any(|key| key.contains(&newest.replid) && key.contains(&place)),
+            "{:#?}",
+            log()
+        );
+        if is_over {
+            // A claim of the killed may stand: that is reported.
+            assert!(matches!(run.code(), 0 | 6), "{run}");
+            break;
+        }
+    }
+    assert!(kills > 0, "{before:#?}");
+    let left = log();
+    assert!(
+        left.is_subset(&before) && left.len() + 2 <= before.len(),
+        "{left:#?}"
+    );
+    world.hide_private_key(false);
+    assert_eq!(world.ids(), lived.ids[2..]);
+    world.pitr(&["verify"]).run().success();
+    comes_back(world, name, &lived.moments[2], &[]);
+    let none = world.sandbox.join("none");
+    let early = lived.moments[0].target();
+    let refused = world.restoring(&none, &["--target-offset", &early]).run();
+    refused.expect_code(5);
+}
+per_server!(x11_log_in_a_bucket_goes_although_runs_are_killed, redis7 valkey9);

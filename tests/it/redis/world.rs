@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::server::{Server, bin};
+use crate::common::s3::KEY;
+use crate::common::s3::peer::Peer;
 use crate::common::{Cluster, Program, Run, Sandbox, pitr};
 use crate::sealed::keygen;
 
@@ -12,6 +14,8 @@ pub struct World {
     cluster: Cluster,
     /// The sections of the configuration that name keys.
     pub encryption: String,
+    /// The bucket's server, where the repository is in one.
+    pub peer: Option<Peer>,
     /// The family and version whose programs are on the search path.
     pub installed: &'static str,
 }
@@ -19,20 +23,28 @@ pub struct World {
 impl World {
     /// A repository, and `[redis.cache]` for this server.
     pub fn new(server: &Server) -> World {
-        let world = World::without_server(server.name, false);
+        let world = World::without_server(server.name, false, None);
         world.configure(&format!("address = \"{}\"", server.address()));
         world.pitr(&["init", "--quiet"]).run().success();
         world
     }
 
     pub fn sealed(server: &Server) -> World {
-        let world = World::without_server(server.name, true);
+        let world = World::without_server(server.name, true, None);
         world.configure(&format!("address = \"{}\"", server.address()));
         world.pitr(&["init", "--quiet"]).run().success();
         world
     }
 
-    fn without_server(installed: &'static str, is_sealed: bool) -> World {
+    /// In a bucket of the tests' own server, encrypted.
+    pub fn sealed_in_bucket(server: &Server) -> World {
+        let world = World::without_server(server.name, true, Some(Peer::own()));
+        world.configure(&format!("address = \"{}\"", server.address()));
+        world.pitr(&["init", "--quiet"]).run().success();
+        world
+    }
+
+    fn without_server(installed: &'static str, is_sealed: bool, peer: Option<Peer>) -> World {
         let sandbox = Sandbox::new("redis");
         let cluster = Cluster::builder(17).without_fsync().create();
         let keys = sandbox.join("keys");
@@ -49,18 +61,32 @@ impl World {
             cluster,
             encryption,
             installed,
+            peer,
         }
     }
 
     /// Gives `[redis.cache]` these lines.
     pub fn configure(&self, lines: &str) {
         let text = format!(
-            "[clusters.main]\npgdata = \"{}\"\n[repositories.one]\nurl = \"file://{}\"\n{}[redis.cache]\n{lines}\n",
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.one]\n{}{}[redis.cache]\n{lines}\n",
             self.cluster.pgdata().display(),
-            self.repository().display(),
+            self.place(),
             self.encryption,
         );
         self.sandbox.file("pitr.toml", text);
+    }
+
+    /// The lines of the configuration that lead to the repository.
+    fn place(&self) -> String {
+        match &self.peer {
+            None => format!("url = \"file://{}\"\n", self.repository().display()),
+            Some(peer) => format!(
+                "url = \"s3://{}/pg\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\ncredentials_file = \"{}\"\n",
+                peer.bucket,
+                peer.endpoint(),
+                peer.credentials(&self.sandbox, KEY).display()
+            ),
+        }
     }
 
     pub fn repository(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 mod aside;
 mod campaign;
 mod erasures;
+mod marks;
 mod runbook;
 mod shop;
 mod standby;

@@ -1,0 +1,80 @@
+//! Marks of a set of clusters expire with the backups that lead to them.
+
+use rustix::process::Signal;
+
+use crate::backup_soak::home::Home;
+use crate::common::s3::Fault;
+use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::per_major;
+
+/// In an encrypted bucket, by a janitor without keys that is killed once as it deletes.
+fn x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let home = Home::new(&cluster, true, true);
+    home.configure("[sets.shop]\nmembers = [\"main\"]\n");
+    home.attach(&cluster);
+    cluster.start();
+    cluster.sql("create table t (n int)");
+    let id = |args: &[&str]| {
+        let run = home.pitr().args(args).arg("--json").run().success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    };
+    let mark = |label: &[&str]| {
+        cluster.sql("insert into t select count(*) from t");
+        let made = id(&[&["mark", "shop"], label].concat());
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        cluster.archive_now();
+        made
+    };
+    id(&["backup"]);
+    let early = mark(&["--label", "early"]);
+    let kept = id(&["backup"]);
+    let plain = mark(&[]);
+    let late = mark(&["--label", "late"]);
+    home.pitr().arg("verify").run().success();
+    let marks = || {
+        let mut all = home.objects("aux/sets/shop/events/");
+        all.retain(|key| key.contains("-mark-"));
+        all.len()
+    };
+    // Clocks agree to the second here, and not only to an hour.
+    let expire = |keep: &str, more: &[&str]| {
+        let options = ["expire", "--keep", keep, "--min-age", "0s", "--grace", "0s"];
+        let program = home.janitor().args(options).args(more);
+        program.env("PITR_FAULT_SECONDS", "0")
+    };
+    assert_eq!(marks(), 3);
+    expire("2", &["--confirm"]).run().success();
+    assert_eq!(marks(), 3);
+    let words = format!("marks that nobody can use: {early} to {early} (1 mark)");
+    let shown = expire("1", &["--dry-run"]).run().success();
+    shown.expect_stdout(&words);
+    let explained = expire("1", &["--explain", &late]).run().success();
+    explained.expect_stdout("it stays");
+
+    let stalled = home
+        .server()
+        .fault("DELETE /bucket/pg/aux/sets", 1, Fault::Stalled);
+    let mut running = expire("1", &["--confirm"]).spawn();
+    wait_until(PATIENCE, "expire deletes the mark", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        stalled.times() > 0
+    });
+    running.signal(Signal::KILL);
+    running.wait();
+    home.heal();
+    assert_eq!(marks(), 3);
+    expire("1", &["--confirm"]).run().success();
+    assert_eq!(marks(), 2);
+    let info = home.pitr().args(["info", "--set", "shop", "--json"]).run();
+    let info = info.success();
+    let has = |mark: &String| info.stdout.contains(mark.as_str());
+    assert!(has(&plain) && has(&late) && !has(&early), "{info}");
+    let all = home.pitr().args(["info", "--json"]).run().json();
+    let backups = all["clusters"][0]["backups"].as_array().unwrap().clone();
+    let ids: Vec<_> = backups.iter().map(|b| b["id"].clone()).collect();
+    assert_eq!(ids, [kept]);
+    home.pitr().arg("verify").run().success();
+}
+per_major!(x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them, v15 v18);
