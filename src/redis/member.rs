@@ -95,7 +95,7 @@ impl Member {
         }
     }
 
-    /// Whether the fields are those of its method. What another method means, this version does not know.
+    /// Whether the fields are those of its method. This version knows no fields of other methods.
     fn is_consistent(&self) -> bool {
         let is_alone = self.replid == NO_HISTORY
             && self.offset == 0

@@ -296,7 +296,7 @@ fn is_last(
     if target.moment != Moment::End || target.replid.is_some() {
         return Ok(false);
     }
-    // What arrived while it was taken may not be in it.
+    // Bytes that arrived while it was taken may not be in it.
     let logged = walk::latest(repository, scope)?.map(|(_, mark)| mark.arrived_us);
     Ok(logged <= member.requested_time.unix_micros())
 }
