@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::operate::failures::Failures;
 use crate::operate::human;
 use crate::operate::pin::{self, Asked, Kind, Pinning, StandingPin};
+use crate::operate::pin_content::{self, Wanted};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 
@@ -24,6 +25,10 @@ pub struct Args {
     /// The backup
     #[arg(value_name = "ID")]
     pub backup: BackupId,
+
+    /// The content that it is a backup of, such as files:uploads, redis:cache, config:host or logical:main; a cluster without it
+    #[arg(long, value_name = "KIND:NAME")]
+    pub of: Option<String>,
 
     /// Why, for those who read it later
     #[arg(long, value_name = "TEXT", value_parser = reason)]
@@ -57,6 +62,10 @@ pub struct UnpinArgs {
     #[arg(value_name = "ID")]
     pub backup: BackupId,
 
+    /// The content that it is a backup of, such as files:uploads; a cluster without it
+    #[arg(long, value_name = "KIND:NAME")]
+    pub of: Option<String>,
+
     /// End the pins
     #[arg(long, conflicts_with = "dry_run")]
     pub confirm: bool,
@@ -74,10 +83,17 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         target_timeline: "latest".to_owned(),
         ..TargetArgs::default()
     });
+    let until = until.map(|until| until.parse()).transpose()?;
+    if let Some(of) = &args.of {
+        let reason = args.reason.clone();
+        let wanted = Wanted { reason, until };
+        let asked = (of.as_str(), &args.backup);
+        return of_content(cx, asked, Some(&wanted), (args.confirm, args.dry_run));
+    }
     let asked = Asked {
         backup: args.backup.clone(),
         reason: args.reason.clone(),
-        until: until.map(|until| until.parse()).transpose()?,
+        until,
         kind: Kind::Pin,
     };
     let mut pinning = pin::plan(&cx.session, &asked)?;
@@ -96,6 +112,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 
 /// Runs `pitr unpin`.
 pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
+    if let Some(of) = &args.of {
+        let asked = (of.as_str(), &args.backup);
+        return of_content(cx, asked, None, (args.confirm, args.dry_run));
+    }
     let mut ending = pin::plan_end(&cx.session, &args.backup, Kind::Pin)?;
     if !cx.out.is_json() {
         print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
@@ -112,6 +132,41 @@ pub fn run_unpin(args: &UnpinArgs, cx: &Context) -> Result<u8> {
     let failures = std::mem::take(&mut ending.failures);
     finish(cx, &ending, (args.confirm, args.dry_run), failures, || {
         format!("unpinned in {}", ending.recorded_in.join(" and "))
+    })
+}
+
+/// Pins a backup of other content, or ends its pins.
+fn of_content(
+    cx: &Context,
+    (of, backup): (&str, &BackupId),
+    wanted: Option<&Wanted>,
+    (confirm, dry_run): (bool, bool),
+) -> Result<u8> {
+    let scope = pin_content::scope(of)?;
+    let mut pinning = pin_content::plan(&cx.session, (&scope, backup), wanted)?;
+    if !cx.out.is_json() {
+        let places = pinning.repositories.join(" and ");
+        cx.out
+            .line(&format!("backup {backup} of {of}, in {places}"))?;
+        print_pins(cx, &pinning.pins)?;
+        let then = match (wanted, pinning.until) {
+            (None, _) => "then: no pin keeps it; retention decides about it".to_owned(),
+            (Some(_), None) => "keeps, until it is unpinned: the backup".to_owned(),
+            (Some(_), Some(until)) => format!("keeps, until {}: the backup", human::time(until)),
+        };
+        cx.out.line(&then)?;
+    }
+    if confirm {
+        pinning.record(&cx.session)?;
+    }
+    let failures = std::mem::take(&mut pinning.failures);
+    let what = if wanted.is_some() {
+        "pinned"
+    } else {
+        "unpinned"
+    };
+    finish(cx, &pinning, (confirm, dry_run), failures, || {
+        format!("{what} in {}", pinning.recorded_in.join(" and "))
     })
 }
 

@@ -88,6 +88,7 @@ pub mod owner;
 pub mod pacing;
 mod pg_wal;
 pub mod pin;
+pub mod pin_content;
 pub mod playground;
 pub mod port;
 pub mod programs;

@@ -20,7 +20,8 @@ use crate::repo::layout::ClusterLayout;
 use crate::wal::inventory::{Backup, Inventory, Pin};
 
 /// Why nothing is written without the MAC key.
-const UNPROVEN: &str = "a pin, or its end, that nothing proves would be taken for forged";
+pub(super) const UNPROVEN: &str =
+    "a pin, or its end, that nothing proves would be taken for forged";
 
 /// A backup in a repository.
 pub(super) type Stored = (Reading, Inventory, Backup);

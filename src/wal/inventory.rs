@@ -152,7 +152,8 @@ pub struct Pin {
 }
 
 impl Pin {
-    fn new(pin: &Recorded, held: bool) -> Pin {
+    /// As an event says it; `held` by the store.
+    pub fn new(pin: &Recorded, held: bool) -> Pin {
         Pin {
             event: pin.name.clone(),
             reason: pin.event.reason.clone(),

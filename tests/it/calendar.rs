@@ -190,6 +190,26 @@ impl World {
         (days, plan.to_string())
     }
 
+    /// Pins the backups of a day in all contents, or unpins them where no word is given.
+    fn pin(&self, nth: usize, more: &[&str]) {
+        for (content, (words, _)) in CONTENTS.iter().enumerate() {
+            let of = format!("{}:{}", words[0], words[2]);
+            let verb = if more.is_empty() { "unpin" } else { "pin" };
+            let pin = [verb, &self.ids[content][nth], "--of", &of, "--json"];
+            let run = self.last("reader", &pin).args(more).run().expect_code(8);
+            assert_eq!(run.json()["confirmed"], false, "{run}");
+            let run = self.last("reader", &pin).args(more).arg("--confirm").run();
+            let json = run.success().json();
+            assert_eq!(
+                json["repositories"].as_array().unwrap().len(),
+                2,
+                "{json:#}"
+            );
+            assert_eq!(json["recorded_in"], json["repositories"], "{json:#}");
+        }
+        self.date(DAYS.len() - 1);
+    }
+
     /// How many backups there are.
     fn count(&self, content: usize) -> usize {
         let info = ["info", "--json", "--repository", "store"];
@@ -301,6 +321,22 @@ fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool
             .expect_stdout("keep_daily")
             .expect_stdout("keep_within");
     }
+    // Pins hold above the rules, with a reason and an end.
+    let pinned = dropped[1];
+    let with_pinned: BTreeSet<usize> = wanted.iter().copied().chain([pinned]).collect();
+    world.pin(pinned, &["--reason", "year's end", "--until", "2999-01-01"]);
+    let plan = world.expire(&["--dry-run", "--json"]).success().json();
+    for (content, ids) in world.ids.iter().enumerate() {
+        assert_eq!(world.kept(&plan, content).0, with_pinned, "{plan:#}");
+        let explained = world.expire(&["--explain", &ids[pinned]]).success();
+        explained.expect_stdout("year's end");
+    }
+    world.expire(&["--confirm"]).success();
+    for content in 0..CONTENTS.len() {
+        assert_eq!(world.count(content), with_pinned.len());
+        assert_eq!(world.restored(content, pinned), pinned.to_string());
+    }
+    world.pin(pinned, &[]);
     let done = world.expire(&["--confirm"]).success();
     assert_eq!(
         is_sealed,

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::process::Signal;
 
 use super::filled;
+use super::receive::{Moment, confirm, receiver, stop};
 use super::server::Server;
 use super::world::World;
 use crate::common::proxy::{Proxy, Way};
@@ -298,6 +299,25 @@ fn r08_tls_is_verified() {
     assert!(!run.is_success(), "{run}");
     configure("localhost", &mutual);
     world.backup();
+    // The log comes the same way, and goes on when its receiver was killed.
+    let journal = world.sandbox.join("journal");
+    let with_journal = format!("receive.journal = \"{}\"\n", journal.display());
+    configure("localhost", &(with_journal.clone() + &tls(&other)));
+    let run = world.redis(&["receive", "cache"]).run();
+    assert!(!run.is_success(), "{run}");
+    configure("localhost", &(with_journal + &mutual));
+    let running = receiver(&world, &server);
+    world.backup();
+    confirm(&server, "SET b 2\nINCR b\n", 1);
+    let moment = Moment::of(&server);
+    running.signal(Signal::KILL);
+    running.wait();
+    let running = receiver(&world, &server);
+    confirm(&server, "SET c 3\n", 1);
+    stop(running);
+    let copy = world.restore("copy", &["--target-offset", &moment.target()]);
+    let restored = Server::on("redis-7", &copy, &[]);
+    assert_eq!(restored.content(), moment.content);
     // R51: its replication would not be encrypted.
     let into = world.redis(&["restore", "cache", "--into", "cache", "--confirm"]);
     let run = into.run().expect_code(1);
