@@ -32,11 +32,11 @@ pub struct Wanted {
 struct Copy {
     configured: config::Repository,
     repository: Repository,
-    /// Pins that stand, but for legal holds.
+    /// The pins that stand; no legal holds.
     pins: Vec<Recorded>,
 }
 
-/// What is recorded, or was.
+/// A pin, or the end of pins, that is shown before it is recorded.
 #[derive(Serialize)]
 pub struct Pinning {
     /// The content: `aux/<kind>/<name>`.
