@@ -64,6 +64,9 @@ pub struct WrittenSettings {
     /// The restore that wrote them, so that its last step can be distinguished from a foreign directory.
     #[serde(default)]
     pub job: serde_json::Value,
+    /// Whether the directory was a standby, which recovers where it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_standby: bool,
     /// BLAKE3 of pg_control once the copy has recovered in private and waits for its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<String>,

@@ -2,12 +2,13 @@
 //!
 //! Recovery goes on from its last restartpoint with the WAL of the repository, in quarantine (`operate::aside`), and the directory keeps a guard until it is
 //! adopted. Pages and the states of transactions behind the target must not be on disk. A standby that was shut down has replayed up to the minimum recovery
-//! point of its pg_control, and no farther (src/backend/access/transam/xlog.c, `CreateRestartPoint`); of one that was killed nothing tells it.
+//! point of its pg_control, as far as anything of it is on disk (src/backend/access/transam/xlog.c, `CreateRestartPoint`); of one that was killed nothing tells it.
+//! That holds with hot_standby: without it the state of a transaction reaches the disk before that point does (xact.c, `xact_redo_commit`).
 //!
 //! The plan is one whose backup began before the restartpoint: all WAL from there to the target is proven. That the standby is of that WAL, `pitr-restore` checks
 //! (`archive::own`).
 //!
-//! Order of what is written: the guard, the record, the settings, `recovery.signal`; then `standby.signal` goes. As long as it is there nothing was begun.
+//! Order of what is written: the guard, the record, the settings, `recovery.signal`; then `standby.signal` goes.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,7 @@ use crate::archive::guard::{self, AUTO_CONF, COMMENT, Guard, SETTINGS, Which};
 use crate::archive::server_conf;
 use crate::durable;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::conf;
@@ -130,6 +131,12 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<Prepared> {
     if let Some(job) = begun {
         let plan = job.plan.clone();
         let plan = plan.ok_or_else(|| err!(Internal, "a recovery without a plan"))?;
+        if directory.has("postmaster.pid") && !asked.dry_run {
+            return Err(runs(&directory));
+        }
+        if control.state == ClusterState::ShutDownInRecovery {
+            check_position(&plan, control.min_recovery_point)?;
+        }
         return Ok(Prepared {
             opened: first.where_it_began(session, &job)?,
             plan,
@@ -199,19 +206,30 @@ fn control_of(directory: &DataDirectory) -> Result<ControlFile> {
 
 /// Returns the job of an earlier run; none where nothing was begun.
 fn begun(directory: &DataDirectory, request: &Request) -> Result<Option<Job>> {
+    let shown = directory.path().display();
+    let is_ours = guard::written(directory).is_ok_and(|record| record.was_standby);
+    if directory.has(STANDBY) && !is_ours && directory.wal().join(GUARD).exists() {
+        return Err(err!(
+            Refused,
+            "\"{shown}\" is a restored copy with a guard, and not a standby of the cluster"
+        )
+        .hint(UNCHANGED));
+    }
     if directory.has(STANDBY) {
         return Ok(None);
     }
-    let shown = directory.path().display();
-    let job = guard::written(directory).map(|written| written.job);
-    let job: Option<Job> = job.ok().and_then(|job| serde_json::from_value(job).ok());
+    let record = guard::written(directory).ok();
+    let job = record
+        .filter(|record| record.was_standby)
+        .map(|record| record.job);
+    let job: Option<Job> = job.and_then(|job| serde_json::from_value(job).ok());
     match job {
         Some(job) if job.request == *request => Ok(Some(job)),
-        Some(_) if directory.wal().join(GUARD).exists() => Err(err!(
+        Some(_) => Err(err!(
             Refused,
-            "\"{shown}\" is a copy that was begun with another target, or a restored one"
+            "\"{shown}\" is a standby whose recovery was begun with another target"
         )
-        .hint(format!("{UNCHANGED} Run the command that began it. Where it was a standby that is not promoted yet, take it back: pitr restore --from-standby --undo --to DIR --confirm"))),
+        .hint(format!("{UNCHANGED} Run the command that began it. While it is not promoted yet, it can be taken back: pitr restore --from-standby --undo --to DIR --confirm"))),
         _ => Err(
             err!(Refused, "\"{shown}\" is no standby: it has no standby.signal").hint(format!(
                 "{UNCHANGED} Restore beside it from a backup: pitr restore --aside"
@@ -228,15 +246,24 @@ fn replayed(
 ) -> Result<Lsn> {
     let shown = directory.path().display();
     let recorded = control.min_recovery_point;
+    let is_hot = server_conf::value_of(directory.path(), "hot_standby");
+    if is_hot.is_some_and(|value| is_off(&value)) {
+        return Err(err!(
+            Refused,
+            "the standby in \"{shown}\" has hot_standby off: nothing tells which transactions reached its disk"
+        )
+        .hint(format!("{UNCHANGED} Restore from a backup: pitr restore --aside")));
+    }
+    if control.is_backup_unfinished {
+        return Err(err!(
+            Refused,
+            "the standby in \"{shown}\" has not replayed to the end of the backup that it was made from"
+        )
+        .hint(format!("{UNCHANGED} Start it, and shut it down once it takes connections.")));
+    }
     if directory.has("postmaster.pid") {
         if !may_run {
-            return Err(err!(
-                Refused,
-                "a server may run in \"{shown}\": postmaster.pid is there"
-            )
-            .hint(format!(
-                "{UNCHANGED} Shut the standby down: pg_ctl stop -m fast. Where it was killed, start it before, so that it can be shut down in order."
-            )));
+            return Err(runs(directory));
         }
         return Ok(asked_of_server(opened, directory).map_or(recorded, |lsn| lsn.max(recorded)));
     }
@@ -249,6 +276,22 @@ fn replayed(
         .hint(format!("{UNCHANGED} Nothing tells what it has replayed. Start it, and shut it down: pg_ctl stop -m fast. Its recovery_min_apply_delay holds meanwhile.")));
     }
     Ok(recorded)
+}
+
+fn is_off(value: &str) -> bool {
+    // PostgreSQL: src/backend/utils/adt/bool.c, parse_bool_with_len.
+    let value = value.to_ascii_lowercase();
+    [
+        "off", "of", "false", "fals", "fal", "fa", "f", "no", "n", "0",
+    ]
+    .contains(&value.as_str())
+}
+
+fn runs(directory: &DataDirectory) -> Error {
+    let shown = directory.path().display();
+    err!(Refused, "a server may run in \"{shown}\": postmaster.pid is there").hint(format!(
+        "{UNCHANGED} Shut the standby down: pg_ctl stop -m fast. Where it was killed, start it before, so that it can be shut down in order."
+    ))
 }
 
 /// Asks the server in a data directory what it has replayed; none where it does not answer, or another one does.
@@ -275,23 +318,33 @@ fn planned(
         return on_the_way(control, &plan).map(|()| (opened, plan));
     }
     let mut older: Vec<_> = opened.inventory.backups.iter().collect();
-    older.retain(|backup| backup.start_lsn <= restartpoint);
-    let newest = older.iter().max_by_key(|backup| backup.start_lsn);
-    let newest = newest.filter(|_| asked.target.backup.is_none());
-    let Some(backup) = newest.map(|backup| backup.id.to_string()) else {
-        return Err(err!(
+    older.retain(|backup| backup.start_lsn <= restartpoint && asked.target.backup.is_none());
+    older.sort_by_key(|backup| std::cmp::Reverse(backup.start_lsn));
+    let older: Vec<String> = older.iter().map(|backup| backup.id.to_string()).collect();
+    let mut why = None;
+    for backup in older {
+        let target = AskedTarget {
+            backup: Some(backup),
+            ..asked.target.clone()
+        };
+        let again = opened::open(session, Reading::open(session)?)?;
+        let found = answered(session, again, &target);
+        let found =
+            found.and_then(|(opened, plan)| on_the_way(control, &plan).map(|()| (opened, plan)));
+        match found {
+            Err(e) if e.code() == Code::OutOfReach => {
+                why.get_or_insert(e);
+            }
+            found => return found,
+        }
+    }
+    Err(why.unwrap_or_else(|| {
+        err!(
             OutOfReach,
             "the standby's restartpoint {restartpoint} lies before every backup, so its WAL is not proven"
         )
-        .hint(format!("{UNCHANGED} Restore from a backup: pitr restore --aside")));
-    };
-    let target = AskedTarget {
-        backup: Some(backup),
-        ..asked.target.clone()
-    };
-    let again = opened::open(session, Reading::open(session)?)?;
-    let (opened, plan) = answered(session, again, &target)?;
-    on_the_way(control, &plan).map(|()| (opened, plan))
+        .hint(format!("{UNCHANGED} Restore from a backup: pitr restore --aside"))
+    }))
 }
 
 fn answered(session: &Session, opened: Opened, target: &AskedTarget) -> Result<(Opened, Plan)> {
@@ -315,21 +368,32 @@ fn begins(plan: &Plan) -> Option<Lsn> {
     plan.backup.as_ref().map(|backup| backup.start_lsn)
 }
 
-/// Requires that the restartpoint lies on the way of the plan.
+/// Requires that the restartpoint, and what was replayed behind it, lie on the way of the plan.
 fn on_the_way(control: &ControlFile, plan: &Plan) -> Result<()> {
-    let (timeline, redo) = (
-        control.checkpoint_copy.timeline,
-        control.checkpoint_copy.redo,
+    let begins = &control.checkpoint_copy;
+    let (mut all, min) = (
+        vec![(begins.timeline, begins.redo)],
+        control.min_recovery_point,
     );
-    let has = plan.timelines.iter().any(|part| {
-        let is_before_end = part.to_lsn.is_none_or(|to| redo <= to);
-        part.timeline == timeline && part.from_lsn <= redo && is_before_end
-    });
-    match has {
-        true => Ok(()),
-        false => Err(err!(
+    all.extend(
+        control
+            .min_recovery_timeline
+            .map(|timeline| (timeline, min)),
+    );
+    let has = |(timeline, lsn): &(TimelineId, Lsn)| {
+        plan.timelines.iter().any(|part| {
+            let is_before_end = part.to_lsn.is_none_or(|to| *lsn <= to);
+            part.timeline == *timeline && part.from_lsn <= *lsn && is_before_end
+        })
+    };
+    // A position behind the end is told by who looks at that.
+    let end = plan.stop.as_ref().map(|stop| stop.recovery_end_lsn);
+    all.retain(|(_, lsn)| end.is_none_or(|end| *lsn <= end));
+    match all.iter().find(|one| !has(one)) {
+        None => Ok(()),
+        Some((timeline, lsn)) => Err(err!(
             OutOfReach,
-            "the standby's restartpoint {redo} on timeline {} does not lie before the target on its way",
+            "the standby's position {lsn} on timeline {} does not lie before the target on its way",
             timeline.decimal()
         )
         .hint(format!(
@@ -379,11 +443,36 @@ pub fn recover(session: &Session, prepared: &Prepared) -> Result<()> {
         return Ok(());
     }
     let directory = DataDirectory::at(data);
-    if !prepared.is_begun {
-        write(&directory, &prepared.job, &session.host)?;
+    match prepared.is_begun {
+        true => resume(&directory, &prepared.plan, &session.host)?,
+        false => write(&directory, &prepared.job, &session.host)?,
     }
     fault::point("standby-written");
-    aside::recover(session, data, &prepared.plan)
+    aside::recover(session, data, &prepared.plan)?;
+    let slots = quarantine::slots(data);
+    if !slots.is_empty() {
+        session.warn(&format!(
+            "it has the replication slots of the standby ({}): drop those that may be behind the target before anybody follows them",
+            slots.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// Has a server recover once more that was killed as it ended recovery. PostgreSQL removes the signal before the checkpoint that makes the end durable: the next start
+/// would replay all WAL that is there, without a target.
+fn resume(directory: &DataDirectory, plan: &Plan, host: &Host) -> Result<()> {
+    let control = control_of(directory)?;
+    let is_old = |timeline: TimelineId| plan.timelines.iter().any(|part| part.timeline == timeline);
+    let is_ended = matches!(
+        control.state,
+        ClusterState::ShutDown | ClusterState::InProduction
+    );
+    if is_ended || directory.has(RECOVERY) || !is_old(control.checkpoint_copy.timeline) {
+        return Ok(());
+    }
+    let path = directory.path().join(RECOVERY);
+    durable::replace(&path, b"", host.random()).map_err(|e| failed(&path, &e))
 }
 
 fn write(directory: &DataDirectory, job: &Job, host: &Host) -> Result<()> {
@@ -395,8 +484,22 @@ fn write(directory: &DataDirectory, job: &Job, host: &Host) -> Result<()> {
     guard::take_away(directory, Which::All, host.random())?;
     let plan = job.plan.as_ref();
     let wanted = plan.ok_or_else(|| err!(Internal, "a recovery without a plan"))?;
+    let auto = directory.path().join(AUTO_CONF);
+    let before = guard::read_limited(&auto)?.unwrap_or_default();
+    // Lines of the operator's own that say the same stay, also when ours are taken away.
+    let mut own = std::collections::BTreeMap::new();
+    for setting in conf::settings(&before) {
+        own.insert(setting.name.clone(), setting);
+    }
     let mut written = settings::of_restore(&wanted.recovery_settings);
+    for list in [
+        &mut written.until_recovery_ended,
+        &mut written.until_adopted,
+    ] {
+        list.retain(|setting| own.get(&setting.name) != Some(setting));
+    }
     written.job = json(job)?;
+    written.was_standby = true;
     let guard = Guard {
         note: "This data directory was a standby, and recovers to a target. It must not archive until \"pitr adopt\" removes this file.".into(),
         cluster: job.request.cluster.clone(),
@@ -409,8 +512,6 @@ fn write(directory: &DataDirectory, job: &Job, host: &Host) -> Result<()> {
     let (data, wal) = (directory.path(), directory.wal());
     put(&wal.join(GUARD), json(&guard)?.to_string().as_bytes())?;
     put(&wal.join(SETTINGS), json(&written)?.to_string().as_bytes())?;
-    let auto = data.join(AUTO_CONF);
-    let before = guard::read_limited(&auto)?.unwrap_or_default();
     let all = [
         &written.until_recovery_ended[..],
         &written.until_adopted[..],
@@ -442,7 +543,7 @@ pub fn give_back(session: &Session, to: &Path) -> Result<bool> {
     let data = data_directory(&session.environment.absolute(to))?;
     let directory = DataDirectory::at(&data);
     let shown = data.display();
-    let is_ours = directory.wal().join(GUARD).exists() && directory.wal().join(SETTINGS).exists();
+    let is_ours = guard::written(&directory).is_ok_and(|record| record.was_standby);
     if !is_ours {
         return Ok(false);
     }

@@ -61,6 +61,8 @@ const EVENT_TRIGGERS_SINCE: u32 = 17;
 /// How long a server may take to end at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
+/// The slots that a server has room for unless its configuration says otherwise.
+const SLOTS_USUAL: usize = 10;
 /// Settings of each session, which count more than those of roles and databases. A prepared transaction may hold a lock for ever.
 const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica -c default_transaction_read_only=off -c statement_timeout=30min -c lock_timeout=10s -c lc_messages=C -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8 -c search_path=pg_catalog,public";
 
@@ -237,6 +239,15 @@ pub fn is_not_checked(error: &Error) -> bool {
     }
 }
 
+/// The names of the replication slots in a data directory.
+pub fn slots(data: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(data.join("pg_replslot")).into_iter();
+    let names = entries.flatten().flatten().map(|entry| entry.file_name());
+    names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect()
+}
+
 impl Quarantine<'_> {
     /// Starts the server of a restored data directory; `written` are the settings that the restore wrote. When the operator wants to stop it
     /// ends at once, so that no query is waited for.
@@ -277,6 +288,13 @@ impl Quarantine<'_> {
         let more = (self.listens, matches!(self.lasts, Lasts::Archiving(_)));
         for (name, value) in settings(self.folder, major, libraries, more) {
             command.arg("-c").arg(format!("{name}={value}"));
+        }
+        // A directory that was a server's own has its slots: they stay, and a server that has too little for them does not start.
+        let slots = slots(self.data).len();
+        if slots > 0 {
+            let most = slots.max(SLOTS_USUAL);
+            command.args(["-c", "wal_level=logical", "-c"]);
+            command.arg(format!("max_replication_slots={most}"));
         }
         // Variables of the repository stay, for restore_command may need them; libpq's and another server's go.
         program::without_libpq(&mut command);

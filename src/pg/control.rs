@@ -38,6 +38,10 @@ pub struct ControlFile {
     pub checkpoint_copy: Checkpoint,
     /// Recovery has to get here before the data are consistent; invalid outside recovery.
     pub min_recovery_point: Lsn,
+    /// The timeline of that position; none outside of recovery.
+    pub min_recovery_timeline: Option<TimelineId>,
+    /// Whether it began with a base backup whose end was not replayed yet.
+    pub is_backup_unfinished: bool,
     /// Settings that a standby or a restored copy has to match.
     pub settings: ControlSettings,
     /// Bytes in a data page.
@@ -265,6 +269,10 @@ fn parse(bytes: &[u8]) -> Option<Result<ControlFile>> {
         checkpoint: lsn_at(bytes, 32)?,
         checkpoint_copy,
         min_recovery_point: lsn_at(bytes, layout.min_recovery_point)?,
+        min_recovery_timeline: TimelineId::new(u32_at(bytes, layout.min_recovery_point + 8)?),
+        is_backup_unfinished: lsn_at(bytes, layout.min_recovery_point + 16)? != Lsn(0)
+            || lsn_at(bytes, layout.min_recovery_point + 24)? != Lsn(0)
+            || bool_at(bytes, layout.min_recovery_point + 32)?,
         settings: settings(bytes.get(layout.min_recovery_point + 36..)?)?,
         block_size: u32_at(bytes, layout.block_size)?,
         relation_segment_blocks: u32_at(bytes, layout.block_size + 4)?,

@@ -64,6 +64,15 @@ pub fn adopt(
                 .hint("Nothing was changed. Run the restore again: it resumes."),
         );
     }
+    // Its next start may replay what the target leaves out.
+    let record = guard::written(directory);
+    if record.is_ok_and(|record| record.was_standby && record.recovered.is_none()) {
+        return Err(
+            err!(Refused, "the standby in \"{shown}\" has not recovered to its target yet").hint(
+                "Nothing was changed. Run the command that began it again: pitr restore --from-standby.",
+            ),
+        );
+    }
     let control = directory.control()?.ok_or_else(|| {
         err!(Refused, "\"{shown}\" is not a data directory")
             .hint("Nothing was changed. Name the copy's data directory with --pgdata.")

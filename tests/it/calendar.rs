@@ -324,7 +324,15 @@ fn x10_the_calendar_decides_about_other_content(in_bucket: bool, is_sealed: bool
     // Pins hold above the rules, with a reason and an end.
     let pinned = dropped[1];
     let with_pinned: BTreeSet<usize> = wanted.iter().copied().chain([pinned]).collect();
-    world.pin(pinned, &["--reason", "year's end", "--until", "2999-01-01"]);
+    world.pin(
+        pinned,
+        &[
+            "--reason",
+            "year's end",
+            "--until",
+            "2999-01-01 00:00:00+00",
+        ],
+    );
     let plan = world.expire(&["--dry-run", "--json"]).success().json();
     for (content, ids) in world.ids.iter().enumerate() {
         assert_eq!(world.kept(&plan, content).0, with_pinned, "{plan:#}");
