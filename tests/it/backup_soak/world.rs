@@ -41,7 +41,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(major: u32, mut random: Random) -> World {
+    pub fn new(major: u32, mut random: Random, may_be_far: bool) -> World {
         let has_checksums = random.one_in(2);
         let builder = Cluster::builder(major)
             .segment_size_mb(1)
@@ -64,7 +64,7 @@ impl World {
             _ => builder,
         };
         let mut cluster = builder.create();
-        let home = Home::new(&cluster, random.one_in(2), random.one_in(2));
+        let home = Home::new(&cluster, random.one_in(2) && may_be_far, random.one_in(2));
         println!(
             "backup soak {major}: the repository is {}; data checksums: {has_checksums}",
             home.describe()
