@@ -76,7 +76,7 @@ fn refused(old: &Old, why: &str) -> Error {
 ///
 /// # Errors
 /// Those of [`Prepared::copy`]; `Refused` without the programs of its major; `Findings` where the server did not end recovery as planned; those of
-/// [`Quarantine::start`] and [`recovery::wait`].
+/// [`Quarantine::start`] and the wait for its recovery.
 pub fn restore(session: &Session, prepared: &Prepared, jobs: Option<u16>) -> Result<Restored> {
     let restored = prepared.copy(session, jobs)?;
     let (data, plan) = (&prepared.place().0.data, prepared.job.plan.as_ref());

@@ -436,7 +436,7 @@ fn brought(directory: &DataDirectory) -> Result<Brought> {
 /// Lets the standby recover to the target, and leaves it shut down, with a guard.
 ///
 /// # Errors
-/// `TargetWrite`; those of [`aside::recover`].
+/// `TargetWrite`; those of a recovery aside.
 pub fn recover(session: &Session, prepared: &Prepared) -> Result<()> {
     let data = &prepared.data;
     if prepared.is_begun && waiting::is_recovered(data)? {
