@@ -26,6 +26,7 @@ use crate::operate::pacing::MaxRate;
 use crate::operate::quarantine;
 use crate::operate::restore::{Asked, Unreached, Way, prepare};
 use crate::operate::restoring::Prepared;
+use crate::pg::conf;
 use crate::plan::recovery::{Action, Plan};
 use crate::restore::databases::Wanted;
 use crate::restore::extract::LeftOut;
@@ -412,13 +413,6 @@ fn show_tablespaces(args: &Args, cx: &Context, job: &Job) -> Result<()> {
     Ok(())
 }
 
-fn is_off(value: Option<&str>) -> bool {
-    // PostgreSQL: src/backend/utils/adt/bool.c, parse_bool_with_len: any beginning that is unambiguous.
-    let value = value.map(str::to_ascii_lowercase).unwrap_or_default();
-    let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
-    begins("off", 2) || begins("false", 1) || begins("no", 1) || value == "0"
-}
-
 fn print_next(cx: &Context, prepared: &Prepared, plan: &Plan) -> Result<()> {
     let (out, job, opened) = (&cx.out, &prepared.final_job(), &prepared.opened);
     let Purpose::Restore { action, adopt, .. } = &job.request.purpose else {
@@ -429,7 +423,7 @@ fn print_next(cx: &Context, prepared: &Prepared, plan: &Plan) -> Result<()> {
             "then opens it for writes on a new timeline; its log says \"archive recovery complete\""
         }
         // PostgreSQL: src/backend/access/transam/xlogrecovery.c, recovery_target_action: without hot_standby pause is shutdown.
-        Action::Pause if is_off(prepared.brought().value("hot_standby")) => {
+        Action::Pause if conf::is_off(prepared.brought().value("hot_standby")) => {
             "then shuts down, because hot_standby is off, and nothing could be read while it pauses; its log says \"shutdown at recovery target\""
         }
         Action::Pause => {
@@ -462,7 +456,7 @@ mod tests {
     #[test]
     fn what_postgresql_reads_as_off_is_off() {
         for off in ["off", "OF", "false", "f", "no", "n", "0"] {
-            assert!(is_off(Some(off)), "{off}");
+            assert!(conf::is_off(Some(off)), "{off}");
         }
         for other in [
             Some("on"),
@@ -472,7 +466,7 @@ mod tests {
             Some("1"),
             None,
         ] {
-            assert!(!is_off(other), "{other:?}");
+            assert!(!conf::is_off(other), "{other:?}");
         }
     }
 }

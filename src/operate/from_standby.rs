@@ -247,7 +247,7 @@ fn replayed(
     let shown = directory.path().display();
     let recorded = control.min_recovery_point;
     let is_hot = server_conf::value_of(directory.path(), "hot_standby");
-    if is_hot.is_some_and(|value| is_off(&value)) {
+    if conf::is_off(is_hot.as_deref()) {
         return Err(err!(
             Refused,
             "the standby in \"{shown}\" has hot_standby off: nothing tells which transactions reached its disk"
@@ -276,15 +276,6 @@ fn replayed(
         .hint(format!("{UNCHANGED} Nothing tells what it has replayed. Start it, and shut it down: pg_ctl stop -m fast. Its recovery_min_apply_delay holds meanwhile.")));
     }
     Ok(recorded)
-}
-
-fn is_off(value: &str) -> bool {
-    // PostgreSQL: src/backend/utils/adt/bool.c, parse_bool_with_len.
-    let value = value.to_ascii_lowercase();
-    [
-        "off", "of", "false", "fals", "fal", "fa", "f", "no", "n", "0",
-    ]
-    .contains(&value.as_str())
 }
 
 fn runs(directory: &DataDirectory) -> Error {
@@ -386,7 +377,7 @@ fn on_the_way(control: &ControlFile, plan: &Plan) -> Result<()> {
             part.timeline == *timeline && part.from_lsn <= *lsn && is_before_end
         })
     };
-    // A position behind the end is told by who looks at that.
+    // `check_position` refuses a position behind the end.
     let end = plan.stop.as_ref().map(|stop| stop.recovery_end_lsn);
     all.retain(|(_, lsn)| end.is_none_or(|end| *lsn <= end));
     match all.iter().find(|one| !has(one)) {

@@ -207,8 +207,16 @@ fn until(
         return Ok(None);
     };
     let resolved = reading.resolve(session, inventory, until)?;
-    match resolved.target.target {
-        Target::Time(at) if at > session.host.now() => Ok(Some(at)),
+    to_come(session, resolved.target.target).map(Some)
+}
+
+/// Requires that the end of a pin is in the future.
+///
+/// # Errors
+/// `Usage`.
+pub(super) fn to_come(session: &Session, until: Target) -> Result<TimestampTz> {
+    match until {
+        Target::Time(at) if at > session.host.now() => Ok(at),
         Target::Time(at) => Err(err!(
             Usage,
             "--until {} is in the past: such a pin would keep nothing",

@@ -6,6 +6,14 @@
 use crate::err;
 use crate::error::Result;
 
+/// Whether a value switches a setting off; none does not.
+pub fn is_off(value: Option<&str>) -> bool {
+    // PostgreSQL: src/backend/utils/adt/bool.c, parse_bool_with_len: any beginning that is unambiguous.
+    let value = value.map(str::to_ascii_lowercase).unwrap_or_default();
+    let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    begins("off", 2) || begins("false", 1) || begins("no", 1) || value == "0"
+}
+
 /// A setting as written in a file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Setting {
