@@ -3,15 +3,14 @@
 use serde::Serialize;
 
 use super::failures::Failures;
-use super::pin::{StandingPin, UNPROVEN};
+use super::pin::{StandingPin, UNPROVEN, to_come};
 use super::session::Session;
 use super::target::AskedTarget;
-use super::{human, unproven};
+use super::unproven;
 use crate::config;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
-use crate::plan::target::Target;
 use crate::repo::deletion;
 use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::BackupId;
@@ -171,20 +170,8 @@ fn until(session: &Session, wanted: Option<&Wanted>) -> Result<Option<TimestampT
     let Some(until) = wanted.and_then(|wanted| wanted.until.as_ref()) else {
         return Ok(None);
     };
-    let target = until
-        .resolve(&session.environment, None, None)?
-        .target
-        .target;
-    match target {
-        Target::Time(at) if at > session.host.now() => Ok(Some(at)),
-        Target::Time(at) => Err(err!(
-            Usage,
-            "--until {} is in the past: such a pin would keep nothing",
-            human::time(at)
-        )
-        .hint("Nothing was changed. Say a time to come, or leave --until out.")),
-        _ => Err(err!(Internal, "the end of a pin was read as no time")),
-    }
+    let resolved = until.resolve(&session.environment, None, None)?;
+    to_come(session, resolved.target.target).map(Some)
 }
 
 impl Pinning {
