@@ -90,14 +90,17 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn new(state: State) -> Assembly {
+    /// In front of a state's position. The room is that of the assembly before, which is done: a segment is held once, and nothing is moved as it grows.
+    fn new(state: State, mut room: Vec<u8>) -> Assembly {
         let reader = state.reader.clone();
+        room.clear();
+        room.reserve_exact(usize::try_from(SEGMENT_BYTES).unwrap_or_default());
         Assembly {
             state,
             begin: reader.clone(),
             ready: reader.clone(),
             end: reader,
-            bytes: Vec::new(),
+            bytes: room,
             marks: Vec::new(),
             shipped: None,
             runs: Runs::default(),
@@ -212,12 +215,12 @@ impl Assembly {
     }
 
     /// The segment that follows.
-    fn next(&self) -> Assembly {
+    fn next(self) -> Assembly {
         let state = State {
-            reader: self.end.clone(),
-            ..self.state.clone()
+            reader: self.end,
+            ..self.state
         };
-        Assembly::new(state)
+        Assembly::new(state, self.bytes)
     }
 }
 
@@ -420,7 +423,9 @@ impl Shipment {
             };
             match (record, &mut self.assembly) {
                 (None, _) => return Ok(()),
-                (Some(Record::State(state)), None) => self.assembly = Some(Assembly::new(*state)),
+                (Some(Record::State(state)), None) => {
+                    self.assembly = Some(Assembly::new(*state, Vec::new()));
+                }
                 (Some(Record::State(state)), Some(assembly)) => {
                     let goes_on = state.replid == assembly.state.replid
                         && state.reader.position() == assembly.to();
@@ -609,16 +614,19 @@ impl Shipment {
             self.increment(repository)?;
         }
         self.reached();
-        self.assembly = match self.waiting.take() {
-            Some(Record::State(mut state)) => {
-                if let Some(assembly) = &self.assembly {
-                    assembly.before(&mut state, (self.origin.clock)());
+        self.assembly = match (self.waiting.take(), self.assembly.take()) {
+            (Some(Record::State(mut state)), done) => {
+                if let Some(done) = &done {
+                    done.before(&mut state, (self.origin.clock)());
                 }
-                Some(Assembly::new(*state))
+                Some(Assembly::new(
+                    *state,
+                    done.map(|d| d.bytes).unwrap_or_default(),
+                ))
             }
-            other => {
+            (other, done) => {
                 self.waiting = other;
-                self.assembly.as_ref().map(Assembly::next)
+                done.map(Assembly::next)
             }
         };
         let number = self.number;
