@@ -15,7 +15,6 @@ use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::erasure::apply::Consent;
 use crate::operate::human;
-use crate::operate::sets;
 use crate::operate::sets::back::{self, AskedBack};
 use crate::operate::sets::plan::{AskedMoment, AskedRecovery};
 use crate::operate::sets::recover::{self, Report};
@@ -528,10 +527,9 @@ fn rollback(args: &RollbackArgs, cx: &Context) -> Result<u8> {
     let back = match args.confirm {
         false => back::rollback(&cx.session, &asked)?,
         true => {
-            let settings = cx.session.settings()?;
-            let set = sets::configured(&settings, args.set.as_deref())?;
-            let what = format!("the rollback of a recovery of set \"{}\"", set.name);
-            let told = Told::begin(cx, &set.name, what)?;
+            let set = back::set_of(&cx.session, &asked)?;
+            let what = format!("the rollback of a recovery of set \"{set}\"");
+            let told = Told::begin(cx, &set, what)?;
             told.end(cx, back::rollback(&cx.session, &asked))?
         }
     };

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::cache::Place;
+use super::cache::{Place, inode};
 use super::commits::{self, Since};
 use super::own::{self, Owner};
 use super::records;
 use super::recover::UNCHANGED;
-use super::run::{End, Run};
-use super::work::{Work, newest_run, optional, pgdata, standing};
+use super::run::{End, Record, Run, Runs};
+use super::work::{Work, control, healthy, newest_run, optional, pgdata, standing};
 use super::{cluster, configured, redis, service};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
@@ -60,24 +60,11 @@ pub struct RolledBack {
 /// `NotFound`; `Refused` when it was rolled back, when a later run stands, and when something was written since; that of the step that failed: the same command goes on.
 pub fn rollback(session: &Session, asked: &AskedBack) -> Result<RolledBack> {
     let settings = session.settings_with_repositories()?;
-    let set = configured(&settings, asked.set.as_deref())?;
-    let runs = records::open(session, &settings, set)?;
-    let newest = runs.newest()?;
-    let none = || {
-        err!(NotFound, "no recovery is recorded on this host").hint(format!(
-            "{UNCHANGED} Records were looked for in {}. Another user may have recorded one elsewhere: run the command as the user of the recovery.",
-            runs.places()
-        ))
-    };
-    let newest = newest.ok_or_else(none)?;
-    let run = match &asked.run {
-        Some(id) => runs.find(id)?,
-        None => newest,
-    };
-    let newer = runs
-        .newest()?
-        .filter(|newer| newer.record.id != run.record.id);
-    if let Some(newer) = newer {
+    let (set, runs, run) = found(session, &settings, asked)?;
+    let is_later =
+        |record: &Record| record.id == run.record.id || record.shares_a_member(&run.record);
+    let newer = runs.newest(&is_later)?;
+    if let Some(newer) = newer.filter(|newer| newer.record.id != run.record.id) {
         return Err(err!(
             Refused,
             "run {} came after run {}",
@@ -98,6 +85,61 @@ pub fn rollback(session: &Session, asked: &AskedBack) -> Result<RolledBack> {
         run: &run,
     };
     back.run(asked)
+}
+
+/// Returns the name of the set whose run is to be taken back.
+///
+/// # Errors
+/// As [`rollback`], before anything was changed.
+pub fn set_of(session: &Session, asked: &AskedBack) -> Result<String> {
+    let settings = session.settings_with_repositories()?;
+    found(session, &settings, asked).map(|(set, _, _)| set.name.clone())
+}
+
+/// Finds the run that is asked for, with the set whose commands it is taken back with.
+fn found<'s>(
+    session: &Session,
+    settings: &'s Settings,
+    asked: &AskedBack,
+) -> Result<(&'s RecoverySet, Runs, Run)> {
+    let mut places = Vec::new();
+    let sets = match (&asked.set, &asked.run) {
+        // A run has the name of its set.
+        (None, Some(_)) if settings.sets.len() > 1 => settings.sets.iter().collect(),
+        (named, _) => vec![configured(settings, named.as_deref())?],
+    };
+    let is_named = |record: &Record| asked.run.as_ref().is_none_or(|run| *run == record.id);
+    for set in &sets {
+        let runs = records::open(session, settings, set)?;
+        let is_own = |record: &Record| is_named(record) && record.set == set.name;
+        if let Some(run) = runs.newest(&is_own)? {
+            let set = configured(settings, Some(&set.name))?;
+            return Ok((set, runs, run));
+        }
+        let other = runs.newest(&is_named)?;
+        if let Some(other) = other.filter(|_| asked.set.is_some() && asked.run.is_some()) {
+            return Err(err!(
+                Refused,
+                "run {} is a recovery of set \"{}\", not of set \"{}\"",
+                other.record.id,
+                other.record.set,
+                set.name
+            )
+            .hint(format!(
+                "{UNCHANGED} It is taken back with the commands of its own set.\npitr recover rollback {} --confirm",
+                other.record.id
+            )));
+        }
+        places.push(runs.places());
+    }
+    let what = match &asked.run {
+        Some(run) => format!("no run \"{}\" is recorded", run.escape_debug()),
+        None => "no recovery is recorded on this host".to_owned(),
+    };
+    Err(err!(NotFound, "{what}").hint(format!(
+        "{UNCHANGED} Records were looked for in {}. Another user may have recorded one elsewhere: run the command as the user of the recovery.",
+        places.join(", ")
+    )))
 }
 
 /// A run that goes back.
@@ -132,17 +174,10 @@ impl Back<'_> {
         }
         self.require_unwritten(&told.written, asked)?;
         if !is_going {
-            self.stop_all()?;
-            let written = self.written_to_clusters()?;
-            if let Err(e) = self.require_unwritten(&written, asked) {
-                self.start_all()?;
-                return Err(e);
-            }
-            self.run
-                .write_back(&self.session.host, &self.timelines()?)?;
+            self.begin(asked)?;
         }
         fault::point("recover-back");
-        self.stop_all()?;
+        self.stop(&|_| true)?;
         for (number, work) in self.replaced()?.into_iter().rev() {
             if self.run.is_undone(number)? {
                 continue;
@@ -160,12 +195,13 @@ impl Back<'_> {
         for (number, work) in self.begun(&|step| matches!(step, Step::FromStandby(_)))? {
             self.give_back(number, &work, &mut told.warnings)?;
         }
-        if !self.begun(&|step| *step == Step::Hook)?.is_empty()
-            && let Err(e) = optional(self.session, &self.log("hook"), &self.set.hook)
-        {
-            told.warnings.push(format!("{}: {e}", Step::Hook.text()));
+        if !self.begun(&|step| *step == Step::Hook)?.is_empty() {
+            let limit = Some(service::SHORT);
+            let told_them = optional(self.session, &self.log("hook"), &self.set.hook, limit);
+            warn(&Step::Hook, told_them, &mut told.warnings)?;
         }
-        optional(self.session, &self.log("health"), &self.set.health)?;
+        let works = healthy(self.session, &self.log("health"), &self.set.health);
+        warn(&Step::Health, works, &mut told.warnings)?;
         for (_, work) in self.begun(&|step| matches!(step, Step::Aside(_)))? {
             if work.is_cluster() {
                 self.give_up(&work)?;
@@ -180,6 +216,25 @@ impl Back<'_> {
         }
         self.run.write_end(&self.session.host, End::RolledBack)?;
         Ok(told)
+    }
+
+    /// Stops everything, unless something was written, and records that it goes back.
+    fn begin(&self, asked: &AskedBack) -> Result<()> {
+        let require = |written: Result<Vec<String>>| self.require_unwritten(&written?, asked);
+        // The writes of applications count until those are stopped, and commits until the clusters are.
+        self.stop(&|step| *step == Step::StopApplications)?;
+        let checked = require(self.written()).and_then(|()| {
+            self.stop(&|step| matches!(step, Step::Stop(_)))?;
+            require(self.written_to_clusters())
+        });
+        if let Err(e) = checked {
+            if e.code() == Code::Refused {
+                self.start_all()?;
+            }
+            return Err(e);
+        }
+        let timelines = self.timelines()?;
+        self.run.write_back(&self.session.host, &timelines)
     }
 
     fn log(&self, name: &str) -> PathBuf {
@@ -223,11 +278,9 @@ impl Back<'_> {
     /// Finds what was written since the run, in words.
     fn written(&self) -> Result<Vec<String>> {
         let mut written = self.written_to_clusters()?;
-        for (number, work) in self.begun(&|step| matches!(step, Step::Start(_)))? {
-            let member = work.member()?;
-            let baseline = self.run.done(number)?;
-            if let Some(baseline) = baseline.filter(|_| member.kind == MemberKind::Redis) {
-                written.extend(self.written_to_redis(&work, &baseline)?);
+        for (number, work) in self.replaced()? {
+            if work.member()?.kind == MemberKind::Redis {
+                written.extend(self.written_to_redis(number, &work)?);
             }
         }
         for (number, work) in self.replaced()? {
@@ -251,28 +304,56 @@ impl Back<'_> {
         Ok(written)
     }
 
-    fn written_to_redis(&self, work: &Work<'_>, baseline: &Value) -> Result<Option<String>> {
+    fn written_to_redis(&self, number: usize, work: &Work<'_>) -> Result<Option<String>> {
         let member = work.member()?;
         let redis = redis(self.settings, &member.name)?;
+        let Some(baseline) = self.run.done_of(&Step::Start(member.to_string()))? else {
+            return self.written_before_its_start(number, work);
+        };
         let same = ["run_id", "changes", "saved"];
+        let nothing_tells = |why: &str| {
+            Ok(Some(format!(
+                "{member} {why}, and nothing tells what was written to it"
+            )))
+        };
         match service::facts(self.session, redis) {
             Ok(now) if same.iter().all(|name| now[name] == baseline[name]) => Ok(None),
-            Ok(now) if now["run_id"] != baseline["run_id"] => Ok(Some(format!(
-                "{member} was started again, and nothing tells what was written to it"
-            ))),
+            Ok(now) if now["run_id"] != baseline["run_id"] => nothing_tells("was started again"),
+            Ok(now) if now["saved"] != baseline["saved"] => {
+                nothing_tells("was saved since, by its schedule or for a replica")
+            }
             Ok(_) => Ok(Some(format!("{member} was written to"))),
-            Err(e) if e.code() == Code::Unreachable => Ok(Some(format!(
-                "{member} does not answer, and nothing tells what was written to it"
-            ))),
+            Err(e) if e.code() == Code::Unreachable => nothing_tells("does not answer"),
             Err(e) => Err(e),
         }
+    }
+
+    /// The run did not come to the end of its start: the host may have started it.
+    fn written_before_its_start(&self, number: usize, work: &Work<'_>) -> Result<Option<String>> {
+        let member = work.member()?;
+        let redis = redis(self.settings, &member.name)?;
+        let begun = self.run.begun(number)?.unwrap_or_default();
+        if !Place::of(redis)?.is_exchanged(&begun)?
+            || service::is_redis_stopped(self.session, redis)?
+        {
+            return Ok(None);
+        }
+        let aside = self.run.done_of(&Step::Aside(member.to_string()))?;
+        let loaded = aside.unwrap_or_default()["loaded"].take();
+        let same = ["lasting_keys", "changes"];
+        Ok(match service::facts(self.session, redis) {
+            Ok(now) if same.iter().all(|name| now[name] == loaded[name]) => None,
+            _ => Some(format!(
+                "{member} was started by somebody else, and nothing tells what was written to it"
+            )),
+        })
     }
 
     fn written_to_clusters(&self) -> Result<Vec<String>> {
         let mut written = Vec::new();
         for (number, work) in self.replaced()? {
             let member = work.member()?;
-            if member.kind != MemberKind::Cluster || self.run.done(number)?.is_none() {
+            if member.kind != MemberKind::Cluster || !self.is_in_place(number, &work)? {
                 continue;
             }
             match self.since(&work)? {
@@ -288,12 +369,21 @@ impl Back<'_> {
         Ok(written)
     }
 
+    /// Whether what was restored is in the place of a cluster.
+    fn is_in_place(&self, number: usize, work: &Work<'_>) -> Result<bool> {
+        let data = pgdata(cluster(self.settings, &work.member()?.name)?)?;
+        let begun = self.run.begun(number)?.unwrap_or_default();
+        let new = begun["new"].as_u64();
+        Ok(self.run.done(number)?.is_some() || (new.is_some() && inode(data)? == new))
+    }
+
     /// The timelines of the recovered clusters, by member: once they are out of place nothing tells them any more.
     fn timelines(&self) -> Result<Value> {
         let mut timelines = json!({});
-        for (_, work) in self.replaced()? {
+        for (number, work) in self.replaced()? {
             let member = work.member()?;
-            if member.kind == MemberKind::Cluster {
+            // The timeline is that of before as long as nothing was exchanged.
+            if member.kind == MemberKind::Cluster && self.is_in_place(number, &work)? {
                 let data = pgdata(cluster(self.settings, &member.name)?)?;
                 let timeline = self.timeline(&work, data)?.map(TimelineId::decimal);
                 timelines[member.to_string()] = json!(timeline);
@@ -311,12 +401,12 @@ impl Back<'_> {
         let member = self.run.record.member(work.step);
         let planned = member.and_then(|member| member.position.as_deref());
         // The commits of erasures are no writes of anybody.
-        let erased = self.done_of(&Step::Erase(work.member()?.to_string()))?;
+        let erased = self.run.done_of(&Step::Erase(work.member()?.to_string()))?;
         let position = erased.as_ref().and_then(|done| done["position"].as_str());
         let position = position.or(planned);
         let from = position.and_then(|text| text.parse::<Lsn>().ok());
         match (self.timeline(work, data)?, from) {
-            // A cluster that was restored, and never started.
+            // A cluster that was restored, and never ended recovery since.
             (None, _) => Ok(Since::Commits(0)),
             _ if is_recovering(&control) => Ok(Since::Commits(0)),
             (Some(timeline), Some(from)) => {
@@ -345,25 +435,18 @@ impl Back<'_> {
         }
     }
 
-    /// The timeline of the recovered cluster: as its start recorded it, else the newest one whose history is in pg_wal.
+    /// The timeline of the recovered cluster: as its start recorded it, else the newest one whose history is in pg_wal. None where no server has taken
+    /// writes in it.
     fn timeline(&self, work: &Work<'_>, data: &Path) -> Result<Option<TimelineId>> {
         let start = Step::Start(work.member()?.to_string());
-        if let Some(number) = self.number_of(&start) {
-            if let Some(done) = self.run.done(number)? {
-                let timeline = done["timeline"]
-                    .as_u64()
-                    .and_then(|n| u32::try_from(n).ok());
-                return Ok(timeline.and_then(TimelineId::new));
-            }
-            // An adoption archives the history of the timeline on which erasures were repeated.
-            let adopt = self.number_of(&Step::Adopt(work.member()?.to_string()));
-            let is_adopted = adopt.map(|number| self.run.begun(number)).transpose()?;
-            if self.run.begun(number)?.is_none() && is_adopted.flatten().is_none() {
-                return Ok(None);
-            }
+        if let Some(done) = self.run.done_of(&start)? {
+            let timeline = done["timeline"]
+                .as_u64()
+                .and_then(|n| u32::try_from(n).ok());
+            return Ok(timeline.and_then(TimelineId::new));
         }
         let control = DataDirectory::at(data).control()?;
-        if control.is_none_or(|control| is_recovering(&control)) {
+        if control.is_none_or(|control| is_recovering(&control)) || self.is_untouched(work, data)? {
             return Ok(None);
         }
         let entries = std::fs::read_dir(data.join("pg_wal"));
@@ -373,14 +456,36 @@ impl Back<'_> {
         Ok(segments.map(|segment| segment.timeline).max())
     }
 
-    fn number_of(&self, step: &Step) -> Option<usize> {
-        self.run.record.steps.iter().position(|one| one == step)
-    }
-
-    /// The result of a step; none where there is no such step, or it is not done.
-    fn done_of(&self, step: &Step) -> Result<Option<Value>> {
-        let done = self.number_of(step).map(|number| self.run.done(number));
-        Ok(done.transpose()?.flatten())
+    /// Whether no server was started in the recovered cluster since the run made it. Each start changes pg_control.
+    fn is_untouched(&self, work: &Work<'_>, data: &Path) -> Result<bool> {
+        if data.join("recovery.signal").exists() {
+            return Ok(true);
+        }
+        let member = work.member()?.to_string();
+        let (replace, erase) = (Step::Replace(member.clone()), Step::Erase(member.clone()));
+        let erased = self.run.done_of(&erase)?;
+        // Erasures are repeated by a server of the run, and its commits are nobody's.
+        if erased.is_none() && self.run.has_begun(&erase)? && self.run.done_of(&replace)?.is_some()
+        {
+            return Ok(true);
+        }
+        let number = self.run.number_of(&replace);
+        let begun = number.map(|number| self.run.begun(number)).transpose()?;
+        let made = [erased, self.run.done_of(&replace)?, begun.flatten()];
+        let made: Vec<Value> = made
+            .into_iter()
+            .flatten()
+            .map(|mut of| of["control"].take())
+            .filter(Value::is_string)
+            .collect();
+        // An adoption archives the history of the timeline on which erasures were repeated.
+        let has_gone_on = self.run.has_begun(&Step::Start(member.clone()))?
+            || self.run.has_begun(&Step::Adopt(member))?;
+        match made.is_empty() {
+            // Runs of older versions do not tell.
+            true => Ok(!has_gone_on),
+            false => Ok(!has_gone_on && made.contains(&control(data)?)),
+        }
     }
 
     /// The restore in place of a step; none where it changed nothing.
@@ -421,7 +526,7 @@ impl Back<'_> {
         match service::is_cluster_stopped(cluster) {
             true => {
                 let log = self.log(&format!("start-{number}"));
-                service::command(self.session, &log, &start)
+                service::command(self.session, &log, &start, None)
             }
             false => Ok(()),
         }
@@ -539,13 +644,15 @@ impl Back<'_> {
         }
     }
 
-    /// Stops everything that a run stops, as far as it came to that.
-    fn stop_all(&self) -> Result<()> {
-        let stops = self.begun(&|step| matches!(step, Step::StopApplications | Step::Stop(_)))?;
+    /// Stops what is wanted of all that a run stops, as far as it came to that.
+    fn stop(&self, is_wanted: &dyn Fn(&Step) -> bool) -> Result<()> {
+        let stops = self.begun(&|step| {
+            matches!(step, Step::StopApplications | Step::Stop(_)) && is_wanted(step)
+        })?;
         for (number, work) in stops {
             match work.step {
                 Step::StopApplications => {
-                    optional(self.session, &self.log("stop"), &self.set.stop)?;
+                    optional(self.session, &self.log("stop"), &self.set.stop, None)?;
                 }
                 _ => {
                     work.stop(self.session, &self.log(&format!("stop-{number}")))?;
@@ -561,7 +668,7 @@ impl Back<'_> {
         for (number, work) in stops.into_iter().rev() {
             let log = self.log(&format!("start-{number}"));
             let Some(member) = &work.member else {
-                optional(self.session, &log, &self.set.start)?;
+                optional(self.session, &log, &self.set.start, None)?;
                 continue;
             };
             let (_, start) = work.service()?;
@@ -569,14 +676,14 @@ impl Back<'_> {
                 MemberKind::Cluster => {
                     let cluster = cluster(self.settings, &member.name)?;
                     if service::is_cluster_stopped(cluster) {
-                        service::command(self.session, &log, &start)?;
+                        service::command(self.session, &log, &start, None)?;
                     }
                     service::wait_cluster_started(self.session, cluster)?;
                 }
                 _ => {
                     let redis = redis(self.settings, &member.name)?;
                     if service::is_redis_stopped(self.session, redis)? {
-                        service::command(self.session, &log, &start)?;
+                        service::command(self.session, &log, &start, None)?;
                     }
                     service::wait_redis_started(self.session, redis)?;
                 }
@@ -584,6 +691,16 @@ impl Back<'_> {
         }
         Ok(())
     }
+}
+
+/// A failure of something without which the members are back all the same.
+fn warn(step: &Step, done: Result<Value>, warnings: &mut Vec<String>) -> Result<()> {
+    match done {
+        Err(e) if e.code() == Code::Interrupted => return Err(e),
+        Err(e) => warnings.push(format!("{}: {e}", step.text())),
+        Ok(_) => {}
+    }
+    Ok(())
 }
 
 fn is_recovering(control: &ControlFile) -> bool {

@@ -110,15 +110,6 @@ impl Place {
         self.beside(WAITING)
     }
 
-    /// The inode at a path; none where nothing is.
-    fn inode(path: &Path) -> Result<Option<u64>> {
-        match std::fs::symlink_metadata(path) {
-            Ok(metadata) => Ok(Some(metadata.ino())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::from_io(format!("look at \"{}\"", path.display()), e)),
-        }
-    }
-
     /// Restores a data set beside the directory, and has a server load it. The rest of an earlier attempt of the same run is removed.
     ///
     /// # Errors
@@ -181,7 +172,7 @@ impl Place {
     /// `Refused`.
     pub fn require_free(&self) -> Result<()> {
         let waiting = self.waiting();
-        match Place::inode(&waiting)? {
+        match inode(&waiting)? {
             None => Ok(()),
             Some(_) => Err(
                 err!(Refused, "\"{}\" is there already", waiting.display()).hint(
@@ -204,10 +195,7 @@ impl Place {
     /// # Errors
     /// `Refused` when nothing waits to be put in place.
     pub fn before(&self) -> Result<Value> {
-        let (old, new) = (
-            Place::inode(&self.directory)?,
-            Place::inode(&self.waiting())?,
-        );
+        let (old, new) = (inode(&self.directory)?, inode(&self.waiting())?);
         match (old, new) {
             (Some(old), Some(new)) => Ok(json!({ "old": old, "new": new })),
             _ => Err(err!(
@@ -217,6 +205,15 @@ impl Place {
             )
             .hint(UNCHANGED)),
         }
+    }
+
+    /// Whether the new directory is in its place.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn is_exchanged(&self, begun: &Value) -> Result<bool> {
+        let new = begun["new"].as_u64();
+        Ok(new.is_some() && inode(&self.directory)? == new)
     }
 
     /// Puts the new directory in its place; the old one is kept under the name of the run.
@@ -241,7 +238,7 @@ impl Place {
             self.beside(&format!("undone-{run}")),
         );
         // An exchange that was cut short left the old one under the first name.
-        let from = match Place::inode(&kept)? {
+        let from = match inode(&kept)? {
             Some(_) => kept,
             None => self.waiting(),
         };
@@ -251,10 +248,10 @@ impl Place {
 
     /// Exchanges the directory with the one at `from`, unless that was done already.
     fn take_place(&self, wanted: Option<u64>, from: &Path) -> Result<()> {
-        if wanted.is_some() && Place::inode(&self.directory)? == wanted {
+        if wanted.is_some() && inode(&self.directory)? == wanted {
             return Ok(());
         }
-        if wanted.is_none() || Place::inode(from)? != wanted {
+        if wanted.is_none() || inode(from)? != wanted {
             return Err(err!(
                 Refused,
                 "\"{}\" and \"{}\" are not what the run recorded",
@@ -275,7 +272,7 @@ impl Place {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        if Place::inode(from)?.is_none() && Place::inode(to)?.is_some() {
+        if inode(from)?.is_none() && inode(to)?.is_some() {
             return Ok(());
         }
         let parent = self.open_parent()?;
@@ -293,6 +290,15 @@ impl Place {
     fn failed(&self, error: std::io::Error) -> Error {
         let doing = format!("exchange \"{}\"", self.directory.display());
         Error::from_io(doing, error).with_code(Code::TargetWrite)
+    }
+}
+
+/// The inode at a path; none where nothing is.
+pub fn inode(path: &Path) -> Result<Option<u64>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.ino())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::from_io(format!("look at \"{}\"", path.display()), e)),
     }
 }
 
@@ -402,6 +408,9 @@ pub fn load(
         .iter()
         .map(|db| db.keys.saturating_sub(db.expires))
         .sum();
+    // Loading an append-only file counts as changes; by their number the writes of clients are told from it.
+    let changes = source.info.field("rdb_changes_since_last_save");
+    let changes = changes.and_then(|n| n.parse::<u64>().ok());
     let mut tick = || session.host.check_stop();
     source.connection.ask(&[b"SAVE"], &mut tick)?;
     source.connection.send(&[b"SHUTDOWN", b"NOSAVE"])?;
@@ -413,7 +422,7 @@ pub fn load(
     // Dropped, a server that does not end is ended.
     drop(running);
     remove_file(&socket)?;
-    Ok(json!({ "lasting_keys": lasting }))
+    Ok(json!({ "lasting_keys": lasting, "changes": changes }))
 }
 
 fn remove_file(path: &Path) -> Result<()> {

@@ -40,6 +40,11 @@ pub fn open(session: &Session, settings: &Settings, set: &RecoverySet) -> Result
     if let Some(own) = &set.state_dir {
         old.splice(0..0, std::mem::replace(&mut new, vec![own.clone()]));
     }
+    // A recovery of another set that has a member of this one keeps this one out.
+    let others = settings.sets.iter().filter(|other| {
+        other.name != set.name && other.members.iter().any(|m| set.members.contains(m))
+    });
+    old.extend(others.filter_map(|other| other.state_dir.clone()));
     Places { new, old }.open(set, &|text| session.warn(text))
 }
 
@@ -181,15 +186,15 @@ mod tests {
         assert_eq!(unfinished.record, old.record);
         let new = begin(&runs, 2);
         assert!(agent.join(&new.record.id).join("run.json").exists());
-        assert_eq!(runs.newest().unwrap().unwrap().record, new.record);
-        assert_eq!(runs.find(&old.record.id).unwrap().record, old.record);
+        assert_eq!(runs.newest(&|_| true).unwrap().unwrap().record, new.record);
+        let is_old = |record: &Record| record.id == old.record.id;
+        assert!(runs.newest(&is_old).unwrap().is_some());
         // Nobody who looks in the old place only goes on meanwhile.
         assert_eq!(open(&[&cache], &[]).0.err().unwrap().code(), Code::Locked);
-        let none = runs.find("none").err().unwrap();
-        let hint = none.hint_text().unwrap();
+        let places = runs.places();
         assert!(
-            hint.contains("agent/recover") && hint.contains("cache/recover"),
-            "{hint}"
+            places.contains("agent/recover") && places.contains("cache/recover"),
+            "{places}"
         );
     }
 

@@ -14,7 +14,7 @@ use super::plan::{self, AskedRecovery, Planned};
 use super::records;
 use super::run::{End, Record, RecordedMember, Run, Runs};
 use super::work::Work;
-use super::{cluster, configured, redis, timing};
+use super::{cluster, configured, redis, service, timing};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -282,7 +282,11 @@ pub(super) fn from_standby(name: &str, pgdata: &Path, words: &[String]) -> Vec<S
 /// Requires what the steps of a member need, before the first of them. Returns the data directory of a cluster.
 fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<Option<Old>> {
     match member.kind {
-        MemberKind::Cluster => Old::look_beside(check_cluster(settings, member)?).map(Some),
+        MemberKind::Cluster => {
+            let pgdata = check_cluster(settings, member)?;
+            service::require_no_leftover(cluster(settings, &member.name)?)?;
+            Old::look_beside(pgdata).map(Some)
+        }
         MemberKind::Redis => {
             let redis = redis(settings, &member.name)?;
             Place::of(redis)?;
@@ -358,11 +362,8 @@ impl Prepared {
 
     /// The time that stops, exchanges of names and starts took in the newest complete run of the set; none where there is none.
     fn measured(&self) -> Result<Option<u64>> {
-        let Some(run) = self
-            .runs
-            .newest()?
-            .filter(|run| run.record.set == self.set.name)
-        else {
+        let is_own = |record: &Record| record.set == self.set.name;
+        let Some(run) = self.runs.newest(&is_own)? else {
             return Ok(None);
         };
         if run.end()?.is_none() {

@@ -94,6 +94,12 @@ impl Record {
         }
     }
 
+    /// Whether it has a member in common with another run.
+    pub fn shares_a_member(&self, other: &Record) -> bool {
+        let is_there = |one: &RecordedMember| other.members.iter().any(|o| o.member == one.member);
+        self.members.iter().any(is_there)
+    }
+
     /// The member of a step.
     pub fn member(&self, step: &Step) -> Option<&RecordedMember> {
         let text = step.member()?;
@@ -169,32 +175,35 @@ impl Runs {
     /// Returns the run that neither came to its end nor was rolled back.
     ///
     /// # Errors
-    /// Those of [`Runs::find`].
+    /// `Damaged` for a record that cannot be read; those of the system.
     pub fn unfinished(&self) -> Result<Option<Run>> {
         for (name, folder) in self.names()? {
             let run = self.find_in(folder, &name)?;
-            if run.end()?.is_none() {
+            if run.is_unfinished()? {
                 return Ok(Some(run));
             }
         }
         Ok(None)
     }
 
-    /// Returns the newest run.
+    /// Returns the newest run of those that are wanted.
     ///
     /// # Errors
-    /// Those of [`Runs::find`].
-    pub fn newest(&self) -> Result<Option<Run>> {
-        let newest = self.names()?.into_iter().next();
-        newest
-            .map(|(name, folder)| self.find_in(folder, &name))
-            .transpose()
+    /// `Damaged` for a record that cannot be read; those of the system.
+    pub fn newest(&self, is_wanted: &dyn Fn(&Record) -> bool) -> Result<Option<Run>> {
+        for (name, folder) in self.names()? {
+            let run = self.find_in(folder, &name)?;
+            if is_wanted(&run.record) {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the newest runs, so many of them.
     ///
     /// # Errors
-    /// Those of [`Runs::find`].
+    /// `Damaged` for a record that cannot be read; those of the system.
     pub fn latest(&self, count: usize) -> Result<Vec<Run>> {
         let names = self.names()?.into_iter().take(count);
         names
@@ -203,27 +212,11 @@ impl Runs {
     }
 
     /// Opens a run.
-    ///
-    /// # Errors
-    /// `NotFound`; `Damaged` for a record that cannot be read.
-    pub fn find(&self, id: &str) -> Result<Run> {
-        let names = self.names()?;
-        let found = names.iter().find(|(name, _)| name == id);
-        match found {
-            Some((_, folder)) => self.find_in(folder, id),
-            None => Err(self.unknown(id)),
-        }
-    }
-
-    fn unknown(&self, id: &str) -> Error {
-        err!(NotFound, "no run \"{}\" is recorded", id.escape_debug())
-            .hint(format!("The runs of this host lie in {}", self.places()))
-    }
-
     fn find_in(&self, folder: &Path, id: &str) -> Result<Run> {
         let folder = folder.join(id);
         let record: Option<Record> = read(&folder.join(RECORD))?;
-        let record = record.ok_or_else(|| self.unknown(id))?;
+        let none = || err!(NotFound, "\"{}\" has no record", folder.display());
+        let record = record.ok_or_else(none)?;
         if record.format != FORMAT || record.id != id {
             return Err(err!(
                 Damaged,
@@ -313,6 +306,41 @@ impl Run {
     /// `Damaged`; those of the system.
     pub fn done(&self, step: usize) -> Result<Option<Value>> {
         read(&self.folder.join(format!("{step:02}-done.json")))
+    }
+
+    /// The number of a step.
+    pub fn number_of(&self, step: &Step) -> Option<usize> {
+        self.record.steps.iter().position(|one| one == step)
+    }
+
+    /// The result of a step; none where there is no such step, or it is not done.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn done_of(&self, step: &Step) -> Result<Option<Value>> {
+        let done = self.number_of(step).map(|number| self.done(number));
+        Ok(done.transpose()?.flatten())
+    }
+
+    /// Whether a step was begun.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn has_begun(&self, step: &Step) -> Result<bool> {
+        let begun = self.number_of(step).map(|number| self.begun(number));
+        Ok(begun.transpose()?.flatten().is_some())
+    }
+
+    /// Whether it neither came to its end nor was rolled back. One that goes back has not ended until all is back.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the system.
+    pub fn is_unfinished(&self) -> Result<bool> {
+        Ok(match self.end()? {
+            None => true,
+            Some(End::Complete) => self.back()?.is_some(),
+            Some(End::RolledBack) => false,
+        })
     }
 
     /// Whether a step was undone.
@@ -432,29 +460,29 @@ mod tests {
         assert_eq!(again.record, run.record);
         run.write_end(&host, End::Complete).unwrap();
         assert!(runs.unfinished().unwrap().is_none());
+        // It goes back, and was interrupted: no other one may begin on what is half back.
+        run.write_back(&host, &Value::Null).unwrap();
+        assert!(runs.unfinished().unwrap().is_some());
         run.write_end(&host, End::RolledBack).unwrap();
         assert_eq!(run.end().unwrap(), Some(End::RolledBack));
-        assert_eq!(runs.newest().unwrap().unwrap().record, run.record);
+        assert!(runs.unfinished().unwrap().is_none());
+        assert_eq!(runs.newest(&|_| true).unwrap().unwrap().record, run.record);
         let other = runs.begin(&host, record(&host)).unwrap();
         assert_eq!(other.record.id, "20261120T064049Z-shop-2");
-        assert_eq!(runs.newest().unwrap().unwrap().record, other.record);
+        assert_eq!(
+            runs.newest(&|_| true).unwrap().unwrap().record,
+            other.record
+        );
     }
 
     #[test]
-    fn one_recovery_runs_at_a_time_and_no_name_leads_elsewhere() {
+    fn one_recovery_runs_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let runs = Runs::open(dir.path(), Vec::new()).unwrap();
         let other = Runs::open(dir.path(), Vec::new());
         assert_eq!(other.err().unwrap().code(), Code::Locked);
-        for name in ["", ".", "..", "../x", "no-such"] {
-            assert_eq!(
-                runs.find(name).err().unwrap().code(),
-                Code::NotFound,
-                "{name}"
-            );
-        }
         // A folder without a record is of a run that never began.
         std::fs::create_dir(dir.path().join("20261120T064049Z-shop")).unwrap();
-        assert!(runs.newest().unwrap().is_none());
+        assert!(runs.newest(&|_| true).unwrap().is_none());
     }
 }

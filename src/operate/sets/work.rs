@@ -1,10 +1,11 @@
 //! One step of a recovery: its command, what it looks at before, and how it is carried out.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::cache::Place;
+use super::cache::{Place, inode};
 use super::own::{self, Owner};
 use super::recover::from_standby;
 use super::run::{Record, Run};
@@ -211,7 +212,18 @@ impl<'p> Work<'p> {
                 Ok(json!({}))
             }
             Step::Replace(_) => match self.member()?.kind {
-                MemberKind::Cluster => Ok(json!({ "standing": standing(&self.pgdata()?)? })),
+                MemberKind::Cluster => {
+                    let waiting = self.erased()?;
+                    let new = match self.is_aside() {
+                        true => inode(Path::new(&waiting))?,
+                        false => None,
+                    };
+                    Ok(json!({
+                        "standing": standing(&self.pgdata()?)?,
+                        "control": control(Path::new(&waiting))?,
+                        "new": new,
+                    }))
+                }
                 MemberKind::Redis => {
                     Place::of(redis(self.settings, &self.member()?.name)?)?.before()
                 }
@@ -249,11 +261,11 @@ impl<'p> Work<'p> {
                 self.require_foreseen(&answer.json)?;
                 Ok(json!({}))
             }
-            Step::StopApplications => optional(session, &log, &self.set.stop),
-            Step::StartApplications => optional(session, &log, &self.set.start),
+            Step::StopApplications => optional(session, &log, &self.set.stop, None),
+            Step::StartApplications => optional(session, &log, &self.set.start, None),
             Step::Hook => {
                 // The members run: an operator can lead users to them by hand.
-                if let Err(e) = optional(session, &log, &self.set.hook) {
+                if let Err(e) = optional(session, &log, &self.set.hook, Some(service::SHORT)) {
                     if e.code() == Code::Interrupted {
                         return Err(e);
                     }
@@ -263,7 +275,7 @@ impl<'p> Work<'p> {
             }
             Step::Health => healthy(session, &log, &self.set.health),
             Step::Stop(_) => self.stop(session, &log),
-            Step::Start(_) => self.start(session, &log, run),
+            Step::Start(_) => self.start(session, &log, run, warnings),
             Step::Replace(_) => {
                 // Somebody may have started it since the step that stopped it: a server would go on with files that are out of place.
                 if matches!(self.member()?.kind, MemberKind::Cluster | MemberKind::Redis) {
@@ -311,14 +323,14 @@ impl<'p> Work<'p> {
                     apply::end_left_behind(&data);
                 }
                 if !service::is_cluster_stopped(cluster) {
-                    service::command(session, log, &stop)?;
+                    service::command(session, log, &stop, None)?;
                 }
                 service::wait_cluster_stopped(session, cluster)?;
             }
             _ => {
                 let redis = redis(self.settings, &member.name)?;
                 if !service::is_redis_stopped(session, redis)? {
-                    service::command(session, log, &stop)?;
+                    service::command(session, log, &stop, None)?;
                 }
                 service::wait_redis_stopped(session, redis)?;
             }
@@ -326,48 +338,64 @@ impl<'p> Work<'p> {
         Ok(json!({}))
     }
 
-    fn start(&self, session: &Session, log: &Path, run: &Run) -> Result<Value> {
+    fn start(
+        &self,
+        session: &Session,
+        log: &Path,
+        run: &Run,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value> {
         let member = self.member()?;
         let (_, start) = self.service()?;
         match member.kind {
             MemberKind::Cluster => {
                 let cluster = cluster(self.settings, &member.name)?;
                 if service::is_cluster_stopped(cluster) {
-                    service::command(session, log, &start)?;
+                    service::command(session, log, &start, None)?;
                 }
                 service::wait_cluster_started(session, cluster)
             }
             _ => {
                 let redis = redis(self.settings, &member.name)?;
                 if service::is_redis_stopped(session, redis)? {
-                    service::command(session, log, &start)?;
+                    service::command(session, log, &start, None)?;
                 }
                 let facts = service::wait_redis_started(session, redis)?;
-                self.require_loaded(run, &facts)?;
+                self.require_loaded(session, (run, &facts), warnings)?;
                 Ok(facts)
             }
         }
     }
 
     /// A server that is configured to load something else starts without a word.
-    fn require_loaded(&self, run: &Run, facts: &Value) -> Result<()> {
+    fn require_loaded(
+        &self,
+        session: &Session,
+        (run, facts): (&Run, &Value),
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
         let text = self.member()?.to_string();
-        let aside = Step::Aside(text.clone());
-        let number = self.record.steps.iter().position(|step| *step == aside);
-        let Some(done) = number.map(|number| run.done(number)).transpose()?.flatten() else {
+        let Some(done) = run.done_of(&Step::Aside(text.clone()))? else {
             return Ok(());
         };
-        let wanted = done["loaded"]["lasting_keys"].as_u64();
-        match wanted == facts["lasting_keys"].as_u64() {
-            true => Ok(()),
-            false => Err(err!(
-                Refused,
-                "{text} was started with {} keys that do not expire, and {} were restored",
-                facts["lasting_keys"],
-                done["loaded"]["lasting_keys"]
-            )
-            .hint("The server loads another directory, or files of other names: dir, appenddirname, appendfilename and dbfilename must lead to service.data_directory, with the names that Redis gives by itself.")),
+        let count = |of: &Value| of["lasting_keys"].as_u64().unwrap_or(0);
+        let (wanted, found) = (count(&done["loaded"]), count(facts));
+        if wanted == found {
+            return Ok(());
         }
+        // Clients may have written by now, to a server that loads the right directory.
+        let redis = redis(self.settings, &self.member()?.name)?;
+        if found > 0 && service::loads_its_directory(session, redis) {
+            warnings.push(format!(
+                "{text} has {found} keys that do not expire, and {wanted} were restored: clients have written since it was started"
+            ));
+            return Ok(());
+        }
+        Err(err!(
+            Refused,
+            "{text} was started with {found} keys that do not expire, and {wanted} were restored"
+        )
+        .hint("The server loads another directory, or files of other names: dir, appenddirname, appendfilename and dbfilename must lead to service.data_directory, with the names that Redis gives by itself. Or clients have written already: CONFIG GET dir, for which pitr needs +config|get, would tell."))
     }
 
     fn replace(
@@ -393,7 +421,11 @@ impl<'p> Work<'p> {
                 self.step.text()
             ));
         }
-        Ok(json!({ "run": answer.json["run"] }))
+        let control = match self.is_cluster() {
+            true => control(Path::new(&self.pgdata()?))?,
+            false => Value::Null,
+        };
+        Ok(json!({ "run": answer.json["run"], "control": control }))
     }
 
     /// Requires that the plan has foreseen the erasures that a cluster lacks: one may have been recorded since it was made.
@@ -419,10 +451,11 @@ impl<'p> Work<'p> {
             let next = erasures::next(&e, name, self.is_aside());
             e.hint(next)
         })?;
-        let control = DataDirectory::at(data).control()?;
-        let control = control.ok_or_else(|| err!(Damaged, "\"{to}\" has no pg_control"))?;
+        let found = DataDirectory::at(data).control()?;
+        let found = found.ok_or_else(|| err!(Damaged, "\"{to}\" has no pg_control"))?;
         Ok(json!({
-            "position": control.checkpoint.to_string(),
+            "position": found.checkpoint.to_string(),
+            "control": control(data)?,
             "erasures": answer.json["erasures"],
         }))
     }
@@ -438,25 +471,44 @@ pub fn standing(pgdata: &str) -> Result<Value> {
     }
 }
 
+/// BLAKE3 of a data directory's pg_control, which every start of a server changes; null where there is none.
+pub fn control(data: &Path) -> Result<Value> {
+    let found = DataDirectory::at(data).control_with_bytes()?;
+    Ok(found.map_or(Value::Null, |(_, bytes)| {
+        Value::from(blake3::hash(&bytes).to_hex().to_string())
+    }))
+}
+
 pub fn pgdata(cluster: &Cluster) -> Result<&Path> {
     let none = || err!(Config, "[clusters.{}] has no pgdata", cluster.name);
     cluster.pgdata.as_deref().ok_or_else(none)
 }
 
-pub fn optional(session: &Session, log: &Path, words: &[String]) -> Result<Value> {
+/// Runs a command of the set, where there is one.
+pub fn optional(
+    session: &Session,
+    log: &Path,
+    words: &[String],
+    limit: Option<Duration>,
+) -> Result<Value> {
     if !words.is_empty() {
-        service::command(session, log, words)?;
+        service::command(session, log, words, limit)?;
     }
     Ok(json!({}))
 }
 
 /// Asks until the applications work: they take a while to start.
-fn healthy(session: &Session, log: &Path, words: &[String]) -> Result<Value> {
+pub fn healthy(session: &Session, log: &Path, words: &[String]) -> Result<Value> {
     const ATTEMPTS: u32 = 30;
-    const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_secs(1);
+    let began = Instant::now();
     for attempt in 1.. {
-        match optional(session, log, words) {
-            Err(e) if e.code() == Code::SourceMissing && attempt < ATTEMPTS => {
+        match optional(session, log, words, Some(service::SHORT)) {
+            Err(e)
+                if e.code() == Code::SourceMissing
+                    && attempt < ATTEMPTS
+                    && began.elapsed() < fault::shortened(service::SHORT) =>
+            {
                 session.host.check_stop()?;
                 std::thread::sleep(fault::shortened(PAUSE));
             }

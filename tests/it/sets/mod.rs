@@ -1,6 +1,7 @@
 //! Recovery sets: marks, recoveries to them, their undo.
 
 mod aside;
+mod back;
 mod campaign;
 mod erasures;
 mod marks;
