@@ -174,7 +174,7 @@ estimates: ## after three drills, ten more are estimated by "pitr plan": nine wi
 	scripts/get-postgres 17
 	PITR_ESTIMATES=$${PITR_ESTIMATES:-10} $(CARGO) test --test it -- estimates:: --nocapture
 
-sets: ## 200 rounds each: recoveries of a set to marks and to times under load, killed at random steps, and taken back with all contents
+sets: ## 200 recoveries to marks of the exactest level, 100 more with uploads, and 200 to times: under load, killed at random steps, taken back with all contents
 	scripts/get-tools test
 	scripts/get-postgres 17
 	scripts/get-redis redis-7
