@@ -1,10 +1,11 @@
 //! `pitr hold` and `pitr unhold`: a backup stays until a person ends the hold.
 
 use super::Context;
-use super::pin::{finish, print_backup, print_pins, warn_of_damage};
+use super::pin::{finish, print_backup, print_content, print_pins, warn_of_damage};
 use super::timeline::reason;
 use crate::error::Result;
 use crate::operate::hold::{self, By, Objects};
+use crate::operate::pin_content;
 use crate::repo::id::BackupId;
 
 /// Put a backup on legal hold
@@ -22,6 +23,10 @@ pub struct Args {
     /// The backup
     #[arg(value_name = "ID")]
     pub backup: BackupId,
+
+    /// The content that it is a backup of, such as files:uploads, redis:cache, config:host or logical:main; a cluster without it
+    #[arg(long, value_name = "KIND:NAME")]
+    pub of: Option<String>,
 
     /// Why, for those who read it later
     #[arg(long, value_name = "TEXT", value_parser = reason)]
@@ -48,6 +53,10 @@ pub struct UnholdArgs {
     #[arg(value_name = "ID")]
     pub backup: BackupId,
 
+    /// The content that it is a backup of, such as files:uploads; a cluster without it
+    #[arg(long, value_name = "KIND:NAME")]
+    pub of: Option<String>,
+
     /// End the holds
     #[arg(long, conflicts_with = "dry_run")]
     pub confirm: bool,
@@ -60,6 +69,10 @@ pub struct UnholdArgs {
 /// Runs `pitr hold`.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
+    if let Some(of) = &args.of {
+        let asked = (of.as_str(), &args.backup);
+        return of_content(cx, asked, Some(&args.reason), (args.confirm, args.dry_run));
+    }
     let mut holding = hold::plan(&cx.session, &args.backup, &args.reason)?;
     if !cx.out.is_json() {
         super::pin::print(cx, &holding.pinning)?;
@@ -78,9 +91,13 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 /// Runs `pitr unhold`.
 pub fn run_unhold(args: &UnholdArgs, cx: &Context) -> Result<u8> {
     cx.stop_in_order()?;
+    if let Some(of) = &args.of {
+        let asked = (of.as_str(), &args.backup);
+        return of_content(cx, asked, None, (args.confirm, args.dry_run));
+    }
     let mut unholding = hold::plan_end(&cx.session, &args.backup)?;
     if !cx.out.is_json() {
-        let ending = &unholding.ending;
+        let ending = &unholding.pinning;
         print_backup(cx, &ending.backup, ending.stop_time, &ending.held_in)?;
         print_pins(cx, &ending.pins)?;
         cx.out.line("then: no hold keeps it; pins and retention decide about it and the WAL that only it needs")?;
@@ -88,8 +105,8 @@ pub fn run_unhold(args: &UnholdArgs, cx: &Context) -> Result<u8> {
     if args.confirm {
         unholding.record(&cx.session)?;
     }
-    let failures = std::mem::take(&mut unholding.ending.failures);
-    let recorded = &unholding.ending.recorded_in;
+    let failures = std::mem::take(&mut unholding.pinning.failures);
+    let recorded = &unholding.pinning.recorded_in;
     finish(
         cx,
         &unholding,
@@ -97,6 +114,37 @@ pub fn run_unhold(args: &UnholdArgs, cx: &Context) -> Result<u8> {
         failures,
         || done("no longer on hold", recorded, &unholding.holds),
     )
+}
+
+/// Puts a backup of other content on hold, or ends its holds.
+fn of_content(
+    cx: &Context,
+    (of, backup): (&str, &BackupId),
+    reason: Option<&str>,
+    (confirm, dry_run): (bool, bool),
+) -> Result<u8> {
+    let scope = pin_content::scope(of)?;
+    let mut holding = hold::plan_of(&cx.session, (&scope, backup), reason)?;
+    if !cx.out.is_json() {
+        print_content(cx, of, &holding.pinning)?;
+        match reason {
+            Some(_) => print_stores(cx, &holding.holds)?,
+            None => cx
+                .out
+                .line("then: no hold keeps it; pins and retention decide about it")?,
+        }
+    }
+    if confirm {
+        holding.record(&cx.session)?;
+    }
+    let failures = std::mem::take(&mut holding.pinning.failures);
+    let what = match reason {
+        Some(_) => "on hold",
+        None => "no longer on hold",
+    };
+    finish(cx, &holding, (confirm, dry_run), failures, || {
+        done(what, &holding.pinning.recorded_in, &holding.holds)
+    })
 }
 
 fn print_stores(cx: &Context, holds: &[Objects]) -> Result<()> {

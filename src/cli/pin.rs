@@ -143,12 +143,9 @@ fn of_content(
     (confirm, dry_run): (bool, bool),
 ) -> Result<u8> {
     let scope = pin_content::scope(of)?;
-    let mut pinning = pin_content::plan(&cx.session, (&scope, backup), wanted)?;
+    let mut pinning = pin_content::plan(&cx.session, (&scope, backup), wanted, Kind::Pin)?;
     if !cx.out.is_json() {
-        let places = pinning.repositories.join(" and ");
-        cx.out
-            .line(&format!("backup {backup} of {of}, in {places}"))?;
-        print_pins(cx, &pinning.pins)?;
+        print_content(cx, of, &pinning)?;
         let then = match (wanted, pinning.until) {
             (None, _) => "then: no pin keeps it; retention decides about it".to_owned(),
             (Some(_), None) => "keeps, until it is unpinned: the backup".to_owned(),
@@ -168,6 +165,14 @@ fn of_content(
     finish(cx, &pinning, (confirm, dry_run), failures, || {
         format!("{what} in {}", pinning.recorded_in.join(" and "))
     })
+}
+
+/// A backup of other content, and its pins or holds.
+pub(super) fn print_content(cx: &Context, of: &str, shown: &pin_content::Pinning) -> Result<()> {
+    let (backup, places) = (&shown.backup, shown.repositories.join(" and "));
+    cx.out
+        .line(&format!("backup {backup} of {of}, in {places}"))?;
+    print_pins(cx, &shown.pins)
 }
 
 pub(super) fn warn_of_damage(cx: &Context, shown: &Pinning) {

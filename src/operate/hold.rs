@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::failures::Failures;
-use super::needs;
+use super::needs::Owner;
 use super::pin::{self, Asked, Kind, Pinning, Stored, Unpinning};
+use super::pin_content;
 use super::session::Session;
 use crate::error::{Code, Result};
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
 use crate::store::Key;
 
 /// The keeper of the objects of a hold.
@@ -48,12 +50,12 @@ pub struct Objects {
     pub objects: u64,
 }
 
-/// A hold that is shown before it is recorded.
+/// A hold that is shown before it is recorded, or the end of holds.
 #[derive(Serialize)]
-pub struct Holding {
-    /// The event.
+pub struct Holding<T> {
+    /// The events.
     #[serde(flatten)]
-    pub pinning: Pinning,
+    pub pinning: T,
     /// Repository by repository.
     pub holds: Vec<Objects>,
 }
@@ -62,7 +64,7 @@ pub struct Holding {
 ///
 /// # Errors
 /// Those of [`pin::plan`]; what the stores say of their holds.
-pub fn plan(session: &Session, backup: &BackupId, reason: &str) -> Result<Holding> {
+pub fn plan(session: &Session, backup: &BackupId, reason: &str) -> Result<Holding<Pinning>> {
     let asked = Asked {
         backup: backup.clone(),
         reason: reason.to_owned(),
@@ -70,26 +72,66 @@ pub fn plan(session: &Session, backup: &BackupId, reason: &str) -> Result<Holdin
         kind: Kind::Hold,
     };
     let pinning = pin::plan(session, &asked)?;
-    let holds = keepers(pinning.copies())?;
+    let holds = keepers(copies(pinning.copies()))?;
     Ok(Holding { pinning, holds })
 }
 
+/// Looks which holds of a backup would end.
+///
+/// # Errors
+/// Those of [`pin::plan_end`]; what the stores say of their holds.
+pub fn plan_end(session: &Session, id: &BackupId) -> Result<Holding<Unpinning>> {
+    let pinning = pin::plan_end(session, id, Kind::Hold)?;
+    let holds = keepers(copies(pinning.copies()))?;
+    Ok(Holding { pinning, holds })
+}
+
+/// The same for other content: what a hold for this reason would keep; without one, which holds would end.
+///
+/// # Errors
+/// Those of [`pin_content::plan`]; what the stores say of their holds.
+pub fn plan_of(
+    session: &Session,
+    of: (&Scope, &BackupId),
+    reason: Option<&str>,
+) -> Result<Holding<pin_content::Pinning>> {
+    let wanted = reason.map(|reason| pin_content::Wanted {
+        reason: reason.to_owned(),
+        until: None,
+    });
+    let pinning = pin_content::plan(session, of, wanted.as_ref(), Kind::Hold)?;
+    let holds = keepers(
+        pinning
+            .places()
+            .map(|(name, repository, _)| (name, repository)),
+    )?;
+    Ok(Holding { pinning, holds })
+}
+
+/// The repositories that have the copies.
+fn copies(copies: &[Stored]) -> impl Iterator<Item = (&str, &Repository)> {
+    copies.iter().map(|(reading, ..)| {
+        let name = reading.configured.name.as_str();
+        (name, &reading.repository)
+    })
+}
+
 /// The keeper of the objects of each copy, of which none is held yet.
-fn keepers(copies: &[Stored]) -> Result<Vec<Objects>> {
-    let keeper = |(reading, ..): &Stored| {
+fn keepers<'c>(copies: impl Iterator<Item = (&'c str, &'c Repository)>) -> Result<Vec<Objects>> {
+    let keeper = |(name, repository): (&str, &Repository)| {
         Ok(Objects {
-            repository: reading.configured.name.clone(),
-            by: match reading.repository.store().has_holds()? {
+            repository: name.to_owned(),
+            by: match repository.store().has_holds()? {
                 true => By::Store,
                 false => By::Advisory,
             },
             objects: 0,
         })
     };
-    copies.iter().map(keeper).collect()
+    copies.map(keeper).collect()
 }
 
-impl Holding {
+impl Holding<Pinning> {
     /// Records the hold, and has the stores hold every object that the backup needs.
     ///
     /// # Errors
@@ -97,166 +139,181 @@ impl Holding {
     pub fn record(&mut self, session: &Session) -> Result<()> {
         self.pinning.record(session)?;
         let mut failures = std::mem::take(&mut self.pinning.failures);
-        let of = (self.pinning.copies(), self.pinning.recorded_in.as_slice());
-        in_stores(
-            of,
-            &mut self.holds,
-            &mut failures,
-            "hold",
-            |store, layout| hold_all(session, store, layout, &self.pinning.backup),
-        );
+        let work = InStores::new(session, &self.pinning.backup, true);
+        let recorded_in = &self.pinning.recorded_in;
+        let copies = owners(self.pinning.copies());
+        work.run((copies, recorded_in), &mut self.holds, &mut failures);
         self.pinning.failures = failures;
         Ok(())
     }
 }
 
-/// Does the work on objects where the event was recorded and the store has holds, and notes how many there were.
-fn in_stores(
-    (copies, recorded_in): (&[Stored], &[String]),
-    holds: &mut [Objects],
-    failures: &mut Failures,
-    verb: &str,
-    work: impl Fn(&Repository, &ClusterLayout) -> Result<u64>,
-) {
-    for ((reading, inventory, _), hold) in copies.iter().zip(holds) {
-        let name = &reading.configured.name;
-        if hold.by != By::Store || !recorded_in.contains(name) {
-            continue;
-        }
-        let done = ClusterLayout::new(&reading.name, inventory.system_identifier)
-            .and_then(|layout| work(&reading.repository, &layout));
-        match done {
-            Ok(objects) => hold.objects = objects,
-            Err(e) => {
-                if !failures.add(e, format!("{verb} its objects in repository \"{name}\"")) {
-                    break;
-                }
-            }
-        }
-    }
-}
-
-/// Has the store hold everything, and records that it does; the record is held last.
-fn hold_all(
-    session: &Session,
-    repository: &Repository,
-    layout: &ClusterLayout,
-    id: &BackupId,
-) -> Result<u64> {
-    let mut objects = set(
-        session,
-        repository,
-        needs::everything(repository, layout, id)?,
-        true,
-    )?;
-    let (store, subject) = (repository.store(), id.to_string());
-    let events = event::read_all(store, layout, &subject)?;
-    for hold in event::legal_holds(&events) {
-        if event::is_held(&events, hold) {
-            continue;
-        }
-        let held = Event {
-            object: Some(hold.name.clone()),
-            ..Writer::of(&session.host).event("held", &subject)
-        };
-        let name = event::record(store, layout, &held, session.host.random())?;
-        objects += set(session, repository, [layout.event(&subject, &name)?], true)?;
-    }
-    Ok(objects)
-}
-
-/// Sets or takes away the store's hold of each object that is there; returns how many there are.
-fn set(
-    session: &Session,
-    repository: &Repository,
-    keys: impl IntoIterator<Item = Key>,
-    is_on: bool,
-) -> Result<u64> {
-    let mut count = 0;
-    for key in keys {
-        session.host.check_stop()?;
-        count += u64::from(repository.store().hold(&key, is_on)?);
-    }
-    Ok(count)
-}
-
-/// Holds that are shown before they end.
-#[derive(Serialize)]
-pub struct Unholding {
-    /// The events.
-    #[serde(flatten)]
-    pub ending: Unpinning,
-    /// Repository by repository.
-    pub holds: Vec<Objects>,
-}
-
-/// Looks which holds of a backup would end.
-///
-/// # Errors
-/// Those of [`pin::plan_end`]; what the stores say of their holds.
-pub fn plan_end(session: &Session, id: &BackupId) -> Result<Unholding> {
-    let ending = pin::plan_end(session, id, Kind::Hold)?;
-    let holds = keepers(ending.copies())?;
-    Ok(Unholding { ending, holds })
-}
-
-impl Unholding {
+impl Holding<Unpinning> {
     /// Records the end of every hold, and has the stores hold no more what no other hold needs.
     ///
     /// # Errors
     /// The first, when it could be recorded nowhere.
     pub fn record(&mut self, session: &Session) -> Result<()> {
-        self.ending.record(session)?;
-        let mut failures = std::mem::take(&mut self.ending.failures);
-        let of = (self.ending.copies(), self.ending.recorded_in.as_slice());
-        in_stores(
-            of,
-            &mut self.holds,
-            &mut failures,
-            "release",
-            |store, layout| release(session, store, layout, &self.ending.backup),
-        );
-        self.ending.failures = failures;
+        self.pinning.record(session)?;
+        let mut failures = std::mem::take(&mut self.pinning.failures);
+        let work = InStores::new(session, &self.pinning.backup, false);
+        let recorded_in = &self.pinning.recorded_in;
+        let copies = owners(self.pinning.copies());
+        work.run((copies, recorded_in), &mut self.holds, &mut failures);
+        self.pinning.failures = failures;
         Ok(())
     }
 }
 
-/// Takes the store's holds away, but for those of objects that another backup on hold needs.
-fn release(
-    session: &Session,
-    repository: &Repository,
-    layout: &ClusterLayout,
-    id: &BackupId,
-) -> Result<u64> {
-    let mut keys = needs::everything(repository, layout, id)?;
-    for name in repository.cluster_names()? {
-        for other in repository.clusters(&name)? {
-            for held in on_hold(repository, &other)? {
-                if held == *id && other.is_of(layout) {
+impl Holding<pin_content::Pinning> {
+    /// Records the hold or the end of all, and has the stores do likewise.
+    ///
+    /// # Errors
+    /// The first, when it could be recorded nowhere.
+    pub fn record(&mut self, session: &Session) -> Result<()> {
+        self.pinning.record(session)?;
+        let mut failures = std::mem::take(&mut self.pinning.failures);
+        let is_on = self.pinning.reason.is_some();
+        let work = InStores::new(session, &self.pinning.backup, is_on);
+        let recorded_in = &self.pinning.recorded_in;
+        let copies = self.pinning.places().map(|(name, repository, scope)| {
+            let owner = Ok(Owner::Aux(scope.clone()));
+            (name, repository, owner)
+        });
+        work.run((copies, recorded_in), &mut self.holds, &mut failures);
+        self.pinning.failures = failures;
+        Ok(())
+    }
+}
+
+/// The repositories that have copies of a cluster's backup, and the cluster there.
+fn owners(copies: &[Stored]) -> impl Iterator<Item = (&str, &Repository, Result<Owner>)> {
+    copies.iter().map(|(reading, inventory, _)| {
+        let layout = ClusterLayout::new(&reading.name, inventory.system_identifier);
+        let name = reading.configured.name.as_str();
+        (name, &reading.repository, layout.map(Owner::Cluster))
+    })
+}
+
+/// The work of a hold, or of its end, on the objects in stores.
+struct InStores<'s> {
+    session: &'s Session,
+    id: &'s BackupId,
+    is_on: bool,
+}
+
+impl<'s> InStores<'s> {
+    fn new(session: &'s Session, id: &'s BackupId, is_on: bool) -> InStores<'s> {
+        InStores { session, id, is_on }
+    }
+
+    /// Does the work where the event was recorded and the store has holds, and notes how many objects there were.
+    fn run<'c>(
+        &self,
+        (copies, recorded_in): (
+            impl Iterator<Item = (&'c str, &'c Repository, Result<Owner>)>,
+            &[String],
+        ),
+        holds: &mut [Objects],
+        failures: &mut Failures,
+    ) {
+        let verb = if self.is_on { "hold" } else { "release" };
+        for ((name, repository, owner), hold) in copies.zip(holds) {
+            if hold.by != By::Store || !recorded_in.iter().any(|one| one == name) {
+                continue;
+            }
+            let done = owner.and_then(|owner| match self.is_on {
+                true => self.hold_all(repository, &owner),
+                false => self.release(repository, &owner),
+            });
+            match done {
+                Ok(objects) => hold.objects = objects,
+                Err(e) => {
+                    if !failures.add(e, format!("{verb} its objects in repository \"{name}\"")) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the store hold everything, and records that it does; the record is held last.
+    fn hold_all(&self, repository: &Repository, owner: &Owner) -> Result<u64> {
+        let mut objects = self.set(repository, owner.everything(repository, self.id)?)?;
+        let (store, scope, subject) = (repository.store(), owner.scope(), self.id.to_string());
+        let host = &self.session.host;
+        let events = event::read_all(store, scope, &subject)?;
+        for hold in event::legal_holds(&events) {
+            if event::is_held(&events, hold) {
+                continue;
+            }
+            let held = Event {
+                object: Some(hold.name.clone()),
+                ..Writer::of(host).event("held", &subject)
+            };
+            let name = event::record(store, scope, &held, host.random())?;
+            objects += self.set(repository, [scope.event(&subject, &name)?])?;
+        }
+        Ok(objects)
+    }
+
+    /// Takes the store's holds away, but for those of objects that another backup on hold needs.
+    fn release(&self, repository: &Repository, owner: &Owner) -> Result<u64> {
+        let mut keys = owner.everything(repository, self.id)?;
+        let needed = self.needed_by_others(repository, owner)?;
+        keys.retain(|key| !needed.contains(key));
+        let count = self.set(repository, keys.iter().cloned())?;
+        // Another backup may have been put on hold meanwhile, and have found these objects held.
+        let needed = self.needed_by_others(repository, owner)?;
+        let again = InStores {
+            is_on: true,
+            ..*self
+        };
+        let lost = keys.into_iter().filter(|key| needed.contains(key));
+        Ok(count - again.set(repository, lost)?)
+    }
+
+    /// The objects that other backups on hold need.
+    fn needed_by_others(&self, repository: &Repository, owner: &Owner) -> Result<BTreeSet<Key>> {
+        let mut all = BTreeSet::new();
+        let own = owner.scope().prefix();
+        for other in Owner::all(repository)? {
+            for held in on_hold(repository, other.scope())? {
+                if held == *self.id && other.scope().prefix() == own {
                     continue;
                 }
-                match needs::everything(repository, &other, &held) {
-                    Ok(needed) => keys.retain(|key| !needed.contains(key)),
+                match other.everything(repository, &held) {
+                    Ok(needed) => all.extend(needed),
                     // Its root is gone: nothing of it can be restored.
                     Err(e) if e.code() == Code::NotFound => {}
                     Err(e) => return Err(e),
                 }
             }
         }
+        Ok(all)
     }
-    set(session, repository, keys, false)
+
+    /// Sets or takes away the store's hold of each object that is there; returns how many there are.
+    fn set(&self, repository: &Repository, keys: impl IntoIterator<Item = Key>) -> Result<u64> {
+        let mut count = 0;
+        for key in keys {
+            self.session.host.check_stop()?;
+            count += u64::from(repository.store().hold(&key, self.is_on)?);
+        }
+        Ok(count)
+    }
 }
 
-/// The backups of a cluster that are on hold.
-fn on_hold(repository: &Repository, layout: &ClusterLayout) -> Result<BTreeSet<BackupId>> {
+/// The backups of a scope that are on hold.
+fn on_hold(repository: &Repository, scope: &Scope) -> Result<BTreeSet<BackupId>> {
     let store = repository.store();
     let mut held = BTreeSet::new();
-    for listed in store.list(&layout.events())? {
+    for listed in store.list(&scope.events())? {
         let Ok(id) = listed.name.parse::<BackupId>() else {
             continue;
         };
         let is_meant = |name: &str| ["pin", "unhold"].contains(&event::kind_in(name));
-        let events = event::read_some(store, layout, &listed.name, &is_meant)?;
+        let events = event::read_some(store, scope, &listed.name, &is_meant)?;
         if !event::legal_holds(&events).is_empty() {
             held.insert(id);
         }

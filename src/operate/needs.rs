@@ -1,4 +1,4 @@
-//! The objects that a backup of a cluster needs to be restored.
+//! The objects that a backup needs to be restored.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +9,7 @@ use crate::repo::event;
 use crate::repo::id::{BackupId, PartName};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::repo::root::aux_root::AuxOutline;
 use crate::repo::root::outline::Outline;
 use crate::repo::scope::{self, Scope};
 use crate::repo::{epochs, keyring};
@@ -62,29 +63,91 @@ pub(super) fn content(
     })
 }
 
-/// Everything that restores a backup, with what opens and proves it: the root, its reservation and holds, histories, the registration, the marker and the
-/// recipients of the key set. Some may not be there.
-///
-/// # Errors
-/// `NotFound` without a root; what the store says.
-pub(super) fn everything(
+/// The owner of a backup.
+pub(super) enum Owner {
+    /// A cluster, with its WAL.
+    Cluster(ClusterLayout),
+    /// Other content: each of its backups is whole by itself.
+    Aux(Scope),
+}
+
+impl Owner {
+    /// Its place in the repository.
+    pub(super) fn scope(&self) -> &Scope {
+        match self {
+            Owner::Cluster(layout) => layout,
+            Owner::Aux(scope) => scope,
+        }
+    }
+
+    /// The owners of all backups of a repository.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(super) fn all(repository: &Repository) -> Result<Vec<Owner>> {
+        let scopes = repository.aux_scopes()?.into_iter();
+        let mut all: Vec<Owner> = scopes.map(Owner::Aux).collect();
+        for name in repository.cluster_names()? {
+            all.extend(repository.clusters(&name)?.into_iter().map(Owner::Cluster));
+        }
+        Ok(all)
+    }
+
+    /// Everything that restores a backup, with what opens and proves it: the root, its reservation and holds, histories, the registration, the marker and the
+    /// recipients of the key set. Some may not be there.
+    ///
+    /// # Errors
+    /// `NotFound` without a root; what the store says.
+    pub(super) fn everything(
+        &self,
+        repository: &Repository,
+        id: &BackupId,
+    ) -> Result<BTreeSet<Key>> {
+        let (store, scope) = (repository.store(), self.scope());
+        let none = || err!(NotFound, "backup \"{id}\" is not there");
+        let mut keys = match self {
+            Owner::Cluster(layout) => {
+                let root = Outline::read(store, layout, id)?.ok_or_else(none)?;
+                with_wal(repository, layout, (id, &root))?
+            }
+            Owner::Aux(scope) => {
+                let root = AuxOutline::stored(store, scope, id)?.root();
+                let root = root.ok_or_else(none)?;
+                parts(scope, root.layers(), root.packs())
+            }
+        };
+        keys.extend([scope.manifest(id), scope.begin(id)]);
+        keys.extend([scope.registration(), scope::marker()]);
+        keys.extend(recipients(repository)?);
+        for listed in store.list(&scope.subject(&id.to_string()))? {
+            if ["pin", "held"].contains(&event::kind_in(&listed.name)) {
+                keys.insert(scope.event(&id.to_string(), &listed.name)?);
+            }
+        }
+        with_healed(store, keys)
+    }
+}
+
+/// The content of a cluster's backup, what tells of it, its WAL and the histories of its timelines.
+fn with_wal(
     repository: &Repository,
     layout: &ClusterLayout,
-    id: &BackupId,
+    (id, root): (&BackupId, &Outline),
 ) -> Result<BTreeSet<Key>> {
-    let store = repository.store();
-    let root = Outline::read(store, layout, id)?;
-    let root = root.ok_or_else(|| err!(NotFound, "backup \"{id}\" is not there"))?;
     let Content {
         layout, mut keys, ..
-    } = content(repository, layout, &root)?;
-    keys.extend([layout.manifest(id), layout.begin(id)]);
+    } = content(repository, layout, root)?;
     keys.extend([layout.server_manifest(id), layout.relations(id)]);
-    keys.extend([layout.registration(), scope::marker()]);
     let (begun, ended) = root.timelines()?;
     let histories = (begun.decimal()..=ended.decimal()).filter(|n| *n > 1);
     let histories = histories.filter_map(crate::pg::timeline::TimelineId::new);
     keys.extend(histories.map(|timeline| layout.history(timeline)));
+    Ok(keys)
+}
+
+/// The keys that recipients open: of the key set, and of pairs for secrets.
+fn recipients(repository: &Repository) -> Result<BTreeSet<Key>> {
+    let (store, mut keys) = (repository.store(), BTreeSet::new());
     if repository.marker().key_set.is_some() {
         for epoch in epochs::shown(store)? {
             for name in keyring::recipient_names(store, epoch)? {
@@ -92,12 +155,15 @@ pub(super) fn everything(
             }
         }
     }
-    for listed in store.list(&layout.subject(&id.to_string()))? {
-        if ["pin", "held"].contains(&event::kind_in(&listed.name)) {
-            keys.insert(layout.event(&id.to_string(), &listed.name)?);
+    for listed in store.list(scope::KEYS)? {
+        let Some(pair) = listed.name.strip_prefix(scope::SECRETS) else {
+            continue;
+        };
+        for name in store.list(&scope::secrets_recipients(pair))? {
+            keys.insert(scope::secrets_recipient(pair, &name.name)?);
         }
     }
-    with_healed(store, keys)
+    Ok(keys)
 }
 
 /// With the copies that are read in the place of damaged objects.

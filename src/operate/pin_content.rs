@@ -1,9 +1,11 @@
-//! Pins of backups of other content than clusters: they stay, whatever retention says.
+//! Pins and legal holds of backups of other content than clusters: they stay, whatever retention says.
+
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use super::failures::Failures;
-use super::pin::{StandingPin, UNPROVEN, to_come};
+use super::pin::{Kind, StandingPin, UNPROVEN, to_come};
 use super::session::Session;
 use super::target::AskedTarget;
 use super::unproven;
@@ -31,8 +33,10 @@ pub struct Wanted {
 struct Copy {
     configured: config::Repository,
     repository: Repository,
-    /// The pins that stand; no legal holds.
+    /// The pins that stand, or the legal holds.
     pins: Vec<Recorded>,
+    /// The holds among them that the store was seen to keep.
+    held: BTreeSet<String>,
 }
 
 /// A pin, or the end of pins, that is shown before it is recorded.
@@ -61,6 +65,8 @@ pub struct Pinning {
     copies: Vec<Copy>,
     #[serde(skip)]
     of: Scope,
+    #[serde(skip)]
+    kind: Kind,
 }
 
 /// Reads the name of content, such as `files:uploads`.
@@ -88,10 +94,11 @@ pub fn plan(
     session: &Session,
     (scope, id): (&Scope, &BackupId),
     wanted: Option<&Wanted>,
+    kind: Kind,
 ) -> Result<Pinning> {
     let (mut copies, mut failures) = (Vec::new(), Failures::default());
     for configured in session.settings_with_repositories()?.repositories {
-        match copy(session, &configured, (scope, id)) {
+        match copy(session, &configured, (scope, id), kind) {
             Ok(found) => copies.extend(found),
             Err(e) => {
                 failures.add(e, format!("look into repository \"{}\"", configured.name));
@@ -111,13 +118,17 @@ pub fn plan(
         copies.retain(|copy| !copy.pins.is_empty());
     }
     if copies.is_empty() {
-        return Err(err!(NotFound, "backup \"{id}\" is not pinned")
+        let what = match kind {
+            Kind::Pin => "pinned",
+            Kind::Hold => "on hold",
+        };
+        return Err(err!(NotFound, "backup \"{id}\" is not {what}")
             .hint("Nothing was changed. \"pitr info\" shows which backups are."));
     }
     let now = session.host.now();
     let standing = copies.iter().flat_map(|copy| {
         let shown = |pin: &Recorded| {
-            let pin = Pin::new(pin, false);
+            let pin = Pin::new(pin, copy.held.contains(&pin.name));
             StandingPin {
                 repository: copy.configured.name.clone(),
                 over: pin.is_over(now),
@@ -141,6 +152,7 @@ pub fn plan(
         failures,
         copies,
         of: scope.clone(),
+        kind,
     })
 }
 
@@ -149,6 +161,7 @@ fn copy(
     session: &Session,
     configured: &config::Repository,
     (scope, id): (&Scope, &BackupId),
+    kind: Kind,
 ) -> Result<Option<Copy>> {
     let repository = session.open(configured)?;
     let store = repository.store();
@@ -156,12 +169,14 @@ fn copy(
         return Ok(None);
     }
     let events = event::read_all(store, scope, &id.to_string())?;
-    let pins = event::standing(&events, "pin", "unpin").into_iter();
-    let pins = pins.filter(|pin| !pin.event.legal).cloned().collect();
+    let mut pins = event::standing(&events, "pin", "unpin");
+    pins.retain(|pin| pin.event.legal == (kind == Kind::Hold));
+    let held = pins.iter().filter(|pin| event::is_held(&events, pin));
     Ok(Some(Copy {
         configured: configured.clone(),
+        held: held.map(|pin| pin.name.clone()).collect(),
+        pins: pins.into_iter().cloned().collect(),
         repository,
-        pins,
     }))
 }
 
@@ -175,6 +190,14 @@ fn until(session: &Session, wanted: Option<&Wanted>) -> Result<Option<TimestampT
 }
 
 impl Pinning {
+    /// The repositories that have the backup, with the place of its content there.
+    pub(super) fn places(&self) -> impl Iterator<Item = (&str, &Repository, &Scope)> {
+        self.copies.iter().map(|copy| {
+            let name = copy.configured.name.as_str();
+            (name, &copy.repository, &self.of)
+        })
+    }
+
     /// Records the pin, unless the same one stands; or the end of those that stand.
     ///
     /// # Errors
@@ -188,6 +211,7 @@ impl Pinning {
             let pin = Event {
                 reason: Some(reason.clone()),
                 until: self.until,
+                legal: self.kind == Kind::Hold,
                 ..writer.event("pin", &subject)
             };
             (pin, session.host.random())
@@ -238,9 +262,13 @@ impl Pinning {
     fn end(&self, writer: &Writer, copy: &Copy) -> Result<()> {
         require_proven(copy)?;
         for pin in &copy.pins {
+            let kind = match self.kind {
+                Kind::Pin => "unpin",
+                Kind::Hold => "unhold",
+            };
             let event = Event {
                 ends: Some(pin.name.clone()),
-                ..writer.event("unpin", &self.backup.to_string())
+                ..writer.event(kind, &self.backup.to_string())
             };
             let recorded = writer.record(copy.repository.store(), &self.of, &event);
             recorded.map_err(|e: Error| e.context("write the event"))?;

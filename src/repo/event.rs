@@ -574,6 +574,21 @@ pub fn live_claims(events: &[Recorded], now: TimestampTz) -> Vec<&Recorded> {
         .collect()
 }
 
+/// The ends of restores: releases of their claims.
+pub fn restores(events: &[Recorded]) -> Vec<&Recorded> {
+    let of_restore = |end: &Recorded| {
+        let mut claims = events.iter().filter(|e| e.event.event == "claim");
+        claims.any(|claim| {
+            let is_meant = end.event.ends.as_deref() == Some(claim.name.as_str());
+            is_meant && end.may_end(claim) && claim.event.purpose.as_deref() == Some("restore")
+        })
+    };
+    let releases = events.iter().filter(|e| e.event.event == "release");
+    releases
+        .filter(|end| end.counts() && of_restore(end))
+        .collect()
+}
+
 /// A request lapses so long after its `not_before`.
 const REQUEST_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A request lapses in any case so long after the store received it: one that was forged, and dated far ahead, hides no backup for longer.

@@ -9,15 +9,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use rustix::fs::{Mode, OFlags};
+
 use super::needed;
 use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
-use super::tree::{Owner, Tree, write_error};
+use super::tree::{Owner, Tree, target_error, write_error};
 use super::unchanged;
 use super::unlogged::Unlogged;
 use crate::archive::left_out;
@@ -141,6 +144,15 @@ enum Route<'p> {
     Withheld,
 }
 
+/// The directory of the server's version in each tablespace.
+pub fn version_of(naming: &Naming) -> String {
+    match naming {
+        Naming::Cluster(naming) => naming.version_directory(),
+        // Trees have no tablespaces.
+        Naming::Tree => ".".to_owned(),
+    }
+}
+
 impl Destination {
     /// Makes the directories of the tablespaces beside the data directory, which is there.
     ///
@@ -181,6 +193,34 @@ impl Destination {
                 .iter()
                 .map(|(oid, place)| Ok((Some(*oid), self.tablespace(*oid, place)?))),
         )
+    }
+
+    /// The directories that are the cluster's own, with their paths in a backup: the data directory, and in the place of each tablespace the directory of the
+    /// server's version. Clusters of other majors have theirs beside it.
+    pub fn own_directories(
+        &self,
+        naming: &Naming,
+    ) -> impl Iterator<Item = Result<(String, OwnedFd)>> {
+        let version = version_of(naming);
+        let placed = self.placed_trees();
+        placed.filter_map(move |placed| {
+            let own = placed.and_then(|(oid, tree)| {
+                let (prefix, name) = match oid {
+                    None => (String::new(), "."),
+                    Some(oid) => (format!("pg_tblspc/{oid}/{version}/"), version.as_str()),
+                };
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
+                match rustix::fs::openat(tree.root(), name, flags, Mode::empty()) {
+                    Ok(directory) => Ok(Some((prefix, directory))),
+                    Err(rustix::io::Errno::NOENT) => Ok(None),
+                    Err(e) => {
+                        let place = tree.path().join(name);
+                        Err(target_error(format!("open \"{}\"", place.display()), e))
+                    }
+                }
+            });
+            own.transpose()
+        })
     }
 
     /// Whether a path in the data directory is the link of a tablespace that lies beside it.

@@ -35,6 +35,7 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::repo::container::{Container, Kind};
 use crate::repo::healed;
+use crate::snapshot::filekey::Naming;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
 
@@ -485,16 +486,16 @@ pub fn name_control(data: &Tree, job: &Job, control: &'static str) -> Result<()>
     Ok(())
 }
 
-/// Requires that an earlier run, or somebody else, has left nothing that is not the backup's: counts files of all trees.
+/// Requires that an earlier run, or somebody else, has left nothing that is not the backup's: counts files of all directories that are the cluster's own.
 ///
 /// # Errors
 /// `Refused` naming how many there are too many.
-pub fn check_nothing_else(destination: &Destination, expected: u64) -> Result<()> {
+pub fn check_nothing_else(destination: &Destination, naming: &Naming, expected: u64) -> Result<()> {
     let mut found = 0_u64;
-    for tree in destination.trees() {
-        let tree = tree?;
-        found += count_files(tree.root(), 0)
-            .map_err(|e| target_error(format!("read \"{}\"", tree.path().display()), e))?;
+    for own in destination.own_directories(naming) {
+        let (prefix, directory) = own?;
+        found += count_files(directory.as_fd(), 0)
+            .map_err(|e| target_error(format!("read \"{prefix}\" of the copy"), e))?;
     }
     if found == expected {
         return Ok(());

@@ -33,6 +33,7 @@ pub mod extract;
 pub mod finish;
 mod from_disk;
 pub mod hollow;
+mod in_place;
 pub mod job;
 pub mod manifest_check;
 mod needed;
@@ -235,6 +236,9 @@ fn copy_all(
     // A data directory that is restored in place is an unfinished restore from its first step on.
     let is_resumed = *earlier != Earlier::None || matches!(target.found, Found::Data(_));
     let snapshot = source.snapshot()?;
+    if matches!(target.found, Found::Data(_)) {
+        in_place::check(target, &snapshot, &host.stop)?;
+    }
     let destination = prepare(target, job, *earlier != Earlier::None, survey.group, host)?;
     let removed_files = match is_resumed && job.request.delta {
         true => sweep::sweep(&snapshot, &destination, &host.stop)?,
@@ -285,7 +289,7 @@ fn copy_all(
         let brought = (survey.brought.has_auto, brings_marker);
         let added = finish::added_files(job, brought);
         let expected = survey.restored_files + added;
-        finish::check_nothing_else(&destination, expected)?;
+        finish::check_nothing_else(&destination, snapshot.naming(), expected)?;
     }
     host.progress.phase("sync", None);
     finish::sync(&destination)?;

@@ -29,10 +29,9 @@ pub fn sweep(snapshot: &Snapshot<'_>, destination: &Destination, stop: &AtomicBo
         stop,
         removed: 0,
     };
-    for placed in destination.placed_trees() {
-        let (oid, tree) = placed?;
-        let prefix = oid.map_or_else(String::new, |oid| format!("pg_tblspc/{oid}/"));
-        sweep.directory(tree.root(), prefix.as_bytes(), 0)?;
+    for own in destination.own_directories(snapshot.naming()) {
+        let (prefix, directory) = own?;
+        sweep.directory(directory.as_fd(), prefix.as_bytes(), 0)?;
     }
     Ok(sweep.removed)
 }

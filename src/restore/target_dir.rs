@@ -15,11 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use super::replace::{Old, WAITING};
 use super::tree::{Owner, is_roots_alone};
+use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::pg::control::ControlHead;
+use crate::pg::control::{ClusterState, ControlHead};
+use crate::pg::segment::SegmentName;
 use crate::repo::root::cluster::Tablespace;
 use crate::text::{hex, path_of, text_or_hex};
 
@@ -430,7 +432,36 @@ fn in_place(data: &Path) -> Result<u64> {
             wal.display()
         )));
     }
+    check_clean(data, &wal)?;
     Ok(control.system_identifier)
+}
+
+/// Requires that the server has offered all of its WAL to be archived, which it does when it is shut down, or that no WAL is there any more.
+fn check_clean(data: &Path, wal: &Path) -> Result<()> {
+    // A pg_control that cannot be read whole tells nothing, and is a reason to restore in place.
+    let control = DataDirectory::at(data).control().ok().flatten();
+    let state = control.map(|control| control.state);
+    let is_clean = matches!(
+        state,
+        None | Some(ClusterState::ShutDown | ClusterState::ShutDownInRecovery)
+    );
+    let names = names(wal).unwrap_or_default();
+    let mut segments = names
+        .iter()
+        .filter(|name| name.parse::<SegmentName>().is_ok());
+    match is_clean || segments.next().is_none() {
+        true => Ok(()),
+        false => Err(err!(
+            Refused,
+            "the server of \"{}\" was not shut down cleanly: its last WAL was never offered to be archived",
+            data.display()
+        )
+        .hint(format!(
+            "Nothing was changed. The last commits would be lost. Start the server and stop it cleanly. Or bring in the segments that are whole, and keep the rest elsewhere:\npitr wal backfill --from {0}\nmkdir {1}.kept && mv {0}/* {1}.kept/",
+            wal.display(),
+            data.display()
+        ))),
+    }
 }
 
 fn names(path: &Path) -> io::Result<Vec<String>> {

@@ -319,7 +319,7 @@ impl Tree {
     }
 
     /// Whether a file found beneath belongs to whom we write for.
-    fn is_ours(&self, stat: &Stat) -> bool {
+    pub(super) fn is_ours(&self, stat: &Stat) -> bool {
         let uid = self
             .owner
             .map_or_else(rustix::process::geteuid, |o| o.uid)

@@ -264,3 +264,86 @@ fn a_store_that_does_not_know_holds_is_asked_for_none() {
     );
     denied.expect_stderr("read the Object Lock of the bucket");
 }
+
+/// Backups of files are held as those of clusters are; each needs its own objects, and those of the repository.
+#[test]
+fn a_hold_of_other_content_is_the_stores_own() {
+    let court = Court::new(17, Some(true));
+    let source = court.site.sandbox.dir("source");
+    let config = std::fs::read_to_string(&court.site.config).unwrap();
+    let more = format!("\n[files.up]\nsource = \"{}\"\n", source.display());
+    court.site.sandbox.file("pitr.toml", config + &more);
+    let backup = |text: &str| {
+        std::fs::write(source.join("file"), text).unwrap();
+        crate::common::user::own_all(&source);
+        let run = court.pitr(&["files", "backup", "up", "--json"]).success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    };
+    let [first, second] = [backup("one"), backup("two")];
+    let of = ["--of", "files:up"];
+    let hold = |id: &str, more: &[&str]| {
+        court.pitr(&[&["hold", id, "--reason", "case 19"], &of[..], more].concat())
+    };
+    let plan = hold(&first, &[]).expect_code(8);
+    plan.expect_stdout("by the store's own hold");
+    assert!(court.held().is_empty(), "nothing was changed");
+
+    // The store refuses one object: the hold stands, and says no more than is true.
+    let refusal = Fault::Error(403, "AccessDenied");
+    let fired = (court.site.peer.server()).fault_after(2, "legal-hold", 1, refusal);
+    let partly = hold(&first, &["--confirm"]).expect_code(10);
+    assert_eq!(fired.times(), 1);
+    partly.expect_stderr("hold its objects in repository");
+    court.site.peer.server().heal();
+    hold(&first, &["--dry-run"]).expect_stdout("advisory");
+    hold(&first, &["--confirm"])
+        .success()
+        .expect_stdout("objects");
+    let shown = hold(&first, &["--dry-run"]).success();
+    shown
+        .expect_stdout("legal hold of")
+        .expect_stdout("own hold");
+    let held = court.held();
+    for needed in [
+        format!("backups/{first}/manifest"),
+        format!("packs/{first}/"),
+        format!("layers/{first}/"),
+        "aux/files/up/scope.json".to_owned(),
+        "pitr.json".to_owned(),
+        format!("events/{first}/"),
+    ] {
+        assert!(
+            held.iter().any(|key| key.contains(&needed)),
+            "{needed}: {held:#?}"
+        );
+    }
+    assert!(!held.iter().any(|key| key.contains(&second)), "{held:#?}");
+
+    // Neither retention nor the end of pins lets it go, and a cluster's hold shares the marker with it.
+    court
+        .expire()
+        .success()
+        .expect_stdout("on legal hold: case 19");
+    assert!(court.has(&format!("packs/{first}/")));
+    let unpin = court.pitr(&["unpin", &first, "--of", "files:up", "--confirm"]);
+    unpin.expect_code(2).expect_stderr("is not pinned");
+    let cluster = court.ids[1].clone();
+    court.hold(&cluster).success();
+    let unhold = ["unhold", &first, "--of", "files:up", "--confirm"];
+    court
+        .pitr(&unhold)
+        .success()
+        .expect_stdout("no longer on hold");
+    let held = court.held();
+    assert!(held.iter().any(|key| key.ends_with("pitr.json")));
+    assert!(!held.iter().any(|key| key.contains(&first)), "{held:#?}");
+    court.pitr(&unhold).expect_code(2);
+    court.expire().success();
+    assert!(
+        !court.has(&format!("packs/{first}/")),
+        "it goes as any other"
+    );
+    court.pitr(&["unhold", &cluster, "--confirm"]).success();
+    assert_eq!(court.held(), Vec::<String>::new());
+    drop(court.cluster);
+}

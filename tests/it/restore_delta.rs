@@ -53,12 +53,7 @@ fn the_cluster_is_taken_back_in_place(major: u32) {
         .run()
         .expect_code(8)
         .expect_stdout("wal backfill --from");
-    for entry in std::fs::read_dir(&status).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "ready") {
-            std::fs::remove_file(path).unwrap();
-        }
-    }
+    forget_waiting(&pgdata);
     // Without a confirmation nothing is touched.
     let before = content(&pgdata);
     delta(&scene)
@@ -131,6 +126,78 @@ fn what_is_not_the_clusters_is_left_alone() {
     run.expect_stdout("pg_wal is no plain directory");
 }
 
+/// Two majors share a place for tablespaces, as behind pg_upgrade, and one of them is taken back.
+#[test]
+fn t50_another_major_in_the_place_of_a_tablespace_is_left_alone() {
+    let mut scene = Scene::new(17);
+    scene
+        .cluster
+        .sql("create table later tablespace ts as select 1 as a");
+    scene.cluster.archive_now();
+    scene.cluster.stop(Stop::Fast);
+    forget_waiting(scene.cluster.pgdata());
+    let older = scene.space.join("PG_16_202307071");
+    std::fs::create_dir_all(older.join("5")).unwrap();
+    for name in ["5/16384", "5/16385"] {
+        std::fs::write(older.join(name), "a table of 16").unwrap();
+    }
+    user::own_all(&older);
+    let stray = std::fs::read_dir(&scene.space).unwrap();
+    let stray = stray.map(|e| e.unwrap().path());
+    let own = stray.into_iter().find(|path| *path != older).unwrap();
+    std::fs::write(own.join("stray"), "x").unwrap();
+    user::own_all(&own);
+    let before = content(&older);
+    delta(&scene).arg("--confirm").run().success();
+    assert!(content(&older) == before);
+    assert!(!own.join("stray").exists());
+    verify_backup(17, scene.cluster.pgdata());
+}
+
+fn forget_waiting(pgdata: &Path) {
+    for entry in std::fs::read_dir(pgdata.join("pg_wal/archive_status")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "ready") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+/// What keeps a restore from its end is found while the directory is a cluster still.
+#[test]
+fn t51_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
+    let mut scene = Scene::new(16);
+    let pgdata = scene.cluster.pgdata().to_owned();
+    // The last WAL of a server that was killed was never offered.
+    scene.cluster.stop(Stop::Immediate);
+    let before = content(&pgdata);
+    let run = delta(&scene).arg("--confirm").run().expect_code(8);
+    run.expect_stdout("was not shut down cleanly")
+        .expect_stdout("wal backfill --from");
+    assert!(content(&pgdata) == before);
+    scene.cluster.start();
+    scene.cluster.archive_now();
+    scene.cluster.stop(Stop::Fast);
+    forget_waiting(&pgdata);
+    // Another cluster has the same file.
+    let (file, second) = (pgdata.join("base/1/1259"), scene.space.join("1259"));
+    std::fs::hard_link(&file, &second).unwrap();
+    let before = content(&pgdata);
+    let run = delta(&scene).arg("--confirm").run().expect_code(8);
+    run.expect_stdout("has 2 names");
+    assert!(content(&pgdata) == before, "the cluster is whole");
+    std::fs::remove_file(&second).unwrap();
+    // One that the backup does not have goes, and nobody writes into it.
+    let kept = scene.site.sandbox().file("kept", "of another cluster");
+    std::fs::hard_link(&kept, pgdata.join("base/1/99999")).unwrap();
+    delta(&scene).arg("--confirm").run().success();
+    assert_eq!(
+        std::fs::read_to_string(&kept).unwrap(),
+        "of another cluster"
+    );
+    verify_backup(16, &pgdata);
+}
+
 /// A small cluster and a copy of it that has gone on.
 struct Small {
     site: Site,
@@ -150,13 +217,7 @@ impl Small {
         cluster.archive_now();
         cluster.stop(Stop::Fast);
         let left = cluster.pgdata().to_owned();
-        let status = left.join("pg_wal/archive_status");
-        for entry in std::fs::read_dir(status).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|e| e == "ready") {
-                std::fs::remove_file(path).unwrap();
-            }
-        }
+        forget_waiting(&left);
         let data = cluster.sandbox().dir("copy").join("data");
         Small {
             site,

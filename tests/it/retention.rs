@@ -451,8 +451,25 @@ fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     };
     assert!(runs.iter().any(is_in), "{json}");
 
-    // With it, the second one leads from its older backup to all that came since.
+    // With it, the second one leads from its older backup to all that came since. A copy that is damaged there is none.
     kept.pitr(&sync).run().success();
+    let object = kept.site.object(&lacking);
+    let copy = second.join(object.strip_prefix(kept.site.repository()).unwrap());
+    let (whole, mut damaged) = (std::fs::read(&copy).unwrap(), std::fs::read(&copy).unwrap());
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    let put = |bytes: &[u8]| {
+        std::fs::remove_file(&copy).unwrap();
+        std::fs::write(&copy, bytes).unwrap();
+        crate::common::user::own(&copy);
+    };
+    put(&damaged);
+    let verify = ["verify", "--repository", "second"];
+    assert_ne!(kept.pitr(&verify).run().code(), 0);
+    let shown = expire(&["--dry-run"]);
+    assert!(short(&shown), "{shown}");
+    put(&whole);
+    kept.pitr(&verify).run().success();
     let shown = expire(&["--dry-run"]).success();
     assert!(!short(&shown), "{shown}");
     expire(&["--confirm"]).success();

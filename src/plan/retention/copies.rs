@@ -61,10 +61,16 @@ impl Other {
         let judged = rules::judge(backups.items(), &backups, &policy, now);
         let mut needed = Needed::default();
         backups.need(&judged.items, &mut needed);
-        Some(Other {
-            held: inventory::segments(&survey.timelines),
-            needed,
-        })
+        // A copy that is known to be damaged is none.
+        let mut held = inventory::segments(&survey.timelines);
+        for suspect in survey.suspects() {
+            if let Some(runs) = held.get_mut(&suspect.timeline)
+                && let Ok(number) = suspect.number(survey.segment_size)
+            {
+                *runs = runs.minus(&Runs::from_numbers(vec![number.0]));
+            }
+        }
+        Some(Other { held, needed })
     }
 
     fn holds(&self, timeline: TimelineId, number: SegmentNumber) -> bool {

@@ -560,6 +560,8 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
             Some(("the store refused to delete it".to_owned(), Hold::Window))
         } else if let Some(reason) = in_use(events, now) {
             Some((reason, Hold::Window))
+        } else if let Some(reason) = recovered_from(events, policy, now) {
+            Some((reason, Hold::Window))
         } else if let Some(event) = unknown {
             let reason = format!("it has an event of kind \"{}\"", event.event.event);
             Some((reason, Hold::Window))
@@ -710,6 +712,19 @@ fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
     Some(format!(
         "in use by a {purpose} on host \"{}\" {until}",
         claim.event.host
+    ))
+}
+
+/// By whom a backup was restored within the grace. The recovery that follows reads the WAL behind the backup, and claims nothing. Without a window that WAL
+/// stays with the backup, and no longer than its mark allows.
+fn recovered_from(events: &[Recorded], policy: &Policy, now: TimestampTz) -> Option<String> {
+    policy.rules.wal_window?;
+    let mut restores = event::restores(events).into_iter();
+    let young = restores.find(|end| end.since(now).saturating_add(policy.grace) > now)?;
+    Some(format!(
+        "a restore on host \"{}\" ended at {}, and its recovery may read WAL behind it",
+        young.event.host,
+        young.since(now)
     ))
 }
 

@@ -1243,8 +1243,28 @@ fn a_claim_keeps_the_wal_behind_a_backup_before_the_window() {
     let mut claim = event("claim", ago(1));
     claim.event.seconds = Some(7200);
     survey.ids.get_mut(&id(3)).unwrap().events.push(claim);
-    let plan = retention(&survey, &by(rules), now());
+    let plan = retention(&survey, &by(rules.clone()), now());
     assert_eq!(segments(&plan), [(1, 1, 9), (1, 12, 19), (1, 22, 29)]);
+    // The restore is complete, and the recovery that follows claims nothing.
+    let mut end = event("release", ago(0));
+    let claim = survey.ids.get_mut(&id(3)).unwrap().events.last_mut();
+    let claim = claim.unwrap();
+    claim.event.purpose = Some("restore".to_owned());
+    end.event.ends = Some(claim.name.clone());
+    survey.ids.get_mut(&id(3)).unwrap().events.push(end);
+    let within = |grace| Policy {
+        grace,
+        ..by(rules.clone())
+    };
+    let plan = retention(&survey, &within(HOUR * 24), now());
+    assert_eq!(segments(&plan), [(1, 1, 9), (1, 12, 19), (1, 22, 29)]);
+    assert!(
+        plan.backups
+            .iter()
+            .any(|b| b.reason.contains("its recovery may read WAL"))
+    );
+    let plan = retention(&survey, &within(Duration::ZERO), now());
+    assert_ne!(segments(&plan), [(1, 1, 9), (1, 12, 19), (1, 22, 29)]);
 }
 
 /// Small numbers that depend on the seed alone.
