@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `mark` | one point in every member |
 //! | `info` | the marks of a set, and which of them can be reached |
+//! | `moments` | the moments that all members with a log reach |
 //! | `plan` | a target, planned for each member |
 //! | `records` | the directories of these records |
 //! | `run` | the record of a recovery on this host, step by step |
@@ -27,6 +28,7 @@ mod commits;
 mod erasures;
 pub mod info;
 pub mod mark;
+pub mod moments;
 mod own;
 pub mod plan;
 mod records;

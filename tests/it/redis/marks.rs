@@ -1,0 +1,152 @@
+//! Marks of a set whose member is a Redis server, and the moments of such a set.
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::receive::{configure, confirm, master_and_replica, now, receiver, stop};
+use super::server::Server;
+use super::world::World;
+use crate::common::{PATIENCE, Run, wait_until};
+
+const SET: &str = "identity = \"shop\"\n[sets.shop]\nmembers = [\"redis:cache\"]\n";
+
+fn mark(world: &World, more: &[&str]) -> Value {
+    let run = world.pitr(&[&["mark", "shop", "--json"], more].concat());
+    run.run().success().json()
+}
+
+fn marks(world: &World) -> Vec<Value> {
+    let info = world.pitr(&["info", "--set", "shop", "--json"]).run();
+    info.json()["marks"].as_array().unwrap().clone()
+}
+
+/// A recovery into a folder that is thrown away.
+fn tested(world: &World, moment: &[&str]) -> Run {
+    let words = ["recover", "test", "--set", "shop", "--json"];
+    world.pitr(&[&words[..], moment].concat()).run()
+}
+
+/// A replica has what it had at the mark, which is not all that its master had answered.
+#[test]
+fn r120_a_replica_makes_no_mark_of_level_3() {
+    let (master, replica) = master_and_replica("redis-7");
+    let world = World::new(&replica);
+    configure(&world, &replica, SET);
+    let running = receiver(&world, &replica);
+    world.backup();
+    confirm(&master, "SET a 1\n", 1);
+    let made = mark(&world, &[]);
+    assert_eq!(made["level"], 1, "{made:#}");
+    let scope = "aux/redis/cache";
+    assert_eq!(made["followers"][0]["scope"], scope, "{made:#}");
+    let behind = made["followers"][0]["behind_seconds"].as_u64();
+    assert!(behind.is_some_and(|seconds| seconds < 60), "{made:#}");
+    let shown = world.pitr(&["mark", "shop"]).run().success();
+    let words = ", level 1, in one\n";
+    let told = [words, "of a server that follows another one and is up to"];
+    assert!(
+        told.iter().all(|words| shown.stdout.contains(words)),
+        "{shown}"
+    );
+    confirm(&master, "SET b 1\n", 1);
+    let id = made["id"].as_str().unwrap();
+    wait_until(PATIENCE, "the mark is settled", || {
+        let marks = marks(&world);
+        let own = marks.iter().find(|mark| mark["id"] == id).unwrap();
+        assert_eq!(own["level"], 1, "{own:#}");
+        own["settled"] == true
+    });
+    let report = tested(&world, &["--mark", id]).success().json();
+    assert_eq!(report["plan"]["level"], 1, "{report:#}");
+    assert_eq!(report["plan"]["members"][0]["reached"]["level"], 1);
+    stop(running);
+    // The master itself has all of it.
+    configure(&world, &master, SET);
+    let running = receiver(&world, &master);
+    let made = mark(&world, &[]);
+    assert_eq!(
+        (&made["level"], &made["followers"]),
+        (&3.into(), &Value::Array(Vec::new()))
+    );
+    stop(running);
+}
+
+/// However many newer ones there are: expiry keeps what has a label.
+#[test]
+fn r121_a_mark_of_long_ago_is_found_by_its_label_and_by_its_name() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, SET);
+    let running = receiver(&world, &server);
+    world.backup();
+    let label = "before the release";
+    let old = mark(&world, &["--label", label])["id"].clone();
+    let old = old.as_str().unwrap();
+    confirm(&server, "SET a 1\n", 1);
+    // One each second, until SIGTERM; "1min" is a length of time, too.
+    let every = world
+        .pitr(&["mark", "shop", "--every", "1s", "--json"])
+        .spawn();
+    wait_until(PATIENCE, "three marks are made", || {
+        marks(&world).len() >= 4
+    });
+    every.signal(Signal::TERM);
+    let run = every.wait().success();
+    let made = run.stdout.lines().filter(|line| line.contains("\"id\""));
+    assert!(made.count() >= 3, "{run}");
+    let count = marks(&world).len();
+    let every = world.pitr(&["mark", "shop", "--every", "1min"]).spawn();
+    wait_until(PATIENCE, "one more is made", || {
+        marks(&world).len() == count + 1
+    });
+    every.signal(Signal::TERM);
+    every.wait().success();
+    stop(running);
+    for text in [label, old] {
+        let lowered = |words: &[&str]| {
+            let program = world.pitr(words).env("PITR_FAULT_LIMIT", "2");
+            program.arg("--json").run().success().json()
+        };
+        let report = lowered(&["recover", "test", "--set", "shop", "--mark", text]);
+        assert_eq!(report["plan"]["wanted"]["mark"], old, "{report:#}");
+        let runbook = lowered(&["runbook", "--set", "shop", "--stored", "--mark", text]);
+        assert_eq!(runbook["mark"], old, "{runbook:#}");
+    }
+    let none = tested(&world, &["--mark", "before the war"]);
+    none.expect_code(2)
+        .expect_stdout("has no mark \\\"before the war\\\"");
+}
+
+/// A target inside a gap of Redis is refused with moments that are reached.
+#[test]
+fn r122_the_nearest_moments_of_a_set_lie_around_a_gap_of_redis() {
+    let mut server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, SET);
+    let running = receiver(&world, &server);
+    world.backup();
+    confirm(&server, "SET a 1\n", 1);
+    stop(running);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let lost = now();
+    // Its next history has nothing of this one.
+    server.kill();
+    server.begin();
+    let running = receiver(&world, &server);
+    world.backup();
+    confirm(&server, "SET b 1\n", 1);
+    stop(running);
+    let refused = tested(&world, &["--target-time", &lost])
+        .expect_code(5)
+        .json();
+    for word in ["before", "after"] {
+        let begin = format!("The nearest moment {word} it: --target-time \"");
+        let hint = refused["hint"].as_str().unwrap();
+        let (_, rest) = hint
+            .split_once(begin.as_str())
+            .unwrap_or_else(|| panic!("{refused:#}"));
+        let (time, _) = rest.split_once('"').unwrap();
+        let report = tested(&world, &["--target-time", time]).success().json();
+        assert_eq!(report["passed"], true, "{report:#}");
+    }
+}
