@@ -363,10 +363,13 @@ pub fn newest(store: &dyn Store, scope: &Scope, limit: usize) -> Result<Marks> {
 }
 
 /// An event, by its subject and its name.
-type Place = (String, String);
+pub type Place = (String, String);
 
 /// The places of all marks of a set, ascending by their time.
-fn places(store: &dyn Store, scope: &Scope) -> Result<Vec<Place>> {
+///
+/// # Errors
+/// Errors of the store.
+pub fn places(store: &dyn Store, scope: &Scope) -> Result<Vec<Place>> {
     let mut all = Vec::new();
     for day in event::days(store, scope, SUBJECT)? {
         let names = event::names(store, scope, &day, MARK)?;
@@ -375,7 +378,11 @@ fn places(store: &dyn Store, scope: &Scope) -> Result<Vec<Place>> {
     Ok(all)
 }
 
-fn read_at(store: &dyn Store, scope: &Scope, places: &[Place], host: &Host) -> Result<Marks> {
+/// Reads the marks at these places.
+///
+/// # Errors
+/// As [`newest`]; `Interrupted`.
+pub fn read_at(store: &dyn Store, scope: &Scope, places: &[Place], host: &Host) -> Result<Marks> {
     let read = host.parallel(READERS, places, |(day, name)| {
         Ok(event::read_one(store, scope, day, name).map(Vec::from_iter))
     })?;

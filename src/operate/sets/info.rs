@@ -87,7 +87,15 @@ pub fn run(session: &Session, name: Option<&str>, limit: usize) -> Result<SetInf
     })
 }
 
-fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<bool>, Vec<String>)> {
+/// Plans a mark: whether it is settled, and the members that it waits for.
+///
+/// # Errors
+/// Those of the repositories.
+pub(super) fn settled(
+    session: &Session,
+    set: &RecoverySet,
+    id: &str,
+) -> Result<(Option<bool>, Vec<String>)> {
     let asked = AskedRecovery {
         set: Some(set.name.clone()),
         extent: Extent::Full,
@@ -96,17 +104,7 @@ fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<boo
         after_stop: false,
         from_standby: false,
     };
-    // A mark that waits is no trouble of a repository.
-    let quiet = Session {
-        host: session.host.with_progress(Arc::new(Silent)),
-        environment: session.environment.clone(),
-        flags: session.flags.clone(),
-        system_identifier: session.system_identifier,
-        followed: session.followed,
-        away: Away::default(),
-        pacing: Pacing::limited(None),
-    };
-    match plan::look(&quiet, &asked) {
+    match plan::look(&quiet(session), &asked) {
         Ok(planned) => {
             let members = planned.plan.members.iter();
             let why =
@@ -117,5 +115,18 @@ fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<boo
             Ok((Some(false), vec![e.to_string()]))
         }
         Err(e) => Err(e),
+    }
+}
+
+/// The same session without a word: a mark that waits is no trouble of a repository.
+pub(super) fn quiet(session: &Session) -> Session {
+    Session {
+        host: session.host.with_progress(Arc::new(Silent)),
+        environment: session.environment.clone(),
+        flags: session.flags.clone(),
+        system_identifier: session.system_identifier,
+        followed: session.followed,
+        away: Away::default(),
+        pacing: Pacing::limited(None),
     }
 }

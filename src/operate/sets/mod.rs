@@ -21,6 +21,7 @@
 //! | `commits` | commits of a server since it was recovered |
 //! | `timing` | how long restores took in the recoveries before |
 //! | `runbook` | the recovery instructions of a set |
+//! | `watch` | the marks of a set for those who watch over it |
 
 pub mod back;
 mod cache;
@@ -38,6 +39,7 @@ pub mod runbook;
 pub mod scratch;
 mod service;
 mod timing;
+pub mod watch;
 mod work;
 
 pub use own::FOLLOWS;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::receive::{configure, confirm, master_and_replica, now, receiver, stop};
 use super::server::Server;
 use super::world::World;
+use crate::alert_conditions::Sink;
 use crate::common::{PATIENCE, Run, wait_until};
 
 const SET: &str = "identity = \"shop\"\n[sets.shop]\nmembers = [\"redis:cache\"]\n";
@@ -115,6 +116,94 @@ fn r121_a_mark_of_long_ago_is_found_by_its_label_and_by_its_name() {
     let none = tested(&world, &["--mark", "before the war"]);
     none.expect_code(2)
         .expect_stdout("has no mark \\\"before the war\\\"");
+}
+
+/// Marks that come no more are seen by all who watch; a set that never had one is advice.
+#[test]
+fn r124_who_watches_sees_marks_that_come_no_more() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    let sink = Sink::new();
+    let agent = format!(
+        "[agent]\nstate_dir = \"{}\"\ninterval = \"1s\"\n{}",
+        world.sandbox.dir("state").display(),
+        sink.section()
+    );
+    let with = |limit: &str| configure(&world, &server, &format!("{SET}{limit}{agent}"));
+    with("");
+    let finding = |name: &str| -> Value {
+        let told = world.pitr(&["doctor", "--json"]).run().json();
+        let all = told["findings"].as_array().unwrap().iter();
+        let mut named = all.filter(|f| f["group"] == "sets" && f["name"] == name);
+        named.next().cloned().unwrap_or_default()
+    };
+    let series = "pitr_set_mark_settled_timestamp_seconds{set=\"shop\"} ";
+    let metric = || -> Option<f64> {
+        let text = world.pitr(&["metrics"]).run().stdout;
+        let value = text.lines().find_map(|line| line.strip_prefix(series));
+        value.map(|value| value.parse().unwrap())
+    };
+    let none = finding("shop marks");
+    assert_eq!(none["level"], "ok", "{none:#}");
+    assert!(none.to_string().contains("none yet"), "{none:#}");
+    assert_eq!(metric(), None);
+    let running = receiver(&world, &server);
+    world.backup();
+    let made = mark(&world, &[]);
+    let time = made["ended"].as_str().unwrap();
+    let waits = finding("shop marks");
+    if waits["level"] != "ok" {
+        assert!(waits.to_string().contains("redis:cache: "), "{waits:#}");
+    }
+    confirm(&server, "SET a 1\n", 1);
+    stop(running);
+    let fine = finding("shop marks");
+    assert_eq!(fine["level"], "ok", "{fine:#}");
+    assert!(
+        fine.to_string().contains("newest settled one is"),
+        "{fine:#}"
+    );
+    assert_eq!(finding("shop runbook")["level"], "ok");
+    let expected: pitr::pg::time::TimestampTz = time.parse().unwrap();
+    let micros = (metric().unwrap() * 1e6).round();
+    assert!(
+        (micros - expected.unix_micros().unwrap() as f64).abs() < 2.0,
+        "{made:#}"
+    );
+
+    // Behind it nothing is received: newer marks wait, and the old one grows old.
+    server.ask(&["SET", "b", "2"]);
+    mark(&world, &[]);
+    with("max_mark_age = \"1s\"\nstop = [\"true\"]\n");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let old = finding("shop marks");
+    assert_eq!(old["level"], "fail", "{old:#}");
+    assert!(
+        old.to_string()
+            .contains("the newest one waits: redis:cache"),
+        "{old:#}"
+    );
+    let stale = finding("shop runbook");
+    assert_eq!(stale["level"], "warn", "{stale:#}");
+    assert_eq!(metric().map(|at| (at * 1e6).round()), Some(micros));
+    let agent = world.pitr(&["agent"]).spawn();
+    let heard = || sink.heard("sets/shop/marks");
+    wait_until(PATIENCE, "the sink hears of it", || !heard().is_empty());
+    assert_eq!(heard()[0].1, "medium");
+    assert!(
+        heard()[0].2.contains("the newest settled mark is"),
+        "{:?}",
+        heard()
+    );
+    with("");
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the sink hears of its end", || {
+        heard()
+            .last()
+            .is_some_and(|(event, ..)| event == "resolved")
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().success();
 }
 
 /// A target inside a gap of Redis is refused with moments that are reached.
