@@ -174,5 +174,7 @@ fn r120_a_standby_makes_no_mark_of_level_3() {
     let state = plan["members"][0]["reached"]["moment"].as_str().unwrap();
     assert!(state < plan["time"].as_str().unwrap(), "{plan:#}");
     assert!(plan["spread_seconds"].as_u64().unwrap() >= 1, "{plan:#}");
+    let shown = shop.pitr(&line).run().expect_code(8);
+    shown.expect_stdout(", level 1, states up to ");
     pair.shop.stop_receiving();
 }
