@@ -8,12 +8,12 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::exit::{self, Program};
 use crate::operate::human;
-use crate::operate::sets::mark::{self, Asked, Marked};
+use crate::operate::sets::mark::{self, Asked, Follower, Marked};
 
 /// Record one point in every member of a recovery set
 ///
 /// PostgreSQL gets a restore point; a standby gives the position that it has replayed. Redis is asked for its replication id and offset, and nothing is written to
-/// it. Files and configuration have no log: a mark names the next backup of them that begins. The mark is a target of "pitr recover" as soon as every member has
+/// it. A standby or a replica of Redis lacks what it had not replayed yet: such a mark has level 1. Files and configuration have no log: a mark names the next backup of them that begins. The mark is a target of "pitr recover" as soon as every member has
 /// stored what it names: pitr info --set SET. It goes into every repository of the configuration; exit status 10 when one did not take it.
 ///
 /// Example: pitr mark shop --label "before the release" --with-backups
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long)]
     pub with_backups: bool,
 
-    /// Make a mark each time this long has passed, such as 1m, until SIGTERM or Ctrl-C
+    /// Make a mark each time this long has passed, such as 1min, until SIGTERM or Ctrl-C
     #[arg(long, value_name = "PERIOD", conflicts_with = "label")]
     pub every: Option<Period>,
 }
@@ -86,7 +86,22 @@ fn show(cx: &Context, marked: &Marked) -> Result<()> {
             (None, None, Some(id)) => format!("backup {id}"),
             (None, None, None) => "the next backup of it".to_owned(),
         };
-        cx.out.report(&format!("  {}: {point}", member.scope))?;
+        let mut followers = marked.followers.iter();
+        let follower = followers.find(|one| one.scope == member.scope);
+        let behind = follower.map(behind).unwrap_or_default();
+        cx.out
+            .report(&format!("  {}: {point}{behind}", member.scope))?;
     }
     Ok(())
+}
+
+fn behind(follower: &Follower) -> String {
+    match follower.behind_seconds {
+        Some(seconds) => format!(
+            ", of a server that follows another one and is up to {} behind it",
+            human::duration(Duration::from_secs(seconds))
+        ),
+        None => ", of a server that follows another one, and does not know how far behind it is"
+            .to_owned(),
+    }
 }

@@ -377,8 +377,14 @@ fn print_plan(cx: &Context, plan: &SetPlan) -> Result<()> {
     let level = plan
         .level
         .map(|level| format!(", level {}", level.number()));
+    let is_loose = plan.level.is_some_and(|level| level.number() <= 1);
+    let spread = Duration::from_secs(plan.spread_seconds);
+    let apart = match is_loose && !spread.is_zero() {
+        true => format!(", states up to {} apart", human::duration(spread)),
+        false => String::new(),
+    };
     cx.out.line(&format!(
-        "moment {}{}",
+        "moment {}{}{apart}",
         human::exact_time(plan.time),
         level.unwrap_or_default()
     ))?;

@@ -143,6 +143,7 @@ keys! { SET: |e, set: RecoverySet|
     "hook": hook = e.list();
     "health": health = e.list();
     "state_dir": state_dir = e.path();
+    "max_mark_age": max_mark_age = e.checked(str::parse::<Period>);
 }
 
 // Those of `[repositories.NAME]`.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::name;
+use super::{Period, name};
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -24,6 +24,8 @@ pub struct RecoverySet {
     pub health: Vec<String>,
     /// The directory of runs of recoveries; else `recover` below the caches.
     pub state_dir: Option<PathBuf>,
+    /// The age above which the newest settled mark is too old.
+    pub max_mark_age: Option<Period>,
 }
 
 /// The commands of a service, which `pitr recover` runs.

@@ -38,12 +38,13 @@ const SIZES: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// From the largest to the smallest.
-const PERIODS: [(&str, u64); 5] = [
+/// From the largest to the smallest. The first of two names for one unit is printed.
+const PERIODS: [(&str, u64); 6] = [
     ("w", 7 * 86_400),
     ("d", 86_400),
     ("h", 3_600),
     ("m", 60),
+    ("min", 60),
     ("s", 1),
 ];
 
@@ -69,7 +70,7 @@ impl FromStr for Millis {
 }
 
 const SIZE_HINT: &str = "Write a whole number and one of B KB MB GB TB KiB MiB GiB TiB, as in 16MiB (KB, MB, GB, TB are powers of ten).";
-const PERIOD_HINT: &str = "Write a whole number and one of s m h d w, as in 26h or 7d.";
+const PERIOD_HINT: &str = "Write a whole number and one of s m (or min) h d w, as in 26h or 7d.";
 
 impl FromStr for Size {
     type Err = Error;
@@ -175,6 +176,7 @@ mod tests {
             ("0s", 0),
             ("30s", 30),
             ("15m", 900),
+            ("15min", 900),
             ("26h", 93_600),
             ("7d", 604_800),
             ("1w", 604_800),

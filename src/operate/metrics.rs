@@ -23,6 +23,7 @@ use super::receiver::Receiver;
 use super::runs::Runs;
 use super::scopes::ScopeInfo;
 use super::session::Session;
+use super::sets::watch::{self, Watched};
 use super::tallies::Tallies;
 use super::underway::{self, Underway};
 use super::written::Written;
@@ -156,6 +157,11 @@ const GAP_INSIDE: Family = (
     Type::Gauge,
     "Holes behind the oldest backup.",
 );
+const MARK_SETTLED: Family = (
+    "pitr_set_mark_settled_timestamp_seconds",
+    Type::Gauge,
+    "Time of the newest settled mark of a recovery set.",
+);
 const PINS: Family = ("pitr_pins", Type::Gauge, "Backups that are pinned.");
 const CONNECTED: Family = (
     "pitr_receiver_connected",
@@ -260,6 +266,8 @@ pub struct Metrics {
     pub clocks: Vec<(String, f64)>,
     /// Free bytes on the filesystem of `pg_wal` of each cluster that has its data directory here.
     pub pg_wal_free: Vec<(String, u64)>,
+    /// The marks of each recovery set that could be looked at.
+    pub sets: Vec<Watched>,
     /// The counts of all looks of this host; none where nothing can be kept.
     pub tallies: Option<Tallies>,
 }
@@ -328,6 +336,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         of_scopes(&mut all, &info.scopes, &settings);
     }
     of_unknown(&mut all, &settings, info.as_ref());
+    let sets = of_sets(&mut all, session, &settings);
     let walg = names.contains(&Compat::WalG);
     let with = (&settings, known, walg);
     let Stores { rooms, clocks } =
@@ -349,8 +358,20 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         rooms,
         clocks,
         pg_wal_free,
+        sets,
         tallies,
     })
+}
+
+/// The marks of recovery sets. A set that cannot be looked at is a finding of `pitr doctor`; a host that only writes proves none settled.
+fn of_sets(all: &mut Exposition, session: &Session, settings: &Settings) -> Vec<Watched> {
+    let looked = watch::all(session, settings).into_iter();
+    let sets: Vec<Watched> = looked.filter_map(|(_, watched)| watched.ok()).collect();
+    for one in &sets {
+        let labels = [("set", one.set.as_str())];
+        all.add_known(&MARK_SETTLED, &labels, one.settled.map(seconds));
+    }
+    sets
 }
 
 /// Has this look counted beside those before it.

@@ -16,6 +16,9 @@ pub const SECTIONS: [&str; 5] = [
     "modules",
 ];
 
+/// The role of a server that follows another one.
+pub const REPLICA: &str = "replica";
+
 /// The fields of `INFO`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Info {
@@ -47,6 +50,14 @@ impl Info {
     /// Whether a field is there and says 1.
     pub fn is_on(&self, name: &str) -> bool {
         self.field(name) == Some("1")
+    }
+
+    /// Returns `master` or `replica`.
+    pub fn role(&self) -> &'static str {
+        match self.field("role") {
+            Some("slave" | "replica") => REPLICA,
+            _ => "master",
+        }
     }
 
     /// Returns the version of the server. Valkey names one of Redis besides, for clients that ask for it.

@@ -70,9 +70,37 @@ struct Stream<'s, 'a> {
     fork: Option<(u64, State)>,
 }
 
+/// A turn in what is received, which the operator is to hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// Reception begins without the bytes before it.
+    Begins(Beginning),
+    /// The server has gone on without the last bytes that were received: their history is left before its end.
+    Leaves {
+        /// The history, and the position up to which the server has it.
+        parent: Parent,
+        /// The position up to which it was received.
+        received: u64,
+    },
+    /// The server goes on behind what was received; the history that it goes on from is named where it has another one.
+    GoesOn(Option<Parent>),
+}
+
+/// A process other than the one that sent what was received before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its own name for itself.
+    pub run_id: String,
+    /// For how long it runs.
+    pub up_seconds: Option<u64>,
+}
+
+/// The account of a turn for the operator: the state behind it, and the process where it is another one.
+pub type Told<'t> = (&'t Turn, &'t State, Option<&'t Process>);
+
 /// Receives until the connection ends, which is an error, or until `tick` says so.
 ///
-/// `began` hears of each place where reception begins without the bytes before it; `succeeded` is called again and again while the connection works.
+/// `told` hears of each turn; `succeeded` is called again and again while the connection works.
 ///
 /// # Errors
 /// Those of the server and of the connection; `Full` when the journal has no room; those of `tick`.
@@ -80,13 +108,13 @@ pub fn run(
     source: Source,
     acknowledged: RedisAcknowledge,
     (sink, host): (&mut Sink<'_>, &Host),
-    began: &mut dyn FnMut(&State, &Beginning),
+    told: &mut dyn FnMut(Told<'_>),
     succeeded: &mut dyn FnMut(),
     tick: Tick<'_>,
 ) -> Result<()> {
     let mut source = source;
     let held = sink.held.clone();
-    let Begun { state, fork } = match position::action(held.as_ref(), &source.info) {
+    let begun = match position::action(held.as_ref(), &source.info) {
         Action::Wait(why) => {
             return Err(err!(Unreachable, "the server sends no history now: {why}"));
         }
@@ -102,9 +130,11 @@ pub fn run(
         Action::Leave { fork } => leave(&mut source, required(held)?, fork, host, tick)?,
         Action::Begin(why) => begin(&mut source, held.as_ref(), why, host, tick)?,
     };
-    if let Some(beginning) = &state.beginning {
-        began(&state, beginning);
+    if let Some(turn) = turn(sink.held.as_ref(), &begun) {
+        let process = process(sink.held.as_ref(), &source);
+        told((&turn, begun.last(), process.as_ref()));
     }
+    let Begun { state, fork } = begun;
     let mut stream = Stream {
         connection: source.connection,
         host,
@@ -127,6 +157,48 @@ pub fn run(
 struct Begun {
     state: State,
     fork: Option<(u64, State)>,
+}
+
+impl Begun {
+    /// The state in the history that the server has now.
+    fn last(&self) -> &State {
+        self.fork.as_ref().map_or(&self.state, |(_, next)| next)
+    }
+}
+
+/// Pure: the turn between what is held and what the server sends.
+fn turn(held: Option<&State>, begun: &Begun) -> Option<Turn> {
+    if let Some(beginning) = &begun.state.beginning {
+        return Some(Turn::Begins(beginning.clone()));
+    }
+    let held = held?;
+    let (last, received) = (begun.last(), held.reader.position());
+    if last.replid == held.replid {
+        let is_other = !held.run_id.is_empty() && held.run_id != last.run_id;
+        return is_other.then_some(Turn::GoesOn(None));
+    }
+    let parent = Parent {
+        replid: held.replid.clone(),
+        fork: begun
+            .fork
+            .as_ref()
+            .map_or(begun.state.reader.position(), |(fork, _)| *fork),
+    };
+    Some(match parent.fork < received {
+        true => Turn::Leaves { parent, received },
+        false => Turn::GoesOn(Some(parent)),
+    })
+}
+
+/// The process that sends, where it is another one than that of what is held.
+fn process(held: Option<&State>, source: &Source) -> Option<Process> {
+    let run_id = source.info.field("run_id")?.to_owned();
+    let uptime = source.info.field("uptime_in_seconds");
+    let process = Process {
+        run_id,
+        up_seconds: uptime.and_then(|seconds| seconds.parse().ok()),
+    };
+    (held?.run_id != process.run_id).then_some(process)
 }
 
 fn required(held: Option<State>) -> Result<State> {
@@ -435,4 +507,48 @@ pub fn may_try_again(error: &Error) -> bool {
         error.code(),
         Code::Unreachable | Code::Deadline | Code::Full | Code::Server
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(replid: &str, run_id: &str, position: u64) -> State {
+        State {
+            replid: replid.to_owned(),
+            run_id: run_id.to_owned(),
+            parent: None,
+            server_version: String::new(),
+            flavor: String::new(),
+            beginning: None,
+            reader: Reader::new(position, None),
+        }
+    }
+
+    #[test]
+    fn a_turn_tells_what_is_left_and_who_goes_on() {
+        let held = state("a", "one", 100);
+        let seen =
+            |state: State, fork: Option<(u64, State)>| turn(Some(&held), &Begun { state, fork });
+        assert_eq!(seen(state("a", "one", 100), None), None);
+        assert_eq!(seen(state("a", "two", 100), None), Some(Turn::GoesOn(None)));
+        let parent = |fork| Parent {
+            replid: "a".to_owned(),
+            fork,
+        };
+        let left = Turn::Leaves {
+            parent: parent(70),
+            received: 100,
+        };
+        assert_eq!(seen(state("b", "two", 70), None), Some(left));
+        // The server has a little more of the old history than was received.
+        let ahead = Some((120, state("b", "two", 120)));
+        let on = Turn::GoesOn(Some(parent(120)));
+        assert_eq!(seen(state("a", "two", 100), ahead), Some(on));
+        let fresh = Begun {
+            state: state("a", "one", 0),
+            fork: None,
+        };
+        assert_eq!(turn(None, &fresh), None);
+    }
 }

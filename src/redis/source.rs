@@ -1,7 +1,7 @@
 //! The server whose data set is backed up.
 
 use super::connection::{Connection, Tick, Way};
-use super::info::{Info, SECTIONS};
+use super::info::{Info, REPLICA, SECTIONS};
 use super::resp::Reply;
 use super::version::ServerVersion;
 use crate::config::Secret;
@@ -108,10 +108,7 @@ impl Source {
 
     /// Returns `master` or `replica`.
     pub fn role(&self) -> &'static str {
-        match self.info.field("role") {
-            Some("slave" | "replica") => REPLICA,
-            _ => "master",
-        }
+        self.info.role()
     }
 
     /// Whether it is one of the servers of a cluster.
@@ -126,9 +123,6 @@ fn ask(connection: &mut Connection, section: &str, tick: Tick<'_>) -> Result<Str
         _ => Err(err!(Server, "the server does not answer to INFO")),
     }
 }
-
-/// The role of a server that follows another one.
-pub const REPLICA: &str = "replica";
 
 /// Adds to an error that nothing came of the backup.
 pub fn no_backup(error: Error) -> Error {

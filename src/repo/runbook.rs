@@ -85,6 +85,15 @@ pub fn key(scope: &Scope, hash: &str) -> Result<Key> {
     named(scope, name)
 }
 
+/// Returns the hash by which a mark of this repository names a text.
+///
+/// # Errors
+/// `Key` where the key of hashes is not at hand.
+pub fn hash(store: &dyn Store, text: &str) -> Result<String> {
+    let raw = *blake3::hash(text.as_bytes()).as_bytes();
+    Ok(hex(&store.public_hash(&raw)?))
+}
+
 /// Stores a text where it is not there yet, and returns the hash by which a mark of this repository names it.
 ///
 /// # Errors

@@ -31,7 +31,7 @@ const SUBJECT: &str = "marks-";
 pub const MEMBERS_MAX: usize = 64;
 /// Longest label, in bytes.
 pub const LABEL_MAX: usize = 100;
-/// Events that are read at most, the newest: those of a week, one each minute.
+/// Events among which the newest marks are looked for: those of a week, one each minute.
 const READ_MAX: usize = 10_080;
 /// So many events are read at once.
 const READERS: usize = 16;
@@ -80,7 +80,7 @@ pub struct Stated {
     pub began: TimestampTz,
     /// The same when every member had answered.
     pub ended: TimestampTz,
-    /// The level; a reader takes the smaller of it and that of the members.
+    /// The level; a reader takes the smaller of it and that of the members. 1 where a replica of Redis was asked, of which its own point tells nothing.
     pub level: u8,
     /// The members.
     pub members: Vec<StatedMember>,
@@ -130,16 +130,6 @@ pub enum Point {
     After(TimestampTz),
 }
 
-impl Point {
-    /// The exactness of a member that is restored to it.
-    pub fn level(&self) -> Level {
-        match self {
-            Point::Wal(..) | Point::Log(..) => Level::Marker,
-            Point::Backup(_) | Point::After(_) => Level::Ordered,
-        }
-    }
-}
-
 /// A member of a mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -147,6 +137,8 @@ pub struct Member {
     pub scope: String,
     /// Its point.
     pub point: Point,
+    /// The exactness of a member that is restored to it.
+    pub level: Level,
 }
 
 /// A mark that counts.
@@ -186,6 +178,15 @@ impl Mark {
 }
 
 impl StatedMember {
+    /// The exactness of its point. A standby has replayed less than its primary has committed: what ended before the mark may be missing.
+    pub fn level(&self) -> Level {
+        match (self.lsn, &self.replid) {
+            (Some(_), _) if self.restore_point.is_none() => Level::Time,
+            (Some(_), _) | (None, Some(_)) => Level::Marker,
+            (None, None) => Level::Ordered,
+        }
+    }
+
     fn point(&self) -> Option<Point> {
         let wal = (self.timeline, self.lsn);
         let log = (&self.replid, self.offset);
@@ -249,9 +250,10 @@ fn read(scope: &Scope, recorded: &Recorded) -> std::result::Result<Mark, &'stati
         members.push(Member {
             scope: stated.scope.clone(),
             point,
+            level: stated.level(),
         });
     }
-    let lowest = members.iter().map(|member| member.point.level()).min();
+    let lowest = members.iter().map(|member| member.level).min();
     let level = match (stated.level, lowest.unwrap_or(Level::Nearest)) {
         (3.., lowest) => lowest,
         (2, lowest) => lowest.min(Level::Ordered),
@@ -345,7 +347,7 @@ pub fn newest(store: &dyn Store, scope: &Scope, limit: usize) -> Result<Marks> {
     for day in event::days(store, scope, SUBJECT)?.into_iter().rev() {
         let names = event::names(store, scope, &day, MARK)?;
         for name in names.into_iter().rev() {
-            if found.marks.len() >= limit || looked_at >= READ_MAX {
+            if found.marks.len() >= limit || looked_at >= READ_MAX.max(limit) {
                 found.is_cut = true;
                 return Ok(found);
             }
@@ -358,6 +360,102 @@ pub fn newest(store: &dyn Store, scope: &Scope, limit: usize) -> Result<Marks> {
         }
     }
     Ok(found)
+}
+
+/// An event, by its subject and its name.
+pub type Place = (String, String);
+
+/// The places of all marks of a set, ascending by their time.
+///
+/// # Errors
+/// Errors of the store.
+pub fn places(store: &dyn Store, scope: &Scope) -> Result<Vec<Place>> {
+    let mut all = Vec::new();
+    for day in event::days(store, scope, SUBJECT)? {
+        let names = event::names(store, scope, &day, MARK)?;
+        all.extend(names.into_iter().map(|name| (day.clone(), name)));
+    }
+    Ok(all)
+}
+
+/// Reads the marks at these places.
+///
+/// # Errors
+/// As [`newest`]; `Interrupted`.
+pub fn read_at(store: &dyn Store, scope: &Scope, places: &[Place], host: &Host) -> Result<Marks> {
+    let read = host.parallel(READERS, places, |(day, name)| {
+        Ok(event::read_one(store, scope, day, name).map(Vec::from_iter))
+    })?;
+    let mut found = Marks::default();
+    for ((_, name), read) in places.iter().zip(read) {
+        found.add(scope, name, read?)?;
+    }
+    Ok(found)
+}
+
+/// Reads the marks whose name begins so, however many newer ones there are: the day and the time in the name lead to them. A beginning without a day has none.
+///
+/// # Errors
+/// As [`newest`]; `Interrupted`.
+fn named(store: &dyn Store, scope: &Scope, beginning: &str, host: &Host) -> Result<Marks> {
+    let Some(day) = beginning.get(..8).filter(|day| is_all_digits(day)) else {
+        return Ok(Marks::default());
+    };
+    let time = beginning.split('Z').next().unwrap_or_default();
+    let day = format!("{SUBJECT}{day}");
+    let names = event::names(store, scope, &day, MARK)?.into_iter();
+    let names = names.filter(|name| name.starts_with(time));
+    let places: Vec<Place> = names.map(|name| (day.clone(), name)).collect();
+    let mut found = read_at(store, scope, &places, host)?;
+    found.marks.retain(|mark| mark.id.starts_with(beginning));
+    Ok(found)
+}
+
+/// Reads the marks with this label: those among the newest that are read, else those behind them, for [`spent`] lets a label stay there.
+///
+/// # Errors
+/// As [`newest`]; `Interrupted`.
+fn labelled(store: &dyn Store, scope: &Scope, label: &str, host: &Host) -> Result<Marks> {
+    labelled_behind(store, scope, label, (fault::lowered(READ_MAX), host))
+}
+
+fn labelled_behind(
+    store: &dyn Store,
+    scope: &Scope,
+    label: &str,
+    (newest, host): (usize, &Host),
+) -> Result<Marks> {
+    let all = places(store, scope)?;
+    let behind = all.len().saturating_sub(newest);
+    let (behind, newest) = all.split_at_checked(behind).unwrap_or((&all, &[]));
+    let mut found = Marks::default();
+    for places in [newest, behind] {
+        found = read_at(store, scope, places, host)?;
+        found
+            .marks
+            .retain(|mark| mark.label.as_deref() == Some(label));
+        if !found.marks.is_empty() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Reads the marks that a text means, newest first: those whose name it is or begins, and, where it is no whole name, those with this label.
+///
+/// # Errors
+/// As [`newest`]; `Interrupted`.
+pub fn meant(store: &dyn Store, scope: &Scope, text: &str, host: &Host) -> Result<Marks> {
+    let mut found = Marks::default();
+    found.merge(named(store, scope, text, host)?, usize::MAX);
+    if !is_name(text) {
+        found.merge(labelled(store, scope, text, host)?, usize::MAX);
+    }
+    Ok(found)
+}
+
+fn is_all_digits(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit())
 }
 
 impl Marks {
@@ -418,14 +516,10 @@ pub fn spent(
     oldest: &BTreeMap<String, TimestampTz>,
     host: &Host,
 ) -> Result<Vec<Spent>> {
-    let mut all = Vec::new();
-    for day in event::days(store, scope, SUBJECT)? {
-        let names = event::names(store, scope, &day, MARK)?;
-        all.extend(names.into_iter().map(|name| (day.clone(), name)));
-    }
+    let all = places(store, scope)?;
     let unread = all.len().saturating_sub(fault::lowered(READ_MAX));
     let latest = oldest.values().max().map(|time| event::compact(*time));
-    let mut candidates: Vec<(usize, (String, String))> = all.into_iter().enumerate().collect();
+    let mut candidates: Vec<(usize, Place)> = all.into_iter().enumerate().collect();
     candidates.retain(|(at, (_, name))| {
         *at < unread || latest.as_ref().is_some_and(|latest| name < latest)
     });
@@ -608,6 +702,59 @@ mod tests {
         let mark = read(&scope(), &of(stated(vec![wal()]))).unwrap();
         assert_eq!(mark.id, "20261120T064049Z-000000");
         assert_eq!(mark.label.as_deref(), Some("release"));
+    }
+
+    #[test]
+    fn a_follower_does_not_have_all_that_ended_before() {
+        let standby = StatedMember {
+            restore_point: None,
+            ..wal()
+        };
+        let mark = read(&scope(), &of(stated(vec![standby, log()]))).unwrap();
+        assert_eq!(mark.level, Level::Time);
+        let levels: Vec<Level> = mark.members.iter().map(|member| member.level).collect();
+        assert_eq!(levels, [Level::Time, Level::Marker]);
+    }
+
+    #[test]
+    fn a_mark_that_is_named_is_found_however_many_are_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let host = Host::still("2026-12-01T00:00:00Z".parse().unwrap(), 1);
+        let made = |time: &str, label: Option<&str>, random: u64| {
+            let clock = || time.parse().unwrap();
+            let random = move || random << 40;
+            let text = label.map(str::to_owned);
+            let event = event(&Writer::new(&clock, &random), stated(vec![wal()]), text);
+            event::record(&store, &scope(), &event, random()).unwrap();
+            name_of(&event)
+        };
+        let old = made("2026-11-20T06:40:49Z", Some("release"), 1);
+        let plain = made("2026-11-20T06:40:49.5Z", None, 2);
+        made("2026-11-20T07:00:00Z", None, 3);
+        let newer = made("2026-11-29T06:40:49Z", Some("twice"), 4);
+        let newest_one = made("2026-11-30T06:40:49Z", Some("twice"), 5);
+        let ids = |marks: Marks| -> Vec<String> {
+            assert_eq!(marks.refused, []);
+            marks.marks.into_iter().map(|mark| mark.id).collect()
+        };
+        let meant = |text: &str| ids(meant(&store, &scope(), text, &host).unwrap());
+        assert_eq!(meant(&old), [old.as_str()]);
+        assert_eq!(meant(&plain), [plain.as_str()]);
+        assert_eq!(meant("20261120T064049"), [plain.clone(), old.clone()]);
+        assert_eq!(meant("20261120").len(), 3);
+        assert_eq!(meant("20261121"), [""; 0]);
+        assert_eq!(meant("2026"), [""; 0], "it names no day");
+        assert_eq!(meant("\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}"), [""; 0]);
+        assert_eq!(meant("release"), [old.as_str()]);
+        let among = |label: &str, limit: usize| {
+            ids(labelled_behind(&store, &scope(), label, (limit, &host)).unwrap())
+        };
+        // The old one lies behind the newest two; of one label twice, the newest ones alone count.
+        assert_eq!(among("release", 2), [old]);
+        assert_eq!(among("twice", 1), [newest_one.as_str()]);
+        assert_eq!(among("twice", 2), [newer, newest_one]);
+        assert_eq!(among("none", 2), [""; 0]);
     }
 
     /// A hostile repository: each of these is no target.

@@ -70,7 +70,7 @@ fn g01_a_wrong_configuration_is_named_by_file_line_and_column() {
         ),
         (
             "[clusters.main]\nmax_backup_age = '5 fortnights'",
-            "error config: pitr.toml:2:18: \"5 fortnights\" is not a length of time: \"fortnights\" is not a unit\n  next:   Write a whole number and one of s m h d w, as in 26h or 7d.\n",
+            "error config: pitr.toml:2:18: \"5 fortnights\" is not a length of time: \"fortnights\" is not a unit\n  next:   Write a whole number and one of s m (or min) h d w, as in 26h or 7d.\n",
         ),
         (
             "[clusters.Main]",

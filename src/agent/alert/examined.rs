@@ -30,7 +30,7 @@ const WARNINGS: [(&str, &str); 6] = [
     ("repository", "recipient"),
 ];
 /// Findings that each look has by itself, sooner.
-const LOOKED_AT: [(&str, &str); 16] = [
+const LOOKED_AT: [(&str, &str); 17] = [
     ("alerts", ""),
     ("clock", ""),
     ("content", ""),
@@ -47,6 +47,7 @@ const LOOKED_AT: [(&str, &str); 16] = [
     ("repository", "store's clock"),
     ("server", "connection"),
     ("server", "questions"),
+    ("sets", ""),
 ];
 /// Those of them that a look finds only where a key reads the repository.
 const NEED_KEY: [(&str, &str); 3] = [

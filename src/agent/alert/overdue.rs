@@ -1,4 +1,4 @@
-//! Conditions of backups and drills that come no more, where the configuration has no limit: what was done before gives one.
+//! Conditions of backups and drills that come no more, where the configuration has no limit: what was done before gives one. And of marks of recovery sets.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use crate::config::{Cluster, Settings, Severity};
 use crate::operate::human;
 use crate::operate::metrics::Metrics;
 use crate::operate::proven::Proven;
+use crate::operate::sets::watch::Watched;
 use crate::pg::time::TimestampTz;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -20,10 +21,11 @@ const DRILL: Duration = Duration::from_secs(35 * 86_400);
 
 /// Collects them.
 pub fn conditions(now: TimestampTz, settings: &Settings, metrics: &Metrics) -> Vec<Condition> {
+    let marks = metrics.sets.iter();
+    let mut found: Vec<Condition> = marks.filter_map(|one| of_marks(one, now)).collect();
     let Some(info) = &metrics.info else {
-        return Vec::new();
+        return found;
     };
-    let mut found = Vec::new();
     let configured = |name: &str| settings.clusters.iter().find(|c| c.name.as_str() == name);
     let mut cluster = |name: &str, times: Vec<TimestampTz>, drills: &[Proven]| {
         let Some(own) = configured(name) else { return };
@@ -94,9 +96,54 @@ fn of_drills(name: &str, one: &Proven, now: TimestampTz) -> Option<Condition> {
     })
 }
 
+/// The condition of a recovery set whose marks come no more, or do not arrive in all members. A set without any mark has none.
+fn of_marks(watched: &Watched, now: TimestampTz) -> Option<Condition> {
+    let (set, limit) = (&watched.set, watched.limit()?);
+    let age = match watched.overdue(limit, now)? {
+        Some(age) => format!("is {} old", human::duration(age)),
+        None => "is not to be found".to_owned(),
+    };
+    let why = match watched.why.as_slice() {
+        [] => String::new(),
+        why => format!("; the newest one waits: {}", why.join("; ")),
+    };
+    let limit = human::duration(limit);
+    let summary =
+        format!("set {set}: the newest settled mark {age}, and one was due within {limit}{why}");
+    let next = Some(format!("pitr info --set {set}, or set max_mark_age"));
+    Some(new(
+        &format!("sets/{set}/marks"),
+        Severity::Medium,
+        summary,
+        next,
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_are_late_by_their_own_rhythm() {
+        let now: TimestampTz = "2026-11-20T12:00:00Z".parse().unwrap();
+        let told = |pause: Option<u32>, age: u32| {
+            let watched = Watched {
+                set: "shop".into(),
+                count: 9,
+                settled: Some(now.saturating_sub(HOUR * age)),
+                why: vec!["main: WAL is missing".into()],
+                pause: pause.map(|hours| HOUR * hours),
+                ..Watched::default()
+            };
+            of_marks(&watched, now)
+        };
+        assert_eq!(told(None, 1000), None, "marks by hand have no rhythm");
+        assert_eq!(told(Some(1), 3), None);
+        let late = told(Some(1), 4).unwrap();
+        assert_eq!(late.id, "sets/shop/marks");
+        assert!(late.summary.contains("4 h old"), "{}", late.summary);
+        assert!(late.summary.contains("WAL is missing"), "{}", late.summary);
+    }
 
     #[test]
     fn a_backup_is_late_by_the_pauses_before_it() {

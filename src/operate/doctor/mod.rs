@@ -28,6 +28,7 @@ pub(super) mod recipients;
 mod redis;
 mod repository;
 mod server;
+mod sets;
 
 /// Looks at every link of the chain: configuration, server, archiver, receiver, repositories.
 ///
@@ -75,6 +76,7 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     );
     content::look(&mut found, &opened, &settings, session);
     redis::look(&mut found, &settings, session);
+    sets::look(&mut found, &settings, session);
     audit::look(&mut found, &settings, session);
     alerts::look(&mut found, &settings, session);
     certificates::look(&mut found, &settings, session);

@@ -12,13 +12,14 @@ use crate::error::{Code, Error, Result};
 use crate::journal::frame::Frames;
 use crate::journal::shipping::{self, Shipper, Work};
 use crate::journal::{self, Condition, Journal};
+use crate::operate::human;
 use crate::operate::session::Session;
 use crate::pg::segment::SegmentSize;
 use crate::redis::command::Reader;
 use crate::redis::connection::Tick;
-use crate::redis::history::Beginning;
+use crate::redis::history::{Beginning, Parent};
 use crate::redis::kind::NAME;
-use crate::redis::receive::{self, Sink};
+use crate::redis::receive::{self, Process, Sink, Told, Turn};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
 use crate::redis::shipment::{self, Origin, Shipment};
 use crate::redis::source::Source;
@@ -268,9 +269,17 @@ fn receive(
                 followed = Some(address.clone());
             }
             let is_alone = source.is_shard() && peer.live.is_none();
-            let mut began = |state: &State, beginning: &Beginning| {
-                host.progress.note(&peer.told(&begun(peer, state, beginning)));
-                if is_alone {
+            let mut told = |(turn, state, process): Told<'_>| {
+                let text = match turn {
+                    Turn::Begins(beginning) => begun(peer, state, beginning),
+                    Turn::Leaves { parent, received } => left(peer, (parent, *received), state, process),
+                    Turn::GoesOn(parent) => goes_on(parent.as_ref(), state, process),
+                };
+                match turn {
+                    Turn::Leaves { .. } => host.progress.warn(&peer.told(&text)),
+                    Turn::Begins(_) | Turn::GoesOn(_) => host.progress.note(&peer.told(&text)),
+                }
+                if is_alone && matches!(turn, Turn::Begins(_)) {
                     host.progress.note("the server is one shard of a cluster: cluster = true in its section receives from all of them");
                 }
             };
@@ -283,7 +292,7 @@ fn receive(
                 source,
                 redis.acknowledge,
                 to,
-                &mut began,
+                &mut told,
                 &mut succeeded,
                 &mut tick,
             )
@@ -318,6 +327,50 @@ fn begun(peer: &Peer<'_>, state: &State, beginning: &Beginning) -> String {
         }
         None => format!("history {replid} is received from position {from} on. {next}"),
     }
+}
+
+/// The words for bytes that the server went on without. `WAIT` may have confirmed them.
+fn left(
+    peer: &Peer<'_>,
+    (parent, received): (&Parent, u64),
+    state: &State,
+    process: Option<&Process>,
+) -> String {
+    let (name, replid, fork) = (&peer.redis.name, &parent.replid, parent.fork);
+    format!(
+        "the server went on without what it sent last: history {} goes on from position {fork} of history {replid}, which was received and acknowledged up to position {received}. \
+         These bytes stay stored: pitr redis restore {name} --to DIR --latest --history {replid}{}",
+        state.replid,
+        other(process)
+    )
+}
+
+fn goes_on(parent: Option<&Parent>, state: &State, process: Option<&Process>) -> String {
+    let replid = &state.replid;
+    let on = match parent {
+        Some(parent) => format!(
+            "history {replid} goes on from position {} of history {}",
+            parent.fork, parent.replid
+        ),
+        None => format!("history {replid} goes on"),
+    };
+    format!("{on}{}", other(process))
+}
+
+/// The words for another process. Nothing that it says tells a promoted replica or a restart from a copy of the server.
+fn other(process: Option<&Process>) -> String {
+    let Some(process) = process else {
+        return String::new();
+    };
+    let up = process.up_seconds.map(|seconds| {
+        let up = human::duration(Duration::from_secs(seconds));
+        format!(", which runs for {up}")
+    });
+    format!(
+        ". It is sent by another process, run_id {}{}: a replica that was promoted, a restart, or a copy of the server. Make sure that it is the right one",
+        process.run_id,
+        up.unwrap_or_default()
+    )
 }
 
 /// The end of what the repositories hold of the server's history, where the journal holds nothing.

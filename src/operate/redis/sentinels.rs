@@ -9,8 +9,9 @@ use crate::config::{Redis, RedisAddress};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::redis::connection::{Connection, Tick};
+use crate::redis::info::REPLICA;
 use crate::redis::sentinel;
-use crate::redis::source::{REPLICA, Source};
+use crate::redis::source::Source;
 
 /// A Sentinel answers at once, or not at all.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::configured;
+use super::moments::{self, Span};
 use super::plan::{self, AskedMoment, AskedRecovery};
-use super::{cluster, configured};
-use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
+use crate::config::{RecoverySet, SetMember};
 use crate::error::{Code, Result};
 use crate::operate::away::Away;
 use crate::operate::pacing::Pacing;
-use crate::operate::reading::Reading;
-use crate::operate::redis;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::plan::sets::Extent;
@@ -36,15 +35,6 @@ pub struct MarkInfo {
     pub settled: Option<bool>,
     /// The members that it waits for, or why it is no target.
     pub why: Vec<String>,
-}
-
-/// A stretch of time that every member with a log reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Span {
-    /// Its first moment.
-    pub from: TimestampTz,
-    /// Its last one.
-    pub to: TimestampTz,
 }
 
 /// A set.
@@ -90,14 +80,22 @@ pub fn run(session: &Session, name: Option<&str>, limit: usize) -> Result<SetInf
     Ok(SetInfo {
         set: set.name.clone(),
         members: set.members.clone(),
-        spans: spans(session, &settings, set)?,
+        spans: moments::spans(session, &settings, &set.members)?,
         marks,
         is_cut: found.is_cut,
         refused: found.refused,
     })
 }
 
-fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<bool>, Vec<String>)> {
+/// Plans a mark: whether it is settled, and the members that it waits for.
+///
+/// # Errors
+/// Those of the repositories.
+pub(super) fn settled(
+    session: &Session,
+    set: &RecoverySet,
+    id: &str,
+) -> Result<(Option<bool>, Vec<String>)> {
     let asked = AskedRecovery {
         set: Some(set.name.clone()),
         extent: Extent::Full,
@@ -106,17 +104,7 @@ fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<boo
         after_stop: false,
         from_standby: false,
     };
-    // A mark that waits is no trouble of a repository.
-    let quiet = Session {
-        host: session.host.with_progress(Arc::new(Silent)),
-        environment: session.environment.clone(),
-        flags: session.flags.clone(),
-        system_identifier: session.system_identifier,
-        followed: session.followed,
-        away: Away::default(),
-        pacing: Pacing::limited(None),
-    };
-    match plan::run(&quiet, &asked) {
+    match plan::look(&quiet(session), &asked) {
         Ok(planned) => {
             let members = planned.plan.members.iter();
             let why =
@@ -130,100 +118,15 @@ fn settled(session: &Session, set: &RecoverySet, id: &str) -> Result<(Option<boo
     }
 }
 
-/// The stretches that all members with a log have in common; of a set without such members there are none.
-fn spans(session: &Session, settings: &Settings, set: &RecoverySet) -> Result<Vec<Span>> {
-    let mut common: Option<Vec<Span>> = None;
-    for member in &set.members {
-        let own = match member.kind {
-            MemberKind::Cluster => of_cluster(session, settings, member)?,
-            MemberKind::Redis => of_redis(session, member)?,
-            MemberKind::Files | MemberKind::Config => continue,
-        };
-        common = Some(match common {
-            None => own,
-            Some(known) => both(&known, &own),
-        });
-    }
-    Ok(common.unwrap_or_default())
-}
-
-fn of_cluster(session: &Session, settings: &Settings, member: &SetMember) -> Result<Vec<Span>> {
-    cluster(settings, &member.name)?;
-    let own = session.on_cluster(&member.name);
-    let reading = Reading::open(&own)?;
-    let inventory = reading.inventory(&own)?;
-    let windows = reading.windows(&own, &inventory)?.windows;
-    let spans = windows.iter().map(|window| Span {
-        from: window.from,
-        to: window.to,
-    });
-    Ok(joined(spans.collect()))
-}
-
-/// From each base on to the end of what is stored without a gap.
-fn of_redis(session: &Session, member: &SetMember) -> Result<Vec<Span>> {
-    let info = redis::info::run(session, &member.name, false)?;
-    let windows = redis::windows::of(session, &member.name, info.as_ref())?;
-    let spans = windows.iter().map(|window| Span {
-        from: window.from_time,
-        to: window.to_time,
-    });
-    Ok(spans.collect())
-}
-
-/// Joins stretches that touch, ascending.
-fn joined(mut spans: Vec<Span>) -> Vec<Span> {
-    spans.retain(|span| span.from <= span.to);
-    spans.sort_by_key(|span| (span.from, span.to));
-    let mut joined: Vec<Span> = Vec::new();
-    for span in spans {
-        match joined.last_mut() {
-            Some(last) if span.from <= last.to => last.to = last.to.max(span.to),
-            _ => joined.push(span),
-        }
-    }
-    joined
-}
-
-/// Pure: what two lists have in common.
-fn both(one: &[Span], other: &[Span]) -> Vec<Span> {
-    let mut common = Vec::new();
-    for a in one {
-        for b in other {
-            let (from, to) = (a.from.max(b.from), a.to.min(b.to));
-            if from <= to {
-                common.push(Span { from, to });
-            }
-        }
-    }
-    joined(common)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn span(from: &str, to: &str) -> Span {
-        let time = |text: &str| format!("2026-11-20T{text}:00Z").parse().unwrap();
-        Span {
-            from: time(from),
-            to: time(to),
-        }
-    }
-
-    #[test]
-    fn members_have_those_moments_in_common_that_each_of_them_has() {
-        let one = joined(vec![
-            span("08:00", "09:00"),
-            span("08:30", "10:00"),
-            span("11:00", "12:00"),
-        ]);
-        assert_eq!(one, [span("08:00", "10:00"), span("11:00", "12:00")]);
-        let other = [span("09:00", "11:30")];
-        assert_eq!(
-            both(&one, &other),
-            [span("09:00", "10:00"), span("11:00", "11:30")]
-        );
-        assert!(both(&one, &[]).is_empty());
+/// The same session without a word: a mark that waits is no trouble of a repository.
+pub(super) fn quiet(session: &Session) -> Session {
+    Session {
+        host: session.host.with_progress(Arc::new(Silent)),
+        environment: session.environment.clone(),
+        flags: session.flags.clone(),
+        system_identifier: session.system_identifier,
+        followed: session.followed,
+        away: Away::default(),
+        pacing: Pacing::limited(None),
     }
 }

@@ -16,6 +16,7 @@ use crate::operate::server::{self, Server};
 use crate::operate::session::Session;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::redis::info::REPLICA;
 use crate::redis::kind::NAME as REDIS;
 use crate::redis::source::Source;
 use crate::repo::event::{self, Event, Writer};
@@ -56,11 +57,22 @@ pub struct Marked {
     pub level: Level,
     /// The members.
     pub members: Vec<StatedMember>,
+    /// Those of them that follow another server, and gave what they had replayed.
+    pub followers: Vec<Follower>,
     /// The repositories that have it.
     pub repositories: Vec<String>,
     /// Errors of the others.
     #[serde(skip)]
     pub failures: Failures,
+}
+
+/// A standby, or a replica of Redis: its point lacks what it had not replayed yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Follower {
+    /// The scope of the member.
+    pub scope: String,
+    /// By how much it is behind its primary, as far as it knows itself.
+    pub behind_seconds: Option<u64>,
 }
 
 /// A member that is connected to.
@@ -101,14 +113,21 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Marked> {
     let asking = asking?;
     let began = session.host.now();
     let nonce = session.host.random();
-    let mut points = Vec::new();
+    let (mut points, mut followers) = (Vec::new(), Vec::new());
     let mut later = Vec::new();
     for member in asking {
         match member {
             Asking::Cluster(name, mut server, conninfo) => {
-                points.push(of_cluster(name, &mut server, &conninfo, (began, nonce))?);
+                let at = (began, nonce);
+                let (point, follower) = of_cluster(name, &mut server, &conninfo, at)?;
+                points.push(point);
+                followers.extend(follower);
             }
-            Asking::Redis(name, mut source) => points.push(of_redis(session, name, &mut source)?),
+            Asking::Redis(name, mut source) => {
+                let (point, follower) = of_redis(session, name, &mut source)?;
+                points.push(point);
+                followers.extend(follower);
+            }
             Asking::Later(member) => later.push(member),
         }
     }
@@ -116,15 +135,17 @@ pub fn run(session: &Session, asked: &Asked) -> Result<Marked> {
     for member in later {
         points.push(of_files(session, member, (asked.takes_backups, ended))?);
     }
+    let level = level(&points, &followers);
     let stated = Stated {
         set: set.name.clone(),
         began,
         ended,
-        level: Level::Marker.number(),
+        level: level.number(),
         members: points,
         runbook: None,
     };
-    record(session, &settings, set, (stated, asked.label.clone()))
+    let label = asked.label.clone();
+    record(session, &settings, set, (stated, label, level, followers))
 }
 
 fn connect<'s>(
@@ -168,19 +189,32 @@ fn restore_point((time, nonce): (TimestampTz, u64)) -> String {
     format!("pitr-mark-{seconds}Z-{:08x}", nonce >> 32)
 }
 
+/// How far a standby is behind. One that has replayed all that it received, and that receives, is not.
+const BEHIND: &str = "select case when exists (select from pg_stat_wal_receiver) and pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() then 0 \
+    else ceil(extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()))::bigint end";
+
 /// PostgreSQL: src/backend/access/transam/xlogfuncs.c, `pg_create_restore_point` returns the end of its record, before which recovery then stops.
 fn of_cluster(
     name: &str,
     server: &mut Server,
     conninfo: &str,
     at: (TimestampTz, u64),
-) -> Result<StatedMember> {
+) -> Result<(StatedMember, Option<Follower>)> {
     let rows = server.query("select pg_is_in_recovery()")?;
     let is_standby = rows.text(0, 0)? == Some("t");
     let identifier = "select system_identifier from pg_control_system()";
     let identifier: i64 = server.query(identifier)?.value(0, 0)?;
+    let scope = Scope::cluster(name, identifier.cast_unsigned())?.prefix();
+    let mut follower = None;
     let (lsn, timeline, restore_point) = match is_standby {
         true => {
+            let behind = server.query(BEHIND)?.text(0, 0)?.map(str::to_owned);
+            follower = Some(Follower {
+                scope: scope.clone(),
+                behind_seconds: behind
+                    .and_then(|seconds| seconds.parse::<i64>().ok())
+                    .map(|seconds| seconds.max(0).unsigned_abs()),
+            });
             let rows = server.query("select pg_last_wal_replay_lsn()")?;
             let lsn: Lsn = rows.value(0, 0)?;
             let timeline = server::identify(conninfo)?.timeline.decimal();
@@ -193,22 +227,28 @@ fn of_cluster(
             (rows.value(0, 0)?, rows.value(0, 1)?, Some(point))
         }
     };
-    Ok(StatedMember {
-        scope: Scope::cluster(name, identifier.cast_unsigned())?.prefix(),
+    let point = StatedMember {
+        scope,
         timeline: Some(timeline),
         lsn: Some(lsn),
         restore_point,
         ..StatedMember::default()
-    })
+    };
+    Ok((point, follower))
 }
 
 /// A server without a backlog does not count what is written: its offset would be that of long ago.
 ///
 /// Redis: src/replication.c, `feedReplicationBuffer` moves `master_repl_offset` only while there is a backlog.
-fn of_redis(session: &Session, name: &str, source: &mut Source) -> Result<StatedMember> {
+fn of_redis(
+    session: &Session,
+    name: &str,
+    source: &mut Source,
+) -> Result<(StatedMember, Option<Follower>)> {
     let mut tick = || session.host.check_stop();
     let info = source.ask("replication", &mut tick)?;
-    let is_counted = info.is_on("repl_backlog_active") || info.field("role") == Some("slave");
+    let is_replica = info.role() == REPLICA;
+    let is_counted = info.is_on("repl_backlog_active") || is_replica;
     if !is_counted {
         return Err(err!(
             Refused,
@@ -224,12 +264,26 @@ fn of_redis(session: &Session, name: &str, source: &mut Source) -> Result<Stated
         .and_then(|o| o.parse().ok());
     let offset: u64 =
         offset.ok_or_else(|| err!(Server, "Redis server \"{name}\" does not tell its offset"))?;
-    Ok(StatedMember {
-        scope: Scope::aux(REDIS, name)?.prefix(),
+    let scope = Scope::aux(REDIS, name)?.prefix();
+    // A link that is up has been silent for so long; one that is down leaves out the other field.
+    let silent = [
+        "master_link_down_since_seconds",
+        "master_last_io_seconds_ago",
+    ];
+    let silent = silent
+        .iter()
+        .find_map(|name| info.field(name)?.parse().ok());
+    let follower = is_replica.then(|| Follower {
+        scope: scope.clone(),
+        behind_seconds: silent,
+    });
+    let point = StatedMember {
+        scope,
         replid: Some(replid),
         offset: Some(offset),
         ..StatedMember::default()
-    })
+    };
+    Ok((point, follower))
 }
 
 fn of_files(
@@ -261,7 +315,7 @@ fn record(
     session: &Session,
     settings: &Settings,
     set: &RecoverySet,
-    (stated, label): (Stated, Option<String>),
+    (stated, label, level, followers): (Stated, Option<String>, Level, Vec<Follower>),
 ) -> Result<Marked> {
     let writer = Writer::of(&session.host);
     let event = set_mark::event(&writer, stated.clone(), label.clone());
@@ -302,18 +356,21 @@ fn record(
         label,
         began: stated.began,
         ended: stated.ended,
-        level: level(&stated.members),
+        level,
         members: stated.members,
+        followers,
         repositories,
         failures,
     })
 }
 
-fn level(members: &[StatedMember]) -> Level {
-    let is_backup = |m: &StatedMember| m.backup.is_some() || m.after.is_some();
-    match members.iter().any(is_backup) {
-        true => Level::Ordered,
-        false => Level::Marker,
+/// The exactness of a mark. A follower gives no more than a state that it had: of a replica of Redis nothing in its point tells that to a reader.
+fn level(members: &[StatedMember], followers: &[Follower]) -> Level {
+    let lowest = members.iter().map(StatedMember::level).min();
+    let lowest = lowest.unwrap_or(Level::Nearest);
+    match followers {
+        [] => lowest,
+        _ => lowest.min(Level::Time),
     }
 }
 

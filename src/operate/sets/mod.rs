@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `mark` | one point in every member |
 //! | `info` | the marks of a set, and which of them can be reached |
+//! | `moments` | the moments that all members with a log reach |
 //! | `plan` | a target, planned for each member |
 //! | `records` | the directories of these records |
 //! | `run` | the record of a recovery on this host, step by step |
@@ -20,6 +21,7 @@
 //! | `commits` | commits of a server since it was recovered |
 //! | `timing` | how long restores took in the recoveries before |
 //! | `runbook` | the recovery instructions of a set |
+//! | `watch` | the marks of a set for those who watch over it |
 
 pub mod back;
 mod cache;
@@ -27,6 +29,7 @@ mod commits;
 mod erasures;
 pub mod info;
 pub mod mark;
+pub mod moments;
 mod own;
 pub mod plan;
 mod records;
@@ -36,6 +39,7 @@ pub mod runbook;
 pub mod scratch;
 mod service;
 mod timing;
+pub mod watch;
 mod work;
 
 pub use own::FOLLOWS;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::{cluster, configured, scope};
+use super::{cluster, configured, moments, scope};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Code, Result};
@@ -26,11 +26,12 @@ use crate::plan::target::{Inclusive, Target, TargetTimeline};
 use crate::redis::route;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark::{self, Level, Mark, Marks, Point};
+use crate::store::Store;
 
-/// Marks among which one is looked for.
+/// Marks among which one with a runbook is looked for.
 pub(super) const MARKS_MAX: usize = 10_080;
-/// Shortest beginning of a mark's name that is taken for it: a day.
-const BEGINNING: usize = 8;
+/// A moment that is near is planned before it is named; so many are tried.
+const TRIALS: usize = 3;
 
 /// The moment that is asked for.
 #[derive(Debug, Clone)]
@@ -124,11 +125,60 @@ impl Planned {
     }
 }
 
-/// Plans a recovery.
+/// Plans a recovery. The plan names the nearest moments that every member reaches, where this one is not reached.
+///
+/// # Errors
+/// As [`look`].
+pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
+    let mut planned = look(session, asked)?;
+    if !planned.plan.reachable {
+        let settings = session.settings_with_repositories()?;
+        let plan = &planned.plan;
+        let members: Vec<SetMember> = plan.members.iter().map(|m| m.member.clone()).collect();
+        let trial = |at| {
+            let moment = Moment::Time(at);
+            let seen = planned_each(session, &settings, (&planned.set, &members), &moment, asked)?;
+            let reaches = seen.reaches;
+            Ok(sets::plan(
+                (Wanted::Time(at), at),
+                session.host.now(),
+                reaches,
+            ))
+        };
+        let spans = moments::spans(session, &settings, &members)?;
+        let (before, after) = moments::nearest(&spans, plan.time);
+        let before = proven(before, &trial, &|plan| plan.nearest_before)?;
+        let after = proven(after, &trial, &|plan| plan.nearest_after)?;
+        (planned.plan.nearest_before, planned.plan.nearest_after) = (before, after);
+    }
+    Ok(planned)
+}
+
+/// Returns the moment that a plan reaches: this one, else the next one that its members name.
+fn proven(
+    first: Option<TimestampTz>,
+    trial: &dyn Fn(TimestampTz) -> Result<SetPlan>,
+    next: &dyn Fn(&SetPlan) -> Option<TimestampTz>,
+) -> Result<Option<TimestampTz>> {
+    let mut wanted = first;
+    for _ in 0..TRIALS {
+        let Some(at) = wanted else {
+            return Ok(None);
+        };
+        let plan = trial(at)?;
+        if plan.reachable {
+            return Ok(Some(at));
+        }
+        wanted = next(&plan).filter(|next| *next != at);
+    }
+    Ok(None)
+}
+
+/// Plans a recovery, and looks for no other moment where this one is not reached.
 ///
 /// # Errors
 /// `Usage`, `NotFound` for a mark that is not there, or is ambiguous; `OutOfReach` for a mark that does not name a member; those of the repositories.
-pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
+pub fn look(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
     let settings = session.settings_with_repositories()?;
     let set = configured(&settings, asked.set.as_deref())?.clone();
     let mut members: Vec<SetMember> = set.members.clone();
@@ -159,32 +209,49 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
             (Moment::Mark(Box::new(mark)), Wanted::Mark(id), time)
         }
     };
-    let mut reaches = Vec::new();
-    let mut words = BTreeMap::new();
-    let (mut erasures, mut clusters) = (BTreeMap::new(), BTreeMap::new());
-    let with = asked.with_erasures;
-    for member in members {
-        let planning = Planning {
-            session,
-            settings: &settings,
-            set: &set,
-            member: &member,
-            from_standby: asked.from_standby,
-            clusters: &mut clusters,
-            erasures: with.then_some(&mut erasures),
-        };
-        let (reach, own) = planning.of_member(&moment)?;
-        words.insert(member.clone(), own);
-        reaches.push((member, reach));
-    }
-    let plan = sets::plan((wanted, time), session.host.now(), reaches);
+    let each = planned_each(session, &settings, (&set, &members), &moment, asked)?;
+    let plan = sets::plan((wanted, time), session.host.now(), each.reaches);
     Ok(Planned {
         set,
         plan,
-        words,
-        clusters,
-        erasures,
+        words: each.words,
+        clusters: each.clusters,
+        erasures: each.erasures,
     })
+}
+
+/// The members, each of them planned.
+#[derive(Default)]
+struct Each {
+    reaches: Vec<(SetMember, Reach)>,
+    words: BTreeMap<SetMember, Vec<String>>,
+    clusters: BTreeMap<SetMember, Restorable>,
+    erasures: BTreeMap<SetMember, Lacking>,
+}
+
+fn planned_each(
+    session: &Session,
+    settings: &Settings,
+    (set, members): (&RecoverySet, &[SetMember]),
+    moment: &Moment,
+    asked: &AskedRecovery,
+) -> Result<Each> {
+    let mut each = Each::default();
+    for member in members {
+        let planning = Planning {
+            session,
+            settings,
+            set,
+            member,
+            from_standby: asked.from_standby,
+            clusters: &mut each.clusters,
+            erasures: asked.with_erasures.then_some(&mut each.erasures),
+        };
+        let (reach, own) = planning.of_member(moment)?;
+        each.words.insert(member.clone(), own);
+        each.reaches.push((member.clone(), reach));
+    }
+    Ok(each)
 }
 
 /// Reads the newest marks of a set that any repository has: one may have let go what another one still leads to.
@@ -192,10 +259,21 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
 /// # Errors
 /// That of the first repository that failed, where no other one has marks.
 pub(super) fn marks(session: &Session, set: &RecoverySet, limit: usize) -> Result<Marks> {
+    in_any(session, set, limit, &|store, scope| {
+        set_mark::newest(store, scope, limit)
+    })
+}
+
+fn in_any(
+    session: &Session,
+    set: &RecoverySet,
+    limit: usize,
+    read_from: &dyn Fn(&dyn Store, &Scope) -> Result<Marks>,
+) -> Result<Marks> {
     let scope = scope(set)?;
     let found = RefCell::new(Marks::default());
     let read = search::in_first(session, |repository, _| -> Result<Option<()>> {
-        let marks = set_mark::newest(repository.store(), &scope, limit)?;
+        let marks = read_from(repository.store(), &scope)?;
         found.borrow_mut().merge(marks, limit);
         Ok(None)
     });
@@ -211,12 +289,9 @@ pub(super) fn marks(session: &Session, set: &RecoverySet, limit: usize) -> Resul
 /// # Errors
 /// `NotFound` when there is none, or more than one.
 fn find(session: &Session, set: &RecoverySet, name: &str) -> Result<Mark> {
-    let mut marks = marks(session, set, MARKS_MAX)?.marks;
-    let is_it = |mark: &Mark| {
-        let begins = name.len() >= BEGINNING && mark.id.starts_with(name);
-        begins || mark.label.as_deref() == Some(name)
-    };
-    marks.retain(is_it);
+    let read_from =
+        |store: &dyn Store, scope: &Scope| set_mark::meant(store, scope, name, &session.host);
+    let mut marks = in_any(session, set, usize::MAX, &read_from)?.marks;
     let hint = format!("pitr info --set {} shows the marks.", set.name);
     match (marks.pop(), marks.len()) {
         (Some(only), 0) => Ok(only),
@@ -239,7 +314,7 @@ fn find(session: &Session, set: &RecoverySet, name: &str) -> Result<Mark> {
 }
 
 /// The point of a member in a mark. A cluster's scope has its system identifier besides the name.
-fn point<'m>(mark: &'m Mark, member: &SetMember) -> Result<(&'m str, &'m Point)> {
+fn point<'m>(mark: &'m Mark, member: &SetMember) -> Result<&'m set_mark::Member> {
     let prefix = match member.kind {
         MemberKind::Cluster => format!("clusters/{}/", member.name),
         kind => format!("aux/{}/{}", kind.section(), member.name),
@@ -249,7 +324,7 @@ fn point<'m>(mark: &'m Mark, member: &SetMember) -> Result<(&'m str, &'m Point)>
         _ => one.scope == prefix,
     });
     match (found.next(), found.next()) {
-        (Some(one), None) => Ok((&one.scope, &one.point)),
+        (Some(one), None) => Ok(one),
         (None, _) => Err(err!(
             OutOfReach,
             "mark \"{}\" does not name member \"{member}\"",
@@ -280,10 +355,13 @@ struct Planning<'p> {
 impl Planning<'_> {
     fn of_member(mut self, moment: &Moment) -> Result<(Reach, Vec<String>)> {
         let (session, set, member) = (self.session, self.set, self.member);
-        let point = match moment {
-            Moment::Mark(mark) => Some((point(mark, member)?, mark.ended)),
+        let marked = match moment {
+            Moment::Mark(mark) => Some((point(mark, member)?, mark)),
             Moment::Time(_) => None,
         };
+        // The level of a mark holds for each member: it may be less than the point tells.
+        let level = |level: Level| marked.map_or(level, |(_, mark)| level.min(mark.level));
+        let point = marked.map(|(one, mark)| ((one.scope.as_str(), &one.point), mark.ended));
         let odd = || {
             err!(
                 OutOfReach,
@@ -301,13 +379,15 @@ impl Planning<'_> {
                     ..target(Target::Lsn(*lsn))
                 };
                 let words = cluster_words(*timeline, &lsn.to_string(), scope);
-                let reach = self.of_cluster(identifier, (&target, at));
-                Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
+                let is_behind = marked.is_some_and(|(one, _)| one.level < Level::Marker);
+                let reach = self.of_cluster(identifier, (&target, at, is_behind));
+                let level = level(Level::Marker);
+                Ok((with_level(reach.map_err(doing)?, level), words))
             }
             (MemberKind::Cluster, None, Moment::Time(at)) => {
                 let words = words(&["--target-time", &at.to_string()]);
                 let target = target(Target::Time(*at));
-                let reach = self.of_cluster(None, (&target, *at));
+                let reach = self.of_cluster(None, (&target, *at, false));
                 Ok((reach.map_err(doing)?, words))
             }
             (MemberKind::Redis, Some(((_, Point::Log(replid, offset)), at)), _) => {
@@ -316,8 +396,10 @@ impl Planning<'_> {
                     replid: Some(replid.clone()),
                 };
                 let words = words(&["--target-offset", &format!("{replid}:{offset}")]);
-                let reach = of_redis(session, member, (&target, at));
-                Ok((with_level(reach.map_err(doing)?, Level::Marker), words))
+                let level = level(Level::Marker);
+                let is_behind = level < Level::Marker;
+                let reach = of_redis(session, member, (&target, at, is_behind));
+                Ok((with_level(reach.map_err(doing)?, level), words))
             }
             (MemberKind::Redis, None, Moment::Time(at)) => {
                 let micros = at.unix_micros().ok_or_else(odd)?;
@@ -326,7 +408,7 @@ impl Planning<'_> {
                     replid: None,
                 };
                 let words = words(&["--target-time", &at.to_string()]);
-                let reach = of_redis(session, member, (&target, *at));
+                let reach = of_redis(session, member, (&target, *at, false));
                 Ok((reach.map_err(doing)?, words))
             }
             (MemberKind::Files | MemberKind::Config, Some(((_, point), _)), _) => {
@@ -336,7 +418,7 @@ impl Planning<'_> {
                     Point::After(time) => first_after(&backups, *time),
                     _ => return Err(odd()),
                 };
-                let reach = found.map(|one| reached(one, Level::Ordered));
+                let reach = found.map(|one| reached(one, level(Level::Ordered)));
                 Ok(of_files(
                     reach,
                     "no undamaged backup of it was taken after the mark yet",
@@ -363,7 +445,7 @@ impl Planning<'_> {
     fn of_cluster(
         &mut self,
         identifier: Option<u64>,
-        (target, at): (&AskedTarget, TimestampTz),
+        (target, at, is_behind): (&AskedTarget, TimestampTz, bool),
     ) -> Result<Reach> {
         cluster(self.settings, &self.member.name)?;
         let mut own = self.session.on_cluster(&self.member.name);
@@ -415,7 +497,10 @@ impl Planning<'_> {
                 .as_ref()
                 .map(|b| b.id.to_string())
                 .unwrap_or_default(),
-            moment: Some(at),
+            moment: Some(match is_behind {
+                true => of_follower(plan, at),
+                false => at,
+            }),
             position: plan
                 .stop
                 .as_ref()
@@ -425,6 +510,16 @@ impl Planning<'_> {
             basis: estimate.as_ref().map(Estimate::basis),
             level: Level::Time,
         }))
+    }
+}
+
+/// Pure: the moment of a state that a standby had at a time. It is that of the primary then, unless that had committed more; its last commit tells how much older it is.
+fn of_follower(plan: &Plan, at: TimestampTz) -> TimestampTz {
+    let next = plan.first_excluded_commit.map(|commit| commit.time);
+    let last = plan.last_commit.map(|commit| commit.time);
+    match next {
+        Some(next) if next <= at => last.unwrap_or(next).min(at),
+        _ => at,
     }
 }
 
@@ -467,15 +562,17 @@ fn with_level(reach: Reach, level: Level) -> Reach {
 fn of_redis(
     session: &Session,
     member: &SetMember,
-    (target, at): (&route::Target, TimestampTz),
+    (target, at, is_behind): (&route::Target, TimestampTz, bool),
 ) -> Result<Reach> {
     match redis::plan::run(session, &member.name, None, target) {
         Ok(planned) => {
             let bytes = planned.member.bytes().saturating_add(planned.route.bytes());
             let (ms, basis) = estimate::restore(&[], bytes, Restored::DataSet);
+            let arrived = planned.route.arrived_us.filter(|_| is_behind);
+            let arrived = arrived.and_then(TimestampTz::from_unix_micros);
             Ok(Reach::Reached(Reached {
                 backup: planned.id.to_string(),
-                moment: Some(at),
+                moment: Some(arrived.map_or(at, |arrived| arrived.min(at))),
                 position: planned
                     .route
                     .end()

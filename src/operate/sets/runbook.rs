@@ -22,7 +22,7 @@ use crate::release;
 use crate::repo::event;
 use crate::repo::runbook;
 use crate::repo::scope::Scope;
-use crate::repo::set_mark::{self, KIND, Mark};
+use crate::repo::set_mark::{self, KIND};
 
 /// Marks that are looked at.
 const MARKS: usize = 5;
@@ -90,12 +90,13 @@ pub fn stored(session: &Session, name: Option<&str>, mark: Option<&str>) -> Resu
             .clone(),
     };
     let scope = Scope::aux(KIND, &name)?;
-    let is_it =
-        |m: &Mark| mark.is_none_or(|id| m.id.starts_with(id) || m.label.as_deref() == Some(id));
     let found = search::in_first(session, |repository, _| {
         let store = repository.store();
-        let marks = set_mark::newest(store, &scope, plan::MARKS_MAX)?.marks;
-        for mark in marks.into_iter().filter(is_it) {
+        let marks = match mark {
+            Some(text) => set_mark::meant(store, &scope, text, &session.host)?,
+            None => set_mark::newest(store, &scope, plan::MARKS_MAX)?,
+        };
+        for mark in marks.marks {
             let Some(hash) = &mark.runbook else {
                 continue;
             };
@@ -208,7 +209,7 @@ fn expected(session: &Session, set: &RecoverySet) -> String {
         after_stop: false,
         from_standby: false,
     };
-    let Ok(planned) = plan::run(session, &asked) else {
+    let Ok(planned) = plan::look(session, &asked) else {
         return String::new();
     };
     let mut text = "| member | bytes | time |\n|---|---|---|\n".to_owned();

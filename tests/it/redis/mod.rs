@@ -7,6 +7,7 @@ mod files;
 mod into;
 mod keys;
 mod load;
+mod marks;
 mod moments;
 mod receive;
 mod rounds;

@@ -231,7 +231,10 @@ fn r23_a_failover_leaves_no_gap(name: &'static str) {
     let running = receiver_goes_on(&world, &replica);
     confirm(&replica, "SET d 1\nSELECT 4\nDEL c\n", 1);
     let third = Moment::of(&replica);
-    stop(running);
+    let told = stop(running);
+    let on = format!("history {} goes on from position", third.replid);
+    told.expect_stderr(&on)
+        .expect_stderr(&format!("run_id {}", replica.info("run_id")));
     for (n, moment) in [first, second, third].iter().enumerate() {
         let offset = moment.target();
         let copy = world.restore(&format!("copy{n}"), &["--target-offset", &offset]);
@@ -266,7 +269,13 @@ fn r24_what_the_promoted_replica_never_had_is_left(name: &'static str) {
     let running = receiver_goes_on(&world, &replica);
     confirm(&replica, "SELECT 4\nSET only:here 1\n", 1);
     let end = Moment::of(&replica);
-    stop(running);
+    stop(running)
+        .expect_stderr(&format!(
+            "warning: the server went on without what it sent last: history {} goes on from position",
+            end.replid
+        ))
+        .expect_stderr(&format!("up to position {}", tail.offset))
+        .expect_stderr(&format!("--latest --history {}", tail.replid));
     let wanted = [
         (both.target(), &both),
         (tail.target(), &tail),
@@ -292,6 +301,47 @@ fn r24_what_the_promoted_replica_never_had_is_left(name: &'static str) {
     }
 }
 per_server!(r24_what_the_promoted_replica_never_had_is_left);
+
+/// A server that was started on a copy of the dump has the history of the original, and goes on with it: the receiver follows, says so, and keeps what the copy lacks.
+#[test]
+fn r133_a_copy_of_the_server_at_its_address_is_told() {
+    let delay = ["--repl-diskless-sync-delay", "0"];
+    let mut server = Server::start("redis-7", &delay);
+    let world = World::new(&server);
+    configure(&world, &server, "identity = \"shop\"");
+    let running = receiver(&world, &server);
+    world.backup();
+    confirm(&server, "SET a 1\n", 1);
+    wait_until(PATIENCE, "the server saves", || {
+        server.ask(&["SAVE"]) == "OK"
+    });
+    let dump = server.data().join("dump.rdb");
+    let mut copy = Server::start("redis-7", &delay);
+    copy.kill();
+    std::fs::copy(dump, copy.data().join("dump.rdb")).unwrap();
+    confirm(&server, "SET confirmed 1\n", 1);
+    let tail = Moment::of(&server);
+    stop(running);
+    server.kill();
+    copy.begin();
+    let running = receiver_goes_on(&world, &copy);
+    confirm(&copy, "SET foreign 1\n", 1);
+    let end = Moment::of(&copy);
+    let told = stop(running);
+    told.expect_stderr("warning: the server went on without what it sent last")
+        .expect_stderr(&format!("run_id {}", copy.info("run_id")))
+        .expect_stderr("or a copy of the server")
+        .expect_stderr(&format!("--latest --history {}", tail.replid));
+    let wanted: [(&[&str], &Moment); 2] = [
+        (&["--latest", "--history", &tail.replid], &tail),
+        (&["--latest"], &end),
+    ];
+    for (n, (options, moment)) in wanted.iter().enumerate() {
+        let restored = world.restore(&format!("copy{n}"), options);
+        let content = Server::on("redis-7", &restored, &[]).content();
+        assert_eq!(content, moment.content, "{options:?}");
+    }
+}
 
 /// A damaged object ends nothing where another one has the same bytes; where none has, nothing is written.
 #[test]

@@ -146,3 +146,35 @@ fn r109_a_standby_is_the_source_of_a_recovery() {
     assert_eq!(shop.redis(&["GET", "counter"]), "20");
     pair.shop.stop_receiving();
 }
+
+/// A standby that is told to wait lacks what ended before the mark: the mark does not promise it, and the plan says how old the state is.
+#[test]
+fn r130_a_standby_makes_no_mark_of_level_3() {
+    let mut pair = Pair::open();
+    let shop = &pair.shop;
+    // Committed before the mark; the standby has it, and has not replayed it.
+    shop.write_counter(10);
+    pair.wait_received();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let made = shop.json(&["mark", "shop", "--with-backups"]);
+    assert_eq!(made["level"], 1, "{made:#}");
+    let followers = made["followers"].as_array().unwrap();
+    assert_eq!(followers.len(), 1, "{made:#}");
+    let scope = followers[0]["scope"].as_str().unwrap();
+    assert!(scope.starts_with("clusters/main/"), "{made:#}");
+    let behind = followers[0]["behind_seconds"].as_u64();
+    assert!(behind.is_none_or(|seconds| seconds > 0), "{made:#}");
+    let shown = shop.pitr(&["mark", "shop"]).run().success();
+    shown.expect_stdout("of a server that follows another one");
+    let id = made["id"].as_str().unwrap();
+    shop.settle(id);
+    let line = ["recover", "full", "--set", "shop", "--mark", id];
+    let plan = shop.pitr(&line).arg("--json").run().expect_code(8).json()["plan"].clone();
+    assert_eq!(plan["level"], 1, "{plan:#}");
+    let state = plan["members"][0]["reached"]["moment"].as_str().unwrap();
+    assert!(state < plan["time"].as_str().unwrap(), "{plan:#}");
+    assert!(plan["spread_seconds"].as_u64().unwrap() >= 1, "{plan:#}");
+    let shown = shop.pitr(&line).run().expect_code(8);
+    shown.expect_stdout(", level 1, states up to ");
+    pair.shop.stop_receiving();
+}
