@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{cluster, configured, moments, scope};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
@@ -147,18 +148,24 @@ pub fn run(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
         };
         let spans = moments::spans(session, &settings, &members)?;
         let (before, after) = moments::nearest(&spans, plan.time);
-        let before = proven(before, &trial, &|plan| plan.nearest_before)?;
-        let after = proven(after, &trial, &|plan| plan.nearest_after)?;
+        let before = proven(before, &trial, &|plan, at| {
+            let earlier = plan.nearest_before.filter(|next| *next < at);
+            // Recovery to the time of the last commit would wait for a later one.
+            earlier.or_else(|| Some(at.saturating_sub(Duration::from_micros(1))))
+        })?;
+        let after = proven(after, &trial, &|plan, at| {
+            plan.nearest_after.filter(|next| *next > at)
+        })?;
         (planned.plan.nearest_before, planned.plan.nearest_after) = (before, after);
     }
     Ok(planned)
 }
 
-/// Returns the moment that a plan reaches: this one, else the next one that its members name.
+/// Returns the moment that a plan reaches: this one, else the next one.
 fn proven(
     first: Option<TimestampTz>,
     trial: &dyn Fn(TimestampTz) -> Result<SetPlan>,
-    next: &dyn Fn(&SetPlan) -> Option<TimestampTz>,
+    next: &dyn Fn(&SetPlan, TimestampTz) -> Option<TimestampTz>,
 ) -> Result<Option<TimestampTz>> {
     let mut wanted = first;
     for _ in 0..TRIALS {
@@ -169,7 +176,7 @@ fn proven(
         if plan.reachable {
             return Ok(Some(at));
         }
-        wanted = next(&plan).filter(|next| *next != at);
+        wanted = next(&plan, at);
     }
     Ok(None)
 }

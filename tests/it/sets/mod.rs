@@ -97,6 +97,50 @@ fn a_mark_is_tested_and_the_whole_shop_comes_back_to_it(major: u32) {
 }
 crate::per_major!(a_mark_is_tested_and_the_whole_shop_comes_back_to_it, v13 v17 v18);
 
+/// A target behind all that is stored is refused with the last moment that cluster and Redis both reach.
+#[test]
+fn r122_the_nearest_moment_of_a_set_is_one_that_every_member_reaches() {
+    let mut shop = Shop::open(17);
+    for n in 10..13 {
+        shop.write_counter(n);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    shop.cluster.archive_now();
+    // Redis has more, and later.
+    shop.redis(&["SET", "behind", "1"]);
+    shop.stop_receiving();
+    let line = [
+        "recover",
+        "database",
+        "--set",
+        "shop",
+        "--json",
+        "--target-time",
+    ];
+    let asked = |time: &str| shop.pitr(&line).args([time, "--dry-run"]).run();
+    let refused = asked("2099-01-01T00:00:00Z").expect_code(5).json();
+    let hint = refused["hint"].as_str().unwrap();
+    let begin = "The nearest moment before it: --target-time \"";
+    let (_, rest) = hint
+        .split_once(begin)
+        .unwrap_or_else(|| panic!("{refused:#}"));
+    assert!(!hint.contains("moment after it"), "{refused:#}");
+    let (time, _) = rest.split_once('"').unwrap();
+    let shown = asked(time).success().json();
+    assert_eq!(shown["plan"]["reachable"], true, "{shown:#}");
+    let test = [
+        "recover",
+        "test",
+        "--set",
+        "shop",
+        "--json",
+        "--target-time",
+        time,
+    ];
+    let tested = shop.pitr(&test).run().success().json();
+    assert_eq!(tested["passed"], true, "{tested:#}");
+}
+
 /// A commit, a key and a file that were written since are not lost without a word.
 #[test]
 fn r41_a_rollback_is_refused_once_something_was_written() {
