@@ -103,7 +103,10 @@ fn r122_writes_to_a_run_that_was_cut_short_are_seen() {
         shop.script(script).success();
     }
     wait_until(PATIENCE, "Redis has loaded", || {
-        shop.redis(&["INFO", "persistence"]).contains("\nloading:0")
+        let cli = crate::common::Program::new(program("redis-7", "cli"));
+        let asked = cli.arg("-s").arg(shop.path("tmp/r"));
+        let run = asked.args(["INFO", "persistence"]).run();
+        run.stdout.contains("\nloading:0")
     });
     assert_eq!(
         written(&shop),

@@ -99,7 +99,7 @@ crate::per_major!(a_mark_is_tested_and_the_whole_shop_comes_back_to_it, v13 v17 
 
 /// A target behind all that is stored is refused with the last moment that cluster and Redis both reach.
 #[test]
-fn r122_the_nearest_moment_of_a_set_is_one_that_every_member_reaches() {
+fn r132_the_nearest_moment_of_a_set_is_one_that_every_member_reaches() {
     let mut shop = Shop::open(17);
     for n in 10..13 {
         shop.write_counter(n);
