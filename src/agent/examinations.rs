@@ -1,6 +1,6 @@
 //! Runs examinations: each is a process that does what `pitr doctor` does, and keeps what is wrong for the looks.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::child;
@@ -14,15 +14,23 @@ use crate::operate::sets::FOLLOWS;
 /// Nothing is examined sooner after the agent began.
 const DELAY: Duration = Duration::from_secs(10);
 /// How often everything is examined.
-const INTERVAL: Duration = Duration::from_secs(3600);
+pub const INTERVAL: Duration = Duration::from_secs(3600);
 /// How often everything is examined while something is wrong: sinks hear of its end soon.
 const INTERVAL_WRONG: Duration = Duration::from_secs(600);
 /// An examination may take so long.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// An examination that is under way.
+struct Running {
+    child: Child,
+    since: Instant,
+    /// It keeps that the one before it came to no end, and examines nothing.
+    is_given_up: bool,
+}
+
 /// The examinations of an agent.
 pub struct Examinations {
-    running: Option<(Child, Instant)>,
+    running: Option<Running>,
     /// Those that were killed, and are not gone yet.
     given_up: Vec<Child>,
     next: Instant,
@@ -42,21 +50,26 @@ impl Examinations {
     pub fn tick(&mut self, session: &Session, settings: &Settings) {
         self.given_up
             .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        if let Some((mut child, since)) = self.running.take() {
-            match child.try_wait() {
-                Ok(None) if since.elapsed() < fault::shortened(LONGEST) => {
-                    self.running = Some((child, since));
+        if let Some(mut running) = self.running.take() {
+            match running.child.try_wait() {
+                Ok(None) if running.since.elapsed() < fault::shortened(LONGEST) => {
+                    self.running = Some(running);
                     return;
                 }
                 Ok(None) => {
                     session.warn("pitr doctor takes too long, and is given up");
                     // It is ours and not buried yet, so the number is its. One that hangs in the kernel is waited for by nobody.
-                    let _ = child.kill();
-                    self.given_up.push(child);
+                    let _ = running.child.kill();
+                    self.given_up.push(running.child);
                     self.begin(session, settings, true);
                     return;
                 }
-                Ok(Some(status)) if status.code() == Some(i32::from(exit::SUCCESS)) => {}
+                Ok(Some(status)) if is(status, exit::SUCCESS) => {}
+                Ok(Some(status)) if !is(status, exit::WARNINGS) && !running.is_given_up => {
+                    session.warn(&format!("pitr doctor came to no end: {status}"));
+                    self.begin(session, settings, true);
+                    return;
+                }
                 _ => self.next = self.next.min(Instant::now() + INTERVAL_WRONG),
             }
         }
@@ -69,17 +82,27 @@ impl Examinations {
     fn begin(&mut self, session: &Session, settings: &Settings, is_given_up: bool) {
         self.next = Instant::now() + INTERVAL;
         match start(settings, is_given_up) {
-            Ok(child) => self.running = Some((child, Instant::now())),
+            Ok(child) => {
+                self.running = Some(Running {
+                    child,
+                    since: Instant::now(),
+                    is_given_up,
+                });
+            }
             Err(e) => session.warn(&e.to_string()),
         }
     }
 
     /// Ends the one that runs, as its agent leaves.
     pub fn end(&mut self) {
-        if let Some((child, _)) = &mut self.running {
-            let _ = child.kill();
+        if let Some(running) = &mut self.running {
+            let _ = running.child.kill();
         }
     }
+}
+
+fn is(status: ExitStatus, code: u8) -> bool {
+    status.code() == Some(i32::from(code))
 }
 
 fn start(settings: &Settings, is_given_up: bool) -> Result<Child> {

@@ -52,13 +52,10 @@ impl Look {
 
     fn has_looked(&mut self) -> bool {
         let mut line = [0; 64];
-        // The pipe does not block: it is empty while the process looks.
+        // The pipe does not block: it is empty while the process looks. One that died left no word.
         let read = |said: &mut ChildStdout| said.read(&mut line).ok();
-        match self.said.as_mut().and_then(read) {
-            Some(0) => true,
-            Some(_) => line.starts_with(LOOKED.as_bytes()),
-            None => false,
-        }
+        let read = self.said.as_mut().and_then(read);
+        read.is_some() && line.starts_with(LOOKED.as_bytes())
     }
 }
 
@@ -79,12 +76,15 @@ impl Looks {
         self.given_up
             .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         self.end_deliveries(session);
-        if let Some(mut look) = self.looking.take()
-            && !look.has_ended()
-        {
+        if let Some(mut look) = self.looking.take() {
+            let has_ended = look.has_ended();
             if look.has_looked() {
                 look.since = Instant::now();
                 self.telling.push(look);
+            } else if has_ended {
+                session.warn("looking at everything failed, and is given up");
+                self.begin(session, settings, true);
+                return;
             } else if look.since.elapsed() < fault::shortened(LOOK_MAX) {
                 self.looking = Some(look);
                 return;

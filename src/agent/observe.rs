@@ -42,9 +42,9 @@ pub fn observe(
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
     let (rooms, measured) = room::look(session, &metrics.rooms, state_dir);
+    let mut conditions = alert::conditions(session, loaded, (&metrics, &rooms), notices);
     let uncounted = metrics.uncounted.take().map_or(Ok(()), Err);
     let kept = [uncounted, exposed, noted, measured];
-    let mut conditions = alert::conditions(session, loaded, (&metrics, &rooms), notices);
     conditions.extend(condition::of_state(&kept));
     let written = observed::write(
         session,

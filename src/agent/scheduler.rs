@@ -164,14 +164,22 @@ impl Planned {
     }
 }
 
-/// The newest success of the job before, where this one did not follow it yet.
+/// The name of the run that follows the newest success of the job before, where this one did not begin behind it yet.
 fn succeeded(before: &JobState, own: &JobState, last: Option<&Run>) -> Option<TimestampTz> {
     let success = before.runs.iter().rfind(|run| run.is_success())?;
-    let is_new = match last {
-        Some(last) => success.id.scheduled > last.id.scheduled,
-        None => end_of(success) >= own.since,
+    let (scheduled, end) = (success.id.scheduled, end_of(success));
+    let Some(last) = last else {
+        return (end >= own.since).then_some(scheduled);
     };
-    is_new.then_some(success.id.scheduled)
+    // After a run by hand the time of the success may be an older name than the last one.
+    let name = match scheduled > last.id.scheduled {
+        true => scheduled,
+        false => end,
+    };
+    let mut runs = own.runs.iter();
+    // A clock that went back lets nothing follow twice.
+    let is_known = runs.any(|run| [scheduled, end].contains(&run.id.scheduled));
+    (end > last.begun.started && name > last.id.scheduled && !is_known).then_some(name)
 }
 
 /// Whether something that runs always may be started again: at once, and ever later where it ends soon.
@@ -370,6 +378,49 @@ mod tests {
     }
 
     #[test]
+    fn a_run_by_hand_keeps_no_job_from_following() {
+        let at = |minute: u32| time(&format!("2026-11-20T02:{minute:02}:00Z"));
+        let jobs = [Planned {
+            trigger: Trigger::After("b".into()),
+            ..daily(true, 1)
+        }];
+        let of = |before: &Run, own: &[Run]| {
+            let states = [
+                ("a".to_owned(), state(own.to_vec())),
+                ("b".to_owned(), state(vec![before.clone()])),
+            ]
+            .into();
+            due(at(59), &jobs, &states).first().map(|(_, id)| *id)
+        };
+        let fresh = |scheduled| RunId {
+            scheduled,
+            attempt: 0,
+        };
+        // By hand while the job before it ran: its success is newer.
+        let before = run(at(0), 0, at(0), Some((at(20), 0)));
+        let by_hand = run(at(5), 0, at(5), Some((at(6), 0)));
+        assert_eq!(
+            of(&before, std::slice::from_ref(&by_hand)),
+            Some(fresh(at(20)))
+        );
+        // It followed once, and is tried again where it failed.
+        let followed = |status| run(at(20), 0, at(21), Some((at(22), status)));
+        let all = |status| [by_hand.clone(), followed(status)];
+        assert_eq!(of(&before, &all(0)), None);
+        let again = RunId {
+            scheduled: at(20),
+            attempt: 1,
+        };
+        assert_eq!(of(&before, &all(1)), Some(again));
+        // By hand behind that success: it has what it needs.
+        let later = run(at(30), 0, at(30), Some((at(31), 0)));
+        assert_eq!(of(&before, &[later]), None);
+        // A clock that went back lets nothing follow twice.
+        let back = run(at(0), 0, at(10), Some((at(11), 0)));
+        assert_eq!(of(&before, &[back]), None);
+    }
+
+    #[test]
     fn what_runs_always_is_started_again_ever_later() {
         let begin = time("2026-11-20T02:00:00Z");
         let job = || Planned {
@@ -546,6 +597,53 @@ mod tests {
                     busy_until = now.saturating_add(Duration::from_secs(step.takes * 60));
                     let status = i32::from(step.fails);
                     runs.push(run(id.scheduled, id.attempt, now, Some((busy_until, status))));
+                }
+            }
+        }
+
+        /// Over random runs by hand of both: each success of the one is followed once by a run that began behind it.
+        #[test]
+        fn each_success_is_followed_though_runs_are_begun_by_hand(steps in prop::collection::vec((0_u8..4, 1_u64..90, any::<bool>()), 1..60)) {
+            let start = time("2026-11-20T00:10:00Z");
+            let minute = Duration::from_secs(60);
+            let before = Planned {
+                trigger: Trigger::Scheduled(Box::new(Schedule::new("30 */2 * * *", None).unwrap())),
+                name: "b".into(),
+                ..daily(true, 0)
+            };
+            let jobs = [before, Planned { trigger: Trigger::After("b".into()), ..daily(true, 0) }];
+            let mut now = start;
+            let mut runs: BTreeMap<String, Vec<Run>> = [("a".to_owned(), vec![]), ("b".to_owned(), vec![])].into();
+            let is_busy = |runs: &[Run], now| runs.last().is_some_and(|run| end_of(run) > now);
+            for (by_hand, takes, fails) in steps {
+                for passed in 0..40 {
+                    now = now.saturating_add(minute);
+                    let seen = |runs: &Vec<Run>| JobState {
+                        since: start,
+                        is_running: is_busy(runs, now),
+                        // A run that goes on has no end yet.
+                        runs: runs.iter().map(|one| Run { ended: one.ended.clone().filter(|e| e.ended <= now), ..one.clone() }).collect(),
+                        ahead: 0,
+                    };
+                    let states: BTreeMap<String, JobState> = runs.iter().map(|(name, own)| (name.clone(), seen(own))).collect();
+                    let mut begins: Vec<(String, RunId)> = due(now, &jobs, &states).into_iter().map(|(name, id)| (name.to_owned(), id)).collect();
+                    let success = states["b"].runs.iter().rfind(|run| run.is_success());
+                    if let Some(success) = success && begins.iter().all(|(name, _)| name != "a") && !states["a"].is_running {
+                        let has_followed = states["a"].runs.iter().any(|run| run.begun.started >= end_of(success));
+                        prop_assert!(has_followed, "{:?} was not followed", success.id);
+                    }
+                    // No run by hand has the time of a schedule for its name.
+                    let hand_time = now.saturating_add(Duration::from_secs(17));
+                    let hand = ["a", "b"].into_iter().nth(usize::from(by_hand)).filter(|_| passed == 7);
+                    if let Some(name) = hand && !states[name].is_running && begins.iter().all(|(begun, _)| begun != name) {
+                        begins.push((name.to_owned(), RunId { scheduled: hand_time, attempt: 0 }));
+                    }
+                    for (name, id) in begins {
+                        let own = runs.get_mut(&name).unwrap();
+                        prop_assert!(own.iter().all(|run| run.id < id), "{name}: begun twice or out of order");
+                        let ended = now.saturating_add(minute * u32::try_from(takes).unwrap());
+                        own.push(run(id.scheduled, id.attempt, now.max(id.scheduled), Some((ended, i32::from(fails)))));
+                    }
                 }
             }
         }

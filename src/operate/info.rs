@@ -22,7 +22,7 @@ use super::receiver::{self, Receiver};
 use super::remains::{self, Remains};
 use super::repository_state::RepositoryState;
 use super::scopes::{self, ScopeInfo};
-use super::server_state::ServerState;
+use super::server_state::{self, ServerState};
 use super::session::Session;
 use super::set_back;
 use super::underway::{self, Underway};
@@ -65,6 +65,9 @@ pub struct Info {
     /// Errors of the others.
     #[serde(skip)]
     pub failures: Failures,
+    /// The names of the others.
+    #[serde(skip)]
+    pub unseen: Vec<String>,
 }
 
 impl Info {
@@ -74,6 +77,17 @@ impl Info {
         let written = self.written.iter().map(|one| (&one.name, &one.server));
         let all = clusters.chain(written);
         all.filter_map(|(name, server)| Some((name.as_str(), server.as_ref()?)))
+    }
+
+    /// The clusters whose servers do not answer, with the finding.
+    pub fn silent(&self) -> impl Iterator<Item = (&str, &Finding)> {
+        let clusters = self.clusters.iter().map(|one| (&one.name, &one.problems));
+        let written = self.written.iter().map(|one| (&one.name, &one.problems));
+        let all = clusters.chain(written);
+        all.filter_map(|(name, problems)| {
+            let found = problems.iter().find(|one| server_state::is_silence(one))?;
+            Some((name.as_str(), found))
+        })
     }
 }
 
@@ -299,7 +313,7 @@ pub enum Asks {
 /// Those of [`look`].
 pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
     let (mut clusters, mut written) = (Vec::new(), Vec::new());
-    let mut failures = Failures::default();
+    let (mut failures, mut unseen) = (Failures::default(), Vec::new());
     for reading in Reading::open_each(session)? {
         let only_writes = asks == Asks::Everything && reading.configured.only_writes();
         let looked = match only_writes {
@@ -308,6 +322,7 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
         };
         if let Err(e) = looked {
             failures.add(e, format!("look at cluster \"{}\"", reading.name));
+            unseen.push(reading.name.clone());
         }
     }
     failures.first_if(session, clusters.is_empty() && written.is_empty())?;
@@ -329,6 +344,7 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
             |settings| underway::look(session, &settings),
         ),
         failures,
+        unseen,
     })
 }
 
@@ -399,7 +415,10 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     let is_everything = asks == Asks::Everything;
     let is_asked = is_everything || (promised.rpo.is_some() && window.is_some());
     let asked = reading.cluster.as_ref().filter(|_| is_asked);
-    let server = asked.and_then(|own| ServerState::ask(own, identifier, &session.host));
+    let asked = asked.map(|own| ServerState::look(own, identifier, &session.host));
+    let (server, silence) = asked.unwrap_or_default();
+    // The promise that needs the server tells of it otherwise.
+    problems.extend(silence.filter(|_| is_everything));
     let exposure = server.as_ref().zip(window).and_then(|(server, window)| {
         let now = session.host.now();
         exposure::look(server, window, &inventory, receiver.as_ref(), now)

@@ -264,6 +264,8 @@ pub struct Metrics {
     pub rooms: Vec<(String, Room)>,
     /// How many seconds the clock of each repository that tells it is ahead of this host's, by its name.
     pub clocks: Vec<(String, f64)>,
+    /// Repositories that do not answer.
+    pub away: Vec<String>,
     /// Free bytes on the filesystem of `pg_wal` of each cluster that has its data directory here.
     pub pg_wal_free: Vec<(String, u64)>,
     /// The marks of each recovery set that could be looked at.
@@ -327,6 +329,9 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         for server in info.servers() {
             metrics_server::add(&mut all, server, tallies.as_ref());
         }
+        for (name, _) in info.silent() {
+            metrics_server::silent(&mut all, name);
+        }
         for one in &info.clusters {
             metrics_stored::add(&mut all, one, (known, tallies.as_ref()));
         }
@@ -339,8 +344,11 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     let sets = of_sets(&mut all, session, &settings);
     let walg = names.contains(&Compat::WalG);
     let with = (&settings, known, walg);
-    let Stores { rooms, clocks } =
-        metrics_repositories::add(&mut all, session, with, info.as_ref());
+    let Stores {
+        rooms,
+        clocks,
+        away,
+    } = metrics_repositories::add(&mut all, session, with, info.as_ref());
     metrics_audit::add(&mut all, known);
     of_configuration(&mut all, &settings);
     let seen = Seen {
@@ -357,6 +365,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         uncounted,
         rooms,
         clocks,
+        away,
         pg_wal_free,
         sets,
         tallies,
@@ -388,6 +397,10 @@ fn tallied(
         Some((name, archiver.process.as_ref()?))
     });
     let archivers: Vec<_> = archivers.collect();
+    let servers = info.into_iter().flat_map(Info::servers);
+    let answering: Vec<&str> = servers.map(|(name, _)| name).collect();
+    let silent = info.into_iter().flat_map(Info::silent);
+    let silent: Vec<&str> = silent.map(|(name, _)| name).collect();
     let clusters = info.into_iter().flat_map(|info| &info.clusters);
     let refused = clusters.filter_map(|one| {
         let names = one.remains.as_ref()?.refused.as_deref()?;
@@ -398,6 +411,12 @@ fn tallied(
     counters::tallied((session, settings), |tallies| {
         for (cluster, process) in archivers {
             tallies.see_archiver(cluster, process, now);
+        }
+        for cluster in answering {
+            tallies.silent.remove(cluster);
+        }
+        for cluster in silent {
+            tallies.see_silence(cluster, now);
         }
         for (cluster, repository, names) in refused {
             tallies.see_refused((cluster, repository), names, now);

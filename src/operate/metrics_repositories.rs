@@ -46,6 +46,8 @@ const KEY_VERIFIED: Family = (
 pub(super) struct Stores {
     pub rooms: Vec<(String, Room)>,
     pub clocks: Vec<(String, f64)>,
+    /// Repositories that do not answer.
+    pub away: Vec<String>,
 }
 
 /// Adds them, and returns those that conditions are made of.
@@ -68,6 +70,7 @@ pub(super) fn add(
         let verified = counters.last(counters::KEY, &configured.name);
         all.add_known(&KEY_VERIFIED, &labels, verified.map(seconds));
         let Some(state) = state else {
+            stores.away.push(configured.name.clone());
             continue;
         };
         if let Some(room) = state.room {

@@ -20,6 +20,11 @@ const RESTARTS: Family = (
     Type::Counter,
     "How often looks of this host saw that the archiver of a server that goes on had ended.",
 );
+const UP: Family = (
+    "pitr_server_up",
+    Type::Gauge,
+    "Whether the server of a cluster answers.",
+);
 const CLOCK: Family = (
     "pitr_server_clock_offset_seconds",
     Type::Gauge,
@@ -41,6 +46,11 @@ const SLOT_LOST: Family = (
     "Whether a replication slot lost WAL that it was to keep.",
 );
 
+/// Adds a server that does not answer.
+pub(super) fn silent(all: &mut Exposition, cluster: &str) {
+    all.add(&UP, &[("cluster", cluster)], flag(false));
+}
+
 /// Adds what the server of a cluster told.
 pub(super) fn add(
     all: &mut Exposition,
@@ -48,6 +58,7 @@ pub(super) fn add(
     tallies: Option<&Tallies>,
 ) {
     let cluster = [("cluster", name)];
+    all.add(&UP, &cluster, flag(true));
     if let Some(archiver) = &server.archiver {
         all.add(&PUSHED, &cluster, number(archiver.archived));
         all.add(&PUSH_FAILURES, &cluster, number(archiver.failed));
@@ -55,7 +66,7 @@ pub(super) fn add(
     all.add_known(&CLOCK, &cluster, server.clock_offset_s);
     let seen = tallies.and_then(|t| t.archivers.get(name));
     all.add_known(&RESTARTS, &cluster, seen.map(|seen| number(seen.restarts)));
-    for slot in &server.slots {
+    for slot in server.slots.iter().flatten() {
         let labels = [cluster[0], ("slot", slot.name.as_str())];
         let retained = slot.retained_bytes.map(number);
         all.add_known(&SLOT_RETAINED, &labels, retained);

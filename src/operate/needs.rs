@@ -83,7 +83,7 @@ impl Owner {
     /// The owners of all backups of a repository.
     ///
     /// # Errors
-    /// What the store says.
+    /// Errors of the store.
     pub(super) fn all(repository: &Repository) -> Result<Vec<Owner>> {
         let scopes = repository.aux_scopes()?.into_iter();
         let mut all: Vec<Owner> = scopes.map(Owner::Aux).collect();
@@ -93,7 +93,7 @@ impl Owner {
         Ok(all)
     }
 
-    /// Everything that restores a backup, with what opens and proves it: the root, its reservation and holds, histories, the registration, the marker and the
+    /// The objects that restore a backup, with those that open and prove it: the root, its reservation and holds, histories, the registration, the marker and the
     /// recipients of the key set. Some may not be there.
     ///
     /// # Errors

@@ -2,14 +2,25 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::finding::{Finding, Level};
 use super::repository_state;
 use super::server::Server;
 use crate::config::Cluster;
+use crate::err;
 use crate::error::Result;
 use crate::fault;
 use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+
+/// Group and name of the finding of a server that does not answer.
+const SERVER: &str = "server";
+const CONNECTION: &str = "connection";
+
+/// Whether the finding is of a server that does not answer.
+pub fn is_silence(finding: &Finding) -> bool {
+    finding.group == SERVER && finding.name == CONNECTION && finding.level != Level::Ok
+}
 
 /// The state of a server. Every role may see it, apart from the archiver's process.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -20,8 +31,8 @@ pub struct ServerState {
     pub clock_offset_s: Option<f64>,
     /// The counts of its archiver; none where it did not tell them.
     pub archiver: Option<Archiver>,
-    /// Its replication slots, apart from temporary ones, by name.
-    pub slots: Vec<Slot>,
+    /// Its replication slots, apart from temporary ones, by name; none where it did not tell them.
+    pub slots: Option<Vec<Slot>>,
 }
 
 /// The counts of pg_stat_archiver.
@@ -75,32 +86,59 @@ impl Slot {
 }
 
 impl ServerState {
-    /// Asks the server of a cluster. There is no answer from a server that is silent, from another cluster's, and without a connection.
-    pub fn ask(cluster: &Cluster, identifier: u64, host: &Host) -> Option<ServerState> {
-        let conninfo = cluster.conninfo.as_ref()?.expose();
-        let mut server = Server::connect(conninfo).ok()?;
-        let mut state = end_of_wal(&mut server, identifier).ok()??;
+    /// Asks the server of a cluster; none without a connection in the configuration.
+    ///
+    /// # Errors
+    /// Those of the connection; `WrongCluster` when the server of another cluster answers.
+    pub fn ask(cluster: &Cluster, identifier: u64, host: &Host) -> Result<Option<ServerState>> {
+        let Some(conninfo) = &cluster.conninfo else {
+            return Ok(None);
+        };
+        let mut server = Server::connect(conninfo.expose())?;
+        let mut state = end_of_wal(&mut server, identifier)?;
         // One question that fails takes nothing from what the others have told.
         state.clock_offset_s = clock_offset(&mut server, host).ok().flatten();
         state.archiver = archiver(&mut server).ok();
-        state.slots = slots(&mut server).unwrap_or_default();
-        Some(state)
+        state.slots = slots(&mut server).ok();
+        Ok(Some(state))
+    }
+
+    /// As [`ServerState::ask`]. A server that does not answer is a finding.
+    pub fn look(
+        cluster: &Cluster,
+        identifier: u64,
+        host: &Host,
+    ) -> (Option<ServerState>, Option<Finding>) {
+        match ServerState::ask(cluster, identifier, host) {
+            Ok(state) => (state, None),
+            Err(e) => {
+                let value = format!("PostgreSQL does not answer: {e}");
+                let found = Finding {
+                    next: Some("pitr doctor".to_owned()),
+                    ..Finding::new(SERVER, CONNECTION, Level::Warn, value)
+                };
+                (None, Some(found))
+            }
+        }
     }
 }
 
-fn end_of_wal(server: &mut Server, identifier: u64) -> Result<Option<ServerState>> {
+fn end_of_wal(server: &mut Server, identifier: u64) -> Result<ServerState> {
     let rows = server.query(
         "select system_identifier, case when pg_catalog.pg_is_in_recovery() then null else pg_catalog.pg_current_wal_insert_lsn() end \
          from pg_catalog.pg_control_system()",
     )?;
     // Another server's WAL says nothing.
     if rows.text(0, 0)? != Some(identifier.to_string().as_str()) {
-        return Ok(None);
+        return Err(err!(
+            WrongCluster,
+            "conninfo leads to the server of another cluster"
+        ));
     }
-    Ok(Some(ServerState {
+    Ok(ServerState {
         end_lsn: rows.text(0, 1)?.and_then(|lsn| lsn.parse().ok()),
         ..ServerState::default()
-    }))
+    })
 }
 
 fn clock_offset(server: &mut Server, host: &Host) -> Result<Option<f64>> {

@@ -45,6 +45,9 @@ pub struct Tallies {
     /// The bytes that `pitr expire` found locked, as `cluster repository`.
     #[serde(default)]
     pub locked: BTreeMap<String, Trend>,
+    /// The clusters whose servers do not answer, and when a look first saw that.
+    #[serde(default)]
+    pub silent: BTreeMap<String, TimestampTz>,
 }
 
 /// The archiver of a cluster.
@@ -149,6 +152,17 @@ impl Tallies {
             seen.newest = Some(now);
         }
         seen.names = names.iter().cloned().collect();
+    }
+
+    /// Sees that the server of a cluster does not answer. A clock that went back begins the time anew.
+    pub fn see_silence(&mut self, cluster: &str, now: TimestampTz) {
+        let since = self.silent.entry(cluster.to_owned()).or_insert(now);
+        *since = (*since).min(now);
+    }
+
+    /// How long the server of a cluster has not answered, as far as looks saw.
+    pub fn silence(&self, cluster: &str, now: TimestampTz) -> Option<Duration> {
+        now.duration_since(*self.silent.get(cluster)?)
     }
 
     /// Sees the room on the filesystem of `pg_wal` of a cluster.

@@ -109,6 +109,9 @@ pub fn look(session: &Session, reading: &Reading) -> Result<Written> {
     let limit = limit.map(|age| age.duration());
     problems.extend(proven::problems(&drills, limit, now));
     drills.retain(|proven| proven.drills.newest.is_some());
+    let asked = cluster.map(|own| ServerState::look(own, identifier, &session.host));
+    let (server, silence) = asked.unwrap_or_default();
+    problems.extend(silence);
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     Ok(Written {
         name: reading.name.clone(),
@@ -122,7 +125,7 @@ pub fn look(session: &Session, reading: &Reading) -> Result<Written> {
         repositories,
         blocked,
         drills,
-        server: cluster.and_then(|own| ServerState::ask(own, identifier, &session.host)),
+        server,
     })
 }
 

@@ -17,8 +17,8 @@ use crate::snapshot::reader::Snapshot;
 /// No data directory is deeper.
 const DEPTH_MAX: u32 = 64;
 
-/// Requires that each directory can be listed, and that each file that the backup has, too, has one name and the owner of the restore. What is found later is
-/// found when the directory is no cluster any more.
+/// Requires that each directory can be listed, and that each file that the backup has, too, has one name and the owner of the restore. A later step
+/// would find it when the directory is no cluster any more.
 ///
 /// # Errors
 /// `Refused`, with the file; `TargetWrite`; `Interrupted`; `Damaged` when the map fails a check.

@@ -508,7 +508,7 @@ fn j16_a_record_that_cannot_be_read_is_critical() {
 }
 
 /// Lets the agent of a site look each second, and serve on a port of its own; returns the configuration.
-fn served(site: &Site) -> String {
+pub fn served(site: &Site) -> String {
     let plain = std::fs::read_to_string(site.config()).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = port.local_addr().unwrap().port();

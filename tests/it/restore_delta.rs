@@ -165,7 +165,7 @@ fn forget_waiting(pgdata: &Path) {
     }
 }
 
-/// What keeps a restore from its end is found while the directory is a cluster still.
+/// The obstacles of a restore are found while the directory is a cluster still.
 #[test]
 fn t51_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
     let mut scene = Scene::new(16);

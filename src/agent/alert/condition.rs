@@ -38,7 +38,7 @@ const FULL_PERCENT: u64 = 95;
 const SOON: Duration = Duration::from_secs(7 * 86_400);
 
 /// Warnings of `pitr info` that are not medium, as group and name, with their severity; none for what passes by itself.
-const WARNINGS: [(&str, &str, Option<Severity>); 8] = [
+const WARNINGS: [(&str, &str, Option<Severity>); 9] = [
     ("receiver", "passing", None),
     ("receiver", "state", Some(Severity::Critical)),
     ("recovery", "damaged backup", Some(Severity::Critical)),
@@ -47,12 +47,13 @@ const WARNINGS: [(&str, &str, Option<Severity>); 8] = [
     ("recovery", "unreadable backup", Some(Severity::Critical)),
     ("recovery", "window", Some(Severity::Critical)),
     ("recovery", NOT_JUDGED, Some(Severity::Low)),
+    // A server that has not answered for two minutes is critical.
+    ("server", "connection", None),
 ];
 
 /// Looking took too long, and nobody knows what can be recovered.
 pub fn of_given_up() -> Condition {
-    let summary =
-        "what can be recovered is not known: looking at everything took too long, and was given up";
+    let summary = "what can be recovered is not known: looking at everything took too long or failed, and was given up";
     let next = Some("pitr info".to_owned());
     new("look", Severity::Critical, summary.to_owned(), next)
 }
@@ -116,7 +117,8 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
         found.extend(counted::conditions(now, settings, metrics, &counters));
     }
     found.extend(of_jobs(session, loaded));
-    found.extend(examined::conditions(&loaded.state_dir));
+    let examined = examined::conditions(&loaded.state_dir, now);
+    found.extend(examined.unwrap_or_default());
     merged(found)
 }
 

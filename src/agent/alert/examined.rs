@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::decide::Condition;
+use crate::agent::examinations::INTERVAL;
 use crate::agent::load::Loaded;
 use crate::behalf;
 use crate::config::{Settings, Severity};
@@ -12,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::operate::doctor;
 use crate::operate::finding::{Finding, Level};
+use crate::operate::human;
 use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
 
 /// The file of what was found, below `state_dir`.
 const FILE: &str = "doctor.json";
@@ -58,7 +63,16 @@ const NEED_KEY: [(&str, &str); 3] = [
 /// Group of the findings on a host that lost its server: each look has those, too.
 const LOST: &str = "if the server is lost";
 
-/// Examines every cluster of the configuration, and keeps what is wrong. Returns whether nothing is.
+/// The result of examinations.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    /// When the last one ended.
+    examined: Option<TimestampTz>,
+    /// The findings that are wrong.
+    conditions: Vec<Condition>,
+}
+
+/// Examines every cluster of the configuration, and keeps what is wrong. Returns whether nothing is. Findings of before go on where nobody could look.
 ///
 /// # Errors
 /// Those of the file.
@@ -70,6 +84,7 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
         only_writes: repositories.clone().any(|r| r.only_writes()),
         repositories: repositories.map(|r| r.name.as_str()).collect(),
     };
+    let before = read(&loaded.state_dir).unwrap_or_default().conditions;
     let mut kept: Vec<Condition> = Vec::new();
     let mut seen: Vec<(&'static str, String, String)> = Vec::new();
     for (subject, own) in subjects(session, settings) {
@@ -78,6 +93,7 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
             Err(e) => {
                 let summary = format!("{subject}: pitr doctor cannot look at anything: {e}");
                 kept.push(new(format!("{subject}/doctor"), Severity::High, summary));
+                go_on(&subject, &before, &mut kept);
                 continue;
             }
         };
@@ -92,9 +108,26 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
                 seen.push(what);
             }
         }
+        if findings.iter().any(|finding| looks.are_blind_by(finding)) {
+            go_on(&subject, &before, &mut kept);
+        }
     }
+    let kept = Kept {
+        examined: Some(session.host.now()),
+        conditions: kept,
+    };
     write(session, &loaded.state_dir, &kept)?;
-    Ok(kept.is_empty())
+    Ok(kept.conditions.is_empty())
+}
+
+/// Keeps what was found of a subject before, and was not looked at now.
+fn go_on(subject: &str, before: &[Condition], kept: &mut Vec<Condition>) {
+    let beginning = format!("{subject}/doctor/");
+    for one in before {
+        if one.id.starts_with(&beginning) && kept.iter().all(|known| known.id != one.id) {
+            kept.push(one.clone());
+        }
+    }
 }
 
 /// Keeps that an examination came to no end, beside what the one before it found.
@@ -102,10 +135,11 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
 /// # Errors
 /// Those of the file.
 pub fn given_up(session: &Session, loaded: &Loaded) -> Result<()> {
-    let mut kept = conditions(&loaded.state_dir);
-    kept.retain(|one| one.id != GIVEN_UP);
-    let summary = "pitr doctor took too long, and was given up: certificates, keys and settings are as they were before, as far as anybody knows";
-    kept.push(new(GIVEN_UP.to_owned(), Severity::High, summary.to_owned()));
+    let mut kept = read(&loaded.state_dir).unwrap_or_default();
+    kept.conditions.retain(|one| one.id != GIVEN_UP);
+    let summary = "pitr doctor took too long or failed, and was given up: certificates, keys and settings are as they were before, as far as anybody knows";
+    let given_up = new(GIVEN_UP.to_owned(), Severity::High, summary.to_owned());
+    kept.conditions.push(given_up);
     write(session, &loaded.state_dir, &kept)
 }
 
@@ -139,6 +173,17 @@ impl Looks<'_> {
         finding.group == LOST
             || LOOKED_AT.iter().any(is_of) && !(needs_key && self.only_writes)
             || (finding.group == "repository" && self.repositories.contains(&finding.name.as_str()))
+    }
+}
+
+impl Looks<'_> {
+    /// Whether the finding keeps an examination from the others: the server or a repository does not answer.
+    fn are_blind_by(&self, finding: &Finding) -> bool {
+        let is_of_repository =
+            finding.group == "repository" && self.repositories.contains(&finding.name.as_str());
+        let is_of_server = ["connection", "questions"].contains(&finding.name.as_str());
+        finding.level == Level::Fail
+            && (is_of_repository || finding.group == "server" && is_of_server)
     }
 }
 
@@ -183,15 +228,42 @@ fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 
-/// The conditions that the last examination found. A file that is missing or damaged says nothing: the next examination writes it anew.
-pub fn conditions(state_dir: &Path) -> Vec<Condition> {
-    let bytes = behalf::read(&file(state_dir)).ok();
-    bytes
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default()
+/// Whether a condition of this name is of an examination.
+pub fn is_of_examination(id: &str) -> bool {
+    let mut parts = id.split('/');
+    parts.next() == Some(GIVEN_UP) || parts.next() == Some(GIVEN_UP)
 }
 
-fn write(session: &Session, state_dir: &Path, kept: &[Condition]) -> Result<()> {
+/// The conditions that the last examination found, and one when it was long ago; none without its file, and where that is damaged: the next
+/// examination writes it anew.
+pub fn conditions(state_dir: &Path, now: TimestampTz) -> Option<Vec<Condition>> {
+    let kept = read(state_dir)?;
+    let old = of_old(&kept, now);
+    let mut conditions = kept.conditions;
+    if conditions.iter().all(|one| one.id != GIVEN_UP) {
+        conditions.extend(old);
+    }
+    Some(conditions)
+}
+
+/// An examination that came no more. One that is later than now is of a clock that was ahead.
+fn of_old(kept: &Kept, now: TimestampTz) -> Option<Condition> {
+    let age = now.duration_since(kept.examined?)?;
+    (age >= INTERVAL * 2).then(|| {
+        let age = human::duration(age);
+        let summary = format!(
+            "pitr doctor last came to its end {age} ago: certificates, keys and settings are as they were then, as far as anybody knows"
+        );
+        new(GIVEN_UP.to_owned(), Severity::High, summary)
+    })
+}
+
+fn read(state_dir: &Path) -> Option<Kept> {
+    let bytes = behalf::read(&file(state_dir)).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+fn write(session: &Session, state_dir: &Path, kept: &Kept) -> Result<()> {
     let text = serde_json::to_vec(kept)
         .map_err(|e| err!(Internal, "findings cannot be written").source(e))?;
     let (path, nonce) = (file(state_dir), session.host.random());

@@ -13,6 +13,7 @@ mod mail;
 mod overdue;
 pub mod payload;
 pub mod sink;
+mod unjudged;
 mod watched;
 
 use std::fs::File;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::MemfdFlags;
 
 use self::decide::{Book, Condition, Event, Notice};
+use self::unjudged::Unjudged;
 use super::load::Loaded;
 use super::room::Room;
 use crate::behalf;
@@ -146,18 +148,29 @@ pub fn conditions(
     if !loaded.settings.alerts.is_empty() {
         let book = notices.read(session);
         conditions.extend(book.failing.iter().map(condition::of_sink));
+        let unjudged = Unjudged::of(&loaded.settings, (metrics, rooms), || {
+            examined::conditions(&loaded.state_dir, session.host.now()).is_some()
+        });
+        let lasting = lasting(&book, |id| unjudged.holds(id));
+        let lasting = lasting.filter(|one| conditions.iter().all(|known| known.id != one.id));
+        let lasting: Vec<Condition> = lasting.collect();
+        conditions.extend(lasting);
     }
     conditions
+}
+
+/// The conditions of the book that have not ended, of those names.
+fn lasting(book: &Book, is_meant: impl Fn(&str) -> bool) -> impl Iterator<Item = Condition> {
+    let open = book.open.iter().filter(|(_, open)| !open.is_over);
+    open.filter(move |(id, _)| is_meant(id))
+        .map(|(id, open)| open.condition(id))
 }
 
 /// The conditions after a look that was given up: those of the look before, with the jobs of now.
 pub fn unseen(session: &Session, loaded: &Loaded, notices: &Notices) -> Vec<Condition> {
     let book = notices.read(session);
     let mut conditions = vec![condition::of_given_up()];
-    let before = book.open.iter().filter(|(_, open)| !open.is_over);
-    let before = before.map(|(id, open)| open.condition(id));
-    let is_known = |id: &str| condition::is_of_job(id) || condition::is_of_sink(id) || id == "look";
-    conditions.extend(before.filter(|one| !is_known(&one.id)));
+    conditions.extend(lasting(&book, |id| !unjudged::is_known(id)));
     conditions.extend(condition::of_jobs(session, loaded));
     conditions
 }

@@ -6,6 +6,7 @@ use super::condition::new;
 use super::decide::Condition;
 use crate::config::{Settings, Severity};
 use crate::operate::counters::Counters;
+use crate::operate::finding::Finding;
 use crate::operate::human;
 use crate::operate::metrics::Metrics;
 use crate::operate::server_state::{ServerState, Slot};
@@ -24,6 +25,8 @@ const SERVER_CLOCKS: [(f64, Severity); 2] = [(61.0, Severity::Critical), (2.0, S
 const STORE_CLOCKS: [(f64, Severity); 2] = [(600.0, Severity::Critical), (60.0, Severity::Medium)];
 /// The disk of `pg_wal` is full sooner than this, in seconds.
 const FULL_IN: [(u64, Severity); 2] = [(3600, Severity::Critical), (4 * 3600, Severity::Medium)];
+/// A server that is started anew is away for less than this.
+const SILENT: Duration = Duration::from_secs(120);
 /// An archiver that ends so often within a quarter of an hour comes to nothing.
 const ARCHIVERS: usize = 3;
 /// Locked bytes that grow by more than this in a week, in per cent of then.
@@ -40,11 +43,13 @@ pub fn conditions(
     for (name, server) in metrics.info.iter().flat_map(|info| info.servers()) {
         found.extend(server_clock(name, server));
         let free = free_bytes(metrics, name);
-        let slots = server.slots.iter();
+        let slots = server.slots.iter().flatten();
         found.extend(slots.filter_map(|one| slot(name, one, free)));
     }
     found.extend(metrics.clocks.iter().filter_map(store_clock));
     if let Some(tallies) = &metrics.tallies {
+        let silent = metrics.info.iter().flat_map(|info| info.silent());
+        found.extend(silent.filter_map(|one| silence(now, one, tallies)));
         let clusters = settings.clusters.iter().map(|c| c.name.as_str());
         found.extend(clusters.filter_map(|name| archiver(now, name, tallies)));
         let clusters = settings.clusters.iter().map(|c| c.name.as_str());
@@ -81,6 +86,24 @@ fn slot(cluster: &str, slot: &Slot, free_bytes: Option<u64>) -> Option<Condition
         "{cluster}: slot \"{name}\" keeps {kept} of WAL, {share} % of {of}: its receiver is away or does not keep up"
     );
     Some(one(*severity, summary))
+}
+
+/// A server that has not answered for longer than its start takes.
+fn silence(
+    now: TimestampTz,
+    (cluster, finding): (&str, &Finding),
+    tallies: &Tallies,
+) -> Option<Condition> {
+    let lasts = tallies.silence(cluster, now)?;
+    (lasts >= SILENT).then(|| {
+        let id = format!("{cluster}/{}/{}", finding.group, finding.name);
+        let summary = format!(
+            "{cluster}: {} (since {})",
+            finding.value,
+            human::duration(lasts)
+        );
+        new(&id, Severity::Critical, summary, finding.next.clone())
+    })
 }
 
 fn server_clock(cluster: &str, server: &ServerState) -> Option<Condition> {

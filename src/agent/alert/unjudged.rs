@@ -1,0 +1,143 @@
+//! The subjects that a look could not judge. Their conditions go on as they were, as far as anybody knows: a question that fails ends nothing.
+
+use super::condition;
+use super::examined;
+use crate::agent::room::Room;
+use crate::config::Settings;
+use crate::operate::metrics::Metrics;
+
+/// Conditions of a cluster that need what looks counted.
+const COUNTED: [&str; 4] = [
+    "archiving/archiver",
+    "archiving/conflict",
+    "expire/locked",
+    "pg_wal/full",
+];
+
+/// The beginnings of the names of conditions that were not judged.
+#[derive(Default)]
+pub struct Unjudged {
+    beginnings: Vec<String>,
+    is_examined: bool,
+}
+
+impl Unjudged {
+    /// The subjects that no answer came for. `is_examined` tells whether the result of an examination is there.
+    pub fn of(
+        settings: &Settings,
+        (metrics, rooms): (&Metrics, &[Room]),
+        is_examined: impl FnOnce() -> bool,
+    ) -> Unjudged {
+        let mut all = Unjudged {
+            beginnings: Vec::new(),
+            is_examined: is_examined(),
+        };
+        if metrics.failed.is_some() || metrics.uncounted.is_some() {
+            all.add(String::new());
+        }
+        let unseen = metrics.info.iter().flat_map(|info| &info.unseen);
+        unseen.for_each(|name| all.add(format!("{name}/")));
+        all.add_servers(settings, metrics);
+        all.add_repositories(settings, metrics, rooms);
+        all
+    }
+
+    /// Whether a condition of this name is of one of them.
+    pub fn holds(&self, id: &str) -> bool {
+        // The look itself writes the files that this is about.
+        if is_known(id) || id.starts_with("agent/") {
+            return false;
+        }
+        if examined::is_of_examination(id) {
+            return !self.is_examined;
+        }
+        let mut beginnings = self.beginnings.iter();
+        beginnings.any(|beginning| id.starts_with(beginning))
+    }
+
+    fn add(&mut self, beginning: String) {
+        self.beginnings.push(beginning);
+    }
+
+    /// Adds the subjects that servers did not tell, and those that need the counts of looks.
+    fn add_servers(&mut self, settings: &Settings, metrics: &Metrics) {
+        for cluster in &settings.clusters {
+            let name = cluster.name.as_str();
+            let mut servers = metrics.info.iter().flat_map(|info| info.servers());
+            let server = servers
+                .find(|(of, _)| *of == name)
+                .map(|(_, server)| server);
+            let is_asked = cluster.conninfo.is_some();
+            if is_asked && server.is_none_or(|server| server.slots.is_none()) {
+                self.add(format!("{name}/slot/"));
+            }
+            if is_asked && server.is_none_or(|server| server.clock_offset_s.is_none()) {
+                self.add(format!("{name}/clock/server"));
+            }
+            if metrics.tallies.is_none() {
+                let counted = COUNTED.iter();
+                counted.for_each(|one| self.add(format!("{name}/{one}")));
+            }
+        }
+    }
+
+    /// Adds the subjects that repositories did not tell. Other content is judged in each of them.
+    fn add_repositories(&mut self, settings: &Settings, metrics: &Metrics, rooms: &[Room]) {
+        for repository in &settings.repositories {
+            let name = repository.name.as_str();
+            if metrics.away.iter().any(|away| away == name) {
+                self.add("aux/".to_owned());
+            }
+            if metrics.clocks.iter().all(|(of, _)| of != name) {
+                self.add(format!("repository/{name}/clock"));
+            }
+            if rooms.iter().all(|room| room.repository != name) {
+                self.add(format!("repository/{name}/room"));
+            }
+        }
+    }
+}
+
+/// Whether a condition is judged also where nothing else can be.
+pub fn is_known(id: &str) -> bool {
+    condition::is_of_job(id) || condition::is_of_sink(id) || id == "look"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_belongs_to_the_subject_that_it_begins_with() {
+        let unjudged = Unjudged {
+            beginnings: vec!["main/".into(), "b/slot/".into(), "b/clock/server".into()],
+            is_examined: true,
+        };
+        for id in ["main/recovery/gap", "b/slot/pitr", "b/clock/server"] {
+            assert!(unjudged.holds(id), "{id}");
+        }
+        for id in [
+            "main2/recovery/gap",
+            "b/recovery/gap",
+            "main/doctor/server/x",
+            "look",
+        ] {
+            assert!(!unjudged.holds(id), "{id}");
+        }
+        let everything = Unjudged {
+            beginnings: vec![String::new()],
+            is_examined: false,
+        };
+        for id in [
+            "main/recovery/gap",
+            "main/doctor/server/x",
+            "doctor",
+            "aux/files/up/x",
+        ] {
+            assert!(everything.holds(id), "{id}");
+        }
+        for id in ["jobs/a", "alerts/out", "agent/state", "look"] {
+            assert!(!everything.holds(id), "{id}");
+        }
+    }
+}
