@@ -105,7 +105,7 @@ fn j16_damaged_pages_are_critical_and_three_backups_without_an_end_are_medium() 
     sink.expect(pages, &[("new", "critical"), ("resolved", "critical")]);
     wait_until(PATIENCE, "the kill is seen", || {
         observe(&site.pitr());
-        !sink.heard(incomplete).is_empty()
+        sink.have_heard(incomplete)
     });
     sink.expect(incomplete, &[("new", "medium")]);
     let tidy = later(&site.pitr(), 2 * DAY);
@@ -206,7 +206,7 @@ fn j16_a_refused_copy_and_a_file_that_blocks_archiving_are_critical() {
     archives(&cluster);
     wait_until(PATIENCE, "a copy is refused", || {
         observe(&site.pitr());
-        !sink.heard(conflict).is_empty()
+        sink.have_heard(conflict)
     });
     sink.expect(conflict, &[("new", "critical")]);
     observe(&later(&site.pitr(), 600));
@@ -232,7 +232,7 @@ fn j16_an_archiver_that_keeps_ending_and_a_setting_that_stops_archiving_are_crit
         cluster.sql("insert into t values (1)");
         cluster.switch_wal();
         observe(&site.pitr());
-        !sink.heard(archiver).is_empty()
+        sink.have_heard(archiver)
     });
     sink.expect(archiver, &[("new", "critical")]);
     sink.last(archiver, "new", "critical", "ended 3 times");

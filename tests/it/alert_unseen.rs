@@ -134,7 +134,7 @@ fn j41_a_look_that_dies_is_given_up_and_ends_no_condition() {
         .arg("agent")
         .env("PITR_FAULT_PAUSE", format!("look={}", paused.display()))
         .spawn();
-    kill_until_heard(&agent, "observe", || !sink.heard("look").is_empty());
+    kill_until_heard(&agent, "observe", || sink.have_heard("look"));
     agent.signal(Signal::TERM);
     agent.wait().success();
     sink.last("look", "new", "critical", "failed, and was given up");
@@ -154,7 +154,7 @@ fn j41_an_examination_that_dies_or_came_long_ago_is_high() {
         .arg("agent")
         .env("PITR_FAULT_PAUSE", format!("examine={}", paused.display()))
         .spawn();
-    kill_until_heard(&agent, "examine", || !sink.heard("doctor").is_empty());
+    kill_until_heard(&agent, "examine", || sink.have_heard("doctor"));
     agent.signal(Signal::TERM);
     agent.wait().success();
     sink.expect("doctor", &[("new", "high")]);

@@ -60,6 +60,8 @@ const NEED_KEY: [(&str, &str); 3] = [
     ("repository", "gaps"),
     ("repository", "recorded gap"),
 ];
+/// Group of the findings about repositories. A server that does not answer keeps nobody from them.
+const REPOSITORY: &str = "repository";
 /// Group of the findings on a host that lost its server: each look has those, too.
 const LOST: &str = "if the server is lost";
 
@@ -93,7 +95,7 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
             Err(e) => {
                 let summary = format!("{subject}: pitr doctor cannot look at anything: {e}");
                 kept.push(new(format!("{subject}/doctor"), Severity::High, summary));
-                go_on(&subject, &before, &mut kept);
+                go_on(&subject, (&before, &|_| true), &mut kept);
                 continue;
             }
         };
@@ -108,8 +110,9 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
                 seen.push(what);
             }
         }
-        if findings.iter().any(|finding| looks.are_blind_by(finding)) {
-            go_on(&subject, &before, &mut kept);
+        for group in findings.iter().filter_map(|one| looks.are_blind_by(one)) {
+            let is_meant = |of: &str| (of == REPOSITORY) == (group == REPOSITORY);
+            go_on(&subject, (&before, &is_meant), &mut kept);
         }
     }
     let kept = Kept {
@@ -120,11 +123,17 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
     Ok(kept.conditions.is_empty())
 }
 
-/// Keeps what was found of a subject before, and was not looked at now.
-fn go_on(subject: &str, before: &[Condition], kept: &mut Vec<Condition>) {
+/// Keeps what was found of some groups of a subject before, and was not looked at now.
+fn go_on(
+    subject: &str,
+    (before, is_meant): (&[Condition], &dyn Fn(&str) -> bool),
+    kept: &mut Vec<Condition>,
+) {
     let beginning = format!("{subject}/doctor/");
     for one in before {
-        if one.id.starts_with(&beginning) && kept.iter().all(|known| known.id != one.id) {
+        let group = one.id.strip_prefix(&beginning);
+        let group = group.map(|rest| rest.split('/').next().unwrap_or_default());
+        if group.is_some_and(is_meant) && kept.iter().all(|known| known.id != one.id) {
             kept.push(one.clone());
         }
     }
@@ -174,16 +183,17 @@ impl Looks<'_> {
             || LOOKED_AT.iter().any(is_of) && !(needs_key && self.only_writes)
             || (finding.group == "repository" && self.repositories.contains(&finding.name.as_str()))
     }
-}
 
-impl Looks<'_> {
-    /// Whether the finding keeps an examination from the others: the server or a repository does not answer.
-    fn are_blind_by(&self, finding: &Finding) -> bool {
-        let is_of_repository =
-            finding.group == "repository" && self.repositories.contains(&finding.name.as_str());
-        let is_of_server = ["connection", "questions"].contains(&finding.name.as_str());
-        finding.level == Level::Fail
-            && (is_of_repository || finding.group == "server" && is_of_server)
+    /// The group of a finding that keeps an examination from others: the server or a repository does not answer.
+    fn are_blind_by(&self, finding: &Finding) -> Option<&'static str> {
+        let name = finding.name.as_str();
+        let is_of_repository = finding.group == REPOSITORY && self.repositories.contains(&name);
+        let is_of_server = finding.group == "server" && ["connection", "questions"].contains(&name);
+        match (finding.level, is_of_repository, is_of_server) {
+            (Level::Fail, true, _) => Some(REPOSITORY),
+            (Level::Fail, _, true) => Some("server"),
+            _ => None,
+        }
     }
 }
 
