@@ -18,6 +18,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::page::Page;
@@ -40,6 +41,13 @@ const READY: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_secs(10);
 /// How long a client may take to ask.
 const CLIENT: Duration = Duration::from_secs(10);
+
+/// How long a conversation may take with all its questions and answers.
+const CONVERSATION: Duration = Duration::from_secs(120);
+/// So many clients are served at once. More would take the descriptors that jobs and looks are started with.
+const CLIENTS: usize = 64;
+/// The pause before the next client when one could not be taken.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything that is served.
 #[derive(Clone)]
@@ -93,9 +101,20 @@ impl Served {
         let failed = |e| Error::from_io(format!("listen at {address}"), e);
         runtime.block_on(async {
             let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let room = Arc::new(Semaphore::new(CLIENTS));
             loop {
-                let (stream, _) = listener.accept().await.map_err(failed)?;
-                tokio::spawn(self.clone().admit(stream));
+                let place = Arc::clone(&room).acquire_owned().await;
+                // A client that broke off, or a lack of descriptors, keeps no other one out.
+                let Ok((stream, _)) = listener.accept().await else {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                };
+                let served = self.clone();
+                tokio::spawn(async move {
+                    // A client that takes longer is its own loss.
+                    let _ = tokio::time::timeout(CONVERSATION, served.admit(stream)).await;
+                    drop(place);
+                });
             }
         })
     }

@@ -326,6 +326,38 @@ fn j09_with_a_token_who_has_it_sees_the_page_and_starts_jobs_from_it_alone() {
     assert_eq!(host.begun("files").len(), 1);
 }
 
+/// A neighbour on the host, without any rights, holds as many connections as it likes. Jobs and looks need descriptors, too.
+#[test]
+fn j44_clients_that_come_to_no_end_take_neither_descriptors_nor_the_page() {
+    let host = Host::new(EVERY_HOUR);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    let descriptors = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid()));
+        open.map_or(0, |open| open.flatten().count())
+    };
+    let before = descriptors();
+    assert!(before > 0);
+    let half = || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", host.port)).unwrap();
+        let head = "POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 40\r\n\r\ntok";
+        std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+        stream
+    };
+    let held: Vec<std::net::TcpStream> = (0..120).map(|_| half()).collect();
+    std::thread::sleep(Duration::from_secs(2));
+    let now = descriptors();
+    assert!(
+        (before + 10..=before + 70).contains(&now),
+        "{before} and then {now}"
+    );
+    // They have ten seconds each, and then it is somebody else's turn.
+    wait_until(PATIENCE, "it answers others", || {
+        host.get("/healthz").is_some()
+    });
+    drop(held);
+}
+
 #[test]
 fn a_page_that_is_not_wanted_is_not_there() {
     let host = Host::new(&format!("[page]\nenabled = false\n{EVERY_HOUR}"));

@@ -95,7 +95,7 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
             Err(e) => {
                 let summary = format!("{subject}: pitr doctor cannot look at anything: {e}");
                 kept.push(new(format!("{subject}/doctor"), Severity::High, summary));
-                go_on(&subject, (&before, &|_| true), &mut kept);
+                go_on(&subject, &before, &|_| true, &mut kept);
                 continue;
             }
         };
@@ -112,7 +112,7 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
         }
         for group in findings.iter().filter_map(|one| looks.are_blind_by(one)) {
             let is_meant = |of: &str| (of == REPOSITORY) == (group == REPOSITORY);
-            go_on(&subject, (&before, &is_meant), &mut kept);
+            go_on(&subject, &before, &is_meant, &mut kept);
         }
     }
     let kept = Kept {
@@ -126,7 +126,8 @@ pub fn examine(session: &Session, loaded: &Loaded) -> Result<bool> {
 /// Keeps what was found of some groups of a subject before, and was not looked at now.
 fn go_on(
     subject: &str,
-    (before, is_meant): (&[Condition], &dyn Fn(&str) -> bool),
+    before: &[Condition],
+    is_meant: &dyn Fn(&str) -> bool,
     kept: &mut Vec<Condition>,
 ) {
     let beginning = format!("{subject}/doctor/");

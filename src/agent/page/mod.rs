@@ -39,6 +39,8 @@ use crate::repo::event;
 const OLD: Duration = Duration::from_secs(600);
 /// A form is no longer.
 const FORM_BYTES: usize = 4096;
+/// How long it may take to come.
+const FORM_TIME: Duration = Duration::from_secs(10);
 /// A wrong token is answered after so long.
 const WRONG: Duration = Duration::from_secs(1);
 /// Nothing comes from elsewhere, nothing goes elsewhere, and no text becomes a script.
@@ -317,10 +319,9 @@ async fn login(door: &Door, request: Request<Incoming>) -> Answer {
     if !Door::is_own(request.headers()) {
         return refused(StatusCode::FORBIDDEN, "another site asks for this");
     }
-    let body = Limited::new(request.into_body(), FORM_BYTES)
-        .collect()
-        .await;
-    let Ok(body) = body.map(|body| body.to_bytes()) else {
+    let body = Limited::new(request.into_body(), FORM_BYTES).collect();
+    let body = tokio::time::timeout(FORM_TIME, body).await;
+    let Ok(Ok(body)) = body.map(|body| body.map(|body| body.to_bytes())) else {
         return refused(StatusCode::BAD_REQUEST, "that is no form");
     };
     let form = String::from_utf8_lossy(&body);
