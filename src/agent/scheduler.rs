@@ -176,9 +176,11 @@ fn succeeded(before: &JobState, own: &JobState, last: Option<&Run>) -> Option<Ti
         true => scheduled,
         false => end,
     };
-    let mut runs = own.runs.iter();
-    // A clock that went back lets nothing follow twice.
-    let is_known = runs.any(|run| [scheduled, end].contains(&run.id.scheduled));
+    // A clock that went back lets nothing follow twice. A run that is named by the end of another success followed that one.
+    let mut others = before.runs.iter().filter(|other| other.id != success.id);
+    let is_of_another = others.any(|other| end_of(other) == scheduled);
+    let mut names = own.runs.iter().map(|run| run.id.scheduled);
+    let is_known = names.any(|name| name == end || name == scheduled && !is_of_another);
     (end > last.begun.started && name > last.id.scheduled && !is_known).then_some(name)
 }
 

@@ -227,6 +227,8 @@ pub fn is_redis_stopped(session: &Session, redis: &Redis) -> Result<bool> {
     match crate::operate::redis::connect(session, redis) {
         Ok(_) => Ok(false),
         Err(e) => match e.code() {
+            // Sentinels that are stopped, too, lead to no server.
+            Code::Unreachable if redis.address.is_none() => Ok(!e.to_string().contains("loading")),
             Code::Unreachable => Ok(nobody_listens(&e)),
             Code::Deadline | Code::Denied | Code::Server => Ok(false),
             _ => Err(e),

@@ -329,8 +329,14 @@ impl<'p> Work<'p> {
             }
             _ => {
                 let redis = redis(self.settings, &member.name)?;
-                if !service::is_redis_stopped(session, redis)? {
-                    service::command(session, log, &stop, None)?;
+                let is_stopped = service::is_redis_stopped(session, redis)?;
+                // Without Sentinels nothing tells whether the server runs: its service is asked to stop it in any case.
+                let is_unknown = is_stopped && redis.address.is_none();
+                if is_unknown || !is_stopped {
+                    match service::command(session, log, &stop, None) {
+                        Err(e) if is_unknown && e.code() == Code::SourceMissing => {}
+                        done => done?,
+                    }
                 }
                 service::wait_redis_stopped(session, redis)?;
             }
