@@ -15,12 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{Mode, OFlags};
-
 use super::needed;
 use super::settings::Brought;
 use super::target_dir::{CONTROL, Need, Target, WAITING_CONTROL};
-use super::tree::{Owner, Tree, target_error, write_error};
+use super::tree::{Owner, Tree, below, target_error, write_error};
 use super::unchanged;
 use super::unlogged::Unlogged;
 use crate::archive::left_out;
@@ -209,8 +207,7 @@ impl Destination {
                     None => (String::new(), "."),
                     Some(oid) => (format!("pg_tblspc/{oid}/{version}/"), version.as_str()),
                 };
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
-                match rustix::fs::openat(tree.root(), name, flags, Mode::empty()) {
+                match below(tree.root(), name) {
                     Ok(directory) => Ok(Some((prefix, directory))),
                     Err(rustix::io::Errno::NOENT) => Ok(None),
                     Err(e) => {

@@ -19,7 +19,7 @@ use super::job::{Job, Purpose};
 use super::manifest_check::ManifestCheck;
 use super::settings::{self, Brought, StandbySettings};
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
-use super::tree::{Tree, target_error, write_error};
+use super::tree::{Tree, below, entries, target_error, write_error};
 use crate::archive::datadir::GUARD;
 use crate::archive::guard::{AUTO_CONF, COMMENT, Guard, SETTINGS, UNFINISHED, WrittenSettings};
 use crate::archive::left_out::{self, MARKER, Marker};
@@ -397,17 +397,12 @@ fn sync_beneath(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> std::io::R
         return Err(rustix::io::Errno::LOOP.into());
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let listed = rustix::fs::openat(directory, ".", flags | OFlags::DIRECTORY, Mode::empty())?;
-    for entry in Dir::new(listed)? {
+    for entry in entries(directory)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name.to_bytes() == b"." || name.to_bytes() == b".." {
-            continue;
-        }
         match kind(directory, &entry)? {
             FileType::Directory => {
-                let below =
-                    rustix::fs::openat(directory, name, flags | OFlags::DIRECTORY, Mode::empty())?;
+                let below = below(directory, name)?;
                 sync_beneath(below.as_fd(), depth + 1)?;
             }
             FileType::RegularFile => {
@@ -511,18 +506,12 @@ fn count_files(directory: rustix::fd::BorrowedFd<'_>, depth: u32) -> rustix::io:
     if depth > 64 {
         return Err(rustix::io::Errno::LOOP);
     }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
-    let listed = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
     let mut count = 0;
-    for entry in Dir::new(listed)? {
+    for entry in entries(directory)? {
         let entry = entry?;
-        let name = entry.file_name();
-        if name.to_bytes() == b"." || name.to_bytes() == b".." {
-            continue;
-        }
         match kind(directory, &entry)? {
             FileType::Directory => {
-                let below = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+                let below = below(directory, entry.file_name())?;
                 count += count_files(below.as_fd(), depth + 1)?;
             }
             FileType::Symlink => {}

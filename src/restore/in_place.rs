@@ -3,11 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType};
 
 use super::extract::{check_stop, version_of, withholds_file};
 use super::target_dir::Target;
-use super::tree::{Tree, target_error};
+use super::tree::{Tree, below, entries, target_error};
 use crate::err;
 use crate::error::Result;
 use crate::snapshot::filekey::FileKey;
@@ -57,21 +57,15 @@ impl Look<'_> {
         if depth > DEPTH_MAX {
             return Err(failed(rustix::io::Errno::LOOP));
         }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
-        let listed = rustix::fs::openat(directory, ".", flags, Mode::empty()).map_err(failed)?;
-        for entry in Dir::new(listed).map_err(failed)? {
+        for entry in entries(directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            if [&b"."[..], b".."].contains(&name.to_bytes()) {
-                continue;
-            }
             let path = [prefix, name.to_bytes()].concat();
             let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
             let stat = stat.map_err(failed)?;
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => {
-                    let below = rustix::fs::openat(directory, name, flags, Mode::empty());
-                    let below = below.map_err(failed)?;
+                    let below = below(directory, name).map_err(failed)?;
                     let inside = [path.as_slice(), b"/"].concat();
                     self.directory(tree, below.as_fd(), &inside, depth + 1)?;
                 }

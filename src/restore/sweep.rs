@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType};
 
 use super::extract::{Destination, check_stop, is_standard_directory, withholds_file};
 use super::finish::kind;
 use super::target_dir::{CONTROL, WAITING_CONTROL};
-use super::tree::target_error;
+use super::tree::{below, entries, target_error};
 use crate::archive::guard::UNFINISHED;
 use crate::error::Result;
 use crate::snapshot::filekey::FileKey;
@@ -53,14 +53,9 @@ impl Sweep<'_> {
         if depth > DEPTH_MAX {
             return Err(failed(rustix::io::Errno::LOOP));
         }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
-        let listed = rustix::fs::openat(directory, ".", flags, Mode::empty()).map_err(failed)?;
-        for entry in Dir::new(listed).map_err(failed)? {
+        for entry in entries(directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            if [&b"."[..], b".."].contains(&name.to_bytes()) {
-                continue;
-            }
             let path = [prefix, name.to_bytes()].concat();
             let gone = |e| {
                 let shown = String::from_utf8_lossy(&path).into_owned();
@@ -68,8 +63,7 @@ impl Sweep<'_> {
             };
             match kind(directory, &entry).map_err(failed)? {
                 FileType::Directory => {
-                    let below = rustix::fs::openat(directory, name, flags, Mode::empty())
-                        .map_err(failed)?;
+                    let below = below(directory, name).map_err(failed)?;
                     let inside = [path.as_slice(), b"/"].concat();
                     self.directory(below.as_fd(), &inside, depth + 1)?;
                     if !self.keeps_directory(&path)? {

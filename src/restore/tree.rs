@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::err;
@@ -38,6 +38,26 @@ pub struct Tree {
     root: OwnedFd,
     path: PathBuf,
     owner: Option<Owner>,
+}
+
+/// Opens a directory in another one. No link is followed.
+pub(super) fn below<P: rustix::path::Arg>(
+    directory: BorrowedFd<'_>,
+    name: P,
+) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    rustix::fs::openat(directory, name, flags, Mode::empty())
+}
+
+/// The entries of a directory, but for itself and the one above.
+pub(super) fn entries(
+    directory: BorrowedFd<'_>,
+) -> rustix::io::Result<impl Iterator<Item = rustix::io::Result<DirEntry>>> {
+    let is_other = |entry: &rustix::io::Result<DirEntry>| match entry {
+        Ok(entry) => ![&b"."[..], b".."].contains(&entry.file_name().to_bytes()),
+        Err(_) => true,
+    };
+    Ok(Dir::new(below(directory, ".")?)?.filter(is_other))
 }
 
 impl Tree {

@@ -873,8 +873,8 @@ fn j16_the_certificate_of_the_agent_itself_is_a_condition_too() {
     );
 }
 
-#[test]
-fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() {
+/// A cluster whose slots keep 10 MB, a receiver that is configured for it, and servers that hear of alerts.
+pub fn with_a_slot_limit() -> (Site, Cluster, Sink) {
     let sink = Sink::new();
     let cluster = Cluster::builder(17)
         .segment_size_mb(1)
@@ -891,6 +891,12 @@ fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() 
         sink.section()
     );
     std::fs::write(site.config(), plain + &alerts).unwrap();
+    (site, cluster, sink)
+}
+
+#[test]
+fn j16_wal_that_a_slot_keeps_is_medium_high_and_critical_until_it_is_received() {
+    let (site, cluster, sink) = with_a_slot_limit();
     cluster.sql("select pg_create_physical_replication_slot('pitr', true)");
     let id = "main/slot/pitr";
     let keep = |kib: u32| {

@@ -1,9 +1,8 @@
 //! Questions that fail end no condition, and a look or an examination that dies is not taken for one that looked.
 
 use crate::agent::Host;
-use crate::alert_conditions::{Sink, examine, later, observe, served, site};
-use crate::common::{Cluster, Running, Site, Stop, paths_below, reception, wait_until};
-use crate::common::{PATIENCE, Program};
+use crate::alert_conditions::{Sink, examine, later, observe, served, site, with_a_slot_limit};
+use crate::common::{PATIENCE, Program, Running, Stop, paths_below, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The value of `pitr_server_up`.
@@ -26,22 +25,7 @@ fn expect_no_end(sink: &Sink, ids: &[&str]) {
 
 #[test]
 fn j40_j42_a_server_that_stops_ends_no_condition_of_it_and_is_critical_after_two_minutes() {
-    let sink = Sink::new();
-    let mut cluster = Cluster::builder(17)
-        .segment_size_mb(1)
-        .without_fsync()
-        .config("max_slot_wal_keep_size", "10MB")
-        .start();
-    let site = Site::new(&cluster);
-    let journal = site.sandbox().join("journal");
-    reception::configure(&site, &cluster.conninfo("postgres"), &journal);
-    let plain = std::fs::read_to_string(site.config()).unwrap();
-    let alerts = format!(
-        "\n[agent]\nstate_dir = \"{}\"\n{}",
-        site.sandbox().dir("state").display(),
-        sink.section()
-    );
-    std::fs::write(site.config(), plain + &alerts).unwrap();
+    let (site, mut cluster, sink) = with_a_slot_limit();
     // The examination finds a slot that is missing; the look one that keeps too much.
     examine(&site.pitr());
     cluster.sql("select pg_create_physical_replication_slot('other', true)");

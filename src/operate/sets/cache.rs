@@ -408,7 +408,7 @@ pub fn load(
         .iter()
         .map(|db| db.keys.saturating_sub(db.expires))
         .sum();
-    // Loading an append-only file counts as changes; by their number the writes of clients are told from it.
+    // Redis counts the commands of an append-only file as changes when it loads them. The writes of clients come on top.
     let changes = source.info.field("rdb_changes_since_last_save");
     let changes = changes.and_then(|n| n.parse::<u64>().ok());
     let mut tick = || session.host.check_stop();

@@ -168,7 +168,7 @@ fn r124_a_hook_that_hangs_is_ended() {
     shop.stop_receiving();
 }
 
-/// The state of before does not know the role of today: that is said, and the run can be taken back.
+/// The restored state lacks a role that was made later. The run ends with an error that says so, and can be taken back.
 #[test]
 fn r125_a_server_that_lets_nobody_in_is_not_waited_for() {
     let (mut shop, wrecked, full) = wrecked();
