@@ -260,6 +260,11 @@ fn read(scope: &Scope, recorded: &Recorded) -> std::result::Result<Mark, &'stati
         (1, lowest) => lowest.min(Level::Time),
         (0, _) => Level::Nearest,
     };
+    if Some(level) < lowest {
+        // The writer knew more of the members than their points tell, and not of which.
+        let stated = |member: &mut Member| member.level = member.level.min(level);
+        members.iter_mut().for_each(stated);
+    }
     let label = event.reason.clone();
     if label.as_deref().is_some_and(|text| !is_label(text)) {
         return Err("its label is none");
@@ -712,8 +717,24 @@ mod tests {
         };
         let mark = read(&scope(), &of(stated(vec![standby, log()]))).unwrap();
         assert_eq!(mark.level, Level::Time);
-        let levels: Vec<Level> = mark.members.iter().map(|member| member.level).collect();
-        assert_eq!(levels, [Level::Time, Level::Marker]);
+        assert_eq!(levels_of(&mark), [Level::Time, Level::Marker]);
+    }
+
+    #[test]
+    fn each_member_has_the_level_of_its_point_unless_the_mark_has_less() {
+        let levels = |level| {
+            let stated = Stated {
+                level,
+                ..stated(vec![wal(), log(), files()])
+            };
+            levels_of(&read(&scope(), &of(stated)).unwrap())
+        };
+        assert_eq!(levels(2), [Level::Marker, Level::Marker, Level::Ordered]);
+        assert_eq!(levels(1), [Level::Time; 3]);
+    }
+
+    fn levels_of(mark: &Mark) -> Vec<Level> {
+        mark.members.iter().map(|member| member.level).collect()
     }
 
     #[test]

@@ -366,9 +366,7 @@ impl Planning<'_> {
             Moment::Mark(mark) => Some((point(mark, member)?, mark)),
             Moment::Time(_) => None,
         };
-        // The level of a mark holds for each member: it may be less than the point tells.
-        let level = |level: Level| marked.map_or(level, |(_, mark)| level.min(mark.level));
-        let point = marked.map(|(one, mark)| ((one.scope.as_str(), &one.point), mark.ended));
+        let point = marked.map(|(one, mark)| ((one, &one.point), mark.ended));
         let odd = || {
             err!(
                 OutOfReach,
@@ -378,18 +376,17 @@ impl Planning<'_> {
         };
         let doing = |e: crate::error::Error| e.context(format!("plan member \"{member}\""));
         match (member.kind, point, moment) {
-            (MemberKind::Cluster, Some(((scope, Point::Wal(timeline, lsn)), at)), _) => {
-                let identifier = scope.rsplit('/').next().and_then(|n| n.parse().ok());
+            (MemberKind::Cluster, Some(((one, Point::Wal(timeline, lsn)), at)), _) => {
+                let identifier = one.scope.rsplit('/').next().and_then(|n| n.parse().ok());
                 let target = AskedTarget {
                     inclusive: Inclusive::No,
                     timeline: TargetTimeline::Number(*timeline),
                     ..target(Target::Lsn(*lsn))
                 };
-                let words = cluster_words(*timeline, &lsn.to_string(), scope);
-                let is_behind = marked.is_some_and(|(one, _)| one.level < Level::Marker);
+                let words = cluster_words(*timeline, &lsn.to_string(), &one.scope);
+                let is_behind = one.level < Level::Marker;
                 let reach = self.of_cluster(identifier, (&target, at, is_behind));
-                let level = level(Level::Marker);
-                Ok((with_level(reach.map_err(doing)?, level), words))
+                Ok((with_level(reach.map_err(doing)?, one.level), words))
             }
             (MemberKind::Cluster, None, Moment::Time(at)) => {
                 let words = words(&["--target-time", &at.to_string()]);
@@ -397,16 +394,15 @@ impl Planning<'_> {
                 let reach = self.of_cluster(None, (&target, *at, false));
                 Ok((reach.map_err(doing)?, words))
             }
-            (MemberKind::Redis, Some(((_, Point::Log(replid, offset)), at)), _) => {
+            (MemberKind::Redis, Some(((one, Point::Log(replid, offset)), at)), _) => {
                 let target = route::Target {
                     moment: route::Moment::Position(*offset),
                     replid: Some(replid.clone()),
                 };
                 let words = words(&["--target-offset", &format!("{replid}:{offset}")]);
-                let level = level(Level::Marker);
-                let is_behind = level < Level::Marker;
+                let is_behind = one.level < Level::Marker;
                 let reach = of_redis(session, member, (&target, at, is_behind));
-                Ok((with_level(reach.map_err(doing)?, level), words))
+                Ok((with_level(reach.map_err(doing)?, one.level), words))
             }
             (MemberKind::Redis, None, Moment::Time(at)) => {
                 let micros = at.unix_micros().ok_or_else(odd)?;
@@ -418,14 +414,14 @@ impl Planning<'_> {
                 let reach = of_redis(session, member, (&target, *at, false));
                 Ok((reach.map_err(doing)?, words))
             }
-            (MemberKind::Files | MemberKind::Config, Some(((_, point), _)), _) => {
+            (MemberKind::Files | MemberKind::Config, Some(((one, point), _)), _) => {
                 let backups = backups(session, member).map_err(doing)?;
                 let found = match point {
                     Point::Backup(id) => backups.iter().find(|one| one.id == *id),
                     Point::After(time) => first_after(&backups, *time),
                     _ => return Err(odd()),
                 };
-                let reach = found.map(|one| reached(one, level(Level::Ordered)));
+                let reach = found.map(|backup| reached(backup, one.level));
                 Ok(of_files(
                     reach,
                     "no undamaged backup of it was taken after the mark yet",
