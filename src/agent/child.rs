@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::claim;
+use super::in_force::InForce;
 use crate::config::{Job, Settings, is_configuration};
 use crate::err;
 use crate::error::{Error, Result};
@@ -233,7 +234,12 @@ fn wait(
 ///
 /// # Errors
 /// Those of the system.
-pub fn start(settings: &Settings, job: &str, id: RunId) -> Result<Child> {
+pub fn start(
+    settings: &Settings,
+    in_force: Option<&InForce<'_>>,
+    job: &str,
+    id: RunId,
+) -> Result<Child> {
     let scheduled = id.scheduled.unix_micros();
     let scheduled = scheduled.ok_or_else(|| err!(Internal, "a run has no time"))?;
     let mut command = command(settings)?;
@@ -243,6 +249,9 @@ pub fn start(settings: &Settings, job: &str, id: RunId) -> Result<Child> {
         .args(["--attempt", &id.attempt.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null());
+    if let Some(in_force) = in_force {
+        in_force.lend(&mut command);
+    }
     command
         .spawn()
         .map_err(|e| Error::from_io(format!("start job \"{job}\""), e))

@@ -4,6 +4,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::child;
+use super::in_force::InForce;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::exit;
@@ -47,7 +48,7 @@ impl Examinations {
     }
 
     /// Begins the examination that is due, and gives up one that takes too long.
-    pub fn tick(&mut self, session: &Session, settings: &Settings) {
+    pub fn tick(&mut self, session: &Session, settings: &Settings, in_force: &InForce<'_>) {
         self.given_up
             .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         if let Some(mut running) = self.running.take() {
@@ -61,13 +62,13 @@ impl Examinations {
                     // It is ours and not buried yet, so the number is its. One that hangs in the kernel is waited for by nobody.
                     let _ = running.child.kill();
                     self.given_up.push(running.child);
-                    self.begin(session, settings, true);
+                    self.begin(session, settings, in_force, true);
                     return;
                 }
                 Ok(Some(status)) if is(status, exit::SUCCESS) => {}
                 Ok(Some(status)) if !is(status, exit::WARNINGS) && !running.is_given_up => {
                     session.warn(&format!("pitr doctor came to no end: {status}"));
-                    self.begin(session, settings, true);
+                    self.begin(session, settings, in_force, true);
                     return;
                 }
                 _ => self.next = self.next.min(Instant::now() + INTERVAL_WRONG),
@@ -75,13 +76,19 @@ impl Examinations {
         }
         if Instant::now() >= self.next {
             // Beside one that hangs another would hang, too.
-            self.begin(session, settings, !self.given_up.is_empty());
+            self.begin(session, settings, in_force, !self.given_up.is_empty());
         }
     }
 
-    fn begin(&mut self, session: &Session, settings: &Settings, is_given_up: bool) {
+    fn begin(
+        &mut self,
+        session: &Session,
+        settings: &Settings,
+        in_force: &InForce<'_>,
+        is_given_up: bool,
+    ) {
         self.next = Instant::now() + INTERVAL;
-        match start(settings, is_given_up) {
+        match start(settings, in_force, is_given_up) {
             Ok(child) => {
                 self.running = Some(Running {
                     child,
@@ -105,8 +112,10 @@ fn is(status: ExitStatus, code: u8) -> bool {
     status.code() == Some(i32::from(code))
 }
 
-fn start(settings: &Settings, is_given_up: bool) -> Result<Child> {
-    child::command(settings)?
+fn start(settings: &Settings, in_force: &InForce<'_>, is_given_up: bool) -> Result<Child> {
+    let mut command = child::command(settings)?;
+    in_force.lend(&mut command);
+    command
         .args(["agent", "examine"])
         .args(is_given_up.then_some("--given-up"))
         .env(FOLLOWS, std::process::id().to_string())

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::schedule::Schedule;
 use super::scheduler::{Planned, Trigger};
-use crate::config::{Environment, Flags, Job, Settings, When};
+use crate::config::{Environment, Flags, IN_FORCE, Job, Settings, When};
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::operate::session::Session;
 
 /// Says whether the words are a command of pitr.
@@ -21,6 +21,8 @@ pub struct Loaded {
     pub state_dir: PathBuf,
     /// The jobs, in the order of the file.
     pub jobs: Vec<Planned>,
+    /// Why a copy of the configuration is in force instead of the file.
+    pub wrong: Option<Error>,
 }
 
 /// A tenant, and what its configuration says.
@@ -36,7 +38,13 @@ pub struct Tenant {
 /// # Errors
 /// `Config` for a job that could never run, and without a place for what the agent remembers.
 pub fn load(session: &Session, check: Check<'_>) -> Result<Loaded> {
-    checked(session.settings()?, &session.environment, check)
+    let loaded = checked(session.settings()?, &session.environment, check)?;
+    let wrong = session.environment.get(IN_FORCE).and_then(|_| {
+        let mut own = session.again();
+        own.environment = own.environment.with(IN_FORCE, "".as_ref());
+        load(&own, check).err()
+    });
+    Ok(Loaded { wrong, ..loaded })
 }
 
 /// Reads the configurations of the tenants. One that is wrong is its tenant's trouble alone.
@@ -94,6 +102,7 @@ fn checked(settings: Settings, environment: &Environment, check: Check<'_>) -> R
         jobs: jobs?,
         settings,
         state_dir,
+        wrong: None,
     })
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::alert::{self, Notices};
 use super::child;
+use super::in_force::InForce;
 use crate::config::Settings;
 use crate::config::agent::INTERVAL;
 use crate::error::{Error, Result};
@@ -72,7 +73,7 @@ impl Looks {
     }
 
     /// Begins the look that is due, and gives up what takes too long. Those who are to hear of trouble hear of that.
-    pub fn tick(&mut self, session: &Session, settings: &Settings) {
+    pub fn tick(&mut self, session: &Session, settings: &Settings, in_force: &InForce<'_>) {
         self.given_up
             .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         self.end_deliveries(session);
@@ -83,7 +84,7 @@ impl Looks {
                 self.telling.push(look);
             } else if has_ended {
                 session.warn("looking at everything failed, and is given up");
-                self.begin(session, settings, true);
+                self.begin(session, settings, in_force, true);
                 return;
             } else if look.since.elapsed() < fault::shortened(LOOK_MAX) {
                 self.looking = Some(look);
@@ -93,14 +94,14 @@ impl Looks {
                 // It is ours and not buried yet, so the number is its. One that hangs in the kernel is waited for by nobody.
                 let _ = look.child.kill();
                 self.given_up.push(look.child);
-                self.begin(session, settings, true);
+                self.begin(session, settings, in_force, true);
                 return;
             }
         }
         let interval = fault::hastened(settings.agent.interval.unwrap_or(INTERVAL));
         if self.begun.is_none_or(|at| at.elapsed() >= interval) {
             // Beside one that hangs another would hang, too.
-            self.begin(session, settings, !self.given_up.is_empty());
+            self.begin(session, settings, in_force, !self.given_up.is_empty());
         }
     }
 
@@ -120,16 +121,27 @@ impl Looks {
         });
     }
 
-    fn begin(&mut self, session: &Session, settings: &Settings, is_given_up: bool) {
+    fn begin(
+        &mut self,
+        session: &Session,
+        settings: &Settings,
+        in_force: &InForce<'_>,
+        is_given_up: bool,
+    ) {
         self.begun = Some(Instant::now());
-        match self.start(settings, is_given_up) {
+        match self.start(settings, in_force, is_given_up) {
             Ok(look) if is_given_up => self.telling.push(look),
             Ok(look) => self.looking = Some(look),
             Err(e) => session.warn(&e.to_string()),
         }
     }
 
-    fn start(&self, settings: &Settings, is_given_up: bool) -> Result<Look> {
+    fn start(
+        &self,
+        settings: &Settings,
+        in_force: &InForce<'_>,
+        is_given_up: bool,
+    ) -> Result<Look> {
         let memory = self.notices.as_ref().and_then(|file| file.try_clone().ok());
         let failed = |e| Error::from_io("start looking at everything", e);
         let mut command = child::command(settings)?;
@@ -141,6 +153,7 @@ impl Looks {
             .env(FOLLOWS, std::process::id().to_string())
             .stdin(memory.map_or_else(Stdio::null, Stdio::from))
             .stdout(Stdio::piped());
+        in_force.lend(&mut command);
         let mut child = command.spawn().map_err(failed)?;
         let said = child.stdout.take();
         if let Some(said) = &said {

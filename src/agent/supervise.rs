@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::child;
 use super::examinations::Examinations;
+use super::in_force::InForce;
 use super::load::{self, Check, Loaded};
 use super::looks::Looks;
 use super::page::{Page, View};
@@ -58,6 +59,7 @@ struct Agent<'a> {
     session: &'a Session,
     check: Check<'a>,
     loaded: Loaded,
+    in_force: InForce<'a>,
     page: Option<Arc<Page>>,
     known: BTreeMap<String, Known>,
     /// Runs that were started, and of which no record has been seen yet.
@@ -85,6 +87,7 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
     let mut agent = Agent {
         session,
         check,
+        in_force: InForce::keep(session, check, &loaded),
         loaded,
         page,
         known: BTreeMap::new(),
@@ -165,8 +168,9 @@ impl Agent<'_> {
         for (name, id) in due {
             self.start(&name, id);
         }
-        self.looks.tick(self.session, &self.loaded.settings);
-        self.examinations.tick(self.session, &self.loaded.settings);
+        let (session, settings) = (self.session, &self.loaded.settings);
+        self.looks.tick(session, settings, &self.in_force);
+        self.examinations.tick(session, settings, &self.in_force);
     }
 
     fn start(&mut self, name: &str, id: RunId) {
@@ -184,7 +188,7 @@ impl Agent<'_> {
             return;
         }
         self.asked.insert(name.to_owned(), (id, Instant::now()));
-        match child::start(&self.loaded.settings, name, id) {
+        match child::start(&self.loaded.settings, Some(&self.in_force), name, id) {
             Ok(child) => self.children.push((name.to_owned(), child)),
             Err(e) => self.trouble(name, &e.to_string()),
         }
@@ -289,6 +293,7 @@ impl Agent<'_> {
             state_dir,
             ..loaded
         };
+        self.in_force = InForce::keep(self.session, self.check, &self.loaded);
         self.session.note("the configuration was read again");
     }
 

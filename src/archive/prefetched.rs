@@ -108,9 +108,9 @@ impl Prefetched {
         }
     }
 
-    /// Hands a segment over by rename, if it is there and the worker that fetched it lives. A directory without a
-    /// worker, or for another purpose, is removed.
-    pub fn take(&self, name: SegmentName, target: &Path) -> Taken {
+    /// Hands a segment over by rename, if it is there and the worker that fetched it lives. `before` is the segment that the server must have got last
+    /// from here. A directory without a worker, or for another purpose, is removed.
+    pub fn take(&self, (name, before): (SegmentName, Option<SegmentName>), target: &Path) -> Taken {
         let Some(directory) = open_own(&self.path) else {
             return Taken::Nothing;
         };
@@ -127,6 +127,9 @@ impl Prefetched {
                 return Taken::Nothing;
             }
         }
+        if before.is_some() && asked(&directory) != before {
+            return Taken::Nothing;
+        }
         let text = name.to_string();
         if is_whole(&directory, &text, self.purpose.size)
             && durable::hand_over(directory.as_fd(), &text, target).is_ok()
@@ -141,15 +144,23 @@ impl Prefetched {
         let Some(directory) = open_own(&self.path).filter(is_locked) else {
             return false;
         };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if let Ok(file) =
-            rustix::fs::openat(&directory, ASKED, flags, Mode::RUSR | Mode::WUSR).map(File::from)
-        {
-            // In place: a name that is half the old one leads the worker astray for a moment, and nothing is handed over but by its name.
-            let _ = file.write_at(name.to_string().as_bytes(), 0);
-        }
+        note_asked(&directory, name);
         true
     }
+}
+
+fn note_asked(directory: &OwnedFd, name: SegmentName) {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if let Ok(file) =
+        rustix::fs::openat(directory, ASKED, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+    {
+        // In place: a name that is half the old one leads the worker astray for a moment, and nothing is handed over but by its name.
+        let _ = file.write_at(name.to_string().as_bytes(), 0);
+    }
+}
+
+fn asked(directory: &OwnedFd) -> Option<SegmentName> {
+    read_small(directory, ASKED)?.parse().ok()
 }
 
 /// Removes what a worker left that is gone.
@@ -242,7 +253,12 @@ impl Store {
 
     /// Returns the segment that the server got last, as far as the worker has been notified.
     pub fn asked(&self) -> Option<SegmentName> {
-        read_small(&self.directory, ASKED)?.parse().ok()
+        asked(&self.directory)
+    }
+
+    /// Notes the segment behind which the worker begins.
+    pub fn begin_behind(&self, name: SegmentName) {
+        note_asked(&self.directory, name);
     }
 
     /// The segments that wait.

@@ -527,6 +527,7 @@ fn verdict(outage: Outage, error: &Error, directory: &DataDirectory, name: WalFi
             | Code::Denied
             | Code::Damaged
             | Code::Gap
+            | Code::Key
     );
     if !archive_trouble {
         return Verdict::Fail;

@@ -201,6 +201,19 @@ impl Document {
         path: &Path,
         check: impl FnOnce(&File) -> Result<()>,
     ) -> Result<Option<Document>> {
+        Document::read_as(path, path, check)
+    }
+
+    /// Reads a copy of a configuration file, which messages name.
+    pub(super) fn read_copy(copy: &Path, path: &Path) -> Result<Option<Document>> {
+        Document::read_as(copy, path, |_| Ok(()))
+    }
+
+    fn read_as(
+        path: &Path,
+        named: &Path,
+        check: impl FnOnce(&File) -> Result<()>,
+    ) -> Result<Option<Document>> {
         let shown = path.display();
         let file = match File::open(path) {
             Ok(file) => file,
@@ -238,7 +251,7 @@ impl Document {
                 "configuration file \"{shown}\" is not UTF-8 in line {line}"
             )
         })?;
-        let mut document = Document::parse(path, &text)?;
+        let mut document = Document::parse(named, &text)?;
         document.world_readable = metadata.permissions().mode() & 0o004 != 0;
         Ok(Some(document))
     }

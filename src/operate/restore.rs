@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::aside;
 use super::choice::{Question, Unless};
+use super::made_tablespaces;
 use super::opened::{self, Opened};
 use super::reading::Reading;
 use super::replace;
@@ -142,8 +143,11 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
         },
     };
     let prepared = Prepared::new(session, begun, (&place, target), earlier)?;
-    if asked.aside && !prepared.job.tablespaces.is_empty() {
-        return Err(aside::in_one_directory());
+    if asked.aside {
+        made_tablespaces::refuse(&prepared.made)?;
+        if !prepared.job.tablespaces.is_empty() {
+            return Err(aside::in_one_directory());
+        }
     }
     Ok((Way::Ready(Box::new(prepared)), local_time))
 }

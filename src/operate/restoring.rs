@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::made_tablespaces;
 use super::opened::Opened;
 use super::owner::{Access, User};
 use super::session::Session;
@@ -21,6 +22,7 @@ use crate::restore::settings::{self, Brought};
 use crate::restore::target_dir::{self, Found, Mapping, Target, Wanted};
 use crate::restore::{self, Report, Source};
 use crate::snapshot::spare::Spares;
+use crate::wal::tablespaces::Made;
 
 /// The place that the operator names.
 pub struct Place {
@@ -133,6 +135,8 @@ pub struct Prepared {
     target: Target,
     survey: Survey,
     earlier: Earlier,
+    /// The tablespaces that recovery makes, wherever the others are led.
+    pub made: Made,
     /// The data directory that is replaced.
     pub replaces: Option<Old>,
     asked: String,
@@ -176,6 +180,12 @@ impl Prepared {
             };
             restore::survey(&source, &job, unlogged, &target, place.is_hollow)?
         };
+        let made = match &earlier {
+            Earlier::LastStep(_) => Made::new(),
+            _ => made_tablespaces::find(session, &opened, &job, &root)?,
+        };
+        let replaces = place.replaces.as_ref();
+        made_tablespaces::require_free(&made, root.content.major, replaces)?;
         if let (Purpose::Restore { adopt, .. }, Some(plan)) = (&job.request.purpose, &mut job.plan)
         {
             let is_partial =
@@ -191,6 +201,7 @@ impl Prepared {
             target,
             survey,
             earlier,
+            made,
             replaces: place.replaces.clone(),
             asked: place.asked.clone(),
         })

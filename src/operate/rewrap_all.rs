@@ -113,21 +113,27 @@ pub fn plan_data(session: &Session, asked: &Asked) -> Result<Plan> {
         return Err(err!(Refused, "repository \"{plain}\" is not encrypted")
             .hint("Nothing was changed in any repository."));
     }
-    for readers in plan.readers() {
-        let is_there = |name: &&String| {
+    for name in &asked.withdraw {
+        let has = |readers: &&Readers| {
             plan.sets_of(&readers.name)
                 .any(|set| set.recipients.contains(name))
         };
-        if let Some(unknown) = asked.withdraw.iter().find(|name| !is_there(name)) {
-            return Err(err!(
-                NotFound,
-                "there is no recipient \"{unknown}\" in repository \"{}\"",
+        let all = plan.readers();
+        let lacking: Vec<&Readers> = all.iter().filter(|one| !has(one)).collect();
+        // A run that was interrupted had withdrawn the first: the same command goes on.
+        let goes_on = lacking.len() < all.len();
+        for readers in lacking {
+            let missing = format!(
+                "there is no recipient \"{name}\" in repository \"{}\"",
                 readers.name
-            )
-            .hint(format!(
-                "Nothing was changed. Recipients: {}",
-                readers.recipients.join(", ")
-            )));
+            );
+            if !goes_on {
+                return Err(err!(NotFound, "{missing}").hint(format!(
+                    "Nothing was changed. Recipients: {}",
+                    readers.recipients.join(", ")
+                )));
+            }
+            session.warn(&missing);
         }
     }
     Ok(plan)

@@ -3,21 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::opened::Opened;
-use super::reading::Reading;
+use super::replayed;
 use super::session::Session;
 use crate::error::Result;
-use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentNumber};
-use crate::plan::recovery::Plan;
 use crate::repo::root::BackupRoot;
 use crate::restore::job::Job;
 use crate::restore::{Source, unlogged};
-use crate::wal::inventory::Inventory;
-use crate::wal::path::Path;
-use crate::wal::unlogged::{RelationName, Replayed};
+use crate::wal::unlogged::RelationName;
 
-/// Finds them by the indexes of the WAL that recovery replays. WAL that creates no init fork costs no request: the facts of its segments were
-/// read for the plan, and the cache has them.
+/// Finds them by the indexes of the WAL that recovery replays. WAL that creates no init fork costs no request.
 ///
 /// # Errors
 /// Errors of the store; `Interrupted`; `Damaged` when the map of the backup or the history of a standby's timeline is.
@@ -27,13 +21,7 @@ pub fn left_out(
     (source, root): (&Source<'_>, &BackupRoot),
     job: &Job,
 ) -> Result<BTreeSet<RelationName>> {
-    let find = |reading: &Reading, inventory: &Inventory, segments, until| {
-        let replayed = Replayed {
-            rollup: &reading.rollup(session, inventory)?,
-            segments,
-            until,
-            host: &session.host,
-        };
+    replayed::of_job(session, opened, (job, root), |replayed| {
         let created = replayed.created()?;
         if created.is_empty() {
             return Ok(created);
@@ -43,49 +31,5 @@ pub fn left_out(
             true => Ok(candidates),
             false => replayed.unlogged(&candidates),
         }
-    };
-    let Some(plan) = &job.plan else {
-        let inventory = &opened.inventory;
-        let segments = followed(inventory, job, root.content.start_lsn)?;
-        return find(&opened.reading, inventory, segments, Lsn(u64::MAX));
-    };
-    let found = opened.where_planned(session, plan, |reading, inventory| {
-        let stop = plan.stop.as_ref();
-        let until = stop.map_or(Lsn(u64::MAX), |stop| stop.recovery_end_lsn);
-        find(reading, inventory, needed(inventory, plan)?, until)
-    })?;
-    Ok(found.unwrap_or_default())
-}
-
-/// The segments that a plan needs.
-fn needed(inventory: &Inventory, plan: &Plan) -> Result<Vec<SegmentName>> {
-    let size = inventory.segment_size;
-    let mut names = Vec::new();
-    for run in &plan.segments_needed.parts {
-        let numbers = run.first.number(size)?.0..=run.last.number(size)?.0;
-        let name = |number| SegmentNumber(number).name(run.first.timeline, size);
-        names.extend(numbers.filter_map(name));
-    }
-    Ok(names)
-}
-
-/// The segments that a standby finds archived, up to the first hole.
-fn followed(inventory: &Inventory, job: &Job, start: Lsn) -> Result<Vec<SegmentName>> {
-    let newest = inventory.timelines.keys().max().copied();
-    let Some(timeline) = job.timeline.or(newest) else {
-        return Ok(Vec::new());
-    };
-    let size = inventory.segment_size;
-    let path = Path::new(inventory.history(timeline)?, size);
-    let mut names = Vec::new();
-    for piece in path.pieces(start, path.reach(start, inventory)) {
-        let held = |number: &SegmentNumber| inventory.holds(piece.timeline, *number);
-        let numbers = (piece.first.0..=piece.last.0).map(SegmentNumber);
-        names.extend(
-            numbers
-                .filter(held)
-                .filter_map(|n| n.name(piece.timeline, size)),
-        );
-    }
-    Ok(names)
+    })
 }

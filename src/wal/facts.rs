@@ -27,6 +27,8 @@ pub mod flag {
     pub const CHECKPOINTS: u16 = 1 << 12;
     /// Init forks of unlogged relations were created in the segment, or it is not known that none were.
     pub const INIT_FORKS: u16 = 1 << 13;
+    /// Tablespaces were made in the segment, or it is not known that none were.
+    pub const TABLESPACES: u16 = 1 << 14;
 }
 
 /// The facts from the index of a segment, reduced to the needs of plans. LSNs are 0/0 where there is none.

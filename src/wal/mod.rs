@@ -44,6 +44,8 @@ pub mod rollup_cache;
 pub mod stored_wal;
 #[cfg(feature = "full")]
 pub mod survey;
+#[cfg(feature = "full")]
+pub mod tablespaces;
 pub mod tail;
 pub mod undecoded;
 #[cfg(feature = "full")]

@@ -411,6 +411,7 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
                     WalEvent::Relation { action: 0, .. }
                     | WalEvent::Database { action: 2, .. }
                     | WalEvent::Tablespace { action: 1, .. } => flags |= flag::REMOVALS,
+                    WalEvent::Tablespace { .. } => flags |= flag::TABLESPACES,
                     WalEvent::Checkpoint { .. } => flags |= flag::CHECKPOINTS,
                     WalEvent::Relation {
                         action: 2, fork, ..
@@ -421,7 +422,7 @@ fn facts_of(summary: &Summary, xids_recorded: bool, events: Option<&[(Lsn, WalEv
         }
         None => {
             flags |= flag::RESTORE_POINTS | flag::PARAMETERS | flag::REMOVALS | flag::CHECKPOINTS;
-            flags |= flag::INIT_FORKS;
+            flags |= flag::INIT_FORKS | flag::TABLESPACES;
         }
     }
     let (first_record, first_prev) = summary.first_record.unwrap_or_default();

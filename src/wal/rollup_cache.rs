@@ -34,7 +34,7 @@ pub struct Row {
 }
 
 /// Raised whenever what a row means changes.
-const MAGIC: &[u8; 8] = b"PITRROL4";
+const MAGIC: &[u8; 8] = b"PITRROL5";
 /// Magic and a hash of what the file belongs to.
 const HEADER: usize = 8 + 32;
 /// Offset of the facts in a row, after the fields of the object.

@@ -68,7 +68,7 @@ impl Replayed<'_> {
                 false => Ok(Named::default()),
             },
         )?;
-        Ok(named.created)
+        Ok(Named::all(named).created)
     }
 
     /// Returns the relations of `among` whose init fork is created, and that nothing else names: the main fork of an unlogged relation is never in
@@ -89,15 +89,18 @@ impl Replayed<'_> {
             named.logged.retain(|r| among.contains(r));
             Ok(named)
         })?;
-        Ok(named.unlogged())
+        Ok(Named::all(named).unlogged())
     }
 
-    /// Puts together what the segments say; one that cannot be read says nothing.
-    fn each(&self, say: impl Fn(&SegmentName) -> Result<Named> + Sync) -> Result<Named> {
-        let mut all = Named::default();
-        for named in self.host.parallel(READERS, &self.segments, say)? {
-            match named {
-                Ok(named) => all.add(named),
+    /// Returns what each of the segments says; one that cannot be read says nothing.
+    pub(super) fn each<T: Send>(
+        &self,
+        say: impl Fn(&SegmentName) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let mut all = Vec::new();
+        for said in self.host.parallel(READERS, &self.segments, say)? {
+            match said {
+                Ok(said) => all.push(said),
                 Err(e) if e.is_damage() => {}
                 Err(e) if matches!(e.code(), Code::Unsupported | Code::Key) => {}
                 Err(e) => return Err(e),
@@ -185,10 +188,14 @@ impl Named {
         });
     }
 
-    fn add(&mut self, mut other: Named) {
-        self.created.append(&mut other.created);
-        self.logged.append(&mut other.logged);
-        self.removed.append(&mut other.removed);
+    fn all(several: Vec<Named>) -> Named {
+        let mut all = Named::default();
+        for mut one in several {
+            all.created.append(&mut one.created);
+            all.logged.append(&mut one.logged);
+            all.removed.append(&mut one.removed);
+        }
+        all
     }
 
     fn unlogged(mut self) -> BTreeSet<RelationName> {

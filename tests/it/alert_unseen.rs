@@ -128,6 +128,36 @@ fn j41_a_look_that_dies_is_given_up_and_ends_no_condition() {
 }
 
 #[test]
+fn j45_a_configuration_that_becomes_wrong_is_told_and_jobs_go_on() {
+    let sink = Sink::new();
+    let job = "[jobs.copy]\nrun = \"files backup up\"\nschedule = \"always\"\n";
+    let host = Host::new(&format!("{job}{}", sink.section()));
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
+    let agent = host.agent();
+    let runs = || std::fs::read_to_string(host.sandbox.join("out/trace")).map_or(0, |t| t.len());
+    wait_until(PATIENCE, "the job runs", || runs() > 0);
+    host.reconfigure("[agent]\n", "[agent]\nintervall = \"1s\"\n");
+    let id = "agent/configuration";
+    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(id));
+    sink.last(id, "new", "critical", "intervall");
+    let known = runs();
+    wait_until(PATIENCE, "the job runs again", || runs() > known);
+    // Whoever else reads the file is refused.
+    let run = host.pitr().arg("info").run();
+    run.expect_code(3).expect_stderr("intervall");
+    host.reconfigure("[agent]\nintervall = \"1s\"\n", "[agent]\n");
+    wait_until(PATIENCE, "the sink hears of its end", || {
+        sink.heard(id).len() == 2
+    });
+    sink.last(id, "resolved", "critical", "");
+    agent.signal(Signal::TERM);
+    agent
+        .wait()
+        .success()
+        .expect_stderr("the agent goes on with the one before");
+}
+
+#[test]
 fn j41_an_examination_that_dies_or_came_long_ago_is_high() {
     let (site, _server, sink) = site("");
     let plain = std::fs::read_to_string(site.config()).unwrap();

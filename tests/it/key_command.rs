@@ -198,6 +198,21 @@ fn a_command_that_fails_opens_nothing_and_tells_no_secret() {
     }
 }
 
+/// Row F23: the KMS is lost together with the primary.
+#[test]
+fn f23_a_key_that_cannot_be_had_does_not_stop_a_standby_that_streams() {
+    let stored = Stored::new();
+    stored.scripted("fails", "exit 1");
+    let cluster = &stored.still.cluster;
+    let signal = |name: &str| cluster.pgdata().join(name);
+    std::fs::write(signal("recovery.signal"), "").unwrap();
+    refused(&stored.fetch_as("fails"), 204, "failed (exit status: 1)");
+    std::fs::rename(signal("recovery.signal"), signal("standby.signal")).unwrap();
+    cluster.append_config("primary_conninfo", "host=127.0.0.1");
+    let run = stored.fetch_as("fails").expect_code(1);
+    run.expect_stderr("failed (exit status: 1)");
+}
+
 #[test]
 fn a_command_that_hangs_is_killed_with_its_workers() {
     let stored = Stored::new();

@@ -73,6 +73,7 @@ mod key_wrapping;
 mod limits;
 mod lives;
 mod logical;
+mod made_tablespaces;
 mod medium;
 mod metrics;
 mod metrics_recorded;

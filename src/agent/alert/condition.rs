@@ -117,6 +117,7 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
         found.extend(counted::conditions(now, settings, metrics, &counters));
     }
     found.extend(of_jobs(session, loaded));
+    found.extend(of_configuration(loaded));
     let examined = examined::conditions(&loaded.state_dir, now);
     found.extend(examined.unwrap_or_default());
     merged(found)
@@ -146,6 +147,20 @@ pub fn of_state(kept: &[Result<()>]) -> Option<Condition> {
     let summary = format!("the agent cannot keep its files, and alerts may come twice: {first}");
     let next = Some("pitr agent status".to_owned());
     Some(new("agent/state", Severity::Critical, summary, next))
+}
+
+/// The file of the configuration is wrong: the commands that PostgreSQL and the operator run read it, too.
+pub fn of_configuration(loaded: &Loaded) -> Option<Condition> {
+    let e = loaded.wrong.as_ref()?;
+    let summary =
+        format!("the configuration is wrong, and the agent goes on with the one before: {e}");
+    let next = Some("pitr doctor".to_owned());
+    Some(new(
+        "agent/configuration",
+        Severity::Critical,
+        summary,
+        next,
+    ))
 }
 
 /// Whether it is of [`of_sink`].

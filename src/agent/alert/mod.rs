@@ -172,6 +172,7 @@ pub fn unseen(session: &Session, loaded: &Loaded, notices: &Notices) -> Vec<Cond
     let mut conditions = vec![condition::of_given_up()];
     conditions.extend(lasting(&book, |id| !unjudged::is_known(id)));
     conditions.extend(condition::of_jobs(session, loaded));
+    conditions.extend(condition::of_configuration(loaded));
     conditions
 }
 

@@ -279,7 +279,7 @@ impl Page {
             scheduled: self.host.now(),
             attempt: 0,
         };
-        let mut child = child::start(&settings, name, id)?;
+        let mut child = child::start(&settings, None, name, id)?;
         // It keeps its record itself; this only buries it.
         std::thread::spawn(move || child.wait());
         Ok((

@@ -93,11 +93,13 @@ impl Prefetch {
 
     /// Hands the segment over, if it is there or comes; else it is to be fetched.
     pub fn take(&self, warn: fn(&str)) -> bool {
+        // A segment that the server has from elsewhere may be of another life: only a fetch compares the next one with it.
+        let before = self.before();
         let mut seen = None;
         let mut moved = Instant::now();
         let mut said = Instant::now();
         loop {
-            match self.prefetched.take(self.name, &self.target) {
+            match self.prefetched.take((self.name, before), &self.target) {
                 // One that is of another server is fetched again, which says so.
                 Taken::HandedOver => {
                     return own::take_back_other(&self.target, self.name, None).is_none();
@@ -121,19 +123,20 @@ impl Prefetch {
     /// The server has the segment: the worker goes on from there. If there is no worker, and recovery goes from segment
     /// to segment, one is started. A worker that cannot be started changes nothing for recovery.
     pub fn delivered(&self, arguments: &Arguments, environment: &Environment) {
-        if self.prefetched.tell(self.name) || !self.follows() || self.directory.is_promoted() {
+        if self.prefetched.tell(self.name)
+            || self.before().is_none()
+            || self.directory.is_promoted()
+        {
             return;
         }
         let _ = self.start(arguments, environment);
     }
 
-    /// Whether the segment before this one is there: by itself a segment may be all that is wanted.
-    fn follows(&self) -> bool {
-        let number = self.name.number(self.size).ok();
-        let before = number.and_then(|n| n.0.checked_sub(1));
-        let name = before
-            .and_then(|n| crate::pg::segment::SegmentNumber(n).name(self.name.timeline, self.size));
-        name.is_some_and(|name| self.directory.wal().join(name.to_string()).exists())
+    /// The segment before this one, where the server has it: by itself a segment may be all that is wanted.
+    fn before(&self) -> Option<SegmentName> {
+        let name = self.name.before(self.name.timeline, self.size)?;
+        let is_there = self.directory.wal().join(name.to_string()).exists();
+        is_there.then_some(name)
     }
 
     fn start(&self, arguments: &Arguments, environment: &Environment) -> Result<()> {

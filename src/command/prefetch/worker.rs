@@ -109,6 +109,7 @@ impl Worker {
         let Some(store) = Store::take_over(&directory, &purpose, nonce)? else {
             return Ok(None);
         };
+        store.begin_behind(position);
         let store = Arc::new(store);
         let places = settings.repositories;
         Ok(Some(Worker {

@@ -29,6 +29,7 @@ use super::choice::{Question, Unless};
 use super::drill::recovery;
 use super::erasure::apply::{Consent, HAS_NETWORK};
 use super::erasure::scripts::{self, Scripts};
+use super::made_tablespaces;
 use super::mounted::{self, Mount};
 use super::opened;
 use super::programs::Programs;
@@ -366,7 +367,10 @@ fn wanted(
 
 fn ready(session: &Session, wanted: &restore::Asked) -> Result<Box<Prepared>> {
     match restore::prepare(session, wanted)?.0 {
-        restore::Way::Ready(prepared) => Ok(prepared),
+        restore::Way::Ready(prepared) => {
+            made_tablespaces::refuse(&prepared.made)?;
+            Ok(prepared)
+        }
         restore::Way::OutOfReach(unreached) => Err(unreached.error),
     }
 }

@@ -32,6 +32,7 @@ use self::sandbox::Sandbox;
 use super::choice::{Question, Unless};
 use super::clone::{self, namespace};
 use super::erasure;
+use super::made_tablespaces;
 use super::mounted;
 use super::opened::Opened;
 use super::programs::Programs;
@@ -411,6 +412,7 @@ impl Course {
                 return Ok(None);
             }
         };
+        made_tablespaces::refuse(&prepared.made)?;
         // The repository may have grown since the first plan: this one is carried out.
         let plan = prepared.job.plan.clone();
         let plan = plan.ok_or_else(|| err!(Internal, "a restore without a plan"))?;

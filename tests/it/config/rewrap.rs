@@ -230,3 +230,31 @@ fn what_cannot_be_done_everywhere_is_begun_nowhere() {
     let run = staff.rewrap("plain", &["--add", &public]).run();
     refused(&run, 8, "no repository is encrypted");
 }
+
+#[test]
+fn what_was_withdrawn_from_the_first_repository_alone_is_withdrawn_from_the_others() {
+    let staff = Staff::new();
+    let data = |words: &[&str]| {
+        let config = staff.world.path("both.toml");
+        let pitr = pitr().arg("--config").arg(config).args(["repo", "rewrap"]);
+        pitr.args(words)
+    };
+    let (public, key) = (
+        staff.file("new-deputy/deputy.pub"),
+        staff.file("new-deputy/deputy.key"),
+    );
+    data(&["--add", &public]).run().success();
+    let withdraw = ["--withdraw", "escrow", "--proof", &key];
+    // As after a run that was interrupted behind the first.
+    data(&[&withdraw[..], &["--repository", "local"]].concat())
+        .run()
+        .success();
+    let has_escrow = |repository| staff.readers(repository).contains(&"escrow".to_owned());
+    assert!(!has_escrow("repo") && has_escrow("copy"));
+    data(&withdraw)
+        .run()
+        .success()
+        .expect_stderr("there is no recipient \"escrow\" in repository \"local\"");
+    assert!(!has_escrow("copy"));
+    refused(&data(&withdraw).run(), 2, "there is no recipient");
+}

@@ -1,0 +1,80 @@
+//! A copy of the configuration that the agent read last. While the file is wrong, processes of the agent go on with that: somebody has to be told.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::load::{self, Check, Loaded};
+use crate::behalf;
+use crate::config::IN_FORCE;
+use crate::durable;
+use crate::error::{Error, Result};
+use crate::operate::session::Session;
+
+/// The file of the copy, below `state_dir`. It may hold passwords, as the configuration may.
+const FILE: &str = "configuration.toml";
+
+/// The configuration that the agent goes on with.
+pub struct InForce<'a> {
+    session: &'a Session,
+    check: Check<'a>,
+    /// It is none without a file, and where it could not be kept.
+    copy: Option<PathBuf>,
+    /// The trouble of the file that was last told.
+    told: RefCell<Option<String>>,
+}
+
+impl<'a> InForce<'a> {
+    /// Keeps a copy of the file that was read. Without it the agent works, but for a file that becomes wrong.
+    pub fn keep(session: &'a Session, check: Check<'a>, loaded: &Loaded) -> InForce<'a> {
+        let copy = copied(session, check, loaded).unwrap_or_else(|e| {
+            session.warn(&format!(
+                "a copy of the configuration is not kept: while the file is wrong, nothing would be looked at: {e}"
+            ));
+            None
+        });
+        InForce {
+            session,
+            check,
+            copy,
+            told: RefCell::default(),
+        }
+    }
+
+    /// Has a process of the agent go on with the copy while the file is wrong.
+    pub fn lend(&self, command: &mut Command) {
+        let Some(copy) = &self.copy else {
+            return;
+        };
+        let wrong = load::load(self.session, self.check)
+            .err()
+            .map(|e| e.to_string());
+        if wrong.is_some() {
+            command.env(IN_FORCE, copy);
+        }
+        if *self.told.borrow() != wrong {
+            if let Some(e) = &wrong {
+                self.session.warn(&format!(
+                    "the configuration is wrong, and the agent goes on with the one before: {e}"
+                ));
+            }
+            self.told.replace(wrong);
+        }
+    }
+}
+
+/// Writes the copy, and proves that it can be read.
+fn copied(session: &Session, check: Check<'_>, loaded: &Loaded) -> Result<Option<PathBuf>> {
+    let Some(file) = &loaded.settings.path else {
+        return Ok(None);
+    };
+    let failed = |e| Error::from_io(format!("copy \"{}\"", file.display()), e);
+    let text = std::fs::read(file).map_err(failed)?;
+    let (copy, nonce) = (loaded.state_dir.join(FILE), session.host.random());
+    behalf::of(&copy, || durable::replace(&copy, &text, nonce)).map_err(failed)?;
+    // The file may have changed since the agent read it.
+    let mut own = session.again();
+    own.environment = own.environment.with(IN_FORCE, copy.as_os_str());
+    load::load(&own, check)?;
+    Ok(Some(copy))
+}
