@@ -19,6 +19,7 @@ use crate::redis::command::Reader;
 use crate::redis::connection::Tick;
 use crate::redis::history::{Beginning, Parent};
 use crate::redis::kind::NAME;
+use crate::redis::position::{self, Action};
 use crate::redis::receive::{self, Process, Sink, Told, Turn};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
 use crate::redis::shipment::{self, Origin, Shipment};
@@ -374,33 +375,106 @@ fn other(process: Option<&Process>) -> String {
 }
 
 /// The end of what the repositories hold of the server's history, where the journal holds nothing.
+///
+/// # Errors
+/// That of the first repository, where none answers.
 fn stored(
     session: &Session,
     settings: &Settings,
     scope: &Scope,
     source: &Source,
 ) -> Result<Option<State>> {
-    let configured = settings.first_repository()?;
-    let repository = session.open(configured)?;
+    let (mut opened, mut failure) = (Vec::new(), None);
+    for configured in &settings.repositories {
+        match session.open(configured) {
+            Ok(repository) => opened.push((configured.name.as_str(), repository)),
+            Err(e) => passed_over(session, &configured.name, e, &mut failure),
+        }
+    }
+    if opened.is_empty() {
+        return failure.map_or(Ok(None), Err);
+    }
     for field in ["master_replid", "master_replid2"] {
         let Some(replid) = source.info.field(field) else {
             continue;
         };
-        if let Some(state) = end_of(&repository, scope, replid, source)? {
+        let ends = answers(session, &opened, &|repository| {
+            end_of(repository, scope, replid, source)
+        })?;
+        if let Some(state) = chosen(ends, source) {
             return Ok(Some(state));
         }
     }
     // A server that goes on with another history leaves a gap behind the newest one.
-    match newest(&repository, scope)? {
-        Some(replid) => end_of(&repository, scope, &replid, source),
-        None => Ok(None),
+    let ends = answers(session, &opened, &|repository| {
+        let Some((replid, arrived_us)) = newest(session, repository, scope)? else {
+            return Ok(None);
+        };
+        let end = end_of(repository, scope, &replid, source)?;
+        Ok(end.map(|state| (arrived_us, state)))
+    })?;
+    let last = ends
+        .into_iter()
+        .max_by_key(|(arrived_us, state)| (*arrived_us, state.reader.position()));
+    Ok(last.map(|(_, state)| state))
+}
+
+/// Pure: of the ends of one history in several repositories, the first one from which the server can go on, so that every repository gets what it lacks; where it
+/// can from none, the last.
+fn chosen(mut ends: Vec<State>, source: &Source) -> Option<State> {
+    ends.sort_by_key(|state| state.reader.position());
+    let goes_on = |state: &State| {
+        let action = position::action(Some(state), &source.info);
+        matches!(action, Action::GoOn | Action::Leave { .. })
+    };
+    let at = ends.iter().position(goes_on);
+    match at {
+        Some(at) => Some(ends.swap_remove(at)),
+        None => ends.pop(),
     }
 }
 
-/// The stored history whose bytes arrived last; one that no other goes on from, where the times cannot be read here.
-fn newest(repository: &Repository, scope: &Scope) -> Result<Option<String>> {
-    match walk::latest(repository, scope) {
-        Ok(latest) => Ok(latest.map(|(replid, _)| replid)),
+/// Asks each repository, and returns what those that answer found.
+///
+/// # Errors
+/// The first one, where none answers.
+fn answers<T>(
+    session: &Session,
+    opened: &[(&str, Repository)],
+    ask: &dyn Fn(&Repository) -> Result<Option<T>>,
+) -> Result<Vec<T>> {
+    let (mut found, mut failure) = (Vec::new(), None);
+    let mut has_answer = false;
+    for (name, repository) in opened {
+        match ask(repository) {
+            Ok(answer) => {
+                has_answer = true;
+                found.extend(answer);
+            }
+            Err(e) => passed_over(session, name, e, &mut failure),
+        }
+    }
+    match failure.filter(|_| !has_answer) {
+        Some(e) => Err(e),
+        None => Ok(found),
+    }
+}
+
+fn passed_over(session: &Session, name: &str, error: Error, failure: &mut Option<Error>) {
+    session.warn(&format!(
+        "repository \"{name}\" is not asked where the log ends: {error}"
+    ));
+    failure.get_or_insert(error);
+}
+
+/// The stored history whose bytes arrived last, and when; one that no other goes on from, where the times cannot be read here.
+fn newest(
+    session: &Session,
+    repository: &Repository,
+    scope: &Scope,
+) -> Result<Option<(String, Option<i64>)>> {
+    match walk::latest(repository, scope, &|text| session.warn(text)) {
+        Ok(latest) => Ok(latest.map(|(replid, mark)| (replid, Some(mark.arrived_us)))),
         Err(e) if e.code() == Code::Key => {
             let known = walk::histories(repository, scope)?;
             let is_parent = |replid: &String| {
@@ -408,7 +482,8 @@ fn newest(repository: &Repository, scope: &Scope) -> Result<Option<String>> {
                 parents.any(|parent| parent.replid == *replid)
             };
             let mut leaves = known.iter().map(|(replid, _)| replid);
-            Ok(leaves.rfind(|replid| !is_parent(replid)).cloned())
+            let leaf = leaves.rfind(|replid| !is_parent(replid));
+            Ok(leaf.map(|replid| (replid.clone(), None)))
         }
         Err(e) => Err(e),
     }
