@@ -51,6 +51,13 @@ pub fn of(histories: &[Line], bases: &[Base<'_>]) -> Vec<Window> {
     joined
 }
 
+/// Returns when the last byte had arrived to which the log leads from a backup.
+pub fn end(histories: &[Line], bases: &[Base<'_>]) -> Option<TimestampTz> {
+    let ends = bases.iter();
+    ends.filter_map(|base| reach(histories, base.replid, base.offset, histories.len()))
+        .max()
+}
+
 /// When the last byte had arrived to which the log leads from a position of a history, through so many further histories at most.
 fn reach<'h>(
     histories: &'h [Line],

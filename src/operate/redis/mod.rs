@@ -16,6 +16,7 @@ mod scratch;
 mod sentinels;
 pub mod shards;
 mod slots_record;
+pub mod watch;
 pub mod windows;
 
 use std::cell::RefCell;

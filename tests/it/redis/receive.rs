@@ -727,6 +727,87 @@ fn r143_a_backup_of_a_host_whose_clock_is_behind_is_judged_by_the_log() {
     world.redis(&named).run().expect_code(5);
 }
 
+/// The address changes at a failover, and nobody names the identity: what the journal alone has of the former server stays to be had.
+#[test]
+fn r144_a_changed_address_leaves_no_journal_behind() {
+    for is_confirmed in [false, true] {
+        let (mut master, replica) = master_and_replica("redis-7");
+        let world = World::new(&master);
+        configure(&world, &master, "");
+        let running = receiver(&world, &master);
+        world.backup();
+        confirm(&master, "SET a 1\n", 2);
+        let away = world.sandbox.join("away");
+        std::fs::rename(world.repository(), &away).unwrap();
+        confirm(&master, "SET b 1\n", 2);
+        let wanted = Moment::of(&master);
+        running.signal(Signal::KILL);
+        running.wait();
+        std::fs::rename(&away, world.repository()).unwrap();
+        master.kill();
+        replica.ask(&["REPLICAOF", "NO", "ONE"]);
+        configure(&world, &replica, "");
+        let run = world.redis(&["receive", "cache"]).run().expect_code(3);
+        let identity = format!("identity = \"{}\"", master.address());
+        run.expect_stderr("holds what was received from another address")
+            .expect_stderr(&identity);
+        if is_confirmed {
+            let confirmed = ["backup", "cache", "--confirm"];
+            world.redis(&confirmed).run().success();
+        } else {
+            configure(&world, &replica, &identity);
+        }
+        let running = receiver(&world, &replica);
+        confirm(&replica, "SET c 1\n", 1);
+        let end = Moment::of(&replica);
+        let told = stop(running);
+        assert_eq!(
+            told.stderr.contains("may be deleted"),
+            is_confirmed,
+            "{told}"
+        );
+        for (name, moment) in [("wanted", &wanted), ("end", &end)] {
+            let copy = world.restore(name, &["--target-offset", &moment.target()]);
+            assert_eq!(Server::on("redis-7", &copy, &[]).content(), moment.content);
+        }
+    }
+}
+
+/// A right that is taken from a receiver that runs, and given again, ends nothing. At the start it does.
+#[test]
+fn r145_a_receiver_outlives_a_right_that_it_lacks_for_a_while() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let allow = || {
+        let rights = "SETUSER pitr on >Gr3enTea -@all +psync +replconf +ping +info";
+        server.ask(&[&["ACL"], &rights.split(' ').collect::<Vec<_>>()[..]].concat());
+    };
+    allow();
+    let world = World::new(&server);
+    let password = world.sandbox.file("password", "Gr3enTea\n");
+    let lines = format!(
+        "user = \"pitr\"\npassword_file = \"{}\"",
+        password.display()
+    );
+    configure(&world, &server, &lines);
+    let running = receiver(&world, &server);
+    confirm(&server, "SET a 1\n", 1);
+    server.ask(&["ACL", "DELUSER", "pitr"]);
+    server.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
+    wait_until(PATIENCE, "the receiver tells of it", || {
+        running.stderr().contains("the receiver tries again")
+    });
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let moved = world.sandbox.join("moved");
+    std::fs::rename(&password, &moved).unwrap();
+    allow();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::fs::rename(&moved, &password).unwrap();
+    confirm(&server, "SET b 1\n", 1);
+    stop(running);
+    server.ask(&["ACL", "DELUSER", "pitr"]);
+    world.redis(&["receive", "cache"]).run().expect_code(1);
+}
+
 /// `pitr repo sync` brings the log along, and again what came since: every moment comes back from the copy alone.
 #[test]
 fn r28_the_log_is_copied_with_the_backups() {
