@@ -250,7 +250,7 @@ const MORE_HARDENED: &str = "RestrictNamespaces=yes MemoryDenyWriteExecute=yes D
 fn every_unit_is_hardened() {
     let mut units = Vec::new();
     files_under(&root().join("packaging/systemd"), "service", &mut units);
-    assert_eq!(units.len(), 7, "{units:?}");
+    assert_eq!(units.len(), 8, "{units:?}");
     for path in units {
         let unit = fs::read_to_string(&path).unwrap();
         let has = |directive: &str| unit.lines().any(|line| line.replace(' ', ",") == directive);

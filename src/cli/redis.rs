@@ -340,11 +340,17 @@ fn run_into(args: &RestoreArgs, into: &str, cx: &Context) -> Result<u8> {
             "log_bytes": route.map(Route::bytes),
             "replid": end.map(|(replid, _)| replid),
             "offset": end.map(|(_, offset)| offset),
+            "arrived_time": route.and_then(Route::arrived),
             "redis": restored.member,
         }))?;
         return Ok(exit::SUCCESS);
     }
-    let log = end.map(|(replid, offset)| format!(" and its log up to offset {offset} of {replid}"));
+    let log = end.map(|(replid, offset)| {
+        format!(
+            " and its log up to offset {offset} of {replid}{}",
+            arrived(route)
+        )
+    });
     let (log, had) = (log.unwrap_or_default(), human::count(keys_before, "key"));
     match keys {
         Some(keys) => cx.out.report(&format!(
@@ -514,7 +520,14 @@ pub(super) fn restore_json(args: &RestoreArgs, name: &str, restored: &Restored) 
         "log_bytes": restored.route.as_ref().map(Route::bytes),
         "replid": end.map(|(replid, _)| replid),
         "offset": end.map(|(_, offset)| offset),
+        "arrived_time": restored.route.as_ref().and_then(Route::arrived),
     })
+}
+
+/// The time of the state at the end of a way.
+fn arrived(route: Option<&Route>) -> String {
+    let time = route.and_then(Route::arrived);
+    time.map_or(String::new(), |time| format!(", of {time}"))
 }
 
 fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Result<()> {
@@ -536,8 +549,9 @@ fn report_restore(args: &RestoreArgs, cx: &Context, restored: &Restored) -> Resu
     if let Some((replid, offset)) = restored.route.as_ref().and_then(Route::end) {
         let bytes = restored.route.as_ref().map_or(0, Route::bytes);
         cx.out.report(&format!(
-            "and {} of its log, up to offset {offset} of {replid}",
-            human::size(bytes)
+            "and {} of its log, up to offset {offset} of {replid}{}",
+            human::size(bytes),
+            arrived(restored.route.as_ref())
         ))?;
     }
     for file in &restored.files {

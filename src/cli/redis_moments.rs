@@ -253,7 +253,7 @@ pub fn plan(args: &PlanArgs, cx: &Context) -> Result<u8> {
     }
     let (member, route) = (&planned.member, &planned.route);
     let end = end_of(&planned);
-    let arrived = route.arrived_us.and_then(TimestampTz::from_unix_micros);
+    let arrived = route.arrived();
     cx.out.report(&format!(
         "backup {}: {} of {} {} at {}, {}, from {}",
         planned.id,
@@ -313,7 +313,7 @@ pub(super) fn plan_json(name: &str, planned: &Planned) -> Value {
         "log_bytes": route.bytes(),
         "replid": end.map(|(replid, _)| replid),
         "offset": end.map(|(_, offset)| offset),
-        "arrived_time": route.arrived_us.and_then(TimestampTz::from_unix_micros),
+        "arrived_time": route.arrived(),
         "next": next(name, planned),
     })
 }

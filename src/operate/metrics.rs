@@ -162,6 +162,16 @@ const MARK_SETTLED: Family = (
     Type::Gauge,
     "Time of the newest settled mark of a recovery set.",
 );
+const LOG_STORED: Family = (
+    "pitr_redis_stored_timestamp_seconds",
+    Type::Gauge,
+    "When the newest stored bytes of the log of a Redis server had arrived.",
+);
+const LOG_GAP: Family = (
+    "pitr_redis_log_gap",
+    Type::Gauge,
+    "1 where no backup leads to the end of the log of a Redis server, else 0.",
+);
 const PINS: Family = ("pitr_pins", Type::Gauge, "Backups that are pinned.");
 const CONNECTED: Family = (
     "pitr_receiver_connected",
@@ -748,6 +758,11 @@ fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
             continue;
         };
         let component = component(settings, kind, name);
+        if let Some(log) = &one.log {
+            let labels = [("cluster", name), ("repo", one.repository.as_str())];
+            all.add_known(&LOG_STORED, &labels, log.stored_time.map(seconds));
+            all.add(&LOG_GAP, &labels, f64::from(u8::from(log.has_gap())));
+        }
         let Some(newest) = one.backups.iter().max_by_key(|b| b.stop_time) else {
             continue;
         };

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::finding::{Finding, Level};
 use super::human;
 use super::of;
+use super::redis::watch::{self, Watched};
 use super::session::Session;
 use crate::config::{self, Settings};
 use crate::error::Result;
@@ -35,6 +36,9 @@ pub struct ScopeInfo {
     pub problems: Vec<Finding>,
     /// Its backups, oldest first.
     pub backups: Vec<ScopeBackup>,
+    /// The end of its log, where it is a Redis server that is received.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<Watched>,
 }
 
 /// A backup of an aux scope.
@@ -84,6 +88,7 @@ pub fn look(session: &Session) -> Result<Vec<ScopeInfo>> {
             let mut one = look_at(&repository, scope, now)?.named(&configured.name);
             if !needs_none(&settings, &repository, scope)? {
                 one.judge_newest(&settings, now);
+                one.judge_log(&settings, (&repository, scope), now)?;
             }
             all.push(one);
         }
@@ -143,7 +148,9 @@ pub fn look_at_shards(
         let is_own =
             cluster_of(settings, &scope.prefix()).is_some_and(|one| one.name == cluster.name);
         if is_own && !needs_none(settings, repository, &scope)? {
-            all.push(look_at(repository, &scope, now)?);
+            let mut one = look_at(repository, &scope, now)?;
+            one.judge_log(settings, (repository, &scope), now)?;
+            all.push(one);
         }
     }
     if all.is_empty() {
@@ -235,6 +242,7 @@ pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Resu
         state,
         problems,
         backups,
+        log: None,
     })
 }
 
@@ -247,6 +255,7 @@ impl ScopeInfo {
             state: Level::Ok,
             problems: Vec::new(),
             backups: Vec::new(),
+            log: None,
         };
         none.add(newest_trouble(content, None, TimestampTz(0)));
         none
@@ -263,6 +272,52 @@ impl ScopeInfo {
         let configured = settings.contents().find(|one| prefix(one) == self.scope);
         let configured = configured.or_else(|| cluster_of(settings, &self.scope));
         self.add(configured.and_then(|one| newest_trouble(&one, self.newest_end(), now)));
+    }
+
+    /// Judges the log, where a receiver of it is configured here.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn judge_log(
+        &mut self,
+        settings: &Settings,
+        (repository, scope): (&Repository, &Scope),
+        now: TimestampTz,
+    ) -> Result<()> {
+        let name = self.scope.strip_prefix("aux/redis/").unwrap_or_default();
+        let is_own = |redis: &&config::Redis| match redis.is_cluster {
+            true => digits(&redis.name, name).is_some(),
+            false => redis.name == name,
+        };
+        let mut sections = settings
+            .redis
+            .iter()
+            .filter(|redis| redis.journal.is_some());
+        let Some(section) = sections.find(is_own) else {
+            return Ok(());
+        };
+        let trouble = match watch::look(repository, scope, &self.backups) {
+            Ok(log) => {
+                self.log = log;
+                let log = self.log.iter();
+                log.flat_map(|log| log.trouble(&section.name, now))
+                    .collect()
+            }
+            Err(e) if e.is_damage() => vec![(
+                format!("where the log ends is not known: {e}"),
+                "pitr verify".to_owned(),
+            )],
+            Err(e) => return Err(e),
+        };
+        for (what, next) in trouble {
+            self.state = Level::Fail;
+            let found = Finding::new("content", "log", Level::Fail, what);
+            self.problems.push(Finding {
+                next: Some(next),
+                ..found
+            });
+        }
+        Ok(())
     }
 
     fn add(&mut self, trouble: Option<String>) {

@@ -94,6 +94,47 @@ impl Parent {
     }
 }
 
+/// A history, and those that it goes on from.
+pub type Lineage<'a> = (&'a str, &'a [Parent]);
+
+/// Pure: the histories that left one, and where. One that left another at or before its beginning left the one before that: a replica that was promoted had
+/// nothing of its own of the one between.
+pub fn leaving<'a>(all: &[Lineage<'a>], replid: &str) -> Vec<(&'a str, u64)> {
+    let mut found: Vec<(&str, u64)> = Vec::new();
+    let mut next = vec![(replid, 0)];
+    while let Some((left, begins)) = next.pop() {
+        for (child, parents) in all {
+            let fork = parents.iter().find(|p| p.replid == left).map(|p| p.fork);
+            let is_new = *child != replid && found.iter().all(|(known, _)| known != child);
+            // Behind its beginning a history has bytes of its own.
+            if let Some(fork) = fork.filter(|fork| is_new && (left == replid || *fork <= begins)) {
+                found.push((child, fork));
+                next.push((child, fork));
+            }
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Pure: whether a history goes on from another one, by any number of steps.
+pub fn descends(all: &[Lineage<'_>], replid: &str, from: &str) -> bool {
+    let (mut seen, mut next) = (Vec::new(), vec![replid]);
+    while let Some(at) = next.pop() {
+        let own = all.iter().filter(|(id, _)| *id == at);
+        for parent in own.flat_map(|(_, parents)| *parents) {
+            if parent.replid == from {
+                return true;
+            }
+            if !seen.contains(&parent.replid.as_str()) {
+                seen.push(&parent.replid);
+                next.push(&parent.replid);
+            }
+        }
+    }
+    false
+}
+
 /// The last byte before a gap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
@@ -161,4 +202,43 @@ fn put_once(repository: &Repository, key: &Key, kind: &str, value: &impl Seriali
     };
     object.describe(facts, None);
     object.publish().map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_that_is_left_before_its_beginning_is_passed_over() {
+        let parents = |of: &[(&str, u64)]| -> Vec<Parent> {
+            let parent = |(replid, fork): &(&str, u64)| Parent {
+                replid: (*replid).to_owned(),
+                fork: *fork,
+            };
+            of.iter().map(parent).collect()
+        };
+        // The server went on with b at 100; c had 90 bytes, d 100, e 150.
+        let forks = [
+            ("a", parents(&[])),
+            ("b", parents(&[("a", 100)])),
+            ("c", parents(&[("b", 90)])),
+            ("d", parents(&[("b", 100)])),
+            ("e", parents(&[("b", 150)])),
+            ("f", parents(&[("c", 80)])),
+        ];
+        let all: Vec<Lineage<'_>> = forks.iter().map(|(id, of)| (*id, of.as_slice())).collect();
+        let left = [("b", 100), ("c", 90), ("d", 100), ("f", 80)];
+        assert_eq!(leaving(&all, "a"), left);
+        assert_eq!(
+            leaving(&all, "b"),
+            [("c", 90), ("d", 100), ("e", 150), ("f", 80)]
+        );
+        assert!(descends(&all, "f", "a") && descends(&all, "c", "b"));
+        assert!(!descends(&all, "a", "f") && !descends(&all, "c", "d"));
+        // A wrong record of two that go on from each other ends, too.
+        let (a, b) = (parents(&[("b", 5)]), parents(&[("a", 5)]));
+        let circle = [("a", a.as_slice()), ("b", b.as_slice())];
+        assert_eq!(leaving(&circle, "a"), [("b", 5)]);
+        assert!(!descends(&circle, "a", "c"));
+    }
 }

@@ -1,6 +1,7 @@
 //! A data set as a kind of content.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -25,6 +26,10 @@ use crate::snapshot::sink::FileSink;
 
 /// The name of the kind.
 pub const NAME: &str = "redis";
+/// A save of another one is waited for so long.
+const SAVE_MAX: Duration = Duration::from_secs(3600);
+/// How often it is looked whether it has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The file of the data set.
 pub const BASE: &str = "base.rdb";
 /// The file of the commands behind it, where the server keeps some.
@@ -67,9 +72,13 @@ impl Base {
     fn by_psync(&mut self, work: &mut Work<'_, '_>) -> Result<Facts> {
         let progress = &work.host.progress;
         progress.phase("wait for the server to fork", None);
+        let before = no_save(&mut self.source, work)?;
         let requested = work.host.now();
         let position = transfer::request(&mut self.source, work.tick)?;
         let answered = work.host.now();
+        if before.is_some_and(|before| position.offset < before) {
+            progress.warn("the server gave the data set of a save that had begun before it was asked: what was written since is not in it");
+        }
         progress.phase("receive the data set", None);
         let mut tree = Tree::begin(work, answered)?;
         let connection = &mut self.source.connection;
@@ -160,6 +169,33 @@ impl Base {
             tail_bytes: facts.tail_bytes,
         }
     }
+}
+
+/// Waits until no save runs, and returns the position of the server then. One that runs already may be handed to a further replica, and is older than its
+/// moment would be told; a save of our own would wait for its end, too.
+///
+/// Redis: src/replication.c (syncCommand: "there is a background save in progress").
+fn no_save(source: &mut Source, work: &mut Work<'_, '_>) -> Result<Option<u64>> {
+    let began = Instant::now();
+    while source
+        .ask("persistence", work.tick)?
+        .is_on("rdb_bgsave_in_progress")
+    {
+        if began.elapsed() >= SAVE_MAX {
+            break;
+        }
+        let until = Instant::now() + LOOK_EVERY;
+        while Instant::now() < until {
+            (work.tick)()?;
+            std::thread::sleep(LOOK_EVERY / 4);
+        }
+    }
+    let now = source.ask("replication", work.tick)?;
+    let same = now.field("master_replid") == source.info.field("master_replid");
+    let offset = now
+        .field("master_repl_offset")
+        .and_then(|text| text.parse().ok());
+    Ok(offset.filter(|_| same))
 }
 
 /// Hands on a data set that is the beginning of a file, and requires its checksum.

@@ -440,7 +440,7 @@ impl Stored {
     ///
     /// # Errors
     /// `Damaged`; those of the store.
-    pub fn last_cut(&self) -> Result<Option<Cut>> {
+    fn last_cut(&self) -> Result<Option<Cut>> {
         let Some(opaque) = self.container.object().opaque() else {
             return Ok(self.summary()?.last);
         };
@@ -451,6 +451,15 @@ impl Stored {
             position,
             db: db.and_then(|db| u32::try_from(db).ok()),
         }))
+    }
+
+    /// As [`Stored::last_cut`], once the object is found whole, for which no key is needed.
+    ///
+    /// # Errors
+    /// `Damaged`; those of the store.
+    pub fn whole_cut(&self) -> Result<Option<Cut>> {
+        self.container.check_stored()?;
+        self.last_cut()
     }
 
     /// When its bytes had arrived.

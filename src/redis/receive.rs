@@ -509,6 +509,11 @@ pub fn may_try_again(error: &Error) -> bool {
     )
 }
 
+/// Whether an operator may put it right: a right, a password, a file or a lock.
+pub fn may_be_mended(error: &Error) -> bool {
+    matches!(error.code(), Code::Denied | Code::Config | Code::Locked)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -522,6 +527,14 @@ mod tests {
             flavor: String::new(),
             beginning: None,
             reader: Reader::new(position, None),
+        }
+    }
+
+    #[test]
+    fn a_guard_is_not_mended_by_time() {
+        for code in [Code::Refused, Code::Damaged, Code::Conflict, Code::Io] {
+            let error = Error::new(code, "x");
+            assert!(!may_try_again(&error) && !may_be_mended(&error), "{code:?}");
         }
     }
 

@@ -3,7 +3,9 @@
 use std::sync::mpsc;
 
 use super::command::Reader;
+use super::history::{Beginning, Lineage, descends, leaving};
 use super::log::Mark;
+use super::overview;
 use super::walk::{self, Known};
 use crate::err;
 use crate::error::{Error, Result};
@@ -60,6 +62,11 @@ impl Route {
         self.legs.last().map(|leg| (leg.replid.as_str(), leg.to))
     }
 
+    /// When the last bytes of the way had arrived, where a mark tells.
+    pub fn arrived(&self) -> Option<TimestampTz> {
+        self.arrived_us.and_then(TimestampTz::from_unix_micros)
+    }
+
     /// Bytes on the way.
     pub fn bytes(&self) -> u64 {
         self.legs.iter().map(|leg| leg.to - leg.from).sum()
@@ -107,22 +114,26 @@ fn chain(
     (replid, offset): (&str, u64),
     wanted: &str,
 ) -> Result<Vec<(String, u64)>> {
-    let mut chain = Vec::new();
+    let mut chain: Vec<(String, u64)> = Vec::new();
+    let mut seen = Vec::new();
     let mut at = wanted;
     while at != replid {
         let parents = histories.iter().find(|(id, _)| id == at).map(|(_, p)| p);
         let on_way =
             |parent: &str| parent == replid || histories.iter().any(|(id, _)| id == parent);
         let parent = parents.and_then(|p| p.iter().find(|parent| on_way(&parent.replid)));
-        let known = |id: &str| chain.iter().any(|(known, _): &(String, u64)| known == id);
-        let Some(parent) = parent.filter(|_| !known(at)) else {
+        let Some(parent) = parent.filter(|_| !seen.contains(&at)) else {
             return Err(err!(
                 OutOfReach,
                 "history {wanted} does not go on from history {replid} of the backup"
             )
             .hint("Nothing was written.\npitr redis info NAME shows the histories."));
         };
-        chain.push((at.to_owned(), parent.fork));
+        // A history that is left at or before its own beginning is not on the way: the next one has bytes of the one before alone.
+        if chain.last().is_none_or(|(_, left)| *left > parent.fork) {
+            chain.push((at.to_owned(), parent.fork));
+        }
+        seen.push(at);
         at = &parent.replid;
     }
     match chain.last() {
@@ -134,6 +145,9 @@ fn chain(
         _ => Ok(chain),
     }
 }
+
+/// A history that left another one, at this position, and its first mark behind that.
+type Leaves = (String, u64, Mark);
 
 struct Search<'a> {
     repository: &'a Repository,
@@ -159,7 +173,7 @@ enum Reached {
     End(u64),
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
     fn go(&mut self, replid: &str, offset: u64) -> Result<()> {
         let mut replid = replid.to_owned();
         let mut from = offset;
@@ -172,6 +186,12 @@ impl Search<'_> {
                     self.cut(&replid, from, position)?
                 }
             };
+            if to < from {
+                return Err(err!(
+                    Internal,
+                    "the way through history {replid} leads from position {from} back to {to}"
+                ));
+            }
             self.legs.push(Leg {
                 replid: replid.clone(),
                 from,
@@ -180,7 +200,11 @@ impl Search<'_> {
             match (reached, next) {
                 (Reached::Fork(position), Some((child, _))) => (replid, from) = (child, position),
                 (Reached::Target(_), _) => return Ok(()),
-                (Reached::End(_), None) if self.moment == Moment::End => return Ok(()),
+                (Reached::End(position), None)
+                    if self.moment == Moment::End && !self.goes_on_behind(&replid, position)? =>
+                {
+                    return Ok(());
+                }
                 (Reached::Fork(position) | Reached::End(position), next) => {
                     return Err(self.too_late(&replid, position, next.as_ref()));
                 }
@@ -197,14 +221,13 @@ impl Search<'_> {
             Moment::Time(wanted) => wanted,
             Moment::Position(_) | Moment::End => i64::MAX,
         };
-        let mut found: Option<(String, u64, Mark)> = None;
-        for (child, parents) in self.histories {
-            let parent = parents
-                .iter()
-                .find(|p| p.replid == replid && p.fork >= from);
-            let Some(fork) = parent.map(|parent| parent.fork) else {
+        let mut found: Option<Leaves> = None;
+        let lineage = |(id, parents): &'a Known| (id.as_str(), parents.as_slice());
+        let all: Vec<_> = self.histories.iter().map(lineage).collect();
+        for (child, fork) in leaving(&all, replid) {
+            if fork < from {
                 continue;
-            };
+            }
             let keys = LogKeys::new(self.scope, child);
             let Some((first, _)) = walk::life(self.repository, &keys, fork)? else {
                 continue;
@@ -213,10 +236,17 @@ impl Search<'_> {
             if first.arrived_us > until {
                 continue;
             }
-            if let Some((other, ..)) = found {
-                return Err(undecided(replid, &other, child));
-            }
-            found = Some((child.clone(), fork, first));
+            let candidate = (child.to_owned(), fork, first);
+            found = Some(match found {
+                None => candidate,
+                Some(other) if descends(&all, child, &other.0) => {
+                    self.later((replid, &all), other, candidate)?
+                }
+                Some(other) if descends(&all, &other.0, child) => {
+                    self.later((replid, &all), candidate, other)?
+                }
+                Some((other, ..)) => return Err(undecided(replid, &other, child)),
+            });
         }
         let Some((child, fork, first)) = found else {
             return Ok(None);
@@ -227,6 +257,32 @@ impl Search<'_> {
             true => Err(undecided(replid, replid, &child)),
             false => Ok(Some((child, fork))),
         }
+    }
+
+    /// Returns the second of two histories that left one, where it goes on from the first, unless what goes on from the first without it arrived later.
+    fn later(
+        &self,
+        (parent, all): (&str, &[Lineage<'a>]),
+        first: Leaves,
+        second: Leaves,
+    ) -> Result<Leaves> {
+        for (id, _) in all {
+            let is_first = *id == first.0 || descends(all, id, &first.0);
+            if !is_first || *id == second.0 || descends(all, id, &second.0) {
+                continue;
+            }
+            let life = walk::life(self.repository, &LogKeys::new(self.scope, id), first.1)?;
+            if life.is_some_and(|(_, last)| last.arrived_us > second.2.arrived_us) {
+                return Err(undecided(parent, &first.0, &second.0));
+            }
+        }
+        Ok(second)
+    }
+
+    /// Whether more is stored of a history, behind bytes that are not.
+    fn goes_on_behind(&self, replid: &str, reached: u64) -> Result<bool> {
+        let ranges = walk::ranges(self.repository, &LogKeys::new(self.scope, replid))?;
+        Ok(ranges.iter().any(|(from, _)| *from > reached))
     }
 
     /// Goes on in a history up to the target or to where the next one goes on.
@@ -295,6 +351,14 @@ impl Search<'_> {
         Ok(from)
     }
 
+    /// Why the bytes before a place are missing, where that is known.
+    fn reason(&self, keys: &LogKeys, position: u64) -> String {
+        let begun = Beginning::of(self.repository, keys).unwrap_or_default();
+        let own = begun.into_iter().find(|b| b.position == position);
+        let why = own.and_then(|beginning| beginning.reason);
+        why.map_or(String::new(), |why| format!(" ({why})"))
+    }
+
     fn too_late(&self, replid: &str, reached: u64, next: Option<&(String, u64)>) -> Error {
         let time = self
             .last
@@ -305,7 +369,8 @@ impl Search<'_> {
         let behind = ranges.iter().find(|(from, _)| *from > reached);
         let gap = match (behind, next) {
             (Some((from, _)), _) => Some(format!(
-                "the bytes up to position {from} were never received"
+                "the bytes up to position {from} were never received{}",
+                self.reason(&keys, *from)
             )),
             (None, Some((child, fork))) => {
                 Some(format!("history {child} goes on at position {fork}"))
@@ -317,7 +382,7 @@ impl Search<'_> {
                 OutOfReach,
                 "the target lies behind a gap: what is stored of history {replid} ends at position {reached}{until}, and {gap}"
             )
-            .hint("Nothing was written.\nA backup that was taken behind the gap leads there; pitr redis info NAME shows both."),
+            .hint(format!("Nothing was written.\nA backup that was taken behind the gap leads there; pitr redis info NAME shows both. The end before the gap: --target-offset {}", overview::target(replid, reached))),
             None => err!(
                 OutOfReach,
                 "the target lies behind all that is stored: history {replid} ends at position {reached}{until}"
@@ -325,6 +390,29 @@ impl Search<'_> {
             .hint("Nothing was written.\nA receiver that runs stores more within a minute: pitr redis receive NAME. --latest takes all there is."),
         }
     }
+}
+
+/// Whether the last byte before a position had arrived behind a time, by the clock of the receiver that stored it.
+///
+/// # Errors
+/// Those of the store.
+pub fn arrived_later(
+    repository: &Repository,
+    scope: &Scope,
+    (replid, position): (&str, u64),
+    time_us: i64,
+) -> Result<bool> {
+    let Some(last) = position.checked_sub(1) else {
+        return Ok(false);
+    };
+    let keys = LogKeys::new(scope, replid);
+    let seen = match walk::object_at(repository, &keys, last) {
+        // A way that needs it says so.
+        Err(e) if e.is_damage() => None,
+        other => other?,
+    };
+    let mark = seen.and_then(|seen| seen.marks.into_iter().find(|m| m.position >= position));
+    Ok(mark.is_some_and(|mark| mark.arrived_us > time_us))
 }
 
 fn undecided(parent: &str, one: &str, other: &str) -> Error {
@@ -409,4 +497,174 @@ fn lost(replid: &str, position: u64) -> crate::error::Error {
         "the log of history {replid} lacks what follows position {position}, in segment {:016X}",
         segment_of(position) / SEGMENT_BYTES
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::redis::history::Parent;
+    use crate::redis::log::{self, Piece};
+    use crate::redis::resp;
+    use crate::store::file::FileStore;
+
+    /// Each command has so many bytes.
+    const BYTES: u64 = 14;
+
+    struct Log {
+        repository: Repository,
+        scope: Scope,
+        _directory: tempfile::TempDir,
+    }
+
+    /// The name of a history.
+    fn named(letter: &str) -> String {
+        letter.repeat(40)
+    }
+
+    /// When a command of a history that began at a time had arrived.
+    fn at(begun: i64, command: u64) -> i64 {
+        (begun + i64::try_from(command).unwrap()) * 10_000
+    }
+
+    impl Log {
+        fn new() -> Log {
+            let directory = tempfile::tempdir().unwrap();
+            let store = FileStore::create(&directory.path().join("repo"), 1).unwrap();
+            let (repository, _) = Repository::create(Box::new(store), 1, TimestampTz(0)).unwrap();
+            Log {
+                repository,
+                scope: Scope::aux("redis", "cache").unwrap(),
+                _directory: directory,
+            }
+        }
+
+        /// Stores commands of a history, by their numbers. The command of number n arrives n after it began.
+        fn store(&self, letter: &str, (from, to): (u64, u64), begun: i64) {
+            let command = resp::command(&[b"PING"]);
+            assert_eq!(command.len() as u64, BYTES);
+            let marks: Vec<Mark> = (from + 1..=to)
+                .map(|n| Mark {
+                    position: n * BYTES,
+                    arrived_us: at(begun, n),
+                })
+                .collect();
+            let piece = Piece {
+                bytes: &command.repeat(usize::try_from(to - from).unwrap()),
+                reader: &Reader::new(from * BYTES, Some(0)),
+                marks: &marks,
+            };
+            let keys = LogKeys::new(&self.scope, &named(letter));
+            let key = keys.increment(from * BYTES, to * BYTES).unwrap();
+            log::put(&self.repository, &keys, &key, &piece).unwrap();
+        }
+
+        fn goes_on(&self, letter: &str, parent: &str, fork: u64) {
+            let parent = Parent {
+                replid: named(parent),
+                fork: fork * BYTES,
+            };
+            let keys = LogKeys::new(&self.scope, &named(letter));
+            parent.put(&self.repository, &keys).unwrap();
+        }
+
+        /// The legs of a way, by numbers of commands.
+        fn legs(
+            &self,
+            (letter, from): (&str, u64),
+            (history, moment): (Option<&str>, Moment),
+        ) -> Result<Vec<(String, u64, u64)>> {
+            let target = Target {
+                moment,
+                replid: history.map(named),
+            };
+            let base = (&*named(letter), from * BYTES);
+            let route = plan(&self.repository, &self.scope, base, &target)?;
+            let legs = route.legs.into_iter();
+            Ok(legs
+                .map(|leg| (leg.replid[..1].to_owned(), leg.from / BYTES, leg.to / BYTES))
+                .collect())
+        }
+    }
+
+    fn leg(letter: &str, from: u64, to: u64) -> (String, u64, u64) {
+        (letter.to_owned(), from, to)
+    }
+
+    /// The server went on with b at 100. The replica that was promoted next had stood at 90 of a, and had nothing of b.
+    fn twice_failed_over() -> Log {
+        let log = Log::new();
+        log.store("a", (0, 100), 0);
+        log.store("b", (100, 150), 200);
+        log.store("c", (90, 500), 1000);
+        log.goes_on("b", "a", 100);
+        log.goes_on("c", "b", 90);
+        log
+    }
+
+    #[test]
+    fn a_replica_from_before_the_first_failover_has_nothing_of_the_one_between() {
+        let log = twice_failed_over();
+        let position = Moment::Position(500 * BYTES);
+        let whole = [leg("a", 50, 90), leg("c", 90, 500)];
+        assert_eq!(log.legs(("a", 50), (Some("c"), position)).unwrap(), whole);
+        for base in [("a", 95), ("b", 120)] {
+            let refused = log.legs(base, (Some("c"), position)).unwrap_err();
+            assert_eq!(refused.code(), Code::OutOfReach, "{base:?}: {refused}");
+        }
+        let own = log.legs(("a", 50), (Some("b"), Moment::End)).unwrap();
+        assert_eq!(own, [leg("a", 50, 100), leg("b", 100, 150)]);
+    }
+
+    #[test]
+    fn a_time_finds_the_history_that_the_server_had_then() {
+        let log = twice_failed_over();
+        let legs = |moment| log.legs(("a", 50), (None, moment)).unwrap();
+        let whole = [leg("a", 50, 90), leg("c", 90, 500)];
+        assert_eq!(legs(Moment::End), whole);
+        let early = legs(Moment::Time(at(200, 130)));
+        assert_eq!(early, [leg("a", 50, 100), leg("b", 100, 130)]);
+        let late = legs(Moment::Time(at(1000, 190)));
+        assert_eq!(late, [leg("a", 50, 90), leg("c", 90, 190)]);
+        // Something that went on from b arrived later: nobody knows which one is wanted.
+        log.store("d", (150, 160), 2000);
+        log.goes_on("d", "b", 150);
+        let undecided = log.legs(("a", 50), (None, Moment::End)).unwrap_err();
+        assert_eq!(undecided.code(), Code::Refused, "{undecided}");
+    }
+
+    #[test]
+    fn the_end_of_a_history_lies_behind_its_gaps() {
+        let log = Log::new();
+        log.store("a", (0, 100), 0);
+        log.store("a", (120, 130), 10);
+        let behind = log.legs(("a", 120), (None, Moment::End)).unwrap();
+        assert_eq!(behind, [leg("a", 120, 130)]);
+        for history in [None, Some("a")] {
+            let refused = log.legs(("a", 50), (history, Moment::End)).unwrap_err();
+            assert_eq!(refused.code(), Code::OutOfReach, "{refused}");
+            let hint = refused.hint_text().unwrap().to_owned();
+            assert!(
+                hint.ends_with(&format!("{}:{}", named("a"), 100 * BYTES)),
+                "{hint}"
+            );
+        }
+        let position = Moment::Position(100 * BYTES);
+        let explicit = log.legs(("a", 50), (None, position)).unwrap();
+        assert_eq!(explicit, [leg("a", 50, 100)]);
+    }
+
+    #[test]
+    fn a_data_set_is_late_when_its_last_byte_arrived_behind_the_target() {
+        let log = Log::new();
+        log.store("a", (0, 100), 0);
+        let is_late = |command: u64, time: i64| {
+            let position = (&*named("a"), command * BYTES);
+            arrived_later(&log.repository, &log.scope, position, time).unwrap()
+        };
+        assert!(is_late(80, at(0, 79)));
+        assert!(!is_late(80, at(0, 80)));
+        // Nothing is known of what is not stored.
+        assert!(!is_late(0, 0) && !is_late(200, 0));
+    }
 }

@@ -149,28 +149,29 @@ pub fn ranges(repository: &Repository, keys: &LogKeys) -> Result<Vec<(u64, u64)>
     Ok(joined)
 }
 
-/// The last stored place at which a history may be gone on with; known without the keys, too.
+/// The last stored place at which a history may be gone on with; known without the keys, too. An object that is damaged is passed over.
 ///
 /// # Errors
-/// `Damaged`; those of the store.
+/// `Damaged` where no object has one and some are damaged; those of the store.
 pub fn last_cut(repository: &Repository, keys: &LogKeys) -> Result<Option<Cut>> {
+    let mut damage: Option<Error> = None;
     for segment in segments(repository, keys)?.into_keys().rev() {
-        if let Some(whole) = Stored::open(repository, &keys.whole(segment)?)? {
-            if let Some(cut) = whole.last_cut()? {
-                return Ok(Some(cut));
-            }
-            continue;
-        }
         let mut ranges = log::increments(repository, keys, segment)?;
         ranges.sort_unstable_by_key(|(_, to)| std::cmp::Reverse(*to));
-        for (from, to) in ranges {
-            let stored = Stored::open(repository, &keys.increment(from, to)?)?;
-            if let Some(cut) = stored.map_or(Ok(None), |stored| stored.last_cut())? {
-                return Ok(Some(cut));
+        let increments = ranges.iter().map(|(from, to)| keys.increment(*from, *to));
+        for key in std::iter::once(keys.whole(segment)).chain(increments) {
+            let stored = Stored::open(repository, &key?);
+            match stored.and_then(|s| s.map_or(Ok(None), |s| s.whole_cut())) {
+                Ok(None) => {}
+                Ok(cut) => return Ok(cut),
+                Err(e) if e.is_damage() => {
+                    damage.get_or_insert(e);
+                }
+                Err(e) => return Err(e),
             }
         }
     }
-    Ok(None)
+    damage.map_or(Ok(None), Err)
 }
 
 /// The first mark of time of the bytes behind a position, and the last one of the history.
@@ -190,14 +191,26 @@ pub fn life(repository: &Repository, keys: &LogKeys, behind: u64) -> Result<Opti
     Ok(first.zip(last))
 }
 
-/// The history whose bytes arrived last, and when.
+/// The history whose bytes arrived last, and when. One whose end is damaged is passed over, and `warn` hears of it.
 ///
 /// # Errors
-/// As [`object_at`].
-pub fn latest(repository: &Repository, scope: &Scope) -> Result<Option<(String, Mark)>> {
+/// As [`object_at`], but for damage.
+pub fn latest(
+    repository: &Repository,
+    scope: &Scope,
+    warn: &dyn Fn(&str),
+) -> Result<Option<(String, Mark)>> {
     let mut latest: Option<(String, Mark)> = None;
     for (replid, _) in histories(repository, scope)? {
-        let life = life(repository, &LogKeys::new(scope, &replid), 0)?;
+        let life = match life(repository, &LogKeys::new(scope, &replid), 0) {
+            Err(e) if e.is_damage() => {
+                warn(&format!(
+                    "when the last bytes of history {replid} arrived is not known: {e}"
+                ));
+                continue;
+            }
+            life => life?,
+        };
         if let Some((_, last)) = life
             && latest
                 .as_ref()

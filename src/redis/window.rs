@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::history::leaving;
 use super::overview::Line;
 use crate::pg::time::TimestampTz;
 
@@ -50,19 +51,30 @@ pub fn of(histories: &[Line], bases: &[Base<'_>]) -> Vec<Window> {
     joined
 }
 
+/// Returns when the last byte had arrived to which the log leads from a backup.
+pub fn end(histories: &[Line], bases: &[Base<'_>]) -> Option<TimestampTz> {
+    let ends = bases.iter();
+    ends.filter_map(|base| reach(histories, base.replid, base.offset, histories.len()))
+        .max()
+}
+
 /// When the last byte had arrived to which the log leads from a position of a history, through so many further histories at most.
-fn reach(histories: &[Line], replid: &str, offset: u64, depth: usize) -> Option<TimestampTz> {
+fn reach<'h>(
+    histories: &'h [Line],
+    replid: &str,
+    offset: u64,
+    depth: usize,
+) -> Option<TimestampTz> {
     let line = histories.iter().find(|line| line.replid == replid);
     let mut ranges = line.into_iter().flat_map(|line| &line.ranges);
     let range = ranges.find(|range| range.from <= offset && offset <= range.to);
     // The next history may have the bytes of both.
     let last = range.map_or(offset, |range| range.to);
     let own = range.and_then(|range| range.to_time);
-    let children = histories.iter().flat_map(|child| {
-        let forks = child.parents.iter().filter(|p| p.replid == replid);
-        forks.map(|parent| (child.replid.as_str(), parent.fork))
-    });
-    let onward = children
+    let lineage = |line: &'h Line| (line.replid.as_str(), line.parents.as_slice());
+    let all: Vec<_> = histories.iter().map(lineage).collect();
+    let onward = leaving(&all, replid)
+        .into_iter()
         .filter(|(_, fork)| depth > 0 && offset <= *fork)
         .filter_map(|(child, fork)| {
             // Everything between lies in one of both.
@@ -175,6 +187,10 @@ mod tests {
         // It begins behind a gap, or left the old one before the backup.
         assert_eq!(seconds(&of(&goes_on(220, 220), &bases)), [(15, 20)]);
         assert_eq!(seconds(&of(&goes_on(140, 140), &bases)), [(15, 20)]);
+        // A second failover, to a replica that stood before the first one.
+        let c = line("c", &[("b", 180)], &[(180, 900, 60, 90)]);
+        let [a, b] = goes_on(200, 200);
+        assert_eq!(seconds(&of(&[a, b, c], &bases)), [(15, 90)]);
         // A wrong record of two that go on from each other ends, too.
         let a = line("a", &[("b", 300)], &[(100, 200, 10, 20)]);
         let b = line("b", &[("a", 200)], &[(200, 300, 21, 30)]);

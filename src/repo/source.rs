@@ -8,6 +8,7 @@ use super::json;
 use super::root::Stored;
 use super::root::aux_root::AuxOutline;
 use super::scope::Scope;
+use super::slot_map::CONTENT;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
@@ -193,7 +194,10 @@ pub fn require(
             shown(current),
             shown(own)
         )
-        .hint("Nothing was stored: two sources under one name would be mixed. A clone of the first host, or a test, takes another name.\nA host that replaces the first one goes on under its name with --confirm.")),
+        .hint(match scope.kind() {
+            Some(CONTENT) => "Nothing was stored: two sources under one name would be mixed. The same server at another address, or a replica of it that was promoted: set identity of its section to the former address.\nAnother server takes another name. One that replaces the first goes on under its name with pitr redis backup NAME --confirm.",
+            _ => "Nothing was stored: two sources under one name would be mixed. A clone of the first host, or a test, takes another name.\nA host that replaces the first one goes on under its name with --confirm.",
+        })),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::operate::human;
 use crate::operate::scopes::{self, ScopeInfo};
 use crate::operate::session::Session;
 use crate::pg::version::Major;
+use crate::redis::kind::NAME;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 
@@ -52,7 +53,7 @@ pub(super) fn look(
     for content in settings.contents() {
         let info = repository
             .as_ref()
-            .map(|repository| look_at(repository, &content, session));
+            .map(|repository| look_at(repository, (&content, settings), session));
         match info {
             Ok(Ok(info)) => newest(found, &content, &info, session),
             Ok(Err(e)) => found.error(&title(&content), &e),
@@ -73,22 +74,100 @@ pub(super) fn look(
             Err(e) => found.error(&title(&cluster), e),
         }
     }
+    logs_elsewhere(found, opened, settings, session);
 }
 
 fn title(content: &Content<'_>) -> String {
     format!("{} {}", content.kind, content.name)
 }
 
-fn look_at(repository: &Repository, content: &Content<'_>, session: &Session) -> Result<ScopeInfo> {
+fn look_at(
+    repository: &Repository,
+    (content, settings): (&Content<'_>, &Settings),
+    session: &Session,
+) -> Result<ScopeInfo> {
     let scope = Scope::aux(content.kind, content.name)?;
-    scopes::look_at(repository, &scope, session.host.now())
+    let now = session.host.now();
+    let mut info = scopes::look_at(repository, &scope, now)?;
+    info.judge_log(settings, (repository, &scope), now)?;
+    Ok(info)
+}
+
+/// The log of Redis servers in the repositories besides the first.
+fn logs_elsewhere(
+    found: &mut Findings,
+    opened: &[&Configured],
+    settings: &Settings,
+    session: &Session,
+) {
+    let is_first =
+        |one: &Configured| Some(&one.name) == settings.repositories.first().map(|r| &r.name);
+    for configured in opened.iter().filter(|one| !is_first(one)) {
+        // A repository that fails is a finding of its own.
+        let Ok(repository) = session.open(configured) else {
+            continue;
+        };
+        let place = format!(" in {}", configured.name);
+        for content in settings.contents().filter(|one| one.kind == NAME) {
+            match look_at(&repository, (&content, settings), session) {
+                Ok(info) => log(found, &info, &place, session),
+                Err(e) => found.error(&format!("{} log{place}", title(&content)), &e),
+            }
+        }
+        for cluster in settings.redis_clusters() {
+            match scopes::look_at_shards(&repository, settings, &cluster, session.host.now()) {
+                Ok(shards) => shards
+                    .iter()
+                    .for_each(|one| log(found, one, &place, session)),
+                Err(e) => found.error(&format!("{} log{place}", title(&cluster)), &e),
+            }
+        }
+    }
+}
+
+/// How the log of a server stands, where it is received.
+fn log(found: &mut Findings, info: &ScopeInfo, place: &str, session: &Session) {
+    let name = info.scope.trim_start_matches("aux/").replace('/', " ");
+    let title = format!("{name} log{place}");
+    let mut troubles = info
+        .problems
+        .iter()
+        .filter(|one| one.name == "log")
+        .peekable();
+    if troubles.peek().is_none()
+        && let Some(log) = &info.log
+    {
+        let age = log
+            .stored_time
+            .and_then(|at| session.host.now().duration_since(at));
+        match age {
+            Some(age) => found.ok(&title, format!("stored up to {} ago", human::duration(age))),
+            None if log.stored_time.is_some() => found.ok(&title, "stored up to now"),
+            None => found.warn(
+                &title,
+                "nothing is stored",
+                "no receiver has run: what is written between backups is in them alone",
+                format!("pitr redis receive {}", name.trim_start_matches("redis ")),
+            ),
+        }
+    }
+    for trouble in troubles {
+        let next = trouble.next.clone().unwrap_or_default();
+        found.fail(
+            &title,
+            trouble.value.clone(),
+            "moments are lost until that helps",
+            next,
+        );
+    }
 }
 
 fn newest(found: &mut Findings, content: &Content<'_>, info: &ScopeInfo, session: &Session) {
     let name = info.scope.trim_start_matches("aux/").replace('/', " ");
     let (now, end) = (session.host.now(), info.newest_end());
     let command = format!("pitr {} backup {}", content.kind, content.name);
-    for problem in &info.problems {
+    log(found, info, "", session);
+    for problem in info.problems.iter().filter(|one| one.name != "log") {
         found.fail(
             &name,
             &problem.value,

@@ -16,6 +16,7 @@ mod scratch;
 mod sentinels;
 pub mod shards;
 mod slots_record;
+pub mod watch;
 pub mod windows;
 
 use std::cell::RefCell;
@@ -238,18 +239,18 @@ fn on_way(
                 continue;
             };
             let is_of_history = target.replid.as_ref() == Some(&member.replid);
-            if is_of_history != is_own || !is_before(&member, target) {
+            if is_of_history != is_own || !is_before((repository, scope), &member, target)? {
                 continue;
             }
             if member.position().is_none() {
-                if is_last(repository, scope, &member, target)? {
+                if is_last((session, repository, scope), &member, target)? {
                     way.replace(Some(Route::default()));
                     return Ok(Some(id.clone()));
                 }
                 alone.get_or_insert_with(|| stands_alone(name, id, &member));
                 continue;
             }
-            match way_from(repository, scope, &member, target) {
+            match way_from((session, repository, scope), &member, target) {
                 Ok(route) => {
                     way.replace(Some(route));
                     return Ok(Some(id.clone()));
@@ -275,21 +276,34 @@ fn on_way(
     }
 }
 
-fn is_before(member: &Member, target: &Target) -> bool {
-    match target.moment {
-        Moment::Time(wanted) => {
-            let received = member.received_time.unix_micros();
-            received.is_some_and(|received| received <= wanted)
-        }
-        Moment::Position(wanted) => member.offset <= wanted,
-        Moment::End => true,
+/// The log in a repository, and the session that looks at it.
+type Place<'p> = (&'p Session, &'p Repository, &'p Scope);
+
+/// Whether a data set is one of before the target.
+fn is_before(
+    (repository, scope): (&Repository, &Scope),
+    member: &Member,
+    target: &Target,
+) -> Result<bool> {
+    let wanted = match target.moment {
+        Moment::Time(wanted) => wanted,
+        Moment::Position(wanted) => return Ok(member.offset <= wanted),
+        Moment::End => return Ok(true),
+    };
+    let received = member.received_time.unix_micros();
+    if received.is_none_or(|received| received > wanted) {
+        return Ok(false);
+    }
+    // The time of a data set is that of another clock. The target is one of the receiver's.
+    match member.position() {
+        Some(position) => Ok(!route::arrived_later(repository, scope, position, wanted)?),
+        None => Ok(true),
     }
 }
 
 /// Whether a data set without a position is the last that is stored, and that is wanted.
 fn is_last(
-    repository: &Repository,
-    scope: &Scope,
+    (session, repository, scope): Place<'_>,
     member: &Member,
     target: &Target,
 ) -> Result<bool> {
@@ -297,7 +311,8 @@ fn is_last(
         return Ok(false);
     }
     // Bytes that arrived while it was taken may not be in it.
-    let logged = walk::latest(repository, scope)?.map(|(_, mark)| mark.arrived_us);
+    let logged = walk::latest(repository, scope, &|text| session.warn(text))?
+        .map(|(_, mark)| mark.arrived_us);
     Ok(logged <= member.requested_time.unix_micros())
 }
 
@@ -316,8 +331,7 @@ fn stands_alone(name: &str, id: &BackupId, member: &Member) -> Error {
 }
 
 fn way_from(
-    repository: &Repository,
-    scope: &Scope,
+    (session, repository, scope): Place<'_>,
     member: &Member,
     target: &Target,
 ) -> Result<Route> {
@@ -326,7 +340,7 @@ fn way_from(
         return Ok(route);
     }
     // The end of a history that the server has left is not the end.
-    let latest = walk::latest(repository, scope)?;
+    let latest = walk::latest(repository, scope, &|text| session.warn(text))?;
     match latest.filter(|(replid, _)| route.legs.iter().all(|leg| leg.replid != *replid)) {
         Some((replid, mark)) if Some(mark.arrived_us) > route.arrived_us => Err(err!(
             OutOfReach,

@@ -1,12 +1,14 @@
 //! The receiver of a server's history.
 
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cluster::Live;
 use super::{connect_while, identity, server};
 use crate::config::{Redis, RedisAcknowledge, Settings};
+use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::journal::frame::Frames;
@@ -19,6 +21,7 @@ use crate::redis::command::Reader;
 use crate::redis::connection::Tick;
 use crate::redis::history::{Beginning, Parent};
 use crate::redis::kind::NAME;
+use crate::redis::position::{self, Action};
 use crate::redis::receive::{self, Process, Sink, Told, Turn};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
 use crate::redis::shipment::{self, Origin, Shipment};
@@ -27,6 +30,7 @@ use crate::redis::walk;
 use crate::repo::log_keys::LogKeys;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
+use crate::repo::source;
 use crate::wire::backoff::Backoff;
 use crate::wire::runtime;
 
@@ -103,7 +107,9 @@ pub(super) fn until_stopped(
 ) -> Result<Ended> {
     let redis = peer.redis;
     let scope = Scope::aux(NAME, &redis.name)?;
-    let journal = open_journal(session, redis)?;
+    let options = journal_options(session, redis)?;
+    ship_former(session, (peer, settings, &scope), &options)?;
+    let journal = Journal::open(&options, Arc::clone(&session.host.progress))?;
     let shipper = ship(session, (peer, settings), &journal, &scope)?;
     let (held, end) = tail(&journal)?;
     let runtime = runtime::start()?;
@@ -146,23 +152,140 @@ pub(super) fn journal_of(redis: &Redis) -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn open_journal(session: &Session, redis: &Redis) -> Result<Journal> {
+fn journal_options(session: &Session, redis: &Redis) -> Result<journal::Options> {
     let host = &session.host;
     let directory = journal_of(redis)?;
-    let options = journal::Options {
+    Ok(journal::Options {
         directory: directory.join(format!("redis-{}", redis.name)),
-        system_identifier: number_of(redis),
+        system_identifier: number_of(&redis.name, &identity(redis)),
         segment_size: SegmentSize::new(SEGMENT_BYTES)?,
         limit_bytes: redis.journal_limit_bytes,
         nonce: host.random(),
         now: host.now(),
+    })
+}
+
+/// Brings what the journals of former identities hold into the repositories: where the address has changed, the receiver begins an empty journal beside them.
+///
+/// # Errors
+/// `Config` where a repository takes nothing of the present identity; those of the system.
+fn ship_former(
+    session: &Session,
+    (peer, settings, scope): (&Peer<'_>, &Settings, &Scope),
+    options: &journal::Options,
+) -> Result<()> {
+    for number in former(options)? {
+        let (own, progress) = (number.to_string(), &session.host.progress);
+        let path = options.directory.join(&own);
+        check_taken(session, (peer, settings, scope), (number, &path))?;
+        let options = journal::Options {
+            system_identifier: number,
+            ..options.clone()
+        };
+        let journal = match Journal::open(&options, Arc::clone(progress)) {
+            // The receiver that has it ships it.
+            Err(e) if e.code() == Code::Locked => continue,
+            journal => journal?,
+        };
+        let shipper = ship(session, (peer, settings), &journal, scope)?;
+        let is_shipped = shipper.finish(FINISH_MAX);
+        journal.close()?;
+        let shown = path.display();
+        if !is_shipped {
+            session.warn(&peer.told(&format!("a repository does not hold what journal \"{shown}\" of another identity has: it stays there, and the next receiver ships it")));
+            continue;
+        }
+        let folder = std::fs::File::open(&options.directory);
+        let folder =
+            folder.map_err(|e| Error::from_io(format!("open the folder of \"{shown}\""), e))?;
+        let to = format!("{own}.shipped-{:08x}", session.host.random() >> 32);
+        let (from, to) = (
+            (folder.as_fd(), own.as_bytes()),
+            (folder.as_fd(), to.as_bytes()),
+        );
+        durable::move_to_free(from, to)
+            .map_err(|e| Error::from_io(format!("rename \"{shown}\""), e.into()))?;
+        session.note(&peer.told(&format!(
+            "the repositories hold what journal \"{shown}\" of another identity had: it was renamed, and may be deleted"
+        )));
+    }
+    Ok(())
+}
+
+/// The numbers of the other journals of this name that hold anything.
+fn former(options: &journal::Options) -> Result<Vec<u64>> {
+    let failed = |e| {
+        Error::from_io(
+            format!("read directory \"{}\"", options.directory.display()),
+            e,
+        )
     };
-    Journal::open(&options, Arc::clone(&host.progress))
+    let entries = match std::fs::read_dir(&options.directory) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.parse::<u64>().ok());
+        let Some(number) = number.filter(|number| *number != options.system_identifier) else {
+            continue;
+        };
+        let mut files = std::fs::read_dir(entry.path()).map_err(failed)?.flatten();
+        if files.any(|file| file.path().extension().is_some_and(|end| end == "wal")) {
+            found.push(number);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Requires that the repositories that answer take the log from the present identity.
+///
+/// # Errors
+/// `Config` where one does not.
+fn check_taken(
+    session: &Session,
+    (peer, settings, scope): (&Peer<'_>, &Settings, &Scope),
+    (number, path): (u64, &Path),
+) -> Result<()> {
+    let (name, origin) = (&peer.redis.name, origin_of(session, peer, scope));
+    for configured in &settings.repositories {
+        // The receiver tells of one that does not answer.
+        let Ok(repository) = session.open(configured) else {
+            continue;
+        };
+        let Err(e) = origin.require(&repository, None) else {
+            continue;
+        };
+        if e.code() != Code::Refused {
+            continue;
+        }
+        let registered = source::registration(repository.store(), scope)?;
+        let text = registered.and_then(|registered| registered.source_text);
+        let text = text.filter(|text| number_of(name, text) == number);
+        let former = text.map_or("<the former address>".to_owned(), |text| {
+            text.escape_debug().to_string()
+        });
+        return Err(err!(
+            Config,
+            "journal \"{}\" holds what was received from another address than {}",
+            path.display(),
+            identity(peer.redis).escape_debug()
+        )
+        .source(e)
+        .hint(format!(
+            "Nothing was received, and nothing is lost.\nThe same server, or a replica that was promoted: identity = \"{former}\" in the section. Another server in its place: pitr redis backup {} --confirm. Then the receiver ships what the journal holds.",
+            peer.section()
+        )));
+    }
+    Ok(())
 }
 
 /// The number that tells the journals of two servers of one name from each other.
-fn number_of(redis: &Redis) -> u64 {
-    let text = format!("{}\0{}", redis.name, identity(redis));
+fn number_of(name: &str, identity: &str) -> u64 {
+    let text = format!("{name}\0{identity}");
     let hash = blake3::hash(text.as_bytes());
     let first = hash.as_bytes().first_chunk::<NUMBER_BYTES>();
     u64::from_le_bytes(first.copied().unwrap_or_default())
@@ -175,10 +298,7 @@ fn ship(
     scope: &Scope,
 ) -> Result<Shipper> {
     let host = &session.host;
-    let origin = Origin {
-        is_shard: peer.live.is_some(),
-        ..origin(session, peer.redis, scope)
-    };
+    let origin = origin_of(session, peer, scope);
     let is_waited_for = peer.redis.acknowledge == RedisAcknowledge::Repository;
     let work: Work = Arc::new(move |ship, index| {
         Shipment::new(Arc::clone(ship), index, origin.clone(), is_waited_for).run()
@@ -189,6 +309,13 @@ fn ship(
         clock: Arc::clone(&host.clock),
     };
     Shipper::start(journal, options, &work, Arc::clone(&host.progress))
+}
+
+fn origin_of(session: &Session, peer: &Peer<'_>, scope: &Scope) -> Origin {
+    Origin {
+        is_shard: peer.live.is_some(),
+        ..origin(session, peer.redis, scope)
+    }
 }
 
 /// The server as the registration of its scope has it.
@@ -249,6 +376,7 @@ fn receive(
     let mut backoff = Backoff::default();
     let mut said = String::new();
     let mut followed = None;
+    let mut has_received = false;
     loop {
         // It could take nothing, and a server whose backlog has passed would fork for it each time.
         while sink.watch.borrow().condition == Condition::Full && check().is_ok() {
@@ -275,8 +403,10 @@ fn receive(
                     Turn::Leaves { parent, received } => left(peer, (parent, *received), state, process),
                     Turn::GoesOn(parent) => goes_on(parent.as_ref(), state, process),
                 };
+                let is_gap = matches!(turn, Turn::Begins(beginning) if beginning.reason.is_some());
                 match turn {
                     Turn::Leaves { .. } => host.progress.warn(&peer.told(&text)),
+                    Turn::Begins(_) if is_gap => host.progress.warn(&peer.told(&text)),
                     Turn::Begins(_) | Turn::GoesOn(_) => host.progress.note(&peer.told(&text)),
                 }
                 if is_alone && matches!(turn, Turn::Begins(_)) {
@@ -286,6 +416,7 @@ fn receive(
             let mut succeeded = || {
                 backoff.reset();
                 said.clear();
+                has_received = true;
             };
             let to = (&mut *sink, host);
             receive::run(
@@ -303,7 +434,8 @@ fn receive(
         if check().is_err() {
             return Ok(());
         }
-        if !receive::may_try_again(&error) {
+        // An operator may put right what worked before: the journal keeps what was received. At the start an error ends the receiver.
+        if !receive::may_try_again(&error) && !(has_received && receive::may_be_mended(&error)) {
             return Err(error);
         }
         let text = error.to_string();
@@ -374,33 +506,106 @@ fn other(process: Option<&Process>) -> String {
 }
 
 /// The end of what the repositories hold of the server's history, where the journal holds nothing.
+///
+/// # Errors
+/// That of the first repository, where none answers.
 fn stored(
     session: &Session,
     settings: &Settings,
     scope: &Scope,
     source: &Source,
 ) -> Result<Option<State>> {
-    let configured = settings.first_repository()?;
-    let repository = session.open(configured)?;
+    let (mut opened, mut failure) = (Vec::new(), None);
+    for configured in &settings.repositories {
+        match session.open(configured) {
+            Ok(repository) => opened.push((configured.name.as_str(), repository)),
+            Err(e) => passed_over(session, &configured.name, e, &mut failure),
+        }
+    }
+    if opened.is_empty() {
+        return failure.map_or(Ok(None), Err);
+    }
     for field in ["master_replid", "master_replid2"] {
         let Some(replid) = source.info.field(field) else {
             continue;
         };
-        if let Some(state) = end_of(&repository, scope, replid, source)? {
+        let ends = answers(session, &opened, &|repository| {
+            end_of(repository, scope, replid, source)
+        })?;
+        if let Some(state) = chosen(ends, source) {
             return Ok(Some(state));
         }
     }
     // A server that goes on with another history leaves a gap behind the newest one.
-    match newest(&repository, scope)? {
-        Some(replid) => end_of(&repository, scope, &replid, source),
-        None => Ok(None),
+    let ends = answers(session, &opened, &|repository| {
+        let Some((replid, arrived_us)) = newest(session, repository, scope)? else {
+            return Ok(None);
+        };
+        let end = end_of(repository, scope, &replid, source)?;
+        Ok(end.map(|state| (arrived_us, state)))
+    })?;
+    let last = ends
+        .into_iter()
+        .max_by_key(|(arrived_us, state)| (*arrived_us, state.reader.position()));
+    Ok(last.map(|(_, state)| state))
+}
+
+/// Pure: of the ends of one history in several repositories, the first one from which the server can go on, so that every repository gets what it lacks; where it
+/// can from none, the last.
+fn chosen(mut ends: Vec<State>, source: &Source) -> Option<State> {
+    ends.sort_by_key(|state| state.reader.position());
+    let goes_on = |state: &State| {
+        let action = position::action(Some(state), &source.info);
+        matches!(action, Action::GoOn | Action::Leave { .. })
+    };
+    let at = ends.iter().position(goes_on);
+    match at {
+        Some(at) => Some(ends.swap_remove(at)),
+        None => ends.pop(),
     }
 }
 
-/// The stored history whose bytes arrived last; one that no other goes on from, where the times cannot be read here.
-fn newest(repository: &Repository, scope: &Scope) -> Result<Option<String>> {
-    match walk::latest(repository, scope) {
-        Ok(latest) => Ok(latest.map(|(replid, _)| replid)),
+/// Asks each repository, and returns what those that answer found.
+///
+/// # Errors
+/// The first one, where none answers.
+fn answers<T>(
+    session: &Session,
+    opened: &[(&str, Repository)],
+    ask: &dyn Fn(&Repository) -> Result<Option<T>>,
+) -> Result<Vec<T>> {
+    let (mut found, mut failure) = (Vec::new(), None);
+    let mut has_answer = false;
+    for (name, repository) in opened {
+        match ask(repository) {
+            Ok(answer) => {
+                has_answer = true;
+                found.extend(answer);
+            }
+            Err(e) => passed_over(session, name, e, &mut failure),
+        }
+    }
+    match failure.filter(|_| !has_answer) {
+        Some(e) => Err(e),
+        None => Ok(found),
+    }
+}
+
+fn passed_over(session: &Session, name: &str, error: Error, failure: &mut Option<Error>) {
+    session.warn(&format!(
+        "repository \"{name}\" is not asked where the log ends: {error}"
+    ));
+    failure.get_or_insert(error);
+}
+
+/// The stored history whose bytes arrived last, and when; one that no other goes on from, where the times cannot be read here.
+fn newest(
+    session: &Session,
+    repository: &Repository,
+    scope: &Scope,
+) -> Result<Option<(String, Option<i64>)>> {
+    match walk::latest(repository, scope, &|text| session.warn(text)) {
+        Ok(latest) => Ok(latest.map(|(replid, mark)| (replid, Some(mark.arrived_us)))),
         Err(e) if e.code() == Code::Key => {
             let known = walk::histories(repository, scope)?;
             let is_parent = |replid: &String| {
@@ -408,7 +613,8 @@ fn newest(repository: &Repository, scope: &Scope) -> Result<Option<String>> {
                 parents.any(|parent| parent.replid == *replid)
             };
             let mut leaves = known.iter().map(|(replid, _)| replid);
-            Ok(leaves.rfind(|replid| !is_parent(replid)).cloned())
+            let leaf = leaves.rfind(|replid| !is_parent(replid));
+            Ok(leaf.map(|replid| (replid.clone(), None)))
         }
         Err(e) => Err(e),
     }

@@ -299,7 +299,7 @@ fn lacks_backup(name: &str, error: Error) -> Error {
 
 /// Whether nothing came from a shard around the moment for longer than a server is silent.
 fn silence(shard: &str, way: &plan::Planned, moment: TimestampTz) -> Option<Doubt> {
-    let from = way.route.arrived_us.and_then(TimestampTz::from_unix_micros);
+    let from = way.route.arrived();
     let from = from.unwrap_or(way.member.received_time);
     let next = way.route.next_us.and_then(TimestampTz::from_unix_micros);
     slots::silence(shard, from, next.unwrap_or(moment))
@@ -326,7 +326,7 @@ pub(super) fn look(session: &Session, shard: &str) -> Result<Stored> {
     let scope = Scope::aux(NAME, shard)?;
     let found = search::in_first(session, |repository, _| {
         let newest = slot_map::newest(repository.store(), &scope)?;
-        let latest = walk::latest(&repository, &scope)?;
+        let latest = walk::latest(&repository, &scope, &|text| session.warn(text))?;
         let is_any = newest.is_some() || latest.is_some();
         Ok(is_any.then_some((newest, latest.map(|(_, mark)| mark.arrived_us))))
     })?;

@@ -153,6 +153,28 @@ fn run_against_nonsense(world: &World) {
     world.assert_none(run, 1, "which no Redis or Valkey says here");
 }
 
+/// A save for another replica runs: it is not taken for ours, which would lack what was written since.
+#[test]
+fn r148_a_save_that_runs_for_another_replica_is_waited_for() {
+    let server = Server::start("redis-6", &["--repl-diskless-sync", "no"]);
+    server.ask(&["DEBUG", "POPULATE", "2000"]);
+    let world = World::new(&server);
+    server.ask(&["CONFIG", "SET", "rdb-key-save-delay", "2000"]);
+    let replica = server.cli(&["--replica"]).spawn();
+    wait_until(PATIENCE, "it saves for the replica", || {
+        server.info("rdb_bgsave_in_progress") == "1"
+    });
+    server.ask(&["SET", "late", "1"]);
+    let offset: u64 = server.info("master_repl_offset").parse().unwrap();
+    assert_eq!(server.info("rdb_bgsave_in_progress"), "1", "it still runs");
+    let taken = world.backup();
+    replica.signal(Signal::KILL);
+    replica.wait();
+    assert!(taken["redis"]["offset"].as_u64() >= Some(offset), "{taken}");
+    let copy = world.restore("copy", &[]);
+    assert_eq!(Server::on("redis-6", &copy, &[]).ask(&["GET", "late"]), "1");
+}
+
 #[test]
 fn r05_a_data_set_without_a_checksum_is_said_to_have_none() {
     let server = Server::start("redis-7", &["--rdbchecksum", "no"]);

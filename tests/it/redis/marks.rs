@@ -206,6 +206,127 @@ fn r134_who_watches_sees_marks_that_come_no_more() {
     agent.wait().success();
 }
 
+/// A log that goes on no more, and one with a gap that no backup has ended, are seen by all who watch, though a replica keeps the backlog alive.
+#[test]
+fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
+    let (mut server, _replica) = master_and_replica("redis-7");
+    let world = World::new(&server);
+    let sink = Sink::new();
+    let agent = format!(
+        "[agent]\nstate_dir = \"{}\"\ninterval = \"1s\"\n{}",
+        world.sandbox.dir("state").display(),
+        sink.section()
+    );
+    configure(&world, &server, &agent);
+    let later = |seconds: u64| {
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        format!("{},{},1", now.as_secs() + seconds, now.as_secs())
+    };
+    let finding = |seconds: u64| -> Value {
+        let doctor = world.pitr(&["doctor", "--json"]);
+        let told = doctor.env("PITR_FAULT_CLOCK", later(seconds)).run().json();
+        let all = told["findings"].as_array().unwrap().iter();
+        let mut named = all.filter(|f| f["group"] == "content" && f["name"] == "redis cache log");
+        named.next().cloned().unwrap_or_default()
+    };
+    let gap = || -> Option<String> {
+        let text = world.pitr(&["metrics"]).run().stdout;
+        let series = "pitr_redis_log_gap{cluster=\"cache\",repo=\"one\"} ";
+        text.lines()
+            .find_map(|line| line.strip_prefix(series))
+            .map(str::to_owned)
+    };
+    assert_eq!(finding(0)["level"], "warn", "no receiver has run");
+    let running = receiver(&world, &server);
+    confirm(&server, "SET a 1\n", 2);
+    wait_until(PATIENCE, "something is stored", || gap().is_some());
+    assert_eq!(gap().as_deref(), Some("1"), "no backup was taken");
+    let none = finding(0);
+    assert_eq!(none["level"], "fail", "{none:#}");
+    assert!(
+        none.to_string().contains("pitr redis backup cache"),
+        "{none:#}"
+    );
+    world.backup();
+    confirm(&server, "SET b 1\n", 2);
+    stop(running);
+    assert_eq!(finding(0)["level"], "ok", "{:#}", finding(0));
+    assert_eq!(gap().as_deref(), Some("0"));
+
+    let old = finding(1200);
+    assert_eq!(old["level"], "fail", "{old:#}");
+    assert!(
+        old.to_string().contains("pitr redis receive cache"),
+        "{old:#}"
+    );
+    let info = world
+        .pitr(&["info", "--json"])
+        .env("PITR_FAULT_CLOCK", later(1200));
+    let told = info.run().json();
+    let own = told["scopes"].as_array().unwrap().iter();
+    let own = own
+        .clone()
+        .find(|one| one["scope"] == "aux/redis/cache")
+        .unwrap();
+    assert_eq!(own["state"], "critical", "{own:#}");
+    assert!(
+        own["problems"].to_string().contains("arrived 20 min"),
+        "{own:#}"
+    );
+    let metrics = world.pitr(&["metrics"]).run().success().stdout;
+    let series = "pitr_redis_stored_timestamp_seconds{cluster=\"cache\",repo=\"one\"} ";
+    let stored: f64 = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(series))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let told: pitr::pg::time::TimestampTz =
+        own["log"]["stored_time"].as_str().unwrap().parse().unwrap();
+    assert!(
+        (stored * 1e6 - told.unix_micros().unwrap() as f64).abs() < 2.0,
+        "{own:#}"
+    );
+
+    // A gap: the server begins another history, and nobody takes a backup.
+    server.kill();
+    server.begin();
+    let running = receiver(&world, &server);
+    running_warns_of_gap(&running);
+    confirm(&server, "SET c 1\n", 1);
+    wait_until(PATIENCE, "the gap is seen", || {
+        gap().as_deref() == Some("1")
+    });
+    let agent = world.pitr(&["agent"]).spawn();
+    let heard = || sink.heard("aux/redis/cache/content/log");
+    wait_until(PATIENCE, "the sink hears of it", || !heard().is_empty());
+    assert_eq!(heard()[0].1, "critical");
+    assert!(
+        heard()[0]
+            .2
+            .contains("no backup leads to the end of the log"),
+        "{:?}",
+        heard()
+    );
+    world.backup();
+    confirm(&server, "SET d 1\n", 1);
+    wait_until(PATIENCE, "the sink hears of its end", || {
+        heard()
+            .last()
+            .is_some_and(|(event, ..)| event == "resolved")
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+    stop(running);
+}
+
+/// Requires that a gap is a warning.
+fn running_warns_of_gap(running: &crate::common::Running) {
+    wait_until(PATIENCE, "the receiver warns of the gap", || {
+        running.stderr().contains("warning: gap: ")
+    });
+}
+
 /// A target inside a gap of Redis is refused with moments that are reached.
 #[test]
 fn r132_the_nearest_moments_of_a_set_lie_around_a_gap_of_redis() {

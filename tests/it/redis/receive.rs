@@ -467,6 +467,22 @@ fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
         assert_eq!(told, is_lost, "{info}");
         if is_lost {
             run.expect_code(5).expect_stderr("gap");
+            // R140: the end lies behind the gap, too.
+            let to = ["--into", "cache", "--confirm"];
+            let told = [
+                world.restoring(&none, &["--latest"]).run(),
+                world.redis(&["plan", "cache"]).run(),
+                world
+                    .redis(&[&["restore", "cache", "--latest"], &to[..]].concat())
+                    .run(),
+            ];
+            for run in told {
+                run.expect_code(5)
+                    .expect_stderr(
+                        "were never received (the server's backlog does not reach back so far)",
+                    )
+                    .expect_stderr(&format!("--target-offset {}:", first.replid));
+            }
             let copy = world.restore("copy", &["--target-offset", &first.target()]);
             assert_eq!(Server::on("redis-7", &copy, &[]).content(), first.content);
         } else {
@@ -515,6 +531,281 @@ fn r27_a_host_that_cannot_read_goes_on_in_an_encrypted_repository() {
         let content = Server::on("redis-7", &copy, &[]).content();
         assert_eq!(content, moment.content, "moment {n}");
     }
+}
+
+/// The lines of a second repository; the first one is not required then.
+fn second_repository(world: &World) -> String {
+    let two = world.sandbox.join("two").display().to_string();
+    format!("[repositories.two]\nurl = \"file://{two}\"\n")
+}
+
+/// Makes the first repository one that may fail.
+fn require_second_alone(world: &World) {
+    let path = world.sandbox.join("pitr.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace(
+        "[repositories.one]\n",
+        "[repositories.one]\nrequired = false\n",
+    );
+    std::fs::write(&path, text).unwrap();
+}
+
+/// A repository that was away has a gap, and another one has none: the end is that of the second, and its time is printed.
+#[test]
+fn r140_the_end_comes_from_the_repository_without_a_gap() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, &second_repository(&world));
+    require_second_alone(&world);
+    world.pitr(&["init", "--quiet"]).run().success();
+    let running = receiver(&world, &server);
+    world.backup();
+    world
+        .pitr(&["repo", "sync", "--from", "one", "--to", "two"])
+        .run()
+        .success();
+    confirm(&server, "SET a 1\n", 1);
+    stop(running);
+    let away = world.sandbox.join("away");
+    std::fs::rename(world.repository(), &away).unwrap();
+    let running = receiver(&world, &server);
+    confirm(&server, "SET b 1\n", 1);
+    running.signal(Signal::TERM);
+    running.wait();
+    // The journal alone has the rest for the first one, and is lost.
+    std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
+    let first = world.sandbox.join("first");
+    std::fs::rename(&away, &first).unwrap();
+    let running = receiver(&world, &server);
+    std::fs::rename(&first, world.repository()).unwrap();
+    confirm(&server, "SET c 1\n", 1);
+    let end = Moment::of(&server);
+    stop(running);
+    let to = world.sandbox.join("copy");
+    let run = world.restoring(&to, &["--latest"]).run().success();
+    run.expect_stderr("repository \"one\" is passed over: ")
+        .expect_stderr("were never received")
+        .expect_stdout(&format!("of {}, of 20", end.replid));
+    assert_eq!(Server::on("redis-7", &to, &[]).content(), end.content);
+}
+
+/// A receiver that lost its journal asks all repositories: it goes on where each of them gets what it lacks, and else where the last one ends.
+#[test]
+fn r141_a_lost_journal_is_replaced_by_what_all_repositories_have() {
+    for is_late in [false, true] {
+        let options = [
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-backlog-size",
+            "1mb",
+        ];
+        let server = Server::start("redis-7", &options);
+        let world = World::new(&server);
+        configure(&world, &server, &second_repository(&world));
+        require_second_alone(&world);
+        world.pitr(&["init", "--quiet"]).run().success();
+        let running = receiver(&world, &server);
+        world.backup();
+        world
+            .pitr(&["repo", "sync", "--from", "one", "--to", "two"])
+            .run()
+            .success();
+        confirm(&server, "SET a 1\n", 1);
+        stop(running);
+        let away = world.sandbox.join("away");
+        std::fs::rename(world.repository(), &away).unwrap();
+        let running = receiver(&world, &server);
+        let count = if is_late { 3000 } else { 300 };
+        let lines: String = (0..count)
+            .map(|n| format!("SET key:{n} {}\n", "v".repeat(1000)))
+            .collect();
+        confirm(&server, &lines, 1);
+        running.signal(Signal::TERM);
+        running.wait();
+        std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
+        std::fs::rename(&away, world.repository()).unwrap();
+        let forks = server.info("sync_full");
+        let running = receiver(&world, &server);
+        assert_eq!(server.info("sync_full"), forks, "{}", running.stderr());
+        confirm(&server, "SET b 1\n", 1);
+        let end = Moment::of(&server);
+        stop(running);
+        let whole: &[&str] = if is_late { &["two"] } else { &["one", "two"] };
+        for name in whole {
+            let to = world
+                .sandbox
+                .join(name)
+                .join("../copy-of")
+                .with_extension(name);
+            let run = world
+                .restoring(&to, &["--latest", "--repository", name])
+                .run();
+            run.success();
+            let content = Server::on("redis-7", &to, &[]).content();
+            assert_eq!(content, end.content, "{is_late} {name}");
+        }
+    }
+}
+
+/// A damaged object at the end of the log keeps no receiver from starting without its journal.
+#[test]
+fn r142_a_damaged_end_of_the_log_ends_no_receiver() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    world.backup();
+    for n in 0..2 {
+        confirm(&server, &format!("SET key:{n} 1\n"), 1);
+        std::thread::sleep(std::time::Duration::from_millis(2200));
+    }
+    stop(running);
+    std::fs::remove_dir_all(world.sandbox.join("journal")).unwrap();
+    let replid = server.info("master_replid");
+    let log = world.repository().join("aux/redis/cache/log").join(replid);
+    let mut open = crate::common::files_below(&log);
+    open.retain(|file| file.starts_with("open/"));
+    open.sort();
+    let last = log.join(open.last().unwrap());
+    let mut bytes = std::fs::read(&last).unwrap();
+    bytes[..8].fill(0);
+    std::fs::remove_file(&last).unwrap();
+    std::fs::write(&last, bytes).unwrap();
+    let forks = server.info("sync_full");
+    let running = receiver(&world, &server);
+    assert_eq!(server.info("sync_full"), forks, "{}", running.stderr());
+    confirm(&server, "SET last 1\n", 1);
+    let end = Moment::of(&server);
+    stop(running);
+    let copy = world.restore("copy", &["--latest"]);
+    assert_eq!(Server::on("redis-7", &copy, &[]).content(), end.content);
+}
+
+/// The time of a target is the receiver's: a backup that another clock dates before it, and that has later bytes, is no way there.
+#[test]
+fn r143_a_backup_of_a_host_whose_clock_is_behind_is_judged_by_the_log() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    let backup_behind = |seconds: u64| {
+        let now = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap()
+            .as_secs();
+        let run = world
+            .redis(&["backup", "cache", "--json"])
+            .env("PITR_FAULT_CLOCK", format!("{},{now},1", now - seconds));
+        run.run().success().json()
+    };
+    let early = backup_behind(60);
+    confirm(&server, "SET account 100\n", 1);
+    let wanted = Moment::of(&server);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let time = now();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    confirm(&server, "SET account 0\n", 1);
+    let late = backup_behind(30);
+    confirm(&server, "SET other 1\n", 1);
+    stop(running);
+    let received = |taken: &serde_json::Value| taken["redis"]["received_time"].clone();
+    assert!(received(&early).as_str() < received(&late).as_str());
+    assert!(
+        received(&late).as_str() < Some(time.as_str()),
+        "{late} {time}"
+    );
+    let copy = world.restore("copy", &["--target-time", &time]);
+    assert_eq!(Server::on("redis-7", &copy, &[]).content(), wanted.content);
+    let named = [
+        "plan",
+        "cache",
+        "--target-time",
+        &time,
+        "--backup",
+        late["id"].as_str().unwrap(),
+    ];
+    world.redis(&named).run().expect_code(5);
+}
+
+/// The address changes at a failover, and nobody names the identity: what the journal alone has of the former server stays to be had.
+#[test]
+fn r144_a_changed_address_leaves_no_journal_behind() {
+    for is_confirmed in [false, true] {
+        let (mut master, replica) = master_and_replica("redis-7");
+        let world = World::new(&master);
+        configure(&world, &master, "");
+        let running = receiver(&world, &master);
+        world.backup();
+        confirm(&master, "SET a 1\n", 2);
+        let away = world.sandbox.join("away");
+        std::fs::rename(world.repository(), &away).unwrap();
+        confirm(&master, "SET b 1\n", 2);
+        let wanted = Moment::of(&master);
+        running.signal(Signal::KILL);
+        running.wait();
+        std::fs::rename(&away, world.repository()).unwrap();
+        master.kill();
+        replica.ask(&["REPLICAOF", "NO", "ONE"]);
+        configure(&world, &replica, "");
+        let run = world.redis(&["receive", "cache"]).run().expect_code(3);
+        let identity = format!("identity = \"{}\"", master.address());
+        run.expect_stderr("holds what was received from another address")
+            .expect_stderr(&identity);
+        if is_confirmed {
+            let confirmed = ["backup", "cache", "--confirm"];
+            world.redis(&confirmed).run().success();
+        } else {
+            configure(&world, &replica, &identity);
+        }
+        let running = receiver(&world, &replica);
+        confirm(&replica, "SET c 1\n", 1);
+        let end = Moment::of(&replica);
+        let told = stop(running);
+        assert_eq!(
+            told.stderr.contains("may be deleted"),
+            is_confirmed,
+            "{told}"
+        );
+        for (name, moment) in [("wanted", &wanted), ("end", &end)] {
+            let copy = world.restore(name, &["--target-offset", &moment.target()]);
+            assert_eq!(Server::on("redis-7", &copy, &[]).content(), moment.content);
+        }
+    }
+}
+
+/// A right that is taken from a receiver that runs, and given again, ends nothing. At the start it does.
+#[test]
+fn r145_a_receiver_outlives_a_right_that_it_lacks_for_a_while() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let allow = || {
+        let rights = "SETUSER pitr on >Gr3enTea -@all +psync +replconf +ping +info";
+        server.ask(&[&["ACL"], &rights.split(' ').collect::<Vec<_>>()[..]].concat());
+    };
+    allow();
+    let world = World::new(&server);
+    let password = world.sandbox.file("password", "Gr3enTea\n");
+    let lines = format!(
+        "user = \"pitr\"\npassword_file = \"{}\"",
+        password.display()
+    );
+    configure(&world, &server, &lines);
+    let running = receiver(&world, &server);
+    confirm(&server, "SET a 1\n", 1);
+    server.ask(&["ACL", "DELUSER", "pitr"]);
+    server.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
+    wait_until(PATIENCE, "the receiver tells of it", || {
+        running.stderr().contains("the receiver tries again")
+    });
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let moved = world.sandbox.join("moved");
+    std::fs::rename(&password, &moved).unwrap();
+    allow();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::fs::rename(&moved, &password).unwrap();
+    confirm(&server, "SET b 1\n", 1);
+    stop(running);
+    server.ask(&["ACL", "DELUSER", "pitr"]);
+    world.redis(&["receive", "cache"]).run().expect_code(1);
 }
 
 /// `pitr repo sync` brings the log along, and again what came since: every moment comes back from the copy alone.

@@ -1,0 +1,133 @@
+//! The log of a server, as those see it who watch over it: whether it goes on, and whether a backup leads to its end.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::list;
+use crate::error::{Code, Result};
+use crate::operate::human;
+use crate::operate::scopes::ScopeBackup;
+use crate::pg::time::TimestampTz;
+use crate::redis::overview::{self, Line};
+use crate::redis::window::{self, Base};
+use crate::repo::repository::Repository;
+use crate::repo::scope::Scope;
+
+/// The age above which the newest stored bytes are too old. A server sends something each ten seconds also while nobody writes, and that is stored within a minute.
+const LATE: Duration = Duration::from_secs(600);
+
+/// The end of a log in one repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Watched {
+    /// When the newest stored bytes had arrived; none where nothing is stored.
+    pub stored_time: Option<TimestampTz>,
+    /// The last time to which the log leads from a backup; none where it leads on from none.
+    pub restorable_time: Option<TimestampTz>,
+}
+
+impl Watched {
+    /// Whether newer bytes are stored than those to which a backup leads: a gap lies between, or there is no backup.
+    pub fn has_gap(&self) -> bool {
+        self.restorable_time < self.stored_time
+    }
+
+    /// Pure: what is wrong with it, and the command that helps.
+    pub fn trouble(&self, section: &str, now: TimestampTz) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let Some(stored) = self.stored_time else {
+            return found;
+        };
+        let age = now.duration_since(stored).filter(|age| *age > LATE);
+        if let Some(age) = age {
+            found.push((
+                format!(
+                    "the newest stored bytes of the log arrived {} ago: the receiver is down, the server is, or the repository takes nothing",
+                    human::duration(age)
+                ),
+                format!("pitr redis receive {section}"),
+            ));
+        }
+        if self.has_gap() {
+            let until = self
+                .restorable_time
+                .map_or("no moment of it".to_owned(), |time| {
+                    format!("no moment behind {}", human::time(time))
+                });
+            found.push((
+                format!("no backup leads to the end of the log: {until} comes back"),
+                format!("pitr redis backup {section}"),
+            ));
+        }
+        found
+    }
+}
+
+/// Looks at the log of a server; none where its times cannot be read here.
+///
+/// # Errors
+/// `Damaged`; those of the store.
+pub fn look(
+    repository: &Repository,
+    scope: &Scope,
+    backups: &[ScopeBackup],
+) -> Result<Option<Watched>> {
+    let lines = overview::read(repository, scope, false)?;
+    let ends = lines.iter().map(end);
+    let Some(ends): Option<Vec<TimestampTz>> = ends.collect() else {
+        return Ok(None);
+    };
+    let mut members = Vec::new();
+    for backup in backups.iter().filter(|backup| backup.damage.is_none()) {
+        match list::member(repository, scope, backup) {
+            Err(e) if e.code() == Code::Unsupported => {}
+            member => members.extend(member?),
+        }
+    }
+    let bases: Vec<Base<'_>> = members
+        .iter()
+        .filter_map(|member| {
+            let (replid, offset) = member.position()?;
+            let time = member.received_time;
+            Some(Base {
+                replid,
+                offset,
+                time,
+            })
+        })
+        .collect();
+    Ok(Some(Watched {
+        stored_time: ends.into_iter().max(),
+        restorable_time: window::end(&lines, &bases),
+    }))
+}
+
+/// When the last bytes of a history had arrived; none where that cannot be read.
+fn end(line: &Line) -> Option<TimestampTz> {
+    line.ranges.last()?.to_time
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_old_or_that_no_backup_leads_to_is_told() {
+        let now: TimestampTz = "2026-11-20T12:00:00Z".parse().unwrap();
+        let before = |seconds: u64| Some(now.saturating_sub(Duration::from_secs(seconds)));
+        let told = |stored_time, restorable_time| {
+            let watched = Watched {
+                stored_time,
+                restorable_time,
+            };
+            let found = watched.trouble("cache", now).into_iter();
+            found.map(|(_, next)| next).collect::<Vec<_>>()
+        };
+        assert_eq!(told(None, None), Vec::<String>::new());
+        assert_eq!(told(before(600), before(600)), Vec::<String>::new());
+        assert_eq!(told(before(601), before(601)), ["pitr redis receive cache"]);
+        assert_eq!(told(before(5), before(6)), ["pitr redis backup cache"]);
+        assert_eq!(told(before(5), None), ["pitr redis backup cache"]);
+        assert_eq!(told(before(700), None).len(), 2);
+    }
+}
