@@ -61,6 +61,9 @@ impl Command<'_> {
     pub fn greatest_db(&self) -> u32 {
         let names = match self.effect {
             Effect::Select | Effect::Swap => self.words.get(1..).unwrap_or_default(),
+            Effect::Write if self.words.first().is_some_and(|name| *name == b"MOVE") => {
+                self.words.get(2..).unwrap_or_default()
+            }
             _ => &[],
         };
         let numbers = names.iter().filter_map(|word| decimal(word));

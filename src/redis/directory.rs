@@ -14,7 +14,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::effects::Effects;
+use super::ends::Ends;
 use super::kind::{BASE, TAIL};
+use super::log::Mark;
 use super::member::Member;
 use super::rdb::{Checksum, Passing};
 use super::resp;
@@ -40,8 +42,11 @@ const FIRST_INCREMENT: &str = "appendonly.aof.1.incr.aof";
 /// Databases of a server that is not told otherwise.
 const USUAL_DATABASES: u32 = 16;
 
+/// Takes bytes of a history, and the marks that tell when they arrived.
+pub type Take<'t> = &'t mut dyn FnMut(&[u8], &[Mark]) -> Result<()>;
+
 /// Gives the bytes of the history that follow the data set, up to a place where it may end.
-pub type Log<'l> = &'l dyn Fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+pub type Log<'l> = &'l dyn Fn(Take<'_>) -> Result<()>;
 
 /// The files to be written.
 pub struct Plan<'p> {
@@ -202,9 +207,13 @@ impl Plan<'_> {
             tick()?;
             effects.pass(bytes, &mut |bytes| file.write(bytes))
         };
-        match self.member.tail_bytes {
-            Some(bytes) => tail(snapshot, bytes, &mut out)?,
-            None => log(&mut out)?,
+        match (self.member.tail_bytes, self.member.server()?) {
+            (Some(bytes), _) => tail(snapshot, bytes, &mut out)?,
+            (None, source) if source.sends_lifetimes() => {
+                let mut ends = Ends::new(self.member.offset);
+                log(&mut |bytes, marks| ends.pass(bytes, marks, &mut out))?;
+            }
+            (None, _) => log(&mut |bytes, _| out(bytes))?,
         }
         match effects.is_at_cut() {
             true => Ok(effects.last_db()),

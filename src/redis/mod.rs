@@ -12,6 +12,7 @@ pub mod command;
 pub mod connection;
 pub mod directory;
 pub mod effects;
+mod ends;
 pub mod files;
 pub mod history;
 pub mod info;

@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 
 use super::command::Reader;
+use super::directory::Take;
 use super::history::{Beginning, Lineage, descends, leaving};
 use super::log::Mark;
 use super::overview;
@@ -439,12 +440,7 @@ fn last_cut((start, bytes): (u64, &[u8]), first: u64, limit: u64) -> Result<u64>
 ///
 /// # Errors
 /// `Damaged` when some are gone or wrong; those of the store and of `out`.
-pub fn read(
-    repository: &Repository,
-    scope: &Scope,
-    route: &Route,
-    out: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+pub fn read(repository: &Repository, scope: &Scope, route: &Route, out: Take<'_>) -> Result<()> {
     std::thread::scope(|threads| {
         let (ready, next) = mpsc::sync_channel(0);
         // While the bytes of one object are written, the next one is read and unpacked.
@@ -457,15 +453,15 @@ pub fn read(
             }
         });
         for piece in next {
-            let (bytes, part) = piece?;
-            out(bytes.get(part).unwrap_or_default())?;
+            let (bytes, part, marks) = piece?;
+            out(bytes.get(part).unwrap_or_default(), &marks)?;
         }
         Ok(())
     })
 }
 
-/// Bytes of an object, and which of them belong to a way.
-type Piece = (Vec<u8>, std::ops::Range<usize>);
+/// Bytes of an object, which of them belong to a way, and when they arrived.
+type Piece = (Vec<u8>, std::ops::Range<usize>, Vec<Mark>);
 
 /// Reads the objects of a way, as long as `put` takes their bytes.
 fn pieces(
@@ -482,7 +478,7 @@ fn pieces(
             let (object, bytes) = found.ok_or_else(|| lost(&leg.replid, reached))?;
             let (start, end) = (object.from, object.to.min(leg.to));
             let index = |position: u64| usize::try_from(position - start).unwrap_or(usize::MAX);
-            if !put((bytes, index(reached)..index(end))) {
+            if !put((bytes, index(reached)..index(end), object.marks)) {
                 return Ok(());
             }
             reached = end;

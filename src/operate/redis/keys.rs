@@ -28,6 +28,8 @@ use crate::repo::id::BackupId;
 const FIRST_WITH_ABSTTL: (u32, u32) = (5, 0);
 /// The first release that tells the time of a key's end.
 const FIRST_WITH_EXPIRETIME: (u32, u32) = (7, 0);
+/// The answer about the end of a key that is not there; -1 is that of one without an end.
+const NO_KEY: i64 = -2;
 /// Before that it is computed from two answers, between which time passes.
 const COMPUTED_WITHIN_MS: u64 = 1000;
 /// The version of the data and a checksum, at the end of what `DUMP` answers.
@@ -292,13 +294,15 @@ fn value(source: &mut Source, key: &[u8], tick: Tick<'_>) -> Result<Option<Value
         Reply::Bulk(None) => return Ok(None),
         _ => return Err(odd("DUMP")),
     };
-    let ends_ms = match has_expiretime(source) {
-        true => ask_number(source, &[b"PEXPIRETIME", key], tick)?,
-        false => {
-            let left = ask_number(source, &[b"PTTL", key], tick)?;
-            left.map(|left| Ok::<u64, Error>(left.saturating_add(now_ms(source, tick)?)))
-                .transpose()?
-        }
+    let is_time = has_expiretime(source);
+    let question: &[u8] = if is_time { b"PEXPIRETIME" } else { b"PTTL" };
+    let answer = ask_number(source, &[question, key], tick)?;
+    let ends_ms = match u64::try_from(answer) {
+        // Its time was over between the two questions.
+        Err(_) if answer == NO_KEY => return Ok(None),
+        Err(_) => None,
+        Ok(end) if is_time => Some(end),
+        Ok(left) => Some(left.saturating_add(now_ms(source, tick)?)),
     };
     Ok(Some(Value { payload, ends_ms }))
 }
@@ -337,11 +341,11 @@ fn memory(source: &mut Source, key: &[u8], tick: Tick<'_>) -> Result<u64> {
     }
 }
 
-/// A number; none where it is negative.
-fn ask_number(source: &mut Source, words: &[&[u8]], tick: Tick<'_>) -> Result<Option<u64>> {
+fn ask_number(source: &mut Source, words: &[&[u8]], tick: Tick<'_>) -> Result<i64> {
+    let none = || odd("PEXPIRETIME or PTTL");
     match source.connection.ask(words, tick)? {
-        Reply::Line(number) => Ok(number.parse().ok()),
-        _ => Err(odd("PEXPIRETIME or PTTL")),
+        Reply::Line(number) => number.parse().map_err(|_| none()),
+        _ => Err(none()),
     }
 }
 

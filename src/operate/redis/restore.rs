@@ -8,7 +8,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::operate::session::Session;
-use crate::redis::directory::{CONFIGURATION, Plan};
+use crate::redis::directory::{CONFIGURATION, Plan, Take};
 use crate::redis::member::{AOF, BGSAVE, Member, PSYNC};
 use crate::redis::program::{self, Installed};
 use crate::redis::route::{self, Route, Target};
@@ -194,7 +194,7 @@ fn write(session: &Session, stored: &Stored, plan: &Plan<'_>, route: Option<&Rou
     let bytes = Some(plan.member.bytes());
     host.progress.phase("write the data set", bytes);
     let (repository, scope) = (&stored.backup.repository, &stored.backup.scope);
-    let log = |out: &mut dyn FnMut(&[u8]) -> Result<()>| match route {
+    let log = |out: Take<'_>| match route {
         Some(route) => route::read(repository, scope, route, out),
         None => Ok(()),
     };

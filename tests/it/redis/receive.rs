@@ -1110,3 +1110,53 @@ fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
     let content = Server::on("valkey-8", &copy, &[]).content();
     assert_eq!(content, moment.content);
 }
+
+/// Row R160: a server before 7 tells its replicas how long a key has, and not when it ends.
+#[test]
+fn r160_a_key_of_an_old_server_ends_when_it_would_have_ended() {
+    let server = Server::start("redis-6", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    world.backup();
+    let lines = "SELECT 3\nSET a 1 EX 100\nSETEX b 100 1\nSET c 1\nEXPIRE c 100\nMULTI\nPSETEX d 100000 1\nEXEC\nSET e 1\nSET over 1 PX 1500\n";
+    confirm(&server, lines, 1);
+    let moment = Moment::of(&server);
+    // By then the last one is over, and the others have 97 seconds.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    stop(running);
+    let copy = world.restore("copy", &["--target-offset", &moment.target()]);
+    let restored = Server::on("redis-6", &copy, &[]);
+    let asked = "SELECT 3\nPTTL a\nPTTL b\nPTTL c\nPTTL d\nPTTL e\nPTTL over\n";
+    let answers = restored.cli(&[]).stdin(asked.as_bytes()).run().success();
+    let left: Vec<i64> = answers
+        .stdout
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    let [a, b, c, d, e, over] = left[..] else {
+        panic!("{answers}");
+    };
+    for left in [a, b, c, d] {
+        assert!((50_000..97_500).contains(&left), "{answers}");
+    }
+    assert_eq!((e, over), (-1, -2), "{answers}");
+}
+
+/// Row R161: a database is named by MOVE alone.
+#[test]
+fn r161_a_key_that_was_moved_into_a_high_database_is_there() {
+    let more = ["--repl-diskless-sync-delay", "0", "--databases", "64"];
+    let server = Server::start("redis-7", &more);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    confirm(&server, "SET k 1\n", 1);
+    world.backup();
+    confirm(&server, "MOVE k 40\n", 1);
+    stop(running);
+    let copy = world.restore("copy", &["--latest"]);
+    let restored = Server::on("redis-7", &copy, &[]);
+    let asked = restored.cli(&[]).stdin(b"SELECT 40\nGET k\n").run();
+    assert_eq!(asked.stdout.lines().nth(1), Some("1"), "{asked}");
+}
