@@ -219,11 +219,12 @@ impl Holdings {
         Ok(true)
     }
 
-    /// Records a gap in every repository, unless it is recorded already.
+    /// Records a gap in every repository, unless it is recorded already, by itself or in a larger one; returns whether it was new to one.
     ///
     /// # Errors
     /// Those of the stores.
-    pub fn record_gap(&self, gap: &Gap, writer: &Writer<'_>) -> Result<()> {
+    pub fn record_gap(&self, gap: &Gap, writer: &Writer<'_>) -> Result<bool> {
+        let mut is_new = false;
         let subject = format!("wal-{}", gap.timeline);
         let event = Event {
             from_lsn: Some(gap.from),
@@ -239,20 +240,22 @@ impl Holdings {
                 ..event.clone()
             };
             let known = event::read_all(store, &self.layout, &subject)?;
-            let same = |e: &Event| {
-                let of = |e: &Event| (e.event.clone(), e.from_lsn, e.to_lsn, e.copy.clone());
-                of(e) == of(&event)
+            let holds = |e: &Event| {
+                let is_of_life = e.event == event.event && e.copy == event.copy;
+                let begins = e.from_lsn.is_some_and(|from| from <= gap.from);
+                is_of_life && begins && e.to_lsn.is_some_and(|to| to >= gap.to)
             };
             if !known
                 .iter()
-                .any(|known| known.counts() && same(&known.event))
+                .any(|known| known.counts() && holds(&known.event))
             {
                 writer
                     .record(store, &self.layout, &event)
                     .map_err(|e: Error| e.context("record a gap"))?;
+                is_new = true;
             }
         }
-        Ok(())
+        Ok(is_new)
     }
 }
 

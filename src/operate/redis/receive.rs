@@ -154,6 +154,7 @@ fn open_journal(session: &Session, redis: &Redis) -> Result<Journal> {
         system_identifier: number_of(redis),
         segment_size: SegmentSize::new(SEGMENT_BYTES)?,
         limit_bytes: redis.journal_limit_bytes,
+        is_mended: false,
         nonce: host.random(),
         now: host.now(),
     };
