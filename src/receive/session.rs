@@ -16,6 +16,7 @@ use super::compare::{self, Compared};
 use super::holdings::{self, Holdings, Identity, Reach};
 use super::kept::Kept;
 use super::position::{self, Gap, Known, Start};
+use super::remaining;
 use super::ship::{self, Shipper};
 use super::status::{self, RepositoryStatus, Status};
 use super::stream::{Reached, Sources, Step, Streaming};
@@ -434,7 +435,7 @@ impl<'a> Session<'a> {
             &self.host.progress,
         );
         let slot = upstream::answered(&host, slot).await?;
-        let start = match self.derive(&facts, &slot).await {
+        let start = match self.derive(&host, &facts, &slot).await {
             Ok(start) => start,
             Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
                 // A standby that has yet to catch up.
@@ -658,23 +659,28 @@ impl<'a> Session<'a> {
         self.journal.feeder().expected().or(last)
     }
 
-    async fn derive(&mut self, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
+    async fn derive(&mut self, host: &str, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
         let journal = self.journal_end();
         let (holdings, reach) = match self.holdings(journal.is_some(), &facts.history).await? {
             Some((holdings, reach)) => (Some(holdings), reach),
             None => (None, Reach::default()),
         };
         let size = self.identity.segment_size;
+        let path = Path::new(facts.history.clone(), size);
+        let removed_before = match self.removed_before {
+            Some(removed) => {
+                let kept = slot.restart_lsn.unwrap_or(facts.identity.flush_lsn);
+                Some(self.first_given(host, &path, (removed, kept)).await?)
+            }
+            None => None,
+        };
         let start = position::derive(&Known {
-            path: &Path::new(facts.history.clone(), size),
+            path: &path,
             journal,
             repository: reach.end,
             slot: slot.restart_lsn,
             server_end: facts.identity.flush_lsn,
-            removed_before: self.removed_before.map(|_| {
-                let first = slot.restart_lsn.unwrap_or(facts.identity.flush_lsn);
-                SegmentNumber::of(first, size).start_lsn(size)
-            }),
+            removed_before,
             covered: &|name| match &holdings {
                 Some(holdings) => holdings.covered(name),
                 None => Ok(name.start_lsn(size)?),
@@ -783,6 +789,23 @@ impl<'a> Session<'a> {
         let shipped = self.shipper.shipped();
         let fails = |s: &Shipped| s.is_required && s.error.is_some();
         is_due && !self.journal.damaged().is_empty() && !shipped.iter().any(fails)
+    }
+
+    /// Asks from where on the server still has WAL. It has removed the segment of `removed`, and has that of `kept`.
+    async fn first_given(
+        &self,
+        host: &str,
+        path: &Path,
+        (removed, kept): (Lsn, Lsn),
+    ) -> Result<Lsn> {
+        let mut info = self.options.conninfo.clone();
+        info.hosts.retain(|h| h.display() == host);
+        let server = remaining::Server {
+            info: &info,
+            path,
+            progress: &self.host.progress,
+        };
+        server.first_after(removed, kept).await
     }
 
     /// Returns the WAL that the repositories hold. A journal that leads by itself can do without it, while they are away.
@@ -972,9 +995,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The server has not got the WAL that we need: the next attempt begins with what it has.
+    /// The server has not got the WAL that we need: the next attempt begins with what it has. It may remove more of what lies before the
+    /// slot meanwhile.
     fn removed(&mut self, error: Error, position: Position) -> Error {
-        if error.code() == Code::Gap && self.removed_before.is_none() {
+        let is_new = self.removed_before.is_none_or(|lsn| lsn < position.lsn);
+        if error.code() == Code::Gap && is_new {
             self.removed_before = Some(position.lsn);
             return error;
         }
