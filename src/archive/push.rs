@@ -28,8 +28,10 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
 use crate::store::{Key, NewObject, Object, Published};
+use crate::wal::increment::{self, OpenSegment};
 use crate::wal::index::{self, SegmentIndex, flag};
 use crate::wal::link::{Link, Mark};
+use crate::wal::remnant::Remnant;
 use crate::wal::tail::{self, Tail};
 use crate::wal::undecoded::Indexing;
 
@@ -1178,8 +1180,9 @@ fn settle_kept(what: &Push<'_>, key: &Key) -> Result<()> {
     }
 }
 
-/// Another partial of the same segment: a second promotion in it, or the same WAL with other stale bytes behind. Recovery never asks for a partial,
-/// so archiving does not wait for a decision: one that holds no more than the stored one is done, any other is kept beside it.
+/// Another partial of the same segment: more of the same WAL, a second promotion in it, or other stale bytes behind. Recovery never asks for a
+/// partial, so archiving does not wait for a decision. One that holds no more than the stored one is done, one that continues it is stored as an
+/// increment, and any other is kept beside it.
 fn beside(
     what: &Push<'_>,
     source: &mut dyn Content,
@@ -1193,15 +1196,83 @@ fn beside(
         stored.object().settle()?;
         return Ok((Pushed::AlreadyThere, Vec::new()));
     }
+    if let Some(lengthened) = lengthen(what, source, checked, index.summary.valid_end)? {
+        return Ok(lengthened);
+    }
     let key = keep_refused(what, source, checked, hash)?;
     settle_kept(what, &key)?;
+    let why = match stored.is_opaque() {
+        true => {
+            "The archived one is encrypted, and this host cannot read it: whether this one continues it is unknown"
+        }
+        false => {
+            "Its WAL does not continue the archived one: two servers were promoted in one segment"
+        }
+    };
     Ok((
         Pushed::Stored,
         vec![format!(
-            "another partial segment of this name is archived: \"{}\" is kept beside it, under \"{key}\". Two servers were promoted in one segment",
+            "another partial segment of this name is archived: \"{}\" is kept beside it, under \"{key}\". {why}",
             checked.name
         )],
     ))
+}
+
+/// Stores the offered WAL as one increment where it continues all that is archived of the segment: a primary that died was ahead of the standby
+/// that was promoted. `None` where it does not, or where that cannot be determined here.
+///
+/// The archived objects stay as they are. Readers take the partial or the increments, whichever has more WAL (format, section 7.1).
+fn lengthen(
+    what: &Push<'_>,
+    source: &dyn Content,
+    checked: &Checked,
+    end: Lsn,
+) -> Result<Option<(Pushed, Warnings)>> {
+    let segment = OpenSegment {
+        name: checked.segment,
+        size: checked.wal.segment_size,
+        major: checked.major(),
+    };
+    let (repository, layout) = (what.repository, &checked.layout);
+    let is_unknown = |code| {
+        matches!(
+            code,
+            Code::Damaged | Code::Key | Code::Unsupported | Code::Denied
+        )
+    };
+    let stored = match Remnant::find(repository, layout, &segment) {
+        Ok(Some(stored)) => stored,
+        Ok(None) => return Ok(None),
+        Err(e) if is_unknown(e.code()) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let known = stored.valid_end();
+    let length = known.min(end).0.saturating_sub(checked.wal.start_lsn.0);
+    let mut read = |buffer: &mut [u8], at| source.read_at(buffer, at);
+    let mut prefix = Prefix::new(length, &mut read);
+    stored.read_pages(repository, layout, &mut |bytes| prefix.compare(bytes))?;
+    if !prefix.is_same() {
+        return Ok(None);
+    }
+    let mut at = 0;
+    let mut next = |buffer: &mut [u8]| {
+        let from = at;
+        at += buffer.len() as u64;
+        source.read_at(buffer, from)
+    };
+    let put = increment::put_merged(repository, layout, &segment, end, &mut next)?;
+    if put == Published::Exists {
+        return Ok(Some((Pushed::AlreadyThere, Vec::new())));
+    }
+    if end <= known {
+        return Ok(Some((Pushed::Stored, Vec::new())));
+    }
+    let told = format!(
+        "\"{}\" was archived up to {known}, and this one continues it up to {end}: its WAL is stored beside it. Only --target-timeline {} reaches what a promotion left behind",
+        checked.name,
+        checked.segment.timeline.decimal()
+    );
+    Ok(Some((Pushed::Stored, vec![told])))
 }
 
 /// Whether the stored copy holds the same bytes up to where the offered WAL ends; unknown, and so no, where it cannot be read for want of a key.

@@ -66,6 +66,59 @@ impl Found {
     }
 }
 
+/// The result of recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The WAL of each segment's file, in the order of timelines and positions.
+    pub found: Vec<Found>,
+    /// Segments of which the journal held more: a file that follows begins at their end.
+    pub damaged: Vec<SegmentName>,
+}
+
+/// The WAL that one file was found to hold.
+enum Examined {
+    Found(Found),
+    /// No whole frame, in so many bytes.
+    Empty(FileHeader, u64),
+    /// The header is damaged, and the file was set aside.
+    SetAside,
+}
+
+/// A file that takes the place of the damaged one of a segment once it is written.
+pub struct StandIn {
+    /// The name that it bears meanwhile.
+    spare: String,
+    header: FileHeader,
+    file: File,
+    size: u64,
+    offset: u64,
+    lsn: Lsn,
+}
+
+impl StandIn {
+    /// Writes the next bytes of the segment: one frame, of [`PAYLOAD_MAX`](super::frame::PAYLOAD_MAX) bytes at most.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn write(&mut self, payload: &[u8]) -> Result<()> {
+        let frame = [
+            &self.header.frame(self.lsn, std::iter::once(payload)),
+            payload,
+        ]
+        .concat();
+        let written = self.file.write_all_at(&frame, self.offset);
+        written.map_err(|e| Error::from_io(format!("write journal file \"{}\"", self.spare), e))?;
+        self.offset += frame.len() as u64;
+        self.lsn.0 += payload.len() as u64;
+        Ok(())
+    }
+
+    /// The position behind the last byte that was written.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+}
+
 /// The directory of a journal, locked.
 pub struct Files {
     directory: OwnedFd,
@@ -171,13 +224,12 @@ impl Files {
         self.kept().segments.contains_key(&name)
     }
 
-    /// Reads every file, and returns what each segment's file holds, in the order of timelines and positions. A file that holds nothing
-    /// becomes spare.
+    /// Reads every file, and returns what each segment's file holds. A file that holds nothing becomes spare.
     ///
-    /// Call it once, before anything is created. A file whose header is damaged is set aside.
-    pub fn recover(&self, progress: &dyn Progress) -> Result<Vec<Found>> {
+    /// Call it once, before anything is created. A file whose header is damaged is set aside, and so is one that lost its first frame.
+    pub fn recover(&self, progress: &dyn Progress) -> Result<Recovered> {
         let failed = |e| Error::from_io(format!("read the journal \"{}\"", self.path.display()), e);
-        let mut names = Vec::new();
+        let (mut names, mut aside) = (Vec::<SegmentName>::new(), Vec::new());
         for entry in std::fs::read_dir(&self.path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
@@ -191,12 +243,33 @@ impl Files {
                 self.kept().spares.push((name, size));
             } else if let Some(segment) = name.strip_suffix(SUFFIX).and_then(|n| n.parse().ok()) {
                 names.push(segment);
+            } else {
+                aside.extend(set_aside_before(&name));
             }
         }
         names.sort_unstable();
-        let mut found = Vec::new();
-        for name in names {
-            found.extend(self.examine(name, progress)?);
+        let (mut found, mut empty) = (Vec::new(), Vec::new());
+        for name in &names {
+            let next = name.next(self.segment_size);
+            let is_followed = next.is_some_and(|next| names.binary_search(&next).is_ok());
+            match self.examine(*name, is_followed, progress)? {
+                Examined::Found(one) => found.push(one),
+                Examined::Empty(header, size) => empty.push((header, size)),
+                Examined::SetAside => aside.push(*name),
+            }
+        }
+        // The file that is made ahead is empty, too, and nothing follows it.
+        for (header, size) in empty {
+            let shown = file_name(header.name());
+            let next = header.name().next(self.segment_size);
+            match found.iter().any(|f| Some(f.header.name()) == next) {
+                true => {
+                    self.set_aside(&shown).map_err(failed)?;
+                    progress.warn(&told_aside(&shown, "it has no whole frame"));
+                    aside.push(header.name());
+                }
+                false => self.to_spare(&shown, size).map_err(failed)?,
+            }
         }
         // Nothing was written into a file before all of the one before was synced: so only the last can be torn where its headers say
         // that it is whole.
@@ -212,10 +285,16 @@ impl Files {
             }
         }
         self.trim_spares().map_err(failed)?;
-        Ok(found)
+        let damaged = damaged(&found, aside, self.segment_size);
+        Ok(Recovered { found, damaged })
     }
 
-    fn examine(&self, name: SegmentName, progress: &dyn Progress) -> Result<Option<Found>> {
+    fn examine(
+        &self,
+        name: SegmentName,
+        is_followed: bool,
+        progress: &dyn Progress,
+    ) -> Result<Examined> {
         let shown = file_name(name);
         let failed = |e| Error::from_io(format!("read journal file \"{shown}\""), e);
         let file = self.open_file(&shown).map_err(failed)?;
@@ -224,29 +303,46 @@ impl Files {
             Ok(header) => header,
             Err(e) if e.code() == Code::Damaged => {
                 self.set_aside(&shown).map_err(failed)?;
-                progress.warn(&format!(
-                    "journal file \"{shown}\" cannot be read ({e}) and was set aside; what it held is streamed again or, if the server no longer has it, recorded as a gap"
-                ));
-                return Ok(None);
+                progress.warn(&told_aside(&shown, &e.to_string()));
+                return Ok(Examined::SetAside);
             }
             Err(e) => return Err(e.context(format!("read journal file \"{shown}\""))),
         };
         // A process that was killed may have written without syncing, and after a failed sync the pages in memory may differ from the
         // disk. So first everything goes to the disk, and then it is read from there.
         durable::sync_file(&file).map_err(failed)?;
-        let is_whole = Frames::new(file, header)
-            .skip_to(header.end_lsn())
-            .map_err(failed)?;
-        let to = match is_whole {
-            true => header.end_lsn(),
-            false => self.verify(&header)?,
+        let whole = Frames::new(file, header).skip_to(header.end_lsn());
+        let to = match whole.map_err(failed) {
+            Ok(true) => Ok(header.end_lsn()),
+            Ok(false) => self.verify(&header),
+            Err(e) => Err(e),
+        };
+        let to = match to {
+            // A sector that cannot be read ends the file, as one that rotted does, where nothing is to be written behind it.
+            Err(e) if is_followed => {
+                let to = self.readable_end(name)?;
+                (to > header.start_lsn).then_some(to).ok_or(e)?
+            }
+            to => to?,
         };
         if to > header.start_lsn {
             self.kept().segments.insert(name, size);
-            return Ok(Some(Found { header, to }));
+            return Ok(Examined::Found(Found { header, to }));
         }
-        self.to_spare(&shown, size).map_err(failed)?;
-        Ok(None)
+        Ok(Examined::Empty(header, size))
+    }
+
+    /// Returns the position up to which the file of a segment can be read, whatever the disk says of the rest; the segment's start where its
+    /// header cannot be.
+    ///
+    /// # Errors
+    /// `Usage` when the name is none of this segment size.
+    pub fn readable_end(&self, name: SegmentName) -> Result<Lsn> {
+        let start = name.start_lsn(self.segment_size)?;
+        Ok(self.read(name).map_or(start, |mut frames| {
+            let _ = frames.read_to_end();
+            frames.lsn()
+        }))
     }
 
     /// Reads and checks all frames of a file from the disk; returns the position behind the last whole one.
@@ -327,12 +423,38 @@ impl Files {
     /// # Errors
     /// `Full` when there is no room, by the filesystem or by the limit; nothing is left then.
     pub fn create(&self, name: SegmentName) -> Result<Open> {
-        let start_lsn = name.start_lsn(self.segment_size)?;
+        let shown = file_name(name);
+        let failed = |e| Error::from_io(format!("create journal file \"{shown}\""), e);
+        let made = self.stand_in(name)?;
+        let named = || -> std::io::Result<()> {
+            durable::sync_data(&made.file)?;
+            durable::name_in(self.directory.as_fd(), &made.spare, &shown)
+        };
+        if let Err(e) = named() {
+            self.give_back(made);
+            return Err(failed(e));
+        }
+        self.kept().segments.insert(name, made.size);
+        Ok(Open {
+            header: made.header,
+            file: made.file,
+            offset: made.offset,
+            lsn: made.lsn,
+            size: made.size,
+        })
+    }
+
+    /// Makes a file with the header of a segment that bears a spare name still.
+    ///
+    /// # Errors
+    /// As [`Files::create`].
+    pub fn stand_in(&self, name: SegmentName) -> Result<StandIn> {
+        let lsn = name.start_lsn(self.segment_size)?;
         let header = FileHeader {
             timeline: name.timeline,
             system_identifier: self.system_identifier,
             segment_size: self.segment_size,
-            start_lsn,
+            start_lsn: lsn,
             salt: self.next_salt(),
         };
         let shown = file_name(name);
@@ -351,23 +473,45 @@ impl Files {
                 (spare, file, size)
             }
         };
-        let named = || -> std::io::Result<()> {
-            file.write_all_at(&header.encode(), 0)?;
-            durable::sync_data(&file)?;
-            durable::name_in(self.directory.as_fd(), &spare, &shown)
-        };
-        if let Err(e) = named() {
+        if let Err(e) = file.write_all_at(&header.encode(), 0) {
             self.kept().spares.push((spare, size));
             return Err(failed(e));
         }
-        self.kept().segments.insert(name, size);
-        Ok(Open {
+        Ok(StandIn {
+            spare,
             header,
             file,
-            offset: HEADER_BYTES,
-            lsn: start_lsn,
             size,
+            offset: HEADER_BYTES,
+            lsn,
         })
+    }
+
+    /// Keeps a file that takes no segment's place as a spare one.
+    pub fn give_back(&self, made: StandIn) {
+        self.kept().spares.push((made.spare, made.size));
+    }
+
+    /// Gives a file that was written the name of its segment, durably, in the place of the one that bears it.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn put_in_place(&self, made: StandIn) -> Result<()> {
+        let shown = file_name(made.header.name());
+        let put = || -> std::io::Result<u64> {
+            durable::sync_file(&made.file)?;
+            let directory = self.directory.as_fd();
+            durable::move_over(
+                (directory, made.spare.as_bytes()),
+                (directory, shown.as_bytes()),
+            )?;
+            durable::sync_directory(directory)?;
+            Ok(made.file.metadata()?.len())
+        };
+        let size =
+            put().map_err(|e| Error::from_io(format!("replace journal file \"{shown}\""), e))?;
+        self.kept().segments.insert(made.header.name(), size);
+        Ok(())
     }
 
     fn fill_new(&self, name: &str, size: u64) -> std::io::Result<File> {
@@ -503,6 +647,41 @@ impl Files {
 
 fn file_name(name: SegmentName) -> String {
     format!("{name}{SUFFIX}")
+}
+
+/// The segment whose file an earlier process set aside under this name.
+fn set_aside_before(name: &str) -> Option<SegmentName> {
+    let rest = name.strip_prefix(DAMAGED)?.strip_suffix(SUFFIX)?;
+    let (_, segment) = rest.split_once('-')?;
+    segment.parse().ok()
+}
+
+fn told_aside(shown: &str, why: &str) -> String {
+    format!(
+        "journal file \"{shown}\" cannot be read ({why}) and was set aside; what it held is streamed again or, if the server no longer has it, recorded as a gap"
+    )
+}
+
+/// The segments of which the journal held more: files that end early, and files that were set aside, where the next one begins at their end.
+/// Once that one is let go, this was settled.
+fn damaged(found: &[Found], mut aside: Vec<SegmentName>, size: SegmentSize) -> Vec<SegmentName> {
+    let mut damaged: Vec<SegmentName> = found
+        .iter()
+        .zip(found.iter().skip(1))
+        .filter(|(one, next)| !one.is_complete() && next.header.start_lsn >= one.header.end_lsn())
+        .map(|(one, _)| one.header.name())
+        .collect();
+    let mut held: Vec<SegmentName> = found.iter().map(|f| f.header.name()).collect();
+    aside.sort_unstable();
+    aside.dedup();
+    for name in aside.into_iter().rev() {
+        let next = name.next(size);
+        if !held.contains(&name) && next.is_some_and(|next| held.contains(&next)) {
+            held.push(name);
+            damaged.push(name);
+        }
+    }
+    damaged
 }
 
 /// The usual size of a whole segment's file: a sixteenth is for frames that are short.

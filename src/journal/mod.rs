@@ -9,7 +9,7 @@ pub mod growth;
 pub mod shipping;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -19,8 +19,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use self::files::{Files, Found};
-use self::frame::Frames;
+use self::files::{Files, Recovered, StandIn};
+use self::frame::{Frames, PAYLOAD_MAX};
 use self::writer::{Message, Piece, Writer};
 use crate::err;
 use crate::error::{Error, Result};
@@ -44,6 +44,8 @@ pub struct Options {
     pub segment_size: SegmentSize,
     /// How much room its files may take.
     pub limit_bytes: Option<u64>,
+    /// Whether the source is asked again for what a damaged file held. Otherwise a file may end early: each process begins one of its own.
+    pub is_mended: bool,
     /// Random, for names and for what tells one use of a file from the next.
     pub nonce: u64,
     /// When it is opened, for the lock.
@@ -85,6 +87,7 @@ pub struct Durable {
 struct Shared {
     files: Files,
     segment_size: SegmentSize,
+    is_mended: bool,
     state: Mutex<State>,
     /// After every round.
     rounds: Condvar,
@@ -99,6 +102,8 @@ struct Shared {
 struct State {
     /// How far each segment's file is durable.
     segments: BTreeMap<SegmentName, Lsn>,
+    /// Segments of which more was durable than their files hold, and which nobody has settled yet.
+    damaged: BTreeSet<SegmentName>,
     /// Position of the next byte.
     expected: Option<Position>,
     failure: Option<Error>,
@@ -122,9 +127,11 @@ pub enum Wake {
 }
 
 impl Shared {
-    fn new(files: Files, segment_size: SegmentSize, found: &[Found]) -> Shared {
+    fn new(files: Files, options: &Options, recovered: &Recovered) -> Shared {
+        let found = &recovered.found;
         let segments: BTreeMap<SegmentName, Lsn> =
             found.iter().map(|f| (f.header.name(), f.to)).collect();
+        let damaged = recovered.damaged.iter().copied();
         let last = found.last().map(|f| Position {
             timeline: f.header.timeline,
             lsn: f.to,
@@ -135,9 +142,11 @@ impl Shared {
         });
         Shared {
             files,
-            segment_size,
+            segment_size: options.segment_size,
+            is_mended: options.is_mended,
             state: Mutex::new(State {
                 segments,
+                damaged: damaged.filter(|_| options.is_mended).collect(),
                 expected: last,
                 failure: None,
                 version: Version::default(),
@@ -153,6 +162,19 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change is one assignment: what a thread that panicked left is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn segment(&self, state: &State, name: SegmentName) -> Option<Segment> {
+        let range = name.number(self.segment_size).ok()?;
+        let range = range.range(self.segment_size);
+        Some(Segment {
+            name,
+            from: range.start,
+            to: state.segments.get(&name).copied().unwrap_or(range.start),
+            end: range.end,
+            is_last: state.segments.keys().next_back() == Some(&name),
+            is_damaged: state.damaged.contains(&name),
+        })
     }
 
     fn change(&self, how: impl FnOnce(&mut State)) {
@@ -231,8 +253,8 @@ impl Journal {
     /// the filesystem says.
     pub fn open(options: &Options, progress: Arc<dyn Progress>) -> Result<Journal> {
         let files = Files::open(options)?;
-        let found = files.recover(progress.as_ref())?;
-        let open = match found.last().filter(|f| !f.is_complete()) {
+        let recovered = files.recover(progress.as_ref())?;
+        let open = match recovered.found.last().filter(|f| !f.is_complete()) {
             Some(last) => Some(files.resume(last).map_err(|e| {
                 Error::from_io(
                     format!("open the file of segment \"{}\"", last.header.name()),
@@ -241,7 +263,7 @@ impl Journal {
             })?),
             None => None,
         };
-        let shared = Arc::new(Shared::new(files, options.segment_size, &found));
+        let shared = Arc::new(Shared::new(files, options, &recovered));
         let (sender, inbox) = mpsc::channel();
         let writer = Writer::new(Arc::clone(&shared), inbox, open, progress)?;
         let writer = std::thread::Builder::new()
@@ -272,6 +294,35 @@ impl Journal {
             }
         }
         runs
+    }
+
+    /// Returns the segments of which the journal has lost durable WAL: the caller mends each, or gives it up.
+    pub fn damaged(&self) -> Vec<Segment> {
+        let state = self.shared.state();
+        let damaged = state.damaged.iter();
+        damaged
+            .filter_map(|name| self.shared.segment(&state, *name))
+            .collect()
+    }
+
+    /// Begins to write a segment anew, from its start.
+    ///
+    /// # Errors
+    /// `Full` when there is no room; what the filesystem says.
+    pub fn mend(&self, name: SegmentName) -> Result<Mending> {
+        Ok(Mending {
+            made: Some(self.shared.files.stand_in(name)?),
+            shared: Arc::clone(&self.shared),
+            name,
+            waiting: Vec::new(),
+        })
+    }
+
+    /// Leaves a damaged segment as it is: what it lacks is in a repository, or recorded as lost.
+    pub fn give_up(&self, name: SegmentName) {
+        self.shared.change(|state| {
+            state.damaged.remove(&name);
+        });
     }
 
     /// How far it is durable, after every round. It starts with the end of the last run of [`Journal::held`].
@@ -322,6 +373,67 @@ impl Journal {
             None => {
                 ended.map_err(|_| err!(Internal, "the thread that writes the journal panicked"))
             }
+        }
+    }
+}
+
+/// A segment that is written anew, in frames as long as they can be. The damaged file stays until all of it is there.
+pub struct Mending {
+    shared: Arc<Shared>,
+    name: SegmentName,
+    /// Taken when it is put in place.
+    made: Option<StandIn>,
+    /// Bytes of the next frame.
+    waiting: Vec<u8>,
+}
+
+impl Mending {
+    /// Writes the next bytes of the segment.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn write(&mut self, mut wal: &[u8]) -> Result<()> {
+        while !wal.is_empty() {
+            let (now, later) = wal.split_at(wal.len().min(PAYLOAD_MAX - self.waiting.len()));
+            self.waiting.extend_from_slice(now);
+            wal = later;
+            if self.waiting.len() == PAYLOAD_MAX {
+                self.write_frame()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_frame(&mut self) -> Result<()> {
+        if let Some(made) = self.made.as_mut().filter(|_| !self.waiting.is_empty()) {
+            made.write(&self.waiting)?;
+        }
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// Puts what was written in the place of the damaged file, durably.
+    ///
+    /// # Errors
+    /// Those of the filesystem.
+    pub fn finish(mut self) -> Result<()> {
+        self.write_frame()?;
+        if let Some(made) = self.made.take() {
+            let to = made.lsn();
+            self.shared.files.put_in_place(made)?;
+            self.shared.change(|state| {
+                state.segments.insert(self.name, to);
+                state.damaged.remove(&self.name);
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mending {
+    fn drop(&mut self) {
+        if let Some(made) = self.made.take() {
+            self.shared.files.give_back(made);
         }
     }
 }
@@ -415,6 +527,8 @@ pub struct Segment {
     pub end: Lsn,
     /// Whether more of it may come: it is the last one.
     pub is_last: bool,
+    /// Whether more of it was durable, which is asked for again.
+    pub is_damaged: bool,
 }
 
 impl Segment {
@@ -440,22 +554,39 @@ impl Follower {
     /// The durable runs, ascending by timeline and position.
     pub fn segments(&self) -> Vec<Segment> {
         let state = self.shared.state();
-        let size = self.shared.segment_size;
-        let last = state.segments.keys().next_back().copied();
-        state
-            .segments
-            .iter()
-            .filter_map(|(name, to)| {
-                let range = name.number(size).ok()?.range(size);
-                Some(Segment {
-                    name: *name,
-                    from: range.start,
-                    to: *to,
-                    end: range.end,
-                    is_last: Some(*name) == last,
-                })
-            })
+        let names = state.segments.keys();
+        names
+            .filter_map(|name| self.shared.segment(&state, *name))
             .collect()
+    }
+
+    /// The names of the segments of which the journal has lost durable WAL.
+    pub fn damaged(&self) -> BTreeSet<SegmentName> {
+        self.shared.state().damaged.clone()
+    }
+
+    /// Reads the file of a segment that could not be read again. The segment counts as damaged where it ends early, and another file follows.
+    /// Returns whether it does.
+    ///
+    /// # Errors
+    /// `Usage` when the name is none of this segment size.
+    pub fn find_damage(&self, name: SegmentName) -> Result<bool> {
+        let to = self.shared.files.readable_end(name)?;
+        let mut state = self.shared.state();
+        let is_last = state.segments.keys().next_back() == Some(&name);
+        let is_shorter = state.segments.get(&name).is_some_and(|known| to < *known);
+        if self.shared.is_mended && is_shorter && !is_last {
+            state.segments.insert(name, to);
+            state.damaged.insert(name);
+        }
+        Ok(state.damaged.contains(&name))
+    }
+
+    /// Whether the segment before is damaged. After a restart, a file behind it alone tells that it was here.
+    pub fn is_witness(&self, name: SegmentName) -> bool {
+        let state = self.shared.state();
+        let mut damaged = state.damaged.iter();
+        damaged.any(|damaged| damaged.next(self.shared.segment_size) == Some(name))
     }
 
     /// The present version, for [`Follower::wait`]: ask before looking at what is there.
@@ -543,6 +674,7 @@ mod tests {
             system_identifier: 7,
             segment_size: SegmentSize::new(SIZE).unwrap(),
             limit_bytes: None,
+            is_mended: true,
             nonce: 0x1234,
             now: TimestampTz(0),
         }
@@ -842,6 +974,86 @@ mod tests {
         let aside = std::fs::read_dir(path.parent().unwrap()).unwrap();
         let names = aside.map(|e| e.unwrap().file_name().into_string().unwrap());
         assert_eq!(names.filter(|n| n.starts_with("damaged-")).count(), 1);
+    }
+
+    /// Row W60: what a lost file held is asked for until it is there again, or the file behind it is let go.
+    #[test]
+    fn w60_a_lost_segment_is_known_from_the_one_behind_it_and_mended_in_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = open(directory.path());
+        let end = Lsn(START.0 + 3 * SIZE + 5000);
+        runtime().block_on(async {
+            let feeder = journal.feeder();
+            let mut at = START;
+            while at < end {
+                let n = usize::try_from((end.0 - at.0).min(100_000)).unwrap();
+                feed(&feeder, timeline(1), at, n).await;
+                at.0 += n as u64;
+            }
+        });
+        let names: Vec<_> = (0..4)
+            .map(|n| {
+                let start = Lsn(START.0 + n * SIZE);
+                SegmentName::of(timeline(1), start, SegmentSize::new(SIZE).unwrap())
+            })
+            .collect();
+        journal.close().unwrap();
+        let spoil = |name: SegmentName, offset| {
+            let path = directory.path().join(format!("7/{name}.wal"));
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.write_all_at(b"x", offset).unwrap();
+        };
+        let damaged = |journal: &Journal| {
+            let damaged = journal.damaged();
+            damaged.iter().map(|s| s.name).collect::<Vec<_>>()
+        };
+        // The header of the file, and that of its first frame.
+        for (name, offset) in [(names[0], 20), (names[1], 4096)] {
+            spoil(name, offset);
+            for _ in 0..2 {
+                let journal = open(directory.path());
+                assert_eq!(damaged(&journal), [name]);
+                assert!(
+                    journal
+                        .follower()
+                        .is_witness(name.next(SegmentSize::new(SIZE).unwrap()).unwrap())
+                );
+                journal.close().unwrap();
+            }
+            let journal = open(directory.path());
+            let start = name.start_lsn(SegmentSize::new(SIZE).unwrap()).unwrap();
+            // One that does not come to its end changes nothing.
+            journal
+                .mend(name)
+                .unwrap()
+                .write(&wal(start, 700_000))
+                .unwrap();
+            assert_eq!(damaged(&journal), [name]);
+            let mut mending = journal.mend(name).unwrap();
+            for piece in wal(start, usize::try_from(SIZE).unwrap()).chunks(9999) {
+                mending.write(piece).unwrap();
+            }
+            mending.finish().unwrap();
+            assert_eq!(damaged(&journal), []);
+            journal.close().unwrap();
+            let journal = open(directory.path());
+            assert_eq!(journal.held(), [held(timeline(1), START.0, end.0)]);
+            let follower = journal.follower();
+            let segment = follower.segments().into_iter().find(|s| s.name == name);
+            assert!(
+                read(&follower, &segment.unwrap()) == wal(start, usize::try_from(SIZE).unwrap())
+            );
+            journal.close().unwrap();
+        }
+        // Nobody needs it any more once the one behind it is gone.
+        spoil(names[2], 20);
+        let journal = open(directory.path());
+        assert_eq!(damaged(&journal), [names[2]]);
+        journal.give_up(names[2]);
+        journal.follower().release(names[3]).unwrap();
+        assert_eq!(damaged(&journal), []);
+        journal.close().unwrap();
+        assert_eq!(damaged(&open(directory.path())), []);
     }
 
     proptest! {

@@ -174,7 +174,7 @@ impl Ship {
         let let_go: Vec<SegmentName> = segments
             .iter()
             .map(|s| s.name)
-            .filter(|name| !is_needed(name))
+            .filter(|name| !is_needed(name) && !self.follower.is_witness(*name))
             .collect();
         for name in let_go {
             if let Err(e) = self.follower.release(name) {

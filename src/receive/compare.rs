@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Follower, Segment};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
-use crate::pg::timeline::History;
+use crate::pg::timeline::{History, TimelineId};
 use crate::wire::client::Client;
 use crate::wire::replication::{Positions, ReplicationStream, StartReplication, StreamEvent};
 
@@ -89,32 +89,45 @@ pub async fn hash(
     name: SegmentName,
     range: std::ops::Range<Lsn>,
 ) -> Result<(Option<Client>, std::result::Result<[u8; 32], String>)> {
-    let what = StartReplication {
-        slot: None,
-        timeline: name.timeline,
-        from: range.start,
+    let mut hasher = blake3::Hasher::new();
+    let mut sink = |wal: &[u8]| {
+        hasher.update(wal);
+        Ok(())
     };
-    let hashed = async {
-        let mut stream = timed(ReplicationStream::start(client, &what)).await?;
-        let hash = hash_stream(&mut stream, range).await?;
-        Ok::<_, Error>((stream, hash))
-    };
-    match hashed.await {
-        Ok((stream, hash)) => {
-            // An error from here on only costs the connection.
-            let client = timed(stream.finish()).await.ok().map(|(client, _)| client);
-            Ok((client, Ok(hash)))
-        }
+    match ask_again(client, name.timeline, range, &mut sink).await {
+        Ok(client) => Ok((client, Ok(*hasher.finalize().as_bytes()))),
         Err(e) if matches!(e.code(), Code::Gap | Code::Server) => Ok((None, Err(e.to_string()))),
         Err(e) => Err(e),
     }
 }
 
-async fn hash_stream(
+/// Has the server send WAL that it has flushed, without the slot, and hands it to `sink` in order. Gives the connection back where it can be
+/// used again.
+///
+/// # Errors
+/// `Gap` when the server has removed it; `Unreachable` when the connection is lost; those of [`ReplicationStream::start`] and of `sink`.
+pub async fn ask_again(
+    client: Client,
+    timeline: TimelineId,
+    range: std::ops::Range<Lsn>,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Option<Client>> {
+    let what = StartReplication {
+        slot: None,
+        timeline,
+        from: range.start,
+    };
+    let mut stream = timed(ReplicationStream::start(client, &what)).await?;
+    read_stream(&mut stream, range, sink).await?;
+    // An error from here on only costs the connection.
+    Ok(timed(stream.finish()).await.ok().map(|(client, _)| client))
+}
+
+async fn read_stream(
     stream: &mut ReplicationStream,
     range: std::ops::Range<Lsn>,
-) -> Result<[u8; 32]> {
-    let mut hasher = blake3::Hasher::new();
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let mut at = range.start;
     while at < range.end {
         match timed(stream.next_event()).await? {
@@ -122,7 +135,7 @@ async fn hash_stream(
                 let wanted = data.end().min(range.end).0.saturating_sub(at.0);
                 let sent = usize::try_from(wanted).ok();
                 let sent = sent.and_then(|wanted| data.bytes.get(..wanted));
-                hasher.update(sent.unwrap_or(&data.bytes));
+                sink(sent.unwrap_or(&data.bytes))?;
                 at = data.end();
             }
             StreamEvent::Keepalive(alive) if alive.reply_requested => {
@@ -135,7 +148,7 @@ async fn hash_stream(
             StreamEvent::Shutdown => return Err(err!(Unreachable, "server has shut down")),
         }
     }
-    Ok(*hasher.finalize().as_bytes())
+    Ok(())
 }
 
 /// The server is not the one whose WAL is archived.

@@ -42,7 +42,7 @@ pub struct Holdings {
 /// The end of the WAL in the repositories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reach {
-    /// End of the last whole segment of the server's history, in the repository that reaches least far.
+    /// End of the last whole segment of the server's history, in the repository that reaches least far of those that have one.
     pub end: Option<Position>,
 }
 
@@ -132,7 +132,7 @@ impl Holdings {
     /// Those of the stores.
     pub fn reach(&self, history: &History) -> Result<Reach> {
         let mut reach = Reach::default();
-        for (index, repository) in self.repositories.iter().enumerate() {
+        for repository in &self.repositories {
             let timelines = self.timelines(repository)?;
             let mut end = None;
             for timeline in timelines.into_iter().rev().filter(|t| history.contains(*t)) {
@@ -141,9 +141,10 @@ impl Holdings {
                     break;
                 }
             }
-            reach.end = match index {
-                0 => end,
-                _ => reach.end.min(end),
+            // One that has nothing yet says nothing of the server, and gets what comes from there on: see `covered`.
+            reach.end = match (reach.end, end) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
             };
         }
         Ok(reach)
@@ -218,11 +219,12 @@ impl Holdings {
         Ok(true)
     }
 
-    /// Records a gap in every repository, unless it is recorded already.
+    /// Records a gap in every repository, unless it is recorded already, by itself or in a larger one; returns whether it was new to one.
     ///
     /// # Errors
     /// Those of the stores.
-    pub fn record_gap(&self, gap: &Gap, writer: &Writer<'_>) -> Result<()> {
+    pub fn record_gap(&self, gap: &Gap, writer: &Writer<'_>) -> Result<bool> {
+        let mut is_new = false;
         let subject = format!("wal-{}", gap.timeline);
         let event = Event {
             from_lsn: Some(gap.from),
@@ -238,20 +240,22 @@ impl Holdings {
                 ..event.clone()
             };
             let known = event::read_all(store, &self.layout, &subject)?;
-            let same = |e: &Event| {
-                let of = |e: &Event| (e.event.clone(), e.from_lsn, e.to_lsn, e.copy.clone());
-                of(e) == of(&event)
+            let holds = |e: &Event| {
+                let is_of_life = e.event == event.event && e.copy == event.copy;
+                let begins = e.from_lsn.is_some_and(|from| from <= gap.from);
+                is_of_life && begins && e.to_lsn.is_some_and(|to| to >= gap.to)
             };
             if !known
                 .iter()
-                .any(|known| known.counts() && same(&known.event))
+                .any(|known| known.counts() && holds(&known.event))
             {
                 writer
                     .record(store, &self.layout, &event)
                     .map_err(|e: Error| e.context("record a gap"))?;
+                is_new = true;
             }
         }
-        Ok(())
+        Ok(is_new)
     }
 }
 
@@ -310,10 +314,14 @@ mod tests {
         // Across a log id, the last is still the highest.
         holdings.store(0, 1, 4090..4100);
         let third = first.child(tli(3), Lsn(4094 * MIB), b"restored");
+        let end = Position {
+            timeline: tli(1),
+            lsn: Lsn(4100 * MIB),
+        };
         assert_eq!(
             holdings.reach(&third).unwrap().end,
-            None,
-            "the other has nothing"
+            Some(end),
+            "the other has nothing, and says nothing"
         );
         holdings.store(1, 1, 4090..4093);
         holdings.store(0, 2, 5000..5001);

@@ -10,6 +10,7 @@ pub mod content;
 pub mod holdings;
 pub mod kept;
 pub mod position;
+pub mod remaining;
 pub mod session;
 pub mod ship;
 mod shipment;

@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::compare::{self, Compared};
 use super::holdings::{self, Holdings, Identity, Reach};
 use super::kept::Kept;
-use super::position::{self, Known, Start};
+use super::position::{self, Gap, Known, Start};
+use super::remaining;
 use super::ship::{self, Shipper};
 use super::status::{self, RepositoryStatus, Status};
 use super::stream::{Reached, Sources, Step, Streaming};
@@ -25,7 +26,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
 use crate::journal::shipping::{self, Shipped};
-use crate::journal::{self, Condition, Journal};
+use crate::journal::{self, Condition, Journal, Segment};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
@@ -55,6 +56,8 @@ const ASIDE_MAX: Duration = Duration::from_secs(20);
 const FINISH_MAX: Duration = Duration::from_secs(30);
 /// With so many segments that are not acknowledged, it is looked how long the server will keep them.
 const WAITING_SEGMENTS: u64 = 4;
+/// How long damage of the journal waits that could not be mended.
+const MEND_AFTER: Duration = Duration::from_secs(60);
 /// The same trouble is reported again after this long.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
@@ -121,6 +124,7 @@ fn receive(
             system_identifier: identity.system_identifier,
             segment_size: identity.segment_size,
             limit_bytes: options.journal_limit_bytes,
+            is_mended: true,
             nonce: host.random(),
             now: host.now(),
         },
@@ -252,6 +256,8 @@ struct Session<'a> {
     /// Whether a failed comparison of the server with the journal was reported.
     is_unproven_told: bool,
     kept: Kept,
+    /// When damage of the journal was last looked at.
+    mended: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -302,6 +308,7 @@ impl<'a> Session<'a> {
             told: None,
             is_unproven_told: false,
             kept: Kept::default(),
+            mended: None,
         }
     }
 
@@ -428,7 +435,7 @@ impl<'a> Session<'a> {
             &self.host.progress,
         );
         let slot = upstream::answered(&host, slot).await?;
-        let start = match self.derive(&facts, &slot).await {
+        let start = match self.derive(&host, &facts, &slot).await {
             Ok(start) => start,
             Err(error) if error.code() == Code::Diverged && facts.in_recovery => {
                 // A standby that has yet to catch up.
@@ -442,6 +449,7 @@ impl<'a> Session<'a> {
         if !is_compared {
             client = self.compare(client, info, &facts.history).await?;
             client = self.compare_passed(client, info, &facts, &start).await?;
+            client = self.mend(client, info, &facts).await?;
         }
         self.tell_start(&start);
         self.archive_histories(&mut client, &facts, start.position.timeline)
@@ -651,23 +659,28 @@ impl<'a> Session<'a> {
         self.journal.feeder().expected().or(last)
     }
 
-    async fn derive(&mut self, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
+    async fn derive(&mut self, host: &str, facts: &ServerFacts, slot: &SlotState) -> Result<Start> {
         let journal = self.journal_end();
         let (holdings, reach) = match self.holdings(journal.is_some(), &facts.history).await? {
             Some((holdings, reach)) => (Some(holdings), reach),
             None => (None, Reach::default()),
         };
         let size = self.identity.segment_size;
+        let path = Path::new(facts.history.clone(), size);
+        let removed_before = match self.removed_before {
+            Some(removed) => {
+                let kept = slot.restart_lsn.unwrap_or(facts.identity.flush_lsn);
+                Some(self.first_given(host, &path, (removed, kept)).await?)
+            }
+            None => None,
+        };
         let start = position::derive(&Known {
-            path: &Path::new(facts.history.clone(), size),
+            path: &path,
             journal,
             repository: reach.end,
             slot: slot.restart_lsn,
             server_end: facts.identity.flush_lsn,
-            removed_before: self.removed_before.map(|_| {
-                let first = slot.restart_lsn.unwrap_or(facts.identity.flush_lsn);
-                SegmentNumber::of(first, size).start_lsn(size)
-            }),
+            removed_before,
             covered: &|name| match &holdings {
                 Some(holdings) => holdings.covered(name),
                 None => Ok(name.start_lsn(size)?),
@@ -680,6 +693,119 @@ impl<'a> Session<'a> {
             }
         }
         Ok(start)
+    }
+
+    /// Writes damaged segments of the journal anew, as the server has them. WAL that neither it nor the repositories have is recorded as a gap.
+    async fn mend(
+        &mut self,
+        mut client: Client,
+        info: &ConnInfo,
+        facts: &ServerFacts,
+    ) -> Result<Client> {
+        let damaged = self.journal.damaged();
+        if damaged.is_empty() {
+            return Ok(client);
+        }
+        self.mended = Some(Instant::now());
+        let Some((holdings, _)) = self.holdings(true, &facts.history).await? else {
+            return Ok(client);
+        };
+        for segment in damaged {
+            let Some(lost) = lacking(&holdings, segment, &facts.history)? else {
+                self.journal.give_up(segment.name);
+                continue;
+            };
+            if facts.identity.flush_lsn < lost.to {
+                // A standby that has yet to catch up.
+                continue;
+            }
+            let host = client.host().to_owned();
+            let (connection, mended) = self.ask_again(client, segment, lost.to).await?;
+            client = self
+                .compared(Ok((connection, Compared::Same)), &host, info)
+                .await?;
+            if let Some(is_mended) = mended {
+                self.tell_mended(&holdings, segment, (lost, is_mended))?;
+            }
+        }
+        Ok(client)
+    }
+
+    /// Has the server send a segment of the journal again; tells whether it has it, where that is known.
+    async fn ask_again(
+        &self,
+        client: Client,
+        segment: Segment,
+        to: Lsn,
+    ) -> Result<(Option<Client>, Option<bool>)> {
+        let mut mending = match self.journal.mend(segment.name) {
+            Ok(mending) => mending,
+            Err(e) if e.code() == Code::Full => return Ok((Some(client), None)),
+            Err(e) => return Err(e),
+        };
+        let mut sink = |wal: &[u8]| mending.write(wal);
+        let range = segment.from..to;
+        match compare::ask_again(client, segment.name.timeline, range, &mut sink).await {
+            Ok(client) => {
+                mending.finish()?;
+                Ok((client, Some(true)))
+            }
+            Err(e) if e.code() == Code::Gap => Ok((None, Some(false))),
+            Err(e) if e.code() == Code::Server => {
+                self.host.progress.warn(&format!(
+                    "segment \"{}\" of the journal is damaged, and the server does not send it again: {e}",
+                    segment.name
+                ));
+                Ok((None, None))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn tell_mended(
+        &self,
+        holdings: &Holdings,
+        segment: Segment,
+        (lost, is_mended): (Gap, bool),
+    ) -> Result<()> {
+        if is_mended {
+            self.host.progress.note(&format!(
+                "segment \"{}\" was damaged in the journal, from {} on: the server sent it again",
+                segment.name, segment.to
+            ));
+            return Ok(());
+        }
+        if holdings.record_gap(&lost, &Writer::of(self.host))? {
+            self.host.progress.warn(&lost_for_good(&lost));
+        }
+        self.journal.give_up(segment.name);
+        Ok(())
+    }
+
+    /// Whether damage was found since the last look, or waits for so long, and the repositories take what comes of it.
+    fn is_mending_due(&self) -> bool {
+        let pause = crate::fault::shortened(MEND_AFTER);
+        let is_due = self.mended.is_none_or(|at| at.elapsed() >= pause);
+        let shipped = self.shipper.shipped();
+        let fails = |s: &Shipped| s.is_required && s.error.is_some();
+        is_due && !self.journal.damaged().is_empty() && !shipped.iter().any(fails)
+    }
+
+    /// Asks from where on the server still has WAL. It has removed the segment of `removed`, and has that of `kept`.
+    async fn first_given(
+        &self,
+        host: &str,
+        path: &Path,
+        (removed, kept): (Lsn, Lsn),
+    ) -> Result<Lsn> {
+        let mut info = self.options.conninfo.clone();
+        info.hosts.retain(|h| h.display() == host);
+        let server = remaining::Server {
+            info: &info,
+            path,
+            progress: &self.host.progress,
+        };
+        server.first_after(removed, kept).await
     }
 
     /// Returns the WAL that the repositories hold. A journal that leads by itself can do without it, while they are away.
@@ -709,12 +835,7 @@ impl<'a> Session<'a> {
 
     fn tell_start(&self, start: &Start) {
         for gap in &start.gaps {
-            self.host.progress.warn(&format!(
-                "WAL from {} to {} of timeline {} is lost: neither repository nor server have it; recorded as a gap. Take a base backup",
-                gap.from,
-                gap.to,
-                gap.timeline.decimal()
-            ));
+            self.host.progress.warn(&lost_for_good(gap));
         }
         if let Some(overhang) = start.overhang {
             self.host.progress.warn(&format!(
@@ -846,6 +967,12 @@ impl<'a> Session<'a> {
                 if enough || self.is_stopped() {
                     return Ok(step);
                 }
+                if self.is_mending_due() {
+                    return Err(err!(
+                        Unreachable,
+                        "the journal is damaged: the server is asked on a connection of its own"
+                    ));
+                }
             }
         }
     }
@@ -868,9 +995,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The server has not got the WAL that we need: the next attempt begins with what it has.
+    /// The server has not got the WAL that we need: the next attempt begins with what it has. It may remove more of what lies before the
+    /// slot meanwhile.
     fn removed(&mut self, error: Error, position: Position) -> Error {
-        if error.code() == Code::Gap && self.removed_before.is_none() {
+        let is_new = self.removed_before.is_none_or(|lsn| lsn < position.lsn);
+        if error.code() == Code::Gap && is_new {
             self.removed_before = Some(position.lsn);
             return error;
         }
@@ -978,6 +1107,27 @@ impl<'a> Session<'a> {
         let _ = status::write(self.journal.path(), &self.status, self.host.random());
         (self.watch)(&self.status);
     }
+}
+
+/// The WAL of a damaged segment that no repository has, and that the server's history leads through.
+fn lacking(holdings: &Holdings, segment: Segment, history: &History) -> Result<Option<Gap>> {
+    let timeline = segment.name.timeline;
+    if !history.contains(timeline) {
+        return Ok(None);
+    }
+    let switch = history.switch_point(timeline);
+    let to = switch.map_or(segment.end, |switch| switch.min(segment.end));
+    let from = holdings.covered(segment.name)?.max(segment.to);
+    Ok((from < to).then_some(Gap { timeline, from, to }))
+}
+
+fn lost_for_good(gap: &Gap) -> String {
+    format!(
+        "WAL from {} to {} of timeline {} is lost: neither repository nor server have it; recorded as a gap. Take a base backup",
+        gap.from,
+        gap.to,
+        gap.timeline.decimal()
+    )
 }
 
 /// Since when there is no connection, as one begins: a receiver that is started again and again has been down since the first.

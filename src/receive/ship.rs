@@ -189,6 +189,7 @@ mod tests {
                 system_identifier: self.craft.identity.system_identifier,
                 segment_size: self.craft.identity.segment_size,
                 limit_bytes: None,
+                is_mended: true,
                 nonce: 77,
                 now: TimestampTz(0),
             };
@@ -535,22 +536,50 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_journal_file_is_named_and_passed_over_when_the_repository_has_the_segment() {
+    fn a_damaged_journal_file_is_passed_over_when_the_repository_has_the_segment() {
         let bench = bench(2);
         let journal = bench.journal();
         bench.feed(&journal, TimelineId::FIRST, 0, SEGMENT + 1000);
         damage(&journal.follower().file(bench.name(0)));
+        let whole = usize::try_from(SEGMENT).unwrap();
+        archive(&bench, &bench.craft.bytes[..whole]);
         let shipper = bench.shipper(&journal, &["one"], Acknowledge::Journal);
-        wait_until(|| shipper.shipped()[0].error.is_some());
-        let error = shipper.shipped()[0].error.clone().unwrap();
-        assert!(error.contains("is damaged at"), "{error}");
-        archive(
-            &bench,
-            &bench.craft.bytes[..usize::try_from(SEGMENT).unwrap()],
-        );
         wait_until(|| *shipper.archived().borrow() == Some(bench.at(SEGMENT + 1000)));
         wait_until(|| journal.follower().segments().len() == 1);
         assert!(shipper.finish(Duration::from_secs(60)));
+        let lines = bench.said.lines().join("\n");
+        assert!(lines.contains("is damaged at"), "{lines}");
+    }
+
+    /// Row W61: nothing behind the damage waits, nothing behind it counts as archived, and the file stays until the damage is settled.
+    #[test]
+    fn w61_what_lies_behind_damage_is_shipped_and_not_reported_as_archived() {
+        let bench = bench(3);
+        let journal = bench.journal();
+        let end = 2 * SEGMENT + 1000;
+        bench.feed(&journal, TimelineId::FIRST, 0, end);
+        damage(&journal.follower().file(bench.name(0)));
+        let shipper = bench.shipper(&journal, &["one"], Acknowledge::Repository);
+        wait_until(|| bench.stored("one", 1));
+        wait_until(|| !bench.increments("one", 2).is_empty());
+        let damaged = journal.damaged();
+        assert_eq!(damaged.len(), 1);
+        assert_eq!(*shipper.archived().borrow(), position_of(damaged[0].to));
+        assert!(journal.follower().file(bench.name(0)).exists());
+        assert_eq!(shipper.shipped()[0].error, None);
+        let whole = usize::try_from(SEGMENT).unwrap();
+        let mut mending = journal.mend(damaged[0].name).unwrap();
+        mending.write(&bench.craft.bytes[..whole]).unwrap();
+        mending.finish().unwrap();
+        wait_until(|| *shipper.archived().borrow() == Some(bench.at(end)));
+        assert!(bench.stored("one", 0));
+        wait_until(|| journal.follower().segments().len() == 1);
+        assert!(shipper.finish(Duration::from_secs(60)));
+    }
+
+    fn position_of(lsn: Lsn) -> Option<Position> {
+        let timeline = TimelineId::FIRST;
+        Some(Position { timeline, lsn })
     }
 
     /// Flips a byte in the middle of the frames.

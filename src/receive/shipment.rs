@@ -43,6 +43,10 @@ pub(super) struct Shipment {
     /// Its place in the table of [`Ship`].
     index: usize,
     stored: BTreeSet<SegmentName>,
+    /// Damaged segments whose readable part is stored: the rest may come yet.
+    begun: BTreeSet<SegmentName>,
+    /// The end of what is stored, also where a segment before is not.
+    farthest: Option<Position>,
     tail: Option<Tail>,
     attempts: Attempts,
     /// The last whole segment, and its own mark: what the next one is joined to.
@@ -71,7 +75,7 @@ enum Work {
     Whole(Segment),
     /// More of a segment, as an increment.
     Increment(Segment),
-    /// The last piece of a timeline that has ended is stored.
+    /// The last piece of a segment that will not be whole is stored: its timeline has ended, or its file was damaged.
     Ended(Segment),
     /// Nothing before something happens, or before the time has passed.
     Wait(Wake, Duration),
@@ -93,6 +97,8 @@ impl Shipment {
             ship,
             index,
             stored: BTreeSet::new(),
+            begun: BTreeSet::new(),
+            farthest: None,
             tail: None,
             last_mark: None,
             last_put: None,
@@ -118,12 +124,18 @@ impl Shipment {
                     self.ship.follower.wait(version, wake, time);
                     continue;
                 }
-                Work::Done => return true,
+                Work::Done => return self.ship.follower.damaged().is_empty(),
             };
             match done {
                 Ok(()) => self.attempts.succeeded(),
                 // An optional repository is not waited for: the file was let go while it was being read.
                 Err(_) if !self.is_held(segment.name) => self.tail = None,
+                Err(e) if self.is_damage(&e, segment) => {
+                    self.ship
+                        .progress
+                        .warn(&format!("{e}; the server is asked for it again"));
+                    self.tail = None;
+                }
                 Err(e) => {
                     if self.ship.is_stopping() {
                         self.attempts.report(&e);
@@ -140,11 +152,20 @@ impl Shipment {
         segments.binary_search_by_key(&name, |s| s.name).is_ok()
     }
 
+    /// Whether the journal has lost what it held of a segment, so that trying again does not help.
+    fn is_damage(&self, error: &Error, segment: Segment) -> bool {
+        let follower = &self.ship.follower;
+        error.code() == Code::SourceMissing && follower.find_damage(segment.name).unwrap_or(false)
+    }
+
     fn next(&mut self) -> Work {
         let segments = self.ship.follower.segments();
-        self.stored
-            .retain(|name| segments.binary_search_by_key(name, |s| s.name).is_ok());
-        let open = segments.iter().find(|s| !self.stored.contains(&s.name));
+        for names in [&mut self.stored, &mut self.begun] {
+            names.retain(|name| segments.binary_search_by_key(name, |s| s.name).is_ok());
+        }
+        let waits = |s: &Segment| s.is_damaged && self.begun.contains(&s.name);
+        let mut open = segments.iter().filter(|s| !waits(s));
+        let open = open.find(|s| !self.stored.contains(&s.name));
         let is_stopping = self.ship.is_stopping();
         let Some(segment) = open.copied() else {
             return match is_stopping {
@@ -243,9 +264,22 @@ impl Shipment {
 
     fn is_stored(&mut self, segment: Segment) {
         self.stored.insert(segment.name);
-        self.ship
-            .reached(self.index, position(&segment, segment.to));
+        self.reached(&segment, segment.to);
         self.ship.stored(self.index, segment.name);
+    }
+
+    /// Tells how far the repository holds everything: not past a segment of which the journal has lost a part.
+    fn reached(&mut self, segment: &Segment, lsn: Lsn) {
+        self.farthest = self.farthest.max(Some(position(segment, lsn)));
+        let follower = &self.ship.follower;
+        let is_before = |name: &SegmentName| *name < segment.name;
+        let segments = follower.segments();
+        let mut held = segments.iter().map(|s| s.name);
+        let lacks = follower.damaged().iter().any(is_before)
+            || held.any(|name| is_before(&name) && !self.stored.contains(&name));
+        if let Some(farthest) = self.farthest.filter(|_| !lacks) {
+            self.ship.reached(self.index, farthest);
+        }
     }
 
     fn increment(&mut self, repository: &Repository, segment: Segment) -> Result<()> {
@@ -272,10 +306,10 @@ impl Shipment {
         self.last_put = Some(Instant::now());
         tail.to = range.end;
         tail.count += 1;
-        self.ship.reached(self.index, position(&segment, tail.to));
         if tail.is_merge_due() {
             tail.merge(repository, &self.layout)?;
         }
+        self.reached(&segment, range.end);
         Ok(())
     }
 
@@ -299,7 +333,8 @@ impl Shipment {
         })
     }
 
-    /// The timeline has ended inside the segment, which will never be whole: increments are what stays of it.
+    /// The timeline has ended inside the segment, which will never be whole: increments are what stays of it. The file of a damaged one
+    /// stays until that is mended or given up.
     fn ended(&mut self, segment: Segment) -> Result<()> {
         if self.tail.as_ref().is_some_and(|tail| tail.count > 1) {
             self.with_repository(|this, repository| match &mut this.tail {
@@ -308,7 +343,12 @@ impl Shipment {
             })?;
         }
         self.tail = None;
-        self.is_stored(segment);
+        match segment.is_damaged {
+            true => {
+                self.begun.insert(segment.name);
+            }
+            false => self.is_stored(segment),
+        }
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use pitr::pg::segment::{SegmentName, SegmentSize};
 
 use crate::common::reception::lsn;
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, files_below,
-    keep_one, pitr_archive, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, Stop, bin, copy_tree, keep_one,
+    pitr_archive, user, wait_until,
 };
 use crate::ship::spool_of;
 use crate::{per_major, skip};
@@ -1055,7 +1055,7 @@ fn a2_a_padded_tail_is_archived_as_the_partial_that_it_is() {
 }
 
 /// A position up to which whole records are, at or behind an offset.
-fn end_of_a_record(segment: &[u8], start: u64, from: usize) -> u64 {
+pub fn end_of_a_record(segment: &[u8], start: u64, from: usize) -> u64 {
     use pitr::pg::reader::{Finding, Reader, Sink};
     use pitr::pg::record::Record;
     struct Ends(u64, Option<u64>);
@@ -1104,15 +1104,21 @@ fn a8_l07_another_partial_of_a_segment_is_kept_beside_the_first_and_nobody_waits
     offer(&cut(200_000, 0));
     offer(&cut(400_000, 0xA5));
     assert!(!conflicts.exists());
-    // More of the same is kept.
-    let run = offer(&cut(600_000, 0));
-    assert!(
-        run.stderr.contains("another partial segment of this name"),
-        "{run}"
-    );
-    assert_eq!(files_below(&conflicts).len(), 1);
-    offer(&cut(600_000, 0));
-    assert_eq!(files_below(&conflicts).len(), 1);
+    // More of the same WAL leads farther, and less than that changes nothing. A tail is not handed out where pg_wal has as much.
+    std::fs::remove_file(still.wal(name)).unwrap();
+    let longer = cut(600_000, 0);
+    let end = usize::try_from(end_of_a_record(&whole, start, 600_000) - start).unwrap();
+    let run = offer(&longer);
+    assert!(run.stderr.contains("continues it up to"), "{run}");
+    assert!(!conflicts.exists());
+    for offered in [&longer, &cut(500_000, 0xA5)] {
+        let run = offer(offered);
+        assert_eq!(run.stderr, "", "{run}");
+        let fetched = still.fetched(name);
+        assert!(fetched[..end] == whole[..end]);
+        assert!(fetched[end..].iter().all(|byte| *byte == 0));
+    }
+    assert!(!conflicts.exists());
 }
 
 #[test]

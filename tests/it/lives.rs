@@ -315,6 +315,50 @@ fn l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived(major
 }
 per_major!(l01_l05_a_receiver_begins_at_no_clone_whose_wal_is_not_what_is_archived, v13 v19);
 
+/// Row L50: a required repository that is new says nothing of the server. The others are compared with it, and go on where they end.
+fn l50_an_empty_repository_lets_no_clone_in_and_leaves_no_hole_in_the_others(major: u32) {
+    let mut two = lives(major);
+    with_journal(&two.site);
+    two.production.start();
+    write(&two.production, "prod");
+    let first = two.production.archive_now();
+    let second = two.site.add_repository("second", "");
+    two.clone = Cluster::open(major, two.clone.pgdata())
+        .without_fsync()
+        .config("archive_command", "false")
+        .create();
+    two.clone.start();
+    write(&two.clone, "fake");
+    assert_eq!(two.clone.switch_wal(), first);
+    write(&two.clone, "fake");
+    receive_of(&two.site, &two.clone)
+        .expect_code(8)
+        .expect_stderr("server has other WAL than is archived");
+    // The next segments are archived nowhere, and the slot is made behind it.
+    two.production.alter_system("archive_command", "true");
+    two.production.alter_system("wal_keep_size", "1GB");
+    two.production.reload();
+    let next: Vec<String> = (0..3)
+        .map(|_| {
+            write(&two.production, "prod");
+            two.production.switch_wal()
+        })
+        .collect();
+    two.production.sql("checkpoint");
+    receive_of(&two.site, &two.production).success();
+    for name in &next {
+        assert!(two.site.object(name).exists(), "{name}");
+        let files = paths_below(&second);
+        assert!(files.iter().any(|f| f.ends_with(name)), "{name} in second");
+    }
+    two.site
+        .pitr()
+        .args(["wal", "gaps", "--repository", "local"])
+        .run()
+        .success();
+}
+per_major!(l50_an_empty_repository_lets_no_clone_in_and_leaves_no_hole_in_the_others, v13 v19);
+
 /// Row L19: a machine was received from, and is reverted to a snapshot. The segment that it writes then does not supersede what was received of the
 /// one before; both lives can be had.
 fn l04_l19_what_was_received_before_a_machine_was_reverted_is_not_superseded(major: u32) {

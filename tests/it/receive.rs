@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pitr::pg::segment::SegmentSize;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -445,6 +446,50 @@ fn w06_a_lost_slot_is_refused_and_its_successor_names_the_gap() {
     let lost = "was lost before it was received";
     site.pitr().arg("info").run().expect_stdout(lost);
     site.pitr().arg("doctor").run().expect_stdout(lost);
+}
+
+/// Row W62: the slot is gone, and the server has kept WAL for another reason. The gap ends where that begins, however little the role may read.
+#[test]
+fn w62_the_gap_behind_a_dropped_slot_ends_where_the_server_still_has_wal() {
+    for role in ["postgres", "narrow"] {
+        let builder = small(17)
+            .hba("local all postgres trust\nlocal replication postgres,narrow trust\n")
+            .config("wal_keep_size", "8MB")
+            .config("max_wal_size", "2MB")
+            .config("min_wal_size", "2MB");
+        let (site, cluster) = receiving(builder, "");
+        cluster.sql("create role narrow login replication");
+        let conninfo = cluster.conninfo("postgres");
+        connect_by(
+            &site,
+            &conninfo.replace("user=postgres", &format!("user={role}")),
+        );
+        let mut running = program(&site).spawn();
+        let position = write_wal(&cluster);
+        wait_safe(&mut running, &cluster, &position);
+        stop(running).success();
+        cluster.sql("select pg_drop_replication_slot('pitr')");
+        for _ in 0..14 {
+            cluster.sql("select pg_logical_emit_message(false, 'x', 'x'); select pg_switch_wal()");
+        }
+        cluster.sql("checkpoint; checkpoint");
+        let kept = "select min(name) from pg_ls_waldir() where name ~ '^[0-9A-F]{24}$'";
+        let kept = cluster.query_one_string(kept);
+        let mut running = program(&site).spawn();
+        let position = write_wal(&cluster);
+        wait_safe(&mut running, &cluster, &position);
+        stop(running).success();
+        let kept: pitr::pg::segment::SegmentName = kept.parse().unwrap();
+        let kept = kept.start_lsn(SegmentSize::new(SEGMENT).unwrap()).unwrap();
+        let gaps = site.pitr().args(["wal", "gaps", "--json"]).run();
+        let json = gaps.json().to_string();
+        assert!(
+            json.contains(&format!("\"{kept}\"")),
+            "{role}: {kept} {gaps}"
+        );
+        let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+        check_repository(&site, &cluster, 1, kept.0, end);
+    }
 }
 
 #[test]

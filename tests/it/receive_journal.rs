@@ -16,7 +16,8 @@ use crate::common::mount::{PowerDisk, SmallDisk};
 use crate::common::random::Random;
 use crate::common::reception::{configure, lsn, make_synchronous, status};
 use crate::common::{
-    Builder, Cluster, PATIENCE, Running, Site, copy_tree, number, paths_below, user, wait_until,
+    Builder, Cluster, PATIENCE, Running, Site, Stop, copy_tree, number, paths_below, user,
+    wait_until,
 };
 use crate::{require_mounts, require_root, require_strace};
 
@@ -119,6 +120,7 @@ fn check_journal(folder: &Path, cluster: &Cluster) -> u64 {
         system_identifier: cluster.system_identifier(),
         segment_size: SegmentSize::new(SEGMENT).unwrap(),
         limit_bytes: None,
+        is_mended: true,
         nonce: 1,
         now: TimestampTz(0),
     };
@@ -474,4 +476,152 @@ fn w11_a_repository_that_takes_nothing_lets_the_journal_grow_to_its_limit_and_no
     running.signal(Signal::TERM);
     running.wait().success();
     check_journal(&folder, &cluster);
+}
+
+/// The place of a journal file that rots.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Rot {
+    FileHeader,
+    FrameHeader,
+    Payload,
+}
+
+/// Turns a bit of a journal file.
+fn rot(path: &Path, place: Rot) {
+    let bytes = std::fs::read(path).unwrap();
+    let (mut frames, mut at) = (Vec::new(), 4096);
+    while bytes[at..].starts_with(b"WALF") {
+        frames.push(at);
+        let length = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap());
+        at += 20 + length as usize;
+    }
+    assert!(frames.len() > 2, "{} frames", frames.len());
+    let middle = frames[frames.len() / 2];
+    let at = match place {
+        Rot::FileHeader => 20,
+        Rot::FrameHeader => middle,
+        Rot::Payload => middle + 20,
+    };
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[bytes[at] ^ 0x10], at as u64).unwrap();
+}
+
+/// The complete segments of a journal, with their files.
+fn complete(folder: &Path) -> Vec<(SegmentName, PathBuf)> {
+    let mut held: Vec<(SegmentName, PathBuf)> = paths_below(&folder.join("journal"))
+        .into_iter()
+        .filter_map(|path| Some((path.file_stem()?.to_str()?.parse().ok()?, path)))
+        .collect();
+    held.sort();
+    let written = |path: &Path| std::fs::read(path).unwrap()[4096..].starts_with(b"WALF");
+    held.retain(|(_, path)| written(path));
+    held.pop();
+    held
+}
+
+/// A sector of the journal rots before what it held was shipped. The server is asked for it again; where it has it no more, the gap is recorded.
+/// All that lies behind is shipped in any case.
+fn rotten(place: Rot, which: usize, is_lost: bool) {
+    let sandbox = crate::common::Sandbox::new("journal");
+    let folder = sandbox.dir("disk");
+    let (site, mut cluster) = receiving(&folder, "");
+    let running = start(&site, &cluster);
+    exchange(&site, true);
+    write_wal(&cluster, 4 << 20);
+    wait_until(PATIENCE, "all of it is acknowledged", || is_safe(&cluster));
+    running.signal(Signal::KILL);
+    running.wait();
+    let held = complete(&folder);
+    let (name, path) = &held[which];
+    assert!(held.len() > which + 2, "{held:?}");
+    if is_lost {
+        lose(&cluster, *name);
+    }
+    rot(path, place);
+    exchange(&site, false);
+    // Without a server, too, what lies behind gets into the repository.
+    let is_away = place == Rot::FrameHeader && !is_lost;
+    if is_away {
+        cluster.stop(Stop::Fast);
+    }
+    let mut running = site.pitr().args(["receive"]).spawn();
+    if is_away {
+        let behind = site.object(&held[which + 1].0.to_string());
+        wait_until(PATIENCE, "what lies behind is shipped", || behind.exists());
+        assert!(!site.object(&name.to_string()).exists());
+        assert!(path.exists(), "the rest is not asked for after a restart");
+        cluster.start();
+    }
+    wait_until(PATIENCE, "everything is safe again", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        is_safe(&cluster)
+    });
+    cluster.sql("insert into t values ('synchronous')");
+    let end = lsn(&cluster.query_one_string("select pg_current_wal_flush_lsn()"));
+    wait_until(PATIENCE, "the repository has everything", || {
+        assert!(!running.is_done(), "it ended: {}", running.stderr());
+        archived(&folder.join("journal")) >= end
+    });
+    running.signal(Signal::TERM);
+    let run = running.wait().success();
+    let kept = complete(&folder);
+    assert!(kept.len() <= 1, "{kept:?}\n{run}");
+    for (segment, _) in &held {
+        let is_there = site.object(&segment.to_string()).exists();
+        assert_eq!(is_there, !is_lost || segment != name, "{segment}: {run}");
+        if is_there && !is_lost {
+            let target = site.sandbox().join("RECOVERYXLOG");
+            let fetch = site.restore().arg(segment.to_string()).arg(&target);
+            fetch.run().success();
+            let there = std::fs::read(wal_file(&cluster, *segment)).unwrap();
+            assert!(std::fs::read(&target).unwrap() == there, "{segment}");
+        }
+    }
+    let gaps = site.pitr().args(["wal", "gaps"]).run();
+    assert_eq!(gaps.is_success(), !is_lost, "{place:?}: {gaps}\n{run}");
+    let told = match is_lost {
+        true => "recorded as a gap. Take a base backup",
+        false => "the server sent it again",
+    };
+    assert!(run.stderr.contains(told), "{place:?}: {run}");
+}
+
+/// Has the server remove a segment.
+fn lose(cluster: &Cluster, name: SegmentName) {
+    for (setting, value) in [
+        ("wal_keep_size", "0"),
+        ("max_wal_size", "2MB"),
+        ("min_wal_size", "2MB"),
+    ] {
+        cluster.alter_system(setting, value);
+    }
+    cluster.reload();
+    wait_until(PATIENCE, "the server has removed it", || {
+        cluster.sql("select pg_logical_emit_message(false, 'x', 'x'); select pg_switch_wal()");
+        cluster.sql("checkpoint");
+        !wal_file(cluster, name).exists()
+    });
+}
+
+#[test]
+fn w60_a_rotten_frame_header_of_the_journal_loses_nothing_that_the_server_has() {
+    rotten(Rot::FrameHeader, 1, false);
+}
+
+#[test]
+fn w60_behind_a_rotten_frame_header_the_gap_is_recorded_where_the_server_has_it_no_more() {
+    rotten(Rot::FrameHeader, 1, true);
+}
+
+#[test]
+fn w60_a_rotten_file_header_of_the_journal_loses_nothing_that_the_server_has() {
+    rotten(Rot::FileHeader, 0, false);
+    rotten(Rot::FileHeader, 1, true);
+}
+
+#[test]
+fn w61_rotten_wal_of_the_journal_stops_no_shipping() {
+    for is_lost in [false, true] {
+        rotten(Rot::Payload, 0, is_lost);
+    }
 }

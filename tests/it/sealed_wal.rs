@@ -1,5 +1,8 @@
 //! WAL in encrypted repositories beside whole segments: histories, partials, and archiving ahead.
 
+use pitr::pg::segment::{SegmentName, SegmentSize};
+
+use crate::archive::end_of_a_record;
 use crate::common::s3::peer::Peer;
 use crate::common::{PATIENCE, Program, Still, pitr_archive, pitr_restore, user, wait_until};
 use crate::s3_cycle::Bucketed;
@@ -55,6 +58,54 @@ fn histories_and_partials_are_sealed_and_come_back_byte_for_byte() {
     }
     own("00000002.history", b"1\t0/4000000\tanother\n\n");
     push("writer", "00000002.history").expect_code(23);
+    sealed
+        .on("reader")
+        .args(["verify", "--quiet"])
+        .run()
+        .success();
+}
+
+/// Row L51: a host that cannot read the partial that is archived keeps a longer one beside it, and says so. One that can stores its WAL.
+#[test]
+fn l51_a_longer_partial_continues_an_encrypted_one_that_can_be_read() {
+    let still = Still::new(17, 1, 1);
+    let sealed = Sealed::new(&still.cluster);
+    let name = &still.segments[0];
+    let whole = std::fs::read(still.wal(name)).unwrap();
+    let start = name.parse::<SegmentName>().unwrap();
+    let start = start.start_lsn(SegmentSize::new(1 << 20).unwrap()).unwrap();
+    let ends = [400_000, 600_000].map(|from| {
+        let end = end_of_a_record(&whole, start.0, from);
+        usize::try_from(end - start.0).unwrap()
+    });
+    // A tail is not handed out where pg_wal has as much.
+    std::fs::remove_file(still.wal(name)).unwrap();
+    let partial = format!("{name}.partial");
+    let push = |host: &str, end: usize| {
+        let mut bytes = whole.clone();
+        bytes[end..].fill(0);
+        std::fs::write(still.wal(&partial), bytes).unwrap();
+        user::own(&still.wal(&partial));
+        let program = pitr_archive().arg("--config").arg(sealed.config(host));
+        let program = program.arg(format!("pg_wal/{partial}"));
+        program.dir(still.cluster.pgdata()).run().success()
+    };
+    let is_stored_to = |end: usize| {
+        let fetched = still.wal("RECOVERYXLOG");
+        sealed.fetch(&still, "reader", 0).run().success();
+        let bytes = std::fs::read(&fetched).unwrap();
+        std::fs::remove_file(fetched).unwrap();
+        bytes[..end] == whole[..end] && bytes[end..].iter().all(|byte| *byte == 0)
+    };
+    push("writer", ends[0]);
+    let run = push("writer", ends[1]);
+    assert!(run.stderr.contains("this host cannot read it"), "{run}");
+    assert!(is_stored_to(ends[0]));
+    let run = push("reader", ends[1]);
+    assert!(run.stderr.contains("continues it up to"), "{run}");
+    assert!(is_stored_to(ends[1]));
+    let run = push("reader", ends[1]);
+    assert_eq!(run.stderr, "", "{run}");
     sealed
         .on("reader")
         .args(["verify", "--quiet"])

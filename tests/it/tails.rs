@@ -250,6 +250,60 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
 }
 per_major!(h06_the_partial_of_an_old_timeline_leads_to_its_end, v14 v16 v19);
 
+/// Row L51: a primary died ahead of the standby that was promoted. Its last segment, brought in by hand, gives its last commits to the old timeline.
+fn l51_what_a_dead_primary_had_ahead_of_its_successor_is_on_the_old_timeline(major: u32) {
+    let (site, mut primary) = Site::with_cluster(major);
+    primary.sql("create table t (id int)");
+    backup(&site).run().success();
+    commit(&primary, 1);
+    primary.archive_now();
+    let mut standby = Cluster::builder(major).standby_of(&primary).create();
+    site.attach(&standby);
+    standby.start();
+    let (_, end) = commit(&primary, 2);
+    wait_until(PATIENCE, "the standby has replayed", || {
+        let replayed = "select pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn";
+        standby.query_one_string(&replayed.replace("{lsn}", &end.to_string())) == "t"
+    });
+    standby.alter_system("primary_conninfo", "");
+    standby.reload();
+    wait_until(PATIENCE, "it is on its own", || {
+        standby.query_one_string("select count(*) from pg_stat_wal_receiver") == "0"
+    });
+    let (last_xid, end) = commit(&primary, 3);
+    let (name, path) = segment_of(&primary, 1, end);
+    primary.stop(Stop::Immediate);
+    standby.promote();
+    commit(&standby, 4);
+    standby.archive_now();
+    let partial = site.object(&format!("{name}.partial"));
+    wait_until(PATIENCE, "the partial is archived", || partial.exists());
+    drop(standby);
+
+    let last = || plan(&site, &["--target-timeline", "1"])["last_commit"]["xid"].clone();
+    assert_ne!(last(), last_xid);
+    let push = site.pitr().args(["wal", "push"]).arg(&path);
+    let run = push.clone().run().success();
+    assert!(run.stderr.contains("continues it up to"), "{run}");
+    assert_eq!(last(), last_xid, "{run}");
+    push.run().success();
+    for (timeline, rows) in [("1", "{1,2,3}"), ("2", "{1,2,4}")] {
+        let copy = Sandbox::new("copy");
+        let to = copy.join("data");
+        site.pitr()
+            .args(["restore", "--target-timeline", timeline, "--to"])
+            .arg(&to)
+            .run()
+            .success();
+        let mut server = Cluster::open(major, &to).option("fsync", "off").create();
+        server.start();
+        server.wait_promoted();
+        assert_eq!(ids(&server), rows, "timeline {timeline}");
+    }
+    site.pitr().arg("verify").run().success();
+}
+per_major!(l51_what_a_dead_primary_had_ahead_of_its_successor_is_on_the_old_timeline, v13 v19);
+
 /// A standby may have streamed more than the archive holds: what it has is never replaced by less, or its promotion would fail.
 fn f18_a_tail_never_replaces_what_a_standby_has_streamed(major: u32) {
     let (site, mut primary) = Site::with_cluster(major);

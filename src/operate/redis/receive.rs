@@ -160,6 +160,7 @@ fn journal_options(session: &Session, redis: &Redis) -> Result<journal::Options>
         system_identifier: number_of(&redis.name, &identity(redis)),
         segment_size: SegmentSize::new(SEGMENT_BYTES)?,
         limit_bytes: redis.journal_limit_bytes,
+        is_mended: false,
         nonce: host.random(),
         now: host.now(),
     })
