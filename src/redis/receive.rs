@@ -3,6 +3,7 @@
 //! Redis: src/replication.c (replicationSendAck, replconfCommand, replicationCron).
 
 use std::collections::VecDeque;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,8 +13,9 @@ use tokio::sync::watch;
 use super::connection::{Arrived, Connection, Tick, lost, silent};
 use super::history::{Beginning, Held, Parent};
 use super::position::{self, Action};
-use super::record::{Recorder, State};
+use super::record::{Recorder, SEGMENT_BYTES, State};
 use super::resp::{self, FullResync, Reply};
+use super::shipment::Rewind;
 use super::source::Source;
 use super::{command::Reader, transfer};
 use crate::config::RedisAcknowledge;
@@ -51,6 +53,29 @@ pub struct Sink<'a> {
     pub held: Option<State>,
     /// The place of the next record in the journal. The first one of a process begins a segment.
     pub place: u64,
+    /// The state in front of bytes that the journal has lost since they were received.
+    pub rewind: Rewind,
+}
+
+impl Sink<'_> {
+    /// Goes back to what the journal has, where it has lost something. The bytes that follow begin a segment.
+    fn rewind(&mut self) -> Result<()> {
+        let lost = self
+            .rewind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(state) = lost else {
+            return Ok(());
+        };
+        let position = state.reader.position();
+        self.held = Some(state);
+        self.place = self.place.next_multiple_of(SEGMENT_BYTES);
+        Err(err!(
+            Unreachable,
+            "the journal has lost what follows position {position}"
+        ))
+    }
 }
 
 /// The stream of one connection.
@@ -391,6 +416,7 @@ impl Stream<'_, '_> {
                     }
                 }
             }
+            self.sink.rewind()?;
             self.see_durable()?;
             self.acknowledge()?;
             succeeded();

@@ -1,7 +1,7 @@
 //! The thread that brings a history's log from the journal into one repository.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::command::Reader;
@@ -196,7 +196,8 @@ impl Assembly {
     /// Says of a state that follows in the journal whether bytes between are lost.
     fn before(&self, state: &mut State, now: TimestampTz) {
         let position = state.reader.position();
-        let goes_on = state.replid == self.state.replid && position == self.to();
+        // The journal has bytes twice that were damaged for another repository.
+        let goes_on = state.replid == self.state.replid && position <= self.to();
         let is_child = state.parent.as_ref().is_some_and(|parent| {
             parent.replid == self.state.replid && parent.fork == position && position <= self.to()
         });
@@ -212,6 +213,24 @@ impl Assembly {
             reason: Some("the journal was damaged".to_owned()),
             time: now,
         });
+    }
+
+    /// Whether a state at the beginning of a file goes on where this one ends, or says that the server cannot.
+    fn answered(&self, state: &State, file: SegmentName) -> Answer {
+        let (replid, to) = (&self.state.replid, self.to());
+        let position = state.reader.position();
+        let after = state.beginning.as_ref().and_then(|b| b.after.as_ref());
+        // The server may have gone on with another history meanwhile, and without the last of these bytes.
+        let leaves = |p: &Parent| p.replid == *replid && p.fork == position && position <= to;
+        if after.is_some_and(|after| after.replid == *replid && after.position == to) {
+            Answer::Gone
+        } else if (state.replid == *replid && position == to)
+            || state.parent.as_ref().is_some_and(leaves)
+        {
+            Answer::Again(file)
+        } else {
+            Answer::None
+        }
     }
 
     /// The segment that follows.
@@ -312,7 +331,24 @@ pub struct Shipment {
     known: Option<Told>,
     /// The place in the journal that could not be read.
     unreadable: Option<(SegmentName, Lsn)>,
+    /// The way to ask the session for what the journal lost.
+    rewind: Rewind,
+    /// The place in the journal for which it was asked, while no answer has come.
+    lost: Option<(SegmentName, Lsn)>,
     open: KeptOpen,
+}
+
+/// The state in front of bytes that the journal has lost: a session that finds it asks the server for them once more.
+pub type Rewind = Arc<Mutex<Option<State>>>;
+
+/// The words of a session for what follows a damage of the journal.
+enum Answer {
+    /// The files up to this one hold nothing that it does not send again.
+    Again(SegmentName),
+    /// The server has these bytes no more.
+    Gone,
+    /// None came so far.
+    None,
 }
 
 /// A history, the one that it goes on from, and where its reception began.
@@ -327,7 +363,12 @@ enum Step {
 
 impl Shipment {
     /// The thread's work for the repository of this number.
-    pub fn new(ship: Arc<Ship>, index: usize, origin: Origin, is_waited_for: bool) -> Shipment {
+    pub fn new(
+        ship: Arc<Ship>,
+        index: usize,
+        (origin, is_waited_for): (Origin, bool),
+        rewind: Rewind,
+    ) -> Shipment {
         Shipment {
             attempts: Attempts::new(&ship, index, "the log"),
             ship,
@@ -343,6 +384,8 @@ impl Shipment {
             last_put: None,
             known: None,
             unreadable: None,
+            rewind,
+            lost: None,
             open: KeptOpen::default(),
         }
     }
@@ -354,7 +397,7 @@ impl Shipment {
             match self.step() {
                 Ok(Step::Stored) => self.attempts.succeeded(),
                 Ok(Step::Wait(time)) => self.ship.follower.wait(version, Wake::AnyRound, time),
-                Ok(Step::Done) => return true,
+                Ok(Step::Done) => return self.lost.is_none(),
                 Err(e) if self.ship.is_stopping() => {
                     self.attempts.report(&e);
                     return false;
@@ -479,17 +522,30 @@ impl Shipment {
             let mut records = Records::new(left, |buffer: &mut [u8]| fill(frames, buffer));
             let record = match records.read() {
                 Ok(record) => record,
-                Err(e) if segment.is_last || self.unreadable != Some((segment.name, place)) => {
+                Err(e)
+                    if self.unreadable != Some((segment.name, place))
+                        || segment.is_last && self.assembly.is_none() =>
+                {
                     // It is read once more from the record's beginning.
                     self.unreadable = Some((segment.name, place));
                     self.cursor = None;
                     return Err(e);
                 }
-                Err(_) => {
-                    // The rest of the file is lost: the next one begins with a state, which tells how much that is.
-                    self.read_to_its_end(segment.name);
-                    continue;
-                }
+                Err(e) => match self.answer((segment.name, place), &segments, &e)? {
+                    Answer::None => return Ok(None),
+                    Answer::Again(name) => {
+                        let passed = segments
+                            .iter()
+                            .filter(|s| (segment.name..name).contains(&s.name));
+                        passed.for_each(|passed| self.read_to_its_end(passed.name));
+                        continue;
+                    }
+                    Answer::Gone => {
+                        // The rest of the file is lost: the next one begins with a state, which tells how much that is.
+                        self.read_to_its_end(segment.name);
+                        continue;
+                    }
+                },
             };
             let left_behind = records.left();
             cursor.place = cursor.frames.lsn();
@@ -502,6 +558,53 @@ impl Shipment {
                 return Ok(None);
             }
             self.read_to_its_end(segment.name);
+        }
+    }
+
+    /// Asks the session for what follows the last record that was read, and looks in the files behind the damage for its answer. The position of the repository
+    /// stays where it is meanwhile: nothing behind it is acknowledged.
+    fn answer(
+        &mut self,
+        place: (SegmentName, Lsn),
+        segments: &[Segment],
+        error: &Error,
+    ) -> Result<Answer> {
+        self.cursor = None;
+        let Some(assembly) = &self.assembly else {
+            return Ok(Answer::Gone);
+        };
+        let to = assembly.to();
+        for behind in segments.iter().filter(|s| s.name > place.0) {
+            let state = self.first_state(behind);
+            let answer = state.map_or(Answer::None, |state| assembly.answered(&state, behind.name));
+            if !matches!(answer, Answer::None) {
+                self.lost = None;
+                return Ok(answer);
+            }
+        }
+        if self.lost != Some(place) {
+            let state = State {
+                beginning: None,
+                reader: assembly.end.clone(),
+                ..assembly.state.clone()
+            };
+            self.ship.progress.warn(&format!(
+                "{error}: the server is asked once more for what follows position {to}"
+            ));
+            *self.rewind.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+            self.lost = Some(place);
+        }
+        Ok(Answer::None)
+    }
+
+    /// The state with which a file of the journal begins; none where it cannot be read.
+    fn first_state(&self, segment: &Segment) -> Option<State> {
+        let mut frames = self.ship.follower.open(segment.name).ok()?;
+        let left = segment.to.0.saturating_sub(segment.from.0);
+        let mut records = Records::new(left, |buffer: &mut [u8]| fill(&mut frames, buffer));
+        match records.read() {
+            Ok(Some(Record::State(state))) => Some(*state),
+            _ => None,
         }
     }
 
@@ -687,6 +790,54 @@ pub fn fill(frames: &mut Frames<File>, buffer: &mut [u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_the_journal_answers_for_what_was_lost_before_it() {
+        let state = |replid: &str, position: u64| State {
+            replid: replid.to_owned(),
+            run_id: String::new(),
+            parent: None,
+            server_version: String::new(),
+            flavor: String::new(),
+            beginning: None,
+            reader: Reader::new(position, None),
+        };
+        let begun = |after: Option<u64>| Beginning {
+            position: 150,
+            after: after.map(|position| Held {
+                replid: "a".to_owned(),
+                position,
+            }),
+            reason: None,
+            time: TimestampTz(0),
+        };
+        let child = |position: u64, fork: u64| State {
+            parent: Some(Parent {
+                replid: "a".to_owned(),
+                fork,
+            }),
+            ..state("b", position)
+        };
+        let behind = |after: Option<u64>| State {
+            beginning: Some(begun(after)),
+            ..state("a", 150)
+        };
+        let assembly = Assembly::new(state("a", 100), Vec::new());
+        let name: SegmentName = "000000010000000000000003".parse().unwrap();
+        let answered = |state: State| match assembly.answered(&state, name) {
+            Answer::Again(_) => "again",
+            Answer::Gone => "gone",
+            Answer::None => "none",
+        };
+        assert_eq!(answered(state("a", 100)), "again");
+        assert_eq!(answered(state("a", 150)), "none");
+        assert_eq!(answered(behind(Some(100))), "gone");
+        // The gap of another time is none of this one.
+        assert_eq!(answered(behind(Some(70))), "none");
+        assert_eq!(answered(behind(None)), "none");
+        assert_eq!(answered(child(90, 90)), "again");
+        assert_eq!(answered(child(200, 200)), "none");
+    }
 
     #[test]
     fn a_byte_is_stored_three_times_at_most_and_a_reader_opens_few_objects() {

@@ -24,7 +24,7 @@ use crate::redis::kind::NAME;
 use crate::redis::position::{self, Action};
 use crate::redis::receive::{self, Process, Sink, Told, Turn};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
-use crate::redis::shipment::{self, Origin, Shipment};
+use crate::redis::shipment::{self, Origin, Rewind, Shipment};
 use crate::redis::source::Source;
 use crate::redis::walk;
 use crate::repo::log_keys::LogKeys;
@@ -110,7 +110,8 @@ pub(super) fn until_stopped(
     let options = journal_options(session, redis)?;
     ship_former(session, (peer, settings, &scope), &options)?;
     let journal = Journal::open(&options, Arc::clone(&session.host.progress))?;
-    let shipper = ship(session, (peer, settings), &journal, &scope)?;
+    let rewind = Rewind::default();
+    let shipper = ship(session, (peer, settings), (&journal, &rewind), &scope)?;
     let (held, end) = tail(&journal)?;
     let runtime = runtime::start()?;
     let mut sink = Sink {
@@ -120,6 +121,7 @@ pub(super) fn until_stopped(
         runtime: &runtime,
         held,
         place: end.next_multiple_of(SEGMENT_BYTES),
+        rewind,
     };
     let received = receive(session, (peer, settings, &scope), &mut sink, check);
     let position = sink
@@ -188,7 +190,12 @@ fn ship_former(
             Err(e) if e.code() == Code::Locked => continue,
             journal => journal?,
         };
-        let shipper = ship(session, (peer, settings), &journal, scope)?;
+        let shipper = ship(
+            session,
+            (peer, settings),
+            (&journal, &Rewind::default()),
+            scope,
+        )?;
         let is_shipped = shipper.finish(FINISH_MAX);
         journal.close()?;
         let shown = path.display();
@@ -295,14 +302,16 @@ fn number_of(name: &str, identity: &str) -> u64 {
 fn ship(
     session: &Session,
     (peer, settings): (&Peer<'_>, &Settings),
-    journal: &Journal,
+    (journal, rewind): (&Journal, &Rewind),
     scope: &Scope,
 ) -> Result<Shipper> {
     let host = &session.host;
     let origin = origin_of(session, peer, scope);
     let is_waited_for = peer.redis.acknowledge == RedisAcknowledge::Repository;
+    let rewind = Arc::clone(rewind);
     let work: Work = Arc::new(move |ship, index| {
-        Shipment::new(Arc::clone(ship), index, origin.clone(), is_waited_for).run()
+        let origin = (origin.clone(), is_waited_for);
+        Shipment::new(Arc::clone(ship), index, origin, Arc::clone(&rewind)).run()
     });
     let options = shipping::Options {
         repositories: settings.repositories.clone(),
@@ -436,7 +445,9 @@ fn receive(
             return Ok(());
         }
         // An operator may put right what worked before: the journal keeps what was received. At the start an error ends the receiver.
-        if !receive::may_try_again(&error) && !(has_received && receive::may_be_mended(&error)) {
+        let may_go_on =
+            receive::may_try_again(&error) || has_received && receive::may_be_mended(&error);
+        if !may_go_on {
             return Err(error);
         }
         let text = error.to_string();

@@ -492,6 +492,72 @@ fn r26_a_damaged_journal_is_received_again_or_recorded_as_a_gap() {
     }
 }
 
+/// A damage of the journal is found while the receiver runs: nothing behind it is acknowledged before the server has sent it again, or has it no more.
+#[test]
+fn r149_a_journal_that_is_damaged_below_a_running_receiver_is_received_again() {
+    for is_lost in [false, true] {
+        let backlog = if is_lost { "2mb" } else { "64mb" };
+        let options = [
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-backlog-size",
+            backlog,
+        ];
+        let server = Server::start("redis-7", &options);
+        let world = World::new(&server);
+        configure(&world, &server, "receive.acknowledge = \"repository\"");
+        let running = receiver(&world, &server);
+        world.backup();
+        confirm(&server, "SET a 1\n", 1);
+        // Nothing is shipped while the repository is away.
+        let away = world.sandbox.join("away");
+        std::fs::rename(world.repository(), &away).unwrap();
+        // A segment of the log is in memory: the damage is to lie behind it.
+        let lines: String = (0..240)
+            .map(|n| format!("SET key:{n} {}\n", "v".repeat(100_000)))
+            .collect();
+        server.feed(&lines);
+        let journal = world.sandbox.join("journal");
+        let second = || {
+            let mut files = crate::common::files_below(&journal);
+            files.retain(|file| file.ends_with("000000000000001.wal"));
+            Some(journal.join(files.first()?))
+        };
+        let is_written = |path: &std::path::PathBuf| {
+            let mut bytes = [0; 64];
+            let file = std::fs::File::open(path).unwrap();
+            let read = std::os::unix::fs::FileExt::read_at(&file, &mut bytes, 7_000_000).unwrap();
+            bytes[..read].iter().any(|byte| *byte != 0)
+        };
+        wait_until(PATIENCE, "the journal has it", || {
+            second().as_ref().is_some_and(is_written)
+        });
+        let path = second().unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"damage", 3_500_000).unwrap();
+        std::fs::rename(&away, world.repository()).unwrap();
+        confirm(&server, "SET last 1\n", 1);
+        confirm(&server, "SET behind 1\n", 1);
+        let end = Moment::of(&server);
+        let told = stop(running);
+        told.expect_stderr("the server is asked once more for what follows position");
+        let log = world
+            .repository()
+            .join("aux/redis/cache/log")
+            .join(&end.replid);
+        let begun = std::fs::read_dir(log.join("begins")).unwrap().count();
+        assert_eq!(begun > 1, is_lost, "{begun}");
+        let to = world.sandbox.join("copy");
+        let run = world.restoring(&to, &["--latest"]).run();
+        if is_lost {
+            run.expect_code(5).expect_stderr("were never received");
+        } else {
+            run.success();
+            assert_eq!(Server::on("redis-7", &to, &[]).content(), end.content);
+        }
+    }
+}
+
 /// A host without the private half of the keys receives into an encrypted repository, and goes on there also when its journal is lost.
 #[test]
 fn r27_a_host_that_cannot_read_goes_on_in_an_encrypted_repository() {
