@@ -126,8 +126,8 @@ impl Mounted {
 
     fn bring(&self, hollow: &Arc<Hollow>, from: u64, to: u64) -> Result<()> {
         // The cause was told; a program gets no wrong bytes.
-        let failed = |_| Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
-        self.queue.bring(hollow, from, to).map_err(failed)
+        let brought = self.queue.bring(hollow, from, to);
+        brought.map_err(|e| self.queue.failed(e))
     }
 
     fn read_at(&self, open: &Open, from: u64, size: u32) -> Result<Vec<u8>> {
