@@ -432,7 +432,8 @@ impl Filesystem for Mounted {
             let (from, to) = (self.child(parent, name)?, self.child(new_parent, new_name)?);
             let rename = || self.shadow.directory.rename(&from, &to);
             self.shadow.renamed(&from, &to, rename)?;
-            self.nodes().renamed(&from, &to);
+            let is_directory = self.shadow.is_directory(&to);
+            self.nodes().renamed(&from, &to, is_directory);
             Ok(())
         };
         match rename() {
