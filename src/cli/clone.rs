@@ -1,6 +1,7 @@
 //! `pitr clone`.
 
 use std::io::{Read, Seek};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::operate::clone::folder::{self, Folder, Stage, State};
 use crate::operate::clone::{self, Asked, namespace};
 use crate::operate::human;
 use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
+use crate::tree::filesystem::Filesystem;
 
 /// How often the state of a clone that is made is looked at.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -106,7 +108,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Some(Command::Stop { id, confirm, place }) => {
             stop(&folder_of(place, cx)?, id, *confirm, cx)
         }
-        Some(Command::Keep { id, place }) => keep(&folder_of(place, cx)?, id, cx),
+        Some(Command::Keep { id, place }) => keep(place, id, cx),
     }
 }
 
@@ -115,9 +117,27 @@ pub(super) fn folder_of(args: &PlaceArgs, cx: &Context) -> Result<PathBuf> {
     if let Some(dir) = &args.dir {
         return Ok(cx.session.environment.absolute(dir));
     }
-    let cluster = cx.session.settings()?.cluster_if_named()?;
-    let configured = cluster.and_then(|c| c.clone_dir);
+    let configured = configured(cx)?;
     Ok(configured.unwrap_or_else(|| cx.session.host.scratch.clone()))
+}
+
+fn configured(cx: &Context) -> Result<Option<PathBuf>> {
+    let cluster = cx.session.settings()?.cluster_if_named()?;
+    Ok(cluster.and_then(|c| c.clone_dir))
+}
+
+/// Why files of a clone below a directory do not last, where that is so.
+fn passing(args: &PlaceArgs, below: &Path, cx: &Context) -> Result<Option<String>> {
+    let shown = below.display();
+    let opened = std::fs::File::open(below);
+    let opened = opened.map_err(|e| Error::from_io(format!("open \"{shown}\""), e))?;
+    if Filesystem::of(opened.as_fd()) == Filesystem::Memory {
+        return Ok(Some(format!("\"{shown}\" is in memory")));
+    }
+    let is_named = args.dir.is_some() || configured(cx)?.is_some();
+    Ok((!is_named).then(|| {
+        format!("\"{shown}\" is where temporary files go, and the system may remove them")
+    }))
 }
 
 fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
@@ -137,6 +157,11 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
     clone::check_possible()?;
     let below = folder_of(&args.place, cx)?;
     let at = Folder::choose(&below, cx.session.host.random())?;
+    if let Some(why) = passing(&args.place, &below, cx)? {
+        cx.session.note(&format!(
+            "the clone cannot be kept: {why}. For one that may be kept name a directory on a disk: --dir DIR, or clone_dir"
+        ));
+    }
     cx.stop_with_cleanup()?;
     match begin(&at, cx)? {
         // Another command has kept and stopped it since.
@@ -320,19 +345,23 @@ fn stop(below: &Path, id: &str, is_confirmed: bool, cx: &Context) -> Result<u8> 
         return Err(err!(Refused, "clone {id} is to be kept, and is not whole yet: stopped now, it would be lost")
             .hint(format!("Nothing was done. Wait until pitr clone list says \"whole\", ask again where it says why it is not kept (pitr clone keep {id}), or throw it away: pitr clone stop {id} --confirm")));
     }
-    folder::ask_to_stop(&state);
+    folder::ask_to_stop(&path, &state);
     while folder::is_held(&path) {
         cx.session.host.check_stop()?;
         std::thread::sleep(PAUSE);
     }
     // Also where its process was killed: the list removes or finishes what that has left.
     let left = folder::list(below).into_iter().find(|one| one.id == id);
-    match left {
-        Some(state) => match not_settled(&path, &state) {
-            Some(why) => Err(why),
-            None => stopped(id, Some(state).filter(|s| s.stage == Stage::Kept), cx),
-        },
-        None => stopped(id, None, cx),
+    let why = left.as_ref().and_then(|state| not_settled(&path, state));
+    match (why, left.filter(|state| state.stage == Stage::Kept)) {
+        (Some(why), _) => Err(why),
+        (None, None) if path.exists() => Err(err!(
+            Io,
+            "clone {id} is stopped, and \"{}\" could not be removed",
+            path.display()
+        )
+        .hint("Nobody holds it any more. Look whose the files in it are, and remove it by hand.")),
+        (None, kept) => stopped(id, kept, cx),
     }
 }
 
@@ -379,8 +408,12 @@ fn stopped(id: &str, left: Option<State>, cx: &Context) -> Result<u8> {
     Ok(exit::SUCCESS)
 }
 
-fn keep(below: &Path, id: &str, cx: &Context) -> Result<u8> {
-    let (path, state) = folder::find(below, id)?;
+fn keep(place: &PlaceArgs, id: &str, cx: &Context) -> Result<u8> {
+    let below = folder_of(place, cx)?;
+    let (path, state) = folder::find(&below, id)?;
+    if let Some(why) = passing(place, &below, cx)? {
+        return Err(err!(Refused, "clone {id} cannot be kept: {why}").hint("Nothing was done. Make the clone again on a disk: --dir DIR, or clone_dir. A directory for temporary files that lasts is named with --dir here, too."));
+    }
     if let Some(why) = not_settled(&path, &state) {
         return Err(why);
     }

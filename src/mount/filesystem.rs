@@ -126,8 +126,8 @@ impl Mounted {
 
     fn bring(&self, hollow: &Arc<Hollow>, from: u64, to: u64) -> Result<()> {
         // The cause was told; a program gets no wrong bytes.
-        let failed = |_| Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
-        self.queue.bring(hollow, from, to).map_err(failed)
+        let brought = self.queue.bring(hollow, from, to);
+        brought.map_err(|e| self.queue.failed(e))
     }
 
     fn read_at(&self, open: &Open, from: u64, size: u32) -> Result<Vec<u8>> {
@@ -432,7 +432,8 @@ impl Filesystem for Mounted {
             let (from, to) = (self.child(parent, name)?, self.child(new_parent, new_name)?);
             let rename = || self.shadow.directory.rename(&from, &to);
             self.shadow.renamed(&from, &to, rename)?;
-            self.nodes().renamed(&from, &to);
+            let is_directory = self.shadow.is_directory(&to);
+            self.nodes().renamed(&from, &to, is_directory);
             Ok(())
         };
         match rename() {

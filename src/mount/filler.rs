@@ -37,6 +37,8 @@ const TOLD_MAX: u64 = 20;
 pub struct Queue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    /// The first error of a reader that says nothing about the backup.
+    outside: Mutex<Option<Error>>,
 }
 
 #[derive(Default)]
@@ -70,7 +72,7 @@ impl Queue {
         {
             let mut waiting = self.waiting();
             if waiting.is_closed {
-                return Err(err!(Unreachable, "the mount is ending"));
+                return Err(err!(Interrupted, "the mount is ending"));
             }
             let since = Instant::now();
             waiting.urgent.push_back(Request {
@@ -93,6 +95,25 @@ impl Queue {
         self.changed.notify_all();
         let late = |_| err!(Unreachable, "the repository has not answered in time");
         answered.recv_timeout(deadline() + PAUSE).map_err(late)?
+    }
+
+    /// Keeps the first error of a reader that says nothing about the backup; returns the system's error for that reader.
+    pub fn failed(&self, e: Error) -> std::io::Error {
+        let errno = match e.code() {
+            Code::Full => rustix::io::Errno::NOSPC,
+            _ => rustix::io::Errno::IO,
+        };
+        if is_outside(&e) {
+            let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+            outside.get_or_insert(e);
+        }
+        errno.into()
+    }
+
+    /// The first error of a reader that says nothing about the backup: a repository that was away, a full disk.
+    pub fn outside(&self) -> Option<Error> {
+        let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        outside.take()
     }
 
     /// Ends the threads; who still waits gets an error.
@@ -376,6 +397,18 @@ fn is_passing(e: &Error) -> bool {
 /// Whether a repository that is a directory has failed. A disk that is mounted over a network does so while its server is away.
 fn is_of_the_medium(e: &Error) -> bool {
     matches!(e.code(), Code::Io | Code::Deadline)
+}
+
+/// Whether an error says nothing about the backup.
+fn is_outside(e: &Error) -> bool {
+    let codes = [
+        Code::Full,
+        Code::TargetWrite,
+        Code::Denied,
+        Code::Key,
+        Code::Config,
+    ];
+    codes.contains(&e.code()) || e.is_frozen() || (is_passing(e) && !e.is_medium())
 }
 
 /// An error of the local directory, for which nobody waits.

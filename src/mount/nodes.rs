@@ -93,18 +93,27 @@ impl Nodes {
         }
     }
 
-    /// A path, and all below it, has a new name.
-    pub fn renamed(&mut self, from: &Path, to: &Path) {
+    /// A path has a new name, and so has all below it where it is a directory.
+    pub fn renamed(&mut self, from: &Path, to: &Path, is_directory: bool) {
         if from == to {
             return;
         }
         self.removed(to);
-        let moved: Vec<(PathBuf, u64)> = self
-            .by_path
-            .iter()
-            .filter(|(path, _)| path.starts_with(from))
-            .map(|(path, number)| (path.clone(), *number))
-            .collect();
+        let moved: Vec<(PathBuf, u64)> = match is_directory {
+            true => self
+                .by_path
+                .iter()
+                .filter(|(path, _)| path.starts_with(from))
+                .map(|(path, number)| (path.clone(), *number))
+                .collect(),
+            false => {
+                let number = self.by_path.get(from);
+                number
+                    .map(|number| (from.to_owned(), *number))
+                    .into_iter()
+                    .collect()
+            }
+        };
         for (path, number) in moved {
             let below = path.strip_prefix(from).unwrap_or(&path);
             let new = match below.as_os_str().is_empty() {
@@ -131,10 +140,10 @@ mod tests {
         let a = nodes.look_up(Path::new("d/a"));
         let b = nodes.look_up(Path::new("d/b"));
         assert_eq!(nodes.look_up(Path::new("d/a")), a);
-        nodes.renamed(Path::new("d/a"), Path::new("d/b"));
+        nodes.renamed(Path::new("d/a"), Path::new("d/b"), false);
         assert_eq!(of(&nodes, a), Some("d/b".into()));
         assert_eq!(of(&nodes, b), None);
-        nodes.renamed(Path::new("d"), Path::new("e"));
+        nodes.renamed(Path::new("d"), Path::new("e"), true);
         assert_eq!(of(&nodes, a), Some("e/b".into()));
         nodes.linked(a, Path::new("e/c"));
         nodes.removed(Path::new("e/b"));

@@ -45,7 +45,9 @@ pub fn of(
         ));
     }
     let mut names = Names::default();
-    let listed = server.query("select oid, datname, datallowconn from pg_catalog.pg_database")?;
+    let listed = server.query(
+        "select oid, datname, datallowconn and datconnlimit <> -2 from pg_catalog.pg_database",
+    )?;
     for row in 0..listed.rows.len() {
         let oid: u32 = listed.value(row, 0)?;
         let name: String = listed.value(row, 1)?;

@@ -38,7 +38,7 @@ const DRILL: Family = (
 const DRILL_RESULT: Family = (
     "pitr_drill_last_result",
     Type::Gauge,
-    "0 where the last drill passed, else 1.",
+    "0 where the last drill passed and no backup is known to be broken by an earlier one, else 1.",
 );
 const DRILL_RTO: Family = (
     "pitr_drill_rto_seconds",
@@ -73,7 +73,8 @@ pub(super) fn add(
     for proven in &one.drills {
         let labels = [cluster, ("repo", proven.repository.as_str())];
         if let Some(newest) = &proven.drills.newest {
-            all.add(&DRILL_RESULT, &labels, flag(!newest.is_passed()));
+            let is_broken = !newest.is_passed() || !proven.drills.broken.is_empty();
+            all.add(&DRILL_RESULT, &labels, flag(is_broken));
         }
         if let Some(passed) = &proven.drills.proven {
             all.add(&DRILL, &labels, seconds(passed.time));

@@ -39,6 +39,8 @@ pub struct Mount<'m> {
     pub bring_all: &'m (dyn Fn(&AtomicBool) -> Result<()> + Sync),
     /// Makes everything in the local directory durable.
     pub sync: &'m (dyn Fn() -> Result<()> + Sync),
+    /// The first error of a reader that says nothing about the backup.
+    pub outside: &'m dyn Fn() -> Option<Error>,
 }
 
 /// Requires that this host can mount.
@@ -99,6 +101,7 @@ pub fn with_mount<T>(
                     let synced = finish::sync_whole(beneath.as_fd());
                     synced.map_err(|e| Error::from_io(format!("sync \"{}\"", root.display()), e))
                 },
+                outside: &|| queue.outside(),
             });
             drop(wal);
             // A program that still has a file open there must not keep the mount: it gets errors from now on.

@@ -34,7 +34,7 @@ pub fn look(session: &Session, reading: &Reading, identifier: u64) -> Result<Vec
     let of = |reading: &Reading| -> Result<Proven> {
         Ok(Proven {
             repository: reading.configured.name.clone(),
-            drills: drilled::newest(reading.repository.store(), &layout, &event::host())?,
+            drills: drilled::standing(reading.repository.store(), &layout, &event::host())?,
         })
     };
     let mut all = vec![of(reading)?];
@@ -64,8 +64,8 @@ pub fn line(all: &[Proven]) -> Option<String> {
     ))
 }
 
-/// Judges the drills of one repository: one that failed since recovery was last proven, and proof that is older than the configuration
-/// allows.
+/// Judges the drills of one repository: a last one that failed, a backup that one found broken, and proof that is older than the
+/// configuration allows.
 pub fn judge(
     proven: &Proven,
     max_age: Option<Duration>,
@@ -78,6 +78,15 @@ pub fn judge(
         let (time, phase) = (human::time(held.time), phase.name());
         let value = format!(
             "the last drill of repository {name}, {time}, found recovery broken (phase {phase})"
+        );
+        return Some((Level::Fail, value));
+    }
+    if let Some(held) = drills.broken.last()
+        && let (Some(id), Some(phase)) = (&held.drill.backup, held.drill.failed)
+    {
+        let (time, phase) = (human::time(held.time), phase.name());
+        let value = format!(
+            "recovery from backup {id} of repository {name} was found broken, {time} (phase {phase}), and no drill with --backup {id} has shown otherwise since"
         );
         return Some((Level::Fail, value));
     }
@@ -129,7 +138,7 @@ mod tests {
             drills: Drills {
                 proven: Some(held.clone()).filter(Held::is_passed),
                 newest: Some(held),
-                measured: Vec::new(),
+                ..Drills::default()
             },
         }
     }
@@ -156,6 +165,11 @@ mod tests {
             [Level::Fail]
         );
         assert_eq!(line(std::slice::from_ref(&broken)), None);
+        let mut forgotten = fresh.clone();
+        let mut held = broken.drills.newest.clone().unwrap();
+        held.drill.backup = "20201102T060000Z-full".parse().ok();
+        forgotten.drills.broken = vec![held];
+        assert_eq!(levels(&[forgotten], day), [Level::Fail]);
         let shown = line(&[broken, fresh]).unwrap();
         assert!(shown.starts_with("recovery proven: 2026-11-21"), "{shown}");
     }

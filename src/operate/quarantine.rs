@@ -30,7 +30,7 @@ use crate::pg::conf::{self, Setting};
 use crate::pg::control::ControlSettings;
 use crate::pg::parameters::Parameters;
 use crate::pg::roles;
-use crate::pg::version::Major;
+use crate::pg::version::{Major, time_limits};
 use crate::program;
 use crate::wire::conninfo::quoted;
 use crate::wire::server_error;
@@ -64,7 +64,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The slots that a server has room for unless its configuration says otherwise.
 const SLOTS_USUAL: usize = 10;
 /// Settings of each session, which count more than those of roles and databases. A prepared transaction may hold a lock for ever.
-const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica -c default_transaction_read_only=off -c statement_timeout=30min -c lock_timeout=10s -c lc_messages=C -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8 -c search_path=pg_catalog,public";
+const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica -c default_transaction_read_only=off -c statement_timeout=30min -c lock_timeout=10s -c lc_messages=C -c client_encoding=UTF8 -c search_path=pg_catalog,public";
 
 /// The private folder of one server, and how the server is to be run in it.
 pub struct Quarantine<'a> {
@@ -203,10 +203,14 @@ fn settings(
 
 /// The options of each session, as far as this major knows them.
 fn session(major: Major) -> String {
-    match major.number() >= EVENT_TRIGGERS_SINCE {
-        true => format!("{SESSION} -c event_triggers=off"),
-        false => SESSION.to_owned(),
-    }
+    let limits = time_limits(major.number()).iter();
+    let lifted: String = limits.map(|name| format!("-c {name}=0 ")).collect();
+    let event_triggers = match major.number() >= EVENT_TRIGGERS_SINCE {
+        true => " -c event_triggers=off",
+        false => "",
+    };
+    // The later one of two values of a setting counts.
+    format!("{lifted}{SESSION}{event_triggers}")
 }
 
 /// Disables the event triggers of a database, before anything is created in it: `ENABLE ALWAYS` fires in replicas, too, and before 17 no
@@ -606,5 +610,8 @@ mod tests {
         assert!(of(13).contains(&"listen_addresses"));
         let session = |major| session(Major::from_number(major).unwrap());
         assert!(!session(16).contains("event_triggers") && session(17).contains("event_triggers"));
+        assert!(!session(13).contains("idle_session") && session(14).contains("idle_session"));
+        assert!(!session(16).contains(" transaction_timeout"));
+        assert!(session(17).contains(" transaction_timeout=0"));
     }
 }

@@ -7,6 +7,7 @@ use tokio::runtime::Runtime;
 
 use crate::error::Result;
 use crate::pg::timeline::{History, TimelineId};
+use crate::pg::version::time_limits;
 use crate::progress::Silent;
 use crate::wire::client::{Client, Rows, Session, SystemIdentity};
 use crate::wire::conninfo::{ConnInfo, Environment};
@@ -72,6 +73,17 @@ impl Server {
             stop: Arc::clone(stop),
             ..self
         }
+    }
+
+    /// The same session, which no time limit of the server, of its role or of its database ends.
+    ///
+    /// # Errors
+    /// Those of [`Server::query`].
+    pub fn without_time_limits(mut self) -> Result<Server> {
+        let limits = time_limits(self.sql.version_num() / 10_000).iter();
+        let lifted: Vec<String> = limits.map(|name| format!("set {name} = 0")).collect();
+        self.query(&lifted.join("; "))?;
+        Ok(self)
     }
 
     /// Runs one statement.

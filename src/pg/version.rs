@@ -28,6 +28,26 @@ pub enum Major {
     V19,
 }
 
+/// Settings that end a statement, a transaction or a session after some time, as far as a server of this major knows them.
+///
+/// PostgreSQL: src/backend/utils/misc/guc_tables.c (13 to 15: guc.c).
+pub fn time_limits(major: u32) -> &'static [&'static str] {
+    match major {
+        ..=13 => &["statement_timeout", "idle_in_transaction_session_timeout"],
+        14..=16 => &[
+            "statement_timeout",
+            "idle_in_transaction_session_timeout",
+            "idle_session_timeout",
+        ],
+        _ => &[
+            "statement_timeout",
+            "idle_in_transaction_session_timeout",
+            "idle_session_timeout",
+            "transaction_timeout",
+        ],
+    }
+}
+
 /// Bits of `bimg_info` in the header of a full-page image; 0 where the major does not have the bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageBits {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::catalog;
 use super::event::{self, Recorded};
 use super::id::BackupId;
 use super::scope::Scope;
@@ -26,6 +27,8 @@ pub const DRILLED: &str = "drilled";
 const READ_MAX: usize = 200;
 /// Events that are read at most: of junk, and of events that somebody without a key has written, there may be any number.
 const NAMES_MAX: usize = 20_000;
+/// Length of the time with which names of events and ids of backups begin, `20261120T064049`.
+const STAMP: usize = 15;
 /// Measurements that an estimate rests on.
 const MEASURED: usize = 9;
 
@@ -148,6 +151,22 @@ impl Held {
     pub fn is_whole(&self) -> bool {
         !self.drill.not_checked.contains(&Phase::Copy)
     }
+
+    /// The phase that found the backup itself, or its WAL, broken. A plan that leads nowhere tells of a gap, and the operator's queries may ask for
+    /// what the moment did not have.
+    fn broken_phase(&self) -> Option<Phase> {
+        let failed = self.drill.failed;
+        failed.filter(|phase| !matches!(phase, Phase::Plan | Phase::Checks))
+    }
+
+    /// Whether a later drill of the same backup refutes this one, which failed: it passed, and has checked that phase. A fast drill may have failed by
+    /// content that another fast one does not come to.
+    fn is_refuted_by(&self, later: &Held) -> bool {
+        let has_checked = |phase| !later.drill.not_checked.contains(&phase);
+        later.is_passed()
+            && self.broken_phase().is_none_or(has_checked)
+            && (later.is_whole() || self.is_whole())
+    }
 }
 
 /// The newest drills of a scope.
@@ -157,6 +176,9 @@ pub struct Drills {
     pub newest: Option<Held>,
     /// The newest one that passed.
     pub proven: Option<Held>,
+    /// Backups that are there and from which recovery was found broken, each by the last such drill that no later one has refuted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken: Vec<Held>,
     /// The newest that passed on this host, of which durations are learnt.
     #[serde(skip)]
     pub measured: Vec<Held>,
@@ -167,20 +189,70 @@ pub struct Drills {
 /// # Errors
 /// Errors of the store. An event that cannot be read proves nothing.
 pub fn newest(store: &dyn Store, scope: &Scope, host: &str) -> Result<Drills> {
-    let mut found = Drills::default();
-    let mut drills = 0;
-    for name in names(store, scope)?.iter().take(NAMES_MAX) {
-        if drills == READ_MAX {
-            break;
-        }
-        let read = read(store, scope, name)?;
-        drills += read.len();
-        read.into_iter().for_each(|held| found.add(held, host));
-        if found.proven.is_some() && found.measured.len() >= MEASURED {
-            break;
+    Ok(since(store, (scope, host), None)?.0)
+}
+
+/// As [`newest`], with the backups from which recovery is broken as far as is known.
+///
+/// # Errors
+/// As [`newest`].
+pub fn standing(store: &dyn Store, scope: &Scope, host: &str) -> Result<Drills> {
+    let oldest = catalog::ids(store, scope)?.into_iter().min();
+    let Some(oldest) = oldest else {
+        return newest(store, scope, host);
+    };
+    let (mut found, all) = since(store, (scope, host), Some(&oldest.to_string()))?;
+    for held in broken(all) {
+        let id = held.drill.backup.as_ref();
+        let root = id.map(|id| store.head(&scope.manifest(id))).transpose()?;
+        // Nobody restores a backup that is gone.
+        if root.flatten().is_some() {
+            found.broken.push(held);
         }
     }
     Ok(found)
+}
+
+/// Reads drills until the newest are known, and on until those before the backup `oldest`, where one is given. Returns all that it has read, too.
+fn since(
+    store: &dyn Store,
+    (scope, host): (&Scope, &str),
+    oldest: Option<&str>,
+) -> Result<(Drills, Vec<Held>)> {
+    let (mut found, mut all) = (Drills::default(), Vec::new());
+    for name in names(store, scope)?.iter().take(NAMES_MAX) {
+        let is_known = found.proven.is_some() && found.measured.len() >= MEASURED;
+        let concerns = oldest.is_some_and(|oldest| name.get(..STAMP) >= oldest.get(..STAMP));
+        if all.len() >= READ_MAX || (is_known && !concerns) {
+            break;
+        }
+        for held in read(store, scope, name)? {
+            found.add(held.clone(), host);
+            all.push(held);
+        }
+    }
+    Ok((found, all))
+}
+
+/// The drills that found backups broken and that no later one has refuted, oldest first.
+fn broken(mut all: Vec<Held>) -> Vec<Held> {
+    // The store's clock may give several one second: then the order of their names counts.
+    all.reverse();
+    all.sort_by_key(|held| held.time);
+    let mut broken: BTreeMap<BackupId, Held> = BTreeMap::new();
+    for held in all {
+        let Some(id) = held.drill.backup.clone() else {
+            continue;
+        };
+        if held.broken_phase().is_some() {
+            broken.insert(id, held);
+        } else if broken.get(&id).is_some_and(|b| b.is_refuted_by(&held)) {
+            broken.remove(&id);
+        }
+    }
+    let mut broken: Vec<Held> = broken.into_values().collect();
+    broken.sort_by_key(|held| held.time);
+    broken
 }
 
 /// The backups that a drill proved, among the newest drills. The last drill of a backup decides. One in which only the operator's own queries
@@ -323,6 +395,64 @@ mod tests {
         assert_eq!(proven(), BTreeSet::from([a.clone()]));
         drilled(&b, 15, None);
         assert_eq!(proven(), BTreeSet::from([a, b]));
+    }
+
+    #[test]
+    fn a_failure_of_a_backup_stands_until_a_drill_of_it_has_checked_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let [a, b, gone]: [BackupId; 3] =
+            ["01", "02", "03"].map(|day| format!("202011{day}T060000Z-full").parse().unwrap());
+        for id in [&a, &b] {
+            crate::store::put(&store, &scope.manifest(id), b"root").unwrap();
+        }
+        let fast = || vec![Phase::Copy, Phase::Amcheck, Phase::Pages];
+        let nonce = std::cell::Cell::new(0);
+        let drilled = |id: &BackupId, day: u32, failed, not_checked| {
+            let event = Event {
+                event: DRILLED.into(),
+                subject: SUBJECT.into(),
+                time: format!("2020-11-{day}T06:00:00Z").parse().unwrap(),
+                drill: Some(Drill {
+                    backup: Some(id.clone()),
+                    failed,
+                    not_checked,
+                    ..Drill::default()
+                }),
+                ..Event::default()
+            };
+            nonce.set(nonce.get() + 1);
+            event::record(&store, &scope, &event, nonce.get()).unwrap();
+        };
+        let broken = || {
+            let drills = standing(&store, &scope, "").unwrap();
+            let ids = drills
+                .broken
+                .into_iter()
+                .filter_map(|held| held.drill.backup);
+            ids.collect::<Vec<_>>()
+        };
+        drilled(&b, 10, Some(Phase::Amcheck), vec![]);
+        drilled(&gone, 10, Some(Phase::Copy), vec![]);
+        // Neither another backup, nor a fast drill, nor a host without amcheck shows that it works.
+        for day in 11..30 {
+            drilled(&a, day, None, vec![]);
+        }
+        drilled(&b, 12, None, fast());
+        drilled(&b, 13, None, vec![Phase::Amcheck]);
+        assert_eq!(broken(), std::slice::from_ref(&b));
+        drilled(&b, 14, None, vec![Phase::Pages]);
+        assert!(broken().is_empty());
+        // Replay is what a fast drill checks, unless content may have been in its way.
+        drilled(&b, 15, Some(Phase::Replay), vec![]);
+        drilled(&b, 16, None, fast());
+        assert!(broken().is_empty());
+        drilled(&b, 17, Some(Phase::Replay), fast());
+        drilled(&b, 18, None, fast());
+        drilled(&a, 30, Some(Phase::Checks), vec![]);
+        drilled(&a, 30, Some(Phase::Plan), vec![]);
+        assert_eq!(broken(), [b]);
     }
 
     #[test]

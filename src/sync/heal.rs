@@ -424,26 +424,33 @@ impl<'a> Healing<'a> {
         let link = Link::read(container)?;
         let number = name.number(size)?;
         let to = self.pair.to.store();
-        let neighbour = |number: Option<u64>| -> Option<(SegmentName, Link)> {
+        // In the same home: a neighbour elsewhere belongs to another life.
+        let place = |number: Option<u64>| -> Option<(SegmentName, Key)> {
             let other = SegmentNumber(number?).name(name.timeline, size)?;
-            // In the same home: a neighbour elsewhere belongs to another life.
-            let parent = key.parent()?;
-            let (home, log) = parent.rsplit_once('/')?;
+            let (home, log) = key.parent()?.rsplit_once('/')?;
             let other_log = format!("{:08X}", other.log);
-            let folder = match log.len() == other_log.len() {
-                true => format!("{home}/{other_log}"),
-                false => return None,
+            let is_alike = log.len() == other_log.len();
+            let key = Key::new(format!("{home}/{other_log}/{other}")).ok();
+            Some((other, key.filter(|_| is_alike)?))
+        };
+        let neighbour = |number: Option<u64>| -> Result<Option<(SegmentName, Link)>> {
+            let Some((other, key)) = place(number) else {
+                return Ok(None);
             };
-            let key = Key::new(format!("{folder}/{other}")).ok()?;
-            let (found, is_keyed) = Link::stored(to, &key).ok()??;
-            (is_keyed == container.is_opaque()).then_some((other, found))
+            // One that cannot be asked may be the one that does not join it.
+            let found = match Link::stored(to, &key) {
+                Err(e) if healed::is_of_the_object(&e) => None,
+                found => found?,
+            };
+            let found = found.filter(|(_, is_keyed)| *is_keyed == container.is_opaque());
+            Ok(found.map(|(link, _)| (other, link)))
         };
         let differs = |first: Link, timeline, second: Link| {
             let joined = Brief::from(second).continues(Brief::from(first).own, timeline);
             joined == Joined::No && !Brief::from(second).is_first
         };
-        let before = neighbour(number.0.checked_sub(1));
-        let after = neighbour(number.0.checked_add(1));
+        let before = neighbour(number.0.checked_sub(1))?;
+        let after = neighbour(number.0.checked_add(1))?;
         let is_other = before.is_some_and(|(b, before)| differs(before, b.timeline, link))
             || after.is_some_and(|(_, after)| differs(link, name.timeline, after));
         match is_other {

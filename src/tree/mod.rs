@@ -6,7 +6,7 @@
 pub mod beneath;
 pub mod explain;
 pub mod extract;
-mod filesystem;
+pub mod filesystem;
 pub mod left_out;
 pub mod names;
 pub mod part;

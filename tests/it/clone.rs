@@ -761,4 +761,51 @@ fn k11_a_live_table_that_does_not_take_all_rows_keeps_its_own() {
         .expect_code(1)
         .expect_stdout("took 90 of 100 rows");
     assert_eq!(one("select count(*) || ' ' || sum(a) from g"), "100 -100");
+    // One that changes rows, before they are there or when the transaction ends.
+    live.sql("drop trigger drops on g; create function touches() returns trigger language plpgsql as 'begin new.a := 0; return new; end'; create trigger touches before insert on g for each row execute function touches()");
+    let replace = ["--table", "g", "--replace", "--confirm"];
+    rescue(&cloned, &replace)
+        .expect_code(1)
+        .expect_stdout("does not have 100 of 100 rows as they were, and has 100 others")
+        .expect_stderr("triggers of the live table run as rows arrive: touches");
+    live.sql("drop trigger touches on g; create function later() returns trigger language plpgsql as 'begin update g set a = 0 where id = new.id and id = 7; return null; end'; create constraint trigger later after insert on g deferrable initially deferred for each row execute function later()");
+    rescue(&cloned, &replace)
+        .expect_code(1)
+        .expect_stdout("does not have 1 of 100 rows as they were, and has 1 others");
+    assert_eq!(one("select count(*) || ' ' || sum(a) from g"), "100 -100");
 }
+
+fn k47_rows_that_a_live_table_does_not_take_as_they_are_are_not_missing_any_more(major: u32) {
+    require_fuse!("k47_rows_that_a_live_table_does_not_take_as_they_are_are_not_missing_any_more");
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.sql("create table g (id int primary key, a real, at timestamptz, j json); insert into g select n, n / 3.0, 'epoch', json_build_object('n', n) from generate_series(1, 100) n");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    let one = |sql: &str| live.query_one_string(sql);
+    live.sql("delete from g where id % 2 = 0; update g set a = -1; alter table g alter a type double precision; alter table g add noted text default 'new'");
+    let missing = ["--table", "g", "--rows-missing-only"];
+    live.sql("create function drops() returns trigger language plpgsql as 'begin return null; end'; create trigger drops before insert on g for each row execute function drops()");
+    rescue(&cloned, &missing)
+        .expect_code(1)
+        .expect_stdout("took 0 of 50 rows");
+    live.sql("drop trigger drops on g; create function moves() returns trigger language plpgsql as 'begin new.id := new.id + 1000; return new; end'; create trigger moves before insert on g for each row execute function moves()");
+    rescue(&cloned, &missing)
+        .expect_code(1)
+        .expect_stdout("does not have 50 of 50 rows as they were");
+    assert_eq!(one("select count(*) || ' ' || sum(a) from g"), "50 -50");
+    // One that writes elsewhere is named, and so are columns that the moment lacks.
+    live.sql("drop trigger moves on g; create table heard (id int); create function hears() returns trigger language plpgsql as 'begin insert into heard values (new.id); return new; end'; create trigger hears before insert on g for each row execute function hears()");
+    let run = rescue(&cloned, &missing).success();
+    assert_eq!(run.json()["tables"][0]["added_rows"], 50, "{run}");
+    run.expect_stdout("triggers of the live table run as rows arrive: hears")
+        .expect_stdout("columns that the moment lacks get their defaults");
+    assert_eq!(one("select count(*) from heard"), "50");
+    assert_eq!(one("select count(*) from g where a = -1"), "50");
+    let run = rescue(&cloned, &["--table", "g", "--replace", "--confirm"]).success();
+    run.expect_stdout("columns that the moment lacks lose their values");
+    assert_eq!(
+        one("select count(*) from g where a > 0 and noted = 'new'"),
+        "100"
+    );
+}
+per_major!(k47_rows_that_a_live_table_does_not_take_as_they_are_are_not_missing_any_more, v13 v18);

@@ -8,7 +8,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clone::{Cloned, SUM, client, id};
 use crate::common::mount::{PowerDisk, SmallDisk};
-use crate::common::{Client, Cluster, PATIENCE, Run, Stop, files_below, free_port, wait_until};
+use crate::common::{
+    Client, Cluster, PATIENCE, Program, Run, Stop, files_below, free_port, wait_until,
+};
 use crate::{per_major, require_fuse, require_mounts, require_root};
 
 /// A byte in the middle of the largest pack.
@@ -325,10 +327,10 @@ per_major!(k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_th
 
 #[test]
 fn k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use() {
-    require_mounts!("k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use");
+    require_root!("k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use");
     require_fuse!("k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use");
     let cloned = Cloned::new(17);
-    let disk = SmallDisk::new(200, 100_000);
+    let disk = PowerDisk::new(200);
     let clone = cloned.site.pitr().args(["clone", "--json", "--dir"]);
     let clone = clone.arg(disk.path()).arg("--bin").arg(cloned.bin());
     let run = clone.args(["--target-lsn", &cloned.before]).run().success();
@@ -368,4 +370,92 @@ fn k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use() {
     assert_eq!(clone.query_one_string("select count(*) from big"), "40000");
     drop(clone);
     below(&["stop", &id]).success();
+}
+
+#[test]
+fn k51_a_clone_is_kept_only_where_files_last() {
+    require_fuse!("k51_a_clone_is_kept_only_where_files_last");
+    require_mounts!("k51_a_clone_is_kept_only_where_files_last");
+    let cloned = Cloned::new(17);
+    let disk = SmallDisk::new(200, 100_000);
+    let at = |program: Program| {
+        let program = program.args(["--target-lsn", &cloned.before, "--json", "--bin"]);
+        program.arg(cloned.bin())
+    };
+    let run = at(cloned
+        .site
+        .pitr()
+        .arg("clone")
+        .arg("--dir")
+        .arg(disk.path()))
+    .run();
+    let run = run.success().expect_stderr("the clone cannot be kept");
+    let id = crate::clone::id(&run);
+    let below = |verb: &str| {
+        let program = cloned.site.pitr().args(["clone", verb, &id, "--dir"]);
+        program.arg(disk.path()).run()
+    };
+    let refused = below("keep").expect_code(8);
+    refused
+        .expect_stderr("is in memory")
+        .expect_stderr("clone_dir");
+    assert_eq!(
+        client(&run).query_one_string(SUM),
+        client(&run).query_one_string(SUM)
+    );
+    below("stop").success();
+    assert!(files_below(disk.path()).is_empty());
+    // A place for temporary files lasts where the operator says so.
+    let scratch = cloned.folder.path();
+    let plain = |verb: &str| {
+        let program = cloned.site.pitr().args(["clone"]).args(verb.split(' '));
+        program.env("TMPDIR", scratch)
+    };
+    let run = at(cloned.site.pitr().arg("clone").env("TMPDIR", scratch)).run();
+    let run = run.success().expect_stderr("where temporary files go");
+    let id = crate::clone::id(&run);
+    let refused = plain(&format!("keep {id}")).run().expect_code(8);
+    refused.expect_stderr("where temporary files go");
+    cloned.below(&["keep", &id]).run().success();
+    cloned.wait_stage("whole");
+    cloned.below(&["stop", &id]).run().success();
+}
+
+#[test]
+fn k50_a_number_in_a_file_ends_no_process() {
+    require_fuse!("k50_a_number_in_a_file_ends_no_process");
+    let cloned = Cloned::new(17);
+    let run = cloned.clone().run().success();
+    let id = id(&run);
+    let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let folder = cloned.folder.join(format!("pitr-clone-{id}"));
+    // The next one to have its number is somebody else, and something in the folder cannot be removed.
+    let mut other = std::process::Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .unwrap();
+    let record = folder.join("clone.json");
+    let mut state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    state["pid"] = other.id().into();
+    std::fs::write(&record, serde_json::to_vec(&state).unwrap()).unwrap();
+    wait_until(PATIENCE, "nobody holds it", || {
+        let lock = std::fs::File::open(folder.join("clone.lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+    });
+    let modes = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    modes(0o500);
+    let stop = cloned.below(&["stop", &id]).run();
+    modes(0o700);
+    assert_eq!(other.try_wait().unwrap(), None, "{stop}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(!stop.stdout.contains("nothing of it is left"), "{stop}");
+    stop.expect_code(1).expect_stderr("could not be removed");
+    cloned.below(&["list"]).run().success();
+    assert!(!folder.exists());
 }

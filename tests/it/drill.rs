@@ -92,6 +92,110 @@ fn broken(run: &Run) -> (String, String) {
     (text("phase"), text("cause"))
 }
 
+#[test]
+fn y40_a_database_whose_drop_was_interrupted_breaks_no_recovery() {
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create database doomed");
+    cluster.sql("update pg_database set datconnlimit = -2 where datname = 'doomed'");
+    let drilled = Drilled::of(site, cluster);
+    let run = drilled.drill().run().success();
+    let json = run.json();
+    assert_eq!(json["passed"], true, "{run}");
+    assert_eq!(json["not_checked"], serde_json::json!(["amcheck"]), "{run}");
+    run.expect_stdout("database doomed is invalid");
+}
+
+#[test]
+fn y41_a_backup_that_was_found_broken_is_not_forgotten_by_drills_of_others() {
+    let drilled = Drilled::new(17);
+    let passed = drilled.drill().run().success().json();
+    drilled.site.pitr().args(["info"]).run().success();
+    let store = FileStore::open(drilled.site.repository(), 7).unwrap();
+    let repository = Repository::open_with(Box::new(store), None).unwrap();
+    let registration = repository.registrations("main").unwrap().remove(0);
+    let layout = ClusterLayout::new("main", registration.system_identifier).unwrap();
+    let own = passed["backup"].as_str().unwrap();
+    let record = |backup: &str, failed| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = i64::try_from(now.unwrap().as_micros()).unwrap();
+        let event = Event {
+            event: drilled::DRILLED.into(),
+            subject: drilled::SUBJECT.into(),
+            time: pitr::pg::time::TimestampTz::from_unix_micros(now).unwrap(),
+            drill: Some(drilled::Drill {
+                backup: backup.parse().ok(),
+                failed,
+                ..drilled::Drill::default()
+            }),
+            ..Event::default()
+        };
+        event::record(repository.store(), &layout, &event, 7).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    record(own, Some(drilled::Phase::Pages));
+    record("20200101T000000Z-full", None);
+    let info = drilled.info().expect_code(1);
+    info.expect_stdout(&format!(
+        "recovery from backup {own} of repository local was found broken"
+    ));
+    let doctor = drilled.site.pitr().arg("doctor").run();
+    doctor.expect_stdout("was found broken");
+    // A drill of that very backup shows that it works.
+    drilled.drill().args(["--backup", own]).run().success();
+    drilled.info().success();
+}
+
+/// Requires that a fast drill was ended by something that is no fault of the archive, and that nothing was recorded.
+fn said_nothing(drilled: &Drilled, run: &Run) {
+    assert!(run.stdout.contains("nothing was recorded"), "{run}");
+    assert!(drills(&drilled.info()).is_null());
+}
+
+#[test]
+fn y42_a_repository_that_goes_away_breaks_no_recovery() {
+    require_fuse!("y42_a_repository_that_goes_away_breaks_no_recovery");
+    let drilled = Drilled::new(17);
+    let pause = drilled.folder.join("pause");
+    let drill = drilled.drill().arg("--fast");
+    let drill = drill.env(
+        "PITR_FAULT_PAUSE",
+        format!("mount_laid_out={}", pause.display()),
+    );
+    let running = drill.env("PITR_FAULT_SECONDS", "3").spawn();
+    wait_until(PATIENCE, "it is laid out", || pause.exists());
+    let repository = drilled.site.repository();
+    let away = repository.with_extension("away");
+    std::fs::rename(repository, &away).unwrap();
+    std::fs::remove_file(&pause).unwrap();
+    let run = running.wait();
+    std::fs::rename(&away, repository).unwrap();
+    assert_ne!(run.status.code(), Some(4), "{run}");
+    said_nothing(&drilled, &run);
+}
+
+#[test]
+fn y42_a_full_disk_breaks_no_recovery() {
+    require_fuse!("y42_a_full_disk_breaks_no_recovery");
+    crate::require_mounts!("y42_a_full_disk_breaks_no_recovery");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table big as select g as id, repeat('x', 500) as b from generate_series(1, 240000) g");
+    let drilled = Drilled::of(site, cluster);
+    let checks = drilled.folder.file(
+        "checks.sql",
+        "-- expect: 120000000\nselect sum(length(b)) from big;\n",
+    );
+    let disk = SmallDisk::new(100, 10_000);
+    let drill = drilled
+        .site
+        .pitr()
+        .args(["drill", "--json", "--fast", "--dir"]);
+    let drill = drill.arg(disk.path()).arg("--bin").arg(drilled.bin());
+    let run = drill.arg("--checks").arg(&checks).run().expect_code(1);
+    assert_eq!(run.json()["code"], "full", "{run}");
+    said_nothing(&drilled, &run);
+    assert!(files_below(disk.path()).is_empty());
+}
+
 /// The drills that `info` tells of the first cluster.
 fn drills(run: &Run) -> serde_json::Value {
     run.json()["clusters"][0]["drills"].clone()

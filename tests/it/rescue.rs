@@ -227,6 +227,10 @@ fn k46_rows_bring_the_large_objects_that_they_name() {
         .expect_stdout("\"keeper\\\" does not exist");
     assert_eq!(one("select to_regclass('s.items') is null"), "t", "{run}");
     assert_eq!(one("select count(*) from pg_largeobject_metadata"), "24");
+    // Neither does one in which a name is taken.
+    live.sql("create role keeper; create role reader");
+    rescue.run().expect_code(1).expect_stdout("already exists");
+    assert_eq!(one("select count(*) from pg_largeobject_metadata"), "24");
     // An archive has none, and says so.
     let file = cloned.folder.join("x.dump");
     let to = cloned.site.pitr().args(["rescue", "--table", "s.items"]);
@@ -408,4 +412,92 @@ fn k06_an_older_live_server_takes_no_table_of_a_newer_one() {
     into.args(["--as", "t_then"]).run().success();
     let rows = "select count(*) from t_then";
     assert_eq!(older.query_one_string(rows), "31000");
+}
+
+#[test]
+fn k48_time_limits_of_the_live_server_end_no_rescue() {
+    require_fuse!("k48_time_limits_of_the_live_server_end_no_rescue");
+    let cloned = with_database(17, |cluster| {
+        let doomed = cluster.client_of("doomed");
+        doomed.sql("create table s.wide as select g as id, repeat(md5(g::text), 30) as b from generate_series(1, 60000) g");
+    });
+    let live = &cloned.cluster;
+    // The moment is the one in which this was there.
+    let before = live.query_one_string("select pg_current_wal_insert_lsn()");
+    let cloned = Cloned { before, ..cloned };
+    let live = &cloned.cluster;
+    let doomed = live.client_of("doomed");
+    doomed.sql("drop schema s cascade; select lo_unlink(oid) from pg_largeobject_metadata");
+    live.archive_now();
+    live.sql("create role hasty superuser login");
+    for name in [
+        "statement_timeout",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "transaction_timeout",
+    ] {
+        live.sql(&format!("alter role hasty set {name} = '200ms'"));
+    }
+    let into = live
+        .conninfo("doomed")
+        .replace("user=postgres", "user=hasty");
+    let rescue = cloned.site.pitr().args(["rescue", "--into", &into]);
+    let rescue = cloned.at_moment(rescue);
+    let one = |sql: &str| doomed.query_one_string(sql);
+    // pg_dump takes longer than any of them, while a session of the live server is idle.
+    let run = rescue.clone().args(["--schema", "s"]).run().success();
+    run.expect_stdout("large objects that rows name: 25 made");
+    assert_eq!(one("select count(*) from s.wide"), "60000");
+    assert_eq!(one("select count(lo_get(picture)) from s.items"), "25");
+    doomed.sql("create function waits() returns trigger language plpgsql as 'begin perform pg_sleep(1); return null; end'; create trigger waits after insert on s.wide execute function waits()");
+    let replace = ["--table", "s.wide", "--replace", "--confirm"];
+    rescue.args(replace).run().success();
+    assert_eq!(one("select count(*) from s.wide"), "60000");
+}
+
+#[test]
+fn k49_rows_of_an_extension_are_in_no_archive_and_that_is_said() {
+    require_fuse!("k49_rows_of_an_extension_are_in_no_archive_and_that_is_said");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create schema s; create table s.own (a int); insert into s.own values (1), (2)");
+    for name in ["made", "config", "some"] {
+        cluster.sql(&format!("create table s.{name} (a int); insert into s.{name} values (1), (2), (3); alter extension plpgsql add table s.{name}"));
+    }
+    // As the script of an extension says it by pg_extension_config_dump.
+    cluster.sql("update pg_extension set extconfig = array['s.config'::regclass, 's.some'::regclass], extcondition = array['', 'where a = 1'] where extname = 'plpgsql'");
+    let cloned = Cloned::of(site, cluster);
+    let to = |more: &[&str], name: &str| {
+        let file = cloned.folder.join(name);
+        let to = cloned
+            .site
+            .pitr()
+            .args(["rescue", "--database", "postgres"]);
+        cloned.at_moment(to.args(more).arg("--to").arg(file)).run()
+    };
+    for name in ["s.made", "s.some"] {
+        let run = to(&["--table", name], "x.dump").expect_code(8);
+        run.expect_stderr("belongs to extension plpgsql")
+            .expect_stderr("--as NAME");
+    }
+    let run = to(&["--table", "s.config"], "config.dump").success();
+    run.expect_stdout("s.config: 3 rows");
+    let run = to(&["--schema", "s"], "s.dump").success();
+    let mut run = run
+        .expect_stdout("s.own: 2 rows")
+        .expect_stdout("s.config: 3 rows");
+    for name in ["made", "some"] {
+        assert!(!run.stdout.contains(&format!("s.{name}: 3 rows")), "{run}");
+        run = run.expect_stdout(&format!("table s.{name} belongs to extension plpgsql"));
+    }
+    let live = &cloned.cluster;
+    let list = live.tool("pg_restore").arg("--list");
+    let list = list.arg(cloned.folder.join("s.dump")).run().success();
+    assert!(list.stdout.contains("TABLE DATA s config"), "{list}");
+    assert!(!list.stdout.contains("TABLE DATA s made"), "{list}");
+    // Rows alone come by COPY.
+    let into = live.conninfo("postgres");
+    let rows = cloned.site.pitr().args(["rescue", "--into", &into]);
+    let rows = rows.args(["--table", "s.made", "--as", "made_then"]);
+    cloned.at_moment(rows).run().success();
+    assert_eq!(live.query_one_string("select count(*) from made_then"), "3");
 }

@@ -280,10 +280,10 @@ pub fn id_of(folder: &Path) -> String {
     name.strip_prefix(PREFIX).unwrap_or(&name).to_owned()
 }
 
-/// Asks the process of a clone to end; it stops the server and removes the folder.
-pub fn ask_to_stop(state: &State) {
+/// Asks the process of a clone to end; it stops the server and removes the folder. Without the lock the number may be another process's.
+pub fn ask_to_stop(folder: &Path, state: &State) {
     let pid = i32::try_from(state.pid).ok().and_then(Pid::from_raw);
-    if let Some(pid) = pid {
+    if let Some(pid) = pid.filter(|_| is_held(folder)) {
         let _ = kill_process(pid, Signal::TERM);
     }
 }

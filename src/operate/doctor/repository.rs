@@ -601,7 +601,7 @@ fn newest_drill(
 ) -> Result<()> {
     let proven = Proven {
         repository: name.to_owned(),
-        drills: drilled::newest(repository.store(), layout, &event::host())?,
+        drills: drilled::standing(repository.store(), layout, &event::host())?,
     };
     let limit = cluster.max_drill_age.map(|age| age.duration());
     let next = proven::next(name);

@@ -31,15 +31,20 @@ pub(super) fn run(
     left_out: &[u32],
 ) -> Result<Findings> {
     let mut found = Findings::default();
-    let rows = server
-        .connect("template1")?
-        .query("select datname, oid from pg_database where datallowconn order by oid")?;
+    let rows = server.connect("template1")?.query(
+        "select datname, oid, datconnlimit = -2 from pg_database where datallowconn order by oid",
+    )?;
     for row in 0..rows.rows.len() {
         let Some(database) = rows.text(row, 0)? else {
             continue;
         };
         if left_out.contains(&rows.value(row, 1)?) {
             found.notes.push(format!("database {database}: its content is left out of the backup, so its indexes and tables were not checked"));
+            continue;
+        }
+        // PostgreSQL: src/include/catalog/pg_database.h, DATCONNLIMIT_INVALID_DB.
+        if rows.text(row, 2)? == Some("t") {
+            found.notes.push(format!("database {database} is invalid, for a DROP DATABASE of it was interrupted: nobody can connect to it, and it was not checked"));
             continue;
         }
         session.host.check_stop()?;

@@ -473,7 +473,12 @@ impl Course {
                 plan,
                 left_out,
             };
-            self.started(begun, sandbox, &copied)
+            self.started(begun, sandbox, &copied)?;
+            // Content that could not be brought looks like damage to the server.
+            match self.report.broken.as_ref().and_then(|_| (mount.outside)()) {
+                Some(e) => Err(e.context("bring content").hint(recovery::NOT_KNOWN)),
+                None => Ok(()),
+            }
         });
         match done {
             Err(e) if is_broken(&e) => {

@@ -29,6 +29,9 @@ const READ_BYTES: u64 = 1 << 20;
 /// A longer line is cut.
 const LINE_BYTES: usize = 4096;
 
+/// The way out of a drill that something else than the archive has ended.
+pub(super) const NOT_KNOWN: &str = "Whether recovery works is not known; nothing was recorded. Mend this, and run the command again.";
+
 /// Recovery as it was seen.
 pub(in crate::operate) struct Recovery {
     started: Instant,
@@ -149,7 +152,7 @@ fn outside(cause: &str) -> Result<()> {
     ];
     let found = codes.iter().find(|(words, _)| cause.contains(words));
     found.map_or(Ok(()), |(_, code)| {
-        Err(Error::new(*code, format!("recovery could not be tried: {cause}")).hint("Whether recovery works is not known; nothing was recorded. Mend this, and run the command again."))
+        Err(Error::new(*code, format!("recovery could not be tried: {cause}")).hint(NOT_KNOWN))
     })
 }
 

@@ -1,5 +1,6 @@
 //! Whole tables, schemas and databases, by pg_dump and pg_restore of the moment's major.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::config::secret::Secret;
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::logical::tool;
+use crate::logical::{read_check, tool};
 use crate::operate::clone::{Running, folder::Folder, namespace};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
@@ -66,6 +67,45 @@ pub fn dump(
     let synced = File::open(path).and_then(|file| durable::sync_file(&file));
     let synced = synced.and_then(|()| durable::sync_directory_at(path.parent().unwrap_or(path)));
     synced.map_err(|e| Error::from_io(format!("sync \"{}\"", path.display()), e))
+}
+
+/// Requires that an archive has the rows of tables; `scratch` is a file for its contents.
+///
+/// # Errors
+/// `Server` where it has not, after which the archive is gone; those of [`read_check::contents`].
+pub fn check_archive(
+    session: &Session,
+    running: &Running<'_>,
+    (archive, scratch): (&Path, &Path),
+    tables: &[Table],
+) -> Result<()> {
+    let tool = running
+        .programs
+        .client("pg_restore", session.environment.get("PATH"))?;
+    let tick = &mut || session.host.check_stop();
+    let list = read_check::contents(&tool, archive, &[], scratch, tick)?;
+    let listed: HashSet<u32> = list.lines().filter_map(table_data).collect();
+    let mut counted = tables.iter().filter(|table| table.has_rows());
+    let lacking = counted.find(|table| !listed.contains(&table.oid));
+    match lacking {
+        None => Ok(()),
+        Some(table) => {
+            let _ = std::fs::remove_file(archive);
+            Err(err!(Server, "the archive does not have the rows of {}", table.shown())
+                .hint("No file was kept. Rows alone can be had in a live server: --into CONNINFO --as NAME"))
+        }
+    }
+}
+
+/// The oid of the table whose rows a line of an archive's contents names.
+///
+/// PostgreSQL: src/bin/pg_dump/pg_backup_archiver.c, `PrintTOCSummary`.
+fn table_data(line: &str) -> Option<u32> {
+    let (_, entry) = line.split_once("; ")?;
+    let mut words = entry.split(' ');
+    let (_, oid) = (words.next()?, words.next()?);
+    let is_data = (words.next()?, words.next()?) == ("TABLE", "DATA");
+    oid.parse().ok().filter(|_| is_data)
 }
 
 /// Makes a file that nobody but its owner reads.
@@ -246,5 +286,20 @@ impl Waiting {
             "pg_restore waits for a lock that another session holds (process {holders})"
         )
         .hint("Nothing was changed. End that session, or let it end, and try again."))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rows_of_a_table_are_found_in_the_contents_of_an_archive() {
+        assert_eq!(
+            table_data("3456; 0 16385 TABLE DATA public t postgres"),
+            Some(16385)
+        );
+        assert_eq!(table_data("216; 1259 16385 TABLE public t postgres"), None);
+        assert_eq!(table_data("; Selected TOC Entries:"), None);
     }
 }

@@ -24,8 +24,8 @@ pub struct Carried {
     pub different: Vec<u32>,
 }
 
-/// Copies of what the moment has, for the length of the transaction.
-const STAGING: &str = "create temporary table pitr_objects (oid oid primary key, owner text not null, grants text) on commit drop;
+/// Copies of what the moment has: the content for the length of the transaction, the objects as long as the session.
+const STAGING: &str = "create temporary table pitr_objects (oid oid primary key, owner text not null, grants text);
     create temporary table pitr_pages (oid oid not null, start bigint not null, data bytea not null) on commit drop";
 /// Objects by themselves: grants are statements.
 const OBJECTS: &str = "select m.oid, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(m.lomowner)), (select pg_catalog.string_agg(pg_catalog.format('grant %s on large object %s to %s%s', a.privilege_type, m.oid, case a.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) end, case when a.is_grantable then ' with grant option' else '' end), '; ') from pg_catalog.aclexplode(m.lomacl) a where a.grantee <> m.lomowner) from pg_catalog.pg_largeobject_metadata m where m.oid in ({named})";
@@ -39,6 +39,9 @@ const FORGET_PRESENT: &str = "delete from pg_temp.pitr_objects o using pg_catalo
 const MAKE: &str = "select count(pg_catalog.lo_create(oid)) from pg_temp.pitr_objects";
 /// The function is volatile, so the outer query runs it for each page.
 const FILL: &str = "select count(*) from (select pg_catalog.lo_put(p.oid, p.start, p.data) from pg_temp.pitr_pages p join pg_temp.pitr_objects o using (oid) offset 0) done";
+
+/// Objects that are removed at once: each takes a lock until the transaction ends.
+const UNMAKE: &str = "with gone as (delete from pg_temp.pitr_objects where oid in (select oid from pg_temp.pitr_objects limit 1000) returning oid) select count(pg_catalog.lo_unlink(oid)) from gone";
 
 const NO_RIGHTS: &str = "Nothing was changed: rows and large objects arrive together. A role that is gone has to be created first; only a superuser gives objects to others.";
 
@@ -133,6 +136,19 @@ pub fn carry(
         same: present.saturating_sub(different.len() as u64),
         different,
     })
+}
+
+/// Removes the objects that a session has made and committed, for nothing names them.
+///
+/// # Errors
+/// Those of [`Server::query`].
+pub fn unmake(live: &mut Server) -> Result<()> {
+    loop {
+        let gone: u64 = live.query(UNMAKE)?.value(0, 0)?;
+        if gone == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// Makes the objects that the live server lacks, and reads them back.

@@ -17,6 +17,7 @@ mod rows;
 pub(super) mod tables;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -71,7 +72,7 @@ impl To {
     /// The client programs that it takes.
     pub fn clients(&self) -> &'static [&'static str] {
         match self {
-            To::File(_) => &["pg_dump"],
+            To::File(_) => &["pg_dump", "pg_restore"],
             To::Server { mode, .. } if *mode == Mode::Create => &["pg_dump", "pg_restore"],
             To::Server { .. } => &[],
         }
@@ -198,7 +199,8 @@ fn connect(session: &Session, asked: &Asked, conninfo: &Secret) -> Result<Server
             _ => e,
         }
     })?;
-    Ok(live.heeding(&session.host.stop))
+    // It is idle while the clone counts rows, and asked again once what took hours is there.
+    live.heeding(&session.host.stop).without_time_limits()
 }
 
 /// Connects to a database of the moment.
@@ -230,14 +232,16 @@ fn meant(source: &mut Server, what: &What) -> Result<Vec<Table>> {
 fn into_file(
     session: &Session,
     asked: &Asked,
-    (_, running): (&Folder, &mut Running<'_>),
+    (folder, running): (&Folder, &mut Running<'_>),
     database: &str,
     path: &Path,
 ) -> Result<Report> {
     let mut source = connect_then(running, database)?;
-    let tables = meant(&mut source, &asked.what)?;
+    let (tables, mut notes) = tables::carried(&asked.what, meant(&mut source, &asked.what)?)?;
     carry::dump(session, running, (database, &asked.what, &tables), path)?;
-    let mut notes = tables::lacking(&mut source, &asked.what, &tables)?;
+    let contents = folder.path().join("contents");
+    carry::check_archive(session, running, (path, &contents), &tables)?;
+    notes.extend(tables::lacking(&mut source, &asked.what, &tables)?);
     if asked.what != What::Database {
         let columns = Columns::of(&mut source, &tables)?;
         notes.extend(columns.names().map(|column| format!("{column} may name large objects, which an archive of tables does not have: they come with rows into a live server (--into), and with the whole database")));
@@ -262,46 +266,51 @@ fn into_server(
     let tables = meant(&mut source, &asked.what)?;
     let mut live = connect(session, asked, conninfo)?;
     let from = running.server.conninfo(database);
-    let (rescued, large_objects) = match mode {
+    let (rescued, large_objects, mut notes) = match mode {
         Mode::Create => {
+            let (tables, left) = tables::carried(&asked.what, tables)?;
+            let archive = folder.path().join("rescued.dump");
+            carry::dump(session, running, (database, &asked.what, &tables), &archive)?;
             let mut beside = None;
             let mut carried = Carried::default();
             if asked.what != What::Database {
                 let columns = Columns::of(&mut source, &tables)?;
                 let live = beside.insert(connect(session, asked, conninfo)?);
-                live.query("begin; set local idle_in_transaction_session_timeout = 0")?;
+                live.query("begin")?;
                 let named = (&columns, None);
                 carried = large_objects::carry(session, (&mut source, &from), live, named)?;
+                // Objects without rows cost room alone, and rows without objects are lost data.
+                live.query("commit")?;
             }
-            let archive = folder.path().join("rescued.dump");
-            carry::dump(session, running, (database, &asked.what, &tables), &archive)?;
-            carry::restore(
+            let restored = carry::restore(
                 session,
                 running,
                 (folder, &archive),
                 (&mut source, conninfo, &mut live),
                 (&asked.what, &tables),
-            )?;
-            // The rows are there, and now what they name.
-            if let Some(mut beside) = beside {
-                beside.query("commit")?;
+            );
+            if let Err(e) = restored {
+                take_back(session, beside, carried.made, &tables);
+                return Err(e);
             }
-            (tables::compare(&mut source, &mut live, &tables)?, carried)
+            let mut after = || -> Result<_> {
+                let rescued = tables::compare(&mut source, &mut live, &tables)?;
+                let mut notes = tables::lacking(&mut source, &asked.what, &tables)?;
+                notes.extend(database::lacking(&mut source, &mut live, &asked.what)?);
+                Ok((rescued, notes))
+            };
+            let (rescued, mut notes) = after().map_err(|e| e.hint(IS_THERE))?;
+            notes.extend(left);
+            (rescued, carried, notes)
         }
         _ => rows::carry(session, (&mut source, &from), &mut live, (&tables, mode))?,
     };
-    let mut notes = match mode {
-        Mode::Create => {
-            let mut notes = tables::lacking(&mut source, &asked.what, &tables)?;
-            notes.extend(database::lacking(&mut source, &mut live, &asked.what)?);
-            notes
-        }
-        Mode::As(_) => vec![
+    if let Mode::As(_) = mode {
+        notes.push(
             "the new table has the rows and columns alone: no index, no constraint, no default"
                 .to_owned(),
-        ],
-        Mode::MissingRows | Mode::Replace => Vec::new(),
-    };
+        );
+    }
     if !large_objects.different.is_empty() {
         let numbers: Vec<String> = large_objects.different.iter().map(u32::to_string).collect();
         notes.push(format!(
@@ -317,6 +326,27 @@ fn into_server(
         file: None,
         notes,
     })
+}
+
+/// The hint of an error behind the commit.
+const IS_THERE: &str = "pg_restore has committed: all that was asked for is in the live server. Look at it there before anything is asked for again.";
+
+/// Removes large objects whose rows did not arrive. A table that is there keeps them: the connection may have been lost behind the commit.
+fn take_back(session: &Session, beside: Option<Server>, made: u64, tables: &[Table]) {
+    let Some(beside) = beside.filter(|_| made > 0) else {
+        return;
+    };
+    // The operator may have ended the wait for the rows, and this is no wait.
+    let mut beside = beside.heeding(&Arc::default());
+    let mut all = tables.iter();
+    let done = all
+        .try_for_each(|table| tables::check_absent(&mut beside, &table.quoted()))
+        .and_then(|()| large_objects::unmake(&mut beside));
+    if let Err(e) = done {
+        session.warn(&format!(
+            "{made} large objects were made, and stay: {e}. Where nothing names them vacuumlo removes them."
+        ));
+    }
 }
 
 fn report(

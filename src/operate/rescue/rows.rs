@@ -4,7 +4,7 @@ use super::large_objects::{self, Carried, Columns};
 use super::tables::{REFERENCED, Table, identifier, literal};
 use super::{Mode, Rescued};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::wire::server_error::sqlstate;
@@ -43,15 +43,17 @@ pub fn carry(
     (source, from): (&mut Server, &str),
     live: &mut Server,
     (tables, mode): (&[Table], &Mode),
-) -> Result<(Vec<Rescued>, Carried)> {
+) -> Result<(Vec<Rescued>, Carried, Vec<String>)> {
     let [table] = tables else {
         return Err(not_one(tables.len()));
     };
     let columns = columns_of(source, table)?;
+    let rows = table.count(source)?;
     // Older servers, and some systems, do not know it: there a statement that is given up goes on to its end, and is not committed.
     let _ = live.query("set client_connection_check_interval = '1s'");
     live.query("begin")?;
-    let done = one(session, (source, from), live, (table, &columns), mode).and_then(|rescued| {
+    let asked = (table, &columns[..], rows);
+    let done = one(session, from, live, asked, mode).and_then(|(rescued, notes)| {
         let arrived = match mode {
             Mode::As(name) => name.clone(),
             _ => table.quoted(),
@@ -59,12 +61,12 @@ pub fn carry(
         let named = Columns::of(source, tables)?;
         let named = (&named, Some(arrived.as_str()));
         let carried = large_objects::carry(session, (source, from), live, named)?;
-        Ok((rescued, carried))
+        Ok((rescued, carried, notes))
     });
     match done {
-        Ok((rescued, carried)) => {
+        Ok((rescued, carried, notes)) => {
             live.query("commit")?;
-            Ok((vec![rescued], carried))
+            Ok((vec![rescued], carried, notes))
         }
         Err(e) => {
             // The connection may be gone: then the server has done it.
@@ -101,20 +103,28 @@ fn list(columns: &[&Column]) -> String {
 
 fn one(
     session: &Session,
-    (source, from): (&mut Server, &str),
+    from: &str,
     live: &mut Server,
-    (table, columns): (&Table, &[Column]),
+    (table, columns, rows): (&Table, &[Column], u64),
     mode: &Mode,
-) -> Result<Rescued> {
+) -> Result<(Rescued, Vec<String>)> {
     live.query(&set("set local", &[&OF_BOTH[..], &OF_LIVE].concat()))?;
-    let rows = table.count(source)?;
-    // A column that the live table generates takes no value. One that was generated at the moment, and is plain now, has its value from there.
-    let generated = match mode {
+    let there = match mode {
         Mode::As(_) => Vec::new(),
         _ => check_columns(live, table, columns)?,
     };
-    let is_carried = |column: &&Column| !generated.contains(&column.name);
-    let carried: Vec<&Column> = columns.iter().filter(is_carried).collect();
+    // A column that the live table generates takes no value. One that was generated at the moment, and is plain now, has its value from there.
+    let is_generated = |column: &&Column| {
+        there
+            .iter()
+            .any(|l| l.is_generated && l.name == column.name)
+    };
+    let carried: Vec<&Column> = columns.iter().filter(|c| !is_generated(c)).collect();
+    let notes = match mode {
+        Mode::As(_) => Vec::new(),
+        _ => own_ways(live, table, (columns, &there), mode)?,
+    };
+    notes.iter().for_each(|note| session.note(note));
     let names = list(&carried);
     let defined: Vec<&str> = carried.iter().map(|c| c.definition.as_str()).collect();
     let defined = defined.join(", ");
@@ -148,6 +158,7 @@ fn one(
     let all = format!(
         "insert into {live_name} ({names}) overriding system value select {names} from {arrives}"
     );
+    let compared = Compared::of(&carried, &there, &arrives);
     let added = match mode {
         Mode::As(_) | Mode::Create => None,
         Mode::MissingRows => {
@@ -157,31 +168,31 @@ fn one(
                 .map(|name| identifier(name))
                 .map(|name| format!("l.{name} = r.{name}"))
                 .collect();
-            let missing = format!(
-                "insert into {live_name} ({names}) overriding system value select {names} from {arrives} r where not exists (select from {live_name} l where {})",
-                is_same.join(" and ")
-            );
-            Some(count_of(live, &missing)?)
+            let is_same = is_same.join(" and ");
+            // Rows that are there go, so that all that is left is missing.
+            live.query(&format!(
+                "delete from {arrives} r using {live_name} l where {is_same}"
+            ))?;
+            let missing = live.query(&format!("select count(*) from {arrives}"))?;
+            let missing = missing.value(0, 0)?;
+            let added = count_of(live, &all)?;
+            let is_added =
+                format!("{live_name} l where exists (select from {arrives} r where {is_same})");
+            compared.check(live, (added, missing), &is_added)?;
+            Some(added)
         }
         Mode::Replace => {
             let emptied = live.query(&format!("truncate only {live_name}"));
             emptied.map_err(|e| not_emptied(e, &live_name))?;
             let added = count_of(live, &all)?;
-            // A trigger of the live table may leave rows out.
-            if added != rows {
-                return Err(err!(
-                    Server,
-                    "the live table took {added} of {rows} rows: a trigger or a rule of it leaves rows out"
-                )
-                .hint("Nothing was changed. Disable what does it, or put the table beside it: --as NAME"));
-            }
+            compared.check(live, (added, rows), &format!("only {live_name} l"))?;
             Some(added)
         }
     };
     if added.is_some() {
         advance_sequences(live, &live_name)?;
     }
-    Ok(Rescued {
+    let rescued = Rescued {
         table: table.shown(),
         new_name: match mode {
             Mode::As(name) => Some(name.clone()),
@@ -189,7 +200,116 @@ fn one(
         },
         rows,
         added_rows: added,
-    })
+    };
+    Ok((rescued, notes))
+}
+
+/// Rows that a live table took, held against those that arrived.
+struct Compared {
+    /// The columns as the live table has them.
+    live: String,
+    /// The same of what arrived, with the types of the live table.
+    arrived: String,
+    /// The table that has what arrived.
+    arrives: String,
+}
+
+impl Compared {
+    /// Values are compared as text: some types have no equality, and of others different values are equal.
+    fn of(carried: &[&Column], there: &[LiveColumn], arrives: &str) -> Compared {
+        let type_of = |column: &Column| {
+            let live = there.iter().find(|live| live.name == column.name);
+            live.map_or(String::new(), |live| format!("::{}", live.type_name))
+        };
+        let each = |of: &dyn Fn(&Column) -> String| {
+            let values = carried.iter().map(|column| {
+                let value = of(column);
+                format!("({value})::pg_catalog.text collate \"C\"")
+            });
+            values.collect::<Vec<_>>().join(", ")
+        };
+        Compared {
+            live: each(&|column| format!("l.{}", identifier(&column.name))),
+            arrived: each(&|column| format!("r.{}{}", identifier(&column.name), type_of(column))),
+            arrives: arrives.to_owned(),
+        }
+    }
+
+    /// Requires that the live table took all rows, as they are; `added` are those of it that were put in, as `l`.
+    fn check(&self, live: &mut Server, (took, all): (u64, u64), added: &str) -> Result<()> {
+        if took != all {
+            return Err(own_way(format!(
+                "the live table took {took} of {all} rows: a trigger or a rule of it leaves rows out"
+            )));
+        }
+        // Triggers that wait for the end of the transaction run now.
+        live.query("set constraints all immediate")?;
+        let Compared {
+            live: now,
+            arrived,
+            arrives,
+        } = self;
+        let different = live.query(&format!(
+            "with now as materialized (select {now} from {added}), arrived as materialized (select {arrived} from {arrives} r) \
+             select (select count(*) from (select * from arrived except all select * from now) lost), (select count(*) from (select * from now except all select * from arrived) more)"
+        ))?;
+        match (different.value(0, 0)?, different.value(0, 1)?) {
+            (0, 0) => Ok(()),
+            (lost, more) => Err(own_way(format!(
+                "the live table does not have {lost} of {all} rows as they were, and has {more} others: a trigger of it changes them"
+            ))),
+        }
+    }
+}
+
+/// The error for a live table that does not take rows as they are.
+fn own_way(message: String) -> Error {
+    Error::new(Code::Server, message)
+        .hint("Nothing was changed. Disable what does it, or put the table beside it: --as NAME")
+}
+
+/// Triggers of the live table that run as rows arrive: 4 is INSERT, and 32 TRUNCATE.
+///
+/// PostgreSQL: src/include/catalog/pg_trigger.h.
+const TRIGGERS: &str = "select pg_catalog.quote_ident(t.tgname) from pg_catalog.pg_trigger t where t.tgrelid = pg_catalog.to_regclass({table}) and not t.tgisinternal and t.tgenabled in ('O', 'A') and (t.tgtype & {events}) <> 0 order by 1";
+
+/// Tells what the live table does by itself with the rows, as lines for people.
+fn own_ways(
+    live: &mut Server,
+    table: &Table,
+    (columns, there): (&[Column], &[LiveColumn]),
+    mode: &Mode,
+) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let events = if *mode == Mode::Replace { "36" } else { "4" };
+    let triggers = TRIGGERS.replace("{table}", &literal(&table.quoted()));
+    let found = live.query(&triggers.replace("{events}", events))?;
+    let triggers: Vec<&str> = (0..found.rows.len())
+        .filter_map(|row| found.text(row, 0).ok()?)
+        .collect();
+    if !triggers.is_empty() {
+        let triggers = triggers.join(", ");
+        notes.push(format!(
+            "triggers of the live table run as rows arrive: {triggers}"
+        ));
+    }
+    let is_known = |live: &LiveColumn| columns.iter().any(|c| c.name == live.name);
+    let own = there
+        .iter()
+        .filter(|live| !live.is_generated && !is_known(live));
+    let own: Vec<String> = own.map(|live| identifier(&live.name)).collect();
+    if !own.is_empty() {
+        let lose = if *mode == Mode::Replace {
+            "lose their values, and "
+        } else {
+            ""
+        };
+        let own = own.join(", ");
+        notes.push(format!(
+            "columns that the moment lacks {lose}get their defaults: {own}"
+        ));
+    }
+    Ok(notes)
 }
 
 /// Says what an operator can do about a live table that could not be emptied, by the server's reason.
@@ -232,27 +352,35 @@ fn count_of(live: &mut Server, insert: &str) -> Result<u64> {
     rows.value(0, 0)
 }
 
-/// Requires that the live table has the columns of the moment; returns the names of those that it generates itself.
-fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result<Vec<String>> {
+/// A column of the live table.
+struct LiveColumn {
+    name: String,
+    /// The type as SQL writes it.
+    type_name: String,
+    is_generated: bool,
+}
+
+/// Requires that the live table has the columns of the moment; returns all that it has.
+fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result<Vec<LiveColumn>> {
     let rows = live.query(&format!(
-        "select a.attname, a.attgenerated <> '' from pg_catalog.pg_attribute a where a.attrelid = pg_catalog.to_regclass({}) and a.attnum > 0 and not a.attisdropped",
+        "select a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '' from pg_catalog.pg_attribute a where a.attrelid = pg_catalog.to_regclass({}) and a.attnum > 0 and not a.attisdropped order by a.attnum",
         literal(&table.quoted())
     ))?;
-    let (mut there, mut generated) = (Vec::new(), Vec::new());
-    for row in 0..rows.rows.len() {
-        let name = rows.text(row, 0)?.unwrap_or_default().to_owned();
-        if rows.text(row, 1)? == Some("t") {
-            generated.push(name.clone());
-        }
-        there.push(name);
-    }
+    let there = (0..rows.rows.len()).map(|row| {
+        Ok(LiveColumn {
+            name: rows.value(row, 0)?,
+            type_name: rows.value(row, 1)?,
+            is_generated: rows.text(row, 2)? == Some("t"),
+        })
+    });
+    let there = there.collect::<Result<Vec<_>>>()?;
     let missing: Vec<&str> = columns
         .iter()
         .map(|c| c.name.as_str())
-        .filter(|name| !there.iter().any(|t| t == name))
+        .filter(|name| !there.iter().any(|live| live.name == *name))
         .collect();
     match missing.is_empty() {
-        true => Ok(generated),
+        true => Ok(there),
         false => Err(err!(Refused, "the live table {} has no column {}", table.shown(), missing.join(", "))
             .hint("Nothing was changed. Put the table beside it, and carry the rows over by SQL: --as NAME")),
     }

@@ -16,6 +16,8 @@ pub struct Table {
     pub name: String,
     /// pg_class.relkind.
     pub kind: String,
+    /// The extension that made it, where pg_dump does not carry its rows for that.
+    pub extension: Option<String>,
 }
 
 /// A value as SQL writes it.
@@ -58,7 +60,10 @@ impl Table {
     }
 }
 
-const COLUMNS: &str = "c.oid, n.nspname, c.relname, c.relkind from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
+/// An extension may have all rows of a table of its own carried, or some of them.
+///
+/// PostgreSQL: src/bin/pg_dump/pg_dump.c, `processExtensionTables`.
+const COLUMNS: &str = "c.oid, n.nspname, c.relname, c.relkind, (select e.extname from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.objsubid = 0 and d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass and d.deptype = 'e' and coalesce(e.extcondition[pg_catalog.array_position(e.extconfig, c.oid)], 'none') <> '') from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
 
 fn read(server: &mut Server, sql: &str) -> Result<Vec<Table>> {
     let rows = server.query(sql)?;
@@ -68,6 +73,7 @@ fn read(server: &mut Server, sql: &str) -> Result<Vec<Table>> {
             schema: rows.value(row, 1)?,
             name: rows.value(row, 2)?,
             kind: rows.value(row, 3)?,
+            extension: rows.text(row, 4)?.map(str::to_owned),
         })
     });
     read.collect()
@@ -117,6 +123,29 @@ pub fn of_schema(server: &mut Server, schema: Option<&str>) -> Result<Vec<Table>
         server,
         &format!("select {COLUMNS} where {of} and c.relkind in ('r', 'p') order by 2, 3"),
     )
+}
+
+/// Divides tables that are meant into those that pg_dump carries, and notes about those that it does not: tables of extensions.
+///
+/// # Errors
+/// `Refused` where such a table was named.
+pub fn carried(what: &What, tables: Vec<Table>) -> Result<(Vec<Table>, Vec<String>)> {
+    let (carried, left): (Vec<Table>, Vec<Table>) = tables
+        .into_iter()
+        .partition(|table| table.extension.is_none());
+    let said = |table: &Table| {
+        let extension = table.extension.as_deref().unwrap_or_default();
+        format!(
+            "table {} belongs to extension {extension}, and pg_dump does not carry its rows, or not all of them",
+            table.shown()
+        )
+    };
+    match (what, left.first()) {
+        (What::Tables(_), Some(table)) => Err(err!(Refused, "{}", said(table)).hint(
+            "Nothing was done. Rows alone can be had: --as NAME, --rows-missing-only, or --replace --confirm.",
+        )),
+        _ => Ok((carried, left.iter().map(said).collect())),
+    }
 }
 
 fn is_there(live: &mut Server, name: &str) -> Result<bool> {
@@ -202,8 +231,11 @@ pub fn compare(source: &mut Server, live: &mut Server, tables: &[Table]) -> Resu
     for table in tables.iter().filter(|table| table.has_rows()) {
         let (was, is) = (table.count(source)?, table.count(live)?);
         if was != is {
-            return Err(err!(Server, "{} has {is} rows now, and had {was} at that moment", table.shown())
-                .hint("The table was carried whole, so somebody else changes it already, or a trigger or rule has changed what arrived."));
+            return Err(err!(
+                Server,
+                "{} has {is} rows now, and had {was} at that moment: somebody else changes it already, or a trigger or rule has changed what arrived",
+                table.shown()
+            ));
         }
         rescued.push(Rescued {
             table: table.shown(),

@@ -6,7 +6,7 @@ use pitr::repo::scope;
 use pitr::store::Key;
 use serde_json::Value;
 
-use crate::common::s3::{BUCKET, KEY, S3Server};
+use crate::common::s3::{BUCKET, Fault, KEY, S3Server};
 use crate::common::{Program, copy_tree, files_below};
 use crate::frozen::Frozen;
 
@@ -381,6 +381,64 @@ fn v04_a_copy_that_lay_there_before_the_damage_replaces_nothing() {
     assert!(std::fs::read(copies.copy(&own, 2)).unwrap() == copies.original(&own));
     fetch("frozen").success();
     assert!(std::fs::read(&target).unwrap() == truth);
+}
+
+#[test]
+fn v30_a_neighbour_that_cannot_be_asked_is_not_taken_for_one_that_is_not_there() {
+    let copies = Copies::new("plain-2");
+    let (other, own) = of_two_lives(&copies);
+    // The giver has the WAL of another life under the very name, and the original says nothing any more. One neighbour is there.
+    std::fs::write(copies.second.join(&own), copies.original(&other)).unwrap();
+    let folder = own.rsplit_once('/').unwrap().0;
+    let beside = |key: &&String| key.rsplit_once('/').unwrap().0 == folder && **key != own;
+    let keys = copies.keys();
+    let beside: Vec<&String> = keys.iter().filter(beside).collect();
+    let neighbours: Vec<&String> = [
+        beside.iter().copied().filter(|key| **key > own).min(),
+        beside.iter().copied().filter(|key| **key < own).max(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let server = S3Server::start();
+    for key in files_below(&copies.first) {
+        if neighbours.get(1).is_none_or(|gone| **gone != key) {
+            server.plant(
+                &format!("pg/{key}"),
+                &std::fs::read(copies.first.join(&key)).unwrap(),
+            );
+        }
+    }
+    let length = copies.original(&own).len();
+    server.plant(&format!("pg/{own}"), &vec![0; length]);
+    copies.configure(&format!(
+        "\n[repositories.bucket]\nurl = \"s3://{BUCKET}/pg\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\ncredentials_file = \"{}\"\nrequired = false\n",
+        server.endpoint(),
+        server.credentials(copies.frozen.sandbox(), KEY).display()
+    ));
+    std::fs::remove_dir_all(&copies.first).unwrap();
+    let heal = || {
+        let program = copies.frozen.pitr().args(["verify", "--json", "--heal"]);
+        program.args(["--repository", "bucket"]).run()
+    };
+    let copy = format!("pg/{own}.heal-1");
+    // Refused each time that it is read, from the first time on, the second one, and so on.
+    let mut fired = 1;
+    for skip in 0.. {
+        server.heal();
+        if fired == 0 {
+            break;
+        }
+        let refused = Fault::Error(403, "AccessDenied");
+        let fault = server.fault_after(skip, &format!("/pg/{}", neighbours[0]), 1000, refused);
+        let run = heal();
+        fired = fault.times();
+        assert!(!server.keys().contains(&copy), "{skip}: {run}");
+        // Once it is asked each time, it says what it has to say.
+        let said = run.stdout.contains("beside the damaged one do not join");
+        assert!(said || fired > 0, "{skip}: {run}");
+        assert!(skip < 50, "{run}");
+    }
 }
 
 #[test]
