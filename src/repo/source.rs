@@ -84,7 +84,8 @@ pub fn register(
         return Ok(known);
     }
     if !store.list(&scope.prefix())?.is_empty() {
-        return Err(lost(scope));
+        // Another process may have registered it between the two looks.
+        return registration(store, scope)?.ok_or_else(|| lost(scope));
     }
     let own = Registration {
         content: scope.kind().unwrap_or_default().to_owned(),
