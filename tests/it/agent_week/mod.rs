@@ -264,7 +264,9 @@ fn torment(stage: &Stage, seen: &Mutex<Seen>, (kills, seconds, seed): (u64, u64,
             let host = *random.pick(&alive);
             let agent = agents.remove(host);
             killed += 1;
-            if random.one_in(6) {
+            // Chance may have spared every run so far.
+            let is_late = killed * 2 >= kills && seen.lock().unwrap().cuts.is_empty();
+            if random.one_in(6) || is_late {
                 // Counted from its end: until then something may still begin, and is killed.
                 if stage.cut(host) > 0 {
                     seen.lock().unwrap().cuts.push((host, now_ns()));
