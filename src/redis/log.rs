@@ -453,7 +453,7 @@ impl Stored {
         }))
     }
 
-    /// As [`Stored::last_cut`], once the object is found whole, for which no key is needed.
+    /// As `last_cut`, once the object is found whole, for which no key is needed.
     ///
     /// # Errors
     /// `Damaged`; those of the store.
