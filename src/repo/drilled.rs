@@ -159,8 +159,8 @@ impl Held {
         failed.filter(|phase| !matches!(phase, Phase::Plan | Phase::Checks))
     }
 
-    /// Whether a later drill of the same backup refutes this one, which failed: it passed, and has checked that phase. A fast drill may have failed by
-    /// content that another fast one does not come to.
+    /// Whether a later drill of the same backup refutes this one, which failed: it passed, and has checked that phase. A fast drill reads
+    /// some of the content, and the next one other parts of it.
     fn is_refuted_by(&self, later: &Held) -> bool {
         let has_checked = |phase| !later.drill.not_checked.contains(&phase);
         later.is_passed()

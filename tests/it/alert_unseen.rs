@@ -142,7 +142,7 @@ fn j45_a_configuration_that_becomes_wrong_is_told_and_jobs_go_on() {
     sink.last(id, "new", "critical", "intervall");
     let known = runs();
     wait_until(PATIENCE, "the job runs again", || runs() > known);
-    // Whoever else reads the file is refused.
+    // A command that reads the file is refused.
     let run = host.pitr().arg("info").run();
     run.expect_code(3).expect_stderr("intervall");
     host.reconfigure("[agent]\nintervall = \"1s\"\n", "[agent]\n");

@@ -1,5 +1,7 @@
 //! `pitr redis receive`: every moment of a server comes back.
 
+use std::path::PathBuf;
+
 use rustix::process::Signal;
 
 use super::server::Server;
@@ -616,24 +618,30 @@ fn require_second_alone(world: &World) {
     std::fs::write(&path, text).unwrap();
 }
 
-/// A repository that was away has a gap, and another one has none: the end is that of the second, and its time is printed.
-#[test]
-fn r140_the_end_comes_from_the_repository_without_a_gap() {
-    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, &second_repository(&world));
-    require_second_alone(&world);
+/// Both repositories have a backup and the same log. Then the first one, which is not required, is moved away; where it is.
+fn first_goes_away(world: &World, server: &Server) -> PathBuf {
+    configure(world, server, &second_repository(world));
+    require_second_alone(world);
     world.pitr(&["init", "--quiet"]).run().success();
-    let running = receiver(&world, &server);
+    let running = receiver(world, server);
     world.backup();
     world
         .pitr(&["repo", "sync", "--from", "one", "--to", "two"])
         .run()
         .success();
-    confirm(&server, "SET a 1\n", 1);
+    confirm(server, "SET a 1\n", 1);
     stop(running);
     let away = world.sandbox.join("away");
     std::fs::rename(world.repository(), &away).unwrap();
+    away
+}
+
+/// A repository that was away has a gap, and another one has none: the end is that of the second, and its time is printed.
+#[test]
+fn r140_the_end_comes_from_the_repository_without_a_gap() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    let away = first_goes_away(&world, &server);
     let running = receiver(&world, &server);
     confirm(&server, "SET b 1\n", 1);
     running.signal(Signal::TERM);
@@ -667,19 +675,7 @@ fn r141_a_lost_journal_is_replaced_by_what_all_repositories_have() {
         ];
         let server = Server::start("redis-7", &options);
         let world = World::new(&server);
-        configure(&world, &server, &second_repository(&world));
-        require_second_alone(&world);
-        world.pitr(&["init", "--quiet"]).run().success();
-        let running = receiver(&world, &server);
-        world.backup();
-        world
-            .pitr(&["repo", "sync", "--from", "one", "--to", "two"])
-            .run()
-            .success();
-        confirm(&server, "SET a 1\n", 1);
-        stop(running);
-        let away = world.sandbox.join("away");
-        std::fs::rename(world.repository(), &away).unwrap();
+        let away = first_goes_away(&world, &server);
         let running = receiver(&world, &server);
         let count = if is_late { 3000 } else { 300 };
         let lines: String = (0..count)
