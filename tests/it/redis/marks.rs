@@ -293,7 +293,7 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
     server.begin();
     let running = receiver(&world, &server);
     running_warns_of_gap(&running);
-    confirm(&server, "SET c 1\n", 1);
+    confirm(&server, "SET c 1\n", 2);
     wait_until(PATIENCE, "the gap is seen", || {
         gap().as_deref() == Some("1")
     });
@@ -309,7 +309,7 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
         heard()
     );
     world.backup();
-    confirm(&server, "SET d 1\n", 1);
+    confirm(&server, "SET d 1\n", 2);
     wait_until(PATIENCE, "the sink hears of its end", || {
         heard()
             .last()
