@@ -17,6 +17,8 @@ use crate::repo::run_claim::{self, Claimed, RunClaim};
 
 /// The file that tells this agent from others, also from one with the same host name.
 const FILE: &str = "agent.id";
+/// The file that tells hosts from each other. A container may have none.
+const MACHINE: &str = "/etc/machine-id";
 
 /// Claims a run. Returns the host that has it, where that is another agent's.
 ///
@@ -37,14 +39,13 @@ pub(super) fn take(
     };
     let id = identity(session, state_dir)?;
     let repository = session.open(configured).map_err(of_run)?;
-    // The same at each try: an agent that was killed behind its claim finds it again.
-    let nonce = blake3::hash(format!("{id}/{job}/{scheduled}").as_bytes());
+    let machine = std::fs::read_to_string(MACHINE).unwrap_or_default();
     let claim = RunClaim {
         job: job.to_owned(),
         scheduled,
         host: event::host(),
         pid: std::process::id(),
-        nonce: nonce.to_hex().chars().take(32).collect(),
+        nonce: nonce((&id, &machine), job, scheduled),
     };
     match run_claim::take(repository.store(), &claim).map_err(of_run)? {
         Claimed::Ours => Ok(None),
@@ -56,6 +57,14 @@ pub(super) fn take(
             Ok(None)
         }
     }
+}
+
+/// The mark of a claim, the same at each try: an agent that was killed behind its claim finds it again. Hosts of one image have one file with
+/// the id, and not one machine id.
+fn nonce((id, machine): (&str, &str), job: &str, scheduled: TimestampTz) -> String {
+    let text = format!("{id}/{}/{job}/{scheduled}", machine.trim());
+    let hash = blake3::hash(text.as_bytes());
+    hash.to_hex().chars().take(32).collect()
 }
 
 fn identity(session: &Session, state_dir: &Path) -> Result<String> {
@@ -77,5 +86,18 @@ fn identity(session: &Session, state_dir: &Path) -> Result<String> {
             "\"{}\" is not what the agent wrote: remove it",
             path.display()
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn j47_hosts_of_one_image_are_told_apart_by_their_machine_ids() {
+        let of = |machine: &str| nonce(("0123", machine), "nightly", TimestampTz(7));
+        assert_eq!(of("aa\n"), of("aa"));
+        assert_ne!(of("aa\n"), of("bb\n"));
+        assert_eq!(of("").len(), 32);
     }
 }

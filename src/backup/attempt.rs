@@ -2,6 +2,7 @@
 
 use crate::err;
 use crate::error::{Code, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::repo::claim::Claim;
@@ -85,12 +86,18 @@ impl<'a> Attempt<'a> {
         (head, map)
     }
 
-    /// Writes the root. An answer that was lost is not taken for a failure, nor a failure for an answer.
+    /// Writes the root. An answer that was lost is not taken for a failure, nor a failure for an answer. `prior` is the backup whose parts it names.
     ///
     /// # Errors
-    /// `Conflict` when a janitor gave the id up; what the store says.
-    pub fn commit(&mut self, root: &dyn Commit) -> Result<()> {
+    /// `Conflict` when a janitor gave the id up; `Damaged` when a part of the prior was found damaged meanwhile; what the store says.
+    pub fn commit(&mut self, root: &dyn Commit, prior: Option<&BackupId>) -> Result<()> {
+        self.publish(root)?;
+        prior.map_or(Ok(()), |prior| self.check_inherited(prior))
+    }
+
+    fn publish(&mut self, root: &dyn Commit) -> Result<()> {
         let (store, key) = (self.store, self.scope.manifest(&self.id));
+        fault::pause("backup-commits");
         self.is_committing = true;
         match root.write() {
             Ok(Published::Created) => Ok(()),
@@ -112,6 +119,30 @@ impl<'a> Attempt<'a> {
                 Err(e)
             }
         }
+    }
+
+    /// Looks once more for damage of the prior's parts. A verify that finds some records it, and then looks for roots that name them: one of
+    /// the two sees the other, so this backup counts as damaged from the beginning.
+    fn check_inherited(&self, prior: &BackupId) -> Result<()> {
+        let events = event::read_all(self.store, self.scope, &prior.to_string())?;
+        let is_part = |e: &&Recorded| {
+            let object = e.event.object.as_deref();
+            object.is_some_and(|key| self.scope.named_part(key).is_some())
+        };
+        let Some(damage) = event::damage(&events).into_iter().find(is_part) else {
+            return Ok(());
+        };
+        let told = |text: &Option<String>| text.clone().unwrap_or_default();
+        let (object, detail) = (told(&damage.event.object), told(&damage.event.detail));
+        let writer = Writer::of(self.host);
+        let own = writer.damaged(&self.id.to_string(), &object, &detail);
+        writer.record(self.store, self.scope, &own)?;
+        Err(err!(
+            Damaged,
+            "backup \"{}\" builds on \"{prior}\", of which \"{object}\" was found damaged while it was taken: {detail}",
+            self.id
+        )
+        .hint("No plan uses it. Take the backup again: it builds on neither of them."))
     }
 
     /// An object that another call, or another program, gave its name may not be durable yet.

@@ -196,11 +196,12 @@ impl Compaction<'_> {
         self.copy_trimmed(&id)?;
         claim.check()?;
         kept.check()?;
-        attempt.commit(&RootOfCluster {
+        let commit = RootOfCluster {
             store,
             layout: self.layout,
             root: &root,
-        })?;
+        };
+        attempt.commit(&commit, Some(&self.origin.head.id))?;
         let completed = Outline::of(&root).map(|root| Writer::of(host).completed(&root));
         attempt.record_completed(completed);
         Ok(root)

@@ -662,7 +662,8 @@ impl<'a> Backup<'a, '_> {
             layout,
             root: &root,
         };
-        self.attempt.commit(&commit)?;
+        let prior = self.prior.map(|prior| &prior.root.head.id);
+        self.attempt.commit(&commit, prior)?;
         let completed = Outline::of(&root).map(|root| Writer::of(host).completed(&root));
         self.attempt.record_completed(completed);
         // Who takes full backups alone has no use for the state.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::Outcome;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
@@ -97,8 +98,13 @@ impl<'a> Run<'a> {
     fn attempts(&mut self) -> Result<()> {
         for _ in 0..ATTEMPTS {
             // The plan as it is now that the marks are durable.
-            let Decided { plan, wal } = self.domain.decide(&self.spared)?;
+            let decide = || self.domain.decide(&self.spared);
+            let Decided { plan, wal } = match &mut self.deletion {
+                Some(deletion) => deletion.keep_during(decide)?,
+                None => decide()?,
+            };
             self.wal = wal;
+            fault::pause("expire-decided");
             if self.bury(&plan.tombstones)? && self.unmake(&plan)? {
                 return self.delete(&plan);
             }

@@ -15,7 +15,7 @@ use super::metrics_alerts;
 use super::metrics_audit;
 use super::metrics_checks;
 use super::metrics_compat::{self, Seen};
-use super::metrics_hosts;
+use super::metrics_hosts::{self, Barred};
 use super::metrics_repositories::{self, Stores};
 use super::metrics_server;
 use super::metrics_stored;
@@ -278,6 +278,8 @@ pub struct Metrics {
     pub away: Vec<String>,
     /// Free bytes on the filesystem of `pg_wal` of each cluster that has its data directory here.
     pub pg_wal_free: Vec<(String, u64)>,
+    /// Places of this host that this user may not read, so that nothing about them is judged.
+    pub barred: Vec<Barred>,
     /// The marks of each recovery set that could be looked at.
     pub sets: Vec<Watched>,
     /// The counts of all looks of this host; none where nothing can be kept.
@@ -377,6 +379,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         clocks,
         away,
         pg_wal_free,
+        barred: metrics_hosts::barred(&settings),
         sets,
         tallies,
     })

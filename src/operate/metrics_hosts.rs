@@ -1,12 +1,13 @@
 //! Metrics of the data directories of this host.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use super::blocked::Waiting;
 use super::exposition::{Exposition, Type};
 use super::metrics::{Family, number};
 use super::tallies::Tallies;
-use crate::config::Settings;
+use crate::config::{Cluster, Settings};
 use crate::pg::time::TimestampTz;
 
 const READY: Family = (
@@ -35,6 +36,49 @@ const WAL_FULL: Family = (
     Type::Gauge,
     "When the filesystem of pg_wal is full, as it filled within the last hour.",
 );
+
+/// A place of a cluster on this host that this user may not read, so that nothing about it is judged.
+pub struct Barred {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The content: `pg_wal`, or `receiver` for its journal.
+    pub what: &'static str,
+    /// The directory.
+    pub path: PathBuf,
+}
+
+/// Finds them. A place that is not there is another host's.
+pub(super) fn barred(settings: &Settings) -> Vec<Barred> {
+    let of = |cluster: &Cluster| {
+        let status = cluster.pgdata.as_deref();
+        let status = status.map(|p| ("pg_wal", p.join("pg_wal/archive_status")));
+        let places = status.into_iter().chain(journals(cluster));
+        let barred = places.filter(|(_, path)| is_barred(std::fs::read_dir(path)));
+        let cluster = cluster.name.to_string();
+        let new = |(what, path)| Barred {
+            cluster: cluster.clone(),
+            what,
+            path,
+        };
+        barred.map(new).collect::<Vec<_>>()
+    };
+    settings.clusters.iter().flat_map(of).collect()
+}
+
+/// The directories of a receiver: its journal, and that of each server in it.
+fn journals(cluster: &Cluster) -> Vec<(&'static str, PathBuf)> {
+    let Some(journal) = &cluster.receive.journal else {
+        return Vec::new();
+    };
+    let entries = std::fs::read_dir(journal).into_iter().flatten().flatten();
+    let servers = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+    let all = servers.map(|e| e.path()).chain([journal.clone()]);
+    all.map(|path| ("receiver", path)).collect()
+}
+
+fn is_barred<T>(asked: io::Result<T>) -> bool {
+    asked.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
 
 /// Adds what the data directories of this host show. Returns the free bytes of the filesystem of `pg_wal` of each cluster.
 pub(super) fn add(

@@ -72,7 +72,7 @@ mod metrics_alerts;
 mod metrics_audit;
 mod metrics_checks;
 mod metrics_compat;
-mod metrics_hosts;
+pub mod metrics_hosts;
 mod metrics_repositories;
 mod metrics_server;
 mod metrics_stored;

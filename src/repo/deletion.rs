@@ -3,9 +3,12 @@
 //! A backup or a sync claims first, and then looks for this claim; expire takes this claim first, and then reads the claims of backups. So
 //! at least one side sees the other: no WAL goes that was proven present for a backup which is committed afterwards.
 
+use std::collections::BTreeMap;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::claim::seconds_since_boot;
+use super::clock::MAY_DIFFER;
 use super::event::{self, Event, Recorded, Writer};
 use super::scope::Scope;
 use crate::err;
@@ -21,6 +24,8 @@ const HOLDS_SECONDS: u64 = 300;
 const RENEWAL_SECONDS: u64 = 60;
 /// How often a waiting program looks.
 const LOOKS_AGAIN: Duration = Duration::from_millis(500);
+/// How often a claim is looked at while the repository is read.
+const KEPT_EVERY: Duration = Duration::from_secs(1);
 
 /// A standing claim of expire on the WAL of a cluster.
 pub struct DeletionClaim<'a> {
@@ -28,6 +33,8 @@ pub struct DeletionClaim<'a> {
     scope: &'a Scope,
     writer: Writer<'a>,
     standing: String,
+    /// The claim before it. Two stand: who has listed them and then reads them finds one, also while this one is replaced.
+    former: Option<String>,
     renewed: i64,
 }
 
@@ -44,8 +51,11 @@ impl<'a> DeletionClaim<'a> {
         let now = (writer.clock)();
         let events = event::read_all(store, scope, scope.whole())?;
         let live = event::live_claims(&events, now);
-        let is_ours = |e: &&Recorded| e.event.purpose.as_deref() == Some(PURPOSE);
-        for over in events.iter().filter(is_ours).filter(|e| !live.contains(e)) {
+        for over in events
+            .iter()
+            .filter(is_of_expire)
+            .filter(|e| !live.contains(e))
+        {
             match store.delete(&scope.event(scope.whole(), &over.name)?) {
                 // A store that keeps it holds up nobody: it is over.
                 Err(e) if matches!(e.code(), Code::Denied | Code::Locked) => {}
@@ -57,6 +67,7 @@ impl<'a> DeletionClaim<'a> {
             scope,
             writer,
             standing: String::new(),
+            former: None,
             renewed: 0,
         };
         deletion.record()?;
@@ -82,7 +93,32 @@ impl<'a> DeletionClaim<'a> {
         }
         let replaced = std::mem::take(&mut self.standing);
         self.record()?;
-        self.remove(&replaced)
+        match self.former.replace(replaced) {
+            Some(over) => self.remove(&over),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the result of `work`, and keeps the claim meanwhile: a large repository takes longer to read than the claim holds.
+    ///
+    /// # Errors
+    /// Those of `work` and of [`DeletionClaim::keep`].
+    pub fn keep_during<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (done, ended) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let keeper = scope.spawn(move || {
+                while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(KEPT_EVERY) {
+                    self.keep()?;
+                }
+                self.keep()
+            });
+            let result = work();
+            drop(done);
+            let kept = keeper.join();
+            let kept =
+                kept.map_err(|_| err!(Internal, "the thread that keeps a claim panicked"))?;
+            result.and_then(|value| kept.map(|()| value))
+        })
     }
 
     /// Ends the claim.
@@ -90,6 +126,9 @@ impl<'a> DeletionClaim<'a> {
     /// # Errors
     /// Errors of the store; the claim then ends by itself.
     pub fn end(self) -> Result<()> {
+        if let Some(former) = &self.former {
+            self.remove(former)?;
+        }
         self.remove(&self.standing)
     }
 
@@ -124,6 +163,9 @@ impl<'a> DeletionClaim<'a> {
 
 /// Waits until nobody deletes WAL of the cluster. `tick` is called meanwhile, and may end the wait with an error.
 ///
+/// The store's clock judges a claim of another host: this host's may be ahead. A store may have none: the claim then counts for as much longer
+/// as clocks may differ. A claim that was looked at for as long as it holds counts no more: its run was killed.
+///
 /// # Errors
 /// Errors of the store, and `tick`.
 pub fn wait(
@@ -133,19 +175,31 @@ pub fn wait(
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let mut is_said = false;
+    let mut seen: BTreeMap<String, i64> = BTreeMap::new();
     loop {
         let events = match event::read_all(store, scope, scope.whole()) {
             // Other events of the cluster are not this module's business.
             Err(e) if e.code() == Code::Damaged => return Ok(()),
             events => events?,
         };
-        let live = event::live_claims(&events, clock());
-        let deleting = live
-            .into_iter()
-            .find(|e| e.event.purpose.as_deref() == Some(PURPOSE));
-        let Some(deleting) = deleting else {
+        let own = clock();
+        let earliest = match is_ours_alone(&events) {
+            true => own,
+            false => store.clock()?.unwrap_or(own.saturating_sub(MAY_DIFFER)),
+        };
+        let live = event::live_claims(&events, earliest).into_iter();
+        let of_expire: Vec<&Recorded> = live.filter(is_of_expire).collect();
+        let Some(deleting) = of_expire.first() else {
             return Ok(());
         };
+        let now = seconds_since_boot();
+        let seen_for = of_expire.iter().map(|e| {
+            let since = *seen.entry(e.name.clone()).or_insert(now);
+            now.saturating_sub(since)
+        });
+        if seen_for.min() >= Some(HOLDS_SECONDS.cast_signed()) {
+            return Ok(());
+        }
         if !is_said {
             is_said = true;
             progress.note(&format!(
@@ -157,6 +211,17 @@ pub fn wait(
         tick()?;
         std::thread::sleep(LOOKS_AGAIN);
     }
+}
+
+fn is_of_expire(event: &&Recorded) -> bool {
+    event.event.purpose.as_deref() == Some(PURPOSE)
+}
+
+/// Whether this host's clock alone dated the claims of expire.
+fn is_ours_alone(events: &[Recorded]) -> bool {
+    let host = event::host();
+    let mut claims = events.iter().filter(is_of_expire);
+    claims.all(|claim| claim.event.host == host)
 }
 
 #[cfg(test)]
@@ -191,9 +256,64 @@ mod tests {
         assert_eq!((names(), ask(&later)), (1, Err(Code::Interrupted)));
         next.end().unwrap();
         assert_eq!((names(), ask(&later)), (0, Ok(())));
+        // A claim of another host is not over because this host's clock is ahead.
+        let (clock, random) = (|| now, || 8);
+        let writer = Writer::new(&clock, &random);
+        let elsewhere = Event {
+            purpose: Some(PURPOSE.into()),
+            seconds: Some(HOLDS_SECONDS),
+            host: "elsewhere".to_owned(),
+            ..writer.event("claim", scope.whole())
+        };
+        writer.record(&store, &scope, &elsewhere).unwrap();
+        let ahead = || now.saturating_add(MAY_DIFFER);
+        assert_eq!(ask(&ahead), Err(Code::Interrupted));
         // A run that stood still deletes nothing more.
         let mut late = deletion;
         late.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();
         assert_eq!(late.keep().unwrap_err().code(), Code::Conflict);
+    }
+
+    #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
+    fn x15_a_claim_is_kept_while_the_repository_is_read_and_always_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let next = std::sync::atomic::AtomicU64::new(5);
+        let clock = || TimestampTz::from_system_time(std::time::SystemTime::now());
+        let random = || next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut deletion =
+            DeletionClaim::take(&store, &scope, Writer::new(&clock, &random)).unwrap();
+        let names = || {
+            let listed = store.list(&scope.subject(scope.whole())).unwrap();
+            listed.into_iter().map(|one| one.name).collect::<Vec<_>>()
+        };
+        let due = seconds_since_boot() - RENEWAL_SECONDS.cast_signed();
+        let first = names();
+        deletion.renewed = due;
+        // The reading ends once the claim was renewed beside it.
+        let read = deletion.keep_during(|| {
+            while names().len() < 2 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(names())
+        });
+        let second = read.unwrap();
+        assert!(second.contains(&first[0]), "{first:?} {second:?}");
+        deletion.renewed = due;
+        deletion.keep().unwrap();
+        let third = names();
+        assert_eq!(third.len(), 2, "{third:?}");
+        assert!(!third.contains(&first[0]), "{first:?} {third:?}");
+        assert!(third.iter().any(|name| second.contains(name)), "{third:?}");
+        deletion.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();
+        let late = deletion.keep_during(|| Ok(()));
+        assert_eq!(late.unwrap_err().code(), Code::Conflict);
+        deletion.end().unwrap();
+        assert_eq!(names(), [""; 0]);
     }
 }

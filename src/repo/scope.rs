@@ -263,6 +263,16 @@ impl Scope {
         }
     }
 
+    /// The part that a key of this scope names; `None` for another object.
+    pub fn named_part(&self, key: &str) -> Option<(PartKind, PartName)> {
+        let mut kinds = [PartKind::Layer, PartKind::Pack].into_iter();
+        kinds.find_map(|kind| {
+            let below = key.strip_prefix(&self.parts(kind, None))?;
+            let name = below.strip_prefix('/')?.parse().ok()?;
+            Some((kind, name))
+        })
+    }
+
     /// Prefix of layers or packs: all ids, or the parts of one.
     pub fn parts(&self, kind: PartKind, id: Option<&BackupId>) -> String {
         let kind = match kind {

@@ -9,6 +9,7 @@ use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::repo::claim::{self, HOLDS_SECONDS, RENEWAL_SECONDS};
 use crate::repo::clock;
+use crate::repo::deletion;
 use crate::repo::event;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
@@ -39,6 +40,24 @@ fn deleted(id: &BackupId) -> Error {
     .hint("Nothing was written. Run the same command again, with another backup where it names one: pitr info lists them.")
 }
 
+/// Waits for a run of expire that decided before the claim was there, and requires that the marked backup is still there.
+fn outlived((store, scope): (&dyn Store, &Scope), host: &Host, id: &BackupId) -> Result<()> {
+    let progress = host.progress.as_ref();
+    let mut tick = || host.check_stop();
+    match deletion::wait((store, scope), host.clock.as_ref(), progress, &mut tick) {
+        Ok(()) => {}
+        Err(e) if e.code() == Code::Interrupted => return Err(e),
+        // The restore does not depend on it.
+        Err(e) => progress.warn(&format!(
+            "whether \"pitr expire\" deletes from the repository could not be asked: {e}"
+        )),
+    }
+    match store.head(&scope.manifest(id))? {
+        Some(_) => Ok(()),
+        None => Err(deleted(id)),
+    }
+}
+
 /// A standing claim.
 pub struct Claim<'a> {
     claim: claim::Claim<'a>,
@@ -53,7 +72,8 @@ impl<'a> Claim<'a> {
     /// `planned` is when the backup was chosen: a mark for deletion that came later means that another one should be.
     ///
     /// # Errors
-    /// `Refused` when the backup was marked for deletion meanwhile, `NotFound` when it was deleted; what the store says when it cannot be read.
+    /// `Refused` when the backup was marked for deletion meanwhile, `NotFound` when it was deleted; `Interrupted`; what the store says when it
+    /// cannot be read.
     pub fn take(
         store: &'a dyn Store,
         scope: &'a Scope,
@@ -61,6 +81,7 @@ impl<'a> Claim<'a> {
         id: &BackupId,
         planned: TimestampTz,
     ) -> Result<Option<Claim<'a>>> {
+        fault::pause("restore-planned");
         let tried = Instant::now();
         // A clock is no reason to refuse a restore. Expire counts a claim from the future by the store's time.
         if let Err(e) = clock::check(store, host.now())
@@ -97,6 +118,10 @@ impl<'a> Claim<'a> {
                 "backup \"{id}\" was marked for deletion while the restore was planned"
             )
             .hint("Nothing was written. Run the same command again: it chooses another backup."));
+        }
+        if let Err(e) = outlived((store, scope), host, id) {
+            claim.release();
+            return Err(e);
         }
         host.progress.warn(&format!(
             "backup \"{id}\" is marked for deletion; it is kept while this restore runs"

@@ -182,6 +182,10 @@ impl<'a> Transfer<'a> {
         }
         self.register()?;
         self.copy_resolutions(lacking)?;
+        // These tell how to read the rest, so they go first: a copy that was cut short would lead to a timeline that was given up, or bring erased
+        // rows back.
+        self.copy_erasures()?;
+        self.copy_facts()?;
         let wal = wal::Wal::begin(self, lacking)?;
         for id in &lacking.backups {
             self.copy_backup(id, &wal)?;

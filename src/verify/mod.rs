@@ -367,7 +367,9 @@ impl Verify<'_> {
             let recorder = self.recorder(&layout);
             recorder.record(&damaged, &known, &whole, &|subject| {
                 events_of(survey, subject)
-            })
+            })?;
+            let read = || Survey::read(self.repository, self.registration).map(|s| s.catalog);
+            recorder.record_sharing(read, &report.findings)
         });
         report.warnings.extend(
             result

@@ -7,8 +7,10 @@ use super::{About, Finding, FindingKind};
 use crate::err;
 use crate::error::Result;
 use crate::host::Host;
+use crate::pg::segment::SegmentNumber;
+use crate::repo::catalog::{Catalog, Needs};
 use crate::repo::event::{self, Event, Recorded, Writer};
-use crate::repo::id::BackupId;
+use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::portion;
 use crate::repo::repository::Repository;
 use crate::repo::scope::{self, Scope};
@@ -21,14 +23,18 @@ pub(super) type Damaged = BTreeMap<String, (String, String)>;
 /// Pages that were damaged when the backup was taken stand in its root, and what is frozen is whole for all that is known.
 pub(super) fn damaged_backups(findings: &[Finding]) -> Damaged {
     let mut damaged = Damaged::new();
-    for finding in findings {
-        let is_known = matches!(finding.kind, FindingKind::Pages | FindingKind::Frozen);
-        if let (About::Backup(id), false) = (&finding.about, is_known) {
+    for finding in findings.iter().filter(|finding| is_recorded(finding)) {
+        if let About::Backup(id) = &finding.about {
             let said = (finding.object.clone(), finding.detail.clone());
             damaged.entry(id.to_string()).or_insert(said);
         }
     }
     damaged
+}
+
+fn is_recorded(finding: &Finding) -> bool {
+    let is_known = matches!(finding.kind, FindingKind::Pages | FindingKind::Frozen);
+    matches!(finding.about, About::Backup(_)) && !is_known
 }
 
 /// Records what a check of a scope found.
@@ -75,6 +81,48 @@ impl Recorder<'_> {
         for id in whole.iter().map(ToString::to_string) {
             if event::standing(events_of(&id), "verified", "").is_empty() {
                 writer.record(store, self.scope, &writer.event("verified", &id))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Records damage of every backup that names a part which was found damaged, whether or not this check looked at it: a backup may have
+    /// taken the part over meanwhile. The catalog is read behind the events of the findings, and a backup reads those behind its root: one of
+    /// the two sees the other.
+    pub(super) fn record_sharing<R: Needs>(
+        &self,
+        read: impl FnOnce() -> Result<Catalog<R>>,
+        findings: &[Finding],
+    ) -> Result<()> {
+        let parts = findings.iter().filter_map(|finding| {
+            let (kind, part) = self.scope.named_part(&finding.object)?;
+            is_recorded(finding).then_some((kind, part, finding))
+        });
+        let parts: Vec<_> = parts.collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let (store, writer) = (self.repository.store(), Writer::of(self.host));
+        let damaged = damaged_backups(findings);
+        let catalog = read()?;
+        for (id, subject) in &catalog.ids {
+            let (subject_name, Some(root)) = (id.to_string(), subject.root()) else {
+                continue;
+            };
+            let is_known =
+                damaged.contains_key(&subject_name) || !event::damage(&subject.events).is_empty();
+            let (layers, packs) = root.needs();
+            let names = |(kind, part, _): &&(PartKind, PartName, &Finding)| {
+                let all = match kind {
+                    PartKind::Layer => layers,
+                    PartKind::Pack => packs,
+                };
+                let of_writer = all.get(&part.id);
+                of_writer.is_some_and(|runs| runs.contains(SegmentNumber(part.number.into())))
+            };
+            if let Some((_, _, finding)) = parts.iter().find(names).filter(|_| !is_known) {
+                let event = writer.damaged(&subject_name, &finding.object, &finding.detail);
+                writer.record(store, self.scope, &event)?;
             }
         }
         Ok(())

@@ -134,7 +134,10 @@ impl VerifyScope<'_> {
             .filter(|_| is_deep)
             .map(|id| (id.to_string(), events_of(&id.to_string())))
             .collect();
-        let recorded = self.recorder().record(&damaged, &known, &whole, &events_of);
+        let recorder = self.recorder();
+        let recorded = recorder.record(&damaged, &known, &whole, &events_of);
+        let recorded =
+            recorded.and_then(|()| recorder.record_sharing(|| self.read(), &report.findings));
         report.warnings.extend(
             recorded
                 .err()

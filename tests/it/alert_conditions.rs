@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use crate::agent::{Host, SPRING};
 use crate::common::mount::SmallDisk;
 use crate::common::s3::tls::{Authority, Says, Tls};
 use crate::common::{
-    Cluster, PATIENCE, Program, Sandbox, Site, paths_below, reception, wait_until,
+    Cluster, PATIENCE, Program, Sandbox, Site, paths_below, reception, user, wait_until,
 };
 use crate::page_tls;
 use crate::require_mounts;
@@ -752,6 +753,49 @@ fn j16_a_receiver_that_ended_reaches_the_sink() {
     sink.expect(id, &[("new", "critical")]);
     received(&|| observe(&site.pitr()));
     sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
+}
+
+#[test]
+fn j46_what_the_agent_may_not_read_is_medium_and_not_well() {
+    let (site, cluster, sink) = site("");
+    let journal = site.sandbox().dir("journal");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let config = config.replacen(
+        "[clusters.main]\n",
+        &format!(
+            "[clusters.main]\nreceive.journal = \"{}\"\n",
+            journal.display()
+        ),
+        1,
+    );
+    std::fs::write(site.config(), config).unwrap();
+    let server = journal.join("7000000000000000001");
+    std::fs::create_dir(&server).unwrap();
+    user::own_all(&journal);
+    let status = cluster.pgdata().join("pg_wal/archive_status");
+    let places = [
+        ("main/pg_wal/barred", &status),
+        ("main/receiver/barred", &server),
+    ];
+    let may = |path: &Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    observe(&site.pitr());
+    for (id, path) in places {
+        sink.expect(id, &[]);
+        may(path, 0o000);
+    }
+    observe(&site.pitr());
+    for (id, path) in places {
+        sink.expect(id, &[("new", "medium")]);
+        let (_, _, summary) = sink.heard(id).pop().unwrap();
+        assert!(summary.contains(path.to_str().unwrap()), "{summary}");
+        may(path, 0o700);
+    }
+    observe(&site.pitr());
+    for (id, _) in places {
+        sink.expect(id, &[("new", "medium"), ("resolved", "medium")]);
+    }
 }
 
 #[test]

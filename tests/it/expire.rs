@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pitr::repo::id::BackupId;
 use pitr::repo::layout::ClusterLayout;
@@ -11,7 +12,8 @@ use pitr::store::Store;
 use pitr::store::file::FileStore;
 
 use crate::common::{
-    Cluster, Program, Run, Sandbox, Site, Still, expire_at_once, fault, files_below, keep_one, pitr,
+    Cluster, PATIENCE, Program, Run, Sandbox, Site, Still, expire_at_once, fault, files_below,
+    keep_one, pitr, wait_until,
 };
 use crate::{per_major, require_strace};
 
@@ -749,6 +751,53 @@ fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
             .expect_stderr("was deleted while the restore was planned");
         assert!(!to.exists());
     }
+}
+
+#[test]
+fn t62_a_restore_waits_for_a_run_of_expire_that_decided_before_its_claim() {
+    let (site, _cluster, ids) = with_backups(17, 2);
+    let expire = |args: &[&str]| {
+        let expire = ["expire", "--min-age", "0s", "--keep", "1", "--confirm"];
+        site.pitr().args(expire).args(args)
+    };
+    expire(&["--grace", "1h"]).run().success();
+    let to = site.sandbox().join("first");
+    let first = site.pitr().args(["restore", "--backup", &ids[0], "--to"]);
+    let paused = |name: &str| {
+        let path = site.sandbox().dir("paused").join(name);
+        (format!("{name}={}", path.display()), path)
+    };
+    // The restore has planned, and has claimed nothing yet.
+    let ((restore_pause, planned), (expire_pause, decided)) =
+        (paused("restore-planned"), paused("expire-decided"));
+    let mut first = first
+        .arg(&to)
+        .env("PITR_FAULT_PAUSE", restore_pause)
+        .spawn();
+    wait_until(PATIENCE, "the restore has planned", || planned.exists());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let clock = format!("{},{now},1,all", now + 7200);
+    let expire = expire(&["--grace", "1h"])
+        .env("PITR_FAULT_PAUSE", expire_pause)
+        .env("PITR_FAULT_CLOCK", clock)
+        .spawn();
+    wait_until(PATIENCE, "expire has decided", || decided.exists());
+    std::fs::remove_file(&planned).unwrap();
+    wait_until(PATIENCE, "the restore waits", || {
+        first.is_done() || first.stderr().contains("waiting until it has ended")
+    });
+    assert!(!first.is_done(), "{}", first.stderr());
+    std::fs::remove_file(&decided).unwrap();
+    expire.wait().success();
+    assert_eq!(whole_backups(site.repository()), ids[1..]);
+    first
+        .wait()
+        .expect_code(2)
+        .expect_stderr("was deleted while the restore was planned");
+    assert!(!to.exists());
 }
 
 /// `PITR_SCALE_SEGMENTS=100000 cargo test --test it expire_over -- --nocapture` prints its memory and time.

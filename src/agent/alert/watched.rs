@@ -9,6 +9,7 @@ use crate::operate::counters::Counters;
 use crate::operate::finding::Finding;
 use crate::operate::human;
 use crate::operate::metrics::Metrics;
+use crate::operate::metrics_hosts::Barred;
 use crate::operate::server_state::{ServerState, Slot};
 use crate::operate::tallies::Tallies;
 use crate::pg::time::TimestampTz;
@@ -47,6 +48,7 @@ pub fn conditions(
         found.extend(slots.filter_map(|one| slot(name, one, free)));
     }
     found.extend(metrics.clocks.iter().filter_map(store_clock));
+    found.extend(metrics.barred.iter().map(barred));
     if let Some(tallies) = &metrics.tallies {
         let silent = metrics.info.iter().flat_map(|info| info.silent());
         found.extend(silent.filter_map(|one| silence(now, one, tallies)));
@@ -60,6 +62,30 @@ pub fn conditions(
         found.extend(locked.filter_map(|one| locked_growth(now, one, tallies)));
     }
     found
+}
+
+/// A place that the agent may not read. Without this, everything about it would be well.
+fn barred(one: &Barred) -> Condition {
+    let Barred {
+        cluster,
+        what,
+        path,
+    } = one;
+    let lost = match *what {
+        "pg_wal" => "files that wait to be archived",
+        _ => "a receiver that is down or behind",
+    };
+    let summary = format!(
+        "{cluster}: the agent may not read \"{}\": nobody would hear of {lost}. Run it as the user whose directory this is, or give its group the right to read",
+        path.display()
+    );
+    let id = format!("{cluster}/{what}/barred");
+    new(
+        &id,
+        Severity::Medium,
+        summary,
+        Some("pitr doctor".to_owned()),
+    )
 }
 
 /// The free bytes on the disk of `pg_wal` of a cluster.

@@ -257,7 +257,8 @@ impl Taking<'_> {
             root: &root,
             member,
         };
-        self.attempt.commit(&commit)?;
+        let prior = self.before.map(|(prior, _)| &prior.head.id);
+        self.attempt.commit(&commit, prior)?;
         let id = root.head.id.to_string();
         let completed = Writer::of(self.host).event("completed", &id);
         self.attempt.record_completed(Ok(completed));

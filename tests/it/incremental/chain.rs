@@ -7,7 +7,7 @@ use pitr::repo::root::BackupRoot;
 use pitr::repo::wal_proof::RawHash;
 
 use super::{FULL, INCREMENTAL, World, check_by, id_of, increment, root, take, truth, with_root};
-use crate::common::{Builder, Cluster, Site};
+use crate::common::{Builder, Cluster, PATIENCE, Site, wait_until};
 use crate::restore::verify_backup;
 
 const COMPARED: &str = "every page is read and compared";
@@ -205,12 +205,7 @@ fn damage_of_a_shared_pack_is_found_of_every_backup_that_names_it() {
     let second = increment(&site);
     let since = ["verify", "--json", "--since", "last"];
     site.pitr().args(since).run().success();
-    let pack = site.cluster_folder().join("packs").join(&full);
-    let pack = pack.join("000000");
-    let mut bytes = std::fs::read(&pack).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&pack, bytes).unwrap();
+    damage_first_pack(&site, &full);
     let run = site.pitr().args(since).run().expect_code(4);
     let report = &run.json()["clusters"][0];
     let is_restorable = |id: &str| {
@@ -219,6 +214,66 @@ fn damage_of_a_shared_pack_is_found_of_every_backup_that_names_it() {
     };
     assert_eq!(is_restorable(&full), false, "{run}");
     assert_eq!(is_restorable(&second), false, "{run}");
+}
+
+fn damage_first_pack(site: &Site, id: &str) {
+    let pack = site.cluster_folder().join("packs").join(id).join("000000");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+}
+
+fn damaged(site: &Site) -> Vec<String> {
+    let info = site.pitr().args(["info", "--json"]).run().json();
+    let backups = info["clusters"][0]["backups"].as_array().unwrap();
+    let damaged = backups.iter().filter(|b| !b["damage"].is_null());
+    let mut ids: Vec<String> = damaged
+        .map(|b| b["id"].as_str().unwrap().to_owned())
+        .collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn v31_damage_of_a_shared_pack_is_recorded_of_backups_that_were_not_looked_at() {
+    let (site, cluster) = with_table(17, 2000);
+    let full = id_of(&take(&site, &FULL).success());
+    cluster.sql("update t set b = b where a < 10");
+    let second = increment(&site);
+    damage_first_pack(&site, &full);
+    let verify = site.pitr().args(["verify", "--backup", &full]);
+    verify.run().expect_code(4);
+    let mut both = [full, second];
+    both.sort();
+    assert_eq!(damaged(&site), both);
+}
+
+#[test]
+fn v31_a_backup_whose_prior_was_found_damaged_before_its_root_is_no_backup_to_restore() {
+    let (site, cluster) = with_table(17, 2000);
+    let full = id_of(&take(&site, &FULL).success());
+    cluster.sql("update t set b = b where a < 10");
+    let paused = site.sandbox().dir("paused").join("commits");
+    let pause = format!("backup-commits={}", paused.display());
+    let backup = site.pitr().args(["backup", "--json"]).args(INCREMENTAL);
+    let backup = backup.env("PITR_FAULT_PAUSE", pause).spawn();
+    wait_until(PATIENCE, "the backup is about to commit", || {
+        paused.exists()
+    });
+    damage_first_pack(&site, &full);
+    let verify = site.pitr().args(["verify", "--backup", &full]);
+    verify.run().expect_code(4);
+    std::fs::remove_file(&paused).unwrap();
+    backup
+        .wait()
+        .expect_code(1)
+        .expect_stdout("was found damaged while it was taken");
+    let found = damaged(&site);
+    assert!(found.len() == 2 && found.contains(&full), "{found:?}");
+    // The next one builds on neither of them.
+    let run = take(&site, &INCREMENTAL);
+    assert_eq!(run.json()["kind"], "full", "{run}");
 }
 
 /// Raw bytes that a restore reads of frames, for each hundred that it needs.
