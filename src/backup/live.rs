@@ -27,7 +27,7 @@ use crate::wire::replication::{Positions, ReplicationStream, StartReplication, S
 use crate::wire::runtime;
 use crate::wire::slot::SlotName;
 use crate::wire::sql::Sql;
-use crate::wire::stop::unless_stopped;
+use crate::wire::stop::{unless_ended, unless_stopped};
 
 /// How often a wait for the server looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -196,6 +196,17 @@ async fn receive(
     Ok(())
 }
 
+/// Adds the operator's wish to stop.
+fn stopping<'t>(
+    stop: &'t AtomicBool,
+    tick: &'t mut dyn FnMut() -> Result<()>,
+) -> impl FnMut() -> Result<()> + 't {
+    move || match stop.load(Ordering::Relaxed) {
+        true => Err(err!(Interrupted, "interrupted")),
+        false => tick(),
+    }
+}
+
 /// Losing the server on the way is an error of the server: "unreachable" is then said of repositories.
 fn of_server(e: Error) -> Error {
     match e.code() {
@@ -292,6 +303,13 @@ impl Source for LiveServer {
         rows.map_err(of_server)
     }
 
+    fn query_long(&mut self, query: &str, tick: &mut dyn FnMut() -> Result<()>) -> Result<Rows> {
+        let client = self.sql.as_mut().ok_or_else(no_session)?;
+        let mut tick = stopping(&self.stop, tick);
+        let rows = unless_ended(client.query(query), &mut tick);
+        self.runtime.block_on(rows).map_err(of_server)
+    }
+
     fn begin(&mut self, options: &BaseBackupOptions) -> Result<()> {
         match std::mem::replace(&mut self.replication, Replication::Gone) {
             Replication::Idle(client) => {
@@ -303,11 +321,12 @@ impl Source for LiveServer {
         }
     }
 
-    fn next_event(&mut self) -> Result<Option<BackupEvent>> {
+    fn next_event(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Option<BackupEvent>> {
         let Replication::Running(backup) = &mut self.replication else {
             return Ok(None);
         };
-        let event = unless_stopped(&self.stop, backup.next_event());
+        let mut tick = stopping(&self.stop, tick);
+        let event = unless_ended(backup.next_event(), &mut tick);
         self.runtime.block_on(event).map_err(of_server)
     }
 

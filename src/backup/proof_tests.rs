@@ -132,7 +132,7 @@ impl Source for Server {
         Err(err!(Internal, "nobody asks"))
     }
 
-    fn next_event(&mut self) -> Result<Option<BackupEvent>> {
+    fn next_event(&mut self, _: &mut dyn FnMut() -> Result<()>) -> Result<Option<BackupEvent>> {
         Ok(None)
     }
 

@@ -121,17 +121,26 @@ pub trait Source: WalSource {
     /// `Interrupted` once a stop was asked for; `Denied` where there is no such session, or a right is missing; `Server`.
     fn query(&mut self, query: &str) -> Result<Rows>;
 
+    /// Runs a query that may take long, and calls `tick` meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Source::query`] and of `tick`.
+    fn query_long(&mut self, query: &str, tick: &mut dyn FnMut() -> Result<()>) -> Result<Rows> {
+        tick()?;
+        self.query(query)
+    }
+
     /// Asks for the backup.
     ///
     /// # Errors
     /// `Usage` for options that the server would refuse; `Server`, `Denied` as the connection fails.
     fn begin(&mut self, options: &BaseBackupOptions) -> Result<()>;
 
-    /// The next event of the backup; `None` behind the last.
+    /// The next event of the backup; `None` behind the last. The first one comes behind a checkpoint: `tick` is called until there is one.
     ///
     /// # Errors
-    /// `Interrupted` once a stop was asked for; `Server`, `Denied`, `Damaged`: the backup is then worth nothing.
-    fn next_event(&mut self) -> Result<Option<BackupEvent>>;
+    /// `Interrupted` once a stop was asked for; `Server`, `Denied`, `Damaged`: the backup is then worth nothing; those of `tick`.
+    fn next_event(&mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Option<BackupEvent>>;
 
     /// Lists the server's relations over connections of its own, in a thread beside the backup; `None` where no SQL can be asked.
     fn relations(&mut self) -> Option<Lister> {

@@ -208,8 +208,7 @@ impl<'r, 'scope, 'env> Receiver<'r, 'scope, 'env> {
     /// Those of the source; `Damaged` when what arrived is not what the manifest lists; what writing packs says.
     fn run(mut self, source: &mut dyn Source, watch: &mut dyn Watch) -> Result<Produced> {
         loop {
-            watch.tick()?;
-            match source.next_event()? {
+            match source.next_event(&mut || watch.tick())? {
                 Some(BackupEvent::Begin(start)) => {
                     watch.began(&start)?;
                     let total = start.size_kib().map(|kib| kib.saturating_mul(1024));

@@ -243,7 +243,7 @@ fn is_deliberate(
             SegmentNumber::of(reach, work.size) == hole.from && !is_needed_from(reach)
         };
         let is_pinned = || {
-            let pinned = !event::standing(events, "pin", "unpin").is_empty();
+            let pinned = !event::live_pins(events, work.host.now()).is_empty();
             pinned && !is_needed_from(hole.from.start_lsn(work.size))
         };
         event::is_trimmed(events) && is_trimmed() || ends && behind == hole.from && is_pinned()

@@ -17,11 +17,24 @@ pub async fn unless_stopped<T>(
     stop: &AtomicBool,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
+    unless_ended(work, &mut || match stop.load(Ordering::Relaxed) {
+        true => Err(err!(Interrupted, "interrupted")),
+        false => Ok(()),
+    })
+    .await
+}
+
+/// Waits for the end of `work`, and calls `tick` meanwhile, which may end it with an error.
+///
+/// # Errors
+/// Those of `work` and `tick`.
+pub async fn unless_ended<T>(
+    work: impl Future<Output = Result<T>>,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<T> {
     let mut work = std::pin::pin!(work);
     loop {
-        if stop.load(Ordering::Relaxed) {
-            return Err(err!(Interrupted, "interrupted"));
-        }
+        tick()?;
         tokio::select! {
             biased;
             done = &mut work => return done,

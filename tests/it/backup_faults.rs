@@ -1,5 +1,6 @@
 //! Rows of the fault matrix that concern base backups.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -1167,4 +1168,45 @@ fn b07_two_thousand_tablespaces_and_a_linked_pg_wal() {
         ),
         moved
     );
+}
+
+/// A spread checkpoint takes up to `checkpoint_timeout`. Another host would take a backup whose claim is old for one that was killed.
+#[test]
+fn b27_the_claim_is_renewed_while_the_server_makes_its_checkpoint() {
+    let builder = Cluster::builder(17)
+        .option("checkpoint_timeout", "30s")
+        .option("checkpoint_completion_target", "0.9");
+    let (site, cluster) = Site::with_cluster_of(builder);
+    cluster.sql("CREATE TABLE t(filler text)");
+    let waits = "select count(*) from pg_stat_activity where pid <> pg_backend_pid() and \
+                 wait_event in ('CheckpointDone', 'CheckpointStart')";
+    for method in ["stream", "local"] {
+        cluster.sql("INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 10000)");
+        let claims = || -> BTreeSet<String> {
+            let below = |path| std::fs::read_dir(path).into_iter().flatten().flatten();
+            let subjects = below(site.cluster_folder().join("events"));
+            let events = subjects.flat_map(|one| below(one.path()));
+            let names = events.map(|one| one.file_name().into_string().unwrap());
+            names.filter(|name| name.contains("claim")).collect()
+        };
+        let before = claims();
+        let backup = ["backup", "--checkpoint", "spread", "--method", method];
+        let backup = site.pitr().args(backup).env("PITR_FAULT_SECONDS", "1");
+        let mut backup = backup.spawn();
+        wait_until(PATIENCE, "the server makes its checkpoint", || {
+            cluster.query_one_string(waits) == "1"
+        });
+        let first = claims();
+        assert_ne!(first, before);
+        wait_until(PATIENCE, "the claim is renewed", || {
+            backup.is_done() || claims() != first
+        });
+        assert_eq!(cluster.query_one_string(waits), "1", "{}", backup.stderr());
+        backup.signal(Signal::INT);
+        backup.wait();
+        // The server goes on until it looks for its client.
+        wait_until(PATIENCE, "the checkpoint is complete", || {
+            cluster.query_one_string(waits) == "0"
+        });
+    }
 }

@@ -7,7 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use pitr::error::{Code, Error, Result};
 use pitr::host::Host;
+use pitr::pg::time::TimestampTz;
+use pitr::pg::timeline::TimelineId;
+use pitr::repo::event::{self, Writer};
 use pitr::repo::repository::{Registration, Repository};
+use pitr::repo::scope::Scope;
 use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Room, Store};
 use pitr::sync::{Options, Transfer};
@@ -769,6 +773,31 @@ fn a_copy_that_is_killed_is_finished_by_the_next() {
     sync.run().success();
     same(two.site.repository(), &two.second);
     two.site.pitr().args(["verify", "--quiet"]).run().success();
+}
+
+#[test]
+fn what_is_known_of_timelines_is_in_a_copy_that_is_cut_short() {
+    crate::require_strace!("what_is_known_of_timelines_is_in_a_copy_that_is_cut_short");
+    let two = filled();
+    let store = FileStore::open(two.site.repository(), 1).unwrap();
+    let folder = two.site.cluster_folder();
+    let identifier = folder.file_name().unwrap().to_str().unwrap();
+    let scope = Scope::cluster("main", identifier.parse().unwrap()).unwrap();
+    let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+    let host = Host::still(now, 5);
+    let writer = Writer::of(&host);
+    let subject = event::timeline_subject(TimelineId::new(9).unwrap());
+    let name = writer
+        .record(&store, &scope, &writer.event("abandon", &subject))
+        .unwrap();
+    let key = scope.event(&subject, &name).unwrap();
+    let there = || two.second.join(key.as_str()).exists();
+    let sync = two.sync().args(["--to", "second", "--jobs", "1"]);
+    let backups = two.second.join(scope.prefix()).join("backups");
+    // The third object: the first one registers the cluster.
+    let (run, fired) = fault::inject(&sync, &fault::Fault::kill("linkat").at(3));
+    assert!(run.code() == 137 && fired >= 1, "{run}");
+    assert!(!backups.exists() && there());
 }
 
 /// The calls to two stores, which fail from the n-th on, as for a process that is dead.

@@ -139,7 +139,9 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         // A tablespace that is made later is made again by replay, which wants no directory in its way.
         let tablespaces = walk::tablespaces(self.owner.path())?;
         let real_roots = walk::real_roots(self.owner.path(), self.work.naming, &tablespaces)?;
-        let start_lsn = session::start(self.source, major, self.work.request)?;
+        let how = (major, self.work.request);
+        let watch = &mut self.work.watch;
+        let start_lsn = session::start(self.source, how, &mut || watch.tick())?;
         // One in place is in no map of the server's.
         let now = walk::tablespaces(self.owner.path())?;
         if let Some(oid) = now.into_iter().find(|oid| !tablespaces.contains(oid)) {

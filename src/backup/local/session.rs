@@ -55,11 +55,16 @@ pub fn check_rights(source: &mut dyn Source, major: Major) -> Result<()> {
     Ok(())
 }
 
-/// Starts a backup, and returns its start LSN. Nothing may end the session for being slow or idle.
+/// Starts a backup, and returns its start LSN. Nothing may end the session for being slow or idle. A spread checkpoint takes as long as
+/// `checkpoint_timeout`: `tick` is called meanwhile.
 ///
 /// # Errors
-/// Those of the server.
-pub fn start(source: &mut dyn Source, major: Major, request: &BaseBackupOptions) -> Result<Lsn> {
+/// Those of the server, and of `tick`.
+pub fn start(
+    source: &mut dyn Source,
+    (major, request): (Major, &BaseBackupOptions),
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<Lsn> {
     source.query("set standard_conforming_strings = on")?;
     source.query("set statement_timeout = 0")?;
     if major >= Major::V14 {
@@ -74,7 +79,8 @@ pub fn start(source: &mut dyn Source, major: Major, request: &BaseBackupOptions)
         Major::V13 | Major::V14 => format!("select pg_start_backup('{label}', {is_fast}, false)"),
         _ => format!("select pg_backup_start('{label}', {is_fast})"),
     };
-    source.query(&command).map_err(refused)?.value(0, 0)
+    let rows = source.query_long(&command, tick);
+    rows.map_err(refused)?.value(0, 0)
 }
 
 /// Stops the backup.
