@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::redis::{BackupArgs, LsArgs, RestoreArgs, backup_json, restore_json, row, table};
-use super::redis_moments::{self, InfoArgs, PlanArgs};
+use super::redis_moments::{self, InfoArgs, PlanArgs, ago};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
@@ -134,7 +134,7 @@ pub fn restore(args: &RestoreArgs, stored: &[String], cx: &Context) -> Result<u8
     };
     let all = shards::restore(&cx.session, &wanted, &asked)?;
     let status = match &planned {
-        Some(planned) => judged(&planned.slots, cx),
+        Some(planned) => judged(planned, cx),
         None => {
             cx.out.warn("without a target each shard is as in its newest backup: that is not one moment. --target-time and --latest lead to one");
             exit::WARNINGS
@@ -153,6 +153,9 @@ pub fn restore(args: &RestoreArgs, stored: &[String], cx: &Context) -> Result<u8
     }
     for ((_, restored), one) in all.iter().zip(&wanted) {
         report(args, (one, restored), cx)?;
+    }
+    if let Some(time) = planned.as_ref().and_then(time_of) {
+        cx.out.report(&format!("moment: {time}{}", ago(cx, time)))?;
     }
     cx.out.note("next: each directory is the data set of a server; docs/redis.md, \"A cluster from restored directories\", makes them one cluster again");
     Ok(status)
@@ -214,7 +217,7 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
     };
     let target = args.target.read()?.unwrap_or(end);
     let planned = shards::plan(&cx.session, &args.name, stored, &target)?;
-    let status = judged(&planned.slots, cx);
+    let status = judged(&planned, cx);
     if cx.out.is_json() {
         let shards = planned.shards.iter().map(|one| {
             let value = redis_moments::plan_json(&one.name, &one.planned);
@@ -238,8 +241,8 @@ pub fn plan(args: &PlanArgs, stored: &[String], cx: &Context) -> Result<u8> {
             human::size(route.bytes()),
         ))?;
     }
-    if let Some(time) = TimestampTz::from_unix_micros(planned.micros) {
-        cx.out.report(&format!("moment: {time}"))?;
+    if let Some(time) = time_of(&planned) {
+        cx.out.report(&format!("moment: {time}{}", ago(cx, time)))?;
         cx.out.note(&format!(
             "next: pitr redis restore {} --to DIR --target-time \"{time}\"",
             args.name
@@ -252,17 +255,37 @@ fn add_moment(value: &mut Value, planned: Option<&Planned>) {
     let Some((members, planned)) = value.as_object_mut().zip(planned) else {
         return;
     };
-    let time = TimestampTz::from_unix_micros(planned.micros);
-    members.insert("target_time".to_owned(), json!(time));
+    members.insert("target_time".to_owned(), json!(time_of(planned)));
     members.insert("exact".to_owned(), json!(planned.slots.is_exact()));
     members.insert("moved".to_owned(), json!(planned.slots.moved));
     members.insert("doubts".to_owned(), json!(planned.slots.doubts));
     members.insert("missing_slots".to_owned(), json!(planned.slots.missing));
     members.insert("slots_twice".to_owned(), json!(planned.slots.twice));
+    let behind = planned.behind.iter();
+    let behind = behind.map(|(shard, end)| json!({"shard": shard, "end_time": end}));
+    members.insert("behind".to_owned(), behind.collect());
+}
+
+fn time_of(planned: &Planned) -> Option<TimestampTz> {
+    TimestampTz::from_unix_micros(planned.micros)
+}
+
+/// Warns of shards that hold the last moment back, and of what makes it inexact; returns the exit status.
+fn judged(planned: &Planned, cx: &Context) -> u8 {
+    for (shard, end) in &planned.behind {
+        cx.out.warn(&format!(
+            "shard {shard}: its log ends at {end}{}: nothing later of any shard is restored. --target-time leads to later moments, once it has a backup or is received again",
+            ago(cx, *end)
+        ));
+    }
+    match (exactness(&planned.slots, cx), planned.behind.is_empty()) {
+        (exit::SUCCESS, false) => exit::WARNINGS,
+        (status, _) => status,
+    }
 }
 
 /// Warns of what makes a moment inexact; returns the exit status.
-fn judged(slots: &Slots, cx: &Context) -> u8 {
+fn exactness(slots: &Slots, cx: &Context) -> u8 {
     if slots.is_exact() {
         return exit::SUCCESS;
     }

@@ -332,7 +332,7 @@ fn legs(route: &Route) -> String {
 }
 
 /// How long ago a time was, where it was.
-fn ago(cx: &Context, time: TimestampTz) -> String {
+pub(super) fn ago(cx: &Context, time: TimestampTz) -> String {
     let now = cx.session.host.now().unix_micros();
     let past = now.zip(time.unix_micros()).map(|(now, then)| now - then);
     let past = past.and_then(|micros| u64::try_from(micros).ok());

@@ -19,9 +19,25 @@ use crate::error::{Code, Error, Result};
 /// Bytes that are read at a time.
 const PIECE_BYTES: usize = 1 << 20;
 /// Settings of a server, and what they are unless somebody changed them.
-const DUMP: (&str, &str) = ("dbfilename", "dump.rdb");
-const APPEND_ONLY: (&str, &str) = ("appendfilename", "appendonly.aof");
-const APPEND_ONLY_DIRECTORY: (&str, &str) = ("appenddirname", "appendonlydir");
+pub const DUMP: (&str, &str) = ("dbfilename", "dump.rdb");
+pub const APPEND_ONLY: (&str, &str) = ("appendfilename", "appendonly.aof");
+pub const APPEND_ONLY_DIRECTORY: (&str, &str) = ("appenddirname", "appendonlydir");
+
+/// The device and inode at a path; none where this host cannot tell.
+pub fn number(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// The number by which a server calls itself. In a container it means nothing here.
+fn process(info: &Info) -> Option<u32> {
+    info.field("process_id")?.parse().ok()
+}
+
+/// The directory in which that process of this host works, as [`number`]. `info` has the section `server`.
+pub fn works_in(info: &Info) -> Option<(u64, u64)> {
+    number(Path::new(&format!("/proc/{}/cwd", process(info)?)))
+}
 
 /// The directory of a server, as this host sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,16 +98,10 @@ impl Place {
     /// # Errors
     /// `Refused`.
     pub fn require_process(&self, info: &Info) -> Result<()> {
-        let process = info
-            .field("process_id")
-            .and_then(|id| id.parse::<u32>().ok());
-        let Some(process) = process.filter(|_| self.is_told) else {
+        let Some(process) = process(info).filter(|_| self.is_told) else {
             return Ok(());
         };
-        let number = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let works_in = std::fs::metadata(format!("/proc/{process}/cwd")).map(number);
-        let named = std::fs::metadata(&self.directory).map(number);
-        match works_in.ok().zip(named.ok()) {
+        match works_in(info).zip(number(&self.directory)) {
             Some((works_in, named)) if works_in != named => Err(err!(
                 Refused,
                 "process {process} of this host, as the server calls itself, does not work in \"{}\"",

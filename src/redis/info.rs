@@ -52,6 +52,15 @@ impl Info {
         self.field(name) == Some("1")
     }
 
+    /// Returns the first of these modules that it has not, or only in an older version.
+    pub fn lacking<'m>(&self, wanted: &'m [Module]) -> Option<&'m Module> {
+        let has = |module: &Module| {
+            let mut own = self.modules.iter();
+            own.any(|own| own.name == module.name && own.version >= module.version)
+        };
+        wanted.iter().find(|module| !has(module))
+    }
+
     /// Returns `master` or `replica`.
     pub fn role(&self) -> &'static str {
         match self.field("role") {

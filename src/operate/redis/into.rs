@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::scratch::{Folder, Scratch};
-use super::{backup, connect, connect_while, on_disk, restore, server};
+use super::{backup, connect, connect_while, on_disk, restore, scratch, sentinels, server};
 use crate::config::{Redis, RedisAddress, RedisSource, Secret};
 use crate::err;
 use crate::error::{Error, Result};
@@ -20,7 +20,6 @@ use crate::fault;
 use crate::operate::session::Session;
 use crate::redis::info::Info;
 use crate::redis::member::Member;
-use crate::redis::resp::Reply;
 use crate::redis::route::{Moment, Target};
 use crate::redis::source::Source;
 use crate::redis::version::ServerVersion;
@@ -41,8 +40,6 @@ const SETTINGS: [&str; 4] = [
     "replica-read-only",
     "slave-read-only",
 ];
-/// The channel in which Sentinels speak of each master that they watch.
-const SENTINELS: &[u8] = b"__sentinel__:hello";
 const UNCHANGED: &str = "The server was not changed.";
 
 /// The operator's request.
@@ -185,6 +182,7 @@ pub(super) fn plan(
             "{UNCHANGED}\nPut the programs of {running} first in PATH, if they load the data set."
         )));
     }
+    scratch::require_modules(session, &planned.member)?;
     Ok((planned, version))
 }
 
@@ -208,11 +206,7 @@ fn check(running: &mut Source, redis: &Redis) -> Result<()> {
         )
         .hint("Restore with --to, and start a cluster with the directories."));
     }
-    let words: [&[u8]; 3] = [b"PUBSUB", b"NUMSUB", SENTINELS];
-    let reply = running.connection.ask(&words, &mut never)?;
-    let none = Reply::Line("0".to_owned());
-    if redis.address.is_none() || !matches!(reply, Reply::Array(pair) if pair.get(1) == Some(&none))
-    {
+    if redis.address.is_none() || sentinels::are_watching(running, &mut never)? {
         return Err(err!(
             Refused,
             "Sentinels watch the server, and would take its new master for a mistake"
@@ -260,23 +254,16 @@ fn fits(
         )
         .hint("The server would evict keys. Raise maxmemory."));
     }
-    for module in &scratch.source.info.modules {
-        let own = running
-            .info
-            .modules
-            .iter()
-            .find(|own| own.name == module.name);
-        if own.is_none_or(|own| own.version < module.version) {
-            return Err(err!(
-                Refused,
-                "the server has not module {}, version {} or newer",
-                module.name.escape_debug(),
-                module.version
-            )
-            .hint("Load it, and run the command again."));
-        }
+    match running.info.lacking(&scratch.source.info.modules) {
+        Some(module) => Err(err!(
+            Refused,
+            "the server has not module {}, version {} or newer",
+            module.name.escape_debug(),
+            module.version
+        )
+        .hint("Load it, and run the command again.")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Takes a backup of what is there.

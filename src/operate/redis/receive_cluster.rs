@@ -66,6 +66,8 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
         return Ok(Vec::new());
     };
     let (live, settings) = (&live, &settings);
+    let is_over = AtomicBool::new(false);
+    let is_over = &is_over;
     std::thread::scope(|threads| {
         let mut recorder = Recorder::start(threads, (session, live), &settings.repositories);
         let mut watch = Watch::new(session, live);
@@ -83,7 +85,7 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
             recorder.remember(&name);
         }
         watch.round(&mut recorder, false);
-        threads.spawn(move || read_names(session, live));
+        threads.spawn(move || read_names((session, is_over), live));
         loop {
             let is_stopping = session.host.is_stopping();
             receivers.see();
@@ -99,6 +101,8 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
             }
             watch.round(&mut recorder, false);
         }
+        // Receivers that were refused end without a signal: the threads beside them end, too.
+        is_over.store(true, Ordering::Relaxed);
         watch.round(&mut recorder, true);
         drop(recorder);
         let over = receivers.over.into_iter();
@@ -107,8 +111,8 @@ pub fn run(session: &Session, name: &str) -> Result<Vec<OfShard>> {
 }
 
 /// Reads names where somebody waits for that, beside the looks, which a repository that hangs may not hold up.
-fn read_names(session: &Session, live: &Live<'_>) {
-    while !session.host.is_stopping() {
+fn read_names((session, is_over): (&Session, &AtomicBool), live: &Live<'_>) {
+    while !session.host.is_stopping() && !is_over.load(Ordering::Relaxed) {
         live.read_wanted_names();
         pause(&|| session.host.check_stop(), LOOK);
     }

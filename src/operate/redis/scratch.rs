@@ -3,7 +3,7 @@
 //! It listens on a socket in a folder that nobody else can enter, and on one address with a password that is drawn for this run alone. The password is in a file
 //! of that folder, on no command line. The server ends with this process, however that ends.
 
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::behalf;
 use crate::config::{RedisAddress, Secret};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::operate::session::Session;
 use crate::program::Running;
 use crate::redis::connection::Way;
 use crate::redis::directory::{CONFIGURATION, quoted};
 use crate::redis::info::Info;
+use crate::redis::member::Member;
+use crate::redis::program;
 use crate::redis::source::Source;
 use crate::redis::version::ServerVersion;
 
@@ -131,7 +135,7 @@ impl Scratch {
             true => Err(err!(
                 Unreachable,
                 "the scratch server has ended by itself{}",
-                said(self.folder.0.path())
+                last_words(&self.folder.0.path().join(LOG))
             )),
             false => Ok(()),
         }
@@ -164,7 +168,7 @@ fn loaded(folder: &Path, password: &Secret, running: &mut Running, host: &Host) 
             return Err(err!(
                 Damaged,
                 "the scratch server does not load the data set{}",
-                said(folder)
+                last_words(&folder.join(LOG))
             ));
         }
         match Source::connect(way.clone(), Some(password), &mut tick) {
@@ -179,9 +183,39 @@ fn loaded(folder: &Path, password: &Secret, running: &mut Running, host: &Host) 
     }
 }
 
-/// The last words of the server's log.
-fn said(folder: &Path) -> String {
-    let log = std::fs::read(folder.join(LOG)).unwrap_or_default();
+/// Requires that the server on the search path has the modules of a data set: one that lacks them calls the data set broken. Some are part of every server.
+///
+/// # Errors
+/// `Unsupported`; those of [`Scratch::start`].
+pub(in crate::operate) fn require_modules(session: &Session, member: &Member) -> Result<()> {
+    let installed = program::find(session.environment.get("PATH"), member.server()?.flavor);
+    let Some(installed) = installed.filter(|_| !member.modules.is_empty()) else {
+        return Ok(());
+    };
+    let folder = Folder::new(&session.host)?;
+    let data = folder.data();
+    let text = format!("dir {}\n", quoted(data.as_os_str().as_bytes()));
+    std::fs::create_dir(&data)
+        .and_then(|()| std::fs::write(data.join(CONFIGURATION), text))
+        .map_err(|e| Error::from_io(format!("write \"{}\"", data.display()), e))?;
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let empty = Scratch::start(folder, &installed.version, local, &session.host)?;
+    match empty.source.info.lacking(&member.modules) {
+        None => Ok(()),
+        Some(module) => Err(err!(
+            Unsupported,
+            "the data set is of a server with module {}, version {}, and {} of the search path has none of it",
+            module.name.escape_debug(),
+            module.version,
+            installed.version
+        )
+        .hint("Nothing was changed.\nPut a redis-server first in PATH that loads the module: a script that runs the server with \"$@\" --loadmodule FILE. pitr redis restore NAME --to DIR needs no server.")),
+    }
+}
+
+/// The last words of a server's log.
+pub(in crate::operate) fn last_words(log: &Path) -> String {
+    let log = behalf::read(log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().rev().take(SHOWN_LINES).collect();
     let lines: Vec<String> = lines

@@ -10,11 +10,14 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::redis::connection::{Connection, Tick};
 use crate::redis::info::REPLICA;
+use crate::redis::resp::Reply;
 use crate::redis::sentinel;
 use crate::redis::source::Source;
 
 /// A Sentinel answers at once, or not at all.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The channel in which Sentinels speak of each master that they watch.
+const CHANNEL: &[u8] = b"__sentinel__:hello";
 
 /// Connects to a server that a Sentinel names: to a replica, where one is preferred and fit, else to the master.
 ///
@@ -46,6 +49,17 @@ pub(super) fn connect(redis: &Redis, prefers_replica: bool, tick: Tick<'_>) -> R
     }
     let search = format!("no Sentinel leads to master \"{}\"", name.escape_debug());
     Err(none_leads(&search, &failures))
+}
+
+/// Whether Sentinels watch a server.
+///
+/// # Errors
+/// Those of the server and of the connection; those of `tick`.
+pub(in crate::operate) fn are_watching(running: &mut Source, tick: Tick<'_>) -> Result<bool> {
+    let words: [&[u8]; 3] = [b"PUBSUB", b"NUMSUB", CHANNEL];
+    let reply = running.connection.ask(&words, tick)?;
+    let none = Reply::Line("0".to_owned());
+    Ok(!matches!(reply, Reply::Array(pair) if pair.get(1) == Some(&none)))
 }
 
 /// The server that one Sentinel leads to; none where it does not know the name.

@@ -1,10 +1,13 @@
 //! The stored shards of a cluster: their names, and one moment of all of them.
 
+use std::time::Duration;
+
 use super::plan;
 use super::restore::{self, Restored};
 use super::{cluster::of_shard, find};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::operate::search;
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
@@ -20,6 +23,8 @@ use crate::repo::slot_map::{self, Range, Seen};
 
 /// Records of slots that end so much before the log are over: nobody records any more, and moments behind them are of use, too.
 const RECORDS_LAG_MAX_MICROS: i64 = 150_000_000;
+/// A shard whose log ends so much before that of another one is not received any more: a server is never silent for so long.
+const BEHIND_MAX: Duration = Duration::from_secs(120);
 
 /// Whether a scope is a shard of a cluster of this name: slots of it were recorded. A server may have a name of the same form.
 ///
@@ -155,6 +160,8 @@ pub struct Planned {
     pub shards: Vec<OfShard>,
     /// The judgement on their slots.
     pub slots: Slots,
+    /// Shards whose log ends long before that of another one, with its end: the last moment of all is no later.
+    pub behind: Vec<(String, TimestampTz)>,
 }
 
 /// A shard on its way.
@@ -266,11 +273,29 @@ pub fn plan(session: &Session, name: &str, shards: &[String], target: &Target) -
     }
     let mut slots = slots::judge(&seen, time);
     slots.doubts.extend(silent);
+    let behind = match target.moment {
+        Moment::End => behind(&stored),
+        _ => Vec::new(),
+    };
     Ok(Planned {
         micros,
         shards: planned,
         slots,
+        behind,
     })
+}
+
+/// The shards with slots that hold the last moment of all back.
+fn behind(stored: &[Stored]) -> Vec<(String, TimestampTz)> {
+    let live = || stored.iter().filter(|one| one.is_live());
+    let latest = live().filter_map(|one| one.end).max().unwrap_or(i64::MIN);
+    let latest = TimestampTz::from_unix_micros(latest);
+    let late = live().filter_map(|one| {
+        let end = TimestampTz::from_unix_micros(one.end?)?;
+        let by = latest?.duration_since(end)?;
+        (by > fault::shortened(BEHIND_MAX)).then(|| (one.name.clone(), end))
+    });
+    late.collect()
 }
 
 /// The last moment up to which the shards that have slots are stored, and their slots recorded.

@@ -115,7 +115,7 @@ pub(super) struct Recorder<'s> {
 }
 
 impl<'s> Recorder<'s> {
-    /// Starts a thread for each repository. They end when the recorder is dropped and all maps are stored, or one is not while the process ends.
+    /// Starts a thread for each repository. They end when the recorder is dropped and all maps are stored, or one is not.
     pub fn start<'t>(
         threads: &'t Threads<'t, '_>,
         (session, live): (&'s Session, &'s Live<'s>),
@@ -261,6 +261,11 @@ impl Queue {
         true
     }
 
+    /// Whether no more will come.
+    fn is_closed(&self) -> bool {
+        self.locked().1
+    }
+
     /// Takes the first map; none when no more will come.
     fn pop(&self) -> Option<Entry> {
         let mut state = self.locked();
@@ -304,7 +309,7 @@ fn write_all(session: &Session, live: &Live<'_>, configured: &config::Repository
         if is_final {
             continue;
         }
-        if session.host.is_stopping() {
+        if session.host.is_stopping() || from.is_closed() {
             return;
         }
         // The trouble may be that of one shard: the others go before it next time.

@@ -155,7 +155,7 @@ impl Back<'_> {
         let is_going = self.run.back()?.is_some();
         let written = match is_going {
             true => Vec::new(),
-            false => self.written()?,
+            false => self.written(asked.discards)?,
         };
         let mut told = RolledBack {
             run: self.run.record.id.clone(),
@@ -174,7 +174,7 @@ impl Back<'_> {
         }
         self.require_unwritten(&told.written, asked)?;
         if !is_going {
-            self.begin(asked)?;
+            self.begin(asked, &mut told.warnings)?;
         }
         fault::point("recover-back");
         self.stop(&|_| true)?;
@@ -191,7 +191,7 @@ impl Back<'_> {
             fault::point(&format!("recover-undone-{number}"));
             self.run.write_undone(&self.session.host, number)?;
         }
-        self.start_all()?;
+        self.start_all(&mut told.warnings)?;
         for (number, work) in self.begun(&|step| matches!(step, Step::FromStandby(_)))? {
             self.give_back(number, &work, &mut told.warnings)?;
         }
@@ -218,23 +218,62 @@ impl Back<'_> {
         Ok(told)
     }
 
-    /// Stops everything, unless something was written, and records that it goes back.
-    fn begin(&self, asked: &AskedBack) -> Result<()> {
-        let require = |written: Result<Vec<String>>| self.require_unwritten(&written?, asked);
+    /// Stops everything, and records that it goes back. Before that record everything is started again where it cannot.
+    fn begin(&self, asked: &AskedBack, warnings: &mut Vec<String>) -> Result<()> {
+        let begun = self
+            .stop_unwritten(asked, warnings)
+            .and_then(|timelines| self.run.write_back(&self.session.host, &timelines));
+        begun.map_err(|e| {
+            let hint = e.hint_text().unwrap_or_default().to_owned();
+            let mut sick = Vec::new();
+            let started = match e.code() {
+                // A command that starts something would be killed as well.
+                Code::Interrupted => Err(None),
+                _ => self.start_all(&mut sick).map_err(Some),
+            };
+            let left = match started {
+                Ok(()) => sick.join("\n"),
+                Err(why) => format!(
+                    "{}\n{}",
+                    self.left_stopped(),
+                    why.map_or_else(String::new, |why| why.to_string())
+                ),
+            };
+            e.hint(format!("{hint}\n{left}").trim().to_owned())
+        })
+    }
+
+    /// Stops everything, unless something was written. Returns the timelines that are left.
+    fn stop_unwritten(&self, asked: &AskedBack, warnings: &mut Vec<String>) -> Result<Value> {
         // The writes of applications count until those are stopped, and commits until the clusters are.
         self.stop(&|step| *step == Step::StopApplications)?;
-        let checked = require(self.written()).and_then(|()| {
-            self.stop(&|step| matches!(step, Step::Stop(_)))?;
-            require(self.written_to_clusters())
-        });
-        if let Err(e) = checked {
-            if e.code() == Code::Refused {
-                self.start_all()?;
-            }
-            return Err(e);
+        self.require_unwritten(&self.written(asked.discards)?, asked)?;
+        self.stop(&|step| matches!(step, Step::Stop(_)))?;
+        self.require_unwritten(&self.written_to_clusters(asked.discards)?, asked)?;
+        self.timelines(asked.discards, warnings)
+    }
+
+    /// Names what a rollback that did not begin leaves stopped.
+    fn left_stopped(&self) -> String {
+        let mut left = Vec::new();
+        let stops = |step: &Step| matches!(step, Step::StopApplications | Step::Stop(_));
+        for (_, work) in self.begun(&stops).unwrap_or_default() {
+            let Some(member) = &work.member else {
+                left.push("the applications".to_owned());
+                continue;
+            };
+            let is_stopped = match member.kind {
+                MemberKind::Cluster => {
+                    cluster(self.settings, &member.name).is_ok_and(service::is_cluster_stopped)
+                }
+                // It names one too many rather than one too few.
+                _ => redis(self.settings, &member.name)
+                    .and_then(|redis| service::is_redis_stopped(self.session, redis))
+                    .unwrap_or(true),
+            };
+            left.extend(is_stopped.then(|| member.to_string()));
         }
-        let timelines = self.timelines()?;
-        self.run.write_back(&self.session.host, &timelines)
+        format!("STOPPED, AND NOT STARTED AGAIN: {}", left.join(", "))
     }
 
     fn log(&self, name: &str) -> PathBuf {
@@ -276,32 +315,30 @@ impl Back<'_> {
     }
 
     /// Finds what was written since the run, in words.
-    fn written(&self) -> Result<Vec<String>> {
-        let mut written = self.written_to_clusters()?;
-        for (number, work) in self.replaced()? {
-            if work.member()?.kind == MemberKind::Redis {
-                written.extend(self.written_to_redis(number, &work)?);
-            }
-        }
+    fn written(&self, discards: bool) -> Result<Vec<String>> {
+        let mut written = self.written_to_clusters(discards)?;
         for (number, work) in self.replaced()? {
             let member = work.member()?;
-            if matches!(member.kind, MemberKind::Files | MemberKind::Config)
-                && let Some(run) = self.tree_run(number, member)?
-            {
-                let words = own::words(&[
-                    member.kind.section(),
-                    "rollback",
-                    &member.name,
-                    &run,
-                    "--dry-run",
-                ]);
-                let changed = own::run(self.session, &words, None)?.json["changed_count"].as_u64();
-                if let Some(count @ 1..) = changed {
-                    written.push(format!("{count} entries of {member} were changed"));
-                }
-            }
+            let found = match member.kind {
+                MemberKind::Cluster => continue,
+                MemberKind::Redis => self.written_to_redis(number, &work),
+                MemberKind::Files | MemberKind::Config => self.written_to_tree(number, member),
+            };
+            written.extend(or_unknown(member, found, discards)?);
         }
         Ok(written)
+    }
+
+    fn written_to_tree(&self, number: usize, member: &SetMember) -> Result<Option<String>> {
+        let Some(run) = self.tree_run(number, member)? else {
+            return Ok(None);
+        };
+        let kind = member.kind.section();
+        let words = own::words(&[kind, "rollback", &member.name, &run, "--dry-run"]);
+        let answer = own::run(self.session, &words, None)?;
+        let changed = answer.json["changed_count"].as_u64();
+        let changed = changed.filter(|count| *count > 0);
+        Ok(changed.map(|count| format!("{count} entries of {member} were changed")))
     }
 
     fn written_to_redis(&self, number: usize, work: &Work<'_>) -> Result<Option<String>> {
@@ -349,47 +386,76 @@ impl Back<'_> {
         })
     }
 
-    fn written_to_clusters(&self) -> Result<Vec<String>> {
+    fn written_to_clusters(&self, discards: bool) -> Result<Vec<String>> {
         let mut written = Vec::new();
         for (number, work) in self.replaced()? {
             let member = work.member()?;
-            if member.kind != MemberKind::Cluster || !self.is_in_place(number, &work)? {
-                continue;
-            }
-            match self.since(&work)? {
-                Since::Commits(0) => {}
-                Since::Commits(_) => {
-                    written.push(format!("transactions have committed in {member}"));
-                }
-                Since::NotKnown => {
-                    written.push(format!("nothing tells whether transactions committed in {member}: its WAL from the recovery on is neither in pg_wal nor in a repository"));
-                }
+            if member.kind == MemberKind::Cluster {
+                let found = self.written_to_cluster(number, &work);
+                written.extend(or_unknown(member, found, discards)?);
             }
         }
         Ok(written)
+    }
+
+    fn written_to_cluster(&self, number: usize, work: &Work<'_>) -> Result<Option<String>> {
+        let member = work.member()?;
+        if !self.is_in_place(number, work)? {
+            return Ok(None);
+        }
+        Ok(match self.since(work)? {
+            Since::Commits(0) => None,
+            Since::Commits(_) => Some(format!("transactions have committed in {member}")),
+            Since::NotKnown => Some(format!(
+                "nothing tells whether transactions committed in {member}: its WAL from the recovery on is neither in pg_wal nor in a repository"
+            )),
+        })
     }
 
     /// Whether what was restored is in the place of a cluster.
     fn is_in_place(&self, number: usize, work: &Work<'_>) -> Result<bool> {
         let data = pgdata(cluster(self.settings, &work.member()?.name)?)?;
         let begun = self.run.begun(number)?.unwrap_or_default();
-        let new = begun["new"].as_u64();
-        Ok(self.run.done(number)?.is_some() || (new.is_some() && inode(data)? == new))
+        if self.run.done(number)?.is_some() {
+            return Ok(true);
+        }
+        let there = inode(data)?;
+        Ok(match (begun["new"].as_u64(), begun["old"].as_u64()) {
+            (Some(new), _) => there == Some(new),
+            // A cluster that is restored after the stop is there only when the old one is not any more.
+            (None, Some(old)) => there.is_some_and(|there| there != old),
+            // Runs of older versions do not tell.
+            (None, None) => false,
+        })
     }
 
     /// The timelines of the recovered clusters, by member: once they are out of place nothing tells them any more.
-    fn timelines(&self) -> Result<Value> {
+    fn timelines(&self, discards: bool, warnings: &mut Vec<String>) -> Result<Value> {
         let mut timelines = json!({});
         for (number, work) in self.replaced()? {
             let member = work.member()?;
-            // The timeline is that of before as long as nothing was exchanged.
-            if member.kind == MemberKind::Cluster && self.is_in_place(number, &work)? {
-                let data = pgdata(cluster(self.settings, &member.name)?)?;
-                let timeline = self.timeline(&work, data)?.map(TimelineId::decimal);
-                timelines[member.to_string()] = json!(timeline);
+            if member.kind != MemberKind::Cluster {
+                continue;
+            }
+            match self.timeline_in_place(number, &work) {
+                Ok(timeline) => {
+                    timelines[member.to_string()] = json!(timeline.map(TimelineId::decimal));
+                }
+                Err(e) if discards && e.code() != Code::Interrupted => warnings.push(format!(
+                    "nothing tells the timeline of {member}, which was not abandoned: {e}"
+                )),
+                Err(e) => return Err(e),
             }
         }
         Ok(timelines)
+    }
+
+    /// The timeline of a cluster that was recovered. It is that of before as long as nothing was exchanged: none.
+    fn timeline_in_place(&self, number: usize, work: &Work<'_>) -> Result<Option<TimelineId>> {
+        match self.is_in_place(number, work)? {
+            true => self.timeline(work, pgdata(cluster(self.settings, &work.member()?.name)?)?),
+            false => Ok(None),
+        }
     }
 
     /// Counts the commits of a cluster since it was recovered. One that has not ended recovery has none.
@@ -662,35 +728,65 @@ impl Back<'_> {
         Ok(())
     }
 
-    /// Starts it again, databases first.
-    fn start_all(&self) -> Result<()> {
+    /// Starts it again, databases first. Applications that do not start are told, and keep nothing from its end: they are none of the members.
+    fn start_all(&self, warnings: &mut Vec<String>) -> Result<()> {
         let stops = self.begun(&|step| matches!(step, Step::StopApplications | Step::Stop(_)))?;
         for (number, work) in stops.into_iter().rev() {
             let log = self.log(&format!("start-{number}"));
-            let Some(member) = &work.member else {
-                optional(self.session, &log, &self.set.start, None)?;
-                continue;
-            };
-            let (_, start) = work.service()?;
-            match member.kind {
-                MemberKind::Cluster => {
-                    let cluster = cluster(self.settings, &member.name)?;
-                    if service::is_cluster_stopped(cluster) {
-                        service::command(self.session, &log, &start, None)?;
-                    }
-                    service::wait_cluster_started(self.session, cluster)?;
+            match &work.member {
+                None => {
+                    let started = optional(self.session, &log, &self.set.start, None);
+                    warn(&Step::StartApplications, started, warnings)?;
                 }
-                _ => {
-                    let redis = redis(self.settings, &member.name)?;
-                    if service::is_redis_stopped(self.session, redis)? {
-                        service::command(self.session, &log, &start, None)?;
-                    }
-                    service::wait_redis_started(self.session, redis)?;
-                }
+                Some(member) => self
+                    .start(&log, (&work, member))
+                    .map_err(|e| e.context(format!("start {member} again")))?,
             }
         }
         Ok(())
     }
+
+    fn start(&self, log: &Path, (work, member): (&Work<'_>, &SetMember)) -> Result<()> {
+        let (_, start) = work.service()?;
+        match member.kind {
+            MemberKind::Cluster => {
+                let cluster = cluster(self.settings, &member.name)?;
+                if service::is_cluster_stopped(cluster) {
+                    service::command(self.session, log, &start, None)?;
+                }
+                service::wait_cluster_started(self.session, cluster)?;
+            }
+            _ => {
+                let redis = redis(self.settings, &member.name)?;
+                if service::is_redis_stopped(self.session, redis)? {
+                    service::command(self.session, log, &start, None)?;
+                }
+                service::wait_redis_started(self.session, redis)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A question that fails keeps nothing from its end where all of it may be lost.
+fn or_unknown(
+    member: &SetMember,
+    found: Result<Option<String>>,
+    discards: bool,
+) -> Result<Option<String>> {
+    found.or_else(|e| match (e.code(), discards) {
+        (Code::Interrupted, _) => Err(e),
+        (_, true) => Ok(Some(format!(
+            "nothing tells what was written to {member}: {e}"
+        ))),
+        (_, false) => {
+            let hint = e.hint_text().unwrap_or_default();
+            let hint = format!("{hint}\n--discard-changes goes back without an answer.");
+            Err(e
+                .context(format!("look for what was written to {member}"))
+                .hint(hint.trim_start().to_owned()))
+        }
+    })
 }
 
 /// A failure of something without which the members are back all the same.

@@ -19,11 +19,14 @@ use crate::config::{Redis, RedisAddress, trust};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
+use crate::operate::redis::scratch::last_words;
 use crate::operate::session::Session;
 use crate::program::Running;
 use crate::redis::connection::Way;
 use crate::redis::directory::CONFIGURATION;
 use crate::redis::program;
+use crate::redis::resp::Reply;
 use crate::redis::source::Source;
 use crate::redis::version::Flavor;
 
@@ -31,6 +34,8 @@ use crate::redis::version::Flavor;
 const WAITING: &str = "pitr-new";
 /// The socket of the server in quarantine.
 const SOCKET: &str = "pitr.sock";
+/// Its log.
+const LOG: &str = "pitr.log";
 /// How long a server may take to answer before it loads, and to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 const STALL: Duration = Duration::from_secs(60);
@@ -349,7 +354,7 @@ fn sync(directory: &Path) -> Result<()> {
 /// Has a server load a restored directory, and write a dump of it. Returns how many keys it has that do not expire.
 ///
 /// # Errors
-/// `SourceMissing` where no server is on the search path; `Damaged` when it does not load the data.
+/// `SourceMissing` where no server is on the search path; `Damaged` with its last words when it does not load the data.
 pub fn load(
     session: &Session,
     directory: &Path,
@@ -370,7 +375,7 @@ pub fn load(
         .hint("Nothing was put in place. Install the server, or name its folder in PATH.")
     })?;
     let program = format!("{}-server", installed.version.flavor.name());
-    let socket = directory.join(SOCKET);
+    let (socket, log) = (directory.join(SOCKET), directory.join(LOG));
     // It ends with this process, however that ends.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig=KILL", "--", &program]);
@@ -388,6 +393,7 @@ pub fn load(
     ]);
     command.arg("--dir").arg(text(directory));
     command.arg("--unixsocket").arg(text(&socket));
+    command.arg("--logfile").arg(text(&log));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // The server's user can read the environment of its processes: secrets of repositories are not for it.
     command.env_clear();
@@ -399,10 +405,10 @@ pub fn load(
     let way = Way {
         address: RedisAddress::Unix(socket.clone()),
         tls: None,
-        stall_timeout: STALL,
+        stall_timeout: fault::shortened(STALL),
         user: None,
     };
-    let mut source = connect(session, &way, &mut running)?;
+    let mut source = connect(session, &way, (&mut running, &log))?;
     let keys = source.info.keyspace();
     let lasting: u64 = keys
         .iter()
@@ -411,8 +417,7 @@ pub fn load(
     // Redis counts the commands of an append-only file as changes when it loads them. The writes of clients come on top.
     let changes = source.info.field("rdb_changes_since_last_save");
     let changes = changes.and_then(|n| n.parse::<u64>().ok());
-    let mut tick = || session.host.check_stop();
-    source.connection.ask(&[b"SAVE"], &mut tick)?;
+    save(session, &mut source, (&mut running, &log))?;
     source.connection.send(&[b"SHUTDOWN", b"NOSAVE"])?;
     let began = Instant::now();
     while !running.is_over() && began.elapsed() < PATIENCE {
@@ -422,6 +427,7 @@ pub fn load(
     // Dropped, a server that does not end is ended.
     drop(running);
     remove_file(&socket)?;
+    remove_file(&log)?;
     Ok(json!({ "lasting_keys": lasting, "changes": changes }))
 }
 
@@ -435,25 +441,50 @@ fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
+/// Has the server write its dump, however long that takes: it says nothing meanwhile.
+fn save(session: &Session, source: &mut Source, server: (&mut Running, &Path)) -> Result<()> {
+    let (running, log) = server;
+    let mut tick = || session.host.check_stop();
+    source.connection.send(&[b"SAVE"])?;
+    loop {
+        match source.connection.reply(&mut tick) {
+            Ok(Reply::Error(said)) => return Err(source.connection.refused(&[b"SAVE"], &said)),
+            Ok(_) => return Ok(()),
+            Err(e) if e.code() == Code::Deadline && !running.is_over() => {}
+            Err(e) => {
+                // A connection closes a little before its process is gone.
+                std::thread::sleep(GLANCE);
+                return Err(if running.is_over() { ended(log) } else { e });
+            }
+        }
+    }
+}
+
+/// The error of a server that ended by itself.
+fn ended(log: &Path) -> Error {
+    err!(
+        Damaged,
+        "the server that was to load the restored data set has ended by itself{}",
+        last_words(log)
+    )
+    .hint("Nothing was put in place. Start it by hand to see more: its redis.conf lies beside the data.")
+}
+
 /// Waits until the server has loaded the data, however long that takes.
-fn connect(session: &Session, way: &Way, running: &mut Running) -> Result<Source> {
+fn connect(session: &Session, way: &Way, server: (&mut Running, &Path)) -> Result<Source> {
+    let (running, log) = server;
     let began = Instant::now();
     let mut tick = || session.host.check_stop();
     loop {
         if running.is_over() {
-            return Err(err!(
-                Damaged,
-                "the server that was to load the restored data set has ended by itself"
-            )
-            .hint("Nothing was put in place. Start it by hand to see why: its redis.conf lies beside the data."));
+            return Err(ended(log));
         }
         match Source::connect(way.clone(), None, &mut tick) {
             Ok(source) if !source.info.is_on("loading") => return Ok(source),
             Err(e) if e.code() == Code::Interrupted => return Err(e),
-            // One that loads answers, and says so.
-            Err(e) if !e.to_string().contains("loading") && began.elapsed() > PATIENCE => {
-                return Err(e);
-            }
+            // One that loads answers, and says so, unless a large key keeps it from that.
+            Err(e) if e.code() == Code::Deadline || e.to_string().contains("loading") => {}
+            Err(e) if began.elapsed() > PATIENCE => return Err(e),
             _ => std::thread::sleep(GLANCE),
         }
     }

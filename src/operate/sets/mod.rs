@@ -17,6 +17,8 @@
 //! | `service` | the members' services: stopped, started, asked |
 //! | `scratch` | a recovery into a folder that is thrown away |
 //! | `cache` | the data directory of a Redis server: restored aside, exchanged |
+//! | `loads` | whether a Redis server will load what is put there |
+//! | `by_hand` | the commands where a data directory is gone |
 //! | `erasures` | what was erased later than the moment, repeated before anything is started |
 //! | `commits` | commits of a server since it was recovered |
 //! | `timing` | how long restores took in the recoveries before |
@@ -24,10 +26,12 @@
 //! | `watch` | the marks of a set for those who watch over it |
 
 pub mod back;
+mod by_hand;
 mod cache;
 mod commits;
 mod erasures;
 pub mod info;
+mod loads;
 pub mod mark;
 pub mod moments;
 mod own;

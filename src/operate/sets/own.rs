@@ -79,9 +79,14 @@ pub struct Answer {
     pub has_warned: bool,
 }
 
+/// A word of a command line, as an operator would type it.
+pub fn word(word: &str) -> String {
+    shell_word(word)
+}
+
 /// The words of a command line, as an operator would type it.
 pub fn line(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
+    let words: Vec<String> = words.iter().map(|one| word(one)).collect();
     format!("pitr {}", words.join(" "))
 }
 

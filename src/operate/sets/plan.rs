@@ -24,6 +24,7 @@ use crate::plan::estimate::{self, Estimate, Restored};
 use crate::plan::recovery::{Action, Plan};
 use crate::plan::sets::{self, Extent, Reach, Reached, SetPlan, Wanted};
 use crate::plan::target::{Inclusive, Target, TargetTimeline};
+use crate::redis::member::Member as DataSet;
 use crate::redis::route;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark::{self, Level, Mark, Marks, Point};
@@ -76,6 +77,8 @@ pub struct Planned {
     pub words: BTreeMap<SetMember, Vec<String>>,
     /// The clusters, and the backups of them.
     pub clusters: BTreeMap<SetMember, Restorable>,
+    /// The backups of the Redis servers.
+    pub data_sets: BTreeMap<SetMember, DataSet>,
     /// The clusters that lack erasures at the moment, where that was asked.
     pub erasures: BTreeMap<SetMember, Lacking>,
 }
@@ -223,6 +226,7 @@ pub fn look(session: &Session, asked: &AskedRecovery) -> Result<Planned> {
         plan,
         words: each.words,
         clusters: each.clusters,
+        data_sets: each.data_sets,
         erasures: each.erasures,
     })
 }
@@ -233,6 +237,7 @@ struct Each {
     reaches: Vec<(SetMember, Reach)>,
     words: BTreeMap<SetMember, Vec<String>>,
     clusters: BTreeMap<SetMember, Restorable>,
+    data_sets: BTreeMap<SetMember, DataSet>,
     erasures: BTreeMap<SetMember, Lacking>,
 }
 
@@ -252,6 +257,7 @@ fn planned_each(
             member,
             from_standby: asked.from_standby,
             clusters: &mut each.clusters,
+            data_sets: &mut each.data_sets,
             erasures: asked.with_erasures.then_some(&mut each.erasures),
         };
         let (reach, own) = planning.of_member(moment)?;
@@ -355,6 +361,8 @@ struct Planning<'p> {
     from_standby: bool,
     /// The backups of clusters that are restored.
     clusters: &'p mut BTreeMap<SetMember, Restorable>,
+    /// The backups of Redis servers that are restored.
+    data_sets: &'p mut BTreeMap<SetMember, DataSet>,
     /// The clusters that lack erasures; none where nobody asks.
     erasures: Option<&'p mut BTreeMap<SetMember, Lacking>>,
 }
@@ -401,7 +409,7 @@ impl Planning<'_> {
                 };
                 let words = words(&["--target-offset", &format!("{replid}:{offset}")]);
                 let is_behind = one.level < Level::Marker;
-                let reach = of_redis(session, member, (&target, at, is_behind));
+                let reach = self.of_redis((&target, at, is_behind));
                 Ok((with_level(reach.map_err(doing)?, one.level), words))
             }
             (MemberKind::Redis, None, Moment::Time(at)) => {
@@ -411,7 +419,7 @@ impl Planning<'_> {
                     replid: None,
                 };
                 let words = words(&["--target-time", &at.to_string()]);
-                let reach = of_redis(session, member, (&target, *at, false));
+                let reach = self.of_redis((&target, *at, false));
                 Ok((reach.map_err(doing)?, words))
             }
             (MemberKind::Files | MemberKind::Config, Some(((one, point), _)), _) => {
@@ -514,6 +522,41 @@ impl Planning<'_> {
             level: Level::Time,
         }))
     }
+
+    /// Plans a data set as `pitr redis plan` does.
+    fn of_redis(
+        &mut self,
+        (target, at, is_behind): (&route::Target, TimestampTz, bool),
+    ) -> Result<Reach> {
+        match redis::plan::run(self.session, &self.member.name, None, target) {
+            Ok(planned) => {
+                self.data_sets
+                    .insert(self.member.clone(), planned.member.clone());
+                let bytes = planned.member.bytes().saturating_add(planned.route.bytes());
+                let (ms, basis) = estimate::restore(&[], bytes, Restored::DataSet);
+                let arrived = planned.route.arrived_us.filter(|_| is_behind);
+                let arrived = arrived.and_then(TimestampTz::from_unix_micros);
+                Ok(Reach::Reached(Reached {
+                    backup: planned.id.to_string(),
+                    moment: Some(arrived.map_or(at, |arrived| arrived.min(at))),
+                    position: planned
+                        .route
+                        .end()
+                        .map(|(replid, offset)| format!("{replid}:{offset}")),
+                    bytes,
+                    ms: Some(ms),
+                    basis: Some(basis),
+                    level: Level::Time,
+                }))
+            }
+            Err(e) if e.code() == Code::OutOfReach => Ok(Reach::Unreached {
+                why: e.to_string(),
+                before: None,
+                after: None,
+            }),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 /// Pure: the moment of a state that a standby had at a time. It is that of the primary then, unless that had committed more; its last commit tells how much older it is.
@@ -559,39 +602,6 @@ fn with_level(reach: Reach, level: Level) -> Reach {
     match reach {
         Reach::Reached(reached) => Reach::Reached(Reached { level, ..reached }),
         unreached => unreached,
-    }
-}
-
-fn of_redis(
-    session: &Session,
-    member: &SetMember,
-    (target, at, is_behind): (&route::Target, TimestampTz, bool),
-) -> Result<Reach> {
-    match redis::plan::run(session, &member.name, None, target) {
-        Ok(planned) => {
-            let bytes = planned.member.bytes().saturating_add(planned.route.bytes());
-            let (ms, basis) = estimate::restore(&[], bytes, Restored::DataSet);
-            let arrived = planned.route.arrived_us.filter(|_| is_behind);
-            let arrived = arrived.and_then(TimestampTz::from_unix_micros);
-            Ok(Reach::Reached(Reached {
-                backup: planned.id.to_string(),
-                moment: Some(arrived.map_or(at, |arrived| arrived.min(at))),
-                position: planned
-                    .route
-                    .end()
-                    .map(|(replid, offset)| format!("{replid}:{offset}")),
-                bytes,
-                ms: Some(ms),
-                basis: Some(basis),
-                level: Level::Time,
-            }))
-        }
-        Err(e) if e.code() == Code::OutOfReach => Ok(Reach::Unreached {
-            why: e.to_string(),
-            before: None,
-            after: None,
-        }),
-        Err(e) => Err(e),
     }
 }
 

@@ -14,7 +14,7 @@ use super::plan::{self, AskedRecovery, Planned};
 use super::records;
 use super::run::{End, Record, RecordedMember, Run, Runs};
 use super::work::Work;
-use super::{cluster, configured, redis, service, timing};
+use super::{by_hand, cluster, configured, loads, redis, service, timing};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -22,6 +22,7 @@ use crate::fault;
 use crate::operate::erasure::apply::Consent;
 use crate::operate::files_replace;
 use crate::operate::quarantine;
+use crate::operate::redis::scratch::require_modules;
 use crate::operate::session::Session;
 use crate::plan::sets::{Clusters, SetPlan, Step, outage, steps};
 use crate::restore::replace::Old;
@@ -152,12 +153,19 @@ pub fn prepare(
     timing::measure(&mut planned.plan, &runs)?;
     planned.require()?;
     let mut after_stop = Vec::new();
+    let in_place = planned.words.keys();
+    let in_place = in_place.filter(|m| !asked.from_standby || m.kind != MemberKind::Cluster);
+    let early = record(session, asked, words, (&planned, &[]));
+    by_hand::require_all((&settings, &set), in_place, &early)?;
     for (member, words) in &planned.words {
         if asked.from_standby && member.kind == MemberKind::Cluster {
             check_standby(session, &settings, (member, words))?;
             continue;
         }
         let old = check(session, &settings, member)?;
+        if let Some(data_set) = planned.data_sets.get(member) {
+            require_modules(session, data_set)?;
+        }
         if let Some(why) =
             old.and_then(|old| why_after_stop(session, asked, &planned, (member, &old)))
         {
@@ -290,10 +298,10 @@ fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<O
         MemberKind::Redis => {
             let redis = redis(settings, &member.name)?;
             Place::of(redis)?;
-            match redis.service.stop.is_empty() || redis.service.start.is_empty() {
-                true => Err(lacking(member, "redis", "service.stop and service.start")),
-                false => Ok(None),
+            if redis.service.stop.is_empty() || redis.service.start.is_empty() {
+                return Err(lacking(member, "redis", "service.stop and service.start"));
             }
+            loads::require(session, redis).map(|()| None)
         }
         MemberKind::Files => files_replace::source(session, &member.name).map(|_| None),
         MemberKind::Config => Ok(None),
@@ -510,14 +518,18 @@ fn is_stop(step: &Step) -> bool {
 }
 
 /// The steps for some members of a set, without what it does not have.
-fn steps_with(set: &RecoverySet, members: &[SetMember], clusters: &Clusters) -> Vec<Step> {
+pub(super) fn steps_with(
+    set: &RecoverySet,
+    members: &[SetMember],
+    clusters: &Clusters,
+) -> Vec<Step> {
     let mut steps = steps(members, clusters);
     steps.retain(|step| *step != Step::Hook || !set.hook.is_empty());
     steps
 }
 
-/// The steps of a full recovery, for people who read about it beforehand.
-pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep> {
+/// The record of a full recovery, for people who read about it beforehand.
+pub(super) fn example(set: &RecoverySet) -> Record {
     let members = set.members.iter().map(|member| RecordedMember {
         member: member.to_string(),
         words: vec!["TARGET".to_owned()],
@@ -532,7 +544,12 @@ pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep>
         erased: Vec::new(),
     };
     let steps = steps_with(set, &set.members, &clusters);
-    let record = Record::example(&set.name, members.collect(), steps);
+    Record::example(&set.name, members.collect(), steps)
+}
+
+/// The steps of a full recovery, likewise.
+pub(super) fn steps_of(settings: &Settings, set: &RecoverySet) -> Vec<ShownStep> {
+    let record = example(set);
     let shown = record.steps.iter().map(|step| {
         let work = Work::new((settings, set), &record, step);
         ShownStep {

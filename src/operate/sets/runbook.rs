@@ -5,10 +5,10 @@
 
 use serde::Serialize;
 
-use super::configured;
 use super::info::{self, SetInfo};
 use super::plan::{self, AskedMoment, AskedRecovery};
 use super::recover;
+use super::{by_hand, configured};
 use crate::config::{MemberKind, RecoverySet, Settings};
 use crate::err;
 use crate::error::Result;
@@ -316,5 +316,11 @@ fn fixed(settings: &Settings, set: &RecoverySet) -> String {
             text.push_str(&format!("  - needs the file {}\n", file.display()));
         }
     }
+    let all = set.members.iter().cloned().collect();
+    let lines = by_hand::lines((settings, set), &recover::example(set), &all);
+    text.push_str(&format!(
+        "\nWhere directories are empty or gone nothing can be exchanged. `pitr recover` prints these commands then, with the targets of the moment:\n\n```sh\n{}\n```\n",
+        lines.join("\n")
+    ));
     text
 }

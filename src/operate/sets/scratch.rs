@@ -12,8 +12,10 @@ use super::{cache, cluster};
 use crate::config::{MemberKind, SetMember, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::operate::redis::scratch::require_modules;
 use crate::operate::session::Session;
 use crate::plan::sets::SetPlan;
+use crate::redis::member::Member;
 
 /// A member that was tried.
 #[derive(Debug, Serialize)]
@@ -83,6 +85,7 @@ pub fn run(
             session,
             settings: &settings,
             member,
+            data_set: planned.data_sets.get(member),
             place: folder
                 .path()
                 .join(format!("{}-{}", member.kind.section(), member.name)),
@@ -115,6 +118,8 @@ struct Work<'w> {
     session: &'w Session,
     settings: &'w Settings,
     member: &'w SetMember,
+    /// The backup of a Redis server.
+    data_set: Option<&'w Member>,
     place: PathBuf,
     dir: Option<&'w Path>,
 }
@@ -156,6 +161,9 @@ impl Work<'_> {
             }
             _ => None,
         };
+        if let Some(data_set) = self.data_set {
+            require_modules(self.session, data_set)?;
+        }
         let answer = own::run(self.session, words, owner)?.json;
         if self.member.kind == MemberKind::Redis {
             let loaded = cache::load(self.session, &self.place, &answer, None)?;

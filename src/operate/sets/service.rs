@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use crate::config::{Cluster, Redis};
+use crate::config::{Cluster, Redis, RedisAddress};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::operate::server::Server;
 use crate::operate::session::Session;
 use crate::program;
+use crate::redis::connection::{Connection, Way};
 use crate::wire::server_error::sqlstate;
 
 const GLANCE: Duration = Duration::from_millis(50);
@@ -222,17 +223,34 @@ fn timeline(cluster: &Cluster) -> Result<Option<u32>> {
 /// Whether no Redis server listens at its address. One that does not answer, or not as it should, may run.
 ///
 /// # Errors
-/// Those of the configuration's files; `Interrupted`.
+/// Those of the configuration's files, where Sentinels lead to the server; `Interrupted`.
 pub fn is_redis_stopped(session: &Session, redis: &Redis) -> Result<bool> {
-    match crate::operate::redis::connect(session, redis) {
-        Ok(_) => Ok(false),
-        Err(e) => match e.code() {
-            // Sentinels that are stopped, too, lead to no server.
-            Code::Unreachable if redis.address.is_none() => Ok(!e.to_string().contains("loading")),
-            Code::Unreachable => Ok(nobody_listens(&e)),
-            Code::Deadline | Code::Denied | Code::Server => Ok(false),
-            _ => Err(e),
-        },
+    let Err(e) = crate::operate::redis::connect(session, redis) else {
+        return Ok(false);
+    };
+    match (e.code(), &redis.address) {
+        (Code::Interrupted, _) => Err(e),
+        // Sentinels that are stopped, too, lead to no server.
+        (Code::Unreachable, None) => Ok(!e.to_string().contains("loading")),
+        (Code::Unreachable, Some(_)) => Ok(nobody_listens(&e)),
+        (Code::Deadline | Code::Denied | Code::Server, _) => Ok(false),
+        // The server may have answered so, or a file is gone without which nobody can ask it.
+        (_, Some(address)) => is_nobody_at(session, redis, address),
+        (_, None) => Err(e),
+    }
+}
+
+/// Whether nobody listens at an address, whatever would be answered there.
+fn is_nobody_at(session: &Session, redis: &Redis, address: &RedisAddress) -> Result<bool> {
+    let way = Way {
+        address: address.clone(),
+        tls: None,
+        stall_timeout: redis.stall_timeout,
+        user: None,
+    };
+    match Connection::open(way, None, &mut || session.host.check_stop()) {
+        Err(e) if e.code() == Code::Interrupted => Err(e),
+        opened => Ok(opened.is_err_and(|e| nobody_listens(&e))),
     }
 }
 
@@ -265,39 +283,46 @@ pub fn wait_redis_stopped(session: &Session, redis: &Redis) -> Result<()> {
 /// Waits until a Redis server has loaded its data, and tells what it has.
 ///
 /// # Errors
-/// `Deadline` when it does not answer; `Interrupted`.
+/// That of the last question, once it could not be asked for a minute; `Interrupted`.
 pub fn wait_redis_started(session: &Session, redis: &Redis) -> Result<Value> {
     let mut found = Value::Null;
-    let what = format!("Redis server \"{}\" does not answer", redis.name);
-    let mut answered: Option<Instant> = Some(Instant::now());
+    let mut answered = Instant::now();
     let patience = fault::shortened(PATIENCE);
     wait(session, None, "", &mut || {
-        match facts(session, redis) {
+        let error = match facts(session, redis) {
             Ok(facts) => {
                 found = facts;
                 return Ok(true);
             }
-            // Loading may take as long as it takes.
-            Err(e) if e.to_string().contains("loading") => answered = Some(Instant::now()),
-            Err(_) => {}
+            Err(e) => e,
+        };
+        // Loading may take as long as it takes.
+        if error.to_string().contains("loading") {
+            answered = Instant::now();
         }
-        match answered.is_some_and(|since| since.elapsed() > patience) {
-            true => Err(err!(Deadline, "{what}")),
+        match error.code() == Code::Interrupted || answered.elapsed() > patience {
+            true => Err(not_asked(redis, error)),
             false => Ok(false),
         }
     })?;
     Ok(found)
 }
 
-/// Whether a Redis server says that it loads the directory that is configured for it. One in a container names another one, and some tell nobody.
-pub fn loads_its_directory(session: &Session, redis: &Redis) -> bool {
-    let wanted = redis.service.data_directory.as_ref();
-    let asked = crate::operate::redis::connect(session, redis)
-        .and_then(|mut source| source.setting("dir", &mut || session.host.check_stop()));
-    let told = asked.ok().flatten();
-    let real = |path: &Path| path.canonicalize().ok();
-    let told = told.and_then(|dir| real(Path::new(dir.expose())));
-    told.is_some() && told == wanted.and_then(|wanted| real(wanted))
+/// Adds to an error that it kept a server from being asked behind its start.
+fn not_asked(redis: &Redis, error: Error) -> Error {
+    if error.code() == Code::Interrupted {
+        return error;
+    }
+    let name = &redis.name;
+    let hint = error.hint_text().unwrap_or_default();
+    let hint = format!(
+        "{hint}\nWhere the server does not run, its log says why. Where it does, [redis.{name}] has to name the address, the user and the password that it was started with."
+    );
+    error
+        .context(format!(
+            "ask Redis server \"{name}\" whether it has loaded its data set"
+        ))
+        .hint(hint.trim_start().to_owned())
 }
 
 /// Asks a Redis server what it has, and how often it was written to.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::cache::{Place, inode};
+use super::loads::{self, Loads};
 use super::own::{self, Owner};
 use super::recover::from_standby;
 use super::run::{Record, Run};
@@ -70,7 +71,13 @@ impl<'p> Work<'p> {
         member.is_some_and(|member| member.kind == MemberKind::Cluster)
     }
 
-    fn is_privileged() -> bool {
+    /// The words of its member's target on a command line.
+    pub fn target(&self) -> &'p [String] {
+        self.words
+    }
+
+    /// Whether owners and the like can be made as they were.
+    pub fn is_privileged() -> bool {
         rustix::process::geteuid().is_root()
     }
 
@@ -113,7 +120,7 @@ impl<'p> Work<'p> {
     }
 
     /// Whether the run has a step for the member.
-    fn has_step(&self, step: &dyn Fn(String) -> Step) -> bool {
+    pub fn has_step(&self, step: &dyn Fn(String) -> Step) -> bool {
         let wanted = self.step.member().map(|member| step(member.to_owned()));
         wanted.is_some_and(|wanted| self.record.steps.contains(&wanted))
     }
@@ -220,6 +227,7 @@ impl<'p> Work<'p> {
                     };
                     Ok(json!({
                         "standing": standing(&self.pgdata()?)?,
+                        "old": inode(Path::new(&self.pgdata()?))?,
                         "control": control(Path::new(&waiting))?,
                         "new": new,
                     }))
@@ -384,14 +392,28 @@ impl<'p> Work<'p> {
         let Some(done) = run.done_of(&Step::Aside(text.clone()))? else {
             return Ok(());
         };
+        let redis = redis(self.settings, &self.member()?.name)?;
+        let loads = loads::ask(session, redis)?;
+        match &loads {
+            Loads::Own => {}
+            Loads::Other(why) => {
+                return Err(err!(
+                    Refused,
+                    "{text} was started on other files than those that were restored: {why}"
+                )
+                .hint("Stop the server, have it load service.data_directory with the names that Redis gives by itself, and run the same command again."));
+            }
+            Loads::Untold(why) => warnings.push(format!(
+                "the number of its keys alone tells that {text} has loaded what was restored: {why}"
+            )),
+        }
         let count = |of: &Value| of["lasting_keys"].as_u64().unwrap_or(0);
         let (wanted, found) = (count(&done["loaded"]), count(facts));
         if wanted == found {
             return Ok(());
         }
         // Clients may have written by now, to a server that loads the right directory.
-        let redis = redis(self.settings, &self.member()?.name)?;
-        if found > 0 && service::loads_its_directory(session, redis) {
+        if found > 0 && matches!(loads, Loads::Own) {
             warnings.push(format!(
                 "{text} has {found} keys that do not expire, and {wanted} were restored: clients have written since it was started"
             ));

@@ -1175,3 +1175,80 @@ fn r72_expire_keeps_the_last_record_of_each_run() {
     assert!(!again.stdout.contains("slots of a shard"), "{again}");
     world.pitr(&["verify"]).run().success();
 }
+
+/// The section was given another identity: each shard's receiver is refused. A second repository is away all the while.
+#[test]
+fn r166_a_receiver_whose_shards_are_all_refused_ends() {
+    let nodes = Nodes::start("redis-7", 3, 0);
+    let second = |world: &World| {
+        format!(
+            "\n[repositories.two]\nurl = \"file://{}\"",
+            world.sandbox.join("two").display()
+        )
+    };
+    let world = nodes.world("");
+    nodes.configure(&world, &second(&world));
+    world.pitr(&["init", "--quiet"]).run().success();
+    nodes.set(&some("first", 100));
+    let running = nodes.receive(&world, 3);
+    world.backup();
+    nodes.settle(&[0, 1, 2]);
+    stop(running);
+    nodes.configure(&world, &format!("identity = \"shop\"{}", second(&world)));
+    for is_away in [false, true] {
+        if is_away {
+            std::fs::rename(world.sandbox.join("two"), world.sandbox.join("away")).unwrap();
+        }
+        let run = world
+            .redis(&["receive", "cache"])
+            .timeout(Duration::from_secs(90))
+            .run();
+        assert!(!run.is_success(), "{run}");
+        assert_eq!(
+            run.stderr
+                .matches("the shard is not received until")
+                .count(),
+            3,
+            "{run}"
+        );
+    }
+    // Nothing is lost: under its own identity it goes on.
+    std::fs::rename(world.sandbox.join("away"), world.sandbox.join("two")).unwrap();
+    nodes.configure(&world, &second(&world));
+    stop(nodes.receive(&world, 3));
+}
+
+/// A shard's server is dead: the last moment of all is the end of its log, and the message says so.
+#[test]
+fn r171_a_dead_shard_that_holds_the_last_moment_back_is_named() {
+    let mut nodes = Nodes::start("redis-7", 3, 0);
+    let world = nodes.world("");
+    nodes.set(&some("first", 100));
+    let running = nodes.receive(&world, 3);
+    let taken = world.backup();
+    let shards = taken["shards"].as_array().unwrap().clone();
+    nodes.settle(&[0, 1, 2]);
+    let dead = nodes.all[2].info("run_id");
+    let dead = shards
+        .iter()
+        .find(|shard| shard["redis"]["run_id"] == dead.as_str());
+    let dead = dead.unwrap()["name"].as_str().unwrap().to_owned();
+    nodes.all[2].kill();
+    std::thread::sleep(Duration::from_secs(8));
+    stop(running);
+    let plan = world.redis(&["plan", "cache", "--json"]);
+    let planned = plan.env("PITR_FAULT_SECONDS", "4").run().json();
+    let behind = planned["behind"].as_array().unwrap();
+    assert_eq!(behind.len(), 1, "{planned:#}");
+    assert_eq!(behind[0]["shard"], dead.as_str(), "{planned:#}");
+    let words = format!("shard {dead}: its log ends at ");
+    let to = world.sandbox.join("copy");
+    let restore = world
+        .restoring(&to, &["--latest"])
+        .env("PITR_FAULT_SECONDS", "4");
+    let run = restore.run().expect_code(6);
+    run.expect_stderr(&words).expect_stdout("moment: ");
+    // Within two minutes it may be late only.
+    let planned = world.redis(&["plan", "cache", "--json"]).run().json();
+    assert_eq!(planned["behind"], serde_json::json!([]), "{planned:#}");
+}

@@ -11,7 +11,7 @@ mod marks;
 mod moments;
 mod receive;
 mod rounds;
-mod sentinel;
+pub mod sentinel;
 pub mod server;
 mod world;
 mod writer;

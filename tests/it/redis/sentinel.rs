@@ -11,9 +11,9 @@ use crate::common::{Lock, PATIENCE, Program, Running, Sandbox, free_port, wait_u
 use crate::per_server;
 
 /// A Sentinel that watches a master called `shop`.
-struct Sentinel {
+pub struct Sentinel {
     name: &'static str,
-    port: u16,
+    pub port: u16,
     _lock: Lock,
     _sandbox: Sandbox,
     _running: Running,
@@ -21,6 +21,11 @@ struct Sentinel {
 
 impl Sentinel {
     fn watching(master: &Server, quorum: u32, more: &str) -> Sentinel {
+        Sentinel::at((master.name, master.port()), quorum, more)
+    }
+
+    /// Watches the server at a port.
+    pub fn at((name, at): (&'static str, u16), quorum: u32, more: &str) -> Sentinel {
         let sandbox = Sandbox::new("sentinel");
         let (port, lock) = free_port();
         let lines = format!(
@@ -30,16 +35,16 @@ impl Sentinel {
                 false => format!("port {port}\n{more}"),
             },
             sandbox.dir("data").display(),
-            master.port(),
+            at,
         );
         let conf = sandbox.file("sentinel.conf", lines);
-        let server = Program::new(program(master.name, "server"));
+        let server = Program::new(program(name, "server"));
         let running = server.arg(conf).arg("--sentinel").spawn();
         wait_until(PATIENCE, "the Sentinel listens", || {
             std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
         Sentinel {
-            name: master.name,
+            name,
             port,
             _lock: lock,
             _sandbox: sandbox,
@@ -47,7 +52,7 @@ impl Sentinel {
         }
     }
 
-    fn ask(&self, words: &[&str]) -> String {
+    pub fn ask(&self, words: &[&str]) -> String {
         let port = self.port.to_string();
         let cli = Program::new(program(self.name, "cli")).args(["-p", &port]);
         cli.args(words).run().stdout

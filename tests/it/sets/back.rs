@@ -6,7 +6,7 @@ use crate::common::{PATIENCE, wait_until};
 use crate::redis::server::program;
 
 /// A shop that was wrecked behind a mark, and the words that bring it back.
-fn wrecked() -> (Shop, Counters, Vec<String>) {
+pub fn wrecked() -> (Shop, Counters, Vec<String>) {
     let shop = Shop::open(17);
     shop.write_counter(10);
     let mark = shop.mark();
@@ -16,11 +16,11 @@ fn wrecked() -> (Shop, Counters, Vec<String>) {
     (shop, wrecked, words.collect())
 }
 
-fn words(words: &[String]) -> Vec<&str> {
+pub fn words(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
 }
 
-fn reconfigure(shop: &Shop, old: &str, new: &str) {
+pub fn reconfigure(shop: &Shop, old: &str, new: &str) {
     let config = read(&shop.path("pitr.toml"));
     assert!(config.contains(old), "{config}");
     shop.sandbox.file("pitr.toml", config.replace(old, new));
@@ -206,5 +206,148 @@ fn r126_what_a_killed_server_left_is_named_before_anything_is_stopped() {
     assert!(!shop.path("tmp/closed").exists(), "nothing was stopped");
     std::fs::remove_file(&pid).unwrap();
     shop.script("start-pg").success();
+    shop.stop_receiving();
+}
+
+/// Replaces a piece of a script of the shop. Returns the script as it was.
+pub fn rescript(shop: &Shop, name: &str, old: &str, new: &str) -> String {
+    let script = read(&shop.path(name));
+    assert!(script.contains(old), "{script}");
+    shop.sandbox.file(name, script.replace(old, new));
+    script
+}
+
+/// Redis asks for a password that the configuration does not have: nothing tells what was written to it.
+#[test]
+fn r167_a_rollback_that_may_lose_everything_needs_no_answer() {
+    let (mut shop, wrecked, full) = wrecked();
+    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    shop.redis(&["CONFIG", "SET", "requirepass", "s3cret"]);
+    let back = ["recover", "rollback", "--confirm"];
+    let refused = shop.pitr(&back).run();
+    assert!(!refused.is_success(), "{refused}");
+    refused
+        .expect_stderr("look for what was written to redis:shop")
+        .expect_stderr("--discard-changes");
+    rescript(
+        &shop,
+        "stop-redis",
+        "#!/bin/sh",
+        "#!/bin/sh\nexport REDISCLI_AUTH=s3cret",
+    );
+    let back = shop.pitr(&back).args(["--discard-changes", "--json"]).run();
+    let told = back.success().json();
+    let written = told["written"].to_string();
+    assert!(
+        written.contains("nothing tells what was written to redis:shop"),
+        "{told:#}"
+    );
+    assert_eq!(shop.counters(), wrecked);
+    shop.stop_receiving();
+}
+
+/// The service of the cluster does not stop: what a rollback has stopped by then is started again, or named.
+#[test]
+fn r167_a_rollback_that_does_not_begin_leaves_nothing_stopped() {
+    let (mut shop, wrecked, full) = wrecked();
+    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    let stop = rescript(&shop, "stop-pg", "set -e", "exit 7");
+    let back = ["recover", "rollback", "--confirm"];
+    let failed = shop.pitr(&back).run();
+    assert!(!failed.is_success(), "{failed}");
+    assert!(!failed.stderr.contains("NOT STARTED AGAIN"), "{failed}");
+    assert!(!shop.path("tmp/closed").exists(), "{failed}");
+    assert_eq!(shop.counters(), TEN);
+    // Redis was started again, and does not tell whether it was written to.
+    let start = rescript(&shop, "start-redis", "set -e", "exit 7");
+    let failed = shop.pitr(&back).arg("--discard-changes").run();
+    failed
+        .expect_stderr("STOPPED, AND NOT STARTED AGAIN: the applications, redis:shop")
+        .expect_stderr("start redis:shop again");
+    shop.sandbox.file("start-redis", start);
+    shop.sandbox.file("stop-pg", stop);
+    shop.pitr(&back).arg("--discard-changes").run().success();
+    assert_eq!(shop.counters(), wrecked);
+    shop.stop_receiving();
+}
+
+/// Redis comes back with a password: the run says what keeps it from asking, and goes on when it can.
+#[test]
+fn r168_a_redis_that_answers_nobody_is_told_with_its_words() {
+    let (mut shop, _, full) = wrecked();
+    let start = rescript(
+        &shop,
+        "start-redis",
+        "--port 0",
+        "--port 0 --requirepass s3cret",
+    );
+    let run = shop.pitr(&words(&full)).arg("--confirm");
+    let run = run.env("PITR_FAULT_SECONDS", "5").run();
+    assert!(!run.is_success(), "{run}");
+    run.expect_stderr("ask Redis server \"shop\" whether it has loaded")
+        .expect_stderr("the server wants a password")
+        .expect_stderr("Add password_file");
+    let stop = rescript(
+        &shop,
+        "stop-redis",
+        "#!/bin/sh",
+        "#!/bin/sh\nexport REDISCLI_AUTH=s3cret",
+    );
+    shop.script("stop-redis").success();
+    shop.sandbox.file("start-redis", start);
+    shop.sandbox.file("stop-redis", stop);
+    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    assert_eq!(shop.counters(), TEN);
+    shop.stop_receiving();
+}
+
+/// A cluster that is restored after the stop: the run is killed behind the exchange, the host starts the service, and applications write.
+#[test]
+fn r169_writes_behind_an_exchange_that_was_not_recorded_are_seen() {
+    let (mut shop, wrecked, mut full) = wrecked();
+    full.push("--after-stop".to_owned());
+    let run = shop.pitr(&words(&full)).arg("--confirm");
+    let run = run.env("PITR_FAULT", "recover-worked-4").run();
+    assert!(run.stderr.contains("\"recover-worked-4\""), "{run}");
+    assert_eq!(written(&shop), [""; 0]);
+    shop.script("start-pg").success();
+    let recovers = "select pg_is_in_recovery()";
+    wait_until(PATIENCE, "recovery has ended", || {
+        shop.cluster.query_one_string(recovers) == "f"
+    });
+    assert_eq!(
+        shop.cluster.query_one_string("select max(n) from counter"),
+        "10"
+    );
+    assert_eq!(written(&shop), [""; 0], "a start writes nothing");
+    shop.cluster.sql("insert into counter values (77)");
+    assert_eq!(written(&shop), ["transactions have committed in main"]);
+    let back = ["recover", "rollback", "--confirm"];
+    let refused = shop.pitr(&back).run().expect_code(8);
+    refused.expect_stderr("something was written");
+    shop.cluster.archive_now();
+    let back = shop.pitr(&back).args(["--discard-changes", "--json"]).run();
+    let told = back.success().json();
+    assert_eq!(told["warnings"], serde_json::json!([]), "{told:#}");
+    assert_eq!(shop.counters(), wrecked);
+    let list = shop.json(&["timeline", "list"]).to_string();
+    assert!(list.contains("rollback of run"), "{list}");
+    shop.stop_receiving();
+}
+
+/// Applications that do not start are none of the members: the rollback ends, and says so.
+#[test]
+fn r173_a_rollback_ends_without_the_applications() {
+    let (mut shop, wrecked, full) = wrecked();
+    shop.pitr(&words(&full)).arg("--confirm").run().success();
+    let start = rescript(&shop, "start-shop", "set -e", "exit 7");
+    let back = ["recover", "rollback", "--confirm"];
+    let done = shop.pitr(&back).run().expect_code(6);
+    done.expect_stderr("start the applications");
+    assert_eq!(shop.counters(), wrecked);
+    let again = shop.pitr(&back).run().expect_code(8);
+    again.expect_stderr("was rolled back");
+    shop.sandbox.file("start-shop", start);
+    shop.script("start-shop").success();
     shop.stop_receiving();
 }

@@ -2,6 +2,8 @@
 
 mod aside;
 mod back;
+mod by_hand;
+mod cache;
 mod campaign;
 mod erasures;
 mod marks;

@@ -10,7 +10,7 @@ use crate::common::{
 };
 use crate::redis::server::{bin, program};
 
-const REDIS: &str = "redis-7";
+pub const REDIS: &str = "redis-7";
 
 pub struct Shop {
     pub sandbox: Sandbox,
@@ -195,12 +195,16 @@ impl Shop {
         self.write("pitr.toml", &text);
     }
 
-    pub fn pitr(&self, arguments: &[&str]) -> Program {
+    /// The search path of its host.
+    pub fn search_path(&self) -> String {
         let postgres = self.cluster.bin("pg_ctl").expect("pg_ctl");
         let postgres = postgres.parent().unwrap().display().to_string();
-        let path = format!("{}:{postgres}:/usr/bin:/bin", bin(REDIS).display());
+        format!("{}:{postgres}:/usr/bin:/bin", bin(REDIS).display())
+    }
+
+    pub fn pitr(&self, arguments: &[&str]) -> Program {
         let program = pitr().arg("--config").arg(self.path("pitr.toml"));
-        program.args(arguments).env("PATH", path)
+        program.args(arguments).env("PATH", self.search_path())
     }
 
     pub fn json(&self, arguments: &[&str]) -> Value {
