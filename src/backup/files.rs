@@ -112,12 +112,14 @@ impl Kind for Files {
             host: work.host,
         };
         self.taken = walk::take(&tree, work.writer, work.tick)?;
+        let mut member = member(&self.taken, self.facts.clone());
+        member["rules"] = self.selection.digest().into();
         let left_out = &self.taken.left_out;
         Ok(Produced {
             unstable_count: self.taken.unstable,
             incomplete_count: left_out.count(Part::Entry) + left_out.count(Part::Content),
             base: self.base.clone(),
-            member: member(&self.taken, self.facts.clone()),
+            member,
         })
     }
 }

@@ -456,6 +456,26 @@ fn u57_a_restore_into_an_empty_directory_inherits_no_acl() {
 }
 
 #[test]
+fn u85_entries_that_other_rules_left_out_are_not_removed() {
+    let world = World::new("exclude = [\"*.tmp\"]\n");
+    let source = world.source();
+    for name in ["x", "a.tmp"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    let backup = world.backup();
+    fs::write(source.join("stray"), "stray").unwrap();
+    let own = fs::read_to_string(&world.config).unwrap();
+    let other = own.replace("*.tmp", "*.bak");
+    fs::write(&world.config, other).unwrap();
+    let run = delta(&world, id(&backup), &source, &["--confirm", "--delete"]).run();
+    run.expect_code(8).expect_stdout("are others by now");
+    assert_eq!(files_below(&source), ["a.tmp", "stray", "x"]);
+    fs::write(&world.config, own).unwrap();
+    taken_back(&world, id(&backup), &source, &["--delete"]);
+    assert_eq!(files_below(&source), ["a.tmp", "x"]);
+}
+
+#[test]
 fn attributes_of_root_that_the_backup_lacks_go() {
     require_root!("attributes_of_root_that_the_backup_lacks_go");
     let scene = Scene::new();
