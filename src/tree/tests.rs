@@ -592,6 +592,33 @@ fn of_a_file_that_was_given_up_nothing_is_left() {
     assert_eq!(extracted.entries, 2);
 }
 
+/// An object of a bucket that is replaced while it is read is read again: pieces of its former version stand in the unsorted map.
+#[test]
+fn a_file_that_is_begun_again_has_the_pieces_of_its_last_attempt_alone() {
+    const HOLE: usize = 16 << 10;
+    let site = Site::new();
+    let written = by_hand(&site, |sink| {
+        // An entry of the map has 512 pieces.
+        for (byte, stretches) in [(1_u8, 900), (2, 700), (3, 600)] {
+            sink.begin_shared(tree_key("x")).unwrap();
+            for _ in 0..stretches {
+                sink.append(&[byte; 64]).unwrap();
+                sink.hole(HOLE as u64).unwrap();
+            }
+            match byte {
+                3 => {
+                    sink.limit(&tree_key("x"), 0).unwrap();
+                    sink.end_node(node(NodeKind::File(0))).unwrap();
+                }
+                _ => sink.abandon(),
+            }
+        }
+    });
+    site.extract(&written, Permit::default()).unwrap();
+    let expected = [&[3; 64][..], &[0; HOLE]].concat().repeat(600);
+    assert!(fs::read(site.path("target/x")).unwrap() == expected);
+}
+
 #[test]
 fn sparse_files_without_end_make_a_backup_that_can_be_read() {
     let site = Site::new();

@@ -8,7 +8,7 @@ use super::attempt::{Attempt, Commit};
 use super::incremental::complete;
 use super::reservation;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -312,7 +312,8 @@ impl Taking<'_> {
                 tick: &mut || self.tick(claims),
             })?;
             self.host.check_stop()?;
-            Ok::<_, Error>((produced, writer.finish()?))
+            let written = writer.finish().map_err(of_own_map)?;
+            Ok::<_, Error>((produced, written))
         })?;
         written.stored_bytes += flat_bytes;
         Ok((produced, written))
@@ -347,6 +348,14 @@ impl Taking<'_> {
             },
         };
         (root, produced.member)
+    }
+}
+
+/// An error of the map that is written: a fault of it is no damage of the prior, and a full backup would have it, too.
+fn of_own_map(e: Error) -> Error {
+    match e.is_damage() {
+        true => e.with_code(Code::Internal),
+        false => e,
     }
 }
 
