@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FileType, Mode};
+use rustix::io::Errno;
 
 use super::extract::{Extracted, Permit, extract};
 use super::left_out::{LeftOut, Part};
@@ -20,7 +21,7 @@ use super::replace::compare::{Change, Plan};
 use super::replace::{Refuses, Target, Wanted};
 use super::selection::Selection;
 use super::status::{Holder, Status, XattrReader};
-use super::walk::{Taken, Tree, take};
+use super::walk::{Taken, Tree, is_sparse, take};
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -617,6 +618,16 @@ fn a_file_that_is_begun_again_has_the_pieces_of_its_last_attempt_alone() {
     site.extract(&written, Permit::default()).unwrap();
     let expected = [&[3; 64][..], &[0; HOLE]].concat().repeat(600);
     assert!(fs::read(site.path("target/x")).unwrap() == expected);
+}
+
+/// The zeros of a sparse file are not hashed, and so it has no turn. One that the filesystem compresses has one.
+#[test]
+fn fewer_blocks_than_bytes_are_no_hole() {
+    let hole = |at: u64| move || Ok(at);
+    assert!(!is_sparse(4096, 100_000, hole(100_000)));
+    assert!(is_sparse(4096, 100_000, hole(4096)));
+    assert!(is_sparse(4096, 100_000, || Err(Errno::INVAL)));
+    assert!(!is_sparse(102_400, 100_000, || Err(Errno::INVAL)));
 }
 
 #[test]
