@@ -205,7 +205,7 @@ impl Source<'_> {
         if !is_same {
             return Ok(Compared::Changed);
         }
-        let times = (before.start_time, self.now);
+        let times = (before.turns_since, self.now);
         if let Some(hash) = known.blake3
             && turn::is_due(path, times, fault::round(turn::ROUND))
         {
