@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::config;
 use crate::error::Result;
-use crate::snapshot::kind::{Kind, Produced, Work};
+use crate::pg::time::TimestampTz;
+use crate::snapshot::kind::{Before, Kind, Produced, Work};
 use crate::tree::left_out::{Example, Part};
 use crate::tree::replace::DEPOT_PATTERN;
 use crate::tree::selection::Selection;
@@ -43,12 +44,19 @@ pub struct Files {
     pub readers: usize,
     /// Whether files are the same ones from run to run, so that a prior tells which have changed.
     pub is_lasting: bool,
-    /// Whether nothing is left of a backup that has nothing new upon its prior.
-    pub only_changes: bool,
+    /// The watcher that wants it; nothing is left of a backup for one that has nothing new upon its prior.
+    pub watched: Option<Watched>,
     /// Facts about a source that is no directory.
     pub facts: Option<Value>,
     /// The result of the walk, once it is over.
     pub taken: Taken,
+}
+
+/// A watcher of a directory, which walks more often than it leaves backups.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Watched {
+    /// When its last walk that came to its end was begun.
+    pub walked: Option<TimestampTz>,
 }
 
 /// The rules of a set of files.
@@ -98,7 +106,7 @@ impl Kind for Files {
     }
 
     fn takes_changes_alone(&self) -> bool {
-        self.only_changes
+        self.watched.is_some()
     }
 
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
@@ -106,19 +114,35 @@ impl Kind for Files {
         let tree = Tree {
             root: &self.root,
             selection: &self.selection,
-            before: work.prior,
+            before: work
+                .prior
+                .map(|before| self.since_walk(before, work.host.now())),
             readers: self.readers,
             is_shared: true,
             host: work.host,
         };
         self.taken = walk::take(&tree, work.writer, work.tick)?;
+        let mut member = member(&self.taken, self.facts.clone());
+        member["rules"] = self.selection.digest().into();
         let left_out = &self.taken.left_out;
         Ok(Produced {
             unstable_count: self.taken.unstable,
             incomplete_count: left_out.count(Part::Entry) + left_out.count(Part::Content),
             base: self.base.clone(),
-            member: member(&self.taken, self.facts.clone()),
+            member,
         })
+    }
+}
+
+impl Files {
+    /// Turns of files count from the last walk, which may have left no backup. A clock that was set back tells nothing.
+    fn since_walk<'w>(&self, before: Before<'w>, now: TimestampTz) -> Before<'w> {
+        let walked = self.watched.and_then(|watched| watched.walked);
+        let walked = walked.filter(|walked| *walked <= now);
+        Before {
+            turns_since: before.turns_since.max(walked.unwrap_or(before.turns_since)),
+            ..before
+        }
     }
 }
 

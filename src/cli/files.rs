@@ -15,7 +15,7 @@ use crate::operate::files::{
     self, Choice, Difference, Done, Entry, RestoreWanted, Restored, Wanted,
 };
 use crate::operate::files_copy::{self, CopyDone, CopyWanted};
-use crate::operate::files_watch::{self, Behind, WatchWanted};
+use crate::operate::files_watch::{self, Activity, Behind, State, WatchWanted};
 use crate::operate::human;
 use crate::operate::{self, files_bucket, files_replace};
 use crate::pg::time::TimestampTz;
@@ -311,7 +311,8 @@ pub struct CopyArgs {
 /// (inotify); each backup walks the whole directory, so that nothing depends on what it tells. A walk every ten minutes finds what the kernel does not tell, such as stores
 /// through a mapping. No backup is taken while the directory is not there, or its filesystem is not mounted. A backup that fails is tried again.
 ///
-/// With --status it prints how far the running watcher of NAME is behind.
+/// With --status it prints how far the running watcher of NAME is behind. Exit status 6 where
+/// none runs, or somebody has to look: a failure, a warning, a missing directory, files that cannot be read.
 ///
 /// Example: pitr files watch uploads
 #[derive(clap::Args, Debug)]
@@ -409,7 +410,7 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
             label: args.label.clone(),
             is_full: args.full,
             takes_over: args.confirm,
-            only_changes: false,
+            watched: None,
             jobs: jobs(args.jobs),
             codec: codec(args.compression),
         },
@@ -418,6 +419,19 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
         cx.out.json(&backup_as_json(&args.name, &done))?;
     } else {
         cx.out.report(&backup_line(&args.name, &done))?;
+    }
+    warn_of(&done, cx);
+    if let Some(e) = &done.after {
+        return Ok(cx.out.error(e));
+    }
+    let troubles = done.taken.left_out.total() + done.taken.unstable;
+    let warnings = done.warnings.len() as u64;
+    Ok(status(troubles + warnings + done.lost_files.unwrap_or(0)))
+}
+
+/// Tells what a backup lacks, and what is odd about its source. JSON has the former.
+fn warn_of(done: &Done, cx: &Context) {
+    if !cx.out.is_json() {
         if let Some(why) = &done.why_full {
             cx.out.note(&format!("everything was stored: {why}"));
         }
@@ -440,12 +454,6 @@ fn backup(args: &BackupArgs, cx: &Context) -> Result<u8> {
     for warning in &done.warnings {
         cx.out.warn(warning);
     }
-    if let Some(e) = &done.after {
-        return Ok(cx.out.error(e));
-    }
-    let troubles = done.taken.left_out.total() + done.taken.unstable;
-    let warnings = done.warnings.len() as u64;
-    Ok(status(troubles + warnings + done.lost_files.unwrap_or(0)))
 }
 
 fn backup_line(name: &str, done: &Done) -> String {
@@ -598,10 +606,11 @@ fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
     };
     files_watch::watch(&cx.session, &wanted, &mut |done| {
         match cx.out.is_json() {
+            _ if !done.is_new => {}
             true => cx.out.json(&backup_as_json(&args.name, done))?,
             false => cx.out.report(&backup_line(&args.name, done))?,
         }
-        left_out::warn(cx, &done.taken.left_out, "", "more were not read");
+        warn_of(done, cx);
         if let Some(e) = &done.after {
             cx.out.warn(&e.to_string());
         }
@@ -625,11 +634,13 @@ fn watch_status(args: &WatchArgs, cx: &Context) -> Result<u8> {
             "error": state.and_then(|state| state.error.as_ref()),
             "directory_count": state.map(|state| state.directory_count),
             "is_complete": state.map(|state| state.is_complete),
+            "left_out_count": state.map(|state| state.left_out_count),
+            "warning": state.and_then(|state| state.warning.as_ref()),
         }))?;
     } else {
         cx.out.line(&status_line(&args.name, &found))?;
     }
-    let is_well = found.is_running && state.is_some_and(|state| state.error.is_none());
+    let is_well = found.is_running && state.is_some_and(State::is_well);
     Ok(status(u64::from(!is_well)))
 }
 
@@ -639,24 +650,43 @@ fn status_line(name: &str, found: &Behind) -> String {
         Some(until) => format!("backups have everything until {}", human::time(until)),
         None => "it has taken no backup yet".to_owned(),
     };
-    let error = state.and_then(|state| state.error.as_ref());
-    let error = error.map(|e| format!("; the last attempt failed: {e}"));
+    let troubles = state.map(troubles).unwrap_or_default();
+    let lacks = state.is_some_and(|state| state.left_out_count > 0);
     match (found.is_running, found.behind) {
         (true, Some(behind)) if behind.is_zero() => format!(
-            "\"{name}\" is watched, and every change is in a backup; {until}{}",
-            error.unwrap_or_default()
+            "\"{name}\" is watched, and every change{} is in a backup; {until}{troubles}",
+            if lacks { " that can be read" } else { "" }
         ),
         (true, Some(behind)) => format!(
-            "\"{name}\" is watched, and {} behind; {until}{}",
-            human::duration(behind),
-            error.unwrap_or_default()
+            "\"{name}\" is watched, and {} behind; {until}{troubles}",
+            human::duration(behind)
         ),
         (true, None) => format!("\"{name}\" is watched, and nothing is noted yet"),
-        (false, _) => format!(
-            "no watcher of \"{name}\" runs here; {until}{}",
-            error.unwrap_or_default()
-        ),
+        (false, _) => format!("no watcher of \"{name}\" runs here; {until}{troubles}"),
     }
+}
+
+/// The things for which somebody has to look.
+fn troubles(state: &State) -> String {
+    let missing = "its directory is not there, or its filesystem is not mounted".to_owned();
+    let is_missing = state.activity == Activity::SourceMissing && state.error.is_none();
+    let left_out = human::count(state.left_out_count, "thing") + " cannot be read";
+    let all = [
+        is_missing.then_some(missing),
+        (state.left_out_count > 0).then_some(left_out),
+        state
+            .warning
+            .as_ref()
+            .map(|text| format!("the last warning: {text}")),
+        state
+            .error
+            .as_ref()
+            .map(|e| format!("the last attempt failed: {e}")),
+    ];
+    all.into_iter()
+        .flatten()
+        .map(|text| format!("; {text}"))
+        .collect()
 }
 
 fn copy(args: &CopyArgs, cx: &Context) -> Result<u8> {

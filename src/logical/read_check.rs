@@ -34,9 +34,23 @@ pub fn contents(
     file: &Path,
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<String> {
+    let options = [&["--list".to_owned()], options].concat();
+    printed(pg_restore, directory, &options, file, tick)
+}
+
+/// Returns what `pg_restore` prints of an archive. The text passes through `file`.
+///
+/// # Errors
+/// Those of [`contents`].
+pub fn printed(
+    pg_restore: &Tool,
+    directory: &Path,
+    options: &[String],
+    file: &Path,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<String> {
     let mut command = pg_restore.command(None);
-    command.arg("--list").args(options);
-    command.arg("-f").arg(file).arg(directory);
+    command.args(options).arg("-f").arg(file).arg(directory);
     tool::run(&mut command, tick)?;
     let bytes = std::fs::read(file)
         .map_err(|e| Error::from_io(format!("read \"{}\"", file.display()), e))?;

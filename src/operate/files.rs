@@ -14,7 +14,7 @@ use super::search::{self, Stored};
 use super::session::Session;
 use super::{files_hooks, files_source};
 use crate::backup::content::{self, Options};
-use crate::backup::files::selection;
+use crate::backup::files::{Watched, selection};
 use crate::config::{self, Source};
 use crate::err;
 use crate::error::{Error, Result};
@@ -56,8 +56,8 @@ pub struct Wanted {
     pub is_full: bool,
     /// A name that another source wrote goes on with this one.
     pub takes_over: bool,
-    /// Nothing is left of a backup of a directory that has nothing new.
-    pub only_changes: bool,
+    /// The watcher that wants it: nothing is left of a backup of a directory that has nothing new.
+    pub watched: Option<Watched>,
     /// Cores that read and compress.
     pub jobs: usize,
     /// Codec of frames.
@@ -153,12 +153,8 @@ fn take(
         _ => wanted.jobs.clamp(1, MOST_READERS),
     };
     let is_sealed = repository.marker().key_set.is_some();
-    let mut ready = files_source::make_ready(
-        session,
-        files,
-        root,
-        (is_sealed, readers, wanted.only_changes),
-    )?;
+    let mut ready =
+        files_source::make_ready(session, files, root, (is_sealed, readers, wanted.watched))?;
     let mut snapshot =
         writer::Options::new(wanted.codec, wanted.jobs, session.host.scratch.clone());
     snapshot.sinks = walk::sinks(readers);

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use super::files::{Choice, choose};
 use super::in_place::{self, Replaced, Work};
 use super::session::Session;
+use serde_json::Value;
+
 use crate::backup::files::selection;
 use crate::config::Source;
 use crate::err;
@@ -72,17 +74,8 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
             )
             .hint("Nothing was changed. Leave --delete out, or take another backup: pitr info"));
         }
-        let excluded = open.member["excluded_count"].as_u64().unwrap_or(0);
-        if asked.deletes && rules.is_none() && excluded > 0 {
-            return Err(err!(
-                Refused,
-                "rules left {excluded} entries out of the backup, and \"{}\" is not configured here: --delete would remove such entries",
-                asked.name
-            )
-            .hint(format!(
-                "Nothing was changed. Leave --delete out, or give [files.{}] the rules of the host that was backed up",
-                asked.name
-            )));
+        if asked.deletes {
+            check_rules(open.member, rules.as_ref(), &asked.name)?;
         }
         let part = match asked.globs.is_empty() {
             true => None,
@@ -125,6 +118,29 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
     })
 }
 
+/// Requires that the rules of this host leave out what those of the backup did: an entry that it lacks may have been there.
+fn check_rules(member: &Value, rules: Option<&Selection>, name: &str) -> Result<()> {
+    let excluded = member["excluded_count"].as_u64().unwrap_or(0);
+    let stored = member["rules"].as_str();
+    let why = match (rules.map(Selection::digest), stored) {
+        _ if excluded == 0 => return Ok(()),
+        (Some(own), Some(stored)) if own == stored => return Ok(()),
+        (None, _) => format!("\"{name}\" is not configured here"),
+        (Some(_), Some(_)) => format!("those of [files.{name}] are others by now"),
+        (Some(_), None) => "an older pitr did not store which".to_owned(),
+    };
+    let e = err!(
+        Refused,
+        "rules left {excluded} entries out of the backup, and {why}: --delete would remove such entries"
+    );
+    Err(match stored {
+        None => e.hint("Nothing was changed. Leave --delete out."),
+        Some(_) => e.hint(format!(
+            "Nothing was changed. Leave --delete out, or give [files.{name}] the rules that it had when the backup was taken"
+        )),
+    })
+}
+
 /// The directory that is configured under a name.
 ///
 /// # Errors
@@ -147,5 +163,41 @@ fn rules(session: &Session, name: &str) -> Result<Option<Selection>> {
     match settings.files_named(name) {
         Ok(files) if matches!(files.source, Source::Directory(_)) => selection(files).map(Some),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rules_are_those_of_the_backup_or_nothing_is_removed() {
+        let rules = |patterns: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(|p| (*p).to_owned()).collect();
+            Selection::new(&patterns).unwrap()
+        };
+        let own = rules(&["*.tmp"]);
+        let mut larger = own.clone();
+        larger.larger_than_bytes = Some(1);
+        let taken = |excluded: u64, rules: Option<&Selection>| json!({ "excluded_count": excluded, "rules": rules.map(Selection::digest) });
+        let refused = |member: Value, rules: Option<&Selection>| {
+            let result = check_rules(&member, rules, "up");
+            result.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        assert_eq!(refused(taken(1, Some(&own)), Some(&rules(&["*.tmp"]))), "");
+        assert_eq!(refused(taken(0, Some(&own)), None), "");
+        assert_eq!(refused(taken(0, None), Some(&own)), "");
+        for (member, rules, says) in [
+            (taken(1, Some(&own)), Some(&rules(&[])), "are others by now"),
+            (taken(1, Some(&own)), Some(&larger), "are others by now"),
+            (taken(1, Some(&own)), None, "is not configured here"),
+            (taken(1, None), Some(&own), "did not store which"),
+            (taken(1, None), None, "is not configured here"),
+        ] {
+            let text = refused(member, rules);
+            assert!(text.contains(says), "{says}: {text}");
+        }
     }
 }

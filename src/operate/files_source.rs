@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::files_bucket;
 use super::session::Session;
-use crate::backup::files::{Files, Set, selection};
+use crate::backup::files::{Files, Set, Watched, selection};
 use crate::backup::sources;
 use crate::backup::sources::bucket::{Bucket, Counts};
 use crate::backup::sources::docker::{self, Engine, Quiet};
@@ -80,7 +80,7 @@ pub fn make_ready(
     session: &Session,
     files: &config::Files,
     root: Option<PathBuf>,
-    (is_sealed, readers, only_changes): (bool, usize, bool),
+    (is_sealed, readers, watched): (bool, usize, Option<Watched>),
 ) -> Result<Ready> {
     let host = &session.host;
     let identity = |own: Result<String>| match &files.identity {
@@ -95,7 +95,7 @@ pub fn make_ready(
             selection: selection(files)?,
             readers,
             is_lasting: true,
-            only_changes,
+            watched,
             facts: None,
             taken: Taken::default(),
         })),
@@ -241,7 +241,7 @@ fn mirrored(
         selection: Selection::all()?,
         readers,
         is_lasting: bundle.is_none(),
-        only_changes: false,
+        watched: None,
         facts: Some(mirror.facts.clone()),
         taken: Taken::default(),
     };
@@ -296,7 +296,7 @@ fn volumes(
         selection,
         readers,
         is_lasting: true,
-        only_changes: false,
+        watched: None,
         facts: Some(facts),
         taken: Taken::default(),
     };

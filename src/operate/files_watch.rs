@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::files::{self, Done, Wanted};
 use super::files_source::cache;
 use super::session::Session;
-use crate::backup::files::selection;
+use crate::backup::files::{Watched, selection};
 use crate::backup::sources;
 use crate::config::Source;
 use crate::durable;
@@ -59,7 +59,7 @@ pub enum Activity {
     Pending,
     /// A backup is under way.
     BackingUp,
-    /// The directory is not there, or its filesystem is not mounted.
+    /// The directory is not there, has no file any more, or its filesystem is not mounted.
     SourceMissing,
 }
 
@@ -80,6 +80,50 @@ pub struct State {
     pub directory_count: usize,
     /// Whether the kernel lets all of them be watched; else a walk looks often.
     pub is_complete: bool,
+    /// How many things the last walk could not read.
+    #[serde(default)]
+    pub left_out_count: u64,
+    /// The last warning since the watcher was started.
+    #[serde(default)]
+    pub warning: Option<String>,
+    /// The filesystem of the directory when it was seen last, by any watcher.
+    #[serde(default)]
+    pub device: Option<u64>,
+    /// When the last walk of any watcher that came to its end was begun.
+    #[serde(default)]
+    pub walked: Option<TimestampTz>,
+}
+
+impl State {
+    /// Returns the state of a watcher that starts, and does not know what happened while none ran. It takes over what outlasts a watcher.
+    fn begun(now: TimestampTz, before: Option<&State>) -> State {
+        State {
+            activity: Activity::Pending,
+            changed_since: Some(now),
+            covered_until: None,
+            backup: None,
+            error: None,
+            directory_count: 0,
+            is_complete: true,
+            left_out_count: 0,
+            warning: None,
+            device: before.and_then(|state| state.device),
+            walked: before.and_then(|state| state.walked),
+        }
+    }
+
+    fn read(place: &Path) -> Option<State> {
+        let text = std::fs::read(place.join(STATE)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Whether every change is in a backup, and nobody has to look at anything.
+    pub fn is_well(&self) -> bool {
+        self.error.is_none()
+            && self.warning.is_none()
+            && self.left_out_count == 0
+            && self.activity != Activity::SourceMissing
+    }
 }
 
 /// How far a name is behind.
@@ -101,10 +145,7 @@ pub fn behind(session: &Session, name: &str) -> Result<Behind> {
     session.settings()?.files_named(name)?;
     let place = cache(session, MACHINE, name)?;
     let is_running = sources::is_locked(&place)?;
-    let state = match std::fs::read(place.join(STATE)) {
-        Ok(text) => serde_json::from_slice::<State>(&text).ok(),
-        Err(_) => None,
-    };
+    let state = State::read(&place);
     let behind = state.as_ref().filter(|_| is_running).map(|state| {
         let micros = |since: TimestampTz| session.host.now().0.saturating_sub(since.0);
         let micros = state.changed_since.map_or(0, micros);
@@ -117,7 +158,7 @@ pub fn behind(session: &Session, name: &str) -> Result<Behind> {
     })
 }
 
-/// Watches until the operator stops it. Each backup that was taken goes to `tell`.
+/// Watches until the operator stops it. Each backup that was taken goes to `tell`, and each walk with news for the operator.
 ///
 /// # Errors
 /// `Usage` for a source that is no directory; `Locked` while another watcher of the name runs; configuration that is wrong; those of `tell`.
@@ -141,25 +182,17 @@ pub fn watch(
         session,
         wanted,
         root,
+        state: State::begun(session.host.now(), State::read(&place).as_ref()),
         place,
-        state: State {
-            activity: Activity::Pending,
-            // Whatever happened while no watcher ran.
-            changed_since: Some(session.host.now()),
-            covered_until: None,
-            backup: None,
-            error: None,
-            directory_count: 0,
-            is_complete: true,
-        },
         pending: Some(Instant::now()),
         heard: None,
         walked: Instant::now(),
         failures: 0,
         retry: None,
-        device: None,
     };
-    let mut watch = None;
+    // Until then the state is that of the watcher before.
+    watcher.note()?;
+    let mut watch: Option<Watch<'_>> = None;
     while !session.host.is_stopping() {
         if !watcher.is_source_there() {
             watch = None;
@@ -167,11 +200,14 @@ pub fn watch(
             std::thread::sleep(TICK);
             continue;
         }
+        watch = watch.filter(Watch::is_current);
         let Some(open) = &mut watch else {
             watch = watcher.begin(Watch::start(root, &selection))?;
             continue;
         };
-        match open.hear(watcher.patience())? {
+        let heard = open.hear(watcher.patience())?;
+        watcher.watched(open)?;
+        match heard {
             Heard::Nothing => {}
             Heard::Changed => watcher.changed()?,
             Heard::Overflow => {
@@ -208,8 +244,6 @@ struct Watcher<'w> {
     failures: u32,
     /// Nothing is tried before.
     retry: Option<Instant>,
-    /// The filesystem of the directory, once it was seen.
-    device: Option<u64>,
 }
 
 impl Watcher<'_> {
@@ -219,7 +253,7 @@ impl Watcher<'_> {
         let Ok(found) = std::fs::metadata(self.root) else {
             return false;
         };
-        match self.device {
+        match self.state.device {
             Some(device) if device != found.dev() => {
                 std::fs::read_dir(self.root).is_ok_and(|mut entries| entries.next().is_some())
             }
@@ -236,6 +270,8 @@ impl Watcher<'_> {
             self.root.display()
         ));
         self.pending.get_or_insert_with(Instant::now);
+        let now = self.session.host.now();
+        self.state.changed_since.get_or_insert(now);
         self.state.activity = Activity::SourceMissing;
         self.note()
     }
@@ -250,18 +286,27 @@ impl Watcher<'_> {
             }
             Err(e) => return Err(e),
         };
-        self.device = Some(watch.device());
+        self.state.device = Some(watch.device());
+        self.watched(&watch)?;
+        self.changed()?;
+        Ok(Some(watch))
+    }
+
+    /// Takes down how much of the directory is watched. The limit may be reached at any time.
+    fn watched(&mut self, watch: &Watch<'_>) -> Result<()> {
         self.state.directory_count = watch.directories();
-        if self.state.is_complete && !watch.is_complete() {
+        if self.state.is_complete == watch.is_complete() {
+            return Ok(());
+        }
+        self.state.is_complete = watch.is_complete();
+        if !watch.is_complete() {
             self.session.warn(&format!(
                 "the kernel lets this user watch {} directories, and there are more: they are walked every {} s (fs.inotify.max_user_watches)",
                 watch.directories(),
                 self.rescan(false).as_secs()
             ));
         }
-        self.state.is_complete = watch.is_complete();
-        self.changed()?;
-        Ok(Some(watch))
+        self.note()
     }
 
     /// Notes that something changed.
@@ -309,6 +354,8 @@ impl Watcher<'_> {
     /// Takes a backup of what changed. One that fails is tried again.
     fn back_up(&mut self, tell: &mut dyn FnMut(&Done) -> Result<()>) -> Result<()> {
         let (began, moment) = (Instant::now(), self.session.host.now());
+        // A walk that hangs sees nothing that no event tells.
+        self.state.changed_since.get_or_insert(moment);
         self.state.activity = Activity::BackingUp;
         self.note()?;
         let wanted = Wanted {
@@ -316,7 +363,9 @@ impl Watcher<'_> {
             label: String::new(),
             is_full: false,
             takes_over: false,
-            only_changes: true,
+            watched: Some(Watched {
+                walked: self.state.walked,
+            }),
             jobs: self.wanted.jobs,
             codec: self.wanted.codec,
         };
@@ -326,14 +375,11 @@ impl Watcher<'_> {
         match taken {
             Ok(done) => {
                 (self.failures, self.retry, self.pending, self.heard) = (0, None, None, None);
-                self.state.covered_until = Some(moment);
-                self.state.changed_since = None;
-                self.state.error = None;
-                self.state.activity = Activity::Waiting;
-                if done.is_new {
-                    self.state.backup = Some(done.root.head.id.clone());
+                self.walked(&done, moment);
+                if self.has_news(&done) {
                     tell(&done)?;
                 }
+                self.state.left_out_count = done.taken.left_out.total();
             }
             Err(e) if e.code() == Code::Interrupted => {}
             Err(e) if self.state.covered_until.is_none() && is_for_good(&e) => return Err(e),
@@ -344,13 +390,39 @@ impl Watcher<'_> {
                     .min(PAUSE_MAX);
                 self.retry = Some(Instant::now() + fault::shortened(pause));
                 self.pending.get_or_insert(began);
-                self.state.changed_since.get_or_insert(moment);
-                self.state.activity = Activity::Pending;
+                self.state.activity = match e.code() {
+                    Code::SourceMissing => Activity::SourceMissing,
+                    _ => Activity::Pending,
+                };
                 self.session.warn(&format!("{e}; it is tried again"));
                 self.state.error = Some(e.to_string());
             }
         }
         self.note()
+    }
+
+    /// Takes down what a walk from this moment on found.
+    fn walked(&mut self, done: &Done, moment: TimestampTz) {
+        let state = &mut self.state;
+        (state.covered_until, state.walked) = (Some(moment), Some(moment));
+        state.changed_since = None;
+        state.error = None;
+        state.activity = Activity::Waiting;
+        if done.is_new {
+            state.backup = Some(done.root.head.id.clone());
+        }
+        let after = done.after.as_ref().map(ToString::to_string);
+        if let Some(last) = after.or_else(|| done.warnings.last().cloned()) {
+            state.warning = Some(last);
+        }
+    }
+
+    /// Whether the operator hears of a walk. The same things that cannot be read are told once.
+    fn has_news(&self, done: &Done) -> bool {
+        done.is_new
+            || done.after.is_some()
+            || !done.warnings.is_empty()
+            || done.taken.left_out.total() != self.state.left_out_count
     }
 
     fn note(&self) -> Result<()> {

@@ -66,6 +66,8 @@ pub struct Before<'w> {
     pub snapshot: &'w Snapshot<'w>,
     /// When it was begun.
     pub start_time: TimestampTz,
+    /// Content that nothing says has changed had its turns until then.
+    pub turns_since: TimestampTz,
 }
 
 /// The facts that a kind gives about its product.

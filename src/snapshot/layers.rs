@@ -35,6 +35,8 @@ pub struct Layers<'a> {
     open: Option<OpenLayer>,
     /// The key of the last file that has metadata.
     file: Vec<u8>,
+    /// The attempt at that file which came to its end.
+    attempt: u64,
     shards: Vec<Shard>,
     layers: u32,
     stored_bytes: u64,
@@ -93,6 +95,7 @@ impl<'a> Layers<'a> {
             prior: keyed.ok_or_else(|| err!(Damaged, "a shard of the prior has no key"))?,
             open: None,
             file: Vec::new(),
+            attempt: 0,
             shards: Vec::new(),
             layers,
             stored_bytes: 0,
@@ -101,24 +104,29 @@ impl<'a> Layers<'a> {
         })
     }
 
-    /// Adds an entry; entries come in key order. Those of a file that was given up are left out: it has no metadata.
+    /// Adds an entry; entries come in key order. Those of a file that was given up are left out: it has no metadata,
+    /// or that of a later attempt.
     ///
     /// # Errors
     /// `Damaged` when a path came twice; what the store says.
     pub fn push(&mut self, key: &[u8], payload: &[u8]) -> Result<()> {
-        let (&kind, value) = payload
-            .split_first()
-            .ok_or_else(|| err!(Internal, "an entry of the map was lost"))?;
-        let kind = EntryKind::from_number(kind)?;
+        let mut r = Reader::new(payload, "unsorted entry");
+        let (kind, attempt) = (EntryKind::from_number(r.u8()?)?, r.varint()?);
+        let value = r.bytes(r.remaining())?;
+        let is_piece = matches!(kind, EntryKind::Extents | EntryKind::Chunks);
         if kind.is_first() {
             // The metadata's key is the file's key and one byte.
             self.file.clear();
             let file = key.get(..key.len().saturating_sub(1)).unwrap_or_default();
             self.file.extend_from_slice(file);
+            self.attempt = attempt;
             if self.open.as_ref().is_some_and(|l| self.ends(l)) {
                 self.end_layer()?;
             }
-        } else if self.file.is_empty() || !key.starts_with(&self.file) {
+        } else if self.file.is_empty()
+            || !key.starts_with(&self.file)
+            || is_piece && attempt != self.attempt
+        {
             return Ok(());
         }
         let packs = self.packs;

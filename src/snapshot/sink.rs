@@ -33,6 +33,8 @@ struct Current {
     pieces: Vec<Unresolved>,
     chunks: Vec<UnresolvedChunk>,
     is_shared: bool,
+    /// How often it was given up before: the map may have pieces of then.
+    attempt: u64,
 }
 
 /// A piece whose place in the layer's list of packs is not known yet.
@@ -115,6 +117,8 @@ pub struct FileSink<'t> {
     frame: Option<Frame>,
     frame_bytes: usize,
     file: Option<Current>,
+    /// The file that was given up last, and its attempt.
+    abandoned: Option<(FileKey, u64)>,
     /// The pages of that file that interrupted backups left.
     left: Option<LeftFile<'t>>,
     /// The beginning of a page that is not complete.
@@ -131,6 +135,7 @@ impl<'t> FileSink<'t> {
             frame: None,
             frame_bytes: FRAME_BYTES,
             file: None,
+            abandoned: None,
             left: None,
             partial: Vec::with_capacity(PAGE_BYTES),
             uncut: Vec::new(),
@@ -178,7 +183,7 @@ impl<'t> FileSink<'t> {
     /// Those of the scratch file.
     pub fn gone(&self, key: &FileKey) -> Result<()> {
         self.shared
-            .push(&key.metadata_entry(), &[EntryKind::Gone as u8])
+            .push(&key.metadata_entry(), &payload_of(EntryKind::Gone, 0))
     }
 
     /// Records for a file, beside its metadata, that nothing older counts at this block and above. In a tree the block is 0.
@@ -186,17 +191,22 @@ impl<'t> FileSink<'t> {
     /// # Errors
     /// Those of the scratch file.
     pub fn limit(&self, key: &FileKey, block: u64) -> Result<()> {
-        let mut payload = vec![EntryKind::Limit as u8];
+        let mut payload = payload_of(EntryKind::Limit, 0);
         varint::put(&mut payload, block);
         self.shared.push(&key.limit_entry(), &payload)
     }
 
     fn metadata(&self, key: &FileKey, metadata: &Metadata) -> Result<()> {
+        self.metadata_of(key, metadata, 0)
+    }
+
+    /// Records metadata beside which the pieces of one attempt count.
+    fn metadata_of(&self, key: &FileKey, metadata: &Metadata, attempt: u64) -> Result<()> {
         let (kind, value) = metadata.encode();
         if value.len() > NODE_LIMIT_BYTES {
             return Err(err!(Unsupported, "the metadata of {key:?} is too large"));
         }
-        let mut payload = vec![kind as u8];
+        let mut payload = payload_of(kind, attempt);
         payload.extend_from_slice(&value);
         self.shared.push(&key.metadata_entry(), &payload)
     }
@@ -225,7 +235,12 @@ impl<'t> FileSink<'t> {
             Some(leftovers) if !is_shared => leftovers.of(&key)?,
             _ => None,
         };
+        let attempt = match self.abandoned.take() {
+            Some((last, attempt)) if last == key => attempt + 1,
+            _ => 0,
+        };
         self.file = Some(Current {
+            attempt,
             key,
             position: 0,
             pieces: Vec::new(),
@@ -314,9 +329,11 @@ impl<'t> FileSink<'t> {
         finished + (self.partial.len() + self.uncut.len() - self.cut) as u64
     }
 
-    /// Forgets the file that was begun. The map leads to nothing of it.
+    /// Forgets the file that was begun. The map leads to nothing of it, also when this sink begins the file again next.
     pub fn abandon(&mut self) {
-        self.file = None;
+        if let Some(file) = self.file.take() {
+            self.abandoned = Some((file.key, file.attempt));
+        }
         self.partial.clear();
         self.uncut.clear();
         self.cut = 0;
@@ -530,7 +547,7 @@ impl<'t> FileSink<'t> {
         flush_chunks(&self.shared, &mut file)?;
         let length = file.position;
         self.shared.count(length);
-        self.metadata(&file.key, &metadata(length))?;
+        self.metadata_of(&file.key, &metadata(length), file.attempt)?;
         Ok(length)
     }
 
@@ -601,12 +618,19 @@ fn room<'f>(
     }
 }
 
+/// The beginning of an entry of the unsorted map: its kind, and the attempt at its file.
+fn payload_of(kind: EntryKind, attempt: u64) -> Vec<u8> {
+    let mut payload = vec![kind as u8];
+    varint::put(&mut payload, attempt);
+    payload
+}
+
 fn flush_pieces(shared: &Shared<'_>, file: &mut Current) -> Result<()> {
     let Some(first) = file.pieces.first() else {
         return Ok(());
     };
     let key = file.key.extents_entry(first.position);
-    let mut payload = vec![EntryKind::Extents as u8];
+    let mut payload = payload_of(EntryKind::Extents, file.attempt);
     for piece in file.pieces.drain(..) {
         for number in [
             piece.position,
@@ -626,7 +650,7 @@ fn flush_chunks(shared: &Shared<'_>, file: &mut Current) -> Result<()> {
         return Ok(());
     };
     let key = file.key.extents_entry(first.position);
-    let mut payload = vec![EntryKind::Chunks as u8];
+    let mut payload = payload_of(EntryKind::Chunks, file.attempt);
     for chunk in file.chunks.drain(..) {
         chunk.encode(&mut payload);
     }

@@ -156,7 +156,8 @@ fn check_empty(root: &OwnedFd, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lets nobody else in before all is done: what they put in an entry's place would get content and owner of the entry.
+/// Lets nobody else in before all is done: what they put in an entry's place would get content and owner of the entry. ACLs of the directory go:
+/// files would have them, too, and others could read what the backup closes to them.
 fn close_to_others(root: &OwnedFd, target: &Path) -> Result<()> {
     let holder = Holder::Open(root.as_fd());
     let status = holder.status().map_err(|e| failed(b"", "look at", e))?;
@@ -172,7 +173,10 @@ fn close_to_others(root: &OwnedFd, target: &Path) -> Result<()> {
     }
     holder
         .set_mode(ALL_OF_OWNER)
-        .map_err(|e| failed(b"", "close", e))
+        .map_err(|e| failed(b"", "close", e))?;
+    holder
+        .remove_acls()
+        .map_err(|e| failed(b"", "remove the ACL of", e))
 }
 
 fn failed(path: &[u8], doing: &str, e: Errno) -> Error {
@@ -318,10 +322,11 @@ impl Selected<'_> {
     }
 
     /// Returns the node of the entry that a hard link is another name of.
-    fn origin(self, item: &Item, to: &FileKey) -> Result<Node> {
+    pub(super) fn origin(self, item: &Item, to: &FileKey) -> Result<Node> {
         match self.snapshot.metadata(to)? {
             Some(Metadata::Node(node))
                 if *to < item.key
+                    && !to.is_attachment()
                     && !matches!(node.kind, NodeKind::Directory | NodeKind::HardLink(_)) =>
             {
                 Ok(*node)

@@ -22,6 +22,8 @@ const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
 #[derive(Debug, Clone)]
 pub struct Selection {
     patterns: Gitignore,
+    /// The same as they are written.
+    lines: Vec<String>,
     /// A directory with an entry of one of these names is not read.
     pub markers: Vec<String>,
     /// A directory with a valid `CACHEDIR.TAG` is not read.
@@ -47,11 +49,12 @@ impl Selection {
             };
             builder.add_line(None, pattern).map_err(wrong)?;
         }
-        let patterns = builder
+        let compiled = builder
             .build()
             .map_err(|e| err!(Config, "the patterns of exclude have no meaning: {e}"))?;
         Ok(Selection {
-            patterns,
+            patterns: compiled,
+            lines: patterns.to_vec(),
             markers: Vec::new(),
             caches: false,
             larger_than_bytes: None,
@@ -65,6 +68,20 @@ impl Selection {
     /// None that is known.
     pub fn all() -> Result<Selection> {
         Selection::new(&[])
+    }
+
+    /// Returns a hash by which a backup tells under which rules it was taken.
+    pub fn digest(&self) -> String {
+        let rules = serde_json::json!([
+            self.lines,
+            self.markers,
+            self.caches,
+            self.larger_than_bytes,
+            self.one_file_system
+        ]);
+        blake3::hash(rules.to_string().as_bytes())
+            .to_hex()
+            .to_string()
     }
 
     /// Returns the pattern that leaves an entry out, if the last one that matches does.

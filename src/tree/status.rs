@@ -91,6 +91,9 @@ impl Status {
     }
 }
 
+/// ACLs that a directory has from the one around it.
+const ACLS: [&[u8]; 2] = [b"system.posix_acl_default", b"system.posix_acl_access"];
+
 /// The holder of a status and extended attributes.
 #[derive(Clone, Copy)]
 pub enum Holder<'a> {
@@ -187,6 +190,17 @@ impl Holder<'_> {
                 rustix::fs::lsetxattr(Holder::path(directory, name), xattr, value, flags)
             }
         }
+    }
+
+    /// Removes the ACLs of a directory, which entries that are made in it would have as well.
+    pub fn remove_acls(self) -> rustix::io::Result<()> {
+        for acl in ACLS {
+            match self.remove_xattr(acl) {
+                Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOSYS) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Removes an extended attribute.

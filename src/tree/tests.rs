@@ -13,22 +13,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FileType, Mode};
+use rustix::io::Errno;
 
 use super::extract::{Extracted, Permit, extract};
 use super::left_out::{LeftOut, Part};
+use super::replace::compare::{Change, Plan};
+use super::replace::{Refuses, Target, Wanted};
 use super::selection::Selection;
 use super::status::{Holder, Status, XattrReader};
-use super::walk::{Taken, Tree, take};
+use super::walk::{Taken, Tree, is_sparse, take};
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::repo::root::{BackupKind, Head, Map};
 use crate::repo::scope::Scope;
+use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::layer::Metadata;
-use crate::snapshot::node::{Moment, Node, NodeKind, unstable};
+use crate::snapshot::node::{Device, Moment, Node, NodeKind, unstable};
 use crate::snapshot::reader::{Snapshot, SnapshotRoot};
 use crate::snapshot::sink::FileSink;
 use crate::snapshot::writer::{Options, SnapshotWriter, Written};
@@ -589,6 +593,43 @@ fn of_a_file_that_was_given_up_nothing_is_left() {
     assert_eq!(extracted.entries, 2);
 }
 
+/// An object of a bucket that is replaced while it is read is read again: pieces of its former version stand in the unsorted map.
+#[test]
+fn a_file_that_is_begun_again_has_the_pieces_of_its_last_attempt_alone() {
+    const HOLE: usize = 16 << 10;
+    let site = Site::new();
+    let written = by_hand(&site, |sink| {
+        // An entry of the map has 512 pieces.
+        for (byte, stretches) in [(1_u8, 900), (2, 700), (3, 600)] {
+            sink.begin_shared(tree_key("x")).unwrap();
+            for _ in 0..stretches {
+                sink.append(&[byte; 64]).unwrap();
+                sink.hole(HOLE as u64).unwrap();
+            }
+            match byte {
+                3 => {
+                    sink.limit(&tree_key("x"), 0).unwrap();
+                    sink.end_node(node(NodeKind::File(0))).unwrap();
+                }
+                _ => sink.abandon(),
+            }
+        }
+    });
+    site.extract(&written, Permit::default()).unwrap();
+    let expected = [&[3; 64][..], &[0; HOLE]].concat().repeat(600);
+    assert!(fs::read(site.path("target/x")).unwrap() == expected);
+}
+
+/// The zeros of a sparse file are not hashed, and so it has no turn. One that the filesystem compresses has one.
+#[test]
+fn fewer_blocks_than_bytes_are_no_hole() {
+    let hole = |at: u64| move || Ok(at);
+    assert!(!is_sparse(4096, 100_000, hole(100_000)));
+    assert!(is_sparse(4096, 100_000, hole(4096)));
+    assert!(is_sparse(4096, 100_000, || Err(Errno::INVAL)));
+    assert!(!is_sparse(102_400, 100_000, || Err(Errno::INVAL)));
+}
+
 #[test]
 fn sparse_files_without_end_make_a_backup_that_can_be_read() {
     let site = Site::new();
@@ -720,6 +761,94 @@ fn other_names_of_what_has_none_are_damage() {
         let refused = site.extract(&written, Permit::ALL).unwrap_err();
         assert_eq!(refused.code(), Code::Damaged, "{to}");
     }
+}
+
+/// Plans a restore in place of a tree that is written by hand; the target has the file "own". The plan goes on to `then`.
+fn compared<T>(
+    refuses: Option<&Refuses<'_>>,
+    produce: impl FnOnce(&mut FileSink<'_>),
+    then: impl FnOnce(&Site, &Target, Plan, &mut ContentReader<'_, '_>) -> Result<T>,
+) -> Result<T> {
+    let site = Site::new();
+    let own = site.path("target/own");
+    fs::write(&own, "own").unwrap();
+    set(&own, 0o700, 0, 0);
+    let written = by_hand(&site, produce);
+    site.read(&written, |snapshot| {
+        let wanted = Wanted {
+            snapshot,
+            part: None,
+            permit: Permit::ALL,
+            trusts_times: true,
+            settles_directories: false,
+            refuses,
+            removes: None,
+        };
+        let mut contents = ContentReader::new(snapshot);
+        let target = Target::open(&site.path("target"))?;
+        let plan = target.compare(&wanted, &mut contents, &mut || Ok(()))?;
+        then(&site, &target, plan, &mut contents)
+    })
+}
+
+/// A device cannot be made without the right to it, and then the file in its place is not what the backup means.
+#[test]
+fn a_file_in_the_place_of_what_cannot_be_made_gets_no_other_name() {
+    as_user(
+        "a_file_in_the_place_of_what_cannot_be_made_gets_no_other_name",
+        || {
+            let device = NodeKind::CharDevice(Device { major: 1, minor: 3 });
+            let has_device = |sink: &mut FileSink<'_>| {
+                sink.node(&tree_key("own"), node(device)).unwrap();
+                sink.node(&tree_key("x"), node(NodeKind::HardLink(tree_key("own"))))
+                    .unwrap();
+            };
+            compared(None, has_device, |site, target, plan, contents| {
+                let tick = &mut || Ok(());
+                let staged = target.stage(plan, Permit::ALL, contents, (&site.host, tick))?;
+                let done = staged.switch(&mut || Ok(()))?;
+                assert_eq!(done.left_out.count(Part::Entry), 2);
+                assert!(!site.path("target/x").exists());
+                assert_eq!(fs::read(site.path("target/own")).unwrap(), b"own");
+                Ok(())
+            })
+            .unwrap();
+        },
+    );
+}
+
+/// A forged backup gives a file of the target another name, under which others may read it or an application writes into it.
+#[test]
+fn files_of_the_target_that_the_backup_lacks_get_no_other_name() {
+    let attachment = FileKey::attachment(b"own").unwrap();
+    for to in [tree_key("own"), tree_key("d"), attachment.clone()] {
+        let has_link = |sink: &mut FileSink<'_>| {
+            sink.begin(attachment.clone()).unwrap();
+            sink.end_node(node(NodeKind::File(0))).unwrap();
+            let link = node(NodeKind::HardLink(to.clone()));
+            sink.node(&tree_key("x"), link).unwrap();
+        };
+        let refused = compared(None, has_link, |_, _, _, _| Ok(())).unwrap_err();
+        assert_eq!(refused.code(), Code::Damaged, "{to:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_made_gets_no_other_name() {
+    let has_own = |sink: &mut FileSink<'_>| {
+        sink.begin(tree_key("own")).unwrap();
+        sink.append(b"own").unwrap();
+        sink.end_node(node(NodeKind::File(0))).unwrap();
+        sink.node(&tree_key("x"), node(NodeKind::HardLink(tree_key("own"))))
+            .unwrap();
+    };
+    let refuses: &Refuses<'_> = &|path, _| (path == b"own").then_some("lies outside");
+    let plan = compared(Some(refuses), has_own, |_, _, plan, _| Ok(plan)).unwrap();
+    assert_eq!(plan.count(Change::Create), 1, "the directory alone");
+    let left: Vec<_> = plan.left_out.examples().iter().collect();
+    assert_eq!((left.len(), &left[0].path[..]), (1, &b"x"[..]), "{left:?}");
+    let plan = compared(None, has_own, |_, _, plan, _| Ok(plan)).unwrap();
+    assert_eq!(plan.count(Change::Create), 2);
 }
 
 #[test]

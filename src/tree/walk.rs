@@ -205,7 +205,7 @@ impl Source<'_> {
         if !is_same {
             return Ok(Compared::Changed);
         }
-        let times = (before.start_time, self.now);
+        let times = (before.turns_since, self.now);
         if let Some(hash) = known.blake3
             && turn::is_due(path, times, fault::round(turn::ROUND))
         {
@@ -806,7 +806,8 @@ impl<'r, 't> Reader<'r, 't> {
     /// for hours. The inner error is the file's.
     fn content(&mut self, file: &File, status: &Status) -> Result<io::Result<Option<[u8; 32]>>> {
         let length = status.length;
-        let is_sparse = status.allocated < length;
+        let first_hole = || rustix::fs::seek(file, SeekFrom::Hole(0));
+        let is_sparse = is_sparse(status.allocated, length, first_hole);
         let mut hasher = (!is_sparse).then(blake3::Hasher::new);
         let mut at = 0;
         while at < length {
@@ -840,6 +841,16 @@ impl<'r, 't> Reader<'r, 't> {
         }
         Ok(Ok(hasher.map(|hasher| *hasher.finalize().as_bytes())))
     }
+}
+
+/// Whether a file has holes. Some filesystems that compress allocate less as well (ZFS does, btrfs does not), and have none; one that does not tell
+/// counts as one that has some.
+pub(super) fn is_sparse(
+    allocated: u64,
+    length: u64,
+    first_hole: impl FnOnce() -> rustix::io::Result<u64>,
+) -> bool {
+    allocated < length && first_hole().map_or(true, |hole| hole < length)
 }
 
 /// The next stretch of data at `at` or after it. All is data where the filesystem does not tell of holes.

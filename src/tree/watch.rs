@@ -27,7 +27,8 @@ pub struct Watch<'w> {
     inotify: OwnedFd,
     /// Path of each directory that is watched.
     paths: BTreeMap<i32, Vec<u8>>,
-    device: u64,
+    /// Device and inode of the directory: its name may lead elsewhere later.
+    identity: (u64, u64),
     is_complete: bool,
 }
 
@@ -63,7 +64,7 @@ impl<'w> Watch<'w> {
             selection,
             inotify: created.map_err(failed)?,
             paths: BTreeMap::new(),
-            device: status.device,
+            identity: (status.device, status.inode),
             is_complete: true,
         };
         watch.add(Vec::new());
@@ -72,7 +73,13 @@ impl<'w> Watch<'w> {
 
     /// The filesystem of the directory.
     pub fn device(&self) -> u64 {
-        self.device
+        self.identity.0
+    }
+
+    /// Whether the name leads to the directory that is watched. No event tells that one above it was exchanged, or a link.
+    pub fn is_current(&self) -> bool {
+        let found = open(self.root).and_then(|root| Status::of(root.as_fd()));
+        found.is_ok_and(|now| (now.device, now.inode) == self.identity)
     }
 
     /// How many directories are watched.
@@ -193,7 +200,7 @@ impl<'w> Watch<'w> {
         let root = open(self.root)?;
         let directory = beneath::open(root.as_fd(), path, flags, Mode::empty())?;
         let status = Status::of(directory.as_fd())?;
-        let is_outside = self.selection.one_file_system && status.device != self.device;
+        let is_outside = self.selection.one_file_system && status.device != self.device();
         if is_outside || Filesystem::of(directory.as_fd()) == Filesystem::Invented {
             return Ok(Vec::new());
         }

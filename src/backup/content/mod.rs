@@ -8,7 +8,7 @@ use super::attempt::{Attempt, Commit};
 use super::incremental::complete;
 use super::reservation;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::time::TimestampTz;
@@ -90,7 +90,8 @@ pub fn take(
         },
     };
     let (prior, mut prior_claim) = held.map(|held| (held.root, held.claim)).unzip();
-    let whose = (registered, own, newest);
+    let prior_files = prior.as_ref().map(|prior| prior.head.file_count);
+    let whose = (registered, own, newest, prior_files);
     let upon = (prior.as_ref(), prior_claim.as_mut());
     let mut taken = take_upon((store, &scope), (kind, options, host), &whose, upon);
     if let Some(claim) = prior_claim {
@@ -106,7 +107,6 @@ pub fn take(
         why_full = Some(format!("backup \"{id}\" is damaged"));
         taken = take_upon((store, &scope), (kind, options, host), &whose, (None, None));
     }
-    let prior_files = prior.as_ref().map(|prior| prior.head.file_count);
     let taken = taken?;
     let is_new = taken.is_some();
     let root = taken.or(prior);
@@ -118,11 +118,19 @@ pub fn take(
     })
 }
 
+/// The registration of the scope, the own source, the end of the newest backup, and how many files the prior has.
+type Whose = (
+    Registration,
+    Option<String>,
+    Option<TimestampTz>,
+    Option<u64>,
+);
+
 /// Reserves the id, takes the backup, and takes back what was stored when it fails. None where nothing is new, and the kind wants no backup then.
 fn take_upon(
     (store, scope): (&dyn Store, &Scope),
     (kind, options, host): (&mut dyn Kind, &Options, &Host),
-    (registered, own, newest): &(Registration, Option<String>, Option<TimestampTz>),
+    (registered, own, newest, prior_files): &Whose,
     (prior, prior_claim): (Option<&AuxRoot>, Option<&mut Claim<'_>>),
 ) -> Result<Option<AuxRoot>> {
     let backup_kind = match prior {
@@ -142,6 +150,7 @@ fn take_upon(
         registered: registered.clone(),
         source: own.clone(),
         newest: *newest,
+        prior_files: *prior_files,
         before: before.as_ref(),
         attempt: Attempt::new((store, scope), &id, host),
     };
@@ -203,6 +212,8 @@ struct Taking<'a> {
     registered: Registration,
     source: Option<String>,
     newest: Option<TimestampTz>,
+    /// How many files the backup before has, also where that one is damaged.
+    prior_files: Option<u64>,
     /// The prior, and its map.
     before: Option<&'a (&'a AuxRoot, Snapshot<'a>)>,
     attempt: Attempt<'a>,
@@ -242,6 +253,9 @@ impl Taking<'_> {
                 &mut || self.tick(claims),
             )?;
         }
+        if kind.takes_changes_alone() {
+            self.check_files(root.head.file_count)?;
+        }
         // Another source may have taken the name over meanwhile.
         source::require(
             self.store,
@@ -263,6 +277,20 @@ impl Taking<'_> {
         let completed = Writer::of(self.host).event("completed", &id);
         self.attempt.record_completed(Ok(completed));
         Ok(Some(root))
+    }
+
+    /// Requires files where the prior has some: nobody looks on, and a filesystem that is not mounted has none.
+    fn check_files(&self, count: u64) -> Result<()> {
+        match self.prior_files {
+            Some(files @ 1..) if count == 0 => Err(err!(
+                SourceMissing,
+                "the source has no file any more, and the backup before has {files}"
+            )
+            .hint(
+                "No backup was taken. Mount its filesystem.\nIf it is meant to be empty, say so once: pitr files backup NAME",
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn has_chunks_of_prior(&self) -> bool {
@@ -308,12 +336,14 @@ impl Taking<'_> {
                 prior: self.before.map(|(root, snapshot)| Before {
                     snapshot,
                     start_time: root.head.start_time,
+                    turns_since: root.head.start_time,
                 }),
                 host: self.host,
                 tick: &mut || self.tick(claims),
             })?;
             self.host.check_stop()?;
-            Ok::<_, Error>((produced, writer.finish()?))
+            let written = writer.finish().map_err(of_own_map)?;
+            Ok::<_, Error>((produced, written))
         })?;
         written.stored_bytes += flat_bytes;
         Ok((produced, written))
@@ -348,6 +378,14 @@ impl Taking<'_> {
             },
         };
         (root, produced.member)
+    }
+}
+
+/// An error of the map that is written: a fault of it is no damage of the prior, and a full backup would have it, too.
+fn of_own_map(e: Error) -> Error {
+    match e.is_damage() {
+        true => e.with_code(Code::Internal),
+        false => e,
     }
 }
 

@@ -45,15 +45,23 @@ fn configured<'s>(settings: &'s Settings, name: &str) -> Result<&'s Logical> {
         })
 }
 
-/// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it.
+/// Finds the backup: the one that is named, else the newest that no check found damaged, in the first repository that has it. One that is marked for
+/// deletion is taken where there is no other.
 ///
 /// # Errors
 /// `NotFound`; that of the first repository, when none can be read; `Damaged` when its member cannot be read.
 fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stored> {
     let is_whole = |events: &[Recorded]| event::damage(events).is_empty();
-    let found = search::first(session, (NAME, name), |repository, scope| {
-        search::named_or_newest(repository, scope, wanted, is_whole)
-    })?;
+    let stays = |events: &[Recorded]| is_whole(events) && !event::is_marked(events);
+    let newest = |is_good: &dyn Fn(&[Recorded]) -> bool| {
+        search::first(session, (NAME, name), |repository, scope| {
+            search::named_or_newest(repository, scope, wanted, is_good)
+        })
+    };
+    let found = match newest(&stays)? {
+        None if wanted.is_none() => newest(&is_whole)?,
+        found => found,
+    };
     let backup = found.ok_or_else(|| {
         match wanted {
             Some(id) => err!(NotFound, "logical backup \"{name}\" has no backup \"{id}\""),

@@ -10,7 +10,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::logical::kind::put_back;
 use crate::logical::member::{DatabaseMember, Member};
-use crate::logical::read_check::contents;
+use crate::logical::read_check::{contents, printed};
 use crate::logical::source::{SqlSession, write_service};
 use crate::logical::spool::Spool;
 use crate::logical::tool::{self, Tool};
@@ -231,22 +231,24 @@ impl Step {
 }
 
 /// Orders what `pg_restore` does not with several connections: rows of partitions before the constraints of their root, and foreign keys after the
-/// indexes of partitions, with which they deadlock.
+/// indexes of partitions, with which they deadlock. Event triggers come with the keys, which else would fire them; `pg_restore` makes them last.
 fn steps(entries: &[String]) -> Vec<Step> {
-    let (mut keys, mut others) = (Vec::new(), Vec::new());
-    let mut is_of_key = false;
+    let (mut last, mut others) = (Vec::new(), Vec::new());
+    let mut is_last = false;
     for line in entries {
-        // An entry's number, the two of its object, its kind, and names. The comment on a key follows it.
-        let kind = line.splitn(4, ' ').nth(3).unwrap_or_default();
-        is_of_key = kind.starts_with("FK CONSTRAINT ") || is_of_key && kind.starts_with("COMMENT ");
-        let part = if is_of_key { &mut keys } else { &mut others };
+        // The comment on an object follows it.
+        let kind = kind_of(line);
+        let starts = |names: &[&str]| names.iter().any(|name| kind.starts_with(name));
+        is_last = starts(&["FK CONSTRAINT ", "EVENT TRIGGER "])
+            || is_last && starts(&["COMMENT ", "SECURITY LABEL "]);
+        let part = if is_last { &mut last } else { &mut others };
         part.push(line.clone());
     }
     let mut steps: Vec<Step> = [PRE_DATA, "data", POST_DATA]
         .map(|section| Step::of(Some(section), others.clone()))
         .into();
-    if !keys.is_empty() {
-        steps.push(Step::of(Some(POST_DATA), keys));
+    if !last.is_empty() {
+        steps.push(Step::of(Some(POST_DATA), last));
     }
     steps
 }
@@ -437,19 +439,71 @@ impl Selection<'_> {
             schemas.insert(schema);
             wanted.extend(found.into_iter().map(str::to_owned));
         }
-        // pg_restore takes the schema's own entry for no part of it.
-        let missing: Vec<String> = schemas
-            .iter()
-            .filter(|schema| !self.existing.contains(**schema))
-            .map(|schema| format!("SCHEMA - {schema} "))
-            .collect();
-        let is_needed = |line: &str| {
-            let text = line.splitn(4, ' ').nth(3).unwrap_or_default();
-            wanted.contains(line) || missing.iter().any(|schema| text.starts_with(schema))
-        };
-        let lines = entries(&all).filter(|line| is_needed(line));
-        Ok(Some(lines.map(str::to_owned).collect()))
+        // pg_restore takes the schema's own entries for no part of it.
+        schemas.retain(|schema| !self.existing.contains(*schema));
+        let mut lines = Vec::new();
+        for line in entries(&all) {
+            let is_of_schema = |schema: &&str| may_be_of_schema(kind_of(line), schema);
+            let is_needed = wanted.contains(line)
+                || schemas.iter().any(is_of_schema) && {
+                    let one = spool.file("one", line.as_bytes())?;
+                    let options = ["-L".to_owned(), one.display().to_string()];
+                    let head = head(pg_restore, directory, &options, &file, tick)?;
+                    schemas
+                        .iter()
+                        .any(|schema| is_head_of_schema(&head, schema))
+                };
+            lines.extend(is_needed.then(|| line.to_owned()));
+        }
+        Ok(Some(lines))
     }
+}
+
+/// The kinds of entries that a schema itself has, beside its own.
+const OF_SCHEMA: [&str; 3] = ["ACL", "COMMENT", "SECURITY LABEL"];
+
+/// The name of a schema as `pg_dump` writes it into entries about it: with quotes where SQL needs them.
+fn names_of_schema(schema: &str) -> [String; 2] {
+    [
+        schema.to_owned(),
+        format!("\"{}\"", schema.replace('"', "\"\"")),
+    ]
+}
+
+/// Pure: whether an entry may be about a schema. Its owner follows without a mark where the name ends, so "a" with the owner "b c" looks like "a b".
+fn may_be_of_schema(kind: &str, schema: &str) -> bool {
+    kind.starts_with(&format!("SCHEMA - {schema} "))
+        || names_of_schema(schema).iter().any(|name| {
+            let mut kinds = OF_SCHEMA.iter();
+            kinds.any(|of| kind.starts_with(&format!("{of} - SCHEMA {name} ")))
+        })
+}
+
+/// Pure: whether the head of an entry says that it is about a schema.
+fn is_head_of_schema(head: &str, schema: &str) -> bool {
+    head.starts_with(&format!("-- Name: {schema}; Type: SCHEMA; "))
+        || names_of_schema(schema).iter().any(|name| {
+            let mut kinds = OF_SCHEMA.iter();
+            kinds.any(|of| head.starts_with(&format!("-- Name: SCHEMA {name}; Type: {of}; ")))
+        })
+}
+
+/// The line above the commands of an entry, with its name and kind apart.
+fn head(
+    pg_restore: &Tool,
+    directory: &Path,
+    options: &[String],
+    file: &Path,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<String> {
+    let text = printed(pg_restore, directory, options, file, tick)?;
+    let head = text.lines().find(|line| line.starts_with("-- Name: "));
+    Ok(head.unwrap_or_default().to_owned())
+}
+
+/// The kind of an entry, with its names: before it come its number and the two of its object.
+fn kind_of(line: &str) -> &str {
+    line.splitn(4, ' ').nth(3).unwrap_or_default()
 }
 
 fn entries(list: &str) -> impl Iterator<Item = &str> {
@@ -459,10 +513,35 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{POST_DATA, PRE_DATA, Step, steps};
+    use super::{POST_DATA, PRE_DATA, Step, is_head_of_schema, may_be_of_schema, steps};
 
     #[test]
-    fn foreign_keys_and_their_comments_come_last() {
+    fn a_schema_is_told_from_one_whose_name_goes_on() {
+        let heads = [
+            "-- Name: a; Type: SCHEMA; Schema: -; Owner: b c",
+            "-- Name: SCHEMA a; Type: ACL; Schema: -; Owner: b c",
+            "-- Name: SCHEMA a; Type: COMMENT; Schema: -; Owner: b c",
+        ];
+        for head in heads {
+            assert!(is_head_of_schema(head, "a"), "{head}");
+            assert!(!is_head_of_schema(head, "a b"), "{head}");
+        }
+        let odd = "-- Name: SCHEMA \"a b\"; Type: ACL; Schema: -; Owner: me";
+        assert!(is_head_of_schema(odd, "a b") && !is_head_of_schema(odd, "a"));
+        for kind in [
+            "SCHEMA - a b c",
+            "ACL - SCHEMA a me",
+            "ACL - SCHEMA \"a\" me",
+        ] {
+            assert!(may_be_of_schema(kind, "a"), "{kind}");
+        }
+        for kind in ["SCHEMA - ab me", "ACL a TABLE t me", "ACL - SCHEMA ab me"] {
+            assert!(!may_be_of_schema(kind, "a"), "{kind}");
+        }
+    }
+
+    #[test]
+    fn foreign_keys_event_triggers_and_their_comments_come_last() {
         let entries = [
             "1; 1259 16385 TABLE public orders me",
             "2; 0 0 COMMENT public TABLE orders me",
@@ -472,6 +551,8 @@ mod tests {
             "6; 2606 16392 FK CONSTRAINT public lines other me",
             "7; 2620 16393 TRIGGER public orders t me",
             "8; 0 0 COMMENT public TRIGGER t ON orders me",
+            "9; 3466 16393 EVENT TRIGGER - guard me",
+            "10; 0 0 COMMENT - EVENT TRIGGER guard me",
         ]
         .map(str::to_owned);
         let at = |numbers: &[usize]| numbers.iter().map(|n| entries[n - 1].clone()).collect();
@@ -482,7 +563,7 @@ mod tests {
             Step::of(Some(POST_DATA), others),
         ];
         assert_eq!(steps(&at(&[1, 2, 3, 7, 8])), expected);
-        expected.push(Step::of(Some(POST_DATA), at(&[4, 5, 6])));
+        expected.push(Step::of(Some(POST_DATA), at(&[4, 5, 6, 9, 10])));
         assert_eq!(steps(&entries), expected);
     }
 }

@@ -237,6 +237,8 @@ impl Comparison<'_, '_, '_, '_> {
                 self.directory(path, node, found)
             }
             (NodeKind::HardLink(to), _) => {
+                // A key that the backup has no file under would lead to any file of the target.
+                self.tree.origin(item, to)?;
                 let to = self.tree.holder(to).clone();
                 self.name(item, node, to, found)
             }
@@ -366,6 +368,17 @@ impl Comparison<'_, '_, '_, '_> {
         let inode = found.map(|found| (found.device, found.inode));
         if inode.is_some() && self.kept.get(&to) == inode.as_ref() {
             self.plan.kept += 1;
+            return Ok(());
+        }
+        let path = to.path(Naming::Tree);
+        let of_depot = is_of_depot(&path).then_some(OF_DEPOT);
+        let refused = || {
+            self.wanted
+                .refuses
+                .and_then(|refuses| refuses(&path, false))
+        };
+        if let Some(why) = of_depot.or_else(refused) {
+            self.leave(item, format!("what it is another name of: {why}"));
             return Ok(());
         }
         self.put(item, node, Origin::Name(to), found)

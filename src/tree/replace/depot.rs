@@ -15,9 +15,6 @@ use crate::host::Host;
 use crate::tree::beneath;
 use crate::tree::status::{Holder, Status};
 
-/// ACLs that a directory has from the one around it: entries that are made in it would have them as well.
-const INHERITED: [&[u8]; 2] = [b"system.posix_acl_default", b"system.posix_acl_access"];
-
 /// The number of a run, `20261120T064049Z-482913`: when it began, and a random part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run(String);
@@ -91,14 +88,9 @@ impl Depot {
         rustix::fs::mkdirat(&above, &name, Mode::RWXU)
             .map_err(|e| failed(&[place, &name].join(&b'/'), "make directory", e))?;
         let depot = Depot::open_in(above, place, name)?;
-        for acl in INHERITED {
-            match Holder::Open(depot.directory.as_fd()).remove_xattr(acl) {
-                Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::NOSYS) => {}
-                Err(e) => {
-                    let _ = depot.remove();
-                    return Err(failed(&depot.name, "remove the ACL of", e));
-                }
-            }
+        if let Err(e) = Holder::Open(depot.directory.as_fd()).remove_acls() {
+            let _ = depot.remove();
+            return Err(failed(&depot.name, "remove the ACL of", e));
         }
         Ok(depot)
     }

@@ -1,6 +1,6 @@
 //! Makes the entries that a restore puts in place, complete, in the depot. Nothing of the target changes but the depot's directory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -60,6 +60,7 @@ impl Target {
         let mut staging = Staging {
             root: self.root.as_fd(),
             slots: HashMap::new(),
+            lost: HashSet::new(),
             contents,
             host,
             tick,
@@ -83,6 +84,8 @@ struct Staging<'g> {
     root: BorrowedFd<'g>,
     /// The numbers of entries that are made.
     slots: HashMap<FileKey, usize>,
+    /// Entries that could not be made: what is in their places is something else.
+    lost: HashSet<FileKey>,
     contents: &'g mut dyn Contents,
     host: &'g Host,
     tick: &'g mut dyn FnMut() -> Result<()>,
@@ -129,6 +132,7 @@ impl Staging<'_> {
             Err(e) if is_of_entry(e) || e == Errno::XDEV || e == Errno::NOENT => {
                 left_out.add(&put.path, Part::Entry, e);
                 staged.made.push(None);
+                self.lost.insert(put.key.clone());
                 return Ok(());
             }
             Err(e) => return Err(failed(&put.path, "make", e)),
@@ -188,6 +192,9 @@ impl Staging<'_> {
     ) -> rustix::io::Result<()> {
         if let Some(number) = self.slots.get(to) {
             return durable::name_again((to_slot.0, &Depot::slot(*number)), to_slot);
+        }
+        if self.lost.contains(to) {
+            return Err(Errno::NOENT);
         }
         let path = to.path(Naming::Tree);
         let mut above = Above::default();

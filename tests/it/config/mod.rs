@@ -570,3 +570,14 @@ fn scans_name_places_and_never_values() {
         .success();
     world.sees("writer", &["config", "scan"]).expect_code(2);
 }
+
+#[test]
+fn u57_restored_configuration_inherits_no_acl() {
+    use crate::files::tree::{has_no_acl, open_to_another};
+    let world = World::new();
+    world.backup();
+    open_to_another(&world.sandbox.dir("around"));
+    world.restores("lead", "around/to", &[]);
+    world.is_same("around/to");
+    has_no_acl(&world.path("around/to"));
+}

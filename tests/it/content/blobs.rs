@@ -128,3 +128,35 @@ impl Blobs {
         }
     }
 }
+
+/// Blobs of which one is recorded twice upon a prior: a fault of the kind.
+pub struct Twice {
+    pub blobs: Blobs,
+    /// How often it was asked for its content.
+    pub runs: usize,
+}
+
+impl Kind for Twice {
+    fn name(&self) -> &'static str {
+        self.blobs.name()
+    }
+
+    fn identity(&self) -> Option<String> {
+        self.blobs.identity()
+    }
+
+    fn takes_changes(&self) -> bool {
+        true
+    }
+
+    fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {
+        self.runs += 1;
+        if work.prior.is_some() {
+            let mut sink = work.writer.sink();
+            sink.begin(FileKey::from_path(b"large", work.naming)?)?;
+            sink.end_node(node(NodeKind::File(0)))?;
+            sink.finish()?;
+        }
+        self.blobs.produce(work)
+    }
+}

@@ -21,8 +21,8 @@ use pitr::repo::source;
 use pitr::repo::stored_log::StoredLog;
 
 use crate::common::{expire_at_once, keep_one};
-use blobs::Blobs;
-use world::{Form, World, host, scope};
+use blobs::{Blobs, Twice};
+use world::{Form, World, host, scope, take_into};
 
 const PLAIN: Form = Form {
     in_bucket: false,
@@ -469,4 +469,19 @@ fn content_of_an_unknown_kind_is_kept() {
             .is_some()
     );
     assert_eq!(ids(&world, "two"), all[1..]);
+}
+
+#[test]
+fn a_fault_of_the_own_map_is_not_called_damage_of_the_prior() {
+    let world = World::new(PLAIN);
+    let mut twice = Twice {
+        blobs: Blobs::small("me", 1),
+        runs: 0,
+    };
+    let repository = world.open("one");
+    take_into(&repository, "blobs", &mut twice).unwrap();
+    let failed = take_into(&repository, "blobs", &mut twice).unwrap_err();
+    assert!(failed.to_string().contains("came twice"), "{failed}");
+    assert_eq!((failed.code(), twice.runs), (Code::Internal, 2));
+    assert_eq!(ids(&world, "one").len(), 1);
 }

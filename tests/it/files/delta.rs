@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::shared::flip;
-use super::tree::{Changes, describe};
+use super::tree::{Changes, describe, has_no_acl, open_to_another};
 use super::{World, id, path_text};
 use crate::common::mount::{DiskOver, SmallDisk};
 use crate::common::{Program, fault, files_below};
@@ -419,27 +419,60 @@ fn u56_an_entry_with_the_name_of_a_kept_directory_is_not_made() {
 #[test]
 fn u57_restored_files_do_not_inherit_an_acl() {
     let scene = Scene::new();
-    // rwx for the owner, for user 4711, for the group, for the mask, and for others.
-    let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, id) in [
-        (1_u16, u32::MAX),
-        (2, 4711),
-        (4, u32::MAX),
-        (16, u32::MAX),
-        (32, u32::MAX),
-    ] {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(7_u16.to_le_bytes());
-        acl.extend(id.to_le_bytes());
-    }
-    let flags = rustix::fs::XattrFlags::empty();
     for directory in [scene.live.clone(), scene.live.join("a")] {
-        let name = "system.posix_acl_default";
-        rustix::fs::setxattr(&directory, name, &acl, flags).unwrap();
+        open_to_another(&directory);
     }
     fs::remove_dir_all(scene.live.join("a/b")).unwrap();
     scene.delta(&["--confirm", "--delete"]).run().success();
     scene.is_whole();
+}
+
+#[test]
+fn u57_a_restore_into_an_empty_directory_inherits_no_acl() {
+    let world = World::new("");
+    fs::create_dir(world.source().join("a")).unwrap();
+    for name in ["one", "a/two"] {
+        fs::write(world.source().join(name), name).unwrap();
+    }
+    let backup = world.backup();
+    let around = world.sandbox.dir("around");
+    open_to_another(&around);
+    for (to, more) in [
+        ("new", &[][..]),
+        ("part", &["--path", "a"]),
+        ("empty", &["--delta", "--confirm"]),
+    ] {
+        let to = around.join(to);
+        if to.ends_with("empty") {
+            fs::create_dir(&to).unwrap();
+        }
+        let place = path_text(&to);
+        let restore = ["files", "restore", "up", "--privileged", "--to", &place];
+        let restore = [&restore[..], &["--backup", id(&backup)], more].concat();
+        world.pitr(&restore).run().success();
+        has_no_acl(&to);
+        assert_eq!(fs::read(to.join("a/two")).unwrap(), b"a/two");
+    }
+}
+
+#[test]
+fn u85_entries_that_other_rules_left_out_are_not_removed() {
+    let world = World::new("exclude = [\"*.tmp\"]\n");
+    let source = world.source();
+    for name in ["x", "a.tmp"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    let backup = world.backup();
+    fs::write(source.join("stray"), "stray").unwrap();
+    let own = fs::read_to_string(&world.config).unwrap();
+    let other = own.replace("*.tmp", "*.bak");
+    fs::write(&world.config, other).unwrap();
+    let run = delta(&world, id(&backup), &source, &["--confirm", "--delete"]).run();
+    run.expect_code(8).expect_stdout("are others by now");
+    assert_eq!(files_below(&source), ["a.tmp", "stray", "x"]);
+    fs::write(&world.config, own).unwrap();
+    taken_back(&world, id(&backup), &source, &["--delete"]);
+    assert_eq!(files_below(&source), ["a.tmp", "x"]);
 }
 
 #[test]

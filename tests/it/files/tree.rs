@@ -108,6 +108,42 @@ impl Entry {
     }
 }
 
+/// Gives a directory a default ACL by which everything that is made in it belongs to user 4711 as well (Linux: include/uapi/linux/posix_acl_xattr.h).
+pub fn open_to_another(directory: &Path) {
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    // rwx for the owner, for that user, for the group, for the mask, and for others.
+    for (tag, id) in [
+        (1_u16, u32::MAX),
+        (2, 4711),
+        (4, u32::MAX),
+        (16, u32::MAX),
+        (32, u32::MAX),
+    ] {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(7_u16.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(directory, "system.posix_acl_default", &acl, flags).unwrap();
+}
+
+/// Requires that neither a directory nor anything in it has an ACL.
+pub fn has_no_acl(directory: &Path) {
+    let names = crate::common::files_below(directory).into_iter();
+    let all = names.flat_map(|name| {
+        let path = directory.join(name);
+        path.ancestors().map(Path::to_owned).collect::<Vec<_>>()
+    });
+    let all: Vec<_> = all.filter(|path| path.starts_with(directory)).collect();
+    assert!(all.len() > 1, "{all:?}");
+    for path in all {
+        for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+            let found = rustix::fs::lgetxattr(&path, name, &mut [0_u8; 256]);
+            assert!(found.is_err(), "{} has {name}", path.display());
+        }
+    }
+}
+
 /// Entries at these paths. A directory that is not readable shows its status alone.
 fn entries(root: &Path, paths: impl Iterator<Item = (PathBuf, bool)>) -> BTreeMap<PathBuf, Entry> {
     let mut inodes: HashMap<u64, PathBuf> = HashMap::new();

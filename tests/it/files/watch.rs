@@ -1,6 +1,7 @@
 //! `pitr files watch`: a change is in a backup soon, whatever happens to the watcher and its source.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,9 @@ use serde_json::Value;
 
 use super::tree::describe;
 use super::{World, path_text};
-use crate::common::mount::DiskOver;
-use crate::common::{Running, wait_until};
-use crate::require_mounts;
+use crate::common::mount::{DiskOver, PowerDisk};
+use crate::common::{Program, Running, pitr, wait_until};
+use crate::{require_mounts, require_root};
 
 /// Seconds after which a change is to be in a backup.
 const WITHIN: &str = "4";
@@ -226,11 +227,300 @@ fn u70_an_empty_mount_point_is_no_backup() {
     });
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!(backups(&world), count, "no backup of an empty directory");
-    let _disk = DiskOver::mount(&world.source());
+    let disk = DiskOver::mount(&world.source());
     fs::write(world.source().join("two"), "2").unwrap();
     caught_up(&world, &mut watcher, "mounted again");
     watcher.signal(Signal::TERM);
     watcher.wait().success();
+    // The next watcher starts before the filesystem is mounted, and knows it without a walk.
+    let count = backups(&world);
+    drop(disk);
+    let mut watcher = start(&world);
+    let missing = missed(&world, &mut watcher);
+    assert!(missing["error"].is_null(), "{missing}");
+    assert_eq!(backups(&world), count, "no backup of an empty directory");
+    let _disk = DiskOver::mount(&world.source());
+    fs::write(world.source().join("three"), "3").unwrap();
+    caught_up(&world, &mut watcher, "mounted at last");
+}
+
+/// Waits until the source is missed; returns the state.
+fn missed(world: &World, watcher: &mut Running) -> Value {
+    let mut last = Value::Null;
+    wait_until(PATIENCE, "the source is missed", || {
+        assert!(!watcher.is_done(), "it ended: {}", watcher.stderr());
+        let run = world
+            .pitr(&["files", "watch", "up", "--status", "--json"])
+            .run();
+        last = run.json();
+        let is_missed = last["activity"] == "source_missing";
+        assert!(!is_missed || run.code() == 6, "{run}");
+        is_missed
+    });
+    last
+}
+
+#[test]
+fn u79_a_source_that_has_no_file_any_more_is_no_backup() {
+    let world = World::new("");
+    let (source, away) = (world.source(), world.sandbox.join("away"));
+    fs::write(source.join("one"), "1").unwrap();
+    let mut watcher = start(&world);
+    settled(&world, &mut watcher, "the first backup");
+    watcher.signal(Signal::TERM);
+    watcher.wait().success();
+    let count = backups(&world);
+    // As a mount point looks before anything is mounted there.
+    fs::rename(&source, &away).unwrap();
+    world.sandbox.dir("source");
+    let mut watcher = start(&world);
+    let state = missed(&world, &mut watcher);
+    assert!(
+        state["error"]
+            .as_str()
+            .unwrap()
+            .contains("no file any more"),
+        "{state}"
+    );
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(backups(&world), count, "no backup of an empty directory");
+    assert!(status(&world)["behind_ms"].as_u64().unwrap() > 0);
+    fs::remove_dir(&source).unwrap();
+    fs::rename(&away, &source).unwrap();
+    fs::write(source.join("two"), "2").unwrap();
+    caught_up(&world, &mut watcher, "it is back");
+    // One that is meant to be empty: a backup by hand says so.
+    for name in ["one", "two"] {
+        fs::remove_file(source.join(name)).unwrap();
+    }
+    missed(&world, &mut watcher);
+    world.backup();
+    settled(&world, &mut watcher, "an empty source");
+}
+
+#[test]
+fn u80_a_watcher_says_what_a_disk_changed_and_goes_on_saying_it() {
+    require_mounts!("u80_a_watcher_says_what_a_disk_changed_and_goes_on_saying_it");
+    let disk = PowerDisk::new(64);
+    let source = disk.path();
+    let content: Vec<u8> = (0..9000_u32).map(|n| (n * n / 7 % 251) as u8).collect();
+    fs::write(source.join("rots"), &content).unwrap();
+    let world = World::of(&path_text(source), "");
+    // A file that had just changed is read in any case.
+    std::thread::sleep(Duration::from_millis(1100));
+    let each_time = || {
+        let watch = ["files", "watch", "up", "--within", WITHIN];
+        let watch = world.pitr(&watch);
+        watch.env("PITR_FAULT_ROUND_SECONDS", "0").spawn()
+    };
+    let mut watcher = each_time();
+    settled(&world, &mut watcher, "the first backup");
+    disk.spoil(&content);
+    fs::write(source.join("other"), "1").unwrap();
+    wait_until(PATIENCE, "the rot is told", || {
+        watcher.stderr().contains("have other content than before")
+    });
+    fs::write(source.join("other"), "22").unwrap();
+    let found = || {
+        let cat = world.pitr(&["files", "cat", "up", "other"]).run();
+        cat.is_success() && cat.stdout == "22"
+    };
+    wait_until(PATIENCE, "a later backup", found);
+    settled(&world, &mut watcher, "rest");
+    let shown = ["files", "watch", "up", "--status"];
+    let run = world.pitr(&shown).run().expect_code(6);
+    run.expect_stdout("the last warning: 1 of ");
+    watcher.signal(Signal::TERM);
+    watcher.wait().success();
+    let mut watcher = each_time();
+    settled(&world, &mut watcher, "a new watcher");
+    world.pitr(&shown).run().success();
+}
+
+/// A watcher that may watch so many directories. The files become root's: its namespace has no other user.
+fn limited(world: &World, directories: u32, within: &str) -> Program {
+    let place = path_text(&world.sandbox.join(""));
+    Program::new("chown")
+        .args(["-R", "-h", "0:0", &place])
+        .privileged()
+        .run()
+        .success();
+    let limit = "echo $0 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
+    let directories = directories.to_string();
+    let own = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "sh",
+        "-c",
+        limit,
+        &directories,
+    ];
+    let watch = ["files", "watch", "up", "--within", within];
+    world.pitr(&watch).under(own)
+}
+
+/// Waits for a state that a watcher notes.
+fn noted(world: &World, watcher: &mut Running, why: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    wait_until(PATIENCE, why, || {
+        assert!(!watcher.is_done(), "it ended: {}", watcher.stderr());
+        last = status(world);
+        is_it(&last)
+    });
+    last
+}
+
+/// The limit is reached while the watcher runs, and a walk that finds the rest hangs.
+#[test]
+fn u81_directories_that_cannot_be_watched_are_told_of_and_walked() {
+    require_root!("u81_directories_that_cannot_be_watched_are_told_of_and_walked");
+    let world = World::new("");
+    let (source, hang) = (world.source(), world.sandbox.join("hang"));
+    let before = format!(
+        "before = [\"/bin/sh\", \"-c\", \"while [ -e {} ]; do sleep 0.1; done\"]\n",
+        path_text(&hang)
+    );
+    let world = world.with_source(&path_text(&source), &before);
+    fs::create_dir(source.join("a")).unwrap();
+    fs::write(source.join("a/one"), "1").unwrap();
+    let mut watcher = limited(&world, 4, WITHIN).spawn();
+    let first = settled(&world, &mut watcher, "the first backup");
+    assert_eq!(
+        (&first["directory_count"], &first["is_complete"]),
+        (&2.into(), &true.into()),
+        "{first}"
+    );
+    for name in ["b", "c", "d", "e"] {
+        fs::create_dir(source.join(name)).unwrap();
+    }
+    let reached = noted(&world, &mut watcher, "the limit is told", |last| {
+        last["is_complete"] == false && last["activity"] == "waiting"
+    });
+    assert_eq!(reached["directory_count"], 4, "{reached}");
+    let says = "lets this user watch 4 directories, and there are more";
+    assert!(watcher.stderr().contains(says), "{}", watcher.stderr());
+    for name in ["b", "c", "d", "e"] {
+        fs::write(source.join(name).join("two"), name).unwrap();
+    }
+    for name in ["b", "c", "d", "e"] {
+        let path = format!("{name}/two");
+        let cat = world.pitr(&["files", "cat", "up", &path]);
+        wait_until(PATIENCE, "a change that no event tells", || {
+            cat.run().is_success()
+        });
+    }
+    // While the walk hangs nobody can say that every change is in a backup.
+    fs::write(&hang, "").unwrap();
+    noted(&world, &mut watcher, "a walk that hangs is told", |last| {
+        last["activity"] == "backing_up" && last["behind_ms"].as_u64().unwrap_or(0) > 3000
+    });
+    fs::remove_file(&hang).unwrap();
+    noted(&world, &mut watcher, "it goes on", |last| {
+        last["behind_ms"] == 0
+    });
+    watcher.signal(Signal::TERM);
+    watcher.wait().success();
+}
+
+#[test]
+fn u82_a_directory_that_takes_the_place_of_the_watched_one_is_watched() {
+    let world = World::new("");
+    let source = world.source();
+    let [first, second] = ["first", "second"].map(|name| world.sandbox.dir(name));
+    for place in [&first, &second] {
+        let below = place.join("below");
+        fs::create_dir(&below).unwrap();
+        fs::write(below.join("file"), path_text(place)).unwrap();
+    }
+    let link = world.sandbox.join("link");
+    symlink(&first, &link).unwrap();
+    fs::remove_dir(&source).unwrap();
+    let world = world.with_source(&path_text(&link.join("below")), "");
+    let mut watcher = start(&world);
+    settled(&world, &mut watcher, "the first backup");
+    let has = |name: &str, text: &str, why: &str| {
+        let cat = world.pitr(&["files", "cat", "up", name]);
+        wait_until(Duration::from_secs(60), why, || {
+            let run = cat.run();
+            run.is_success() && run.stdout == text
+        });
+    };
+    // A link on the way is switched.
+    symlink(&second, world.sandbox.join("new")).unwrap();
+    fs::rename(world.sandbox.join("new"), &link).unwrap();
+    has("file", &path_text(&second), "the link leads elsewhere");
+    fs::write(second.join("below/later"), "1").unwrap();
+    has("later", "1", "a change there");
+    // A directory on the way is moved away, and made again.
+    fs::rename(&second, world.sandbox.join("away")).unwrap();
+    fs::create_dir_all(second.join("below")).unwrap();
+    fs::write(second.join("below/file"), "again").unwrap();
+    has("file", "again", "the directory was made again");
+    fs::write(second.join("below/later"), "22").unwrap();
+    has("later", "22", "a change there, too");
+}
+
+#[test]
+fn u83_what_cannot_be_read_is_not_called_backed_up() {
+    let world = World::new("");
+    let closed = world.source().join("closed");
+    fs::write(&closed, "x").unwrap();
+    fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
+    crate::common::user::own_all(&world.repository);
+    let cache = path_text(&world.sandbox.dir("own"));
+    // Root may read everything.
+    let watch = |more: &[&str]| {
+        let program = pitr().arg("--config").arg(&world.config);
+        let watch = program.args(["files", "watch", "up"]).args(more);
+        watch.env("XDG_CACHE_HOME", &cache)
+    };
+    let shown = |left_out: u64| {
+        let state = watch(&["--status", "--json"]).run().json();
+        state["activity"] == "waiting" && state["left_out_count"] == left_out
+    };
+    let watcher = watch(&["--within", WITHIN]).env("PITR_FAULT_SECONDS", "0");
+    let _watcher = watcher.spawn();
+    wait_until(PATIENCE, "the first backup", || shown(1));
+    let run = watch(&["--status"]).run().expect_code(6);
+    run.expect_stdout("every change that can be read is in a backup")
+        .expect_stdout("1 thing cannot be read");
+    fs::set_permissions(&closed, Permissions::from_mode(0o644)).unwrap();
+    wait_until(PATIENCE, "it can be read", || shown(0));
+    watch(&["--status"]).run().success();
+}
+
+/// A prior stays as old as it is while nothing changes: turns count from the last walk.
+#[test]
+fn each_file_is_read_once_in_a_round_though_no_walk_leaves_a_backup() {
+    require_root!("each_file_is_read_once_in_a_round_though_no_walk_leaves_a_backup");
+    const BYTES: u64 = 8 << 20;
+    let world = World::on_disk("");
+    fs::create_dir(world.source().join("unwatched")).unwrap();
+    fs::write(world.source().join("large"), vec![7; BYTES as usize]).unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
+    let watch = limited(&world, 1, "2").env("PITR_FAULT_ROUND_SECONDS", "5");
+    let mut watcher = watch.spawn();
+    let read = |watcher: &Running| {
+        let io = fs::read_to_string(format!("/proc/{}/io", watcher.pid())).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    settled(&world, &mut watcher, "the first backup");
+    // From the second round on each walk would find the file due.
+    std::thread::sleep(Duration::from_secs(6));
+    for _ in 0..2 {
+        let (before, walked) = (read(&watcher), status(&world)["covered_until"].clone());
+        std::thread::sleep(Duration::from_secs(10));
+        let times = (read(&watcher) - before) / BYTES;
+        assert_ne!(status(&world)["covered_until"], walked, "it walked");
+        assert!((1..=3).contains(&times), "read {times} times in two rounds");
+        // So does the next watcher.
+        watcher.signal(Signal::TERM);
+        watcher.wait().success();
+        watcher = watch.spawn();
+        settled(&world, &mut watcher, "the walk of the start");
+    }
 }
 
 #[test]

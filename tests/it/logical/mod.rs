@@ -9,6 +9,9 @@ mod world;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pitr::config;
+use pitr::repo::event::Writer;
+use pitr::repo::scope::Scope;
 use serde_json::json;
 
 use crate::common::{Cluster, files_below};
@@ -324,4 +327,91 @@ fn a_part_of_a_dump_is_restored() {
     assert_eq!(tables(&copy), "");
     let (_, run) = restored("part5", &["--table", "plain"]);
     run.expect_code(2).expect_stderr("is not schema.table");
+}
+
+#[test]
+fn u57_restored_dumps_inherit_no_acl() {
+    use crate::files::tree::{has_no_acl, open_to_another};
+    let world = World::new(17);
+    world.backup();
+    let around = world.sandbox.dir("around");
+    open_to_another(&around);
+    let to = around.join("to");
+    let restore = ["restore", "app", "--to", to.to_str().unwrap()];
+    world.logical(&restore).run().success();
+    has_no_acl(&to);
+}
+
+#[test]
+fn d10_event_triggers_are_made_after_all_that_would_fire_them() {
+    let world = World::new(15);
+    world.cluster.client_of("app").sql(
+        "create function app.forbid() returns event_trigger language plpgsql as $$ begin raise exception 'no changes'; end $$; \
+         create event trigger guard on ddl_command_start when tag in ('ALTER TABLE', 'COMMENT') execute function app.forbid(); \
+         alter event trigger guard disable; comment on event trigger guard is 'a guard'; alter event trigger guard enable",
+    );
+    world.backup();
+    let copy = world.database("copy");
+    let into = world.cluster.conninfo("copy");
+    world
+        .logical(&["restore", "app", "--into", &into, "--jobs", "2"])
+        .run()
+        .success();
+    let made = copy.query_one_string(
+        "select count(*) || ' ' || (select count(*) from pg_constraint where contype = 'f') from pg_event_trigger where evtenabled = 'O'",
+    );
+    assert_eq!(made, "1 3");
+}
+
+#[test]
+fn d11_a_schema_is_restored_with_its_grants_and_without_those_whose_name_goes_on() {
+    let world = World::new(16);
+    world.cluster.client_of("app").sql(
+        "create role \"of two\"; \
+         create schema part authorization \"of two\"; comment on schema part is 'mine'; grant usage on schema part to app_reader; \
+         create table part.t (n int); \
+         create schema \"part of\" authorization app_owner; comment on schema \"part of\" is 'other'; create table \"part of\".t (n int); \
+         grant usage on schema \"part of\" to app_reader",
+    );
+    world.backup();
+    let schemas = "select coalesce(string_agg(nspname || ' ' || pg_get_userbyid(nspowner) || ' ' || obj_description(oid, 'pg_namespace') \
+        || ' ' || has_schema_privilege('app_reader', oid, 'usage'), ',' order by nspname), '') from pg_namespace where nspname like 'part%'";
+    for (name, schema, expected) in [
+        ("one", "part", "part of two mine true"),
+        ("two", "part of", "part of app_owner other true"),
+    ] {
+        let copy = world.database(name);
+        let into = world.cluster.conninfo(name);
+        let restore = ["restore", "app", "--into", &into, "--schema", schema];
+        world.logical(&restore).run().success();
+        assert_eq!(copy.query_one_string(schemas), expected);
+    }
+}
+
+#[test]
+fn d12_a_backup_that_is_marked_for_deletion_is_not_the_one_that_is_restored() {
+    let world = World::new(17);
+    let ids = [world.backup(), world.backup()];
+    let place = world.sandbox.join("one");
+    let mark = |id: &str| {
+        let configured = config::Repository::at(config::Location::File(place.clone()));
+        let repository = pitr::repo::open(&configured, 7).unwrap();
+        let host = crate::content::world::host(0);
+        let (writer, scope) = (Writer::of(&host), Scope::aux("logical", "app").unwrap());
+        let marked = writer.event("expire", id);
+        writer.record(repository.store(), &scope, &marked).unwrap();
+        crate::common::user::own_all(&place);
+    };
+    let restored = |to: &str| {
+        let to = world.sandbox.join(to);
+        let restore = ["restore", "app", "--json", "--to", to.to_str().unwrap()];
+        let run = world.logical(&restore).run().success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(restored("newest"), ids[1]);
+    mark(&ids[1]);
+    assert_eq!(restored("unmarked"), ids[0]);
+    // It is there, and better than nothing.
+    mark(&ids[0]);
+    assert_eq!(restored("marked"), ids[1]);
 }
