@@ -1227,6 +1227,10 @@ fn r171_a_dead_shard_that_holds_the_last_moment_back_is_named() {
     let running = nodes.receive(&world, 3);
     let taken = world.backup();
     let shards = taken["shards"].as_array().unwrap().clone();
+    // The slots of the dead shard are recorded behind all backups: no later moment is sure.
+    wait_pings();
+    stop(running);
+    let running = nodes.receive(&world, 3);
     nodes.settle(&[0, 1, 2]);
     let dead = nodes.all[2].info("run_id");
     let dead = shards
@@ -1238,9 +1242,9 @@ fn r171_a_dead_shard_that_holds_the_last_moment_back_is_named() {
     stop(running);
     let plan = world.redis(&["plan", "cache", "--json"]);
     let planned = plan.env("PITR_FAULT_SECONDS", "4").run().json();
-    let behind = planned["behind"].as_array().unwrap();
-    assert_eq!(behind.len(), 1, "{planned:#}");
+    let behind = &planned["behind"];
     assert_eq!(behind[0]["shard"], dead.as_str(), "{planned:#}");
+    assert!(behind[1].is_null(), "{planned:#}");
     let words = format!("shard {dead}: its log ends at ");
     let to = world.sandbox.join("copy");
     let restore = world

@@ -2,8 +2,9 @@
 
 use super::TEN;
 use super::back::{words, wrecked};
-use super::shop::{Shop, read};
+use super::shop::{REDIS, Shop, read};
 use crate::common::{Program, pitr, user};
+use crate::redis::server::program;
 
 /// Runs lines of a shell, with pitr and the servers on the search path.
 fn by_hand(shop: &Shop, lines: &str) {
@@ -22,6 +23,15 @@ fn by_hand(shop: &Shop, lines: &str) {
 fn r170_a_directory_that_is_gone_is_named_with_the_commands_that_help() {
     let (mut shop, _, full) = wrecked();
     shop.sandbox.dir("bin");
+    // As a service does, it ends when the server has loaded.
+    let start = read(&shop.path("start-redis"));
+    let (cli, socket) = (program(REDIS, "cli"), shop.path("tmp/r"));
+    let ready = format!(
+        "until {} -s {} ping | grep -q PONG; do sleep 0.1; done\n",
+        cli.display(),
+        socket.display()
+    );
+    shop.sandbox.file("start-redis", start + &ready);
     user::own(&shop.path("bin"));
     let commands = |shop: &Shop| -> String {
         let refused = shop.pitr(&words(&full)).args(["--confirm", "--json"]).run();

@@ -4,7 +4,7 @@ use super::back::{reconfigure, rescript, words, wrecked};
 use super::shop::{REDIS, Shop};
 use super::{TEN, wreck};
 use crate::clock::preloaded;
-use crate::common::{PATIENCE, Run, free_port, wait_until};
+use crate::common::{PATIENCE, Program, Run, free_port, wait_until};
 use crate::redis::sentinel::Sentinel;
 use crate::redis::server::program;
 
@@ -19,7 +19,9 @@ fn restart(shop: &Shop) {
         shop.script(script).success();
     }
     wait_until(PATIENCE, "Redis has loaded", || {
-        shop.redis(&["INFO", "persistence"]).contains("\nloading:0")
+        let asked = Program::new(program(REDIS, "cli")).arg("-s");
+        let asked = asked.arg(shop.path("tmp/r")).args(["INFO", "persistence"]);
+        asked.run().stdout.contains("\nloading:0")
     });
 }
 
