@@ -417,7 +417,7 @@ impl Watcher<'_> {
         }
     }
 
-    /// Whether the operator hears of a walk. The same things that cannot be read are told once.
+    /// Whether the operator hears of a walk. Things that cannot be read are news once.
     fn has_news(&self, done: &Done) -> bool {
         done.is_new
             || done.after.is_some()

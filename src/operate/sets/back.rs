@@ -728,7 +728,7 @@ impl Back<'_> {
         Ok(())
     }
 
-    /// Starts it again, databases first. Applications that do not start are told, and keep nothing from its end: they are none of the members.
+    /// Starts it again, databases first. Applications are no member: where they do not start, that is a warning, and the rollback goes on.
     fn start_all(&self, warnings: &mut Vec<String>) -> Result<()> {
         let stops = self.begun(&|step| matches!(step, Step::StopApplications | Step::Stop(_)))?;
         for (number, work) in stops.into_iter().rev() {

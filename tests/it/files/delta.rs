@@ -368,8 +368,8 @@ fn u52_a_directory_stays_where_something_below_it_may_not_go() {
     assert_eq!(files_below(&source), ["x", "y"]);
 }
 
-#[test]
-fn u55_rules_that_this_host_does_not_know_are_no_reason_to_remove() {
+/// A source whose rules left one file out of the backup, with another one since.
+fn with_a_file_left_out() -> (World, Value) {
     let world = World::new("exclude = [\"*.tmp\"]\n");
     let source = world.source();
     for name in ["x", "a.tmp"] {
@@ -377,6 +377,13 @@ fn u55_rules_that_this_host_does_not_know_are_no_reason_to_remove() {
     }
     let backup = world.backup();
     fs::write(source.join("stray"), "stray").unwrap();
+    (world, backup)
+}
+
+#[test]
+fn u55_rules_that_this_host_does_not_know_are_no_reason_to_remove() {
+    let (world, backup) = with_a_file_left_out();
+    let source = world.source();
     let text = fs::read_to_string(&world.config).unwrap();
     let (before, _) = text.split_once("[files.up]").unwrap();
     fs::write(&world.config, before).unwrap();
@@ -457,13 +464,8 @@ fn u57_a_restore_into_an_empty_directory_inherits_no_acl() {
 
 #[test]
 fn u85_entries_that_other_rules_left_out_are_not_removed() {
-    let world = World::new("exclude = [\"*.tmp\"]\n");
+    let (world, backup) = with_a_file_left_out();
     let source = world.source();
-    for name in ["x", "a.tmp"] {
-        fs::write(source.join(name), name).unwrap();
-    }
-    let backup = world.backup();
-    fs::write(source.join("stray"), "stray").unwrap();
     let own = fs::read_to_string(&world.config).unwrap();
     let other = own.replace("*.tmp", "*.bak");
     fs::write(&world.config, other).unwrap();
