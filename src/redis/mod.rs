@@ -5,7 +5,7 @@
 //! `saved` and `append_only` serve where `PSYNC` is refused: the one has the server save, the other takes what it writes anyway; `files` opens both.
 //!
 //! A receiver gets what follows a data set: `position` decides where it goes on, `receive` brings the server's commands (`command`) into the journal (`record`),
-//! and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again, `route` the way to a moment, `window` the times that can be had back, and `overview` shows all.
+//! (`owed` is the base that it owes behind a gap), and `shipment` from there into the repositories (`log`, `history`). `walk` finds it there again, `route` the way to a moment, `window` the times that can be had back, and `overview` shows all.
 
 pub mod append_only;
 pub mod command;
@@ -21,6 +21,7 @@ pub mod log;
 pub mod member;
 pub mod nodes;
 pub mod overview;
+pub mod owed;
 pub mod position;
 pub mod program;
 pub mod rdb;

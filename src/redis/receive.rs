@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::connection::{Arrived, Connection, Tick, lost, silent};
 use super::history::{Beginning, Held, Parent};
+use super::owed::Owed;
 use super::position::{self, Action};
 use super::record::{Recorder, SEGMENT_BYTES, State};
 use super::resp::{self, FullResync, Reply};
@@ -55,6 +56,8 @@ pub struct Sink<'a> {
     pub place: u64,
     /// The state in front of bytes that the journal has lost since they were received.
     pub rewind: Rewind,
+    /// The base behind a gap: nothing is acknowledged before it is stored.
+    pub owed: &'a Owed,
 }
 
 impl Sink<'_> {
@@ -159,6 +162,7 @@ pub fn run(
         let process = process(sink.held.as_ref(), &source);
         told((&turn, begun.last(), process.as_ref()));
     }
+    owe(sink.owed, &begun, host)?;
     let Begun { state, fork } = begun;
     let mut stream = Stream {
         connection: source.connection,
@@ -189,6 +193,20 @@ impl Begun {
     fn last(&self) -> &State {
         self.fork.as_ref().map_or(&self.state, |(_, next)| next)
     }
+}
+
+/// Owes a base behind a gap, before anything behind it is in the journal.
+fn owe(owed: &Owed, begun: &Begun, host: &Host) -> Result<()> {
+    let state = begun.last();
+    let place = |position| Held {
+        replid: state.replid.clone(),
+        position,
+    };
+    let beginning = begun.state.beginning.as_ref();
+    if let Some(behind_gap) = beginning.filter(|beginning| beginning.reason.is_some()) {
+        return owed.set(place(behind_gap.position), host.random());
+    }
+    owed.follow(place(state.reader.position()), host.random())
 }
 
 /// Pure: the turn between what is held and what the server sends.
@@ -505,6 +523,7 @@ impl Stream<'_, '_> {
     /// Tells the server how far the journal is durable: at once when that changed, and every second.
     fn acknowledge(&mut self) -> Result<()> {
         let position = match self.acknowledged {
+            _ if self.sink.owed.get().is_some() => 0,
             RedisAcknowledge::Journal | RedisAcknowledge::Repository => self.durable.unwrap_or(0),
             RedisAcknowledge::None => 0,
         };

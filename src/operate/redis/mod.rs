@@ -2,6 +2,7 @@
 
 pub mod backup;
 mod cluster;
+mod gap_base;
 pub mod info;
 pub mod into;
 mod kept_names;

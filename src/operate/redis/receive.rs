@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cluster::Live;
+use super::gap_base::{self, Receiver};
 use super::{connect_while, identity, server};
 use crate::config::{Redis, RedisAcknowledge, Settings};
 use crate::durable;
@@ -21,6 +22,7 @@ use crate::redis::command::Reader;
 use crate::redis::connection::Tick;
 use crate::redis::history::{Beginning, Parent};
 use crate::redis::kind::NAME;
+use crate::redis::owed::Owed;
 use crate::redis::position::{self, Action};
 use crate::redis::receive::{self, Process, Sink, Told, Turn};
 use crate::redis::record::{Record, Records, SEGMENT_BYTES, State};
@@ -78,13 +80,13 @@ impl Peer<'_> {
     }
 
     /// The name by which the operator knows it.
-    fn section(&self) -> &str {
+    pub(super) fn section(&self) -> &str {
         self.live
             .map_or(&self.redis.name, |live| &live.section.name)
     }
 
     /// A message with the shard that it is about.
-    fn told(&self, message: &str) -> String {
+    pub(super) fn told(&self, message: &str) -> String {
         match self.live {
             Some(_) => format!("shard {}: {message}", self.redis.name),
             None => message.to_owned(),
@@ -114,6 +116,7 @@ pub(super) fn until_stopped(
     let shipper = ship(session, (peer, settings), (&journal, &rewind), &scope)?;
     let (held, end) = tail(&journal)?;
     let runtime = runtime::start()?;
+    let owed = Owed::open(owed_path(&options))?;
     let mut sink = Sink {
         feeder: journal.feeder(),
         watch: journal.watch(),
@@ -122,8 +125,16 @@ pub(super) fn until_stopped(
         held,
         place: end.next_multiple_of(SEGMENT_BYTES),
         rewind,
+        owed: &owed,
     };
-    let received = receive(session, (peer, settings, &scope), &mut sink, check);
+    let receiver = Receiver {
+        session,
+        settings,
+        peer,
+        scope: &scope,
+        owed: &owed,
+    };
+    let received = gap_base::beside(&receiver, check, || receive(&receiver, &mut sink, check));
     let position = sink
         .held
         .as_ref()
@@ -166,6 +177,12 @@ fn journal_options(session: &Session, redis: &Redis) -> Result<journal::Options>
         nonce: host.random(),
         now: host.now(),
     })
+}
+
+/// The file of the base that is owed, beside the journal.
+fn owed_path(options: &journal::Options) -> PathBuf {
+    let own = format!("{}.owed", options.system_identifier);
+    options.directory.join(own)
 }
 
 /// Brings what the journals of former identities hold into the repositories: where the address has changed, the receiver begins an empty journal beside them.
@@ -376,12 +393,8 @@ fn replay(frames: &mut Frames<std::fs::File>, left: u64) -> Result<Option<State>
     }
 }
 
-fn receive(
-    session: &Session,
-    (peer, settings, scope): (&Peer<'_>, &Settings, &Scope),
-    sink: &mut Sink<'_>,
-    check: Check<'_>,
-) -> Result<()> {
+fn receive(receiver: &Receiver<'_>, sink: &mut Sink<'_>, check: Check<'_>) -> Result<()> {
+    let Receiver { session, peer, .. } = *receiver;
     let (host, redis) = (&session.host, peer.redis);
     let mut backoff = Backoff::default();
     let mut said = String::new();
@@ -395,7 +408,8 @@ fn receive(
         let mut tick = || check();
         let attempt = peer.connect(&mut tick).and_then(|source| {
             if sink.held.is_none() {
-                sink.held = stored(session, settings, scope, &source)?;
+                sink.held = stored(receiver, &source)?;
+                gap_base::owe_unless_led(receiver, sink.held.as_ref())?;
             }
             let address = source.connection.address();
             if redis.address.is_none() && followed.as_ref() != Some(address) {
@@ -462,14 +476,13 @@ fn receive(
 
 fn begun(peer: &Peer<'_>, state: &State, beginning: &Beginning) -> String {
     let (name, replid, from) = (peer.section(), &state.replid, beginning.position);
-    let next = format!(
-        "Take a backup now, or nothing behind it can be restored: pitr redis backup {name}"
-    );
     match &beginning.reason {
-        Some(why) => {
-            format!("gap: {why}. History {replid} is received from position {from} on. {next}")
-        }
-        None => format!("history {replid} is received from position {from} on. {next}"),
+        Some(why) => format!(
+            "gap: {why}. History {replid} is received from position {from} on. A backup is taken now, and nothing is acknowledged before it is stored"
+        ),
+        None => format!(
+            "history {replid} is received from position {from} on. Take a backup now, or nothing behind it can be restored: pitr redis backup {name}"
+        ),
     }
 }
 
@@ -521,12 +534,13 @@ fn other(process: Option<&Process>) -> String {
 ///
 /// # Errors
 /// That of the first repository, where none answers.
-fn stored(
-    session: &Session,
-    settings: &Settings,
-    scope: &Scope,
-    source: &Source,
-) -> Result<Option<State>> {
+fn stored(receiver: &Receiver<'_>, source: &Source) -> Result<Option<State>> {
+    let Receiver {
+        session,
+        settings,
+        scope,
+        ..
+    } = *receiver;
     let (mut opened, mut failure) = (Vec::new(), None);
     for configured in &settings.repositories {
         match session.open(configured) {

@@ -477,7 +477,11 @@ impl Cluster {
     /// Waits until recovery has ended, which may have replayed the WAL of an hour.
     pub fn wait_promoted(&self) {
         wait_until(10 * PATIENCE, "recovery has ended", || {
-            self.query_one_string("select pg_is_in_recovery()") == "f"
+            let asked = self.client().try_sql("select pg_is_in_recovery()");
+            match asked {
+                Err(e) if is_recovery_conflict(&e) => false,
+                rows => rows.expect("the server answers")[0][0].as_deref() == Some("f"),
+            }
         });
     }
 
@@ -486,16 +490,23 @@ impl Cluster {
         self.client_of("postgres")
     }
 
-    /// Opens a connection as the superuser `postgres` to `database`.
+    /// Opens a connection as the superuser `postgres` to `database`. A server in recovery may refuse one for what it replays just then: it is asked again.
     pub fn client_of(&self, database: &str) -> Client {
-        Client::connect(&self.conninfo(database)).unwrap_or_else(|e| {
-            panic!(
-                "could not connect to PostgreSQL {}: {}\n{}",
-                self.major,
-                super::client::text(&e),
-                self.log()
-            )
-        })
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match Client::connect(&self.conninfo(database)) {
+                Ok(client) => return client,
+                Err(e) if is_recovery_conflict(&e) && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(e) => panic!(
+                    "could not connect to PostgreSQL {}: {}\n{}",
+                    self.major,
+                    super::client::text(&e),
+                    self.log()
+                ),
+            }
+        }
     }
 
     /// Runs statements on a connection of their own.
@@ -705,4 +716,9 @@ fn watchdog(pid: u32, folder: &Path) -> Child {
         .process_group(0)
         .spawn()
         .expect("a shell starts")
+}
+
+/// Whether a server in recovery cancelled a statement or a connection, because it replays what stands against it.
+fn is_recovery_conflict(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&tokio_postgres::error::SqlState::T_R_SERIALIZATION_FAILURE)
 }

@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::gap;
 use super::receive::{configure, confirm, master_and_replica, now, receiver, stop};
 use super::server::Server;
 use super::world::World;
@@ -291,9 +292,10 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
     // A gap: the server begins another history, and nobody takes a backup.
     server.kill();
     server.begin();
-    let running = receiver(&world, &server);
-    running_warns_of_gap(&running);
-    confirm(&server, "SET c 1\n", 2);
+    let pause = world.sandbox.join("pause");
+    let running = gap::held(&world, &pause);
+    assert!(running.stderr().contains("warning: gap: "));
+    server.feed("SET c 1\n");
     wait_until(PATIENCE, "the gap is seen", || {
         gap().as_deref() == Some("1")
     });
@@ -308,7 +310,7 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
         "{:?}",
         heard()
     );
-    world.backup();
+    std::fs::remove_file(&pause).unwrap();
     confirm(&server, "SET d 1\n", 2);
     wait_until(PATIENCE, "the sink hears of its end", || {
         heard()
@@ -318,13 +320,6 @@ fn r147_who_watches_sees_a_log_that_goes_on_no_more() {
     agent.signal(Signal::TERM);
     agent.wait().success();
     stop(running);
-}
-
-/// Requires that a gap is a warning.
-fn running_warns_of_gap(running: &crate::common::Running) {
-    wait_until(PATIENCE, "the receiver warns of the gap", || {
-        running.stderr().contains("warning: gap: ")
-    });
 }
 
 /// A target inside a gap of Redis is refused with moments that are reached.

@@ -4,6 +4,7 @@ mod cluster;
 mod expire;
 mod faults;
 mod files;
+mod gap;
 mod into;
 mod keys;
 mod load;
