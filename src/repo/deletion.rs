@@ -22,6 +22,8 @@ const PURPOSE: &str = "expire";
 const HOLDS_SECONDS: u64 = 300;
 /// After how long it is renewed.
 const RENEWAL_SECONDS: u64 = 60;
+/// How often the store's clock is asked: a virtual machine that was paused has no clock of its own that tells.
+const ASKED_SECONDS: u64 = 5;
 /// How often a waiting program looks.
 const LOOKS_AGAIN: Duration = Duration::from_millis(500);
 /// How often a claim is looked at while the repository is read.
@@ -36,6 +38,10 @@ pub struct DeletionClaim<'a> {
     /// The claim before it. Two stand: who has listed them and then reads them finds one, also while this one is replaced.
     former: Option<String>,
     renewed: i64,
+    /// The store's time before that; none where it has no clock.
+    granted: Option<TimestampTz>,
+    /// When the store's clock was asked last.
+    asked: i64,
 }
 
 impl<'a> DeletionClaim<'a> {
@@ -69,6 +75,8 @@ impl<'a> DeletionClaim<'a> {
             standing: String::new(),
             former: None,
             renewed: 0,
+            granted: None,
+            asked: 0,
         };
         deletion.record()?;
         Ok(deletion)
@@ -79,17 +87,17 @@ impl<'a> DeletionClaim<'a> {
     /// # Errors
     /// `Conflict` when the claim has ended: somebody may need by now what was to be deleted; what the store says.
     pub fn keep(&mut self) -> Result<()> {
-        let age = seconds_since_boot().saturating_sub(self.renewed);
-        let age = u64::try_from(age).unwrap_or(0);
+        let now = seconds_since_boot();
+        let age = seconds(now, self.renewed);
+        check_age(age)?;
+        if seconds(now, self.asked) >= ASKED_SECONDS {
+            self.asked = now;
+            let elsewhere = self.store.clock()?.zip(self.granted);
+            let elsewhere = elsewhere.and_then(|(now, granted)| now.duration_since(granted));
+            check_age(elsewhere.map_or(0, |age| age.as_secs()))?;
+        }
         if age < RENEWAL_SECONDS {
             return Ok(());
-        }
-        if age >= HOLDS_SECONDS {
-            return Err(err!(
-                Conflict,
-                "the claim under which WAL is deleted was last renewed {age} seconds ago and has ended"
-            )
-            .hint("The machine, this process or the repository stood still. Nothing that is needed was deleted. Run the command again: it goes on."));
         }
         let replaced = std::mem::take(&mut self.standing);
         self.record()?;
@@ -139,8 +147,9 @@ impl<'a> DeletionClaim<'a> {
             ..self.writer.event("claim", self.scope.whole())
         };
         let asked = seconds_since_boot();
+        let granted = self.store.clock()?;
         self.standing = self.writer.record(self.store, self.scope, &claim)?;
-        self.renewed = asked;
+        (self.renewed, self.asked, self.granted) = (asked, asked, granted);
         Ok(())
     }
 
@@ -159,6 +168,22 @@ impl<'a> DeletionClaim<'a> {
             deleted => deleted.map(|_| ()),
         }
     }
+}
+
+/// Pure: how many seconds passed between two times of the clock since boot.
+fn seconds(now: i64, since: i64) -> u64 {
+    u64::try_from(now.saturating_sub(since)).unwrap_or(0)
+}
+
+fn check_age(seconds: u64) -> Result<()> {
+    if seconds < HOLDS_SECONDS {
+        return Ok(());
+    }
+    Err(err!(
+        Conflict,
+        "the claim under which WAL is deleted was last renewed {seconds} seconds ago and has ended"
+    )
+    .hint("The machine, this process or the repository stood still. Nothing that is needed was deleted. Run the command again: it goes on."))
 }
 
 /// Waits until nobody deletes WAL of the cluster. `tick` is called meanwhile, and may end the wait with an error.
@@ -272,6 +297,29 @@ mod tests {
         let mut late = deletion;
         late.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();
         assert_eq!(late.keep().unwrap_err().code(), Code::Conflict);
+    }
+
+    /// A virtual machine that was paused: the clock since boot stood still, and that of the store did not.
+    #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
+    fn x30_a_claim_ends_by_the_clock_of_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let (clock, random) = (|| now, || 5);
+        let mut deletion =
+            DeletionClaim::take(&store, &scope, Writer::new(&clock, &random)).unwrap();
+        deletion.keep().unwrap();
+        let asked = seconds_since_boot() - ASKED_SECONDS.cast_signed();
+        (deletion.asked, deletion.granted) = (asked, Some(now));
+        deletion.keep().unwrap();
+        let paused = Duration::from_secs(HOLDS_SECONDS);
+        (deletion.asked, deletion.granted) = (asked, Some(now.saturating_sub(paused)));
+        assert_eq!(deletion.keep().unwrap_err().code(), Code::Conflict);
     }
 
     #[test]
