@@ -11,13 +11,13 @@ use super::{Context, replaced, rollback, unconfirmed};
 use crate::err;
 use crate::error::Result;
 use crate::exit;
+use crate::operate;
+use crate::operate::files::copy::{CopyDone, CopyWanted};
+use crate::operate::files::watch::{Activity, Behind, State, WatchWanted};
 use crate::operate::files::{
     self, Choice, Difference, Done, Entry, RestoreWanted, Restored, Wanted,
 };
-use crate::operate::files_copy::{self, CopyDone, CopyWanted};
-use crate::operate::files_watch::{self, Activity, Behind, State, WatchWanted};
 use crate::operate::human;
-use crate::operate::{self, files_bucket, files_replace};
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::repo::root::aux_root::AuxContent;
@@ -366,7 +366,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         Command::Backup(args) => backup(args, cx),
         Command::Restore(args) => restore(args, cx),
         Command::Rollback(args) => {
-            let to = files_replace::source(&cx.session, &args.run.name)?;
+            let to = files::replace::source(&cx.session, &args.run.name)?;
             let undo = |asked: &_| operate::rollback::run(&cx.session, &to, asked);
             rollback::run(&args.run, "files", &undo, cx)
         }
@@ -510,7 +510,7 @@ fn backup_as_json(name: &str, done: &Done) -> serde_json::Value {
 }
 
 fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
-    let bucket = args.to.as_deref().and_then(files_bucket::is_bucket);
+    let bucket = args.to.as_deref().and_then(files::bucket::is_bucket);
     if bucket.is_some() && args.delta {
         return Err(err!(Usage, "--delta is for directories")
             .hint("Restore into a prefix without any object."));
@@ -518,7 +518,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
     let to = match &args.to {
         Some(to) if bucket.is_some() => to,
         // All jobs write at once there.
-        Some(to) if !args.delta || (!args.replace.dry_run && files_replace::is_fresh(to)?) => to,
+        Some(to) if !args.delta || (!args.replace.dry_run && files::replace::is_fresh(to)?) => to,
         _ => return replace(args, cx),
     };
     let wanted = RestoreWanted {
@@ -530,7 +530,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         jobs: jobs(args.jobs),
     };
     let restored = match bucket {
-        Some(url) => files_bucket::restore(&cx.session, &wanted, url)?,
+        Some(url) => files::bucket::restore(&cx.session, &wanted, url)?,
         None => files::restore(&cx.session, &wanted)?,
     };
     let Restored {
@@ -578,7 +578,7 @@ fn restore(args: &RestoreArgs, cx: &Context) -> Result<u8> {
 
 /// Takes a directory that has entries back.
 fn replace(args: &RestoreArgs, cx: &Context) -> Result<u8> {
-    let asked = files_replace::Asked {
+    let asked = files::replace::Asked {
         name: args.name.clone(),
         choice: args.choice.choice(),
         globs: args.path.clone(),
@@ -594,7 +594,7 @@ fn replace(args: &RestoreArgs, cx: &Context) -> Result<u8> {
         globs: &args.path,
         is_dry_run: args.replace.dry_run,
     };
-    replaced::show(&shown, cx, &files_replace::replace(&cx.session, &asked)?)
+    replaced::show(&shown, cx, &files::replace::replace(&cx.session, &asked)?)
 }
 
 fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
@@ -604,7 +604,7 @@ fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
         jobs: jobs(args.jobs),
         codec: codec(args.compression),
     };
-    files_watch::watch(&cx.session, &wanted, &mut |done| {
+    files::watch::watch(&cx.session, &wanted, &mut |done| {
         match cx.out.is_json() {
             _ if !done.is_new => {}
             true => cx.out.json(&backup_as_json(&args.name, done))?,
@@ -620,7 +620,7 @@ fn watch(args: &WatchArgs, cx: &Context) -> Result<u8> {
 }
 
 fn watch_status(args: &WatchArgs, cx: &Context) -> Result<u8> {
-    let found = files_watch::behind(&cx.session, &args.name)?;
+    let found = files::watch::behind(&cx.session, &args.name)?;
     let state = found.state.as_ref();
     if cx.out.is_json() {
         cx.out.json(&json!({
@@ -690,7 +690,7 @@ fn troubles(state: &State) -> String {
 }
 
 fn copy(args: &CopyArgs, cx: &Context) -> Result<u8> {
-    let done = files_copy::copy(
+    let done = files::copy::copy(
         &cx.session,
         &CopyWanted {
             name: args.name.clone(),

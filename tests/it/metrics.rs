@@ -632,16 +632,16 @@ fn rules_and_dashboard_name_metrics_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
     let nouns = [
-        "",
-        "_alerts",
-        "_audit",
-        "_checks",
-        "_hosts",
-        "_repositories",
-        "_server",
-        "_stored",
+        "mod",
+        "alerts",
+        "audit",
+        "checks",
+        "hosts",
+        "repositories",
+        "server",
+        "stored",
     ];
-    let source = nouns.map(|noun| read(&format!("src/operate/metrics{noun}.rs")));
+    let source = nouns.map(|noun| read(&format!("src/operate/metrics/{noun}.rs")));
     let source = source.concat();
     let exists = |name: &str| source.contains(&format!("\"{name}\""));
     let dashboard: serde_json::Value =

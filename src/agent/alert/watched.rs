@@ -9,7 +9,7 @@ use crate::operate::counters::Counters;
 use crate::operate::finding::Finding;
 use crate::operate::human;
 use crate::operate::metrics::Metrics;
-use crate::operate::metrics_hosts::Barred;
+use crate::operate::metrics::hosts::Barred;
 use crate::operate::server_state::{ServerState, Slot};
 use crate::operate::tallies::Tallies;
 use crate::pg::time::TimestampTz;

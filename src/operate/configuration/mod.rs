@@ -196,5 +196,5 @@ fn identity(set: &ConfigSet) -> Result<String> {
     if let Some(own) = &set.identity {
         return Ok(own.clone());
     }
-    super::files_source::machine_id("config", &set.name)
+    super::files::source::machine_id("config", &set.name)
 }

@@ -20,7 +20,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::operate::erasure::apply::Consent;
-use crate::operate::files_replace;
+use crate::operate::files;
 use crate::operate::quarantine;
 use crate::operate::redis::scratch::require_modules;
 use crate::operate::session::Session;
@@ -303,7 +303,7 @@ fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<O
             }
             loads::require(session, redis).map(|()| None)
         }
-        MemberKind::Files => files_replace::source(session, &member.name).map(|_| None),
+        MemberKind::Files => files::replace::source(session, &member.name).map(|_| None),
         MemberKind::Config => Ok(None),
     }
 }

@@ -1,13 +1,13 @@
 //! Metrics of repositories: whether they answer, their room, their clocks and who can read them.
 
-use super::counters::{self, Counters};
+use super::compat::{WALG_STORAGE_HELP, WALG_STORAGE_UP};
 use super::exposition::{Exposition, Type};
-use super::info::Info;
-use super::metrics::{Family, counted, flag, number, seconds};
-use super::metrics_compat::{WALG_STORAGE_HELP, WALG_STORAGE_UP};
-use super::repository_state::RepositoryState;
-use super::session::Session;
+use super::{Family, counted, flag, number, seconds};
 use crate::config::{self, Settings};
+use crate::operate::counters::{self, Counters};
+use crate::operate::info::Info;
+use crate::operate::repository_state::RepositoryState;
+use crate::operate::session::Session;
 use crate::store::Room;
 
 const REPO_UP: Family = (

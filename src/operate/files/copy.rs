@@ -12,13 +12,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::files_bucket::{self, Place, is_within};
-use super::files_source;
-use super::session::Session;
+use super::bucket::{self, Place, is_within};
+use super::source;
 use crate::backup::sources;
 use crate::config::{Location, Source};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::session::Session;
 use crate::snapshot::sort::{MEMORY_BYTES, Sorter};
 use crate::store::s3::contents::{Answer, Copied, Entry, Expected, Facts, Outcome};
 use crate::tree::left_out::{LeftOut, Part};
@@ -86,10 +86,10 @@ pub fn copy(session: &Session, wanted: &CopyWanted) -> Result<CopyDone> {
     let started = Instant::now();
     let settings = session.settings()?;
     let files = settings.files_named(&wanted.name)?;
-    let from = files_bucket::source(session, files)?;
-    let to = files_bucket::place(session, &wanted.to, &wanted.name)?;
+    let from = bucket::source(session, files)?;
+    let to = bucket::place(session, &wanted.to, &wanted.name)?;
     check_apart(&files.source, (&from, &to), &wanted.to)?;
-    let cache = files_source::cache(session, "copy", &wanted.name)?;
+    let cache = source::cache(session, "copy", &wanted.name)?;
     let _alone = sources::lock(&cache)?;
     let notes = cache.join(
         blake3::hash(to.contents.location().as_bytes())

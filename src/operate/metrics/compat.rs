@@ -6,11 +6,11 @@
 
 use std::path::Path;
 
-use super::counters::{Counters, kind_name};
 use super::exposition::{Exposition, Type};
-use super::info::{self, ClusterInfo, Info};
-use super::metrics::{counted, flag, number, seconds};
+use super::{counted, flag, number, seconds};
 use crate::config::{Compat, Settings};
+use crate::operate::counters::{Counters, kind_name};
+use crate::operate::info::{self, ClusterInfo, Info};
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -130,7 +130,9 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
         flag(one.segments > 0),
     );
     if let Some(counters) = seen.counters {
-        let ours = |l: &&super::counters::Label| l.component == "postgres" && l.cluster == one.name;
+        let ours = |l: &&crate::operate::counters::Label| {
+            l.component == "postgres" && l.cluster == one.name
+        };
         gauge(
             all,
             "pgbackrest_stanza_backup_lock_status",
@@ -263,7 +265,7 @@ fn pgbackrest_last(
 
 /// A time as the exporter writes it, in UTC.
 fn clock(time: TimestampTz) -> String {
-    let shown = super::human::time(time);
+    let shown = crate::operate::human::time(time);
     shown.trim_end_matches('Z').to_owned()
 }
 

@@ -3,11 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::blocked::Waiting;
 use super::exposition::{Exposition, Type};
-use super::metrics::{Family, number};
-use super::tallies::Tallies;
+use super::{Family, number};
 use crate::config::{Cluster, Settings};
+use crate::operate::blocked::Waiting;
+use crate::operate::tallies::Tallies;
 use crate::pg::time::TimestampTz;
 
 const READY: Family = (

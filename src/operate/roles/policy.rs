@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::roles::Role;
+use super::Role;
 use crate::config::{Location, Repository, Sse};
 
 /// A policy that is being made.

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::exposition::{Exposition, Type};
-use super::failing_sinks;
-use super::metrics::{Family, flag};
+use super::{Family, flag};
 use crate::config::Settings;
+use crate::operate::failing_sinks;
 
 const FAILING: Family = (
     "pitr_alert_sink_failing",

@@ -1,10 +1,10 @@
 //! The rights of a role at the server: those that `pitr init --role` prints, compared with those of the role in `conninfo`.
 
-use super::finding::Findings;
-use super::roles::{self, Role};
-use super::server::Server;
+use super::{MARK, MONITOR, Role};
 use crate::config::{Cluster, Settings};
 use crate::error::{Code, Result};
+use crate::operate::finding::Findings;
+use crate::operate::server::Server;
 
 /// Memberships that no work of pitr needs: they run programs, touch files, or reach all rows.
 const FAR_REACHING: &str = "'pg_execute_server_program', 'pg_write_server_files', 'pg_read_server_files', 'pg_write_all_data', 'pg_read_all_data'";
@@ -121,7 +121,7 @@ fn lacking(found: &mut Findings, name: &str, granted: &Granted, quoted: &str) {
             name,
             value("may not monitor"),
             "settings, slots and the archiver are seen in part",
-            format!("grant {} to {quoted}", roles::MONITOR),
+            format!("grant {} to {quoted}", MONITOR),
         );
     }
     if !granted.marks {
@@ -129,7 +129,7 @@ fn lacking(found: &mut Findings, name: &str, granted: &Granted, quoted: &str) {
             name,
             value("may not make restore points"),
             "pitr mark does not work",
-            format!("grant execute on function {} to {quoted}", roles::MARK),
+            format!("grant execute on function {} to {quoted}", MARK),
         );
     }
 }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::files_bucket;
-use super::session::Session;
+use super::bucket;
 use crate::backup::files::{Files, Set, Watched, selection};
 use crate::backup::sources;
 use crate::backup::sources::bucket::{Bucket, Counts};
@@ -20,6 +19,7 @@ use crate::config::{self, Location, Settings, Source};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::fault;
+use crate::operate::session::Session;
 use crate::text::is_hex;
 use crate::tree::selection::Selection;
 use crate::tree::walk::Taken;
@@ -114,7 +114,7 @@ pub fn make_ready(
             mirrored(session, files, url, (identity, readers))
         }
         Source::Bucket { .. } => {
-            let place = files_bucket::source(session, files)?;
+            let place = bucket::source(session, files)?;
             let endpoint = files.s3.endpoint.clone();
             let server = endpoint.as_ref().map(|server| format!(" at {server}"));
             let own = format!(
@@ -371,7 +371,7 @@ fn check_buckets(
             continue;
         };
         let is_one = other == bucket && repository.s3.endpoint == files.s3.endpoint;
-        if !is_one || !files_bucket::is_within(below, prefix) {
+        if !is_one || !bucket::is_within(below, prefix) {
             continue;
         }
         let inside = below

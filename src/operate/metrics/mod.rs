@@ -2,23 +2,24 @@
 //!
 //! A value that is not known has no series: 0 would say that something was looked at, and is well.
 
+mod alerts;
+mod audit;
+mod checks;
+mod compat;
+pub mod exposition;
+pub mod hosts;
+mod repositories;
+mod server;
+mod stored;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::certificates;
 use super::counters::{self, BOUNDS, Counters, Counts, Label, REASONS, kind_name};
-use super::exposition::{Exposition, Labels, Type};
 use super::finding::{Finding, Level};
 use super::fingerprint;
 use super::info::{self, Asks, ClusterInfo, Info};
-use super::metrics_alerts;
-use super::metrics_audit;
-use super::metrics_checks;
-use super::metrics_compat::{self, Seen};
-use super::metrics_hosts::{self, Barred};
-use super::metrics_repositories::{self, Stores};
-use super::metrics_server;
-use super::metrics_stored;
 use super::receiver::Receiver;
 use super::runs::Runs;
 use super::scopes::ScopeInfo;
@@ -35,6 +36,10 @@ use crate::plan::window::Window;
 use crate::release;
 use crate::repo::root::BackupKind;
 use crate::store::Room;
+use compat::Seen;
+use exposition::{Exposition, Labels, Type};
+use hosts::Barred;
+use repositories::Stores;
 
 /// Name, type and help of a family.
 pub(super) type Family = (&'static str, Type, &'static str);
@@ -316,9 +321,9 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     let known = counters.as_ref().unwrap_or(&none);
     if let Some(place) = settings.state_dir(&session.environment) {
         of_jobs(&mut all, &settings, &place, now);
-        metrics_alerts::add(&mut all, &settings, &place);
+        alerts::add(&mut all, &settings, &place);
     }
-    let pg_wal_free = metrics_hosts::add(&mut all, &settings, now);
+    let pg_wal_free = hosts::add(&mut all, &settings, now);
     // Content beside clusters needs none.
     let (info, failed) = match settings.has_only_tenants() {
         true => (None, None),
@@ -332,20 +337,20 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
     all.add(&ERRORS, &[], counted(errors));
     let tallies = tallied((session, &settings), info.as_ref(), &pg_wal_free, known);
     if let Some(tallies) = &tallies {
-        metrics_hosts::foretell(&mut all, &pg_wal_free, tallies, now);
+        hosts::foretell(&mut all, &pg_wal_free, tallies, now);
     }
     if let Some(info) = &info {
         info.clusters
             .iter()
             .for_each(|one| of_cluster(&mut all, one, known));
         for server in info.servers() {
-            metrics_server::add(&mut all, server, tallies.as_ref());
+            server::add(&mut all, server, tallies.as_ref());
         }
         for (name, _) in info.silent() {
-            metrics_server::silent(&mut all, name);
+            server::silent(&mut all, name);
         }
         for one in &info.clusters {
-            metrics_stored::add(&mut all, one, (known, tallies.as_ref()));
+            stored::add(&mut all, one, (known, tallies.as_ref()));
         }
         info.written
             .iter()
@@ -360,8 +365,8 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         rooms,
         clocks,
         away,
-    } = metrics_repositories::add(&mut all, session, with, info.as_ref());
-    metrics_audit::add(&mut all, known);
+    } = repositories::add(&mut all, session, with, info.as_ref());
+    audit::add(&mut all, known);
     of_configuration(&mut all, &settings);
     let seen = Seen {
         settings: &settings,
@@ -369,7 +374,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         info: info.as_ref(),
         now,
     };
-    metrics_compat::add(&mut all, names, &seen);
+    compat::add(&mut all, names, &seen);
     Ok(Metrics {
         text: all.text(),
         info,
@@ -379,7 +384,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         clocks,
         away,
         pg_wal_free,
-        barred: metrics_hosts::barred(&settings),
+        barred: hosts::barred(&settings),
         sets,
         tallies,
     })
@@ -630,7 +635,7 @@ fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
     }
     let rto = one.estimate.as_ref().map(|e| number(e.ms) / 1000.0);
     all.add_known(&RTO, &[labels[0], labels[1], ("target", "latest")], rto);
-    metrics_checks::add(all, one, counters, &labels);
+    checks::add(all, one, counters, &labels);
     of_receiver(all, one.receiver.as_ref(), &cluster);
     of_status(all, &CHECKS, &one.problems, &cluster);
 }

@@ -5,13 +5,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use super::files_source::cache;
-use super::session::Session;
+use super::source::cache;
 use crate::backup::sources;
 use crate::config::{Files, Source};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
+use crate::operate::session::Session;
 use crate::program::{self, Running};
 
 /// More than a path.

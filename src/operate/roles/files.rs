@@ -4,12 +4,12 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::finding::Findings;
-use super::owner::{Access, User};
-use super::session::Session;
 use crate::config::secret::check_closed;
 use crate::config::{Location, Settings};
 use crate::error::{Code, Error};
+use crate::operate::finding::Findings;
+use crate::operate::owner::{Access, User};
+use crate::operate::session::Session;
 
 /// Group and others may write.
 const OTHERS_WRITE: u32 = 0o022;

@@ -1,8 +1,8 @@
 //! Metrics of the audit log, as the commands of this host found it.
 
-use super::counters::{self, Counters};
 use super::exposition::{Exposition, Type};
-use super::metrics::{Family, number, seconds};
+use super::{Family, number, seconds};
+use crate::operate::counters::{self, Counters};
 
 const BROKEN: Family = (
     "pitr_audit_broken",

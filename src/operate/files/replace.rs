@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::files::{Choice, choose};
-use super::in_place::{self, Replaced, Work};
-use super::session::Session;
+use super::{Choice, choose};
+use crate::operate::in_place::{self, Replaced, Work};
+use crate::operate::session::Session;
 use serde_json::Value;
 
 use crate::backup::files::selection;

@@ -1,10 +1,10 @@
 //! Metrics of what a repository stores of a cluster beside whole backups and archived WAL.
 
-use super::counters::{self, Counters, kind_name};
 use super::exposition::{Exposition, Labels, Type};
-use super::info::ClusterInfo;
-use super::metrics::{BACKUPS, Family, counted, number};
-use super::tallies::Tallies;
+use super::{BACKUPS, Family, counted, number};
+use crate::operate::counters::{self, Counters, kind_name};
+use crate::operate::info::ClusterInfo;
+use crate::operate::tallies::Tallies;
 use crate::repo::root::BackupKind;
 
 const PAGE_ERRORS: Family = (

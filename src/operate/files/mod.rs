@@ -1,5 +1,12 @@
 //! Sets of files: a backup of a directory, and its restore.
 
+pub mod bucket;
+pub mod copy;
+mod hooks;
+pub mod replace;
+pub(super) mod source;
+pub mod watch;
+
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +19,6 @@ use sha2::{Digest, Sha256};
 use super::counters;
 use super::search::{self, Stored};
 use super::session::Session;
-use super::{files_hooks, files_source};
 use crate::backup::content::{self, Options};
 use crate::backup::files::{Watched, selection};
 use crate::config::{self, Source};
@@ -115,15 +121,15 @@ fn backup_counted(
     files: &config::Files,
 ) -> Result<Done> {
     let configured = settings.first_repository()?;
-    files_source::check_places(settings, files)?;
+    source::check_places(settings, files)?;
     let repository = session.open(configured)?;
     let started = Instant::now();
-    let _alone = files_hooks::alone(session, files)?;
+    let _alone = hooks::alone(session, files)?;
     let began = session.host.now();
-    let root = files_hooks::before(files, &session.host);
+    let root = hooks::before(files, &session.host);
     let read_from = root.as_ref().ok().cloned().flatten();
     let done = root.and_then(|root| take(session, (&repository, files), (root, began), wanted));
-    let after = files_hooks::after(files, read_from.as_ref(), done.is_ok());
+    let after = hooks::after(files, read_from.as_ref(), done.is_ok());
     match (done, after) {
         (Ok(done), after) => Ok(Done {
             repository: configured.name.clone(),
@@ -153,8 +159,7 @@ fn take(
         _ => wanted.jobs.clamp(1, MOST_READERS),
     };
     let is_sealed = repository.marker().key_set.is_some();
-    let mut ready =
-        files_source::make_ready(session, files, root, (is_sealed, readers, wanted.watched))?;
+    let mut ready = source::make_ready(session, files, root, (is_sealed, readers, wanted.watched))?;
     let mut snapshot =
         writer::Options::new(wanted.codec, wanted.jobs, session.host.scratch.clone());
     snapshot.sinks = walk::sinks(readers);
@@ -172,7 +177,7 @@ fn take(
         session.warn(&rest.to_string());
     }
     let taken = match &files.source {
-        Source::Command => files_source::explained("the command", taken)?,
+        Source::Command => source::explained("the command", taken)?,
         _ => taken?,
     };
     ready.stored();

@@ -5,11 +5,11 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::files::{RestoreWanted, Restored, choose};
-use super::session::Session;
+use super::{RestoreWanted, Restored, choose};
 use crate::config::{Files, Location, S3Settings, Source};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::operate::session::Session;
 use crate::restore::content::Open;
 use crate::snapshot::content::ContentReader;
 use crate::snapshot::filekey::FileKey;

@@ -1,9 +1,9 @@
 //! Metrics of what was proven of a cluster: checks, drills, and the last commands that went well.
 
-use super::counters::Counters;
 use super::exposition::{Exposition, Type};
-use super::info::ClusterInfo;
-use super::metrics::{Family, counted, flag, number, seconds};
+use super::{Family, counted, flag, number, seconds};
+use crate::operate::counters::Counters;
+use crate::operate::info::ClusterInfo;
 
 const VERIFY: Family = (
     "pitr_verify_last_success_timestamp_seconds",

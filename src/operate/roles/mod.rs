@@ -1,11 +1,14 @@
 //! Roles: the rights that each kind of host needs, and whether this one has more or less.
 
+mod files;
+mod policy;
+mod server;
+
 use serde::Serialize;
 use serde_json::Value;
 
 use super::finding::Findings;
 use super::session::Session;
-use super::{role_files, role_policy, role_server};
 use crate::config::{Cluster, Location, Records, Repository, Settings};
 use crate::error::{Code, Error, Result};
 use crate::store::blob::BlobStore;
@@ -106,7 +109,7 @@ pub fn profile(session: &Session, role: Role) -> Result<Profile> {
     let rights = settings.repositories.iter().map(|one| Rights {
         repository: one.name.clone(),
         url: one.location.to_string(),
-        policy: role_policy::of(one, role, has_log),
+        policy: policy::of(one, role, has_log),
         directory: directory(&one.location, role),
     });
     Ok(Profile {
@@ -188,9 +191,9 @@ pub fn look(
         }
     }
     if let Some(cluster) = cluster {
-        role_server::look(found, settings, cluster, role);
+        server::look(found, settings, cluster, role);
     }
-    role_files::look(found, settings, session);
+    files::look(found, settings, session);
 }
 
 fn keys_of(found: &mut Findings, repository: &Repository, role: Role) {

@@ -1,9 +1,9 @@
 //! Metrics of a cluster's server: its clock, its archiver and its replication slots.
 
 use super::exposition::{Exposition, Type};
-use super::metrics::{Family, flag, number};
-use super::server_state::ServerState;
-use super::tallies::Tallies;
+use super::{Family, flag, number};
+use crate::operate::server_state::ServerState;
+use crate::operate::tallies::Tallies;
 
 const PUSHED: Family = (
     "pitr_archive_pushed_total",

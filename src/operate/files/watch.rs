@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, Done, Wanted};
-use super::files_source::cache;
-use super::session::Session;
+use super::source::cache;
+use super::{Done, Wanted, backup};
 use crate::backup::files::{Watched, selection};
 use crate::backup::sources;
 use crate::config::Source;
@@ -18,6 +17,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
+use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::snapshot::frame::FrameCodec;
@@ -369,7 +369,7 @@ impl Watcher<'_> {
             jobs: self.wanted.jobs,
             codec: self.wanted.codec,
         };
-        let taken = files::backup(self.session, &wanted);
+        let taken = backup(self.session, &wanted);
         // Changes from now on are heard, and those of before are in it, or nothing is.
         self.walked = began;
         match taken {
