@@ -37,7 +37,7 @@ use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::relations::{ListOfRelations, Listed};
 use crate::repo::repository::Repository;
-use crate::repo::root::cluster::{Method, PARTIAL, Tablespace};
+use crate::repo::root::cluster::{DamagedPage, Method, PARTIAL, Tablespace};
 use crate::repo::root::outline::Outline;
 use crate::repo::root::{BackupKind, BackupRoot, ClusterContent, Map};
 use crate::snapshot::filekey::{ClusterNaming, Naming};
@@ -449,6 +449,26 @@ fn keep(host: &Host, claim: &mut Claim<'_>, others: &mut Others<'_, '_>) -> Resu
     others.keep()
 }
 
+/// The damaged pages that can be listed. A backup is marked without the list as well: nothing but an end of the run fails it here.
+fn located(
+    (store, layout): (&dyn Store, &ClusterLayout),
+    (root, warnings): (&BackupRoot, &[String]),
+    host: &Host,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<DamagedPage>, u64)> {
+    host.progress.phase("locate damaged pages", None);
+    let error = match damage::locate((store, layout), root, warnings, tick) {
+        Ok(located) => return Ok(located),
+        Err(e) => e,
+    };
+    tick()?;
+    host.progress.warn(&match error.code() {
+        Code::Key => "this host cannot read the backup back: the damaged pages are not listed. \"pitr verify\" on one that can names them".to_owned(),
+        _ => format!("the damaged pages are not listed, \"pitr verify\" names them: {error}"),
+    });
+    Ok((Vec::new(), 0))
+}
+
 /// How paths and keys of the server's files lead to one another.
 fn naming(facts: &ServerFacts) -> ClusterNaming {
     ClusterNaming {
@@ -581,6 +601,8 @@ impl<'a> Backup<'a, '_> {
             incremental::check_bounds(&prior.root.content, &root.content)?;
         }
         let is_shared = root.map.packs.iter().any(|pack| pack.key.id != *claim.id());
+        // A host that cannot read its backups back reads what it has kept of them.
+        let readable = self.prior.map_or(store, |prior| prior.repository.store());
         if self.prior.is_some() || is_shared {
             let nothing = Map {
                 shards: Vec::new(),
@@ -588,8 +610,6 @@ impl<'a> Backup<'a, '_> {
             };
             let own = (root.head.clone(), nothing);
             let before = self.prior.map(|p| (&p.root.head, &p.root.map));
-            // A host that cannot read its backups back reads what it has kept of them.
-            let readable = self.prior.map_or(store, |prior| prior.repository.store());
             (root.head, root.map) = incremental::complete(
                 (readable, self.layout),
                 before.unwrap_or((&own.0, &own.1)),
@@ -615,12 +635,6 @@ impl<'a> Backup<'a, '_> {
         root.content.relations = self.write_relations(claim.id(), &root.content);
         (root.content.damage, root.content.damage_count) =
             (produced.damage.pages, produced.damage.count);
-        if produced.end.checksum_failure {
-            host.progress.phase("locate damaged pages", None);
-            let located = damage::locate(store, self.layout, &root, &produced.end.warnings)?;
-            (root.content.damage, root.content.damage_count) = located;
-            root.content.damage_reported_by_server = true;
-        }
         claim.keep()?;
 
         let circumstances = wal::Circumstances {
@@ -648,6 +662,14 @@ impl<'a> Backup<'a, '_> {
         waiter.wait(&needed, limit, &mut tick)?;
         waiter.source.let_wal_go();
         root.content.wal_proof = Some(waiter.prover.finish(&landmarks)?);
+        if produced.end.checksum_failure {
+            root.content.damage_reported_by_server = true;
+            // The server keeps nothing for this any more.
+            let mut tick = || keep(host, claim, &mut self.others);
+            let named = (&root, &produced.end.warnings[..]);
+            let located = located((readable, layout), named, host, &mut tick)?;
+            (root.content.damage, root.content.damage_count) = located;
+        }
         if timeline.get() > 1 {
             root.content.set_history(&self.history(source, timeline)?);
         }

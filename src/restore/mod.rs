@@ -49,6 +49,7 @@ pub mod unlogged;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::fs::AtFlags;
 
@@ -76,6 +77,8 @@ use tree::{Tree, write_error};
 const WAL_KEPT_BYTES: u64 = 1 << 30;
 /// Segments that are there besides.
 const SEGMENTS_BESIDES: u64 = 2;
+/// How often a long step lets the claim on the backup be renewed.
+const TICK: Duration = Duration::from_millis(200);
 
 /// The repository that a backup is read from.
 pub struct Source<'a> {
@@ -226,6 +229,22 @@ fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -
     })
 }
 
+/// Returns the result of `work`, and calls `tick` about five times a second meanwhile: the claim on a backup does not end under a directory of a million files.
+fn ticking<T: Send>(tick: &mut dyn FnMut(), work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let (alive, ended) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            let _alive = alive;
+            work()
+        });
+        while ended.recv_timeout(TICK) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            tick();
+        }
+        let panicked = |_| Err(err!(Internal, "a thread of the restore panicked"));
+        worker.join().unwrap_or_else(panicked)
+    })
+}
+
 fn copy_all(
     (source, job, target, survey): (&Source<'_>, &Job, &Target, &Survey),
     earlier: &Earlier,
@@ -237,14 +256,16 @@ fn copy_all(
     let is_resumed = *earlier != Earlier::None || matches!(target.found, Found::Data(_));
     let snapshot = source.snapshot()?;
     if matches!(target.found, Found::Data(_)) {
-        in_place::check(target, &snapshot, &host.stop)?;
+        ticking(tick, || in_place::check(target, &snapshot, &host.stop))?;
     }
     let destination = prepare(target, job, *earlier != Earlier::None, survey.group, host)?;
     let removed_files = match is_resumed && job.request.delta {
-        true => sweep::sweep(&snapshot, &destination, &host.stop)?,
+        true => ticking(tick, || sweep::sweep(&snapshot, &destination, &host.stop))?,
         false => 0,
     };
-    extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)?;
+    ticking(tick, || {
+        extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)
+    })?;
     finish::sweep_temporaries(destination.data())?;
     let folder = target.data.join("pg_wal");
     let check = ManifestCheck::new(&folder, survey.oids_left_out(), survey.unlogged.clone());

@@ -1,9 +1,10 @@
 //! Removes from a data directory that is restored in place what the backup does not have: files, directories, links, all of its WAL.
 
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, FileType};
+use rustix::fs::{AtFlags, DirEntry, FileType};
 
 use super::extract::{Destination, check_stop, is_standard_directory, withholds_file};
 use super::finish::kind;
@@ -15,6 +16,8 @@ use crate::snapshot::filekey::FileKey;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
 
+/// Entries of a directory that are held in memory, and looked up in the order of the map.
+const BATCH: usize = 1 << 18;
 /// No data directory is deeper.
 const DEPTH_MAX: u32 = 64;
 
@@ -36,6 +39,9 @@ pub fn sweep(snapshot: &Snapshot<'_>, destination: &Destination, stop: &AtomicBo
     Ok(sweep.removed)
 }
 
+/// An entry with its key, by which the map is sorted; none of a name that no backup has.
+type Named = (Option<FileKey>, CString, FileType);
+
 struct Sweep<'a> {
     snapshot: &'a Snapshot<'a>,
     destination: &'a Destination,
@@ -53,29 +59,58 @@ impl Sweep<'_> {
         if depth > DEPTH_MAX {
             return Err(failed(rustix::io::Errno::LOOP));
         }
-        for entry in entries(directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let path = [prefix, name.to_bytes()].concat();
-            let gone = |e| {
-                let shown = String::from_utf8_lossy(&path).into_owned();
-                target_error(format!("remove \"{shown}\""), e)
+        let mut left = entries(directory).map_err(failed)?;
+        loop {
+            let read = |entry: rustix::io::Result<DirEntry>| -> rustix::io::Result<Named> {
+                let entry = entry?;
+                let name = entry.file_name().to_owned();
+                let path = [prefix, name.to_bytes()].concat();
+                let key = FileKey::from_path(&path, *self.snapshot.naming()).ok();
+                Ok((key, name, kind(directory, &entry)?))
             };
-            match kind(directory, &entry).map_err(failed)? {
-                FileType::Directory => {
-                    let below = below(directory, name).map_err(failed)?;
-                    let inside = [path.as_slice(), b"/"].concat();
-                    self.directory(below.as_fd(), &inside, depth + 1)?;
-                    if !self.keeps_directory(&path)? {
-                        rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR).map_err(gone)?;
-                    }
-                }
-                found if !self.keeps(&path, found)? => {
-                    rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(gone)?;
-                    self.removed += 1;
-                }
-                _ => {}
+            let batch = left.by_ref().take(BATCH).map(read);
+            let batch: rustix::io::Result<Vec<Named>> = batch.collect();
+            let mut batch = batch.map_err(failed)?;
+            if batch.is_empty() {
+                return Ok(());
             }
+            // The map has them in this order: each part of it is read once for a batch.
+            batch.sort_unstable_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+            for (_, name, found) in batch {
+                self.entry((directory, prefix, depth), &name, found)?;
+            }
+        }
+    }
+
+    fn entry(
+        &mut self,
+        (directory, prefix, depth): (BorrowedFd<'_>, &[u8], u32),
+        name: &CStr,
+        found: FileType,
+    ) -> Result<()> {
+        check_stop(self.stop)?;
+        let path = [prefix, name.to_bytes()].concat();
+        let gone = |e| {
+            let shown = String::from_utf8_lossy(&path).into_owned();
+            target_error(format!("remove \"{shown}\""), e)
+        };
+        match found {
+            FileType::Directory => {
+                let below = below(directory, name).map_err(|e| {
+                    let shown = String::from_utf8_lossy(&path).into_owned();
+                    target_error(format!("read directory \"{shown}\""), e)
+                })?;
+                let inside = [path.as_slice(), b"/"].concat();
+                self.directory(below.as_fd(), &inside, depth + 1)?;
+                if !self.keeps_directory(&path)? {
+                    rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR).map_err(gone)?;
+                }
+            }
+            found if !self.keeps(&path, found)? => {
+                rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(gone)?;
+                self.removed += 1;
+            }
+            _ => {}
         }
         Ok(())
     }

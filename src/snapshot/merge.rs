@@ -212,6 +212,23 @@ impl<'s, 'a> Merge<'s, 'a> {
         Ok(merge)
     }
 
+    /// Looks up the newest metadata of a file: older layers do not count then.
+    pub(super) fn metadata_of(
+        snapshot: &'s Snapshot<'a>,
+        shard: usize,
+        file: &FileKey,
+    ) -> Result<Option<Metadata>> {
+        let mut merge = Merge::new(snapshot, shard, file.clone());
+        let key = file.metadata_entry();
+        for layer in (0..snapshot.layer_count(shard)).rev() {
+            merge.add(Cursor::lookup(snapshot, (shard, layer), file, &key)?)?;
+            if let Some(newest) = merge.metadata {
+                return Ok(newest);
+            }
+        }
+        Ok(None)
+    }
+
     /// Looks a file up in the layers of its shard, until older ones do not count.
     pub(super) fn look_up(
         snapshot: &'s Snapshot<'a>,

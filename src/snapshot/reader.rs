@@ -32,6 +32,8 @@ use crate::text::unhex;
 
 /// Decoded blocks kept for lookups; each is some tens of KiB.
 const CACHED_BLOCKS: usize = 96;
+/// Layers that are opened at once across a network.
+const OPENING_THREADS: usize = 16;
 /// How much of a file's map is looked up at once.
 const STEP_BYTES: usize = 64 << 20;
 /// Most layers of a shard (format, section 13).
@@ -166,23 +168,23 @@ impl<'a> Snapshot<'a> {
         };
         let positions: HashMap<&PartName, usize> =
             root.map.packs.iter().map(|p| &p.key).zip(0..).collect();
-        let mut most = 0;
+        let counts = root.map.shards.iter().map(|shard| shard.layers.len());
+        let most = counts.max().unwrap_or(0);
+        if most > LAYERS_MAX {
+            return Err(err!(
+                Unsupported,
+                "backup \"{}\" has {most} layers to a shard, at most {LAYERS_MAX} are read",
+                root.head.id
+            )
+            .hint("Use a newer version of pitr."));
+        }
+        let mut opened = snapshot.open_layers()?.into_iter();
         for shard in &root.map.shards {
             let count = shard.layers.len();
-            most = most.max(count);
-            if count > LAYERS_MAX {
-                return Err(err!(
-                    Unsupported,
-                    "backup \"{}\" has {count} layers to a shard, at most {LAYERS_MAX} are read",
-                    root.head.id
-                )
-                .hint("Use a newer version of pitr."));
-            }
             let first_key = unhex(&shard.first_key).ok_or_else(|| snapshot.disagree())?;
             snapshot.check_order(&first_key)?;
             let mut layers = Vec::with_capacity(count);
-            for reference in &shard.layers {
-                let layer = snapshot.open_layer(reference)?;
+            for (reference, layer) in shard.layers.iter().zip(opened.by_ref()) {
                 layers.push(OpenLayer {
                     packs: snapshot.join_packs(&layer, &positions, count == 1)?,
                     layer,
@@ -253,6 +255,35 @@ impl<'a> Snapshot<'a> {
             other => return other,
         }
         self.proven(key, read)
+    }
+
+    /// Opens all layers, in the order of the shards. Across a network each of them takes round trips: several are opened at once.
+    fn open_layers(&self) -> Result<Vec<Layer>> {
+        let shards = self.root.map.shards.iter();
+        let references: Vec<&LayerRef> = shards.flat_map(|shard| &shard.layers).collect();
+        let threads = match self.store.is_remote() {
+            true => OPENING_THREADS,
+            false => 1,
+        };
+        let share = references.len().div_ceil(threads).max(1);
+        let open = |part: &[&LayerRef]| -> Result<Vec<Layer>> {
+            part.iter()
+                .map(|reference| self.open_layer(reference))
+                .collect()
+        };
+        if references.len() <= 1 || threads == 1 {
+            return open(&references);
+        }
+        std::thread::scope(|scope| {
+            let parts = references.chunks(share);
+            let parts: Vec<_> = parts.map(|part| scope.spawn(move || open(part))).collect();
+            let mut all = Vec::with_capacity(references.len());
+            for part in parts {
+                let panicked = |_| Err(err!(Internal, "a thread that opens layers panicked"));
+                all.extend(part.join().unwrap_or_else(panicked)?);
+            }
+            Ok(all)
+        })
     }
 
     fn open_layer(&self, reference: &LayerRef) -> Result<Layer> {
@@ -419,7 +450,7 @@ impl<'a> Snapshot<'a> {
     /// The metadata of a file, directory or link; `None` when the backup has none of this key.
     pub fn metadata(&self, file: &FileKey) -> Result<Option<Metadata>> {
         match self.shard_for(file) {
-            Some(shard) => Ok(Merge::look_up(self, shard, file)?.metadata().cloned()),
+            Some(shard) => Merge::metadata_of(self, shard, file),
             None => Ok(None),
         }
     }

@@ -22,6 +22,7 @@ use super::producer::{Produced, Producer, Work};
 use super::source::{ServerFacts, Source};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::host::Host;
 use crate::pg::label::{self, BackupLabel, TablespaceLink};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
@@ -227,15 +228,7 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         let host = self.work.host;
         host.progress.phase("read what changed from WAL", None);
         let (source, watch) = (&mut *self.source, &mut self.work.watch);
-        let mut used = Instant::now();
-        let mut tick = || {
-            host.check_stop()?;
-            if used.elapsed() >= PING {
-                source.query("select 1")?;
-                used = Instant::now();
-            }
-            watch.tick()
-        };
+        let mut tick = in_use(host, source, || watch.tick());
         let interval = Interval {
             repository: prior.repository,
             layout: self.work.layout,
@@ -290,7 +283,11 @@ impl<'w> Copying<'_, 'w, '_, '_> {
         );
         // How much of it is read of an incremental is not known before.
         let size = match against {
-            None => Some(walk.size(&|| work.host.check_stop())?),
+            None => {
+                let (host, watch) = (work.host, &mut work.watch);
+                let mut tick = in_use(host, &mut *self.source, || watch.tick());
+                Some(walk.size(&mut tick)?)
+            }
             Some(_) => None,
         };
         work.host.progress.phase("copy", size);
@@ -451,6 +448,23 @@ fn watch(
         std::thread::sleep(TICK);
     }
     Ok(())
+}
+
+/// A tick that uses the session now and then: a firewall would forget one that says nothing.
+fn in_use<'u>(
+    host: &'u Host,
+    source: &'u mut dyn Source,
+    mut tick: impl FnMut() -> Result<()> + 'u,
+) -> impl FnMut() -> Result<()> + 'u {
+    let mut used = Instant::now();
+    move || {
+        host.check_stop()?;
+        if used.elapsed() >= PING {
+            source.query("select 1")?;
+            used = Instant::now();
+        }
+        tick()
+    }
 }
 
 /// Joins the threads' findings. Among several errors, the first that is no mere consequence of another counts.

@@ -121,11 +121,11 @@ impl<'w> Walk<'w> {
     /// Adds up the sizes of all files.
     ///
     /// # Errors
-    /// Those of the filesystem and of `check_stop`.
-    pub fn size(&self, check_stop: &dyn Fn() -> Result<()>) -> Result<u64> {
+    /// Those of the filesystem and of `tick`.
+    pub fn size(&self, tick: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
         let mut sum = 0;
         self.visit(&mut |found| {
-            check_stop()?;
+            tick()?;
             if let Found::File(key) = found {
                 let path = self.place(&key.path(&self.naming));
                 sum += existing(fs::symlink_metadata(&path), &path)?.map_or(0, |m| m.len());

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{World, check_equal, id_of, truth};
+use crate::backup_faults::damage;
 use crate::common::fault::{self, Fault};
 use crate::common::mount::SmallDisk;
 use crate::common::s3::Fault as Answer;
@@ -479,4 +480,30 @@ fn a_host_that_only_writes_cannot_judge_whether_a_backup_is_needed() {
     judge()
         .expect_code(1)
         .expect_stderr("Run the command on a host that has a reader's key");
+}
+
+/// The server names damaged pages, and this host cannot read them back: the backup is kept and marked, and a reader names the pages.
+#[test]
+fn c04_a_host_that_cannot_read_keeps_and_marks_a_backup_with_damaged_pages() {
+    let mut host = Host::new(16);
+    let path = damage(&mut host.world.cluster, &[3, 900]);
+    let run = host.take("writer", &["--full", "--method", "stream"]);
+    let shown = run
+        .expect_code(10)
+        .expect_stderr("this host cannot read the backup back")
+        .json();
+    assert_eq!(
+        (&shown["damaged"], &shown["damage_count"]),
+        (&true.into(), &0.into())
+    );
+    let id = shown["id"].as_str().unwrap();
+    let verify = host
+        .sealed
+        .on("reader")
+        .args(["verify", "--json", "--backup", id]);
+    let run = verify.run().expect_code(4);
+    for block in [3, 900] {
+        let wanted = format!("file \\\"{path}\\\", block {block}, page LSN");
+        assert!(run.stdout.contains(&wanted), "{run}");
+    }
 }
