@@ -121,7 +121,7 @@ fn lacking(found: &mut Findings, name: &str, granted: &Granted, quoted: &str) {
             name,
             value("may not monitor"),
             "settings, slots and the archiver are seen in part",
-            format!("grant {} to {quoted}", MONITOR),
+            format!("grant {MONITOR} to {quoted}"),
         );
     }
     if !granted.marks {
@@ -129,7 +129,7 @@ fn lacking(found: &mut Findings, name: &str, granted: &Granted, quoted: &str) {
             name,
             value("may not make restore points"),
             "pitr mark does not work",
-            format!("grant execute on function {} to {quoted}", MARK),
+            format!("grant execute on function {MARK} to {quoted}"),
         );
     }
 }

@@ -104,6 +104,10 @@ fn moment_under_load(shop: &Shop, kind: Kind, from: u64) -> Moment {
             shop.write_counter(moment.most + 1);
             shop.cluster.archive_now();
             shop.redis(&["SET", "behind", "x"]);
+            crate::common::wait_until(PATIENCE, "the log reaches the time", || {
+                let plan = ["redis", "plan", "shop", "--target-time", &moment.target[1]];
+                shop.pitr(&plan).run().is_success()
+            });
         }
     }
     moment
