@@ -133,7 +133,7 @@ pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
         && made
             .repositories
             .iter()
-            .all(|d| !d.created && !d.registered)
+            .all(|d| !d.created && !d.registered && d.recipients_given_back.is_empty())
     {
         cx.out
             .line("Nothing had to be done: all of it was there.")?;

@@ -19,7 +19,8 @@ use crate::wire::client::Rows;
 /// Ask an earlier moment a question in SQL
 ///
 /// Makes a clone of the moment, runs the statement there as a superuser, prints the rows, and throws the clone away. The rows
-/// that the statement writes are lost with it.
+/// that the statement writes are lost with it. Names and times mean what they mean to that superuser in the database: its search_path, TimeZone
+/// and DateStyle hold, and are printed.
 ///
 /// Example: pitr query "select count(*) from orders" --database shop --target-time "2026-03-01 12:00:00+01"
 #[derive(clap::Args, Debug)]
@@ -53,6 +54,9 @@ pub struct Args {
 #[derive(Serialize)]
 struct Answer<'a> {
     clone: &'a State,
+    search_path: &'a str,
+    time_zone: &'a str,
+    date_style: &'a str,
     columns: &'a [String],
     rows: Vec<Vec<Option<String>>>,
 }
@@ -72,15 +76,25 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let below = folder_of(&args.place, cx)?;
     cx.stop_with_cleanup()?;
     let what = (args.database.as_str(), args.sql.as_str());
-    let (rows, state) = query::run(&cx.session, &asked, &below, what)?;
-    let cells = cells(&rows)?;
+    let answer = query::run(&cx.session, &asked, &below, what)?;
+    let rows = &answer.rows;
+    let cells = cells(rows)?;
     if cx.out.is_json() {
         cx.out.json(&Answer {
-            clone: &state,
+            clone: &answer.state,
+            search_path: &answer.search_path,
+            time_zone: &answer.time_zone,
+            date_style: &answer.date_style,
             columns: &rows.columns,
             rows: cells,
         })?;
-    } else if args.csv {
+        return Ok(exit::SUCCESS);
+    }
+    cx.session.note(&format!(
+        "search_path {}; TimeZone {}; DateStyle {}",
+        answer.search_path, answer.time_zone, answer.date_style
+    ));
+    if args.csv {
         cx.out
             .line(csv(&rows.columns, &cells).trim_end_matches('\n'))?;
     } else {

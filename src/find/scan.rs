@@ -435,6 +435,10 @@ impl<'a> Scan<'a> {
             if let Some(facts) = self.facts(at)? {
                 if facts.ends > 0 {
                     older(facts.xids.0);
+                    // The numbers of transactions began anew in the segment.
+                    if precedes(facts.xids.1, facts.xids.0) {
+                        older(self.oldest_end(at)?.unwrap_or(facts.xids.1));
+                    }
                 }
                 if let Crossing::End { xid, .. } = self.crossing(at, &facts)? {
                     older(xid);
@@ -445,6 +449,15 @@ impl<'a> Scan<'a> {
             Some(xid) => self.begin(from, xid),
             None => Ok(from),
         }
+    }
+
+    /// The oldest transaction that ends in a segment, as its index has them.
+    fn oldest_end(&self, at: usize) -> Result<Option<u32>> {
+        let Some(name) = self.name(at) else {
+            return Ok(None);
+        };
+        let xids = self.tolerate(at, self.rollup.xids(name))?.flatten();
+        Ok(xids.and_then(|xids| xids.oldest()))
     }
 
     fn ranges_of_xid(&self, xid: u32, window: &[usize], is_whole: bool) -> Result<Vec<Range>> {

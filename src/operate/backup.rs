@@ -107,7 +107,7 @@ fn take(
     method: Method,
     options: Options,
 ) -> Result<Taken> {
-    let repository = session.open(configured)?;
+    let repository = session.open_for_backup(configured)?;
     warn_of_epoch(session, &repository);
     if settings.repositories.len() > 1 {
         session.note(&format!(

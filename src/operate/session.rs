@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::access;
 use super::archive_command::shell_word;
 use super::away::Away;
+use super::doctor::recipients;
 use super::pacing::Pacing;
 use crate::config::{self, Environment, Flags, Settings};
 use crate::err;
@@ -83,6 +84,22 @@ impl Session {
         let pace = self.pace(repository)?;
         let opened = self.away.open(repository, &self.host, pace);
         opened.map_err(|e| access::explain(e, path.as_slice()))
+    }
+
+    /// Opens a repository that a backup goes into, and warns where nobody can open what is stored there.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_for_backup(&self, configured: &config::Repository) -> Result<Repository> {
+        let repository = self.open(configured)?;
+        // The backup meets an error of the store by itself.
+        if let Ok(Some(0)) = recipients::working(&repository) {
+            self.warn(&format!(
+                "nobody can open what is stored in repository \"{}\": it has no keys of any recipient. pitr init --key-set FILE gives back those of writer.key",
+                configured.name
+            ));
+        }
+        Ok(repository)
     }
 
     fn pace(&self, repository: &config::Repository) -> Result<Arc<Pace>> {

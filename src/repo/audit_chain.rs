@@ -210,7 +210,7 @@ impl Chains {
     }
 
     /// The last record of a chain that may be gone.
-    fn expired_up_to(&self, writer: &str) -> u64 {
+    pub fn expired_up_to(&self, writer: &str) -> u64 {
         let own = self.expired.iter().filter(|e| e.writer == writer);
         own.map(|e| e.seq).max().unwrap_or(0)
     }
@@ -234,7 +234,8 @@ impl Chains {
             .filter(|p| p.writer == writer && p.problem == "damaged")
             .map(|p| p.seq)
             .collect();
-        let is_gone_by_right = self.expired_up_to(writer) + 1 >= *first;
+        let expired = self.expired_up_to(writer);
+        let is_gone_by_right = expired + 1 >= *first;
         if *first > 1 && !is_gone_by_right && !known_bad.contains(&(first - 1)) {
             let detail =
                 format!("it begins at {first}, and no record tells that those before it expired");
@@ -253,11 +254,13 @@ impl Chains {
                 }
                 continue;
             };
-            let between = (last + 1..*seq).filter(|n| !known_bad.contains(n));
+            // A record that expired may have come back alone, from a repository that keeps its records longer.
+            let from = (last + 1).max(expired + 1);
+            let between = (from..*seq).filter(|n| !known_bad.contains(n));
             let is_next = *seq == last + 1;
             if !is_next && between.clone().next().is_some() {
                 let detail = format!("{} missing before {seq}", between.count());
-                self.add(writer, last + 1, "missing", &detail);
+                self.add(writer, from, "missing", &detail);
             } else if is_next && link.prev != Some(prior.hash) {
                 let detail = format!("record {seq} does not follow record {last} as it is stored");
                 self.add(writer, *seq, "order", &detail);
@@ -649,6 +652,23 @@ mod tests {
         let known = [anchor(&old[1])];
         assert_eq!(found(left(expiry(500, false)), &known), []);
         assert_eq!(found(left(expiry(300, false)), &known), [("early", 4)]);
+    }
+
+    #[test]
+    fn a_record_that_came_back_after_it_expired_is_no_gap() {
+        let old = chain("db1-00000001", 9);
+        let with = |back: u64, first: usize| {
+            let mut chains = expiry(4, 500, 500);
+            let back = old.iter().filter(|one| one.record.seq == back);
+            for one in back.chain(&old[first..]).cloned() {
+                let modified = one.record.time;
+                chains.take(one, Some(modified));
+            }
+            found(chains, &[])
+        };
+        assert_eq!(with(2, 4), []);
+        // Records that are missing behind the expired ones count.
+        assert_eq!(with(2, 6), [("missing", 5)]);
     }
 
     /// A record that lets `gone` of the first chain expire, made on a day, and stored on another one.

@@ -264,7 +264,7 @@ fn no_access(name: &str, store: &dyn Store) -> Error {
         "\"{}\" has no keys for recipient \"{name}\"",
         store.location()
     )
-    .hint("Nothing was read. Its access was withdrawn, or was never given: somebody who has access gives it with pitr repo rewrap.")
+    .hint("Nothing was read. Its access was withdrawn, or was never given: somebody who has access gives it with pitr repo rewrap. Where the keys of all are gone from the repository, a host with its writer.key gives them back: pitr init --key-set FILE.")
 }
 
 /// Returns the object that the repository keeps for a recipient of an epoch.
@@ -294,6 +294,21 @@ pub fn names_below(store: &dyn Store, prefix: &str) -> Result<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// Whether an epoch has a recipient that a holder of the MAC key made.
+///
+/// # Errors
+/// Those of the store; a recipient that is damaged is none.
+pub fn has_genuine(store: &dyn Store, epoch: u32, mac: &MacKey) -> Result<bool> {
+    for name in recipient_names(store, epoch)? {
+        match recipient(store, epoch, &name) {
+            Ok(Some(stored)) if stored.is_genuine(mac) => return Ok(true),
+            Err(e) if !e.is_damage() => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 /// Stores what one recipient opens; the same being there is fine.

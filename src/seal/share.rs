@@ -269,6 +269,13 @@ impl Share {
         out
     }
 
+    /// Whether a file has a share, also one with a mistake.
+    pub fn is_in(content: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(content);
+        let mut parts = text.split(TITLE).skip(1);
+        parts.any(|part| part.lines().any(|line| line.trim().starts_with("line 1")))
+    }
+
     /// Reads every share in a text. Lines before the first, and those of other words, are notes of people.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ fn section_of(line: &str) -> Option<&str> {
         None => line.strip_suffix('{')?.trim_end_matches([' ', '=', ':']),
     };
     let name = name.rsplit('.').next().unwrap_or(name);
-    let is_secret = is_group(name) || name == "Pass";
+    let is_secret = is_group(name) || name == "Pass" || names::judge(name) >= Verdict::Strong;
     Some(if is_secret { name } else { "" })
 }
 

@@ -60,6 +60,8 @@ struct Level<'t> {
     key: &'t str,
     /// The text of a sibling "name" or "key".
     name: &'t str,
+    /// A value whose name has not come yet.
+    waiting: Option<Range<usize>>,
 }
 
 /// Adds the values of secret keys.
@@ -157,10 +159,16 @@ fn value<'t>(finds: &mut Finds<'t>, is_secret: bool, levels: &mut [Level<'t>], s
         .filter(|level| !level.is_array)
         .nth(1)
         .map_or("", |level| level.key);
-    if let Some(level) = levels.last_mut().filter(|level| !level.is_array)
-        && is_naming(level.key, text)
-    {
-        level.name = text;
+    let (own_verdict, _) = finds.overrides.judge(own_key);
+    if let Some(level) = levels.last_mut().filter(|level| !level.is_array) {
+        if is_naming(level.key, text) {
+            level.name = text;
+            if let Some(waiting) = level.waiting.take() {
+                finds.judge(text, waiting);
+            }
+        } else if is_generic(level.key) && own_verdict == Verdict::Unknown {
+            level.waiting = level.name.is_empty().then(|| span.clone());
+        }
     }
     // A Secret of Kubernetes.
     let is_setting = super::names::judge(own_key) <= Verdict::Unknown && is_encoded_setting(text);
@@ -168,7 +176,6 @@ fn value<'t>(finds: &mut Finds<'t>, is_secret: bool, levels: &mut [Level<'t>], s
     if is_data && !is_harmless_name(own_key) && !is_setting {
         return finds.add(span, own_key, Rule::Place);
     }
-    let (own_verdict, _) = finds.overrides.judge(own_key);
     let key = match own_verdict {
         Verdict::Unknown if is_generic(own_key) && !own_name.is_empty() => own_name,
         Verdict::Unknown if is_generic(own_key) || is_group(above) && !is_about(own_key) => above,

@@ -7,6 +7,7 @@ mod arguments;
 mod assignments;
 mod commands;
 mod daemons;
+mod flow;
 mod format;
 mod json;
 mod lines;
@@ -254,7 +255,10 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
     pem::scan(&mut finds);
     match format {
         Format::Json => json::scan(&mut finds),
-        Format::Yaml => yaml::scan(&mut finds),
+        Format::Yaml => {
+            yaml::scan(&mut finds);
+            flow::scan(&mut finds);
+        }
         Format::Table => table::scan(&mut finds),
         _ => {}
     }

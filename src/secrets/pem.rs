@@ -4,6 +4,8 @@ use super::{Finds, Rule, lines};
 
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
+/// The beginning of a share of a repository's key (`seal::share`), and that of its last line.
+const SHARE: [&str; 2] = ["pitr key share, version ", "check "];
 /// Blocks that anybody may read.
 const PUBLIC: &[&str] = &[
     "CERTIFICATE",
@@ -57,13 +59,21 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
     }
 }
 
-/// Private keys of PuTTY and of SSH's commercial kin, whose borders are others.
+/// Shares of a repository's key, and private keys of PuTTY and of SSH's commercial kin, whose borders are others.
 fn others(finds: &Finds<'_>, blocks: &mut Vec<std::ops::Range<usize>>) {
     let mut private = 0_usize;
     let mut open: Option<usize> = None;
+    let mut shared: Option<usize> = None;
     for (at, line) in lines(finds.text) {
         let end = at + line.len();
-        if private > 0 {
+        if let Some(start) = shared {
+            if line.trim_start().starts_with(SHARE[1]) {
+                blocks.push(start..end);
+                shared = None;
+            }
+        } else if let Some(title) = line.find(SHARE[0]) {
+            shared = Some(at + title);
+        } else if private > 0 {
             private -= 1;
             blocks.push(at..end);
         } else if let Some(count) = line.strip_prefix("Private-Lines:") {
@@ -76,7 +86,7 @@ fn others(finds: &Finds<'_>, blocks: &mut Vec<std::ops::Range<usize>>) {
             blocks.push(start..end);
         }
     }
-    if let Some(start) = open {
+    for start in [open, shared].into_iter().flatten() {
         blocks.push(start..finds.text.len());
     }
 }

@@ -16,7 +16,11 @@ const ENCRYPT: &[&str] = &[
 pub(super) fn scan(finds: &mut Finds<'_>, base: &str) {
     let text = finds.text;
     let mut columns: Option<Vec<Option<&str>>> = None;
+    let mut is_open = false;
     for (at, line) in lines(text) {
+        if std::mem::take(&mut is_open) {
+            literal(finds, (at, line), 0);
+        }
         if let Some(names) = &columns {
             if line == "\\." {
                 columns = None;
@@ -29,11 +33,13 @@ pub(super) fn scan(finds: &mut Finds<'_>, base: &str) {
         if lower.starts_with("copy ") && lower.contains(" from stdin") {
             columns = Some(copied(finds, line));
         }
-        let is_statement = ["password", "identified by", "pgp_sym_", "aes_"]
+        let is_statement = ["password", "identified by", "pgp_sym_", "aes_", "crypt("]
             .iter()
             .any(|word| lower.contains(word));
         if is_statement && lower.len() == line.len() {
+            is_open = lower.trim_end().ends_with("password");
             passwords(finds, at, line, &lower);
+            crypts(finds, at, line, &lower);
             keys(finds, at, line, &lower);
             let is_sql = base.ends_with(".sql")
                 || ["create user", "alter user"]
@@ -73,26 +79,41 @@ fn row(finds: &mut Finds<'_>, at: usize, line: &str, names: &[Option<&str>]) {
 fn passwords(finds: &mut Finds<'_>, at: usize, line: &str, lower: &str) {
     for mark in ["password ", "identified by "] {
         for (found, _) in lower.match_indices(mark).take(50) {
-            let start = found + mark.len();
-            let rest = line.get(start..).unwrap_or_default();
-            let body = rest.trim_start();
-            let skip = rest.len() - body.len();
-            let open = ["'", "N'", "E'", "$$", "\\'"]
-                .into_iter()
-                .find(|o| body.starts_with(o));
-            let Some(open) = open else { continue };
-            let inner = body.get(open.len()..).unwrap_or_default();
-            let length = match open {
-                "$$" | "\\'" => inner.find(open),
-                _ => closing_quote(inner, '\''),
-            };
-            if let Some(length) = length.filter(|n| *n > 0) {
-                let from = start + skip + open.len();
-                let value = line.get(from..from + length).unwrap_or_default();
-                if !is_reference(value) && !value.contains(" = ") {
-                    finds.add(at + from..at + from + length, "password", Rule::Place);
-                }
-            }
+            literal(finds, (at, line), found + mark.len());
+        }
+    }
+}
+
+/// A text of SQL that begins there, behind white space.
+fn literal(finds: &mut Finds<'_>, (at, line): (usize, &str), start: usize) {
+    let rest = line.get(start..).unwrap_or_default();
+    let body = rest.trim_start();
+    let skip = rest.len() - body.len();
+    let open = ["'", "N'", "E'", "$$", "\\'"]
+        .into_iter()
+        .find(|o| body.starts_with(o));
+    let Some(open) = open else { return };
+    let inner = body.get(open.len()..).unwrap_or_default();
+    let length = match open {
+        "$$" | "\\'" => inner.find(open),
+        _ => closing_quote(inner, '\''),
+    };
+    if let Some(length) = length.filter(|n| *n > 0) {
+        let from = start + skip + open.len();
+        let value = line.get(from..from + length).unwrap_or_default();
+        if !is_reference(value) && !value.contains(" = ") {
+            finds.add(at + from..at + from + length, "password", Rule::Place);
+        }
+    }
+}
+
+/// The password in `crypt('x', gen_salt('bf'))`.
+fn crypts(finds: &mut Finds<'_>, at: usize, line: &str, lower: &str) {
+    const MARK: &str = "crypt(";
+    for (found, _) in lower.match_indices(MARK).take(50) {
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if !line.get(..found).is_some_and(|l| l.ends_with(is_word)) {
+            literal(finds, (at, line), found + MARK.len());
         }
     }
 }

@@ -793,6 +793,44 @@ fn json_and_yaml_have_keys_above_keys() {
         ),
         ("a.yaml", "db: {password: geh1, port: 1}", &["geh1"]),
         ("a.yaml", "secrets:\n  db:\n    file: ./x.txt\n", &[]),
+        (
+            "a.toml",
+            "[db.password]\nvalue = \"geh1\"\nlength = 8\n[db.host]\nvalue = \"h\"\n",
+            &["geh1"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_name_may_stand_in_braces_or_behind_its_value() {
+    let pairs = [
+        "- {name: DB_PASSWORD, value: geh1}\n- {name: HOST, value: h}",
+        "env: [{ \"name\": \"SMTP_PASSWORD\", \"value\": \"geh1\" }, {name: HOST, value: h}]",
+        "env:\n  - {value: 'geh1', name: DB_PASSWORD}",
+        "env:\n  - {\n      value: geh1\n      , name: DB_PASSWORD\n    }\n",
+        "a: {b: {key: db.password, value: geh1}, c: [1, x]}",
+        "a: {tags: [x], \"value\":\"geh1\",\"name\":\"DB_PASSWORD\"} # c",
+        "env:\n-\n  name: HOST\n  value: h\n-\n  name: DB_PASSWORD\n  value: geh1\n",
+        "env:\n- # c\n  value: geh1\n  name: DB_PASSWORD\n",
+        "env:\n- value: geh1\n  name: DB_PASSWORD\n- value: h\n  name: HOST\n",
+        "env:\n  - value: \"geh1\"\n    more:\n      x: y\n    name: DB_PASSWORD\n",
+    ];
+    for text in pairs {
+        check(&[("a.yaml", text, &["geh1"])]);
+    }
+    check(&[
+        (
+            "a.json",
+            "[{\"ParameterValue\": \"geh1\", \"ParameterKey\": \"DbPassword\"}, {\"Value\": \"geh2\", \"Name\": \"DB_PASSWORD\"}, {\"value\": \"h\", \"name\": \"HOST\"}]",
+            &["geh1", "geh2"],
+        ),
+        (
+            "a.json",
+            "{\"url\": \"postgres:\\/\\/app:geh1@db\\/x\", \"b\": \"http:\\/\\/h:8080\\/a@b\"}",
+            &["geh1"],
+        ),
+        ("a.yaml", "env:\n- value: x\n- name: DB_PASSWORD\n", &[]),
+        ("a.yaml", "a: {name: HOST, value: x}\nb: {value: y}\n", &[]),
     ]);
 }
 
@@ -1044,6 +1082,12 @@ fn statements_of_sql_have_their_texts() {
             "CREATE TABLE u (password varchar(255) NOT NULL);",
             &[],
         ),
+        ("x.sql", "ALTER ROLE bob WITH PASSWORD\n  'pw1';", &["pw1"]),
+        (
+            "x.sql",
+            "UPDATE u SET h = public.crypt('pw1', gen_salt('bf')), b = decrypt('x', k);",
+            &["pw1", "bf"],
+        ),
     ]);
 }
 
@@ -1185,6 +1229,10 @@ fn the_work_grows_with_the_text_alone() {
         "password=\\\n",
         "auth=[a,",
         "token=[1,",
+        "a: {b: '",
+        "a: {\"\\",
+        "{value: x, ",
+        ":\\/\\/a:b",
     ] {
         for name in ["a.json", "a.yaml", ".pgpass"] {
             let text = part.repeat((16 << 10) / part.len());

@@ -108,14 +108,18 @@ type Spans = Vec<(Range<usize>, String, Rule)>;
 /// Passwords between `://user:` and `@`.
 fn urls(line: &str, at: usize, found: &mut Spans) {
     let ends = |c: char| c.is_whitespace() || "\"'<>`|".contains(c);
-    let mut from = 0;
-    while let Some(mark) = line.get(from..).and_then(|rest| rest.find("://")) {
-        let start = from + mark + 3;
-        let rest = line.get(start..).unwrap_or_default();
+    // JSON may write slashes with an escape.
+    let marks = ["://", ":\\/\\/"].into_iter().flat_map(|mark| {
+        let found = line.match_indices(mark);
+        found.map(move |(n, _)| (n, n + mark.len()))
+    });
+    let mut marks: Vec<(usize, usize)> = marks.collect();
+    marks.sort_unstable();
+    for (n, (_, start)) in marks.iter().enumerate() {
         // One URL behind another in one token is read by itself.
-        let rest = rest.find("://").and_then(|n| rest.get(..n)).unwrap_or(rest);
+        let end = marks.get(n + 1).map_or(line.len(), |next| next.0);
+        let rest = line.get(*start..end).unwrap_or_default();
         let rest = rest.split(ends).next().unwrap_or_default();
-        from = start + rest.len();
         let Some((user, _)) = rest.rsplit_once('@') else {
             continue;
         };
@@ -124,7 +128,7 @@ fn urls(line: &str, at: usize, found: &mut Spans) {
             None if user.len() >= 16 && !user.contains('/') => (0, user),
             None => continue,
         };
-        let port = password.split('/').next().unwrap_or_default();
+        let port = password.split(['/', '\\']).next().unwrap_or_default();
         let is_port =
             password.contains('/') && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
         if is_port

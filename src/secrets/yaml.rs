@@ -26,10 +26,18 @@ struct Open<'t> {
     end: usize,
 }
 
+/// A value whose name has not come yet.
+struct Waiting {
+    indent: usize,
+    /// Empty until the value has ended.
+    span: Range<usize>,
+}
+
 struct Scanner<'s, 't> {
     finds: &'s mut Finds<'t>,
     above: Vec<Above<'t>>,
     open: Option<Open<'t>>,
+    waiting: Option<Waiting>,
     /// The document is a Secret of Kubernetes.
     is_secret: bool,
 }
@@ -42,6 +50,7 @@ pub(super) fn scan(finds: &mut Finds<'_>) {
         finds,
         above: Vec::new(),
         open: None,
+        waiting: None,
         is_secret: false,
     };
     let mut document = 0;
@@ -100,9 +109,16 @@ impl<'t> Scanner<'_, 't> {
         if trimmed.starts_with('#') {
             return;
         }
+        // The mapping of an element may begin on the next line.
+        if trimmed == "-" || trimmed.starts_with("- #") {
+            self.above.retain(|above| above.indent <= indent);
+            self.waiting = None;
+            return;
+        }
         let mut rest = trimmed;
         while let Some(item) = rest.strip_prefix("- ") {
             // A new element of a list is a new mapping.
+            self.waiting = None;
             self.above.retain(|above| {
                 above.indent < indent || above.indent == indent && !above.key.is_empty()
             });
@@ -139,6 +155,10 @@ impl<'t> Scanner<'_, 't> {
         self.above.retain(|above| above.indent < indent);
         let is_name = is_naming(key, unquoted(value));
         let name = if is_name { unquoted(value) } else { name };
+        self.waiting.take_if(|waiting| waiting.indent > indent);
+        if is_name && let Some(waiting) = self.waiting.take_if(|w| w.indent == indent) {
+            self.finds.judge(name, waiting.span);
+        }
         let meaning = match self.finds.overrides.judge(key).0 {
             Verdict::Weak if key == "key" && has_secret_key(self.parent(indent)) => "secret_key",
             Verdict::Unknown if is_generic(key) && !name.is_empty() => name,
@@ -153,6 +173,10 @@ impl<'t> Scanner<'_, 't> {
             self.above.push(Above { indent, key, name });
         }
         let value_start = value_at + rest.len() - value.len();
+        if is_generic(key) && name.is_empty() {
+            let span = value_start..value_start;
+            self.waiting = Some(Waiting { indent, span });
+        }
         self.scalar(meaning, value_start, value, indent);
     }
 
@@ -222,6 +246,12 @@ impl<'t> Scanner<'_, 't> {
     }
 
     fn judge(&mut self, key: &str, span: Range<usize>, indent: usize) {
+        if let Some(waiting) = &mut self.waiting
+            && waiting.indent == indent
+            && waiting.span.is_empty()
+        {
+            waiting.span = span.clone();
+        }
         let is_data = self.is_secret
             && indent > 0
             && self.above.iter().any(|above| {
@@ -285,7 +315,7 @@ fn unquoted(value: &str) -> &str {
 }
 
 /// The length of what is in quotes.
-fn closing(text: &str, quote: char) -> Option<usize> {
+pub(super) fn closing(text: &str, quote: char) -> Option<usize> {
     if quote == '\'' {
         return super::values::closing_quote(text, quote);
     }

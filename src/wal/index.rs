@@ -334,6 +334,16 @@ impl XidSet {
             .is_some_and(|(first, length)| xid - first < *length)
     }
 
+    /// The oldest one, in the circle of 32 bits: plain numbers begin anew behind the greatest.
+    pub fn oldest(&self) -> Option<u32> {
+        let firsts = self.0.iter().map(|(first, _)| *first);
+        let older = |a: u32, b: u32| match b.wrapping_sub(a).cast_signed() < 0 {
+            true => b,
+            false => a,
+        };
+        firsts.filter(|first| *first > 0).reduce(older)
+    }
+
     fn encode(&self) -> Vec<u8> {
         encode_runs(&self.0)
     }
@@ -1016,6 +1026,18 @@ mod tests {
         for x in (0..200).chain([u32::MAX - 2, u32::MAX - 1, u32::MAX]) {
             assert_eq!(back.contains(x), xids.contains(&x), "{x}");
         }
+    }
+
+    #[test]
+    fn the_oldest_xid_is_the_one_before_the_numbers_begin_anew() {
+        let oldest = |xids: &[u32]| XidSet::from_sorted(xids).oldest();
+        assert_eq!(oldest(&[700, 701, 900]), Some(700));
+        assert_eq!(
+            oldest(&[3, 4, 9, u32::MAX - 5, u32::MAX]),
+            Some(u32::MAX - 5)
+        );
+        assert_eq!(oldest(&[0, 5]), Some(5));
+        assert_eq!(oldest(&[]), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::edge::{self, Edges, Prefix};
 use super::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal, flag};
 use super::feeder::Feeder;
 use super::increment::OpenSegment;
-use super::index::{self, Blocks, Fragments, SegmentIndex, Summary, WalEvent};
+use super::index::{self, Blocks, Fragments, SegmentIndex, Summary, WalEvent, XidSet};
 use super::inventory::Inventory;
 use super::link::{Brief, Link};
 use super::remnant::Remnant;
@@ -517,15 +517,8 @@ impl Wal for Rollup<'_> {
     }
 
     fn may_end(&self, name: SegmentName, xid: u32) -> Result<bool> {
-        Ok(match self.stored(name)? {
-            Stored::Whole(container) => {
-                index::read_xids(&container)?.is_none_or(|xids| xids.contains(xid))
-            }
-            Stored::Tail(tail) => {
-                let xids = tail.index().xids.as_ref();
-                xids.is_none_or(|xids| xids.contains(xid))
-            }
-        })
+        let xids = self.xids(name)?;
+        Ok(xids.is_none_or(|xids| xids.contains(xid)))
     }
 
     fn restore_points(&self, name: SegmentName) -> Result<Option<Vec<NamedPoint>>> {
@@ -657,6 +650,17 @@ impl Rollup<'_> {
                 .map_err(wrap)?;
         }
         Ok(())
+    }
+
+    /// Reads the transactions that end in a segment; `None` where its index does not record them.
+    ///
+    /// # Errors
+    /// As [`Wal::facts`].
+    pub fn xids(&self, name: SegmentName) -> Result<Option<XidSet>> {
+        Ok(match self.stored(name)? {
+            Stored::Whole(container) => index::read_xids(&container)?,
+            Stored::Tail(tail) => tail.index().xids.clone(),
+        })
     }
 
     /// Reads the events of a segment; `None` where its index does not record them.

@@ -867,3 +867,33 @@ fn r91_notices_heartbeats_and_reports_carry_an_anchor() {
     assert_eq!(world.problems(&[]), (0, vec![]));
     assert_eq!(world.problems(&["--anchor", &kept]), (4, both));
 }
+
+#[test]
+fn x20_records_that_expired_do_not_come_back_by_a_copy() {
+    let world = World::new();
+    world.backup().success();
+    world.backup().success();
+    let second = world.chain("two").swap_remove(1);
+    let kept = bytes(&second);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    world.configure("host", "on", "keep = \"2s\"\n");
+    let expire = [
+        "expire",
+        "--confirm",
+        "--quiet",
+        "--grace",
+        "0s",
+        "--min-age",
+        "0s",
+    ];
+    world.pitr("host", &expire).run();
+    world.configure("host", "on", "");
+    assert!(!second.exists());
+    // As a repository that was away, and took no part in it.
+    std::fs::write(&second, &kept).unwrap();
+    assert_eq!(world.problems(&[]), (0, vec![]));
+    let sync = world.pitr("host", &["repo", "sync", "--json"]);
+    let sync = sync.run().success();
+    assert_eq!(sync.json()["audit"], serde_json::json!([]), "{sync}");
+    assert_eq!(world.problems(&[]), (0, vec![]));
+}

@@ -283,6 +283,33 @@ fn k44_a_question_is_asked_of_a_moment(major: u32) {
 }
 per_major!(k44_a_question_is_asked_of_a_moment, v13 v18);
 
+fn k56_a_question_finds_the_tables_and_the_days_of_its_database(major: u32) {
+    require_fuse!("k56_a_question_finds_the_tables_and_the_days_of_its_database");
+    let (site, cluster) = Site::with_cluster(major);
+    cluster.sql("create schema shop; create table shop.orders (id int); create table public.orders (id int); insert into shop.orders values (1)");
+    // The owner of a database may put functions before those of PostgreSQL.
+    cluster.sql("create function shop.upper(text) returns text language sql as $$select 'evil'$$; alter database postgres set search_path = shop, pg_catalog, public");
+    cluster.sql("alter database postgres set datestyle = 'ISO, MDY'; alter role postgres set datestyle = 'SQL, DMY'");
+    cluster.sql("alter system set timezone = 'America/New_York'");
+    let cloned = Cloned::of(site, cluster);
+    let query = |more: &[&str]| {
+        let sql = "select count(*), date_trunc('day', timestamptz '2026-03-01 02:00+00') as day, upper('x') from orders";
+        let program = cloned.site.pitr().args(["query", sql]);
+        cloned.at_moment(program).args(more).run().success()
+    };
+    let json = query(&["--json"]).json();
+    let row = serde_json::json!(["1", "28/02/2026 00:00:00 EST", "X"]);
+    assert_eq!(json["rows"][0], row, "{json}");
+    assert_eq!(json["search_path"], "pg_catalog, shop, pg_catalog, public");
+    assert_eq!(json["time_zone"], "America/New_York");
+    assert_eq!(json["date_style"], "SQL, DMY");
+    let csv = query(&["--csv"]);
+    let line = "1,28/02/2026 00:00:00 EST,X\n";
+    assert!(csv.stdout.ends_with(line), "{csv}");
+    csv.expect_stderr("search_path pg_catalog, shop, pg_catalog, public; TimeZone America/New_York; DateStyle SQL, DMY");
+}
+per_major!(k56_a_question_finds_the_tables_and_the_days_of_its_database, v13 v18);
+
 /// A cluster in which a table with all that may belong to one is dropped.
 pub fn dropped(major: u32) -> Cloned {
     let (site, cluster) = Site::with_cluster(major);

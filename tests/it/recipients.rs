@@ -216,3 +216,50 @@ fn a_wrong_passphrase_beside_a_damaged_recipient_tells_both() {
     refused(&run, 201, "keys/1/escrow");
     run.expect_stderr("the passphrase is not that of any recipient");
 }
+
+#[test]
+fn x21_a_repository_that_lost_the_keys_of_all_recipients_gets_them_back() {
+    let stored = Stored::new();
+    let (still, sealed) = (&stored.still, &stored.sealed);
+    let of = |name: &str| sealed.repository.join("keys/1").join(name);
+    let init = |host: &str| {
+        let init = sealed.on(host).args(["init", "--key-set"]);
+        init.arg(sealed.key("writer")).run().success()
+    };
+    // Somebody withdrew one of two: that one does not come back.
+    std::fs::remove_file(of("escrow")).unwrap();
+    init("writer").expect_stdout("Nothing had to be done");
+    assert!(!of("escrow").exists());
+    std::fs::remove_file(of("ops")).unwrap();
+    let lost = sealed.fetch(still, "reader", 0).run();
+    refused(&lost, 204, "pitr init --key-set FILE");
+    let doctor = sealed.on("writer").arg("doctor").run();
+    doctor.expect_stdout("pitr init --key-set FILE");
+    let source = sealed.sandbox.dir("source");
+    std::fs::write(source.join("a"), "content").unwrap();
+    let files = format!(
+        "key_set = \"{}\"\n[files.up]\nsource = \"{}\"",
+        sealed.key("writer"),
+        source.display()
+    );
+    sealed.configure(&still.cluster, "backer", &files);
+    user::own_all(sealed.sandbox.path());
+    let backup = sealed.on("backer").args(["files", "backup", "up"]).run();
+    backup
+        .success()
+        .expect_stderr("nobody can open what is stored in repository \"local\"");
+    init("writer").expect_stderr("has those of writer.key again: escrow, ops");
+    stored.reads("reader");
+    // A host that reads, too, and something that is no recipient.
+    let both = format!(
+        "key_set = \"{}\"\nkey_file = \"{}\"",
+        sealed.key("writer"),
+        sealed.key("ops")
+    );
+    sealed.configure(&still.cluster, "both", &both);
+    std::fs::remove_file(of("escrow")).unwrap();
+    std::fs::write(of("ops"), "junk").unwrap();
+    init("both").expect_stderr("escrow, ops");
+    stored.reads("reader");
+    init("both").expect_stdout("Nothing had to be done");
+}

@@ -501,3 +501,105 @@ fn k49_rows_of_an_extension_are_in_no_archive_and_that_is_said() {
     cloned.at_moment(rows).run().success();
     assert_eq!(live.query_one_string("select count(*) from made_then"), "3");
 }
+
+#[test]
+fn k53_the_rows_of_an_unlogged_table_are_in_no_backup_and_the_live_ones_stay() {
+    require_fuse!("k53_the_rows_of_an_unlogged_table_are_in_no_backup_and_the_live_ones_stay");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create unlogged table cached (id int primary key); insert into cached values (1), (2), (3)");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    for mode in [&["--replace", "--confirm"][..], &["--rows-missing-only"]] {
+        let run = rescue(&cloned, &[&["--table", "cached"][..], mode].concat());
+        run.expect_code(8)
+            .expect_stdout("public.cached is unlogged at that moment");
+        assert_eq!(live.query_one_string("select count(*) from cached"), "3");
+    }
+    let note = "table public.cached is unlogged: its rows are in no backup";
+    let run = rescue(&cloned, &["--table", "cached", "--as", "cached_then"]);
+    run.success().expect_stdout(note);
+    let file = cloned.folder.join("x.dump");
+    let to = ["rescue", "--database", "postgres", "--schema", "public"];
+    let to = cloned.site.pitr().args(to).arg("--to").arg(file);
+    cloned.at_moment(to).run().success().expect_stdout(note);
+    live.sql("drop table cached");
+    let run = rescue(&cloned, &["--table", "cached"]).success();
+    run.expect_stdout(note);
+}
+
+#[test]
+fn k54_rows_are_not_rounded_or_cut_off_by_a_live_column_of_another_type() {
+    require_fuse!("k54_rows_are_not_rounded_or_cut_off_by_a_live_column_of_another_type");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create schema app; create type app.mood as enum ('glad'); create table typed (id int primary key, exact numeric(10,4), name varchar(20), at timestamptz, m app.mood); insert into typed select g, 1.2345, 'a long name', '2026-03-04 05:06:07+09', 'glad' from generate_series(1, 3) g");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    // The live server writes the names of its types otherwise.
+    live.sql("alter role postgres set search_path = app, public");
+    let rows = "select string_agg(t::text, ' ' order by id) from typed t";
+    for (change, back, said) in [
+        (
+            "exact type numeric(10,2)",
+            "exact type numeric(10,4)",
+            "column exact was numeric(10,4) at that moment, and is numeric(10,2)",
+        ),
+        (
+            "exact type smallint",
+            "exact type numeric(10,4)",
+            "and is smallint",
+        ),
+        (
+            "name type varchar(5) using left(name, 5)",
+            "name type varchar(20)",
+            "and is character varying(5)",
+        ),
+        (
+            "at type timestamp",
+            "at type timestamptz",
+            "and is timestamp without time zone",
+        ),
+    ] {
+        live.sql(&format!(
+            "alter table typed alter {change}; delete from typed where id = 2"
+        ));
+        let was = live.query_one_string(rows);
+        for mode in [&["--replace", "--confirm"][..], &["--rows-missing-only"]] {
+            let run = rescue(&cloned, &[&["--table", "typed"][..], mode].concat());
+            run.expect_code(8)
+                .expect_stdout(said)
+                .expect_stdout("--as NAME");
+            assert_eq!(live.query_one_string(rows), was);
+        }
+        live.sql(&format!("alter table typed alter {back}"));
+    }
+    // Types in which every value stays as it was.
+    live.sql("alter table typed alter id type bigint, alter name type text, alter exact type numeric(12,4)");
+    rescue(&cloned, &["--table", "typed", "--replace", "--confirm"]).success();
+    let same = "select count(*) from typed where exact = 1.2345 and name = 'a long name' and at = '2026-03-04 05:06:07+09'";
+    assert_eq!(live.query_one_string(same), "3");
+}
+
+#[test]
+fn k55_a_name_that_means_two_tables_replaces_neither() {
+    require_fuse!("k55_a_name_that_means_two_tables_replaces_neither");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create schema shop; create table shop.orders (id int primary key); create table public.orders (id int primary key); insert into shop.orders values (1); insert into public.orders values (2)");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    live.sql("insert into shop.orders values (10); insert into public.orders values (20); alter role postgres set search_path = shop, public");
+    let counts =
+        "select (select count(*) from shop.orders) || ' ' || (select count(*) from public.orders)";
+    for mode in [&["--replace", "--confirm"][..], &["--rows-missing-only"]] {
+        let run = rescue(&cloned, &[&["--table", "orders"][..], mode].concat());
+        run.expect_code(8).expect_stdout(
+            "orders is public.orders at that moment, and shop.orders in the live server",
+        );
+        assert_eq!(live.query_one_string(counts), "2 2");
+    }
+    rescue(
+        &cloned,
+        &["--table", "shop.orders", "--replace", "--confirm"],
+    )
+    .success();
+    assert_eq!(live.query_one_string(counts), "1 2");
+}

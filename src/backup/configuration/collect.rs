@@ -17,6 +17,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::repo::keyring::is_private_key;
+use crate::seal::share::Share;
 use crate::secrets::{Found, Overrides, Searched, Values, matches, recognise};
 use crate::snapshot::node::{Node, NodeKind, unstable};
 use crate::tree::beneath;
@@ -309,12 +310,12 @@ impl Collector<'_> {
         let is_forbidden = forbidden
             .iter()
             .any(|one| one.canonicalize().is_ok_and(|one| one == place) || *one == place);
-        if !is_forbidden && !is_private_key(content) {
+        if !is_forbidden && !is_private_key(content) && !Share::is_in(content) {
             return Ok(());
         }
         let shown = place.display();
         Err(
-            err!(Refused, "\"{shown}\" is a private key or passphrase of a repository, which does not belong into it").hint(format!(
+            err!(Refused, "\"{shown}\" is a private key, a share of one or a passphrase of a repository, which does not belong into it").hint(format!(
                 "Nothing was stored. Keep it in a safe, and leave it out here: exclude = [\"{shown}\"]."
             )),
         )

@@ -7,7 +7,9 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::operate::session::Session;
 use crate::repo::audit;
+use crate::repo::audit_chain::Chains;
 use crate::repo::repository::Repository;
+use crate::store::Store;
 
 /// Records that a repository lacked.
 #[derive(Debug, Serialize)]
@@ -20,7 +22,7 @@ pub struct Brought {
     pub records: u64,
 }
 
-/// Copies the records that the other side lacks, but for those that are old enough to have expired there.
+/// Copies the records that the other side lacks, but for those that have expired there, or are old enough for it.
 ///
 /// # Errors
 /// Those of the stores; `Interrupted`. A record that cannot be read is a warning.
@@ -39,6 +41,7 @@ pub fn bring(
         .now()
         .saturating_sub(session.settings()?.audit.keep());
     let mut there = audit::names(to)?.chains;
+    let mut gone = None;
     let mut records = 0;
     for (writer, numbers) in audit::names(from)?.chains {
         let known: BTreeSet<u64> = there
@@ -46,8 +49,13 @@ pub fn bring(
             .unwrap_or_default()
             .into_keys()
             .collect();
+        let first = known.first().copied().unwrap_or(u64::MAX);
         for seq in numbers.into_keys().filter(|seq| !known.contains(seq)) {
             session.host.check_stop()?;
+            // Only a record before all others of its chain can have expired.
+            if seq < first && gone_up_to((to_name, to), session, (&mut gone, &writer))? >= seq {
+                continue;
+            }
             let read = match audit::read(from, &writer, seq) {
                 Ok(Some(stored)) => stored,
                 Ok(None) => continue,
@@ -67,4 +75,17 @@ pub fn bring(
         to: to_name.to_owned(),
         records,
     }))
+}
+
+/// The last record of a chain that a repository's own records let expire. They are read once, and only where it matters.
+fn gone_up_to(
+    (name, store): (&str, &dyn Store),
+    session: &Session,
+    (known, writer): (&mut Option<Chains>, &str),
+) -> Result<u64> {
+    let chains = match known.take() {
+        Some(chains) => chains,
+        None => Chains::read(name, store, &session.host)?,
+    };
+    Ok(known.insert(chains).expired_up_to(writer))
 }

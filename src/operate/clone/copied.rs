@@ -60,6 +60,7 @@ pub(super) fn with_server<T>(
             server: &mut server,
             state: &mut making.state,
             programs: &making.programs,
+            brought: prepared.brought(),
         })
     })
 }

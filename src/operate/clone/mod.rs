@@ -47,6 +47,7 @@ use crate::host::Host;
 use crate::pg::conf::Setting;
 use crate::pg::time::TimestampTz;
 use crate::plan::recovery::{Action, Plan};
+use crate::restore::settings::Brought;
 use crate::restore::target_dir::Mapping;
 
 /// The operator's request.
@@ -74,6 +75,8 @@ pub struct Running<'r> {
     pub state: &'r mut State,
     /// The programs of its major.
     pub programs: &'r Programs,
+    /// The configuration of the cluster, which the server does not have.
+    pub brought: &'r Brought,
 }
 
 /// Requires what a clone needs of this host and of its user.
@@ -308,6 +311,7 @@ fn with_server<T>(
             server: &mut server,
             state: &mut making.state,
             programs: &making.programs,
+            brought: prepared.brought(),
         };
         work(&mut running, mount)
     })

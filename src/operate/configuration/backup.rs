@@ -66,7 +66,7 @@ fn take(session: &Session, settings: &Settings, asked: &Asked) -> Result<Taken> 
     forbid_core_dumps()?;
     let set = configured(settings, &asked.name)?;
     let place = settings.first_repository()?;
-    let repository = session.open(place)?;
+    let repository = session.open_for_backup(place)?;
     let started = Instant::now();
     let is_encrypted = repository.marker().key_set.is_some();
     let wanted = wanted(session, settings, set)?;

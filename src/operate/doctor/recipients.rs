@@ -12,7 +12,10 @@ use crate::repo::scope;
 use crate::seal::{FIRST_EPOCH, MacKey, Recipient};
 use crate::store::Store;
 
+const NOBODY: &str = "nobody can read what is stored";
 const LOST: &str = "when the only key is lost, nothing can be restored";
+const GIVE_BACK: &str =
+    "give back the keys of the recipients of writer.key: pitr init --key-set FILE";
 const GIVE: &str = "give somebody else access: pitr repo rewrap --add FILE.pub";
 
 /// The state of the recipients.
@@ -106,7 +109,7 @@ fn readable(found: &mut Findings, epoch: &Readable, is_proven: bool) {
     let name = &epoch.name("recipients");
     let names = epoch.working.join(", ");
     match epoch.working.len() {
-        0 => found.fail(name, "none", "nobody can read what is stored", GIVE),
+        0 => found.fail(name, "none", NOBODY, GIVE_BACK),
         1 => found.fail(name, names, LOST, GIVE),
         _ if !is_proven => found.warn(
             name,

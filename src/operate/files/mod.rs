@@ -122,7 +122,7 @@ fn backup_counted(
 ) -> Result<Done> {
     let configured = settings.first_repository()?;
     source::check_places(settings, files)?;
-    let repository = session.open(configured)?;
+    let repository = session.open_for_backup(configured)?;
     let started = Instant::now();
     let _alone = hooks::alone(session, files)?;
     let began = session.host.now();

@@ -3,24 +3,24 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::Request;
 use crate::config::Encryption;
 use crate::err;
 use crate::error::Result;
 use crate::repo::keyring::{self, WriterFile};
 use crate::repo::scope;
-use crate::seal::{FIRST_EPOCH, KeySetId, Recipient};
+use crate::seal::{FIRST_EPOCH, KeySetId, MacKey, Recipient};
 use crate::store::Store;
 
 /// A key set, and what its recipients open.
 pub(super) struct KeySet {
     pub(super) id: KeySetId,
+    mac: MacKey,
     recipients: Vec<Recipient>,
 }
 
 impl KeySet {
-    /// Reads the writer's file.
-    pub(super) fn read(from: &Encryption, request: &Request) -> Result<KeySet> {
+    /// Reads the writer's file; with a single recipient where one is enough.
+    pub(super) fn read(from: &Encryption, is_one_enough: bool) -> Result<KeySet> {
         let Some(path) = &from.key_set else {
             return Err(err!(Config, "no key set is configured for the new repository")
                 .hint("Make one with pitr repo keygen, and name its writer.key as key_set in [repositories.NAME.encryption]."));
@@ -38,7 +38,7 @@ impl KeySet {
         }
         let counts = (FIRST_EPOCH..=file.epoch()).map(|epoch| file.recipients_of(epoch).count());
         let fewest = counts.min().unwrap_or(0);
-        let is_enough = fewest > 1 || (fewest == 1 && request.one_recipient);
+        let is_enough = fewest > 1 || (fewest == 1 && is_one_enough);
         if !is_enough {
             return Err(err!(
                 Refused,
@@ -48,6 +48,7 @@ impl KeySet {
         }
         Ok(KeySet {
             id: mac.id(),
+            mac,
             recipients,
         })
     }
@@ -58,6 +59,29 @@ impl KeySet {
             keyring::give_access(store, recipient)?;
         }
         Ok(())
+    }
+
+    /// Whether a repository has lost the keys of all recipients, so that nobody opens it.
+    pub(super) fn is_lost(&self, store: &dyn Store) -> Result<bool> {
+        Ok(!keyring::has_genuine(store, FIRST_EPOCH, &self.mac)?)
+    }
+
+    /// Stores again what each recipient opens, of the epochs that nobody opens. The others were withdrawn where a genuine recipient is left.
+    pub(super) fn give_back(&self, store: &dyn Store) -> Result<Vec<String>> {
+        let mut lost = BTreeSet::new();
+        for epoch in self.recipients.iter().map(|r| r.epoch) {
+            if !lost.contains(&epoch) && !keyring::has_genuine(store, epoch, &self.mac)? {
+                lost.insert(epoch);
+            }
+        }
+        let mut given = BTreeSet::new();
+        for recipient in self.recipients.iter().filter(|r| lost.contains(&r.epoch)) {
+            // Nothing that is there is genuine.
+            keyring::withdraw(store, recipient.epoch, &recipient.recipient)?;
+            keyring::give_access(store, recipient)?;
+            given.insert(recipient.recipient.clone());
+        }
+        Ok(given.into_iter().collect())
     }
 
     /// The files that this makes in a directory, highest first.

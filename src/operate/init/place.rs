@@ -36,7 +36,7 @@ pub(super) enum State {
 pub(super) struct Prepared<'a> {
     configured: &'a config::Repository,
     state: State,
-    /// The keys of a repository that is to be encrypted.
+    /// The keys of a repository that is to be encrypted, or has lost those of all recipients.
     key_set: Option<KeySet>,
 }
 
@@ -50,23 +50,59 @@ pub(super) fn prepare<'a>(
     if let (Some(path), Some(pgdata)) = (configured.location.directory(), &identity.pgdata) {
         apart(path, pgdata)?;
     }
+    let mut key_set = None;
     let state = match look(configured, session)? {
         State::Repository { .. } => {
-            let repository = session.open(configured)?;
+            key_set = lost_keys(configured, request, session)?;
+            // A recipient's key opens nothing of what is lost.
+            let repository = match &key_set {
+                Some(_) => session.open(&as_writer(configured))?,
+                None => session.open(configured)?,
+            };
             let registered = check_registered(wanted, &repository, identity, request.confirm)?;
             State::Repository { registered }
         }
         state => state,
     };
-    let key_set = match (&state, &configured.encryption) {
-        (State::Missing | State::Empty, Some(from)) => Some(KeySet::read(from, request)?),
-        _ => None,
-    };
+    if let (State::Missing | State::Empty, Some(from)) = (&state, &configured.encryption) {
+        key_set = Some(KeySet::read(from, request.one_recipient)?);
+    }
     Ok(Prepared {
         configured,
         state,
         key_set,
     })
+}
+
+/// The configuration of a host that only writes.
+fn as_writer(configured: &config::Repository) -> config::Repository {
+    let from = configured.encryption.as_ref();
+    config::Repository {
+        encryption: from.map(|from| config::Encryption {
+            key_set: from.key_set.clone(),
+            ..config::Encryption::default()
+        }),
+        ..configured.clone()
+    }
+}
+
+/// The key set of a repository of which nobody opens anything any more, where the operator names it.
+fn lost_keys(
+    configured: &config::Repository,
+    request: &Request,
+    session: &Session,
+) -> Result<Option<KeySet>> {
+    let from = configured.encryption.as_ref();
+    let Some(from) = from.filter(|from| request.key_set.is_some() && from.key_set.is_some()) else {
+        return Ok(None);
+    };
+    // This requires that the repository is of the key set.
+    let repository = session.open(&as_writer(configured))?;
+    if repository.marker().key_set.is_none() {
+        return Ok(None);
+    }
+    let keys = KeySet::read(from, true)?;
+    Ok(keys.is_lost(repository.store())?.then_some(keys))
 }
 
 /// Looks at the place; whether the cluster is registered in a repository is not looked at.
@@ -318,6 +354,8 @@ pub struct Done {
     pub registered: bool,
     /// Promises that its place does not keep.
     pub weaknesses: Vec<String>,
+    /// Recipients that got back the keys that the repository had lost.
+    pub recipients_given_back: Vec<String>,
 }
 
 impl Done {
@@ -325,7 +363,13 @@ impl Done {
     pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
         let (name, kind) = (&self.name, self.kind);
         let weaknesses = self.weaknesses.iter();
-        weaknesses.map(move |w| format!("the {kind} of repository \"{name}\" {w}"))
+        let weaknesses =
+            weaknesses.map(move |w| format!("the {kind} of repository \"{name}\" {w}"));
+        let back = self.recipients_given_back.join(", ");
+        let back = (!back.is_empty()).then(|| {
+            format!("repository \"{name}\" had no keys of any recipient, and has those of writer.key again: {back}. Withdraw again who was withdrawn: pitr repo rewrap --withdraw NAME. Look what deleted keys/, a lifecycle rule or a person")
+        });
+        weaknesses.chain(back)
     }
 }
 
@@ -376,7 +420,10 @@ pub(super) fn create(
     };
     let uuid = (u128::from(session.host.random()) << 64) | u128::from(session.host.random());
     let key_set = prepared.key_set.as_ref();
-    if let Some(key_set) = key_set {
+    let mut recipients_given_back = Vec::new();
+    if let (Some(key_set), State::Repository { .. }) = (key_set, &prepared.state) {
+        recipients_given_back = key_set.give_back(made.store.as_ref())?;
+    } else if let Some(key_set) = key_set {
         // Before the marker: there is no moment at which objects could be sealed that nobody opens.
         let given = key_set.give_access(made.store.as_ref());
         given.inspect_err(|_| remove_empty(&made.ours))?;
@@ -405,6 +452,7 @@ pub(super) fn create(
         created: published == Published::Created,
         registered: !was_registered,
         weaknesses: made.weaknesses,
+        recipients_given_back,
     })
 }
 

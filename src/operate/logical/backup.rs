@@ -71,7 +71,7 @@ fn take(session: &Session, settings: &Settings, asked: Asked<'_>) -> Result<Take
     let section = format!("logical.{name}");
     let cluster = settings.cluster_named_in(&section, cluster, "conninfo")?;
     let configured = settings.first_repository()?;
-    let repository = session.open(configured)?;
+    let repository = session.open_for_backup(configured)?;
     let conninfo = cluster.conninfo.as_ref().map_or("", |c| c.expose());
     let host = &session.host;
     let source = Source::connect(conninfo, &wanted.databases, &host.progress, &host.stop)?;

@@ -191,7 +191,7 @@ fn take(
     asked: Asked<'_>,
 ) -> Result<Taken> {
     let configured = settings.first_repository()?;
-    let repository = session.open(configured)?;
+    let repository = session.open_for_backup(configured)?;
     let host = &session.host;
     let began = host.now();
     let started = Instant::now();

@@ -238,6 +238,7 @@ fn into_file(
 ) -> Result<Report> {
     let mut source = connect_then(running, database)?;
     let (tables, mut notes) = tables::carried(&asked.what, meant(&mut source, &asked.what)?)?;
+    notes.extend(tables::without_rows(&tables));
     carry::dump(session, running, (database, &asked.what, &tables), path)?;
     let contents = folder.path().join("contents");
     carry::check_archive(session, running, (path, &contents), &tables)?;
@@ -265,6 +266,11 @@ fn into_server(
     let mut source = connect_then(running, database)?;
     let tables = meant(&mut source, &asked.what)?;
     let mut live = connect(session, asked, conninfo)?;
+    let unlogged: Vec<String> = tables::without_rows(&tables).collect();
+    if let (What::Tables(names), Mode::MissingRows | Mode::Replace) = (&asked.what, mode) {
+        let mut both = names.iter().zip(&tables);
+        both.try_for_each(|(name, table)| tables::check_same(&mut live, name, table))?;
+    }
     let from = running.server.conninfo(database);
     let (rescued, large_objects, mut notes) = match mode {
         Mode::Create => {
@@ -305,6 +311,7 @@ fn into_server(
         }
         _ => rows::carry(session, (&mut source, &from), &mut live, (&tables, mode))?,
     };
+    notes.extend(unlogged);
     if let Mode::As(_) = mode {
         notes.push(
             "the new table has the rows and columns alone: no index, no constraint, no default"

@@ -1,12 +1,13 @@
 //! Rows alone, by COPY, in one transaction of the live server.
 
 use super::large_objects::{self, Carried, Columns};
-use super::tables::{REFERENCED, Table, identifier, literal};
+use super::tables::{REFERENCED, Table, identifier, literal, set_config};
 use super::{Mode, Rescued};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::operate::server::Server;
 use crate::operate::session::Session;
+use crate::wire::client::Rows;
 use crate::wire::server_error::sqlstate;
 
 /// Settings under which text means the same on both sides, whatever roles and databases have set.
@@ -32,6 +33,26 @@ pub(super) fn set(word: &str, settings: &[&str]) -> String {
 struct Column {
     name: String,
     definition: String,
+    /// The type as SQL writes it.
+    type_name: String,
+    /// A name for the plain types that may take each other's values.
+    family: Option<String>,
+}
+
+/// The type of a column, and its family: int8, int2, int4, float4, float8 and numeric; text, bpchar and varchar. A time keeps its text and changes
+/// its meaning with another type, so times have none.
+///
+/// PostgreSQL: src/include/catalog/pg_type.dat.
+const TYPE: &str = "pg_catalog.format_type(a.atttypid, a.atttypmod), case when a.atttypid in (20, 21, 23, 700, 701, 1700) then 'number' when a.atttypid in (25, 1042, 1043) then 'text' end";
+
+/// Asks a server under a search path that has it write the schema of every type and collation that is not its own.
+fn with_schemas(server: &mut Server, sql: &str) -> Result<Rows> {
+    let path = "select pg_catalog.current_setting('search_path')";
+    let path: String = server.query(path)?.value(0, 0)?;
+    set_config(server, "search_path", "pg_catalog")?;
+    let rows = server.query(sql)?;
+    set_config(server, "search_path", &path)?;
+    Ok(rows)
 }
 
 /// Carries the rows of tables, and the large objects that those name in the end; each session has its own connection for the stream.
@@ -47,6 +68,14 @@ pub fn carry(
     let [table] = tables else {
         return Err(not_one(tables.len()));
     };
+    if table.is_unlogged && !matches!(mode, Mode::As(_)) {
+        return Err(err!(
+            Refused,
+            "{} is unlogged at that moment: its rows are in no backup",
+            table.shown()
+        )
+        .hint("Nothing was changed. Rows of an unlogged table come from a dump alone."));
+    }
     let columns = columns_of(source, table)?;
     let rows = table.count(source)?;
     // Older servers, and some systems, do not know it: there a statement that is given up goes on to its end, and is not committed.
@@ -83,14 +112,17 @@ pub(super) fn not_one(count: usize) -> Error {
 }
 
 fn columns_of(source: &mut Server, table: &Table) -> Result<Vec<Column>> {
-    let rows = source.query(&format!(
-        "select a.attname, pg_catalog.format('%I %s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), case when a.attcollation <> t.typcollation and a.attcollation <> 0 then ' collate ' || a.attcollation::pg_catalog.regcollation else '' end) from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid where a.attrelid = {} and a.attnum > 0 and not a.attisdropped order by a.attnum",
+    let sql = format!(
+        "select a.attname, pg_catalog.format('%I %s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), case when a.attcollation <> t.typcollation and a.attcollation <> 0 then ' collate ' || a.attcollation::pg_catalog.regcollation else '' end), {TYPE} from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid where a.attrelid = {} and a.attnum > 0 and not a.attisdropped order by a.attnum",
         table.oid
-    ))?;
+    );
+    let rows = with_schemas(source, &sql)?;
     let read = (0..rows.rows.len()).map(|row| {
         Ok(Column {
             name: rows.value(row, 0)?,
             definition: rows.value(row, 1)?,
+            type_name: rows.value(row, 2)?,
+            family: rows.text(row, 3)?.map(str::to_owned),
         })
     });
     read.collect()
@@ -120,6 +152,7 @@ fn one(
             .any(|l| l.is_generated && l.name == column.name)
     };
     let carried: Vec<&Column> = columns.iter().filter(|c| !is_generated(c)).collect();
+    check_types(&carried, &there)?;
     let notes = match mode {
         Mode::As(_) => Vec::new(),
         _ => own_ways(live, table, (columns, &there), mode)?,
@@ -154,6 +187,7 @@ fn one(
     if copied != rows {
         return Err(err!(Server, "{copied} rows arrived of {rows}"));
     }
+    check_values(live, (&carried, &there), &arrives)?;
     let live_name = table.quoted();
     let all = format!(
         "insert into {live_name} ({names}) overriding system value select {names} from {arrives}"
@@ -355,22 +389,24 @@ fn count_of(live: &mut Server, insert: &str) -> Result<u64> {
 /// A column of the live table.
 struct LiveColumn {
     name: String,
-    /// The type as SQL writes it.
     type_name: String,
+    family: Option<String>,
     is_generated: bool,
 }
 
 /// Requires that the live table has the columns of the moment; returns all that it has.
 fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result<Vec<LiveColumn>> {
-    let rows = live.query(&format!(
-        "select a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> '' from pg_catalog.pg_attribute a where a.attrelid = pg_catalog.to_regclass({}) and a.attnum > 0 and not a.attisdropped order by a.attnum",
+    let sql = format!(
+        "select a.attname, {TYPE}, a.attgenerated <> '' from pg_catalog.pg_attribute a where a.attrelid = pg_catalog.to_regclass({}) and a.attnum > 0 and not a.attisdropped order by a.attnum",
         literal(&table.quoted())
-    ))?;
+    );
+    let rows = with_schemas(live, &sql)?;
     let there = (0..rows.rows.len()).map(|row| {
         Ok(LiveColumn {
             name: rows.value(row, 0)?,
             type_name: rows.value(row, 1)?,
-            is_generated: rows.text(row, 2)? == Some("t"),
+            family: rows.text(row, 2)?.map(str::to_owned),
+            is_generated: rows.text(row, 3)? == Some("t"),
         })
     });
     let there = there.collect::<Result<Vec<_>>>()?;
@@ -384,6 +420,58 @@ fn check_columns(live: &mut Server, table: &Table, columns: &[Column]) -> Result
         false => Err(err!(Refused, "the live table {} has no column {}", table.shown(), missing.join(", "))
             .hint("Nothing was changed. Put the table beside it, and carry the rows over by SQL: --as NAME")),
     }
+}
+
+/// Pairs of a column that is carried and the live table's one, where their types differ.
+fn changed<'c>(
+    carried: &'c [&Column],
+    there: &'c [LiveColumn],
+) -> impl Iterator<Item = (&'c Column, &'c LiveColumn)> {
+    carried.iter().filter_map(|column| {
+        let live = there.iter().find(|live| live.name == column.name)?;
+        (live.type_name != column.type_name).then_some((*column, live))
+    })
+}
+
+/// Requires that the values of columns can be what they were: a live column of another type may be of the same family alone.
+fn check_types(carried: &[&Column], there: &[LiveColumn]) -> Result<()> {
+    let mut changed = changed(carried, there);
+    let strange = changed.find(|(was, is)| was.family.is_none() || was.family != is.family);
+    strange.map_or(Ok(()), |(was, is)| Err(other_type(was, is)))
+}
+
+/// Requires that all rows that arrived stay as they are in the types of the live table.
+fn check_values(
+    live: &mut Server,
+    (carried, there): (&[&Column], &[LiveColumn]),
+    arrives: &str,
+) -> Result<()> {
+    for (was, is) in changed(carried, there) {
+        let (name, then, now) = (identifier(&was.name), &was.type_name, &is.type_name);
+        let differs = live.query(&format!(
+            "select count(*) from {arrives} r where r.{name}::{now}::{then}::pg_catalog.text collate \"C\" is distinct from r.{name}::pg_catalog.text collate \"C\""
+        ));
+        // A number that is out of range ends the query.
+        let differs = differs.map_err(|e| match sqlstate(&e) {
+            Some(state) if state.starts_with("22") => other_type(was, is).source(e),
+            _ => e,
+        })?;
+        if differs.value::<u64>(0, 0)? > 0 {
+            return Err(other_type(was, is));
+        }
+    }
+    Ok(())
+}
+
+fn other_type(was: &Column, is: &LiveColumn) -> Error {
+    err!(
+        Refused,
+        "column {} was {} at that moment, and is {} in the live table: values would be others",
+        was.name,
+        was.type_name,
+        is.type_name
+    )
+    .hint("Nothing was changed. Put the table beside it, and carry the rows over by SQL: --as NAME")
 }
 
 /// The columns of the live table's primary key.

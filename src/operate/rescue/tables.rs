@@ -18,6 +18,8 @@ pub struct Table {
     pub kind: String,
     /// The extension that made it, where pg_dump does not carry its rows for that.
     pub extension: Option<String>,
+    /// Whether it is unlogged, so that recovery has emptied it.
+    pub is_unlogged: bool,
 }
 
 /// A value as SQL writes it.
@@ -32,6 +34,16 @@ pub fn literal(text: &str) -> String {
 /// A name as SQL writes it, whatever is in it.
 pub fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Gives a session a setting.
+///
+/// # Errors
+/// Those of [`Server::query`].
+pub fn set_config(server: &mut Server, name: &str, value: &str) -> Result<()> {
+    let (name, value) = (literal(name), literal(value));
+    let set = format!("select pg_catalog.set_config({name}, {value}, false)");
+    server.query(&set).map(drop)
 }
 
 impl Table {
@@ -63,7 +75,7 @@ impl Table {
 /// An extension may have all rows of a table of its own carried, or some of them.
 ///
 /// PostgreSQL: src/bin/pg_dump/pg_dump.c, `processExtensionTables`.
-const COLUMNS: &str = "c.oid, n.nspname, c.relname, c.relkind, (select e.extname from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.objsubid = 0 and d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass and d.deptype = 'e' and coalesce(e.extcondition[pg_catalog.array_position(e.extconfig, c.oid)], 'none') <> '') from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
+const COLUMNS: &str = "c.oid, n.nspname, c.relname, c.relkind, (select e.extname from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.objsubid = 0 and d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass and d.deptype = 'e' and coalesce(e.extcondition[pg_catalog.array_position(e.extconfig, c.oid)], 'none') <> ''), c.relpersistence = 'u' from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
 
 fn read(server: &mut Server, sql: &str) -> Result<Vec<Table>> {
     let rows = server.query(sql)?;
@@ -74,6 +86,7 @@ fn read(server: &mut Server, sql: &str) -> Result<Vec<Table>> {
             name: rows.value(row, 2)?,
             kind: rows.value(row, 3)?,
             extension: rows.text(row, 4)?.map(str::to_owned),
+            is_unlogged: rows.text(row, 5)? == Some("t"),
         })
     });
     read.collect()
@@ -148,6 +161,17 @@ pub fn carried(what: &What, tables: Vec<Table>) -> Result<(Vec<Table>, Vec<Strin
     }
 }
 
+/// Lists the tables whose rows are in no backup, as lines for people.
+pub fn without_rows(tables: &[Table]) -> impl Iterator<Item = String> {
+    let unlogged = tables.iter().filter(|t| t.is_unlogged && t.has_rows());
+    unlogged.map(|table| {
+        format!(
+            "table {} is unlogged: its rows are in no backup",
+            table.shown()
+        )
+    })
+}
+
 fn is_there(live: &mut Server, name: &str) -> Result<bool> {
     let rows = live.query(&format!(
         "select pg_catalog.to_regclass({}) is not null",
@@ -179,6 +203,27 @@ pub fn check_present(live: &mut Server, name: &str) -> Result<()> {
         false => Err(err!(NotFound, "the live server has no {name}").hint(
             "Nothing was done. Without --rows-missing-only and --replace the table is made.",
         )),
+    }
+}
+
+/// Requires that a name means the same table in the live server as at the moment: each side has a search path of its own.
+///
+/// # Errors
+/// `Refused`.
+pub fn check_same(live: &mut Server, name: &str, table: &Table) -> Result<()> {
+    let rows = live.query(&format!(
+        "select n.nspname, c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = pg_catalog.to_regclass({})",
+        literal(name)
+    ))?;
+    let (schema, is): (String, String) = (rows.value(0, 0)?, rows.value(0, 1)?);
+    match (&schema, &is) == (&table.schema, &table.name) {
+        true => Ok(()),
+        false => Err(err!(
+            Refused,
+            "{name} is {} at that moment, and {schema}.{is} in the live server",
+            table.shown()
+        )
+        .hint("Nothing was changed. Name the table with its schema: --table SCHEMA.NAME")),
     }
 }
 

@@ -538,6 +538,20 @@ fn q03_what_does_not_belong_into_a_backup_is_refused() {
     run.expect_code(8)
         .expect_stderr("host/copy")
         .expect_stderr("exclude = ");
+    // A share of one, also where it is a part of another text.
+    std::fs::remove_file(world.path("host/copy")).unwrap();
+    let share = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/sealed/share-1.txt");
+    let share = std::fs::read_to_string(share).unwrap();
+    std::fs::write(
+        world.path("host/copy"),
+        format!("in the safe:\n{share}end\n"),
+    )
+    .unwrap();
+    let run = world.sees("writer", &["config", "backup", "host"]);
+    run.expect_code(8).expect_stderr("host/copy");
+    let run = world.sees("writer", &["config", "scan", &world.text("host")]);
+    run.expect_code(6)
+        .expect_stdout(&format!("{}:2: - (pem, ", world.host("copy")));
     let exclude = format!("exclude = [\"{}\"]\n", world.host("copy"));
     world.configure_more(
         "writer",
