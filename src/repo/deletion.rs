@@ -15,7 +15,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
-use crate::store::Store;
+use crate::store::{Store, reserve};
 
 const PURPOSE: &str = "expire";
 /// How long the claim holds: so long others wait where expire was killed.
@@ -139,7 +139,9 @@ impl<'a> DeletionClaim<'a> {
             ..self.writer.event("claim", self.scope.whole())
         };
         let asked = seconds_since_boot();
-        self.standing = self.writer.record(self.store, self.scope, &claim)?;
+        self.standing = reserve::spend(self.store, 0, || {
+            self.writer.record(self.store, self.scope, &claim)
+        })?;
         self.renewed = asked;
         Ok(())
     }
@@ -153,7 +155,9 @@ impl<'a> DeletionClaim<'a> {
                     ends: Some(name.to_owned()),
                     ..self.writer.event("release", self.scope.whole())
                 };
-                let released = self.writer.record(self.store, self.scope, &release);
+                let released = reserve::spend(self.store, 0, || {
+                    self.writer.record(self.store, self.scope, &release)
+                });
                 released.map(|_| ())
             }
             deleted => deleted.map(|_| ()),

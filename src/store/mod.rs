@@ -23,6 +23,7 @@ pub mod life;
 #[cfg(feature = "full")]
 pub mod pace;
 pub mod probe;
+pub mod reserve;
 #[cfg(feature = "program")]
 pub mod runtime;
 #[cfg(feature = "program")]
@@ -379,6 +380,19 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
+    /// Keeps a reserve of room, where the store has a disk that can be full.
+    ///
+    /// # Errors
+    /// `Full` when there is room for a part of it alone; what the store says.
+    fn keep_reserve(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives up a piece of the reserve; `false` when there are no more than `left`. Only the janitor calls this.
+    fn give_reserve(&self, _left: usize) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Returns the time of the store's own clock, by which it dates objects; `None` if it cannot be had without leaving
     /// something in the store.
     fn clock(&self) -> Result<Option<crate::pg::time::TimestampTz>> {
@@ -481,6 +495,14 @@ macro_rules! pass_on {
 
         fn discard(&self, unfinished: &str) -> $crate::error::Result<bool> {
             self.inner.discard(unfinished)
+        }
+
+        fn keep_reserve(&self) -> $crate::error::Result<()> {
+            self.inner.keep_reserve()
+        }
+
+        fn give_reserve(&self, left: usize) -> $crate::error::Result<bool> {
+            self.inner.give_reserve(left)
         }
 
         fn clock(&self) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
