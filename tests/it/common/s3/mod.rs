@@ -460,9 +460,12 @@ fn serve(state: &State, stream: TcpStream) {
 /// The bytes to send, and whether the connection goes on; `None` ends it at once.
 fn answer(state: &State, request: &Request, fault: Option<Fault>) -> Option<(Vec<u8>, bool)> {
     match fault {
-        None | Some(Fault::Slow(_)) => Some((dated(state, respond(state, request)).bytes(), true)),
+        None | Some(Fault::Slow(_)) => {
+            let answer = respond(state, request).to(request);
+            Some((dated(state, answer).bytes(), true))
+        }
         Some(Fault::Error(status, code)) => {
-            let answer = Response::error(status, code, "as the test wants it");
+            let answer = Response::error(status, code, "as the test wants it").to(request);
             Some((dated(state, answer).bytes(), true))
         }
         Some(Fault::Echo(text)) => {
