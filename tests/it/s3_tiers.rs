@@ -435,6 +435,41 @@ fn tiers_need_an_object_store_and_a_backup() {
     nothing.expect_stdout("everything that the backup needs can be read");
 }
 
+/// The class does not tell that the store has archived an object inside of it.
+#[test]
+fn s28_what_the_store_archives_by_itself_is_no_readable_object() {
+    let (site, _cluster) = site(Peer::own(), "");
+    let server = site.peer.server();
+    let id = site.backup();
+    let thaw = |args: &[&str]| {
+        let run = site
+            .pitr()
+            .args(["repo", "thaw", "--json", "--backup", &id]);
+        run.args(args).run()
+    };
+    let packs = server.reclassify("/packs/", "INTELLIGENT_TIERING");
+    let warm = thaw(&[]).success().json();
+    assert_eq!(
+        (&warm["ready"], warm["objects"].as_array().unwrap().len()),
+        (&true.into(), 0)
+    );
+    server.reclassify("/packs/", "INTELLIGENT_TIERING ARCHIVE_ACCESS");
+    let shown = thaw(&["--dry-run"]).success().json();
+    assert_eq!(shown["ready"], false, "{shown}");
+    assert_eq!(shown["objects"].as_array().unwrap().len(), packs);
+    failed(&thaw(&["--speed", "expedited"]), "within minutes");
+    let asked = thaw(&[]).success().json();
+    assert_eq!(asked["requested_count"], packs, "{asked}");
+    assert_eq!(server.finish_thaw().len(), packs);
+    let done = thaw(&["--wait"]).success().json();
+    assert_eq!(done["ready"], true, "{done}");
+    let to = site.sandbox.join("copy");
+    let restore = site
+        .pitr()
+        .args(["restore", "--quiet", "--backup", &id, "--to"]);
+    restore.arg(&to).run().success();
+}
+
 /// No tier freezes WAL, but rules of others may: `--wal` thaws what lies behind the backup, too.
 #[test]
 fn s23_wal_behind_a_backup_is_thawed_with_it() {

@@ -113,7 +113,7 @@ impl S3Store {
         wait(async move { bucket.certificate_end().await })
     }
 
-    /// Lists what is below `prefix` in a class from which it must be thawed, thawed or not.
+    /// Lists what is below `prefix` in a class from which it must be thawed, thawed or not, and what the store may have archived by itself.
     ///
     /// # Errors
     /// Errors of the store.
@@ -133,12 +133,13 @@ impl S3Store {
         Ok(wait(async move { class::state(&bucket, &key).await })??)
     }
 
-    /// Asks the store to thaw an object for so many days; `false` when it was at it already.
+    /// Asks the store to thaw an object for so many days; `false` when it was at it already. What it archives by itself it takes back for good.
     ///
     /// # Errors
     /// Errors of the store.
-    pub fn thaw(&self, key: &str, days: u32, speed: Speed) -> Result<bool> {
-        let (bucket, key) = (Arc::clone(&self.bucket), key.to_owned());
+    pub fn thaw(&self, object: &Archived, days: u32, speed: Speed) -> Result<bool> {
+        let (bucket, key) = (Arc::clone(&self.bucket), object.key.clone());
+        let days = Some(days).filter(|_| !class::tiers_itself(object.class));
         Ok(wait(async move {
             class::thaw(&bucket, &key, days, speed).await
         })??)
@@ -231,6 +232,8 @@ impl Store for S3Store {
 
     fn frozen(&self, prefix: &str, wanted: &dyn Fn(&str) -> bool) -> Result<Option<Frozen>> {
         let cold = self.archived(prefix)?.into_iter();
+        // A look at each object of a class that tiers itself would hold up every restore.
+        let cold = cold.filter(|one| one.class.is_archive());
         let cold: Vec<_> = cold.filter(|one| wanted(&one.key)).collect();
         for one in &cold {
             let (bucket, key) = (Arc::clone(&self.bucket), one.key.clone());

@@ -68,13 +68,19 @@ impl Stored {
         class.map_or("STANDARD", String::as_str)
     }
 
+    /// Moves it to a class, or with a further word to an archive inside of one.
     pub fn reclassify(&mut self, class: &str) {
+        let (class, archive) = class.split_once(' ').unwrap_or((class, ""));
+        self.headers.remove(ARCHIVE);
+        if !archive.is_empty() {
+            self.headers.insert(ARCHIVE.to_owned(), archive.to_owned());
+        }
         self.headers.insert(CLASS.to_owned(), class.to_owned());
         self.thaw = Thaw::Frozen;
     }
 
     fn is_archived(&self) -> bool {
-        ["GLACIER", "DEEP_ARCHIVE"].contains(&self.class())
+        ["GLACIER", "DEEP_ARCHIVE"].contains(&self.class()) || self.headers.contains_key(ARCHIVE)
     }
 
     fn is_frozen(&self) -> bool {
@@ -83,6 +89,7 @@ impl Stored {
 }
 
 const CLASS: &str = "x-amz-storage-class";
+const ARCHIVE: &str = "x-amz-archive-status";
 
 fn frozen() -> Response {
     Response::error(403, "InvalidObjectState", "the storage class forbids it")
@@ -567,7 +574,10 @@ impl Keep {
             return Response::error(403, "InvalidObjectState", "it is not archived");
         }
         let body = String::from_utf8(request.body.clone()).unwrap();
-        let days: u32 = element(&body, "Days").unwrap().parse().unwrap();
+        let days = element(&body, "Days").map(|days| days.parse().unwrap());
+        // Amazon refuses the other.
+        assert_eq!(days.is_none(), stored.headers.contains_key(ARCHIVE));
+        let days: u32 = days.unwrap_or(0);
         let speed = element(&body, "Tier").unwrap().to_owned();
         match stored.thaw {
             Thaw::Asked(..) => Response::error(409, "RestoreAlreadyInProgress", "it is under way"),
@@ -586,6 +596,11 @@ impl Keep {
         let mut answer = described(Response::new(200, ""), stored);
         if stored.class() != "STANDARD" {
             answer = answer.with(CLASS, stored.class());
+        }
+        if let Some(archive) = stored.headers.get(ARCHIVE)
+            && stored.is_frozen()
+        {
+            answer = answer.with(ARCHIVE, archive);
         }
         let said = match &stored.thaw {
             Thaw::Frozen => None,
