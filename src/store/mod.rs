@@ -365,6 +365,23 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
+    /// Extends the locks of an object, or of all below a folder, where less than half of the configured period is left; returns how many. Nothing
+    /// where no lock is configured.
+    ///
+    /// # Errors
+    /// `Denied` for an account that may not; what the store says.
+    fn extend_locks(&self, _place: &str) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Returns until when the store keeps an object; none of one that can be deleted.
+    ///
+    /// # Errors
+    /// `Denied` for an account that may not ask; what the store says.
+    fn locked_until(&self, _key: &Key) -> Result<Option<crate::pg::time::TimestampTz>> {
+        Ok(None)
+    }
+
     /// Makes the deletions of objects below `prefix` durable, so that what follows cannot survive a power cut without them.
     fn settle_deletions(&self, _prefix: &str) -> Result<()> {
         Ok(())
@@ -483,6 +500,17 @@ macro_rules! pass_on {
 
         fn hold(&self, key: &$crate::store::Key, is_on: bool) -> $crate::error::Result<bool> {
             self.inner.hold(key, is_on)
+        }
+
+        fn extend_locks(&self, place: &str) -> $crate::error::Result<u64> {
+            self.inner.extend_locks(place)
+        }
+
+        fn locked_until(
+            &self,
+            key: &$crate::store::Key,
+        ) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
+            self.inner.locked_until(key)
         }
 
         fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()> {

@@ -435,6 +435,67 @@ fn tiers_need_an_object_store_and_a_backup() {
     nothing.expect_stdout("everything that the backup needs can be read");
 }
 
+#[test]
+fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
+    let lock = "object_lock = { mode = \"governance\", period = \"30d\" }\n";
+    let (site, cluster) = site(Peer::own(), lock);
+    let server = site.peer.server();
+    let full = site.backup();
+    let locked = |end: &str| server.locked_days(&server.key(end));
+    let pack = format!("packs/{full}/000000");
+    let immutable = || {
+        let report = ["report", "compliance", "--format", "json"];
+        let report = site.pitr().args(report).run().json();
+        let controls = report["controls"].as_array().unwrap().clone();
+        controls
+            .into_iter()
+            .find(|c| c["control"] == "immutable")
+            .unwrap()
+    };
+    assert_eq!(immutable()["state"], "ok", "{}", immutable());
+    let incremental = || {
+        cluster.sql("update ledger set note = 'x' where id = 7");
+        server.clear_log();
+        let run = site
+            .pitr()
+            .args(["backup", "--incremental"])
+            .run()
+            .success();
+        let set = server
+            .log()
+            .into_iter()
+            .filter(|l| l.starts_with("PUT") && l.contains("retention"));
+        (run, set.count())
+    };
+    // Young ones are not asked for.
+    assert_eq!(incremental().1, 0);
+    server.age(10);
+    assert_eq!((incremental().1, locked(&pack)), (0, 19));
+    server.age(10);
+    let (run, set) = incremental();
+    assert!(set > 3 && !run.stderr.contains("warning"), "{set}: {run}");
+    for key in [&pack, "pitr.json", "cluster.json"] {
+        assert_eq!(locked(key), 29, "{key}");
+    }
+    // The next one finds them so.
+    assert_eq!(incremental().1, 0);
+    assert_eq!(immutable()["state"], "ok", "{}", immutable());
+    // Without the right the backup is taken, and the report tells when the locks have ended.
+    server.age(31);
+    let denied = server.fault("retention", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let (run, _) = incremental();
+    let run = run.expect_stderr("can be deleted once its first lock ends");
+    assert_eq!(run.stderr.matches("first lock ends").count(), 1, "{run}");
+    assert!(denied.times() > 0);
+    assert_eq!(immutable()["state"], "warning");
+    server.heal();
+    let ended = immutable();
+    assert_eq!(ended["state"], "warning");
+    assert!(ended.to_string().contains("is not locked"), "{ended}");
+    incremental();
+    assert_eq!(immutable()["state"], "ok", "{}", immutable());
+}
+
 /// The class does not tell that the store has archived an object inside of it.
 #[test]
 fn s28_what_the_store_archives_by_itself_is_no_readable_object() {

@@ -33,6 +33,7 @@ pub(super) mod object;
 pub mod probe;
 mod profile;
 pub(super) mod request;
+mod retention;
 pub(super) mod secrets;
 mod sums;
 pub mod tiering;
@@ -133,7 +134,7 @@ impl S3Store {
         Ok(wait(async move { class::state(&bucket, &key).await })??)
     }
 
-    /// Asks the store to thaw an object for so many days; `false` when it was at it already. What it archives by itself it takes back for good.
+    /// Asks the store to thaw an object for so many days; `false` when it was at it already. It takes back for good what it archived by itself.
     ///
     /// # Errors
     /// Errors of the store.
@@ -251,6 +252,14 @@ impl Store for S3Store {
     fn has_archive(&self) -> bool {
         let mut tiers = self.bucket.link.settings.tiers.iter();
         tiers.any(|tier| tier.class.is_archive())
+    }
+
+    fn extend_locks(&self, place: &str) -> Result<u64> {
+        retention::extend(&self.bucket, place)
+    }
+
+    fn locked_until(&self, key: &Key) -> Result<Option<TimestampTz>> {
+        retention::until(&self.bucket, key)
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {

@@ -14,7 +14,7 @@ use super::{BUCKET, Manner};
 pub struct Stored {
     pub bytes: Vec<u8>,
     pub headers: BTreeMap<String, String>,
-    modified: DateTime<Utc>,
+    pub modified: DateTime<Utc>,
     tag: String,
     /// Somebody has asked for it.
     asked: bool,
@@ -110,6 +110,7 @@ pub fn elements<'a>(xml: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 const LOCK_MODE: &str = "x-amz-object-lock-mode";
+const LOCK_UNTIL: &str = "x-amz-object-lock-retain-until-date";
 /// The header that tells of a legal hold.
 pub const HOLD: &str = "x-amz-object-lock-legal-hold";
 
@@ -278,6 +279,8 @@ impl Keep {
             {
                 self.hold(&key, request)
             }
+            ("GET", _, None) if request.query("retention").is_some() => self.retention(&key),
+            ("PUT", _, None) if request.query("retention").is_some() => self.retain(&key, request),
             ("GET", "", None) => self.list(request, manner),
             ("GET", _, None) if request.query("tagging").is_some() => self.tags(&key),
             ("GET", _, None) if request.query("attributes").is_some() => self.parts(&key),
@@ -308,6 +311,46 @@ impl Keep {
     }
 
     /// Sets a legal hold, or takes it away.
+    fn retention(&self, key: &str) -> Response {
+        let Some(stored) = self.objects.get(key) else {
+            return absent();
+        };
+        let locks = stored
+            .headers
+            .get(LOCK_MODE)
+            .zip(stored.headers.get(LOCK_UNTIL));
+        match locks {
+            Some((mode, until)) => Response::new(
+                200,
+                format!(
+                    "<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>"
+                ),
+            ),
+            None => Response::error(404, "NoSuchObjectLockConfiguration", "no lock"),
+        }
+    }
+
+    /// Sets a lock, or lengthens it: a shorter one is refused.
+    fn retain(&mut self, key: &str, request: &Request) -> Response {
+        let Some(stored) = self.objects.get_mut(key) else {
+            return absent();
+        };
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        let (mode, until) = (element(&body, "Mode"), element(&body, "RetainUntilDate"));
+        let (mode, until) = (mode.unwrap().to_owned(), until.unwrap().to_owned());
+        // Times of one form are in the order of their texts.
+        if stored
+            .headers
+            .get(LOCK_UNTIL)
+            .is_some_and(|old| *old > until)
+        {
+            return Response::error(403, "AccessDenied", "shorter");
+        }
+        stored.headers.insert(LOCK_MODE.to_owned(), mode);
+        stored.headers.insert(LOCK_UNTIL.to_owned(), until);
+        Response::new(200, "")
+    }
+
     fn hold(&mut self, key: &str, request: &Request) -> Response {
         let Some(stored) = self.objects.get_mut(key) else {
             return absent();
