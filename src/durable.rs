@@ -85,7 +85,10 @@ impl NewFile {
             return Err(io::Error::other("file already published"));
         };
         file.sync_all()?;
-        let linked = self.link(&file);
+        let linked = match self.link(&file) {
+            Err(rustix::io::Errno::EXIST) if self.is_named(&file) => Ok(()),
+            linked => linked,
+        };
         // NFS and quotas report a lost write on close; only an explicit close sees it.
         close(file)?;
         match linked {
@@ -96,6 +99,15 @@ impl NewFile {
             Err(rustix::io::Errno::EXIST) => Ok(Published::Exists),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Whether the name is that of the file itself. A server of NFS that answers the repeated link of a lost answer says that the name is taken,
+    /// by what the first one linked.
+    fn is_named(&self, file: &File) -> bool {
+        let named = rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW);
+        let named = named.map(|stat| (stat.st_dev, stat.st_ino));
+        let own = rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+        matches!((named, own), (Ok(named), Ok(own)) if named == own)
     }
 
     fn link(&mut self, file: &File) -> rustix::io::Result<()> {
@@ -620,6 +632,26 @@ mod tests {
         );
         assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"one");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_name_that_the_file_has_already_is_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        // Both without a name, and with a temporary one.
+        for (name, is_named) in [("x", false), ("y", true)] {
+            let mut f = NewFile::create(open_dir(dir.path()), name, 1).unwrap();
+            if is_named {
+                let (temporary, file) = Temporary::create(&f.directory, name, 2).unwrap();
+                (f.temporary, f.file) = (Some(temporary), Some(file));
+            }
+            f.write_all(b"one").unwrap();
+            let file = f.file.take().unwrap();
+            f.link(&file).unwrap();
+            f.file = Some(file);
+            assert_eq!(f.publish().unwrap(), Published::Created, "{name}");
+            assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), b"one");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The steps of every backup around its content: the commit, and what becomes of one that failed.
 
+use std::collections::BTreeSet;
+
 use crate::err;
 use crate::error::{Code, Result};
 use crate::fault;
@@ -9,7 +11,7 @@ use crate::repo::claim::Claim;
 use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::{BackupId, PartKind};
 use crate::repo::root::{BackupKind, Head, Map};
-use crate::repo::scope::Scope;
+use crate::repo::scope::{self, Scope};
 use crate::snapshot::writer::Written;
 use crate::store::{Key, Published, Store};
 
@@ -25,6 +27,9 @@ pub struct Attempt<'a> {
 
 /// How the root of one kind of content is written and read.
 pub trait Commit {
+    /// The map of the root.
+    fn map(&self) -> &Map;
+
     /// Writes the root.
     ///
     /// # Errors
@@ -91,8 +96,34 @@ impl<'a> Attempt<'a> {
     /// # Errors
     /// `Conflict` when a janitor gave the id up; `Damaged` when a part of the prior was found damaged meanwhile; what the store says.
     pub fn commit(&mut self, root: &dyn Commit, prior: Option<&BackupId>) -> Result<()> {
+        self.extend_locks(root.map());
         self.publish(root)?;
         prior.map_or(Ok(()), |prior| self.check_inherited(prior))
+    }
+
+    /// Has the store keep for another period what earlier backups have stored and this one needs, and what opens the repository. The backup
+    /// goes on where it cannot: it is no worse than without a lock.
+    fn extend_locks(&self, map: &Map) {
+        let layers = map.shards.iter().flat_map(|shard| &shard.layers);
+        let layers = layers.map(|layer| (PartKind::Layer, &layer.key));
+        let packs = map.packs.iter().map(|pack| (PartKind::Pack, &pack.key));
+        let foreign = layers.chain(packs).filter(|(_, part)| part.id != self.id);
+        let keys = foreign.map(|(kind, part)| self.scope.part(kind, part));
+        let mut places: BTreeSet<String> = keys
+            .filter_map(|key| key.parent().map(str::to_owned))
+            .collect();
+        let fixed = [scope::marker(), self.scope.registration()];
+        places.extend(fixed.map(|key| key.to_string()));
+        places.insert(scope::KEYS.to_owned());
+        for place in places {
+            if let Err(e) = self.store.extend_locks(&place) {
+                self.host.progress.warn(&format!(
+                    "what backup \"{}\" needs of earlier ones can be deleted once its first lock ends: {e}",
+                    self.id
+                ));
+                return;
+            }
+        }
     }
 
     fn publish(&mut self, root: &dyn Commit) -> Result<()> {

@@ -953,6 +953,10 @@ struct RootOfCluster<'a> {
 }
 
 impl Commit for RootOfCluster<'_> {
+    fn map(&self) -> &Map {
+        &self.root.map
+    }
+
     fn write(&self) -> Result<Published> {
         self.root.commit(self.store, self.layout)
     }

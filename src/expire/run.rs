@@ -17,10 +17,16 @@ use crate::repo::json;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::root::{TOMBSTONE, Tombstone};
 use crate::repo::scope::Scope;
-use crate::store::{Key, Published, Store};
+use crate::store::{Key, Published, Store, reserve};
 
 /// How often the repository may change under a run before it gives up.
 const ATTEMPTS: u32 = 4;
+
+/// Pieces of the reserve that marks leave: the claim needs one for each directory on its way.
+const KEPT_FOR_CLAIM: usize = 6;
+
+/// The way out of a full disk without a reserve.
+const FULL: &str = "Nothing that is needed was deleted: expire has to write a small file before it may delete.\nRemove a file that is not the repository's, or enlarge the disk, and run the command again. From then on expire keeps a reserve for this.";
 
 /// A scope of which something is deleted.
 pub trait Domain {
@@ -83,16 +89,42 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// Errors of the store, but for refused deletions, which are counted; `Interrupted`.
-    pub fn run(mut self, shown: &ExpirePlan, policy: &Policy) -> Result<()> {
-        self.mark(shown, policy)?;
+    pub fn run(self, shown: &ExpirePlan, policy: &Policy) -> Result<()> {
+        self.carried_out(shown, policy).map_err(|e| match e.code() {
+            Code::Full => e.hint(FULL),
+            _ => e,
+        })
+    }
+
+    fn carried_out(mut self, shown: &ExpirePlan, policy: &Policy) -> Result<()> {
         if shown.deletions.is_empty() && shown.tombstones.is_empty() {
-            return Ok(());
+            return self.mark(shown, policy, KEPT_FOR_CLAIM);
         }
-        let writer = Writer::of(self.host);
-        self.deletion = Some(DeletionClaim::take(self.store, self.scope, writer)?);
+        // The reserve is the claim's: marks without room wait for that of the deletions.
+        let marked = self.mark(shown, policy, usize::MAX);
+        if marked.as_ref().is_err_and(|e| e.code() != Code::Full) {
+            return marked;
+        }
+        self.deletion = Some(self.claim(shown)?);
         let done = self.attempts();
         let ended = self.deletion.take().map_or(Ok(()), DeletionClaim::end);
-        done.and(ended)
+        done.and(ended)?;
+        marked.or_else(|_| self.mark(shown, policy, KEPT_FOR_CLAIM))
+    }
+
+    /// Takes the claim. A full disk without a reserve may still have unfinished files, which nobody needs.
+    fn claim(&mut self, shown: &ExpirePlan) -> Result<DeletionClaim<'a>> {
+        let take = || DeletionClaim::take(self.store, self.scope, Writer::of(self.host));
+        match take() {
+            Err(e) if e.code() == Code::Full => {}
+            taken => return taken,
+        }
+        for deletion in &shown.deletions {
+            if let Deletion::Unfinished(_) = deletion {
+                self.delete_one(deletion)?;
+            }
+        }
+        DeletionClaim::take(self.store, self.scope, Writer::of(self.host))
     }
 
     fn attempts(&mut self) -> Result<()> {
@@ -115,15 +147,17 @@ impl<'a> Run<'a> {
         )
     }
 
-    fn mark(&mut self, plan: &ExpirePlan, policy: &Policy) -> Result<()> {
+    /// Writes the marks, out of a reserve of which so many pieces are left.
+    fn mark(&mut self, plan: &ExpirePlan, policy: &Policy, left: usize) -> Result<()> {
         let writer = Writer::of(self.host);
-        for id in &plan.marks {
+        let marked = self.outcome.marked.clone();
+        for id in plan.marks.iter().filter(|id| !marked.contains(id)) {
             let mark = Event {
                 not_before: Some(self.host.now().saturating_add(policy.grace)),
                 by_request: policy.requested.is_some(),
                 ..writer.event("expire", &id.to_string())
             };
-            writer.record(self.store, self.scope, &mark)?;
+            self.record(&writer, &mark, left)?;
             self.outcome.marked.push(id.clone());
         }
         for (id, mark) in &plan.unmarks {
@@ -131,9 +165,14 @@ impl<'a> Run<'a> {
                 ends: Some(mark.clone()),
                 ..writer.event("unexpire", &id.to_string())
             };
-            writer.record(self.store, self.scope, &unmark)?;
+            self.record(&writer, &unmark, left)?;
         }
         Ok(())
+    }
+
+    fn record(&self, writer: &Writer<'_>, event: &Event, left: usize) -> Result<()> {
+        let record = || writer.record(self.store, self.scope, event);
+        reserve::spend(self.store, left, record).map(|_| ())
     }
 
     /// Puts tombstones; `false` when one of the backups was committed meanwhile.
@@ -146,7 +185,9 @@ impl<'a> Run<'a> {
             };
             let key = self.scope.manifest(id);
             // Without a key of an encrypted repository: the janitor need not have one.
-            let published = json::write_plain(self.store, &key, TOMBSTONE, &tombstone)?;
+            let published = reserve::spend(self.store, 0, || {
+                json::write_plain(self.store, &key, TOMBSTONE, &tombstone)
+            })?;
             if published == Published::Exists && self.domain.exists(id)? {
                 return Ok(false);
             }
@@ -186,7 +227,7 @@ impl<'a> Run<'a> {
         for id in &plan.trimmed {
             let writer = Writer::of(self.host);
             let trimmed = writer.event(event::TRIMMED, &id.to_string());
-            writer.record(self.store, self.scope, &trimmed)?;
+            self.record(&writer, &trimmed, 0)?;
         }
         for deletion in &plan.deletions {
             self.delete_one(deletion)?;

@@ -20,10 +20,12 @@ use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{ExpirePlan, Fate, Judged, Policy};
 use crate::repo::layout::ClusterLayout;
+use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::run_claim;
 use crate::repo::scope::Scope;
 use crate::repo::set_mark;
+use crate::store::Store;
 use crate::wal::survey::Root;
 
 /// The danger of a run that cannot tell forged backups.
@@ -127,7 +129,22 @@ fn one_repository(
     done: &mut Vec<Done>,
 ) -> Result<()> {
     let repository = session.open(configured)?;
-    let scopes = of::scopes(session, &repository)?;
+    let place = (configured, &repository, rules);
+    let ran = all_scopes(session, place, cluster, asked, done);
+    if asked.is_confirmed {
+        keep_reserve(session, &configured.name, repository.store());
+    }
+    ran
+}
+
+fn all_scopes(
+    session: &Session,
+    (configured, repository, rules): (&config::Repository, &Repository, &Rules),
+    cluster: Option<&str>,
+    asked: &Asked,
+    done: &mut Vec<Done>,
+) -> Result<()> {
+    let scopes = of::scopes(session, repository)?;
     if asked.is_confirmed {
         // They cost room only: backups are expired all the same.
         if let Err(e) = run_claim::forget(repository.store(), session.host.now()) {
@@ -140,13 +157,13 @@ fn one_repository(
     let (sets, scopes): (Vec<Scope>, Vec<Scope>) = scopes
         .into_iter()
         .partition(|scope| scope.kind() == Some(set_mark::KIND));
-    let registrations = of::registrations_beside(&scopes, session, &repository, cluster)?;
+    let registrations = of::registrations_beside(&scopes, session, repository, cluster)?;
     let names: BTreeSet<String> = registrations.iter().map(|r| r.name.clone()).collect();
     let first = done.len();
     let mut run = Run {
         repository: &configured.name,
         is_confirmed: asked.is_confirmed,
-        warning: unproven::warning(configured, &repository, FORGED),
+        warning: unproven::warning(configured, repository, FORGED),
         done,
     };
     // A cluster that went through pg_upgrade has several identifiers; each keeps its own backups.
@@ -162,7 +179,7 @@ fn one_repository(
         let policy = Policy { proven, ..policy };
         let policy = rules.with_wal_elsewhere(session, configured, &registration, policy);
         let expire = Expire {
-            repository: &repository,
+            repository,
             registration: &registration,
             policy,
             host: &session.host,
@@ -181,7 +198,7 @@ fn one_repository(
             continue;
         };
         let expire = ExpireScope {
-            repository: &repository,
+            repository,
             scope: &scope,
             policy,
             host: &session.host,
@@ -194,7 +211,7 @@ fn one_repository(
     let oldest: BTreeMap<_, _> = oldest.filter_map(oldest_left).collect();
     for scope in sets {
         let expire = ExpireMarks {
-            repository: &repository,
+            repository,
             scope: &scope,
             oldest: &oldest,
             host: &session.host,
@@ -207,7 +224,7 @@ fn one_repository(
     if asked.is_confirmed {
         for name in names {
             // They cost room only: a repository that keeps them does no harm.
-            match erasures::forget(&repository, &name, &session.host) {
+            match erasures::forget(repository, &name, &session.host) {
                 Ok(0) => {}
                 Ok(gone) => session.note(&format!(
                     "deleted {} of cluster \"{name}\" than which no backup is older",
@@ -222,6 +239,15 @@ fn one_repository(
         audit::expire(session, configured, repository.store())?;
     }
     Ok(())
+}
+
+/// Has the disk keep room for the next run. One that failed has spent some of it, and may have made room.
+pub(super) fn keep_reserve(session: &Session, name: &str, store: &dyn Store) {
+    if let Err(e) = store.keep_reserve() {
+        session.warn(&format!(
+            "repository \"{name}\" has no whole reserve of room, which pitr expire needs on a full disk: {e}"
+        ));
+    }
 }
 
 /// The prefix of a scope, and the end of its oldest backup that stays with what lies behind it.

@@ -128,6 +128,37 @@ impl Owner {
     }
 }
 
+/// One key of each sort that restores of the newest backups need: a root, its oldest pack and layer, its registration, the marker, a recipient.
+///
+/// # Errors
+/// Errors of the store.
+pub(super) fn samples(repository: &Repository) -> Result<BTreeSet<Key>> {
+    let store = repository.store();
+    let mut keys: BTreeSet<Key> = recipients(repository)?.into_iter().take(1).collect();
+    keys.insert(scope::marker());
+    for owner in Owner::all(repository)? {
+        let scope = owner.scope();
+        let listed = store.list(&scope.backups())?.into_iter();
+        let ids: BTreeSet<BackupId> = listed.filter_map(|l| l.name.parse().ok()).collect();
+        for id in ids.iter().rev() {
+            let parts = match &owner {
+                Owner::Cluster(layout) => Outline::read(store, layout, id)?
+                    .map(|root| (root.layers().next(), root.packs().next())),
+                Owner::Aux(scope) => AuxOutline::stored(store, scope, id)?
+                    .root()
+                    .map(|root| (root.layers().next(), root.packs().next())),
+            };
+            if let Some((layer, pack)) = parts {
+                keys.extend([scope.manifest(id), scope.registration()]);
+                keys.extend(layer.map(|part| scope.layer(&part)));
+                keys.extend(pack.map(|part| scope.pack(&part)));
+                break;
+            }
+        }
+    }
+    Ok(keys)
+}
+
 /// The content of a cluster's backup, what tells of it, its WAL and the histories of its timelines.
 fn with_wal(
     repository: &Repository,

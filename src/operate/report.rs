@@ -11,10 +11,11 @@ use super::erasure;
 use super::failures::Failures;
 use super::finding::{Finding, Level};
 use super::info::{self, ClusterInfo, Info};
+use super::needs;
 use super::objectives_history::{self, Kept};
 use super::scopes::ScopeInfo;
 use super::session::Session;
-use crate::config::{Records, Settings};
+use crate::config::{self, Records, Settings};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::audit::Outcome;
@@ -192,6 +193,10 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
     let controls = match (kind, &info, &log) {
         (Kind::Compliance, Some(info), Some(log)) => {
             let mut controls = controls(&settings, info, log, &records);
+            let place = controls
+                .iter()
+                .position(|c| c.control == "commands recorded");
+            controls.insert(place.unwrap_or(0), immutable(session, &settings));
             match erasures(session, &info.clusters) {
                 Ok(erasures) => controls.push(erasures),
                 Err(e) => drop(failures.add(e, "read the erasures".to_owned())),
@@ -353,10 +358,6 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
         .iter()
         .filter(|r| r.encryption.is_some())
         .count();
-    let locked = repositories
-        .iter()
-        .filter(|r| r.s3.object_lock.is_some())
-        .count();
     let all = repositories.len();
     let clusters = &info.clusters;
     let unread = info.failures.errors.len();
@@ -423,18 +424,48 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
             "pitr repo sync",
         ),
         control(
-            "immutable",
-            locked == all,
-            format!("{locked} of {all} repositories under Object Lock"),
-            "pitr repo check",
-        ),
-        control(
             "commands recorded",
             is_recorded && !log.is_damaged(),
             log_state,
             "pitr audit verify",
         ),
     ]
+}
+
+/// Whether the store keeps what the newest backup of each repository needs, as its own answers say.
+fn immutable(session: &Session, settings: &Settings) -> Control {
+    let all = settings.repositories.len();
+    let (mut locked, mut doubts) = (0, Vec::new());
+    for configured in &settings.repositories {
+        match unlocked(session, configured) {
+            Ok(None) => locked += 1,
+            Ok(Some(what)) => doubts.push(format!("\"{}\": {what}", configured.name)),
+            Err(e) => doubts.push(format!("\"{}\" could not be asked: {e}", configured.name)),
+        }
+    }
+    let mut observed = format!("{locked} of {all} repositories under Object Lock");
+    for doubt in doubts {
+        observed.push_str("; ");
+        observed.push_str(&doubt);
+    }
+    control("immutable", locked == all, observed, "pitr repo check")
+}
+
+/// The reason why a repository does not count as locked: the setting, or an object that can be deleted. The newest root of each cluster and other content,
+/// its oldest pack, the registration, the marker and a recipient stand for all.
+fn unlocked(session: &Session, configured: &config::Repository) -> Result<Option<String>> {
+    if configured.s3.object_lock.is_none() {
+        return Ok(Some("no object_lock".to_owned()));
+    }
+    let repository = session.open(configured)?;
+    let store = repository.store();
+    let now = store.clock()?.unwrap_or_else(|| session.host.now());
+    for key in needs::samples(&repository)? {
+        if store.locked_until(&key)?.is_none_or(|until| until <= now) {
+            return Ok(Some(format!("\"{key}\" is not locked")));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether every erasure that is recorded can be repeated.

@@ -17,7 +17,7 @@ use crate::repo::root::aux_root::AuxOutline;
 use crate::repo::root::outline::Outline;
 use crate::store::Key;
 use crate::store::s3::S3Store;
-use crate::store::s3::class::{Archived, Speed, Thaw};
+use crate::store::s3::class::{self, Archived, Speed, Thaw};
 
 /// The pause before the store is asked again, at first.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -81,12 +81,17 @@ pub fn plan(session: &Session, asked: &Asked) -> Result<Planned> {
         if let Some(needed) = needed(session, &repository, asked)? {
             let store = tiers::store(session, configured)?;
             let archived = archived(&store, &needed)?;
-            let objects = archived.into_iter().map(|object| {
+            let mut objects = Vec::new();
+            for object in archived {
                 let state = store.thaw_state(&object.key)?;
-                Ok(Object { object, state })
-            });
+                // Most of what the store may archive by itself it has not.
+                let is_warm = class::tiers_itself(object.class) && matches!(state, Thaw::Thawed(_));
+                if !is_warm {
+                    objects.push(Object { object, state });
+                }
+            }
             return Ok(Planned {
-                objects: objects.collect::<Result<_>>()?,
+                objects,
                 needed_count: needed.keys.len(),
                 configured: configured.clone(),
                 store,
@@ -216,7 +221,7 @@ impl Planned {
         let mut requested = 0;
         for object in self.objects.iter_mut().filter(|o| o.state == Thaw::Frozen) {
             session.host.check_stop().map_err(goes_on)?;
-            let thawed = self.store.thaw(&object.object.key, asked.days, speed);
+            let thawed = self.store.thaw(&object.object, asked.days, speed);
             requested += u64::from(thawed.map_err(goes_on)?);
             object.state = Thaw::Thawing;
         }

@@ -15,7 +15,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
-use crate::store::Store;
+use crate::store::{Store, reserve};
 
 const PURPOSE: &str = "expire";
 /// How long the claim holds: so long others wait where expire was killed.
@@ -148,7 +148,9 @@ impl<'a> DeletionClaim<'a> {
         };
         let asked = seconds_since_boot();
         let granted = self.store.clock()?;
-        self.standing = self.writer.record(self.store, self.scope, &claim)?;
+        self.standing = reserve::spend(self.store, 0, || {
+            self.writer.record(self.store, self.scope, &claim)
+        })?;
         (self.renewed, self.asked, self.granted) = (asked, asked, granted);
         Ok(())
     }
@@ -162,7 +164,9 @@ impl<'a> DeletionClaim<'a> {
                     ends: Some(name.to_owned()),
                     ..self.writer.event("release", self.scope.whole())
                 };
-                let released = self.writer.record(self.store, self.scope, &release);
+                let released = reserve::spend(self.store, 0, || {
+                    self.writer.record(self.store, self.scope, &release)
+                });
                 released.map(|_| ())
             }
             deleted => deleted.map(|_| ()),

@@ -16,7 +16,9 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use rustix::process::{Gid, Uid};
 
-use super::{Irregular, Key, Listed, Meta, NewObject, Object, Published, Room, Store, is_part};
+use super::{
+    Irregular, Key, Listed, Meta, NewObject, Object, Published, Room, Store, is_part, reserve,
+};
 use crate::durable::{self, NewFile, TEMPORARY_PREFIX};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -409,6 +411,14 @@ impl Store for FileStore {
         }
     }
 
+    fn keep_reserve(&self) -> Result<()> {
+        reserve::keep(self)
+    }
+
+    fn give_reserve(&self, left: usize) -> Result<bool> {
+        reserve::give(self, left)
+    }
+
     fn clock(&self) -> Result<Option<TimestampTz>> {
         // A file that never gets a name, dated by whoever keeps the files: on a network filesystem that is another machine.
         let dated = self
@@ -489,6 +499,7 @@ impl FileStore {
             match (is_key, kind) {
                 (true, FileType::Directory) => directories.push(path),
                 (true, FileType::RegularFile) => {}
+                _ if reserve::is_piece(&path) => {}
                 _ => found.push(Irregular {
                     // A directory is what a trial left.
                     is_unfinished: name.starts_with(TEMPORARY_PREFIX)

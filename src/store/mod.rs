@@ -23,6 +23,7 @@ pub mod life;
 #[cfg(feature = "full")]
 pub mod pace;
 pub mod probe;
+pub mod reserve;
 #[cfg(feature = "program")]
 pub mod runtime;
 #[cfg(feature = "program")]
@@ -364,6 +365,23 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
+    /// Extends the locks of an object, or of all below a folder, where less than half of the configured period is left; returns how many. Nothing
+    /// where no lock is configured.
+    ///
+    /// # Errors
+    /// `Denied` for an account that may not; what the store says.
+    fn extend_locks(&self, _place: &str) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Returns until when the store keeps an object; none of one that can be deleted.
+    ///
+    /// # Errors
+    /// `Denied` for an account that may not ask; what the store says.
+    fn locked_until(&self, _key: &Key) -> Result<Option<crate::pg::time::TimestampTz>> {
+        Ok(None)
+    }
+
     /// Makes the deletions of objects below `prefix` durable, so that what follows cannot survive a power cut without them.
     fn settle_deletions(&self, _prefix: &str) -> Result<()> {
         Ok(())
@@ -376,6 +394,19 @@ pub trait Store: Send + Sync {
 
     /// Removes what an unfinished write left, by its [`Irregular::path`]; `false` when it is gone. Only the janitor calls this.
     fn discard(&self, _unfinished: &str) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Keeps a reserve of room, where the store has a disk that can be full.
+    ///
+    /// # Errors
+    /// `Full` when there is room for a part of it alone; what the store says.
+    fn keep_reserve(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives up a piece of the reserve; `false` when there are no more than `left`. Only the janitor calls this.
+    fn give_reserve(&self, _left: usize) -> Result<bool> {
         Ok(false)
     }
 
@@ -471,6 +502,17 @@ macro_rules! pass_on {
             self.inner.hold(key, is_on)
         }
 
+        fn extend_locks(&self, place: &str) -> $crate::error::Result<u64> {
+            self.inner.extend_locks(place)
+        }
+
+        fn locked_until(
+            &self,
+            key: &$crate::store::Key,
+        ) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
+            self.inner.locked_until(key)
+        }
+
         fn settle_deletions(&self, prefix: &str) -> $crate::error::Result<()> {
             self.inner.settle_deletions(prefix)
         }
@@ -481,6 +523,14 @@ macro_rules! pass_on {
 
         fn discard(&self, unfinished: &str) -> $crate::error::Result<bool> {
             self.inner.discard(unfinished)
+        }
+
+        fn keep_reserve(&self) -> $crate::error::Result<()> {
+            self.inner.keep_reserve()
+        }
+
+        fn give_reserve(&self, left: usize) -> $crate::error::Result<bool> {
+            self.inner.give_reserve(left)
         }
 
         fn clock(&self) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {

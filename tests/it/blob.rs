@@ -201,6 +201,51 @@ fn s02_a_part_of_which_half_is_stored_is_gone_on_with() {
     assert!(read.unwrap() == self::large());
 }
 
+/// It answers 410 of an upload that it completed, and of one that it gave up.
+#[test]
+fn s26_an_upload_that_google_gave_up_is_not_taken_for_an_object() {
+    let place = Place::new(Service::Google);
+    // The first part arrives; the last one does not, and the session is gone when it comes again.
+    for fault in [
+        Fault::Answers(503, "", String::new()),
+        Fault::Answers(410, "", String::new()),
+    ] {
+        place.server.fail_after(1, "PUT /session/0", fault);
+    }
+    let error = put_large(&place.store, "packs/x").unwrap_err();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    assert_eq!(place.server.fired(), 2);
+    assert!(place.store.head(&key("packs/x")).unwrap().is_none());
+    assert_eq!(
+        put_large(&place.store, "packs/x").unwrap(),
+        Published::Created
+    );
+}
+
+#[test]
+fn s27_a_strangers_name_is_passed_over_and_told() {
+    for service in BOTH {
+        let place = Place::new(service);
+        put(&place.store, &key("events/one"), b"one").unwrap();
+        for name in ["events/not a key", "events/an~odd/one"] {
+            place.server.plant(&format!("a/{name}"), b"x");
+        }
+        let listed = place.store.list("events").unwrap();
+        let names: Vec<_> = listed.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["one"], "{service:?}");
+        let mut strange: Vec<_> = place.store.irregular().unwrap();
+        strange.sort_by(|a, b| a.path.cmp(&b.path));
+        let strange: Vec<_> = strange
+            .iter()
+            .map(|one| (one.path.as_str(), one.is_unfinished))
+            .collect();
+        assert_eq!(
+            strange,
+            [("events/an~odd/one", false), ("events/not a key", false)]
+        );
+    }
+}
+
 #[test]
 fn s07_only_the_service_calls_an_object_absent() {
     let azure = Place::new(Service::Azure);

@@ -21,6 +21,8 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
+        // The reserve of room counts as nothing, as lost+found does for init.
+        .filter(|name| !name.starts_with(".tmp.reserve."))
         .collect();
     names.sort();
     names

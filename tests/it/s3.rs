@@ -7,6 +7,7 @@ use pitr::config::{LockMode, ObjectLock, S3Settings, Sse, StorageClasses};
 use pitr::error::Code;
 use pitr::store::conformance::CLAUSES;
 use pitr::store::s3::S3Store;
+use pitr::store::s3::class::Thaw;
 use pitr::store::{Frozen, Published, Store, get, put};
 
 use crate::common::Sandbox;
@@ -330,6 +331,80 @@ fn s04_a_lost_answer_is_success_only_when_the_object_is_ours() {
     assert_eq!(put(&store, &key("x"), b"one").unwrap(), Published::Exists);
     assert_eq!(lost.times(), 1);
     assert!(get(&store, &key("packs/x"), 1 << 24).unwrap().unwrap() == large());
+}
+
+#[test]
+fn s24_a_host_that_only_writes_finds_its_own_object_in_the_listing() {
+    let id = "clusters/main/7/packs/20261128T000000Z-000001-full";
+    let tombstone = [b'x'; 300];
+    let place = Place::new();
+    let server = &place.server;
+    for line in ["HEAD", "GET /bucket/a/b/clusters"] {
+        server.fault(line, u64::MAX, Fault::Error(403, "AccessDenied"));
+    }
+    let store = place.store();
+    let manifest = id.replace("packs", "backups") + "/manifest";
+    let layer = id.replace("packs", "layers") + "/000000";
+    let root = [b'r'; 3000];
+    for (key_of, bytes) in [
+        (&format!("{id}/000000"), &b"small"[..]),
+        (&layer, b"layer"),
+        (&manifest, &root),
+    ] {
+        let lost = server.fault("PUT", 1, Fault::NoAnswer);
+        let published = put(&store, &key(key_of), bytes);
+        assert_eq!(published.unwrap(), Published::Created, "{key_of}");
+        assert_eq!(lost.times(), 1);
+        assert!(server.object(&format!("a/b/{key_of}")) == bytes, "{key_of}");
+    }
+    let line = format!("POST /bucket/a/b/{id}/000001?uploadId");
+    let lost = server.fault(&line, 1, Fault::NoAnswer);
+    let published = put_large(&store, &format!("{id}/000001"));
+    assert_eq!((published.unwrap(), lost.times()), (Published::Created, 1));
+    // A tombstone took the place of the root: no length is believed that could be one's, and another length is another object.
+    for (n, root, expected) in [
+        (2, &root[..], Ok(Published::Exists)),
+        (3, &tombstone[..], Err(Code::Denied)),
+    ] {
+        let manifest = manifest.replace("000001", &format!("00000{n}"));
+        server.plant(&format!("a/b/{manifest}"), &tombstone);
+        let lost = server.fault("PUT", 1, Fault::NoAnswer);
+        let published = put(&store, &key(&manifest), root).map_err(|e| e.code());
+        assert_eq!((published, lost.times()), (expected, 1), "{manifest}");
+    }
+    // Outside of backups anybody may have written the same length.
+    server.plant("a/b/clusters/main/7/wal/x", b"one");
+    server.fault("PUT", 1, Fault::NoAnswer);
+    let error = put(&store, &key("clusters/main/7/wal/x"), b"one").unwrap_err();
+    assert_eq!(error.code(), Code::Denied, "{error}");
+}
+
+#[test]
+fn s25_credentials_that_run_out_are_renewed_for_answers_without_a_word() {
+    let place = Place::new();
+    let store = place.store();
+    put(&store, &key("x"), b"one").unwrap();
+    let file = place.settings(KEY).credentials_file.unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let with = |token: &str| {
+        std::fs::write(&file, format!("{text}aws_session_token = {token}\n")).unwrap();
+    };
+    for token in ["one", "two"] {
+        place.server.behave(|m| m.token = Some(token.to_owned()));
+        with(token);
+        place.server.clear_log();
+        // The answer to HEAD has no body that could say it.
+        assert_eq!(store.thaw_state("x").unwrap(), Thaw::Thawed(None));
+        assert_eq!(place.server.log().len(), 2, "{:?}", place.server.log());
+    }
+    // A refusal that stays is one of rights: each request is tried once more with fresh credentials, and not for a minute.
+    let refused = place
+        .server
+        .fault("HEAD", u64::MAX, Fault::Error(403, "AccessDenied"));
+    for tried in [2, 3, 4] {
+        assert_eq!(store.thaw_state("x").unwrap_err().code(), Code::Denied);
+        assert_eq!(refused.times(), tried);
+    }
 }
 
 #[test]

@@ -435,6 +435,102 @@ fn tiers_need_an_object_store_and_a_backup() {
     nothing.expect_stdout("everything that the backup needs can be read");
 }
 
+#[test]
+fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
+    let lock = "object_lock = { mode = \"governance\", period = \"30d\" }\n";
+    let (site, cluster) = site(Peer::own(), lock);
+    let server = site.peer.server();
+    let full = site.backup();
+    let locked = |end: &str| server.locked_days(&server.key(end));
+    let pack = format!("packs/{full}/000000");
+    let immutable = || {
+        let report = ["report", "compliance", "--format", "json"];
+        let report = site.pitr().args(report).run().json();
+        let controls = report["controls"].as_array().unwrap().clone();
+        controls
+            .into_iter()
+            .find(|c| c["control"] == "immutable")
+            .unwrap()
+    };
+    assert_eq!(immutable()["state"], "ok", "{}", immutable());
+    let incremental = || {
+        cluster.sql("update ledger set note = 'x' where id = 7");
+        server.clear_log();
+        let run = site
+            .pitr()
+            .args(["backup", "--incremental"])
+            .run()
+            .success();
+        let set = server
+            .log()
+            .into_iter()
+            .filter(|l| l.starts_with("PUT") && l.contains("retention"));
+        (run, set.count())
+    };
+    // Young ones are not asked for.
+    assert_eq!(incremental().1, 0);
+    server.age(10);
+    assert_eq!((incremental().1, locked(&pack)), (0, 19));
+    server.age(10);
+    let (run, set) = incremental();
+    assert!(set > 3 && !run.stderr.contains("warning"), "{set}: {run}");
+    for key in [&pack, "pitr.json", "cluster.json"] {
+        assert_eq!(locked(key), 29, "{key}");
+    }
+    // The next one finds them so.
+    assert_eq!(incremental().1, 0);
+    assert_eq!(immutable()["state"], "ok", "{}", immutable());
+    // Without the right the backup is taken, and the report tells when the locks have ended.
+    server.age(31);
+    let denied = server.fault("retention", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let (run, _) = incremental();
+    let run = run.expect_stderr("can be deleted once its first lock ends");
+    assert_eq!(run.stderr.matches("first lock ends").count(), 1, "{run}");
+    assert!(denied.times() > 0);
+    assert_eq!(immutable()["state"], "warning");
+    server.heal();
+    let ended = immutable();
+    assert_eq!(ended["state"], "warning");
+    assert!(ended.to_string().contains("is not locked"), "{ended}");
+    incremental();
+    assert_eq!(immutable()["state"], "ok", "{}", immutable());
+}
+
+/// The class does not tell that the store has archived an object inside of it.
+#[test]
+fn s28_what_the_store_archives_by_itself_is_no_readable_object() {
+    let (site, _cluster) = site(Peer::own(), "");
+    let server = site.peer.server();
+    let id = site.backup();
+    let thaw = |args: &[&str]| {
+        let run = site
+            .pitr()
+            .args(["repo", "thaw", "--json", "--backup", &id]);
+        run.args(args).run()
+    };
+    let packs = server.reclassify("/packs/", "INTELLIGENT_TIERING");
+    let warm = thaw(&[]).success().json();
+    assert_eq!(
+        (&warm["ready"], warm["objects"].as_array().unwrap().len()),
+        (&true.into(), 0)
+    );
+    server.reclassify("/packs/", "INTELLIGENT_TIERING ARCHIVE_ACCESS");
+    let shown = thaw(&["--dry-run"]).success().json();
+    assert_eq!(shown["ready"], false, "{shown}");
+    assert_eq!(shown["objects"].as_array().unwrap().len(), packs);
+    failed(&thaw(&["--speed", "expedited"]), "within minutes");
+    let asked = thaw(&[]).success().json();
+    assert_eq!(asked["requested_count"], packs, "{asked}");
+    assert_eq!(server.finish_thaw().len(), packs);
+    let done = thaw(&["--wait"]).success().json();
+    assert_eq!(done["ready"], true, "{done}");
+    let to = site.sandbox.join("copy");
+    let restore = site
+        .pitr()
+        .args(["restore", "--quiet", "--backup", &id, "--to"]);
+    restore.arg(&to).run().success();
+}
+
 /// No tier freezes WAL, but rules of others may: `--wal` thaws what lies behind the backup, too.
 #[test]
 fn s23_wal_behind_a_backup_is_thawed_with_it() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pitr::error::Code;
 use pitr::store::conformance::CLAUSES;
 use pitr::store::sftp::SftpStore;
-use pitr::store::{Key, MARKER, NewObject, Published, Store, get, put};
+use pitr::store::{Key, MARKER, NewObject, Published, Store, get, put, reserve};
 
 use crate::common::mount::SmallDisk;
 use crate::common::proxy::{Proxy, Way};
@@ -398,6 +398,42 @@ fn s22_no_room_no_right_and_a_disk_that_is_read_only_are_told_apart() {
         let error = put(&server.store(&closed), &key("x"), b"one").unwrap_err();
         assert_eq!(error.code(), Code::Denied, "{error}");
     }
+}
+
+#[test]
+fn x16_a_full_disk_on_a_server_gives_up_its_reserve() {
+    require_mounts!("x16_a_full_disk_on_a_server_gives_up_its_reserve");
+    let server = SftpServer::start();
+    for (megabytes, inodes) in [(3, 1000), (30, 60)] {
+        let disk = SmallDisk::new(megabytes, inodes);
+        let folder = disk.path().join("a");
+        std::fs::create_dir(&folder).unwrap();
+        user::own(&folder);
+        let store = server.store(&folder);
+        store.keep_reserve().unwrap();
+        nothing_is_left(&store);
+        let write = |n: usize| put(&store, &key(&format!("events/{n}")), &content(4000));
+        let full = (0..2000).find_map(|n| write(n).err().map(|e| (n, e.code())));
+        let (n, code) = full.unwrap();
+        assert_eq!(code, Code::Full);
+        // Each piece makes room for a write at the least.
+        for more in 0..8 {
+            let written = reserve::spend(&store, 0, || write(n + more));
+            assert_eq!(written.unwrap(), Published::Created, "{more}");
+        }
+        for gone in 0..n {
+            store.delete(&key(&format!("events/{gone}"))).unwrap();
+        }
+        store.keep_reserve().unwrap();
+        assert_eq!(pieces_in(&folder), 16);
+    }
+}
+
+/// How many pieces of a reserve lie in a folder.
+fn pieces_in(folder: &Path) -> usize {
+    let names = std::fs::read_dir(folder).unwrap();
+    let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(|n| n.starts_with(".tmp.reserve.")).count()
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::away;
+use crate::operate::expire::keep_reserve;
 use crate::operate::session::Session;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::scope;
@@ -21,7 +22,7 @@ use crate::store::file::FileStore;
 use crate::store::probe::probe;
 use crate::store::s3::S3Store;
 use crate::store::sftp::SftpStore;
-use crate::store::{Published, Store};
+use crate::store::{self, Published, Store};
 
 /// The state of a repository's place before anything is done to it.
 pub(super) enum State {
@@ -445,6 +446,9 @@ pub(super) fn create(
             .extend(key_set.map(|k| k.made_in(path)).unwrap_or_default());
     }
     server.take(&made.ours)?;
+    // A session that begins now gives what it makes to the server's user, too.
+    let store = store::open(prepared.configured, session.host.random())?;
+    keep_reserve(session, &prepared.configured.name, store.as_ref());
     Ok(Done {
         name: prepared.configured.name.clone(),
         url: prepared.configured.location.to_string(),

@@ -80,7 +80,11 @@ pub(super) fn of(repository: &Repository, role: Role, has_log: bool) -> Option<V
         },
     };
     policy.list(prefix);
-    policy.allow("Read", &["s3:GetObject"], &["*"]);
+    let mut read = vec!["s3:GetObject"];
+    if repository.s3.object_lock.is_some() {
+        read.push("s3:GetObjectRetention");
+    }
+    policy.allow("Read", &read, &["*"]);
     let creates = work(&mut policy, repository, role, has_log);
     use_key(&mut policy, repository, creates);
     if role != Role::Writer {

@@ -9,7 +9,7 @@ use crate::durable::TEMPORARY_PREFIX;
 use crate::error::Code;
 use crate::pg::time::TimestampTz;
 use crate::store::s3::failure::{Answered, Failure};
-use crate::store::{Irregular, Listed, Meta};
+use crate::store::{Irregular, Key, Listed, Meta, is_part};
 
 /// A page of a listing.
 #[derive(Debug, Default)]
@@ -102,7 +102,8 @@ pub(super) async fn list(place: &Place, prefix: &str) -> Answered<Vec<Listed>> {
         for (key, meta) in objects.chain(prefixes) {
             let name = key.strip_prefix(&folder).unwrap_or_default();
             let name = name.trim_end_matches('/');
-            if !name.is_empty() && !name.starts_with(TEMPORARY_PREFIX) {
+            // Names outside the key grammar are not ours; verify reports them.
+            if is_part(name) {
                 listed.push(Listed {
                     name: name.to_owned(),
                     is_prefix: meta.is_none(),
@@ -142,17 +143,17 @@ pub(super) async fn all(place: &Place, send: &SyncSender<(String, Meta)>) -> Ans
     }
 }
 
-/// Returns the objects that killed trials have left.
+/// Returns what is no object of ours: strange keys, and what a killed trial left.
 pub(super) async fn irregular(place: &Place) -> Answered<Vec<Irregular>> {
     let mut left = Vec::new();
     let see = |page: Page| {
         for (key, meta) in page.objects {
             let key = key.strip_prefix(&place.prefix).unwrap_or_default();
-            if is_temporary(key) {
+            if Key::new(key).is_err() {
                 left.push(Irregular {
                     path: key.to_owned(),
                     modified: meta.modified,
-                    is_unfinished: true,
+                    is_unfinished: is_temporary(key),
                 });
             }
         }

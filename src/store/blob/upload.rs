@@ -175,7 +175,14 @@ impl Upload {
                 self.read_back()?;
                 Ok(Published::Created)
             }
-            _ => Ok(Published::Exists),
+            Some(_) => Ok(Published::Exists),
+            // An upload that the service gave up answers like one that it completed.
+            None => Err(err!(
+                Unreachable,
+                "the store ended the upload of object \"{}\", and does not have it",
+                self.key
+            )
+            .hint("Nothing is acknowledged. The next attempt begins the object anew.")),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::err;
 use crate::error::Code;
 use crate::pg::time::TimestampTz;
 
-/// An object in a class from which it must be thawed.
+/// An object in a class from which it must be thawed, or in which the store may have archived it by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archived {
     /// Its key.
@@ -51,7 +51,9 @@ pub enum Speed {
 impl Speed {
     /// How long the store says that it takes at most, by class; none where a class has no such speed.
     pub fn takes(self, class: StorageClass) -> Option<Duration> {
-        let minutes = match (self, class == StorageClass::DeepArchive) {
+        // The store does not say which of its two archives an object of the tiering class is in.
+        let is_deep = class == StorageClass::DeepArchive || tiers_itself(class);
+        let minutes = match (self, is_deep) {
             (Speed::Expedited, true) => return None,
             (Speed::Expedited, false) => 5,
             (Speed::Standard, false) => 5 * 60,
@@ -62,7 +64,12 @@ impl Speed {
     }
 }
 
-/// Lists what is below `prefix` in such a class, thawed or not.
+/// Whether the store archives objects of a class by itself, where the bucket is configured so: only a look at each tells.
+pub fn tiers_itself(class: StorageClass) -> bool {
+    class == StorageClass::IntelligentTiering
+}
+
+/// Lists what is below `prefix` in such a class, thawed or not, and what the store may have archived by itself.
 pub(super) async fn archived(bucket: &Bucket, prefix: &str) -> Answered<Vec<Archived>> {
     let mut listing = Listing::of(bucket, &format!("{prefix}/"), false);
     let mut cold = Vec::new();
@@ -82,7 +89,7 @@ pub(super) async fn archived(bucket: &Bucket, prefix: &str) -> Answered<Vec<Arch
 }
 
 fn cold_class(class: &ObjectStorageClass) -> Option<StorageClass> {
-    StorageClass::named(class.as_str()).filter(|class| class.is_archive())
+    StorageClass::named(class.as_str()).filter(|class| class.is_archive() || tiers_itself(*class))
 }
 
 /// Whether an object cannot be read. A thawed object is still in its class.
@@ -101,8 +108,13 @@ pub(super) async fn state(bucket: &Bucket, key: &str) -> Answered<Thaw> {
         .run(&doing, |client| async move {
             let request = client.head_object().bucket(&bucket.bucket);
             let answer = request.key(bucket.full(key)).send().await?;
-            Ok(match (answer.restore(), answer.storage_class()) {
-                (Some(said), _) => read_state(said),
+            let is_asked = answer.restore().map(read_state);
+            Ok(match (is_asked, answer.storage_class()) {
+                // The store takes back for good what it archived by itself.
+                (Some(Thaw::Thawed(_)) | None, _) if answer.archive_status().is_some() => {
+                    Thaw::Frozen
+                }
+                (Some(state), _) => state,
                 (None, Some(class)) if is_archive(class.as_str()) => Thaw::Frozen,
                 // It has left the class meanwhile.
                 (None, _) => Thaw::Thawed(None),
@@ -126,8 +138,14 @@ fn read_state(said: &str) -> Thaw {
     Thaw::Thawed(date.and_then(|date| TimestampTz::from_unix_seconds(date.secs())))
 }
 
-/// Asks the store to thaw an object for so many days; `false` when it was at it already.
-pub(super) async fn thaw(bucket: &Bucket, key: &str, days: u32, speed: Speed) -> Answered<bool> {
+/// Asks the store to thaw an object, for so many days where its class wants a number; `false` when it was at it already.
+pub(super) async fn thaw(
+    bucket: &Bucket,
+    key: &str,
+    days: Option<u32>,
+    speed: Speed,
+) -> Answered<bool> {
+    let days = days.map(|days| i32::try_from(days).unwrap_or(i32::MAX));
     let tier = match speed {
         Speed::Expedited => Tier::Expedited,
         Speed::Standard => Tier::Standard,
@@ -141,7 +159,7 @@ pub(super) async fn thaw(bucket: &Bucket, key: &str, days: u32, speed: Speed) ->
             let request = request.key(bucket.full(key));
             async move {
                 let wanted = RestoreRequest::builder()
-                    .days(i32::try_from(days).unwrap_or(i32::MAX))
+                    .set_days(days)
                     .glacier_job_parameters(tier.map_err(broken)?)
                     .build();
                 match request.restore_request(wanted).send().await {

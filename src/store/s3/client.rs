@@ -2,7 +2,7 @@
 //! alike, so that connections and credentials are kept from one open to the next.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
@@ -47,7 +47,12 @@ pub(super) struct Link {
     connected: Mutex<Connected>,
     /// Held by the one who renews, so that many who fail together ask for credentials once.
     renewing: tokio::sync::Mutex<()>,
+    /// When fresh credentials were last refused without a word, too.
+    refused: Mutex<Option<Instant>>,
 }
+
+/// So long another refusal without a word is taken for one of rights: a host that only writes meets them in rows.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
 
 /// A client, and which one in the row of those that replaced each other.
 #[derive(Debug, Clone)]
@@ -89,6 +94,7 @@ impl Link {
                 generation: 0,
             }),
             renewing: tokio::sync::Mutex::new(()),
+            refused: Mutex::new(None),
         });
         links.push(Arc::clone(&link));
         Ok(link)
@@ -100,6 +106,16 @@ impl Link {
 
     pub(super) fn connected(&self) -> Connected {
         locked(&self.connected).clone()
+    }
+
+    /// Remembers that fresh credentials are refused without a word, too.
+    pub(super) fn note_refused(&self) {
+        *locked(&self.refused) = Some(Instant::now());
+    }
+
+    /// Whether that was just now: then others would be refused likewise.
+    pub(super) fn is_refused(&self) -> bool {
+        locked(&self.refused).is_some_and(|at| at.elapsed() < REFUSED_FOR)
     }
 
     /// Begins anew with fresh credentials, and in `region` where one is given; everybody goes on with that. Nothing is done where

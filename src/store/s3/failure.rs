@@ -44,6 +44,8 @@ pub(in crate::store) enum Kind {
     Again,
     /// The credentials have run out, or were replaced: once more with fresh ones.
     Expired,
+    /// A refusal without a word, as every answer to HEAD is: perhaps the credentials have run out.
+    Wordless,
     /// The clocks differ; the client has just learnt by how much.
     Skewed,
     /// The bucket is in this region.
@@ -282,6 +284,8 @@ impl Answer<'_> {
             (_, code) if is_passing(code) || is_throttling(code) => {
                 (Kind::Again, Code::Unreachable)
             }
+            (401 | 403, "") if self.body.is_empty() => (Kind::Wordless, Code::Denied),
+            (400, "") if self.body.is_empty() => (Kind::Wordless, Code::Unreachable),
             (401 | 403 | 405, _) => (Kind::Final, Code::Denied),
             // This answer comes from a bucket, a proxy or an unknown program: it does not say that no object is there.
             _ => (Kind::Final, Code::Unreachable),
@@ -503,6 +507,14 @@ mod tests {
         for (status, code) in [(501, "NotImplemented"), (400, "InvalidArgument"), (418, "")] {
             let meaning = meaning(status, code);
             assert_eq!(meaning, (Kind::Final, Code::Unreachable), "{status} {code}");
+        }
+        // An answer to HEAD has no body.
+        for (status, code) in [
+            (400, Code::Unreachable),
+            (401, Code::Denied),
+            (403, Code::Denied),
+        ] {
+            assert_eq!(meaning(status, ""), (Kind::Wordless, code), "{status}");
         }
         for code in [
             "InvalidAccessKeyId",

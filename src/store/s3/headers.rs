@@ -66,11 +66,16 @@ fn is_short_lived(key: &Key) -> bool {
     parts(key).any(|p| p == "open" || p == "events")
 }
 
-/// The parts of a key that tell what the object is: a cluster may have any name, "events", too.
+/// Whether a key lies below the id of a backup, which one process reserves.
+pub(super) fn is_of_backup(key: &Key) -> bool {
+    matches!(parts(key).next(), Some("backups" | "layers" | "packs"))
+}
+
+/// The parts of a key that tell what the object is: a cluster, and other content, may have any name, "events", too.
 fn parts(key: &Key) -> impl Iterator<Item = &str> {
     let parts = key.as_str().split('/');
-    let is_clusters = parts.clone().next() == Some("clusters");
-    parts.skip(if is_clusters { 3 } else { 0 })
+    let is_scope = matches!(parts.clone().next(), Some("clusters" | "aux"));
+    parts.skip(if is_scope { 3 } else { 0 })
 }
 
 /// Storage class, encryption by the store, and lock of an object.
@@ -175,5 +180,15 @@ mod tests {
         assert!(!is_short_lived(
             &Key::new("clusters/events/7/wal/00000001/00000000/x").unwrap()
         ));
+        // So may a directory, a data set, and a set.
+        for name in ["events", "open", "wal", "packs", "conflicts"] {
+            let of = |rest: &str| format!("aux/files/{name}/{rest}");
+            assert_eq!(sort(&of("packs/b/000000")), Sort::Pack, "{name}");
+            assert_eq!(sort(&of("backups/b/manifest")), Sort::Other, "{name}");
+            let is_short = |rest: &str| is_short_lived(&Key::new(of(rest)).unwrap());
+            assert!(!is_short("packs/b/000000"), "{name}");
+            assert!(!is_short("backups/b/manifest"), "{name}");
+            assert!(is_short("events/b/begin"), "{name}");
+        }
     }
 }

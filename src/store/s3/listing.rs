@@ -286,6 +286,18 @@ pub(super) async fn touch(bucket: &Bucket) -> Answered<()> {
     listing.next().await.map(|_| ())
 }
 
+/// The length of an object as a listing shows it; none where it is not listed.
+pub(super) async fn length(bucket: &Bucket, key: &str) -> Answered<Option<u64>> {
+    let mut listing = Listing {
+        most: 1,
+        ..Listing::of(bucket, key, false)
+    };
+    // The key itself is the first of those that begin with it.
+    let page = listing.next().await?.unwrap_or_default();
+    let own = page.iter().find(|found| found.key == key);
+    Ok(own.map(Found::size_bytes))
+}
+
 /// The first key that is nothing temporary.
 pub(super) async fn first_key(bucket: &Bucket) -> Answered<Option<String>> {
     let mut listing = Listing::of(bucket, "", false);

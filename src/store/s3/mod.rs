@@ -33,6 +33,7 @@ pub(super) mod object;
 pub mod probe;
 mod profile;
 pub(super) mod request;
+mod retention;
 pub(super) mod secrets;
 mod sums;
 pub mod tiering;
@@ -113,7 +114,7 @@ impl S3Store {
         wait(async move { bucket.certificate_end().await })
     }
 
-    /// Lists what is below `prefix` in a class from which it must be thawed, thawed or not.
+    /// Lists what is below `prefix` in a class from which it must be thawed, thawed or not, and what the store may have archived by itself.
     ///
     /// # Errors
     /// Errors of the store.
@@ -133,12 +134,13 @@ impl S3Store {
         Ok(wait(async move { class::state(&bucket, &key).await })??)
     }
 
-    /// Asks the store to thaw an object for so many days; `false` when it was at it already.
+    /// Asks the store to thaw an object for so many days; `false` when it was at it already. It takes back for good what it archived by itself.
     ///
     /// # Errors
     /// Errors of the store.
-    pub fn thaw(&self, key: &str, days: u32, speed: Speed) -> Result<bool> {
-        let (bucket, key) = (Arc::clone(&self.bucket), key.to_owned());
+    pub fn thaw(&self, object: &Archived, days: u32, speed: Speed) -> Result<bool> {
+        let (bucket, key) = (Arc::clone(&self.bucket), object.key.clone());
+        let days = Some(days).filter(|_| !class::tiers_itself(object.class));
         Ok(wait(async move {
             class::thaw(&bucket, &key, days, speed).await
         })??)
@@ -231,6 +233,8 @@ impl Store for S3Store {
 
     fn frozen(&self, prefix: &str, wanted: &dyn Fn(&str) -> bool) -> Result<Option<Frozen>> {
         let cold = self.archived(prefix)?.into_iter();
+        // A look at each object of a class that tiers itself would hold up every restore.
+        let cold = cold.filter(|one| one.class.is_archive());
         let cold: Vec<_> = cold.filter(|one| wanted(&one.key)).collect();
         for one in &cold {
             let (bucket, key) = (Arc::clone(&self.bucket), one.key.clone());
@@ -248,6 +252,14 @@ impl Store for S3Store {
     fn has_archive(&self) -> bool {
         let mut tiers = self.bucket.link.settings.tiers.iter();
         tiers.any(|tier| tier.class.is_archive())
+    }
+
+    fn extend_locks(&self, place: &str) -> Result<u64> {
+        retention::extend(&self.bucket, place)
+    }
+
+    fn locked_until(&self, key: &Key) -> Result<Option<TimestampTz>> {
+        retention::until(&self.bucket, key)
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {

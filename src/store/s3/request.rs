@@ -102,6 +102,7 @@ impl Bucket {
             if !matches!(failure.kind, Kind::Again) {
                 life::sign();
             }
+            let failure = self.judged(failure, &tried);
             let pause = match tried.next(&failure.kind, self.next_random()) {
                 Next::Fail => {
                     let failure = self.identified(failure).await;
@@ -121,6 +122,20 @@ impl Bucket {
                 return Err(self.told(doing, failure, &tried));
             }
             before = Some(failure);
+        }
+    }
+
+    /// A refusal without a word is final once fresh credentials have met it.
+    fn judged(&self, failure: Failure, tried: &Tried) -> Failure {
+        if failure.kind != Kind::Wordless || !(tried.renewed || self.link.is_refused()) {
+            return failure;
+        }
+        if tried.renewed {
+            self.link.note_refused();
+        }
+        Failure {
+            kind: Kind::Final,
+            ..failure
         }
     }
 
@@ -310,7 +325,9 @@ impl Tried {
                 self.again += 1;
                 Next::Pause(part(most.min(PAUSE_MAX), random))
             }
-            Kind::Expired if !std::mem::replace(&mut self.renewed, true) => Next::Renew(None),
+            Kind::Expired | Kind::Wordless if !std::mem::replace(&mut self.renewed, true) => {
+                Next::Renew(None)
+            }
             Kind::Skewed if !std::mem::replace(&mut self.skewed, true) => Next::Now,
             Kind::Elsewhere(region) if !std::mem::replace(&mut self.moved, true) => {
                 Next::Renew(Some(region.clone()))
@@ -407,6 +424,7 @@ mod tests {
     fn what_is_tried_once_is_not_tried_twice() {
         for kind in [
             Kind::Expired,
+            Kind::Wordless,
             Kind::Skewed,
             Kind::Elsewhere("eu-west-1".into()),
         ] {

@@ -44,7 +44,7 @@ impl Sums {
     /// Converts the failure of a request with an unsigned body. Some stores do not take such a body, and a policy may
     /// forbid it. After a refusal all bodies are signed, and this request is tried again.
     pub(super) fn of_unsigned(&self, failure: Failure) -> Failure {
-        if failure.kind != Kind::Final {
+        if !matches!(failure.kind, Kind::Final | Kind::Wordless) {
             return failure;
         }
         self.is_signing.store(true, Ordering::Relaxed);

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use super::checksum::{self, Confirmed, check_sum, checksum};
 use super::client::wait;
 use super::failure::{Answered, Failure, Kind};
-use super::headers::{Condition, MARK, Sort, dressed_put};
+use super::headers::{self, Condition, MARK, Sort, dressed_put};
+use super::listing;
 use super::multipart::Multipart;
 use super::object::{Part, read};
 use super::request::{Bucket, Purpose};
@@ -29,6 +30,8 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 const SEGMENT_BYTES: usize = 20 << 20;
 /// So much of its end is read back of an object that the store has not confirmed.
 const TAIL_BYTES: usize = 64 << 10;
+/// No tombstone is longer: what is shorter might be one.
+const TOMBSTONE_MAX: u64 = 512;
 
 /// An object being written.
 pub(super) struct Upload {
@@ -183,12 +186,41 @@ impl Upload {
     /// confirms the object then.
     fn whose(&self) -> Result<Published> {
         let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
-        let found = wait(async move { mark_of(&bucket, &key).await })??;
+        let found = match wait(async move { mark_of(&bucket, &key).await })? {
+            Err(failure) if failure.error.code() == Code::Denied => {
+                return self.listed(failure.error);
+            }
+            found => found?,
+        };
         if found.as_ref() != Some(&self.mark) {
             return Ok(Published::Exists);
         }
         self.read_back()?;
         Ok(Published::Created)
+    }
+
+    /// As [`Upload::whose`], for a host that may not look at parts of backups, its own neither. Their ids are reserved by the process that writes
+    /// them: nobody else stores a pack or a layer there, and a janitor that gave the id up puts a tombstone in the place of the root. So an object
+    /// of the length that was sent is the one that was sent, and the store has compared its checksum.
+    fn listed(&self, denied: Error) -> Result<Published> {
+        let is_tombstone = self.size <= TOMBSTONE_MAX && Sort::of(&self.key) == Sort::Other;
+        if !headers::is_of_backup(&self.key)
+            || is_tombstone
+            || self.bucket.link.settings.unsafe_overwrite
+        {
+            return Err(denied);
+        }
+        // The first object of a process is not worth the question; this one is.
+        if !checksum::counts(&self.bucket) && !checksum::counts(&self.bucket) {
+            return Err(unread(denied));
+        }
+        let (bucket, key) = (Arc::clone(&self.bucket), self.key.clone());
+        let length = wait(async move { listing::length(&bucket, key.as_str()).await })??;
+        match length {
+            Some(length) if length == self.size => Ok(Published::Created),
+            Some(_) => Ok(Published::Exists),
+            None => Err(denied),
+        }
     }
 
     /// For a store that overwrites: the name is looked at before. After it was written the mark comes first: the length and end of another

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Irregular, Key, Listed, Meta, NewObject, Object, Room, Store};
+use super::{Irregular, Key, Listed, Meta, NewObject, Object, Room, Store, reserve};
 use crate::config::{Location, SftpSettings};
 use crate::err;
 use crate::error::{Code, Result};
@@ -157,6 +157,14 @@ impl Store for SftpStore {
     fn discard(&self, unfinished: &str) -> Result<bool> {
         let (place, unfinished) = (Arc::clone(&self.place), unfinished.to_owned());
         Ok(wait(async move { place.discard(&unfinished).await })??)
+    }
+
+    fn keep_reserve(&self) -> Result<()> {
+        reserve::keep(self)
+    }
+
+    fn give_reserve(&self, left: usize) -> Result<bool> {
+        reserve::give(self, left)
     }
 
     fn clock(&self) -> Result<Option<TimestampTz>> {

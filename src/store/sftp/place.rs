@@ -13,7 +13,7 @@ use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Code, Error};
 use crate::pg::time::TimestampTz;
-use crate::store::{Irregular, Key, Listed, MARKER, Meta, is_part};
+use crate::store::{Irregular, Key, Listed, MARKER, Meta, is_part, reserve};
 
 /// Directories of a cluster stay, so that its registration never flickers: `clusters/NAME/SYSTEM_IDENTIFIER`.
 const LEVELS_KEPT: usize = 3;
@@ -328,6 +328,7 @@ impl Place {
                 match (is_part(&name), facts) {
                     (true, facts) if facts.is_directory => directories.push(path),
                     (true, facts) if facts.is_regular => {}
+                    _ if reserve::is_piece(&path) => {}
                     (_, facts) => found.push(Irregular {
                         // A directory is what a trial left.
                         is_unfinished: name.starts_with(TEMPORARY_PREFIX)

@@ -32,7 +32,8 @@ struct State {
     blocks: HashMap<String, Vec<u8>>,
     /// Name, mark and bytes of uploads that are open; none once one has ended.
     sessions: Vec<Option<(String, String, Vec<u8>)>>,
-    faults: VecDeque<(String, Fault)>,
+    /// Each with how many such requests go well before.
+    faults: VecDeque<(u32, String, Fault)>,
     fired: usize,
     log: Vec<String>,
     /// Names that are taken are taken again.
@@ -100,7 +101,19 @@ impl BlobServer {
 
     /// Has the next request that begins so fail.
     pub fn fail(&self, begin: &str, fault: Fault) {
-        self.state().faults.push_back((begin.to_owned(), fault));
+        self.fail_after(0, begin, fault);
+    }
+
+    /// The same, once so many such requests went well.
+    pub fn fail_after(&self, skip: u32, begin: &str, fault: Fault) {
+        let mut state = self.state();
+        state.faults.push_back((skip, begin.to_owned(), fault));
+    }
+
+    /// Puts an object there, as others do.
+    pub fn plant(&self, name: &str, bytes: &[u8]) {
+        let object = (bytes.to_vec(), "another".to_owned());
+        self.state().objects.insert(name.to_owned(), object);
     }
 
     /// How many faults have happened since this was asked last; none may be left.
@@ -126,11 +139,15 @@ fn serve(stream: TcpStream, shared: &Mutex<State>) {
     while let Some(mut request) = read(&mut reader) {
         let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
         state.log.push(request.line.clone());
-        let at = state
-            .faults
-            .iter()
-            .position(|(begin, _)| request.line.starts_with(begin.as_str()));
-        let fault = at.and_then(|at| state.faults.remove(at)).map(|(_, f)| f);
+        let begins = |begin: &String| request.line.starts_with(begin.as_str());
+        let at = state.faults.iter().position(|(_, begin, _)| begins(begin));
+        let is_due = at.is_some_and(|at| state.faults[at].0 == 0);
+        let fault = at.filter(|_| is_due);
+        let fault = fault.and_then(|at| state.faults.remove(at));
+        let fault = fault.map(|(.., fault)| fault);
+        for (skip, begin, _) in &mut state.faults {
+            *skip -= u32::from(!is_due && begins(begin) && *skip > 0);
+        }
         state.fired += usize::from(fault.is_some());
         let answer = match &fault {
             Some(Fault::Answers(status, code, body)) => answer(*status)

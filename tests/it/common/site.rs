@@ -190,8 +190,11 @@ pub fn files_below(root: &Path) -> Vec<String> {
             if path.is_dir() {
                 walk(&path, root, found);
             } else {
-                let name = path.strip_prefix(root).unwrap();
-                found.push(name.to_str().unwrap().to_owned());
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+                // The reserve of room is neither content nor a leftover.
+                if !name.starts_with(".tmp.reserve.") {
+                    found.push(name.to_owned());
+                }
             }
         }
     }

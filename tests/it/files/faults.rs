@@ -14,8 +14,10 @@ use serde_json::Value;
 use super::shared::flip;
 use super::tree::describe;
 use super::{World, id, path_text};
+
 use crate::common::mount::{DiskOver, PowerDisk, SmallDisk};
 use crate::common::random::Random;
+use crate::common::{expire_at_once, keep_one};
 use crate::{require_mounts, require_root};
 
 /// Files of a few kilobytes that no codec makes small.
@@ -205,6 +207,91 @@ with open(sys.argv[1], 'r+b') as file:
     }
     drop(to);
     mapping.wait().unwrap();
+}
+
+/// Leaves no block, or no inode, on the disk of a repository; returns the folder that takes them.
+fn exhaust(disk: &SmallDisk, is_of_inodes: bool) -> std::path::PathBuf {
+    let folder = disk.path().join("filler");
+    fs::create_dir(&folder).unwrap();
+    for n in 0.. {
+        let mut file = match File::create(folder.join(n.to_string())) {
+            Ok(file) => file,
+            Err(e) => {
+                assert_eq!(e.kind(), std::io::ErrorKind::StorageFull);
+                break;
+            }
+        };
+        if !is_of_inodes && file.write_all(&[1; 4096]).is_err() {
+            break;
+        }
+    }
+    folder
+}
+
+#[test]
+fn x16_a_full_repository_is_freed_by_expire() {
+    require_mounts!("x16_a_full_repository_is_freed_by_expire");
+    for is_of_inodes in [false, true] {
+        let disk = SmallDisk::new(12, 3000);
+        let world = World::on(&disk.path().join("repo"));
+        let place = disk.path().join("repo");
+        let ids = || {
+            let info = world.pitr(&["info", "--json"]).run().json();
+            let backups = info["scopes"][0]["backups"].as_array().unwrap().clone();
+            backups.iter().map(|b| id(b).to_owned()).collect::<Vec<_>>()
+        };
+        for version in 0..3 {
+            fill(&world.source(), 100, version);
+            world.pitr(&["files", "backup", "up"]).run().success();
+        }
+        let pieces = || {
+            let names = fs::read_dir(&place).unwrap();
+            let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+            names.filter(|n| n.starts_with(".tmp.reserve.")).count()
+        };
+        assert_eq!(pieces(), 16);
+        let filler = exhaust(&disk, is_of_inodes);
+        let backup = world.pitr(&["files", "backup", "up"]).run();
+        backup.expect_code(1);
+        // This marks two, which takes room alone.
+        world.pitr(&keep_one(&["--confirm"])).run().success();
+        assert_eq!(ids().len(), 3);
+        // A shorter grace period is marked anew, where nothing else is due.
+        let expire = expire_at_once();
+        world.pitr(&expire).run().success();
+        world.pitr(&expire).run().success();
+        assert_eq!(ids().len(), 1, "{is_of_inodes}");
+        assert_eq!(pieces(), 16);
+        // Verify calls the reserve no stranger.
+        let verify = world.pitr(&["verify", "--json"]).run().success();
+        assert!(!verify.stdout.contains("reserve"), "{verify}");
+        world.pitr(&["files", "backup", "up"]).run().success();
+        // Without a reserve, as a former pitr has left it: unfinished files go, and without these the way out is named.
+        fs::remove_dir_all(&filler).unwrap();
+        for number in 0..16 {
+            fs::remove_file(place.join(format!(".tmp.reserve.{number:02}"))).unwrap();
+        }
+        let days = std::time::SystemTime::now() - Duration::from_secs(3 * 86_400);
+        let old = |number: usize| place.join(format!(".tmp.old.{number}"));
+        for number in 0..4 {
+            fs::write(old(number), vec![1; 100_000]).unwrap();
+            let file = File::options().write(true).open(old(number)).unwrap();
+            file.set_modified(days).unwrap();
+        }
+        world.pitr(&["files", "backup", "up"]).run().success();
+        exhaust(&disk, is_of_inodes);
+        world.pitr(&expire).run().success();
+        assert!(!old(0).exists() && ids().len() == 2, "{is_of_inodes}");
+        fs::remove_dir_all(&filler).unwrap();
+        fill(&world.source(), 100, 9);
+        world.pitr(&["files", "backup", "up"]).run().success();
+        for number in 0..16 {
+            let _ = fs::remove_file(place.join(format!(".tmp.reserve.{number:02}")));
+        }
+        exhaust(&disk, is_of_inodes);
+        let run = world.pitr(&expire).run();
+        run.expect_code(10).expect_stderr("keeps a reserve");
+    }
 }
 
 #[test]

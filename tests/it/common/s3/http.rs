@@ -66,6 +66,15 @@ impl Response {
         self
     }
 
+    /// As the answer to a request: one to HEAD has no body, an error neither.
+    pub fn to(mut self, request: &Request) -> Response {
+        if request.method == "HEAD" {
+            let length = std::mem::take(&mut self.body).len();
+            self.head_of.get_or_insert(length);
+        }
+        self
+    }
+
     /// The bytes on the wire.
     pub fn bytes(&self) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} X\r\n", self.status);

@@ -14,7 +14,7 @@ use super::{BUCKET, Manner};
 pub struct Stored {
     pub bytes: Vec<u8>,
     pub headers: BTreeMap<String, String>,
-    modified: DateTime<Utc>,
+    pub modified: DateTime<Utc>,
     tag: String,
     /// Somebody has asked for it.
     asked: bool,
@@ -68,13 +68,19 @@ impl Stored {
         class.map_or("STANDARD", String::as_str)
     }
 
+    /// Moves it to a class, or with a further word to an archive inside of one.
     pub fn reclassify(&mut self, class: &str) {
+        let (class, archive) = class.split_once(' ').unwrap_or((class, ""));
+        self.headers.remove(ARCHIVE);
+        if !archive.is_empty() {
+            self.headers.insert(ARCHIVE.to_owned(), archive.to_owned());
+        }
         self.headers.insert(CLASS.to_owned(), class.to_owned());
         self.thaw = Thaw::Frozen;
     }
 
     fn is_archived(&self) -> bool {
-        ["GLACIER", "DEEP_ARCHIVE"].contains(&self.class())
+        ["GLACIER", "DEEP_ARCHIVE"].contains(&self.class()) || self.headers.contains_key(ARCHIVE)
     }
 
     fn is_frozen(&self) -> bool {
@@ -83,6 +89,7 @@ impl Stored {
 }
 
 const CLASS: &str = "x-amz-storage-class";
+const ARCHIVE: &str = "x-amz-archive-status";
 
 fn frozen() -> Response {
     Response::error(403, "InvalidObjectState", "the storage class forbids it")
@@ -103,6 +110,7 @@ pub fn elements<'a>(xml: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 const LOCK_MODE: &str = "x-amz-object-lock-mode";
+const LOCK_UNTIL: &str = "x-amz-object-lock-retain-until-date";
 /// The header that tells of a legal hold.
 pub const HOLD: &str = "x-amz-object-lock-legal-hold";
 
@@ -271,6 +279,8 @@ impl Keep {
             {
                 self.hold(&key, request)
             }
+            ("GET", _, None) if request.query("retention").is_some() => self.retention(&key),
+            ("PUT", _, None) if request.query("retention").is_some() => self.retain(&key, request),
             ("GET", "", None) => self.list(request, manner),
             ("GET", _, None) if request.query("tagging").is_some() => self.tags(&key),
             ("GET", _, None) if request.query("attributes").is_some() => self.parts(&key),
@@ -301,6 +311,46 @@ impl Keep {
     }
 
     /// Sets a legal hold, or takes it away.
+    fn retention(&self, key: &str) -> Response {
+        let Some(stored) = self.objects.get(key) else {
+            return absent();
+        };
+        let locks = stored
+            .headers
+            .get(LOCK_MODE)
+            .zip(stored.headers.get(LOCK_UNTIL));
+        match locks {
+            Some((mode, until)) => Response::new(
+                200,
+                format!(
+                    "<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>"
+                ),
+            ),
+            None => Response::error(404, "NoSuchObjectLockConfiguration", "no lock"),
+        }
+    }
+
+    /// Sets a lock, or lengthens it: a shorter one is refused.
+    fn retain(&mut self, key: &str, request: &Request) -> Response {
+        let Some(stored) = self.objects.get_mut(key) else {
+            return absent();
+        };
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        let (mode, until) = (element(&body, "Mode"), element(&body, "RetainUntilDate"));
+        let (mode, until) = (mode.unwrap().to_owned(), until.unwrap().to_owned());
+        // Times of one form are in the order of their texts.
+        if stored
+            .headers
+            .get(LOCK_UNTIL)
+            .is_some_and(|old| *old > until)
+        {
+            return Response::error(403, "AccessDenied", "shorter");
+        }
+        stored.headers.insert(LOCK_MODE.to_owned(), mode);
+        stored.headers.insert(LOCK_UNTIL.to_owned(), until);
+        Response::new(200, "")
+    }
+
     fn hold(&mut self, key: &str, request: &Request) -> Response {
         let Some(stored) = self.objects.get_mut(key) else {
             return absent();
@@ -567,7 +617,10 @@ impl Keep {
             return Response::error(403, "InvalidObjectState", "it is not archived");
         }
         let body = String::from_utf8(request.body.clone()).unwrap();
-        let days: u32 = element(&body, "Days").unwrap().parse().unwrap();
+        let days = element(&body, "Days").map(|days| days.parse().unwrap());
+        // Amazon refuses the other.
+        assert_eq!(days.is_none(), stored.headers.contains_key(ARCHIVE));
+        let days: u32 = days.unwrap_or(0);
         let speed = element(&body, "Tier").unwrap().to_owned();
         match stored.thaw {
             Thaw::Asked(..) => Response::error(409, "RestoreAlreadyInProgress", "it is under way"),
@@ -586,6 +639,11 @@ impl Keep {
         let mut answer = described(Response::new(200, ""), stored);
         if stored.class() != "STANDARD" {
             answer = answer.with(CLASS, stored.class());
+        }
+        if let Some(archive) = stored.headers.get(ARCHIVE)
+            && stored.is_frozen()
+        {
+            answer = answer.with(ARCHIVE, archive);
         }
         let said = match &stored.thaw {
             Thaw::Frozen => None,

@@ -297,6 +297,31 @@ impl S3Server {
         }
     }
 
+    /// Dates all objects, and the ends of their locks, back by so many days.
+    pub fn age(&self, days: i64) {
+        let days = chrono::Duration::days(days);
+        for stored in locked(&self.state.keep).objects.values_mut() {
+            stored.modified -= days;
+            if let Some(until) = stored
+                .headers
+                .get_mut("x-amz-object-lock-retain-until-date")
+            {
+                let end = chrono::DateTime::parse_from_rfc3339(until).unwrap() - days;
+                *until = end
+                    .to_utc()
+                    .to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+            }
+        }
+    }
+
+    /// How many days an object is locked for from now on.
+    pub fn locked_days(&self, key: &str) -> i64 {
+        let keep = locked(&self.state.keep);
+        let until = &keep.objects[key].headers["x-amz-object-lock-retain-until-date"];
+        let end = chrono::DateTime::parse_from_rfc3339(until).unwrap();
+        (end.to_utc() - chrono::Utc::now()).num_days()
+    }
+
     /// Moves every object whose key holds this into another storage class; returns how many there are.
     pub fn reclassify(&self, holds: &str, class: &str) -> usize {
         let mut keep = locked(&self.state.keep);
@@ -460,9 +485,12 @@ fn serve(state: &State, stream: TcpStream) {
 /// The bytes to send, and whether the connection goes on; `None` ends it at once.
 fn answer(state: &State, request: &Request, fault: Option<Fault>) -> Option<(Vec<u8>, bool)> {
     match fault {
-        None | Some(Fault::Slow(_)) => Some((dated(state, respond(state, request)).bytes(), true)),
+        None | Some(Fault::Slow(_)) => {
+            let answer = respond(state, request).to(request);
+            Some((dated(state, answer).bytes(), true))
+        }
         Some(Fault::Error(status, code)) => {
-            let answer = Response::error(status, code, "as the test wants it");
+            let answer = Response::error(status, code, "as the test wants it").to(request);
             Some((dated(state, answer).bytes(), true))
         }
         Some(Fault::Echo(text)) => {
