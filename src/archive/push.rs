@@ -899,7 +899,7 @@ fn write_failed(repository: &Repository, key: &Key, e: std::io::Error) -> Error 
         |room| format!("{} bytes are free", room.free_bytes),
     );
     error.context(format!("repository is full ({free})")).hint(
-        "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Free space in the repository; never delete from pg_wal by hand.",
+        "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. \"pitr expire --confirm\" frees space in the repository; never delete from pg_wal by hand.",
     )
 }
 

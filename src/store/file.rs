@@ -183,7 +183,7 @@ impl FileStore {
             };
             let error = error.context(format!("repository is full ({room})"));
             return error.hint(
-                "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Free space in the repository; never delete from pg_wal by hand.",
+                "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. \"pitr expire --confirm\" frees space in the repository; never delete from pg_wal by hand.",
             );
         }
         error

@@ -269,7 +269,7 @@ impl Place {
         let error = failure.error.with_code(code).context(what);
         let error = match code {
             Code::Full => error.hint(
-                "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. Free space in the repository; never delete from pg_wal by hand.",
+                "Nothing was stored and nothing is lost: PostgreSQL keeps the file and offers it again. \"pitr expire --confirm\" frees space in the repository; never delete from pg_wal by hand.",
             ),
             _ => error,
         };
