@@ -218,15 +218,9 @@ impl<'s, 'a> Merge<'s, 'a> {
         shard: usize,
         file: &FileKey,
     ) -> Result<Option<Metadata>> {
-        let mut merge = Merge::new(snapshot, shard, file.clone());
-        let key = file.metadata_entry();
-        for layer in (0..snapshot.layer_count(shard)).rev() {
-            merge.add(Cursor::lookup(snapshot, (shard, layer), file, &key)?)?;
-            if let Some(newest) = merge.metadata {
-                return Ok(newest);
-            }
-        }
-        Ok(None)
+        let is_enough = |merge: &Merge<'_, '_>| merge.metadata.is_some();
+        let merge = Merge::look_up_until(snapshot, shard, file, is_enough)?;
+        Ok(merge.metadata.flatten())
     }
 
     /// Looks a file up in the layers of its shard, until older ones do not count.
@@ -235,13 +229,24 @@ impl<'s, 'a> Merge<'s, 'a> {
         shard: usize,
         file: &FileKey,
     ) -> Result<Merge<'s, 'a>> {
+        Merge::look_up_until(snapshot, shard, file, |merge| {
+            merge.metadata.is_some() && merge.ceiling == 0
+        })
+    }
+
+    fn look_up_until(
+        snapshot: &'s Snapshot<'a>,
+        shard: usize,
+        file: &FileKey,
+        is_enough: impl Fn(&Merge<'_, '_>) -> bool,
+    ) -> Result<Merge<'s, 'a>> {
         let mut merge = Merge::new(snapshot, shard, file.clone());
         let key = file.metadata_entry();
         for layer in (0..snapshot.layer_count(shard)).rev() {
-            if merge.metadata.is_some() && merge.ceiling == 0 {
+            merge.add(Cursor::lookup(snapshot, (shard, layer), file, &key)?)?;
+            if is_enough(&merge) {
                 break;
             }
-            merge.add(Cursor::lookup(snapshot, (shard, layer), file, &key)?)?;
         }
         Ok(merge)
     }

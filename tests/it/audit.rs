@@ -20,6 +20,15 @@ pub struct World {
 }
 
 impl World {
+    /// Expires all records that are older than two seconds, once those that are there now are.
+    fn expire_records(&self) {
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        self.configure("host", "on", "keep = \"2s\"\n");
+        let command = ["expire", "--confirm", "--quiet"];
+        let at_once = ["--grace", "0s", "--min-age", "0s"];
+        self.pitr("host", &[&command[..], &at_once].concat()).run();
+    }
+
     pub fn new() -> World {
         World::of(Sandbox::new("audit"), String::new())
     }
@@ -560,18 +569,7 @@ fn records_expire_from_the_oldest_on_and_a_record_says_so() {
     let line = anchored.stdout.trim();
     assert_eq!(world.problems(&["--anchor", line]), (0, vec![]));
     world.backup().success();
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    world.configure("host", "on", "keep = \"2s\"\n");
-    let expire = [
-        "expire",
-        "--confirm",
-        "--quiet",
-        "--grace",
-        "0s",
-        "--min-age",
-        "0s",
-    ];
-    world.pitr("host", &expire).run();
+    world.expire_records();
     // These are left: expire's own beginning and end, and the two records that say what expired.
     let left = world.list();
     let told: Vec<_> = left
@@ -875,18 +873,7 @@ fn x20_records_that_expired_do_not_come_back_by_a_copy() {
     world.backup().success();
     let second = world.chain("two").swap_remove(1);
     let kept = bytes(&second);
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    world.configure("host", "on", "keep = \"2s\"\n");
-    let expire = [
-        "expire",
-        "--confirm",
-        "--quiet",
-        "--grace",
-        "0s",
-        "--min-age",
-        "0s",
-    ];
-    world.pitr("host", &expire).run();
+    world.expire_records();
     world.configure("host", "on", "");
     assert!(!second.exists());
     // As a repository that was away, and took no part in it.

@@ -64,19 +64,6 @@ pub fn run(session: &Session, asked: Asked<'_>) -> Result<Taken> {
     counted(session, &settings, (wanted, None), asked)
 }
 
-/// Takes the data set for a receiver.
-///
-/// # Errors
-/// Those of [`run`].
-pub(super) fn of_receiver(
-    session: &Session,
-    settings: &Settings,
-    server: Server<'_>,
-    asked: Asked<'_>,
-) -> Result<Taken> {
-    counted(session, settings, server, asked)
-}
-
 /// A shard, and its backup.
 pub type OfShard = (String, Taken);
 
@@ -170,7 +157,11 @@ fn record(
 /// The section of a server; or the one that stands for a shard, and its cluster.
 pub(super) type Server<'s> = (&'s Redis, Option<&'s Live<'s>>);
 
-fn counted(
+/// Takes the data set of a server, and counts that.
+///
+/// # Errors
+/// Those of [`run`].
+pub(super) fn counted(
     session: &Session,
     settings: &Settings,
     server: Server<'_>,

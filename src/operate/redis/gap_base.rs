@@ -116,7 +116,7 @@ fn take(receiver: &Receiver<'_>, owed: &Held, of_master: bool) -> Result<bool> {
         of_master,
     };
     let server = (peer.redis, peer.live);
-    let taken = backup::of_receiver(session, settings, server, asked)?;
+    let taken = backup::counted(session, settings, server, asked)?;
     // One without a position is of the time behind the gap: it was begun there, and of the master.
     let is_met = match taken.member.position() {
         Some(position) => receiver.owed.is_met_by(position),
