@@ -191,7 +191,7 @@ fn begin(at: &Path, cx: &Context) -> Result<Begun> {
     let failed = |e| Error::from_io("start the process of the clone", e);
     let mut said = tempfile::tempfile().map_err(failed)?;
     let mut answered = tempfile::tempfile().map_err(failed)?;
-    let mut command = namespace::command(std::env::args_os().skip(1))?;
+    let mut command = namespace::command(&cx.session, std::env::args_os().skip(1))?;
     command.env(FOLDER, at);
     use std::os::unix::process::CommandExt;
     command

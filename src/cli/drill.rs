@@ -78,7 +78,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         is_fast: args.fast,
     };
     if asked.is_fast {
-        namespace::enter(&cx.session.environment)?;
+        namespace::enter(&cx.session)?;
     }
     cx.stop_with_cleanup()?;
     let report = drill::run(&cx.session, &asked)?;

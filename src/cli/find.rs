@@ -104,7 +104,7 @@ fn place(args: &Args, cx: &Context) -> Result<Option<Place>> {
         return Ok(None);
     }
     check_user()?;
-    namespace::enter(&cx.session.environment)?;
+    namespace::enter(&cx.session)?;
     let below = folder_of(&args.place, cx)?;
     cx.stop_with_cleanup()?;
     Ok(Some(Place {

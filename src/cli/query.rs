@@ -72,7 +72,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         consent: Some(args.erasures.consent()),
     };
     check_user()?;
-    namespace::enter(&cx.session.environment)?;
+    namespace::enter(&cx.session)?;
     let below = folder_of(&args.place, cx)?;
     cx.stop_with_cleanup()?;
     let what = (args.database.as_str(), args.sql.as_str());

@@ -161,7 +161,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         words: args.words(),
     };
     check_user()?;
-    namespace::enter(&cx.session.environment)?;
+    namespace::enter(&cx.session)?;
     let below = folder_of(&args.place, cx)?;
     cx.stop_with_cleanup()?;
     let report = rescue::run(&cx.session, &asked, &below)?;

@@ -190,6 +190,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         databases: wanted(args),
         delta: args.delta,
         is_hollow: false,
+        is_private: false,
         replace: args.replace,
         aside: args.aside,
         adopt: args.adopt,

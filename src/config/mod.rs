@@ -28,6 +28,7 @@ mod name;
 mod price;
 mod redis;
 mod retention;
+pub mod roots;
 mod s3;
 pub mod secret;
 mod set;

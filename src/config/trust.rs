@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::account::Account;
+use super::roots::is_roots;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::way::Way;
@@ -130,7 +131,7 @@ pub fn changeable(directory: &Path) -> std::io::Result<Option<PathBuf>> {
 
 /// Whether root or this user owns it.
 pub fn is_own(metadata: &Metadata) -> bool {
-    [rustix::process::geteuid().as_raw(), 0].contains(&metadata.uid())
+    metadata.uid() == rustix::process::geteuid().as_raw() || is_roots(metadata)
 }
 
 /// Whether its mode lets nobody but its owner write.

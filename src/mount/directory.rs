@@ -243,10 +243,25 @@ impl Directory {
         let directory = self.at(path, flags, Mode::empty())?;
         let root = rustix::fs::open(root, flags, Mode::empty())?;
         let relative = path.as_os_str().as_bytes();
-        let place = || beneath::open(root.as_fd(), relative, flags, Mode::empty());
-        rustix::mount::mount_bind(path_of(&directory), path_of(&place()?))?;
-        Ok(Bound(place()?))
+        over(&directory, || {
+            beneath::open(root.as_fd(), relative, flags, Mode::empty())
+        })
     }
+}
+
+/// Mounts a directory over another one, for this process and others of its namespace.
+///
+/// # Errors
+/// Those of the kernel, for a user that may not mount.
+pub fn bind(directory: &Path, place: &Path) -> Result<Bound> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty());
+    over(&open(directory)?, || open(place))
+}
+
+fn over(directory: &OwnedFd, place: impl Fn() -> rustix::io::Result<OwnedFd>) -> Result<Bound> {
+    rustix::mount::mount_bind(path_of(directory), path_of(&place()?))?;
+    Ok(Bound(place()?))
 }
 
 /// A directory that is mounted over another; dropped, it is not.

@@ -77,6 +77,7 @@ pub mod pin;
 pub mod pin_content;
 pub mod playground;
 pub mod port;
+pub mod private_tablespaces;
 pub mod programs;
 pub mod proven;
 pub mod quarantine;

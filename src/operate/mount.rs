@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::clone;
 use super::erasure;
+use super::made_tablespaces;
 use super::mount_point::MountPoint;
 use super::mounted;
 use super::restoring::Prepared;
@@ -45,6 +46,8 @@ pub fn run(
         let tablespaces = point.make(TABLESPACES)?;
         let tablespace = |oid: u32| tablespaces.join(oid.to_string());
         let (prepared, plan) = clone::prepare(session, target, &data, &tablespace)?;
+        // The server is the operator's own.
+        made_tablespaces::refuse(&prepared.made)?;
         erasure::warn_of_lacking(session, &prepared.opened, &plan);
         let shown = Ready {
             data,

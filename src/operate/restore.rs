@@ -40,6 +40,8 @@ pub struct Asked {
     pub delta: bool,
     /// Whether the content is left to a mount.
     pub is_hollow: bool,
+    /// Whether only this process runs a server on it, whose new tablespaces it keeps apart.
+    pub is_private: bool,
     /// Whether the data directory there is replaced.
     pub replace: bool,
     /// Whether it is restored beside a data directory in which a server may run, to take its place later.
@@ -94,6 +96,7 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     )
     .in_place(asked.delta)
     .hollow(asked.is_hollow)
+    .private(asked.is_private)
     .replacing(old.clone(), replace::words(session, asked));
     let target = place.look()?;
     let opened = opened::open(session, reading)?;

@@ -34,6 +34,7 @@ pub struct Place {
     home: Option<PathBuf>,
     delta: bool,
     is_hollow: bool,
+    is_private: bool,
     replaces: Option<Old>,
     asked: String,
 }
@@ -57,6 +58,7 @@ impl Place {
             home: session.environment.home().map(Path::to_owned),
             delta: false,
             is_hollow: false,
+            is_private: false,
             replaces: None,
             asked: String::new(),
         }
@@ -72,6 +74,12 @@ impl Place {
     #[must_use]
     pub fn hollow(self, is_hollow: bool) -> Place {
         Place { is_hollow, ..self }
+    }
+
+    /// The same place, whose server makes no tablespace where others have files.
+    #[must_use]
+    pub fn private(self, is_private: bool) -> Place {
+        Place { is_private, ..self }
     }
 
     /// A place beside a data directory, which is replaced in the end; `asked` is recorded then.
@@ -185,7 +193,9 @@ impl Prepared {
             _ => made_tablespaces::find(session, &opened, &job, &root)?,
         };
         let replaces = place.replaces.as_ref();
-        made_tablespaces::require_free(&made, root.content.major, replaces)?;
+        if !place.is_private {
+            made_tablespaces::require_free(&made, root.content.major, replaces)?;
+        }
         if let (Purpose::Restore { adopt, .. }, Some(plan)) = (&job.request.purpose, &mut job.plan)
         {
             let is_partial =

@@ -7,7 +7,8 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::common::s3::peer::Peer;
 use crate::common::{
-    Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, bin, files_below, user, wait_until,
+    Client, Cluster, PATIENCE, Program, Run, Sandbox, Site, bin, files_below, pitr, user,
+    wait_until,
 };
 use crate::s3_cycle::Bucketed;
 use crate::sealed::Sealed;
@@ -564,6 +565,40 @@ fn k08_an_encrypted_repository_gives_a_clone(major: u32) {
     assert!(files_below(folder.path()).is_empty());
 }
 per_major!(k08_an_encrypted_repository_gives_a_clone, v13 v17 v19);
+
+/// Inside a namespace all users but its own look like 65534, who runs most tests: so another one asks here.
+#[test]
+fn k57_what_only_root_may_change_is_trusted_in_a_clone_too() {
+    require_root!("k57_what_only_root_may_change_is_trusted_in_a_clone_too");
+    require_fuse!("k57_what_only_root_may_change_is_trusted_in_a_clone_too");
+    let (sealed, cluster) = Sealed::archived(17);
+    cluster.sql("create table t as select 1 as id");
+    let writer = sealed.on("writer");
+    writer.args(["backup", "--quiet"]).run().success();
+    let folder = Sandbox::new("c");
+    let others = sealed.sandbox.file("others", "");
+    let give = |path: &Path, user: &str| {
+        let chown = Program::new("chown").args(["-R", user]).arg(path);
+        chown.privileged().run().success();
+    };
+    let question = |key: &str| {
+        let command = format!("key_command = [\"/bin/cat\", \"{key}\"]");
+        sealed.configure(&cluster, "pitr", &command);
+        give(sealed.sandbox.path(), "7:7");
+        give(folder.path(), "7:7");
+        give(&others, "8:8");
+        let programs = bin(17, "initdb").unwrap();
+        let program = pitr().dir(sealed.sandbox.path()).arg("query");
+        let program = program.arg("--dir").arg(folder.path()).arg("--bin");
+        let program = program.arg(programs.parent().unwrap());
+        let program = program.arg("select 'here' from t").privileged();
+        let user = ["--reuid=7", "--regid=7", "--clear-groups"];
+        program.under(["setpriv"].into_iter().chain(user)).run()
+    };
+    question(&sealed.key("ops")).success().expect_stdout("here");
+    let refused = question(&others.display().to_string());
+    refused.expect_code(37).expect_stderr("belongs to user");
+}
 
 #[test]
 fn k08_a_bucket_gives_a_clone() {

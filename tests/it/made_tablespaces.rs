@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::common::{Cluster, Program, Sandbox, Site, Stop, bin, paths_below};
+use crate::clone::{client, id};
+use crate::common::{
+    Cluster, PATIENCE, Program, Sandbox, Site, Stop, bin, files_below, paths_below, wait_until,
+};
 use crate::{per_major, require_fuse};
 
 /// A cluster that made a tablespace after its backup, and is stopped.
@@ -72,11 +75,19 @@ fn t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes(major: u32) {
     let mut made = Made::new(major);
     let before = made.content();
     assert!(before.len() > 1, "{before:?}");
+    // Where a host allows no namespaces, nothing is started; else a directory of the drill lies over the cluster's.
     for drill in [made.drill(), made.to(made.drill())] {
-        let run = drill.run().expect_code(8);
-        run.expect_stderr("would write into the files of")
-            .expect_stderr("pitr backup");
+        without_namespaces(drill.clone())
+            .run()
+            .expect_code(8)
+            .expect_stderr("outside of the copy");
+        drill.run().success();
     }
+    assert!(
+        made.content() == before,
+        "files of the cluster were changed"
+    );
+    assert!(files_below(made.folder.path()).is_empty());
     let copy = made.site.sandbox().dir("copies").join("copy");
     made.restore(&copy)
         .run()
@@ -112,30 +123,80 @@ fn t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes(major: u32) {
 }
 per_major!(t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes, v13 v18);
 
-#[test]
-fn t60_no_clone_writes_into_the_files_of_its_cluster() {
-    require_fuse!("t60_no_clone_writes_into_the_files_of_its_cluster");
-    let made = Made::new(17);
+/// A search path that has no `unshare`.
+fn without_namespaces(program: Program) -> Program {
+    program.env("PATH", "/nonexistent")
+}
+
+fn t70_a_clone_makes_tablespaces_in_directories_of_its_own(major: u32) {
+    require_fuse!("t70_a_clone_makes_tablespaces_in_directories_of_its_own");
+    let made = Made::new(major);
     let before = made.content();
     let folder = made.folder.path();
-    let pitr = || made.site.pitr();
     let at = ["--target-name", "here"];
-    let clone = pitr().args(["clone", "--dir"]).arg(folder).args(at);
-    let query = pitr().arg("query").args(at).arg("select 1");
-    let refused = |why: &str| {
-        for program in [&clone, &query] {
-            program.clone().run().expect_code(8).expect_stderr(why);
-        }
+    let initdb = bin(major, "initdb").unwrap();
+    let placed = |program: Program| {
+        let program = program.arg("--dir").arg(folder).args(at).arg("--bin");
+        program.arg(initdb.parent().unwrap())
     };
-    refused("would write into the files of");
+    let sum = "select count(*) || ' ' || sum(b) from m";
+    let query = placed(made.site.pitr().arg("query")).arg(sum);
+    query.run().success().expect_stdout("5000 5000");
+    without_namespaces(query)
+        .run()
+        .expect_code(8)
+        .expect_stderr("outside of the copy");
+
+    let run = placed(made.site.pitr().args(["clone", "--json"]));
+    let run = run.run().success();
+    let clone = client(&run);
+    assert_eq!(clone.query_one_string(sum), "5000 5000");
+    clone.sql("insert into m values (0, 7); create table n tablespace late as select 1");
+    drop(clone);
     assert!(
         made.content() == before,
         "files of the cluster were changed"
     );
-    // On a host that has the directory alone, a clone would leave files there.
-    for entry in std::fs::read_dir(&made.space).unwrap() {
-        std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    // Kept, it has its files where its own server finds them.
+    let below = |words: &[&str]| {
+        let program = made.site.pitr().arg("clone").args(words);
+        program.arg("--dir").arg(folder).run().success()
+    };
+    below(&["keep", &id(&run)]);
+    wait_until(PATIENCE, "all of the clone is there", || {
+        let list = below(&["list", "--json"]).json();
+        list.to_string().contains("\"whole\"")
+    });
+    let stopped = below(&["stop", &id(&run), "--json"]).json();
+    let data = stopped["data"].as_str().unwrap();
+    let mut own = Cluster::open(major, data).create();
+    own.start();
+    assert_eq!(own.query_one_string(sum), "5001 5007");
+    assert_eq!(own.query_one_string("select count(*) from n"), "1");
+    drop(own);
+    assert!(
+        made.content() == before,
+        "files of the cluster were changed"
+    );
+}
+per_major!(t70_a_clone_makes_tablespaces_in_directories_of_its_own, v13 v18);
+
+#[test]
+fn t70_a_mount_and_a_host_without_the_directory_are_refused() {
+    require_fuse!("t70_a_mount_and_a_host_without_the_directory_are_refused");
+    let made = Made::new(17);
+    let folder = made.folder.path();
+    let at = ["--target-name", "here"];
+    let mount = made.site.pitr().arg("mount");
+    let mount = mount.arg(made.folder.dir("at")).args(at);
+    mount
+        .run()
+        .expect_code(8)
+        .expect_stderr("outside of the copy");
+    std::fs::rename(&made.space, made.space.with_extension("away")).unwrap();
+    for command in ["clone", "drill"] {
+        let program = made.site.pitr().arg(command).arg("--dir");
+        let run = program.arg(folder).args(at).run().expect_code(8);
+        run.expect_stderr("which is no directory that this user can see");
     }
-    refused("outside of the copy");
-    assert!(made.content().is_empty());
 }

@@ -12,6 +12,7 @@ use super::{Asked, Making, Running, planned, ready, wanted};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::operate::mounted;
+use crate::operate::private_tablespaces;
 use crate::operate::quarantine::Quarantined;
 use crate::operate::restore;
 use crate::operate::restoring::Prepared;
@@ -39,6 +40,7 @@ pub(super) fn with_server<T>(
         ..wanted((&asked.target, &plan), &folder.data(), &tablespace)?
     };
     let prepared = prepare(session, whole, database)?;
+    private_tablespaces::check(&prepared.made, &session.environment)?;
     let place = (session, asked, folder);
     let mut making = Making::begin(place, (&prepared, &plan), started)?;
     let spares = prepared.opened.spares(session);
@@ -52,7 +54,9 @@ pub(super) fn with_server<T>(
         {
             scripts.only = Some(database.to_owned());
         }
-        let mut server = making.recover(&prepared, (&restored.report.settings, host))?;
+        let tablespaces = making.tablespaces(&prepared)?;
+        let mut server =
+            making.recover((&prepared, &tablespaces), (&restored.report.settings, host))?;
         if !prepared.left_out_oids().is_empty() {
             check_real(&mut server, &real, database)?;
         }

@@ -29,9 +29,9 @@ use super::choice::{Question, Unless};
 use super::drill::recovery;
 use super::erasure::apply::{Consent, HAS_NETWORK};
 use super::erasure::scripts::{self, Scripts};
-use super::made_tablespaces;
 use super::mounted::{self, Mount};
 use super::opened;
+use super::private_tablespaces::{self, PrivateTablespaces};
 use super::programs::Programs;
 use super::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
 use super::reading::Reading;
@@ -168,11 +168,16 @@ impl<'a> Making<'a> {
         })
     }
 
+    /// The directories of tablespaces that recovery makes.
+    fn tablespaces(&self, prepared: &Prepared) -> Result<PrivateTablespaces> {
+        PrivateTablespaces::mount(&prepared.made, &|oid| self.folder.tablespace(oid))
+    }
+
     /// Starts the server, lets it replay to the target, and has it repeat the erasures that the moment lacks. The server is ended at once when `host`
     /// wants to stop.
     fn recover(
         &mut self,
-        prepared: &Prepared,
+        (prepared, tablespaces): (&Prepared, &PrivateTablespaces),
         (settings, host): (&[Setting], &Host),
     ) -> Result<Quarantined> {
         let session = self.session;
@@ -198,6 +203,7 @@ impl<'a> Making<'a> {
             .text(0, 0)?
             .and_then(|lsn| lsn.parse().ok());
         drop(sql);
+        tablespaces.lead(&mut server, start.data)?;
         let server = self.erased(&start, (&before, server))?;
         self.ready(connection(&server, self.folder))?;
         Ok(server)
@@ -283,6 +289,7 @@ impl Planned {
         session.host.progress.phase("plan", None);
         let tablespace = |oid| folder.tablespace(oid);
         let (prepared, plan) = prepare(session, &asked.target, &folder.data(), &tablespace)?;
+        private_tablespaces::check(&prepared.made, &session.environment)?;
         Ok(Planned {
             prepared,
             plan,
@@ -306,7 +313,9 @@ fn with_server<T>(
     let mut making = Making::begin(place, (prepared, plan), planned.started)?;
     let is_alone = namespace::is_inside(&session.environment);
     mounted::with_mount(session, prepared, (&folder.tree(), is_alone), |mount| {
-        let mut server = making.recover(prepared, (&mount.settings, host))?;
+        // It outlives the server.
+        let tablespaces = making.tablespaces(prepared)?;
+        let mut server = making.recover((prepared, &tablespaces), (&mount.settings, host))?;
         let mut running = Running {
             server: &mut server,
             state: &mut making.state,
@@ -361,6 +370,7 @@ fn wanted(
         databases: None,
         delta: false,
         is_hollow: true,
+        is_private: true,
         replace: false,
         aside: false,
         adopt: false,
@@ -371,10 +381,7 @@ fn wanted(
 
 fn ready(session: &Session, wanted: &restore::Asked) -> Result<Box<Prepared>> {
     match restore::prepare(session, wanted)?.0 {
-        restore::Way::Ready(prepared) => {
-            made_tablespaces::refuse(&prepared.made)?;
-            Ok(prepared)
-        }
+        restore::Way::Ready(prepared) => Ok(prepared),
         restore::Way::OutOfReach(unreached) => Err(unreached.error),
     }
 }

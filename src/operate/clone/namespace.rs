@@ -5,11 +5,14 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::config::Environment;
+use crate::config::{Environment, roots};
 use crate::err;
 use crate::error::{Error, Result};
+use crate::operate::session::Session;
+use crate::store::s3;
 
 /// Set in the environment of a process that is inside.
 const INSIDE: &str = "PITR_IN_NAMESPACE";
@@ -55,13 +58,17 @@ fn works(words: &[&str]) -> bool {
 ///
 /// # Errors
 /// `Io`.
-pub fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
+pub fn command(
+    session: &Session,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Command> {
     let program = std::env::current_exe().map_err(|e| Error::from_io("find this program", e))?;
     let mut command = match works(&UNSHARE) {
         true => {
             let [first, rest @ ..] = UNSHARE;
             let mut command = Command::new(first);
             command.args(rest).arg(program).env(INSIDE, "yes");
+            command.env(roots::VARIABLE, roots::noted(trusted_files(session)));
             command
         }
         false => Command::new(program),
@@ -74,12 +81,28 @@ pub fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command>
 ///
 /// # Errors
 /// `Io`; returns without one where there is nothing to do.
-pub fn enter(environment: &Environment) -> Result<()> {
-    if is_inside(environment) || !works(&UNSHARE) {
+pub fn enter(session: &Session) -> Result<()> {
+    if is_inside(&session.environment) || !works(&UNSHARE) {
         return Ok(());
     }
-    let e = command(std::env::args_os().skip(1))?.exec();
+    let e = command(session, std::env::args_os().skip(1))?.exec();
     Err(err!(Io, "this program could not be run again").source(e))
+}
+
+/// The files that only this user and root may have written: inside, nobody can tell which are root's. Without a configuration there are none; its
+/// error is told inside.
+fn trusted_files(session: &Session) -> Vec<PathBuf> {
+    let Ok(settings) = session.settings() else {
+        return Vec::new();
+    };
+    let repositories = settings.repositories.iter();
+    let commands = repositories.filter_map(|one| one.encryption.as_ref()?.command());
+    let mut files: Vec<PathBuf> = commands
+        .flat_map(|(_, words)| words.iter().map(PathBuf::from))
+        .collect();
+    files.extend(settings.path);
+    files.extend(s3::usual_files());
+    files
 }
 
 /// The words before a server's own that take the network away, outside of namespaces; none where the host does not allow it.

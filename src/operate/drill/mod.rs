@@ -32,9 +32,9 @@ use self::sandbox::Sandbox;
 use super::choice::{Question, Unless};
 use super::clone::{self, namespace};
 use super::erasure;
-use super::made_tablespaces;
 use super::mounted;
 use super::opened::Opened;
+use super::private_tablespaces::{self, PrivateTablespaces};
 use super::programs::Programs;
 use super::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
 use super::restore;
@@ -53,6 +53,7 @@ use crate::repo::drilled::{self, Drill, Phase, Timed};
 use crate::repo::event::{Event, Writer};
 use crate::repo::id::BackupId;
 use crate::restore::target_dir::Mapping;
+use crate::wal::tablespaces::Made;
 
 /// The operator's request.
 #[derive(Debug, Clone)]
@@ -366,6 +367,7 @@ impl Course {
             databases: None,
             delta: false,
             is_hollow: asked.is_fast,
+            is_private: true,
             replace: false,
             aside: false,
             adopt: false,
@@ -377,11 +379,20 @@ impl Course {
             asked,
             programs: &programs,
         };
-        let done = self.prepared(&begun, &wanted, started).and_then(|ready| {
-            ready.map_or(Ok(()), |ready| match asked.is_fast {
-                true => self.mounted(&begun, &sandbox, ready),
-                false => self.copied(&begun, &sandbox, ready),
-            })
+        let ready = self.prepared(&begun, &wanted, started)?;
+        if let Some(Ready { prepared, .. }) = &ready
+            && !prepared.made.is_empty()
+        {
+            // A namespace is entered by running again, which leaves nothing behind.
+            if !namespace::is_inside(&session.environment) {
+                sandbox.clear();
+                namespace::enter(session)?;
+            }
+            private_tablespaces::check(&prepared.made, &session.environment)?;
+        }
+        let done = ready.map_or(Ok(()), |ready| match asked.is_fast {
+            true => self.mounted(&begun, &sandbox, ready),
+            false => self.copied(&begun, &sandbox, ready),
         });
         if asked.keep && done.is_ok() {
             self.report.kept = Some(sandbox.keep());
@@ -412,7 +423,6 @@ impl Course {
                 return Ok(None);
             }
         };
-        made_tablespaces::refuse(&prepared.made)?;
         // The repository may have grown since the first plan: this one is carried out.
         let plan = prepared.job.plan.clone();
         let plan = plan.ok_or_else(|| err!(Internal, "a restore without a plan"))?;
@@ -443,8 +453,9 @@ impl Course {
         self.time(Phase::Copy, copying, Some(restored.report.raw_bytes));
         let copied = Copied {
             settings: restored.report.settings,
-            before: namespace::without_network(),
+            before: namespace::before_scripts(&begun.session.environment).unwrap_or_default(),
             fetches_outside: clone::needs_network(&ready.prepared),
+            made: ready.prepared.made,
             libraries: ready.libraries,
             plan: ready.plan,
             left_out: ready.left_out,
@@ -469,6 +480,7 @@ impl Course {
                 settings: mount.settings.clone(),
                 before: namespace::before_server(environment, false),
                 fetches_outside: clone::needs_network(&prepared),
+                made: prepared.made.clone(),
                 libraries,
                 plan,
                 left_out,
@@ -514,6 +526,8 @@ impl Course {
             lasts: Lasts::Passing,
         };
         let session = begun.session;
+        // They outlive the server.
+        let tablespaces = PrivateTablespaces::mount(&copied.made, &|oid| sandbox.tablespace(oid))?;
         let mut server = quarantine.start(&session.host, &copied.libraries, &copied.settings)?;
         session.host.progress.phase("replay", None);
         let recovery = recovery::wait(session, &mut server)?;
@@ -523,6 +537,7 @@ impl Course {
             self.broken(phase, cause);
             return Ok(());
         }
+        tablespaces.lead(&mut server, &data)?;
         let comparing = Instant::now();
         let compared = comparison::compare(&mut server, &data, &copied.plan);
         let Some(compared) = self.answered(session, Phase::Compare, compared)? else {
@@ -655,6 +670,8 @@ struct Copied {
     before: Vec<String>,
     /// Whether this process fetches its WAL.
     fetches_outside: bool,
+    /// The tablespaces that recovery makes.
+    made: Made,
     libraries: Libraries,
     /// The plan that it was written by.
     plan: Plan,

@@ -103,6 +103,11 @@ impl Sandbox {
         self.tree.join("tablespaces").join(oid.to_string())
     }
 
+    /// Removes the folder.
+    pub(super) fn clear(&mut self) {
+        self.folder = None;
+    }
+
     /// Leaves the folder behind; no later drill removes it.
     pub(super) fn keep(&mut self) -> PathBuf {
         if let Some(folder) = self.folder.take() {

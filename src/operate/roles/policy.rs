@@ -139,6 +139,11 @@ fn work(policy: &mut Policy, repository: &Repository, role: Role, has_log: bool)
                 "s3:GetObjectLegalHold",
             ];
             policy.allow("Delete", &delete, &["*"]);
+            // A copy would need the right to write over data: the operator has it.
+            if !repository.s3.tiers.is_empty() {
+                let tag = ["s3:GetObjectTagging", "s3:PutObjectTagging"];
+                policy.allow("Tier", &tag, &["*"]);
+            }
         }
     }
     true
@@ -209,6 +214,11 @@ mod tests {
             assert!(has(role, "Deny", "s3:DeleteObject"), "{role:?}");
         }
         assert!(has(Role::Janitor, "Allow", "s3:DeleteObject"));
+        assert!(!has(Role::Janitor, "Allow", "s3:PutObjectTagging"));
+        let mut tiered = repository();
+        tiered.s3.tiers = vec!["30d:STANDARD_IA".parse().unwrap()];
+        let allowed = actions(&tiered, Role::Janitor, "Allow");
+        assert!(allowed.iter().any(|a| a == "s3:PutObjectTagging"));
         for role in ROLES {
             assert!(has(role, "Allow", "s3:ListBucket"), "{role:?}");
             assert!(

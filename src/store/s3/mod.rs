@@ -44,6 +44,7 @@ use class::{Archived, Speed, Thaw};
 use client::{Link, wait};
 use markers::Markers;
 use object::{S3Object, glance};
+pub use profile::usual_files;
 use request::Bucket;
 use tiering::Moved;
 use upload::Upload;

@@ -11,21 +11,31 @@ use std::path::{Path, PathBuf};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 
 use crate::config::account::Account;
-use crate::config::{S3Settings, secret};
+use crate::config::{S3Settings, secret, trust};
 use crate::err;
 use crate::error::{Code, Error, Result};
 
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
+
+/// The variable that names a file, and its usual place below the home directory.
+type Names = (&'static str, &'static str);
+const CONFIG: Names = ("AWS_CONFIG_FILE", ".aws/config");
+const CREDENTIALS: Names = ("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
+
+/// The profile files of this process, which may name programs; they need not be there.
+pub fn usual_files() -> impl Iterator<Item = PathBuf> {
+    [CONFIG, CREDENTIALS].into_iter().filter_map(place)
+}
 
 /// Reads the profile files of these settings: the configured one for credentials, else the usual ones.
 ///
 /// # Errors
 /// `Config` when the configured file cannot be read or is open to others, or a file names a program and another user may have written it.
 pub(super) fn files(settings: &S3Settings) -> Result<EnvConfigFiles> {
-    let config = usual("AWS_CONFIG_FILE", ".aws/config")?;
+    let config = usual(CONFIG)?;
     let credentials = match &settings.credentials_file {
         Some(file) => configured(file)?,
-        None => usual("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")?,
+        None => usual(CREDENTIALS)?,
     };
     Ok(EnvConfigFiles::builder()
         .with_contents(EnvConfigFileKind::Config, config)
@@ -52,15 +62,8 @@ fn configured(path: &Path) -> Result<String> {
 }
 
 /// The file that a variable names, else the one below the home directory; empty where it cannot be read, as for every client of Amazon's.
-fn usual(variable: &str, below_home: &str) -> Result<String> {
-    let home = || std::env::home_dir().filter(|home| home.is_absolute());
-    let path = match std::env::var_os(variable).map(PathBuf::from) {
-        Some(named) => match named.strip_prefix("~") {
-            Ok(rest) => home().map(|home| home.join(rest)),
-            Err(_) => Some(named),
-        },
-        None => home().map(|home| home.join(below_home)),
-    };
+fn usual(names: Names) -> Result<String> {
+    let path = place(names);
     let Some(path) = path else {
         return Ok(String::new());
     };
@@ -70,6 +73,17 @@ fn usual(variable: &str, below_home: &str) -> Result<String> {
     };
     check_programs(&path, &text, &metadata)?;
     Ok(text)
+}
+
+fn place((variable, below_home): Names) -> Option<PathBuf> {
+    let home = || std::env::home_dir().filter(|home| home.is_absolute());
+    match std::env::var_os(variable).map(PathBuf::from) {
+        Some(named) => match named.strip_prefix("~") {
+            Ok(rest) => home().map(|home| home.join(rest)),
+            Err(_) => Some(named),
+        },
+        None => home().map(|home| home.join(below_home)),
+    }
 }
 
 fn read(file: File) -> std::io::Result<String> {
@@ -88,7 +102,7 @@ fn check_programs(path: &Path, text: &str, metadata: &Metadata) -> Result<()> {
     let refused = |why: String| -> Error {
         err!(Config, "\"{shown}\" names a credential_process, and {why}")
     };
-    if ![own, 0].contains(&owner) {
+    if !trust::is_own(metadata) {
         let (owner, own) = (Account::name_of(owner), Account::name_of(own));
         let error = refused(format!("belongs to user \"{owner}\""));
         return Err(error.hint(format!(
