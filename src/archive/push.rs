@@ -531,7 +531,7 @@ pub(super) fn own_history(beside: &Path, timeline: TimelineId) -> Option<History
 }
 
 /// Without a key the reasons in a history are not known.
-pub(super) fn is_same_history(own: &History, known: &History) -> bool {
+pub(crate) fn is_same_history(own: &History, known: &History) -> bool {
     let (own, known) = (own.ancestors(), known.ancestors());
     own.len() == known.len()
         && own.iter().zip(known).all(|(own, known)| {

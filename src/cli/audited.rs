@@ -58,7 +58,7 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             words("rescue", &tables)
         }
         Command::Standby(_) => words("standby", &[]),
-        Command::Adopt(args) => args.confirm.then(|| words("adopt", &[]))?,
+        Command::Adopt(_) => words("adopt", &[]),
         Command::Expire(args) => args.confirm.then(|| words("expire", &[]))?,
         Command::Pin(args) => {
             let id = args.backup.to_string();

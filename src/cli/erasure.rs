@@ -422,23 +422,41 @@ pub(super) fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
     }
 }
 
+/// What became of a restored copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// It has a guard.
+    Guarded,
+    /// It has a guard, and WAL of its own timeline waits to be archived.
+    Recovered,
+    /// It may archive.
+    Adopted,
+}
+
 /// Tells of erasures that a restored copy may lack, with the command that repeats them.
 pub(super) fn tell(
     cx: &Context,
     lacking: Option<&Lacking>,
-    (pgdata, is_adopted): (&str, bool),
+    (pgdata, copied): (&str, Copied),
 ) -> Result<()> {
     let Some(lacking) = lacking.filter(|lacking| lacking.count > 0) else {
         return Ok(());
     };
     let of = human::count(lacking.recorded as u64, "erasure");
-    if is_adopted {
+    if copied == Copied::Adopted {
         return cx.out.line(&format!("This copy lacks {} of {of} recorded, and pitr erasure apply refuses a copy that may archive: restore without --adopt, or run the scripts by hand before anybody connects (pitr erasure list).", lacking.count));
     }
+    // Without the words the first WAL of its timeline would go.
+    let (before, words) = match copied {
+        Copied::Recovered => (" and is adopted", " --for-adoption"),
+        _ => ("", ""),
+    };
     cx.out.line(&format!(
-        "This copy lacks {} of {of} recorded. Before it accepts connections: pitr erasure apply{} --pgdata {} --confirm",
+        "This copy lacks {} of {of} recorded. Before it accepts connections{}: pitr erasure apply{} --pgdata {}{} --confirm",
         lacking.count,
+        before,
         cx.session.options(cx.session.flags.cluster.as_deref()),
-        shell_word(pgdata)
+        shell_word(pgdata),
+        words
     ))
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
-use super::erasure::{ConsentArgs, apply_to_restored, judge, print_applied};
+use super::erasure::{ConsentArgs, Copied, apply_to_restored, judge, print_applied};
 use super::restore_aside;
 use super::restore_from_standby;
 use super::restore_replaced::{self, Replaced};
@@ -233,6 +233,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             .filter(|_| args.replace)
             .map(Replaced::planned),
     };
+    let copied = match args.adopt {
+        true => Copied::Adopted,
+        false => Copied::Guarded,
+    };
     if !cx.out.is_json() {
         plan::show(cx, plan, local_time.as_deref())?;
     } else if args.dry_run {
@@ -245,7 +249,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             restore_replaced::warn(cx, &prepared)?;
         }
         print_left_out(cx, &left_out)?;
-        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
+        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, copied))?;
         return Ok(exit::SUCCESS);
     }
     if prepared.is_in_place() && !args.confirm {
@@ -294,8 +298,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.out.line("")?;
     print_report(cx, job, &restored)?;
     if args.aside {
-        restore_aside::print_next(cx, args)?;
-        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
+        restore_aside::print_switch(cx, args)?;
+        let recovered = Copied::Recovered;
+        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, recovered))?;
+        restore_aside::print_adopt(cx, args)?;
         return Ok(exit::SUCCESS);
     }
     print_next(cx, &prepared, plan)?;
@@ -304,7 +310,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     print_left_out(cx, &left_out)?;
     let Some(erased) = erased else {
-        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, args.adopt))?;
+        super::erasure::tell(cx, lacking.as_ref(), (&job.request.to, copied))?;
         return Ok(exit::SUCCESS);
     };
     let erased = erased?;

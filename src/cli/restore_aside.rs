@@ -10,16 +10,20 @@ use crate::exit;
 use crate::operate::archive_command::shell_word;
 use crate::operate::aside;
 
-/// Says what comes after a recovery aside.
-pub(super) fn print_next(cx: &Context, args: &Args) -> Result<()> {
+/// Says how the cluster gets into its place.
+pub(super) fn print_switch(cx: &Context, args: &Args) -> Result<()> {
     let to = shell_word(&args.to.to_string_lossy());
     cx.out.line(
         "It has recovered there, and waits. To put it in its place, stop the server, then:",
     )?;
     cx.out
-        .line(&format!("  pitr restore --switch --to {to} --confirm"))?;
-    cx.out
-        .line(&format!("  pitr adopt --pgdata {to} --confirm"))
+        .line(&format!("  pitr restore --switch --to {to} --confirm"))
+}
+
+/// Says what comes last, before its first start.
+pub(super) fn print_adopt(cx: &Context, args: &Args) -> Result<()> {
+    let to = shell_word(&args.to.to_string_lossy());
+    cx.out.line(&format!("  pitr adopt --pgdata {to}"))
 }
 
 /// Puts the cluster that waits in its place.

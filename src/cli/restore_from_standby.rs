@@ -70,11 +70,14 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8> {
     cx.out.line(&format!(
         "it has recovered as planned, and is shut down: {data}"
     ))?;
-    told::tell(cx, lacking.as_ref(), (&data.to_string(), false))?;
+    told::tell(
+        cx,
+        lacking.as_ref(),
+        (&data.to_string(), told::Copied::Recovered),
+    )?;
     let to = shell_word(&data.to_string());
     cx.out.line("Before its service starts, let it archive:")?;
-    cx.out
-        .line(&format!("  pitr adopt --pgdata {to} --confirm"))?;
+    cx.out.line(&format!("  pitr adopt --pgdata {to}"))?;
     Ok(exit::SUCCESS)
 }
 

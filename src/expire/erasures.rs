@@ -41,8 +41,8 @@ pub fn forget(repository: &Repository, name: &str, host: &Host) -> Result<u64> {
         let Some(stored) = stored else { continue };
         let recorded = match erasure::read(store, layout, &one.name) {
             Ok(read) => read,
-            // The store's time tells of one that cannot be read.
-            Err(e) if e.is_damage() || e.code() == Code::Key => None,
+            // Only its position tells which backups have it: a standby's backup that is younger may lack it, and so may a timeline.
+            Err(e) if e.is_damage() || e.code() == Code::Key => continue,
             Err(e) => return Err(e),
         };
         let needs = |backup: &Begun| {

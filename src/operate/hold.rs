@@ -9,6 +9,7 @@ use super::needs::Owner;
 use super::pin::{self, Asked, Kind, Pinning, Stored, Unpinning};
 use super::pin_content;
 use super::session::Session;
+use crate::err;
 use crate::error::{Code, Result};
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
@@ -239,7 +240,17 @@ impl<'s> InStores<'s> {
 
     /// Has the store hold everything, and records that it does; the record is held last.
     fn hold_all(&self, repository: &Repository, owner: &Owner) -> Result<u64> {
-        let mut objects = self.set(repository, owner.everything(repository, self.id)?)?;
+        let held = self.set(repository, owner.everything(repository, self.id)?)?;
+        let groups = owner.groups(repository, self.id)?;
+        if let Some(lacking) = groups.iter().find(|group| group.is_disjoint(&held)) {
+            let name = lacking.first().map(Key::as_str).unwrap_or_default();
+            return Err(err!(
+                NotFound,
+                "\"{name}\" is not stored whole, so nothing holds it: the backup is not held by the store"
+            )
+            .hint("What is there is held. The last WAL of a backup may come as increments before its segment is whole: repeat the command then. pitr verify tells what is lost."));
+        }
+        let mut objects = held.len() as u64;
         let (store, scope, subject) = (repository.store(), owner.scope(), self.id.to_string());
         let host = &self.session.host;
         let events = event::read_all(store, scope, &subject)?;
@@ -252,7 +263,7 @@ impl<'s> InStores<'s> {
                 ..Writer::of(host).event("held", &subject)
             };
             let name = event::record(store, scope, &held, host.random())?;
-            objects += self.set(repository, [scope.event(&subject, &name)?])?;
+            objects += self.set(repository, [scope.event(&subject, &name)?])?.len() as u64;
         }
         Ok(objects)
     }
@@ -260,26 +271,31 @@ impl<'s> InStores<'s> {
     /// Takes the store's holds away, but for those of objects that another backup on hold needs.
     fn release(&self, repository: &Repository, owner: &Owner) -> Result<u64> {
         let mut keys = owner.everything(repository, self.id)?;
-        let needed = self.needed_by_others(repository, owner)?;
+        let needed = self.needed(repository, owner, false)?;
         keys.retain(|key| !needed.contains(key));
-        let count = self.set(repository, keys.iter().cloned())?;
-        // Another backup may have been put on hold meanwhile, and have found these objects held.
-        let needed = self.needed_by_others(repository, owner)?;
+        let count = self.set(repository, keys.iter().cloned())?.len();
+        // Another backup may have been put on hold meanwhile, or this one anew, and have found these objects held.
+        let needed = self.needed(repository, owner, true)?;
         let again = InStores {
             is_on: true,
             ..*self
         };
         let lost = keys.into_iter().filter(|key| needed.contains(key));
-        Ok(count - again.set(repository, lost)?)
+        Ok((count - again.set(repository, lost)?.len()) as u64)
     }
 
-    /// The objects that other backups on hold need.
-    fn needed_by_others(&self, repository: &Repository, owner: &Owner) -> Result<BTreeSet<Key>> {
+    /// The objects that other backups on hold need, or all of them.
+    fn needed(
+        &self,
+        repository: &Repository,
+        owner: &Owner,
+        with_own: bool,
+    ) -> Result<BTreeSet<Key>> {
         let mut all = BTreeSet::new();
         let own = owner.scope().prefix();
         for other in Owner::all(repository)? {
             for held in on_hold(repository, other.scope())? {
-                if held == *self.id && other.scope().prefix() == own {
+                if !with_own && held == *self.id && other.scope().prefix() == own {
                     continue;
                 }
                 match other.everything(repository, &held) {
@@ -293,14 +309,20 @@ impl<'s> InStores<'s> {
         Ok(all)
     }
 
-    /// Sets or takes away the store's hold of each object that is there; returns how many there are.
-    fn set(&self, repository: &Repository, keys: impl IntoIterator<Item = Key>) -> Result<u64> {
-        let mut count = 0;
+    /// Sets or takes away the store's hold of each object that is there; returns these.
+    fn set(
+        &self,
+        repository: &Repository,
+        keys: impl IntoIterator<Item = Key>,
+    ) -> Result<BTreeSet<Key>> {
+        let mut there = BTreeSet::new();
         for key in keys {
             self.session.host.check_stop()?;
-            count += u64::from(repository.store().hold(&key, self.is_on)?);
+            if repository.store().hold(&key, self.is_on)? {
+                there.insert(key);
+            }
         }
-        Ok(count)
+        Ok(there)
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Content {
     pub size: SegmentSize,
     /// The keys.
     pub keys: BTreeSet<Key>,
+    /// The same in groups, of each of which one has to be there.
+    pub groups: Vec<BTreeSet<Key>>,
 }
 
 /// Layers and packs as keys.
@@ -44,7 +46,7 @@ pub(super) fn content(
     root: &Outline,
 ) -> Result<Content> {
     let layout = repository.read_lives(layout)?;
-    let mut keys = parts(&layout, root.layers(), root.packs());
+    let mut groups = alone(parts(&layout, root.layers(), root.packs()));
     let size = repository.require_readable(&layout)?.segment_size_bytes;
     let size = SegmentSize::new(size)?;
     let first = SegmentNumber::of(root.start_lsn, size);
@@ -53,14 +55,20 @@ pub(super) fn content(
     let (begun, ended) = root.timelines()?;
     for number in first.0..=last.0 {
         let names = [begun, ended].map(|timeline| SegmentNumber(number).name(timeline, size));
-        keys.extend(names.into_iter().flatten().map(|name| layout.segment(name)));
+        let names = names.into_iter().flatten();
+        groups.push(names.map(|name| layout.segment(name)).collect());
     }
     Ok(Content {
         layout,
         first,
         size,
-        keys,
+        keys: groups.iter().flatten().cloned().collect(),
+        groups,
     })
+}
+
+fn alone(keys: BTreeSet<Key>) -> Vec<BTreeSet<Key>> {
+    keys.into_iter().map(|key| BTreeSet::from([key])).collect()
 }
 
 /// The owner of a backup.
@@ -91,6 +99,30 @@ impl Owner {
             all.extend(repository.clusters(&name)?.into_iter().map(Owner::Cluster));
         }
         Ok(all)
+    }
+
+    /// Layers, packs and WAL of a backup in groups, of each of which one has to be there.
+    ///
+    /// # Errors
+    /// `NotFound` without a root; what the store says.
+    pub(super) fn groups(
+        &self,
+        repository: &Repository,
+        id: &BackupId,
+    ) -> Result<Vec<BTreeSet<Key>>> {
+        let store = repository.store();
+        let none = || err!(NotFound, "backup \"{id}\" is not there");
+        match self {
+            Owner::Cluster(layout) => {
+                let root = Outline::read(store, layout, id)?.ok_or_else(none)?;
+                Ok(content(repository, layout, &root)?.groups)
+            }
+            Owner::Aux(scope) => {
+                let root = AuxOutline::stored(store, scope, id)?.root();
+                let root = root.ok_or_else(none)?;
+                Ok(alone(parts(scope, root.layers(), root.packs())))
+            }
+        }
     }
 
     /// The objects that restore a backup, with those that open and prove it: the root, its reservation and holds, histories, the registration, the marker and the

@@ -37,6 +37,8 @@ struct Copy {
     pins: Vec<Recorded>,
     /// The holds among them that the store was seen to keep.
     held: BTreeSet<String>,
+    /// Whether it was ever on hold, where holds are meant: an unhold that was cut short goes on.
+    was_held: bool,
 }
 
 /// A pin, or the end of pins, that is shown before it is recorded.
@@ -115,7 +117,7 @@ pub fn plan(
         .hint("Nothing was changed. \"pitr info\" shows which backups there are."));
     }
     if wanted.is_none() {
-        copies.retain(|copy| !copy.pins.is_empty());
+        copies.retain(|copy| copy.was_held || !copy.pins.is_empty());
     }
     if copies.is_empty() {
         let what = match kind {
@@ -169,12 +171,15 @@ fn copy(
         return Ok(None);
     }
     let events = event::read_all(store, scope, &id.to_string())?;
+    let is_hold = |one: &Recorded| event::kind_in(&one.name) == "pin" && one.event.legal;
+    let was_held = kind == Kind::Hold && events.iter().any(is_hold);
     let mut pins = event::standing(&events, "pin", "unpin");
     pins.retain(|pin| pin.event.legal == (kind == Kind::Hold));
     let held = pins.iter().filter(|pin| event::is_held(&events, pin));
     Ok(Some(Copy {
         configured: configured.clone(),
         held: held.map(|pin| pin.name.clone()).collect(),
+        was_held,
         pins: pins.into_iter().cloned().collect(),
         repository,
     }))
