@@ -13,6 +13,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::{SegmentName, WalFileName};
+use crate::pg::version::Major;
 use crate::wal::index::{Summary, flag};
 use crate::wal::undecoded::Indexing;
 
@@ -85,12 +86,13 @@ pub fn candidates(directory: &Path) -> Result<Vec<Candidate>> {
                     is_unfinished: false,
                 };
             }
+            let is_last = last.contains(&path);
             let (left_out, is_unfinished) = match name {
-                WalFileName::Segment(segment) => incomplete(&path, segment),
+                WalFileName::Segment(segment) => incomplete(&path, segment, is_last),
                 _ => (None, false),
             };
             Candidate {
-                is_unfinished: is_unfinished && last.contains(&path),
+                is_unfinished: is_unfinished && is_last,
                 path,
                 name,
                 left_out,
@@ -136,13 +138,21 @@ fn is_unwritten(path: &Path, name: SegmentName) -> bool {
 
 /// Returns why a file of `pg_wal` is not the whole segment of its name; none where it is.
 pub fn unfit(path: &Path, name: SegmentName) -> Option<String> {
-    incomplete(path, name).0
+    incomplete(path, name, false).0
 }
 
-/// Why a segment is not whole, if it is not, and whether it is sound up to where its WAL ends.
-fn incomplete(path: &Path, name: SegmentName) -> (Option<String>, bool) {
+/// Why a segment is not whole, if it is not, and whether it is sound up to where its WAL ends. Headers of pages do not tell how far the last
+/// written segment of a server was filled.
+fn incomplete(path: &Path, name: SegmentName, is_last: bool) -> (Option<String>, bool) {
     match decode(path, name, false) {
         Ok(None) => (Some("it is empty".into()), false),
+        Ok(Some(summary)) if is_last && summary.has(flag::UNDECODED) => {
+            let why = format!(
+                "it is the last one, and a PostgreSQL newer than {} wrote it: whether it is whole is unknown",
+                Major::NEWEST
+            );
+            (Some(why), false)
+        }
         Ok(Some(summary)) if is_whole(&summary) => (None, false),
         Ok(Some(summary)) => {
             let why = format!("its records end at {}", summary.valid_end);

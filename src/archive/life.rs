@@ -19,7 +19,7 @@ use crate::repo::lives;
 use crate::repo::repository::Repository;
 use crate::store::Key;
 use crate::wal::index::{self, Summary, flag};
-use crate::wal::link::{self, Before, EndBefore, Link, Mark};
+use crate::wal::link::{self, Before, Brief, EndBefore, Joined, Link, Mark};
 
 /// The link of a segment that is being archived.
 ///
@@ -519,6 +519,25 @@ fn as_stored(repository: &Repository, mark: Mark, is_keyed: bool) -> Result<Mark
         true => Ok(Mark(repository.store().public_hash(&mark.0)?)),
         false => Ok(mark),
     }
+}
+
+/// Whether a stored segment continues the one before it, which has this mark.
+///
+/// # Errors
+/// Errors of the store.
+pub fn is_continued(
+    repository: &Repository,
+    key: &Key,
+    (before, mark): (SegmentName, Mark),
+) -> Result<Joined> {
+    let Some((stored, is_keyed)) = stored_link(repository, key)? else {
+        return Ok(Joined::Unproven);
+    };
+    let own = Brief::from(Link {
+        own: Some(as_stored(repository, mark, is_keyed)?),
+        before: Before::Unknown,
+    });
+    Ok(Brief::from(stored).continues(own.own, before.timeline))
 }
 
 /// The link of a stored segment, and whether its marks are keyed. A segment that must not or cannot be read joins nothing, and keeps nothing from

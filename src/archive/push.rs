@@ -1390,7 +1390,7 @@ fn put_small(
     name: WalFileName,
     content: &[u8],
 ) -> Result<(Pushed, Warnings)> {
-    let kind = check_small(name, content)?;
+    let (kind, mut warnings) = check_small(name, content)?;
     let registration = repository.require(layout)?;
     let identity = Identity {
         hash: *blake3::hash(content).as_bytes(),
@@ -1406,7 +1406,7 @@ fn put_small(
     let key = layout.wal_file(name);
     if store_small(repository, &key, kind, &identity, content)? == Published::Created {
         read_back(repository, &key, &identity)?;
-        return Ok((Pushed::Stored, Vec::new()));
+        return Ok((Pushed::Stored, warnings));
     }
     let object = repository
         .store()
@@ -1420,13 +1420,14 @@ fn put_small(
         };
         check.map_err(|e| stored_damaged(&key, e))?;
         container.object().settle()?;
-        return Ok((Pushed::AlreadyThere, Vec::new()));
+        return Ok((Pushed::AlreadyThere, warnings));
     }
     let offered = repository.store().public_hash(&identity.hash)?;
     let conflict = layout.conflict(name, &offered);
     let put = store_small(repository, &conflict, kind, &identity, content)?;
     if kind == Kind::Label {
-        return label_beside(repository, name, &conflict, put);
+        warnings.push(label_beside(repository, name, &conflict, put)?);
+        return Ok((Pushed::Stored, warnings));
     }
     let error = conflict_error(layout, name, &container, &identity.hash);
     Err(match name {
@@ -1448,30 +1449,26 @@ fn label_beside(
     name: WalFileName,
     key: &Key,
     put: Published,
-) -> Result<(Pushed, Warnings)> {
+) -> Result<String> {
     if put == Published::Exists {
         let object = repository.store().open(key)?;
         let object = object.ok_or_else(|| err!(Unreachable, "object \"{key}\" came and went"))?;
         object.settle()?;
     }
-    let warning = format!(
+    Ok(format!(
         "another backup history file of this name is archived: \"{name}\" is kept beside it, under \"{key}\""
-    );
-    Ok((Pushed::Stored, vec![warning]))
+    ))
 }
 
-fn check_small(name: WalFileName, content: &[u8]) -> Result<Kind> {
-    let header = |e: Error| e.with_code(Code::SourceHeader);
-    match name {
-        WalFileName::History(timeline) => {
-            History::parse(timeline, content).map_err(header)?;
-            Ok(Kind::History)
-        }
-        _ => {
-            BackupHistory::parse(content).map_err(header)?;
-            Ok(Kind::Label)
-        }
+/// A backup history file that cannot be read is archived all the same: recovery never asks for one, and WAL would wait behind it for ever.
+fn check_small(name: WalFileName, content: &[u8]) -> Result<(Kind, Warnings)> {
+    if let WalFileName::History(timeline) = name {
+        History::parse(timeline, content).map_err(|e| e.with_code(Code::SourceHeader))?;
+        return Ok((Kind::History, Vec::new()));
     }
+    let unread = BackupHistory::parse(content).err();
+    let warning = |e| format!("\"{name}\" cannot be read, and is archived as it is: {e}");
+    Ok((Kind::Label, unread.into_iter().map(warning).collect()))
 }
 
 /// These files do not name their cluster: pg_control beside them does, else the only registration.

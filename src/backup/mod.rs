@@ -47,6 +47,7 @@ use crate::snapshot::leftovers::Leftovers;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
 use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
+use crate::wire::server_error::sqlstate;
 
 pub mod archiving;
 pub mod attempt;
@@ -359,7 +360,13 @@ fn check_timeline(
 ) -> Result<History> {
     let history = match facts.timeline {
         TimelineId::FIRST => History::root(TimelineId::FIRST),
-        timeline => History::parse(timeline, &source.history(timeline)?)?,
+        timeline => {
+            let content = source.history(timeline);
+            History::parse(
+                timeline,
+                &content.map_err(|e| without_history(timeline, e))?,
+            )?
+        }
     };
     let cluster = cluster::decide_in([repository], layout, &history)?;
     match cluster.require(facts.timeline) {
@@ -369,6 +376,18 @@ fn check_timeline(
         Err(e) => return Err(e.with_code(Code::Refused)),
     }
     Ok(history)
+}
+
+/// Explains the answer of a server that has no history file of its timeline. No recovery could follow that timeline.
+fn without_history(timeline: TimelineId, e: Error) -> Error {
+    if sqlstate(&e) != Some("58P01") {
+        return e;
+    }
+    let file = format!("pg_wal/{}", timeline.history_file_name());
+    e.with_code(Code::Refused).hint(format!(
+        "Nothing was stored. Where pg_resetwal -l began timeline {}, it has no parent. Say so in a file, in the data directory as the server's user, and archive it: echo '# no parent' > {file} && pitr wal push {file}",
+        timeline.decimal()
+    ))
 }
 
 /// The options with which the server is asked for a backup.

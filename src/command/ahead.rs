@@ -1,9 +1,9 @@
 //! `pitr-archive` before it archives a file itself: it may be safe already, and others may be ready.
 //!
-//! A file of which the spool has a sound note is acknowledged at once. Else, where more than this one is ready, it is made sure that a worker
-//! runs (`shipper`), and what the worker comes to with this file is waited for. Whenever that does not lead anywhere (no spool, a worker
-//! that cannot be started, was killed, has failed with this file before) the file is archived as if there were no workers, which says
-//! exactly what is wrong.
+//! A file of which the spool has a sound note is acknowledged at once. Else, where more than this one is ready, or a call was too short for
+//! this one, it is made sure that a worker runs (`shipper`), and what the worker comes to with this file is waited for. Whenever that does
+//! not lead anywhere (no spool, a worker that cannot be started, was killed, has failed with this file before) the file is archived as if
+//! there were no workers, which says exactly what is wrong.
 //!
 //! A worker that comes to nothing in half of the time there is hangs, or has much to do before: that is kept in the spool, and nobody waits for it
 //! again before it has noted a file.
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use super::archive::{self, Archived, deadline};
 use super::{Arguments, delegate, detach, shipper};
 use crate::archive::datadir::DataDirectory;
-use crate::archive::spool::{self, FileIdentity, Note, Spool};
+use crate::archive::spool::{self, Failure, FileIdentity, Note, Spool};
 use crate::config::{self, Environment, Settings};
 use crate::error::{Code, Error, Result};
 use crate::exit::{self, Program};
@@ -77,7 +77,7 @@ pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<T
         let archived = archive::run(&arguments, &settings, nonce, acknowledged);
         let complaint = match ahead {
             Some(ahead) => {
-                ahead.settle(archived.as_ref().map(|_| ()), nonce);
+                ahead.settle(archived.as_ref().map(|_| ()), false, nonce);
                 ahead.complaint.into_inner()
             }
             None => String::new(),
@@ -91,7 +91,7 @@ pub fn watched(arguments: Arguments, settings: Settings, nonce: u64) -> Result<T
         && e.code() == Code::Deadline
         && let Some(ahead) = Ahead::new(&given, &known, &Environment::of_process(), nonce)
     {
-        ahead.settle(Err(e), nonce);
+        ahead.settle(Err(e), true, nonce);
     }
     told
 }
@@ -117,7 +117,7 @@ pub fn delegated(
     let answer = delegate::run(Program::Archive, given, Some(left));
     // `pitr` has recorded its own result: only an error of running it is left to record.
     if let (Some(ahead), Err(e)) = (&ahead, &answer) {
-        ahead.settle(Err(e), nonce);
+        ahead.settle(Err(e), e.code() == Code::Deadline, nonce);
     }
     Ok(Told {
         text: ahead
@@ -135,10 +135,13 @@ pub fn on_behalf(arguments: Arguments, nonce: u64, limit: Duration) -> Result<Ar
     let environment = Environment::of_process();
     let settings = super::settings(&arguments, &environment)?;
     let (given, known) = (arguments.clone(), settings.clone());
+    let begun = Instant::now();
     let archived =
         archive::under_watch(limit, move |mark| archive::run(&given, &known, nonce, mark));
+    // Requests end sooner than the call, with an error of their own.
+    let is_late = begun.elapsed() >= delegate::sooner(limit) * 9 / 10;
     if let Some(ahead) = Ahead::new(&arguments, &settings, &environment, nonce) {
-        ahead.settle(archived.as_ref().map(|_| ()), nonce);
+        ahead.settle(archived.as_ref().map(|_| ()), is_late, nonce);
     }
     archived
 }
@@ -219,7 +222,7 @@ impl<'a> Ahead<'a> {
         if !self.data.is_ready(self.name) {
             return Ok(None);
         }
-        let has_failed = self.spool.failure(self.name).is_some();
+        let failure = self.spool.failure(self.name);
         let mut may_start = true;
         loop {
             match self.spool.try_lock() {
@@ -230,16 +233,15 @@ impl<'a> Ahead<'a> {
                     if let Some(told) = self.noted()? {
                         return Ok(Some(told));
                     }
-                    let starts =
-                        may_start && shipper::has_others(&self.data, &self.spool, self.name);
+                    let starts = may_start && self.is_worth_a_worker(failure.as_ref());
                     if !starts || self.start(arguments, lock).is_err() {
                         return Ok(None);
                     }
                     may_start = false;
                 }
             }
-            // It leaves alone what it has failed with; the error of today is found by trying.
-            if has_failed {
+            // The error of today is found by trying.
+            if failure.is_some() {
                 return Ok(None);
             }
             match self.wait()? {
@@ -249,6 +251,12 @@ impl<'a> Ahead<'a> {
                 Waited::TooLong => return Ok(None),
             }
         }
+    }
+
+    /// Whether others wait, or a call was too short for the file: a worker may take longer.
+    fn is_worth_a_worker(&self, failure: Option<&Failure>) -> bool {
+        failure.is_some_and(|failure| !shipper::is_of_the_file(failure))
+            || shipper::has_others(&self.data, &self.spool, self.name)
     }
 
     /// Waits until the worker has come to something, or there is none.
@@ -385,9 +393,10 @@ impl<'a> Ahead<'a> {
         detach::start(Path::new(&program), &words, lock).map_err(failed)
     }
 
-    /// Brings the record of a failure up to date, where there is one.
-    fn settle(&self, archived: std::result::Result<(), &Error>, nonce: u64) {
-        if self.spool.failure(self.name).is_none() {
+    /// Brings the record of a failure up to date, where there is one. A call that was too short (`is_late`) leaves one for the next call.
+    fn settle(&self, archived: std::result::Result<(), &Error>, is_late: bool, nonce: u64) {
+        let begins = is_late && self.data.is_ready(self.name);
+        if !begins && self.spool.failure(self.name).is_none() {
             return;
         }
         match archived {

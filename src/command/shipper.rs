@@ -21,7 +21,7 @@ use super::archive::{self, Archiver, PATIENCE_REST, deadline, deadline_error, wi
 use super::watch::{self, Pulse};
 use super::{Arguments, detach};
 use crate::archive::datadir::DataDirectory;
-use crate::archive::spool::{self, FileIdentity, Holder, Known, Note, Spool};
+use crate::archive::spool::{self, Failure, FileIdentity, Holder, Known, Note, Spool};
 use crate::config::{Environment, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -65,12 +65,12 @@ pub fn run(arguments: &Arguments, nonce: u64) -> Result<()> {
     watch::run_to_an_end(move || job.work(), move || looked.is_late())
 }
 
-/// Whether the server waits for others to be archived of which the spool knows nothing.
+/// Whether the server waits for others to be archived that a worker would take.
 pub(super) fn has_others(data: &DataDirectory, spool: &Spool, own: WalFileName) -> bool {
     let (Ok(known), Ok(mut ready)) = (spool.known(), ready(data)) else {
         return false;
     };
-    ready.any(|name| name != own && !known.contains_key(&name))
+    ready.any(|name| name != own && !is_left_alone(spool, name, known.get(&name)))
 }
 
 /// The files that the server waits for, in no order; backup history files are left to `pitr-archive`.
@@ -92,18 +92,32 @@ fn turn(name: &WalFileName) -> (bool, String) {
     (!matches!(name, WalFileName::History(_)), name.to_string())
 }
 
-/// Returns whether an error is about the file alone, so that others may go ahead.
-fn is_of_the_file(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Conflict
-            | Code::TimelineReused
-            | Code::SourceMissing
-            | Code::SourceSize
-            | Code::SourceHeader
-            | Code::SourceChanged
-            | Code::Damaged
-    )
+/// Codes of errors that are about the file alone, so that others may go ahead.
+const OF_THE_FILE: [Code; 7] = [
+    Code::Conflict,
+    Code::TimelineReused,
+    Code::SourceMissing,
+    Code::SourceSize,
+    Code::SourceHeader,
+    Code::SourceChanged,
+    Code::Damaged,
+];
+
+/// Whether a recorded failure is about the file alone.
+pub(super) fn is_of_the_file(failure: &Failure) -> bool {
+    OF_THE_FILE
+        .iter()
+        .any(|code| exit::name(*code) == failure.code)
+}
+
+/// Whether a worker leaves the file alone: it has a note, or a recorded failure of its own. After any other failure the file is
+/// taken again, for a call may be too short for it.
+fn is_left_alone(spool: &Spool, name: WalFileName, known: Option<&Known>) -> bool {
+    match known {
+        None => false,
+        Some(Known::Shipped) => true,
+        Some(Known::Failed) => spool.failure(name).is_some_and(|f| is_of_the_file(&f)),
+    }
 }
 
 /// The identity of a file before it is read, and the system identifier of its header.
@@ -304,7 +318,7 @@ impl Job {
         Ok(())
     }
 
-    /// Returns the files that are ready and unknown, in PostgreSQL's order.
+    /// Returns the files that are ready and not left alone, in PostgreSQL's order.
     fn scan(&self) -> Result<Vec<WalFileName>> {
         let failed = |e| Error::from_io("read the spool", e);
         let flying: BTreeSet<WalFileName> = lock(&self.flights).keys().copied().collect();
@@ -313,7 +327,9 @@ impl Job {
         let mut shipped = lock(&self.shipped);
         shipped.retain(|_, at| at.elapsed() < SETTLING);
         let is_open = |name: &WalFileName| {
-            !known.contains_key(name) && !flying.contains(name) && !shipped.contains_key(name)
+            !is_left_alone(&self.spool, *name, known.get(name))
+                && !flying.contains(name)
+                && !shipped.contains_key(name)
         };
         let mut found: Vec<WalFileName> = ready(&self.data)?.filter(is_open).collect();
         found.sort_by_cached_key(turn);
@@ -333,8 +349,7 @@ impl Job {
     }
 
     /// Records that the repositories cannot be opened, for the `pitr-archive` that waits. The record is for the first
-    /// file, for PostgreSQL offers in that order. The other files were not tried. A worker skips files with a recorded
-    /// failure, and the next worker has to find these.
+    /// file, for PostgreSQL offers in that order. The other files were not tried.
     fn fail_first(&self, error: &Error) {
         let ready = ready(&self.data).map(|names| names.min_by_key(turn));
         let open = self.scan().unwrap_or_default();
@@ -498,7 +513,7 @@ impl Hand<'_> {
                     lock(&self.job.queue).contested.insert(name.timeline());
                 }
                 self.job.fail(name, &e);
-                if !is_of_the_file(e.code()) {
+                if !OF_THE_FILE.contains(&e.code()) {
                     self.job.stop();
                 }
             }

@@ -962,9 +962,9 @@ impl<'a> Scan<'a> {
             let Some(facts) = self.facts(at)? else {
                 return Ok(None);
             };
-            let may_cross = !matches!(
+            let may_cross = matches!(
                 self.crossing(at, &facts)?,
-                Crossing::Nothing | Crossing::RestorePoint | Crossing::ParameterChange
+                Crossing::End { .. } | Crossing::Unknown
             );
             if facts.commits > 0 || may_cross {
                 let digest = self.decode(at, &CatalogFiles::default(), false);

@@ -140,6 +140,20 @@ impl Craft {
         )
     }
 
+    /// Lays records without meaning that leave `left` bytes of the segment.
+    pub fn leave_of_segment(&mut self, left: usize) {
+        let size = usize::try_from(self.identity.segment_size.bytes()).unwrap();
+        let page = self.identity.page_size as usize;
+        loop {
+            let is_last_page = self.bytes.len() % size >= size - page;
+            if is_last_page && self.room() > left + 40 {
+                self.leave(left);
+                return;
+            }
+            self.leave(0);
+        }
+    }
+
     /// Ends the segment with a switch record.
     pub fn switch(&mut self) -> (Lsn, Lsn) {
         let (start, _) = self.record(rmgr::XLOG, 0x40, 0, &[]);

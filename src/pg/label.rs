@@ -265,11 +265,11 @@ impl<'a> Lines<'a> {
         std::str::from_utf8(value).map_err(|_| self.damaged(prefix))
     }
 
-    /// The label is the only free text; one with line breaks reaches to the line that always follows it.
+    /// The label is the only free text, and may have any lines: it reaches to the last one of those that follow a label.
     fn label(&mut self) -> Option<Vec<u8>> {
         let after = self.rest.strip_prefix(b"LABEL: ")?;
         let next = b"\nSTART TIMELINE: ";
-        let Some(end) = after.windows(next.len()).position(|window| window == next) else {
+        let Some(end) = after.windows(next.len()).rposition(|window| window == next) else {
             return self.optional("LABEL: ");
         };
         self.rest = after.get(end + 1..)?;
@@ -367,9 +367,10 @@ mod tests {
 
     #[test]
     fn label_with_line_breaks_is_kept_whole() {
-        let text = LABEL.replace("nightly: full", "two\nlines\n");
+        let lines = "two\nSTART TIMELINE: 9\nSTOP TIME: then\nlines\n";
+        let text = LABEL.replace("nightly: full", lines);
         let label = BackupLabel::parse(text.as_bytes()).unwrap();
-        assert_eq!(label.label.as_deref(), Some(&b"two\nlines\n"[..]));
+        assert_eq!(label.label.as_deref(), Some(lines.as_bytes()));
         assert_eq!(label.start_timeline, Some(TimelineId::FIRST));
     }
 

@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 
 use super::lsn::{Lsn, LsnRange};
 
+/// The text of a history file of a timeline without a parent. PostgreSQL writes none, and passes over comments.
+pub const NO_PARENT: &str = "# no parent\n";
+
 /// The number of a timeline, never 0. Prints as in file names: eight upper-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimelineId(NonZeroU32);
@@ -177,6 +180,7 @@ impl History {
         let mut ancestors: Vec<Ancestor> = Vec::new();
         // Empty lines since the last entry: they tell whether its reason ended with a line feed of its own.
         let mut empty = 0usize;
+        let mut has_comment = false;
         for (number, line) in bytes.split(|&b| b == b'\n').enumerate() {
             let text = trim_start(line);
             if text.is_empty() {
@@ -184,6 +188,7 @@ impl History {
                 continue;
             }
             if text.first() == Some(&b'#') {
+                has_comment = true;
                 continue;
             }
             if let Some(last) = ancestors.last_mut()
@@ -212,6 +217,10 @@ impl History {
             ancestors.push(ancestor);
         }
         let Some(last) = ancestors.last_mut() else {
+            // Somebody wrote it for a timeline that pg_resetwal began; an empty file is one that was lost.
+            if has_comment {
+                return Ok(History::root(timeline));
+            }
             return Err(err!(
                 Damaged,
                 "history file \"{timeline}.history\" has no entry"
@@ -231,6 +240,9 @@ impl History {
     ///
     /// PostgreSQL: src/backend/access/transam/timeline.c, writeTimeLineHistory.
     pub fn to_bytes(&self) -> Vec<u8> {
+        if self.ancestors.is_empty() {
+            return NO_PARENT.into();
+        }
         let mut out = Vec::new();
         for (i, ancestor) in self.ancestors.iter().enumerate() {
             if i > 0 {
@@ -440,10 +452,17 @@ mod tests {
     }
 
     #[test]
+    fn t65_a_comment_alone_says_that_a_timeline_has_no_parent() {
+        let history = History::parse(tli(3), NO_PARENT.as_bytes()).unwrap();
+        assert_eq!(history, History::root(tli(3)));
+        assert_eq!(history.to_bytes(), NO_PARENT.as_bytes());
+    }
+
+    #[test]
     fn what_the_server_refuses_is_damaged() {
         let cases: [(&[u8], &str); 13] = [
             (b"", "has no entry"),
-            (b"# only a comment\n", "has no entry"),
+            (b"\n \n", "has no entry"),
             (b"x\t0/1\tr\n", "expected a timeline"),
             (b"-1\t0/1\tr\n", "expected a timeline"),
             (b"0\t0/1\tr\n", "expected a timeline"),

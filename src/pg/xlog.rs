@@ -196,6 +196,17 @@ fn read<'a>(record: &Record<'a>, main_data: &'a [u8]) -> Option<XlogRecord<'a>> 
     })
 }
 
+/// Returns the `wal_level` that a record changes parameters to; `None` for every other record.
+pub fn changed_level(record: &Record<'_>) -> Option<WalLevel> {
+    if record.rmid != rmgr::XLOG || record.opcode() != PARAMETER_CHANGE {
+        return None;
+    }
+    match decode(record, record.body().ok()?.main_data) {
+        Ok(Some(XlogRecord::ParameterChange(change))) => Some(change.wal_level),
+        _ => None,
+    }
+}
+
 /// The `wal_level` at `offset` of the versions that have it; `None` if it should be there and is not.
 #[expect(
     clippy::option_option,

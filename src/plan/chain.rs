@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
-use crate::wal::facts::{Entry, Facts, Wal};
+use crate::wal::facts::{Crossing, Entry, Facts, Wal};
 use crate::wal::index::{HeadEnd, flag};
 use crate::wal::inventory::Inventory;
 use crate::wal::link::Joined;
@@ -24,9 +24,6 @@ use crate::wal::path::{Path, Pick, Piece};
 const PAGE: u64 = 8192;
 const SHORT_HEADER: u64 = 24;
 const LONG_HEADER: u64 = 40;
-
-/// From this major on recovery stops at WAL of wal_level minimal.
-pub const MINIMAL_STOPS: u32 = 14;
 
 /// Why a stretch of WAL ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -406,8 +403,10 @@ impl<'a> Chain<'a> {
         if let Err(why) = walk.check(&facts) {
             return self.broken(walk, name, why).map(Some);
         }
-        if facts.has(wide(flag::MINIMAL)) && self.inventory.major >= MINIMAL_STOPS {
-            return Ok(Some(StretchEnd::Minimal { at: name }));
+        match self.is_minimal(walk, name, &facts) {
+            Ok(true) => return Ok(Some(StretchEnd::Minimal { at: name })),
+            Ok(false) => {}
+            Err(e) => return damaged(name, e).map(Some),
         }
         if self.inventory.suspects.contains(&name)
             && let Err(e) = self.wal.scan(name, &|_| None, &mut |_| {})
@@ -419,6 +418,21 @@ impl<'a> Chain<'a> {
         }
         walk.take(timeline, number, &facts);
         Ok(self.inner_end(number, name, &facts))
+    }
+
+    /// Whether a record that ends in the segment has wal_level minimal. PostgreSQL 13 goes on where `hot_standby` is off, without what was
+    /// never in WAL.
+    fn is_minimal(&self, walk: &Walk, name: SegmentName, facts: &Facts) -> Result<bool> {
+        if facts.has(wide(flag::MINIMAL)) {
+            return Ok(true);
+        }
+        let Some(before) = walk.pieces.last().filter(|_| walk.missing > 0) else {
+            return Ok(false);
+        };
+        let before = self.name(before.timeline, before.last)?;
+        Ok(self.wal.facts(before)?.may_cross_event()
+            && self.wal.crossing(before, Some(name))?
+                == Crossing::ParameterChange { is_minimal: true })
     }
 
     /// Ends the walk between two segments. A cache may have told of either, so both are compared with what is stored.

@@ -491,7 +491,7 @@ impl Wal for World {
             Some(Entry {
                 kind: EntryKind::ParameterChange(_),
                 ..
-            }) => Crossing::ParameterChange,
+            }) => Crossing::ParameterChange { is_minimal: false },
             _ => Crossing::Nothing,
         })
     }

@@ -98,9 +98,8 @@ impl Search<'_> {
                     return Ok(true);
                 }
                 Ok(match self.tail(&facts, number)? {
-                    Crossing::Nothing | Crossing::RestorePoint | Crossing::ParameterChange => false,
                     Crossing::End { xid: ended, .. } => ended == *xid || ended == 0,
-                    Crossing::Unknown => true,
+                    other => other == Crossing::Unknown,
                 })
             }
             Rule::Name(wanted) => {
@@ -157,8 +156,8 @@ impl Search<'_> {
             return Ok(Crossing::Nothing);
         }
         Ok(match self.crossing(number)? {
-            Crossing::RestorePoint | Crossing::ParameterChange => Crossing::Nothing,
-            other => other,
+            other @ (Crossing::End { .. } | Crossing::Unknown) => other,
+            _ => Crossing::Nothing,
         })
     }
 

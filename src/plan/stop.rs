@@ -119,11 +119,8 @@ impl Rule {
                     || (has_tail
                         && may_end_transaction(facts)
                         && match crossing()? {
-                            Crossing::Nothing
-                            | Crossing::RestorePoint
-                            | Crossing::ParameterChange => false,
                             Crossing::End { time, .. } => beyond(time, *at, *inclusive),
-                            Crossing::Unknown => true,
+                            other => other == Crossing::Unknown,
                         })
             }
             Rule::Xid { xid, .. } => {
@@ -132,11 +129,8 @@ impl Rule {
                     || (has_tail
                         && may_end_transaction(facts)
                         && match crossing()? {
-                            Crossing::Nothing
-                            | Crossing::RestorePoint
-                            | Crossing::ParameterChange => false,
                             Crossing::End { xid: ended, .. } => ended == *xid || ended == 0,
-                            Crossing::Unknown => true,
+                            other => other == Crossing::Unknown,
                         })
             }
             Rule::Name(_) => {
@@ -159,9 +153,10 @@ pub fn crosses_restore_point(
     facts: &Facts,
     crossing: &mut dyn FnMut() -> crate::error::Result<Crossing>,
 ) -> crate::error::Result<bool> {
-    Ok(facts.tail_length > 0
-        && matches!(facts.tail_class, TailClass::Event | TailClass::Unknown)
-        && matches!(crossing()?, Crossing::RestorePoint | Crossing::Unknown))
+    Ok(
+        facts.may_cross_event()
+            && matches!(crossing()?, Crossing::RestorePoint | Crossing::Unknown),
+    )
 }
 
 /// Whether a change of parameters may begin in the segment.
@@ -169,10 +164,12 @@ pub fn may_change_parameters(
     facts: &Facts,
     crossing: &mut dyn FnMut() -> crate::error::Result<Crossing>,
 ) -> crate::error::Result<bool> {
-    let may_cross =
-        facts.tail_length > 0 && matches!(facts.tail_class, TailClass::Event | TailClass::Unknown);
     Ok(facts.has(flag::PARAMETERS)
-        || (may_cross && matches!(crossing()?, Crossing::ParameterChange | Crossing::Unknown)))
+        || (facts.may_cross_event()
+            && matches!(
+                crossing()?,
+                Crossing::ParameterChange { .. } | Crossing::Unknown
+            )))
 }
 
 /// Whether a transaction end of this time is behind the target.

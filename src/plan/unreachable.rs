@@ -17,6 +17,9 @@ use crate::wal::inventory::{Backup, Inventory};
 /// So many restore points are named when the one asked for does not exist.
 const NAMES_MAX: usize = 5;
 
+/// The words of PostgreSQL 13 at WAL of wal_level minimal, unless `hot_standby` is off: then it goes on and lacks data.
+const MINIMAL_13: &str = "hot standby is not possible because wal_level was not set to \"replica\" or higher on the master server";
+
 /// Makes `plan` one that cannot be executed.
 pub fn refuse(plan: &mut Plan, reason: Reason, explanation: String) {
     plan.reachable = false;
@@ -75,7 +78,7 @@ pub fn no_timeline(inventory: &Inventory, timeline: TimelineId) -> (Reason, Stri
         || inventory.backups.iter().any(|b| b.timeline == timeline)
     {
         let detail = format!(
-            "timeline {} has no history file in the repository: PostgreSQL cannot follow it (archive {} from the server's pg_wal)",
+            "timeline {} has no history file in the repository: PostgreSQL cannot follow it (archive {} from the server's pg_wal; after pg_resetwal -l a comment in it says that there is no parent)",
             timeline.decimal(),
             timeline.history_file_name()
         );
@@ -237,6 +240,9 @@ pub(super) fn explain(
     };
     let detail = sentence(planner, chain, main);
     refuse(plan, main.refusal.reason, detail);
+    if main.refusal.reason == Reason::MinimalWal && planner.inventory.major == 13 {
+        plan.fatal_message = Some(MINIMAL_13.into());
+    }
     if let Some(before) = before {
         plan.nearest_before = Some(last_moment(chain, before)?);
     }

@@ -7,16 +7,22 @@ use super::model::{World, tli};
 use super::recovery::Options;
 use super::target::{Inclusive, RecoveryTarget, Target, TargetTimeline};
 use crate::error::Result;
+use crate::pg::craft::Craft;
 use crate::pg::lsn::Lsn;
+use crate::pg::rmgr;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
+use crate::pg::version::Major;
+use crate::pg::xlog;
 use crate::repo::decision::Decisions;
 use crate::repo::wal_proof::RawHash;
+use crate::wal::crafted;
 use crate::wal::facts::{Crossing, Entry, EntryKind, Facts, NamedPoint, Wal};
 use crate::wal::index::flag;
 use crate::wal::inventory::Inventory;
 use crate::wal::link::Brief;
+use crate::wal::rollup::Rollup;
 
 type Change<'a> = &'a dyn Fn(u64, &mut Facts);
 
@@ -196,17 +202,37 @@ fn what_a_segment_says_of_itself_ends_a_stretch() {
             f.flags |= minimal;
         }
     };
-    let mut inventory = w.inventory();
+    let inventory = w.inventory();
     let end = stretch_in(&w, &inventory, &level).end;
     assert_eq!(end, StretchEnd::Minimal { at: name(3) });
     let undecoded = u16::try_from(flag::UNDECODED).unwrap();
     let newer = |n: u64, f: &mut Facts| f.flags |= if n == 3 { undecoded } else { 0 };
     let end = stretch_in(&w, &inventory, &newer).end;
     assert_eq!(end, StretchEnd::Undecoded { at: name(3) });
-    // PostgreSQL 13 only warns.
-    inventory.major = 13;
-    let end = stretch_in(&w, &inventory, &level).end;
-    assert_eq!(end, StretchEnd::EndOfWal);
+}
+
+#[test]
+fn t64_a_change_to_minimal_that_crosses_the_end_of_a_segment_ends_a_stretch() {
+    for left in [8, 16, 24, 32, 48] {
+        for level in [0, 1] {
+            let mut craft = Craft::new(Major::V13);
+            craft.leave_of_segment(left);
+            let numbers = [100, 8, 10, 0, 64, level].map(i32::to_le_bytes).concat();
+            let change = [numbers.as_slice(), &[0, 0]].concat();
+            craft.main(rmgr::XLOG, xlog::PARAMETER_CHANGE, 0, &change);
+            craft.switch();
+            let dir = tempfile::tempdir().unwrap();
+            let repository = crafted::repository(dir.path(), &craft);
+            let inventory = Inventory::read(&repository, "main", None).unwrap();
+            let rollup = Rollup::new(&repository, &inventory, None).unwrap();
+            let chain = Chain::new(&inventory, &rollup, History::root(tli(1)));
+            let stretch = chain.stretch_from(SegmentNumber(1)).unwrap();
+            let is_minimal = matches!(stretch.end, StretchEnd::Minimal { .. });
+            assert_eq!(is_minimal, level == 0, "{left}: {:?}", stretch.end);
+            let last = SegmentNumber(if is_minimal { 1 } else { 2 });
+            assert_eq!(stretch.final_segment(), Some(last), "{left}");
+        }
+    }
 }
 
 #[test]

@@ -66,6 +66,17 @@ impl Received {
         }
     }
 
+    /// Returns how many bytes can be read from the beginning on, and goes there.
+    pub fn readable_bytes(&mut self) -> u64 {
+        self.frames.rewind();
+        let from = self.frames.lsn();
+        // Damage ends what can be read.
+        let _ = self.frames.read_to_end();
+        let length = self.frames.lsn().0 - from.0;
+        self.frames.rewind();
+        length
+    }
+
     /// Fills `buffer`, whose bytes are durable in the journal.
     ///
     /// # Errors

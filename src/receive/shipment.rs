@@ -20,8 +20,10 @@ use crate::repo::container::{Codec, Container};
 use crate::repo::kept_open::KeptOpen;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::store::Object;
 use crate::wal::increment::{self, LIMIT_BYTES, OpenSegment};
-use crate::wal::link::Mark;
+use crate::wal::link::{Joined, Mark};
+use crate::wal::presence::{self, Presence};
 
 /// The codec of WAL bodies (decisions/0001-hash-and-codec.md).
 const CODEC: Codec = Codec::Lz4;
@@ -242,8 +244,7 @@ impl Shipment {
             }
             // The journal's copy cannot be read. That is no loss when archiving has stored the segment.
             Err(e) if e.code() == Code::SourceMissing => {
-                let key = self.layout.segment(segment.name);
-                if repository.store().open(&key)?.is_none() {
+                if !self.is_archived(repository, segment)? {
                     return Err(e);
                 }
                 self.ship.progress.warn(&format!(
@@ -260,6 +261,37 @@ impl Shipment {
         self.last_put = Some(Instant::now());
         self.is_stored(segment);
         Ok(())
+    }
+
+    /// Whether the repository durably holds a segment of which the journal has lost a part. The stored one must begin with what can be read, or
+    /// its link must name the segment that was shipped before; neither may tell of another life.
+    fn is_archived(&self, repository: &Repository, segment: Segment) -> Result<bool> {
+        let (name, store) = (segment.name, repository.store());
+        if presence::of_segment(store, &self.layout, name)? != Presence::Settled {
+            return Ok(false);
+        }
+        let key = self.layout.segment(name);
+        let size = self.ship.follower.segment_size();
+        let before = self.last_mark;
+        let before = before.filter(|(b, _)| name.before(b.timeline, size) == Some(*b));
+        let joined = match before {
+            Some(before) => life::is_continued(repository, &key, before)?,
+            None => Joined::Unproven,
+        };
+        if joined == Joined::No {
+            return Ok(false);
+        }
+        let Some(object) = store.open(&key)? else {
+            return Ok(false);
+        };
+        let mut content = Received::open(&self.ship.follower, segment)?;
+        let length = content.readable_bytes();
+        match begins_alike(object, &mut content, length) {
+            Ok(is_same) => Ok(is_same && (length > 0 || joined == Joined::Yes)),
+            Err(e) if e.code() == Code::Key => Ok(joined == Joined::Yes),
+            Err(e) if e.code() == Code::Damaged => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     fn is_stored(&mut self, segment: Segment) {
@@ -366,6 +398,14 @@ fn position(segment: &Segment, lsn: Lsn) -> Position {
     }
 }
 
+/// Whether a stored segment begins with the next `length` bytes of what was received.
+fn begins_alike(object: Box<dyn Object>, content: &mut Received, length: u64) -> Result<bool> {
+    let mut read = |buffer: &mut [u8], _| content.fill(buffer);
+    let mut prefix = Prefix::new(length, &mut read);
+    Container::open(object)?.read_body(&mut |bytes| prefix.compare(bytes))?;
+    Ok(prefix.is_same())
+}
+
 impl Tail {
     /// Returns what is stored next: an object that was found is compared and taken over, else it is the WAL that came since.
     fn next_range(&self, durable: Lsn) -> LsnRange {
@@ -401,17 +441,12 @@ impl Tail {
         };
         let start = self.segment.range()?.start;
         self.content.seek(start)?;
-        let content = &mut self.content;
-        let mut read = |buffer: &mut [u8], _| content.fill(buffer);
-        let mut prefix = Prefix::new(to.0 - start.0, &mut read);
-        let compared = Container::open(object)
-            .and_then(|whole| whole.read_body(&mut |bytes| prefix.compare(bytes)));
-        match compared {
-            Ok(()) if prefix.is_same() => Ok(()),
+        match begins_alike(object, &mut self.content, to.0 - start.0) {
+            Ok(true) => Ok(()),
             // Verify reports damage, and without the key the end of the segment tells.
             Err(e) if matches!(e.code(), Code::Damaged | Code::Key) => Ok(()),
             Err(e) => Err(e),
-            Ok(()) => Err(err!(
+            Ok(false) => Err(err!(
                 Conflict,
                 "segment \"{name}\" is archived with other content than was received of it up to {to}"
             )

@@ -14,7 +14,7 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::WalFileName;
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::timeline::{History, NO_PARENT, TimelineId};
 use crate::store::{Key, NewObject, Object, Store};
 
 /// The kind of a container's content; part of the trailer.
@@ -253,7 +253,10 @@ pub(super) fn history_text(facts: &Value) -> Result<Option<String>> {
     let lines = points
         .iter()
         .map(|p| format!("{}\t{}\t\n", p.timeline, p.switch_lsn));
-    Ok(Some(lines.collect()))
+    Ok(Some(match points.is_empty() {
+        true => NO_PARENT.to_owned(),
+        false => lines.collect(),
+    }))
 }
 
 /// A section to write, uncompressed.

@@ -17,7 +17,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, WalFileName};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
-use crate::plan::chain::MINIMAL_STOPS;
+use crate::pg::xlog::{self, WalLevel};
 use crate::plan::retention::wal::{Needed, Paths};
 use crate::repo::catalog::Manifest;
 use crate::repo::container::{Container, Identity, tag};
@@ -158,15 +158,21 @@ struct Chain {
 
 /// Keeps what a reader of WAL finds.
 #[derive(Default)]
-struct Findings(Vec<WalFinding>);
+struct Findings {
+    first: Vec<WalFinding>,
+    /// A record that ends in the segment has wal_level minimal; the index lacks one that began in the segment before.
+    is_minimal: bool,
+}
 
 impl Sink for Findings {
-    fn record(&mut self, _record: &Record<'_>) {}
+    fn record(&mut self, record: &Record<'_>) {
+        self.is_minimal |= xlog::changed_level(record) == Some(WalLevel::Minimal);
+    }
 
     fn finding(&mut self, finding: WalFinding) {
         // Behind the first one recovery does not come.
-        if self.0.len() < 8 {
-            self.0.push(finding);
+        if self.first.len() < 8 {
+            self.first.push(finding);
         }
     }
 }
@@ -245,17 +251,17 @@ fn check_segment(
     }
     check_index(&container, &index, false)?;
     check_link(work, (&container, &last), name, &index, chain)?;
-    if index.summary.has(flag::MINIMAL) && container.identity().major >= MINIMAL_STOPS {
+    if index.summary.has(flag::MINIMAL) || findings.is_minimal {
         let detail = "it has WAL of wal_level minimal, at which recovery stops";
         let about = About::Record(name, index.summary.start_lsn);
         work.find(FindingKind::Wal, key.as_str(), detail, about);
     }
-    for finding in &findings.0 {
+    for finding in &findings.first {
         let about = About::Record(name, finding.lsn);
         work.find(FindingKind::Wal, key.as_str(), finding.to_string(), about);
     }
     let ends_inside = !matches!(summary_end, SegmentEnd::Full | SegmentEnd::Switch(_));
-    if ends_inside && goes_on && findings.0.is_empty() {
+    if ends_inside && goes_on && findings.first.is_empty() {
         let at = index.summary.valid_end;
         let detail = format!("WAL ends at {at}, although the next segment is there");
         work.find(

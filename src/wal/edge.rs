@@ -8,6 +8,8 @@ use crate::pg::rmgr;
 use crate::pg::time::TimestampTz;
 use crate::pg::xlog;
 
+/// The place of `wal_level` in a change of parameters: behind the header of its main data and five numbers.
+const LEVEL_AT: usize = HEADER + 2 + 20;
 /// How many bytes of an edge fragment are kept: the time of a transaction end lies within the first 45 of its record.
 pub const PREFIX: usize = 47;
 
@@ -77,7 +79,17 @@ pub fn crossing(tail: &Prefix, tail_length: u32, head: &Prefix) -> Crossing {
         return Crossing::RestorePoint;
     }
     if header.rmid == rmgr::XLOG && header.info & 0xF0 == xlog::PARAMETER_CHANGE {
-        return Crossing::ParameterChange;
+        // wal_level has four bytes, of which the first decides.
+        let level = bytes.get(LEVEL_AT);
+        return level.map_or(Crossing::Unknown, |level| Crossing::ParameterChange {
+            is_minimal: *level == 0,
+        });
+    }
+    if matches!(
+        header.rmid,
+        rmgr::STORAGE | rmgr::DATABASE | rmgr::TABLESPACE
+    ) {
+        return Crossing::Files;
     }
     if header.rmid != rmgr::TRANSACTION {
         return Crossing::Nothing;
@@ -122,7 +134,7 @@ fn time_of(record: &[u8]) -> Option<TimestampTz> {
     Some(TimestampTz(i64::from_le_bytes(time.try_into().ok()?)))
 }
 
-const _: () = assert!(PREFIX >= HEADER + 3 + 5 + 5 + 8);
+const _: () = assert!(PREFIX >= HEADER + 3 + 5 + 5 + 8 && PREFIX > LEVEL_AT);
 
 #[cfg(test)]
 mod tests {

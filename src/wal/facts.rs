@@ -100,6 +100,11 @@ impl Facts {
         }
     }
 
+    /// Whether the record that continues in the next segment may be one that an index records as an event.
+    pub fn may_cross_event(&self) -> bool {
+        self.tail_length > 0 && matches!(self.tail_class, TailClass::Event | TailClass::Unknown)
+    }
+
     /// Whether a bit of `flags` is set.
     pub fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
@@ -123,7 +128,12 @@ pub enum Crossing {
     /// It is a restore point.
     RestorePoint,
     /// It is a change of parameters.
-    ParameterChange,
+    ParameterChange {
+        /// Whether `wal_level` is minimal from there on.
+        is_minimal: bool,
+    },
+    /// It makes or removes files of relations, databases or tablespaces.
+    Files,
     /// It may be anything: the body has to tell.
     Unknown,
 }

@@ -15,7 +15,7 @@
 #[cfg(feature = "full")]
 pub mod changed;
 #[cfg(test)]
-mod crafted;
+pub(crate) mod crafted;
 #[cfg(feature = "full")]
 pub mod edge;
 #[cfg(feature = "full")]

@@ -948,26 +948,12 @@ mod tests {
         craft.record(rmgr::TRANSACTION, 0x80, xid, &craft::main_data(&main))
     }
 
-    /// A record without meaning that leaves `left` bytes of the segment.
-    fn fill(craft: &mut Craft, left: usize) {
-        let page = 8192;
-        loop {
-            let used = craft.bytes.len() % SEGMENT;
-            let last_page = used >= SEGMENT - page;
-            if last_page && craft.room() > left + 40 {
-                craft.leave(left);
-                return;
-            }
-            craft.leave(0);
-        }
-    }
-
     #[test]
     fn records_that_cross_a_border_count_where_they_begin() {
         for left in [8, 16, 24, 32] {
             let mut craft = Craft::new(Major::V17);
             let first = commit(&mut craft, 700);
-            fill(&mut craft, left);
+            craft.leave_of_segment(left);
             let crossing = commit(&mut craft, 701);
             let third = commit(&mut craft, 702);
             craft.switch();
@@ -1014,7 +1000,7 @@ mod tests {
     fn wal_that_was_archived_undecoded_is_decoded_by_a_program_that_can() {
         let mut craft = Craft::new(Major::NEWEST);
         commit(&mut craft, 700);
-        fill(&mut craft, 16);
+        craft.leave_of_segment(16);
         commit(&mut craft, 701);
         craft.switch();
         let (dir, undecoded) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -1053,7 +1039,7 @@ mod tests {
         for xid in 700..1000 {
             commit(&mut craft, xid);
         }
-        fill(&mut craft, 24);
+        craft.leave_of_segment(24);
         commit(&mut craft, 1000);
         craft.switch();
         let dir = tempfile::tempdir().unwrap();

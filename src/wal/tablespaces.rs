@@ -1,8 +1,5 @@
 //! The tablespaces that a stretch of WAL makes. Recovery makes them again in the directories that records name, whatever lies there.
 //!
-//! An index of WAL tells nothing of a record that crosses the border of two segments, and nobody looks for it there: one creation of 150 000
-//! crosses one.
-//!
 //! PostgreSQL: src/backend/commands/tablespace.c (`tblspc_redo`, `create_tablespace_directories`).
 
 use std::collections::BTreeMap;
@@ -12,7 +9,6 @@ use std::path::PathBuf;
 
 use super::facts::{Wal as _, flag};
 use super::index::WalEvent;
-use super::rollup::CheckedBy;
 use super::unlogged::Replayed;
 use crate::error::Result;
 use crate::pg::change::{self, Change};
@@ -25,23 +21,30 @@ pub type Made = BTreeMap<u32, PathBuf>;
 
 impl Replayed<'_> {
     /// Returns the tablespaces outside of the data directory that records behind `from` make. Facts tell which indexes name any; only these are read.
+    /// The record that crosses the end of a segment is in no index.
     ///
     /// # Errors
     /// Errors of the store; `Interrupted`.
     pub fn tablespaces(&self, from: Lsn) -> Result<Made> {
-        let all = self.each(
-            |name| match self.rollup.facts(*name)?.has(flag::TABLESPACES) {
-                true => self.made(*name, from),
-                false => Ok(Made::new()),
-            },
-        )?;
+        let is_replayed = |lsn: Lsn| from <= lsn && lsn < self.until;
+        let all = self.each(|name| {
+            let mut made = match self.rollup.facts(*name)?.has(flag::TABLESPACES) {
+                true => self.made(*name, &is_replayed)?,
+                false => Made::new(),
+            };
+            self.crossing(*name, &mut |record| {
+                if is_replayed(record.start_lsn) {
+                    add_record(&mut made, record);
+                }
+            })?;
+            Ok(made)
+        })?;
         Ok(all.into_iter().flatten().collect())
     }
 
     /// Returns those that a segment makes; its records tell where the index does not have them.
-    fn made(&self, name: SegmentName, from: Lsn) -> Result<Made> {
+    fn made(&self, name: SegmentName, is_replayed: &dyn Fn(Lsn) -> bool) -> Result<Made> {
         let mut made = Made::new();
-        let is_replayed = |lsn: Lsn| from <= lsn && lsn < self.until;
         match self.rollup.events(name)? {
             Some(events) => {
                 for (lsn, event) in &events {
@@ -57,13 +60,11 @@ impl Replayed<'_> {
                     }
                 }
             }
-            None => self
-                .rollup
-                .records(name, CheckedBy::Hash, &|_| None, &mut |record| {
-                    if is_replayed(record.start_lsn) {
-                        add_record(&mut made, record);
-                    }
-                })?,
+            None => self.records(name, &mut |record| {
+                if is_replayed(record.start_lsn) {
+                    add_record(&mut made, record);
+                }
+            })?,
         }
         Ok(made)
     }

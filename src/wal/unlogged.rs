@@ -3,14 +3,11 @@
 //! A backup may have the main fork of such a relation without its init fork: PostgreSQL creates the init fork later, that of an index at the
 //! end of the build. Recovery keeps this main fork, creates the init fork, and in the end copies it to the main fork, which must not exist.
 //!
-//! An index of WAL tells nothing of a record that crosses the border of two segments, and nobody looks for it there: one creation of 400 000
-//! crosses one.
-//!
 //! PostgreSQL: src/backend/storage/file/reinit.c (`ResetUnloggedRelationsInDbspaceDir`), src/backend/catalog/index.c (`index_build`).
 
 use std::collections::BTreeSet;
 
-use super::facts::{Wal, flag};
+use super::facts::{Crossing, Wal, flag};
 use super::index::WalEvent;
 use super::rollup::{CheckedBy, Rollup};
 use crate::error::{Code, Result};
@@ -62,12 +59,14 @@ impl Replayed<'_> {
                     .prefetch(first.timeline, first.number(size)?, last.number(size)?)?;
             }
         }
-        let named = self.each(
-            |name| match self.rollup.facts(*name)?.has(flag::INIT_FORKS) {
-                true => self.named(*name),
-                false => Ok(Named::default()),
-            },
-        )?;
+        let named = self.each(|name| {
+            let mut named = match self.rollup.facts(*name)?.has(flag::INIT_FORKS) {
+                true => self.named(*name)?,
+                false => Named::default(),
+            };
+            self.add_crossing(*name, &mut named)?;
+            Ok(named)
+        })?;
         Ok(Named::all(named).created)
     }
 
@@ -79,6 +78,7 @@ impl Replayed<'_> {
     pub fn unlogged(&self, among: &BTreeSet<RelationName>) -> Result<BTreeSet<RelationName>> {
         let named = self.each(|name| {
             let mut named = self.named(*name)?;
+            self.add_crossing(*name, &mut named)?;
             for blocks in self.rollup.blocks(*name)?.unwrap_or_default().0 {
                 let (tablespace, database, number, fork) = blocks.fork;
                 if fork == Fork::MAIN.0 {
@@ -109,6 +109,63 @@ impl Replayed<'_> {
         Ok(all)
     }
 
+    fn add_crossing(&self, name: SegmentName, named: &mut Named) -> Result<()> {
+        self.crossing(name, &mut |record| {
+            if record.start_lsn < self.until {
+                named.record(record);
+            }
+        })
+    }
+
+    /// Shows the record that begins in a segment and ends in the next one, where it makes or removes files. No index has its events.
+    pub(super) fn crossing(
+        &self,
+        name: SegmentName,
+        visit: &mut dyn FnMut(&Record<'_>),
+    ) -> Result<()> {
+        let size = self.rollup.size();
+        let end = name.number(size)?.range(size).end;
+        let may_be_one = || {
+            Ok(self.rollup.facts(name)?.may_cross_event()
+                && matches!(
+                    self.rollup.crossing(name, self.next(name))?,
+                    Crossing::Files | Crossing::Unknown
+                ))
+        };
+        let read = may_be_one().and_then(|may_be_one| match may_be_one {
+            true => self.records(name, &mut |record| {
+                if record.end_lsn > end {
+                    visit(record);
+                }
+            }),
+            false => Ok(()),
+        });
+        match read {
+            // Recovery does not come to the end of the record.
+            Err(e) if e.is_damage() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Shows all records that begin in a segment.
+    pub(super) fn records(
+        &self,
+        name: SegmentName,
+        visit: &mut dyn FnMut(&Record<'_>),
+    ) -> Result<()> {
+        let next = |at| self.next(at);
+        self.rollup.records(name, CheckedBy::Hash, &next, visit)
+    }
+
+    /// Returns the segment that recovery reads behind this one; none where that is not there.
+    fn next(&self, name: SegmentName) -> Option<SegmentName> {
+        let size = self.rollup.size();
+        let number = name.number(size).ok()?.next();
+        let mut all = self.segments.iter().skip_while(|at| **at != name).skip(1);
+        let next = all.next().copied();
+        next.filter(|next| next.number(size).is_ok_and(|n| n == number))
+    }
+
     /// Returns the relations that the events of a segment name; its records tell where the index does not have them.
     fn named(&self, name: SegmentName) -> Result<Named> {
         let mut named = Named::default();
@@ -117,13 +174,11 @@ impl Replayed<'_> {
                 let replayed = events.iter().filter(|(lsn, _)| *lsn < self.until);
                 replayed.for_each(|(_, event)| named.event(event));
             }
-            None => self
-                .rollup
-                .records(name, CheckedBy::Hash, &|_| None, &mut |record| {
-                    if record.start_lsn < self.until {
-                        named.record(record);
-                    }
-                })?,
+            None => self.records(name, &mut |record| {
+                if record.start_lsn < self.until {
+                    named.record(record);
+                }
+            })?,
         }
         Ok(named)
     }
@@ -210,6 +265,8 @@ impl Named {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
+
     use crate::pg::craft::{self, Craft};
     use crate::pg::rmgr;
     use crate::pg::segment::SegmentNumber;
@@ -220,6 +277,7 @@ mod tests {
     use crate::repo::repository::Repository;
     use crate::wal::crafted::{repository, store_as};
     use crate::wal::inventory::Inventory;
+    use crate::wal::tablespaces::Made;
 
     const SEGMENT: usize = 1 << 20;
     const ONE: RelationName = (1663, 5, 16_384);
@@ -346,6 +404,31 @@ mod tests {
         let unlogged = |until| asked(stored, until, |r| r.unlogged(&among));
         assert_eq!(unlogged(last), BTreeSet::from([ONE]));
         assert!(unlogged(craft.identity.start_lsn).is_empty());
+    }
+
+    #[test]
+    fn t64_a_record_that_crosses_the_end_of_a_segment_makes_files_too() {
+        for left in [8, 24, 32] {
+            let mut craft = Craft::new(Major::V17);
+            let start = craft.position();
+            craft.leave_of_segment(left);
+            create(&mut craft, ONE, Fork::INIT);
+            craft.leave_of_segment(left);
+            let space = [&16_400_u32.to_le_bytes()[..], b"/space\0"].concat();
+            let (made_at, _) = craft.main(rmgr::TABLESPACE, 0x00, 7, &space);
+            craft.switch();
+            let dir = tempfile::tempdir().unwrap();
+            let repository = repository(dir.path(), &craft);
+            let stored = (&repository, &craft);
+            let all = Lsn(u64::MAX);
+            assert_eq!(asked(stored, all, |r| r.created()), BTreeSet::from([ONE]));
+            let among = BTreeSet::from([ONE]);
+            assert_eq!(asked(stored, all, |r| r.unlogged(&among)), among);
+            let made = |until| asked(stored, until, |r| r.tablespaces(start));
+            let space = (16_400, PathBuf::from("/space"));
+            assert_eq!(made(all), Made::from([space]), "{left}");
+            assert_eq!(made(made_at), Made::new());
+        }
     }
 
     #[test]

@@ -78,6 +78,36 @@ fn a_server_archives_and_gets_the_same_bytes_back(major: u32) {
 }
 per_major!(a_server_archives_and_gets_the_same_bytes_back);
 
+#[test]
+fn w66_no_backup_label_stops_archiving() {
+    let (site, cluster) = Site::with_cluster(17);
+    let client = cluster.client();
+    let labels = || {
+        let mut files = site.files();
+        files.retain(|f| f.contains("/labels/"));
+        files
+    };
+    client.sql("select pg_backup_start(E'a\\nSTART TIMELINE: 9\\nSTOP TIME: b', true)");
+    client.sql("select pg_backup_stop(true)");
+    wait_until(PATIENCE, "the label is archived", || labels().len() == 1);
+    cluster.archive_now();
+    let failed = "select failed_count from pg_stat_archiver";
+    assert_eq!(cluster.query_one_string(failed), "0", "{}", cluster.log());
+    // A file that a power cut left without content.
+    let torn = "000000010000000000000001.00000028.backup";
+    let path = cluster.pgdata().join("pg_wal").join(torn);
+    std::fs::write(&path, "START WAL\n").unwrap();
+    crate::common::user::own(&path);
+    let run = site.archive().arg(&path).run().success();
+    run.expect_stderr("cannot be read, and is archived as it is");
+    assert_eq!(labels().len(), 2);
+    let fetched = site.sandbox().join("fetched");
+    site.restore().arg(torn).arg(&fetched).run().success();
+    assert_eq!(std::fs::read_to_string(fetched).unwrap(), "START WAL\n");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    site.pitr().arg("verify").run().success();
+}
+
 fn p15_promotion_and_backup_leave_partial_history_and_label_files(major: u32) {
     let (site, primary) = Site::with_cluster(major);
     primary.sql("create table t (a int); insert into t values (1)");

@@ -385,6 +385,34 @@ fn a_backup_behind_a_promotion_has_its_history() {
 }
 
 #[test]
+fn t65_a_timeline_that_pg_resetwal_began_is_backed_up_once_a_comment_says_so() {
+    let (site, mut cluster) = Site::with_cluster(17);
+    cluster.sql("create table t as select 1 as a");
+    cluster.stop(crate::common::Stop::Fast);
+    let mut reset = user::command(newest_bin(17, "pg_resetwal"));
+    reset.args(["-l", "000000030000000000000020"]);
+    assert!(reset.arg(cluster.pgdata()).status().unwrap().success());
+    cluster.start();
+    let refused = backup(&site).run().expect_code(8);
+    refused.expect_stdout("pitr wal push pg_wal/00000003.history");
+    let history = cluster.pgdata().join("pg_wal/00000003.history");
+    std::fs::write(&history, "# no parent\n").unwrap();
+    user::own(&history);
+    let push = site.pitr().args(["wal", "push"]).arg(&history);
+    push.run().success();
+    backup(&site).run().success();
+    cluster.sql("insert into t values (2)");
+    cluster.archive_now();
+    let copy = site.sandbox().dir("copies").join("copy");
+    let restore = site.pitr().args(["restore", "--to"]).arg(&copy);
+    restore.run().success();
+    let mut own = Cluster::open(17, &copy).create();
+    own.start();
+    own.wait_promoted();
+    assert_eq!(own.query_one_string("select sum(a) from t"), "3");
+}
+
+#[test]
 fn a_tablespace_in_place_and_a_linked_pg_wal_are_plain_directories() {
     let mut cluster = Cluster::builder(17)
         .segment_size_mb(1)

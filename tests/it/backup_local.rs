@@ -78,33 +78,31 @@ fn both_methods_hold_the_same_files(major: u32) {
         }
     }
     user::own_all(pgdata);
-    let names = |args: &[&str]| {
-        let run = backup(&site).args(args).run().success();
-        let (store, root) = (crate::backup::store(&site), root(&site, &id_of(&run)));
-        let layout = crate::backup::layout(&site);
-        let snapshot = pitr::snapshot::reader::Snapshot::open(&store, &layout, &root).unwrap();
-        let mut names: Vec<String> = snapshot
-            .items()
-            .map(|item| {
-                let item = item.unwrap();
-                let kind = match item.metadata {
-                    pitr::snapshot::layer::Metadata::File { mode, .. } => format!("file {mode:o}"),
-                    pitr::snapshot::layer::Metadata::Directory { mode, .. } => {
-                        format!("directory {mode:o}")
-                    }
-                    pitr::snapshot::layer::Metadata::Symlink { target } => {
-                        format!("link to {}", target.escape_ascii())
-                    }
-                    pitr::snapshot::layer::Metadata::Node(node) => format!("{node:?}"),
-                };
-                format!("{} {kind}", item.path.escape_ascii())
-            })
-            .collect();
-        names.sort();
-        (names, root.content.tablespaces)
-    };
-    let (streamed, local) = (names(&[]), names(&LOCAL));
+    let (streamed, local) = (held(&site, &[]), held(&site, &LOCAL));
     assert!(streamed.0.iter().any(|n| n.starts_with("notes/t9_77 ")));
+    check_same(streamed, local);
+}
+per_major!(both_methods_hold_the_same_files);
+
+fn b28_a_tablespace_in_the_data_directory_is_stored_once(major: u32) {
+    let (site, cluster) = Site::with_cluster(major);
+    let place = cluster.pgdata().join("spaces/inner");
+    std::fs::create_dir_all(&place).unwrap();
+    user::own_all(&cluster.pgdata().join("spaces"));
+    let place = place.display();
+    cluster.sql(&format!("create tablespace inner_ts location '{place}'"));
+    cluster.sql("create table t tablespace inner_ts as select 1 as a");
+    let (streamed, local) = (held(&site, &[]), held(&site, &LOCAL));
+    let inside = |n: &&String| n.starts_with("spaces/inner");
+    let inside: Vec<&String> = local.0.iter().filter(inside).collect();
+    assert_eq!(inside.len(), 1, "{inside:?}");
+    check_same(streamed, local);
+}
+per_major!(b28_a_tablespace_in_the_data_directory_is_stored_once, v13 v19);
+
+type Held = (Vec<String>, Vec<pitr::repo::root::cluster::Tablespace>);
+
+fn check_same(streamed: Held, local: Held) {
     let lacks = |one: &[String], other: &[String]| -> Vec<String> {
         let lacks = one.iter().filter(|name| !other.contains(name));
         lacks.cloned().collect()
@@ -113,7 +111,33 @@ fn both_methods_hold_the_same_files(major: u32) {
     assert_eq!((missing, more), (Vec::new(), Vec::new()));
     assert_eq!(streamed.1, local.1);
 }
-per_major!(both_methods_hold_the_same_files);
+
+/// Takes a backup with these options, and returns the names in it, with their kinds, and its tablespaces.
+fn held(site: &Site, args: &[&str]) -> Held {
+    let run = backup(site).args(args).run().success();
+    let (store, root) = (crate::backup::store(site), root(site, &id_of(&run)));
+    let layout = crate::backup::layout(site);
+    let snapshot = pitr::snapshot::reader::Snapshot::open(&store, &layout, &root).unwrap();
+    let mut names: Vec<String> = snapshot
+        .items()
+        .map(|item| {
+            let item = item.unwrap();
+            let kind = match item.metadata {
+                pitr::snapshot::layer::Metadata::File { mode, .. } => format!("file {mode:o}"),
+                pitr::snapshot::layer::Metadata::Directory { mode, .. } => {
+                    format!("directory {mode:o}")
+                }
+                pitr::snapshot::layer::Metadata::Symlink { target } => {
+                    format!("link to {}", target.escape_ascii())
+                }
+                pitr::snapshot::layer::Metadata::Node(node) => format!("{node:?}"),
+            };
+            format!("{} {kind}", item.path.escape_ascii())
+        })
+        .collect();
+    names.sort();
+    (names, root.content.tablespaces)
+}
 
 /// Starts a local backup that takes a while, and waits until its session has started it.
 fn start_at(site: &Site, rate: &str) -> Running {

@@ -80,6 +80,7 @@ mod metrics_recorded;
 mod metrics_server;
 mod metrics_stored;
 mod metrics_trust;
+mod minimal;
 mod newer;
 mod oracle;
 mod page;

@@ -157,6 +157,24 @@ fn p23_what_cannot_be_proven_of_a_newer_major_is_said() {
 }
 
 #[test]
+fn w65_a_backfill_leaves_out_the_last_segment_of_a_newer_major() {
+    let still = newer();
+    let last = u32::from_str_radix(&still.segments[2][16..], 16).unwrap() + 1;
+    let last = format!("{}{last:08X}", &still.segments[2][..16]);
+    let backfill = still.site.pitr().args(["wal", "backfill", "--from"]);
+    let run = backfill.arg(still.wal("")).run().success();
+    for name in &still.segments {
+        still.check(name);
+    }
+    run.expect_stdout(&format!("left out      {last}"))
+        .expect_stdout("whether it is whole is unknown");
+    assert!(!still.site.object(&last).exists());
+    // The server itself offers whole segments alone.
+    still.push(&last).run().success();
+    still.check(&last);
+}
+
+#[test]
 fn p23_undecoded_wal_is_sealed_in_a_bucket_and_copied_by_sync() {
     let still = Still::new(NEWEST, 1, 3);
     let sandbox = still.site.sandbox();

@@ -625,3 +625,44 @@ fn w61_rotten_wal_of_the_journal_stops_no_shipping() {
         rotten(Rot::Payload, 0, is_lost);
     }
 }
+
+/// The repository has an object under the name of a segment whose WAL rots in the journal: only that segment itself lets the receiver forget it.
+#[test]
+fn w67_the_receiver_lets_go_of_no_segment_for_another_object_of_its_name() {
+    for is_own in [true, false] {
+        let sandbox = crate::common::Sandbox::new("journal");
+        let folder = sandbox.dir("disk");
+        let (site, cluster) = receiving(&folder, "");
+        let running = start(&site, &cluster);
+        exchange(&site, true);
+        write_wal(&cluster, 4 << 20);
+        wait_until(PATIENCE, "all of it is acknowledged", || is_safe(&cluster));
+        running.signal(Signal::KILL);
+        running.wait();
+        exchange(&site, false);
+        let held = complete(&folder);
+        let (name, path) = &held[1];
+        let mut file = wal_file(&cluster, *name);
+        if !is_own {
+            // Another byte in the padding of a page's header.
+            let mut other = std::fs::read(&file).unwrap();
+            other[8192 + 21] ^= 1;
+            file = site.sandbox().dir("other").join(name.to_string());
+            std::fs::write(&file, other).unwrap();
+        }
+        let push = site.pitr().args(["wal", "push"]);
+        push.arg(file).run().success();
+        lose(&cluster, *name);
+        rot(path, Rot::Payload);
+        let running = site.pitr().args(["receive"]).spawn();
+        let words = match is_own {
+            true => "has the segment",
+            false => "is archived with other content than was received of it",
+        };
+        wait_until(PATIENCE, words, || running.stderr().contains(words));
+        running.signal(Signal::TERM);
+        let run = running.wait();
+        assert_eq!(run.stderr.contains("has the segment"), is_own, "{run}");
+        assert!(is_own || path.exists(), "{run}");
+    }
+}

@@ -842,59 +842,109 @@ fn p20_on_s3_the_worker_is_pitr_and_what_was_refused_is_not_acknowledged() {
     }
 }
 
+/// A stopped cluster with ready segments of noise, and a bucket behind a slow link, over which a segment takes longer than a call has.
+struct SlowLink {
+    cluster: Cluster,
+    site: Bucketed,
+    proxy: Proxy,
+    segments: Vec<String>,
+}
+
+const CALL_SECONDS: u64 = 6;
+const SLOW_BYTES_PER_SECOND: u64 = 1_000_000;
+
+impl SlowLink {
+    fn new(count: usize) -> SlowLink {
+        let mut cluster = Cluster::builder(17).without_fsync().start();
+        let client = cluster.client();
+        client.sql("create table noise (b bytea); alter table noise alter b set storage external");
+        client.sql("select pg_switch_wal()");
+        let segments: Vec<String> = (0..count)
+            .map(|_| {
+                // Most of a segment, of which nothing can be compressed.
+                client.sql(
+                    "insert into noise select string_agg(sha256(random()::text::bytea), '') \
+                     from generate_series(1, 12) parts, generate_series(1, 31250) group by parts",
+                );
+                client.query_one_string("select pg_walfile_name(pg_switch_wal())")
+            })
+            .collect();
+        drop(client);
+        cluster.stop(crate::common::Stop::Immediate);
+        let site = Bucketed::new(&cluster, Peer::own(), "");
+        let endpoint = site.peer.endpoint();
+        let proxy = Proxy::to(crate::s3_slow::port_of(&endpoint));
+        let text = std::fs::read_to_string(&site.config).unwrap();
+        let slow = format!("http://127.0.0.1:{}", proxy.port());
+        std::fs::write(&site.config, text.replace(&endpoint, &slow)).unwrap();
+        for name in &segments {
+            let ready = format!("pg_wal/archive_status/{name}.ready");
+            std::fs::write(cluster.pgdata().join(ready), "").unwrap();
+        }
+        SlowLink {
+            cluster,
+            site,
+            proxy,
+            segments,
+        }
+    }
+
+    fn push(&self, name: &str) -> crate::common::Run {
+        let push = self.site.push(&self.cluster, name);
+        push.env("PITR_FAULT_SECONDS", CALL_SECONDS.to_string())
+            .run()
+    }
+
+    fn has_worker(&self) -> bool {
+        has_worker(&self.site.spool())
+    }
+
+    /// Requires that all segments are acknowledged in the end, by a worker alone.
+    fn arrives(&self) {
+        self.proxy
+            .throttle(Way::ToServer, Some(SLOW_BYTES_PER_SECOND));
+        assert_ne!(self.push(&self.segments[0]).code(), 0);
+        wait_until(PATIENCE, "all are acknowledged", || {
+            self.segments.iter().all(|name| self.push(name).code() == 0)
+        });
+        assert!(self.proxy.counts().throttled > 0);
+        let server = self.site.peer.server();
+        for name in &self.segments {
+            let bytes = server.object(&server.key(name)).len() as u64;
+            let least = CALL_SECONDS * SLOW_BYTES_PER_SECOND * 3 / 2;
+            assert!(bytes > least, "{bytes} bytes go up too soon");
+        }
+        wait_until(PATIENCE, "the worker has ended", || !self.has_worker());
+        assert_eq!(noted(&self.site.spool(), ".failed"), [""; 0]);
+    }
+}
+
 #[test]
 fn f20_over_a_slow_link_the_worker_brings_in_what_takes_longer_than_a_call() {
-    let mut cluster = Cluster::builder(17).without_fsync().start();
-    let client = cluster.client();
-    client.sql("create table noise (b bytea); alter table noise alter b set storage external");
-    client.sql("select pg_switch_wal()");
-    let segments: Vec<String> = (0..2)
-        .map(|_| {
-            // Most of a segment, of which nothing can be compressed.
-            client.sql(
-                "insert into noise select string_agg(sha256(random()::text::bytea), '') \
-                 from generate_series(1, 12) parts, generate_series(1, 31250) group by parts",
-            );
-            client.query_one_string("select pg_walfile_name(pg_switch_wal())")
-        })
-        .collect();
-    drop(client);
-    cluster.stop(crate::common::Stop::Immediate);
-    let site = Bucketed::new(&cluster, Peer::own(), "");
-    let endpoint = site.peer.endpoint();
-    let proxy = Proxy::to(crate::s3_slow::port_of(&endpoint));
-    let text = std::fs::read_to_string(&site.config).unwrap();
-    let slow = format!("http://127.0.0.1:{}", proxy.port());
-    std::fs::write(&site.config, text.replace(&endpoint, &slow)).unwrap();
-    let spool = site.spool();
-    for name in &segments {
-        let ready = format!("pg_wal/archive_status/{name}.ready");
-        std::fs::write(cluster.pgdata().join(ready), "").unwrap();
+    SlowLink::new(2).arrives();
+}
+
+#[test]
+fn w63_an_outage_keeps_no_file_from_the_worker_that_alone_can_bring_it_in() {
+    let mut link = SlowLink::new(3);
+    // Behind the first new one, files go side by side.
+    let first = link.segments.remove(0);
+    for name in &link.segments {
+        let fault = S3Fault::Error(403, "AccessDenied");
+        link.site.peer.server().fault(name, u64::MAX, fault);
     }
-    let (seconds, bytes_per_second) = (6, 1_000_000);
-    let push = |name: &str| {
-        let push = site.push(&cluster, name);
-        push.env("PITR_FAULT_SECONDS", seconds.to_string()).run()
-    };
-    proxy.throttle(Way::ToServer, Some(bytes_per_second));
-    let stored = |name: &String| site.peer.server().keys().iter().any(|k| k.ends_with(name));
-    assert_ne!(push(&segments[0]).code(), 0);
-    wait_until(PATIENCE, "both are acknowledged", || {
-        segments.iter().all(|name| push(name).code() == 0)
-    });
-    assert!(segments.iter().all(stored) && proxy.counts().throttled > 0);
-    let bytes = |name: &String| {
-        site.peer
-            .server()
-            .object(&site.peer.server().key(name))
-            .len() as u64
-    };
-    let least = segments.iter().map(bytes).min().unwrap();
-    assert!(
-        least > seconds * bytes_per_second * 3 / 2,
-        "{least} bytes go up too soon"
-    );
-    wait_until(PATIENCE, "the worker has ended", || !has_worker(&spool));
+    link.push(&first).success();
+    let ready = format!("pg_wal/archive_status/{first}.ready");
+    std::fs::remove_file(link.cluster.pgdata().join(ready)).unwrap();
+    wait_until(PATIENCE, "the worker has ended", || !link.has_worker());
+    assert_eq!(noted(&link.site.spool(), ".failed"), link.segments);
+    link.site.peer.server().heal();
+    link.arrives();
+}
+
+#[test]
+fn w64_a_file_for_which_a_call_is_too_short_gets_a_worker_though_no_other_waits() {
+    SlowLink::new(1).arrives();
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub struct Walk<'w> {
     root: &'w Path,
     naming: ClusterNaming,
     tablespaces: &'w [u32],
+    /// Places of tablespaces below the data directory, whose content comes under `pg_tblspc`.
+    inner: Vec<Vec<u8>>,
     /// `stats_temp_directory` below the data directory (13, 14).
     stats: Option<&'w [u8]>,
 }
@@ -98,6 +100,19 @@ pub fn real_roots(root: &Path, naming: ClusterNaming, tablespaces: &[u32]) -> Re
     Ok(roots)
 }
 
+/// Returns the places of tablespaces below the data directory, relative to it.
+fn inner(root: &Path, tablespaces: &[u32]) -> Vec<Vec<u8>> {
+    let Ok(root) = root.canonicalize() else {
+        return Vec::new();
+    };
+    let place = |oid: &u32| {
+        let place = root.join(format!("pg_tblspc/{oid}")).canonicalize().ok()?;
+        let inner = place.strip_prefix(&root).ok()?;
+        Some(inner.as_os_str().as_bytes().to_vec())
+    };
+    tablespaces.iter().filter_map(place).collect()
+}
+
 fn real(place: &Path) -> Result<PathBuf> {
     fs::canonicalize(place).map_err(|e| Error::from_io(format!("read \"{}\"", place.display()), e))
 }
@@ -114,6 +129,7 @@ impl<'w> Walk<'w> {
             root,
             naming,
             tablespaces,
+            inner: inner(root, tablespaces),
             stats,
         }
     }
@@ -189,7 +205,7 @@ impl<'w> Walk<'w> {
         let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
         let is_emptied = exclude::is_emptied(name) || self.stats == Some(path.as_slice());
         visitor(Found::Directory(path.clone(), metadata))?;
-        if is_emptied {
+        if is_emptied || self.inner.contains(&path) {
             return Ok(());
         }
         if path == TABLESPACES {
