@@ -226,13 +226,16 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
     let now = check.host.now();
     let read_back = ReadBack::new(&catalog.checks, &[], now).and(now, read.clone());
     let found = std::mem::take(&mut *check.found());
+    let of_backup = |about: &About| match about {
+        About::Backup(id) => Some(id.clone()),
+        _ => None,
+    };
+    let bad: BTreeSet<_> = found.abouts().filter_map(|(_, a)| of_backup(a)).collect();
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
-    let mut bad = BTreeSet::new();
     for finding in &mut findings {
-        if let About::Backup(id) = &finding.about {
+        if let Some(id) = of_backup(&finding.about) {
             finding.costs = vec![format!("backup {id} cannot be restored")];
-            bad.insert(id.clone());
         }
     }
     let mut warnings = found.warnings;
@@ -255,6 +258,7 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
         unlinked_count: 0,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
+        unlisted: Vec::new(),
         read_back: Share::of(&read_back, &packs_of_backups(catalog)),
         read,
     }
