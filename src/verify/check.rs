@@ -235,6 +235,13 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// Remembers the same of a segment of a log.
+    pub fn read_log(&self, replid: &str, number: SegmentNumber) {
+        if let Ok(mut read) = self.read.lock() {
+            read.log(replid, number);
+        }
+    }
+
     /// Returns what was read since this was called last.
     pub fn take_read(&self) -> Portion {
         let read = self.read.lock();
