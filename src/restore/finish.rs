@@ -237,7 +237,7 @@ pub fn settings_of(job: &Job, brought: &Brought) -> Result<Wanted> {
     })
 }
 
-/// Writes settings, signal file, record and guard; returns the settings.
+/// Writes settings, signal file, record and guard; returns all settings of the job, also those that the operator has with the same value.
 ///
 /// # Errors
 /// `TargetWrite`, `Full`; `Usage` for values that no file can carry.
@@ -263,7 +263,12 @@ pub fn put_settings(
         "standby.signal" => superseded(&brought.auto, comment, &all),
         _ => brought.auto.clone(),
     };
-    let text = conf::append(&before, comment, &all)?;
+    settings::leave_own(&mut written, &before);
+    let added = match signal {
+        "standby.signal" => all.clone(),
+        _ => Wanted::Restore(written.clone()).all(),
+    };
+    let text = conf::append(&before, comment, &added)?;
     data.put(AUTO_CONF.as_bytes(), &text, group)?;
     data.put(signal.as_bytes(), b"", group)?;
     written.job = serde_json::to_value(job)
