@@ -49,6 +49,19 @@ pub fn is_unseen() -> bool {
     false
 }
 
+/// Whether this filesystem is one that cannot `feature`: `$PITR_FAULT_LACKS` names some, parted by commas.
+#[cfg(debug_assertions)]
+pub fn lacks(feature: &str) -> bool {
+    let lacked = std::env::var("PITR_FAULT_LACKS").unwrap_or_default();
+    lacked.split(',').any(|lacked| lacked == feature)
+}
+
+/// No.
+#[cfg(not(debug_assertions))]
+pub fn lacks(_feature: &str) -> bool {
+    false
+}
+
 /// A length of time that `$PITR_FAULT_SECONDS` shortens, so that a test need not wait for the real one.
 #[cfg(debug_assertions)]
 pub fn shortened(time: Duration) -> Duration {
@@ -170,6 +183,12 @@ pub fn pack_bytes(limit: usize) -> usize {
     lowered_by("PITR_FAULT_PACK_BYTES", limit)
 }
 
+/// The number of findings that a report lists, which `$PITR_FAULT_LISTED` lowers likewise.
+#[cfg(debug_assertions)]
+pub fn listed(limit: usize) -> usize {
+    lowered_by("PITR_FAULT_LISTED", limit)
+}
+
 #[cfg(debug_assertions)]
 fn lowered_by(variable: &str, limit: usize) -> usize {
     let wanted = std::env::var(variable).ok();
@@ -180,6 +199,12 @@ fn lowered_by(variable: &str, limit: usize) -> usize {
 /// The limit itself.
 #[cfg(not(debug_assertions))]
 pub fn lowered(limit: usize) -> usize {
+    limit
+}
+
+/// The number itself.
+#[cfg(not(debug_assertions))]
+pub fn listed(limit: usize) -> usize {
     limit
 }
 

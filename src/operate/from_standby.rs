@@ -477,18 +477,8 @@ fn write(directory: &DataDirectory, job: &Job, host: &Host) -> Result<()> {
     let wanted = plan.ok_or_else(|| err!(Internal, "a recovery without a plan"))?;
     let auto = directory.path().join(AUTO_CONF);
     let before = guard::read_limited(&auto)?.unwrap_or_default();
-    // Lines of the operator's own that say the same stay, also when ours are taken away.
-    let mut own = std::collections::BTreeMap::new();
-    for setting in conf::settings(&before) {
-        own.insert(setting.name.clone(), setting);
-    }
     let mut written = settings::of_restore(&wanted.recovery_settings);
-    for list in [
-        &mut written.until_recovery_ended,
-        &mut written.until_adopted,
-    ] {
-        list.retain(|setting| own.get(&setting.name) != Some(setting));
-    }
+    settings::leave_own(&mut written, &before);
     written.job = json(job)?;
     written.was_standby = true;
     let guard = Guard {

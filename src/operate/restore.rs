@@ -122,7 +122,12 @@ pub fn prepare(session: &Session, asked: &Asked) -> Result<(Way, Option<String>)
     let earlier = job::earlier(&target.found, &request)?;
     let found = match (&old, &target.found) {
         (Some(old), _) => Some((&old.data, old.system_identifier)),
-        (None, Found::Data(found)) => Some((&target.data, *found)),
+        (
+            None,
+            Found::Data {
+                system_identifier, ..
+            },
+        ) => Some((&target.data, *system_identifier)),
         _ => None,
     };
     check_cluster(found, opened.inventory.system_identifier)?;

@@ -228,7 +228,7 @@ impl Prepared {
 
     /// Whether a data directory is overwritten in place.
     pub fn is_in_place(&self) -> bool {
-        matches!(self.target.found, Found::Data(_))
+        matches!(self.target.found, Found::Data { .. })
     }
 
     /// The databases whose content is left out, with their size.

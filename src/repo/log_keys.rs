@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::container::{Container, Kind};
 use super::json;
+use super::runs::Runs;
 use super::scope::Scope;
 use crate::err;
 use crate::error::Result;
+use crate::pg::segment::SegmentNumber;
 use crate::store::{Key, Meta, Store};
 use crate::text::is_hex;
 
@@ -148,6 +150,14 @@ pub fn parse_range(name: &str) -> Option<(u64, u64)> {
     (from < to).then_some((from, to))
 }
 
+/// The history and the number of a whole segment, by its key; none of any other object.
+pub fn parse_whole(key: &Key) -> Option<(&str, SegmentNumber)> {
+    let mut parts = key.as_str().rsplit('/');
+    let (name, _folder, replid) = (parts.next()?, parts.next()?, parts.next()?);
+    let position = parse_position(name).filter(|at| segment_of(*at) == *at)?;
+    is_replid(replid).then_some((replid, SegmentNumber(position / SEGMENT_BYTES)))
+}
+
 /// Requires that a container of a log is what its key says.
 ///
 /// # Errors
@@ -212,6 +222,17 @@ impl Objects {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.count() == 0
+    }
+
+    /// The whole segments, by history.
+    pub fn whole(&self) -> BTreeMap<String, Runs> {
+        let mut numbers: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for (replid, number) in self.containers.iter().filter_map(parse_whole) {
+            numbers.entry(replid.to_owned()).or_default().push(number.0);
+        }
+        let runs = numbers.into_iter();
+        runs.map(|(replid, n)| (replid, Runs::from_numbers(n)))
+            .collect()
     }
 
     /// Leaves those that are wanted.

@@ -1,4 +1,4 @@
-//! Packs and segments of a scope, and which of them `pitr verify` read back when (format, section 9).
+//! Packs and segments of a scope, of WAL or of a log of Redis, and which of them `pitr verify` read back when (format, section 9).
 //!
 //! A `checked` event says what one run read whole. Its subject is of its own, so that nobody who decides about timelines or deletes has to read
 //! these events.
@@ -33,6 +33,8 @@ pub struct Portion {
     pub packs: Parts,
     /// Segments, by the timeline in their names.
     pub segments: BTreeMap<TimelineId, Runs>,
+    /// Segments of logs, by the replication id of the history.
+    pub logs: BTreeMap<String, Runs>,
 }
 
 /// A portion as an event has it: runs, each with its first and last number.
@@ -42,6 +44,8 @@ pub struct Stated {
     packs: Vec<(String, u32, u32)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     segments: Vec<(u32, u64, u64)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    logs: Vec<(String, u64, u64)>,
 }
 
 impl Portion {
@@ -64,7 +68,8 @@ impl Portion {
 
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.packs.values().all(Runs::is_empty) && self.segments.values().all(Runs::is_empty)
+        let mut segments = self.segments.values().chain(self.logs.values());
+        self.packs.values().all(Runs::is_empty) && segments.all(Runs::is_empty)
     }
 
     /// Joins two portions.
@@ -75,6 +80,7 @@ impl Portion {
             segments: each(&self.segments, &other.segments, |a, b| {
                 a.clone().union(b.clone())
             }),
+            logs: each(&self.logs, &other.logs, |a, b| a.clone().union(b.clone())),
         }
     }
 
@@ -84,6 +90,7 @@ impl Portion {
         Portion {
             packs: each(&self.packs, &other.packs, Runs::minus),
             segments: each(&self.segments, &other.segments, Runs::minus),
+            logs: each(&self.logs, &other.logs, Runs::minus),
         }
     }
 
@@ -96,7 +103,8 @@ impl Portion {
     /// How many packs, and how many segments.
     pub fn counts(&self) -> (u64, u64) {
         let packs = self.packs.values().map(Runs::count).sum();
-        (packs, self.segments.values().map(Runs::count).sum())
+        let segments = self.segments.values().chain(self.logs.values());
+        (packs, segments.map(Runs::count).sum())
     }
 
     /// The bodies of events that say all of it.
@@ -110,9 +118,18 @@ impl Portion {
             .segments
             .iter()
             .flat_map(|(timeline, runs)| runs.iter().map(|(a, b)| (timeline.get(), a.0, b.0)));
+        let logs = self.logs.iter().flat_map(|(replid, runs)| {
+            runs.iter()
+                .map(move |(first, last)| (replid.clone(), first.0, last.0))
+        });
         let (packs, segments): (Vec<_>, Vec<_>) = (packs.collect(), segments.collect());
-        if packs.len() + segments.len() <= RUNS_MAX {
-            let all = Stated { packs, segments };
+        let logs: Vec<_> = logs.collect();
+        if packs.len() + segments.len() + logs.len() <= RUNS_MAX {
+            let all = Stated {
+                packs,
+                segments,
+                logs,
+            };
             return Some(all)
                 .filter(|s| *s != Stated::default())
                 .into_iter()
@@ -120,13 +137,17 @@ impl Portion {
         }
         let of_packs = packs.chunks(RUNS_MAX).map(|packs| Stated {
             packs: packs.to_vec(),
-            segments: Vec::new(),
+            ..Stated::default()
         });
         let of_segments = segments.chunks(RUNS_MAX).map(|segments| Stated {
-            packs: Vec::new(),
             segments: segments.to_vec(),
+            ..Stated::default()
         });
-        of_packs.chain(of_segments).collect()
+        let of_logs = logs.chunks(RUNS_MAX).map(|logs| Stated {
+            logs: logs.to_vec(),
+            ..Stated::default()
+        });
+        of_packs.chain(of_segments).chain(of_logs).collect()
     }
 }
 
@@ -143,6 +164,9 @@ impl Stated {
             if let Some(timeline) = TimelineId::new(*timeline) {
                 add(&mut portion.segments, timeline, *first, *last);
             }
+        }
+        for (replid, first, last) in self.logs.iter().filter(|(_, a, b)| a <= b) {
+            add(&mut portion.logs, replid.clone(), *first, *last);
         }
         portion
     }
@@ -173,6 +197,7 @@ fn each<K: Ord + Clone>(
 pub struct Gathered {
     packs: BTreeMap<BackupId, Vec<u64>>,
     segments: BTreeMap<TimelineId, Vec<u64>>,
+    logs: BTreeMap<String, Vec<u64>>,
 }
 
 impl Gathered {
@@ -187,11 +212,22 @@ impl Gathered {
         self.segments.entry(timeline).or_default().push(number.0);
     }
 
+    /// Adds a segment of a log.
+    pub fn log(&mut self, replid: &str, number: SegmentNumber) {
+        match self.logs.get_mut(replid) {
+            Some(numbers) => numbers.push(number.0),
+            None => {
+                self.logs.insert(replid.to_owned(), vec![number.0]);
+            }
+        }
+    }
+
     /// Everything that was added.
     pub fn portion(self) -> Portion {
         Portion {
             packs: runs(self.packs),
             segments: runs(self.segments),
+            logs: runs(self.logs),
         }
     }
 }
@@ -279,7 +315,7 @@ pub struct Share {
     pub packs: u64,
     /// Packs among them that were read back.
     pub packs_read: u64,
-    /// Segments that are there.
+    /// Segments that are there, of WAL or of a log.
     pub segments: u64,
     /// Segments among them that were read back.
     pub segments_read: u64,

@@ -163,15 +163,39 @@ impl Destination {
             owner: target.owner,
             open: Mutex::default(),
         };
+        destination.place_tablespaces(target, |path| Tree::make(path, target.owner, group))?;
+        Ok(destination)
+    }
+
+    /// The directories that an earlier run has made.
+    ///
+    /// # Errors
+    /// Those of [`Tree::open`].
+    pub(super) fn open(target: &Target) -> Result<Destination> {
+        let mut destination = Destination {
+            data: Arc::new(Tree::open(&target.data, target.owner)?),
+            tablespaces: BTreeMap::new(),
+            owner: target.owner,
+            open: Mutex::default(),
+        };
+        destination.place_tablespaces(target, |path| Tree::open(path, target.owner))?;
+        Ok(destination)
+    }
+
+    fn place_tablespaces(
+        &mut self,
+        target: &Target,
+        open: impl Fn(&Path) -> Result<Tree>,
+    ) -> Result<()> {
         for tablespace in &target.tablespaces {
-            let tree = Tree::make(&tablespace.real, target.owner, group)?;
+            let tree = open(&tablespace.real)?;
             let place = PlaceOfTablespace {
                 device_and_inode: tree.device_and_inode()?,
                 path: tablespace.real.clone(),
             };
-            destination.tablespaces.insert(tablespace.oid, place);
+            self.tablespaces.insert(tablespace.oid, place);
         }
-        Ok(destination)
+        Ok(())
     }
 
     /// The data directory.

@@ -2,10 +2,10 @@
 //!
 //! 1. settings, signal file, guard, backup_manifest; checks of pg_control, backup_label and the server's manifest
 //! 2. everything is synced
-//! 3. `pg_wal/pitr.restore` is removed: there is nothing left to copy
+//! 3. `pg_wal/pitr.restore` is removed: there is nothing left to copy; then the marks in the tablespaces
 //! 4. pg_control gets its name: the commit point. Before it no server starts here; after it all of the above is durable
 //!
-//! Killed between 3 and 4, the next run finds pg_control's waiting name and `pg_wal/pitr.settings`, and does step 4.
+//! Killed between 3 and 4, the next run finds pg_control's waiting name and `pg_wal/pitr.settings`, removes the marks and does step 4.
 
 use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
@@ -18,6 +18,7 @@ use super::extract::Destination;
 use super::job::{Job, Purpose};
 use super::manifest_check::ManifestCheck;
 use super::settings::{self, Brought, StandbySettings};
+use super::tablespace_mark;
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
 use super::tree::{Tree, below, entries, target_error, write_error};
 use crate::archive::datadir::GUARD;
@@ -236,7 +237,7 @@ pub fn settings_of(job: &Job, brought: &Brought) -> Result<Wanted> {
     })
 }
 
-/// Writes settings, signal file, record and guard; returns the settings.
+/// Writes settings, signal file, record and guard; returns all settings of the job, also those that the operator has with the same value.
 ///
 /// # Errors
 /// `TargetWrite`, `Full`; `Usage` for values that no file can carry.
@@ -262,7 +263,12 @@ pub fn put_settings(
         "standby.signal" => superseded(&brought.auto, comment, &all),
         _ => brought.auto.clone(),
     };
-    let text = conf::append(&before, comment, &all)?;
+    settings::leave_own(&mut written, &before);
+    let added = match signal {
+        "standby.signal" => all.clone(),
+        _ => Wanted::Restore(written.clone()).all(),
+    };
+    let text = conf::append(&before, comment, &added)?;
     data.put(AUTO_CONF.as_bytes(), &text, group)?;
     data.put(signal.as_bytes(), b"", group)?;
     written.job = serde_json::to_value(job)
@@ -435,8 +441,10 @@ pub(super) fn kind(
 ///
 /// # Errors
 /// `TargetWrite`.
-pub fn commit(data: &Tree, job: &Job, control: &'static str) -> Result<()> {
+pub fn commit(destination: &Destination, job: &Job, control: &'static str) -> Result<()> {
+    let data = destination.data();
     remove_unfinished(data)?;
+    tablespace_mark::remove(destination, job)?;
     name_control(data, job, control)
 }
 
@@ -453,7 +461,7 @@ pub fn commit_plain(data: &Tree) -> Result<()> {
     }
 }
 
-fn remove_unfinished(data: &Tree) -> Result<()> {
+pub(super) fn remove_unfinished(data: &Tree) -> Result<()> {
     let wal = data.directory(b"pg_wal")?;
     durable::remove_in(wal.as_fd(), UNFINISHED)
         .map_err(|e| write_error(&format!("pg_wal/{UNFINISHED}"), e))

@@ -157,7 +157,7 @@ pub enum Earlier {
 /// `Refused` when the directory holds the unfinished restore of another request; `Damaged` when its record cannot be read.
 pub fn earlier(found: &Found, request: &Request) -> Result<Earlier> {
     let (job, wrap): (Job, fn(Box<Job>) -> Earlier) = match found {
-        Found::Empty | Found::Data(_) => return Ok(Earlier::None),
+        Found::Empty | Found::Data { .. } => return Ok(Earlier::None),
         Found::Unfinished(record) => (decode(record, request)?, Earlier::Copying),
         Found::LastStep(record) => {
             let written: WrittenSettings =

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `target_dir` | everything that is refused before the first write |
 //! | `job` | the restore that is to be done, as a value that survives a kill |
+//! | `tablespace_mark` | keeps a tablespace's directory for one restore |
 //! | `claim` | keeps the backup from being deleted meanwhile |
 //! | `sweep` | what a data directory that is restored in place has beyond the backup |
 //! | `extract` | directories, files and their bytes |
@@ -20,8 +21,8 @@
 //! | `replace` | a restored cluster takes the place of another one, and gives it back |
 //! | `adopt` | a copy becomes a cluster that may archive |
 //!
-//! Write order: the directory and `pg_wal/pitr.restore` (the job); directories and files; content; settings, guard, manifest; one sync
-//! of everything; the job is removed; global/pg_control gets its name. Without the latter no server starts, so a directory that was
+//! Write order: the directory and `pg_wal/pitr.restore` (the job); marks in the tablespaces; directories and files; content; settings, guard, manifest; one sync
+//! of everything; the job is removed, then the marks; global/pg_control gets its name. Without the latter no server starts, so a directory that was
 //! not restored completely cannot be mistaken for one that was. Killed at any point, the same command finishes the same job.
 
 pub mod adopt;
@@ -42,6 +43,7 @@ pub mod replace;
 mod rights_tests;
 pub mod settings;
 mod sweep;
+mod tablespace_mark;
 pub mod target_dir;
 pub mod tree;
 mod unchanged;
@@ -58,6 +60,7 @@ use crate::archive::left_out::MARKER;
 use crate::durable::{self, NewFile};
 use crate::err;
 use crate::error::{Code, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::pg::conf::Setting;
 use crate::repo::layout::ClusterLayout;
@@ -77,6 +80,8 @@ use tree::{Tree, write_error};
 const WAL_KEPT_BYTES: u64 = 1 << 30;
 /// Segments that are there besides.
 const SEGMENTS_BESIDES: u64 = 2;
+/// The name that pg_control has in `global` until it is certain that no server reads it.
+const REMOVED: &str = "pg_control.pitr-removed";
 /// How often a long step lets the claim on the backup be renewed.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -117,7 +122,7 @@ pub struct Report {
     pub raw_bytes: u64,
     /// Files whose checksum was compared with the server's own manifest; none when it gave none.
     pub compared_files: Option<u64>,
-    /// Settings written into postgresql.auto.conf.
+    /// Settings of the restore in postgresql.auto.conf.
     pub settings: Vec<Setting>,
     /// Links that were not recreated.
     pub links: Vec<String>,
@@ -215,6 +220,7 @@ fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -
     let data = Tree::open(&target.data, target.owner)?;
     // One that has yet to replace another directory may have it already.
     if data.stat(WAITING_CONTROL.as_bytes())?.is_some() {
+        tablespace_mark::remove(&Destination::open(target)?, job)?;
         finish::name_control(&data, job, target.control)?;
     }
     let settings = finish::settings_of(job, &survey.brought)?.all();
@@ -253,12 +259,17 @@ fn copy_all(
     tick: &mut dyn FnMut(),
 ) -> Result<Report> {
     // A data directory that is restored in place is an unfinished restore from its first step on.
-    let is_resumed = *earlier != Earlier::None || matches!(target.found, Found::Data(_));
+    let is_resumed = *earlier != Earlier::None || matches!(target.found, Found::Data { .. });
     let snapshot = source.snapshot()?;
-    if matches!(target.found, Found::Data(_)) {
+    if matches!(target.found, Found::Data { .. }) {
         ticking(tick, || in_place::check(target, &snapshot, &host.stop))?;
     }
     let destination = prepare(target, job, *earlier != Earlier::None, survey.group, host)?;
+    tablespace_mark::put(&destination, job, target, host.random())?;
+    fault::pause("restore-control");
+    if job.request.delta {
+        take_control_away(&destination, job)?;
+    }
     let removed_files = match is_resumed && job.request.delta {
         true => ticking(tick, || sweep::sweep(&snapshot, &destination, &host.stop))?,
         false => 0,
@@ -315,7 +326,7 @@ fn copy_all(
     host.progress.phase("sync", None);
     finish::sync(&destination)?;
     tick();
-    finish::commit(destination.data(), job, target.control)?;
+    finish::commit(&destination, job, target.control)?;
     Ok(Report {
         resumed: *earlier != Earlier::None,
         removed_files,
@@ -346,6 +357,7 @@ fn prepare(
     group: bool,
     host: &Host,
 ) -> Result<Destination> {
+    fault::pause("restore-unlocked");
     let data = Tree::make(&target.data, target.owner, group)?;
     lock(&data)?;
     if is_resumed
@@ -359,6 +371,7 @@ fn prepare(
             target.data.display()
         ));
     }
+    target_dir::check_as_found(target, job.request.delta)?;
     data.make_directory(b"pg_wal", group)?;
     durable::sync_directory(data.root())
         .map_err(|e| write_error(&target.data.display().to_string(), e))?;
@@ -382,14 +395,32 @@ fn prepare(
                 .map_err(|e| failed(e.into()))?;
         }
     }
-    if job.request.delta && data.stat(b"global")?.is_some() {
-        // From here on no server starts on it, whatever happens.
-        data.remove(CONTROL.as_bytes())?;
-        let global = data.directory(b"global")?;
-        durable::sync_directory(global.as_fd())
-            .map_err(|e| write_error(&target.data.display().to_string(), e))?;
-    }
     Destination::make(target, data, group)
+}
+
+/// Takes pg_control away: from here on no server starts on it, whatever happens. A server makes postmaster.pid before it reads pg_control, so one that was
+/// quicker is seen behind that, and gets its file back.
+fn take_control_away(destination: &Destination, job: &Job) -> Result<()> {
+    let data = destination.data();
+    if data.stat(CONTROL.as_bytes())?.is_none() {
+        return Ok(());
+    }
+    let failed = |e: std::io::Error| write_error(CONTROL, e);
+    let global = data.directory(b"global")?;
+    let global = global.as_fd();
+    durable::name_in(global, "pg_control", REMOVED).map_err(failed)?;
+    if data.stat(b"postmaster.pid")?.is_some() {
+        durable::name_in(global, REMOVED, "pg_control").map_err(failed)?;
+        finish::remove_unfinished(data)?;
+        tablespace_mark::remove(destination, job)?;
+        return Err(err!(
+            Refused,
+            "a server was started in \"{}\" meanwhile: postmaster.pid is there",
+            data.path().display()
+        )
+        .hint("Nothing was changed. Stop the server, then run the same command again."));
+    }
+    durable::remove_in(global, REMOVED).map_err(failed)
 }
 
 /// Locks the directory as long as it is open: one process restores into it at a time.

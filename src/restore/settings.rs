@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::archive::guard::WrittenSettings;
 use crate::archive::server_conf::{Configuration, Line};
-use crate::pg::conf::Setting;
+use crate::pg::conf::{self, Setting};
 use crate::pg::parameters::Parameters;
 use crate::pg::timeline::TimelineId;
 
@@ -162,6 +162,21 @@ pub fn of_restore(settings: &BTreeMap<String, String>) -> WrittenSettings {
     written
 }
 
+/// Leaves out what `auto`, the operator's own postgresql.auto.conf, has with the same value: taken away with ours, the operator's line would go, too.
+/// Targets are all written, for their order counts.
+pub fn leave_own(written: &mut WrittenSettings, auto: &[u8]) {
+    let own = conf::settings(auto).into_iter();
+    let own: BTreeMap<_, _> = own.map(|s| (s.name, s.value)).collect();
+    for list in [
+        &mut written.until_recovery_ended,
+        &mut written.until_adopted,
+    ] {
+        list.retain(|Setting { name, value }| {
+            TARGETS.contains(&name.as_str()) || own.get(name) != Some(value)
+        });
+    }
+}
+
 /// The setting that keeps a copy from archiving until it is adopted.
 const ARCHIVE_MODE: &str = "archive_mode";
 
@@ -221,7 +236,6 @@ pub fn of_standby(standby: &StandbySettings<'_>, brought: &Brought) -> Vec<Setti
 mod tests {
     use super::*;
     use crate::archive::guard::AUTO_CONF;
-    use crate::pg::conf;
 
     /// A configuration of these lines.
     fn brought(main: &[&str], auto: &[&str]) -> Brought {
@@ -276,6 +290,28 @@ mod tests {
         );
         complete(&mut adopted, (true, true), &brought);
         assert!(of_restore(&adopted).until_adopted.is_empty());
+    }
+
+    #[test]
+    fn r183_lines_of_the_operator_are_not_taken_for_ours() {
+        let set = |name: &str, value: &str| Setting::new(name, value);
+        let all = WrittenSettings {
+            until_recovery_ended: vec![set("recovery_target_lsn", "0/5"), set("a", "1")],
+            until_adopted: vec![set(ARCHIVE_MODE, "off")],
+            ..WrittenSettings::default()
+        };
+        let left = |auto: &str| {
+            let mut written = all.clone();
+            leave_own(&mut written, auto.as_bytes());
+            let names = [written.until_recovery_ended, written.until_adopted].concat();
+            names.into_iter().map(|s| s.name).collect::<Vec<_>>()
+        };
+        let names = ["recovery_target_lsn", "a", "archive_mode"];
+        assert_eq!(left("b = 1\na = 2\n"), names);
+        // The last line counts.
+        assert_eq!(left("a = 1\na = 2\n"), names);
+        assert_eq!(left("a = 2\na = '1'\narchive_mode = off\n"), names[..1]);
+        assert_eq!(left("recovery_target_lsn = '0/5'\n"), names);
     }
 
     #[test]

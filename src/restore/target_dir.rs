@@ -122,8 +122,13 @@ pub enum Found {
     Unfinished(Vec<u8>),
     /// A restore of which only the name of pg_control is missing, with its record.
     LastStep(Vec<u8>),
-    /// A data directory that is to be restored in place, with its system identifier.
-    Data(u64),
+    /// A data directory that is to be restored in place.
+    Data {
+        /// Its system identifier.
+        system_identifier: u64,
+        /// BLAKE3 of its pg_control: a server that has run since has changed it.
+        control: blake3::Hash,
+    },
 }
 
 /// A tablespace and where it goes.
@@ -227,7 +232,7 @@ pub fn look(wanted: &Wanted<'_>) -> Result<Target> {
     let data = resolve(wanted.to)?;
     check_not_special(&data, wanted)?;
     check_not_inside_another(&data)?;
-    let found = inspect(&data, wanted)?;
+    let found = inspect(&data, wanted.delta, wanted.replaces.is_some())?;
     let owner = check_rights(&data)?;
     Ok(Target {
         data,
@@ -248,6 +253,28 @@ pub fn place(target: Target, wanted: &Wanted<'_>, tablespaces: &[Tablespace]) ->
         tablespaces: check_tablespaces(tablespaces, &target, wanted)?,
         ..target
     })
+}
+
+/// Requires that the directory, which is locked by now, is as it was when the restore was planned: a server may have run in it, or another restore ended.
+///
+/// # Errors
+/// `Refused`; those of [`look`].
+pub fn check_as_found(target: &Target, delta: bool) -> Result<()> {
+    let found = inspect(&target.data, delta, target.control == CLOSED)?;
+    if found != target.found {
+        return Err(err!(
+            Refused,
+            "directory \"{}\" has changed since the restore was planned",
+            target.data.display()
+        )
+        .hint("Nothing was changed. Look who uses it, then run the same command again."));
+    }
+    // A run that was killed before it took pg_control away left a directory in which servers may have run since.
+    let is_whole = || std::fs::symlink_metadata(target.data.join(CONTROL)).is_ok();
+    match delta && matches!(found, Found::Unfinished(_)) && is_whole() {
+        true => in_place(&target.data).map(|_| ()),
+        false => Ok(()),
+    }
 }
 
 /// The place without links: of a directory that does not exist yet, its parent's.
@@ -334,7 +361,7 @@ fn is_mount_point(path: &Path) -> bool {
 }
 
 /// Tells an empty directory from an unfinished restore and from data.
-fn inspect(data: &Path, wanted: &Wanted<'_>) -> Result<Found> {
+fn inspect(data: &Path, delta: bool, is_replacing: bool) -> Result<Found> {
     let names = match names(data) {
         Ok(names) => names,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Empty),
@@ -353,7 +380,7 @@ fn inspect(data: &Path, wanted: &Wanted<'_>) -> Result<Found> {
     let is_there = |name: &str| std::fs::symlink_metadata(data.join(name)).is_ok();
     // One that replaces another directory has yet to take its place.
     let is_last_step = is_there(WAITING_CONTROL) && !is_there(CONTROL);
-    if (is_last_step || wanted.replaces.is_some())
+    if (is_last_step || is_replacing)
         && let Some(record) = read_limited(&wal.join(SETTINGS))?
     {
         return Ok(Found::LastStep(record));
@@ -367,8 +394,8 @@ fn inspect(data: &Path, wanted: &Wanted<'_>) -> Result<Found> {
     if is_fresh {
         return Ok(Found::Empty);
     }
-    if wanted.delta {
-        return in_place(data).map(Found::Data);
+    if delta {
+        return in_place(data);
     }
     let entries = match names.len() {
         1 => "1 entry".to_owned(),
@@ -382,8 +409,8 @@ fn inspect(data: &Path, wanted: &Wanted<'_>) -> Result<Found> {
     .hint("Nothing was changed. Restore into an empty directory, or one that does not exist yet; --delta takes a data directory of the same cluster back in place."))
 }
 
-/// Requires a data directory whose server is stopped and whose WAL is archived; returns its system identifier.
-fn in_place(data: &Path) -> Result<u64> {
+/// Requires a data directory whose server is stopped and whose WAL is archived.
+fn in_place(data: &Path) -> Result<Found> {
     const UNCHANGED: &str = "Nothing was changed.";
     let shown = data.display();
     if std::fs::symlink_metadata(data.join("postmaster.pid")).is_ok() {
@@ -401,7 +428,7 @@ fn in_place(data: &Path) -> Result<u64> {
         )
         .hint(UNCHANGED)
     })?;
-    let control = ControlHead::parse(&control).map_err(|e| {
+    let head = ControlHead::parse(&control).map_err(|e| {
         err!(
             Refused,
             "\"{shown}\" cannot be restored in place: its pg_control cannot be read"
@@ -433,7 +460,10 @@ fn in_place(data: &Path) -> Result<u64> {
         )));
     }
     check_clean(data, &wal)?;
-    Ok(control.system_identifier)
+    Ok(Found::Data {
+        system_identifier: head.system_identifier,
+        control: blake3::hash(&control),
+    })
 }
 
 /// Requires that the server has offered all of its WAL to be archived, which it does when it is shut down, or that no WAL is there any more.
@@ -766,7 +796,7 @@ fn check_tablespace_rights(path: &Path, target: &Target) -> Result<()> {
     };
     let is_foreign = match target.found {
         Found::Empty => true,
-        Found::Data(_) => !is_linked_from(&target.data, path),
+        Found::Data { .. } => !is_linked_from(&target.data, path),
         _ => false,
     };
     if is_foreign && !entries.is_empty() {
@@ -800,7 +830,7 @@ fn linked(wanted: &Wanted<'_>, data: &Path, oid: &str) -> Option<PathBuf> {
 }
 
 /// Whether a data directory has a tablespace in this directory.
-fn is_linked_from(data: &Path, tablespace: &Path) -> bool {
+pub(super) fn is_linked_from(data: &Path, tablespace: &Path) -> bool {
     let links = std::fs::read_dir(data.join("pg_tblspc"));
     let mut places = links.into_iter().flatten().flatten();
     places.any(|link| link.path().canonicalize().is_ok_and(|at| at == tablespace))

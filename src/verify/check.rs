@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::{About, Finding, FindingKind};
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
@@ -46,6 +47,11 @@ impl Found {
     pub fn abouts(&self) -> impl Iterator<Item = (FindingKind, &About)> {
         let listed = self.findings.iter().map(|f| (f.kind, &f.about));
         listed.chain(self.unlisted.iter().map(|(kind, about, _)| (*kind, about)))
+    }
+
+    /// Returns the subjects of findings that the list does not have.
+    pub fn unlisted(&self) -> impl Iterator<Item = &About> {
+        self.unlisted.iter().map(|(_, about, _)| about)
     }
 
     /// Drops what is about something that is over, listed or not.
@@ -121,7 +127,7 @@ impl<'a> Check<'a> {
 
     pub fn find(&self, kind: FindingKind, object: &str, detail: impl Into<String>, about: About) {
         let mut found = self.found();
-        if found.findings.len() >= LISTED_MAX {
+        if found.findings.len() >= fault::listed(LISTED_MAX) {
             found.count(kind, about, 1);
         } else {
             found.finding_count += 1;
@@ -226,6 +232,13 @@ impl<'a> Check<'a> {
     pub fn read_segment(&self, timeline: TimelineId, number: SegmentNumber) {
         if let Ok(mut read) = self.read.lock() {
             read.segment(timeline, number);
+        }
+    }
+
+    /// Remembers the same of a segment of a log.
+    pub fn read_log(&self, replid: &str, number: SegmentNumber) {
+        if let Ok(mut read) = self.read.lock() {
+            read.log(replid, number);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::check::Found;
 use super::{About, FindingKind, Report, Work, oldest, wal};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentName, SegmentNumber};
+use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::plan::retention::wal::Paths;
 use crate::repo::catalog::Manifest;
@@ -252,9 +252,8 @@ fn is_deliberate(
 
 fn damaged_segments(work: &Work<'_>) -> BTreeSet<SegmentName> {
     work.found()
-        .findings
-        .iter()
-        .filter_map(|f| match (&f.about, f.kind) {
+        .abouts()
+        .filter_map(|(kind, about)| match (about, kind) {
             (About::Segment(name), FindingKind::Damaged | FindingKind::Frozen) => Some(*name),
             _ => None,
         })
@@ -273,6 +272,7 @@ pub(super) fn report(
     let read_back = survey.read_back(now).and(now, read.clone());
     let found = std::mem::take(&mut *work.found());
     let lost = lost_backups(&found, survey, paths);
+    let unlisted = found.unlisted().cloned().collect();
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
     for finding in &mut findings {
@@ -317,13 +317,15 @@ pub(super) fn report(
         backups,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
+        unlisted,
         read_back: Share::of(&read_back, &oldest::there(survey)),
         read,
     }
 }
 
-/// Backups that are damaged, or whose WAL is.
+/// Backups that are damaged, or whose WAL is, or whose WAL recovery cannot get through.
 fn lost_backups(found: &Found, survey: &Survey, paths: &Paths<'_>) -> BTreeSet<BackupId> {
+    let ends = ends_of_replay(found);
     let mut lost: BTreeSet<BackupId> = found
         .abouts()
         .filter_map(|(kind, about)| match about {
@@ -336,13 +338,38 @@ fn lost_backups(found: &Found, survey: &Survey, paths: &Paths<'_>) -> BTreeSet<B
             let is_usable = paths
                 .timelines()
                 .filter(|t| paths.leads_through(*t, root.timeline, root.stop_lsn))
-                .any(|t| paths.reach(t, root.start_lsn) >= root.stop_lsn);
+                .filter(|t| paths.reach(*t, root.start_lsn) >= root.stop_lsn)
+                .any(|t| !is_cut_short(&ends, survey.segment_size, (paths, t), root));
             if !is_usable {
                 lost.insert(id.clone());
             }
         }
     }
     lost
+}
+
+/// The positions at which replay ends in segments that are stored as the server wrote them.
+fn ends_of_replay(found: &Found) -> BTreeSet<(SegmentName, Lsn)> {
+    let ends = found.abouts().filter_map(|(_, about)| match about {
+        About::Record(name, lsn) => Some((*name, *lsn)),
+        _ => None,
+    });
+    ends.collect()
+}
+
+/// Whether replay towards a timeline ends before the backup is consistent.
+fn is_cut_short(
+    ends: &BTreeSet<(SegmentName, Lsn)>,
+    size: SegmentSize,
+    (paths, target): (&Paths<'_>, TimelineId),
+    root: &Root,
+) -> bool {
+    let first = SegmentNumber::of(root.start_lsn, size);
+    ends.iter().any(|(name, lsn)| {
+        let number = name.number(size).ok();
+        let number = number.filter(|n| *n >= first && *lsn < root.stop_lsn);
+        number.is_some_and(|n| paths.holder(target, n) == name.timeline)
+    })
 }
 
 fn backup_costs(
@@ -461,4 +488,89 @@ fn shorten(mut costs: Vec<String>) -> Vec<String> {
         costs.push(format!("and {more} more of the kind"));
     }
     costs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::runs::Runs;
+    use crate::wal::inventory::Timeline;
+    use crate::wal::survey::Subject;
+
+    const MIB: u64 = 1 << 20;
+
+    fn lsn(mib: u64, bytes: u64) -> Lsn {
+        Lsn(mib * MIB + bytes)
+    }
+
+    /// Timeline 1 with segments of 1 MiB, and backups from a segment to another one.
+    fn survey(backups: &[(&BackupId, u64, u64)]) -> Survey {
+        let mut survey = Survey::empty(SegmentSize::new(MIB).unwrap());
+        let timeline = Timeline {
+            segments: Runs::from_numbers((1..=100).collect()),
+            ..Timeline::default()
+        };
+        survey.timelines.insert(TimelineId::FIRST, timeline);
+        for (id, start, stop) in backups {
+            let root = Root {
+                start_lsn: lsn(*start, 40),
+                stop_lsn: lsn(*stop, 40),
+                consistent_lsn: lsn(*stop, 40),
+                start_timeline: TimelineId::FIRST,
+                timeline: TimelineId::FIRST,
+                history: None,
+                stop_time: crate::pg::time::TimestampTz(0),
+                size_bytes: 1,
+                stored_bytes: 1,
+                damage: None,
+                wal_proof: None,
+                foreign: None,
+                layers: Default::default(),
+                packs: Default::default(),
+            };
+            let subject = Subject {
+                manifest: Manifest::Committed(Box::new(root)),
+                ..Subject::default()
+            };
+            survey.ids.insert((*id).clone(), subject);
+        }
+        survey
+    }
+
+    #[test]
+    fn v40_a_backup_whose_own_wal_recovery_cannot_get_through_is_lost() {
+        let id = |text: &str| -> BackupId { text.parse().unwrap() };
+        let (before, through, after) = (
+            id("20261120T064049Z-full"),
+            id("20261120T074049Z-full"),
+            id("20261120T084049Z-full"),
+        );
+        let survey = survey(&[(&before, 10, 12), (&through, 20, 24), (&after, 30, 31)]);
+        let mut paths = Paths::new(&survey);
+        paths.trust_all();
+        let lost = |number: u64, at: Lsn, is_listed: bool| {
+            let number = SegmentNumber(number);
+            let name = number.name(TimelineId::FIRST, survey.segment_size);
+            let about = About::Record(name.unwrap(), at);
+            let mut found = Found::default();
+            match is_listed {
+                true => found.findings.push(super::super::Finding {
+                    kind: FindingKind::Wal,
+                    object: String::new(),
+                    detail: String::new(),
+                    costs: Vec::new(),
+                    about,
+                }),
+                false => found.count(FindingKind::Wal, about, 1),
+            }
+            lost_backups(&found, &survey, &paths)
+        };
+        let one = BTreeSet::from([through.clone()]);
+        assert_eq!(lost(22, lsn(22, 700), true), one);
+        assert_eq!(lost(22, lsn(22, 700), false), one);
+        assert_eq!(lost(24, lsn(24, 8), true), one);
+        // Behind its end, and before its start.
+        assert_eq!(lost(24, lsn(24, 40), true), BTreeSet::new());
+        assert_eq!(lost(15, lsn(15, 0), true), BTreeSet::new());
+    }
 }

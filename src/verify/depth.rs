@@ -48,11 +48,12 @@ pub struct Budget {
     pub time: Option<Duration>,
 }
 
-/// A pack or a segment.
+/// A pack, or a segment of WAL or of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unit {
     Pack(PartName),
     Segment(TimelineId, SegmentNumber),
+    Log(String, SegmentNumber),
 }
 
 /// The packs and segments that a run still has to read, in order.
@@ -116,6 +117,7 @@ impl Queue {
             match &unit {
                 Unit::Pack(part) => taken.pack(part),
                 Unit::Segment(timeline, number) => taken.segment(*timeline, *number),
+                Unit::Log(replid, number) => taken.log(replid, *number),
             }
             self.units.front_mut().and_then(Vec::pop);
         }
@@ -137,9 +139,13 @@ fn units(portion: &Portion) -> Vec<Unit> {
         let numbers = runs.iter().flat_map(|(a, b)| a.0..=b.0);
         numbers.map(|n| Unit::Segment(*timeline, SegmentNumber(n)))
     });
+    let logs = portion.logs.iter().flat_map(|(replid, runs)| {
+        let numbers = runs.iter().flat_map(|(a, b)| a.0..=b.0);
+        numbers.map(|n| Unit::Log(replid.clone(), SegmentNumber(n)))
+    });
     let newest = portion.packs.iter().rev();
     let packs = newest.flat_map(|(id, runs)| part_names(id, runs).map(Unit::Pack));
-    let mut units: Vec<Unit> = segments.chain(packs).collect();
+    let mut units: Vec<Unit> = segments.chain(logs).chain(packs).collect();
     units.reverse();
     units
 }

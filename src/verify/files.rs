@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::events::{events, reservations};
+use super::wal::Extent;
 use super::{About, FindingKind, Work, open_segment, wal};
 use crate::err;
 use crate::error::Result;
@@ -230,14 +231,20 @@ fn small(
     Ok(())
 }
 
-/// The server's own manifest, as an object.
-pub(super) fn open_server_manifest(work: &Work<'_>, id: &BackupId) -> Result<Option<Container>> {
+/// The server's own manifest, as an object; of [`Extent::End`] the content is not read.
+pub(super) fn open_server_manifest(
+    work: &Work<'_>,
+    id: &BackupId,
+    extent: Extent,
+) -> Result<Option<Container>> {
     let key = work.layout.server_manifest(id);
     let Some(object) = work.store.open(&key)? else {
         return Ok(None);
     };
     let container = Container::open(object)?;
-    container.check_stored()?;
+    if extent == Extent::Whole {
+        container.check_stored()?;
+    }
     let identity = container.identity();
     if container.kind() != Kind::ServerManifest
         || identity.name != "backup_manifest"
@@ -250,6 +257,9 @@ pub(super) fn open_server_manifest(work: &Work<'_>, id: &BackupId) -> Result<Opt
             identity.system_identifier
         ));
     }
-    work.count(container.stored_bytes());
+    work.count(match extent {
+        Extent::Whole => container.stored_bytes(),
+        Extent::End => 0,
+    });
     Ok(Some(container))
 }

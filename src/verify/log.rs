@@ -1,20 +1,26 @@
 //! The log of an aux scope: each object against its key and its checksums.
 
+use std::collections::BTreeMap;
+
 use super::About;
 use super::check::Check;
 use super::depth::Depth;
 use crate::error::Result;
+use crate::pg::segment::SegmentNumber;
 use crate::repo::container::Container;
 use crate::repo::json;
-use crate::repo::log_keys;
+use crate::repo::log_keys::{self, LogKeys};
 use crate::repo::runbook;
+use crate::repo::runs::Runs;
 use crate::store::{self, Key};
 
-/// Checks all objects of a log. Less than [`Depth::Everything`] reads the ends of containers, which say what they are.
-pub(super) fn check(check: &Check<'_>, depth: &Depth) -> Result<()> {
+/// Checks all objects of a log, and returns the whole segments. Less than [`Depth::Everything`] reads the ends of those, which say what they are, and
+/// [`Depth::Fast`] the ends of all containers.
+pub(super) fn check(check: &Check<'_>, depth: &Depth) -> Result<BTreeMap<String, Runs>> {
     let objects = log_keys::objects(check.store, &check.scope)?;
+    let segments = objects.whole();
     if objects.containers.is_empty() && objects.small.is_empty() {
-        return Ok(());
+        return Ok(segments);
     }
     let phase = format!("verify the log of {}", check.scope.prefix());
     check.host.progress.phase(&phase, None);
@@ -28,8 +34,42 @@ pub(super) fn check(check: &Check<'_>, depth: &Depth) -> Result<()> {
     }
     for key in &objects.containers {
         check.host.check_stop()?;
-        let read = container(check, key, *depth == Depth::Everything);
-        settle(check, key, read)?;
+        let is_whole = match depth {
+            Depth::Everything => true,
+            Depth::Oldest(_) => log_keys::parse_whole(key).is_none(),
+            Depth::Fast => false,
+        };
+        read_container(check, key, is_whole)?;
+    }
+    Ok(segments)
+}
+
+/// Reads segments of a log.
+pub(super) fn read(check: &Check<'_>, logs: &BTreeMap<String, Runs>) -> Result<()> {
+    for (replid, runs) in logs {
+        let keys = LogKeys::new(&check.scope, replid);
+        for number in runs.iter().flat_map(|(first, last)| first.0..=last.0) {
+            check.host.check_stop()?;
+            let key = keys.whole(number.saturating_mul(log_keys::SEGMENT_BYTES))?;
+            read_container(check, &key, true)?;
+        }
+    }
+    Ok(())
+}
+
+/// The stored length of a segment of a log; 0 where it is gone.
+pub(super) fn bytes(check: &Check<'_>, replid: &str, number: SegmentNumber) -> Result<u64> {
+    let position = number.0.saturating_mul(log_keys::SEGMENT_BYTES);
+    let key = LogKeys::new(&check.scope, replid).whole(position)?;
+    Ok(check.store.head(&key)?.map_or(0, |meta| meta.size_bytes))
+}
+
+fn read_container(check: &Check<'_>, key: &Key, is_whole: bool) -> Result<()> {
+    let read = container(check, key, is_whole);
+    let is_sound = matches!(read, Ok(Some(_)));
+    settle(check, key, read)?;
+    if let (true, Some((replid, number))) = (is_whole && is_sound, log_keys::parse_whole(key)) {
+        check.read_log(replid, number);
     }
     Ok(())
 }

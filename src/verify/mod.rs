@@ -22,7 +22,7 @@ mod snapshot;
 pub mod sums;
 mod wal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -114,6 +114,16 @@ enum About {
     Other,
 }
 
+impl About {
+    /// The segment that cannot be used.
+    fn segment(&self) -> Option<SegmentName> {
+        match self {
+            About::Segment(name) => Some(*name),
+            _ => None,
+        }
+    }
+}
+
 /// Damage, or a gap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -152,6 +162,8 @@ pub struct Report {
     /// Objects that this version cannot check; each has a warning.
     pub unsupported_count: u64,
     unread: Vec<About>,
+    /// Subjects of findings that `findings` does not have.
+    unlisted: Vec<About>,
     read: Portion,
 }
 
@@ -328,7 +340,9 @@ impl Verify<'_> {
             let root = survey.ids.get(id).and_then(|subject| subject.root());
             root.is_some_and(|root| oldest::was_read(survey, &paths, root, &read))
         };
-        let sound = report.backups.iter().filter(|(_, is_sound)| *is_sound);
+        // It does not read the server's manifests, and no event says who did.
+        let is_read = self.depth != Depth::Fast;
+        let sound = report.backups.iter().filter(|(_, sound)| *sound && is_read);
         sound.map(|(id, _)| id).filter(|id| was_read(id)).collect()
     }
 
@@ -349,9 +363,10 @@ impl Verify<'_> {
             }
         }
         if self.backup.is_none() && is_deep {
-            let is_read = |name: &SegmentName| !report.unread.contains(&About::Segment(*name));
+            let doubted = report.unread.iter().chain(&report.unlisted);
+            let doubted: BTreeSet<_> = doubted.filter_map(About::segment).collect();
             let all = survey.segment_events.iter();
-            for (name, events) in all.filter(|(name, _)| is_read(name)) {
+            for (name, events) in all.filter(|(name, _)| !doubted.contains(name)) {
                 let is_there = name.number(survey.segment_size).is_ok_and(|n| {
                     let held = survey.timelines.get(&name.timeline);
                     held.is_some_and(|t| t.segments.contains(n))

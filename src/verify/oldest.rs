@@ -28,7 +28,12 @@ pub(super) trait ReadParts {
         Ok(0)
     }
 
-    /// Reads segments.
+    /// Returns the stored length of a segment of a log; 0 where there is no log.
+    fn log_bytes(&self, _replid: &str, _number: SegmentNumber) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Reads segments, of WAL or of a log.
     fn segments(&self, _portion: &Portion) -> Result<()> {
         Ok(())
     }
@@ -48,6 +53,7 @@ pub(super) fn read<R: Needs>(
     let mut queue = Queue::new(&ages, budget);
     let mut size_of = |unit: &Unit| match unit {
         Unit::Segment(timeline, number) => content.segment_bytes(*timeline, *number),
+        Unit::Log(replid, number) => content.log_bytes(replid, *number),
         Unit::Pack(part) => {
             let meta = check.store.head(&check.scope.pack(part))?;
             Ok(meta.map_or(0, |meta| meta.size_bytes))

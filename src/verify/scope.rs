@@ -11,12 +11,14 @@ use super::record::{Recorder, damaged_backups};
 use super::{About, FindingKind, Report, epoch, events, keys, log};
 use crate::error::Result;
 use crate::host::Host;
+use crate::pg::segment::SegmentNumber;
 use crate::repo::catalog::{Catalog, Manifest, Needs, Parts, Reading};
 use crate::repo::event::Recorded;
 use crate::repo::id::BackupId;
 use crate::repo::portion::{Portion, ReadBack, Share};
 use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::{AuxBackup, AuxOutline, AuxRoot};
+use crate::repo::runs::Runs;
 use crate::repo::scope::Scope;
 use crate::repo::source;
 use crate::snapshot::reader::{Snapshot, SnapshotRoot};
@@ -52,7 +54,7 @@ impl VerifyScope<'_> {
         let lost = lost(&catalog);
         events::find_lost(&check, &catalog, &lost, true);
         keys::check_scope(&check, &catalog)?;
-        log::check(&check, &self.depth)?;
+        let logs = log::check(&check, &self.depth)?;
         log::check_runbooks(&check)?;
         let newest = catalog.committed().last();
         let newest = newest.map(|(id, _, _)| check.scope.manifest(id));
@@ -66,7 +68,10 @@ impl VerifyScope<'_> {
         }
         let recorder = self.recorder();
         if let Depth::Oldest(budget) = &self.depth {
-            let there = packs_of_backups(&catalog);
+            let there = Portion {
+                logs: logs.clone(),
+                ..packs_of_backups(&catalog)
+            };
             let read_back = ReadBack::new(&catalog.checks, &[], self.host.now());
             let wanted = (&read_back, budget);
             oldest::read((&check, &recorder), (&catalog, &there), wanted, &check)?;
@@ -78,7 +83,7 @@ impl VerifyScope<'_> {
             true => self.read_again(&check)?,
             false => catalog,
         };
-        Ok(self.record(&catalog, report(check, &catalog)))
+        Ok(self.record(&catalog, report(check, &catalog, logs)))
     }
 
     fn read(&self) -> Result<Catalog<AuxBackup>> {
@@ -175,6 +180,14 @@ fn unreadable(check: &Check<'_>, id: &BackupId) -> Result<()> {
 }
 
 impl ReadParts for Check<'_> {
+    fn log_bytes(&self, replid: &str, number: SegmentNumber) -> Result<u64> {
+        log::bytes(self, replid, number)
+    }
+
+    fn segments(&self, portion: &Portion) -> Result<()> {
+        log::read(self, &portion.logs)
+    }
+
     fn packs(&self, id: &BackupId, packs: &Parts) -> Result<()> {
         let Some(root) = self.root(id, AuxRoot::read(self.store, &self.scope, id))? else {
             return Ok(());
@@ -221,29 +234,36 @@ fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
     read_packs(check, view, (&snapshot, chosen), mapped, &Nothing).map(|_| ())
 }
 
-fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
+fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>, logs: BTreeMap<String, Runs>) -> Report {
     let read = check.told();
     let now = check.host.now();
     let read_back = ReadBack::new(&catalog.checks, &[], now).and(now, read.clone());
     let found = std::mem::take(&mut *check.found());
+    let of_backup = |about: &About| match about {
+        About::Backup(id) => Some(id.clone()),
+        _ => None,
+    };
+    let bad: BTreeSet<_> = found.abouts().filter_map(|(_, a)| of_backup(a)).collect();
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
-    let mut bad = BTreeSet::new();
     for finding in &mut findings {
-        if let About::Backup(id) = &finding.about {
+        if let Some(id) = of_backup(&finding.about) {
             finding.costs = vec![format!("backup {id} cannot be restored")];
-            bad.insert(id.clone());
         }
     }
     let mut warnings = found.warnings;
     warnings.sort();
-    let there = catalog.committed().map(|(id, ..)| id.clone());
-    let backups = there.map(|id| {
+    let ids = catalog.committed().map(|(id, ..)| id.clone());
+    let backups = ids.map(|id| {
         let is_read =
             !found.unread.contains(&About::Backup(id.clone())) && !found.archived.contains_key(&id);
         let is_whole = is_read && !bad.contains(&id);
         (id, is_whole)
     });
+    let there = Portion {
+        logs,
+        ..packs_of_backups(catalog)
+    };
     Report {
         backups: backups.collect(),
         findings,
@@ -255,7 +275,8 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>) -> Report {
         unlinked_count: 0,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
-        read_back: Share::of(&read_back, &packs_of_backups(catalog)),
+        unlisted: Vec::new(),
+        read_back: Share::of(&read_back, &there),
         read,
     }
 }

@@ -3,8 +3,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::depth::Depth;
 use super::manifest::{Join, check_hash};
 use super::packs::{Chosen, Inspect, Mapped, check_layers, read_packs};
+use super::wal::Extent;
 use super::{About, FindingKind, Work, files};
 use crate::err;
 use crate::error::Result;
@@ -60,40 +62,41 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
         map = work.settle(opened, key.as_str(), about())?;
     }
     let Some(snapshot) = map else {
-        return without_map(work, &root, is_whole);
+        return manifest_alone(work, &root);
     };
     let mapped = Mapped::of(work, &snapshot);
     let Some(mapped) = work.settle(mapped, key.as_str(), about())? else {
-        return without_map(work, &root, is_whole);
+        return manifest_alone(work, &root);
     };
     if !is_whole {
-        require_server_manifest(work, &root)?;
+        manifest_alone(work, &root)?;
         return read_files(work, &root, (&snapshot, chosen), mapped, None);
     }
     let manifest_key = work.layout.server_manifest(id);
-    let manifest = server_manifest(work, &root);
+    let manifest = server_manifest(work, &root, Extent::Whole);
     let manifest = work
         .settle(manifest, manifest_key.as_str(), about())?
         .flatten();
     read_files(work, &root, (&snapshot, chosen), mapped, manifest.as_ref())
 }
 
-/// Reads the server's manifest by itself: the root proves it, also where the map is lost.
-fn without_map(work: &Work<'_>, root: &BackupRoot, is_whole: bool) -> Result<()> {
-    if !is_whole {
-        return require_server_manifest(work, root);
-    }
-    let read = || {
-        if let Some(container) = server_manifest(work, root)? {
-            container.check_stored()?;
-            container.read_body(&mut |_| Ok(()))?;
-            work.count(container.stored_bytes());
-        }
-        Ok(())
-    };
+/// Reads the server's manifest by itself: the root proves it, also where the map is lost. No event says that it was read, so every run that reads content
+/// reads it.
+fn manifest_alone(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
     let key = work.layout.server_manifest(&root.head.id);
-    let about = About::Backup(root.head.id.clone());
-    work.settle(read(), key.as_str(), about).map(drop)
+    let about = || About::Backup(root.head.id.clone());
+    let extent = match work.what.depth {
+        Depth::Fast => Extent::End,
+        Depth::Everything | Depth::Oldest(_) => Extent::Whole,
+    };
+    let read = || {
+        let container = server_manifest(work, root, extent)?;
+        match container.filter(|_| extent == Extent::Whole) {
+            Some(container) => container.read_body(&mut |_| Ok(())),
+            None => Ok(()),
+        }
+    };
+    work.settle(read(), key.as_str(), about()).map(drop)
 }
 
 /// Reads some packs of a backup of which the rest was looked at before.
@@ -201,17 +204,6 @@ fn first_pages(root: &BackupRoot) -> String {
     }
 }
 
-/// Looks whether the server's manifest is there, where the root names one.
-fn require_server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
-    let key = work.layout.server_manifest(&root.head.id);
-    if root.content.server_manifest.is_some() && work.store.open(&key)?.is_none() {
-        let about = About::Backup(root.head.id.clone());
-        let detail = "the server's manifest is missing";
-        work.find(FindingKind::Missing, key.as_str(), detail, about);
-    }
-    Ok(())
-}
-
 /// Reads the list of relations. Without it nothing of the backup is lost, and programs that do not know it copy none.
 fn check_relations(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
     let Some(wanted) = &root.content.relations else {
@@ -233,11 +225,21 @@ fn check_relations(work: &Work<'_>, root: &BackupRoot) -> Result<()> {
     Ok(())
 }
 
-fn server_manifest(work: &Work<'_>, root: &BackupRoot) -> Result<Option<Container>> {
-    let found = files::open_server_manifest(work, &root.head.id)?;
+fn server_manifest(
+    work: &Work<'_>,
+    root: &BackupRoot,
+    extent: Extent,
+) -> Result<Option<Container>> {
+    let found = files::open_server_manifest(work, &root.head.id, extent)?;
     match (found, root.content.server_manifest.as_deref()) {
         (None, None) => Ok(None),
-        (None, Some(_)) => Err(err!(Damaged, "the server's manifest is missing")),
+        (None, Some(_)) => {
+            let key = work.layout.server_manifest(&root.head.id);
+            let about = About::Backup(root.head.id.clone());
+            let detail = "the server's manifest is missing";
+            work.find(FindingKind::Missing, key.as_str(), detail, about);
+            Ok(None)
+        }
         (Some(container), wanted) => {
             check_hash(&container, wanted)?;
             Ok(Some(container))

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::check::is_damage;
 use super::{About, FindingKind, Work, files};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -183,9 +184,10 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk, extent: Extent) -> Result<()> {
         // Its own check is another chunk's; here it only leads in.
         let lead = lead_in(work, before, extent, &mut chain);
         match lead {
-            Err(e) if e.code() == Code::Interrupted => return Err(e),
-            Err(_) => chain = Chain::default(),
-            Ok(()) => {}
+            Err(e) if is_damage(&e) || e.is_frozen() || e.code() == Code::Unsupported => {
+                chain = Chain::default();
+            }
+            lead => lead?,
         }
     }
     for number in chunk.first.0..=chunk.last.0 {

@@ -82,6 +82,8 @@ fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major:
     assert_eq!(copy.query_one_string("show max_wal_senders"), "20");
     let auto = std::fs::read_to_string(to.join("postgresql.auto.conf")).unwrap();
     assert!(!auto.contains("max_connections"), "{auto}");
+    // The operator's own line outlives the recovery.
+    assert!(auto.contains("max_wal_senders = '20'"), "{auto}");
 }
 
 per_major!(a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less, v14 v17 v19);

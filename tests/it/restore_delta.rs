@@ -2,9 +2,133 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{Cluster, Program, Site, Stop, fault, user};
+use rustix::process::Signal;
+
+use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, fault, user, wait_until};
 use crate::per_major;
 use crate::restore::{AT_POINT, Scene, content, rows, verify_backup};
+
+/// Runs a restore that holds at a point until `meanwhile` has returned.
+fn held(folder: &Path, restore: &Program, point: &str, meanwhile: impl FnOnce()) -> Run {
+    let pause = folder.join(point);
+    let value = format!("{point}={}", pause.display());
+    let running = restore.clone().env("PITR_FAULT_PAUSE", value).spawn();
+    wait_until(PATIENCE, point, || pause.exists());
+    meanwhile();
+    std::fs::remove_file(&pause).unwrap();
+    running.wait()
+}
+
+/// Requires that a restore has left a data directory as it was.
+fn is_untouched(data: &Path, space: &Path) {
+    assert!(data.join("global/pg_control").exists());
+    assert!(!data.join("pg_wal/pitr.restore").exists());
+    assert!(!space.join("pitr.restore").exists());
+}
+
+#[test]
+fn r180_a_server_that_starts_between_the_plan_and_the_restore_keeps_its_directory() {
+    let mut scene = Scene::new(18);
+    let (data, space) = (scene.cluster.pgdata().to_owned(), scene.space.clone());
+    scene.cluster.archive_now();
+    scene.cluster.stop(Stop::Fast);
+    forget_waiting(&data);
+    let restore = delta(&scene).arg("--confirm");
+    let pauses = scene.site.sandbox().dir("pause");
+    let run = held(&pauses, &restore, "restore-unlocked", || {
+        scene.cluster.start();
+    });
+    run.expect_code(8).expect_stdout("PostgreSQL runs in");
+    is_untouched(&data, &space);
+    scene.cluster.stop(Stop::Fast);
+    forget_waiting(&data);
+    // One that ran and ended has written since.
+    let run = held(&pauses, &restore, "restore-unlocked", || {
+        scene.cluster.start();
+        scene.cluster.sql("insert into t values (0, 'since')");
+        scene.cluster.stop(Stop::Fast);
+        forget_waiting(&data);
+    });
+    run.expect_code(8).expect_stdout("has changed since");
+    is_untouched(&data, &space);
+    // The last moment: all checks have passed.
+    let run = held(&pauses, &restore, "restore-control", || {
+        scene.cluster.start();
+    });
+    run.expect_code(8).expect_stdout("a server was started in");
+    is_untouched(&data, &space);
+    scene
+        .cluster
+        .sql("insert into t values (-1, 'still there')");
+    scene.cluster.archive_now();
+    scene.cluster.stop(Stop::Fast);
+    forget_waiting(&data);
+    restore.run().success();
+    assert!(!space.join("pitr.restore").exists());
+    scene.cluster.start();
+    scene.cluster.wait_promoted();
+    assert_eq!(rows(&scene.cluster), AT_POINT);
+}
+
+#[test]
+fn r181_a_restore_that_was_planned_before_the_same_one_ended_leaves_nothing_there() {
+    let scene = Scene::new(18);
+    let restore = scene
+        .restore()
+        .args(["--json", "--target-name", scene.point]);
+    let pauses = scene.site.sandbox().dir("pause");
+    let run = held(&pauses, &restore, "restore-unlocked", || {
+        restore.run().success();
+    });
+    run.expect_code(8).expect_stdout("not empty");
+    is_untouched(&scene.to(), &scene.new_space());
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_POINT);
+}
+
+#[test]
+fn r182_a_resumed_restore_takes_over_nothing_that_came_into_a_tablespace_since() {
+    let scene = Scene::new(18);
+    let restore = scene
+        .restore()
+        .args(["--json", "--target-name", scene.point]);
+    let (data, space) = (scene.to(), scene.new_space());
+    let pause = scene.site.sandbox().dir("pause").join("control");
+    let value = format!("restore-control={}", pause.display());
+    let running = restore.clone().env("PITR_FAULT_PAUSE", value).spawn();
+    wait_until(PATIENCE, "the tablespace is marked", || pause.exists());
+    running.signal(Signal::KILL);
+    running.wait();
+    std::fs::remove_file(&pause).unwrap();
+    assert!(data.join("pg_wal/pitr.restore").exists());
+    assert!(space.join("pitr.restore").exists());
+    // Somebody gives the place to another cluster.
+    std::fs::remove_dir_all(&space).unwrap();
+    let foreign = space.join("PG_18_202506291/5/1");
+    std::fs::create_dir_all(foreign.parent().unwrap()).unwrap();
+    std::fs::write(&foreign, "another cluster").unwrap();
+    user::own_all(&space);
+    let run = restore.run().expect_code(8);
+    run.expect_stdout("nothing in it says that this restore wrote there");
+    assert_eq!(
+        std::fs::read_to_string(&foreign).unwrap(),
+        "another cluster"
+    );
+    // With the mark of another restore it is taken over no more.
+    std::fs::write(space.join("pitr.restore"), "{}").unwrap();
+    user::own_all(&space);
+    restore.run().expect_code(8);
+    // So it is with one that an older version has begun: emptied, it is filled.
+    std::fs::remove_dir_all(&space).unwrap();
+    restore.run().success();
+    is_untouched(&data, &space);
+    let mut copy = scene.open();
+    copy.start();
+    copy.wait_promoted();
+    assert_eq!(rows(&copy), AT_POINT);
+}
 
 /// Returns the files that a restore writes, without what differs by nature: times, and where tablespaces lie.
 fn state(data: &Path) -> Vec<(String, Vec<u8>)> {

@@ -1,6 +1,7 @@
 //! `pitr verify` that reads less than everything: what leads to the content, or what was read back longest ago.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -272,4 +273,87 @@ fn sums_are_those_of_the_restored_files() {
         ])
         .run()
         .expect_code(2);
+}
+
+/// The server's manifest of a backup.
+fn server_manifest(site: &Site, id: &str) -> PathBuf {
+    let backup = site.cluster_folder().join("backups").join(id);
+    backup.join("server-manifest")
+}
+
+#[test]
+fn v43_the_servers_manifest_is_read_back_before_a_backup_counts_as_verified() {
+    let (site, _cluster, [first, second]) = site(17);
+    let manifest = server_manifest(&site, &second);
+    let kept = std::fs::read(&manifest).unwrap();
+    flip(&manifest);
+    let since = ["--since", "last"];
+    // Its content is read by a run that reads content.
+    verify(&site, &["--fast"]).success();
+    let run = verify(&site, &since).expect_code(4);
+    assert_eq!(kinds(&run), ["damaged"], "{run}");
+    assert!(is_verified(&site, &first) && !is_verified(&site, &second));
+    site.pitr()
+        .args(["restore", "--backup", &second, "--to"])
+        .arg(site.sandbox().join("copy"))
+        .run()
+        .expect_code(5);
+    // That of another backup, and one that is cut, show without reading.
+    for wrong in [
+        std::fs::read(server_manifest(&site, &first)).unwrap(),
+        kept[..kept.len() - 9].to_vec(),
+    ] {
+        replace(&manifest, &wrong);
+        let run = verify(&site, &["--fast"]).expect_code(4);
+        assert_eq!(kinds(&run), ["damaged"], "{run}");
+    }
+    replace(&manifest, &kept);
+    // A run that reads no content proves nothing.
+    verify(&site, &["--fast"]).success();
+    assert!(!is_verified(&site, &second));
+    verify(&site, &since).success();
+    assert!(is_verified(&site, &second));
+}
+
+#[test]
+fn v41_damage_that_a_report_does_not_list_is_not_taken_for_healed() {
+    let (site, _cluster, _) = site(16);
+    let names = segments(&site);
+    let damaged = [&names[1], &names[3]];
+    damaged.iter().for_each(|name| flip(name));
+    verify(&site, &[]).expect_code(4);
+    let run = site.pitr().args(["verify", "--json"]);
+    let run = run.env("PITR_FAULT_LISTED", "1").run().expect_code(4);
+    let report = report(&run);
+    assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
+    assert!(report["finding_count"].as_u64().unwrap() > 1, "{report}");
+    for name in damaged {
+        let name = name.file_name().unwrap().to_str().unwrap();
+        let events = events(&site, &format!("wal-{name}"));
+        let healed = events.iter().filter(|event| event.contains("-healed-"));
+        assert!(!events.is_empty() && healed.count() == 0, "{events:?}");
+    }
+}
+
+#[test]
+fn v42_a_store_that_fails_at_the_segment_before_ends_the_check() {
+    let (site, _cluster, [_, second]) = site(15);
+    let json = site.pitr().args(["info", "--json"]).run().success().json();
+    let backups = json["clusters"][0]["backups"].as_array().unwrap();
+    let backup = backups.iter().find(|b| b["id"] == *second).unwrap();
+    let start = backup["start_lsn"].as_str().unwrap();
+    let start = u64::from_str_radix(start.split_once('/').unwrap().1, 16).unwrap();
+    let before = site.object(&format!("0000000100000000{:08X}", start / (1 << 20) - 1));
+    let one = ["--backup", &second];
+    verify(&site, &one).success();
+    // Its name can be listed, and it cannot be read: nothing is known of the border.
+    let mode = |mode| std::fs::set_permissions(&before, PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o000);
+    let run = verify(&site, &one);
+    mode(0o640);
+    assert!(![0, 4].contains(&run.code()), "{run}");
+    verify(&site, &one).success();
+    // Damage of that segment is no matter of this backup.
+    flip(&before);
+    verify(&site, &one).success();
 }

@@ -13,8 +13,9 @@ use crate::pg::time::TimestampTz;
 use crate::repo::catalog::Catalog;
 use crate::repo::clock;
 use crate::repo::id::BackupId;
-use crate::repo::log_keys::segment_of;
+use crate::repo::log_keys::{SEGMENT_BYTES, segment_of};
 use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::runs::Runs;
 use crate::repo::stored_log::{Stored, StoredHistory, StoredLog};
 
 /// The fate of the log of a history.
@@ -287,6 +288,15 @@ impl Constraint for Logged<'_> {
             }
         }
         nearest.map(|(_, lack)| lack)
+    }
+
+    fn logs(&self) -> BTreeMap<String, Runs> {
+        let histories = self.log.0.iter().map(|(replid, history)| {
+            let pieces = history.pieces.iter();
+            let numbers = pieces.map(|piece| piece.from / SEGMENT_BYTES);
+            (replid.clone(), Runs::from_numbers(numbers.collect()))
+        });
+        histories.collect()
     }
 
     fn delete(&self, items: &[Item<'_>], running: &[Running<'_>], plan: &mut ExpirePlan) {

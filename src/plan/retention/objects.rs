@@ -198,6 +198,7 @@ fn delete_checks<R>(
 ) {
     let there = Portion {
         segments: content.segments(),
+        logs: content.logs(),
         ..catalog.packs()
     };
     let read_back = ReadBack::new(&catalog.checks, &[], now);

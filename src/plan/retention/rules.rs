@@ -64,6 +64,11 @@ pub trait Constraint {
         BTreeMap::new()
     }
 
+    /// Returns the segments of logs that are there, by history.
+    fn logs(&self) -> BTreeMap<String, Runs> {
+        BTreeMap::new()
+    }
+
     /// Adds what goes besides the objects of backups.
     fn delete(&self, _items: &[Item<'_>], _running: &[Running<'_>], _plan: &mut ExpirePlan) {}
 }

@@ -13,6 +13,7 @@ use super::depot::{Depot, Run};
 use super::{Contents, Target, failed};
 use crate::durable;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::node::NodeKind;
@@ -226,9 +227,17 @@ fn can_sync_all(directory: BorrowedFd<'_>) -> Result<bool> {
 /// Makes all that was written in a depot durable; files are, where the filesystem cannot be synced as a whole.
 pub(super) fn sync(depot: &Depot) -> Result<()> {
     let directory = depot.directory.as_fd();
-    match durable::sync_filesystem(directory).map_err(not_synced)? {
+    match sync_filesystem(directory)? {
         true => Ok(()),
         false => durable::sync_directory(directory).map_err(not_synced),
+    }
+}
+
+/// Syncs the filesystem of a directory where that counts; `false` where it does not, and nothing was synced.
+pub(super) fn sync_filesystem(directory: BorrowedFd<'_>) -> Result<bool> {
+    match fault::lacks("syncfs") {
+        true => Ok(false),
+        false => durable::sync_filesystem(directory).map_err(not_synced),
     }
 }
 

@@ -9,11 +9,12 @@ use super::below::obstacle;
 use super::compare::{Settled, volume_of};
 use super::depot::Depot;
 use super::journal::{Bytes, Directory, End, Entry, Facts, Journal, Restore, time};
-use super::stage::{Staged, not_synced, sync};
+use super::stage::{Staged, not_synced, sync, sync_filesystem};
 use super::{Done, failed, look};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::host::Host;
 use crate::tree::beneath;
 use crate::tree::extract::{Above, is_of_entry};
@@ -28,7 +29,7 @@ impl Staged<'_> {
     /// `TargetWrite`, and those of `tick`: some entries are in their places then, each of them whole, and the next restore does the rest.
     pub fn switch(mut self, tick: &mut dyn FnMut() -> Result<()>) -> Result<Done> {
         self.move_all(tick)?;
-        sync(&self.depot)?;
+        self.sync()?;
         self.depot.remove()?;
         self.settle(tick)?;
         self.finish()
@@ -120,14 +121,28 @@ impl Staged<'_> {
         Ok(end)
     }
 
-    /// Makes all of it durable.
-    fn finish(&mut self) -> Result<Done> {
+    /// Makes the moves durable, in the depot and in every directory that an entry came to or left.
+    fn sync(&self) -> Result<()> {
         sync(&self.depot)?;
         let root = self.target.root.as_fd();
-        match durable::sync_filesystem(root).map_err(not_synced)? {
-            true => {}
-            false => durable::sync_directory(root).map_err(not_synced)?,
+        if sync_filesystem(root)? {
+            return Ok(());
         }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        for one in &self.plan.directories {
+            match beneath::open(root, &one.path, flags, Mode::empty()) {
+                Ok(directory) => durable::sync_directory(directory.as_fd()).map_err(not_synced)?,
+                // The settling names it.
+                Err(e) if is_of_entry(e) || e == Errno::NOENT => {}
+                Err(e) => return Err(failed(&one.path, "open", e)),
+            }
+        }
+        durable::sync_directory(root).map_err(not_synced)
+    }
+
+    /// Makes all of it durable.
+    fn finish(&mut self) -> Result<Done> {
+        self.sync()?;
         Ok(Done {
             written_bytes: self.written_bytes,
             left_out: std::mem::take(&mut self.plan.left_out),
@@ -225,7 +240,11 @@ pub(super) fn put_in_place(
         Err(Errno::EXIST) => {}
         answer => return answer,
     }
-    match durable::exchange(slot, place) {
+    let exchanged = match fault::lacks("exchange") {
+        true => Err(Errno::INVAL),
+        false => durable::exchange(slot, place),
+    };
+    match exchanged {
         // Filesystems without it: for a moment nothing is there.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
             let aside = [slot.1, ASIDE].concat();

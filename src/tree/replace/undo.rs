@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::depot::{Depot, Run};
-use super::journal::{Bytes, Directory, End, Entry, Facts, Journal, Restore, time};
+use super::journal::{Bytes, Directory, End, Entry, Journal, Restore, time};
 use super::stage::{not_synced, sync};
 use super::switch::{ASIDE, put_in_place};
 use super::{Target, failed, look, names_in};
@@ -193,7 +193,7 @@ impl Undo<'_> {
             {
                 state = State::Changed;
             }
-            let has_old = entry.made.is_none() || slot.is_some() || aside.is_some();
+            let has_old = entry.made.is_none() || old_of(entry, slot, aside).is_some();
             match (state, has_old) {
                 (State::Before, _) => {}
                 (State::Changed, _) => changed.push(path.clone()),
@@ -305,8 +305,8 @@ impl Undo<'_> {
     /// Whether the depot has what an entry was before.
     fn has_old(&self, entry: &Entry) -> bool {
         let slot = Depot::slot(entry.slot);
-        let is_in = |name: &[u8]| Status::at(self.depot.directory.as_fd(), name).is_ok();
-        is_in(&slot) || is_in(&[&*slot, ASIDE].concat())
+        let found = |name: &[u8]| Status::at(self.depot.directory.as_fd(), name).ok();
+        old_of(entry, found(&slot), found(&[&*slot, ASIDE].concat())).is_some()
     }
 
     /// Lets ourselves into directories that the restore has closed.
@@ -334,7 +334,7 @@ impl Undo<'_> {
         let slot = Depot::slot(entry.slot);
         let aside = [&*slot, ASIDE].concat();
         let place = above.of(self.target.root.as_fd(), &entry.path.0)?;
-        let is_in = |name: &[u8]| Status::at(depot, name).is_ok();
+        let found = |name: &[u8]| Status::at(depot, name).ok();
         if state == State::Changed {
             let discarded = [&*slot, DISCARDED].concat();
             match durable::move_to_free(place, (depot, &discarded)) {
@@ -342,11 +342,10 @@ impl Undo<'_> {
                 Err(e) => return Err(e),
             }
         }
-        let old = match (is_in(&aside), is_in(&slot)) {
-            (true, _) => Some(&aside),
-            (false, true) => Some(&slot),
-            (false, false) => None,
-        };
+        let old = old_of(entry, found(&slot), found(&aside)).map(|old| match old {
+            Old::Aside => &aside,
+            Old::InSlot => &slot,
+        });
         match (old, state) {
             (Some(old), State::After) if entry.made.is_some() => {
                 match *old == slot {
@@ -441,15 +440,33 @@ fn is_gone(e: Errno) -> bool {
     [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].contains(&e)
 }
 
+/// The place of an old entry in the depot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Old {
+    InSlot,
+    Aside,
+}
+
+/// Pure: finds the old entry in the depot. A restore moves it aside where the filesystem cannot exchange entries, and an undo moves the made one there.
+fn old_of(entry: &Entry, slot: Option<Status>, aside: Option<Status>) -> Option<Old> {
+    let is_old = |found: &Status| !is_made(entry, found);
+    let aside = aside.filter(is_old).map(|_| Old::Aside);
+    aside.or(slot.filter(is_old).map(|_| Old::InSlot))
+}
+
+/// Whether an entry is the one that the restore made.
+fn is_made(entry: &Entry, found: &Status) -> bool {
+    let made = entry.made.as_ref();
+    made.is_some_and(|made| made.inode == found.inode)
+}
+
 /// Pure: the state of a change whose entry an interrupted undo has discarded.
 fn state_of_discarded(
     entry: &Entry,
     (slot, aside): (Option<Status>, Option<Status>),
     place: Option<Status>,
 ) -> State {
-    let made = entry.made.as_ref().map(|made| made.inode);
-    let old = aside.or(slot.filter(|slot| made != Some(slot.inode)));
-    match (old, place) {
+    match (old_of(entry, slot, aside), place) {
         (None, _) => State::Before,
         (Some(_), None) => State::Between,
         (Some(_), Some(_)) => State::Changed,
@@ -470,9 +487,12 @@ fn state_of(
             (Some(_), Some(_)) => State::Changed,
         };
     };
-    let is_in_slot = slot.is_some_and(|slot| Facts::of(&slot).inode == made.inode);
-    if is_in_slot {
-        return match (aside, place) {
+    let is_in_depot = [slot, aside]
+        .iter()
+        .flatten()
+        .any(|one| is_made(entry, one));
+    if is_in_depot {
+        return match (old_of(entry, slot, aside), place) {
             (None, _) => State::Before,
             (Some(_), None) => State::Between,
             (Some(_), Some(_)) => State::Changed,

@@ -286,34 +286,72 @@ fn set_time_of_root(scene: &Scene, before: &Tree) {
     is_same(&describe(&scene.world.source()), before, "prepared again");
 }
 
-#[test]
-fn u44_a_rollback_that_is_killed_is_completed_by_the_next_one() {
-    require_strace!("u44_a_rollback_that_is_killed_is_completed_by_the_next_one");
-    let scene = Scene::new();
+/// Kills an undo at each call that changes something, on a filesystem that lacks `lacked`, and requires that the next one completes it.
+fn kills_rollbacks(scene: &Scene, rollback: &Program, lacked: &str, change: &dyn Fn()) {
+    let rollback = rollback.clone().env("PITR_FAULT_LACKS", lacked);
     let before = describe(&scene.world.source());
     scene.restore().run().success();
+    change();
     let mut names = fault::MUTATING.to_vec();
     names.push("syncfs");
-    let (run, calls) = fault::trace(&scene.rollback(), &names);
+    let (run, calls) = fault::trace(&rollback, &names);
     run.success();
+    is_same(&describe(&scene.world.source()), &before, "undone");
     let source_path = scene.world.source();
     let calls: Vec<_> = calls.iter().filter(|c| c.touches(&source_path)).collect();
     assert!(calls.len() > 20, "{calls:?}");
     let mut again = 0;
     for call in calls {
         scene.restore().run().success();
-        let (run, fired) = fault::inject(&scene.rollback(), &call.kill());
+        change();
+        let (run, fired) = fault::inject(&rollback, &call.kill());
         assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
-        let run = scene.rollback().run();
+        let run = rollback.run();
         if run.is_success() {
             again += 1;
             is_same(&describe(&scene.world.source()), &before, &call.text);
             continue;
         }
         run.expect_code(2);
-        is_back_but_for_the_depot(&scene, &before, &call.text);
+        is_back_but_for_the_depot(scene, &before, &call.text);
     }
     assert!(again > 10, "{again}");
+}
+
+#[test]
+fn u44_a_rollback_that_is_killed_is_completed_by_the_next_one() {
+    require_strace!("u44_a_rollback_that_is_killed_is_completed_by_the_next_one");
+    let scene = Scene::new();
+    kills_rollbacks(&scene, &scene.rollback(), "", &|| ());
+}
+
+#[test]
+fn u86_without_an_exchange_a_rollback_that_is_killed_is_completed_by_the_next_one() {
+    require_strace!(
+        "u86_without_an_exchange_a_rollback_that_is_killed_is_completed_by_the_next_one"
+    );
+    let scene = Scene::new();
+    kills_rollbacks(&scene, &scene.rollback(), "exchange", &|| ());
+    let discarding = rollback(&scene.world, &["--confirm", "--discard-changes"]);
+    kills_rollbacks(&scene, &discarding, "exchange", &|| change_since(&scene));
+}
+
+#[test]
+fn u87_what_a_restore_of_a_part_moved_is_durable_before_its_end_is_recorded() {
+    require_strace!("u87_what_a_restore_of_a_part_moved_is_durable_before_its_end_is_recorded");
+    let scene = Scene::new();
+    // The directory of the file is not named: nothing but its entries changes.
+    let restore = in_place(&scene.world, &scene.id, &["--confirm", "--path", "a/three"]);
+    let restore = restore.env("PITR_FAULT_LACKS", "syncfs");
+    let (run, calls) = fault::trace(&restore, &["renameat2", "renameat", "fsync", "linkat"]);
+    run.success();
+    let names = |text: &str| calls.iter().position(|call| call.text.contains(text));
+    let moved = names("\"three\"").expect("the file comes to its place");
+    let ended = names("\"done\"").expect("the end is recorded");
+    let directory = format!("{}>)", scene.world.source().join("a").display());
+    let between = calls.get(moved..ended).unwrap_or_default();
+    let is_synced = |call: &fault::Call| call.name == "fsync" && call.text.contains(&directory);
+    assert!(between.iter().any(is_synced), "{calls:#?}");
 }
 
 #[test]
@@ -377,34 +415,8 @@ fn u58_a_rollback_that_discards_changes_and_is_killed_is_completed_by_the_next_o
         "u58_a_rollback_that_discards_changes_and_is_killed_is_completed_by_the_next_one"
     );
     let scene = Scene::new();
-    let before = describe(&scene.world.source());
-    let discarding = || rollback(&scene.world, &["--confirm", "--discard-changes"]);
-    scene.restore().run().success();
-    change_since(&scene);
-    let mut names = fault::MUTATING.to_vec();
-    names.push("syncfs");
-    let (run, calls) = fault::trace(&discarding(), &names);
-    run.success();
-    is_same(&describe(&scene.world.source()), &before, "undone");
-    let source_path = scene.world.source();
-    let calls: Vec<_> = calls.iter().filter(|c| c.touches(&source_path)).collect();
-    assert!(calls.len() > 20, "{calls:?}");
-    let mut again = 0;
-    for call in calls {
-        scene.restore().run().success();
-        change_since(&scene);
-        let (run, fired) = fault::inject(&discarding(), &call.kill());
-        assert!(fired >= 1 || run.code() == 137, "{}\n{run}", call.text);
-        let run = discarding().run();
-        if run.is_success() {
-            again += 1;
-            is_same(&describe(&scene.world.source()), &before, &call.text);
-            continue;
-        }
-        run.expect_code(2);
-        is_back_but_for_the_depot(&scene, &before, &call.text);
-    }
-    assert!(again > 10, "{again}");
+    let discarding = rollback(&scene.world, &["--confirm", "--discard-changes"]);
+    kills_rollbacks(&scene, &discarding, "", &|| change_since(&scene));
 }
 
 #[test]

@@ -393,6 +393,58 @@ fn r25_a_damaged_object_of_the_log_is_passed_over_or_named() {
     }
 }
 
+/// Runs that read what was read longest ago come to the log, too; each reads it once.
+#[test]
+fn v44_the_log_is_read_back_in_turns() {
+    let server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    world.backup();
+    confirm(&server, &format!("SET long {}\n", "x".repeat(33 << 20)), 1);
+    let log = world.repository().join("aux/redis/cache/log");
+    let log = log.join(Moment::of(&server).replid);
+    let whole = || -> Vec<String> {
+        let files = crate::common::files_below(&log).into_iter();
+        files.filter(|f| is_whole(f)).collect()
+    };
+    wait_until(PATIENCE, "two whole segments are stored", || {
+        whole().len() == 2
+    });
+    stop(running);
+    let since = |options: &[&str]| {
+        let words = [&["verify", "--json", "--since", "last"][..], options].concat();
+        world.pitr(&words).run()
+    };
+    let read = |run: &Run| {
+        let share = &run.json()["scopes"][0]["read_back"];
+        let number = |name: &str| share[name].as_u64().unwrap();
+        assert_eq!(number("segments"), 2, "{run}");
+        let read = number("segments_read") + number("packs_read");
+        (read, number("segments") + number("packs"))
+    };
+    let one = ["--max-bytes", "0B"];
+    for expected in 1.. {
+        let (done, all) = read(&since(&one).success());
+        assert_eq!(done, expected);
+        if done == all {
+            break;
+        }
+    }
+    let place = log.join(&whole()[0]);
+    let kept = std::fs::read(&place).unwrap();
+    damage(&place);
+    let run = since(&[]).expect_code(4);
+    run.expect_stdout(&whole()[0]);
+    std::fs::write(&place, kept).unwrap();
+    since(&[]).success();
+    // Expiry leaves what tells of the log.
+    let expire = ["expire", "--keep", "1", "--min-age", "0s", "--grace", "0s"];
+    world.pitr(&expire).args(["--confirm"]).run().success();
+    let (done, all) = read(&since(&one).success());
+    assert_eq!(done, all);
+}
+
 fn is_whole(file: &str) -> bool {
     let (folder, name) = file.split_once('/').unwrap_or_default();
     folder.len() == 8 && name.len() == 16
