@@ -98,7 +98,7 @@ pub fn run(
     };
     // By hand, and again after a failure, it is this host's in any case.
     let elsewhere = match job.is_claimed && !is_shown && id.attempt == 0 {
-        true => claim::take(session, settings, state_dir, (&job.name, id.scheduled))?,
+        true => claim::take(session, settings, state_dir, (job, id.scheduled))?,
         false => None,
     };
     fault::point("run-claimed");

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::behalf;
-use crate::config::Settings;
+use crate::config::{Job, Settings};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
@@ -28,9 +28,10 @@ pub(super) fn take(
     session: &Session,
     settings: &Settings,
     state_dir: &Path,
-    (job, scheduled): (&str, TimestampTz),
+    (own, scheduled): (&Job, TimestampTz),
 ) -> Result<Option<String>> {
     let configured = settings.first_repository()?;
+    let job = &own.name;
     let of_run = |e: Error| {
         e.context(format!(
             "claim a run of job \"{job}\" in repository \"{}\"",
@@ -41,7 +42,8 @@ pub(super) fn take(
     let repository = session.open(configured).map_err(of_run)?;
     let machine = std::fs::read_to_string(MACHINE).unwrap_or_default();
     let claim = RunClaim {
-        job: job.to_owned(),
+        job: job.clone(),
+        concern: concern(settings, &own.run),
         scheduled,
         host: event::host(),
         pid: std::process::id(),
@@ -57,6 +59,21 @@ pub(super) fn take(
             Ok(None)
         }
     }
+}
+
+/// Tells jobs of one name apart, where several clusters share a repository. Other content counts on hosts without a cluster: each host of a
+/// cluster may have its own.
+fn concern(settings: &Settings, words: &[String]) -> String {
+    let is_named = |word: &String| word == "--cluster" || word.starts_with("--cluster=");
+    let mut names: Vec<&str> = settings.clusters.iter().map(|c| c.name.as_str()).collect();
+    if words.iter().any(is_named) {
+        names.clear();
+    } else if names.is_empty() {
+        let all = settings.contents().chain(settings.redis_clusters());
+        names.extend(all.map(|content| content.name));
+    }
+    names.sort_unstable();
+    run_claim::concern(&names, words)
 }
 
 /// The mark of a claim, the same at each try: an agent that was killed behind its claim finds it again. Hosts of one image have one file with
