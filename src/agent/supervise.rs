@@ -206,7 +206,7 @@ impl Agent<'_> {
             match self.state(&name) {
                 Ok(known) => {
                     let has_begun =
-                        |(id, _): &(RunId, Instant)| known.1.runs.iter().any(|run| run.id >= *id);
+                        |(id, _): &(RunId, Instant)| known.1.runs.iter().any(|run| run.id == *id);
                     if self.asked.get(&name).is_some_and(has_begun) {
                         self.asked.remove(&name);
                     }
@@ -234,6 +234,8 @@ impl Agent<'_> {
             && state.runs.last().is_none_or(|run| run.ended.is_some())
             // A lock may be held by a run that has not begun yet.
             && !state.is_running
+            // A clock that was ahead is right by now: the file has to be written anew.
+            && state.since <= self.session.host.now()
         {
             return Ok((*then, state.clone()));
         }

@@ -24,7 +24,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::human;
-use crate::operate::runs::RunId;
+use crate::operate::runs::{RunId, Runs};
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 
@@ -198,10 +198,8 @@ fn run_now(cx: &Context, name: &str) -> Result<u8> {
     cx.stop_with_cleanup()?;
     let loaded = load::load(&cx.session, &is_command)?;
     let job = load::named(&loaded.settings, name)?;
-    let id = RunId {
-        scheduled: cx.session.host.now(),
-        attempt: 0,
-    };
+    let (now, nonce) = (cx.session.host.now(), cx.session.host.random());
+    let id = Runs::of(&loaded.state_dir, name).by_hand(now, nonce)?;
     let done = child::run(
         &cx.session,
         &loaded.settings,

@@ -620,6 +620,25 @@ fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
 }
 
 #[test]
+fn j50_what_runs_always_is_started_again_after_a_clock_that_went_back() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let job = "[jobs.copy]\nrun = \"files ls up\"\nschedule = \"always\"\n";
+    let host = Host::new(job).hastened(now.as_secs(), 1);
+    let agent = host.agent();
+    wait_until(PATIENCE, "the job runs", || !host.begun("copy").is_empty());
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+    let known = host.begun("copy").len();
+    let host = host.hastened(now.as_secs() - 1800, 1);
+    let agent = host.agent();
+    wait_until(PATIENCE, "the job runs again", || {
+        host.begun("copy").len() > known
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}
+
+#[test]
 fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
     let host = Host::new("");
     let heard = host.sandbox.dir("heard").join("alerts");
