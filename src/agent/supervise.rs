@@ -120,7 +120,7 @@ fn serve(session: &Session, settings: &Settings, check: Check<'_>) -> Result<Arc
     let address = serve::address(settings);
     let view = View::read(session, check)?;
     let page = Arc::new(Page::new(session.host.clone(), view, address)?);
-    Served::new(Arc::clone(&page), settings).begin(
+    Served::new(Arc::clone(&page)).begin(
         address,
         Arc::clone(&session.host.stop),
         Arc::clone(&session.host.progress),

@@ -639,6 +639,33 @@ fn j50_what_runs_always_is_started_again_after_a_clock_that_went_back() {
 }
 
 #[test]
+fn j60_what_a_rare_look_found_is_served_until_the_next_one() {
+    let host = Host::new("");
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1h\"\n");
+    let _agent = host.agent();
+    let metrics = || {
+        host.get("/metrics")
+            .is_some_and(|(status, _)| status.contains("200"))
+    };
+    wait_until(PATIENCE, "metrics are served", metrics);
+    let set = |ago: u64| {
+        for name in ["metrics.prom", "page.json"] {
+            let file = std::fs::File::open(host.sandbox.join("state").join(name)).unwrap();
+            let then = SystemTime::now() - Duration::from_secs(ago);
+            file.set_modified(then).unwrap();
+        }
+    };
+    let is_old = || {
+        let (_, state) = host.get("/api/state").expect("an answer");
+        state.contains("\"is_old\":true")
+    };
+    set(3600);
+    assert!(metrics() && !is_old());
+    set(3 * 3600);
+    assert!(!metrics() && is_old());
+}
+
+#[test]
 fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
     let host = Host::new("");
     let heard = host.sandbox.dir("heard").join("alerts");

@@ -135,13 +135,15 @@ impl Page {
         Ok(())
     }
 
-    /// The directory of what is remembered of the one that a query names.
+    /// The directory of what is remembered of the one that a query names, and how old the results of its looks may be.
     ///
     /// # Errors
     /// `Usage` for a tenant that does not exist, `Config` for one whose configuration is wrong.
-    pub fn state_dir(&self, query: &str) -> Result<PathBuf> {
+    pub fn looks(&self, query: &str, least: Duration) -> Result<(PathBuf, Duration)> {
         let view = held(&self.view);
-        view.of(query).map(|loaded| loaded.state_dir.clone())
+        let loaded = view.of(query)?;
+        let oldest = loaded.settings.agent.oldest(least);
+        Ok((loaded.state_dir.clone(), oldest))
     }
 
     /// The TLS of the next connection.
@@ -220,11 +222,11 @@ impl Page {
     /// Everything that is known, in one object.
     fn state(&self, query: &str, has_actions: bool) -> Result<(StatusCode, String)> {
         let now = self.host.now();
-        let (jobs, state_dir, tenants) = {
+        let (state_dir, oldest) = self.looks(query, OLD)?;
+        let (jobs, tenants) = {
             let view = held(&self.view);
-            let loaded = view.of(query)?;
             let tenants: Vec<String> = view.tenants.iter().map(|t| t.name.clone()).collect();
-            (jobs::shown(loaded, now)?, loaded.state_dir.clone(), tenants)
+            (jobs::shown(view.of(query)?, now)?, tenants)
         };
         let running: Vec<_> = underway::look_in(&state_dir)
             .iter()
@@ -234,7 +236,7 @@ impl Page {
         let (observed, is_old) = match observed::read(&observed::file(&state_dir)) {
             Ok((text, modified)) => {
                 // A clock that was set back makes the age unknown, and no younger.
-                (text, modified.elapsed().unwrap_or(Duration::MAX) > OLD)
+                (text, modified.elapsed().unwrap_or(Duration::MAX) > oldest)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => ("null".to_owned(), false),
             Err(e) => return Err(failed(e)),
