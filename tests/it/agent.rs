@@ -620,6 +620,28 @@ fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
 }
 
 #[test]
+fn j59_a_directory_that_changes_is_taken_by_the_next_agent_and_by_no_child_of_this_one() {
+    let sink = alert_conditions::Sink::new();
+    let job = "[jobs.copy]\nrun = \"files backup up\"\nschedule = \"always\"\n";
+    let host = Host::new(&format!("{job}{}", sink.section()));
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
+    let agent = host.agent();
+    wait_until(PATIENCE, "the job runs", || host.begun("copy").len() > 1);
+    host.reconfigure("/state\"", "/moved\"");
+    agent.signal(Signal::HUP);
+    let known = host.begun("copy").len();
+    wait_until(PATIENCE, "the job runs again", || {
+        host.begun("copy").len() > known
+    });
+    let id = "agent/configuration";
+    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(id));
+    sink.last(id, "new", "critical", "state_dir of [agent]");
+    assert!(!host.sandbox.join("moved/jobs").exists());
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}
+
+#[test]
 fn j50_what_runs_always_is_started_again_after_a_clock_that_went_back() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let job = "[jobs.copy]\nrun = \"files ls up\"\nschedule = \"always\"\n";

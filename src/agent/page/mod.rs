@@ -29,7 +29,7 @@ use super::{child, jobs, load, observed};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::operate::runs::{RunId, Runs};
+use crate::operate::runs::Runs;
 use crate::operate::session::Session;
 use crate::operate::underway;
 use crate::release;
@@ -251,19 +251,24 @@ impl Page {
     }
 
     fn plan(&self, query: &str) -> Result<(StatusCode, String)> {
-        let settings = held(&self.view).of(query)?.settings.clone();
+        let (settings, command) = {
+            let view = held(&self.view);
+            let loaded = view.of(query)?;
+            let command = child::command_on_demand(&loaded.settings, &loaded.state_dir)?;
+            (loaded.settings.clone(), command)
+        };
         if self.is_planning.swap(true, Ordering::AcqRel) {
             return Err(err!(Locked, "another plan is being made: ask again"));
         }
         let is_asked = |kind: &&str| !value(query, kind).is_empty();
         let kind = plan::KINDS.into_iter().find(is_asked).unwrap_or("time");
         let asked = (kind, value(query, kind));
-        let made = plan::make(&settings, value(query, "cluster"), asked);
+        let made = plan::make((&settings, command), value(query, "cluster"), asked);
         self.is_planning.store(false, Ordering::Release);
         Ok((StatusCode::OK, made?.to_string()))
     }
 
-    /// Starts a job, as its schedule would.
+    /// Starts a job, as `pitr agent run` would.
     fn run(&self, query: &str) -> Result<(StatusCode, String)> {
         let name = value(query, "job");
         let (settings, state_dir) = {
@@ -273,15 +278,11 @@ impl Page {
             (loaded.settings.clone(), loaded.state_dir.clone())
         };
         let runs = Runs::of(&state_dir, name);
-        runs.begin(self.host.now(), self.host.random())?;
+        let id = runs.by_hand(self.host.now(), self.host.random())?;
         if runs.is_locked()? {
             return Err(err!(Locked, "a run of job \"{name}\" is under way"));
         }
-        let id = RunId {
-            scheduled: self.host.now(),
-            attempt: 0,
-        };
-        let mut child = child::start(&settings, None, name, id)?;
+        let mut child = child::start_by_hand(&settings, &state_dir, name, id)?;
         // It keeps its record itself; this only buries it.
         std::thread::spawn(move || child.wait());
         Ok((
