@@ -3,12 +3,13 @@
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::claim;
-use super::in_force::InForce;
+use super::in_force::{self, InForce};
 use crate::config::{Job, Settings, is_configuration};
 use crate::err;
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ use crate::process;
 
 /// How often the command is looked after.
 const GLANCE: Duration = Duration::from_millis(100);
+/// A command has its handlers of signals after so long.
+const SETTLED: Duration = Duration::from_secs(2);
 /// How long it may take to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The end of the path of a program that was replaced while it ran.
@@ -52,35 +55,55 @@ pub fn own_program() -> Result<PathBuf> {
     })
 }
 
-/// A command of pitr with the configuration of the session.
+/// A command of pitr with the configuration of the session, or of a tenant.
 ///
 /// # Errors
 /// Those of [`own_program`].
 pub fn command(settings: &Settings) -> Result<Command> {
-    let mut command = Command::new(own_program()?);
-    if let Some(path) = &settings.path {
-        command.arg("--config").arg(path);
-    }
+    command_with(settings.path.as_deref(), settings.is_of_tenant)
+}
+
+/// As [`command`], for somebody who asks at the page. While the file is wrong, it has the copy that the agent goes on with.
+///
+/// # Errors
+/// Those of [`command`].
+pub fn command_on_demand(settings: &Settings, state_dir: &Path) -> Result<Command> {
+    let mut command = command(settings)?;
+    in_force::lend_copy(&mut command, settings, state_dir);
     Ok(command)
 }
 
 /// The command of a job; the agent of a tenant knows nothing of this configuration.
 fn command_of(job: &Job, settings: &Settings) -> Result<Command> {
-    let Some(config) = &job.tenant else {
-        return command(settings);
-    };
+    match &job.tenant {
+        Some(config) => command_with(Some(config), true),
+        None => command(settings),
+    }
+}
+
+fn command_with(config: Option<&Path>, is_of_tenant: bool) -> Result<Command> {
     let mut command = Command::new(own_program()?);
-    command.arg("--config").arg(config);
-    for (name, _) in std::env::vars_os() {
-        if is_configuration(&name) {
-            command.env_remove(name);
-        }
+    command.args(config.map(|_| "--config")).args(config);
+    let names = std::env::vars_os().map(|(name, _)| name);
+    for name in names.filter(|name| is_of_tenant && is_configuration(name)) {
+        command.env_remove(name);
     }
     Ok(command)
 }
 
-/// Runs a job to its end, and keeps the record. With `is_shown` its output is that of this process, else it goes to the file of the run.
-/// A job that `permit` refuses is not started, and the record has the refusal as its end.
+/// How a run is asked for.
+pub struct Asked<'a> {
+    /// Its output is that of this process, else it goes to the file of the run.
+    pub is_shown: bool,
+    /// Somebody wants it on this host, so nothing is claimed.
+    pub is_by_hand: bool,
+    /// A job that this refuses is not started, and the record has the refusal as its end.
+    pub permit: &'a dyn Fn() -> Result<()>,
+    /// The configuration was read again: the agent of a tenant is to do so, too, and every other command is to end.
+    pub reload: &'a AtomicBool,
+}
+
+/// Runs a job to its end, and keeps the record.
 ///
 /// # Errors
 /// Those of the system, and of `permit`. A command that cannot be started is a run that failed.
@@ -89,7 +112,7 @@ pub fn run(
     settings: &Settings,
     (state_dir, job): (&Path, &Job),
     id: RunId,
-    (is_shown, permit): (bool, &dyn Fn() -> Result<()>),
+    asked: &Asked<'_>,
 ) -> Result<Done> {
     let runs = Runs::of(state_dir, &job.name);
     runs.begin(session.host.now(), session.host.random())?;
@@ -97,8 +120,8 @@ pub fn run(
         return Ok(Done::Busy);
     };
     // By hand, and again after a failure, it is this host's in any case.
-    let elsewhere = match job.is_claimed && !is_shown && id.attempt == 0 {
-        true => claim::take(session, settings, state_dir, (&job.name, id.scheduled))?,
+    let elsewhere = match job.is_claimed && !asked.is_by_hand && id.attempt == 0 {
+        true => claim::take(session, settings, state_dir, (job, id.scheduled))?,
         false => None,
     };
     fault::point("run-claimed");
@@ -131,7 +154,7 @@ pub fn run(
         runs.record_end(&held, id, &ended, session.host.random())?;
         return Ok(Done::Elsewhere);
     }
-    if let Err(refused) = permit() {
+    if let Err(refused) = (asked.permit)() {
         let ended = Ended {
             ended: session.host.now(),
             status: Some(i32::from(exit::status(Program::Pitr, refused.code()))),
@@ -156,16 +179,18 @@ pub fn run(
     if job.tenant.is_none() {
         fault::keep_clock(&mut command);
     }
-    if !is_shown {
+    if !asked.is_shown {
         let log = runs.new_log(id);
         let log = log.and_then(|log| Ok((log.try_clone()?, log)));
         let (out, err) =
             log.map_err(|e| Error::from_io("create the file of what a job prints", e))?;
         command.stdout(out).stderr(err);
     }
+    // The command that starts now reads the file of now.
+    asked.reload.store(false, Ordering::Relaxed);
     let (status, is_over_time, said) = match command.spawn() {
         Ok(child) => {
-            let (status, is_over_time) = wait(child, (&runs, id), job.time_limit, session)?;
+            let (status, is_over_time) = wait(child, (&runs, id), (job, asked.reload), session)?;
             (status.code(), is_over_time, signal_of(status))
         }
         Err(e) => (None, false, format!("the command cannot be started: {e}")),
@@ -195,11 +220,11 @@ fn signal_of(status: ExitStatus) -> String {
 fn wait(
     mut child: Child,
     (runs, id): (&Runs, RunId),
-    limit: Option<Duration>,
+    (job, reload): (&Job, &AtomicBool),
     session: &Session,
 ) -> Result<(ExitStatus, bool)> {
     let started = Instant::now();
-    let limit = limit.map(fault::shortened);
+    let limit = job.time_limit.map(fault::shortened);
     let group = Pid::from_child(&child);
     let mut asked: Option<Instant> = None;
     let mut is_over_time = false;
@@ -209,6 +234,14 @@ fn wait(
             .map_err(|e| Error::from_io("wait for a command", e))?;
         if let Some(status) = ended {
             return Ok((status, is_over_time));
+        }
+        // The handler of a command that has just begun is not there yet.
+        if started.elapsed() >= SETTLED && reload.swap(false, Ordering::Relaxed) {
+            match job.tenant {
+                // Its own children are in the same group.
+                Some(_) => drop(kill_process(group, Signal::HUP)),
+                None => session.host.stop.store(true, Ordering::Relaxed),
+            }
         }
         match asked {
             None => {
@@ -234,24 +267,31 @@ fn wait(
 ///
 /// # Errors
 /// Those of the system.
-pub fn start(
-    settings: &Settings,
-    in_force: Option<&InForce<'_>>,
-    job: &str,
-    id: RunId,
-) -> Result<Child> {
+pub fn start(settings: &Settings, in_force: &InForce<'_>, job: &str, id: RunId) -> Result<Child> {
+    let mut command = command(settings)?;
+    in_force.lend(&mut command);
+    spawn(command, &[], job, id)
+}
+
+/// As [`start`], for somebody who asks at the page: it is this host's run in any case.
+///
+/// # Errors
+/// Those of the system.
+pub fn start_by_hand(settings: &Settings, state_dir: &Path, job: &str, id: RunId) -> Result<Child> {
+    let command = command_on_demand(settings, state_dir)?;
+    spawn(command, &["--by-hand"], job, id)
+}
+
+fn spawn(mut command: Command, more: &[&str], job: &str, id: RunId) -> Result<Child> {
     let scheduled = id.scheduled.unix_micros();
     let scheduled = scheduled.ok_or_else(|| err!(Internal, "a run has no time"))?;
-    let mut command = command(settings)?;
     command
         .args(["agent", "exec", job])
         .args(["--scheduled", &scheduled.to_string()])
         .args(["--attempt", &id.attempt.to_string()])
+        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    if let Some(in_force) = in_force {
-        in_force.lend(&mut command);
-    }
     command
         .spawn()
         .map_err(|e| Error::from_io(format!("start job \"{job}\""), e))

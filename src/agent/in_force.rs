@@ -1,12 +1,12 @@
 //! A copy of the configuration that the agent read last. While the file is wrong, processes of the agent go on with that: somebody has to be told.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::load::{self, Check, Loaded};
 use crate::behalf;
-use crate::config::IN_FORCE;
+use crate::config::{Environment, Flags, IN_FORCE, Settings};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::operate::session::Session;
@@ -20,6 +20,7 @@ pub struct InForce<'a> {
     check: Check<'a>,
     /// It is none without a file, and where it could not be kept.
     copy: Option<PathBuf>,
+    state_dir: PathBuf,
     /// The trouble of the file that was last told.
     told: RefCell<Option<String>>,
 }
@@ -37,6 +38,7 @@ impl<'a> InForce<'a> {
             session,
             check,
             copy,
+            state_dir: loaded.state_dir.clone(),
             told: RefCell::default(),
         }
     }
@@ -46,9 +48,8 @@ impl<'a> InForce<'a> {
         let Some(copy) = &self.copy else {
             return;
         };
-        let wrong = load::load(self.session, self.check)
-            .err()
-            .map(|e| e.to_string());
+        let wrong = load::refusal(self.session, self.check, &self.state_dir);
+        let wrong = wrong.map(|e| e.to_string());
         if wrong.is_some() {
             command.env(IN_FORCE, copy);
         }
@@ -60,6 +61,25 @@ impl<'a> InForce<'a> {
             }
             self.told.replace(wrong);
         }
+    }
+}
+
+/// Has a command that somebody asks for at the page go on with the copy of that agent while the file is wrong.
+pub fn lend_copy(command: &mut Command, settings: &Settings, state_dir: &Path) {
+    let (Some(file), copy) = (&settings.path, state_dir.join(FILE)) else {
+        return;
+    };
+    let flags = Flags {
+        config: Some(file.clone()),
+        ..Flags::default()
+    };
+    let environment = Environment::of_process();
+    let environment = match settings.is_of_tenant {
+        true => environment.of_tenant(),
+        false => environment,
+    };
+    if Settings::load(&flags, &environment).is_err() && behalf::read(&copy).is_ok() {
+        command.env(IN_FORCE, copy);
     }
 }
 

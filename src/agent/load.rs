@@ -1,6 +1,6 @@
 //! The jobs of a configuration, checked as a whole before any of them starts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::schedule::Schedule;
@@ -42,9 +42,35 @@ pub fn load(session: &Session, check: Check<'_>) -> Result<Loaded> {
     let wrong = session.environment.get(IN_FORCE).and_then(|_| {
         let mut own = session.again();
         own.environment = own.environment.with(IN_FORCE, "".as_ref());
-        load(&own, check).err()
+        refusal(&own, check, &loaded.state_dir)
     });
     Ok(Loaded { wrong, ..loaded })
+}
+
+/// The reason why an agent that remembers in this directory does not go on with the file: it is wrong, or names another directory.
+pub fn refusal(session: &Session, check: Check<'_>, state_dir: &Path) -> Option<Error> {
+    let read = load(session, check);
+    read.and_then(|loaded| loaded.require_place(state_dir))
+        .err()
+}
+
+impl Loaded {
+    /// Refuses another directory than this one: jobs that run have their locks there, and sinks would hear everything again.
+    ///
+    /// # Errors
+    /// `Config` for one.
+    pub fn require_place(&self, state_dir: &Path) -> Result<()> {
+        if self.state_dir == state_dir {
+            return Ok(());
+        }
+        Err(err!(
+            Config,
+            "state_dir of [agent] is \"{}\" now, and the agent that runs remembers in \"{}\"",
+            self.state_dir.display(),
+            state_dir.display()
+        )
+        .hint("Start the agent again: systemctl restart pitr-agent."))
+    }
 }
 
 /// Reads the configurations of the tenants. One that is wrong is its tenant's trouble alone.
@@ -56,7 +82,11 @@ pub fn tenants(loaded: &Loaded, environment: &Environment, check: Check<'_>) -> 
             config: Some(tenant.config.clone()),
             ..Flags::default()
         };
-        let read = Settings::load(&flags, &environment)
+        let read = Settings::load(&flags, &environment).map(|mut settings| {
+            settings.is_of_tenant = true;
+            settings
+        });
+        let read = read
             .and_then(|settings| checked(settings, &environment, check))
             .and_then(|own| {
                 let mut others = tenants.iter().filter_map(|t| t.loaded.as_ref().ok());

@@ -9,6 +9,7 @@ pub mod child;
 pub mod claim;
 pub mod deletions;
 pub mod examinations;
+mod identity;
 pub mod in_force;
 pub mod jobs;
 pub mod load;

@@ -82,7 +82,10 @@ impl Planned {
         let last = state.runs.last();
         let floor = last.map_or(state.since, |run| run.id.scheduled);
         let scheduled = match &self.trigger {
-            Trigger::Always => return may_restart(now, &state.runs).then(|| fresh(now)),
+            Trigger::Always => {
+                return may_restart(now, &state.runs)
+                    .then(|| RunId::unscheduled(now, last.map(|run| run.id)));
+            }
             Trigger::Scheduled(schedule) => self.scheduled(schedule, floor, now),
             Trigger::After(other) => succeeded(states.get(other)?, state, last),
         };
@@ -444,6 +447,22 @@ mod tests {
         // A long run is started again at once.
         let long = run(begin, 0, begin, Some((time("2026-11-20T03:00:00Z"), 1)));
         assert!(starts(job(), state(vec![long]), "2026-11-20T03:00:00Z").is_some());
+    }
+
+    #[test]
+    fn j50_what_runs_always_is_named_after_its_last_run_by_a_clock_that_went_back() {
+        let last = time("2026-11-20T02:00:00Z");
+        let job = Planned {
+            trigger: Trigger::Always,
+            ..daily(true, 0)
+        };
+        let ended = Some((time("2026-11-20T02:20:00Z"), 1));
+        let id = starts(
+            job,
+            state(vec![run(last, 0, last, ended)]),
+            "2026-11-20T01:30:00Z",
+        );
+        assert!(id.is_some_and(|id| id.scheduled > last), "{id:?}");
     }
 
     #[test]

@@ -24,7 +24,6 @@ use tokio_rustls::TlsAcceptor;
 use super::page::Page;
 use super::{observe, observed};
 use crate::config::Settings;
-use crate::config::agent::INTERVAL;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -53,8 +52,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Served {
     page: Arc<Page>,
-    /// How old a file may be that tells of the repositories.
-    ready: Duration,
 }
 
 /// The address of a configuration.
@@ -67,11 +64,8 @@ pub fn address(settings: &Settings) -> SocketAddr {
 
 impl Served {
     /// Serves this page, and the metrics of what it shows.
-    pub fn new(page: Arc<Page>, settings: &Settings) -> Served {
-        // The file of the look before is there until the next one has looked.
-        let interval = settings.agent.interval.unwrap_or(INTERVAL);
-        let ready = READY.max(interval.saturating_mul(2));
-        Served { page, ready }
+    pub fn new(page: Arc<Page>) -> Served {
+        Served { page }
     }
 
     /// Serves on a thread of its own. A port that is taken keeps no job from running: it is tried again.
@@ -178,10 +172,12 @@ impl Served {
         response
     }
 
-    /// The metrics, unless they are older than this.
-    fn metrics(&self, query: &str, limit: Duration) -> Result<String> {
+    /// The metrics, unless they are older than this, and than two intervals of looks: the file of the look before is there until the next one
+    /// has looked.
+    fn metrics(&self, query: &str, least: Duration) -> Result<String> {
         let failed = |e| Error::from_io("read the metrics", e);
-        let file = observe::file(&self.page.state_dir(query)?);
+        let (state_dir, limit) = self.page.looks(query, least)?;
+        let file = observe::file(&state_dir);
         let (text, modified) = observed::read(&file).map_err(failed)?;
         // A clock that was set back makes the age unknown, and no younger.
         let age = modified.elapsed().unwrap_or(Duration::MAX);
@@ -195,7 +191,7 @@ impl Served {
     }
 
     fn ready(&self, query: &str) -> Result<()> {
-        let text = self.metrics(query, self.ready)?;
+        let text = self.metrics(query, READY)?;
         let is_down = |line: &&str| line.starts_with("pitr_repo_up{") && line.ends_with(" 0");
         match text.lines().find(is_down) {
             None => Ok(()),

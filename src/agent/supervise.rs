@@ -19,7 +19,7 @@ use super::page::{Page, View};
 use super::scheduler;
 use super::serve::{self, Served};
 use crate::behalf;
-use crate::config::Settings;
+use crate::config::{Settings, Tenant};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -120,7 +120,7 @@ fn serve(session: &Session, settings: &Settings, check: Check<'_>) -> Result<Arc
     let address = serve::address(settings);
     let view = View::read(session, check)?;
     let page = Arc::new(Page::new(session.host.clone(), view, address)?);
-    Served::new(Arc::clone(&page), settings).begin(
+    Served::new(Arc::clone(&page)).begin(
         address,
         Arc::clone(&session.host.stop),
         Arc::clone(&session.host.progress),
@@ -188,7 +188,7 @@ impl Agent<'_> {
             return;
         }
         self.asked.insert(name.to_owned(), (id, Instant::now()));
-        match child::start(&self.loaded.settings, Some(&self.in_force), name, id) {
+        match child::start(&self.loaded.settings, &self.in_force, name, id) {
             Ok(child) => self.children.push((name.to_owned(), child)),
             Err(e) => self.trouble(name, &e.to_string()),
         }
@@ -206,7 +206,7 @@ impl Agent<'_> {
             match self.state(&name) {
                 Ok(known) => {
                     let has_begun =
-                        |(id, _): &(RunId, Instant)| known.1.runs.iter().any(|run| run.id >= *id);
+                        |(id, _): &(RunId, Instant)| known.1.runs.iter().any(|run| run.id == *id);
                     if self.asked.get(&name).is_some_and(has_begun) {
                         self.asked.remove(&name);
                     }
@@ -234,6 +234,8 @@ impl Agent<'_> {
             && state.runs.last().is_none_or(|run| run.ended.is_some())
             // A lock may be held by a run that has not begun yet.
             && !state.is_running
+            // A clock that was ahead is right by now: the file has to be written anew.
+            && state.since <= self.session.host.now()
         {
             return Ok((*then, state.clone()));
         }
@@ -254,8 +256,16 @@ impl Agent<'_> {
     fn reload(&mut self) {
         let read = || -> Result<Loaded> {
             let loaded = load::load(self.session, self.check)?;
-            if let Some(page) = &self.page {
-                page.reload(View::read(self.session, self.check)?)?;
+            loaded
+                .require_place(&self.loaded.state_dir)
+                .inspect_err(|_| {
+                    // The host's agent starts the one of a tenant again.
+                    let stop = &self.session.host.stop;
+                    stop.fetch_or(self.page.is_none(), Ordering::Relaxed);
+                })?;
+            match &self.page {
+                Some(page) => page.reload(View::read(self.session, self.check)?)?,
+                None => loaded.settings.refuse_tenants()?,
             }
             Ok(loaded)
         };
@@ -268,11 +278,9 @@ impl Agent<'_> {
                 return;
             }
         };
-        if loaded.state_dir != self.loaded.state_dir
-            || loaded.settings.agent.listen != self.loaded.settings.agent.listen
-        {
+        if loaded.settings.agent.listen != self.loaded.settings.agent.listen {
             self.session
-                .warn("state_dir and listen of [agent] change when the agent is started again");
+                .warn("listen of [agent] changes when the agent is started again");
         }
         let is_kept = |name: &str| loaded.jobs.iter().any(|job| job.name == name);
         let always = self
@@ -281,20 +289,30 @@ impl Agent<'_> {
             .iter()
             .filter(|job| matches!(job.trigger, scheduler::Trigger::Always));
         let gone = always.filter(|job| !is_kept(&job.name));
-        // Agents of tenants are started again, and read their configurations. One of a tenant that is gone is in both lists.
-        let ended: BTreeSet<String> = gone
-            .map(|job| job.name.clone())
-            .chain(self.tenants())
-            .collect();
-        self.end(&ended);
-        let state_dir = self.loaded.state_dir.clone();
-        self.known.retain(|name, _| is_kept(name));
-        self.loaded = Loaded {
-            state_dir,
-            ..loaded
+        let gone = gone.map(|job| job.name.clone());
+        // Agents of tenants read their configurations again, and go on with the ones before where these are wrong.
+        let (kept, moved): (Vec<&Tenant>, Vec<&Tenant>) = {
+            let tenants = self.loaded.settings.tenants.iter();
+            tenants.partition(|tenant| loaded.settings.tenants.contains(tenant))
         };
+        kept.iter()
+            .for_each(|tenant| self.pass_on(&tenant.job().name));
+        let moved = moved.iter().map(|tenant| tenant.job().name);
+        let ended: BTreeSet<String> = gone.chain(moved).collect();
+        self.end(&ended);
+        self.known.retain(|name, _| is_kept(name));
+        self.loaded = loaded;
         self.in_force = InForce::keep(self.session, self.check, &self.loaded);
         self.session.note("the configuration was read again");
+    }
+
+    /// Has the agent of a tenant read its configuration. One that has no record yet is about to read it.
+    fn pass_on(&self, name: &str) {
+        let (_, keeper) = self.recorded(name);
+        let keeper = keeper.and_then(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw));
+        if let Some(keeper) = keeper {
+            let _ = kill_process(keeper, Signal::HUP);
+        }
     }
 
     /// The jobs that are the agents of tenants.

@@ -14,7 +14,7 @@ use super::output::{Align, Table};
 use crate::agent::alert::Notices;
 use crate::agent::alert::decide::Book;
 use crate::agent::alert::examined;
-use crate::agent::child::{self, Done};
+use crate::agent::child::{self, Asked, Done};
 use crate::agent::jobs::{self, Shown};
 use crate::agent::load::Loaded;
 use crate::agent::supervise::{self, Requests};
@@ -24,7 +24,7 @@ use crate::err;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::operate::human;
-use crate::operate::runs::RunId;
+use crate::operate::runs::{RunId, Runs};
 use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 
@@ -70,6 +70,9 @@ pub enum Command {
         scheduled: i64,
         #[arg(long)]
         attempt: u32,
+        /// Somebody asked for it at the page
+        #[arg(long)]
+        by_hand: bool,
     },
     #[command(hide = true)]
     Observe {
@@ -96,7 +99,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             job,
             scheduled,
             attempt,
-        }) => exec(cx, job, *scheduled, *attempt),
+            by_hand,
+        }) => exec(cx, job, (*scheduled, *attempt), *by_hand),
         Some(Command::Examine { given_up }) => {
             let loaded = followed(cx)?;
             let is_well = match given_up {
@@ -174,7 +178,8 @@ fn is_command(words: &[String]) -> Result<()> {
     }
 }
 
-fn agent(cx: &Context, is_tenant: bool) -> Result<u8> {
+/// Has SIGTERM and SIGINT stop the session, and returns what SIGHUP sets.
+fn reload_or_stop(cx: &Context) -> Result<Arc<AtomicBool>> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let reload = Arc::new(AtomicBool::new(false));
     let on = |signal, flag: &Arc<AtomicBool>| {
@@ -184,6 +189,11 @@ fn agent(cx: &Context, is_tenant: bool) -> Result<u8> {
     on(SIGHUP, &reload)?;
     on(SIGTERM, &cx.session.host.stop)?;
     on(SIGINT, &cx.session.host.stop)?;
+    Ok(reload)
+}
+
+fn agent(cx: &Context, is_tenant: bool) -> Result<u8> {
+    let reload = reload_or_stop(cx)?;
     let notify = Notify::new(&cx.session.environment);
     let requests = Requests {
         reload,
@@ -198,16 +208,19 @@ fn run_now(cx: &Context, name: &str) -> Result<u8> {
     cx.stop_with_cleanup()?;
     let loaded = load::load(&cx.session, &is_command)?;
     let job = load::named(&loaded.settings, name)?;
-    let id = RunId {
-        scheduled: cx.session.host.now(),
-        attempt: 0,
-    };
+    let (now, nonce) = (cx.session.host.now(), cx.session.host.random());
+    let id = Runs::of(&loaded.state_dir, name).by_hand(now, nonce)?;
     let done = child::run(
         &cx.session,
         &loaded.settings,
         (&loaded.state_dir, job),
         id,
-        (true, &|| permitted(&cx.session, &loaded.settings, job)),
+        &Asked {
+            is_shown: true,
+            is_by_hand: true,
+            permit: &|| permitted(&cx.session, &loaded.settings, job),
+            reload: &AtomicBool::new(false),
+        },
     )?;
     match done {
         Done::Ended(ended) => {
@@ -228,10 +241,15 @@ fn run_now(cx: &Context, name: &str) -> Result<u8> {
 }
 
 /// Runs a job for the agent, in a session of its own.
-fn exec(cx: &Context, name: &str, scheduled: i64, attempt: u32) -> Result<u8> {
+fn exec(
+    cx: &Context,
+    name: &str,
+    (scheduled, attempt): (i64, u32),
+    is_by_hand: bool,
+) -> Result<u8> {
     // As the leader of a group already, it stays with that.
     let _ = rustix::process::setsid();
-    cx.stop_with_cleanup()?;
+    let reload = reload_or_stop(cx)?;
     let loaded = load::load(&cx.session, &is_command)?;
     let job = load::named(&loaded.settings, name)?;
     let scheduled = TimestampTz::from_unix_micros(scheduled)
@@ -242,7 +260,12 @@ fn exec(cx: &Context, name: &str, scheduled: i64, attempt: u32) -> Result<u8> {
         &loaded.settings,
         (&loaded.state_dir, job),
         id,
-        (false, &|| permitted(&cx.session, &loaded.settings, job)),
+        &Asked {
+            is_shown: false,
+            is_by_hand,
+            permit: &|| permitted(&cx.session, &loaded.settings, job),
+            reload: &reload,
+        },
     )?;
     Ok(exit::SUCCESS)
 }

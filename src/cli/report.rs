@@ -182,7 +182,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
         let word = match (one.time, one.passed) {
             (None, _) => "no drill is known",
             (_, true) => "recovery proven",
-            (_, false) => "recovery broken",
+            (_, false) => "recovery broken, or a backup",
         };
         let time = one.time.map_or_else(String::new, human::time);
         vec![

@@ -32,6 +32,14 @@ pub struct Agent {
     pub metrics_compat: Vec<Compat>,
 }
 
+impl Agent {
+    /// Returns how old the results of a look may be: at least this, and longer where looks are rare.
+    pub fn oldest(&self, least: Duration) -> Duration {
+        let interval = self.interval.unwrap_or(INTERVAL);
+        least.max(interval.saturating_mul(2))
+    }
+}
+
 /// `tls` of `[agent]`: the files of what it serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AgentTls {

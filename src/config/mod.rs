@@ -447,6 +447,8 @@ pub struct Content<'s> {
 pub struct Settings {
     /// The configuration file, absolute; none when a repository on the command line made it unnecessary.
     pub path: Option<PathBuf>,
+    /// It is a tenant's: variables of the host's own agent are no part of it.
+    pub is_of_tenant: bool,
     /// All clusters, in the order of the file.
     pub clusters: Vec<Cluster>,
     /// The repositories to work with, in the order in which they are tried: all, or the one that the command line names.
@@ -873,6 +875,7 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
 
 fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
     let mut settings = Settings {
+        is_of_tenant: false,
         path,
         clusters: Vec::new(),
         repositories: Vec::new(),

@@ -82,13 +82,13 @@ pub struct Counts {
     /// The reason of the last end, where that was a failure of no job of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,
-    /// The duration of the last one.
+    /// The duration of the last success.
     #[serde(default)]
     pub last_ms: Option<u64>,
-    /// How many took no longer than each of [`BOUNDS`].
+    /// How many successes took no longer than each of [`BOUNDS`].
     #[serde(default)]
     pub within: Vec<u64>,
-    /// The sum of durations.
+    /// The sum of their durations.
     #[serde(default)]
     pub total_ms: u64,
 }
@@ -237,7 +237,7 @@ pub fn counted_unless<T>(
     update((session, settings), |book| {
         book.running.retain(|one| *one != own);
         if is_attempt {
-            book.add(&label, (reason, own.is_of_job), Some(took));
+            book.add(&label, (reason, own.is_of_job), took);
         }
     });
     done
@@ -326,8 +326,23 @@ pub fn reason(code: Code) -> &'static str {
     }
 }
 
+impl Counts {
+    /// Counts a success. The duration of a failure says nothing of how long a backup takes.
+    fn succeeded(&mut self, took: u64) {
+        self.successes += 1;
+        self.last_ms = Some(took);
+        self.total_ms = self.total_ms.saturating_add(took);
+        self.within.resize(BOUNDS.len() + 1, 0);
+        let bounds = BOUNDS.iter().map(|b| u64::from(*b) * 1000);
+        // The last one counts all.
+        for (within, bound) in self.within.iter_mut().zip(bounds.chain([u64::MAX])) {
+            *within += u64::from(took <= bound);
+        }
+    }
+}
+
 impl Book {
-    fn add(&mut self, label: &Label, (reason, is_of_job): (Option<&str>, bool), took: Option<u64>) {
+    fn add(&mut self, label: &Label, (reason, is_of_job): (Option<&str>, bool), took: u64) {
         if reason.is_none() {
             self.forget_failures(label);
         }
@@ -346,22 +361,13 @@ impl Book {
         };
         counts.attempts += 1;
         match reason {
-            None => counts.successes += 1,
+            None => counts.succeeded(took),
             Some(reason) => {
                 *counts.failures.entry(reason.to_owned()).or_default() += 1;
                 if !is_of_job {
                     counts.last_failure = Some(reason.to_owned());
                 }
             }
-        }
-        let Some(took) = took else { return };
-        counts.last_ms = Some(took);
-        counts.total_ms = counts.total_ms.saturating_add(took);
-        counts.within.resize(BOUNDS.len() + 1, 0);
-        let bounds = BOUNDS.iter().map(|b| u64::from(*b) * 1000);
-        // The last one counts all.
-        for (within, bound) in counts.within.iter_mut().zip(bounds.chain([u64::MAX])) {
-            *within += u64::from(took <= bound);
         }
     }
 
@@ -382,7 +388,7 @@ impl Book {
             .partition(|one| one.process.is_alive());
         self.running = alive;
         gone.iter()
-            .for_each(|one| self.add(&one.label, (Some(KILLED), one.is_of_job), None));
+            .for_each(|one| self.add(&one.label, (Some(KILLED), one.is_of_job), 0));
     }
 }
 
@@ -483,17 +489,18 @@ mod tests {
     #[test]
     fn every_end_is_an_attempt_with_one_result() {
         let mut book = Book::default();
-        book.add(&label("full"), (None, false), Some(61_000));
-        book.add(&label("full"), (Some("space"), false), Some(1));
+        book.add(&label("full"), (None, false), 61_000);
+        book.add(&label("full"), (Some("space"), false), 1);
         let last = |book: &Book| book.series[0].counts.last_failure.clone();
         assert_eq!(last(&book).as_deref(), Some("space"));
-        book.add(&label("incr"), (None, false), Some(5));
+        book.add(&label("incr"), (None, false), 5);
         assert_eq!(last(&book), None);
         let full = &book.series[0].counts;
         assert_eq!((full.attempts, full.successes), (2, 1));
         assert_eq!(full.failures["space"], 1);
-        assert_eq!(full.within, [1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
-        assert_eq!(full.total_ms, 61_001);
+        // A failure took no time that a backup takes.
+        assert_eq!(full.within, [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!((full.total_ms, full.last_ms), (61_000, Some(61_000)));
     }
 
     #[test]

@@ -25,8 +25,8 @@ use crate::pg::time::TimestampTz;
 
 /// The folder, below `state_dir`.
 const FOLDER: &str = "objectives";
-/// A look says nothing of a longer time before it.
-const SILENCE_S: u64 = 600;
+/// A look says nothing of a longer time before it, unless looks are rarer.
+const SILENCE: Duration = Duration::from_secs(600);
 /// So long each look keeps a line of its own.
 const EACH_S: u64 = 3_600;
 /// Length of the lines after that, and their age at most.
@@ -189,6 +189,7 @@ pub fn add(
 ) -> Result<()> {
     counters::make(&state_dir.join(FOLDER))?;
     let now = unix(session.host.now());
+    let silence = settings.agent.oldest(SILENCE).as_secs();
     for cluster in &settings.clusters {
         let name = cluster.name.as_str();
         let found = info.and_then(|info| info.clusters.iter().find(|c| c.name == name));
@@ -207,7 +208,7 @@ pub fn add(
         };
         let path = file(state_dir, name);
         let nonce = session.host.random();
-        behalf::of(&path, || append((&path, now), line, nonce))
+        behalf::of(&path, || append((&path, now, silence), line, nonce))
             .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))?;
     }
     Ok(())
@@ -223,6 +224,7 @@ pub fn read(
     (since, until): (TimestampTz, TimestampTz),
 ) -> Result<Vec<Kept>> {
     let (since, until) = (unix(since), unix(until));
+    let silence = settings.agent.oldest(SILENCE).as_secs();
     let mut all = Vec::new();
     for cluster in &settings.clusters {
         let name = cluster.name.as_str();
@@ -233,7 +235,7 @@ pub fn read(
         lines.sort_by_key(|line| line.begin);
         let of = |promise, part: fn(&Line) -> &Measured| {
             let lines = lines.iter().map(|line| (line.begin, part(line)));
-            kept(name, promise, lines, (since, until))
+            kept((name, promise), lines, (since, until), silence)
         };
         all.extend(of("rpo", |line| &line.rpo));
         all.extend(of("rto", |line| &line.rto));
@@ -242,10 +244,10 @@ pub fn read(
 }
 
 fn kept<'a>(
-    cluster: &str,
-    promise: &'static str,
+    (cluster, promise): (&str, &'static str),
     lines: impl Iterator<Item = (u64, &'a Measured)>,
     (mut since, mut until): (u64, u64),
+    silence: u64,
 ) -> Option<Kept> {
     let from = since;
     let mut sum = Measured::default();
@@ -266,7 +268,7 @@ fn kept<'a>(
         }
     }
     // The next look will tell of the time since the last one.
-    if until.saturating_sub(end) <= SILENCE_S {
+    if until.saturating_sub(end) <= silence {
         until = end;
     }
     let span = first.map_or(0, |first| until.saturating_sub(since.max(first)));
@@ -312,7 +314,7 @@ fn load(path: &Path) -> std::io::Result<Vec<Line>> {
 
 /// Adds a line that begins where the last one ends. The first one of a day writes the file anew.
 fn append(
-    (path, now): (&Path, u64),
+    (path, now, silence): (&Path, u64, u64),
     line: impl FnOnce(u64) -> Line,
     nonce: u64,
 ) -> std::io::Result<()> {
@@ -324,7 +326,7 @@ fn append(
     let end = last
         .as_ref()
         .map(|l| l.begin.saturating_add(l.rpo.seconds()));
-    let is_near = |end: &u64| now.checked_sub(*end).is_some_and(|gap| gap <= SILENCE_S);
+    let is_near = |end: &u64| now.checked_sub(*end).is_some_and(|gap| gap <= silence);
     let new = line(end.filter(is_near).unwrap_or(now));
     if last.is_some_and(|last| last.begin / DAY_S != now / DAY_S) {
         let lines = load(path)?.into_iter().chain([new]);
@@ -401,7 +403,7 @@ mod tests {
 
     fn since(lines: &[Line], since: u64, until: u64) -> Option<Kept> {
         let lines = lines.iter().map(|line| (line.begin, &line.rpo));
-        kept("main", "rpo", lines, (since, until))
+        kept(("main", "rpo"), lines, (since, until), SILENCE.as_secs())
     }
 
     fn seconds(kept: &Kept) -> (u64, u64, u64) {
@@ -415,7 +417,12 @@ mod tests {
         let mut now = START;
         let mut at = |step: u64, value: Option<u64>| {
             now += step;
-            append((&path, now), |begin| look(begin, now, value), 7).unwrap();
+            append(
+                (&path, now, SILENCE.as_secs()),
+                |begin| look(begin, now, value),
+                7,
+            )
+            .unwrap();
             now
         };
         at(0, Some(1));
@@ -478,13 +485,33 @@ mod tests {
     }
 
     #[test]
+    fn j60_looks_that_are_rare_stand_for_the_time_between_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("main.jsonl");
+        let silence = 2 * 1800;
+        for now in [START, START + 1800, START + 3600] {
+            append((&path, now, silence), |begin| look(begin, now, Some(1)), 7).unwrap();
+        }
+        let lines = load(&path).unwrap();
+        let of = lines.iter().map(|line| (line.begin, &line.rpo));
+        let until = START + 3600 + 1700;
+        let told = kept(("main", "rpo"), of, (START, until), silence).unwrap();
+        assert_eq!(seconds(&told), (3600, 0, 0));
+    }
+
+    #[test]
     fn the_first_look_of_a_day_writes_the_file_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("main.jsonl");
         let looks = |from: u64, count: u64| {
             for n in 0..count {
                 let now = from + 60 * n;
-                append((&path, now), |begin| look(begin, now, Some(1)), n).unwrap();
+                append(
+                    (&path, now, SILENCE.as_secs()),
+                    |begin| look(begin, now, Some(1)),
+                    n,
+                )
+                .unwrap();
             }
             load(&path).unwrap()
         };

@@ -13,12 +13,16 @@ use super::finding::{Finding, Level};
 use super::info::{self, ClusterInfo, Info};
 use super::needs;
 use super::objectives_history::{self, Kept};
+use super::proven::Proven;
+use super::read_back;
+use super::reading::Reading;
 use super::scopes::ScopeInfo;
 use super::session::Session;
 use crate::config::{self, Records, Settings};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::audit::Outcome;
+use crate::repo::drilled::Held;
 use crate::repo::event::{self, PROGRAM};
 
 /// The kind of a report.
@@ -50,7 +54,7 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// Backups that ended in this time, and their state now.
     pub backups: Vec<Entry>,
-    /// Restores that were tried: the newest drill of each repository.
+    /// Restores that were tried: the newest drill of each cluster in each repository.
     pub proofs: Vec<Proof>,
     /// How the promises of each cluster were kept, as the agent of this host measured it.
     pub promises: Vec<Kept>,
@@ -120,7 +124,7 @@ pub struct Proof {
     pub repository: String,
     /// When it ended; none where no drill is known.
     pub time: Option<TimestampTz>,
-    /// Whether it proved recovery.
+    /// Whether it proved recovery, and no backup is there that another one found broken.
     pub passed: bool,
 }
 
@@ -192,7 +196,9 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
     });
     let controls = match (kind, &info, &log) {
         (Kind::Compliance, Some(info), Some(log)) => {
-            let mut controls = controls(&settings, info, log, &records);
+            let mut controls = controls(&settings, info, (log, &records), since);
+            let place = controls.iter().position(|c| c.control == "encrypted");
+            controls.insert(place.unwrap_or(0), checked(session, &settings, info, since));
             let place = controls
                 .iter()
                 .position(|c| c.control == "commands recorded");
@@ -205,6 +211,7 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         }
         _ => Vec::new(),
     };
+    let proofs = info.as_ref().map(|info| proofs(&settings, info));
     let (clusters, scopes) = info.map_or_else(Default::default, |info| {
         failures.errors.extend(info.failures.errors);
         (info.clusters, info.scopes)
@@ -217,7 +224,7 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         program: PROGRAM.to_owned(),
         runs: runs(&records),
         backups: backups(&clusters, &scopes, since, until),
-        proofs: clusters.iter().flat_map(proofs).collect(),
+        proofs: proofs.unwrap_or_default(),
         promises,
         controls,
         anchor,
@@ -297,17 +304,72 @@ fn backups(
     of_clusters.chain(of_scopes).collect()
 }
 
-fn proofs(cluster: &ClusterInfo) -> Vec<Proof> {
-    let of = |proven: &super::proven::Proven| {
-        let newest = proven.drills.newest.as_ref();
+/// The names of all clusters, also of those that could not be looked at.
+fn names(info: &Info) -> impl Iterator<Item = &str> {
+    let clusters = info.clusters.iter().map(|c| c.name.as_str());
+    let written = info.written.iter().map(|c| c.name.as_str());
+    let unseen = info.unseen.iter().map(String::as_str);
+    clusters.chain(written).chain(unseen)
+}
+
+/// The newest drill of each cluster in each repository. No answer is no proof.
+fn proofs(settings: &Settings, info: &Info) -> Vec<Proof> {
+    let clusters = info.clusters.iter().map(|c| (c.name.as_str(), &c.drills));
+    let written = info.written.iter().map(|c| (c.name.as_str(), &c.drills));
+    let known: Vec<(&str, &Vec<Proven>)> = clusters.chain(written).collect();
+    let of = |cluster: &str, repository: &str| {
+        let drills = known.iter().filter(|(name, _)| *name == cluster);
+        let mut drills = drills.flat_map(|(_, drills)| drills.iter());
+        let drills = drills.find(|one| one.repository == repository);
+        let newest = drills.and_then(|one| one.drills.newest.as_ref());
+        let is_broken = drills.is_some_and(|one| !one.drills.broken.is_empty());
         Proof {
-            cluster: cluster.name.clone(),
-            repository: proven.repository.clone(),
+            cluster: cluster.to_owned(),
+            repository: repository.to_owned(),
             time: newest.map(|held| held.time),
-            passed: newest.is_some_and(crate::repo::drilled::Held::is_passed),
+            passed: newest.is_some_and(Held::is_passed) && !is_broken,
         }
     };
-    cluster.drills.iter().map(of).collect()
+    let each = names(info).flat_map(|cluster| {
+        let repositories = settings.repositories.iter();
+        repositories.map(move |one| (cluster, one.name.as_str()))
+    });
+    each.map(|(cluster, repository)| of(cluster, repository))
+        .collect()
+}
+
+/// Whether everything that each repository has of each cluster was read back in this time.
+fn checked(session: &Session, settings: &Settings, info: &Info, since: TimestampTz) -> Control {
+    let all = names(info).count() * settings.repositories.len();
+    let (mut read, mut doubts) = (0, BTreeSet::new());
+    for cluster in names(info) {
+        let session = session.on_cluster(cluster);
+        let first = Reading::open(&session);
+        let others = first.as_ref().map(|first| first.all_others(&session));
+        let others: Vec<(String, Result<Reading>)> = others.into_iter().flatten().collect();
+        let own = first.map(|first| (first.configured.name.clone(), Ok(first)));
+        let own = own.unwrap_or_else(|e| (String::new(), Err(e)));
+        for (repository, reading) in [own].into_iter().chain(others) {
+            match reading.and_then(|reading| is_read_back(&session, &reading, since)) {
+                Ok(is_whole) => read += usize::from(is_whole),
+                Err(e) => {
+                    doubts.insert(format!("{cluster} in \"{repository}\": {e}"));
+                }
+            }
+        }
+    }
+    let mut observed = format!("{read} of {all} copies of clusters were read back in this time");
+    for doubt in doubts {
+        observed.push_str("; ");
+        observed.push_str(&doubt);
+    }
+    let is_met = all > 0 && read == all;
+    control("stored data checked", is_met, observed, "pitr verify")
+}
+
+fn is_read_back(session: &Session, reading: &Reading, since: TimestampTz) -> Result<bool> {
+    let inventory = reading.inventory(session)?;
+    read_back::is_whole(session, (reading, &inventory), since)
 }
 
 fn recommendations(clusters: &[ClusterInfo], scopes: &[ScopeInfo]) -> Vec<Recommendation> {
@@ -352,7 +414,12 @@ fn succeeded(records: &[Listed], command: &str) -> usize {
         .count()
 }
 
-fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]) -> Vec<Control> {
+fn controls(
+    settings: &Settings,
+    info: &Info,
+    (log, records): (&Verified, &[Listed]),
+    since: TimestampTz,
+) -> Vec<Control> {
     let repositories = &settings.repositories;
     let encrypted = repositories
         .iter()
@@ -367,8 +434,10 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
         .flat_map(|c| &c.backups)
         .filter(|b| b.damaged)
         .count();
-    let proofs: Vec<Proof> = clusters.iter().flat_map(proofs).collect();
-    let passed = proofs.iter().filter(|proof| proof.passed).count();
+    let proofs = proofs(settings, info);
+    let passed = proofs.iter().filter(|proof| proof.passed);
+    let is_new = |proof: &&Proof| proof.time.is_some_and(|time| time >= since);
+    let (passed, new) = (passed.clone().count(), passed.filter(is_new).count());
     let is_recorded = settings.audit.records != Records::Off;
     let log_state = match log.is_damaged() {
         true => "somebody changed it".to_owned(),
@@ -394,22 +463,13 @@ fn controls(settings: &Settings, info: &Info, log: &Verified, records: &[Listed]
         ),
         control(
             "restores tested",
-            passed > 0 && passed == proofs.len(),
+            new > 0 && new == proofs.len(),
             format!(
-                "{passed} of {} newest drills passed; {} in this time",
+                "the newest drills of {passed} of {} copies of clusters passed, {new} of them in this time; {} drills in all ended well in it",
                 proofs.len(),
                 succeeded(records, "drill")
             ),
             "pitr drill",
-        ),
-        control(
-            "stored data checked",
-            succeeded(records, "verify") > 0,
-            format!(
-                "{} checks ended well in this time",
-                succeeded(records, "verify")
-            ),
-            "pitr verify",
         ),
         control(
             "encrypted",

@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const SINCE: &str = "since";
 /// Runs that are kept.
 const KEPT: usize = 60;
+/// The least time between two names of runs.
+const NEXT: Duration = Duration::from_micros(1);
 /// A record further ahead of the clock than this is of a clock that was wrong, and counts for nothing until its time has come.
 const AHEAD: Duration = Duration::from_secs(3600);
 /// So much of what a command printed stands in the record.
@@ -50,6 +52,15 @@ pub struct RunId {
 }
 
 impl RunId {
+    /// The name of a run that nothing has scheduled. After a clock that went back it follows the newest one all the same: an older name never begins.
+    pub fn unscheduled(now: TimestampTz, newest: Option<RunId>) -> RunId {
+        let after = newest.map(|newest| newest.scheduled.saturating_add(NEXT));
+        RunId {
+            scheduled: after.map_or(now, |after| after.max(now)),
+            attempt: 0,
+        }
+    }
+
     /// Whether it lies so far in the future that a wrong clock made it.
     fn is_ahead(self, now: TimestampTz) -> bool {
         self.scheduled > now.saturating_add(AHEAD)
@@ -153,17 +164,33 @@ impl Runs {
         }
     }
 
-    /// Makes the directory of a job that was never seen.
+    /// Makes the directory of a job that was never seen. A job that was first seen by a clock that was ahead is seen now.
     ///
     /// # Errors
     /// Those of the system.
     pub fn begin(&self, now: TimestampTz, nonce: u64) -> Result<()> {
         make(&self.place)?;
-        let path = self.place.join(SINCE);
-        match self.on(|| Ok(path.exists()))? {
-            true => Ok(()),
-            false => self.write_new(SINCE, &now, nonce).map(drop),
+        match self.read::<TimestampTz>(SINCE)? {
+            None => self.write_new(SINCE, &now, nonce).map(drop),
+            Some(since) if since <= now => Ok(()),
+            Some(_) => {
+                let text = text_of(&now)?;
+                self.on(|| durable::replace(&self.place.join(SINCE), &text, nonce))
+            }
         }
+    }
+
+    /// The name of a run by hand.
+    ///
+    /// # Errors
+    /// Those of [`Runs::begin`].
+    pub fn by_hand(&self, now: TimestampTz, nonce: u64) -> Result<RunId> {
+        self.begin(now, nonce)?;
+        let ids = self.ids()?.into_iter();
+        Ok(RunId::unscheduled(
+            now,
+            ids.filter(|id| !id.is_ahead(now)).max(),
+        ))
     }
 
     /// Reads how the job stands.
@@ -194,7 +221,7 @@ impl Runs {
             since: since.min(now),
             is_running,
             runs,
-            ahead: all.len() - ids.len(),
+            ahead: all.len() - ids.len() + usize::from(since > now.saturating_add(AHEAD)),
         })
     }
 
@@ -335,8 +362,7 @@ impl Runs {
     }
 
     fn write_new<T: Serialize>(&self, name: &str, value: &T, nonce: u64) -> Result<Published> {
-        let text = serde_json::to_vec(value)
-            .map_err(|e| err!(Internal, "a record cannot be written").source(e))?;
+        let text = text_of(value)?;
         self.on(|| durable::write_new(&self.place.join(name), &text, nonce))
     }
 
@@ -351,6 +377,10 @@ impl Runs {
             e,
         )
     }
+}
+
+fn text_of<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| err!(Internal, "a record cannot be written").source(e))
 }
 
 /// The end of a file.
@@ -523,15 +553,50 @@ mod tests {
             assert!(run(wrong.saturating_add(Duration::from_secs(n)), n));
         }
         let state = runs.state(now).unwrap();
-        assert_eq!((state.since, state.runs.len(), state.ahead), (now, 0, KEPT));
+        let ahead = (state.since, state.runs.len(), state.ahead);
+        assert_eq!(ahead, (now, 0, KEPT + 1), "the first look is ahead, too");
         assert!(run(now, 100), "it is no later run");
         let state = runs.state(now).unwrap();
         assert_eq!(state.runs.last().map(|r| r.id.scheduled), Some(now));
-        assert_eq!(state.ahead, KEPT - 1);
+        assert_eq!(state.ahead, KEPT, "a record went, and the first look stays");
         // Some difference between two looks at a clock is none.
         let before = now.saturating_sub(Duration::from_secs(60));
         assert_eq!(runs.state(before).unwrap().runs.len(), 1);
         assert!(!run(before, 101));
+    }
+
+    #[test]
+    fn j51_a_job_first_seen_by_a_clock_that_was_ahead_is_seen_by_the_right_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let (now, wrong) = (time("2026-11-20T02:00:00Z"), time("2027-11-20T02:00:00Z"));
+        runs.begin(wrong, 0).unwrap();
+        assert_eq!(runs.state(now).unwrap().ahead, 1);
+        runs.begin(now, 1).unwrap();
+        let later = now.saturating_add(Duration::from_secs(7200));
+        runs.begin(later, 2).unwrap();
+        let state = runs.state(later).unwrap();
+        assert_eq!((state.since, state.ahead), (now, 0));
+    }
+
+    #[test]
+    fn j50_after_a_clock_that_went_back_a_run_by_hand_follows_the_newest_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = Runs::of(folder.path(), "x");
+        let now = time("2026-11-20T02:00:00Z");
+        let before = now.saturating_sub(Duration::from_secs(1800));
+        for at in [now, before, before] {
+            let id = runs.by_hand(at, 0).unwrap();
+            let held = runs.hold().unwrap().unwrap();
+            let begun = Begun {
+                started: at,
+                pid: 1,
+                tick: None,
+            };
+            assert!(runs.record_begin(&held, id, &begun, 1).unwrap(), "{id:?}");
+        }
+        let later = now.saturating_add(Duration::from_secs(1));
+        assert_eq!(runs.by_hand(later, 2).unwrap().scheduled, later);
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn prefix(content: &config::Content<'_>) -> String {
 }
 
 /// The configured Redis cluster of which a scope, by its prefix, is a shard.
-fn cluster_of<'s>(settings: &'s Settings, scope: &str) -> Option<config::Content<'s>> {
+pub fn cluster_of<'s>(settings: &'s Settings, scope: &str) -> Option<config::Content<'s>> {
     let name = scope.strip_prefix("aux/redis/")?;
     let mut clusters = settings.redis_clusters();
     clusters.find(|cluster| digits(cluster.name, name).is_some())

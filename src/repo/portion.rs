@@ -262,6 +262,18 @@ impl ReadBack {
         ReadBack(all)
     }
 
+    /// Leaves what was read since a moment.
+    #[must_use]
+    pub fn since(mut self, since: TimestampTz) -> ReadBack {
+        self.0.retain(|(time, ..)| *time >= since);
+        self
+    }
+
+    /// When something was last read.
+    pub fn newest(&self) -> Option<TimestampTz> {
+        self.0.iter().map(|(time, ..)| *time).max()
+    }
+
     /// Adds what was read just now.
     #[must_use]
     pub fn and(mut self, now: TimestampTz, portion: Portion) -> ReadBack {

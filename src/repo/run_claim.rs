@@ -28,6 +28,8 @@ pub const LATEST: Duration = Duration::from_secs(6 * 86_400);
 pub struct RunClaim {
     /// The job.
     pub job: String,
+    /// The digits of [`concern`]: jobs of one name that concern other clusters are other jobs.
+    pub concern: String,
     /// The time for which the run is scheduled.
     pub scheduled: TimestampTz,
     /// The host of the agent.
@@ -49,12 +51,19 @@ pub enum Claimed {
     Void(&'static str),
 }
 
+/// Returns 16 hexadecimal digits that tell what a job does, and with what: the same for each agent that has this job.
+pub fn concern(names: &[&str], words: &[String]) -> String {
+    let text = serde_json::json!([names, words]).to_string();
+    let hash = blake3::hash(text.as_bytes());
+    hash.to_hex().chars().take(16).collect()
+}
+
 /// Claims a run.
 ///
 /// # Errors
 /// Those of the store; `Unsupported` for the claim of a newer version.
 pub fn take(store: &dyn Store, claim: &RunClaim) -> Result<Claimed> {
-    let key = key(&claim.job, claim.scheduled)?;
+    let key = key(claim)?;
     match json::write_signed(store, &key, KIND, claim)? {
         Published::Created => Ok(Claimed::Ours),
         Published::Exists => found(store, &key, claim),
@@ -106,9 +115,10 @@ pub fn forget(store: &dyn Store, now: TimestampTz) -> Result<()> {
     Ok(())
 }
 
-fn key(job: &str, scheduled: TimestampTz) -> Result<Key> {
-    let seconds: String = event::compact(scheduled).chars().take(15).collect();
-    Key::new(format!("{FOLDER}/{job}/{seconds}Z"))
+fn key(claim: &RunClaim) -> Result<Key> {
+    let seconds: String = event::compact(claim.scheduled).chars().take(15).collect();
+    let (job, concern) = (&claim.job, &claim.concern);
+    Key::new(format!("{FOLDER}/{job}.{concern}/{seconds}Z"))
 }
 
 /// The time in the name of a claim, `20261120T064000Z`.
@@ -138,6 +148,7 @@ mod tests {
     fn claim(nonce: &str, scheduled: &str) -> RunClaim {
         RunClaim {
             job: "full".into(),
+            concern: concern(&["main"], &["backup".into()]),
             scheduled: time(scheduled),
             host: format!("host-{nonce}"),
             pid: 1,
@@ -152,12 +163,9 @@ mod tests {
         let at = "2001-11-20T06:40:00Z";
         let first = claim("a", at);
         assert_eq!(take(&store, &first).unwrap(), Claimed::Ours);
-        assert!(
-            folder
-                .path()
-                .join("jobs/all/full/20011120T064000Z")
-                .exists()
-        );
+        let own = key(&first).unwrap();
+        assert!(own.as_str().starts_with("jobs/all/full."), "{own}");
+        assert!(own.as_str().ends_with("/20011120T064000Z"), "{own}");
         assert_eq!(
             take(&store, &claim("b", at)).unwrap(),
             Claimed::Others("host-a".into())
@@ -168,6 +176,30 @@ mod tests {
             take(&store, &claim("b", "2001-11-20T06:41:00Z")).unwrap(),
             Claimed::Ours
         );
+    }
+
+    #[test]
+    fn j48_jobs_of_one_name_are_one_job_where_they_concern_the_same() {
+        let words = |line: &str| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
+        let sales = concern(&["sales"], &words("backup --full"));
+        assert_eq!(sales, concern(&["sales"], &words("backup --full")));
+        assert_eq!(sales.len(), 16);
+        for other in [
+            concern(&["hr"], &words("backup --full")),
+            concern(&["sales"], &words("backup")),
+            concern(&["sales", "hr"], &words("backup --full")),
+        ] {
+            assert_ne!(sales, other);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let store = FileStore::open(folder.path(), 1).unwrap();
+        let at = "2001-11-20T06:40:00Z";
+        let hr = RunClaim {
+            concern: concern(&["hr"], &words("backup")),
+            ..claim("b", at)
+        };
+        assert_eq!(take(&store, &claim("a", at)).unwrap(), Claimed::Ours);
+        assert_eq!(take(&store, &hr).unwrap(), Claimed::Ours);
     }
 
     #[test]
@@ -183,7 +215,8 @@ mod tests {
         ));
         let at = "2001-11-20T06:40:00Z";
         take(&store, &claim("a", at)).unwrap();
-        let path = folder.path().join("jobs/all/full/20011120T064000Z");
+        let own = key(&claim("a", at)).unwrap();
+        let path = folder.path().join(own.as_str());
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[20] ^= 1;
         std::fs::write(&path, bytes).unwrap();
@@ -205,10 +238,11 @@ mod tests {
         ] {
             take(&store, &claim("a", at)).unwrap();
         }
-        let strange = folder.path().join("jobs/all/full/20261101T0000000");
-        std::fs::write(&strange, "x").unwrap();
+        let own = key(&claim("a", "2026-11-01T00:00:00Z")).unwrap();
+        let jobs = own.parent().unwrap();
+        std::fs::write(folder.path().join(jobs).join("20261101T0000000"), "x").unwrap();
         forget(&store, time("2026-11-20T00:00:00Z")).unwrap();
-        let left = store.list("jobs/all/full").unwrap();
+        let left = store.list(jobs).unwrap();
         let mut left: Vec<_> = left.into_iter().map(|l| l.name).collect();
         left.sort();
         assert_eq!(left, ["20261101T0000000", "20261113T000000Z"]);

@@ -620,6 +620,74 @@ fn j04_a_wrong_configuration_leaves_the_agent_with_the_one_before() {
 }
 
 #[test]
+fn j59_a_directory_that_changes_is_taken_by_the_next_agent_and_by_no_child_of_this_one() {
+    let sink = alert_conditions::Sink::new();
+    let job = "[jobs.copy]\nrun = \"files backup up\"\nschedule = \"always\"\n";
+    let host = Host::new(&format!("{job}{}", sink.section()));
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
+    let agent = host.agent();
+    wait_until(PATIENCE, "the job runs", || host.begun("copy").len() > 1);
+    host.reconfigure("/state\"", "/moved\"");
+    agent.signal(Signal::HUP);
+    let known = host.begun("copy").len();
+    wait_until(PATIENCE, "the job runs again", || {
+        host.begun("copy").len() > known
+    });
+    let id = "agent/configuration";
+    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(id));
+    sink.last(id, "new", "critical", "state_dir of [agent]");
+    assert!(!host.sandbox.join("moved/jobs").exists());
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}
+
+#[test]
+fn j50_what_runs_always_is_started_again_after_a_clock_that_went_back() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let job = "[jobs.copy]\nrun = \"files ls up\"\nschedule = \"always\"\n";
+    let host = Host::new(job).hastened(now.as_secs(), 1);
+    let agent = host.agent();
+    wait_until(PATIENCE, "the job runs", || !host.begun("copy").is_empty());
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+    let known = host.begun("copy").len();
+    let host = host.hastened(now.as_secs() - 1800, 1);
+    let agent = host.agent();
+    wait_until(PATIENCE, "the job runs again", || {
+        host.begun("copy").len() > known
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}
+
+#[test]
+fn j60_what_a_rare_look_found_is_served_until_the_next_one() {
+    let host = Host::new("");
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1h\"\n");
+    let _agent = host.agent();
+    let metrics = || {
+        host.get("/metrics")
+            .is_some_and(|(status, _)| status.contains("200"))
+    };
+    wait_until(PATIENCE, "metrics are served", metrics);
+    let set = |ago: u64| {
+        for name in ["metrics.prom", "page.json"] {
+            let file = std::fs::File::open(host.sandbox.join("state").join(name)).unwrap();
+            let then = SystemTime::now() - Duration::from_secs(ago);
+            file.set_modified(then).unwrap();
+        }
+    };
+    let is_old = || {
+        let (_, state) = host.get("/api/state").expect("an answer");
+        state.contains("\"is_old\":true")
+    };
+    set(3600);
+    assert!(metrics() && !is_old());
+    set(3 * 3600);
+    assert!(!metrics() && is_old());
+}
+
+#[test]
 fn j08_a_look_that_hangs_is_given_up_and_told_and_jobs_go_on() {
     let host = Host::new("");
     let heard = host.sandbox.dir("heard").join("alerts");

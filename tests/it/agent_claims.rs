@@ -119,6 +119,14 @@ fn j10_two_agents_that_are_killed_all_the_time_run_each_hour_once() {
     }
 }
 
+/// The folder of the claims of the job, which alone has any.
+fn folder(repository: &Path) -> PathBuf {
+    let entries = std::fs::read_dir(repository.join("jobs/all")).unwrap();
+    let folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(folders.len(), 1, "{folders:?}");
+    folders.into_iter().next().unwrap()
+}
+
 /// `pitr agent exec`, as the agent starts it.
 fn exec(program: Program, scheduled: u64) -> Program {
     let micros = (scheduled * 1_000_000).to_string();
@@ -179,7 +187,7 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
     exec(host.pitr(), hour(2)).run().success();
     assert_eq!(runs(&state).get(&hour(2)), Some(&false));
     // A damaged claim keeps no job from running, and somebody hears of it.
-    let claim = repository.join("jobs/all/look/20260328T220000Z");
+    let claim = folder(&repository).join("20260328T220000Z");
     std::fs::set_permissions(&claim, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     std::fs::write(&claim, "nothing").unwrap();
     exec(other.pitr(), hour(2))
@@ -193,11 +201,8 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
         .run()
         .expect_stderr("is not what the agent wrote");
     // By hand nothing is claimed.
-    let claims = || {
-        std::fs::read_dir(repository.join("jobs/all/look"))
-            .unwrap()
-            .count()
-    };
+    let of_job = folder(&repository);
+    let claims = || std::fs::read_dir(&of_job).unwrap().count();
     let before = claims();
     host.pitr().args(["agent", "run", "look"]).run().success();
     assert_eq!(claims(), before);
@@ -216,11 +221,29 @@ fn j10_a_claim_outlives_a_kill_and_a_repository_that_is_away_gives_none() {
 }
 
 #[test]
+fn j48_clusters_that_share_a_repository_do_not_take_each_others_runs() {
+    let host = Host::new(CLAIMED);
+    let own = Other::of(&host);
+    let path = |name: &str| host.sandbox.join(name).display().to_string();
+    let text = std::fs::read_to_string(&own.config).unwrap();
+    let text = text.replace("[clusters.main]", "[clusters.hr]");
+    let text = text.replace(&path("other"), &path("hr"));
+    let hr = host.sandbox.file("hr.toml", text);
+    let at = SPRING + 3600;
+    exec(host.pitr(), at).run().success();
+    exec(own.pitr(), at).run().success();
+    exec(host.pitr_with(&hr), at).run().success();
+    assert_eq!(runs(&host.sandbox.join("other")), [(at, true)].into());
+    assert_eq!(runs(&host.sandbox.join("hr")), [(at, false)].into());
+}
+
+#[test]
 fn j10_a_claim_without_the_mac_keeps_nobody_from_running_a_job() {
     let cluster = Cluster::builder(17).without_fsync().create();
     let sealed = Sealed::new(&cluster);
     let claim = |nonce: &str, minute: u32| RunClaim {
         job: "full".into(),
+        concern: run_claim::concern(&["main"], &["backup".into()]),
         scheduled: format!("2001-11-20T06:{minute}:00Z").parse().unwrap(),
         host: "somewhere".into(),
         pid: 1,

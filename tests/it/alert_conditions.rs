@@ -722,6 +722,24 @@ fn j16_a_backup_that_failed_without_the_agent_is_high_until_one_succeeds() {
 }
 
 #[test]
+fn j58_a_backup_that_failed_is_no_condition_once_its_content_is_gone_from_the_configuration() {
+    let sink = Sink::new();
+    let host = Host::new(&sink.section());
+    host.reconfigure(
+        "before = [\"sh\", \"-c\", \"",
+        "before = [\"sh\", \"-c\", \"exit 3; ",
+    );
+    let run = host.pitr().args(["files", "backup", "up", "--quiet"]).run();
+    assert_ne!(run.code(), 0);
+    observe(&host.pitr());
+    let id = "up/files/failed";
+    sink.expect(id, &[("new", "high")]);
+    host.reconfigure("[files.up]", "[files.other]");
+    observe(&host.pitr());
+    sink.expect(id, &[("new", "high"), ("resolved", "high")]);
+}
+
+#[test]
 fn j16_a_receiver_that_ended_reaches_the_sink() {
     let (site, _server, sink) = site("");
     let journal = site.sandbox().dir("journal");

@@ -84,6 +84,39 @@ fn j40_a_repository_that_goes_ends_neither_a_gap_nor_what_else_it_told() {
     sink.last("look", "resolved", "critical", "");
 }
 
+#[test]
+fn j49_a_gap_of_a_repository_that_went_away_is_not_over_because_another_one_has_none() {
+    let (site, cluster, sink) = site("");
+    let offsite = site.sandbox().join("offsite").display().to_string();
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let second = format!("{config}[repositories.offsite]\nurl = \"file://{offsite}\"\n");
+    std::fs::write(site.config(), second).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("create table t (a int)");
+    let gone = cluster.archive_now();
+    cluster.sql("insert into t values (1)");
+    cluster.archive_now();
+    for path in paths_below(&site.cluster_folder().join("wal")) {
+        if path.to_str().unwrap().contains(&gone) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    observe(&site.pitr());
+    let gap = "main/recovery/gap";
+    sink.expect(gap, &[("new", "critical")]);
+    let (here, away) = (site.repository(), site.sandbox().join("away"));
+    std::fs::rename(here, &away).unwrap();
+    observe(&site.pitr());
+    sink.expect("repository/local/away", &[("new", "critical")]);
+    expect_no_end(&sink, &[gap]);
+    std::fs::rename(&away, here).unwrap();
+    let heal = site.pitr().args(["wal", "gaps", "--heal", "--quiet"]);
+    heal.run();
+    observe(&site.pitr());
+    sink.expect(gap, &[("new", "critical"), ("resolved", "critical")]);
+}
+
 /// Kills each child of the agent that does this, until the sink hears of a condition.
 fn kill_until_heard(agent: &Running, word: &str, heard: impl Fn() -> bool) {
     let children = format!("/proc/{0}/task/{0}/children", agent.pid());

@@ -752,6 +752,61 @@ fn a_cluster_that_cannot_be_looked_at_is_in_the_report() {
     assert!(run.stderr.contains("other"), "{run}");
 }
 
+#[test]
+fn y43_a_control_is_met_for_every_copy_of_a_cluster_or_not_at_all() {
+    let (site, cluster) = Site::with_cluster(17);
+    let offsite = site.sandbox().join("offsite");
+    let state = site.sandbox().dir("state");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!(
+        "\n[repositories.offsite]\nurl = \"file://{}\"\n[agent]\nstate_dir = \"{}\"\n",
+        offsite.display(),
+        state.display()
+    );
+    std::fs::write(site.config(), config + &more).unwrap();
+    let pitr = |words: &[&str]| site.pitr().args(words.iter().copied()).arg("--quiet").run();
+    pitr(&["init"]).success();
+    pitr(&["backup"]).success();
+    cluster.archive_now();
+    pitr(&["repo", "sync"]).success();
+    let state = |name: &str, since: &str| {
+        let report = site
+            .pitr()
+            .args(["report", "compliance", "--format", "json"]);
+        let report = report.args(["--since", since]).run().json();
+        let controls = report["controls"].as_array().unwrap();
+        let found = controls.iter().find(|one| one["control"] == name).unwrap();
+        (
+            found["state"].as_str().unwrap().to_owned(),
+            found["observed"].clone(),
+        )
+    };
+    let expect = |name: &str, since: &str, wanted: &str| {
+        let (state, observed) = state(name, since);
+        assert_eq!(state, wanted, "{name}: {observed}");
+    };
+    let (tested, checked) = ("restores tested", "stored data checked");
+    expect(tested, "1h", "warning");
+    expect(checked, "1h", "warning");
+    // A check that reads nothing back is none.
+    pitr(&["verify", "--fast"]).success();
+    expect(checked, "1h", "warning");
+    pitr(&["verify"]).success();
+    pitr(&["verify", "--repository", "offsite"]).success();
+    expect(checked, "1h", "ok");
+    // A drill of one repository proves nothing of the other.
+    let initdb = crate::common::bin(17, "initdb").unwrap();
+    let bin = initdb.parent().unwrap().to_str().unwrap();
+    pitr(&["drill", "--bin", bin]).success();
+    expect(tested, "1h", "warning");
+    pitr(&["drill", "--bin", bin, "--repository", "offsite"]).success();
+    expect(tested, "1h", "ok");
+    // Both are older than this time.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    expect(tested, "1s", "warning");
+    expect(checked, "1s", "warning");
+}
+
 fn the_view_of_contrib_shows_archiver_slots_and_receivers(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/pitr_status.sql");

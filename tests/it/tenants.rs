@@ -132,16 +132,30 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
     });
 }
 
-/// The processes that run with the configuration of a tenant.
-fn processes(host: &Host, tenant: &str) -> usize {
+/// The command lines of the processes that run with the configuration of a tenant, by their numbers.
+fn lines(host: &Host, tenant: &str) -> Vec<(u32, String)> {
     let config = host.sandbox.join(format!("{tenant}.toml"));
-    let config = config.to_str().unwrap().as_bytes();
+    let config = config.to_str().unwrap().to_owned();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let is_its = |entry: &std::fs::DirEntry| {
+    let line = |entry: std::fs::DirEntry| {
         let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        words.split(|byte| *byte == 0).any(|word| word == config)
+        let line = String::from_utf8_lossy(&words).into_owned();
+        let is_its = line.split('\0').any(|word| word == config);
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        is_its.then_some((pid, line))
     };
-    entries.filter(is_its).count()
+    entries.filter_map(line).collect()
+}
+
+fn processes(host: &Host, tenant: &str) -> usize {
+    lines(host, tenant).len()
+}
+
+/// The agents of a tenant.
+fn agents(host: &Host, tenant: &str) -> Vec<u32> {
+    let all = lines(host, tenant).into_iter();
+    let agents = all.filter(|(_, line)| line.contains("\0agent\0--tenant"));
+    agents.map(|(pid, _)| pid).collect()
 }
 
 /// A host with one tenant.
@@ -273,6 +287,86 @@ fn j15_a_tenant_that_could_not_stand_alone_is_refused() {
         .args(["agent", "--tenant"])
         .run();
     run.expect_code(3).expect_stderr("a tenant has no tenants");
+}
+
+#[test]
+fn j52_the_page_starts_a_job_of_a_tenant_by_hand_and_with_its_own_configuration() {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    let (host, _) = with_tenant();
+    let token = host.sandbox.file("token", TOKEN);
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let page = format!(
+        "[page]\ntoken_file = \"{}\"\nactions = true\n",
+        token.display()
+    );
+    host.reconfigure("[page]\n", &page);
+    let acme = host.sandbox.join("acme.toml");
+    let own = std::fs::read_to_string(&acme).unwrap();
+    let own = own.replace("\"files ls docs\"", "\"files backup docs\"");
+    let own = own.replace("\"* * * * *\"\n", "\"0 0 1 1 *\"\nclaim = true\n");
+    std::fs::write(&acme, &own).unwrap();
+    let agent = host.pitr().env("PITR_FILES_DOCS_SOURCE", "/nowhere");
+    let agent = agent.arg("agent").timeout(Duration::from_secs(600)).spawn();
+    let standing = || host.status()["tenants"][0].clone();
+    wait_until(PATIENCE, "the tenant's agent runs", || {
+        standing()["running"] == true && host.get("/healthz").is_some()
+    });
+    // Its file becomes wrong: its agent and the page go on with the one before.
+    std::fs::write(&acme, own.replace("[agent]", "[agent]\nintervall = \"1s\"")).unwrap();
+    let head = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
+    let head = format!("POST /api/run?tenant=acme&job=docs HTTP/1.1\r\n{head}");
+    let (answer, body) = host.ask(&head, "").expect("an answer");
+    assert!(answer.contains("202"), "{answer} {body}");
+    let jobs = host.sandbox.join("acme/state/jobs/docs");
+    let ended = || -> Option<String> {
+        let entries = std::fs::read_dir(&jobs).ok()?.flatten();
+        let mut paths = entries.map(|entry| entry.path());
+        let path = paths.find(|path| path.extension().is_some_and(|end| end == "ended"))?;
+        std::fs::read_to_string(path).ok()
+    };
+    wait_until(PATIENCE, "the job has ended", || ended().is_some());
+    let ended = ended().unwrap();
+    assert!(ended.contains("\"status\":0"), "{ended}");
+    assert!(!host.sandbox.join("acme/repo/jobs").exists(), "it claimed");
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}
+
+#[test]
+fn j55_a_tenant_whose_file_is_wrong_keeps_its_agent_when_the_host_reads_again() {
+    let (host, _) = with_tenant();
+    let acme = host.sandbox.join("acme.toml");
+    let own = std::fs::read_to_string(&acme).unwrap();
+    let own = own.replace("[agent]\n", "[agent]\ninterval = \"1s\"\n");
+    std::fs::write(&acme, &own).unwrap();
+    let agent = host.agent();
+    let pid = || {
+        let text = std::fs::read_to_string(host.sandbox.join("acme/state/jobs/docs/since"));
+        text.ok()?;
+        agents(&host, "acme").first().copied()
+    };
+    wait_until(PATIENCE, "the tenant's agent runs", || pid().is_some());
+    let first = pid();
+    // The handler of a command that has just begun is not there yet.
+    std::thread::sleep(Duration::from_secs(3));
+    std::fs::write(&acme, own.replace("[agent]", "[agent]\nintervall = \"1s\"")).unwrap();
+    agent.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(pid(), first, "it goes on");
+    // A right file is read by the same agent: the job of before is gone there.
+    std::fs::write(&acme, own.replace("[jobs.docs]", "[jobs.other]")).unwrap();
+    agent.signal(Signal::HUP);
+    let other = host.sandbox.join("acme/state/jobs/other/since");
+    wait_until(PATIENCE, "the new job is known", || other.exists());
+    assert_eq!(pid(), first);
+    // Another directory needs another agent, which the host's starts.
+    let moved = own.replace("/acme/state", "/acme/moved");
+    std::fs::write(&acme, moved).unwrap();
+    agent.signal(Signal::HUP);
+    let lock = host.sandbox.join("acme/moved/agent.lock");
+    wait_until(PATIENCE, "an agent has the new directory", || lock.exists());
+    agent.signal(Signal::TERM);
+    agent.wait().success();
 }
 
 #[test]

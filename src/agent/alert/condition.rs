@@ -11,7 +11,7 @@ use super::watched;
 use crate::agent::load::Loaded;
 use crate::agent::room::Room;
 use crate::agent::scheduler::Planned;
-use crate::config::Severity;
+use crate::config::{Settings, Severity};
 use crate::error::{Code, Result};
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::failing_sinks::Failing;
@@ -21,6 +21,7 @@ use crate::operate::info::{BackupInfo, ClusterInfo};
 use crate::operate::lag::Lag;
 use crate::operate::metrics::Metrics;
 use crate::operate::runs::{JobState, Run, Runs};
+use crate::operate::scopes;
 use crate::operate::session::Session;
 use crate::operate::written::NOT_JUDGED;
 use crate::pg::time::TimestampTz;
@@ -107,13 +108,10 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
     found.extend(watched);
     found.extend(overdue::conditions(now, settings, metrics));
     if let Some(counters) = counters {
-        found.extend(
-            counters
-                .series
-                .iter()
-                .flat_map(|(l, c)| [of_duration(l, c), of_failure(l, c)])
-                .flatten(),
-        );
+        let series = counters.series.iter();
+        let judged = series.filter(|(label, _)| is_configured(settings, label));
+        let judged = judged.flat_map(|(l, c)| [of_duration(l, c), of_failure(l, c)]);
+        found.extend(judged.flatten());
         found.extend(counted::conditions(now, settings, metrics, &counters));
     }
     found.extend(of_jobs(session, loaded));
@@ -273,6 +271,22 @@ fn of_sizes(one: &ClusterInfo) -> Option<Condition> {
             Some("pitr info".to_owned()),
         )
     })
+}
+
+/// Whether backups of a series are still taken. Nothing else would ever end its conditions.
+fn is_configured(settings: &Settings, label: &Label) -> bool {
+    let (cluster, repositories) = (label.cluster.as_str(), &settings.repositories);
+    let kind = match label.component.as_str() {
+        "git" => "files",
+        component => component,
+    };
+    let mut contents = settings.contents();
+    let is_shard = || scopes::cluster_of(settings, &format!("aux/{kind}/{cluster}")).is_some();
+    let is_there = match kind {
+        "postgres" => settings.clusters.iter().any(|c| c.name.as_str() == cluster),
+        _ => contents.any(|one| (one.kind, one.name) == (kind, cluster)) || is_shard(),
+    };
+    is_there && repositories.iter().any(|r| r.name == label.repo)
 }
 
 fn of_duration(label: &Label, counts: &Counts) -> Option<Condition> {

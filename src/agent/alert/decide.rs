@@ -57,6 +57,8 @@ pub struct Notice {
     pub next: Option<String>,
     /// When it was first seen.
     pub since: TimestampTz,
+    /// The agent, by a name of its own: several may have one host name, and clusters of one name.
+    pub agent: String,
     /// The newest line of this host's audit log: whoever keeps the notice keeps an anchor.
     pub anchor: Option<String>,
 }
@@ -154,6 +156,7 @@ pub fn decide(
                     summary: open.summary.clone(),
                     next: open.next.clone(),
                     since: open.since,
+                    agent: String::new(),
                     anchor: None,
                 });
             }
@@ -184,6 +187,7 @@ fn returns(now: TimestampTz, book: &Book, sinks: &[Sink], others: &[Notice]) -> 
             summary: format!("alert sink \"{name}\" takes notices again; it failed at {failed}"),
             next: None,
             since,
+            agent: String::new(),
             anchor: None,
         })
     };

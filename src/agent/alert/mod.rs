@@ -26,6 +26,7 @@ use rustix::fs::MemfdFlags;
 
 use self::decide::{Book, Condition, Event, Notice};
 use self::unjudged::Unjudged;
+use super::identity::Identity;
 use super::load::Loaded;
 use super::room::Room;
 use crate::behalf;
@@ -36,6 +37,7 @@ use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::lock;
 use crate::operate::audit;
+use crate::operate::counters;
 use crate::operate::failing_sinks::FILE;
 use crate::operate::metrics::Metrics;
 use crate::operate::session::Session;
@@ -43,6 +45,8 @@ use crate::pg::time::TimestampTz;
 
 /// The lock of the look that delivers, beside the file of notices.
 const LOCK: &str = "alerts.lock";
+/// Digits of the mark of an agent.
+const MARK: usize = 12;
 /// No delivery of a look begins later: the rest waits for the next look.
 const OFFERED: Duration = Duration::from_secs(60);
 
@@ -197,12 +201,13 @@ pub fn tell(
     conditions.retain(|one| !condition::is_of_sink(&one.id));
     conditions.extend(book.failing.iter().map(condition::of_sink));
     let now = session.host.now();
-    let anchor = anchor(session, settings);
+    let (anchor, agent) = (anchor(session, settings), agent(session, settings));
     let decide = |conditions: &[Condition], book: &mut Book| {
         let mut notices = decide::decide(now, conditions, book, &settings.alerts);
-        notices
-            .iter_mut()
-            .for_each(|one| one.anchor.clone_from(&anchor));
+        for one in &mut notices {
+            one.anchor.clone_from(&anchor);
+            one.agent.clone_from(&agent);
+        }
         notices
     };
     let mut notices = decide(&conditions, &mut book);
@@ -284,6 +289,22 @@ fn anchor(session: &Session, settings: &Settings) -> Option<String> {
     })
 }
 
+/// The name of this agent, the same for as long as it keeps its directory: the tenant, and a mark. An id that cannot be kept silences nobody.
+fn agent(session: &Session, settings: &Settings) -> String {
+    let file = settings.path.clone().unwrap_or_default();
+    let file = file.to_string_lossy();
+    let place = settings.state_dir(&session.environment);
+    let known = place.and_then(|place| Identity::of(session, &place).ok());
+    let mark = match known {
+        Some(identity) => identity.mark(&file),
+        None => blake3::hash(file.as_bytes()).to_hex().to_string(),
+    };
+    let mark: String = mark.chars().take(MARK).collect();
+    let job = session.environment.get(counters::JOB);
+    let tenant = job.and_then(|job| job.to_str()?.strip_prefix("tenant."));
+    tenant.map_or(mark.clone(), |tenant| format!("{tenant}-{mark}"))
+}
+
 /// Notes in the book which notices are about to go out.
 fn offer(book: &mut Book, notices: &[Notice]) {
     new(notices).for_each(|notice| book.offer(notice));
@@ -317,6 +338,8 @@ pub fn announce(
     let since = session.host.now();
     let has_sinks = !settings.alerts.is_empty();
     let anchor = has_sinks.then(|| anchor(session, settings)).flatten();
+    let agent = has_sinks.then(|| agent(session, settings));
+    let agent = agent.unwrap_or_default();
     let meant = settings
         .alerts
         .iter()
@@ -331,6 +354,7 @@ pub fn announce(
                 summary: news.summary.clone(),
                 next: news.next.clone(),
                 since,
+                agent: agent.clone(),
                 anchor: anchor.clone(),
             };
             (sink.clone(), notice)
@@ -370,7 +394,7 @@ pub fn test(session: &Session, settings: &Settings, wanted: Option<&str>) -> Res
         }
         .hint("Add [alerts.NAME] with its kind to the configuration: docs/agent.md."));
     }
-    let anchor = anchor(session, settings);
+    let (anchor, agent) = (anchor(session, settings), agent(session, settings));
     let try_one = |sink: &Sink| {
         let notice = Notice {
             sink: sink.name.clone(),
@@ -380,6 +404,7 @@ pub fn test(session: &Session, settings: &Settings, wanted: Option<&str>) -> Res
             summary: "this is a test of pitr alert test: nothing is wrong".to_owned(),
             next: None,
             since: session.host.now(),
+            agent: agent.clone(),
             anchor: anchor.clone(),
         };
         let delivered = sink::deliver(sink, &notice);

@@ -7,6 +7,10 @@ use crate::config::{Severity, Shape};
 
 /// Longest text: what services take, with room for the rest.
 const TEXT_MAX: usize = 1_500;
+/// PagerDuty refuses a longer summary.
+const SUMMARY_MAX: usize = 1_024;
+/// PagerDuty refuses a longer key.
+const KEY_MAX: usize = 255;
 
 /// A line that tells everything.
 pub fn line(notice: &Notice, host: &str) -> String {
@@ -20,10 +24,11 @@ pub fn line(notice: &Notice, host: &str) -> String {
         .next
         .as_ref()
         .map_or(String::new(), |next| format!(" Next: {next}"));
-    cut(&format!(
+    let text = format!(
         "pitr on {host}: {what}: {}.{next}",
         notice.summary.trim_end_matches('.')
-    ))
+    );
+    cut(&text, TEXT_MAX)
 }
 
 /// All fields.
@@ -32,10 +37,11 @@ pub fn fields(notice: &Notice, host: &str) -> Value {
         "event": notice.event,
         "id": notice.id,
         "severity": notice.severity,
-        "summary": cut(&notice.summary),
+        "summary": cut(&notice.summary, TEXT_MAX),
         "next": notice.next,
         "since": notice.since,
         "host": host,
+        "agent": notice.agent,
         "anchor": notice.anchor,
     })
 }
@@ -93,17 +99,28 @@ fn pager_duty(notice: &Notice, host: &str, key: &str) -> Value {
         Severity::Medium => "warning",
         Severity::Low => "info",
     };
+    let mut details = fields(notice, host);
+    details["summary"] = notice.summary.clone().into();
     json!({
         "routing_key": key,
         "event_action": action,
-        "dedup_key": format!("pitr/{host}/{}", notice.id),
+        "dedup_key": matter(notice, host),
         "payload": {
-            "summary": line(notice, host),
+            "summary": cut(&line(notice, host), SUMMARY_MAX),
             "source": host,
             "severity": severity,
-            "custom_details": fields(notice, host),
+            "custom_details": details,
         },
     })
+}
+
+/// The name of a condition among those of all agents: of one name, PagerDuty makes one incident.
+fn matter(notice: &Notice, host: &str) -> String {
+    let name = format!("pitr/{host}/{}/{}", notice.agent, notice.id);
+    match name.chars().count() > KEY_MAX {
+        true => format!("pitr/{}", blake3::hash(name.as_bytes()).to_hex()),
+        false => name,
+    }
 }
 
 fn filled(template: &str, fields: &Value) -> String {
@@ -134,10 +151,10 @@ fn escaped_for_slack(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(TEXT_MAX) {
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         None => text.to_owned(),
-        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
     }
 }
 
@@ -154,6 +171,7 @@ mod tests {
             summary: "2 segments of <timeline> \"1\" are missing".into(),
             next: Some("pitr wal gaps --heal".into()),
             since: "2026-11-20T02:00:00Z".parse().unwrap(),
+            agent: "acme-0123".into(),
             anchor: Some("db1-0/7:ab".into()),
         }
     }
@@ -209,11 +227,35 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_between_characters() {
+    fn j54_a_long_text_is_cut_between_characters_as_each_service_takes_it() {
         let long = Notice {
             summary: "ü".repeat(5000),
             ..notice(Event::New)
         };
-        assert!(line(&long, "db1").chars().count() <= TEXT_MAX + 1);
+        assert_eq!(line(&long, "db1").chars().count(), TEXT_MAX);
+        let long = Notice {
+            id: "x".repeat(300),
+            ..long
+        };
+        let body = body(Shape::PagerDuty, None, &long, "db1", "key");
+        let value: Value = serde_json::from_slice(&body).unwrap();
+        let length = |value: &Value| value.as_str().unwrap().chars().count();
+        assert_eq!(length(&value["payload"]["summary"]), SUMMARY_MAX);
+        assert_eq!(length(&value["payload"]["custom_details"]["summary"]), 5000);
+        assert!(length(&value["dedup_key"]) <= KEY_MAX, "{value}");
+    }
+
+    #[test]
+    fn j53_agents_of_one_host_name_have_incidents_of_their_own() {
+        let of = |agent: &str| {
+            let own = Notice {
+                agent: agent.into(),
+                ..notice(Event::Resolved)
+            };
+            (matter(&own, "db1"), fields(&own, "db1")["agent"].clone())
+        };
+        assert_ne!(of("acme-01").0, of("beta-02").0);
+        assert_eq!(of("acme-01").0, of("acme-01").0);
+        assert_eq!(of("acme-01").1, "acme-01");
     }
 }

@@ -141,6 +141,7 @@ fn run(sink: &Sink, notice: &Notice, host: &str, deadline: Duration) -> Result<(
     command
         .env("PITR_ALERT_EVENT", event_name(notice))
         .env("PITR_ALERT_ID", &notice.id)
+        .env("PITR_ALERT_AGENT", &notice.agent)
         .env("PITR_ALERT_SEVERITY", notice.severity.name())
         .env("PITR_ALERT_SUMMARY", &notice.summary)
         .env(

@@ -14,6 +14,9 @@ const COUNTED: [&str; 4] = [
     "pg_wal/full",
 ];
 
+/// Conditions of a cluster that repositories tell: each of them may have what another one lacks.
+const STORED: [&str; 5] = ["backup", "cluster", "drill", "objectives", "recovery"];
+
 /// The beginnings of the names of conditions that were not judged.
 #[derive(Default)]
 pub struct Unjudged {
@@ -81,19 +84,32 @@ impl Unjudged {
         }
     }
 
-    /// Adds the subjects that repositories did not tell. Other content is judged in each of them.
+    /// Adds the subjects that repositories did not tell. A look reads the first one that opens: another one's answer ends nothing that this one told.
     fn add_repositories(&mut self, settings: &Settings, metrics: &Metrics, rooms: &[Room]) {
+        if !metrics.away.is_empty() {
+            let found = metrics.info.iter().flat_map(|info| &info.clusters);
+            let found = found.map(|cluster| cluster.name.as_str());
+            let configured = settings.clusters.iter().map(|c| c.name.as_str());
+            self.add_stored(configured.chain(found));
+        }
         for repository in &settings.repositories {
             let name = repository.name.as_str();
-            if metrics.away.iter().any(|away| away == name) {
-                self.add("aux/".to_owned());
-            }
             if metrics.clocks.iter().all(|(of, _)| of != name) {
                 self.add(format!("repository/{name}/clock"));
             }
             if rooms.iter().all(|room| room.repository != name) {
                 self.add(format!("repository/{name}/room"));
             }
+        }
+    }
+
+    /// Adds everything that may have been told by a repository that is away now.
+    fn add_stored<'a>(&mut self, clusters: impl Iterator<Item = &'a str>) {
+        self.add("aux/".to_owned());
+        self.add("sets/".to_owned());
+        for cluster in clusters {
+            let of_cluster = |group: &&str| format!("{cluster}/{group}/");
+            self.beginnings.extend(STORED.iter().map(of_cluster));
         }
     }
 }
@@ -106,6 +122,28 @@ pub fn is_known(id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn j49_what_repositories_tell_of_a_cluster_is_not_judged_while_one_is_away() {
+        let mut unjudged = Unjudged::default();
+        unjudged.add_stored(["main"].into_iter());
+        for id in [
+            "main/recovery/gap",
+            "main/backup/overdue",
+            "main/objectives/copies",
+            "main/drill/stale",
+            "aux/files/up/x",
+        ] {
+            assert!(unjudged.holds(id), "{id}");
+        }
+        for id in [
+            "main/slot/pitr",
+            "main/archiving/blocked",
+            "repository/a/away",
+        ] {
+            assert!(!unjudged.holds(id), "{id}");
+        }
+    }
 
     #[test]
     fn a_name_belongs_to_the_subject_that_it_begins_with() {

@@ -29,7 +29,7 @@ use super::{child, jobs, load, observed};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::operate::runs::{RunId, Runs};
+use crate::operate::runs::Runs;
 use crate::operate::session::Session;
 use crate::operate::underway;
 use crate::release;
@@ -135,13 +135,15 @@ impl Page {
         Ok(())
     }
 
-    /// The directory of what is remembered of the one that a query names.
+    /// The directory of what is remembered of the one that a query names, and how old the results of its looks may be.
     ///
     /// # Errors
     /// `Usage` for a tenant that does not exist, `Config` for one whose configuration is wrong.
-    pub fn state_dir(&self, query: &str) -> Result<PathBuf> {
+    pub fn looks(&self, query: &str, least: Duration) -> Result<(PathBuf, Duration)> {
         let view = held(&self.view);
-        view.of(query).map(|loaded| loaded.state_dir.clone())
+        let loaded = view.of(query)?;
+        let oldest = loaded.settings.agent.oldest(least);
+        Ok((loaded.state_dir.clone(), oldest))
     }
 
     /// The TLS of the next connection.
@@ -220,11 +222,11 @@ impl Page {
     /// Everything that is known, in one object.
     fn state(&self, query: &str, has_actions: bool) -> Result<(StatusCode, String)> {
         let now = self.host.now();
-        let (jobs, state_dir, tenants) = {
+        let (state_dir, oldest) = self.looks(query, OLD)?;
+        let (jobs, tenants) = {
             let view = held(&self.view);
-            let loaded = view.of(query)?;
             let tenants: Vec<String> = view.tenants.iter().map(|t| t.name.clone()).collect();
-            (jobs::shown(loaded, now)?, loaded.state_dir.clone(), tenants)
+            (jobs::shown(view.of(query)?, now)?, tenants)
         };
         let running: Vec<_> = underway::look_in(&state_dir)
             .iter()
@@ -234,7 +236,7 @@ impl Page {
         let (observed, is_old) = match observed::read(&observed::file(&state_dir)) {
             Ok((text, modified)) => {
                 // A clock that was set back makes the age unknown, and no younger.
-                (text, modified.elapsed().unwrap_or(Duration::MAX) > OLD)
+                (text, modified.elapsed().unwrap_or(Duration::MAX) > oldest)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => ("null".to_owned(), false),
             Err(e) => return Err(failed(e)),
@@ -249,19 +251,24 @@ impl Page {
     }
 
     fn plan(&self, query: &str) -> Result<(StatusCode, String)> {
-        let settings = held(&self.view).of(query)?.settings.clone();
+        let (settings, command) = {
+            let view = held(&self.view);
+            let loaded = view.of(query)?;
+            let command = child::command_on_demand(&loaded.settings, &loaded.state_dir)?;
+            (loaded.settings.clone(), command)
+        };
         if self.is_planning.swap(true, Ordering::AcqRel) {
             return Err(err!(Locked, "another plan is being made: ask again"));
         }
         let is_asked = |kind: &&str| !value(query, kind).is_empty();
         let kind = plan::KINDS.into_iter().find(is_asked).unwrap_or("time");
         let asked = (kind, value(query, kind));
-        let made = plan::make(&settings, value(query, "cluster"), asked);
+        let made = plan::make((&settings, command), value(query, "cluster"), asked);
         self.is_planning.store(false, Ordering::Release);
         Ok((StatusCode::OK, made?.to_string()))
     }
 
-    /// Starts a job, as its schedule would.
+    /// Starts a job, as `pitr agent run` would.
     fn run(&self, query: &str) -> Result<(StatusCode, String)> {
         let name = value(query, "job");
         let (settings, state_dir) = {
@@ -271,15 +278,11 @@ impl Page {
             (loaded.settings.clone(), loaded.state_dir.clone())
         };
         let runs = Runs::of(&state_dir, name);
-        runs.begin(self.host.now(), self.host.random())?;
+        let id = runs.by_hand(self.host.now(), self.host.random())?;
         if runs.is_locked()? {
             return Err(err!(Locked, "a run of job \"{name}\" is under way"));
         }
-        let id = RunId {
-            scheduled: self.host.now(),
-            attempt: 0,
-        };
-        let mut child = child::start(&settings, None, name, id)?;
+        let mut child = child::start_by_hand(&settings, &state_dir, name, id)?;
         // It keeps its record itself; this only buries it.
         std::thread::spawn(move || child.wait());
         Ok((

@@ -1,13 +1,12 @@
 //! The plan of a restore, made by the command that people run.
 
 use std::io::Read;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::agent::child;
 use crate::config::Settings;
 use crate::err;
 use crate::error::{Error, Result};
@@ -60,12 +59,12 @@ fn target(kind: &str, asked: &str) -> Result<(&'static str, String)> {
     Ok((option, value))
 }
 
-/// Runs `pitr plan` for a target of a kind, and tells the line that would do it.
+/// Runs `pitr plan`, by a command that has the configuration, for a target of a kind, and tells the line that would do it.
 ///
 /// # Errors
 /// `Usage` for words that are no cluster or no target; `Deadline`; those of the command that gives no plan.
 pub(super) fn make(
-    settings: &Settings,
+    (settings, mut command): (&Settings, Command),
     cluster: &str,
     (kind, asked): (&str, &str),
 ) -> Result<Value> {
@@ -73,7 +72,6 @@ pub(super) fn make(
         return Err(err!(Usage, "that is no name of a cluster"));
     }
     let (option, value) = target(kind, asked)?;
-    let mut command = child::command(settings)?;
     command
         .args(["--json", "--quiet", "plan", "--cluster", cluster])
         .args([option, &value])
@@ -104,7 +102,7 @@ fn line(settings: &Settings, cluster: &str, (option, value): (&str, &str)) -> St
     format!("pitr{config} restore --cluster {cluster} {option} {value} --to {TARGET}")
 }
 
-fn run(command: &mut std::process::Command) -> Result<(Option<i32>, Vec<u8>, String)> {
+fn run(command: &mut Command) -> Result<(Option<i32>, Vec<u8>, String)> {
     let begun = Instant::now();
     let mut running = Running::start(command)?;
     let pipe = running.stdout();
