@@ -6,6 +6,8 @@
 //! takes so long. The defaults are a cluster of 1 TiB with 60 hourly backups of 0.1 %; 160 shards are 10 TiB.
 //! Memory and requests are the same in every profile: cargo bench --bench map_chain, or cargo run of it with --profile dev.
 
+#![allow(clippy::print_stdout, reason = "a measurement prints its figures")]
+
 #[path = "../tests/it/map_scale/made.rs"]
 mod made;
 
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use made::{Counts, Distant, Made, Size};
+use made::{Counts, Distant, Made, Size, scattered};
 use pitr::snapshot::reader::Snapshot;
 use pitr::store::file::FileStore;
 
@@ -104,8 +106,7 @@ fn read(directory: &Path, size: Size, far: Option<u64>) -> Result<(), Failure> {
     told("walk", began)?;
     let began = Instant::now();
     for n in 0..LOOK_UPS {
-        let mixed = (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let key = made.key((mixed ^ (mixed >> 29)) % made.files());
+        let key = made.key(scattered(n, made.files()));
         snapshot.metadata(&key)?.ok_or("a file is missing")?;
         snapshot.places(&key, 0, 1 << 20)?;
     }

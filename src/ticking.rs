@@ -41,9 +41,9 @@ mod tests {
 
     #[test]
     fn work_that_lasts_is_accompanied_and_errors_come_through() {
-        let mut ticks = 0;
+        let ticks = std::cell::Cell::new(0);
         let mut count = || {
-            ticks += 1;
+            ticks.set(ticks.get() + 1);
             Ok(())
         };
         let last = || {
@@ -51,7 +51,8 @@ mod tests {
             Ok(7)
         };
         assert_eq!(ticking(&mut count, last).unwrap(), 7);
-        assert_eq!(ticks, 2);
+        // A busy machine may begin the work late.
+        assert!(ticks.get() >= 2, "{}", ticks.get());
         let mut failing = || Err(err!(Interrupted, "stop"));
         let stopped = ticking(&mut failing, last).unwrap_err();
         assert_eq!(stopped.code(), crate::error::Code::Interrupted);

@@ -188,13 +188,19 @@ impl Made {
             return whole.collect();
         }
         let step = self.size.pages / self.size.changed;
-        let first = (layer * 31 + n * 7) % step;
         let changed = (0..self.size.changed).map(|i| {
             let frame = u32::try_from((n * self.size.changed + i) / 16).unwrap();
-            piece(i * step + first, 1, frame, i % 16)
+            let page = i * step + scattered((n << 40) + (layer << 30) + i, step);
+            piece(page, 1, frame, i % 16)
         });
         changed.collect()
     }
+}
+
+/// A number that looks random, below `end`.
+pub fn scattered(n: u64, end: u64) -> u64 {
+    let mixed = (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) % end
 }
 
 fn id(layer: u64) -> BackupId {

@@ -11,7 +11,7 @@ use pitr::store::file::FileStore;
 
 use crate::common::s3::peer::Peer;
 use crate::common::{PATIENCE, Sandbox, Site, wait_until};
-use made::{Counts, Distant, Made, Size};
+use made::{Counts, Distant, Made, Size, scattered};
 
 fn distant(sandbox: &Sandbox, is_remote: bool) -> Distant {
     Distant {
@@ -20,12 +20,6 @@ fn distant(sandbox: &Sandbox, is_remote: bool) -> Distant {
         latency: Duration::ZERO,
         is_remote,
     }
-}
-
-/// A number that looks random, below `end`.
-fn scattered(n: u64, end: u64) -> u64 {
-    let mixed = (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) % end
 }
 
 /// Of thousands of layers few are open at a time, and each costs a few requests, in a directory and across a network.
