@@ -178,6 +178,9 @@ fn copy(bytes: &Bytes, offset: u64, buffer: &mut [u8], wanted: u64) -> bool {
 mod tests {
     use super::*;
 
+    /// Tests that count what is asked: all readers of the process share the memory.
+    static ALONE: Mutex<()> = Mutex::new(());
+
     #[test]
     fn pieces_give_what_they_have() {
         let bytes = Bytes::from_static(b"0123456789");
@@ -191,6 +194,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_goes_on_asks_seldom_and_the_end_is_read_once() {
+        let _alone = lock(&ALONE);
         let all: Vec<u8> = (0..9_000_000_u32).map(|n| (n % 251) as u8).collect();
         let ahead = Ahead::new(all.len() as u64, 0, Bytes::new());
         let key = Key::new("x").unwrap();
@@ -221,6 +225,7 @@ mod tests {
 
     #[test]
     fn r175_hundreds_of_objects_read_side_by_side_share_the_memory() {
+        let _alone = lock(&ALONE);
         let size = 1_u64 << 20;
         let byte = |at: u64| (at % 249).to_le_bytes()[0];
         let all: Bytes = (0..size).map(byte).collect::<Vec<u8>>().into();
