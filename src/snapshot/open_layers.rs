@@ -1,6 +1,6 @@
 //! The layers of a snapshot: opened when they are read, and given up when others are read.
 //!
-//! A map has as many layers as its chain has backups, for each of its shards. Of all of them little is kept in memory, and few objects are open.
+//! A map has as many layers as its chain has backups, for each of its shards. Little of them is kept in memory, and few objects are open.
 //! Lookups read a block here and there. Across a network each is a request, so a layer that is asked often is copied to an unnamed file.
 
 use std::collections::HashMap;

@@ -40,7 +40,7 @@ struct Piece {
     bytes: Bytes,
 }
 
-/// What is known of an object that is read piece by piece.
+/// An object that is read piece by piece.
 pub struct Ahead {
     size_bytes: u64,
     reader: u64,

@@ -225,7 +225,7 @@ fn pack(layer: u64) -> PackRef {
     }
 }
 
-/// What a store was asked.
+/// The questions to a store.
 #[derive(Default)]
 pub struct Counts {
     /// Requests: each reads a range of an object.
@@ -249,7 +249,7 @@ impl Counts {
 pub struct Distant {
     pub inner: FileStore,
     pub counts: Arc<Counts>,
-    /// What each request takes.
+    /// The time of each request.
     pub latency: Duration,
     pub is_remote: bool,
 }

@@ -22,7 +22,7 @@ fn distant(sandbox: &Sandbox, is_remote: bool) -> Distant {
     }
 }
 
-/// Of thousands of layers few are open at a time, and each costs a few requests, in a directory and across a network.
+/// Few of thousands of layers are open at a time, and each costs a few requests, in a directory and across a network.
 #[test]
 fn r175_the_map_of_a_long_chain_opens_few_objects_at_once() {
     let size = || Size {
