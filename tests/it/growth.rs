@@ -132,7 +132,10 @@ fn r175_a_chain_of_very_many_incrementals() {
         "create table t (a int primary key, b text) with (fillfactor = 50);
          insert into t select g, repeat(md5(g::text), 6) from generate_series(1, 34000) g",
     );
-    let backup = |kind: &str| site.pitr().args(["backup", "--json", kind, "--method", "local"]);
+    let backup = |kind: &str| {
+        site.pitr()
+            .args(["backup", "--json", kind, "--method", "local"])
+    };
     measured("full", backup("--full"));
     let mut last = String::new();
     for n in 1..=count {

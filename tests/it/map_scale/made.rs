@@ -104,19 +104,28 @@ impl Made {
         self.head.file_count
     }
 
-    #[allow(dead_code, reason = "the program in benches needs it, the tests do not")]
+    #[allow(
+        dead_code,
+        reason = "the program in benches needs it, the tests do not"
+    )]
     pub fn size_bytes(&self) -> u64 {
         self.head.size_bytes
     }
 
     /// Head and map, for another process.
-    #[allow(dead_code, reason = "the program in benches needs it, the tests do not")]
+    #[allow(
+        dead_code,
+        reason = "the program in benches needs it, the tests do not"
+    )]
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(&(&self.head, &self.map)).unwrap()
     }
 
     /// Reads what [`Made::encode`] wrote.
-    #[allow(dead_code, reason = "the program in benches needs it, the tests do not")]
+    #[allow(
+        dead_code,
+        reason = "the program in benches needs it, the tests do not"
+    )]
     pub fn decode(bytes: &[u8], size: Size) -> serde_json::Result<Made> {
         let (head, map) = serde_json::from_slice(bytes)?;
         Ok(Made { head, map, size })
