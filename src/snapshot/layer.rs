@@ -612,6 +612,11 @@ impl Layer {
         self.index.block_count()
     }
 
+    /// The block in which an entry with this key would be; `None` before the first.
+    pub fn block_for(&self, key: &[u8]) -> Option<usize> {
+        self.index.block_for(key)
+    }
+
     /// Reads, checks and decodes one block; keys ascend and lie between this block's first key and the next one's.
     ///
     /// # Errors
@@ -808,7 +813,7 @@ mod tests {
         assert_eq!(index.file_count(), 20_000);
         assert_eq!(index.raw_bytes(), 10_000 * 20_001);
         for key in keys.iter().step_by(371) {
-            let block = layer.block(index.block_for(key).unwrap()).unwrap();
+            let block = layer.block(layer.block_for(key).unwrap()).unwrap();
             let found = block.iter().find(|e| *e.key == **key).unwrap();
             assert_eq!(found.split(&NAMING).unwrap().1, Part::Metadata);
         }
