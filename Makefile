@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-units test-commands test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-units test-commands test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak scale soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -87,8 +87,8 @@ CHOSEN = $(word $(shell echo $$(( $(PITR_TEST_TURN) % 6 + 1 ))),$(OLDER))
 GROUP1 := absence::f06 agent::j01 agent::j12 clone_faults:: doctor::a_repository_that_hangs files::bucket:: files::campaign:: find::edge golden::guide:: heal::copies:: incremental::a_hole incremental::need:: incremental::stream:: incremental::wal_that logical::every plan::m11 proof:: recipients:: redis::cluster:: rescue::k restore_faults:: s3_hard:: s3_slow:: several:: sizing:: timeline::a7 verify::what_a
 GROUP2 := absence::t11 agent::an_idle agent_claims::j10 alert_conditions:: archive::every backup_faults:: clock::k0 clone_keep:: config::rewrap:: files::git find::n01 frozen::a_ incremental::compact:: key_wrapping:: medium:: metrics_recorded:: receive_journal:: redis::rounds:: resolve:: restore::a_tablespace restore::h03 restore::t02 restore_start:: s3_cycle:: several_plans:: takeover:: verify::h05 wal_decode::
 GROUP3 := agent::a_job_runs archive::a2_l16 backup_local::b0 clone::k4 config::secrecy:: corruption::tm5 drain:: expire::x02 files::delta:: golden::frozen heal::v0 incremental::a_segment incremental::kind incremental::of_an incremental::servers_own:: incremental::under_load limits:: logical::faults:: prefetch:: redis::a_newer redis::r02 redis::sentinel:: restore_databases:: s3_roles:: sets:: ship:: timeline::l06 verify::z04
-GROUP4 := absence::f18 agent_week:: calendar::x10_in_a_ clone::k0 clone_quarantine:: content::content_lives drain_s3::p20 expire::what_a fetch::f01 files::sources:: find::list frozen_content:: golden::live_damage hold:: incremental::bucket:: incremental::chain:: logical::dumps metrics_trust:: patroni:: receive_network:: recovering:: redis::faults:: redis::keys:: restore_replace:: retention::x09 rotation:: s3_content:: sealed_events:: sftp_cycle::
-GROUP5 := agent::j03 archive_faults:: blob:: clone::k1 demo:: drain_s3::workers drill::y expire::a_restore expire::c07 files::in_place:: golden::live_repositories heal::v1 incremental::a_chain incremental::blocks_that incremental::write_only:: key_command:: logical::campaign:: metrics::rules_ oracle:: plan_scale:: receive::a_shutdown redis::into:: restore_delta:: s3_faults:: sealed:: tenants:: turns:: underway:: verify_damage::
+GROUP4 := absence::f18 agent_week:: calendar::x10_in_a_ clone::k0 clone_quarantine:: content::content_lives drain_s3::p20 expire::what_a fetch::f01 files::sources:: find::list frozen_content:: golden::live_damage growth:: hold:: incremental::bucket:: incremental::chain:: logical::dumps metrics_trust:: patroni:: receive_network:: recovering:: redis::faults:: redis::keys:: restore_replace:: retention::x09 rotation:: s3_content:: sealed_events:: sftp_cycle::
+GROUP5 := agent::j03 archive_faults:: blob:: clone::k1 demo:: drain_s3::workers drill::y expire::a_restore expire::c07 files::in_place:: golden::live_repositories heal::v1 incremental::a_chain incremental::blocks_that incremental::write_only:: key_command:: logical::campaign:: map_scale:: metrics::rules_ oracle:: plan_scale:: receive::a_shutdown redis::into:: restore_delta:: s3_faults:: sealed:: tenants:: turns:: underway:: verify_damage::
 GROUP6 := absence::f02 agent::a_host_that_only agent::j08 alert:: archive::h05 calendar::x10_in_an_ clone_kills:: config::corpus:: erasure:: estimates:: expire::i5 files::watch find::history:: golden::live_lives heal::campaign:: incremental::b01 incremental::resume:: lives:: plan::h05 promises:: receive::w01 redis::receive:: restore_hostile:: restore_unlogged:: s3_tiers:: secrets:: receiver_soak:: sftp:: tails:: verify_depth::
 # Shifted with every round of the majors, so that each group meets each of them.
 GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 6 + 1 ))),1 2 3 4 5 6),$(GROUP$(n)))
@@ -169,6 +169,11 @@ soak-backups: ## 20 histories of 25 steps on each major: backups of every kind, 
 	scripts/get-postgres
 	BACKUP_SOAK_HISTORIES=$${BACKUP_SOAK_HISTORIES:-20} BACKUP_SOAK_PROGRESS=$${BACKUP_SOAK_PROGRESS:-$(CURDIR)/target/backup-soak/progress} \
 	$(CARGO) test --test it -- backup_soak:: --nocapture
+
+scale: ## clusters of 10 000, 100 000 and 1 000 000 files, and a chain of 500 incrementals: time and at most 100 MiB of memory of each step (30 GB of room, some hours)
+	scripts/get-postgres 17
+	PITR_SCALE_FILES="$${PITR_SCALE_FILES:-10000 100000 1000000}" PITR_SCALE_CHAIN=$${PITR_SCALE_CHAIN:-500} \
+	$(CARGO) test --test it -- growth:: --nocapture
 
 estimates: ## after three drills, ten more are estimated by "pitr plan": nine within 20 %, normalised by a control copy
 	scripts/get-postgres 17

@@ -4,7 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error` · `progress` · `process` · `release` · `durable` · `fault` · `lock` · `text` (hexadecimal digits) · `way` (through links) |
+//! | 0 | `error` · `progress` · `process` · `recent` (values used last) · `release` · `durable` · `fault` · `lock` · `text` (hexadecimal digits) · `ticking` (work beside a claim) · `way` (through links) |
 //! | 1 | `behalf` (files of another account) · `pg` (PostgreSQL's formats, no I/O) · `exit` (statuses) · `seal` (cryptography, no I/O) · `program` (other programs, run to their end) · `secrets` (what of a text is secret) |
 //! | 2 | `config` · `host` (clock, random numbers, progress as one value) |
 //! | 3 | `store` (bytes under keys) · `wire` (replication protocol) |
@@ -59,6 +59,8 @@ pub mod progress;
 #[cfg(feature = "full")]
 pub mod receive;
 #[cfg(feature = "full")]
+pub mod recent;
+#[cfg(feature = "full")]
 pub mod redis;
 pub mod release;
 pub mod repo;
@@ -74,6 +76,8 @@ pub mod store;
 #[cfg(feature = "full")]
 pub mod sync;
 pub mod text;
+#[cfg(feature = "full")]
+pub mod ticking;
 #[cfg(feature = "full")]
 pub mod tree;
 #[cfg(feature = "full")]

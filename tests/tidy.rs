@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 /// Modules of the library, lowest layer first. A module imports from the layers before its own, and from `error`.
 const LAYERS: &[&[&str]] = &[
     &[
-        "error", "progress", "process", "release", "durable", "fault", "lock", "text", "way",
+        "error", "progress", "process", "recent", "release", "durable", "fault", "lock", "text",
+        "ticking", "way",
     ],
     &["behalf", "pg", "exit", "seal", "program", "secrets"],
     &["config", "host"],

@@ -28,6 +28,7 @@ use crate::snapshot::reader::Snapshot;
 use crate::snapshot::repack::repack;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::Published;
+use crate::ticking::ticking;
 
 /// A shard with so many layers gets a single one.
 const LAYERS: usize = 2;
@@ -209,7 +210,8 @@ impl Compaction<'_> {
 
     fn copy(&self, id: &BackupId, tick: &mut dyn FnMut() -> Result<()>) -> Result<Written> {
         let (store, host) = (self.repository.store(), self.host);
-        let snapshot = Snapshot::open(store, self.layout, self.origin)?;
+        let open = || Snapshot::open(store, self.layout, self.origin);
+        let snapshot = ticking(tick, open)?.spooling(&host.scratch);
         let (codec, jobs) = (self.options.codec, self.options.jobs);
         let mut options = writer::Options::new(codec, jobs, host.scratch.clone());
         let place = (store, &**self.layout);

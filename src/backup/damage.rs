@@ -19,6 +19,7 @@ use crate::snapshot::filekey::{FileKey, Naming};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
 use crate::store::Store;
+use crate::ticking::ticking;
 
 /// The first folders of a path to a relation.
 const FOLDERS: [&str; 3] = ["base/", "global/", "pg_tblspc/"];
@@ -33,7 +34,7 @@ pub fn locate(
     warnings: &[String],
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Vec<DamagedPage>, u64)> {
-    let snapshot = Snapshot::open(store, scope, root)?;
+    let snapshot = ticking(tick, || Snapshot::open(store, scope, root))?;
     let mut content = ContentReader::new(&snapshot);
     let mut found = Vec::new();
     let mut count = 0;

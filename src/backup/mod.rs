@@ -46,6 +46,7 @@ use crate::snapshot::frame::FrameCodec;
 use crate::snapshot::leftovers::Leftovers;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
+use crate::ticking::ticking;
 use crate::wire::basebackup::{BackupStart, BaseBackupOptions, StartCheckpoint};
 use crate::wire::server_error::sqlstate;
 
@@ -271,12 +272,16 @@ impl Taking<'_> {
         &self,
         (source, producer): (&mut dyn Source, &mut dyn Producer),
         request: &BaseBackupOptions,
-        (prior, prior_claim): (Option<&BackupRoot>, Option<&mut Claim<'_>>),
+        (prior, mut prior_claim): (Option<&BackupRoot>, Option<&mut Claim<'_>>),
     ) -> Result<Option<Taken>> {
         let (repository, layout, host) = (self.repository, self.layout, self.host);
         let store = repository.store();
         let prior = prior
-            .map(|root| Prior::open(self.reading, layout, root, self.history.clone()))
+            .map(|root| {
+                let mut tick = || prior_claim.as_mut().map_or(Ok(()), |claim| claim.keep());
+                let open = || Prior::open((self.reading, layout, root), &self.history, host);
+                ticking(&mut tick, open)
+            })
             .transpose()?;
         let kind = match prior {
             Some(_) => BackupKind::Incremental,

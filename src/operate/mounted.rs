@@ -71,7 +71,7 @@ pub fn with_mount<T>(
     let source = prepared.source(&spares);
     let job = &prepared.job;
     hollow::check_whole(&source)?;
-    let snapshot = source.snapshot()?;
+    let snapshot = source.snapshot()?.spooling(&host.scratch);
     while_claimed(&source, job, host, || {
         host.progress.phase("lay out", None);
         let (target, survey) = prepared.place();

@@ -14,6 +14,7 @@ use crate::repo::repository::Repository;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::scope::Scope;
 use crate::snapshot::reader::Snapshot;
+use crate::ticking::ticking;
 
 /// A backup that is open for reading.
 pub struct Open<'o> {
@@ -52,7 +53,8 @@ pub fn read<T>(
         let root = root.ok_or_else(|| err!(NotFound, "backup \"{id}\" does not exist"))?;
         root.check_content()?;
         let member = AuxRoot::member(store, scope, id)?.unwrap_or_default();
-        let snapshot = Snapshot::open(store, scope, &root)?;
+        let snapshot = ticking(&mut tick, || Snapshot::open(store, scope, &root))?;
+        let snapshot = snapshot.spooling(&host.scratch);
         work(Open {
             root: &root,
             member: &member,

@@ -31,6 +31,7 @@ use crate::snapshot::frames::Frames;
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
 use crate::snapshot::spare::is_of_the_object;
+use crate::ticking::ticking;
 use crate::wal::unlogged::RelationName;
 
 /// Files that one thread keeps open.
@@ -652,7 +653,7 @@ pub struct Copying<'a> {
     /// Told of progress.
     pub progress: &'a dyn Progress,
     /// Called about five times a second while the threads work.
-    pub tick: &'a mut dyn FnMut(),
+    pub tick: &'a mut dyn FnMut() -> Result<()>,
 }
 
 /// Copies every byte that the map leads to.
@@ -692,32 +693,7 @@ pub fn copy(
     };
     let rest = survey.mapped_bytes.saturating_sub(kept_bytes);
     how.progress.phase("restore", Some(rest));
-    let first_error = std::thread::scope(|scope| {
-        // The channel carries nothing: it is closed when the last thread has ended.
-        let (alive, ended) = std::sync::mpsc::channel::<()>();
-        let threads: Vec<_> = (0..how.jobs.max(1))
-            .map(|_| {
-                let (work, alive) = (&work, alive.clone());
-                scope.spawn(move || {
-                    let _alive = alive;
-                    work.run()
-                })
-            })
-            .collect();
-        drop(alive);
-        let pause = std::time::Duration::from_millis(200);
-        while ended.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            (how.tick)();
-        }
-        let results = threads.into_iter().map(|t| {
-            t.join()
-                .unwrap_or_else(|_| Err(err!(Internal, "a thread of the restore panicked")))
-        });
-        results.filter_map(Result::err).next()
-    });
-    if let Some(e) = first_error {
-        return Err(e);
-    }
+    ticking(how.tick, || work.run_on(how.jobs))?;
     check_stop(how.stop)?;
     let damage = work.damage.into_inner().unwrap_or_default();
     if !damage.is_empty() {
@@ -822,6 +798,20 @@ struct Queue<'w, 's> {
 }
 
 impl<'w, 's> Work<'w, 's> {
+    fn run_on(&self, jobs: usize) -> Result<()> {
+        let panicked = |_| Err(err!(Internal, "a thread of the restore panicked"));
+        std::thread::scope(|scope| {
+            let threads = (0..jobs.max(1)).map(|_| scope.spawn(|| self.run()));
+            let threads: Vec<_> = threads.collect();
+            let results = threads
+                .into_iter()
+                .map(|t| t.join().unwrap_or_else(panicked));
+            // All of them end before the first error counts.
+            let results: Vec<Result<()>> = results.collect();
+            results.into_iter().collect()
+        })
+    }
+
     fn run(&self) -> Result<()> {
         let done = self.take_all();
         if done.is_err() {

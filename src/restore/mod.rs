@@ -51,7 +51,6 @@ pub mod unlogged;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use rustix::fs::AtFlags;
 
@@ -68,6 +67,7 @@ use crate::repo::root::BackupRoot;
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::spare::Spares;
 use crate::store::Store;
+use crate::ticking::ticking;
 use crate::wal::unlogged::RelationName;
 use claim::Claim;
 use extract::{Copied, Copying, Destination, Survey};
@@ -82,8 +82,6 @@ const WAL_KEPT_BYTES: u64 = 1 << 30;
 const SEGMENTS_BESIDES: u64 = 2;
 /// The name that pg_control has in `global` until it is certain that no server reads it.
 const REMOVED: &str = "pg_control.pitr-removed";
-/// How often a long step lets the claim on the backup be renewed.
-const TICK: Duration = Duration::from_millis(200);
 
 /// The repository that a backup is read from.
 pub struct Source<'a> {
@@ -201,6 +199,7 @@ pub fn run(
             if let Some(claim) = &mut claim {
                 claim.keep();
             }
+            Ok(())
         },
     );
     match (claim, &done) {
@@ -235,32 +234,20 @@ fn last_step(source: &Source<'_>, job: &Job, target: &Target, survey: &Survey) -
     })
 }
 
-/// Returns the result of `work`, and calls `tick` about five times a second meanwhile: the claim on a backup does not end under a directory of a million files.
-fn ticking<T: Send>(tick: &mut dyn FnMut(), work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let (alive, ended) = std::sync::mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(move || {
-            let _alive = alive;
-            work()
-        });
-        while ended.recv_timeout(TICK) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            tick();
-        }
-        let panicked = |_| Err(err!(Internal, "a thread of the restore panicked"));
-        worker.join().unwrap_or_else(panicked)
-    })
-}
-
 fn copy_all(
     (source, job, target, survey): (&Source<'_>, &Job, &Target, &Survey),
     earlier: &Earlier,
     jobs: usize,
     host: &Host,
-    tick: &mut dyn FnMut(),
+    tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Report> {
     // A data directory that is restored in place is an unfinished restore from its first step on.
     let is_resumed = *earlier != Earlier::None || matches!(target.found, Found::Data { .. });
-    let snapshot = source.snapshot()?;
+    let snapshot = ticking(tick, || {
+        fault::pause("restore-map");
+        source.snapshot()
+    })?;
+    let snapshot = snapshot.spooling(&host.scratch);
     if matches!(target.found, Found::Data { .. }) {
         ticking(tick, || in_place::check(target, &snapshot, &host.stop))?;
     }
@@ -325,7 +312,7 @@ fn copy_all(
     }
     host.progress.phase("sync", None);
     finish::sync(&destination)?;
-    tick();
+    tick()?;
     finish::commit(&destination, job, target.control)?;
     Ok(Report {
         resumed: *earlier != Earlier::None,

@@ -26,7 +26,7 @@ pub fn find(snapshot: &Snapshot<'_>, survey: &Survey, how: &mut Copying<'_>) -> 
                 needed.add(at.pack, at.frame);
             }
         }
-        (how.tick)();
+        (how.tick)()?;
     }
     Ok(needed)
 }

@@ -135,7 +135,7 @@ impl<'c, 'w, 's> Walk<'c, 'w, 's> {
             for step in snapshot.steps(&file, length) {
                 super::extract::check_stop(how.stop)?;
                 if told.elapsed() >= TICK {
-                    (how.tick)();
+                    (how.tick)()?;
                     told = Instant::now();
                 }
                 for place in step? {

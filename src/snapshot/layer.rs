@@ -389,6 +389,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// How much memory it takes, by a rough sum.
+    pub(super) fn memory_bytes(&self) -> usize {
+        size_of::<Entry>() + 32 + self.key.len() + self.value.len()
+    }
+
     /// The file and which of its entries this is, proven to fit the kind.
     ///
     /// # Errors
@@ -411,28 +416,28 @@ struct BlockRef {
     hash: [u8; 32],
 }
 
-/// A layer open for reading: head, index and trailer are those that the root's hash covers.
-pub struct Layer {
-    object: Box<dyn Object>,
+/// The index of a layer: trailer and index are those that the root's hash covers.
+pub(super) struct LayerIndex {
     base: u64,
+    head: Vec<u8>,
     blocks: Vec<BlockRef>,
     packs: Vec<(PartName, [u8; 32])>,
     file_count: u64,
     raw_bytes: u64,
 }
 
-impl Layer {
-    /// Opens the layer at `base` of the object that was found as `part` of this cluster.
+impl LayerIndex {
+    /// Reads the index of the layer at `base` of the object that was found as `part` of this cluster.
     ///
     /// # Errors
     /// `Damaged` when it is not the layer of the root; `Unsupported` for a newer version.
-    pub fn open(
-        object: Box<dyn Object>,
+    pub(super) fn read(
+        object: &dyn Object,
         (base, length): (u64, u64),
         hash: &[u8; 32],
         part: &PartName,
         tag: Tag,
-    ) -> Result<Layer> {
+    ) -> Result<LayerIndex> {
         let least = (HEAD_BYTES + TRAILER_BYTES) as u64;
         if length < least
             || base
@@ -444,29 +449,33 @@ impl Layer {
                 "a layer of {length} bytes does not fit its object"
             ));
         }
-        let mut found = [0; HEAD_BYTES];
-        object.read_at(&mut found, base)?;
         let mut bytes = [0; TRAILER_BYTES];
         object.read_at(&mut bytes, base + length - TRAILER_BYTES as u64)?;
         let trailer = Trailer::decode(&bytes, length)?;
         let mut stored = vec![0; trailer.index_stored];
         object.read_at(&mut stored, base + trailer.index_at)?;
+        // The key says which head it has, and the hash whether that is true. The stored one is read with the first block: across a network it
+        // lies a request away from the index.
+        let head = head(MAGIC, part, tag);
         let computed = blake3::Hasher::new()
-            .update(&found)
+            .update(&head)
             .update(&stored)
             .update(&bytes)
             .finalize();
         if computed != *hash {
             return Err(err!(Damaged, "the layer does not have the root's hash"));
         }
-        if found[..] != head(MAGIC, part, tag) {
-            return Err(err!(Damaged, "the object is not the layer of its key"));
-        }
         let raw = decompress(&stored, trailer.index_raw)?;
-        Layer::from_index(object, base, &raw, trailer.index_at)
+        let index = LayerIndex::decode(base, head, &raw, trailer.index_at)?;
+        if index.blocks.is_empty() {
+            let mut found = [0; HEAD_BYTES];
+            object.read_at(&mut found, base)?;
+            index.check_head(&found)?;
+        }
+        Ok(index)
     }
 
-    fn from_index(object: Box<dyn Object>, base: u64, raw: &[u8], end: u64) -> Result<Layer> {
+    fn decode(base: u64, head: Vec<u8>, raw: &[u8], end: u64) -> Result<LayerIndex> {
         let mut r = Reader::new(raw, "index of a layer");
         let blocks = read_blocks(&mut r, end)?;
         let count = r.count(33)?;
@@ -475,63 +484,87 @@ impl Layer {
             let part = r.text()?.parse()?;
             packs.push((part, r.array()?));
         }
-        let layer = Layer {
-            object,
+        let index = LayerIndex {
             base,
+            head,
             blocks,
             packs,
             file_count: r.varint()?,
             raw_bytes: r.varint()?,
         };
         r.finish()?;
-        Ok(layer)
+        Ok(index)
+    }
+
+    fn check_head(&self, found: &[u8]) -> Result<()> {
+        match found == self.head {
+            true => Ok(()),
+            false => Err(err!(Damaged, "the object is not the layer of its key")),
+        }
     }
 
     /// The packs that pieces name by their index.
-    pub fn packs(&self) -> &[(PartName, [u8; 32])] {
+    pub(super) fn packs(&self) -> &[(PartName, [u8; 32])] {
         &self.packs
     }
 
-    /// Regular files in it.
-    pub fn file_count(&self) -> u64 {
+    /// Forgets the packs, which only who opens the layer needs.
+    pub(super) fn forget_packs(&mut self) {
+        self.packs = Vec::new();
+    }
+
+    /// Regular files in the layer.
+    pub(super) fn file_count(&self) -> u64 {
         self.file_count
     }
 
     /// Their raw bytes.
-    pub fn raw_bytes(&self) -> u64 {
+    pub(super) fn raw_bytes(&self) -> u64 {
         self.raw_bytes
     }
 
+    /// How much memory it takes, by a rough sum.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let keys: usize = self.blocks.iter().map(|b| b.first_key.capacity()).sum();
+        size_of_val(self.blocks.as_slice()) + 16 * self.blocks.len() + keys + 256
+    }
+
     /// How many blocks there are.
-    pub fn block_count(&self) -> usize {
+    pub(super) fn block_count(&self) -> usize {
         self.blocks.len()
     }
 
     /// The block in which an entry with this key would be; `None` before the first.
-    pub fn block_for(&self, key: &[u8]) -> Option<usize> {
+    pub(super) fn block_for(&self, key: &[u8]) -> Option<usize> {
         self.blocks
             .partition_point(|b| b.first_key.as_slice() <= key)
             .checked_sub(1)
     }
 
-    /// Reads, checks and decodes one block; keys ascend and lie between this block's first key and the next one's.
-    ///
-    /// # Errors
-    /// `Damaged` when a check fails; `Unsupported` for kinds of a newer format.
-    pub fn block(&self, number: usize) -> Result<Vec<Entry>> {
+    /// Reads a block from the layer's object; see [`Layer::block`].
+    pub(super) fn block(&self, object: &dyn Object, number: usize) -> Result<Vec<Entry>> {
         let block = self
             .blocks
             .get(number)
             .ok_or_else(|| err!(Damaged, "the layer has no block {number}"))?;
-        let mut stored = vec![0; block.stored_bytes];
-        self.object.read_at(&mut stored, self.base + block.offset)?;
-        if blake3::hash(&stored) != block.hash {
+        let head_bytes = match number {
+            0 => HEAD_BYTES,
+            _ => 0,
+        };
+        let mut bytes = vec![0; head_bytes + block.stored_bytes];
+        let at = self.base + block.offset - head_bytes as u64;
+        object.read_at(&mut bytes, at)?;
+        let (head, stored) = bytes.split_at(head_bytes);
+        if number == 0 {
+            self.check_head(head)?;
+        }
+        if blake3::hash(stored) != block.hash {
             return Err(err!(
                 Damaged,
                 "block {number} of a layer does not have the recorded hash"
             ));
         }
-        let raw = decompress(&stored, block.raw_bytes)?;
+        let raw = decompress(stored, block.raw_bytes)?;
         let entries = read_entries(&raw)?;
         let first = entries.first().map(|e| e.key.as_ref());
         let last = entries.last().map(|e| e.key.as_ref());
@@ -544,6 +577,52 @@ impl Layer {
             ));
         }
         Ok(entries)
+    }
+}
+
+/// A layer open for reading.
+pub struct Layer {
+    object: Box<dyn Object>,
+    index: LayerIndex,
+}
+
+impl Layer {
+    /// Opens the layer at `base` of the object that was found as `part` of this cluster.
+    ///
+    /// # Errors
+    /// `Damaged` when it is not the layer of the root; `Unsupported` for a newer version.
+    pub fn open(
+        object: Box<dyn Object>,
+        span: (u64, u64),
+        hash: &[u8; 32],
+        part: &PartName,
+        tag: Tag,
+    ) -> Result<Layer> {
+        let index = LayerIndex::read(object.as_ref(), span, hash, part, tag)?;
+        Ok(Layer { object, index })
+    }
+
+    /// The packs that pieces name by their index.
+    pub fn packs(&self) -> &[(PartName, [u8; 32])] {
+        self.index.packs()
+    }
+
+    /// How many blocks there are.
+    pub fn block_count(&self) -> usize {
+        self.index.block_count()
+    }
+
+    /// The block in which an entry with this key would be; `None` before the first.
+    pub fn block_for(&self, key: &[u8]) -> Option<usize> {
+        self.index.block_for(key)
+    }
+
+    /// Reads, checks and decodes one block; keys ascend and lie between this block's first key and the next one's.
+    ///
+    /// # Errors
+    /// `Damaged` when a check fails; `Unsupported` for kinds of a newer format.
+    pub fn block(&self, number: usize) -> Result<Vec<Entry>> {
+        self.index.block(self.object.as_ref(), number)
     }
 }
 
@@ -729,15 +808,16 @@ mod tests {
             Tag::cluster(77),
         )
         .unwrap();
+        let index = &layer.index;
         assert!(layer.block_count() > 5);
-        assert_eq!(layer.file_count(), 20_000);
-        assert_eq!(layer.raw_bytes(), 10_000 * 20_001);
+        assert_eq!(index.file_count(), 20_000);
+        assert_eq!(index.raw_bytes(), 10_000 * 20_001);
         for key in keys.iter().step_by(371) {
             let block = layer.block(layer.block_for(key).unwrap()).unwrap();
             let found = block.iter().find(|e| *e.key == **key).unwrap();
             assert_eq!(found.split(&NAMING).unwrap().1, Part::Metadata);
         }
-        assert_eq!(layer.block_for(&[0]), None);
+        assert_eq!(index.block_for(&[0]), None);
     }
 
     #[test]

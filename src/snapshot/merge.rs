@@ -29,8 +29,7 @@ pub(super) struct Cursor<'s, 'a> {
 }
 
 impl<'s, 'a> Cursor<'s, 'a> {
-    /// Begins a walk through all entries.
-    pub(super) fn new(snapshot: &'s Snapshot<'a>, shard: usize, layer: usize) -> Cursor<'s, 'a> {
+    fn new(snapshot: &'s Snapshot<'a>, (shard, layer): (usize, usize)) -> Cursor<'s, 'a> {
         Cursor {
             snapshot,
             shard,
@@ -44,6 +43,17 @@ impl<'s, 'a> Cursor<'s, 'a> {
         }
     }
 
+    /// Begins walks through all entries of each layer of a shard, oldest layer first.
+    pub(super) fn all(snapshot: &'s Snapshot<'a>, shard: usize) -> Result<Vec<Cursor<'s, 'a>>> {
+        let first = snapshot.layers().first_blocks(shard)?.into_iter();
+        let begun = first.enumerate().map(|(layer, block)| Cursor {
+            next_block: usize::from(!block.is_empty()),
+            block,
+            ..Cursor::new(snapshot, (shard, layer))
+        });
+        Ok(begun.collect())
+    }
+
     /// Begins at the last entry of `file` that is not after `key`, else at the first one after it.
     pub(super) fn lookup(
         snapshot: &'s Snapshot<'a>,
@@ -51,10 +61,11 @@ impl<'s, 'a> Cursor<'s, 'a> {
         file: &FileKey,
         key: &[u8],
     ) -> Result<Cursor<'s, 'a>> {
-        let mut cursor = Cursor::new(snapshot, shard, layer);
+        let mut cursor = Cursor::new(snapshot, (shard, layer));
         cursor.is_lookup = true;
-        if let Some(number) = snapshot.layer(shard, layer)?.block_for(key) {
-            cursor.block = snapshot.block((shard, layer, number))?;
+        let layers = snapshot.layers();
+        if let Some(number) = layers.index((shard, layer))?.block_for(key) {
+            cursor.block = layers.block((shard, layer, number))?;
             cursor.next_block = number + 1;
             let after = cursor.block.partition_point(|e| *e.key <= *key);
             let before = after.checked_sub(1);
@@ -82,12 +93,13 @@ impl<'s, 'a> Cursor<'s, 'a> {
     fn load(&mut self) -> Result<()> {
         while self.at >= self.block.len() {
             let (shard, layer, number) = (self.shard, self.layer, self.next_block);
-            if number >= self.snapshot.layer(shard, layer)?.block_count() {
+            let layers = self.snapshot.layers();
+            if number >= layers.index((shard, layer))?.block_count() {
                 return Ok(());
             }
             self.block = match self.is_lookup {
-                true => self.snapshot.block((shard, layer, number))?,
-                false => Arc::new(self.snapshot.whole_block((shard, layer, number))?),
+                true => layers.block((shard, layer, number))?,
+                false => Arc::new(layers.whole_block((shard, layer, number))?),
             };
             (self.at, self.next_block) = (0, number + 1);
         }

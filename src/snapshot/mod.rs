@@ -20,6 +20,7 @@ mod merge;
 #[cfg(test)]
 mod merge_tests;
 pub mod node;
+mod open_layers;
 pub mod pack;
 pub mod page_hashes;
 pub mod piece;

@@ -2,8 +2,6 @@
 //!
 //! Packs hold a hash of each page. In a frame of whole pages its place follows from the offset; other frames are read.
 
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -14,6 +12,7 @@ use super::layer::Metadata;
 use super::reader::{FramePlace, PackOfSnapshot, Place, Snapshot};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::recent::Recent;
 
 /// Memory for hashes and directories of packs. In a long chain a file lies in a pack of each backup, and files that follow lie in the same ones.
 const PACKS_BYTES: usize = 24 << 20;
@@ -37,50 +36,6 @@ pub struct PageHashes<'s, 'a> {
     packs: Mutex<Recent<usize, Pack<'s, 'a>>>,
     /// By pack and number.
     frames: Mutex<Recent<(usize, u32), Frame>>,
-}
-
-/// Values that were used last, up to a number of them and of bytes.
-pub(super) struct Recent<K, V> {
-    /// Each with its bytes and its last use.
-    kept: HashMap<K, (Arc<V>, usize, u64)>,
-    uses: u64,
-    bytes: usize,
-    limit: usize,
-    limit_bytes: usize,
-}
-
-impl<K: Copy + Eq + Hash, V> Recent<K, V> {
-    pub fn new(limit: usize, limit_bytes: usize) -> Recent<K, V> {
-        Recent {
-            kept: HashMap::new(),
-            uses: 0,
-            bytes: 0,
-            limit,
-            limit_bytes,
-        }
-    }
-
-    pub fn get(&mut self, key: K) -> Option<Arc<V>> {
-        self.uses += 1;
-        let (value, _, used) = self.kept.get_mut(&key)?;
-        *used = self.uses;
-        Some(Arc::clone(value))
-    }
-
-    /// Keeps a value, and lets go those that were not used for the longest time.
-    pub fn put(&mut self, key: K, value: &Arc<V>, bytes: usize) {
-        self.uses += 1;
-        let before = self.kept.insert(key, (Arc::clone(value), bytes, self.uses));
-        self.bytes += bytes - before.map_or(0, |(_, bytes, _)| bytes);
-        while self.bytes > self.limit_bytes || self.kept.len() > self.limit {
-            let oldest = self.kept.iter().min_by_key(|(_, (.., used))| *used);
-            let Some(oldest) = oldest.map(|(key, _)| *key) else {
-                return;
-            };
-            let gone = self.kept.remove(&oldest);
-            self.bytes -= gone.map_or(0, |(_, bytes, _)| bytes);
-        }
-    }
 }
 
 struct Pack<'s, 'a> {

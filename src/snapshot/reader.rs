@@ -7,33 +7,30 @@
 //! A shard may have several layers, of which the newest wins (`super::merge`).
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::{BinaryHeap, HashMap};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use super::content::ContentReader;
 use super::filekey::{ChunkId, ClusterNaming, FileKey, Naming};
 use super::frame::{Extent, Frame};
-use super::layer::{Entry, Layer, Metadata};
+use super::layer::{LayerIndex, Metadata};
 use super::merge::{Cursor, Merge};
 use super::node::NodeKind;
+use super::open_layers::{LayerPlace, OpenLayers};
 use super::pack::PackReader;
 use super::piece::WholeChunk;
-use super::spare::Spares;
+use super::spare::{Sources, Spares};
 use super::usage::{Counter, Usage};
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::healed;
 use crate::repo::id::PartName;
 use crate::repo::root::aux_root::AuxRoot;
-use crate::repo::root::{BackupRoot, Head, LayerRef, Map, PackRef};
+use crate::repo::root::{BackupRoot, Head, Map, PackRef};
 use crate::repo::scope::Scope;
-use crate::store::{Key, Store};
+use crate::store::Store;
 use crate::text::unhex;
 
-/// Decoded blocks kept for lookups; each is some tens of KiB.
-const CACHED_BLOCKS: usize = 96;
-/// Layers that are opened at once across a network.
-const OPENING_THREADS: usize = 16;
 /// How much of a file's map is looked up at once.
 const STEP_BYTES: usize = 64 << 20;
 /// Most layers of a shard (format, section 13).
@@ -72,26 +69,26 @@ impl<'a> From<&'a AuxRoot> for SnapshotRoot<'a> {
 
 /// A snapshot open for reading. The chain of hashes from the root to every byte is checked as it is walked.
 pub struct Snapshot<'a> {
-    store: &'a dyn Store,
+    sources: Sources<'a>,
     scope: Scope,
     root: SnapshotRoot<'a>,
-    shards: Vec<Shard<'a>>,
+    shards: Vec<Shard>,
+    layers: OpenLayers<'a>,
     pack_hashes: HashMap<PartName, [u8; 32]>,
-    cache: Mutex<Cache>,
-    spares: Option<&'a Spares<'a>>,
 }
 
-struct Shard<'a> {
+struct Shard {
     first_key: Vec<u8>,
-    /// Oldest first.
-    layers: Vec<OpenLayer<'a>>,
+    /// The packs of each layer, oldest first: indexes in `root.map.packs`, by the layer's own; none of a pack that the root does not name, for
+    /// nothing of it is visible.
+    packs: Vec<Box<[Option<u32>]>>,
 }
 
-struct OpenLayer<'a> {
-    layer: Layer,
-    reference: &'a LayerRef,
-    /// Indexes in `root.map.packs`, by the layer's own; none of a pack that the root does not name, for nothing of it is visible.
-    packs: Vec<Option<usize>>,
+/// The facts of a layer that are kept.
+struct LayerFacts {
+    packs: Box<[Option<u32>]>,
+    file_count: u64,
+    raw_bytes: u64,
 }
 
 /// One file, directory or link.
@@ -157,17 +154,6 @@ impl<'a> Snapshot<'a> {
         spares: Option<&'a Spares<'a>>,
     ) -> Result<Snapshot<'a>> {
         let root = root.into();
-        let mut snapshot = Snapshot {
-            store,
-            scope: scope.clone(),
-            root,
-            shards: Vec::with_capacity(root.map.shards.len()),
-            pack_hashes: HashMap::new(),
-            cache: Mutex::default(),
-            spares,
-        };
-        let positions: HashMap<&PartName, usize> =
-            root.map.packs.iter().map(|p| &p.key).zip(0..).collect();
         let counts = root.map.shards.iter().map(|shard| shard.layers.len());
         let most = counts.max().unwrap_or(0);
         if most > LAYERS_MAX {
@@ -178,36 +164,43 @@ impl<'a> Snapshot<'a> {
             )
             .hint("Use a newer version of pitr."));
         }
+        let sources = Sources { store, spares };
+        let mut snapshot = Snapshot {
+            sources,
+            scope: scope.clone(),
+            root,
+            shards: Vec::with_capacity(root.map.shards.len()),
+            layers: OpenLayers::new(sources, scope, root.map),
+            pack_hashes: HashMap::new(),
+        };
+        let (mut files, mut bytes) = (0, 0_u64);
         let mut opened = snapshot.open_layers()?.into_iter();
         for shard in &root.map.shards {
-            let count = shard.layers.len();
             let first_key = unhex(&shard.first_key).ok_or_else(|| snapshot.disagree())?;
             snapshot.check_order(&first_key)?;
-            let mut layers = Vec::with_capacity(count);
-            for (reference, layer) in shard.layers.iter().zip(opened.by_ref()) {
-                layers.push(OpenLayer {
-                    packs: snapshot.join_packs(&layer, &positions, count == 1)?,
-                    layer,
-                    reference,
-                });
+            let mut packs = Vec::with_capacity(shard.layers.len());
+            for facts in opened.by_ref().take(shard.layers.len()) {
+                files += facts.file_count;
+                bytes = bytes.saturating_add(facts.raw_bytes);
+                packs.push(facts.packs);
             }
-            if layers.is_empty() {
+            if packs.is_empty() {
                 return Err(snapshot.disagree());
             }
-            snapshot.shards.push(Shard { first_key, layers });
+            snapshot.shards.push(Shard { first_key, packs });
         }
-        if let Ok(cache) = snapshot.cache.get_mut() {
-            cache.limit = CACHED_BLOCKS.max(3 * most);
-        }
-        let layers = || snapshot.shards.iter().flat_map(|s| &s.layers);
-        let files: u64 = layers().map(|l| l.layer.file_count()).sum();
-        let sizes = layers().map(|l| l.layer.raw_bytes());
-        let bytes = sizes.fold(0_u64, u64::saturating_add);
         // With several layers, only a walk finds the visible files.
         if snapshot.shards.is_empty() || (most == 1 && !snapshot.has_counts(files, bytes)) {
             return Err(snapshot.disagree());
         }
         Ok(snapshot)
+    }
+
+    /// Keeps copies of layers that are asked often in an unnamed file in `scratch`, where each request is a round trip.
+    #[must_use]
+    pub fn spooling(mut self, scratch: &Path) -> Snapshot<'a> {
+        self.layers.spool(scratch);
+        self
     }
 
     fn has_counts(&self, files: u64, bytes: u64) -> bool {
@@ -234,98 +227,64 @@ impl<'a> Snapshot<'a> {
         if right { Ok(()) } else { Err(self.disagree()) }
     }
 
-    /// Returns the result of `read` on the store, or on another one that has the object whole.
-    fn proven<T>(&self, key: &Key, read: impl Fn(&dyn Store) -> Result<T>) -> Result<T> {
-        let own = healed::read(self.store, key, &read);
-        match self.spares {
-            Some(spares) => spares.or_other(key, own, |store| healed::read(store, key, &read)),
-            None => own,
-        }
+    /// Opens all layers, in the order of the shards, and notes the hashes of their packs.
+    fn open_layers(&mut self) -> Result<Vec<LayerFacts>> {
+        let positions: HashMap<&PartName, u32> = self
+            .root
+            .map
+            .packs
+            .iter()
+            .map(|p| &p.key)
+            .zip(0..)
+            .collect();
+        let shards = self.root.map.shards.iter().enumerate();
+        let places =
+            shards.flat_map(|(shard, s)| (0..s.layers.len()).map(move |layer| (shard, layer)));
+        let places: Vec<_> = places.collect();
+        let hashes = Mutex::new(HashMap::new());
+        let opened = self.layers.parallel(&places, |at| {
+            let is_only = self.layer_count_of_root(at.0) == 1;
+            let mut joined = Err(self.disagree());
+            self.layers.open(at, &mut |index| {
+                let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+                joined = self.join_packs(index, &positions, &mut hashes, is_only);
+            })?;
+            joined
+        });
+        self.pack_hashes = hashes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        opened
     }
 
-    /// As [`Snapshot::proven`], of a part that is open: `own` is what it gave.
-    fn proven_again<T>(
-        &self,
-        key: &Key,
-        own: Result<T>,
-        read: impl Fn(&dyn Store) -> Result<T>,
-    ) -> Result<T> {
-        match own {
-            Err(e) if healed::is_of_the_object(&e) || e.is_frozen() => {}
-            other => return other,
-        }
-        self.proven(key, read)
-    }
-
-    /// Opens all layers, in the order of the shards. Across a network each of them takes round trips: several are opened at once.
-    fn open_layers(&self) -> Result<Vec<Layer>> {
-        let shards = self.root.map.shards.iter();
-        let references: Vec<&LayerRef> = shards.flat_map(|shard| &shard.layers).collect();
-        let threads = match self.store.is_remote() {
-            true => OPENING_THREADS,
-            false => 1,
-        };
-        let share = references.len().div_ceil(threads).max(1);
-        let open = |part: &[&LayerRef]| -> Result<Vec<Layer>> {
-            part.iter()
-                .map(|reference| self.open_layer(reference))
-                .collect()
-        };
-        if references.len() <= 1 || threads == 1 {
-            return open(&references);
-        }
-        std::thread::scope(|scope| {
-            let parts = references.chunks(share);
-            let parts: Vec<_> = parts.map(|part| scope.spawn(move || open(part))).collect();
-            let mut all = Vec::with_capacity(references.len());
-            for part in parts {
-                let panicked = |_| Err(err!(Internal, "a thread that opens layers panicked"));
-                all.extend(part.join().unwrap_or_else(panicked)?);
-            }
-            Ok(all)
-        })
-    }
-
-    fn open_layer(&self, reference: &LayerRef) -> Result<Layer> {
-        let key = self.scope.layer(&reference.key);
-        self.proven(&key, |store| self.open_layer_in(store, reference))
-    }
-
-    fn open_layer_in(&self, store: &dyn Store, reference: &LayerRef) -> Result<Layer> {
-        let key = self.scope.layer(&reference.key);
-        let object = store
-            .open(&key)?
-            .ok_or_else(|| err!(Damaged, "layer \"{}\" is missing", reference.key))?;
-        let hash = unhex(&reference.hash)
-            .and_then(|h| <[u8; 32]>::try_from(h).ok())
-            .ok_or_else(|| self.disagree())?;
-        Layer::open(
-            object,
-            (reference.offset, reference.length),
-            &hash,
-            &reference.key,
-            self.scope.tag(),
-        )
-        .map_err(|e| e.context(format!("open layer \"{}\"", reference.key)))
+    fn layer_count_of_root(&self, shard: usize) -> usize {
+        self.root
+            .map
+            .shards
+            .get(shard)
+            .map_or(0, |s| s.layers.len())
     }
 
     /// Finds the layer's packs in the root, and notes their hashes. Each byte of an only layer is visible.
     fn join_packs(
-        &mut self,
-        layer: &Layer,
-        positions: &HashMap<&PartName, usize>,
+        &self,
+        layer: &LayerIndex,
+        positions: &HashMap<&PartName, u32>,
+        hashes: &mut HashMap<PartName, [u8; 32]>,
         is_only: bool,
-    ) -> Result<Vec<Option<usize>>> {
+    ) -> Result<LayerFacts> {
         let mut packs = Vec::with_capacity(layer.packs().len());
         for (part, hash) in layer.packs() {
-            let known = self.pack_hashes.insert(part.clone(), *hash);
+            let known = hashes.insert(part.clone(), *hash);
             let position = positions.get(part).copied();
             if known.is_some_and(|known| known != *hash) || (is_only && position.is_none()) {
                 return Err(self.disagree());
             }
             packs.push(position);
         }
-        Ok(packs)
+        Ok(LayerFacts {
+            packs: packs.into(),
+            file_count: layer.file_count(),
+            raw_bytes: layer.raw_bytes(),
+        })
     }
 
     /// How keys and paths lead to one another.
@@ -424,7 +383,9 @@ impl<'a> Snapshot<'a> {
         Ok(PackOfSnapshot {
             snapshot: self,
             index,
-            reader: self.proven(&key, |store| self.open_pack_in(store, pack))?,
+            reader: self
+                .sources
+                .proven(&key, |store| self.open_pack_in(store, pack))?,
         })
     }
 
@@ -462,29 +423,30 @@ impl<'a> Snapshot<'a> {
     }
 
     pub(super) fn layer_count(&self, shard: usize) -> usize {
-        self.shards.get(shard).map_or(0, |s| s.layers.len())
+        self.shards.get(shard).map_or(0, |s| s.packs.len())
     }
 
-    fn open_at(&self, (shard, layer): (usize, usize)) -> Result<&OpenLayer<'a>> {
-        let shard = self.shards.get(shard).map(|s| s.layers.as_slice());
-        shard
-            .and_then(|layers| layers.get(layer))
+    pub(super) fn layers(&self) -> &OpenLayers<'a> {
+        &self.layers
+    }
+
+    fn packs_of(&self, (shard, layer): LayerPlace) -> Result<&[Option<u32>]> {
+        let packs = self.shards.get(shard).and_then(|s| s.packs.get(layer));
+        packs
+            .map(AsRef::as_ref)
             .ok_or_else(|| err!(Internal, "the shard has no layer {layer}"))
     }
 
-    pub(super) fn layer(&self, shard: usize, layer: usize) -> Result<&Layer> {
-        self.open_at((shard, layer)).map(|open| &open.layer)
-    }
-
     /// The index in the root of a pack that a piece of a layer leads to.
-    pub(super) fn pack_of(&self, layer: (usize, usize), pack: u32) -> Result<usize> {
-        let open = self.open_at(layer)?;
-        let known = open.packs.get(pack as usize).copied().flatten();
-        known.ok_or_else(|| self.disagree())
+    pub(super) fn pack_of(&self, layer: LayerPlace, pack: u32) -> Result<usize> {
+        let known = self.packs_of(layer)?.get(pack as usize).copied().flatten();
+        known
+            .map(|index| index as usize)
+            .ok_or_else(|| self.disagree())
     }
 
-    pub(super) fn pack_count(&self, layer: (usize, usize)) -> usize {
-        self.open_at(layer).map_or(0, |open| open.packs.len())
+    pub(super) fn pack_count(&self, layer: LayerPlace) -> usize {
+        self.packs_of(layer).map_or(0, <[_]>::len)
     }
 
     /// Requires that an entry lies in the key range of its shard.
@@ -496,28 +458,6 @@ impl<'a> Snapshot<'a> {
         } else {
             Err(self.disagree())
         }
-    }
-
-    /// Decodes a block, by shard, layer and number.
-    pub(super) fn whole_block(&self, (shard, layer, number): BlockPlace) -> Result<Vec<Entry>> {
-        let open = self.open_at((shard, layer))?;
-        let key = self.scope.layer(&open.reference.key);
-        self.proven_again(&key, open.layer.block(number), |store| {
-            self.open_layer_in(store, open.reference)?.block(number)
-        })
-    }
-
-    /// As [`Snapshot::whole_block`], kept for lookups.
-    pub(super) fn block(&self, at: BlockPlace) -> Result<Arc<Vec<Entry>>> {
-        let poisoned = |_| err!(Internal, "a thread that reads layers panicked");
-        if let Some(block) = self.cache.lock().map_err(poisoned)?.get(at) {
-            return Ok(block);
-        }
-        // Decoded outside the lock; two threads may do it twice.
-        let block = Arc::new(self.whole_block(at)?);
-        let mut cache = self.cache.lock().map_err(poisoned)?;
-        cache.put(at, Arc::clone(&block));
-        Ok(block)
     }
 
     /// Returns the places of the bytes of a file of this length, in order and in steps, so that a long file takes no more memory than a short one.
@@ -584,7 +524,7 @@ impl<'a> Snapshot<'a> {
     /// # Errors
     /// `Damaged`; `Key` where the key of the hashes is not at hand.
     pub fn check_chunk(&self, id: &ChunkId, bytes: &[u8]) -> Result<()> {
-        match self.store.chunk_hash(bytes)? == (id.function, id.hash) {
+        match self.sources.store.chunk_hash(bytes)? == (id.function, id.hash) {
             true => Ok(()),
             false => Err(err!(Damaged, "a chunk does not have the hash of its name")),
         }
@@ -661,7 +601,7 @@ impl PackOfSnapshot<'_, '_> {
         };
         let own = self.reader.frame(number).map_err(named);
         let key = snapshot.scope.pack(&pack.key);
-        snapshot.proven_again(&key, own, |store| {
+        snapshot.sources.proven_again(&key, own, |store| {
             let reader = snapshot.open_pack_in(store, pack)?;
             reader.frame(number).map_err(named)
         })
@@ -678,7 +618,7 @@ impl PackOfSnapshot<'_, '_> {
             return own;
         };
         let key = snapshot.scope.pack(&pack.key);
-        snapshot.proven_again(&key, own, |store| {
+        snapshot.sources.proven_again(&key, own, |store| {
             snapshot.open_pack_in(store, pack)?.page_hashes()
         })
     }
@@ -949,8 +889,8 @@ impl<'s, 'a> Items<'s, 'a> {
             self.cursors.clear();
             self.cursors.resize_with(layers, || None);
             self.shard += 1;
-            for layer in 0..layers {
-                self.put_back(Cursor::new(self.snapshot, self.shard - 1, layer))?;
+            for cursor in Cursor::all(self.snapshot, self.shard - 1)? {
+                self.put_back(cursor)?;
             }
         };
         let mut cursors = Vec::with_capacity(1);
@@ -1009,31 +949,6 @@ impl<'s, 'a> Items<'s, 'a> {
             _ if path.is_empty() => Err(err!(Damaged, "the root of the tree is no directory")),
             _ => Ok(()),
         }
-    }
-}
-
-/// A block: shard, layer and number.
-pub(super) type BlockPlace = (usize, usize, usize);
-
-/// Blocks used last.
-#[derive(Default)]
-struct Cache {
-    blocks: VecDeque<(BlockPlace, Arc<Vec<Entry>>)>,
-    limit: usize,
-}
-
-impl Cache {
-    fn get(&mut self, wanted: BlockPlace) -> Option<Arc<Vec<Entry>>> {
-        let at = self.blocks.iter().position(|(at, _)| *at == wanted)?;
-        let hit = self.blocks.remove(at)?;
-        let block = Arc::clone(&hit.1);
-        self.blocks.push_front(hit);
-        Some(block)
-    }
-
-    fn put(&mut self, at: BlockPlace, block: Arc<Vec<Entry>>) {
-        self.blocks.push_front((at, block));
-        self.blocks.truncate(self.limit);
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock};
 
 use crate::error::{Code, Error, Result};
+use crate::repo::healed;
 use crate::repo::repository::Repository;
 use crate::store::{Key, Store};
 
@@ -98,6 +99,38 @@ impl<'a> Spares<'a> {
     pub fn taken(&self) -> Vec<Taken> {
         let taken = self.taken.lock();
         taken.map_or_else(|_| Vec::new(), |t| t.values().cloned().collect())
+    }
+}
+
+/// The repository that is read, and those to fall back on.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub store: &'a dyn Store,
+    pub spares: Option<&'a Spares<'a>>,
+}
+
+impl Sources<'_> {
+    /// Returns the result of `read` on the store, or on another one that has the object whole.
+    pub fn proven<T>(&self, key: &Key, read: impl Fn(&dyn Store) -> Result<T>) -> Result<T> {
+        let own = healed::read(self.store, key, &read);
+        match self.spares {
+            Some(spares) => spares.or_other(key, own, |store| healed::read(store, key, &read)),
+            None => own,
+        }
+    }
+
+    /// As [`Sources::proven`], of a part that is open: `own` is what it gave.
+    pub fn proven_again<T>(
+        &self,
+        key: &Key,
+        own: Result<T>,
+        read: impl Fn(&dyn Store) -> Result<T>,
+    ) -> Result<T> {
+        match own {
+            Err(e) if healed::is_of_the_object(&e) || e.is_frozen() => {}
+            other => return other,
+        }
+        self.proven(key, read)
     }
 }
 

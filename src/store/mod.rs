@@ -12,8 +12,8 @@ use crate::config::{self, Location};
 use crate::err;
 use crate::error::{Error, Result};
 
-#[cfg(feature = "program")]
-mod ahead;
+#[cfg(feature = "full")]
+pub mod ahead;
 #[cfg(feature = "program")]
 pub mod blob;
 #[cfg(feature = "program")]

@@ -194,6 +194,7 @@ impl ReadParts for Check<'_> {
         };
         let view = SnapshotRoot::from(&root);
         let opened = Snapshot::open(self.store, &self.scope, view);
+        let opened = opened.map(|snapshot| snapshot.spooling(&self.host.scratch));
         let key = self.scope.manifest(id);
         match self.settle(opened, key.as_str(), About::Backup(id.clone()))? {
             Some(snapshot) => {
@@ -224,6 +225,7 @@ fn backup(check: &Check<'_>, id: &BackupId, chosen: Chosen<'_>) -> Result<()> {
         return Ok(());
     }
     let opened = Snapshot::open(check.store, &check.scope, view);
+    let opened = opened.map(|snapshot| snapshot.spooling(&check.host.scratch));
     let Some(snapshot) = check.settle(opened, key.as_str(), about())? else {
         return Ok(());
     };

@@ -59,6 +59,7 @@ pub(super) fn check(work: &Work<'_>, id: &BackupId, chosen: Chosen<'_>) -> Resul
     let mut map = None;
     if check_layers(work, &SnapshotRoot::from(&root))? {
         let opened = Snapshot::open(work.store, &work.layout, &root);
+        let opened = opened.map(|snapshot| snapshot.spooling(&work.what.host.scratch));
         map = work.settle(opened, key.as_str(), about())?;
     }
     let Some(snapshot) = map else {
@@ -106,6 +107,7 @@ pub(super) fn read_some(work: &Work<'_>, id: &BackupId, packs: &Parts) -> Result
     };
     let key = work.layout.manifest(id);
     let opened = Snapshot::open(work.store, &work.layout, &root);
+    let opened = opened.map(|snapshot| snapshot.spooling(&work.what.host.scratch));
     let about = About::Backup(id.clone());
     match work.settle(opened, key.as_str(), about)? {
         Some(snapshot) => {

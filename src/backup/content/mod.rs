@@ -27,6 +27,7 @@ use crate::snapshot::kind::{Before, Kind, Produced, Work};
 use crate::snapshot::reader::Snapshot;
 use crate::snapshot::writer::{self, SnapshotWriter, Written};
 use crate::store::{Published, Store};
+use crate::ticking::ticking;
 
 /// How a backup of content is taken.
 #[derive(Debug, Clone)]
@@ -131,14 +132,18 @@ fn take_upon(
     (store, scope): (&dyn Store, &Scope),
     (kind, options, host): (&mut dyn Kind, &Options, &Host),
     (registered, own, newest, prior_files): &Whose,
-    (prior, prior_claim): (Option<&AuxRoot>, Option<&mut Claim<'_>>),
+    (prior, mut prior_claim): (Option<&AuxRoot>, Option<&mut Claim<'_>>),
 ) -> Result<Option<AuxRoot>> {
     let backup_kind = match prior {
         Some(_) => BackupKind::Incremental,
         None => BackupKind::Full,
     };
     let before = prior
-        .map(|root| Snapshot::open(store, scope, root).map(|snapshot| (root, snapshot)))
+        .map(|root| {
+            let mut tick = || prior_claim.as_mut().map_or(Ok(()), |claim| claim.keep());
+            let snapshot = ticking(&mut tick, || Snapshot::open(store, scope, root));
+            snapshot.map(|snapshot| (root, snapshot.spooling(&host.scratch)))
+        })
         .transpose()?;
     let id = reservation::reserve(store, scope, backup_kind, own.as_deref(), host)?;
     let mut claim = Claim::take((store, scope), Writer::of(host), &id, "backup", None)?;

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::err;
 use crate::error::Result;
+use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::History;
@@ -32,6 +33,7 @@ use crate::snapshot::filekey::Naming;
 use crate::snapshot::page_hashes::PageHashes;
 use crate::snapshot::reader::{Snapshot, SnapshotRoot};
 use crate::store::Store;
+use crate::ticking::ticking;
 
 /// So often every page of a chain is read and compared, whatever WAL tells.
 const SCAN_EVERY: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -54,16 +56,16 @@ impl<'a> Prior<'a> {
     /// # Errors
     /// `Damaged`, `Key`, and what the store says.
     pub fn open(
-        repository: &'a Repository,
-        layout: &ClusterLayout,
-        root: &'a BackupRoot,
-        history: History,
+        (repository, layout, root): (&'a Repository, &ClusterLayout, &'a BackupRoot),
+        history: &History,
+        host: &Host,
     ) -> Result<Prior<'a>> {
+        let snapshot = Snapshot::open(repository.store(), layout, root)?;
         Ok(Prior {
             repository,
             root,
-            snapshot: Snapshot::open(repository.store(), layout, root)?,
-            history,
+            snapshot: snapshot.spooling(&host.scratch),
+            history: history.clone(),
         })
     }
 
@@ -165,7 +167,8 @@ pub fn complete(
         map: &map,
         naming,
     };
-    let usage = Snapshot::open(store, scope, root)?.usage(tick)?;
+    let snapshot = ticking(tick, || Snapshot::open(store, scope, root))?;
+    let usage = snapshot.usage(tick)?;
     let head = Head {
         file_count: usage.file_count,
         size_bytes: usage.size_bytes,

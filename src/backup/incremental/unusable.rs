@@ -9,6 +9,7 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
 use crate::repo::root::BackupRoot;
 use crate::snapshot::reader::Snapshot;
+use crate::ticking::ticking;
 
 /// Returns why a full backup is taken in the place of one that met `failure`, and records the damage of its prior; none where the prior's map
 /// is whole, or cannot be read. Calls `tick` once for each file.
@@ -23,7 +24,8 @@ pub fn why(
         return None;
     }
     let (repository, layout) = place;
-    let snapshot = Snapshot::open(repository.store(), layout, root);
+    let open = || Snapshot::open(repository.store(), layout, root);
+    let snapshot = ticking(tick, open);
     let walked = snapshot.and_then(|snapshot| snapshot.usage(tick));
     let damage = walked.err().filter(|e| e.code() == Code::Damaged)?;
     if !damage.is_frozen() {

@@ -1,0 +1,174 @@
+//! Time and memory by size, with real servers: a cluster of very many files, and a chain of very many incrementals.
+//!
+//! `make scale` runs the long form. `PITR_SCALE_FILES` are numbers of files, `PITR_SCALE_CHAIN` is the number of incrementals; what is measured is
+//! printed. A million files take a quarter of an hour to make and 30 GB, ten million ten times as much.
+
+use std::time::Duration;
+
+use crate::common::{Cluster, Program, Run, Site, Stop, Usage};
+
+/// Peak of each program, whatever the size.
+const PEAK_BYTES: u64 = 100 << 20;
+/// Tables of the first database; others are copies of it.
+const TABLES: u64 = 50_000;
+/// Tables that one transaction makes.
+const AT_ONCE: u64 = 500;
+/// No step takes longer, of the largest.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+
+fn numbers(variable: &str, default: &str) -> Vec<u64> {
+    let wanted = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+    wanted
+        .split_whitespace()
+        .map(|number| number.parse().unwrap())
+        .collect()
+}
+
+/// Runs a program to its end, and prints what it took.
+fn measured(step: &str, program: Program) -> (Run, Usage) {
+    let (run, usage) = program.timeout(LIMIT).measure();
+    let run = run.success();
+    println!(
+        "{step:<32} {:>8.1} s  {:>8.1} s of processors  {:>4} MiB",
+        usage.wall.as_secs_f64(),
+        usage.cpu.as_secs_f64(),
+        usage.peak_memory_bytes >> 20
+    );
+    assert!(usage.peak_memory_bytes <= PEAK_BYTES, "{step}: {usage:?}");
+    (run, usage)
+}
+
+fn id_of(run: &Run) -> String {
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+fn cluster() -> (Site, Cluster) {
+    let builder = Cluster::builder(17).on_disk().without_fsync();
+    let builder = builder
+        .config("autovacuum", "off")
+        .config("max_locks_per_transaction", 1024)
+        .config("checkpoint_timeout", "1h")
+        .config("max_wal_size", "8GB");
+    Site::with_cluster_of(builder)
+}
+
+/// Makes so many files: tables of a page, and databases that are copies.
+fn fill(cluster: &Cluster, files: u64) {
+    cluster.sql("create database many");
+    let tables = files.min(TABLES);
+    for first in (0..tables).step_by(usize::try_from(AT_ONCE).unwrap()) {
+        let last = tables.min(first + AT_ONCE) - 1;
+        cluster.client_of("many").sql(&format!(
+            "do $$ begin for i in {first}..{last} loop
+                 execute format('create table t%s (n int)', i);
+                 execute format('insert into t%s values (1)', i);
+             end loop; end $$"
+        ));
+    }
+    for copy in 1..files / tables {
+        cluster.sql(&format!(
+            "create database many{copy} template many strategy file_copy"
+        ));
+    }
+    cluster.sql("checkpoint");
+}
+
+#[test]
+fn r175_b28_a_cluster_of_very_many_files() {
+    for files in numbers("PITR_SCALE_FILES", "1000") {
+        many_files(files);
+    }
+}
+
+fn many_files(files: u64) {
+    let (site, mut cluster) = cluster();
+    fill(&cluster, files);
+    let backup = |kind: &str, method: &str| {
+        let step = format!("{files} files: {kind} by {method}");
+        let args = ["backup", "--json", kind, "--method", method];
+        id_of(&measured(&step, site.pitr().args(args)).0)
+    };
+    backup("--full", "stream");
+    let change = |value: u64| {
+        let changed = (0..files.min(TABLES)).step_by(100);
+        let updates = changed.map(|i| format!("update t{i} set n = {value};"));
+        cluster.client_of("many").sql(&updates.collect::<String>());
+        cluster.sql("checkpoint");
+    };
+    change(2);
+    backup("--incremental", "local");
+    change(3);
+    let last = backup("--incremental", "stream");
+    let verify = ["verify", "--backup", &last];
+    measured(&format!("{files} files: verify"), site.pitr().args(verify));
+    let copy = site.sandbox().join("copy");
+    let restore = |step: &str, more: &[&str]| {
+        let args = ["restore", "--quiet", "--target-immediate", "--backup"];
+        let restore = site.pitr().args(args).arg(&last).arg("--to").arg(&copy);
+        measured(&format!("{files} files: {step}"), restore.args(more));
+    };
+    restore("restore", &[]);
+    cluster.stop(Stop::Fast);
+    let mut restored = Cluster::open(17, &copy).option("fsync", "off").start();
+    restored.wait_promoted();
+    let sum = "select sum(n) from (select n from t0 union all select n from t1) as both_of";
+    let found = restored.client_of("many").query_one_string(sum);
+    assert_eq!(found, "4");
+    restored.client_of("many").sql("update t1 set n = 7");
+    restored.stop(Stop::Fast);
+    restore("delta restore", &["--delta", "--confirm"]);
+    let mut restored = Cluster::open(17, &copy).option("fsync", "off").start();
+    restored.wait_promoted();
+    let found = restored.client_of("many").query_one_string(sum);
+    assert_eq!(found, "4");
+    restored.stop(Stop::Fast);
+}
+
+#[test]
+fn r175_a_chain_of_very_many_incrementals() {
+    let count = numbers("PITR_SCALE_CHAIN", "12")[0];
+    let (site, mut cluster) = cluster();
+    cluster.sql(
+        "create table t (a int primary key, b text) with (fillfactor = 50);
+         insert into t select g, repeat(md5(g::text), 6) from generate_series(1, 34000) g",
+    );
+    let backup = |kind: &str| {
+        site.pitr()
+            .args(["backup", "--json", kind, "--method", "local"])
+    };
+    measured("full", backup("--full"));
+    let mut last = String::new();
+    for n in 1..=count {
+        cluster.sql(&format!(
+            "update t set b = repeat(md5('{n}' || a), 6) where a % 997 = {}",
+            n % 997
+        ));
+        let every = (count / 10).max(1);
+        let run = match n % every {
+            0 => measured(&format!("incremental {n}"), backup("--incremental")).0,
+            _ => backup("--incremental").run().success(),
+        };
+        assert_eq!(run.json()["kind"], "incremental", "{run}");
+        last = id_of(&run);
+    }
+    let sum = "select md5(string_agg(b, '' order by a)) from t";
+    let wanted = cluster.query_one_string(sum);
+    let verify = ["verify", "--backup", &last];
+    measured("verify", site.pitr().args(verify));
+    let copy = site.sandbox().join("copy");
+    let args = ["restore", "--quiet", "--target-immediate", "--backup"];
+    let restore = site.pitr().args(args).arg(&last).arg("--to").arg(&copy);
+    let few = ["prlimit", "--nofile=512:512"];
+    measured("restore, with 512 descriptors", restore.clone().under(few));
+    cluster.stop(Stop::Fast);
+    let mut restored = Cluster::open(17, &copy).option("fsync", "off").start();
+    restored.wait_promoted();
+    assert_eq!(restored.query_one_string(sum), wanted);
+    restored.sql("update t set b = 'x' where a % 100 = 0");
+    restored.stop(Stop::Fast);
+    let delta = restore.args(["--delta", "--confirm"]);
+    measured("delta restore, with 512 descriptors", delta.under(few));
+    let restored = Cluster::open(17, &copy).option("fsync", "off").start();
+    restored.wait_promoted();
+    assert_eq!(restored.query_one_string(sum), wanted);
+}
