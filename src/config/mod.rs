@@ -41,7 +41,7 @@ pub use agent::{
 };
 pub use audit::{Audit, Records};
 pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
-pub use encryption::Encryption;
+pub use encryption::{Encryption, Kms};
 pub use files::{Files, Quiesce, Source};
 pub use hours::Hours;
 pub use location::{BlobService, Location, is_part};
@@ -1356,8 +1356,10 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [repositories.a]\nurl='s3://B' => pitr.toml:2:5: "B" is not the name of a bucket: 3 to 63 of a-z, 0-9, "." and "-" are needed
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey=1 => pitr.toml:4:1: key "key" does not exist in [repositories.a.encryption]
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\npassphrase='correct horse' => pitr.toml:4:12: "encryption.passphrase" is taken from the environment only
-[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p' => pitr.toml:1:15: one of key_file, key_command, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p' => pitr.toml:1:15: one of key_file, key_command, kms, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\nrecipient='ops' => pitr.toml:1:15: encryption.recipient says whose passphrase it is; a key file names its recipient itself
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkms.key_id='alias/a' => pitr.toml:1:15: "encryption.kms" needs both key_id and wrapped_file
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkms={key_id='a', wrapped_file='/w', endpoint='http://kms.example'} => pitr.toml:4:45: "http://kms.example" is plain HTTP to another machine
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_command=['gpg'] => pitr.toml:4:13: "encryption.key_command" is not a list that begins with the absolute path of a program
 [jobs.a]\nrun='info' => pitr.toml:1:7: job "a" needs one of schedule and after
 [jobs.a]\nrun='info'\nschedule='always'\nclaim=true => pitr.toml:1:7: job "a" claims no time, for it has none

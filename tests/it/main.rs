@@ -69,6 +69,7 @@ mod incremental;
 mod init;
 mod init_interactive;
 mod key_command;
+mod key_kms;
 mod key_wrapping;
 mod limits;
 mod lives;
