@@ -1,7 +1,7 @@
 //! A copy of the configuration that the agent read last. While the file is wrong, processes of the agent go on with that: somebody has to be told.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::load::{self, Check, Loaded};
@@ -9,6 +9,7 @@ use crate::behalf;
 use crate::config::IN_FORCE;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::operate::agent_trouble;
 use crate::operate::session::Session;
 
 /// The file of the copy, below `state_dir`. It may hold passwords, as the configuration may.
@@ -22,6 +23,7 @@ pub struct InForce<'a> {
     copy: Option<PathBuf>,
     /// The trouble of the file that was last told.
     told: RefCell<Option<String>>,
+    state_dir: PathBuf,
 }
 
 impl<'a> InForce<'a> {
@@ -38,6 +40,7 @@ impl<'a> InForce<'a> {
             check,
             copy,
             told: RefCell::default(),
+            state_dir: loaded.state_dir.clone(),
         }
     }
 
@@ -58,9 +61,29 @@ impl<'a> InForce<'a> {
                     "the configuration is wrong, and the agent goes on with the one before: {e}"
                 ));
             }
+            self.note(wrong.as_deref());
             self.told.replace(wrong);
         }
     }
+
+    /// Notes for looks and for `pitr doctor` that the file is wrong, or that it is well.
+    pub fn note(&self, wrong: Option<&str>) {
+        let noted = agent_trouble::note(self.session, &self.state_dir, wrong.map(|e| (e, true)));
+        if let Err(e) = noted {
+            self.session.warn(&format!("{e}"));
+        }
+    }
+}
+
+/// Loads the copy that the agent before kept.
+///
+/// # Errors
+/// Those of [`load::load`].
+pub fn before(session: &Session, check: Check<'_>, state_dir: &Path) -> Result<Loaded> {
+    let mut own = session.again();
+    let copy = state_dir.join(FILE);
+    own.environment = own.environment.with(IN_FORCE, copy.as_os_str());
+    load::load(&own, check)
 }
 
 /// Writes the copy, and proves that it can be read.
@@ -73,8 +96,6 @@ fn copied(session: &Session, check: Check<'_>, loaded: &Loaded) -> Result<Option
     let (copy, nonce) = (loaded.state_dir.join(FILE), session.host.random());
     behalf::of(&copy, || durable::replace(&copy, &text, nonce)).map_err(failed)?;
     // The file may have changed since the agent read it.
-    let mut own = session.again();
-    own.environment = own.environment.with(IN_FORCE, copy.as_os_str());
-    load::load(&own, check)?;
+    before(session, check, &loaded.state_dir)?;
     Ok(Some(copy))
 }

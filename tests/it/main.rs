@@ -21,6 +21,7 @@ mod alert_conditions;
 mod alert_delivery;
 mod alert_heartbeat;
 mod alert_mail;
+mod alert_start;
 mod alert_unseen;
 mod archive;
 mod archive_faults;
