@@ -6,8 +6,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::agent::{EVERY_HOUR, Host};
-use crate::alert_conditions::Sink;
-use crate::common::{PATIENCE, wait_until};
+use crate::alert_conditions::{Sink, observe, site};
+use crate::common::{PATIENCE, paths_below, wait_until};
 
 const START: &str = "agent/start";
 const RELOAD: &str = "agent/configuration";
@@ -139,4 +139,46 @@ fn u91_what_a_reload_refuses_is_told_until_a_reload_takes_it() {
     });
     sink.last(RELOAD, "resolved", "critical", "");
     assert!(of_agent(&host).is_empty());
+}
+
+/// A look goes on with the second repository, and finds nothing there of what is wrong in the first.
+#[test]
+fn v34_what_was_wrong_in_a_repository_that_goes_away_does_not_end_by_a_look_at_another_one() {
+    let (site, cluster, sink) = site("");
+    let second = site.sandbox().join("second");
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!(
+        "[repositories.second]\nurl = \"file://{}\"\n",
+        second.display()
+    );
+    std::fs::write(site.config(), format!("{text}{more}")).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("create table t (a int)");
+    let gone = cluster.archive_now();
+    cluster.sql("insert into t values (1)");
+    cluster.archive_now();
+    for path in paths_below(&site.cluster_folder().join("wal")) {
+        if path.to_str().unwrap().contains(&gone) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    observe(&site.pitr());
+    let gap = "main/recovery/gap";
+    sink.expect(gap, &[("new", "critical")]);
+    let (here, hidden) = (site.repository(), site.sandbox().join("hidden"));
+    std::fs::rename(here, &hidden).unwrap();
+    observe(&site.pitr());
+    let told = sink.all();
+    assert!(
+        told.iter()
+            .any(|id| id.starts_with("repository/") && id.ends_with("/away")),
+        "{told:?}"
+    );
+    sink.expect(gap, &[("new", "critical")]);
+    std::fs::rename(&hidden, here).unwrap();
+    site.pitr().args(["repo", "sync", "--quiet"]).run();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    observe(&site.pitr());
+    sink.last(gap, "resolved", "critical", "");
 }

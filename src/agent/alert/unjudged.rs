@@ -14,6 +14,9 @@ const COUNTED: [&str; 4] = [
     "pg_wal/full",
 ];
 
+/// Conditions of a cluster that come from the repository that is read.
+const OF_REPOSITORY: [&str; 4] = ["backup", "cluster", "drill", "recovery"];
+
 /// The beginnings of the names of conditions that were not judged.
 #[derive(Default)]
 pub struct Unjudged {
@@ -94,6 +97,18 @@ impl Unjudged {
             if rooms.iter().all(|room| room.repository != name) {
                 self.add(format!("repository/{name}/room"));
             }
+        }
+        let clusters = metrics.info.iter().flat_map(|info| &info.clusters);
+        clusters.for_each(|one| self.add_read((&one.name, &one.repository), settings, metrics));
+    }
+
+    /// Adds what was read from another repository, because one before it did not answer. Trouble there goes on, as far as anybody knows.
+    fn add_read(&mut self, (cluster, read): (&str, &str), settings: &Settings, metrics: &Metrics) {
+        let names = settings.repositories.iter().map(|one| &one.name);
+        let mut before = names.take_while(|name| *name != read);
+        if before.any(|name| metrics.away.contains(name)) {
+            let groups = OF_REPOSITORY.iter();
+            groups.for_each(|group| self.add(format!("{cluster}/{group}/")));
         }
     }
 }
