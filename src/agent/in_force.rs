@@ -9,6 +9,7 @@ use crate::behalf;
 use crate::config::{Environment, Flags, IN_FORCE, Settings};
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::operate::agent_trouble;
 use crate::operate::session::Session;
 
 /// The file of the copy, below `state_dir`. It may hold passwords, as the configuration may.
@@ -59,9 +60,29 @@ impl<'a> InForce<'a> {
                     "the configuration is wrong, and the agent goes on with the one before: {e}"
                 ));
             }
+            self.note(wrong.as_deref());
             self.told.replace(wrong);
         }
     }
+
+    /// Notes for looks and for `pitr doctor` that the file is wrong, or that it is well.
+    pub fn note(&self, wrong: Option<&str>) {
+        let noted = agent_trouble::note(self.session, &self.state_dir, wrong.map(|e| (e, true)));
+        if let Err(e) = noted {
+            self.session.warn(&format!("{e}"));
+        }
+    }
+}
+
+/// Loads the copy that the agent before kept.
+///
+/// # Errors
+/// Those of [`load::load`].
+pub fn before(session: &Session, check: Check<'_>, state_dir: &Path) -> Result<Loaded> {
+    let mut own = session.again();
+    let copy = state_dir.join(FILE);
+    own.environment = own.environment.with(IN_FORCE, copy.as_os_str());
+    load::load(&own, check)
 }
 
 /// Has a command that somebody asks for at the page go on with the copy of that agent while the file is wrong.
@@ -93,8 +114,6 @@ fn copied(session: &Session, check: Check<'_>, loaded: &Loaded) -> Result<Option
     let (copy, nonce) = (loaded.state_dir.join(FILE), session.host.random());
     behalf::of(&copy, || durable::replace(&copy, &text, nonce)).map_err(failed)?;
     // The file may have changed since the agent read it.
-    let mut own = session.again();
-    own.environment = own.environment.with(IN_FORCE, copy.as_os_str());
-    load::load(&own, check)?;
+    before(session, check, &loaded.state_dir)?;
     Ok(Some(copy))
 }

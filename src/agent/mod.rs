@@ -17,6 +17,7 @@ pub mod looks;
 pub mod observe;
 pub mod observed;
 pub mod page;
+pub mod refused;
 pub mod room;
 pub mod schedule;
 pub mod scheduler;

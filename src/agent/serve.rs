@@ -3,25 +3,24 @@
 //! The answer was collected by another process, and stands in a file. A file that grew old is not served: its values would look like those
 //! of now.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::page::Page;
+use super::page::{self, Page};
 use super::{observe, observed};
 use crate::config::Settings;
 use crate::err;
@@ -30,8 +29,6 @@ use crate::progress::Progress;
 
 /// The place where it listens, unless the configuration names another one.
 const LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 9870);
-/// The format of the text.
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// A file of metrics that is older is not served.
 const OLD: Duration = Duration::from_secs(600);
 /// A file that is older says nothing about whether the repositories answer, unless looks are rarer.
@@ -52,6 +49,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Served {
     page: Arc<Page>,
+    routes: Router,
+}
+
+/// The metrics of what a page shows.
+struct Metrics {
+    page: Arc<Page>,
 }
 
 /// The address of a configuration.
@@ -65,7 +68,21 @@ pub fn address(settings: &Settings) -> SocketAddr {
 impl Served {
     /// Serves this page, and the metrics of what it shows.
     pub fn new(page: Arc<Page>) -> Served {
-        Served { page }
+        let told = Metrics {
+            page: Arc::clone(&page),
+        };
+        let routes = Router::new()
+            .route(
+                "/healthz",
+                get(async || page::plain(StatusCode::OK, "ok\n")),
+            )
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .method_not_allowed_fallback(page::unknown)
+            .with_state(Arc::new(told))
+            .merge(page::routes(&page))
+            .fallback(page::unknown);
+        Served { page, routes }
     }
 
     /// Serves on a thread of its own. A port that is taken keeps no job from running: it is tried again.
@@ -125,10 +142,7 @@ impl Served {
     }
 
     async fn converse(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let answer = service_fn(move |request| {
-            let served = self.clone();
-            async move { Ok::<_, Infallible>(served.answer(request).await) }
-        });
+        let answer = TowerToHyperService::new(self.routes);
         // A client that breaks off is its own loss.
         let _ = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -136,45 +150,26 @@ impl Served {
             .serve_connection(TokioIo::new(stream), answer)
             .await;
     }
+}
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let path = request.uri().path().to_owned();
-        let query = request.uri().query().unwrap_or_default().to_owned();
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let is_metric = matches!(path.as_str(), "/metrics" | "/healthz" | "/readyz");
-        if !is_metric && let Some(answer) = Arc::clone(&self.page).answer(request).await {
-            return answer;
-        }
-        let (status, body) = match path.as_str() {
-            _ if !is_read => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "only GET is answered\n".to_owned(),
-            ),
-            "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match self.ready(&query) {
-                Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-                Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")),
-            },
-            "/metrics" => match self.metrics(&query, OLD) {
-                Ok(text) => (StatusCode::OK, text),
-                Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("# {e}\n")),
-            },
-            _ => (
-                StatusCode::NOT_FOUND,
-                "there are /, /metrics, /healthz and /readyz\n".to_owned(),
-            ),
-        };
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(TEXT));
-        response
+async fn readyz(State(metrics): State<Arc<Metrics>>, RawQuery(query): RawQuery) -> Response {
+    match metrics.ready(&query.unwrap_or_default()) {
+        Ok(()) => page::plain(StatusCode::OK, "ready\n"),
+        Err(e) => page::plain(StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")),
     }
+}
 
+async fn metrics(State(metrics): State<Arc<Metrics>>, RawQuery(query): RawQuery) -> Response {
+    match metrics.read(&query.unwrap_or_default(), OLD) {
+        Ok(text) => page::plain(StatusCode::OK, text),
+        Err(e) => page::plain(StatusCode::SERVICE_UNAVAILABLE, format!("# {e}\n")),
+    }
+}
+
+impl Metrics {
     /// The metrics, unless they are older than this, and than two intervals of looks: the file of the look before is there until the next one
     /// has looked.
-    fn metrics(&self, query: &str, least: Duration) -> Result<String> {
+    fn read(&self, query: &str, least: Duration) -> Result<String> {
         let failed = |e| Error::from_io("read the metrics", e);
         let (state_dir, limit) = self.page.looks(query, least)?;
         let file = observe::file(&state_dir);
@@ -191,7 +186,7 @@ impl Served {
     }
 
     fn ready(&self, query: &str) -> Result<()> {
-        let text = self.metrics(query, READY)?;
+        let text = self.read(query, READY)?;
         let is_down = |line: &&str| line.starts_with("pitr_repo_up{") && line.ends_with(" 0");
         match text.lines().find(is_down) {
             None => Ok(()),

@@ -16,12 +16,13 @@ use super::in_force::InForce;
 use super::load::{self, Check, Loaded};
 use super::looks::Looks;
 use super::page::{Page, View};
+use super::refused;
 use super::scheduler;
 use super::serve::{self, Served};
 use crate::behalf;
 use crate::config::{Settings, Tenant};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::lock;
 use crate::operate::counters::make;
@@ -77,26 +78,11 @@ struct Agent<'a> {
 /// # Errors
 /// Those of [`load::load`]; `Locked` when another agent runs with the same memory.
 pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<()> {
-    let loaded = load::load(session, check)?;
-    make(&loaded.state_dir)?;
-    let _lock = lock(&loaded.state_dir)?;
-    let page = match requests.is_tenant {
-        true => loaded.settings.refuse_tenants().map(|()| None)?,
-        false => Some(serve(session, &loaded.settings, check)?),
-    };
-    let mut agent = Agent {
-        session,
-        check,
-        in_force: InForce::keep(session, check, &loaded),
-        loaded,
-        page,
-        known: BTreeMap::new(),
-        asked: BTreeMap::new(),
-        children: Vec::new(),
-        looks: Looks::none(),
-        examinations: Examinations::none(),
-        troubles: BTreeMap::new(),
-    };
+    let (mut agent, _lock) = begin(session, requests, check).inspect_err(|e| {
+        if e.code() == Code::Config {
+            refused::tell(session, check, e);
+        }
+    })?;
     (requests.status)(&agent.line());
     loop {
         agent.tick();
@@ -113,6 +99,37 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
             std::thread::sleep(GLANCE.min(fault::hastened(TICK)));
         }
     }
+}
+
+/// Reads the configuration, and serves the page: everything that keeps an agent from its start.
+fn begin<'a>(
+    session: &'a Session,
+    requests: &Requests,
+    check: Check<'a>,
+) -> Result<(Agent<'a>, File)> {
+    let loaded = load::load(session, check)?;
+    make(&loaded.state_dir)?;
+    let lock = lock(&loaded.state_dir)?;
+    let page = match requests.is_tenant {
+        true => loaded.settings.refuse_tenants().map(|()| None)?,
+        false => Some(serve(session, &loaded.settings, check)?),
+    };
+    let in_force = InForce::keep(session, check, &loaded);
+    in_force.note(None);
+    let agent = Agent {
+        session,
+        check,
+        in_force,
+        loaded,
+        page,
+        known: BTreeMap::new(),
+        asked: BTreeMap::new(),
+        children: Vec::new(),
+        looks: Looks::none(),
+        examinations: Examinations::none(),
+        troubles: BTreeMap::new(),
+    };
+    Ok((agent, lock))
 }
 
 /// Serves metrics and the page, which has a copy of everything: it is asked on another thread.
@@ -275,6 +292,7 @@ impl Agent<'_> {
                 self.session.warn(&format!(
                     "the configuration is wrong, and the agent goes on with the one before: {e}"
                 ));
+                self.in_force.note(Some(&e.to_string()));
                 return;
             }
         };
@@ -303,6 +321,7 @@ impl Agent<'_> {
         self.known.retain(|name, _| is_kept(name));
         self.loaded = loaded;
         self.in_force = InForce::keep(self.session, self.check, &self.loaded);
+        self.in_force.note(None);
         self.session.note("the configuration was read again");
     }
 

@@ -55,6 +55,10 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
             cx.out.line(&line)?;
         }
     }
+    if let Some(trouble) = info.agent_trouble {
+        let (meaning, error) = (trouble.meaning(), &trouble.error);
+        cx.out.warn(&format!("{meaning}: {error}"));
+    }
     let state = info.state;
     cx.told(info.failures)?;
     Ok(match state {

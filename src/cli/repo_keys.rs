@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Context;
 use crate::error::Result;
 use crate::exit;
-use crate::operate::keys::{self, Asked};
+use crate::operate::keys::{self, Asked, Wrapping};
 
 /// The source of a recipient's passphrase; never the command line itself.
 #[derive(clap::Args, Debug, Default)]
@@ -21,6 +21,7 @@ pub struct Passphrase {
 
 /// The arguments of `pitr repo keygen`.
 #[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("wrapping").args(["kms", "wrap"])))]
 pub struct KeygenArgs {
     /// Write the files into this directory
     #[arg(long, value_name = "DIR")]
@@ -34,9 +35,13 @@ pub struct KeygenArgs {
     #[arg(long, value_name = "FILE")]
     pub public: Vec<PathBuf>,
 
-    /// A recipient whose key file is handed to COMMAND on standard input; NAME.wrapped is what that prints
-    #[arg(long, value_name = "NAME", requires = "wrap")]
+    /// A recipient whose key file is handed to COMMAND on standard input, or encrypted by AWS KMS; NAME.wrapped is what comes back
+    #[arg(long, value_name = "NAME", requires = "wrapping")]
     pub wrapped: Option<String>,
+
+    /// The key of AWS KMS that wraps the key of --wrapped: its id, ARN or alias
+    #[arg(long, value_name = "KEY", requires = "wrapped")]
+    pub kms: Option<String>,
 
     /// The command that wraps the key of --wrapped: an absolute path and its arguments, after --
     #[arg(last = true, value_name = "COMMAND", requires = "wrapped")]
@@ -85,8 +90,13 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         dir: args.dir.clone(),
         recipients: args.recipients.clone(),
         public: args.public.clone(),
-        wrapped: args.wrapped.clone(),
-        wrap: args.wrap.clone(),
+        wrapped: args.wrapped.clone().map(|name| {
+            let kms = args.kms.clone().map(Wrapping::Kms);
+            (
+                name,
+                kms.unwrap_or_else(|| Wrapping::Command(args.wrap.clone())),
+            )
+        }),
         split: args.split.as_ref().map(|name| keys::Split {
             recipient: name.clone(),
             shares: args.shares.unwrap_or_default(),
@@ -106,8 +116,12 @@ pub fn keygen(args: &KeygenArgs, cx: &Context) -> Result<u8> {
         cx.out.line(&format!("Wrote {path}"))?;
     }
     if let Some(path) = &made.wrapped {
+        let how = match &args.kms {
+            Some(key) => format!("kms.key_id = \"{key}\" and kms.wrapped_file = \"/PATH/OF/IT\""),
+            None => "key_command = [\"/PROGRAM\", …] prints the key".to_owned(),
+        };
         cx.out.line(&format!(
-            "\nNothing has unwrapped {path} yet. Where it is read: key_command = [\"/PROGRAM\", …] prints the key; prove it with pitr doctor before you rely on it."
+            "\nNothing has unwrapped {path} yet. Where it is read: {how}; prove it with pitr doctor before you rely on it."
         ))?;
     }
     if let Some(threshold) = args.threshold {

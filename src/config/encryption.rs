@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::Secret;
+use super::{S3Settings, Secret};
 
 /// `[repositories.NAME.encryption]`.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -20,6 +20,8 @@ pub struct Encryption {
     pub key_command: Vec<String>,
     /// A command that prints a recipient's passphrase, likewise.
     pub passphrase_command: Vec<String>,
+    /// A key of AWS KMS that unwraps a recipient's key file.
+    pub kms: Kms,
     /// A recipient's passphrase, from the environment.
     pub passphrase: Option<Secret>,
     /// The recipient that the passphrase belongs to.
@@ -32,39 +34,61 @@ pub struct Encryption {
     pub secrets_key: Option<PathBuf>,
 }
 
+/// `kms` of `[repositories.NAME.encryption]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Kms {
+    /// The id, the ARN or the alias of the key.
+    pub key_id: Option<String>,
+    /// The key file as the KMS encrypted it.
+    pub wrapped_file: Option<PathBuf>,
+    /// The way to the KMS and the credentials; the rest of it has no meaning here.
+    pub link: S3Settings,
+}
+
 impl Encryption {
     /// The files it names.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let files = [&self.key_set, &self.key_file, &self.passphrase_file];
+        let files = [
+            &self.key_set,
+            &self.key_file,
+            &self.passphrase_file,
+            &self.kms.wrapped_file,
+            &self.kms.link.credentials_file,
+            &self.kms.link.ca_file,
+        ];
         files.into_iter().flatten().map(PathBuf::as_path)
     }
 
     /// Whether it names what opens objects, and not only what seals them.
     pub fn can_read(&self) -> bool {
-        self.key_file.is_some() || !self.key_command.is_empty() || self.has_passphrase()
+        self.key_file.is_some() || self.helper().is_some() || self.has_passphrase()
     }
 
-    /// The command that prints what opens objects, and its key in the configuration.
-    pub fn command(&self) -> Option<(&'static str, &[String])> {
-        let commands = [
-            ("key_command", &self.key_command),
-            ("passphrase_command", &self.passphrase_command),
+    /// The program or the key of the KMS that is asked for what opens objects, and its key in the configuration.
+    pub fn helper(&self) -> Option<(&'static str, &str)> {
+        let helpers = [
+            ("key_command", self.key_command.first()),
+            ("passphrase_command", self.passphrase_command.first()),
+            ("kms.key_id", self.kms.key_id.as_ref()),
         ];
-        let mut given = commands.into_iter().filter(|(_, words)| !words.is_empty());
-        given.next().map(|(key, words)| (key, words.as_slice()))
+        let mut given = helpers
+            .into_iter()
+            .filter_map(|(key, one)| Some((key, one?)));
+        given.next().map(|(key, one)| (key, one.as_str()))
     }
 
-    /// Whether it seals objects with a file, and opens them by a command.
+    /// Whether it seals objects with a file, and asks a helper when it opens them.
     pub fn opens_later(&self) -> bool {
-        self.key_set.is_some() && self.command().is_some()
+        self.key_set.is_some() && self.helper().is_some()
     }
 
-    /// The same without its commands.
+    /// The same without its helpers.
     #[must_use]
-    pub fn without_commands(&self) -> Encryption {
+    pub fn without_helpers(&self) -> Encryption {
         Encryption {
             key_command: Vec::new(),
             passphrase_command: Vec::new(),
+            kms: Kms::default(),
             ..self.clone()
         }
     }
@@ -95,6 +119,7 @@ impl Encryption {
             self.passphrase_fd.is_some(),
             !self.key_command.is_empty(),
             !self.passphrase_command.is_empty(),
+            self.kms.key_id.is_some(),
             self.passphrase.is_some(),
         ]
         .into_iter()
@@ -112,6 +137,7 @@ impl fmt::Debug for Encryption {
             .field("passphrase_fd", &self.passphrase_fd)
             .field("key_command", &self.key_command.first())
             .field("passphrase_command", &self.passphrase_command.first())
+            .field("kms", &self.kms.key_id)
             .field("recipient", &self.recipient)
             .field("state_dir", &self.state_dir)
             .field("secrets", &self.secrets)

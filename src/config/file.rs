@@ -187,6 +187,9 @@ impl Section {
     }
 }
 
+/// Makes a document of the text of a file, whose path is for messages.
+pub(super) type Parse = fn(&Path, &str) -> Result<Document>;
+
 /// A configuration as written, its sections in the order in which they stand.
 #[derive(Debug, Default)]
 pub(super) struct Document {
@@ -199,19 +202,21 @@ impl Document {
     /// Reads a configuration file that `check` lets pass once it is opened; `None` if there is none.
     pub(super) fn read(
         path: &Path,
+        parse: Parse,
         check: impl FnOnce(&File) -> Result<()>,
     ) -> Result<Option<Document>> {
-        Document::read_as(path, path, check)
+        Document::read_as(path, path, parse, check)
     }
 
     /// Reads a copy of a configuration file, which messages name.
-    pub(super) fn read_copy(copy: &Path, path: &Path) -> Result<Option<Document>> {
-        Document::read_as(copy, path, |_| Ok(()))
+    pub(super) fn read_copy(copy: &Path, path: &Path, parse: Parse) -> Result<Option<Document>> {
+        Document::read_as(copy, path, parse, |_| Ok(()))
     }
 
     fn read_as(
         path: &Path,
         named: &Path,
+        parse: Parse,
         check: impl FnOnce(&File) -> Result<()>,
     ) -> Result<Option<Document>> {
         let shown = path.display();
@@ -251,7 +256,7 @@ impl Document {
                 "configuration file \"{shown}\" is not UTF-8 in line {line}"
             )
         })?;
-        let mut document = Document::parse(named, &text)?;
+        let mut document = parse(named, &text)?;
         document.world_readable = metadata.permissions().mode() & 0o004 != 0;
         Ok(Some(document))
     }
@@ -281,6 +286,39 @@ impl Document {
             }
             for (name, section) in in_order(table) {
                 document.sections.push(source.section(kind, name, section)?);
+            }
+        }
+        Ok(document)
+    }
+
+    /// Reads of a wrong text each section that can be read, of those kinds that tell of sinks and of the agent's files.
+    pub(super) fn parse_readable(path: &Path, text: &str) -> Result<Document> {
+        let source = Source {
+            path: Rc::new(path.to_owned()),
+            text,
+        };
+        let (root, _) = DeTable::parse_recoverable(text);
+        let mut document = Document::default();
+        for (key, value) in in_order(root.get_ref()) {
+            let is_meant = |kind: &&Kind| kind.table() == key.get_ref().as_ref();
+            let kinds = [Kind::Agent, Kind::Alerts, Kind::Clusters];
+            let Some(kind) = kinds.iter().find(is_meant) else {
+                continue;
+            };
+            let Ok(table) = source.table(kind.table(), value) else {
+                continue;
+            };
+            if kind.is_unnamed() {
+                let origin = source.origin(&key.span());
+                document
+                    .sections
+                    .extend(source.unnamed(*kind, origin, table));
+                continue;
+            }
+            for (name, section) in in_order(table) {
+                document
+                    .sections
+                    .extend(source.section(*kind, name, section));
             }
         }
         Ok(document)

@@ -10,12 +10,12 @@ use super::audit::{Audit, Records};
 use super::file::{Entry, Kind, Raw, Section};
 use super::{
     Acknowledge, Agent, BlobService, Cluster, Compat, ConfigSet, Copies, Encryption, Files, Hours,
-    Job, Location, LockMode, Logical, LogicalContent, Millis, ObjectLock, PREFETCH_SEGMENTS_MAX,
-    Period, Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis, RedisAccess,
-    RedisAcknowledge, RedisAddress, RedisSource, Repository, Retention, S3Settings, Secret,
-    Severity, SftpSettings, Shape, Sink, SinkKind, Size, Source, Sse, StandbyOutage, Tier, TierBy,
-    config_set::DEFAULT, holds_password, location, logical::JOBS_MAX, retention::KEEP_MAX, s3, set,
-    tier,
+    Job, Kms, Location, LockMode, Logical, LogicalContent, Millis, ObjectLock,
+    PREFETCH_SEGMENTS_MAX, Period, Price, Prices, PromoteUnreachable, Quiesce, RecoverySet, Redis,
+    RedisAccess, RedisAcknowledge, RedisAddress, RedisSource, Repository, Retention, S3Settings,
+    Secret, Severity, SftpSettings, Shape, Sink, SinkKind, Size, Source, Sse, StandbyOutage, Tier,
+    TierBy, config_set::DEFAULT, holds_password, location, logical::JOBS_MAX, retention::KEEP_MAX,
+    s3, set, tier,
 };
 use crate::err;
 use crate::error::{Error, Result};
@@ -173,6 +173,14 @@ keys! { REPOSITORY: |e, draft: Draft|
     "encryption.passphrase_fd": encryption.passphrase_fd = e.descriptor();
     "encryption.key_command": encryption.key_command = e.program();
     "encryption.passphrase_command": encryption.passphrase_command = e.program();
+    "encryption.kms.key_id": encryption.kms.key_id = e.string();
+    "encryption.kms.wrapped_file": encryption.kms.wrapped_file = e.path();
+    "encryption.kms.region": encryption.kms.link.region = e.string();
+    "encryption.kms.endpoint": encryption.kms.link.endpoint = e.string();
+    "encryption.kms.ca_file": encryption.kms.link.ca_file = e.path();
+    "encryption.kms.allow_http": encryption.kms.link.allow_http = e.boolean();
+    "encryption.kms.profile": encryption.kms.link.profile = e.string();
+    "encryption.kms.credentials_file": encryption.kms.link.credentials_file = e.path();
     "encryption.passphrase": encryption.passphrase = e.passphrase();
     "encryption.recipient": encryption.recipient = e.string();
     "encryption.state_dir": encryption.state_dir = e.path();
@@ -416,13 +424,24 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
         )));
     }
     let draft = fill(Draft::default(), section, REPOSITORY)?;
-    let (encryption, mut s3, mut sftp) = (draft.encryption, draft.s3, draft.sftp);
+    let (mut encryption, mut s3, mut sftp) = (draft.encryption, draft.s3, draft.sftp);
     (sftp.stall_timeout, sftp.retry_budget) = (s3.stall_timeout, s3.retry_budget);
     if sftp.passphrase_file.is_some() && sftp.key_file.is_none() {
         return Err(wrong("\"ssh_passphrase_file\" needs ssh_key_file"));
     }
     if let Some(entry) = section.get("endpoint") {
         s3.endpoint = Some(entry.checked(|url| s3::endpoint(url, s3.allow_http))?);
+    }
+    let kms = &mut encryption.kms;
+    if let Some(entry) = section.get("encryption.kms.endpoint") {
+        kms.link.endpoint = Some(entry.checked(|url| s3::endpoint(url, kms.link.allow_http))?);
+    }
+    if kms.key_id.is_some() != kms.wrapped_file.is_some()
+        || kms.key_id.is_none() && *kms != Kms::default()
+    {
+        return Err(wrong(
+            "\"encryption.kms\" needs both key_id and wrapped_file",
+        ));
     }
     if s3.sse_kms_key_id.is_some() && s3.sse != Some(Sse::Kms) {
         return Err(wrong("\"sse_kms_key_id\" needs sse = \"aws:kms\""));
@@ -445,10 +464,10 @@ pub(super) fn repository(section: &Section) -> Result<Repository> {
     }
     if encryption.ways_to_read() > 1 {
         return Err(wrong(
-            "one of key_file, key_command, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given",
+            "one of key_file, key_command, kms, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given",
         ));
     }
-    let has_key = encryption.key_file.is_some() || !encryption.key_command.is_empty();
+    let has_key = encryption.can_read() && !encryption.has_passphrase();
     if encryption.recipient.is_some() && has_key {
         return Err(wrong(
             "encryption.recipient says whose passphrase it is; a key file names its recipient itself",

@@ -42,7 +42,7 @@ pub use agent::{
 };
 pub use audit::{Audit, Records};
 pub use config_set::{ConfigSet, DEFAULT as DEFAULT_PATHS};
-pub use encryption::Encryption;
+pub use encryption::{Encryption, Kms};
 pub use files::{Files, Quiesce, Source};
 pub use hours::Hours;
 pub use location::{BlobService, Location, is_part};
@@ -64,7 +64,7 @@ pub use tier::{StorageClass, Tier, TierBy, TierKind};
 pub use unit::{Millis, Period, Size};
 
 use account::Account;
-use file::{Document, Kind, Section};
+use file::{Document, Kind, Parse, Section};
 
 /// The last place that is searched for the file.
 const SYSTEM_FILE: &str = "/etc/pitr/pitr.toml";
@@ -495,7 +495,7 @@ impl Settings {
     pub fn load(flags: &Flags, environment: &Environment) -> Result<Settings> {
         let wanted = flags.repository.as_deref();
         let bare = wanted.is_some_and(Location::looks_like_one);
-        let found = match find(flags, environment) {
+        let found = match find(flags, environment, Document::parse) {
             Err(e) if bare && given(flags, environment).is_none() && is_denied(&e) => {
                 Found::Nowhere(Vec::new())
             }
@@ -534,6 +534,55 @@ impl Settings {
             }
         }
         Ok(settings)
+    }
+
+    /// Reads of a configuration that may be wrong what can be read: the sinks of alerts, and where the agent keeps its files. Each section counts by
+    /// itself. A file that cannot be read or trusted gives nothing.
+    pub fn readable(flags: &Flags, environment: &Environment) -> Settings {
+        let mut readable = Settings::empty(None);
+        let found = find(flags, environment, Document::parse_readable);
+        let Ok(Found::File(path, mut document)) = found else {
+            return readable;
+        };
+        readable.path = Some(path);
+        // Variables that are wrong keep nobody from the file.
+        let _ = document.overlay(environment);
+        for section in &document.sections {
+            match section.kind {
+                Kind::Agent => readable.agent = keys::agent(section).unwrap_or_default(),
+                Kind::Alerts => readable.alerts.extend(keys::alert(section)),
+                Kind::Clusters => {
+                    let read = keys::cluster(section, document.world_readable);
+                    readable.clusters.extend(read);
+                }
+                _ => {}
+            }
+        }
+        readable
+    }
+
+    /// One that says nothing.
+    fn empty(path: Option<PathBuf>) -> Settings {
+        Settings {
+            is_of_tenant: false,
+            path,
+            clusters: Vec::new(),
+            repositories: Vec::new(),
+            files: Vec::new(),
+            retention: Retention::default(),
+            logical: Vec::new(),
+            config: Vec::new(),
+            redis: Vec::new(),
+            agent: Agent::default(),
+            page: Page::default(),
+            audit: Audit::default(),
+            jobs: Vec::new(),
+            alerts: Vec::new(),
+            sets: Vec::new(),
+            tenants: Vec::new(),
+            cluster_flag: None,
+            bare: false,
+        }
     }
 
     /// Whether the host keeps nothing of its own: everything is its tenants'.
@@ -779,7 +828,7 @@ pub fn place(flags: &Flags, environment: &Environment) -> Result<(PathBuf, bool)
         let exists = !matches!(std::fs::symlink_metadata(&path), Err(e) if e.kind() == std::io::ErrorKind::NotFound);
         return Ok((path, exists));
     }
-    match find(flags, environment)? {
+    match find(flags, environment, Document::parse)? {
         Found::File(path, _) => Ok((path, true)),
         Found::Nowhere(_) => {
             let path = environment.absolute(Path::new("pitr.toml"));
@@ -820,7 +869,7 @@ enum Found {
 }
 
 /// Reads the first file there is. A file that cannot be read, or that others may have written, is an error and never skipped.
-fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
+fn find(flags: &Flags, environment: &Environment, parse: Parse) -> Result<Found> {
     if let Some((path, by)) = given(flags, environment) {
         if path.as_os_str().is_empty() {
             return Err(err!(Usage, "--config names no file"));
@@ -828,8 +877,8 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
         let path = environment.absolute(path);
         // Messages name the file.
         let read = match environment.get(IN_FORCE) {
-            Some(copy) => Document::read_copy(Path::new(copy), &path),
-            None => Document::read(&path, |_| Ok(())),
+            Some(copy) => Document::read_copy(Path::new(copy), &path, parse),
+            None => Document::read(&path, parse, |_| Ok(())),
         };
         return match read? {
             Some(document) => Ok(Found::File(path, document)),
@@ -865,7 +914,7 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
             true => trust::check_file(&path, file),
             false => Ok(()),
         };
-        match Document::read(&path, trusted)? {
+        match Document::read(&path, parse, trusted)? {
             Some(document) => return Ok(Found::File(path, document)),
             None => looked.push(path.display().to_string()),
         }
@@ -874,26 +923,7 @@ fn find(flags: &Flags, environment: &Environment) -> Result<Found> {
 }
 
 fn settings(path: Option<PathBuf>, document: &Document) -> Result<Settings> {
-    let mut settings = Settings {
-        is_of_tenant: false,
-        path,
-        clusters: Vec::new(),
-        repositories: Vec::new(),
-        files: Vec::new(),
-        retention: Retention::default(),
-        logical: Vec::new(),
-        config: Vec::new(),
-        redis: Vec::new(),
-        agent: Agent::default(),
-        page: Page::default(),
-        audit: Audit::default(),
-        jobs: Vec::new(),
-        alerts: Vec::new(),
-        sets: Vec::new(),
-        tenants: Vec::new(),
-        cluster_flag: None,
-        bare: false,
-    };
+    let mut settings = Settings::empty(path);
     for section in &document.sections {
         match section.kind {
             Kind::Clusters => settings
@@ -1360,8 +1390,10 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [repositories.a]\nurl='s3://B' => pitr.toml:2:5: "B" is not the name of a bucket: 3 to 63 of a-z, 0-9, "." and "-" are needed
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey=1 => pitr.toml:4:1: key "key" does not exist in [repositories.a.encryption]
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\npassphrase='correct horse' => pitr.toml:4:12: "encryption.passphrase" is taken from the environment only
-[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p' => pitr.toml:1:15: one of key_file, key_command, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p' => pitr.toml:1:15: one of key_file, key_command, kms, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\nrecipient='ops' => pitr.toml:1:15: encryption.recipient says whose passphrase it is; a key file names its recipient itself
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkms.key_id='alias/a' => pitr.toml:1:15: "encryption.kms" needs both key_id and wrapped_file
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkms={key_id='a', wrapped_file='/w', endpoint='http://kms.example'} => pitr.toml:4:45: "http://kms.example" is plain HTTP to another machine
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_command=['gpg'] => pitr.toml:4:13: "encryption.key_command" is not a list that begins with the absolute path of a program
 [jobs.a]\nrun='info' => pitr.toml:1:7: job "a" needs one of schedule and after
 [jobs.a]\nrun='info'\nschedule='always'\nclaim=true => pitr.toml:1:7: job "a" claims no time, for it has none

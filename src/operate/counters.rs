@@ -38,6 +38,12 @@ pub const KILLED: &str = "killed";
 pub const AUDIT_DAMAGE: &str = "audit verify";
 /// An anchor of the audit log, among successes.
 pub const AUDIT_ANCHOR: &str = "audit anchor";
+/// A check of the audit log in all repositories, among successes.
+pub const AUDIT_VERIFY: &str = "audit verify";
+/// An anchor of this host is that old at most: one is made each day.
+pub const ANCHOR_DAYS: u64 = 3;
+/// A check of the audit log by this host is that old at most: one is made each month.
+pub const AUDIT_VERIFY_DAYS: u64 = 35;
 /// Reading everything of an encrypted repository with a key of this host, among successes.
 pub const KEY: &str = "key";
 /// Upper bounds of the durations that are counted, in seconds.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use super::agent_trouble::{self, Trouble};
 use super::blocked::{Blocked, PASSING, Waiting};
 use super::exposure::{self, Exposure};
 use super::failures::Failures;
@@ -62,6 +63,9 @@ pub struct Info {
     pub scopes: Vec<ScopeInfo>,
     /// Commands of this host that run now.
     pub running: Vec<Underway>,
+    /// The configuration that the agent of this host could not take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_trouble: Option<Trouble>,
     /// Errors of the others.
     #[serde(skip)]
     pub failures: Failures,
@@ -343,9 +347,15 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
             |_| Vec::new(),
             |settings| underway::look(session, &settings),
         ),
+        agent_trouble: agent_trouble(session),
         failures,
         unseen,
     })
+}
+
+fn agent_trouble(session: &Session) -> Option<Trouble> {
+    let settings = session.settings().ok()?;
+    agent_trouble::read(&settings.state_dir(&session.environment)?)
 }
 
 fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterInfo> {

@@ -13,8 +13,8 @@ use crate::config::{Encryption, Secret};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::key_command;
 use crate::repo::keyring::{self, PublicFile, ReaderFile, WriterFile, draw, system_random};
+use crate::repo::{key_command, key_kms};
 use crate::seal::share::{self, Joined, Share};
 use crate::seal::{
     Access, Argon2, Contents, KeySetId, PrivateHalf, PublicHalf, Recipient, is_recipient_name,
@@ -88,10 +88,8 @@ pub struct Asked {
     pub recipients: Vec<String>,
     /// The .pub files of recipients whose pairs were made elsewhere.
     pub public: Vec<PathBuf>,
-    /// A recipient whose key file is handed to `wrap`, and written as that prints it.
-    pub wrapped: Option<String>,
-    /// The command that wraps it, and its arguments.
-    pub wrap: Vec<String>,
+    /// A recipient whose key file is wrapped, and what wraps it.
+    pub wrapped: Option<(String, Wrapping)>,
     /// A recipient whose key is divided into shares.
     pub split: Option<Split>,
     /// A recipient with a passphrase.
@@ -102,6 +100,15 @@ pub struct Asked {
     pub pair_only: bool,
     /// Whether a secrets pair is made, in place of a key set.
     pub secrets: bool,
+}
+
+/// The helper that wraps a key file.
+#[derive(Debug, Clone)]
+pub enum Wrapping {
+    /// A command, and its arguments: the key file is its input.
+    Command(Vec<String>),
+    /// A key of AWS KMS: its id, ARN or alias.
+    Kms(String),
 }
 
 /// A recipient whose key lies on no disk, and in how many parts people get it.
@@ -152,9 +159,9 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
         files.extend(pair);
         recipients.push(contents.wrap_to_key(name, &public, &draw(system_random)?)?);
     }
-    if let Some(name) = &asked.wrapped {
+    if let Some((name, wrapping)) = &asked.wrapped {
         let (public, pair) = pair(&directory, name, key_set)?;
-        files.extend(wrap(pair, &asked.wrap)?);
+        files.extend(wrap(pair, wrapping)?);
         recipients.push(contents.wrap_to_key(name, &public, &draw(system_random)?)?);
     }
     if let Some(split) = &asked.split {
@@ -207,7 +214,7 @@ pub fn keygen(session: &Session, asked: &Asked) -> Result<Keys> {
     Ok(Keys {
         key_set: key_set.map(|id| id.to_string()),
         files: files.iter().map(|f| f.path.display().to_string()).collect(),
-        wrapped: asked.wrapped.as_ref().map(|name| {
+        wrapped: asked.wrapped.as_ref().map(|(name, _)| {
             directory
                 .join(format!("{name}.wrapped"))
                 .display()
@@ -378,14 +385,15 @@ fn divided(
     Ok((public, files))
 }
 
-/// Hands a key file to the command that wraps it: it never touches a disk as it is.
-fn wrap([key, public]: [NewFile; 2], command: &[String]) -> Result<[NewFile; 2]> {
-    let wrapped = key_command::run(
-        "the wrapping command",
-        command,
-        Some(&key.content),
-        WRAPPED_BYTES,
-    )?;
+/// Hands a key file to the helper that wraps it: it never touches a disk as it is.
+fn wrap([key, public]: [NewFile; 2], wrapping: &Wrapping) -> Result<[NewFile; 2]> {
+    let wrapped = match wrapping {
+        Wrapping::Kms(id) => key_kms::wrap(id, &key.content)?,
+        Wrapping::Command(words) => {
+            let setting = "the wrapping command";
+            key_command::run(setting, words, Some(&key.content), WRAPPED_BYTES)?
+        }
+    };
     let private = keyring::private_digits(&key.content)?;
     let is_plain = wrapped
         .windows(private.len())

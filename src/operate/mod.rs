@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod adopt;
+pub mod agent_trouble;
 pub mod archive_command;
 pub mod aside;
 pub mod audit;

@@ -15,6 +15,8 @@ use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::store::{Meta, Store};
 
+/// The commands around the making of a repository are recorded within this time.
+const MADE_ANEW: Duration = Duration::from_secs(86_400);
 /// Records that are read at a time.
 const READERS: usize = 8;
 
@@ -63,6 +65,16 @@ struct Expired {
     seq: u64,
 }
 
+/// A record of another chain that had to end, after which a chain goes on.
+#[derive(Debug)]
+struct Continued {
+    /// The record that says so, for people.
+    by: String,
+    time: TimestampTz,
+    writer: String,
+    seq: u64,
+}
+
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -85,8 +97,11 @@ pub struct Problem {
 pub struct Chains {
     /// The repository.
     pub repository: String,
+    /// When the repository was made, as its marker has it.
+    pub created: TimestampTz,
     chains: BTreeMap<String, BTreeMap<u64, Link>>,
     anchors: Vec<Anchor>,
+    continued: Vec<Continued>,
     expired: Vec<Expired>,
     problems: Vec<Problem>,
 }
@@ -160,6 +175,15 @@ impl Chains {
                 writer: writer.clone(),
                 seq: head.seq,
                 hash,
+            });
+        }
+        let continues = record.continues.as_deref().and_then(|c| c.split_once('/'));
+        if let Some((writer, seq)) = continues.and_then(|(w, seq)| Some((w, seq.parse().ok()?))) {
+            self.continued.push(Continued {
+                by: by.clone(),
+                time: record.time,
+                writer: writer.to_owned(),
+                seq,
             });
         }
         // A time to come makes everything old.
@@ -396,9 +420,10 @@ fn read_all(store: &dyn Store, host: &Host, writer: &str, numbers: &[u64]) -> Re
     })
 }
 
-/// Judges the chains of all repositories, each with the anchors of it that lie outside.
-pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration) -> Vec<Problem> {
-    let newest = newest(all);
+/// Judges the chains of all repositories, each with the anchors of it that lie outside. `is_whole` says that no configured repository is left out.
+pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration, is_whole: bool) -> Vec<Problem> {
+    let stored = stored(all);
+    let newest = newest(all, stored.clone());
     for (one, outside) in all.iter_mut() {
         // Nobody lets records expire that are not made yet. Nobody knows that of a chain without any record.
         one.expired
@@ -406,6 +431,9 @@ pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration) -> Vec<Problem> 
         one.judge();
         let anchors: Vec<Anchor> = one.anchors.iter().chain(&*outside).cloned().collect();
         one.compare(&anchors, keep);
+    }
+    if is_whole {
+        compare_continued(all, &stored);
     }
     let mut found: Vec<Problem> = Vec::new();
     for (at, (one, _)) in all.iter().enumerate() {
@@ -419,8 +447,44 @@ pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration) -> Vec<Problem> 
     found
 }
 
-/// The newest number that is known of each chain that has records.
-fn newest(all: &[(Chains, Vec<Anchor>)]) -> BTreeMap<String, u64> {
+/// Finds chains that end before a record which another chain continues. Repositories that were made since never had it.
+fn compare_continued(all: &mut [(Chains, Vec<Anchor>)], stored: &BTreeMap<String, u64>) {
+    let made = all.iter().map(|(one, _)| one.created).max();
+    let expired = |all: &[(Chains, Vec<Anchor>)], writer: &str| {
+        let each = all.iter().map(|(one, _)| one.expired_up_to(writer));
+        each.max().unwrap_or(0)
+    };
+    for at in 0..all.len() {
+        let Some((one, _)) = all.get(at) else {
+            continue;
+        };
+        let is_gone = |c: &&Continued| {
+            let last = stored.get(&c.writer).copied();
+            let is_older = made.is_some_and(|made| c.time > made.saturating_add(MADE_ANEW));
+            let is_told = |p: &Problem| p.writer == c.writer && p.problem == "removed";
+            (last.is_some() || is_older)
+                && c.seq > last.unwrap_or(0).max(expired(all, &c.writer))
+                && !one.problems.iter().any(is_told)
+        };
+        let gone = one.continued.iter().filter(is_gone).map(|c| {
+            let last = stored.get(&c.writer).copied().unwrap_or(0);
+            let detail = format!(
+                "{} goes on after record {}, and the chain ends at {last}",
+                c.by, c.seq
+            );
+            (c.writer.clone(), c.seq, detail)
+        });
+        let gone: Vec<_> = gone.collect();
+        if let Some((one, _)) = all.get_mut(at) {
+            for (writer, seq, detail) in gone {
+                one.add(&writer, seq, "removed", &detail);
+            }
+        }
+    }
+}
+
+/// The newest number of each chain of which a repository has a record, also a damaged one.
+fn stored(all: &[(Chains, Vec<Anchor>)]) -> BTreeMap<String, u64> {
     let mut newest: BTreeMap<String, u64> = BTreeMap::new();
     for (one, _) in all {
         let damaged = one.problems.iter().map(|p| (p.writer.as_str(), p.seq));
@@ -430,6 +494,14 @@ fn newest(all: &[(Chains, Vec<Anchor>)]) -> BTreeMap<String, u64> {
             *known = seq.max(*known);
         }
     }
+    newest
+}
+
+/// The newest number that is known of each chain that has records.
+fn newest(
+    all: &[(Chains, Vec<Anchor>)],
+    mut newest: BTreeMap<String, u64>,
+) -> BTreeMap<String, u64> {
     let anchors = all
         .iter()
         .flat_map(|(one, kept)| one.anchors.iter().chain(kept));
@@ -548,7 +620,7 @@ mod tests {
 
     fn found(chains: Chains, outside: &[Anchor]) -> Vec<(&'static str, u64)> {
         let keep = Duration::from_secs(400 * 86_400);
-        let problems = judge(&mut [(chains, outside.to_vec())], keep);
+        let problems = judge(&mut [(chains, outside.to_vec())], keep, true);
         problems.iter().map(|p| (p.problem, p.seq)).collect()
     }
 
@@ -628,6 +700,51 @@ mod tests {
         let mut doubted: Vec<Stored> = all(6).collect();
         doubted.last_mut().unwrap().is_doubted = true;
         assert_eq!(found(of(doubted), &[]), [("doubted", 4)]);
+    }
+
+    #[test]
+    fn a_chain_that_is_cut_before_the_record_which_another_one_continues_is_found() {
+        let left = chain("db1-00000001", 9);
+        let next = |is_doubted| {
+            let record = Record {
+                time: at(10),
+                continues: Some("db1-00000001/9".into()),
+                ..Record::default()
+            };
+            Stored {
+                is_doubted,
+                ..stored(record.chained("db1-00000002", None))
+            }
+        };
+        let with = |count: usize| of(left[..count].iter().cloned().chain([next(false)]));
+        assert_eq!(found(with(9), &[]), []);
+        assert_eq!(found(with(6), &[]), [("removed", 9)]);
+        assert_eq!(found(with(0), &[]), [("removed", 9)]);
+        // An anchor that says the same makes no second problem.
+        assert_eq!(found(with(6), &[anchor(&left[8])]), [("removed", 9)]);
+        // A repository that was made when the chain went on never had the one before.
+        let anew = |created, count| Chains {
+            created: at(created),
+            ..with(count)
+        };
+        assert_eq!(found(anew(10, 0), &[]), []);
+        assert_eq!(found(anew(8, 0), &[]), [("removed", 9)]);
+        assert_eq!(found(anew(10, 6), &[]), [("removed", 9)]);
+        // Whoever holds no MAC key says nothing about other chains.
+        assert_eq!(found(of([next(true)]), &[]), [("doubted", 1)]);
+        // Another repository has the rest, or may have it.
+        let keep = Duration::from_secs(400 * 86_400);
+        let told = |mut all: Vec<(Chains, Vec<Anchor>)>, is_whole| -> Vec<&'static str> {
+            let problems = judge(&mut all, keep, is_whole);
+            problems.iter().map(|p| p.problem).collect()
+        };
+        let both = vec![(with(6), Vec::new()), (with(9), Vec::new())];
+        assert_eq!(told(both, true), ["behind"]);
+        assert!(told(vec![(with(6), Vec::new())], false).is_empty());
+        // Nobody misses what expired by right.
+        let mut expired = expiry(9, 500, 500);
+        expired.take(next(false), Some(at(10)));
+        assert_eq!(found(expired, &[]), []);
     }
 
     #[test]
@@ -751,7 +868,7 @@ mod tests {
         other[4] = stored(other[4].record.clone());
         let tell = |a: Vec<Stored>, b: Vec<Stored>| -> Vec<(String, &'static str)> {
             let both = [named("a", a), named("b", b)];
-            let problems = judge(&mut both.map(|one| (one, Vec::new())), keep);
+            let problems = judge(&mut both.map(|one| (one, Vec::new())), keep, true);
             problems
                 .iter()
                 .map(|p| (p.repository.clone(), p.problem))

@@ -48,21 +48,32 @@ const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 /// Variables that a command does not get: secrets of this program and of servers, and what loads code into a program or a shell.
 const KEPT_FROM_IT: [&[u8]; 5] = [b"PITR_", b"PG", b"REDISCLI_AUTH", b"LD_", b"BASH_ENV"];
 
-/// Secrets that commands printed, by their words.
-static PRINTED: Mutex<BTreeMap<Vec<String>, Zeroizing<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+/// Secrets that helpers gave, by their words.
+static GIVEN: Mutex<BTreeMap<Vec<String>, Zeroizing<Vec<u8>>>> = Mutex::new(BTreeMap::new());
 
 /// Returns the secret that a command of the configuration prints; `setting` is its key there.
 ///
 /// # Errors
 /// `Key` when it may not be run, fails, takes too long, or prints too much or nothing.
 pub fn secret(setting: &str, words: &[String]) -> Result<Zeroizing<Vec<u8>>> {
-    // Others wait for the answer, and do not run it, too.
-    let mut printed = PRINTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = printed.get(words) {
+    once(words.to_vec(), || run(setting, words, None, SECRET_BYTES))
+}
+
+/// Returns the secret that a helper gives, which is asked once in a process.
+///
+/// # Errors
+/// Those of the helper.
+pub fn once(
+    words: Vec<String>,
+    ask: impl FnOnce() -> Result<Zeroizing<Vec<u8>>>,
+) -> Result<Zeroizing<Vec<u8>>> {
+    // Others wait for the answer, and do not ask, too.
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = given.get(&words) {
         return Ok(known.clone());
     }
-    let secret = run(setting, words, None, SECRET_BYTES)?;
-    printed.insert(words.to_vec(), secret.clone());
+    let secret = ask()?;
+    given.insert(words, secret.clone());
     Ok(secret)
 }
 

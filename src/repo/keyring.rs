@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use super::writer_file::WriterFile;
-use super::{epochs, json, key_command, scope};
+use super::{epochs, json, key_command, key_kms, scope};
 use crate::config::{self, Encryption};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -241,10 +241,18 @@ fn contents(
     Ok(Some((own, contents)))
 }
 
-/// The key file that is configured, or that a command prints; and what stands for it in messages.
+/// The key file that is configured, or that a helper gives; and what stands for it in messages.
 fn reader(from: &Encryption) -> Result<Option<(ReaderFile, &Path)>> {
     if let Some(path) = &from.key_file {
         return Ok(Some((ReaderFile::read(path)?, path)));
+    }
+    if let Some(path) = &from.kms.wrapped_file {
+        let text = key_kms::secret(&from.kms, path)?;
+        let file = ReaderFile::decode(path, &text).map_err(|_| {
+            err!(Key, "what AWS KMS decrypts from \"{}\" is not the key file of a recipient", path.display())
+                .hint("Nothing was read, and it is not shown. Name the file that \"pitr repo keygen --wrapped NAME --kms KEY\" made.")
+        })?;
+        return Ok(Some((file, path)));
     }
     let words = from.key_command.as_slice();
     let Some(program) = words.first().map(Path::new) else {

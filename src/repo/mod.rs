@@ -39,6 +39,8 @@ pub mod kept_open;
 #[cfg(feature = "full")]
 pub mod key_command;
 #[cfg(feature = "full")]
+pub mod key_kms;
+#[cfg(feature = "full")]
 pub mod keyring;
 pub mod layout;
 pub mod lives;
@@ -94,7 +96,7 @@ pub fn open(place: &config::Repository, nonce: u64) -> Result<Repository> {
 pub fn open_to_archive(place: &config::Repository, nonce: u64) -> Result<Repository> {
     let encryption = place.encryption.as_ref();
     let late = encryption.filter(|from| from.opens_later());
-    let sealing = late.map(config::Encryption::without_commands);
+    let sealing = late.map(config::Encryption::without_helpers);
     Repository::open_with(store::open(place, nonce)?, sealing.as_ref().or(encryption))
 }
 

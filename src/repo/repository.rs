@@ -142,9 +142,9 @@ fn unsealed(
     encryption: Option<&Encryption>,
 ) -> Result<(Box<dyn Store>, Sealed)> {
     use super::{kept::Kept, sealed::SealedStore};
-    // Archiving needs no command, and does not wait for one.
+    // Archiving needs no helper, and does not wait for one.
     let late = encryption.filter(|from| from.opens_later());
-    let at_once = late.map(Encryption::without_commands);
+    let at_once = late.map(Encryption::without_helpers);
     let at_once = at_once.as_ref().or(encryption);
     let keys = super::keyring::Keys::load(store.as_ref(), key_set.parse()?, at_once)
         .map_err(|e| e.context(format!("open repository \"{}\"", store.location())))?;

@@ -19,6 +19,8 @@ pub mod blob;
 #[cfg(feature = "program")]
 pub mod conformance;
 pub mod file;
+#[cfg(feature = "program")]
+pub mod kms;
 pub mod life;
 #[cfg(feature = "full")]
 pub mod pace;

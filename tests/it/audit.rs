@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::alert_conditions::{Sink, later, observe};
 use crate::common::{
     Cluster, PATIENCE, Program, Run, Sandbox, Site, files_below, pitr, user, wait_until,
 };
@@ -408,6 +409,79 @@ fn a_copied_state_becomes_a_chain_of_its_own() {
         (&1.into(), &"begun".into())
     );
     assert_eq!(world.problems(&[]), (0, vec![]));
+}
+
+#[test]
+fn v32_a_chain_that_is_cut_before_the_record_which_another_one_continues_is_found() {
+    let world = World::new();
+    world.backup().success();
+    let (host, copied) = (world.sandbox.join("host"), world.sandbox.join("copied"));
+    let copy = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&host, &copied])
+        .status();
+    assert!(copy.unwrap().success());
+    world.backup().success();
+    std::fs::remove_dir_all(&host).unwrap();
+    std::fs::rename(&copied, &host).unwrap();
+    world.backup().success();
+    let continued = world.list();
+    let continued = continued.iter().find_map(|r| r["continues"].as_str());
+    let (writer, last) = continued.unwrap().split_once('/').unwrap();
+    assert!(last.parse::<u64>().unwrap() > 1, "{last}");
+    assert_eq!(world.problems(&[]), (0, vec![]));
+    // All but the first record of the former chain go everywhere, and no anchor knows them.
+    for repository in ["one", "two"] {
+        let folder = world.log(repository).join(writer);
+        for name in files_below(&folder).iter().skip(1) {
+            std::fs::remove_file(folder.join(name)).unwrap();
+        }
+    }
+    let removed = || vec!["removed".to_owned(); 2];
+    assert_eq!(world.problems(&[]), (4, removed()));
+    // A repository that is left out may have the rest.
+    let alone = world.problems(&["--repository", "two"]);
+    assert_eq!(alone, (0, vec![]));
+}
+
+#[test]
+fn v33_anchors_and_checks_that_come_no_more_are_told() {
+    let world = World::new();
+    let sink = Sink::new();
+    world.configure("host", "on", &sink.section());
+    let own = world.pitr("host", &[]);
+    let levels = |pitr: &Program| -> Vec<String> {
+        let json = pitr.clone().args(["doctor", "--json"]).run().json();
+        let all = json["findings"].as_array().unwrap().iter();
+        let own = all.filter(|f| f["name"] == "anchor" || f["name"] == "check");
+        own.map(|f| f["level"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    world.backup().success();
+    observe(&own);
+    assert_eq!(levels(&own), ["ok", "ok"], "they may be another host's");
+    world.pitr("host", &["audit", "anchor"]).run().success();
+    assert_eq!(world.problems(&[]).0, 0);
+    let text = world.pitr("host", &["metrics"]).run().stdout;
+    let name = "pitr_audit_last_verified_timestamp_seconds";
+    assert!(crate::metrics::value(&text, name) > Some(1e9), "{text}");
+    let days = |days: u64| later(&own, days * 86_400);
+    assert_eq!(levels(&days(4)), ["warn", "ok"]);
+    assert_eq!(levels(&days(36)), ["warn", "warn"]);
+    observe(&days(4));
+    let (anchor, check) = ("audit/anchor/stale", "audit/verify/stale");
+    sink.expect(anchor, &[("new", "medium")]);
+    sink.expect(check, &[]);
+    observe(&days(36));
+    sink.last(check, "new", "medium", "last succeeded on this host");
+    observe(&own);
+    sink.last(anchor, "resolved", "medium", "");
+    sink.last(check, "resolved", "medium", "");
+    // A check of one repository is no check of the log.
+    world.problems(&["--repository", "two"]);
+    let after = world.pitr("host", &["metrics"]).run().stdout;
+    let of = |text: &str| crate::metrics::value(text, name);
+    assert_eq!(of(&after), of(&text));
 }
 
 #[test]

@@ -1,9 +1,8 @@
-//! The scripts of `contrib/keys`, as `key_command` runs them: AWS KMS on moto's, and PKCS#11 on a token of SoftHSM.
+//! The scripts of `contrib/keys`, as `key_command` runs them: PKCS#11 on a token of SoftHSM.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::common::moto::Moto;
 use crate::common::{Program, Run, Sandbox};
 use crate::sealed::{Stored, keygen, refused};
 
@@ -53,58 +52,6 @@ impl Stored {
 fn with(program: Program, env: &[(&str, String)]) -> Program {
     let add = |program: Program, (name, value): &(&str, String)| program.env(name, value);
     env.iter().fold(program, add)
-}
-
-#[test]
-fn a_key_that_aws_kms_wrapped_opens_the_repository() {
-    let stored = Stored::new();
-    let sandbox = &stored.sealed.sandbox;
-    let moto = Moto::start(sandbox);
-    // The program is where the package of pip has it; the script finds it by its name.
-    let aws = sandbox.dir("bin").join("aws");
-    std::fs::write(&aws, format!("#!/bin/sh\nexec {} \"$@\"\n", moto.aws)).unwrap();
-    executable(&aws);
-    let helper = script(sandbox, "aws-kms");
-    let text = std::fs::read_to_string(&helper).unwrap();
-    let path = format!("set -eu\nPATH={}:$PATH", aws.parent().unwrap().display());
-    assert_eq!(text.matches("\nset -eu\n").count(), 1);
-    std::fs::write(&helper, text.replace("set -eu", &path)).unwrap();
-    let helper = helper.display().to_string();
-    let env = [
-        ("AWS_ENDPOINT_URL", moto.endpoint.clone()),
-        ("AWS_DEFAULT_REGION", "eu-central-1".to_owned()),
-        ("AWS_ACCESS_KEY_ID", "AKIATEST".to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
-        ("HOME", sandbox.path().display().to_string()),
-    ];
-    let kms = |arguments: &[&str]| {
-        let run = with(Program::new(&aws).arg("kms").args(arguments), &env);
-        let run = run.run().success();
-        run.stdout.trim().to_owned()
-    };
-    let query = "KeyMetadata.KeyId";
-    let key = kms(&["create-key", "--query", query, "--output", "text"]);
-    let target = ["--alias-name", "alias/pitr", "--target-key-id", &key];
-    kms(&[&["create-alias"], &target[..]].concat());
-    let wrapped = stored.wrapped_by(&[&helper, "wrap", "alias/pitr"], &env);
-    let wrapped = wrapped.display().to_string();
-    stored.host("kms", &[&helper, "unwrap", "alias/pitr", &wrapped]);
-    stored.fetched("kms", &env).success();
-    // Another key of the KMS opens nothing, and the KMS says why.
-    kms(&["create-key"]);
-    stored.host("no-alias", &[&helper, "unwrap", "alias/other", &wrapped]);
-    let run = stored.fetched("no-alias", &env);
-    refused(&run, 204, "NotFoundException");
-    // Neither does a changed one.
-    let text = std::fs::read_to_string(&wrapped).unwrap();
-    let changed = sandbox.file("changed", text.replacen(&text[60..64], "AAAA", 1));
-    let changed = changed.display().to_string();
-    stored.host("changed", &[&helper, "unwrap", "alias/pitr", &changed]);
-    let run = stored.fetched("changed", &env);
-    refused(&run, 204, "InvalidCiphertextException");
-    // The KMS is away.
-    drop(moto);
-    refused(&stored.fetched("kms", &env), 204, "key_command");
 }
 
 #[test]

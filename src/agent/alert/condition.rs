@@ -12,7 +12,8 @@ use crate::agent::load::Loaded;
 use crate::agent::room::Room;
 use crate::agent::scheduler::Planned;
 use crate::config::{Settings, Severity};
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
+use crate::operate::agent_trouble;
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::failing_sinks::Failing;
 use crate::operate::finding::{Finding, Level};
@@ -149,7 +150,8 @@ pub fn of_state(kept: &[Result<()>]) -> Option<Condition> {
 
 /// The file of the configuration is wrong: the commands that PostgreSQL and the operator run read it, too.
 pub fn of_configuration(loaded: &Loaded) -> Option<Condition> {
-    let e = loaded.wrong.as_ref()?;
+    let noted = || Some(agent_trouble::read(&loaded.state_dir)?.error);
+    let e = loaded.wrong.as_ref().map(Error::to_string).or_else(noted)?;
     let summary =
         format!("the configuration is wrong, and the agent goes on with the one before: {e}");
     let next = Some("pitr doctor".to_owned());
@@ -159,6 +161,13 @@ pub fn of_configuration(loaded: &Loaded) -> Option<Condition> {
         summary,
         next,
     ))
+}
+
+/// The agent does not start: no job runs by it, and nobody looks.
+pub fn of_start(error: &Error) -> Condition {
+    let summary = format!("the agent does not start, and no job runs by it: {error}");
+    let next = Some("pitr agent status".to_owned());
+    new("agent/start", Severity::Critical, summary, next)
 }
 
 /// Whether it is of [`of_sink`].

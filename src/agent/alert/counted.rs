@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::condition::new;
 use super::decide::Condition;
-use crate::config::{Settings, Severity};
+use crate::config::{Records, Settings, Severity};
 use crate::operate::counters::{self, Counters};
 use crate::operate::human;
 use crate::operate::info::ClusterInfo;
@@ -30,6 +30,9 @@ pub fn conditions(
 ) -> Vec<Condition> {
     let mut found = Vec::new();
     found.extend(audit(counters));
+    if settings.audit.records != Records::Off {
+        found.extend(audit_stale(now, counters));
+    }
     let clusters = settings.clusters.iter().map(|c| c.name.as_str());
     found.extend(clusters.flat_map(|name| undone(now, name, counters)));
     let repositories = settings.repositories.iter().map(|r| r.name.as_str());
@@ -88,6 +91,21 @@ fn audit(counters: &Counters) -> Option<Condition> {
     Some(critical("audit/broken", summary, "pitr audit verify"))
 }
 
+/// Anchors and checks of the audit log that come no more: what is removed since then may go unseen.
+fn audit_stale(now: TimestampTz, counters: &Counters) -> Vec<Condition> {
+    let one = |(command, days): (&str, u64)| {
+        let passed = passed(now, counters.last(command, ""), days)?;
+        let summary = format!("pitr {command} last succeeded on this host {passed} ago");
+        let id = format!("{}/stale", command.replace(' ', "/"));
+        Some(medium(&id, summary, &format!("pitr {command}")))
+    };
+    let commands = [
+        (counters::AUDIT_ANCHOR, counters::ANCHOR_DAYS),
+        (counters::AUDIT_VERIFY, counters::AUDIT_VERIFY_DAYS),
+    ];
+    commands.into_iter().filter_map(one).collect()
+}
+
 /// Pages that were damaged on the server when the newest backup read them.
 fn page_errors(one: &ClusterInfo) -> Option<Condition> {
     let newest = one.inventory.backups.iter().max_by_key(|b| b.stop_time)?;
@@ -142,6 +160,20 @@ mod tests {
             ("repository/local/key", Severity::Medium)
         );
         assert!(untried(now, "offsite", &done).is_none());
+    }
+
+    #[test]
+    fn anchors_and_checks_of_the_audit_log_that_come_no_more_are_told() {
+        let now: TimestampTz = "2026-11-20T02:00:00Z".parse().unwrap();
+        let ids = |anchor, check| -> Vec<String> {
+            let done = counters(&[("audit anchor ", anchor), ("audit verify ", check)], 0);
+            let told = audit_stale(now, &done).into_iter();
+            told.map(|one| one.id).collect()
+        };
+        assert!(ids("2026-11-17T03:00:00Z", "2026-10-17T00:00:00Z").is_empty());
+        let both = ids("2026-11-17T01:00:00Z", "2026-10-15T00:00:00Z");
+        assert_eq!(both, ["audit/anchor/stale", "audit/verify/stale"]);
+        assert!(audit_stale(now, &Counters::default()).is_empty());
     }
 
     #[test]

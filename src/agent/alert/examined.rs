@@ -35,7 +35,8 @@ const WARNINGS: [(&str, &str); 6] = [
     ("repository", "recipient"),
 ];
 /// Findings that each look has by itself, sooner.
-const LOOKED_AT: [(&str, &str); 17] = [
+const LOOKED_AT: [(&str, &str); 18] = [
+    ("agent", ""),
     ("alerts", ""),
     ("clock", ""),
     ("content", ""),

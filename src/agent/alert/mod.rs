@@ -180,6 +180,14 @@ pub fn unseen(session: &Session, loaded: &Loaded, notices: &Notices) -> Vec<Cond
     conditions
 }
 
+/// The conditions of an agent that does not start: those of the look before, and why.
+pub fn of_start(session: &Session, notices: &Notices, error: &Error) -> Vec<Condition> {
+    let book = notices.read(session);
+    let own = condition::of_start(error);
+    let others = lasting(&book, |id| id != own.id).collect::<Vec<_>>();
+    others.into_iter().chain([own]).collect()
+}
+
 /// Has everybody told of what is new, goes on or has ended. A file of notices that cannot be written is a condition of its own, and hears nobody the less.
 /// Nothing is delivered later than [`longest`] allows.
 ///

@@ -7,8 +7,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
 
 use crate::config::Page;
 use crate::config::agent::AgentTls;
@@ -188,7 +188,7 @@ mod tests {
         pairs
             .map(|(name, value)| {
                 (
-                    name.parse::<hyper::header::HeaderName>().unwrap(),
+                    name.parse::<axum::http::header::HeaderName>().unwrap(),
                     value.parse().unwrap(),
                 )
             })

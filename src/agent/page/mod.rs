@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper::header::{
-    CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, SET_COOKIE, WWW_AUTHENTICATE,
-};
-use hyper::{Method, Request, Response, StatusCode};
+use axum::body::to_bytes;
+use axum::extract::{RawQuery, Request, State};
+use axum::http::header::{CONTENT_TYPE, LOCATION, SET_COOKIE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
 use rustls::ServerConfig;
 use serde_json::json;
 
@@ -53,10 +54,11 @@ const HEADERS: [(&str, &str); 6] = [
     ("cross-origin-resource-policy", "same-origin"),
     ("cache-control", "no-store"),
 ];
+const LOGIN: &str = include_str!("login.html");
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
-
-type Answer = Response<Full<Bytes>>;
+/// The format of metrics, and of what is no page.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The content of the page: the agent's own configuration, and those of its tenants.
 pub struct View {
@@ -149,74 +151,6 @@ impl Page {
     /// The TLS of the next connection.
     pub fn tls(&self) -> Option<Arc<ServerConfig>> {
         held(&self.tls).clone()
-    }
-
-    /// Answers what is asked of the page; none for a path that is not its.
-    pub async fn answer(self: Arc<Page>, request: Request<Incoming>) -> Option<Answer> {
-        let door = held(&self.door).clone()?;
-        let is_post = *request.method() == Method::POST;
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let path = request.uri().path().to_owned();
-        let answer = match (path.as_str(), is_read, is_post) {
-            ("/page.css", true, _) => text("text/css; charset=utf-8", include_str!("page.css")),
-            ("/page.js", true, _) => {
-                text("text/javascript; charset=utf-8", include_str!("page.js"))
-            }
-            ("/login", true, _) => text(HTML, include_str!("login.html")),
-            ("/login", _, true) => login(&door, request).await,
-            ("/" | "/api/state" | "/api/plan", true, _) | ("/api/run", _, true) => {
-                match door.admit(request.headers()) {
-                    Admission::In => self.inside(&path, &door, request).await,
-                    Admission::Login if path == "/" => to("login"),
-                    Admission::Login => unauthorized(),
-                    Admission::Closed(why) => {
-                        refused(StatusCode::FORBIDDEN, &format!("the page is closed: {why}"))
-                    }
-                }
-            }
-            ("/" | "/api/state" | "/api/plan" | "/api/run" | "/login", ..) => refused(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this is not how it is asked for",
-            ),
-            _ => return None,
-        };
-        Some(guarded(answer))
-    }
-
-    async fn inside(
-        self: Arc<Page>,
-        path: &str,
-        door: &Arc<Door>,
-        request: Request<Incoming>,
-    ) -> Answer {
-        if path == "/" {
-            return text(HTML, include_str!("page.html"));
-        }
-        let query = request.uri().query().unwrap_or_default().to_owned();
-        if path == "/api/run" {
-            if !door.has_actions() {
-                return refused(
-                    StatusCode::FORBIDDEN,
-                    "the page starts nothing without actions = true, and token_file or a certificate of the client",
-                );
-            }
-            if !Door::is_own(request.headers()) {
-                return refused(StatusCode::FORBIDDEN, "another site asks for this");
-            }
-        }
-        let has_actions = door.has_actions();
-        let path = path.to_owned();
-        // Files, processes: nothing for the thread that serves.
-        let done = tokio::task::spawn_blocking(move || match path.as_str() {
-            "/api/plan" => self.plan(&query),
-            "/api/run" => self.run(&query),
-            _ => self.state(&query, has_actions),
-        });
-        match done.await {
-            Ok(Ok((status, body))) => with(status, JSON, body),
-            Ok(Err(e)) => refused(status_of(&e), &e.to_string()),
-            Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the answer was lost"),
-        }
     }
 
     /// Everything that is known, in one object.
@@ -318,31 +252,122 @@ fn value<'q>(query: &'q str, name: &str) -> &'q str {
     found.next().map_or("", |(_, value)| value)
 }
 
-async fn login(door: &Door, request: Request<Incoming>) -> Answer {
+/// The paths of the page, each with those who may ask for it.
+pub fn routes(page: &Arc<Page>) -> Router {
+    let css = text("text/css; charset=utf-8", include_str!("page.css"));
+    let js = text("text/javascript; charset=utf-8", include_str!("page.js"));
+    Router::new()
+        .route("/", get(text(HTML, include_str!("page.html"))))
+        .route("/api/state", get(state))
+        .route("/api/plan", get(plan))
+        .route("/api/run", post(run))
+        .route_layer(from_fn(admit))
+        .route("/page.css", get(css))
+        .route("/page.js", get(js))
+        .route("/login", get(text(HTML, LOGIN)).post(login))
+        .method_not_allowed_fallback(|| async {
+            let why = "this is not how it is asked for";
+            refused(StatusCode::METHOD_NOT_ALLOWED, why)
+        })
+        .layer(from_fn_with_state(Arc::clone(page), guard))
+        .with_state(Arc::clone(page))
+}
+
+/// Answers a path that nothing is served at.
+pub async fn unknown(method: Method) -> Response {
+    match method {
+        Method::GET | Method::HEAD => plain(
+            StatusCode::NOT_FOUND,
+            "there are /, /metrics, /healthz and /readyz\n",
+        ),
+        _ => plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n"),
+    }
+}
+
+/// Hands each request the door of now, and each answer what keeps others out. Without a door there is no page.
+async fn guard(State(page): State<Arc<Page>>, mut request: Request, next: Next) -> Response {
+    let Some(door) = held(&page.door).clone() else {
+        return unknown(request.method().clone()).await;
+    };
+    request.extensions_mut().insert(door);
+    (HEADERS, next.run(request).await).into_response()
+}
+
+async fn admit(Extension(door): Extension<Arc<Door>>, request: Request, next: Next) -> Response {
+    match door.admit(request.headers()) {
+        Admission::In => next.run(request).await,
+        Admission::Login if request.uri().path() == "/" => to("login").into_response(),
+        Admission::Login => {
+            let answer = refused(StatusCode::UNAUTHORIZED, "a token is needed");
+            ([(WWW_AUTHENTICATE, "Bearer")], answer).into_response()
+        }
+        Admission::Closed(why) => {
+            refused(StatusCode::FORBIDDEN, &format!("the page is closed: {why}"))
+        }
+    }
+}
+
+async fn state(
+    State(page): State<Arc<Page>>,
+    Extension(door): Extension<Arc<Door>>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    apart(query, move |query| page.state(query, door.has_actions())).await
+}
+
+async fn plan(State(page): State<Arc<Page>>, RawQuery(query): RawQuery) -> Response {
+    apart(query, move |query| page.plan(query)).await
+}
+
+async fn run(
+    State(page): State<Arc<Page>>,
+    Extension(door): Extension<Arc<Door>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    if !door.has_actions() {
+        return refused(
+            StatusCode::FORBIDDEN,
+            "the page starts nothing without actions = true, and token_file or a certificate of the client",
+        );
+    }
+    if !Door::is_own(&headers) {
+        return refused(StatusCode::FORBIDDEN, "another site asks for this");
+    }
+    apart(query, move |query| page.run(query)).await
+}
+
+/// Answers on another thread than the one that serves: with files and processes.
+async fn apart(
+    query: Option<String>,
+    answer: impl FnOnce(&str) -> Result<(StatusCode, String)> + Send + 'static,
+) -> Response {
+    let done = tokio::task::spawn_blocking(move || answer(&query.unwrap_or_default()));
+    match done.await {
+        Ok(Ok((status, body))) => (status, [(CONTENT_TYPE, JSON)], body).into_response(),
+        Ok(Err(e)) => refused(status_of(&e), &e.to_string()),
+        Err(_) => refused(StatusCode::INTERNAL_SERVER_ERROR, "the answer was lost"),
+    }
+}
+
+async fn login(Extension(door): Extension<Arc<Door>>, request: Request) -> Response {
     if !Door::is_own(request.headers()) {
         return refused(StatusCode::FORBIDDEN, "another site asks for this");
     }
-    let body = Limited::new(request.into_body(), FORM_BYTES).collect();
-    let body = tokio::time::timeout(FORM_TIME, body).await;
-    let Ok(Ok(body)) = body.map(|body| body.map(|body| body.to_bytes())) else {
+    let body = to_bytes(request.into_body(), FORM_BYTES);
+    let Ok(Ok(body)) = tokio::time::timeout(FORM_TIME, body).await else {
         return refused(StatusCode::BAD_REQUEST, "that is no form");
     };
     let form = String::from_utf8_lossy(&body);
     match door.cookie(value(&form, "token")) {
-        Some(cookie) => {
-            let mut answer = to(".");
-            if let Ok(cookie) = HeaderValue::from_str(&cookie) {
-                answer.headers_mut().insert(SET_COOKIE, cookie);
-            }
-            answer
-        }
+        Some(cookie) => ([(SET_COOKIE, cookie)], to(".")).into_response(),
         None => {
             tokio::time::sleep(WRONG).await;
-            let again = include_str!("login.html").replace(
+            let again = LOGIN.replace(
                 "<form",
                 "<p class=\"bad\" role=\"alert\">That is not the token.</p>\n<form",
             );
-            with(StatusCode::UNAUTHORIZED, HTML, again)
+            (StatusCode::UNAUTHORIZED, [(CONTENT_TYPE, HTML)], again).into_response()
         }
     }
 }
@@ -357,49 +382,24 @@ fn status_of(e: &Error) -> StatusCode {
     }
 }
 
-fn with(status: StatusCode, kind: &'static str, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
-    *answer.status_mut() = status;
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
+/// An answer of plain text.
+pub fn plain(status: StatusCode, body: impl IntoResponse) -> Response {
+    (status, [(CONTENT_TYPE, TEXT)], body).into_response()
 }
 
-fn text(kind: &'static str, body: &'static str) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
+/// A file of the page.
+fn text(kind: &'static str, body: &'static str) -> impl IntoResponse + Clone {
+    ([(CONTENT_TYPE, kind)], body)
 }
 
-fn refused(status: StatusCode, why: &str) -> Answer {
-    with(status, JSON, json!({ "error": why }).to_string())
+fn refused(status: StatusCode, why: &str) -> Response {
+    let body = json!({ "error": why }).to_string();
+    (status, [(CONTENT_TYPE, JSON)], body).into_response()
 }
 
-fn unauthorized() -> Answer {
-    let mut answer = refused(StatusCode::UNAUTHORIZED, "a token is needed");
-    answer
-        .headers_mut()
-        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    answer
-}
-
-fn to(place: &'static str) -> Answer {
-    let mut answer = with(StatusCode::SEE_OTHER, HTML, String::new());
-    answer
-        .headers_mut()
-        .insert(LOCATION, HeaderValue::from_static(place));
-    answer
-}
-
-fn guarded(mut answer: Answer) -> Answer {
-    for (name, value) in HEADERS {
-        answer.headers_mut().insert(
-            HeaderName::from_static(name),
-            HeaderValue::from_static(value),
-        );
-    }
-    answer
+fn to(place: &'static str) -> impl IntoResponse {
+    (
+        StatusCode::SEE_OTHER,
+        [(CONTENT_TYPE, HTML), (LOCATION, place)],
+    )
 }

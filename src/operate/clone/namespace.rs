@@ -95,11 +95,13 @@ fn trusted_files(session: &Session) -> Vec<PathBuf> {
     let Ok(settings) = session.settings() else {
         return Vec::new();
     };
+    let mut files = Vec::new();
     let repositories = settings.repositories.iter();
-    let commands = repositories.filter_map(|one| one.encryption.as_ref()?.command());
-    let mut files: Vec<PathBuf> = commands
-        .flat_map(|(_, words)| words.iter().map(PathBuf::from))
-        .collect();
+    for encryption in repositories.filter_map(|one| one.encryption.as_ref()) {
+        let commands = [&encryption.key_command, &encryption.passphrase_command];
+        files.extend(commands.into_iter().flatten().map(PathBuf::from));
+        files.extend(encryption.files().map(PathBuf::from));
+    }
     files.extend(settings.path);
     files.extend(s3::usual_files());
     files

@@ -1,9 +1,13 @@
-//! The audit log of this host: records that no repository has yet.
+//! The audit log of this host: records that no repository has yet, and the age of anchors and checks.
+
+use std::time::Duration;
 
 use super::{Findings, Session, Settings};
 use crate::config::Records;
 use crate::operate::audit::Spool;
+use crate::operate::counters::{self, Counters};
 use crate::operate::human;
+use crate::pg::time::TimestampTz;
 
 /// Looks at the records that wait on this host.
 pub(super) fn look(found: &mut Findings, settings: &Settings, session: &Session) {
@@ -35,6 +39,36 @@ pub(super) fn look(found: &mut Findings, settings: &Settings, session: &Session)
                 "pitr audit anchor; where access is denied: allow PutObject below audit/ (pitr init --role)",
             ),
             Err(e) => found.error(name, &e),
+        }
+    }
+    if let Ok(Some(counters)) = counters::read(session, settings) {
+        ages(found, &counters, session.host.now());
+    }
+}
+
+/// Tells when this host made an anchor and a check last. One that it never made may be another host's matter.
+fn ages(found: &mut Findings, counters: &Counters, now: TimestampTz) {
+    let each = [
+        ("anchor", counters::AUDIT_ANCHOR, counters::ANCHOR_DAYS),
+        ("check", counters::AUDIT_VERIFY, counters::AUDIT_VERIFY_DAYS),
+    ];
+    for (name, command, days) in each {
+        let Some(last) = counters.last(command, "") else {
+            found.ok(name, "none by this host");
+            continue;
+        };
+        let (at, age) = (
+            human::time(last),
+            now.duration_since(last).unwrap_or_default(),
+        );
+        match age > Duration::from_secs(days * 86_400) {
+            false => found.ok(name, at),
+            true => found.warn(
+                name,
+                format!("{at}, {} ago", human::duration(age)),
+                "what is removed from the audit log since then may go unseen",
+                format!("pitr {command}"),
+            ),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, Settings};
 use crate::error::Result;
 
+mod agent;
 mod alerts;
 mod archiver;
 mod audit;
@@ -78,6 +79,7 @@ pub fn doctor(session: &Session, role: Option<Role>) -> Result<Vec<Finding>> {
     redis::look(&mut found, &settings, session);
     sets::look(&mut found, &settings, session);
     audit::look(&mut found, &settings, session);
+    agent::look(&mut found, &settings, session);
     alerts::look(&mut found, &settings, session);
     certificates::look(&mut found, &settings, session);
     if let Some(role) = role {

@@ -80,12 +80,9 @@ pub(super) fn look(
     }
     left_out(found, &seen.epochs);
     sealing(found, &seen);
-    let command = configured
-        .encryption
-        .as_ref()
-        .and_then(|from| from.command());
-    if let Some((key, [program, ..])) = command {
-        found.ok(key, program.as_str());
+    let encryption = configured.encryption.as_ref();
+    if let Some((key, helper)) = encryption.and_then(|from| from.helper()) {
+        found.ok(key, helper);
     }
     if let Some(own) = seen.keys.own {
         found.ok("read here as", own.recipient);

@@ -14,14 +14,17 @@ const ANCHOR: Family = (
     Type::Gauge,
     "Last anchor of this host that a repository has.",
 );
+const VERIFIED: Family = (
+    "pitr_audit_last_verified_timestamp_seconds",
+    Type::Gauge,
+    "Last pitr audit verify of this host that read all repositories.",
+);
 
 /// Adds them.
 pub(super) fn add(all: &mut Exposition, counters: &Counters) {
     let damage = counters.measured.get(counters::AUDIT_DAMAGE);
     all.add_known(&BROKEN, &[], damage.map(|count| number(*count)));
-    all.add_known(
-        &ANCHOR,
-        &[],
-        counters.last(counters::AUDIT_ANCHOR, "").map(seconds),
-    );
+    let last = |command| counters.last(command, "").map(seconds);
+    all.add_known(&ANCHOR, &[], last(counters::AUDIT_ANCHOR));
+    all.add_known(&VERIFIED, &[], last(counters::AUDIT_VERIFY));
 }

@@ -34,6 +34,8 @@ pub(super) use crate::store::runtime::{runtime, wait};
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The service's id, from which variables and keys of profiles are named.
+const S3: &str = "S3";
 /// The region for which requests are signed if none is configured and the server is not Amazon's.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -169,21 +171,12 @@ async fn connect(
     clock: &Arc<Clock>,
     secrets: &Arc<Secrets>,
 ) -> Result<(Client, Sums)> {
-    let files = profile::files(settings)?;
-    let http = http_client(settings)?;
-    let loaded = load(settings, files, region, &http).await;
-    if loaded.region().is_none() {
-        return Err(no_region(&http).await);
-    }
-    let endpoint = match (&settings.endpoint, endpoint_of(&loaded)) {
-        (Some(endpoint), _) => Some(endpoint.clone()),
-        (None, Some(found)) => Some(check_endpoint(&found, settings.allow_http)?),
-        (None, None) => None,
-    };
+    let chain = Chain::load(settings, region, S3).await?;
+    let (loaded, endpoint) = (&chain.loaded, &chain.endpoint);
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .build();
-    let mut config = aws_sdk_s3::config::Builder::from(&loaded)
+    let mut config = aws_sdk_s3::config::Builder::from(loaded)
         .force_path_style(settings.path_style)
         // Ours: they know which requests may have taken effect (`request`).
         .retry_config(RetryConfig::disabled())
@@ -194,12 +187,8 @@ async fn connect(
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .interceptor(Arc::clone(clock).interceptor())
         .interceptor(Guard);
-    if let Some(provider) = loaded.credentials_provider() {
-        config = config.credentials_provider(Remembering::around(
-            provider,
-            secrets,
-            profile_program(&loaded),
-        ));
+    if let Some(provider) = chain.credentials(secrets) {
+        config = config.credentials_provider(provider);
     }
     let sums = Sums::of(endpoint.as_deref());
     if let Some(endpoint) = endpoint {
@@ -208,9 +197,48 @@ async fn connect(
     Ok((Client::from_conf(config.build()), sums))
 }
 
-/// The server that environment or profile name: for S3 alone, else for all services, as the client itself looks for it.
-fn endpoint_of(loaded: &SdkConfig) -> Option<String> {
-    let of_service = setting(loaded, "AWS_ENDPOINT_URL", "endpoint_url");
+/// The region, the credentials and the server of a service, from the configuration or by the usual chain.
+pub(in crate::store) struct Chain {
+    pub(in crate::store) loaded: SdkConfig,
+    /// The server, unless it is Amazon's.
+    pub(in crate::store) endpoint: Option<String>,
+}
+
+impl Chain {
+    /// Looks for them; `service` is the service's id.
+    ///
+    /// # Errors
+    /// `Config` for settings that cannot be used, or that lack a region; `Unreachable` when who knows the region does not say it.
+    pub(in crate::store) async fn load(
+        settings: &S3Settings,
+        region: Option<String>,
+        service: &'static str,
+    ) -> Result<Chain> {
+        let files = profile::files(settings)?;
+        let http = http_client(settings)?;
+        let loaded = load(settings, files, region, &http).await;
+        if loaded.region().is_none() {
+            return Err(no_region(&http).await);
+        }
+        let endpoint = match (&settings.endpoint, endpoint_of(&loaded, service)) {
+            (Some(endpoint), _) => Some(endpoint.clone()),
+            (None, Some(found)) => Some(check_endpoint(&found, settings.allow_http)?),
+            (None, None) => None,
+        };
+        Ok(Chain { loaded, endpoint })
+    }
+
+    /// The credentials, which are remembered as secrets when they are given out.
+    pub(in crate::store) fn credentials(&self, secrets: &Arc<Secrets>) -> Option<Remembering> {
+        let provider = self.loaded.credentials_provider()?;
+        let program = profile_program(&self.loaded);
+        Some(Remembering::around(provider, secrets, program))
+    }
+}
+
+/// The server that environment or profile name: for this service alone, else for all of them, as the client itself looks for it.
+fn endpoint_of(loaded: &SdkConfig, service: &'static str) -> Option<String> {
+    let of_service = setting(loaded, service, "AWS_ENDPOINT_URL", "endpoint_url");
     of_service.or_else(|| loaded.endpoint_url().map(str::to_owned))
 }
 
@@ -218,13 +246,18 @@ fn endpoint_of(loaded: &SdkConfig) -> Option<String> {
 /// another profile names it there.
 fn profile_program(loaded: &SdkConfig) -> Option<String> {
     // Only this line knows the variable: the client wants one for each setting.
-    let command = setting(loaded, "AWS_CREDENTIAL_PROCESS", "credential_process")?;
+    let command = setting(loaded, S3, "AWS_CREDENTIAL_PROCESS", "credential_process")?;
     credential_process::program_of(&command)
 }
 
-fn setting(loaded: &SdkConfig, variable: &str, of_profile: &str) -> Option<String> {
+fn setting(
+    loaded: &SdkConfig,
+    service: &'static str,
+    variable: &str,
+    of_profile: &str,
+) -> Option<String> {
     let key = ServiceConfigKey::builder()
-        .service_id("S3")
+        .service_id(service)
         .env(variable)
         .profile(of_profile)
         .build()

@@ -17,7 +17,7 @@ pub(super) mod calm;
 mod certificate;
 mod checksum;
 pub mod class;
-mod client;
+pub(super) mod client;
 mod clock;
 pub mod contents;
 mod credential_process;

@@ -51,7 +51,7 @@ pub(super) fn without(text: &str, secret: &str) -> String {
 
 /// Gives out what another provider gives, and remembers what of it is secret.
 #[derive(Debug)]
-pub(super) struct Remembering {
+pub(in crate::store) struct Remembering {
     provider: SharedCredentialsProvider,
     secrets: Arc<Secrets>,
     /// The program that the provider runs, if its profile names one.

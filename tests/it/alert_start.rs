@@ -1,0 +1,184 @@
+//! An agent that cannot take its configuration: at its start, and when it is told to read it again.
+
+use std::os::unix::fs::PermissionsExt;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::agent::{EVERY_HOUR, Host};
+use crate::alert_conditions::{Sink, observe, site};
+use crate::common::{PATIENCE, paths_below, wait_until};
+
+const START: &str = "agent/start";
+const RELOAD: &str = "agent/configuration";
+/// A job of which only the agent knows that it cannot run.
+const WRONG_JOB: &str = "[jobs.x]\nrun = \"bakcup\"\nschedule = \"0 2 * * *\"\n[agent]\n";
+
+fn host(sink: &Sink) -> Host {
+    let host = Host::new(&format!("{}{EVERY_HOUR}", sink.section()));
+    host.reconfigure("[agent]\n", "[agent]\ninterval = \"1s\"\n");
+    host
+}
+
+fn does_not_start(host: &Host, why: &str) {
+    let run = host.pitr().arg("agent").run().expect_code(3);
+    run.expect_stderr(why);
+}
+
+/// Starts the agent until the sink has heard so many notices of a condition, and ends it.
+fn starts(host: &Host, sink: &Sink, (id, count): (&str, usize)) {
+    let agent = host.agent();
+    wait_until(PATIENCE, "the sink hears of it", || {
+        sink.heard(id).len() == count
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+}
+
+/// The findings of doctor about the agent.
+fn of_agent(host: &Host) -> Vec<Value> {
+    let json = host.pitr().args(["doctor", "--json"]).run().json();
+    let all = json["findings"].as_array().unwrap().iter();
+    all.filter(|f| f["group"] == "agent").cloned().collect()
+}
+
+#[test]
+fn u88_an_agent_that_does_not_start_tells_the_sinks_once_and_its_start_ends_that() {
+    let sink = Sink::new();
+    let host = host(&sink);
+    host.reconfigure("[agent]\n", WRONG_JOB);
+    for _ in 0..3 {
+        does_not_start(&host, "bakcup");
+    }
+    sink.expect(START, &[("new", "critical")]);
+    sink.last(START, "new", "critical", "bakcup");
+    // Other commands can read the file, and tell of the agent.
+    let found = of_agent(&host);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0]["level"], "fail");
+    assert!(found[0].to_string().contains("bakcup"), "{found:?}");
+    let info = host.pitr().arg("info").run();
+    info.expect_stderr("the agent did not start at");
+    host.reconfigure(WRONG_JOB, "[agent]\n");
+    starts(&host, &sink, (START, 2));
+    sink.last(START, "resolved", "critical", "");
+    assert!(of_agent(&host).is_empty());
+}
+
+#[test]
+fn u89_sinks_of_a_file_that_is_wrong_elsewhere_hear_of_it_and_else_those_of_the_copy() {
+    let sink = Sink::new();
+    let host = host(&sink);
+    // Neither the syntax nor a wrong section keeps the others from being read.
+    host.reconfigure("[files.up]\n", "[files.up\n");
+    does_not_start(&host, "pitr.toml:");
+    sink.expect(START, &[("new", "critical")]);
+    host.reconfigure("[files.up\n", "[files.up]\n");
+    starts(&host, &sink, (START, 2));
+    host.reconfigure("pgdata = ", "pgdtaa = ");
+    does_not_start(&host, "pgdtaa");
+    assert_eq!(sink.last(START, "new", "critical", "pgdtaa"), 3);
+    host.reconfigure("pgdtaa = ", "pgdata = ");
+    starts(&host, &sink, (START, 4));
+    // The agent before remembers what the sinks were.
+    host.reconfigure("severity = \"low\"", "severity = \"lwo\"");
+    does_not_start(&host, "lwo");
+    assert_eq!(sink.last(START, "new", "critical", "lwo"), 5);
+    let copy = host.sandbox.join("state/configuration.toml");
+    let mode = std::fs::metadata(copy).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    host.reconfigure("severity = \"lwo\"", "severity = \"low\"");
+    starts(&host, &sink, (START, 6));
+}
+
+#[test]
+fn u90_a_start_beside_an_agent_that_runs_and_a_place_without_sinks_tell_nobody() {
+    let sink = Sink::new();
+    let host = host(&sink);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    host.reconfigure("[agent]\n", WRONG_JOB);
+    does_not_start(&host, "bakcup");
+    // The one that runs finds the file wrong by itself.
+    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(RELOAD));
+    sink.expect(START, &[]);
+    assert_eq!(of_agent(&host).len(), 1);
+    host.reconfigure(WRONG_JOB, "[agent]\n");
+    wait_until(PATIENCE, "the sink hears of its end", || {
+        sink.heard(RELOAD).len() == 2
+    });
+    drop(agent);
+    let alone = Host::new(WRONG_JOB.trim_end_matches("[agent]\n"));
+    does_not_start(&alone, "bakcup");
+    assert_eq!(of_agent(&alone).len(), 1);
+}
+
+#[test]
+fn u91_what_a_reload_refuses_is_told_until_a_reload_takes_it() {
+    let sink = Sink::new();
+    let host = host(&sink);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    // Jobs and repositories are well: the token alone is open to others.
+    let token = host
+        .sandbox
+        .file("token", "0123456789abcdef0123456789abcdef");
+    std::fs::set_permissions(&token, PermissionsExt::from_mode(0o644)).unwrap();
+    let page = format!("[page]\ntoken_file = \"{}\"\n[agent]\n", token.display());
+    host.reconfigure("[agent]\n", &page);
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(RELOAD));
+    sink.last(RELOAD, "new", "critical", "is open to other users");
+    assert_eq!(of_agent(&host).len(), 1);
+    let info = host.pitr().arg("info").run();
+    info.expect_stderr("the agent goes on with the configuration before");
+    std::fs::set_permissions(&token, PermissionsExt::from_mode(0o600)).unwrap();
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the sink hears of its end", || {
+        sink.heard(RELOAD).len() == 2
+    });
+    sink.last(RELOAD, "resolved", "critical", "");
+    assert!(of_agent(&host).is_empty());
+}
+
+/// A look goes on with the second repository, and finds nothing there of what is wrong in the first.
+#[test]
+fn v34_what_was_wrong_in_a_repository_that_goes_away_does_not_end_by_a_look_at_another_one() {
+    let (site, cluster, sink) = site("");
+    let second = site.sandbox().join("second");
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!(
+        "[repositories.second]\nurl = \"file://{}\"\n",
+        second.display()
+    );
+    std::fs::write(site.config(), format!("{text}{more}")).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("create table t (a int)");
+    let gone = cluster.archive_now();
+    cluster.sql("insert into t values (1)");
+    cluster.archive_now();
+    for path in paths_below(&site.cluster_folder().join("wal")) {
+        if path.to_str().unwrap().contains(&gone) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    observe(&site.pitr());
+    let gap = "main/recovery/gap";
+    sink.expect(gap, &[("new", "critical")]);
+    let (here, hidden) = (site.repository(), site.sandbox().join("hidden"));
+    std::fs::rename(here, &hidden).unwrap();
+    observe(&site.pitr());
+    let told = sink.all();
+    assert!(
+        told.iter()
+            .any(|id| id.starts_with("repository/") && id.ends_with("/away")),
+        "{told:?}"
+    );
+    sink.expect(gap, &[("new", "critical")]);
+    std::fs::rename(&hidden, here).unwrap();
+    site.pitr().args(["repo", "sync", "--quiet"]).run();
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    observe(&site.pitr());
+    sink.last(gap, "resolved", "critical", "");
+}
