@@ -422,7 +422,7 @@ pub(super) fn print_applied(cx: &Context, applied: &[Applied]) -> Result<()> {
     }
 }
 
-/// What became of a restored copy.
+/// The state of a restored copy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copied {
     /// It has a guard.

@@ -7,7 +7,8 @@
 //! PostgreSQL: src/backend/commands/tablespace.c (`create_tablespace_directories`, `tblspc_redo`).
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use super::clone::namespace;
 use super::made_tablespaces;
 use super::quarantine::Quarantined;
 use crate::config::Environment;
+use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::mount::directory::{Bound, bind};
@@ -22,7 +24,7 @@ use crate::wal::tablespaces::Made;
 
 const LINKS: &str = "pg_tblspc";
 /// No number, so that PostgreSQL takes it for no tablespace.
-const NEW: &str = "pitr.new";
+const NEW: &[u8] = b"pitr.new";
 
 /// Directories that lie over others as long as this lives.
 #[derive(Default)]
@@ -87,6 +89,7 @@ impl PrivateTablespaces {
         server.connect("template1")?.query("checkpoint")?;
         let links = data.join(LINKS);
         let failed = |e| Error::from_io(format!("lead the links in \"{}\"", links.display()), e);
+        let directory = File::open(&links).map_err(failed)?;
         for entry in std::fs::read_dir(&links).map_err(failed)? {
             let link = entry.map_err(failed)?.path();
             let Some(own) = std::fs::read_link(&link)
@@ -95,9 +98,12 @@ impl PrivateTablespaces {
             else {
                 continue;
             };
-            let new = links.join(NEW);
-            std::os::unix::fs::symlink(own, &new).map_err(failed)?;
-            std::fs::rename(&new, &link).map_err(failed)?;
+            let name = link.file_name().unwrap_or_default().as_encoded_bytes();
+            durable::link_to(directory.as_fd(), NEW, own)
+                .and_then(|()| {
+                    durable::move_over((directory.as_fd(), NEW), (directory.as_fd(), name))
+                })
+                .map_err(|e| failed(e.into()))?;
         }
         Ok(())
     }

@@ -41,7 +41,7 @@ impl Made {
             site,
             cluster,
             space,
-            folder: Sandbox::new("made"),
+            folder: Sandbox::on_disk("made"),
         };
         made.cluster.stop(Stop::Fast);
         made
@@ -75,7 +75,7 @@ fn t60_recovery_writes_into_no_files_of_a_tablespace_that_it_makes(major: u32) {
     let mut made = Made::new(major);
     let before = made.content();
     assert!(before.len() > 1, "{before:?}");
-    // Where a host allows no namespaces, nothing is started; else a directory of the drill lies over the cluster's.
+    // A host without namespaces starts nothing. Elsewhere a directory of the drill lies over the cluster's.
     for drill in [made.drill(), made.to(made.drill())] {
         without_namespaces(drill.clone())
             .run()
@@ -194,8 +194,10 @@ fn t70_a_mount_and_a_host_without_the_directory_are_refused() {
         .expect_code(8)
         .expect_stderr("outside of the copy");
     std::fs::rename(&made.space, made.space.with_extension("away")).unwrap();
+    let initdb = bin(17, "initdb").unwrap();
     for command in ["clone", "drill"] {
-        let program = made.site.pitr().arg(command).arg("--dir");
+        let program = made.site.pitr().arg(command).arg("--bin");
+        let program = program.arg(initdb.parent().unwrap()).arg("--dir");
         let run = program.arg(folder).args(at).run().expect_code(8);
         run.expect_stderr("which is no directory that this user can see");
     }
