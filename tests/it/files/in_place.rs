@@ -326,9 +326,9 @@ fn u44_a_rollback_that_is_killed_is_completed_by_the_next_one() {
 }
 
 #[test]
-fn u86_without_an_exchange_a_rollback_that_is_killed_is_completed_by_the_next_one() {
+fn u94_without_an_exchange_a_rollback_that_is_killed_is_completed_by_the_next_one() {
     require_strace!(
-        "u86_without_an_exchange_a_rollback_that_is_killed_is_completed_by_the_next_one"
+        "u94_without_an_exchange_a_rollback_that_is_killed_is_completed_by_the_next_one"
     );
     let scene = Scene::new();
     kills_rollbacks(&scene, &scene.rollback(), "exchange", &|| ());
@@ -337,8 +337,8 @@ fn u86_without_an_exchange_a_rollback_that_is_killed_is_completed_by_the_next_on
 }
 
 #[test]
-fn u87_what_a_restore_of_a_part_moved_is_durable_before_its_end_is_recorded() {
-    require_strace!("u87_what_a_restore_of_a_part_moved_is_durable_before_its_end_is_recorded");
+fn u95_what_a_restore_of_a_part_moved_is_durable_before_its_end_is_recorded() {
+    require_strace!("u95_what_a_restore_of_a_part_moved_is_durable_before_its_end_is_recorded");
     let scene = Scene::new();
     // The directory of the file is not named: nothing but its entries changes.
     let restore = in_place(&scene.world, &scene.id, &["--confirm", "--path", "a/three"]);

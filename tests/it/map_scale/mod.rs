@@ -66,7 +66,7 @@ fn r175_the_map_of_a_long_chain_opens_few_objects_at_once() {
 
 /// Files in the order of a server's directories, which a streamed backup has: their lookups cost as many requests as the map has MiB.
 #[test]
-fn r176_b28_lookups_of_very_many_files_cost_requests_by_bytes_and_not_by_files() {
+fn r176_b36_lookups_of_very_many_files_cost_requests_by_bytes_and_not_by_files() {
     let peer = Peer::own();
     let sandbox = Sandbox::new("files");
     let store = peer.store(&sandbox, "far");
