@@ -1393,7 +1393,7 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\npassphrase_file='/p' => pitr.toml:1:15: one of key_file, key_command, kms, passphrase_file, passphrase_command, passphrase_fd and passphrase is enough, and more are given
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_file='/k'\nrecipient='ops' => pitr.toml:1:15: encryption.recipient says whose passphrase it is; a key file names its recipient itself
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkms.key_id='alias/a' => pitr.toml:1:15: "encryption.kms" needs both key_id and wrapped_file
-[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkms={key_id='a', wrapped_file='/w', endpoint='http://kms.example'} => pitr.toml:4:45: "http://kms.example" is plain HTTP to another machine
+[repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkms={key_id='a', wrapped_file='/w', endpoint='http://kms.example'} => pitr.toml:4:46: "http://kms.example" is plain HTTP to another machine
 [repositories.a]\nurl='file:///x'\n[repositories.a.encryption]\nkey_command=['gpg'] => pitr.toml:4:13: "encryption.key_command" is not a list that begins with the absolute path of a program
 [jobs.a]\nrun='info' => pitr.toml:1:7: job "a" needs one of schedule and after
 [jobs.a]\nrun='info'\nschedule='always'\nclaim=true => pitr.toml:1:7: job "a" claims no time, for it has none
