@@ -670,6 +670,8 @@ fn j60_what_a_rare_look_found_is_served_until_the_next_one() {
             .is_some_and(|(status, _)| status.contains("200"))
     };
     wait_until(PATIENCE, "metrics are served", metrics);
+    let page = host.sandbox.join("state/page.json");
+    wait_until(PATIENCE, "the page has its file", || page.exists());
     let set = |ago: u64| {
         for name in ["metrics.prom", "page.json"] {
             let file = std::fs::File::open(host.sandbox.join("state").join(name)).unwrap();
