@@ -494,12 +494,15 @@ fn a_plan_over_many_segments_stays_small() {
     };
     let at = TimestampTz(time_of(middle).0 + 1_005_000).to_string();
     let timed = run(&["plan", "--target-time", &at]);
+    // The code of a development build counts as memory, and it grows with every command that others write.
+    let (_, idle) = pitr().arg("--version").measure();
+    let most = idle.peak_memory_bytes + (32 << 20);
     let (plan, _, peak) = measured(&timed, "plan of a time, cold");
     assert_eq!(plan["last_commit"]["xid"], xid_of(middle) + 100, "{plan:#}");
     assert_eq!(plan["first_excluded"]["xid"], xid_of(middle) + 101);
-    assert!(peak < 50 << 20, "{peak} bytes");
+    assert!(peak < most, "{peak} bytes");
     let (_, _, peak) = measured(&timed, "plan of a time, warm");
-    assert!(peak < 50 << 20, "{peak} bytes");
+    assert!(peak < most, "{peak} bytes");
     let (plan, ..) = measured(&run(&["plan"]), "plan of the end, warm");
     assert_eq!(plan["outcome"], "end_of_wal");
     let xid = (xid_of(middle) + 7).to_string();
@@ -518,5 +521,5 @@ fn a_plan_over_many_segments_stays_small() {
     let (plan, _, peak) = measured(&run(&["plan"]), "plan of the end with a tail");
     assert_eq!(plan["segments_needed"]["last"], name, "{plan:#}");
     assert!(plan["last_commit"]["xid"].as_u64().unwrap() >= u64::from(xid_of(last + 1)));
-    assert!(peak < 50 << 20, "{peak} bytes");
+    assert!(peak < most, "{peak} bytes");
 }

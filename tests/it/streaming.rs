@@ -168,9 +168,15 @@ fn shutdown_ends_once_everything_is_acknowledged(cluster: &mut Cluster) {
     let from = Lsn(from.0 / SEGMENT * SEGMENT);
     let runtime = runtime();
     let mut stream = runtime.block_on(start(cluster, None, from)).unwrap();
+    // A walsender that has not sent anything yet is ended at once (walsender.c, HandleWalSndInitStopping).
+    let first = runtime.block_on(stream.next_event()).unwrap();
+    let StreamEvent::Data(first) = first else {
+        panic!("the server has WAL to send");
+    };
+    let mut at = first.end();
+    drop(first);
     let reader = std::thread::spawn(move || {
         runtime.block_on(async {
-            let mut at = from;
             loop {
                 match stream.next_event().await.unwrap() {
                     StreamEvent::Data(data) => at = data.end(),
