@@ -203,6 +203,12 @@ fn lines(done: &Done) -> Vec<String> {
                     "tagged before, and not moved by a rule yet: {count}"
                 ));
             }
+            if o.kept > 0 {
+                let count = human::count(o.kept, "object");
+                lines.push(format!(
+                    "not moved, because somebody reads or needs them since the run began: {count}"
+                ));
+            }
             if o.locked_count > 0 {
                 let count = human::count(o.locked_count, "object");
                 lines.push(format!("locked by the store, and not copied: {count}"));

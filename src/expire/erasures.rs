@@ -40,18 +40,14 @@ pub fn forget(repository: &Repository, name: &str, host: &Host) -> Result<u64> {
         };
         let Some(stored) = stored else { continue };
         let recorded = match erasure::read(store, layout, &one.name) {
-            Ok(read) => read,
+            Ok(Some(read)) => read,
+            Ok(None) => continue,
             // Only its position tells which backups have it: a standby's backup that is younger may lack it, and so may a timeline.
             Err(e) if e.is_damage() || e.code() == Code::Key => continue,
             Err(e) => return Err(e),
         };
-        let needs = |backup: &Begun| {
-            !backup.has(
-                layout.system_identifier(),
-                recorded.as_ref(),
-                stored.modified,
-            )
-        };
+        let needs =
+            |backup: &Begun| !backup.has(layout.system_identifier(), &recorded, stored.modified);
         if backups.is_empty() || backups.iter().any(needs) {
             continue;
         }
@@ -73,17 +69,14 @@ struct Begun {
 
 impl Begun {
     /// Whether the backup has an erasure. Its own cluster's position tells; clocks where there is none.
-    fn has(&self, identifier: u64, erasure: Option<&Erasure>, stored: TimestampTz) -> bool {
-        match (erasure, &self.position) {
-            (Some(erasure), Some((history, lsn)))
+    fn has(&self, identifier: u64, erasure: &Erasure, stored: TimestampTz) -> bool {
+        match &self.position {
+            Some((history, lsn))
                 if erasure.lsn.is_some() && identifier == self.system_identifier =>
             {
                 erasure.is_within(history, *lsn)
             }
-            _ => {
-                let latest = erasure.map_or(stored, |erasure| erasure.time.max(stored));
-                self.time > latest.saturating_add(MAY_DIFFER)
-            }
+            _ => self.time > erasure.time.max(stored).saturating_add(MAY_DIFFER),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::failures::Failures;
 use super::session::Session;
-use crate::config::{self, Location, Price};
+use crate::config::{self, Location, Price, S3Settings, TierBy, TierKind};
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::scope;
@@ -87,7 +87,7 @@ pub struct Part {
     /// All that is there.
     #[serde(flatten)]
     pub all: Amount,
-    /// The share of the last 30 days.
+    /// The share of the last 30 days, without what `repo tier` copied to another class.
     pub last_month: Amount,
     /// Requests that stored that share, at least.
     pub put_requests: u64,
@@ -138,7 +138,9 @@ pub fn look(session: &Session) -> Result<(Vec<Cost>, Failures)> {
                 // Files, of which a price may be known all the same.
                 Location::File(_) | Location::Sftp { .. } => |_, _| 1,
             };
-            let counted = count(repository.store(), requests, session.host.now())?;
+            let is_moved = |key: &str, class: Option<&str>| is_moved(&configured.s3, key, class);
+            let now = session.host.now();
+            let counted = count(repository.store(), requests, (now, &is_moved))?;
             Ok(cost(configured, counted))
         });
         match looked {
@@ -154,8 +156,25 @@ pub fn look(session: &Session) -> Result<(Vec<Cost>, Failures)> {
 
 type Counted = BTreeMap<(Kind, Option<String>), (Amount, Amount, u64)>;
 
+/// Whether `repo tier` copied an object onto itself, which makes it look as if it had been stored then.
+fn is_moved(s3: &S3Settings, key: &str, class: Option<&str>) -> bool {
+    let (kind, stored_as) = match Kind::of(key) {
+        Kind::Wal => (TierKind::Wal, &s3.storage_class.wal),
+        Kind::Packs => (TierKind::Packs, &s3.storage_class.packs),
+        _ => return false,
+    };
+    let mut tiers = s3.tiers.iter().filter(|tier| tier.kind == kind);
+    s3.tier_by == TierBy::Copy
+        && class != stored_as.as_deref()
+        && tiers.any(|tier| class == Some(tier.class.name()))
+}
+
 /// Counts all objects, and beside them those of the last month and the requests that stored these.
-fn count(store: &dyn Store, requests: fn(&str, u64) -> u64, now: TimestampTz) -> Result<Counted> {
+fn count(
+    store: &dyn Store,
+    requests: fn(&str, u64) -> u64,
+    (now, is_moved): (TimestampTz, &dyn Fn(&str, Option<&str>) -> bool),
+) -> Result<Counted> {
     let month_ago = now.saturating_sub(MONTH);
     let mut counted = Counted::new();
     store.objects(&mut |object: Shown<'_>| {
@@ -166,7 +185,7 @@ fn count(store: &dyn Store, requests: fn(&str, u64) -> u64, now: TimestampTz) ->
             stored_bytes: object.meta.size_bytes,
         };
         all.add(one);
-        if object.meta.modified > month_ago {
+        if object.meta.modified > month_ago && !is_moved(object.key, object.class) {
             recent.add(one);
             *puts += requests(object.key, one.stored_bytes);
         }
@@ -223,6 +242,24 @@ fn sum(one: Option<Price>, other: Option<Price>) -> Option<Price> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_tier_copied_is_not_stored_again() {
+        let mut s3 = S3Settings::default();
+        s3.tiers = vec!["30d:GLACIER_IR".parse().unwrap()];
+        let (tier, pack) = (s3.tiers[0].clone(), "clusters/main/7/packs/x/000000");
+        let moved = |s3: &S3Settings, key, class| is_moved(s3, key, Some(class));
+        assert!(
+            !moved(&s3, pack, "GLACIER_IR"),
+            "rules of the bucket keep the time"
+        );
+        s3.tier_by = TierBy::Copy;
+        assert_eq!(moved(&s3, pack, "GLACIER_IR"), tier.kind == TierKind::Packs);
+        assert!(!moved(&s3, pack, "STANDARD"));
+        assert!(!moved(&s3, "clusters/main/7/events/x", "GLACIER_IR"));
+        s3.storage_class.packs = Some("GLACIER_IR".to_owned());
+        assert!(!moved(&s3, pack, "GLACIER_IR"), "it was stored so");
+    }
 
     #[test]
     fn keys_tell_the_kind() {

@@ -1,6 +1,7 @@
 //! Moves of what has aged to colder storage classes, in every repository that has tiers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::failures::Failures;
 use super::of::{self, Of};
@@ -11,6 +12,7 @@ use crate::err;
 use crate::error::{Code, Result};
 use crate::expire::Expire;
 use crate::expire::scope::ExpireScope;
+use crate::fault;
 use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{ExpirePlan, Fate, Policy, whole};
@@ -30,6 +32,9 @@ use crate::wal::survey::{Root, Survey};
 
 /// No more refusals are shown one by one.
 const SHOWN_MAX: usize = 100;
+
+/// A plan is made anew after this time, while it is carried out.
+const PLANNED_FOR: Duration = Duration::from_secs(60);
 
 /// The moves of one cluster, or of other content, in one repository.
 pub struct Done {
@@ -54,6 +59,8 @@ pub struct Outcome {
     pub waiting: u64,
     /// Objects that are gone meanwhile.
     pub gone: u64,
+    /// Objects that somebody reads or needs since the run began.
+    pub kept: u64,
     /// Moves that the store refused, at most the first hundred.
     pub refused: Vec<String>,
     /// How many it refused.
@@ -109,25 +116,17 @@ fn one_repository(
         is_confirmed,
         done,
     };
+    let of = (session, configured, rules, &repository);
     for registration in registrations {
-        let planned = of_cluster(
-            session,
-            (configured, rules),
-            &repository,
-            &registration,
-            &mut objects,
-        )?;
-        run.one(Of::Cluster(registration), planned)?;
+        let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        let listed = objects.remove(&layout.prefix()).unwrap_or_default();
+        let plan = || of_cluster(of, &registration, &layout, &listed);
+        run.one(Of::Cluster(registration.clone()), &plan)?;
     }
     for scope in scopes {
-        let planned = of_scope(
-            session,
-            (configured, rules),
-            &repository,
-            &scope,
-            &mut objects,
-        )?;
-        run.one(Of::Scope(scope), planned)?;
+        let listed = objects.remove(&scope.prefix()).unwrap_or_default();
+        let plan = || of_scope(of, &scope, &listed);
+        run.one(Of::Scope(scope.clone()), &plan)?;
     }
     Ok(())
 }
@@ -202,39 +201,44 @@ fn name_of(rest: &str) -> Option<Name> {
     }
 }
 
-fn stored(listed: Vec<Listed>, size: Option<SegmentSize>) -> Vec<Stored> {
-    let one = |listed: Listed| {
-        let content = match listed.name {
-            Name::Pack(name) => Content::Pack(name),
+fn stored(listed: &[Listed], size: Option<SegmentSize>) -> Vec<Stored> {
+    let one = |listed: &Listed| {
+        let content = match &listed.name {
+            Name::Pack(name) => Content::Pack(name.clone()),
             Name::Segment(name) => Content::Segment(name.timeline, name.number(size?).ok()?),
         };
         Some(Stored {
-            key: listed.key,
+            key: listed.key.clone(),
             size_bytes: listed.size_bytes,
             class: listed.class,
             content,
         })
     };
-    listed.into_iter().filter_map(one).collect()
+    listed.iter().filter_map(one).collect()
 }
 
 /// A plan, and why nothing moves.
 type Planned = (TierPlan, Vec<String>);
 
+/// Whose content is planned, and by which rules.
+type Place<'a> = (
+    &'a Session,
+    &'a config::Repository,
+    &'a Rules,
+    &'a Repository,
+);
+
 fn of_cluster(
-    session: &Session,
-    (configured, rules): (&config::Repository, &Rules),
-    repository: &Repository,
+    (session, configured, rules, repository): Place<'_>,
     registration: &Registration,
-    objects: &mut Objects,
+    layout: &ClusterLayout,
+    listed: &[Listed],
 ) -> Result<Planned> {
-    let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
-    let listed = objects.remove(&layout.prefix()).unwrap_or_default();
     let survey = Survey::without_leftovers(repository, registration)?;
-    let place = (&*layout, Some(registration.name.as_str()));
+    let place = (&**layout, Some(registration.name.as_str()));
     let policy = rules.policy::<Root>(session, configured, place, &Policy::default())?;
     let judged = policy.map(|policy| {
-        let proven = Rules::proven(&policy.rules, repository.store(), &layout)?;
+        let proven = Rules::proven(&policy.rules, repository.store(), layout)?;
         let host = &session.host;
         let policy = Policy { proven, ..policy };
         Expire {
@@ -278,13 +282,10 @@ fn timelines(root: &Root) -> Vec<crate::pg::timeline::TimelineId> {
 }
 
 fn of_scope(
-    session: &Session,
-    (configured, rules): (&config::Repository, &Rules),
-    repository: &Repository,
+    (session, configured, rules, repository): Place<'_>,
     scope: &Scope,
-    objects: &mut Objects,
+    listed: &[Listed],
 ) -> Result<Planned> {
-    let listed = objects.remove(&scope.prefix()).unwrap_or_default();
     let place = (scope, None);
     let policy = rules.policy::<AuxBackup>(session, configured, place, &Policy::default())?;
     let host = &session.host;
@@ -388,14 +389,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Carries out a plan, where that is confirmed, and reports it in any case.
-    fn one(&mut self, of: Of, (plan, withheld): Planned) -> Result<()> {
+    /// Plans, and carries that out where it is confirmed; reports it in any case.
+    fn one(&mut self, of: Of, again: &dyn Fn() -> Result<Planned>) -> Result<()> {
+        let (plan, withheld) = again()?;
         let mut outcome = self.is_confirmed.then(Outcome::default);
         let ran = match &mut outcome {
-            Some(outcome) => plan
-                .moves
-                .iter()
-                .try_for_each(|one| self.carry_out(one, outcome)),
+            Some(outcome) => self.carry_out_all(&plan.moves, again, outcome),
             None => Ok(()),
         };
         self.done.push(Done {
@@ -406,6 +405,30 @@ impl Run<'_> {
             outcome,
         });
         ran
+    }
+
+    /// A run takes hours where very much moves: what a restore or a new backup reads since then stays where it is.
+    fn carry_out_all(
+        &self,
+        moves: &[Move],
+        again: &dyn Fn() -> Result<Planned>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        fault::pause("moves planned");
+        let mut planned = Instant::now();
+        let mut wanted: Option<BTreeSet<String>> = None;
+        for one in moves {
+            if planned.elapsed() >= fault::shortened(PLANNED_FOR) {
+                let (plan, _) = again()?;
+                wanted = Some(plan.moves.into_iter().map(|one| one.key).collect());
+                planned = Instant::now();
+            }
+            match wanted.as_ref().is_none_or(|keys| keys.contains(&one.key)) {
+                true => self.carry_out(one, outcome)?,
+                false => outcome.kept += 1,
+            }
+        }
+        Ok(())
     }
 
     fn carry_out(&self, one: &Move, outcome: &mut Outcome) -> Result<()> {

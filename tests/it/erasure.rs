@@ -386,6 +386,18 @@ fn an_encrypted_repository_hides_scripts_and_refuses_what_others_put_there() {
     let mut copy = shop.open("before");
     copy.start();
     assert_eq!(count(&copy, "person where id = 1"), "0");
+
+    // A janitor without the key cannot read its position, and its time alone says too little.
+    let old = SystemTime::now() - Duration::from_secs(7200);
+    let file = std::fs::File::options().write(true).open(&object).unwrap();
+    file.set_modified(old).unwrap();
+    shop.pitr(&["backup", "--quiet"]).run().success();
+    shop.read(&["verify", "--quiet"]).run().success();
+    let expire = keep_one(&["--grace", "0s", "--confirm", "--quiet"]);
+    shop.pitr(&expire).run().success();
+    assert!(object.exists(), "nobody knows which backups have it");
+    shop.read(&expire).run().success();
+    assert!(!object.exists(), "every backup has it");
 }
 
 #[test]

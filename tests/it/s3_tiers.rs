@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::s3::Fault;
 use crate::common::s3::peer::Peer;
-use crate::common::{Cluster, PATIENCE, Run, expire_at_once, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Run, expire_at_once, wait_until};
 use crate::s3_cycle::Bucketed;
 
 /// A bucket, and a cluster whose table is stored again by each full backup.
@@ -358,6 +358,37 @@ fn copied_into_an_archive_a_backup_is_thawed_and_restored() {
         .args(["repo", "thaw", "--wait", "--backup", &first]);
     waited.run().success();
     restored(&site, &first, "count(*)", "20000");
+}
+
+#[test]
+fn s31_what_a_restore_reads_since_the_run_began_is_not_moved() {
+    let more = "tier = [{ after = \"1s\", class = \"GLACIER\" }]\ntier_by = \"copy\"\n";
+    let (site, _cluster) = site(Peer::own(), more);
+    let first = site.backup();
+    site.backup();
+    age();
+    let pausing = |name: &str, program: Program| {
+        let flag = site.sandbox.join(name);
+        let running = program
+            .env("PITR_FAULT_PAUSE", format!("{name}={}", flag.display()))
+            .env("PITR_FAULT_SECONDS", "0")
+            .spawn();
+        wait_until(PATIENCE, name, || flag.exists());
+        (running, flag)
+    };
+    let moves = site.pitr().args(["repo", "tier", "--json", "--confirm"]);
+    let (moves, planned) = pausing("moves planned", moves);
+    let restore = ["restore", "--target-immediate", "--backup", &first, "--to"];
+    let restore = site.pitr().args(restore).arg(site.sandbox.join("back"));
+    let (restore, mapped) = pausing("restore-map", restore);
+    std::fs::remove_file(planned).unwrap();
+    let done = of_cluster(&moves.wait().success());
+    assert_eq!(done["outcome"]["moved"], 0, "{done}");
+    let count = done["moves"].as_array().unwrap().len();
+    assert_eq!(done["outcome"]["kept"], count, "{done}");
+    assert!(count > 0, "{done}");
+    std::fs::remove_file(mapped).unwrap();
+    restore.wait().success();
 }
 
 #[test]

@@ -281,8 +281,8 @@ impl Note {
             Quiesce::Stop => "start",
             Quiesce::Pause => "unpause",
         };
-        // Each by itself: one that is gone, or runs already, keeps no other from it. The note goes when all of them run.
-        let script = "cat >/dev/null\nfailed=0\nfor one in \"$@\"; do\n  docker \"$verb\" \"$one\" >/dev/null\n  case $(docker inspect --type container --format '{{.State.Running}} {{.State.Paused}}' \"$one\") in\n    'true false') ;;\n    *) failed=1 ;;\n  esac\ndone\n[ $failed = 1 ] || rm -f \"$note\"\nexit $failed";
+        // Each by itself: one that runs already, or was removed meanwhile, keeps no other from it. The note goes when all that are there run.
+        let script = "cat >/dev/null\nfailed=0\nfor one in \"$@\"; do\n  docker \"$verb\" \"$one\" >/dev/null\n  case $(docker inspect --type container --format '{{.State.Running}} {{.State.Paused}}' \"$one\") in\n    'true false') continue ;;\n  esac\n  there=$(docker ps --all --quiet --no-trunc) || failed=1\n  case $there in *\"$one\"*) failed=1 ;; esac\ndone\n[ $failed = 1 ] || rm -f \"$note\"\nexit $failed";
         let mut command =
             program::command(&["/bin/sh", "-c", script, "guardian"].map(str::to_owned))?;
         command

@@ -506,7 +506,12 @@ impl Git<'_> {
             is_unasked: wanted.are_wanted.is_none() || !wanted.have_room,
             ..Beside::default()
         };
-        if !self.has_large()? {
+        // Where large files are asked for, history counts, too: tips may have gone back to plain files.
+        let is_used = match wanted.are_wanted {
+            Some(true) => !self.large()?.is_empty(),
+            _ => self.has_large()?,
+        };
+        if !is_used {
             return Ok(beside);
         }
         let is_fetched = wanted.are_wanted == Some(true) && wanted.have_room;

@@ -168,6 +168,10 @@ fn deny(policy: &mut Policy, repository: &Repository, role: Role) {
         let delete = ["s3:DeleteObject", "s3:DeleteObjectVersion"];
         policy.deny("NeverDelete", &delete, &["*"]);
     }
+    if role == Role::Janitor {
+        let delete = ["s3:DeleteObject", "s3:DeleteObjectVersion"];
+        policy.deny("NeverDeleteKeys", &delete, &["keys/*", "pitr.json"]);
+    }
     let weaken = ["s3:BypassGovernanceRetention", "s3:PutObjectLegalHold"];
     policy.deny("NeverWeaken", &weaken, &["*"]);
     let encryption = repository.encryption.as_ref();

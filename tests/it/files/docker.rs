@@ -22,12 +22,13 @@ cd "$(dirname "$0")/../engine" || exit 9
 echo "$*" >>log
 [ ! -e "fail-$1" ] || { echo "no $1 today" >&2; exit 1; }
 each() { for one in "$@"; do case $one in -*|*'{{'*|container) ;; *) echo "$one" ;; esac; done; }
-become() { status=$1; shift; for one in "$@"; do echo "$status" >"c-$one"; done; }
+become() { status=$1; shift; for one in "$@"; do [ ! -e "c-$one" ] || echo "$status" >"c-$one"; done; }
 case "$1 $2" in
   "info "*) echo ENGINE ;;
   "context "*) cat host ;;
   "volume ls") for v in volume-*; do echo "${v#volume-}"; done ;;
   "volume inspect") shift 2; for v in $(each "$@"); do cat "volume-$v" || exit 1; done ;;
+  "ps --all") for c in c-*; do echo "${c#c-}"; done ;;
   "ps "*) for c in c-*; do [ "$(cat "$c")" != running ] || case "$*" in *"volume=$(cat "v-${c#c-}")") echo "${c#c-}" ;; esac; done ;;
   "stop "*) shift; become exited "$@"; [ ! -e slow-stop ] || sleep 30 ;;
   "pause "*) shift; become paused "$@" ;;
@@ -188,6 +189,24 @@ fn u74_the_next_run_starts_what_a_killed_guardian_did_not() {
     let run = engine.backup().run().success();
     run.expect_stderr("2 containers that it had brought to rest run again");
     assert!(engine.all_run());
+}
+
+#[test]
+fn u97_a_container_that_was_made_anew_is_not_waited_for() {
+    let engine = Engine::new("quiesce = \"stop\"\n");
+    engine.set("fail-start", "");
+    engine.backup().run().expect_code(10);
+    // What an upgrade does: the container goes, and another one uses the volume.
+    fs::remove_file(engine.place("c-app")).unwrap();
+    engine.set("c-new", "running\n");
+    engine.set("v-new", "data");
+    crate::common::user::own_all(&engine.place(""));
+    engine.backup().run().expect_code(10).expect_stdout("side");
+    fs::remove_file(engine.place("fail-start")).unwrap();
+    engine.backup().run().success();
+    let statuses = ["new", "side", "other"].map(|c| engine.status(c));
+    assert!(statuses.iter().all(|s| s == "running"), "{statuses:?}");
+    assert!(!engine.place("c-app").exists());
 }
 
 /// The guardians that a process started.

@@ -534,6 +534,19 @@ fn u76_large_files_of_git_lfs_are_in_the_backup_or_missed() {
 }
 
 #[test]
+fn large_files_of_the_past_are_in_the_backup_where_they_are_asked_for() {
+    let origin = with_large("lfs = true\n");
+    git(
+        &origin.work,
+        &["rm", "--quiet", ".gitattributes", "large.bin"],
+    );
+    git(&origin.work, &["commit", "--quiet", "-m", "plain again"]);
+    let run = origin.run().success().json();
+    assert_eq!(run["source"]["lfs_count"], 1, "{run}");
+    assert_eq!(run["source"]["lfs_lacking_count"], 0, "{run}");
+}
+
+#[test]
 fn submodules_are_named() {
     let origin = Origin::new("");
     let other = origin.world.sandbox.dir("other");
