@@ -220,7 +220,7 @@ fn stored(listed: &[Listed], size: Option<SegmentSize>) -> Vec<Stored> {
 /// A plan, and why nothing moves.
 type Planned = (TierPlan, Vec<String>);
 
-/// Whose content is planned, and by which rules.
+/// The session, the repository with its rules, and what is open of it.
 type Place<'a> = (
     &'a Session,
     &'a config::Repository,

@@ -506,7 +506,7 @@ impl Git<'_> {
             is_unasked: wanted.are_wanted.is_none() || !wanted.have_room,
             ..Beside::default()
         };
-        // Where large files are asked for, history counts, too: tips may have gone back to plain files.
+        // History counts, too, where large files are asked for: tips may have gone back to plain files.
         let is_used = match wanted.are_wanted {
             Some(true) => !self.large()?.is_empty(),
             _ => self.has_large()?,

@@ -196,7 +196,7 @@ fn u97_a_container_that_was_made_anew_is_not_waited_for() {
     let engine = Engine::new("quiesce = \"stop\"\n");
     engine.set("fail-start", "");
     engine.backup().run().expect_code(10);
-    // What an upgrade does: the container goes, and another one uses the volume.
+    // An upgrade removes the container, and another one uses the volume.
     fs::remove_file(engine.place("c-app")).unwrap();
     engine.set("c-new", "running\n");
     engine.set("v-new", "data");
