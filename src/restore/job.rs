@@ -1,11 +1,12 @@
 //! The job of a restore, as a value: made from a plan, kept in the directory while it runs, taken up again after a kill.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::databases::Wanted;
-use super::target_dir::{Found, PlacedTablespace};
+use super::target_dir::{CONTROL, Found, PlacedTablespace};
 use crate::archive::guard::WrittenSettings;
 use crate::err;
 use crate::error::Result;
@@ -175,7 +176,15 @@ pub fn earlier(found: &Found, request: &Request) -> Result<Earlier> {
         request.to,
         job.planned
     )
-    .hint("Nothing was changed. Run the command that began it, or empty the directory first."))
+    .hint(match is_whole(request) {
+        true => "Nothing was changed. Run the command that began it. It has changed nothing yet: pg_control is there, so do not empty the directory.",
+        false => "Nothing was changed. Run the command that began it, or empty the directory first.",
+    }))
+}
+
+/// Whether pg_control is there: a restore in place takes it away before it changes anything.
+fn is_whole(request: &Request) -> bool {
+    request.delta && Path::new(&request.to).join(CONTROL).exists()
 }
 
 fn decode(record: &[u8], request: &Request) -> Result<Job> {

@@ -58,7 +58,7 @@ use crate::archive::guard::UNFINISHED;
 use crate::archive::left_out::MARKER;
 use crate::durable::{self, NewFile};
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::conf::Setting;
@@ -252,7 +252,8 @@ fn copy_all(
         ticking(tick, || in_place::check(target, &snapshot, &host.stop))?;
     }
     let destination = prepare(target, job, *earlier != Earlier::None, survey.group, host)?;
-    tablespace_mark::put(&destination, job, target, host.random())?;
+    tablespace_mark::put(&destination, job, target, host.random())
+        .map_err(|e| withdrawn(&destination, job, e))?;
     fault::pause("restore-control");
     if job.request.delta {
         take_control_away(&destination, job)?;
@@ -385,6 +386,21 @@ fn prepare(
     Destination::make(target, data, group)
 }
 
+/// Takes marks and record away again where nothing of a whole cluster was changed yet, so that it is none that a restore left unfinished.
+fn withdrawn(destination: &Destination, job: &Job, cause: Error) -> Error {
+    let data = destination.data();
+    let is_whole = job.request.delta && matches!(data.stat(CONTROL.as_bytes()), Ok(Some(_)));
+    let removed = is_whole
+        && tablespace_mark::remove(destination, job).is_ok()
+        && finish::remove_unfinished(data).is_ok();
+    match removed {
+        true => cause.hint(
+            "Nothing was changed: a server can start on the directory as before. Run the same command again once the cause is gone.",
+        ),
+        false => cause,
+    }
+}
+
 /// Takes pg_control away: from here on no server starts on it, whatever happens. A server makes postmaster.pid before it reads pg_control, so one that was
 /// quicker is seen behind that, and gets its file back.
 fn take_control_away(destination: &Destination, job: &Job) -> Result<()> {
@@ -398,8 +414,9 @@ fn take_control_away(destination: &Destination, job: &Job) -> Result<()> {
     durable::name_in(global, "pg_control", REMOVED).map_err(failed)?;
     if data.stat(b"postmaster.pid")?.is_some() {
         durable::name_in(global, REMOVED, "pg_control").map_err(failed)?;
-        finish::remove_unfinished(data)?;
+        // The record goes last: a mark that nobody knows would look like another restore.
         tablespace_mark::remove(destination, job)?;
+        finish::remove_unfinished(data)?;
         return Err(err!(
             Refused,
             "a server was started in \"{}\" meanwhile: postmaster.pid is there",

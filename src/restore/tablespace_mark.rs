@@ -32,8 +32,11 @@ pub fn put(destination: &Destination, job: &Job, target: &Target, nonce: u64) ->
             continue;
         }
         let is_own = is_whole && is_linked_from(&target.data, tree.path());
-        if !is_own && !is_free(&tree)? {
-            return Err(foreign(&tree));
+        match is_own {
+            // The cluster is whole, so no restore of it is under way: one that was given up left its mark.
+            true => durable::remove_in(tree.root(), UNFINISHED).map_err(|e| failed(&tree, e))?,
+            false if !is_free(&tree)? => return Err(foreign(&tree)),
+            false => {}
         }
         put_one(&tree, target, &mark, nonce)?;
     }

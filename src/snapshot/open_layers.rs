@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+
 use super::layer::{Entry, LayerIndex};
 use super::spare::Sources;
 use crate::err;
@@ -200,9 +202,12 @@ impl<'a> OpenLayers<'a> {
             (reference.offset, reference.length),
             begin,
         );
-        if copied.is_ok() {
-            spool.end(at, begin);
-            lock(&self.objects).remove(at);
+        match copied {
+            Ok(()) => {
+                spool.end(at, begin);
+                lock(&self.objects).remove(at);
+            }
+            Err(_) => spool.give_up(begin, reference.length),
         }
         Ok(())
     }
@@ -264,6 +269,16 @@ struct State {
     /// The offset of each copy; none of one that is not complete.
     copies: HashMap<LayerPlace, Option<u64>>,
     end: u64,
+    /// A copy failed: there is no room, or the layer cannot be read.
+    is_over: bool,
+}
+
+/// Copies leave this much free: the same run sorts entries there, and others have files beside them.
+const LEFT_FREE_BYTES: u64 = 512 << 20;
+
+/// Whether a layer may be copied to a filesystem with as much free room.
+fn has_room(free_bytes: u64, length: u64) -> bool {
+    free_bytes >= LEFT_FREE_BYTES.saturating_add(length.saturating_mul(4))
 }
 
 impl Spool {
@@ -298,9 +313,27 @@ impl Spool {
         }
         state.requests.remove(&at);
         state.copies.insert(at, None);
+        if state.is_over || !has_room(self.free_bytes(), length) {
+            return None;
+        }
         let begin = state.end;
         state.end += length;
         Some(begin)
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let stat = self.file().and_then(|file| fstatvfs(&*file).ok());
+        stat.map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Gives the room of a copy back that failed, and makes no more.
+    fn give_up(&self, begin: u64, length: u64) {
+        lock(&self.state).is_over = true;
+        if let Some(file) = self.file() {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // A filesystem without holes gives it back at the end of the process.
+            let _ = fallocate(&*file, hole, begin, length);
+        }
     }
 
     fn end(&self, at: LayerPlace, begin: u64) {
@@ -349,5 +382,31 @@ impl Object for Spooled {
 
     fn settle(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b37_a_copy_that_fails_gives_its_room_back_and_is_the_last() {
+        let place = tempfile::tempdir().unwrap();
+        let spool = Spool::new(place.path());
+        let file = spool.file().unwrap();
+        file.write_all_at(&[7; 1 << 20], 0).unwrap();
+        spool.give_up(0, 1 << 20);
+        let stat = rustix::fs::fstat(&*file).unwrap();
+        assert_eq!(stat.st_blocks, 0);
+        assert!((0..9).all(|_| spool.begin((0, 1), 10).is_none()));
+        assert!(spool.get((0, 1)).is_none());
+    }
+
+    #[test]
+    fn b37_copies_leave_room_for_others() {
+        assert!(!has_room(LEFT_FREE_BYTES, 1));
+        assert!(!has_room(LEFT_FREE_BYTES + 3999, 1000));
+        assert!(has_room(LEFT_FREE_BYTES + 4000, 1000));
+        assert!(!has_room(0, u64::MAX));
     }
 }

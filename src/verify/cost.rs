@@ -11,7 +11,7 @@ use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::portion::Share;
 use crate::wal::survey::{Root, Survey};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 /// Timelines that one finding names.
@@ -271,7 +271,8 @@ pub(super) fn report(
     let now = work.host.now();
     let read_back = survey.read_back(now).and(now, read.clone());
     let found = std::mem::take(&mut *work.found());
-    let lost = lost_backups(&found, survey, paths);
+    let cut_short = cut_short(&found, survey, paths);
+    let lost = lost_backups(&found, survey, (paths, &cut_short));
     let unlisted = found.unlisted().cloned().collect();
     let mut findings = found.findings;
     findings.sort_by(|a, b| (&a.object, a.kind, &a.detail).cmp(&(&b.object, b.kind, &b.detail)));
@@ -315,6 +316,7 @@ pub(super) fn report(
         segment_count: work.segments.load(Ordering::Relaxed),
         unlinked_count: work.unlinked.load(Ordering::Relaxed),
         backups,
+        cut_short,
         unsupported_count: found.unread.len() as u64,
         unread: found.unread,
         unlisted,
@@ -323,29 +325,46 @@ pub(super) fn report(
     }
 }
 
-/// Backups that are damaged, or whose WAL is, or whose WAL recovery cannot get through.
-fn lost_backups(found: &Found, survey: &Survey, paths: &Paths<'_>) -> BTreeSet<BackupId> {
+/// Backups that recovery leaves before they are consistent, by each of which the first such place.
+pub(super) type CutShort = BTreeMap<BackupId, (SegmentName, Lsn)>;
+
+/// Backups whose own WAL is there, and recovery cannot get through it, whatever timeline it follows.
+fn cut_short(found: &Found, survey: &Survey, paths: &Paths<'_>) -> CutShort {
     let ends = ends_of_replay(found);
-    let mut lost: BTreeSet<BackupId> = found
-        .abouts()
-        .filter_map(|(kind, about)| match about {
-            About::Backup(id) if kind != FindingKind::Pages => Some(id.clone()),
-            _ => None,
-        })
-        .collect();
-    for (id, subject) in &survey.ids {
-        if let Manifest::Committed(root) = &subject.manifest {
-            let is_usable = paths
-                .timelines()
-                .filter(|t| paths.leads_through(*t, root.timeline, root.stop_lsn))
-                .filter(|t| paths.reach(*t, root.start_lsn) >= root.stop_lsn)
-                .any(|t| !is_cut_short(&ends, survey.segment_size, (paths, t), root));
-            if !is_usable {
-                lost.insert(id.clone());
-            }
-        }
-    }
-    lost
+    let end = |root: &Root| {
+        let all = targets(paths, root)
+            .map(|target| end_before(&ends, survey.segment_size, (paths, target), root));
+        all.collect::<Option<Vec<_>>>()?.first().copied()
+    };
+    let all = survey.committed();
+    all.filter_map(|(id, _, root)| Some((id.clone(), end(root)?)))
+        .collect()
+}
+
+/// The timelines by which a backup becomes consistent, for all that is there.
+fn targets<'a>(paths: &'a Paths<'_>, root: &'a Root) -> impl Iterator<Item = TimelineId> + 'a {
+    paths
+        .timelines()
+        .filter(|t| paths.leads_through(*t, root.timeline, root.stop_lsn))
+        .filter(|t| paths.reach(*t, root.start_lsn) >= root.stop_lsn)
+}
+
+/// Backups that are damaged, or whose WAL is, or whose WAL recovery cannot get through.
+fn lost_backups(
+    found: &Found,
+    survey: &Survey,
+    (paths, cut_short): (&Paths<'_>, &CutShort),
+) -> BTreeSet<BackupId> {
+    let damaged = found.abouts().filter_map(|(kind, about)| match about {
+        About::Backup(id) if kind != FindingKind::Pages => Some(id.clone()),
+        _ => None,
+    });
+    let unreached = survey.committed();
+    let unreached = unreached.filter(|(_, _, root)| targets(paths, root).next().is_none());
+    damaged
+        .chain(unreached.map(|(id, _, _)| id.clone()))
+        .chain(cut_short.keys().cloned())
+        .collect()
 }
 
 /// The positions at which replay ends in segments that are stored as the server wrote them.
@@ -357,19 +376,19 @@ fn ends_of_replay(found: &Found) -> BTreeSet<(SegmentName, Lsn)> {
     ends.collect()
 }
 
-/// Whether replay towards a timeline ends before the backup is consistent.
-fn is_cut_short(
+/// The place at which replay towards a timeline ends before the backup is consistent. Nothing before its start is replayed.
+fn end_before(
     ends: &BTreeSet<(SegmentName, Lsn)>,
     size: SegmentSize,
     (paths, target): (&Paths<'_>, TimelineId),
     root: &Root,
-) -> bool {
-    let first = SegmentNumber::of(root.start_lsn, size);
-    ends.iter().any(|(name, lsn)| {
-        let number = name.number(size).ok();
-        let number = number.filter(|n| *n >= first && *lsn < root.stop_lsn);
+) -> Option<(SegmentName, Lsn)> {
+    let is_replayed = |(name, lsn): &&(SegmentName, Lsn)| {
+        let is_within = (root.start_lsn..root.stop_lsn).contains(lsn);
+        let number = name.number(size).ok().filter(|_| is_within);
         number.is_some_and(|n| paths.holder(target, n) == name.timeline)
-    })
+    };
+    ends.iter().find(is_replayed).copied()
 }
 
 fn backup_costs(
@@ -563,7 +582,8 @@ mod tests {
                 }),
                 false => found.count(FindingKind::Wal, about, 1),
             }
-            lost_backups(&found, &survey, &paths)
+            let cut_short = cut_short(&found, &survey, &paths);
+            lost_backups(&found, &survey, (&paths, &cut_short))
         };
         let one = BTreeSet::from([through.clone()]);
         assert_eq!(lost(22, lsn(22, 700), true), one);
@@ -572,5 +592,7 @@ mod tests {
         // Behind its end, and before its start.
         assert_eq!(lost(24, lsn(24, 40), true), BTreeSet::new());
         assert_eq!(lost(15, lsn(15, 0), true), BTreeSet::new());
+        // The backup that begins behind a break in its first segment is how one gets past the break.
+        assert_eq!(lost(20, lsn(20, 0), true), BTreeSet::new());
     }
 }

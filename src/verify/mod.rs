@@ -35,14 +35,15 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::plan::retention::wal::Paths;
 use crate::repo::catalog::Manifest;
-use crate::repo::event::Recorded;
-use crate::repo::id::BackupId;
+use crate::repo::event::{self, Recorded};
+use crate::repo::id::{BackupId, PartKind};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::portion::{Portion, Share};
 use crate::repo::repository::{Registration, Repository};
 use crate::store::Key;
 use crate::wal::survey::Survey;
 use check::Check;
+use cost::CutShort;
 use depth::Depth;
 use events::find_lost;
 use oldest::OfCluster;
@@ -157,6 +158,7 @@ pub struct Report {
     pub unlinked_count: u64,
     /// Backups that were read, each with whether it can be restored.
     pub backups: Vec<(BackupId, bool)>,
+    cut_short: CutShort,
     /// How much was read back, by this run and before.
     pub read_back: Share,
     /// Objects that this version cannot check; each has a warning.
@@ -281,6 +283,7 @@ impl Verify<'_> {
                 (&read_back, budget),
                 &content,
             )?;
+            recall(work, survey, chosen);
         }
         Ok(())
     }
@@ -346,6 +349,25 @@ impl Verify<'_> {
         sound.map(|(id, _)| id).filter(|id| was_read(id)).collect()
     }
 
+    /// Object and detail of the place at which recovery ends.
+    fn said_of(
+        &self,
+        survey: &Survey,
+        report: &Report,
+        (name, lsn): &(SegmentName, Lsn),
+    ) -> (String, String) {
+        let about = About::Record(*name, *lsn);
+        match report.findings.iter().find(|f| f.about == about) {
+            Some(finding) => (finding.object.clone(), finding.detail.clone()),
+            None => {
+                let layout = survey.layout(self.registration);
+                let object = layout.map(|layout| layout.segment(*name).as_str().to_owned());
+                let object = object.unwrap_or_else(|_| name.to_string());
+                (object, format!("recovery does not get past {lsn}"))
+            }
+        }
+    }
+
     /// Writes what was found of backups and segments as events, and ends those that no longer hold.
     fn record(&self, survey: &Survey, mut report: Report) -> Report {
         let mut damaged = damaged_backups(&report.findings);
@@ -354,6 +376,11 @@ impl Verify<'_> {
                 let said = (finding.object.clone(), finding.detail.clone());
                 damaged.entry(format!("wal-{name}")).or_insert(said);
             }
+        }
+        // Expire is to know it, also of one that an earlier run took for good.
+        for (id, place) in &report.cut_short {
+            let said = self.said_of(survey, &report, place);
+            damaged.entry(id.to_string()).or_insert(said);
         }
         let mut known: BTreeMap<String, &[Recorded]> = BTreeMap::new();
         let is_deep = self.depth == Depth::Everything;
@@ -392,6 +419,34 @@ impl Verify<'_> {
                 .map(|e| format!("what was found could not be recorded in the repository: {e}")),
         );
         report
+    }
+}
+
+/// Tells of damage that an earlier run recorded in a pack or a segment which this one has not read.
+fn recall(work: &Work<'_>, survey: &Survey, chosen: &[BackupId]) {
+    let told = work.told();
+    let is_unread = |object: &str| {
+        let segment = object.rsplit('/').next().unwrap_or_default();
+        match (work.layout.named_part(object), segment.parse()) {
+            (Some((PartKind::Pack, name)), _) => !told.has_pack(&name),
+            (None, Ok(name)) => !told.has_segment(name, work.size),
+            // The maps are read by every run.
+            _ => false,
+        }
+    };
+    for id in chosen {
+        let events = survey.ids.get(id).map_or(&[][..], |s| &s.events);
+        let recorded = event::damage(events).into_iter().find_map(|recorded| {
+            let object = recorded.event.object.as_deref()?;
+            is_unread(object).then_some((object, recorded))
+        });
+        let about = About::Backup(id.clone());
+        let is_found = work.found().abouts().any(|(_, found)| *found == about);
+        if let Some((object, recorded)) = recorded.filter(|_| !is_found) {
+            let detail = recorded.event.detail.as_deref().unwrap_or("it is damaged");
+            let detail = format!("{detail} (found before, and not read by this run)");
+            work.find(FindingKind::Damaged, object, detail, about);
+        }
     }
 }
 

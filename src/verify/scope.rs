@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use super::check::Check;
+use super::cost::CutShort;
 use super::depth::Depth;
 use super::oldest::{self, ReadParts, packs_of_backups};
 use super::packs::{Chosen, Mapped, Nothing, check_layers, read_packs};
@@ -267,6 +268,7 @@ fn report(check: Check<'_>, catalog: &Catalog<AuxBackup>, logs: BTreeMap<String,
         ..packs_of_backups(catalog)
     };
     Report {
+        cut_short: CutShort::new(),
         backups: backups.collect(),
         findings,
         finding_count: found.finding_count,

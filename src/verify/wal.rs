@@ -161,13 +161,15 @@ struct Chain {
 #[derive(Default)]
 struct Findings {
     first: Vec<WalFinding>,
-    /// A record that ends in the segment has wal_level minimal; the index lacks one that began in the segment before.
-    is_minimal: bool,
+    /// The first record that ends in the segment and has wal_level minimal; the index lacks one that began in the segment before.
+    minimal: Option<Lsn>,
 }
 
 impl Sink for Findings {
     fn record(&mut self, record: &Record<'_>) {
-        self.is_minimal |= xlog::changed_level(record) == Some(WalLevel::Minimal);
+        if xlog::changed_level(record) == Some(WalLevel::Minimal) {
+            self.minimal.get_or_insert(record.start_lsn);
+        }
     }
 
     fn finding(&mut self, finding: WalFinding) {
@@ -203,11 +205,11 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk, extent: Extent) -> Result<()> {
         };
         let checked = work.settle(checked, key.as_str(), About::Segment(name))?;
         match checked {
-            Some(true) if extent == Extent::Whole => {
+            Some(Seen::Sound) if extent == Extent::Whole => {
                 work.read_segment(chunk.timeline, SegmentNumber(number));
             }
-            Some(true) => {}
-            _ => chain = Chain::default(),
+            Some(Seen::Sound | Seen::EndsReplay) => {}
+            Some(Seen::Gone) | None => chain = Chain::default(),
         }
         work.segments.fetch_add(1, Ordering::Relaxed);
         work.what.host.progress.advance(work.size.bytes());
@@ -230,16 +232,26 @@ fn lead_in(work: &Work<'_>, name: SegmentName, extent: Extent, chain: &mut Chain
     Ok(())
 }
 
-/// `false` when the segment is not there any more: whether it is missed is decided in the end.
+/// The state in which a segment was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It is not there any more: whether it is missed is decided in the end.
+    Gone,
+    /// Every byte is as it was stored, and recovery does not get through it. It stays due, so that each run says so.
+    EndsReplay,
+    /// Recovery gets through it.
+    Sound,
+}
+
 fn check_segment(
     work: &Work<'_>,
     name: SegmentName,
     goes_on: bool,
     chain: &mut Chain,
-) -> Result<bool> {
+) -> Result<Seen> {
     let key = work.layout.segment(name);
     let Some(container) = files::open(work, &key)? else {
-        return Ok(false);
+        return Ok(Seen::Gone);
     };
     files::check_identity(&container, &work.layout, WalFileName::Segment(name))?;
     check_wal_identity(work, container.identity(), name)?;
@@ -252,10 +264,12 @@ fn check_segment(
         work.undecoded.fetch_add(1, Ordering::Relaxed);
     }
     check_index(&container, &index, false)?;
-    check_link(work, (&container, &last), name, &index, chain)?;
-    if index.summary.has(flag::MINIMAL) || findings.is_minimal {
+    let mut is_sound = check_link(work, (&container, &last), name, &index, chain)?;
+    if index.summary.has(flag::MINIMAL) || findings.minimal.is_some() {
+        is_sound = false;
         let detail = "it has WAL of wal_level minimal, at which recovery stops";
-        let about = About::Record(name, index.summary.start_lsn);
+        let at = findings.minimal.unwrap_or(index.summary.start_lsn);
+        let about = About::Record(name, at);
         work.find(FindingKind::Wal, key.as_str(), detail, about);
     }
     for finding in &findings.first {
@@ -264,6 +278,7 @@ fn check_segment(
     }
     let ends_inside = !matches!(summary_end, SegmentEnd::Full | SegmentEnd::Switch(_));
     if ends_inside && goes_on && findings.first.is_empty() {
+        is_sound = false;
         let at = index.summary.valid_end;
         let detail = format!("WAL ends at {at}, although the next segment is there");
         work.find(
@@ -273,15 +288,18 @@ fn check_segment(
             About::Record(name, at),
         );
     }
-    Ok(true)
+    Ok(match is_sound && findings.first.is_empty() {
+        true => Seen::Sound,
+        false => Seen::EndsReplay,
+    })
 }
 
-/// Checks what the end of a segment says. `false` when it is not there any more.
-fn check_end(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<bool> {
+/// Checks what the end of a segment says.
+fn check_end(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<Seen> {
     let key = work.layout.segment(name);
     let Some(object) = work.store.open(&key)? else {
         work.is_vanishing.store(true, Ordering::Relaxed);
-        return Ok(false);
+        return Ok(Seen::Gone);
     };
     let container = Container::open_under(&key, object)?;
     files::check_identity(&container, &work.layout, WalFileName::Segment(name))?;
@@ -289,7 +307,7 @@ fn check_end(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<bo
     work.count(0);
     let start = name.start_lsn(work.size)?;
     check_joined(work, Link::read(&container)?, name, start, chain)?;
-    Ok(true)
+    Ok(Seen::Sound)
 }
 
 /// The segment's own mark has to be that of its WAL.
@@ -299,7 +317,7 @@ fn check_link(
     name: SegmentName,
     index: &SegmentIndex,
     chain: &mut Chain,
-) -> Result<()> {
+) -> Result<bool> {
     let link = Link::read(container)?;
     if let Some(own) = link.own
         && Some(own) != own_mark(work, container, last, index)?
@@ -310,18 +328,19 @@ fn check_link(
 }
 
 /// The mark that the segment's writer saw in the segment before is to be that of the one which is stored, or another server wrote one of the two.
+/// Returns whether recovery may come from there.
 fn check_joined(
     work: &Work<'_>,
     link: Link,
     name: SegmentName,
     start: Lsn,
     chain: &mut Chain,
-) -> Result<()> {
+) -> Result<bool> {
     let before = chain.mark.replace((name, link.own));
     let number = name.number(work.size)?;
     let before = before.filter(|(b, _)| b.number(work.size).is_ok_and(|b| b.next() == number));
     let Some((before, own)) = before else {
-        return Ok(());
+        return Ok(true);
     };
     let brief = Brief::from(link);
     let own = Brief::from(Link {
@@ -329,21 +348,21 @@ fn check_joined(
         before: Before::Unknown,
     });
     let detail = match brief.continues(own.own, before.timeline) {
-        Joined::Yes => return Ok(()),
+        Joined::Yes => return Ok(true),
         _ if brief.is_first => {
             work.unlinked.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
+            return Ok(true);
         }
         Joined::Unproven => {
             work.unlinked.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
+            return Ok(true);
         }
         Joined::No if continues_another_life(work, before, link)? => {
             work.warn(format!(
                 "segment \"{name}\" continues a life of timeline {} that is not followed: with --as-stored recovery gets there",
                 before.timeline.decimal()
             ));
-            return Ok(());
+            return Ok(true);
         }
         Joined::No if brief.is_first => {
             "pg_resetwal wrote its first record: nothing joins it to the WAL before".to_owned()
@@ -353,7 +372,7 @@ fn check_joined(
     let key = work.layout.segment(name);
     let about = About::Record(name, start);
     work.find(FindingKind::Wal, key.as_str(), detail, about);
-    Ok(())
+    Ok(false)
 }
 
 /// Whether a segment continues the one that was archived first where a resolution has given its timeline to another life: what descends from a life

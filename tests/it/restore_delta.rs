@@ -324,6 +324,29 @@ fn t51_what_a_restore_in_place_cannot_do_is_found_before_it_begins() {
     verify_backup(16, &pgdata);
 }
 
+#[test]
+fn t71_a_whole_cluster_whose_tablespace_takes_no_mark_is_no_unfinished_restore() {
+    let mut scene = Scene::new(17);
+    let pgdata = scene.cluster.pgdata().to_owned();
+    scene.cluster.archive_now();
+    scene.cluster.stop(Stop::Fast);
+    forget_waiting(&pgdata);
+    let before = content(&pgdata);
+    let full = fault::Fault::error("linkat", "ENOSPC").on(&scene.space);
+    let (run, fired) = fault::inject(&delta(&scene).arg("--confirm"), &full);
+    assert!(fired > 0 && !run.is_success(), "{run}");
+    run.expect_stdout("a server can start on the directory as before");
+    is_untouched(&pgdata, &scene.space);
+    assert!(content(&pgdata) == before, "the cluster is whole");
+    // A mark of a restore that was given up: the cluster is whole, so none is under way.
+    let mark = scene.space.join("pitr.restore");
+    std::fs::write(&mark, "{}").unwrap();
+    crate::common::user::own(&mark);
+    delta(&scene).arg("--confirm").run().success();
+    assert!(!mark.exists());
+    verify_backup(17, &pgdata);
+}
+
 /// A small cluster and a copy of it that has gone on.
 struct Small {
     site: Site,

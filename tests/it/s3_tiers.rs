@@ -484,6 +484,12 @@ fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
             .unwrap()
     };
     assert_eq!(immutable()["state"], "ok", "{}", immutable());
+    let doctor = || {
+        let run = site.pitr().args(["doctor", "--json"]).run().json();
+        let found = run["findings"].as_array().unwrap().clone();
+        found.into_iter().find(|f| f["name"] == "locks").unwrap()
+    };
+    assert_eq!(doctor()["level"], "ok", "{}", doctor());
     let incremental = || {
         cluster.sql("update ledger set note = 'x' where id = 7");
         server.clear_log();
@@ -519,7 +525,17 @@ fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
     assert_eq!(run.stderr.matches("first lock ends").count(), 1, "{run}");
     assert!(denied.times() > 0);
     assert_eq!(immutable()["state"], "warning");
+    assert!(
+        doctor().to_string().contains("may not look"),
+        "{}",
+        doctor()
+    );
     server.heal();
+    assert!(
+        doctor().to_string().contains("is not locked"),
+        "{}",
+        doctor()
+    );
     let ended = immutable();
     assert_eq!(ended["state"], "warning");
     assert!(ended.to_string().contains("is not locked"), "{ended}");

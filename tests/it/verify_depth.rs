@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::backup::{layout, store};
-use crate::common::{Cluster, PATIENCE, Run, Site, paths_below, user, wait_until};
+use crate::common::{Cluster, PATIENCE, Run, Site, Stop, paths_below, user, wait_until};
 use crate::verify::segments;
 
 /// A repository with two backups and the WAL between them.
@@ -313,6 +313,69 @@ fn v43_the_servers_manifest_is_read_back_before_a_backup_counts_as_verified() {
     assert!(!is_verified(&site, &second));
     verify(&site, &since).success();
     assert!(is_verified(&site, &second));
+}
+
+/// Takes a backup during which segments are archived, and has one amid them stored as a failing disk would have it. Returns the backup's id.
+fn backup_with_a_wrong_record(site: &Site, cluster: &mut Cluster) -> String {
+    let running = site.pitr().args(["backup", "--json", "--max-rate", "5MB"]);
+    let mut running = running.spawn();
+    while !running.is_done() {
+        cluster.sql("create table if not exists w (t text); insert into w select repeat('x', 900) from generate_series(1, 600)");
+        cluster.archive_now();
+    }
+    let run = running.wait().success().json();
+    let number = |of: &str| {
+        let lsn = run[of].as_str().unwrap().split_once('/').unwrap().1;
+        u64::from_str_radix(lsn, 16).unwrap() >> 20
+    };
+    let (first, last) = (number("start_lsn"), number("stop_lsn"));
+    assert!(first + 2 < last, "{run}");
+    let name = format!("{:08X}", (first + last) / 2);
+    let names = segments(site);
+    let object = names.iter().find(|p| p.to_str().unwrap().ends_with(&name));
+    let object = object.unwrap();
+    let name = object.file_name().unwrap().to_str().unwrap();
+    cluster.stop(Stop::Fast);
+    let to = cluster.pgdata().join("pg_wal").join(name);
+    let fetched = site.sandbox().join("segment");
+    site.restore().arg(name).arg(&fetched).run().success();
+    let mut bytes = std::fs::read(&fetched).unwrap();
+    bytes[300_000] ^= 4;
+    std::fs::write(&to, bytes).unwrap();
+    std::fs::remove_file(object).unwrap();
+    let archived = site.archive().arg(&to).privileged().run().success();
+    archived.expect_stderr("(record checksum)");
+    user::own_all(site.repository());
+    cluster.start();
+    run["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn v45_a_backup_that_recovery_cannot_get_through_stays_lost_in_the_next_runs() {
+    let (site, mut cluster, [_, before]) = site(17);
+    verify(&site, &[]).success();
+    assert!(is_verified(&site, &before));
+    let through = backup_with_a_wrong_record(&site, &mut cluster);
+    let lost = |args: &[&str]| {
+        let run = verify(&site, args).expect_code(4);
+        let backups = report(&run)["backups"].as_array().unwrap().clone();
+        let of = |id: &str| backups.iter().find(|b| b["id"] == id).unwrap()["restorable"].clone();
+        assert_eq!(
+            (of(&through), of(&before)),
+            (false.into(), true.into()),
+            "{run}"
+        );
+    };
+    lost(&[]);
+    for _ in 0..3 {
+        lost(&["--since", "last", "--max-bytes", "200KB"]);
+    }
+    assert!(!is_verified(&site, &through));
+    let expire = ["expire", "--keep", "1", "--min-age", "1s", "--confirm"];
+    site.pitr().args(expire).run();
+    let plan = ["plan", "--json", "--target-immediate", "--backup", &before];
+    site.pitr().args(plan).run().success();
+    lost(&[]);
 }
 
 #[test]

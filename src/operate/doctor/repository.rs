@@ -24,6 +24,7 @@ use crate::repo::drilled;
 use crate::repo::event;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
+use crate::repo::scope;
 use crate::store::Store as _;
 use crate::store::probe::probe;
 use crate::store::s3::tiering::TAG;
@@ -232,6 +233,35 @@ fn store_clock(found: &mut Findings, configured: &Configured, session: &Session)
     }
 }
 
+/// Backups extend the locks of what they need of earlier ones, and have to look at them for that.
+fn lock(found: &mut Findings, configured: &Configured, session: &Session) {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return;
+    };
+    if configured.s3.object_lock.is_none() {
+        return;
+    }
+    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
+    match store.and_then(|store| store.locked_until(&scope::marker())) {
+        Ok(Some(end)) if end > session.host.now() => {
+            found.ok("locks", format!("pitr.json is locked until {}", human::time(end)));
+        }
+        Ok(_) => found.warn(
+            "locks",
+            "pitr.json is not locked",
+            "whoever may delete in the bucket can take the repository's marker, and what no later backup has locked again",
+            "take a backup, which locks what it needs, and look again",
+        ),
+        Err(e) if e.code() == Code::Denied => found.warn(
+            "locks",
+            "this host may not look at them",
+            "its backups cannot extend the locks of earlier ones: these can be deleted once their first locks end, though later ones need them",
+            "give it s3:GetObjectRetention, as the policy of pitr init --role has it",
+        ),
+        Err(e) => found.error("locks", &e),
+    }
+}
+
 /// A certificate that ends keeps everybody from the store.
 fn certificate(found: &mut Findings, configured: &Configured, session: &Session) {
     let Location::S3 { bucket, prefix } = &configured.location else {
@@ -252,6 +282,7 @@ fn certificate(found: &mut Findings, configured: &Configured, session: &Session)
 fn place(found: &mut Findings, configured: &Configured, pgdata: Option<&Path>, session: &Session) {
     rules(found, configured, session);
     store_clock(found, configured, session);
+    lock(found, configured, session);
     certificate(found, configured, session);
     match configured.location.directory() {
         Some(path) => directory(found, path, pgdata, session),

@@ -386,6 +386,7 @@ impl Course {
             // A namespace is entered by running again, which leaves nothing behind.
             if !namespace::is_inside(&session.environment) {
                 sandbox.clear();
+                session.host.check_stop()?;
                 namespace::enter(session)?;
             }
             private_tablespaces::check(&prepared.made, &session.environment)?;
