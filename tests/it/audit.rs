@@ -445,6 +445,37 @@ fn v32_a_chain_that_is_cut_before_the_record_which_another_one_continues_is_foun
 }
 
 #[test]
+fn y44_a_check_of_one_repository_ends_no_alert_about_another() {
+    let world = World::new();
+    let sink = Sink::new();
+    world.configure("host", "on", &sink.section());
+    let own = world.pitr("host", &[]);
+    world.backup().success();
+    let first = world.chain("two").remove(1);
+    let kept = bytes(&first);
+    std::fs::remove_file(&first).unwrap();
+    assert_eq!(world.problems(&[]), (4, vec!["missing".to_owned()]));
+    observe(&own);
+    sink.expect("audit/broken", &[("new", "critical")]);
+    let broken = || {
+        let text = world.pitr("host", &["metrics"]).run().stdout;
+        crate::metrics::value(&text, "pitr_audit_broken")
+    };
+    assert_eq!(world.problems(&["--repository", "one"]), (0, vec![]));
+    let report = ["--repository", "one", "report", "audit"];
+    world.pitr("host", &report).run().success();
+    assert_eq!(broken(), Some(1.0));
+    observe(&own);
+    sink.expect("audit/broken", &[("new", "critical")]);
+    // A check of all repositories knows.
+    std::fs::write(&first, kept).unwrap();
+    assert_eq!(world.problems(&[]), (0, vec![]));
+    assert_eq!(broken(), Some(0.0));
+    observe(&own);
+    sink.last("audit/broken", "resolved", "critical", "");
+}
+
+#[test]
 fn v33_anchors_and_checks_that_come_no_more_are_told() {
     let world = World::new();
     let sink = Sink::new();
