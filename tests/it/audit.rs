@@ -912,6 +912,38 @@ fn y43_a_control_is_met_for_every_copy_of_a_cluster_or_not_at_all() {
     expect(checked, "1s", "warning");
 }
 
+#[test]
+fn y45_a_check_of_one_backup_leaves_the_segments_behind_it_unchecked() {
+    let (site, cluster) = Site::with_cluster(17);
+    let state = site.sandbox().dir("state");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
+    std::fs::write(site.config(), config + &more).unwrap();
+    let pitr = |words: &[&str]| site.pitr().args(words.iter().copied()).arg("--quiet").run();
+    let archive = || {
+        cluster.sql("select pg_logical_emit_message(false, 'a', 'b')");
+        cluster.archive_now();
+    };
+    let expect = |wanted: &str| {
+        let report = ["report", "compliance", "--format", "json", "--since", "1h"];
+        let report = site.pitr().args(report).run().json();
+        let controls = report["controls"].as_array().unwrap();
+        let checked = |one: &&Value| one["control"] == "stored data checked";
+        let found = controls.iter().find(checked).unwrap();
+        assert_eq!(found["state"], wanted, "{found}");
+    };
+    pitr(&["init"]).success();
+    let backup = site.pitr().args(["backup", "--json"]).run().success();
+    (0..3).for_each(|_| archive());
+    let id = backup.json()["id"].as_str().unwrap().to_owned();
+    pitr(&["verify", "--backup", &id]).success();
+    expect("warning");
+    pitr(&["verify"]).success();
+    expect("ok");
+    archive();
+    expect("ok");
+}
+
 fn the_view_of_contrib_shows_archiver_slots_and_receivers(major: u32) {
     let (site, cluster) = Site::with_cluster(major);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/pitr_status.sql");
