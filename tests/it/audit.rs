@@ -476,6 +476,41 @@ fn y44_a_check_of_one_repository_ends_no_alert_about_another() {
 }
 
 #[test]
+fn y46_a_host_that_moves_to_another_repository_damages_no_log() {
+    let world = World::new();
+    world.configure("late", "on", "");
+    let config = world.sandbox.join("late.toml");
+    let both = std::fs::read_to_string(&config).unwrap();
+    let both = both.replace("required = false\n", "");
+    let without = |name: &str| {
+        let from = both.find(&format!("[repositories.{name}]")).unwrap();
+        let rest = &both[from + 1..];
+        let next = if name == "one" {
+            "[repositories."
+        } else {
+            "[files."
+        };
+        let end = from + 1 + rest.find(next).unwrap();
+        std::fs::write(&config, both[..from].to_owned() + &both[end..]).unwrap();
+    };
+    let backup = ["files", "backup", "up", "--quiet"];
+    without("one");
+    for _ in 0..2 {
+        world.pitr("late", &backup).run().success();
+    }
+    // That one dies. The other one is older than the record that says so.
+    std::fs::remove_dir_all(world.sandbox.join("two")).unwrap();
+    without("two");
+    let later = later(&world.pitr("late", &backup), 3 * 86_400);
+    later.run().success();
+    let run = world.pitr("late", &["audit", "verify", "--json"]).run();
+    let problems = run.json()["problems"].clone();
+    assert_eq!(run.code(), 6, "{problems}");
+    assert_eq!(problems.as_array().unwrap().len(), 1, "{problems}");
+    assert_eq!(problems[0]["problem"], "unproven", "{problems}");
+}
+
+#[test]
 fn v33_anchors_and_checks_that_come_no_more_are_told() {
     let world = World::new();
     let sink = Sink::new();

@@ -210,7 +210,7 @@ pub fn verify(session: &Session, given: &[Given]) -> Result<Verified> {
         |configured| {
             let repository = session.open(configured)?;
             let mut chains = Chains::read(&configured.name, repository.store(), &session.host)?;
-            chains.created = repository.marker().created;
+            chains.uuid.clone_from(&repository.marker().uuid);
             let outside = outside(session, &settings, &repository, given)?;
             all.push((chains, outside));
             Ok(())
