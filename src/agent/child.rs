@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::claim;
 use super::in_force::{self, InForce};
+use super::load::Check;
 use crate::config::{Job, Settings, is_configuration};
 use crate::err;
 use crate::error::{Error, Result};
@@ -66,10 +67,10 @@ pub fn command(settings: &Settings) -> Result<Command> {
 /// As [`command`], for somebody who asks at the page. While the file is wrong, it has the copy that the agent goes on with.
 ///
 /// # Errors
-/// Those of [`command`].
-pub fn command_on_demand(settings: &Settings, state_dir: &Path) -> Result<Command> {
+/// Those of [`command`] and [`in_force::lend_copy`].
+pub fn command_on_demand(settings: &Settings, check: Check, state_dir: &Path) -> Result<Command> {
     let mut command = command(settings)?;
-    in_force::lend_copy(&mut command, settings, state_dir);
+    in_force::lend_copy(&mut command, settings, check, state_dir)?;
     Ok(command)
 }
 
@@ -277,8 +278,13 @@ pub fn start(settings: &Settings, in_force: &InForce<'_>, job: &str, id: RunId) 
 ///
 /// # Errors
 /// Those of the system.
-pub fn start_by_hand(settings: &Settings, state_dir: &Path, job: &str, id: RunId) -> Result<Child> {
-    let command = command_on_demand(settings, state_dir)?;
+pub fn start_by_hand(
+    settings: &Settings,
+    (check, state_dir): (Check, &Path),
+    job: &str,
+    id: RunId,
+) -> Result<Child> {
+    let command = command_on_demand(settings, check, state_dir)?;
     spawn(command, &["--by-hand"], job, id)
 }
 

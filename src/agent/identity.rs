@@ -1,5 +1,6 @@
 //! The identity of an agent, which tells it from others, also from one with the same host name.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::behalf;
@@ -30,11 +31,15 @@ impl Identity {
         let path = state_dir.join(FILE);
         let failed = |e| Error::from_io(format!("keep \"{}\"", path.display()), e);
         let new = event::nonce(session.host.random.as_ref());
-        // The first one stays.
         let nonce = session.host.random();
-        let kept = || {
-            durable::write_new(&path, new.as_bytes(), nonce)?;
-            behalf::read(&path)
+        // One that is there is read, also where nothing can be written: another name would leave incidents open.
+        let kept = || match behalf::read(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                // The first one stays.
+                durable::write_new(&path, new.as_bytes(), nonce)?;
+                behalf::read(&path)
+            }
+            read => read,
         };
         let id = behalf::of(&path, kept).map_err(failed)?;
         let id = String::from_utf8_lossy(&id).into_owned();

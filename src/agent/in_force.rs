@@ -18,17 +18,19 @@ const FILE: &str = "configuration.toml";
 /// The configuration that the agent goes on with.
 pub struct InForce<'a> {
     session: &'a Session,
-    check: Check<'a>,
+    check: Check,
     /// It is none without a file, and where it could not be kept.
     copy: Option<PathBuf>,
     state_dir: PathBuf,
+    /// Why the last reload took nothing. The file may look well since: the agent has not read it.
+    refused: Option<String>,
     /// The trouble of the file that was last told.
     told: RefCell<Option<String>>,
 }
 
 impl<'a> InForce<'a> {
     /// Keeps a copy of the file that was read. Without it the agent works, but for a file that becomes wrong.
-    pub fn keep(session: &'a Session, check: Check<'a>, loaded: &Loaded) -> InForce<'a> {
+    pub fn keep(session: &'a Session, check: Check, loaded: &Loaded) -> InForce<'a> {
         let copy = copied(session, check, loaded).unwrap_or_else(|e| {
             session.warn(&format!(
                 "a copy of the configuration is not kept: while the file is wrong, nothing would be looked at: {e}"
@@ -40,17 +42,19 @@ impl<'a> InForce<'a> {
             check,
             copy,
             state_dir: loaded.state_dir.clone(),
+            refused: None,
             told: RefCell::default(),
         }
     }
 
-    /// Has a process of the agent go on with the copy while the file is wrong.
+    /// Has a process of the agent go on with the copy while the file is wrong, and after a reload that took nothing.
     pub fn lend(&self, command: &mut Command) {
         let Some(copy) = &self.copy else {
             return;
         };
         let wrong = load::refusal(self.session, self.check, &self.state_dir);
         let wrong = wrong.map(|e| e.to_string());
+        let wrong = wrong.or_else(|| self.refused.clone());
         if wrong.is_some() {
             command.env(IN_FORCE, copy);
         }
@@ -63,6 +67,17 @@ impl<'a> InForce<'a> {
             self.note(wrong.as_deref());
             self.told.replace(wrong);
         }
+    }
+
+    /// Notes that a reload took nothing. The next one that takes the file ends that, and nothing else does.
+    pub fn refuse(&mut self, error: &Error) {
+        let why = error.to_string();
+        self.session.warn(&format!(
+            "the configuration is wrong, and the agent goes on with the one before: {why}"
+        ));
+        self.note(Some(&why));
+        self.refused = Some(why.clone());
+        self.told.replace(Some(why));
     }
 
     /// Notes for looks and for `pitr doctor` that the file is wrong, or that it is well.
@@ -78,17 +93,25 @@ impl<'a> InForce<'a> {
 ///
 /// # Errors
 /// Those of [`load::load`].
-pub fn before(session: &Session, check: Check<'_>, state_dir: &Path) -> Result<Loaded> {
+pub fn before(session: &Session, check: Check, state_dir: &Path) -> Result<Loaded> {
     let mut own = session.again();
     let copy = state_dir.join(FILE);
     own.environment = own.environment.with(IN_FORCE, copy.as_os_str());
     load::load(&own, check)
 }
 
-/// Has a command that somebody asks for at the page go on with the copy of that agent while the file is wrong.
-pub fn lend_copy(command: &mut Command, settings: &Settings, state_dir: &Path) {
+/// Has a command that somebody asks for at the page go on with the copy where the agent does so. The judgement is that of the agent's own processes.
+///
+/// # Errors
+/// Why the file is wrong, where there is no copy.
+pub fn lend_copy(
+    command: &mut Command,
+    settings: &Settings,
+    check: Check,
+    state_dir: &Path,
+) -> Result<()> {
     let (Some(file), copy) = (&settings.path, state_dir.join(FILE)) else {
-        return;
+        return Ok(());
     };
     let flags = Flags {
         config: Some(file.clone()),
@@ -99,13 +122,23 @@ pub fn lend_copy(command: &mut Command, settings: &Settings, state_dir: &Path) {
         true => environment.of_tenant(),
         false => environment,
     };
-    if Settings::load(&flags, &environment).is_err() && behalf::read(&copy).is_ok() {
-        command.env(IN_FORCE, copy);
+    let read = Settings::load(&flags, &environment)
+        .and_then(|settings| load::checked(settings, &environment, check))
+        .and_then(|loaded| loaded.require_place(state_dir));
+    let is_refused = || agent_trouble::read(state_dir).is_some_and(|trouble| trouble.goes_on);
+    if read.is_ok() && !is_refused() {
+        return Ok(());
     }
+    if behalf::read(&copy).is_ok() {
+        command.env(IN_FORCE, copy);
+        return Ok(());
+    }
+    // Without the copy, another directory than the agent's would get locks and records.
+    read
 }
 
 /// Writes the copy, and proves that it can be read.
-fn copied(session: &Session, check: Check<'_>, loaded: &Loaded) -> Result<Option<PathBuf>> {
+fn copied(session: &Session, check: Check, loaded: &Loaded) -> Result<Option<PathBuf>> {
     let Some(file) = &loaded.settings.path else {
         return Ok(None);
     };

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::operate::session::Session;
 
 /// Says whether the words are a command of pitr.
-pub type Check<'a> = &'a dyn Fn(&[String]) -> Result<()>;
+pub type Check = fn(&[String]) -> Result<()>;
 
 /// Everything that the agent works with.
 pub struct Loaded {
@@ -37,7 +37,7 @@ pub struct Tenant {
 ///
 /// # Errors
 /// `Config` for a job that could never run, and without a place for what the agent remembers.
-pub fn load(session: &Session, check: Check<'_>) -> Result<Loaded> {
+pub fn load(session: &Session, check: Check) -> Result<Loaded> {
     let loaded = checked(session.settings()?, &session.environment, check)?;
     let wrong = session.environment.get(IN_FORCE).and_then(|_| {
         let mut own = session.again();
@@ -48,7 +48,7 @@ pub fn load(session: &Session, check: Check<'_>) -> Result<Loaded> {
 }
 
 /// The reason why an agent that remembers in this directory does not go on with the file: it is wrong, or names another directory.
-pub fn refusal(session: &Session, check: Check<'_>, state_dir: &Path) -> Option<Error> {
+pub fn refusal(session: &Session, check: Check, state_dir: &Path) -> Option<Error> {
     let read = load(session, check);
     read.and_then(|loaded| loaded.require_place(state_dir))
         .err()
@@ -74,7 +74,7 @@ impl Loaded {
 }
 
 /// Reads the configurations of the tenants. One that is wrong is its tenant's trouble alone.
-pub fn tenants(loaded: &Loaded, environment: &Environment, check: Check<'_>) -> Vec<Tenant> {
+pub fn tenants(loaded: &Loaded, environment: &Environment, check: Check) -> Vec<Tenant> {
     let environment = environment.of_tenant();
     let mut tenants: Vec<Tenant> = Vec::new();
     for tenant in &loaded.settings.tenants {
@@ -118,7 +118,11 @@ fn alone(own: Loaded, is_taken: bool) -> Result<Loaded> {
     Ok(own)
 }
 
-fn checked(settings: Settings, environment: &Environment, check: Check<'_>) -> Result<Loaded> {
+/// Checks every job of a configuration that was read.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn checked(settings: Settings, environment: &Environment, check: Check) -> Result<Loaded> {
     let Some(state_dir) = settings.state_dir(environment) else {
         return Err(err!(Config, "the agent has no place for what it remembers")
             .hint("Add state_dir to [agent]."));
@@ -156,7 +160,7 @@ pub fn named<'s>(settings: &'s Settings, name: &str) -> Result<&'s Job> {
 ///
 /// # Errors
 /// Those of [`load`].
-pub fn permit(job: &Job, check: Check<'_>) -> Result<()> {
+pub fn permit(job: &Job, check: Check) -> Result<()> {
     let of_job = |e: crate::error::Error| e.context(format!("job \"{}\"", job.name));
     let first = job.run.iter().find(|word| !word.starts_with('-'));
     if first.is_some_and(|word| word == "agent") && job.tenant.is_none() {
@@ -165,7 +169,7 @@ pub fn permit(job: &Job, check: Check<'_>) -> Result<()> {
     check(&job.run).map_err(of_job)
 }
 
-fn planned(job: &Job, settings: &Settings, host: &str, check: Check<'_>) -> Result<Planned> {
+fn planned(job: &Job, settings: &Settings, host: &str, check: Check) -> Result<Planned> {
     permit(job, check)?;
     let trigger = match &job.when {
         When::Always => Trigger::Always,

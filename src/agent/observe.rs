@@ -59,7 +59,13 @@ pub fn observe(
     let told = match notices.turn() {
         Some(turn) => {
             let success = alert::heartbeat::success(&metrics);
-            alert::tell(session, settings, (notices, &turn), conditions, success)
+            alert::tell(
+                session,
+                (settings, true),
+                (notices, &turn),
+                conditions,
+                success,
+            )
         }
         None => Ok(()),
     };
@@ -77,7 +83,7 @@ pub fn given_up(session: &Session, loaded: &Loaded, notices: &Notices) -> Result
     let conditions = alert::unseen(session, loaded, notices);
     alert::tell(
         session,
-        &loaded.settings,
+        (&loaded.settings, true),
         (notices, &turn),
         conditions,
         None,

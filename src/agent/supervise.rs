@@ -58,7 +58,7 @@ type Known = (Option<SystemTime>, JobState);
 
 struct Agent<'a> {
     session: &'a Session,
-    check: Check<'a>,
+    check: Check,
     loaded: Loaded,
     in_force: InForce<'a>,
     page: Option<Arc<Page>>,
@@ -77,7 +77,7 @@ struct Agent<'a> {
 ///
 /// # Errors
 /// Those of [`load::load`]; `Locked` when another agent runs with the same memory.
-pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<()> {
+pub fn run(session: &Session, requests: &Requests, check: Check) -> Result<()> {
     let (mut agent, _lock) = begin(session, requests, check).inspect_err(|e| {
         if e.code() == Code::Config {
             refused::tell(session, check, e);
@@ -102,11 +102,7 @@ pub fn run(session: &Session, requests: &Requests, check: Check<'_>) -> Result<(
 }
 
 /// Reads the configuration, and serves the page: everything that keeps an agent from its start.
-fn begin<'a>(
-    session: &'a Session,
-    requests: &Requests,
-    check: Check<'a>,
-) -> Result<(Agent<'a>, File)> {
+fn begin<'a>(session: &'a Session, requests: &Requests, check: Check) -> Result<(Agent<'a>, File)> {
     let loaded = load::load(session, check)?;
     make(&loaded.state_dir)?;
     let lock = lock(&loaded.state_dir)?;
@@ -133,7 +129,7 @@ fn begin<'a>(
 }
 
 /// Serves metrics and the page, which has a copy of everything: it is asked on another thread.
-fn serve(session: &Session, settings: &Settings, check: Check<'_>) -> Result<Arc<Page>> {
+fn serve(session: &Session, settings: &Settings, check: Check) -> Result<Arc<Page>> {
     let address = serve::address(settings);
     let view = View::read(session, check)?;
     let page = Arc::new(Page::new(session.host.clone(), view, address)?);
@@ -289,10 +285,7 @@ impl Agent<'_> {
         let loaded = match read() {
             Ok(loaded) => loaded,
             Err(e) => {
-                self.session.warn(&format!(
-                    "the configuration is wrong, and the agent goes on with the one before: {e}"
-                ));
-                self.in_force.note(Some(&e.to_string()));
+                self.in_force.refuse(&e);
                 return;
             }
         };

@@ -137,7 +137,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
 fn followed(cx: &Context) -> Result<load::Loaded> {
     match super::caller(&cx.session.environment) {
         Some(caller) if !super::is_parent(caller) => Err(err!(Interrupted, "the agent is gone")),
-        _ => load::load(&cx.session, &is_command),
+        _ => load::load(&cx.session, is_command),
     }
 }
 
@@ -200,13 +200,13 @@ fn agent(cx: &Context, is_tenant: bool) -> Result<u8> {
         status: Box::new(move |line| notify.send(&format!("READY=1\nSTATUS={line}"))),
         is_tenant,
     };
-    supervise::run(&cx.session, &requests, &is_command)?;
+    supervise::run(&cx.session, &requests, is_command)?;
     Ok(exit::SUCCESS)
 }
 
 fn run_now(cx: &Context, name: &str) -> Result<u8> {
     cx.stop_with_cleanup()?;
-    let loaded = load::load(&cx.session, &is_command)?;
+    let loaded = load::load(&cx.session, is_command)?;
     let job = load::named(&loaded.settings, name)?;
     let (now, nonce) = (cx.session.host.now(), cx.session.host.random());
     let id = Runs::of(&loaded.state_dir, name).by_hand(now, nonce)?;
@@ -250,7 +250,7 @@ fn exec(
     // As the leader of a group already, it stays with that.
     let _ = rustix::process::setsid();
     let reload = reload_or_stop(cx)?;
-    let loaded = load::load(&cx.session, &is_command)?;
+    let loaded = load::load(&cx.session, is_command)?;
     let job = load::named(&loaded.settings, name)?;
     let scheduled = TimestampTz::from_unix_micros(scheduled)
         .ok_or_else(|| err!(Usage, "no time: {scheduled}"))?;
@@ -271,9 +271,9 @@ fn exec(
 }
 
 fn status(cx: &Context) -> Result<u8> {
-    let loaded = load::load(&cx.session, &is_command)?;
+    let loaded = load::load(&cx.session, is_command)?;
     let own = Standing::of(cx, &loaded)?;
-    let tenants = load::tenants(&loaded, &cx.session.environment, &is_command);
+    let tenants = load::tenants(&loaded, &cx.session.environment, is_command);
     let tenants: Vec<(String, Result<Standing>)> = tenants
         .into_iter()
         .map(|t| {

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Environment, keys};
+use super::{Environment, blocks, keys};
 use crate::err;
 use crate::error::{Error, Result};
 
@@ -291,14 +291,24 @@ impl Document {
         Ok(document)
     }
 
-    /// Reads of a wrong text each section that can be read, of those kinds that tell of sinks and of the agent's files.
+    /// Reads of a wrong text each section that can be read, of those kinds that tell of sinks and of the agent's files. A section with an error of
+    /// syntax has none of its values taken.
     pub(super) fn parse_readable(path: &Path, text: &str) -> Result<Document> {
+        let mut document = Document::default();
+        let is_whole = DeTable::parse(text).is_ok();
+        let Some(text) = is_whole
+            .then(|| text.to_owned())
+            .or_else(|| blocks::sound(text))
+        else {
+            return Ok(document);
+        };
         let source = Source {
             path: Rc::new(path.to_owned()),
-            text,
+            text: &text,
         };
-        let (root, _) = DeTable::parse_recoverable(text);
-        let mut document = Document::default();
+        let Ok(root) = DeTable::parse(&text) else {
+            return Ok(document);
+        };
         for (key, value) in in_order(root.get_ref()) {
             let is_meant = |kind: &&Kind| kind.table() == key.get_ref().as_ref();
             let kinds = [Kind::Agent, Kind::Alerts, Kind::Clusters];

@@ -16,6 +16,7 @@ use crate::error::{Error, Result, causes};
 pub mod account;
 pub mod agent;
 pub mod audit;
+mod blocks;
 mod config_set;
 mod encryption;
 mod file;
@@ -1451,6 +1452,36 @@ PITR_REPOSITORIES_R_ENCRYPTION_PASSPHRASE_FD=geheim => "encryption.passphrase_fd
             let hint = error.hint_text().unwrap_or_default();
             assert!(hint.starts_with(parts.next().unwrap_or_default()), "{hint}");
         }
+    }
+
+    #[test]
+    fn j65_no_command_runs_with_words_that_a_wrong_text_does_not_have() {
+        let sinks = |text: &str| -> Vec<(String, Vec<String>)> {
+            let (_directory, environment) = place(Some(text));
+            let read = Settings::readable(&Flags::default(), &environment);
+            let one = |sink: Sink| (sink.name, sink.command);
+            read.alerts.into_iter().map(one).collect()
+        };
+        let sink = |name: &str, command: &str| {
+            format!("[alerts.{name}]\nkind = \"command\"\ncommand = {command}\n")
+        };
+        let well = sink("b", "[\"/x/tell.sh\", \"b\"]");
+        let words = vec!["/x/tell.sh".to_owned(), "b".to_owned()];
+        for wrong in [
+            "[\"/x/hear.sh\", \"a, \"b\"]",
+            "[\"/x/hear.sh\", \"a\"",
+            "[\"/x/hear.sh\", \"a\",",
+            "[\"/x/hear.sh\", 'a]",
+            "[\"/x/hear.sh\" \"a\"]",
+            "[\"/x/hear.sh\", \"\\q\"]",
+        ] {
+            let wrong = sink("a", wrong);
+            for text in [wrong.clone() + &well, well.clone() + &wrong] {
+                assert_eq!(sinks(&text), [("b".to_owned(), words.clone())], "{text}");
+            }
+        }
+        let open = well.clone() + "[retention\nkeep_last = 2\n";
+        assert_eq!(sinks(&open), [("b".to_owned(), words)]);
     }
 
     #[test]

@@ -270,6 +270,17 @@ pub fn measured(session: &Session, what: &str, value: u64) {
     });
 }
 
+/// Notes what a command measured of a part, which takes nothing back of what was measured of all.
+pub fn measured_in_part(session: &Session, what: &str, value: u64) {
+    let Ok(settings) = session.settings() else {
+        return;
+    };
+    update((session, &settings), |book| {
+        let known = book.measured.entry(what.to_owned()).or_default();
+        *known = value.max(*known);
+    });
+}
+
 /// Has a look counted, and returns what all looks of this host have counted; none where nothing can be kept.
 pub fn tallied(
     (session, settings): (&Session, &Settings),

@@ -5,8 +5,10 @@ use super::reading::Reading;
 use super::session::Session;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::portion::{self, Portion, ReadBack, Share};
+use crate::repo::portion::{self, Portion, ReadBack, Seen, Share};
+use crate::repo::runs::Runs;
 use crate::wal::inventory::{self, Backup, Inventory};
 
 /// Counts packs of backups and segments, and those that were read back.
@@ -33,21 +35,20 @@ pub fn is_whole(
     };
     let known = inventory.backups.iter().filter(|b| b.stop_time <= last);
     let there = there(known, inventory);
-    Ok(is_read(&there, &read.all()))
+    Ok(is_read(&there, &read.all(), read.seen().as_ref()))
 }
 
-/// Whether all packs were read, and all segments before the newest one that was read.
-fn is_read(there: &Portion, read: &Portion) -> bool {
-    let newest = |portion: &Portion| {
-        let runs = portion.segments.iter().next_back()?;
-        Some((*runs.0, runs.1.bounds()?.1))
-    };
+/// Whether all packs were read, and all segments that runs knew of. A run of one backup knows of more than it reads.
+fn is_read(there: &Portion, read: &Portion, seen: Option<&Seen>) -> bool {
     let left = there.minus(read);
-    let mut segments = left.segments.iter().flat_map(|(timeline, runs)| {
-        let first = runs.bounds().map(|(first, _)| first);
-        first.map(|first| (*timeline, first))
-    });
-    left.counts().0 == 0 && segments.all(|first| newest(read).is_none_or(|newest| first > newest))
+    let is_newer = |(timeline, runs): (&TimelineId, &Runs)| {
+        let Some(((first, _), seen)) = runs.bounds().zip(seen) else {
+            return false;
+        };
+        seen.get(timeline).is_none_or(|last| first > *last)
+    };
+    let has_read = there.segments.is_empty() || !read.segments.is_empty();
+    has_read && left.counts().0 == 0 && left.segments.iter().all(is_newer)
 }
 
 fn all(session: &Session, reading: &Reading, inventory: &Inventory) -> Result<ReadBack> {
@@ -76,4 +77,44 @@ pub fn line(share: &Share) -> String {
         None => String::new(),
     };
     format!("read back: {packs}, {segments}{oldest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::segment::SegmentNumber;
+    use crate::repo::portion::Gathered;
+
+    fn segments(timeline: TimelineId, numbers: &[u64]) -> Portion {
+        let mut gathered = Gathered::default();
+        for number in numbers {
+            gathered.segment(timeline, SegmentNumber(*number));
+        }
+        gathered.portion()
+    }
+
+    #[test]
+    fn y45_only_segments_behind_all_that_a_check_knew_of_may_be_unread() {
+        let (first, second) = (TimelineId::FIRST, TimelineId::new(2).unwrap());
+        let there = segments(first, &[1, 2, 3, 4]);
+        let read = |numbers: &[u64], last: u64| {
+            let seen = Seen::from([(first, SegmentNumber(last))]);
+            is_read(&there, &segments(first, numbers), Some(&seen))
+        };
+        assert!(read(&[1, 2, 3, 4], 4));
+        assert!(read(&[1, 2], 2));
+        // A check of one backup, and one that left a hole.
+        assert!(!read(&[1, 2], 4));
+        assert!(!read(&[1, 3], 3));
+        // Nothing that was read is no check, and an older program tells not what it knew of.
+        assert!(!read(&[], 0));
+        assert!(!is_read(&there, &segments(first, &[1, 2]), None));
+        assert!(is_read(&there, &there, None));
+        assert!(is_read(&Portion::default(), &Portion::default(), None));
+        // A timeline that came later.
+        let later = there.union(&segments(second, &[4]));
+        let seen = Seen::from([(first, SegmentNumber(4))]);
+        assert!(is_read(&later, &there, Some(&seen)));
+        assert!(!is_read(&later, &there, None));
+    }
 }

@@ -234,6 +234,14 @@ impl Runs {
         Ok(Some(Run { id, begun, ended }))
     }
 
+    /// Whether a run has begun.
+    ///
+    /// # Errors
+    /// Those of the system, and `Damaged`.
+    pub fn has_begun(&self, id: RunId) -> Result<bool> {
+        Ok(self.read::<Begun>(&name(id, "begun"))?.is_some())
+    }
+
     /// When something of it last changed: a run began or ended.
     pub fn changed(&self) -> Option<std::time::SystemTime> {
         let modified = || std::fs::metadata(&self.place)?.modified();

@@ -106,6 +106,9 @@ pub struct Record {
     /// The record of another chain, `<writer>/<seq>`, after which this chain goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<String>,
+    /// The repositories that had that record, by their identity, as the writer's state has it. A record of an older program does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues_in: Option<Vec<String>>,
     /// An anchor: the newest records that its writer read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub heads: BTreeMap<String, Head>,

@@ -2,7 +2,7 @@
 //!
 //! Reading keeps some hundred bytes of each record. The judgement reads nothing, and no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -15,8 +15,6 @@ use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::store::{Meta, Store};
 
-/// The commands around the making of a repository are recorded within this time.
-const MADE_ANEW: Duration = Duration::from_secs(86_400);
 /// Records that are read at a time.
 const READERS: usize = 8;
 
@@ -70,9 +68,10 @@ struct Expired {
 struct Continued {
     /// The record that says so, for people.
     by: String,
-    time: TimestampTz,
     writer: String,
     seq: u64,
+    /// The repositories that had that record; none where the writer does not tell.
+    holders: Option<Vec<String>>,
 }
 
 /// Something that is wrong.
@@ -97,8 +96,8 @@ pub struct Problem {
 pub struct Chains {
     /// The repository.
     pub repository: String,
-    /// When the repository was made, as its marker has it.
-    pub created: TimestampTz,
+    /// Its identity, as its marker has it.
+    pub uuid: String,
     chains: BTreeMap<String, BTreeMap<u64, Link>>,
     anchors: Vec<Anchor>,
     continued: Vec<Continued>,
@@ -181,9 +180,9 @@ impl Chains {
         if let Some((writer, seq)) = continues.and_then(|(w, seq)| Some((w, seq.parse().ok()?))) {
             self.continued.push(Continued {
                 by: by.clone(),
-                time: record.time,
                 writer: writer.to_owned(),
                 seq,
+                holders: record.continues_in.clone(),
             });
         }
         // A time to come makes everything old.
@@ -447,9 +446,10 @@ pub fn judge(all: &mut [(Chains, Vec<Anchor>)], keep: Duration, is_whole: bool) 
     found
 }
 
-/// Finds chains that end before a record which another chain continues. Repositories that were made since never had it.
+/// Finds chains that end before a record which another chain continues. Repositories that never had that record prove nothing: one of those that had it
+/// must be here, or, where the writer does not tell them, the rest of the chain.
 fn compare_continued(all: &mut [(Chains, Vec<Anchor>)], stored: &BTreeMap<String, u64>) {
-    let made = all.iter().map(|(one, _)| one.created).max();
+    let read: BTreeSet<String> = all.iter().map(|(one, _)| one.uuid.clone()).collect();
     let expired = |all: &[(Chains, Vec<Anchor>)], writer: &str| {
         let each = all.iter().map(|(one, _)| one.expired_up_to(writer));
         each.max().unwrap_or(0)
@@ -459,25 +459,37 @@ fn compare_continued(all: &mut [(Chains, Vec<Anchor>)], stored: &BTreeMap<String
             continue;
         };
         let is_gone = |c: &&Continued| {
-            let last = stored.get(&c.writer).copied();
-            let is_older = made.is_some_and(|made| c.time > made.saturating_add(MADE_ANEW));
+            let last = stored.get(&c.writer).copied().unwrap_or(0);
             let is_told = |p: &Problem| p.writer == c.writer && p.problem == "removed";
-            (last.is_some() || is_older)
-                && c.seq > last.unwrap_or(0).max(expired(all, &c.writer))
-                && !one.problems.iter().any(is_told)
+            c.seq > last.max(expired(all, &c.writer)) && !one.problems.iter().any(is_told)
         };
         let gone = one.continued.iter().filter(is_gone).map(|c| {
-            let last = stored.get(&c.writer).copied().unwrap_or(0);
+            let last = stored.get(&c.writer).copied();
+            let was_here = match &c.holders {
+                Some(holders) => holders.iter().any(|uuid| read.contains(uuid)),
+                None => last.is_some(),
+            };
             let detail = format!(
-                "{} goes on after record {}, and the chain ends at {last}",
-                c.by, c.seq
+                "{} goes on after record {}, and the chain ends at {}",
+                c.by,
+                c.seq,
+                last.unwrap_or(0)
             );
-            (c.writer.clone(), c.seq, detail)
+            let (problem, detail) = match was_here {
+                true => ("removed", detail),
+                false => (
+                    "unproven",
+                    format!(
+                        "{detail}: nothing proves that a repository which is configured had it"
+                    ),
+                ),
+            };
+            (c.writer.clone(), c.seq, problem, detail)
         });
         let gone: Vec<_> = gone.collect();
         if let Some((one, _)) = all.get_mut(at) {
-            for (writer, seq, detail) in gone {
-                one.add(&writer, seq, "removed", &detail);
+            for (writer, seq, problem, detail) in gone {
+                one.add(&writer, seq, problem, &detail);
             }
         }
     }
@@ -719,17 +731,10 @@ mod tests {
         let with = |count: usize| of(left[..count].iter().cloned().chain([next(false)]));
         assert_eq!(found(with(9), &[]), []);
         assert_eq!(found(with(6), &[]), [("removed", 9)]);
-        assert_eq!(found(with(0), &[]), [("removed", 9)]);
+        // Without any of it, nobody knows whether the repository ever had it.
+        assert_eq!(found(with(0), &[]), [("unproven", 9)]);
         // An anchor that says the same makes no second problem.
         assert_eq!(found(with(6), &[anchor(&left[8])]), [("removed", 9)]);
-        // A repository that was made when the chain went on never had the one before.
-        let anew = |created, count| Chains {
-            created: at(created),
-            ..with(count)
-        };
-        assert_eq!(found(anew(10, 0), &[]), []);
-        assert_eq!(found(anew(8, 0), &[]), [("removed", 9)]);
-        assert_eq!(found(anew(10, 6), &[]), [("removed", 9)]);
         // Whoever holds no MAC key says nothing about other chains.
         assert_eq!(found(of([next(true)]), &[]), [("doubted", 1)]);
         // Another repository has the rest, or may have it.
@@ -745,6 +750,42 @@ mod tests {
         let mut expired = expiry(9, 500, 500);
         expired.take(next(false), Some(at(10)));
         assert_eq!(found(expired, &[]), []);
+    }
+
+    #[test]
+    fn y46_a_chain_is_missed_where_a_repository_that_had_it_was_read() {
+        let left = chain("db1-00000001", 9);
+        let with = |uuid: &str, count: usize, holders: Option<&[&str]>| {
+            let holders = holders.map(|all| all.iter().map(|uuid| (*uuid).to_owned()).collect());
+            let record = Record {
+                time: at(10),
+                continues: Some("db1-00000001/9".into()),
+                continues_in: holders,
+                ..Record::default()
+            };
+            let next = stored(record.chained("db1-00000002", None));
+            let chains = of(left[..count].iter().cloned().chain([next]));
+            let uuid = uuid.to_owned();
+            (Chains { uuid, ..chains }, Vec::new())
+        };
+        let keep = Duration::from_secs(400 * 86_400);
+        let told = |mut all: Vec<(Chains, Vec<Anchor>)>| -> Vec<&'static str> {
+            let problems = judge(&mut all, keep, true);
+            problems.iter().map(|p| p.problem).collect()
+        };
+        // Beside a repository that came later, the one that had it lost all of it.
+        let holders = Some(&["a"][..]);
+        let both = |count| vec![with("a", count, holders), with("b", 0, holders)];
+        assert_eq!(told(both(0)), ["removed"; 2]);
+        assert_eq!(told(both(6)), ["removed"; 2]);
+        assert_eq!(told(both(9)), ["behind"]);
+        // The one that had it is gone, or the writer knew of none.
+        assert_eq!(told(vec![with("b", 0, holders)]), ["unproven"]);
+        assert_eq!(told(vec![with("b", 6, holders)]), ["unproven"]);
+        assert_eq!(told(vec![with("b", 0, Some(&[]))]), ["unproven"]);
+        // A record of an older program.
+        assert_eq!(told(vec![with("a", 0, None)]), ["unproven"]);
+        assert_eq!(told(vec![with("a", 6, None)]), ["removed"]);
     }
 
     #[test]

@@ -46,7 +46,13 @@ pub struct Stated {
     segments: Vec<(u32, u64, u64)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     logs: Vec<(String, u64, u64)>,
+    /// The last segment of each timeline that was there when the run began, read or not. An event of an older program tells nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seen: Option<Vec<(u32, u64)>>,
 }
+
+/// The last segment of each timeline that a check knew of.
+pub type Seen = BTreeMap<TimelineId, SegmentNumber>;
 
 impl Portion {
     /// Whether this pack is part of it.
@@ -142,6 +148,7 @@ impl Portion {
                 packs,
                 segments,
                 logs,
+                seen: None,
             };
             return Some(all)
                 .filter(|s| *s != Stated::default())
@@ -165,6 +172,21 @@ impl Portion {
 }
 
 impl Stated {
+    /// Adds what the run knew of. More timelines than an event can hold are left out: then nothing counts as newer.
+    #[must_use]
+    pub fn seeing(mut self, seen: Option<&Seen>) -> Stated {
+        let seen = seen.filter(|seen| seen.len() <= RUNS_MAX);
+        self.seen = seen.map(|seen| seen.iter().map(|(t, last)| (t.get(), last.0)).collect());
+        self
+    }
+
+    fn seen(&self) -> Option<Seen> {
+        let stated = self.seen.as_ref()?.iter();
+        let known =
+            stated.filter_map(|(t, last)| Some((TimelineId::new(*t)?, SegmentNumber(*last))));
+        Some(known.collect())
+    }
+
     /// Returns the portion that it states. An impossible run states nothing: at worst, something is read again.
     pub fn portion(&self) -> Portion {
         let mut portion = Portion::default();
@@ -251,9 +273,12 @@ fn runs<K: Ord>(numbers: BTreeMap<K, Vec<u64>>) -> BTreeMap<K, Runs> {
         .collect()
 }
 
+/// One run: when, the name of its event, what it read, and what it knew of.
+type Run = (TimestampTz, String, Portion, Option<Seen>);
+
 /// When what was read back, newest first.
 #[derive(Debug, Clone, Default)]
-pub struct ReadBack(Vec<(TimestampTz, String, Portion)>);
+pub struct ReadBack(Vec<Run>);
 
 impl ReadBack {
     /// Collects the portions that the `checked` events among `events` state. A segment that moved to another home since
@@ -264,11 +289,12 @@ impl ReadBack {
             .filter(|e| e.event.event == CHECKED && e.counts());
         let mut all: Vec<_> = checked
             .filter_map(|e| {
-                let portion = e.event.portion.as_ref()?.portion();
+                let stated = e.event.portion.as_ref()?;
+                let (portion, seen) = (stated.portion(), stated.seen());
                 let at = e.event.time.min(e.stored);
                 let moved = moves.iter().filter(|m| m.time >= at);
                 let portion = moved.fold(portion, |left, m| left.minus(&Portion::behind(m)));
-                Some((e.since(now), e.name.clone(), portion))
+                Some((e.since(now), e.name.clone(), portion, seen))
             })
             .collect();
         all.sort_by(|a, b| (b.0, &b.1).cmp(&(a.0, &a.1)));
@@ -287,16 +313,29 @@ impl ReadBack {
         self.0.iter().map(|(time, ..)| *time).max()
     }
 
+    /// The newest segment of each timeline that a run knew of; none where no run tells. A timeline that is not in it came later.
+    pub fn seen(&self) -> Option<Seen> {
+        let runs = self.0.iter().filter_map(|(.., seen)| seen.as_ref());
+        runs.fold(None, |all, seen| {
+            let mut all: Seen = all.unwrap_or_default();
+            for (timeline, last) in seen {
+                let known = all.entry(*timeline).or_insert(*last);
+                *known = (*last).max(*known);
+            }
+            Some(all)
+        })
+    }
+
     /// Adds what was read just now.
     #[must_use]
     pub fn and(mut self, now: TimestampTz, portion: Portion) -> ReadBack {
-        self.0.insert(0, (now, String::new(), portion));
+        self.0.insert(0, (now, String::new(), portion, None));
         self
     }
 
     /// Everything that was read back at any time.
     pub fn all(&self) -> Portion {
-        let portions = self.0.iter().map(|(_, _, portion)| portion);
+        let portions = self.0.iter().map(|(_, _, portion, _)| portion);
         portions.fold(Portion::default(), |all, one| all.union(one))
     }
 
@@ -304,7 +343,7 @@ impl ReadBack {
     pub fn by_age(&self, there: &Portion) -> Vec<(Option<TimestampTz>, Portion)> {
         let mut rest = there.clone();
         let mut ages = Vec::new();
-        for (time, _, portion) in &self.0 {
+        for (time, _, portion, _) in &self.0 {
             let read = rest.common(portion);
             if !read.is_empty() {
                 rest = rest.minus(&read);
@@ -322,7 +361,7 @@ impl ReadBack {
     pub fn superseded(&self, there: &Portion) -> Vec<&str> {
         let mut newer = Portion::default();
         let mut old = Vec::new();
-        for (_, name, portion) in &self.0 {
+        for (_, name, portion, _) in &self.0 {
             let told = portion.common(there);
             match told.minus(&newer).is_empty() {
                 true => old.push(name.as_str()),
@@ -490,6 +529,31 @@ mod tests {
             r#"{"packs":[["x",0,1],["20261120T064049Z-full",5,4]],"segments":[[0,1,2],[1,9,8]]}"#;
         let stated: Stated = serde_json::from_str(text).unwrap();
         assert!(stated.portion().is_empty());
+    }
+
+    #[test]
+    fn y45_the_newest_segments_that_runs_knew_of_are_those_of_all_runs() {
+        let seen = |all: &[(u32, u64)]| -> Seen {
+            let one = |(t, last): &(u32, u64)| (TimelineId::new(*t).unwrap(), SegmentNumber(*last));
+            all.iter().map(one).collect()
+        };
+        let at = |seconds, known: Option<&Seen>| {
+            let mut recorded = checked_at(seconds, &portion(&[1], &[7]));
+            let stated = recorded.event.portion.take().unwrap().seeing(known);
+            let text = serde_json::to_string(&stated).unwrap();
+            assert_eq!(text.contains("seen"), known.is_some(), "{text}");
+            recorded.event.portion = Some(serde_json::from_str(&text).unwrap());
+            recorded
+        };
+        let of = |events: &[Recorded]| ReadBack::new(events, &[], TimestampTz(100_000_000)).seen();
+        let events = [
+            at(10, Some(&seen(&[(1, 9), (2, 4)]))),
+            at(20, Some(&seen(&[(1, 8)]))),
+            at(30, None),
+        ];
+        assert_eq!(of(&events), Some(seen(&[(1, 9), (2, 4)])));
+        assert_eq!(of(&[at(10, None)]), None);
+        assert_eq!(of(&[at(10, Some(&Seen::new()))]), Some(Seen::new()));
     }
 
     proptest::proptest! {

@@ -12,7 +12,7 @@ use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::id::{BackupId, PartName};
-use crate::repo::portion::{Gathered, Portion};
+use crate::repo::portion::{Gathered, Portion, Seen};
 use crate::repo::scope::Scope;
 use crate::store::Store;
 
@@ -73,6 +73,8 @@ pub(super) struct Check<'a> {
     /// Threads that read.
     pub threads: usize,
     found: Mutex<Found>,
+    /// The last segment of each timeline when the run began; none where there is no WAL.
+    pub seen: Option<Seen>,
     read: Mutex<Gathered>,
     /// Portion that was read and that [`Check::take_read`] has returned.
     told: Mutex<Portion>,
@@ -96,11 +98,20 @@ impl<'a> Check<'a> {
             begun,
             threads,
             found: Mutex::default(),
+            seen: None,
             read: Mutex::default(),
             told: Mutex::default(),
             is_vanishing: AtomicBool::new(false),
             objects: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Has its events say what WAL there was when it began.
+    pub fn seeing(self, seen: Seen) -> Check<'a> {
+        Check {
+            seen: Some(seen),
+            ..self
         }
     }
 

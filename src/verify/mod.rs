@@ -38,7 +38,7 @@ use crate::repo::catalog::Manifest;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::{BackupId, PartKind};
 use crate::repo::layout::ClusterLayout;
-use crate::repo::portion::{Portion, Share};
+use crate::repo::portion::{Portion, Seen, Share};
 use crate::repo::repository::{Registration, Repository};
 use crate::store::Key;
 use crate::wal::survey::Survey;
@@ -189,7 +189,8 @@ impl Verify<'_> {
                 &layout,
                 (self.threads, begun),
                 self.host,
-            ),
+            )
+            .seeing(seen(&survey)),
             layout,
             size: SegmentSize::new(self.registration.segment_size_bytes)?,
             segments: AtomicU64::new(0),
@@ -459,6 +460,15 @@ fn unproven(count: u64) -> String {
     format!(
         "{count} {backups} no proof of {their} WAL, for an older pitr took {them}: a clone's WAL in its place is not noticed"
     )
+}
+
+/// The last whole segment of each timeline.
+fn seen(survey: &Survey) -> Seen {
+    let last = survey.timelines.iter().filter_map(|(timeline, found)| {
+        let (_, last) = found.segments.bounds()?;
+        Some((*timeline, last))
+    });
+    last.collect()
 }
 
 /// The warning about segments whose records cannot be read.

@@ -141,7 +141,7 @@ impl Recorder<'_> {
                 time: check.begun,
                 ..writer.event(portion::CHECKED, portion::SUBJECT)
             };
-            let event = portion::checked(event, stated);
+            let event = portion::checked(event, stated.seeing(check.seen.as_ref()));
             if let Err(e) = writer.record(self.repository.store(), self.scope, &event) {
                 check.warn(format!("what was read could not be recorded: {e}"));
                 return;

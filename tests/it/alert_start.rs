@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::agent::{EVERY_HOUR, Host};
 use crate::alert_conditions::{Sink, observe, site};
-use crate::common::{PATIENCE, paths_below, wait_until};
+use crate::common::{PATIENCE, paths_below, user, wait_until};
 
 const START: &str = "agent/start";
 const RELOAD: &str = "agent/configuration";
@@ -139,6 +139,94 @@ fn u91_what_a_reload_refuses_is_told_until_a_reload_takes_it() {
     });
     sink.last(RELOAD, "resolved", "critical", "");
     assert!(of_agent(&host).is_empty());
+}
+
+#[test]
+fn j62_a_reload_that_took_nothing_is_told_until_one_takes_the_file() {
+    let sink = Sink::new();
+    let host = host(&sink);
+    let agent = host.agent();
+    wait_until(PATIENCE, "it serves", || host.get("/healthz").is_some());
+    host.reconfigure("[agent]\n", WRONG_JOB);
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the sink hears of it", || sink.have_heard(RELOAD));
+    // The file is well now, and nobody has read it.
+    let right = WRONG_JOB.replace("bakcup", "files ls up");
+    host.reconfigure(WRONG_JOB, &right);
+    let looked = || {
+        let found = std::fs::metadata(host.sandbox.join("state/page.json"));
+        found.and_then(|found| found.modified()).ok()
+    };
+    for _ in 0..2 {
+        let before = looked();
+        wait_until(PATIENCE, "it looks", || looked() > before);
+    }
+    sink.expect(RELOAD, &[("new", "critical")]);
+    assert_eq!(of_agent(&host).len(), 1);
+    agent.signal(Signal::HUP);
+    wait_until(PATIENCE, "the sink hears of its end", || {
+        sink.heard(RELOAD).len() == 2
+    });
+    sink.last(RELOAD, "resolved", "critical", "");
+    assert!(of_agent(&host).is_empty());
+}
+
+#[test]
+fn j63_notices_have_one_name_of_the_agent_also_where_nothing_can_be_written() {
+    let host = Host::new("");
+    let (trace, hear) = (host.sandbox.dir("heard"), host.sandbox.join("hear.sh"));
+    let script = format!(
+        "#!/bin/sh\necho $PITR_ALERT_AGENT >> {}/agents\n",
+        trace.display()
+    );
+    std::fs::write(&hear, script).unwrap();
+    let modes = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    modes(&hear, 0o755);
+    user::own_all(&trace);
+    let sink = format!(
+        "[alerts.x]\nkind = \"command\"\ncommand = [\"{}\"]\n[agent]\n",
+        hear.display()
+    );
+    host.reconfigure("[agent]\n", &sink);
+    let state = host.sandbox.dir("state");
+    user::own(&state);
+    for mode in [0o755, 0o555] {
+        modes(&state, mode);
+        host.pitr().args(["alert", "test"]).run().success();
+    }
+    let heard = std::fs::read_to_string(trace.join("agents")).unwrap();
+    let agents: Vec<&str> = heard.lines().collect();
+    assert_eq!(agents.len(), 2, "{heard}");
+    assert_eq!(agents[0], agents[1]);
+    modes(&state, 0o755);
+}
+
+#[test]
+fn j64_a_sink_whose_section_is_wrong_hears_of_it_by_the_copy_and_of_the_end() {
+    let sink = Sink::new();
+    let host = host(&sink);
+    let agent = host.agent();
+    let copy = host.sandbox.join("state/configuration.toml");
+    wait_until(PATIENCE, "the copy is there", || copy.exists());
+    agent.signal(Signal::TERM);
+    agent.wait().success();
+    host.reconfigure("smtp = ", "smpt = ");
+    does_not_start(&host, "smpt");
+    sink.expect(START, &[("new", "critical")]);
+    // Nothing of a section whose syntax is wrong is taken, either.
+    host.reconfigure("smpt = ", "smtp = ");
+    starts(&host, &sink, (START, 2));
+    let resolved = [("new", "critical"), ("resolved", "critical")];
+    sink.expect(START, &resolved);
+    host.reconfigure("to = [\"dba@", "to = [\"dba, \"@");
+    does_not_start(&host, "pitr.toml:");
+    let again = [resolved[0], resolved[1], resolved[0]];
+    sink.expect(START, &again);
+    host.reconfigure("to = [\"dba, \"@", "to = [\"dba@");
+    starts(&host, &sink, (START, 4));
+    sink.expect(START, &[again[0], again[1], again[2], resolved[1]]);
 }
 
 /// A look goes on with the second repository, and finds nothing there of what is wrong in the first.

@@ -445,6 +445,72 @@ fn v32_a_chain_that_is_cut_before_the_record_which_another_one_continues_is_foun
 }
 
 #[test]
+fn y44_a_check_of_one_repository_ends_no_alert_about_another() {
+    let world = World::new();
+    let sink = Sink::new();
+    world.configure("host", "on", &sink.section());
+    let own = world.pitr("host", &[]);
+    world.backup().success();
+    let first = world.chain("two").remove(1);
+    let kept = bytes(&first);
+    std::fs::remove_file(&first).unwrap();
+    assert_eq!(world.problems(&[]), (4, vec!["missing".to_owned()]));
+    observe(&own);
+    sink.expect("audit/broken", &[("new", "critical")]);
+    let broken = || {
+        let text = world.pitr("host", &["metrics"]).run().stdout;
+        crate::metrics::value(&text, "pitr_audit_broken")
+    };
+    assert_eq!(world.problems(&["--repository", "one"]), (0, vec![]));
+    let report = ["--repository", "one", "report", "audit"];
+    world.pitr("host", &report).run().success();
+    assert_eq!(broken(), Some(1.0));
+    observe(&own);
+    sink.expect("audit/broken", &[("new", "critical")]);
+    // A check of all repositories knows.
+    std::fs::write(&first, kept).unwrap();
+    assert_eq!(world.problems(&[]), (0, vec![]));
+    assert_eq!(broken(), Some(0.0));
+    observe(&own);
+    sink.last("audit/broken", "resolved", "critical", "");
+}
+
+#[test]
+fn y46_a_host_that_moves_to_another_repository_damages_no_log() {
+    let world = World::new();
+    world.configure("late", "on", "");
+    let config = world.sandbox.join("late.toml");
+    let both = std::fs::read_to_string(&config).unwrap();
+    let both = both.replace("required = false\n", "");
+    let without = |name: &str| {
+        let from = both.find(&format!("[repositories.{name}]")).unwrap();
+        let rest = &both[from + 1..];
+        let next = if name == "one" {
+            "[repositories."
+        } else {
+            "[files."
+        };
+        let end = from + 1 + rest.find(next).unwrap();
+        std::fs::write(&config, both[..from].to_owned() + &both[end..]).unwrap();
+    };
+    let backup = ["files", "backup", "up", "--quiet"];
+    without("one");
+    for _ in 0..2 {
+        world.pitr("late", &backup).run().success();
+    }
+    // That one dies. The other one is older than the record that says so.
+    std::fs::remove_dir_all(world.sandbox.join("two")).unwrap();
+    without("two");
+    let later = later(&world.pitr("late", &backup), 3 * 86_400);
+    later.run().success();
+    let run = world.pitr("late", &["audit", "verify", "--json"]).run();
+    let problems = run.json()["problems"].clone();
+    assert_eq!(run.code(), 6, "{problems}");
+    assert_eq!(problems.as_array().unwrap().len(), 1, "{problems}");
+    assert_eq!(problems[0]["problem"], "unproven", "{problems}");
+}
+
+#[test]
 fn v33_anchors_and_checks_that_come_no_more_are_told() {
     let world = World::new();
     let sink = Sink::new();
@@ -879,6 +945,38 @@ fn y43_a_control_is_met_for_every_copy_of_a_cluster_or_not_at_all() {
     std::thread::sleep(std::time::Duration::from_secs(2));
     expect(tested, "1s", "warning");
     expect(checked, "1s", "warning");
+}
+
+#[test]
+fn y45_a_check_of_one_backup_leaves_the_segments_behind_it_unchecked() {
+    let (site, cluster) = Site::with_cluster(17);
+    let state = site.sandbox().dir("state");
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let more = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
+    std::fs::write(site.config(), config + &more).unwrap();
+    let pitr = |words: &[&str]| site.pitr().args(words.iter().copied()).arg("--quiet").run();
+    let archive = || {
+        cluster.sql("select pg_logical_emit_message(false, 'a', 'b')");
+        cluster.archive_now();
+    };
+    let expect = |wanted: &str| {
+        let report = ["report", "compliance", "--format", "json", "--since", "1h"];
+        let report = site.pitr().args(report).run().json();
+        let controls = report["controls"].as_array().unwrap();
+        let checked = |one: &&Value| one["control"] == "stored data checked";
+        let found = controls.iter().find(checked).unwrap();
+        assert_eq!(found["state"], wanted, "{found}");
+    };
+    pitr(&["init"]).success();
+    let backup = site.pitr().args(["backup", "--json"]).run().success();
+    (0..3).for_each(|_| archive());
+    let id = backup.json()["id"].as_str().unwrap().to_owned();
+    pitr(&["verify", "--backup", &id]).success();
+    expect("warning");
+    pitr(&["verify"]).success();
+    expect("ok");
+    archive();
+    expect("ok");
 }
 
 fn the_view_of_contrib_shows_archiver_slots_and_receivers(major: u32) {

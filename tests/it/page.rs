@@ -326,6 +326,59 @@ fn j09_with_a_token_who_has_it_sees_the_page_and_starts_jobs_from_it_alone() {
     assert_eq!(host.begun("files").len(), 1);
 }
 
+#[test]
+fn j61_a_job_of_the_page_goes_on_as_the_agent_does_while_the_file_is_wrong() {
+    let host = Host::new(&format!(
+        "[page]\ntoken_file = \"/TOKEN\"\nactions = true\n{EVERY_HOUR}"
+    ));
+    let token = host.sandbox.file("token", TOKEN);
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(&token, 0o600);
+    host.reconfigure("/TOKEN", &token.display().to_string());
+    let _agent = host.agent();
+    let jobs = host.sandbox.join("state/jobs/files");
+    wait_until(PATIENCE, "it serves", || {
+        host.get("/healthz").is_some() && jobs.join("since").exists()
+    });
+    let bearer = format!("Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n");
+    let run = || ask(&host, "POST /api/run?job=files", &bearer, "");
+    let ended = || -> Vec<String> {
+        let names = std::fs::read_dir(&jobs).unwrap();
+        let paths = names.map(|entry| entry.unwrap().path());
+        let ended = paths.filter(|path| path.extension().is_some_and(|end| end == "ended"));
+        ended
+            .map(|path| std::fs::read_to_string(path).unwrap())
+            .collect()
+    };
+    // A run that cannot begin was not started.
+    mode(&jobs, 0o555);
+    let (head, body) = run();
+    assert!(head.contains("500"), "{head} {body}");
+    assert!(body.contains("did not begin"), "{body}");
+    mode(&jobs, 0o755);
+    for (count, (from, to)) in [
+        (1, ("\"0 * * * *\"", "\"0 * * *\"")),
+        (2, ("/state\"", "/moved\"")),
+    ] {
+        host.reconfigure(from, to);
+        let (head, body) = run();
+        assert!(head.contains("202"), "{head} {body}");
+        assert_eq!(host.begun("files").len(), count, "it has its record");
+        wait_until(PATIENCE, "the job ran", || ended().len() == count);
+        assert!(ended().iter().all(|text| text.contains("\"status\":0")));
+        host.reconfigure(to, from);
+    }
+    // Without a copy nothing runs in another directory.
+    host.reconfigure("/state\"", "/moved\"");
+    std::fs::remove_file(host.sandbox.join("state/configuration.toml")).unwrap();
+    let (head, body) = run();
+    assert!(head.contains("500"), "{head} {body}");
+    assert!(body.contains("state_dir of [agent]"), "{body}");
+    assert!(!host.sandbox.join("moved").exists());
+}
+
 /// A neighbour on the host, without any rights, holds as many connections as it likes. Jobs and looks need descriptors, too.
 #[test]
 fn j44_clients_that_come_to_no_end_take_neither_descriptors_nor_the_page() {

@@ -136,7 +136,7 @@ pub fn decide(
     book: &mut Book,
     sinks: &[Sink],
 ) -> Vec<Notice> {
-    book.take_down(now, conditions, sinks);
+    book.take_down(now, conditions);
     let mut notices = Vec::new();
     for (id, open) in &book.open {
         let about = conditions
@@ -200,7 +200,18 @@ pub fn of_sink(name: &str) -> String {
 }
 
 impl Book {
-    fn take_down(&mut self, now: TimestampTz, conditions: &[Condition], sinks: &[Sink]) {
+    /// Forgets the sinks that are configured no more. Only a configuration that was read as a whole tells which these are.
+    pub fn keep(&mut self, sinks: &[Sink]) {
+        let names: BTreeSet<&str> = sinks.iter().map(|s| s.name.as_str()).collect();
+        for open in self.open.values_mut() {
+            open.told.retain(|sink, _| names.contains(sink.as_str()));
+            open.offered.retain(|sink| names.contains(sink.as_str()));
+        }
+        self.failing.retain(|sink, _| names.contains(sink.as_str()));
+        self.beats.retain(|sink, _| names.contains(sink.as_str()));
+    }
+
+    fn take_down(&mut self, now: TimestampTz, conditions: &[Condition]) {
         for one in conditions {
             let open = self.open.entry(one.id.clone()).or_insert_with(|| Open {
                 since: now,
@@ -221,15 +232,10 @@ impl Book {
             open.next.clone_from(&one.next);
         }
         let is_there: BTreeSet<&String> = conditions.iter().map(|c| &c.id).collect();
-        let names: BTreeSet<&str> = sinks.iter().map(|s| s.name.as_str()).collect();
         for (id, open) in &mut self.open {
             open.is_over = !is_there.contains(id);
-            open.told.retain(|sink, _| names.contains(sink.as_str()));
-            open.offered.retain(|sink| names.contains(sink.as_str()));
         }
         self.open.retain(|_, open| open.is_open());
-        self.failing.retain(|sink, _| names.contains(sink.as_str()));
-        self.beats.retain(|sink, _| names.contains(sink.as_str()));
     }
 
     /// Notes that a notice is about to go to its sink. Told of its condition or not, the sink then hears that the condition ended.
@@ -481,6 +487,34 @@ mod tests {
             back
         );
         assert_eq!(book, Book::default());
+    }
+
+    #[test]
+    fn j64_a_sink_that_could_not_be_read_hears_of_the_end_later() {
+        let (a, b) = (sink("a", Severity::Low), sink("b", Severity::Low));
+        let (mut book, gap) = (Book::default(), [wrong("gap", Severity::Critical)]);
+        let both = [a.clone(), b.clone()];
+        round("2026-11-20T02:00:00Z", &gap, &mut book, &both, "b");
+        round("2026-11-20T02:01:00Z", &gap, &mut book, &both, "");
+        round(
+            "2026-11-20T02:02:00Z",
+            &[],
+            &mut book,
+            std::slice::from_ref(&a),
+            "",
+        );
+        let mut other = book.clone();
+        assert_eq!(
+            round("2026-11-20T02:03:00Z", &[], &mut book, &both, ""),
+            [told("b", "gap", Event::Resolved)]
+        );
+        // One that is configured no more hears nothing.
+        other.keep(std::slice::from_ref(&a));
+        assert_eq!(
+            round("2026-11-20T02:03:00Z", &[], &mut other, &both, ""),
+            []
+        );
+        assert_eq!(other, Book::default());
     }
 
     #[test]

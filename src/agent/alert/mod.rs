@@ -189,13 +189,13 @@ pub fn of_start(session: &Session, notices: &Notices, error: &Error) -> Vec<Cond
 }
 
 /// Has everybody told of what is new, goes on or has ended. A file of notices that cannot be written is a condition of its own, and hears nobody the less.
-/// Nothing is delivered later than [`longest`] allows.
+/// Nothing is delivered later than [`longest`] allows. `is_whole` says that the settings have every sink.
 ///
 /// # Errors
 /// Those of that file, behind the deliveries. A sink that fails is a condition.
 pub fn tell(
     session: &Session,
-    settings: &Settings,
+    (settings, is_whole): (&Settings, bool),
     (told, _turn): (&Notices, &Turn),
     mut conditions: Vec<Condition>,
     success: Option<TimestampTz>,
@@ -204,6 +204,9 @@ pub fn tell(
         return Ok(());
     }
     let mut book = told.read(session);
+    if is_whole {
+        book.keep(&settings.alerts);
+    }
     let earlier = book.clone();
     // The look before may have delivered while this one looked.
     conditions.retain(|one| !condition::is_of_sink(&one.id));

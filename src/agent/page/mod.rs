@@ -9,9 +9,10 @@ mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::to_bytes;
 use axum::extract::{RawQuery, Request, State};
@@ -30,7 +31,7 @@ use super::{child, jobs, load, observed};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::host::Host;
-use crate::operate::runs::Runs;
+use crate::operate::runs::{RunId, Runs};
 use crate::operate::session::Session;
 use crate::operate::underway;
 use crate::release;
@@ -44,6 +45,10 @@ const FORM_BYTES: usize = 4096;
 const FORM_TIME: Duration = Duration::from_secs(10);
 /// A wrong token is answered after so long.
 const WRONG: Duration = Duration::from_secs(1);
+/// The record of a run that was asked for comes so soon, also on a busy host.
+const BEGUN: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const GLANCE: Duration = Duration::from_millis(50);
 /// Nothing comes from elsewhere, nothing goes elsewhere, and no text becomes a script.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 const HEADERS: [(&str, &str); 6] = [
@@ -64,6 +69,7 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct View {
     own: Loaded,
     tenants: Vec<Tenant>,
+    check: Check,
 }
 
 impl View {
@@ -71,10 +77,14 @@ impl View {
     ///
     /// # Errors
     /// Those of [`load::load`]. A tenant's trouble is shown where the tenant is.
-    pub fn read(session: &Session, check: Check<'_>) -> Result<View> {
+    pub fn read(session: &Session, check: Check) -> Result<View> {
         let own = load::load(session, check)?;
         let tenants = load::tenants(&own, &session.environment, check);
-        Ok(View { own, tenants })
+        Ok(View {
+            own,
+            tenants,
+            check,
+        })
     }
 
     /// The one that a query names, else the agent's own.
@@ -188,7 +198,8 @@ impl Page {
         let (settings, command) = {
             let view = held(&self.view);
             let loaded = view.of(query)?;
-            let command = child::command_on_demand(&loaded.settings, &loaded.state_dir)?;
+            let command =
+                child::command_on_demand(&loaded.settings, view.check, &loaded.state_dir)?;
             (loaded.settings.clone(), command)
         };
         if self.is_planning.swap(true, Ordering::AcqRel) {
@@ -205,24 +216,57 @@ impl Page {
     /// Starts a job, as `pitr agent run` would.
     fn run(&self, query: &str) -> Result<(StatusCode, String)> {
         let name = value(query, "job");
-        let (settings, state_dir) = {
+        let (settings, check, state_dir) = {
             let view = held(&self.view);
             let loaded = view.of(query)?;
             load::named(&loaded.settings, name)?;
-            (loaded.settings.clone(), loaded.state_dir.clone())
+            let state_dir = loaded.state_dir.clone();
+            (loaded.settings.clone(), view.check, state_dir)
         };
         let runs = Runs::of(&state_dir, name);
         let id = runs.by_hand(self.host.now(), self.host.random())?;
         if runs.is_locked()? {
             return Err(err!(Locked, "a run of job \"{name}\" is under way"));
         }
-        let mut child = child::start_by_hand(&settings, &state_dir, name, id)?;
+        let mut child = child::start_by_hand(&settings, (check, &state_dir), name, id)?;
+        let begun = begun(&mut child, (&runs, id), name);
         // It keeps its record itself; this only buries it.
         std::thread::spawn(move || child.wait());
+        begun?;
         Ok((
             StatusCode::ACCEPTED,
             json!({ "started": name, "scheduled": id.scheduled }).to_string(),
         ))
+    }
+}
+
+/// Waits for the record of a run that was started. Without it nothing runs, and nobody would hear why.
+fn begun(child: &mut Child, (runs, id): (&Runs, RunId), job: &str) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        // One that has ended left its record before.
+        let ended = child
+            .try_wait()
+            .map_err(|e| Error::from_io("wait for a run", e))?;
+        if runs.has_begun(id)? {
+            return Ok(());
+        }
+        if let Some(status) = ended {
+            return Err(match status.success() {
+                true => err!(Locked, "another run of job \"{job}\" is under way"),
+                false => err!(
+                    Config,
+                    "job \"{job}\" did not begin: its process ended with {status}, and the log of the agent says why"
+                ),
+            });
+        }
+        if since.elapsed() >= BEGUN {
+            return Err(err!(
+                Deadline,
+                "job \"{job}\" has not begun yet: pitr agent status shows whether it does"
+            ));
+        }
+        std::thread::sleep(GLANCE);
     }
 }
 

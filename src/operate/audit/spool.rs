@@ -5,7 +5,7 @@
 //!
 //! Root and the user of backups continue one chain, in a directory of that user: root works there on behalf of the user.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -71,8 +71,15 @@ impl Sent {
 
     /// Whether any repository has a record.
     fn is_anywhere(&self, writer: &str, seq: u64) -> bool {
-        let sent = self.repositories.values().filter_map(|c| c.get(writer));
-        sent.into_iter().any(|last| *last != CLOSED && *last >= seq)
+        self.holders(writer, seq).next().is_some()
+    }
+
+    /// The repositories that have a record.
+    fn holders(&self, writer: &str, seq: u64) -> impl Iterator<Item = &String> {
+        let holds = move |last: &u64| *last != CLOSED && *last >= seq;
+        let all = self.repositories.iter();
+        all.filter(move |(_, chains)| chains.get(writer).is_some_and(holds))
+            .map(|(uuid, _)| uuid)
     }
 }
 
@@ -232,7 +239,10 @@ impl Spool {
             Err(e) if !audit::is_of_the_record(&e) => return Err(e),
             // Nobody can follow a record that cannot be read.
             Err(_) => {
-                record.continues = Some(format!("{writer}/{}", last.unwrap_or(0)));
+                let last = last.unwrap_or(0);
+                record.continues = Some(format!("{writer}/{last}"));
+                let sent = self.sent();
+                record.continues_in = Some(sent.holders(&writer, last).cloned().collect());
                 (self.begin_chain(session)?, None)
             }
         };
@@ -389,6 +399,12 @@ impl Spool {
         why: Left,
     ) -> Result<()> {
         let _lock = self.lock()?;
+        let before = self.sent();
+        let mut holders: BTreeSet<String> = before.holders(writer, from - 1).cloned().collect();
+        if why == Left::Taken {
+            // It took all up to there.
+            holders.insert(uuid.to_owned());
+        }
         self.note_sent(session, uuid, writer, CLOSED)?;
         if self.writer()?.as_deref() != Some(writer) {
             return Ok(());
@@ -405,6 +421,8 @@ impl Spool {
             }
             if let Ok(Some((mut record, _))) = self.read(writer, seq) {
                 record.continues = continues.take();
+                let is_first = record.continues.is_some();
+                record.continues_in = is_first.then(|| holders.iter().cloned().collect());
                 self.append_locked(session, record)?;
             }
         }
