@@ -100,11 +100,11 @@ impl Item<'_> {
         self.hold_also(reason, kind);
     }
 
-    /// Adds a reason why it stays; what else holds it only to its end gives way.
+    /// Adds a reason why it stays; what holds it only to its end, a pin included, gives way.
     pub fn hold_also(&mut self, reason: String, kind: Hold) {
         self.hold = Some(match self.hold.take() {
             None => (reason, kind),
-            Some((before, Hold::End)) => (format!("{before}; {reason}"), kind),
+            Some((before, Hold::End | Hold::Pin)) => (format!("{before}; {reason}"), kind),
             Some((before, held)) => (format!("{before}; {reason}"), held),
         });
     }

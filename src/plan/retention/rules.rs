@@ -558,6 +558,7 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     let pin_clock = pin_clock(policy, now);
     for backup in &mut judged.items {
         let events = backup.events;
+        let pin = pinned(events, pin_clock);
         let unknown = events
             .iter()
             .find(|e| !KNOWN_EVENTS.contains(&e.event.event.as_str()));
@@ -565,13 +566,13 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
             Some(("the store refused to delete it".to_owned(), Hold::Window))
         } else if let Some(reason) = in_use(events, now) {
             Some((reason, Hold::Window))
-        } else if let Some(reason) = recovered_from(events, policy, now) {
+        } else if let Some(reason) = recovered_from((events, pin.as_deref()), policy, now) {
             Some((reason, Hold::Window))
         } else if let Some(event) = unknown {
             let reason = format!("it has an event of kind \"{}\"", event.event.event);
             Some((reason, Hold::Window))
         } else {
-            pinned(events, pin_clock).map(|reason| (reason, Hold::Pin))
+            pin.map(|reason| (reason, Hold::Pin))
         };
         let held = held.or_else(|| short_of_copies(backup, policy));
         match (&backup.hold, held) {
@@ -619,17 +620,12 @@ fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     let hours = policy.min_age.as_secs_f64() / 3600.0;
     let mut held = Vec::new();
     for (at, backup) in judged.items.iter_mut().enumerate() {
-        let loses = matches!(backup.hold, None | Some((_, Hold::End)));
+        // The WAL behind one that only a pin keeps would go as well.
+        let loses = matches!(backup.hold, None | Some((_, Hold::End | Hold::Pin)));
         if loses && proven.is_none_or(|proven| at >= proven) {
             let is_kept = backup.hold.is_some();
-            let what = if is_kept {
-                "the WAL behind it stays: "
-            } else {
-                ""
-            };
-            let reason =
-                format!("{what}no newer backup that was verified is {hours} hours old yet");
-            backup.hold_also(reason, Hold::Window);
+            let reason = format!("no newer backup that was verified is {hours} hours old yet");
+            hold_behind(backup, &reason);
             if !is_kept {
                 held.push(at);
             }
@@ -662,10 +658,19 @@ fn is_verified(backup: &Item<'_>) -> bool {
 /// Holds the newest backup that was verified: nothing proves that a newer one is whole.
 fn hold_last_verified(judged: &mut Judgement<'_>) {
     let last = judged.items.iter_mut().rev().find(|b| is_verified(b));
-    if let Some(last) = last.filter(|b| b.hold.is_none()) {
-        let reason = "no newer backup was verified yet: pitr verify".to_owned();
-        last.hold_also(reason, Hold::Window);
+    let loses = |b: &&mut Item<'_>| matches!(b.hold, None | Some((_, Hold::End | Hold::Pin)));
+    if let Some(last) = last.filter(loses) {
+        hold_behind(last, "no newer backup was verified yet: pitr verify");
     }
+}
+
+/// Holds a backup with everything behind it.
+fn hold_behind(backup: &mut Item<'_>, reason: &str) {
+    let what = match backup.hold {
+        Some(_) => "the WAL behind it stays: ",
+        None => "",
+    };
+    backup.hold_also(format!("{what}{reason}"), Hold::Window);
 }
 
 /// Days back in which more backups than usual count.
@@ -721,16 +726,28 @@ fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
 }
 
 /// By whom a backup was restored within the grace. The recovery that follows reads the WAL behind the backup, and claims nothing. Without a window that WAL
-/// stays with the backup, and no longer than its mark allows.
-fn recovered_from(events: &[Recorded], policy: &Policy, now: TimestampTz) -> Option<String> {
-    policy.rules.wal_window?;
+/// stays with the backup, and no longer than its mark allows; a pin alone would not hold it.
+fn recovered_from(
+    (events, pin): (&[Recorded], Option<&str>),
+    policy: &Policy,
+    now: TimestampTz,
+) -> Option<String> {
+    // Who asks for its deletion is told about the pin.
+    let pin = pin.filter(|_| policy.requested.is_none());
+    if policy.rules.wal_window.is_none() && pin.is_none() {
+        return None;
+    }
     let mut restores = event::restores(events).into_iter();
     let young = restores.find(|end| end.since(now).saturating_add(policy.grace) > now)?;
-    Some(format!(
+    let recovery = format!(
         "a restore on host \"{}\" ended at {}, and its recovery may read WAL behind it",
         young.event.host,
         young.since(now)
-    ))
+    );
+    Some(match pin {
+        Some(pin) => format!("{pin}; {recovery}"),
+        None => recovery,
+    })
 }
 
 /// Whether a standing mark allows deletion now; if not, when the earliest will.

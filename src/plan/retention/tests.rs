@@ -626,6 +626,64 @@ fn x05_pins_keep_their_backup_and_its_own_wal() {
     assert_eq!(segments(&plan), [(1, 1, 79)]);
 }
 
+/// A pin that took WAL away would be worse than none.
+#[test]
+fn x31_a_pin_takes_no_wal_away_that_would_stay_without_it() {
+    let mut free = straight();
+    verify_now(&mut free, &id(8));
+    let mut pinned = free.clone();
+    record(&mut pinned, &id(8), "pin");
+    for hours in [0, 24, 72] {
+        let with = Policy {
+            min_age: HOUR * hours,
+            ..policy(1, 0)
+        };
+        let plan = survey_plan(&pinned, &with);
+        let without = survey_plan(&free, &with);
+        assert_eq!(segments(&plan), segments(&without), "{hours}");
+        // The ninth was not verified.
+        assert!(segments(&plan).iter().all(|(_, _, last)| *last < 80));
+        let reason = &judged_at(&plan, &id(8)).reason;
+        assert!(reason.starts_with("pinned: no reason given; the WAL behind it stays: "));
+    }
+    // A pin keeps its own WAL alone once the ninth was verified and is old enough.
+    verify_now(&mut pinned, &id(9));
+    let with = Policy {
+        min_age: HOUR * 24,
+        ..policy(1, 0)
+    };
+    assert_eq!(
+        segments(&survey_plan(&pinned, &with)),
+        [(1, 1, 79), (1, 82, 89)]
+    );
+}
+
+#[test]
+fn x31_the_recovery_of_a_pinned_backup_finds_the_wal_behind_it() {
+    let mut survey = straight();
+    let restored = survey.ids.get_mut(&id(3)).unwrap();
+    let mut claim = event("claim", ago(3));
+    claim.event.purpose = Some("restore".to_owned());
+    claim.event.seconds = Some(7200);
+    let mut end = event("release", ago(2));
+    end.event.ends = Some(claim.name.clone());
+    restored.events.extend([event("pin", ago(500)), claim, end]);
+    let plan = survey_plan(&survey, &policy(2, 24));
+    let judged = judged_at(&plan, &id(3));
+    assert!(!judged.is_bounded && judged.reason.contains("its recovery may read WAL"));
+    assert!(judged.reason.starts_with("pinned: "), "{judged:?}");
+    // After the grace it keeps its own WAL; who asks for its deletion is told about the pin.
+    let later = now().saturating_add(HOUR * 24);
+    let plan = retention(&survey, &policy(2, 24), later);
+    assert!(judged_at(&plan, &id(3)).is_bounded);
+    let asked = Policy {
+        requested: Some(id(3)),
+        ..policy(2, 24)
+    };
+    let refusal = survey_plan(&survey, &asked).refusal.unwrap();
+    assert!(refusal.contains("pitr unpin"), "{refusal}");
+}
+
 #[test]
 fn x05_the_only_copy_of_a_last_segment_may_be_that_of_a_timeline_that_left_behind_it() {
     let mut survey = straight();
