@@ -131,6 +131,7 @@ impl History {
 
     fn write(&mut self, timeline: u32, to: u64) {
         let before = self.heads.insert(timeline, to).unwrap_or(to);
+        self.survey.newest_wal.insert(tli(timeline), at(self.now));
         self.passed.push((timeline, to, self.now));
         let held = self.survey.timelines.get_mut(&tli(timeline)).unwrap();
         let have = held.segments.iter().flat_map(|(a, b)| a.0..=b.0);
@@ -230,6 +231,9 @@ impl History {
             vec![head / MIB],
         );
         self.heads.insert(child, head);
+        self.survey.newest_wal.insert(tli(child), at(self.now));
+        let held = self.survey.timelines.get_mut(&tli(child)).unwrap();
+        held.history_stored = Some(at(self.now));
         self.passed.push((child, head, self.now));
         if self.dice.one_in(2) {
             self.heads.remove(&parent);
@@ -267,6 +271,10 @@ impl History {
             let now = at(self.now);
             for subject in self.survey.catalog.ids.values_mut() {
                 subject.stored = subject.stored.map(|_| now);
+            }
+            self.survey.newest_wal.values_mut().for_each(|at| *at = now);
+            for held in self.survey.timelines.values_mut() {
+                held.history_stored = held.history_stored.map(|_| now);
             }
             self.is_copied = false;
         }

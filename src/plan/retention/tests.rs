@@ -371,7 +371,7 @@ fn a13_a_completed_backup_without_a_root_keeps_what_it_needs() {
                 _ => false,
             })
     };
-    assert!(!touches(&plan));
+    assert!(!touches(&plan) && plan.has_lost);
     assert!(plan.warnings.iter().any(|w| w.contains("its root is lost")));
     // Given up, it is marked, and goes after the grace period.
     let giving_up = Policy {
@@ -916,6 +916,45 @@ fn a_running_backup_protects_its_wal() {
 }
 
 #[test]
+fn x32_what_a_sync_has_claimed_stays_below_a_tombstone() {
+    let mut survey = straight();
+    let (given_up, copied) = (id(200), id(201));
+    let claim = |hours: u64| {
+        let mut claim = event("claim", ago(1));
+        claim.event.purpose = Some("sync".to_owned());
+        claim.event.seconds = Some(hours * 3600);
+        claim
+    };
+    let subject = |manifest, events: Vec<Recorded>| Subject {
+        manifest,
+        stored: Some(ago(100)),
+        packs: Runs::from_numbers(vec![0]),
+        events,
+        ..Subject::default()
+    };
+    let events = vec![event("begin", ago(500)), claim(3)];
+    let tombstone = subject(Manifest::Tombstone, events.clone());
+    survey.ids.insert(given_up.clone(), tombstone);
+    survey
+        .ids
+        .insert(copied.clone(), subject(Manifest::Absent, events));
+    let touches = |survey: &Survey| {
+        let plan = survey_plan(survey, &policy(1, 0));
+        let name = given_up.to_string();
+        plan.deletions.iter().any(|deletion| match deletion {
+            Deletion::Packs(id, ..) => *id == given_up,
+            Deletion::Event(subject, _) => *subject == name,
+            _ => false,
+        })
+    };
+    assert!(!touches(&survey));
+    // The claim is over.
+    let subject = survey.ids.get_mut(&given_up).unwrap();
+    subject.events[1] = claim(0);
+    assert!(touches(&survey));
+}
+
+#[test]
 fn what_cannot_be_read_keeps_everything() {
     let mut survey = straight();
     survey.unreadable.push("root of x".into());
@@ -1288,6 +1327,56 @@ fn x09_before_the_window_a_kept_backup_needs_the_wal_to_its_own_end() {
     let plan = retention(&survey, &young, now());
     assert_eq!(segments(&plan), [(1, 1, 9)]);
     assert!(plan.backups[3].reason.contains("the WAL behind it stays"));
+}
+
+/// The failover was on the 15th of November, after the fourth backup.
+#[test]
+fn x34_a_timeline_that_was_left_before_the_window_holds_no_wal() {
+    let mut survey = empty();
+    add_timeline(&mut survey, 1, None, (1..=45).collect());
+    let switch = Lsn(43 * MIB + 400);
+    add_timeline(&mut survey, 2, Some((1, switch)), (43..=100).collect());
+    for n in 1..=9 {
+        let start = n as u64 * 10 * MIB + 40;
+        let timeline = if n <= 4 { 1 } else { 2 };
+        add_backup(&mut survey, n, timeline, start, start + MIB);
+        let time = format!("2026-11-{:02}T02:00:00Z", 11 + n);
+        taken(&mut survey, n, &time, &time);
+    }
+    let policy = by(Retention {
+        last: Some(9),
+        wal_window: Some(HOUR * 36),
+        ..Retention::default()
+    });
+    let left = |survey: &mut Survey, at: &str| {
+        let newest = [(tli(1), at), (tli(2), "2026-11-20T06:00:00Z")];
+        let newest = newest.map(|(timeline, at)| (timeline, at.parse().unwrap()));
+        survey.newest_wal = newest.into();
+        let plan = retention(survey, &policy, now());
+        (judged_at(&plan, &id(4)).is_bounded, segments(&plan))
+    };
+    let (is_bounded, gone) = left(&mut survey, "2026-11-15T12:00:00Z");
+    assert!(is_bounded);
+    let between = [(1, 42, 45), (2, 43, 49), (2, 52, 59), (2, 62, 69)];
+    assert_eq!(gone[4..], between);
+    // The window has moments of it, the clocks may differ, or its newest WAL is not known.
+    for at in ["2026-11-19T12:00:00Z", "2026-11-18T13:55:00Z"] {
+        let (is_bounded, gone) = left(&mut survey, at);
+        assert!(!is_bounded && gone.iter().all(|(t, _, last)| *t == 1 && *last < 40));
+    }
+    survey.newest_wal.clear();
+    let plan = retention(&survey, &policy, now());
+    assert!(!judged_at(&plan, &id(4)).is_bounded);
+    // All of its WAL is gone: its history tells when another timeline began.
+    let held = survey.timelines.get_mut(&tli(2)).unwrap();
+    held.segments = Runs::default();
+    held.history_stored = Some(ago(200));
+    let follows = Policy {
+        cluster: vec![tli(1)],
+        ..policy
+    };
+    let plan = retention(&survey, &follows, now());
+    assert!(!judged_at(&plan, &id(3)).reason.contains("timeline 2"));
 }
 
 #[test]
