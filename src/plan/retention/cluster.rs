@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::copies::Copies;
@@ -84,6 +84,8 @@ impl<'a> Backups<'a> {
                 events: &subject.events,
                 stored_bytes: root.stored_bytes,
                 needs: root.needs(),
+                leads_to: self.followed(|t| self.leads(root, t)),
+                beside: self.followed(|t| root.timeline > t && !self.leads(root, t)),
                 damage: self.damage(subject, root),
                 hold: None,
                 kept_by: Vec::new(),
@@ -94,6 +96,12 @@ impl<'a> Backups<'a> {
             .collect();
         self.find_twins(&mut items);
         items
+    }
+
+    /// Some of the timelines that may be the cluster.
+    fn followed(&self, is_meant: impl Fn(TimelineId) -> bool) -> BTreeSet<TimelineId> {
+        let followed = self.followed.iter().copied();
+        followed.filter(|timeline| is_meant(*timeline)).collect()
     }
 
     /// Finds backups of the same content. Items come in the order of ids there, oldest first.
@@ -372,11 +380,6 @@ impl Constraint for Backups<'_> {
             running,
             plan,
         );
-    }
-
-    fn is_followed(&self, id: &BackupId) -> bool {
-        let root = self.roots.get(id);
-        root.is_some_and(|root| self.followed.iter().any(|t| self.leads(root, *t)))
     }
 
     fn lacks(&self, items: &[Item<'_>]) -> Option<Lack> {

@@ -1002,6 +1002,81 @@ fn x04_a_branch_that_no_backup_reaches_goes_and_others_stay() {
     assert!(plan.backups[8].reason.contains("timeline 1"));
 }
 
+/// Timeline 3 left timeline 1 behind its third backup, and has two of its own, on the last two days of [`nine_days`].
+fn with_branch(mut survey: Survey) -> Survey {
+    let switch = Lsn(35 * MIB);
+    add_timeline(&mut survey, 3, Some((1, switch)), (35..=120).collect());
+    for (n, day) in [(100, 19), (101, 20)] {
+        let start = (n as u64 - 15) * MIB + 40;
+        add_backup(&mut survey, n, 3, start, start + MIB);
+        let time = format!("2026-11-{day}T03:00:00Z");
+        taken(&mut survey, n, &time, &time);
+    }
+    survey
+}
+
+#[test]
+fn x36_a_branch_with_a_higher_number_pushes_out_no_backup_of_the_cluster() {
+    let mut survey = with_branch(nine_days());
+    for n in [100, 101] {
+        verify_now(&mut survey, &id(n));
+    }
+    let with = |hours: u32| Policy {
+        min_age: HOUR * hours,
+        cluster: vec![tli(1)],
+        ..policy(2, 0)
+    };
+    let of_cluster = |survey: &Survey, hours| {
+        let plan = survey_plan(survey, &with(hours));
+        let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
+        let kept = kept.filter(|b| b.place.unwrap().timeline == tli(1));
+        kept.map(|b| (b.id.clone(), b.rules.clone()))
+            .collect::<Vec<_>>()
+    };
+    // None of the cluster was verified: nothing goes.
+    assert_eq!(of_cluster(&survey, 2).len(), 9);
+    verify_now(&mut survey, &id(8));
+    let last = |n| (id(n), vec!["keep_last"]);
+    let kept = of_cluster(&survey, 2);
+    assert!(kept.ends_with(&[last(8), last(9)]), "{kept:?}");
+    assert!(kept.len() < 9);
+    // Without an age the last one of the cluster that was verified waits for a newer one.
+    let mut survey = with_branch(nine_days());
+    for n in [5, 101] {
+        verify_now(&mut survey, &id(n));
+    }
+    let kept = of_cluster(&survey, 0);
+    assert!(kept.contains(&(id(5), Vec::new())), "{kept:?}");
+}
+
+#[test]
+fn x36_while_the_cluster_is_undecided_each_timeline_keeps_its_own() {
+    let survey = with_branch(nine_days());
+    let with = |cluster: &[u32], rules: Retention, proven: &[usize]| -> Vec<usize> {
+        let policy = Policy {
+            cluster: cluster.iter().map(|n| tli(*n)).collect(),
+            proven: proven.iter().map(|n| id(*n)).collect(),
+            ..by(rules)
+        };
+        let kept = kept_by(&survey, &policy).into_iter();
+        let by_rule = kept.filter(|(_, rules)| !rules.is_empty());
+        by_rule.map(|(n, _)| n).collect()
+    };
+    let kept = |cluster: &[u32], rules: Retention| with(cluster, rules, &[]);
+    let daily = || Retention {
+        daily: Some(2),
+        ..Retention::default()
+    };
+    assert_eq!(kept(&[3, 1], daily()), [8, 9, 10, 11]);
+    assert_eq!(kept(&[1], daily()), [8, 9]);
+    assert_eq!(kept(&[3], daily()), [10, 11]);
+    assert_eq!(kept(&[3, 1], Retention::newest(2)), [8, 9, 10, 11]);
+    assert_eq!(kept(&[1], Retention::newest(2)), [8, 9]);
+    let proven = |cluster: &[u32]| with(cluster, Retention::newest(1), &[5, 100]);
+    assert_eq!(proven(&[3, 1]), [5, 9, 10, 11]);
+    assert_eq!(proven(&[1]), [5, 9]);
+}
+
 #[test]
 fn the_newest_timeline_keeps_its_base_even_before_the_promise() {
     let mut survey = straight();
