@@ -250,8 +250,11 @@ pub(super) fn keep_reserve(session: &Session, name: &str, store: &dyn Store) {
     }
 }
 
-/// The prefix of a scope, and the end of its oldest backup that stays with what lies behind it.
+/// The prefix of a scope, and the end of its oldest backup that stays with what lies behind it; none where a backup may be there that the plan does not show.
 fn oldest_left(done: &Done) -> Option<(String, TimestampTz)> {
+    if done.plan.has_lost || !done.plan.withheld.is_empty() {
+        return None;
+    }
     // A backup that was to go may have been claimed meanwhile.
     let is_gone = |b: &Judged| match &done.outcome {
         Some(outcome) => outcome.deleted_backups.contains(&b.id),

@@ -54,8 +54,8 @@ impl<'a> DeletionClaim<'a> {
         scope: &'a Scope,
         writer: Writer<'a>,
     ) -> Result<DeletionClaim<'a>> {
-        let now = (writer.clock)();
         let events = event::read_all(store, scope, scope.whole())?;
+        let now = earliest(store, &events, (writer.clock)())?;
         let live = event::live_claims(&events, now);
         for over in events
             .iter()
@@ -211,12 +211,7 @@ pub fn wait(
             Err(e) if e.code() == Code::Damaged => return Ok(()),
             events => events?,
         };
-        let own = clock();
-        let earliest = match is_ours_alone(&events) {
-            true => own,
-            false => store.clock()?.unwrap_or(own.saturating_sub(MAY_DIFFER)),
-        };
-        let live = event::live_claims(&events, earliest).into_iter();
+        let live = event::live_claims(&events, earliest(store, &events, clock())?).into_iter();
         let of_expire: Vec<&Recorded> = live.filter(is_of_expire).collect();
         let Some(deleting) = of_expire.first() else {
             return Ok(());
@@ -244,6 +239,15 @@ pub fn wait(
 
 fn is_of_expire(event: &&Recorded) -> bool {
     event.event.purpose.as_deref() == Some(PURPOSE)
+}
+
+/// The time by which claims of expire end: the earlier of two clocks where another host has dated one.
+fn earliest(store: &dyn Store, events: &[Recorded], own: TimestampTz) -> Result<TimestampTz> {
+    if is_ours_alone(events) {
+        return Ok(own);
+    }
+    let elsewhere = store.clock()?;
+    Ok(elsewhere.unwrap_or(own.saturating_sub(MAY_DIFFER)).min(own))
 }
 
 /// Whether this host's clock alone dated the claims of expire.
@@ -297,6 +301,12 @@ mod tests {
         writer.record(&store, &scope, &elsewhere).unwrap();
         let ahead = || now.saturating_add(MAY_DIFFER);
         assert_eq!(ask(&ahead), Err(Code::Interrupted));
+        // Nor does a run of expire there take it away.
+        let (ahead, random) = (|| now.saturating_add(Duration::from_secs(360)), || 9);
+        let next = DeletionClaim::take(&store, &scope, Writer::new(&ahead, &random)).unwrap();
+        assert_eq!(names(), 2);
+        next.end().unwrap();
+        assert_eq!(names(), 1);
         // A run that stood still deletes nothing more.
         let mut late = deletion;
         late.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();

@@ -138,6 +138,7 @@ impl Transfer<'_> {
             }
         }
         there.first().map_or(Ok(()), Claim::check)?;
+        self.require_parts((root.packs().collect(), root.layers().collect()))?;
         if !self.commit(&root.id, whole.map(|(_, bytes)| bytes.as_slice()))? {
             return Ok(false);
         }

@@ -6,6 +6,7 @@ use super::Pair;
 use super::copy::{Copied, Tee};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::fault;
 use crate::repo::event;
 use crate::repo::healed;
 use crate::repo::id::{BackupId, PartKind, PartName};
@@ -16,6 +17,9 @@ use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
 use crate::snapshot::reader::Snapshot;
 use crate::store::{Key, Object, Published, get, put};
+
+/// The packs and layers that a root names.
+pub(super) type Parts = (Vec<PartName>, Vec<PartName>);
 
 /// An object of a backup.
 enum Part<'a> {
@@ -54,7 +58,7 @@ impl Pair<'_> {
     /// Copies encrypted packs and layers as they are stored.
     pub(super) fn copy_sealed_parts(
         &self,
-        parts: (Vec<PartName>, Vec<PartName>),
+        parts: Parts,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let packs = parts.0.iter().map(|name| self.scope.pack(name));
@@ -80,7 +84,9 @@ impl Pair<'_> {
         for layer in map.shards.iter().flat_map(|s| &s.layers) {
             layers.entry(&layer.key).or_default().push(layer);
         }
-        let have = self.parts_there(map)?;
+        let packs = map.packs.iter().map(|p| &p.key.id);
+        let shards = map.shards.iter().flat_map(|s| &s.layers);
+        let have = self.parts_there(packs.chain(shards.map(|l| &l.key.id)).collect())?;
         let packs = map.packs.iter().map(Part::Pack);
         let layers = layers.into_iter().map(|(name, mut layers)| {
             layers.sort_by_key(|l| l.offset);
@@ -108,10 +114,24 @@ impl Pair<'_> {
         self.side_by_side(&parts, &one, tick)
     }
 
-    /// Which parts an earlier run has left there.
-    fn parts_there(&self, map: &Map) -> Result<BTreeSet<String>> {
-        let mut ids: BTreeSet<&BackupId> = map.packs.iter().map(|p| &p.key.id).collect();
-        ids.extend(map.shards.iter().flat_map(|s| &s.layers).map(|l| &l.key.id));
+    /// Requires that every part which the root names is there, before the root is: an older "pitr expire" heeds no claim below a tombstone.
+    pub(super) fn require_parts(&self, (packs, layers): Parts) -> Result<()> {
+        fault::pause("sync-commit");
+        let ids = packs.iter().chain(&layers).map(|name| &name.id);
+        let have = self.parts_there(ids.collect())?;
+        let packs = packs.iter().map(|name| self.scope.pack(name));
+        let layers = layers.iter().map(|name| self.scope.layer(name));
+        match packs.chain(layers).find(|key| !have.contains(key.as_str())) {
+            Some(key) => Err(err!(
+                Conflict,
+                "object \"{key}\" was deleted there meanwhile: run the command again"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The parts below these ids that are there.
+    fn parts_there(&self, ids: BTreeSet<&BackupId>) -> Result<BTreeSet<String>> {
         let mut have = BTreeSet::new();
         for id in ids {
             for kind in [PartKind::Layer, PartKind::Pack] {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::parts::Parts;
 use super::{Options, Pair, is_of_the_object};
 use crate::err;
 use crate::error::Result;
@@ -35,6 +36,14 @@ pub struct ScopeTransfer<'a> {
 struct Copying {
     outline: AuxOutline,
     whole: Option<(AuxRoot, Vec<u8>)>,
+}
+
+impl Copying {
+    /// The packs and layers that it names.
+    fn parts(&self) -> Parts {
+        let packs = self.outline.packs().collect();
+        (packs, self.outline.layers().collect())
+    }
 }
 
 impl<'a> ScopeTransfer<'a> {
@@ -255,11 +264,7 @@ impl<'a> ScopeTransfer<'a> {
         let mut tick = || claims.iter_mut().try_for_each(Claim::keep);
         match whole {
             None => {
-                let parts = (
-                    root.outline.packs().collect(),
-                    root.outline.layers().collect(),
-                );
-                pair.copy_sealed_parts(parts, &mut tick)?;
+                pair.copy_sealed_parts(root.parts(), &mut tick)?;
             }
             Some((whole, _)) => {
                 let snapshot = Snapshot::open(pair.from.store(), &pair.scope, whole)?;
@@ -272,6 +277,7 @@ impl<'a> ScopeTransfer<'a> {
             pair.copy_event(&pair.scope.event(&id.to_string(), &pin.name)?)?;
         }
         claims.first().map_or(Ok(()), Claim::check)?;
+        pair.require_parts(root.parts())?;
         if !pair.commit(id, whole.map(|(_, bytes)| bytes.as_slice()))? {
             return Ok(false);
         }

@@ -24,7 +24,6 @@ use crate::repo::portion::ReadBack;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::Stored;
 use crate::repo::root::outline::Outline;
-use crate::repo::runs::Runs;
 use crate::repo::scope::{Scope, healed_base};
 use crate::repo::wal_proof::WalProof;
 use crate::store::{Key, Store};
@@ -40,6 +39,8 @@ pub struct Survey {
     pub has_other_sizes: bool,
     /// Archived history and WAL of each timeline.
     pub timelines: BTreeMap<TimelineId, Timeline>,
+    /// When the store received the newest WAL of each timeline, as far as that is known.
+    pub newest_wal: BTreeMap<TimelineId, TimestampTz>,
     /// Backup history files.
     pub labels: Vec<WalFileName>,
     /// Pieces of segments that are being streamed.
@@ -159,6 +160,7 @@ impl Survey {
             segment_size,
             has_other_sizes: false,
             timelines: BTreeMap::new(),
+            newest_wal: BTreeMap::new(),
             labels: Vec::new(),
             increments: BTreeMap::new(),
             conflicts: Vec::new(),
@@ -329,7 +331,7 @@ impl Reading<'_> {
                 let what = format!("history file \"{timeline}.history\": {why}");
                 self.survey.unreadable.push(what);
             }
-            self.last_segment(timeline)?;
+            let mut newest = self.newest_names(timeline)?;
             let prefix = self.layout.timeline(timeline);
             for label in self.store.list(&format!("{prefix}/labels"))? {
                 if let Ok(name @ WalFileName::BackupHistory { .. }) = label.name.parse() {
@@ -348,25 +350,43 @@ impl Reading<'_> {
                     for one in self.store.list(&prefix)? {
                         keys.push(Key::new(format!("{prefix}/{}", one.name))?);
                     }
+                    // Names tell the order of increments.
+                    newest.extend(keys.iter().max().cloned());
                     self.survey.increments.insert(segment, keys);
                 }
             }
+            self.newest_wal(timeline, &newest)?;
         }
         self.survey.labels.sort_unstable();
         Ok(())
     }
 
-    fn last_segment(&mut self, timeline: TimelineId) -> Result<()> {
-        let segments = self.survey.timelines.get(&timeline).map(|t| &t.segments);
-        let name = segments
-            .and_then(Runs::bounds)
-            .and_then(|(_, last)| last.name(timeline, self.survey.segment_size));
-        if let Some(name) = name {
-            let key = self.layout.segment(name);
-            if let Some(meta) = self.store.head(&key)? {
-                self.survey.dated(meta.modified, &key);
+    /// The last whole segment, and the last partial one.
+    fn newest_names(&self, timeline: TimelineId) -> Result<Vec<Key>> {
+        let Some(held) = self.survey.timelines.get(&timeline) else {
+            return Ok(Vec::new());
+        };
+        let last = held.segments.bounds();
+        let name = last.and_then(|(_, last)| last.name(timeline, self.survey.segment_size));
+        let partial = held.partials.iter().next_back().copied();
+        let partial = partial.map(|name| self.layout.wal_file(WalFileName::Partial(name)));
+        let mut keys: Vec<Key> = partial.into_iter().collect();
+        keys.extend(name.map(|name| self.layout.segment(name)));
+        Ok(keys)
+    }
+
+    /// Asks when the store received the newest WAL of a timeline. It is not known where one of the objects is gone meanwhile.
+    fn newest_wal(&mut self, timeline: TimelineId, keys: &[Key]) -> Result<()> {
+        let mut newest = Some(TimestampTz::NEG_INFINITY).filter(|_| !keys.is_empty());
+        for key in keys {
+            let meta = self.store.head(key)?;
+            if let Some(meta) = &meta {
+                self.survey.dated(meta.modified, key);
             }
+            newest = newest.zip(meta).map(|(t, meta)| t.max(meta.modified));
         }
+        let newest = newest.map(|newest| (timeline, newest));
+        self.survey.newest_wal.extend(newest);
         Ok(())
     }
 

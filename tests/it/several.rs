@@ -10,7 +10,9 @@ use pitr::host::Host;
 use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
 use pitr::repo::event::{self, Writer};
+use pitr::repo::json;
 use pitr::repo::repository::{Registration, Repository};
+use pitr::repo::root::{TOMBSTONE, Tombstone};
 use pitr::repo::scope::Scope;
 use pitr::store::file::FileStore;
 use pitr::store::{Key, Listed, Meta, NewObject, Object, Room, Store};
@@ -773,6 +775,41 @@ fn a_copy_that_is_killed_is_finished_by_the_next() {
     sync.run().success();
     same(two.site.repository(), &two.second);
     two.site.pitr().args(["verify", "--quiet"]).run().success();
+}
+
+/// The receiving side gave the first backup up, and the second one names packs of it.
+#[test]
+fn x32_expire_leaves_what_a_copy_has_claimed_below_a_tombstone() {
+    let two = filled();
+    let whole = objects(two.site.repository());
+    let roots: Vec<&String> = whole.keys().filter(|n| n.ends_with("/manifest")).collect();
+    let id = |root: &str| root.rsplit('/').nth(1).unwrap().to_owned();
+    let given_up = Tombstone {
+        id: id(roots[0]).parse().unwrap(),
+        nonce: "0".repeat(32),
+    };
+    let store = FileStore::open(&two.second, 1).unwrap();
+    let key = Key::new(roots[0].clone()).unwrap();
+    json::write_plain(&store, &key, TOMBSTONE, &given_up).unwrap();
+    let paused = two.second.with_extension("paused");
+    let pause = format!("sync-commit={}", paused.display());
+    let sync = two.sync().args(["--to", "second"]);
+    let mut running = sync.env("PITR_FAULT_PAUSE", pause).spawn();
+    wait_until(PATIENCE, "the copy is complete but for its root", || {
+        assert!(!running.is_done(), "{}", running.stderr());
+        paused.exists()
+    });
+    // It leaves the WAL, because no backup is there yet.
+    let expire = two.site.pitr().args(expire_at_once());
+    expire.args(["--repository", "second"]).run().expect_code(6);
+    std::fs::remove_file(&paused).unwrap();
+    running.wait();
+    let there = objects(&two.second);
+    let shared = format!("/packs/{}/", id(roots[0]));
+    assert!(there.keys().any(|name| name.contains(&shared)));
+    assert!(there.contains_key(roots[1]));
+    let verify = two.site.pitr().args(["verify", "--quiet"]);
+    verify.args(["--repository", "second"]).run().success();
 }
 
 #[test]

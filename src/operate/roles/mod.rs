@@ -106,10 +106,17 @@ pub struct Rights {
 pub fn profile(session: &Session, role: Role) -> Result<Profile> {
     let settings = session.settings_with_repositories()?;
     let has_log = settings.audit.records != Records::Off;
+    let has_claims = settings.jobs.iter().any(|job| job.is_claimed);
+    let first = settings.repositories.first().map(|one| one.name.clone());
+    let records = |one: &Repository| policy::Records {
+        has_log,
+        // Jobs are claimed in the first repository alone.
+        has_claims: has_claims && first.as_ref() == Some(&one.name),
+    };
     let rights = settings.repositories.iter().map(|one| Rights {
         repository: one.name.clone(),
         url: one.location.to_string(),
-        policy: policy::of(one, role, has_log),
+        policy: policy::of(one, role, records(one)),
         directory: directory(&one.location, role),
     });
     Ok(Profile {

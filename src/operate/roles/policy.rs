@@ -65,8 +65,17 @@ impl Policy {
     }
 }
 
+/// The objects that hosts of every role store beside data.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Records {
+    /// Records of the audit log.
+    pub has_log: bool,
+    /// Claims of scheduled jobs.
+    pub has_claims: bool,
+}
+
 /// Makes the policy; none for a repository that is in no bucket.
-pub(super) fn of(repository: &Repository, role: Role, has_log: bool) -> Option<Value> {
+pub(super) fn of(repository: &Repository, role: Role, records: Records) -> Option<Value> {
     let Location::S3 { bucket, prefix } = &repository.location else {
         return None;
     };
@@ -85,7 +94,7 @@ pub(super) fn of(repository: &Repository, role: Role, has_log: bool) -> Option<V
         read.push("s3:GetObjectRetention");
     }
     policy.allow("Read", &read, &["*"]);
-    let creates = work(&mut policy, repository, role, has_log);
+    let creates = work(&mut policy, repository, role, records);
     use_key(&mut policy, repository, creates);
     if role != Role::Writer {
         policy.find_uploads();
@@ -104,14 +113,21 @@ fn partition(repository: &Repository) -> &'static str {
 }
 
 /// Allows the work of a role; returns whether it creates anything.
-fn work(policy: &mut Policy, repository: &Repository, role: Role, has_log: bool) -> bool {
+fn work(policy: &mut Policy, repository: &Repository, role: Role, records: Records) -> bool {
     let mut create = vec!["s3:PutObject", "s3:AbortMultipartUpload"];
     if repository.s3.object_lock.is_some() {
         create.push("s3:PutObjectRetention");
     }
     match role {
-        Role::Reader if has_log => policy.allow("Record", &create, &["audit/*"]),
-        Role::Reader => return false,
+        Role::Reader => {
+            if records.has_log {
+                policy.allow("Record", &create, &["audit/*"]);
+            }
+            if records.has_claims {
+                policy.allow("ClaimJobs", &create, &["jobs/*"]);
+            }
+            return records.has_log || records.has_claims;
+        }
         Role::Writer => policy.allow("Create", &create, &["*"]),
         Role::Operator => {
             policy.allow("Create", &create, &["*"]);
@@ -124,13 +140,14 @@ fn work(policy: &mut Policy, repository: &Repository, role: Role, has_log: bool)
             policy.allow("WithdrawKeys", &["s3:DeleteObject"], &["keys/*"]);
         }
         Role::Janitor => {
-            let keys = [
+            let mut keys = vec![
                 "clusters/*/events/*",
                 "aux/*/events/*",
                 "clusters/*/manifest",
                 "aux/*/manifest",
                 "audit/*",
             ];
+            keys.extend(records.has_claims.then_some("jobs/*"));
             policy.allow("MarkAndRecord", &create, &keys);
             let delete = [
                 "s3:DeleteObject",
@@ -196,7 +213,11 @@ mod tests {
     }
 
     fn actions(repository: &Repository, role: Role, effect: &str) -> Vec<String> {
-        let policy = of(repository, role, true).unwrap();
+        let records = Records {
+            has_log: true,
+            has_claims: false,
+        };
+        let policy = of(repository, role, records).unwrap();
         let statements = policy["Statement"].as_array().unwrap().clone();
         let of = statements.iter().filter(|s| s["Effect"] == effect);
         of.flat_map(|s| match &s["Action"] {
@@ -233,6 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn every_role_may_claim_jobs_where_one_is_claimed() {
+        let claims = |role, has_claims| {
+            let records = Records {
+                has_log: false,
+                has_claims,
+            };
+            let policy = of(&repository(), role, records).unwrap();
+            policy.to_string().contains("prod/jobs/*")
+        };
+        for role in [Role::Reader, Role::Janitor] {
+            assert!(claims(role, true) && !claims(role, false), "{role:?}");
+        }
+    }
+
+    #[test]
     fn the_stores_own_key_may_be_used_by_whoever_reads_or_writes() {
         let key = "arn:aws-cn:kms:cn-north-1:123456789012:key/1";
         let mut one = repository();
@@ -248,7 +284,7 @@ mod tests {
             assert!(has(&one, role, "kms:Decrypt"), "{role:?}");
             assert!(has(&one, role, "kms:GenerateDataKey"), "{role:?}");
         }
-        let plain = of(&one, Role::Reader, false).unwrap();
+        let plain = of(&one, Role::Reader, Records::default()).unwrap();
         let text = plain.to_string();
         assert!(text.contains(key) && text.contains("arn:aws-cn:s3:::bucket/prod/*"));
         assert!(!text.contains("GenerateDataKey"), "it creates nothing");

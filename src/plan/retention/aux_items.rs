@@ -1,5 +1,7 @@
 //! The backups of an aux scope as items of retention: nothing is asked beyond the rules, but what a log asks.
 
+use std::collections::BTreeSet;
+
 use super::item::{self, Item};
 use super::log::Logged;
 use super::rules::Unconstrained;
@@ -47,6 +49,8 @@ fn items(catalog: &Catalog<AuxBackup>) -> Vec<Item<'_>> {
                 stored_bytes: backup.root.stored_bytes,
                 events: &subject.events,
                 needs,
+                leads_to: BTreeSet::new(),
+                beside: BTreeSet::new(),
                 damage: item::damage((catalog, &damaged), subject, needs),
                 hold: None,
                 kept_by: Vec::new(),

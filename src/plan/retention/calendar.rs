@@ -81,7 +81,7 @@ pub struct Dated {
     pub at: usize,
     /// The day on which it ended.
     pub date: NaiveDate,
-    /// It leads to the cluster's timeline, and goes before one of a branch.
+    /// It leads to the timeline that may be the cluster, and goes before one of a branch.
     pub is_followed: bool,
 }
 

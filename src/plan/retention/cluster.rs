@@ -2,18 +2,20 @@
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::copies::Copies;
 use super::item::{self, DamagedParts, Hold, Item, Twin};
 use super::objects::Running;
-use super::rules::{Constraint, Lack};
+use super::rules::{Constraint, Lack, newest_good};
 use super::wal::{Left, Names, Needed, Paths};
 use super::{ExpirePlan, Fate, Place, Policy, wal_objects};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::Needs;
+use crate::repo::clock;
 use crate::repo::event;
 use crate::repo::id::BackupId;
 use crate::repo::runs::Runs;
@@ -31,6 +33,7 @@ pub struct Backups<'a> {
     /// The timelines that may be the cluster.
     followed: Vec<TimelineId>,
     /// Only the WAL of a window is promised whole.
+    window: Option<Duration>,
     has_window: bool,
     /// Copies in other repositories, where WAL leaves only with them.
     copies: Option<&'a Copies>,
@@ -52,6 +55,7 @@ impl<'a> Backups<'a> {
                 true => newest(),
                 false => policy.cluster.clone(),
             },
+            window: policy.rules.wal_window,
             has_window: policy.rules.wal_window.is_some(),
             copies: policy.copies.as_ref(),
             reached: RefCell::default(),
@@ -80,6 +84,8 @@ impl<'a> Backups<'a> {
                 events: &subject.events,
                 stored_bytes: root.stored_bytes,
                 needs: root.needs(),
+                leads_to: self.followed(|t| self.leads(root, t)),
+                beside: self.followed(|t| root.timeline > t && !self.leads(root, t)),
                 damage: self.damage(subject, root),
                 hold: None,
                 kept_by: Vec::new(),
@@ -90,6 +96,12 @@ impl<'a> Backups<'a> {
             .collect();
         self.find_twins(&mut items);
         items
+    }
+
+    /// Some of the timelines that may be the cluster.
+    fn followed(&self, is_meant: impl Fn(TimelineId) -> bool) -> BTreeSet<TimelineId> {
+        let followed = self.followed.iter().copied();
+        followed.filter(|timeline| is_meant(*timeline)).collect()
     }
 
     /// Finds backups of the same content. Items come in the order of ids there, oldest first.
@@ -193,7 +205,7 @@ impl<'a> Backups<'a> {
         }
     }
 
-    /// Returns the position where the promise begins on the way to a timeline; `None` where nothing is kept.
+    /// Returns the position where the promise begins on the way to a timeline; `None` where nothing is kept, or where the window has no moment of it.
     ///
     /// Without a window: at the end of the oldest kept backup, on every timeline. With one: at the end of the newest good backup that was taken
     /// before it for sure; before the first such one, everything is promised.
@@ -202,9 +214,27 @@ impl<'a> Backups<'a> {
             let kept = self.roots_of(items, |i| self.is_base(i));
             return kept.iter().map(|(_, _, root)| root.stop_lsn).min();
         }
+        if self.is_past(items, target) {
+            return None;
+        }
         let before = self.roots_of(items, |i| i.precedes_window && i.damage.is_none());
         let leading = before.iter().filter(|(_, _, r)| self.leads(r, target));
         Some(leading.map(|(_, _, r)| r.stop_lsn).max().unwrap_or(Lsn(0)))
+    }
+
+    /// Whether a timeline that is not the cluster was left before the window: what leads to it and lies in the window is on the way to others, too.
+    fn is_past(&self, items: &[Item<'_>], target: TimelineId) -> bool {
+        let newest = newest_good(items).zip(self.window);
+        let begin = newest.map(|(newest, window)| newest.saturating_sub(window));
+        let begin = begin.map(|begin| begin.saturating_sub(clock::MAY_DIFFER));
+        let held = self.survey.timelines.get(&target);
+        let stored = match held {
+            // Its history was archived when it began.
+            Some(held) if held.is_empty() => held.history_stored,
+            _ => self.survey.newest_wal.get(&target).copied(),
+        };
+        let is_followed = self.followed.contains(&target);
+        !is_followed && stored.zip(begin).is_some_and(|(at, begin)| at < begin)
     }
 
     /// A good backup that is not kept, from which a point inside the promise can be reached that no kept backup reaches.
@@ -350,11 +380,6 @@ impl Constraint for Backups<'_> {
             running,
             plan,
         );
-    }
-
-    fn is_followed(&self, id: &BackupId) -> bool {
-        let root = self.roots.get(id);
-        root.is_some_and(|root| self.followed.iter().any(|t| self.leads(root, *t)))
     }
 
     fn lacks(&self, items: &[Item<'_>]) -> Option<Lack> {

@@ -131,6 +131,7 @@ impl History {
 
     fn write(&mut self, timeline: u32, to: u64) {
         let before = self.heads.insert(timeline, to).unwrap_or(to);
+        self.survey.newest_wal.insert(tli(timeline), at(self.now));
         self.passed.push((timeline, to, self.now));
         let held = self.survey.timelines.get_mut(&tli(timeline)).unwrap();
         let have = held.segments.iter().flat_map(|(a, b)| a.0..=b.0);
@@ -230,6 +231,9 @@ impl History {
             vec![head / MIB],
         );
         self.heads.insert(child, head);
+        self.survey.newest_wal.insert(tli(child), at(self.now));
+        let held = self.survey.timelines.get_mut(&tli(child)).unwrap();
+        held.history_stored = Some(at(self.now));
         self.passed.push((child, head, self.now));
         if self.dice.one_in(2) {
             self.heads.remove(&parent);
@@ -267,6 +271,10 @@ impl History {
             let now = at(self.now);
             for subject in self.survey.catalog.ids.values_mut() {
                 subject.stored = subject.stored.map(|_| now);
+            }
+            self.survey.newest_wal.values_mut().for_each(|at| *at = now);
+            for held in self.survey.timelines.values_mut() {
+                held.history_stored = held.history_stored.map(|_| now);
             }
             self.is_copied = false;
         }
@@ -338,14 +346,17 @@ impl<'a> Naive<'a> {
         })
     }
 
-    /// The newest good one that a check has read back.
-    fn last_verified(&self, survey: &Survey) -> Option<&'a BackupId> {
+    /// The newest good ones that a check has read back: of all, and of those that lead to the cluster.
+    fn last_verified(&self, survey: &Survey) -> BTreeSet<&'a BackupId> {
         let is_verified = |id: &BackupId| {
             let verified = standing(&survey.ids[id].events, "verified", "");
             !verified.is_empty()
         };
-        let mut newest = self.good.iter().rev().map(|(id, _)| *id);
-        newest.find(|id| is_verified(id))
+        let history = cluster_of(survey);
+        let newest = || self.good.iter().rev().filter(|(id, _)| is_verified(id));
+        let mut followed = newest().filter(|(_, root)| is_followed(&history, root));
+        let both = [newest().next(), followed.next()];
+        both.into_iter().flatten().map(|(id, _)| *id).collect()
     }
 
     fn text(&self, id: &BackupId, format: &str) -> String {
@@ -361,6 +372,8 @@ impl<'a> Naive<'a> {
         let rules = &self.history.policy.rules;
         let mut wanted = Wanted::new();
         let keep = rules.last.unwrap_or(0).max(1) as usize;
+        let history = cluster_of(survey);
+        let follows = |root: &Root| is_followed(&history, root);
         for (id, _) in self.good.iter().rev().take(keep) {
             let rule = if rules.last.unwrap_or(0) > 0 {
                 "keep_last"
@@ -374,9 +387,6 @@ impl<'a> Naive<'a> {
             .iter()
             .filter(|(id, _)| !self.history.wrong.contains(*id))
             .collect();
-        let newest = *survey.timelines.keys().next_back().unwrap();
-        let history = super::tests::known_history(survey, newest);
-        let follows = |root: &Root| history.holder(Lsn(root.stop_lsn.0 - 1)) == root.timeline;
         for (rule, format, count) in [
             ("keep_daily", "%Y-%m-%d", rules.daily),
             ("keep_weekly", "%G-W%V", rules.weekly),
@@ -403,6 +413,16 @@ impl<'a> Naive<'a> {
         }
         wanted
     }
+}
+
+/// The history of the newest timeline, which is the cluster.
+fn cluster_of(survey: &Survey) -> crate::pg::timeline::History {
+    let newest = *survey.timelines.keys().next_back().unwrap();
+    super::tests::known_history(survey, newest)
+}
+
+fn is_followed(history: &crate::pg::timeline::History, root: &Root) -> bool {
+    history.holder(Lsn(root.stop_lsn.0 - 1)) == root.timeline
 }
 
 /// Whether all its packs are there, and nobody found damage.
@@ -501,8 +521,8 @@ fn check_backups(
         tally.kept += 1;
     }
     let last_verified = naive.last_verified(before);
-    if let Some(id) = last_verified {
-        let judged = plan.backups.iter().find(|b| b.id == *id).unwrap();
+    for id in &last_verified {
+        let judged = plan.backups.iter().find(|b| b.id == **id).unwrap();
         assert_eq!(judged.fate, Fate::Keep, "the last verified: {judged:?}");
     }
     tally.deleted_backups += (roots(before).count() - roots(after).count()) as u64;
@@ -527,7 +547,7 @@ fn check_backups(
             || judged.reason.contains("timeline")
             || !live_pins(&subject.events, now).is_empty()
             || !live_claims(&subject.events, now).is_empty()
-            || last_verified == Some(&judged.id)
+            || last_verified.contains(&judged.id)
             || judged.reason.contains("verified") && !history.policy.min_age.is_zero();
         assert!(is_held, "{} stays for nothing: {judged:?}", judged.id);
     }

@@ -1,11 +1,12 @@
 //! The items that retention judges: one backup of any content, reduced to the facts that decide about keeping.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Fate;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
+use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::{Catalog, Parts, Subject, numbers};
 use crate::repo::clock;
 use crate::repo::event::{self, Recorded};
@@ -34,6 +35,10 @@ pub struct Item<'a> {
     pub events: &'a [Recorded],
     /// Layers and packs that it needs.
     pub needs: (&'a Parts, &'a Parts),
+    /// The timelines that may be the cluster, and to which it leads: empty for one of a branch, and for other content.
+    pub leads_to: BTreeSet<TimelineId>,
+    /// Those beside which it lies, on a branch with a higher number.
+    pub beside: BTreeSet<TimelineId>,
     /// Damage of the backup; a damaged one does not count.
     pub damage: Option<String>,
     /// Why it stays.
@@ -100,11 +105,11 @@ impl Item<'_> {
         self.hold_also(reason, kind);
     }
 
-    /// Adds a reason why it stays; what else holds it only to its end gives way.
+    /// Adds a reason why it stays; what holds it only to its end, a pin included, gives way.
     pub fn hold_also(&mut self, reason: String, kind: Hold) {
         self.hold = Some(match self.hold.take() {
             None => (reason, kind),
-            Some((before, Hold::End)) => (format!("{before}; {reason}"), kind),
+            Some((before, Hold::End | Hold::Pin)) => (format!("{before}; {reason}"), kind),
             Some((before, held)) => (format!("{before}; {reason}"), held),
         });
     }
@@ -169,6 +174,8 @@ impl Item<'_> {
     pub fn undecided(&self) -> Self {
         Item {
             damage: self.damage.clone(),
+            leads_to: self.leads_to.clone(),
+            beside: self.beside.clone(),
             hold: None,
             kept_by: Vec::new(),
             is_asked: false,

@@ -183,6 +183,29 @@ fn what_lies_before_the_oldest_backup_goes_with_whole_segments() {
 }
 
 #[test]
+fn x31_a_pin_takes_no_log_away_that_would_stay_without_it() {
+    let (mut catalog, mut log) = (Catalog::empty(), StoredLog::default());
+    store(&mut log, 1, (0, 20 * SEGMENT_BYTES), aged(400));
+    let first = back_up(&mut catalog, 1, (1, 4 * SEGMENT_BYTES), aged(300));
+    let second = back_up(&mut catalog, 2, (1, 8 * SEGMENT_BYTES), aged(200));
+    let unverified = catalog.ids.get_mut(&second).unwrap();
+    unverified.events.retain(|e| e.event.event != "verified");
+    for hours in [0, 24] {
+        let policy = Policy {
+            min_age: HOUR * hours,
+            ..keep(1)
+        };
+        let free = retention(&catalog, &log, &policy, now());
+        let mut pinned = catalog.clone();
+        let subject = pinned.ids.get_mut(&first).unwrap();
+        subject.events.push(event("pin", aged(100)));
+        let pinned = retention(&pinned, &log, &policy, now());
+        assert_eq!(gone(&pinned, 1), gone(&free, 1), "{hours}");
+        assert_eq!(gone(&free, 1), Some((Some(4 * SEGMENT_BYTES), 4)));
+    }
+}
+
+#[test]
 fn a_fork_keeps_what_lies_on_a_way_from_a_backup() {
     let mut log = StoredLog::default();
     store(&mut log, 1, (0, 100 * MIB), aged(100));

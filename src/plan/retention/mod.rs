@@ -234,6 +234,8 @@ pub struct ExpirePlan {
     pub runbooks: Vec<String>,
     /// From here on every moment stays reachable, where a WAL window says so.
     pub window_begin: Option<TimestampTz>,
+    /// The root of a backup is lost, or may be: it may be older than each that is shown.
+    pub has_lost: bool,
     /// Why less is deleted than could be.
     pub withheld: Vec<String>,
     /// Warnings for the operator.
@@ -402,6 +404,7 @@ fn lost_backups<R: Needs>(
     plan: &mut ExpirePlan,
 ) {
     for id in catalog.may_be_lost(now) {
+        plan.has_lost = true;
         plan.warnings.push(format!(
             "backup \"{id}\" is incomplete, or its root is lost: what is left of it goes as that of a backup that failed. Where another repository has the backup, \"pitr repo sync\" brings it back before that"
         ));
@@ -414,6 +417,7 @@ fn lost_backups<R: Needs>(
             plan.marks.push(id.clone());
             continue;
         }
+        plan.has_lost = true;
         let wal = lost
             .start
             .map(|(_, lsn)| format!(", and the WAL from {lsn} on"));

@@ -12,6 +12,7 @@ use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::repo::catalog::{Catalog, Manifest, Parts, Subject, numbers};
+use crate::repo::event::live_claims;
 use crate::repo::id::BackupId;
 use crate::repo::portion::{self, Portion, ReadBack};
 use crate::repo::runs::Runs;
@@ -67,7 +68,7 @@ enum State {
     Leftover,
     /// A janitor gave it up, at this time.
     Tombstone(TimestampTz),
-    /// A backup may be running.
+    /// A backup may be running, or somebody has claimed what lies below a tombstone.
     Protected,
 }
 
@@ -95,6 +96,10 @@ impl<'a, R> Ids<'a, R> {
             let state = match &subject.manifest {
                 Manifest::Committed(_) if goes(id) => State::Goes,
                 Manifest::Committed(_) => State::Remains,
+                // A sync may need parts below it for another backup.
+                Manifest::Tombstone if !live_claims(&subject.events, now).is_empty() => {
+                    State::Protected
+                }
                 Manifest::Tombstone => {
                     State::Tombstone(subject.stored.unwrap_or(TimestampTz::INFINITY))
                 }

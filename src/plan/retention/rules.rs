@@ -1,10 +1,11 @@
 //! The rules of retention, for backups of any content: which are kept, and why; which are marked, which are deleted.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::NaiveDate;
 
-use super::calendar::{self, Dated, Unit};
+use super::calendar::{self, Dated, Pick, Unit};
 use super::item::{Hold, Item, KeptBy, Twin};
 use super::objects::Running;
 use super::{CLOCK_SLACK, ExpirePlan, Fate, Place, Policy, is_over};
@@ -47,11 +48,6 @@ pub trait Constraint {
     /// Returns why recovery hangs on an item alone.
     fn hangs_on(&self, _items: &[Item<'_>], _id: &BackupId) -> Option<String> {
         None
-    }
-
-    /// Returns whether a backup leads to what is backed up today, and not to a branch beside it.
-    fn is_followed(&self, _id: &BackupId) -> bool {
-        true
     }
 
     /// Returns where a backup lies in a cluster's WAL.
@@ -397,12 +393,50 @@ fn keep_by_rules(
     keep_periods(judged, policy, &dated, today, true);
 }
 
+/// The timelines that may be the cluster, as far as a backup leads there; one `None` where no backup does.
+fn ways(items: &[Item<'_>]) -> Vec<Option<TimelineId>> {
+    let all: BTreeSet<TimelineId> = items.iter().flat_map(|i| &i.leads_to).copied().collect();
+    match all.is_empty() {
+        true => vec![None],
+        false => all.into_iter().map(Some).collect(),
+    }
+}
+
+/// Whether a backup leads to a timeline that may be the cluster.
+fn is_on(item: &Item<'_>, way: Option<TimelineId>) -> bool {
+    way.is_some_and(|timeline| item.leads_to.contains(&timeline))
+}
+
+/// Whether a backup is of a branch that is newer than the timeline by its number alone.
+fn is_beside(item: &Item<'_>, way: Option<TimelineId>) -> bool {
+    way.is_some_and(|timeline| item.beside.contains(&timeline))
+}
+
+/// The good ones, newest first; those of a branch beside the timeline come last, though its number is higher.
+fn newest_first(items: &[Item<'_>], way: Option<TimelineId>) -> Vec<usize> {
+    let good = items.iter().enumerate().filter(|(_, i)| i.damage.is_none());
+    let mut good: Vec<(bool, usize)> = good.map(|(at, i)| (!is_beside(i, way), at)).collect();
+    good.sort_unstable_by_key(|one| Reverse(*one));
+    good.into_iter().map(|(_, at)| at).collect()
+}
+
 /// The newest good ones, at least one.
 fn keep_newest(judged: &mut Judgement<'_>, policy: &Policy) {
     let keep = policy.rules.last.unwrap_or(0).max(1) as usize;
     let begin = judged.window_begin;
-    let newest = judged.items.iter_mut().filter(|i| i.damage.is_none()).rev();
-    for (rank, item) in newest.take(keep).enumerate() {
+    // While it is not known which timeline is the cluster, each that may be it keeps as many.
+    let mut ranks: BTreeMap<usize, usize> = BTreeMap::new();
+    for way in ways(&judged.items) {
+        let newest = newest_first(&judged.items, way).into_iter();
+        for (rank, at) in newest.take(keep).enumerate() {
+            let best = ranks.entry(at).or_insert(rank);
+            *best = rank.min(*best);
+        }
+    }
+    for (at, rank) in ranks {
+        let Some(item) = judged.items.get_mut(at) else {
+            continue;
+        };
         let (rule, reason) = match policy.rules.last {
             Some(1..) => (
                 "keep_last",
@@ -418,8 +452,14 @@ fn keep_newest(judged: &mut Judgement<'_>, policy: &Policy) {
 /// The newest good one that a drill proved.
 fn keep_proven(judged: &mut Judgement<'_>, policy: &Policy) {
     let begin = judged.window_begin;
-    let is_proven = |i: &&mut Item<'_>| i.damage.is_none() && policy.proven.contains(i.id);
-    if let Some(item) = judged.items.iter_mut().rev().find(is_proven) {
+    let is_proven =
+        |at: &usize| (judged.items.get(*at)).is_some_and(|i| policy.proven.contains(i.id));
+    let newest = |way| (newest_first(&judged.items, way).into_iter()).find(is_proven);
+    let kept: BTreeSet<usize> = ways(&judged.items).into_iter().filter_map(newest).collect();
+    for at in kept {
+        let Some(item) = judged.items.get_mut(at) else {
+            continue;
+        };
         let is_bounded = begin.is_some_and(|begin| item.taken < begin);
         let reason = "keep_proven: the newest that a drill proved".to_owned();
         let kept_by = KeptBy {
@@ -482,11 +522,10 @@ fn dated(judged: &mut Judgement<'_>, constraint: &dyn Constraint, policy: &Polic
             item.keep(reason, kept_by, judged.window_begin.is_some());
             continue;
         };
-        let is_followed = constraint.is_followed(item.id);
         dated.push(Dated {
             at,
             date,
-            is_followed,
+            is_followed: false,
         });
     }
     dated
@@ -522,15 +561,16 @@ fn keep_periods(
     today: Option<NaiveDate>,
     also_damaged: bool,
 ) {
-    let is_good = |one: &Dated| judged.items.get(one.at).is_some_and(|i| i.damage.is_none());
-    let counted: Vec<Dated> = dated
-        .iter()
-        .copied()
-        .filter(|one| also_damaged || is_good(one))
+    let counted: Vec<Vec<Dated>> = ways(&judged.items)
+        .into_iter()
+        .map(|way| counted(&judged.items, way, dated, also_damaged))
         .collect();
     let begin = judged.window_begin;
     for (rule, unit, count) in Unit::rules(&policy.rules) {
-        for pick in calendar::pick(unit, count, &counted, today) {
+        let picks = (counted.iter()).flat_map(|one| calendar::pick(unit, count, one, today));
+        // Each timeline says the same of one backup.
+        let picks: BTreeMap<usize, Pick> = picks.map(|pick| (pick.at, pick)).collect();
+        for pick in picks.into_values() {
             let Some(item) = judged.items.get_mut(pick.at) else {
                 continue;
             };
@@ -553,11 +593,30 @@ fn keep_periods(
     }
 }
 
+/// The backups that can stand for a period; those that lead to the timeline go first.
+fn counted(
+    items: &[Item<'_>],
+    way: Option<TimelineId>,
+    dated: &[Dated],
+    also_damaged: bool,
+) -> Vec<Dated> {
+    let all = dated
+        .iter()
+        .filter_map(|one| Some((one, items.get(one.at)?)));
+    all.filter(|(_, item)| also_damaged || item.damage.is_none())
+        .map(|(one, item)| Dated {
+            is_followed: is_on(item, way),
+            ..*one
+        })
+        .collect()
+}
+
 /// Pins, claims, events of a newer version, refusals of the store.
 fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
     let pin_clock = pin_clock(policy, now);
     for backup in &mut judged.items {
         let events = backup.events;
+        let pin = pinned(events, pin_clock);
         let unknown = events
             .iter()
             .find(|e| !KNOWN_EVENTS.contains(&e.event.event.as_str()));
@@ -565,13 +624,13 @@ fn hold_others(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
             Some(("the store refused to delete it".to_owned(), Hold::Window))
         } else if let Some(reason) = in_use(events, now) {
             Some((reason, Hold::Window))
-        } else if let Some(reason) = recovered_from(events, policy, now) {
+        } else if let Some(reason) = recovered_from((events, pin.as_deref()), policy, now) {
             Some((reason, Hold::Window))
         } else if let Some(event) = unknown {
             let reason = format!("it has an event of kind \"{}\"", event.event.event);
             Some((reason, Hold::Window))
         } else {
-            pinned(events, pin_clock).map(|reason| (reason, Hold::Pin))
+            pin.map(|reason| (reason, Hold::Pin))
         };
         let held = held.or_else(|| short_of_copies(backup, policy));
         match (&backup.hold, held) {
@@ -599,7 +658,7 @@ fn short_of_copies(backup: &Item<'_>, policy: &Policy) -> Option<(String, Hold)>
 }
 
 /// Holds backups that would go only by the count of backups: each stays until a newer one was verified and has the
-/// minimum age.
+/// minimum age. A backup of a branch proves nothing of those that lead to the cluster.
 ///
 /// The age counts from the later of the backup's own time and the store's: a copy begins anew, and neither clock alone makes it old.
 fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
@@ -607,38 +666,43 @@ fn hold_young(judged: &mut Judgement<'_>, policy: &Policy, now: TimestampTz) {
         return hold_last_verified(judged);
     }
     let since = |b: &Item<'_>| b.time.max(b.stored);
-    let verified: Vec<(usize, TimestampTz)> = judged
+    let verified: Vec<(usize, TimestampTz, BTreeSet<TimelineId>)> = judged
         .items
         .iter()
         .enumerate()
         .filter(|(_, b)| is_verified(b))
-        .map(|(at, b)| (at, since(b)))
+        .map(|(at, b)| (at, since(b), b.leads_to.clone()))
         .collect();
-    let is_old = |(_, since): &&(usize, TimestampTz)| is_over(*since, policy.min_age, now);
-    let proven = verified.iter().filter(is_old).map(|(at, _)| *at).max();
+    let opens = |at: usize, backup: &Item<'_>, is_due: &dyn Fn(TimestampTz) -> bool| {
+        let mut newer = verified.iter().filter(|(newer, ..)| *newer > at);
+        newer.any(|(_, since, to)| backup.leads_to.is_subset(to) && is_due(*since))
+    };
+    let is_old = |since: TimestampTz| is_over(since, policy.min_age, now);
     let hours = policy.min_age.as_secs_f64() / 3600.0;
     let mut held = Vec::new();
     for (at, backup) in judged.items.iter_mut().enumerate() {
-        let loses = matches!(backup.hold, None | Some((_, Hold::End)));
-        if loses && proven.is_none_or(|proven| at >= proven) {
+        // The WAL behind one that only a pin keeps would go as well.
+        let loses = matches!(backup.hold, None | Some((_, Hold::End | Hold::Pin)));
+        if loses && !opens(at, backup, &is_old) {
             let is_kept = backup.hold.is_some();
-            let what = if is_kept {
-                "the WAL behind it stays: "
-            } else {
-                ""
-            };
-            let reason =
-                format!("{what}no newer backup that was verified is {hours} hours old yet");
-            backup.hold_also(reason, Hold::Window);
+            let reason = format!("no newer backup that was verified is {hours} hours old yet");
+            hold_behind(backup, &reason);
             if !is_kept {
                 held.push(at);
             }
         }
     }
-    let Some(first) = held.first() else { return };
-    let young = verified.iter().filter(|(at, _)| at > first);
+    let (Some(first), Some(oldest)) = (
+        held.first(),
+        held.first().and_then(|at| judged.items.get(*at)),
+    ) else {
+        return;
+    };
+    let young = verified
+        .iter()
+        .filter(|(at, _, to)| at > first && oldest.leads_to.is_subset(to));
     let when = match young
-        .map(|(_, since)| since.saturating_add(policy.min_age))
+        .map(|(_, since, _)| since.saturating_add(policy.min_age))
         .min()
     {
         Some(due) => format!("the next one is at {due}"),
@@ -659,13 +723,31 @@ fn is_verified(backup: &Item<'_>) -> bool {
     backup.damage.is_none() && !backup.is_asked && backup.is_verified()
 }
 
-/// Holds the newest backup that was verified: nothing proves that a newer one is whole.
+/// Holds the newest backup that was verified, of all and of each timeline that may be the cluster: nothing proves that a newer one is whole.
 fn hold_last_verified(judged: &mut Judgement<'_>) {
-    let last = judged.items.iter_mut().rev().find(|b| is_verified(b));
-    if let Some(last) = last.filter(|b| b.hold.is_none()) {
-        let reason = "no newer backup was verified yet: pitr verify".to_owned();
-        last.hold_also(reason, Hold::Window);
+    let last = |is_meant: &dyn Fn(&Item<'_>) -> bool| {
+        let found = |b: &Item<'_>| is_verified(b) && is_meant(b);
+        judged.items.iter().rposition(found)
+    };
+    let ways = ways(&judged.items).into_iter();
+    let on_ways = ways.filter_map(|way| last(&|b: &Item<'_>| is_on(b, way)));
+    let held: BTreeSet<usize> = on_ways.chain(last(&|_| true)).collect();
+    for at in held {
+        let last = judged.items.get_mut(at);
+        let loses = |b: &&mut Item<'_>| matches!(b.hold, None | Some((_, Hold::End | Hold::Pin)));
+        if let Some(last) = last.filter(loses) {
+            hold_behind(last, "no newer backup was verified yet: pitr verify");
+        }
     }
+}
+
+/// Holds a backup with everything behind it.
+fn hold_behind(backup: &mut Item<'_>, reason: &str) {
+    let what = match backup.hold {
+        Some(_) => "the WAL behind it stays: ",
+        None => "",
+    };
+    backup.hold_also(format!("{what}{reason}"), Hold::Window);
 }
 
 /// Days back in which more backups than usual count.
@@ -721,16 +803,28 @@ fn in_use(events: &[Recorded], now: TimestampTz) -> Option<String> {
 }
 
 /// By whom a backup was restored within the grace. The recovery that follows reads the WAL behind the backup, and claims nothing. Without a window that WAL
-/// stays with the backup, and no longer than its mark allows.
-fn recovered_from(events: &[Recorded], policy: &Policy, now: TimestampTz) -> Option<String> {
-    policy.rules.wal_window?;
+/// stays with the backup, and no longer than its mark allows; a pin alone would not hold it.
+fn recovered_from(
+    (events, pin): (&[Recorded], Option<&str>),
+    policy: &Policy,
+    now: TimestampTz,
+) -> Option<String> {
+    // Who asks for its deletion is told about the pin.
+    let pin = pin.filter(|_| policy.requested.is_none());
+    if policy.rules.wal_window.is_none() && pin.is_none() {
+        return None;
+    }
     let mut restores = event::restores(events).into_iter();
     let young = restores.find(|end| end.since(now).saturating_add(policy.grace) > now)?;
-    Some(format!(
+    let recovery = format!(
         "a restore on host \"{}\" ended at {}, and its recovery may read WAL behind it",
         young.event.host,
         young.since(now)
-    ))
+    );
+    Some(match pin {
+        Some(pin) => format!("{pin}; {recovery}"),
+        None => recovery,
+    })
 }
 
 /// Whether a standing mark allows deletion now; if not, when the earliest will.
@@ -806,6 +900,8 @@ mod tests {
             events: &[],
             stored_bytes: 1,
             needs: (&parts, &parts),
+            leads_to: BTreeSet::new(),
+            beside: BTreeSet::new(),
             damage: (order == 2).then(|| "torn".to_owned()),
             hold: None,
             kept_by: Vec::new(),

@@ -371,7 +371,7 @@ fn a13_a_completed_backup_without_a_root_keeps_what_it_needs() {
                 _ => false,
             })
     };
-    assert!(!touches(&plan));
+    assert!(!touches(&plan) && plan.has_lost);
     assert!(plan.warnings.iter().any(|w| w.contains("its root is lost")));
     // Given up, it is marked, and goes after the grace period.
     let giving_up = Policy {
@@ -626,6 +626,64 @@ fn x05_pins_keep_their_backup_and_its_own_wal() {
     assert_eq!(segments(&plan), [(1, 1, 79)]);
 }
 
+/// A pin that took WAL away would be worse than none.
+#[test]
+fn x31_a_pin_takes_no_wal_away_that_would_stay_without_it() {
+    let mut free = straight();
+    verify_now(&mut free, &id(8));
+    let mut pinned = free.clone();
+    record(&mut pinned, &id(8), "pin");
+    for hours in [0, 24, 72] {
+        let with = Policy {
+            min_age: HOUR * hours,
+            ..policy(1, 0)
+        };
+        let plan = survey_plan(&pinned, &with);
+        let without = survey_plan(&free, &with);
+        assert_eq!(segments(&plan), segments(&without), "{hours}");
+        // The ninth was not verified.
+        assert!(segments(&plan).iter().all(|(_, _, last)| *last < 80));
+        let reason = &judged_at(&plan, &id(8)).reason;
+        assert!(reason.starts_with("pinned: no reason given; the WAL behind it stays: "));
+    }
+    // A pin keeps its own WAL alone once the ninth was verified and is old enough.
+    verify_now(&mut pinned, &id(9));
+    let with = Policy {
+        min_age: HOUR * 24,
+        ..policy(1, 0)
+    };
+    assert_eq!(
+        segments(&survey_plan(&pinned, &with)),
+        [(1, 1, 79), (1, 82, 89)]
+    );
+}
+
+#[test]
+fn x31_the_recovery_of_a_pinned_backup_finds_the_wal_behind_it() {
+    let mut survey = straight();
+    let restored = survey.ids.get_mut(&id(3)).unwrap();
+    let mut claim = event("claim", ago(3));
+    claim.event.purpose = Some("restore".to_owned());
+    claim.event.seconds = Some(7200);
+    let mut end = event("release", ago(2));
+    end.event.ends = Some(claim.name.clone());
+    restored.events.extend([event("pin", ago(500)), claim, end]);
+    let plan = survey_plan(&survey, &policy(2, 24));
+    let judged = judged_at(&plan, &id(3));
+    assert!(!judged.is_bounded && judged.reason.contains("its recovery may read WAL"));
+    assert!(judged.reason.starts_with("pinned: "), "{judged:?}");
+    // After the grace it keeps its own WAL; who asks for its deletion is told about the pin.
+    let later = now().saturating_add(HOUR * 24);
+    let plan = retention(&survey, &policy(2, 24), later);
+    assert!(judged_at(&plan, &id(3)).is_bounded);
+    let asked = Policy {
+        requested: Some(id(3)),
+        ..policy(2, 24)
+    };
+    let refusal = survey_plan(&survey, &asked).refusal.unwrap();
+    assert!(refusal.contains("pitr unpin"), "{refusal}");
+}
+
 #[test]
 fn x05_the_only_copy_of_a_last_segment_may_be_that_of_a_timeline_that_left_behind_it() {
     let mut survey = straight();
@@ -858,6 +916,45 @@ fn a_running_backup_protects_its_wal() {
 }
 
 #[test]
+fn x32_what_a_sync_has_claimed_stays_below_a_tombstone() {
+    let mut survey = straight();
+    let (given_up, copied) = (id(200), id(201));
+    let claim = |hours: u64| {
+        let mut claim = event("claim", ago(1));
+        claim.event.purpose = Some("sync".to_owned());
+        claim.event.seconds = Some(hours * 3600);
+        claim
+    };
+    let subject = |manifest, events: Vec<Recorded>| Subject {
+        manifest,
+        stored: Some(ago(100)),
+        packs: Runs::from_numbers(vec![0]),
+        events,
+        ..Subject::default()
+    };
+    let events = vec![event("begin", ago(500)), claim(3)];
+    let tombstone = subject(Manifest::Tombstone, events.clone());
+    survey.ids.insert(given_up.clone(), tombstone);
+    survey
+        .ids
+        .insert(copied.clone(), subject(Manifest::Absent, events));
+    let touches = |survey: &Survey| {
+        let plan = survey_plan(survey, &policy(1, 0));
+        let name = given_up.to_string();
+        plan.deletions.iter().any(|deletion| match deletion {
+            Deletion::Packs(id, ..) => *id == given_up,
+            Deletion::Event(subject, _) => *subject == name,
+            _ => false,
+        })
+    };
+    assert!(!touches(&survey));
+    // The claim is over.
+    let subject = survey.ids.get_mut(&given_up).unwrap();
+    subject.events[1] = claim(0);
+    assert!(touches(&survey));
+}
+
+#[test]
 fn what_cannot_be_read_keeps_everything() {
     let mut survey = straight();
     survey.unreadable.push("root of x".into());
@@ -903,6 +1000,81 @@ fn x04_a_branch_that_no_backup_reaches_goes_and_others_stay() {
     assert_eq!(plan.backups.last().unwrap().place.unwrap().timeline, tli(3));
     assert_eq!(fates(&plan)[8..], ["keep", "keep"]);
     assert!(plan.backups[8].reason.contains("timeline 1"));
+}
+
+/// Timeline 3 left timeline 1 behind its third backup, and has two of its own, on the last two days of [`nine_days`].
+fn with_branch(mut survey: Survey) -> Survey {
+    let switch = Lsn(35 * MIB);
+    add_timeline(&mut survey, 3, Some((1, switch)), (35..=120).collect());
+    for (n, day) in [(100, 19), (101, 20)] {
+        let start = (n as u64 - 15) * MIB + 40;
+        add_backup(&mut survey, n, 3, start, start + MIB);
+        let time = format!("2026-11-{day}T03:00:00Z");
+        taken(&mut survey, n, &time, &time);
+    }
+    survey
+}
+
+#[test]
+fn x36_a_branch_with_a_higher_number_pushes_out_no_backup_of_the_cluster() {
+    let mut survey = with_branch(nine_days());
+    for n in [100, 101] {
+        verify_now(&mut survey, &id(n));
+    }
+    let with = |hours: u32| Policy {
+        min_age: HOUR * hours,
+        cluster: vec![tli(1)],
+        ..policy(2, 0)
+    };
+    let of_cluster = |survey: &Survey, hours| {
+        let plan = survey_plan(survey, &with(hours));
+        let kept = plan.backups.iter().filter(|b| b.fate == Fate::Keep);
+        let kept = kept.filter(|b| b.place.unwrap().timeline == tli(1));
+        kept.map(|b| (b.id.clone(), b.rules.clone()))
+            .collect::<Vec<_>>()
+    };
+    // None of the cluster was verified: nothing goes.
+    assert_eq!(of_cluster(&survey, 2).len(), 9);
+    verify_now(&mut survey, &id(8));
+    let last = |n| (id(n), vec!["keep_last"]);
+    let kept = of_cluster(&survey, 2);
+    assert!(kept.ends_with(&[last(8), last(9)]), "{kept:?}");
+    assert!(kept.len() < 9);
+    // Without an age the last one of the cluster that was verified waits for a newer one.
+    let mut survey = with_branch(nine_days());
+    for n in [5, 101] {
+        verify_now(&mut survey, &id(n));
+    }
+    let kept = of_cluster(&survey, 0);
+    assert!(kept.contains(&(id(5), Vec::new())), "{kept:?}");
+}
+
+#[test]
+fn x36_while_the_cluster_is_undecided_each_timeline_keeps_its_own() {
+    let survey = with_branch(nine_days());
+    let with = |cluster: &[u32], rules: Retention, proven: &[usize]| -> Vec<usize> {
+        let policy = Policy {
+            cluster: cluster.iter().map(|n| tli(*n)).collect(),
+            proven: proven.iter().map(|n| id(*n)).collect(),
+            ..by(rules)
+        };
+        let kept = kept_by(&survey, &policy).into_iter();
+        let by_rule = kept.filter(|(_, rules)| !rules.is_empty());
+        by_rule.map(|(n, _)| n).collect()
+    };
+    let kept = |cluster: &[u32], rules: Retention| with(cluster, rules, &[]);
+    let daily = || Retention {
+        daily: Some(2),
+        ..Retention::default()
+    };
+    assert_eq!(kept(&[3, 1], daily()), [8, 9, 10, 11]);
+    assert_eq!(kept(&[1], daily()), [8, 9]);
+    assert_eq!(kept(&[3], daily()), [10, 11]);
+    assert_eq!(kept(&[3, 1], Retention::newest(2)), [8, 9, 10, 11]);
+    assert_eq!(kept(&[1], Retention::newest(2)), [8, 9]);
+    let proven = |cluster: &[u32]| with(cluster, Retention::newest(1), &[5, 100]);
+    assert_eq!(proven(&[3, 1]), [5, 9, 10, 11]);
+    assert_eq!(proven(&[1]), [5, 9]);
 }
 
 #[test]
@@ -1230,6 +1402,56 @@ fn x09_before_the_window_a_kept_backup_needs_the_wal_to_its_own_end() {
     let plan = retention(&survey, &young, now());
     assert_eq!(segments(&plan), [(1, 1, 9)]);
     assert!(plan.backups[3].reason.contains("the WAL behind it stays"));
+}
+
+/// The failover was on the 15th of November, after the fourth backup.
+#[test]
+fn x34_a_timeline_that_was_left_before_the_window_holds_no_wal() {
+    let mut survey = empty();
+    add_timeline(&mut survey, 1, None, (1..=45).collect());
+    let switch = Lsn(43 * MIB + 400);
+    add_timeline(&mut survey, 2, Some((1, switch)), (43..=100).collect());
+    for n in 1..=9 {
+        let start = n as u64 * 10 * MIB + 40;
+        let timeline = if n <= 4 { 1 } else { 2 };
+        add_backup(&mut survey, n, timeline, start, start + MIB);
+        let time = format!("2026-11-{:02}T02:00:00Z", 11 + n);
+        taken(&mut survey, n, &time, &time);
+    }
+    let policy = by(Retention {
+        last: Some(9),
+        wal_window: Some(HOUR * 36),
+        ..Retention::default()
+    });
+    let left = |survey: &mut Survey, at: &str| {
+        let newest = [(tli(1), at), (tli(2), "2026-11-20T06:00:00Z")];
+        let newest = newest.map(|(timeline, at)| (timeline, at.parse().unwrap()));
+        survey.newest_wal = newest.into();
+        let plan = retention(survey, &policy, now());
+        (judged_at(&plan, &id(4)).is_bounded, segments(&plan))
+    };
+    let (is_bounded, gone) = left(&mut survey, "2026-11-15T12:00:00Z");
+    assert!(is_bounded);
+    let between = [(1, 42, 45), (2, 43, 49), (2, 52, 59), (2, 62, 69)];
+    assert_eq!(gone[4..], between);
+    // The window has moments of it, the clocks may differ, or its newest WAL is not known.
+    for at in ["2026-11-19T12:00:00Z", "2026-11-18T13:55:00Z"] {
+        let (is_bounded, gone) = left(&mut survey, at);
+        assert!(!is_bounded && gone.iter().all(|(t, _, last)| *t == 1 && *last < 40));
+    }
+    survey.newest_wal.clear();
+    let plan = retention(&survey, &policy, now());
+    assert!(!judged_at(&plan, &id(4)).is_bounded);
+    // All of its WAL is gone: its history tells when another timeline began.
+    let held = survey.timelines.get_mut(&tli(2)).unwrap();
+    held.segments = Runs::default();
+    held.history_stored = Some(ago(200));
+    let follows = Policy {
+        cluster: vec![tli(1)],
+        ..policy
+    };
+    let plan = retention(&survey, &follows, now());
+    assert!(!judged_at(&plan, &id(3)).reason.contains("timeline 2"));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Marks of a set of clusters expire with the backups that lead to them.
 
+use std::path::PathBuf;
+
 use rustix::process::Signal;
 
 use crate::backup_soak::home::Home;
 use crate::common::s3::Fault;
-use crate::common::{Cluster, PATIENCE, wait_until};
+use crate::common::{Cluster, PATIENCE, Site, expire_at_once, paths_below, wait_until};
 use crate::per_major;
 
 /// In an encrypted bucket, by a janitor without keys that is killed once as it deletes.
@@ -77,4 +79,49 @@ fn x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them(major: u32) {
     assert_eq!(ids, [kept]);
     home.pitr().arg("verify").run().success();
 }
+
+/// A root that cannot be read may be that of the backup that leads to a mark, and so may one that is lost.
+#[test]
+fn x33_marks_stay_while_a_root_is_unreadable_or_lost() {
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let site = Site::new(&cluster);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let set = "\n[sets.shop]\nmembers = [\"main\"]\n";
+    std::fs::write(site.config(), config + set).unwrap();
+    site.attach(&cluster);
+    cluster.start();
+    let id = |args: &[&str]| {
+        let run = site.pitr().args(args).arg("--json").run().success();
+        run.json()["id"].as_str().unwrap().to_owned()
+    };
+    let first = id(&["backup", "--full"]);
+    id(&["mark", "shop", "--label", "early"]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    cluster.archive_now();
+    id(&["backup", "--full"]);
+    let marks = || {
+        let all = paths_below(site.repository());
+        let is_mark = |path: &&PathBuf| path.to_str().unwrap().contains("-mark-");
+        all.iter().filter(is_mark).count()
+    };
+    let expire = || {
+        let expire = site.pitr().args(expire_at_once());
+        expire.env("PITR_FAULT_SECONDS", "0").run()
+    };
+    let manifest = site.cluster_folder().join("backups").join(first);
+    let manifest = manifest.join("manifest");
+    let whole = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    let run = expire();
+    assert_eq!(marks(), 1, "lost: {run}");
+    std::fs::write(&manifest, &whole[..whole.len() / 2]).unwrap();
+    let run = expire();
+    assert_eq!(marks(), 1, "unreadable: {run}");
+    std::fs::write(&manifest, &whole).unwrap();
+    site.pitr().args(["verify", "--quiet"]).run().success();
+    expire().success();
+    assert_eq!(marks(), 0);
+}
+
 per_major!(x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them, v15 v18);
