@@ -780,7 +780,15 @@ fn a_copy_that_is_killed_is_finished_by_the_next() {
 /// The receiving side gave the first backup up, and the second one names packs of it.
 #[test]
 fn x32_expire_leaves_what_a_copy_has_claimed_below_a_tombstone() {
-    let two = filled();
+    let mut two = Two::new();
+    two.is_away(true);
+    two.work(1500);
+    two.backup();
+    two.work(20);
+    let incremental = ["backup", "--incremental", "--quiet"];
+    two.site.pitr().args(incremental).run();
+    two.cluster.stop(Stop::Fast);
+    two.is_away(false);
     let whole = objects(two.site.repository());
     let roots: Vec<&String> = whole.keys().filter(|n| n.ends_with("/manifest")).collect();
     let id = |root: &str| root.rsplit('/').nth(1).unwrap().to_owned();
@@ -803,10 +811,11 @@ fn x32_expire_leaves_what_a_copy_has_claimed_below_a_tombstone() {
     let expire = two.site.pitr().args(expire_at_once());
     expire.args(["--repository", "second"]).run().expect_code(6);
     std::fs::remove_file(&paused).unwrap();
-    running.wait();
+    let copied = running.wait();
     let there = objects(&two.second);
     let shared = format!("/packs/{}/", id(roots[0]));
-    assert!(there.keys().any(|name| name.contains(&shared)));
+    let is_there = there.keys().any(|name| name.contains(&shared));
+    assert!(is_there, "{copied}: {:#?}", there.keys());
     assert!(there.contains_key(roots[1]));
     let verify = two.site.pitr().args(["verify", "--quiet"]);
     verify.args(["--repository", "second"]).run().success();
