@@ -43,6 +43,9 @@ pub struct Saved {
     pub is_one_clock: bool,
 }
 
+/// The second of a file comes from time(2), which Linux moves on with its ticks: at 100 Hz, up to 10 ms behind the clock that others read.
+const TICK: Duration = Duration::from_millis(20);
+
 /// How long a busy server may take to see that its child has saved.
 const UNSEEN_SECONDS: i64 = 60;
 
@@ -69,7 +72,8 @@ impl Saved {
         if is_of_other || is_far {
             return Err(elsewhere(&self.opened.path));
         }
-        if self.is_one_clock && begun(head).is_some_and(|end| end < self.requested) {
+        let is_before = |end: TimestampTz| end.saturating_add(TICK) < self.requested;
+        if self.is_one_clock && begun(head).is_some_and(is_before) {
             return Err(err!(
                 Unreachable,
                 "the file of the server is of a moment before it was asked to save"
@@ -291,6 +295,12 @@ mod tests {
         assert!(is_own(&saved, "10", "7.0.15") && !is_own(&saved, "10", "7.0.16"));
         // A file of a moment before the request is of a transfer.
         assert!(is_own(&saved, "9", "7.0.15") && !is_own(&saved, "8", "7.0.15"));
+        // The clock of the second is a tick behind.
+        saved.requested = at(10_015_000);
+        assert!(is_own(&saved, "9", "7.0.15") && !is_own(&saved, "8", "7.0.15"));
+        saved.requested = at(10_030_000);
+        assert!(!is_own(&saved, "9", "7.0.15"));
+        saved.requested = at(10_000_000);
         // The file got its name just before the server saw the end of its save.
         let named = saved.opened.named_seconds();
         for (ended, wanted) in [(named, true), (named + 61, false), (named - 2, false)] {

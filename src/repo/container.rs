@@ -725,10 +725,16 @@ impl Container {
 
     /// Whether the raw content has this hash.
     pub fn has_hash(&self, hash: &[u8; 32]) -> bool {
-        match self.object.opaque() {
-            None => self.identity.hash == *hash,
-            Some(opaque) => opaque.public_hash(hash) == Some(self.identity.hash),
-        }
+        self.compared(hash) == Some(true)
+    }
+
+    /// Whether the raw content has this hash; none where that needs a key which is not configured.
+    pub fn compared(&self, hash: &[u8; 32]) -> Option<bool> {
+        let stored = match self.object.opaque() {
+            None => *hash,
+            Some(opaque) => opaque.public_hash(hash)?,
+        };
+        Some(self.identity.hash == stored)
     }
 
     /// Whether it is what `identity` says, hash included.

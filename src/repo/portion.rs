@@ -14,7 +14,7 @@ use super::lives::Move;
 use super::runs::Runs;
 use super::scope::Scope;
 use crate::error::Result;
-use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
+use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::store::Store;
@@ -55,19 +55,6 @@ pub struct Stated {
 pub type Seen = BTreeMap<TimelineId, SegmentNumber>;
 
 impl Portion {
-    /// Whether this pack is part of it.
-    pub fn has_pack(&self, name: &PartName) -> bool {
-        let of_writer = self.packs.get(&name.id);
-        of_writer.is_some_and(|runs| runs.contains(SegmentNumber(name.number.into())))
-    }
-
-    /// Whether this segment is part of it.
-    pub fn has_segment(&self, name: SegmentName, size: SegmentSize) -> bool {
-        let of_timeline = self.segments.get(&name.timeline);
-        name.number(size)
-            .is_ok_and(|number| of_timeline.is_some_and(|runs| runs.contains(number)))
-    }
-
     /// Returns these packs, and no segment.
     pub fn of_packs(packs: &Parts) -> Portion {
         Portion {

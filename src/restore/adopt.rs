@@ -228,7 +228,7 @@ fn begins_as_stored(
             let mut hasher = blake3::Hasher::new();
             let hashed = hasher.update_reader(&mut left);
             hashed.map_err(|e| Error::from_io(format!("read \"{name}\""), e))?;
-            is_same = stored.has_hash(&hasher.finalize().into());
+            is_same = stored.compared(&hasher.finalize().into()).unwrap_or(true);
             return Ok(());
         }
         stored.read_body(&mut |piece| {

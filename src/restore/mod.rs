@@ -394,9 +394,14 @@ fn withdrawn(destination: &Destination, job: &Job, cause: Error) -> Error {
         && tablespace_mark::remove(destination, job).is_ok()
         && finish::remove_unfinished(data).is_ok();
     match removed {
-        true => cause.hint(
-            "Nothing was changed: a server can start on the directory as before. Run the same command again once the cause is gone.",
-        ),
+        true => {
+            let before = "Nothing was changed: a server can start on the directory as before.";
+            let hint = match cause.code() {
+                Code::Refused => cause.hint_text().unwrap_or_default().to_owned(),
+                _ => "Run the same command again once the cause is gone.".to_owned(),
+            };
+            cause.hint(format!("{before} {hint}"))
+        }
         false => cause,
     }
 }

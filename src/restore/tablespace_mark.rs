@@ -3,6 +3,8 @@
 //! The lock and the record of a restore lie in the data directory. The mark alone tells a later run that what lies in a tablespace is its own: else it would
 //! take over, or remove, what somebody else has put there since.
 
+use std::path::Path;
+
 use rustix::fs::AtFlags;
 
 use super::extract::Destination;
@@ -26,13 +28,17 @@ pub fn put(destination: &Destination, job: &Job, target: &Target, nonce: u64) ->
     let is_whole = job.request.delta && destination.data().stat(CONTROL.as_bytes())?.is_some();
     for tree in destination.trees().skip(1) {
         let tree = tree?;
-        if tree.read(UNFINISHED.as_bytes(), LIMIT_BYTES)?.as_ref() == Some(&mark) {
+        let found = tree.read(UNFINISHED.as_bytes(), LIMIT_BYTES)?;
+        if found.as_ref() == Some(&mark) {
             // A run that was killed may not have synced its name.
             durable::sync_directory(tree.root()).map_err(|e| failed(&tree, e))?;
             continue;
         }
         let is_own = is_whole && is_linked_from(&target.data, tree.path());
         match is_own {
+            true if found.is_some_and(|mark| is_under_way(&mark, job)) => {
+                return Err(foreign(&tree));
+            }
             // The cluster is whole, so no restore of it is under way: one that was given up left its mark.
             true => durable::remove_in(tree.root(), UNFINISHED).map_err(|e| failed(&tree, e))?,
             false if !is_free(&tree)? => return Err(foreign(&tree)),
@@ -41,6 +47,14 @@ pub fn put(destination: &Destination, job: &Job, target: &Target, nonce: u64) ->
         put_one(&tree, target, &mark, nonce)?;
     }
     Ok(())
+}
+
+/// Whether a mark is that of a restore into another directory that is not finished: the tablespace is its own by now.
+fn is_under_way(mark: &[u8], job: &Job) -> bool {
+    let mark: serde_json::Value = serde_json::from_slice(mark).unwrap_or_default();
+    let other = mark["data_directory"].as_str();
+    let other = other.filter(|other| *other != job.request.to);
+    other.is_some_and(|other| Path::new(other).join("pg_wal").join(UNFINISHED).exists())
 }
 
 /// Removes the marks of this restore, durably; absence is fine.

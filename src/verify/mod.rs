@@ -35,8 +35,8 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
 use crate::plan::retention::wal::Paths;
 use crate::repo::catalog::Manifest;
-use crate::repo::event::{self, Recorded};
-use crate::repo::id::{BackupId, PartKind};
+use crate::repo::event::Recorded;
+use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::portion::{Portion, Seen, Share};
 use crate::repo::repository::{Registration, Repository};
@@ -284,7 +284,6 @@ impl Verify<'_> {
                 (&read_back, budget),
                 &content,
             )?;
-            recall(work, survey, chosen);
         }
         Ok(())
     }
@@ -420,34 +419,6 @@ impl Verify<'_> {
                 .map(|e| format!("what was found could not be recorded in the repository: {e}")),
         );
         report
-    }
-}
-
-/// Tells of damage that an earlier run recorded in a pack or a segment which this one has not read.
-fn recall(work: &Work<'_>, survey: &Survey, chosen: &[BackupId]) {
-    let told = work.told();
-    let is_unread = |object: &str| {
-        let segment = object.rsplit('/').next().unwrap_or_default();
-        match (work.layout.named_part(object), segment.parse()) {
-            (Some((PartKind::Pack, name)), _) => !told.has_pack(&name),
-            (None, Ok(name)) => !told.has_segment(name, work.size),
-            // The maps are read by every run.
-            _ => false,
-        }
-    };
-    for id in chosen {
-        let events = survey.ids.get(id).map_or(&[][..], |s| &s.events);
-        let recorded = event::damage(events).into_iter().find_map(|recorded| {
-            let object = recorded.event.object.as_deref()?;
-            is_unread(object).then_some((object, recorded))
-        });
-        let about = About::Backup(id.clone());
-        let is_found = work.found().abouts().any(|(_, found)| *found == about);
-        if let Some((object, recorded)) = recorded.filter(|_| !is_found) {
-            let detail = recorded.event.detail.as_deref().unwrap_or("it is damaged");
-            let detail = format!("{detail} (found before, and not read by this run)");
-            work.find(FindingKind::Damaged, object, detail, about);
-        }
     }
 }
 

@@ -340,8 +340,18 @@ fn t71_a_whole_cluster_whose_tablespace_takes_no_mark_is_no_unfinished_restore()
     assert!(content(&pgdata) == before, "the cluster is whole");
     // A mark of a restore that was given up: the cluster is whole, so none is under way.
     let mark = scene.space.join("pitr.restore");
-    std::fs::write(&mark, "{}").unwrap();
-    crate::common::user::own(&mark);
+    let other = scene.site.sandbox().dir("other/pg_wal");
+    let record = other.join("pitr.restore");
+    let text = serde_json::json!({"data_directory": other.parent().unwrap()});
+    for file in [&mark, &record] {
+        std::fs::write(file, text.to_string()).unwrap();
+        crate::common::user::own(file);
+    }
+    // The other restore is not finished, and the tablespace is its own.
+    let run = delta(&scene).arg("--confirm").run().expect_code(8);
+    run.expect_stdout("is not empty, and nothing in it says");
+    assert!(mark.exists() && content(&pgdata) == before);
+    std::fs::remove_file(&record).unwrap();
     delta(&scene).arg("--confirm").run().success();
     assert!(!mark.exists());
     verify_backup(17, &pgdata);
