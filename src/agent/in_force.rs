@@ -59,25 +59,24 @@ impl<'a> InForce<'a> {
             command.env(IN_FORCE, copy);
         }
         if *self.told.borrow() != wrong {
-            if let Some(e) = &wrong {
-                self.session.warn(&format!(
-                    "the configuration is wrong, and the agent goes on with the one before: {e}"
-                ));
-            }
-            self.note(wrong.as_deref());
-            self.told.replace(wrong);
+            self.tell(wrong);
         }
     }
 
     /// Notes that a reload took nothing. The next one that takes the file ends that, and nothing else does.
     pub fn refuse(&mut self, error: &Error) {
-        let why = error.to_string();
-        self.session.warn(&format!(
-            "the configuration is wrong, and the agent goes on with the one before: {why}"
-        ));
-        self.note(Some(&why));
-        self.refused = Some(why.clone());
-        self.told.replace(Some(why));
+        self.refused = Some(error.to_string());
+        self.tell(self.refused.clone());
+    }
+
+    fn tell(&self, wrong: Option<String>) {
+        if let Some(e) = &wrong {
+            self.session.warn(&format!(
+                "the configuration is wrong, and the agent goes on with the one before: {e}"
+            ));
+        }
+        self.note(wrong.as_deref());
+        self.told.replace(wrong);
     }
 
     /// Notes for looks and for `pitr doctor` that the file is wrong, or that it is well.

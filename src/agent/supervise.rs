@@ -106,7 +106,7 @@ fn begin<'a>(session: &'a Session, requests: &Requests, check: Check) -> Result<
     let loaded = load::load(session, check)?;
     make(&loaded.state_dir)?;
     let lock = lock(&loaded.state_dir)?;
-    // The copy comes before the page answers: whoever waits for that may change the file at once.
+    // The agent writes the copy before the page answers: a client that waits for the page may change the file at once.
     let in_force = InForce::keep(session, check, &loaded);
     let page = match requests.is_tenant {
         true => loaded.settings.refuse_tenants().map(|()| None)?,

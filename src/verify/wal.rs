@@ -205,11 +205,11 @@ fn check_chunk(work: &Work<'_>, chunk: &Chunk, extent: Extent) -> Result<()> {
         };
         let checked = work.settle(checked, key.as_str(), About::Segment(name))?;
         match checked {
-            Some(Seen::Sound) if extent == Extent::Whole => {
+            Some(State::Sound) if extent == Extent::Whole => {
                 work.read_segment(chunk.timeline, SegmentNumber(number));
             }
-            Some(Seen::Sound | Seen::EndsReplay) => {}
-            Some(Seen::Gone) | None => chain = Chain::default(),
+            Some(State::Sound | State::EndsReplay) => {}
+            Some(State::Gone) | None => chain = Chain::default(),
         }
         work.segments.fetch_add(1, Ordering::Relaxed);
         work.what.host.progress.advance(work.size.bytes());
@@ -234,7 +234,7 @@ fn lead_in(work: &Work<'_>, name: SegmentName, extent: Extent, chain: &mut Chain
 
 /// The state in which a segment was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Seen {
+enum State {
     /// It is not there any more: whether it is missed is decided in the end.
     Gone,
     /// Every byte is as it was stored, and recovery does not get through it. It stays due, so that each run says so.
@@ -248,10 +248,10 @@ fn check_segment(
     name: SegmentName,
     goes_on: bool,
     chain: &mut Chain,
-) -> Result<Seen> {
+) -> Result<State> {
     let key = work.layout.segment(name);
     let Some(container) = files::open(work, &key)? else {
-        return Ok(Seen::Gone);
+        return Ok(State::Gone);
     };
     files::check_identity(&container, &work.layout, WalFileName::Segment(name))?;
     check_wal_identity(work, container.identity(), name)?;
@@ -289,17 +289,17 @@ fn check_segment(
         );
     }
     Ok(match is_sound && findings.first.is_empty() {
-        true => Seen::Sound,
-        false => Seen::EndsReplay,
+        true => State::Sound,
+        false => State::EndsReplay,
     })
 }
 
 /// Checks what the end of a segment says.
-fn check_end(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<Seen> {
+fn check_end(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<State> {
     let key = work.layout.segment(name);
     let Some(object) = work.store.open(&key)? else {
         work.is_vanishing.store(true, Ordering::Relaxed);
-        return Ok(Seen::Gone);
+        return Ok(State::Gone);
     };
     let container = Container::open_under(&key, object)?;
     files::check_identity(&container, &work.layout, WalFileName::Segment(name))?;
@@ -307,7 +307,7 @@ fn check_end(work: &Work<'_>, name: SegmentName, chain: &mut Chain) -> Result<Se
     work.count(0);
     let start = name.start_lsn(work.size)?;
     check_joined(work, Link::read(&container)?, name, start, chain)?;
-    Ok(Seen::Sound)
+    Ok(State::Sound)
 }
 
 /// The segment's own mark has to be that of its WAL.

@@ -190,12 +190,20 @@ fn lag(
     }
 }
 
+/// The store of a repository in a bucket.
+fn bucket(configured: &Configured, session: &Session) -> Option<Result<S3Store>> {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return None;
+    };
+    let nonce = session.host.random();
+    Some(S3Store::open(bucket, prefix, &configured.s3, nonce))
+}
+
 /// Rules of the bucket that delete what only expire may delete. Who may not read them learns nothing of them.
 fn rules(found: &mut Findings, configured: &Configured, session: &Session) {
-    let Location::S3 { bucket, prefix } = &configured.location else {
+    let Some(store) = bucket(configured, session) else {
         return;
     };
-    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
     let rules = store.and_then(|s| s.rules()).unwrap_or_default();
     for rule in rules.harmful {
         found.warn(
@@ -217,10 +225,9 @@ fn rules(found: &mut Findings, configured: &Configured, session: &Session) {
 
 /// Requests are signed with this host's time, and locks and ages count from the store's.
 fn store_clock(found: &mut Findings, configured: &Configured, session: &Session) {
-    let Location::S3 { bucket, prefix } = &configured.location else {
+    let Some(store) = bucket(configured, session) else {
         return;
     };
-    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
     match store.and_then(|store| s3::clock_differs(&store, || session.host.now())) {
         Ok(None) => found.ok("store's clock", "within a minute of this host's"),
         Ok(Some(seconds)) => found.warn(
@@ -235,13 +242,10 @@ fn store_clock(found: &mut Findings, configured: &Configured, session: &Session)
 
 /// Backups extend the locks of what they need of earlier ones, and have to look at them for that.
 fn lock(found: &mut Findings, configured: &Configured, session: &Session) {
-    let Location::S3 { bucket, prefix } = &configured.location else {
+    let store = bucket(configured, session);
+    let Some(store) = store.filter(|_| configured.s3.object_lock.is_some()) else {
         return;
     };
-    if configured.s3.object_lock.is_none() {
-        return;
-    }
-    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
     match store.and_then(|store| store.locked_until(&scope::marker())) {
         Ok(Some(end)) if end > session.host.now() => {
             found.ok("locks", format!("pitr.json is locked until {}", human::time(end)));
@@ -249,7 +253,7 @@ fn lock(found: &mut Findings, configured: &Configured, session: &Session) {
         Ok(_) => found.warn(
             "locks",
             "pitr.json is not locked",
-            "whoever may delete in the bucket can take the repository's marker, and what no later backup has locked again",
+            "whoever may delete objects in the bucket can remove the repository's marker, and each object whose lock no later backup has extended",
             "take a backup, which locks what it needs, and look again",
         ),
         Err(e) if e.code() == Code::Denied => found.warn(
@@ -264,10 +268,9 @@ fn lock(found: &mut Findings, configured: &Configured, session: &Session) {
 
 /// A certificate that ends keeps everybody from the store.
 fn certificate(found: &mut Findings, configured: &Configured, session: &Session) {
-    let Location::S3 { bucket, prefix } = &configured.location else {
+    let Some(store) = bucket(configured, session) else {
         return;
     };
-    let store = S3Store::open(bucket, prefix, &configured.s3, session.host.random());
     let end = match store.and_then(|store| store.certificate_end()) {
         Ok(None) => return,
         Ok(Some(end)) => end,

@@ -809,7 +809,7 @@ fn recovered_from(
     policy: &Policy,
     now: TimestampTz,
 ) -> Option<String> {
-    // Who asks for its deletion is told about the pin.
+    // A request for its deletion is answered with the pin.
     let pin = pin.filter(|_| policy.requested.is_none());
     if policy.rules.wal_window.is_none() && pin.is_none() {
         return None;

@@ -672,7 +672,7 @@ fn x31_the_recovery_of_a_pinned_backup_finds_the_wal_behind_it() {
     let judged = judged_at(&plan, &id(3));
     assert!(!judged.is_bounded && judged.reason.contains("its recovery may read WAL"));
     assert!(judged.reason.starts_with("pinned: "), "{judged:?}");
-    // After the grace it keeps its own WAL; who asks for its deletion is told about the pin.
+    // The backup keeps its own WAL after the grace. A request for its deletion is answered with the pin.
     let later = now().saturating_add(HOUR * 24);
     let plan = retention(&survey, &policy(2, 24), later);
     assert!(judged_at(&plan, &id(3)).is_bounded);
