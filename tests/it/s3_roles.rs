@@ -111,6 +111,11 @@ impl World {
         );
         self.sandbox
             .file(format!("{role}-credentials"), credentials);
+        self.put_policy(role);
+    }
+
+    /// Gives a role the policy that is printed for it.
+    fn put_policy(&self, role: &str) {
         let printed = self.pitr(role, &["init", "--role", role]).run().success();
         let begin = printed.stdout.find("\n{").unwrap() + 1;
         let length = printed.stdout[begin..].find("\n}").unwrap() + 2;
@@ -156,12 +161,17 @@ impl World {
 
     /// The finding of `doctor --role` about the rights of this host: its level, and what was seen.
     fn rights(&self, host: &str, role: &str) -> (String, String) {
+        self.finding(host, role, "store").unwrap()
+    }
+
+    /// A finding of `doctor --role`: its level, and what was seen.
+    fn finding(&self, host: &str, role: &str, name: &str) -> Option<(String, String)> {
         let run = self.pitr(host, &["doctor", "--json", "--role", role]).run();
         let all = run.json()["findings"].as_array().unwrap().clone();
-        let is_own = |f: &&Value| f["group"] == "role" && f["name"] == "store";
-        let own = all.iter().find(is_own).unwrap();
+        let is_it = |f: &&Value| f["group"] == "role" && f["name"] == name;
+        let own = all.iter().find(is_it)?;
         let text = |name: &str| own[name].as_str().unwrap().to_owned();
-        (text("level"), text("value"))
+        Some((text("level"), text("value")))
     }
 
     /// Restores as a role, and counts the rows of a table in the copy, which fetches its WAL as that role.
@@ -237,6 +247,7 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
         assert_eq!(world.rights(role, role), ("ok".to_owned(), own));
     }
     refusals(&world, &first);
+    claims(&world);
     // A label is no command.
     let label = ["agent", "run", "label"];
     world.pitr("writer", &label).run().success();
@@ -306,6 +317,23 @@ fn refusals(world: &World, backup: &str) {
         ("janitor", "writer", told("fail", "may not create objects")),
     ] {
         assert_eq!(world.rights(host, role), seen, "{host} as {role}");
+    }
+}
+
+/// doctor sees that a host runs no job that has to be claimed first, until it has the policy that is printed now.
+fn claims(world: &World) {
+    let found = |role: &str| world.finding(role, role, "claims in store");
+    let told = |level: &str, value: &str| Some((level.to_owned(), value.to_owned()));
+    for role in ["reader", "janitor"] {
+        assert_eq!(found(role), None, "{role}: no job has a claim");
+        let config = world.config(role);
+        let mut text = std::fs::read_to_string(&config).unwrap();
+        text += "[jobs.one]\nrun = \"verify\"\nschedule = \"0 9 * * *\"\nclaim = true\n";
+        std::fs::write(&config, text).unwrap();
+        assert_eq!(found(role), told("fail", "may not create claims"), "{role}");
+        world.put_policy(role);
+        assert_eq!(found(role), told("ok", "jobs can be claimed"), "{role}");
+        assert_eq!(world.rights(role, role).1, own_rights(role));
     }
 }
 

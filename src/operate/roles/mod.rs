@@ -106,7 +106,7 @@ pub struct Rights {
 pub fn profile(session: &Session, role: Role) -> Result<Profile> {
     let settings = session.settings_with_repositories()?;
     let has_log = settings.audit.records != Records::Off;
-    let has_claims = settings.jobs.iter().any(|job| job.is_claimed);
+    let has_claims = has_claims(settings);
     let first = settings.repositories.first().map(|one| one.name.clone());
     let records = |one: &Repository| policy::Records {
         has_log,
@@ -190,12 +190,21 @@ pub fn look(
     session: &Session,
 ) {
     found.begin("role");
+    // Jobs are claimed in the first repository alone.
+    let mut has_claims = has_claims(settings);
     for one in &settings.repositories {
         keys_of(found, one, role);
         match tried(session, one, role) {
-            Ok((creates, deletes)) => rights(found, &one.name, role, creates, deletes),
+            Ok((creates, deletes)) => {
+                rights(found, &one.name, role, creates, deletes);
+                // A janitor may create in some places, and the trial was in another.
+                if has_claims && (role == Role::Janitor || !creates) {
+                    claims(found, session, one, role);
+                }
+            }
             Err(e) => found.error(&one.name, &e),
         }
+        has_claims = false;
     }
     if let Some(cluster) = cluster {
         server::look(found, settings, cluster, role);
@@ -275,6 +284,37 @@ fn rights(found: &mut Findings, name: &str, role: Role, creates: bool, deletes: 
     }
 }
 
+fn has_claims(settings: &Settings) -> bool {
+    settings.jobs.iter().any(|job| job.is_claimed)
+}
+
+/// Tries to create where the claims of scheduled jobs lie. A bucket alone has rights by folder: elsewhere whoever creates nothing claims nothing.
+fn claims(found: &mut Findings, session: &Session, configured: &Repository, role: Role) {
+    let name = format!("claims in {}", configured.name);
+    match may_claim(session, configured, role) {
+        Ok(true) => found.ok(&name, "jobs can be claimed"),
+        Ok(false) => found.fail(
+            &name,
+            "may not create claims",
+            "the agent of this host runs no job that has `claim`",
+            format!(
+                "give this host the rights that this prints: pitr init --role {}",
+                role.name()
+            ),
+        ),
+        Err(e) => found.error(&name, &e),
+    }
+}
+
+fn may_claim(session: &Session, configured: &Repository, role: Role) -> Result<bool> {
+    let nonce = session.host.random();
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return Ok(role == Role::Janitor);
+    };
+    let store = S3Store::open(bucket, prefix, &configured.s3, nonce)?;
+    Ok(trial_and_clear(&store.aside_below("jobs", nonce), "role")?.0)
+}
+
 /// Tries a janitor's work: creates an event under a temporary name, and deletes it.
 ///
 /// # Errors
@@ -301,10 +341,7 @@ fn tried(session: &Session, configured: &Repository, role: Role) -> Result<(bool
                 Role::Janitor => (store.aside_below("clusters", nonce), "events/role"),
                 Role::Reader | Role::Writer | Role::Operator => (store.aside(nonce), "role"),
             };
-            let done = trial(&aside, key);
-            // An object that may not be deleted stays, and the janitor removes it.
-            let _ = aside.clear();
-            done
+            trial_and_clear(&aside, key)
         }
         location @ Location::Blob { .. } => {
             let store = BlobStore::open(location, &configured.s3, nonce)?;
@@ -333,6 +370,13 @@ fn aside(
     let (store, name) = made?;
     let (creates, deletes) = trial(&store, "role")?;
     Ok((creates, deletes && allowed(discard(&name))?))
+}
+
+fn trial_and_clear(aside: &S3Store, key: &str) -> Result<(bool, bool)> {
+    let done = trial(aside, key);
+    // An object that may not be deleted stays, and the janitor removes it.
+    let _ = aside.clear();
+    done
 }
 
 fn trial(store: &dyn Store, key: &str) -> Result<(bool, bool)> {
