@@ -44,11 +44,11 @@ pub fn run(
     let point = MountPoint::take(at)?;
     let made = point.make(DATA).and_then(|data| {
         let tablespaces = point.make(TABLESPACES)?;
-        let tablespace = |oid: u32| tablespaces.join(oid.to_string());
-        let (prepared, plan) = clone::prepare(session, target, &data, &tablespace)?;
+        let prepared = clone::prepare(session, target, (&data, &tablespaces))?;
+        let plan = prepared.plan()?;
         // The server is the operator's own.
         made_tablespaces::refuse(&prepared.made)?;
-        erasure::warn_of_lacking(session, &prepared.opened, &plan);
+        erasure::warn_of_lacking(session, &prepared.opened, plan);
         let shown = Ready {
             data,
             backup: prepared.job.backup.to_string(),

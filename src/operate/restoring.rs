@@ -13,6 +13,7 @@ use super::unlogged;
 use crate::config::Settings;
 use crate::err;
 use crate::error::{Error, Result};
+use crate::plan::recovery::Plan;
 use crate::repo::event::Writer;
 use crate::repo::root::BackupRoot;
 use crate::restore::extract::{LeftOut, Survey};
@@ -224,6 +225,15 @@ impl Prepared {
             job.request.to = old.data.to_string_lossy().into_owned();
         }
         job
+    }
+
+    /// The plan that the job carries out.
+    ///
+    /// # Errors
+    /// `Internal` where it carries out none: a standby follows its primary.
+    pub fn plan(&self) -> Result<&Plan> {
+        let plan = self.job.plan.as_ref();
+        plan.ok_or_else(|| err!(Internal, "a restore without a plan"))
     }
 
     /// Whether a data directory is overwritten in place.

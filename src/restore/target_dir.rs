@@ -35,13 +35,24 @@ pub const CLOSED: &str = "global/pg_control.pitr-closed";
 /// One `--tablespace-mapping OLD=NEW`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
-    /// The directory the tablespace had, or its oid.
+    /// The directory the tablespace had, or its oid; or [`EVERY`].
     pub old: OsString,
     /// The directory it gets, absolute.
     pub new: PathBuf,
 }
 
+/// Stands for every tablespace: each gets a directory below the new one that is named by its oid. No operator can write it.
+const EVERY: &str = "*";
+
 impl Mapping {
+    /// Has every tablespace below a directory, by its oid.
+    pub fn every(below: PathBuf) -> Mapping {
+        Mapping {
+            old: EVERY.into(),
+            new: below,
+        }
+    }
+
     /// Reads `OLD=NEW`. An equals sign inside a directory is written `\=`, as for pg_basebackup.
     ///
     /// # Errors
@@ -590,6 +601,7 @@ fn place_tablespaces(
         let oid = tablespace.oid.to_string();
         let old = |m: &Mapping| m.old == *oid || same_location(&m.old, &tablespace.location);
         let mut fitting = wanted.mappings.iter().enumerate().filter(|(_, m)| old(m));
+        let every = wanted.mappings.iter().find(|m| m.old == EVERY);
         let path = match (fitting.next(), fitting.next()) {
             (Some((i, mapping)), None) => {
                 if let Some(used) = used.get_mut(i) {
@@ -600,10 +612,13 @@ fn place_tablespaces(
             (Some(_), Some(_)) => {
                 return Err(err!(Usage, "tablespace {oid} is mapped twice"));
             }
-            (None, _) => linked(wanted, data, &oid).unwrap_or_else(|| {
-                unmapped.push(format!("{oid} in \"{}\"", tablespace.location.display()));
-                tablespace.location.clone()
-            }),
+            (None, _) => match every {
+                Some(every) => every.new.join(&oid),
+                None => linked(wanted, data, &oid).unwrap_or_else(|| {
+                    unmapped.push(format!("{oid} in \"{}\"", tablespace.location.display()));
+                    tablespace.location.clone()
+                }),
+            },
         };
         placed.push(PlacedTablespace {
             oid: tablespace.oid,
@@ -612,7 +627,8 @@ fn place_tablespaces(
             path,
         });
     }
-    if let Some((mapping, _)) = wanted.mappings.iter().zip(&used).find(|(_, used)| !**used) {
+    let mut asked = wanted.mappings.iter().zip(&used);
+    if let Some((mapping, _)) = asked.find(|(m, used)| !**used && m.old != EVERY) {
         let known: Vec<String> = tablespaces
             .iter()
             .map(|t| format!("{} ({})", t.location.display(), t.oid))

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::folder::Folder;
-use super::{Asked, Making, Running, planned, ready, wanted};
+use super::{Asked, Making, Running, ready, wanted};
 use crate::err;
 use crate::error::{Code, Result};
 use crate::operate::mounted;
@@ -33,16 +33,14 @@ pub(super) fn with_server<T>(
     let started = Instant::now();
     session.note(&format!("{why}, so the database is copied first"));
     session.host.progress.phase("plan", None);
-    let plan = planned(session, &asked.target)?;
-    let tablespace = |oid| folder.tablespace(oid);
+    let places = (&*folder.data(), &*folder.tablespaces());
     let whole = restore::Asked {
         is_hollow: false,
-        ..wanted((&asked.target, &plan), &folder.data(), &tablespace)?
+        ..wanted(&asked.target, places)
     };
     let prepared = prepare(session, whole, database)?;
     private_tablespaces::check(&prepared.made, &session.environment)?;
-    let place = (session, asked, folder);
-    let mut making = Making::begin(place, (&prepared, &plan), started)?;
+    let mut making = Making::begin((session, asked, folder), &prepared, started)?;
     let spares = prepared.opened.spares(session);
     let (source, host) = (prepared.source(&spares), &session.host);
     mounted::while_claimed(&source, &prepared.job, host, || {

@@ -165,7 +165,12 @@ impl Folder {
 
     /// The place of a tablespace.
     pub fn tablespace(&self, oid: u32) -> PathBuf {
-        self.tree().join("tablespaces").join(oid.to_string())
+        self.tablespaces().join(oid.to_string())
+    }
+
+    /// The directory of all tablespaces.
+    pub fn tablespaces(&self) -> PathBuf {
+        self.tree().join("tablespaces")
     }
 
     /// Writes what is known.

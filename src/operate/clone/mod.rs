@@ -25,28 +25,25 @@ use std::time::{Duration, Instant};
 
 use self::folder::{Folder, Stage, State};
 use self::lifetime::Left;
-use super::choice::{Question, Unless};
 use super::drill::recovery;
 use super::erasure::apply::{Consent, HAS_NETWORK};
 use super::erasure::scripts::{self, Scripts};
 use super::mounted::{self, Mount};
-use super::opened;
 use super::private_tablespaces::{self, PrivateTablespaces};
 use super::programs::Programs;
 use super::quarantine::{self, Lasts, Libraries, Quarantine, Quarantined};
-use super::reading::Reading;
 use super::restore;
 use super::restoring::Prepared;
 use super::session::Session;
 use super::target::AskedTarget;
 use crate::archive::datadir::DataDirectory;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::fault;
 use crate::host::Host;
 use crate::pg::conf::Setting;
 use crate::pg::time::TimestampTz;
-use crate::plan::recovery::{Action, Plan};
+use crate::plan::recovery::Action;
 use crate::restore::settings::Brought;
 use crate::restore::target_dir::Mapping;
 
@@ -125,9 +122,10 @@ struct Start<'s> {
 impl<'a> Making<'a> {
     fn begin(
         (session, asked, folder): (&'a Session, &'a Asked, &'a Folder),
-        (prepared, plan): (&Prepared, &Plan),
+        prepared: &Prepared,
         started: Instant,
     ) -> Result<Making<'a>> {
+        let plan = prepared.plan()?;
         let bin = asked.bin.as_deref();
         let programs = quarantine::programs(&session.environment, prepared.major(), bin)?;
         asked.clients.iter().try_for_each(|name| {
@@ -279,7 +277,6 @@ impl<'a> Making<'a> {
 /// A restore whose content is brought when it is read, as it was planned.
 struct Planned {
     prepared: Box<Prepared>,
-    plan: Plan,
     started: Instant,
 }
 
@@ -287,14 +284,10 @@ impl Planned {
     fn of(session: &Session, asked: &Asked, folder: &Folder) -> Result<Planned> {
         let started = Instant::now();
         session.host.progress.phase("plan", None);
-        let tablespace = |oid| folder.tablespace(oid);
-        let (prepared, plan) = prepare(session, &asked.target, &folder.data(), &tablespace)?;
+        let places = (&*folder.data(), &*folder.tablespaces());
+        let prepared = prepare(session, &asked.target, places)?;
         private_tablespaces::check(&prepared.made, &session.environment)?;
-        Ok(Planned {
-            prepared,
-            plan,
-            started,
-        })
+        Ok(Planned { prepared, started })
     }
 }
 
@@ -308,9 +301,8 @@ fn with_server<T>(
     (planned, folder): (&Planned, &Folder),
     work: impl FnOnce(&mut Running<'_>, &mut Mount<'_>) -> Result<T>,
 ) -> Result<T> {
-    let (prepared, plan) = (&planned.prepared, &planned.plan);
-    let place = (session, asked, folder);
-    let mut making = Making::begin(place, (prepared, plan), planned.started)?;
+    let prepared = &planned.prepared;
+    let mut making = Making::begin((session, asked, folder), prepared, planned.started)?;
     let is_alone = namespace::is_inside(&session.environment);
     mounted::with_mount(session, prepared, (&folder.tree(), is_alone), |mount| {
         // It outlives the server.
@@ -332,41 +324,25 @@ pub fn needs_network(prepared: &Prepared) -> bool {
     repositories.any(|one| one.location.directory().is_none())
 }
 
-/// Plans a moment, and decides the restore that has its content brought when it is read.
+/// Plans a moment, and decides the restore that has its content brought when it is read. All tablespaces lie below `tablespaces`.
 ///
 /// # Errors
-/// Those of the plan; `OutOfReach`; those of [`restore::prepare`].
+/// Those of [`restore::prepare`]; `OutOfReach`.
 pub fn prepare(
     session: &Session,
     target: &AskedTarget,
-    data: &Path,
-    tablespace: &dyn Fn(u32) -> PathBuf,
-) -> Result<(Box<Prepared>, Plan)> {
-    let plan = planned(session, target)?;
-    let wanted = wanted((target, &plan), data, tablespace)?;
-    Ok((ready(session, &wanted)?, plan))
+    (data, tablespaces): (&Path, &Path),
+) -> Result<Box<Prepared>> {
+    ready(session, &wanted(target, (data, tablespaces)))
 }
 
-/// The restore of a plan, whose content is brought when it is read.
-fn wanted(
-    (target, plan): (&AskedTarget, &Plan),
-    data: &Path,
-    tablespace: &dyn Fn(u32) -> PathBuf,
-) -> Result<restore::Asked> {
-    let backup = plan.backup.as_ref();
-    let backup = backup.ok_or_else(|| err!(Internal, "a plan without a backup"))?;
-    let mappings = backup.tablespaces.iter().map(|one| Mapping {
-        old: one.oid.to_string().into(),
-        new: tablespace(one.oid),
-    });
-    Ok(restore::Asked {
+/// The restore of a moment, whose content is brought when it is read.
+fn wanted(target: &AskedTarget, (data, tablespaces): (&Path, &Path)) -> restore::Asked {
+    restore::Asked {
         to: data.to_owned(),
-        target: AskedTarget {
-            backup: Some(backup.id.to_string()),
-            ..target.clone()
-        },
+        target: target.clone(),
         action: Action::Promote,
-        mappings: mappings.collect(),
+        mappings: vec![Mapping::every(tablespaces.to_owned())],
         databases: None,
         delta: false,
         is_hollow: true,
@@ -376,30 +352,18 @@ fn wanted(
         adopt: false,
         is_confirmed: false,
         dry_run: false,
-    })
+    }
 }
 
 fn ready(session: &Session, wanted: &restore::Asked) -> Result<Box<Prepared>> {
     match restore::prepare(session, wanted)?.0 {
         restore::Way::Ready(prepared) => Ok(prepared),
-        restore::Way::OutOfReach(unreached) => Err(unreached.error),
-    }
-}
-
-fn planned(session: &Session, target: &AskedTarget) -> Result<Plan> {
-    let reading = Reading::open(session)?;
-    let opened = opened::open(session, reading)?;
-    let question = Question {
-        target,
-        action: Action::Promote,
-        is_carried_out: true,
-    };
-    let chosen = question.answer(session, opened)?;
-    match chosen.unless {
-        None => Ok(chosen.plan),
-        Some(Unless::NotKnown(e)) => Err(e),
-        Some(Unless::OutOfReach { why, .. }) => Err(err!(OutOfReach, "{why}")
-            .hint("Nothing was done. pitr plan with the same target names the nearest moments.")),
+        restore::Way::OutOfReach(unreached) => Err(match unreached.error.code() {
+            Code::OutOfReach => unreached.error.hint(
+                "Nothing was done. pitr plan with the same target names the nearest moments.",
+            ),
+            _ => unreached.error,
+        }),
     }
 }
 

@@ -351,11 +351,6 @@ impl Course {
         let folder = asked.folder.as_deref();
         let folder = folder.unwrap_or(&session.host.scratch);
         let mut sandbox = Sandbox::make(folder, asked.is_fast)?;
-        let mappings = backup.tablespaces.iter().map(|tablespace| {
-            let to = sandbox.tablespace(tablespace.oid);
-            let text = format!("{}={}", tablespace.oid, escaped(&to));
-            Mapping::parse(std::ffi::OsStr::new(&text))
-        });
         let wanted = restore::Asked {
             to: sandbox.data(),
             target: AskedTarget {
@@ -363,7 +358,7 @@ impl Course {
                 ..asked.target.clone()
             },
             action: Action::Promote,
-            mappings: mappings.collect::<Result<_>>()?,
+            mappings: vec![Mapping::every(sandbox.tablespaces())],
             databases: None,
             delta: false,
             is_hollow: asked.is_fast,
@@ -685,11 +680,6 @@ struct Copied {
 struct Findings {
     checks: Vec<Checked>,
     notes: Vec<String>,
-}
-
-/// A path in a mapping, whose equals signs are written with a backslash.
-fn escaped(path: &Path) -> String {
-    path.display().to_string().replace('=', "\\=")
 }
 
 #[cfg(test)]

@@ -100,7 +100,12 @@ impl Sandbox {
 
     /// The place of a tablespace.
     pub(super) fn tablespace(&self, oid: u32) -> PathBuf {
-        self.tree.join("tablespaces").join(oid.to_string())
+        self.tablespaces().join(oid.to_string())
+    }
+
+    /// The directory of all tablespaces.
+    pub(super) fn tablespaces(&self) -> PathBuf {
+        self.tree.join("tablespaces")
     }
 
     /// Removes the folder.

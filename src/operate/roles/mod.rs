@@ -106,7 +106,7 @@ pub struct Rights {
 pub fn profile(session: &Session, role: Role) -> Result<Profile> {
     let settings = session.settings_with_repositories()?;
     let has_log = settings.audit.records != Records::Off;
-    let has_claims = has_claims(settings);
+    let has_claims = has_claims(&settings);
     let first = settings.repositories.first().map(|one| one.name.clone());
     let records = |one: &Repository| policy::Records {
         has_log,
