@@ -23,6 +23,7 @@ use crate::restore::Source;
 use crate::restore::finish;
 use crate::restore::hollow;
 use crate::restore::job::Job;
+use crate::restore::replace::movable::mount_points;
 use crate::restore::target_dir::{CONTROL, WAITING_CONTROL};
 
 /// The device that mounts go by.
@@ -155,7 +156,9 @@ impl Drop for SetOnDrop<'_> {
 /// Takes away a mount that a process left behind when it was killed.
 pub fn leave(root: &Path) {
     let is_gone = rustix::mount::unmount(root, rustix::mount::UnmountFlags::DETACH).is_ok();
-    if !is_gone && std::fs::metadata(root).is_err() {
+    // The kernel answers for a dead mount from memory: the directory itself does not tell.
+    let is_mounted = || mount_points().is_ok_and(|points| points.iter().any(|one| one == root));
+    if !is_gone && is_mounted() {
         detach(root);
     }
 }

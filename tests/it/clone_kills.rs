@@ -109,6 +109,55 @@ fn k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole() {
     assert_eq!(objects(&cloned), before);
 }
 
+/// A host without namespaces has fusermount3, whose mount outlives its process, and perhaps no setpriv, which ends the server.
+#[test]
+fn k58_a_clone_outside_of_namespaces_that_is_killed_leaves_nothing() {
+    require_fuse!("k58_a_clone_outside_of_namespaces_that_is_killed_leaves_nothing");
+    let cloned = Cloned::new(18);
+    let path = Sandbox::new("path");
+    let found = |name: &str| ["/usr/bin", "/bin"].map(|at| Path::new(at).join(name));
+    for (tool, ends_by_itself) in [("fusermount3", false), ("setpriv", true)] {
+        let at = found(tool).into_iter().find(|at| at.exists());
+        let at = at.unwrap_or_else(|| panic!("scripts/get-tools installs {tool}"));
+        std::os::unix::fs::symlink(at, path.join(tool)).unwrap();
+        let run = cloned.clone().env("PATH", path.path()).run().success();
+        client(&run).sql("create table mine as select 1");
+        let server = server_by_words(&cloned);
+        assert!(mounts(&cloned).contains("pitr-clone-"));
+        kill(i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap());
+        if ends_by_itself {
+            wait_gone(Some(server));
+        }
+        // No second look is needed.
+        let listed = cloned.listed();
+        assert!(listed.is_null(), "{listed}");
+        assert_eq!(cloned.left(), [""; 0]);
+        assert_eq!(mounts(&cloned), "");
+        wait_gone(Some(server));
+    }
+}
+
+/// The server, by the words that it was started with: the mount shows its files to its own user alone.
+fn server_by_words(cloned: &Cloned) -> i32 {
+    let place = cloned.folder.path().display().to_string();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_it = |pid: &i32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        words.contains(&format!("postgres\0-D\0{place}"))
+    };
+    pids.find(is_it).expect("the server of the clone runs")
+}
+
+/// The lines about what is mounted below the folder of the clones.
+fn mounts(cloned: &Cloned) -> String {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let place = cloned.folder.path().display().to_string();
+    let own = table.lines().filter(|line| line.contains(&place));
+    own.collect::<Vec<_>>().join("\n")
+}
+
 /// Kills a command that works on a clone, once it is at work. The next list cleans up.
 fn kill_at_work(cloned: &Cloned, program: &Program, is_at_work: &dyn Fn() -> bool) {
     let mut running = program.spawn();

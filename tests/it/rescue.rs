@@ -603,3 +603,60 @@ fn k55_a_name_that_means_two_tables_replaces_neither() {
     .success();
     assert_eq!(live.query_one_string(counts), "1 2");
 }
+
+#[test]
+fn k59_a_prepared_transaction_of_the_moment_holds_up_nobody() {
+    require_fuse!("k59_a_prepared_transaction_of_the_moment_holds_up_nobody");
+    let builder = Cluster::builder(17).config("max_prepared_transactions", 5);
+    let (site, cluster) = Site::with_cluster_of(builder);
+    cluster.sql("create table ord as select g as id from generate_series(1, 100) g");
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    let client = cluster.client();
+    for statement in ["begin", "drop table ord", "prepare transaction 'gone'"] {
+        client.sql(statement);
+    }
+    let before = cluster.query_one_string("select pg_current_wal_insert_lsn()");
+    // Recovery takes the record behind the target, too.
+    client.sql("select pg_logical_emit_message(true, 'test', '')");
+    client.sql("commit prepared 'gone'");
+    cluster.archive_now();
+    let cloned = Cloned {
+        site,
+        cluster,
+        folder: Sandbox::on_disk("c"),
+        before,
+    };
+    let note = "prepared transaction \"gone\" was open at that moment, and is rolled back";
+    let rows = cloned.site.pitr().args(["query", "--database", "postgres"]);
+    let rows = cloned.at_moment(rows).arg("select count(*) from ord").run();
+    rows.success().expect_stdout("100").expect_stderr(note);
+    rescue(&cloned, &["--table", "ord", "--as", "ord_then"]).success();
+    rescue(&cloned, &["--table", "ord"]).success();
+    let live = &cloned.cluster;
+    let counts = "select (select count(*) from ord) || ' ' || (select count(*) from ord_then)";
+    assert_eq!(live.query_one_string(counts), "100 100");
+}
+
+#[test]
+fn k60_the_tables_that_inherit_are_named_however_rows_are_carried() {
+    require_fuse!("k60_the_tables_that_inherit_are_named_however_rows_are_carried");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table par (id int primary key); create table kid (primary key (id)) inherits (par); insert into par values (1), (2); insert into kid select g from generate_series(3, 9) g");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    // A row of the child has the key of one that the parent lost.
+    live.sql("delete from only par where id = 1; insert into kid values (1)");
+    let note = "table kid inherits from par, and was not carried";
+    for (mode, parent) in [
+        (&["--as", "par_then"][..], "2"),
+        (&["--rows-missing-only"], "1 2"),
+        (&["--replace", "--confirm"], "1 2"),
+    ] {
+        let run = rescue(&cloned, &[&["--table", "public.par"][..], mode].concat());
+        run.success().expect_stdout(note);
+        let ids = "select string_agg(id::text, ' ' order by id) from only par";
+        assert_eq!(live.query_one_string(ids), parent);
+    }
+    assert_eq!(live.query_one_string("select count(*) from par_then"), "2");
+    assert_eq!(live.query_one_string("select count(*) from kid"), "8");
+}

@@ -405,6 +405,7 @@ pub fn for_a_while<T>(
     let folder = Folder::make(&Folder::choose(below, session.host.random())?)?;
     let work = |running: &mut Running<'_>| {
         running.server.lift_time_limit();
+        roll_back_prepared(session, running.server, database)?;
         work(&folder, running)
     };
     let done = planned_for(session, asked, &folder).and_then(|planned| match planned {
@@ -419,6 +420,26 @@ pub fn for_a_while<T>(
     folder.remove();
     // The server was ended, and the session that asked it something says that it is gone.
     done.map_err(|e| session.host.check_stop().err().unwrap_or(e))
+}
+
+/// Rolls back what was prepared in a database at the moment. Nobody saw that then, and its locks would hold up whoever reads it here for ever.
+fn roll_back_prepared(session: &Session, server: &mut Quarantined, database: &str) -> Result<()> {
+    let mut there = match server.connect(database) {
+        Ok(there) => there,
+        // Whoever asks for it says so.
+        Err(_) => return Ok(()),
+    };
+    let found = there.query("select pg_catalog.format('rollback prepared %L', gid), gid from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database() order by 2")?;
+    for row in 0..found.rows.len() {
+        let statement: String = found.value(row, 0)?;
+        there.query(&statement)?;
+        let name: String = found.value(row, 1)?;
+        session.note(&format!(
+            "prepared transaction \"{}\" was open at that moment, and is rolled back in the copy",
+            name.escape_debug()
+        ));
+    }
+    Ok(())
 }
 
 /// The restore that is mounted; else why it cannot be.

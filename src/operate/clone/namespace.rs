@@ -32,6 +32,8 @@ const SETPRIV: [&str; 5] = [
     "--pdeathsig=QUIT",
     "--",
 ];
+/// The same outside of namespaces, where it has nothing to lose.
+const WITH_PARENT: [&str; 3] = ["setpriv", "--pdeathsig=QUIT", "--"];
 /// A program that works on the live server ends with the process that asked for that.
 const TIED: [&str; 3] = ["setpriv", "--pdeathsig=TERM", "--"];
 const NO_NETWORK: [&str; 3] = ["unshare", "--net", "--"];
@@ -134,12 +136,13 @@ pub fn before_scripts(environment: &Environment) -> Option<Vec<String>> {
 
 /// The words before the server's own; without a network where it needs none.
 pub fn before_server(environment: &Environment, needs_network: bool) -> Vec<String> {
-    let mut words: Vec<&str> = Vec::new();
-    if is_inside(environment) {
-        if !needs_network && works(&NO_NETWORK) {
-            words.extend(NO_NETWORK);
-        }
-        words.extend(SETPRIV);
+    if !is_inside(environment) {
+        return where_it_works(&WITH_PARENT);
     }
+    let mut words: Vec<&str> = Vec::new();
+    if !needs_network && works(&NO_NETWORK) {
+        words.extend(NO_NETWORK);
+    }
+    words.extend(SETPRIV);
     words.into_iter().map(str::to_owned).collect()
 }

@@ -3,6 +3,7 @@
 //! A drill holds a lock on a file in its folder. A folder whose lock is free is left over: the next drill stops its server and removes it.
 
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -150,33 +151,51 @@ fn sweep(below: &Path) {
     }
 }
 
-/// Ends the server of a data directory at once; whether none runs there any more.
+/// Ends the servers of a data directory at once; whether none runs there any more. Nothing is read in the directory: a mount whose process was killed
+/// answers nobody.
 pub(in crate::operate) fn stop(data: &Path) -> bool {
-    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-    let number = text
-        .lines()
-        .next()
-        .and_then(|line| line.trim().parse().ok());
-    let Some(pid) = number.and_then(Pid::from_raw) else {
-        return true;
-    };
     let began = Instant::now();
-    while runs_in(pid, data) {
-        let _ = kill_process(pid, Signal::QUIT);
+    loop {
+        let servers = servers_of(data);
+        if servers.is_empty() {
+            return true;
+        }
+        for pid in servers {
+            let _ = kill_process(pid, Signal::QUIT);
+        }
         if began.elapsed() > PATIENCE {
             return false;
         }
         std::thread::sleep(PAUSE);
     }
-    true
 }
 
-/// Whether a process is the server of this data directory: the number may have been given to another one.
-fn runs_in(pid: Pid, data: &Path) -> bool {
+/// The servers of a data directory among the processes of this host.
+fn servers_of(data: &Path) -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|one| one.file_name().to_str()?.parse().ok());
+    let all = numbers.filter_map(Pid::from_raw);
+    all.filter(|pid| is_server_of(*pid, data)).collect()
+}
+
+/// Whether a process is the server of this data directory, by the words that it was started with or by its working directory. A child of a server
+/// has a title in their place, and ends with it.
+fn is_server_of(pid: Pid, data: &Path) -> bool {
     let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
-    let is_there = std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == *data);
     let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-    is_there && name.trim() == "postgres"
+    if name.trim() != "postgres" {
+        return false;
+    }
+    let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
+    let words: Vec<&[u8]> = words.split(|b| *b == 0).collect();
+    let is_named = |pair: &[&[u8]]| pair == [b"-D", data.as_os_str().as_bytes()];
+    let is_child = || {
+        words
+            .first()
+            .is_some_and(|word| word.starts_with(b"postgres:"))
+    };
+    let lies_there = || std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == *data);
+    words.windows(2).any(is_named) || (lies_there() && !is_child())
 }
 
 #[cfg(test)]
@@ -192,9 +211,6 @@ mod tests {
         let left = below.path().join("pitr-drill-left");
         std::fs::create_dir_all(left.join(DATA)).unwrap();
         std::fs::write(left.join(LOCK), "").unwrap();
-        // A number that is not the server's: it is not killed.
-        let own = std::process::id().to_string();
-        std::fs::write(left.join(DATA).join("postmaster.pid"), own).unwrap();
         let next = Sandbox::make(below.path(), false).unwrap();
         assert!(!left.exists());
         assert!(running.path().exists() && kept_path.exists());

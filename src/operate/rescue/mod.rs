@@ -309,7 +309,13 @@ fn into_server(
             notes.extend(left);
             (rescued, carried, notes)
         }
-        _ => rows::carry(session, (&mut source, &from), &mut live, (&tables, mode))?,
+        _ => {
+            let inheriting = tables::inheriting(&mut source, &tables)?;
+            let (rescued, carried, mut notes) =
+                rows::carry(session, (&mut source, &from), &mut live, (&tables, mode))?;
+            notes.extend(inheriting);
+            (rescued, carried, notes)
+        }
     };
     notes.extend(unlogged);
     if let Mode::As(_) = mode {

@@ -205,13 +205,14 @@ fn one(
             let is_same = is_same.join(" and ");
             // Rows that are there go, so that all that is left is missing.
             live.query(&format!(
-                "delete from {arrives} r using {live_name} l where {is_same}"
+                "delete from {arrives} r using only {live_name} l where {is_same}"
             ))?;
             let missing = live.query(&format!("select count(*) from {arrives}"))?;
             let missing = missing.value(0, 0)?;
             let added = count_of(live, &all)?;
-            let is_added =
-                format!("{live_name} l where exists (select from {arrives} r where {is_same})");
+            let is_added = format!(
+                "only {live_name} l where exists (select from {arrives} r where {is_same})"
+            );
             compared.check(live, (added, missing), &is_added)?;
             Some(added)
         }

@@ -297,8 +297,11 @@ const NOT_CARRIED: [&str; 4] = [
     "select pg_catalog.format('a foreign key of another table that leads here was not carried: alter table %s add constraint %I %s;', k.conrelid::pg_catalog.regclass, k.conname, pg_catalog.pg_get_constraintdef(k.oid)) from pg_catalog.pg_constraint k where k.contype = 'f' and k.confrelid in ({oids}) and k.conrelid not in ({oids}) and k.conparentid = 0 order by 1",
     "select distinct pg_catalog.format('%s %s reads a table that was carried, and was not carried itself: it comes with --schema', case v.relkind when 'm' then 'materialized view' else 'view' end, v.oid::pg_catalog.regclass) from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid join pg_catalog.pg_class v on v.oid = r.ev_class where v.relnamespace not in ({schemas}) and d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid in ({oids}) and v.relkind in ('v', 'm') order by 1",
     "select pg_catalog.format('a publication was not carried: alter publication %I add table %s;', p.pubname, r.prrelid::pg_catalog.regclass) from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid where r.prrelid in ({oids}) order by 1",
-    "select pg_catalog.format('table %s inherits from %s, and was not carried: it comes with --table, too', i.inhrelid::pg_catalog.regclass, i.inhparent::pg_catalog.regclass) from pg_catalog.pg_inherits i where i.inhparent in ({oids}) and i.inhrelid not in ({oids}) order by 1",
+    INHERITING,
 ];
+
+/// Tables whose rows a reader of the carried ones sees, too.
+const INHERITING: &str = "select pg_catalog.format('table %s inherits from %s, and was not carried: it comes with --table, too', i.inhrelid::pg_catalog.regclass, i.inhparent::pg_catalog.regclass) from pg_catalog.pg_inherits i where i.inhparent in ({oids}) and i.inhrelid not in ({oids}) order by 1";
 
 /// Lists things that pg_dump does not carry with tables or a schema, as lines for people.
 ///
@@ -308,8 +311,7 @@ pub fn lacking(source: &mut Server, what: &What, tables: &[Table]) -> Result<Vec
     if *what == What::Database || tables.is_empty() {
         return Ok(Vec::new());
     }
-    let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
-    let oids = oids.join(", ");
+    let oids = oids(tables);
     // The views of a schema come with it.
     let schemas = match what {
         What::Schema(_) => {
@@ -317,15 +319,32 @@ pub fn lacking(source: &mut Server, what: &What, tables: &[Table]) -> Result<Vec
         }
         _ => "0".to_owned(),
     };
+    let queries = NOT_CARRIED.map(|sql| sql.replace("{schemas}", &schemas));
     let mut notes = Vec::new();
-    for sql in NOT_CARRIED {
-        let sql = sql.replace("{schemas}", &schemas);
-        let found = source.query(&sql.replace("{oids}", &oids))?;
-        for row in 0..found.rows.len() {
-            notes.extend(found.text(row, 0)?.map(str::to_owned));
-        }
+    for sql in queries {
+        notes.extend(lines(source, &sql, &oids)?);
     }
     Ok(notes)
+}
+
+/// Lists tables that inherit from those of which rows alone are carried, as lines for people.
+///
+/// # Errors
+/// Those of [`Server::query`].
+pub fn inheriting(source: &mut Server, tables: &[Table]) -> Result<Vec<String>> {
+    lines(source, INHERITING, &oids(tables))
+}
+
+fn oids(tables: &[Table]) -> String {
+    let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
+    oids.join(", ")
+}
+
+fn lines(source: &mut Server, sql: &str, oids: &str) -> Result<Vec<String>> {
+    let found = source.query(&sql.replace("{oids}", oids))?;
+    let lines = (0..found.rows.len()).map(|row| found.text(row, 0));
+    let lines = lines.filter_map(|line| line.map(|text| text.map(str::to_owned)).transpose());
+    lines.collect()
 }
 
 #[cfg(test)]

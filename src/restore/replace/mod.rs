@@ -17,7 +17,7 @@
 //! | `entry` | entries of directories, found and moved |
 
 mod entry;
-mod movable;
+pub mod movable;
 mod old;
 mod pair;
 mod standing;

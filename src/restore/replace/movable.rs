@@ -65,18 +65,27 @@ fn owner_and_rights(
 }
 
 /// The first filesystem that is mounted on a directory or below it.
+fn mounted_in(path: &Path) -> Result<Option<PathBuf>> {
+    let points = mount_points()?;
+    Ok(points.into_iter().find(|point| point.starts_with(path)))
+}
+
+/// The directories on which filesystems are mounted, whether they answer or not.
 ///
 /// Linux: proc_pid_mountinfo(5); the fifth field is the mount point, with white space and backslashes as octal numbers.
-fn mounted_in(path: &Path) -> Result<Option<PathBuf>> {
+///
+/// # Errors
+/// `Io`.
+pub fn mount_points() -> Result<Vec<PathBuf>> {
     let table = "/proc/self/mountinfo";
     let text = std::fs::read(table).map_err(|e| looked(Path::new(table), e))?;
-    let mut points = text.split(|b| *b == b'\n').filter_map(|line| {
+    let points = text.split(|b| *b == b'\n').filter_map(|line| {
         let field = line.split(|b| *b == b' ').nth(4)?;
         Some(PathBuf::from(std::ffi::OsString::from_vec(unescaped(
             field,
         ))))
     });
-    Ok(points.find(|point| point.starts_with(path)))
+    Ok(points.collect())
 }
 
 fn unescaped(field: &[u8]) -> Vec<u8> {
