@@ -2,6 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
+use super::archive_command::shell_word;
 use crate::error::Error;
 use crate::exit;
 
@@ -64,6 +65,25 @@ impl Finding {
             value: value.into(),
             cause: None,
             next: None,
+        }
+    }
+
+    /// The same, with the command or setting that helps.
+    #[must_use]
+    pub fn with_next(self, next: impl Into<String>) -> Finding {
+        Finding {
+            next: Some(next.into()),
+            ..self
+        }
+    }
+}
+
+/// Names the cluster in the commands that help, where several could be meant.
+pub fn name_cluster(findings: &mut [Finding], cluster: &str) {
+    let commands = findings.iter_mut().filter_map(|f| f.next.as_mut());
+    for next in commands {
+        if let Some(words) = next.strip_prefix("pitr ") {
+            *next = format!("pitr --cluster {} {words}", shell_word(cluster));
         }
     }
 }

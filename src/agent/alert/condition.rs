@@ -215,13 +215,8 @@ fn of_findings(subject: &str, findings: &[Finding]) -> Vec<Condition> {
     let one = |f: &Finding| {
         let severity = severity(f)?;
         let id = format!("{subject}/{}/{}", f.group, f.name);
-        let next = f.next.clone().unwrap_or_else(|| "pitr info".to_owned());
-        Some(new(
-            &id,
-            severity,
-            format!("{subject}: {}", f.value),
-            Some(next),
-        ))
+        let summary = format!("{subject}: {}", f.value);
+        Some(new(&id, severity, summary, f.next.clone()))
     };
     findings.iter().filter_map(one).collect()
 }
