@@ -1,8 +1,8 @@
-//! Each finding has a next command.
+//! Each finding has a next command, and each alert an explanation.
 
 use serde_json::Value;
 
-use crate::common::{Site, paths_below};
+use crate::common::{Site, paths_below, pitr};
 
 /// The problems of each cluster, and of other content: what is wrong, and the next command.
 fn problems(info: &Value) -> Vec<(String, String)> {
@@ -81,4 +81,20 @@ fn j67_each_finding_of_info_names_the_next_command() {
         1,
         "{text}"
     );
+}
+
+#[test]
+fn j68_an_alert_is_explained_without_configuration_or_network() {
+    let explain = |words: &[&str]| pitr().arg("explain").args(words.iter().copied()).run();
+    let gap = explain(&["main/recovery/gap"]).success();
+    gap.expect_stdout("PitrGap")
+        .expect_stdout("next:   pitr wal gaps --heal");
+    let json = explain(&["PitrGap", "--json"]).success().json();
+    assert_eq!(json["conditions"][0], "NAME/recovery/gap");
+    let all = explain(&["--json"]).success().json();
+    assert!(all["alerts"].as_array().unwrap().len() > 50, "{all:#}");
+    explain(&[]).success().expect_stdout("PitrMetricsMissing");
+    explain(&["nonsense"])
+        .expect_code(2)
+        .expect_stderr("no alert has the name");
 }
