@@ -42,6 +42,17 @@ impl Failures {
         }
     }
 
+    /// Takes over the failures of another look at the same things; each is told once.
+    pub fn take_over(&mut self, others: Failures) {
+        for other in others.errors {
+            let text = other.to_string();
+            if self.errors.iter().all(|known| known.to_string() != text) {
+                self.errors.push(other);
+            }
+        }
+        self.interrupted = self.interrupted.take().or(others.interrupted);
+    }
+
     /// The errors and the operator's wish to stop, each in a line.
     pub fn texts(&self) -> impl Iterator<Item = String> {
         let all = self.errors.iter().chain(&self.interrupted);

@@ -81,11 +81,16 @@ impl Finding {
 /// Names the cluster in the commands that help, where several could be meant.
 pub fn name_cluster(findings: &mut [Finding], cluster: &str) {
     let commands = findings.iter_mut().filter_map(|f| f.next.as_mut());
-    for next in commands {
-        if let Some(words) = next.strip_prefix("pitr ") {
-            *next = format!("pitr --cluster {} {words}", shell_word(cluster));
-        }
-    }
+    commands.for_each(|next| *next = naming(next, cluster));
+}
+
+/// A command with the name of the cluster in it. Other texts stay as they are.
+pub fn naming(command: &str, cluster: &str) -> String {
+    let words = command.strip_prefix("pitr ");
+    let words = words.filter(|words| !words.starts_with("--cluster "));
+    words.map_or(command.to_owned(), |words| {
+        format!("pitr --cluster {} {words}", shell_word(cluster))
+    })
 }
 
 /// Findings so far, in the order in which they are shown.

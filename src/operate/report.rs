@@ -172,7 +172,7 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         until: Some(until),
     };
     let (records, mut failures) = audit::list(session, range)?;
-    let log = match kind {
+    let mut log = match kind {
         Kind::Daily => None,
         Kind::Audit | Kind::Compliance => Some(audit::verify(session, &[])?),
     };
@@ -218,6 +218,9 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
     failures
         .errors
         .extend(info.into_iter().flat_map(|info| info.failures.errors));
+    if let Some(log) = &mut log {
+        failures.take_over(std::mem::take(&mut log.failures));
+    }
     Ok(Report {
         kind,
         since,
@@ -451,8 +454,10 @@ fn controls(
     let is_new = |proof: &&Proof| proof.time.is_some_and(|time| time >= since);
     let (passed, new) = (passed.clone().count(), passed.filter(is_new).count());
     let is_recorded = settings.audit.records != Records::Off;
+    let unread_logs = log.failures.errors.len();
     let log_state = match log.is_damaged() {
         true => "somebody changed it".to_owned(),
+        false if unread_logs > 0 => format!("{unread_logs} repositories could not be read"),
         false if !is_recorded => "no command of this host is recorded".to_owned(),
         false => format!("whole: {} problems without damage", log.problems.len()),
     };
@@ -497,7 +502,7 @@ fn controls(
         ),
         control(
             "commands recorded",
-            is_recorded && !log.is_damaged(),
+            is_recorded && unread_logs == 0 && !log.is_damaged(),
             log_state,
             "pitr audit verify",
         ),

@@ -929,6 +929,34 @@ fn j66_a_cluster_that_cannot_be_looked_at_is_in_the_report() {
 }
 
 #[test]
+fn j66_a_log_that_could_not_be_read_is_not_called_whole() {
+    let world = World::new();
+    let report = || {
+        let words = ["report", "compliance", "--format", "json"];
+        world.pitr("host", &words).run().json()
+    };
+    let recorded = |report: &Value| {
+        let controls = report["controls"].as_array().unwrap();
+        let found = controls
+            .iter()
+            .find(|one| one["control"] == "commands recorded");
+        found.unwrap()["state"].clone()
+    };
+    assert_eq!(recorded(&report()), "ok");
+    let two = world.sandbox.join("two");
+    std::fs::rename(&two, world.sandbox.join("away")).unwrap();
+    let away = report();
+    assert_eq!(recorded(&away), "warning", "{away:#}");
+    let failures = away["failures"].as_array().unwrap().iter();
+    let logs = failures.filter(|one| {
+        one.as_str()
+            .unwrap()
+            .contains("read the audit log of repository")
+    });
+    assert_eq!(logs.count(), 1, "{away:#}");
+}
+
+#[test]
 fn y43_a_control_is_met_for_every_copy_of_a_cluster_or_not_at_all() {
     let (site, cluster) = Site::with_cluster(17);
     let offsite = site.sandbox().join("offsite");
