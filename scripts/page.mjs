@@ -131,6 +131,13 @@ for (const [name, scheme, width, height] of [['page', 'light', 1000, 900], ['pag
     seen = '';
     draw(state);
   });
+  const titles = await page.$$eval('#clusters svg title', found => found.map(one => one.textContent));
+  const told = beginning => titles.filter(title => title.startsWith(beginning));
+  assert.equal(told('drill ').length, 2, `${name}: ${titles}`);
+  assert(told('drill ').every(title => title.endsWith('passed')), `${name}: ${titles}`);
+  assert.equal(told('not reachable: ').length, 1, `${name}: ${titles}`);
+  assert.equal(titles.filter(title => title.endsWith(' DAMAGED')).length, 1, `${name}: ${titles}`);
+  assert.match(await textOf('#clusters'), /gap on timeline 1: 1\/3A000000 to 1\/41000000, 7 segments/);
   await accessible(name);
   const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   assert(wide <= 0, `${name}: ${wide} pixels too wide`);
@@ -138,6 +145,48 @@ for (const [name, scheme, width, height] of [['page', 'light', 1000, 900], ['pag
 }
 await shade('light');
 await sized(1000, 900);
+await page.reload();
+await drawn();
+
+// A finding with what helps, a drill that failed, a disk that fills, and backups that go.
+await page.evaluate(() => {
+  const state = JSON.parse(JSON.stringify(shownState));
+  const { observed } = state;
+  const cluster = observed.info.clusters[0];
+  const [backup] = cluster.backups;
+  observed.conditions = [
+    { id: 'main/receiver/trouble', severity: 'medium', summary: 'main: the receiver has trouble', next: 'pitr doctor' },
+    { id: 'main/recovery/gap', severity: 'critical', summary: 'main: 7 segments of timeline 1 missing', next: 'pitr wal gaps --heal' },
+  ];
+  cluster.drills = [{ newest: { time: state.now, failed: 'replay', checks_failed: 0 }, proven: null }];
+  cluster.retention = { backups: [
+    { id: backup.id, fate: 'keep', kept_until: '2027-01-02T03:04:05Z', reason: 'keep_daily' },
+    { id: 'backup-1', fate: 'mark', kept_until: null, reason: 'no rule keeps it' },
+    { id: 'backup-2', fate: 'keep', kept_until: null, reason: 'keep_last' },
+  ] };
+  observed.rooms = [
+    { repository: 'local', total_bytes: 2 ** 40, free_bytes: 2 ** 38, full_in_s: 5 * 86400, notes: [] },
+    { repository: 'offsite', total_bytes: 2 ** 40, free_bytes: 2 ** 39, full_in_s: null, notes: [] },
+  ];
+  seen = '';
+  draw(state);
+});
+const found = await page.$$eval('#findings li', all => all.map(one => [one.innerText.split('\n')[0], one.querySelector('pre').innerText]));
+assert.deepEqual(found, [
+  ['critical: main: 7 segments of timeline 1 missing', 'pitr wal gaps --heal'],
+  ['medium: main: the receiver has trouble', 'pitr doctor'],
+]);
+assert.match(await page.$eval('#clusters svg rect.fail title', title => title.textContent), /^drill .* FAILED$/);
+const stored = await textOf('#storage');
+assert.match(stored, /local\s+256 GiB of 1\.0 TiB\s+full in 5 days, as it grew lately/);
+assert.match(stored, /offsite\s+512 GiB of 1\.0 TiB\s+no growth was measured/);
+const [, goes] = stored.split('Goes next');
+assert(goes, stored);
+assert.match(goes, /kept until 2027-01-02 03:04:05 UTC\s+keep_daily/);
+assert.match(goes, /backup-1\s+goes\s+no rule keeps it/);
+assert(!goes.includes('backup-2'), goes);
+await accessible('findings, forecast and what goes next');
+step('findings with next commands, drills, gaps, the forecast and what goes next are drawn');
 await page.reload();
 await drawn();
 

@@ -185,6 +185,7 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
         | Command::Metrics(_)
         | Command::Agent(_)
         | Command::Alert(_)
+        | Command::Explain(_)
         | Command::Audit(_)
         | Command::Report(_)
         | Command::Runbook(_)

@@ -4,7 +4,7 @@ use super::output::{Align, Table};
 use super::{Context, info_forecast, info_set};
 use crate::error::Result;
 use crate::exit;
-use crate::operate::finding::Level;
+use crate::operate::finding::{Finding, Level};
 use crate::operate::how_long;
 use crate::operate::human::{self, SizeUnit};
 use crate::operate::info::{self, BackupInfo, ClusterInfo};
@@ -168,9 +168,19 @@ fn print(cx: &Context, shown: &ClusterInfo) -> Result<()> {
     if !shown.problems.is_empty() {
         cx.out.line("")?;
     }
-    for problem in &shown.problems {
+    print_problems(cx, &shown.problems)
+}
+
+/// Prints problems, and what helps behind the last of those that it helps; nothing where they have said so.
+fn print_problems(cx: &Context, problems: &[Finding]) -> Result<()> {
+    for (index, problem) in problems.iter().enumerate() {
         let state = problem.level.state();
         cx.out.line(&format!("{state}: {}", problem.value))?;
+        let Some(next) = &problem.next else { continue };
+        let following = problems.get(index + 1).and_then(|f| f.next.as_ref());
+        if !problem.value.contains(next) && following != Some(next) {
+            cx.out.line(&format!("  next: {next}"))?;
+        }
     }
     Ok(())
 }
@@ -187,11 +197,7 @@ fn print_scope(cx: &Context, shown: &ScopeInfo) -> Result<()> {
     };
     let line = format!("{} in {}: {newest}", shown.scope, shown.repository);
     cx.out.line(&line)?;
-    for problem in &shown.problems {
-        let state = problem.level.state();
-        cx.out.line(&format!("{state}: {}", problem.value))?;
-    }
-    Ok(())
+    print_problems(cx, &shown.problems)
 }
 
 fn joined(numbers: &[u32]) -> String {

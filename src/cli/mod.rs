@@ -55,6 +55,7 @@ mod drill_page;
 pub mod erasure;
 pub mod expire;
 mod expire_explain;
+pub mod explain;
 pub mod files;
 pub mod find;
 mod heal;
@@ -207,6 +208,7 @@ enum Command {
     Metrics(metrics::Args),
     Agent(agent::Args),
     Alert(alert::Args),
+    Explain(explain::Args),
     Audit(audit::Args),
     Report(report::Args),
     Mark(mark::Args),
@@ -495,6 +497,7 @@ fn takes_identifier(command: &Command) -> bool {
         | Command::Metrics(_)
         | Command::Agent(_)
         | Command::Alert(_)
+        | Command::Explain(_)
         | Command::Audit(_)
         | Command::Report(_)
         | Command::Mark(_)
@@ -570,6 +573,7 @@ fn dispatch(command: &Command, cx: &Context) -> Result<u8> {
         Command::Config(args) => configuration::run(args, cx),
         Command::Metrics(args) => metrics::run(args, cx),
         Command::Agent(args) => agent::run(args, cx),
+        Command::Explain(args) => explain::run(args, cx),
         Command::Alert(args) => alert::run(args, cx),
         Command::Audit(args) => audit::run(args, cx),
         Command::Report(args) => report::run(args, cx),

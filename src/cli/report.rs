@@ -12,7 +12,7 @@ use crate::exit::{self, Program};
 use crate::operate::finding::Level;
 use crate::operate::human;
 use crate::operate::objectives_history::Kept;
-use crate::operate::report::{self, Kind, Report, Run};
+use crate::operate::report::{self, Kind, Proof, Report, Run};
 
 /// Report what ran, what is proven, and what is to be done
 ///
@@ -127,9 +127,26 @@ pub(super) struct Part {
     pub none: &'static str,
 }
 
+/// Words of a result that say that recovery failed.
+pub(super) const BROKEN: &str = "recovery broken";
+
 /// The tables of a report.
 pub(super) fn parts(report: &Report) -> Vec<Part> {
     let mut parts = Vec::new();
+    let failures: Vec<_> = report.failures.texts().map(|text| vec![text]).collect();
+    // Nobody knows that there is nothing where something could not be looked at.
+    let none = |words| match failures.is_empty() {
+        true => words,
+        false => "not known: see above",
+    };
+    if !failures.is_empty() {
+        parts.push(Part {
+            title: "Could not be looked at",
+            columns: &["error"],
+            rows: failures.clone(),
+            none: "",
+        });
+    }
     if report.kind == Kind::Compliance {
         let rows = report.controls.iter().map(|one| {
             vec![
@@ -143,7 +160,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
             title: "Controls",
             columns: &["state", "control", "observed", "command"],
             rows: rows.collect(),
-            none: "nothing could be looked at",
+            none: none("nothing could be looked at"),
         });
     }
     let findings = report.recommendations.iter().map(|one| {
@@ -154,13 +171,13 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
         title: "What somebody should do",
         columns: &["state", "of", "finding", "next"],
         rows: findings.collect(),
-        none: "nothing",
+        none: none("nothing"),
     });
     parts.push(Part {
         title: "Runs",
         columns: &["began", "took", "user", "host", "command", "of", "outcome"],
         rows: report.runs.iter().map(ran).collect(),
-        none: "none is recorded: see [audit] in the configuration",
+        none: none("none is recorded: see [audit] in the configuration"),
     });
     let backups = report.backups.iter().map(|one| {
         vec![
@@ -168,7 +185,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
             one.of.clone(),
             one.repository.clone(),
             one.id.clone(),
-            human::size(one.stored_bytes),
+            one.stored_bytes.map_or_else(String::new, human::size),
             one.damage.clone().unwrap_or_default(),
         ]
     });
@@ -176,27 +193,22 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
         title: "Backups that ended in this time",
         columns: &["ended", "of", "repository", "backup", "stored", "damage"],
         rows: backups.collect(),
-        none: "none",
+        none: none("none"),
     });
     let proofs = report.proofs.iter().map(|one| {
-        let word = match (one.time, one.passed) {
-            (None, _) => "no drill is known",
-            (_, true) => "recovery proven",
-            (_, false) => "recovery broken, or a backup",
-        };
         let time = one.time.map_or_else(String::new, human::time);
         vec![
             one.cluster.clone(),
             one.repository.clone(),
             time,
-            word.to_owned(),
+            drilled(one),
         ]
     });
     parts.push(Part {
         title: "Newest drills",
         columns: &["cluster", "repository", "time", "result"],
         rows: proofs.collect(),
-        none: "none",
+        none: none("none"),
     });
     parts.push(Part {
         title: "Promises",
@@ -210,7 +222,7 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
             "at",
         ],
         rows: report.promises.iter().map(kept).collect(),
-        none: "nothing was measured: pitr agent does it, on its host",
+        none: none("nothing was measured: pitr agent does it, on its host"),
     });
     if let Some(log) = &report.log {
         let rows = log.problems.iter().map(|one| {
@@ -227,10 +239,22 @@ pub(super) fn parts(report: &Report) -> Vec<Part> {
             title: "The audit log",
             columns: &["state", "chain", "problem", "observed"],
             rows: rows.collect(),
-            none: "it is whole, as far as its anchors reach",
+            none: none("it is whole, as far as its anchors reach"),
         });
     }
     parts
+}
+
+/// The result of the drills of a cluster in a repository.
+pub(super) fn drilled(one: &Proof) -> String {
+    match (one.time, one.passed) {
+        (_, true) => "recovery proven".to_owned(),
+        _ if !one.broken_backups.is_empty() => {
+            format!("{BROKEN} from {}", one.broken_backups.join(", "))
+        }
+        (None, _) => "no drill is known".to_owned(),
+        (_, false) => BROKEN.to_owned(),
+    }
 }
 
 fn ran(run: &Run) -> Vec<String> {

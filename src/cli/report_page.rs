@@ -1,7 +1,7 @@
 //! A report as one HTML page, which needs nothing but itself.
 
 use super::drill_page::{STYLE, escaped};
-use super::report::{Part, parts, title};
+use super::report::{BROKEN, Part, parts, title};
 use crate::operate::human;
 use crate::operate::report::Report;
 
@@ -38,7 +38,8 @@ fn drawn(part: &Part) -> String {
 fn drawn_row(row: &[String]) -> String {
     let cells = row.iter().map(|cell| {
         let class = match cell.as_str() {
-            "critical" | "CHANGED" | "recovery broken" => " class=\"bad\"",
+            "critical" | "CHANGED" => " class=\"bad\"",
+            drill if drill.starts_with(BROKEN) => " class=\"bad\"",
             "ok" | "recovery proven" => " class=\"good\"",
             _ => "",
         };
@@ -49,7 +50,32 @@ fn drawn_row(row: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::drilled;
     use super::*;
+    use crate::operate::report::Proof;
+
+    #[test]
+    fn j66_recovery_that_a_drill_found_broken_is_red() {
+        let time = "2026-11-20T06:00:00Z".parse().ok();
+        let proof = |time, passed, broken: &[&str]| Proof {
+            cluster: "main".into(),
+            repository: "local".into(),
+            time,
+            passed,
+            broken_backups: broken.iter().map(|id| (*id).to_owned()).collect(),
+        };
+        let class = |proof: Proof| {
+            let page = drawn_row(&[drilled(&proof)]);
+            let class = page.split("<td class=\"").nth(1);
+            class.map(|rest| rest.split('"').next().unwrap().to_owned())
+        };
+        assert_eq!(class(proof(time, true, &[])).as_deref(), Some("good"));
+        assert_eq!(class(proof(time, false, &[])).as_deref(), Some("bad"));
+        let another = proof(time, false, &["20261119T060000Z-full"]);
+        assert!(drilled(&another).contains("20261119T060000Z-full"));
+        assert_eq!(class(another).as_deref(), Some("bad"));
+        assert_eq!(class(proof(None, false, &[])), None);
+    }
 
     #[test]
     fn text_of_a_record_is_no_markup() {

@@ -10,6 +10,8 @@ use super::session::Session;
 use crate::archive::datadir::DataDirectory;
 use crate::archive::spool;
 use crate::config;
+use crate::error::Code;
+use crate::exit;
 use crate::pg::segment::WalFileName;
 use crate::pg::time::TimestampTz;
 
@@ -117,6 +119,14 @@ impl Blocked {
     /// Whether it has lasted so long that somebody has to come.
     pub fn has_lasted(&self) -> bool {
         self.age >= PASSING
+    }
+
+    /// The command that tells of the cause.
+    pub fn next(&self) -> &'static str {
+        match self.code == exit::name(Code::Conflict) {
+            true => "pitr wal conflicts",
+            false => "pitr doctor",
+        }
     }
 
     /// One line.

@@ -1,7 +1,7 @@
 //! Errors of a verb that works on several repositories: one that fails does not keep the others from being worked on.
 
 use super::session::Session;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::config;
 use crate::error::{Code, Error, Result};
@@ -40,6 +40,31 @@ impl Failures {
                 break;
             }
         }
+    }
+
+    /// Takes over the failures of another look at the same things; each is told once.
+    pub fn take_over(&mut self, others: Failures) {
+        for other in others.errors {
+            let text = other.to_string();
+            if self.errors.iter().all(|known| known.to_string() != text) {
+                self.errors.push(other);
+            }
+        }
+        self.interrupted = self.interrupted.take().or(others.interrupted);
+    }
+
+    /// The errors and the operator's wish to stop, each in a line.
+    pub fn texts(&self) -> impl Iterator<Item = String> {
+        let all = self.errors.iter().chain(&self.interrupted);
+        all.map(|error| error.to_string().replace('\n', " "))
+    }
+
+    /// Writes them as a list of texts.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn as_texts<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.collect_seq(self.texts())
     }
 
     /// Whether nothing failed.

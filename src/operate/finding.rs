@@ -2,6 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
+use super::archive_command::shell_word;
 use crate::error::Error;
 use crate::exit;
 
@@ -66,6 +67,30 @@ impl Finding {
             next: None,
         }
     }
+
+    /// The same, with the command or setting that helps.
+    #[must_use]
+    pub fn with_next(self, next: impl Into<String>) -> Finding {
+        Finding {
+            next: Some(next.into()),
+            ..self
+        }
+    }
+}
+
+/// Names the cluster in the commands that help, where several could be meant.
+pub fn name_cluster(findings: &mut [Finding], cluster: &str) {
+    let commands = findings.iter_mut().filter_map(|f| f.next.as_mut());
+    commands.for_each(|next| *next = naming(next, cluster));
+}
+
+/// A command with the name of the cluster in it. Other texts stay as they are.
+pub fn naming(command: &str, cluster: &str) -> String {
+    let words = command.strip_prefix("pitr ");
+    let words = words.filter(|words| !words.starts_with("--cluster "));
+    words.map_or(command.to_owned(), |words| {
+        format!("pitr --cluster {} {words}", shell_word(cluster))
+    })
 }
 
 /// Findings so far, in the order in which they are shown.

@@ -73,7 +73,11 @@ fn others(reading: &Reading, own: u64) -> Result<Vec<Inventory>> {
 }
 
 /// Explains a configured data directory of another cluster than `shown`; none where it cannot be read from here.
-pub fn mismatch(session: &Session, reading: &Reading, shown: u64) -> Option<String> {
+pub fn mismatch(
+    session: &Session,
+    reading: &Reading,
+    shown: u64,
+) -> Option<(String, &'static str)> {
     let pgdata = reading.cluster.as_ref()?.pgdata.as_deref()?;
     let control = DataDirectory::at(pgdata).control().ok()??;
     let own = control.system_identifier;
@@ -84,11 +88,17 @@ pub fn mismatch(session: &Session, reading: &Reading, shown: u64) -> Option<Stri
     let registered = reading.repository.registrations(name).ok()?;
     Some(
         match registered.iter().any(|r| r.system_identifier == own) {
-            false => format!(
-                "the data directory has system identifier {own}, which is not registered for cluster \"{name}\": its WAL is refused (A121), and nothing of it can be recovered; after pg_upgrade or initdb: pitr init --confirm, then pitr backup"
+            false => (
+                format!(
+                    "the data directory has system identifier {own}, which is not registered for cluster \"{name}\": its WAL is refused (A121), and nothing of it can be recovered; after pg_upgrade or initdb: pitr init --confirm, then pitr backup"
+                ),
+                "pitr init --confirm",
             ),
-            true => format!(
-                "the data directory has system identifier {own}, and the newest backup is of {shown}: nothing that was written since can be recovered; take a backup: pitr backup"
+            true => (
+                format!(
+                    "the data directory has system identifier {own}, and the newest backup is of {shown}: nothing that was written since can be recovered; take a backup: pitr backup"
+                ),
+                "pitr backup",
             ),
         },
     )

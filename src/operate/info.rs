@@ -8,7 +8,7 @@ use super::agent_trouble::{self, Trouble};
 use super::blocked::{Blocked, PASSING, Waiting};
 use super::exposure::{self, Exposure};
 use super::failures::Failures;
-use super::finding::{Finding, Level};
+use super::finding::{self, Finding, Level};
 use super::forecast::{self, Forecast};
 use super::former::{self, Former};
 use super::how_long;
@@ -196,7 +196,7 @@ fn tails(inventory: &Inventory) -> Vec<Tail> {
     inventory.timelines.iter().flat_map(of).collect()
 }
 
-/// Writes findings as problems: a state and a message.
+/// Writes findings as problems: a state, a message, and what helps.
 pub(super) fn problems<S: Serializer>(
     found: &[Finding],
     to: S,
@@ -205,10 +205,12 @@ pub(super) fn problems<S: Serializer>(
     struct Problem<'a> {
         state: &'static str,
         message: &'a str,
+        next: Option<&'a str>,
     }
     to.collect_seq(found.iter().map(|f| Problem {
         state: f.level.state(),
         message: &f.value,
+        next: f.next.as_deref(),
     }))
 }
 
@@ -318,7 +320,10 @@ pub enum Asks {
 pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
     let (mut clusters, mut written) = (Vec::new(), Vec::new());
     let (mut failures, mut unseen) = (Failures::default(), Vec::new());
-    for reading in Reading::open_each(session)? {
+    let readings = Reading::open_each(session)?;
+    let is_several =
+        readings.len() > 1 || readings.iter().any(|one| one.settings.clusters.len() > 1);
+    for reading in readings {
         let only_writes = asks == Asks::Everything && reading.configured.only_writes();
         let looked = match only_writes {
             true => written::look(session, &reading).map(|one| written.push(one)),
@@ -330,7 +335,20 @@ pub fn look_with(session: &Session, asks: Asks) -> Result<Info> {
         }
     }
     failures.first_if(session, clusters.is_empty() && written.is_empty())?;
+    if is_several {
+        let named = |one: &mut ClusterInfo| finding::name_cluster(&mut one.problems, &one.name);
+        clusters.iter_mut().for_each(named);
+        let named = |one: &mut Written| finding::name_cluster(&mut one.problems, &one.name);
+        written.iter_mut().for_each(named);
+    }
     let scopes = scopes::look(session)?;
+    let found = clusters.iter().flat_map(|one| &one.problems);
+    let found = found.chain(written.iter().flat_map(|one| &one.problems));
+    let mut found = found.chain(scopes.iter().flat_map(|one| &one.problems));
+    debug_assert!(
+        found.all(|one| one.level == Level::Ok || one.next.is_some()),
+        "a finding names no next command"
+    );
     let states = clusters.iter().map(|shown| shown.state);
     let states = states.chain(written.iter().map(|one| one.state));
     let worst = states.chain(scopes.iter().map(|s| s.state)).max();
@@ -382,28 +400,26 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         session.host.now(),
     );
     let mismatch = former::mismatch(session, reading, inventory.system_identifier);
-    problems
-        .extend(mismatch.map(|why| Finding::new("cluster", "data directory", Level::Fail, why)));
+    problems.extend(mismatch.map(|(why, next)| {
+        Finding::new("cluster", "data directory", Level::Fail, why).with_next(next)
+    }));
     problems.extend(
         Major::newer_means(inventory.major)
             .map(|means| format!("{means}; install a newer pitr"))
-            .map(|means| Finding::new("cluster", "PostgreSQL", Level::Warn, means)),
+            .map(|means| Finding::new("cluster", "PostgreSQL", Level::Warn, means))
+            .map(|found| found.with_next("install a newer pitr")),
     );
     if inventory.is_unregistered {
-        problems.push(Finding::new("cluster", "registration", Level::Fail, "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init"));
+        problems.push(Finding::new("cluster", "registration", Level::Fail, "the registration (cluster.json) is missing: archiving and backups are refused (A121); on the cluster's host: pitr init").with_next("pitr init"));
     }
-    let mut warn = |group, name: &str, messages: Vec<String>| {
-        let found = messages.into_iter();
-        problems.extend(found.map(|m| Finding::new(group, name, Level::Warn, m)));
-    };
     let lost = receiver::recorded_gaps(&reading.repository, &inventory)?;
-    warn("recovery", "recorded gap", lost);
-    let configured = reading.settings.repositories.iter();
-    warn(
-        "repository",
-        "creating",
-        configured.filter_map(weakly_created).collect(),
+    let lost = lost.into_iter();
+    problems.extend(
+        lost.map(|m| Finding::new("recovery", "recorded gap", Level::Warn, m))
+            .map(|found| found.with_next("pitr wal gaps --heal")),
     );
+    let configured = reading.settings.repositories.iter();
+    problems.extend(configured.filter_map(weakly_created));
     let now = session.host.now();
     problems.extend(receiver.as_ref().and_then(|r| r.finding(now)));
     let identifier = inventory.system_identifier;
@@ -452,15 +468,18 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
         },
     ));
     drills.retain(|proven| proven.drills.newest.is_some());
-    let mut warn = |group, name: &str, messages: Vec<String>| {
+    let mut warn = |group, name: &str, messages: Vec<String>, next: &str| {
         let found = messages.into_iter();
-        problems.extend(found.map(|m| Finding::new(group, name, Level::Warn, m)));
+        let found = found.map(|m| Finding::new(group, name, Level::Warn, m).with_next(next));
+        problems.extend(found);
     };
     let undecided = cluster.undecided().map(|why| format!("{why}. {DECIDE}"));
-    warn("cluster", "timeline", undecided.into_iter().collect());
-    warn("cluster", "timelines", cluster.describe_beside());
+    let list = "pitr timeline list";
+    warn("cluster", "timeline", undecided.into_iter().collect(), list);
+    warn("cluster", "timelines", cluster.describe_beside(), list);
     let twice = times_twice(session, reading, &inventory, &found, &cluster)?;
-    warn("recovery", "clock", twice.into_iter().collect());
+    let twice = twice.into_iter().collect();
+    warn("recovery", "clock", twice, "pitr plan");
     let (blocked, found_waiting) = archiving(reading.cluster.as_ref(), session);
     problems.extend(found_waiting);
     let followed = Policy {
@@ -543,7 +562,9 @@ fn times_twice(
 /// Judges the lag of one of several repositories.
 pub(super) fn of_lag(lag: &Lag) -> impl Iterator<Item = Finding> + '_ {
     let lines = lag.problems().into_iter();
-    lines.map(|line| Finding::new("repository", &lag.name, Level::Warn, line))
+    lines.map(|(line, next)| {
+        Finding::new("repository", &lag.name, Level::Warn, line).with_next(next)
+    })
 }
 
 /// Files that could not be archived, and the findings about all WAL that waits for it.
@@ -560,7 +581,7 @@ pub(super) fn archiving(
             true => Level::Fail,
             false => Level::Warn,
         };
-        Finding::new("archiving", "blocked", level, file.line())
+        Finding::new("archiving", "blocked", level, file.line()).with_next(file.next())
     };
     let mut found: Vec<Finding> = blocked.iter().map(of_file).collect();
     if blocked.is_empty() {
@@ -579,17 +600,19 @@ fn stuck(cluster: &config::Cluster, session: &Session) -> Option<Finding> {
         let value = format!(
             "archiving is stuck: {waiting}. pg_wal grows until its disk is full. The server's log has the error of pitr-archive; pitr doctor looks for the cause"
         );
-        Finding::new("archiving", "waiting", Level::Fail, value)
+        Finding::new("archiving", "waiting", Level::Fail, value).with_next("pitr doctor")
     })
 }
 
 /// A repository in which the configuration accepts less than the promise.
-fn weakly_created(configured: &config::Repository) -> Option<String> {
+fn weakly_created(configured: &config::Repository) -> Option<Finding> {
     configured.s3.unsafe_overwrite.then(|| {
-        format!(
-            "unsafe_overwrite = true: two writers at the same time can replace archived WAL in repository \"{}\"",
-            configured.name
-        )
+        let name = &configured.name;
+        let value = format!(
+            "unsafe_overwrite = true: two writers at the same time can replace archived WAL in repository \"{name}\""
+        );
+        let next = format!("take unsafe_overwrite out of [repositories.{name}]");
+        Finding::new("repository", "creating", Level::Warn, value).with_next(next)
     })
 }
 
@@ -616,8 +639,9 @@ fn newest(
     max_backup_age: Option<Duration>,
     now: TimestampTz,
 ) -> Vec<Finding> {
-    let critical =
-        |message: String| Finding::new("recovery", "newest backup", Level::Fail, message);
+    let critical = |message: String| {
+        Finding::new("recovery", "newest backup", Level::Fail, message).with_next("pitr backup")
+    };
     // A backup of a branch that is not the cluster assures nothing.
     let history = cluster.timeline().and_then(|t| inventory.history(t).ok());
     let leads = |b: &&Backup| history.as_ref().is_none_or(|h| lies_on(h, b));
@@ -676,13 +700,15 @@ pub(super) fn too_old(stop_time: TimestampTz, limit: Duration, now: TimestampTz)
 /// Finds everything else that is wrong: each a warning.
 fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
     let mut problems = Vec::new();
-    let mut say = |name: &str, message: String| {
-        problems.push(Finding::new("recovery", name, Level::Warn, message));
+    let mut say = |name: &str, message: String, next: &str| {
+        problems.push(Finding::new("recovery", name, Level::Warn, message).with_next(next));
     };
+    let (gaps_next, damage_next) = ("pitr wal gaps --heal", "pitr verify --heal");
     for (id, why) in &found.unusable {
         say(
             "unusable backup",
             format!("backup {id} cannot be used: {why}"),
+            &format!("pitr verify --backup {id}"),
         );
     }
     let is_open = |w: &&Window| !w.to_end && !w.ends_alone(inventory);
@@ -696,6 +722,7 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
                 window.to_lsn,
                 window.broken.as_deref().unwrap_or_default()
             ),
+            gaps_next,
         );
     }
     for gap in gaps {
@@ -708,12 +735,14 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
                 gap.from_lsn,
                 gap.to_lsn
             ),
+            gaps_next,
         );
     }
     for Unreadable { id, problem } in &inventory.unreadable {
         say(
             "unreadable backup",
             format!("backup {id} cannot be read: {problem}"),
+            damage_next,
         );
     }
     for id in &inventory.lost {
@@ -722,15 +751,20 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
             format!(
                 "backup {id} was complete, and its root is lost: it cannot be restored; pitr verify says what helps"
             ),
+            damage_next,
         );
     }
     for backup in inventory.backups.iter() {
         if let Some(damage) = &backup.damage {
-            let (what, is) = match backup.is_partial {
-                true => ("partial backup", "partial"),
-                false => ("damaged backup", "damaged"),
+            let (what, is, next) = match backup.is_partial {
+                true => ("partial backup", "partial", "pitr backup"),
+                false => ("damaged backup", "damaged", damage_next),
             };
-            say(what, format!("backup {} is {is}: {damage}", backup.id));
+            say(
+                what,
+                format!("backup {} is {is}: {damage}", backup.id),
+                next,
+            );
         }
     }
     for forged in &inventory.forged {
@@ -740,10 +774,11 @@ fn rest(inventory: &Inventory, found: &Windows, gaps: &[Gap]) -> Vec<Finding> {
                 "event \"{forged}\" is {}; it does not count: pitr verify",
                 event::FORGED
             ),
+            "pitr verify",
         );
     }
     for problem in &found.problems {
-        say("timeline", problem.clone());
+        say("timeline", problem.clone(), "pitr timeline list");
     }
     problems
 }

@@ -401,15 +401,17 @@ impl Lag {
         self.comes_by_sync = behind.comes_by_sync;
     }
 
-    /// Its problems, each in a line.
-    pub fn problems(&self) -> Vec<String> {
+    /// Its problems, each in a line, and what helps.
+    pub fn problems(&self) -> Vec<(String, String)> {
         let name = &self.name;
         if let Some(away) = &self.away {
-            return vec![format!("repository \"{name}\" is away: {}", away.message)];
+            let line = format!("repository \"{name}\" is away: {}", away.message);
+            return vec![(line, "pitr doctor".to_owned())];
         }
         let line = |f: Finding| {
             let next = f.next.unwrap_or_default();
-            format!("repository \"{name}\" is {}: {next}", f.value)
+            let line = format!("repository \"{name}\" is {}: {next}", f.value);
+            (line, next)
         };
         self.concerns().into_iter().map(line).collect()
     }
@@ -552,9 +554,9 @@ mod tests {
         let mut lag = level();
         lag.behind_segments = Some(1);
         assert_eq!(lag.problems().len(), 1);
-        assert!(lag.problems()[0].contains("pitr repo sync"));
+        assert!(lag.problems()[0].0.contains("pitr repo sync"));
         lag.comes_by_sync = false;
-        assert!(lag.problems()[0].contains("pitr backup --repository"));
+        assert!(lag.problems()[0].1.contains("pitr backup --repository"));
         lag.behind_ms = Some(1000);
         assert!(lag.problems().is_empty());
     }

@@ -32,6 +32,7 @@ pub mod doctor;
 pub mod drill;
 pub mod erasure;
 pub mod expire;
+pub mod explain;
 pub mod exposure;
 pub mod failing_sinks;
 pub mod failures;

@@ -118,8 +118,12 @@ fn of_copies(wanted: Copies, state: &State<'_>) -> Option<Finding> {
         .filter(|(is, _)| *is)
         .map(|(_, what)| what)
         .collect();
+    let next = match state.repositories {
+        [_] => "add another place as [repositories.NAME], then: pitr init",
+        _ => "pitr repo sync",
+    };
     (!lacking.is_empty()).then(|| Finding {
-        next: Some("pitr repo sync".to_owned()),
+        next: Some(next.to_owned()),
         ..Finding::new(
             "objectives",
             "copies",

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::repo::drilled::{self, Drills};
 use crate::repo::event;
+use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 
 /// The drills of one repository.
@@ -23,6 +24,19 @@ pub struct Proven {
     /// Its newest drills.
     #[serde(flatten)]
     pub drills: Drills,
+}
+
+impl Proven {
+    /// The backup that a drill is to try again: the newest drill passed, and an older one found it broken.
+    fn again(&self) -> Option<&BackupId> {
+        let drills = &self.drills;
+        let is_newest_broken = drills
+            .newest
+            .as_ref()
+            .is_some_and(|held| held.drill.failed.is_some());
+        let broken = drills.broken.last().filter(|_| !is_newest_broken);
+        broken.and_then(|held| held.drill.backup.as_ref())
+    }
 }
 
 /// Reads the drills of the repository that is read, and of the others that answer.
@@ -113,8 +127,12 @@ pub fn next(name: &str) -> String {
 pub fn problems(all: &[Proven], max_age: Option<Duration>, now: TimestampTz) -> Vec<Finding> {
     let found = all.iter().filter_map(|proven| {
         let (level, value) = judge(proven, max_age, now)?;
-        let value = format!("{value}: {}", next(&proven.repository));
-        Some(Finding::new("recovery", "drill", level, value))
+        let next = match (level, proven.again()) {
+            (Level::Fail, Some(id)) => format!("{} --backup {id}", next(&proven.repository)),
+            _ => next(&proven.repository),
+        };
+        let value = format!("{value}: {next}");
+        Some(Finding::new("recovery", "drill", level, value).with_next(next))
     });
     found.collect()
 }

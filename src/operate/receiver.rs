@@ -191,7 +191,11 @@ impl Receiver {
             _ => "state",
         };
         let problem = self.problem()?;
-        Some(Finding::new("receiver", name, Level::Warn, problem))
+        let next = match self.over() {
+            Some(_) => "pitr receive",
+            None => "pitr doctor",
+        };
+        Some(Finding::new("receiver", name, Level::Warn, problem).with_next(next))
     }
 
     /// Its damage or trouble.

@@ -9,14 +9,13 @@ use serde::Serialize;
 use super::audit::{self, Listed, Range, Verified};
 use super::erasure;
 use super::failures::Failures;
-use super::finding::{Finding, Level};
-use super::info::{self, ClusterInfo, Info};
+use super::finding::Level;
+use super::info::{self, Asks, Info};
 use super::needs;
 use super::objectives_history::{self, Kept};
 use super::proven::Proven;
 use super::read_back;
 use super::reading::Reading;
-use super::scopes::ScopeInfo;
 use super::session::Session;
 use crate::config::{self, Records, Settings};
 use crate::error::Result;
@@ -68,8 +67,8 @@ pub struct Report {
     pub log: Option<Verified>,
     /// Findings, worst first, with what helps.
     pub recommendations: Vec<Recommendation>,
-    /// Errors of what could not be looked at.
-    #[serde(skip)]
+    /// Errors of what could not be looked at: the report knows nothing of it.
+    #[serde(serialize_with = "Failures::as_texts")]
     pub failures: Failures,
 }
 
@@ -109,8 +108,8 @@ pub struct Entry {
     pub id: String,
     /// When it ended.
     pub stop_time: TimestampTz,
-    /// Bytes that it takes.
-    pub stored_bytes: u64,
+    /// Bytes that it takes; none where this host only writes the repository.
+    pub stored_bytes: Option<u64>,
     /// Damage that was found.
     pub damage: Option<String>,
 }
@@ -126,6 +125,8 @@ pub struct Proof {
     pub time: Option<TimestampTz>,
     /// Whether it proved recovery, and no backup is there that another one found broken.
     pub passed: bool,
+    /// Backups that a drill found broken, and none has shown otherwise since.
+    pub broken_backups: Vec<String>,
 }
 
 /// A control, and how it stands.
@@ -171,11 +172,11 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         until: Some(until),
     };
     let (records, mut failures) = audit::list(session, range)?;
-    let log = match kind {
+    let mut log = match kind {
         Kind::Daily => None,
         Kind::Audit | Kind::Compliance => Some(audit::verify(session, &[])?),
     };
-    let info = match info::look(session) {
+    let info = match info::look_with(session, Asks::Everything) {
         Ok(info) => Some(info),
         Err(e) => {
             failures.add(e, "look at what can be recovered".to_owned());
@@ -203,7 +204,7 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
                 .iter()
                 .position(|c| c.control == "commands recorded");
             controls.insert(place.unwrap_or(0), immutable(session, &settings));
-            match erasures(session, &info.clusters) {
+            match erasures(session, info) {
                 Ok(erasures) => controls.push(erasures),
                 Err(e) => drop(failures.add(e, "read the erasures".to_owned())),
             }
@@ -212,10 +213,14 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         _ => Vec::new(),
     };
     let proofs = info.as_ref().map(|info| proofs(&settings, info));
-    let (clusters, scopes) = info.map_or_else(Default::default, |info| {
-        failures.errors.extend(info.failures.errors);
-        (info.clusters, info.scopes)
-    });
+    let backups = info.as_ref().map(|info| backups(info, since, until));
+    let recommendations = info.as_ref().map(recommendations);
+    failures
+        .errors
+        .extend(info.into_iter().flat_map(|info| info.failures.errors));
+    if let Some(log) = &mut log {
+        failures.take_over(std::mem::take(&mut log.failures));
+    }
     Ok(Report {
         kind,
         since,
@@ -223,13 +228,13 @@ pub fn make(session: &Session, kind: Kind, range: Range) -> Result<Report> {
         host: event::host(),
         program: PROGRAM.to_owned(),
         runs: runs(&records),
-        backups: backups(&clusters, &scopes, since, until),
+        backups: backups.unwrap_or_default(),
         proofs: proofs.unwrap_or_default(),
         promises,
         controls,
         anchor,
         log,
-        recommendations: recommendations(&clusters, &scopes),
+        recommendations: recommendations.unwrap_or_default(),
         failures,
     })
 }
@@ -272,36 +277,41 @@ fn runs(records: &[Listed]) -> Vec<Run> {
     runs
 }
 
-fn backups(
-    clusters: &[ClusterInfo],
-    scopes: &[ScopeInfo],
-    since: TimestampTz,
-    until: TimestampTz,
-) -> Vec<Entry> {
-    let is_in = |time: TimestampTz| time >= since && time < until;
-    let of_clusters = clusters.iter().flat_map(|cluster| {
-        let backups = cluster.backups.iter().filter(|b| is_in(b.stop_time));
-        backups.map(|b| Entry {
+/// The backups that ended in this time; of a cluster that this host only writes, the newest of each kind.
+fn backups(info: &Info, since: TimestampTz, until: TimestampTz) -> Vec<Entry> {
+    let of_clusters = info.clusters.iter().flat_map(|cluster| {
+        cluster.backups.iter().map(|b| Entry {
             of: cluster.name.clone(),
             repository: cluster.repository_name.clone(),
             id: b.id.clone(),
             stop_time: b.stop_time,
-            stored_bytes: b.stored_bytes,
+            stored_bytes: Some(b.stored_bytes),
             damage: b.damage.clone(),
         })
     });
-    let of_scopes = scopes.iter().flat_map(|scope| {
-        let backups = scope.backups.iter().filter(|b| is_in(b.stop_time));
-        backups.map(|b| Entry {
+    let of_written = info.written.iter().flat_map(|cluster| {
+        cluster.backups.iter().map(|b| Entry {
+            of: cluster.name.clone(),
+            repository: cluster.repository_name.clone(),
+            id: b.id.to_string(),
+            stop_time: b.time,
+            stored_bytes: None,
+            damage: None,
+        })
+    });
+    let of_scopes = info.scopes.iter().flat_map(|scope| {
+        scope.backups.iter().map(|b| Entry {
             of: scope.scope.clone(),
             repository: scope.repository.clone(),
             id: b.id.to_string(),
             stop_time: b.stop_time,
-            stored_bytes: b.stored_bytes,
+            stored_bytes: Some(b.stored_bytes),
             damage: b.damage.clone(),
         })
     });
-    of_clusters.chain(of_scopes).collect()
+    let all = of_clusters.chain(of_written).chain(of_scopes);
+    all.filter(|one| one.stop_time >= since && one.stop_time < until)
+        .collect()
 }
 
 /// The names of all clusters, also of those that could not be looked at.
@@ -322,12 +332,15 @@ fn proofs(settings: &Settings, info: &Info) -> Vec<Proof> {
         let mut drills = drills.flat_map(|(_, drills)| drills.iter());
         let drills = drills.find(|one| one.repository == repository);
         let newest = drills.and_then(|one| one.drills.newest.as_ref());
-        let is_broken = drills.is_some_and(|one| !one.drills.broken.is_empty());
+        let broken = drills.map_or(&[][..], |one| one.drills.broken.as_slice());
+        let broken = broken.iter().filter_map(|held| held.drill.backup.as_ref());
+        let broken_backups: Vec<String> = broken.map(ToString::to_string).collect();
         Proof {
             cluster: cluster.to_owned(),
             repository: repository.to_owned(),
             time: newest.map(|held| held.time),
-            passed: newest.is_some_and(Held::is_passed) && !is_broken,
+            passed: newest.is_some_and(Held::is_passed) && broken_backups.is_empty(),
+            broken_backups,
         }
     };
     let each = names(info).flat_map(|cluster| {
@@ -372,21 +385,20 @@ fn is_read_back(session: &Session, reading: &Reading, since: TimestampTz) -> Res
     read_back::is_whole(session, (reading, &inventory), since)
 }
 
-fn recommendations(clusters: &[ClusterInfo], scopes: &[ScopeInfo]) -> Vec<Recommendation> {
-    let of = |name: &str, finding: &Finding| Recommendation {
-        of: name.to_owned(),
+fn recommendations(info: &Info) -> Vec<Recommendation> {
+    let clusters = info.clusters.iter().map(|c| (&c.name, &c.problems));
+    let written = info.written.iter().map(|c| (&c.name, &c.problems));
+    let scopes = info.scopes.iter().map(|s| (&s.scope, &s.problems));
+    let subjects = clusters.chain(written).chain(scopes);
+    let found = subjects.flat_map(|(name, problems)| problems.iter().map(move |f| (name, f)));
+    let found = found.filter(|(_, finding)| finding.level != Level::Ok);
+    let told = found.map(|(name, finding)| Recommendation {
+        of: name.clone(),
         state: finding.level,
         finding: finding.value.clone(),
         next: finding.next.clone(),
-    };
-    let of_clusters = clusters
-        .iter()
-        .flat_map(|c| c.problems.iter().map(|found| of(&c.name, found)));
-    let of_scopes = scopes
-        .iter()
-        .flat_map(|s| s.problems.iter().map(|found| of(&s.scope, found)));
-    let mut all: Vec<Recommendation> = of_clusters.chain(of_scopes).collect();
-    all.retain(|one| one.state != Level::Ok);
+    });
+    let mut all: Vec<Recommendation> = told.collect();
     all.sort_by_key(|one| std::cmp::Reverse(one.state));
     all
 }
@@ -427,20 +439,25 @@ fn controls(
         .count();
     let all = repositories.len();
     let clusters = &info.clusters;
-    let unread = info.failures.errors.len();
+    // A host that only writes knows too little of a cluster to prove a control.
+    let unread = info.failures.errors.len() + info.written.len();
     let recoverable = clusters.iter().filter(|c| !c.recovery_windows.is_empty());
     let damaged = clusters
         .iter()
         .flat_map(|c| &c.backups)
         .filter(|b| b.damaged)
         .count();
+    let of_scopes = info.scopes.iter().flat_map(|scope| &scope.backups);
+    let damaged = damaged + of_scopes.filter(|b| b.damage.is_some()).count();
     let proofs = proofs(settings, info);
     let passed = proofs.iter().filter(|proof| proof.passed);
     let is_new = |proof: &&Proof| proof.time.is_some_and(|time| time >= since);
     let (passed, new) = (passed.clone().count(), passed.filter(is_new).count());
     let is_recorded = settings.audit.records != Records::Off;
+    let unread_logs = log.failures.errors.len();
     let log_state = match log.is_damaged() {
         true => "somebody changed it".to_owned(),
+        false if unread_logs > 0 => format!("{unread_logs} repositories could not be read"),
         false if !is_recorded => "no command of this host is recorded".to_owned(),
         false => format!("whole: {} problems without damage", log.problems.len()),
     };
@@ -457,8 +474,8 @@ fn controls(
         ),
         control(
             "no known damage",
-            damaged == 0,
-            format!("{damaged} damaged backups"),
+            damaged == 0 && unread == 0,
+            format!("{damaged} damaged backups; {unread} clusters could not be looked at"),
             "pitr verify",
         ),
         control(
@@ -485,7 +502,7 @@ fn controls(
         ),
         control(
             "commands recorded",
-            is_recorded && !log.is_damaged(),
+            is_recorded && unread_logs == 0 && !log.is_damaged(),
             log_state,
             "pitr audit verify",
         ),
@@ -529,8 +546,9 @@ fn unlocked(session: &Session, configured: &config::Repository) -> Result<Option
 }
 
 /// Whether every erasure that is recorded can be repeated.
-fn erasures(session: &Session, clusters: &[ClusterInfo]) -> Result<Control> {
-    let names: BTreeSet<&str> = clusters.iter().map(|c| c.name.as_str()).collect();
+fn erasures(session: &Session, info: &Info) -> Result<Control> {
+    let names: BTreeSet<&str> = info.clusters.iter().map(|c| c.name.as_str()).collect();
+    let unread = info.failures.errors.len() + info.written.len();
     let (mut recorded, mut unreadable) = (0, 0);
     for name in names {
         let listing = erasure::list(&session.on_cluster(name))?;
@@ -540,8 +558,10 @@ fn erasures(session: &Session, clusters: &[ClusterInfo]) -> Result<Control> {
     }
     Ok(control(
         "erasures readable",
-        unreadable == 0,
-        format!("{recorded} recorded, {unreadable} that cannot be read"),
+        unreadable == 0 && unread == 0,
+        format!(
+            "{recorded} recorded, {unreadable} that cannot be read; {unread} clusters could not be looked at"
+        ),
         "pitr erasure list",
     ))
 }

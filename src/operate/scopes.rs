@@ -192,25 +192,29 @@ pub fn newest_trouble(
 pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Result<ScopeInfo> {
     let mut catalog: Catalog<AuxBackup> = Reading::begin(repository.store(), scope)?.backups()?;
     let mut problems = Vec::new();
-    let mut fail = |name: &str, what: String| {
-        problems.push(Finding::new("content", name, Level::Fail, what));
+    let mut fail = |name: &str, what: String, next: String| {
+        problems.push(Finding::new("content", name, Level::Fail, what).with_next(next));
     };
+    let check = || "pitr verify".to_owned();
     let registered = source::registration(repository.store(), scope);
     if let Some(None) = catalog.found(registered)? {
-        fail("registration", source::lost(scope).to_string());
+        let what = source::lost(scope).to_string();
+        fail("registration", what, "pitr init".to_owned());
     }
     for what in &catalog.unreadable {
-        fail("object", what.clone());
+        fail("object", what.clone(), check());
     }
     for (id, subject) in &catalog.ids {
         if subject.lost().is_some() {
             fail(
                 "backup",
                 format!("backup \"{id}\" was complete, and its root is lost"),
+                check(),
             );
         }
         if let Manifest::Unreadable(_) = subject.manifest {
-            fail("backup", format!("backup \"{id}\" cannot be restored"));
+            let what = format!("backup \"{id}\" cannot be restored");
+            fail("backup", what, check());
         }
     }
     let mut backups: Vec<ScopeBackup> = catalog
@@ -257,7 +261,7 @@ impl ScopeInfo {
             backups: Vec::new(),
             log: None,
         };
-        none.add(newest_trouble(content, None, TimestampTz(0)));
+        none.judge_end(content, TimestampTz(0));
         none
     }
 
@@ -271,7 +275,9 @@ impl ScopeInfo {
     fn judge_newest(&mut self, settings: &Settings, now: TimestampTz) {
         let configured = settings.contents().find(|one| prefix(one) == self.scope);
         let configured = configured.or_else(|| cluster_of(settings, &self.scope));
-        self.add(configured.and_then(|one| newest_trouble(&one, self.newest_end(), now)));
+        if let Some(content) = configured {
+            self.judge_end(&content, now);
+        }
     }
 
     /// Judges the log, where a receiver of it is configured here.
@@ -312,19 +318,17 @@ impl ScopeInfo {
         for (what, next) in trouble {
             self.state = Level::Fail;
             let found = Finding::new("content", "log", Level::Fail, what);
-            self.problems.push(Finding {
-                next: Some(next),
-                ..found
-            });
+            self.problems.push(found.with_next(next));
         }
         Ok(())
     }
 
-    fn add(&mut self, trouble: Option<String>) {
-        if let Some(what) = trouble {
+    fn judge_end(&mut self, content: &config::Content<'_>, now: TimestampTz) {
+        if let Some(what) = newest_trouble(content, self.newest_end(), now) {
             self.state = Level::Fail;
+            let next = format!("pitr {} backup {}", content.kind, content.name);
             let found = Finding::new("content", "newest backup", Level::Fail, what);
-            self.problems.push(found);
+            self.problems.push(found.with_next(next));
         }
     }
 

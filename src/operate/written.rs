@@ -183,7 +183,9 @@ fn known(store: &dyn Store, layout: &ClusterLayout) -> Result<Known> {
 
 /// Judges the newest backup. It says nothing where backups are stored and no event calls one complete, as with older versions of pitr.
 fn newest(known: &Known, limit: Option<Duration>, now: TimestampTz) -> Option<Finding> {
-    let critical = |value| Finding::new("recovery", "newest backup", Level::Fail, value);
+    let critical = |value| {
+        Finding::new("recovery", "newest backup", Level::Fail, value).with_next("pitr backup")
+    };
     let Some(newest) = known.complete.iter().map(|one| one.time).max() else {
         return known.is_empty.then(|| critical(info::NO_BACKUP.to_owned()));
     };

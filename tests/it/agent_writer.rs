@@ -87,6 +87,42 @@ fn j16_a_host_that_only_writes_tells_of_real_trouble_and_beats_without_it() {
 }
 
 #[test]
+fn j66_the_report_of_a_host_that_only_writes_has_what_it_wrote() {
+    let (sealed, _cluster, _) = writer("");
+    let report = |kind: &str, format: &str| {
+        let words = ["report", kind, "--since", "1h", "--format", format];
+        sealed.on("writer").args(words).run()
+    };
+    let missing = report("daily", "text").success();
+    missing.expect_stdout("there is no backup");
+    let backup = sealed.on("writer").args(["backup", "--json"]).run();
+    let id = backup.success().json()["id"].as_str().unwrap().to_owned();
+    let daily = report("daily", "json").success().json();
+    let backups = daily["backups"].as_array().unwrap();
+    assert_eq!(backups.len(), 1, "{daily:#}");
+    assert_eq!(
+        (&backups[0]["id"], &backups[0]["of"]),
+        (&id.into(), &"main".into())
+    );
+    assert_eq!(backups[0]["stored_bytes"], Value::Null);
+    let told = daily["recommendations"].to_string();
+    assert!(told.contains("this host only writes"), "{daily:#}");
+    assert!(told.contains("pitr info on a host"), "{daily:#}");
+    // Nothing here proves what takes a key.
+    let compliance = report("compliance", "json").json();
+    let controls = compliance["controls"].as_array().unwrap();
+    for name in [
+        "recoverable",
+        "no known damage",
+        "erasures readable",
+        "stored data checked",
+    ] {
+        let found = controls.iter().find(|one| one["control"] == name).unwrap();
+        assert_eq!(found["state"], "warning", "{found:#}");
+    }
+}
+
+#[test]
 fn a_job_that_expires_runs_where_the_credentials_may_delete() {
     let (sealed, _cluster, _) =
         writer("[jobs.clean]\nrun = \"expire --keep 3 --confirm\"\nschedule = \"0 7 * * *\"\n");

@@ -860,7 +860,7 @@ fn a_report_tells_runs_and_escapes_every_text() {
 }
 
 #[test]
-fn a_cluster_that_cannot_be_looked_at_is_in_the_report() {
+fn j66_a_cluster_that_cannot_be_looked_at_is_in_the_report() {
     let (site, _cluster) = Site::with_cluster(17);
     let state = site.sandbox().dir("state");
     let config = std::fs::read_to_string(site.config()).unwrap();
@@ -875,6 +875,16 @@ fn a_cluster_that_cannot_be_looked_at_is_in_the_report() {
     let whole = report().success().json();
     let recoverable = |report: &serde_json::Value| report["controls"][0].clone();
     assert_eq!(recoverable(&whole)["state"], "ok", "{whole:#}");
+    assert_eq!(whole["failures"], serde_json::json!([]));
+    let told = |kind: &str, format: &str| {
+        let words = ["report", kind, "--since", "1h", "--format", format];
+        site.pitr().args(words).run().stdout
+    };
+    let text = told("daily", "text");
+    assert!(
+        text.contains("What somebody should do\nnothing\n"),
+        "{text}"
+    );
     // Another cluster, whose registration is damaged.
     let config = std::fs::read_to_string(site.config()).unwrap();
     std::fs::write(
@@ -887,9 +897,63 @@ fn a_cluster_that_cannot_be_looked_at_is_in_the_report() {
     std::fs::write(other.join("cluster.json"), "{}").unwrap();
     let run = report();
     assert_eq!(run.code(), 10, "{run}");
-    let less = recoverable(&run.json());
-    assert_eq!(less["state"], "warning", "{less:#}");
+    let report = run.json();
+    for control in &report["controls"].as_array().unwrap()[..2] {
+        assert_eq!(control["state"], "warning", "{control:#}");
+    }
     assert!(run.stderr.contains("other"), "{run}");
+    let failures = report["failures"].as_array().unwrap();
+    let [failure] = failures.as_slice() else {
+        panic!("{report:#}");
+    };
+    let failure = failure.as_str().unwrap();
+    assert!(failure.contains("look at cluster \"other\""), "{failure}");
+    for kind in ["daily", "compliance"] {
+        let text = told(kind, "text");
+        let (before, after) = text.split_once("\nCould not be looked at\n").unwrap();
+        assert!(!before.contains("Controls"), "it is the first: {text}");
+        assert!(after.contains("look at cluster \"other\""), "{text}");
+        let unknown = "What somebody should do\nnot known: see above\n";
+        assert!(
+            after.contains(unknown) && !text.contains("\nnone"),
+            "{text}"
+        );
+        let page = told(kind, "html");
+        let heading = page.split("<h2>").nth(1).unwrap();
+        assert!(heading.starts_with("Could not be looked at<"), "{page}");
+        assert!(
+            !page.contains("<p>nothing</p>") && !page.contains("<p>none</p>"),
+            "{page}"
+        );
+    }
+}
+
+#[test]
+fn j66_a_log_that_could_not_be_read_is_not_called_whole() {
+    let world = World::new();
+    let report = || {
+        let words = ["report", "compliance", "--format", "json"];
+        world.pitr("host", &words).run().json()
+    };
+    let recorded = |report: &Value| {
+        let controls = report["controls"].as_array().unwrap();
+        let found = controls
+            .iter()
+            .find(|one| one["control"] == "commands recorded");
+        found.unwrap()["state"].clone()
+    };
+    assert_eq!(recorded(&report()), "ok");
+    let two = world.sandbox.join("two");
+    std::fs::rename(&two, world.sandbox.join("away")).unwrap();
+    let away = report();
+    assert_eq!(recorded(&away), "warning", "{away:#}");
+    let failures = away["failures"].as_array().unwrap().iter();
+    let logs = failures.filter(|one| {
+        one.as_str()
+            .unwrap()
+            .contains("read the audit log of repository")
+    });
+    assert_eq!(logs.count(), 1, "{away:#}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The scripts of `contrib/keys`, as `key_command` runs them: PKCS#11 on a token of SoftHSM.
+//! The scripts of `contrib/keys`, as `key_command` runs them: PKCS#11 on a token of SoftHSM, and a stub of Vault.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -106,4 +106,59 @@ fn a_key_that_is_wrapped_to_a_token_opens_the_repository() {
     let wrong = sandbox.file("wrong-pin", "4321\n").display().to_string();
     refused(&unwrap(&wrong, "SHA-1"), 204, "CKR_PIN_INCORRECT");
     refused(&unwrap(&pin, "SHA256"), 204, "CKR_ARGUMENTS_BAD");
+}
+
+/// The words of Vault's own program that the script uses. The file `how` beside it says in what way it fails; letters are exchanged in place of encryption.
+const VAULT: &str = r#"#!/bin/sh
+change() { tr A-Za-z N-ZA-Mn-za-m; }
+if [ "$1 $2 $3 $4" = "write -field=ciphertext transit/encrypt/pitr plaintext=-" ]; then
+  printf vault:v1:
+  change
+  exit
+fi
+[ "$1 $2 $3" = "write -field=plaintext transit/decrypt/pitr" ] || { echo "unknown: $*" >&2; exit 1; }
+key=$(sed s/^vault:v1:// "${4#ciphertext=@}" | change)
+case $(cat "$(dirname "$0")/how") in
+  sealed) echo "Error: Vault is sealed" >&2; exit 2 ;;
+  silent) exit 0 ;;
+  short) echo "$key" | head -c 40 ;;
+  broken) echo "$key" | head -c 40; exit 1 ;;
+  *) echo "$key" ;;
+esac
+"#;
+
+#[test]
+fn j69_a_key_that_vault_wrapped_opens_the_repository_and_half_a_key_does_not() {
+    let stored = Stored::new();
+    let sandbox = &stored.sealed.sandbox;
+    let programs = sandbox.dir("programs");
+    executable(&sandbox.file("programs/vault", VAULT));
+    let how = |word: &str| drop(sandbox.file("programs/how", word));
+    // A command of the configuration has a search path of its own.
+    let helper = script(sandbox, "vault").display().to_string();
+    let places = programs.display();
+    let beside = format!("#!/bin/sh\nPATH={places}:$PATH exec {helper} \"$@\"\n");
+    let beside = sandbox.file("beside-vault", beside);
+    executable(&beside);
+    let helper = beside.display().to_string();
+    let wrapped = stored.wrapped_by(&[&helper, "wrap", "pitr"], &[]);
+    let text = std::fs::read_to_string(&wrapped).unwrap();
+    assert!(text.starts_with("vault:v1:"), "{text}");
+    let wrapped = wrapped.display().to_string();
+    stored.host("vault", &[&helper, "unwrap", "pitr", &wrapped]);
+    how("well");
+    stored.fetched("vault", &[]).success();
+    for (word, part) in [
+        ("sealed", "Vault is sealed"),
+        ("silent", ""),
+        ("short", ""),
+        ("broken", ""),
+    ] {
+        how(word);
+        refused(&stored.fetched("vault", &[]), 204, part);
+    }
+    // A key of another name is none of this one's.
+    how("well");
+    stored.host("other", &[&helper, "unwrap", "another", &wrapped]);
+    refused(&stored.fetched("other", &[]), 204, "unknown");
 }

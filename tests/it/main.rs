@@ -86,6 +86,7 @@ mod metrics_stored;
 mod metrics_trust;
 mod minimal;
 mod newer;
+mod next_commands;
 mod oracle;
 mod page;
 mod page_tls;

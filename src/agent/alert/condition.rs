@@ -11,12 +11,12 @@ use super::watched;
 use crate::agent::load::Loaded;
 use crate::agent::room::Room;
 use crate::agent::scheduler::Planned;
-use crate::config::{Settings, Severity};
+use crate::config::{Cluster, Settings, Severity};
 use crate::error::{Code, Error, Result};
 use crate::operate::agent_trouble;
 use crate::operate::counters::{self, Counts, Label};
 use crate::operate::failing_sinks::Failing;
-use crate::operate::finding::{Finding, Level};
+use crate::operate::finding::{self, Finding, Level};
 use crate::operate::human;
 use crate::operate::info::{BackupInfo, ClusterInfo};
 use crate::operate::lag::Lag;
@@ -119,6 +119,9 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
     found.extend(of_configuration(loaded));
     let examined = examined::conditions(&loaded.state_dir, now);
     found.extend(examined.unwrap_or_default());
+    found
+        .iter_mut()
+        .for_each(|one| name_cluster(one, &settings.clusters));
     merged(found)
 }
 
@@ -211,17 +214,25 @@ fn merged(found: Vec<Condition>) -> Vec<Condition> {
     by_id.into_values().map(told).collect()
 }
 
+/// Names the cluster in the next command, where several are configured and the condition is about one.
+fn name_cluster(one: &mut Condition, clusters: &[Cluster]) {
+    let subject = one.id.split('/').next().unwrap_or_default();
+    let is_cluster = clusters.iter().any(|c| c.name.as_str() == subject);
+    if let Some(next) = one
+        .next
+        .as_mut()
+        .filter(|_| is_cluster && clusters.len() > 1)
+    {
+        *next = finding::naming(next, subject);
+    }
+}
+
 fn of_findings(subject: &str, findings: &[Finding]) -> Vec<Condition> {
     let one = |f: &Finding| {
         let severity = severity(f)?;
         let id = format!("{subject}/{}/{}", f.group, f.name);
-        let next = f.next.clone().unwrap_or_else(|| "pitr info".to_owned());
-        Some(new(
-            &id,
-            severity,
-            format!("{subject}: {}", f.value),
-            Some(next),
-        ))
+        let summary = format!("{subject}: {}", f.value);
+        Some(new(&id, severity, summary, f.next.clone()))
     };
     findings.iter().filter_map(one).collect()
 }
@@ -451,6 +462,25 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].severity, Severity::Critical);
         assert_eq!(all[0].summary, "main: b (and 1 more)");
+    }
+
+    #[test]
+    fn j67_a_command_names_the_cluster_where_several_are_configured() {
+        let clusters = ["main", "other"].map(|name| Cluster::named(name.parse().unwrap()));
+        let told = |id: &str, next: &str, clusters: &[Cluster]| {
+            let mut one = new(id, Severity::Low, String::new(), Some(next.to_owned()));
+            name_cluster(&mut one, clusters);
+            one.next.unwrap()
+        };
+        let named = told("main/verify/stale", "pitr verify", &clusters);
+        assert_eq!(named, "pitr --cluster main verify");
+        assert_eq!(told("main/verify/stale", &named, &clusters), named);
+        let one = &clusters[..1];
+        assert_eq!(told("main/verify/stale", "pitr verify", one), "pitr verify");
+        let job = told("jobs/full", "pitr agent status", &clusters);
+        assert_eq!(job, "pitr agent status");
+        let clock = told("main/clock/server", "timedatectl", &clusters);
+        assert_eq!(clock, "timedatectl");
     }
 
     #[test]

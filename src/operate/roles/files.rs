@@ -114,6 +114,7 @@ fn files_of_secrets(settings: &Settings) -> Vec<PathBuf> {
                 keys.key_set.as_ref(),
                 keys.key_file.as_ref(),
                 keys.passphrase_file.as_ref(),
+                keys.kms.link.credentials_file.as_ref(),
                 keys.secrets.as_ref(),
                 keys.secrets_key.as_ref(),
             ]);
@@ -223,4 +224,24 @@ fn mode(metadata: &Metadata) -> u32 {
 fn is_own_or_roots(metadata: &Metadata) -> bool {
     let own = rustix::process::geteuid();
     own.is_root() || [own.as_raw(), 0].contains(&metadata.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Encryption, Environment, Flags, Location, Repository};
+
+    #[test]
+    fn credentials_of_the_kms_are_a_secret() {
+        let mut repository = Repository::at(Location::File("/a".into()));
+        let mut encryption = Encryption::default();
+        encryption.kms.link.credentials_file = Some("/etc/pitr/kms".into());
+        repository.encryption = Some(encryption);
+        let mut settings = Settings::readable(&Flags::default(), &Environment::default());
+        settings.repositories = vec![repository];
+        assert_eq!(
+            files_of_secrets(&settings),
+            [PathBuf::from("/etc/pitr/kms")]
+        );
+    }
 }

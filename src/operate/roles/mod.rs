@@ -117,7 +117,7 @@ pub fn profile(session: &Session, role: Role) -> Result<Profile> {
         repository: one.name.clone(),
         url: one.location.to_string(),
         policy: policy::of(one, role, records(one)),
-        directory: directory(&one.location, role),
+        directory: directory(&one.location, role, records(one)),
     });
     Ok(Profile {
         role,
@@ -132,20 +132,24 @@ pub fn profile(session: &Session, role: Role) -> Result<Profile> {
     })
 }
 
-fn directory(location: &Location, role: Role) -> Option<String> {
+fn directory(location: &Location, role: Role, records: policy::Records) -> Option<String> {
+    let also = creates_below(role, records);
     let path = match location {
         Location::File(path) => path.display().to_string(),
         Location::S3 { .. } => return None,
         Location::Blob { .. } => {
             let page = "docs/configuration.md names the actions that it allows there";
             return Some(format!(
-                "{location}: a role of the service for {}; {page}",
+                "{location}: a role of the service for {}{also}; {page}",
                 role.one()
             ));
         }
         Location::Sftp { path, .. } => path.clone(),
     };
     let rights = match role {
+        Role::Reader if !also.is_empty() => {
+            "a user who may read it: mode 0750 and the group of the directory"
+        }
         Role::Reader => {
             "a user who may read it: mode 0750 and the group of the directory, or a mount that is read-only"
         }
@@ -154,7 +158,20 @@ fn directory(location: &Location, role: Role) -> Option<String> {
         }
         Role::Janitor => "the owner of the directory, on the host that has the disk",
     };
-    Some(format!("{path}: {rights}"))
+    Some(format!("{path}: {rights}{also}"))
+}
+
+/// The folders below which a role that creates nothing else makes records and claims, in words.
+fn creates_below(role: Role, records: policy::Records) -> String {
+    let folders = [(records.has_log, "audit/"), (records.has_claims, "jobs/")];
+    let folders = folders
+        .iter()
+        .filter(|(has, _)| *has && role == Role::Reader);
+    let folders: Vec<&str> = folders.map(|(_, folder)| *folder).collect();
+    match folders.is_empty() {
+        true => String::new(),
+        false => format!("; also the right to create below {}", folders.join(" and ")),
+    }
 }
 
 fn sql(role: Role) -> Vec<String> {
@@ -396,5 +413,32 @@ fn allowed<T>(done: Result<T>) -> Result<bool> {
         Ok(_) => Ok(true),
         Err(e) if is_refusal(&e) => Ok(false),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_creates_records_and_claims_in_every_kind_of_place() {
+        let records = |has_log, has_claims| policy::Records {
+            has_log,
+            has_claims,
+        };
+        let told = |location: &Location, role, records| directory(location, role, records).unwrap();
+        let here = Location::File("/srv/pitr".into());
+        let blob = Location::from_argument("azure://account/container/p").unwrap();
+        let sftp = Location::from_argument("sftp://pitr@host/srv/pitr").unwrap();
+        for place in [&here, &blob, &sftp] {
+            let both = told(place, Role::Reader, records(true, true));
+            assert!(both.contains("create below audit/ and jobs/"), "{both}");
+            assert!(!both.contains("read-only"), "{both}");
+            let claims = told(place, Role::Reader, records(false, true));
+            assert!(claims.contains("create below jobs/"), "{claims}");
+            let none = told(place, Role::Reader, records(false, false));
+            let writer = told(place, Role::Writer, records(true, true));
+            assert!(![none, writer].concat().contains("also"), "{place}");
+        }
     }
 }

@@ -1,0 +1,53 @@
+//! `pitr explain`.
+
+use super::Context;
+use super::output::{Align, Table};
+use crate::error::Result;
+use crate::exit;
+use crate::operate::explain::{self, Explained};
+
+/// Explain an alert: its cause, its effect, and what to do first
+///
+/// The rules of Prometheus and the conditions of the agent, as docs/alerts.md has them. It needs neither a configuration nor a network. Without a name it lists all.
+///
+/// Example: pitr explain main/recovery/gap
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The name of a rule, or of a condition, also with the names in it
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, cx: &Context) -> Result<u8> {
+    match &args.name {
+        None => list(cx)?,
+        Some(name) => show(cx, explain::explain(name)?)?,
+    }
+    Ok(exit::SUCCESS)
+}
+
+fn list(cx: &Context) -> Result<()> {
+    if cx.out.is_json() {
+        return cx.out.json(&serde_json::json!({ "alerts": explain::ALL }));
+    }
+    let mut table = Table::new(&[("alert", Align::Left), ("next", Align::Left)]);
+    for one in explain::ALL {
+        table.row([one.name, one.next]);
+    }
+    cx.out.table(&table)
+}
+
+fn show(cx: &Context, one: &Explained) -> Result<()> {
+    if cx.out.is_json() {
+        return cx.out.json(one);
+    }
+    cx.out.line(one.name)?;
+    if !one.conditions.is_empty() {
+        let conditions = one.conditions.join(", ");
+        cx.out.line(&format!("  conditions: {conditions}"))?;
+    }
+    cx.out.line(&format!("  cause:  {}", one.cause))?;
+    cx.out.line(&format!("  effect: {}", one.effect))?;
+    cx.out.line(&format!("  next:   {}", one.next))
+}
