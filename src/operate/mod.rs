@@ -69,6 +69,7 @@ mod needs;
 pub mod objectives;
 pub mod objectives_history;
 pub mod of;
+pub mod one_place;
 pub mod opened;
 pub mod outside;
 pub mod owner;
