@@ -141,7 +141,7 @@ impl Pair<'_> {
     }
 
     /// Requires that every part which the root names is there, before the root is: an older "pitr expire" heeds no claim below a tombstone.
-    pub(super) fn require_parts(&self, (packs, layers): Parts) -> Result<()> {
+    fn require_parts(&self, (packs, layers): Parts) -> Result<()> {
         fault::pause("sync-commit");
         let ids = packs.iter().chain(&layers).map(|name| &name.id);
         let have = self.parts_there(ids.collect())?;
@@ -268,8 +268,37 @@ impl Pair<'_> {
         })
     }
 
+    /// Has the other side keep for another period what earlier backups have stored there and this one needs, and what opens the repository.
+    /// The backup is copied where it cannot.
+    fn extend_locks(&self, id: &BackupId, (packs, layers): &Parts) {
+        let packs = packs.iter().map(|name| (PartKind::Pack, name));
+        let layers = layers.iter().map(|name| (PartKind::Layer, name));
+        let foreign = packs.chain(layers).filter(|(_, name)| name.id != *id);
+        let mut places: BTreeSet<String> = foreign
+            .map(|(kind, name)| self.scope.parts(kind, Some(&name.id)))
+            .collect();
+        let fixed = [scope::marker(), self.scope.registration()];
+        places.extend(fixed.map(|key| key.to_string()));
+        places.insert(scope::KEYS.to_owned());
+        let mut extended = places
+            .iter()
+            .map(|place| self.to.store().extend_locks(place));
+        if let Some(e) = extended.find_map(Result::err) {
+            self.host.progress.warn(&format!(
+                "what backup \"{id}\" needs of earlier ones in \"{}\" can be deleted once its first lock ends: {e}",
+                self.to.store().location()
+            ));
+        }
+    }
+
     /// From here on the backup exists there.
-    pub(super) fn commit(&self, id: &BackupId, bytes: Option<&[u8]>) -> Result<bool> {
+    pub(super) fn commit(
+        &self,
+        (id, parts): (&BackupId, Parts),
+        bytes: Option<&[u8]>,
+    ) -> Result<bool> {
+        self.extend_locks(id, &parts);
+        self.require_parts(parts)?;
         let key = self.scope.manifest(id);
         let Some(bytes) = bytes else {
             return match self.copy_as_stored(&key)? {

@@ -543,6 +543,43 @@ fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
     assert_eq!(immutable()["state"], "ok", "{}", immutable());
 }
 
+/// The other side of a sync, where backups arrive and none is taken.
+#[test]
+fn s34_a_sync_extends_the_locks_of_what_a_copied_backup_needs() {
+    let lock = "object_lock = { mode = \"governance\", period = \"30d\" }\n";
+    let (site, cluster) = site(Peer::own(), lock);
+    let server = site.peer.server();
+    let more = format!(
+        "[repositories.local]\nurl = \"file://{}\"\n",
+        site.sandbox.dir("local").display()
+    );
+    let config = std::fs::read_to_string(&site.config).unwrap();
+    std::fs::write(&site.config, format!("{config}\n{more}")).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    let copy = |kind: &str| {
+        cluster.sql("update ledger set note = 'x' where id = 7");
+        let backup = ["backup", "--json", "--repository", "local", kind];
+        let run = site.pitr().args(backup).run().success();
+        let sync = [
+            "repo", "sync", "--quiet", "--from", "local", "--to", "store",
+        ];
+        let synced = site.pitr().args(sync).run().success();
+        (run.json()["id"].as_str().unwrap().to_owned(), synced)
+    };
+    let (full, _) = copy("--full");
+    server.age(20);
+    copy("--incremental");
+    let pack = server.key(&format!("packs/{full}/000000"));
+    for key in [&pack, &server.key("pitr.json"), &server.key("cluster.json")] {
+        assert_eq!(server.locked_days(key), 29, "{key}");
+    }
+    // Without the right it is copied all the same.
+    server.age(20);
+    server.fault("retention", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let (_, synced) = copy("--incremental");
+    synced.expect_stderr("can be deleted once its first lock ends");
+}
+
 /// The class does not tell that the store has archived an object inside of it.
 #[test]
 fn s28_what_the_store_archives_by_itself_is_no_readable_object() {
