@@ -624,7 +624,10 @@ impl Keep {
         let speed = element(&body, "Tier").unwrap().to_owned();
         match stored.thaw {
             Thaw::Asked(..) => Response::error(409, "RestoreAlreadyInProgress", "it is under way"),
-            Thaw::Until(_) => Response::new(200, ""),
+            Thaw::Until(_) => {
+                stored.thaw = Thaw::Until(Utc::now() + chrono::Duration::days(days.into()));
+                Response::new(200, "")
+            }
             Thaw::Frozen => {
                 stored.thaw = Thaw::Asked(days, speed);
                 Response::new(202, "")
