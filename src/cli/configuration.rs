@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::left_out::{self, status};
+use super::timeline::partial_unless;
 use super::{Context, replaced, rollback};
 use crate::err;
 use crate::error::Result;
@@ -491,10 +492,10 @@ fn recipients(args: &RecipientsArgs, cx: &Context) -> Result<u8> {
         withdraw: args.withdraw.clone(),
         keys: args.secrets_key.clone(),
     };
-    let answers = recipients::run(&cx.session, &asked)?;
+    let (answers, failures) = recipients::run(&cx.session, &asked)?;
     if cx.out.is_json() {
         cx.out.json(&json!({ "repositories": answers }))?;
-        return Ok(exit::SUCCESS);
+        return partial_unless(cx.told(failures)?);
     }
     for one in &answers {
         cx.out.line(&format!(
@@ -504,7 +505,7 @@ fn recipients(args: &RecipientsArgs, cx: &Context) -> Result<u8> {
             one.secrets_pair
         ))?;
     }
-    Ok(exit::SUCCESS)
+    partial_unless(cx.told(failures)?)
 }
 
 #[cfg(test)]

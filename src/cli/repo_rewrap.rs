@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::repo_keys::Passphrase;
+use super::timeline::partial_unless;
 use super::{Context, unconfirmed};
 use crate::error::Result;
-use crate::exit;
 use crate::operate::rewrap::{self, Asked};
 use crate::operate::rewrap_all::{self, Plan, Set};
 
@@ -60,11 +60,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     if args.all {
         return run_all(args, cx, &asked);
     }
-    let answers = rewrap::run(&cx.session, &asked)?;
+    let (answers, failures) = rewrap::run(&cx.session, &asked)?;
     if cx.out.is_json() {
         cx.out
             .json(&serde_json::json!({ "repositories": answers }))?;
-        return Ok(exit::SUCCESS);
+        return partial_unless(cx.told(failures)?);
     }
     for one in &answers {
         let mut recipients = one.recipients.join(", ");
@@ -75,7 +75,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
         cx.out
             .line(&format!("Repository {} is read by: {recipients}", one.name))?;
     }
-    Ok(exit::SUCCESS)
+    partial_unless(cx.told(failures)?)
 }
 
 fn run_all(args: &Args, cx: &Context, asked: &Asked) -> Result<u8> {
@@ -87,14 +87,15 @@ fn run_all(args: &Args, cx: &Context, asked: &Asked) -> Result<u8> {
         false => Ok(()),
     };
     report(args, cx, &plan)?;
-    if done.is_err() {
+    let failures = std::mem::take(&mut plan.failures);
+    if done.is_err() || !failures.is_empty() {
         cx.out
             .warn("what is shown as done stays done; the same command goes on with the rest");
     }
     done?;
     match is_change && !args.confirm && !args.dry_run {
         true => Err(unconfirmed("The plan above would be carried out.")),
-        false => Ok(exit::SUCCESS),
+        false => partial_unless(cx.told(failures)?),
     }
 }
 

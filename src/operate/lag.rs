@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::failures::ShownError;
 use super::finding::{Finding, Level};
 use super::human;
+use super::one_place::is_one_place;
 use super::retention::Rules;
 use super::session::Session;
 use crate::config::{self, Settings};
@@ -185,31 +186,22 @@ pub fn answers(configured: &config::Repository, nonce: u64) -> bool {
 
 /// Names each that is the same place as one before it, by another path or another name of the host.
 fn one_place(settings: &Settings, seen: &mut [(Lag, Option<Asked>)]) {
-    let places: Vec<Option<String>> = settings
-        .repositories
-        .iter()
-        .zip(seen.iter())
-        .map(|(configured, (_, asked))| place(configured, asked.as_ref()?))
-        .collect();
-    for at in 1..seen.len() {
-        let same =
-            (0..at).find(|n| places.get(at) == places.get(*n) && places.get(at) != Some(&None));
-        let name = same.and_then(|n| Some(seen.get(n)?.0.name.clone()));
-        if let Some((lag, _)) = seen.get_mut(at) {
-            lag.same_place_as = name;
-        }
+    let all: Vec<_> = settings.repositories.iter().zip(seen.iter()).collect();
+    let place = |at: usize| {
+        let (configured, (_, asked)) = all.get(at)?;
+        Some((*configured, &asked.as_ref()?.repository))
+    };
+    let mut same = Vec::new();
+    for at in 1..all.len() {
+        let Some(own) = place(at) else { continue };
+        let is_same = |n: &usize| place(*n).is_some_and(|other| is_one_place(own, other));
+        let first = (0..at).find(is_same).and_then(|n| all.get(n));
+        same.extend(first.map(|(other, _)| (at, other.name.clone())));
     }
-}
-
-/// Identifies a place whatever it is called. A directory that was copied is another one, with the same uuid.
-fn place(configured: &config::Repository, asked: &Asked) -> Option<String> {
-    use std::os::unix::fs::MetadataExt as _;
-    match configured.location.directory() {
-        Some(path) => {
-            let found = std::fs::metadata(path).ok()?;
-            Some(format!("{} {}", found.dev(), found.ino()))
+    for (at, name) in same {
+        if let Some((lag, _)) = seen.get_mut(at) {
+            lag.same_place_as = Some(name);
         }
-        None => Some(asked.repository.marker().uuid.clone()),
     }
 }
 

@@ -70,6 +70,7 @@ mod needs;
 pub mod objectives;
 pub mod objectives_history;
 pub mod of;
+pub mod one_place;
 pub mod opened;
 pub mod outside;
 pub mod owner;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::one_place::{Elsewhere, elsewhere, is_the_same};
 use super::session::Session;
 use super::target::{configured_zone, host_zone};
 use crate::config::{self, Flags, Retention, Settings};
@@ -13,7 +14,7 @@ use crate::plan::target_time::Zone;
 use crate::repo::catalog::{Needs, Reading, Reduced};
 use crate::repo::drilled;
 use crate::repo::id::BackupId;
-use crate::repo::repository::{Registration, Repository};
+use crate::repo::repository::Registration;
 use crate::repo::scope::Scope;
 use crate::repo::slot_map;
 use crate::store::Store;
@@ -168,6 +169,17 @@ impl Rules {
         }))
     }
 
+    /// The other repositories.
+    fn others<'a>(
+        &'a self,
+        session: &Session,
+        configured: &'a config::Repository,
+    ) -> Vec<(&'a config::Repository, Result<Elsewhere>)> {
+        let others = self.all.iter();
+        let others = others.filter(|other| other.location != configured.location);
+        elsewhere(session, configured, others)
+    }
+
     /// Counts in how many other repositories each backup lies whole. One that cannot be read counts for nothing, with a warning.
     fn copies<R: Reduced + Needs>(
         &self,
@@ -177,9 +189,12 @@ impl Rules {
         wanted: u32,
     ) -> Copies {
         let mut elsewhere = BTreeMap::new();
-        let others = self.all.iter();
-        for other in others.filter(|other| other.location != configured.location) {
-            let read = session.open(other).and_then(|repository: Repository| {
+        for (other, opened) in self.others(session, configured) {
+            let read = opened.and_then(|opened| {
+                let repository = match opened {
+                    Elsewhere::Place(repository) => repository,
+                    Elsewhere::SameAs(name) => return Err(is_the_same(&name)),
+                };
                 let catalog = Reading::<R>::begin(repository.store(), scope)?.everything()?;
                 Ok(whole(&catalog))
             });
@@ -211,16 +226,18 @@ impl Rules {
         let Some(copies) = &mut policy.copies else {
             return policy;
         };
-        let others = self.all.iter();
-        for other in others.filter(|other| other.location != configured.location) {
-            let read = session.open(other).and_then(|repository| {
+        for (_, opened) in self.others(session, configured) {
+            let read = opened.and_then(|opened| {
+                let Elsewhere::Place(repository) = opened else {
+                    return Ok(None);
+                };
                 let all = repository.registrations(&registration.name)?;
                 let identifier = registration.system_identifier;
                 let own = all.iter().find(|r| r.system_identifier == identifier);
                 own.map(|own| Survey::read(&repository, own)).transpose()
             });
             match read {
-                // It has nothing of the cluster.
+                // It has nothing of the cluster, or nothing of its own.
                 Ok(None) => {}
                 Ok(Some(survey)) => match Other::of(&survey, session.host.now()) {
                     Some(other) => copies.wal.others.push(other),

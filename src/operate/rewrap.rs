@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::failures::Failures;
 use super::keys::Passphrase;
 use super::rewrap_all;
 use super::session::Session;
@@ -51,15 +52,16 @@ pub struct Readers {
     pub some_epochs_alone: Vec<String>,
 }
 
-/// Changes the recipients of each repository, in every epoch of its key set.
+/// Changes the recipients of each repository, in every epoch of its key set; returns them, and what could not be withdrawn.
 ///
 /// # Errors
 /// `Usage` when nothing is to be changed; `Key` without a key that reads; `Refused` when too few recipients would be proven. Nothing was
 /// changed then.
-pub fn run(session: &Session, asked: &Asked) -> Result<Vec<Readers>> {
+pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Readers>, Failures)> {
     let mut plan = rewrap_all::plan_data(session, asked)?;
     plan.carry_out(session)?;
-    Ok(plan.readers())
+    let failures = std::mem::take(&mut plan.failures);
+    Ok((plan.readers(), failures))
 }
 
 pub(super) fn too_few(staying: &[&String]) -> Error {

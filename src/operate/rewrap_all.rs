@@ -11,14 +11,16 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::configuration::recipients as secrets;
+use super::failures::Failures;
 use super::keys::{to_passphrase, to_public};
 use super::rewrap::{self, Asked, PROVEN_MIN, Readers};
 use super::session::Session;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Result};
+use crate::pg::time::TimestampTz;
 use crate::repo::epochs;
-use crate::repo::keyring::{self, Keys, PublicFile, ReaderFile, WriterFile};
+use crate::repo::keyring::{self, Keys, PublicFile, ReaderFile, Withdrawn, WriterFile};
 use crate::repo::repository::Repository;
 use crate::seal::{Access, Contents, FIRST_EPOCH, KeySetId, Recipient, public_of};
 use crate::text;
@@ -53,6 +55,9 @@ pub struct Set {
     pub given: Vec<String>,
     /// Who lost it in this run.
     pub withdrawn: Vec<String>,
+    /// The ones among those of whom the store keeps a version until then.
+    #[serde(skip)]
+    hidden: Vec<(String, TimestampTz)>,
     #[serde(skip)]
     key_set: KeySetId,
     #[serde(skip)]
@@ -91,6 +96,9 @@ pub struct Plan {
     withdraw: Vec<String>,
     #[serde(skip)]
     passphrase: Option<(String, Zeroizing<Vec<u8>>)>,
+    /// Sets from which nobody could be withdrawn.
+    #[serde(skip)]
+    pub failures: Failures,
 }
 
 /// The keys at hand, and those who get access.
@@ -177,6 +185,7 @@ fn make(session: &Session, asked: &Asked, secrets: Option<bool>) -> Result<Plan>
         plain: Vec::new(),
         withdraw: asked.withdraw.clone(),
         passphrase,
+        failures: Failures::default(),
     };
     for configured in &session.settings_with_repositories()?.repositories {
         let planned = plan.add(session, configured, &hand);
@@ -303,10 +312,11 @@ impl Plan {
         self.sets.iter().any(is_change)
     }
 
-    /// Gives access in every set, and only then withdraws it. The first error ends it: the sets say what is done.
+    /// Gives access in every set, and only then withdraws it. A set that cannot be given access to ends it, and one from which nobody can be
+    /// withdrawn keeps no other from it: the sets say what is done.
     ///
     /// # Errors
-    /// `Interrupted`; what the stores say; `Refused` when recipients vanished meanwhile.
+    /// `Interrupted`; what the stores say, where nothing was done; `Refused` when recipients vanished meanwhile.
     pub fn carry_out(&mut self, session: &Session) -> Result<()> {
         let passphrase = self.passphrase.as_ref();
         for set in &mut self.sets {
@@ -315,8 +325,17 @@ impl Plan {
         }
         for set in &mut self.sets {
             session.host.check_stop()?;
-            set.withdraw().map_err(|e| e.context(set.doing()))?;
+            let withdrawn = set.withdraw();
+            set.warn_of_versions(session);
+            if let Err(e) = withdrawn
+                && !self.failures.add(e, set.doing())
+            {
+                break;
+            }
         }
+        let is_done = |set: &Set| !set.given.is_empty() || !set.withdrawn.is_empty();
+        let is_nothing_done = !self.sets.iter().any(is_done);
+        self.failures.first_if(session, is_nothing_done)?;
         self.warn_of_files(session)
     }
 
@@ -371,6 +390,7 @@ impl Set {
             to_withdraw: Vec::new(),
             given: Vec::new(),
             withdrawn: Vec::new(),
+            hidden: Vec::new(),
             key_set,
             place: Arc::clone(place),
             opened: None,
@@ -605,6 +625,19 @@ impl Set {
         Ok(())
     }
 
+    /// Tells of keys that the store still has.
+    fn warn_of_versions(&self, session: &Session) {
+        for (name, until) in &self.hidden {
+            let words = self.words();
+            let next = match self.kind {
+                Kind::Data => "rotate the keys: pitr repo rotate",
+                Kind::Secrets => secrets::NEXT,
+            };
+            let told = secrets::kept_version((&self.repository, &words), name, (*until, next));
+            session.warn(&told);
+        }
+    }
+
     fn withdraw(&mut self) -> Result<()> {
         if self.to_withdraw.is_empty() {
             return Ok(());
@@ -613,10 +646,13 @@ impl Set {
         self.check_proven(&[])?;
         let store = self.place.store();
         while let Some(name) = self.to_withdraw.first().cloned() {
-            match self.kind {
+            let gone = match self.kind {
                 Kind::Data => keyring::withdraw(store, self.epoch, &name)?,
                 Kind::Secrets => secrets::withdraw_one(store, self.key_set, &name)?,
             };
+            if let Withdrawn::Hidden(until) = gone {
+                self.hidden.push((name, until));
+            }
             self.withdrawn.push(self.to_withdraw.remove(0));
         }
         self.recipients = self.names()?;

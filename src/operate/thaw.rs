@@ -23,6 +23,7 @@ use crate::store::s3::class::{self, Archived, Speed, Thaw};
 const PAUSE: Duration = Duration::from_secs(2);
 /// The longest one: thawing takes hours.
 const PAUSE_MAX: Duration = Duration::from_secs(300);
+const DAY_SECONDS: u64 = 24 * 3600;
 /// While it waits, the wish to stop is looked for so often.
 const GLANCE: Duration = Duration::from_millis(200);
 
@@ -201,7 +202,8 @@ impl Planned {
         waiting.filter_map(|o| speed.takes(o.object.class)).max()
     }
 
-    /// Asks the store for everything that is frozen; returns how many requests it took up.
+    /// Asks the store for everything that is frozen, and for another term of what is thawed and freezes too early; returns how many requests it
+    /// took up.
     ///
     /// # Errors
     /// `Usage` for a speed that a class does not have, before anything is asked; errors of the store.
@@ -218,12 +220,33 @@ impl Planned {
             )
             .hint("Nothing was requested. Take --speed standard or bulk."));
         }
+        let takes = self.takes(speed).unwrap_or_default();
+        // Thawed objects are there as long as those that come last.
+        let longer = asked.days.saturating_add(days(takes));
+        let term = Duration::from_secs(u64::from(asked.days) * DAY_SECONDS);
+        let wanted = session
+            .host
+            .now()
+            .saturating_add(takes.saturating_add(term));
         let mut requested = 0;
-        for object in self.objects.iter_mut().filter(|o| o.state == Thaw::Frozen) {
+        for object in &mut self.objects {
+            let is_short = match object.state {
+                Thaw::Frozen => false,
+                Thaw::Thawed(Some(until)) if until < wanted => true,
+                Thaw::Thawing | Thaw::Thawed(_) => continue,
+            };
             session.host.check_stop().map_err(goes_on)?;
-            let thawed = self.store.thaw(&object.object, asked.days, speed);
+            // The store has its copy already: a speed that the class does not have is none of another term.
+            let (days, speed) = match is_short {
+                true => (longer, Speed::Standard),
+                false => (asked.days, speed),
+            };
+            let thawed = self.store.thaw(&object.object, days, speed);
             requested += u64::from(thawed.map_err(goes_on)?);
-            object.state = Thaw::Thawing;
+            object.state = match is_short {
+                true => self.store.thaw_state(&object.object.key).map_err(goes_on)?,
+                false => Thaw::Thawing,
+            };
         }
         Ok(requested)
     }
@@ -234,7 +257,9 @@ impl Planned {
     /// `Interrupted`; errors of the store, but for one that does not answer.
     pub fn wait(&mut self, session: &Session) -> Result<()> {
         let mut pause = PAUSE;
+        let mut has_waited = false;
         while !self.is_ready() {
+            has_waited = true;
             let mut waited = Duration::ZERO;
             while waited < pause {
                 session.host.check_stop().map_err(goes_on)?;
@@ -242,14 +267,7 @@ impl Planned {
                 waited += GLANCE;
             }
             let before = self.thawing();
-            for object in self.objects.iter_mut().filter(|o| o.state == Thaw::Thawing) {
-                match self.store.thaw_state(&object.object.key) {
-                    Ok(state) => object.state = state,
-                    // It has hours: one answer that does not come is none.
-                    Err(e) if e.code() == Code::Unreachable => session.warn(&e.to_string()),
-                    Err(e) => return Err(goes_on(e)),
-                }
-            }
+            self.look(session, |state| state == Thaw::Thawing)?;
             let left = self.thawing();
             if left < before {
                 session.note(&format!(
@@ -261,12 +279,35 @@ impl Planned {
                 true => PAUSE,
                 false => pause.saturating_mul(2).min(PAUSE_MAX),
             };
-            if self.frozen().next().is_some() {
-                return Err(err!(Conflict, "objects that were thawed are frozen again")
-                    .hint("Run the command again, with more --days."));
+            self.check_thawed()?;
+        }
+        if !has_waited {
+            return Ok(());
+        }
+        // The first ones may have been thawed for days by now.
+        self.look(session, |_| true)?;
+        self.check_thawed()
+    }
+
+    /// Asks how far objects in these states are.
+    fn look(&mut self, session: &Session, is_meant: impl Fn(Thaw) -> bool) -> Result<()> {
+        for object in self.objects.iter_mut().filter(|o| is_meant(o.state)) {
+            match self.store.thaw_state(&object.object.key) {
+                Ok(state) => object.state = state,
+                // It has hours: one answer that does not come is none.
+                Err(e) if e.code() == Code::Unreachable => session.warn(&e.to_string()),
+                Err(e) => return Err(goes_on(e)),
             }
         }
         Ok(())
+    }
+
+    fn check_thawed(&self) -> Result<()> {
+        match self.frozen().next() {
+            Some(_) => Err(err!(Conflict, "objects that were thawed are frozen again")
+                .hint("Run the command again, with more --days.")),
+            None => Ok(()),
+        }
     }
 
     fn thawing(&self) -> usize {
@@ -275,6 +316,11 @@ impl Planned {
             .filter(|o| o.state == Thaw::Thawing)
             .count()
     }
+}
+
+/// Whole days, rounded up.
+fn days(time: Duration) -> u32 {
+    u32::try_from(time.as_secs().div_ceil(DAY_SECONDS)).unwrap_or(u32::MAX)
 }
 
 fn goes_on(e: Error) -> Error {

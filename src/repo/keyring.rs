@@ -14,6 +14,7 @@ use super::{epochs, json, key_command, key_kms, scope};
 use crate::config::{self, Encryption};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::pg::time::TimestampTz;
 use crate::seal::{
     Access, Contents, Drawn, FIRST_EPOCH, KeySetId, MacKey, PrivateHalf, PublicHalf, Recipient,
     Secret32, is_recipient_name, public_of,
@@ -340,9 +341,33 @@ pub fn give_access(store: &dyn Store, recipient: &Recipient) -> Result<()> {
     }
 }
 
-/// Takes away what one recipient opens of an epoch; `false` when it had nothing.
-pub fn withdraw(store: &dyn Store, epoch: u32, name: &str) -> Result<bool> {
-    store.delete(&scope::recipient(epoch, name)?)
+/// The fate of the object that a recipient opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// There was none.
+    Absent,
+    /// It is deleted.
+    Deleted,
+    /// The store keeps a version of it until then, and does not show it any more.
+    Hidden(TimestampTz),
+}
+
+/// Takes away what one recipient opens of an epoch.
+pub fn withdraw(store: &dyn Store, epoch: u32, name: &str) -> Result<Withdrawn> {
+    take_away(store, &scope::recipient(epoch, name)?)
+}
+
+/// Deletes what a recipient opens, or hides it where the store keeps it for a time.
+///
+/// # Errors
+/// `Locked` under a legal hold; what the store says.
+pub fn take_away(store: &dyn Store, key: &Key) -> Result<Withdrawn> {
+    match store.delete(key) {
+        Ok(true) => Ok(Withdrawn::Deleted),
+        Ok(false) => Ok(Withdrawn::Absent),
+        Err(e) if e.code() == Code::Locked => store.hide(key)?.map(Withdrawn::Hidden).ok_or(e),
+        Err(e) => Err(e),
+    }
 }
 
 /// Contents that passphrases opened, by the result of `opened_from`: deriving a key takes long, on purpose.

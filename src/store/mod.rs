@@ -354,6 +354,15 @@ pub trait Store: Send + Sync {
     /// `Locked` while the store keeps it for a time that was set when it was written; `Denied`.
     fn delete(&self, key: &Key) -> Result<bool>;
 
+    /// Hides an object that the store keeps for a time, where it keeps versions of objects: nobody finds it by its key any more, and its lock
+    /// stays. Returns until when the store keeps it; `None` where it hides nothing.
+    ///
+    /// # Errors
+    /// `Locked` under a legal hold; `Denied`.
+    fn hide(&self, _key: &Key) -> Result<Option<crate::pg::time::TimestampTz>> {
+        Ok(None)
+    }
+
     /// Whether the store has legal holds of its own: under one, an account that may delete cannot.
     ///
     /// # Errors
@@ -502,6 +511,13 @@ macro_rules! pass_on {
 
         fn hold(&self, key: &$crate::store::Key, is_on: bool) -> $crate::error::Result<bool> {
             self.inner.hold(key, is_on)
+        }
+
+        fn hide(
+            &self,
+            key: &$crate::store::Key,
+        ) -> $crate::error::Result<Option<$crate::pg::time::TimestampTz>> {
+            self.inner.hide(key)
         }
 
         fn extend_locks(&self, place: &str) -> $crate::error::Result<u64> {

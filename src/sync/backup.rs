@@ -138,8 +138,9 @@ impl Transfer<'_> {
             }
         }
         there.first().map_or(Ok(()), Claim::check)?;
-        self.require_parts((root.packs().collect(), root.layers().collect()))?;
-        if !self.commit(&root.id, whole.map(|(_, bytes)| bytes.as_slice()))? {
+        let parts = (root.packs().collect(), root.layers().collect());
+        let bytes = whole.map(|(_, bytes)| bytes.as_slice());
+        if !self.commit((&root.id, parts), bytes)? {
             return Ok(false);
         }
         if let Err(e) = self.copy_completed(root, &events) {

@@ -533,7 +533,7 @@ impl Transfer<'_> {
 }
 
 /// Two programs that push the same file seal it differently; everything else is written once.
-fn is_same_sealed(a: &dyn Opaque, b: &dyn Opaque) -> bool {
+pub(super) fn is_same_sealed(a: &dyn Opaque, b: &dyn Opaque) -> bool {
     let content = |of: &dyn Opaque| of.facts().get("content").cloned();
     match (content(a), content(b)) {
         (Some(a), Some(b)) => a == b,

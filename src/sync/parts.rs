@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Pair;
-use super::copy::{Copied, Tee};
+use super::copy::{Copied, Tee, is_same_sealed};
+use super::{Pair, is_of_the_object};
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
@@ -13,6 +13,7 @@ use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::json;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::root::{BackupRoot, LayerRef, Map, PackRef};
+use crate::repo::scope;
 use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
 use crate::snapshot::reader::Snapshot;
@@ -61,16 +62,41 @@ impl Pair<'_> {
         parts: Parts,
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
+        let ids = parts.0.iter().chain(&parts.1).map(|name| &name.id);
+        let have = self.parts_there(ids.collect())?;
         let packs = parts.0.iter().map(|name| self.scope.pack(name));
         let layers = parts.1.iter().map(|name| self.scope.layer(name));
         let keys: Vec<Key> = packs.chain(layers).collect();
         let one = |key: &Key| -> Result<()> {
-            match self.copy_as_stored(key)? {
+            let copied = match have.contains(key.as_str()) {
+                true => self.compare_sealed(key),
+                false => self.copy_as_stored(key),
+            };
+            match copied? {
                 Copied::Gone => Err(err!(Damaged, "object \"{key}\" is missing")),
                 copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
             }
         };
         self.side_by_side(&keys, &one, tick)
+    }
+
+    /// Compares the feet of an encrypted part that both sides have. Nothing else of it is read: a backup inherits most of its parts.
+    fn compare_sealed(&self, key: &Key) -> Result<Copied> {
+        let here = match self.from.store().open(key) {
+            Err(e) if is_of_the_object(&e) => None,
+            here => here?,
+        };
+        let here = here.as_ref().and_then(|here| here.sealed());
+        // A name is given once in a key set. So the MAC of the part there says whose it is, where the one here is damaged or lacking.
+        if here.is_none() && self.to.store().mac(&scope::marker(), b"")?.is_none() {
+            return self.copy_as_stored(key);
+        }
+        let is_same = |there: Box<dyn Object>| {
+            let there = there.sealed();
+            Ok(there.is_some_and(|there| here.is_none_or(|here| is_same_sealed(here, there))))
+        };
+        self.compare(key, &is_same)
+            .map_err(|e| e.context(format!("compare object \"{key}\"")))
     }
 
     /// Copies packs and layers, each checked down to its frames and blocks.
@@ -115,7 +141,7 @@ impl Pair<'_> {
     }
 
     /// Requires that every part which the root names is there, before the root is: an older "pitr expire" heeds no claim below a tombstone.
-    pub(super) fn require_parts(&self, (packs, layers): Parts) -> Result<()> {
+    fn require_parts(&self, (packs, layers): Parts) -> Result<()> {
         fault::pause("sync-commit");
         let ids = packs.iter().chain(&layers).map(|name| &name.id);
         let have = self.parts_there(ids.collect())?;
@@ -242,8 +268,37 @@ impl Pair<'_> {
         })
     }
 
+    /// Has the other side keep for another period what earlier backups have stored there and this one needs, and what opens the repository.
+    /// The backup is copied where it cannot.
+    fn extend_locks(&self, id: &BackupId, (packs, layers): &Parts) {
+        let packs = packs.iter().map(|name| (PartKind::Pack, name));
+        let layers = layers.iter().map(|name| (PartKind::Layer, name));
+        let foreign = packs.chain(layers).filter(|(_, name)| name.id != *id);
+        let mut places: BTreeSet<String> = foreign
+            .map(|(kind, name)| self.scope.parts(kind, Some(&name.id)))
+            .collect();
+        let fixed = [scope::marker(), self.scope.registration()];
+        places.extend(fixed.map(|key| key.to_string()));
+        places.insert(scope::KEYS.to_owned());
+        let mut extended = places
+            .iter()
+            .map(|place| self.to.store().extend_locks(place));
+        if let Some(e) = extended.find_map(Result::err) {
+            self.host.progress.warn(&format!(
+                "what backup \"{id}\" needs of earlier ones in \"{}\" can be deleted once its first lock ends: {e}",
+                self.to.store().location()
+            ));
+        }
+    }
+
     /// From here on the backup exists there.
-    pub(super) fn commit(&self, id: &BackupId, bytes: Option<&[u8]>) -> Result<bool> {
+    pub(super) fn commit(
+        &self,
+        (id, parts): (&BackupId, Parts),
+        bytes: Option<&[u8]>,
+    ) -> Result<bool> {
+        self.extend_locks(id, &parts);
+        self.require_parts(parts)?;
         let key = self.scope.manifest(id);
         let Some(bytes) = bytes else {
             return match self.copy_as_stored(&key)? {

@@ -277,8 +277,8 @@ impl<'a> ScopeTransfer<'a> {
             pair.copy_event(&pair.scope.event(&id.to_string(), &pin.name)?)?;
         }
         claims.first().map_or(Ok(()), Claim::check)?;
-        pair.require_parts(root.parts())?;
-        if !pair.commit(id, whole.map(|(_, bytes)| bytes.as_slice()))? {
+        let bytes = whole.map(|(_, bytes)| bytes.as_slice());
+        if !pair.commit((id, root.parts()), bytes)? {
             return Ok(false);
         }
         if let Err(e) = self.copy_completed(id, &events) {

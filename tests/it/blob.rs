@@ -201,6 +201,29 @@ fn s02_a_part_of_which_half_is_stored_is_gone_on_with() {
     assert!(read.unwrap() == self::large());
 }
 
+/// All bytes are stored, and the answer to the last part says that the upload is still open.
+#[test]
+fn s32_an_upload_that_google_keeps_open_is_no_object() {
+    let place = Place::new(Service::Google);
+    let keeps_open = |number: u32, times: u32| {
+        let session = format!("PUT /session/{number}");
+        for _ in 0..times {
+            place.server.fail_after(1, &session, Fault::KeepsOpen);
+        }
+    };
+    keeps_open(0, 1);
+    let large = put_large(&place.store, "packs/x");
+    assert_eq!(large.unwrap(), Published::Created);
+    assert_eq!(place.server.fired(), 1);
+    let read = get(&place.store, &key("packs/x"), 64 << 20).unwrap();
+    assert!(read.unwrap() == self::large());
+    // It is never ended.
+    keeps_open(1, 100);
+    let error = put_large(&place.store, "packs/y").unwrap_err();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    assert!(place.store.head(&key("packs/y")).unwrap().is_none());
+}
+
 /// It answers 410 of an upload that it completed, and of one that it gave up.
 #[test]
 fn s26_an_upload_that_google_gave_up_is_not_taken_for_an_object() {

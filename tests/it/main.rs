@@ -128,6 +128,7 @@ mod s3_slow;
 mod s3_tiers;
 mod sealed;
 mod sealed_events;
+mod sealed_sync;
 mod sealed_wal;
 mod secrets;
 mod sets;

@@ -3,9 +3,13 @@
 
 use std::path::Path;
 
+use pitr::store::{Key, Store as _};
+
 use crate::common::fault::{self, Fault};
-use crate::common::{Program, Sandbox, user};
+use crate::common::s3::peer::Peer;
+use crate::common::{Cluster, Program, Sandbox, user};
 use crate::require_strace;
+use crate::s3_cycle::Bucketed;
 use crate::sealed::{Stored, flipped, keygen, refused};
 
 const PASSPHRASE: &str = "correct horse battery staple";
@@ -142,7 +146,7 @@ fn add_junk(stored: &Stored, count: usize) {
         let mut object = junk.as_object().unwrap().clone();
         object.insert("recipient".into(), name.clone().into());
         object.insert("key_set".into(), own["key_set"].clone());
-        let key = pitr::store::Key::new(format!("keys/1/{name}")).unwrap();
+        let key = Key::new(format!("keys/1/{name}")).unwrap();
         let bytes =
             pitr::repo::json::encode(&key, pitr::repo::keyring::RECIPIENT, &object).unwrap();
         std::fs::write(keys.join(&name), bytes).unwrap();
@@ -262,4 +266,57 @@ fn x21_a_repository_that_lost_the_keys_of_all_recipients_gets_them_back() {
     init("both").expect_stderr("escrow, ops");
     stored.reads("reader");
     init("both").expect_stdout("Nothing had to be done");
+}
+
+/// A lock keeps the version and its end; the name leads nowhere any more. A hold keeps that, too, and no other repository waits for it.
+#[test]
+fn s33_a_bucket_that_locks_lets_recipients_be_withdrawn() {
+    let cluster = Cluster::builder(17).without_fsync().create();
+    let keys = Sandbox::new("keys");
+    keygen(&keys.join("set"), &["ops", "escrow"])
+        .run()
+        .success();
+    let guest = keygen(&keys.join("new"), &["guest"]).arg("--pair-only");
+    guest.run().success();
+    let file = |name: &str| keys.join(name).display().to_string();
+    let local = keys.dir("local");
+    let encryption = |name: &str| {
+        format!(
+            "[repositories.{name}.encryption]\nkey_set = \"{}\"\nkey_file = \"{}\"\n",
+            file("set/writer.key"),
+            file("set/ops.key")
+        )
+    };
+    let more = format!(
+        "object_lock = {{ mode = \"compliance\", period = \"30d\" }}\n{}[repositories.local]\nurl = \"file://{}\"\n{}",
+        encryption("store"),
+        local.display(),
+        encryption("local")
+    );
+    let site = Bucketed::new(&cluster, Peer::own(), &more);
+    let server = site.peer.server();
+    server.behave(|m| (m.versions, m.object_lock) = (true, Some(true)));
+    let store = site.store();
+    let escrow = server.key("keys/1/escrow");
+    let held = Key::new("keys/1/escrow").unwrap();
+    let rewrap = || {
+        let (public, proof) = (file("new/guest.pub"), file("new/guest.key"));
+        let change = ["--add", &public, "--withdraw", "escrow", "--proof", &proof];
+        let rewrap = site.pitr().args(["repo", "rewrap", "--all", "--confirm"]);
+        rewrap.args(change).run()
+    };
+    let is_local = || local.join("keys/1/escrow").exists();
+    assert!(is_local() && store.hold(&held, true).unwrap());
+    rewrap()
+        .expect_code(10)
+        .expect_stderr("legal hold")
+        .expect_stdout("Repository store, data: gave access to guest; not done: withdraws escrow");
+    assert!(server.keys().contains(&escrow) && !is_local());
+    store.hold(&held, false).unwrap();
+    let run = rewrap().success();
+    assert!(!server.keys().contains(&escrow), "{run}");
+    run.expect_stderr("the store keeps a version of what recipient \"escrow\" opens")
+        .expect_stderr("pitr repo rotate");
+    let readers = site.pitr().args(["doctor"]).run();
+    assert!(readers.stdout.contains("guest, ops"), "{readers}");
 }

@@ -396,6 +396,35 @@ fn a_backup_leaves_only_while_so_many_repositories_have_it(major: u32) {
 }
 per_major!(a_backup_leaves_only_while_so_many_repositories_have_it, v17);
 
+/// A copy by `cp -a` is another place, though its marker has the same identity.
+#[test]
+fn s38_another_path_to_the_repository_is_no_copy() {
+    let kept = Kept::new(17, 2);
+    let root = kept.site.repository();
+    let second = kept.site.sandbox().join("second");
+    kept.configure(&format!(
+        "[repositories.second]\nurl = \"file://{}\"\nrequired = false\n[clusters.main.retention]\nkeep_last = 2\n\
+         [repositories.local.retention]\nkeep_last = 1\nmin_copies = 2",
+        second.display()
+    ));
+    let expire = || {
+        let run = kept.pitr(&AT_ONCE).args(["--repository", "local"]);
+        run.args(["--json", "--dry-run"]).run().success()
+    };
+    let fate = |run: &Run| run.json()["clusters"][0]["backups"][0]["fate"].clone();
+    std::os::unix::fs::symlink(root, &second).unwrap();
+    let run = expire();
+    assert_eq!(fate(&run), "keep", "{run}");
+    run.expect_stderr("the two are one copy");
+    std::fs::remove_file(&second).unwrap();
+    let copy = std::process::Command::new("cp")
+        .arg("-a")
+        .args([root, &second])
+        .status();
+    assert!(copy.unwrap().success());
+    assert_eq!(fate(&expire()), "delete");
+}
+
 /// WAL follows the same rule: what another repository needs and lacks stays, though no backup here needs it any more.
 fn x13_wal_leaves_only_once_the_repository_that_needs_it_has_it(major: u32) {
     let kept = Kept::new(major, 1);

@@ -718,6 +718,30 @@ fn uploads_that_nobody_ends_are_found_and_taken_back() {
     assert_eq!(place.server.open_uploads(), 0);
 }
 
+/// A healed copy is the last of its folder, and was locked when it was written: that tells nothing of the old ones.
+#[test]
+fn s34_a_young_object_does_not_stand_for_the_old_ones_of_its_folder() {
+    let place = Place::new();
+    let store = place.open(|s| {
+        s.object_lock = Some(ObjectLock {
+            mode: LockMode::Governance,
+            period: Duration::from_secs(30 * 86_400),
+        });
+    });
+    store.list("").unwrap();
+    let packs = |n: u32| format!("clusters/a/7/packs/b/{n:06}");
+    for n in 0..40 {
+        put(&store, &key(&packs(n)), b"x").unwrap();
+    }
+    place.server.age(20);
+    put(&store, &key(&format!("{}.heal-1", packs(39))), b"x").unwrap();
+    assert_eq!(store.extend_locks("clusters/a/7/packs/b").unwrap(), 40);
+    place.server.clear_log();
+    assert_eq!(store.extend_locks("clusters/a/7/packs/b").unwrap(), 0);
+    let log = place.server.log();
+    assert_eq!(log.len(), 2, "a listing, and the last old one: {log:?}");
+}
+
 #[test]
 fn objects_are_written_as_configured() {
     let place = Place::new();

@@ -9,8 +9,9 @@ use pitr::store::{self, Key, Store as _};
 use serde_json::Value;
 
 use crate::common::moto::Moto;
-use crate::common::s3::peer::keys;
+use crate::common::s3::peer::{Peer, keys};
 use crate::common::{Cluster, Program, Run, Sandbox, expire_at_once, pitr, pitr_archive};
+use crate::s3_cycle::Bucketed;
 use crate::sealed::keygen;
 
 const ROLES: [&str; 4] = ["reader", "writer", "janitor", "operator"];
@@ -265,6 +266,50 @@ fn each_role_does_its_work_with_the_printed_policy_and_no_more() {
     // Trials of hosts that may not delete stay until they are a day old.
     let left = world.store("janitor", PREFIX).irregular().unwrap();
     assert!(left.iter().all(|one| one.is_unfinished), "{left:?}");
+}
+
+/// With and without a policy that demands the condition, and in a bucket that keeps versions.
+#[test]
+fn s36_the_doctor_tells_of_a_host_that_may_replace_objects() {
+    let mut cluster = Cluster::builder(17)
+        .segment_size_mb(1)
+        .without_fsync()
+        .create();
+    let site = Bucketed::new(&cluster, Peer::own(), "");
+    let server = site.peer.server();
+    let warned = || {
+        ROLES.map(|role| {
+            let run = site.pitr().args(["doctor", "--json", "--role", role]).run();
+            let all = run.json()["findings"].as_array().unwrap().clone();
+            let is_it = |f: &&Value| f["group"] == "role" && f["name"] == "objects of store";
+            let found = all.iter().find(is_it);
+            found.is_some_and(|f| f["level"] == "warn" && f["value"] == "may replace objects")
+        })
+    };
+    // An operator may copy objects into another class.
+    assert_eq!(warned(), [true, true, true, false]);
+    server.behave(|m| m.versions = true);
+    assert_eq!(warned(), [false; 4]);
+    server.behave(|m| (m.versions, m.wants_condition) = (false, true));
+    assert_eq!(warned(), [false; 4]);
+    // All that is stored is created so, in one request or in parts.
+    site.attach(&cluster);
+    cluster.start();
+    cluster.sql("create table ledger as select g as id, md5(random()::text) from generate_series(1, 400000) g");
+    server.clear_log();
+    site.backup();
+    cluster.archive_now();
+    let expire = expire_at_once();
+    site.pitr().args(expire).run().success();
+    // These credentials may delete, and nothing else is found.
+    let check = site.pitr().args(["repo", "check"]).run().expect_code(6);
+    check.expect_stderr("these credentials may delete");
+    site.pitr().args(["verify", "--quiet"]).run().success();
+    let log = server.log();
+    assert!(
+        log.iter().any(|line| line.contains("uploadId")),
+        "none went in parts"
+    );
 }
 
 /// No role does what it must not do, whoever asks: pitr, or its keys alone.

@@ -543,6 +543,43 @@ fn s29_what_a_later_backup_needs_is_locked_for_another_period() {
     assert_eq!(immutable()["state"], "ok", "{}", immutable());
 }
 
+/// The other side of a sync, where backups arrive and none is taken.
+#[test]
+fn s34_a_sync_extends_the_locks_of_what_a_copied_backup_needs() {
+    let lock = "object_lock = { mode = \"governance\", period = \"30d\" }\n";
+    let (site, cluster) = site(Peer::own(), lock);
+    let server = site.peer.server();
+    let more = format!(
+        "[repositories.local]\nurl = \"file://{}\"\n",
+        site.sandbox.dir("local").display()
+    );
+    let config = std::fs::read_to_string(&site.config).unwrap();
+    std::fs::write(&site.config, format!("{config}\n{more}")).unwrap();
+    site.pitr().args(["init", "--quiet"]).run().success();
+    let copy = |kind: &str| {
+        cluster.sql("update ledger set note = 'x' where id = 7");
+        let backup = ["backup", "--json", "--repository", "local", kind];
+        let run = site.pitr().args(backup).run().success();
+        let sync = [
+            "repo", "sync", "--quiet", "--from", "local", "--to", "store",
+        ];
+        let synced = site.pitr().args(sync).run().success();
+        (run.json()["id"].as_str().unwrap().to_owned(), synced)
+    };
+    let (full, _) = copy("--full");
+    server.age(20);
+    copy("--incremental");
+    let pack = server.key(&format!("packs/{full}/000000"));
+    for key in [&pack, &server.key("pitr.json"), &server.key("cluster.json")] {
+        assert_eq!(server.locked_days(key), 29, "{key}");
+    }
+    // Without the right it is copied all the same.
+    server.age(20);
+    server.fault("retention", u64::MAX, Fault::Error(403, "AccessDenied"));
+    let (_, synced) = copy("--incremental");
+    synced.expect_stderr("can be deleted once its first lock ends");
+}
+
 /// The class does not tell that the store has archived an object inside of it.
 #[test]
 fn s28_what_the_store_archives_by_itself_is_no_readable_object() {
@@ -576,6 +613,58 @@ fn s28_what_the_store_archives_by_itself_is_no_readable_object() {
         .pitr()
         .args(["restore", "--quiet", "--backup", &id, "--to"]);
     restore.arg(&to).run().success();
+}
+
+/// Objects that are thawed for too few days are asked for again, and nothing counts as readable that froze while others were waited for.
+#[test]
+fn s35_what_freezes_too_early_is_thawed_for_longer() {
+    let (site, cluster) = site(Peer::own(), "");
+    let server = site.peer.server();
+    let id = site.backup();
+    cluster.archive_now();
+    let thaw = |args: &[&str]| {
+        let run = site
+            .pitr()
+            .args(["repo", "thaw", "--json", "--backup", &id]);
+        run.args(args)
+    };
+    let days_left = |shown: &Value| {
+        let now = chrono::Utc::now();
+        let until = shown["objects"].as_array().unwrap().iter().map(|one| {
+            let until = chrono::DateTime::parse_from_rfc3339(one["until"].as_str().unwrap());
+            (until.unwrap().to_utc() - now).num_days()
+        });
+        until.min().unwrap()
+    };
+    server.reclassify("/packs/", "GLACIER");
+    thaw(&["--days", "2"]).run().success();
+    server.finish_thaw();
+    let short = thaw(&["--days", "2", "--dry-run"]).run().success().json();
+    assert_eq!(days_left(&short), 1, "{short}");
+    let longer = thaw(&["--days", "30"]).run().success().json();
+    let packs = longer["objects"].as_array().unwrap().len();
+    assert_eq!(longer["requested_count"], packs, "{longer}");
+    assert_eq!(days_left(&longer), 29, "{longer}");
+    // It lasts for a shorter wish, too.
+    let again = thaw(&["--days", "7"]).run().success().json();
+    assert_eq!(again["requested_count"], 0, "{again}");
+    // WAL is waited for, and the packs freeze meanwhile.
+    server.reclassify("/wal/", "GLACIER");
+    let mut waiting = thaw(&["--wait"]).spawn();
+    wait_until(PATIENCE, "it has asked", || {
+        assert!(!waiting.is_done(), "{}", waiting.stderr());
+        server
+            .log()
+            .iter()
+            .any(|line| line.contains("/wal/") && line.contains("restore"))
+    });
+    server.reclassify("/packs/", "GLACIER");
+    let thawed = || server.finish_thaw().len();
+    wait_until(PATIENCE, "all is thawed", || {
+        thawed();
+        waiting.is_done()
+    });
+    failed(&waiting.wait(), "frozen again");
 }
 
 /// No tier freezes WAL, but rules of others may: `--wal` thaws what lies behind the backup, too.
@@ -618,7 +707,8 @@ fn s23_wal_behind_a_backup_is_thawed_with_it() {
     failed(&restore(), "must thaw it");
     assert!(!to.join("PG_VERSION").exists());
     let asked = thaw(&["--wal"]);
-    assert_eq!(asked["requested_count"], all - own, "{asked}");
+    // The WAL that was thawed before is to be there as long as the rest.
+    assert_eq!(asked["requested_count"], all, "{asked}");
     assert_eq!(server.finish_thaw().len(), all - own);
     assert_eq!(thaw(&["--wal"])["ready"], true);
     restore().success();

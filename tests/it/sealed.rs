@@ -490,7 +490,7 @@ fn a_host_that_only_writes_receives() {
 }
 
 /// Configures hosts for a second repository of the key set, and creates it; returns where it is.
-fn with_second(sealed: &Sealed, cluster: &Cluster) -> PathBuf {
+pub fn with_second(sealed: &Sealed, cluster: &Cluster) -> PathBuf {
     let second = sealed.sandbox.join("second");
     for (host, encryption) in [
         ("writer", format!("key_set = \"{}\"", sealed.key("writer"))),

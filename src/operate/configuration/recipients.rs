@@ -7,10 +7,14 @@ use serde::Serialize;
 use crate::config;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::operate::failures::Failures;
 use crate::operate::keys::to_public;
 use crate::operate::session::Session;
+use crate::pg::time::TimestampTz;
 use crate::repo::json;
-use crate::repo::keyring::{ReaderFile, WriterFile, forbid_core_dumps, names_below};
+use crate::repo::keyring::{
+    ReaderFile, Withdrawn, WriterFile, forbid_core_dumps, names_below, take_away,
+};
 use crate::repo::repository::Repository;
 use crate::repo::scope;
 use crate::seal::{Access, Contents, KeySetId, MacKey, Recipient};
@@ -234,109 +238,194 @@ pub(super) fn open(store: &dyn Store, pair: KeySetId, path: &Path) -> Result<(St
     }
 }
 
-/// Changes the recipients in each repository that has a secrets pair, and returns them.
+/// A repository with a secrets pair, and the keys at hand that open it.
+struct Place<'a> {
+    configured: &'a config::Repository,
+    repository: Repository,
+    pair: KeySetId,
+    proven: Vec<(String, Contents)>,
+    /// Recipients to be withdrawn that it has.
+    withdraw: Vec<&'a String>,
+}
+
+/// Changes the recipients in each repository that has a secrets pair; returns them, and what could not be changed. Everything is looked at before
+/// anything is written. Then access is given everywhere, and withdrawn afterwards; one repository in which that fails keeps no other from it.
 ///
 /// # Errors
-/// `Config` without a pair; `Key` without a key that opens it; `Refused` when too few recipients would be proven.
-pub fn run(session: &Session, asked: &Asked) -> Result<Vec<Readers>> {
+/// `Config` without a pair; `Key` without a key that opens it; `Refused` when too few recipients would be proven; `NotFound` for a recipient to be
+/// withdrawn whom no repository has. Nothing was changed then.
+pub fn run(session: &Session, asked: &Asked) -> Result<(Vec<Readers>, Failures)> {
     forbid_core_dumps()?;
     let settings = session.settings_with_repositories()?;
-    let mut all = Vec::new();
+    let mut places = Vec::new();
     for configured in &settings.repositories {
-        let Some(path) = configured.secrets_file() else {
-            continue;
-        };
-        let (_, mac) = WriterFile::read_secrets(path)?.keys(path)?;
-        let keys: Vec<PathBuf> = configured
-            .secrets_key_file()
-            .into_iter()
-            .chain(asked.keys.iter().map(PathBuf::as_path))
-            .map(Path::to_owned)
-            .collect();
-        let repository = session.open(configured)?;
-        ensure(configured, &repository)?;
-        let changed = change(asked, &repository, mac.id(), &keys);
-        all.push(Readers {
-            name: configured.name.clone(),
-            secrets_pair: mac.id().to_string(),
-            recipients: changed
-                .map_err(|e| e.context(format!("repository \"{}\"", configured.name)))?,
-        });
+        let place = Place::open(session, asked, configured);
+        let place = place.map_err(|e| of_repository(e, configured))?;
+        places.extend(place);
     }
-    match all.is_empty() {
-        true => Err(err!(Config, "no repository has a secrets pair")
-            .hint("Make one with pitr repo keygen --secrets, and name it: secrets = \"…/secrets.key\" in [repositories.NAME.encryption].")),
-        false => Ok(all),
+    if places.is_empty() {
+        return Err(err!(Config, "no repository has a secrets pair")
+            .hint("Make one with pitr repo keygen --secrets, and name it: secrets = \"…/secrets.key\" in [repositories.NAME.encryption]."));
     }
+    check_known(session, asked, &places)?;
+    let mut failures = Failures::default();
+    let mut done = 0;
+    for (at, place) in places.iter().enumerate() {
+        session.host.check_stop()?;
+        let given = place.give(asked);
+        given.map_err(|e| match (of_repository(e, place.configured), at) {
+            (e, 0) => e,
+            (e, _) => e.hint("Nothing was withdrawn, and what repositories before it were given stays. The same command goes on with the rest."),
+        })?;
+    }
+    for place in &places {
+        session.host.check_stop()?;
+        match place.take(session) {
+            Ok(()) => done += 1,
+            Err(e) => {
+                let name = &place.configured.name;
+                failures.add(e, format!("change the recipients in repository \"{name}\""));
+            }
+        }
+    }
+    failures.first_if(session, done == 0)?;
+    let readers = places.iter().map(Place::readers);
+    Ok((readers.collect::<Result<_>>()?, failures))
 }
 
-/// Gives first, takes last.
-fn change(
-    asked: &Asked,
-    repository: &Repository,
-    pair: KeySetId,
-    keys: &[PathBuf],
-) -> Result<Vec<String>> {
-    let store = repository.store();
-    if asked.add.is_empty() && asked.withdraw.is_empty() {
-        return names(store, pair);
-    }
-    let mut proven: Vec<(String, Contents)> = Vec::new();
-    for path in keys {
-        let one = open(store, pair, path)?;
-        proven.retain(|(name, _)| *name != one.0);
-        proven.push(one);
-    }
-    let Some((_, contents)) = proven.first() else {
-        return Err(err!(Key, "no key that opens the secrets pair is given").hint(
-            "Nothing was changed. Only a recipient who has access can give it or withdraw it: add --secrets-key FILE.",
-        ));
-    };
-    for path in &asked.add {
-        give(store, &contents.mac, &to_public(contents, path)?)?;
-    }
-    withdraw(asked, store, pair, &proven)?;
-    names(store, pair)
+fn of_repository(e: Error, configured: &config::Repository) -> Error {
+    e.context(format!("repository \"{}\"", configured.name))
 }
 
-fn withdraw(
-    asked: &Asked,
-    store: &dyn Store,
-    pair: KeySetId,
-    proven: &[(String, Contents)],
-) -> Result<()> {
-    if asked.withdraw.is_empty() {
-        return Ok(());
-    }
-    let there = names(store, pair)?;
-    if let Some(unknown) = asked.withdraw.iter().find(|name| !there.contains(name)) {
-        return Err(
-            err!(NotFound, "there is no recipient \"{unknown}\"").hint(format!(
-                "Nothing was withdrawn. Recipients: {}",
-                there.join(", ")
-            )),
-        );
-    }
-    let staying = proven
-        .iter()
-        .filter(|(name, _)| !asked.withdraw.contains(name))
-        .count();
-    if staying < PROVEN_MIN {
-        return Err(too_few(staying));
-    }
+/// Requires that some repository has each recipient that is to be withdrawn. A run that was interrupted had withdrawn it from others: the same
+/// command goes on.
+fn check_known(session: &Session, asked: &Asked, places: &[Place<'_>]) -> Result<()> {
     for name in &asked.withdraw {
-        withdraw_one(store, pair, name)?;
+        let (having, lacking): (Vec<_>, Vec<_>) = places
+            .iter()
+            .partition(|place| place.withdraw.contains(&name));
+        if having.is_empty() {
+            let there = places.first().map(Place::readers).transpose()?;
+            let there = there.map_or_else(String::new, |one| one.recipients.join(", "));
+            return Err(err!(NotFound, "there is no recipient \"{name}\"")
+                .hint(format!("Nothing was changed. Recipients: {there}")));
+        }
+        for place in lacking {
+            session.warn(&format!(
+                "there is no recipient \"{name}\" in repository \"{}\"",
+                place.configured.name
+            ));
+        }
     }
     Ok(())
 }
 
-/// Takes away what one recipient opens; `false` when it had nothing.
+impl<'a> Place<'a> {
+    /// Opens a repository, and its pair where something is to be changed; none where it has no pair.
+    fn open(
+        session: &Session,
+        asked: &'a Asked,
+        configured: &'a config::Repository,
+    ) -> Result<Option<Place<'a>>> {
+        let Some(path) = configured.secrets_file() else {
+            return Ok(None);
+        };
+        let (_, mac) = WriterFile::read_secrets(path)?.keys(path)?;
+        let repository = session.open(configured)?;
+        ensure(configured, &repository)?;
+        let pair = mac.id();
+        let there = names(repository.store(), pair)?;
+        let withdraw = asked.withdraw.iter().filter(|name| there.contains(name));
+        let mut place = Place {
+            configured,
+            pair,
+            proven: Vec::new(),
+            withdraw: withdraw.collect(),
+            repository,
+        };
+        if !asked.add.is_empty() || !asked.withdraw.is_empty() {
+            place.prove(asked)?;
+        }
+        Ok(Some(place))
+    }
+
+    /// Opens the pair with each key at hand. One of a recipient that is to be withdrawn proves nothing where it is withdrawn already.
+    fn prove(&mut self, asked: &Asked) -> Result<()> {
+        let keys = self.configured.secrets_key_file().into_iter();
+        for path in keys.chain(asked.keys.iter().map(PathBuf::as_path)) {
+            let name = ReaderFile::read(path)?.recipient;
+            if asked.withdraw.contains(&name) && !self.withdraw.contains(&&name) {
+                continue;
+            }
+            let one = open(self.repository.store(), self.pair, path)?;
+            self.proven.retain(|(name, _)| *name != one.0);
+            self.proven.push(one);
+        }
+        if self.proven.is_empty() {
+            return Err(err!(Key, "no key that opens the secrets pair is given").hint(
+                "Nothing was changed. Only a recipient who has access can give it or withdraw it: add --secrets-key FILE.",
+            ));
+        }
+        let proven = self.proven.iter();
+        let staying = proven.filter(|(name, _)| !asked.withdraw.contains(name));
+        match staying.count() {
+            few if few < PROVEN_MIN && !self.withdraw.is_empty() => Err(too_few(few)),
+            _ => Ok(()),
+        }
+    }
+
+    fn give(&self, asked: &Asked) -> Result<()> {
+        let Some((_, contents)) = self.proven.first() else {
+            return Ok(());
+        };
+        let store = self.repository.store();
+        let mut added = asked.add.iter();
+        added.try_for_each(|path| give(store, &contents.mac, &to_public(contents, path)?))
+    }
+
+    fn take(&self, session: &Session) -> Result<()> {
+        for name in &self.withdraw {
+            let gone = withdraw_one(self.repository.store(), self.pair, name)?;
+            if let Withdrawn::Hidden(until) = gone {
+                let words = format!("secrets pair {}", self.pair);
+                let place = (&self.configured.name, &words);
+                session.warn(&kept_version(place, name, (until, NEXT)));
+            }
+        }
+        Ok(())
+    }
+
+    fn readers(&self) -> Result<Readers> {
+        Ok(Readers {
+            name: self.configured.name.clone(),
+            secrets_pair: self.pair.to_string(),
+            recipients: names(self.repository.store(), self.pair)?,
+        })
+    }
+}
+
+/// The step after access to a secrets pair was withdrawn, and a version of it is left.
+pub(in crate::operate) const NEXT: &str =
+    "make a new pair: pitr repo keygen --secrets, and change the secrets";
+
+/// Tells that a store keeps a version of what a recipient opens.
+pub(in crate::operate) fn kept_version(
+    (repository, set): (&String, &String),
+    name: &str,
+    (until, next): (TimestampTz, &str),
+) -> String {
+    format!(
+        "the store keeps a version of what recipient \"{name}\" opens in repository \"{repository}\" ({set}) until {until}: with the right to read versions, the key still opens it. What is stored from now on is safe once you {next}"
+    )
+}
+
+/// Takes away what one recipient opens.
 pub(in crate::operate) fn withdraw_one(
     store: &dyn Store,
     pair: KeySetId,
     name: &str,
-) -> Result<bool> {
-    store.delete(&scope::secrets_recipient(&pair.to_string(), name)?)
+) -> Result<Withdrawn> {
+    take_away(store, &scope::secrets_recipient(&pair.to_string(), name)?)
 }
 
 fn too_few(staying: usize) -> Error {
@@ -344,5 +433,5 @@ fn too_few(staying: usize) -> Error {
         Refused,
         "{PROVEN_MIN} recipients who keep access must be proven, and {staying} are"
     )
-    .hint("Nothing was withdrawn. Show their key files with --secrets-key FILE, once for each.")
+    .hint("Nothing was changed. Show their key files with --secrets-key FILE, once for each.")
 }

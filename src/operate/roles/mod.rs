@@ -211,6 +211,7 @@ pub fn look(
     let mut has_claims = has_claims(settings);
     for one in &settings.repositories {
         keys_of(found, one, role);
+        replacing(found, session, one, role);
         match tried(session, one, role) {
             Ok((creates, deletes)) => {
                 rights(found, &one.name, role, creates, deletes);
@@ -266,6 +267,56 @@ fn keys_of(found: &mut Findings, repository: &Repository, role: Role) {
     } else {
         found.ok(&name, format!("those of {}", role.one()));
     }
+}
+
+/// Warns of a host that may write over objects for good, though it may not delete any: to backups it is the same. An operator may have to, where it
+/// copies objects into another class.
+fn replacing(found: &mut Findings, session: &Session, configured: &Repository, role: Role) {
+    let name = format!("objects of {}", configured.name);
+    match replaces(session, configured, role) {
+        Ok(true) => found.warn(
+            &name,
+            "may replace objects",
+            format!(
+                "whoever takes over this {} can destroy backups: the bucket keeps no former versions",
+                role.name()
+            ),
+            "let the bucket keep versions, or create one with Object Lock; else keep a second repository that this host does not reach",
+        ),
+        Ok(false) => {}
+        Err(e) => found.error(&name, &e),
+    }
+}
+
+/// Whether an object can be written over and is lost then: tried with one of its own, under a temporary name.
+fn replaces(session: &Session, configured: &Repository, role: Role) -> Result<bool> {
+    let Location::S3 { bucket, prefix } = &configured.location else {
+        return Ok(false);
+    };
+    if role == Role::Operator {
+        return Ok(false);
+    }
+    // A place without a marker is somewhere else: the other trial says so.
+    if session.open(configured).is_err() {
+        return Ok(false);
+    }
+    let nonce = session.host.random();
+    let store = S3Store::open(bucket, prefix, &configured.s3, nonce)?;
+    // A janitor creates in some places alone.
+    let (aside, key) = match role {
+        Role::Janitor => (store.aside_below("clusters", nonce), "events/role"),
+        Role::Reader | Role::Writer | Role::Operator => (store.aside(nonce), "role"),
+    };
+    let key = Key::new(key)?;
+    let is_lost = match allowed(put(&aside, &key, b"pitr"))? {
+        false => false,
+        true => match aside.replace(&key) {
+            Err(e) if is_refusal(&e) => false,
+            is_kept => !is_kept?,
+        },
+    };
+    let _ = aside.clear();
+    Ok(is_lost)
 }
 
 fn rights(found: &mut Findings, name: &str, role: Role, creates: bool, deletes: bool) {

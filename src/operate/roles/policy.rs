@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Role;
-use crate::config::{Location, Repository, Sse};
+use crate::config::{Location, Repository, Sse, TierBy};
 
 /// A policy that is being made.
 struct Policy {
@@ -55,6 +55,17 @@ impl Policy {
             list["Condition"] = json!({ "StringLike": { "s3:prefix": prefixes } });
         }
         self.statements.push(list);
+    }
+
+    /// Denies creation without `If-None-Match`. Parts of an upload name no object: only its end has the condition.
+    fn never_replace(&mut self) {
+        self.deny("NeverReplace", &["s3:PutObject"], &["*"]);
+        if let Some(last) = self.statements.last_mut() {
+            last["Condition"] = json!({
+                "Null": { "s3:if-none-match": "true" },
+                "Bool": { "s3:ObjectCreationOperation": "true" },
+            });
+        }
     }
 
     /// The listing of unfinished uploads: verify names them, and expire removes them. S3 knows no prefix of a bucket for this right.
@@ -179,6 +190,13 @@ fn use_key(policy: &mut Policy, repository: &Repository, creates: bool) {
     policy.statement("Allow", "UseKey", actions, json!(key));
 }
 
+/// Whether a role has no work that writes over an object, in a store that is known to judge the condition: others refuse such a policy, or creation.
+fn replaces_nothing(repository: &Repository, role: Role) -> bool {
+    let s3 = &repository.s3;
+    let copies = role == Role::Operator && s3.tier_by == TierBy::Copy;
+    s3.endpoint.is_none() && !s3.unsafe_overwrite && !copies
+}
+
 /// Denies what a role must never do, whatever other policies allow.
 fn deny(policy: &mut Policy, repository: &Repository, role: Role) {
     if matches!(role, Role::Reader | Role::Writer) {
@@ -188,6 +206,9 @@ fn deny(policy: &mut Policy, repository: &Repository, role: Role) {
     if role == Role::Janitor {
         let delete = ["s3:DeleteObject", "s3:DeleteObjectVersion"];
         policy.deny("NeverDeleteKeys", &delete, &["keys/*", "pitr.json"]);
+    }
+    if replaces_nothing(repository, role) {
+        policy.never_replace();
     }
     let weaken = ["s3:BypassGovernanceRetention", "s3:PutObjectLegalHold"];
     policy.deny("NeverWeaken", &weaken, &["*"]);
@@ -250,6 +271,43 @@ mod tests {
                 has(role, "Deny", "s3:BypassGovernanceRetention"),
                 "{role:?}"
             );
+        }
+    }
+
+    #[test]
+    fn no_role_replaces_objects_where_the_store_judges_the_condition() {
+        let condition = |one: &Repository, role| {
+            let policy = of(one, role, Records::default()).unwrap();
+            let statements = policy["Statement"].as_array().unwrap().clone();
+            let found = statements.into_iter().find(|s| s["Sid"] == "NeverReplace");
+            found.map(|s| {
+                assert_eq!(
+                    (&s["Effect"], &s["Action"]),
+                    (&json!("Deny"), &json!("s3:PutObject"))
+                );
+                assert_eq!(s["Resource"], "arn:aws:s3:::bucket/prod/*");
+                s["Condition"].clone()
+            })
+        };
+        let wanted = json!({
+            "Null": { "s3:if-none-match": "true" },
+            "Bool": { "s3:ObjectCreationOperation": "true" },
+        });
+        let mut one = repository();
+        for role in ROLES {
+            assert_eq!(condition(&one, role), Some(wanted.clone()), "{role:?}");
+        }
+        // Copies onto an object have no such condition.
+        one.s3.tier_by = TierBy::Copy;
+        assert_eq!(condition(&one, Role::Operator), None);
+        assert_eq!(condition(&one, Role::Janitor), Some(wanted));
+        for change in [
+            |one: &mut Repository| one.s3.unsafe_overwrite = true,
+            |one: &mut Repository| one.s3.endpoint = Some("https://store".into()),
+        ] {
+            let mut other = repository();
+            change(&mut other);
+            assert!(ROLES.iter().all(|role| condition(&other, *role).is_none()));
         }
     }
 

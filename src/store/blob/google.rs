@@ -101,6 +101,11 @@ pub(super) fn part(session: &str, from: u64, body: Bytes, whole: Option<u64>) ->
         .body(body)
 }
 
+/// Asks how far an upload is, of which all parts were sent.
+pub(super) fn progress(session: &str, whole: u64) -> Ask {
+    Ask::new(Method::PUT, session.to_owned()).header("content-range", format!("bytes */{whole}"))
+}
+
 /// How many bytes of an upload are stored.
 pub(super) fn stored(answer: &Answer) -> Answered<u64> {
     let Some(range) = answer.header("range") else {

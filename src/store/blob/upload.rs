@@ -425,16 +425,27 @@ async fn chunk(
         None => Purpose::Creating,
         Some(_) => Purpose::Completing,
     };
-    let (mut at, mut was_tried) = (from, false);
+    let (mut at, mut was_tried, mut is_asked) = (from, false, false);
     loop {
-        let rest = body.slice(usize::try_from(at - from).unwrap_or(body.len())..);
-        let ask = google::part(session, at, rest, whole.map(|(size, _)| size));
+        let ask = match is_asked {
+            true => google::progress(session, whole.map_or(end, |(size, _)| size)),
+            false => {
+                let rest = body.slice(usize::try_from(at - from).unwrap_or(body.len())..);
+                google::part(session, at, rest, whole.map(|(size, _)| size))
+            }
+        };
         let read = |answer: Answer| match (answer.status, whole) {
-            (308, _) => google::stored(&answer).map(Some),
-            (_, Some((size, sum))) => confirmed(&answer, size, sum).map(|is| is.then_some(end)),
+            (308, _) => match google::stored(&answer)? {
+                // All bytes are no object yet: only another answer says that one was made of them.
+                stored if stored >= end && is_asked => {
+                    Err(Failure::again("the store does not end the upload"))
+                }
+                stored => Ok(Taken::UpTo(stored)),
+            },
+            (_, Some((size, sum))) => confirmed(&answer, size, sum).map(Taken::Object),
             (_, None) => Err(Failure::again("the store ends an upload before its end")),
         };
-        let stored = match place.run_as(purpose, &doing, &ask, read).await {
+        let taken = match place.run_as(purpose, &doing, &ask, read).await {
             // An attempt without an answer may have ended the upload.
             Err(failure) if failure.is_upload_gone && (failure.is_ambiguous || was_tried) => {
                 return Err(Failure {
@@ -453,11 +464,14 @@ async fn chunk(
             }
             other => other?,
         };
-        match stored {
-            None => return Ok(false),
-            Some(stored) if stored >= end => return Ok(true),
-            Some(stored) if stored > at => (at, was_tried) = (stored, true),
-            Some(stored) => {
+        match taken {
+            Taken::Object(is_confirmed) => return Ok(is_confirmed),
+            Taken::UpTo(stored) if stored >= end && whole.is_none() => return Ok(true),
+            Taken::UpTo(stored) if stored >= end => (is_asked, was_tried) = (true, true),
+            Taken::UpTo(stored) if stored > at => {
+                (at, is_asked, was_tried) = (stored, false, true);
+            }
+            Taken::UpTo(stored) => {
                 return Err(Failure::new(
                     Kind::Final,
                     err!(
@@ -468,6 +482,14 @@ async fn chunk(
             }
         }
     }
+}
+
+/// The state of an upload at Google.
+enum Taken {
+    /// Bytes up to an offset.
+    UpTo(u64),
+    /// The object; whether it said that it is ours.
+    Object(bool),
 }
 
 #[cfg(test)]

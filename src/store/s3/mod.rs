@@ -274,6 +274,19 @@ impl Store for S3Store {
         Ok(true)
     }
 
+    fn hide(&self, key: &Key) -> Result<Option<TimestampTz>> {
+        // A bucket with locks keeps versions: a deletion that names none puts a marker before them.
+        let Some(piece) = glance(&self.bucket, key)? else {
+            return Ok(None);
+        };
+        let Some(until) = piece.kept_until()? else {
+            return Ok(None);
+        };
+        let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
+        wait(async move { listing::delete(&bucket, &key).await })??;
+        Ok(Some(until))
+    }
+
     fn has_holds(&self) -> Result<bool> {
         hold::is_known(&self.bucket)
     }

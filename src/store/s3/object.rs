@@ -91,6 +91,20 @@ impl Piece {
         self.lock.as_ref().is_some_and(|lock| lock.mode == HELD)
     }
 
+    /// The end of the object's retention; none of one that has none.
+    ///
+    /// # Errors
+    /// `Locked` under a legal hold, which has no end.
+    pub(super) fn kept_until(&self) -> Result<Option<TimestampTz>> {
+        let Some(lock) = &self.lock else {
+            return Ok(None);
+        };
+        match lock.until {
+            Some(until) => Ok(TimestampTz::from_unix_seconds(until)),
+            None => lock.check(None).map(|()| None),
+        }
+    }
+
     /// Requires that the object is not locked at this time, in seconds since 1970.
     ///
     /// # Errors

@@ -4,11 +4,13 @@
 
 use std::sync::Arc;
 
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::ChecksumAlgorithm;
 use bytes::Bytes;
 
 use super::client::wait;
 use super::failure::{Answered, Failure, Kind};
-use super::headers::Condition;
+use super::headers::{Condition, dressed_put};
 use super::multipart::Multipart;
 use super::object::{Part, fetch};
 use super::request::Bucket;
@@ -63,6 +65,35 @@ impl S3Store {
         // The prefix of a store has its slash at the end, or is empty.
         let prefix = format!("{}{place}", self.bucket.prefix);
         S3Store::within(link, &self.bucket.bucket, &prefix, nonce, true)
+    }
+
+    /// Writes over an object of a trial, without the condition under which everything else is written; whether the bucket keeps the former one as
+    /// a version.
+    ///
+    /// # Errors
+    /// `Denied` where objects cannot be replaced; what the store says.
+    pub fn replace(&self, key: &Key) -> Result<bool> {
+        const CONTENT: &[u8] = b"replaced";
+        let (bucket, key) = (Arc::clone(&self.bucket), key.clone());
+        let doing = format!("replace object \"{key}\" of a trial");
+        Ok(wait(async move {
+            let mark = format!("{:016x}", bucket.next_random());
+            let (bucket, key, mark) = (&bucket, &key, &mark);
+            bucket
+                .run(&doing, |client| async move {
+                    let request = client.put_object().bucket(&bucket.bucket);
+                    let request = request
+                        .key(bucket.full(key))
+                        .checksum_algorithm(ChecksumAlgorithm::Crc32C)
+                        .checksum_crc32_c(checksum::checksum(CONTENT))
+                        .body(ByteStream::from_static(CONTENT));
+                    let stored = dressed_put(request, bucket, key, mark)?.send().await?;
+                    let version = stored.version_id().unwrap_or_default();
+                    // The only version is called so where they are suspended.
+                    Ok(!version.is_empty() && version != "null")
+                })
+                .await
+        })??)
     }
 
     /// Takes away everything in this place; `false` when the store refuses.

@@ -16,7 +16,8 @@ use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::store::Key;
 
-/// So many objects of a folder are looked at one by one. The last one tells of all where there are more: locks are extended in the order of names.
+/// So many objects of a folder are looked at one by one. The last old one tells of all where there are more: locks are extended in the order of
+/// names. A young one tells nothing of them: a healed copy, or what somebody put behind them.
 const LOOKED_AT_MAX: usize = 32;
 
 /// Extends the locks of an object, or of all below a folder, where less than half of the period is left; returns how many. Objects that are younger
@@ -40,13 +41,11 @@ async fn extend_all(bucket: &Bucket, place: &str, lock: ObjectLock) -> Answered<
     };
     let half = due.secs() - now;
     let is_old = |object: &Found| object.modified.is_none_or(|at| at.secs() + half <= now);
-    if !objects.iter().any(is_old) {
+    let Some(last) = objects.iter().rfind(|object| is_old(object)) else {
         return Ok(0);
-    }
+    };
     let is_many = objects.len() > LOOKED_AT_MAX;
-    if let Some(last) = objects.last().filter(|_| is_many)
-        && is_kept(read(bucket, &last.key).await?.as_ref(), due)
-    {
+    if is_many && is_kept(read(bucket, &last.key).await?.as_ref(), due) {
         return Ok(0);
     }
     let mut extended = 0;

@@ -23,6 +23,8 @@ pub enum Fault {
     Silent,
     /// Half of the body is taken, and the answer says so.
     TakesHalf,
+    /// The last part is taken like any other: all bytes are stored, and there is no object yet.
+    KeepsOpen,
 }
 
 #[derive(Default)]
@@ -160,6 +162,11 @@ fn serve(stream: TcpStream, shared: &Mutex<State>) {
             }
             Some(Fault::TakesHalf) => {
                 request.body.truncate(request.body.len() / 2);
+                handle(&mut state, &request)
+            }
+            Some(Fault::KeepsOpen) => {
+                let range = request.headers.get_mut("content-range").unwrap();
+                range.replace_range(range.find('/').unwrap().., "/*");
                 handle(&mut state, &request)
             }
             Some(Fault::Overtaken) => {
@@ -405,7 +412,9 @@ fn google(state: &mut State, request: &Request) -> Answer {
         };
         let range = &request.headers["content-range"];
         let (span, whole) = range["bytes ".len()..].split_once('/').unwrap();
-        let from: usize = span.split('-').next().unwrap().parse().unwrap();
+        // Without a span it asks how far the upload is.
+        let from = span.split('-').next().unwrap().parse();
+        let from: usize = from.unwrap_or(bytes.len());
         assert!(from <= bytes.len(), "a hole");
         bytes.truncate(from);
         bytes.extend_from_slice(&request.body);

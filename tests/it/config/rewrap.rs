@@ -258,3 +258,45 @@ fn what_was_withdrawn_from_the_first_repository_alone_is_withdrawn_from_the_othe
     assert!(!has_escrow("copy"));
     refused(&data(&withdraw).run(), 2, "there is no recipient");
 }
+
+/// Withdrawn in the first repository, and not in the second: the same command goes on, and no word says that nothing was changed.
+#[test]
+fn y47_access_to_secrets_that_one_repository_keeps_is_withdrawn_later() {
+    let staff = Staff::new();
+    let recipients = |words: &[&str]| {
+        let config = staff.world.path("both.toml");
+        let pitr = pitr().arg("--config").arg(config);
+        pitr.args(["config", "recipients"]).args(words).run()
+    };
+    let (public, key) = (
+        staff.file("new-deputy/deputy.pub"),
+        staff.file("new-deputy/deputy.key"),
+    );
+    recipients(&["--add", &public]).success();
+    let has_vault = |repository| staff.readers(repository).contains(&"+vault".to_owned());
+    refused(&recipients(&["--withdraw", "vault"]), 8, "must be proven");
+    refused(
+        &recipients(&["--withdraw", "nobody"]),
+        2,
+        "Nothing was changed",
+    );
+    assert!(has_vault("repo") && has_vault("copy"));
+    let withdraw = ["--withdraw", "vault", "--secrets-key", &key];
+    let pair = names(&staff.world.path("copy/keys"));
+    let pair = pair
+        .iter()
+        .find(|name| name.starts_with("secrets-"))
+        .unwrap();
+    let closed = staff.world.path("copy/keys").join(pair);
+    close(&closed, true);
+    let partly = recipients(&withdraw).expect_code(10);
+    assert!(!partly.stderr.contains("Nothing was"), "{partly}");
+    partly.expect_stderr("change the recipients in repository \"copy\"");
+    assert!(!has_vault("repo") && has_vault("copy"));
+    close(&closed, false);
+    recipients(&withdraw)
+        .success()
+        .expect_stderr("there is no recipient \"vault\" in repository \"local\"");
+    assert!(!has_vault("copy"));
+    refused(&recipients(&withdraw), 2, "there is no recipient");
+}

@@ -176,6 +176,10 @@ fn another() -> Response {
     Response::error(412, "PreconditionFailed", "another object")
 }
 
+fn unconditional() -> Response {
+    Response::error(403, "AccessDenied", "the policy wants If-None-Match")
+}
+
 const COPY_SOURCE: &str = "x-amz-copy-source";
 
 fn absent() -> Response {
@@ -375,6 +379,9 @@ impl Keep {
             return refused;
         }
         let wants_new = request.header("if-none-match") == "*";
+        if manner.wants_condition && !wants_new {
+            return unconditional();
+        }
         if wants_new && !manner.overwrites && self.objects.contains_key(key) {
             return taken();
         }
@@ -390,7 +397,11 @@ impl Keep {
             *last ^= 1;
         }
         let tag = self.insert(key, body, headers, now);
-        with_sum(Response::new(200, "").with("ETag", tag), request, manner)
+        let mut stored = Response::new(200, "").with("ETag", tag);
+        if manner.versions {
+            stored = stored.with("x-amz-version-id", format!("version-{}", self.count));
+        }
+        with_sum(stored, request, manner)
     }
 
     fn begin(&mut self, key: &str, request: &Request, now: DateTime<Utc>) -> Response {
@@ -448,6 +459,9 @@ impl Keep {
         let sizes: Vec<usize> = upload.parts.values().map(Vec::len).collect();
         if sizes.iter().rev().skip(1).any(|size| *size < 5 << 20) {
             return Response::error(400, "EntityTooSmall", "a part is too small");
+        }
+        if manner.wants_condition && request.header("if-none-match") != "*" {
+            return unconditional();
         }
         let overwrites = manner.overwrites || manner.completes_over;
         if request.header("if-none-match") == "*"
@@ -624,7 +638,10 @@ impl Keep {
         let speed = element(&body, "Tier").unwrap().to_owned();
         match stored.thaw {
             Thaw::Asked(..) => Response::error(409, "RestoreAlreadyInProgress", "it is under way"),
-            Thaw::Until(_) => Response::new(200, ""),
+            Thaw::Until(_) => {
+                stored.thaw = Thaw::Until(Utc::now() + chrono::Duration::days(days.into()));
+                Response::new(200, "")
+            }
             Thaw::Frozen => {
                 stored.thaw = Thaw::Asked(days, speed);
                 Response::new(202, "")

@@ -98,6 +98,8 @@ pub struct Manner {
     pub versions: bool,
     /// Id and name of the owner of such markers; where there is none nobody is named.
     pub deleter: Option<(&'static str, &'static str)>,
+    /// A policy of the bucket denies creation without `If-None-Match`.
+    pub wants_condition: bool,
     /// How long what is written is locked, where the writer does not say.
     pub default_lock: Option<(&'static str, Duration)>,
     /// Whether the bucket has Object Lock; where there is no answer the server does not know the question, nor legal holds.
@@ -135,6 +137,7 @@ impl Default for Manner {
             spoils: false,
             versions: false,
             deleter: None,
+            wants_condition: false,
             default_lock: None,
             object_lock: None,
             lists_late: false,
