@@ -22,6 +22,7 @@
 //! | `erasures` | what was erased later than the moment, repeated before anything is started |
 //! | `commits` | commits of a server since it was recovered |
 //! | `timing` | how long restores took in the recoveries before |
+//! | `trees` | members that are directories: what their restores need, and which of them a step made |
 //! | `runbook` | the recovery instructions of a set |
 //! | `watch` | the marks of a set for those who watch over it |
 
@@ -43,6 +44,7 @@ pub mod runbook;
 pub mod scratch;
 mod service;
 mod timing;
+mod trees;
 pub mod watch;
 mod work;
 
