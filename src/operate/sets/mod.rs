@@ -6,6 +6,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `mark` | one point in every member |
+//! | `marks` | the newest mark that waits for a backup of a member |
 //! | `info` | the marks of a set, and which of them can be reached |
 //! | `moments` | the moments that all members with a log reach |
 //! | `plan` | a target, planned for each member |
@@ -34,6 +35,7 @@ mod erasures;
 pub mod info;
 mod loads;
 pub mod mark;
+pub mod marks;
 pub mod moments;
 mod own;
 pub mod plan;
