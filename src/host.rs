@@ -2,9 +2,12 @@
 //!
 //! Nothing below `cli` asks the system for the time or for random numbers; tests bring a host of their own.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use tempfile::TempDir;
 
 use crate::err;
 use crate::error::Result;
@@ -15,6 +18,17 @@ use crate::progress::{Progress, Silent};
 pub type Clock = Arc<dyn Fn() -> TimestampTz + Send + Sync>;
 /// A source of random numbers.
 pub type Random = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Makes a folder that nobody else can enter, whatever the umask is. It goes when the value is dropped.
+///
+/// # Errors
+/// Those of the system.
+pub fn private_folder(below: &Path, prefix: &str) -> std::io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(PermissionsExt::from_mode(0o700))
+        .tempdir_in(below)
+}
 
 /// The host that work runs on.
 #[derive(Clone)]

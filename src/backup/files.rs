@@ -57,6 +57,8 @@ pub struct Files {
 pub struct Watched {
     /// When its last walk that came to its end was begun.
     pub walked: Option<TimestampTz>,
+    /// The newest mark of a recovery set waits for a backup that begins behind this moment.
+    pub marked: Option<TimestampTz>,
 }
 
 /// The rules of a set of files.
@@ -107,6 +109,10 @@ impl Kind for Files {
 
     fn takes_changes_alone(&self) -> bool {
         self.watched.is_some()
+    }
+
+    fn wanted_since(&self) -> Option<TimestampTz> {
+        self.watched.and_then(|watched| watched.marked)
     }
 
     fn produce(&mut self, work: &mut Work<'_, '_>) -> Result<Produced> {

@@ -42,7 +42,7 @@ pub enum Command {
     /// Recover every member into a folder that is thrown away, and report
     ///
     /// Clusters are drilled: a server of its own recovers and is checked. Redis servers load their data in quarantine. Files and configuration are restored. Exit status 4
-    /// when a member fails.
+    /// when a member fails, 6 when configuration was tried without its secrets because the host has no secrets_key.
     ///
     /// Example: pitr recover test --set shop --mark 20261120T064049Z-4f2a9c
     Test(TestArgs),
@@ -226,8 +226,12 @@ fn test(args: &TestArgs, cx: &Context) -> Result<u8> {
         true => cx.out.json(&tested)?,
         false => print_tested(cx, &tested)?,
     }
+    for warning in &tested.warnings {
+        cx.out.warn(warning);
+    }
     match tested.passed {
-        true => Ok(exit::SUCCESS),
+        true if tested.warnings.is_empty() => Ok(exit::SUCCESS),
+        true => Ok(exit::WARNINGS),
         false => Ok(exit::status(Program::Pitr, Code::Findings)),
     }
 }
@@ -271,6 +275,9 @@ fn in_place(
         match cx.out.is_json() {
             true => cx.out.json(&shown)?,
             false => print_report(cx, &shown)?,
+        }
+        for warning in &shown.warnings {
+            cx.out.warn(warning);
         }
         return match args.dry_run {
             true => Ok(exit::SUCCESS),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::error::{Error, Result};
+use crate::host::private_folder;
 
 /// A directory of mode 0700 that is gone when the value is.
 pub struct Spool {
@@ -18,10 +19,7 @@ impl Spool {
     /// # Errors
     /// Errors of the system.
     pub fn new(scratch: &Path) -> Result<Spool> {
-        let folder = tempfile::Builder::new()
-            .prefix("pitr-logical-")
-            .permissions(PermissionsExt::from_mode(0o700))
-            .tempdir_in(scratch);
+        let folder = private_folder(scratch, "pitr-logical-");
         let failed = |e| {
             Error::from_io(format!("make a directory in \"{}\"", scratch.display()), e)
                 .hint("Nothing was done. Set TMPDIR to a directory with room for the dumps.")

@@ -3,7 +3,6 @@
 //! Nothing of the host is touched: the servers listen on sockets in the folder alone.
 
 use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +16,7 @@ use super::server::Server;
 use crate::config::account::Account;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{Host, private_folder};
 
 /// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
 const FOLDER_BYTES_MAX: usize = 80;
@@ -52,12 +51,8 @@ impl Playground {
     /// `Usage` where a socket's path would be too long, or the user who runs servers for root cannot run this program; `Io`.
     pub fn new(programs: Programs, scratch: &Path, purpose: &str) -> Result<Playground> {
         let failed = |e| Error::from_io(format!("make a folder in \"{}\"", scratch.display()), e);
-        let folder = tempfile::Builder::new()
-            .prefix(&format!("pitr-{purpose}-"))
-            // Every user who reaches their socket is a superuser of its servers.
-            .permissions(PermissionsExt::from_mode(0o700))
-            .tempdir_in(scratch)
-            .map_err(failed)?;
+        // Every user who reaches their socket is a superuser of its servers.
+        let folder = private_folder(scratch, &format!("pitr-{purpose}-")).map_err(failed)?;
         let path = folder.path().to_owned();
         if path.as_os_str().len() > FOLDER_BYTES_MAX {
             return Err(err!(

@@ -207,13 +207,13 @@ impl Plan<'_> {
             tick()?;
             effects.pass(bytes, &mut |bytes| file.write(bytes))
         };
-        match (self.member.tail_bytes, self.member.server()?) {
-            (Some(bytes), _) => tail(snapshot, bytes, &mut out)?,
-            (None, source) if source.sends_lifetimes() => {
+        match self.member.tail_bytes {
+            Some(bytes) => tail(snapshot, bytes, &mut out)?,
+            None => {
+                // A server from 7 on tells no lifetimes, and passes those of an older master on.
                 let mut ends = Ends::new(self.member.offset);
                 log(&mut |bytes, marks| ends.pass(bytes, marks, &mut out))?;
             }
-            (None, _) => log(&mut |bytes, _| out(bytes))?,
         }
         match effects.is_at_cut() {
             true => Ok(effects.last_db()),

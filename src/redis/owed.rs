@@ -6,17 +6,30 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::history::Held;
+use serde::{Deserialize, Serialize};
+
+use super::history::{Held, Parent};
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 
 const LIMIT_BYTES: u64 = 1 << 16;
 
+/// The base that is owed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The place that it has to hold: a history, and the position behind the gap.
+    #[serde(flatten)]
+    pub place: Held,
+    /// The history that was left there before its end: a base from which its log leads to that position serves as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Parent>,
+}
+
 /// The base that is owed, in memory and in a file beside the journal: another process must not forget it.
 pub struct Owed {
     path: PathBuf,
-    behind: Mutex<Option<Held>>,
+    behind: Mutex<Option<Base>>,
 }
 
 impl Owed {
@@ -40,12 +53,12 @@ impl Owed {
         })
     }
 
-    fn behind(&self) -> MutexGuard<'_, Option<Held>> {
+    fn behind(&self) -> MutexGuard<'_, Option<Base>> {
         self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The place that the base has to hold: a history, and the position behind the gap.
-    pub fn get(&self) -> Option<Held> {
+    /// The base, as long as it is owed.
+    pub fn get(&self) -> Option<Base> {
         self.behind().clone()
     }
 
@@ -53,7 +66,7 @@ impl Owed {
     ///
     /// # Errors
     /// Those of the system.
-    pub fn set(&self, behind: Held, nonce: u64) -> Result<()> {
+    pub fn set(&self, behind: Base, nonce: u64) -> Result<()> {
         let mut known = self.behind();
         if known.as_ref() == Some(&behind) {
             return Ok(());
@@ -71,7 +84,7 @@ impl Owed {
     /// Those of the system.
     pub fn follow(&self, to: Held, nonce: u64) -> Result<()> {
         match self.get() {
-            Some(behind) if behind.replid != to.replid => self.set(to, nonce),
+            Some(behind) if behind.place.replid != to.replid => self.set(Base::behind(to), nonce),
             _ => Ok(()),
         }
     }
@@ -81,14 +94,14 @@ impl Owed {
         let known = self.behind();
         known
             .as_ref()
-            .is_some_and(|behind| behind.replid == replid && behind.position <= offset)
+            .is_some_and(|Base { place, .. }| place.replid == replid && place.position <= offset)
     }
 
     /// The base for this place is stored. A later gap has another place, and stays.
     ///
     /// # Errors
     /// Those of the system: another process would owe it again.
-    pub fn settle(&self, met: &Held) -> Result<()> {
+    pub fn settle(&self, met: &Base) -> Result<()> {
         let mut known = self.behind();
         if known.as_ref() != Some(met) {
             return Ok(());
@@ -98,11 +111,18 @@ impl Owed {
     }
 }
 
-fn unknown() -> Held {
-    Held {
+impl Base {
+    /// One behind a gap.
+    pub fn behind(place: Held) -> Base {
+        Base { place, left: None }
+    }
+}
+
+fn unknown() -> Base {
+    Base::behind(Held {
         replid: String::new(),
         position: 0,
-    }
+    })
 }
 
 fn failed(what: &str, path: &std::path::Path, error: std::io::Error) -> Error {
@@ -120,6 +140,10 @@ mod tests {
         }
     }
 
+    fn base(replid: &str, position: u64) -> Base {
+        Base::behind(held(replid, position))
+    }
+
     #[test]
     fn what_is_owed_outlives_the_process_until_it_is_met() {
         let directory = tempfile::tempdir().unwrap();
@@ -129,19 +153,19 @@ mod tests {
         // Nothing is owed: a failover changes nothing.
         owed.follow(held("b", 5), 1).unwrap();
         assert_eq!(owed.get(), None);
-        owed.set(held("a", 100), 2).unwrap();
+        owed.set(base("a", 100), 2).unwrap();
         let next = Owed::open(path.clone()).unwrap();
-        assert_eq!(next.get(), Some(held("a", 100)));
+        assert_eq!(next.get(), Some(base("a", 100)));
         assert!(!next.is_met_by(("a", 99)) && !next.is_met_by(("b", 200)));
         assert!(next.is_met_by(("a", 100)));
         next.follow(held("a", 300), 3).unwrap();
-        assert_eq!(next.get(), Some(held("a", 100)));
+        assert_eq!(next.get(), Some(base("a", 100)));
         next.follow(held("b", 120), 4).unwrap();
         assert!(!next.is_met_by(("a", 200)) && next.is_met_by(("b", 120)));
         // A gap that came meanwhile is not met by a base for the former one.
-        next.settle(&held("a", 100)).unwrap();
-        assert_eq!(next.get(), Some(held("b", 120)));
-        next.settle(&held("b", 120)).unwrap();
+        next.settle(&base("a", 100)).unwrap();
+        assert_eq!(next.get(), Some(base("b", 120)));
+        next.settle(&base("b", 120)).unwrap();
         assert_eq!(next.get(), None);
         assert_eq!(Owed::open(path).unwrap().get(), None);
     }
@@ -154,6 +178,20 @@ mod tests {
         let owed = Owed::open(path).unwrap();
         assert_eq!(owed.get(), Some(unknown()));
         owed.follow(held("a", 9), 1).unwrap();
-        assert_eq!(owed.get(), Some(held("a", 9)));
+        assert_eq!(owed.get(), Some(base("a", 9)));
+    }
+
+    #[test]
+    fn the_file_of_an_older_version_is_read() {
+        let of = |text: &str| serde_json::from_str::<Base>(text).unwrap();
+        assert_eq!(of(r#"{"replid":"a","position":7}"#), base("a", 7));
+        let left = Base {
+            left: Some(Parent {
+                replid: "a".to_owned(),
+                fork: 7,
+            }),
+            ..base("b", 7)
+        };
+        assert_eq!(of(&serde_json::to_string(&left).unwrap()), left);
     }
 }

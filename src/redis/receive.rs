@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::connection::{Arrived, Connection, Tick, lost, silent};
 use super::history::{Beginning, Held, Parent};
-use super::owed::Owed;
+use super::owed::{Base, Owed};
 use super::position::{self, Action};
 use super::record::{Recorder, SEGMENT_BYTES, State};
 use super::resp::{self, FullResync, Reply};
@@ -158,11 +158,12 @@ pub fn run(
         Action::Leave { fork } => leave(&mut source, required(held)?, fork, host, tick)?,
         Action::Begin(why) => begin(&mut source, held.as_ref(), why, host, tick)?,
     };
-    if let Some(turn) = turn(sink.held.as_ref(), &begun) {
+    let turn = turn(sink.held.as_ref(), &begun);
+    if let Some(turn) = &turn {
         let process = process(sink.held.as_ref(), &source);
-        told((&turn, begun.last(), process.as_ref()));
+        told((turn, begun.last(), process.as_ref()));
     }
-    owe(sink.owed, &begun, host)?;
+    owe(sink.owed, (&begun, turn.as_ref()), host)?;
     let Begun { state, fork } = begun;
     let mut stream = Stream {
         connection: source.connection,
@@ -195,8 +196,8 @@ impl Begun {
     }
 }
 
-/// Owes a base behind a gap, before anything behind it is in the journal.
-fn owe(owed: &Owed, begun: &Begun, host: &Host) -> Result<()> {
+/// Owes a base behind a gap, before anything behind it is in the journal. So it does where a history is left before its end: its newest base may lie behind that.
+fn owe(owed: &Owed, (begun, turn): (&Begun, Option<&Turn>), host: &Host) -> Result<()> {
     let state = begun.last();
     let place = |position| Held {
         replid: state.replid.clone(),
@@ -204,7 +205,14 @@ fn owe(owed: &Owed, begun: &Begun, host: &Host) -> Result<()> {
     };
     let beginning = begun.state.beginning.as_ref();
     if let Some(behind_gap) = beginning.filter(|beginning| beginning.reason.is_some()) {
-        return owed.set(place(behind_gap.position), host.random());
+        return owed.set(Base::behind(place(behind_gap.position)), host.random());
+    }
+    if let Some(Turn::Leaves { parent, .. }) = turn {
+        let base = Base {
+            place: place(parent.fork),
+            left: Some(parent.clone()),
+        };
+        return owed.set(base, host.random());
     }
     owed.follow(place(state.reader.position()), host.random())
 }

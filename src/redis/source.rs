@@ -1,5 +1,7 @@
 //! The server whose data set is backed up.
 
+use std::time::{Duration, Instant};
+
 use super::connection::{Connection, Tick, Way};
 use super::info::{Info, REPLICA, SECTIONS};
 use super::resp::Reply;
@@ -7,6 +9,8 @@ use super::version::ServerVersion;
 use crate::config::Secret;
 use crate::err;
 use crate::error::{Code, Error, Result};
+
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// A server, as one connection sees it.
 pub struct Source {
@@ -36,6 +40,31 @@ impl Source {
             info,
             version,
         })
+    }
+
+    /// Connects once the server has loaded its data set, however long that takes. It may take `patience` to answer at all; `check` is asked before each attempt.
+    ///
+    /// # Errors
+    /// Those of `check`; those of a server that does not answer in time.
+    pub fn loaded(
+        (way, password): (&Way, Option<&Secret>),
+        patience: Duration,
+        check: &mut dyn FnMut() -> Result<()>,
+        tick: Tick<'_>,
+    ) -> Result<Source> {
+        let began = Instant::now();
+        loop {
+            check()?;
+            match Source::connect(way.clone(), password, tick) {
+                Ok(source) if !source.info.is_on("loading") => return Ok(source),
+                Err(e) if e.code() == Code::Interrupted => return Err(e),
+                // One that loads answers, and says so, unless a large key keeps it from that.
+                Err(e) if e.code() == Code::Deadline || e.to_string().contains("loading") => {}
+                Err(e) if began.elapsed() > patience => return Err(e),
+                _ => {}
+            }
+            std::thread::sleep(GLANCE);
+        }
     }
 
     /// Asks for a section of its account of itself, as it is now.
@@ -135,4 +164,52 @@ pub fn no_backup(error: Error) -> Error {
         None => "No backup was made.\nRun the command again.".to_owned(),
     };
     error.hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::config::RedisAddress;
+
+    /// A server that says nothing to its first client for longer than that one waits: it loads a large key.
+    #[test]
+    fn a_server_that_is_silent_while_it_loads_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            let silent = listener.accept().unwrap();
+            let (mut client, _) = listener.accept().unwrap();
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = client.read(&mut bytes) {
+                let asked = String::from_utf8_lossy(&bytes[..length]).to_ascii_uppercase();
+                let text = "redis_version:7.0.15\r\nloading:0\r\n";
+                let answer = match asked.contains("INFO") {
+                    true => format!("${}\r\n{text}\r\n", text.len()),
+                    false => "+PONG\r\n".to_owned(),
+                };
+                client.write_all(answer.as_bytes()).unwrap();
+            }
+            drop(silent);
+        });
+        let way = Way {
+            address: RedisAddress::Unix(socket),
+            tls: None,
+            stall_timeout: Duration::from_millis(300),
+            user: None,
+        };
+        let patience = Duration::from_millis(100);
+        let mut asked = 0;
+        let mut check = || {
+            asked += 1;
+            Ok(())
+        };
+        let source = Source::loaded((&way, None), patience, &mut check, &mut || Ok(()));
+        assert_eq!(source.unwrap().version.text(), "7.0.15");
+        assert_eq!(asked, 2);
+        server.join().unwrap();
+    }
 }

@@ -183,11 +183,6 @@ impl ServerVersion {
         self.release >= FIRST_WITH_DIRECTORY
     }
 
-    /// Whether it tells its replicas how long a key has, and not when it ends.
-    pub fn sends_lifetimes(&self) -> bool {
-        self.release < FIRST_WITH_DIRECTORY
-    }
-
     /// The setting that makes it a replica.
     pub fn replica_setting(&self) -> &'static str {
         match self.release >= FIRST_WITH_REPLICAOF {

@@ -382,10 +382,7 @@ impl<'t> Scanner<'_, 't> {
             let rest = self.slice(value..self.line.len());
             if let Some(length) = unescaped(rest, opens).or_else(|| rest.find(char::from(opens))) {
                 let whole = self.slice(value..value + length);
-                let length = match self.format {
-                    Format::Json => self.before_command(name, value, whole),
-                    _ => length,
-                };
+                let length = self.before_command(name, value, whole);
                 return self.take(name, value..value + length);
             }
         }
@@ -728,7 +725,7 @@ impl<'t> Scanner<'_, 't> {
             && word
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b"_-/.0123456789".contains(&b))
-            && rest.contains(" -");
+            && [" -", "://", "%p", "%f"].iter().any(|a| rest.contains(a));
         if is_next || is_command {
             first.len()
         } else {

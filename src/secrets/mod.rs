@@ -23,6 +23,7 @@ mod sql;
 mod table;
 mod tokens;
 mod values;
+mod whole;
 mod xml;
 mod yaml;
 
@@ -58,7 +59,7 @@ pub enum Rule {
     Entropy,
     /// A line that cannot be understood.
     Line,
-    /// A file that is no text, or too long.
+    /// A file that is no text, too long, or nothing but a secret.
     File,
     /// The value is a secret elsewhere.
     Repeated,
@@ -100,6 +101,8 @@ pub struct Overrides {
     pub secret: Vec<String>,
     /// Keys whose values are none.
     pub plain: Vec<String>,
+    /// Paths of files that are secrets as a whole.
+    pub files: Vec<String>,
 }
 
 impl Overrides {
@@ -236,7 +239,8 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
     if content.is_empty() {
         return Vec::new();
     }
-    if format::is_secret(name) {
+    let is_own = |one: &String| one.trim_matches('/') == name.trim_matches('/');
+    if format::is_secret(name) || overrides.files.iter().any(is_own) {
         return whole(Rule::File);
     }
     let text = match std::str::from_utf8(content) {
@@ -272,6 +276,13 @@ pub fn recognise(name: &str, content: &[u8], overrides: &Overrides) -> Vec<Found
     arguments::scan(&mut finds);
     assignments::scan(&mut finds, format);
     tokens::scan(&mut finds);
+    // Several words may have places of their own.
+    if let Some(line) = whole::line(name, (text, format), overrides)
+        && (finds.found.is_empty() || !line.contains(char::is_whitespace))
+    {
+        let start = text.find(line).unwrap_or_default();
+        finds.add(start..start + line.len(), "", Rule::File);
+    }
     without_secret_names(text, merged(finds.found))
 }
 

@@ -60,7 +60,7 @@ const ENDINGS: &str = "eval cmd command file path dialog type url uri ttl field 
 /// Words before "key" that make it a secret.
 const KEYS: &str = "api access secret private encryption signing master auth account shared service deploy app license ssh session crypt hmac aes storage admin \
     client root server jwt cipher decryption webhook write read ingest integration preshared ssl tls backup wrapping unseal recovery agent \
-    activation instance rest cookie csrf authentication wep wpa sec network nonce validation fernet gossip consumer merchant product enrollment setup join device";
+    activation instance rest cookie csrf authentication wep wpa sec network nonce validation fernet libsodium gossip consumer merchant product enrollment setup join device";
 /// Words before "key" that make it none.
 const PLAIN_KEYS: &str = "primary foreign partition sort cache object index group host map hash row site verify trusted authorized column unique lookup search event metric label tag public \
     publishable config sharding shard dedup idempotency translation message dict json field order hot meta known project issue locale feature property attribute topology natural candidate sonar";

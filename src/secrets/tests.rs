@@ -850,6 +850,7 @@ fn the_configuration_has_the_last_word() {
     let overrides = Overrides {
         secret: vec!["SHOP_*".into()],
         plain: vec!["DB_PASSWORD".into()],
+        ..Overrides::default()
     };
     let text = "SHOP_CODE=x\nDB_PASSWORD=y\nAPI_TOKEN=z1";
     let found = recognise(".env", text.as_bytes(), &overrides);
@@ -1273,4 +1274,98 @@ proptest! {
             recognise(name, &bytes, &Overrides::default());
         }
     }
+}
+
+/// A password alone in a file has no key that would say what it is.
+#[test]
+fn a_file_that_is_nothing_but_a_password_is_one() {
+    let pass: &[&str] = &["Summer11!x"];
+    for name in [
+        "/etc/pitr/cache.pass",
+        "secrets/db_password",
+        "/run/secrets/app",
+        "/etc/app/token",
+        ".vault_pass",
+        ".vault-password-file",
+        "luks.key",
+        "db.password",
+        "smtp.passwd",
+        "password.txt",
+        "redis-password",
+        "db_pwd",
+        "api-token.bak",
+        "PASSWORD",
+    ] {
+        check(&[
+            (name, "Summer11!x", pass),
+            (name, "\n  Summer11!x \r\n\n", pass),
+        ]);
+    }
+    check(&[
+        ("token", "${TOKEN}", &[]),
+        ("db_password", "/run/secrets/db", &[]),
+        ("motd", "Summer11!x", &[]),
+        ("hostname", "db1", &[]),
+        ("password_policy", "strict", &[]),
+        ("host.pub", "Summer11!x", &[]),
+        ("password.md", "how to choose one", &[]),
+        ("tokens.json", "[]", &[]),
+        ("token", "first line\nsecond line", &[]),
+    ]);
+    let all = |overrides: &Overrides| recognise("etc/token", b"Summer11!x", overrides).len();
+    let plain = vec!["token".to_owned()];
+    assert_eq!(all(&Overrides::default()), 1);
+    assert_eq!(
+        all(&Overrides {
+            plain: plain.clone(),
+            ..Overrides::default()
+        }),
+        0
+    );
+    // The configuration names it as the password of a server.
+    let files = vec!["/etc/cache".to_owned()];
+    let named = Overrides {
+        files,
+        ..Overrides::default()
+    };
+    let found = recognise("etc/cache", b"Summer11!x\n", &named);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].rule, Rule::File);
+}
+
+/// A variable before a command in quotes: a URL among the arguments makes no URL of the value.
+#[test]
+fn variables_before_a_command_are_secrets() {
+    check(&[
+        (
+            "postgresql.conf",
+            "archive_command = 'API_TOKEN=minio-secret-9 curl -T %p https://h/%f'",
+            &["minio-secret-9"],
+        ),
+        (
+            "postgresql.conf",
+            "archive_command = 'AWS_SECRET_ACCESS_KEY=minio-secret-9 aws s3 cp %p s3://b/%f'",
+            &["minio-secret-9"],
+        ),
+        (
+            "postgresql.conf",
+            "restore_command = 'WALG_LIBSODIUM_KEY=minio-secret-9 wal-g wal-fetch %f %p --s3 s3://b'",
+            &["minio-secret-9"],
+        ),
+        (
+            "app.service",
+            "[Service]\nExecStart=/bin/sh -c 'API_TOKEN=minio-secret-9 curl https://h/x'",
+            &["minio-secret-9"],
+        ),
+        (
+            "compose.conf",
+            "set 'API_TOKEN=Two Words https://h/x'",
+            &["Two Words https://h/x"],
+        ),
+        (
+            "app.service",
+            "Environment='API_TOKEN=correct horse battery'",
+            &["correct horse battery"],
+        ),
+    ]);
 }

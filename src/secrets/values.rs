@@ -561,12 +561,13 @@ fn is_path(value: &str) -> bool {
 }
 
 fn is_plain_url(value: &str) -> bool {
-    value.contains("://") && !value.contains('@') && !value.contains('?')
+    value.contains("://") && !value.contains(['@', '?']) && !value.contains(char::is_whitespace)
 }
 
 /// Whether it is a URL with a signature, which is a secret by its own name.
 fn is_signed_url(value: &str) -> bool {
     value.contains("://")
+        && !value.contains(char::is_whitespace)
         && ["sig=", "signature="]
             .iter()
             .any(|name| value.to_ascii_lowercase().contains(name))

@@ -38,6 +38,11 @@ pub trait Kind {
         false
     }
 
+    /// The moment from which on a backup has to begin before it is of use to somebody, also where it has nothing new.
+    fn wanted_since(&self) -> Option<TimestampTz> {
+        None
+    }
+
     /// Reads the content into the snapshot.
     ///
     /// # Errors

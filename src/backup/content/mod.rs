@@ -232,11 +232,11 @@ impl Taking<'_> {
     ) -> Result<Option<AuxRoot>> {
         let start_time = self.options.began;
         let (produced, written) = self.copy(kind, claims)?;
-        if kind.takes_changes_alone()
-            && self
-                .before
-                .is_some_and(|(prior, _)| prior.map.shards == written.shards)
-        {
+        let serves = |prior: &AuxRoot| {
+            let is_late = |wanted| prior.head.start_time >= wanted;
+            prior.map.shards == written.shards && kind.wanted_since().is_none_or(is_late)
+        };
+        if kind.takes_changes_alone() && self.before.is_some_and(|(prior, _)| serves(prior)) {
             return Ok(None);
         }
         let has_chunks = written.has_chunks || self.has_chunks_of_prior();

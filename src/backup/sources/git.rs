@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,7 +17,7 @@ use super::{lock, make, of};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
-use crate::host::Host;
+use crate::host::{Host, private_folder};
 use crate::program::{self, Running};
 
 /// More than the refs of any repository.
@@ -249,11 +248,7 @@ fn read_list(path: &Path) -> Result<Vec<Kept>> {
 /// # Errors
 /// `SourceMissing` when the mirror has no commit, when Git fails, and when the clone is another one.
 pub fn bundle(mirror: &Mirror, name: &str, host: &Host) -> Result<Bundle> {
-    let folder = tempfile::Builder::new()
-        .prefix("pitr-git-")
-        .permissions(PermissionsExt::from_mode(0o700))
-        .tempdir_in(&host.scratch)
-        .map_err(|e| of(&host.scratch, e))?;
+    let folder = private_folder(&host.scratch, "pitr-git-").map_err(|e| of(&host.scratch, e))?;
     let bundle = Bundle { folder };
     make(&bundle.directory())?;
     let file = bundle.directory().join(format!("{name}.bundle"));

@@ -101,7 +101,7 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
         is_refused.then_some(OUTSIDE)
     };
     let stored = find(session, &asked.name, asked.backup.as_ref())?;
-    let door = Door::new(&stored, asked.secrets_key.as_ref());
+    let mut door = Door::new(&stored, asked.secrets_key.as_ref());
     stored.read(session, |open| {
         let files = sealed_files(&open)?;
         check_count(open.member, files.len())?;
@@ -109,6 +109,10 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
             true => None,
             false => Some(Part::find(open.snapshot, &asked.globs, open.tick)?),
         };
+        if part.is_none() && !asked.is_confirmed {
+            // A plan is shown only for what can be carried out: files that are gone here are compared with nothing.
+            require_opened(&mut door, &open, &files)?;
+        }
         let wanted = Wanted {
             snapshot: open.snapshot,
             part: part.as_ref(),
@@ -150,6 +154,14 @@ pub fn restore(session: &Session, asked: &Asked) -> Result<Replaced> {
     })
 }
 
+/// Requires that every original can be opened.
+fn require_opened(door: &mut Door<'_>, open: &Open<'_>, files: &[Vec<u8>]) -> Result<()> {
+    for path in files {
+        door.original(open, path)?;
+    }
+    Ok(())
+}
+
 /// Undoes a restore in place.
 ///
 /// # Errors
@@ -161,6 +173,19 @@ pub fn roll_back(session: &Session, asked: &rollback::Asked) -> Result<RolledBac
         asked.run.as_ref().is_none_or(|run| *run == kept.run)
     })?;
     rollback::undo(session, &open_at(&home)?, &home, asked)
+}
+
+/// The restores of a set that can be undone.
+///
+/// # Errors
+/// `Config` for a set that is not configured here.
+pub fn kept(session: &Session, name: &str) -> Result<Vec<Kept>> {
+    let settings = session.settings()?;
+    let home = home_of(configured(&settings, name)?);
+    // One that we may not read has none of ours.
+    let all = home.ancestors().filter_map(|home| kept_at(home).ok());
+    let is_of_set = |kept: &Kept| kept.restore.kind == NAME && kept.restore.name == name;
+    Ok(all.flatten().filter(is_of_set).collect())
 }
 
 /// The directory that has the newest restore of a set which is wanted: `home`, or one above it. A restore makes a configured directory that was lost, and has

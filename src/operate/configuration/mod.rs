@@ -44,7 +44,7 @@ fn wanted<'s>(session: &Session, settings: &'s Settings, set: &'s ConfigSet) -> 
         of_server: None,
         left_out: Vec::new(),
         exclude: &set.exclude,
-        overrides: overrides(set),
+        overrides: overrides(settings, set),
         forbidden: Some(forbidden(settings)),
     };
     for path in &set.paths {
@@ -60,11 +60,34 @@ fn wanted<'s>(session: &Session, settings: &'s Settings, set: &'s ConfigSet) -> 
     Ok(wanted)
 }
 
-fn overrides(set: &ConfigSet) -> Overrides {
+fn overrides(settings: &Settings, set: &ConfigSet) -> Overrides {
     Overrides {
         secret: set.secret.clone(),
         plain: set.plain.clone(),
+        files: own_secrets(settings),
     }
+}
+
+/// The files of the configuration that are nothing but a secret, by their names and by the places that these lead to.
+fn own_secrets(settings: &Settings) -> Vec<String> {
+    let servers = settings.redis.iter();
+    let servers = servers.flat_map(|one| [&one.access, &one.sentinel.access]);
+    let sinks = settings.alerts.iter();
+    let sinks = sinks.flat_map(|one| [&one.url_file, &one.key_file, &one.password_file]);
+    let all = servers
+        .map(|access| &access.password_file)
+        .chain(sinks)
+        .chain(
+            settings
+                .repositories
+                .iter()
+                .map(|r| &r.sftp.passphrase_file),
+        )
+        .chain([&settings.page.token_file]);
+    let named = all.flatten();
+    let places = named.flat_map(|path| [Some(path.clone()), path.canonicalize().ok()]);
+    let text = |path: PathBuf| path.to_string_lossy().into_owned();
+    places.flatten().map(text).collect()
 }
 
 /// Files that open a repository.

@@ -128,7 +128,7 @@ pub fn reveal(session: &Session, asked: &Revealing) -> Result<Zeroizing<Vec<u8>>
     };
     let settings = session.settings()?;
     let overrides = match configured(&settings, &asked.name) {
-        Ok(set) => overrides(set),
+        Ok(set) => overrides(&settings, set),
         // A host that only restores need not know the set.
         Err(_) => Overrides::default(),
     };

@@ -11,6 +11,7 @@ use crate::err;
 use crate::error::Result;
 use crate::operate::session::Session;
 use crate::repo::keyring::forbid_core_dumps;
+use crate::secrets::Overrides;
 use crate::tree::left_out::LeftOut;
 
 /// A secret in a file.
@@ -70,7 +71,10 @@ pub fn run(session: &Session, name: Option<&str>, paths: &[PathBuf]) -> Result<S
             of_server: None,
             left_out: Vec::new(),
             exclude: &[],
-            overrides: set.map(overrides).unwrap_or_default(),
+            overrides: match (&settings, set) {
+                (Some(settings), Some(set)) => overrides(settings, set),
+                _ => Overrides::default(),
+            },
             forbidden: None,
         },
     };

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::err;
 use crate::error::{Error, Result};
+use crate::host::private_folder;
 use crate::operate::mounted;
 
 /// The beginning of the folder's name.
@@ -52,12 +53,8 @@ impl Sandbox {
         })?;
         sweep(&below);
         let failed = |e| Error::from_io(format!("make a folder in \"{shown}\""), e);
-        let folder = tempfile::Builder::new()
-            .prefix(PREFIX)
-            // Every user who reaches the socket is a superuser of the server.
-            .permissions(PermissionsExt::from_mode(0o700))
-            .tempdir_in(&below)
-            .map_err(failed)?;
+        // Every user who reaches the socket is a superuser of the server.
+        let folder = private_folder(&below, PREFIX).map_err(failed)?;
         let path = folder.path().to_owned();
         if path.as_os_str().len() > FOLDER_BYTES_MAX || path.to_str().is_none() {
             return Err(err!(

@@ -10,7 +10,8 @@ use serde_json::Value;
 use crate::backup::files::selection;
 use crate::config::Source;
 use crate::err;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::restore::content::Open;
 use crate::snapshot::content::ContentReader;
 use crate::tree::explain;
 use crate::tree::part::Part;
@@ -66,16 +67,8 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
     let host = &session.host;
     let rules = rules(session, &asked.name)?;
     chosen.read(session, |open| {
-        let lacking = open.root.content.incomplete_count;
-        if asked.deletes && lacking > 0 {
-            return Err(err!(
-                Refused,
-                "the backup lacks {lacking} things that could not be read, and --delete would remove them"
-            )
-            .hint("Nothing was changed. Leave --delete out, or take another backup: pitr info"));
-        }
         if asked.deletes {
-            check_rules(open.member, rules.as_ref(), &asked.name)?;
+            check_deletion(&open, rules.as_ref(), &asked.name)?;
         }
         let part = match asked.globs.is_empty() {
             true => None,
@@ -116,6 +109,32 @@ pub fn replace(session: &Session, asked: &Asked) -> Result<Replaced> {
         };
         in_place::take_back(host, open, work)
     })
+}
+
+/// Tells why a restore in place from a backup may remove nothing that it lacks; none where it may.
+///
+/// # Errors
+/// `Usage` for a name that has no directory here; `NotFound`; those of the store.
+pub fn why_kept(session: &Session, name: &str, choice: &Choice) -> Result<Option<Error>> {
+    source(session, name)?;
+    let chosen = choose(session, name, choice)?;
+    let rules = rules(session, name)?;
+    chosen.read(session, |open| {
+        Ok(check_deletion(&open, rules.as_ref(), name).err())
+    })
+}
+
+/// Requires that a backup can tell what to remove: it lacks nothing that was there.
+fn check_deletion(open: &Open<'_>, rules: Option<&Selection>, name: &str) -> Result<()> {
+    let lacking = open.root.content.incomplete_count;
+    if lacking > 0 {
+        return Err(err!(
+            Refused,
+            "the backup lacks {lacking} things that could not be read, and --delete would remove them"
+        )
+        .hint("Nothing was changed. Leave --delete out, or take another backup: pitr info"));
+    }
+    check_rules(open.member, rules, name)
 }
 
 /// Requires that the rules of this host leave out what those of the backup did: an entry that it lacks may have been there.

@@ -12,12 +12,13 @@ use super::source::cache;
 use super::{Done, Wanted, backup};
 use crate::backup::files::{Watched, selection};
 use crate::backup::sources;
-use crate::config::Source;
+use crate::config::{MemberKind, SetMember, Source};
 use crate::durable;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::operate::session::Session;
+use crate::operate::sets::marks;
 use crate::pg::time::TimestampTz;
 use crate::repo::id::BackupId;
 use crate::snapshot::frame::FrameCodec;
@@ -365,6 +366,7 @@ impl Watcher<'_> {
             takes_over: false,
             watched: Some(Watched {
                 walked: self.state.walked,
+                marked: marks::newest_of(self.session, &member(&self.wanted.name)),
             }),
             jobs: self.wanted.jobs,
             codec: self.wanted.codec,
@@ -431,6 +433,13 @@ impl Watcher<'_> {
         let path = self.place.join(STATE);
         let written = durable::replace(&path, &text, self.session.host.random());
         written.map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e))
+    }
+}
+
+fn member(name: &str) -> SetMember {
+    SetMember {
+        kind: MemberKind::Files,
+        name: name.to_owned(),
     }
 }
 

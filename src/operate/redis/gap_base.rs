@@ -14,9 +14,10 @@ use crate::fault;
 use crate::operate::human;
 use crate::operate::scopes::{self, ScopeBackup};
 use crate::operate::session::Session;
-use crate::redis::history::Held;
-use crate::redis::owed::Owed;
+use crate::redis::history::{Held, Parent};
+use crate::redis::owed::{Base, Owed};
 use crate::redis::record::State;
+use crate::redis::route;
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 use crate::wire::backoff::Backoff;
@@ -98,14 +99,14 @@ fn take_owed(receiver: &Receiver<'_>, check: Check<'_>) {
 }
 
 /// Takes the base, unless one that serves is stored. Returns whether nothing is owed any more.
-fn take(receiver: &Receiver<'_>, owed: &Held, of_master: bool) -> Result<bool> {
+fn take(receiver: &Receiver<'_>, owed: &Base, of_master: bool) -> Result<bool> {
     let Receiver {
         session,
         settings,
         peer,
         ..
     } = *receiver;
-    if is_stored(receiver)? {
+    if is_stored(receiver, owed)? {
         settle(receiver, owed);
         return Ok(true);
     }
@@ -137,15 +138,15 @@ fn take(receiver: &Receiver<'_>, owed: &Held, of_master: bool) -> Result<bool> {
     Ok(is_met)
 }
 
-fn settle(receiver: &Receiver<'_>, owed: &Held) {
+fn settle(receiver: &Receiver<'_>, owed: &Base) {
     if let Err(e) = receiver.owed.settle(owed) {
         let Receiver { session, peer, .. } = *receiver;
         session.warn(&peer.told(&format!("the next receiver takes one more backup: {e}")));
     }
 }
 
-/// Whether a backup that serves is stored: an operator may have taken one.
-fn is_stored(receiver: &Receiver<'_>) -> Result<bool> {
+/// Whether a backup that serves is stored: an operator may have taken one, or one leads to where a history was left.
+fn is_stored(receiver: &Receiver<'_>, owed: &Base) -> Result<bool> {
     let (repository, backups) = stored(receiver)?;
     for backup in backups.iter().rev().filter(|b| b.damage.is_none()) {
         let member = match list::member(&repository, receiver.scope, backup) {
@@ -153,11 +154,27 @@ fn is_stored(receiver: &Receiver<'_>) -> Result<bool> {
             member => member?,
         };
         let position = member.as_ref().and_then(|member| member.position());
-        if position.is_some_and(|position| receiver.owed.is_met_by(position)) {
+        let Some(position) = position else { continue };
+        let leads = |left| leads_to(receiver, &repository, (position, left));
+        if receiver.owed.is_met_by(position) || owed.left.as_ref().is_some_and(leads) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether the log leads from a position to where a history was left. A way that cannot be told leads nowhere.
+fn leads_to(
+    receiver: &Receiver<'_>,
+    repository: &Repository,
+    (from, left): ((&str, u64), &Parent),
+) -> bool {
+    let target = route::Target {
+        moment: route::Moment::Position(left.fork),
+        replid: Some(left.replid.clone()),
+    };
+    let is_behind = from.0 == left.replid && from.1 > left.fork;
+    !is_behind && route::plan(repository, receiver.scope, from, &target).is_ok()
 }
 
 fn stored(receiver: &Receiver<'_>) -> Result<(Repository, Vec<ScopeBackup>)> {
@@ -193,5 +210,6 @@ pub(super) fn owe_unless_led(receiver: &Receiver<'_>, held: Option<&State>) -> R
         replid: state.replid.clone(),
         position: state.reader.position(),
     };
-    receiver.owed.set(place, receiver.session.host.random())
+    let base = Base::behind(place);
+    receiver.owed.set(base, receiver.session.host.random())
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -15,8 +15,8 @@ use crate::behalf;
 use crate::config::{RedisAddress, Secret};
 use crate::durable;
 use crate::err;
-use crate::error::{Code, Error, Result};
-use crate::host::Host;
+use crate::error::{Error, Result};
+use crate::host::{Host, private_folder};
 use crate::operate::session::Session;
 use crate::program::Running;
 use crate::redis::connection::Way;
@@ -50,9 +50,7 @@ impl Folder {
     /// Those of the system.
     pub fn new(host: &Host) -> Result<Folder> {
         let below = &host.scratch;
-        let made = tempfile::Builder::new()
-            .prefix("pitr-redis-")
-            .tempdir_in(below);
+        let made = private_folder(below, "pitr-redis-");
         let doing = || format!("make a folder in \"{}\"", below.display());
         made.map(Folder).map_err(|e| Error::from_io(doing(), e))
     }
@@ -161,26 +159,16 @@ fn loaded(folder: &Path, password: &Secret, running: &mut Running, host: &Host) 
         stall_timeout: STALL,
         user: None,
     };
-    let began = Instant::now();
+    let mut check = || match running.is_over() {
+        true => Err(err!(
+            Damaged,
+            "the scratch server does not load the data set{}",
+            last_words(&folder.join(LOG))
+        )),
+        false => Ok(()),
+    };
     let mut tick = || host.check_stop();
-    loop {
-        if running.is_over() {
-            return Err(err!(
-                Damaged,
-                "the scratch server does not load the data set{}",
-                last_words(&folder.join(LOG))
-            ));
-        }
-        match Source::connect(way.clone(), Some(password), &mut tick) {
-            Ok(source) if !source.info.is_on("loading") => return Ok(source),
-            Err(e) if e.code() == Code::Interrupted => return Err(e),
-            // One that loads answers, and says so.
-            Err(e) if !e.to_string().contains("loading") && began.elapsed() > PATIENCE => {
-                return Err(e);
-            }
-            _ => std::thread::sleep(GLANCE),
-        }
-    }
+    Source::loaded((&way, Some(password)), PATIENCE, &mut check, &mut tick)
 }
 
 /// Requires that the server on the search path has the modules of a data set: one that lacks them calls the data set broken. Some are part of every server.
@@ -226,5 +214,20 @@ pub(in crate::operate) fn last_words(log: &Path) -> String {
     match lines.is_empty() {
         true => String::new(),
         false => format!(": {}", lines.join(" / ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::pg::time::TimestampTz;
+
+    #[test]
+    fn nobody_else_gets_into_the_folder_of_a_data_set() {
+        let folder = Folder::new(&Host::still(TimestampTz(0), 1)).unwrap();
+        let mode = folder.0.path().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 }

@@ -11,8 +11,8 @@ use super::own::{self, Owner};
 use super::records;
 use super::recover::UNCHANGED;
 use super::run::{End, Record, Run, Runs};
-use super::work::{Work, control, healthy, newest_run, optional, pgdata, standing};
-use super::{cluster, configured, redis, service};
+use super::work::{Work, control, healthy, optional, pgdata, standing};
+use super::{cluster, configured, redis, service, trees};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
@@ -330,15 +330,14 @@ impl Back<'_> {
     }
 
     fn written_to_tree(&self, number: usize, member: &SetMember) -> Result<Option<String>> {
-        let Some(run) = self.tree_run(number, member)? else {
-            return Ok(None);
-        };
         let kind = member.kind.section();
-        let words = own::words(&[kind, "rollback", &member.name, &run, "--dry-run"]);
-        let answer = own::run(self.session, &words, None)?;
-        let changed = answer.json["changed_count"].as_u64();
-        let changed = changed.filter(|count| *count > 0);
-        Ok(changed.map(|count| format!("{count} entries of {member} were changed")))
+        let mut changed = 0;
+        for run in self.tree_runs(number, member)? {
+            let words = own::words(&[kind, "rollback", &member.name, &run, "--dry-run"]);
+            let answer = own::run(self.session, &words, None)?;
+            changed += answer.json["changed_count"].as_u64().unwrap_or(0);
+        }
+        Ok((changed > 0).then(|| format!("{changed} entries of {member} were changed")))
     }
 
     fn written_to_redis(&self, number: usize, work: &Work<'_>) -> Result<Option<String>> {
@@ -554,19 +553,13 @@ impl Back<'_> {
         }
     }
 
-    /// The restore in place of a step; none where it changed nothing.
-    fn tree_run(&self, number: usize, member: &SetMember) -> Result<Option<String>> {
+    /// The restores in place of a step, oldest first. One that was killed behind its work was carried out again.
+    fn tree_runs(&self, number: usize, member: &SetMember) -> Result<Vec<String>> {
         let done = self.run.done(number)?.unwrap_or_default();
-        if let Some(run) = done["run"].as_str() {
-            return Ok(Some(run.to_owned()));
-        }
-        // A step that was killed behind its work found nothing left to do.
         let before = self.run.begun(number)?.unwrap_or_default();
-        let newest = newest_run(self.session, member)?;
-        Ok(match newest == before["newest"] {
-            true => None,
-            false => newest.as_str().map(str::to_owned),
-        })
+        let runs = trees::runs(self.session, member)?;
+        let (before, last) = (before["newest"].as_str(), done["run"].as_str());
+        Ok(trees::of_step(&runs, before, last))
     }
 
     /// Makes a standby of a cluster again that had not been promoted. One that was stays as it is.
@@ -615,22 +608,22 @@ impl Back<'_> {
                 Place::of(redis(self.settings, &member.name)?)?.undo(&begun, &self.run.record.id)
             }
             MemberKind::Files | MemberKind::Config => {
-                let Some(run) = self.tree_run(number, member)? else {
-                    return Ok(());
-                };
-                let kind = member.kind.section();
-                let words = own::words(&[
-                    kind,
-                    "rollback",
-                    &member.name,
-                    &run,
-                    "--confirm",
-                    "--discard-changes",
-                ]);
-                match own::run(self.session, &words, None) {
-                    Err(e) if e.code() == Code::NotFound => Ok(()),
-                    done => done.map(|_| ()),
+                let (kind, name) = (member.kind.section(), member.name.as_str());
+                for run in self.tree_runs(number, member)?.iter().rev() {
+                    let words = [
+                        kind,
+                        "rollback",
+                        name,
+                        run,
+                        "--confirm",
+                        "--discard-changes",
+                    ];
+                    match own::run(self.session, &own::words(&words), None) {
+                        Err(e) if e.code() == Code::NotFound => {}
+                        done => drop(done?),
+                    }
                 }
+                Ok(())
             }
             MemberKind::Cluster => self.undo_cluster(number, work, warnings),
         }

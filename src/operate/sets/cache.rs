@@ -473,21 +473,12 @@ fn ended(log: &Path) -> Error {
 /// Waits until the server has loaded the data, however long that takes.
 fn connect(session: &Session, way: &Way, server: (&mut Running, &Path)) -> Result<Source> {
     let (running, log) = server;
-    let began = Instant::now();
+    let mut check = || match running.is_over() {
+        true => Err(ended(log)),
+        false => Ok(()),
+    };
     let mut tick = || session.host.check_stop();
-    loop {
-        if running.is_over() {
-            return Err(ended(log));
-        }
-        match Source::connect(way.clone(), None, &mut tick) {
-            Ok(source) if !source.info.is_on("loading") => return Ok(source),
-            Err(e) if e.code() == Code::Interrupted => return Err(e),
-            // One that loads answers, and says so, unless a large key keeps it from that.
-            Err(e) if e.code() == Code::Deadline || e.to_string().contains("loading") => {}
-            Err(e) if began.elapsed() > PATIENCE => return Err(e),
-            _ => std::thread::sleep(GLANCE),
-        }
-    }
+    Source::loaded((way, None), PATIENCE, &mut check, &mut tick)
 }
 
 #[cfg(test)]

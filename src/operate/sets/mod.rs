@@ -6,6 +6,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `mark` | one point in every member |
+//! | `marks` | the newest mark that waits for a backup of a member |
 //! | `info` | the marks of a set, and which of them can be reached |
 //! | `moments` | the moments that all members with a log reach |
 //! | `plan` | a target, planned for each member |
@@ -22,6 +23,7 @@
 //! | `erasures` | what was erased later than the moment, repeated before anything is started |
 //! | `commits` | commits of a server since it was recovered |
 //! | `timing` | how long restores took in the recoveries before |
+//! | `trees` | members that are directories: what their restores need, and which of them a step made |
 //! | `runbook` | the recovery instructions of a set |
 //! | `watch` | the marks of a set for those who watch over it |
 
@@ -33,6 +35,7 @@ mod erasures;
 pub mod info;
 mod loads;
 pub mod mark;
+pub mod marks;
 pub mod moments;
 mod own;
 pub mod plan;
@@ -43,6 +46,7 @@ pub mod runbook;
 pub mod scratch;
 mod service;
 mod timing;
+mod trees;
 pub mod watch;
 mod work;
 

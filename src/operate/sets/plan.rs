@@ -605,15 +605,26 @@ fn with_level(reach: Reach, level: Level) -> Reach {
     }
 }
 
-/// The undamaged backups of files or configuration, from the first repository that has any.
+/// The undamaged backups of files or configuration that any repository has: the one that fits a moment need not be in the first.
+///
+/// # Errors
+/// That of the first repository that failed, where no other one has backups.
 fn backups(session: &Session, member: &SetMember) -> Result<Vec<ScopeBackup>> {
     let scope = Scope::aux(member.kind.section(), &member.name)?;
-    let found = search::in_first(session, |repository, _| {
-        let mut backups = scopes::look_at(&repository, &scope, session.host.now())?.backups;
-        backups.retain(|one| one.damage.is_none() && one.expire_not_before.is_none());
-        Ok((!backups.is_empty()).then_some(backups))
-    })?;
-    Ok(found.unwrap_or_default())
+    let found = RefCell::new(BTreeMap::new());
+    let read = search::in_first(session, |repository, _| -> Result<Option<()>> {
+        for one in scopes::look_at(&repository, &scope, session.host.now())?.backups {
+            if one.damage.is_none() && one.expire_not_before.is_none() {
+                found.borrow_mut().entry(one.id.clone()).or_insert(one);
+            }
+        }
+        Ok(None)
+    });
+    let found = found.into_inner();
+    if found.is_empty() {
+        read?;
+    }
+    Ok(found.into_values().collect())
 }
 
 fn first_after(backups: &[ScopeBackup], time: TimestampTz) -> Option<&ScopeBackup> {

@@ -14,13 +14,12 @@ use super::plan::{self, AskedRecovery, Planned};
 use super::records;
 use super::run::{End, Record, RecordedMember, Run, Runs};
 use super::work::Work;
-use super::{by_hand, cluster, configured, loads, redis, service, timing};
+use super::{by_hand, cluster, configured, loads, redis, service, timing, trees};
 use crate::config::{MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::operate::erasure::apply::Consent;
-use crate::operate::files;
 use crate::operate::quarantine;
 use crate::operate::redis::scratch::require_modules;
 use crate::operate::session::Session;
@@ -152,17 +151,18 @@ pub fn prepare(
     let mut planned = plan::run(session, asked)?;
     timing::measure(&mut planned.plan, &runs)?;
     planned.require()?;
+    let kept = trees::kept(session, &planned)?;
     let mut after_stop = Vec::new();
     let in_place = planned.words.keys();
     let in_place = in_place.filter(|m| !asked.from_standby || m.kind != MemberKind::Cluster);
-    let early = record(session, asked, words, (&planned, &[]));
+    let early = record(session, asked, words, (&planned, &[], &kept));
     by_hand::require_all((&settings, &set), in_place, &early)?;
     for (member, words) in &planned.words {
         if asked.from_standby && member.kind == MemberKind::Cluster {
             check_standby(session, &settings, (member, words))?;
             continue;
         }
-        let old = check(session, &settings, member)?;
+        let old = check(session, &settings, (member, words))?;
         if let Some(data_set) = planned.data_sets.get(member) {
             require_modules(session, data_set)?;
         }
@@ -174,7 +174,7 @@ pub fn prepare(
         }
     }
     let (erasures, consents) = erasures::of_plan(session, &planned, consent)?;
-    let record = record(session, asked, words, (&planned, &after_stop));
+    let record = record(session, asked, words, (&planned, &after_stop, &kept));
     Ok(Prepared {
         record,
         run: None,
@@ -213,7 +213,7 @@ fn record(
     session: &Session,
     asked: &AskedRecovery,
     words: &str,
-    (planned, after_stop): (&Planned, &[AfterStop]),
+    (planned, after_stop, kept): (&Planned, &[AfterStop], &BTreeMap<SetMember, String>),
 ) -> Record {
     let members: Vec<SetMember> = planned.words.keys().cloned().collect();
     let recorded = planned.plan.members.iter().map(|one| RecordedMember {
@@ -224,6 +224,7 @@ fn record(
             .as_ref()
             .and_then(|reached| reached.position.clone()),
         bytes: one.reached.as_ref().map(|reached| reached.bytes),
+        keeps: kept.get(&one.member).cloned(),
     });
     let named = (planned.set.name.as_str(), asked.extent, words.to_owned());
     let is_late = |member: &SetMember| after_stop.iter().any(|late| late.member == *member);
@@ -288,7 +289,11 @@ pub(super) fn from_standby(name: &str, pgdata: &Path, words: &[String]) -> Vec<S
 }
 
 /// Requires what the steps of a member need, before the first of them. Returns the data directory of a cluster.
-fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<Option<Old>> {
+fn check(
+    session: &Session,
+    settings: &Settings,
+    (member, words): (&SetMember, &[String]),
+) -> Result<Option<Old>> {
     match member.kind {
         MemberKind::Cluster => {
             let pgdata = check_cluster(settings, member)?;
@@ -303,8 +308,9 @@ fn check(session: &Session, settings: &Settings, member: &SetMember) -> Result<O
             }
             loads::require(session, redis).map(|()| None)
         }
-        MemberKind::Files => files::replace::source(session, &member.name).map(|_| None),
-        MemberKind::Config => Ok(None),
+        // Their backups were looked at before.
+        MemberKind::Files => Ok(None),
+        MemberKind::Config => trees::require_opened(session, (member, words)).map(|()| None),
     }
 }
 
@@ -340,8 +346,14 @@ impl Prepared {
             steps,
             is_resumed: self.run.is_some(),
             is_complete: false,
-            warnings: Vec::new(),
+            warnings: self.warnings(),
         })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let members = self.record.members.iter();
+        let kept = members.filter_map(|one| Some(trees::told(&one.member, one.keeps.as_ref()?)));
+        kept.collect()
     }
 
     /// The outage that is to be expected.
@@ -535,6 +547,7 @@ pub(super) fn example(set: &RecoverySet) -> Record {
         words: vec!["TARGET".to_owned()],
         position: None,
         bytes: None,
+        keeps: None,
     });
     let clusters = set.members.iter();
     let aside = clusters.filter(|member| member.kind == MemberKind::Cluster);

@@ -36,6 +36,9 @@ pub struct RecordedMember {
     /// Bytes that are written; none in records of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Files: why entries that the backup lacks stay. None where they go, and in records of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps: Option<String>,
 }
 
 /// The task of a run.

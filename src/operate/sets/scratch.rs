@@ -12,6 +12,7 @@ use super::{cache, cluster};
 use crate::config::{MemberKind, SetMember, Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::host::private_folder;
 use crate::operate::redis::scratch::require_modules;
 use crate::operate::session::Session;
 use crate::plan::sets::SetPlan;
@@ -43,6 +44,8 @@ pub struct Tested {
     pub passed: bool,
     /// The members; none where the test was only planned.
     pub members: Vec<Tried>,
+    /// Things that the test could not try.
+    pub warnings: Vec<String>,
 }
 
 /// Plans a test.
@@ -57,6 +60,7 @@ pub fn prepare(session: &Session, asked: &AskedRecovery) -> Result<(Planned, Tes
         plan: planned.plan.clone(),
         passed: false,
         members: Vec::new(),
+        warnings: Vec::new(),
     };
     Ok((planned, tested))
 }
@@ -73,10 +77,7 @@ pub fn run(
     let settings = session.settings()?;
     let below = dir.map_or_else(|| session.host.scratch.clone(), Path::to_owned);
     let doing = || format!("make a folder in \"{}\"", below.display());
-    let folder = tempfile::Builder::new()
-        .prefix("pitr-recover-")
-        .tempdir_in(&below);
-    let folder = folder.map_err(|e| Error::from_io(doing(), e))?;
+    let folder = private_folder(&below, "pitr-recover-").map_err(|e| Error::from_io(doing(), e))?;
     tested.passed = true;
     for (member, target) in &planned.words {
         session.host.progress.phase(&format!("test {member}"), None);
@@ -91,8 +92,17 @@ pub fn run(
                 .join(format!("{}-{}", member.kind.section(), member.name)),
             dir,
         };
-        let words = work.words(target);
-        let done = work.run(&words);
+        let mut words = work.words(target);
+        let mut done = work.run(&words);
+        if let Err(e) = &done
+            && work.lacks_key(e)
+        {
+            tested.warnings.push(format!(
+                "{member} was tested without its secrets: no secrets_key is configured, and a recovery in place is refused without one"
+            ));
+            words.push("--redacted".to_owned());
+            done = work.run(&words);
+        }
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (failed, answer) = match done {
             Ok(answer) => (None, answer),
@@ -138,17 +148,18 @@ impl Work<'_> {
             }
             MemberKind::Redis => own::words(&["redis", "restore", name, "--to", &to]),
             MemberKind::Files => own::words(&["files", "restore", name, "--to", &to]),
-            MemberKind::Config => {
-                let mut words = own::words(&["config", "restore", name, "--to", &to]);
-                let mut repositories = self.settings.repositories.iter();
-                if !repositories.any(|r| r.secrets_key_file().is_some()) {
-                    words.push("--redacted".to_owned());
-                }
-                words
-            }
+            MemberKind::Config => own::words(&["config", "restore", name, "--to", &to]),
         };
         words.extend(target.iter().cloned());
         words
+    }
+
+    /// Whether configuration has secrets, and the host no key of their pair.
+    fn lacks_key(&self, failed: &Error) -> bool {
+        let mut repositories = self.settings.repositories.iter();
+        self.member.kind == MemberKind::Config
+            && failed.code() == Code::Key
+            && !repositories.any(|repository| repository.secrets_key_file().is_some())
     }
 
     fn run(&self, words: &[String]) -> Result<Value> {

@@ -9,8 +9,8 @@ use super::cache::{Place, inode};
 use super::loads::{self, Loads};
 use super::own::{self, Owner};
 use super::recover::from_standby;
-use super::run::{Record, Run};
-use super::{cluster, erasures, redis, service};
+use super::run::{Record, RecordedMember, Run};
+use super::{cluster, erasures, redis, service, trees};
 use crate::archive::datadir::DataDirectory;
 use crate::config::{Cluster, MemberKind, RecoverySet, SetMember, Settings};
 use crate::err;
@@ -65,6 +65,10 @@ impl<'p> Work<'p> {
         self.member.as_ref().ok_or_else(none)
     }
 
+    fn recorded(&self) -> Option<&RecordedMember> {
+        self.record.member(self.step)
+    }
+
     /// Whether the step works on a cluster.
     pub fn is_cluster(&self) -> bool {
         let member = self.member.as_ref();
@@ -101,7 +105,13 @@ impl<'p> Work<'p> {
                 words
             }
             MemberKind::Redis => return Ok(None),
-            MemberKind::Files => own::words(&["files", "restore", name, "--in-place", "--delete"]),
+            MemberKind::Files => {
+                let mut words = own::words(&["files", "restore", name, "--in-place"]);
+                if self.recorded().is_none_or(|one| one.keeps.is_none()) {
+                    words.push("--delete".to_owned());
+                }
+                words
+            }
             MemberKind::Config => own::words(&["config", "restore", name, "--in-place"]),
         };
         let is_tree = matches!(member.kind, MemberKind::Files | MemberKind::Config);
@@ -236,7 +246,8 @@ impl<'p> Work<'p> {
                     Place::of(redis(self.settings, &self.member()?.name)?)?.before()
                 }
                 MemberKind::Files | MemberKind::Config => {
-                    Ok(json!({ "newest": newest_run(session, self.member()?)? }))
+                    let newest = trees::runs(session, self.member()?)?.pop();
+                    Ok(json!({ "newest": newest }))
                 }
             },
             _ => Ok(json!({})),
@@ -544,15 +555,4 @@ pub fn healthy(session: &Session, log: &Path, words: &[String]) -> Result<Value>
         }
     }
     Ok(json!({}))
-}
-
-/// The newest restore in place of a set of files, by which it is undone; null where there is none.
-pub fn newest_run(session: &Session, member: &SetMember) -> Result<Value> {
-    let kind = member.kind.section();
-    let words = own::words(&[kind, "rollback", &member.name, "--dry-run"]);
-    match own::run(session, &words, None) {
-        Ok(answer) => Ok(answer.json["run"].clone()),
-        Err(e) if e.code() == Code::NotFound => Ok(Value::Null),
-        Err(e) => Err(e),
-    }
 }

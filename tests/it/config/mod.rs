@@ -523,6 +523,42 @@ fn q05_a_repository_without_keys_takes_secrets_on_request_alone() {
     world.is_same("back");
 }
 
+/// Names that say it, and a name that says nothing, of a file which the configuration itself names as a password.
+#[test]
+fn u99_a_file_that_is_nothing_but_a_password_is_a_secret() {
+    let world = World::new();
+    world.write("etc/plain", b"listen = 80\n");
+    let configure = |more: &str| {
+        let text = format!(
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.open]\nurl = \"file://{}\"\n[config.host]\npaths = [\"{}\"]\nidentity = \"test\"\n{more}",
+            world.cluster.pgdata().display(),
+            world.text("open/repo"),
+            world.text("etc")
+        );
+        world.sandbox.file("open.toml", text);
+    };
+    world.sandbox.dir("open");
+    configure("");
+    world.on("open", &["init", "--quiet"]).run().success();
+    let backup = || world.on("open", &["config", "backup", "host"]).run();
+    backup().success();
+    for name in ["etc/cache.pass", "etc/secrets/db", "etc/token"] {
+        world.write(name, b"Summer11!x\n");
+        let refused = backup().expect_code(8);
+        refused.expect_stderr("--allow-plain-secrets");
+        std::fs::remove_file(world.path(name)).unwrap();
+    }
+    world.write("etc/cache", b"Summer11!x\n");
+    backup().success();
+    let file = world.text("etc/cache");
+    configure(&format!(
+        "[redis.cache]\naddress = \"127.0.0.1:6379\"\npassword_file = \"{file}\"\n"
+    ));
+    backup()
+        .expect_code(8)
+        .expect_stderr("--allow-plain-secrets");
+}
+
 #[test]
 fn q03_what_does_not_belong_into_a_backup_is_refused() {
     let world = World::new();

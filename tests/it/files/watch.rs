@@ -542,3 +542,38 @@ fn u71_a_repository_that_is_away_is_waited_for() {
     caught_up(&world, &mut watcher, "the repository is back");
     assert_eq!(settled(&world, &mut watcher, "rest")["error"], Value::Null);
 }
+
+/// A directory that rests: the walk finds nothing, and the mark waits for a backup behind it.
+#[test]
+fn u98_a_mark_is_settled_while_nothing_changes() {
+    let world = World::on_disk("[sets.shop]\nmembers = [\"files:up\"]\n");
+    fs::write(world.source().join("one"), "1").unwrap();
+    let mut watcher = start(&world);
+    settled(&world, &mut watcher, "the first backup");
+    let mark = world.pitr(&["mark", "shop", "--json"]).run().success();
+    let mark = mark.json()["id"].clone();
+    let is_settled = || {
+        let info = world.pitr(&["info", "--set", "shop", "--json"]).run();
+        let marks = info.json()["marks"].clone();
+        let marks = marks.as_array().unwrap().iter();
+        let found = marks.filter(|one| one["id"] == mark);
+        found.map(|one| one["settled"] == true).collect::<Vec<_>>()
+    };
+    assert_eq!(is_settled(), [false]);
+    let taken = backups(&world);
+    // Each start walks the directory. The second one finds a backup behind the mark.
+    for _ in 0..2 {
+        watcher.signal(Signal::TERM);
+        watcher.wait().success();
+        let before = status(&world)["covered_until"].clone();
+        watcher = start(&world);
+        wait_until(PATIENCE, "the walk of the start", || {
+            let told = status(&world);
+            told["activity"] == "waiting" && told["covered_until"] != before
+        });
+        assert_eq!(is_settled(), [true]);
+        assert_eq!(backups(&world), taken + 1);
+    }
+    watcher.signal(Signal::TERM);
+    watcher.wait().success();
+}

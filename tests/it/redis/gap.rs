@@ -223,3 +223,63 @@ fn r140_an_end_behind_a_gap_is_refused() {
     assert_eq!(Server::on("redis-7", &copy, &[]).content(), before.content);
     assert_eq!(scene.labels(), [""]);
 }
+
+/// A server without an append-only file crashes and loads a dump that is older than the newest backup: it goes on from there, and no backup leads to what it does.
+#[test]
+fn r194_a_history_that_is_left_before_every_backup_of_it_owes_one() {
+    let mut server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    confirm(&server, "SET saved 1\n", 1);
+    wait_until(PATIENCE, "the server saves", || {
+        server.ask(&["SAVE"]) == "OK"
+    });
+    confirm(&server, "SET lost 1\n", 1);
+    world.backup();
+    confirm(&server, "SET lost 2\n", 1);
+    stop(running);
+    server.kill();
+    server.begin();
+    assert_eq!(server.ask(&["EXISTS", "lost"]), "0");
+    let pause = world.sandbox.join("pause");
+    let running = held(&world, &pause);
+    let lines = b"SET kept 1\nWAIT 1 500\n".to_vec();
+    let run = server.cli(&[]).stdin(lines).run().success();
+    assert_eq!(run.stdout.lines().next_back(), Some("0"), "{run}");
+    std::fs::remove_file(&pause).unwrap();
+    confirm(&server, "SET kept 2\n", 1);
+    let end = Moment::of(&server);
+    let told = stop(running);
+    told.expect_stderr("was taken behind the gap");
+    let plan = world.json(&["plan", "cache", "--latest"]);
+    assert!(plan.to_string().contains(&end.replid), "{plan:#}");
+    let copy = world.restore("copy", &["--latest"]);
+    assert_eq!(Server::on("redis-7", &copy, &[]).content(), end.content);
+}
+
+/// A backup that leads to the place where the history was left serves: the server forks for no other one.
+#[test]
+fn r194_a_backup_before_the_place_where_a_history_is_left_serves() {
+    let mut server = Server::start("redis-7", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    world.backup();
+    confirm(&server, "SET saved 1\n", 1);
+    wait_until(PATIENCE, "the server saves", || {
+        server.ask(&["SAVE"]) == "OK"
+    });
+    confirm(&server, "SET lost 1\n", 1);
+    stop(running);
+    server.kill();
+    server.begin();
+    let forks = server.info("sync_full");
+    let running = receiver(&world, &server);
+    confirm(&server, "SET kept 1\n", 1);
+    assert_eq!(server.info("sync_full"), forks);
+    let end = Moment::of(&server);
+    stop(running).expect_stderr("the server went on without what it sent last");
+    let copy = world.restore("copy", &["--latest"]);
+    assert_eq!(Server::on("redis-7", &copy, &[]).content(), end.content);
+}

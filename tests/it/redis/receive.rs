@@ -1204,22 +1204,11 @@ fn an_agent_keeps_a_receiver_running_and_takes_it_over() {
     assert_eq!(content, moment.content);
 }
 
-/// Row R160: a server before 7 tells its replicas how long a key has, and not when it ends.
-#[test]
-fn r160_a_key_of_an_old_server_ends_when_it_would_have_ended() {
-    let server = Server::start("redis-6", &["--repl-diskless-sync-delay", "0"]);
-    let world = World::new(&server);
-    configure(&world, &server, "");
-    let running = receiver(&world, &server);
-    world.backup();
-    let lines = "SELECT 3\nSET a 1 EX 100\nSETEX b 100 1\nSET c 1\nEXPIRE c 100\nMULTI\nPSETEX d 100000 1\nEXEC\nSET e 1\nSET over 1 PX 1500\n";
-    confirm(&server, lines, 1);
-    let moment = Moment::of(&server);
-    // By then the last one is over, and the others have 97 seconds.
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    stop(running);
-    let copy = world.restore("copy", &["--target-offset", &moment.target()]);
-    let restored = Server::on("redis-6", &copy, &[]);
+/// Keys that get their ends in several ways, and one that is over soon.
+const LIFETIMES: &str = "SELECT 3\nSET a 1 EX 100\nSETEX b 100 1\nSET c 1\nEXPIRE c 100\nMULTI\nPSETEX d 100000 1\nEXEC\nSET e 1\nSET over 1 PX 1500\n";
+
+/// Requires that these keys, which were given their ends more than three seconds ago, have not more left in a restored server.
+fn assert_ends(restored: &Server) {
     let asked = "SELECT 3\nPTTL a\nPTTL b\nPTTL c\nPTTL d\nPTTL e\nPTTL over\n";
     let answers = restored.cli(&[]).stdin(asked.as_bytes()).run().success();
     let left: Vec<i64> = answers
@@ -1234,6 +1223,46 @@ fn r160_a_key_of_an_old_server_ends_when_it_would_have_ended() {
         assert!((50_000..97_500).contains(&left), "{answers}");
     }
     assert_eq!((e, over), (-1, -2), "{answers}");
+}
+
+/// Row R160: a server before 7 tells its replicas how long a key has, and not when it ends.
+#[test]
+fn r160_a_key_of_an_old_server_ends_when_it_would_have_ended() {
+    let server = Server::start("redis-6", &["--repl-diskless-sync-delay", "0"]);
+    let world = World::new(&server);
+    configure(&world, &server, "");
+    let running = receiver(&world, &server);
+    world.backup();
+    confirm(&server, LIFETIMES, 1);
+    let moment = Moment::of(&server);
+    // By then the last one is over, and the others have 97 seconds.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    stop(running);
+    let copy = world.restore("copy", &["--target-offset", &moment.target()]);
+    assert_ends(&Server::on("redis-6", &copy, &[]));
+}
+
+/// A replica passes on what its master sends: the base of a newer one does not tell of whom the log is.
+#[test]
+fn r195_a_key_ends_in_time_where_a_newer_replica_passes_the_log_on() {
+    let delay = ["--repl-diskless-sync-delay", "0"];
+    let master = Server::listening("redis-6", "--port", &delay);
+    let replica = Server::start("redis-7", &delay);
+    replica.ask(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
+    wait_until(PATIENCE, "the replica is there", || {
+        let told = replica.ask(&["INFO", "replication"]);
+        told.contains("master_link_status:up")
+    });
+    let world = World::new(&replica);
+    configure(&world, &replica, "");
+    let running = receiver(&world, &replica);
+    world.backup();
+    confirm(&master, LIFETIMES, 1);
+    wait_received(&replica);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    stop(running);
+    let copy = world.restore("copy", &["--latest"]);
+    assert_ends(&Server::on("redis-7", &copy, &[]));
 }
 
 /// Row R161: a database is named by MOVE alone.

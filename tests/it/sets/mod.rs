@@ -10,6 +10,7 @@ mod marks;
 mod runbook;
 mod shop;
 mod standby;
+mod trees;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;

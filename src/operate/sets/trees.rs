@@ -1,0 +1,112 @@
+//! Members that are directories: what their restores in place need before anything is stopped, and which of them a step made.
+
+use std::collections::BTreeMap;
+
+use super::own;
+use super::plan::Planned;
+use super::recover::UNCHANGED;
+use super::work::Work;
+use crate::config::{MemberKind, SetMember};
+use crate::err;
+use crate::error::{Code, Result};
+use crate::operate::configuration;
+use crate::operate::files::{self, Choice};
+use crate::operate::session::Session;
+use crate::tree::replace::undo::{Kept, kept_at};
+
+/// Finds the files of which a restore may remove nothing that the backup lacks, and why.
+///
+/// # Errors
+/// `Usage` for files that are no directory here; those of the repositories.
+pub fn kept(session: &Session, planned: &Planned) -> Result<BTreeMap<SetMember, String>> {
+    let mut kept = BTreeMap::new();
+    for one in &planned.plan.members {
+        let Some(reached) = &one.reached else {
+            continue;
+        };
+        if one.member.kind != MemberKind::Files {
+            continue;
+        }
+        let choice = Choice {
+            backup: Some(reached.backup.parse()?),
+            by_time: None,
+        };
+        if let Some(why) = files::replace::why_kept(session, &one.member.name, &choice)? {
+            kept.insert(one.member.clone(), why.to_string());
+        }
+    }
+    Ok(kept)
+}
+
+/// The words of a recovery about files of which nothing is removed.
+pub fn told(member: &str, why: &str) -> String {
+    format!("entries of {member} that its backup lacks stay: {why}")
+}
+
+/// Requires that configuration can come back with its secrets. Every envelope is opened for that.
+pub fn require_opened(session: &Session, (member, words): (&SetMember, &[String])) -> Result<()> {
+    let mut line = own::words(&["config", "restore", &member.name, "--in-place"]);
+    if Work::is_privileged() {
+        line.push("--privileged".to_owned());
+    }
+    line.extend(words.iter().cloned());
+    line.push("--dry-run".to_owned());
+    match own::run(session, &line, None) {
+        Err(e) if e.code() == Code::Key => {
+            let hint = format!(
+                "{UNCHANGED} {member} has secrets, and comes back with them: name the key file of a recipient of the secrets pair for as long as the recovery lasts (secrets_key in [repositories.NAME.encryption]). pitr recover database brings the servers back without it."
+            );
+            Err(e.hint(hint))
+        }
+        done => done.map(|_| ()),
+    }
+}
+
+/// The restores in place of a member that are kept, oldest first. Those of one second are told apart by their journals.
+pub fn runs(session: &Session, member: &SetMember) -> Result<Vec<String>> {
+    let name = member.name.as_str();
+    let mut kept = match member.kind {
+        MemberKind::Files => kept_at(&files::replace::source(session, name)?)?,
+        MemberKind::Config => configuration::in_place::kept(session, name)?,
+        _ => return Err(err!(Internal, "a server has no restores in place")),
+    };
+    let kind = member.kind.section();
+    kept.retain(|one| one.restore.kind == kind && one.restore.name == name);
+    kept.sort_by(|a, b| (a.restore.began, &a.run).cmp(&(b.restore.began, &b.run)));
+    Ok(kept.iter().map(|one: &Kept| one.run.to_string()).collect())
+}
+
+/// Pure: those of a step, which began behind `before` and ended with `last`. A step that was killed behind its work was repeated, and each time it restored
+/// what had changed meanwhile.
+pub fn of_step(runs: &[String], before: Option<&str>, last: Option<&str>) -> Vec<String> {
+    let from = match before {
+        None => 0,
+        Some(before) => match runs.iter().position(|run| run == before) {
+            Some(found) => found + 1,
+            // It was undone by hand.
+            None => runs.partition_point(|run| run.as_str() <= before),
+        },
+    };
+    let end = last.and_then(|last| runs.iter().position(|run| run == last));
+    let end = end.map_or(runs.len(), |end| end + 1);
+    runs.get(from..end).unwrap_or_default().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_restores_of_a_step_are_those_between_its_begin_and_its_end() {
+        let all: Vec<String> = ["1", "2", "3", "4"].map(str::to_owned).to_vec();
+        let of = |before, last| of_step(&all, before, last).concat();
+        assert_eq!(of(None, None), "1234");
+        assert_eq!(of(Some("2"), None), "34");
+        assert_eq!(of(Some("2"), Some("3")), "3");
+        assert_eq!(of(Some("1"), Some("3")), "23");
+        assert_eq!(of(Some("4"), None), "");
+        assert_eq!(of(Some("0"), Some("1")), "1");
+        assert_eq!(of(Some("25"), None), "34", "its own is gone");
+        assert_eq!(of(Some("1"), Some("gone")), "234");
+    }
+}
