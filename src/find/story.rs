@@ -1,8 +1,8 @@
 //! Puts digests together, in order, and judges each transaction where it ends.
 //!
 //! A relation that a transaction leaves without a row in `pg_class` was dropped. One that it leaves with another file was truncated, or
-//! written anew: then the new file was made for a transient relation, or lies in another tablespace. TRUNCATE empties a file that the same
-//! transaction made, in its place.
+//! written anew: then the new file was made for a transient relation, was another relation's before, or lies in another tablespace. TRUNCATE
+//! empties a file that the same transaction made, in its place.
 //!
 //! PostgreSQL: src/backend/commands/cluster.c (make_new_heap, swap_relation_files), tablecmds.c (ExecuteTruncateGuts, ATExecSetTableSpace),
 //! src/backend/utils/cache/relcache.c (RelationSetNewRelfilenumber), src/backend/commands/dbcommands.c (dropdb).
@@ -458,6 +458,12 @@ fn fates(
     let mut fates: BTreeMap<(u32, u32), Fate> = BTreeMap::new();
     // Files of relations that the transaction itself made: what is swapped in from there was written anew.
     let mut made: HashSet<(u32, u32)> = HashSet::new();
+    // Files that relations had before: what another one has afterwards was swapped with it, as pg_repack does.
+    let mut had: HashMap<(u32, u32), u32> = HashMap::new();
+    for (change, before) in changes.iter().filter_map(|c| Some((c, c.before.as_ref()?))) {
+        had.entry((change.database, before.file))
+            .or_insert(before.oid);
+    }
     for change in changes {
         if !change.had_row
             && let Some(after) = &change.after
@@ -489,7 +495,9 @@ fn fates(
         if before.file != after.file && before.file != 0 {
             note(fate, change);
             fate.is_truncated |= is_emptied((change.database, after.file));
-            let is_swapped = made.contains(&(change.database, after.file));
+            let file = (change.database, after.file);
+            let is_swapped =
+                made.contains(&file) || had.get(&file).is_some_and(|oid| *oid != after.oid);
             match is_swapped || before.tablespace != after.tablespace {
                 true => fate.is_rewritten = true,
                 false => fate.is_truncated = true,
@@ -505,6 +513,11 @@ fn owners<'a>(
     fates: &'a BTreeMap<(u32, u32), Fate>,
 ) -> HashMap<(u32, u32), &'a Fate> {
     let mut owners: HashMap<(u32, u32), &Fate> = HashMap::new();
+    for ((database, _), fate) in fates {
+        if let Some(before) = &fate.before {
+            owners.insert((*database, before.file), fate);
+        }
+    }
     for change in changes {
         for row in [&change.before, &change.after].into_iter().flatten() {
             if let Some(fate) = fates.get(&(change.database, row.oid)) {

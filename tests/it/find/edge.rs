@@ -414,3 +414,33 @@ fn n03_a_question_that_reaches_beyond_the_archive_is_told_so() {
         assert_eq!(events(&answer).len(), found, "{answer:#}");
     }
 }
+
+/// pg_repack gives a table the file of its copy: no row is gone.
+fn n06_tables_whose_files_are_swapped_are_written_anew(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    rows(&cluster, "big");
+    rows(&cluster, "copy");
+    cluster.archive_now();
+    client.sql("checkpoint");
+    let since = client.query_one_string("select clock_timestamp()::text");
+    client.sql("begin; delete from copy where a < 50");
+    client.sql(
+        "update pg_class c set relfilenode = d.relfilenode from pg_class d \
+         where (c.relname, d.relname) in (('big', 'copy'), ('copy', 'big'))",
+    );
+    client.sql("commit; drop table copy");
+    cluster.archive_now();
+    let answer = find(&site, &["--since", &since, "--min-rows", "1"]);
+    let expected = [
+        "delete postgres.public.copy",
+        "rewrite postgres.public.big",
+        "rewrite postgres.public.copy",
+        "drop postgres.public.copy",
+    ];
+    let mut found = titles(&answer);
+    found[..3].sort();
+    assert_eq!(found, expected, "{answer:#}");
+}
+per_major!(n06_tables_whose_files_are_swapped_are_written_anew, v13 v17);
