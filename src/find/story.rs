@@ -7,9 +7,9 @@
 //! PostgreSQL: src/backend/commands/cluster.c (make_new_heap, swap_relation_files), tablecmds.c (ExecuteTruncateGuts, ATExecSetTableSpace),
 //! src/backend/utils/cache/relcache.c (RelationSetNewRelfilenumber), src/backend/commands/dbcommands.c (dropdb).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::catalogs::{CatalogFiles, Catalogs, Change, ClassChange};
+use super::catalogs::{Attempt, CatalogFiles, Catalogs, Change, ClassChange};
 use super::digest::{Digest, EndStep, RowCount, Step};
 use super::event::{Commit, Event, Kind, Named, Relation};
 use crate::pg::catalog::{ClassRow, FIRST_NORMAL_OID};
@@ -83,6 +83,15 @@ impl Story {
     pub fn awaits_names(&self) -> bool {
         let mut changes = self.open.values().flat_map(|open| &open.changes);
         changes.any(|change| matches!(change, Change::Named(..)))
+    }
+
+    /// Whether a transaction that has not ended changed relations of these databases.
+    pub fn awaits_relations(&self, databases: &BTreeSet<u32>) -> bool {
+        let mut changes = self.open.values().flat_map(|open| &open.changes);
+        changes.any(|change| match change {
+            Change::Class(change) => databases.contains(&change.database),
+            _ => false,
+        })
     }
 
     /// Takes the next digest.
@@ -185,7 +194,7 @@ impl Story {
         for change in open.iter().flat_map(|o| &o.changes) {
             match change {
                 Change::Class(change) => changes.push(change),
-                Change::Named(place, row) => self.catalogs.learn(*place, row, true),
+                Change::Named(place, row) => self.catalogs.learn_named(*place, row),
                 _ => {}
             }
         }
@@ -204,15 +213,16 @@ impl Story {
         self.rows(&draft, open, &owners(&changes, &fates));
         for change in changes {
             let Some(after) = &change.after else {
+                if change.has_row {
+                    self.catalogs.lose(change.database);
+                }
                 continue;
             };
             let fate = fates.get(&(change.database, after.oid));
             let is_brief = fate.is_some_and(|fate| fate.is_made && fate.after.is_none());
             match is_brief && after.written_anew().is_some() {
                 true => self.catalogs.learn_transient(change.database, after),
-                false => self
-                    .catalogs
-                    .learn_class(change.database, after.clone(), true),
+                false => self.catalogs.learn_change(change.database, after.clone()),
             }
         }
     }
@@ -229,8 +239,9 @@ impl Story {
             let Some(named) = deleted else {
                 continue;
             };
-            let invalid = self.catalogs.invalid_since(*oid);
-            let (target, last) = invalid.unwrap_or((*lsn, *last));
+            let attempt = self.catalogs.attempt(*oid);
+            let (target, last) = attempt.map_or((*lsn, *last), |a| (a.lsn, a.last_commit));
+            self.catalogs.end_attempt(*oid);
             let name = named.as_ref().map(|(_, name)| name.clone());
             self.events.push(Event {
                 database: Some(Named { oid: *oid, name }),
@@ -389,6 +400,7 @@ impl Story {
             kind: Some(char::from(row.kind)),
             persistence: Some(char::from(row.persistence)),
             namespace: row.namespace,
+            is_unsure: false,
         }
     }
 
@@ -397,6 +409,18 @@ impl Story {
             oid,
             name: self.catalogs.database(oid).cloned(),
         }
+    }
+}
+
+/// The event of a database that somebody began to drop, and that is still there: nobody gets into it again.
+pub fn interrupted(database: u32, attempt: Attempt) -> Event {
+    Event {
+        database: Some(Named {
+            oid: database,
+            name: Some(attempt.name),
+        }),
+        last_commit: attempt.last_commit,
+        ..Draft::new(attempt.xid, None).event(Kind::Database, attempt.lsn, attempt.lsn)
     }
 }
 
