@@ -174,7 +174,10 @@ pub fn render(shown: &Shown) -> String {
         ),
         _ => add(
             "committed",
-            format!("never: transaction {} has no end in the archive", event.xid),
+            format!(
+                "never: transaction {} failed, or its end is not archived",
+                event.xid
+            ),
         ),
     }
     if !event.subxids.is_empty() {

@@ -51,6 +51,20 @@ impl CatalogFiles {
 /// A row's place: that of its page, and its offset there.
 type RowPlace = (Place, u16);
 
+/// The in-place update that made a database invalid.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Start of its record.
+    pub lsn: Lsn,
+    /// The transaction; 0 where it is not known.
+    pub xid: u32,
+    /// The database's name.
+    pub name: String,
+    /// The last commit before it.
+    pub last_commit: Option<Commit>,
+    row: RowPlace,
+}
+
 /// A change of a row of `pg_class`.
 #[derive(Debug, Clone)]
 pub struct ClassChange {
@@ -95,8 +109,9 @@ pub struct Catalogs {
     void: HashSet<u32>,
     /// Transactions that were committed: the rows of others may never count.
     committed: HashSet<u32>,
-    /// The in-place updates that made databases invalid, by oid, and the last commit before each. A DROP DATABASE that fails takes none back.
-    invalid: HashMap<u32, (Lsn, Option<Commit>)>,
+    /// The attempts to drop databases, by oid; none where the database was dropped since, or made valid again. A DROP DATABASE that fails takes
+    /// none back.
+    pub attempts: BTreeMap<u32, Option<Attempt>>,
     /// Newest known row of each relation, by database and oid.
     relations: HashMap<(u32, u32), ClassRow>,
     /// Oids of relations by database and file.
@@ -105,6 +120,10 @@ pub struct Catalogs {
     schemas: HashMap<(u32, u32), String>,
     databases: HashMap<u32, String>,
     tablespaces: HashMap<u32, String>,
+    /// Rows of relations and schemas that committed transactions made or changed, by database and oid.
+    changed: HashSet<(Catalog, u32, u32)>,
+    /// Databases of which a relation was changed whose new row is not known.
+    lost: HashSet<u32>,
 }
 
 impl Catalogs {
@@ -117,12 +136,14 @@ impl Catalogs {
             rows: HashMap::new(),
             void: HashSet::new(),
             committed: HashSet::new(),
-            invalid: HashMap::new(),
+            attempts: BTreeMap::new(),
             relations: HashMap::new(),
             files: HashMap::new(),
             schemas: HashMap::new(),
             databases: HashMap::new(),
             tablespaces: HashMap::new(),
+            changed: HashSet::new(),
+            lost: HashSet::new(),
         }
     }
 
@@ -199,7 +220,10 @@ impl Catalogs {
                 };
                 match &row {
                     Some(row) => self.keep((place, new), row.clone()),
-                    None => drop(self.rows.remove(&(place, new))),
+                    None => {
+                        self.rows.remove(&(place, new));
+                        self.end_attempt_of((old_place, old));
+                    }
                 }
                 if place.catalog != Catalog::Class {
                     return row.map(|row| Change::Named(place, row));
@@ -231,7 +255,15 @@ impl Catalogs {
                     (false, None),
                 )))
             }
-            Catalog::Database => Some(Change::DropDatabase(named())),
+            Catalog::Database => {
+                let named = named();
+                // The in-place update comes before the transaction has its number.
+                let mut attempts = self.attempts.values_mut().flatten();
+                if let Some(attempt) = attempts.find(|a| a.row == at && a.xid == 0) {
+                    attempt.xid = step.xid;
+                }
+                Some(Change::DropDatabase(named))
+            }
             Catalog::Tablespace => Some(Change::DropTablespace(named())),
             Catalog::Namespace => None,
         }
@@ -254,13 +286,21 @@ impl Catalogs {
             Some(data) => Some(data.as_slice()),
             None => self.rows.get(&at).and_then(Row::columns),
         };
-        let Some((oid, _)) = columns.and_then(catalog::named) else {
+        let Some((oid, name)) = columns.and_then(catalog::named) else {
             return;
         };
-        match columns.is_some_and(|c| catalog::is_invalid_database(c, self.major)) {
-            true => drop(self.invalid.entry(oid).or_insert((step.lsn, last_commit))),
-            false => drop(self.invalid.remove(&oid)),
+        if !columns.is_some_and(|c| catalog::is_invalid_database(c, self.major)) {
+            self.end_attempt(oid);
+            return;
         }
+        let attempt = self.attempts.entry(oid).or_default();
+        attempt.get_or_insert(Attempt {
+            lsn: step.lsn,
+            xid: step.xid,
+            name,
+            last_commit,
+            row: at,
+        });
     }
 
     /// Takes a new row: a database of an oid that another one had is not invalid.
@@ -268,13 +308,26 @@ impl Catalogs {
         if catalog == Catalog::Database
             && let Some((oid, _)) = row.columns().and_then(catalog::named)
         {
-            self.invalid.remove(&oid);
+            self.end_attempt(oid);
         }
     }
 
-    /// Returns the first in-place update that made a database invalid, and the last commit before it.
-    pub fn invalid_since(&self, database: u32) -> Option<(Lsn, Option<Commit>)> {
-        self.invalid.get(&database).copied()
+    /// Says that a database was dropped, or is valid.
+    pub fn end_attempt(&mut self, database: u32) {
+        self.attempts.insert(database, None);
+    }
+
+    /// Takes a change of a row whose new version is not known: nothing but a statement by hand changes that of an invalid database.
+    fn end_attempt_of(&mut self, row: RowPlace) {
+        let mut attempts = self.attempts.values_mut();
+        if let Some(attempt) = attempts.find(|a| a.as_ref().is_some_and(|a| a.row == row)) {
+            *attempt = None;
+        }
+    }
+
+    /// Returns the first attempt to drop a database, which made it invalid.
+    pub fn attempt(&self, database: u32) -> Option<&Attempt> {
+        self.attempts.get(&database)?.as_ref()
     }
 
     fn keep(&mut self, at: RowPlace, row: Row) {
@@ -311,6 +364,47 @@ impl Catalogs {
             Catalog::Database => put(&mut self.databases, oid, name, is_newest),
             _ => put(&mut self.tablespaces, oid, name, is_newest),
         }
+    }
+
+    /// Takes the row that a committed transaction gave a schema, a database or a tablespace.
+    pub fn learn_named(&mut self, place: Place, row: &Row) {
+        let columns = row.columns();
+        if let Some((oid, _)) = columns.and_then(catalog::named) {
+            self.changed.insert((place.catalog, place.database, oid));
+            // Somebody may give it another limit by hand.
+            let is_invalid = columns.is_some_and(|c| catalog::is_invalid_database(c, self.major));
+            if place.catalog == Catalog::Database && !is_invalid {
+                self.end_attempt(oid);
+            }
+        }
+        self.learn(place, row, true);
+    }
+
+    /// Takes the row that a committed transaction gave a relation.
+    pub fn learn_change(&mut self, database: u32, class: ClassRow) {
+        self.changed.insert((Catalog::Class, database, class.oid));
+        self.learn_class(database, class, true);
+    }
+
+    /// Says that a relation of a database got a row that is not known.
+    pub fn lose(&mut self, database: u32) {
+        self.lost.insert(database);
+    }
+
+    /// Whether each change of relations of a database is known.
+    pub fn has_all(&self, database: u32) -> bool {
+        !self.lost.contains(&database)
+    }
+
+    /// Returns the row that the last committed change gave a relation.
+    pub fn changed_relation(&self, database: u32, oid: u32) -> Option<&ClassRow> {
+        let is_changed = self.changed.contains(&(Catalog::Class, database, oid));
+        self.newest(database, oid).filter(|_| is_changed)
+    }
+
+    /// Whether a committed transaction made or changed a schema.
+    pub fn has_changed_schema(&self, database: u32, oid: u32) -> bool {
+        self.changed.contains(&(Catalog::Namespace, database, oid))
     }
 
     /// Takes a row of `pg_class`.

@@ -135,6 +135,17 @@ pub struct Digest {
     pub unread: u64,
 }
 
+impl Digest {
+    /// The places of catalogs that the records name.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Page(place, _) => Some(place),
+            Step::Row(row) => Some(&row.place),
+            _ => None,
+        })
+    }
+}
+
 /// Fills a [`Digest`].
 pub struct Digester<'a> {
     files: &'a CatalogFiles,

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::pg::catalog::ClassRow;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 
@@ -90,6 +91,9 @@ pub struct Relation {
     /// Oid of the schema.
     #[serde(skip)]
     pub namespace: u32,
+    /// Whether it may have had other names than lists and servers of other moments give it.
+    #[serde(skip)]
+    pub is_unsure: bool,
 }
 
 impl Relation {
@@ -100,6 +104,15 @@ impl Relation {
 }
 
 impl Relation {
+    /// Takes oid, name and kind of a row; the schema is known by its oid alone.
+    pub fn take(&mut self, row: &ClassRow) {
+        self.oid = Some(row.oid);
+        self.name = Some(row.name.clone());
+        self.kind = Some(char::from(row.kind));
+        self.persistence = Some(char::from(row.persistence));
+        (self.namespace, self.schema) = (row.namespace, None);
+    }
+
     /// Schema and name, as far as they are known.
     pub fn full_name(&self) -> Option<String> {
         let name = self.name.as_ref()?;

@@ -3,7 +3,8 @@
 //!
 //! `digest` reduces the records of one segment, so that several are decoded at once. `catalogs` rebuilds the rows of the system's
 //! catalogs from page images and heap records. `story` puts the digests of a stretch together, in order, and judges each transaction
-//! where it ends. `scan` finds the segments to decode by their indexes. `names` adds what WAL does not tell.
+//! where it ends. `scan` finds the segments to decode by their indexes. `walk` follows names from a backup's list to an
+//! event. `names` adds what WAL does not tell.
 //!
 //! Page images are why a stretch begins at the redo point of a checkpoint: the first change of a page behind it brings the whole page.
 
@@ -13,3 +14,4 @@ pub mod event;
 pub mod names;
 pub mod scan;
 mod story;
+pub mod walk;

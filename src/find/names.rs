@@ -87,6 +87,9 @@ impl Names {
         if known.oid < FIRST_NORMAL_OID {
             return false;
         }
+        if relation.is_unsure {
+            return is_table(relation.kind.or(Some(known.kind)));
+        }
         if relation.schema.is_none() && relation.name.as_ref() == Some(&known.name) {
             relation.schema = Some(known.schema.clone());
         }
@@ -96,7 +99,22 @@ impl Names {
             relation.kind = Some(known.kind);
             relation.schema = Some(known.schema.clone());
         }
-        matches!(relation.kind, Some('r' | 'p' | 'm') | None)
+        is_table(relation.kind)
+    }
+
+    /// Whether relations of a database were looked at.
+    pub fn has_database(&self, database: u32) -> bool {
+        self.databases.contains_key(&database)
+    }
+
+    /// Returns the name of a schema.
+    pub fn schema(&self, database: u32, oid: u32) -> Option<&String> {
+        self.schemas.get(&(database, oid))
+    }
+
+    /// Returns the oid of the relation that an event is about.
+    pub fn oid(&self, database: u32, relation: &Relation) -> Option<u32> {
+        self.known(database, relation).map(|known| known.oid)
     }
 
     /// Returns schema and name that a relation has in these names.
@@ -104,4 +122,9 @@ impl Names {
         let known = self.known(database, relation)?;
         Some(format!("{}.{}", known.schema, known.name))
     }
+}
+
+/// Whether `relkind`, where it is known, is that of a relation whose rows are data.
+pub fn is_table(kind: Option<char>) -> bool {
+    matches!(kind, Some('r' | 'p' | 'm') | None)
 }

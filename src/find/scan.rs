@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::catalogs::{CatalogFiles, Catalogs};
-use super::digest::{Digest, Digester};
+use super::catalogs::{Attempt, CatalogFiles};
+use super::digest::{Digest, Digester, Place};
 use super::event::{Commit, Event, Kind};
-use super::story::Story;
+use super::story::{self, Story};
 use crate::error::{Code, Result};
 use crate::host::Host;
 use crate::pg::catalog::Catalog;
@@ -51,6 +51,8 @@ pub struct Request {
     pub until: Option<TimestampTz>,
     /// This transaction alone.
     pub xid: Option<u32>,
+    /// Whether databases are looked for that somebody began to drop: the indexes do not name these.
+    pub finds_attempts: bool,
 }
 
 impl Request {
@@ -88,10 +90,12 @@ pub struct Found {
     pub decoded: u64,
     /// Files of catalogs, those included that they were given meanwhile.
     pub files: CatalogFiles,
+    /// Attempts to drop databases, by oid; none where the database was dropped since, or made valid again.
+    attempts: BTreeMap<u32, Option<Attempt>>,
 }
 
 /// Stored segments, in order.
-type Segments = Vec<(SegmentNumber, SegmentName)>;
+pub(super) type Segments = Vec<(SegmentNumber, SegmentName)>;
 
 /// A stretch to decode: places in the list of segments.
 #[derive(Debug, Clone)]
@@ -124,13 +128,13 @@ pub type FilesFrom = (CatalogFiles, Lsn);
 /// The WAL of one timeline, from the first stored segment to the last.
 pub struct Scan<'a> {
     rollup: &'a Rollup<'a>,
-    host: &'a Host,
-    major: Major,
+    pub(super) host: &'a Host,
+    pub(super) major: Major,
     request: &'a Request,
-    segments: Segments,
+    pub(super) segments: Segments,
     /// Positions up to which the WAL of a segment counts: its timeline was left there, and the file of the next one is missing.
     limits: BTreeMap<SegmentNumber, Lsn>,
-    size: crate::pg::segment::SegmentSize,
+    pub(super) size: crate::pg::segment::SegmentSize,
     /// Checkpoints of the segments that were looked at for them.
     checkpoints: Mutex<HashMap<usize, Vec<(Lsn, u32)>>>,
     unread: Mutex<Vec<Unread>>,
@@ -230,7 +234,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Notes a segment that turns out to be damaged, or that this program cannot read.
-    fn tolerate<T>(&self, at: usize, read: Result<T>) -> Result<Option<T>> {
+    pub(super) fn tolerate<T>(&self, at: usize, read: Result<T>) -> Result<Option<T>> {
         match read {
             Ok(read) => Ok(Some(read)),
             Err(e) if e.is_damage() || e.code() == Code::Unsupported => {
@@ -249,7 +253,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Whether the next segment on the path directly follows.
-    fn is_followed(&self, at: usize) -> bool {
+    pub(super) fn is_followed(&self, at: usize) -> bool {
         match (self.segments.get(at), self.segments.get(at + 1)) {
             (Some((own, _)), Some((next, _))) => own.next() == *next,
             _ => false,
@@ -297,11 +301,13 @@ impl<'a> Scan<'a> {
                 window.push(at);
             }
         }
-        let ranges = match (self.request.xid, self.request.counts_rows) {
+        let mut ranges = match (self.request.xid, self.request.counts_rows) {
             (Some(xid), whole) => self.ranges_of_xid(xid, &window, whole)?,
             (None, true) => self.whole_window(&window)?,
             (None, false) => self.ranges_of_removals(&window)?,
         };
+        let (attempts, first_attempt) = self.ranges_of_attempts(&window, &ranges, files_at)?;
+        ranges.extend(attempts);
         let ranges = merged(ranges);
         let decoded: u64 = ranges.iter().map(|r| (r.last - r.first + 1) as u64).sum();
         let progress = self.host.progress.as_ref();
@@ -330,6 +336,7 @@ impl<'a> Scan<'a> {
             }
             self.tell(range, &mut files, &mut found)?;
         }
+        self.add_attempts(first_attempt, &mut found);
         for event in found.events.iter_mut().filter(|e| e.kind == Kind::Database) {
             self.to_first_attempt(event, &files)?;
         }
@@ -340,6 +347,63 @@ impl<'a> Scan<'a> {
         }
         found.files = files;
         Ok(self.completed(found))
+    }
+
+    /// The segments of the window that change the catalog of databases, and the position from which on they do.
+    fn ranges_of_attempts(
+        &self,
+        window: &[usize],
+        known: &[Range],
+        files_at: &mut dyn FnMut(Lsn) -> FilesFrom,
+    ) -> Result<(Vec<Range>, Lsn)> {
+        let asked = self.request;
+        let (mut first, mut end) = (0, self.segments.len());
+        // The update has no time: it is between transactions of the window.
+        if asked.since.is_some() {
+            first = window.first().copied().unwrap_or(end);
+        }
+        if asked.until.is_some() {
+            end = window.last().map_or(first, |last| last + 1);
+        }
+        let first = first.max(end.saturating_sub(ATTEMPTS_WITHIN));
+        let Some((number, _)) = self.segments.get(first).filter(|_| asked.finds_attempts) else {
+            return Ok((Vec::new(), Lsn(u64::MAX)));
+        };
+        let from = number.range(self.size).start;
+        let (files, _) = files_at(from);
+        let is_decoded = |at: usize| {
+            let mut whole = known.iter().filter(|range| range.is_whole);
+            whole.any(|range| (range.first..=range.last).contains(&at))
+        };
+        let left: Vec<usize> = (first..end).filter(|at| !is_decoded(*at)).collect();
+        let changed = self.host.parallel(READERS, &left, |at| {
+            self.changes(*at, &files, &|_, catalog| catalog == Catalog::Database)
+        })?;
+        let mut ranges = Vec::new();
+        for (at, changed) in left.into_iter().zip(changed) {
+            if self.tolerate(at, changed)? == Some(true) {
+                ranges.push(Range {
+                    first: at,
+                    last: at,
+                    is_whole: false,
+                    // No transaction has this number: those that end there are the business of other stretches.
+                    xids: BTreeSet::from([0]),
+                });
+            }
+        }
+        Ok((ranges, from))
+    }
+
+    /// Adds the databases that somebody began to drop from a position on, and that were neither dropped nor made valid since.
+    fn add_attempts(&self, from: Lsn, found: &mut Found) {
+        let attempts = std::mem::take(&mut found.attempts).into_iter();
+        let open = attempts.filter_map(|(oid, attempt)| Some((oid, attempt?)));
+        for (oid, attempt) in open.filter(|(_, attempt)| attempt.lsn >= from) {
+            let of_it = |e: &Event| e.kind == Kind::Database && is_database(e, oid);
+            if !found.events.iter().any(of_it) {
+                found.events.push(story::interrupted(oid, attempt));
+            }
+        }
     }
 
     fn completed(&self, mut found: Found) -> Found {
@@ -675,12 +739,14 @@ impl<'a> Scan<'a> {
     fn tell(&self, range: &Range, files: &mut CatalogFiles, found: &mut Found) -> Result<()> {
         loop {
             let mut story = Story::new(self.major, files.clone(), self.request.rows_min);
+            story.catalogs.attempts.clone_from(&found.attempts);
             let decoded = self.follow(range, files, &mut story)?;
             if story.catalogs.own_files != *files {
                 *files = story.catalogs.own_files;
                 continue;
             }
             found.decoded += decoded;
+            found.attempts = std::mem::take(&mut story.catalogs.attempts);
             for event in &mut found.events {
                 rename(event, &story);
             }
@@ -790,7 +856,7 @@ impl<'a> Scan<'a> {
     }
 
     /// The digest of the records of a segment that begin in a range.
-    fn decode_part(
+    pub(super) fn decode_part(
         &self,
         at: usize,
         files: &CatalogFiles,
@@ -838,25 +904,34 @@ impl<'a> Scan<'a> {
         Ok(Some(digester.finish()))
     }
 
-    /// Follows the names of schemas and databases from the first segment on.
-    pub fn names(&self, files: &CatalogFiles) -> NameWalk<'_> {
-        NameWalk {
-            scan: self,
-            story: Story::new(self.major, files.clone(), u64::MAX),
-            from: Lsn(0),
-        }
-    }
-
-    /// Whether a segment changes a catalog that names schemas or databases, as far as its index tells.
-    fn changes_names(&self, name: SegmentName, files: &CatalogFiles) -> Result<bool> {
+    /// Whether a segment changes a catalog that is wanted, as far as its index tells and the record that crosses its end: the index does not
+    /// count the blocks of that one.
+    pub(super) fn changes(
+        &self,
+        at: usize,
+        files: &CatalogFiles,
+        is_wanted: &(dyn Fn(u32, Catalog) -> bool + Sync),
+    ) -> Result<bool> {
+        let Some(name) = self.name(at) else {
+            return Ok(false);
+        };
         let Some(blocks) = self.rollup.blocks(name)? else {
             return Ok(true);
         };
-        let named = [Some(Catalog::Namespace), Some(Catalog::Database)];
-        let is_named = |(_, database, file, _): (u32, u32, u32, u8)| {
-            named.contains(&files.catalog(database, file))
+        let is_changed = |(_, database, file, fork): (u32, u32, u32, u8)| {
+            let catalog = files.catalog(database, file);
+            fork == Fork::MAIN.0 && catalog.is_some_and(|catalog| is_wanted(database, catalog))
         };
-        Ok(blocks.0.iter().any(|b| is_named(b.fork)))
+        if blocks.0.iter().any(|b| is_changed(b.fork)) {
+            return Ok(true);
+        }
+        let facts = self.rollup.facts(name)?;
+        if facts.tail_length == 0 {
+            return Ok(false);
+        }
+        let joined = self.joined(at, &facts, files)?;
+        let is_place = |place: &Place| is_wanted(place.database, place.catalog);
+        Ok(joined.is_none_or(|digest| digest.unread > 0 || digest.places().any(is_place)))
     }
 
     /// Moves the target of a database that was dropped to the first attempt at that: it lets nobody in from there on. An attempt that failed
@@ -873,9 +948,9 @@ impl<'a> Scan<'a> {
                 story.take(digest);
             }
         }
-        if let Some((first, _)) = story.catalogs.invalid_since(database) {
-            event.target_lsn = first;
-            event.first_lsn = first;
+        if let Some(first) = story.catalogs.attempt(database) {
+            event.target_lsn = first.lsn;
+            event.first_lsn = first.lsn;
             event.last_commit = None;
         }
         Ok(())
@@ -889,12 +964,8 @@ impl<'a> Scan<'a> {
         let mut changed = Vec::new();
         'back: for batch in all.chunks(ATTEMPTS_BATCH) {
             self.host.check_stop()?;
-            let seen = self.host.parallel(READERS, batch, |at| {
-                let Some(name) = self.name(*at) else {
-                    return Ok((false, true));
-                };
-                self.sees_database(name, database, files)
-            })?;
+            let see = |at: &usize| self.sees_database(*at, database, files);
+            let seen = self.host.parallel(READERS, batch, see)?;
             for (at, seen) in batch.iter().zip(seen) {
                 let Some((is_changed, is_used)) = self.tolerate(*at, seen)? else {
                     break 'back;
@@ -914,21 +985,17 @@ impl<'a> Scan<'a> {
     /// Whether a segment changes the catalog of databases, and whether it changes something in one database, as far as its index tells.
     fn sees_database(
         &self,
-        name: SegmentName,
+        at: usize,
         database: u32,
         files: &CatalogFiles,
     ) -> Result<(bool, bool)> {
-        let Some(blocks) = self.rollup.blocks(name)? else {
-            return Ok((true, false));
+        let Some(name) = self.name(at) else {
+            return Ok((false, true));
         };
-        let forks = || blocks.0.iter().map(|block| block.fork);
-        let is_catalog = |(_, of, file, _): (u32, u32, u32, u8)| {
-            files.catalog(of, file) == Some(Catalog::Database)
-        };
-        Ok((
-            forks().any(is_catalog),
-            forks().any(|(_, of, ..)| of == database),
-        ))
+        let is_changed = self.changes(at, files, &|_, catalog| catalog == Catalog::Database)?;
+        let blocks = self.rollup.blocks(name)?.unwrap_or_default();
+        let is_used = blocks.0.iter().any(|block| block.fork.1 == database);
+        Ok((is_changed, is_used))
     }
 
     /// Returns the time of the newest transaction that ended in the WAL, as the indexes tell it.
@@ -993,47 +1060,11 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// The names of schemas and databases along the WAL, of which only the segments are decoded that change these.
-pub struct NameWalk<'a> {
-    scan: &'a Scan<'a>,
-    story: Story,
-    from: Lsn,
-}
-
-impl NameWalk<'_> {
-    /// Goes on to a position, which is never before the last one, and returns the names of then.
-    ///
-    /// # Errors
-    /// Errors of the store; `Interrupted`.
-    pub fn names_at(&mut self, to: Lsn) -> Result<&Catalogs> {
-        let scan = self.scan;
-        let number = |lsn| SegmentNumber::of(lsn, scan.size);
-        let begin = scan
-            .segments
-            .partition_point(|(n, _)| *n < number(self.from));
-        let end = scan.segments.partition_point(|(n, _)| *n <= number(to));
-        for at in begin..end {
-            scan.host.check_stop()?;
-            let Some(name) = scan.name(at) else {
-                continue;
-            };
-            let files = &self.story.catalogs.own_files;
-            // The transaction that gave a name may end in a later segment.
-            let is_wanted = self.story.awaits_names() || {
-                let is_changed = scan.changes_names(name, files);
-                scan.tolerate(at, is_changed)? == Some(true)
-            };
-            if !is_wanted {
-                continue;
-            }
-            let digest = scan.decode_part(at, files, false, (self.from, to));
-            if let Some(digest) = scan.tolerate(at, digest)? {
-                self.story.take(digest);
-            }
-        }
-        self.from = self.from.max(to);
-        Ok(&self.story.catalogs)
-    }
+fn is_database(event: &Event, oid: u32) -> bool {
+    event
+        .database
+        .as_ref()
+        .is_some_and(|named| named.oid == oid)
 }
 
 /// Adds the transactions that a digest shows to have removed something.

@@ -1,15 +1,15 @@
 //! Puts digests together, in order, and judges each transaction where it ends.
 //!
 //! A relation that a transaction leaves without a row in `pg_class` was dropped. One that it leaves with another file was truncated, or
-//! written anew: then the new file was made for a transient relation, or lies in another tablespace. TRUNCATE empties a file that the same
-//! transaction made, in its place.
+//! written anew: then the new file was made for a transient relation, was another relation's before, or lies in another tablespace. TRUNCATE
+//! empties a file that the same transaction made, in its place.
 //!
 //! PostgreSQL: src/backend/commands/cluster.c (make_new_heap, swap_relation_files), tablecmds.c (ExecuteTruncateGuts, ATExecSetTableSpace),
 //! src/backend/utils/cache/relcache.c (RelationSetNewRelfilenumber), src/backend/commands/dbcommands.c (dropdb).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::catalogs::{CatalogFiles, Catalogs, Change, ClassChange};
+use super::catalogs::{Attempt, CatalogFiles, Catalogs, Change, ClassChange};
 use super::digest::{Digest, EndStep, RowCount, Step};
 use super::event::{Commit, Event, Kind, Named, Relation};
 use crate::pg::catalog::{ClassRow, FIRST_NORMAL_OID};
@@ -83,6 +83,15 @@ impl Story {
     pub fn awaits_names(&self) -> bool {
         let mut changes = self.open.values().flat_map(|open| &open.changes);
         changes.any(|change| matches!(change, Change::Named(..)))
+    }
+
+    /// Whether a transaction that has not ended changed relations of these databases.
+    pub fn awaits_relations(&self, databases: &BTreeSet<u32>) -> bool {
+        let mut changes = self.open.values().flat_map(|open| &open.changes);
+        changes.any(|change| match change {
+            Change::Class(change) => databases.contains(&change.database),
+            _ => false,
+        })
     }
 
     /// Takes the next digest.
@@ -185,7 +194,7 @@ impl Story {
         for change in open.iter().flat_map(|o| &o.changes) {
             match change {
                 Change::Class(change) => changes.push(change),
-                Change::Named(place, row) => self.catalogs.learn(*place, row, true),
+                Change::Named(place, row) => self.catalogs.learn_named(*place, row),
                 _ => {}
             }
         }
@@ -204,15 +213,16 @@ impl Story {
         self.rows(&draft, open, &owners(&changes, &fates));
         for change in changes {
             let Some(after) = &change.after else {
+                if change.has_row {
+                    self.catalogs.lose(change.database);
+                }
                 continue;
             };
             let fate = fates.get(&(change.database, after.oid));
             let is_brief = fate.is_some_and(|fate| fate.is_made && fate.after.is_none());
             match is_brief && after.written_anew().is_some() {
                 true => self.catalogs.learn_transient(change.database, after),
-                false => self
-                    .catalogs
-                    .learn_class(change.database, after.clone(), true),
+                false => self.catalogs.learn_change(change.database, after.clone()),
             }
         }
     }
@@ -229,8 +239,9 @@ impl Story {
             let Some(named) = deleted else {
                 continue;
             };
-            let invalid = self.catalogs.invalid_since(*oid);
-            let (target, last) = invalid.unwrap_or((*lsn, *last));
+            let attempt = self.catalogs.attempt(*oid);
+            let (target, last) = attempt.map_or((*lsn, *last), |a| (a.lsn, a.last_commit));
+            self.catalogs.end_attempt(*oid);
             let name = named.as_ref().map(|(_, name)| name.clone());
             self.events.push(Event {
                 database: Some(Named { oid: *oid, name }),
@@ -389,6 +400,7 @@ impl Story {
             kind: Some(char::from(row.kind)),
             persistence: Some(char::from(row.persistence)),
             namespace: row.namespace,
+            is_unsure: false,
         }
     }
 
@@ -397,6 +409,18 @@ impl Story {
             oid,
             name: self.catalogs.database(oid).cloned(),
         }
+    }
+}
+
+/// The event of a database that somebody began to drop, and that is still there: nobody gets into it again.
+pub fn interrupted(database: u32, attempt: Attempt) -> Event {
+    Event {
+        database: Some(Named {
+            oid: database,
+            name: Some(attempt.name),
+        }),
+        last_commit: attempt.last_commit,
+        ..Draft::new(attempt.xid, None).event(Kind::Database, attempt.lsn, attempt.lsn)
     }
 }
 
@@ -458,6 +482,12 @@ fn fates(
     let mut fates: BTreeMap<(u32, u32), Fate> = BTreeMap::new();
     // Files of relations that the transaction itself made: what is swapped in from there was written anew.
     let mut made: HashSet<(u32, u32)> = HashSet::new();
+    // Files that relations had before: what another one has afterwards was swapped with it, as pg_repack does.
+    let mut had: HashMap<(u32, u32), u32> = HashMap::new();
+    for (change, before) in changes.iter().filter_map(|c| Some((c, c.before.as_ref()?))) {
+        had.entry((change.database, before.file))
+            .or_insert(before.oid);
+    }
     for change in changes {
         if !change.had_row
             && let Some(after) = &change.after
@@ -489,7 +519,9 @@ fn fates(
         if before.file != after.file && before.file != 0 {
             note(fate, change);
             fate.is_truncated |= is_emptied((change.database, after.file));
-            let is_swapped = made.contains(&(change.database, after.file));
+            let file = (change.database, after.file);
+            let is_swapped =
+                made.contains(&file) || had.get(&file).is_some_and(|oid| *oid != after.oid);
             match is_swapped || before.tablespace != after.tablespace {
                 true => fate.is_rewritten = true,
                 false => fate.is_truncated = true,
@@ -505,6 +537,11 @@ fn owners<'a>(
     fates: &'a BTreeMap<(u32, u32), Fate>,
 ) -> HashMap<(u32, u32), &'a Fate> {
     let mut owners: HashMap<(u32, u32), &Fate> = HashMap::new();
+    for ((database, _), fate) in fates {
+        if let Some(before) = &fate.before {
+            owners.insert((*database, before.file), fate);
+        }
+    }
     for change in changes {
         for row in [&change.before, &change.after].into_iter().flatten() {
             if let Some(fate) = fates.get(&(change.database, row.oid)) {

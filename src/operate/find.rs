@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::cloned_names::{self, Place};
-use super::listed_names::Lists;
+use super::listed_names::{Listed, Lists};
 use super::live_names;
 use super::reading::Reading;
 use super::session::Session;
@@ -14,8 +14,9 @@ use crate::err;
 use crate::error::Result;
 use crate::find::catalogs::CatalogFiles;
 use crate::find::event::{Event, Kind, Relation};
-use crate::find::names::Names;
+use crate::find::names::{self, Names};
 use crate::find::scan::{Found, Request, Scan, Unread};
+use crate::find::walk::{NameWalk, Told};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -113,6 +114,7 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         since: moment(&question.since)?,
         until: moment(&question.until)?,
         xid: question.xid,
+        finds_attempts: !is_narrow && kinds.contains(&Kind::Database),
     };
     let rollup = reading.rollup(session, &inventory)?;
     let scan = Scan::new((&inventory, &rollup), timeline, &session.host, &request)?;
@@ -138,6 +140,7 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         })?;
         found.events.retain(|event| is_of_kind(&kinds, event.kind));
     }
+    name_relations(&scan, &mut lists, live.as_ref(), &mut found)?;
     name_by_wal(&scan, &mut lists, live.as_ref(), &mut found)?;
     found.events.retain_mut(|event| lists.complete(event));
     if let Some(live) = &live {
@@ -146,6 +149,9 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
         named.for_each(|event| add_newer_name(event, live));
     }
     if let Some(place) = &question.clones {
+        // A clone knows the names of that moment.
+        let relations = found.events.iter_mut().filter_map(|e| e.relation.as_mut());
+        relations.for_each(|relation| relation.is_unsure = false);
         let asked = (place, inventory.system_identifier);
         cloned_names::complete(session, asked, &mut found.events)?;
     }
@@ -243,6 +249,73 @@ fn is_vague(event: &Event) -> bool {
     event.kind == Kind::Unclear || !is_named
 }
 
+/// Gives relations of which no row stands near their event the names that WAL tells from the last list before it on. Those of which it does not
+/// tell all stay nameless.
+fn name_relations(
+    scan: &Scan<'_>,
+    lists: &mut Lists<'_>,
+    live: Option<&Names>,
+    found: &mut Found,
+) -> Result<()> {
+    let mut unsure: Vec<(Listed, &mut Event)> = Vec::new();
+    for event in &mut found.events {
+        let listed = unsure_since(lists, live, event);
+        unsure.extend(listed.map(|listed| (listed, event)));
+    }
+    follow(
+        scan,
+        &found.files,
+        unsure,
+        &mut |relation, told| match told {
+            Told::Row(row) => relation.take(row),
+            Told::Same => {}
+            Told::Unknown => relation.is_unsure = true,
+        },
+    )?;
+    let is_table = |e: &Event| e.relation.as_ref().is_none_or(|r| names::is_table(r.kind));
+    found.events.retain(is_table);
+    Ok(())
+}
+
+/// Shows what WAL tells of relations from the last list before their event on.
+fn follow(
+    scan: &Scan<'_>,
+    files: &CatalogFiles,
+    mut events: Vec<(Listed, &mut Event)>,
+    show: &mut dyn FnMut(&mut Relation, Told<'_>),
+) -> Result<()> {
+    events.sort_by_key(|(listed, event)| (listed.from, end_of(event)));
+    let databases: BTreeSet<u32> = events.iter().map(|(listed, _)| listed.database).collect();
+    let mut last: Option<(Lsn, NameWalk<'_>)> = None;
+    for (listed, event) in events {
+        let walk = match last.take() {
+            Some((from, walk)) if from == listed.from => walk,
+            _ => scan.relations(files, databases.clone(), listed.from),
+        };
+        let (_, walk) = last.insert((listed.from, walk));
+        walk.names_at(end_of(event))?;
+        if let Some(relation) = &mut event.relation {
+            let told = walk.told(listed.database, relation, listed.oid);
+            show(relation, told);
+        }
+    }
+    Ok(())
+}
+
+/// The last list before an event whose relation has no name, where what was kept before and behind the event does not name it alike.
+fn unsure_since(lists: &mut Lists<'_>, live: Option<&Names>, event: &Event) -> Option<Listed> {
+    event.relation.as_ref().filter(|r| r.name.is_none())?;
+    let listed = lists.last_before(event)?;
+    if lists.agree(event, live) {
+        return None;
+    }
+    // Indexes and the like are no events, and what nothing names is nameless anyway.
+    let mut named = event.clone();
+    let is_table = lists.complete(&mut named) && live.is_none_or(|l| l.complete(&mut named));
+    let is_named = named.relation.is_some_and(|r| r.name.is_some());
+    (is_table && is_named).then_some(listed)
+}
+
 /// Adds the names of schemas and databases that what was kept before and behind an event does not tell alike: the WAL before it knows which was
 /// that of then.
 fn name_by_wal(
@@ -251,18 +324,16 @@ fn name_by_wal(
     live: Option<&Names>,
     found: &mut Found,
 ) -> Result<()> {
-    let lacks = |e: &Event| {
-        let database = e.database.as_ref().is_some_and(|d| d.name.is_none());
-        let relation = e.relation.as_ref();
-        database || relation.is_some_and(|r| r.schema.is_none() && r.namespace != 0)
-    };
+    let lacks =
+        |e: &Event| e.database.as_ref().is_some_and(|d| d.name.is_none()) || lacks_schema(e);
     let events = found.events.iter_mut();
     let mut unsure: Vec<&mut Event> = events.filter(|e| lacks(e)).collect();
     unsure.retain(|event| !lists.agree(event, live));
-    unsure.sort_by_key(|event| event.commit_lsn.unwrap_or(event.target_lsn));
+    unsure.sort_by_key(|event| end_of(event));
     let mut walk = scan.names(&found.files);
+    let mut unmoved = Vec::new();
     for event in unsure {
-        let names = walk.names_at(event.commit_lsn.unwrap_or(event.target_lsn))?;
+        let names = walk.names_at(end_of(event))?;
         let Some(database) = &mut event.database else {
             continue;
         };
@@ -273,11 +344,57 @@ fn name_by_wal(
             && relation.schema.is_none()
         {
             relation.schema = names.schema(database.oid, relation.namespace).cloned();
+            add_own_schema(relation);
+            // A table that was moved has another schema in the lists.
+            relation.is_unsure |= relation.schema.is_none() && relation.namespace != 0;
+            let is_changed = names.has_changed_schema(database.oid, relation.namespace);
+            let listed = lists.last_before(event).filter(|_| !is_changed);
+            if let Some(listed) = listed.filter(|l| l.oid.is_some() && lacks_schema(event)) {
+                unmoved.push((listed, event));
+            }
         }
     }
-    // A table that was moved has another schema in the lists.
-    found.events.iter_mut().for_each(add_own_schema);
+    follow(scan, &found.files, unmoved, &mut |relation, told| {
+        relation.is_unsure = !matches!(told, Told::Same);
+    })?;
+    take_schemas_of_now(&mut walk, live, found)?;
+    let relations = found.events.iter_mut().filter_map(|e| e.relation.as_mut());
+    relations.for_each(add_own_schema);
     Ok(())
+}
+
+/// Takes the server's names of schemas that WAL before an event does not tell, where WAL behind it changes none.
+fn take_schemas_of_now(
+    walk: &mut NameWalk<'_>,
+    live: Option<&Names>,
+    found: &mut Found,
+) -> Result<()> {
+    let is_left =
+        |e: &&mut Event| lacks_schema(e) && e.relation.as_ref().is_some_and(|r| r.is_unsure);
+    let mut left = found.events.iter_mut().filter(is_left).peekable();
+    let Some((live, _)) = live.zip(left.peek()) else {
+        return Ok(());
+    };
+    let names = walk.names_at(Lsn(u64::MAX))?;
+    for event in left {
+        if let Some((database, relation)) = event.database.as_ref().zip(event.relation.as_mut())
+            && !names.has_changed_schema(database.oid, relation.namespace)
+        {
+            relation.schema = live.schema(database.oid, relation.namespace).cloned();
+        }
+    }
+    Ok(())
+}
+
+/// Whether the schema of a relation is known by its oid alone.
+fn lacks_schema(event: &Event) -> bool {
+    let relation = event.relation.as_ref();
+    relation.is_some_and(|r| r.schema.is_none() && r.namespace != 0)
+}
+
+/// The end of an event's transaction, or what comes nearest.
+fn end_of(event: &Event) -> Lsn {
+    event.commit_lsn.unwrap_or(event.target_lsn)
 }
 
 /// Asks the server, where it can tell something.
@@ -323,10 +440,8 @@ fn add_newer_name(event: &mut Event, live: &Names) {
 /// Takes the name of a schema that has had its oid from initdb on; a new name would stand in the WAL, or on the server.
 ///
 /// PostgreSQL: src/include/catalog/pg_namespace.dat.
-fn add_own_schema(event: &mut Event) {
-    if let Some(relation) = &mut event.relation
-        && relation.schema.is_none()
-    {
+fn add_own_schema(relation: &mut Relation) {
+    if relation.schema.is_none() {
         relation.schema = match relation.namespace {
             2200 => Some("public".to_owned()),
             11 => Some("pg_catalog".to_owned()),

@@ -12,7 +12,7 @@ use crate::find::scan::FilesFrom;
 use crate::pg::lsn::Lsn;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::relations::{self, Listed};
+use crate::repo::relations;
 use crate::repo::root::BackupRoot;
 use crate::wal::inventory::{Backup, Inventory};
 
@@ -23,6 +23,17 @@ pub struct Lists<'a> {
     inventory: &'a Inventory,
     layout: ClusterLayout,
     read: BTreeMap<BackupId, Option<Names>>,
+}
+
+/// A list, and what it has of a relation.
+#[derive(Debug, Clone, Copy)]
+pub struct Listed {
+    /// The begin of its backup.
+    pub from: Lsn,
+    /// The relation's database.
+    pub database: u32,
+    /// The oid that it gives the relation; none where it does not have it.
+    pub oid: Option<u32>,
 }
 
 impl<'a> Lists<'a> {
@@ -86,6 +97,20 @@ impl<'a> Lists<'a> {
         true
     }
 
+    /// Returns the last list before an event that has its database.
+    pub fn last_before(&mut self, event: &Event) -> Option<Listed> {
+        let (database, relation) = (event.database.as_ref()?.oid, event.relation.as_ref()?);
+        let (before, _) = self.around(event.target_lsn);
+        before.into_iter().rev().find_map(|backup| {
+            let names = self.names(&backup.id)?;
+            names.has_database(database).then(|| Listed {
+                from: backup.start_lsn,
+                database,
+                oid: names.oid(database, relation),
+            })
+        })
+    }
+
     /// Whether the last list before an event and the first one behind it name it alike; `live` stands behind the last list.
     pub fn agree(&mut self, event: &Event, live: Option<&Names>) -> bool {
         let (before, behind) = self.around(event.target_lsn);
@@ -135,7 +160,7 @@ impl<'a> Lists<'a> {
     }
 }
 
-fn names_of(listed: Listed) -> Names {
+fn names_of(listed: relations::Listed) -> Names {
     let mut names = Names::default();
     for (database, relations) in listed {
         if let Some(name) = database.database {

@@ -8,7 +8,7 @@ use pitr::pg::segment::{SegmentName, SegmentSize};
 use pitr::pg::timeline::TimelineId;
 
 use super::{before, events, find, only, titles, transaction};
-use crate::common::{Cluster, Site, Stop, text_of};
+use crate::common::{Client, Cluster, Site, Stop, text_of};
 use crate::per_major;
 use crate::sealed::Sealed;
 use crate::tails;
@@ -341,6 +341,17 @@ fn n02_catalogs_that_were_written_anew_before_the_window_are_followed(major: u32
 }
 per_major!(n02_catalogs_that_were_written_anew_before_the_window_are_followed, v13 v16 v19);
 
+/// Its checkpoint fails, and so does the statement.
+fn interrupt_drop(cluster: &Cluster, client: &Client) {
+    let logical = cluster.pgdata().join("pg_logical");
+    std::fs::rename(logical.join("snapshots"), logical.join("aside")).unwrap();
+    let refused = client.try_sql("drop database doomed").unwrap_err();
+    std::fs::rename(logical.join("aside"), logical.join("snapshots")).unwrap();
+    assert!(text_of(&refused).contains("checkpoint"), "{refused:?}");
+    let limit = "select datconnlimit::text from pg_database where datname = 'doomed'";
+    assert_eq!(client.query_one_string(limit), "-2");
+}
+
 /// Nobody gets into a database from the first attempt to drop it on: that one is the target, however late the attempt that succeeds.
 fn n01_the_first_attempt_to_drop_a_database_is_the_target(major: u32) {
     let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
@@ -353,14 +364,7 @@ fn n01_the_first_attempt_to_drop_a_database_is_the_target(major: u32) {
     drop(doomed);
     site.pitr().arg("backup").run().success();
     let last = transaction(&client, "insert into kept values (1)");
-    // Its checkpoint fails, and so does the statement.
-    let logical = cluster.pgdata().join("pg_logical");
-    std::fs::rename(logical.join("snapshots"), logical.join("aside")).unwrap();
-    let refused = client.try_sql("drop database doomed").unwrap_err();
-    std::fs::rename(logical.join("aside"), logical.join("snapshots")).unwrap();
-    assert!(text_of(&refused).contains("checkpoint"), "{refused:?}");
-    let limit = "select datconnlimit::text from pg_database where datname = 'doomed'";
-    assert_eq!(client.query_one_string(limit), "-2");
+    interrupt_drop(&cluster, &client);
     transaction(&client, "insert into kept values (2)");
     cluster.archive_now();
     client.sql("checkpoint");
@@ -413,4 +417,165 @@ fn n03_a_question_that_reaches_beyond_the_archive_is_told_so() {
         let found = if args.contains(&"4000000000") { 0 } else { 1 };
         assert_eq!(events(&answer).len(), found, "{answer:#}");
     }
+}
+
+/// pg_repack gives a table the file of its copy: no row is gone.
+fn n06_tables_whose_files_are_swapped_are_written_anew(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    rows(&cluster, "big");
+    rows(&cluster, "copy");
+    cluster.archive_now();
+    client.sql("checkpoint");
+    let since = client.query_one_string("select clock_timestamp()::text");
+    client.sql("begin; delete from copy where a < 50");
+    client.sql(
+        "update pg_class c set relfilenode = d.relfilenode from pg_class d \
+         where (c.relname, d.relname) in (('big', 'copy'), ('copy', 'big'))",
+    );
+    client.sql("commit; drop table copy");
+    cluster.archive_now();
+    let answer = find(&site, &["--since", &since, "--min-rows", "1"]);
+    let expected = [
+        "delete postgres.public.copy",
+        "rewrite postgres.public.big",
+        "rewrite postgres.public.copy",
+        "drop postgres.public.copy",
+    ];
+    let mut found = titles(&answer);
+    found[..3].sort();
+    assert_eq!(found, expected, "{answer:#}");
+}
+per_major!(n06_tables_whose_files_are_swapped_are_written_anew, v13 v17);
+
+/// Nobody gets into a database that somebody began to drop, and no removal is in the WAL.
+fn n09_a_database_that_was_dropped_in_part_is_found(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    client.sql("create database doomed");
+    client.sql("create table kept (a int)");
+    let doomed = cluster.client_of("doomed");
+    doomed.sql("create table inside as select g as a from generate_series(1, 77) g");
+    drop(doomed);
+    site.pitr().arg("backup").run().success();
+    let since = client.query_one_string("select clock_timestamp()::text");
+    let last = transaction(&client, "insert into kept values (1)");
+    client.sql("checkpoint");
+    interrupt_drop(&cluster, &client);
+    for _ in 0..2 {
+        client.sql("insert into kept values (2)");
+        cluster.archive_now();
+    }
+    let later = client.query_one_string("select clock_timestamp()::text");
+    client.sql("insert into kept values (3)");
+    cluster.archive_now();
+    let all = "database,drop,delete";
+    for args in [
+        &["--kind", "database"][..],
+        &[],
+        &["--since", &since, "--kind", all],
+        &["--until", &later],
+    ] {
+        let answer = find(&site, args);
+        let event = only(&answer, "database doomed");
+        assert_eq!(events(&answer).len(), 1, "{answer:#}");
+        assert!(
+            event["time"].is_null() && event["commit_lsn"].is_null(),
+            "{event:#}"
+        );
+        assert!(event["xid"].as_u64().unwrap() > last, "{event:#}");
+        assert_eq!(event["last_commit"]["xid"], last, "{event:#}");
+    }
+    assert_eq!(events(&find(&site, &["--since", &later])).len(), 0);
+    site.pitr()
+        .arg("find")
+        .run()
+        .success()
+        .expect_stdout("doomed");
+    let answer = find(&site, &[]);
+    let (server, _copy) = before(&site, major, only(&answer, "database doomed"));
+    let inside = server.client_of("doomed");
+    assert_eq!(inside.query_one_string("select count(*) from inside"), "77");
+
+    client.sql("update pg_database set datconnlimit = -1 where datname = 'doomed'");
+    cluster.archive_now();
+    assert_eq!(events(&find(&site, &[])).len(), 0);
+    let last = transaction(&client, "insert into kept values (4)");
+    client.sql("drop database doomed");
+    cluster.archive_now();
+    let answer = find(&site, &[]);
+    assert_eq!(events(&answer).len(), 1, "{answer:#}");
+    assert_eq!(only(&answer, "database doomed")["last_commit"]["xid"], last);
+}
+per_major!(n09_a_database_that_was_dropped_in_part_is_found, v13 v15 v17);
+
+/// Writes WAL until the next record does not fit into the segment.
+fn fill_to_the_edge(client: &Client) {
+    client.sql("select pg_switch_wal()");
+    let left = format!("{MIB} - (pg_current_wal_insert_lsn() - '0/0') % {MIB}");
+    client.sql(&format!(
+        "do $$begin \
+           while {left} > 20000 loop perform pg_logical_emit_message(false, '', repeat('x', 9000)); end loop; \
+           while {left} > 120 loop perform pg_logical_emit_message(false, '', ''); end loop; \
+         end$$"
+    ));
+}
+
+fn segment_of_now(client: &Client) -> String {
+    client.query_one_string("select pg_walfile_name(pg_current_wal_insert_lsn())")
+}
+
+/// The index of no segment counts the blocks of the record that crosses the edge.
+fn n10_names_that_change_in_a_record_across_segments_count(major: u32) {
+    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    client.sql("create schema first; create table first.t as select 1 as a");
+    site.pitr().arg("backup").run().success();
+    client.sql("checkpoint");
+    client.sql("select 'first.t'::regclass; select count(*) from pg_namespace");
+    fill_to_the_edge(&client);
+    let segment = segment_of_now(&client);
+    client.sql("alter schema first rename to second");
+    assert_ne!(segment_of_now(&client), segment);
+    cluster.archive_now();
+    client.sql("checkpoint");
+    client.sql("drop table second.t");
+    client.sql("alter schema second rename to third");
+    cluster.archive_now();
+    let answer = find(&site, &[]);
+    assert_eq!(titles(&answer), ["drop postgres.second.t"], "{answer:#}");
+}
+per_major!(n10_names_that_change_in_a_record_across_segments_count, v13 v17);
+
+#[test]
+fn n10_an_attempt_to_drop_a_database_in_a_record_across_segments_counts() {
+    let builder = Cluster::builder(17).segment_size_mb(1).without_fsync();
+    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let client = cluster.client();
+    client.sql("create database doomed");
+    client.sql("create table kept (a int)");
+    site.pitr().arg("backup").run().success();
+    let last = transaction(&client, "insert into kept values (1)");
+    client.sql("checkpoint");
+    fill_to_the_edge(&client);
+    let segment = segment_of_now(&client);
+    interrupt_drop(&cluster, &client);
+    assert_ne!(segment_of_now(&client), segment);
+    cluster.archive_now();
+    let answer = find(&site, &[]);
+    let event = only(&answer, "database doomed");
+    assert_eq!(event["last_commit"]["xid"], last, "{event:#}");
+    for _ in 0..2 {
+        client.sql("checkpoint");
+        client.sql("insert into kept values (2)");
+        cluster.archive_now();
+    }
+    client.sql("drop database doomed");
+    cluster.archive_now();
+    let again = find(&site, &[]);
+    let whole = only(&again, "database doomed");
+    assert_eq!(whole["target_lsn"], event["target_lsn"], "{whole:#}");
 }

@@ -3,6 +3,7 @@
 mod edge;
 mod history;
 mod list;
+mod renamed;
 
 use std::collections::BTreeSet;
 
