@@ -16,6 +16,9 @@ use crate::pg::time::TimestampTz;
 /// A file that has blocked archiving for so long is no passing trouble.
 pub const PASSING: Duration = Duration::from_secs(300);
 
+/// One that has blocked archiving for so long is critical.
+pub const STUCK: Duration = Duration::from_secs(900);
+
 /// WAL files that the server offers and nobody has archived yet.
 #[derive(Debug, Default)]
 pub struct Waiting {
@@ -116,7 +119,7 @@ impl Blocked {
 
     /// Whether it has lasted so long that somebody has to come.
     pub fn has_lasted(&self) -> bool {
-        self.age >= PASSING
+        self.age >= STUCK
     }
 
     /// One line.
