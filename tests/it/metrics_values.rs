@@ -100,7 +100,7 @@ fn what_is_proven_of_backups_has_the_values_that_info_tells() {
     // Backups, by type.
     for (at, kind) in [(0, "full"), (1, "incr")] {
         let backup = &shown["backups"][at];
-        assert_eq!(backup["id"].as_str().unwrap().ends_with(kind), true);
+        assert!(backup["id"].as_str().unwrap().ends_with(kind));
         let labels = format!(",type=\"{kind}\"{LOCAL}");
         let newest = of("pitr_backup_last_success_timestamp_seconds", &labels);
         let stop = Some(seconds(&backup["stop_time"]));
