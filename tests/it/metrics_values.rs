@@ -298,7 +298,18 @@ fn archiving_and_the_server_have_the_values_that_the_server_tells() {
     let full = of_main(&text, "pitr_pg_wal_full_in_seconds", "").unwrap();
     assert!((600.0..1500.0).contains(&full), "{full}");
 
-    // The clock of this host is ahead of the server's, and a repository that is away is a part that could not be looked at.
+    // The disk of a repository, of which half is left after two days.
+    let rooms = site.sandbox().join("state/rooms.json");
+    let mut book: Value = serde_json::from_slice(&std::fs::read(&rooms).unwrap()).unwrap();
+    let free = book[0]["notes"][0][1].as_u64().unwrap();
+    book[0]["notes"][0][1] = (2 * free).into();
+    std::fs::write(&rooms, book.to_string()).unwrap();
+    user::own(&rooms);
+    let text = metrics(&later(&pitr, 172_800));
+    let full = value(&text, "pitr_repo_full_in_seconds{repo=\"local\"}");
+    assert!(full > Some(100_000.0) && full < Some(300_000.0), "{text}");
+
+    // A repository that is away is a part that could not be looked at.
     std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
     let text = pitr.clone().arg("metrics").run().stdout;
     assert!(value(&text, "pitr_metrics_errors") > Some(0.0), "{text}");

@@ -180,7 +180,7 @@ fn expected_in(
         };
         labels.extend(of(one.name, component(settings, one.kind, one.name), kinds));
     }
-    for one in scopes {
+    for one in scopes.iter().filter(|one| !one.backups.is_empty()) {
         let shard = one.scope.strip_prefix("aux/redis/");
         let cluster = scopes::cluster_of(settings, &one.scope);
         if let Some((shard, cluster)) = shard.zip(cluster)
@@ -207,7 +207,68 @@ pub(super) fn component<'a>(settings: &Settings, kind: &'a str, name: &str) -> &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::When;
+    use crate::config::{Environment, Flags, When};
+    use crate::operate::finding::Level;
+    use crate::operate::scopes::ScopeBackup;
+    use crate::pg::time::TimestampTz;
+
+    fn shard(name: &str) -> ScopeInfo {
+        let backup = ScopeBackup {
+            id: "20261127T050000Z-482913-full".parse().unwrap(),
+            label: None,
+            start_time: TimestampTz(0),
+            stop_time: TimestampTz(0),
+            size_bytes: 0,
+            stored_bytes: 0,
+            unstable_count: 0,
+            incomplete_count: 0,
+            damage: None,
+            expire_not_before: None,
+            pinned: false,
+        };
+        ScopeInfo {
+            scope: format!("aux/redis/{name}"),
+            repository: "near".into(),
+            state: Level::Ok,
+            problems: Vec::new(),
+            backups: vec![backup],
+            log: None,
+        }
+    }
+
+    #[test]
+    fn series_are_expected_in_each_repository_that_a_job_names_and_of_each_shard() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pitr.toml");
+        let text = "[clusters.main]\n[clusters.other]\n\
+            [repositories.near]\nurl = \"file:///near\"\n[repositories.far]\nurl = \"file:///far\"\n\
+            [redis.cache]\ncluster = true\naddresses = [\"127.0.0.1:7000\"]\n\
+            [jobs.a]\nrun = \"backup --cluster main --repository far\"\nschedule = \"0 2 * * *\"\n\
+            [jobs.b]\nrun = \"redis backup cache --repository far\"\nschedule = \"0 3 * * *\"\n";
+        std::fs::write(&path, text).unwrap();
+        let flags = Flags {
+            config: Some(path),
+            ..Flags::default()
+        };
+        let settings = Settings::load(&flags, &Environment::new::<&str, &str>([], None)).unwrap();
+        let scopes = [shard("cache.0123456789ab"), shard("none.0123456789ab")];
+        let labels = expected(&settings, &scopes).into_iter();
+        let shown = |l: Label| format!("{} {} {} {}", l.cluster, l.component, l.kind, l.repo);
+        let shown: Vec<String> = labels.map(shown).collect();
+        assert_eq!(
+            shown,
+            [
+                "cache.0123456789ab redis full far",
+                "cache.0123456789ab redis full near",
+                "main postgres full far",
+                "main postgres full near",
+                "main postgres incr far",
+                "main postgres incr near",
+                "other postgres full near",
+                "other postgres incr near",
+            ]
+        );
+    }
 
     fn job(line: &str) -> Job {
         Job {
