@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::alert_conditions::{later, observe};
 use crate::common::{Cluster, PATIENCE, Sandbox, Site, paths_below, user, wait_until};
 use crate::metrics::{metrics, site, value};
+use crate::per_major;
 
 const SEGMENT: f64 = 1_048_576.0;
 
@@ -388,10 +389,9 @@ fn j76_a_synchronous_receiver_that_is_away_is_critical_before_one_that_delays_no
     cluster.stop(crate::common::Stop::Fast);
 }
 
-#[test]
-fn j77_a_standby_tells_how_far_it_lags_and_not_how_idle_its_primary_is() {
-    let (site, mut primary) = site(17);
-    let standby = Cluster::builder(17).standby_of(&primary).start();
+fn j77_a_standby_tells_how_far_it_lags_and_not_how_idle_its_primary_is(major: u32) {
+    let (site, mut primary) = site(major);
+    let standby = Cluster::builder(major).standby_of(&primary).start();
     primary.sql("create table t (a int)");
     site.pitr().args(["backup", "--quiet"]).run().success();
     primary.archive_now();
@@ -419,3 +419,7 @@ fn j77_a_standby_tells_how_far_it_lags_and_not_how_idle_its_primary_is() {
         lag(&metrics(&site.pitr())) == Some(0.0)
     });
 }
+per_major!(
+    j77_a_standby_tells_how_far_it_lags_and_not_how_idle_its_primary_is,
+    v13 v17
+);
