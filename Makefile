@@ -10,7 +10,7 @@ export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-units test-commands test-page manifests demo demo-full demo-s3 test corruption agent-week heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak scale soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
+.PHONY: help build dist test-packages test-failover image test-compose test-containers test-volumes test-units test-commands test-page manifests demo demo-full demo-s3 test corruption agent-week agent-idle heal-campaign files-campaign logical-campaign find-campaign drills test-moto test-localstack patroni sets oracle sweep soak scale soak-short soak-backups redis-moments redis-rounds estimates expiry-model lives golden check fuzz bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -88,7 +88,7 @@ GROUP1 := absence::f06 agent::j01 agent::j12 clone_faults:: doctor::a_repository
 GROUP2 := absence::t11 agent::an_idle agent_claims::j10 alert_conditions:: archive::every backup_faults:: clock::k0 clone_keep:: config::rewrap:: files::git find::n01 frozen::a_ incremental::compact:: key_wrapping:: medium:: metrics_recorded:: receive_journal:: redis::rounds:: resolve:: restore::a_tablespace restore::h03 restore::t02 restore_start:: s3_cycle:: several_plans:: takeover:: verify::h05 wal_decode::
 GROUP3 := agent::a_job_runs archive::a2_l16 backup_local::b0 clone::k4 config::secrecy:: corruption::tm5 drain:: expire::x02 files::delta:: golden::frozen heal::v0 incremental::a_segment incremental::kind incremental::of_an incremental::servers_own:: incremental::under_load limits:: logical::faults:: prefetch:: redis::a_newer redis::r02 redis::sentinel:: restore_databases:: s3_roles:: sets:: ship:: timeline::l06 verify::z04
 GROUP4 := absence::f18 agent_week:: calendar::x10_in_a_ clone::k0 clone_quarantine:: content::content_lives drain_s3::p20 expire::what_a fetch::f01 files::sources:: find::list frozen_content:: golden::live_damage growth:: hold:: incremental::bucket:: incremental::chain:: logical::dumps metrics_trust:: patroni:: receive_network:: recovering:: redis::faults:: redis::keys:: restore_replace:: retention::x09 rotation:: s3_content:: sealed_events:: sftp_cycle::
-GROUP5 := agent::j03 archive_faults:: blob:: clone::k1 demo:: drain_s3::workers drill::y expire::a_restore expire::c07 files::in_place:: golden::live_repositories heal::v1 incremental::a_chain incremental::blocks_that incremental::write_only:: key_command:: logical::campaign:: map_scale:: metrics::rules_ oracle:: plan_scale:: receive::a_shutdown redis::into:: restore_delta:: s3_faults:: sealed:: tenants:: turns:: underway:: verify_damage::
+GROUP5 := agent::j03 archive_faults:: blob:: clone::k1 demo:: drain_s3::workers drill::y expire::a_restore expire::c07 files::in_place:: golden::live_repositories heal::v1 incremental::a_chain incremental::blocks_that incremental::write_only:: key_command:: logical::campaign:: map_scale:: metrics::rules_ metrics_values:: oracle:: plan_scale:: receive::a_shutdown redis::into:: restore_delta:: s3_faults:: sealed:: tenants:: turns:: underway:: verify_damage::
 GROUP6 := absence::f02 agent::a_host_that_only agent::j08 alert:: archive::h05 calendar::x10_in_an_ clone_kills:: config::corpus:: erasure:: estimates:: expire::i5 files::watch find::history:: golden::live_lives heal::campaign:: incremental::b01 incremental::resume:: lives:: plan::h05 promises:: receive::w01 redis::receive:: restore_hostile:: restore_unlogged:: s3_tiers:: secrets:: receiver_soak:: sftp:: tails:: verify_depth::
 # Shifted with every round of the majors, so that each group meets each of them.
 GROUPS_OF_OTHER_DAYS = $(foreach n,$(filter-out $(shell echo $$(( ($(PITR_TEST_TURN) + $(PITR_TEST_TURN) / 6) % 6 + 1 ))),1 2 3 4 5 6),$(GROUP$(n)))
@@ -208,6 +208,9 @@ agent-week: ## a simulated week of two agents in ten minutes, killed 500 times: 
 	scripts/get-postgres 17
 	PITR_AGENT_KILLS=$${PITR_AGENT_KILLS:-500} PITR_AGENT_SECONDS=$${PITR_AGENT_SECONDS:-600} PITR_AGENT_SEED=$${PITR_AGENT_SEED:-$$RANDOM} \
 	$(CARGO) test --test it -- agent_week:: --nocapture
+
+agent-idle: ## an idle agent beside 1 000 backups: at most 30 MiB and 0.1 % of a processor, and 10 ms for a scrape; else it fails (release build)
+	$(CARGO) bench --bench agent_idle
 
 # What has passed stands in LIVES_PROGRESS: broken off, it goes on there. Remove the file to begin anew.
 lives: ## 2 000 random histories of two to four lives of one cluster; every backup is of one life, and nothing that is called safe is lost

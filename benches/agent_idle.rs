@@ -4,7 +4,9 @@
 //! looks over 60 s, one look by itself, and one scrape of `/metrics` with pitr's own names and with those of pgbackrest_exporter, which has a
 //! series for each backup. The backups have two segments of WAL each, with indexes and without content: a look reads no more of them.
 //!
-//! `cargo bench --bench agent_idle` has the release build; `cargo bench --profile dev --bench agent_idle` that of the tests.
+//! It ends with status 1 where a limit is missed: 30 MiB of memory and 0.1 % of a processor for the agent, 10 ms for a scrape in the middle.
+//!
+//! `make agent-idle` and `cargo bench --bench agent_idle` have the release build; `cargo bench --profile dev --bench agent_idle` that of the tests.
 
 #![allow(clippy::print_stdout, reason = "a measurement prints its figures")]
 
@@ -34,6 +36,10 @@ const SEGMENT: u64 = 16 << 20;
 /// The time from one backup to the next, in microseconds.
 const STEP: i64 = 40 * 60 * 1_000_000;
 const SCRAPES: usize = 200;
+/// The limits of an idle agent: its memory, its share of a processor in per cent, and a scrape.
+const MEMORY_MIB: f64 = 30.0;
+const PROCESSOR_PERCENT: f64 = 0.1;
+const SCRAPE: Duration = Duration::from_millis(10);
 /// Ticks of the system in a second: all that Linux shows to programs.
 const TICKS: f64 = 100.0;
 
@@ -46,6 +52,7 @@ fn main() -> Result<(), Failure> {
     let place = tempfile::tempdir()?;
     let repository = place.path().join("repo");
     make(&repository, backups)?;
+    let mut missed = Vec::new();
     for compat in ["", "metrics_compat = [\"pgbackrest\"]\n"] {
         println!(
             "{backups} backups, {}",
@@ -63,9 +70,13 @@ fn main() -> Result<(), Failure> {
         );
         std::fs::write(&config, text)?;
         look(&config, place.path())?;
-        idle(&config, place.path(), (port, seconds))?;
+        missed.extend(idle(&config, place.path(), (port, seconds))?);
     }
-    Ok(())
+    match missed.as_slice() {
+        [] => Ok(()),
+        // Status 1.
+        missed => Err(format!("limits are missed: {}", missed.join("; ")).into()),
+    }
 }
 
 fn pitr(config: &Path, place: &Path) -> Command {
@@ -101,7 +112,8 @@ fn look(config: &Path, place: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn idle(config: &Path, place: &Path, (port, seconds): (u16, u64)) -> Result<(), Failure> {
+/// Measures an agent that does nothing but look; the limits that it misses.
+fn idle(config: &Path, place: &Path, (port, seconds): (u16, u64)) -> Result<Vec<String>, Failure> {
     let agent = Agent(pitr(config, place).spawn()?);
     let id = agent.0.id();
     let begun = Instant::now();
@@ -115,9 +127,9 @@ fn idle(config: &Path, place: &Path, (port, seconds): (u16, u64)) -> Result<(), 
     std::thread::sleep(Duration::from_secs(seconds));
     let (_, own_then, looks_then) = stat(id)?;
     let share = |from: u64, to: u64| (to - from) as f64 / TICKS / seconds as f64 * 100.0;
+    let processor = share(own, own_then);
     println!(
-        "  idle for {seconds} s: agent {:.2} % of a processor, its looks {:.2} %; {:.1} MiB, at most {:.1} MiB",
-        share(own, own_then),
+        "  idle for {seconds} s: agent {processor:.2} % of a processor, its looks {:.2} %; {:.1} MiB, at most {:.1} MiB",
         share(looks, looks_then),
         memory(id, "VmRSS").unwrap_or(0) as f64 / 1024.0,
         memory(id, "VmHWM").unwrap_or(0) as f64 / 1024.0,
@@ -130,13 +142,30 @@ fn idle(config: &Path, place: &Path, (port, seconds): (u16, u64)) -> Result<(), 
         times.push(since.elapsed());
     }
     times.sort_unstable();
-    println!(
-        "  {SCRAPES} scrapes of {bytes} bytes: {:.2?} in the middle, {:.2?} at most; the agent then {:.1} MiB at most",
+    let (scrape, peak) = (
         times[SCRAPES / 2],
-        times[SCRAPES - 1],
-        memory(id, "VmHWM").unwrap_or(0) as f64 / 1024.0,
+        memory(id, "VmHWM").ok_or("no memory")? as f64 / 1024.0,
     );
-    Ok(())
+    println!(
+        "  {SCRAPES} scrapes of {bytes} bytes: {scrape:.2?} in the middle, {:.2?} at most; the agent then {peak:.1} MiB at most",
+        times[SCRAPES - 1],
+    );
+    let missed = [
+        (
+            peak > MEMORY_MIB,
+            format!("{peak:.1} MiB of {MEMORY_MIB} MiB"),
+        ),
+        (
+            processor > PROCESSOR_PERCENT,
+            format!("{processor:.2} % of a processor of {PROCESSOR_PERCENT} %"),
+        ),
+        (
+            scrape > SCRAPE,
+            format!("a scrape takes {scrape:.2?} of {SCRAPE:?}"),
+        ),
+    ];
+    let missed = missed.into_iter().filter(|(is_missed, _)| *is_missed);
+    Ok(missed.map(|(_, what)| what).collect())
 }
 
 /// An agent that ends with its owner.

@@ -18,7 +18,6 @@ pub mod observe;
 pub mod observed;
 pub mod page;
 pub mod refused;
-pub mod room;
 pub mod schedule;
 pub mod scheduler;
 pub mod serve;

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::alert::{self, Notices, condition};
 use super::load::Loaded;
 use super::observed;
-use super::room;
 use crate::behalf;
 use crate::durable;
 use crate::error::{Error, Result};
@@ -41,17 +40,12 @@ pub fn observe(
     let exposed = behalf::of(&path, || durable::replace(&path, text, nonce))
         .map_err(|e| Error::from_io(format!("write \"{}\"", path.display()), e));
     let noted = objectives_history::add(session, settings, state_dir, metrics.info.as_ref());
-    let (rooms, measured) = room::look(session, &metrics.rooms, state_dir);
-    let mut conditions = alert::conditions(session, loaded, (&metrics, &rooms), notices);
+    let measured = std::mem::replace(&mut metrics.noted, Ok(()));
+    let mut conditions = alert::conditions(session, loaded, &metrics, notices);
     let uncounted = metrics.uncounted.take().map_or(Ok(()), Err);
     let kept = [uncounted, exposed, noted, measured];
     conditions.extend(condition::of_state(&kept));
-    let written = observed::write(
-        session,
-        settings,
-        state_dir,
-        (&metrics, &rooms, &conditions),
-    );
+    let written = observed::write(session, settings, state_dir, (&metrics, &conditions));
     if kept.iter().all(Result::is_ok) {
         conditions.extend(condition::of_state(std::slice::from_ref(&written)));
     }

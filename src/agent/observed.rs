@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::alert::decide::Condition;
-use super::room::Room;
 use crate::behalf;
 use crate::config::Settings;
 use crate::durable;
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::operate::info::{ClusterInfo, Info};
 use crate::operate::metrics::Metrics;
 use crate::operate::objectives_history::{self, Kept};
+use crate::operate::room::Room;
 use crate::operate::session::Session;
 use crate::operate::{how_long, proven, read_back};
 use crate::pg::time::TimestampTz;
@@ -75,7 +75,7 @@ pub fn write(
     session: &Session,
     settings: &Settings,
     state_dir: &Path,
-    (metrics, rooms, conditions): (&Metrics, &[Room], &[Condition]),
+    (metrics, conditions): (&Metrics, &[Condition]),
 ) -> Result<()> {
     let path = file(state_dir);
     let now = session.host.now();
@@ -100,7 +100,7 @@ pub fn write(
         }),
         error: metrics.failed.as_ref().map(ToString::to_string),
         failures,
-        rooms,
+        rooms: &metrics.rooms,
     };
     let text = serde_json::to_vec(&observed)
         .map_err(|e| err!(Internal, "what was found cannot be written").source(e))?;

@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub textfile: Option<PathBuf>,
 
-    /// Give what is known the names of other exporters, too: pgbackrest, barman, cnpg, walg, with commas between; else those of metrics_compat
+    /// Give what is known the names of other exporters, too: pgbackrest, barman, cnpg, walg, postgres_exporter, with commas between; else those of metrics_compat
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub compat: Vec<Compat>,
 }

@@ -62,6 +62,8 @@ pub enum Compat {
     Cnpg,
     /// WAL-G's.
     WalG,
+    /// That of PostgreSQL servers, of which pitr has the archiver.
+    Postgres,
 }
 
 impl std::str::FromStr for Compat {
@@ -73,9 +75,10 @@ impl std::str::FromStr for Compat {
             "barman" => Ok(Compat::Barman),
             "cnpg" => Ok(Compat::Cnpg),
             "walg" => Ok(Compat::WalG),
+            "postgres_exporter" => Ok(Compat::Postgres),
             _ => Err(err!(
                 Config,
-                "\"{}\" is no exporter whose names are known: pgbackrest, barman, cnpg, walg",
+                "\"{}\" is no exporter whose names are known: pgbackrest, barman, cnpg, walg, postgres_exporter",
                 text.escape_debug()
             )),
         }

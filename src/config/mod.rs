@@ -1401,7 +1401,7 @@ clusters = 3 => pitr.toml:1:12: "clusters" needs a table, found an integer
 [jobs.a]\nschedule='always' => pitr.toml:1:7: job "a" runs nothing
 [alerts.a]\nkind='email' => pitr.toml:1:9: alert sink "a" needs smtp, from and to
 [agent]\nlisten='x' => pitr.toml:2:8: "x" is no address to listen at
-[agent]\nmetrics_compat=['walg', 'zabbix'] => pitr.toml:2:16: "zabbix" is no exporter whose names are known: pgbackrest, barman, cnpg, walg
+[agent]\nmetrics_compat=['walg', 'zabbix'] => pitr.toml:2:16: "zabbix" is no exporter whose names are known: pgbackrest, barman, cnpg, walg, postgres_exporter
 [agent]\ntls.key_file='/k' => pitr.toml:1:2: tls.key_file needs tls.cert_file
 [agent]\ntls.cert_file='/c' => pitr.toml:1:2: tls.cert_file needs tls.key_file
 [agent]\ntls={client_ca_file='/c'} => pitr.toml:1:2: tls.client_ca_file needs tls.cert_file and tls.key_file

@@ -18,6 +18,9 @@ use crate::pg::time::TimestampTz;
 /// A file that has blocked archiving for so long is no passing trouble.
 pub const PASSING: Duration = Duration::from_secs(300);
 
+/// One that has blocked archiving for so long is critical.
+pub const STUCK: Duration = Duration::from_secs(900);
+
 /// WAL files that the server offers and nobody has archived yet.
 #[derive(Debug, Default)]
 pub struct Waiting {
@@ -118,7 +121,7 @@ impl Blocked {
 
     /// Whether it has lasted so long that somebody has to come.
     pub fn has_lasted(&self) -> bool {
-        self.age >= PASSING
+        self.age >= STUCK
     }
 
     /// The command that tells of the cause.

@@ -91,6 +91,9 @@ pub struct Counts {
     /// The duration of the last success.
     #[serde(default)]
     pub last_ms: Option<u64>,
+    /// That of the last failure, where a success has not followed. One that was killed has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failed_ms: Option<u64>,
     /// How many successes took no longer than each of [`BOUNDS`].
     #[serde(default)]
     pub within: Vec<u64>,
@@ -344,10 +347,15 @@ pub fn reason(code: Code) -> &'static str {
 }
 
 impl Counts {
+    /// The duration of the last run, whatever became of it.
+    pub fn run_ms(&self) -> Option<u64> {
+        self.last_failed_ms.or(self.last_ms)
+    }
+
     /// Counts a success. The duration of a failure says nothing of how long a backup takes.
     fn succeeded(&mut self, took: u64) {
         self.successes += 1;
-        self.last_ms = Some(took);
+        (self.last_ms, self.last_failed_ms) = (Some(took), None);
         self.total_ms = self.total_ms.saturating_add(took);
         self.within.resize(BOUNDS.len() + 1, 0);
         let bounds = BOUNDS.iter().map(|b| u64::from(*b) * 1000);
@@ -381,6 +389,7 @@ impl Book {
             None => counts.succeeded(took),
             Some(reason) => {
                 *counts.failures.entry(reason.to_owned()).or_default() += 1;
+                counts.last_failed_ms = Some(took).filter(|_| reason != KILLED);
                 if !is_of_job {
                     counts.last_failure = Some(reason.to_owned());
                 }
@@ -516,6 +525,7 @@ mod tests {
         assert_eq!((full.attempts, full.successes), (2, 1));
         assert_eq!(full.failures["space"], 1);
         // A failure took no time that a backup takes.
+        assert_eq!(full.run_ms(), Some(1), "the last run");
         assert_eq!(full.within, [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
         assert_eq!((full.total_ms, full.last_ms), (61_000, Some(61_000)));
     }

@@ -45,6 +45,14 @@ pub fn look(
     Some(judge(server_lsn, safe_lsn, last, now))
 }
 
+/// A standby that has replayed everything that is archived does not lag, however old its newest commit is.
+pub fn settle(server: &mut ServerState, window: &Window, inventory: &Inventory) {
+    let end = archived_end(window, inventory);
+    if let Some(replay) = server.replay.as_mut().filter(|r| r.lsn >= end) {
+        replay.lag_s = Some(0.0);
+    }
+}
+
 fn judge(server_lsn: Lsn, safe_lsn: Lsn, last: TimestampTz, now: TimestampTz) -> Exposure {
     let bytes = server_lsn.0.saturating_sub(safe_lsn.0);
     let bytes = if bytes <= HEADER_BYTES { 0 } else { bytes };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::agent_trouble::{self, Trouble};
-use super::blocked::{Blocked, PASSING, Waiting};
+use super::blocked::{Blocked, PASSING, STUCK, Waiting};
 use super::exposure::{self, Exposure};
 use super::failures::Failures;
 use super::finding::{self, Finding, Level};
@@ -81,6 +81,14 @@ impl Info {
         let written = self.written.iter().map(|one| (&one.name, &one.server));
         let all = clusters.chain(written);
         all.filter_map(|(name, server)| Some((name.as_str(), server.as_ref()?)))
+    }
+
+    /// The receiver of each cluster that has one.
+    pub fn receivers(&self) -> impl Iterator<Item = (&str, &Receiver)> {
+        let clusters = self.clusters.iter().map(|one| (&one.name, &one.receiver));
+        let written = self.written.iter().map(|one| (&one.name, &one.receiver));
+        let all = clusters.chain(written);
+        all.filter_map(|(name, receiver)| Some((name.as_str(), receiver.as_ref()?)))
     }
 
     /// The clusters whose servers do not answer, with the finding.
@@ -442,7 +450,10 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     let is_asked = is_everything || (promised.rpo.is_some() && window.is_some());
     let asked = reading.cluster.as_ref().filter(|_| is_asked);
     let asked = asked.map(|own| ServerState::look(own, identifier, &session.host));
-    let (server, silence) = asked.unwrap_or_default();
+    let (mut server, silence) = asked.unwrap_or_default();
+    if let Some((server, window)) = server.as_mut().zip(window) {
+        exposure::settle(server, window, &inventory);
+    }
     // The promise that needs the server tells of it otherwise.
     problems.extend(silence.filter(|_| is_everything));
     let exposure = server.as_ref().zip(window).and_then(|(server, window)| {
@@ -600,7 +611,11 @@ fn stuck(cluster: &config::Cluster, session: &Session) -> Option<Finding> {
         let value = format!(
             "archiving is stuck: {waiting}. pg_wal grows until its disk is full. The server's log has the error of pitr-archive; pitr doctor looks for the cause"
         );
-        Finding::new("archiving", "waiting", Level::Fail, value).with_next("pitr doctor")
+        let level = match waiting.age >= STUCK {
+            true => Level::Fail,
+            false => Level::Warn,
+        };
+        Finding::new("archiving", "waiting", level, value).with_next("pitr doctor")
     })
 }
 

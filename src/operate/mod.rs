@@ -107,6 +107,7 @@ pub mod rewrap_all;
 pub mod rival;
 pub mod roles;
 pub mod rollback;
+pub mod room;
 pub mod rotate;
 pub mod runs;
 pub mod scopes;

@@ -23,7 +23,7 @@ pub const SLOT_DEFAULT: &str = "pitr";
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// A receiver that is down for so long is no passing trouble: a restart of the server, or of the receiver.
-const PASSING: Duration = Duration::from_secs(120);
+pub const PASSING: Duration = Duration::from_secs(120);
 
 /// A receiver as it was last seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -181,13 +181,18 @@ impl Receiver {
         }
     }
 
+    /// For how long it has not streamed, where that is known; none while it streams.
+    pub fn down_for(&self, now: TimestampTz) -> Option<Duration> {
+        let silent = Some(self.time).filter(|_| self.is_silent);
+        let since = self.down_since.or(silent).filter(|_| !self.running)?;
+        Some(age(since, now))
+    }
+
     /// The finding about its trouble. The name is `state` while it is down, `passing` in the first two minutes of that, else `trouble`.
     pub fn finding(&self, now: TimestampTz) -> Option<Finding> {
-        let silent = Some(self.time).filter(|_| self.is_silent);
-        let since = self.down_since.or(silent);
-        let name = match since {
+        let name = match self.down_for(now) {
             _ if self.running => "trouble",
-            Some(since) if age(since, now) < PASSING => "passing",
+            Some(lasts) if lasts < PASSING => "passing",
             _ => "state",
         };
         let problem = self.problem()?;

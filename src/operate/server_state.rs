@@ -12,6 +12,10 @@ use crate::fault;
 use crate::host::Host;
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
+use crate::wire::client::Rows;
+
+/// A standby is behind by that at most, in seconds.
+const LAG_S: f64 = 3600.0;
 
 /// Group and name of the finding of a server that does not answer.
 const SERVER: &str = "server";
@@ -33,15 +37,33 @@ pub struct ServerState {
     pub archiver: Option<Archiver>,
     /// Its replication slots, apart from temporary ones, by name; none where it did not tell them.
     pub slots: Option<Vec<Slot>>,
+    /// How far it has replayed; none of a primary.
+    pub replay: Option<Replay>,
+}
+
+/// How far a standby has replayed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Replay {
+    /// The end of the WAL that it has replayed.
+    pub lsn: Lsn,
+    /// How old its newest commit is, less the delay that it is configured for, in seconds. 0 while it replays what streams in; none before it
+    /// replayed a commit.
+    pub lag_s: Option<f64>,
 }
 
 /// The counts of pg_stat_archiver.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Archiver {
     /// Files that archive_command took.
     pub archived: u64,
     /// Runs of archive_command that failed.
     pub failed: u64,
+    /// When it took the last one, in seconds of Unix time; none where it took none.
+    pub last_archived_s: Option<f64>,
+    /// When the last run failed.
+    pub last_failed_s: Option<f64>,
+    /// When the counts began.
+    pub reset_s: Option<f64>,
     /// Its process; none where the server needs none, before PostgreSQL 14, and for a role that is not of pg_monitor.
     pub process: Option<Process>,
 }
@@ -66,6 +88,38 @@ pub struct Slot {
     pub safe_bytes: Option<i64>,
     /// Whether it lost WAL that it was to keep; none where it keeps none.
     pub is_lost: Option<bool>,
+    /// Whether commits wait for its receiver; none where that is not known: nobody receives, or this role may not see it.
+    pub sync: Option<SyncState>,
+}
+
+/// How a server takes a receiver for a synchronous standby.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SyncState {
+    /// No commit waits for it.
+    No,
+    /// It takes the place of a synchronous one that goes.
+    Potential,
+    /// It is one of several, of which some are enough.
+    Quorum,
+    /// Commits wait for it.
+    Yes,
+}
+
+impl SyncState {
+    fn of(text: &str) -> Option<SyncState> {
+        Some(match text {
+            "async" => SyncState::No,
+            "potential" => SyncState::Potential,
+            "quorum" => SyncState::Quorum,
+            "sync" => SyncState::Yes,
+            _ => return None,
+        })
+    }
+
+    /// Whether commits may wait for it.
+    pub fn delays(self) -> bool {
+        self >= SyncState::Quorum
+    }
 }
 
 impl Slot {
@@ -100,7 +154,20 @@ impl ServerState {
         state.clock_offset_s = clock_offset(&mut server, host).ok().flatten();
         state.archiver = archiver(&mut server).ok();
         state.slots = slots(&mut server).ok();
+        state.replay = replay(&mut server).ok().flatten();
         Ok(Some(state))
+    }
+
+    /// Whether commits wait for what receives by this slot; none where that is not known.
+    pub fn sync(&self, slot: &str) -> Option<SyncState> {
+        let slot = self.slots.iter().flatten().find(|one| one.name == slot);
+        slot?.sync
+    }
+
+    /// Whether it is a standby that is behind by more than an hour.
+    pub fn is_lagging(&self) -> bool {
+        let lag = self.replay.as_ref().and_then(|replay| replay.lag_s);
+        lag.is_some_and(|lag| lag > LAG_S)
     }
 
     /// As [`ServerState::ask`]. A server that does not answer is a finding.
@@ -160,7 +227,8 @@ fn archiver(server: &mut Server) -> Result<Archiver> {
          pg_catalog.current_setting('server_version_num')::int >= 140000 \
          and exists (select from pg_catalog.pg_stat_activity p where p.backend_type = 'checkpointer') \
          and (pg_catalog.current_setting('archive_mode') = 'always' \
-         or pg_catalog.current_setting('archive_mode') = 'on' and not pg_catalog.pg_is_in_recovery()) \
+         or pg_catalog.current_setting('archive_mode') = 'on' and not pg_catalog.pg_is_in_recovery()), \
+         extract(epoch from a.last_archived_time), extract(epoch from a.last_failed_time), extract(epoch from a.stats_reset) \
          from pg_catalog.pg_stat_archiver a",
     )?;
     let is_to_be_seen = rows.text(0, 4)? == Some("t");
@@ -173,8 +241,34 @@ fn archiver(server: &mut Server) -> Result<Archiver> {
     Ok(Archiver {
         archived: rows.value(0, 0)?,
         failed: rows.value(0, 1)?,
+        last_archived_s: real(&rows, 5)?,
+        last_failed_s: real(&rows, 6)?,
+        reset_s: real(&rows, 7)?,
         process,
     })
+}
+
+/// A number of the first row, which may be null.
+fn real(rows: &Rows, column: usize) -> Result<Option<f64>> {
+    Ok(rows.text(0, column)?.and_then(|text| text.parse().ok()))
+}
+
+fn replay(server: &mut Server) -> Result<Option<Replay>> {
+    // Commits that stream in may be old: a standby that replays all of them does not lag.
+    let rows = server.query(
+        "select pg_catalog.pg_last_wal_replay_lsn(), case \
+         when pg_catalog.pg_last_wal_receive_lsn() = pg_catalog.pg_last_wal_replay_lsn() \
+         and exists (select from pg_catalog.pg_stat_wal_receiver) then 0 \
+         else greatest(0, extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()) \
+         - (select s.setting::numeric / 1000 from pg_catalog.pg_settings s where s.name = 'recovery_min_apply_delay')) end \
+         where pg_catalog.pg_is_in_recovery()",
+    )?;
+    if rows.rows.is_empty() {
+        return Ok(None);
+    }
+    let lsn = rows.text(0, 0)?.and_then(|lsn| lsn.parse().ok());
+    let lag_s = real(&rows, 1)?;
+    Ok(lsn.map(|lsn| Replay { lsn, lag_s }))
 }
 
 fn slots(server: &mut Server) -> Result<Vec<Slot>> {
@@ -183,7 +277,9 @@ fn slots(server: &mut Server) -> Result<Vec<Slot>> {
         "with here as (select case when pg_catalog.pg_is_in_recovery() \
          then coalesce(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) \
          else pg_catalog.pg_current_wal_lsn() end as lsn) \
-         select s.slot_name, pg_catalog.pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint, case when s.restart_lsn is not null then s.safe_wal_size end, s.wal_status = 'lost' \
+         select s.slot_name, pg_catalog.pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint, case when s.restart_lsn is not null then s.safe_wal_size end, s.wal_status = 'lost', \
+         case when pg_catalog.current_setting('synchronous_standby_names') = '' then 'async' \
+         else (select r.sync_state from pg_catalog.pg_stat_replication r where r.pid = s.active_pid) end \
          from pg_catalog.pg_replication_slots s, here where not s.temporary order by s.slot_name",
     )?;
     let number = |row: usize, column: usize| -> Result<Option<i64>> {
@@ -197,6 +293,7 @@ fn slots(server: &mut Server) -> Result<Vec<Slot>> {
             retained_bytes: number(row, 1)?.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
             safe_bytes: number(row, 2)?,
             is_lost: rows.text(row, 3)?.map(|is_lost| is_lost == "t"),
+            sync: rows.text(row, 4)?.and_then(SyncState::of),
         });
     }
     Ok(slots)

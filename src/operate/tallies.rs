@@ -48,6 +48,12 @@ pub struct Tallies {
     /// The clusters whose servers do not answer, and when a look first saw that.
     #[serde(default)]
     pub silent: BTreeMap<String, TimestampTz>,
+    /// The clusters whose servers lag, and when a look first saw that.
+    #[serde(default)]
+    pub lagging: BTreeMap<String, TimestampTz>,
+    /// The clusters whose commits waited for the receiver when a server last told.
+    #[serde(default)]
+    pub synchronous: BTreeSet<String>,
 }
 
 /// The archiver of a cluster.
@@ -124,6 +130,22 @@ impl Tallies {
         seen.ended.extend(has_ended.then_some(now));
         seen.server.clone_from(&process.server);
         seen.process.clone_from(&process.name);
+    }
+
+    /// Sees whether the server of a cluster lags.
+    pub fn see_lag(&mut self, cluster: &str, is_lagging: bool, now: TimestampTz) {
+        match is_lagging {
+            true => drop(self.lagging.entry(cluster.to_owned()).or_insert(now)),
+            false => drop(self.lagging.remove(cluster)),
+        }
+    }
+
+    /// Sees whether commits of a cluster wait for its receiver.
+    pub fn see_synchronous(&mut self, cluster: &str, is_so: bool) {
+        match is_so {
+            true => self.synchronous.insert(cluster.to_owned()),
+            false => self.synchronous.remove(cluster),
+        };
     }
 
     /// Sees the refused copies of a cluster in a repository: all that are there. Those that the first look finds may be old.

@@ -209,7 +209,7 @@ fn j16_a_refused_copy_and_a_file_that_blocks_archiving_are_critical() {
         sink.have_heard(conflict)
     });
     sink.expect(conflict, &[("new", "critical")]);
-    observe(&later(&site.pitr(), 600));
+    observe(&later(&site.pitr(), 1000));
     sink.last(blocked, "new", "critical", "archiving waits for");
     // The copy is no longer new, and the file waits on.
     observe(&later(&site.pitr(), 5000));

@@ -868,7 +868,7 @@ fn a_question_that_is_refused_takes_nothing_from_the_other_answers() {
 }
 
 #[test]
-fn p22_what_blocks_archiving_for_five_minutes_is_an_alert() {
+fn p22_j79_what_blocks_archiving_for_15_minutes_is_critical() {
     let (site, cluster) = healthy(17);
     let spool = spool_of(&site);
     site.pitr().arg("info").run().success();
@@ -887,7 +887,8 @@ fn p22_what_blocks_archiving_for_five_minutes_is_an_alert() {
     let mut files = paths_below(&spool).into_iter();
     let is_record = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "failed");
     let record = files.find(is_record).unwrap();
-    for (minutes, state, status, level) in [(1, "warning", 6, "warn"), (6, "critical", 1, "fail")] {
+    for (minutes, state, status, level) in [(14, "warning", 6, "warn"), (16, "critical", 1, "fail")]
+    {
         let since = std::time::SystemTime::now() - Duration::from_secs(60 * minutes);
         let file = std::fs::File::options().append(true).open(&record).unwrap();
         file.set_modified(since).unwrap();

@@ -434,7 +434,7 @@ fn j07_a_damaged_or_unwritable_file_of_counters_fails_no_backup() {
 fn the_names_of_other_exporters_are_there_on_request(major: u32) {
     let (site, cluster) = site(major);
     let pitr = site.pitr();
-    let others = ["pgbackrest_", "barman_", "cnpg_", "walg_"];
+    let others = ["pgbackrest_", "barman_", "cnpg_", "walg_", "pg_stat_"];
     let has = |text: &str, prefix: &str| text.lines().any(|line| line.starts_with(prefix));
     let compat = |names: &str| {
         let run = pitr.clone().args(["metrics", "--compat", names]).run();
@@ -481,11 +481,26 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
     let text = compat("barman");
     assert!(has(&text, "barman_") && !has(&text, "walg_") && !has(&text, "pgbackrest_"));
     let config = std::fs::read_to_string(site.config()).unwrap();
-    let names = "[agent]\nmetrics_compat = [\"pgbackrest\", \"barman\", \"cnpg\", \"walg\"]\n";
+    let names = "[agent]\nmetrics_compat = [\"pgbackrest\", \"barman\", \"cnpg\", \"walg\", \"postgres_exporter\"]\n";
     let asked = config.replacen("[agent]\n", names, 1);
     std::fs::write(site.config(), &asked).unwrap();
     let text = metrics(&pitr);
     assert!(others.iter().all(|prefix| has(&text, prefix)), "{text}");
+
+    // The counts of the archiver under each of their names.
+    let archived = value(&text, "pitr_archive_pushed_total{cluster=\"main\"}");
+    assert!(archived > Some(0.0), "{text}");
+    for name in ["cnpg_pg_stat_archiver", "pg_stat_archiver"] {
+        let of = |end: &str| value(&text, &format!("{name}_{end}{{cluster=\"main\"}}"));
+        assert_eq!(of("archived_count"), archived, "{name}\n{text}");
+        assert_eq!(of("failed_count"), Some(0.0));
+        let age = of("last_archive_age").or(of("seconds_since_last_archival"));
+        assert!((0.0..300.0).contains(&age.unwrap()), "{name}: {age:?}");
+    }
+    assert!(
+        !has(&text, "cnpg_pg_stat_archiver_last_failed_time"),
+        "none failed"
+    );
 
     let info = pitr.clone().args(["info", "--json"]).run().success().json();
     let backups = info["clusters"][0]["backups"].as_array().unwrap().clone();
@@ -636,7 +651,9 @@ fn rules_and_dashboard_name_metrics_that_exist() {
         "alerts",
         "audit",
         "checks",
+        "counts",
         "hosts",
+        "progress",
         "repositories",
         "server",
         "stored",
@@ -652,13 +669,8 @@ fn rules_and_dashboard_name_metrics_that_exist() {
     for target in targets {
         names.extend(named(target["expr"].as_str().unwrap()));
     }
-    for line in read("contrib/prometheus/rules.yml").lines() {
-        names.extend(
-            line.trim()
-                .strip_prefix("expr: ")
-                .map(named)
-                .unwrap_or_default(),
-        );
+    for rule in crate::metrics_rules::rules() {
+        names.extend(named(&rule.expr));
     }
     assert!(names.len() > 20, "{names:?}");
     for name in &names {

@@ -1127,7 +1127,7 @@ fn c3_without_a_home_variable_the_spool_lies_below_the_accounts_home() {
 }
 
 #[test]
-fn c3_archiving_that_is_stuck_is_critical_also_without_a_spool() {
+fn c3_j79_archiving_that_is_stuck_is_told_also_without_a_spool_and_is_critical_after_15_minutes() {
     let still = Still::new(17, 1, 1);
     still.push(&still.segments[0]).run().success();
     let info = || still.site.pitr().arg("info").run();
@@ -1135,13 +1135,22 @@ fn c3_archiving_that_is_stuck_is_critical_also_without_a_spool() {
     assert!(!info().stdout.contains(stuck), "{}", info());
     offer(&still, &still.segments[0]);
     let ready = still.wal(&format!("archive_status/{}.ready", still.segments[0]));
-    let ago = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
-    std::fs::File::open(&ready)
-        .unwrap()
-        .set_modified(ago)
-        .unwrap();
-    let run = info().expect_code(1);
-    assert!(run.stdout.contains(stuck), "{run}");
+    for (waits, state, said) in [(400, "warning", "warn"), (910, "critical", "FAIL")] {
+        let ago = std::time::SystemTime::now() - std::time::Duration::from_secs(waits);
+        let file = std::fs::File::open(&ready).unwrap();
+        file.set_modified(ago).unwrap();
+        let doctor = still.site.pitr().arg("doctor").run().stdout;
+        let line = doctor.lines().find(|line| line.contains("waiting"));
+        assert!(line.is_some_and(|line| line.contains(said)), "{doctor}");
+        let shown = still.site.pitr().args(["info", "--json"]).run().json();
+        let problems = shown["clusters"][0]["problems"].as_array().unwrap();
+        let is_it = |one: &&serde_json::Value| one["message"].as_str().unwrap().contains(stuck);
+        assert_eq!(
+            problems.iter().find(is_it).unwrap()["state"],
+            state,
+            "{shown}"
+        );
+    }
     // And doctor names the reason why no cause is known. Not every account lacks a home, in which a spool could be.
     std::fs::write(spool_of(&still.site), "no directory").unwrap();
     let run = still.site.pitr().arg("doctor").run();

@@ -71,6 +71,30 @@ fn a_backup_and_a_restore_that_run_are_seen_by_other_processes_until_they_end() 
     let ratio = "pitr_backup_progress_ratio{cluster=\"main\",type=\"full\",component=\"postgres\"";
     let ratio = sample(&site, ratio).expect("a series");
     assert!(ratio > 0.0 && ratio < 1.0, "{ratio}");
+    let of_backup = |name: &str| {
+        let labels = "{cluster=\"main\",type=\"full\",component=\"postgres\"";
+        sample(&site, &format!("pitr_backup_{name}{labels}"))
+    };
+    assert_eq!(of_backup("total_bytes"), total.map(|bytes| bytes as f64));
+    let now = of_backup("done_bytes");
+    assert!(now >= done.map(|bytes| bytes as f64) && now < of_backup("total_bytes"));
+    assert!(of_backup("left_seconds") > Some(0.0));
+    let stanza = |name: &str| {
+        let text = site
+            .pitr()
+            .args(["metrics", "--compat", "pgbackrest"])
+            .run();
+        let series = format!("pgbackrest_stanza_{name}{{stanza=\"main\"}} ");
+        let line = text
+            .stdout
+            .lines()
+            .find_map(|line| line.strip_prefix(&series));
+        line.map(|value| value.parse::<f64>().unwrap())
+    };
+    assert!(stanza("backup_complete_bytes") >= now);
+    assert_eq!(stanza("backup_total_bytes"), of_backup("total_bytes"));
+    assert_eq!(stanza("restore_lock_status"), Some(0.0));
+    assert_eq!(stanza("restore_total_bytes"), Some(0.0));
     let told = site.pitr().arg("info").run();
     assert!(told.stdout.contains("backup main runs since "), "{told}");
 
@@ -99,6 +123,10 @@ fn a_backup_and_a_restore_that_run_are_seen_by_other_processes_until_they_end() 
     assert!(seen["phase"].is_string(), "{seen}");
     assert_eq!(sample(&site, "pitr_restore_running"), Some(1.0));
     assert!(sample(&site, "pitr_restore_progress_ratio").is_some());
+    assert!(sample(&site, "pitr_restore_done_bytes") > Some(0.0));
+    assert!(sample(&site, "pitr_restore_left_seconds").is_some());
+    assert_eq!(stanza("restore_lock_status"), Some(1.0));
+    assert_eq!(stanza("backup_complete_bytes"), Some(0.0));
     restore.wait().success();
     assert!(running(&site).is_empty());
     // That of the killed one is gone, too.

@@ -9,7 +9,6 @@ use super::examined;
 use super::overdue;
 use super::watched;
 use crate::agent::load::Loaded;
-use crate::agent::room::Room;
 use crate::agent::scheduler::Planned;
 use crate::config::{Cluster, Settings, Severity};
 use crate::error::{Code, Error, Result};
@@ -18,9 +17,9 @@ use crate::operate::counters::{self, Counts, Label};
 use crate::operate::failing_sinks::Failing;
 use crate::operate::finding::{self, Finding, Level};
 use crate::operate::human;
-use crate::operate::info::{BackupInfo, ClusterInfo};
 use crate::operate::lag::Lag;
 use crate::operate::metrics::Metrics;
+use crate::operate::room::Room;
 use crate::operate::runs::{JobState, Run, Runs};
 use crate::operate::scopes;
 use crate::operate::session::Session;
@@ -89,7 +88,10 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
         for one in &info.clusters {
             found.extend(of_findings(&one.name, &one.problems));
             found.extend(one.repositories.iter().filter_map(of_away));
-            found.extend(of_sizes(one));
+            let full = one.backups.iter();
+            let full = full.filter(|b| b.kind == BackupKind::Full && !b.damaged);
+            let sizes: Vec<u64> = full.map(|b| b.stored_bytes).collect();
+            found.extend(of_sizes(&one.name, &sizes));
         }
         for one in &info.written {
             found.extend(of_findings(&one.name, &one.problems));
@@ -97,6 +99,10 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
         }
         for scope in &info.scopes {
             found.extend(of_findings(&scope.scope, &scope.problems));
+            let full = scope.backups.iter();
+            let full = full.filter(|b| !b.id.is_incremental() && b.damage.is_none());
+            let sizes: Vec<u64> = full.map(|b| b.stored_bytes).collect();
+            found.extend(of_sizes(&scope.scope, &sizes));
         }
         for e in &info.failures.errors {
             let next = Some("pitr info".to_owned());
@@ -262,30 +268,18 @@ fn of_away(one: &Lag) -> Option<Condition> {
     ))
 }
 
-/// The last backup beside those before it.
-fn of_sizes(one: &ClusterInfo) -> Option<Condition> {
-    let full = one
-        .backups
-        .iter()
-        .filter(|b| b.kind == BackupKind::Full && !b.damaged);
-    let full: Vec<&BackupInfo> = full.collect();
-    let (last, before) = full.split_last()?;
+/// The stored size of the last full backup beside those before it, oldest first.
+fn of_sizes(name: &str, sizes: &[u64]) -> Option<Condition> {
+    let (last, before) = sizes.split_last()?;
     let count = before.len() as u64;
-    let usual = before
-        .iter()
-        .map(|b| b.stored_bytes)
-        .sum::<u64>()
-        .checked_div(count)?;
-    let percent = last.stored_bytes.saturating_mul(100).checked_div(usual)?;
+    let usual = before.iter().sum::<u64>().checked_div(count)?;
+    let percent = last.saturating_mul(100).checked_div(usual)?;
     (count >= USUAL_MIN && !(50..=150).contains(&percent)).then(|| {
-        let summary = format!(
-            "{}: the newest full backup has {}, {percent} % of the usual {}",
-            one.name,
-            human::size(last.stored_bytes),
-            human::size(usual)
-        );
+        let (last, usual) = (human::size(*last), human::size(usual));
+        let summary =
+            format!("{name}: the newest full backup has {last}, {percent} % of the usual {usual}");
         new(
-            &format!("{}/backup/size", one.name),
+            &format!("{name}/backup/size"),
             Severity::Medium,
             summary,
             Some("pitr info".to_owned()),
@@ -541,6 +535,18 @@ mod tests {
         };
         let known = [("jobs/x/missed".to_owned(), Severity::High)];
         assert_eq!(jobs(Ok(state)), known);
+    }
+
+    #[test]
+    fn half_more_than_usual_and_half_less_are_told() {
+        let told = |last| {
+            let found = of_sizes("aux/files/up", &[100, 100, 100, 100, 100, last]);
+            found.map(|one| (one.id, one.severity))
+        };
+        let size = Some(("aux/files/up/backup/size".to_owned(), Severity::Medium));
+        assert_eq!((told(150), told(50)), (None, None));
+        assert_eq!((told(151), told(49)), (size.clone(), size));
+        assert_eq!(of_sizes("main", &[100, 100, 400]), None, "too few to know");
     }
 
     #[test]

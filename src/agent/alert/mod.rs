@@ -28,7 +28,6 @@ use self::decide::{Book, Condition, Event, Notice};
 use self::unjudged::Unjudged;
 use super::identity::Identity;
 use super::load::Loaded;
-use super::room::Room;
 use crate::behalf;
 use crate::config::{Settings, Severity, Sink, SinkKind};
 use crate::durable;
@@ -144,15 +143,15 @@ pub struct Tried {
 pub fn conditions(
     session: &Session,
     loaded: &Loaded,
-    (metrics, rooms): (&Metrics, &[Room]),
+    metrics: &Metrics,
     notices: &Notices,
 ) -> Vec<Condition> {
     let mut conditions = condition::all(session, loaded, metrics);
-    conditions.extend(rooms.iter().filter_map(condition::of_room));
+    conditions.extend(metrics.rooms.iter().filter_map(condition::of_room));
     if !loaded.settings.alerts.is_empty() {
         let book = notices.read(session);
         conditions.extend(book.failing.iter().map(condition::of_sink));
-        let unjudged = Unjudged::of(&loaded.settings, (metrics, rooms), || {
+        let unjudged = Unjudged::of(&loaded.settings, metrics, || {
             examined::conditions(&loaded.state_dir, session.host.now()).is_some()
         });
         let lasting = lasting(&book, |id| unjudged.holds(id));

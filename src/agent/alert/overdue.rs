@@ -10,12 +10,15 @@ use crate::operate::metrics::Metrics;
 use crate::operate::proven::Proven;
 use crate::operate::sets::watch::Watched;
 use crate::pg::time::TimestampTz;
+use crate::repo::root::BackupKind;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// A backup each day, and the time that it takes.
 const SHORTEST: Duration = Duration::from_secs(26 * 3600);
 /// So many pauses are looked at.
 const PAUSES: usize = 7;
+/// So many pauses make a rhythm of full backups, where `full_every` gives none.
+const RHYTHM: usize = 3;
 /// A drill each month.
 const DRILL: Duration = Duration::from_secs(35 * 86_400);
 
@@ -27,9 +30,11 @@ pub fn conditions(now: TimestampTz, settings: &Settings, metrics: &Metrics) -> V
         return found;
     };
     let configured = |name: &str| settings.clusters.iter().find(|c| c.name.as_str() == name);
-    let mut cluster = |name: &str, times: Vec<TimestampTz>, drills: &[Proven]| {
+    let mut cluster = |name: &str, times: Vec<(TimestampTz, bool)>, drills: &[Proven]| {
         let Some(own) = configured(name) else { return };
+        found.extend(of_fulls(name, own.full_every, &times, now));
         if !has_limit(own) {
+            let times = times.into_iter().map(|(time, _)| time).collect();
             found.extend(of_backups(name, times, now));
         }
         if own.max_drill_age.is_none() {
@@ -38,11 +43,13 @@ pub fn conditions(now: TimestampTz, settings: &Settings, metrics: &Metrics) -> V
     };
     for one in &info.clusters {
         let whole = one.backups.iter().filter(|backup| !backup.damaged);
-        let times = whole.map(|backup| backup.stop_time).collect();
+        let times = whole.map(|b| (b.stop_time, b.kind == BackupKind::Full));
+        let times = times.collect();
         cluster(&one.name, times, &one.drills);
     }
     for one in &info.written {
-        let times = one.backups.iter().map(|backup| backup.time).collect();
+        let backups = one.backups.iter();
+        let times = backups.map(|b| (b.time, !b.id.is_incremental())).collect();
         cluster(&one.name, times, &one.drills);
     }
     for content in settings.contents().filter(|c| c.max_backup_age.is_none()) {
@@ -73,6 +80,43 @@ fn of_backups(name: &str, mut times: Vec<TimestampTz>, now: TimestampTz) -> Opti
         let next = Some("pitr backup, or set max_backup_age".to_owned());
         new(&id, Severity::Critical, summary, next)
     })
+}
+
+/// The condition of full backups that come no more while incremental ones do: what these build on grows old. `times` tell whether each is full.
+///
+/// Without `full_every`, full backups need a rhythm: some that were taken by hand are none.
+fn of_fulls(
+    name: &str,
+    every: Option<Duration>,
+    times: &[(TimestampTz, bool)],
+    now: TimestampTz,
+) -> Option<Condition> {
+    let mut fulls: Vec<TimestampTz> = times.iter().filter(|t| t.1).map(|t| t.0).collect();
+    fulls.sort_unstable();
+    let limit = match every {
+        Some(every) => every.saturating_add(SHORTEST),
+        None => rhythm(&fulls)?,
+    };
+    let (last, newest) = (*fulls.last()?, times.iter().map(|t| t.0).max()?);
+    // A server that takes no backup at all is told of otherwise.
+    (newest.duration_since(last)? > limit).then(|| {
+        let age = human::duration(now.duration_since(last).unwrap_or_default());
+        let limit = human::duration(limit);
+        let summary = format!(
+            "{name}: the newest full backup is {age} old, and the next one was due within {limit}: only incremental ones are taken"
+        );
+        let id = format!("{name}/backup/full");
+        let next = Some("pitr backup --full, or set full_every".to_owned());
+        new(&id, Severity::Critical, summary, next)
+    })
+}
+
+/// The age at which the next full backup is missed, by those before it; none where they have no rhythm.
+fn rhythm(fulls: &[TimestampTz]) -> Option<Duration> {
+    let pauses = fulls.iter().zip(fulls.iter().skip(1));
+    let pauses = pauses.filter_map(|(before, after)| after.duration_since(*before));
+    let count = pauses.filter(|pause| *pause >= HOUR).count();
+    (count >= RHYTHM).then(|| usual(fulls))
 }
 
 /// The age at which the newest backup is too old: the longest pause of late, and two hours.
@@ -143,6 +187,35 @@ mod tests {
         assert_eq!(late.id, "sets/shop/marks");
         assert!(late.summary.contains("4 h old"), "{}", late.summary);
         assert!(late.summary.contains("WAL is missing"), "{}", late.summary);
+    }
+
+    #[test]
+    fn j78_full_backups_that_end_are_told_of_beside_incremental_ones() {
+        let start: TimestampTz = "2026-11-01T02:00:00Z".parse().unwrap();
+        let at = |hours: u32| start.saturating_add(HOUR * hours);
+        let late = |every: Option<u32>, fulls: &[u32], until: u32| {
+            let fulls = fulls.iter().map(|hour| (at(*hour), true));
+            let hourly = (0..=until).map(|hour| (at(hour), false));
+            let times: Vec<_> = fulls.chain(hourly).collect();
+            of_fulls("main", every.map(|h| HOUR * h), &times, at(until)).is_some()
+        };
+        let weekly = Some(168);
+        assert!(!late(weekly, &[0], 168 + 26) && late(weekly, &[0], 168 + 27));
+        let daily = [0, 24, 48, 72];
+        assert!(!late(None, &daily, 72 + 26) && late(None, &daily, 72 + 27));
+        let weekly = [0, 168, 336, 504];
+        assert!(!late(None, &weekly, 504 + 170) && late(None, &weekly, 504 + 171));
+        // Incremental ones for ever are no rhythm that ended, and neither are trials of the first hour.
+        assert!(!late(None, &[], 2000) && !late(None, &[0, 1, 2], 2000));
+        let hours: Vec<_> = (0..4)
+            .map(|m| (at(0).saturating_add(HOUR / 6 * m), true))
+            .collect();
+        let hourly = (1..2000).map(|hour| (at(hour), false));
+        let trials: Vec<_> = hours.into_iter().chain(hourly).collect();
+        assert_eq!(of_fulls("main", None, &trials, at(2000)), None);
+        // An idle server takes no backup by need, so none was to be a full one.
+        let idle = [(at(0), true), (at(5), false)];
+        assert_eq!(of_fulls("main", Some(HOUR * 24), &idle, at(2000)), None);
     }
 
     #[test]

@@ -2,16 +2,17 @@
 
 use super::condition;
 use super::examined;
-use crate::agent::room::Room;
 use crate::config::Settings;
 use crate::operate::metrics::Metrics;
+use crate::operate::room::Room;
 
 /// Conditions of a cluster that need what looks counted.
-const COUNTED: [&str; 4] = [
+const COUNTED: [&str; 5] = [
     "archiving/archiver",
     "archiving/conflict",
     "expire/locked",
     "pg_wal/full",
+    "replication/lag",
 ];
 
 /// Conditions of a cluster that repositories tell: each of them may have what another one lacks.
@@ -28,7 +29,7 @@ impl Unjudged {
     /// The subjects that no answer came for. `is_examined` tells whether the result of an examination is there.
     pub fn of(
         settings: &Settings,
-        (metrics, rooms): (&Metrics, &[Room]),
+        metrics: &Metrics,
         is_examined: impl FnOnce() -> bool,
     ) -> Unjudged {
         let mut all = Unjudged {
@@ -41,7 +42,7 @@ impl Unjudged {
         let unseen = metrics.info.iter().flat_map(|info| &info.unseen);
         unseen.for_each(|name| all.add(format!("{name}/")));
         all.add_servers(settings, metrics);
-        all.add_repositories(settings, metrics, rooms);
+        all.add_repositories(settings, metrics, &metrics.rooms);
         all
     }
 
@@ -76,6 +77,9 @@ impl Unjudged {
             }
             if is_asked && server.is_none_or(|server| server.clock_offset_s.is_none()) {
                 self.add(format!("{name}/clock/server"));
+            }
+            if is_asked && server.is_none() {
+                self.add(format!("{name}/replication/"));
             }
             if metrics.tallies.is_none() {
                 let counted = COUNTED.iter();

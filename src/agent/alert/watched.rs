@@ -10,6 +10,7 @@ use crate::operate::finding::Finding;
 use crate::operate::human;
 use crate::operate::metrics::Metrics;
 use crate::operate::metrics::hosts::Barred;
+use crate::operate::receiver::{PASSING, Receiver};
 use crate::operate::server_state::{ServerState, Slot};
 use crate::operate::tallies::Tallies;
 use crate::pg::time::TimestampTz;
@@ -28,6 +29,10 @@ const STORE_CLOCKS: [(f64, Severity); 2] = [(600.0, Severity::Critical), (60.0, 
 const FULL_IN: [(u64, Severity); 2] = [(3600, Severity::Critical), (4 * 3600, Severity::Medium)];
 /// A server that is started anew is away for less than this.
 const SILENT: Duration = Duration::from_secs(120);
+/// A synchronous receiver is away for less than this in passing: commits wait for it.
+const RECEIVER_AWAY: Duration = Duration::from_secs(30);
+/// A standby that lags for so long does not catch up by itself.
+const LAGS: Duration = Duration::from_secs(30 * 60);
 /// An archiver that ends so often within a quarter of an hour comes to nothing.
 const ARCHIVERS: usize = 3;
 /// Locked bytes that grow by more than this in a week, in per cent of then.
@@ -52,6 +57,10 @@ pub fn conditions(
     if let Some(tallies) = &metrics.tallies {
         let silent = metrics.info.iter().flat_map(|info| info.silent());
         found.extend(silent.filter_map(|one| silence(now, one, tallies)));
+        let receivers = metrics.info.iter().flat_map(|info| info.receivers());
+        found.extend(receivers.filter_map(|one| receiver(now, one, tallies)));
+        let servers = metrics.info.iter().flat_map(|info| info.servers());
+        found.extend(servers.filter_map(|one| lag(now, one, tallies)));
         let clusters = settings.clusters.iter().map(|c| c.name.as_str());
         found.extend(clusters.filter_map(|name| archiver(now, name, tallies)));
         let clusters = settings.clusters.iter().map(|c| c.name.as_str());
@@ -130,6 +139,54 @@ fn silence(
         );
         new(&id, Severity::Critical, summary, finding.next.clone())
     })
+}
+
+/// A receiver that is away and was a synchronous standby when the server last told. After two minutes it is a finding, whatever it was.
+fn receiver(
+    now: TimestampTz,
+    (cluster, receiver): (&str, &Receiver),
+    tallies: &Tallies,
+) -> Option<Condition> {
+    let problem = receiver.problem()?;
+    away(cluster, receiver.down_for(now)?, &problem, tallies)
+}
+
+fn away(cluster: &str, lasts: Duration, problem: &str, tallies: &Tallies) -> Option<Condition> {
+    let is_synchronous = tallies.synchronous.contains(cluster);
+    (is_synchronous && (RECEIVER_AWAY..PASSING).contains(&lasts)).then(|| {
+        let summary = format!("{cluster}: {problem}; commits wait for it");
+        let id = format!("{cluster}/receiver/state");
+        new(
+            &id,
+            Severity::Critical,
+            summary,
+            Some("pitr info".to_owned()),
+        )
+    })
+}
+
+/// A standby whose newest commit has been old for long.
+fn lag(
+    now: TimestampTz,
+    (cluster, server): (&str, &ServerState),
+    tallies: &Tallies,
+) -> Option<Condition> {
+    let since = *tallies.lagging.get(cluster)?;
+    let lasts = now.duration_since(since).filter(|lasts| *lasts >= LAGS)?;
+    let lag = server.replay.as_ref()?.lag_s?;
+    let lag = Duration::try_from_secs_f64(lag).unwrap_or_default();
+    let summary = format!(
+        "{cluster}: the standby lags by {}, and by more than an hour for {}",
+        human::duration(lag),
+        human::duration(lasts)
+    );
+    let id = format!("{cluster}/replication/lag");
+    Some(new(
+        &id,
+        Severity::Critical,
+        summary,
+        Some("pitr doctor".to_owned()),
+    ))
 }
 
 fn server_clock(cluster: &str, server: &ServerState) -> Option<Condition> {
@@ -227,6 +284,7 @@ fn locked_growth(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operate::server_state::Replay;
 
     #[test]
     fn a_slot_is_judged_by_its_limit_and_by_the_disk() {
@@ -236,6 +294,7 @@ mod tests {
                 retained_bytes: Some(retained_bytes),
                 safe_bytes,
                 is_lost: Some(is_lost),
+                sync: None,
             };
             slot("main", &slot_of, free).map(|one| one.severity)
         };
@@ -247,6 +306,49 @@ mod tests {
         assert_eq!(told(90, None, false, None), None, "no limit is known");
         assert_eq!(told(80, None, false, Some(20)), Some(Severity::High));
         assert_eq!(told(0, None, true, None), Some(Severity::Critical));
+    }
+
+    #[test]
+    fn a_synchronous_receiver_that_is_away_is_critical_after_half_a_minute() {
+        let mut tallies = Tallies::default();
+        let told = |tallies: &Tallies, seconds| {
+            let lasts = Duration::from_secs(seconds);
+            let found = away("main", lasts, "the receiver is gone", tallies);
+            found.map(|one| (one.id, one.severity))
+        };
+        assert_eq!(told(&tallies, 60), None, "no commit waits for it");
+        tallies.see_synchronous("main", true);
+        let state = Some(("main/receiver/state".to_owned(), Severity::Critical));
+        assert_eq!(told(&tallies, 29), None);
+        assert_eq!(told(&tallies, 30), state);
+        assert_eq!(told(&tallies, 120), None, "it is a finding then");
+        tallies.see_synchronous("main", false);
+        assert_eq!(told(&tallies, 60), None);
+    }
+
+    #[test]
+    fn a_standby_that_lags_by_an_hour_for_half_an_hour_is_critical() {
+        let start: TimestampTz = "2026-11-20T00:00:00Z".parse().unwrap();
+        let after = |minutes: u64| start.saturating_add(Duration::from_secs(minutes * 60));
+        let standby = |lag_s| ServerState {
+            replay: Some(Replay {
+                lag_s,
+                ..Replay::default()
+            }),
+            ..ServerState::default()
+        };
+        let mut tallies = Tallies::default();
+        let mut look = |lag_s, minutes| {
+            let server = standby(lag_s);
+            tallies.see_lag("main", server.is_lagging(), after(minutes));
+            lag(after(minutes), ("main", &server), &tallies).map(|one| one.severity)
+        };
+        assert_eq!(look(Some(3601.0), 0), None);
+        assert_eq!(look(Some(5000.0), 29), None);
+        assert_eq!(look(Some(5000.0), 30), Some(Severity::Critical));
+        assert_eq!(look(Some(3600.0), 31), None, "it catches up");
+        assert_eq!(look(Some(3601.0), 32), None, "and lags anew");
+        assert_eq!(look(None, 90), None, "it is no standby any more");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::archive::datadir::DataDirectory;
 use crate::archive::spool;
 use crate::config::account::Account;
 use crate::config::{Cluster, Environment, Settings};
-use crate::operate::blocked::{Blocked, PASSING, Waiting};
+use crate::operate::blocked::{Blocked, PASSING, STUCK, Waiting};
 use crate::operate::human;
 use crate::operate::owner::{Access, User};
 use crate::operate::session::Session;
@@ -41,12 +41,11 @@ pub(super) fn look(found: &mut Findings, pgdata: &Path, seen: &Seen, session: &S
     if seen.leaves_archiving || (age < PASSING && waiting.count <= MANY) {
         found.ok("waiting", value);
     } else if age >= PASSING {
-        found.fail(
-            "waiting",
-            value,
-            "archiving is stuck: pg_wal grows until its disk is full",
-            fix,
-        );
+        let why = "archiving is stuck: pg_wal grows until its disk is full";
+        match age >= STUCK {
+            true => found.fail("waiting", value, why, fix),
+            false => found.warn("waiting", value, why, fix),
+        }
     } else {
         found.warn("waiting", value, "archiving does not keep up", fix);
     }

@@ -11,6 +11,8 @@ use super::{counted, flag, number, seconds};
 use crate::config::{Compat, Settings};
 use crate::operate::counters::{Counters, kind_name};
 use crate::operate::info::{self, ClusterInfo, Info};
+use crate::operate::server_state::Archiver;
+use crate::operate::underway::Underway;
 use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -27,6 +29,7 @@ pub(super) const WALG_STORAGE_HELP: &str = "Whether the repository answers.";
 pub(super) struct Seen<'a> {
     pub settings: &'a Settings,
     pub counters: Option<&'a Counters>,
+    pub underway: &'a [Underway],
     pub info: Option<&'a Info>,
     pub now: TimestampTz,
 }
@@ -34,11 +37,15 @@ pub(super) struct Seen<'a> {
 /// Adds what has the names that are asked for.
 pub(super) fn add(all: &mut Exposition, names: &[Compat], seen: &Seen<'_>) {
     let clusters = seen.info.map_or(&[][..], |info| info.clusters.as_slice());
+    let servers = seen.info.into_iter().flat_map(Info::servers);
+    let archivers = servers.filter_map(|(name, server)| Some((name, server.archiver.as_ref()?)));
+    let archivers: Vec<_> = archivers.collect();
     let all_names = [
         Compat::PgBackRest,
         Compat::Barman,
         Compat::Cnpg,
         Compat::WalG,
+        Compat::Postgres,
     ];
     for asked in all_names.iter().filter(|name| names.contains(name)) {
         match asked {
@@ -57,8 +64,12 @@ pub(super) fn add(all: &mut Exposition, names: &[Compat], seen: &Seen<'_>) {
             Compat::Cnpg => {
                 hosts(all, seen.settings);
                 clusters.iter().for_each(|one| cnpg(all, one));
+                archivers
+                    .iter()
+                    .for_each(|one| cnpg_archiver(all, seen, *one));
             }
             Compat::WalG => clusters.iter().for_each(|one| walg(all, seen, one)),
+            Compat::Postgres => archivers.iter().for_each(|one| postgres(all, seen, *one)),
         }
     }
 }
@@ -140,7 +151,25 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
             &[stanza],
             flag(counters.running.iter().any(|one| ours(&&one.label))),
         );
+        let running = counters.running.iter().filter(|one| ours(&&one.label));
+        let shown = running.map(|one| seen.underway.iter().find(|u| u.is(&one.process)));
+        pgbackrest_bytes(all, &PGBACKREST_BACKUP, stanza, &shown.collect::<Vec<_>>());
     }
+    // A command names its cluster first among what it is about.
+    let is_ours = |one: &&Underway| {
+        let about = one.object.as_deref().unwrap_or_default();
+        one.restores() && about.split(' ').next() == Some(stanza.1)
+    };
+    let restores = seen.underway.iter().filter(is_ours).map(Some);
+    let restores: Vec<_> = restores.collect();
+    gauge(
+        all,
+        "pgbackrest_stanza_restore_lock_status",
+        "Whether this host restores.",
+        &[stanza],
+        flag(!restores.is_empty()),
+    );
+    pgbackrest_bytes(all, &PGBACKREST_RESTORE, stanza, &restores);
     for backup in backups {
         let id = backup.id.to_string();
         let labels = [
@@ -154,6 +183,49 @@ fn pgbackrest(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {
         pgbackrest_backup(all, one, (backup, &major), &labels);
     }
     pgbackrest_last(all, seen, backups, stanza);
+}
+
+/// Bytes of a running backup or restore: those that are done, and all.
+type Bytes = [(&'static str, &'static str); 2];
+
+const PGBACKREST_BACKUP: Bytes = [
+    (
+        "pgbackrest_stanza_backup_complete_bytes",
+        "Bytes of the present phase of the running backup that are done; 0 while none runs.",
+    ),
+    (
+        "pgbackrest_stanza_backup_total_bytes",
+        "Bytes of the present phase of the running backup; 0 while none runs.",
+    ),
+];
+const PGBACKREST_RESTORE: Bytes = [
+    (
+        "pgbackrest_stanza_restore_complete_bytes",
+        "Bytes of the present phase of the running restore that are done; 0 while none runs.",
+    ),
+    (
+        "pgbackrest_stanza_restore_total_bytes",
+        "Bytes of the present phase of the running restore; 0 while none runs.",
+    ),
+];
+
+/// Adds the bytes of what runs; none where something runs whose bytes are not known.
+fn pgbackrest_bytes(
+    all: &mut Exposition,
+    [complete, total]: &Bytes,
+    stanza: (&'static str, &str),
+    running: &[Option<&Underway>],
+) {
+    let values = match running {
+        [] => Some((Some(0), 0)),
+        [first, ..] => first.map(|one| (one.total_bytes, one.done_bytes)),
+    };
+    let Some((all_bytes, done)) = values else {
+        return;
+    };
+    gauge(all, complete.0, complete.1, &[stanza], number(done));
+    let family = (total.0, Type::Gauge, total.1);
+    all.add_known(&family, &[stanza], all_bytes.map(number));
 }
 
 fn pgbackrest_backup(
@@ -435,6 +507,77 @@ fn cnpg(all: &mut Exposition, one: &ClusterInfo) {
     ] {
         all.add_known(&(name, Type::Gauge, help), &cluster, value);
     }
+}
+
+/// Adds what CloudNativePG asks of pg_stat_archiver. A time that never was has no series, where its own exporter shows -1.
+fn cnpg_archiver(all: &mut Exposition, seen: &Seen<'_>, (name, archiver): (&str, &Archiver)) {
+    let cluster = [("cluster", name)];
+    let since = |then: f64| (seconds(seen.now) - then).max(0.0);
+    for (name, help, value) in [
+        (
+            "cnpg_pg_stat_archiver_archived_count",
+            "Files that archive_command took.",
+            Some(number(archiver.archived)),
+        ),
+        (
+            "cnpg_pg_stat_archiver_failed_count",
+            "Runs of archive_command that failed.",
+            Some(number(archiver.failed)),
+        ),
+        (
+            "cnpg_pg_stat_archiver_seconds_since_last_archival",
+            "Since archive_command took the last file.",
+            archiver.last_archived_s.map(since),
+        ),
+        (
+            "cnpg_pg_stat_archiver_seconds_since_last_failure",
+            "Since the last run of archive_command that failed.",
+            archiver.last_failed_s.map(since),
+        ),
+        (
+            "cnpg_pg_stat_archiver_last_archived_time",
+            "When archive_command took the last file.",
+            archiver.last_archived_s,
+        ),
+        (
+            "cnpg_pg_stat_archiver_last_failed_time",
+            "When the last run of archive_command failed.",
+            archiver.last_failed_s,
+        ),
+        (
+            "cnpg_pg_stat_archiver_stats_reset_time",
+            "When the counts of the archiver began.",
+            archiver.reset_s,
+        ),
+    ] {
+        all.add_known(&(name, Type::Gauge, help), &cluster, value);
+    }
+}
+
+/// Adds what postgres_exporter asks of pg_stat_archiver.
+fn postgres(all: &mut Exposition, seen: &Seen<'_>, (name, archiver): (&str, &Archiver)) {
+    let cluster = [("cluster", name)];
+    for (name, help, value) in [
+        (
+            "pg_stat_archiver_archived_count",
+            "Files that archive_command took.",
+            archiver.archived,
+        ),
+        (
+            "pg_stat_archiver_failed_count",
+            "Runs of archive_command that failed.",
+            archiver.failed,
+        ),
+    ] {
+        all.add(&(name, Type::Counter, help), &cluster, number(value));
+    }
+    let since = |then: f64| (seconds(seen.now) - then).max(0.0);
+    let family = (
+        "pg_stat_archiver_last_archive_age",
+        Type::Gauge,
+        "Since archive_command took the last file, in seconds.",
+    );
+    all.add_known(&family, &cluster, archiver.last_archived_s.map(since));
 }
 
 fn walg(all: &mut Exposition, seen: &Seen<'_>, one: &ClusterInfo) {

@@ -6,74 +6,48 @@ mod alerts;
 mod audit;
 mod checks;
 mod compat;
+mod counts;
 pub mod exposition;
 pub mod hosts;
+mod progress;
 mod repositories;
 mod server;
 mod stored;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::certificates;
-use super::counters::{self, BOUNDS, Counters, Counts, Label, REASONS, kind_name};
+use super::counters::{self, Counters, kind_name};
 use super::finding::{Finding, Level};
 use super::fingerprint;
 use super::info::{self, Asks, ClusterInfo, Info};
 use super::receiver::Receiver;
+use super::room::{self, Room};
 use super::runs::Runs;
 use super::scopes::ScopeInfo;
+use super::server_state::ServerState;
 use super::session::Session;
 use super::sets::watch::{self, Watched};
 use super::tallies::Tallies;
-use super::underway::{self, Underway};
+use super::underway;
 use super::written::Written;
-use crate::config::{Compat, Settings, Source};
+use crate::config::{Compat, Settings};
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::plan::window::Window;
 use crate::release;
 use crate::repo::root::BackupKind;
-use crate::store::Room;
+use crate::store;
 use compat::Seen;
-use exposition::{Exposition, Labels, Type};
+use exposition::{Exposition, Type};
 use hosts::Barred;
 use repositories::Stores;
 
 /// Name, type and help of a family.
 pub(super) type Family = (&'static str, Type, &'static str);
 
-const SUCCESS: Family = (
-    "backup_success_total",
-    Type::Counter,
-    "Backups that were committed, by this host.",
-);
-const ATTEMPTS: Family = (
-    "backup_attempts_total",
-    Type::Counter,
-    "Backups that were begun by this host, and have ended.",
-);
-const FAILURES: Family = (
-    "backup_failures_total",
-    Type::Counter,
-    "Backups of this host that ended without commit.",
-);
-const FAILURE: Family = (
-    "backup_failure_total",
-    Type::Counter,
-    "As backup_failures_total, without cluster, repository and reason.",
-);
-const DURATION: Family = (
-    "backup_duration_seconds",
-    Type::Gauge,
-    "Run time of the last backup of this host.",
-);
-const DURATIONS: Family = (
-    "backup_duration_seconds_hist",
-    Type::Histogram,
-    "Run times of backups of this host.",
-);
 const SIZE: Family = (
     "backup_size_bytes",
     Type::Gauge,
@@ -83,26 +57,6 @@ const TIMESTAMP: Family = (
     "backup_timestamp_seconds",
     Type::Gauge,
     "End of the last committed backup.",
-);
-const PROGRESS: Family = (
-    "pitr_backup_progress_ratio",
-    Type::Gauge,
-    "Share of the present phase of a running backup, where its size is known.",
-);
-const RESTORES: Family = (
-    "pitr_restore_running",
-    Type::Gauge,
-    "Restores, drills and clones that this host makes now.",
-);
-const RESTORE_PROGRESS: Family = (
-    "pitr_restore_progress_ratio",
-    Type::Gauge,
-    "Share of the present phase of the running restore that is least far, where its size is known.",
-);
-const RUNNING: Family = (
-    "pitr_backup_running",
-    Type::Gauge,
-    "Backups that this host takes now.",
 );
 const LAST_SUCCESS: Family = (
     "pitr_backup_last_success_timestamp_seconds",
@@ -214,6 +168,11 @@ const ERRORS: Family = (
     "Parts that could not be looked at.",
 );
 const BUILD: Family = ("pitr_build_info", Type::Gauge, "Version of the program.");
+const REPO_FULL: Family = (
+    "pitr_repo_full_in_seconds",
+    Type::Gauge,
+    "When the filesystem of a repository is full, as it filled within the last 30 days.",
+);
 const CERTIFICATE: Family = (
     "pitr_cert_expiry_timestamp_seconds",
     Type::Gauge,
@@ -223,6 +182,12 @@ const FINGERPRINT: Family = (
     "pitr_config_fingerprint_info",
     Type::Gauge,
     "Hash of what the hosts of a cluster are to agree about in their configurations.",
+);
+
+const SYNC_STATE: Family = (
+    "pitr_receiver_sync_state",
+    Type::Gauge,
+    "0 asynchronous, 1 potential, 2 quorum, 3 synchronous, as the server tells it.",
 );
 
 /// Positions of receivers.
@@ -275,8 +240,10 @@ pub struct Metrics {
     pub failed: Option<Error>,
     /// The error of the file of counters, without which nothing is counted.
     pub uncounted: Option<Error>,
-    /// The room of each repository that tells it, by its name.
-    pub rooms: Vec<(String, Room)>,
+    /// The room of each repository that tells it.
+    pub rooms: Vec<Room>,
+    /// Whether that was noted, for the next forecast.
+    pub noted: Result<()>,
     /// How many seconds the clock of each repository that tells it is ahead of this host's, by its name.
     pub clocks: Vec<(String, f64)>,
     /// Repositories that do not answer.
@@ -311,11 +278,9 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         Err(e) => (None, Some(e)),
     };
     let underway = underway::look(session, &settings);
-    of_restores(&mut all, &underway);
-    match &counters {
-        Some(counters) => of_counters(&mut all, &settings, (counters, &underway)),
-        None if uncounted.is_some() => {}
-        None => session.warn("attempts and failures of backups are not counted on this host: set state_dir in [agent]"),
+    progress::add_others(&mut all, &underway);
+    if counters.is_none() && uncounted.is_none() {
+        session.warn("attempts and failures of backups are not counted on this host: set state_dir in [agent]");
     }
     let none = Counters::default();
     let known = counters.as_ref().unwrap_or(&none);
@@ -332,6 +297,10 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
             Err(e) => (None, Some(e)),
         },
     };
+    if let Some(counters) = &counters {
+        let scopes = info.as_ref().map_or(&[][..], |info| &info.scopes);
+        counts::add(&mut all, &settings, (counters, &underway, scopes));
+    }
     let errors = info.as_ref().map_or(0, |info| info.failures.errors.len());
     let errors = errors + usize::from(failed.is_some()) + usize::from(uncounted.is_some());
     all.add(&ERRORS, &[], counted(errors));
@@ -366,11 +335,13 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         clocks,
         away,
     } = repositories::add(&mut all, session, with, info.as_ref());
+    let (rooms, noted) = of_rooms(&mut all, (session, &settings), &rooms);
     audit::add(&mut all, known);
     of_configuration(&mut all, &settings);
     let seen = Seen {
         settings: &settings,
         counters: counters.as_ref(),
+        underway: &underway,
         info: info.as_ref(),
         now,
     };
@@ -381,6 +352,7 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         failed,
         uncounted,
         rooms,
+        noted,
         clocks,
         away,
         pg_wal_free,
@@ -388,6 +360,21 @@ pub fn collect(session: &Session, asked: &[Compat]) -> Result<Metrics> {
         sets,
         tallies,
     })
+}
+
+/// The room of repositories, and when none is left: by the notes of this host, where any are kept.
+fn of_rooms(
+    all: &mut Exposition,
+    (session, settings): (&Session, &Settings),
+    measured: &[(String, store::Room)],
+) -> (Vec<Room>, Result<()>) {
+    let place = settings.state_dir(&session.environment);
+    let (rooms, noted) = room::look(session, measured, place.as_deref());
+    for room in &rooms {
+        let labels = [("repo", room.repository.as_str())];
+        all.add_known(&REPO_FULL, &labels, room.full_in_s.map(number));
+    }
+    (rooms, noted)
 }
 
 /// The marks of recovery sets. A set that cannot be looked at is a finding of `pitr doctor`; a host that only writes proves none settled.
@@ -419,6 +406,16 @@ fn tallied(
     let answering: Vec<&str> = servers.map(|(name, _)| name).collect();
     let silent = info.into_iter().flat_map(Info::silent);
     let silent: Vec<&str> = silent.map(|(name, _)| name).collect();
+    let servers = info.into_iter().flat_map(Info::servers);
+    let lags = servers.map(|(name, server)| (name, server.is_lagging()));
+    let lags: Vec<_> = lags.collect();
+    let receivers = info.into_iter().flat_map(Info::receivers);
+    let synchronous = receivers.filter_map(|(name, receiver)| {
+        let mut servers = info.into_iter().flat_map(Info::servers);
+        let (_, server) = servers.find(|(of, _)| *of == name)?;
+        Some((name, server.sync(receiver.slot())?.delays()))
+    });
+    let synchronous: Vec<_> = synchronous.collect();
     let clusters = info.into_iter().flat_map(|info| &info.clusters);
     let refused = clusters.filter_map(|one| {
         let names = one.remains.as_ref()?.refused.as_deref()?;
@@ -435,6 +432,12 @@ fn tallied(
         }
         for cluster in silent {
             tallies.see_silence(cluster, now);
+        }
+        for (cluster, is_lagging) in lags {
+            tallies.see_lag(cluster, is_lagging, now);
+        }
+        for (cluster, is_so) in synchronous {
+            tallies.see_synchronous(cluster, is_so);
         }
         for (cluster, repository, names) in refused {
             tallies.see_refused((cluster, repository), names, now);
@@ -485,60 +488,6 @@ pub(super) fn seconds(time: TimestampTz) -> f64 {
     number(u64::try_from(micros).unwrap_or_default()) / 1e6
 }
 
-/// The series that the configuration leads to, so that each stands at 0 before something happens, and those that are counted.
-fn of_counters(
-    all: &mut Exposition,
-    settings: &Settings,
-    (counters, underway): (&Counters, &[Underway]),
-) {
-    let mut series: BTreeMap<Label, Counts> = expected(settings)
-        .into_iter()
-        .map(|label| (label, Counts::default()))
-        .collect();
-    series.extend(counters.series.iter().map(|(l, c)| (l.clone(), c.clone())));
-    let mut alias: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for (label, counts) in &series {
-        let labels = of_label(label);
-        all.add(&ATTEMPTS, &labels, number(counts.attempts));
-        all.add(&SUCCESS, &labels, number(counts.successes));
-        for reason in REASONS {
-            let count = counts.failures.get(reason).copied().unwrap_or(0);
-            let with = [labels.as_slice(), &[("reason", reason)]].concat();
-            all.add(&FAILURES, &with, number(count));
-            *alias.entry((&label.kind, &label.component)).or_default() += count;
-        }
-        let running = counters.running.iter().filter(|one| one.label == *label);
-        all.add(&RUNNING, &labels, counted(running.clone().count()));
-        let percents = running.filter_map(|one| {
-            let underway = underway.iter().find(|shown| shown.is(&one.process))?;
-            underway.percent()
-        });
-        let ratio = percents.min().map(|percent| number(percent) / 100.0);
-        all.add_known(&PROGRESS, &labels, ratio);
-        all.add_known(
-            &DURATION,
-            &labels,
-            counts.last_ms.map(|ms| number(ms) / 1000.0),
-        );
-        histogram(all, &labels, counts);
-    }
-    for ((kind, component), count) in alias {
-        all.add(
-            &FAILURE,
-            &[("type", kind), ("component", component)],
-            number(count),
-        );
-    }
-}
-
-fn of_restores(all: &mut Exposition, underway: &[Underway]) {
-    let restores = underway.iter().filter(|one| one.restores());
-    all.add(&RESTORES, &[], counted(restores.clone().count()));
-    let least = restores.filter_map(Underway::percent).min();
-    let ratio = least.map(|percent| number(percent) / 100.0);
-    all.add_known(&RESTORE_PROGRESS, &[], ratio);
-}
-
 /// How the jobs of the agent went. One that never ran has no result.
 fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: TimestampTz) {
     for job in &settings.jobs {
@@ -553,62 +502,6 @@ fn of_jobs(all: &mut Exposition, settings: &Settings, state_dir: &Path, now: Tim
         let success = state.runs.iter().rfind(|run| run.is_success());
         let success = success.and_then(|run| run.ended.as_ref());
         all.add_known(&JOB_SUCCESS, &labels, success.map(|e| seconds(e.ended)));
-    }
-}
-
-fn histogram(all: &mut Exposition, labels: Labels<'_>, counts: &Counts) {
-    let bounds = BOUNDS.iter().map(u32::to_string).chain(["+Inf".to_owned()]);
-    for (index, bound) in bounds.enumerate() {
-        let count = counts.within.get(index).copied().unwrap_or(0);
-        let with = [labels, &[("le", bound.as_str())]].concat();
-        all.sample(&DURATIONS, "_bucket", &with, number(count));
-    }
-    let count = counts.within.last().copied().unwrap_or(0);
-    all.sample(&DURATIONS, "_sum", labels, number(counts.total_ms) / 1000.0);
-    all.sample(&DURATIONS, "_count", labels, number(count));
-}
-
-fn of_label(label: &Label) -> [(&'static str, &str); 4] {
-    [
-        ("cluster", &label.cluster),
-        ("type", &label.kind),
-        ("component", &label.component),
-        ("repo", &label.repo),
-    ]
-}
-
-fn expected(settings: &Settings) -> BTreeSet<Label> {
-    // Backups go into the first one.
-    let Ok(first) = settings.first_repository() else {
-        return BTreeSet::new();
-    };
-    let both = |cluster: &str, component: &str| {
-        ["full", "incr"].map(|kind| Label {
-            kind: kind.to_owned(),
-            ..counters::of_content(component, cluster, first)
-        })
-    };
-    let clusters = settings.clusters.iter();
-    let clusters = clusters.flat_map(|c| both(c.name.as_str(), "postgres"));
-    let contents = settings.contents().flat_map(|one| {
-        let kinds = both(one.name, component(settings, one.kind, one.name));
-        let has_incrementals = one.kind == "files";
-        kinds
-            .into_iter()
-            .filter(move |l| has_incrementals || l.kind == "full")
-    });
-    clusters.chain(contents).collect()
-}
-
-/// The component of other content.
-fn component<'a>(settings: &Settings, kind: &'a str, name: &str) -> &'a str {
-    let files = settings
-        .files
-        .iter()
-        .find(|f| kind == "files" && f.name == name);
-    match files.map(|f| &f.source) {
-        Some(Source::Git(_)) => "git",
-        _ => kind,
     }
 }
 
@@ -636,7 +529,7 @@ fn of_cluster(all: &mut Exposition, one: &ClusterInfo, counters: &Counters) {
     let rto = one.estimate.as_ref().map(|e| number(e.ms) / 1000.0);
     all.add_known(&RTO, &[labels[0], labels[1], ("target", "latest")], rto);
     checks::add(all, one, counters, &labels);
-    of_receiver(all, one.receiver.as_ref(), &cluster);
+    of_receiver(all, (one.receiver.as_ref(), one.server.as_ref()), &cluster);
     of_status(all, &CHECKS, &one.problems, &cluster);
 }
 
@@ -655,13 +548,13 @@ fn of_written(all: &mut Exposition, one: &Written) {
         ];
         all.add(&LAST_SUCCESS, &labels, seconds(backup.time));
     }
-    of_receiver(all, one.receiver.as_ref(), &cluster);
+    of_receiver(all, (one.receiver.as_ref(), one.server.as_ref()), &cluster);
     of_status(all, &CHECKS_WRITTEN, &one.problems, &cluster);
 }
 
 fn of_receiver(
     all: &mut Exposition,
-    receiver: Option<&Receiver>,
+    (receiver, server): (Option<&Receiver>, Option<&ServerState>),
     cluster: &[(&'static str, &str); 1],
 ) {
     let Some(receiver) = receiver else { return };
@@ -673,6 +566,8 @@ fn of_receiver(
             .into_iter()
             .for_each(|f| all.add_known(f, &labels, value.map(number)));
     }
+    let sync = server.and_then(|server| server.sync(receiver.slot()));
+    all.add_known(&SYNC_STATE, &labels, sync.map(|sync| f64::from(sync as u8)));
 }
 
 fn of_backups(all: &mut Exposition, one: &ClusterInfo, labels: &[(&'static str, &str); 2]) {
@@ -765,26 +660,26 @@ fn of_scopes(all: &mut Exposition, scopes: &[ScopeInfo], settings: &Settings) {
         let (Some(kind), Some(name)) = (parts.next(), parts.next()) else {
             continue;
         };
-        let component = component(settings, kind, name);
+        let component = counts::component(settings, kind, name);
         if let Some(log) = &one.log {
             let labels = [("cluster", name), ("repo", one.repository.as_str())];
             all.add_known(&LOG_STORED, &labels, log.stored_time.map(seconds));
             all.add(&LOG_GAP, &labels, f64::from(u8::from(log.has_gap())));
         }
-        let Some(newest) = one.backups.iter().max_by_key(|b| b.stop_time) else {
-            continue;
-        };
-        let kind = match newest.id.to_string().contains("-incr") {
-            true => "incr",
-            false => "full",
-        };
-        let labels = [
-            ("cluster", name),
-            ("type", kind),
-            ("component", component),
-            ("repo", one.repository.as_str()),
-        ];
-        all.add(&SIZE, &labels, number(newest.stored_bytes));
-        all.add(&TIMESTAMP, &labels, seconds(newest.stop_time));
+        for is_incremental in [false, true] {
+            let ours = one.backups.iter();
+            let ours = ours.filter(|b| b.id.is_incremental() == is_incremental);
+            let Some(newest) = ours.max_by_key(|b| b.stop_time) else {
+                continue;
+            };
+            let labels = [
+                ("cluster", name),
+                ("type", if is_incremental { "incr" } else { "full" }),
+                ("component", component),
+                ("repo", one.repository.as_str()),
+            ];
+            all.add(&SIZE, &labels, number(newest.stored_bytes));
+            all.add(&TIMESTAMP, &labels, seconds(newest.stop_time));
+        }
     }
 }

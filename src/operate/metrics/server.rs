@@ -30,6 +30,11 @@ const CLOCK: Family = (
     Type::Gauge,
     "How far the clock of the server is ahead of this host's.",
 );
+const LAG: Family = (
+    "pitr_replication_lag_seconds",
+    Type::Gauge,
+    "How old the newest commit is that a standby has replayed; 0 while it has everything.",
+);
 const SLOT_RETAINED: Family = (
     "pitr_slot_retained_bytes",
     Type::Gauge,
@@ -64,6 +69,8 @@ pub(super) fn add(
         all.add(&PUSH_FAILURES, &cluster, number(archiver.failed));
     }
     all.add_known(&CLOCK, &cluster, server.clock_offset_s);
+    let lag = server.replay.as_ref().and_then(|replay| replay.lag_s);
+    all.add_known(&LAG, &cluster, lag);
     let seen = tallies.and_then(|t| t.archivers.get(name));
     all.add_known(&RESTARTS, &cluster, seen.map(|seen| number(seen.restarts)));
     for slot in server.slots.iter().flatten() {

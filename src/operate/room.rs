@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::observed;
+use super::session::Session;
 use crate::behalf;
 use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::operate::session::Session;
 use crate::pg::time::TimestampTz;
 use crate::store;
 
@@ -56,16 +55,17 @@ impl Room {
     }
 }
 
-/// Adds the forecast to what a look has measured; whether it was noted, too. Without the file of notes, the forecast begins anew.
+/// Adds the forecast to what a look has measured; whether it was noted, too. Without the file of notes, the forecast begins anew; without a place for it,
+/// there is none.
 pub fn look(
     session: &Session,
     measured: &[(String, store::Room)],
-    state_dir: &Path,
+    state_dir: Option<&Path>,
 ) -> (Vec<Room>, Result<()>) {
-    let path = state_dir.join(FILE);
-    let before: Vec<Noted> = observed::read(&path)
-        .ok()
-        .and_then(|(text, _)| serde_json::from_str(&text).ok())
+    let path = state_dir.map(|place| place.join(FILE));
+    let known = path.as_deref().and_then(|path| behalf::read(path).ok());
+    let before: Vec<Noted> = known
+        .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
     let now = session.host.now();
     let mut rooms = Vec::new();
@@ -88,9 +88,9 @@ pub fn look(
     };
     let away: Vec<Noted> = before.iter().filter(is_away).cloned().collect();
     noted.extend(away);
-    let kept = match noted == before {
-        true => Ok(()),
-        false => keep(session, &path, &noted),
+    let kept = match path.filter(|_| noted != before) {
+        None => Ok(()),
+        Some(path) => keep(session, &path, &noted),
     };
     (rooms, kept)
 }
