@@ -110,7 +110,11 @@ pub fn look(session: &Session, reading: &Reading) -> Result<Written> {
     problems.extend(proven::problems(&drills, limit, now));
     drills.retain(|proven| proven.drills.newest.is_some());
     let asked = cluster.map(|own| ServerState::look(own, identifier, &session.host));
-    let (server, silence) = asked.unwrap_or_default();
+    let (mut server, silence) = asked.unwrap_or_default();
+    // This host cannot tell a standby that lags from one that has everything of an idle primary.
+    if let Some(server) = &mut server {
+        server.replay = None;
+    }
     problems.extend(silence);
     problems.sort_by_key(|p| std::cmp::Reverse(p.level));
     Ok(Written {
