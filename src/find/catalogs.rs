@@ -173,14 +173,42 @@ impl Catalogs {
             // Which one of two versions of a name counts, the WAL before the page tells.
             unsure.retain(|row| all.iter().filter(|other| oid(other) == oid(row)).count() == 1);
         }
-        for row in sure.iter().filter(|row| is_class || row.is_untouched) {
-            self.learn(place, &row.row, row.is_untouched);
-        }
-        for row in unsure {
-            self.learn(place, &row.row, false);
+        let classes: Vec<ClassRow> = match is_class {
+            true => all
+                .iter()
+                .filter_map(|row| self.class(Some(&row.row)))
+                .collect(),
+            false => Vec::new(),
+        };
+        let sure = sure.into_iter().filter(|r| is_class || r.is_untouched);
+        let sure = sure.map(|row| (row, row.is_untouched));
+        let unsure = unsure.into_iter().map(|row| (row, false));
+        for (row, is_newest) in sure.chain(unsure) {
+            let class = match is_class {
+                true => self.class(Some(&row.row)),
+                false => None,
+            };
+            match class {
+                Some(class) if !is_newest => self.learn_version(place, class, &classes),
+                _ => self.learn(place, &row.row, is_newest),
+            }
         }
         for row in rows {
             self.keep((place, row.offset), row.row);
+        }
+    }
+
+    /// Takes a row of a page that may be an old version. It tells no name where the page has versions with others: only whose the file is.
+    fn learn_version(&mut self, place: Place, class: ClassRow, page: &[ClassRow]) {
+        let is_other = |row: &ClassRow| {
+            row.oid == class.oid && (row.namespace, &row.name) != (class.namespace, &class.name)
+        };
+        if class.written_anew().is_some() {
+            self.learn_transient(place.database, &class);
+        } else if page.iter().any(is_other) {
+            self.learn_file(place.database, &class, false);
+        } else {
+            self.learn_class(place.database, class, false);
         }
     }
 
@@ -351,7 +379,8 @@ impl Catalogs {
                 Some(class) if !is_newest && class.written_anew().is_some() => {
                     self.learn_transient(place.database, &class);
                 }
-                Some(class) => self.learn_class(place.database, class, is_newest),
+                Some(class) if is_newest => self.learn_change(place.database, class),
+                Some(class) => self.learn_class(place.database, class, false),
                 None => {}
             }
             return;
@@ -380,7 +409,7 @@ impl Catalogs {
         self.learn(place, row, true);
     }
 
-    /// Takes the row that a committed transaction gave a relation.
+    /// Takes the row that a committed transaction gave a relation, and that no later one touched as far as is known.
     pub fn learn_change(&mut self, database: u32, class: ClassRow) {
         self.changed.insert((Catalog::Class, database, class.oid));
         self.learn_class(database, class, true);
@@ -396,7 +425,7 @@ impl Catalogs {
         !self.lost.contains(&database)
     }
 
-    /// Returns the row that the last committed change gave a relation.
+    /// Returns the row that the last committed change gave a relation; old versions on page images do not count.
     pub fn changed_relation(&self, database: u32, oid: u32) -> Option<&ClassRow> {
         let is_changed = self.changed.contains(&(Catalog::Class, database, oid));
         self.newest(database, oid).filter(|_| is_changed)
@@ -409,16 +438,16 @@ impl Catalogs {
 
     /// Takes a row of `pg_class`.
     pub fn learn_class(&mut self, database: u32, class: ClassRow, is_newest: bool) {
+        self.learn_file(database, &class, is_newest);
+        put(&mut self.relations, (database, class.oid), class, is_newest);
+    }
+
+    fn learn_file(&mut self, database: u32, class: &ClassRow, is_newest: bool) {
         if class.file != 0 {
             self.own_files.add(database, class.oid, class.file);
-            put(
-                &mut self.files,
-                (database, class.file),
-                class.oid,
-                is_newest,
-            );
+            let file = (database, class.file);
+            put(&mut self.files, file, class.oid, is_newest);
         }
-        put(&mut self.relations, (database, class.oid), class, is_newest);
     }
 
     /// Takes the row of a relation that a transaction made to write another one anew: its file is that one's.

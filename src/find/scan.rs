@@ -1101,7 +1101,7 @@ fn rename(event: &mut Event, story: &Story) {
     };
     let newest = relation
         .oid
-        .and_then(|oid| story.catalogs.newest(database.oid, oid));
+        .and_then(|oid| story.catalogs.changed_relation(database.oid, oid));
     if let Some(newest) = newest {
         let schema = story.catalogs.schema(database.oid, newest.namespace);
         let schema = schema.or(relation.schema.as_ref());
