@@ -54,6 +54,14 @@ pub enum Pace {
 }
 
 impl Pace {
+    fn word(self) -> &'static str {
+        match self {
+            Pace::Expedited => "expedited",
+            Pace::Standard => "standard",
+            Pace::Bulk => "bulk",
+        }
+    }
+
     fn speed(self) -> Speed {
         match self {
             Pace::Expedited => Speed::Expedited,
@@ -105,8 +113,11 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     }
     if !args.dry_run && !planned.is_ready() {
         cx.out.note(&format!(
-            "next: pitr repo thaw --backup {} --wait",
-            args.backup
+            "next: pitr repo thaw --backup {} --days {} --speed {}{} --wait",
+            args.backup,
+            args.days,
+            args.speed.word(),
+            if args.wal { " --wal" } else { "" }
         ));
     }
     Ok(exit::SUCCESS)

@@ -122,6 +122,8 @@ pub struct Catalogs {
     tablespaces: HashMap<u32, String>,
     /// Rows of relations and schemas that committed transactions made or changed, by database and oid.
     changed: HashSet<(Catalog, u32, u32)>,
+    /// Relations whose newest row a page has shown, by database and oid.
+    shown: HashSet<(u32, u32)>,
     /// Databases of which a relation was changed whose new row is not known.
     lost: HashSet<u32>,
 }
@@ -143,6 +145,7 @@ impl Catalogs {
             databases: HashMap::new(),
             tablespaces: HashMap::new(),
             changed: HashSet::new(),
+            shown: HashSet::new(),
             lost: HashSet::new(),
         }
     }
@@ -379,7 +382,10 @@ impl Catalogs {
                 Some(class) if !is_newest && class.written_anew().is_some() => {
                     self.learn_transient(place.database, &class);
                 }
-                Some(class) if is_newest => self.learn_change(place.database, class),
+                Some(class) if is_newest => {
+                    self.shown.insert((place.database, class.oid));
+                    self.learn_class(place.database, class, true);
+                }
                 Some(class) => self.learn_class(place.database, class, false),
                 None => {}
             }
@@ -429,6 +435,12 @@ impl Catalogs {
     pub fn changed_relation(&self, database: u32, oid: u32) -> Option<&ClassRow> {
         let is_changed = self.changed.contains(&(Catalog::Class, database, oid));
         self.newest(database, oid).filter(|_| is_changed)
+    }
+
+    /// Returns the newest row of a relation that a page has shown.
+    pub fn shown_relation(&self, database: u32, oid: u32) -> Option<&ClassRow> {
+        let is_shown = self.shown.contains(&(database, oid));
+        self.newest(database, oid).filter(|_| is_shown)
     }
 
     /// Whether a committed transaction made or changed a schema.

@@ -11,6 +11,7 @@ use crate::pg::record::{Body, Fork, Record, Reference, Relation};
 use crate::pg::rmgr;
 use crate::pg::time::TimestampTz;
 use crate::pg::xact::{self, TransactionRecord};
+use crate::pg::xlog::{self, CheckpointRecord, XlogRecord};
 
 /// A place of a catalog's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,8 +91,17 @@ pub enum Step {
         /// Oid of the tablespace.
         tablespace: u32,
     },
-    /// A transaction was prepared, under this name.
-    Prepare(u32, String),
+    /// A transaction was prepared.
+    Prepare {
+        /// The transaction.
+        xid: u32,
+        /// Its name.
+        gid: String,
+        /// Its subtransactions.
+        subxids: Vec<u32>,
+    },
+    /// The server began anew: of the transactions so far only prepared ones go on.
+    Restart,
     /// A transaction ended.
     End(EndStep),
 }
@@ -191,6 +201,9 @@ impl<'a> Digester<'a> {
                 let body = record.body_telling(found).ok()?;
                 if body.has_images() {
                     self.images(&body, record.block_size);
+                }
+                if is_restart(record, body.main_data) {
+                    self.digest.steps.push(Step::Restart);
                 }
                 if let Some(change) = heap::row_change(record, body.main_data) {
                     self.row(record, &body, first?, change)?;
@@ -343,13 +356,60 @@ impl<'a> Digester<'a> {
                 subxids: end.subxids.iter().collect(),
                 dropped: end.dropped.iter().collect(),
             }),
-            TransactionRecord::Prepare(prepared) => {
-                let gid = String::from_utf8_lossy(prepared.gid).into_owned();
-                Step::Prepare(prepared.xid.0, gid)
-            }
+            TransactionRecord::Prepare(prepared) => Step::Prepare {
+                xid: prepared.xid.0,
+                gid: String::from_utf8_lossy(prepared.gid).into_owned(),
+                subxids: prepared.subxids.iter().collect(),
+            },
             _ => return Some(()),
         };
         self.digest.steps.push(step);
         Some(())
+    }
+}
+
+/// Whether a record says that nothing runs beside it. A server that crashed writes no ends of its transactions, and then this record.
+fn is_restart(record: &Record<'_>, main_data: &[u8]) -> bool {
+    matches!(
+        xlog::decode(record, main_data),
+        Ok(Some(
+            XlogRecord::Checkpoint(CheckpointRecord { shutdown: true, .. })
+                | XlogRecord::EndOfRecovery(_)
+        ))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::craft;
+    use crate::pg::record::DEFAULT_BLOCK_SIZE;
+    use crate::pg::version::Major;
+
+    const CHECKPOINT_SHUTDOWN: u8 = 0x00;
+    const CHECKPOINT_ONLINE: u8 = 0x10;
+    const END_OF_RECOVERY: u8 = 0x90;
+
+    fn begins_anew(info: u8, main: &[u8]) -> bool {
+        let bytes = craft::header_and(rmgr::XLOG, info, 0, Lsn(0), &craft::main_data(main));
+        let record = Record::parse(Major::V15, DEFAULT_BLOCK_SIZE, Lsn(8), Lsn(16), &bytes);
+        let files = CatalogFiles::default();
+        let mut digester = Digester::new(&files, false);
+        digester.record(&record.unwrap());
+        let digest = digester.finish();
+        assert_eq!(digest.unread, 0);
+        matches!(digest.steps[..], [Step::Restart])
+    }
+
+    #[test]
+    fn a_shutdown_or_the_end_of_recovery_begins_anew() {
+        let mut checkpoint = vec![0; 88];
+        checkpoint[0..8].copy_from_slice(&0x100_0028_u64.to_le_bytes());
+        checkpoint[8] = 1;
+        checkpoint[12] = 1;
+        assert!(begins_anew(CHECKPOINT_SHUTDOWN, &checkpoint));
+        assert!(!begins_anew(CHECKPOINT_ONLINE, &checkpoint));
+        let end = [9, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0];
+        assert!(begins_anew(END_OF_RECOVERY, &end));
     }
 }

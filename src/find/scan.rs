@@ -34,7 +34,7 @@ const ATTEMPTS_WITHIN: usize = 10_000;
 /// So many segments are looked at together for it.
 const ATTEMPTS_BATCH: usize = 64;
 /// Indexes are read by this many threads: reading waits for the store.
-const READERS: usize = 8;
+pub(super) const READERS: usize = 8;
 /// So much WAL is decoded before it is put together: more would only fill memory.
 const BATCH_BYTES: u64 = 256 << 20;
 

@@ -34,6 +34,9 @@ struct Open {
     tablespaces: Vec<(Lsn, u32, Option<Commit>)>,
     rows: NumberMap<record::Relation, RowCount>,
     gid: Option<String>,
+    is_prepared: bool,
+    /// The server began anew, and it was not seen to be prepared: no record of its end is awaited.
+    is_lost: bool,
 }
 
 /// A stretch of WAL, as it goes on.
@@ -81,17 +84,23 @@ impl Story {
 
     /// Whether a transaction that has not ended gave a name to a schema, a database or a tablespace.
     pub fn awaits_names(&self) -> bool {
-        let mut changes = self.open.values().flat_map(|open| &open.changes);
+        let mut changes = self.awaited();
         changes.any(|change| matches!(change, Change::Named(..)))
     }
 
     /// Whether a transaction that has not ended changed relations of these databases.
     pub fn awaits_relations(&self, databases: &BTreeSet<u32>) -> bool {
-        let mut changes = self.open.values().flat_map(|open| &open.changes);
+        let mut changes = self.awaited();
         changes.any(|change| match change {
             Change::Class(change) => databases.contains(&change.database),
             _ => false,
         })
+    }
+
+    /// The changes of transactions whose end may still come.
+    fn awaited(&self) -> impl Iterator<Item = &Change> {
+        let open = self.open.values().filter(|open| !open.is_lost);
+        open.flat_map(|open| &open.changes)
     }
 
     /// Takes the next digest.
@@ -115,7 +124,27 @@ impl Story {
     }
 
     fn of(&mut self, xid: u32) -> &mut Open {
-        self.open.entry(xid).or_default()
+        let open = self.open.entry(xid).or_default();
+        open.is_lost = false;
+        open
+    }
+
+    fn prepare(&mut self, xid: u32, gid: String, subxids: &[u32]) {
+        for subxid in subxids {
+            if let Some(open) = self.open.get_mut(subxid) {
+                open.is_prepared = true;
+            }
+        }
+        let open = self.of(xid);
+        open.is_prepared = true;
+        open.gid = Some(gid);
+    }
+
+    /// Awaits no end of transactions that are not prepared. They are kept: where segments were skipped, one may have been prepared there.
+    fn restart(&mut self) {
+        for open in self.open.values_mut().filter(|open| !open.is_prepared) {
+            open.is_lost = true;
+        }
     }
 
     fn step(&mut self, step: Step) {
@@ -145,7 +174,8 @@ impl Story {
                 xid,
                 tablespace,
             } => self.of(xid).tablespaces.push((lsn, tablespace, last)),
-            Step::Prepare(xid, gid) => self.of(xid).gid = Some(gid),
+            Step::Prepare { xid, gid, subxids } => self.prepare(xid, gid, &subxids),
+            Step::Restart => self.restart(),
             Step::End(end) => self.end(&end),
         }
     }
@@ -561,5 +591,71 @@ fn note(fate: &mut Fate, change: &ClassChange) {
     }
     if !fate.xids.contains(&change.xid) {
         fate.xids.push(change.xid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(lsn: u64, xid: u32) -> Open {
+        let change = ClassChange {
+            lsn: Lsn(lsn),
+            xid,
+            database: 5,
+            had_row: true,
+            before: None,
+            has_row: true,
+            after: None,
+        };
+        Open {
+            changes: vec![Change::Class(change)],
+            ..Open::default()
+        }
+    }
+
+    fn digest(steps: Vec<Step>) -> Digest {
+        Digest {
+            steps,
+            ..Digest::default()
+        }
+    }
+
+    /// A server that crashed writes no record of the end of its transactions.
+    #[test]
+    fn a_transaction_that_a_crash_ended_is_not_awaited() {
+        let mut story = Story::new(Major::V17, CatalogFiles::default(), u64::MAX);
+        let databases = BTreeSet::from([5]);
+        story.open.insert(7, changed(10, 7));
+        assert!(story.awaits_relations(&databases));
+        story.take(digest(vec![Step::Restart]));
+        assert!(!story.awaits_relations(&databases));
+        story.open.insert(8, changed(30, 8));
+        assert!(story.awaits_relations(&databases));
+    }
+
+    #[test]
+    fn a_prepared_transaction_is_awaited_beyond_a_restart() {
+        let mut story = Story::new(Major::V17, CatalogFiles::default(), u64::MAX);
+        let databases = BTreeSet::from([5]);
+        // The subtransaction made the change.
+        story.open.insert(8, changed(10, 8));
+        let prepare = Step::Prepare {
+            xid: 7,
+            gid: "p".to_owned(),
+            subxids: vec![8],
+        };
+        story.take(digest(vec![prepare, Step::Restart]));
+        assert!(story.awaits_relations(&databases));
+        let end = EndStep {
+            lsn: Lsn(40),
+            xid: 7,
+            time: crate::pg::time::TimestampTz(0),
+            is_commit: true,
+            subxids: vec![8],
+            dropped: Vec::new(),
+        };
+        story.take(digest(vec![Step::End(end)]));
+        assert!(!story.awaits_relations(&databases));
     }
 }

@@ -92,10 +92,10 @@ pub const ALL: &[Explained] = &[
         "there is no backup, none that is whole and leads to the cluster, or the newest one is older than max_backup_age",
         "nothing can be recovered, or recovery replays all WAL since an old backup",
         "pitr backup"),
-    one("PitrBackupMissing", &["NAME/backup/overdue"],
+    one("PitrBackupMissing", &["NAME/backup/overdue", "NAME/backup/full"],
         "the schedule does not run, or the backups of the last day failed",
         "recovery takes longer each day, and old WAL cannot expire",
-        "pitr backup"),
+        "pitr backup --full"),
     one("OldBackup", &[],
         "the newest backup is older than a day: the schedule does not run, or backups fail",
         "recovery takes longer each day, and old WAL cannot expire",
@@ -181,7 +181,7 @@ pub const ALL: &[Explained] = &[
         "PostgreSQL does not answer at conninfo: it is down, or access, password or network are wrong",
         "its slots, its clock and what it has not archived yet are not known",
         "pitr doctor"),
-    one("ReplicationLag", &[],
+    one("ReplicationLag", &["NAME/replication/lag"],
         "a standby replays more than an hour behind its primary",
         "a failover to it loses that time, or waits for it",
         "pitr doctor on the standby"),
@@ -417,6 +417,8 @@ mod tests {
         assert_eq!(name("jobs/full/missed"), Some("PitrJobFailed"));
         assert_eq!(name("main/repository/creating"), Some("unsafe_overwrite"));
         assert_eq!(name("main/repository/offsite"), Some("PitrRepoDown"));
+        assert_eq!(name("main/replication/lag"), Some("ReplicationLag"));
+        assert_eq!(name("main/backup/full"), Some("PitrBackupMissing"));
         assert_eq!(name("nonsense"), None);
         assert_eq!(name(""), None);
     }

@@ -1,5 +1,6 @@
 //! Finds what happened to data, and the target that comes just before it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -16,7 +17,7 @@ use crate::find::catalogs::CatalogFiles;
 use crate::find::event::{Event, Kind, Relation};
 use crate::find::names::{self, Names};
 use crate::find::scan::{Found, Request, Scan, Unread};
-use crate::find::walk::{NameWalk, Told};
+use crate::find::walk::{FOLLOWED_BYTES, NameWalk, Told};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
@@ -118,7 +119,7 @@ pub fn look(session: &Session, question: &Question) -> Result<Answer> {
     };
     let rollup = reading.rollup(session, &inventory)?;
     let scan = Scan::new((&inventory, &rollup), timeline, &session.host, &request)?;
-    let mut lists = Lists::new(session, &reading, &inventory)?;
+    let mut lists = Lists::new(session, &reading, &inventory, timeline)?;
     let mut found = scan.run(&mut |lsn| lists.files_at(lsn))?;
     found.events.retain(|event| is_of_kind(&kinds, event.kind));
     let live = live(session, &reading, &inventory, question, &found);
@@ -262,29 +263,28 @@ fn name_relations(
         let listed = unsure_since(lists, live, event);
         unsure.extend(listed.map(|listed| (listed, event)));
     }
-    follow(
-        scan,
-        &found.files,
-        unsure,
-        &mut |relation, told| match told {
-            Told::Row(row) => relation.take(row),
-            Told::Same => {}
-            Told::Unknown => relation.is_unsure = true,
-        },
-    )?;
+    let show = &mut |relation: &mut Relation, told: Told<'_>| match told {
+        Told::Row(row) | Told::Shown(row) => relation.take(row),
+        Told::Same => {}
+        Told::Unknown => relation.is_unsure = true,
+    };
+    let mut left = FOLLOWED_BYTES;
+    follow(scan, &found.files, unsure, &mut left, show)?;
     let is_table = |e: &Event| e.relation.as_ref().is_none_or(|r| names::is_table(r.kind));
     found.events.retain(is_table);
     Ok(())
 }
 
-/// Shows what WAL tells of relations from the last list before their event on.
+/// Shows what WAL tells of relations from the last list before their event on, those of the newest list first. `left` is how many bytes of it may
+/// be decoded.
 fn follow(
     scan: &Scan<'_>,
     files: &CatalogFiles,
     mut events: Vec<(Listed, &mut Event)>,
+    left: &mut u64,
     show: &mut dyn FnMut(&mut Relation, Told<'_>),
 ) -> Result<()> {
-    events.sort_by_key(|(listed, event)| (listed.from, end_of(event)));
+    events.sort_by_key(|(listed, event)| (Reverse(listed.from), end_of(event)));
     let databases: BTreeSet<u32> = events.iter().map(|(listed, _)| listed.database).collect();
     let mut last: Option<(Lsn, NameWalk<'_>)> = None;
     for (listed, event) in events {
@@ -293,7 +293,7 @@ fn follow(
             _ => scan.relations(files, databases.clone(), listed.from),
         };
         let (_, walk) = last.insert((listed.from, walk));
-        walk.names_at(end_of(event))?;
+        walk.names_at(end_of(event), left)?;
         if let Some(relation) = &mut event.relation {
             let told = walk.told(listed.database, relation, listed.oid);
             show(relation, told);
@@ -331,33 +331,38 @@ fn name_by_wal(
     unsure.retain(|event| !lists.agree(event, live));
     unsure.sort_by_key(|event| end_of(event));
     let mut walk = scan.names(&found.files);
+    let mut left = FOLLOWED_BYTES;
     let mut unmoved = Vec::new();
     for event in unsure {
-        let names = walk.names_at(end_of(event))?;
+        let names = walk.names_at(end_of(event), &mut left)?;
         let Some(database) = &mut event.database else {
             continue;
         };
         if database.name.is_none() {
-            database.name = names.database(database.oid).cloned();
+            let name = names.and_then(|names| names.database(database.oid));
+            database.name = name.cloned();
         }
         if let Some(relation) = &mut event.relation
             && relation.schema.is_none()
         {
-            relation.schema = names.schema(database.oid, relation.namespace).cloned();
+            let schema = names.and_then(|n| n.schema(database.oid, relation.namespace));
+            relation.schema = schema.cloned();
             add_own_schema(relation);
             // A table that was moved has another schema in the lists.
             relation.is_unsure |= relation.schema.is_none() && relation.namespace != 0;
-            let is_changed = names.has_changed_schema(database.oid, relation.namespace);
+            let namespace = relation.namespace;
+            let is_changed = names.is_none_or(|n| n.has_changed_schema(database.oid, namespace));
             let listed = lists.last_before(event).filter(|_| !is_changed);
             if let Some(listed) = listed.filter(|l| l.oid.is_some() && lacks_schema(event)) {
                 unmoved.push((listed, event));
             }
         }
     }
-    follow(scan, &found.files, unmoved, &mut |relation, told| {
-        relation.is_unsure = !matches!(told, Told::Same);
-    })?;
-    take_schemas_of_now(&mut walk, live, found)?;
+    let show = &mut |relation: &mut Relation, told: Told<'_>| {
+        relation.is_unsure = !matches!(told, Told::Same | Told::Shown(_));
+    };
+    follow(scan, &found.files, unmoved, &mut left, show)?;
+    take_schemas_of_now(&mut walk, live, found, &mut left)?;
     let relations = found.events.iter_mut().filter_map(|e| e.relation.as_mut());
     relations.for_each(add_own_schema);
     Ok(())
@@ -368,6 +373,7 @@ fn take_schemas_of_now(
     walk: &mut NameWalk<'_>,
     live: Option<&Names>,
     found: &mut Found,
+    bytes: &mut u64,
 ) -> Result<()> {
     let is_left =
         |e: &&mut Event| lacks_schema(e) && e.relation.as_ref().is_some_and(|r| r.is_unsure);
@@ -375,7 +381,9 @@ fn take_schemas_of_now(
     let Some((live, _)) = live.zip(left.peek()) else {
         return Ok(());
     };
-    let names = walk.names_at(Lsn(u64::MAX))?;
+    let Some(names) = walk.names_at(Lsn(u64::MAX), bytes)? else {
+        return Ok(());
+    };
     for event in left {
         if let Some((database, relation)) = event.database.as_ref().zip(event.relation.as_mut())
             && !names.has_changed_schema(database.oid, relation.namespace)

@@ -10,6 +10,8 @@ use crate::find::event::{Event, Relation};
 use crate::find::names::{Known, Names};
 use crate::find::scan::FilesFrom;
 use crate::pg::lsn::Lsn;
+use crate::pg::timeline::{History, TimelineId};
+use crate::plan::base;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::relations;
@@ -21,6 +23,8 @@ pub struct Lists<'a> {
     session: &'a Session,
     reading: &'a Reading,
     inventory: &'a Inventory,
+    /// The way to the timeline that is looked at.
+    history: History,
     layout: ClusterLayout,
     read: BTreeMap<BackupId, Option<Names>>,
 }
@@ -37,16 +41,18 @@ pub struct Listed {
 }
 
 impl<'a> Lists<'a> {
-    /// The lists of these backups.
+    /// The lists of these backups, on the way to a timeline.
     ///
     /// # Errors
-    /// Those of [`Inventory::layout`].
+    /// Those of [`Inventory::layout`] and [`Inventory::history`].
     pub fn new(
         session: &'a Session,
         reading: &'a Reading,
         inventory: &'a Inventory,
+        timeline: TimelineId,
     ) -> Result<Lists<'a>> {
         Ok(Lists {
+            history: inventory.history(timeline)?,
             layout: inventory.layout()?,
             session,
             reading,
@@ -119,7 +125,9 @@ impl<'a> Lists<'a> {
             names?.complete(&mut named).then_some(named)
         };
         let before = before.last().and_then(|b| named(self.names(&b.id)));
-        let behind = match behind.first() {
+        // A backup that was running then read its list before the event.
+        let behind = behind.iter().find(|b| b.start_lsn >= event.target_lsn);
+        let behind = match behind {
             Some(b) => named(self.names(&b.id)),
             None => named(live),
         };
@@ -130,9 +138,12 @@ impl<'a> Lists<'a> {
         before.is_some_and(|e| is_complete(&e) && behind == Some(e))
     }
 
-    /// The backups that end before a position, and those behind it.
+    /// The backups that end before a position, and those that end behind it, without those of timelines that do not have it.
     fn around(&self, lsn: Lsn) -> (Vec<&'a Backup>, Vec<&'a Backup>) {
+        let holder = self.history.holder(lsn);
         let backups = self.inventory.backups.iter();
+        let backups =
+            backups.filter(|b| b.start_timeline == holder || base::lies_on(&self.history, b));
         backups.partition(|b| b.stop_lsn <= lsn)
     }
 

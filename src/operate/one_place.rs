@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::session::Session;
 use crate::config;
+use crate::config::Location;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::repo::repository::Repository;
@@ -66,23 +67,25 @@ pub fn is_the_same(name: &str) -> Error {
         Config,
         "it is the same place as \"{name}\": the two are one copy"
     )
-    .hint("Let the url of one of them name another place, and run pitr init.")
+    .hint("Let the url of one of them name another place, and run pitr init. A copy that another program makes of a repository has its marker, and a directory or bucket of the same name cannot be told from it.")
 }
 
 /// Whether two repositories are one place, by another path, another name of the host, or another way to it. A directory that was copied is
-/// another place with the same uuid. Elsewhere only the uuid can tell.
+/// another place with the same uuid, and so is a bucket of another name. Elsewhere only the uuid can tell.
 pub fn is_one_place((a, at): Place<'_>, (b, there): Place<'_>) -> bool {
     if at.marker().uuid != there.marker().uuid {
         return false;
     }
-    match (a.location.directory(), b.location.directory()) {
-        (Some(a), Some(b)) => is_one_directory(a, b),
+    match (&a.location, &b.location) {
+        (Location::File(a), Location::File(b)) => is_one_directory(a, b),
+        // Replication of the store, or another program, copies one into the other.
+        (Location::S3 { bucket: a, .. }, Location::S3 { bucket: b, .. }) => a == b,
         _ => true,
     }
 }
 
 /// Whether two paths lead to one directory. Two mounts of one NFS have different devices, and the marker in both is one file: it has one inode,
-/// and one time of change, which no copy takes over.
+/// and one time of change, which copies of files do not take over. Copies of disks do, so on those a device is a place.
 fn is_one_directory(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| {
         let found = fs::metadata(path).ok()?;
@@ -92,12 +95,34 @@ fn is_one_directory(a: &Path, b: &Path) -> bool {
     if own.is_some() && own == other {
         return true;
     }
+    is_network(a) && is_network(b) && has_one_marker(a, b)
+}
+
+fn has_one_marker(a: &Path, b: &Path) -> bool {
     let marker = |path: &Path| {
         let found = fs::metadata(path.join(MARKER)).ok()?;
         Some((found.ino(), found.ctime(), found.ctime_nsec()))
     };
     let own = marker(a);
     own.is_some() && own == marker(b)
+}
+
+/// Whether a directory lies on another host, or is shown by a program: NFS, SMB 1 and 2, FUSE, Ceph, 9P, AFS.
+///
+/// Linux: include/uapi/linux/magic.h; fs/smb/client/cifsfs.c.
+fn is_network(path: &Path) -> bool {
+    const KINDS: [u32; 7] = [
+        0x6969,
+        0xFF53_4D42,
+        0xFE53_4D42,
+        0x6573_5546,
+        0x00C3_6400,
+        0x0102_1997,
+        0x5346_414F,
+    ];
+    let found = rustix::fs::statfs(path);
+    // The kernel's number is unsigned; the type of the field differs by platform.
+    found.is_ok_and(|found| u32::try_from(found.f_type).is_ok_and(|kind| KINDS.contains(&kind)))
 }
 
 #[cfg(test)]
@@ -116,13 +141,16 @@ mod tests {
         fs::hard_link(of("one").join(MARKER), of("mounted").join(MARKER)).unwrap();
         fs::copy(of("one").join(MARKER), of("copied").join(MARKER)).unwrap();
         std::os::unix::fs::symlink(of("one"), of("link")).unwrap();
-        for (name, is_one) in [
-            ("one", true),
-            ("link", true),
-            ("mounted", true),
-            ("copied", false),
+        for (name, is_one, has_one) in [
+            ("one", true, true),
+            ("link", true, true),
+            // A local disk tells its directories apart.
+            ("mounted", false, true),
+            ("copied", false, false),
         ] {
-            assert_eq!(is_one_directory(&of("one"), &of(name)), is_one, "{name}");
+            let pair = (of("one"), of(name));
+            assert_eq!(is_one_directory(&pair.0, &pair.1), is_one, "{name}");
+            assert_eq!(has_one_marker(&pair.0, &pair.1), has_one, "{name}");
         }
         assert!(!is_one_directory(&of("none"), &of("nowhere")));
     }

@@ -645,18 +645,28 @@ impl Set {
         // Somebody else may have withdrawn others meanwhile.
         self.check_proven(&[])?;
         let store = self.place.store();
-        while let Some(name) = self.to_withdraw.first().cloned() {
+        let mut refused = None;
+        // One that the store keeps does not keep the others.
+        for name in std::mem::take(&mut self.to_withdraw) {
             let gone = match self.kind {
-                Kind::Data => keyring::withdraw(store, self.epoch, &name)?,
-                Kind::Secrets => secrets::withdraw_one(store, self.key_set, &name)?,
+                Kind::Data => keyring::withdraw(store, self.epoch, &name),
+                Kind::Secrets => secrets::withdraw_one(store, self.key_set, &name),
             };
-            if let Withdrawn::Hidden(until) = gone {
-                self.hidden.push((name, until));
+            match gone {
+                Ok(gone) => {
+                    if let Withdrawn::Hidden(until) = gone {
+                        self.hidden.push((name.clone(), until));
+                    }
+                    self.withdrawn.push(name);
+                }
+                Err(e) => {
+                    self.to_withdraw.push(name);
+                    refused = refused.or(Some(e));
+                }
             }
-            self.withdrawn.push(self.to_withdraw.remove(0));
         }
         self.recipients = self.names()?;
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 }
 

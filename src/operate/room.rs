@@ -31,7 +31,7 @@ pub struct Room {
     pub total_bytes: u64,
     /// Those that are free.
     pub free_bytes: u64,
-    /// When it is full, at the rate of the notes; none without growth, and before a day of notes.
+    /// When it is full, at the rate of all notes or of the last day; none without growth, and before a day of notes.
     pub full_in_s: Option<u64>,
 }
 
@@ -132,12 +132,17 @@ fn with_notes(
     (room, notes)
 }
 
-/// Seconds until nothing is free, at the rate since the first note.
+/// Seconds until nothing is free, at the rate since the first note, or at that since a day ago where it is full sooner.
 fn full_in(notes: &[(TimestampTz, u64)], free: u64, now: TimestampTz) -> Option<u64> {
-    let (since, then) = notes.first()?;
-    let span = now
-        .duration_since(*since)
-        .filter(|span| *span >= SPAN_MIN)?;
+    let is_old = |(at, _): &&(TimestampTz, u64)| now.duration_since(*at) >= Some(SPAN_MIN);
+    let recent = notes.iter().rfind(is_old);
+    let ends = notes.first().into_iter().chain(recent);
+    ends.filter_map(|note| full_since(*note, free, now)).min()
+}
+
+/// Seconds until nothing is free, at the rate since a note.
+fn full_since((since, then): (TimestampTz, u64), free: u64, now: TimestampTz) -> Option<u64> {
+    let span = now.duration_since(since).filter(|span| *span >= SPAN_MIN)?;
     let taken = then.checked_sub(free).filter(|taken| *taken > 0)?;
     let seconds = u128::from(free) * u128::from(span.as_secs()) / u128::from(taken);
     u64::try_from(seconds).ok()
@@ -166,5 +171,35 @@ mod tests {
         // A clock that was set back forgets what lies ahead of it.
         let (_, back) = with_notes("r", room(400), &two, at(1));
         assert_eq!(back.len(), 1);
+    }
+
+    #[test]
+    fn a_disk_that_begins_to_fill_is_foretold_by_its_last_day() {
+        let start: TimestampTz = "2026-11-20T00:00:00Z".parse().unwrap();
+        let look = |before: u64, notes: &[(TimestampTz, u64)], free_bytes| {
+            let now = start.saturating_add(SAMPLE * u32::try_from(before).unwrap());
+            let total_bytes = 1000;
+            let room = store::Room {
+                total_bytes,
+                free_bytes,
+            };
+            with_notes("r", room, notes, now)
+        };
+        let run = |level: u64| {
+            let mut notes: Vec<(TimestampTz, u64)> = Vec::new();
+            for before in 0..120 {
+                // The first notes go when the last ones come.
+                let free = if before < 10 { level } else { 500 };
+                (_, notes) = look(before, &notes, free);
+            }
+            let mut full = None;
+            for (before, free) in (120..).zip([475, 450, 425, 400]) {
+                let (room, with_it) = look(before, &notes, free);
+                (full, notes) = (room.full_in_s, with_it);
+            }
+            full
+        };
+        assert_eq!(run(500), Some(4 * 86_400), "by 30 days it is 119 days");
+        assert_eq!(run(100), Some(4 * 86_400), "room was made in between");
     }
 }

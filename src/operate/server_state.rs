@@ -46,8 +46,8 @@ pub struct ServerState {
 pub struct Replay {
     /// The end of the WAL that it has replayed.
     pub lsn: Lsn,
-    /// How old its newest commit is, less the delay that it is configured for, in seconds. 0 while it replays what streams in; none before it
-    /// replayed a commit.
+    /// How old its newest commit is, less the delay that it is configured for, in seconds. 0 while it replays what streams in.
+    /// None before it replayed a commit since its start.
     pub lag_s: Option<f64>,
 }
 
@@ -164,10 +164,12 @@ impl ServerState {
         slot?.sync
     }
 
-    /// Whether it is a standby that is behind by more than an hour.
-    pub fn is_lagging(&self) -> bool {
+    /// Whether it is a standby that is behind by more than an hour; none of one that did not tell.
+    pub fn is_lagging(&self) -> Option<bool> {
         let lag = self.replay.as_ref().and_then(|replay| replay.lag_s);
-        lag.is_some_and(|lag| lag > LAG_S)
+        // A standby has no end of WAL, and a primary lags behind nobody.
+        let of_primary = || self.end_lsn.map(|_| false);
+        lag.map(|lag| lag > LAG_S).or_else(of_primary)
     }
 
     /// As [`ServerState::ask`]. A server that does not answer is a finding.
@@ -255,11 +257,12 @@ fn real(rows: &Rows, column: usize) -> Result<Option<f64>> {
 
 fn replay(server: &mut Server) -> Result<Option<Replay>> {
     // Commits that stream in may be old: a standby that replays all of them does not lag.
+    // GREATEST ignores a null: without a commit since its start, the lag would be 0.
     let rows = server.query(
         "select pg_catalog.pg_last_wal_replay_lsn(), case \
          when pg_catalog.pg_last_wal_receive_lsn() = pg_catalog.pg_last_wal_replay_lsn() \
          and exists (select from pg_catalog.pg_stat_wal_receiver) then 0 \
-         else greatest(0, extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()) \
+         when pg_catalog.pg_last_xact_replay_timestamp() is not null then greatest(0, extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()) \
          - (select s.setting::numeric / 1000 from pg_catalog.pg_settings s where s.name = 'recovery_min_apply_delay')) end \
          where pg_catalog.pg_is_in_recovery()",
     )?;
@@ -297,4 +300,30 @@ fn slots(server: &mut Server) -> Result<Vec<Slot>> {
         });
     }
     Ok(slots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_that_does_not_tell_its_lag_is_neither_behind_nor_up_to_date() {
+        let standby = |replay| ServerState {
+            replay,
+            ..ServerState::default()
+        };
+        let replayed = |lag_s| {
+            let lsn = Lsn::default();
+            standby(Some(Replay { lsn, lag_s })).is_lagging()
+        };
+        assert_eq!(replayed(Some(3600.0)), Some(false));
+        assert_eq!(replayed(Some(3601.0)), Some(true));
+        assert_eq!(replayed(None), None, "it replayed no commit yet");
+        assert_eq!(standby(None).is_lagging(), None, "the question failed");
+        let primary = ServerState {
+            end_lsn: Some(Lsn::default()),
+            ..ServerState::default()
+        };
+        assert_eq!(primary.is_lagging(), Some(false));
+    }
 }

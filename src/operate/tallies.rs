@@ -132,11 +132,12 @@ impl Tallies {
         seen.process.clone_from(&process.name);
     }
 
-    /// Sees whether the server of a cluster lags.
-    pub fn see_lag(&mut self, cluster: &str, is_lagging: bool, now: TimestampTz) {
+    /// Sees whether the server of a cluster lags. One that does not tell ends nothing.
+    pub fn see_lag(&mut self, cluster: &str, is_lagging: Option<bool>, now: TimestampTz) {
         match is_lagging {
-            true => drop(self.lagging.entry(cluster.to_owned()).or_insert(now)),
-            false => drop(self.lagging.remove(cluster)),
+            Some(true) => drop(self.lagging.entry(cluster.to_owned()).or_insert(now)),
+            Some(false) => drop(self.lagging.remove(cluster)),
+            None => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 
 use super::command::Reader;
 use super::directory::Take;
-use super::history::{Beginning, Lineage, descends, leaving};
+use super::history::{Beginning, Lineage, Parent, descends, leaving};
 use super::log::Mark;
 use super::overview;
 use super::walk::{self, Known};
@@ -82,8 +82,22 @@ impl Route {
 pub fn plan(
     repository: &Repository,
     scope: &Scope,
+    from: (&str, u64),
+    target: &Target,
+) -> Result<Route> {
+    plan_while(repository, scope, from, target, &|| Ok(()))
+}
+
+/// As [`plan`], and asks before each object whether it shall go on.
+///
+/// # Errors
+/// Those of [`plan`] and of `check`.
+pub fn plan_while(
+    repository: &Repository,
+    scope: &Scope,
     (replid, offset): (&str, u64),
     target: &Target,
+    check: &dyn Fn() -> Result<()>,
 ) -> Result<Route> {
     let histories = walk::histories(repository, scope)?;
     let chain = match &target.replid {
@@ -99,6 +113,7 @@ pub fn plan(
         legs: Vec::new(),
         last: None,
         next_us: None,
+        check,
     };
     search.go(replid, offset)?;
     let arrived_us = search.last.map(|mark| mark.arrived_us);
@@ -107,6 +122,11 @@ pub fn plan(
         arrived_us,
         next_us: search.next_us,
     })
+}
+
+/// Pure: whether a place lies in a history that leads to where one was left, and not behind that.
+pub fn is_before(histories: &[Known], from: (&str, u64), left: &Parent) -> bool {
+    from.1 <= left.fork && chain(histories, from, &left.replid).is_ok()
 }
 
 /// The histories on the way from a position of one to another, each with the position at which the one before it is left, last first.
@@ -162,6 +182,8 @@ struct Search<'a> {
     last: Option<Mark>,
     /// When the mark behind a target that is a time had arrived.
     next_us: Option<i64>,
+    /// Fails when the search shall end.
+    check: &'a dyn Fn() -> Result<()>,
 }
 
 /// How far a history was followed.
@@ -300,6 +322,7 @@ impl<'a> Search<'a> {
             if reached >= limit {
                 return Ok(Reached::Fork(limit));
             }
+            (self.check)()?;
             let Some(object) = walk::object_at(self.repository, &keys, reached)? else {
                 return self.goes_on_in(next, reached);
             };
@@ -341,6 +364,7 @@ impl<'a> Search<'a> {
         let keys = LogKeys::new(self.scope, replid);
         let mut behind = limit;
         while behind > from {
+            (self.check)()?;
             let found = walk::bytes_at(self.repository, &keys, behind - 1)?;
             let (object, bytes) = found.ok_or_else(|| lost(replid, behind))?;
             if let Some(first) = object.first_cut.filter(|cut| cut.position <= limit) {
@@ -499,7 +523,6 @@ fn lost(replid: &str, position: u64) -> crate::error::Error {
 mod tests {
     use super::*;
     use crate::error::Code;
-    use crate::redis::history::Parent;
     use crate::redis::log::{self, Piece};
     use crate::redis::resp;
     use crate::store::file::FileStore;
@@ -610,6 +633,53 @@ mod tests {
         }
         let own = log.legs(("a", 50), (Some("b"), Moment::End)).unwrap();
         assert_eq!(own, [leg("a", 50, 100), leg("b", 100, 150)]);
+    }
+
+    #[test]
+    fn a_place_behind_a_fork_or_in_another_history_is_not_before_it() {
+        let log = twice_failed_over();
+        let histories = walk::histories(&log.repository, &log.scope).unwrap();
+        let is_before = |(letter, at): (&str, u64), (left, fork): (&str, u64)| {
+            let left = Parent {
+                replid: named(left),
+                fork: fork * BYTES,
+            };
+            super::is_before(&histories, (&*named(letter), at * BYTES), &left)
+        };
+        assert!(is_before(("a", 50), ("a", 50)) && is_before(("a", 50), ("b", 120)));
+        assert!(!is_before(("a", 51), ("a", 50)));
+        // History b left history a at 100, and history c did at 90.
+        assert!(!is_before(("a", 110), ("b", 120)) && !is_before(("a", 95), ("c", 120)));
+        assert!(!is_before(("b", 100), ("a", 120)));
+        assert!(!is_before(("d", 50), ("a", 120)));
+    }
+
+    #[test]
+    fn a_search_ends_when_it_is_told_to() {
+        let log = Log::new();
+        for from in [0, 10, 20] {
+            log.store("a", (from, from + 10), 0);
+        }
+        let target = Target {
+            moment: Moment::Position(30 * BYTES),
+            replid: None,
+        };
+        let asked = std::cell::Cell::new(0);
+        let plan = |stops_at: u32| {
+            asked.set(0);
+            let check = || {
+                asked.set(asked.get() + 1);
+                match asked.get() < stops_at {
+                    true => Ok(()),
+                    false => Err(err!(Interrupted, "stop")),
+                }
+            };
+            let base = (&*named("a"), 0);
+            plan_while(&log.repository, &log.scope, base, &target, &check)
+        };
+        assert!(plan(u32::MAX).is_ok() && asked.get() > 3);
+        assert_eq!(plan(2).unwrap_err().code(), Code::Interrupted);
+        assert_eq!(asked.get(), 2);
     }
 
     #[test]

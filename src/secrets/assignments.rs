@@ -11,6 +11,11 @@ use super::{Finds, lines};
 /// A value in quotes goes on over lines, at most so far.
 const QUOTED_LIMIT_BYTES: usize = 64 << 10;
 
+/// Options behind words tell that these are a command.
+const OPTIONS: &[&str] = &[" -"];
+/// Arguments that tell the same of words where a command is expected.
+const ARGUMENTS: &[&str] = &[" -", "://", "%p", "%f"];
+
 /// Adds the values of keys that are secret by their names.
 pub(super) fn scan(finds: &mut Finds<'_>, format: Format) {
     let mut skip_to = 0;
@@ -382,7 +387,15 @@ impl<'t> Scanner<'_, 't> {
             let rest = self.slice(value..self.line.len());
             if let Some(length) = unescaped(rest, opens).or_else(|| rest.find(char::from(opens))) {
                 let whole = self.slice(value..value + length);
-                let length = self.before_command(name, value, whole);
+                let before = self.slice(0..word.start.saturating_sub(1));
+                let length = match leads_to_command(before) {
+                    true => self.before_command(name, value, whole, ARGUMENTS),
+                    false if self.format == Format::Json => {
+                        self.before_command(name, value, whole, OPTIONS)
+                    }
+                    // Any other value reaches to the closing quote, whatever it looks like.
+                    false => length,
+                };
                 return self.take(name, value..value + length);
             }
         }
@@ -632,7 +645,7 @@ impl<'t> Scanner<'_, 't> {
                 Format::Spaced | Format::Other => value.trim_end_matches([';', ',']),
                 _ => value,
             };
-            let command = self.before_command(name, at, value);
+            let command = self.before_command(name, at, value, OPTIONS);
             if command < value.len() {
                 return self.take(name, at..at + command);
             }
@@ -704,7 +717,8 @@ impl<'t> Scanner<'_, 't> {
     }
 
     /// The length of a value of the shell, where other variables or a command follow: `PGPASSWORD=x psql -h host`.
-    fn before_command(&self, name: &str, at: usize, value: &str) -> usize {
+    /// One of `signs` tells that words are a command.
+    fn before_command(&self, name: &str, at: usize, value: &str, signs: &[&str]) -> usize {
         let is_variable = name
             .bytes()
             .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
@@ -725,7 +739,7 @@ impl<'t> Scanner<'_, 't> {
             && word
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b"_-/.0123456789".contains(&b))
-            && [" -", "://", "%p", "%f"].iter().any(|a| rest.contains(a));
+            && signs.iter().any(|sign| rest.contains(sign));
         if is_next || is_command {
             first.len()
         } else {
@@ -842,6 +856,27 @@ impl<'t> Scanner<'_, 't> {
         let span = self.at + span.start..self.at + span.end;
         self.finds.judge(name, span.clone()).then_some(span.end)
     }
+}
+
+/// Whether a command follows a text, in quotes: `archive_command = `, `command: `, `ExecStart=`, `sh -c `.
+fn leads_to_command(before: &str) -> bool {
+    let words = before.trim_end_matches([' ', '\t', ',', '"', '\'']);
+    let word = words.rsplit([' ', '\t', ',', '"', '\'', '[']).next();
+    if matches!(word, Some("-c" | "-lc")) {
+        return true;
+    }
+    let before = before.trim_end();
+    let Some(name) = before.strip_suffix(['=', ':']) else {
+        return false;
+    };
+    let name = name.trim_end().trim_end_matches(['"', '\'']);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let name = name
+        .rsplit(|c: char| !is_name(c))
+        .next()
+        .unwrap_or_default();
+    let is_unit = before.ends_with('=') && name.starts_with("Exec");
+    name == "command" || name.ends_with("_command") || is_unit
 }
 
 /// Finds the texts among the arguments of a call: `Sensitive('x')`; of one that reads a name, the last: `getenv("NAME", "x")`.

@@ -1367,5 +1367,50 @@ fn variables_before_a_command_are_secrets() {
             "Environment='API_TOKEN=correct horse battery'",
             &["correct horse battery"],
         ),
+        (
+            "patroni.yml",
+            "restore_command: 'API_TOKEN=minio-secret-9 curl -o %p https://h/%f'",
+            &["minio-secret-9"],
+        ),
+        (
+            "app.service",
+            "Environment=\"RESTIC_PASSWORD=correct horse - battery staple\"",
+            &["correct horse - battery staple"],
+        ),
+        (
+            "app.service",
+            "Environment='BORG_PASSPHRASE=tulip garden -window lamp'",
+            &["tulip garden -window lamp"],
+        ),
+        (
+            "app.service",
+            "Environment=\"DB_PASSWORD=tea pot http://x\"",
+            &["tea pot http://x"],
+        ),
+        (
+            "app.service",
+            "Environment=\"DB_PASSWORD=one TWO=three\"",
+            &["one TWO=three"],
+        ),
+        (
+            "app.service",
+            "ExecStart=/usr/bin/docker run -e 'ARCHIVE_PASSPHRASE=seven wolves - purple sky'",
+            &["seven wolves - purple sky"],
+        ),
+        (
+            "x.sh",
+            "docker run -e 'ARCHIVE_PASSPHRASE=seven wolves - purple sky'",
+            &["seven wolves - purple sky"],
+        ),
+        (
+            "x.sh",
+            "docker run -e \"ARCHIVE_PASSWORD=ninety green %feet apart\"",
+            &["ninety green %feet apart"],
+        ),
+        (
+            "app.ini",
+            "DB_PASSWORD=tea pot http://x",
+            &["tea pot http://x"],
+        ),
     ]);
 }

@@ -124,7 +124,14 @@ fn k58_a_clone_outside_of_namespaces_that_is_killed_leaves_nothing() {
         client(&run).sql("create table mine as select 1");
         let server = server_by_words(&cloned);
         assert!(mounts(&cloned).contains("pitr-clone-"));
-        kill(i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap());
+        let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
+        kill(pid);
+        // Its lock is free once its files are closed.
+        let files = format!("/proc/{pid}/fd");
+        wait_until(PATIENCE, "the clone has ended", || {
+            std::fs::read_dir(&files).is_ok_and(|all| all.count() == 0)
+                || !Path::new(&files).exists()
+        });
         if ends_by_itself {
             wait_gone(Some(server));
         }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::common::mount::SmallDisk;
 use crate::common::{
-    Cluster, PATIENCE, Program, Site, Stop, paths_below, reception, user, wait_until,
+    Cluster, PATIENCE, Program, Sandbox, Site, Stop, paths_below, pitr, reception, user, wait_until,
 };
 use crate::ship::{has_worker, noted, spool_of};
 use crate::{per_major, require_mounts};
@@ -393,6 +393,24 @@ fn at_server(site: &Site, role: &str) -> Vec<String> {
     let text = |f: &Value, name: &str| f[name].as_str().unwrap_or_default().to_owned();
     own.map(|f| format!("{}: {}", text(&f, "level"), text(&f, "value")))
         .collect()
+}
+
+#[test]
+fn s36_a_policy_for_another_store_has_no_condition_of_amazons() {
+    let sandbox = Sandbox::new("policy");
+    let config = "[clusters.main]\npgdata = \"/srv/data\"\n[repositories.store]\nurl = \"s3://bucket/main\"\nregion = \"eu-central-1\"\n";
+    let config = sandbox.file("pitr.toml", config);
+    for (variable, is_amazons) in [
+        ("AWS_REGION", true),
+        ("AWS_ENDPOINT_URL", false),
+        ("AWS_ENDPOINT_URL_S3", false),
+    ] {
+        let program = pitr().arg("--config").arg(&config);
+        let program = program.args(["init", "--role", "writer", "--json"]);
+        let run = program.env(variable, "https://store.example").run();
+        let has_it = run.success().stdout.contains("NeverReplace");
+        assert_eq!(has_it, is_amazons, "{variable}");
+    }
 }
 
 fn r93_the_role_at_the_server_is_compared_with_what_init_prints(major: u32) {

@@ -152,8 +152,8 @@ const REQUIRED: [(&str, &str, &str, &str); 49] = [
         "PitrBackupSizeJump",
         "warning",
         "",
-        "backup_size_bytes / avg_over_time(backup_size_bytes[14d]) > 1.5 \
-         or backup_size_bytes / avg_over_time(backup_size_bytes[14d]) < 0.5",
+        "backup_size_bytes{type=\"full\"} / avg_over_time(backup_size_bytes{type=\"full\"}[14d]) > 1.5 \
+         or backup_size_bytes{type=\"full\"} / avg_over_time(backup_size_bytes{type=\"full\"}[14d]) < 0.5",
     ),
     (
         "PitrPageErrors",

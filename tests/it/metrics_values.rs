@@ -11,6 +11,7 @@ use crate::alert_conditions::{later, observe};
 use crate::common::{Cluster, PATIENCE, Sandbox, Site, paths_below, user, wait_until};
 use crate::metrics::{metrics, site, value};
 use crate::per_major;
+use crate::sealed::Sealed;
 
 const SEGMENT: f64 = 1_048_576.0;
 
@@ -314,6 +315,38 @@ fn archiving_and_the_server_have_the_values_that_the_server_tells() {
     std::fs::rename(site.repository(), site.sandbox().join("away")).unwrap();
     let text = pitr.clone().arg("metrics").run().stdout;
     assert!(value(&text, "pitr_metrics_errors") > Some(0.0), "{text}");
+}
+
+#[test]
+fn a_host_that_only_writes_tells_when_its_backups_ended() {
+    let (sealed, _cluster) = Sealed::archived(17);
+    let state = sealed.sandbox.dir("state");
+    let source = sealed.sandbox.dir("source");
+    std::fs::write(source.join("file"), "content").unwrap();
+    let sections = format!(
+        "\n[files.up]\nsource = \"{}\"\nidentity = \"here\"\n[agent]\nstate_dir = \"{}\"\n",
+        source.display(),
+        state.display()
+    );
+    add(&sealed.config("writer"), &sections);
+    let host = || sealed.on("writer");
+    host().args(["backup", "--quiet"]).run().success();
+    let files = host().args(["files", "backup", "up", "--quiet"]);
+    files.run().success();
+    // Nothing of them is counted here, as where another host took them.
+    std::fs::remove_file(state.join("counters.json")).unwrap();
+    let text = metrics(&host());
+    for (cluster, component) in [("main", "postgres"), ("up", "files")] {
+        let labels = format!(
+            "{{cluster=\"{cluster}\",type=\"full\",component=\"{component}\",repo=\"local\"}}"
+        );
+        let of = |name: &str| value(&text, &format!("{name}{labels}"));
+        assert_eq!(of("backup_attempts_total"), Some(0.0), "{text}");
+        assert!(is_now(of("backup_timestamp_seconds")), "{text}");
+    }
+    let labels = ",type=\"full\",repo=\"local\"";
+    let newest = of_main(&text, "pitr_backup_last_success_timestamp_seconds", labels);
+    assert!(is_now(newest), "{text}");
 }
 
 /// The conditions of the last look, and how bad each is.

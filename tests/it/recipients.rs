@@ -313,9 +313,16 @@ fn s33_a_bucket_that_locks_lets_recipients_be_withdrawn() {
         .expect_stdout("Repository store, data: gave access to guest; not done: withdraws escrow");
     assert!(server.keys().contains(&escrow) && !is_local());
     store.hold(&held, false).unwrap();
+    // A hold that the object does not show is asked for.
+    server.behave(|m| m.hides_holds = true);
+    assert!(store.hold(&held, true).is_err());
+    rewrap().expect_code(7).expect_stderr("legal hold");
+    assert!(server.keys().contains(&escrow));
+    assert!(store.hold(&held, false).is_ok());
     let run = rewrap().success();
     assert!(!server.keys().contains(&escrow), "{run}");
     run.expect_stderr("the store keeps a version of what recipient \"escrow\" opens")
+        .expect_stderr("it stays until a rule for noncurrent versions")
         .expect_stderr("pitr repo rotate");
     let readers = site.pitr().args(["doctor"]).run();
     assert!(readers.stdout.contains("guest, ops"), "{readers}");

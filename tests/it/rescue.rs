@@ -660,3 +660,17 @@ fn k60_the_tables_that_inherit_are_named_however_rows_are_carried() {
     assert_eq!(live.query_one_string("select count(*) from par_then"), "2");
     assert_eq!(live.query_one_string("select count(*) from kid"), "8");
 }
+
+#[test]
+fn k61_missing_rows_come_back_into_a_table_that_is_partitioned_by_now() {
+    require_fuse!("k61_missing_rows_come_back_into_a_table_that_is_partitioned_by_now");
+    let (site, cluster) = Site::with_cluster(17);
+    cluster.sql("create table grown (id int primary key, v text); insert into grown select g, 'v' from generate_series(1, 20) g");
+    let cloned = Cloned::of(site, cluster);
+    let live = &cloned.cluster;
+    live.sql("drop table grown; create table grown (id int primary key, v text) partition by range (id); create table low partition of grown for values from (0) to (11); create table high partition of grown for values from (11) to (100); insert into grown select g, 'v' from generate_series(1, 10) g");
+    let missing = ["--table", "public.grown", "--rows-missing-only"];
+    rescue(&cloned, &missing).success();
+    let both = "select (select count(*) from low) || ' ' || (select count(*) from high)";
+    assert_eq!(live.query_one_string(both), "10 10");
+}

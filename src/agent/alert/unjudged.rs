@@ -5,6 +5,7 @@ use super::examined;
 use crate::config::Settings;
 use crate::operate::metrics::Metrics;
 use crate::operate::room::Room;
+use crate::operate::server_state::ServerState;
 
 /// Conditions of a cluster that need what looks counted.
 const COUNTED: [&str; 5] = [
@@ -78,7 +79,10 @@ impl Unjudged {
             if is_asked && server.is_none_or(|server| server.clock_offset_s.is_none()) {
                 self.add(format!("{name}/clock/server"));
             }
-            if is_asked && server.is_none() {
+            let mut written = metrics.info.iter().flat_map(|info| &info.written);
+            // A host that only writes never asks, and would hold the condition for ever.
+            let asks = written.all(|one| one.name != name);
+            if is_asked && is_lag_open(server, asks) {
                 self.add(format!("{name}/replication/"));
             }
             if metrics.tallies.is_none() {
@@ -118,6 +122,11 @@ impl Unjudged {
     }
 }
 
+/// Whether nobody knows if a server lags: it did not answer, or is a standby that did not tell a host that asks.
+fn is_lag_open(server: Option<&ServerState>, asks: bool) -> bool {
+    server.is_none_or(|server| asks && server.is_lagging().is_none())
+}
+
 /// Whether a condition is judged also where nothing else can be.
 pub fn is_known(id: &str) -> bool {
     condition::is_of_job(id) || condition::is_of_sink(id) || id == "look"
@@ -126,6 +135,29 @@ pub fn is_known(id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operate::server_state::Replay;
+    use crate::pg::lsn::Lsn;
+
+    #[test]
+    fn an_unknown_lag_ends_no_condition() {
+        let standby = |lag_s| ServerState {
+            replay: Some(Replay {
+                lag_s,
+                ..Replay::default()
+            }),
+            ..ServerState::default()
+        };
+        let primary = ServerState {
+            end_lsn: Some(Lsn::default()),
+            ..ServerState::default()
+        };
+        assert!(is_lag_open(None, true), "it does not answer");
+        assert!(is_lag_open(Some(&standby(None)), true));
+        assert!(is_lag_open(Some(&ServerState::default()), true));
+        assert!(!is_lag_open(Some(&standby(Some(0.0))), true));
+        assert!(!is_lag_open(Some(&primary), true));
+        assert!(!is_lag_open(Some(&ServerState::default()), false));
+    }
 
     #[test]
     fn j49_what_repositories_tell_of_a_cluster_is_not_judged_while_one_is_away() {

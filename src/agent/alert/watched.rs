@@ -285,6 +285,7 @@ fn locked_growth(
 mod tests {
     use super::*;
     use crate::operate::server_state::Replay;
+    use crate::pg::lsn::Lsn;
 
     #[test]
     fn a_slot_is_judged_by_its_limit_and_by_the_disk() {
@@ -338,17 +339,24 @@ mod tests {
             ..ServerState::default()
         };
         let mut tallies = Tallies::default();
-        let mut look = |lag_s, minutes| {
-            let server = standby(lag_s);
+        let mut see = |server: ServerState, minutes| {
             tallies.see_lag("main", server.is_lagging(), after(minutes));
             lag(after(minutes), ("main", &server), &tallies).map(|one| one.severity)
         };
-        assert_eq!(look(Some(3601.0), 0), None);
-        assert_eq!(look(Some(5000.0), 29), None);
-        assert_eq!(look(Some(5000.0), 30), Some(Severity::Critical));
-        assert_eq!(look(Some(3600.0), 31), None, "it catches up");
-        assert_eq!(look(Some(3601.0), 32), None, "and lags anew");
-        assert_eq!(look(None, 90), None, "it is no standby any more");
+        assert_eq!(see(standby(Some(3601.0)), 0), None);
+        assert_eq!(see(standby(Some(5000.0)), 29), None);
+        assert_eq!(see(standby(Some(5000.0)), 30), Some(Severity::Critical));
+        assert_eq!(see(standby(Some(3600.0)), 31), None, "it catches up");
+        assert_eq!(see(standby(Some(3601.0)), 32), None, "and lags anew");
+        // After its start nothing is told, and the time goes on.
+        assert_eq!(see(standby(None), 50), None);
+        assert_eq!(see(standby(Some(5000.0)), 62), Some(Severity::Critical));
+        let primary = ServerState {
+            end_lsn: Some(Lsn::default()),
+            ..ServerState::default()
+        };
+        assert_eq!(see(primary, 90), None, "it is no standby any more");
+        assert_eq!(see(standby(Some(5000.0)), 91), None, "and is one anew");
     }
 
     #[test]

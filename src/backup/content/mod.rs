@@ -193,6 +193,11 @@ fn check_order(newest: Option<TimestampTz>, now: TimestampTz) -> Result<()> {
     }
 }
 
+/// Pure: whether somebody waits for this backup, and not for its prior. One that begins before the moment itself helps nobody, by a clock that is ahead.
+fn is_awaited(wanted: Option<TimestampTz>, (prior, own): (TimestampTz, TimestampTz)) -> bool {
+    wanted.is_some_and(|wanted| prior < wanted && wanted <= own)
+}
+
 /// The claims of a backup: its own, and that of its prior.
 struct Claims<'c, 'a, 'p>(&'c mut Claim<'a>, Option<&'c mut Claim<'p>>);
 
@@ -233,8 +238,8 @@ impl Taking<'_> {
         let start_time = self.options.began;
         let (produced, written) = self.copy(kind, claims)?;
         let serves = |prior: &AuxRoot| {
-            let is_late = |wanted| prior.head.start_time >= wanted;
-            prior.map.shards == written.shards && kind.wanted_since().is_none_or(is_late)
+            let times = (prior.head.start_time, start_time);
+            prior.map.shards == written.shards && !is_awaited(kind.wanted_since(), times)
         };
         if kind.takes_changes_alone() && self.before.is_some_and(|(prior, _)| serves(prior)) {
             return Ok(None);
@@ -416,5 +421,24 @@ impl Commit for RootOfContent<'_> {
         Ok(stored
             .root()
             .is_some_and(|root| root.nonce == self.root.head.nonce))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_that_is_not_reached_wants_no_backup() {
+        let is_awaited = |wanted: Option<i64>| {
+            let wanted = wanted.map(TimestampTz);
+            is_awaited(wanted, (TimestampTz(10), TimestampTz(20)))
+        };
+        assert!(!is_awaited(None));
+        // The prior began late enough.
+        assert!(!is_awaited(Some(10)));
+        assert!(is_awaited(Some(11)) && is_awaited(Some(20)));
+        // A clock that was ahead has marked it: each walk would leave one more.
+        assert!(!is_awaited(Some(21)) && !is_awaited(Some(i64::MAX)));
     }
 }

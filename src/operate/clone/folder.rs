@@ -323,7 +323,9 @@ pub fn is_held(folder: &Path) -> bool {
     rustix::fs::flock(&lock, NonBlockingLockExclusive).is_err()
 }
 
+/// The folders of clones, without links in their paths, as their servers and mounts have them.
 fn folders(below: &Path) -> Vec<PathBuf> {
+    let below = below.canonicalize().unwrap_or_else(|_| below.to_owned());
     let entries = std::fs::read_dir(below).into_iter().flatten().flatten();
     let is_ours = |entry: &std::fs::DirEntry| {
         let is_named = entry.file_name().to_string_lossy().starts_with(PREFIX);

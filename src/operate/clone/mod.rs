@@ -424,10 +424,9 @@ pub fn for_a_while<T>(
 
 /// Rolls back what was prepared in a database at the moment. Nobody saw that then, and its locks would hold up whoever reads it here for ever.
 fn roll_back_prepared(session: &Session, server: &mut Quarantined, database: &str) -> Result<()> {
-    let mut there = match server.connect(database) {
-        Ok(there) => there,
+    let Ok(mut there) = server.connect(database) else {
         // Whoever asks for it says so.
-        Err(_) => return Ok(()),
+        return Ok(());
     };
     let found = there.query("select pg_catalog.format('rollback prepared %L', gid), gid from pg_catalog.pg_prepared_xacts where database = pg_catalog.current_database() order by 2")?;
     for row in 0..found.rows.len() {

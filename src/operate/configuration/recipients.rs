@@ -384,15 +384,20 @@ impl<'a> Place<'a> {
     }
 
     fn take(&self, session: &Session) -> Result<()> {
+        let mut refused = None;
+        // One that the store keeps does not keep the others.
         for name in &self.withdraw {
-            let gone = withdraw_one(self.repository.store(), self.pair, name)?;
-            if let Withdrawn::Hidden(until) = gone {
-                let words = format!("secrets pair {}", self.pair);
-                let place = (&self.configured.name, &words);
-                session.warn(&kept_version(place, name, (until, NEXT)));
+            match withdraw_one(self.repository.store(), self.pair, name) {
+                Ok(Withdrawn::Hidden(until)) => {
+                    let words = format!("secrets pair {}", self.pair);
+                    let place = (&self.configured.name, &words);
+                    session.warn(&kept_version(place, name, (until, NEXT)));
+                }
+                Ok(_) => {}
+                Err(e) => refused = refused.or(Some(e.context(format!("withdraw \"{name}\"")))),
             }
         }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
     fn readers(&self) -> Result<Readers> {
@@ -415,7 +420,7 @@ pub(in crate::operate) fn kept_version(
     (until, next): (TimestampTz, &str),
 ) -> String {
     format!(
-        "the store keeps a version of what recipient \"{name}\" opens in repository \"{repository}\" ({set}) until {until}: with the right to read versions, the key still opens it. What is stored from now on is safe once you {next}"
+        "the store keeps a version of what recipient \"{name}\" opens in repository \"{repository}\" ({set}): with the right to read versions, the key still opens it. Nobody can delete that version before {until}, and it stays until a rule for noncurrent versions or somebody deletes it. What is stored from now on is safe once you {next}"
     )
 }
 

@@ -12,6 +12,7 @@ use rustix::fs::FlockOperation::NonBlockingLockExclusive;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::archive::datadir::read_small;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::host::private_folder;
@@ -148,12 +149,34 @@ fn sweep(below: &Path) {
     }
 }
 
-/// Ends the servers of a data directory at once; whether none runs there any more. Nothing is read in the directory: a mount whose process was killed
-/// answers nobody.
+/// Ends the servers of a data directory that pitr has named at once; whether none runs there any more. Nothing is read in the directory: a mount whose
+/// process was killed answers nobody.
 pub(in crate::operate) fn stop(data: &Path) -> bool {
+    end(|| servers_of(data))
+}
+
+/// Ends the server that a data directory of the operator's names; whether it does not run any more. Other hosts of containers have servers at the
+/// same path, which are not looked at.
+pub(in crate::operate) fn stop_named(data: &Path) -> bool {
+    let text = read_small(&data.join("postmaster.pid")).unwrap_or_default();
+    let number = text
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse().ok());
+    let named = number.and_then(Pid::from_raw);
+    end(|| {
+        named
+            .into_iter()
+            .filter(|pid| is_server_of(*pid, data))
+            .collect()
+    })
+}
+
+/// Signals servers until there are none any more.
+fn end(servers: impl Fn() -> Vec<Pid>) -> bool {
     let began = Instant::now();
     loop {
-        let servers = servers_of(data);
+        let servers = servers();
         if servers.is_empty() {
             return true;
         }
@@ -192,7 +215,10 @@ fn is_server_of(pid: Pid, data: &Path) -> bool {
             .is_some_and(|word| word.starts_with(b"postgres:"))
     };
     let lies_there = || std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == *data);
-    words.windows(2).any(is_named) || (lies_there() && !is_child())
+    // A container has servers at the same path, and numbers of its own for its processes.
+    let numbers = |process: &Path| std::fs::read_link(process.join("ns/pid")).ok();
+    numbers(&process) == numbers(Path::new("/proc/self"))
+        && (words.windows(2).any(is_named) || (lies_there() && !is_child()))
 }
 
 #[cfg(test)]
@@ -214,6 +240,35 @@ mod tests {
         let path = next.path().to_owned();
         drop(next);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_server_at_the_same_path_that_no_file_names_lives() {
+        let below = tempfile::tempdir().unwrap();
+        let data = below.path().join(DATA);
+        std::fs::create_dir(&data).unwrap();
+        let program = below.path().join("postgres");
+        std::fs::copy("/bin/sh", &program).unwrap();
+        let mut other = std::process::Command::new(&program)
+            .args(["-c", "read line", "-D"])
+            .arg(&data)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&other);
+        while !is_server_of(pid, &data) {
+            std::thread::sleep(PAUSE);
+        }
+        let own = std::process::id().to_string();
+        for text in [own, String::new()] {
+            std::fs::write(data.join("postmaster.pid"), text).unwrap();
+            assert!(stop_named(&data));
+        }
+        assert!(other.try_wait().unwrap().is_none());
+        std::fs::write(data.join("postmaster.pid"), other.id().to_string()).unwrap();
+        let waiter = std::thread::spawn(move || other.wait().unwrap());
+        assert!(stop_named(&data));
+        assert!(!waiter.join().unwrap().success());
     }
 
     #[test]

@@ -329,7 +329,7 @@ pub fn end_left_behind(data: &Path) -> bool {
     let folder = text.lines().nth(4).map(PathBuf::from);
     let name = folder.as_deref().and_then(Path::file_name);
     let is_ours = name.is_some_and(|n| n.to_string_lossy().starts_with(sandbox::PREFIX));
-    let is_gone = is_ours && sandbox::stop(data);
+    let is_gone = is_ours && sandbox::stop_named(data);
     if is_gone {
         // A server that was killed, or whose host was, leaves it; who waits for the end of a server reads it.
         let _ = std::fs::remove_file(&path);

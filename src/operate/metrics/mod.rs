@@ -171,7 +171,7 @@ const BUILD: Family = ("pitr_build_info", Type::Gauge, "Version of the program."
 const REPO_FULL: Family = (
     "pitr_repo_full_in_seconds",
     Type::Gauge,
-    "When the filesystem of a repository is full, as it filled within the last 30 days.",
+    "When the filesystem of a repository is full, as it filled in the last day or in 30 days.",
 );
 const CERTIFICATE: Family = (
     "pitr_cert_expiry_timestamp_seconds",
@@ -541,12 +541,12 @@ fn of_written(all: &mut Exposition, one: &Written) {
             true => BackupKind::Incremental,
             false => BackupKind::Full,
         };
-        let labels = [
-            cluster[0],
-            ("type", kind_name(kind)),
-            ("repo", one.repository_name.as_str()),
-        ];
-        all.add(&LAST_SUCCESS, &labels, seconds(backup.time));
+        let kind = ("type", kind_name(kind));
+        let repo = ("repo", one.repository_name.as_str());
+        let ended = seconds(backup.time);
+        let required = [cluster[0], kind, ("component", "postgres"), repo];
+        all.add(&TIMESTAMP, &required, ended);
+        all.add(&LAST_SUCCESS, &[cluster[0], kind, repo], ended);
     }
     of_receiver(all, (one.receiver.as_ref(), one.server.as_ref()), &cluster);
     of_status(all, &CHECKS_WRITTEN, &one.problems, &cluster);

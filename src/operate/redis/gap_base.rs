@@ -17,7 +17,7 @@ use crate::operate::session::Session;
 use crate::redis::history::{Held, Parent};
 use crate::redis::owed::{Base, Owed};
 use crate::redis::record::State;
-use crate::redis::route;
+use crate::redis::{route, walk};
 use crate::repo::repository::Repository;
 use crate::repo::scope::Scope;
 use crate::wire::backoff::Backoff;
@@ -74,7 +74,7 @@ fn take_owed(receiver: &Receiver<'_>, check: Check<'_>) {
         };
         fault::pause("redis-gap-base");
         let since = Instant::now();
-        let rest = match take(receiver, &owed, of_master) {
+        let rest = match take(receiver, &owed, of_master, check) {
             Ok(is_met) => {
                 // A replica may be behind the gap itself.
                 of_master = !is_met;
@@ -99,14 +99,14 @@ fn take_owed(receiver: &Receiver<'_>, check: Check<'_>) {
 }
 
 /// Takes the base, unless one that serves is stored. Returns whether nothing is owed any more.
-fn take(receiver: &Receiver<'_>, owed: &Base, of_master: bool) -> Result<bool> {
+fn take(receiver: &Receiver<'_>, owed: &Base, of_master: bool, check: Check<'_>) -> Result<bool> {
     let Receiver {
         session,
         settings,
         peer,
         ..
     } = *receiver;
-    if is_stored(receiver, owed)? {
+    if is_stored(receiver, owed, check)? {
         settle(receiver, owed);
         return Ok(true);
     }
@@ -146,35 +146,57 @@ fn settle(receiver: &Receiver<'_>, owed: &Base) {
 }
 
 /// Whether a backup that serves is stored: an operator may have taken one, or one leads to where a history was left.
-fn is_stored(receiver: &Receiver<'_>, owed: &Base) -> Result<bool> {
+fn is_stored(receiver: &Receiver<'_>, owed: &Base, check: Check<'_>) -> Result<bool> {
     let (repository, backups) = stored(receiver)?;
+    let mut positions: Vec<(String, u64)> = Vec::new();
     for backup in backups.iter().rev().filter(|b| b.damage.is_none()) {
+        check()?;
         let member = match list::member(&repository, receiver.scope, backup) {
             Err(e) if e.code() == Code::Unsupported => continue,
             member => member?,
         };
         let position = member.as_ref().and_then(|member| member.position());
-        let Some(position) = position else { continue };
-        let leads = |left| leads_to(receiver, &repository, (position, left));
-        if receiver.owed.is_met_by(position) || owed.left.as_ref().is_some_and(leads) {
+        let Some((replid, offset)) = position else {
+            continue;
+        };
+        if receiver.owed.is_met_by((replid, offset)) {
             return Ok(true);
         }
+        positions.push((replid.to_owned(), offset));
     }
-    Ok(false)
+    match &owed.left {
+        Some(left) => leads_to(receiver, &repository, (positions.as_slice(), left), check),
+        None => Ok(false),
+    }
 }
 
-/// Whether the log leads from a position to where a history was left. A way that cannot be told leads nowhere.
+/// Whether the log leads from a backup to where a history was left. A way that cannot be told leads nowhere.
+///
+/// The newest one before that place is looked at alone: the way from an older one passes through the same gap, and has more to read.
 fn leads_to(
     receiver: &Receiver<'_>,
     repository: &Repository,
-    (from, left): ((&str, u64), &Parent),
-) -> bool {
+    (newest_first, left): (&[(String, u64)], &Parent),
+    check: Check<'_>,
+) -> Result<bool> {
+    let Ok(histories) = walk::histories(repository, receiver.scope) else {
+        return Ok(false);
+    };
+    let mut positions = newest_first.iter();
+    let Some((replid, offset)) =
+        positions.find(|(replid, offset)| route::is_before(&histories, (replid, *offset), left))
+    else {
+        return Ok(false);
+    };
     let target = route::Target {
         moment: route::Moment::Position(left.fork),
         replid: Some(left.replid.clone()),
     };
-    let is_behind = from.0 == left.replid && from.1 > left.fork;
-    !is_behind && route::plan(repository, receiver.scope, from, &target).is_ok()
+    let from = (replid.as_str(), *offset);
+    let found = route::plan_while(repository, receiver.scope, from, &target, check);
+    // A receiver that ends takes no base.
+    check()?;
+    Ok(found.is_ok())
 }
 
 fn stored(receiver: &Receiver<'_>) -> Result<(Repository, Vec<ScopeBackup>)> {

@@ -116,7 +116,7 @@ pub fn profile(session: &Session, role: Role) -> Result<Profile> {
     let rights = settings.repositories.iter().map(|one| Rights {
         repository: one.name.clone(),
         url: one.location.to_string(),
-        policy: policy::of(one, role, records(one)),
+        policy: policy::of(&with_endpoint(session, one), role, records(one)),
         directory: directory(&one.location, role, records(one)),
     });
     Ok(Profile {
@@ -172,6 +172,17 @@ fn creates_below(role: Role, records: policy::Records) -> String {
         true => String::new(),
         false => format!("; also the right to create below {}", folders.join(" and ")),
     }
+}
+
+/// The repository with the server that the environment names, as the client takes it: what Amazon knows is not asked of another store.
+fn with_endpoint(session: &Session, repository: &Repository) -> Repository {
+    let mut one = repository.clone();
+    let named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+    let mut named = named.iter().filter_map(|n| session.environment.get(n));
+    if one.s3.endpoint.is_none() {
+        one.s3.endpoint = named.next().map(|url| url.to_string_lossy().into_owned());
+    }
+    one
 }
 
 fn sql(role: Role) -> Vec<String> {

@@ -148,7 +148,11 @@ fn work(policy: &mut Policy, repository: &Repository, role: Role, records: Recor
                 "s3:PutObjectTagging",
             ];
             policy.allow("Thaw", &tiers, &["*"]);
-            policy.allow("WithdrawKeys", &["s3:DeleteObject"], &["keys/*"]);
+            let mut withdraw = vec!["s3:DeleteObject"];
+            if repository.s3.object_lock.is_some() {
+                withdraw.push("s3:GetObjectLegalHold");
+            }
+            policy.allow("WithdrawKeys", &withdraw, &["keys/*"]);
         }
         Role::Janitor => {
             let mut keys = vec![

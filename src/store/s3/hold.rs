@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{ObjectLockEnabled, ObjectLockLegalHold, ObjectLockLegalHoldStatus};
 
 use super::client::wait;
@@ -44,6 +45,39 @@ pub(super) fn is_known(bucket: &Arc<Bucket>) -> Result<bool> {
         }
         Err(failure) => Err(failure.into()),
     }
+}
+
+/// Whether a hold lies on an object. The object itself shows it to those alone who may ask for this, too.
+pub(super) fn is_on(bucket: &Arc<Bucket>, key: &Key) -> Result<bool> {
+    let (asked, name) = (Arc::clone(bucket), key.as_str().to_owned());
+    let answer: Answered<bool> = wait(async move {
+        let doing = format!("read the legal hold of object \"{name}\"");
+        asked
+            .run(&doing, |client| {
+                let request = client.get_object_legal_hold().bucket(&asked.bucket);
+                let request = request.key(asked.full(&name));
+                async move {
+                    let answer = match request.send().await {
+                        Err(e) if e.code() == Some("NoSuchObjectLockConfiguration") => {
+                            return Ok(false);
+                        }
+                        answer => answer.map_err(Failure::from)?,
+                    };
+                    let hold = answer.legal_hold().and_then(|hold| hold.status());
+                    Ok(hold == Some(&ObjectLockLegalHoldStatus::On))
+                }
+            })
+            .await
+    })?;
+    answer.map_err(|failure| {
+        let error = crate::error::Error::from(failure);
+        match error.code() {
+            Code::Denied => {
+                error.hint("Nothing was changed. Give this account s3:GetObjectLegalHold.")
+            }
+            _ => error,
+        }
+    })
 }
 
 /// Sets the hold of an object or takes it away, and reads that back; `false` where there is no object.

@@ -282,6 +282,11 @@ impl Store for S3Store {
         let Some(until) = piece.kept_until()? else {
             return Ok(None);
         };
+        // A hold does not stop the marker, and nothing would list the object any more for whoever takes it away.
+        if hold::is_on(&self.bucket, key)? {
+            return Err(err!(Locked, "a legal hold lies on object \"{key}\"")
+                .hint("Nothing was deleted. It is taken away with pitr unhold."));
+        }
         let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
         wait(async move { listing::delete(&bucket, &key).await })??;
         Ok(Some(until))

@@ -1,7 +1,9 @@
 //! Tables that were renamed or moved between the list of the backup before and an event.
 
+use std::time::Duration;
+
 use super::{events, find, only, titles, transaction};
-use crate::common::{Client, Cluster, Site, Stop, paths_below};
+use crate::common::{Client, Cluster, PATIENCE, Site, Stop, paths_below, wait_until};
 use crate::per_major;
 
 fn quiet(major: u32, full_page_writes: &str) -> (Site, Cluster) {
@@ -20,11 +22,20 @@ fn rows(client: &Client, table: &str) {
 
 /// Takes a backup, and puts one table in the place of another. Returns the time behind it.
 fn swap(site: &Site, cluster: &Cluster, client: &Client) -> String {
+    list(site, client);
+    swap_names(cluster, client)
+}
+
+/// Takes a backup with a list of two tables.
+fn list(site: &Site, client: &Client) {
     rows(client, "cust");
     rows(client, "cust_new");
     // Hints that are set later would bring the whole page.
     client.sql("vacuum freeze pg_class");
     site.pitr().arg("backup").run().success();
+}
+
+fn swap_names(cluster: &Cluster, client: &Client) -> String {
     client.sql(
         "begin; alter table cust rename to cust_old; alter table cust_new rename to cust; commit",
     );
@@ -57,6 +68,36 @@ fn n07_a_table_that_was_renamed_since_the_list_has_the_name_of_then(major: u32) 
     }
 }
 per_major!(n07_a_table_that_was_renamed_since_the_list_has_the_name_of_then, v13 v17);
+
+/// The list of a backup is from its begin: that of one which ends behind the event can be from before it.
+#[test]
+fn n07_the_list_of_a_backup_that_runs_at_an_event_is_not_one_behind_it() {
+    let (site, mut cluster) = quiet(17, "on");
+    let client = cluster.client();
+    list(&site, &client);
+    let backup = site.pitr().args(["backup", "--max-rate", "1MiB"]);
+    let running = backup.timeout(4 * PATIENCE).spawn();
+    let copies = "select count(*) from pg_stat_progress_basebackup where phase like 'streaming%'";
+    wait_until(PATIENCE, "the backup copies", || {
+        client.query_one_string(copies) == "1"
+    });
+    // The list is read beside the first files.
+    std::thread::sleep(Duration::from_secs(2));
+    let since = swap_names(&cluster, &client);
+    client.sql("delete from cust where a <= 1500");
+    cluster.archive_now();
+    assert_eq!(client.query_one_string(copies), "1", "it was too fast");
+    drop(client);
+    running.wait().success();
+    for is_up in [true, false] {
+        let answer = find(&site, &["--since", &since]);
+        let expected = ["delete postgres.public.cust"];
+        assert_eq!(titles(&answer), expected, "{is_up} {answer:#}");
+        if is_up {
+            cluster.stop(Stop::Fast);
+        }
+    }
+}
 
 /// WAL without page images has a part of the new row.
 #[test]

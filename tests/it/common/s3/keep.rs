@@ -113,6 +113,7 @@ const LOCK_MODE: &str = "x-amz-object-lock-mode";
 const LOCK_UNTIL: &str = "x-amz-object-lock-retain-until-date";
 /// The header that tells of a legal hold.
 pub const HOLD: &str = "x-amz-object-lock-legal-hold";
+const HIDDEN_HOLD: &str = "hidden-hold";
 
 /// A body that is to be locked, of which the writer does not say how it can be checked: Amazon takes none, whoever wants the lock.
 fn unchecked(
@@ -281,8 +282,9 @@ impl Keep {
             ("PUT", _, None)
                 if request.query("legal-hold").is_some() && manner.object_lock == Some(true) =>
             {
-                self.hold(&key, request)
+                self.hold(&key, request, manner)
             }
+            ("GET", _, None) if request.query("legal-hold").is_some() => self.shown_hold(&key),
             ("GET", _, None) if request.query("retention").is_some() => self.retention(&key),
             ("PUT", _, None) if request.query("retention").is_some() => self.retain(&key, request),
             ("GET", "", None) => self.list(request, manner),
@@ -355,14 +357,33 @@ impl Keep {
         Response::new(200, "")
     }
 
-    fn hold(&mut self, key: &str, request: &Request) -> Response {
+    /// The answer to who asks for the hold itself.
+    fn shown_hold(&self, key: &str) -> Response {
+        let Some(stored) = self.objects.get(key) else {
+            return absent();
+        };
+        let on = [HOLD, HIDDEN_HOLD]
+            .iter()
+            .any(|n| stored.headers.contains_key(*n));
+        match on {
+            true => Response::new(200, "<LegalHold><Status>ON</Status></LegalHold>"),
+            false => Response::error(404, "NoSuchObjectLockConfiguration", "no hold"),
+        }
+    }
+
+    fn hold(&mut self, key: &str, request: &Request, manner: &Manner) -> Response {
+        let name = if manner.hides_holds {
+            HIDDEN_HOLD
+        } else {
+            HOLD
+        };
         let Some(stored) = self.objects.get_mut(key) else {
             return absent();
         };
         let body = String::from_utf8_lossy(&request.body).into_owned();
         match body.contains("<Status>ON</Status>") {
-            true => stored.headers.insert(HOLD.to_owned(), "ON".to_owned()),
-            false => stored.headers.remove(HOLD),
+            true => stored.headers.insert(name.to_owned(), "ON".to_owned()),
+            false => stored.headers.remove(name),
         };
         Response::new(200, "")
     }

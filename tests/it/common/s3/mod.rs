@@ -104,6 +104,8 @@ pub struct Manner {
     pub default_lock: Option<(&'static str, Duration)>,
     /// Whether the bucket has Object Lock; where there is no answer the server does not know the question, nor legal holds.
     pub object_lock: Option<bool>,
+    /// Objects do not show their holds, as to a client without `s3:GetObjectLegalHold`. It may ask all the same here.
+    pub hides_holds: bool,
     /// Listings do not show what is there.
     pub lists_late: bool,
     /// Listings show what was deleted.
@@ -127,6 +129,7 @@ pub struct Manner {
 impl Default for Manner {
     fn default() -> Manner {
         Manner {
+            hides_holds: false,
             overwrites: false,
             both_win: None,
             completes_over: false,
