@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::clone::{Cloned, SUM, client, dropped, id, rescuing, without_fuse};
@@ -124,14 +125,13 @@ fn k58_a_clone_outside_of_namespaces_that_is_killed_leaves_nothing() {
         client(&run).sql("create table mine as select 1");
         let server = server_by_words(&cloned);
         assert!(mounts(&cloned).contains("pitr-clone-"));
-        let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
-        kill(pid);
-        // Its lock is free once its files are closed.
-        let files = format!("/proc/{pid}/fd");
-        wait_until(PATIENCE, "the clone has ended", || {
-            std::fs::read_dir(&files).is_ok_and(|all| all.count() == 0)
-                || !Path::new(&files).exists()
+        kill(i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap());
+        let lock = format!("pitr-clone-{}/clone.lock", id(&run));
+        let lock = std::fs::File::open(cloned.folder.join(lock)).unwrap();
+        wait_until(PATIENCE, "the last thread of the clone has ended", || {
+            flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
         });
+        drop(lock);
         if ends_by_itself {
             wait_gone(Some(server));
         }
