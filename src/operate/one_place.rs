@@ -79,13 +79,20 @@ pub fn is_one_place((a, at): Place<'_>, (b, there): Place<'_>) -> bool {
     match (&a.location, &b.location) {
         (Location::File(a), Location::File(b)) => is_one_directory(a, b),
         // Replication of the store, or another program, copies one into the other.
-        (Location::S3 { bucket: a, .. }, Location::S3 { bucket: b, .. }) => a == b,
+        (Location::S3 { bucket: a, .. }, Location::S3 { bucket: b, .. }) => {
+            a == b || is_alias(a) || is_alias(b)
+        }
         _ => true,
     }
 }
 
+/// Whether Amazon gives this name to an access point, which leads to a bucket of another name.
+fn is_alias(bucket: &str) -> bool {
+    bucket.ends_with("-s3alias") || bucket.ends_with("--ol-s3")
+}
+
 /// Whether two paths lead to one directory. Two mounts of one NFS have different devices, and the marker in both is one file: it has one inode,
-/// and one time of change, which copies of files do not take over. Copies of disks do, so on those a device is a place.
+/// and one time of change, which copies of files do not take over. Copies of disks do, so of two local ones the device tells.
 fn is_one_directory(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| {
         let found = fs::metadata(path).ok()?;
@@ -95,7 +102,7 @@ fn is_one_directory(a: &Path, b: &Path) -> bool {
     if own.is_some() && own == other {
         return true;
     }
-    is_network(a) && is_network(b) && has_one_marker(a, b)
+    (is_network(a) || is_network(b)) && has_one_marker(a, b)
 }
 
 fn has_one_marker(a: &Path, b: &Path) -> bool {
@@ -128,6 +135,12 @@ fn is_network(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_access_point_tells_no_bucket() {
+        assert!(is_alias("writer-ap-x1y2z3-s3alias") && is_alias("redacted-x1--ol-s3"));
+        assert!(!is_alias("backups") && !is_alias("backups-far"));
+    }
 
     #[test]
     fn a_directory_with_the_same_marker_is_one_and_a_copy_is_another() {

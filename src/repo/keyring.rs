@@ -362,6 +362,11 @@ pub fn withdraw(store: &dyn Store, epoch: u32, name: &str) -> Result<Withdrawn> 
 /// # Errors
 /// `Locked` under a legal hold; what the store says.
 pub fn take_away(store: &dyn Store, key: &Key) -> Result<Withdrawn> {
+    // A hold does not stop the marker of a deletion, and nothing would list the object any more for whoever takes the hold away.
+    if store.is_held(key)? {
+        return Err(err!(Locked, "a legal hold lies on object \"{key}\"")
+            .hint("Nothing was deleted. It is taken away with pitr unhold."));
+    }
     match store.delete(key) {
         Ok(true) => Ok(Withdrawn::Deleted),
         Ok(false) => Ok(Withdrawn::Absent),

@@ -390,9 +390,6 @@ impl<'t> Scanner<'_, 't> {
                 let before = self.slice(0..word.start.saturating_sub(1));
                 let length = match leads_to_command(before) {
                     true => self.before_command(name, value, whole, ARGUMENTS),
-                    false if self.format == Format::Json => {
-                        self.before_command(name, value, whole, OPTIONS)
-                    }
                     // Any other value reaches to the closing quote, whatever it looks like.
                     false => length,
                 };
@@ -739,7 +736,7 @@ impl<'t> Scanner<'_, 't> {
             && word
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b"_-/.0123456789".contains(&b))
-            && signs.iter().any(|sign| rest.contains(sign));
+            && signs.iter().any(|sign| has_sign(rest, sign));
         if is_next || is_command {
             first.len()
         } else {
@@ -877,6 +874,16 @@ fn leads_to_command(before: &str) -> bool {
         .unwrap_or_default();
     let is_unit = before.ends_with('=') && name.starts_with("Exec");
     name == "command" || name.ends_with("_command") || is_unit
+}
+
+/// Whether a text has a sign of a command: a dash is one where it begins an option.
+fn has_sign(text: &str, sign: &str) -> bool {
+    let begins_option = |at: usize| {
+        let next = text.as_bytes().get(at + sign.len());
+        next.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'-')
+    };
+    let mut found = text.match_indices(sign);
+    found.any(|(at, _)| !sign.ends_with('-') || begins_option(at))
 }
 
 /// Finds the texts among the arguments of a call: `Sensitive('x')`; of one that reads a name, the last: `getenv("NAME", "x")`.

@@ -1408,6 +1408,20 @@ fn variables_before_a_command_are_secrets() {
             &["ninety green %feet apart"],
         ),
         (
+            "app.conf",
+            "DB_PASSWORD=seven wolves - purple sky",
+            &["seven wolves - purple sky"],
+        ),
+        (
+            "env.json",
+            "{\"Env\": [\"RESTIC_PASSWORD=correct horse - battery staple\", \"BORG_PASSPHRASE=seven wolves -purple sky\", \"DB_PASSWORD=one TWO=three\"]}",
+            &[
+                "correct horse - battery staple",
+                "seven wolves -purple sky",
+                "one TWO=three",
+            ],
+        ),
+        (
             "app.ini",
             "DB_PASSWORD=tea pot http://x",
             &["tea pot http://x"],

@@ -363,6 +363,14 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
+    /// Whether a legal hold lies on an object, though it may not show it.
+    ///
+    /// # Errors
+    /// `Denied` for whoever may not ask.
+    fn is_held(&self, _key: &Key) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Whether the store has legal holds of its own: under one, an account that may delete cannot.
     ///
     /// # Errors
@@ -511,6 +519,10 @@ macro_rules! pass_on {
 
         fn hold(&self, key: &$crate::store::Key, is_on: bool) -> $crate::error::Result<bool> {
             self.inner.hold(key, is_on)
+        }
+
+        fn is_held(&self, key: &$crate::store::Key) -> $crate::error::Result<bool> {
+            self.inner.is_held(key)
         }
 
         fn hide(

@@ -274,6 +274,12 @@ impl Store for S3Store {
         Ok(true)
     }
 
+    fn is_held(&self, key: &Key) -> Result<bool> {
+        // The object of a bucket without locks shows none, and its account need not have the right to ask.
+        let piece = glance(&self.bucket, key)?;
+        Ok(piece.is_some_and(|piece| piece.has_lock()) && hold::is_on(&self.bucket, key)?)
+    }
+
     fn hide(&self, key: &Key) -> Result<Option<TimestampTz>> {
         // A bucket with locks keeps versions: a deletion that names none puts a marker before them.
         let Some(piece) = glance(&self.bucket, key)? else {
@@ -282,11 +288,6 @@ impl Store for S3Store {
         let Some(until) = piece.kept_until()? else {
             return Ok(None);
         };
-        // A hold does not stop the marker, and nothing would list the object any more for whoever takes it away.
-        if hold::is_on(&self.bucket, key)? {
-            return Err(err!(Locked, "a legal hold lies on object \"{key}\"")
-                .hint("Nothing was deleted. It is taken away with pitr unhold."));
-        }
         let (bucket, key) = (Arc::clone(&self.bucket), key.as_str().to_owned());
         wait(async move { listing::delete(&bucket, &key).await })??;
         Ok(Some(until))

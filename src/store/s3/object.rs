@@ -91,6 +91,11 @@ impl Piece {
         self.lock.as_ref().is_some_and(|lock| lock.mode == HELD)
     }
 
+    /// Whether it shows that the bucket locks objects, also where its own lock is over.
+    pub(super) fn has_lock(&self) -> bool {
+        self.lock.is_some()
+    }
+
     /// The end of the object's retention; none of one that has none.
     ///
     /// # Errors
