@@ -35,7 +35,7 @@ pub const CLOSED: &str = "global/pg_control.pitr-closed";
 /// One `--tablespace-mapping OLD=NEW`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
-    /// The directory the tablespace had, or its oid; or [`EVERY`].
+    /// The directory the tablespace had, or its oid; or `*` for every one.
     pub old: OsString,
     /// The directory it gets, absolute.
     pub new: PathBuf,
