@@ -155,8 +155,8 @@ pub(in crate::operate) fn stop(data: &Path) -> bool {
     end(|| servers_of(data))
 }
 
-/// Ends the server that a data directory of the operator's names; whether it does not run any more. Other hosts of containers have servers at the
-/// same path, which are not looked at.
+/// Ends the server that is named in a data directory of the operator; whether it does not run any more. Servers of containers may have the same
+/// path, and are left alone.
 pub(in crate::operate) fn stop_named(data: &Path) -> bool {
     let text = read_small(&data.join("postmaster.pid")).unwrap_or_default();
     let number = text

@@ -79,6 +79,17 @@ impl World {
         self.path(name).display().to_string()
     }
 
+    /// Writes the configuration `open`, whose repository has no keys, with a source of these paths and more lines of its section.
+    fn configure_open(&self, paths: &str, more: &str) {
+        self.sandbox.dir("open");
+        let text = format!(
+            "[clusters.main]\npgdata = \"{}\"\n[repositories.open]\nurl = \"file://{}\"\n[config.host]\npaths = [\"{paths}\"]\nidentity = \"test\"\n{more}",
+            self.cluster.pgdata().display(),
+            self.text("open/repo"),
+        );
+        self.sandbox.file("open.toml", text);
+    }
+
     fn plant(&self) {
         let files = [
             ("host/.env", "HOST=db.local\r\nDB_PASSWORD=Gr3enTea!42\r\n# OLD_TOKEN=c0mment3dOut99\r\nnot an assignment h4lf-of-a-line\r\n".to_owned()),
@@ -493,17 +504,7 @@ fn q02_recipients_come_and_go() {
 #[test]
 fn q05_a_repository_without_keys_takes_secrets_on_request_alone() {
     let world = World::new();
-    world.sandbox.dir("open");
-    let open = || {
-        let text = format!(
-            "[clusters.main]\npgdata = \"{}\"\n[repositories.open]\nurl = \"file://{}\"\n[config.host]\npaths = [\"{}\"]\nidentity = \"test\"\n",
-            world.cluster.pgdata().display(),
-            world.text("open/repo"),
-            world.text("host")
-        );
-        world.sandbox.file("open.toml", text);
-    };
-    open();
+    world.configure_open(&world.text("host"), "");
     world.on("open", &["init", "--quiet"]).run().success();
     let refused = world.sees("open", &["config", "backup", "host"]);
     refused
@@ -528,16 +529,7 @@ fn q05_a_repository_without_keys_takes_secrets_on_request_alone() {
 fn u99_a_file_that_is_nothing_but_a_password_is_a_secret() {
     let world = World::new();
     world.write("etc/plain", b"listen = 80\n");
-    let configure = |more: &str| {
-        let text = format!(
-            "[clusters.main]\npgdata = \"{}\"\n[repositories.open]\nurl = \"file://{}\"\n[config.host]\npaths = [\"{}\"]\nidentity = \"test\"\n{more}",
-            world.cluster.pgdata().display(),
-            world.text("open/repo"),
-            world.text("etc")
-        );
-        world.sandbox.file("open.toml", text);
-    };
-    world.sandbox.dir("open");
+    let configure = |more: &str| world.configure_open(&world.text("etc"), more);
     configure("");
     world.on("open", &["init", "--quiet"]).run().success();
     let backup = || world.on("open", &["config", "backup", "host"]).run();
