@@ -1,4 +1,4 @@
-//! s3server [--latency MILLISECONDS] --authority FILE
+//! s3server [--latency MILLISECONDS] [--log FILE] --authority FILE
 //!
 //! The object store of benches/compare: in memory, over TLS, with a round trip's time added wherever a distant store would take one:
 //! when a connection is opened, for the handshake, before `100 Continue`, and before every answer. All contenders get the same one.
@@ -7,12 +7,13 @@
 //!
 //! The certificate that clients have to trust is written to FILE; the port is printed. It ends with its standard input.
 //! `GET /.counts` tells requests by method since the last `POST /.reset`, which also forgets all objects; `GET /.keys` lists them.
+//! FILE of `--log` gets a line for each request: when it had come, in milliseconds since the start, its method, object and range.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -44,9 +45,26 @@ struct Store {
     keep: Mutex<Keep>,
     latency: Duration,
     tls: Arc<ServerConfig>,
+    log: Option<Mutex<std::fs::File>>,
+    begun: Instant,
 }
 
 impl Store {
+    /// A log that cannot be written is nothing a contender should notice.
+    fn note(&self, request: &Request) {
+        let Some(log) = &self.log else { return };
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writeln!(
+            log,
+            "{} {} {} {:?} {}",
+            self.begun.elapsed().as_millis(),
+            request.method,
+            request.path,
+            request.query,
+            request.header("range")
+        );
+    }
+
     fn keep(&self) -> MutexGuard<'_, Keep> {
         self.keep.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,7 +146,7 @@ impl Answer {
 
 fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
-    let (mut latency, mut authority) = (Duration::ZERO, None);
+    let (mut latency, mut authority, mut log) = (Duration::ZERO, None, None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--latency" => {
@@ -136,6 +154,10 @@ fn main() -> Result<(), Failure> {
                 latency = Duration::from_millis(text.parse()?);
             }
             "--authority" => authority = arguments.next(),
+            "--log" => {
+                let file = std::fs::File::create(arguments.next().ok_or("--log FILE")?)?;
+                log = Some(Mutex::new(file));
+            }
             // From cargo.
             "--bench" => {}
             other => return Err(format!("unknown: {other}").into()),
@@ -149,6 +171,8 @@ fn main() -> Result<(), Failure> {
         keep: Mutex::default(),
         latency,
         tls: Arc::new(tls),
+        log,
+        begun: Instant::now(),
     });
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -216,6 +240,7 @@ fn converse(
         }
         request.body = read_body(&mut stream, &request)?;
         if !is_ours {
+            store.note(&request);
             std::thread::sleep(store.latency);
         }
         let answer = match wrong_sum(&request) {
