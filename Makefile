@@ -65,8 +65,9 @@ test-page: ## the agent's status page in Chromium: what it shows, by keyboard, o
 	$(CARGO) test --test it --no-run
 	scripts/test-page
 
-manifests: ## docker/kubernetes against the schemas of Kubernetes, which pip fetches once (120 MB)
+manifests: ## docker/kubernetes against the schemas of Kubernetes, the dashboard and its provisioning against Grafana's models, which pip fetches once (140 MB)
 	scripts/check-manifests
+	scripts/check-dashboard
 
 demo: build ## a table comes back; a whole server is lost, and every confirmed commit comes back; a table comes back into the running server
 	scripts/demo

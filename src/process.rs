@@ -73,6 +73,19 @@ pub fn is_ancestor(pid: i32) -> bool {
     false
 }
 
+/// The parent of a process of this host.
+#[cfg(feature = "full")]
+pub fn parent_of(pid: u32) -> Option<u32> {
+    let (_, parent) = state_and_parent(i32::try_from(pid).ok()?)?;
+    u32::try_from(parent).ok()
+}
+
+/// Which start of the machine this is, as the system writes it; `None` where it does not say.
+pub fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    (!id.trim().is_empty()).then_some(id)
+}
+
 /// proc_pid_stat(5): the name, in parentheses, may hold anything.
 fn state_and_parent(pid: i32) -> Option<(char, i32)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -96,6 +109,16 @@ mod tests {
             ..own
         };
         assert!(!before.is_alive());
+    }
+
+    #[test]
+    #[cfg(feature = "full")]
+    fn the_parent_of_a_process_is_known() {
+        assert_eq!(
+            parent_of(std::process::id()),
+            Some(std::os::unix::process::parent_id())
+        );
+        assert_eq!(parent_of(0), None);
     }
 
     #[test]

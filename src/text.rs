@@ -1,4 +1,4 @@
-//! Text forms of bytes and numbers: hexadecimal digits, decimal strings, paths that need not be UTF-8, text from outside.
+//! Text forms of bytes and numbers: hexadecimal digits, percent form, decimal strings, paths that need not be UTF-8, text from outside.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -48,6 +48,34 @@ pub fn unhex_array<const N: usize>(text: &str) -> Option<[u8; N]> {
     }
     for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
         *byte = digit(high)? << 4 | digit(low)?;
+    }
+    Some(bytes)
+}
+
+/// Everything but letters, digits, `-._~` and what `kept` has, in percent form.
+pub fn percent_encoded(bytes: &[u8], kept: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for byte in bytes {
+        match byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || kept.contains(byte) {
+            true => text.push(char::from(*byte)),
+            false => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
+}
+
+/// The bytes of a text in percent form; `None` where no two hexadecimal digits follow a percent sign.
+pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            plain => plain,
+        });
     }
     Some(bytes)
 }
@@ -106,6 +134,21 @@ pub fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percent_form_is_read_as_it_is_written() {
+        let bytes = "a-Z.0_~/ +\u{e4}%".as_bytes();
+        assert_eq!(percent_encoded(bytes, b""), "a-Z.0_~%2F%20%2B%C3%A4%25");
+        assert_eq!(percent_encoded(bytes, b"/+"), "a-Z.0_~/%20+%C3%A4%25");
+        for kept in ["", "/+"] {
+            let text = percent_encoded(bytes, kept.as_bytes());
+            assert_eq!(percent_decoded(&text).as_deref(), Some(bytes));
+        }
+        assert_eq!(percent_decoded("%c3%A4+").unwrap(), b"\xc3\xa4+");
+        for bad in ["%", "a%2", "%2g", "%+2", "%%20"] {
+            assert_eq!(percent_decoded(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn names_from_outside_cannot_draw() {

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::pid_file::PidFile;
 use super::server_conf;
 use crate::err;
 use crate::error::{Error, Result};
@@ -161,14 +162,10 @@ impl DataDirectory {
         std::fs::symlink_metadata(self.root.join(name)).is_ok()
     }
 
-    /// Which server runs here: its process id and when it was started. PostgreSQL: src/include/utils/pidfile.h, `LOCK_FILE_LINE_PID` and
-    /// `LOCK_FILE_LINE_START_TIME`.
+    /// Which server runs here: its process id and when it was started.
     pub fn server(&self) -> Option<(i32, String)> {
-        let text = read_small(&self.root.join("postmaster.pid")).ok()?;
-        let mut lines = text.lines();
-        let pid = lines.next()?.trim().parse().ok()?;
-        let started = lines.nth(1)?.trim();
-        Some((pid, started.to_owned()))
+        let file = PidFile::read(&self.root).ok()?;
+        Some((file.pid?, file.started?))
     }
 
     /// Whether promotion was asked for and has not begun: by `promote`, or up to PostgreSQL 15 by the file that promote_trigger_file names.

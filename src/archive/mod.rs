@@ -14,6 +14,7 @@ pub mod life;
 mod life_tests;
 pub mod offer;
 pub mod own;
+pub mod pid_file;
 pub mod prefetched;
 pub mod push;
 pub mod received;

@@ -33,6 +33,7 @@ use crate::config::{Cluster, Environment, Settings};
 use crate::durable::{Delivery, TEMPORARY_PREFIX};
 use crate::pg::page::WalIdentity;
 use crate::pg::segment::WalFileName;
+use crate::process;
 
 const LOCK: &str = "lock";
 const HUNG: &str = "hung";
@@ -83,8 +84,7 @@ pub fn look_at(path: &Path, name: WalFileName) -> Option<(FileIdentity, u64)> {
 
 /// Which start of the machine this is; `None` where the system does not say.
 pub fn boot() -> Option<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+    process::boot_id().map(|id| id.trim().to_owned())
 }
 
 /// A required repository that holds a file.

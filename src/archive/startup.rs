@@ -7,19 +7,19 @@
 //! the last segment there).
 //!
 //! PostgreSQL: src/backend/access/transam/xlog.c, StartupXLOG ("Reset ps status display", before findNewestTimeLine); xlogrecovery.c,
-//! XLogFileRead ("waiting for %s", "recovering %s"); src/include/utils/pidfile.h.
+//! XLogFileRead ("waiting for %s", "recovering %s").
 
 use std::path::Path;
 
-use super::datadir::read_small;
+use super::pid_file::PidFile;
 use super::server_conf;
 
 /// Whether it is seen that the server has ended recovery, and looks for the number of a timeline that nobody has taken.
 ///
 /// Up to PostgreSQL 14, where titles are off, or where /proc shows no children, nothing is seen.
 pub fn is_choosing_timeline(root: &Path) -> bool {
-    let text = read_small(&root.join("postmaster.pid")).unwrap_or_default();
-    let Some(postmaster) = consistent(&text) else {
+    let file = PidFile::read(root).unwrap_or_default();
+    let Some(postmaster) = consistent(&file) else {
         return false;
     };
     let path = format!("/proc/{postmaster}/task/{postmaster}/children");
@@ -33,11 +33,9 @@ pub fn is_choosing_timeline(root: &Path) -> bool {
 }
 
 /// The process id of a server that has reached consistency; before that the title says nothing.
-fn consistent(pid_file: &str) -> Option<u32> {
-    let lines: Vec<&str> = pid_file.lines().collect();
-    let status = lines.get(7)?.trim();
-    let pid = lines.first()?.trim().parse().ok()?;
-    matches!(status, "ready" | "standby").then_some(pid)
+fn consistent(file: &PidFile) -> Option<u32> {
+    let pid = u32::try_from(file.pid?).ok()?;
+    matches!(file.status.as_deref()?, "ready" | "standby").then_some(pid)
 }
 
 /// `postgres: startup`, also behind the name of the cluster, and nothing behind it.
@@ -85,14 +83,15 @@ mod tests {
 
     #[test]
     fn only_a_consistent_server_is_looked_at() {
+        let of = |text: &str| consistent(&PidFile::parse(text));
         let file = |status: &str| format!("77\n/data\n1700000000\n5432\n/tmp\n*\n 1 2\n{status}\n");
-        assert_eq!(consistent(&file("ready   ")), Some(77));
-        assert_eq!(consistent(&file("standby ")), Some(77));
+        assert_eq!(of(&file("ready   ")), Some(77));
+        assert_eq!(of(&file("standby ")), Some(77));
         for status in ["starting", "stopping", ""] {
-            assert_eq!(consistent(&file(status)), None, "{status}");
+            assert_eq!(of(&file(status)), None, "{status}");
         }
-        assert_eq!(consistent("77\n/data\n"), None);
-        assert_eq!(consistent(""), None);
+        assert_eq!(of("77\n/data\n"), None);
+        assert_eq!(of(""), None);
         assert!(is_on("on") && is_on("1") && is_on("yes"));
         assert!(!is_on("off") && !is_on("f") && !is_on("N") && !is_on("0"));
     }

@@ -87,7 +87,15 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
         },
         Command::Wal(args) => match &args.command {
             wal::Command::Resolve(args) => args.confirm.then(|| words("wal resolve", &[]))?,
-            _ => None,
+            wal::Command::Gaps { heal, dry_run } => {
+                (*heal && !dry_run).then(|| words("wal gaps", &[]))?
+            }
+            wal::Command::Push { .. }
+            | wal::Command::Fetch { .. }
+            | wal::Command::List {}
+            | wal::Command::Show { .. }
+            | wal::Command::Conflicts { .. }
+            | wal::Command::Backfill { .. } => None,
         },
         Command::Repo(args) => match &args.command {
             repo::Command::Sync(args) => (!args.dry_run).then(|| words("repo sync", &[]))?,
@@ -104,7 +112,10 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             repo::Command::Rotate(args) => args.confirm.then(|| words("repo rotate", &[]))?,
             repo::Command::Keygen(_) => words("repo keygen", &[]),
             repo::Command::Join(_) => words("repo join", &[]),
-            _ => None,
+            repo::Command::Show {}
+            | repo::Command::Check {}
+            | repo::Command::Cost {}
+            | repo::Command::Lifecycle {} => None,
         },
         Command::Verify(args) => (!args.dry_run).then(|| words("verify", &[]))?,
         Command::Timeline(args) => match &args.command {
@@ -126,7 +137,12 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             }
             files::Command::Cat(args) => content("files cat", &[&args.name]),
             files::Command::Copy(args) => content("files copy", &[&args.name]),
-            _ => None,
+            files::Command::Ls(_)
+            | files::Command::Find(_)
+            | files::Command::Diff(_)
+            | files::Command::Sums(_)
+            | files::Command::Watch(_)
+            | files::Command::CheckExcludes(_) => None,
         },
         Command::Logical(args) => match &args.command {
             logical::Command::Backup(args) => content("logical backup", &[&args.name]),
@@ -138,7 +154,10 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             redis::Command::Restore(args) => {
                 (!args.dry_run).then(|| content("redis restore", &[&args.name]))?
             }
-            _ => None,
+            redis::Command::Receive(_)
+            | redis::Command::Info(_)
+            | redis::Command::Plan(_)
+            | redis::Command::Ls(_) => None,
         },
         Command::Config(args) => match &args.command {
             configuration::Command::Backup(args) => content("config backup", &[&args.name]),
@@ -152,7 +171,9 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
             configuration::Command::Recipients(args) => (!args.add.is_empty()
                 || !args.withdraw.is_empty())
             .then(|| content("config recipients", &[]))?,
-            _ => None,
+            configuration::Command::Show(_)
+            | configuration::Command::Diff(_)
+            | configuration::Command::Scan(_) => None,
         },
         Command::Recover(args) => {
             let (verb, set, is_done) = match &args.command {
@@ -193,5 +214,32 @@ pub(super) fn about(command: &Command, cluster: &dyn Fn() -> Option<String>) -> 
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Serve(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::super::parsed;
+    use super::*;
+
+    #[test]
+    fn wal_that_comes_is_recorded_and_a_look_at_gaps_is_not() {
+        let about = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let line = parsed(&words).ok().unwrap();
+            about(&line.command, &|| Some("main".to_owned()))
+        };
+        let healed = about("pitr wal gaps --heal").unwrap();
+        assert_eq!(healed.command, "wal gaps");
+        assert_eq!(healed.object.as_deref(), Some("main"));
+        for line in [
+            "pitr wal gaps",
+            "pitr wal gaps --heal --dry-run",
+            "pitr wal list",
+        ] {
+            assert_eq!(about(line), None, "{line}");
+        }
     }
 }

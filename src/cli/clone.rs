@@ -86,6 +86,12 @@ pub struct MakeArgs {
     #[arg(long = "for", value_name = "PERIOD")]
     pub lasts: Option<Period>,
 
+    #[command(flatten)]
+    pub moment: MomentArgs,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct MomentArgs {
     /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
     #[arg(long, value_name = "DIR")]
     pub bin: Option<PathBuf>,
@@ -98,6 +104,20 @@ pub struct MakeArgs {
 
     #[command(flatten)]
     pub erasures: ConsentArgs,
+}
+
+impl MomentArgs {
+    /// The clone of the moment, as a command wants it that keeps it to itself.
+    pub(super) fn asked(&self) -> Result<Asked> {
+        Ok(Asked {
+            target: self.target.parse()?,
+            bin: self.bin.clone(),
+            port: None,
+            lasts: None,
+            clients: &[],
+            consent: Some(self.erasures.consent()),
+        })
+    }
 }
 
 /// Runs the command.
@@ -142,12 +162,9 @@ fn passing(args: &PlaceArgs, below: &Path, cx: &Context) -> Result<Option<String
 
 fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
     let asked = Asked {
-        target: args.target.parse()?,
-        bin: args.bin.clone(),
         port: args.port,
         lasts: args.lasts.map(Period::duration),
-        clients: &[],
-        consent: Some(args.erasures.consent()),
+        ..args.moment.asked()?
     };
     if let Some(at) = cx.session.environment.get(FOLDER) {
         cx.stop_with_cleanup()?;
@@ -155,9 +172,10 @@ fn make(args: &MakeArgs, cx: &Context) -> Result<u8> {
         return Ok(exit::SUCCESS);
     }
     clone::check_possible()?;
-    let below = folder_of(&args.place, cx)?;
+    let place = &args.moment.place;
+    let below = folder_of(place, cx)?;
     let at = Folder::choose(&below, cx.session.host.random())?;
-    if let Some(why) = passing(&args.place, &below, cx)? {
+    if let Some(why) = passing(place, &below, cx)? {
         cx.session.note(&format!(
             "the clone cannot be kept: {why}. For one that may be kept name a directory on a disk: --dir DIR, or clone_dir"
         ));

@@ -468,10 +468,10 @@ fn followed(command: &Command) -> Followed {
         Command::Plan(args) => args.target.as_stored,
         Command::Restore(args) => args.target.as_stored,
         Command::Drill(args) => args.target.as_stored,
-        Command::Clone(args) => args.make.target.as_stored,
+        Command::Clone(args) => args.make.moment.target.as_stored,
         Command::Mount(args) => args.target.as_stored,
-        Command::Query(args) => args.target.as_stored,
-        Command::Rescue(args) => args.target.as_stored,
+        Command::Query(args) => args.moment.target.as_stored,
+        Command::Rescue(args) => args.moment.target.as_stored,
         _ => false,
     };
     match as_stored {

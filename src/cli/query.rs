@@ -1,18 +1,14 @@
 //! `pitr query`.
 
-use std::path::PathBuf;
-
 use serde::Serialize;
 
 use super::Context;
-use super::clone::{PlaceArgs, folder_of};
-use super::erasure::ConsentArgs;
+use super::clone::{MomentArgs, folder_of};
 use super::output::{Align, Table};
-use super::target::TargetArgs;
 use crate::error::Result;
 use crate::exit;
 use crate::operate::clone::folder::State;
-use crate::operate::clone::{Asked, check_user, namespace};
+use crate::operate::clone::{check_user, namespace};
 use crate::operate::query;
 use crate::wire::client::Rows;
 
@@ -37,18 +33,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
 
-    /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
-    #[arg(long, value_name = "DIR")]
-    pub bin: Option<PathBuf>,
-
     #[command(flatten)]
-    pub place: PlaceArgs,
-
-    #[command(flatten)]
-    pub target: TargetArgs,
-
-    #[command(flatten)]
-    pub erasures: ConsentArgs,
+    pub moment: MomentArgs,
 }
 
 #[derive(Serialize)]
@@ -63,17 +49,10 @@ struct Answer<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args, cx: &Context) -> Result<u8> {
-    let asked = Asked {
-        target: args.target.parse()?,
-        bin: args.bin.clone(),
-        port: None,
-        lasts: None,
-        clients: &[],
-        consent: Some(args.erasures.consent()),
-    };
+    let asked = args.moment.asked()?;
     check_user()?;
     namespace::enter(&cx.session)?;
-    let below = folder_of(&args.place, cx)?;
+    let below = folder_of(&args.moment.place, cx)?;
     cx.stop_with_cleanup()?;
     let what = (args.database.as_str(), args.sql.as_str());
     let answer = query::run(&cx.session, &asked, &below, what)?;

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::clone::{PlaceArgs, folder_of};
-use super::erasure::ConsentArgs;
-use super::target::TargetArgs;
+use super::clone::{MomentArgs, folder_of};
 use crate::config::secret::Secret;
 use crate::err;
 use crate::error::Result;
@@ -78,18 +76,8 @@ pub struct Args {
     #[arg(long, requires = "replace")]
     pub confirm: bool,
 
-    /// The folder of PostgreSQL's programs; else the search path, then where distributions put them
-    #[arg(long, value_name = "DIR")]
-    pub bin: Option<PathBuf>,
-
     #[command(flatten)]
-    pub place: PlaceArgs,
-
-    #[command(flatten)]
-    pub target: TargetArgs,
-
-    #[command(flatten)]
-    pub erasures: ConsentArgs,
+    pub moment: MomentArgs,
 }
 
 impl Args {
@@ -103,6 +91,7 @@ impl Args {
 
     /// Returns the options that lead to the same objects of the same moment, each with a space before it.
     fn words(&self) -> String {
+        let moment = &self.moment;
         let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
         let tables = self
             .table
@@ -110,13 +99,13 @@ impl Args {
             .map(|table| ("table", Some(table.clone())));
         let others = [
             ("schema", self.schema.clone()),
-            ("bin", path(&self.bin)),
-            ("dir", path(&self.place.dir)),
+            ("bin", path(&moment.bin)),
+            ("dir", path(&moment.place.dir)),
         ];
         let words = tables
             .chain(others)
             .filter_map(|(name, value)| Some(format!(" --{name} {}", shell_word(&value?))));
-        words.collect::<String>() + &self.target.words() + &self.erasures.words()
+        words.collect::<String>() + &moment.target.words() + &moment.erasures.words()
     }
 
     fn to(&self, cx: &Context) -> Result<To> {
@@ -148,12 +137,8 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     let to = args.to(cx)?;
     let asked = Asked {
         clone: clone::Asked {
-            target: args.target.parse()?,
-            bin: args.bin.clone(),
-            port: None,
-            lasts: None,
             clients: to.clients(),
-            consent: Some(args.erasures.consent()),
+            ..args.moment.asked()?
         },
         database: args.database.clone(),
         what: args.what(),
@@ -162,7 +147,7 @@ pub fn run(args: &Args, cx: &Context) -> Result<u8> {
     };
     check_user()?;
     namespace::enter(&cx.session)?;
-    let below = folder_of(&args.place, cx)?;
+    let below = folder_of(&args.moment.place, cx)?;
     cx.stop_with_cleanup()?;
     let report = rescue::run(&cx.session, &asked, &below)?;
     match cx.out.is_json() {

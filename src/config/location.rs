@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::err;
 use crate::error::Result;
+use crate::text::{percent_decoded, percent_encoded};
 
 const ACCEPTED: &str = "Accepted are file:///absolute/path, s3://bucket/prefix, azure://account/container/prefix, gs://bucket/prefix, sftp://user@host/absolute/path and, on the command line, /absolute/path.";
 
@@ -175,17 +176,8 @@ impl fmt::Display for Location {
                 return f.pad(&format!("sftp://{user}{host}{port}{path}"));
             }
         };
-        let mut url = String::from("file://");
-        for byte in path.as_os_str().as_bytes() {
-            match byte {
-                b'/' | b'-' | b'.' | b'_' | b'~' | b'+' | b'=' | b',' | b'@' | b':' => {
-                    url.push(char::from(*byte));
-                }
-                _ if byte.is_ascii_alphanumeric() => url.push(char::from(*byte)),
-                _ => url.push_str(&format!("%{byte:02X}")),
-            }
-        }
-        f.pad(&url)
+        let path = percent_encoded(path.as_os_str().as_bytes(), b"/+=,@:");
+        f.pad(&format!("file://{path}"))
     }
 }
 
@@ -421,25 +413,6 @@ fn not_a_url(url: &str) -> crate::error::Error {
         )),
         _ => error.hint(ACCEPTED),
     }
-}
-
-fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        rest = tail;
-        if first != b'%' {
-            bytes.push(first);
-            continue;
-        }
-        let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
-        if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return None;
-        }
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = tail.get(2..)?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

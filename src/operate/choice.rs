@@ -57,11 +57,23 @@ pub enum Unless {
 }
 
 impl Question<'_> {
+    /// As [`Question::decide`], with the parameters that pg_control of the backup requires.
+    ///
+    /// # Errors
+    /// Those of [`Question::decide`].
+    pub fn answer(&self, session: &Session, first: Opened) -> Result<Chosen> {
+        let mut chosen = self.decide(session, first)?;
+        if chosen.unless.is_none() {
+            chosen.opened.add_parameters(session, &mut chosen.plan);
+        }
+        Ok(chosen)
+    }
+
     /// Makes the plan with the repository that leads farthest, beginning with the one that is open.
     ///
     /// # Errors
     /// Those of [`Reading::plan`] on the first repository; another one is warned of.
-    pub fn answer(&self, session: &Session, first: Opened) -> Result<Chosen> {
+    pub fn decide(&self, session: &Session, first: Opened) -> Result<Chosen> {
         let (mut sides, mut unasked) = (vec![first], Vec::new());
         let is_lacking = self.lacks_backup(&sides);
         if is_lacking {
@@ -403,7 +415,6 @@ fn settle(
             .into_iter()
             .for_each(|s| s.clone_from(&restore_command));
     }
-    opened.add_parameters(session, &mut plan);
     Ok(Chosen {
         opened,
         plan,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::owner::User;
 use crate::archive::datadir::{DataDirectory, read_small};
+use crate::archive::pid_file::PidFile;
 
 /// A cluster of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,15 +87,16 @@ fn candidate(pgdata: &Path) -> Option<Candidate> {
         .filter(fs::Metadata::is_file)?;
     Some(Candidate {
         major: read_small(&version).ok()?.trim().to_owned(),
-        is_running: read_small(&pgdata.join("postmaster.pid")).is_ok_and(|text| {
-            is_postgres("/proc".as_ref(), text.lines().next().unwrap_or_default())
+        is_running: PidFile::read(pgdata).is_ok_and(|file| {
+            file.pid
+                .is_some_and(|pid| is_postgres("/proc".as_ref(), pid))
         }),
         pgdata: pgdata.to_owned(),
     })
 }
 
-fn is_postgres(proc: &Path, pid: &str) -> bool {
-    let name = fs::read_to_string(proc.join(pid.trim()).join("comm"));
+fn is_postgres(proc: &Path, pid: i32) -> bool {
+    let name = fs::read_to_string(proc.join(pid.to_string()).join("comm"));
     name.is_ok_and(|name| name.trim() == "postgres")
 }
 
@@ -103,15 +105,14 @@ fn running(proc: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(proc).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
-            let pid = entry.file_name().into_string().ok()?;
-            pid.parse::<u32>().ok()?;
-            if !is_postgres(proc, &pid) {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            if !is_postgres(proc, pid) {
                 return None;
             }
             // Only root can read the link of another user's process.
             let pgdata = fs::read_link(entry.path().join("cwd")).ok()?;
-            let own = read_small(&pgdata.join("postmaster.pid")).ok()?;
-            (own.lines().next()?.trim() == pid).then_some(pgdata)
+            let own = PidFile::read(&pgdata).ok()?;
+            (own.pid == Some(pid)).then_some(pgdata)
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use super::reading::Reading;
 use super::session::Session;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::id::BackupId;
+use crate::repo::id::{BackupId, closest};
 use crate::repo::layout::ClusterLayout;
 use crate::wal::inventory::{Backup, Inventory};
 
@@ -37,7 +37,7 @@ impl Found {
                 Some(backup) => copies.push((reading, inventory, backup)),
                 None => {
                     why_not = why_not.or(why_absent(&reading, &inventory, id)?);
-                    known.extend(inventory.backups.iter().map(|b| b.id.to_string()));
+                    known.extend(inventory.backups.iter().map(|b| b.id.clone()));
                 }
             }
         }
@@ -65,7 +65,7 @@ impl Found {
     }
 }
 
-/// Explains what is left of a backup that a repository does not have any more.
+/// Explains why a repository does not list a backup of which something is there: it cannot be read, is lost, or is not complete.
 fn why_absent(reading: &Reading, inventory: &Inventory, id: &BackupId) -> Result<Option<Error>> {
     let name = &reading.configured.name;
     if let Some(unreadable) = inventory.unreadable.iter().find(|u| u.id == *id) {
@@ -96,7 +96,7 @@ fn why_absent(reading: &Reading, inventory: &Inventory, id: &BackupId) -> Result
     ))
 }
 
-/// Refuses the id of a backup of content, of which retention alone decides.
+/// Returns the refusal of a backup of content, where the id is one of those: commands without `--of` are for backups of a cluster.
 fn content(session: &Session, id: &BackupId) -> Result<Option<Error>> {
     for configured in session.settings()?.repositories {
         let repository = session.open(&configured)?;
@@ -113,9 +113,8 @@ fn content(session: &Session, id: &BackupId) -> Result<Option<Error>> {
     Ok(None)
 }
 
-fn unknown(id: &BackupId, known: &[String]) -> Error {
-    let text = id.to_string();
-    let closest = known.iter().min_by_key(|k| strsim::osa_distance(k, &text));
+fn unknown(id: &BackupId, known: &[BackupId]) -> Error {
+    let closest = closest(known, &id.to_string());
     let closest = closest.map_or_else(String::new, |c| format!(" The closest is {c}."));
     err!(NotFound, "backup \"{id}\" does not exist").hint(format!(
         "Nothing was changed.{closest} \"pitr info\" shows them all."

@@ -139,12 +139,10 @@ impl Holding<Pinning> {
     /// The first, when it could be recorded nowhere.
     pub fn record(&mut self, session: &Session) -> Result<()> {
         self.pinning.record(session)?;
-        let mut failures = std::mem::take(&mut self.pinning.failures);
         let work = InStores::new(session, &self.pinning.backup, true);
-        let recorded_in = &self.pinning.recorded_in;
         let copies = owners(self.pinning.copies());
-        work.run((copies, recorded_in), &mut self.holds, &mut failures);
-        self.pinning.failures = failures;
+        let failed = work.run(copies, &self.pinning.recorded_in, &mut self.holds);
+        self.pinning.failures.take_over(failed);
         Ok(())
     }
 }
@@ -156,12 +154,10 @@ impl Holding<Unpinning> {
     /// The first, when it could be recorded nowhere.
     pub fn record(&mut self, session: &Session) -> Result<()> {
         self.pinning.record(session)?;
-        let mut failures = std::mem::take(&mut self.pinning.failures);
         let work = InStores::new(session, &self.pinning.backup, false);
-        let recorded_in = &self.pinning.recorded_in;
         let copies = owners(self.pinning.copies());
-        work.run((copies, recorded_in), &mut self.holds, &mut failures);
-        self.pinning.failures = failures;
+        let failed = work.run(copies, &self.pinning.recorded_in, &mut self.holds);
+        self.pinning.failures.take_over(failed);
         Ok(())
     }
 }
@@ -173,16 +169,14 @@ impl Holding<pin_content::Pinning> {
     /// The first, when it could be recorded nowhere.
     pub fn record(&mut self, session: &Session) -> Result<()> {
         self.pinning.record(session)?;
-        let mut failures = std::mem::take(&mut self.pinning.failures);
         let is_on = self.pinning.reason.is_some();
         let work = InStores::new(session, &self.pinning.backup, is_on);
-        let recorded_in = &self.pinning.recorded_in;
         let copies = self.pinning.places().map(|(name, repository, scope)| {
             let owner = Ok(Owner::Aux(scope.clone()));
             (name, repository, owner)
         });
-        work.run((copies, recorded_in), &mut self.holds, &mut failures);
-        self.pinning.failures = failures;
+        let failed = work.run(copies, &self.pinning.recorded_in, &mut self.holds);
+        self.pinning.failures.take_over(failed);
         Ok(())
     }
 }
@@ -208,16 +202,14 @@ impl<'s> InStores<'s> {
         InStores { session, id, is_on }
     }
 
-    /// Does the work where the event was recorded and the store has holds, and notes how many objects there were.
+    /// Does the work where the event was recorded and the store has holds, and notes how many objects there were. Returns what failed.
     fn run<'c>(
         &self,
-        (copies, recorded_in): (
-            impl Iterator<Item = (&'c str, &'c Repository, Result<Owner>)>,
-            &[String],
-        ),
+        copies: impl Iterator<Item = (&'c str, &'c Repository, Result<Owner>)>,
+        recorded_in: &[String],
         holds: &mut [Objects],
-        failures: &mut Failures,
-    ) {
+    ) -> Failures {
+        let mut failures = Failures::default();
         let verb = if self.is_on { "hold" } else { "release" };
         for ((name, repository, owner), hold) in copies.zip(holds) {
             if hold.by != By::Store || !recorded_in.iter().any(|one| one == name) {
@@ -236,6 +228,7 @@ impl<'s> InStores<'s> {
                 }
             }
         }
+        failures
     }
 
     /// Has the store hold everything, and records that it does; the record is held last.

@@ -5,26 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::opened::Opened;
-use super::replayed;
-use super::session::Session;
 use crate::err;
 use crate::error::{Error, Result};
-use crate::repo::root::BackupRoot;
-use crate::restore::job::Job;
 use crate::restore::replace::Old;
 use crate::wal::tablespaces::Made;
-
-/// Finds them by the indexes of the WAL that recovery replays.
-///
-/// # Errors
-/// Errors of the store; `Interrupted`; `Damaged` when the history of a standby's timeline is.
-pub fn find(session: &Session, opened: &Opened, job: &Job, root: &BackupRoot) -> Result<Made> {
-    let start = root.content.start_lsn;
-    replayed::of_job(session, opened, (job, root), |replayed| {
-        replayed.tablespaces(start)
-    })
-}
 
 /// Requires that no files lie where recovery makes a tablespace. Those of the cluster that is replaced are moved aside before.
 ///

@@ -161,10 +161,7 @@ impl Opened {
             .ok_or_else(|| err!(NotFound, "the backup does not exist any more"))?;
         let spares = self.spares(session);
         let snapshot = Snapshot::open_with(store, &self.layout, &root, Some(&spares))?;
-        let control = snapshot
-            .read_file("global/pg_control", CONTROL_LIMIT_BYTES)?
-            .ok_or_else(|| err!(Damaged, "the backup does not hold it"))?;
-        Ok((&ControlFile::parse(&control)?.settings).into())
+        control(&snapshot).map(|(parameters, _)| parameters)
     }
 
     /// Reads the root of a backup whose parts can be read, too.
@@ -238,6 +235,32 @@ impl Opened {
         ));
         Ok((job.clone(), self.root(session, &job.backup)?))
     }
+}
+
+/// As [`Opened::add_parameters`], of a backup whose map is open; returns the content of pg_control.
+pub fn add_parameters_of(
+    plan: &mut Plan,
+    (id, snapshot): (&BackupId, &Snapshot<'_>),
+) -> Option<Vec<u8>> {
+    match control(snapshot) {
+        Ok((parameters, content)) => {
+            plan.require(parameters);
+            Some(content)
+        }
+        Err(e) => {
+            plan.warnings.push(unknown_parameters(id, &e));
+            None
+        }
+    }
+}
+
+/// Reads pg_control of a backup: the parameters that it requires, and its content.
+fn control(snapshot: &Snapshot<'_>) -> Result<(Parameters, Vec<u8>)> {
+    let content = snapshot
+        .read_file("global/pg_control", CONTROL_LIMIT_BYTES)?
+        .ok_or_else(|| err!(Damaged, "the backup does not hold it"))?;
+    let parameters = (&ControlFile::parse(&content)?.settings).into();
+    Ok((parameters, content))
 }
 
 fn unknown_parameters(id: &BackupId, e: &Error) -> String {

@@ -187,8 +187,10 @@ impl Pinning {
             match recorded {
                 Ok(()) => self.recorded_in.push(name.clone()),
                 Err(e) => {
-                    self.failures
-                        .add(e, format!("pin it in repository \"{name}\""));
+                    let doing = format!("pin it in repository \"{name}\"");
+                    if !self.failures.add(e, doing) {
+                        break;
+                    }
                 }
             }
         }
@@ -252,15 +254,10 @@ fn still_there(
     backup: &Backup,
 ) -> Result<()> {
     let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
-    let store = reading.repository.store();
-    let host = &session.host;
-    let clock = host.clock.as_ref();
-    deletion::wait((store, &layout), clock, host.progress.as_ref(), &mut || {
-        Ok(())
-    })?;
-    match store.head(&layout.manifest(&backup.id))? {
-        Some(_) => Ok(()),
-        None => Err(err!(
+    let place = (reading.repository.store(), &*layout);
+    match deletion::outlived(place, &session.host, &backup.id)? {
+        true => Ok(()),
+        false => Err(err!(
             NotFound,
             "backup \"{}\" was deleted while it was pinned",
             backup.id

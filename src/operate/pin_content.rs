@@ -230,8 +230,10 @@ impl Pinning {
             match recorded {
                 Ok(()) => self.recorded_in.push(name.clone()),
                 Err(e) => {
-                    self.failures
-                        .add(e, format!("record it in repository \"{name}\""));
+                    let doing = format!("record it in repository \"{name}\"");
+                    if !self.failures.add(e, doing) {
+                        break;
+                    }
                 }
             }
         }
@@ -247,15 +249,10 @@ impl Pinning {
             recorded.map_err(|e: Error| e.context("write the event"))?;
         }
         // A run of expire that had read its events before may delete it.
-        let (host, store) = (&session.host, copy.repository.store());
-        let clock = host.clock.as_ref();
-        let progress = host.progress.as_ref();
-        deletion::wait((store, &self.of), clock, progress, &mut || {
-            host.check_stop()
-        })?;
-        match store.head(&self.of.manifest(&self.backup))? {
-            Some(_) => Ok(()),
-            None => Err(err!(
+        let place = (copy.repository.store(), &self.of);
+        match deletion::outlived(place, &session.host, &self.backup)? {
+            true => Ok(()),
+            false => Err(err!(
                 NotFound,
                 "backup \"{}\" was deleted while it was pinned",
                 self.backup

@@ -19,6 +19,7 @@ use crate::plan::cluster::{self, Cluster, Side, Tree};
 use crate::plan::recovery::{Action, Options, Plan};
 use crate::plan::window::{self, Windows};
 use crate::plan::{self};
+use crate::repo::id::closest;
 use crate::repo::layout::ClusterLayout;
 use crate::repo::lives::Followed;
 use crate::repo::repository::Repository;
@@ -634,11 +635,7 @@ fn first_that_opens(
 }
 
 fn unknown_backup(inventory: &Inventory, id: &str, error: Error) -> Error {
-    let ids: Vec<String> = inventory.backups.iter().map(|b| b.id.to_string()).collect();
-    match ids
-        .iter()
-        .min_by_key(|known| strsim::osa_distance(known, id))
-    {
+    match closest(inventory.backups.iter().map(|b| &b.id), id) {
         Some(closest) => error
             .with_code(Code::NotFound)
             .hint(format!("The closest is {closest}")),

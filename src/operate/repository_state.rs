@@ -1,6 +1,6 @@
 //! The state of a repository that a look of a minute can afford: its clock, its room, and who can read it.
 
-use super::doctor::recipients;
+use super::readers;
 use super::session::Session;
 use crate::config::{self, Location};
 use crate::pg::time::TimestampTz;
@@ -27,7 +27,7 @@ impl RepositoryState {
     ) -> RepositoryState {
         RepositoryState {
             clock_offset_s: clock_offset(session, configured, repository),
-            recipients: recipients::working(repository).ok().flatten(),
+            recipients: readers::working(repository).ok().flatten(),
             room: repository.store().room().ok().flatten(),
         }
     }

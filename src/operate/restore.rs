@@ -198,7 +198,8 @@ fn planned(
         action: asked.action,
         is_carried_out: true,
     };
-    let chosen = question.answer(session, opened)?;
+    // The parameters of pg_control follow once the backup is open.
+    let chosen = question.decide(session, opened)?;
     let (opened, plan) = (chosen.opened, chosen.plan);
     if let Some(unless) = chosen.unless {
         return Ok(ControlFlow::Break(Unreached {

@@ -1,12 +1,12 @@
 //! A restore or a standby that is ready to be written: its place, its job, what the server is started with.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::made_tablespaces;
-use super::opened::Opened;
+use super::opened::{self, Opened};
 use super::owner::{Access, User};
+use super::replayed;
 use super::session::Session;
 use super::start_line::{self, Start};
 use super::unlogged;
@@ -179,19 +179,25 @@ impl Prepared {
             tablespaces: target.tablespaces.clone(),
             ..job
         };
-        let survey = {
+        let (survey, made) = {
             let spares = opened.spares(session);
             let source = source(&opened, &root, &spares);
-            let unlogged = match &earlier {
+            // The map is opened once: across a network that takes several round trips.
+            let snapshot = source.snapshot().map_err(|e| source.unless_deleted(e))?;
+            let (unlogged, made) = match &earlier {
                 // All files are there.
-                Earlier::LastStep(_) => BTreeSet::new(),
-                _ => unlogged::left_out(session, &opened, (&source, &root), &job)?,
+                Earlier::LastStep(_) => Default::default(),
+                _ => replayed::of_job(session, &opened, (&job, &root), |replayed| {
+                    let unlogged = unlogged::left_out(replayed, (&source, &snapshot))?;
+                    Ok((unlogged, replayed.tablespaces(root.content.start_lsn)?))
+                })?,
             };
-            restore::survey(&source, &job, unlogged, &target, place.is_hollow)?
-        };
-        let made = match &earlier {
-            Earlier::LastStep(_) => Made::new(),
-            _ => made_tablespaces::find(session, &opened, &job, &root)?,
+            let of = (&source, &snapshot);
+            let mut survey = restore::survey(of, &job, unlogged, &target, place.is_hollow)?;
+            if let (Earlier::None, Some(plan)) = (&earlier, &mut job.plan) {
+                survey.control = opened::add_parameters_of(plan, (&root.head.id, &snapshot));
+            }
+            (survey, made)
         };
         let replaces = place.replaces.as_ref();
         if !place.is_private {

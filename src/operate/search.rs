@@ -2,13 +2,14 @@
 
 use super::session::Session;
 use crate::config;
+use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::repo::catalog::{Catalog, Reading};
 use crate::repo::event::Recorded;
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
-use crate::repo::root::aux_root::AuxBackup;
+use crate::repo::root::aux_root::{AuxBackup, AuxRoot};
 use crate::repo::scope::Scope;
 use crate::restore::content::{self, Open};
 
@@ -51,6 +52,24 @@ impl Stored {
     ) -> Result<T> {
         let at = (&session.host, self.planned);
         content::read(&self.repository, (&self.scope, id), at, work)
+    }
+
+    /// The member of the backup's kind in its root.
+    ///
+    /// # Errors
+    /// `NotFound` when it was deleted meanwhile; those of [`AuxRoot::member`].
+    pub fn member(&self) -> Result<serde_json::Value> {
+        let id = &self.id;
+        let member = AuxRoot::member(self.repository.store(), &self.scope, id)?;
+        member.ok_or_else(|| err!(NotFound, "backup \"{id}\" is gone"))
+    }
+}
+
+/// Why nothing was found; `of` is the content in words.
+pub fn lacking(of: &str, wanted: Option<&BackupId>) -> Error {
+    match wanted {
+        Some(id) => err!(NotFound, "{of} has no backup \"{id}\""),
+        None => err!(NotFound, "{of} has no undamaged backup"),
     }
 }
 

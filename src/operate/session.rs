@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::access;
 use super::archive_command::shell_word;
 use super::away::Away;
-use super::doctor::recipients;
 use super::pacing::Pacing;
+use super::readers;
 use crate::config::{self, Environment, Flags, Settings};
 use crate::err;
 use crate::error::{Error, Result};
@@ -93,7 +93,7 @@ impl Session {
     pub fn open_for_backup(&self, configured: &config::Repository) -> Result<Repository> {
         let repository = self.open(configured)?;
         // The backup meets an error of the store by itself.
-        if let Ok(Some(0)) = recipients::working(&repository) {
+        if let Ok(Some(0)) = readers::working(&repository) {
             self.warn(&format!(
                 "nobody can open what is stored in repository \"{}\": it has no keys of any recipient. pitr init --key-set FILE gives back those of writer.key",
                 configured.name

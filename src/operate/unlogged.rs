@@ -2,34 +2,27 @@
 
 use std::collections::BTreeSet;
 
-use super::opened::Opened;
-use super::replayed;
-use super::session::Session;
 use crate::error::Result;
-use crate::repo::root::BackupRoot;
-use crate::restore::job::Job;
 use crate::restore::{Source, unlogged};
-use crate::wal::unlogged::RelationName;
+use crate::snapshot::reader::Snapshot;
+use crate::wal::unlogged::{RelationName, Replayed};
 
 /// Finds them by the indexes of the WAL that recovery replays. WAL that creates no init fork costs no request.
 ///
 /// # Errors
-/// Errors of the store; `Interrupted`; `Damaged` when the map of the backup or the history of a standby's timeline is.
+/// Errors of the store; `Interrupted`; `Damaged` when the map of the backup is; `NotFound` when the backup was deleted meanwhile.
 pub fn left_out(
-    session: &Session,
-    opened: &Opened,
-    (source, root): (&Source<'_>, &BackupRoot),
-    job: &Job,
+    replayed: &Replayed<'_>,
+    (source, snapshot): (&Source<'_>, &Snapshot<'_>),
 ) -> Result<BTreeSet<RelationName>> {
-    replayed::of_job(session, opened, (job, root), |replayed| {
-        let created = replayed.created()?;
-        if created.is_empty() {
-            return Ok(created);
-        }
-        let candidates = unlogged::without_init(source, &job.backup, &created)?;
-        match candidates.is_empty() {
-            true => Ok(candidates),
-            false => replayed.unlogged(&candidates),
-        }
-    })
+    let created = replayed.created()?;
+    if created.is_empty() {
+        return Ok(created);
+    }
+    let candidates = unlogged::without_init(snapshot, &created);
+    let candidates = candidates.map_err(|e| source.unless_deleted(e))?;
+    match candidates.is_empty() {
+        true => Ok(candidates),
+        false => replayed.unlogged(&candidates),
+    }
 }

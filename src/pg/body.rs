@@ -89,8 +89,6 @@ pub struct Block<'a> {
     pub fork: Fork,
     /// The block in it.
     pub block: u32,
-    /// Replay builds the page anew.
-    pub will_init: bool,
     /// An image, if there is one.
     pub image: Option<Image<'a>>,
     /// Data of the resource manager about the block.
@@ -146,7 +144,6 @@ struct ImageHeader {
 
 const HAS_IMAGE: u8 = 0x10;
 const HAS_DATA: u8 = 0x20;
-const WILL_INIT: u8 = 0x40;
 const SAME_REL: u8 = 0x80;
 const HAS_HOLE: u8 = 0x01;
 
@@ -310,7 +307,6 @@ impl<'a> Iterator for Blocks<'a> {
                         relation: header.relation,
                         fork: Fork(header.fork_flags & 0x0F),
                         block: header.block,
-                        will_init: header.fork_flags & WILL_INIT != 0,
                         image,
                         data: self.slice(header.data_len),
                     });
@@ -453,7 +449,6 @@ mod tests {
         assert_eq!(blocks[0].data, [1, 2, 3]);
         assert_eq!((blocks[1].block, blocks[1].fork), (9, Fork::VM));
         assert_eq!(blocks[1].relation, blocks[0].relation);
-        assert!(blocks[1].will_init && !blocks[0].will_init);
         // 13 knows no top-level transaction.
         assert!(parse(Major::V13, &record).unwrap().body().is_err());
     }

@@ -25,8 +25,6 @@ pub struct PageHeader {
     pub upper: u16,
     /// Offset of the special space.
     pub special: u16,
-    /// Page size with the layout version in its lowest byte.
-    pub size_and_version: u16,
 }
 
 impl PageHeader {
@@ -44,7 +42,6 @@ impl PageHeader {
             lower: half(12)?,
             upper: half(14)?,
             special: half(16)?,
-            size_and_version: half(18)?,
         })
     }
 

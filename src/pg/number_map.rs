@@ -20,10 +20,6 @@ impl Hasher for NumberHasher {
         }
     }
 
-    fn write_u8(&mut self, n: u8) {
-        self.write_u32(u32::from(n));
-    }
-
     fn write_u32(&mut self, n: u32) {
         self.0 = (self.0.rotate_left(5) ^ u64::from(n)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }

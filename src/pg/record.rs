@@ -228,11 +228,7 @@ mod tests {
     }
 
     fn bytes(hex: &str) -> Vec<u8> {
-        let digits: Vec<char> = hex.chars().collect();
-        digits
-            .chunks(2)
-            .map(|c| u8::from_str_radix(&c.iter().collect::<String>(), 16).unwrap())
-            .collect()
+        crate::text::unhex(hex).unwrap()
     }
 
     /// A switch record of a 15.

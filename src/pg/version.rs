@@ -135,8 +135,6 @@ pub struct Version {
     pub dropped_stats_item: Option<usize>,
     /// The state of a prepared transaction.
     pub prepare: PrepareLayout,
-    /// `PostgreSQL-Backup-Manifest-Version` of this major's base backups.
-    pub manifest_version: u32,
 }
 
 const PGLZ_ONLY: ImageBits = ImageBits {
@@ -195,7 +193,6 @@ const V13: Version = Version {
     database_drop: 0x10,
     dropped_stats_item: None,
     prepare: PREPARE_13,
-    manifest_version: 1,
 };
 
 const V14: Version = Version {
@@ -234,7 +231,6 @@ const V17: Version = Version {
     checkpoint_has_wal_level: true,
     end_of_recovery_has_wal_level: true,
     has_checkpoint_redo: true,
-    manifest_version: 2,
     ..V16
 };
 

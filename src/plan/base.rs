@@ -25,6 +25,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::version::Major;
+use crate::repo::id::closest;
 use crate::repo::wal_proof::foreign;
 use crate::wal::facts::{EntryKind, Wal};
 use crate::wal::inventory::{Backup, HistoryFile, Inventory};
@@ -273,20 +274,11 @@ impl Planner<'_> {
             )
             .hint("Run pitr verify: it says what helps."));
         }
-        let text = id.to_string();
-        let names: Vec<String> = self
-            .inventory
-            .backups
-            .iter()
-            .map(|b| b.id.to_string())
-            .collect();
-        let closest = names
-            .iter()
-            .min_by_key(|n| strsim::osa_distance(n, &text))
-            .map_or("there is none".to_owned(), |n| {
-                format!("The closest is {n}")
-            });
-        Err(err!(NotFound, "backup \"{id}\" does not exist").hint(closest))
+        let known = self.inventory.backups.iter().map(|b| &b.id);
+        let hint = closest(known, &id.to_string()).map_or("there is none".to_owned(), |closest| {
+            format!("The closest is {closest}")
+        });
+        Err(err!(NotFound, "backup \"{id}\" does not exist").hint(hint))
     }
 
     /// The histories to follow: one, or for `current` one for each timeline that has a backup.

@@ -82,8 +82,6 @@ pub enum Outcome {
 pub enum Reason {
     /// The repository holds no backup that can be read.
     NoBackup,
-    /// The backup asked for does not exist.
-    UnknownBackup,
     /// The timeline asked for does not exist.
     UnknownTimeline,
     /// The history file of the timeline is missing or damaged.

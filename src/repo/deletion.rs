@@ -10,9 +10,11 @@ use std::time::Duration;
 use super::claim::seconds_since_boot;
 use super::clock::MAY_DIFFER;
 use super::event::{self, Event, Recorded, Writer};
+use super::id::BackupId;
 use super::scope::Scope;
 use crate::err;
 use crate::error::{Code, Result};
+use crate::host::Host;
 use crate::pg::time::TimestampTz;
 use crate::progress::Progress;
 use crate::store::{Store, reserve};
@@ -237,6 +239,29 @@ pub fn wait(
     }
 }
 
+/// Waits for a run of expire that may have decided before an event was there. The operator can end the wait.
+///
+/// # Errors
+/// Those of [`wait`]; `Interrupted`.
+pub fn wait_on(place: (&dyn Store, &Scope), host: &Host) -> Result<()> {
+    let mut tick = || host.check_stop();
+    wait(
+        place,
+        host.clock.as_ref(),
+        host.progress.as_ref(),
+        &mut tick,
+    )
+}
+
+/// Waits as [`wait_on`] does, and returns whether the backup is still there.
+///
+/// # Errors
+/// Those of [`wait_on`].
+pub fn outlived((store, scope): (&dyn Store, &Scope), host: &Host, id: &BackupId) -> Result<bool> {
+    wait_on((store, scope), host)?;
+    Ok(store.head(&scope.manifest(id))?.is_some())
+}
+
 fn is_of_expire(event: &&Recorded) -> bool {
     event.event.purpose.as_deref() == Some(PURPOSE)
 }
@@ -262,6 +287,7 @@ mod tests {
     use super::*;
     use crate::progress::Silent;
     use crate::store::file::FileStore;
+    use crate::store::put;
 
     #[test]
     #[allow(
@@ -311,6 +337,29 @@ mod tests {
         let mut late = deletion;
         late.renewed = seconds_since_boot() - HOLDS_SECONDS.cast_signed();
         assert_eq!(late.keep().unwrap_err().code(), Code::Conflict);
+    }
+
+    #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
+    fn the_operator_ends_the_wait_and_a_backup_that_is_gone_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::open(dir.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let host = Host::still(now, 5);
+        let ask = || outlived((&store, &scope), &host, &id).map_err(|e| e.code());
+        assert_eq!(ask(), Ok(false));
+        put(&store, &scope.manifest(&id), b"root").unwrap();
+        assert_eq!(ask(), Ok(true));
+        let deletion = DeletionClaim::take(&store, &scope, Writer::of(&host)).unwrap();
+        host.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(ask(), Err(Code::Interrupted));
+        deletion.end().unwrap();
+        assert_eq!(ask(), Ok(true));
     }
 
     /// A virtual machine that was paused: the clock since boot stood still, and that of the store did not.

@@ -52,6 +52,16 @@ impl BackupId {
     }
 }
 
+/// The id that is spelled most like `text`.
+pub fn closest<'a>(
+    known: impl IntoIterator<Item = &'a BackupId>,
+    text: &str,
+) -> Option<&'a BackupId> {
+    known
+        .into_iter()
+        .min_by_key(|id| strsim::osa_distance(&id.0, text))
+}
+
 impl fmt::Display for BackupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

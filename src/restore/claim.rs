@@ -42,13 +42,11 @@ fn deleted(id: &BackupId) -> Error {
 
 /// Waits for a run of expire that decided before the claim was there, and requires that the marked backup is still there.
 fn outlived((store, scope): (&dyn Store, &Scope), host: &Host, id: &BackupId) -> Result<()> {
-    let progress = host.progress.as_ref();
-    let mut tick = || host.check_stop();
-    match deletion::wait((store, scope), host.clock.as_ref(), progress, &mut tick) {
+    match deletion::wait_on((store, scope), host) {
         Ok(()) => {}
         Err(e) if e.code() == Code::Interrupted => return Err(e),
         // The restore does not depend on it.
-        Err(e) => progress.warn(&format!(
+        Err(e) => host.progress.warn(&format!(
             "whether \"pitr expire\" deletes from the repository could not be asked: {e}"
         )),
     }

@@ -25,20 +25,22 @@ const CONF_LIMIT_BYTES: usize = 16 << 20;
 /// # Errors
 /// `Damaged`.
 pub fn brought(snapshot: &Snapshot<'_>, survey: &Survey, target: &Target) -> Result<Brought> {
+    let auto = snapshot.read_file(AUTO_CONF, CONF_LIMIT_BYTES)?;
     let files = Packed {
         snapshot,
         survey,
         to: &target.data,
+        auto: auto.as_deref(),
     };
     let mut configuration = Configuration::default();
     let has_main = configuration.add(Path::new("postgresql.conf"), &files)?;
     configuration.add(Path::new(AUTO_CONF), &files)?;
-    let auto = snapshot.read_file(AUTO_CONF, CONF_LIMIT_BYTES)?;
+    let (has_hba, has_ident) = (files.has("pg_hba.conf")?, files.has("pg_ident.conf")?);
     Ok(Brought {
         configuration,
         has_main,
-        has_hba: files.has("pg_hba.conf")?,
-        has_ident: files.has("pg_ident.conf")?,
+        has_hba,
+        has_ident,
         has_auto: auto.is_some(),
         auto: auto.unwrap_or_default(),
         in_place_tablespaces: survey.has_in_place(target),
@@ -50,6 +52,8 @@ struct Packed<'a> {
     snapshot: &'a Snapshot<'a>,
     survey: &'a Survey,
     to: &'a Path,
+    /// Content of postgresql.auto.conf.
+    auto: Option<&'a [u8]>,
 }
 
 impl Packed<'_> {
@@ -92,6 +96,11 @@ impl Files for Packed<'_> {
         let Some(inside) = self.inside(path) else {
             return Ok(Look::Unseen);
         };
+        if inside == Path::new(AUTO_CONF) {
+            return Ok(self
+                .auto
+                .map_or(Look::Absent, |auto| Look::There(auto.to_vec())));
+        }
         let Some(Metadata::File { .. }) = self.metadata(&inside)? else {
             return Ok(Look::Absent);
         };

@@ -29,7 +29,7 @@ use crate::repo::root::cluster::LeftOutDatabase;
 use crate::snapshot::filekey::{ClusterNaming, FileKey, Naming};
 use crate::snapshot::frames::Frames;
 use crate::snapshot::layer::Metadata;
-use crate::snapshot::reader::{PackOfSnapshot, Snapshot, VisibleFrame};
+use crate::snapshot::reader::{Item, PackOfSnapshot, Snapshot, VisibleFrame};
 use crate::snapshot::spare::is_of_the_object;
 use crate::ticking::ticking;
 use crate::wal::unlogged::RelationName;
@@ -106,6 +106,8 @@ pub struct Survey {
     pub configuration_files: Vec<Vec<u8>>,
     /// The configuration that comes with the backup.
     pub brought: Brought,
+    /// Content of pg_control, where it was read already.
+    pub control: Option<Vec<u8>>,
 }
 
 /// A database whose relations are files of zeros.
@@ -509,7 +511,7 @@ impl Survey {
     }
 }
 
-/// Creates every directory, and every file in its full length.
+/// Creates every directory, and every file in its full length. `made` hears of each file, with the tree that it lies in and its path there.
 ///
 /// # Errors
 /// `TargetWrite`, `Full`, `Refused`; `Damaged` for paths that lead elsewhere.
@@ -519,26 +521,26 @@ pub fn lay_out(
     survey: &Survey,
     is_resumed: bool,
     stop: &AtomicBool,
+    made: &mut dyn FnMut(&Item, &Tree, &[u8]),
 ) -> Result<()> {
     for name in STANDARD_DIRECTORIES {
         destination
             .data
             .make_directory(name.as_bytes(), survey.group)?;
     }
-    // Keys of relations sort before paths: directories of databases come behind their files.
-    for item in snapshot.items() {
-        let item = item?;
-        if let (Metadata::Directory { mode, .. }, Route::To(tree, path)) =
-            (&item.metadata, destination.route(&item.path)?)
-        {
-            tree.make_directory(path, mode & 0o040 != 0)?;
-        }
-    }
     for item in snapshot.items() {
         let item = item?;
         check_stop(stop)?;
-        let Metadata::File { mode, length, .. } = item.metadata else {
-            continue;
+        let (mode, length) = match item.metadata {
+            // Keys of relations sort before paths: the directory of a database was made for its files, and gets its permissions here.
+            Metadata::Directory { mode, .. } => {
+                if let Route::To(tree, path) = destination.route(&item.path)? {
+                    tree.make_directory(path, mode & 0o040 != 0)?;
+                }
+                continue;
+            }
+            Metadata::File { mode, length, .. } => (mode, length),
+            Metadata::Symlink { .. } | Metadata::Node(_) => continue,
         };
         if withholds_file(&item.path) {
             continue;
@@ -562,6 +564,7 @@ pub fn lay_out(
             )
             .hint("Either somebody else writes there, or two names of the backup are one on this filesystem. Restore into another directory."));
         }
+        made(&item, &tree, path);
         if survey.leaves_out(&item.key) {
             if !is_new {
                 let emptied = file.set_len(0).and_then(|()| file.set_len(length));
@@ -983,4 +986,92 @@ impl OpenFiles {
 /// A path for messages.
 fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::pg::time::TimestampTz;
+    use crate::repo::id::BackupId;
+    use crate::repo::root::{BackupKind, Head, Map};
+    use crate::repo::scope::Scope;
+    use crate::snapshot::frame::FrameCodec;
+    use crate::snapshot::reader::SnapshotRoot;
+    use crate::snapshot::writer::{Options, SnapshotWriter};
+    use crate::store::file::FileStore;
+
+    #[test]
+    fn a_directory_that_comes_behind_its_files_gets_its_own_permissions() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        let store = FileStore::create(&top.join("repo"), 1).unwrap();
+        let scope = Scope::cluster("main", 77).unwrap();
+        let naming = Naming::Cluster(ClusterNaming {
+            major: 15,
+            catalog_version: 202_209_061,
+        });
+        let key = |path: &str| FileKey::from_path(path.as_bytes(), naming).unwrap();
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let options = Options::new(FrameCodec::Lz4, 1, top.clone());
+        let written = std::thread::scope(|threads| {
+            let writer = SnapshotWriter::start(threads, &store, &scope, &id, &options);
+            let mut sink = writer.sink();
+            sink.directory(&key("base/5"), 0o700, 0).unwrap();
+            sink.directory(&key("extra"), 0o750, 0).unwrap();
+            sink.begin(key("base/5/16384")).unwrap();
+            sink.append(&[7; 8192]).unwrap();
+            sink.end(0o640, 0).unwrap();
+            sink.finish().unwrap();
+            writer.finish().unwrap()
+        });
+        let head = Head {
+            id,
+            nonce: String::new(),
+            backup_kind: BackupKind::Full,
+            prior: None,
+            label: String::new(),
+            start_time: TimestampTz(0),
+            stop_time: TimestampTz(0),
+            file_count: written.file_count,
+            size_bytes: written.size_bytes,
+            stored_bytes: written.stored_bytes,
+            program: String::new(),
+            features: Vec::new(),
+        };
+        let map = Map {
+            shards: written.shards,
+            packs: written.packs,
+        };
+        let root = SnapshotRoot {
+            head: &head,
+            map: &map,
+            naming,
+        };
+        let snapshot = Snapshot::open(&store, &scope, root).unwrap();
+        let data = top.join("data");
+        std::fs::create_dir(&data).unwrap();
+        let destination = Destination {
+            data: Arc::new(Tree::open(&data, None).unwrap()),
+            tablespaces: BTreeMap::new(),
+            owner: None,
+            open: Mutex::default(),
+        };
+        let survey = survey(&snapshot, &[], BTreeSet::new()).unwrap();
+        let stop = AtomicBool::new(false);
+        let mut heard = Vec::new();
+        let mut made = |item: &Item, _: &Tree, path: &[u8]| {
+            heard.push((path.to_vec(), item.mapped_bytes));
+        };
+        lay_out(&snapshot, &destination, &survey, false, &stop, &mut made).unwrap();
+        assert_eq!(heard, [(b"base/5/16384".to_vec(), 8192)]);
+        let mode = |path: &str| {
+            let meta = std::fs::metadata(data.join(path)).unwrap();
+            meta.permissions().mode() & 0o7777
+        };
+        assert_eq!(mode("base/5"), 0o700);
+        assert_eq!(mode("extra"), 0o750);
+        assert_eq!(mode("base/5/16384"), 0o640);
+    }
 }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::claim::Claim;
-use super::extract::{self, Survey, withholds_file};
+use super::extract::{self, Survey};
 use super::job::Job;
 use super::target_dir::{CONTROL, Target, WAITING_CONTROL};
 use super::tree::{Tree, write_error};
@@ -20,11 +20,11 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::mount::shadow::HollowFile;
 use crate::pg::conf::Setting;
-use crate::snapshot::layer::Metadata;
-use crate::snapshot::reader::Snapshot;
+use crate::snapshot::reader::{Item, Snapshot};
 
+const LABEL: &str = "backup_label";
 /// Files that are read and written before the server starts: they are small, and there from the beginning.
-const BROUGHT_AT_ONCE: [&str; 4] = [CONTROL, "backup_label", AUTO_CONF, MARKER];
+const BROUGHT_AT_ONCE: [&str; 4] = [CONTROL, LABEL, AUTO_CONF, MARKER];
 /// None of them is larger.
 const SMALL_BYTES: usize = 1 << 20;
 
@@ -56,36 +56,33 @@ pub fn lay_out(
 ) -> Result<LaidOut> {
     let group = survey.group;
     let destination = prepare(target, job, false, group, host)?;
-    extract::lay_out(snapshot, &destination, survey, false, &host.stop)?;
     let mut files = Vec::new();
-    for item in snapshot.items() {
-        let item = item?;
-        let Metadata::File { length, .. } = item.metadata else {
-            continue;
-        };
+    let mut made = |item: &Item, tree: &Tree, relative: &[u8]| {
         let is_small = BROUGHT_AT_ONCE
             .iter()
             .any(|name| name.as_bytes() == item.path);
-        let is_absent = survey.unlogged.holds(&item.key) || withholds_file(&item.path);
-        if item.mapped_bytes == 0 || is_small || is_absent {
-            continue;
-        }
-        if let Some((tree, relative)) = destination.place_of(&item.path)? {
-            let relative = OsStr::from_bytes(relative);
+        if item.mapped_bytes > 0 && !is_small {
             files.push(HollowFile {
-                key: item.key,
-                path: tree.path().join(relative),
-                length,
+                key: item.key.clone(),
+                path: tree.path().join(OsStr::from_bytes(relative)),
+                length: item.metadata.file_length().unwrap_or(0),
             });
         }
-    }
-    for name in BROUGHT_AT_ONCE {
-        if let Some(content) = snapshot.read_file(name, SMALL_BYTES)? {
-            let name = if name == CONTROL {
-                WAITING_CONTROL
-            } else {
-                name
-            };
+    };
+    let stop = &host.stop;
+    extract::lay_out(snapshot, &destination, survey, false, stop, &mut made)?;
+    let read = |name| snapshot.read_file(name, SMALL_BYTES);
+    let control = match &survey.control {
+        Some(control) => Some(control.clone()),
+        None => read(CONTROL)?,
+    };
+    // The settings below are written with what postgresql.auto.conf had.
+    for (name, content) in [
+        (WAITING_CONTROL, control),
+        (LABEL, read(LABEL)?),
+        (MARKER, read(MARKER)?),
+    ] {
+        if let Some(content) = content {
             destination.data().put(name.as_bytes(), &content, group)?;
         }
     }

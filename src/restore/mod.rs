@@ -103,6 +103,11 @@ impl<'a> Source<'a> {
     pub fn snapshot(&self) -> Result<Snapshot<'a>> {
         Snapshot::open_with(self.store, self.layout, self.root, Some(self.spares))
     }
+
+    /// The error, unless its cause is that the backup was deleted after it had been chosen.
+    pub fn unless_deleted(&self, error: Error) -> Error {
+        claim::unless_deleted(self.store, self.layout, &self.root.head.id, error)
+    }
 }
 
 /// The result of a restore.
@@ -134,22 +139,18 @@ pub struct Report {
 /// # Errors
 /// `Refused` with numbers; `Damaged` when the map fails a check; `NotFound` when the backup was deleted meanwhile.
 pub fn survey(
-    source: &Source<'_>,
+    (source, snapshot): (&Source<'_>, &Snapshot<'_>),
     job: &Job,
     unlogged: BTreeSet<RelationName>,
     target: &Target,
     is_hollow: bool,
 ) -> Result<Survey> {
-    let (store, layout) = (source.store, source.layout);
-    let look = |snapshot: Snapshot<'_>| {
-        let mut survey = extract::survey(&snapshot, &job.left_out, unlogged)?;
-        survey.brought = configuration::brought(&snapshot, &survey, target)?;
+    let look = || -> Result<Survey> {
+        let mut survey = extract::survey(snapshot, &job.left_out, unlogged)?;
+        survey.brought = configuration::brought(snapshot, &survey, target)?;
         Ok(survey)
     };
-    let survey = source
-        .snapshot()
-        .and_then(look)
-        .map_err(|e| claim::unless_deleted(store, layout, &job.backup, e))?;
+    let survey = look().map_err(|e| source.unless_deleted(e))?;
     let segment = source.root.content.wal_segment_size_bytes;
     let replayed = job
         .plan
@@ -263,7 +264,15 @@ fn copy_all(
         false => 0,
     };
     ticking(tick, || {
-        extract::lay_out(&snapshot, &destination, survey, is_resumed, &host.stop)
+        let stop = &host.stop;
+        extract::lay_out(
+            &snapshot,
+            &destination,
+            survey,
+            is_resumed,
+            stop,
+            &mut |_, _, _| {},
+        )
     })?;
     finish::sweep_temporaries(destination.data())?;
     let folder = target.data.join("pg_wal");

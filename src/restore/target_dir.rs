@@ -17,6 +17,7 @@ use super::replace::{Old, WAITING};
 use super::tree::{Owner, is_roots_alone};
 use crate::archive::datadir::DataDirectory;
 use crate::archive::guard::{SETTINGS, UNFINISHED, read_limited};
+use crate::archive::pid_file::PidFile;
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Error, Result};
@@ -511,14 +512,13 @@ fn names(path: &Path) -> io::Result<Vec<String>> {
         .collect()
 }
 
-/// PostgreSQL: src/include/utils/pidfile.h: the first line is the postmaster's process id.
+/// Requires that no server runs there. A file that cannot be read is an error.
 fn check_not_running(data: &Path) -> Result<()> {
     let Some(text) = read_limited(&data.join("postmaster.pid"))? else {
         return Ok(());
     };
-    let text = String::from_utf8_lossy(&text);
-    let pid = text.lines().next().and_then(|l| l.trim().parse().ok());
-    let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else {
+    let file = PidFile::parse(&String::from_utf8_lossy(&text));
+    let Some(pid) = file.pid.and_then(rustix::process::Pid::from_raw) else {
         return Ok(());
     };
     match rustix::process::test_kill_process(pid) {

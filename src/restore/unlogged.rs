@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Source, claim};
 use crate::error::Result;
-use crate::repo::id::BackupId;
 use crate::snapshot::filekey::{FileKey, Fork};
 use crate::snapshot::layer::Metadata;
 use crate::snapshot::reader::Snapshot;
@@ -32,34 +30,27 @@ impl Unlogged {
 /// Returns the relations of `among` of which the backup has a main fork and no init fork.
 ///
 /// # Errors
-/// `Damaged` when the map fails a check; `NotFound` when the backup was deleted meanwhile.
+/// `Damaged` when the map fails a check.
 pub fn without_init(
-    source: &Source<'_>,
-    backup: &BackupId,
+    snapshot: &Snapshot<'_>,
     among: &BTreeSet<RelationName>,
 ) -> Result<BTreeSet<RelationName>> {
-    let find = |snapshot: Snapshot<'_>| {
-        let (mut found, mut reset) = (BTreeSet::new(), BTreeSet::new());
-        for item in snapshot.items() {
-            let item = item?;
-            if let Metadata::File { .. } = item.metadata
-                && let Some((relation, fork)) = name_of(&item.key)
-                && among.contains(&relation)
-            {
-                match fork {
-                    Fork::Main => found.insert(relation),
-                    Fork::Init => reset.insert(relation),
-                    Fork::FreeSpace | Fork::Visibility => false,
-                };
-            }
+    let (mut found, mut reset) = (BTreeSet::new(), BTreeSet::new());
+    for item in snapshot.items() {
+        let item = item?;
+        if let Metadata::File { .. } = item.metadata
+            && let Some((relation, fork)) = name_of(&item.key)
+            && among.contains(&relation)
+        {
+            match fork {
+                Fork::Main => found.insert(relation),
+                Fork::Init => reset.insert(relation),
+                Fork::FreeSpace | Fork::Visibility => false,
+            };
         }
-        found.retain(|relation| !reset.contains(relation));
-        Ok(found)
-    };
-    source
-        .snapshot()
-        .and_then(find)
-        .map_err(|e| claim::unless_deleted(source.store, source.layout, backup, e))
+    }
+    found.retain(|relation| !reset.contains(relation));
+    Ok(found)
 }
 
 fn name_of(file: &FileKey) -> Option<(RelationName, Fork)> {

@@ -13,9 +13,9 @@ use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use zeroize::Zeroizing;
 
+use super::http::secrets::Secrets;
 use super::runtime::wait;
 use super::s3::client::Chain;
-use super::s3::secrets::Secrets;
 use crate::config::{Kms, S3Settings};
 use crate::err;
 use crate::error::{Error, Result, causes};

@@ -20,6 +20,8 @@ pub mod blob;
 pub mod conformance;
 pub mod file;
 #[cfg(feature = "program")]
+mod http;
+#[cfg(feature = "program")]
 pub mod kms;
 pub mod life;
 #[cfg(feature = "full")]

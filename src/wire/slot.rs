@@ -13,7 +13,6 @@ use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::slot::{NAME_SIZE_MAX, is_slot_name};
-use crate::pg::timeline::TimelineId;
 
 /// The name of a slot: 1 to 63 of `a-z`, `0-9` and `_`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +44,8 @@ impl FromStr for SlotName {
 pub struct SlotState {
     /// From where on WAL is kept; `None` for a slot that was never used and reserves nothing, and for one that has lost its WAL.
     pub restart_lsn: Option<Lsn>,
-    /// The timeline of `restart_lsn`, where the server says it (15 and later, over the replication protocol).
-    pub restart_timeline: Option<TimelineId>,
-    /// The process that streams from it; known only by SQL.
-    pub active_pid: Option<i32>,
     /// `reserved`, `extended`, `unreserved` or `lost`; known only by SQL.
     pub wal_status: Option<String>,
-    /// How much WAL may be written before the slot is in danger to lose WAL, in bytes; known only by SQL, and only with a limit.
-    pub safe_wal_bytes: Option<i64>,
 }
 
 /// How much WAL a slot keeps on the server.
@@ -88,10 +81,8 @@ impl Client {
             return Ok(None);
         }
         let restart_lsn = rows.text(0, 1)?.map(|_| rows.value(0, 1)).transpose()?;
-        let timeline = rows.text(0, 2)?.map(|_| rows.timeline(0, 2)).transpose()?;
         Ok(Some(SlotState {
             restart_lsn,
-            restart_timeline: timeline,
             ..SlotState::default()
         }))
     }
@@ -154,7 +145,7 @@ impl Sql {
     /// `Config` for a logical slot; those of [`Sql::query`].
     pub async fn slot_by_sql(&mut self, name: &SlotName) -> Result<Option<SlotState>> {
         let query = format!(
-            "select slot_type, restart_lsn, active_pid, wal_status, safe_wal_size from pg_replication_slots where slot_name = '{name}'"
+            "select slot_type, restart_lsn, wal_status from pg_replication_slots where slot_name = '{name}'"
         );
         let rows = self.query(&query).await?;
         match rows.text(0, 0)? {
@@ -164,10 +155,7 @@ impl Sql {
         }
         Ok(Some(SlotState {
             restart_lsn: rows.text(0, 1)?.map(|_| rows.value(0, 1)).transpose()?,
-            restart_timeline: None,
-            active_pid: rows.text(0, 2)?.map(|_| rows.value(0, 2)).transpose()?,
-            wal_status: rows.text(0, 3)?.map(str::to_owned),
-            safe_wal_bytes: rows.text(0, 4)?.map(|_| rows.value(0, 4)).transpose()?,
+            wal_status: rows.text(0, 2)?.map(str::to_owned),
         }))
     }
 

@@ -4,6 +4,7 @@
 
 use super::conninfo::{Settings, config, keyword};
 use crate::error::{Error, Result};
+use crate::text::percent_decoded;
 
 pub(super) fn parse(text: &str) -> Result<Settings> {
     let rest = text
@@ -79,24 +80,8 @@ fn broken(what: &str) -> Error {
 }
 
 fn decode(text: &str) -> Result<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-        match (digit(rest.next()), digit(rest.next())) {
-            (Some(high), Some(low)) if high + low > 0 => {
-                bytes.push(u8::try_from(high << 4 | low).unwrap_or_default());
-            }
-            _ => {
-                return Err(broken(
-                    "a percent sign is not followed by two hexadecimal digits",
-                ));
-            }
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| broken("it is not UTF-8"))
+    // As libpq, this refuses a zero byte, too.
+    let bytes = percent_decoded(text).filter(|_| !text.contains("%00"));
+    let wrong = || broken("a percent sign is not followed by two hexadecimal digits");
+    String::from_utf8(bytes.ok_or_else(wrong)?).map_err(|_| broken("it is not UTF-8"))
 }

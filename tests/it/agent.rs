@@ -120,9 +120,7 @@ impl Host {
     }
 
     pub fn reconfigure(&self, from: &str, to: &str) {
-        let text = std::fs::read_to_string(&self.config).unwrap();
-        assert!(text.contains(from), "{text}");
-        std::fs::write(&self.config, text.replace(from, to)).unwrap();
+        crate::common::edit(&self.config, from, to);
     }
 
     /// The status line and the body of an answer.
@@ -256,7 +254,6 @@ fn j01_a_day_of_real_jobs_in_a_minute_backs_up_verifies_expires_and_drills() {
     let programs = programs.parent().unwrap().display();
     let port = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = port.local_addr().unwrap().port();
-    let text = std::fs::read_to_string(site.config()).unwrap();
     let agent = format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"2h\"\n");
     let jobs = [
         (
@@ -284,8 +281,8 @@ fn j01_a_day_of_real_jobs_in_a_minute_backs_up_verifies_expires_and_drills() {
     ];
     let sections =
         jobs.map(|(name, run, when)| format!("[jobs.{name}]\nrun = \"{run}\"\n{when}\n"));
-    let text = text.replacen("[agent]\n", &agent, 1) + &sections.concat();
-    std::fs::write(site.config(), text).unwrap();
+    site.edit("[agent]\n", &agent);
+    site.add(&sections.concat());
     let origin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let clock = format!("{SPRING},{},1440,agent", origin.as_secs());
     let pitr = site.pitr().env("PITR_FAULT_CLOCK", clock);
@@ -596,8 +593,7 @@ fn j04_jobs_that_could_never_run_are_refused_before_any_starts() {
     ]);
     for (job, message) in cases {
         let host = Host::new("");
-        let text = std::fs::read_to_string(&host.config).unwrap();
-        std::fs::write(&host.config, format!("{text}\n[jobs.x]\n{job}\n")).unwrap();
+        crate::common::append(&host.config, &format!("\n[jobs.x]\n{job}\n"));
         let run = host.pitr().arg("agent").run();
         assert_ne!(run.code(), 0, "{job}: {run}");
         assert!(run.stderr.contains(message), "{job}: {run}");

@@ -15,10 +15,8 @@ use crate::sealed::Sealed;
 fn writer(rest: &str) -> (Sealed, Cluster, PathBuf) {
     let (sealed, cluster) = Sealed::archived(17);
     let state = sealed.sandbox.dir("state");
-    let config = sealed.config("writer");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let agent = format!("[agent]\nstate_dir = \"{}\"\n", state.display());
-    std::fs::write(&config, text + &agent + rest).unwrap();
+    crate::common::keep_state(&sealed.config("writer"), &state);
+    crate::common::append(sealed.config("writer"), rest);
     (sealed, cluster, state)
 }
 
@@ -96,7 +94,7 @@ fn j66_the_report_of_a_host_that_only_writes_has_what_it_wrote() {
     let missing = report("daily", "text").success();
     missing.expect_stdout("there is no backup");
     let backup = sealed.on("writer").args(["backup", "--json"]).run();
-    let id = backup.success().json()["id"].as_str().unwrap().to_owned();
+    let id = backup.success().id();
     let daily = report("daily", "json").success().json();
     let backups = daily["backups"].as_array().unwrap();
     assert_eq!(backups.len(), 1, "{daily:#}");

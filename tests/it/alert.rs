@@ -206,10 +206,7 @@ fn every_shape_of_webhook_is_taken_and_a_failing_one_is_named_without_its_secret
     sinks.push_str(&format!("[alerts.sms]\nkind = \"webhook\"\nurl = \"{}\"\ntemplate = '{{\"to\": \"+49\", \"text\": \"{{{{severity}}}}: {{{{summary}}}}\"}}'\n", web.url()));
     let host = Host::new(&sinks.replace("KEY", "/nowhere/key"));
     let key = host.sandbox.file("key", "r0uting\n");
-    let text = std::fs::read_to_string(&host.config)
-        .unwrap()
-        .replace("/nowhere/key", key.to_str().unwrap());
-    std::fs::write(&host.config, text).unwrap();
+    crate::common::edit(&host.config, "/nowhere/key", key.to_str().unwrap());
 
     host.pitr()
         .args(["alert", "test"])

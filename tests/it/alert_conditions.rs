@@ -9,12 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::agent::{Host, SPRING};
+use crate::common::authority::Authority;
 use crate::common::mount::SmallDisk;
-use crate::common::s3::tls::{Authority, Says, Tls};
+use crate::common::s3::tls::{Says, Tls};
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, paths_below, reception, user, wait_until,
 };
-use crate::page_tls;
 use crate::require_mounts;
 use crate::s3_cycle::Offline;
 use crate::sealed::Sealed;
@@ -190,23 +190,18 @@ pub fn examine(pitr: &Program) {
     pitr.clone().args(["agent", "examine"]).run();
 }
 
+/// Lets the commands of a configuration keep state, and tell a sink.
+pub fn watched(config: &Path, state: &Path, sink: &Sink) {
+    crate::common::keep_state(config, state);
+    crate::common::append(config, &sink.section());
+}
+
 /// A site with a server, a sink, and a section for the cluster.
 pub fn site(cluster: &str) -> (Site, Cluster, Sink) {
     let (site, server) = Site::with_cluster(17);
     let sink = Sink::new();
-    let state = site.sandbox().dir("state");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let config = config.replacen(
-        "[clusters.main]\n",
-        &format!("[clusters.main]\n{cluster}"),
-        1,
-    );
-    let agent = format!(
-        "\n[agent]\nstate_dir = \"{}\"\n{}",
-        state.display(),
-        sink.section()
-    );
-    std::fs::write(site.config(), config + &agent).unwrap();
+    site.add_to_cluster(cluster);
+    watched(site.config(), &site.sandbox().dir("state"), &sink);
     (site, server, sink)
 }
 
@@ -248,8 +243,7 @@ fn j16_a_gap_a_damaged_backup_and_waiting_wal_reach_the_sink() {
     sink.expect("main/recovery/newest backup", &[("new", "critical")]);
 
     // Another backup assures recovery; then a pack of it is damaged.
-    let run = site.pitr().args(["backup", "--json"]).run().success();
-    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let id = site.backup();
     cluster.archive_now();
     observe(&site.pitr());
     let told = sink.heard("main/recovery/newest backup");
@@ -398,14 +392,7 @@ fn j16_a_repository_that_does_not_answer_is_critical() {
 #[test]
 fn j16_one_of_two_repositories_that_does_not_answer_and_a_broken_audit_log_are_critical() {
     let (site, cluster, sink) = site("");
-    let offsite = site.sandbox().join("offsite");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let second = format!(
-        "{config}[repositories.offsite]\nurl = \"file://{}\"\n[audit]\nrecords = \"on\"\n",
-        offsite.display()
-    );
-    std::fs::write(site.config(), second).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
+    let offsite = site.add_repository("offsite", "[audit]\nrecords = \"on\"\n");
     site.pitr().args(["backup", "--quiet"]).run().success();
     cluster.archive_now();
     observe(&site.pitr());
@@ -516,16 +503,11 @@ fn j16_a_record_that_cannot_be_read_is_critical() {
 
 /// Lets the agent of a site look each second, and serve on a port of its own; returns the configuration.
 pub fn served(site: &Site) -> String {
-    let plain = std::fs::read_to_string(site.config()).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = port.local_addr().unwrap().port();
-    let text = plain.replacen(
-        "[agent]\n",
-        &format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"1s\"\n"),
-        1,
-    );
-    std::fs::write(site.config(), &text).unwrap();
-    text
+    let agent = format!("[agent]\nlisten = \"127.0.0.1:{port}\"\ninterval = \"1s\"\n");
+    site.edit("[agent]\n", &agent);
+    std::fs::read_to_string(site.config()).unwrap()
 }
 
 #[test]
@@ -533,11 +515,10 @@ fn j16_a_slot_that_is_missing_is_found_by_an_examination_and_clocks_by_each_look
     let (site, server, sink) = site("");
     let served = served(&site);
     let journal = site.sandbox().dir("journal");
-    let received = format!(
-        "{served}[clusters.main.receive]\njournal = \"{}\"\n",
+    site.add(&format!(
+        "[clusters.main.receive]\njournal = \"{}\"\n",
         journal.display()
-    );
-    std::fs::write(site.config(), &received).unwrap();
+    ));
     let id = "main/doctor/receiver/slot";
     {
         let _agent = site.pitr().arg("agent").spawn();
@@ -578,15 +559,8 @@ fn j16_a_slot_that_is_missing_is_found_by_an_examination_and_clocks_by_each_look
 fn j16_a_key_that_alone_reads_the_repository_is_critical() {
     let (sealed, _server) = Sealed::archived(17);
     let sink = Sink::new();
-    let state = sealed.sandbox.dir("state");
     let config = sealed.config("reader");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let agent = format!(
-        "{text}\n[agent]\nstate_dir = \"{}\"\n{}",
-        state.display(),
-        sink.section()
-    );
-    std::fs::write(&config, agent).unwrap();
+    watched(&config, &sealed.sandbox.dir("state"), &sink);
     let reader = sealed.on("reader");
     let recipient = paths_below(&sealed.repository)
         .into_iter()
@@ -642,9 +616,7 @@ fn j16_promises_that_are_broken_reach_the_sink_until_they_are_kept() {
     for (promise, severity) in all {
         sink.expect(&format!("main/objectives/{promise}"), &[("new", severity)]);
     }
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let kept = "rpo = \"1h\"\nrto = \"1h\"\ncopies = \"2-1-0\"\n";
-    std::fs::write(site.config(), config.replace(promises, kept)).unwrap();
+    site.edit(promises, "rpo = \"1h\"\nrto = \"1h\"\ncopies = \"2-1-0\"\n");
     observe(&site.pitr());
     for (promise, severity) in all {
         let wanted = [("new", severity), ("resolved", severity)];
@@ -743,12 +715,10 @@ fn j58_a_backup_that_failed_is_no_condition_once_its_content_is_gone_from_the_co
 fn j16_a_receiver_that_ended_reaches_the_sink() {
     let (site, _server, sink) = site("");
     let journal = site.sandbox().dir("journal");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let receive = format!(
-        "{config}[clusters.main.receive]\njournal = \"{}\"\n",
+    site.add(&format!(
+        "[clusters.main.receive]\njournal = \"{}\"\n",
         journal.display()
-    );
-    std::fs::write(site.config(), receive).unwrap();
+    ));
     site.pitr().args(["backup", "--quiet"]).run().success();
     let id = "main/receiver/state";
     let state =
@@ -777,16 +747,7 @@ fn j16_a_receiver_that_ended_reaches_the_sink() {
 fn j46_what_the_agent_may_not_read_is_medium_and_not_well() {
     let (site, cluster, sink) = site("");
     let journal = site.sandbox().dir("journal");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let config = config.replacen(
-        "[clusters.main]\n",
-        &format!(
-            "[clusters.main]\nreceive.journal = \"{}\"\n",
-            journal.display()
-        ),
-        1,
-    );
-    std::fs::write(site.config(), config).unwrap();
+    site.add_to_cluster(&format!("receive.journal = \"{}\"\n", journal.display()));
     let server = journal.join("7000000000000000001");
     std::fs::create_dir(&server).unwrap();
     user::own_all(&journal);
@@ -897,7 +858,7 @@ fn j16_a_certificate_that_ends_is_medium_then_critical_and_over_once_it_is_renew
 #[test]
 fn j16_the_certificate_of_the_agent_itself_is_a_condition_too() {
     let (site, _cluster, sink) = site("");
-    let authority = page_tls::Authority::new();
+    let authority = Authority::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let now = now.as_secs();
     let year = i32::try_from(1970 + now / 31_556_952 + 2).unwrap();
@@ -906,14 +867,12 @@ fn j16_the_certificate_of_the_agent_itself_is_a_condition_too() {
     let own = authority.signs("localhost", year);
     let certificate = site.sandbox().file("page.pem", &own.pem);
     let key = site.sandbox().file("page.key", &own.key);
-    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
-    let config = std::fs::read_to_string(site.config()).unwrap();
     let tls = format!(
         "[agent]\ntls.cert_file = \"{}\"\ntls.key_file = \"{}\"\n",
         certificate.display(),
         key.display()
     );
-    std::fs::write(site.config(), config.replace("[agent]\n", &tls)).unwrap();
+    site.edit("[agent]\n", &tls);
     let id = format!("main/doctor/certificates/{}", certificate.display());
     let look = |left: u64| {
         let pitr = later(&site.pitr(), end - left * 86_400 - now);
@@ -946,13 +905,7 @@ pub fn with_a_slot_limit() -> (Site, Cluster, Sink) {
     let site = Site::new(&cluster);
     let journal = site.sandbox().join("journal");
     reception::configure(&site, &cluster.conninfo("postgres"), &journal);
-    let plain = std::fs::read_to_string(site.config()).unwrap();
-    let alerts = format!(
-        "\n[agent]\nstate_dir = \"{}\"\n{}",
-        site.sandbox().dir("state").display(),
-        sink.section()
-    );
-    std::fs::write(site.config(), plain + &alerts).unwrap();
+    watched(site.config(), &site.sandbox().dir("state"), &sink);
     (site, cluster, sink)
 }
 

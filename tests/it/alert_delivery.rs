@@ -1,10 +1,9 @@
 //! Further conditions of docs/agent.md, each provoked for real, and delivered to a server of HTTP and one of mail.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::agent::Host;
-use crate::alert_conditions::{Sink, examine, later, observe, site};
+use crate::alert_conditions::{Sink, examine, later, observe, site, watched};
 use crate::backup_faults::damage;
 use crate::common::mount::SmallDisk;
 use crate::common::s3::peer::Peer;
@@ -15,13 +14,6 @@ use crate::s3_cycle::{Bucketed, Offline};
 use crate::sealed::Sealed;
 
 const DAY: u64 = 86_400;
-
-/// Adds what the agent needs to a configuration.
-fn watched(config: &PathBuf, state: &std::path::Path, sink: &Sink) {
-    let text = std::fs::read_to_string(config).unwrap();
-    let agent = format!("[agent]\nstate_dir = \"{}\"\n", state.display());
-    std::fs::write(config, format!("{text}\n{agent}{}", sink.section())).unwrap();
-}
 
 #[test]
 fn j16_commands_that_nobody_runs_any_more_are_medium() {
@@ -141,10 +133,7 @@ fn j16_without_limits_backups_and_drills_that_come_no_more_reach_the_sinks() {
     sink.last(overdue, "new", "critical", "old");
     sink.last(stale, "new", "medium", "was last proven");
     // A configured limit counts alone.
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let limits = "[clusters.main]\nmax_backup_age = \"60d\"\nmax_drill_age = \"60d\"\n";
-    let config = config.replacen("[clusters.main]\n", limits, 1);
-    std::fs::write(site.config(), config).unwrap();
+    site.add_to_cluster("max_backup_age = \"60d\"\nmax_drill_age = \"60d\"\n");
     look(36 * 24);
     sink.last(overdue, "resolved", "critical", "old");
     sink.expect(stale, &[("new", "medium"), ("resolved", "medium")]);
@@ -173,10 +162,7 @@ fn j16_a_refused_copy_and_a_file_that_blocks_archiving_are_critical() {
     let (conflict, blocked) = ("main/archiving/conflict", "main/archiving/blocked");
     // pitr-archive notes there why it fails.
     let spool = site.sandbox().dir("spool");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let section = format!("[clusters.main]\nspool_dir = \"{}\"\n", spool.display());
-    let config = config.replacen("[clusters.main]\n", &section, 1);
-    std::fs::write(site.config(), config).unwrap();
+    site.add_to_cluster(&format!("spool_dir = \"{}\"\n", spool.display()));
     site.pitr().args(["backup", "--quiet"]).run().success();
     // A file waits in the copy, so that the one behind it is met by the worker that archives ahead.
     cluster.alter_system("archive_command", "false");
@@ -267,11 +253,7 @@ fn j16_a_disk_of_pg_wal_that_fills_is_medium_and_then_critical() {
     std::os::unix::fs::symlink(&moved, &wal).unwrap();
     let (site, sink) = (Site::new(&cluster), Sink::new());
     site.attach(&cluster);
-    watched(
-        &site.config().to_owned(),
-        &site.sandbox().dir("state"),
-        &sink,
-    );
+    watched(site.config(), &site.sandbox().dir("state"), &sink);
     cluster.start();
     let (full, space) = ("main/pg_wal/full", "main/doctor/pg_wal/space");
     cluster.alter_system("archive_command", "false");
@@ -352,9 +334,7 @@ fn j16_a_host_that_seals_in_a_former_epoch_is_medium() {
     sink.expect(id, &[("new", "medium")]);
     // The host gets the file.
     let config = sealed.config("former");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let text = text.replace(&sealed.key("writer"), &rotated.writer("next"));
-    std::fs::write(&config, text).unwrap();
+    crate::common::edit(&config, &sealed.key("writer"), &rotated.writer("next"));
     look();
     sink.expect(id, &[("new", "medium"), ("resolved", "medium")]);
 }

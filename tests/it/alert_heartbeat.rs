@@ -49,12 +49,10 @@ impl Service {
 fn beats_come_each_hour_and_with_each_success_and_never_while_something_is_critical() {
     let service = Service::start();
     let (site, cluster, sink) = site("");
-    let plain = std::fs::read_to_string(site.config()).unwrap();
-    let section = format!(
+    site.add(&format!(
         "[alerts.beat]\nkind = \"heartbeat\"\nurl = \"http://127.0.0.1:{}/ping/s3cret\"\n",
         service.port
-    );
-    std::fs::write(site.config(), plain + &section).unwrap();
+    ));
     // Nothing is backed up yet.
     observe(&site.pitr());
     service.expect(0);

@@ -4,9 +4,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
 use crate::alert::Host;
+use crate::common::authority::{Authority, LATER};
 use crate::common::{Run, Sandbox};
 
 const PASSWORD: &str = "pa55 of the mail";
@@ -49,18 +48,12 @@ struct Server {
 impl Server {
     fn start(kind: &str) -> Server {
         let sandbox = Sandbox::new("mail");
-        let mut authority = CertificateParams::default();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let own = KeyPair::generate().unwrap();
-        let root = authority.self_signed(&own).unwrap().pem();
-        let issuer = Issuer::new(authority, own);
-        let key = KeyPair::generate().unwrap();
-        let server = CertificateParams::new(vec!["localhost".into()]).unwrap();
-        let certificate = server.signed_by(&key, &issuer).unwrap().pem();
-        sandbox.file("root.pem", root);
+        let authority = Authority::new();
+        let own = authority.signs("localhost", LATER);
+        sandbox.file("root.pem", &authority.pem);
         let files = [
-            sandbox.file("server.pem", certificate),
-            sandbox.file("server.key", key.serialize_pem()),
+            sandbox.file("server.pem", own.pem),
+            sandbox.file("server.key", own.key),
             sandbox.dir("letters").join("all"),
         ];
         let mut child = Command::new("/usr/bin/python3")

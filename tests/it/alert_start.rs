@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::agent::{EVERY_HOUR, Host};
 use crate::alert_conditions::{Sink, observe, site};
-use crate::common::{PATIENCE, Running, paths_below, user, wait_until};
+use crate::alert_unseen::lose_a_segment;
+use crate::common::{PATIENCE, Running, user, wait_until};
 
 const START: &str = "agent/start";
 const RELOAD: &str = "agent/configuration";
@@ -233,27 +234,8 @@ fn j64_a_sink_whose_section_is_wrong_hears_of_it_by_the_copy_and_of_the_end() {
 #[test]
 fn v34_what_was_wrong_in_a_repository_that_goes_away_does_not_end_by_a_look_at_another_one() {
     let (site, cluster, sink) = site("");
-    let second = site.sandbox().join("second");
-    let text = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!(
-        "[repositories.second]\nurl = \"file://{}\"\n",
-        second.display()
-    );
-    std::fs::write(site.config(), format!("{text}{more}")).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    cluster.sql("create table t (a int)");
-    let gone = cluster.archive_now();
-    cluster.sql("insert into t values (1)");
-    cluster.archive_now();
-    for path in paths_below(&site.cluster_folder().join("wal")) {
-        if path.to_str().unwrap().contains(&gone) {
-            std::fs::remove_file(path).unwrap();
-        }
-    }
-    observe(&site.pitr());
-    let gap = "main/recovery/gap";
-    sink.expect(gap, &[("new", "critical")]);
+    site.add_repository("second", "");
+    let gap = lose_a_segment(&site, &cluster, &sink);
     let (here, hidden) = (site.repository(), site.sandbox().join("hidden"));
     std::fs::rename(here, &hidden).unwrap();
     observe(&site.pitr());

@@ -2,13 +2,31 @@
 
 use crate::agent::Host;
 use crate::alert_conditions::{Sink, examine, later, observe, served, site, with_a_slot_limit};
-use crate::common::{PATIENCE, Program, Running, Stop, paths_below, wait_until};
+use crate::common::{Cluster, PATIENCE, Program, Running, Site, Stop, paths_below, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The value of `pitr_server_up`.
 fn up(pitr: &Program) -> Option<f64> {
     let text = pitr.clone().arg("metrics").run().stdout;
     crate::metrics::value(&text, "pitr_server_up{cluster=\"main\"}")
+}
+
+/// Loses a segment behind a backup, of which the sink hears; returns the condition.
+pub fn lose_a_segment(site: &Site, cluster: &Cluster, sink: &Sink) -> &'static str {
+    site.pitr().args(["backup", "--quiet"]).run().success();
+    cluster.sql("create table t (a int)");
+    let gone = cluster.archive_now();
+    cluster.sql("insert into t values (1)");
+    cluster.archive_now();
+    for path in paths_below(&site.cluster_folder().join("wal")) {
+        if path.to_str().unwrap().contains(&gone) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    observe(&site.pitr());
+    let gap = "main/recovery/gap";
+    sink.expect(gap, &[("new", "critical")]);
+    gap
 }
 
 /// No sink heard of an end.
@@ -59,19 +77,7 @@ fn j40_j42_a_server_that_stops_ends_no_condition_of_it_and_is_critical_after_two
 #[test]
 fn j40_a_repository_that_goes_ends_neither_a_gap_nor_what_else_it_told() {
     let (site, cluster, sink) = site("");
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    cluster.sql("create table t (a int)");
-    let gone = cluster.archive_now();
-    cluster.sql("insert into t values (1)");
-    cluster.archive_now();
-    for path in paths_below(&site.cluster_folder().join("wal")) {
-        if path.to_str().unwrap().contains(&gone) {
-            std::fs::remove_file(path).unwrap();
-        }
-    }
-    observe(&site.pitr());
-    let gap = "main/recovery/gap";
-    sink.expect(gap, &[("new", "critical")]);
+    let gap = lose_a_segment(&site, &cluster, &sink);
     let (here, away) = (site.repository(), site.sandbox().join("away"));
     std::fs::rename(here, &away).unwrap();
     observe(&site.pitr());
@@ -87,24 +93,8 @@ fn j40_a_repository_that_goes_ends_neither_a_gap_nor_what_else_it_told() {
 #[test]
 fn j49_a_gap_of_a_repository_that_went_away_is_not_over_because_another_one_has_none() {
     let (site, cluster, sink) = site("");
-    let offsite = site.sandbox().join("offsite").display().to_string();
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let second = format!("{config}[repositories.offsite]\nurl = \"file://{offsite}\"\n");
-    std::fs::write(site.config(), second).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
-    site.pitr().args(["backup", "--quiet"]).run().success();
-    cluster.sql("create table t (a int)");
-    let gone = cluster.archive_now();
-    cluster.sql("insert into t values (1)");
-    cluster.archive_now();
-    for path in paths_below(&site.cluster_folder().join("wal")) {
-        if path.to_str().unwrap().contains(&gone) {
-            std::fs::remove_file(path).unwrap();
-        }
-    }
-    observe(&site.pitr());
-    let gap = "main/recovery/gap";
-    sink.expect(gap, &[("new", "critical")]);
+    site.add_repository("offsite", "");
+    let gap = lose_a_segment(&site, &cluster, &sink);
     let (here, away) = (site.repository(), site.sandbox().join("away"));
     std::fs::rename(here, &away).unwrap();
     observe(&site.pitr());

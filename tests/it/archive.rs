@@ -422,9 +422,8 @@ fn p11_a_segment_of_another_cluster_is_refused() {
     assert!(still.site.files().iter().all(|f| !f.contains("/wal/")));
 
     // Three repositories have the same to say, which is said once.
-    let add = |name, more| crate::ship::add_repository(&still.site, name, more);
-    add("second", "");
-    add("third", "required = false");
+    still.site.add_repository("second", "");
+    still.site.add_repository("third", "required = false\n");
     let push = still.site.archive().arg(format!("pg_wal/{name}"));
     let run = push.dir(other.pgdata()).run().expect_code(21);
     assert_eq!(run.stderr.matches("is not registered").count(), 1, "{run}");
@@ -452,10 +451,8 @@ fn h07_a_node_that_was_initialised_anew_archives_after_a_confirmation() {
         .expect_code(21)
         .expect_stderr("pitr init --confirm");
     // The configuration names the old data directory; the new one has taken its place.
-    let config = std::fs::read_to_string(still.site.config()).unwrap();
     let place = |c: &Cluster| c.pgdata().display().to_string();
-    let text = config.replace(&place(&still.cluster), &place(&anew));
-    std::fs::write(still.site.config(), text).unwrap();
+    still.site.edit(&place(&still.cluster), &place(&anew));
     still.site.pitr().arg("init").run().expect_code(1);
     still
         .site

@@ -293,14 +293,7 @@ fn quiet_commands_are_silent_when_all_goes_well() {
 #[test]
 fn of_two_repositories_the_backup_goes_into_the_one_that_is_named() {
     let (site, _cluster) = Site::with_cluster(17);
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let second = site.sandbox().join("second");
-    let more = format!(
-        "[repositories.second]\nurl = \"file://{}\"\n",
-        second.display()
-    );
-    std::fs::write(site.config(), format!("{config}\n{more}")).unwrap();
-    site.pitr().arg("init").run().success();
+    site.add_repository("second", "");
     let run = backup(&site).run().success();
     assert_eq!(run.json()["repository"], "local", "{run}");
     assert!(run.stderr.contains("--repository NAME"), "{run}");
@@ -359,7 +352,7 @@ fn a_backup_behind_a_promotion_has_its_history() {
             .env("PITR_CLUSTERS_MAIN_CONNINFO", &conninfo)
             .run()
             .success();
-        root(&site, run.json()["id"].as_str().unwrap())
+        root(&site, &run.id())
     };
     let first = take();
     assert_eq!(
@@ -441,7 +434,7 @@ fn a_tablespace_in_place_and_a_linked_pg_wal_are_plain_directories() {
     cluster.sql("create tablespace here location ''");
     cluster.sql("create table t tablespace here as select g as a from generate_series(1, 5000) g");
     let run = backup(&site).run().success();
-    let root = root(&site, run.json()["id"].as_str().unwrap());
+    let root = root(&site, &run.id());
     assert!(root.content.tablespaces.is_empty());
     let copy = Sandbox::new("copy");
     let folder = copy.dir("data");
@@ -485,10 +478,7 @@ fn h07_an_aborted_backup_of_a_new_identifier_hides_no_good_one() {
     use pitr::repo::repository::Registration;
     let (site, cluster) = Site::with_cluster(17);
     cluster.archive_now();
-    let id = backup(&site).run().success().json()["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let id = backup(&site).run().success().id();
     drop(cluster);
     let repository = pitr::repo::open(
         &pitr::config::Repository::at(pitr::config::Location::File(site.repository().to_owned())),

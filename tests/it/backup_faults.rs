@@ -120,7 +120,7 @@ fn b01_a_killed_backup_is_never_visible_and_the_server_ends_its_backup() {
     no_backup_runs(&cluster);
     // Run again, it succeeds beside what is left of the first.
     let run = backup(&site).run().success();
-    assert_eq!(committed(&site), [run.json()["id"].as_str().unwrap()]);
+    assert_eq!(committed(&site), [run.id()]);
 }
 
 /// The connection that listens to the backup's first segment has a slot, so that the server keeps that WAL. It makes nothing durable itself: no
@@ -892,7 +892,7 @@ fn b06_files_that_grow_shrink_vanish_and_appear() {
     cluster.archive_now();
     let sums = "select count(*)::text || ' ' || sum(n)::text from ledger";
     let expected = cluster.query_one_string(sums);
-    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let id = run.id();
     let restored = recovered(&site, &root(&site, &id));
     assert_eq!(restored.query_one_string(sums), expected);
     let last = format!("select count(*) from storm_{rounds}");
@@ -1053,7 +1053,7 @@ fn c04_verify_finds_damaged_pages_that_the_root_does_not_know() {
     let (site, mut cluster) = Site::with_cluster(18);
     let path = damage(&mut cluster, &[3, 900]);
     let run = backup(&site).run().expect_code(10);
-    let known = root(&site, run.json()["id"].as_str().unwrap());
+    let known = root(&site, &run.id());
     let mut forged = known;
     forged.head.id = "20300101T000000Z-full".parse().unwrap();
     forged.head.nonce = format!("{:032x}", 7);

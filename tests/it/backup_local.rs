@@ -20,10 +20,6 @@ fn local(site: &Site) -> Program {
     backup(site).args(LOCAL)
 }
 
-fn id_of(run: &crate::common::Run) -> String {
-    run.json()["id"].as_str().unwrap().to_owned()
-}
-
 fn a_local_backup_goes_the_whole_way(major: u32) {
     let jobs = if major.is_multiple_of(2) { "4" } else { "1" };
     let scene = Scene::taken(major, &["--method", "local", "--jobs", jobs]);
@@ -115,7 +111,7 @@ fn check_same(streamed: Held, local: Held) {
 /// Takes a backup with these options, and returns the names in it, with their kinds, and its tablespaces.
 fn held(site: &Site, args: &[&str]) -> Held {
     let run = backup(site).args(args).run().success();
-    let (store, root) = (crate::backup::store(site), root(site, &id_of(&run)));
+    let (store, root) = (crate::backup::store(site), root(site, &run.id()));
     let layout = crate::backup::layout(site);
     let snapshot = pitr::snapshot::reader::Snapshot::open(&store, &layout, &root).unwrap();
     let mut names: Vec<String> = snapshot
@@ -192,7 +188,7 @@ fn b06_files_that_grow_shrink_vanish_and_appear(major: u32) {
     cluster.archive_now();
     let sums = "select (select count(*)::text || ' ' || sum(n)::text from ledger) || md5(string_agg(t::text, ',' order by a)) from t";
     let expected = cluster.query_one_string(sums);
-    let restored = restored(&site, &cluster, &id_of(&run));
+    let restored = restored(&site, &cluster, &run.id());
     assert_eq!(restored.query_one_string(sums), expected);
     let last = format!("select count(*) from storm_{rounds}");
     assert_eq!(restored.query_one_string(&last), "1");
@@ -235,7 +231,7 @@ fn b01_killed_stopped_or_cut_off_it_is_never_visible_and_the_next_one_completes(
         client.query_one_string(&format!("select count(*) - 1 {session}")) == "0"
     });
     let run = local(&site).run().success();
-    assert_eq!(committed(&site), [id_of(&run)]);
+    assert_eq!(committed(&site), [run.id()]);
     site.pitr().arg("verify").run().success();
 }
 
@@ -271,13 +267,13 @@ fn b05_a_local_backup_of_a_standby_completes() {
         .args(["--jobs", "4"])
         .run()
         .success();
-    let taken = root(&site, &id_of(&run));
+    let taken = root(&site, &run.id());
     assert!(taken.content.from_standby, "{run}");
     assert!(taken.content.consistent_lsn <= taken.content.stop_lsn);
     primary.sql("insert into w values (2)");
     primary.archive_now();
     site.pitr().arg("verify").run().success();
-    let copy = restored(&site, &primary, &id_of(&run));
+    let copy = restored(&site, &primary, &run.id());
     assert_eq!(copy.query_one_string("select count(*) from w"), "2");
     assert_eq!(copy.query_one_string("select count(*) from t"), "50000");
 }
@@ -471,7 +467,7 @@ fn b12_a_label_that_was_left_in_the_data_directory_is_in_no_backup() {
     for method in ["local", "stream"] {
         let taken = backup(&site).args(["--method", method]).run().success();
         cluster.archive_now();
-        let id = id_of(&taken);
+        let id = taken.id();
         let to = site.sandbox().dir(method).join("data");
         let restore = site.pitr().args(["restore", "--backup", &id, "--to"]);
         restore.arg(&to).run().success();
@@ -500,7 +496,7 @@ fn c04_damaged_pages_are_all_listed_and_the_backup_is_kept_and_marked(major: u32
         page["block"].as_u64().unwrap()
     });
     assert_eq!(found.collect::<Vec<_>>(), blocks);
-    let taken = root(&site, &id_of(&run));
+    let taken = root(&site, &run.id());
     assert!(taken.content.is_damaged() && !taken.content.damage_reported_by_server);
     let info = site.pitr().args(["info", "--json"]).run().json();
     assert_eq!(info["clusters"][0]["backups"][0]["damaged"], true, "{info}");

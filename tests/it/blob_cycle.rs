@@ -50,7 +50,7 @@ impl Site {
 
     fn backup(&self, kind: &str) -> String {
         let run = self.pitr().args(["backup", "--json", kind]).run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     }
 
     fn keys(&self) -> Vec<String> {

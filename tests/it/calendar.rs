@@ -140,7 +140,7 @@ impl World {
         self.server.ask(&["SET", "day", &nth.to_string()]);
         for (content, (words, _)) in CONTENTS.iter().enumerate() {
             let run = self.at(DAYS[nth], "reader", words).arg("--json").run();
-            let id = run.success().json()["id"].as_str().unwrap().to_owned();
+            let id = run.success().id();
             self.ids[content].push(id);
         }
         self.date(nth);

@@ -10,7 +10,7 @@ use pitr::repo::layout::ClusterLayout;
 use pitr::store::file::FileStore;
 
 use crate::common::mount::HangingDisk;
-use crate::common::{PATIENCE, Program, Run, Sandbox, Site, Still, keep_one, user};
+use crate::common::{PATIENCE, Program, Sandbox, Site, Still, keep_one, user};
 use crate::fetch::{Away, mode, not_here_with_warning};
 use crate::require_root;
 use crate::several::{Two, transfer};
@@ -189,10 +189,6 @@ fn k01_timeouts_run_by_a_clock_that_nobody_sets() {
     drop(hanging);
 }
 
-fn id(run: &Run) -> String {
-    run.json()["id"].as_str().unwrap().to_owned()
-}
-
 #[test]
 fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_their_positions() {
     let clock = Clock::new();
@@ -204,7 +200,7 @@ fn k01_backups_under_a_jumping_clock_have_ids_of_their_own_and_the_order_of_thei
         let run = program.run().success();
         let seen = clock.seen();
         assert!(seen.changed > 0, "{run}");
-        taken.push(id(&run));
+        taken.push(run.id());
         seen.calls
     };
     // It jumps in the middle of a backup.
@@ -250,7 +246,7 @@ fn k01_expire_refuses_when_the_clocks_differ() {
         .map(|n| {
             cluster.sql(&format!("insert into t values ({n})"));
             cluster.archive_now();
-            id(&site.pitr().args(["backup", "--json"]).run().success())
+            site.backup()
         })
         .collect();
     drop(cluster);
@@ -360,7 +356,7 @@ fn c11_claims_from_the_future_count_by_the_stores_clock() {
         .map(|n| {
             cluster.sql(&format!("create table t{n} (a int)"));
             cluster.archive_now();
-            id(&site.pitr().args(["backup", "--json"]).run().success())
+            site.backup()
         })
         .collect();
     let layout = ClusterLayout::new("main", cluster.system_identifier()).unwrap();
@@ -427,7 +423,7 @@ fn c13_backups_of_one_second_in_two_repositories_have_ids_of_their_own_and_are_c
         let program = clock.off(&two.site.pitr().args(backup), 0);
         let run = program.env("CLOCK_AT", &second).run().success();
         assert!(clock.seen().changed > 0, "{run}");
-        id(&run)
+        run.id()
     };
     let (first, other) = (take(&two.first()), take("second"));
     assert_eq!(first[..16], other[..16], "of one second");

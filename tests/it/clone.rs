@@ -124,10 +124,6 @@ pub fn client(run: &Run) -> Client {
     Client::connect(connection).unwrap()
 }
 
-pub fn id(run: &Run) -> String {
-    run.json()["id"].as_str().unwrap().to_owned()
-}
-
 fn k41_a_clone_has_the_rows_of_its_moment_and_takes_writes(major: u32) {
     if !can_mount() {
         refused(major);
@@ -151,10 +147,10 @@ fn k41_a_clone_has_the_rows_of_its_moment_and_takes_writes(major: u32) {
     );
     assert_eq!(clone.query_one_string("select count(*) from big"), "0");
     let listed = cloned.below(&["list", "--json"]).run().success().json();
-    assert_eq!(listed[0]["id"].as_str().unwrap(), id(&run));
+    assert_eq!(listed[0]["id"].as_str().unwrap(), run.id());
     assert_eq!(listed[0]["stage"], "ready");
     drop(clone);
-    let id = id(&run);
+    let id = run.id();
     cloned.below(&["stop", &id]).run().success();
     assert!(cloned.left().is_empty(), "{:?}", cloned.left());
     cloned
@@ -192,7 +188,7 @@ fn k41_a_clone_has_the_same_rows_and_amcheck_finds_nothing_wrong(major: u32) {
     assert_eq!(clone.query_one_string(big), live.query_one_string(big));
     assert_sound(&clone, major);
     drop(clone);
-    cloned.below(&["stop", &id(&run)]).run().success();
+    cloned.below(&["stop", &run.id()]).run().success();
 }
 per_major!(k41_a_clone_has_the_same_rows_and_amcheck_finds_nothing_wrong);
 
@@ -207,7 +203,7 @@ fn k42_a_kept_clone_becomes_a_plain_data_directory(major: u32) {
     require_fuse!("k42_a_kept_clone_becomes_a_plain_data_directory");
     let cloned = Cloned::new(major);
     let run = cloned.clone().run().success();
-    let id = id(&run);
+    let id = run.id();
     let clone = client(&run);
     clone.sql("insert into t values (99999, 'kept')");
     cloned.below(&["keep", &id]).run().success();
@@ -507,7 +503,7 @@ fn k07_damaged_content_is_an_error_and_never_wrong_rows() {
     );
     assert_eq!(clone.query_one_string("select 1"), "1");
     drop(clone);
-    cloned.below(&["stop", &id(&run)]).run().success();
+    cloned.below(&["stop", &run.id()]).run().success();
 }
 
 #[test]
@@ -530,7 +526,7 @@ fn k08_tablespaces_are_mounted_too() {
     clone.sql("insert into s select g from generate_series(30000, 31000) g");
     clone.sql("vacuum full s");
     drop(clone);
-    cloned.below(&["stop", &id(&run)]).run().success();
+    cloned.below(&["stop", &run.id()]).run().success();
     assert_eq!(
         cloned.cluster.query_one_string("select count(*) from s"),
         "20000"
@@ -560,7 +556,7 @@ fn k08_an_encrypted_repository_gives_a_clone(major: u32) {
     drop(clone);
     let stop = sealed
         .on("reader")
-        .args(["clone", "stop", &id(&run), "--dir"]);
+        .args(["clone", "stop", &run.id(), "--dir"]);
     stop.arg(folder.path()).run().success();
     assert!(files_below(folder.path()).is_empty());
 }
@@ -619,7 +615,7 @@ fn k08_a_bucket_gives_a_clone() {
     let run = clone.arg(programs.parent().unwrap()).run().success();
     let sum = cluster.query_one_string(SUM);
     assert_eq!(client(&run).query_one_string(SUM), sum);
-    let stop = site.pitr().args(["clone", "stop", &id(&run), "--dir"]);
+    let stop = site.pitr().args(["clone", "stop", &run.id(), "--dir"]);
     stop.arg(folder.path()).run().success();
     assert!(files_below(folder.path()).is_empty());
 }
@@ -785,7 +781,7 @@ fn k11_a_kept_clone_is_nobodys_leftover_and_one_that_is_wanted_is_not_thrown_awa
     require_fuse!("k11_a_kept_clone_is_nobodys_leftover_and_one_that_is_wanted_is_not_thrown_away");
     let cloned = Cloned::new(17);
     let run = cloned.clone().run().success();
-    let id = id(&run);
+    let id = run.id();
     cloned.below(&["keep", &id]).run().success();
     let stop = cloned.below(&["stop", &id]);
     // Either it is whole already, or it is not lost without a word.

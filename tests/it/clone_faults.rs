@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::clone::{Cloned, Place, client, id, rescue, rescuing};
+use crate::clone::{Cloned, Place, client, rescue, rescuing};
 use crate::clone_keep::Spoilt;
 use crate::common::{Client, PATIENCE, Sandbox, Site, files_below, user, wait_until};
 use crate::{require_fuse, require_root};
@@ -102,7 +102,7 @@ fn k14_damage_leaves_a_clone_that_is_to_be_kept_in_use() {
     require_fuse!("k14_damage_leaves_a_clone_that_is_to_be_kept_in_use");
     let cloned = Cloned::new(17);
     let run = cloned.clone().run().success();
-    let id = id(&run);
+    let id = run.id();
     let clone = client(&run);
     clone.sql("create table mine as select 1");
     let spoilt = Spoilt::now(&cloned);
@@ -132,7 +132,7 @@ fn k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away() {
     require_fuse!("k14_a_whole_clone_whose_last_step_fails_is_not_thrown_away");
     let cloned = Cloned::new(17);
     let run = cloned.clone().run().success();
-    let id = id(&run);
+    let id = run.id();
     cloned.below(&["keep", &id]).run().success();
     cloned.wait_stage("whole");
     // Beneath the mount, which is not seen from here.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::clone::{Cloned, SUM, client, id};
+use crate::clone::{Cloned, SUM, client};
 use crate::common::mount::{PowerDisk, SmallDisk};
 use crate::common::{
     Client, Cluster, PATIENCE, Program, Run, Stop, files_below, free_port, wait_until,
@@ -73,7 +73,7 @@ fn k31_a_wish_to_keep_a_clone_outlasts_its_time_also_where_the_copy_fails() {
     let run = cloned.clone().args(["--for", "5s"]).run().success();
     let ready = Instant::now();
     assert!(run.json()["ends"].is_string(), "{run}");
-    let id = id(&run);
+    let id = run.id();
     let clone = client(&run);
     clone.sql("create table mine as select 1");
     let spoilt = Spoilt::now(&cloned);
@@ -106,7 +106,7 @@ fn k31_a_clone_whose_time_is_over_is_thrown_away() {
         "31000"
     );
     wait_until(PATIENCE, "nothing is left", || cloned.left().is_empty());
-    let keep = cloned.below(&["keep", &id(&run)]).run();
+    let keep = cloned.below(&["keep", &run.id()]).run();
     keep.expect_code(2).expect_stderr("no clone");
 }
 
@@ -140,7 +140,7 @@ fn k32_a_clone_with_a_port_asks_for_the_clusters_passwords_there() {
     assert!(connection.contains(&format!("port={port}")), "{connection}");
     client(&run).query_one_string("select 1");
     drop(by_network);
-    cloned.below(&["stop", &id(&run)]).run().success();
+    cloned.below(&["stop", &run.id()]).run().success();
     assert!(cloned.left().is_empty());
 }
 
@@ -183,7 +183,7 @@ fn k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more() {
     require_fuse!("k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more");
     let cloned = Cloned::new(13);
     let run = cloned.clone().run().success();
-    let id = id(&run);
+    let id = run.id();
     let settings = || {
         client(&run).query_one_string("select string_agg(name || ' ' || setting, ', ' order by name) from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum')")
     };
@@ -205,7 +205,7 @@ fn k33_a_clone_is_whole_once_no_statement_works_without_fsync_any_more() {
     std::fs::remove_dir_all(cloned.folder.join(format!("pitr-clone-{id}"))).unwrap();
     // One that is stopped while it settles is kept, too.
     let run = cloned.clone().run().success();
-    let id = crate::clone::id(&run);
+    let id = run.id();
     let old = LongStatement::begin(&run);
     cloned.below(&["keep", &id]).run().success();
     cloned.wait_stage("settling");
@@ -220,7 +220,7 @@ fn k33_a_clone_that_cannot_be_durable_says_so_and_stays_in_use() {
     let cloned = Cloned::new(17);
     let clone = cloned.clone().env("PITR_FAULT_SECONDS", "5");
     let run = clone.run().success();
-    let id = id(&run);
+    let id = run.id();
     let clone = client(&run);
     clone.sql("alter system set full_page_writes = off");
     let keep = cloned.below(&["keep", &id]);
@@ -288,7 +288,7 @@ fn k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is(ma
         let run = on.clone();
         let old = LongStatement::begin(&run);
         if stage != "ready" {
-            on.below(&["keep", &id(&run)]).success();
+            on.below(&["keep", &run.id()]).success();
         }
         on.wait_stage(stage);
         on.cut_power(&run);
@@ -299,7 +299,7 @@ fn k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is(ma
     }
     let run = on.clone();
     client(&run).sql("create table mine as select g from generate_series(1, 1000) g");
-    on.below(&["keep", &id(&run)]).success();
+    on.below(&["keep", &run.id()]).success();
     on.wait_stage("whole");
     // Committed, and on no page of a file yet.
     let clone = client(&run);
@@ -321,7 +321,7 @@ fn k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is(ma
     assert_eq!(one("show archive_mode"), "off");
     own.stop(Stop::Fast);
     drop(own);
-    on.below(&["stop", &id(&run)]).expect_code(8);
+    on.below(&["stop", &run.id()]).expect_code(8);
 }
 per_major!(k33_a_power_cut_costs_a_clone_that_is_not_whole_and_nothing_of_one_that_is, v13 v17 v19);
 
@@ -334,7 +334,7 @@ fn k14_a_full_disk_leaves_a_clone_that_is_to_be_kept_in_use() {
     let clone = cloned.site.pitr().args(["clone", "--json", "--dir"]);
     let clone = clone.arg(disk.path()).arg("--bin").arg(cloned.bin());
     let run = clone.args(["--target-lsn", &cloned.before]).run().success();
-    let id = id(&run);
+    let id = run.id();
     let below = |arguments: &[&str]| {
         let program = cloned.site.pitr().arg("clone").args(arguments);
         program.arg("--dir").arg(disk.path()).run()
@@ -390,7 +390,7 @@ fn k51_a_clone_is_kept_only_where_files_last() {
         .arg(disk.path()))
     .run();
     let run = run.success().expect_stderr("the clone cannot be kept");
-    let id = crate::clone::id(&run);
+    let id = run.id();
     let below = |verb: &str| {
         let program = cloned.site.pitr().args(["clone", verb, &id, "--dir"]);
         program.arg(disk.path()).run()
@@ -413,7 +413,7 @@ fn k51_a_clone_is_kept_only_where_files_last() {
     };
     let run = at(cloned.site.pitr().arg("clone").env("TMPDIR", scratch)).run();
     let run = run.success().expect_stderr("where temporary files go");
-    let id = crate::clone::id(&run);
+    let id = run.id();
     let refused = plain(&format!("keep {id}")).run().expect_code(8);
     refused.expect_stderr("where temporary files go");
     cloned.below(&["keep", &id]).run().success();
@@ -426,7 +426,7 @@ fn k50_a_number_in_a_file_ends_no_process() {
     require_fuse!("k50_a_number_in_a_file_ends_no_process");
     let cloned = Cloned::new(17);
     let run = cloned.clone().run().success();
-    let id = id(&run);
+    let id = run.id();
     let pid = i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     let folder = cloned.folder.join(format!("pitr-clone-{id}"));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::clone::{Cloned, SUM, client, dropped, id, rescuing, without_fuse};
+use crate::clone::{Cloned, SUM, client, dropped, rescuing, without_fuse};
 use crate::common::fault::{Fault, Faulty};
 use crate::common::proxy::Proxy;
 use crate::common::s3::peer::Peer;
@@ -85,7 +85,7 @@ fn k34_a_clone_that_is_killed_at_any_stage_is_gone_or_whole() {
             .env("PITR_FAULT_PAUSE", value)
             .run()
             .success();
-        let id = id(&run);
+        let id = run.id();
         client(&run).sql("create table mine as select 1");
         if point == "clone_copying" || is_whole {
             cloned.below(&["keep", &id]).run().success();
@@ -126,7 +126,7 @@ fn k58_a_clone_outside_of_namespaces_that_is_killed_leaves_nothing() {
         let server = server_by_words(&cloned);
         assert!(mounts(&cloned).contains("pitr-clone-"));
         kill(i32::try_from(run.json()["pid"].as_i64().unwrap()).unwrap());
-        let lock = format!("pitr-clone-{}/clone.lock", id(&run));
+        let lock = format!("pitr-clone-{}/clone.lock", run.id());
         let lock = std::fs::File::open(cloned.folder.join(lock)).unwrap();
         wait_until(PATIENCE, "the last thread of the clone has ended", || {
             flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
@@ -238,13 +238,13 @@ fn k35_a_server_that_is_killed_takes_its_clone_along_unless_that_has_all_content
     require_fuse!("k35_a_server_that_is_killed_takes_its_clone_along_unless_that_has_all_content");
     let cloned = Cloned::new(17);
     let run = cloned.clone().run().success();
-    kill(server(&cloned, &id(&run)).unwrap());
+    kill(server(&cloned, &run.id()).unwrap());
     wait_nothing_left(&cloned, Path::new("/nowhere"));
     let run = cloned.clone().run().success();
     client(&run).sql("create table mine as select 1");
-    cloned.below(&["keep", &id(&run)]).run().success();
+    cloned.below(&["keep", &run.id()]).run().success();
     cloned.wait_stage("whole");
-    kill(server(&cloned, &id(&run)).unwrap());
+    kill(server(&cloned, &run.id()).unwrap());
     cloned.wait_stage("kept");
     opens(&cloned, &cloned.listed());
 }
@@ -302,7 +302,7 @@ fn k36_a_disk_that_fails_for_a_moment_is_waited_for_and_no_longer_than_the_deadl
     disk.detach();
     let answer = asked.join().unwrap().unwrap();
     assert!(answer.contains(ANSWER), "{answer}");
-    cloned.below(&["stop", &id(&run)]).run().success();
+    cloned.below(&["stop", &run.id()]).run().success();
 
     let short = cloned.clone().env("PITR_FAULT_SECONDS", "3");
     let run = short.run().success();
@@ -315,7 +315,7 @@ fn k36_a_disk_that_fails_for_a_moment_is_waited_for_and_no_longer_than_the_deadl
     disk.detach();
     let answer = ask(client(&run), BIG).join().unwrap().unwrap();
     assert!(answer.contains(ANSWER), "{answer}");
-    cloned.below(&["stop", &id(&run)]).run().success();
+    cloned.below(&["stop", &run.id()]).run().success();
 }
 
 #[test]
@@ -331,10 +331,8 @@ fn k36_a_bucket_that_is_away_for_a_moment_is_waited_for() {
     cluster.archive_now();
     let endpoint = site.peer.endpoint();
     let proxy = Proxy::to(port_of(&endpoint));
-    let text = std::fs::read_to_string(&site.config).unwrap();
     let own = format!("http://127.0.0.1:{}", proxy.port());
-    assert!(text.contains(&endpoint), "{text}");
-    std::fs::write(&site.config, text.replace(&endpoint, &own)).unwrap();
+    crate::common::edit(&site.config, &endpoint, &own);
     let folder = Sandbox::new("c");
     let programs = bin(17, "initdb").unwrap();
     let clone = site.pitr().args(["clone", "--json", "--dir"]);
@@ -358,6 +356,6 @@ fn k36_a_bucket_that_is_away_for_a_moment_is_waited_for() {
         client(&run).query_one_string(SUM),
         cluster.query_one_string(SUM)
     );
-    let stop = site.pitr().args(["clone", "stop", &id(&run), "--dir"]);
+    let stop = site.pitr().args(["clone", "stop", &run.id(), "--dir"]);
     stop.arg(folder.path()).run().success();
 }

@@ -1,6 +1,6 @@
 //! The quarantine of clones, queries and rescues: nothing gets out.
 
-use crate::clone::{client, id};
+use crate::clone::client;
 use crate::common::s3::peer::Peer;
 use crate::common::{Cluster, Program, Sandbox, bin, files_below, text_of};
 use crate::drill::{Hostile, Outside};
@@ -54,7 +54,7 @@ fn k38_nothing_gets_out_of_a_clone_a_query_and_a_rescue(major: u32) {
         assert!(matches!(set.as_str(), "" | "off"), "{fixed} = {set}");
     }
     drop(clone);
-    let stop = site.pitr().args(["clone", "stop", &id(&run), "--dir"]);
+    let stop = site.pitr().args(["clone", "stop", &run.id(), "--dir"]);
     stop.arg(below).run().success();
 
     let query = |sql: &str| at(site.pitr().args(["query", sql])).run();

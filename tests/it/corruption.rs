@@ -203,7 +203,7 @@ impl World {
             for (into, name) in backups.iter_mut().zip(["local", "sealed"]) {
                 let run = site.pitr().args(["backup", "--json", "--method", method]);
                 let run = run.args(["--repository", name]).run().success();
-                into.push(run.json()["id"].as_str().unwrap().parse().unwrap());
+                into.push(run.id().parse().unwrap());
             }
             cluster.archive_now();
         }

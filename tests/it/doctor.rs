@@ -344,8 +344,7 @@ fn g04_a_command_that_hides_its_status_is_critical() {
 fn a_role_without_rights_is_told_which_it_needs() {
     let (site, cluster) = healthy(14);
     cluster.sql("create role \"Weak\" login");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    std::fs::write(site.config(), config.replace("user=postgres", "user=Weak")).unwrap();
+    site.edit("user=postgres", "user=Weak");
     let json = doctor(&site).run().expect_code(1).json();
     bad(
         &json,
@@ -423,8 +422,7 @@ fn r93_the_role_at_the_server_is_compared_with_what_init_prints(major: u32) {
     for statement in printed["sql"].as_array().unwrap() {
         cluster.sql(statement.as_str().unwrap());
     }
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    std::fs::write(site.config(), config.replace("user=postgres", "user=pitr")).unwrap();
+    site.edit("user=postgres", "user=pitr");
     for (role, told) in [
         ("writer", "ok: role \"pitr\" has the rights of a writer"),
         (
@@ -483,19 +481,12 @@ fn r93_the_modes_of_files_are_compared_with_those_that_init_prints() {
     let mode = |path: &std::path::Path, mode: u32| {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     };
-    let (state, spool) = (site.sandbox().dir("state"), site.sandbox().dir("spool"));
+    let (state, spool) = (site.keep_state(), site.sandbox().dir("spool"));
     let token = site
         .sandbox()
         .file("token", "0123456789abcdef0123456789abcdef");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let spool_dir = format!("[clusters.main]\nspool_dir = \"{}\"\n", spool.display());
-    let config = config.replacen("[clusters.main]\n", &spool_dir, 1);
-    let rest = format!(
-        "\n[agent]\nstate_dir = \"{}\"\n[page]\ntoken_file = \"{}\"\n",
-        state.display(),
-        token.display()
-    );
-    std::fs::write(site.config(), config + &rest).unwrap();
+    site.add_to_cluster(&format!("spool_dir = \"{}\"\n", spool.display()));
+    site.add(&format!("[page]\ntoken_file = \"{}\"\n", token.display()));
     let repository = site.repository();
     let all = [
         (site.config(), 0o640, 0o646, "configuration file", "fail"),
@@ -660,13 +651,10 @@ fn a_restored_copy_and_a_foreign_server_are_told() {
         .segment_size_mb(1)
         .own_identifier()
         .start();
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let mine = format!("port={}", cluster.port());
-    let host = cluster.socket_dir().display().to_string();
-    let text = config
-        .replace(&mine, &format!("port={}", other.port()))
-        .replace(&host, &other.socket_dir().display().to_string());
-    std::fs::write(site.config(), text).unwrap();
+    let port = |cluster: &Cluster| format!("port={}", cluster.port());
+    let host = |cluster: &Cluster| cluster.socket_dir().display().to_string();
+    site.edit(&port(&cluster), &port(&other));
+    site.edit(&host(&cluster), &host(&other));
     let json = doctor(&site).run().expect_code(1).json();
     assert_eq!(
         finding(&json, "repository", "cluster")["value"],
@@ -808,13 +796,8 @@ fn a_standby_that_always_archives_is_watched_like_a_primary() {
         .option("archive_mode", "always")
         .option("archive_command", "/bin/false")
         .start();
-    let config = std::fs::read_to_string(site.config()).unwrap();
     let place = |c: &Cluster| c.pgdata().display().to_string();
-    std::fs::write(
-        site.config(),
-        config.replace(&place(&primary), &place(&standby)),
-    )
-    .unwrap();
+    site.edit(&place(&primary), &place(&standby));
     let doctor = doctor(&site).env("PITR_CLUSTERS_MAIN_CONNINFO", standby.conninfo("postgres"));
     primary.archive_now();
     let failures = "select failed_count > 0 from pg_stat_archiver";
@@ -927,10 +910,9 @@ fn p22_j79_what_blocks_archiving_for_15_minutes_is_critical() {
 #[test]
 fn d_a_zone_that_is_none_and_a_server_elsewhere_are_told_as_what_they_are() {
     let (site, cluster) = Site::with_cluster(15);
-    let config = std::fs::read_to_string(site.config()).unwrap();
     let pgdata = cluster.pgdata().display().to_string();
     let elsewhere = format!("{pgdata}-gone\"\ntimezone = \"Europe/Berlinn");
-    std::fs::write(site.config(), config.replace(&pgdata, &elsewhere)).unwrap();
+    site.edit(&pgdata, &elsewhere);
     let json = doctor(&site).run().expect_code(1).json();
     bad(
         &json,

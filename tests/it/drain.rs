@@ -10,9 +10,7 @@ use crate::common::random::Random;
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Stop, pitr, pitr_restore, wait_until,
 };
-use crate::ship::{
-    Process, add_repository, has_worker, noted, process_of, send, spool_of, stop_process,
-};
+use crate::ship::{Process, has_worker, noted, process_of, send, spool_of, stop_process};
 
 /// How many segments wait at first.
 const BACKLOG: usize = 32;
@@ -41,7 +39,7 @@ impl Drain {
         let site = Site::new(&cluster);
         cluster.start();
         let mut drain = Drain {
-            second: add_repository(&site, "second", ""),
+            second: site.add_repository("second", ""),
             spool: spool_of(&site),
             kept: site.sandbox().dir("kept"),
             objects: site.cluster_folder(),
@@ -344,7 +342,7 @@ fn the_history_of_a_timeline_is_archived_before_its_segments_also_by_a_worker_at
     };
     wait_for(last);
     let mut drain = Drain {
-        second: add_repository(&site, "second", ""),
+        second: site.add_repository("second", ""),
         spool: spool_of(&site),
         kept: standby.pgdata().join("pg_wal"),
         objects: site.cluster_folder(),

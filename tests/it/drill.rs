@@ -67,6 +67,13 @@ impl Drilled {
     fn info(&self) -> Run {
         self.site.pitr().args(["info", "--json"]).run()
     }
+
+    /// Configures these rules of retention, and no others.
+    fn rules(&self, lines: &str) {
+        let config = std::fs::read_to_string(self.site.config()).unwrap();
+        let kept = config.split("[retention]").next().unwrap();
+        std::fs::write(self.site.config(), format!("{kept}[retention]\n{lines}")).unwrap();
+    }
 }
 
 /// The programs of a major, of which one is a script that ends with the real one in its place.
@@ -885,22 +892,16 @@ fn y24_a_repository_that_cannot_be_tried_keeps_no_other_one_out() {
 #[test]
 fn y25_expire_keeps_the_newest_backup_that_a_drill_proved() {
     let drilled = Drilled::new(17);
-    let id = |run: Run| run.json()["id"].as_str().unwrap().to_owned();
     let proven = drilled.drill().run().success().json()["backup"].clone();
     let backup = || {
         drilled
             .cluster
             .sql("insert into t select max(id) + 1, 'more' from t");
         drilled.cluster.archive_now();
-        let run = drilled.site.pitr().args(["backup", "--json"]).run();
-        id(run.success())
+        drilled.site.backup()
     };
     let (second, third) = (backup(), backup());
-    let rules = |lines: &str| {
-        let config = std::fs::read_to_string(drilled.site.config()).unwrap();
-        let kept = config.split("[retention]").next().unwrap();
-        std::fs::write(drilled.site.config(), format!("{kept}[retention]\n{lines}")).unwrap();
-    };
+    let rules = |lines: &str| drilled.rules(lines);
     let at_once = ["expire", "--min-age", "0s", "--grace", "0s", "--json"];
     let judged = || {
         let run = drilled.site.pitr().args(at_once).arg("--dry-run").run();
@@ -1131,10 +1132,7 @@ fn y31_a_fast_drill_keeps_no_backup() {
     drilled.cluster.archive_now();
     let backup = drilled.site.pitr().args(["backup", "--quiet"]);
     backup.run().success();
-    let config = std::fs::read_to_string(drilled.site.config()).unwrap();
-    let kept = config.split("[retention]").next().unwrap();
-    let rules = "[retention]\nkeep_last = 1\nkeep_proven = true\n";
-    std::fs::write(drilled.site.config(), format!("{kept}{rules}")).unwrap();
+    drilled.rules("keep_last = 1\nkeep_proven = true\n");
     let at_once = ["expire", "--min-age", "0s", "--grace", "0s", "--json"];
     let run = drilled.site.pitr().args(at_once).arg("--dry-run").run();
     let judged = run.success().json()["clusters"][0]["backups"][0].clone();

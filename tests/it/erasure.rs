@@ -87,7 +87,7 @@ impl Shop {
         let args = ["erasure", "add", "--json", "--database", "postgres"];
         let add = self.pitr(&args).args(["--sql", "-"]).stdin(sql);
         let run = add.args(["--reason", "request 4711"]).run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     }
 
     fn to(&self, name: &str) -> PathBuf {

@@ -25,8 +25,7 @@ fn with_backups(major: u32, count: usize) -> (Site, Cluster, Vec<String>) {
     for n in 0..count {
         cluster.sql("INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 6000) n");
         cluster.archive_now();
-        let run = site.pitr().args(["backup", "--json"]).run().success();
-        ids.push(run.json()["id"].as_str().unwrap().to_owned());
+        ids.push(site.backup());
         cluster.sql(&format!("DELETE FROM t WHERE n % 2 = {}", n % 2));
         cluster.archive_now();
     }

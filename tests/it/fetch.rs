@@ -179,12 +179,7 @@ fn f01_an_unreachable_repository_is_no_end_of_wal() {
     assert!(fired >= 1);
     not_here_with_warning(&still, run);
     // Unless the configuration says stop.
-    let config = std::fs::read_to_string(still.site.config()).unwrap();
-    let stop = config.replace(
-        "[clusters.main]\n",
-        "[clusters.main]\nstandby_outage = \"stop\"\n",
-    );
-    std::fs::write(still.site.config(), stop).unwrap();
+    still.site.add_to_cluster("standby_outage = \"stop\"\n");
     let (run, fired) = fault::inject(&still.fetch(&next), &unreachable);
     assert!(fired >= 1);
     run.expect_code(200);
@@ -328,11 +323,10 @@ fn f01_f03_one_that_hangs_keeps_no_other_from_being_asked() {
     std::fs::remove_dir_all(used.parent().unwrap().parent().unwrap()).unwrap();
 
     // Not required, it holds up nobody whom the second tells that this is the end.
-    let config = std::fs::read_to_string(still.site.config()).unwrap();
     let first = format!("url = \"file://{}\"\n", still.site.repository().display());
-    assert!(config.contains(&first), "{config}");
-    let config = config.replace(&first, &format!("{first}required = false\n"));
-    std::fs::write(still.site.config(), config).unwrap();
+    still
+        .site
+        .edit(&first, &format!("{first}required = false\n"));
     still.fetch(&next).run().expect_code(1);
     drop(hanging);
     // Whoever hung had nothing at hand that would stay.
@@ -657,15 +651,10 @@ fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
     let still = archived(1);
     let next = after(&still.segments[0]);
     let second = still.site.sandbox().join("second");
-    let config = std::fs::read_to_string(still.site.config()).unwrap();
-    std::fs::write(
-        still.site.config(),
-        format!(
-            "{config}\n[repositories.second]\nurl = \"file://{}\"\n",
-            second.display()
-        ),
-    )
-    .unwrap();
+    still.site.add(&format!(
+        "\n[repositories.second]\nurl = \"file://{}\"\n",
+        second.display()
+    ));
     mode(&still, "recovery.signal", false);
     still.fetch(&next).run().expect_code(208);
     // A segment that the first has is delivered all the same, and both are asked once the second is there.
@@ -680,8 +669,7 @@ fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
     still.fetch(&next).run().expect_code(1);
     // Not required, it holds up nothing.
     std::fs::remove_dir_all(&second).unwrap();
-    let text = std::fs::read_to_string(still.site.config()).unwrap();
-    std::fs::write(still.site.config(), text + "required = false\n").unwrap();
+    still.site.add("required = false\n");
     still.fetch(&next).run().expect_code(1);
     still
         .push(&still.segments[0])
@@ -692,12 +680,7 @@ fn f03_absence_is_not_proven_while_a_required_repository_is_away() {
 
 /// Adds a second repository, with these further lines, and pushes what is archived in the first there, too.
 pub fn with_second(still: &Still, lines: &str) -> PathBuf {
-    let second = still.site.sandbox().join("second");
-    let config = std::fs::read_to_string(still.site.config()).unwrap();
-    let url = format!("url = \"file://{}\"", second.display());
-    let config = format!("{config}\n[repositories.second]\n{url}\n{lines}");
-    std::fs::write(still.site.config(), config).unwrap();
-    still.site.pitr().arg("init").run().success();
+    let second = still.site.add_repository("second", lines);
     still.push_all();
     second
 }
@@ -1465,14 +1448,7 @@ fn wrong_calls_are_never_the_end_of_wal() {
 fn f01_a_streaming_standby_catches_up_from_the_second_archive() {
     require_root!("f01_a_streaming_standby_catches_up_from_the_second_archive");
     let (site, primary) = Site::with_cluster(17);
-    let second = site.sandbox().join("second");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!(
-        "\n[repositories.second]\nurl = \"file://{}\"\n",
-        second.display()
-    );
-    std::fs::write(site.config(), config + &more).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
+    let second = site.add_repository("second", "");
     primary.sql("create table t (a int)");
     let mut standby = Cluster::builder(17)
         .standby_of(&primary)

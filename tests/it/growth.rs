@@ -38,10 +38,6 @@ fn measured(step: &str, program: Program) -> (Run, Usage) {
     (run, usage)
 }
 
-fn id_of(run: &Run) -> String {
-    run.json()["id"].as_str().unwrap().to_owned()
-}
-
 fn cluster() -> (Site, Cluster) {
     let builder = Cluster::builder(17).on_disk().without_fsync();
     let builder = builder
@@ -86,7 +82,7 @@ fn many_files(files: u64) {
     let backup = |kind: &str, method: &str| {
         let step = format!("{files} files: {kind} by {method}");
         let args = ["backup", "--json", kind, "--method", method];
-        id_of(&measured(&step, site.pitr().args(args)).0)
+        measured(&step, site.pitr().args(args)).0.id()
     };
     backup("--full", "stream");
     let change = |value: u64| {
@@ -149,7 +145,7 @@ fn r175_a_chain_of_very_many_incrementals() {
             _ => backup("--incremental").run().success(),
         };
         assert_eq!(run.json()["kind"], "incremental", "{run}");
-        last = id_of(&run);
+        last = run.id();
     }
     let sum = "select md5(string_agg(b, '' order by a)) from t";
     let wanted = cluster.query_one_string(sum);

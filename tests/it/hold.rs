@@ -33,7 +33,7 @@ impl Court {
         let backup = || {
             cluster.sql("insert into t values (1)");
             let run = site.pitr().args(["backup", "--full", "--json"]).run();
-            run.success().json()["id"].as_str().unwrap().to_owned()
+            run.success().id()
         };
         let ids = [backup(), backup()];
         cluster.archive_now();
@@ -270,14 +270,13 @@ fn a_store_that_does_not_know_holds_is_asked_for_none() {
 fn a_hold_of_other_content_is_the_stores_own() {
     let court = Court::new(17, Some(true));
     let source = court.site.sandbox.dir("source");
-    let config = std::fs::read_to_string(&court.site.config).unwrap();
     let more = format!("\n[files.up]\nsource = \"{}\"\n", source.display());
-    court.site.sandbox.file("pitr.toml", config + &more);
+    crate::common::append(&court.site.config, &more);
     let backup = |text: &str| {
         std::fs::write(source.join("file"), text).unwrap();
         crate::common::user::own_all(&source);
         let run = court.pitr(&["files", "backup", "up", "--json"]).success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     };
     let [first, second] = [backup("one"), backup("two")];
     let of = ["--of", "files:up"];

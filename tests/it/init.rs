@@ -317,9 +317,7 @@ fn an_existing_configuration_is_used_and_never_changed() {
 #[test]
 fn a_second_section_does_not_stop_the_first_clusters_archiving() {
     let (site, cluster) = Site::with_cluster(17);
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let inter = "[clusters.inter]\npgdata = '/nonexistent/inter'\n";
-    std::fs::write(site.config(), format!("{config}\n{inter}")).unwrap();
+    site.add("\n[clusters.inter]\npgdata = '/nonexistent/inter'\n");
     // Its archive_command names no cluster, as `pitr init` once wrote it.
     let segment = cluster.archive_now();
     let target = cluster.pgdata().join("pg_wal/RECOVERYXLOG");
@@ -340,12 +338,7 @@ fn a_second_section_does_not_stop_the_first_clusters_archiving() {
 
     // No section has the directory of the server.
     let pgdata = format!("pgdata   = \"{}\"\n", cluster.pgdata().display());
-    assert!(config.contains(&pgdata), "{config}");
-    std::fs::write(
-        site.config(),
-        format!("{}\n{inter}", config.replace(&pgdata, "")),
-    )
-    .unwrap();
+    site.edit(&pgdata, "");
     let push = site.archive().arg(format!("pg_wal/{segment}"));
     let run = push.dir(cluster.pgdata()).run().expect_code(1);
     assert!(run.stderr.contains("none is named: main, inter"), "{run}");
@@ -704,11 +697,8 @@ fn c05_clusters_of_several_system_identifiers_under_one_name_are_named() {
         .own_identifier()
         .create();
     let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let config = config
-        .replace(&text(cluster.pgdata()), &text(new.pgdata()))
-        .replace(&cluster.conninfo("postgres"), &new.conninfo("postgres"));
-    std::fs::write(site.config(), config).unwrap();
+    site.edit(&text(cluster.pgdata()), &text(new.pgdata()));
+    site.edit(&cluster.conninfo("postgres"), &new.conninfo("postgres"));
     let info = || site.pitr().arg("info").run();
     info()
         .expect_code(1)

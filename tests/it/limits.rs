@@ -60,7 +60,7 @@ fn b16_processes_share_the_limit_of_a_repository_and_wal_has_none() {
     let (site, cluster) = filled(17);
     let (caches, line) = caches(&site);
     let (run, _) = timed(&site.pitr().args(["backup", "--json"]));
-    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let id = run.id();
     cluster.archive_now();
     let bytes = packs(site.repository());
     assert!(bytes > 8 * MIB, "{bytes}");
@@ -129,9 +129,7 @@ fn b16_a_limit_for_some_hours_leaves_the_others_free() {
     assert!(took < Duration::from_secs(200), "{took:?}");
     run.expect_stderr(&format!("a second from {hours}, shared with the other"));
     // By POSIX, this zone is ahead of UTC.
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let faster = config.replace(&limit(bytes / 1000), &limit(bytes / 4));
-    std::fs::write(site.config(), faster).unwrap();
+    site.edit(&limit(bytes / 1000), &limit(bytes / 4));
     let (run, took) = verify("XXX-6");
     assert!(took >= Duration::from_millis(3500), "{took:?} {run}");
 }

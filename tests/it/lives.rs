@@ -490,14 +490,7 @@ struct Split {
 impl Split {
     fn new(major: u32) -> Split {
         let mut two = lives(major);
-        let second = two.site.sandbox().join("second");
-        let config = std::fs::read_to_string(two.site.config()).unwrap();
-        let more = format!(
-            "\n[repositories.second]\nurl = \"file://{}\"\n",
-            second.display()
-        );
-        two.site.sandbox().file("pitr.toml", config + &more);
-        two.site.pitr().args(["init", "--quiet"]).run().success();
+        let second = two.site.add_repository("second", "");
         two.production.start();
         two.site.pitr().args(["backup", "--quiet"]).run().success();
         two.production.archive_now();
@@ -544,7 +537,7 @@ impl Split {
         let backup = backup.args(["backup", "--json", "--quiet"]);
         let conninfo = cluster.conninfo("postgres");
         let run = backup.env("PITR_CLUSTERS_MAIN_CONNINFO", conninfo).run();
-        run.success().json()["id"].as_str().unwrap().to_owned()
+        run.success().id()
     }
 
     /// Returns the objects of both.
@@ -755,7 +748,7 @@ fn l15_a_life_whose_clock_is_ahead_is_not_taken_for_the_newer_one(major: u32) {
     at(&two, &two.production, behind, &resolve).success();
     two.production.archive_now();
     let taken = at(&two, &two.production, behind, &["backup", "--json"]);
-    let own = taken.success().json()["id"].as_str().unwrap().to_owned();
+    let own = taken.success().id();
     assert!(own < clones, "by time the clone's is newer");
     write(&two.production, "prod");
     two.production.archive_now();

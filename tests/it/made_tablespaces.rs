@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::clone::{client, id};
+use crate::clone::client;
 use crate::common::{
     Cluster, PATIENCE, Program, Sandbox, Site, Stop, bin, files_below, paths_below, wait_until,
 };
@@ -162,12 +162,12 @@ fn t70_a_clone_makes_tablespaces_in_directories_of_its_own(major: u32) {
         let program = made.site.pitr().arg("clone").args(words);
         program.arg("--dir").arg(folder).run().success()
     };
-    below(&["keep", &id(&run)]);
+    below(&["keep", &run.id()]);
     wait_until(PATIENCE, "all of the clone is there", || {
         let list = below(&["list", "--json"]).json();
         list.to_string().contains("\"whole\"")
     });
-    let stopped = below(&["stop", &id(&run), "--json"]).json();
+    let stopped = below(&["stop", &run.id(), "--json"]).json();
     let data = stopped["data"].as_str().unwrap();
     let mut own = Cluster::open(major, data).create();
     own.start();

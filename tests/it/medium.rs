@@ -94,13 +94,7 @@ struct Lied {
 impl Lied {
     fn new(disk: PowerDisk) -> Lied {
         let still = still_on(&disk, 5);
-        let config = std::fs::read_to_string(still.site.config()).unwrap();
-        let second = format!(
-            "\n[repositories.second]\nurl = \"file://{}\"\n",
-            still.site.sandbox().join("second").display()
-        );
-        std::fs::write(still.site.config(), config + &second).unwrap();
-        still.site.pitr().args(["init", "--quiet"]).run().success();
+        still.site.add_repository("second", "");
         Lied { disk, still }
     }
 

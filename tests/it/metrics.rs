@@ -67,15 +67,8 @@ fn failures(reason: &str) -> String {
 /// A site whose repository is called `local`, as `pitr init` calls it.
 pub fn site(major: u32) -> (Site, Cluster) {
     let (site, cluster) = Site::with_cluster(major);
-    count(site.config(), &site.sandbox().dir("state"));
+    site.keep_state();
     (site, cluster)
-}
-
-/// Has the commands of a configuration count, in this directory.
-pub fn count(config: &Path, state: &Path) {
-    let text = std::fs::read_to_string(config).unwrap();
-    let section = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
-    std::fs::write(config, text + &section).unwrap();
 }
 
 fn backups_and_their_failures_are_counted_across_commands(major: u32) {
@@ -256,13 +249,7 @@ fn what_would_be_lost_is_told_as_the_server_goes_on(major: u32) {
     assert_eq!(age, lag, "{text}");
 
     // Promises are judged by the same numbers.
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let promised = config.replacen(
-        "[clusters.main]\n",
-        "[clusters.main]\nrpo = \"1s\"\nrto = \"1s\"\ncopies = \"3-2-1\"\n",
-        1,
-    );
-    std::fs::write(site.config(), promised).unwrap();
+    site.add_to_cluster("rpo = \"1s\"\nrto = \"1s\"\ncopies = \"3-2-1\"\n");
     let mut shown = String::new();
     wait_until(PATIENCE, "the promise is broken", || {
         shown = pitr.clone().arg("info").run().stdout;
@@ -286,13 +273,7 @@ fn a_report_tells_how_promises_were_kept_and_what_nobody_knows(major: u32) {
     cluster.sql("create table t (a int)");
     site.pitr().args(["backup", "--quiet"]).run().success();
     cluster.archive_now();
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let promised = config.replacen(
-        "[clusters.main]\n",
-        "[clusters.main]\nrpo = \"1d\"\nrto = \"1s\"\n",
-        1,
-    );
-    std::fs::write(site.config(), promised).unwrap();
+    site.add_to_cluster("rpo = \"1d\"\nrto = \"1s\"\n");
     // A minute passes between two looks, whatever the machine needs for them.
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let start = begun.as_secs();
@@ -469,8 +450,7 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
     pitr.clone().args(["backup", "--quiet"]).run().success();
     cluster.sql("insert into t values (1)");
     let second = pitr.clone().args(["backup", "--incremental", "--json"]);
-    let second = second.run().success();
-    let second = second.json()["id"].as_str().unwrap().to_owned();
+    let second = second.run().success().id();
     let pin = ["pin", &second, "--reason", "audit", "--confirm"];
     pitr.clone().args(pin).run().success();
     cluster.archive_now();
@@ -480,10 +460,8 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
     assert!(others.iter().all(|prefix| !has(&text, prefix)), "{text}");
     let text = compat("barman");
     assert!(has(&text, "barman_") && !has(&text, "walg_") && !has(&text, "pgbackrest_"));
-    let config = std::fs::read_to_string(site.config()).unwrap();
     let names = "[agent]\nmetrics_compat = [\"pgbackrest\", \"barman\", \"cnpg\", \"walg\", \"postgres_exporter\"]\n";
-    let asked = config.replacen("[agent]\n", names, 1);
-    std::fs::write(site.config(), &asked).unwrap();
+    site.edit("[agent]\n", names);
     let text = metrics(&pitr);
     assert!(others.iter().all(|prefix| has(&text, prefix)), "{text}");
 
@@ -597,7 +575,7 @@ fn the_names_of_other_exporters_are_there_on_request(major: u32) {
     assert!(!has(&text, "pgbackrest_stanza_status") && !has(&text, "barman_backups_total"));
     let unknown = pitr.clone().args(["metrics", "--compat", "zabbix"]).run();
     unknown.expect_code(2).expect_stderr("pgbackrest");
-    std::fs::write(site.config(), asked.replace("\"cnpg\"", "\"nagios\"")).unwrap();
+    site.edit("\"cnpg\"", "\"nagios\"");
     let unknown = pitr.clone().arg("metrics").run();
     unknown
         .expect_code(3)

@@ -116,10 +116,7 @@ impl Drop for Prometheus {
 
 fn site() -> (Site, Cluster) {
     let (site, cluster) = Site::with_cluster(17);
-    let mut config = std::fs::read_to_string(site.config()).unwrap();
-    let state = site.sandbox().dir("state");
-    write!(config, "\n[agent]\nstate_dir = \"{}\"\n", state.display()).unwrap();
-    std::fs::write(site.config(), config).unwrap();
+    site.keep_state();
     (site, cluster)
 }
 

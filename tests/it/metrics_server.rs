@@ -1,7 +1,7 @@
 //! `pitr metrics` tells of a cluster's server: its slots and its archiver.
 
 use crate::common::{Cluster, PATIENCE, Site, wait_until};
-use crate::metrics::{count, metrics, site, value};
+use crate::metrics::{metrics, site, value};
 use crate::per_major;
 
 fn slot(text: &str, family: &str, name: &str) -> Option<f64> {
@@ -112,13 +112,10 @@ per_major!(the_server_counts_its_archiver_and_looks_count_its_ends, v13 v17);
 #[test]
 fn a_role_without_rights_sees_slots_and_counts_and_no_process() {
     let (site, cluster) = Site::with_cluster(17);
-    count(site.config(), &site.sandbox().dir("state"));
+    site.keep_state();
     cluster
         .sql("create role watcher login; select pg_create_physical_replication_slot('kept', true)");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let other = config.replace("user=postgres", "user=watcher");
-    assert_ne!(config, other);
-    std::fs::write(site.config(), other).unwrap();
+    site.edit("user=postgres", "user=watcher");
     let text = metrics(&site.pitr());
     assert_eq!(slot(&text, "lost", "kept"), Some(0.0), "{text}");
     assert!(slot(&text, "retained_bytes", "kept").is_some(), "{text}");

@@ -2,7 +2,7 @@
 
 use crate::backup_faults::damage;
 use crate::common::{PATIENCE, Still, keep_one, user, wait_until};
-use crate::metrics::{count, metrics, site, value};
+use crate::metrics::{metrics, site, value};
 
 fn conflicts(text: &str, kind: &str) -> Option<f64> {
     let series = "pitr_archive_conflicts_total{cluster=\"main\",repo=\"local\",kind=";
@@ -12,7 +12,7 @@ fn conflicts(text: &str, kind: &str) -> Option<f64> {
 #[test]
 fn refused_copies_are_counted_once_and_stay_counted() {
     let still = Still::new(17, 1, 1);
-    count(still.site.config(), &still.site.sandbox().dir("state"));
+    still.site.keep_state();
     let pitr = still.site.pitr();
     let seen = || {
         let text = metrics(&pitr);

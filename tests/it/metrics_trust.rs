@@ -3,15 +3,15 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::audit::World;
-use crate::common::user;
-use crate::metrics::{count, metrics, site, value};
+use crate::common::{keep_state, user};
+use crate::metrics::{metrics, site, value};
 use crate::sealed::Sealed;
 
 #[test]
 fn recipients_are_counted_and_a_key_is_proven_by_reading_everything() {
     let (sealed, _cluster) = Sealed::archived(17);
     for host in ["writer", "reader"] {
-        count(&sealed.config(host), &sealed.sandbox.dir(host));
+        keep_state(&sealed.config(host), &sealed.sandbox.dir(host));
     }
     let recipients = "pitr_key_recipients{repo=\"local\"}";
     let verified = "pitr_key_last_verified_timestamp_seconds{repo=\"local\"}";
@@ -121,11 +121,9 @@ fn a_promise_changes_the_fingerprint_and_certificates_have_an_end() {
     params.not_after = rcgen::date_time_ymd(2031, 5, 1);
     let pem = params.self_signed(&key).unwrap().pem();
     let file = site.sandbox().file("root.pem", pem);
-    let config = std::fs::read_to_string(site.config()).unwrap();
     let own = cluster.conninfo("postgres");
     let secured = format!("{own} sslrootcert={}", file.display());
-    let config = config.replace(&own, &secured);
-    std::fs::write(site.config(), &config).unwrap();
+    site.edit(&own, &secured);
     let text = metrics(&site.pitr());
     let series = format!(
         "pitr_cert_expiry_timestamp_seconds{{file=\"{}\"}}",
@@ -137,7 +135,6 @@ fn a_promise_changes_the_fingerprint_and_certificates_have_an_end() {
         fingerprint(&first),
         "each host connects as it can"
     );
-    let promised = config.replacen("[clusters.main]\n", "[clusters.main]\nrto = \"4h\"\n", 1);
-    std::fs::write(site.config(), promised).unwrap();
+    site.add_to_cluster("rto = \"4h\"\n");
     assert_ne!(fingerprint(&metrics(&site.pitr())), fingerprint(&first));
 }

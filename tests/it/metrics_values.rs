@@ -1,7 +1,5 @@
 //! The values of metrics are those that the server, the repository and other commands tell.
 
-use std::path::Path;
-
 use pitr::pg::lsn::Lsn;
 use pitr::pg::time::TimestampTz;
 use rustix::process::Signal;
@@ -14,11 +12,6 @@ use crate::per_major;
 use crate::sealed::Sealed;
 
 const SEGMENT: f64 = 1_048_576.0;
-
-fn add(config: &Path, sections: &str) {
-    let text = std::fs::read_to_string(config).unwrap();
-    std::fs::write(config, text + sections).unwrap();
-}
 
 /// A time of `pitr info` in seconds of Unix time.
 fn seconds(time: &Value) -> f64 {
@@ -62,7 +55,7 @@ fn proven() -> (Site, Cluster) {
          [jobs.never]\nrun = \"files backup up --repository far\"\nschedule = \"0 4 * * 0\"\n",
         source.display()
     );
-    add(site.config(), &sections);
+    site.add(&sections);
     let run = |arguments: &[&str]| site.pitr().args(arguments).run().success();
     cluster.sql("create table t (a int)");
     run(&["agent", "run", "nightly"]);
@@ -328,7 +321,7 @@ fn a_host_that_only_writes_tells_when_its_backups_ended() {
         source.display(),
         state.display()
     );
-    add(&sealed.config("writer"), &sections);
+    crate::common::append(sealed.config("writer"), &sections);
     let host = || sealed.on("writer");
     host().args(["backup", "--quiet"]).run().success();
     let files = host().args(["files", "backup", "up", "--quiet"]);
@@ -364,11 +357,10 @@ fn j76_a_synchronous_receiver_that_is_away_is_critical_before_one_that_delays_no
     let (site, mut cluster) = site(17);
     let pitr = site.pitr();
     let journal = site.sandbox().dir("journal");
-    let section = format!(
+    site.add(&format!(
         "\n[clusters.main.receive]\njournal = \"{}\"\n",
         journal.display()
-    );
-    add(site.config(), &section);
+    ));
     cluster.sql("create table t (a int)");
     pitr.clone().args(["backup", "--quiet"]).run().success();
     let of =
@@ -430,10 +422,7 @@ fn j77_a_standby_tells_how_far_it_lags_and_not_how_idle_its_primary_is(major: u3
     primary.archive_now();
     let lag = |text: &str| of_main(text, "pitr_replication_lag_seconds", "");
     assert_eq!(lag(&metrics(&site.pitr())), None, "a primary has none");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let other = config.replace(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
-    assert_ne!(config, other);
-    std::fs::write(site.config(), other).unwrap();
+    site.edit(&primary.conninfo("postgres"), &standby.conninfo("postgres"));
     let mut text = String::new();
     wait_until(PATIENCE, "it has everything", || {
         text = metrics(&site.pitr());

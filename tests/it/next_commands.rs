@@ -19,23 +19,14 @@ fn problems(info: &Value) -> Vec<(String, String)> {
 fn j67_each_finding_of_info_names_the_next_command() {
     let (site, cluster) = Site::with_cluster(17);
     let offsite = site.sandbox().join("offsite");
-    let state = site.sandbox().dir("state");
     let source = site.sandbox().dir("source");
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!(
-        "\n[repositories.offsite]\nurl = \"file://{}\"\nrequired = false\n[agent]\nstate_dir = \"{}\"\n[files.www]\nsource = \"{}\"\n",
+    site.keep_state();
+    site.add(&format!(
+        "[repositories.offsite]\nurl = \"file://{}\"\nrequired = false\n[files.www]\nsource = \"{}\"\n",
         offsite.display(),
-        state.display(),
         source.display(),
-    );
-    let promises = "max_drill_age = \"1d\"\ncopies = \"3-2-1\"\n";
-    let config = config.replacen(
-        "[clusters.main]\n",
-        &format!("[clusters.main]\n{promises}"),
-        1,
-    );
-    assert!(config.contains(promises), "{config}");
-    std::fs::write(site.config(), config.clone() + &more).unwrap();
+    ));
+    site.add_to_cluster("max_drill_age = \"1d\"\ncopies = \"3-2-1\"\n");
     let info = || problems(&site.pitr().args(["info", "--json"]).run().json());
     site.pitr().args(["init", "--quiet"]).run().success();
     let none = info();
@@ -67,8 +58,7 @@ fn j67_each_finding_of_info_names_the_next_command() {
         assert!(!next.is_empty(), "{message}");
     }
     // Each command names its cluster where several are configured. People are not told twice what the message says.
-    let two = config + &more + "[clusters.other]\npgdata = \"/nowhere\"\n";
-    std::fs::write(site.config(), two).unwrap();
+    site.add("[clusters.other]\npgdata = \"/nowhere\"\n");
     let named = info();
     assert_eq!(
         of(&named, "missing, "),

@@ -3,55 +3,18 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::agent::{EVERY_HOUR, Host};
+use crate::common::authority::{Authority, LATER, Signed};
 use crate::common::{PATIENCE, wait_until};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-/// A year in which no test runs any more.
-const LATER: i32 = 2120;
-
-pub struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// A certificate and its private key.
-pub struct Signed {
-    pub pem: String,
-    pub key: String,
-}
-
-impl Authority {
-    pub fn new() -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(params, key);
-        Authority { pem, issuer }
-    }
-
-    /// Signs a certificate for this name that ends in a year.
-    pub fn signs(&self, name: &str, year: i32) -> Signed {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        params.not_after = rcgen::date_time_ymd(year, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        Signed {
-            pem: params.signed_by(&key, &self.issuer).unwrap().pem(),
-            key: key.serialize_pem(),
-        }
-    }
-}
 
 /// Asks a server that is believed by an authority, with a certificate of the client or without one. Returns head and body.
 fn ask(
@@ -97,17 +60,10 @@ fn ask(
     Ok((head.to_owned(), body.to_owned()))
 }
 
-/// Writes a private key, closed to others.
-fn closed(host: &Host, name: &str, text: &str) -> PathBuf {
-    let path = host.sandbox.file(name, text);
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-    path
-}
-
 /// Writes the certificate of the agent, with its key, and returns the lines that name both.
 fn serve(host: &Host, own: &Signed) -> String {
     let certificate = host.sandbox.file("page.pem", &own.pem);
-    let key = closed(host, "page.key", &own.key);
+    let key = host.sandbox.file("page.key", &own.key);
     format!(
         "tls.cert_file = \"{}\"\ntls.key_file = \"{}\"\n",
         certificate.display(),
@@ -197,7 +153,7 @@ fn tls_without_an_authority_of_clients_keeps_the_token() {
     let host = Host::new(EVERY_HOUR);
     let servers = Authority::new();
     let lines = serve(&host, &servers.signs("localhost", LATER));
-    let token = closed(&host, "token", TOKEN);
+    let token = host.sandbox.file("token", TOKEN);
     let page = format!(
         "[page]\ntoken_file = \"{}\"\n[agent]\n{lines}",
         token.display()
@@ -233,9 +189,10 @@ fn what_cannot_serve_tls_keeps_the_agent_from_its_start() {
     let key = host.sandbox.join("page.key");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
     refused("page.key\" is open to other users");
-    closed(&host, "page.key", &authority.signs("localhost", LATER).key);
+    host.sandbox
+        .file("page.key", authority.signs("localhost", LATER).key);
     refused("does not serve the certificate");
-    closed(&host, "page.key", &own.key);
+    host.sandbox.file("page.key", &own.key);
     host.sandbox.file("page.pem", "");
     refused("page.pem\" holds no certificate");
 }

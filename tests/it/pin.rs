@@ -28,9 +28,7 @@ impl Kept {
         for n in 0..backups {
             kept.cluster.sql(&format!("insert into t values ({n})"));
             kept.cluster.archive_now();
-            let run = kept.site.pitr().args(["backup", "--json"]).run().success();
-            let id = run.json()["id"].as_str().unwrap().to_owned();
-            kept.ids.push(id);
+            kept.ids.push(kept.site.backup());
         }
         kept.cluster.sql("insert into t values (100)");
         kept.cluster.archive_now();

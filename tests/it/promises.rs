@@ -11,16 +11,11 @@ use crate::several::Two;
 use crate::{per_major, require_strace};
 
 /// Archives what was written, with a backup before it; returns its id.
-fn backup(site: &Site) -> String {
-    let run = site.pitr().args(["backup", "--json"]).run().success();
-    run.json()["id"].as_str().unwrap().to_owned()
-}
-
 fn a10_parameters_raised_after_the_backup_reach_the_copy(major: u32) {
     let (site, mut cluster) = Site::with_cluster(major);
     cluster.append_config("max_prepared_transactions", "7");
     cluster.sql("create table t (a int)");
-    backup(&site);
+    site.backup();
     cluster.alter_system("max_connections", "150");
     cluster.alter_system("max_locks_per_transaction", "160");
     cluster.restart();
@@ -69,7 +64,7 @@ fn a10_parameters_of_pg_control_are_kept_where_the_configuration_has_less(major:
     let (site, cluster) = Site::with_cluster_of(builder.option("max_connections", "160"));
     cluster.sql("create table t as select generate_series(1, 10) a");
     cluster.alter_system("max_wal_senders", "20");
-    backup(&site);
+    site.backup();
     let to = site.sandbox().join("copy");
     let run = site.pitr().args(["restore", "--to"]).arg(&to).run();
     run.success();
@@ -93,7 +88,7 @@ fn a10_a_standby_has_the_parameters_that_were_raised_after_its_backup(major: u32
     // On the command line, so that no backup has it.
     let (site, mut cluster) = Site::with_cluster_of(builder.option("max_worker_processes", "12"));
     cluster.sql("create table t (a int)");
-    backup(&site);
+    site.backup();
     cluster.alter_system("max_connections", "150");
     cluster.restart();
     cluster.sql("insert into t select generate_series(1, 1000)");
@@ -142,7 +137,7 @@ fn pack_of(site: &Site, backup: &str) -> PathBuf {
 fn a12_plan_and_restore_refuse_the_only_backup_where_verify_found_it_damaged() {
     let (site, cluster) = Site::with_cluster(15);
     cluster.sql("create table t as select generate_series(1, 100) a");
-    let first = backup(&site);
+    let first = site.backup();
     cluster.archive_now();
     let pack = pack_of(&site, &first);
     flip(&pack);
@@ -163,7 +158,7 @@ fn a12_plan_and_restore_refuse_the_only_backup_where_verify_found_it_damaged() {
     restore().expect_code(5).expect_stderr(&first);
     assert!(!to.exists());
     // Another one that leads there is taken.
-    let second = backup(&site);
+    let second = site.backup();
     assert_eq!(plan().success().json()["backup"]["id"], second.as_str());
     std::fs::remove_dir_all(site.cluster_folder().join("backups").join(&second)).unwrap();
     plan().expect_code(5);
@@ -181,7 +176,7 @@ fn a12_plan_and_restore_refuse_the_only_backup_where_verify_found_it_damaged() {
 fn a12_a_target_behind_the_archived_wal_needs_allow_end() {
     let (site, cluster) = Site::with_cluster(15);
     cluster.sql("create table t as select generate_series(1, 100) a");
-    backup(&site);
+    site.backup();
     cluster.sql("insert into t values (101)");
     let now = cluster.query_one_string(
         "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
@@ -219,7 +214,7 @@ fn a12_a_target_behind_the_archived_wal_needs_allow_end() {
     }
     // Without a target the end is meant; a backup that was complete later shows that the WAL goes beyond a time.
     site.pitr().arg("plan").run().success();
-    backup(&site);
+    site.backup();
     let run = site
         .pitr()
         .args(["plan", "--json", "--target-time", &now])
@@ -245,7 +240,7 @@ fn three_backups() -> (Site, Cluster, Vec<String>) {
     for _ in 0..3 {
         cluster.sql("insert into t select g, repeat('x', 200) from generate_series(1, 6000) g");
         cluster.archive_now();
-        ids.push(backup(&site));
+        ids.push(site.backup());
     }
     cluster.archive_now();
     (site, cluster, ids)
@@ -498,7 +493,7 @@ fn a15_no_wal_is_deleted_that_a_sync_proves_meanwhile() {
 fn a9_l12_doctor_misses_what_the_server_says_is_archived() {
     let (site, cluster) = Site::with_cluster(15);
     cluster.sql("create table t (a int)");
-    backup(&site);
+    site.backup();
     for n in 0..3 {
         cluster.sql(&format!("insert into t values ({n})"));
         cluster.archive_now();
@@ -651,7 +646,7 @@ fn a_dry_run_shows_exactly_the_settings_that_are_written() {
     cluster.alter_system("archive_cleanup_command", "/bin/false");
     cluster.alter_system("recovery_min_apply_delay", "1h");
     cluster.sql("create table t (a int)");
-    backup(&site);
+    site.backup();
     cluster.sql("insert into t values (1)");
     cluster.sql("select pg_create_restore_point('it''s here')");
     let xid = cluster.query_one_string(

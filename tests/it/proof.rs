@@ -123,7 +123,7 @@ fn a1_a_root_says_what_was_proven(major: u32) {
     );
     // Nothing is written meanwhile: it starts and stops in one segment.
     let run = backup_of(&site, &cluster).run().success();
-    let quiet = json_of(&site, run.json()["id"].as_str().unwrap());
+    let quiet = json_of(&site, &run.id());
     let name = quiet["last"]["name"].as_str().unwrap();
     let bytes = own(&cluster, name);
     let length = quiet["last"]["length_bytes"].as_u64().unwrap() as usize;
@@ -146,7 +146,7 @@ fn a1_a_root_says_what_was_proven(major: u32) {
         cluster.switch_wal();
     }
     let run = running.wait().success();
-    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let id = run.id();
     let busy = json_of(&site, &id);
     let (first, last) = (&busy["first"], &busy["last"]);
     assert_ne!(first["name"], last["name"]);
@@ -174,7 +174,7 @@ fn a1_wal_that_is_exchanged_behind_a_backup_is_seen() {
     cluster.start();
     live(&cluster, "production", 1);
     let run = backup_of(&site, &cluster).run().success();
-    let proof = json_of(&site, run.json()["id"].as_str().unwrap());
+    let proof = json_of(&site, &run.id());
     let last = proof["last"]["name"].as_str().unwrap().to_owned();
     live(&cluster, "production", 2);
     site.pitr().arg("verify").run().success();
@@ -233,7 +233,7 @@ fn a1_without_a_second_connection_the_first_segment_is_asked_for_in_the_end() {
         .success()
         .expect_stderr("is asked for once more")
         .expect_stderr("max_wal_senders");
-    let proof = json_of(&site, run.json()["id"].as_str().unwrap());
+    let proof = json_of(&site, &run.id());
     assert!(proof["first"]["hash"].is_string(), "{proof:#}");
 
     // Once the server has removed it there is nothing to compare with.

@@ -35,12 +35,10 @@ fn receiving(builder: Builder, settings: &str) -> (Site, Cluster) {
 
 fn configure(site: &Site, settings: &str) {
     let journal = site.sandbox().join("journal");
-    let mut text = std::fs::read_to_string(site.config()).unwrap();
-    text.push_str(&format!(
+    site.add(&format!(
         "\n[clusters.main.receive]\njournal = \"{}\"\n{settings}\n",
         journal.display()
     ));
-    std::fs::write(site.config(), text).unwrap();
 }
 
 fn program(site: &Site) -> Program {
@@ -173,19 +171,7 @@ fn follow_primary(site: &Site, one: &Cluster, other: &Cluster) {
         one.port(),
         other.port()
     );
-    connect_by(site, &conninfo);
-}
-
-fn connect_by(site: &Site, conninfo: &str) {
-    let text = std::fs::read_to_string(site.config()).unwrap();
-    let lines: Vec<String> = text
-        .lines()
-        .map(|line| match line.starts_with("conninfo") {
-            true => format!("conninfo = \"{conninfo}\""),
-            false => line.to_owned(),
-        })
-        .collect();
-    std::fs::write(site.config(), lines.join("\n")).unwrap();
+    site.connect_by(&conninfo);
 }
 
 /// Restores to a position of a timeline, and returns how many rows are there.
@@ -262,7 +248,7 @@ fn w08_another_cluster_and_a_server_that_went_back_are_refused() {
     let (site, mut cluster) = receiving(small(15), "");
     let other = small(15).own_identifier().start();
     let own = std::fs::read_to_string(site.config()).unwrap();
-    connect_by(&site, &other.conninfo("postgres"));
+    site.connect_by(&other.conninfo("postgres"));
     let run = program(&site).run().expect_code(8);
     let identifier = other.system_identifier().to_string();
     assert!(run.stderr.contains(&identifier), "{}", run.stderr);
@@ -460,10 +446,7 @@ fn w62_the_gap_behind_a_dropped_slot_ends_where_the_server_still_has_wal() {
         let (site, cluster) = receiving(builder, "");
         cluster.sql("create role narrow login replication");
         let conninfo = cluster.conninfo("postgres");
-        connect_by(
-            &site,
-            &conninfo.replace("user=postgres", &format!("user={role}")),
-        );
+        site.connect_by(&conninfo.replace("user=postgres", &format!("user={role}")));
         let mut running = program(&site).spawn();
         let position = write_wal(&cluster);
         wait_safe(&mut running, &cluster, &position);
@@ -501,12 +484,12 @@ fn missing_rights_are_named_with_what_grants_them() {
         .conninfo("postgres")
         .replace("user=postgres", "user=weak");
     assert!(conninfo.contains("user=weak"), "{conninfo}");
-    connect_by(&site, &conninfo);
+    site.connect_by(&conninfo);
     let run = program(&site).run().expect_code(1);
     assert!(run.stderr.starts_with("error denied: "), "{}", run.stderr);
     run.expect_stderr("ALTER ROLE weak REPLICATION;");
     // Without SQL the slot is looked up over the replication protocol: streaming does not depend on another connection.
-    connect_by(&site, &conninfo.replace("user=weak", "user=narrow"));
+    site.connect_by(&conninfo.replace("user=weak", "user=narrow"));
     let position = write_wal(&cluster);
     // A journal where this user may make none is one that somebody has to give.
     let journal = site.sandbox().join("journal");
@@ -590,7 +573,7 @@ fn w09_an_old_primary_that_comes_back_is_left_out() {
         run.stderr
     );
     // Alone, it is refused.
-    connect_by(&site, &primary.conninfo("postgres"));
+    site.connect_by(&primary.conninfo("postgres"));
     program(&site)
         .run()
         .expect_code(8)

@@ -37,9 +37,7 @@ fn receiving(folder: &Path, settings: &str) -> (Site, Cluster) {
         &cluster.conninfo("postgres"),
         &folder.join("journal"),
     );
-    let mut config = std::fs::read_to_string(site.config()).unwrap();
-    config.push_str(settings);
-    std::fs::write(site.config(), config).unwrap();
+    site.add(settings);
     (site, cluster)
 }
 
@@ -263,9 +261,7 @@ fn w02_a_recovered_journal_is_on_the_disk_before_it_counts() {
     let (journal, beside) = (disk.path().join("journal"), site.sandbox().join("journal"));
     copy_tree(&journal, &beside);
     let config = std::fs::read_to_string(site.config()).unwrap();
-    let other = config.replace(journal.to_str().unwrap(), beside.to_str().unwrap());
-    assert_ne!(other, config);
-    std::fs::write(site.config(), other).unwrap();
+    site.edit(journal.to_str().unwrap(), beside.to_str().unwrap());
     let running = start_again(&site, &cluster);
     cluster.sql("insert into t values ('synchronous')");
     let position = lsn(&cluster.query_one_string("select flush_lsn from pg_stat_replication"));

@@ -161,9 +161,7 @@ fn w12_the_receiver_warns_of_the_wal_that_the_slot_keeps() {
             .config("max_slot_wal_keep_size", "64MB"),
     );
     let cluster = &reception.cluster;
-    let config = reception.site.config();
-    let text = std::fs::read_to_string(config).unwrap();
-    std::fs::write(config, text + "journal_limit_bytes = 4194304\n").unwrap();
+    reception.site.add("journal_limit_bytes = 4194304\n");
     cluster.sql("create table t (x text)");
     let mut running = reception.start(&["--create-slot"]);
     let repository = reception.site.repository().to_owned();

@@ -123,12 +123,8 @@ fn a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery() {
     require_mounts!("a_disk_that_gets_full_ends_fetching_ahead_and_not_the_recovery");
     const MIB: u64 = 1 << 20;
     let (site, _origin) = archived(17, 16);
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let main = "[clusters.main]\n";
     // So much room is wanted that recovery is not short of it when there is less.
-    let many = config.replace(main, &format!("{main}prefetch_segments = 60\n"));
-    assert_ne!(many, config);
-    std::fs::write(site.config(), many).unwrap();
+    site.add_to_cluster("prefetch_segments = 60\n");
     let disk = SmallDisk::new(300, 10_000);
     let to = disk.path().join("data");
     let (command, go) = halting(&site, 4);

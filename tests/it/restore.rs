@@ -53,10 +53,7 @@ impl Scene {
         let other = cluster.client_of("other");
         other.sql("create table o as select g as a from generate_series(1, 100) g");
         let run = site.pitr().args(["backup", "--json"]).args(args);
-        let backup = run.run().success().json()["id"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+        let backup = run.run().success().id();
         insert(&cluster, BEFORE, AT_POINT);
         cluster.sql("select pg_create_restore_point('here')");
         insert(&cluster, AT_POINT, AT_END);

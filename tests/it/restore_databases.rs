@@ -62,8 +62,7 @@ impl World {
                  create sequence q",
             );
         }
-        let run = site.pitr().args(["backup", "--json"]).run().success();
-        let backup = run.json()["id"].as_str().unwrap().to_owned();
+        let backup = site.backup();
         World {
             site,
             cluster,
@@ -306,7 +305,7 @@ fn without_big_and_far(major: u32) -> (World, Cluster) {
 fn k37_a_partial_backup_is_asked_for_what_it_has() {
     let (world, server) = without_big_and_far(17);
     let run = world.take(&server, &[]).success();
-    let partial = run.json()["id"].as_str().unwrap().to_owned();
+    let partial = run.id();
     let kept = server.client_of("app").query_one_string(KEPT);
     // Its files are copies of files that the backup lacks.
     server.sql("create database copied template big strategy file_copy");
@@ -445,7 +444,7 @@ fn b14_a_backup_of_what_was_left_out_is_partial(major: u32) {
     for args in [&[][..], &["--method", "local"]] {
         let run = world.take(&server, args).success();
         assert_eq!(names(&run.json()["left_out_databases"]), Vec::<&str>::new());
-        let id = run.json()["id"].as_str().unwrap().to_owned();
+        let id = run.id();
         assert_eq!(root(&world.site, &id).head.features, Vec::<String>::new());
     }
 
@@ -495,10 +494,9 @@ fn what_cannot_be_left_out_is_refused_by_name() {
     world
         .cluster
         .sql("alter database big rename to \"Größe, 1\"");
-    let run = world.site.pitr().args(["backup", "--json"]).run().success();
+    let backup = world.site.backup();
     world.cluster.sql("select pg_create_restore_point('here')");
     world.cluster.archive_now();
-    let backup = run.json()["id"].as_str().unwrap().to_owned();
     let oid = world.oid("Größe, 1");
     std::fs::remove_dir_all(world.site.sandbox().join("copy")).unwrap();
     let args = [
@@ -618,10 +616,7 @@ fn what_is_left_out_is_not_read() {
         .site
         .pitr()
         .args(["backup", "--json", "--method", "local", "--jobs", "1"]);
-    let id = run.run().success().json()["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let id = run.run().success().id();
     world.cluster.sql("select pg_create_restore_point('here')");
     world.cluster.archive_now();
     let big = world.oid("big").parse::<u32>().unwrap();

@@ -273,7 +273,7 @@ fn t34_a_clone_opens() {
     caught
         .site
         .pitr()
-        .args(["clone", "stop", &crate::clone::id(&run), "--dir"])
+        .args(["clone", "stop", &run.id(), "--dir"])
         .arg(folder.path())
         .run()
         .success();

@@ -20,8 +20,7 @@ const AT_ONCE: [&str; 5] = ["expire", "--min-age", "0s", "--grace", "0s"];
 impl Kept {
     /// Adds lines to the configuration.
     fn configure(&self, lines: &str) {
-        let config = std::fs::read_to_string(self.site.config()).unwrap();
-        std::fs::write(self.site.config(), format!("{config}\n{lines}\n")).unwrap();
+        self.site.add(&format!("\n{lines}\n"));
     }
 
     /// Writes the root of a backup anew, as one that ended and was stored at another time.
@@ -104,9 +103,8 @@ fn a_default_number_holds_only_where_no_rule_of_the_configuration_does() {
     let named = ["--default-keep", "2", "--cluster", "main"];
     let judged = kept.judged(&named);
     assert_eq!(judged.iter().filter(|(fate, _)| fate == "keep").count(), 2);
-    let config = std::fs::read_to_string(kept.site.config()).unwrap();
-    let config = config.replace("[clusters.other.retention]", "[clusters.main.retention]");
-    std::fs::write(kept.site.config(), config).unwrap();
+    kept.site
+        .edit("[clusters.other.retention]", "[clusters.main.retention]");
     assert_eq!(count(), 1);
     let both = ["expire", "--keep", "1", "--default-keep", "2"];
     kept.pitr(&both).run().expect_code(2);
@@ -163,9 +161,7 @@ fn x09_a_month_keeps_its_last_backup_and_the_window_its_wal(major: u32) {
     kept.configure(
         "[clusters.main.retention]\nkeep_last = 1\nkeep_monthly = 4\nwal_window = \"2h\"",
     );
-    let config = std::fs::read_to_string(kept.site.config()).unwrap();
-    let zoned = config.replacen("[clusters.main]", "[clusters.main]\ntimezone = \"UTC\"", 1);
-    std::fs::write(kept.site.config(), zoned).unwrap();
+    kept.site.add_to_cluster("timezone = \"UTC\"\n");
 
     // The last of each of the newest four months; the one before the window is the base of it, whatever month it is of.
     let month = |t: &TimestampTz| t.to_string()[..7].to_owned();

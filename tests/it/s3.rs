@@ -11,9 +11,10 @@ use pitr::store::s3::class::Thaw;
 use pitr::store::{Frozen, Published, Store, get, put};
 
 use crate::common::Sandbox;
+use crate::common::authority::Authority;
 use crate::common::proxy::{Proxy, Way};
 use crate::common::s3::peer::{Peer, keys};
-use crate::common::s3::tls::{Authority, Says, Tls};
+use crate::common::s3::tls::{Says, Tls};
 use crate::common::s3::{BUCKET, Fault, KEY, Place, SECRET, WRITER, key, large};
 
 fn put_large(store: &S3Store, at: &str) -> pitr::error::Result<Published> {

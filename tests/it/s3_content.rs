@@ -67,7 +67,7 @@ impl World {
 
     fn backup(&self, arguments: &[&str]) -> String {
         let run = self.pitr(arguments).arg("--json").run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     }
 
     /// Restores into a directory of this name.

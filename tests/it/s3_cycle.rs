@@ -71,7 +71,7 @@ impl Bucketed {
 
     pub fn backup(&self) -> String {
         let run = self.pitr().args(["backup", "--json"]).run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     }
 
     pub fn store(&self) -> S3Store {
@@ -259,7 +259,7 @@ fn a_cycle_in_a_bucket_that_locks() {
         .create();
     let lock = "object_lock = { mode = \"compliance\", period = \"1d\" }\n";
     let site = Bucketed::new(&cluster, Peer::locking(), lock);
-    crate::metrics::count(&site.config, &site.sandbox.dir("state"));
+    crate::common::keep_state(&site.config, &site.sandbox.dir("state"));
     site.attach(&cluster);
     cluster.start();
     let first = site.backup();

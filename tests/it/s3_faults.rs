@@ -4,8 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::common::authority::Authority;
 use crate::common::s3::peer::Peer;
-use crate::common::s3::tls::{Authority, OldTls, Says, Tls};
+use crate::common::s3::tls::{OldTls, Says, Tls};
 use crate::common::s3::{BUCKET, Fault, KEY};
 use crate::common::{Cluster, PATIENCE, Program, Run, keep_one, pitr, wait_until};
 use crate::fetch::mode;
@@ -577,9 +578,7 @@ fn what_the_configuration_says_of_objects_arrives_with_each_kind_of_them() {
     check("aws:kms", Some("alias/backup"), &[]);
     // The backup's label is archived behind it.
     cluster.archive_now();
-    let text = std::fs::read_to_string(&site.config).unwrap();
-    let plain = text.replace(&kms, &dressed("sse = \"AES256\"\n"));
-    std::fs::write(&site.config, plain).unwrap();
+    crate::common::edit(&site.config, &kms, &dressed("sse = \"AES256\"\n"));
     let before = server.keys();
     site.backup();
     check("AES256", None, &before);

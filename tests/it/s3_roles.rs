@@ -134,7 +134,7 @@ impl World {
 
     fn backup(&self, role: &str) -> String {
         let run = self.pitr(role, &["backup", "--json"]).run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     }
 
     /// The store with the rights of a role, without pitr around it.
@@ -371,9 +371,7 @@ fn claims(world: &World) {
     let told = |level: &str, value: &str| Some((level.to_owned(), value.to_owned()));
     assert_eq!(found("reader"), told("ok", "jobs can be claimed"));
     assert_eq!(found("janitor"), None);
-    let config = world.config("janitor");
-    let text = std::fs::read_to_string(&config).unwrap() + CLAIMED;
-    std::fs::write(&config, text).unwrap();
+    crate::common::append(world.config("janitor"), CLAIMED);
     assert_eq!(found("janitor"), told("fail", "may not create claims"));
     assert_eq!(world.rights("janitor", "janitor").0, "ok");
 }

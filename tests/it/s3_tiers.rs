@@ -86,7 +86,7 @@ fn s23_what_ages_is_tagged_moves_by_a_rule_and_is_thawed_for_a_restore() {
         .args(["backup", "--incremental", "--json"])
         .run()
         .success();
-    let second = run.json()["id"].as_str().unwrap().to_owned();
+    let second = run.id();
     assert!(second.ends_with("-incr"), "{run}");
     age();
     // The newest backup names packs of the first: whoever builds on it needs them.
@@ -553,8 +553,7 @@ fn s34_a_sync_extends_the_locks_of_what_a_copied_backup_needs() {
         "[repositories.local]\nurl = \"file://{}\"\n",
         site.sandbox.dir("local").display()
     );
-    let config = std::fs::read_to_string(&site.config).unwrap();
-    std::fs::write(&site.config, format!("{config}\n{more}")).unwrap();
+    crate::common::append(&site.config, &more);
     site.pitr().args(["init", "--quiet"]).run().success();
     let copy = |kind: &str| {
         cluster.sql("update ledger set note = 'x' where id = 7");
@@ -564,7 +563,7 @@ fn s34_a_sync_extends_the_locks_of_what_a_copied_backup_needs() {
             "repo", "sync", "--quiet", "--from", "local", "--to", "store",
         ];
         let synced = site.pitr().args(sync).run().success();
-        (run.json()["id"].as_str().unwrap().to_owned(), synced)
+        (run.id(), synced)
     };
     let (full, _) = copy("--full");
     server.age(20);

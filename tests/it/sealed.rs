@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::common::reception::{archived, lsn};
 use crate::common::{
-    Cluster, PATIENCE, Program, Run, Sandbox, Still, Stop, copy_tree, expire_at_once, keep_one,
-    paths_below, pitr, pitr_archive, pitr_restore, user, wait_until,
+    Cluster, PATIENCE, Program, Run, Sandbox, Still, Stop, append, copy_tree, expire_at_once,
+    keep_one, paths_below, pitr, pitr_archive, pitr_restore, user, wait_until,
 };
 
 /// The warning if nothing proves what the repository holds.
@@ -252,13 +252,12 @@ fn a_plain_repository_beside_a_sealed_one_has_backups_of_its_own() {
         .without_fsync()
         .create();
     let sealed = Sealed::new(&cluster);
-    let config = std::fs::read_to_string(sealed.config("writer")).unwrap();
     let plain = sealed.sandbox.join("plain");
     let section = format!(
         "[repositories.plain]\nurl = \"file://{}\"\n",
         plain.display()
     );
-    std::fs::write(sealed.config("writer"), config + &section).unwrap();
+    append(sealed.config("writer"), &section);
     let writer = |args: &[&str]| sealed.on("writer").args(args.iter().copied()).run();
     writer(&["init", "--quiet"]).success();
     let archive = pitr_archive().arg("--config").arg(sealed.config("writer"));
@@ -292,11 +291,10 @@ fn a_plain_repository_beside_a_sealed_one_has_backups_of_its_own() {
     writer(&["verify", "--backup", of_plain]).success();
     writer(&["verify", "--backup", "20200101T000000Z-000000-full"]).expect_code(2);
     // Repositories with other keys are no failure while others have the same.
-    let config = std::fs::read_to_string(sealed.config("writer")).unwrap();
     let third = section
         .replace("plain]", "third]")
         .replace("/plain\"", "/third\"");
-    std::fs::write(sealed.config("writer"), config + "\n" + &third).unwrap();
+    append(sealed.config("writer"), &third);
     writer(&["init", "--quiet"]).success();
     let run = writer(&["repo", "sync", "--to", "third"]).success();
     assert!(run.stdout.contains("third from plain"), "{run}");
@@ -381,7 +379,7 @@ fn a_whole_cycle_in_a_sealed_repository() {
     client.sql("create table ledger as select g as id, 'confidential note ' || g as note from generate_series(1, 20000) g");
     let backup = || {
         let run = sealed.on("writer").args(["backup", "--json"]).run();
-        run.success().json()["id"].as_str().unwrap().to_owned()
+        run.success().id()
     };
     let first = backup();
     client.sql(
@@ -443,13 +441,11 @@ fn a_host_that_only_writes_receives() {
         .start();
     let sealed = Sealed::new(&cluster);
     let journal = sealed.sandbox.join("journal");
-    let config = sealed.config("writer");
-    let text = std::fs::read_to_string(&config).unwrap();
     let receive = format!(
         "[clusters.main.receive]\njournal = \"{}\"\n",
         journal.display()
     );
-    std::fs::write(&config, text + &receive).unwrap();
+    append(sealed.config("writer"), &receive);
     let mut running = sealed
         .on("writer")
         .args(["receive", "--create-slot"])
@@ -499,15 +495,14 @@ pub fn with_second(sealed: &Sealed, cluster: &Cluster) -> PathBuf {
     ] {
         let name = format!("second-{host}");
         sealed.configure(cluster, &name, &encryption);
-        let mut text = std::fs::read_to_string(sealed.config(&name)).unwrap();
-        text.push_str(&format!(
+        let mut text = format!(
             "[repositories.second]\nurl = \"file://{}\"\n",
             second.display()
-        ));
+        );
         if !encryption.is_empty() {
             text.push_str(&format!("[repositories.second.encryption]\n{encryption}\n"));
         }
-        std::fs::write(sealed.config(&name), text).unwrap();
+        append(sealed.config(&name), &text);
     }
     let init = sealed.on("second-writer").args(["init", "--quiet"]);
     init.run().success();

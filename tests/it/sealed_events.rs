@@ -31,7 +31,7 @@ impl Backed {
         let (sealed, cluster) = Sealed::archived(17);
         let backup = || {
             let run = sealed.on("writer").args(["backup", "--json"]).run();
-            run.success().json()["id"].as_str().unwrap().to_owned()
+            run.success().id()
         };
         let (first, second) = (backup(), backup());
         cluster.archive_now();

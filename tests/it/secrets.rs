@@ -86,10 +86,7 @@ impl Scene {
         cluster.reload();
         let mut planted = Vec::new();
         let mut plant = |name: &str, text: String| {
-            let path = sandbox.file(name, text);
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-                .unwrap();
-            planted.push(path);
+            planted.push(sandbox.file(name, text));
         };
         let keys = |profile: &str, secret: &str| {
             format!("[{profile}]\naws_access_key_id = {KEY}\naws_secret_access_key = {secret}\n")
@@ -135,8 +132,6 @@ impl Scene {
                 self.server.endpoint(),
             ),
         );
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
         if given == Given::File {
             self.planted.push(path.clone());
         }
@@ -335,16 +330,12 @@ impl Scene {
         let wrong = self
             .sandbox
             .file("wrong.toml", text.replace("user=", "user=none_"));
-        std::fs::set_permissions(&wrong, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
         self.planted.push(wrong.clone());
         let run = self.run(given, pitr().arg("--config").arg(&wrong).args(["backup"]));
         assert_ne!(run.code(), 0, "{run}");
         let broken = self
             .sandbox
             .file("broken.toml", text.replace("pgdata =", "pgdato ="));
-        std::fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
         self.planted.push(broken.clone());
         let run = self.run(given, pitr().arg("--config").arg(&broken).args(["info"]));
         assert_eq!(run.code(), 3, "{run}");

@@ -71,7 +71,7 @@ impl Two {
 
     pub fn backup(&self) -> String {
         let run = self.site.pitr().args(["backup", "--json", "--quiet"]).run();
-        run.success().json()["id"].as_str().unwrap().to_owned()
+        run.success().id()
     }
 
     pub fn sync(&self) -> Program {
@@ -175,8 +175,7 @@ fn one_that_was_away_is_brought_up_to_date_and_recovers_when_the_other_is_lost()
     assert_eq!(second(&run)["away"]["code"], "no_repository", "{run}");
     assert!(second(&run)["behind_segments"].is_null(), "{run}");
     // If it is required, nothing is acknowledged without it.
-    let config = std::fs::read_to_string(two.site.config()).unwrap();
-    std::fs::write(two.site.config(), config.replace("required = false\n", "")).unwrap();
+    two.site.edit("required = false\n", "");
     two.cluster
         .sql("insert into ledger (note) values ('waits')");
     let waits = two.cluster.switch_wal();
@@ -1063,12 +1062,10 @@ fn d_two_names_of_one_place_are_one_copy() {
     let (site, cluster) = Site::with_cluster(15);
     let link = site.sandbox().join("second");
     std::os::unix::fs::symlink(site.repository(), &link).unwrap();
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let more = format!(
+    site.add(&format!(
         "\n[repositories.second]\nurl = \"file://{}\"\n",
         link.display()
-    );
-    std::fs::write(site.config(), config + &more).unwrap();
+    ));
     cluster.archive_now();
     site.pitr().args(["backup", "--quiet"]).run().success();
     let run = site.pitr().args(["info", "--json"]).run().expect_code(6);

@@ -47,12 +47,7 @@ fn a_whole_cycle_on_sftp() {
     cluster.start();
     let client = cluster.client();
     client.sql("create table ledger as select g as id, md5(g::text) as note from generate_series(1, 20000) g");
-    let backup = || {
-        run(&["backup", "--json"]).json()["id"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let backup = || run(&["backup", "--json"]).id();
     let first = backup();
     client.sql("select pg_create_restore_point('before')");
     client.sql("delete from ledger");
@@ -280,8 +275,7 @@ fn an_encrypted_repository_on_sftp_takes_incrementals_of_a_host_that_only_writes
     assert_eq!(kind(&third), "incremental", "{third}");
     cluster.archive_now();
     on(&reader, &["verify", "--quiet"]).success();
-    let id = |run: &crate::common::Run| run.json()["id"].as_str().unwrap().to_owned();
-    let (second, third) = (id(&second), id(&third));
+    let (second, third) = (second.id(), third.id());
     let expected = cluster.query_one_string(SUM);
     let to = |name: &str| server.sandbox.dir(name).join("data");
     let args = ["--backup", &second, "--target-name", "second"];
@@ -303,10 +297,8 @@ fn s20_a_receiver_brings_every_commit_into_an_encrypted_repository_on_sftp() {
     let folder = server.sandbox.join("repo");
     let config = configuration(&server, &cluster, "pitr.toml", &folder);
     let journal = server.sandbox.join("journal");
-    let text = std::fs::read_to_string(&config).unwrap();
     let named = format!("{} application_name={SLOT}", cluster.conninfo("postgres"));
-    let text = text.replace(&cluster.conninfo("postgres"), &named);
-    std::fs::write(&config, text).unwrap();
+    crate::common::edit(&config, &cluster.conninfo("postgres"), &named);
     let receive = format!(
         "[clusters.main.receive]\nslot = \"{SLOT}\"\njournal = \"{}\"\n",
         journal.display()

@@ -28,11 +28,9 @@ pub fn spool_of(site: &Site) -> PathBuf {
 /// The same of a configuration in a sandbox.
 pub fn spool_in(sandbox: &Sandbox, config: &Path) -> PathBuf {
     let spool = sandbox.join("spool");
-    let text = std::fs::read_to_string(config).unwrap();
     let section = "[clusters.main]\n";
-    assert!(text.contains(section), "{text}");
     let line = format!("{section}spool_dir = \"{}\"\n", spool.display());
-    std::fs::write(config, text.replace(section, &line)).unwrap();
+    crate::common::edit(config, section, &line);
     spool
 }
 
@@ -555,24 +553,11 @@ fn p21_without_a_repository_everything_is_kept_and_nothing_acknowledged() {
     assert_eq!(noted(&spool, ".failed"), [""; 0]);
 }
 
-/// Adds a repository in a directory of its own to a site, and returns the directory.
-pub fn add_repository(site: &Site, name: &str, more: &str) -> PathBuf {
-    let folder = site.sandbox().join(name);
-    let url = format!(
-        "\n[repositories.{name}]\nurl = \"file://{}\"\n{more}\n",
-        folder.display()
-    );
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    std::fs::write(site.config(), config + &url).unwrap();
-    site.pitr().args(["init", "--quiet"]).run().success();
-    folder
-}
-
 #[test]
 fn p20_nothing_is_acknowledged_before_every_required_repository_has_it() {
     let (still, spool) = offered(4);
-    let second = add_repository(&still.site, "second", "");
-    let other = add_repository(&still.site, "other", "required = false");
+    let second = still.site.add_repository("second", "");
+    let other = still.site.add_repository("other", "required = false\n");
     let away = |folder: &Path| folder.with_extension("away");
     std::fs::rename(&second, away(&second)).unwrap();
     for _ in 0..2 {
@@ -602,7 +587,7 @@ fn p17_a_worker_that_hangs_when_it_opens_repositories_ends_and_the_one_that_answ
         "p17_a_worker_that_hangs_when_it_opens_repositories_ends_and_the_one_that_answers_gets_the_file"
     );
     let (still, spool) = offered(3);
-    let second = add_repository(&still.site, "second", "");
+    let second = still.site.add_repository("second", "");
     let first = &still.segments[0];
     let object = still.site.object(first);
     let copy = second.join(object.strip_prefix(still.site.repository()).unwrap());
@@ -874,9 +859,8 @@ impl SlowLink {
         let site = Bucketed::new(&cluster, Peer::own(), "");
         let endpoint = site.peer.endpoint();
         let proxy = Proxy::to(crate::s3_slow::port_of(&endpoint));
-        let text = std::fs::read_to_string(&site.config).unwrap();
         let slow = format!("http://127.0.0.1:{}", proxy.port());
-        std::fs::write(&site.config, text.replace(&endpoint, &slow)).unwrap();
+        crate::common::edit(&site.config, &endpoint, &slow);
         for name in &segments {
             let ready = format!("pg_wal/archive_status/{name}.ready");
             std::fs::write(cluster.pgdata().join(ready), "").unwrap();
@@ -1014,12 +998,11 @@ fn p20_a_note_is_worth_nothing_when_the_disk_beside_a_bucket_is_gone() {
     let still = Still::new(17, 1, 3);
     let site = Bucketed::new(&still.cluster, Peer::own(), "");
     let (spool, disk) = (site.spool(), site.sandbox.join("disk"));
-    let mut text = std::fs::read_to_string(&site.config).unwrap();
-    text.push_str(&format!(
+    let more = format!(
         "\n[repositories.disk]\nurl = \"file://{}\"\n",
         disk.display()
-    ));
-    std::fs::write(&site.config, text).unwrap();
+    );
+    crate::common::append(&site.config, &more);
     site.pitr().args(["init", "--quiet"]).run().success();
     let push = |name: &str| site.push(&still.cluster, name);
     let [first, second, third] = still.segments.as_slice() else {
@@ -1164,14 +1147,7 @@ fn c3_j79_archiving_that_is_stuck_is_told_also_without_a_spool_and_is_critical_a
 #[test]
 fn c4_info_names_the_repository_that_is_the_cause_now() {
     let (still, _spool) = offered(3);
-    let text = std::fs::read_to_string(still.site.config()).unwrap();
-    let other = still.site.sandbox().join("other");
-    let text = format!(
-        "{text}\n[repositories.other]\nurl = \"file://{}\"\n",
-        other.display()
-    );
-    std::fs::write(still.site.config(), text).unwrap();
-    still.site.pitr().args(["init", "--quiet"]).run().success();
+    let other = still.site.add_repository("other", "");
     let first = &still.segments[0];
     let away = |repository: &Path, push: &dyn Fn()| {
         let gone = repository.with_extension("gone");

@@ -112,11 +112,10 @@ fn stream_is_byte_exact_and_its_slot_follows(major: u32) {
         assert_eq!(twice.code(), Code::Refused);
         let state = sql.slot_by_sql(&slot).await.unwrap().unwrap();
         let reserved = state.restart_lsn.unwrap();
-        assert_eq!((state.active_pid, state.is_lost()), (None, false));
+        assert!(!state.is_lost());
         if major >= 15 {
             let state = client.read_replication_slot(&slot).await.unwrap().unwrap();
             assert_eq!(state.restart_lsn, Some(reserved));
-            assert_eq!(state.restart_timeline, Some(TimelineId::FIRST));
             let none = "nosuch".parse().unwrap();
             assert_eq!(client.read_replication_slot(&none).await.unwrap(), None);
         }

@@ -66,6 +66,21 @@ fn ids(cluster: &Cluster) -> String {
     cluster.query_one_string("select array_agg(id order by id)::text from t")
 }
 
+/// The rows at the end of a timeline, by a restore.
+fn restored(site: &Site, major: u32, timeline: &str) -> String {
+    let copy = Sandbox::new("copy");
+    let to = copy.join("data");
+    site.pitr()
+        .args(["restore", "--target-timeline", timeline, "--to"])
+        .arg(&to)
+        .run()
+        .success();
+    let mut server = Cluster::open(major, &to).option("fsync", "off").create();
+    server.start();
+    server.wait_promoted();
+    ids(&server)
+}
+
 /// Inserts a row in a transaction of its own; returns its xid and where its commit ends.
 fn commit(cluster: &Cluster, id: u32) -> (u64, Lsn) {
     let client = cluster.client();
@@ -220,17 +235,7 @@ fn h06_the_partial_of_an_old_timeline_leads_to_its_end(major: u32) {
     assert_eq!(p["reachable"], true, "{p:#}");
     assert_eq!(p["last_commit"]["xid"], last_xid, "{p:#}");
     for (timeline, rows) in [("1", "{1,2}"), ("2", "{1,2,3}")] {
-        let copy = Sandbox::new("copy");
-        let to = copy.join("data");
-        site.pitr()
-            .args(["restore", "--target-timeline", timeline, "--to"])
-            .arg(&to)
-            .run()
-            .success();
-        let mut server = Cluster::open(major, &to).option("fsync", "off").create();
-        server.start();
-        server.wait_promoted();
-        assert_eq!(ids(&server), rows, "timeline {timeline}");
+        assert_eq!(restored(&site, major, timeline), rows, "{timeline}");
     }
     // As people see it.
     let listed = site.pitr().args(["wal", "list", "--json"]).run().json();
@@ -288,17 +293,7 @@ fn l51_what_a_dead_primary_had_ahead_of_its_successor_is_on_the_old_timeline(maj
     assert_eq!(last(), last_xid, "{run}");
     push.run().success();
     for (timeline, rows) in [("1", "{1,2,3}"), ("2", "{1,2,4}")] {
-        let copy = Sandbox::new("copy");
-        let to = copy.join("data");
-        site.pitr()
-            .args(["restore", "--target-timeline", timeline, "--to"])
-            .arg(&to)
-            .run()
-            .success();
-        let mut server = Cluster::open(major, &to).option("fsync", "off").create();
-        server.start();
-        server.wait_promoted();
-        assert_eq!(ids(&server), rows, "timeline {timeline}");
+        assert_eq!(restored(&site, major, timeline), rows, "{timeline}");
     }
     site.pitr().arg("verify").run().success();
 }

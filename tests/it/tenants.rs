@@ -114,8 +114,7 @@ fn j15_an_agent_runs_those_of_its_tenants_and_shows_them_apart() {
     assert!(host.status()["tenants"][1]["error"].is_string());
 
     // It is mended, and the agent reads all configurations again.
-    let text = std::fs::read_to_string(&beta).unwrap();
-    std::fs::write(&beta, text.replace(&shared, &state_dir(&host, "beta"))).unwrap();
+    crate::common::edit(&beta, &shared, &state_dir(&host, "beta"));
     agent.signal(Signal::HUP);
     wait_until(PATIENCE, "the other one runs, too", || succeeded("beta", 1));
     wait_until(PATIENCE, "the first one runs on", || succeeded("acme", 0));
@@ -279,9 +278,8 @@ fn j15_a_tenant_that_could_not_stand_alone_is_refused() {
         assert!(said.contains(wanted), "{tables}: {said}");
     }
     // Tenants have none themselves.
-    let text = std::fs::read_to_string(host.sandbox.join("acme.toml")).unwrap();
-    let nested = format!("{text}[tenants.x]\nconfig = \"/etc/x.toml\"\n");
-    std::fs::write(host.sandbox.join("acme.toml"), nested).unwrap();
+    let nested = "[tenants.x]\nconfig = \"/etc/x.toml\"\n";
+    crate::common::append(host.sandbox.join("acme.toml"), nested);
     let run = host
         .pitr_with(&host.sandbox.join("acme.toml"))
         .args(["agent", "--tenant"])

@@ -130,13 +130,10 @@ fn state(states: &[(u64, &str)]) -> Vec<(u64, String)> {
 }
 
 pub fn with_journal(site: &Site) {
-    let text = std::fs::read_to_string(site.config()).unwrap();
-    let journal = site.sandbox().join("journal");
-    let journal = journal.display();
-    site.sandbox().file(
-        "pitr.toml",
-        format!("{text}\n[clusters.main.receive]\nslot = \"s\"\njournal = \"{journal}\"\n"),
-    );
+    site.add(&format!(
+        "\n[clusters.main.receive]\nslot = \"s\"\njournal = \"{}\"\n",
+        site.sandbox().join("journal").display()
+    ));
 }
 
 fn l06_a_drill_that_archives_is_a_branch_until_somebody_decides(major: u32) {
@@ -388,9 +385,7 @@ fn a7_the_way_out_for_a_receiver_and_a_backup_is_to_abandon_the_drill(major: u32
         .option("archive_mode", "on")
         .create();
     drill.start();
-    let text = std::fs::read_to_string(lives.site.config()).unwrap();
-    let text = text.replace(&conninfo, &drill.conninfo("postgres"));
-    lives.site.sandbox().file("pitr.toml", text);
+    lives.site.edit(&conninfo, &drill.conninfo("postgres"));
     for program in [
         lives.pitr(&["receive", "--create-slot"]),
         lives.pitr(&["backup"]),

@@ -6,9 +6,7 @@ use pitr::pg::lsn::Lsn;
 use rustix::process::Signal;
 
 use crate::backup::{committed, root};
-use crate::common::{
-    Cluster, PATIENCE, Program, Run, Running, Site, pitr, pitr_archive, wait_until,
-};
+use crate::common::{Cluster, PATIENCE, Program, Running, Site, pitr, pitr_archive, wait_until};
 
 /// The ids that are claimed, each as often as it is.
 fn claimed(site: &Site) -> Vec<String> {
@@ -40,10 +38,6 @@ fn slow(site: &Site, rate: &str, program: Program) -> (Running, String) {
 
 fn backup(site: &Site) -> Program {
     site.pitr().args(["backup", "--json"])
-}
-
-fn id_of(run: &Run) -> String {
-    run.json()["id"].as_str().unwrap().to_owned()
 }
 
 /// From the start LSN to the stop LSN.
@@ -82,8 +76,8 @@ fn b09_a_second_backup_is_refused_by_name_or_waits() {
     assert!(second.stderr.contains(&format!("\"{first}\"")), "{second}");
     assert!(second.stderr.contains("waiting for its end"), "{second}");
     assert_eq!(second.json()["prior"], first.as_str(), "{second}");
-    assert_eq!(id_of(&running.wait().success()), first);
-    check_one_after_the_other(&site, vec![first, id_of(&second)]);
+    assert_eq!(running.wait().success().id(), first);
+    check_one_after_the_other(&site, vec![first, second.id()]);
     // Nobody runs any more.
     backup(&site).run().success();
 }
@@ -98,7 +92,7 @@ fn backups_that_begin_at_one_time_run_one_after_the_other() {
             backup.timeout(10 * PATIENCE).spawn()
         };
         let running: Vec<Running> = (0..3).map(start).collect();
-        let ended = running.into_iter().map(|one| id_of(&one.wait().success()));
+        let ended = running.into_iter().map(|one| one.wait().success().id());
         let ids: Vec<String> = ended.collect();
         check_one_after_the_other(&site, ids);
     }
@@ -113,8 +107,8 @@ fn b09_a_backup_that_was_killed_holds_up_no_other() {
     running.signal(Signal::KILL);
     running.wait();
     let next = backup(&site).run().success();
-    assert_eq!(committed(&site), [id_of(&next)]);
-    assert_ne!(id_of(&next), first);
+    assert_eq!(committed(&site), [next.id()]);
+    assert_ne!(next.id(), first);
     // One that was interrupted has released its claim.
     let (running, _) = slow(&site, "64KiB", backup(&site));
     running.signal(Signal::INT);

@@ -11,12 +11,8 @@ use crate::common::{PATIENCE, Program, Running, Site, wait_until};
 fn served(site: &Site) -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let mut config = std::fs::read_to_string(site.config()).unwrap();
-    config.push_str(&format!(
-        "\n[agent]\nlisten = \"127.0.0.1:{port}\"\nstate_dir = \"{}\"\n",
-        site.sandbox().dir("state").display()
-    ));
-    std::fs::write(site.config(), config).unwrap();
+    site.keep_state();
+    site.add(&format!("listen = \"127.0.0.1:{port}\"\n"));
     port
 }
 

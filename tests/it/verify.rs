@@ -16,11 +16,6 @@ fn findings(run: &Run) -> Vec<serde_json::Value> {
         .clone()
 }
 
-fn backup(site: &Site) -> String {
-    let run = site.pitr().args(["backup", "--json"]).run().success();
-    run.json()["id"].as_str().unwrap().to_owned()
-}
-
 /// Rows of several kinds, records across segments, two-phase, a tablespace's worth of files.
 fn work(cluster: &Cluster, round: u32) {
     cluster.sql("CREATE TABLE IF NOT EXISTS t(n int, filler text)");
@@ -35,7 +30,7 @@ fn w06_wal_that_was_lost_behind_the_end_of_the_archive_fails_verify() {
     use pitr::repo::event::{Event, record};
     let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
-    backup(&site);
+    site.backup();
     let last = cluster.archive_now();
     drop(cluster);
     let number = u64::from_str_radix(&last[16..], 16).unwrap();
@@ -74,13 +69,13 @@ fn w06_wal_that_was_lost_behind_the_end_of_the_archive_fails_verify() {
 fn a_sound_repository_of_a_real_server_verifies(major: u32) {
     let (site, mut cluster) = Site::with_cluster(major);
     work(&cluster, 0);
-    let first = backup(&site);
+    let first = site.backup();
     // A crash in the middle of WAL that is being written, and recovery from it.
     cluster.sql("INSERT INTO t SELECT n, repeat('y', 200) FROM generate_series(1, 3000) n");
     cluster.stop(Stop::Immediate);
     cluster.start();
     work(&cluster, 1);
-    let second = backup(&site);
+    let second = site.backup();
     work(&cluster, 2);
     let (run, usage) = verify(&site).measure();
     let run = run.success();
@@ -146,7 +141,7 @@ pub fn segments(site: &Site) -> Vec<PathBuf> {
 fn h05_promotions_and_their_histories_verify() {
     let (site, primary) = Site::with_cluster(19);
     work(&primary, 0);
-    let first = backup(&site);
+    let first = site.backup();
     let mut standby = Cluster::builder(19)
         .without_fsync()
         .standby_of(&primary)
@@ -202,7 +197,7 @@ fn backup_of(site: &Site, cluster: &Cluster) -> String {
         .env("PITR_CLUSTERS_MAIN_CONNINFO", cluster.conninfo("postgres"))
         .run()
         .success();
-    run.json()["id"].as_str().unwrap().to_owned()
+    run.id()
 }
 
 #[test]
@@ -220,7 +215,7 @@ fn an_empty_repository_is_well_and_says_so() {
 fn what_is_no_object_is_told_and_does_not_fail() {
     let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
-    let id = backup(&site);
+    let id = site.backup();
     drop(cluster);
     let folder = site.cluster_folder();
     let strays = [
@@ -252,7 +247,7 @@ fn what_is_no_object_is_told_and_does_not_fail() {
 fn damage_is_recorded_and_taken_back_when_it_is_gone() {
     let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
-    let id = backup(&site);
+    let id = site.backup();
     drop(cluster);
     let pack = site.cluster_folder().join("packs").join(&id).join("000000");
     let good = std::fs::read(&pack).unwrap();
@@ -298,7 +293,7 @@ fn damage_is_recorded_and_taken_back_when_it_is_gone() {
 fn of_several_repositories_each_is_reported() {
     let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
-    let id = backup(&site);
+    let id = site.backup();
     let config = std::fs::read_to_string(site.config()).unwrap();
     let repository = |name: &str| {
         let folder = site.sandbox().join(name);
@@ -346,8 +341,8 @@ fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
     use pitr::repo::{json, root};
     let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
-    let older = backup(&site);
-    let id = backup(&site);
+    let older = site.backup();
+    let id = site.backup();
     drop(cluster);
     let key = crate::backup::layout(&site).manifest(&id.parse().unwrap());
     let path = site.repository().join(key.as_str());
@@ -391,7 +386,7 @@ fn what_a_newer_version_wrote_is_neither_sound_nor_damaged() {
 fn a_stray_name_at_the_far_end_is_a_gap_that_is_counted_and_not_walked() {
     let (site, cluster) = Site::with_cluster(19);
     work(&cluster, 0);
-    backup(&site);
+    site.backup();
     drop(cluster);
     // Written by a newer version, so that it is not known to be damaged.
     let mut bytes = std::fs::read(segments(&site).remove(0)).unwrap();
@@ -420,9 +415,9 @@ fn a_stray_name_at_the_far_end_is_a_gap_that_is_counted_and_not_walked() {
 fn c05_a_record_that_the_server_wrote_wrong_is_named_with_what_it_costs() {
     let (site, mut cluster) = Site::with_cluster(19);
     work(&cluster, 0);
-    let first = backup(&site);
+    let first = site.backup();
     work(&cluster, 1);
-    let second = backup(&site);
+    let second = site.backup();
     work(&cluster, 2);
     cluster.stop(Stop::Fast);
     // A segment between the two backups is archived as a failing disk would have it.
@@ -480,7 +475,7 @@ fn c04_pages_that_were_damaged_when_the_backup_was_taken_are_named() {
     std::fs::write(&file, bytes).unwrap();
     cluster.start();
     let run = site.pitr().args(["backup", "--json"]).run().expect_code(10);
-    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let id = run.id();
     let run = verify(&site).run().expect_code(4);
     let found = findings(&run);
     assert_eq!(found.len(), 1, "{found:#?}");

@@ -63,8 +63,7 @@ impl World {
             cluster.sql("CREATE TABLE IF NOT EXISTS t(n int, filler text)");
             cluster.sql("INSERT INTO t SELECT n, repeat('x', 90) FROM generate_series(1, 5000) n");
             cluster.archive_now();
-            let run = site.pitr().args(["backup", "--json"]).run().success();
-            backups.push(run.json()["id"].as_str().unwrap().parse().unwrap());
+            backups.push(site.backup().parse().unwrap());
             cluster.sql(&format!("SELECT pg_create_restore_point('p{n}')"));
             cluster.archive_now();
         }

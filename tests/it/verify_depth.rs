@@ -23,8 +23,7 @@ fn site(major: u32) -> (Site, Cluster, [String; 2]) {
             "CREATE TABLE t{round} AS SELECT n, repeat('x', 200) FROM generate_series(1, 4000) n"
         ));
         cluster.archive_now();
-        let run = site.pitr().args(["backup", "--json"]).run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        site.backup()
     };
     let ids = [work(0), work(1)];
     (site, cluster, ids)

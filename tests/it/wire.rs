@@ -18,6 +18,7 @@ use pitr::wire::conninfo::{ConnInfo, Environment};
 use pitr::wire::server_error::sqlstate;
 use pitr::wire::tar::TarKind;
 
+use crate::common::authority::{Authority, LATER};
 use crate::common::replay::Recording;
 use crate::common::{Cluster, Sandbox, Stop};
 use crate::per_major;
@@ -55,23 +56,13 @@ struct Certificates {
 }
 
 fn certificates() -> Certificates {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    let authority = || {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        (Issuer::new(params, key), pem)
-    };
-    let (issuer, authority_pem) = authority();
-    let (_, other_authority) = authority();
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["db1.example".into()]).unwrap();
+    let authority = Authority::new();
+    let own = authority.signs("db1.example", LATER);
     Certificates {
-        authority: authority_pem,
-        other_authority,
-        certificate: params.signed_by(&key, &issuer).unwrap().pem(),
-        key: key.serialize_pem(),
+        authority: authority.pem,
+        other_authority: Authority::new().pem,
+        certificate: own.pem,
+        key: own.key,
     }
 }
 

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::archive::datadir::DataDirectory;
+use crate::archive::pid_file::PidFile;
 use crate::backup::incremental::prior::Shape;
 use crate::backup::source::{ServerFacts, Source};
 use crate::err;
@@ -24,6 +25,7 @@ use crate::pg::control::ControlFile;
 use crate::pg::label::TablespaceLink;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
+use crate::process::parent_of;
 
 /// The server notes its start time this long after that of its file, at most: it makes its shared memory in between.
 const STARTING_S: i64 = 60;
@@ -33,21 +35,20 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The lines of `postmaster.pid` that do not change while a server runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct PidFile {
+struct Postmaster {
     pid: u32,
     data_directory: String,
     start_time: i64,
     port: String,
 }
 
-impl PidFile {
-    fn parse(text: &str) -> Option<PidFile> {
-        let mut lines = text.lines().map(str::trim);
-        Some(PidFile {
-            pid: lines.next()?.parse().ok()?,
-            data_directory: lines.next()?.to_owned(),
-            start_time: lines.next()?.parse().ok()?,
-            port: lines.next()?.to_owned(),
+impl Postmaster {
+    fn of(file: PidFile) -> Option<Postmaster> {
+        Some(Postmaster {
+            pid: u32::try_from(file.pid?).ok()?,
+            data_directory: file.data_directory?,
+            start_time: file.started?.parse().ok()?,
+            port: file.port?,
         })
     }
 }
@@ -55,7 +56,7 @@ impl PidFile {
 /// A data directory whose server is the connected one.
 pub struct Owner {
     directory: DataDirectory,
-    pid_file: PidFile,
+    postmaster: Postmaster,
     /// Device and number of the directory.
     inode: (u64, u64),
     control: ControlFile,
@@ -91,7 +92,7 @@ impl Owner {
             )
         })?;
         let owner = Owner {
-            pid_file: pid_file(&path)?,
+            postmaster: postmaster(&path)?,
             inode: inode(&path)?,
             stats: stats_directory(source, &path)?,
             directory,
@@ -206,7 +207,7 @@ impl Owner {
         if inode(self.path())? != self.inode {
             return Err(self.another("another directory has taken its place"));
         }
-        if pid_file(self.path())? != self.pid_file {
+        if postmaster(self.path())? != self.postmaster {
             return Err(self.another("another server was started in it meanwhile"));
         }
         self.check_process(source, None)?;
@@ -233,7 +234,7 @@ impl Owner {
              floor(extract(epoch from pg_postmaster_start_time()))::bigint, \
              coalesce(inet_server_addr() <<= '127.0.0.0/8' or inet_server_addr() = '::1', true)",
         )?;
-        let file = &self.pid_file;
+        let file = &self.postmaster;
         let port: String = rows.value(0, 1)?;
         if port != file.port {
             return Err(self.another(&format!(
@@ -276,7 +277,7 @@ impl Owner {
 
     /// Whether the process that postmaster.pid names works in the directory; `None` where that cannot be seen.
     fn runs_here(&self) -> Option<bool> {
-        let working = inode(Path::new(&format!("/proc/{}/cwd", self.pid_file.pid)));
+        let working = inode(Path::new(&format!("/proc/{}/cwd", self.postmaster.pid)));
         Some(working.ok()? == self.inode)
     }
 
@@ -290,7 +291,7 @@ impl Owner {
             // It was dropped.
             return Ok(());
         };
-        let of_server = format!("/proc/{}/root", self.pid_file.pid);
+        let of_server = format!("/proc/{}/root", self.postmaster.pid);
         let seen = Path::new(&of_server).join(target.strip_prefix("/").unwrap_or(&target));
         let is_same = match (self.runs_here(), inode(&seen), inode(&place)) {
             (Some(true), Ok(seen), Ok(own)) => seen == own,
@@ -369,9 +370,8 @@ fn check_readable(path: &Path) -> Result<()> {
     opened.map(|_| ()).map_err(|e| unreadable(&control, e))
 }
 
-fn pid_file(root: &Path) -> Result<PidFile> {
-    let path = root.join("postmaster.pid");
-    let text = fs::read_to_string(&path).map_err(|e| {
+fn postmaster(root: &Path) -> Result<Postmaster> {
+    let file = PidFile::read(root).map_err(|e| {
         let code = Error::from_io("", e).code();
         Error::new(
             if code == Code::Denied { code } else { Code::Refused },
@@ -379,22 +379,14 @@ fn pid_file(root: &Path) -> Result<PidFile> {
         )
         .hint("Nothing was committed. --method local reads the files of the server that conninfo leads to, on its own host: correct pgdata or conninfo, or take the backup over the network: pitr backup --method stream")
     })?;
-    PidFile::parse(&text)
-        .ok_or_else(|| err!(Damaged, "\"{}\" cannot be understood", path.display()))
+    let path = root.join("postmaster.pid");
+    Postmaster::of(file).ok_or_else(|| err!(Damaged, "\"{}\" cannot be understood", path.display()))
 }
 
 fn inode(path: &Path) -> Result<(u64, u64)> {
     let metadata = fs::metadata(path)
         .map_err(|e| Error::from_io(format!("read \"{}\"", path.display()), e))?;
     Ok((metadata.dev(), metadata.ino()))
-}
-
-/// The parent of a process of this host.
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before may hold anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -404,23 +396,15 @@ mod tests {
     #[test]
     fn the_lines_of_a_pid_file_are_read() {
         let text = "77\n/data\n1700000000\n5432\n/tmp\n*\n 1 2\nready   \n";
-        let file = PidFile::parse(text).unwrap();
+        let of = |text: &str| Postmaster::of(PidFile::parse(text));
+        let file = of(text).unwrap();
         assert_eq!((file.pid, file.start_time), (77, 1_700_000_000));
         assert_eq!(
             (file.port.as_str(), file.data_directory.as_str()),
             ("5432", "/data")
         );
         // A single-user backend's is negative; a server that starts has not written all lines yet.
-        assert_eq!(PidFile::parse("-77\n/data\n1700000000\n5432\n"), None);
-        assert_eq!(PidFile::parse("77\n/data\n"), None);
-    }
-
-    #[test]
-    fn the_parent_of_a_process_is_known() {
-        assert_eq!(
-            parent_of(std::process::id()),
-            Some(std::os::unix::process::parent_id())
-        );
-        assert_eq!(parent_of(0), None);
+        assert_eq!(of("-77\n/data\n1700000000\n5432\n"), None);
+        assert_eq!(of("77\n/data\n"), None);
     }
 }

@@ -4,7 +4,7 @@
 //! clones ends its server and removes it.
 
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation::NonBlockingLockExclusive;
@@ -16,7 +16,7 @@ use crate::durable;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::operate::drill::sandbox;
-use crate::operate::mounted;
+use crate::operate::{leased, mounted};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 
@@ -28,8 +28,6 @@ const STATE: &str = "clone.json";
 const KEEP: &str = "keep";
 /// The directory that is mounted over.
 const TREE: &str = "tree";
-/// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
-const FOLDER_BYTES_MAX: usize = 80;
 
 /// How far a clone is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,21 +102,9 @@ impl Folder {
     /// # Errors
     /// `Refused` where the directory is not there, or the path is too long for a socket.
     pub fn choose(below: &Path, random: u64) -> Result<PathBuf> {
-        let shown = below.display();
-        let below = below.canonicalize().ok().filter(|path| path.is_dir());
-        let below = below.ok_or_else(|| {
-            err!(Refused, "\"{shown}\" is not a directory")
-                .hint("Nothing was done. Make it, or name another one with --dir DIR.")
-        })?;
+        let below = leased::below(below)?;
         let path = below.join(format!("{PREFIX}{:06x}", random & 0xff_ffff));
-        if path.as_os_str().len() > FOLDER_BYTES_MAX || path.to_str().is_none() {
-            return Err(err!(
-                Refused,
-                "the path of \"{}\" is too long for a socket, or no UTF-8",
-                path.display()
-            )
-            .hint("Nothing was done. Name a directory with a shorter path: --dir DIR."));
-        }
+        leased::check_path(&path)?;
         sweep(&below);
         Ok(path)
     }
@@ -133,8 +119,7 @@ impl Folder {
         // Every user who reaches the socket is a superuser of the server.
         builder.mode(0o700);
         builder.create(path).map_err(failed)?;
-        let lock = File::create(path.join(LOCK)).map_err(failed)?;
-        rustix::fs::flock(&lock, NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
+        let lock = leased::lock(path, LOCK).map_err(failed)?;
         let folder = Folder {
             path: path.to_owned(),
             _lock: lock,
@@ -326,28 +311,15 @@ pub fn is_held(folder: &Path) -> bool {
 /// The folders of clones, without links in their paths, as their servers and mounts have them.
 fn folders(below: &Path) -> Vec<PathBuf> {
     let below = below.canonicalize().unwrap_or_else(|_| below.to_owned());
-    let entries = std::fs::read_dir(below).into_iter().flatten().flatten();
-    let is_ours = |entry: &std::fs::DirEntry| {
-        let is_named = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        // This is about the entry itself: a link is no directory.
-        let meta = entry.metadata().ok().filter(|_| is_named);
-        let own = rustix::process::geteuid().as_raw();
-        meta.is_some_and(|meta| meta.is_dir() && meta.uid() == own)
-    };
-    entries.filter(is_ours).map(|entry| entry.path()).collect()
+    leased::folders(&below, PREFIX)
 }
 
 /// Removes the folders of clones that were killed, and finishes those that are whole. A folder that cannot be removed costs room only.
 fn sweep(below: &Path) {
     for path in folders(below) {
-        let Ok(lock) = File::open(path.join(LOCK)) else {
-            // Killed before it had a lock: then it is empty. One that was kept is not.
-            let _ = std::fs::remove_dir(&path);
+        let Some(_lock) = leased::take_over(&path, LOCK) else {
             continue;
         };
-        if rustix::fs::flock(&lock, NonBlockingLockExclusive).is_err() {
-            continue;
-        }
         match state(&path) {
             // A power cut, or a kill behind its last step, has left the lock.
             Some(state) if state.stage == Stage::Kept => {

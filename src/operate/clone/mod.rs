@@ -336,8 +336,8 @@ pub fn prepare(
     ready(session, &wanted(target, (data, tablespaces)))
 }
 
-/// The restore of a moment, whose content is brought when it is read.
-fn wanted(target: &AskedTarget, (data, tablespaces): (&Path, &Path)) -> restore::Asked {
+/// The restore of a moment for a server in quarantine, whose content is brought when it is read.
+pub(super) fn wanted(target: &AskedTarget, (data, tablespaces): (&Path, &Path)) -> restore::Asked {
     restore::Asked {
         to: data.to_owned(),
         target: target.clone(),

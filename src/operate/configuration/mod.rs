@@ -195,11 +195,7 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
         search::named_or_newest(repository, scope, wanted, is_good)
     })?;
     found.ok_or_else(|| {
-        match wanted {
-            Some(id) => err!(NotFound, "configuration \"{name}\" has no backup \"{id}\""),
-            None => err!(NotFound, "configuration \"{name}\" has no undamaged backup"),
-        }
-        .hint(format!(
+        search::lacking(&format!("configuration \"{name}\""), wanted).hint(format!(
             "pitr info shows what there is. Take one with pitr config backup {name}"
         ))
     })

@@ -25,7 +25,7 @@ mod certificates;
 mod content;
 mod loss;
 mod receiver;
-pub(super) mod recipients;
+mod recipients;
 mod redis;
 mod repository;
 mod server;

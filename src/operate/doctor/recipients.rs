@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use super::Findings;
 use crate::config::Repository as Configured;
 use crate::error::Result;
+use crate::operate::readers::{Readable, see_epochs};
 use crate::repo::epochs::{self, Epoch, Sealing};
-use crate::repo::keyring::{self, Keys};
+use crate::repo::keyring::Keys;
 use crate::repo::repository::Repository;
 use crate::repo::scope;
-use crate::seal::{FIRST_EPOCH, MacKey, Recipient};
-use crate::store::Store;
+use crate::seal::FIRST_EPOCH;
 
 const NOBODY: &str = "nobody can read what is stored";
 const LOST: &str = "when the only key is lost, nothing can be restored";
@@ -25,25 +25,6 @@ struct Seen {
     /// Epochs that no holder of the MAC key made.
     strange: Vec<u32>,
     keys: Keys,
-}
-
-/// Who reads an epoch.
-struct Readable {
-    number: u32,
-    /// The public halves that its recipients name.
-    pairs: Vec<String>,
-    working: Vec<String>,
-    broken: Vec<String>,
-}
-
-impl Readable {
-    /// Returns its name among others.
-    fn name(&self, noun: &str) -> String {
-        match self.number {
-            FIRST_EPOCH => noun.to_owned(),
-            later => format!("{noun} of epoch {later}"),
-        }
-    }
 }
 
 /// Who can read one of the repositories.
@@ -233,47 +214,4 @@ fn see(configured: &Configured, repository: &Repository, id: &str) -> Result<See
         strange,
         keys,
     })
-}
-
-/// How many recipients can read a repository, as far as the keys of this host tell the genuine ones: of its epochs, in the one that has the
-/// fewest. None where it is not encrypted.
-///
-/// # Errors
-/// Errors of the store.
-pub(in crate::operate) fn working(repository: &Repository) -> Result<Option<usize>> {
-    let Some((id, keys)) = repository.marker().key_set.as_ref().zip(repository.keys()) else {
-        return Ok(None);
-    };
-    let epochs = see_epochs(repository.store(), id, keys.mac.as_ref())?;
-    Ok(epochs.iter().map(|epoch| epoch.working.len()).min())
-}
-
-/// Reads who reads which epoch.
-fn see_epochs(store: &dyn Store, id: &str, mac: Option<&MacKey>) -> Result<Vec<Readable>> {
-    let mut counting = vec![Epoch {
-        number: FIRST_EPOCH,
-        pairs: Vec::new(),
-    }];
-    counting.extend(epochs::later(store, mac)?);
-    let mut seen = Vec::new();
-    for epoch in counting {
-        let mut readable = Readable {
-            number: epoch.number,
-            pairs: epoch.pairs,
-            working: Vec::new(),
-            broken: Vec::new(),
-        };
-        let works = |r: &Recipient| r.key_set == id && mac.is_none_or(|mac| r.is_genuine(mac));
-        for name in keyring::recipient_names(store, readable.number)? {
-            match keyring::recipient(store, readable.number, &name) {
-                Ok(Some(stored)) if works(&stored) => readable.working.push(name),
-                Ok(None) => {}
-                Ok(Some(_)) => readable.broken.push(name),
-                Err(e) if e.is_damage() => readable.broken.push(name),
-                Err(e) => return Err(e),
-            }
-        }
-        seen.push(readable);
-    }
-    Ok(seen)
 }

@@ -52,7 +52,6 @@ use crate::plan::target::Target;
 use crate::repo::drilled::{self, Drill, Phase, Timed};
 use crate::repo::event::{Event, Writer};
 use crate::repo::id::BackupId;
-use crate::restore::target_dir::Mapping;
 use crate::wal::tablespaces::Made;
 
 /// The operator's request.
@@ -351,23 +350,13 @@ impl Course {
         let folder = asked.folder.as_deref();
         let folder = folder.unwrap_or(&session.host.scratch);
         let mut sandbox = Sandbox::make(folder, asked.is_fast)?;
+        let target = AskedTarget {
+            backup: Some(backup.id.to_string()),
+            ..asked.target.clone()
+        };
         let wanted = restore::Asked {
-            to: sandbox.data(),
-            target: AskedTarget {
-                backup: Some(backup.id.to_string()),
-                ..asked.target.clone()
-            },
-            action: Action::Promote,
-            mappings: vec![Mapping::every(sandbox.tablespaces())],
-            databases: None,
-            delta: false,
             is_hollow: asked.is_fast,
-            is_private: true,
-            replace: false,
-            aside: false,
-            adopt: false,
-            is_confirmed: false,
-            dry_run: false,
+            ..clone::wanted(&target, (&*sandbox.data(), &*sandbox.tablespaces()))
         };
         let begun = Begun {
             session,

@@ -4,19 +4,17 @@
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation::NonBlockingLockExclusive;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::archive::datadir::read_small;
-use crate::err;
+use crate::archive::pid_file::PidFile;
 use crate::error::{Error, Result};
 use crate::host::private_folder;
-use crate::operate::mounted;
+use crate::operate::{leased, mounted};
 
 /// The beginning of the folder's name.
 pub(in crate::operate) const PREFIX: &str = "pitr-drill-";
@@ -25,8 +23,6 @@ const LOCK: &str = "drill.lock";
 const DATA: &str = "data";
 /// The directory that a fast drill mounts over.
 const TREE: &str = "tree";
-/// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
-const FOLDER_BYTES_MAX: usize = 80;
 /// How long a server that was left behind may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -47,26 +43,14 @@ impl Sandbox {
     /// `Refused` where the folder is not there, or its path too long for a socket; `Io`.
     pub(in crate::operate) fn make(below: &Path, is_for_mount: bool) -> Result<Sandbox> {
         let shown = below.display();
-        let below = below.canonicalize().ok().filter(|path| path.is_dir());
-        let below = below.ok_or_else(|| {
-            err!(Refused, "\"{shown}\" is not a directory")
-                .hint("Nothing was done. Make it, or name another one with --dir DIR.")
-        })?;
+        let below = leased::below(below)?;
         sweep(&below);
         let failed = |e| Error::from_io(format!("make a folder in \"{shown}\""), e);
         // Every user who reaches the socket is a superuser of the server.
         let folder = private_folder(&below, PREFIX).map_err(failed)?;
         let path = folder.path().to_owned();
-        if path.as_os_str().len() > FOLDER_BYTES_MAX || path.to_str().is_none() {
-            return Err(err!(
-                Refused,
-                "the path of \"{}\" is too long for a socket, or no UTF-8",
-                path.display()
-            )
-            .hint("Nothing was done. Name a directory with a shorter path: --dir DIR."));
-        }
-        let lock = File::create(path.join(LOCK)).map_err(failed)?;
-        rustix::fs::flock(&lock, NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
+        leased::check_path(&path)?;
+        let lock = leased::lock(&path, LOCK).map_err(failed)?;
         let tree = match is_for_mount {
             true => path.join(TREE),
             false => path.clone(),
@@ -125,24 +109,12 @@ impl Sandbox {
 
 /// Removes the folders of drills that were killed, as far as they are ours. A folder that cannot be removed costs room only.
 fn sweep(below: &Path) {
-    let entries = std::fs::read_dir(below).into_iter().flatten().flatten();
-    let is_ours = |entry: &std::fs::DirEntry| {
-        let is_named = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        // This is about the entry itself: a link is no directory.
-        let meta = entry.metadata().ok().filter(|_| is_named);
-        let own = rustix::process::geteuid().as_raw();
-        meta.is_some_and(|meta| meta.is_dir() && meta.uid() == own)
-    };
-    for entry in entries.filter(is_ours) {
-        let path = entry.path();
-        let Ok(lock) = File::open(path.join(LOCK)) else {
-            // Killed before it had a lock: then it is empty. One that was kept is not.
-            let _ = std::fs::remove_dir(&path);
+    for path in leased::folders(below, PREFIX) {
+        let Some(_lock) = leased::take_over(&path, LOCK) else {
             continue;
         };
         let tree = path.join(TREE);
-        let is_free = rustix::fs::flock(&lock, NonBlockingLockExclusive).is_ok();
-        if is_free && stop(&path.join(DATA)) && stop(&tree.join(DATA)) {
+        if stop(&path.join(DATA)) && stop(&tree.join(DATA)) {
             mounted::leave(&tree);
             let _ = std::fs::remove_dir_all(&path);
         }
@@ -158,12 +130,8 @@ pub(in crate::operate) fn stop(data: &Path) -> bool {
 /// Ends the server that is named in a data directory of the operator; whether it does not run any more. Servers of containers may have the same
 /// path, and are left alone.
 pub(in crate::operate) fn stop_named(data: &Path) -> bool {
-    let text = read_small(&data.join("postmaster.pid")).unwrap_or_default();
-    let number = text
-        .lines()
-        .next()
-        .and_then(|line| line.trim().parse().ok());
-    let named = number.and_then(Pid::from_raw);
+    let file = PidFile::read(data).unwrap_or_default();
+    let named = file.pid.and_then(Pid::from_raw);
     end(|| {
         named
             .into_iter()

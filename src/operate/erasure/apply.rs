@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use super::scripts::{Applied, Scripts};
 use super::{Entry, Listing, list};
-use crate::archive::datadir::{DataDirectory, GUARD, read_small};
+use crate::archive::datadir::{DataDirectory, GUARD};
 use crate::archive::guard::{self, UNFINISHED};
+use crate::archive::pid_file::PidFile;
 use crate::archive::server_conf;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -323,16 +324,14 @@ fn recovered(
 
 /// Ends the private server that a killed run has left in a data directory, which is named without links. Whether it was such a server, and is gone.
 pub fn end_left_behind(data: &Path) -> bool {
-    // PostgreSQL: src/include/utils/pidfile.h, LOCK_FILE_LINE_SOCKET_DIR.
-    let path = data.join("postmaster.pid");
-    let text = read_small(&path).unwrap_or_default();
-    let folder = text.lines().nth(4).map(PathBuf::from);
+    let file = PidFile::read(data).unwrap_or_default();
+    let folder = file.socket_directory.map(PathBuf::from);
     let name = folder.as_deref().and_then(Path::file_name);
     let is_ours = name.is_some_and(|n| n.to_string_lossy().starts_with(sandbox::PREFIX));
     let is_gone = is_ours && sandbox::stop_named(data);
     if is_gone {
         // A server that was killed, or whose host was, leaves it; who waits for the end of a server reads it.
-        let _ = std::fs::remove_file(&path);
+        let _ = std::fs::remove_file(data.join("postmaster.pid"));
     }
     is_gone
 }

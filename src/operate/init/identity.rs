@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::Wanted;
-use crate::archive::datadir::{DataDirectory, read_small};
+use crate::archive::datadir::DataDirectory;
+use crate::archive::pid_file::PidFile;
 use crate::err;
 use crate::error::{Code, Error, Result};
 use crate::operate::owner::User;
@@ -130,17 +131,16 @@ fn identity_of_files(pgdata: &Path) -> Result<Identity> {
     })
 }
 
-/// How to reach the server that runs on a data directory. PostgreSQL: src/include/utils/pidfile.h.
+/// How to reach the server that runs on a data directory.
 fn running_at(pgdata: &Path) -> Option<String> {
-    let text = read_small(&pgdata.join("postmaster.pid")).ok()?;
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let (port, socket) = (lines.get(3)?, lines.get(4)?);
+    let file = PidFile::read(pgdata).ok()?;
+    let (port, socket) = (file.port?, file.socket_directory?);
     port.parse::<u16>().ok()?;
     let word = |t: &str| match t.contains([' ', '\'', '\\']) {
         true => conninfo::quoted(t),
         false => t.to_owned(),
     };
-    (!socket.is_empty()).then(|| format!("host={} port={port} user=postgres", word(socket)))
+    (!socket.is_empty()).then(|| format!("host={} port={port} user=postgres", word(&socket)))
 }
 
 fn identity_of_server(conninfo: &str) -> Result<Identity> {

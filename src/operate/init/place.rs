@@ -16,13 +16,13 @@ use crate::operate::away;
 use crate::operate::expire::keep_reserve;
 use crate::operate::session::Session;
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::scope;
+use crate::repo::{scope, source};
 use crate::store::blob::BlobStore;
 use crate::store::file::FileStore;
 use crate::store::probe::probe;
 use crate::store::s3::S3Store;
 use crate::store::sftp::SftpStore;
-use crate::store::{self, Published, Store};
+use crate::store::{self, Key, Published, Store};
 
 /// The state of a repository's place before anything is done to it.
 pub(super) enum State {
@@ -440,8 +440,14 @@ pub(super) fn create(
     if !was_registered {
         repository.register(&registration(wanted, identity, session))?;
     }
+    let again = match prepared.state {
+        State::Repository { .. } => register_again(&repository, session)?,
+        State::Missing | State::Empty => Vec::new(),
+    };
     if let Some(path) = prepared.configured.location.directory() {
         made.ours.extend(made_in(path, wanted, identity));
+        made.ours
+            .extend(again.iter().map(|key| path.join(key.as_str())));
         made.ours
             .extend(key_set.map(|k| k.made_in(path)).unwrap_or_default());
     }
@@ -472,6 +478,25 @@ fn registration(wanted: &Wanted, identity: &Identity, session: &Session) -> Regi
         features: Vec::new(),
         is_lost: false,
     }
+}
+
+/// Registers other content again whose registration is lost, and returns the keys that were made.
+fn register_again(repository: &Repository, session: &Session) -> Result<Vec<Key>> {
+    let store = repository.store();
+    let mut made = Vec::new();
+    for scope in repository.aux_scopes()? {
+        let key = scope.registration();
+        if store.head(&key)?.is_some() {
+            continue;
+        }
+        match source::register_again(store, &scope, session.host.now()) {
+            Ok(_) => made.push(key),
+            // Without a root that can be read nobody knows the source.
+            Err(e) if e.is_damage() => session.warn(&e.to_string()),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(made)
 }
 
 /// A place that was made and tried.

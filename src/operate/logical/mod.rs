@@ -17,7 +17,6 @@ use crate::logical::member::Member;
 use crate::logical::tool;
 use crate::repo::event::{self, Recorded};
 use crate::repo::id::BackupId;
-use crate::repo::root::aux_root::AuxRoot;
 
 /// A backup that is read.
 pub struct Stored {
@@ -63,22 +62,12 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
         found => found,
     };
     let backup = found.ok_or_else(|| {
-        match wanted {
-            Some(id) => err!(NotFound, "logical backup \"{name}\" has no backup \"{id}\""),
-            None => err!(
-                NotFound,
-                "logical backup \"{name}\" has no undamaged backup"
-            ),
-        }
-        .hint(format!(
+        search::lacking(&format!("logical backup \"{name}\""), wanted).hint(format!(
             "pitr info shows what there is. Take one with pitr logical backup {name}"
         ))
     })?;
-    let id = &backup.id;
-    let member = AuxRoot::member(backup.repository.store(), &backup.scope, id)?;
-    let member = member.ok_or_else(|| err!(NotFound, "backup \"{id}\" is gone"))?;
     Ok(Stored {
-        member: Member::read(&member)?,
+        member: Member::read(&backup.member()?)?,
         backup,
     })
 }

@@ -362,11 +362,7 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
         search::named_or_newest(repository, scope, wanted, is_whole)
     })?;
     let backup = found.ok_or_else(|| {
-        match wanted {
-            Some(id) => err!(NotFound, "redis \"{name}\" has no backup \"{id}\""),
-            None => err!(NotFound, "redis \"{name}\" has no undamaged backup"),
-        }
-        .hint(format!(
+        search::lacking(&format!("redis \"{name}\""), wanted).hint(format!(
             "Nothing was written.\npitr redis ls {name} shows what there is. Take one with pitr redis backup {name}"
         ))
     })?;
@@ -374,11 +370,8 @@ fn find(session: &Session, name: &str, wanted: Option<&BackupId>) -> Result<Stor
 }
 
 fn read(backup: search::Stored) -> Result<Stored> {
-    let id = &backup.id;
-    let member = AuxRoot::member(backup.repository.store(), &backup.scope, id)?;
-    let member = member.ok_or_else(|| err!(NotFound, "backup \"{id}\" is gone"))?;
     Ok(Stored {
-        member: Member::read(&member)?,
+        member: Member::read(&backup.member()?)?,
         backup,
     })
 }

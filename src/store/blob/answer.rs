@@ -11,7 +11,7 @@ use super::request::Answer;
 use crate::config::BlobService;
 use crate::error::{Code, Error};
 use crate::pg::time::TimestampTz;
-use crate::store::s3::failure::{Answered, Failure, Kind, chain, shown};
+use crate::store::http::failure::{Answered, Failure, Kind, chain, shown};
 
 /// The messages of an error and its causes, each once.
 pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {

@@ -11,9 +11,10 @@ use xmlparser::{ElementEnd, Token, Tokenizer};
 
 use super::answer::http_date;
 use super::listing::Page;
-use super::request::{Answer, Ask, Place, encoded};
+use super::request::{Answer, Ask, Place};
 use crate::store::Meta;
-use crate::store::s3::failure::{Answered, Failure};
+use crate::store::http::failure::{Answered, Failure};
+use crate::text::percent_encoded;
 
 /// The version of the protocol; every emulator of these years knows it.
 const VERSION: &str = "2021-08-06";
@@ -58,7 +59,8 @@ pub(super) fn put(place: &Place, key: &str, mark: &str, body: Bytes) -> Ask {
 }
 
 pub(super) fn block(place: &Place, key: &str, id: &str, body: Bytes) -> Ask {
-    let url = format!("{}?comp=block&blockid={}", blob(place, key), encoded(id));
+    let id = percent_encoded(id.as_bytes(), b"");
+    let url = format!("{}?comp=block&blockid={id}", blob(place, key));
     ask(Method::PUT, url)
         .header("content-md5", sum(&body))
         .body(body)
@@ -107,7 +109,8 @@ pub(super) fn list(
     let mut url = format!("{}?restype=container&comp=list", container(place));
     let mut add = |name: &str, value: &str| {
         if !value.is_empty() {
-            url.push_str(&format!("&{name}={}", encoded(value)));
+            let value = percent_encoded(value.as_bytes(), b"");
+            url.push_str(&format!("&{name}={value}"));
         }
     };
     add("prefix", prefix);

@@ -15,11 +15,11 @@ use super::credentials::Credentials;
 use crate::config::{BlobService, S3Settings};
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::store::http::SIGN_BYTES;
+use crate::store::http::attempt::PIECE_BYTES;
+use crate::store::http::calm::Calm;
+use crate::store::http::secrets::Secrets;
 use crate::store::life;
-use crate::store::s3::attempt::PIECE_BYTES;
-use crate::store::s3::calm::Calm;
-use crate::store::s3::object::SIGN_BYTES;
-use crate::store::s3::secrets::Secrets;
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

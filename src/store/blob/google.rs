@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use super::answer::document_date;
 use super::listing::Page;
 use super::object::Head;
-use super::request::{Answer, Ask, Place, encoded};
+use super::request::{Answer, Ask, Place};
 use crate::store::Meta;
-use crate::store::s3::failure::{Answered, Failure};
+use crate::store::http::failure::{Answered, Failure};
+use crate::text::percent_encoded;
 
 /// The mark of an upload on an object.
 const MARK: &str = "pitrmark";
@@ -21,7 +22,7 @@ const BOUNDARY: &str = "pitr-5f1c9b3e7a2d4608";
 
 fn object(place: &Place, key: &str) -> String {
     let (base, bucket) = (&place.client.base, &place.bucket);
-    let name = encoded(&place.full(key));
+    let name = percent_encoded(place.full(key).as_bytes(), b"");
     format!("{base}/storage/v1/b/{bucket}/o/{name}")
 }
 
@@ -41,7 +42,7 @@ pub(super) fn delete(place: &Place, key: &str) -> Ask {
 
 fn upload(place: &Place, kind: &str, key: &str) -> String {
     let (base, bucket) = (&place.client.base, &place.bucket);
-    let name = encoded(&place.full(key));
+    let name = percent_encoded(place.full(key).as_bytes(), b"");
     format!(
         "{base}/upload/storage/v1/b/{bucket}/o?uploadType={kind}&name={name}&ifGenerationMatch=0"
     )
@@ -136,7 +137,8 @@ pub(super) fn list(
     );
     let mut add = |name: &str, value: &str| {
         if !value.is_empty() {
-            url.push_str(&format!("&{name}={}", encoded(value)));
+            let value = percent_encoded(value.as_bytes(), b"");
+            url.push_str(&format!("&{name}={value}"));
         }
     };
     add("prefix", prefix);

@@ -8,7 +8,7 @@ use crate::config::BlobService;
 use crate::durable::TEMPORARY_PREFIX;
 use crate::error::Code;
 use crate::pg::time::TimestampTz;
-use crate::store::s3::failure::{Answered, Failure};
+use crate::store::http::failure::{Answered, Failure};
 use crate::store::{Irregular, Key, Listed, Meta, is_part};
 
 /// A page of a listing.

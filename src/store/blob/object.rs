@@ -10,9 +10,9 @@ use crate::config::BlobService;
 use crate::err;
 use crate::error::Result;
 use crate::store::ahead::{Ahead, TAIL_BYTES};
+use crate::store::http::failure::{Answered, Failure, Kind, shown};
+use crate::store::http::range_of;
 use crate::store::runtime::wait;
-use crate::store::s3::failure::{Answered, Failure, Kind, shown};
-use crate::store::s3::object::range_of;
 use crate::store::{Key, Meta, Object};
 
 /// The facts that the service gives of an object.

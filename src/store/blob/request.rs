@@ -1,4 +1,4 @@
-//! One request: tried until it is answered, for a time that is bounded. Pauses and repetitions are those of S3.
+//! One request: tried until it is answered, for a time that is bounded. Pauses and repetitions are those of all stores over HTTP.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use hyper::http::{HeaderMap, Method, Request};
 use super::answer;
 use super::client::{Client, bounded};
 use super::credentials;
+use crate::store::http::attempt::{Attempt, Watched, Way};
+use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::http::retry::{Next, PAUSE, Purpose, Time, Tried, given_up, mixed, part};
 use crate::store::life;
-use crate::store::s3::attempt::{Attempt, Watched, Way};
-use crate::store::s3::failure::{Answered, Failure, Kind};
-use crate::store::s3::request::{Next, PAUSE, Purpose, Time, Tried, given_up, part};
 
 /// The longest answer that is no object.
 const ANSWER_MAX: usize = 16 << 20;
@@ -248,19 +248,6 @@ impl Place {
     /// The next number of a sequence that looks random (splitmix64).
     pub(super) fn next_random(&self) -> u64 {
         const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-        crate::store::s3::request::mixed(self.random.fetch_add(STEP, Ordering::Relaxed))
+        mixed(self.random.fetch_add(STEP, Ordering::Relaxed))
     }
-}
-
-/// A text as it stands in a path or a query.
-pub(super) fn encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
-            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }

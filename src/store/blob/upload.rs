@@ -17,9 +17,9 @@ use super::{azure, google};
 use crate::config::BlobService;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::http::retry::Purpose;
 use crate::store::runtime::{runtime, wait};
-use crate::store::s3::failure::{Answered, Failure, Kind};
-use crate::store::s3::request::Purpose;
 use crate::store::{Key, NewObject, Published};
 
 /// A part of a large object. Google wants multiples of 256 KiB.

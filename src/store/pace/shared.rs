@@ -20,6 +20,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::lock;
+use crate::process::boot_id;
 
 const LENGTH: usize = 16;
 /// The lock is held for microseconds. If it is not to be had, a process that has it was stopped, or the disk hangs.
@@ -125,11 +126,7 @@ fn check_own(stat: &Stat) -> io::Result<()> {
 
 /// The identity of the machine's start as a number; 0 where the system does not say.
 fn boot_crc() -> u32 {
-    let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    match id.is_empty() {
-        true => 0,
-        false => crc32fast::hash(&id),
-    }
+    boot_id().map_or(0, |id| crc32fast::hash(id.as_bytes()))
 }
 
 #[cfg(test)]

@@ -46,29 +46,7 @@ impl Store for PacedStore {
         Ok(self.paced(self.inner.create_plain(key)?))
     }
 
-    fn encrypted(&self) -> Option<&dyn Store> {
-        self.inner.encrypted()
-    }
-
-    fn public_hash(&self, hash: &[u8; 32]) -> Result<[u8; 32]> {
-        self.inner.public_hash(hash)
-    }
-
-    fn chunk_hash(&self, bytes: &[u8]) -> Result<(u8, [u8; 32])> {
-        self.inner.chunk_hash(bytes)
-    }
-
-    fn chunk_seed(&self) -> Result<u64> {
-        self.inner.chunk_seed()
-    }
-
-    fn mac(&self, key: &Key, content: &[u8]) -> Result<Option<String>> {
-        self.inner.mac(key, content)
-    }
-
-    fn is_genuine(&self, key: &Key, content: &[u8], mac: Option<&str>) -> bool {
-        self.inner.is_genuine(key, content, mac)
-    }
+    crate::store::pass_keys!();
 }
 
 struct PacedObject {

@@ -7,11 +7,11 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumAlgorithm;
 
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind, shown};
 use super::listing;
 use super::request::Bucket;
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
+use crate::store::http::failure::{Answered, Failure, Kind, shown};
 
 /// Whether the store has said a checksum of what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,6 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_s3::types::{GlacierJobParameters, ObjectStorageClass, RestoreRequest, Tier};
 
-use super::failure::{Answered, Failure, Kind};
 use super::listing::{Listing, check_count};
 use super::object::{Part, fetch};
 use super::request::Bucket;
@@ -14,6 +13,7 @@ use crate::config::StorageClass;
 use crate::err;
 use crate::error::Code;
 use crate::pg::time::TimestampTz;
+use crate::store::http::failure::{Answered, Failure, Kind};
 
 /// An object in a class from which it must be thawed, or in which the store may have archived it by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

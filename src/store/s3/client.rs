@@ -20,16 +20,17 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_types::service_config::ServiceConfigKey;
 
-use super::calm::Calm;
 use super::clock::Clock;
 use super::credential_process;
 use super::guard::Guard;
 use super::profile;
-use super::secrets::{Remembering, Secrets};
+use super::remembering::Remembering;
 use super::sums::Sums;
 use crate::config::{S3Settings, check_endpoint};
 use crate::err;
 use crate::error::{Code, Error, Result, causes};
+use crate::store::http::calm::Calm;
+use crate::store::http::secrets::Secrets;
 pub(super) use crate::store::runtime::{runtime, wait};
 
 /// How long making a connection may take.

@@ -11,7 +11,7 @@ use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use http_body_util::Limited;
 
-use super::attempt::{Attempt, Watched, Way};
+use crate::store::http::attempt::{Attempt, Watched, Way};
 
 /// The client collects every answer but an object's bytes before it looks at it. The longest that is asked for is a page of 1000 keys.
 const ANSWER_MAX: usize = 8 << 20;

@@ -6,12 +6,12 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{ObjectLockEnabled, ObjectLockLegalHold, ObjectLockLegalHoldStatus};
 
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind};
 use super::object::glance;
 use super::request::Bucket;
 use crate::err;
 use crate::error::{Code, Result};
 use crate::store::Key;
+use crate::store::http::failure::{Answered, Failure, Kind};
 
 /// Whether the bucket has Object Lock. A store that does not know the question answers with something else, or refuses it; one that is asked for a hold
 /// all the same could take that for a new object.

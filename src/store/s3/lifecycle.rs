@@ -6,10 +6,10 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{ExpirationStatus, LifecycleRule, LifecycleRuleFilter};
 use serde_json::{Value, json};
 
-use super::failure::{Answered, Failure};
 use super::request::Bucket;
 use super::tiering::TAG;
 use crate::config::{S3Settings, StorageClass, TierBy};
+use crate::store::http::failure::{Answered, Failure};
 
 /// The effects of a bucket's rules on a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -6,14 +6,15 @@ use aws_sdk_s3::types::{EncodingType, Object, ObjectStorageClass};
 
 use std::sync::mpsc::SyncSender;
 
-use super::failure::{Answered, Failure};
 use super::multipart::abort;
 use super::object::time;
 use super::request::Bucket;
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::Code;
+use crate::store::http::failure::{Answered, Failure};
 use crate::store::{Irregular, Key, Listed, Meta};
+use crate::text::percent_decoded;
 
 /// Between the key and the id of an upload that was not completed; no key holds it.
 const UPLOAD: &str = "?uploadId=";
@@ -196,19 +197,7 @@ impl<'a> Listing<'a> {
 
 /// A key as a listing of the encoding `url` has it: a form, in which a space may be a plus.
 fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let mut digit = || char::from(rest.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            plain => plain,
-        });
-    }
-    String::from_utf8(bytes).ok()
+    String::from_utf8(percent_decoded(&text.replace('+', " "))?).ok()
 }
 
 /// A listing that is larger than anything pitr writes.

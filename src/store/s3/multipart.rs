@@ -10,12 +10,13 @@ use tokio::task::JoinHandle;
 
 use super::checksum::{Confirmed, check_sum, checksum};
 use super::client::{runtime, wait};
-use super::failure::{Answered, Failure, Kind};
 use super::headers::{Condition, dressed_multipart};
-use super::request::{Bucket, Purpose};
+use super::request::Bucket;
 use crate::err;
 use crate::error::Result;
 use crate::store::Key;
+use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::http::retry::Purpose;
 
 /// How long taking back an upload may hold up whoever gave it up; the janitor finds what is left.
 const PATIENCE: Duration = Duration::from_secs(20);

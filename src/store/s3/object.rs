@@ -9,16 +9,14 @@ use aws_sdk_s3::types::{ObjectLockLegalHoldStatus, ObjectLockMode};
 use bytes::Bytes;
 
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind, shown};
 use super::request::Bucket;
 use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::store::ahead::{AHEAD_MAX, Ahead, TAIL_BYTES};
+use crate::store::http::failure::{Answered, Failure, Kind, shown};
+use crate::store::http::{SIGN_BYTES, range_of};
 use crate::store::{Key, Meta, Object, life};
-
-/// So many bytes that came are a sign of life. Who waits five seconds for one takes less than 3 KiB a second for silence, as an attempt does.
-pub(in crate::store) const SIGN_BYTES: usize = 16 << 10;
 
 /// A piece of an object, and what the answer says about the whole.
 pub(super) struct Piece {
@@ -292,17 +290,6 @@ fn check(part: Part, offset: u64, end: u64, size: u64) -> Answered<()> {
                 .hint("A proxy or a store that cannot read parts of objects is no place for a repository."),
         )),
     }
-}
-
-/// `bytes 0-9/100` as begin, end and size.
-pub(in crate::store) fn range_of(text: &str) -> Option<(u64, u64, u64)> {
-    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    Some((
-        first.parse().ok()?,
-        last.parse::<u64>().ok()?.checked_add(1)?,
-        size.parse().ok()?,
-    ))
 }
 
 /// Exactly `length` bytes; a body that ends before is a broken connection.

@@ -9,7 +9,6 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use bytes::Bytes;
 
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind};
 use super::headers::{Condition, dressed_put};
 use super::multipart::Multipart;
 use super::object::{Part, fetch};
@@ -19,6 +18,7 @@ use super::{S3Store, checksum, listing};
 use crate::durable::TEMPORARY_PREFIX;
 use crate::err;
 use crate::error::{Code, Result};
+use crate::store::http::failure::{Answered, Failure, Kind};
 use crate::store::{Key, Store as _};
 
 /// How many create the same object at once, and how often that is tried.

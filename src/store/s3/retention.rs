@@ -7,7 +7,6 @@ use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode};
 
 use super::client::wait;
-use super::failure::{Answered, Failure};
 use super::listing::{Found, Listing};
 use super::request::Bucket;
 use crate::config::{LockMode, ObjectLock};
@@ -15,6 +14,7 @@ use crate::err;
 use crate::error::Result;
 use crate::pg::time::TimestampTz;
 use crate::store::Key;
+use crate::store::http::failure::{Answered, Failure};
 
 /// So many objects of a folder are looked at one by one. The last old one tells of all where there are more: locks are extended in the order of
 /// names. A young one tells nothing of them: a healed copy, or what somebody put behind them.

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::failure::{Failure, Kind};
+use crate::store::http::failure::{Failure, Kind};
 
 /// The known behaviour of a store, in this process.
 pub(super) struct Sums {

@@ -8,13 +8,13 @@ use aws_sdk_s3::types::{
 };
 
 use super::checksum;
-use super::failure::{Answered, Failure, Kind, shown};
 use super::headers::MARK;
 use super::object::Lock;
 use super::request::Bucket;
 use crate::config::{Sse, StorageClass};
 use crate::err;
 use crate::error::Code;
+use crate::store::http::failure::{Answered, Failure, Kind, shown};
 
 /// The tag that names the class to which a rule of the bucket moves an object.
 pub const TAG: &str = "pitr-tier";

@@ -14,14 +14,15 @@ use bytes::Bytes;
 
 use super::checksum::{self, Confirmed, check_sum, checksum};
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind};
 use super::headers::{self, Condition, MARK, Sort, dressed_put};
 use super::listing;
 use super::multipart::Multipart;
 use super::object::{Part, read};
-use super::request::{Bucket, Purpose};
+use super::request::Bucket;
 use crate::err;
 use crate::error::{Code, Error, Result};
+use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::http::retry::Purpose;
 use crate::store::{Key, NewObject, Published};
 
 /// A part of a multipart upload; the least that stores accept is 5 MiB.

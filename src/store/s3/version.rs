@@ -3,10 +3,10 @@
 use aws_sdk_s3::operation::list_object_versions::ListObjectVersionsOutput;
 use aws_sdk_s3::types::DeleteMarkerEntry;
 
-use super::failure::{Answered, shown};
 use super::object::time;
 use super::request::Bucket;
 use crate::store::Deleted;
+use crate::store::http::failure::{Answered, shown};
 
 /// When the object was deleted and by whom, and whether a version of it is left. Whoever may not list versions learns only that it was.
 pub(super) async fn deleted(bucket: &Bucket, key: &str) -> Answered<Deleted> {

@@ -9,6 +9,7 @@
 //! | `cluster.rs` | [`Cluster`]: a server that is always stopped |
 //! | `client.rs` | [`Client`]: blocking SQL |
 //! | `program.rs` | [`Program`] and [`Run`]: the three binaries, and any other |
+//! | `authority.rs` | [`authority::Authority`]: certificates for servers and clients |
 //! | `terminal.rs` | [`terminal::Terminal`]: a program on a terminal of its own |
 //! | `fault.rs` | errors and kills at chosen system calls, by strace |
 //! | `mount.rs` | small and power-cut filesystems; [`require_mounts!`](crate::require_mounts) |
@@ -33,6 +34,7 @@
     reason = "a harness serves tests that are yet to come"
 )]
 
+pub mod authority;
 pub mod blob;
 pub mod blob_server;
 mod client;
@@ -65,7 +67,7 @@ pub use program::{
 };
 pub use reception::Reception;
 pub use sandbox::{Sandbox, copy_tree};
-pub use site::{Site, Still, files_below, paths_below, pin};
+pub use site::{Site, Still, append, edit, files_below, keep_state, paths_below, pin};
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

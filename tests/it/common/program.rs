@@ -448,6 +448,13 @@ impl Run {
         self
     }
 
+    /// Returns the id of what it made, by its answer in JSON: a backup, a clone, a mark or an erasure.
+    pub fn id(&self) -> String {
+        let answer = self.json();
+        let id = answer["id"].as_str();
+        id.unwrap_or_else(|| panic!("no id\n{self}")).to_owned()
+    }
+
     /// Returns standard output as JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout)

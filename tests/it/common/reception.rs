@@ -128,22 +128,11 @@ pub fn make_synchronous(cluster: &Cluster) {
 
 /// Writes the receiver's part of the site's configuration, and lets pitr connect by `conninfo`.
 pub fn configure(site: &Site, conninfo: &str, journal: &Path) {
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let lines: Vec<String> = config
-        .lines()
-        .map(|line| {
-            if line.starts_with("conninfo") {
-                format!("conninfo = \"{conninfo} application_name={SLOT}\"")
-            } else {
-                line.to_owned()
-            }
-        })
-        .collect();
-    let receive = format!(
+    site.connect_by(&format!("{conninfo} application_name={SLOT}"));
+    site.add(&format!(
         "\n[clusters.main.receive]\nslot = \"{SLOT}\"\njournal = \"{}\"\n",
         journal.display()
-    );
-    std::fs::write(site.config(), lines.join("\n") + &receive).unwrap();
+    ));
 }
 
 /// Returns the position archived in the first repository, by the receiver's status.

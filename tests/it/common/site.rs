@@ -71,14 +71,52 @@ impl Site {
     /// Adds a repository, a folder of this name, to the configuration, with `more` lines in its section. Returns the folder.
     pub fn add_repository(&self, name: &str, more: &str) -> PathBuf {
         let folder = self.sandbox.join(name);
-        let config = std::fs::read_to_string(&self.config).unwrap();
-        let section = format!(
-            "\n[repositories.{name}]\nurl = \"file://{}\"\n{more}",
-            folder.display()
-        );
-        std::fs::write(&self.config, config + &section).unwrap();
+        let url = format!("url = \"file://{}\"", folder.display());
+        self.add(&format!("\n[repositories.{name}]\n{url}\n{more}"));
         self.pitr().args(["init", "--quiet"]).run().success();
         folder
+    }
+
+    /// Adds text to the end of the configuration.
+    pub fn add(&self, text: &str) {
+        append(&self.config, text);
+    }
+
+    /// Replaces a text of the configuration, which is there.
+    pub fn edit(&self, from: &str, to: &str) {
+        edit(&self.config, from, to);
+    }
+
+    /// Adds lines to the section of the cluster.
+    pub fn add_to_cluster(&self, lines: &str) {
+        let section = "[clusters.main]\n";
+        self.edit(section, &format!("{section}{lines}"));
+    }
+
+    /// Lets commands keep state, and returns where.
+    pub fn keep_state(&self) -> PathBuf {
+        let state = self.sandbox.dir("state");
+        keep_state(&self.config, &state);
+        state
+    }
+
+    /// Lets pitr connect by `conninfo`.
+    pub fn connect_by(&self, conninfo: &str) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let lines: Vec<String> = text
+            .lines()
+            .map(|line| match line.starts_with("conninfo") {
+                true => format!("conninfo = \"{conninfo}\""),
+                false => line.to_owned(),
+            })
+            .collect();
+        std::fs::write(&self.config, lines.join("\n")).unwrap();
+    }
+
+    /// Takes a backup, and returns its id.
+    pub fn backup(&self) -> String {
+        let run = self.pitr().args(["backup", "--json"]).run();
+        run.success().id()
     }
 
     /// Lets a cluster that is not running archive into this site.
@@ -155,6 +193,25 @@ impl Site {
     pub fn files(&self) -> Vec<String> {
         files_below(&self.repository)
     }
+}
+
+/// Adds text to the end of a file, say of a configuration.
+pub fn append(file: impl AsRef<Path>, text: &str) {
+    let before = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, before + text).unwrap();
+}
+
+/// Replaces a text of a file, wherever it stands in it. It has to be there.
+pub fn edit(file: impl AsRef<Path>, from: &str, to: &str) {
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(from), "{from} is not in: {text}");
+    std::fs::write(&file, text.replace(from, to)).unwrap();
+}
+
+/// Lets the commands of a configuration keep state, and count, in this folder.
+pub fn keep_state(config: &Path, state: &Path) {
+    let section = format!("\n[agent]\nstate_dir = \"{}\"\n", state.display());
+    append(config, &section);
 }
 
 /// The paths of every file below a folder.

@@ -446,9 +446,7 @@ impl Session<'_> {
                         "restart_lsn",
                         identity.restart.map(|at| lsn(at).into_bytes()),
                     ),
-                    ("active_pid", None),
                     ("wal_status", text("reserved".into())),
-                    ("safe_wal_size", None),
                 ];
                 self.complete(row(&columns), "SELECT 1")
             }

@@ -1,7 +1,7 @@
 //! The default set of a host: crontabs of each distribution, units, pitr's own configuration, and PostgreSQL's with its includes.
 
 use super::World;
-use crate::common::files_below;
+use crate::common::{append, edit, files_below};
 use crate::require_root;
 
 /// Puts directories of the test over the host's, for one command.
@@ -30,18 +30,14 @@ fn the_default_set_has_crontabs_units_and_configurations() {
     let data = world.cluster.pgdata();
     let include = "include_dir 'conf.d'\ninclude_if_exists 'more/one.conf'\n";
     let main = data.join("postgresql.conf");
-    let text = std::fs::read_to_string(&main).unwrap();
-    std::fs::write(&main, text + include).unwrap();
+    append(&main, include);
     for (name, text) in [("conf.d/a.conf", "port = 5433\n"), ("more/one.conf", "")] {
         let path = data.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    let config = world.path("writer.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
     let host = format!("[\"{}\"]", world.text("host"));
-    assert!(text.contains(&host));
-    std::fs::write(&config, text.replace(&host, "[\"default\"]")).unwrap();
+    edit(world.path("writer.toml"), &host, "[\"default\"]");
 
     let sandbox = world.text("");
     let elsewhere = ["unshare", "-m", "sh", "-ec", PLACES, "sh", &sandbox];
@@ -59,7 +55,7 @@ fn the_default_set_has_crontabs_units_and_configurations() {
     let paths = of_server
         .map(|name| data.join(name))
         .into_iter()
-        .chain([config]);
+        .chain([world.path("writer.toml")]);
     let paths = paths.map(|path| path.strip_prefix("/").unwrap().to_str().unwrap().to_owned());
     let mut expected: Vec<String> = places.map(str::to_owned).into_iter().chain(paths).collect();
     expected.sort();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::World;
 use crate::common::mount::SmallDisk;
-use crate::common::{copy_tree, paths_below, user};
+use crate::common::{copy_tree, edit, paths_below, user};
 use crate::require_mounts;
 
 /// The packs of the repository.
@@ -54,11 +54,13 @@ fn a_repository_that_is_gone_is_passed_over() {
     let unknown = ["config", "show", "host", "--backup", id];
     let run = world.sees("operator", &unknown);
     run.expect_code(2).expect_stderr("has no backup");
-    let config = world.path("operator.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
     let gone = world.text("gone");
     let first = format!("[repositories.gone]\nurl = \"file://{gone}\"\n[repositories.local]\n");
-    std::fs::write(&config, text.replace("[repositories.local]\n", &first)).unwrap();
+    edit(
+        world.path("operator.toml"),
+        "[repositories.local]\n",
+        &first,
+    );
     let run = world.sees("operator", &["config", "show", "host", "--json"]);
     let run = run
         .success()
@@ -73,9 +75,7 @@ fn q04_a_file_that_cannot_be_read_is_counted_and_named() {
     let world = World::new();
     let lacking = world.text("nowhere");
     let config = world.path("writer.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let text = text.replace("paths = [", &format!("paths = [\"{lacking}\", "));
-    std::fs::write(&config, text).unwrap();
+    edit(&config, "paths = [", &format!("paths = [\"{lacking}\", "));
     rustix::fs::mknodat(
         rustix::fs::CWD,
         world.path("host/pipe"),
@@ -94,9 +94,7 @@ fn q04_a_file_that_cannot_be_read_is_counted_and_named() {
     );
     run.expect_code(6).expect_stderr("could not be read");
     // With nothing at all there is no backup.
-    let text = std::fs::read_to_string(&config).unwrap();
-    let text = text.replace(&world.text("host"), &world.text("gone"));
-    std::fs::write(&config, text).unwrap();
+    edit(&config, &world.text("host"), &world.text("gone"));
     let run = world.sees("writer", &["config", "backup", "host"]);
     assert!(run.code() != 0 && run.code() != 6, "{run}");
 }
@@ -240,9 +238,7 @@ fn q10_a_full_disk_leaves_what_was_there() {
     user::own_all(&repo);
     for who in ["writer", "operator", "lead"] {
         let config = world.path(&format!("{who}.toml"));
-        let text = std::fs::read_to_string(&config).unwrap();
-        let text = text.replace(&world.text("repo"), repo.to_str().unwrap());
-        std::fs::write(&config, text).unwrap();
+        edit(config, &world.text("repo"), repo.to_str().unwrap());
     }
     world.backup();
     let backups = || {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use super::World;
-use crate::common::{Run, files_below};
+use crate::common::{Run, edit, files_below};
 
 /// Content, permissions and time of each file; the journal's directory is left out.
 fn state(host: &Path) -> BTreeMap<String, String> {
@@ -148,10 +148,8 @@ fn q13_a_directory_that_was_lost_is_made_and_taken_back() {
     let (host, lost) = (world.path("host"), world.path("host/pg"));
     for who in ["writer", "lead"] {
         let config = world.path(&format!("{who}.toml"));
-        let text = std::fs::read_to_string(&config).unwrap();
         let wide = format!("\"{}\"", host.display());
-        let text = text.replace(&wide, &format!("\"{}\"", lost.display()));
-        std::fs::write(&config, text).unwrap();
+        edit(config, &wide, &format!("\"{}\"", lost.display()));
     }
     world.backup();
     let was = state(&host);
@@ -176,11 +174,9 @@ fn q14_files_outside_the_configured_paths_are_not_touched() {
     world.write("host/pg/postgresql.conf", b"port = 5433\n");
     world.write("host/plain.conf", b"listen = 81\n");
     std::fs::remove_file(world.path("host/app.yaml")).unwrap();
-    let config = world.path("lead.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
     let (wide, narrow) = (world.text("host"), world.text("host/p*"));
-    let text = text.replace(&format!("\"{wide}\""), &format!("\"{narrow}/*.conf\""));
-    std::fs::write(&config, text).unwrap();
+    let (wide, narrow) = (format!("\"{wide}\""), format!("\"{narrow}/*.conf\""));
+    edit(world.path("lead.toml"), &wide, &narrow);
     let run = in_place(&world, "lead", &["--confirm"]).expect_code(6);
     run.expect_stderr("plain.conf")
         .expect_stderr("app.yaml")

@@ -164,7 +164,7 @@ impl World {
 
     fn backup(&self) -> String {
         let run = self.sees("writer", &["config", "backup", "host", "--json"]);
-        run.success().json()["id"].as_str().unwrap().to_owned()
+        run.success().id()
     }
 
     /// Restores; owners of directories above the host's are not ours to make.

@@ -297,10 +297,12 @@ fn a_lost_registration_stops_writers_and_not_readers() {
     let (plan, outcome) = expire(&world, Duration::ZERO);
     assert_eq!(outcome.deleted_objects, 0);
     assert!(plan.withheld[0].contains("registration"), "{plan:?}");
-    // It is made again with the source that the newest root names.
+    // `pitr init` makes it again with the source that the newest root names.
+    world.pitr("all", &["init", "--quiet"]).run().success();
     let repository = world.open("one");
-    let again = source::register_again(repository.store(), &scope(), host(0).now()).unwrap();
-    assert_eq!(again.source, Some(source::source_of("test", "here")));
+    let again = source::registration(repository.store(), &scope()).unwrap();
+    let source = again.unwrap().source;
+    assert_eq!(source, Some(source::source_of("test", "here")));
     world.take(&Blobs::of("here", 3)).unwrap();
 }
 

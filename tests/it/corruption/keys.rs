@@ -29,16 +29,12 @@ impl KeyFiles {
         }
         keygen.run().success();
         let file = |name: &str| folder.join(format!("{name}.key"));
-        let repository = site.sandbox().join("sealed");
-        let mut text = std::fs::read_to_string(site.config()).unwrap();
-        text.push_str(&format!(
-            "\n[repositories.sealed]\nurl = \"file://{}\"\n[repositories.sealed.encryption]\nkey_set = \"{}\"\nkey_file = \"{}\"\n",
-            repository.display(),
+        let encryption = format!(
+            "[repositories.sealed.encryption]\nkey_set = \"{}\"\nkey_file = \"{}\"\n",
             file("writer").display(),
             file("ops").display(),
-        ));
-        std::fs::write(site.config(), text).unwrap();
-        site.pitr().args(["init", "--quiet"]).run().success();
+        );
+        let repository = site.add_repository("sealed", &encryption);
         let of = |name: &str| Encryption {
             key_file: Some(file(name)),
             ..Encryption::default()

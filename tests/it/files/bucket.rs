@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{World, id, path_text};
 use crate::common::random::Random;
 use crate::common::s3::{BUCKET, Fault, KEY, S3Server, SECRET};
-use crate::common::{Program, Run};
+use crate::common::{Program, Run, append, edit};
 
 /// More than a piece that is read at once, and more than a part that is written.
 const LARGE_BYTES: usize = 9 << 20;
@@ -301,7 +301,7 @@ fn u62_an_object_that_may_not_be_read_is_left_out_and_named() {
     let run = bucket.run().expect_code(6);
     assert_eq!(denied.times(), 1);
     assert!(run.stdout.contains("\"closed\""), "{run}");
-    let id = run.json()["id"].as_str().unwrap().to_owned();
+    let id = run.id();
     assert_eq!(
         bucket.restored(&id, "back").into_keys().collect::<Vec<_>>(),
         ["open"]
@@ -398,22 +398,20 @@ const EMPTY: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResu
 #[test]
 fn u66_a_repository_in_the_bucket_is_not_backed_up_into_itself() {
     let bucket = Bucket::new("");
-    let text = fs::read_to_string(&bucket.world.config).unwrap();
     let credentials = bucket.server.credentials(&bucket.world.sandbox, KEY);
     let more = format!(
         "[repositories.store]\nurl = \"s3://{BUCKET}/media/pitr\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\ncredentials_file = \"{}\"\n",
         bucket.server.endpoint(),
         credentials.display()
     );
-    fs::write(&bucket.world.config, text + &more).unwrap();
+    append(&bucket.world.config, &more);
     let run = bucket.run().expect_code(8);
     assert!(
         run.stdout.contains("lies in the bucket that is backed up"),
         "{run}"
     );
-    let text = fs::read_to_string(&bucket.world.config).unwrap();
-    let text = text.replace("[files.up]\n", "[files.up]\nexclude = [\"/pitr/\"]\n");
-    fs::write(&bucket.world.config, text).unwrap();
+    let excluded = "[files.up]\nexclude = [\"/pitr/\"]\n";
+    edit(&bucket.world.config, "[files.up]\n", excluded);
     bucket.backup();
 }
 

@@ -1,7 +1,5 @@
 //! `pitr files copy`: from bucket to bucket.
 
-use std::fs;
-
 use pitr::config::S3Settings;
 use pitr::store::s3::contents::{Contents, Facts};
 
@@ -117,13 +115,12 @@ fn another_store_gets_what_is_read() {
     let bucket = filled();
     let other = S3Server::start();
     let credentials = other.credentials(&bucket.world.sandbox, KEY);
-    let text = fs::read_to_string(&bucket.world.config).unwrap();
     let more = format!(
         "[files.there]\nsource = \"s3://{BUCKET}/there\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\ncredentials_file = \"{}\"\nretry_budget = \"2s\"\n",
         other.endpoint(),
         credentials.display()
     );
-    fs::write(&bucket.world.config, text + &more).unwrap();
+    crate::common::append(&bucket.world.config, &more);
     let to = format!("s3://{BUCKET}/there/copy");
     let done = copy(&bucket, &to, &[]).success().json();
     assert_eq!(

@@ -12,7 +12,7 @@ use super::shared::flip;
 use super::tree::{Changes, describe, has_no_acl, open_to_another};
 use super::{World, id, path_text};
 use crate::common::mount::{DiskOver, SmallDisk};
-use crate::common::{Program, fault, files_below};
+use crate::common::{Program, edit, fault, files_below};
 use crate::{require_mounts, require_root, require_strace};
 
 const STEPS: u64 = 60;
@@ -466,13 +466,11 @@ fn u57_a_restore_into_an_empty_directory_inherits_no_acl() {
 fn u85_entries_that_other_rules_left_out_are_not_removed() {
     let (world, backup) = with_a_file_left_out();
     let source = world.source();
-    let own = fs::read_to_string(&world.config).unwrap();
-    let other = own.replace("*.tmp", "*.bak");
-    fs::write(&world.config, other).unwrap();
+    edit(&world.config, "*.tmp", "*.bak");
     let run = delta(&world, id(&backup), &source, &["--confirm", "--delete"]).run();
     run.expect_code(8).expect_stdout("are others by now");
     assert_eq!(files_below(&source), ["a.tmp", "stray", "x"]);
-    fs::write(&world.config, own).unwrap();
+    edit(&world.config, "*.bak", "*.tmp");
     taken_back(&world, id(&backup), &source, &["--delete"]);
     assert_eq!(files_below(&source), ["a.tmp", "x"]);
 }

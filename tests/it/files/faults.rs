@@ -17,7 +17,7 @@ use super::{World, id, path_text};
 
 use crate::common::mount::{DiskOver, PowerDisk, SmallDisk};
 use crate::common::random::Random;
-use crate::common::{expire_at_once, keep_one};
+use crate::common::{append, edit, expire_at_once, keep_one};
 use crate::{require_mounts, require_root};
 
 /// Files of a few kilobytes that no codec makes small.
@@ -71,14 +71,9 @@ fn a_repository_that_is_gone_is_passed_over() {
     let run = world.pitr(&unknown).run();
     run.expect_code(2)
         .expect_stderr("no repository has a backup");
-    let text = fs::read_to_string(&world.config).unwrap();
     let gone = path_text(&world.sandbox.join("gone"));
     let first = format!("[repositories.gone]\nurl = \"file://{gone}\"\n[repositories.local]\n");
-    fs::write(
-        &world.config,
-        text.replace("[repositories.local]\n", &first),
-    )
-    .unwrap();
+    edit(&world.config, "[repositories.local]\n", &first);
     let run = world.pitr(&["files", "ls", "up", "--json"]).run();
     let run = run
         .success()
@@ -353,8 +348,7 @@ fn one_file_system_leaves_out_what_is_mounted_below() {
     };
     let all = paths(&world.backup(), "all");
     assert!(all.iter().any(|p| p.ends_with("mounted/other")), "{all:?}");
-    let text = fs::read_to_string(&world.config).unwrap();
-    fs::write(&world.config, text + "one_file_system = true\n").unwrap();
+    append(&world.config, "one_file_system = true\n");
     let own = paths(&world.backup(), "own");
     assert!(own.iter().any(|p| p.ends_with("mounted")), "{own:?}");
     assert!(!own.iter().any(|p| p.ends_with("other")), "{own:?}");
@@ -552,8 +546,7 @@ fn u07_another_host_is_refused_until_the_operator_confirms() {
     let world = World::new("identity = \"first\"\n");
     fs::write(world.source().join("x"), "first").unwrap();
     let first = world.backup();
-    let text = fs::read_to_string(&world.config).unwrap();
-    fs::write(&world.config, text.replace("\"first\"", "\"second\"")).unwrap();
+    edit(&world.config, "\"first\"", "\"second\"");
     let run = world.pitr(&["files", "backup", "up"]).run();
     run.expect_code(8)
         .expect_stderr("goes on under its name with --confirm");
@@ -564,8 +557,7 @@ fn u07_another_host_is_refused_until_the_operator_confirms() {
     // It builds on nothing of the other host's.
     assert_eq!(second["kind"], "full", "{second}");
     world.gives(id(&first), &describe(&world.source()), "of the first host");
-    let text = fs::read_to_string(&world.config).unwrap();
-    fs::write(&world.config, text.replace("\"second\"", "\"first\"")).unwrap();
+    edit(&world.config, "\"second\"", "\"first\"");
     let run = world.pitr(&["files", "backup", "up"]).run();
     run.expect_code(8);
 }
@@ -591,13 +583,11 @@ fn u08_a_source_that_is_not_there_or_empty_is_said() {
 #[test]
 fn u10_a_repository_in_the_source_is_refused_until_it_is_left_out() {
     let world = World::new("");
-    let text = fs::read_to_string(&world.config).unwrap();
     let (source, above) = (path_text(&world.source()), path_text(world.sandbox.path()));
-    let text = text.replace(&source, &above);
-    fs::write(&world.config, &text).unwrap();
+    edit(&world.config, &source, &above);
     let run = world.pitr(&["files", "backup", "up"]).run();
     run.expect_code(8).expect_stderr("exclude = [\"/repo/\"]");
-    fs::write(&world.config, text + "exclude = [\"/repo/\"]\n").unwrap();
+    append(&world.config, "exclude = [\"/repo/\"]\n");
     let backup = world.backup();
     assert_eq!(backup["excluded_count"], 1, "{backup}");
 }

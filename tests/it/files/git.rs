@@ -85,9 +85,7 @@ impl Origin {
     }
 
     fn configure(&self, from: &str, to: &str) {
-        let text = fs::read_to_string(&self.world.config).unwrap();
-        assert!(text.contains(from), "{text}");
-        fs::write(&self.world.config, text.replace(from, to)).unwrap();
+        crate::common::edit(&self.world.config, from, to);
     }
 
     /// Rewrites the main branch; returns the commit that it lost.

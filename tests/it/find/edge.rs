@@ -352,17 +352,23 @@ fn interrupt_drop(cluster: &Cluster, client: &Client) {
     assert_eq!(client.query_one_string(limit), "-2");
 }
 
-/// Nobody gets into a database from the first attempt to drop it on: that one is the target, however late the attempt that succeeds.
-fn n01_the_first_attempt_to_drop_a_database_is_the_target(major: u32) {
+/// A cluster with a table, and with a database that is to be dropped, behind a backup.
+fn with_doomed(major: u32) -> (Site, Cluster) {
     let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
     let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
-    let client = cluster.client();
-    client.sql("create database doomed");
-    client.sql("create table kept (a int)");
+    cluster.sql("create database doomed");
+    cluster.sql("create table kept (a int)");
     let doomed = cluster.client_of("doomed");
     doomed.sql("create table inside as select g as a from generate_series(1, 77) g");
     drop(doomed);
     site.pitr().arg("backup").run().success();
+    (site, cluster)
+}
+
+/// Nobody gets into a database from the first attempt to drop it on: that one is the target, however late the attempt that succeeds.
+fn n01_the_first_attempt_to_drop_a_database_is_the_target(major: u32) {
+    let (site, cluster) = with_doomed(major);
+    let client = cluster.client();
     let last = transaction(&client, "insert into kept values (1)");
     interrupt_drop(&cluster, &client);
     transaction(&client, "insert into kept values (2)");
@@ -451,15 +457,8 @@ per_major!(n06_tables_whose_files_are_swapped_are_written_anew, v13 v17);
 
 /// Nobody gets into a database that somebody began to drop, and no removal is in the WAL.
 fn n09_a_database_that_was_dropped_in_part_is_found(major: u32) {
-    let builder = Cluster::builder(major).segment_size_mb(1).without_fsync();
-    let (site, cluster) = Site::with_cluster_of(builder.config("autovacuum", "off"));
+    let (site, cluster) = with_doomed(major);
     let client = cluster.client();
-    client.sql("create database doomed");
-    client.sql("create table kept (a int)");
-    let doomed = cluster.client_of("doomed");
-    doomed.sql("create table inside as select g as a from generate_series(1, 77) g");
-    drop(doomed);
-    site.pitr().arg("backup").run().success();
     let since = client.query_one_string("select clock_timestamp()::text");
     let last = transaction(&client, "insert into kept values (1)");
     client.sql("checkpoint");

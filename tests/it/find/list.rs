@@ -8,7 +8,7 @@ use crate::{per_major, require_fuse};
 
 fn backup(site: &Site) -> (String, PathBuf) {
     let run = site.pitr().args(["backup", "--json"]).run();
-    let id = run.success().json()["id"].as_str().unwrap().to_owned();
+    let id = run.success().id();
     let list = site
         .cluster_folder()
         .join("backups")

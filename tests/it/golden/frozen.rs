@@ -64,9 +64,7 @@ impl Stage {
 
     /// Adds lines to the end of the configuration.
     pub fn add_to_configuration(&mut self, lines: &str) {
-        let config = self.frozen.path().join("pitr.toml");
-        let text = std::fs::read_to_string(&config).unwrap();
-        std::fs::write(config, text + lines).unwrap();
+        crate::common::append(self.frozen.path().join("pitr.toml"), lines);
     }
 
     pub fn check(self) {

@@ -46,9 +46,7 @@ impl Copies {
     }
 
     pub fn configure(&self, more: &str) {
-        let config = self.frozen.path().join("pitr.toml");
-        let text = std::fs::read_to_string(&config).unwrap();
-        std::fs::write(config, text + more).unwrap();
+        crate::common::append(self.frozen.path().join("pitr.toml"), more);
     }
 
     /// The keys of all objects that heal.

@@ -50,7 +50,7 @@ fn incrementals_delta_restores_and_shallow_checks_in_a_bucket() {
     cluster.sql("drop table made");
     cluster.archive_now();
     cluster.stop(Stop::Fast);
-    let id = last.json()["id"].as_str().unwrap().to_owned();
+    let id = last.id();
     let delta = [
         "restore",
         "--json",

@@ -6,7 +6,7 @@ use pitr::pg::time::TimestampTz;
 use pitr::repo::root::BackupRoot;
 use pitr::repo::wal_proof::RawHash;
 
-use super::{FULL, INCREMENTAL, World, check_by, id_of, increment, root, take, truth, with_root};
+use super::{FULL, INCREMENTAL, World, check_by, increment, root, take, truth, with_root};
 use crate::common::{Builder, Cluster, PATIENCE, Site, wait_until};
 use crate::restore::verify_backup;
 
@@ -66,7 +66,7 @@ fn each_30_days_every_page_is_compared() {
     assert!(run.stderr.contains(COMPARED), "{run}");
     assert!(run.stderr.contains("each 30 days"), "{run}");
     assert_eq!(run.json()["kind"], "incremental", "{run}");
-    let fourth = id_of(&run);
+    let fourth = run.id();
     assert_eq!(scanned(&fourth), Some(root(&site, &fourth).head.start_time));
     let fifth = increment(&site);
     assert_eq!(scanned(&fifth), scanned(&fourth));
@@ -106,7 +106,7 @@ fn the_scan_finds_what_an_earlier_backup_missed() {
         restored(&site, 16, id, name).query_one_string("select count(distinct a) from t")
     };
     assert_ne!(count(&missed, "missed"), expected);
-    assert_eq!(count(&id_of(&run), "found"), expected);
+    assert_eq!(count(&run.id(), "found"), expected);
 }
 
 /// A prior whose WAL was proven up to its stop alone: the archived segment has to begin with those bytes.
@@ -125,7 +125,7 @@ fn a_prior_that_is_proven_by_its_tail_alone_is_held_to_it() {
         ),
     ] {
         let world = World::new(15, true);
-        let full = id_of(&take(&world.site, &FULL).success());
+        let full = take(&world.site, &FULL).success().id();
         with_root(&world.site, &full, |root| tail(root, wrong));
         world.cluster.sql("update still set b = b || 'y'");
         world.cluster.archive_now();
@@ -137,8 +137,8 @@ fn a_prior_that_is_proven_by_its_tail_alone_is_held_to_it() {
 #[test]
 fn where_a_pack_is_missing_another_backup_is_the_prior() {
     let (site, cluster) = with_table(18, 100);
-    let first = id_of(&take(&site, &FULL).success());
-    let second = id_of(&take(&site, &FULL).success());
+    let first = take(&site, &FULL).success().id();
+    let second = take(&site, &FULL).success().id();
     let packs = |id: &str| site.cluster_folder().join("packs").join(id);
     let remove = |path: PathBuf| {
         let mut entries = std::fs::read_dir(path).unwrap();
@@ -155,7 +155,7 @@ fn where_a_pack_is_missing_another_backup_is_the_prior() {
     let why = run.json()["kind_reason"].as_str().unwrap().to_owned();
     assert!(why.contains("is missing or damaged"), "{run}");
     cluster.archive_now();
-    let copy = restored(&site, 18, &id_of(&run), "copy");
+    let copy = restored(&site, 18, &run.id(), "copy");
     assert_eq!(truth(&copy), truth(&cluster));
 }
 
@@ -200,7 +200,7 @@ fn what_an_incremental_leaves_of_a_frame_is_not_fetched_for_a_delta() {
 #[test]
 fn damage_of_a_shared_pack_is_found_of_every_backup_that_names_it() {
     let (site, cluster) = with_table(17, 2000);
-    let full = id_of(&take(&site, &FULL).success());
+    let full = take(&site, &FULL).success().id();
     cluster.sql("update t set b = b where a < 10");
     let second = increment(&site);
     let since = ["verify", "--json", "--since", "last"];
@@ -238,7 +238,7 @@ fn damaged(site: &Site) -> Vec<String> {
 #[test]
 fn v31_damage_of_a_shared_pack_is_recorded_of_backups_that_were_not_looked_at() {
     let (site, cluster) = with_table(17, 2000);
-    let full = id_of(&take(&site, &FULL).success());
+    let full = take(&site, &FULL).success().id();
     cluster.sql("update t set b = b where a < 10");
     let second = increment(&site);
     damage_first_pack(&site, &full);
@@ -252,7 +252,7 @@ fn v31_damage_of_a_shared_pack_is_recorded_of_backups_that_were_not_looked_at() 
 #[test]
 fn v31_a_backup_whose_prior_was_found_damaged_before_its_root_is_no_backup_to_restore() {
     let (site, cluster) = with_table(17, 2000);
-    let full = id_of(&take(&site, &FULL).success());
+    let full = take(&site, &FULL).success().id();
     cluster.sql("update t set b = b where a < 10");
     let paused = site.sandbox().dir("paused").join("commits");
     let pause = format!("backup-commits={}", paused.display());
@@ -302,7 +302,7 @@ fn what_a_restore_reads_for_nothing_is_bounded() {
         let run = take(&site, &INCREMENTAL).success();
         assert!(!run.stderr.contains(COMPARED), "{run}");
         given_up += usize::from(run.stderr.contains("that are given up"));
-        last = id_of(&run);
+        last = run.id();
         let percent = read_percent(&root(&site, &last));
         assert!(percent <= 122, "round {round}: {percent}");
     }
@@ -334,12 +334,12 @@ fn many_layers_of_a_shard_become_one() {
         let backup = backup.args(INCREMENTAL).env("PITR_FAULT_LIMIT", "3");
         let run = backup.run().success();
         assert_eq!(run.json()["kind"], "incremental", "{run}");
-        last = id_of(&run);
+        last = run.id();
         let shards = root(&world.site, &last).map.shards;
         depths.push(shards.iter().map(|shard| shard.layers.len()).max().unwrap());
     }
     assert_eq!(depths, [2, 3, 2, 3, 2, 3]);
-    let full = id_of(&take(&world.site, &FULL).success());
+    let full = take(&world.site, &FULL).success().id();
     world.cluster.archive_now();
     let expected = world.truth();
     world.site.pitr().arg("verify").run().success();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pitr::repo::root::BackupRoot;
 use rustix::process::Signal;
 
-use super::{FULL, INCREMENTAL, World, id_of, increment, take, truth};
+use super::{FULL, INCREMENTAL, World, increment, take, truth};
 use crate::backup::{committed, root};
 use crate::common::s3::peer::Peer;
 use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, expire_at_once, wait_until};
@@ -77,7 +77,7 @@ fn writers(root: &BackupRoot) -> BTreeSet<String> {
 fn gives_the_same_bytes(major: u32) {
     let world = World::new(major, major.is_multiple_of(2));
     let site = &world.site;
-    let full = id_of(&take(site, &FULL).success());
+    let full = take(site, &FULL).success().id();
     world.churn(1);
     increment(site);
     world.churn(2);
@@ -171,7 +171,7 @@ per_major!(gives_the_same_bytes, v13 v16 v19);
 fn a_full_backup_is_stored_again_with_its_manifest() {
     let world = World::new(17, true);
     let site = &world.site;
-    let full = id_of(&take(site, &[]).success());
+    let full = take(site, &[]).success().id();
     world.cluster.archive_now();
     let idle = compact(site, &["--confirm"]).run().success();
     assert!(idle.json()["compacted"].is_null(), "{idle}");
@@ -192,7 +192,7 @@ fn a_full_backup_is_stored_again_with_its_manifest() {
 fn the_old_one_goes_once_the_new_one_was_verified() {
     let world = World::new(16, true);
     let site = &world.site;
-    let first = id_of(&take(site, &FULL).success());
+    let first = take(site, &FULL).success().id();
     world.churn(1);
     let origin = increment(site);
     world.cluster.archive_now();
@@ -227,7 +227,7 @@ fn the_old_one_goes_once_the_new_one_was_verified() {
 fn b15_killed_it_leaves_nothing_and_the_next_run_works() {
     let world = World::new(15, true);
     let site = &world.site;
-    let full = id_of(&take(site, &FULL).success());
+    let full = take(site, &FULL).success().id();
     world.churn(1);
     let origin = increment(site);
     world.cluster.archive_now();
@@ -310,7 +310,7 @@ fn of_an_encrypted_repository_with_the_key_of_a_reader() {
     cluster.sql("create table t as select g as a, md5(g::text) as b, 'the secret' as c from generate_series(1, 20000) g");
     let take = |args: &[&str]| {
         let backup = sealed.on("reader").args(["backup", "--json"]);
-        id_of(&backup.args(args).run().success())
+        backup.args(args).run().success().id()
     };
     take(&FULL);
     cluster.sql("update t set b = b || 'x' where a % 100 = 0");
@@ -354,7 +354,7 @@ fn in_a_bucket() {
     cluster.start();
     let take = |args: &[&str]| {
         let backup = site.pitr().args(["backup", "--json"]).args(args);
-        id_of(&backup.run().success())
+        backup.run().success().id()
     };
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 30000) g");
@@ -394,15 +394,13 @@ fn it_is_copied_and_the_old_one_does_not_come_back() {
     on(&["backup", "--json", "--method", "local"]);
     two.work(3000);
     let taken = on(&["backup", "--json", "--method", "local", "--incremental"]);
-    let origin = id_of(&taken);
+    let origin = taken.id();
     two.cluster.archive_now();
     two.sync().run().success();
     std::thread::sleep(Duration::from_millis(1100));
     let all = ["repo", "compact", "--json", "--confirm", "--visible", "100"];
     let id = compacted(&on(&all));
-    let keep = "\n[retention]\nkeep_last = 1\n";
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    std::fs::write(site.config(), config + keep).unwrap();
+    site.add("\n[retention]\nkeep_last = 1\n");
     on(&["verify"]);
     let now = ["expire", "--min-age", "0s", "--grace", "0s", "--confirm"];
     on(&[&now[..], &["--confirm-burst"]].concat());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{FULL, id_of, root, take};
+use super::{FULL, root, take};
 use crate::common::{Run, Site, expire_at_once};
 
 /// Takes a backup with `full_every` in the configuration.
@@ -73,14 +73,14 @@ fn the_age_of_the_full_backup_decides_the_kind() {
 fn a_full_backup_that_was_expired_counts_by_its_age() {
     let (site, cluster) = Site::with_cluster(16);
     cluster.sql("create table t as select g as a from generate_series(1, 20000) g");
-    let full = id_of(&take(&site, &FULL).success());
+    let full = take(&site, &FULL).success().id();
     cluster.sql("insert into t values (0)");
     is(&every(&site, "1d", &FULL), "incremental", Some(&full));
     site.pitr().arg("verify").run().success();
     site.pitr().args(expire_at_once()).run().success();
     let third = every(&site, "1d", &FULL);
     is(&third, "incremental", Some(&full));
-    assert!(root(&site, &id_of(&third)).map.packs.len() > 1);
+    assert!(root(&site, &third.id()).map.packs.len() > 1);
     std::thread::sleep(Duration::from_secs(2));
     is(&every(&site, "2s", &FULL), "full", Some(&full));
 }

@@ -38,16 +38,12 @@ fn take(site: &Site, args: &[&str]) -> Run {
     site.pitr().args(["backup", "--json"]).args(args).run()
 }
 
-fn id_of(run: &Run) -> String {
-    run.json()["id"].as_str().unwrap().to_owned()
-}
-
 /// Takes a backup that has to be an incremental one, whose changes WAL told.
 fn increment(site: &Site) -> String {
     let run = take(site, &INCREMENTAL).success();
     assert_eq!(run.json()["kind"], "incremental", "{run}");
     assert!(!run.stderr.contains("every page is read"), "{run}");
-    id_of(&run)
+    run.id()
 }
 
 /// Commits the root of a backup anew, with a change.
@@ -273,7 +269,7 @@ fn a_chain_gives_what_a_full_backup_gives(major: u32) {
     world.churn(2);
     world.cluster.archive_now();
     let second = increment(&world.site);
-    let full = id_of(&take(&world.site, &FULL).success());
+    let full = take(&world.site, &FULL).success().id();
     world.cluster.archive_now();
     let at_second = world.truth();
 
@@ -290,7 +286,7 @@ fn a_chain_gives_what_a_full_backup_gives(major: u32) {
         .iter()
         .map(|p| p.key.id.to_string())
         .collect();
-    assert!(ids.contains(&id_of(&prior)) && ids.contains(&second));
+    assert!(ids.contains(&prior.id()) && ids.contains(&second));
     world.site.pitr().arg("verify").run().success();
     let info = world.site.pitr().args(["info", "--json"]).run().json();
     let kinds: Vec<&str> = info["clusters"][0]["backups"]
@@ -379,7 +375,7 @@ fn under_load_replay_brings_both_to_the_same_pages(major: u32) {
         load_while(&world, &mut running, seed);
         let run = running.wait().success();
         assert!(!run.stderr.contains("every page is read"), "{run}");
-        id_of(&run)
+        run.id()
     };
     under_load(&FULL, "12MiB", 1);
     let first = under_load(&INCREMENTAL, "2MiB", 2);
@@ -442,7 +438,7 @@ fn primary_and_standby_take_turns(major: u32) {
     primary.sql("insert into t values (-1, 'z')");
     primary.archive_now();
     site.pitr().arg("verify").run().success();
-    for (n, id) in [id_of(&again), last].iter().enumerate() {
+    for (n, id) in [again.id(), last].iter().enumerate() {
         site.sandbox().dir(format!("copy{n}"));
         let to = site.sandbox().join(format!("copy{n}/data"));
         let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
@@ -457,7 +453,7 @@ per_major!(primary_and_standby_take_turns, v15 v18);
 /// The prior is deleted by retention: packs and layers that the incremental names stay, and it is restored.
 fn the_prior_goes_and_the_incremental_stays(major: u32) {
     let world = World::new(major, true);
-    let full = id_of(&take(&world.site, &FULL).success());
+    let full = take(&world.site, &FULL).success().id();
     world.churn(1);
     let first = increment(&world.site);
     world.churn(2);
@@ -478,7 +474,7 @@ fn the_prior_goes_and_the_incremental_stays(major: u32) {
     let copy = world.restored(&second, "copy", &[]);
     assert_eq!(truth(&copy), expected);
     // Parts that no root names any more go; those under an id whose reservation is gone, once the id is a day old.
-    let last = id_of(&take(&world.site, &FULL).success());
+    let last = take(&world.site, &FULL).success().id();
     world.site.pitr().arg("verify").run().success();
     world.site.pitr().args(expire_at_once()).run().success();
     assert_eq!(committed(&world.site), [last]);
@@ -537,11 +533,11 @@ fn check_by(world: &World, why: Option<&str>) {
     let is_compared = run.stderr.contains("every page is read and compared");
     assert_eq!(is_compared, why.is_some(), "{run}");
     assert!(run.stderr.contains(why.unwrap_or_default()), "{run}");
-    let full = id_of(&take(&world.site, &FULL).success());
+    let full = take(&world.site, &FULL).success().id();
     world.cluster.archive_now();
     let expected = world.truth();
     world.cluster.archive_now();
-    let one = id_of(&run);
+    let one = run.id();
     let verify = world.site.pitr().args(["verify", "--backup", &one]);
     verify.run().success();
     let one = world.restored(&one, "one", &[]);
@@ -552,7 +548,7 @@ fn check_by(world: &World, why: Option<&str>) {
 /// A full backup, load, and all of its WAL archived. Returns the objects of segments between.
 fn with_wal(major: u32) -> (World, Vec<PathBuf>) {
     let world = World::new(major, true);
-    let full = id_of(&take(&world.site, &FULL).success());
+    let full = take(&world.site, &FULL).success().id();
     world.cluster.archive_now();
     world.cluster.sql("update still set b = b || 'y'");
     world.cluster.sql("checkpoint");
@@ -627,7 +623,7 @@ fn wal_that_is_not_archived_is_read_from_the_server() {
     assert!(!run.stderr.contains("every page is read"), "{run}");
     world.cluster.archive_now();
     let expected = world.truth();
-    let copy = world.restored(&id_of(&run), "copy", &[]);
+    let copy = world.restored(&run.id(), "copy", &[]);
     assert_eq!(truth(&copy), expected);
     check_relations(&copy);
 }
@@ -641,7 +637,7 @@ fn where_no_prior_serves_a_full_backup_is_taken() {
         assert_eq!(run.json()["kind"], "full", "{run}");
         assert!(run.stderr.contains("a full backup is taken: "), "{run}");
         assert!(run.stderr.contains(why), "{run}");
-        id_of(&run)
+        run.id()
     };
     let first = full("has no backup");
     let delete = ["backup", "delete", "--confirm"];
@@ -667,7 +663,7 @@ fn where_no_prior_serves_a_full_backup_is_taken() {
 }
 
 fn full_of(site: &Site) -> String {
-    id_of(&take(site, &FULL).success())
+    take(site, &FULL).success().id()
 }
 
 /// Killed while it copies, it leaves nothing that is visible, and the prior goes on being one.
@@ -732,7 +728,7 @@ fn of_an_encrypted_repository() {
     sealed.sandbox.dir("copy");
     let restore = sealed
         .on("reader")
-        .args(["restore", "--backup", &id_of(&third), "--to"]);
+        .args(["restore", "--backup", &third.id(), "--to"]);
     restore.arg(&to).run().success();
     let copy = Cluster::open(17, &to).option("fsync", "off").start();
     copy.wait_promoted();
@@ -778,9 +774,7 @@ fn after_a_promotion_the_prior_of_the_timeline_before_serves(major: u32) {
     site.pitr().arg("verify").run().success();
     site.sandbox().dir("copy");
     let to = site.sandbox().join("copy/data");
-    let restore = site
-        .pitr()
-        .args(["restore", "--backup", &id_of(&run), "--to"]);
+    let restore = site.pitr().args(["restore", "--backup", &run.id(), "--to"]);
     restore.arg(&to).run().success();
     let copy = Cluster::open(major, &to).option("fsync", "off").start();
     copy.wait_promoted();

@@ -91,10 +91,8 @@ fn while_another_backup_runs_none_is_taken_and_nothing_has_failed() {
     let (site, cluster) = Site::with_cluster(16);
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 50000) g");
-    let text = std::fs::read_to_string(site.config()).unwrap();
-    let state = site.sandbox().dir("state").display().to_string();
-    let more = format!("[agent]\nstate_dir = \"{state}\"\n[audit]\nrecords = \"on\"\n");
-    std::fs::write(site.config(), text + &more).unwrap();
+    site.keep_state();
+    site.add("[audit]\nrecords = \"on\"\n");
     let limit = [("MAX_WAL", "1GiB")];
     let slow = ["--method", "local", "--max-rate", "1MiB", "--jobs", "1"];
     let slow = if_needed(&site, &limit).args(slow);

@@ -7,7 +7,7 @@ use pitr::repo::claim::Claim;
 use pitr::repo::event::{self, Event, Writer};
 use rustix::process::Signal;
 
-use super::{FULL, INCREMENTAL, World, check_equal, committed, id_of, take, truth};
+use super::{FULL, INCREMENTAL, World, check_equal, committed, take, truth};
 use crate::backup::{layout, root, store};
 use crate::common::s3::peer::Peer;
 use crate::common::{Cluster, PATIENCE, Program, Run, Site, Stop, paths_below, user, wait_until};
@@ -112,12 +112,12 @@ fn b18_what_a_killed_backup_stored_is_not_stored_again(major: u32) {
     let (ids, bytes) = resumed(&run);
     assert_eq!(ids, std::slice::from_ref(&first), "{run}");
     assert!(bytes > 4 * MIB, "{run}");
-    let id = id_of(&run);
+    let id = run.id();
     // A full one at the same moment.
     let whole = backup(site, other).arg("--no-resume").run().success();
     assert_eq!(resumed(&whole).0, Vec::<String>::new(), "{whole}");
     assert!(stored(&run) + MIB < stored(&whole), "{run}\n{whole}");
-    let (taken, full) = (root(site, &id), root(site, &id_of(&whole)));
+    let (taken, full) = (root(site, &id), root(site, &whole.id()));
     assert_eq!(taken.head.file_count, full.head.file_count);
     assert_eq!(taken.head.backup_kind, full.head.backup_kind);
     assert_eq!(writers(site, &id), [first.clone(), id.clone()].into());
@@ -132,12 +132,12 @@ fn b18_what_a_killed_backup_stored_is_not_stored_again(major: u32) {
     // Only the next one goes on from it: full backups share nothing later.
     let later = backup(site, other).run().success();
     assert_eq!(resumed(&later).0, Vec::<String>::new(), "{later}");
-    assert_eq!(writers(site, &id_of(&later)), [id_of(&later)].into());
+    assert_eq!(writers(site, &later.id()), [later.id()].into());
     site.pitr().arg("verify").run().success();
     world.cluster.archive_now();
     let expected = world.truth();
     let one = world.restored(&id, "one", &[]);
-    let two = world.restored(&id_of(&whole), "two", &[]);
+    let two = world.restored(&whole.id(), "two", &[]);
     check_equal(&world, (one, two), false, &expected);
 }
 per_major!(b18_what_a_killed_backup_stored_is_not_stored_again, v15 v17 v18);
@@ -159,7 +159,7 @@ fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() 
     let (ids, bytes) = resumed(&run);
     assert_eq!(ids, [one.clone(), two.clone()], "{run}");
     assert!(bytes > MIB, "{run}");
-    let id = id_of(&run);
+    let id = run.id();
     let writers = writers(site, &id);
     assert!(
         writers.contains(&one) && writers.contains(&two),
@@ -168,8 +168,8 @@ fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() 
     // An incremental upon it.
     world.churn(2);
     world.cluster.archive_now();
-    let last = id_of(&take(site, &INCREMENTAL).success());
-    let whole = id_of(&take(site, &["--no-resume"]).success());
+    let last = take(site, &INCREMENTAL).success().id();
+    let whole = take(site, &["--no-resume"]).success().id();
     site.pitr().arg("verify").run().success();
     world.cluster.archive_now();
     let expected = world.truth();
@@ -235,7 +235,7 @@ fn b18_a_damaged_pack_is_found_and_left_alone() {
         let told = format!("pack \"{first}/{number:06}\" of an interrupted backup is not used");
         assert!(run.stderr.contains(&told), "{run}");
     }
-    let id = id_of(&run);
+    let id = run.id();
     let named: BTreeSet<String> = root(&site, &id)
         .map
         .packs
@@ -276,7 +276,7 @@ fn b18_a_run_that_is_interrupted_leaves_its_packs_for_a_day() {
     assert_eq!(packs()[&one], kept);
     let run = backup(&site, &FULL).run().success();
     assert_eq!(resumed(&run).0, std::slice::from_ref(&one), "{run}");
-    let id = id_of(&run);
+    let id = run.id();
 
     // A day later, and its claims over, what no root names goes.
     let events = site.cluster_folder().join("events").join(&one);
@@ -338,7 +338,7 @@ fn b18_what_is_taken_over_is_claimed_against_expire() {
     assert_eq!(packs()[&one], all);
     let run = running.wait().success();
     assert_eq!(resumed(&run).0, std::slice::from_ref(&one), "{run}");
-    check_restored(&site, &cluster, &id_of(&run));
+    check_restored(&site, &cluster, &run.id());
 }
 
 /// A pack that goes before the root is written is noticed: nothing is committed that leads to it.
@@ -357,7 +357,7 @@ fn b18_a_pack_that_goes_meanwhile_is_noticed_before_the_root_is_written() {
     assert_eq!(committed(&site), Vec::<String>::new(), "{run}");
     let run = backup(&site, &["--no-resume"]).run().success();
     site.pitr().arg("verify").run().success();
-    assert_eq!(committed(&site), [id_of(&run)]);
+    assert_eq!(committed(&site), [run.id()]);
 }
 
 /// A copy of the cluster has its identifier and other rows.
@@ -392,7 +392,7 @@ fn b18_packs_of_a_clone_bring_no_page_of_it() {
     // Most catalogs are the same.
     assert!(bytes > 0, "{run}");
     site.pitr().arg("verify").run().success();
-    check_restored(&site, &cluster, &id_of(&run));
+    check_restored(&site, &cluster, &run.id());
 }
 
 /// Who has been taken for killed takes nothing back that another one has claimed.
@@ -495,7 +495,7 @@ fn b18_a_resumed_backup_is_copied_whole() {
     let (site, cluster) = still(16);
     let one = killed(&site, &FULL, 5);
     let run = backup(&site, &FULL).run().success();
-    let id = id_of(&run);
+    let id = run.id();
     assert!(writers(&site, &id).contains(&one));
     cluster.archive_now();
     let second = site.add_repository("second", "");

@@ -3,7 +3,7 @@
 //!
 //! When the first of these tests fails, PostgreSQL has been repaired in the release under test: the decision is to be looked at again.
 
-use super::{FULL, INCREMENTAL, id_of, take};
+use super::{FULL, INCREMENTAL, take};
 use crate::common::{Cluster, Site, Stop, user};
 use crate::per_major;
 
@@ -54,10 +54,7 @@ fn combined(cluster: &Cluster) -> String {
         .run()
         .success();
     user::own_all(&to);
-    let config = to.join("postgresql.conf");
-    let mut text = std::fs::read_to_string(&config).unwrap();
-    text.push_str("archive_mode = off\n");
-    std::fs::write(config, text).unwrap();
+    crate::common::append(to.join("postgresql.conf"), "archive_mode = off\n");
     let copy = Cluster::open(cluster.major(), &to)
         .option("fsync", "off")
         .option("archive_mode", "off")
@@ -90,8 +87,8 @@ fn pages_that_no_record_touched_come_back_from_before_the_cut(major: u32) {
     ));
     cluster.sql(&format!("copy t from '{}'", rows.display()));
     own(&cluster, "incremental", Some("full"));
-    let local = id_of(&take(&site, &INCREMENTAL).success());
-    let streamed = id_of(&take(&site, &["--incremental"]).success());
+    let local = take(&site, &INCREMENTAL).success().id();
+    let streamed = take(&site, &["--incremental"]).success().id();
     cluster.archive_now();
     assert_eq!(cluster.query_one_string(TRUTH), "1900 rows, 0");
     assert_eq!(restored(&site, major, &local), "1900 rows, 0");
@@ -114,8 +111,8 @@ fn rows_behind_a_cut_of_an_older_summary_are_there(major: u32) {
     cluster.sql("insert into t select g, repeat('y', 500) from generate_series(10001, 10900) g");
     cluster.sql("checkpoint");
     own(&cluster, "incremental", Some("full"));
-    let local = id_of(&take(&site, &INCREMENTAL).success());
-    let streamed = id_of(&take(&site, &["--incremental"]).success());
+    let local = take(&site, &INCREMENTAL).success().id();
+    let streamed = take(&site, &["--incremental"]).success().id();
     cluster.archive_now();
     assert_eq!(restored(&site, major, &local), "1900 rows, 0");
     assert_eq!(restored(&site, major, &streamed), "1900 rows, 0");

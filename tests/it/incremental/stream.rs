@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::kind::{every, is};
 use super::{
-    FULL, World, check_equal, check_if_there, committed, id_of, increment, load_while, take, truth,
+    FULL, World, check_equal, check_if_there, committed, increment, load_while, take, truth,
 };
 use crate::backup::root;
 use crate::common::{Cluster, PATIENCE, Run, Site, Stop, paths_below, user, wait_until};
@@ -20,7 +20,7 @@ fn streamed(site: &Site) -> String {
     let run = take(site, &STREAM).success();
     assert_eq!(run.json()["kind"], "incremental", "{run}");
     assert!(run.stderr.contains("every page is compared"), "{run}");
-    id_of(&run)
+    run.id()
 }
 
 fn stored(run: &Run) -> u64 {
@@ -31,7 +31,7 @@ fn a_chain_over_the_network_gives_what_a_full_backup_gives(major: u32) {
     let world = World::new(major, major.is_multiple_of(2));
     // A prior of the other way of reading serves as well, and so does this for that.
     let prior: &[&str] = if major == 15 { &FULL } else { &[] };
-    let prior = id_of(&take(&world.site, prior).success());
+    let prior = take(&world.site, prior).success().id();
     world.churn(1);
     let first = streamed(&world.site);
     let at_first = world.truth();
@@ -43,7 +43,7 @@ fn a_chain_over_the_network_gives_what_a_full_backup_gives(major: u32) {
     world.churn(2);
     world.cluster.archive_now();
     let second = streamed(&world.site);
-    let full = id_of(&take(&world.site, &[]).success());
+    let full = take(&world.site, &[]).success().id();
     world.cluster.archive_now();
     let at_second = world.truth();
 
@@ -84,7 +84,7 @@ fn under_load_what_is_streamed_is_brought_to_the_same_pages(major: u32) {
         let backup = world.site.pitr().arg("backup").args(slow).args(args);
         let mut running = backup.timeout(20 * PATIENCE).spawn();
         load_while(&world, &mut running, seed);
-        id_of(&running.wait().success())
+        running.wait().success().id()
     };
     under_load(&[], 1);
     let first = under_load(&STREAM, 2);
@@ -126,7 +126,7 @@ fn what_did_not_change_is_not_stored() {
     take(&site, &STREAM).success();
     cluster.sql("delete from short where a > 100");
     cluster.sql("vacuum short");
-    let last = id_of(&take(&site, &STREAM).success());
+    let last = take(&site, &STREAM).success().id();
     cluster.archive_now();
     site.pitr().arg("verify").run().success();
     let expected = truth(&cluster);
@@ -203,7 +203,7 @@ fn primary_and_standby_take_turns_over_the_network() {
     primary.sql("insert into t values (-1, 'z')");
     primary.archive_now();
     site.pitr().arg("verify").run().success();
-    for (n, id) in [id_of(&first), last].iter().enumerate() {
+    for (n, id) in [first.id(), last].iter().enumerate() {
         site.sandbox().dir(format!("copy{n}"));
         let to = site.sandbox().join(format!("copy{n}/data"));
         let restore = site.pitr().args(["restore", "--backup", id, "--to"]);
@@ -237,7 +237,7 @@ fn a_prior_that_is_damaged_is_not_believed() {
         run.stderr.contains("cannot be compared with the prior"),
         "{run}"
     );
-    let id = id_of(&run);
+    let id = run.id();
     assert_eq!(committed(&site).len(), 2);
     cluster.archive_now();
     let expected = truth(&cluster);

@@ -1,7 +1,7 @@
 //! Damage of the prior that shows after the start of an incremental.
 
 use super::kind::{every, is};
-use super::{FULL, INCREMENTAL, committed, id_of, increment, root, take, truth};
+use super::{FULL, INCREMENTAL, committed, increment, root, take, truth};
 use crate::backup::layout;
 use crate::common::{Cluster, PATIENCE, Run, Site, user, wait_until};
 
@@ -37,7 +37,7 @@ fn full_instead_of(site: &Site, prior: &str, run: &Run) -> String {
     };
     assert!(begun("incr"), "the damage showed before the start");
     assert!(has_event(site, prior, "damaged"), "{run}");
-    let id = id_of(run);
+    let id = run.id();
     let mut both = vec![prior.to_owned(), id.clone()];
     both.sort();
     assert_eq!(committed(site), both);
@@ -48,7 +48,7 @@ fn check(method: &str, backup: impl Fn(&Site) -> Run) {
     let (site, cluster) = Site::with_cluster(17);
     cluster
         .sql("create table t as select g as a, md5(g::text) as b from generate_series(1, 20000) g");
-    let prior = id_of(&take(&site, &["--method", method]).success());
+    let prior = take(&site, &["--method", method]).success().id();
     cluster.sql("update t set b = b || 'x' where a % 50 = 0");
     damage_map(&site, &prior);
     let id = full_instead_of(&site, &prior, &backup(&site));

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{World, check_equal, id_of, truth};
+use super::{World, check_equal, truth};
 use crate::backup_faults::damage;
 use crate::common::fault::{self, Fault};
 use crate::common::mount::SmallDisk;
@@ -126,7 +126,7 @@ impl Host {
         let expected = self.world.truth();
         self.world.cluster.archive_now();
         let one = self.restored(id, &format!("{name}-incremental"));
-        let two = self.restored(&id_of(&full), &format!("{name}-full"));
+        let two = self.restored(&full.id(), &format!("{name}-full"));
         check_equal(&self.world, (one, two), true, &expected);
         full
     }
@@ -148,7 +148,7 @@ fn without_block_references_every_page_is_compared(major: u32) {
     is(&second, "incremental", "every page is read and compared");
     is(&second, "incremental", "this host keeps nothing of object");
     host.sealed.on("reader").arg("verify").run().success();
-    let full = host.check(&id_of(&second), "scan");
+    let full = host.check(&second.id(), "scan");
     let stored = |run: &Run| run.json()["stored_bytes"].as_u64().unwrap();
     assert!(stored(&second) < stored(&full), "{second}{full}");
 }
@@ -176,7 +176,7 @@ fn block_references_of_what_this_host_archived_tell_what_changed(major: u32) {
     // Earlier backups alone needed more than that.
     let manifests = host.kept("/manifest");
     assert_eq!(manifests.len(), 1, "{manifests:?}");
-    host.check(&id_of(&last), "wal");
+    host.check(&last.id(), "wal");
 }
 per_major!(block_references_of_what_this_host_archived_tell_what_changed, v13 v15 v17 v19);
 
@@ -203,7 +203,7 @@ fn b19_block_references_beyond_their_limit_are_forgotten() {
     let second = host.incremental("local");
     is(&second, "incremental", "every page is read and compared");
     is(&second, "incremental", "this host keeps nothing of object");
-    host.check(&id_of(&second), "forgotten");
+    host.check(&second.id(), "forgotten");
 }
 
 /// Every kind of file: lost, with a bit flipped, cut, put back from before, and of another host.
@@ -252,7 +252,7 @@ fn b19_state_that_is_not_whole_makes_a_scan_or_a_full_backup() {
     own_all(&host.state);
     let upon = host.incremental("local");
     is(&upon, "incremental", "every page is read and compared");
-    host.check(&id_of(&upon), "rolled-back");
+    host.check(&upon.id(), "rolled-back");
 
     // The state of another host of the cluster is of its own objects.
     std::fs::remove_dir_all(&host.state).unwrap();
@@ -288,7 +288,7 @@ fn b20_a_state_directory_that_takes_nothing_fails_no_backup() {
     let run = host.incremental("local");
     is(&run, "incremental", "no incremental can build upon backup");
     close(0o700);
-    host.check(&id_of(&run), "closed");
+    host.check(&run.id(), "closed");
     // The state of the backup before is whole.
     is(&host.incremental("local"), "incremental", "");
 }
@@ -321,7 +321,7 @@ fn b20_a_full_disk_under_the_state_fails_neither_archiving_nor_backups() {
     );
     is(&second, "incremental", "every page is read and compared");
     assert_eq!(second.json()["prior"], first.json()["id"]);
-    host.check(&id_of(&second), "full-disk");
+    host.check(&second.id(), "full-disk");
     drop(file);
     std::fs::remove_file(&filler).unwrap();
     let third = host.incremental("local");
@@ -334,18 +334,17 @@ fn b20_a_full_disk_under_the_state_fails_neither_archiving_nor_backups() {
         third.json()["id"],
         "{third}{fourth}"
     );
-    host.check(&id_of(&fourth), "room-again");
+    host.check(&fourth.id(), "room-again");
 }
 
 /// A janitor without keys took the prior away, and a second host took a backup that this one cannot read.
 #[test]
 fn b21_priors_that_are_gone_or_anothers_are_passed_over() {
     let host = Host::new(17);
-    let first = id_of(
-        &host
-            .take("writer", &["--full", "--method", "local"])
-            .success(),
-    );
+    let first = host
+        .take("writer", &["--full", "--method", "local"])
+        .success()
+        .id();
     let text = std::fs::read_to_string(host.sealed.config("writer")).unwrap();
     let other = text.replace("host/state", "host/other");
     assert_ne!(text, other);
@@ -358,9 +357,9 @@ fn b21_priors_that_are_gone_or_anothers_are_passed_over() {
     let third = host.incremental("local");
     is(&third, "incremental", "");
     assert_eq!(third.json()["prior"], first.as_str());
-    host.check(&id_of(&third), "two-hosts");
+    host.check(&third.id(), "two-hosts");
     let backups = host.sealed.folder("backups");
-    std::fs::remove_file(backups.join(id_of(&third)).join("manifest")).unwrap();
+    std::fs::remove_file(backups.join(third.id()).join("manifest")).unwrap();
     is(
         &host.incremental("local"),
         "full",
@@ -393,7 +392,7 @@ fn b22_a_backup_that_is_killed_leaves_state_that_serves() {
         }
     }
     let last = host.incremental("local");
-    host.check(&id_of(&last), "killed");
+    host.check(&last.id(), "killed");
 }
 
 /// Names of objects can be listed, and events be read; of backups nothing can.
@@ -458,7 +457,7 @@ fn b23_credentials_that_may_not_read_backups_do_with_what_the_host_kept() {
     let on_reader = || pitr().arg("--config").arg(&reader);
     on_reader().arg("verify").run().success();
     let to = site.sandbox.dir("copy").join("data");
-    let restore = on_reader().args(["restore", "--backup", &id_of(&last), "--to"]);
+    let restore = on_reader().args(["restore", "--backup", &last.id(), "--to"]);
     restore.arg(&to).run().success();
     verify_backup(17, &to);
     let copy = Cluster::open(17, &to).option("fsync", "off").start();

@@ -92,7 +92,7 @@ impl Dump<'_> {
             after.is_whole && before.rows() == after.rows(),
             "{what} is not found by a backup: {run}\n{why}"
         );
-        let id = run.json()["id"].as_str().unwrap().to_owned();
+        let id = run.id();
         for level in ["--list", "--read"] {
             let run = world
                 .logical(&["check", "app", level, "--backup", &id])

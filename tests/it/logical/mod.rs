@@ -406,7 +406,7 @@ fn d12_a_backup_that_is_marked_for_deletion_is_not_the_one_that_is_restored() {
         let to = world.sandbox.join(to);
         let restore = ["restore", "app", "--json", "--to", to.to_str().unwrap()];
         let run = world.logical(&restore).run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     };
     assert_eq!(restored("newest"), ids[1]);
     mark(&ids[1]);

@@ -107,13 +107,11 @@ impl World {
 
     /// Lets the configuration lead to another server.
     pub fn point_to(&self, other: &Cluster) {
-        let config = self.sandbox.join("pitr.toml");
-        let text = std::fs::read_to_string(&config).unwrap();
-        let (from, to) = (
-            self.cluster.conninfo("postgres"),
-            other.conninfo("postgres"),
+        crate::common::edit(
+            self.sandbox.join("pitr.toml"),
+            &self.cluster.conninfo("postgres"),
+            &other.conninfo("postgres"),
         );
-        std::fs::write(&config, text.replace(&from, &to)).unwrap();
     }
 
     /// `pitr` with the client programs and the server of the cluster's major, or of the next one that has them.
@@ -135,7 +133,7 @@ impl World {
     pub fn backup(&self) -> String {
         let run = self.logical(&["backup", "app", "--json"]).run().success();
         self.assert_spool_is_empty();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     }
 
     /// The ids of the backups that exist under a name.

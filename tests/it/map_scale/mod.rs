@@ -107,8 +107,7 @@ fn r176_b36_lookups_of_very_many_files_cost_requests_by_bytes_and_not_by_files()
 #[test]
 fn r177_the_claim_of_a_restore_is_renewed_while_its_map_is_opened() {
     let (site, cluster) = Site::with_cluster(17);
-    let taken = site.pitr().args(["backup", "--json"]).run().success();
-    let id = taken.json()["id"].as_str().unwrap().to_owned();
+    let id = site.backup();
     let claims = || {
         let run = site.pitr().args(["repo", "claims", "--json"]).run();
         let claims = run.success().json()["claims"].clone();

@@ -73,15 +73,13 @@ impl Extras {
         standby.alter_system("synchronous_standby_names", SLOT);
         standby.reload();
         let other = Proxy::to(standby.port());
-        let config = std::fs::read_to_string(site.config()).unwrap();
         let both = format!(
             "host=127.0.0.1,127.0.0.1 port={},{} user=postgres sslmode=disable target_session_attrs=primary application_name={SLOT}",
             proxy.port(),
             other.port()
         );
         let one = format!("{} application_name={SLOT}", proxy.conninfo());
-        assert!(config.contains(&one), "{config}");
-        std::fs::write(site.config(), config.replace(&one, &both)).unwrap();
+        site.edit(&one, &both);
         self.standby = Some((standby, other));
     }
 

@@ -73,9 +73,7 @@ impl Campaign {
         let proxy = Proxy::to(cluster.port());
         reception::configure(&site, &proxy.conninfo(), &disk.path().join("journal"));
         // The receiver's table is the last of the file.
-        let config = std::fs::read_to_string(site.config()).unwrap();
-        let line = format!("acknowledge = \"{acknowledge}\"\n");
-        std::fs::write(site.config(), config + &line).unwrap();
+        site.add(&format!("acknowledge = \"{acknowledge}\"\n"));
         cluster.sql(load::TABLES);
         extras.set_up(&cluster, &site, &proxy);
         let mut campaign = Campaign {

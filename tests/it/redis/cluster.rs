@@ -701,10 +701,8 @@ fn r66_slots_that_moved_are_named(name: &'static str) {
     assert_eq!(without_load(&restored(name, &to)), some("first", 600));
     // A shard is added to the copies in another repository by a sync, with all that is known of its slots.
     let other = world.sandbox.join("two");
-    let config = world.sandbox.join("pitr.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
     let more = format!("[repositories.two]\nurl = \"file://{}\"\n", other.display());
-    std::fs::write(&config, format!("{text}{more}")).unwrap();
+    crate::common::append(world.sandbox.join("pitr.toml"), &more);
     world
         .pitr(&["init", "--quiet", "--repository", "two"])
         .run()

@@ -8,6 +8,7 @@ use super::filled;
 use super::receive::{Moment, confirm, receiver, stop};
 use super::server::Server;
 use super::world::World;
+use crate::common::authority::{Authority, LATER};
 use crate::common::proxy::{Proxy, Way};
 use crate::common::{PATIENCE, files_below, wait_until};
 
@@ -248,35 +249,20 @@ fn r07_what_cannot_be_loaded_is_refused_before_anything_is_written() {
     assert!(!to.exists());
 }
 
-/// An authority, and a certificate of it for `localhost` with its private key.
-pub fn certificate() -> [String; 3] {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "an authority");
-    let key = KeyPair::generate().unwrap();
-    let authority = params.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["localhost".into()]).unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
-    [authority, certificate, key.serialize_pem()]
-}
-
 #[test]
 fn r08_tls_is_verified() {
-    let [other_pem, ..] = certificate();
-    let [pem, certificate, key] = certificate();
-
+    let (authority, other) = (Authority::new(), Authority::new());
+    let own = authority.signs("localhost", LATER);
     let plain = Server::start("redis-7", &[]);
     let world = World::new(&plain);
     drop(plain);
     let file = |name: &str, text: &str| world.sandbox.file(name, text).display().to_string();
-    let (ca, other) = (file("ca.pem", &pem), file("other.pem", &other_pem));
-    let certificate = file("server.pem", &certificate);
-    let key = file("server.key", &key);
+    let (ca, other) = (
+        file("ca.pem", &authority.pem),
+        file("other.pem", &other.pem),
+    );
+    let certificate = file("server.pem", &own.pem);
+    let key = file("server.key", &own.key);
     let server = Server::listening(
         "redis-7",
         "--tls-port",

@@ -29,7 +29,8 @@ fn configure(world: &World, source: &Server, live: &Server, more: &str) {
     ));
 }
 
-fn into(world: &World, more: &[&str]) -> crate::common::Program {
+/// The restore of the data set into the other server.
+pub fn into(world: &World, more: &[&str]) -> crate::common::Program {
     let scratch = world.sandbox.dir("tmp");
     world
         .redis(&["restore", "cache", "--into", "live"])

@@ -1,8 +1,9 @@
 //! `pitr redis restore --into … --key` and `--keys`: a running server gets single keys; rows R54 to R56 of docs/faults.md.
 
+use super::into::into;
 use super::server::Server;
 use super::world::World;
-use crate::common::{PATIENCE, Program, files_below, wait_until};
+use crate::common::{PATIENCE, files_below, wait_until};
 use crate::per_server;
 
 const SOURCE: &str = "SET user:1 one\nSET user:2 two EX 100000\nRPUSH user:list a b c\nHSET user:hash f 1 g 2\nZADD user:zset 1 a 2 b\nXADD user:stream 1-1 f v\nXGROUP CREATE user:stream g 0\nSET user:plain x\nSET \"user:\\x00\\xff\" binary\nSET short-lived x PX 1\nSET other 1\nSELECT 5\nSET user:five 5\n";
@@ -26,14 +27,6 @@ fn configure(world: &World, source: &Server, live: &Server, more: &str) {
         source.address(),
         live.address()
     ));
-}
-
-fn into(world: &World, more: &[&str]) -> Program {
-    let scratch = world.sandbox.dir("tmp");
-    world
-        .redis(&["restore", "cache", "--into", "live"])
-        .args(more)
-        .env("TMPDIR", scratch)
 }
 
 /// The value of a key as the server hands it out, without the version and checksum behind it.

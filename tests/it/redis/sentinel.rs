@@ -2,11 +2,11 @@
 
 use std::io::{Read as _, Write as _};
 
-use super::faults::certificate;
 use super::receive::{Moment, confirm, receiver, stop};
 use super::server::{Server, program};
 use super::world::World;
 use super::writer::{self, Writer};
+use crate::common::authority::{Authority, LATER};
 use crate::common::{Lock, PATIENCE, Program, Running, Sandbox, free_port, wait_until};
 use crate::per_server;
 
@@ -249,11 +249,12 @@ fn r60_sentinels_that_lead_nowhere_are_passed_over_or_named() {
 fn r61_sentinels_have_an_account_of_their_own() {
     let master = Server::listening("redis-7", "--port", &OPTIONS);
     let world = World::new(&master);
-    let [authority, certificate, key] = certificate();
+    let authority = Authority::new();
+    let own = authority.signs("localhost", LATER);
     let file = |name: &str, text: &str| world.sandbox.file(name, text).display().to_string();
-    let (ca, certificate) = (file("ca.pem", &authority), file("server.pem", &certificate));
+    let (ca, certificate) = (file("ca.pem", &authority.pem), file("server.pem", &own.pem));
     let (key, password) = (
-        file("server.key", &key),
+        file("server.key", &own.key),
         file("password", "wr0ng-Gr3enTea\n"),
     );
     let rights = "+sentinel|get-master-addr-by-name +sentinel|slaves";

@@ -29,7 +29,7 @@ fn add(shop: &Shop, sql: &str) -> String {
     let args = ["erasure", "add", "--json", "--database", "postgres"];
     let add = shop.pitr(&args).args(["--sql", "-"]).stdin(sql);
     let run = add.run().success();
-    run.json()["id"].as_str().unwrap().to_owned()
+    run.id()
 }
 
 fn full(mark: &str) -> [&str; 6] {
@@ -376,7 +376,7 @@ fn each_cluster_of_a_set_repeats_erasures_of_its_own_for_root_too() {
         pair.pitr(&backup).run().success();
     }
     let marked = pair.pitr(&["mark", "pair", "--json"]).run().success();
-    let mark = marked.json()["id"].as_str().unwrap().to_owned();
+    let mark = marked.id();
     for cluster in &pair.clusters {
         cluster.sql("delete from person where id > 1");
         cluster.archive_now();

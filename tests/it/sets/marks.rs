@@ -20,7 +20,7 @@ fn x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them(major: u32) {
     cluster.sql("create table t (n int)");
     let id = |args: &[&str]| {
         let run = home.pitr().args(args).arg("--json").run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     };
     let mark = |label: &[&str]| {
         cluster.sql("insert into t select count(*) from t");
@@ -86,14 +86,12 @@ fn x33_marks_stay_while_a_root_is_unreadable_or_lost() {
     let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
     let mut cluster = builder.create();
     let site = Site::new(&cluster);
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let set = "\n[sets.shop]\nmembers = [\"main\"]\n";
-    std::fs::write(site.config(), config + set).unwrap();
+    site.add("\n[sets.shop]\nmembers = [\"main\"]\n");
     site.attach(&cluster);
     cluster.start();
     let id = |args: &[&str]| {
         let run = site.pitr().args(args).arg("--json").run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     };
     let first = id(&["backup", "--full"]);
     id(&["mark", "shop", "--label", "early"]);

@@ -85,7 +85,7 @@ impl Host {
         let run = self.pitr(&["mark", "shop", "--with-backups", "--json"]);
         let run = run.run();
         assert!(matches!(run.code(), 0 | 6), "{run}");
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     }
 
     fn recover(&self, mark: &str, more: &[&str]) -> Program {
@@ -185,11 +185,11 @@ fn r192_a_backup_behind_a_mark_is_found_in_any_repository() {
             repository,
         ];
         let run = host.pitr(&words).run().success();
-        run.json()["id"].as_str().unwrap().to_owned()
+        run.id()
     };
     let early = backup("one");
     let mark = host.pitr(&["mark", "shop", "--json"]).run().success();
-    let mark = mark.json()["id"].as_str().unwrap().to_owned();
+    let mark = mark.id();
     let wanted = backup("two");
     let plan = host.recover(&mark, &["--dry-run", "--json"]).run();
     let plan = plan.success().json();

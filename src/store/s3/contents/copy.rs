@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use aws_sdk_s3::types::{CompletedPart, MetadataDirective, TaggingDirective};
 
-use super::facts::encoded;
 use super::write::{begin, check_size, complete, copied_at_once, named, take_back};
 use super::{Answer, Contents, Entry, Expected, Facts, Outcome};
 use crate::error::{Code, Result};
+use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::http::retry::Purpose;
 use crate::store::s3::client::wait;
-use crate::store::s3::failure::{Answered, Failure, Kind};
-use crate::store::s3::request::{Bucket, Purpose};
+use crate::store::s3::request::Bucket;
+use crate::text::percent_encoded;
 
 /// The outcome of a copy within the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,9 +119,8 @@ fn is_refusal(failure: &Failure) -> bool {
 }
 
 fn source(from: &Bucket, key: &str) -> String {
-    let full = from.full(key);
-    let parts: Vec<String> = full.split('/').map(encoded).collect();
-    format!("{}/{}", from.bucket, parts.join("/"))
+    let full = percent_encoded(from.full(key).as_bytes(), b"/");
+    format!("{}/{full}", from.bucket)
 }
 
 async fn whole(

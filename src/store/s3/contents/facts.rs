@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use serde::{Deserialize, Serialize};
 
+use crate::text::percent_encoded;
+
 /// Metadata of an object. JSON of it is tag 20 of a node (format, section 16.2).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -71,6 +73,7 @@ impl Facts {
 
     /// The tags as the header of a request has them.
     pub(super) fn tagging(&self) -> Option<String> {
+        let encoded = |text: &String| percent_encoded(text.as_bytes(), b"");
         let pair =
             |(name, value): (&String, &String)| format!("{}={}", encoded(name), encoded(value));
         let pairs: Vec<String> = self.tags.iter().map(pair).collect();
@@ -80,19 +83,6 @@ impl Facts {
 
 fn owned((name, value): (&String, &String)) -> (String, String) {
     (name.clone(), value.clone())
-}
-
-/// Everything but letters, digits and `-._~` in percent form.
-pub(super) fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ if byte.is_ascii_alphanumeric() => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 /// Requests that begin an object, with its metadata. They have the same setters, and no trait in common.

@@ -16,7 +16,6 @@ pub use read::{Answer, Piece};
 pub use write::{Expected, Outcome, Upload};
 
 use super::client::wait;
-use super::failure::{Answered, Failure, Kind};
 use super::listing::Listing;
 use super::object::time;
 use super::request::Bucket;
@@ -24,6 +23,7 @@ use super::{LISTED_AHEAD, S3Store};
 use crate::config::S3Settings;
 use crate::err;
 use crate::error::{Code, Result};
+use crate::store::http::failure::{Answered, Failure, Kind};
 
 /// Keys in a page of a listing.
 const PAGE_KEYS: i32 = 1000;

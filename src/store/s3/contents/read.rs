@@ -8,10 +8,12 @@ use bytes::Bytes;
 use super::facts::Facts;
 use super::{Contents, is_of_object};
 use crate::error::Result;
+use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::http::range_of;
+use crate::store::http::retry::Purpose;
 use crate::store::s3::client::wait;
-use crate::store::s3::failure::{Answered, Failure, Kind};
-use crate::store::s3::object::{collect, range_of};
-use crate::store::s3::request::{Bucket, Purpose};
+use crate::store::s3::object::collect;
+use crate::store::s3::request::Bucket;
 
 /// A piece of an object.
 #[derive(Debug, Clone)]

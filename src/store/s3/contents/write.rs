@@ -14,11 +14,12 @@ use super::facts::{Facts, described};
 use crate::err;
 use crate::error::Result;
 use crate::fault;
+use crate::store::http::failure::{Answered, Failure, Kind};
+use crate::store::http::retry::Purpose;
 use crate::store::s3::checksum::{check_sum, checksum};
 use crate::store::s3::client::wait;
-use crate::store::s3::failure::{Answered, Failure, Kind};
 use crate::store::s3::multipart::abort;
-use crate::store::s3::request::{Bucket, Purpose};
+use crate::store::s3::request::Bucket;
 
 /// Bytes of one request; a larger object goes in parts of them. The least that stores accept of a part is 5 MiB.
 const PART_BYTES: u64 = 8 << 20;

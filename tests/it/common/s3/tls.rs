@@ -5,19 +5,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::Runtime;
 
 use super::S3Server;
-
-/// Issues certificates.
-pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    /// Its own certificate.
-    pub pem: String,
-}
+use crate::common::authority::Authority;
 
 /// The content of a certificate.
 pub struct Says {
@@ -29,38 +23,19 @@ pub struct Says {
     pub year: i32,
 }
 
-impl Authority {
-    pub fn new() -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(params, key);
-        Authority { issuer, pem }
-    }
-
-    fn acceptor(&self, says: &Says) -> tokio_rustls::TlsAcceptor {
-        Arc::new(self.server(says)).into()
-    }
-
-    /// Settings of a server with such a certificate.
-    fn server(&self, says: &Says) -> ServerConfig {
-        let mut params = CertificateParams::new(vec![says.host.to_owned()]).unwrap();
-        let name = &mut params.distinguished_name;
-        name.push(DnType::CommonName, says.subject);
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        params.not_after = rcgen::date_time_ymd(says.year, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], private)
-            .unwrap()
-    }
+/// A server with such a certificate.
+fn acceptor(authority: &Authority, says: &Says) -> tokio_rustls::TlsAcceptor {
+    let signed = authority.signs_as(says.subject, says.host, says.year);
+    let certificate = CertificateDer::from_pem_slice(signed.pem.as_bytes()).unwrap();
+    let private = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], private)
+        .unwrap();
+    Arc::new(config).into()
 }
 
 /// Takes TLS connections and hands on what comes over them, until it is dropped.
@@ -77,7 +52,7 @@ impl Tls {
             .enable_all()
             .build()
             .unwrap();
-        let acceptor = Arc::new(Mutex::new(authority.acceptor(says)));
+        let acceptor = Arc::new(Mutex::new(acceptor(authority, says)));
         let present = Arc::clone(&acceptor);
         let inner = server.address;
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"));
@@ -105,7 +80,7 @@ impl Tls {
 
     /// Shows another certificate from now on.
     pub fn renew(&self, authority: &Authority, says: &Says) {
-        *self.acceptor.lock().unwrap() = authority.acceptor(says);
+        *self.acceptor.lock().unwrap() = acceptor(authority, says);
     }
 
     /// Its URL, by name.

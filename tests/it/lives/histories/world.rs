@@ -293,7 +293,7 @@ impl World {
         let code = run.code();
         match code {
             0 => {
-                let id = run.json()["id"].as_str().unwrap().to_owned();
+                let id = run.id();
                 let state = self.lives.now(self.servers[at].life);
                 self.say(format!("backup {id} of server {at}: {state:?}"));
                 self.backups.push(Backup { id, state });
@@ -470,11 +470,8 @@ fn second_of(site: &Site) -> PathBuf {
 }
 
 fn with_receiver(site: &Site) {
-    let config = std::fs::read_to_string(site.config()).unwrap();
-    let journal = site.sandbox().join("journal");
-    let more = format!(
+    site.add(&format!(
         "\n[clusters.main.receive]\nslot = \"pitr\"\njournal = \"{}\"\n",
-        journal.display()
-    );
-    std::fs::write(site.config(), config + &more).unwrap();
+        site.sandbox().join("journal").display()
+    ));
 }

@@ -1,0 +1,100 @@
+//! Private folders of servers that pitr starts. Each process holds the lock in its own; a folder whose lock is free is left over.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation::NonBlockingLockExclusive;
+
+use crate::err;
+use crate::error::Result;
+
+/// A socket's path may have 107 bytes, of which its name takes some: PostgreSQL, src/include/libpq/pqcomm.h.
+const FOLDER_BYTES_MAX: usize = 80;
+
+/// The directory below which a folder is to be made, without links in its path.
+///
+/// # Errors
+/// `Refused` where it is not there.
+pub(super) fn below(directory: &Path) -> Result<PathBuf> {
+    let real = directory.canonicalize().ok().filter(|path| path.is_dir());
+    real.ok_or_else(|| {
+        err!(Refused, "\"{}\" is not a directory", directory.display())
+            .hint("Nothing was done. Make it, or name another one with --dir DIR.")
+    })
+}
+
+/// Requires that a server can have its socket in a folder.
+///
+/// # Errors
+/// `Refused`.
+pub(super) fn check_path(folder: &Path) -> Result<()> {
+    match folder.as_os_str().len() > FOLDER_BYTES_MAX || folder.to_str().is_none() {
+        true => Err(err!(
+            Refused,
+            "the path of \"{}\" is too long for a socket, or no UTF-8",
+            folder.display()
+        )
+        .hint("Nothing was done. Name a directory with a shorter path: --dir DIR.")),
+        false => Ok(()),
+    }
+}
+
+/// Makes the lock of a folder, and holds it.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn lock(folder: &Path, name: &str) -> std::io::Result<File> {
+    let lock = File::create(folder.join(name))?;
+    rustix::fs::flock(&lock, NonBlockingLockExclusive)?;
+    Ok(lock)
+}
+
+/// Takes the lock of a folder that is left over; none where a process holds it.
+pub(super) fn take_over(folder: &Path, name: &str) -> Option<File> {
+    let Ok(lock) = File::open(folder.join(name)) else {
+        // Killed before it had a lock: then it is empty. One that was kept is not.
+        let _ = std::fs::remove_dir(folder);
+        return None;
+    };
+    let taken = rustix::fs::flock(&lock, NonBlockingLockExclusive);
+    taken.is_ok().then_some(lock)
+}
+
+/// The folders below a directory that are this user's, by the beginning of their names.
+pub(super) fn folders(below: &Path, prefix: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(below).into_iter().flatten().flatten();
+    let is_ours = |entry: &std::fs::DirEntry| {
+        let is_named = entry.file_name().to_string_lossy().starts_with(prefix);
+        // This is about the entry itself: a link is no directory.
+        let meta = entry.metadata().ok().filter(|_| is_named);
+        let own = rustix::process::geteuid().as_raw();
+        meta.is_some_and(|meta| meta.is_dir() && meta.uid() == own)
+    };
+    entries.filter(is_ours).map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_left_over_when_nobody_holds_its_lock() {
+        let below = tempfile::tempdir().unwrap();
+        let folder = |name: &str| {
+            let path = below.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let (held, empty, other) = (folder("own-held"), folder("own-empty"), folder("other"));
+        std::os::unix::fs::symlink(&other, below.path().join("own-link")).unwrap();
+        let mut found = folders(below.path(), "own-");
+        found.sort();
+        assert_eq!(found, [empty.clone(), held.clone()]);
+        let taken = lock(&held, "lock").unwrap();
+        assert!(take_over(&held, "lock").is_none());
+        drop(taken);
+        assert!(take_over(&held, "lock").is_some());
+        assert!(take_over(&empty, "lock").is_none() && !empty.exists());
+    }
+}
