@@ -1448,7 +1448,7 @@ fn wrong_calls_are_never_the_end_of_wal() {
 fn f01_a_streaming_standby_catches_up_from_the_second_archive() {
     require_root!("f01_a_streaming_standby_catches_up_from_the_second_archive");
     let (site, primary) = Site::with_cluster(17);
-    let second = site.add_repository("second", "");
+    site.add_repository("second", "");
     primary.sql("create table t (a int)");
     let mut standby = Cluster::builder(17)
         .standby_of(&primary)

@@ -1,4 +1,4 @@
-//! What the stores over HTTP have in common: attempts and their repetition, failures, and secrets that stay hidden.
+//! The stores over HTTP have this in common: attempts and their repetition, failures, and secrets that stay hidden.
 
 pub(super) mod attempt;
 pub(super) mod calm;

@@ -138,7 +138,7 @@ fn j66_a_log_that_could_not_be_read_is_not_called_whole() {
 fn y43_a_control_is_met_for_every_copy_of_a_cluster_or_not_at_all() {
     let (site, cluster) = Site::with_cluster(17);
     site.keep_state();
-    let offsite = site.add_repository("offsite", "");
+    site.add_repository("offsite", "");
     let pitr = |words: &[&str]| site.pitr().args(words.iter().copied()).arg("--quiet").run();
     pitr(&["backup"]).success();
     cluster.archive_now();
