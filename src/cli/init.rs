@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::exit;
 use crate::operate::archive_command::conf_value;
 use crate::operate::human;
-use crate::operate::init::{self, Made, Request};
+use crate::operate::init::{self, Done, Made, Request};
 
 /// Create the repository and register the cluster in it
 ///
@@ -129,12 +129,7 @@ pub(super) fn print_done(made: &Made, cx: &Context) -> Result<()> {
             state(one.registered, "registered", "was registered")
         ))?;
     }
-    if !made.config_written
-        && made
-            .repositories
-            .iter()
-            .all(|d| !d.created && !d.registered && d.recipients_given_back.is_empty())
-    {
+    if !made.config_written && made.repositories.iter().all(Done::was_whole) {
         cx.out
             .line("Nothing had to be done: all of it was there.")?;
     }

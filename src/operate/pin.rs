@@ -9,7 +9,7 @@ use super::session::Session;
 use super::target::AskedTarget;
 use super::{human, unproven};
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::time::TimestampTz;
 use crate::plan::target::Target;
@@ -17,6 +17,8 @@ use crate::repo::deletion;
 use crate::repo::event::{self, Event, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
+use crate::repo::scope::Scope;
+use crate::store::Store;
 use crate::wal::inventory::{Backup, Inventory, Pin};
 
 /// Why nothing is written without the MAC key.
@@ -182,7 +184,11 @@ impl Pinning {
                 true => Ok(()),
                 false => record(reading, inventory, [&pin]),
             };
-            let recorded = recorded.and_then(|()| still_there(session, reading, inventory, backup));
+            let recorded = recorded.and_then(|()| {
+                let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
+                let place = (reading.repository.store(), &*layout);
+                require_outlived(session, place, &backup.id)
+            });
             let name = &reading.configured.name;
             match recorded {
                 Ok(()) => self.recorded_in.push(name.clone()),
@@ -247,22 +253,27 @@ fn record<'a>(
 }
 
 /// Requires that the backup outlived the recording of its pin: a run of expire that had read its events before may have deleted it.
-fn still_there(
+///
+/// # Errors
+/// `NotFound`; `Interrupted`; what the store says.
+pub(super) fn require_outlived(
     session: &Session,
-    reading: &Reading,
-    inventory: &Inventory,
-    backup: &Backup,
+    place: (&dyn Store, &Scope),
+    backup: &BackupId,
 ) -> Result<()> {
-    let layout = ClusterLayout::new(&reading.name, inventory.system_identifier)?;
-    let place = (reading.repository.store(), &*layout);
-    match deletion::outlived(place, &session.host, &backup.id)? {
-        true => Ok(()),
-        false => Err(err!(
-            NotFound,
-            "backup \"{}\" was deleted while it was pinned",
-            backup.id
+    match deletion::outlived(place, &session.host, backup) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(
+            err!(NotFound, "backup \"{backup}\" was deleted while it was pinned")
+                .hint("The pin keeps nothing there. \"pitr info\" shows which backups there are."),
+        ),
+        Err(e) if e.code() == Code::Interrupted => Err(err!(
+            Interrupted,
+            "interrupted while \"pitr expire\" runs; the pin of backup \"{backup}\" is recorded in {}",
+            place.0.location()
         )
-        .hint("The pin keeps nothing there. \"pitr info\" shows which backups there are.")),
+        .hint("Nobody knows yet whether the backup outlived that run, and later repositories were not asked. Run the same command again, or end the pin with \"pitr unpin\" (a hold with \"pitr unhold\").")),
+        Err(e) => Err(e),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::failures::Failures;
-use super::pin::{Kind, StandingPin, UNPROVEN, to_come};
+use super::pin::{Kind, StandingPin, UNPROVEN, require_outlived, to_come};
 use super::session::Session;
 use super::target::AskedTarget;
 use super::unproven;
@@ -13,7 +13,6 @@ use crate::config;
 use crate::err;
 use crate::error::{Error, Result};
 use crate::pg::time::TimestampTz;
-use crate::repo::deletion;
 use crate::repo::event::{self, Event, Recorded, Writer};
 use crate::repo::id::BackupId;
 use crate::repo::repository::Repository;
@@ -250,15 +249,7 @@ impl Pinning {
         }
         // A run of expire that had read its events before may delete it.
         let place = (copy.repository.store(), &self.of);
-        match deletion::outlived(place, &session.host, &self.backup)? {
-            true => Ok(()),
-            false => Err(err!(
-                NotFound,
-                "backup \"{}\" was deleted while it was pinned",
-                self.backup
-            )
-            .hint("The pin keeps nothing there.")),
-        }
+        require_outlived(session, place, &self.backup)
     }
 
     fn end(&self, writer: &Writer, copy: &Copy) -> Result<()> {

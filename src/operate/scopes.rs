@@ -196,8 +196,8 @@ pub fn look_at(repository: &Repository, scope: &Scope, now: TimestampTz) -> Resu
         problems.push(Finding::new("content", name, Level::Fail, what).with_next(next));
     };
     let check = || "pitr verify".to_owned();
-    let registered = source::registration(repository.store(), scope);
-    if let Some(None) = catalog.found(registered)? {
+    let is_lost = source::is_lost(repository.store(), scope);
+    if let Some(true) = catalog.found(is_lost)? {
         let what = source::lost(scope).to_string();
         fail("registration", what, "pitr init".to_owned());
     }

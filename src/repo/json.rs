@@ -306,6 +306,21 @@ pub fn write(
     put(store, key, &encode(key, kind, value)?)
 }
 
+/// Requires that an object of an encrypted repository could be signed: without its MAC it would be called forged by all who have the key.
+///
+/// # Errors
+/// `Key`.
+pub fn require_mac(store: &dyn Store, key: &Key) -> Result<()> {
+    match store.encrypted().is_some() && store.mac(key, &[])?.is_none() {
+        true => Err(err!(
+            Key,
+            "object \"{key}\" of an encrypted repository would be written without proof"
+        )
+        .hint("Nothing was written. Configure key_set (or key_file) in the section of the repository.")),
+        false => Ok(()),
+    }
+}
+
 /// As [`write()`], of an object that stays plain in an encrypted repository, and bears a MAC there where the MAC key is at hand.
 pub fn write_signed(
     store: &dyn Store,

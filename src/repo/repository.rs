@@ -579,8 +579,12 @@ impl Repository {
     }
 
     /// Registers a cluster; its being registered already is fine.
+    ///
+    /// # Errors
+    /// `Key` when the repository is encrypted and its MAC key is not configured; what the store says.
     pub fn register(&self, registration: &Registration) -> Result<Published> {
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
+        json::require_mac(self.store.as_ref(), &layout.registration())?;
         json::write_signed(
             self.store.as_ref(),
             &layout.registration(),

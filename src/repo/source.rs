@@ -8,6 +8,7 @@ use super::json;
 use super::root::Stored;
 use super::root::aux_root::AuxOutline;
 use super::scope::Scope;
+use super::set_mark;
 use super::slot_map::CONTENT;
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -83,7 +84,7 @@ pub fn register(
     if let Some(known) = registration(store, scope)? {
         return Ok(known);
     }
-    if !store.list(&scope.prefix())?.is_empty() {
+    if is_stored(store, scope)? {
         // Another process may have registered it between the two looks.
         return registration(store, scope)?.ok_or_else(|| lost(scope));
     }
@@ -100,15 +101,38 @@ pub fn register(
     write(store, scope, &own)
 }
 
-/// Registers a scope anew whose registration is lost, with the source that its newest root names.
+/// Whether anything is stored of the scope.
+fn is_stored(store: &dyn Store, scope: &Scope) -> Result<bool> {
+    Ok(!store.list(&scope.prefix())?.is_empty())
+}
+
+/// Whether something is stored of a scope that nothing registers.
 ///
 /// # Errors
-/// `Conflict` when it is registered; `Damaged` when no root can be read; what the store says.
-pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Result<Registration> {
-    if registration(store, scope)?.is_some() {
-        return Err(err!(Conflict, "\"{}\" is registered", scope.prefix()));
+/// Those of [`registration`]; what the store says.
+pub fn is_lost(store: &dyn Store, scope: &Scope) -> Result<bool> {
+    Ok(registration(store, scope)?.is_none() && is_stored(store, scope)?)
+}
+
+/// Registers a scope anew whose registration is lost, and returns whether it was lost. Its source is the one that the newest root names, else the newest
+/// event of a source; sets have none.
+///
+/// # Errors
+/// `Damaged` when nothing that can be read tells the source; `Key` without the MAC key; what the store says.
+pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Result<bool> {
+    if !is_lost(store, scope)? {
+        return Ok(false);
     }
-    let source = of_newest_root(store, scope)?.ok_or_else(|| lost(scope))?;
+    let source = match scope.kind() {
+        Some(set_mark::KIND) => None,
+        _ => match of_newest_root(store, scope)? {
+            Some(source) => source,
+            None => {
+                let last = events(store, scope)?.pop();
+                last.ok_or_else(|| lost(scope))?.event.source
+            }
+        },
+    };
     let own = Registration {
         content: scope.kind().unwrap_or_default().to_owned(),
         name: scope.name().to_owned(),
@@ -117,7 +141,7 @@ pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Res
         created: now,
         features: Vec::new(),
     };
-    write(store, scope, &own)
+    write(store, scope, &own).map(|_| true)
 }
 
 /// The source that the newest root names; none where no root can be read.
@@ -142,6 +166,7 @@ pub fn of_newest_root(store: &dyn Store, scope: &Scope) -> Result<Option<Option<
 }
 
 fn write(store: &dyn Store, scope: &Scope, own: &Registration) -> Result<Registration> {
+    json::require_mac(store, &scope.registration())?;
     match json::write_signed(store, &scope.registration(), REGISTRATION, own)? {
         Published::Created => Ok(own.clone()),
         Published::Exists => registration(store, scope)?.ok_or_else(|| lost(scope)),
@@ -151,7 +176,7 @@ fn write(store: &dyn Store, scope: &Scope, own: &Registration) -> Result<Registr
 /// Returns the error for a scope that has objects and no registration.
 pub fn lost(scope: &Scope) -> Error {
     err!(Damaged, "the registration of \"{}\" is lost", scope.prefix())
-        .hint("Nothing was written. What is stored can be restored. Register it again before the next backup.")
+        .hint("Nothing was written. What is stored can be restored. Register it again before the next backup: pitr init.")
 }
 
 fn is_encrypted(store: &dyn Store) -> bool {

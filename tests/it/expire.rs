@@ -739,7 +739,7 @@ fn a_restore_whose_backup_expires_while_it_is_planned_says_so() {
             .arg("--to")
             .arg(&to);
         let fault = match on_root {
-            Some(root) => stop("pread64", 3).on(root(&repository)),
+            Some(root) => stop("pread64", 2).on(root(&repository)),
             None => stop("fsync,fdatasync", 1),
         };
         let run = fault::pause_at(&restore, &fault, || {

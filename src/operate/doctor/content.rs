@@ -172,7 +172,7 @@ fn newest(found: &mut Findings, content: &Content<'_>, info: &ScopeInfo, session
             &name,
             &problem.value,
             "a check or a person has to look",
-            "pitr verify",
+            problem.next.as_deref().unwrap_or("pitr verify"),
         );
     }
     let age = end.and_then(|end| now.duration_since(end));

@@ -21,7 +21,8 @@ pub mod settle;
 mod user;
 
 use identity::{Identity, check_identity, identity};
-use place::{Done, create, missing_ancestors, prepare};
+pub use place::Done;
+use place::{create, missing_ancestors, prepare};
 use user::ServerUser;
 
 /// The operator's request.

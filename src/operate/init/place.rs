@@ -11,18 +11,19 @@ use super::{Request, Wanted};
 use crate::config::{self, Location};
 use crate::durable;
 use crate::err;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::operate::away;
 use crate::operate::expire::keep_reserve;
 use crate::operate::session::Session;
 use crate::repo::repository::{Registration, Repository};
-use crate::repo::{scope, source};
+use crate::repo::scope::{self, Scope};
+use crate::repo::source;
 use crate::store::blob::BlobStore;
 use crate::store::file::FileStore;
 use crate::store::probe::probe;
 use crate::store::s3::S3Store;
 use crate::store::sftp::SftpStore;
-use crate::store::{self, Key, Published, Store};
+use crate::store::{self, Published, Store};
 
 /// The state of a repository's place before anything is done to it.
 pub(super) enum State {
@@ -357,10 +358,23 @@ pub struct Done {
     pub weaknesses: Vec<String>,
     /// Recipients that got back the keys that the repository had lost.
     pub recipients_given_back: Vec<String>,
+    /// Other content whose registration was lost, and is there again.
+    pub registered_again: Vec<String>,
+    /// Why other content was not registered again.
+    pub not_registered: Vec<String>,
 }
 
 impl Done {
-    /// Warns of promises that its place does not keep.
+    /// Whether nothing was lacking.
+    pub fn was_whole(&self) -> bool {
+        !self.created
+            && !self.registered
+            && self.recipients_given_back.is_empty()
+            && self.registered_again.is_empty()
+            && self.not_registered.is_empty()
+    }
+
+    /// Warns of promises that its place does not keep, and of what it had lost.
     pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
         let (name, kind) = (&self.name, self.kind);
         let weaknesses = self.weaknesses.iter();
@@ -370,7 +384,13 @@ impl Done {
         let back = (!back.is_empty()).then(|| {
             format!("repository \"{name}\" had no keys of any recipient, and has those of writer.key again: {back}. Withdraw again who was withdrawn: pitr repo rewrap --withdraw NAME. Look what deleted keys/, a lifecycle rule or a person")
         });
-        weaknesses.chain(back)
+        let again = self.registered_again.iter().map(move |scope| {
+            format!("repository \"{name}\" had lost the registration of \"{scope}\", and has it again. Look what deleted it, a lifecycle rule or a person")
+        });
+        let not = self.not_registered.iter().map(move |why| {
+            format!("repository \"{name}\": {why}. Its backups are refused until it is registered; what is stored can be restored")
+        });
+        weaknesses.chain(back).chain(again).chain(not)
     }
 }
 
@@ -442,12 +462,16 @@ pub(super) fn create(
     }
     let again = match prepared.state {
         State::Repository { .. } => register_again(&repository, session)?,
-        State::Missing | State::Empty => Vec::new(),
+        State::Missing | State::Empty => Again::default(),
     };
     if let Some(path) = prepared.configured.location.directory() {
         made.ours.extend(made_in(path, wanted, identity));
-        made.ours
-            .extend(again.iter().map(|key| path.join(key.as_str())));
+        made.ours.extend(
+            again
+                .made
+                .iter()
+                .map(|s| path.join(s.registration().as_str())),
+        );
         made.ours
             .extend(key_set.map(|k| k.made_in(path)).unwrap_or_default());
     }
@@ -463,6 +487,8 @@ pub(super) fn create(
         registered: !was_registered,
         weaknesses: made.weaknesses,
         recipients_given_back,
+        registered_again: again.made.iter().map(Scope::prefix).collect(),
+        not_registered: again.failures,
     })
 }
 
@@ -480,23 +506,40 @@ fn registration(wanted: &Wanted, identity: &Identity, session: &Session) -> Regi
     }
 }
 
-/// Registers other content again whose registration is lost, and returns the keys that were made.
-fn register_again(repository: &Repository, session: &Session) -> Result<Vec<Key>> {
-    let store = repository.store();
-    let mut made = Vec::new();
-    for scope in repository.aux_scopes()? {
-        let key = scope.registration();
-        if store.head(&key)?.is_some() {
-            continue;
+/// What became of registrations of other content that were lost.
+#[derive(Default)]
+struct Again {
+    /// The scopes that were registered again.
+    made: Vec<Scope>,
+    /// Why others were not.
+    failures: Vec<String>,
+}
+
+/// Registers other content again whose registration is lost. The cluster does not wait for it: what fails is told.
+fn register_again(repository: &Repository, session: &Session) -> Result<Again> {
+    let mut again = Again::default();
+    let mut failed = |e: Error| match e.code() {
+        Code::Interrupted => Err(e),
+        _ => {
+            again.failures.push(e.to_string());
+            Ok(())
         }
-        match source::register_again(store, &scope, session.host.now()) {
-            Ok(_) => made.push(key),
-            // Without a root that can be read nobody knows the source.
-            Err(e) if e.is_damage() => session.warn(&e.to_string()),
-            Err(e) => return Err(e),
+    };
+    let scopes = match repository.aux_scopes() {
+        Ok(scopes) => scopes,
+        Err(e) => {
+            failed(e)?;
+            Vec::new()
+        }
+    };
+    for scope in scopes {
+        match source::register_again(repository.store(), &scope, session.host.now()) {
+            Ok(true) => again.made.push(scope),
+            Ok(false) => {}
+            Err(e) => failed(e)?,
         }
     }
-    Ok(made)
+    Ok(again)
 }
 
 /// A place that was made and tried.

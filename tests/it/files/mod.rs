@@ -11,6 +11,7 @@ mod git;
 mod health;
 mod in_place;
 mod parts;
+mod registration;
 mod shared;
 mod sources;
 pub mod tree;

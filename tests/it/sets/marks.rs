@@ -123,3 +123,20 @@ fn x33_marks_stay_while_a_root_is_unreadable_or_lost() {
 }
 
 per_major!(x12_marks_of_a_cluster_go_with_the_backups_that_lead_to_them, v15 v18);
+
+/// Sets have no backups that would tell who writes them, and need none.
+#[test]
+fn t74_a_set_whose_registration_is_lost_is_marked_again_after_init() {
+    let mut cluster = Cluster::builder(18).without_fsync().create();
+    let site = Site::new(&cluster);
+    site.add("\n[sets.shop]\nmembers = [\"main\"]\n");
+    site.attach(&cluster);
+    cluster.start();
+    let mark = || site.pitr().args(["mark", "shop"]).run();
+    mark().success();
+    std::fs::remove_file(site.repository().join("aux/sets/shop/scope.json")).unwrap();
+    mark().expect_code(1).expect_stderr("pitr init");
+    let init = site.pitr().arg("init").run().success();
+    init.expect_stderr("had lost the registration of \"aux/sets/shop\"");
+    mark().success();
+}
