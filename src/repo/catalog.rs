@@ -15,13 +15,13 @@ use super::scope::{self, Scope, healed_base};
 use crate::error::Result;
 use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
-use crate::store::{Irregular, Key, Store};
+use crate::store::{Irregular, Key, Store, beside};
 
 /// Parts of backups, by the id that wrote them.
 pub type Parts = BTreeMap<BackupId, Runs>;
 
 /// The facts of a root that are kept.
-pub trait Reduced: Sized {
+pub trait Reduced: Send + Sized {
     /// Reads what stands under the key of a root, with the keys at hand.
     ///
     /// # Errors
@@ -284,8 +284,9 @@ impl<'a, R: Reduced> Reading<'a, R> {
     /// Errors of the store. Damage of single objects is part of the answer.
     pub fn backups(mut self) -> Result<Catalog<R>> {
         self.events()?;
-        for id in ids(self.store, self.scope)? {
-            let stored = R::read(self.store, self.scope, &id);
+        let ids = ids(self.store, self.scope)?;
+        let read = beside(self.store, &ids, |id| R::read(self.store, self.scope, id));
+        for (id, stored) in ids.into_iter().zip(read) {
             self.take_root(id, stored)?;
         }
         self.lost()?;
@@ -311,8 +312,11 @@ impl<'a, R: Reduced> Reading<'a, R> {
     }
 
     fn events(&mut self) -> Result<()> {
-        for id in std::mem::take(&mut self.subjects) {
-            let read = event::read_all(self.store, self.scope, &id.to_string());
+        let subjects = std::mem::take(&mut self.subjects);
+        let read = beside(self.store, &subjects, |id| {
+            event::read_all(self.store, self.scope, &id.to_string())
+        });
+        for (id, read) in subjects.into_iter().zip(read) {
             for event in read.iter().flatten() {
                 let key = self.scope.event(&id.to_string(), &event.name)?;
                 self.catalog.dated(event.stored, &key);

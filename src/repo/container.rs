@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::WalFileName;
 use crate::pg::timeline::{History, NO_PARENT, TimelineId};
-use crate::store::{Key, NewObject, Object, Store};
+use crate::store::{Key, Meta, NewObject, Object, Store};
 
 /// The kind of a container's content; part of the trailer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -777,6 +777,11 @@ impl Container {
     /// Stored length of the object.
     pub fn stored_bytes(&self) -> u64 {
         self.trailer.object_bytes
+    }
+
+    /// As [`Object::meta`].
+    pub fn meta(&self) -> Option<Meta> {
+        self.object.meta()
     }
 
     /// The object below.

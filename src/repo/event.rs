@@ -17,7 +17,7 @@ use crate::pg::lsn::{Lsn, LsnRange};
 use crate::pg::segment::{SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::store::{Key, Published, Store, get};
+use crate::store::{self, Key, Listed, Meta, Published, Store, beside};
 
 const KIND: &str = "event";
 /// The subject of events that concern a cluster as a whole.
@@ -422,18 +422,12 @@ pub fn read_some(
     subject: &str,
     is_wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Recorded>> {
-    let mut names: Vec<String> = store
-        .list(&scope.subject(subject))?
-        .into_iter()
-        .filter(|l| !l.is_prefix && is_wanted(&l.name))
-        .map(|l| l.name)
-        .collect();
-    names.sort();
-    let mut events = Vec::new();
-    for name in names {
-        events.extend(read_one(store, scope, subject, &name)?);
-    }
-    Ok(events)
+    let mut listed = store.list(&scope.subject(subject))?;
+    listed.retain(|l| !l.is_prefix && is_wanted(&l.name));
+    listed.sort_by(|a, b| a.name.cmp(&b.name));
+    let read = |one: &Listed| read_listed(store, scope, subject, &one.name, one.meta);
+    let read: Result<Vec<_>> = beside(store, &listed, read).into_iter().collect();
+    Ok(read?.into_iter().flatten().collect())
 }
 
 /// The event of this name; none where it is not there.
@@ -446,13 +440,29 @@ pub fn read_one(
     subject: &str,
     name: &str,
 ) -> Result<Option<Recorded>> {
+    read_listed(store, scope, subject, name, None)
+}
+
+/// As [`read_one`], of an event of which a listing may have told the facts.
+fn read_listed(
+    store: &dyn Store,
+    scope: &Scope,
+    subject: &str,
+    name: &str,
+    listed: Option<Meta>,
+) -> Result<Option<Recorded>> {
     let key = scope.event(subject, name)?;
-    let Some(meta) = store.head(&key)? else {
+    let Some(object) = store.open(&key)? else {
         return Ok(None);
     };
-    let Some(bytes) = get(store, &key, json::LIMIT_BYTES)? else {
-        return Ok(None);
+    let meta = match object.meta().or(listed) {
+        Some(meta) => meta,
+        None => match store.head(&key)? {
+            Some(meta) => meta,
+            None => return Ok(None),
+        },
     };
+    let bytes = store::read(object.as_ref(), &key, json::LIMIT_BYTES)?;
     let is_doubted = !json::is_genuine(store, &key, &bytes)?;
     let event = match decode(&key, &bytes) {
         Err(e) if is_doubted && e.code() == Code::Damaged => Event {

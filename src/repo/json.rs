@@ -314,9 +314,9 @@ pub fn require_mac(store: &dyn Store, key: &Key) -> Result<()> {
     match store.encrypted().is_some() && store.mac(key, &[])?.is_none() {
         true => Err(err!(
             Key,
-            "object \"{key}\" of an encrypted repository would be written without proof"
+            "object \"{key}\" of an encrypted repository would be written without proof: key_set is not configured"
         )
-        .hint("Nothing was written. Configure key_set (or key_file) in the section of the repository.")),
+        .hint("Nothing was written. Configure key_set, which reads nothing, in the section of the repository.")),
         false => Ok(()),
     }
 }

@@ -20,7 +20,7 @@ use crate::error::{Code, Error, Result};
 use crate::seal::{
     self, CHUNK, FIRST_EPOCH, FOOT_LIMIT_BYTES, Foot, HEAD, Head, MacKey, Opener, Sealer, TAG, TAIL,
 };
-use crate::store::{Key, NewObject, Object, Opaque, Published, Store};
+use crate::store::{Key, Meta, NewObject, Object, Opaque, Published, Store};
 use crate::text;
 
 /// One read of this length usually has the foot.
@@ -396,6 +396,10 @@ impl Object for PlainObject {
     fn settle(&self) -> Result<()> {
         self.inner.settle()
     }
+
+    fn meta(&self) -> Option<Meta> {
+        self.inner.meta()
+    }
 }
 
 /// The kept parts of an object that the store does not show.
@@ -632,6 +636,10 @@ impl Object for SealedObject {
 
     fn settle(&self) -> Result<()> {
         self.inner.settle()
+    }
+
+    fn meta(&self) -> Option<Meta> {
+        self.inner.meta()
     }
 
     fn opaque(&self) -> Option<&dyn Opaque> {

@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::content::ContentReader;
 use super::filekey::{ChunkId, ClusterNaming, FileKey, Naming};
@@ -75,6 +75,8 @@ pub struct Snapshot<'a> {
     shards: Vec<Shard>,
     layers: OpenLayers<'a>,
     pack_hashes: HashMap<PartName, [u8; 32]>,
+    /// The pack that was opened last: files that are read one after the other mostly lie in one.
+    last_pack: Mutex<Option<(usize, Arc<PackReader>)>>,
 }
 
 struct Shard {
@@ -172,6 +174,7 @@ impl<'a> Snapshot<'a> {
             shards: Vec::with_capacity(root.map.shards.len()),
             layers: OpenLayers::new(sources, scope, root.map),
             pack_hashes: HashMap::new(),
+            last_pack: Mutex::default(),
         };
         let (mut files, mut bytes) = (0, 0_u64);
         let mut opened = snapshot.open_layers()?.into_iter();
@@ -379,13 +382,26 @@ impl<'a> Snapshot<'a> {
             .packs
             .get(index)
             .ok_or_else(|| err!(Internal, "the backup has no pack {index}"))?;
-        let key = self.scope.pack(&pack.key);
+        let last = || {
+            self.last_pack
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = last().as_ref().filter(|(at, _)| *at == index).cloned();
+        let reader = match known {
+            Some((_, reader)) => reader,
+            None => {
+                let key = self.scope.pack(&pack.key);
+                let open = |store: &dyn Store| self.open_pack_in(store, pack).map(Arc::new);
+                let reader = self.sources.proven(&key, open)?;
+                *last() = Some((index, Arc::clone(&reader)));
+                reader
+            }
+        };
         Ok(PackOfSnapshot {
             snapshot: self,
             index,
-            reader: self
-                .sources
-                .proven(&key, |store| self.open_pack_in(store, pack))?,
+            reader,
         })
     }
 
@@ -567,7 +583,7 @@ impl<'a> Snapshot<'a> {
 pub struct PackOfSnapshot<'s, 'a> {
     snapshot: &'s Snapshot<'a>,
     index: usize,
-    reader: PackReader,
+    reader: Arc<PackReader>,
 }
 
 impl PackOfSnapshot<'_, '_> {

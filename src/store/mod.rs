@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Map, Value};
 
@@ -182,6 +183,11 @@ pub trait Object: Send + Sync {
     /// Returns the offset from which on it can be read: a host that cannot read back what it wrote has parts alone.
     fn readable_from(&self) -> u64 {
         0
+    }
+
+    /// The facts of what is stored, encrypted or not, that came with the object when it was opened; none where the store sends none with it.
+    fn meta(&self) -> Option<Meta> {
+        None
     }
 
     /// As [`Object::opaque`], whether it can be read or not.
@@ -672,6 +678,43 @@ pub fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>> 
         Some(object) => read(object.as_ref(), key, limit).map(Some),
         None => Ok(None),
     }
+}
+
+/// So many objects are read at once where each is a round trip.
+const AT_ONCE: usize = 8;
+
+/// Reads each of `what`, several at once where each read is a round trip. The answers are in the order of `what`.
+pub fn beside<T: Sync, R: Send>(
+    store: &dyn Store,
+    what: &[T],
+    read: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
+    let threads = what.len().min(AT_ONCE);
+    if threads < 2 || !store.is_remote() {
+        return what.iter().map(read).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let some = || {
+        let mut answers = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            match what.get(number) {
+                Some(one) => answers.push((number, read(one))),
+                None => return answers,
+            }
+        }
+    };
+    let mut answers: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        let read = |answers| match answers {
+            Ok(answers) => answers,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        joined.flat_map(read).collect()
+    });
+    answers.sort_unstable_by_key(|(number, _)| *number);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 /// Reads a whole open object of at most `limit` bytes; `key` is for messages.

@@ -35,6 +35,7 @@ use crate::pg::version::Major;
 use crate::pg::xact::{self, TransactionRecord};
 use crate::pg::xlog::{self, XlogRecord};
 use crate::progress::{Progress, Silent};
+use crate::recent::Recent;
 use crate::repo::container::{Container, Kind, tag};
 use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::Repository;
@@ -59,6 +60,8 @@ pub struct Rollup<'a> {
     tables: Mutex<BTreeMap<TimelineId, Table>>,
     /// Segments of which only a part is stored, as they were when they were first asked for: they grow.
     tails: Mutex<BTreeMap<SegmentName, Arc<Remnant>>>,
+    /// Segments that were opened last, where each opening is a round trip.
+    opened: Mutex<Recent<SegmentName, Container>>,
     /// Whether segments have the hashes that were asked for.
     hashes: Mutex<Hashes>,
     changed: AtomicBool,
@@ -66,12 +69,15 @@ pub struct Rollup<'a> {
     is_cache_wrong: AtomicBool,
 }
 
+/// So many opened segments are kept.
+const OPENED_MAX: usize = 8;
+
 /// Whether segments have hashes.
 type Hashes = BTreeMap<(SegmentName, RawHash), bool>;
 
 /// The stored form of a segment.
 enum Stored {
-    Whole(Box<Container>),
+    Whole(Arc<Container>),
     Tail(Arc<Remnant>),
 }
 
@@ -132,6 +138,7 @@ impl<'a> Rollup<'a> {
             directory,
             tables: Mutex::new(BTreeMap::new()),
             tails: Mutex::new(BTreeMap::new()),
+            opened: Mutex::new(Recent::new(OPENED_MAX, usize::MAX)),
             hashes: Mutex::default(),
             changed: AtomicBool::new(false),
             is_cache_wrong: AtomicBool::new(false),
@@ -236,8 +243,18 @@ impl<'a> Rollup<'a> {
         name.number(self.size()).map(|n| n.0)
     }
 
+    /// Returns a segment that was opened before, or opens it.
+    fn opened(&self, name: SegmentName) -> Result<Arc<Container>> {
+        let poisoned = |_| err!(Internal, "a thread panicked");
+        let known = self.opened.lock().map_err(poisoned)?.get(name);
+        match known {
+            Some(container) => Ok(container),
+            None => self.open(name),
+        }
+    }
+
     /// Opens a segment's object and makes sure that it is the one its key says.
-    fn open(&self, name: SegmentName) -> Result<Container> {
+    fn open(&self, name: SegmentName) -> Result<Arc<Container>> {
         let key = self.layout.segment(name);
         let open = || -> Result<Container> {
             let object = self
@@ -261,20 +278,27 @@ impl<'a> Rollup<'a> {
                 Err(err!(Damaged, "it is another object"))
             }
         };
-        open().map_err(|e| e.context(format!("segment \"{name}\"")))
+        let container = open().map_err(|e| e.context(format!("segment \"{name}\"")))?;
+        let container = Arc::new(container);
+        if self.repository.store().is_remote()
+            && let Ok(mut opened) = self.opened.lock()
+        {
+            opened.put(name, &container, 0);
+        }
+        Ok(container)
     }
 
     /// Returns the stored form of a segment. A segment of which only a part was listed may be whole by now.
     fn stored(&self, name: SegmentName) -> Result<Stored> {
         if self.is_whole(name)? {
-            return self.open(name).map(|c| Stored::Whole(Box::new(c)));
+            return self.opened(name).map(Stored::Whole);
         }
         let poisoned = |_| err!(Internal, "a thread panicked");
         if let Some(known) = self.tails.lock().map_err(poisoned)?.get(&name) {
             return Ok(Stored::Tail(Arc::clone(known)));
         }
         if self.meta(name)?.is_some() {
-            return self.open(name).map(|c| Stored::Whole(Box::new(c)));
+            return self.opened(name).map(Stored::Whole);
         }
         let segment = OpenSegment {
             name,
@@ -284,7 +308,7 @@ impl<'a> Rollup<'a> {
         let found = Remnant::find(self.repository, &self.layout, &segment)
             .map_err(|e| e.context(format!("segment \"{name}\"")))?;
         let Some(found) = found else {
-            return self.open(name).map(|c| Stored::Whole(Box::new(c)));
+            return self.opened(name).map(Stored::Whole);
         };
         let found = Arc::new(found);
         let mut tails = self.tails.lock().map_err(poisoned)?;
@@ -329,17 +353,21 @@ impl<'a> Rollup<'a> {
     }
 
     fn read_row(&self, name: SegmentName) -> Result<Row> {
-        self.row_of(name, &self.open(name)?)
+        let container = self.open(name)?;
+        self.row_of(name, &container)
     }
 
     fn row_of(&self, name: SegmentName, container: &Container) -> Result<Row> {
         let (facts, edges) =
             read_facts(container).map_err(|e| e.context(format!("index of segment \"{name}\"")))?;
-        let modified = self.meta(name)?.map_or(TimestampTz(0), |m| m.modified);
+        let meta = match container.meta() {
+            Some(meta) => Some(meta),
+            None => self.meta(name)?,
+        };
         Ok(Row {
             number: self.number(name)?,
-            size_bytes: container.stored_bytes(),
-            modified,
+            size_bytes: meta.map_or(0, |m| m.size_bytes),
+            modified: meta.map_or(TimestampTz(0), |m| m.modified),
             facts,
             edges,
         })
@@ -548,7 +576,7 @@ impl Wal for Rollup<'_> {
         if let Some(is_so) = self.hashes()?.get(&(name, hash)) {
             return Ok(*is_so);
         }
-        let is_so = match self.open(name) {
+        let is_so = match self.opened(name) {
             Ok(container) => hash.is_of(&container),
             Err(e) if e.is_damage() => true,
             Err(e) => return Err(e),

@@ -125,6 +125,7 @@ mod s3_content;
 mod s3_cycle;
 mod s3_faults;
 mod s3_hard;
+mod s3_requests;
 mod s3_roles;
 mod s3_slow;
 mod s3_tiers;

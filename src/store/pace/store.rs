@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::Pace;
 use crate::error::Result;
-use crate::store::{Key, NewObject, Object, Opaque, Published, Store};
+use crate::store::{Key, Meta, NewObject, Object, Opaque, Published, Store};
 
 /// Passes everything on, the bytes of objects at a pace.
 pub struct PacedStore {
@@ -70,6 +70,10 @@ impl Object for PacedObject {
 
     fn opaque(&self) -> Option<&dyn Opaque> {
         self.inner.opaque()
+    }
+
+    fn meta(&self) -> Option<Meta> {
+        self.inner.meta()
     }
 
     fn sealed(&self) -> Option<&dyn Opaque> {

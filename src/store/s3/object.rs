@@ -340,6 +340,7 @@ pub(super) fn time(time: Option<&DateTime>) -> Answered<TimestampTz> {
 pub(super) struct S3Object {
     bucket: Arc<Bucket>,
     key: Key,
+    meta: Meta,
     ahead: Ahead,
 }
 
@@ -350,6 +351,7 @@ impl S3Object {
         Ok(tail.map(|tail| S3Object {
             bucket: Arc::clone(bucket),
             key: key.clone(),
+            meta: tail.meta,
             ahead: Ahead::new(tail.meta.size_bytes, tail.offset, tail.bytes),
         }))
     }
@@ -402,6 +404,10 @@ impl Object for S3Object {
     /// The store acknowledges only what is durable.
     fn settle(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn meta(&self) -> Option<Meta> {
+        Some(self.meta)
     }
 }
 

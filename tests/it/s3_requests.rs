@@ -1,0 +1,47 @@
+//! Each request of a distant bucket is a round trip: what a command asks, and how often.
+
+use std::collections::BTreeMap;
+
+use crate::backup_soak::home::Home;
+use crate::common::Cluster;
+
+/// How often each object below `part` was read.
+fn reads(log: &[String], part: &str) -> BTreeMap<String, usize> {
+    let mut reads = BTreeMap::new();
+    for line in log.iter().filter(|line| line.starts_with("GET ")) {
+        let (path, _) = line.split_once('?').unwrap();
+        if path.contains(part) {
+            *reads.entry(path.to_owned()).or_default() += 1;
+        }
+    }
+    reads
+}
+
+#[test]
+fn s39_a_plan_reads_each_event_once_and_opens_no_segment_for_each_question() {
+    for is_encrypted in [false, true] {
+        let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+        let mut cluster = builder.create();
+        let home = Home::new(&cluster, true, is_encrypted);
+        home.attach(&cluster);
+        cluster.start();
+        cluster.sql("create table t (n int)");
+        for _ in 0..3 {
+            home.pitr().arg("backup").run().success();
+            cluster.sql("insert into t values (1)");
+        }
+        cluster.archive_now();
+        home.server().clear_log();
+        home.pitr().arg("plan").run().success();
+        let log = home.server().log();
+        let events = reads(&log, "/events/");
+        assert!(events.len() >= 6, "{events:?}");
+        assert!(events.values().all(|n| *n == 1), "{events:?}");
+        let roots = reads(&log, "/manifest");
+        assert_eq!(roots.len(), 3, "{roots:?}");
+        // Opened for the proof, with its front; looked at when the plan is confirmed; its end read once more.
+        let segments = reads(&log, "/wal/00000001/00000000/");
+        assert!(!segments.is_empty());
+        assert!(segments.values().all(|n| *n <= 5), "{segments:?}");
+    }
+}
