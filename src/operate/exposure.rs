@@ -37,10 +37,9 @@ pub fn look(
     let server_lsn = server.end_lsn?;
     let received = receiver.and_then(Receiver::safe_lsn);
     let safe_lsn = archived_end(window, inventory).max(received.unwrap_or_default());
-    // The receiver's WAL is newer than the last commit in the repository: up to when it had all is known, where it was in step.
     let until = receiver
         .filter(|_| received.is_some_and(|lsn| lsn > window.to_lsn))
-        .and_then(|receiver| receiver.in_step_until(inventory.segment_size));
+        .and_then(Receiver::safe_time);
     let last = until.map_or(window.to, |until| until.max(window.to));
     Some(judge(server_lsn, safe_lsn, last, now))
 }

@@ -456,9 +456,14 @@ fn look_at(session: &Session, reading: &Reading, asks: Asks) -> Result<ClusterIn
     }
     // The promise that needs the server tells of it otherwise.
     problems.extend(silence.filter(|_| is_everything));
+    // Read after the server: what came while everything else was looked at is no lag.
+    let newest = match reading.cluster.as_ref().filter(|_| server.is_some()) {
+        Some(cluster) => Receiver::read(cluster, identifier, session.host.now())?,
+        None => None,
+    };
     let exposure = server.as_ref().zip(window).and_then(|(server, window)| {
         let now = session.host.now();
-        exposure::look(server, window, &inventory, receiver.as_ref(), now)
+        exposure::look(server, window, &inventory, newest.as_ref(), now)
     });
     let remains = match is_everything {
         true => Some(remains::look(

@@ -9,7 +9,7 @@ use super::human;
 use crate::config::Cluster;
 use crate::error::{Code, Result};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::{SegmentNumber, SegmentSize};
+use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::receive::status::{self, Status};
 use crate::repo::event;
@@ -55,9 +55,9 @@ pub struct Receiver {
     /// Since when it is known to stream no more.
     #[serde(skip)]
     down_since: Option<TimestampTz>,
-    /// When the last byte came.
+    /// Up to when all commits are durable in its journal.
     #[serde(skip)]
-    received_time: Option<TimestampTz>,
+    safe_time: Option<TimestampTz>,
     /// All of it on one line, while it runs.
     #[serde(skip)]
     line: String,
@@ -107,7 +107,7 @@ impl Receiver {
             ended: status.ended,
             is_silent,
             down_since: status.down_since(),
-            received_time: status.received_time,
+            safe_time: status.safe_time.or(status.received_time),
             server: status.server.clone(),
             slot: status.slot.clone(),
             timeline: status.timeline.map(|t| t.decimal()),
@@ -130,14 +130,9 @@ impl Receiver {
         self.flushed_lsn.filter(|_| self.running)
     }
 
-    /// When the last byte came, where it was then within a segment of the server's end of WAL: commits from before it are safe. A receiver that is further
-    /// behind cannot tell how old its last commit is, and one that stands still has this time grow old.
-    pub fn in_step_until(&self, segment: SegmentSize) -> Option<TimestampTz> {
-        let received = self.received_lsn?;
-        let behind = self
-            .server_lsn
-            .map_or(0, |end| end.0.saturating_sub(received.0));
-        self.received_time.filter(|_| behind <= segment.bytes())
+    /// Up to when all commits are durable in its journal; one of an older version tells when its last byte came.
+    pub fn safe_time(&self) -> Option<TimestampTz> {
+        self.safe_time
     }
 
     /// Whether it streams.
@@ -351,6 +346,7 @@ mod tests {
             received_lsn: Some(Lsn(0x300_0100)),
             received_time: Some(TimestampTz(99_000_000)),
             flushed_lsn: Some(Lsn(0x300_0100)),
+            safe_time: None,
             acknowledged_lsn: Some(Lsn(0x300_0100)),
             server_lsn: Some(Lsn(0x300_0100)),
             repositories: [0x300_0100, 0x300_0000]
@@ -381,20 +377,6 @@ mod tests {
             "receiver: streaming from db1:5432, received 0/3000100, safe 0/3000100, archived 0/3000000, 256 B not archived for 3 s"
         );
         assert_eq!(receiver.problem(), None);
-    }
-
-    #[test]
-    fn what_a_receiver_has_is_known_up_to_its_last_byte_unless_it_is_behind() {
-        let (mut status, now) = (status(), TimestampTz(101_000_000));
-        let until =
-            |status: &Status| Receiver::new(status, now).in_step_until(SegmentSize::DEFAULT);
-        assert_eq!(until(&status), status.received_time);
-        status.server_lsn = Some(Lsn(0x400_0100));
-        assert_eq!(until(&status), status.received_time);
-        status.server_lsn = Some(Lsn(0x400_0101));
-        assert_eq!(until(&status), None);
-        status.server_lsn = None;
-        assert_eq!(until(&status), status.received_time);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod compare;
 pub mod content;
 pub mod holdings;
+pub mod in_step;
 pub mod kept;
 pub mod position;
 pub mod remaining;

@@ -283,6 +283,7 @@ impl<'a> Session<'a> {
             received_lsn: None,
             received_time: None,
             flushed_lsn: None,
+            safe_time: None,
             acknowledged_lsn: None,
             server_lsn: None,
             repositories: Vec::new(),
@@ -1084,6 +1085,7 @@ impl<'a> Session<'a> {
         self.status.received_lsn = known(reached.received);
         self.status.received_time = reached.received_time.or(self.status.received_time);
         self.status.flushed_lsn = known(reached.flushed).or(self.status.flushed_lsn);
+        self.status.safe_time = reached.safe_time.or(self.status.safe_time);
         self.status.acknowledged_lsn = known(reached.acknowledged);
         self.status.server_lsn = known(reached.server_end).or(self.status.server_lsn);
     }

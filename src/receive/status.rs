@@ -49,6 +49,9 @@ pub struct Status {
     pub received_time: Option<TimestampTz>,
     /// Behind the last byte that is durable in the journal.
     pub flushed_lsn: Option<Lsn>,
+    /// Up to when all commits of the server are durable in the journal.
+    #[serde(default)]
+    pub safe_time: Option<TimestampTz>,
     /// The position that the receiver has acknowledged to the server as safe.
     pub acknowledged_lsn: Option<Lsn>,
     /// The server's own end of WAL, as it said last.
@@ -141,6 +144,7 @@ mod tests {
             received_lsn: Some(Lsn(0x300_0100)),
             received_time: Some(TimestampTz(1_500_000)),
             flushed_lsn: Some(Lsn(0x300_0080)),
+            safe_time: Some(TimestampTz(1_400_000)),
             acknowledged_lsn: None,
             server_lsn: None,
             repositories: vec![RepositoryStatus {

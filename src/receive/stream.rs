@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
+use super::in_step::InStep;
 use crate::config::Acknowledge;
 use crate::err;
 use crate::error::Result;
@@ -67,6 +68,8 @@ pub struct Reached {
     pub acknowledged: Lsn,
     /// The server's end of WAL.
     pub server_end: Lsn,
+    /// Up to when all commits are durable in the journal.
+    pub safe_time: Option<TimestampTz>,
 }
 
 /// Why [`Streaming::step`] came back.
@@ -92,6 +95,7 @@ pub struct Streaming {
     /// WAL that waits for room in the journal's queue; meanwhile nothing is read.
     pending: Option<WalData>,
     reached: Reached,
+    in_step: InStep,
     tick: Interval,
     heard: Instant,
     told: Instant,
@@ -128,6 +132,7 @@ impl Streaming {
                 received: position.lsn,
                 ..Reached::default()
             },
+            in_step: InStep::default(),
             tick,
             heard: now,
             told: now,
@@ -200,11 +205,11 @@ impl Streaming {
         self.heard = Instant::now();
         match event {
             StreamEvent::Data(data) => {
-                self.reached.server_end = self.reached.server_end.max(data.server_end);
+                self.see_end(data.server_end);
                 self.pending = Some(data);
             }
             StreamEvent::Keepalive(alive) => {
-                self.reached.server_end = self.reached.server_end.max(alive.server_end);
+                self.see_end(alive.server_end);
                 if alive.reply_requested {
                     self.answer().await?;
                 }
@@ -213,6 +218,13 @@ impl Streaming {
             StreamEvent::Shutdown => return Ok(Step::Shutdown),
         }
         Ok(Step::Progress)
+    }
+
+    fn see_end(&mut self, end: Lsn) {
+        self.reached.server_end = self.reached.server_end.max(end);
+        let now = (self.sources.clock)();
+        self.in_step.told(self.reached.server_end, now);
+        self.reached.safe_time = self.in_step.durable(self.reached.flushed);
     }
 
     /// Answers a question of the server, unless it has waited for too long to shut down.
@@ -270,6 +282,7 @@ impl Streaming {
         let flushed = on_this(self.sources.durable.borrow_and_update().position);
         let archived = on_this(*self.sources.archived.borrow_and_update());
         self.reached.flushed = flushed;
+        self.reached.safe_time = self.in_step.durable(flushed);
         let safe = match self.sources.acknowledge {
             Acknowledge::Journal => flushed,
             Acknowledge::Repository => flushed.min(archived),

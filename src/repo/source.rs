@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog;
 use super::event::{self, Event, Recorded, Writer};
+use super::id::BackupId;
 use super::json;
 use super::root::Stored;
 use super::root::aux_root::AuxOutline;
@@ -111,11 +112,12 @@ fn is_stored(store: &dyn Store, scope: &Scope) -> Result<bool> {
 /// # Errors
 /// Those of [`registration`]; what the store says.
 pub fn is_lost(store: &dyn Store, scope: &Scope) -> Result<bool> {
-    Ok(registration(store, scope)?.is_none() && is_stored(store, scope)?)
+    // In this order: a registration is written before anything else.
+    Ok(is_stored(store, scope)? && registration(store, scope)?.is_none())
 }
 
 /// Registers a scope anew whose registration is lost, and returns whether it was lost. Its source is the one that the newest root names, else the newest
-/// event of a source; sets have none.
+/// event of a source, else the begin of a backup; sets have none.
 ///
 /// # Errors
 /// `Damaged` when nothing that can be read tells the source; `Key` without the MAC key; what the store says.
@@ -128,8 +130,11 @@ pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Res
         _ => match of_newest_root(store, scope)? {
             Some(source) => source,
             None => {
-                let last = events(store, scope)?.pop();
-                last.ok_or_else(|| lost(scope))?.event.source
+                let last = match events(store, scope)?.pop() {
+                    Some(last) => Some(last),
+                    None => newest_begin(store, scope)?,
+                };
+                last.ok_or_else(|| unknown(scope))?.event.source
             }
         },
     };
@@ -141,7 +146,25 @@ pub fn register_again(store: &dyn Store, scope: &Scope, now: TimestampTz) -> Res
         created: now,
         features: Vec::new(),
     };
-    write(store, scope, &own).map(|_| true)
+    json::require_mac(store, &scope.registration())?;
+    let published = json::write_signed(store, &scope.registration(), REGISTRATION, &own)?;
+    Ok(published == Published::Created)
+}
+
+/// The begin of the newest backup that is proven.
+fn newest_begin(store: &dyn Store, scope: &Scope) -> Result<Option<Recorded>> {
+    let listed = store.list(&scope.events())?;
+    let mut ids: Vec<BackupId> = listed.iter().filter_map(|l| l.name.parse().ok()).collect();
+    ids.sort();
+    for id in ids.iter().rev() {
+        match event::read_one(store, scope, &id.to_string(), "begin") {
+            Ok(Some(begin)) if !begin.is_doubted => return Ok(Some(begin)),
+            Ok(_) => {}
+            Err(e) if e.is_damage() => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 /// The source that the newest root names; none where no root can be read.
@@ -177,6 +200,15 @@ fn write(store: &dyn Store, scope: &Scope, own: &Registration) -> Result<Registr
 pub fn lost(scope: &Scope) -> Error {
     err!(Damaged, "the registration of \"{}\" is lost", scope.prefix())
         .hint("Nothing was written. What is stored can be restored. Register it again before the next backup: pitr init.")
+}
+
+fn unknown(scope: &Scope) -> Error {
+    err!(
+        Damaged,
+        "the registration of \"{}\" is lost, and nothing that can be read tells its source",
+        scope.prefix()
+    )
+    .hint("What is stored can be restored. Take further backups under another name.")
 }
 
 fn is_encrypted(store: &dyn Store) -> bool {

@@ -3,6 +3,7 @@
 //! A store creates objects that never change, reads ranges of them, lists, and deletes. It answers "absent" only when the store
 //! itself said so in a session that had read the repository's marker; everything else is an error.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -683,36 +684,69 @@ pub fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>> 
 /// So many objects are read at once where each is a round trip.
 const AT_ONCE: usize = 8;
 
-/// Reads each of `what`, several at once where each read is a round trip. The answers are in the order of `what`.
+thread_local! {
+    /// Whether this thread reads beside others.
+    static IS_BESIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Reads each of `what`, several at once where each read is a round trip. The answers are in the order of `what`. The first failure that is no damage ends
+/// it: answers behind it may be missing.
 pub fn beside<T: Sync, R: Send>(
     store: &dyn Store,
     what: &[T],
-    read: impl Fn(&T) -> R + Sync,
-) -> Vec<R> {
-    let threads = what.len().min(AT_ONCE);
-    if threads < 2 || !store.is_remote() {
-        return what.iter().map(read).collect();
-    }
+    read: impl Fn(&T) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
+    let at_once = match store.is_remote() && !IS_BESIDE.get() {
+        true => AT_ONCE.min(what.len()),
+        false => 1,
+    };
+    several(at_once, what, read)
+}
+
+fn several<T: Sync, R: Send>(
+    at_once: usize,
+    what: &[T],
+    read: impl Fn(&T) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
     let next = AtomicUsize::new(0);
     let some = || {
         let mut answers = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            match what.get(number) {
-                Some(one) => answers.push((number, read(one))),
-                None => return answers,
+            let Some(one) = what.get(number) else {
+                return answers;
+            };
+            let answer = read(one);
+            if answer.as_ref().is_err_and(|e| !e.is_damage()) {
+                next.store(what.len(), Ordering::Relaxed);
             }
+            answers.push((number, answer));
         }
     };
-    let mut answers: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        let read = |answers| match answers {
-            Ok(answers) => answers,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        joined.flat_map(read).collect()
-    });
+    let mut answers = match at_once {
+        0 | 1 => some(),
+        _ => std::thread::scope(|scope| {
+            let beside = || {
+                IS_BESIDE.set(true);
+                some()
+            };
+            // Where the system gives no more threads, fewer do.
+            let threads: Vec<_> = (0..at_once)
+                .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, beside).ok())
+                .collect();
+            let own = if threads.is_empty() {
+                some()
+            } else {
+                Vec::new()
+            };
+            let joined = threads.into_iter().map(|thread| thread.join());
+            let read = |answers| match answers {
+                Ok(answers) => answers,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            joined.flat_map(read).chain(own).collect()
+        }),
+    };
     answers.sort_unstable_by_key(|(number, _)| *number);
     answers.into_iter().map(|(_, answer)| answer).collect()
 }
@@ -741,6 +775,36 @@ pub fn read(object: &dyn Object, key: &Key, limit: u64) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_read_at_once_comes_in_order_and_ends_with_the_first_failure() {
+        let what: Vec<usize> = (0..100).collect();
+        for at_once in [1, 8] {
+            let all = several(at_once, &what, |n| match n % 10 {
+                0 => Err(err!(Damaged, "{n}")),
+                _ => Ok(*n),
+            });
+            let right = all.iter().zip(&what);
+            assert_eq!(all.len(), 100);
+            assert!(right.clone().all(|(read, n)| match read {
+                Ok(read) => read == n,
+                Err(e) => e.is_damage() && n % 10 == 0,
+            }));
+            let count = AtomicUsize::new(0);
+            let some = several(at_once, &what, |n| {
+                count.fetch_add(1, Ordering::Relaxed);
+                match n {
+                    0..5 => Ok(*n),
+                    _ => Err(err!(Unreachable, "{n}")),
+                }
+            });
+            let count = count.into_inner();
+            assert!(count < 6 + at_once, "{count}");
+            assert_eq!(some.len(), count);
+            assert_eq!(some.iter().position(Result::is_err), Some(5));
+            assert!(!IS_BESIDE.get());
+        }
+    }
 
     #[test]
     fn key_grammar() {

@@ -157,7 +157,16 @@ impl<'a> Rollup<'a> {
     /// `Internal` when a thread panicked.
     pub fn forget(&self, name: SegmentName) -> Result<()> {
         let number = self.number(name)?;
+        self.close(name)?;
         self.with_table(name.timeline, |table| table.forget(number))
+    }
+
+    fn close(&self, name: SegmentName) -> Result<()> {
+        let opened = self.opened.lock();
+        opened
+            .map_err(|_| err!(Internal, "a thread panicked"))?
+            .remove(name);
+        Ok(())
     }
 
     fn hashes(&self) -> Result<MutexGuard<'_, Hashes>> {
@@ -231,6 +240,9 @@ impl<'a> Rollup<'a> {
     fn distrust(&self) -> Result<()> {
         self.changed.store(true, Ordering::Relaxed);
         self.is_cache_wrong.store(true, Ordering::Relaxed);
+        let opened = self.opened.lock();
+        *opened.map_err(|_| err!(Internal, "a thread panicked"))? =
+            Recent::new(OPENED_MAX, usize::MAX);
         let mut tables = self
             .tables
             .lock()
@@ -256,6 +268,8 @@ impl<'a> Rollup<'a> {
     /// Opens a segment's object and makes sure that it is the one its key says.
     fn open(&self, name: SegmentName) -> Result<Arc<Container>> {
         let key = self.layout.segment(name);
+        // One that cannot be opened any more is not had from before.
+        self.close(name)?;
         let open = || -> Result<Container> {
             let object = self
                 .repository

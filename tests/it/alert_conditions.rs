@@ -390,6 +390,34 @@ fn j16_a_repository_that_does_not_answer_is_critical() {
 }
 
 #[test]
+fn j16_a_second_repository_that_does_not_answer_a_host_without_clusters_is_critical() {
+    let sink = Sink::new();
+    let host = Host::new(&sink.section());
+    let offsite = host.sandbox.join("offsite");
+    let section = format!(
+        "[repositories.offsite]\nurl = \"file://{}\"\n",
+        offsite.display()
+    );
+    host.reconfigure("[agent]\n", &format!("{section}[agent]\n"));
+    host.pitr().args(["init", "--quiet"]).run().success();
+    let cluster = format!(
+        "[clusters.main]\npgdata = \"{}\"\n",
+        host.pgdata().display()
+    );
+    host.reconfigure(&cluster, "");
+    let id = "repository/offsite/away";
+    observe(&host.pitr());
+    sink.expect(id, &[]);
+    let away = host.sandbox.join("away");
+    std::fs::rename(&offsite, &away).unwrap();
+    observe(&host.pitr());
+    sink.expect(id, &[("new", "critical")]);
+    std::fs::rename(&away, &offsite).unwrap();
+    observe(&host.pitr());
+    sink.expect(id, &[("new", "critical"), ("resolved", "critical")]);
+}
+
+#[test]
 fn j16_one_of_two_repositories_that_does_not_answer_and_a_broken_audit_log_are_critical() {
     let (site, cluster, sink) = site("");
     let offsite = site.add_repository("offsite", "[audit]\nrecords = \"on\"\n");

@@ -3,14 +3,15 @@
 use std::fs;
 
 use pitr::config::Encryption;
+use pitr::error::Code;
 use pitr::pg::segment::SegmentName;
 use pitr::pg::time::TimestampTz;
 use pitr::repo::event::{self, Event};
 use pitr::repo::json;
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::{Registration, Repository};
-use pitr::store::Store;
 use pitr::store::file::FileStore;
+use pitr::store::{self, Store};
 
 use crate::common::{Cluster, expire_at_once, keep_one, paths_below, user};
 use crate::sealed::{Sealed, refused};
@@ -317,8 +318,11 @@ fn a_forged_registration_is_refused_and_one_beside_it_is_found() {
     fs::write(&path, &right).unwrap();
     let other = ClusterLayout::new("main", 7).unwrap();
     changed.system_identifier = 7;
+    // pitr itself refuses to write it without the key.
     let owner = Repository::open_with(Box::new(backed.owner()), None).unwrap();
-    owner.register(&changed).unwrap();
+    assert_eq!(owner.register(&changed).unwrap_err().code(), Code::Key);
+    let forged = json::encode(&other.registration(), "cluster", &changed).unwrap();
+    store::put(&backed.owner(), &other.registration(), &forged).unwrap();
     backed.hand_over();
     let info = backed.info();
     assert_eq!(info["backups"].as_array().unwrap().len(), 2, "{info}");

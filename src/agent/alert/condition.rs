@@ -108,6 +108,13 @@ pub fn all(session: &Session, loaded: &Loaded, metrics: &Metrics) -> Vec<Conditi
             let next = Some("pitr info".to_owned());
             found.push(new("look", Severity::Critical, e.to_string(), next));
         }
+        // A host without clusters has no lag that would tell it.
+        for name in &metrics.away {
+            let condition = away(name, "no answer to this host");
+            if found.iter().all(|one| one.id != condition.id) {
+                found.push(condition);
+            }
+        }
     }
     let now = session.host.now();
     let counters = counters::read(session, settings).ok().flatten();
@@ -256,16 +263,16 @@ fn severity(finding: &Finding) -> Option<Severity> {
 
 /// One of several repositories that does not answer.
 fn of_away(one: &Lag) -> Option<Condition> {
-    let away = one.away.as_ref()?;
-    let name = &one.name;
-    let summary = format!("repository \"{name}\" does not answer: {}", away.message);
-    let id = format!("repository/{name}/away");
-    Some(new(
-        &id,
+    Some(away(&one.name, &one.away.as_ref()?.message))
+}
+
+fn away(name: &str, why: &str) -> Condition {
+    new(
+        &format!("repository/{name}/away"),
         Severity::Critical,
-        summary,
+        format!("repository \"{name}\" does not answer: {why}"),
         Some("pitr doctor".to_owned()),
-    ))
+    )
 }
 
 /// The stored size of the last full backup beside those before it, oldest first.

@@ -388,7 +388,7 @@ impl Done {
             format!("repository \"{name}\" had lost the registration of \"{scope}\", and has it again. Look what deleted it, a lifecycle rule or a person")
         });
         let not = self.not_registered.iter().map(move |why| {
-            format!("repository \"{name}\": {why}. Its backups are refused until it is registered; what is stored can be restored")
+            format!("repository \"{name}\": {why} Its backups are refused until then")
         });
         weaknesses.chain(back).chain(again).chain(not)
     }
@@ -521,7 +521,10 @@ fn register_again(repository: &Repository, session: &Session) -> Result<Again> {
     let mut failed = |e: Error| match e.code() {
         Code::Interrupted => Err(e),
         _ => {
-            again.failures.push(e.to_string());
+            let hint = e.hint_text().unwrap_or_default();
+            again
+                .failures
+                .push(format!("{e}. {hint}").trim().to_owned());
             Ok(())
         }
     };
