@@ -56,7 +56,7 @@ mod tests {
         }
         // One that is ahead all the time.
         for n in 4..10 {
-            stream.told(Lsn(100 * n as u64), second(n));
+            stream.told(Lsn(100 * n.unsigned_abs()), second(n));
         }
         assert_eq!(stream.durable(Lsn(399)), Some(second(3)));
         assert_eq!(stream.durable(Lsn(650)), Some(second(6)));

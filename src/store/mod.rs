@@ -681,8 +681,11 @@ pub fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>> 
     }
 }
 
-/// So many objects are read at once where each is a round trip.
+/// So many objects are read at once where each is a round trip. Each thread leaves some 3 MiB to the allocator: where there is little to read there are fewer.
 const AT_ONCE: usize = 8;
+const FEW_AT_ONCE: usize = 4;
+/// So much is little.
+const FEW: usize = 64;
 
 thread_local! {
     /// Whether this thread reads beside others.
@@ -697,7 +700,8 @@ pub fn beside<T: Sync, R: Send>(
     read: impl Fn(&T) -> Result<R> + Sync,
 ) -> Vec<Result<R>> {
     let at_once = match store.is_remote() && !IS_BESIDE.get() {
-        true => AT_ONCE.min(what.len()),
+        true if what.len() > FEW => AT_ONCE,
+        true => FEW_AT_ONCE.min(what.len()),
         false => 1,
     };
     several(at_once, what, read)
@@ -730,7 +734,7 @@ fn several<T: Sync, R: Send>(
                 IS_BESIDE.set(true);
                 some()
             };
-            // Where the system gives no more threads, fewer do.
+            // Fewer threads do it where the system gives no more.
             let threads: Vec<_> = (0..at_once)
                 .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, beside).ok())
                 .collect();

@@ -506,7 +506,7 @@ fn registration(wanted: &Wanted, identity: &Identity, session: &Session) -> Regi
     }
 }
 
-/// What became of registrations of other content that were lost.
+/// Registrations of other content that were lost, and what became of them.
 #[derive(Default)]
 struct Again {
     /// The scopes that were registered again.
