@@ -38,7 +38,7 @@ pub fn look(
     let received = receiver.and_then(Receiver::safe_lsn);
     let safe_lsn = archived_end(window, inventory).max(received.unwrap_or_default());
     let until = receiver
-        .filter(|_| received.is_some_and(|lsn| lsn > window.to_lsn))
+        .filter(|_| received.is_some_and(|lsn| lsn >= window.to_lsn))
         .and_then(Receiver::safe_time);
     let last = until.map_or(window.to, |until| until.max(window.to));
     Some(judge(server_lsn, safe_lsn, last, now))

@@ -107,7 +107,7 @@ impl Receiver {
             ended: status.ended,
             is_silent,
             down_since: status.down_since(),
-            safe_time: status.safe_time.or(status.received_time),
+            safe_time: status.safe_time.filter(|time| *time <= now),
             server: status.server.clone(),
             slot: status.slot.clone(),
             timeline: status.timeline.map(|t| t.decimal()),
@@ -130,7 +130,7 @@ impl Receiver {
         self.flushed_lsn.filter(|_| self.running)
     }
 
-    /// Up to when all commits are durable in its journal; one of an older version tells when its last byte came.
+    /// Up to when all commits are durable in its journal; one of an older version does not know.
     pub fn safe_time(&self) -> Option<TimestampTz> {
         self.safe_time
     }
@@ -377,6 +377,17 @@ mod tests {
             "receiver: streaming from db1:5432, received 0/3000100, safe 0/3000100, archived 0/3000000, 256 B not archived for 3 s"
         );
         assert_eq!(receiver.problem(), None);
+    }
+
+    #[test]
+    fn a_receiver_that_catches_up_does_not_say_up_to_when_commits_are_safe() {
+        let (mut status, now) = (status(), TimestampTz(101_000_000));
+        assert_eq!(Receiver::new(&status, now).safe_time(), None);
+        status.safe_time = Some(TimestampTz(100_500_000));
+        assert_eq!(Receiver::new(&status, now).safe_time(), status.safe_time);
+        // By a clock that was ahead.
+        status.safe_time = Some(TimestampTz(101_000_001));
+        assert_eq!(Receiver::new(&status, now).safe_time(), None);
     }
 
     #[test]

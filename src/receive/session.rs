@@ -19,7 +19,7 @@ use super::position::{self, Gap, Known, Start};
 use super::remaining;
 use super::ship::{self, Shipper};
 use super::status::{self, RepositoryStatus, Status};
-use super::stream::{Reached, Sources, Step, Streaming};
+use super::stream::{Origin, Reached, Sources, Step, Streaming};
 use super::upstream::{self, ServerFacts};
 use crate::config::{self, Acknowledge};
 use crate::err;
@@ -269,12 +269,13 @@ impl<'a> Session<'a> {
         shipper: &'a Arc<Shipper>,
     ) -> Session<'a> {
         let now = host.now();
+        let before = status::read(journal.path()).ok().flatten();
         let status = Status {
             time: now,
             pid: std::process::id(),
             started: now,
             ended: None,
-            disconnected: Some(disconnected(journal.path(), now)),
+            disconnected: Some(disconnected(before.as_ref(), now)),
             cluster: options.cluster.clone(),
             system_identifier: identity.system_identifier,
             server: None,
@@ -283,7 +284,7 @@ impl<'a> Session<'a> {
             received_lsn: None,
             received_time: None,
             flushed_lsn: None,
-            safe_time: None,
+            safe_time: before.and_then(|before| before.safe_time),
             acknowledged_lsn: None,
             server_lsn: None,
             repositories: Vec::new(),
@@ -394,10 +395,10 @@ impl<'a> Session<'a> {
         let mut is_compared = false;
         loop {
             let prepared = Box::pin(self.prepare(client, &info, is_compared));
-            let (connection, start, slot) = unless_stopped(stop, prepared).await?;
+            let (connection, start, server) = unless_stopped(stop, prepared).await?;
             is_compared = true;
             self.left_out.clear();
-            match self.stream(connection, &start, &slot).await? {
+            match self.stream(connection, &start, &server).await? {
                 Some(connection) => client = connection,
                 None => return Ok(()),
             }
@@ -410,7 +411,7 @@ impl<'a> Session<'a> {
         mut client: Client,
         info: &ConnInfo,
         is_compared: bool,
-    ) -> Result<(Client, Start, SlotState)> {
+    ) -> Result<(Client, Start, (SlotState, Origin))> {
         let host = client.host().to_owned();
         let facts = upstream::answered(&host, upstream::facts(&mut client)).await?;
         if let Err(error) = self.check_server(&facts) {
@@ -455,7 +456,12 @@ impl<'a> Session<'a> {
         self.tell_start(&start);
         self.archive_histories(&mut client, &facts, start.position.timeline)
             .await?;
-        Ok((client, start, slot))
+        let origin = match facts.history.timeline() == start.position.timeline {
+            true if facts.in_recovery => Origin::Standby,
+            true => Origin::Primary,
+            false => Origin::Past,
+        };
+        Ok((client, start, (slot, origin)))
     }
 
     /// Requires that the server has the WAL with which the journal ends; returns a connection to it.
@@ -885,7 +891,7 @@ impl<'a> Session<'a> {
         &mut self,
         client: Client,
         start: &Start,
-        slot: &SlotState,
+        (slot, origin): &(SlotState, Origin),
     ) -> Result<Option<Client>> {
         let position = start.position;
         let what = StartReplication {
@@ -914,6 +920,7 @@ impl<'a> Session<'a> {
             archived: self.shipper.archived(),
             acknowledge: self.options.acknowledge,
             clock: Arc::clone(&self.host.clock),
+            origin: *origin,
         };
         let mut streaming = Streaming::new(stream, position, floor, sources);
         let step = self.follow(&mut streaming, position).await;
@@ -1133,8 +1140,7 @@ fn lost_for_good(gap: &Gap) -> String {
 }
 
 /// Since when there is no connection, as one begins: a receiver that is started again and again has been down since the first.
-fn disconnected(journal: &std::path::Path, now: TimestampTz) -> TimestampTz {
-    let before = status::read(journal).ok().flatten();
+fn disconnected(before: Option<&Status>, now: TimestampTz) -> TimestampTz {
     before.map_or(now, |before| before.down_since().unwrap_or(before.time))
 }
 

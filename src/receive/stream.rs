@@ -53,6 +53,19 @@ pub struct Sources {
     pub acknowledge: Acknowledge,
     /// The clock, for the server's computation of lags.
     pub clock: Clock,
+    /// Whose end of WAL the stream tells.
+    pub origin: Origin,
+}
+
+/// The server whose end of WAL a stream tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The one that writes.
+    Primary,
+    /// A standby, which may have no connection itself.
+    Standby,
+    /// None: the timeline has ended, and its end is told.
+    Past,
 }
 
 /// The positions that a stream has reached; for status and messages.
@@ -205,11 +218,15 @@ impl Streaming {
         self.heard = Instant::now();
         match event {
             StreamEvent::Data(data) => {
-                self.see_end(data.server_end);
+                self.see_end(data.server_end, data.server_time);
                 self.pending = Some(data);
             }
             StreamEvent::Keepalive(alive) => {
-                self.see_end(alive.server_end);
+                // A standby says the same while its own server is away.
+                match self.sources.origin {
+                    Origin::Primary => self.see_end(alive.server_end, alive.server_time),
+                    _ => self.reached.server_end = self.reached.server_end.max(alive.server_end),
+                }
                 if alive.reply_requested {
                     self.answer().await?;
                 }
@@ -220,10 +237,13 @@ impl Streaming {
         Ok(Step::Progress)
     }
 
-    fn see_end(&mut self, end: Lsn) {
+    /// Takes what the server said of its end, and when it did: what waited on the way is of then.
+    fn see_end(&mut self, end: Lsn, said: TimestampTz) {
         self.reached.server_end = self.reached.server_end.max(end);
-        let now = (self.sources.clock)();
-        self.in_step.told(self.reached.server_end, now);
+        if self.sources.origin != Origin::Past {
+            let now = (self.sources.clock)();
+            self.in_step.told(self.reached.server_end, said.min(now));
+        }
         self.reached.safe_time = self.in_step.durable(self.reached.flushed);
     }
 
