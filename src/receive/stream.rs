@@ -53,7 +53,7 @@ pub struct Sources {
     pub acknowledge: Acknowledge,
     /// The clock, for the server's computation of lags.
     pub clock: Clock,
-    /// Whose end of WAL the stream tells.
+    /// The server whose end of WAL the stream tells.
     pub origin: Origin,
 }
 
