@@ -683,7 +683,7 @@ pub fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>> 
 
 /// So many objects are read at once where each is a round trip. Each thread leaves some 3 MiB to the allocator: where there is little to read there are fewer.
 const AT_ONCE: usize = 8;
-const FEW_AT_ONCE: usize = 4;
+const FEW_AT_ONCE: usize = 2;
 /// So much is little.
 const FEW: usize = 64;
 
