@@ -112,7 +112,10 @@ fn is_stored(store: &dyn Store, scope: &Scope) -> Result<bool> {
 /// # Errors
 /// Those of [`registration`]; what the store says.
 pub fn is_lost(store: &dyn Store, scope: &Scope) -> Result<bool> {
-    // In this order: a registration is written before anything else.
+    if registration(store, scope)?.is_some() {
+        return Ok(false);
+    }
+    // Another process may have registered it between the two looks: a registration is written before anything else.
     Ok(is_stored(store, scope)? && registration(store, scope)?.is_none())
 }
 

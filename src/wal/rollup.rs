@@ -162,11 +162,14 @@ impl<'a> Rollup<'a> {
     }
 
     fn close(&self, name: SegmentName) -> Result<()> {
-        let opened = self.opened.lock();
-        opened
-            .map_err(|_| err!(Internal, "a thread panicked"))?
-            .remove(name);
+        self.recent()?.remove(name);
         Ok(())
+    }
+
+    fn recent(&self) -> Result<MutexGuard<'_, Recent<SegmentName, Container>>> {
+        self.opened
+            .lock()
+            .map_err(|_| err!(Internal, "a thread panicked"))
     }
 
     fn hashes(&self) -> Result<MutexGuard<'_, Hashes>> {
@@ -240,9 +243,7 @@ impl<'a> Rollup<'a> {
     fn distrust(&self) -> Result<()> {
         self.changed.store(true, Ordering::Relaxed);
         self.is_cache_wrong.store(true, Ordering::Relaxed);
-        let opened = self.opened.lock();
-        *opened.map_err(|_| err!(Internal, "a thread panicked"))? =
-            Recent::new(OPENED_MAX, usize::MAX);
+        *self.recent()? = Recent::new(OPENED_MAX, usize::MAX);
         let mut tables = self
             .tables
             .lock()
@@ -257,8 +258,7 @@ impl<'a> Rollup<'a> {
 
     /// Returns a segment that was opened before, or opens it.
     fn opened(&self, name: SegmentName) -> Result<Arc<Container>> {
-        let poisoned = |_| err!(Internal, "a thread panicked");
-        let known = self.opened.lock().map_err(poisoned)?.get(name);
+        let known = self.recent()?.get(name);
         match known {
             Some(container) => Ok(container),
             None => self.open(name),
@@ -294,10 +294,8 @@ impl<'a> Rollup<'a> {
         };
         let container = open().map_err(|e| e.context(format!("segment \"{name}\"")))?;
         let container = Arc::new(container);
-        if self.repository.store().is_remote()
-            && let Ok(mut opened) = self.opened.lock()
-        {
-            opened.put(name, &container, 0);
+        if self.repository.store().is_remote() {
+            self.recent()?.put(name, &container, 0);
         }
         Ok(container)
     }
