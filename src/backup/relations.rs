@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::err;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::pg::time::TimestampTz;
 use crate::progress::Silent;
-use crate::repo::relations::{Database, Listed, Relation};
+use crate::repo::relations::{Database, Draft, Relation};
 use crate::wire::client::Rows;
 use crate::wire::conninfo::ConnInfo;
 use crate::wire::runtime;
@@ -18,11 +18,11 @@ use crate::wire::sql::Sql;
 use crate::wire::stop::unless_stopped;
 
 /// Relations that are asked for at once.
-const AT_ONCE: usize = 20_000;
+const AT_ONCE: usize = 5_000;
 /// Databases that are not read by then are unread.
 const LIMIT: Duration = Duration::from_secs(120);
-/// More relations than this make no list: they would fill memory.
-const RELATIONS_MAX: usize = 1_000_000;
+/// More relations than this make no list: who reads it has all of them in memory.
+const RELATIONS_MAX: u64 = 1_000_000;
 
 /// A user of a database could give an operator or a function of its own the name of one that is asked for here.
 pub const OWN_NAMES: &str = "set search_path to pg_catalog, pg_temp";
@@ -34,15 +34,16 @@ const POSITION: &str = "select (case when pg_catalog.pg_is_in_recovery() then pg
 /// Lists the relations of every database.
 ///
 /// # Errors
-/// Those of [`Sql::connect`] on the first connection; `Interrupted` once `stop` is set. Databases that cannot be read are in the list.
-pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Listed> {
+/// Those of [`Sql::connect`] on the first connection; `Io` of the temporary file; `Interrupted` once `stop` is set. Databases that cannot be read are
+/// in the list.
+pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Draft> {
     let begun = Instant::now();
+    let lines = tempfile::tempfile().map_err(|e| Error::from_io("make a temporary file", e))?;
     runtime::start()?.block_on(async {
         let databases = tokio::time::timeout(LIMIT, databases(info, stop)).await;
         let rows =
             databases.map_err(|_| err!(Deadline, "the server does not list its databases"))??;
-        let (mut shared, mut listed) = (None, Listed::new());
-        let mut count = 0;
+        let (mut shared, mut draft) = (None, Draft::new(lines));
         for row in 0..rows.rows.len() {
             let mut database = Database {
                 oid: rows.value(row, 0)?,
@@ -54,7 +55,8 @@ pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Listed> {
             let read = match (rows.text(row, 3)? == Some("t"), begun.elapsed() < LIMIT) {
                 (true, true) => {
                     let left = LIMIT.saturating_sub(begun.elapsed());
-                    let reading = read(info, &mut database, shared.is_none(), stop);
+                    let place = (&mut database, &mut draft);
+                    let reading = read(info, place, shared.is_none(), stop);
                     match tokio::time::timeout(left, reading).await {
                         Ok(Err(e)) if e.code() == Code::Interrupted => return Err(e),
                         Ok(read) => read.map_err(|e| word(e.code())),
@@ -65,18 +67,11 @@ pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Listed> {
                 (false, _) => Err("connection_refused"),
             };
             match read {
-                Ok((own, of_all)) => {
-                    database.relations = own.len() as u64;
-                    count += own.len();
-                    shared = shared.or(of_all);
-                    listed.push((database, own));
-                }
-                Err(why) => {
-                    database.unread = Some(why.to_owned());
-                    listed.push((database, Vec::new()));
-                }
+                Ok(of_all) => shared = shared.or(of_all),
+                Err(why) => database.unread = Some(why.to_owned()),
             }
-            if count > RELATIONS_MAX {
+            draft.end(database);
+            if draft.relations() > RELATIONS_MAX {
                 return Err(err!(
                     Unsupported,
                     "the server has too many relations to list"
@@ -84,13 +79,13 @@ pub fn list(info: &ConnInfo, stop: &AtomicBool) -> Result<Listed> {
             }
         }
         if let Some(shared) = shared {
-            let head = Database {
-                relations: shared.len() as u64,
-                ..Database::default()
-            };
-            listed.insert(0, (head, shared));
+            for relation in &shared {
+                draft.add(relation)?;
+            }
+            draft.end(Database::default());
+            draft.last_first();
         }
-        Ok(listed)
+        Ok(draft)
     })
 }
 
@@ -112,13 +107,13 @@ fn word(code: Code) -> &'static str {
     }
 }
 
-/// Reads one database: its own relations, and those that all share where they are wanted.
+/// Reads one database into the draft. Returns the relations that all share where they are wanted.
 async fn read(
     info: &ConnInfo,
-    database: &mut Database,
+    (database, draft): (&mut Database, &mut Draft),
     wants_shared: bool,
     stop: &AtomicBool,
-) -> Result<(Vec<Relation>, Option<Vec<Relation>>)> {
+) -> Result<Option<Vec<Relation>>> {
     let mut info = info.clone();
     info.dbname.clone_from(&database.database);
     let mut sql = Sql::connect(&info, Arc::new(Silent)).await?;
@@ -128,7 +123,7 @@ async fn read(
     let position = sql.query(POSITION).await?;
     database.lsn = position.text(0, 0)?.and_then(|lsn| lsn.parse().ok());
     database.time = TimestampTz::from_unix_micros(position.value(0, 1)?);
-    let (mut own, mut shared) = (Vec::new(), Vec::new());
+    let (mut own, mut shared) = (0, Vec::new());
     let mut after = 0;
     loop {
         if stop.load(Ordering::Relaxed) {
@@ -139,17 +134,20 @@ async fn read(
             let relation = relation(&rows, row)?;
             after = relation.oid;
             match rows.text(row, 8)? == Some("t") {
-                false => own.push(relation),
+                false => {
+                    draft.add(&relation)?;
+                    own += 1;
+                }
                 true if wants_shared => shared.push(relation),
                 true => {}
             }
         }
-        if rows.rows.len() < AT_ONCE || own.len() > RELATIONS_MAX {
+        if rows.rows.len() < AT_ONCE || own > RELATIONS_MAX {
             break;
         }
     }
     sql.close().await;
-    Ok((own, wants_shared.then_some(shared)))
+    Ok(wants_shared.then_some(shared))
 }
 
 fn query(after: u32) -> String {

@@ -13,7 +13,7 @@ use crate::pg::segment::SegmentSize;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
 use crate::pg::version::Major;
-use crate::repo::relations::Listed;
+use crate::repo::relations::Draft;
 use crate::wire::basebackup::{BackupEvent, BaseBackupOptions};
 use crate::wire::client::Rows;
 
@@ -82,7 +82,7 @@ pub struct WantedWal {
 }
 
 /// Lists the relations of a server.
-pub type Lister = Box<dyn FnOnce() -> Result<Listed> + Send>;
+pub type Lister = Box<dyn FnOnce() -> Result<Draft> + Send>;
 
 /// A stream of the WAL of a server.
 pub trait WalSource {

@@ -1,5 +1,10 @@
 //! The list of relations that is kept with a backup (format, section 8.4): names, for who looks for a table later. No restore needs it.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
 use serde::{Deserialize, Serialize};
 
 use super::container::{Codec, Container, ContainerWriter, Identity, Kind};
@@ -92,28 +97,147 @@ pub struct Relation {
 /// The databases of a server, each with its relations.
 pub type Listed = Vec<(Database, Vec<Relation>)>;
 
+/// Lines are copied in pieces of this length.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A list that is being made. Its lines lie in an unnamed file: a million relations would fill memory.
+pub struct Draft {
+    /// The databases in order, each with the place of its lines.
+    databases: Vec<(Database, Range<u64>)>,
+    lines: BufWriter<File>,
+    /// Where the lines of the next database begin.
+    begin: u64,
+    end: u64,
+    count: u64,
+    /// A line was written in part, so the places of those behind it are wrong.
+    is_broken: bool,
+}
+
+impl Draft {
+    /// Begins an empty one; `lines` is an empty file.
+    pub fn new(lines: File) -> Draft {
+        Draft {
+            databases: Vec::new(),
+            lines: BufWriter::new(lines),
+            begin: 0,
+            end: 0,
+            count: 0,
+            is_broken: false,
+        }
+    }
+
+    /// Adds a relation of the next database.
+    ///
+    /// # Errors
+    /// `Io` when its line cannot be written.
+    pub fn add(&mut self, relation: &Relation) -> Result<()> {
+        let line = line(relation)?;
+        let written = self.lines.write_all(&line);
+        self.is_broken |= written.is_err();
+        written.map_err(kept)?;
+        self.end += line.len() as u64;
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Ends a database, whose relations were added. One that could not be read has none.
+    pub fn end(&mut self, database: Database) {
+        let is_read = database.unread.is_none();
+        let relations = if is_read { self.count } else { 0 };
+        let lines = self.begin..if is_read { self.end } else { self.begin };
+        let database = Database {
+            relations,
+            ..database
+        };
+        self.databases.push((database, lines));
+        (self.begin, self.count) = (self.end, 0);
+    }
+
+    /// Puts the database that ended last in front of all others.
+    pub fn last_first(&mut self) {
+        self.databases.rotate_right(1);
+    }
+
+    /// How many relations there are.
+    pub fn relations(&self) -> u64 {
+        self.databases.iter().map(|(d, _)| d.relations).sum()
+    }
+
+    /// Gives all lines to `take`, in order.
+    fn each(&mut self, id: &BackupId, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if self.is_broken {
+            return Err(err!(
+                Io,
+                "the list of relations could not be kept in a temporary file"
+            ));
+        }
+        self.lines.flush().map_err(kept)?;
+        take(&line(&Head {
+            format: 1,
+            kind: NAME.to_owned(),
+            backup: id.to_string(),
+            databases: self.databases.len() as u64,
+        })?)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        for (database, lines) in &self.databases {
+            take(&line(database)?)?;
+            let mut at = lines.start;
+            while at < lines.end {
+                let left = usize::try_from(lines.end - at).unwrap_or(PIECE_BYTES);
+                let piece = piece.get_mut(..left.min(PIECE_BYTES)).unwrap_or_default();
+                self.lines
+                    .get_ref()
+                    .read_exact_at(piece, at)
+                    .map_err(kept)?;
+                take(piece)?;
+                at += piece.len() as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kept(e: std::io::Error) -> Error {
+    Error::from_io("keep the list of relations in a temporary file", e)
+}
+
+fn line(value: &impl Serialize) -> Result<Vec<u8>> {
+    let line = serde_json::to_vec(value);
+    let mut line = line.map_err(|e| err!(Internal, "a line of JSON cannot be made: {e}"))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 /// Writes the list of a backup; `identity` has the cluster's values. Returns the member of its root, `None` where the list is too long.
 ///
 /// # Errors
-/// `Conflict` where there is one already; what the store says.
+/// `Conflict` where there is one already; `Io` when the draft cannot be read; what the store says.
 pub fn write(
     store: &dyn Store,
     (scope, id): (&Scope, &BackupId),
-    listed: &Listed,
+    draft: &mut Draft,
     identity: &Identity,
 ) -> Result<Option<ListOfRelations>> {
-    let Some(raw) = encode(id, listed)? else {
+    if draft.end > LIMIT_BYTES {
         return Ok(None);
-    };
+    }
     let key = scope.relations(id);
     let failed = |e| Error::from_io(format!("write object \"{key}\""), e);
     let object = store.create(&key)?;
     let mut writer = ContainerWriter::new(object, Kind::Relations, Codec::Lz4).map_err(failed)?;
-    writer.write(&raw).map_err(failed)?;
-    let hash = blake3::hash(&raw);
+    let (mut hasher, mut raw_bytes) = (blake3::Hasher::new(), 0);
+    draft.each(id, &mut |piece| {
+        hasher.update(piece);
+        raw_bytes += piece.len() as u64;
+        writer.write(piece).map_err(failed)
+    })?;
+    if raw_bytes > LIMIT_BYTES {
+        return Ok(None);
+    }
+    let hash = hasher.finalize();
     let identity = Identity {
         hash: *hash.as_bytes(),
-        raw_bytes: raw.len() as u64,
+        raw_bytes,
         name: NAME.to_owned(),
         ..identity.clone()
     };
@@ -121,38 +245,14 @@ pub fn write(
     if object.publish()? == Published::Exists {
         return Err(err!(Conflict, "the backup has a list of relations already"));
     }
+    let databases = &draft.databases;
     Ok(Some(ListOfRelations {
         hash: hash.to_hex().to_string(),
-        raw_bytes: raw.len() as u64,
-        databases: listed.len() as u64,
-        relations: listed
-            .iter()
-            .map(|(_, relations)| relations.len() as u64)
-            .sum(),
-        unread: listed.iter().filter(|(d, _)| d.unread.is_some()).count() as u64,
+        raw_bytes,
+        databases: databases.len() as u64,
+        relations: draft.relations(),
+        unread: databases.iter().filter(|(d, _)| d.unread.is_some()).count() as u64,
     }))
-}
-
-fn encode(id: &BackupId, listed: &Listed) -> Result<Option<Vec<u8>>> {
-    let mut raw = Vec::new();
-    let mut line = |value: serde_json::Result<Vec<u8>>| -> Result<()> {
-        raw.extend(value.map_err(|e| err!(Internal, "a line of JSON cannot be made: {e}"))?);
-        raw.push(b'\n');
-        Ok(())
-    };
-    line(serde_json::to_vec(&Head {
-        format: 1,
-        kind: NAME.to_owned(),
-        backup: id.to_string(),
-        databases: listed.len() as u64,
-    }))?;
-    for (database, relations) in listed {
-        line(serde_json::to_vec(database))?;
-        for relation in relations {
-            line(serde_json::to_vec(relation))?;
-        }
-    }
-    Ok((raw.len() as u64 <= LIMIT_BYTES).then_some(raw))
 }
 
 /// Opens the list of a backup; `None` where there is none. `wanted` is the member of the root.
@@ -270,10 +370,58 @@ mod tests {
         vec![(shared, Vec::new()), (app, vec![orders])]
     }
 
+    fn encode(id: &BackupId, listed: &Listed) -> Vec<u8> {
+        let mut draft = Draft::new(tempfile::tempfile().unwrap());
+        // What all share is known once the first database was read.
+        for (database, relations) in listed.iter().rev() {
+            for relation in relations {
+                draft.add(relation).unwrap();
+            }
+            draft.end(database.clone());
+        }
+        draft.last_first();
+        let mut raw = Vec::new();
+        draft
+            .each(id, &mut |piece| {
+                raw.extend_from_slice(piece);
+                Ok(())
+            })
+            .unwrap();
+        raw
+    }
+
+    #[test]
+    fn a_database_that_could_not_be_read_to_its_end_has_no_relations() {
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let (app, relations) = listed().remove(1);
+        let mut draft = Draft::new(tempfile::tempfile().unwrap());
+        draft.add(&relations[0]).unwrap();
+        let cut = Database {
+            unread: Some("error".into()),
+            ..app.clone()
+        };
+        draft.end(cut.clone());
+        draft.add(&relations[0]).unwrap();
+        draft.end(app.clone());
+        let mut raw = Vec::new();
+        let mut take = |piece: &[u8]| {
+            raw.extend_from_slice(piece);
+            Ok(())
+        };
+        draft.each(&id, &mut take).unwrap();
+        let unread = Database {
+            relations: 0,
+            ..cut
+        };
+        let wanted = vec![(unread, Vec::new()), (app, relations)];
+        assert_eq!(decode(&raw, &id).unwrap(), wanted);
+        assert_eq!(draft.relations(), 1);
+    }
+
     #[test]
     fn a_list_comes_back_and_a_cut_or_foreign_one_does_not() {
         let id: BackupId = "20261120T064049Z-full".parse().unwrap();
-        let raw = encode(&id, &listed()).unwrap().unwrap();
+        let raw = encode(&id, &listed());
         assert_eq!(decode(&raw, &id).unwrap(), listed());
         let lines: Vec<&[u8]> = raw.split_inclusive(|b| *b == b'\n').collect();
         let cut = lines[..lines.len() - 1].concat();

@@ -1,5 +1,6 @@
 //! The root of a backup of an aux scope (format, section 16.1), and what can be known of it without a key.
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -99,7 +100,7 @@ impl AuxRoot {
             let bytes = crate::store::get(store, &key, json::ROOT_LIMIT_BYTES)?;
             let checked = bytes
                 .as_deref()
-                .map(|b| json::decode::<Value>(&key, super::KIND, b));
+                .map(|b| json::decode::<IgnoredAny>(&key, super::KIND, b));
             checked.transpose()?;
             Ok(bytes)
         })?;

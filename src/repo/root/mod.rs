@@ -4,9 +4,10 @@
 //! `aux_root::AuxOutline` the same of other content.
 
 use std::io::Write;
+use std::marker::PhantomData;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::id::{BackupId, PartName};
 use super::scope::Scope;
@@ -168,7 +169,7 @@ pub trait Content: Serialize + DeserializeOwned {
 }
 
 /// A root; its existence under `backups/<id>/manifest` makes the backup true.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Root<C> {
     /// The backup.
     #[serde(flatten)]
@@ -179,6 +180,54 @@ pub struct Root<C> {
     /// Its files.
     #[serde(flatten)]
     pub map: Map,
+}
+
+/// Its map is read in one step: a flattened field would first be built as a tree of values, which takes five times the memory.
+impl<'de, C: DeserializeOwned> Deserialize<'de> for Root<C> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+/// Reads the members of a root.
+struct Members<C>(PhantomData<C>);
+
+impl<'de, C: DeserializeOwned> Visitor<'de> for Members<C> {
+    type Value = Root<C>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a root")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(
+        self,
+        mut members: A,
+    ) -> std::result::Result<Root<C>, A::Error> {
+        let (mut shards, mut packs) = (None, None);
+        let mut others = serde_json::Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            let is_first = match name.as_str() {
+                "shards" => shards.replace(members.next_value()?).is_none(),
+                "packs" => packs.replace(members.next_value()?).is_none(),
+                _ => others.insert(name.clone(), members.next_value()?).is_none(),
+            };
+            if !is_first {
+                return Err(A::Error::custom(format!(
+                    "the member \"{name}\" is there twice"
+                )));
+            }
+        }
+        let map = Map {
+            shards: shards.ok_or_else(|| A::Error::missing_field("shards"))?,
+            packs: packs.ok_or_else(|| A::Error::missing_field("packs"))?,
+        };
+        let others = serde_json::Value::Object(others);
+        Ok(Root {
+            head: Head::deserialize(&others).map_err(A::Error::custom)?,
+            content: C::deserialize(&others).map_err(A::Error::custom)?,
+            map,
+        })
+    }
 }
 
 impl<C: Content> Root<C> {
@@ -261,5 +310,71 @@ impl BackupRoot {
         let keyed = |hash: &[u8; 32]| store.public_hash(hash);
         let facts = outline::facts(self, &keyed)?;
         write(store, &scope.manifest(&self.head.id), self, facts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    struct Extra {
+        extra: u64,
+    }
+
+    fn root() -> Root<Extra> {
+        let at = "2026-11-20T06:40:49Z".parse().unwrap();
+        Root {
+            head: Head {
+                id: "20261120T064049Z-full".parse().unwrap(),
+                nonce: "7".into(),
+                backup_kind: BackupKind::Full,
+                prior: None,
+                label: String::new(),
+                start_time: at,
+                stop_time: at,
+                file_count: 1,
+                size_bytes: u64::MAX,
+                stored_bytes: 3,
+                program: "pitr".into(),
+                features: Vec::new(),
+            },
+            content: Extra { extra: u64::MAX },
+            map: Map {
+                shards: vec![Shard {
+                    first_key: String::new(),
+                    layers: Vec::new(),
+                }],
+                packs: Vec::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn members_of_a_root_come_in_any_order_and_each_once() {
+        let text = serde_json::to_string(&root()).unwrap();
+        let read = |text: &str| serde_json::from_str::<Root<Extra>>(text);
+        assert_eq!(read(&text).unwrap(), root());
+        let packs = ",\"packs\":[]";
+        let without = text.replace(packs, "");
+        let first = without.replacen('{', "{\"new\":{\"a\":[1]},\"packs\":[],", 1);
+        assert_eq!(read(&first).unwrap(), root());
+        for twice in [
+            "\"packs\":[]",
+            "\"shards\":[]",
+            "\"label\":\"x\"",
+            "\"extra\":1",
+        ] {
+            let text = text.replacen('{', &format!("{{{twice},"), 1);
+            let refusal = read(&text).unwrap_err().to_string();
+            assert!(refusal.contains("is there twice"), "{refusal}");
+        }
+        for missing in [packs, ",\"extra\":18446744073709551615", ",\"label\":\"\""] {
+            let without = text.replace(missing, "");
+            assert!(
+                without.len() < text.len() && read(&without).is_err(),
+                "{missing}"
+            );
+        }
     }
 }
