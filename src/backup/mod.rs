@@ -2,8 +2,9 @@
 //!
 //! Write order (format, section 10): `begin` reserves the id → claim → packs → layers → the server's manifest → WAL from start to stop
 //! LSN proven present and the server's own → history file → the root, which is the commit point. Each is durable before the next. Killed before the last,
-//! nothing is visible, and the next backup goes on from the packs ([`resume`]) before the janitor removes what is left. So it does from those of a
-//! backup that fails, but for one that ran the repository full: that removes its packs and layers itself, so that WAL has room again.
+//! nothing is visible, and the next backup goes on from the packs ([`resume`]) before the janitor removes what is left. Those of a full one wait for the
+//! next full one. So it is with a backup that fails, but for one that ran the repository full: that removes its packs and layers itself, so that WAL
+//! has room again.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -35,7 +36,7 @@ use crate::repo::deletion;
 use crate::repo::event::Writer;
 use crate::repo::id::BackupId;
 use crate::repo::layout::ClusterLayout;
-use crate::repo::relations::{ListOfRelations, Listed};
+use crate::repo::relations::{Draft, ListOfRelations};
 use crate::repo::repository::Repository;
 use crate::repo::root::cluster::{DamagedPage, Method, PARTIAL, Tablespace};
 use crate::repo::root::outline::Outline;
@@ -338,9 +339,14 @@ impl Taking<'_> {
             0 => claim.release(progress),
             _ => claim.leave(progress),
         }
+        // With "full_every" a plain "pitr backup" may take an incremental, which leaves the packs of a full one alone.
+        let goes_on = match id.is_incremental() {
+            true => "The next backup goes on from there: pitr backup",
+            false => "The next full backup goes on from there: pitr backup --full",
+        };
         let next = match kept {
             0 => "what it had stored is deleted again.\nThe next backup begins from the start: pitr backup".to_owned(),
-            _ => format!("the packs that it had stored, {kept}, stay for a day.\nThe next backup goes on from there: pitr backup"),
+            _ => format!("the packs that it had stored, {kept}, stay for a day.\n{goes_on}"),
         };
         if e.code() == Code::Interrupted {
             return err!(Interrupted, "backup \"{id}\" was interrupted")
@@ -432,7 +438,7 @@ struct Watcher<'w, 'c, 'a, 'p> {
     segment_size: SegmentSize,
     beside: Option<Box<dyn WalSource + Send>>,
     lister: Option<Lister>,
-    listing: Option<JoinHandle<Result<Listed>>>,
+    listing: Option<JoinHandle<Result<Draft>>>,
     over: Arc<AtomicBool>,
     listener: Option<Listener>,
     backoff: Option<Backoff>,
@@ -533,7 +539,7 @@ struct Backup<'a, 'c> {
     others: Others<'a, 'c>,
     held_back: Option<HeldBack>,
     /// The server's relations, where they could be listed.
-    listed: Option<Listed>,
+    listed: Option<Draft>,
     /// The interrupted backups that it went on from.
     taken_over: Vec<TakenOver>,
 }
@@ -656,7 +662,9 @@ impl<'a> Backup<'a, '_> {
             let stored = stored::length(store, &self.layout.server_manifest(claim.id()))?;
             root.head.stored_bytes += stored.unwrap_or(0);
         }
-        root.content.relations = self.write_relations(claim.id(), &root.content);
+        let listed = self.listed.take();
+        root.content.relations = listed
+            .and_then(|mut listed| self.write_relations(claim.id(), &root.content, &mut listed));
         (root.content.damage, root.content.damage_count) =
             (produced.damage.pages, produced.damage.count);
         claim.keep()?;
@@ -721,9 +729,13 @@ impl<'a> Backup<'a, '_> {
         Ok(root)
     }
 
-    /// Writes the list of relations; `None` where there is none, which fails no backup.
-    fn write_relations(&self, id: &BackupId, content: &ClusterContent) -> Option<ListOfRelations> {
-        let listed = self.listed.as_ref()?;
+    /// Writes the list of relations; `None` where it cannot be kept, which fails no backup.
+    fn write_relations(
+        &self,
+        id: &BackupId,
+        content: &ClusterContent,
+        listed: &mut Draft,
+    ) -> Option<ListOfRelations> {
         let identity = Identity {
             hash: [0; 32],
             raw_bytes: 0,

@@ -62,7 +62,7 @@ impl<'a> Resumed<'a> {
         tick: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Option<Resumed<'a>>> {
         let place = (store, &**layout);
-        let mut found = interrupted(place, own, host)?;
+        let mut found = interrupted(place, own, host, tick)?;
         found.sort_by_key(|(id, _)| id.time());
         let mut claims = Vec::new();
         for (id, packs) in found {
@@ -164,18 +164,16 @@ pub fn taken_over(leftovers: &Leftovers<'_>, packs: &[PackRef]) -> Vec<TakenOver
     all
 }
 
-/// Interrupted backups, with their packs.
+/// Interrupted backups from which `own` may go on, with their packs.
 fn interrupted(
     (store, scope): (&dyn Store, &Scope),
     own: &BackupId,
     host: &Host,
+    tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<(BackupId, Vec<PartName>)>> {
     let now = host.now();
     let mut found = Vec::new();
-    for id in turn::unfinished((store, scope), now)? {
-        if id == *own {
-            continue;
-        }
+    for id in turn::left_for(own, (store, scope), now)? {
         if may_be_taken((store, scope), &id, now)? {
             let packs = packs_of((store, scope), &id)?;
             if !packs.is_empty() {
@@ -183,10 +181,7 @@ fn interrupted(
             }
         }
     }
-    if !found.is_empty() {
-        let named = named_since((store, scope), &found)?;
-        found.retain(|(id, _)| !named.contains(id));
-    }
+    drop_named((store, scope), &mut found, tick)?;
     Ok(found)
 }
 
@@ -235,26 +230,34 @@ fn packs_of((store, scope): (&dyn Store, &Scope), id: &BackupId) -> Result<Vec<P
     Ok(numbers.into_iter().map(part).collect())
 }
 
-/// The ids of which a backup has taken something over already: only the next backup goes on from them, so that full ones share nothing later on.
-fn named_since(
+/// Drops those of which a backup has taken something over already. Only the next backup goes on from them, so that full ones share nothing later on.
+fn drop_named(
     (store, scope): (&dyn Store, &Scope),
-    found: &[(BackupId, Vec<PartName>)],
-) -> Result<Vec<BackupId>> {
+    found: &mut Vec<(BackupId, Vec<PartName>)>,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
+    if found.is_empty() {
+        return Ok(());
+    }
     let oldest = found.iter().filter_map(|(id, _)| id.time()).min();
     let oldest = oldest.map(|time| time.saturating_sub(2 * MAY_DIFFER));
-    let mut named = Vec::new();
     for id in catalog::ids(store, scope)? {
+        if found.is_empty() {
+            break;
+        }
         if id.time() < oldest {
             continue;
         }
+        // Behind a full backup of yesterday there are the roots of a day.
+        tick()?;
         let root = match BackupRoot::read(store, scope, &id) {
             Err(e) if e.is_damage() || e.code() == Code::Key => continue,
             root => root?,
         };
-        let packs = root.into_iter().flat_map(|root| root.map.packs);
-        named.extend(packs.map(|pack| pack.key.id));
+        let packs = root.map_or_else(Vec::new, |root| root.map.packs);
+        found.retain(|(id, _)| packs.iter().all(|pack| pack.key.id != *id));
     }
-    Ok(named)
+    Ok(())
 }
 
 /// Reads back what is claimed by now; `None` where nothing of it is left.

@@ -218,22 +218,49 @@ fn other(
 
 /// Ids that were reserved and have no root. Those that are older than the newest committed backup are left out, but for what clocks may differ.
 ///
-/// None of these runs, for the two would have run at once, and the committed one has gone on from what they left. So few events are read.
+/// None of these runs, for the two would have run at once. So few events are read. What they left is another question ([`left_for`]).
 ///
 /// # Errors
 /// Errors of the store.
-pub fn unfinished((store, scope): (&dyn Store, &Scope), now: TimestampTz) -> Result<Vec<BackupId>> {
+pub fn unfinished(place: (&dyn Store, &Scope), now: TimestampTz) -> Result<Vec<BackupId>> {
+    without_root(place, now, false)
+}
+
+/// Ids without a root from which the backup `own` may go on.
+///
+/// An incremental hardly has a page of a full backup, and would read all of it back first. So it leaves that to the next full one, for which only newer
+/// full backups count: incrementals that were committed since have taken nothing over.
+///
+/// # Errors
+/// Errors of the store.
+pub fn left_for(
+    own: &BackupId,
+    place: (&dyn Store, &Scope),
+    now: TimestampTz,
+) -> Result<Vec<BackupId>> {
+    let takes_full = !own.is_incremental();
+    let mut left = without_root(place, now, takes_full)?;
+    left.retain(|id| id != own && (takes_full || id.is_incremental()));
+    Ok(left)
+}
+
+/// Ids that were reserved and have no root, back to the newest committed backup; where `fulls_apart`, full ones back to the newest committed full one.
+fn without_root(
+    (store, scope): (&dyn Store, &Scope),
+    now: TimestampTz,
+    fulls_apart: bool,
+) -> Result<Vec<BackupId>> {
     // Events before roots: a backup that commits meanwhile is then seen as running or as committed.
     let listed = store.list(&scope.events())?;
     let mut begun: Vec<BackupId> = listed.iter().filter_map(|l| l.name.parse().ok()).collect();
     let mut with_more = catalog::ids(store, scope)?;
     with_more.retain(|id| begun.contains(id));
     with_more.sort_unstable();
-    let mut floor = None;
+    let mut floors = Floors::default();
     let mut committed = Vec::new();
     for id in with_more.into_iter().rev() {
-        if floor.is_some_and(|floor| id.time() < Some(floor)) {
-            break;
+        if floors.is_below(&id, fulls_apart) {
+            continue;
         }
         if stored::length(store, &scope.manifest(&id))?.is_none() {
             continue;
@@ -241,14 +268,36 @@ pub fn unfinished((store, scope): (&dyn Store, &Scope), now: TimestampTz) -> Res
         // One of the future says nothing of what is older.
         let known = |t: &TimestampTz| *t <= now.saturating_add(MAY_DIFFER);
         let begun = id.time().filter(known);
-        floor = floor.or(begun.map(|t| t.saturating_sub(2 * MAY_DIFFER)));
+        floors.raise(&id, begun.map(|t| t.saturating_sub(2 * MAY_DIFFER)));
         committed.push(id);
     }
-    begun.retain(|id| {
-        let is_old = floor.is_some_and(|floor| id.time() < Some(floor));
-        !is_old && !committed.contains(id)
-    });
+    begun.retain(|id| !floors.is_below(id, fulls_apart) && !committed.contains(id));
     Ok(begun)
+}
+
+/// The times of the newest committed backups, less what clocks may differ.
+#[derive(Default)]
+struct Floors {
+    of_all: Option<TimestampTz>,
+    of_fulls: Option<TimestampTz>,
+}
+
+impl Floors {
+    /// Counts a committed backup; newer ones come first.
+    fn raise(&mut self, id: &BackupId, time: Option<TimestampTz>) {
+        self.of_all = self.of_all.or(time);
+        if !id.is_incremental() {
+            self.of_fulls = self.of_fulls.or(time);
+        }
+    }
+
+    fn is_below(&self, id: &BackupId, fulls_apart: bool) -> bool {
+        let floor = match fulls_apart && !id.is_incremental() {
+            true => self.of_fulls,
+            false => self.of_all,
+        };
+        floor.is_some_and(|floor| id.time() < Some(floor))
+    }
 }
 
 #[cfg(test)]
@@ -378,5 +427,54 @@ mod tests {
         let key = scope.manifest(&ahead.parse().unwrap());
         crate::store::put(&store, &key, b"its root").unwrap();
         assert_eq!(found(None), Some(late));
+    }
+
+    /// What an interrupted full backup stored waits for the next full one: incrementals in between neither read it nor end it.
+    #[test]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the store's times are those of this clock"
+    )]
+    fn b39_a_full_backup_that_was_killed_is_left_to_the_next_full_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let now = TimestampTz::from_system_time(std::time::SystemTime::now());
+        let id = |minutes: u64, kind: &str| -> BackupId {
+            let time = now.saturating_sub(Duration::from_secs(60 * minutes));
+            let stamp = event::compact(time);
+            format!("{}Z-{kind}", &stamp[..15]).parse().unwrap()
+        };
+        let begin = |id: &BackupId| {
+            let mut begin = event("begin", "begin", 0, None).event;
+            (begin.subject, begin.time) = (id.to_string(), now);
+            event::begin(&store, &scope, &begin).unwrap();
+        };
+        let commit = |id: &BackupId| {
+            begin(id);
+            crate::store::put(&store, &scope.manifest(id), b"its root").unwrap();
+        };
+        let left = |kind: &str| {
+            let mut left = left_for(&id(0, kind), (&store, &scope), now).unwrap();
+            left.sort_unstable();
+            left
+        };
+        let killed = [id(300, "full"), id(240, "full"), id(230, "incr")];
+        killed.iter().for_each(begin);
+        // Its next one went on from what was older.
+        commit(&id(270, "full"));
+        commit(&id(120, "incr"));
+        let young = id(30, "incr");
+        begin(&young);
+        assert_eq!(left("incr"), [young.clone()]);
+        assert_eq!(left("full"), [killed[1].clone(), young.clone()]);
+        // Who looks for a backup that runs looks no further back than before.
+        let all = unfinished((&store, &scope), now).unwrap();
+        assert_eq!(all, [young.clone()]);
+        // The new one's own id is none of them.
+        begin(&id(0, "full"));
+        assert_eq!(left("full"), [killed[1].clone(), young.clone()]);
+        commit(&id(60, "full"));
+        assert_eq!(left("full"), [young]);
     }
 }

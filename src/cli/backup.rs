@@ -45,8 +45,8 @@ use crate::wire::basebackup::StartCheckpoint;
 /// --if-needed is for a job that runs every few minutes. It takes a backup when recovery from the newest one would replay WAL for longer than "max_replay", or more of it than "max_wal",
 /// and when nothing can be recovered. Otherwise, and while another backup runs, it prints why none is taken: exit status 0.
 ///
-/// A backup that was interrupted leaves its packs for a day. The next one, of either kind and method, takes them over: it reads each page again, and stores it again where it has
-/// changed. A backup that ran the repository full, or met damage, takes back what it stored.
+/// A backup that was interrupted leaves its packs for a day. The next one takes them over, by either method, and those of a full backup the next full one: it reads each page again, and
+/// stores it again where it has changed. A backup that ran the repository full, or met damage, takes back what it stored.
 ///
 /// Example: pitr backup --label "before the upgrade" --checkpoint fast
 #[derive(clap::Args, Debug)]

@@ -196,11 +196,7 @@ impl Changed {
     fn coarsen(&mut self) {
         while self.runs > RUNS_MAX / 2 && self.gap < u32::MAX / 2 {
             self.gap = (self.gap * 2).max(8);
-            let gap = self.gap;
-            for changes in self.forks.values_mut() {
-                changes.settle(gap);
-                changes.runs.shrink_to_fit();
-            }
+            self.settle();
             self.runs = self.forks.values().map(|c| c.runs.len()).sum();
         }
     }
@@ -218,10 +214,11 @@ impl Changed {
         self.forks.len() + self.dropped.len() + self.databases.len() > FILES_MAX
     }
 
-    /// Puts everything in order, so that it can be asked.
+    /// Puts everything in order, so that it can be asked, and gives the room back that was taken for more runs.
     pub fn settle(&mut self) {
         for changes in self.forks.values_mut() {
             changes.settle(self.gap);
+            changes.runs.shrink_to_fit();
         }
     }
 
@@ -311,24 +308,19 @@ impl ForkChanges {
         }
     }
 
-    /// Sorts the runs, and joins those less than `gap` blocks apart.
+    /// Sorts the runs, and joins those less than `gap` blocks apart. That is done in place: a copy would take the memory of all of them again.
     fn settle(&mut self, gap: u32) {
         self.runs.sort_unstable();
-        let mut joined: Vec<(u32, u32)> = Vec::with_capacity(self.runs.len());
-        for (first, length) in self.runs.drain(..) {
-            let end = u64::from(first) + u64::from(length);
-            match joined.last_mut() {
-                Some((start, known))
-                    if u64::from(first)
-                        <= u64::from(*start) + u64::from(*known) + u64::from(gap) =>
-                {
-                    let new = end.max(u64::from(*start) + u64::from(*known)) - u64::from(*start);
-                    *known = u32::try_from(new).unwrap_or(u32::MAX);
-                }
-                _ => joined.push((first, length)),
+        self.runs.dedup_by(|(first, length), (start, known)| {
+            let end = u64::from(*first) + u64::from(*length);
+            let before = u64::from(*start) + u64::from(*known);
+            let is_near = u64::from(*first) <= before + u64::from(gap);
+            if is_near {
+                let new = end.max(before) - u64::from(*start);
+                *known = u32::try_from(new).unwrap_or(u32::MAX);
             }
-        }
-        self.runs = joined;
+            is_near
+        });
         self.settled = self.runs.len();
     }
 }
@@ -358,6 +350,11 @@ impl<'c> Decoder<'c> {
                 problem: None,
             },
         }
+    }
+
+    /// What changed so far.
+    pub fn changed(&self) -> &Changed {
+        self.sink.changed
     }
 
     /// Forgets the segments so far: the next one is read as the first.
@@ -588,6 +585,18 @@ mod tests {
         for b in blocks.into_iter().map(u64::from) {
             assert!(runs.iter().any(|run| run.contains(&b)), "{b}");
         }
+    }
+
+    #[test]
+    fn r199_runs_that_are_joined_give_their_room_back() {
+        let even = (0..500).map(|n| 2 * n);
+        let odd = (0..500).map(|n| 2 * n + 1);
+        let blocks: Vec<_> = even.chain(odd).map(block).collect();
+        let changed = of(&blocks);
+        let all = (vec![(0, 1000)], None);
+        assert_eq!(wanted(&changed, segment(0, 2000, 2000)), all);
+        let room: usize = changed.forks.values().map(|c| c.runs.capacity()).sum();
+        assert!(room < 100, "{room}");
     }
 
     #[test]

@@ -257,19 +257,41 @@ impl Backup {
     }
 }
 
-/// A backup, and the parts of other ids that it needs.
+/// A backup, and the layers that it needs. Both kinds of parts are kept as runs: names of single ones would take MiB for each backup.
 struct Read {
     backup: Backup,
-    shared: Vec<(PartKind, PartName)>,
+    layers: Parts,
+}
+
+impl Read {
+    /// Returns what a check found in a part of another id that it needs. Its own events tell of its own parts.
+    fn shared_damage<'d>(
+        &self,
+        damaged: &'d BTreeMap<(PartKind, PartName), String>,
+    ) -> Option<&'d String> {
+        let mut found = damaged.iter();
+        let shared =
+            found.find(|((kind, part), _)| part.id != self.backup.id && self.needs(*kind, part));
+        shared.map(|(_, detail)| detail)
+    }
+
+    fn needs(&self, kind: PartKind, part: &PartName) -> bool {
+        let needed = match kind {
+            PartKind::Layer => &self.layers,
+            PartKind::Pack => &self.backup.packs,
+        };
+        let number = SegmentNumber(u64::from(part.number));
+        needed
+            .get(&part.id)
+            .is_some_and(|runs| runs.contains(number))
+    }
 }
 
 impl Reduced for Read {
     fn read(store: &dyn Store, scope: &Scope, id: &BackupId) -> Result<Stored<Read>> {
         Outline::stored(store, scope, id)?.reduced(|root| {
-            let layers = root.layers().map(|part| (PartKind::Layer, part));
-            let packs = root.packs().map(|part| (PartKind::Pack, part));
             Ok(Read {
-                shared: layers.chain(packs).filter(|(_, p)| p.id != *id).collect(),
+                layers: by_writer(root.layers()),
                 backup: Backup::reduce(root)?,
             })
         })
@@ -636,7 +658,8 @@ fn take_backups(catalog: Catalog<Read>, forged: &mut Vec<String>) -> Taken {
         }
         match subject.manifest {
             Manifest::Committed(read) => {
-                let Read { mut backup, shared } = *read;
+                let shared = read.shared_damage(&damaged);
+                let Read { mut backup, .. } = *read;
                 match subject.unread_events {
                     None => backup.fold(&subject.events, forged),
                     // One damaged event hides what it says; the backup itself is still there.
@@ -645,7 +668,7 @@ fn take_backups(catalog: Catalog<Read>, forged: &mut Vec<String>) -> Taken {
                         backup.damage.get_or_insert(note);
                     }
                 }
-                if let Some(detail) = shared.iter().find_map(|part| damaged.get(part)) {
+                if let Some(detail) = shared {
                     let note = format!("a check found damage: {detail}");
                     backup.damage.get_or_insert(note);
                     backup.damaged_copies = 1;
@@ -913,5 +936,131 @@ fn read_history(
         Ok(history) => Ok(HistoryFile::Known(history)),
         Err(e) if e.is_damage() => Ok(HistoryFile::Damaged(e.to_string())),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::catalog::Subject;
+    use crate::repo::event::Event;
+
+    fn id(n: u32) -> BackupId {
+        format!("20261120T0640{n:02}Z-full").parse().unwrap()
+    }
+
+    fn backup(n: u32, packs: Parts) -> Backup {
+        Backup {
+            id: id(n),
+            kind: BackupKind::Incremental,
+            label: String::new(),
+            start_lsn: Lsn(1000),
+            stop_lsn: Lsn(2000),
+            consistent_lsn: Lsn(2000),
+            checkpoint_lsn: Lsn(1000),
+            start_timeline: TimelineId::FIRST,
+            timeline: TimelineId::FIRST,
+            start_time: TimestampTz(0),
+            stop_time: TimestampTz(0),
+            major: 17,
+            size_bytes: 0,
+            stored_bytes: 0,
+            timezone: None,
+            tablespaces: Vec::new(),
+            packs,
+            wal_proof: None,
+            page_errors: 0,
+            damage: None,
+            is_partial: false,
+            damaged_copies: 0,
+            expire_mark: None,
+            pins: Vec::new(),
+            is_trimmed: false,
+            is_verified: false,
+        }
+    }
+
+    /// Parts that the first backup wrote.
+    fn parts(numbers: impl IntoIterator<Item = u64>) -> Parts {
+        Parts::from([(id(1), Runs::from_numbers(numbers.into_iter().collect()))])
+    }
+
+    fn subject(backup: Backup, layers: Parts) -> (BackupId, Subject<Read>) {
+        let id = backup.id.clone();
+        let subject = Subject {
+            manifest: Manifest::Committed(Box::new(Read { backup, layers })),
+            ..Subject::default()
+        };
+        (id, subject)
+    }
+
+    fn damaged(kind: &str, number: u32) -> Recorded {
+        let object = format!("clusters/main-7/{kind}/{}/{number:06}", id(1));
+        Recorded {
+            name: format!("{kind}-{number}"),
+            event: Event {
+                event: "damaged".into(),
+                subject: id(1).to_string(),
+                object: Some(object),
+                detail: Some(format!("{kind} {number}")),
+                ..Event::default()
+            },
+            stored: TimestampTz(0),
+            is_doubted: false,
+        }
+    }
+
+    #[test]
+    fn r198_damage_of_a_shared_part_is_that_of_each_backup_that_needs_it() {
+        let (writer, first) = subject(backup(1, parts(0..5)), Parts::new());
+        let events = vec![damaged("packs", 3), damaged("layers", 2)];
+        let first = Subject { events, ..first };
+        let catalog = Catalog {
+            ids: BTreeMap::from([
+                (writer, first),
+                subject(backup(2, parts(0..5)), parts([0, 1])),
+                subject(backup(3, parts([0, 2, 4])), parts([0, 1])),
+                subject(backup(4, parts(0..5)), parts(0..9)),
+                subject(backup(5, Parts::new()), parts([2])),
+            ]),
+            ..Catalog::empty()
+        };
+        let mut forged = Vec::new();
+        let taken = take_backups(catalog, &mut forged);
+        let found: Vec<_> = taken.backups.iter().map(|b| b.damage.as_deref()).collect();
+        let packs = Some("a check found damage: packs 3");
+        let layers = Some("a check found damage: layers 2");
+        // Its own events tell it of the first, in their order; of others layers come before packs.
+        assert_eq!(found, [packs, packs, None, layers, layers]);
+        let copies: Vec<_> = taken.backups.iter().map(|b| b.damaged_copies).collect();
+        assert_eq!(copies, [1, 1, 0, 1, 1]);
+    }
+
+    /// Who looks for the best backup begins at the end: plans, and an incremental for its prior.
+    #[test]
+    fn of_a_backup_and_its_compaction_the_verified_one_comes_last() {
+        let with = |n, stop, is_verified| Backup {
+            stop_lsn: Lsn(stop),
+            is_verified,
+            ..backup(n, Parts::new())
+        };
+        let sorted = |mut all: Vec<Backup>| -> Vec<BackupId> {
+            sort(&mut all);
+            all.into_iter().map(|b| b.id).collect()
+        };
+        let neither = sorted(vec![with(2, 2000, false), with(1, 2000, false)]);
+        assert_eq!(neither, [id(1), id(2)]);
+        let older = sorted(vec![with(1, 2000, true), with(2, 2000, false)]);
+        assert_eq!(older, [id(2), id(1)]);
+        let both = sorted(vec![with(2, 2000, true), with(1, 2000, true)]);
+        assert_eq!(both, [id(1), id(2)]);
+        // One that lies further on comes behind, verified or not.
+        let further = sorted(vec![with(3, 2001, false), with(1, 2000, true)]);
+        assert_eq!(further, [id(1), id(3)]);
+        let other = Backup {
+            timeline: TimelineId::new(2).unwrap(),
+            ..with(4, 1900, false)
+        };
+        assert_eq!(sorted(vec![other, with(1, 2000, true)]), [id(1), id(4)]);
     }
 }

@@ -11,10 +11,11 @@ use pitr::pg::segment::{SegmentNumber, SegmentSize};
 use pitr::pg::time::TimestampTz;
 use pitr::pg::timeline::TimelineId;
 use pitr::repo::container::{Codec, ContainerWriter, Identity, Kind};
+use pitr::repo::id::PartName;
 use pitr::repo::layout::ClusterLayout;
 use pitr::repo::repository::{Registration, Repository};
 use pitr::repo::root::cluster::Method;
-use pitr::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map};
+use pitr::repo::root::{BackupKind, BackupRoot, ClusterContent, Head, Map, PackRef};
 use pitr::store::file::FileStore;
 use pitr::wal::increment::{self, OpenSegment};
 use pitr::wal::index::{
@@ -522,4 +523,55 @@ fn a_plan_over_many_segments_stays_small() {
     assert_eq!(plan["segments_needed"]["last"], name, "{plan:#}");
     assert!(plan["last_commit"]["xid"].as_u64().unwrap() >= u64::from(xid_of(last + 1)));
     assert!(peak < most, "{peak} bytes");
+}
+
+/// A backup that names this many packs of the first one.
+fn sharing(number: u64, index: u64, packs: u32) -> BackupRoot {
+    let id = backup(number, 0).head.id;
+    let pack = |number| PackRef {
+        key: PartName {
+            id: id.clone(),
+            number,
+        },
+        size_bytes: 256 << 20,
+        live_frames: 1,
+        live_bytes: 1,
+        all_frames: None,
+        all_bytes: None,
+    };
+    let mut root = backup(number, index);
+    root.map.packs = (0..packs).map(pack).collect();
+    root
+}
+
+/// Many backups of a large cluster share its packs: what is kept of each is small, whatever the number of these.
+#[test]
+fn r198_backups_that_share_many_packs_take_little_memory() {
+    const PACKS: u32 = 5_000;
+    let sandbox = Sandbox::new("shared");
+    let folder = sandbox.join("repo");
+    repository(&folder, 102, &[53, 102]);
+    let layout = ClusterLayout::new("main", IDENTIFIER).unwrap();
+    let cache = sandbox.dir("cache");
+    let peak_with = |indexes: std::ops::Range<u64>| -> u64 {
+        let repository = Repository::open(Box::new(FileStore::open(&folder, 1).unwrap())).unwrap();
+        for index in indexes.clone() {
+            let root = sharing(90, index, PACKS);
+            root.commit(repository.store(), &layout).unwrap();
+        }
+        user::own_all(&folder);
+        let info = pitr()
+            .args(["--json", "--repository"])
+            .arg(&folder)
+            .arg("info")
+            .env("XDG_CACHE_HOME", &cache);
+        let (info, _, peak) = measured(&info, "info, packs are shared");
+        let backups = info["clusters"][0]["backups"].as_array().unwrap().len();
+        assert_eq!(backups as u64, indexes.end);
+        peak
+    };
+    let few = peak_with(50..60);
+    let many = peak_with(60..120);
+    // Each name took more than 72 bytes: 20 MiB.
+    assert!(many < few + (10 << 20), "{few} and {many} bytes");
 }

@@ -45,3 +45,36 @@ fn s39_a_plan_reads_each_event_once_and_opens_no_segment_for_each_question() {
         assert!(segments.values().all(|n| *n <= 5), "{segments:?}");
     }
 }
+
+/// A root of a large cluster has MiB: that of each backup that is kept is read for what all of them tell, and no second time.
+#[test]
+fn b38_an_incremental_asks_for_the_root_of_its_prior_alone() {
+    let builder = Cluster::builder(18).segment_size_mb(1).without_fsync();
+    let mut cluster = builder.create();
+    let home = Home::new(&cluster, true, false);
+    home.attach(&cluster);
+    cluster.start();
+    cluster.sql("create table t (n int)");
+    let take = || {
+        cluster.sql("insert into t values (1)");
+        let backup = home.pitr().args(["backup", "--json", "--incremental"]);
+        backup.run().success()
+    };
+    let kept: Vec<String> = (0..3).map(|_| take().id()).collect();
+    home.server().clear_log();
+    let last = take();
+    assert_eq!(last.json()["prior"], kept[2], "{last}");
+    let log = home.server().log();
+    let roots = reads(&log, "/manifest");
+    let of = |id: &String| -> usize {
+        let own = roots.iter().filter(|(path, _)| path.contains(id.as_str()));
+        own.map(|(_, count)| *count).sum()
+    };
+    let counts: Vec<usize> = kept.iter().map(of).collect();
+    // The prior's is read before the claim and behind it, besides.
+    let [first, second, prior] = counts[..] else {
+        panic!("{counts:?}");
+    };
+    assert!(first >= 1 && second >= 1, "{roots:?}");
+    assert!(first.max(second) + 2 <= prior, "{roots:?}");
+}

@@ -43,29 +43,15 @@ pub fn hold<'a>(
     let progress = host.progress.as_ref();
     let identifier = layout.system_identifier();
     let inventory = Inventory::read(repository, layout.name(), Some(identifier))?;
-    let mut candidates = Vec::new();
-    let mut unread = Vec::new();
-    for backup in &inventory.backups {
-        match BackupRoot::read(store, layout, &backup.id) {
-            Ok(Some(root)) => candidates.push(candidate(backup, &root)),
-            Ok(None) => {}
-            Err(e) if e.code() == Code::Key => {
-                unread.push((&backup.id, unreadable(repository, &e)));
-            }
-            Err(e) if e.is_damage() => {}
-            Err(e) => return Err(e),
-        }
-    }
-    if repository.kept().is_some() {
-        let damaged = inventory.unreadable.iter();
-        unread.extend(damaged.map(|one| (&one.id, one.problem.clone())));
-    }
-    let newest = unread.into_iter().max().map(|(_, why)| why);
-    let mut lacking = newest.filter(|_| candidates.is_empty());
+    let mut candidates = Candidates::of((repository, layout), &inventory);
+    let mut lacking = None;
     loop {
-        let chosen = match choose(&candidates, server, limit) {
-            Ok(at) => candidates.remove(at),
-            Err(why) => return Ok(Err(lacking.unwrap_or(why))),
+        let chosen = match choose(&mut candidates, server, limit)? {
+            Ok(chosen) => chosen,
+            Err(why) => {
+                let lacking = lacking.or_else(|| candidates.why_unread());
+                return Ok(Err(lacking.unwrap_or(why)));
+            }
         };
         let claim = Claim::take((store, layout), Writer::of(host), &chosen.id, "prior", None)?;
         match good_root(repository, layout, &chosen) {
@@ -86,6 +72,68 @@ pub fn hold<'a>(
                     Code::Key => lacking.get_or_insert(unreadable(repository, &e)),
                     _ => return Err(e),
                 };
+            }
+        }
+    }
+}
+
+/// The backups that may be the prior, newest first. Each root is read as it is asked for: in a bucket it is a request, and its map takes memory.
+struct Candidates<'a> {
+    repository: &'a Repository,
+    layout: &'a ClusterLayout,
+    /// Those that were not asked for yet, in the order of an inventory: the best one last.
+    left: &'a [Backup],
+    /// Whether a root could be read.
+    is_any_read: bool,
+    /// Those whose roots this host cannot read, each with the reason.
+    unread: Vec<(&'a BackupId, String)>,
+}
+
+impl<'a> Candidates<'a> {
+    fn of(
+        (repository, layout): (&'a Repository, &'a ClusterLayout),
+        inventory: &'a Inventory,
+    ) -> Candidates<'a> {
+        let damaged = match repository.kept() {
+            Some(_) => inventory.unreadable.as_slice(),
+            None => &[],
+        };
+        let unread = damaged.iter().map(|one| (&one.id, one.problem.clone()));
+        Candidates {
+            repository,
+            layout,
+            left: &inventory.backups,
+            is_any_read: false,
+            unread: unread.collect(),
+        }
+    }
+
+    /// The reason of the newest one that cannot be read; none where another one could be.
+    fn why_unread(&self) -> Option<String> {
+        let newest = self.unread.iter().max().filter(|_| !self.is_any_read);
+        newest.map(|(_, why)| why.clone())
+    }
+}
+
+impl Iterator for Candidates<'_> {
+    type Item = Result<Candidate>;
+
+    fn next(&mut self) -> Option<Result<Candidate>> {
+        loop {
+            let (backup, older) = self.left.split_last()?;
+            self.left = older;
+            match BackupRoot::read(self.repository.store(), self.layout, &backup.id) {
+                Ok(Some(root)) => {
+                    self.is_any_read = true;
+                    return Some(Ok(candidate(backup, &root)));
+                }
+                Ok(None) => {}
+                Err(e) if e.code() == Code::Key => {
+                    let why = unreadable(self.repository, &e);
+                    self.unread.push((&backup.id, why));
+                }
+                Err(e) if e.is_damage() => {}
+                Err(e) => return Some(Err(e)),
             }
         }
     }
@@ -165,7 +213,6 @@ fn candidate(backup: &Backup, root: &BackupRoot) -> Candidate {
         damage: backup.damage.clone(),
         is_partial: backup.is_partial,
         is_marked: backup.expire_mark.is_some(),
-        is_verified: backup.is_verified,
         shape: Shape {
             catalog_version: root.content.catalog_version,
             block_size_bytes: root.content.block_size_bytes,

@@ -78,8 +78,6 @@ pub struct Candidate {
     pub is_partial: bool,
     /// Whether it is marked for deletion.
     pub is_marked: bool,
-    /// Whether it was verified: of two at one place that one is taken.
-    pub is_verified: bool,
     /// Its files.
     pub shape: Shape,
     /// Layers and packs that it names.
@@ -99,27 +97,28 @@ pub struct Server {
     pub shape: Shape,
 }
 
-/// Chooses the prior by its index; else says why there is none.
+/// Chooses the prior of candidates that come newest first; else says why there is none. Those behind the prior are not asked for: each is a root to read.
 ///
 /// # Errors
-/// Why a full backup has to be taken, for a sentence.
-pub fn choose(
-    candidates: &[Candidate],
+/// Those of the candidates.
+pub fn choose<E>(
+    newest_first: &mut impl Iterator<Item = Result<Candidate, E>>,
     server: &Server,
     limit: Option<FullEvery>,
-) -> Result<usize, String> {
-    let mut newest: Vec<(usize, &Candidate)> = candidates.iter().enumerate().collect();
-    newest.sort_by_key(|(_, c)| std::cmp::Reverse((c.timeline, c.stop_lsn, c.is_verified, &c.id)));
+) -> Result<Result<Candidate, String>, E> {
     let mut why = None;
-    for (at, candidate) in newest {
-        match refusal(candidate, server) {
-            None => return is_young(candidate, limit).map(|()| at),
+    for candidate in newest_first {
+        let candidate = candidate?;
+        match refusal(&candidate, server) {
+            None => return Ok(is_young(&candidate, limit).map(|()| candidate)),
             Some(reason) => {
                 why.get_or_insert_with(|| format!("backup \"{}\" {reason}", candidate.id));
             }
         }
     }
-    Err(why.unwrap_or_else(|| "the repository has no backup of this cluster".to_owned()))
+    Ok(Err(why.unwrap_or_else(|| {
+        "the repository has no backup of this cluster".to_owned()
+    })))
 }
 
 /// Requires that a full backup is not due.
@@ -183,6 +182,8 @@ fn refusal(prior: &Candidate, server: &Server) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     const SHAPE: Shape = Shape {
@@ -218,59 +219,65 @@ mod tests {
             damage: None,
             is_partial: false,
             is_marked: false,
-            is_verified: false,
             shape: SHAPE,
             parts: 2,
         }
     }
 
+    /// The index of the prior of backups that come in the order of an inventory.
+    fn chosen(all: &[Candidate], limit: Option<FullEvery>) -> Result<usize, String> {
+        let mut newest_first = all.iter().rev().cloned().map(Ok::<_, Infallible>);
+        let prior = choose(&mut newest_first, &server(), limit).unwrap()?;
+        Ok(all.iter().position(|one| *one == prior).unwrap())
+    }
+
     fn why(change: impl Fn(&mut Candidate)) -> String {
         let mut one = backup(1, 2, 2000, 2100);
         change(&mut one);
-        choose(&[one], &server(), None).unwrap_err()
+        chosen(&[one], None).unwrap_err()
     }
 
     #[test]
     fn the_newest_good_backup_of_the_history_is_the_prior() {
         let mut all = vec![
             backup(1, 1, 500, 600),
-            backup(2, 2, 3000, 3100),
-            backup(3, 2, 2000, 2100),
+            backup(2, 2, 2000, 2100),
+            backup(3, 2, 3000, 3100),
         ];
-        assert_eq!(choose(&all, &server(), None), Ok(1));
-        all[1].is_partial = true;
-        assert_eq!(choose(&all, &server(), None), Ok(2));
-        all[1].is_partial = false;
-        all[1].damage = Some("x".into());
-        assert_eq!(choose(&all, &server(), None), Ok(2));
-        all[2].is_marked = true;
-        assert_eq!(choose(&all, &server(), None), Ok(0));
+        assert_eq!(chosen(&all, None), Ok(2));
+        all[2].is_partial = true;
+        assert_eq!(chosen(&all, None), Ok(1));
+        all[2].is_partial = false;
+        all[2].damage = Some("x".into());
+        assert_eq!(chosen(&all, None), Ok(1));
+        all[1].is_marked = true;
+        assert_eq!(chosen(&all, None), Ok(0));
         all[0].shape.data_checksums = false;
-        let why = choose(&all, &server(), None).unwrap_err();
-        assert_eq!(why, "backup \"20261120T064002Z-full\" is damaged");
-        assert!(choose(&[], &server(), None).is_err());
+        let why = chosen(&all, None).unwrap_err();
+        assert_eq!(why, "backup \"20261120T064003Z-full\" is damaged");
+        assert!(chosen(&[], None).is_err());
     }
 
     #[test]
-    fn of_a_backup_and_its_compaction_the_verified_one_is_the_prior() {
-        let mut all = vec![backup(1, 2, 2000, 2100), backup(2, 2, 2000, 2100)];
-        assert_eq!(choose(&all, &server(), None), Ok(1));
-        all[0].is_verified = true;
-        assert_eq!(choose(&all, &server(), None), Ok(0));
-        all[1].is_verified = true;
-        assert_eq!(choose(&all, &server(), None), Ok(1));
-        // One that lies further on comes before, verified or not.
-        all.push(backup(3, 2, 2000, 2101));
-        assert_eq!(choose(&all, &server(), None), Ok(2));
+    fn b38_backups_behind_the_prior_are_not_asked_for() {
+        let partial = Candidate {
+            is_partial: true,
+            ..backup(3, 2, 4000, 4100)
+        };
+        let good = backup(2, 2, 3000, 3100);
+        let all = [Ok(partial), Ok(good.clone()), Err("read in vain")];
+        let mut all = all.into_iter();
+        assert_eq!(choose(&mut all, &server(), None), Ok(Ok(good)));
+        assert_eq!(choose(&mut all, &server(), None), Err("read in vain"));
     }
 
     #[test]
     fn a_fork_before_the_stop_leaves_the_prior_out() {
         // It began before the fork and stopped behind it: its pages may hold what was abandoned.
-        let refused = choose(&[backup(1, 1, 900, 1001)], &server(), None);
+        let refused = chosen(&[backup(1, 1, 900, 1001)], None);
         assert!(refused.unwrap_err().contains("history"));
-        assert_eq!(choose(&[backup(1, 1, 900, 1000)], &server(), None), Ok(0));
-        assert!(choose(&[backup(1, 3, 2000, 2100)], &server(), None).is_err());
+        assert_eq!(chosen(&[backup(1, 1, 900, 1000)], None), Ok(0));
+        assert!(chosen(&[backup(1, 3, 2000, 2100)], None).is_err());
     }
 
     #[test]
@@ -289,7 +296,7 @@ mod tests {
         }
         // A restartpoint that did not move: the interval is empty, and valid.
         let one = backup(1, 2, 5000, 5000);
-        assert_eq!(choose(&[one], &server(), None), Ok(0));
+        assert_eq!(chosen(&[one], None), Ok(0));
     }
 
     #[test]
@@ -301,7 +308,7 @@ mod tests {
                 period: Duration::from_secs(7 * 24 * 3600),
                 now: now.parse().unwrap(),
             };
-            choose(std::slice::from_ref(one), &server(), Some(limit))
+            chosen(std::slice::from_ref(one), Some(limit))
         };
         assert_eq!(choose_at(&one, "2026-11-19T06:40:09Z"), Ok(0));
         // A weekly job that is a moment early.
@@ -316,6 +323,6 @@ mod tests {
         // A day that no calendar has.
         one.base = "20261399T064009Z-full".parse().unwrap();
         assert!(choose_at(&one, "2026-11-20T06:40:08Z").is_err());
-        assert!(choose(&[one], &server(), None).is_ok());
+        assert!(chosen(&[one], None).is_ok());
     }
 }

@@ -154,9 +154,6 @@ impl Interval<'_> {
         let stretch = known!(told(chain.stretch_from(from))?);
         let archived = self.archived(from, &inventory, &stretch);
         known!(self.indexed(&archived, changed)?);
-        if changed.is_too_large() {
-            return Ok(Err("it names too many files".into()));
-        }
         let newest = archived.last().copied();
         known!(match newest {
             Some(newest) => self.is_own(newest)?,
@@ -168,6 +165,8 @@ impl Interval<'_> {
             true => self.unarchived(newest, changed)?.err(),
             false => None,
         };
+        // More WAL, for which another round would wait, makes it no smaller.
+        known!(has_room(changed));
         Ok(Ok(Round {
             newest: number.unwrap_or(from),
             lacks: lacks.map(|lacks| {
@@ -268,6 +267,7 @@ impl Interval<'_> {
                     bytes: tail,
                 });
             }
+            known!(has_room(changed));
         }
         changed.set_late(false);
         Ok(Ok(()))
@@ -420,6 +420,7 @@ impl Interval<'_> {
             if let Some(edge) = edge.take() {
                 known!(edge.join(&summary, self.major, &mut decoder));
             }
+            known!(has_room(decoder.changed()));
             number = number.next();
         }
         Ok(Ok(()))
@@ -509,6 +510,14 @@ fn whole(
     match summary.end {
         SegmentEnd::Full | SegmentEnd::Switch(_) => Ok(summary),
         _ => Err(format!("the WAL of segment \"{name}\" ends inside")),
+    }
+}
+
+/// Requires that what changed fits into memory. Asked after each segment: an interval of days may name millions of files.
+fn has_room(changed: &Changed) -> std::result::Result<(), Problem> {
+    match changed.is_too_large() {
+        true => Err("it names too many files".into()),
+        false => Ok(()),
     }
 }
 
@@ -621,5 +630,93 @@ fn describe(end: &StretchEnd) -> String {
         StretchEnd::Undecoded { at } => {
             format!("segment \"{at}\" was written by a PostgreSQL that is not known")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::change::Change;
+    use crate::pg::craft::Craft;
+    use crate::pg::record::Relation;
+    use crate::pg::timeline::TimelineId;
+    use crate::repo::root::cluster::Method;
+    use crate::wal::crafted;
+
+    fn content() -> ClusterContent {
+        ClusterContent {
+            method: Method::Stream,
+            cluster: "main".into(),
+            system_identifier: 7,
+            major: 17,
+            server_version_num: 170_009,
+            catalog_version: 202_406_281,
+            start_lsn: Lsn::default(),
+            stop_lsn: Lsn::default(),
+            consistent_lsn: Lsn::default(),
+            checkpoint_lsn: Lsn::default(),
+            start_timeline: 1,
+            timeline: 1,
+            history: None,
+            history_hex: None,
+            from_standby: false,
+            data_checksums: true,
+            wal_segment_size_bytes: 1 << 20,
+            block_size_bytes: 8192,
+            relseg_blocks: 131_072,
+            timezone: None,
+            tablespaces: Vec::new(),
+            server_manifest: None,
+            relations: None,
+            wal_proof: None,
+            whole_scan_time: None,
+            left_out_databases: Vec::new(),
+            oldest_content: None,
+            damage: Vec::new(),
+            damage_count: 0,
+            damage_reported_by_server: false,
+        }
+    }
+
+    /// More dropped relations than are kept.
+    fn too_many() -> Changed {
+        let mut changed = Changed::default();
+        for number in 0..500_000 {
+            changed.add(&Change::Drop(Relation {
+                tablespace: 1663,
+                database: 5,
+                number,
+            }));
+        }
+        changed
+    }
+
+    #[test]
+    fn r199_too_many_files_are_refused_before_the_next_segment_is_read() {
+        let mut craft = Craft::new(Major::V17);
+        craft.main(0, 0x20, 0, &[7; 40]);
+        craft.switch();
+        let dir = tempfile::tempdir().unwrap();
+        let repository = crafted::repository(dir.path(), &craft);
+        let size = craft.identity.segment_size;
+        let layout = ClusterLayout::new("main", craft.identity.system_identifier).unwrap();
+        let (prior, history) = (content(), History::root(TimelineId::FIRST));
+        let mut tick = || -> Result<()> { Ok(()) };
+        let interval = Interval {
+            repository: &repository,
+            layout: &layout,
+            major: Major::V17,
+            prior: &prior,
+            history: &history,
+            size,
+            end: Lsn(4 << 20),
+            server: dir.path(),
+            tick: RefCell::new(&mut tick),
+        };
+        // The second one is not there.
+        let segments = [1, 2].map(|n| SegmentNumber(n).name(TimelineId::FIRST, size).unwrap());
+        let of = |mut changed: Changed| interval.indexed(&segments, &mut changed).unwrap();
+        assert_eq!(of(too_many()), Err("it names too many files".to_owned()));
+        assert!(of(Changed::default()).unwrap_err().contains("is gone"));
     }
 }

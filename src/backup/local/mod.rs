@@ -16,7 +16,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use super::incremental::prior::Shape;
-use super::incremental::recheck::{Doubts, Recheck};
+use super::incremental::recheck::{self, Doubts, Recheck};
 use super::incremental::wal::Interval;
 use super::producer::{Produced, Producer, Work};
 use super::source::{ServerFacts, Source};
@@ -59,7 +59,6 @@ const MOST_READERS: usize = 8;
 const QUEUED_FILES: usize = 1024;
 /// How often the copy is looked at.
 const TICK: Duration = Duration::from_millis(100);
-const DAY_MICROS: i64 = 24 * 3600 * 1_000_000;
 /// How often the session is used, so that nothing between takes it for dead.
 const PING: Duration = Duration::from_secs(10);
 
@@ -251,7 +250,9 @@ impl<'w> Copying<'_, 'w, '_, '_> {
             relation_segment_blocks: self.owner.relation_segment_blocks(),
             interval: (prior.root.content.start_lsn, start_lsn),
             named_since: self.owner.has_checksums().then_some(first_told),
-            seed: host.now().0.div_euclid(DAY_MICROS).unsigned_abs(),
+            seed: recheck::seed(self.work.id),
+            threads: readers(self.work.options.jobs),
+            rate: self.work.rate,
         };
         let doubts = recheck.run(&changed, &mut tick)?;
         if let Some(stale) = stale(&doubts, first_told, &prior.root.head.id) {

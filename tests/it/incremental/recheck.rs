@@ -13,7 +13,7 @@ const PAGES: u32 = 3000;
 
 /// One segment whose index lacks every block, between others that are whole.
 ///
-/// Each page that WAL does not name is looked at with a chance of 1 in 100, by a hash of date, file and block. So 3000 hidden pages are all
+/// Each page that WAL does not name is looked at with a chance of 1 in 100, by a hash of the backup's time, file and block. So 3000 hidden pages are all
 /// missed with a chance of 0.99^3000 = 8e-14; 1375 pages would do for one in a million (0.99^1375 = 1e-6).
 #[test]
 fn the_blocks_of_one_segment_that_its_index_hides_are_found_by_the_recheck() {

@@ -182,6 +182,40 @@ fn b18_a_backup_that_goes_on_is_killed_too_and_the_next_one_goes_on_from_both() 
     );
 }
 
+/// What a full backup stored before it was killed waits for the next full one. An incremental in between reads none of it, and ends nothing.
+#[test]
+fn b39_a_full_backup_that_was_killed_is_left_to_the_next_full_one() {
+    let world = World::new(17, true);
+    let site = &world.site;
+    backup(site, &FULL).run().success();
+    let whole = ["--full", "--method", "local"];
+    let dead = killed(site, &whole, 8);
+    let kept = packs_below(site.repository())[&dead];
+    for round in 1..3 {
+        world.churn(round);
+        world.cluster.archive_now();
+        let run = backup(site, &INCREMENTAL).run().success();
+        assert_eq!(run.json()["kind"], "incremental", "{run}");
+        assert!(!run.stderr.contains("are read back"), "{run}");
+        assert_eq!(resumed(&run).0, Vec::<String>::new(), "{run}");
+        assert!(!writers(site, &run.id()).contains(&dead), "{run}");
+    }
+    let claims = event::read_all(&store(site), &layout(site), &dead).unwrap();
+    let is_prior = |e: &event::Recorded| e.event.purpose.as_deref() == Some("prior");
+    assert!(!claims.iter().any(is_prior), "{claims:?}");
+    // Nor does expire take them away meanwhile.
+    let expire = ["expire", "--keep", "1", "--grace", "0s", "--min-age", "0s"];
+    site.pitr().args(expire).args(["--confirm"]).run();
+    assert_eq!(packs_below(site.repository())[&dead], kept);
+    let run = backup(site, &whole).run().success();
+    let (ids, bytes) = resumed(&run);
+    assert_eq!(ids, std::slice::from_ref(&dead), "{run}");
+    assert!(bytes > 0, "{run}");
+    site.pitr().arg("verify").run().success();
+    let again = backup(site, &whole).run().success();
+    assert_eq!(resumed(&again).0, Vec::<String>::new(), "{again}");
+}
+
 /// A cluster of some tens of MiB that do not change, with a backup that was killed.
 fn still(major: u32) -> (Site, Cluster) {
     let (site, cluster) = Site::with_cluster(major);
