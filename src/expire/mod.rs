@@ -1,7 +1,8 @@
 //! Executes a plan of expiry (`plan::retention`).
 //!
 //! Order: marks → the claim under which WAL is deleted (`repo::deletion`) → everything is read anew, claims before roots → tombstones → roots, each gone for good before → server manifests,
-//! layers, packs → WAL, ascending per timeline → events, reservations last. Killed anywhere, the next run goes on: what is
+//! layers, packs → WAL, ascending per timeline → events, reservations last. Layers, packs, and WAL before all that is needed go several at once.
+//! The claim ends where WAL takes long, and everything from it on is done once more. Killed anywhere, the next run goes on: what is
 //! gone is gone, and what is left is still marked. A mark is no authority: the second reading decides again, and only what was marked
 //! before it is deleted. Only this module deletes objects, but for a failed backup, which takes back its own (`backup`).
 

@@ -1,6 +1,7 @@
 //! Executes plans of expiry in one scope, whatever its content is.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use super::Outcome;
 use crate::err;
@@ -9,6 +10,7 @@ use crate::fault;
 use crate::host::Host;
 use crate::pg::segment::{SegmentNumber, SegmentSize, WalFileName};
 use crate::pg::timeline::TimelineId;
+use crate::plan::retention::wal::Needed;
 use crate::plan::retention::{Deletion, ExpirePlan, Policy};
 use crate::repo::deletion::DeletionClaim;
 use crate::repo::event::{self, Event, Writer};
@@ -21,6 +23,16 @@ use crate::store::{Key, Published, Store, reserve};
 
 /// How often the repository may change under a run before it gives up.
 const ATTEMPTS: u32 = 4;
+
+/// So many objects are deleted at once where each deletion is a round trip.
+const AT_ONCE: usize = 8;
+
+/// The claim ends when WAL was deleted under it for so long: backups that wait for its end can then commit.
+const ROUND: Duration = Duration::from_secs(600);
+/// The time without a claim between two rounds; programs that wait look twice a second.
+const PAUSE: Duration = Duration::from_secs(5);
+/// How often a pause looks for the operator's wish to stop.
+const LOOKS_AGAIN: Duration = Duration::from_millis(50);
 
 /// Pieces of the reserve that marks leave: the claim needs one for each directory on its way.
 const KEPT_FOR_CLAIM: usize = 6;
@@ -61,6 +73,14 @@ pub struct Run<'a> {
     wal: Option<(ClusterLayout, SegmentSize)>,
     /// Held from before the second reading on, while anything is deleted.
     deletion: Option<DeletionClaim<'a>>,
+    /// Objects that the store refused to delete: each is asked for and counted once, whatever later plans name.
+    kept: BTreeSet<String>,
+    round: Duration,
+    pause: Duration,
+    /// The end of this round.
+    until: Instant,
+    /// Whether the round has ended before all WAL of its plan was gone.
+    is_cut: bool,
     outcome: &'a mut Outcome,
 }
 
@@ -81,6 +101,11 @@ impl<'a> Run<'a> {
             spared: policy.spared.clone(),
             wal: None,
             deletion: None,
+            kept: BTreeSet::new(),
+            round: ROUND,
+            pause: fault::shortened(PAUSE),
+            until: Instant::now(),
+            is_cut: false,
             outcome,
         }
     }
@@ -106,7 +131,7 @@ impl<'a> Run<'a> {
             return marked;
         }
         self.deletion = Some(self.claim(shown)?);
-        let done = self.attempts();
+        let done = self.rounds();
         let ended = self.deletion.take().map_or(Ok(()), DeletionClaim::end);
         done.and(ended)?;
         marked.or_else(|_| self.mark(shown, policy, KEPT_FOR_CLAIM))
@@ -121,14 +146,37 @@ impl<'a> Run<'a> {
         }
         for deletion in &shown.deletions {
             if let Deletion::Unfinished(_) = deletion {
-                self.delete_one(deletion)?;
+                self.delete_one(deletion, &shown.needed)?;
             }
         }
         DeletionClaim::take(self.store, self.scope, Writer::of(self.host))
     }
 
-    fn attempts(&mut self) -> Result<()> {
+    /// Deletes in rounds, each under a claim and by a plan of its own, as several runs would.
+    fn rounds(&mut self) -> Result<()> {
+        while !self.attempts()? {
+            self.let_others_pass()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the claim for a while: who waits for that proves its WAL present, and has a claim which the next plan sees.
+    fn let_others_pass(&mut self) -> Result<()> {
+        self.deletion.take().map_or(Ok(()), DeletionClaim::end)?;
+        let ended = Instant::now();
+        while ended.elapsed() < self.pause {
+            self.check_stop()?;
+            std::thread::sleep(LOOKS_AGAIN.min(self.pause));
+        }
+        let writer = Writer::of(self.host);
+        self.deletion = Some(DeletionClaim::take(self.store, self.scope, writer)?);
+        Ok(())
+    }
+
+    /// Makes a plan and carries it out; `false` where WAL is left for another round.
+    fn attempts(&mut self) -> Result<bool> {
         for _ in 0..ATTEMPTS {
+            let asked = Instant::now();
             // The plan as it is now that the marks are durable.
             let decide = || self.domain.decide(&self.spared);
             let Decided { plan, wal } = match &mut self.deletion {
@@ -136,6 +184,8 @@ impl<'a> Run<'a> {
                 None => decide()?,
             };
             self.wal = wal;
+            // A round is no shorter than its plan took: else most of the time would go into plans.
+            self.until = Instant::now() + fault::shortened(self.round.max(asked.elapsed()));
             fault::pause("expire-decided");
             if self.bury(&plan.tombstones)? && self.unmake(&plan)? {
                 return self.delete(&plan);
@@ -222,20 +272,26 @@ impl<'a> Run<'a> {
         Ok(is_complete)
     }
 
-    fn delete(&mut self, plan: &ExpirePlan) -> Result<()> {
+    /// Deletes all but roots; `false` where the round has ended, and WAL is left.
+    fn delete(&mut self, plan: &ExpirePlan) -> Result<bool> {
         // Before any of their WAL goes: what is missing then is missing on purpose.
         for id in &plan.trimmed {
             let writer = Writer::of(self.host);
             let trimmed = writer.event(event::TRIMMED, &id.to_string());
             self.record(&writer, &trimmed, 0)?;
         }
+        self.is_cut = false;
         for deletion in &plan.deletions {
-            self.delete_one(deletion)?;
+            // The next plan would take a deleted backup with events for an aborted one.
+            if !self.is_cut || is_of_backup(deletion) {
+                self.delete_one(deletion, &plan.needed)?;
+            }
         }
-        Ok(())
+        Ok(!self.is_cut)
     }
 
-    fn delete_one(&mut self, deletion: &Deletion) -> Result<()> {
+    fn delete_one(&mut self, deletion: &Deletion, needed: &Needed) -> Result<()> {
+        let scope = self.scope;
         let part = |id: &BackupId, number| PartName {
             id: id.clone(),
             number,
@@ -249,16 +305,16 @@ impl<'a> Run<'a> {
                 self.remove(&self.scope.relations(id))?;
             }
             Deletion::Layers(id, first, last) => {
-                for number in *first..=*last {
-                    self.remove(&self.scope.layer(&part(id, number)))?;
-                }
+                let keys = (*first..=*last).map(|number| scope.layer(&part(id, number)));
+                self.remove_each(keys)?;
             }
             Deletion::Packs(id, first, last) => {
-                for number in *first..=*last {
-                    self.remove(&self.scope.pack(&part(id, number)))?;
-                }
+                let keys = (*first..=*last).map(|number| scope.pack(&part(id, number)));
+                self.remove_each(keys)?;
             }
-            Deletion::Segments(timeline, first, last) => self.segments(*timeline, *first, *last)?,
+            Deletion::Segments(timeline, first, last) => {
+                self.segments(*timeline, (*first, *last), needed)?;
+            }
             Deletion::WalFile(name) => {
                 let key = self.wal.as_ref().map(|(layout, _)| layout.wal_file(*name));
                 key.map_or(Ok(true), |key| self.remove(&key))?;
@@ -283,36 +339,113 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Deletes a run of segments, ascending, until the round is over.
     fn segments(
         &mut self,
         timeline: TimelineId,
-        first: SegmentNumber,
-        last: SegmentNumber,
+        (first, last): (SegmentNumber, SegmentNumber),
+        needed: &Needed,
     ) -> Result<()> {
         let Some((layout, size)) = self.wal.clone() else {
             return Ok(());
         };
-        for number in first.0..=last.0 {
-            let Some(name) = SegmentNumber(number).name(timeline, size) else {
-                break;
-            };
-            let before = self.outcome.deleted_objects;
-            // A refused one ends the range: behind it there would be a hole.
-            if !self.remove(&layout.wal_file(WalFileName::Segment(name)))? {
-                break;
+        // A hole behind a backup would be a gap for everybody; nobody looks for any before the first backup.
+        let width = match needed.has_any_until(last) {
+            true => 1,
+            false => self.at_once(),
+        };
+        let key = |number: u64| {
+            let name = SegmentNumber(number).name(timeline, size)?;
+            Some(layout.wal_file(WalFileName::Segment(name)))
+        };
+        let mut keys = (first.0..=last.0).map_while(key);
+        // The first one alone shows whether the store keeps them.
+        let mut step: Vec<Key> = keys.by_ref().take(1).collect();
+        while !step.is_empty() && self.remove_segments(&step)? {
+            if Instant::now() >= self.until {
+                self.is_cut = true;
+                return Ok(());
             }
-            self.outcome.deleted_segments += self.outcome.deleted_objects - before;
+            step = keys.by_ref().take(width).collect();
         }
         Ok(())
     }
 
+    /// Deletes a step of a run; `false` when the store refused one, which ends the run: behind it there would be a hole.
+    fn remove_segments(&mut self, step: &[Key]) -> Result<bool> {
+        if step.iter().any(|key| self.kept.contains(key.as_str())) {
+            return Ok(false);
+        }
+        let results = self.delete_step(step)?;
+        let gone = results.iter().filter(|result| matches!(result, Ok(true)));
+        let gone: u64 = gone.map(|_| 1).sum();
+        self.outcome.deleted_objects += gone;
+        self.outcome.deleted_segments += gone;
+        let mut both = step.iter().zip(results);
+        match both.find(|(_, result)| result.is_err()) {
+            Some((key, failed)) => self.counted(key, failed),
+            None => Ok(true),
+        }
+    }
+
+    /// Deletes objects whose order does not matter. Their being gone already is fine.
+    fn remove_each(&mut self, mut keys: impl Iterator<Item = Key>) -> Result<()> {
+        let width = self.at_once();
+        loop {
+            let is_asked = |key: &Key| !self.kept.contains(key.as_str());
+            let step: Vec<Key> = keys.by_ref().filter(is_asked).take(width).collect();
+            if step.is_empty() {
+                return Ok(());
+            }
+            let results = self.delete_step(&step)?;
+            let both = step.iter().zip(results);
+            // Each is counted before the first failure ends it.
+            let counted: Vec<Result<bool>> = both
+                .map(|(key, result)| self.counted(key, result))
+                .collect();
+            for one in counted {
+                one?;
+            }
+        }
+    }
+
     /// Deletes an object; `false` when the store refused. Its being gone already is fine.
     fn remove(&mut self, key: &Key) -> Result<bool> {
+        if self.kept.contains(key.as_str()) {
+            return Ok(false);
+        }
+        let mut results = self.delete_step(std::slice::from_ref(key))?;
+        match results.pop() {
+            Some(result) => self.counted(key, result),
+            None => Ok(true),
+        }
+    }
+
+    /// Asks the store to delete objects, all at once, while the claim stands.
+    fn delete_step(&mut self, step: &[Key]) -> Result<Vec<Result<bool>>> {
         self.check_stop()?;
         if let Some(deletion) = &mut self.deletion {
             deletion.keep()?;
         }
-        let result = self.store.delete(key);
+        let store = self.store;
+        match step {
+            [key] => Ok(vec![store.delete(key)]),
+            _ => self
+                .host
+                .parallel(step.len(), step, |key| store.delete(key)),
+        }
+    }
+
+    /// How many objects whose order does not matter are deleted at once.
+    fn at_once(&self) -> usize {
+        match self.store.is_remote() {
+            true => AT_ONCE,
+            false => 1,
+        }
+    }
+
+    /// Counts a deletion, and the bytes of an object that the store keeps.
+    fn counted(&mut self, key: &Key, result: Result<bool>) -> Result<bool> {
         if (result.as_ref()).is_err_and(|e| e.code() == Code::Locked) {
             let meta = self.store.head(key).ok().flatten();
             self.outcome.locked_bytes += meta.map_or(0, |meta| meta.size_bytes);
@@ -327,11 +460,13 @@ impl<'a> Run<'a> {
                 Ok(true)
             }
             Err(e) if e.code() == Code::Denied => {
+                self.kept.insert(what.to_owned());
                 self.refuse(what, &e);
                 Ok(false)
             }
             // Its time comes: that is what the lock was set for.
             Err(e) if e.code() == Code::Locked => {
+                self.kept.insert(what.to_owned());
                 self.outcome.locked_count += 1;
                 if self.outcome.locked.len() < 100 {
                     self.outcome.locked.push(format!("{what}: {e}"));
@@ -354,5 +489,281 @@ impl<'a> Run<'a> {
     fn check_stop(&self) -> Result<()> {
         let hint = "Nothing that is needed was deleted. Run the command again: it goes on.";
         self.host.check_stop().map_err(|e| e.hint(hint))
+    }
+}
+
+/// Whether something belongs to a backup that goes, and not to WAL.
+fn is_of_backup(deletion: &Deletion) -> bool {
+    match deletion {
+        Deletion::Event(subject, _) => subject.parse::<BackupId>().is_ok(),
+        Deletion::Tombstone(_) | Deletion::Begin(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::pg::time::TimestampTz;
+    use crate::repo::deletion;
+    use crate::store::file::FileStore;
+    use crate::store::{Listed, Meta, NewObject, Object, Room, put};
+
+    /// How long a deletion takes.
+    const LATENCY: Duration = Duration::from_millis(30);
+
+    /// A directory that answers as slowly as a store across a network, and remembers what was deleted.
+    struct Distant {
+        inner: FileStore,
+        /// Keys that end so are locked.
+        locked: &'static str,
+        running: AtomicUsize,
+        most: AtomicUsize,
+        deleted: Mutex<Vec<String>>,
+    }
+
+    impl Store for Distant {
+        fn location(&self) -> String {
+            self.inner.location()
+        }
+
+        fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
+            self.inner.open(key)
+        }
+
+        fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
+            self.inner.create(key)
+        }
+
+        fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+            self.inner.list(prefix)
+        }
+
+        fn head(&self, key: &Key) -> Result<Option<Meta>> {
+            self.inner.head(key)
+        }
+
+        fn delete(&self, key: &Key) -> Result<bool> {
+            if !key.as_str().contains("/events/") {
+                self.deleted.lock().unwrap().push(key.to_string());
+                let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+                self.most.fetch_max(running, Ordering::SeqCst);
+                std::thread::sleep(LATENCY);
+                self.running.fetch_sub(1, Ordering::SeqCst);
+            }
+            match !self.locked.is_empty() && key.as_str().ends_with(self.locked) {
+                true => Err(err!(Locked, "kept by the store")),
+                false => self.inner.delete(key),
+            }
+        }
+
+        fn is_remote(&self) -> bool {
+            true
+        }
+
+        fn room(&self) -> Result<Option<Room>> {
+            self.inner.room()
+        }
+    }
+
+    /// Segments, packs and the reservation of a backup whose root is gone: what is there goes.
+    struct Bench {
+        _directory: tempfile::TempDir,
+        store: Distant,
+        layout: ClusterLayout,
+        host: Host,
+        segments: u64,
+        packs: u32,
+        needed: Needed,
+        /// The claims that stood at each plan, and whether the reservation was there.
+        seen: Mutex<Vec<(Vec<String>, bool)>>,
+    }
+
+    fn id() -> BackupId {
+        "20261120T064049Z-full".parse().unwrap()
+    }
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(1 << 20).unwrap()
+    }
+
+    impl Bench {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "the store's times are those of this clock"
+        )]
+        fn new(segments: u64, packs: u32, locked: &'static str, needed: Needed) -> Bench {
+            let directory = tempfile::tempdir().unwrap();
+            let bench = Bench {
+                store: Distant {
+                    inner: FileStore::open(directory.path(), 1).unwrap(),
+                    locked,
+                    running: AtomicUsize::new(0),
+                    most: AtomicUsize::new(0),
+                    deleted: Mutex::default(),
+                },
+                _directory: directory,
+                layout: ClusterLayout::new("main", 7).unwrap(),
+                host: Host::still(TimestampTz::from_system_time(SystemTime::now()), 5),
+                segments,
+                packs,
+                needed,
+                seen: Mutex::default(),
+            };
+            let segments = (1..=segments).map(|number| bench.segment(number));
+            let packs = (1..=packs).map(|number| bench.pack(number));
+            for key in segments.chain(packs).chain([bench.layout.begin(&id())]) {
+                put(&bench.store, &key, b"content").unwrap();
+            }
+            bench
+        }
+
+        fn segment(&self, number: u64) -> Key {
+            let name = SegmentNumber(number).name(TimelineId::FIRST, size());
+            self.layout.wal_file(WalFileName::Segment(name.unwrap()))
+        }
+
+        fn pack(&self, number: u32) -> Key {
+            self.layout.pack(&PartName { id: id(), number })
+        }
+
+        fn is_there(&self, key: &Key) -> bool {
+            self.store.head(key).unwrap().is_some()
+        }
+
+        /// The segments that are left.
+        fn left(&self) -> Vec<u64> {
+            let all = 1..=self.segments;
+            all.filter(|number| self.is_there(&self.segment(*number)))
+                .collect()
+        }
+
+        /// The keys of segments of which the deletion was asked for, in order.
+        fn asked(&self) -> Vec<String> {
+            let mut asked = self.store.deleted.lock().unwrap().clone();
+            asked.retain(|key| key.contains("/wal/"));
+            asked
+        }
+
+        fn run(&self, (round, pause): (Duration, Duration)) -> Outcome {
+            let policy = Policy::default();
+            let mut outcome = Outcome::default();
+            let shown = self.decide(&BTreeSet::new()).unwrap().plan;
+            let place: (&dyn Store, &Scope) = (&self.store, &self.layout);
+            let mut run = Run::new(self, place, &policy, &self.host, &mut outcome);
+            (run.round, run.pause) = (round, pause);
+            run.run(&shown, &policy).unwrap();
+            outcome
+        }
+    }
+
+    impl Domain for Bench {
+        fn decide(&self, _: &BTreeSet<BackupId>) -> Result<Decided> {
+            let claims = self.store.list(&self.layout.subject(self.layout.whole()))?;
+            let claims = claims.into_iter().map(|one| one.name).collect();
+            let has_begin = self.is_there(&self.layout.begin(&id()));
+            self.seen.lock().unwrap().push((claims, has_begin));
+            let mut deletions = Vec::new();
+            for number in (1..=self.packs).filter(|n| self.is_there(&self.pack(*n))) {
+                deletions.push(Deletion::Packs(id(), number, number));
+            }
+            let left = self.left();
+            if let (Some(first), Some(last)) = (left.first(), left.last()) {
+                let (first, last) = (SegmentNumber(*first), SegmentNumber(*last));
+                deletions.push(Deletion::Segments(TimelineId::FIRST, first, last));
+            }
+            if has_begin {
+                deletions.push(Deletion::Begin(id()));
+            }
+            let plan = ExpirePlan {
+                deletions,
+                needed: self.needed.clone(),
+                ..ExpirePlan::default()
+            };
+            let wal = Some((self.layout.clone(), size()));
+            Ok(Decided { plan, wal })
+        }
+
+        fn exists(&self, _: &BackupId) -> Result<bool> {
+            Ok(false)
+        }
+    }
+
+    /// WAL of a backup whose first segment is the first of the timeline.
+    fn needed_before() -> Needed {
+        let mut needed = Needed::default();
+        needed.add(TimelineId::FIRST, SegmentNumber(0), SegmentNumber(0));
+        needed
+    }
+
+    #[test]
+    fn x37_who_waits_goes_on_between_rounds_and_each_round_has_its_claim_and_plan() {
+        let bench = Bench::new(16, 2, "/000002", needed_before());
+        let times = (9 * LATENCY, Duration::from_secs(2));
+        let place: (&dyn Store, &Scope) = (&bench.store, &bench.layout);
+        let subject = bench.layout.subject(bench.layout.whole());
+        let (outcome, left) = std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                while bench.store.list(&subject).unwrap().is_empty() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                deletion::wait_on(place, &bench.host).unwrap();
+                bench.left()
+            });
+            (bench.run(times), waiter.join().unwrap())
+        });
+        assert!(!left.is_empty() && left.len() < 16, "{left:?}");
+        assert_eq!(bench.left(), [0; 0]);
+        assert_eq!(outcome.deleted_segments, 16);
+        // The pack that the store keeps is in each plan, and is counted once.
+        assert!(bench.is_there(&bench.pack(2)));
+        assert_eq!((outcome.locked_count, outcome.locked_bytes), (1, 7));
+        assert_eq!(outcome.deleted_objects, 16 + 1 + 1);
+        // The first plan is the shown one, without a claim. The reservation goes in the first round, before the rest of the WAL.
+        let seen = bench.seen.lock().unwrap().clone();
+        assert_eq!(seen[0], (Vec::new(), true));
+        assert!(seen.len() > 2, "{seen:?}");
+        let mut claims = BTreeSet::new();
+        for (at, (standing, has_begin)) in seen.iter().enumerate().skip(1) {
+            assert_eq!((standing.len(), *has_begin), (1, at == 1), "{seen:?}");
+            assert!(claims.insert(standing.clone()), "{seen:?}");
+        }
+        assert!(bench.store.list(&subject).unwrap().is_empty());
+    }
+
+    #[test]
+    fn x38_several_go_at_once_but_for_wal_behind_a_backup() {
+        let times = (Duration::from_secs(600), Duration::ZERO);
+        let most = |bench: &Bench| bench.store.most.load(Ordering::SeqCst);
+        let bench = Bench::new(30, 0, "", Needed::default());
+        assert_eq!(bench.run(times).deleted_segments, 30);
+        assert!((2..=AT_ONCE).contains(&most(&bench)), "{}", most(&bench));
+        assert_eq!(bench.left(), [0; 0]);
+        // A kill leaves no hole that anybody would call a gap.
+        let bench = Bench::new(10, 0, "", needed_before());
+        assert_eq!(bench.run(times).deleted_segments, 10);
+        assert_eq!(most(&bench), 1);
+        assert!(bench.asked().is_sorted());
+        assert_eq!(bench.asked().len(), 10);
+    }
+
+    #[test]
+    fn x38_wal_that_the_store_keeps_is_asked_for_once_and_ends_its_run() {
+        let times = (Duration::from_secs(600), Duration::ZERO);
+        // The first one alone, whatever could go at once.
+        let bench = Bench::new(30, 0, "000000010000000000000001", Needed::default());
+        let outcome = bench.run(times);
+        assert_eq!((outcome.locked_count, outcome.deleted_segments), (1, 0));
+        assert_eq!((bench.asked().len(), bench.left().len()), (1, 30));
+        // Another one: those of its step go, and none behind them.
+        let bench = Bench::new(30, 0, "000000010000000000000004", Needed::default());
+        let outcome = bench.run(times);
+        assert_eq!((outcome.locked_count, outcome.deleted_segments), (1, 8));
+        let left: Vec<u64> = [4].into_iter().chain(10..=30).collect();
+        assert_eq!(bench.left(), left);
     }
 }

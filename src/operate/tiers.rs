@@ -17,7 +17,7 @@ use crate::pg::segment::{SegmentName, SegmentNumber, SegmentSize};
 use crate::pg::time::TimestampTz;
 use crate::plan::retention::{ExpirePlan, Fate, Policy, whole};
 use crate::plan::tiers::{self, Backup, Content, Move, Start, Stored, TierPlan};
-use crate::repo::catalog::{Catalog, Needs, Reading, Subject};
+use crate::repo::catalog::{Catalog, Manifest, Needs, Reading, Subject};
 use crate::repo::clock;
 use crate::repo::event;
 use crate::repo::id::BackupId;
@@ -25,16 +25,21 @@ use crate::repo::layout::ClusterLayout;
 use crate::repo::repository::{Registration, Repository};
 use crate::repo::root::aux_root::AuxBackup;
 use crate::repo::scope::{self, Scope};
-use crate::store::Shown;
 use crate::store::s3::S3Store;
 use crate::store::s3::tiering::Moved;
+use crate::store::{Shown, Store, beside};
 use crate::wal::survey::{Root, Survey};
 
 /// No more refusals are shown one by one.
 const SHOWN_MAX: usize = 100;
 
-/// A plan is made anew after this time, while it is carried out.
+/// After this time a look tells whether a plan still holds, while it is carried out; a plan that is made quickly is made anew.
 const PLANNED_FOR: Duration = Duration::from_secs(60);
+/// A plan holds for so many times as long as it took to make, unless a look finds something new.
+const PLANS_RARELY: u32 = 9;
+
+/// The kind of events by which somebody claims a backup.
+const CLAIM: &str = "claim";
 
 /// The moves of one cluster, or of other content, in one repository.
 pub struct Done {
@@ -121,12 +126,14 @@ fn one_repository(
         let layout = ClusterLayout::new(&registration.name, registration.system_identifier)?;
         let listed = objects.remove(&layout.prefix()).unwrap_or_default();
         let plan = || of_cluster(of, &registration, &layout, &listed);
-        run.one(Of::Cluster(registration.clone()), &plan)?;
+        let place: (&dyn Store, &Scope) = (repository.store(), &layout);
+        run.one(Of::Cluster(registration.clone()), place, &plan)?;
     }
     for scope in scopes {
         let listed = objects.remove(&scope.prefix()).unwrap_or_default();
         let plan = || of_scope(of, &scope, &listed);
-        run.one(Of::Scope(scope.clone()), &plan)?;
+        let place: (&dyn Store, &Scope) = (repository.store(), &scope);
+        run.one(Of::Scope(scope.clone()), place, &plan)?;
     }
     Ok(())
 }
@@ -217,8 +224,140 @@ fn stored(listed: &[Listed], size: Option<SegmentSize>) -> Vec<Stored> {
     listed.iter().filter_map(one).collect()
 }
 
-/// A plan, and why nothing moves.
-type Planned = (TierPlan, Vec<String>);
+/// A plan, why nothing moves, and what was seen of others.
+struct Planned {
+    plan: TierPlan,
+    withheld: Vec<String>,
+    seen: Seen,
+}
+
+/// The ids that a plan knows, and by what a look finds something new of each; none where nothing new would change the plan.
+struct Seen(BTreeMap<BackupId, Option<Watched>>);
+
+/// A sign of something new.
+enum Watched {
+    /// A claim beside these, on a backup that nobody claimed. A claimed one keeps its packs as long as the plan holds.
+    Claim(BTreeSet<String>),
+    /// A root where there was none.
+    Root,
+}
+
+impl Seen {
+    fn of<R>(catalog: &Catalog<R>, now: TimestampTz) -> Seen {
+        let claims = |subject: &Subject<R>| -> BTreeSet<String> {
+            let events = subject.events.iter().map(|e| e.name.clone());
+            events
+                .filter(|name| event::kind_in(name) == CLAIM)
+                .collect()
+        };
+        let one = |subject: &Subject<R>| match subject.manifest {
+            Manifest::Absent => Some(Watched::Root),
+            Manifest::Committed(_) if event::live_claims(&subject.events, now).is_empty() => {
+                Some(Watched::Claim(claims(subject)))
+            }
+            _ => None,
+        };
+        let ids = catalog.ids.iter();
+        Seen(
+            ids.map(|(id, subject)| (id.clone(), one(subject)))
+                .collect(),
+        )
+    }
+
+    /// Whether a backup began or was completed, or somebody has claimed one, since this was seen. No object is read.
+    fn is_outdated(&self, (store, scope): (&dyn Store, &Scope)) -> Result<bool> {
+        let listed = store.list(&scope.events())?;
+        let mut ids = listed
+            .iter()
+            .filter_map(|one| one.name.parse::<BackupId>().ok());
+        if ids.any(|id| !self.0.contains_key(&id)) {
+            return Ok(true);
+        }
+        let all = self.0.iter();
+        let watched = all.filter_map(|(id, watched)| Some((id, watched.as_ref()?)));
+        let watched: Vec<(&BackupId, &Watched)> = watched.collect();
+        let is_new = |(id, watched): &(&BackupId, &Watched)| -> Result<bool> {
+            match watched {
+                Watched::Claim(known) => {
+                    let names = event::names(store, scope, &id.to_string(), CLAIM)?;
+                    Ok(names.iter().any(|name| !known.contains(name)))
+                }
+                Watched::Root => Ok(store.head(&scope.manifest(id))?.is_some()),
+            }
+        };
+        for is_new in beside(store, &watched, is_new) {
+            if is_new? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The newest plan while one is carried out.
+struct Plans<'a> {
+    place: (&'a dyn Store, &'a Scope),
+    again: &'a dyn Fn() -> Result<Planned>,
+    /// How long a plan is not even looked at.
+    least: Duration,
+    seen: Seen,
+    /// The keys that move by a newer plan than the first.
+    wanted: Option<BTreeSet<String>>,
+    planned: Instant,
+    looked: Instant,
+    /// How long the plan holds where nothing new is seen.
+    lasts: Duration,
+}
+
+impl<'a> Plans<'a> {
+    /// Begins with what a first plan has seen, which took so long to make.
+    fn new(
+        place: (&'a dyn Store, &'a Scope),
+        again: &'a dyn Fn() -> Result<Planned>,
+        (seen, took): (Seen, Duration),
+        least: Duration,
+    ) -> Plans<'a> {
+        let now = Instant::now();
+        Plans {
+            place,
+            again,
+            least,
+            seen,
+            wanted: None,
+            planned: now,
+            looked: now,
+            lasts: lasts(took, least),
+        }
+    }
+
+    /// Whether an object still moves.
+    fn has(&mut self, key: &str) -> Result<bool> {
+        if self.looked.elapsed() >= self.least {
+            if self.planned.elapsed() >= self.lasts || self.seen.is_outdated(self.place)? {
+                let (planned, took) = timed(self.again)?;
+                let keys = planned.plan.moves.into_iter().map(|one| one.key);
+                self.wanted = Some(keys.collect());
+                self.seen = planned.seen;
+                self.planned = Instant::now();
+                self.lasts = lasts(took, self.least);
+            }
+            self.looked = Instant::now();
+        }
+        Ok(self.wanted.as_ref().is_none_or(|keys| keys.contains(key)))
+    }
+}
+
+/// Makes a plan, and measures how long that takes.
+fn timed(again: &dyn Fn() -> Result<Planned>) -> Result<(Planned, Duration)> {
+    let asked = Instant::now();
+    let planned = again()?;
+    Ok((planned, asked.elapsed()))
+}
+
+/// Pure: how long a plan holds that took so long to make. Most of the time goes into moves then.
+fn lasts(took: Duration, least: Duration) -> Duration {
+    least.max(took.saturating_mul(PLANS_RARELY))
+}
 
 /// The session, the repository with its rules, and what is open of it.
 type Place<'a> = (
@@ -373,9 +512,14 @@ fn planned<R>(
         .map(|what| format!("nothing is moved, because this cannot be read: {what}"))
         .collect();
     let tiers: &[Tier] = &configured.s3.tiers;
-    match withheld.is_empty() {
-        true => (tiers::plan(backups, objects, tiers, now), withheld),
-        false => (TierPlan::default(), withheld),
+    let plan = match withheld.is_empty() {
+        true => tiers::plan(backups, objects, tiers, now),
+        false => TierPlan::default(),
+    };
+    Planned {
+        plan,
+        withheld,
+        seen: Seen::of(catalog, now),
     }
 }
 
@@ -390,11 +534,26 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Plans, and carries that out where it is confirmed; reports it in any case.
-    fn one(&mut self, of: Of, again: &dyn Fn() -> Result<Planned>) -> Result<()> {
-        let (plan, withheld) = again()?;
+    fn one(
+        &mut self,
+        of: Of,
+        place: (&dyn Store, &Scope),
+        again: &dyn Fn() -> Result<Planned>,
+    ) -> Result<()> {
+        let (planned, took) = timed(again)?;
+        let Planned {
+            plan,
+            withheld,
+            seen,
+        } = planned;
         let mut outcome = self.is_confirmed.then(Outcome::default);
         let ran = match &mut outcome {
-            Some(outcome) => self.carry_out_all(&plan.moves, again, outcome),
+            Some(outcome) => {
+                fault::pause("moves planned");
+                let least = fault::shortened(PLANNED_FOR);
+                let plans = Plans::new(place, again, (seen, took), least);
+                self.carry_out_all(&plan.moves, plans, outcome)
+            }
             None => Ok(()),
         };
         self.done.push(Done {
@@ -411,19 +570,11 @@ impl Run<'_> {
     fn carry_out_all(
         &self,
         moves: &[Move],
-        again: &dyn Fn() -> Result<Planned>,
+        mut plans: Plans<'_>,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        fault::pause("moves planned");
-        let mut planned = Instant::now();
-        let mut wanted: Option<BTreeSet<String>> = None;
         for one in moves {
-            if planned.elapsed() >= fault::shortened(PLANNED_FOR) {
-                let (plan, _) = again()?;
-                wanted = Some(plan.moves.into_iter().map(|one| one.key).collect());
-                planned = Instant::now();
-            }
-            match wanted.as_ref().is_none_or(|keys| keys.contains(&one.key)) {
+            match plans.has(&one.key)? {
                 true => self.carry_out(one, outcome)?,
                 false => outcome.kept += 1,
             }
@@ -454,5 +605,134 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::repo::event::Writer;
+    use crate::store::file::FileStore;
+    use crate::store::put;
+
+    const NOW: TimestampTz = TimestampTz(1 << 50);
+    const LEAST: Duration = Duration::from_millis(1);
+
+    fn id(number: u32) -> BackupId {
+        format!("2026112{number}T064049Z-full").parse().unwrap()
+    }
+
+    /// A catalog of one backup that is there, and of one that is being taken.
+    fn catalog(claims: &[&str]) -> Catalog<()> {
+        let mut catalog = Catalog::empty();
+        let recorded = |name: &&str| event::Recorded {
+            name: (*name).to_owned(),
+            event: event::Event {
+                event: CLAIM.to_owned(),
+                seconds: Some(60),
+                ..event::Event::default()
+            },
+            stored: NOW,
+            is_doubted: false,
+        };
+        let there = Subject {
+            manifest: Manifest::Committed(Box::new(())),
+            events: claims.iter().map(recorded).collect(),
+            ..Subject::default()
+        };
+        catalog.ids.insert(id(1), there);
+        catalog.ids.insert(id(2), Subject::default());
+        catalog
+    }
+
+    fn a_move(key: String) -> Move {
+        Move {
+            key,
+            size_bytes: 1,
+            kind: config::TierKind::Packs,
+            from: StorageClass::Standard,
+            to: StorageClass::GlacierIr,
+            backup: None,
+            is_early: false,
+        }
+    }
+
+    /// Writes a claim on a backup; returns its name.
+    fn claim(store: &FileStore, scope: &Scope, id: &BackupId, nonce: u64) -> String {
+        let (clock, random) = (|| NOW, || nonce);
+        let writer = Writer::new(&clock, &random);
+        let event = writer.event(CLAIM, &id.to_string());
+        writer.record(store, scope, &event).unwrap()
+    }
+
+    #[test]
+    fn a_look_finds_new_claims_backups_and_roots() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let place: (&dyn Store, &Scope) = (&store, &scope);
+        let is_outdated = |seen: &Seen| seen.is_outdated(place).unwrap();
+        let name = claim(&store, &scope, &id(1), 1);
+        // A claim that had ended is nothing new, and neither is the next one of a backup that is claimed.
+        let (over, claimed) = (NOW.saturating_add(Duration::from_secs(120)), NOW);
+        assert!(!is_outdated(&Seen::of(&catalog(&[&name]), over)));
+        assert!(!is_outdated(&Seen::of(&catalog(&[&name]), claimed)));
+        assert!(is_outdated(&Seen::of(&catalog(&[]), NOW)));
+        claim(&store, &scope, &id(1), 2);
+        assert!(is_outdated(&Seen::of(&catalog(&[&name]), over)));
+        let seen = Seen::of(&catalog(&[&name]), claimed);
+        assert!(!is_outdated(&seen));
+        put(&store, &scope.manifest(&id(2)), b"root").unwrap();
+        assert!(is_outdated(&seen));
+        let mut catalog = catalog(&[&name]);
+        catalog.ids.remove(&id(2));
+        let seen = Seen::of(&catalog, claimed);
+        assert!(!is_outdated(&seen));
+        claim(&store, &scope, &id(3), 3);
+        assert!(is_outdated(&seen));
+    }
+
+    #[test]
+    fn plans_that_take_long_are_made_rarely_and_a_claim_brings_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileStore::open(directory.path(), 1).unwrap();
+        let scope = Scope::cluster("main", 7).unwrap();
+        let plans = Cell::new(0);
+        let again = || -> Result<Planned> {
+            plans.set(plans.get() + 1);
+            std::thread::sleep(Duration::from_millis(200));
+            let claims = store.list(&scope.subject(&id(1).to_string()))?;
+            let moves: Vec<Move> = match claims.is_empty() {
+                true => (0..100_u32).map(|n| a_move(n.to_string())).collect(),
+                false => Vec::new(),
+            };
+            let names: Vec<&str> = claims.iter().map(|one| one.name.as_str()).collect();
+            Ok(Planned {
+                plan: TierPlan {
+                    moves,
+                    ..TierPlan::default()
+                },
+                withheld: Vec::new(),
+                seen: Seen::of(&catalog(&names), NOW),
+            })
+        };
+        let (planned, took) = timed(&again).unwrap();
+        let mut newest = Plans::new((&store, &scope), &again, (planned.seen, took), LEAST);
+        for one in &planned.plan.moves {
+            assert!(newest.has(&one.key).unwrap());
+            std::thread::sleep(2 * LEAST);
+        }
+        // By the time alone there would have been a hundred.
+        assert!(plans.get() < 10, "{}", plans.get());
+        let before = plans.get();
+        claim(&store, &scope, &id(1), 1);
+        std::thread::sleep(2 * LEAST);
+        assert!(!newest.has("5").unwrap());
+        assert_eq!(plans.get(), before + 1);
+        assert_eq!(lasts(Duration::ZERO, PLANNED_FOR), PLANNED_FOR);
+        let minutes = Duration::from_secs(660);
+        assert_eq!(lasts(minutes, PLANNED_FOR), 9 * minutes);
     }
 }

@@ -298,6 +298,30 @@ fn x02_expire_killed_at_every_store_operation_goes_on() {
 }
 
 #[test]
+fn x37_many_rounds_delete_what_one_deletes_and_leave_no_tombstone() {
+    let (site, cluster, ids) = with_backups(17, 3);
+    drop(cluster);
+    let sandbox = Sandbox::new("rounds");
+    let arguments = ["--keep", "1", "--grace", "0", "--confirm"];
+    let run = |name: &str, seconds: &str| {
+        let repository = copy(&site, &sandbox, name);
+        let program = expire_in(&repository).args(arguments);
+        let program = program.env("PITR_FAULT_SECONDS", seconds).privileged();
+        let run = program.run().success();
+        assert_eq!(whole_backups(&repository), ids[2..]);
+        let (events, others): (BTreeSet<String>, BTreeSet<String>) = files(&repository)
+            .into_iter()
+            .partition(|file| file.contains("/events/"));
+        let outcome = run.json()["clusters"][0]["outcome"].clone();
+        (outcome, events.len(), others)
+    };
+    // A round of no length ends behind its first segment.
+    let (one, many) = (run("one", "600"), run("many", "0"));
+    assert!(one.0["deleted_segments"].as_u64() > Some(2), "{}", one.0);
+    assert_eq!(one, many);
+}
+
+#[test]
 fn x06_refused_deletions_are_counted_and_not_called_success() {
     require_strace!("x06_refused_deletions_are_counted_and_not_called_success");
     let (site, cluster, ids) = with_backups(18, 2);

@@ -355,6 +355,12 @@ impl Needed {
         self.of(timeline, number).next().is_some()
     }
 
+    /// Whether a segment up to this one is needed, on any timeline.
+    pub fn has_any_until(&self, last: SegmentNumber) -> bool {
+        let mut ranges = self.ranges.values().flatten();
+        ranges.any(|range| range.first <= last.0)
+    }
+
     /// The backups that need a segment.
     pub fn needers(&self, timeline: TimelineId, number: SegmentNumber) -> BTreeSet<&Needer> {
         let ranges = self.of(timeline, number);
