@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::copy::Copied;
+use super::parts::Proven;
 use super::{Options, Problem, Report, is_of_the_object};
 use crate::err;
 use crate::error::{Code, Error, Result};
@@ -29,6 +30,8 @@ pub struct Pair<'a> {
     pub(super) scope: Scope,
     pub(super) options: Options<'a>,
     pub(super) host: &'a Host,
+    /// The parts that both sides have, as far as this run has seen it.
+    pub(super) proven: Proven,
     report: Mutex<Report>,
 }
 
@@ -47,6 +50,7 @@ impl<'a> Pair<'a> {
             scope: scope.clone(),
             options,
             host,
+            proven: Proven::default(),
             report: Mutex::default(),
         };
         pair.check_keys()?;

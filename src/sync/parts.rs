@@ -1,6 +1,7 @@
 //! The objects of one backup of any content: reservation, packs, layers, root.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
 
 use super::copy::{Copied, Tee, is_same_sealed};
 use super::{Pair, is_of_the_object};
@@ -13,7 +14,7 @@ use crate::repo::id::{BackupId, PartKind, PartName};
 use crate::repo::json;
 use crate::repo::root::aux_root::AuxRoot;
 use crate::repo::root::{BackupRoot, LayerRef, Map, PackRef};
-use crate::repo::scope;
+use crate::repo::scope::{self, Scope};
 use crate::snapshot::layer::Layer;
 use crate::snapshot::pack::PackReader;
 use crate::snapshot::reader::Snapshot;
@@ -27,6 +28,76 @@ enum Part<'a> {
     Pack(&'a PackRef),
     /// A layer object with the layers in it, ascending by offset.
     Layers(&'a PartName, Vec<&'a LayerRef>),
+}
+
+impl Part<'_> {
+    fn key(&self, scope: &Scope) -> Key {
+        match self {
+            Part::Pack(pack) => scope.pack(&pack.key),
+            Part::Layers(name, _) => scope.layer(name),
+        }
+    }
+
+    /// Stands for what its check compares: of an object with several layers, for each of them. None where the map leads to no hash.
+    fn proofs(&self, key: &Key, snapshot: &Snapshot<'_>) -> Vec<Proof> {
+        match self {
+            Part::Pack(pack) => {
+                let hash = snapshot.pack_hash(&pack.key);
+                hash.map(|hash| proof(key, (0, pack.size_bytes), hash))
+                    .into_iter()
+                    .collect()
+            }
+            Part::Layers(_, layers) => layers
+                .iter()
+                .map(|layer| proof(key, (layer.offset, layer.length), layer.hash.as_bytes()))
+                .collect(),
+        }
+    }
+}
+
+/// Key, place and hash of a part, in little room.
+type Proof = [u8; 16];
+
+fn proof(key: &Key, (offset, length): (u64, u64), hash: &[u8]) -> Proof {
+    let whole = blake3::Hasher::new()
+        .update(key.as_str().as_bytes())
+        .update(&[0])
+        .update(&offset.to_le_bytes())
+        .update(&length.to_le_bytes())
+        .update(hash)
+        .finalize();
+    let proof = whole.as_bytes().first_chunk::<16>();
+    proof.copied().unwrap_or_default()
+}
+
+/// So many parts are remembered, which takes some megabytes.
+const PROVEN_MAX: usize = 1 << 18;
+
+/// The parts that a run has copied, or compared: backups that share one do not have it read again.
+#[derive(Default)]
+pub(super) struct Proven(Mutex<BTreeSet<Proof>>);
+
+impl Proven {
+    fn locked(&self) -> MutexGuard<'_, BTreeSet<Proof>> {
+        match self.0.lock() {
+            Ok(all) => all,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    /// Remembers parts. Where there are too many, those of before are forgotten, and compared once more.
+    fn add(&self, proofs: &[Proof]) {
+        let mut all = self.locked();
+        if all.len().saturating_add(proofs.len()) > PROVEN_MAX {
+            all.clear();
+        }
+        all.extend(proofs);
+    }
+
+    fn has(&self, proofs: &[Proof]) -> bool {
+        let all = self.locked();
+        !proofs.is_empty() && proofs.iter().all(|proof| all.contains(proof))
+    }
 }
 
 impl Pair<'_> {
@@ -68,16 +139,30 @@ impl Pair<'_> {
         let layers = parts.1.iter().map(|name| self.scope.layer(name));
         let keys: Vec<Key> = packs.chain(layers).collect();
         let one = |key: &Key| -> Result<()> {
-            let copied = match have.contains(key.as_str()) {
+            let is_there = have.contains(key.as_str());
+            // A root without keys names no hashes. In a key set a name is given once, so the name stands for the content.
+            let proofs = [proof(key, (0, 0), b"")];
+            if is_there && self.proven.has(&proofs) {
+                return Ok(());
+            }
+            let copied = match is_there {
                 true => self.compare_sealed(key),
                 false => self.copy_as_stored(key),
             };
             match copied? {
                 Copied::Gone => Err(err!(Damaged, "object \"{key}\" is missing")),
-                copied => self.settle(key.as_str(), Ok(copied)).map(|_| ()),
+                copied => self.settle_part(key, Ok(copied), &proofs),
             }
         };
         self.side_by_side(&keys, &one, tick)
+    }
+
+    /// As [`Pair::settle`]; a part that is there now is not looked at again.
+    fn settle_part(&self, key: &Key, copied: Result<Copied>, proofs: &[Proof]) -> Result<()> {
+        if self.settle(key.as_str(), copied)? {
+            self.proven.add(proofs);
+        }
+        Ok(())
     }
 
     /// Compares the feet of an encrypted part that both sides have. Nothing else of it is read: a backup inherits most of its parts.
@@ -120,21 +205,24 @@ impl Pair<'_> {
         });
         let parts: Vec<Part<'_>> = packs.chain(layers).collect();
         let one = |part: &Part<'_>| -> Result<()> {
-            let (key, copied) = match part {
-                Part::Pack(pack) => (
-                    self.scope.pack(&pack.key),
-                    self.copy_pack(pack, snapshot, &have),
-                ),
-                Part::Layers(name, layers) => (
-                    self.scope.layer(name),
-                    self.copy_layers(id, name, layers, &have),
-                ),
+            let key = part.key(&self.scope);
+            let proofs = part.proofs(&key, snapshot);
+            // The listing is of now: what was deleted there since is copied again.
+            if have.contains(key.as_str()) && self.proven.has(&proofs) {
+                if let Part::Pack(pack) = part {
+                    self.host.progress.advance(pack.size_bytes);
+                }
+                return Ok(());
+            }
+            let copied = match part {
+                Part::Pack(pack) => self.copy_pack(pack, snapshot, &have),
+                Part::Layers(name, layers) => self.copy_layers(id, name, layers, &have),
             };
             match copied {
                 Ok(Copied::Gone) => Err(err!(Damaged, "object \"{key}\" is missing")),
                 // One part that is damaged is the end of this backup, and the next one is tried.
                 Err(e) => Err(e.context(format!("copy object \"{key}\""))),
-                copied => self.settle(key.as_str(), copied).map(|_| ()),
+                copied => self.settle_part(&key, copied, &proofs),
             }
         };
         self.side_by_side(&parts, &one, tick)
@@ -339,5 +427,37 @@ impl Object for Shared {
 
     fn settle(&self) -> Result<()> {
         self.0.settle()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn y48_a_part_is_known_by_its_name_its_place_and_its_hash() {
+        let key = |n: u32| Key::new(format!("clusters/main/7/packs/a/{n:06}")).unwrap();
+        let one = proof(&key(1), (0, 7), &[1; 32]);
+        let proven = Proven::default();
+        assert!(!proven.has(&[one]) && !proven.has(&[]));
+        proven.add(&[one]);
+        assert!(proven.has(&[one]) && !proven.has(&[]));
+        for other in [
+            proof(&key(2), (0, 7), &[1; 32]),
+            proof(&key(1), (1, 7), &[1; 32]),
+            proof(&key(1), (0, 8), &[1; 32]),
+            proof(&key(1), (0, 7), &[2; 32]),
+        ] {
+            assert!(!proven.has(&[other]) && !proven.has(&[one, other]));
+        }
+    }
+
+    #[test]
+    fn y48_no_more_parts_are_remembered_than_there_is_room_for() {
+        let proven = Proven::default();
+        let all: Vec<Proof> = (0..=PROVEN_MAX as u128).map(u128::to_le_bytes).collect();
+        all.chunks(1000).for_each(|some| proven.add(some));
+        assert!(proven.locked().len() <= PROVEN_MAX);
+        assert!(proven.has(&all[PROVEN_MAX..]) && !proven.has(&all[..1]));
     }
 }

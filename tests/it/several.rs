@@ -851,6 +851,8 @@ struct Calls {
     fatal: u64,
     /// The keys that were created, each with the number of calls by then.
     created: Mutex<Vec<(u64, String)>>,
+    /// How often each object was opened, by its path.
+    opened: Mutex<BTreeMap<PathBuf, u64>>,
 }
 
 impl Calls {
@@ -859,6 +861,7 @@ impl Calls {
             count: AtomicU64::new(0),
             fatal,
             created: Mutex::default(),
+            opened: Mutex::default(),
         })
     }
 
@@ -881,6 +884,10 @@ impl Store for Dying {
     }
     fn open(&self, key: &Key) -> Result<Option<Box<dyn Object>>> {
         self.calls.one()?;
+        let path = Path::new(&self.inner.location()).join(key.as_str());
+        let mut opened = self.calls.opened.lock().unwrap();
+        *opened.entry(path).or_default() += 1;
+        drop(opened);
         self.inner.open(key)
     }
     fn create(&self, key: &Key) -> Result<Box<dyn NewObject>> {
@@ -959,6 +966,40 @@ fn copy(from: &Path, to: &Path, calls: &Arc<Calls>, jobs: usize) -> Result<()> {
     transfer.run(&lacking)?;
     assert_eq!(transfer.report().problems, []);
     Ok(())
+}
+
+/// A full backup, and two more that share most of its parts, in one run.
+#[test]
+fn y48_a_part_that_several_backups_share_is_looked_at_once_a_run() {
+    let mut two = Two::new();
+    two.is_away(true);
+    two.work(1500);
+    let full = two.backup();
+    for _ in 0..2 {
+        two.work(20);
+        let incremental = ["backup", "--incremental", "--json", "--quiet"];
+        let json = two.site.pitr().args(incremental).run().success().json();
+        assert_eq!(json["kind"], "incremental", "{json}");
+    }
+    two.cluster.stop(Stop::Fast);
+    two.is_away(false);
+    let calls = Calls::new(u64::MAX);
+    copy(two.site.repository(), &two.second, &calls, 2).unwrap();
+    let opened = calls.opened.lock().unwrap();
+    let is_part = |path: &Path| {
+        let path = path.to_str().unwrap();
+        path.contains("/packs/") || path.contains("/layers/")
+    };
+    let there = opened
+        .iter()
+        .filter(|(path, _)| path.starts_with(&two.second));
+    let parts: Vec<(&PathBuf, &u64)> = there.filter(|(path, _)| is_part(path)).collect();
+    let is_shared = |path: &Path| path.to_str().unwrap().contains(&format!("/{full}/"));
+    assert!(parts.iter().any(|(path, _)| is_shared(path)), "{parts:?}");
+    // Those of the last backup were copied, and nobody has compared them.
+    let (last, once) = parts.iter().max().unwrap();
+    assert!(!is_shared(last), "{parts:?}");
+    assert!(parts.iter().all(|(_, n)| n == once), "{parts:?}");
 }
 
 /// Removes who claimed something, and released it.

@@ -3,19 +3,22 @@
 
 use std::collections::BTreeMap;
 
+use super::claims::spent;
 use super::item::Item;
 use super::rules::Constraint;
 use super::unborn::{Unborn, unborn};
 use super::{Deletion, ExpirePlan, LEFTOVER_AGE, Policy, TOMBSTONE_AGE, is_over};
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentNumber;
 use crate::pg::time::TimestampTz;
 use crate::pg::timeline::TimelineId;
-use crate::repo::catalog::{Catalog, Manifest, Parts, Subject, numbers};
+use crate::repo::catalog::{Catalog, Manifest, Parts, Subject};
 use crate::repo::event::live_claims;
 use crate::repo::id::BackupId;
 use crate::repo::portion::{self, Portion, ReadBack};
 use crate::repo::runs::Runs;
+
+/// So many claims of copies go at once: the commits of backups wait while a run deletes.
+const CLAIMS_AT_ONCE: usize = 20_000;
 
 /// Adds every deletion to the plan, and what is withheld.
 pub fn delete<R>(
@@ -44,6 +47,8 @@ pub fn delete<R>(
     );
     delete_parts(&ids, items, plan);
     content.delete(items, &ids.running(), plan);
+    let clock = policy.store_clock.map_or(now, |store| store.min(now));
+    delete_spent_claims(&ids, clock, plan);
     delete_events(&ids, now, plan);
     delete_checks(catalog, content, now, plan);
     for leftover in &catalog.unfinished {
@@ -76,6 +81,18 @@ struct Id<'a, R> {
     subject: &'a Subject<R>,
     state: State,
     running: Option<Vec<(TimelineId, Lsn)>>,
+}
+
+impl<R> Id<'_, R> {
+    /// Whether claims of copies that are over tell nothing here. Those of a reserved id without a root tell that a copy is being made.
+    fn loses_claims(&self) -> bool {
+        match &self.state {
+            State::Remains => true,
+            // Parts that other backups name outlive their own: each copy that needs them claims the id.
+            State::Protected => self.subject.is_absent() && self.subject.begin().is_none(),
+            State::Goes | State::Leftover | State::Tombstone(_) => false,
+        }
+    }
 }
 
 struct Ids<'a, R>(BTreeMap<&'a BackupId, Id<'a, R>>);
@@ -145,20 +162,13 @@ impl<'a, R> Ids<'a, R> {
 
 /// Layers and packs that no remaining root names, whatever id they bear; never those of a running backup.
 fn delete_parts<R>(ids: &Ids<'_, R>, items: &[Item<'_>], plan: &mut ExpirePlan) {
-    let mut layers: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
-    let mut packs: BTreeMap<&BackupId, Vec<u64>> = BTreeMap::new();
+    let mut layers = Named::new();
+    let mut packs = Named::new();
     for item in items.iter().filter(|item| item.remains()) {
         collect(item.needs.0, &mut layers);
         collect(item.needs.1, &mut packs);
     }
-    let unnamed = |id: &BackupId, have: &Runs, named: &BTreeMap<&BackupId, Vec<u64>>| {
-        let named = Runs::from_numbers(named.get(id).cloned().unwrap_or_default());
-        let rest = numbers(have)
-            .map(u64::from)
-            .filter(|n| !named.contains(SegmentNumber(*n)))
-            .collect();
-        Runs::from_numbers(rest)
-    };
+    let none = Runs::default();
     for (id, one) in &ids.0 {
         if one.state == State::Protected {
             continue;
@@ -177,7 +187,8 @@ fn delete_parts<R>(ids: &Ids<'_, R>, items: &[Item<'_>], plan: &mut ExpirePlan) 
             ),
             (&one.subject.packs, &packs, Deletion::Packs),
         ] {
-            for (first, last) in unnamed(id, have, named).iter() {
+            let unnamed = have.minus(named.get(*id).unwrap_or(&none));
+            for (first, last) in unnamed.iter() {
                 if let (Ok(first), Ok(last)) = (u32::try_from(first.0), u32::try_from(last.0)) {
                     plan.deletions.push(make((*id).clone(), first, last));
                 }
@@ -186,11 +197,13 @@ fn delete_parts<R>(ids: &Ids<'_, R>, items: &[Item<'_>], plan: &mut ExpirePlan) 
     }
 }
 
-fn collect<'a>(parts: &'a Parts, into: &mut BTreeMap<&'a BackupId, Vec<u64>>) {
+/// Parts that some root names, by the id that wrote them: joined, for thousands of backups may name the same.
+type Named<'a> = BTreeMap<&'a BackupId, Runs>;
+
+fn collect<'a>(parts: &'a Parts, into: &mut Named<'a>) {
     for (id, runs) in parts {
-        into.entry(id)
-            .or_default()
-            .extend(numbers(runs).map(u64::from));
+        let named = into.entry(id).or_default();
+        *named = std::mem::take(named).union(runs.clone());
     }
 }
 
@@ -210,6 +223,18 @@ fn delete_checks<R>(
     let old = read_back.superseded(&there).into_iter();
     plan.deletions
         .extend(old.map(|name| Deletion::Event(portion::SUBJECT.to_owned(), name.to_owned())));
+}
+
+/// Claims of copies, and their releases, that hold nothing any more. What is left of them a later run deletes.
+fn delete_spent_claims<R>(ids: &Ids<'_, R>, clock: TimestampTz, plan: &mut ExpirePlan) {
+    let mut room = CLAIMS_AT_ONCE;
+    for (id, one) in ids.0.iter().filter(|(_, one)| one.loses_claims()) {
+        for name in spent(&one.subject.events, clock).into_iter().take(room) {
+            let event = Deletion::Event(id.to_string(), name.to_owned());
+            plan.deletions.push(event);
+            room -= 1;
+        }
+    }
 }
 
 /// Events of ids that are gone: marks after the others, reservations last of all.
@@ -246,4 +271,27 @@ fn delete_events<R>(ids: &Ids<'_, R>, now: TimestampTz, plan: &mut ExpirePlan) {
         }
     }
     plan.deletions.append(&mut begins);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::segment::SegmentNumber;
+
+    #[test]
+    fn y49_parts_that_many_backups_name_take_the_room_of_their_runs() {
+        let id: BackupId = "20261120T064049Z-full".parse().unwrap();
+        let runs = |runs: &[(u64, u64)]| {
+            let runs = runs
+                .iter()
+                .map(|(a, b)| (SegmentNumber(*a), SegmentNumber(*b)));
+            Runs::from_runs(runs.collect())
+        };
+        let roots: Vec<Parts> = (0..300)
+            .map(|n| Parts::from([(id.clone(), runs(&[(0, 9_999), (20_000 + n, 20_000 + n)]))]))
+            .collect();
+        let mut named = Named::new();
+        roots.iter().for_each(|root| collect(root, &mut named));
+        assert_eq!(named[&id], runs(&[(0, 9_999), (20_000, 20_299)]));
+    }
 }

@@ -955,6 +955,55 @@ fn x32_what_a_sync_has_claimed_stays_below_a_tombstone() {
 }
 
 #[test]
+fn x39_claims_of_copies_go_and_those_of_a_reserved_id_stay() {
+    let mut survey = straight();
+    let chain = |hours: u64| {
+        let mut claim = event("claim", ago(hours));
+        claim.event.purpose = Some("sync".to_owned());
+        claim.event.seconds = Some(3 * 3600);
+        let mut end = event("release", ago(hours - 1));
+        end.event.ends = Some(claim.name.clone());
+        [claim, end]
+    };
+    let (old, young) = (chain(40), chain(2));
+    let events = [&old[..], &young[..]].concat();
+    let kept = survey.ids.get_mut(&id(3)).unwrap();
+    kept.events.extend(events.clone());
+    // Only parts of it are there, which copies need; and a copy that has just begun.
+    let (shared, reserved) = (id(200), id(201));
+    let subject = |events: Vec<Recorded>| Subject {
+        packs: Runs::from_numbers(vec![0]),
+        newest_part: Some(ago(48)),
+        events,
+        ..Subject::default()
+    };
+    survey.ids.insert(shared.clone(), subject(events.clone()));
+    let begun = [vec![event("begin", ago(2))], events].concat();
+    survey.ids.insert(reserved, subject(begun));
+    let gone = |policy: &Policy| -> Vec<(String, String)> {
+        let plan = retention(&survey, policy, now());
+        assert_eq!(plan.withheld, Vec::<String>::new());
+        let events = plan.deletions.into_iter().filter_map(|one| match one {
+            Deletion::Event(subject, name) => Some((subject, name)),
+            _ => None,
+        });
+        events.collect()
+    };
+    let [claim, end] = &old;
+    let expected: Vec<_> = [id(3), shared]
+        .iter()
+        .flat_map(|id| [end, claim].map(|e| (id.to_string(), e.name.clone())))
+        .collect();
+    assert_eq!(gone(&policy(9, 0)), expected);
+    // The clock of the store is behind.
+    let behind = Policy {
+        store_clock: Some(ago(20)),
+        ..policy(9, 0)
+    };
+    assert_eq!(gone(&behind), []);
+}
+
+#[test]
 fn what_cannot_be_read_keeps_everything() {
     let mut survey = straight();
     survey.unreadable.push("root of x".into());
